@@ -1,0 +1,199 @@
+"""Numerals: numbers as people and models write them, as exact fractions.
+
+    >>> for text in ("$7,200.50", "1 1/2 cups", "-5", "3 x 10^4", "1.5 million", "eighteen", "20-12 = 8"):
+    ...     number = first(text)
+    ...     print(text, "->", number and show(number))
+    $7,200.50 -> 7200.5
+    1 1/2 cups -> 1.5
+    -5 -> -5
+    3 x 10^4 -> 30000
+    1.5 million -> 1500000
+    eighteen -> 18
+    20-12 = 8 -> 8
+
+A number of more than 400 digits is not read: it is shown by its length and equals nothing. No text is evaluated.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final
+
+DIGITS: Final = 400
+
+_NUMERAL = r"[0-9]{1,3}(?:,[0-9]{3}(?![0-9]))+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+"
+ITEM: Final = re.compile(
+    r"(?:(?P<minus>(?<![\w)\]}%])-|\b[Nn]egative |(?<![0-9)] )\b[Mm]inus )\(?\s?(?:[$\u00a3\u20ac\u00a5\u20b9]\s?)?)?"
+    rf"(?<![A-Za-z_0-9])(?P<whole>{_NUMERAL})"
+    r"(?:[eE](?P<exponent>[-+]?[0-9]{1,3})(?![0-9A-Za-z])"
+    r"|\s?[x*]\s?10\s?\^\s?\{?(?P<power>[-+]?[0-9]{1,3})\}?(?![0-9])"
+    r"|\s(?:and\s)?(?P<top>[0-9]{1,9})\s?/\s?(?P<bottom>[0-9]{1,9})(?![0-9/])"
+    r"|\s?/\s?(?P<over>[0-9]{1,400}(?:\.[0-9]{1,400})?)(?![0-9/])"
+    r"|\s(?P<scale>hundred|thousand|million|billion|trillion)\b)?"
+    r"(?:st|nd|rd|th)?"
+)
+_OPERATION = re.compile(r"\s?(?:%\s?)?(?:[-+*/^]|x|times|plus|minus|divided by)\s?[$(]{0,2}\s?-?[.0-9(]")
+# A calculation with words in it: "20% of 50 = 10", "$18/hour x 2 hours = $36"; and an unknown: "2x = 18".
+_WORDY = re.compile(r"[a-z]\s?=|(?:(?!\b(?:because|since|as|so)\b)[^=,;()\n0-9]){1,40}[0-9][^=,;()\n]{0,40}=")
+_HEDGE = re.compile(r"\s?(?:or|to)\s[$]?[0-9]")
+_SCALES: Final = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_ONES: Final = {
+    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
+    "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16,
+    "seventeen": 17, "eighteen": 18, "nineteen": 19,
+}  # fmt: skip
+_TENS: Final = {
+    "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90,
+}  # fmt: skip
+WORD: Final = "|".join([*_ONES, *_TENS, *_SCALES])
+_WORDS = re.compile(rf"\b(?:{WORD})\b(?:[\s-](?:and\s)?(?:{WORD})\b)*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """value   exact; None where it is not one number (a calculation, a hedge, too many digits): `text` says what
+    places  decimals as written
+    """
+
+    value: Fraction | None
+    places: int = 0
+    text: str = ""
+
+
+def first(text: str) -> Number | None:
+    """The number that an answer begins with or comes to; None if it holds none.
+
+    "20-12 = 8" and "8 = 20-12" are 8; "20-12" alone and "18 or 20" are no number.
+    """
+    bare = text.lstrip(" $*\n").rstrip(" .$*\n")
+    if bare.isdecimal() and bare.isascii() and len(bare) <= DIGITS:
+        return Number(Fraction(int(bare)))
+    match = ITEM.search(text)
+    if match is None:
+        return _words(text)
+    if _HEDGE.match(text, match.end()):
+        return Number(None, text=text[match.start() : match.start() + 40].strip())
+    if not _in_expression(text, match) and not _WORDY.match(text, match.end()):
+        return read(match)
+    for part in reversed(text.split("=", 9)[1:]):
+        own = ITEM.search(part)
+        if own is not None and not _in_expression(part, own):
+            return read(own)
+    return Number(None, text=text[match.start() : match.start() + 40].strip())
+
+
+def every(text: str) -> list[Number]:
+    """All numbers of a text, in their order."""
+    return [read(match) for match in ITEM.finditer(text)]
+
+
+def last(text: str) -> Number | None:
+    """The last number of a text, whatever it stands for."""
+    tail = max(0, len(text) - 160)
+    match = _last_match(text, tail)
+    if tail and (match is None or match.start() < tail + 80):  # it may have begun before the tail
+        match = _last_match(text, 0)
+    return None if match is None else read(match)
+
+
+def _last_match(text: str, start: int) -> re.Match[str] | None:
+    match = None
+    for match in ITEM.finditer(text, start):  # noqa: B007
+        pass
+    return match
+
+
+def only_words(text: str) -> Number | None:
+    """The number of a text that is nothing but a number in words."""
+    bare = text.strip(" .!*\n")
+    match = _WORDS.fullmatch(bare) if len(bare) < 200 else None
+    return None if match is None else _words(bare)
+
+
+def read(match: re.Match[str]) -> Number:
+    """The number of a match of ITEM."""
+    digits = match["whole"].replace(",", "")
+    if len(digits) > DIGITS:
+        return Number(None, text=f"a number of {len(digits)} digits")
+    value = Fraction(int(digits)) if digits.isdecimal() else Fraction(digits)
+    places = len(digits.partition(".")[2])
+    if match.lastgroup not in (None, "whole", "minus"):
+        exponent = match["exponent"] or match["power"]
+        if exponent:
+            value *= Fraction(10) ** int(exponent)
+            places = 0
+        elif match["top"]:
+            if int(match["bottom"]) == 0:
+                return Number(None, text=match[0].strip())
+            value += Fraction(int(match["top"]), int(match["bottom"]))
+        elif match["over"]:
+            divisor = Fraction(match["over"])
+            if divisor == 0:
+                return Number(None, text=match[0].strip())
+            value, places = value / divisor, 0
+        elif match["scale"]:
+            value, places = value * _SCALES[match["scale"]], 0
+    return Number(-value if match["minus"] else value, places)
+
+
+def same(a: Number, b: Number) -> bool:
+    """Equal, or the longer one is the shorter one before rounding, if the shorter one has two decimals or more."""
+    if a.value is None or b.value is None:
+        return False
+    if a.value == b.value:
+        return True
+    places = min((n.places for n in (a, b) if n.places), default=0)
+    if places < 2 or all(n.places == places for n in (a, b)):
+        return False
+    coarse, fine = (a, b) if a.places == places else (b, a)
+    assert coarse.value is not None and fine.value is not None
+    return abs(coarse.value - fine.value) * 2 * 10**places <= 1
+
+
+def show(number: Number) -> str:
+    """The one way a number is written: 18, -0.5, 1/3."""
+    value = number.value
+    if value is None:
+        return number.text
+    if value.denominator == 1:
+        return str(value.numerator)
+    rest, twos, fives = value.denominator, 0, 0
+    while rest % 2 == 0:
+        rest, twos = rest // 2, twos + 1
+    while rest % 5 == 0:
+        rest, fives = rest // 5, fives + 1
+    places = max(twos, fives)
+    if rest != 1 or places > 12:
+        return f"{value.numerator}/{value.denominator}"
+    digits = str(abs(value.numerator) * 10**places // value.denominator).rjust(places + 1, "0")
+    return f"{'-' if value < 0 else ''}{digits[:-places]}.{digits[-places:]}"
+
+
+def _in_expression(text: str, match: re.Match[str]) -> bool:
+    if _OPERATION.match(text, match.end()):
+        return True
+    # "48/2 = 24" reads as a fraction; what it equals is the answer.
+    return match["over"] is not None and text[match.end() : match.end() + 2].lstrip().startswith("=")
+
+
+def _words(text: str) -> Number | None:
+    for match in _WORDS.finditer(text):
+        words = [word for word in re.split(r"[\s-]+", match[0].lower()) if word != "and"]
+        if words == ["one"] and text[: match.start()].strip(" *\"'$"):
+            continue  # "the one that ..."
+        return Number(Fraction(_spell(words)))
+    return None
+
+
+def _spell(words: list[str]) -> int:
+    total = current = 0
+    for word in words[:40]:
+        if word == "hundred":
+            current = max(current, 1) * 100
+        elif word in _SCALES:
+            total, current = total + max(current, 1) * _SCALES[word], 0
+        else:
+            current += _ONES.get(word, 0) + _TENS.get(word, 0)
+    return total + current

@@ -1,0 +1,114 @@
+"""Words: a name or phrase, an exact text, a list of words in order, a row of brackets.
+
+>>> same_text(gold_text("The men's track team"), text_after_mark(" Men's track team.", ()))
+True
+>>> list_after_mark(" 1. ant, 2. bee.", ()), brackets_after_mark(" `] }`.", "")
+(('ant', 'bee'), ']}')
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from potstill.answers import sentences
+
+# words: text, exact text, lists
+
+_TOKEN = re.compile(r"[^\W_]+(?:[.':&/-][^\W_]+)*|[^\w\s]", re.UNICODE)
+_TOKEN_END = re.compile(r"'s$")
+_ARTICLES: Final = {"a", "an", "the"}
+_OPENINGS: Final = {"that", "it", "he", "she", "they", "is", "was", "are", "were"}
+
+
+def _tokens(text: str) -> tuple[str, ...] | None:
+    """The words that say something: no articles, no opening such as "it is", no possessive 's; all if none remains."""
+    found = [_TOKEN_END.sub("", match[0].casefold()) for match in _TOKEN.finditer(text[:2000])]
+    found = [word if any(map(str.isdigit, word)) else word.replace(".", "") for word in found]
+    words = [word for word in found if word not in _ARTICLES and (word.isalnum() or len(word) > 1)]
+    start = 0
+    while start < len(words) and words[start] in _OPENINGS:
+        start += 1
+    return tuple(words[start:] or words or found) or None
+
+
+def gold_text(gold: str) -> tuple[str, ...] | None:
+    return _tokens(gold)
+
+
+def text_after_mark(text: str, target: tuple[str, ...]) -> tuple[str, ...] | None:
+    return _tokens(sentences.sentence(text))
+
+
+def text_unmarked(text: str, target: tuple[str, ...]) -> tuple[str, ...] | None:
+    return _tokens(sentences.sentence(sentences.last_line(text)))
+
+
+def same_text(gold: tuple[str, ...], found: tuple[str, ...]) -> bool:
+    return found[: len(gold)] == gold and (len(found) == len(gold) or found[len(gold)] not in ("or", "and"))
+
+
+def show_words(words: tuple[str, ...]) -> str:
+    return " ".join(words)[:200]
+
+
+def gold_exact(gold: str) -> str | None:
+    return " ".join(gold.split()) or None
+
+
+def exact_after_mark(text: str, target: str) -> str | None:
+    own = " ".join(text[:2000].split())
+    # A gold answer may itself end in a period or be followed by one: what remains decides.
+    return target if own in (target, target + ".") or own.startswith(target + ". ") else (own.split(". ")[0] or None)
+
+
+def show_exact(text: str) -> str:
+    return text[:200]
+
+
+_ITEM_NUMBER = re.compile(r"(?:^|(?<=\s))(?:[0-9]{1,3}[.)]|[-*\u2022])\s")
+_LIST_END = re.compile(r"\.(?:\s|$)|\n\s*\n")
+
+
+def gold_list(gold: str) -> tuple[str, ...] | None:
+    return _items(gold)
+
+
+def _items(text: str) -> tuple[str, ...] | None:
+    words = re.split(r"[\s,;<>]+", _ITEM_NUMBER.sub(" ", text))
+    return tuple(word for word in (w.strip("\"'`*[]().").lower() for w in words) if word) or None
+
+
+def list_after_mark(text: str, target: tuple[str, ...]) -> tuple[str, ...] | None:
+    text = _ITEM_NUMBER.sub(" ", text.strip(" \t\n:=*_`"))
+    match = _LIST_END.search(text)
+    paragraph = text if match is None else text[: match.start()]
+    whole = _items(paragraph)
+    if whole == target or whole is None:
+        return whole
+    found = _items(paragraph.split("\n")[0]) or whole
+    return found if "and" in target else tuple(word for word in found if word != "and") or found
+
+
+def list_unmarked(text: str, target: tuple[str, ...]) -> tuple[str, ...] | None:
+    whole = list_after_mark(text, target) if len(text) < 2000 else None
+    return whole if whole == target else _items(sentences.last_line(text)[:2000])
+
+
+# brackets
+
+_BRACKETS = re.compile(r"[\[\](){}<>][\[\](){}<>\s,\"'`]*")
+
+
+def gold_brackets(gold: str) -> str | None:
+    text = "".join(gold.split())
+    return text if text and set(text) <= set("[](){}<>") else None
+
+
+def brackets_after_mark(text: str, target: str) -> str | None:
+    match = _BRACKETS.search(text.split("\n", 1)[0] if text.split("\n", 1)[0].strip() else text)
+    return None if match is None else "".join(c for c in match[0] if c in "[](){}<>")
+
+
+def brackets_unmarked(text: str, target: str) -> str | None:
+    return brackets_after_mark(sentences.last_line(text), target)

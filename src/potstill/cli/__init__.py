@@ -1,0 +1,176 @@
+"""The command line. It imports nothing heavy before a command is chosen; the work is done in the rooms below.
+
+Exit codes: 0 done; 1 a fault of potstill (traceback); 2 something the user has to mend (one message); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from potstill.errors import UserError
+
+app = typer.Typer(
+    name="potstill",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Distil the reasoning of a large language model into a small one, and measure what it cost.",
+    epilog="Exit codes: 0 done, 1 a fault of potstill, 2 something to mend, 130 interrupted (run the command again).",
+)
+
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/demo.", show_default=False)
+]
+
+
+class ExportForm(StrEnum):
+    messages = "messages"
+    jsonl = "jsonl"
+
+
+@app.command("run")
+def run_command(
+    path: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML).", show_default=False)],
+    changes: Annotated[
+        Optional[list[str]],  # noqa: UP045 - typer reads this form
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a key of the recipe; may be given again.", show_default=False
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Resolve everything, print the plan, do nothing.")] = False,
+    redo: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="STAGE", help="Remove this stage and all later ones, then make them again.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Run a recipe: all nine stages into runs/NAME, going on where an earlier run stopped."""
+    from potstill import recipe, run
+
+    chosen = recipe.load(path, changes or ())
+    if dry_run:
+        from potstill import plan
+
+        typer.echo(plan.text(chosen))
+        return
+    folder = run.run(chosen, redo=redo)
+    from potstill.cli import show
+
+    show.summary(folder)
+
+
+@app.command()
+def demo() -> None:
+    """The embedded main job: a small world, a small teacher and a small student, into runs/demo."""
+    from potstill import run
+    from potstill.cli import show
+
+    show.summary(run.demo())
+
+
+@app.command()
+def status(folder: RunFolder) -> None:
+    """What a run has finished, what it has begun, and what it counted."""
+    from potstill.cli import show
+
+    show.status(folder)
+
+
+@app.command("show")
+def show_command(
+    folder: RunFolder,
+    chain: Annotated[str, typer.Option(metavar="KEY", help="A chain: QUESTION or QUESTION#INDEX.")] = "",
+    target: Annotated[str, typer.Option(metavar="KEY", help="A chain as the student is taught it.")] = "",
+    batch: Annotated[int, typer.Option(metavar="STEP", help="The groups of a training step.", show_default=False)] = 0,
+    prediction: Annotated[str, typer.Option(metavar="QUESTION", help="What each step answered to a question.")] = "",
+) -> None:
+    """Look at the records of a run: a chain, a target, a batch, a prediction."""
+    from potstill.cli import show
+
+    if chain:
+        show.chain(folder, chain)
+    elif target:
+        show.target(folder, target)
+    elif batch:
+        show.batch(folder, batch)
+    elif prediction:
+        show.prediction(folder, prediction)
+    else:
+        show.overview(folder)
+
+
+@app.command()
+def export(
+    folder: RunFolder,
+    form: Annotated[ExportForm, typer.Option("--as", help="Chat rows for other trainers, or whole chain records.")],
+) -> None:
+    """Write the kept chains of a run to standard output, one JSON object a line."""
+    from potstill.cli import show
+
+    for row in show.exported(folder, form.value):
+        typer.echo(row)
+
+
+@app.command()
+def grade(
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE.jsonl", help="Rows with `text`, `gold`, optional `task`, `stop`.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="GRADED.jsonl", help="Where the graded rows go.", show_default=False)],
+) -> None:
+    """Grade answers: each line comes back with `verdict` and `found`, in the same order."""
+    from potstill.cli import grading
+
+    grading.grade_file(path, out)
+
+
+def _stage_command(stage: str, summary: str) -> None:
+    def command(folder: RunFolder) -> None:
+        from potstill import run
+        from potstill.cli import show
+
+        run.run(show.recipe_of(folder), folder=folder, until=stage)
+
+    app.command(stage, help=summary, rich_help_panel="Stages")(command)
+
+
+for _stage, _summary in (
+    ("collect", "Stage 1: gather the questions and divide them."),
+    ("sample", "Stage 2: sample the teacher's chains."),
+    ("filter", "Stage 3: give every chain a verdict."),
+    ("align", "Stage 4: bring the kept chains into the student's vocabulary."),
+    ("train", "Stage 5: train the student."),
+    ("evaluate", "Stage 6: let every checkpoint answer the validation questions."),
+    ("select", "Stage 7: choose the checkpoint."),
+    ("test", "Stage 8: let the base and the chosen step answer the test questions."),
+    ("report", "Stage 9: write the page and the student's folder."),
+):
+    _stage_command(_stage, f"{_summary} Earlier stages are made if they are missing.")
+
+
+class Interrupted(BaseException):
+    """Ctrl-C. Not a KeyboardInterrupt, which the argument parser would turn into exit code 1."""
+
+
+def _interrupt(*_: object) -> None:
+    raise Interrupted
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        app()
+    except UserError as fault:
+        print(fault, file=sys.stderr)
+        sys.exit(2)
+    except Interrupted:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,93 @@
+"""The one form of a record in JSON: plain values in the order of the fields.
+
+    >>> chain = Chain.from_tokens("q1", 0, [b"4", b"\\xff"], [[(b"4", -0.1), (END, -2.5)], [(b"\\xff", -0.3)]])
+    >>> to_json(chain)["tokens"], to_json(chain)["candidates"][0]
+    (['4', {'base64': '/w=='}], [['4', -0.1], [None, -2.5]])
+    >>> from_json(Chain, to_json(chain)) == chain
+    True
+
+Bytes are written as text wherever they are UTF-8 and as `{"base64": ...}` only where they are not; END is null.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from potstill.records import END, Chain, Choice, Prediction, Question, Score, Verdict, running_spans
+
+
+def encode_bytes(value: bytes) -> str | dict[str, str]:
+    """The one encoding of bytes in JSON: text where it is UTF-8, base64 where it is not."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(value).decode("ascii")}
+
+
+def decode_bytes(value: str | Mapping[str, str]) -> bytes:
+    """The reverse of `encode_bytes`. Raises ValueError on anything else."""
+    if isinstance(value, str):
+        return value.encode("utf-8")
+    if isinstance(value, Mapping) and set(value) == {"base64"}:
+        return base64.b64decode(value["base64"], validate=True)
+    raise ValueError(f"neither text nor base64: {value!r}")
+
+
+Record = TypeVar("Record", Question, Chain, Verdict, Prediction, Score, Choice)
+
+
+def to_json(record: Question | Chain | Verdict | Prediction | Score | Choice) -> dict[str, Any]:
+    """A record as plain JSON values, in the order of its fields. Fields that hold nothing are left out of a chain."""
+    if not isinstance(record, Chain):
+        return {field.name: getattr(record, field.name) for field in fields(record)}
+    row: dict[str, Any] = {"question": record.question, "source": record.source, "index": record.index}
+    row["text"] = encode_bytes(record.content)
+    if record.tokens:
+        row["tokens"] = [encode_bytes(token) for token in record.tokens]
+        if record.spans != running_spans(record.tokens):
+            row["spans"] = [list(span) for span in record.spans]
+    if record.candidates:
+        row["candidates"] = [
+            [[None if what is END else encode_bytes(what), value] for what, value in step] for step in record.candidates
+        ]
+    row["stop"] = record.stop
+    row["semantics"] = record.semantics
+    return row
+
+
+def from_json(kind: type[Record], row: Mapping[str, Any]) -> Record:
+    """The reverse of `to_json`. Raises KeyError, TypeError or ValueError where the row is not such a record."""
+    if kind is Chain:
+        return _chain(row)  # type: ignore[return-value]
+    names = {field.name for field in fields(kind)}
+    unknown = set(row) - names
+    if unknown:
+        raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
+    values = {name: _tuples(value) for name, value in row.items()}
+    return kind(**values)
+
+
+def _chain(row: Mapping[str, Any]) -> Chain:
+    tokens = tuple(decode_bytes(token) for token in row.get("tokens", ()))
+    spans = row.get("spans")
+    return Chain(
+        question=row["question"],
+        source=row["source"],
+        index=row["index"],
+        content=decode_bytes(row["text"]),
+        tokens=tokens,
+        spans=running_spans(tokens) if spans is None else tuple((start, end) for start, end in spans),
+        candidates=tuple(
+            tuple((END if what is None else decode_bytes(what), float(value)) for what, value in step)
+            for step in row.get("candidates", ())
+        ),
+        stop=row.get("stop", "end"),
+        semantics=row.get("semantics", "none"),
+    )
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,145 @@
+"""Engines: many prompts in, as many texts out, with what the model said about every token.
+
+    >>> requests = [Request(("q1", 0), (5, 6, 7)), Request(("q2", 0), (5, 6)), Request(("q3", 0), (9, 8, 7, 6))]
+    >>> batches(requests, budget=6)      # 1 x 4, then 2 x 3 tokens
+    ((2,), (0, 1))
+    >>> batches(requests, budget=8, max_tokens=2)      # 1 x 6, 1 x 5, 1 x 4
+    ((2,), (0,), (1,))
+
+A batch is the unit of resume. It is a pure function of the set of requests and of the budget, so a run that was
+interrupted computes the batches that it lacks as the uninterrupted run would have, to the last bit on one machine.
+Across batches of another make-up only float noise differs: a draw comes from `uniform`, a counter.
+
+This module is the contract: it imports no model library until `open` is called. `engines.transformers` fulfils it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+from potstill.records import Candidate, Prompt, Stop
+
+if TYPE_CHECKING:
+    from potstill.students import Student
+
+VERSION: Final = 1  # of `uniform`, of `batches` and of how an engine draws: stored where sampled texts are stored
+
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One text to be written.
+
+    key     id of the question, index of the sample: what its draws and its place depend on
+    prompt  token ids as the model is fed them, nothing is added. Samples of one question share one tuple.
+    """
+
+    key: Key
+    prompt: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One text as its model wrote it.
+
+    ids         [n] token ids, without the end token
+    tokens      [n] the bytes that each adds to the text
+    content     the bytes of the text: the tokens put one after the other
+    candidates  empty if none were asked for; else one step a token and, if `stop` is `end`, one more for the end. A
+                step holds the k likeliest outcomes and the drawn one (so k or k + 1, fewer where fewer are possible),
+                likeliest first, each once, with the natural logarithm of its raw probability to six decimals
+    stop        end: the model ended it; length: `max_tokens` were written; cut: stopped behind its answer line, whose
+                newline is still part of `content` (`teachers.cut` takes it off)
+    """
+
+    key: Key
+    ids: tuple[int, ...]
+    tokens: tuple[bytes, ...]
+    content: bytes
+    candidates: tuple[tuple[Candidate, ...], ...]
+    stop: Stop
+
+    @property
+    def text(self) -> str:
+        return self.content.decode("utf-8", "replace")
+
+
+class Engine(Protocol):
+    """What every library that generates is wrapped into."""
+
+    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        """The ids of a prompt as this model wants it rendered."""
+        ...
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        candidates: int = 0,
+        stop_at_answer: bool = False,
+    ) -> list[Generated]:
+        """One batch of texts, in the order of the requests.
+
+        max_tokens      most tokens of one text, its end token counted
+        temperature     0 takes the likeliest token, else logits are divided by it before a token is drawn
+        seed            together with key and position decides a draw
+        candidates      how many outcomes a step shows; their log-probabilities are raw, whatever the temperature
+        stop_at_answer  stop a text once the first line that holds "answer is" is complete (its newline is written)
+
+        Raises UserError if a prompt and `max_tokens` exceed the positions of the model: nothing is ever cut silently.
+        """
+        ...
+
+
+def open(source: Student | Path | str, *, trust_remote_code: bool = False) -> Engine:
+    """The reference engine around a student, or around the model in a folder of Hugging Face form.
+
+    Raises UserError where the folder holds no model that can be opened; see `students.open`.
+    """
+    from potstill import students  # torch
+    from potstill.engines import transformers
+
+    student = students.open(source, trust_remote_code=trust_remote_code) if isinstance(source, Path | str) else source
+    return transformers.Engine(student)
+
+
+def batches(requests: Sequence[Request], budget: int, *, max_tokens: int = 0) -> tuple[tuple[int, ...], ...]:
+    """Indices of the requests, batch by batch: longest prompts first, samples of a question side by side.
+
+    budget      tokens that a batch may hold: rows x (its longest prompt + `max_tokens`). A request that alone exceeds
+                it makes a batch of its own.
+    max_tokens  tokens that each row may grow by
+
+    Which keys share a batch depends on the set of requests only, neither on their order nor on what is already done.
+    """
+    assert budget > 0 and max_tokens >= 0, (budget, max_tokens)
+    assert len({request.key for request in requests}) == len(requests), "two requests with one key"
+    order = sorted(range(len(requests)), key=lambda index: (-len(requests[index].prompt), requests[index].key))
+    result, start = [], 0
+    while start < len(order):
+        longest = len(requests[order[start]].prompt) + max_tokens
+        rows = max(1, budget // max(1, longest))
+        result.append(tuple(order[start : start + rows]))
+        start += rows
+    return tuple(result)
+
+
+def uniform(seed: int, key: Key, position: int) -> float:
+    """The number in [0, 1) that decides the token at `position` of the text `key`: a counter, not a generator, so it
+    depends on nothing that was drawn before.
+
+    >>> uniform(0, ("gsm8k/1", 0), 0) == uniform(0, ("gsm8k/1", 0), 0) != uniform(0, ("gsm8k/1", 1), 0)
+    True
+    """
+    question, index = key
+    counter = f"{seed}/{index}/{position}/{question}".encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(counter, digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) * 2.0**-53

@@ -1,0 +1,124 @@
+"""Evaluation: questions asked, answers graded, scores with intervals. The same for every split and every step.
+
+    >>> one = Prediction("m/1", "m", "number", "The answer is 2", "end", "right", "2")
+    >>> two = Prediction("m/2", "m", "number", "Perhaps", "length", "truncated", None)
+    >>> [score] = score([one, two], step=0, split="validation", format="zero-shot-rationale", decoding="greedy")
+    >>> score.right, score.n, score.truncated, score.accuracy, (round(score.low, 2), round(score.high, 2))
+    (1, 2, 1, 0.5, (0.09, 0.91))
+
+Unscored is not wrong: answers without a result and answers that ran out of tokens are counted apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from potstill import intervals
+from potstill.answers import grade
+from potstill.engines import Engine, Key, Request, batches
+from potstill.records import Prediction, Prompt, Question, Score, Split
+
+VERSION: Final = 1  # of how predictions are made and scores are counted, beside the versions of prompts and answers
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How an answer is taken from a student: a name for tables, the temperature (0 is greedy), samples a question."""
+
+    name: str = "greedy"
+    temperature: float = 0.0
+    samples: int = 1
+
+
+GREEDY: Final = Decoding()
+
+
+def predict(
+    engine: Engine,
+    questions: Sequence[Question],
+    prompt_of: Callable[[Question], Prompt],
+    *,
+    max_tokens: int,
+    budget: int,
+    decoding: Decoding = GREEDY,
+    seed: int = 0,
+    done: Container[Key] = (),
+) -> Iterator[list[Prediction]]:
+    """Graded answers, one list a batch, longest prompts first.
+
+    max_tokens  most tokens of an answer
+    budget      tokens that a batch may hold, prompts and answers
+    seed        of draws; a greedy answer does not depend on it
+    done        (question, index) that are stored: a batch of nothing else is not generated again, any other is, whole
+
+    Raises UserError for a prompt that does not fit the model, and for a gold answer that cannot be graded.
+    """
+    by_id = {question.id: question for question in questions}
+    assert len(by_id) == len(questions), "two questions with one id"
+    requests = [
+        Request((question.id, index), prompt)
+        for question in questions
+        for prompt in [engine.encode(prompt_of(question))]
+        for index in range(decoding.samples)
+    ]
+    for batch in batches(requests, budget, max_tokens=max_tokens):
+        asked = [requests[index] for index in batch]
+        if all(request.key in done for request in asked):
+            continue
+        written = engine.generate(asked, max_tokens=max_tokens, temperature=decoding.temperature, seed=seed)
+        predictions = []
+        for text in written:
+            question = by_id[text.key[0]]
+            verdict = grade(text.text, question.gold, question.task, text.stop)
+            predictions.append(
+                Prediction(
+                    question=question.id,
+                    set=question.set,
+                    task=question.task,
+                    text=text.text,
+                    stop=text.stop,
+                    grade=verdict.grade,
+                    found=verdict.found,
+                    index=text.key[1],
+                )
+            )
+        yield predictions
+
+
+def score(predictions: Iterable[Prediction], *, step: int, split: Split, format: str, decoding: str) -> list[Score]:
+    """One score a set, in the order of their names; 95 % intervals of `accuracy` after Wilson.
+
+    A set of several tasks (BBH) also gets `macro`, the unweighted mean of its tasks' accuracies. Each question counts
+    once: samples of one question are not independent trials, whoever drew several must first choose or vote.
+    """
+    sets: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        sets.setdefault(prediction.set, []).append(prediction)
+    return [_score(name, sets[name], step, split, format, decoding) for name in sorted(sets)]
+
+
+def _score(name: str, own: Sequence[Prediction], step: int, split: Split, format: str, decoding: str) -> Score:
+    assert len({prediction.question for prediction in own}) == len(own), f"{name}: a question is counted twice"
+    tasks: dict[str, list[bool]] = {}
+    for prediction in own:
+        tasks.setdefault(prediction.task, []).append(prediction.grade == "right")
+    right, n = sum(map(sum, tasks.values())), len(own)
+    low, high = intervals.wilson(right, n)
+    macro = sum(sum(tasks[task]) / len(tasks[task]) for task in sorted(tasks)) / len(tasks)
+    return Score(
+        step=step,
+        set=name,
+        split=split,
+        format=format,
+        decoding=decoding,
+        n=n,
+        right=right,
+        no_answer=sum(prediction.grade == "no answer" for prediction in own),
+        truncated=sum(prediction.grade == "truncated" for prediction in own),
+        accuracy=right / n,
+        low=low,
+        high=high,
+        macro=macro if len(tasks) > 1 else None,
+    )

@@ -1,0 +1,125 @@
+"""Exams: one checkpoint answers one split of every set, in every format; shared by `evaluate` and `test`.
+
+Every step has its own folder with its own manifest, so that more training adds steps and repeats none. In it lie
+`<format>.<decoding>.jsonl` (every prediction, the set as a field) and `scores.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from potstill import files, progress
+from potstill.encoding import from_json, to_json
+from potstill.errors import UserError
+from potstill.files import manifest
+from potstill.prompts import FORMATS
+from potstill.questions import collected
+from potstill.recipe import Recipe, flat
+from potstill.records import Prediction, Question, Score, Split
+
+if TYPE_CHECKING:
+    from potstill.students import Student
+
+DECODING = "greedy"
+SCORES = "scores.json"
+
+
+def checkpoints(run: Path) -> list[int]:
+    """The steps that training kept, step 0 not among them."""
+    done = manifest.finished(run / "train")
+    assert done is not None, "train is finished before its checkpoints are read"
+    return list(done.counts["checkpoints"])
+
+
+def sit(run: Path, plan: Recipe, folder: Path, step: int, split: Split, versions: Mapping[str, int]) -> list[Path]:
+    """Let one step answer; resumes by batch. Returns the files made, those of an earlier run included."""
+    at = folder / str(step)
+    identity = manifest.Identity(
+        f"{folder.name}/{step}", versions, flat(plan, "evaluate", "questions"), _inputs(run, plan, step)
+    )
+    done = manifest.begin(at, identity)
+    if done is None:
+        asked = _questions(run, plan, split)
+        student = open_step(run, plan, step)
+        paths = [_answer(run, plan, at, student, asked, name, step) for name in plan.evaluate.formats]
+        scores = [score for name in plan.evaluate.formats for score in _score(at, name, step, split)]
+        files.write_json(at / SCORES, [to_json(score) for score in scores])
+        done = manifest.finish(at, identity, [*paths, at / SCORES], {"questions": len(asked)})
+    return [folder / name for name in done.outputs]
+
+
+def predictions(folder: Path, step: int, format: str) -> Iterator[Prediction]:
+    """What a step answered, in the order of its file."""
+    for _, row in files.read_jsonl(folder / str(step) / f"{format}.{DECODING}.jsonl"):
+        yield from_json(Prediction, row)
+
+
+def scores(folder: Path, step: int) -> list[Score]:
+    return [from_json(Score, row) for row in files.read_json(folder / str(step) / SCORES)]
+
+
+def open_step(run: Path, plan: Recipe, step: int) -> Student:
+    """The student at a step: 0 is the base, from the recipe; another is a checkpoint of the run."""
+    from potstill import students
+
+    if step == 0:
+        return students.base(plan)
+    path = run / "train" / "checkpoints" / str(step)
+    if not path.is_dir():
+        raise UserError("no such checkpoint", where=path, do=f"one of {checkpoints(run)}")
+    return students.open(path, trust_remote_code=plan.student.trust_remote_code)
+
+
+def _inputs(run: Path, plan: Recipe, step: int) -> dict[str, str]:
+    from potstill import students
+
+    collect, train = manifest.finished(run / "collect"), manifest.finished(run / "train")
+    assert collect is not None and train is not None
+    if step == 0:
+        weights = students.identity(plan)
+    else:
+        prefix = f"train/checkpoints/{step}/"
+        # the engine's state is not part of what answers, and older steps lose it
+        weights = {
+            name: row["sha256"]
+            for name, row in train.outputs.items()
+            if name.startswith(prefix) and not name.endswith("engine.safetensors")
+        }
+    return {"collect": collect.digest, **weights}
+
+
+def _questions(run: Path, plan: Recipe, split: Split) -> list[Question]:
+    asked = plan.questions
+    return collected.questions(run, [*asked.in_distribution, *asked.out_of_distribution, *asked.generic], split)
+
+
+def _answer(run: Path, plan: Recipe, at: Path, student: Student, asked: list[Question], name: str, step: int) -> Path:
+    from potstill import engines, evaluation
+
+    path = at / f"{name}.{DECODING}.jsonl"
+    table = collected.shots(run)
+    with files.Appender(path) as lines:
+        done = {(row["question"], row["index"]) for _, row in files.read_jsonl(path)}
+        with progress.bar(f"step {step}", len(asked), "answers", done=len(done)) as tick:
+            for batch in evaluation.predict(
+                engines.open(student),
+                asked,
+                lambda question: collected.prompt_of(question, FORMATS[name], table),
+                max_tokens=plan.evaluate.max_tokens,
+                budget=plan.evaluate.batch_tokens,
+                seed=plan.seed,
+                done=done,
+            ):
+                new = [prediction for prediction in batch if (prediction.question, prediction.index) not in done]
+                lines.append(to_json(prediction) for prediction in new)
+                tick(len(new), name)
+    return path
+
+
+def _score(at: Path, name: str, step: int, split: Split) -> list[Score]:
+    from potstill import evaluation
+
+    answered = list(predictions(at.parent, step, name))
+    return evaluation.score(answered, step=step, split=split, format=name, decoding=DECODING)

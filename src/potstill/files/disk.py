@@ -1,0 +1,274 @@
+"""The only writer: every byte that potstill leaves on a disk goes through the operations of this module.
+
+    >>> import tempfile; folder = Path(tempfile.mkdtemp())
+    >>> write(folder / "a.txt", b"whole or not at all")
+    >>> with Appender(folder / "b.jsonl") as lines:
+    ...     lines.append([{"x": 1}, {"x": 2}])
+    >>> [row["x"] for _, row in read_jsonl(folder / "b.jsonl")]
+    [1, 2]
+
+Each operation can be crashed by a test before, in the middle of, and after it: set `crash` to a function that raises
+or kills. What an operation leaves behind then is either nothing, or a `.partial` that the next run sweeps away, or a
+torn last line that the next `Appender` cuts off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from potstill.errors import UserError
+
+Operation = Literal["write", "append", "folder", "remove"]
+Moment = Literal["before", "middle", "after"]
+
+PARTIAL = ".partial"
+
+
+def _no_crash(operation: Operation, moment: Moment, path: Path) -> None:
+    """Tests put their own function here."""
+
+
+crash: Callable[[Operation, Moment, Path], None] = _no_crash
+
+
+def write(path: Path, data: bytes) -> None:
+    """Put `data` at `path`, whole or not at all: written beside it, flushed to the disk, then renamed into place.
+
+    Raises UserError where the disk is full or may not be written to.
+    """
+    crash("write", "before", path)
+    beside = path.with_name(f".{path.name}{PARTIAL}")
+    with mine_to_mend(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(beside, "wb") as file:
+                file.write(data[: len(data) // 2])
+                file.flush()
+                crash("write", "middle", path)
+                file.write(data[len(data) // 2 :])
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+            _flush_folder(path.parent)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
+    crash("write", "after", path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write(path, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    write(path, b"".join(line(row) for row in rows))
+
+
+def line(row: Mapping[str, Any]) -> bytes:
+    """One record as one line of compact JSON."""
+    text = json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    try:
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:  # half of a surrogate pair has no UTF-8, but an escape in JSON
+        return json.dumps(row, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+class Appender:
+    """A JSONL file that grows record by record. Opening it cuts a torn last line off.
+
+    `append` hands its rows to the system as one write; a crash in it can tear them, at worst within a line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with mine_to_mend(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by __exit__
+            self._cut_torn_line()
+
+    def _cut_torn_line(self) -> None:
+        with open(self.path, "rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            keep, block = end, 1 << 16
+            while keep > 0:
+                start = max(0, keep - block)
+                file.seek(start)
+                newline = file.read(keep - start).rfind(b"\n")
+                if newline >= 0:
+                    keep = start + newline + 1
+                    break
+                keep = start
+        if keep < end:
+            os.truncate(self.path, keep)
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        data = b"".join(line(row) for row in rows)
+        if not data:
+            return
+        crash("append", "before", self.path)
+        with mine_to_mend(self.path):
+            start = os.fstat(self._file.fileno()).st_size
+            try:
+                self._write(data[: len(data) // 2])
+                crash("append", "middle", self.path)
+                self._write(data[len(data) // 2 :])
+            except OSError:
+                os.ftruncate(self._file.fileno(), start)
+                raise
+        crash("append", "after", self.path)
+
+    def _write(self, data: bytes) -> None:
+        while data:  # an unbuffered write may take less than it was given
+            data = data[self._file.write(data) :]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with mine_to_mend(self.path):
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+
+@contextlib.contextmanager
+def folder(path: Path) -> Iterator[Path]:
+    """A new folder that other libraries may write into; it appears at `path` only when the block ends well.
+
+    An older folder at `path` is replaced.
+    """
+    crash("folder", "before", path)
+    beside = path.with_name(f".{path.name}{PARTIAL}")
+    with mine_to_mend(path):
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        try:
+            yield beside
+            for file in beside.rglob("*"):
+                if file.is_file():
+                    with open(file, "rb") as opened:
+                        os.fsync(opened.fileno())
+        except Exception:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        crash("folder", "middle", path)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(beside, path)
+        _flush_folder(path.parent)
+    crash("folder", "after", path)
+
+
+def remove(path: Path) -> None:
+    """Take a file or a folder away; it is gone from its name before its content is deleted."""
+    if not path.exists():
+        return
+    crash("remove", "before", path)
+    with mine_to_mend(path):
+        gone = path.with_name(f".{path.name}{PARTIAL}")
+        if gone.is_dir():
+            shutil.rmtree(gone)
+        os.replace(path, gone)
+        crash("remove", "middle", path)
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    crash("remove", "after", path)
+
+
+def sweep(path: Path) -> None:
+    """Delete what an interrupted operation left directly in a folder."""
+    if path.is_dir():
+        for left in path.glob(f".*{PARTIAL}"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def read_bytes(path: Path) -> bytes:
+    with mine_to_mend(path):
+        return path.read_bytes()
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(read_bytes(path))
+    except ValueError as fault:
+        raise UserError("not valid JSON", where=path, found=fault, do="restore the file, or redo its stage") from None
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number (from 1) and record of each line. Raises UserError for a line that is not a JSON object."""
+    with mine_to_mend(path), open(path, "rb") as file:
+        for number, text in enumerate(file, 1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except ValueError as fault:
+                raise UserError(
+                    "not a whole line of JSON",
+                    where=f"{path} line {number}",
+                    found=fault,
+                    do="mend or remove this line",
+                ) from None
+            if not isinstance(row, dict):
+                raise UserError(
+                    "not a JSON object", where=f"{path} line {number}", found=type(row).__name__, do="one {...} a line"
+                )
+            yield number, row
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with mine_to_mend(path), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(path: Path) -> str:
+    """Identity of a folder of weights: SHA-256 over names, sizes, and the first and last MiB of each file.
+
+    Tens of gigabytes are known again in milliseconds; a change inside the middle of a file of equal size is not seen.
+    """
+    state = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    for file in files:
+        size = file.stat().st_size
+        state.update(f"{file.name if file == path else file.relative_to(path).as_posix()}\0{size}\0".encode())
+        with mine_to_mend(file), open(file, "rb") as opened:
+            state.update(opened.read(1 << 20))
+            if size > 1 << 20:
+                opened.seek(max(1 << 20, size - (1 << 20)))
+                state.update(opened.read())
+    return state.hexdigest()
+
+
+def _flush_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def mine_to_mend(path: Path) -> Iterator[None]:
+    """Turn what the system says about a path into the user's error."""
+    advice = {
+        errno.ENOSPC: "make room on the disk and run the same command again; nothing that was finished is lost",
+        errno.EDQUOT: "raise the quota and run the same command again; nothing that was finished is lost",
+        errno.EFBIG: "raise the limit on file sizes and run the same command again; nothing that was finished is lost",
+        errno.EACCES: "give yourself the permission, or choose another folder",
+        errno.EROFS: "choose a folder on a disk that can be written to",
+        errno.ENOENT: "check the path",
+        errno.EISDIR: "name a file, not a folder",
+    }
+    try:
+        yield
+    except OSError as fault:
+        if fault.errno not in advice:
+            raise
+        raise UserError(fault.strerror or str(fault), where=path, do=advice[fault.errno]) from fault

@@ -1,0 +1,113 @@
+"""Lessons: what each training step teaches, as micro-batches, from the files of a run.
+
+    lesson = read(run, plan, student)
+    lesson.micro_batches(1)        # the first step's examples, cut by the token budget
+
+`order` says which questions, formats, chains and demonstrations a step has; this room turns them into prompts and
+targets. A chain is a target in the formats with rationale; the bare answer, hard, is the target in the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from potstill import order, prompts
+from potstill.errors import UserError
+from potstill.questions import collected
+from potstill.recipe import Recipe
+from potstill.records import Chain, Prompt, Question, Target
+from potstill.students import Example, Student, tokenizer_folder
+from potstill.targets import Targets
+from potstill.transfer import transfer
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """The training data of a run.
+
+    groups         step (from 1) -> the groups that it holds
+    examples       step -> its rows, in the order of the groups
+    micro_batches  step -> the same rows cut into batches, not knowing how many processes there are
+    counts         what a manifest says of it
+    """
+
+    groups: Callable[[int], tuple[order.Group[prompts.Format], ...]]
+    examples: Callable[[int], list[Example]]
+    micro_batches: Callable[[int], list[list[Example]]]
+    counts: dict[str, int]
+
+
+def read(run: Path, plan: Recipe, student: Student) -> Lesson:
+    """The lesson of a run whose chains are aligned. Raises UserError where a format has nothing to teach."""
+    asked = {question.id: question for question in collected.questions(run, plan.questions.train, "train")}
+    targets = Targets(run / "align" / f"{tokenizer_folder(plan).name}-{plan.transfer.rule}")
+    own: dict[str, list[int]] = {name: [] for name in asked}
+    for place in range(len(targets)):
+        own[targets.key(place)[0]].append(place)
+    course = order.Plan(
+        seed=plan.seed,
+        groups_per_step=plan.train.groups,
+        quotas={prompts.FORMATS[name]: quota for name, quota in plan.train.formats.items() if quota},
+        questions=[(name, len(places)) for name, places in own.items()],
+        chains_per_prompt=plan.train.chains_per_prompt,
+    )
+    solved = _solved(plan, asked)
+
+    @lru_cache(maxsize=1 << 16)
+    def answer(question: str) -> Target:
+        text = prompts.bare(asked[question].gold)
+        return transfer(Chain.from_text(question, 0, text, source="answer"), student.tokenizer, "one-hot")
+
+    def prompt(group: order.Group[prompts.Format]) -> Prompt:
+        shown = []
+        if group.format.few_shot:
+            count = plan.train.demonstrations
+            chosen = order.demonstrations(plan.seed, group.epoch, group.question, group.format, tuple(solved), count)
+            shown = [solved[name] for name in chosen]
+        return prompts.build(asked[group.question].text, group.format, shown)
+
+    def examples(step: int) -> list[Example]:
+        rows = []
+        for group in order.groups(course, step):
+            ids = tuple(student.encode(student.render(prompt(group))))
+            taught = [targets[own[group.question][place]] for place in group.chains] or [answer(group.question)]
+            rows += [Example(ids, one, 1.0, group.question, group.format.name) for one in taught]
+        return rows
+
+    def micro_batches(step: int) -> list[list[Example]]:
+        rows = examples(step)
+        lengths = [(len(row.prompt), len(row.target)) for row in rows]
+        return [[rows[place] for place in cut] for cut in order.micro_batches(lengths, plan.train.batch_tokens)]
+
+    return Lesson(
+        groups=lambda step: order.groups(course, step),
+        examples=examples,
+        micro_batches=micro_batches,
+        counts={"questions": sum(bool(places) for places in own.values()), "chains": len(targets)},
+    )
+
+
+def _solved(plan: Recipe, asked: dict[str, Question]) -> dict[str, prompts.Demonstration]:
+    """The training questions that can be shown as solved examples: those with a rationale (PAPER section 3)."""
+    if not any(quota and prompts.FORMATS[name].few_shot for name, quota in plan.train.formats.items()):
+        return {}
+    solved = {
+        name: prompts.Demonstration(question.text, question.gold, question.rationale)
+        for name, question in asked.items()
+        if question.rationale
+    }
+    if not solved:
+        raise UserError(
+            "no training question has a rationale to show as a demonstration",
+            where="train.formats",
+            found=_few_shot(plan.train.formats),
+            do="give the sets rationales, or set the quota of the few-shot formats to 0",
+        )
+    return solved
+
+
+def _few_shot(formats: Iterable[str]) -> str:
+    return ", ".join(name for name in formats if name.startswith("few-shot"))

@@ -1,0 +1,152 @@
+"""Every table of the page as CSV text that a spreadsheet can open without running anything.
+
+    >>> print(to_csv(["text", "number"], [["=1+1", -2], ["a, b", None]]), end="")
+    "text","number"
+    "'=1+1",-2
+    "a, b",""
+
+Numbers are bare and texts in quotes; a text that a spreadsheet would take for a formula begins with an apostrophe.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from potstill.records import Prediction
+from potstill.story import Story, changes, checkpoints, visible
+
+Cell = str | int | float | None
+Table = tuple[tuple[str, ...], list[tuple[Cell, ...]]]
+# What begins a formula in some spreadsheet; the full-width forms count too.
+UNSAFE: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+NUMBERS: Final = ("n", "right", "no_answer", "truncated", "accuracy", "low", "high")
+
+
+def tables(story: Story) -> dict[str, str]:
+    """Every table and every figure's data as CSV text, by name; the empty ones are left out.
+
+    Shares are in 0 to 1.
+    """
+    makers: dict[str, Callable[[Story], Table]] = {
+        "before-after": _before_after,
+        "changes": _changes,
+        "tradeoff": _tradeoff,
+        "validation": _validation,
+        "loss": lambda story: (("step", "loss"), list(story.losses)),
+        "selection": _selection,
+        "teacher": _teacher,
+        "alignment": _alignment,
+        "samples": _samples,
+    }
+    made = {name: make(story) for name, make in makers.items()}
+    return {name: to_csv(columns, rows) for name, (columns, rows) in made.items() if rows}
+
+
+def to_csv(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
+    r"""CSV text (RFC 4180, but lines end in \n); floats are rounded to six places."""
+    out = io.StringIO()
+    writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_guarded(cell) for cell in row] for row in rows)
+    return out.getvalue()
+
+
+def _guarded(cell: Cell) -> Cell:
+    if isinstance(cell, float):
+        return round(cell, 6)
+    if not isinstance(cell, str):
+        return cell
+    text = visible(cell)
+    return "'" + text if text.lstrip(" \u00a0").startswith(UNSAFE) else text
+
+
+def _before_after(story: Story) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for each in story.comparisons:
+        change = (each.difference.value, each.difference.low, each.difference.high)
+        for role, score, difference in (("base", each.base, (None, None, None)), ("chosen", each.chosen, change)):
+            numbers = [getattr(score, name) for name in NUMBERS]
+            where = (score.set, story.groups[score.set], score.format, score.decoding, role, score.step)
+            rows.append((*where, *numbers, score.macro, *difference))
+    names = ("set", "group", "format", "decoding", "checkpoint", "step", *NUMBERS, "mean_over_tasks")
+    return (*names, "difference", "difference_low", "difference_high"), rows
+
+
+def _changes(story: Story) -> Table:
+    parts = ("base", "chosen", "difference")
+    columns = tuple(f"{part}{end}" for part in parts for end in ("", "_low", "_high"))
+    rows: list[tuple[Cell, ...]] = []
+    for each in changes(story):
+        values = [
+            bound
+            for shown in (each.base, each.chosen, each.difference)
+            for bound in (shown.value, shown.low, shown.high)
+        ]
+        rows.append((each.group, len(each.sets), each.n, *values))
+    return ("group", "sets", "n", *columns), rows
+
+
+def _tradeoff(story: Story) -> Table:
+    chosen = story.choice.step if story.choice else None
+    rows: list[tuple[Cell, ...]] = [
+        (row.step, group, mean.value, mean.low, mean.high, "chosen" if row.step == chosen else "")
+        for row in checkpoints(story)
+        for group, mean in row.groups.items()
+    ]
+    return ("step", "group", "mean_accuracy", "low", "high", "mark"), rows
+
+
+def _validation(story: Story) -> Table:
+    names = ("step", "set", "format", "decoding", *NUMBERS, "macro")
+    rows = [tuple(getattr(score, name) for name in names) for score in story.validation]
+    return (*names[:-1], "mean_over_tasks"), rows
+
+
+def _selection(story: Story) -> Table:
+    if story.choice is None:
+        return (), []
+    choice = story.choice
+    rows = [
+        (step, value, "chosen" if step == choice.step else "", "tied" if step in choice.tied else "")
+        for step, value in choice.table
+    ]
+    return ("step", "value", "chosen", "tied"), list(rows)
+
+
+def _teacher(story: Story) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for source in story.sources:
+        rows += [(source.name, "asked", "questions", source.questions), (source.name, "asked", "chains", source.chains)]
+        rows += [(source.name, "verdict", grade, number) for grade, number in source.grades.items()]
+        rows += [(source.name, "dropped", reason, number) for reason, number in source.dropped.items()]
+        rows += [(source.name, "kept", "chains", source.kept)]
+    return ("source", "what", "of", "number"), rows
+
+
+def _alignment(story: Story) -> Table:
+    if story.alignment is None:
+        return (), []
+    parts = (("all", story.alignment.coverage), ("digits", story.alignment.digits))
+    return ("part", "kind", "positions", "mass_kept"), [
+        (part, row.kind, row.positions, row.mass) for part, coverage in parts for row in coverage
+    ]
+
+
+def _samples(story: Story) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for sample in story.samples:
+        asked = (
+            sample.question.id,
+            sample.question.set,
+            sample.question.split,
+            sample.question.text,
+            sample.question.gold,
+        )
+        for chain, verdict in sample.chains:
+            rows.append((*asked, chain.source, chain.index, chain.text, verdict.grade, verdict.found, verdict.dropped))
+        answers: list[tuple[str, Prediction | None]] = [("base", sample.before), ("chosen", sample.after)]
+        rows += [(*asked, who, each.index, each.text, each.grade, each.found, None) for who, each in answers if each]
+    return ("question", "set", "split", "text", "gold", "from", "index", "answer", "verdict", "found", "dropped"), rows

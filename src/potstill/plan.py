@@ -1,0 +1,179 @@
+"""The plan of a run before it is made: what it would read, sample, train and evaluate, and about how much that is.
+
+    print(text(recipe.load(path)))        # what `potstill run RECIPE --dry-run` prints
+
+Everything that is local is loaded; what is not (weights or chains still to be fetched) is said to be missing, and what
+does not depend on it is given all the same. Memory and time are estimates: each says from what.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy
+
+from potstill import prompts, recipe, splits, students, tokenizers
+from potstill.errors import UserError
+from potstill.recipe import Recipe
+from potstill.records import Question
+from potstill.stages import collect
+from potstill.teachers import replay
+
+SAMPLED = 200  # training questions whose prompts and solutions are tokenized to estimate lengths
+ADAM_BYTES = 16  # a parameter: weight, gradient and two moments, 32 bits each
+RATES = (1e13, 1e14, 4e14)  # operations a second for which a time is given
+
+
+def text(plan: Recipe) -> str:
+    """The plan as plain text. Raises UserError for what would stop the run before its first stage."""
+    lines = [f"plan of {plan.name} (nothing is written)", ""]
+    loaded = collect.gather(plan)
+    lines += _questions(plan, loaded)
+    train = [question for name in plan.questions.train for question in loaded[name].get("train", [])]
+    lines += _teacher(plan, len(train))
+    lines += _student(plan)
+    lines += _training(plan, train)
+    lines += _evaluation(plan, loaded)
+    return "\n".join(lines)
+
+
+def _questions(plan: Recipe, loaded: dict[str, dict[str, list[Question]]]) -> list[str]:
+    lines = ["questions         train  validation    test"]
+    for name, by_split in loaded.items():
+        counts = [str(len(by_split[split])) if split in by_split else "-" for split in ("train", "validation", "test")]
+        lines.append(f"  {name:<12} {counts[0]:>8} {counts[1]:>11} {counts[2]:>7}")
+    return [*lines, ""]
+
+
+def _teacher(plan: Recipe, count: int) -> list[str]:
+    teacher = plan.teacher
+    if teacher.kind == "human":
+        return [f"teacher           human: {count} solutions of the sets themselves, no probabilities", ""]
+    if teacher.kind == "replay":
+        path = _local(plan, teacher.chains or "", "teacher.chains")
+        if path is None:
+            return [f"teacher           replay: {teacher.chains} is not here; the run would stop at sample", ""]
+        return [f"teacher           replay: {sum(1 for _ in replay.rows(path))} chains in {path}", ""]
+    path = _local(plan, teacher.model or "", "teacher.model")
+    there = path if path else f"{teacher.model} is not here; the run would stop at sample"
+    chains = count * teacher.samples
+    tokens = chains * teacher.max_tokens
+    return [
+        f"teacher           local: {there}",
+        f"  asks            {count} questions x {teacher.samples} = {chains} chains of at most {tokens} tokens",
+        f"  keeps           {teacher.candidates} candidates a token, temperature {teacher.temperature}",
+        "",
+    ]
+
+
+def _student(plan: Recipe) -> list[str]:
+    count = _parameters(plan)
+    asked = plan.student
+    weights = "random weights"
+    if asked.model is not None:
+        path = _local(plan, asked.model, "student.model")
+        weights = str(path) if path else f"{asked.model} is not here; the run would stop at train"
+    if count is None:
+        return [f"student           {weights}; its size is not known without it (give student.shape too)", ""]
+    gib = count / 2**30
+    return [
+        f"student           {weights}",
+        f"  parameters      {count}",
+        f"  memory          {ADAM_BYTES * gib:.2f} GiB: weights, gradients and AdamW, {ADAM_BYTES} bytes a parameter,",
+        f"                  and the activations of {plan.train.batch_tokens} tokens",
+        f"  checkpoints     {_kept(plan)} of {4 * gib:.2f} GiB, and the newest's engine state of {8 * gib:.2f} GiB",
+        "",
+    ]
+
+
+def _training(plan: Recipe, train: Sequence[Question]) -> list[str]:
+    tokenizer = tokenizers.open(students.tokenizer_folder(plan))
+    some = splits.take(train, SAMPLED)
+    quotas = {prompts.FORMATS[name]: quota for name, quota in plan.train.formats.items() if quota}
+    shots = [prompts.Demonstration(q.text, q.gold, q.rationale or "") for q in some[: plan.train.demonstrations]]
+    tokens = supervised = 0.0
+    lines = ["training          share   prompt  target  (tokens, means over " + f"{len(some)} questions)"]
+    for format, quota in quotas.items():
+        share = quota / sum(quotas.values())
+        asked = [prompts.build(q.text, format, shots).plain for q in some]
+        taught = [
+            prompts.solution(q.rationale or "", q.gold) if format.rationale else prompts.bare(q.gold) for q in some
+        ]
+        lengths = [_mean([len(ids.ids) + 1 for ids in tokenizer.encode_batch(texts)]) for texts in (asked, taught)]
+        targets = plan.train.chains_per_prompt if format.rationale else 1
+        tokens += share * (lengths[0] + lengths[1]) * targets
+        supervised += share * lengths[1] * targets
+        lines.append(f"  {format.name:<20} {share:>3.0%} {lengths[0]:>8.0f} {lengths[1]:>7.0f}")
+    a_step = tokens * plan.train.groups
+    total, taught = a_step * plan.train.steps, supervised * plan.train.groups * plan.train.steps
+    lines += [
+        f"  steps           {plan.train.steps} of {plan.train.groups} groups: {a_step:.0f} tokens a step,",
+        f"                  {total:.3g} in all, of which {taught:.3g} supervised",
+    ]
+    count = _parameters(plan)
+    if count is not None:
+        work = 6 * count * total
+        here = _speed()
+        times = [f"{_duration(work / rate)} at {rate / 1e12:.0f} TFLOP/s" for rate in RATES]
+        lines.append(f"  time            {work:.2g} operations (6 x parameters x tokens): {', '.join(times)};")
+        lines.append(
+            f"                  {_duration(work / here)} at the {here / 1e12:.2f} TFLOP/s of one matrix product here"
+        )
+    return [*lines, ""]
+
+
+def _evaluation(plan: Recipe, loaded: dict[str, dict[str, list[Question]]]) -> list[str]:
+    formats = len(plan.evaluate.formats)
+    counts = {split: sum(len(found.get(split, [])) for found in loaded.values()) for split in ("validation", "test")}
+    steps = _kept(plan) + 1
+    rows = [("evaluation", steps, "validation"), ("test", 2, "test")]
+    lines = [f"answers           of at most {plan.evaluate.max_tokens} tokens; steps x questions x formats"]
+    for stage, times, split in rows:
+        n = counts[split]
+        lines.append(f"  {stage:<15} {times} x {n} x {formats} = {times * n * formats}")
+    return lines
+
+
+def _parameters(plan: Recipe) -> int | None:
+    asked = plan.student
+    if asked.shape is not None:
+        return students.parameters(students.shape(plan, tokenizers.open(students.tokenizer_folder(plan)).size))
+    path = _local(plan, asked.model or "", "student.model")
+    return None if path is None else students.count(path)
+
+
+def _kept(plan: Recipe) -> int:
+    """Checkpoints that training leaves."""
+    return -(-plan.train.steps // plan.train.checkpoint_every)
+
+
+def _local(plan: Recipe, path: str, key: str) -> Path | None:
+    try:
+        return recipe.find(plan, path, key)
+    except UserError:
+        return None
+
+
+def _mean(values: Sequence[int]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _speed() -> float:
+    """Operations a second of one matrix product in 32 bits, the best of three."""
+    n = 1024
+    left = numpy.ones((n, n), dtype=numpy.float32)
+    best = float("inf")
+    for _ in range(3):
+        began = time.perf_counter()
+        numpy.matmul(left, left)
+        best = min(best, time.perf_counter() - began)
+    return 2 * n**3 / best
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"

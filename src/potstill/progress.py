@@ -1,0 +1,105 @@
+"""Progress: what a person sees while something runs for more than two seconds.
+
+    >>> with bar("train", total=2, unit="step") as tick:
+    ...     tick(1, "loss 0.5")
+    ...     tick(1, "loss 0.4")
+
+On a terminal a bar with rate and remaining time; elsewhere a plain line now and then (every `EVERY` seconds), so that
+a log file stays short. Everything goes to standard error: standard output is for results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+EVERY = 15.0  # seconds between plain lines
+
+
+class Tick(Protocol):
+    def __call__(self, more: int = 1, note: str = "") -> None: ...
+
+
+@contextlib.contextmanager
+def bar(label: str, total: int, unit: str = "", *, done: int = 0) -> Iterator[Tick]:
+    """Show how far something is. The yielded function takes how much more is done and a short note.
+
+    total  how much there is to do; done  how much of it an earlier run did (it does not count for the rate)
+    """
+    if sys.stderr.isatty():
+        with _rich(label, total, unit, done) as tick:
+            yield tick
+    else:
+        yield _plain(label, total, unit, done)
+
+
+def say(text: str, style: str = "") -> None:
+    """One line for the person who watches, in a rich style (`bold`, `green`, ...) on a terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text(text, style=style))
+
+
+@contextlib.contextmanager
+def _rich(label: str, total: int, unit: str, done: int) -> Iterator[Tick]:
+    from rich import progress as rich_progress
+
+    columns = (
+        rich_progress.TextColumn("{task.description:<10}"),
+        rich_progress.BarColumn(bar_width=28),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TextColumn(unit),
+        rich_progress.TextColumn("{task.fields[rate]}"),
+        rich_progress.TimeRemainingColumn(compact=True),
+        rich_progress.TextColumn("[dim]{task.fields[note]}"),
+    )
+    from rich.console import Console
+
+    with rich_progress.Progress(*columns, console=Console(stderr=True)) as shown:
+        task = shown.add_task(label, total=total, completed=done, rate="", note="")
+        state = _State(label, total, unit, done)
+
+        def tick(more: int = 1, note: str = "") -> None:
+            state.done += more
+            shown.update(task, completed=state.done, rate=state.rate(), note=note.replace("[", "\\["))
+
+        yield tick
+
+
+def _plain(label: str, total: int, unit: str, done: int) -> Tick:
+    state = _State(label, total, unit, done)
+
+    def tick(more: int = 1, note: str = "") -> None:
+        state.done += more
+        now = time.monotonic()
+        if now - state.said >= EVERY:
+            state.said = now
+            print(state.line(note), file=sys.stderr, flush=True)
+
+    return tick
+
+
+class _State:
+    """How far a bar is, and since when."""
+
+    def __init__(self, label: str, total: int, unit: str, done: int) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done = self.before = done
+        self.began = self.said = time.monotonic()
+
+    def speed(self) -> float:
+        return (self.done - self.before) / max(time.monotonic() - self.began, 1e-9)
+
+    def rate(self) -> str:
+        speed = self.speed()
+        return f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each" if speed > 0 else ""
+
+    def line(self, note: str) -> str:
+        speed = self.speed()
+        left = f", {round((self.total - self.done) / speed)} s left" if speed > 0 and self.total >= self.done else ""
+        unit = f" {self.unit}" if self.unit else ""
+        return f"{self.label}: {self.done}/{self.total}{unit}, {self.rate()}{left}" + (f", {note}" if note else "")

@@ -1,0 +1,195 @@
+"""Questions: the sets a student learns from and is measured on, each question with its split.
+
+    >>> mine = [Raw(id=f"m/{i}", text=f"What is {i} + 1?", gold=f"{i + 1}", task="number", where="") for i in range(9)]
+    >>> [question.split for question in place(mine, "m", validation=3, test=3)]
+    ['validation', 'train', 'train', 'test', 'test', 'test', 'train', 'validation', 'validation']
+
+    gsm8k        gsm8k/train.jsonl, gsm8k/test.jsonl   its training file is train; its test file is divided
+    multiarith   multiarith/MultiArith.json            divided into validation and test
+    asdiv        asdiv/ASDiv.xml                       divided into validation and test
+    svamp        svamp/SVAMP.json                      divided into validation and test
+    bbh          bbh/tasks/*.json                      each of its 27 tasks divided; `bbh/navigate` is one task alone
+    your own     a JSONL file                          its `split` field, else divided into train, validation and test
+
+`splits="digest"` divides by the digests of the questions' canonical forms. `splits="paper"` has the paper's sizes: 500
+validation questions of a set, of MultiArith 200, the rest test, and those of lowest digest, since most of the authors'
+index files were not released. Of each BBH task a fifth is validation, in both.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+from potstill import answers
+from potstill import splits as splitting
+from potstill.errors import UserError
+from potstill.questions import asdiv, bbh, gsm8k, multiarith, own, svamp
+from potstill.questions.raw import Raw
+from potstill.questions.shots import demonstrations
+from potstill.records import Question
+
+__all__ = ["SETS", "VERSION", "Raw", "demonstrations", "folder", "leaks", "load", "place"]
+
+VERSION: Final = 1  # of the questions that this room reads out of the sets; stored by the stage that collects them
+SETS: Final = ("gsm8k", "multiarith", "asdiv", "svamp", "bbh")
+PAPER_VALIDATION: Final = {"gsm8k": 500, "multiarith": 200, "asdiv": 500, "svamp": 500}
+SHARE: Final = 0.2
+
+
+def load(
+    name: str,
+    data: Path | None = None,
+    *,
+    file: Path | None = None,
+    fields: Mapping[str, str] | None = None,
+    task: str | None = None,
+    splits: Literal["digest", "paper"] = "digest",
+    validation: int | float | None = None,
+    test: int | float | None = None,
+) -> list[Question]:
+    """Every question of a set, in the order of its files, with its split.
+
+    name        one of SETS, `bbh/<task>`, or with `file` a name of your own
+    data        the folder of the five sets; None: the folder that POTSTILL_DATA names
+    file, fields, task   of your own JSONL (see `own`); task grades the records that name none
+    splits      how a set without splits of its own is divided; `paper` is for the five sets only
+    validation  a share (float) or a count (int) of each set, of each task of BBH; 0.2 if None
+    test        the same, for your own file only; 0.2 if None, and a count where validation is one
+    Raises UserError, with file and record, for whatever is wrong with a name, a file, a record or a size.
+    """
+    if file is None and (fields or task or test is not None):
+        raise UserError(
+            "fields, task and test belong to a file of your own", where=name, do="give `file`, or drop them"
+        )
+    _check_splits(name, file, splits, validation)
+    if file is not None:
+        return _load_own(name, file, fields, task, validation, test)
+    if name.startswith("bbh/"):
+        name = _known(name, tuple(f"bbh/{task}" for task in bbh.TASKS))
+        tasks: tuple[str, ...] = (name.removeprefix("bbh/"),)
+    else:
+        name = _known(name, SETS)
+        tasks = bbh.TASKS if name == "bbh" else ()
+    root = folder(data)
+    if tasks:
+        share = SHARE if validation is None else validation
+        return [question for task in tasks for question in _place_bbh(bbh.read(root, task), task, share)]
+    readers = {"gsm8k": gsm8k.read, "multiarith": multiarith.read, "asdiv": asdiv.read, "svamp": svamp.read}
+    if validation is None:
+        validation = PAPER_VALIDATION[name] if splits == "paper" else SHARE
+    return place(readers[name](root), name, validation=validation, test=None)
+
+
+def place(raws: Sequence[Raw], name: str, *, validation: int | float, test: int | float | None) -> list[Question]:
+    """Raw questions with their splits: those that say none are divided by digest (see `splits.divide`).
+
+    Raises UserError where ids are double, a gold answer cannot be read, or a wanted split is empty.
+    """
+    if not raws:
+        raise UserError("no questions", where=name, do="look whether the file is empty")
+    _check(raws)
+    open_ones = [i for i, raw in enumerate(raws) if raw.split is None]
+    try:
+        parts = splitting.divide([raws[i].text for i in open_ones], validation, test)
+    except UserError as error:
+        raise UserError(error.what, where=f"splits of {name}", found=error.found, do=error.do) from None
+    if open_ones:
+        for part, size in (("validation", validation), ("test", 1 if test is None else test)):
+            if size and part not in parts and not any(raw.split == part for raw in raws):
+                do = "give more questions, a larger share, or a `split` field"
+                raise UserError(f"the {part} split is empty", where=name, found=f"{len(raws)} questions", do=do)
+    place_of = dict(zip(open_ones, parts, strict=True))
+    return [
+        Question(
+            raw.id, raw.text, raw.gold, set=name, split=raw.split or place_of[i], task=raw.task, rationale=raw.rationale
+        )
+        for i, raw in enumerate(raws)
+    ]
+
+
+def leaks(questions: Sequence[Question]) -> list[tuple[Question, Question]]:
+    """Questions that stand on two sides: each leaking one with the later one that it equals in canonical form.
+
+    A training question leaks if it equals any validation or test question of any set, a validation question if it
+    equals a test question. Dropping the first of every pair mends it.
+    """
+    order = {"train": 0, "validation": 1, "test": 2}
+    forms = [splitting.canonical(question.text) for question in questions]
+    latest: dict[str, Question] = {}
+    for form, question in zip(forms, questions, strict=True):
+        if form not in latest or order[question.split] > order[latest[form].split]:
+            latest[form] = question
+    pairs = ((question, latest[form]) for form, question in zip(forms, questions, strict=True))
+    return [(question, later) for question, later in pairs if order[question.split] < order[later.split]]
+
+
+def folder(data: Path | None) -> Path:
+    """The folder of the sets: the one given, or the one that POTSTILL_DATA names."""
+    named = data if data is not None else os.environ.get("POTSTILL_DATA")
+    if not named:
+        do = "set POTSTILL_DATA, or `data:` in the recipe, to the folder that holds gsm8k/, svamp/, ..."
+        raise UserError("no data folder", do=do)
+    path = Path(named)
+    if not path.is_dir():
+        where = "data" if data is not None else "POTSTILL_DATA"
+        raise UserError("no such folder", where=where, found=path, do="name the folder that holds gsm8k/, svamp/, ...")
+    return path
+
+
+def _check_splits(name: str, file: Path | None, splits: str, validation: int | float | None) -> None:
+    if splits not in ("digest", "paper"):
+        raise UserError("unknown way to split", where=f"splits of {name}", found=splits, do="digest or paper")
+    if splits == "paper" and file is not None:
+        do = "set `splits: digest`, or give each record a `split` field"
+        raise UserError("the paper knows no split of your own file", where=f"splits of {name}", do=do)
+    if splits == "paper" and validation is not None:
+        do = "drop `validation`, or set `splits: digest`"
+        raise UserError("the paper's split has its own size", where=f"splits of {name}", found=validation, do=do)
+
+
+def _load_own(
+    name: str,
+    file: Path,
+    fields: Mapping[str, str] | None,
+    task: str | None,
+    validation: int | float | None,
+    test: int | float | None,
+) -> list[Question]:
+    if name in SETS or name.startswith("bbh/"):
+        raise UserError(f"{name!r} is the name of a known set", where=file, do="give your file a name of its own")
+    if task is not None:
+        answers.check(task)
+    validation = SHARE if validation is None else validation
+    test = (validation if isinstance(validation, int) else SHARE) if test is None else test
+    return place(own.read(name, file, fields, task), name, validation=validation, test=test)
+
+
+def _place_bbh(raws: Sequence[Raw], task: str, share: int | float) -> list[Question]:
+    # Exactly the share, lowest digests first: with some 200 questions a task, chance would make the parts uneven.
+    count = share if isinstance(share, int) else int(len(raws) * share)
+    questions = place(raws, f"bbh/{task}", validation=count, test=None)
+    return [Question(q.id, q.text, q.gold, set="bbh", split=q.split, task=q.task) for q in questions]
+
+
+def _check(raws: Sequence[Raw]) -> None:
+    seen: dict[str, str] = {}
+    for raw in raws:
+        if raw.id in seen:
+            raise UserError(f"the id {raw.id!r} stands twice", where=raw.where, found=f"first in {seen[raw.id]}")
+        seen[raw.id] = raw.where
+        try:
+            answers.canonical(raw.gold, answers.form(raw.gold, raw.task))
+        except UserError as error:
+            raise UserError(error.what, where=raw.where, found=error.found, do=error.do) from None
+
+
+def _known(name: str, names: Sequence[str]) -> str:
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UserError(f"no set named {name!r}", do=f"{hint}one of {', '.join(names)}, or give `file`")

@@ -1,0 +1,74 @@
+"""The questions of a run as `collect` stored them, and the demonstrations that go with them.
+
+    >>> shots = {"": Shots(PAPER, "", (Demonstration("What is 2 + 2?", "4"),))}
+    >>> question = Question("m/1", "What is 1 + 1?", "2", "m", "validation", "number")
+    >>> prompt_of(question, FORMATS["few-shot-answer"], shots).plain
+    'Q: What is 2 + 2?\\nA: The answer is 4\\n\\nQ: What is 1 + 1?\\nA:'
+
+After `collect` no stage opens the data folder, and only `test` asks for the split `test`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from potstill import files
+from potstill.encoding import from_json
+from potstill.prompts import FORMATS, PAPER, Demonstration, Format, Style, build
+from potstill.records import Prompt, Question, Split
+
+SHOTS = "demonstrations.json"
+OTHERS = "others.jsonl"
+
+__all__ = ["FORMATS", "OTHERS", "PAPER", "SHOTS", "Shots", "others", "prompt_of", "questions", "shots", "shots_json"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shots:
+    """How the questions of a task are asked: the wording, what stands before it, and the demonstrations."""
+
+    style: Style
+    instruction: str
+    demonstrations: tuple[Demonstration, ...]
+
+
+def questions(run: Path, sets: Iterable[str], split: Split) -> list[Question]:
+    """The questions of some sets in one split, in the order of the sets and of their files."""
+    found = []
+    for name in dict.fromkeys(sets):
+        rows = files.read_jsonl(run / "collect" / f"{name}.{split}.jsonl")
+        found += [from_json(Question, row) for _, row in rows]
+    return found
+
+
+def others(run: Path) -> Iterator[Question]:
+    """The questions of the training sets that are not trained on: held out, left out as leaks, or over a limit.
+
+    Without their answers: they are here so that stored chains about them can be told from chains about nothing.
+    """
+    for _, row in files.read_jsonl(run / "collect" / OTHERS):
+        yield from_json(Question, row)
+
+
+def shots(run: Path) -> dict[str, Shots]:
+    """Task -> how it is asked; the empty name stands for every task that has no entry of its own."""
+    rows = files.read_json(run / "collect" / SHOTS)
+    return {
+        task: Shots(
+            Style(**row["style"]), row["instruction"], tuple(Demonstration(**shot) for shot in row["demonstrations"])
+        )
+        for task, row in rows.items()
+    }
+
+
+def shots_json(table: Mapping[str, Shots]) -> dict[str, Any]:
+    return {task: asdict(entry) for task, entry in sorted(table.items())}
+
+
+def prompt_of(question: Question, format: Format, table: Mapping[str, Shots]) -> Prompt:
+    """The prompt with which a question is evaluated."""
+    entry = table.get(question.task) or table[""]
+    return build(question.text, format, entry.demonstrations, style=entry.style, instruction=entry.instruction)

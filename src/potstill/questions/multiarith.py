@@ -1,0 +1,36 @@
+"""MultiArith (Roy and Roth 2015), as distributed with zero_shot_cot: 600 problems of several steps.
+
+>>> question({"sQuestion": " How many? ", "lSolutions": [39.0]}, where="record 0")
+('How many?', '39')
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from potstill.errors import UserError
+from potstill.questions import reading
+from potstill.questions.raw import Raw
+
+FILE: Final = "multiarith/MultiArith.json"
+
+
+def read(data: Path) -> list[Raw]:
+    """ids `multiarith/0`: the place in the file."""
+    path = data / FILE
+    questions = []
+    for index, row in enumerate(reading.listed(reading.document(path), where=path)):
+        where = f"{path} record {index}"
+        text, gold = question(row, where=where)
+        questions.append(Raw(id=f"multiarith/{index}", text=text, gold=gold, task="multiarith", where=where))
+    return questions
+
+
+def question(row: Any, *, where: object) -> tuple[str, str]:
+    """Text and gold answer of a record."""
+    solutions = reading.listed(reading.required(row, "lSolutions", where=where), where=f"{where}, lSolutions")
+    if len(solutions) != 1:
+        raise UserError("`lSolutions` must hold one number", where=where, found=solutions)
+    gold = reading.to_number(solutions[0], "lSolutions", where=where)
+    return reading.field(row, "sQuestion", where=where).strip(), gold

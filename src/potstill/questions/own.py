@@ -1,0 +1,84 @@
+"""Your own questions: a JSONL file with a question and its answer on each line.
+
+    {"question": "How many?", "answer": 72}
+    {"id": "b7", "question": "Which?", "answer": "(A)", "task": "choice", "split": "test", "rationale": "..."}
+
+`fields` says what your file calls them: {"question": "problem", "answer": "solution"}. A task names a way of grading
+(`number`, `choice`, `text`, ...) or a name of yours before it (`sorting/list`), which groups the scores; without one
+the form of the answer decides.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, get_args
+
+from potstill import answers
+from potstill.errors import UserError
+from potstill.questions import reading
+from potstill.questions.raw import Raw
+from potstill.records import Split
+
+FIELDS: Final = ("question", "answer", "id", "rationale", "task", "split")
+
+
+def read(name: str, file: Path, fields: Mapping[str, str] | None, task: str | None) -> list[Raw]:
+    """ids `<name>/<id>`, or `<name>/<line number>` (from 1) where a record has none.
+
+    task  for every record that names none itself
+    """
+    names = _names(fields or {})
+    questions = []
+    for number, row in reading.rows(file):
+        where = f"{file} line {number}"
+        gold = _gold(row, names["answer"], where)
+        questions.append(
+            Raw(
+                id=f"{name}/{_identity(row, names['id'], number, where)}",
+                text=reading.field(row, names["question"], where=where).strip(),
+                gold=gold,
+                task=_optional(row, names["task"], where) or task or answers.form(gold),
+                where=where,
+                rationale=_optional(row, names["rationale"], where),
+                split=_split(row, names["split"], where),
+            )
+        )
+    return questions
+
+
+def _names(fields: Mapping[str, str]) -> dict[str, str]:
+    for ours in fields:
+        if ours not in FIELDS:
+            raise UserError(f"no field of a question: {ours!r}", where="fields", do=f"one of {', '.join(FIELDS)}")
+    return {ours: fields.get(ours, ours) for ours in FIELDS}
+
+
+def _gold(row: Mapping[str, Any], name: str, where: str) -> str:
+    if isinstance(reading.required(row, name, where=where), str):
+        return reading.field(row, name, where=where).strip()
+    return reading.number(row, name, where=where)
+
+
+def _identity(row: Mapping[str, Any], name: str, number: int, where: str) -> str:
+    value = row.get(name)
+    if value is None:
+        return str(number)
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise UserError(f"`{name}` must be text or a whole number", where=where, found=json.dumps(value))
+    return str(value).strip()
+
+
+def _optional(row: Mapping[str, Any], name: str, where: str) -> str | None:
+    return None if row.get(name) in (None, "") else reading.field(row, name, where=where).strip()
+
+
+def _split(row: Mapping[str, Any], name: str, where: str) -> Split | None:
+    value = row.get(name)
+    if value in (None, ""):
+        return None
+    for part in get_args(Split):
+        if value == part:
+            return part
+    raise UserError(f"`{name}` must be one of train, validation, test", where=where, found=json.dumps(value))

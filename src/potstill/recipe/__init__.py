@@ -1,0 +1,93 @@
+"""Recipes: one YAML file says everything that a run does. `sections` has the keys, `reading` the reader.
+
+    >>> recipe = parse("name: mine\\nteacher: {kind: human}\\ntrain: {learning_rate: 5e-4}\\n", "mine.yaml")
+    >>> recipe.train.learning_rate, recipe.train.formats
+    (0.0005, {'zero-shot-rationale': 1})
+    >>> parse("name: mine\\ntrain:\\n  stps: 3\\n", "mine.yaml")
+    Traceback (most recent call last):
+    potstill.errors.UserError: mine.yaml line 3: unknown key train.stps
+      do: did you mean train.steps?
+
+YAML 1.2: `5e-4` is a number and `no` a word. A recipe is frozen; unknown keys are refused with a suggestion and the
+place. `resolved(recipe)` writes every default out. A relative path in a recipe is looked up from the working folder and
+from the data folder (`find`).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from potstill.errors import UserError
+from potstill.recipe.reading import load, parse
+from potstill.recipe.sections import OwnSet, Recipe, Shape
+
+__all__ = ["OwnSet", "Recipe", "Shape", "data_folder", "find", "flat", "load", "parse", "resolved", "schema"]
+
+
+def resolved(recipe: Recipe) -> str:
+    """The recipe as YAML with every default written out, in the order of the fields."""
+    out = io.StringIO()
+    writer = YAML(typ="rt", pure=True)
+    writer.width = 1000
+    writer.dump(recipe.model_dump(mode="json"), out)
+    return out.getvalue()
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of recipes, for editors."""
+    return Recipe.model_json_schema()
+
+
+def data_folder(recipe: Recipe) -> Path | None:
+    """Where the sets lie: the recipe's `data`, else POTSTILL_DATA, else nowhere."""
+    named = recipe.data or os.environ.get("POTSTILL_DATA")
+    if not named:
+        return None
+    folder = Path(named)
+    if not folder.is_dir():
+        where = "data" if recipe.data else "POTSTILL_DATA"
+        raise UserError("names no folder", where=where, found=named, do="name the folder that holds the sets")
+    return folder
+
+
+def find(recipe: Recipe, path: str, key: str) -> Path:
+    """The file or folder that a recipe's key names: absolute, or under the working folder or the data folder.
+
+    Raises UserError if it is nowhere, or in both places (then say which with an absolute or `./` path).
+    """
+    if Path(path).is_absolute() or path.startswith("."):
+        places = [Path(path)]
+    else:
+        data = data_folder(recipe)
+        places = [Path(path)] + ([data / path] if data else [])
+    there = [place for place in places if place.exists()]
+    if len({place.resolve() for place in there}) == 1:
+        return there[0]
+    if there:
+        raise UserError(
+            "could mean two places", where=key, found=" and ".join(map(str, there)), do="write the one you mean with ./"
+        )
+    looked = " and ".join(map(str, places))
+    raise UserError(
+        "nothing is there", where=key, found=f"{path!r}; looked at {looked}", do="mend the path or set data"
+    )
+
+
+def flat(recipe: Recipe, *prefixes: str) -> dict[str, Any]:
+    """Dotted key -> plain value for every key at or under the prefixes."""
+    rows: dict[str, Any] = {}
+
+    def walk(value: Any, key: str) -> None:
+        if isinstance(value, dict) and value:
+            for name, inner in value.items():
+                walk(inner, f"{key}.{name}" if key else name)
+        elif any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes):
+            rows[key] = value
+
+    walk(recipe.model_dump(mode="json"), "")
+    return rows

@@ -1,0 +1,137 @@
+"""Reading a recipe: YAML 1.2 to sections, and one clear message for the first thing that is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from potstill.errors import UserError
+from potstill.recipe.sections import Recipe
+
+
+def load(path: Path, changes: Sequence[str] = ()) -> Recipe:
+    """Read a recipe; `changes` are `key=value` with dotted keys and YAML values, put in after reading.
+
+    Raises UserError with the file, line or option, what was found, and what to do.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as fault:
+        raise UserError("cannot be read", where=path, found=fault.strerror, do="name a recipe (YAML)") from None
+    except UnicodeDecodeError as fault:
+        raise UserError("is not UTF-8 text", where=path, found=fault.reason, do="name a recipe (YAML)") from None
+    return parse(text, str(path), changes)
+
+
+def parse(text: str, where: str, changes: Sequence[str] = ()) -> Recipe:
+    """The recipe that a YAML text holds. `where` names it in messages."""
+    tree = _yaml(text, where)
+    if tree is None or not isinstance(tree, Mapping):
+        found = "nothing" if tree is None else "a list" if isinstance(tree, list) else repr(tree)
+        raise UserError("a recipe is a mapping of keys", where=where, found=found, do="begin with `name: ...`")
+    places = dict(_lines(tree))
+    values = _plain(tree)
+    origin: dict[tuple[str, ...], str] = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals or not key:
+            raise UserError("a change is key=value", where=f"--set {change}", do="for example --set train.steps=20")
+        keys = tuple(key.split("."))
+        _put(values, keys, _plain(_yaml(value, f"--set {change}")), change)
+        origin[keys] = f"--set {change}"
+    try:
+        return Recipe.model_validate(values, strict=True)
+    except ValidationError as fault:
+        raise _first_fault(fault, where, places, origin) from None
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return YAML(typ="rt", pure=True).load(text)
+    except YAMLError as fault:
+        mark = getattr(fault, "problem_mark", None)
+        place = f"{where} line {mark.line + 1}" if mark else where
+        problem = getattr(fault, "problem", None) or str(fault)
+        raise UserError("not valid YAML", where=place, found=problem, do="mend the line") from None
+
+
+def _plain(tree: Any) -> Any:
+    """The reader's values, which remember how they were written, as plain ones."""
+    return json.loads(json.dumps(tree, default=str))
+
+
+def _lines(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    """The line (from 1) of every key and item."""
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield (*keys, str(name)), tree.lc.key(name)[0] + 1  # type: ignore[attr-defined]
+            yield from _lines(value, (*keys, str(name)))
+    elif isinstance(tree, list):
+        for number, value in enumerate(tree):
+            yield (*keys, str(number)), tree.lc.item(number)[0] + 1  # type: ignore[attr-defined]
+            yield from _lines(value, (*keys, str(number)))
+
+
+def _put(values: dict[str, Any], keys: tuple[str, ...], value: Any, change: str) -> None:
+    for key in keys[:-1]:
+        inner = values.setdefault(key, {})
+        if inner is None:
+            inner = values[key] = {}
+        if not isinstance(inner, dict):
+            raise UserError(f"{key} holds no keys", where=f"--set {change}", found=inner, do="set the key itself")
+        values = inner
+    values[keys[-1]] = value
+
+
+def _first_fault(
+    fault: ValidationError, where: str, places: Mapping[tuple[str, ...], int], origin: Mapping[tuple[str, ...], str]
+) -> UserError:
+    """One clear message for the first thing that pydantic found wrong."""
+    error = next((error for error in fault.errors() if error["type"] == "extra_forbidden"), fault.errors()[0])
+    # a tag (a shape's name or its numbers) and a wrong dictionary key add their own words to the place: leave them out
+    keys = tuple(str(part) for part in error["loc"] if part not in ("numbers", "[key]"))
+    place = where
+    for end in range(len(keys), 0, -1):
+        if keys[:end] in origin:
+            place = origin[keys[:end]]
+            break
+        if keys[:end] in places:
+            place = f"{where} line {places[keys[:end]]}"
+            break
+    dotted = ".".join(keys)
+    if error["type"] == "extra_forbidden":
+        return UserError(f"unknown key {dotted}", where=place, do=_suggestion(keys))
+    if error["type"] == "missing":
+        return UserError(f"{dotted} is missing", where=place, do=f"add {dotted}")
+    message = error["msg"].removeprefix("Value error, ")
+    what = f"{dotted}: {message}" if dotted else message
+    found = "" if isinstance(error["input"], dict) else json.dumps(error["input"], ensure_ascii=False, default=str)
+    return UserError(what, where=place, found=found, do="mend the value")
+
+
+def _suggestion(keys: tuple[str, ...]) -> str:
+    known = _known_keys(Recipe)
+    beside = [key for key in known if key[:-1] == keys[:-1]]
+    near = difflib.get_close_matches(keys[-1], [key[-1] for key in beside], 1)
+    if near:
+        return f"did you mean {'.'.join((*keys[:-1], near[0]))}?"
+    elsewhere = [key for key in known if key[-1] == keys[-1]]
+    if elsewhere:
+        return f"did you mean {'.'.join(elsewhere[0])}?"
+    return f"known here: {', '.join(key[-1] for key in beside)}" if beside else "take it out"
+
+
+def _known_keys(section: type[BaseModel], before: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append((*before, name))
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _known_keys(field.annotation, (*before, name))
+    return keys

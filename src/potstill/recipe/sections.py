@@ -1,0 +1,174 @@
+"""The sections of a recipe: every key, its type, its default. The only owner of pydantic, with `reading`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+FormatName = Literal["zero-shot-answer", "zero-shot-rationale", "few-shot-answer", "few-shot-rationale"]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class OwnSet(Section):
+    """A set of your own: a JSONL file, one question a line."""
+
+    file: str
+    task: str | None = Field(default=None, description="how answers are graded: number, choice, boolean, text, ...")
+    fields: dict[str, str] = Field(
+        {}, description="our name -> the file's name, for question, answer, id, rationale, ..."
+    )
+
+
+class Limits(Section):
+    train: Positive | None = None
+    validation: Positive | None = None
+    test: Positive | None = None
+
+
+class Questions(Section):
+    """What is learnt and what is measured, by names of sets."""
+
+    train: list[Name] = ["gsm8k"]
+    in_distribution: list[Name] = ["gsm8k"]
+    out_of_distribution: list[Name] = ["multiarith", "asdiv", "svamp"]
+    generic: list[Name] = ["bbh"]
+    splits: Literal["digest", "paper"] = Field(
+        default="digest", description="paper: 500 validation questions a set, the rest test"
+    )
+    validation: Share = Field(default=0.25, description="share of a set's questions, for splits by digest")
+    test: Share = 0.25
+    limit: Limits = Field(default=Limits(), description="at most so many questions of each set, lowest digests first")
+
+
+class Teacher(Section):
+    kind: Literal["local", "human", "replay"] = "human"
+    name: Name | None = Field(default=None, description="what its chains call their source; the kind if not given")
+    model: str | None = Field(default=None, description="local: a folder in Hugging Face form")
+    chains: str | None = Field(default=None, description="replay: a file of chains, JSONL or Parquet")
+    prompt: str | None = Field(default=None, description="local: a text file of demonstrations, if any")
+    samples: Positive = Field(default=1, description="chains a question")
+    temperature: float = Field(default=0.5, ge=0)
+    max_tokens: Positive = 256
+    candidates: Count = Field(default=5, description="alternatives a token whose log-probabilities are kept")
+    batch_tokens: Positive = 16384
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _complete(self) -> Teacher:
+        needed = {"local": "model", "replay": "chains"}.get(self.kind)
+        if needed and getattr(self, needed) is None:
+            raise ValueError(f"a {self.kind} teacher needs {needed}")
+        return self
+
+
+class Filter(Section):
+    cap: Positive | None = Field(default=None, description="right chains kept a question")
+    duplicates: Literal["drop", "keep"] = "drop"
+
+
+class Transfer(Section):
+    rule: Literal["one-hot", "paper", "span"] = "span"
+
+
+class Shape(Section):
+    """The size of a model that starts from random weights."""
+
+    family: Literal["t5", "causal"]
+    d_model: Positive
+    layers: Positive
+    heads: Positive
+    d_ff: Positive
+    d_kv: Positive | None = None
+
+
+def _named(shape: Any) -> str:
+    return "name" if isinstance(shape, str) else "numbers"
+
+
+# Tagged, so that a fault in the numbers of a shape is not reported as "not a string".
+ShapeOrName = Annotated[Annotated[str, Tag("name")] | Annotated[Shape, Tag("numbers")], Discriminator(_named)]
+
+
+class Student(Section):
+    model: str | None = Field(default=None, description="a folder in Hugging Face form")
+    shape: ShapeOrName | None = Field(
+        default=None, description="random weights of this size: numbers, or flan-t5-base, ..."
+    )
+    tokenizer: str | None = Field(default=None, description="a folder; the model's own if not given")
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _complete(self) -> Student:
+        if self.model is None and (self.shape is None or self.tokenizer is None):
+            raise ValueError("a student is a model, or a shape (random weights) with a tokenizer")
+        return self
+
+
+class Train(Section):
+    formats: dict[FormatName, Count] = Field(default={"zero-shot-rationale": 1}, description="quota of each format")
+    demonstrations: Positive = Field(default=4, description="in each few-shot prompt")
+    mass: Literal["raw", "renormalised", "tail"] = Field(
+        default="raw", description="what becomes of the mass that was not seen"
+    )
+    steps: Positive = 1000
+    groups: Positive = Field(default=32, description="groups a step: one question, one format, some chains")
+    chains_per_prompt: Positive = 1
+    batch_tokens: Positive = Field(default=8192, description="tokens a micro-batch; changes no result, only memory")
+    learning_rate: float = Field(default=5e-4, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warm_up: Count = 10
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float | None = Field(default=1.0, gt=0)
+    checkpoint_every: Positive = 250
+
+
+class Evaluate(Section):
+    formats: list[FormatName] = Field(default=["zero-shot-rationale"], min_length=1)
+    demonstrations: str | None = Field(default=None, description="a text file of demonstrations for few-shot formats")
+    max_tokens: Positive = 256
+    batch_tokens: Positive = 16384
+
+
+class Select(Section):
+    rule: Literal["mean-out-of-distribution"] = "mean-out-of-distribution"
+    format: FormatName = "zero-shot-rationale"
+
+
+class Report(Section):
+    read: Count = Field(default=6, description="questions shown with their chains and answers")
+    notes: list[str] = Field(default=[], description="sentences that the page shows: sources, licences, what to expect")
+
+
+class Recipe(Section):
+    name: Name
+    seed: Count = 0
+    data: str | None = Field(default=None, description="folder of the sets; POTSTILL_DATA if not given")
+    sets: dict[Name, OwnSet] = {}
+    questions: Questions = Questions()
+    teacher: Teacher = Teacher()
+    filter: Filter = Filter()
+    transfer: Transfer = Transfer()
+    student: Student = Student(shape="flan-t5-base", tokenizer="tokenizers/t5")
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    select: Select = Select()
+    report: Report = Report()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Recipe:
+        if self.select.format not in self.evaluate.formats:
+            raise ValueError(f"select.format {self.select.format!r} is not among evaluate.formats")
+        if not any(self.train.formats.values()):
+            raise ValueError("train.formats gives every format the quota 0")
+        if not self.questions.out_of_distribution:
+            raise ValueError("questions.out_of_distribution is empty: the checkpoint is chosen on these sets")
+        return self

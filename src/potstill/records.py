@@ -1,0 +1,263 @@
+"""The nouns: frozen values that the stages hand to each other.
+
+    >>> chain = Chain.from_tokens("q1", 0, [b"4", b"\\xff"], [[(b"4", -0.1), (END, -2.5)], [(b"\\xff", -0.3)]])
+    >>> chain.text, chain.spans
+    ('4\\ufffd', ((0, 1), (1, 2)))
+
+Natural logarithms everywhere. This module imports the standard library only; `encoding` has the form in JSON.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, Self
+
+Stop = Literal["end", "length", "cut"]
+Semantics = Literal["raw", "tempered", "truncated", "unknown", "none"]
+Grade = Literal["right", "wrong", "no answer", "truncated"]
+Kind = Literal["same", "merged", "split", "mixed", "hard", "end"]
+Split = Literal["train", "validation", "test"]
+
+
+class End(enum.Enum):
+    """The outcome "the text stops here", whatever token a model writes it with."""
+
+    END = "end"
+
+    def __repr__(self) -> str:
+        return "END"
+
+
+END: Final = End.END
+Candidate = tuple[bytes | End, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One problem whose answer can be checked.
+
+    id         unique in a run, `set/...`
+    gold       the right answer as the set writes it ("72", "9 (apples)", "(A)", "valid")
+    task       how it is graded and grouped: `gsm8k`, `asdiv`, `bbh/navigate`, `number`, `choice`, ...
+    rationale  the set's own solution in words, without its answer sentence; None where it has none
+    """
+
+    id: str
+    text: str
+    gold: str
+    set: str
+    split: Split
+    task: str
+    rationale: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a model is asked, as turns. The texts of the turns put one after the other are the plain prompt, byte for
+    byte; a chat model gets the same turns as messages, stripped of outer white space. `lead` is the white space that
+    belongs between the plain prompt and its answer."""
+
+    turns: tuple[Turn, ...]
+    lead: str = ""
+
+    @property
+    def plain(self) -> str:
+        return "".join(turn.text for turn in self.turns)
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        return [{"role": turn.role, "content": turn.text.strip()} for turn in self.turns]
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """One solution of one question, with what its source says about how likely each token was.
+
+    content     the text as bytes (a sampled text need not be UTF-8); `text` is its readable form
+    tokens      the bytes of each of the teacher's tokens; empty where the source knows none (a human, a text file)
+    spans       start and end of each token in `content`, in bytes
+    candidates  per token the alternatives that the source showed, the sampled one among them, each with its natural
+                log-probability; empty, as long as `tokens`, or one longer: then the last step says how likely END was
+    stop        end: the source ended the text; length: its token budget ran out; cut: we cut it after the answer
+    semantics   what the log-probabilities mean: of the raw distribution, after temperature, after truncation,
+                unknown, or none
+    """
+
+    question: str
+    source: str
+    index: int
+    content: bytes
+    tokens: tuple[bytes, ...] = ()
+    spans: tuple[tuple[int, int], ...] = ()
+    candidates: tuple[tuple[Candidate, ...], ...] = ()
+    stop: Stop = "end"
+    semantics: Semantics = "none"
+
+    def __post_init__(self) -> None:
+        assert len(self.spans) == len(self.tokens), f"{self.key}: {len(self.tokens)} tokens, {len(self.spans)} spans"
+        allowed = (0, len(self.tokens), len(self.tokens) + 1)
+        assert len(self.candidates) in allowed, (
+            f"{self.key}: {len(self.candidates)} steps for {len(self.tokens)} tokens"
+        )
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return (self.question, self.source, self.index)
+
+    @property
+    def text(self) -> str:
+        return self.content.decode("utf-8", "replace")
+
+    @classmethod
+    def from_tokens(
+        cls,
+        question: str,
+        index: int,
+        tokens: Sequence[bytes],
+        candidates: Sequence[Sequence[Candidate]] = (),
+        stop: Stop = "end",
+        *,
+        source: str = "teacher",
+        semantics: Semantics | None = None,
+    ) -> Self:
+        """A chain whose tokens, put one after the other, are its text.
+
+        candidates  natural logarithms, the sampled token among them; one list more than tokens if the last step, at
+                    which the text ended, is known.
+        semantics   `raw` unless said otherwise, `none` without candidates
+        """
+        return cls(
+            question=question,
+            source=source,
+            index=index,
+            content=b"".join(tokens),
+            tokens=tuple(tokens),
+            spans=running_spans(tokens),
+            candidates=tuple(tuple((what, float(value)) for what, value in step) for step in candidates),
+            stop=stop,
+            semantics=semantics or ("raw" if candidates else "none"),
+        )
+
+    @classmethod
+    def from_text(cls, question: str, index: int, text: str, *, source: str, stop: Stop = "end") -> Self:
+        """A chain of which only the text is known: a human's, or an answer found in a file."""
+        return cls(question, source, index, text.encode("utf-8"), stop=stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What grading found in a text, and, apart from that, why a chain was dropped if it was.
+
+    found    the canonical answer, None where there is none
+    dropped  duplicate, cap, contaminated, length, language; None for a chain that was not dropped
+    """
+
+    grade: Grade
+    found: str | None = None
+    dropped: str | None = None
+
+    @property
+    def kept(self) -> bool:
+        return self.grade == "right" and self.dropped is None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A chain in a student's vocabulary: at every position the token and a sparse distribution.
+
+    ids            [n] tokens of the text, the end token included where the chain has an end
+    offsets        [n + 1] position p owns candidates offsets[p] to offsets[p + 1]
+    candidate_ids  [m] token ids, distinct within a position
+    probabilities  [m] in (0, 1]; what is missing to 1 is the position's tail
+    kinds          [n] same, merged, split, mixed, hard, end
+    """
+
+    ids: Sequence[int]
+    offsets: Sequence[int]
+    candidate_ids: Sequence[int]
+    probabilities: Sequence[float]
+    kinds: Sequence[Kind]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def distribution(self, position: int) -> dict[int, float]:
+        """Token id to probability; sums to 1 - tail."""
+        own = slice(self.offsets[position], self.offsets[position + 1])
+        pairs = zip(self.candidate_ids[own], self.probabilities[own], strict=True)
+        return {int(token): float(probability) for token, probability in pairs}
+
+    def tail(self, position: int) -> float:
+        """Probability that lies on none of the candidates."""
+        return max(0.0, 1.0 - sum(self.distribution(position).values()))
+
+    def kind(self, position: int) -> Kind:
+        return self.kinds[position]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One student answer to one question, with its verdict. `index` counts samples of the same question."""
+
+    question: str
+    set: str
+    task: str
+    text: str
+    stop: Stop
+    grade: Grade
+    found: str | None
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How a checkpoint did on one set. `accuracy` is right / n; `low` and `high` bound its 95 % interval.
+
+    For a set of several tasks (BBH) `macro` is the unweighted mean over tasks of their accuracies, else None.
+    """
+
+    step: int
+    set: str
+    split: Split
+    format: str
+    decoding: str
+    n: int
+    right: int
+    no_answer: int
+    truncated: int
+    accuracy: float
+    low: float
+    high: float
+    macro: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The selected checkpoint, the rule, and the table it was chosen from: one row a step, step -> value.
+
+    tied  the steps whose value lies within the paired interval of the best: choosing among them is chance
+    """
+
+    step: int
+    rule: str
+    format: str
+    decoding: str
+    table: tuple[tuple[int, float], ...]
+    tied: tuple[int, ...] = ()
+
+
+def running_spans(tokens: Sequence[bytes]) -> tuple[tuple[int, int], ...]:
+    """Start and end of each token in the bytes that they make together."""
+    spans, start = [], 0
+    for token in tokens:
+        spans.append((start, start + len(token)))
+        start += len(token)
+    return tuple(spans)

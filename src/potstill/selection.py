@@ -1,0 +1,87 @@
+"""Selection: which checkpoint to keep, by what it does on sets that it was not trained for.
+
+    >>> before = {"svamp": [False, False], "asdiv": [True, False]}
+    >>> table = {0: before, 100: {"svamp": [True, False], "asdiv": [True, True]}}
+    >>> select(table, "mean-out-of-distribution")
+    Selection(step=100, table=((0, 0.25), (100, 0.75)), tied=(0, 100))
+
+The best checkpoint in distribution is not the best out of distribution (PAPER section 1, finding 7): the rule reads the
+mean over the out-of-distribution validation sets of the accuracy in each. The best of many is best partly by
+luck, so the steps that a paired bootstrap cannot tell from it are named. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from potstill import intervals
+from potstill.errors import UserError
+
+VERSION: Final = 1  # of the rules and their intervals; stored with the choice
+RULES: Final = ("mean-out-of-distribution",)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What `records.Choice` needs of it: the best step, (step, value) by step, and the steps tied with the best."""
+
+    step: int
+    table: tuple[tuple[int, float], ...]
+    tied: tuple[int, ...]
+
+
+def select(
+    table: Mapping[int, Mapping[str, Sequence[bool]]],
+    rule: str = "mean-out-of-distribution",
+    *,
+    seed: int = 0,
+    level: float = 0.95,
+    draws: int = 2000,
+) -> Selection:
+    """The best step of `table`: step -> set -> right or not for each question, in one order for all steps.
+
+    The caller passes the out-of-distribution validation sets only. Of equal values the earlier step wins.
+    tied  steps whose paired interval of the difference to the best holds 0, the best itself among them
+    Raises UserError for an unknown rule, an empty table, and steps that answered different sets or counts of questions.
+    """
+    if rule not in RULES:
+        raise UserError("unknown rule", where="select.rule", found=rule, do=f"one of {', '.join(RULES)}")
+    steps = sorted(table)
+    _check(table, steps)
+    values = {step: value(table[step]) for step in steps}
+    best = max(steps, key=lambda step: (values[step], -step))
+    tied = [step for step in steps if step == best or _tied(table[best], table[step], seed, level, draws)]
+    return Selection(best, tuple(values.items()), tuple(tied))
+
+
+def value(right: Mapping[str, Sequence[bool]]) -> float:
+    """Mean over the sets of the accuracy in each: every set weighs the same, whatever its size."""
+    return sum(sum(map(bool, answers)) / len(answers) for answers in right.values()) / len(right)
+
+
+def _tied(
+    best: Mapping[str, Sequence[bool]], other: Mapping[str, Sequence[bool]], seed: int, level: float, draws: int
+) -> bool:
+    pairs = [([float(x) for x in best[name]], [float(x) for x in other[name]]) for name in sorted(best)]
+    _, low, high = intervals.stratified_bootstrap(pairs, seed=seed, level=level, draws=draws)
+    return low <= 0 <= high
+
+
+def _check(table: Mapping[int, Mapping[str, Sequence[bool]]], steps: Sequence[int]) -> None:
+    if not steps:
+        raise UserError("no checkpoint was evaluated", where="select", do="run `evaluate` first")
+    sizes = {name: len(right) for name, right in table[steps[0]].items()}
+    if not sizes:
+        do = "name at least one set that is not trained on for validation"
+        raise UserError("no out-of-distribution validation set", where="select", do=do)
+    for name, size in sizes.items():
+        if size == 0:
+            raise UserError("a validation set without questions", where=f"select: step {steps[0]}, {name}")
+    for step in steps[1:]:
+        other = {name: len(right) for name, right in table[step].items()}
+        if other != sizes:
+            do = "evaluate every step on the same questions (`--redo evaluate`)"
+            what = f"step {step} answered other questions than step {steps[0]}"
+            raise UserError(what, where="select", found=f"{other} against {sizes}", do=do)

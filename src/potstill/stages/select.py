@@ -1,0 +1,34 @@
+"""select: the checkpoint with the best mean accuracy on the out-of-distribution validation sets (PAPER section 7).
+
+Step 0 stands in the evaluation for comparison and cannot be chosen.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from potstill import exam, files, selection
+from potstill.encoding import to_json
+from potstill.recipe import Recipe
+from potstill.records import Choice
+
+READS = ("select", "seed", "questions.out_of_distribution")
+AFTER = ("evaluate",)
+VERSIONS = {"selection": selection.VERSION}
+
+
+def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
+    wanted = set(plan.questions.out_of_distribution)
+    table: dict[int, dict[str, list[bool]]] = {}
+    for step in exam.checkpoints(run):
+        right: dict[str, list[tuple[str, bool]]] = {}
+        for prediction in exam.predictions(run / "evaluate", step, plan.select.format):
+            if prediction.set in wanted:
+                right.setdefault(prediction.set, []).append((prediction.question, prediction.grade == "right"))
+        table[step] = {name: [value for _, value in sorted(rows)] for name, rows in right.items()}
+    best = selection.select(table, plan.select.rule, seed=plan.seed)
+    choice = Choice(best.step, plan.select.rule, plan.select.format, exam.DECODING, best.table, best.tied)
+    path = run / "select" / "choice.json"
+    files.write_json(path, to_json(choice))
+    return [path], {"step": choice.step}

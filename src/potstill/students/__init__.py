@@ -1,0 +1,33 @@
+"""Students: T5-style and decoder-only models that are taught by sparse distributions.
+
+    >>> sorted(SHAPES)[:2], parameters(SHAPES["flan-t5-xl"])
+    (['flan-t5-base', 'flan-t5-large'], 2849757184)
+
+`open` reads a Hugging Face folder, `initialise` makes random weights, `Student.save` writes a folder that any tool
+loads. `base` is the student that a recipe names.
+"""
+
+from __future__ import annotations
+
+from potstill.students.base import base, count, identity, shape, tokenizer_folder
+from potstill.students.batch import Batch, Example
+from potstill.students.opening import initialise, open
+from potstill.students.shape import SHAPES, Shape, parameters
+from potstill.students.student import Head, Student
+
+__all__ = [
+    "SHAPES",
+    "Batch",
+    "Example",
+    "Head",
+    "Shape",
+    "Student",
+    "base",
+    "count",
+    "identity",
+    "initialise",
+    "open",
+    "parameters",
+    "shape",
+    "tokenizer_folder",
+]

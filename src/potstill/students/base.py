@@ -1,0 +1,72 @@
+"""The student that a recipe names, before any training: step 0 of a run.
+
+Opened from a folder, or made of random weights as a function of the recipe's shape and seed, so that it never has to
+be stored.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from safetensors import safe_open
+
+from potstill import files, recipe, tokenizers
+from potstill.errors import UserError
+from potstill.recipe import Recipe
+from potstill.students.opening import initialise, open
+from potstill.students.shape import SHAPES, Shape
+from potstill.students.student import Student
+
+
+def base(plan: Recipe) -> Student:
+    """The untrained student, its loss set as the recipe says. Raises UserError as `open` and `initialise` do."""
+    asked = plan.student
+    if asked.model is not None:
+        folder = recipe.find(plan, asked.model, "student.model")
+        return open(folder, mass=plan.train.mass, dropout=asked.dropout, trust_remote_code=asked.trust_remote_code)
+    tokenizer = tokenizers.open(tokenizer_folder(plan))
+    return initialise(shape(plan, tokenizer.size), tokenizer, plan.seed, mass=plan.train.mass, dropout=asked.dropout)
+
+
+def identity(plan: Recipe) -> dict[str, str]:
+    """Digests of what the base student is made from, by recipe key."""
+    if plan.student.model is not None:
+        return {"student.model": files.fingerprint(recipe.find(plan, plan.student.model, "student.model"))}
+    return {"student.tokenizer": tokenizers.open(tokenizer_folder(plan)).digest}
+
+
+def tokenizer_folder(plan: Recipe) -> Path:
+    """Where the student's tokenizer lies: its own key, else the model's folder."""
+    if plan.student.tokenizer is not None:
+        return recipe.find(plan, plan.student.tokenizer, "student.tokenizer")
+    assert plan.student.model is not None, "the recipe has a model or a tokenizer"
+    return recipe.find(plan, plan.student.model, "student.model")
+
+
+def shape(plan: Recipe, vocabulary: int) -> Shape:
+    """The size of a student with random weights. Raises UserError for an unknown name."""
+    asked = plan.student.shape
+    assert asked is not None, "a student without weights has a shape"
+    if isinstance(asked, str):
+        if asked not in SHAPES:
+            raise UserError("no such shape", where="student.shape", found=asked, do=f"one of {', '.join(SHAPES)}")
+        return SHAPES[asked]
+    return Shape(
+        asked.family,
+        asked.d_model,
+        asked.layers,
+        asked.heads,
+        asked.d_ff,
+        asked.d_kv or asked.d_model // asked.heads,
+        vocabulary,
+    )
+
+
+def count(folder: Path) -> int:
+    """The number of parameters of a model in a folder, from the headers of its weights, which are not loaded."""
+    total = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    return total

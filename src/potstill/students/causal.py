@@ -1,0 +1,98 @@
+"""Decoder-only students: the kinds of Llama, Mistral, Qwen, Gemma.
+
+Prompt and target stand in one row. The row's last token, the end of the target, is never read:
+
+    row         <s> Q : 2 + 2 A : 4 </s>
+    read        <s> Q : 2 + 2 A : 4
+    supervised                  :  4          the token before `4` and the token before the end
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final, Literal
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from potstill.errors import UserError
+from potstill.records import Prompt
+from potstill.students.batch import Batch, Example, candidates, pad
+from potstill.students.shape import Family, Shape
+from potstill.students.student import Head, Student
+from potstill.tokenizers import Tokenizer
+
+# Each is tested with a tiny random model.
+KINDS: Final = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
+
+
+class Causal(Student):
+    """`padding` is the side on which rows are padded: it changes nothing but the layout."""
+
+    family: ClassVar[Family] = "causal"
+    padding: Literal["left", "right"] = "right"
+
+    @property
+    def head(self) -> Head:
+        linear: Any = self.model.get_output_embeddings()
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return Head(linear.weight, bias=getattr(linear, "bias", None), cap=cap)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        states = self.model.get_decoder()(
+            input_ids=batch.input_ids,
+            attention_mask=batch.input_mask,
+            position_ids=(batch.input_mask.cumsum(1) - 1).clamp_min(0),
+            use_cache=False,
+        ).last_hidden_state
+        return states.flatten(0, 1)[batch.positions]
+
+    def render(self, prompt: Prompt) -> str:
+        return prompt.plain + prompt.lead
+
+    def encode(self, text: str) -> list[int]:
+        # The tokenizer's own template says what stands before a text; a config's bos_token_id is there even where it
+        # was never used (Qwen).
+        return [*self.tokenizer.prefix, *self.tokenizer.encode(text).ids]
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        inputs = [[*example.prompt, *example.target.ids[:-1]] for example in examples]
+        input_ids, input_mask = pad(inputs, self.tokenizer.pad, self.padding)
+        supervised = torch.zeros_like(input_mask)
+        for row, (read, example) in enumerate(zip(inputs, examples, strict=True)):
+            end = len(read) if self.padding == "right" else supervised.shape[1]
+            supervised[row, end - len(example.target) : end] = True
+        positions = supervised.flatten().nonzero().squeeze(1)
+        ids, probabilities, weights, rows = candidates(examples)
+        return Batch(input_ids, input_mask, positions, ids, probabilities, weights, rows, None, None, tuple(examples))
+
+
+def prepare(config: Any, tokenizer: Tokenizer, dropout: float | None) -> None:
+    """The settings of a model that is about to be made or loaded, in place."""
+    if dropout is not None:
+        if dropout and not hasattr(config, "attention_dropout"):
+            raise UserError(
+                "this kind of model has no dropout", where=f"student ({config.model_type})", do="set it to 0"
+            )
+        config.attention_dropout = dropout
+
+
+def make(shape: Shape, tokenizer: Tokenizer, dropout: float) -> LlamaForCausalLM:
+    """A random model of the Llama kind from torch's current seed."""
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.d_model,
+        intermediate_size=shape.d_ff,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads or shape.heads,
+        head_dim=shape.d_kv,
+        max_position_embeddings=shape.length,
+        tie_word_embeddings=shape.tied,
+        attention_dropout=dropout,
+        pad_token_id=tokenizer.pad,
+        bos_token_id=next(iter(tokenizer.prefix), None),
+        eos_token_id=tokenizer.eos,
+    )
+    return LlamaForCausalLM(config)

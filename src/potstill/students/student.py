@@ -1,0 +1,183 @@
+"""A student: a transformers model that is taught at the supervised positions of a batch, and nowhere else.
+
+`forward` is all that a wrapper (DDP, FSDP2) has to see: hidden states meet the head inside it, at supervised
+positions only, chunk by chunk, so the logits [rows, length, vocabulary] of a batch never exist.
+
+    >>> from potstill.students import Shape, initialise
+    >>> from potstill.tokenizers import train_unigram
+    >>> tokenizer = train_unigram(["2 + 2 = 4", "The answer is 4"], 60)
+    >>> shape = Shape("t5", d_model=8, layers=1, heads=2, d_ff=16, d_kv=4, vocabulary=tokenizer.size)
+    >>> student = initialise(shape, tokenizer, seed=1)
+    >>> target = Target([tokenizer.eos], [0, 1], [tokenizer.eos], [1.0], ["end"])
+    >>> student(student.batch([Example(tuple(student.encode("2 + 2")), target)])).shape
+    torch.Size([1])
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from potstill import files, loss
+from potstill.errors import UserError
+from potstill.records import Prompt, Target
+from potstill.students.batch import Batch, Example, check
+from potstill.students.shape import Family
+from potstill.tokenizers import Tokenizer
+
+DType = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How hidden states become logits: scale * hidden @ weight.T + bias, then cap * tanh(. / cap) where there is a
+    cap."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, d] -> [n, v] with every logit at once: for looking and for checks, not for training."""
+        logits = nn.functional.linear(hidden * self.scale, self.weight, self.bias)
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+class Student(nn.Module):
+    """A model, its tokenizer, and how the loss treats a kept mass under 1.
+
+    model      the transformers model, its weights in float32 unless opened otherwise
+    tokenizer  potstill's; its size may be under the head's rows (a padded vocabulary), never over
+    mass       raw, renormalised or tail, see `potstill.loss`
+    """
+
+    family: ClassVar[Family]
+    model: PreTrainedModel
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, *, mass: loss.Mass = "raw") -> None:
+        super().__init__()
+        assert mass in loss.MASSES, f"mass is one of {', '.join(loss.MASSES)}, not {mass!r}"
+        self.model, self.tokenizer = model, tokenizer
+        self.mass: loss.Mass = mass
+        rows = self.head.weight.shape[0]
+        if tokenizer.size > rows:
+            raise UserError(
+                "the tokenizer has more tokens than the model has rows",
+                where="student",
+                found=f"{tokenizer.size} tokens, {rows} rows",
+                do="give the tokenizer that belongs to this model",
+            )
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Losses [n] float32 of the supervised positions in (row, position) order, in nats, unweighted."""
+        head = self.head
+        return loss.sparse(
+            self.hidden(batch),
+            head.weight,
+            batch.candidate_ids,
+            batch.probabilities,
+            mass=self.mass,
+            bias=head.bias,
+            scale=head.scale,
+            cap=head.cap,
+        )
+
+    @property
+    @abstractmethod
+    def head(self) -> Head:
+        """The parameters of the head themselves, not a copy."""
+
+    @abstractmethod
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states [n, d] at the supervised positions."""
+
+    @abstractmethod
+    def render(self, prompt: Prompt) -> str:
+        """The text that this student is shown for a prompt."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """A rendered prompt as token ids, special tokens included where the family has them."""
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """`batch` without its checks."""
+
+    def batch(self, examples: Sequence[Example]) -> Batch:
+        """Examples as tensors, one row each, in the given order. Raises UserError on a token outside the tokenizer."""
+        check(examples, self.tokenizer.size)
+        return self.collate(examples)
+
+    def filler(self) -> Batch:
+        """The smallest batch, of weight zero: what a process computes when the others still have a micro-batch."""
+        end = self.tokenizer.eos
+        return self.batch([Example((end,), Target([end], [0, 1], [end], [1.0], ["end"]), weight=0.0)])
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    def settings(self) -> Mapping[str, Any]:
+        """What must stand in config.json beyond what transformers writes."""
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """The weights by their Hugging Face names; tied ones share their memory."""
+        return self.model.state_dict()
+
+    def save(self, folder: Path | str, *, dtype: DType | None = None) -> None:
+        """Write config.json, model.safetensors, generation_config.json and the tokenizer's files into an existing
+        folder.
+
+        dtype  of the written weights; None for the dtype that they have
+        """
+        folder = Path(folder)
+        assert folder.is_dir(), f"{folder} is not a folder"
+        state = {name: value.detach() for name, value in self.state().items()}
+        if dtype is not None:
+            state = _cast(state, getattr(torch, dtype))
+        with torch.no_grad(), quiet():
+            self.model.save_pretrained(folder, state_dict=state)
+        path = folder / "config.json"
+        written = json.loads(path.read_text("utf-8")) | dict(self.settings())
+        written["dtype"] = dtype or str(self.model.dtype).removeprefix("torch.")
+        files.write(path, (json.dumps(written, indent=2, sort_keys=True) + "\n").encode())
+        for name, content in self.tokenizer.files.items():
+            files.write(folder / name, content)
+
+
+def _cast(state: Mapping[str, Tensor], kind: torch.dtype) -> dict[str, Tensor]:
+    # Tied weights are told by their shared memory when the file is written, so each memory is cast once.
+    seen: dict[tuple[int, torch.Size], Tensor] = {}
+    cast = {}
+    for name, value in state.items():
+        key = (value.data_ptr(), value.shape)
+        if key not in seen:
+            seen[key] = value.to(kind) if value.is_floating_point() else value
+        cast[name] = seen[key]
+    return cast
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    # Transformers warns of every head of its own in a T5, and draws a bar for a file of a megabyte.
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,145 @@
+"""Encoder-decoder students: T5, FlanT5, mT5.
+
+Three things differ between members of the family, and transformers 5 blurs two of them (it forces
+`tie_word_embeddings`):
+
+    member            head               logits                  tie_word_embeddings in config.json
+    T5 v1.0           the embedding      times d_model^-0.5      true
+    T5 v1.1, FlanT5   its own            as they are             false
+    mT5               its own            as they are             false
+
+In transformers 4 that one key decided both; 5 reads it as `scale_decoder_outputs`, ties unless the file holds another
+head, and writes true for everything. `save` writes what both understand, and a head of its own always as a tensor of
+its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from transformers import T5Config, T5ForConditionalGeneration
+
+from potstill.errors import UserError
+from potstill.records import Prompt
+from potstill.students.batch import Batch, Example, candidates, pad
+from potstill.students.shape import Family, Shape
+from potstill.students.student import Head, Student
+from potstill.tokenizers import Tokenizer
+
+KINDS = ("t5", "mt5")
+SLOW, FAST = "gelu_new", "gelu_pytorch_tanh"  # one function (Hendrycks and Gimpel), written out and as one kernel
+
+
+class T5(Student):
+    """The prompt is the encoder's row, with the end token; the target is the decoder's."""
+
+    family: ClassVar[Family] = "t5"
+
+    @property
+    def head(self) -> Head:
+        scaled = getattr(self.model.config, "scale_decoder_outputs", False)
+        return Head(self.model.lm_head.weight, scale=self.model.config.d_model**-0.5 if scaled else 1.0)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        assert batch.prompt_ids is not None and batch.prompt_mask is not None
+        encoder, decoder = self.model.get_submodule("encoder"), self.model.get_submodule("decoder")
+        encoded = encoder(input_ids=batch.prompt_ids, attention_mask=batch.prompt_mask).last_hidden_state
+        # Targets are padded on the right, where causal attention cannot see the padding: no mask.
+        decoded = decoder(
+            input_ids=batch.input_ids,
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=batch.prompt_mask,
+            use_cache=False,
+        ).last_hidden_state
+        return decoded.flatten(0, 1)[batch.positions]
+
+    def render(self, prompt: Prompt) -> str:
+        return prompt.plain
+
+    def encode(self, text: str) -> list[int]:
+        return [*self.tokenizer.encode(text).ids, self.tokenizer.eos]
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        prompt_ids, prompt_mask = pad([example.prompt for example in examples], self.tokenizer.pad)
+        start = self.model.config.decoder_start_token_id
+        inputs = [[start, *example.target.ids[:-1]] for example in examples]
+        input_ids, input_mask = pad(inputs, self.tokenizer.pad)
+        ids, probabilities, weights, rows = candidates(examples)
+        positions = input_mask.flatten().nonzero().squeeze(1)
+        return Batch(
+            input_ids,
+            input_mask,
+            positions,
+            ids,
+            probabilities,
+            weights,
+            rows,
+            prompt_ids,
+            prompt_mask,
+            tuple(examples),
+        )
+
+    def settings(self) -> dict[str, Any]:
+        scaled = getattr(self.model.config, "scale_decoder_outputs", False)
+        activation = self.model.config.dense_act_fn
+        return {"tie_word_embeddings": scaled, "dense_act_fn": SLOW if activation == FAST else activation}
+
+    def state(self) -> dict[str, Tensor]:
+        state = dict(self.model.state_dict())
+        if not self.settings()["tie_word_embeddings"]:
+            state["lm_head.weight"] = state["lm_head.weight"].clone()
+        return state
+
+
+def open_model(model: T5ForConditionalGeneration, where: object) -> T5ForConditionalGeneration:
+    """A model as it was loaded, checked: a scaled one with a head of its own means one thing to transformers 4,
+    another to 5."""
+    scaled = getattr(model.config, "scale_decoder_outputs", False)
+    if scaled and model.lm_head.weight is not model.shared.weight:
+        raise UserError(
+            "config.json ties the head to the embedding, but the weights hold another head",
+            where=where,
+            do='set "tie_word_embeddings": false if this is a T5 v1.1 or FlanT5, else take lm_head.weight out',
+        )
+    return model
+
+
+def prepare(config: Any, tokenizer: Tokenizer, dropout: float | None) -> None:
+    """The settings of a model that is about to be made or loaded, in place."""
+    if dropout is not None:
+        config.dropout_rate = dropout
+    if config.dense_act_fn == SLOW:
+        config.dense_act_fn = FAST
+    if getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = tokenizer.pad
+
+
+def make(shape: Shape, tokenizer: Tokenizer, dropout: float) -> T5ForConditionalGeneration:
+    """A random model from torch's current seed. A head of its own starts at d_model^-0.5, so that first logits are of
+    size 1."""
+    config = T5Config(
+        vocab_size=shape.vocabulary,
+        d_model=shape.d_model,
+        d_kv=shape.d_kv,
+        d_ff=shape.d_ff,
+        num_layers=shape.encoder_layers or shape.layers,
+        num_decoder_layers=shape.layers,
+        num_heads=shape.heads,
+        relative_attention_num_buckets=shape.buckets,
+        relative_attention_max_distance=shape.reach,
+        feed_forward_proj="gated-gelu" if shape.gated else "relu",
+        pad_token_id=tokenizer.pad,
+        eos_token_id=tokenizer.eos,
+        decoder_start_token_id=tokenizer.pad,  # pyright: ignore[reportCallIssue]
+        tie_word_embeddings=shape.tied,  # pyright: ignore[reportCallIssue]
+    )
+    prepare(config, tokenizer, dropout)
+    model = T5ForConditionalGeneration(config)
+    if not shape.tied:
+        # Setting config.tie_word_embeddings instead would untie the encoder's and decoder's embeddings as well.
+        model.lm_head = nn.Linear(shape.d_model, shape.vocabulary, bias=False)
+        nn.init.normal_(model.lm_head.weight, std=shape.d_model**-0.5)
+        model.all_tied_weights_keys.pop("lm_head.weight", None)
+    return model

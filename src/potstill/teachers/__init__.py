@@ -1,0 +1,49 @@
+"""Teachers: where chains come from. `local` asks a model in this process, `human` takes a set's own rationales,
+`replay` takes chains that somebody stored.
+
+Each has a function `sample` that yields batches of chains and is told which keys (question, source, index) are stored
+already: a batch that holds nothing new is passed over, any other comes whole, and who stores it drops what it knows.
+Batches, and chains within one, may come in any order of keys; a teacher over HTTP yields what arrives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+from potstill.records import Chain, Question
+
+if TYPE_CHECKING:
+    from potstill.recipe import Recipe
+
+VERSION: Final = 1  # of the chains that this room makes of what its sources give: `cut`, the reading of `replay`
+
+Key = tuple[str, str, int]
+
+
+def chains(
+    plan: Recipe, questions: Sequence[Question], done: Container[Key] = (), *, known: Iterable[Question] = ()
+) -> Iterator[list[Chain]]:
+    """The chains of the teacher that a recipe names, batch by batch.
+
+    questions  those to be solved
+    known      other questions of the run's sets: stored chains about them are passed over, about any other refused
+    done       keys that are stored already
+    """
+    # Inside: each source brings its own libraries, and its module imports `Key` from here.
+    teacher = plan.teacher
+    source = teacher.name or teacher.kind
+    if teacher.kind == "human":
+        from potstill.teachers import human
+
+        return human.sample(questions, source=source, done=done)
+    if teacher.kind == "replay":
+        from potstill import recipe
+        from potstill.teachers import replay
+
+        assert teacher.chains is not None
+        path = recipe.find(plan, teacher.chains, "teacher.chains")
+        return replay.sample(replay.rows(path), questions, where=str(path), known=known, source=source, done=done)
+    from potstill.teachers import local
+
+    return local.planned(plan, questions, source, done)

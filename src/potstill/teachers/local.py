@@ -1,0 +1,130 @@
+"""A model in this process as teacher: sampled chains with the raw log-probabilities of its k likeliest outcomes.
+
+    >>> question = Question("mine/1", "What is 1 + 1?", "2", "mine", "train", "number")
+    >>> prompt_of = asking(prefix="Question: 2 + 2?\\nLet's think step by step\\n2 + 2 = 4.\\nThe answer is 4\\n")
+    >>> print(prompt_of(question).plain)
+    Question: 2 + 2?
+    Let's think step by step
+    2 + 2 = 4.
+    The answer is 4
+    <BLANKLINE>
+    Question: What is 1 + 1?
+    Let's think step by step
+
+The engine does the work; this module turns questions into requests and texts into chains cut behind the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from potstill import engines, files, prompts
+from potstill.engines import Engine, Generated, Request, batches
+from potstill.errors import UserError
+from potstill.prompts import Demonstration, Format, Style
+from potstill.records import Chain, Prompt, Question, Turn
+from potstill.teachers import Key
+from potstill.teachers.cut import cut
+
+if TYPE_CHECKING:
+    from potstill.recipe import Recipe
+
+
+def planned(plan: Recipe, questions: Sequence[Question], source: str, done: Container[Key]) -> Iterator[list[Chain]]:
+    """The chains of a recipe's local teacher: its model and its prompt file opened, then `sample`."""
+    from potstill import recipe
+
+    teacher, prefix = plan.teacher, ""
+    assert teacher.model is not None
+    if teacher.prompt is not None:
+        path = recipe.find(plan, teacher.prompt, "teacher.prompt")
+        try:
+            prefix = files.read_bytes(path).decode("utf-8")
+        except UnicodeDecodeError as fault:
+            raise UserError("is not UTF-8 text", where=path, found=fault.reason, do="name a text file") from None
+    folder = recipe.find(plan, teacher.model, "teacher.model")
+    return sample(
+        engines.open(folder, trust_remote_code=teacher.trust_remote_code),
+        questions,
+        asking(prefix=prefix),
+        samples=teacher.samples,
+        temperature=teacher.temperature,
+        max_tokens=teacher.max_tokens,
+        candidates=teacher.candidates,
+        seed=plan.seed,
+        source=source,
+        budget=teacher.batch_tokens,
+        done=done,
+    )
+
+
+def asking(
+    *, style: Style = prompts.TEACHER, demonstrations: Sequence[Demonstration] = (), prefix: str = ""
+) -> Callable[[Question], Prompt]:
+    """How a teacher is asked for a chain: behind demonstrations, or behind a text that already holds them.
+
+    prefix  stands before the question as it is, with one newline between (Fu et al. 2023: the eight complex
+            demonstrations, whose file ends in a newline itself)
+    """
+    assert not (demonstrations and prefix), "demonstrations and a prefix text: which comes first is not defined"
+
+    def prompt(question: Question) -> Prompt:
+        asked = prompts.build(question.text, Format(bool(demonstrations), True), demonstrations, style=style)
+        if not prefix:
+            return asked
+        first, *others = asked.turns
+        return Prompt((Turn(first.role, f"{prefix}\n{first.text}"), *others), asked.lead)
+
+    return prompt
+
+
+def sample(
+    engine: Engine,
+    questions: Sequence[Question],
+    prompt_of: Callable[[Question], Prompt],
+    *,
+    samples: int,
+    temperature: float,
+    max_tokens: int,
+    candidates: int,
+    seed: int,
+    source: str,
+    budget: int,
+    done: Container[Key] = (),
+) -> Iterator[list[Chain]]:
+    """`samples` chains of every question, one list a batch.
+
+    temperature  of the draws; the candidates' natural log-probabilities are those of the raw distribution
+    candidates   outcomes a step; 0 gives tokens without distributions
+    source       the name of this teacher in the keys of its chains
+    budget       tokens that a batch may hold, prompts and answers
+    done         keys that are stored: a batch of nothing else is not generated again, any other is, whole
+
+    Raises UserError if a prompt does not fit the model; the longest come first, so at once.
+    """
+    requests = [
+        Request((question.id, index), prompt)
+        for question in questions
+        for prompt in [engine.encode(prompt_of(question))]
+        for index in range(samples)
+    ]
+    for batch in batches(requests, budget, max_tokens=max_tokens):
+        asked = [requests[index] for index in batch]
+        if all((request.key[0], source, request.key[1]) in done for request in asked):
+            continue
+        written = engine.generate(
+            asked,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            candidates=candidates,
+            stop_at_answer=True,
+        )
+        yield [chain(text, source) for text in written]
+
+
+def chain(text: Generated, source: str) -> Chain:
+    """A generated text as a chain, cut behind its answer sentence."""
+    question, index = text.key
+    return cut(Chain.from_tokens(question, index, text.tokens, text.candidates, text.stop, source=source))

@@ -1,0 +1,16 @@
+"""Tokenizers of students and local teachers: opened from a folder, or trained. The only owner of their libraries.
+
+    >>> tokenizer = train_bpe(["2 + 2 = 4", "2 + 3 = 5"], 270)
+    >>> encoding = tokenizer.encode("2 + 2")
+    >>> [tokenizer.bytes(token) for token in encoding.ids], encoding.spans
+    ([b'2', b' +', b' ', b'2'], [(0, 1), (1, 3), (3, 4), (4, 5)])
+    >>> tokenizer.decode([*encoding.ids, tokenizer.eos]), sorted(tokenizer.files)
+    ('2 + 2', ['special_tokens_map.json', 'tokenizer.json', 'tokenizer_config.json'])
+
+(`import tokenizers` in these modules is the library of that name.)
+"""
+
+from potstill.tokenizers.folder import Tokenizer, open
+from potstill.tokenizers.training import train_bpe, train_unigram
+
+__all__ = ["Tokenizer", "open", "train_bpe", "train_unigram"]

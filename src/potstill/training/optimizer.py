@@ -1,0 +1,114 @@
+"""AdamW, and what it remembers as a flat file of tensors.
+
+    >>> layer = torch.nn.Linear(2, 1)
+    >>> adam = optimizer(layer, 0.1, weight_decay=0.01)
+    >>> layer(torch.ones(1, 2)).sum().backward(); adam.step()
+    >>> sorted(state(adam))[:3]
+    ['bias/exp_avg', 'bias/exp_avg_sq', 'bias/step']
+    >>> restore_bytes(adam, state_bytes(adam))
+
+Names are those of the parameters, so a state of another model is refused, not shuffled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from potstill.errors import UserError
+
+Optimizer = torch.optim.Optimizer
+
+
+def optimizer(
+    model: nn.Module,
+    rate: float = 5e-4,
+    *,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    epsilon: float = 1e-8,
+    factors: Mapping[str, float] | None = None,
+) -> Optimizer:
+    """AdamW over all parameters that need a gradient.
+
+    rate          learning rate until a schedule sets it
+    weight_decay  decoupled, on matrices only (not on norms and biases)
+    factors       by a part of a parameter's name: what its learning rate is multiplied with
+                  (`relative_attention_bias`: 10)
+
+    Raises UserError where a factor names no parameter.
+    """
+    factors = factors or {}
+    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    named = [(name, value) for name, value in inner.named_parameters() if value.requires_grad]
+    for part in factors:
+        if not any(part in name for name, _ in named):
+            raise UserError("no parameter has such a name", where="train.factors", found=part)
+    sets: dict[tuple[float, float], list[tuple[str, Tensor]]] = {}
+    for name, value in named:
+        factor = math.prod(factor for part, factor in factors.items() if part in name)
+        sets.setdefault((factor, weight_decay if value.ndim > 1 else 0.0), []).append((name, value))
+    made = [
+        {"params": own, "factor": factor, "weight_decay": own_decay, "lr": rate * factor}
+        for (factor, own_decay), own in sets.items()
+    ]
+    return torch.optim.AdamW(made, betas=betas, eps=epsilon)
+
+
+def state(optimizer: Optimizer) -> dict[str, Tensor]:
+    """What the optimizer remembers, flat: `<parameter>/<what>` -> tensor. Empty before its first step."""
+    found = {}
+    for name, parameter in _named(optimizer):
+        for what, value in optimizer.state.get(parameter, {}).items():
+            found[f"{name}/{what}"] = value
+    return found
+
+
+def restore(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The reverse of `state`, into an optimizer over the same parameters. Raises UserError where names or sizes
+    differ."""
+    left = dict(tensors)
+    for name, parameter in _named(optimizer):
+        own = {key: value for key, value in left.items() if key.rpartition("/")[0] == name}
+        for key, value in own.items():
+            if value.ndim and value.shape != parameter.shape:
+                raise _other_model(f"{key} of {tuple(value.shape)}, parameter of {tuple(parameter.shape)}")
+            del left[key]
+        if not own and tensors:
+            raise _other_model(f"nothing for {name}")
+        optimizer.state[parameter] = {
+            key.rpartition("/")[2]: value.clone() if value.ndim == 0 else value.to(parameter.device, copy=True)
+            for key, value in own.items()
+        }
+    if left:
+        raise _other_model(f"{next(iter(left))}, which no parameter has")
+
+
+def state_bytes(optimizer: Optimizer) -> bytes:
+    """`state` as one safetensors file."""
+    return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in state(optimizer).items()})
+
+
+def restore_bytes(optimizer: Optimizer, content: bytes) -> None:
+    """`restore` from what `state_bytes` made. Raises UserError also where it is no such file."""
+    try:
+        tensors = safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise UserError("the optimizer's state cannot be read", found=error, do="train again (--redo train)") from None
+    restore(optimizer, tensors)
+
+
+def _named(optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
+    for group in optimizer.param_groups:
+        yield from zip(group["param_names"], group["params"], strict=True)
+
+
+def _other_model(found: str) -> UserError:
+    return UserError(
+        "the optimizer's state belongs to another model", found=found, do="train again from the start (--redo train)"
+    )

@@ -1,0 +1,208 @@
+"""One step's gradient, and the loop over steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Literal
+
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from potstill.errors import UserError
+from potstill.order import share
+from potstill.students import Example, Student
+from potstill.training.optimizer import Optimizer
+
+Model = Student | DistributedDataParallel
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """What one optimizer step did. Same on every process.
+
+    loss           sum(w * loss) / sum(w) over the step's supervised positions, in nats
+    losses         the same by format
+    gradient_norm  before clipping
+    rate           the learning rate that was used
+    positions      supervised positions; `weight` is the sum of their weights
+    tokens         that the model read; `padding` is the share of places that held none
+    """
+
+    step: int
+    loss: float
+    losses: Mapping[str, float]
+    gradient_norm: float
+    rate: float
+    positions: int
+    weight: float
+    tokens: int
+    padding: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What `gradient` adds up beside the gradient, over all processes. `losses` are sums(w * loss) by format, not
+    divided."""
+
+    losses: Mapping[str, float]
+    weights: Mapping[str, float]
+    tokens: int
+    slots: int
+    positions: int
+
+
+def distribute(student: Student) -> Model:
+    """The student itself, or, where torch.distributed was started with several processes, wrapped so that gradients
+    are summed."""
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return student
+    return DistributedDataParallel(student, gradient_as_bucket_view=True)
+
+
+def gradient(
+    model: Model,
+    micro_batches: Sequence[Sequence[Example]],
+    *,
+    step: int,
+    seed: int,
+    precision: Precision = "float32",
+) -> Sums:
+    """Add the gradient of a step to `.grad`, already divided by the weight of the whole step.
+
+    micro_batches  all of the step, on every process the same; each computes its share, and where it has none a filler
+                   of weight 0
+    precision      bfloat16: products under autocast, weights and loss in float32
+
+    Raises UserError where a loss is not finite, with the questions of its micro-batch.
+    """
+    student = _inner(model)
+    rank, world = _place()
+    formats = sorted({example.format for batch in micro_batches for example in batch})
+    weights = dict.fromkeys(formats, 0.0)
+    for batch in micro_batches:
+        for example in batch:
+            weights[example.format] += example.weight * len(example.target)
+    total = sum(weights.values())
+    assert total > 0, f"step {step} has no weight"
+    own = share(micro_batches, rank, world)
+    sums = torch.zeros(len(formats) + 2, dtype=torch.float64)
+    model.train()
+    for turn, examples in enumerate(own):
+        batch = student.filler() if examples is None else student.batch(examples)
+        last = turn == len(own) - 1
+        hold = model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+        with hold, torch.random.fork_rng(devices=_cuda(student)):
+            torch.manual_seed(_draw(seed, step, turn * world + rank))
+            there = batch.to(student.device)
+            with torch.autocast(student.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                losses = model(there)
+            weighted = there.weights * losses
+            # DDP takes the mean over processes; the step's loss is a sum over them.
+            (weighted.sum() * (world / total)).backward()
+        if examples is None:
+            continue
+        kinds = torch.tensor([formats.index(example.format) for example in examples])[batch.rows]
+        sums[: len(formats)].index_add_(0, kinds, weighted.detach().double().cpu())
+        sums[-2:] += torch.tensor([batch.tokens, batch.slots], dtype=torch.float64)
+        if not bool(torch.isfinite(sums).all()) and world == 1:
+            raise _not_finite(step, examples)
+    if world > 1:
+        reduced = sums.to(student.device) if student.device.type == "cuda" else sums
+        distributed.all_reduce(reduced)
+        sums = reduced.cpu()
+        if not bool(torch.isfinite(sums).all()):  # on all processes at once, so that none waits for another
+            raise _not_finite(step, [example for batch in micro_batches for example in batch])
+    values = sums.tolist()
+    return Sums(
+        losses=dict(zip(formats, values, strict=False)),
+        weights=weights,
+        tokens=int(values[-2]),
+        slots=int(values[-1]),
+        positions=sum(len(example.target) for batch in micro_batches for example in batch),
+    )
+
+
+def steps(
+    model: Model,
+    optimizer: Optimizer,
+    micro_batches: Callable[[int], Sequence[Sequence[Example]]],
+    *,
+    first: int,
+    last: int,
+    schedule: Callable[[int], float],
+    seed: int,
+    clip: float | None = 1.0,
+    precision: Precision = "float32",
+) -> Iterator[Metrics]:
+    """Train from step `first` to step `last`, both included; yields after each, with the model in evaluation mode.
+
+    micro_batches  by step: all its micro-batches as examples, the same on every process
+    schedule       learning rate by step
+    clip           the largest norm of the gradient; None to leave it as it is
+
+    Raises UserError where loss or gradient is not finite, before it reaches the weights.
+    """
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
+    optimizer.zero_grad(set_to_none=True)
+    for step in range(first, last + 1):
+        batches = micro_batches(step)
+        sums = gradient(model, batches, step=step, seed=seed, precision=precision)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip))
+        if not math.isfinite(norm):
+            raise _not_finite(step, [example for batch in batches for example in batch], "the gradient")
+        rate = schedule(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("factor", 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)  # so that what is done between steps has the memory
+        model.eval()
+        weight = sum(sums.weights.values())
+        yield Metrics(
+            step=step,
+            loss=sum(sums.losses.values()) / weight,
+            losses={name: sums.losses[name] / own for name, own in sums.weights.items() if own},
+            gradient_norm=norm,
+            rate=rate,
+            positions=sums.positions,
+            weight=weight,
+            tokens=sums.tokens,
+            padding=1 - sums.tokens / sums.slots,
+        )
+
+
+def _inner(model: Model) -> Student:
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    assert isinstance(inner, Student), f"not a student: {type(inner).__name__}"
+    return inner
+
+
+def _place() -> tuple[int, int]:
+    if not distributed.is_initialized():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def _cuda(student: Student) -> list[torch.device]:
+    return [student.device] if student.device.type == "cuda" else []
+
+
+def _draw(seed: int, step: int, index: int) -> int:
+    digest = blake2b(f"{('dropout', seed, step, index)}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _not_finite(step: int, examples: Sequence[Example], what: str = "the loss") -> UserError:
+    names = list(dict.fromkeys(example.question for example in examples if example.question))
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return UserError(
+        f"{what} is not a finite number",
+        where=f"training step {step}",
+        found=f"questions {', '.join(names[:5])}{more}",
+        do="lower train.rate, use float32, or look at these targets; the last checkpoint is whole",
+    )

@@ -1,0 +1,205 @@
+"""A small made-up story for the tests of the page and of its figures. Its numbers mean nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from potstill.records import END, Chain, Choice, Prediction, Question, Score, Verdict
+from potstill.story import Alignment, Comparison, Coverage, Group, Interval, Sample, Source, Story
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</script></style></pre></title><svg onload=alert(1)>",
+    "{{ 7 * 7 }} {% raw %} {# no #}",
+    "left \u202etfel\u202c \u2066x\u2069 \u200ehidden",
+    "nul \x00 bell \x07 half \ud800 not \uffff",
+    '=HYPERLINK("http://x")',
+    "]]> --> &lt;b&gt; &amp;",
+    "javascript:alert(1)",
+]
+GROUPS: dict[str, Group] = {
+    "gsm8k": "in-distribution",
+    "multiarith": "out-of-distribution",
+    "asdiv": "out-of-distribution",
+    "svamp": "out-of-distribution",
+    "bbh": "generic",
+}
+STEPS = (0, 100, 200, 300, 400, 500, 600)
+SHARES = {
+    "gsm8k": (0.06, 0.17, 0.24, 0.29, 0.33, 0.35, 0.36),
+    "multiarith": (0.22, 0.35, 0.49, 0.56, 0.60, 0.58, 0.57),
+    "asdiv": (0.20, 0.28, 0.33, 0.36, 0.38, 0.37, 0.36),
+    "svamp": (0.18, 0.25, 0.31, 0.35, 0.36, 0.36, 0.34),
+    "bbh": (0.35, 0.29, 0.22, 0.17, 0.13, 0.10, 0.08),
+}
+TEST_SIZE = {"gsm8k": 1319, "multiarith": 400, "asdiv": 1805, "svamp": 500, "bbh": 2311}
+RIGHT = "Tom has 3 boxes of 12 eggs, so 3 x 12 = 36 eggs. He sells 9 of them, so 36 - 9 = 27.\nThe answer is 27"
+WRONG = "Tom has 3 boxes and 12 eggs, so 3 + 12 = 15 eggs. 15 - 9 = 6.\nThe answer is 6"
+RECIPE = """\
+name: example
+seed: 7
+data: null
+collect:
+  sets: [gsm8k, multiarith, asdiv, svamp, bbh]
+sample:
+  teacher: {kind: local, folder: models/teacher}
+  samples: 4
+  temperature: 0.5
+train:
+  steps: 600
+  learning_rate: 5.0e-4
+"""
+
+
+def score(
+    name: str, step: int, share: float, n: int, split: str = "validation", format: str = "zero-shot-rationale"
+) -> Score:
+    right = round(share * n)
+    p, z = right / n, 1.96
+    centre, half = (
+        (p + z * z / 2 / n) / (1 + z * z / n),
+        z * math.sqrt(p * (1 - p) / n + z * z / 4 / n / n) / (1 + z * z / n),
+    )
+    bounds = max(0.0, centre - half), min(1.0, centre + half)
+    left = n - right
+    macro = p - 0.01 if name == "bbh" else None
+    return Score(step, name, split, format, "greedy", n, right, left // 5, left // 9, p, *bounds, macro)  # type: ignore[arg-type]
+
+
+def comparison(name: str, format: str = "zero-shot-rationale") -> Comparison:
+    base = score(name, 0, SHARES[name][0], TEST_SIZE[name], "test", format)
+    chosen = score(name, 400, SHARES[name][4], TEST_SIZE[name], "test", format)
+    value = chosen.accuracy - base.accuracy
+    half = 1.96 * math.sqrt(0.3 / TEST_SIZE[name])
+    return Comparison(base, chosen, Interval(value, value - half, value + half))
+
+
+def question(name: str, number: int, text: str, split: str = "test") -> Question:
+    return Question(f"{name}/{number}", text, "27", name, split, name)  # type: ignore[arg-type]
+
+
+def prediction(question: Question, text: str) -> Prediction:
+    right = text == RIGHT
+    return Prediction(
+        question.id, question.set, question.task, text, "end", "right" if right else "wrong", "27" if right else "6"
+    )
+
+
+def sampled(question: str, index: int, text: str) -> Chain:
+    pieces = [piece.encode() for piece in text.split(" ")]
+    tokens = [pieces[0], *(b" " + piece for piece in pieces[1:])]
+    steps = [
+        [(token, math.log(0.9 - 0.5 * (at % 4 == 1))), (b" the", math.log(0.05))] for at, token in enumerate(tokens)
+    ]
+    return Chain.from_tokens(
+        question, index, tokens, [*steps, [(END, -0.01)]], source="local:teacher", semantics="tempered"
+    )
+
+
+def example() -> Story:
+    """A run that did everything."""
+    text = "Tom has 3 boxes of 12 eggs each. He sells 9 eggs at the market. How many eggs does he have left?"
+    train, won, lost = question("gsm8k", 1, text, "train"), question("svamp", 2, text), question("bbh", 3, text)
+    chains = (
+        (sampled(train.id, 0, RIGHT), Verdict("right", "27")),
+        (sampled(train.id, 1, WRONG), Verdict("wrong", "6")),
+        (sampled(train.id, 2, RIGHT), Verdict("right", "27", "duplicate")),
+        (sampled(train.id, 3, RIGHT[:60]), Verdict("truncated")),
+    )
+    return Story(
+        name="example",
+        student="flan-t5-base (248 M parameters)",
+        teacher="local:teacher",
+        groups=GROUPS,
+        recipe=RECIPE,
+        choice=Choice(
+            400,
+            "mean accuracy over the out-of-distribution validation sets",
+            "zero-shot-rationale",
+            "greedy",
+            tuple(
+                (step, sum(SHARES[name][at] for name in ("multiarith", "asdiv", "svamp")) / 3)
+                for at, step in enumerate(STEPS)
+            ),
+            (300, 400, 500),
+        ),
+        comparisons=(
+            *(comparison(name) for name in GROUPS),
+            *(comparison(name, "few-shot-rationale") for name in GROUPS),
+        ),
+        validation=tuple(
+            score(name, step, share * factor, 500, format=format)
+            for format, factor in (("zero-shot-rationale", 1.0), ("few-shot-rationale", 0.9))
+            for name, shares in SHARES.items()
+            for step, share in zip(STEPS, shares, strict=True)
+        ),
+        losses=tuple((step, 0.5 + 2.5 * math.exp(-step / 80) + 0.08 * math.sin(step * 1.7)) for step in range(1, 601)),
+        sources=(
+            Source(
+                "local:teacher",
+                "tempered",
+                7273,
+                29092,
+                {"right": 18572, "wrong": 9100, "no answer": 420, "truncated": 1000},
+                {"duplicate": 3120, "cap": 200},
+                15252,
+                Interval(0.638, 0.629, 0.647),
+            ),
+        ),
+        alignment=Alignment(
+            "t5 (32,100 pieces)",
+            "span",
+            (
+                Coverage("same", 812_345, 0.976),
+                Coverage("merged", 41_200, 0.943),
+                Coverage("split", 120_034, 0.981),
+                Coverage("hard", 30_122, 1.0),
+                Coverage("end", 15_252, 1.0),
+            ),
+            (Coverage("same", 90_345, 0.982), Coverage("merged", 21_003, 0.941), Coverage("hard", 9_320, 1.0)),
+        ),
+        samples=(
+            Sample(train, chains),
+            Sample(won, (), prediction(won, WRONG), prediction(won, RIGHT)),
+            Sample(lost, (), prediction(lost, RIGHT), prediction(lost, WRONG)),
+        ),
+        versions=(("potstill", "0.1.0"), ("prompts", "1"), ("answers", "1")),
+        notes=("These numbers are made up to try the page.",),
+        seed=7,
+    )
+
+
+def hostile(text: str) -> Story:
+    """The example with the text wherever a story holds one that came from data, a model or a user."""
+    full = example()
+    groups = {(text if name == "svamp" else name): group for name, group in full.groups.items()}
+    renamed = {"svamp": text}
+    asked = Question(text, text, text, text, "test", text, text)
+    chain = Chain(text, text, 0, text.encode("utf-8", "surrogatepass"))
+    answer = Prediction(text, text, text, text, "end", "wrong", text)
+    assert full.choice and full.alignment
+    return replace(
+        full,
+        name=text,
+        student=text,
+        teacher=text,
+        groups=groups,
+        recipe=text,
+        choice=replace(full.choice, rule=text),
+        comparisons=tuple(
+            replace(
+                each,
+                base=replace(each.base, set=renamed.get(each.base.set, each.base.set)),
+                chosen=replace(each.chosen, set=renamed.get(each.chosen.set, each.chosen.set)),
+            )
+            for each in full.comparisons
+        ),
+        validation=tuple(replace(each, set=renamed.get(each.set, each.set)) for each in full.validation),
+        sources=(replace(full.sources[0], name=text, dropped={text: 3}),),
+        alignment=replace(full.alignment, tokenizer=text, rule=text),
+        samples=(Sample(asked, ((chain, Verdict("wrong", text, text)),), answer, answer),),
+        versions=((text, text),),
+        notes=(text,),
+    )

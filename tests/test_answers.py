@@ -1,0 +1,190 @@
+"""The grader: hard cases by category, every real gold answer, any text in linear time."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from answers_cases import CASES, TRUNCATED
+from potstill import answers, questions
+from potstill.answers import canonical, form, grade
+from potstill.errors import UserError
+
+PAIRS = [(category, *case) for category, cases in CASES.items() for case in cases]
+
+
+@pytest.mark.parametrize(("category", "text", "gold", "task", "expected"), PAIRS)
+def test_hard_case(category: str, text: str, gold: str, task: str | None, expected: str) -> None:
+    verdict = grade(text, gold, task)
+    assert verdict.grade == expected, f"{category}: found {verdict.found!r}"
+    assert (verdict.found is None) == (expected == "no answer")
+
+
+def test_there_are_hundreds_of_hard_cases() -> None:
+    assert len(PAIRS) == len(set(PAIRS)) >= 300
+
+
+@pytest.mark.parametrize(("text", "gold", "task"), TRUNCATED)
+def test_a_cut_text_without_a_marked_answer_is_truncated(text: str, gold: str, task: str | None) -> None:
+    assert grade(text, gold, task, stop="length").grade == "truncated"
+    assert grade(text, gold, task, stop="end").grade != "truncated"
+
+
+def test_a_cut_text_with_a_marked_answer_is_graded() -> None:
+    assert grade("The answer is 18. And then", "18", stop="length").grade == "right"
+    assert grade("The answer is 17. And then", "18", stop="length").grade == "wrong"
+
+
+@pytest.fixture(scope="module")
+def real(data: Path) -> list[questions.Question]:
+    return [question for name in questions.SETS for question in questions.load(name, data)]
+
+
+@pytest.mark.parametrize("template", ["{}", "The answer is {}", "So the answer is {}.", "#### {}", "Answer: {}"])
+def test_every_real_gold_is_right_for_itself(real: list[questions.Question], template: str) -> None:
+    wrong = [q.id for q in real if grade(template.format(q.gold), q.gold, q.task).grade != "right"]
+    assert wrong == []
+
+
+def test_no_real_gold_is_right_for_another(real: list[questions.Question]) -> None:
+    golds: dict[str, dict[str, str]] = {}
+    for q in real:
+        golds.setdefault(q.task, {})[canonical(q.gold, form(q.gold, q.task))] = q.gold
+    accepted = []
+    for task, by_value in golds.items():
+        values = list(by_value.values())
+        for distance in range(1, min(12, len(values))):
+            for gold, other in zip(values, values[distance:] + values[:distance], strict=True):
+                if grade(f"The answer is {other}.", gold, task).grade == "right":
+                    accepted.append((task, gold, other))
+    assert accepted == []
+
+
+def test_every_gsm8k_reference_solution_is_right(data: Path) -> None:
+    lines = [line for part in ("train", "test") for line in (data / "gsm8k" / f"{part}.jsonl").open(encoding="utf-8")]
+    loaded = questions.load("gsm8k", data)
+    assert len(lines) == len(loaded) == 8792
+    for line, question in zip(lines, loaded, strict=True):
+        for text in (json.loads(line)["answer"], f"{question.rationale}\nThe answer is {question.gold}"):
+            assert grade(text, question.gold, "gsm8k").grade == "right", question.id
+
+
+def test_asdiv_golds_are_of_these_forms(real: list[questions.Question]) -> None:
+    counts: dict[str, int] = {}
+    for q in real:
+        if q.set == "asdiv":
+            counts[form(q.gold, q.task)] = counts.get(form(q.gold, q.task), 0) + 1
+    assert counts == {"number": 2095, "several": 90, "text": 55, "ratio": 32, "time": 28, "boolean": 5}
+
+
+@given(st.integers(-(10**12), 10**12), st.sampled_from(["{}", "{:,}", "${:,}", "{}.00", "{} apples", "**{}**"]))
+def test_a_number_is_itself_however_it_is_written(n: int, how: str) -> None:
+    text = f"So the answer is {how.format(n)}."
+    assert grade(text, str(n)).grade == "right"
+    assert grade(text, str(n + 1)).grade == "wrong"
+    assert grade(text, str(n)).found == str(n)
+
+
+@given(st.fractions(max_denominator=1000))
+def test_canonical_is_a_fixed_point(value) -> None:
+    once = canonical(str(value), "number")
+    assert canonical(once, "number") == once
+    assert grade(f"The answer is {once}", str(value)).grade == "right"
+
+
+@given(st.text(), st.sampled_from(answers.FORMS), st.sampled_from([None, "end", "length"]))
+def test_any_text_gets_a_verdict(text: str, name: str, stop: str | None) -> None:
+    golds = {"number": "18", "several": "5; 15", "time": "3:30", "ratio": "2:3", "choice": "(A)", "boolean": "yes"}
+    gold = golds.get(name, ") ]" if name == "brackets" else "some words")
+    verdict = grade(text, gold, name, stop)
+    assert (verdict.found is None) == (verdict.grade in ("no answer", "truncated"))
+    assert verdict.found is None or len(verdict.found) <= 900
+
+
+@given(st.text(alphabet="answer is:#=18,.-/(A)\n$ \\boxed{}Q", max_size=60))
+def test_what_follows_the_next_question_does_not_matter(text: str) -> None:
+    before = grade(f"The answer is 7. Question: {text}", "7")
+    assert before.grade == "right"
+
+
+EVIL = [
+    "1," * 25_000,
+    "1,111" + ",111" * 12_500 + "1",
+    "9" * 300_000,
+    "1/" * 25_000,
+    "1 " * 25_000,
+    "- " * 25_000,
+    "(" * 50_000,
+    "\\boxed{" * 7_500,
+    "\\frac{" * 7_500,
+    "answer " * 7_500,
+    "answer is " * 5_000,
+    "answer is 5 " * 5_000,
+    "the answer of the " * 3_000,
+    "#### " * 10_000,
+    "answer is Q" * 5_000,
+    "x = " * 12_500,
+    "twenty " * 7_500,
+    "hundred and " * 4_500,
+    " \n" * 25_000,
+    "not " * 12_500,
+    "(A) or " * 7_500,
+    "<<" * 25_000,
+    "1:" * 25_000,
+    "1 x 10 ^ " * 5_000,
+    "\u2009" * 50_000,
+    "A" * 50_000,
+    "*_\"')" * 10_000,
+    "\\text{" * 7_500,
+    "." * 50_000,
+    "-$" * 25_000,
+]
+
+
+@pytest.mark.parametrize("number", range(len(EVIL)))
+def test_no_text_takes_long(number: int) -> None:
+    golds = {"number": "18", "several": "5; 15", "time": "3:30", "ratio": "2:3", "choice": "(A)", "boolean": "yes"}
+    for name in answers.FORMS:
+        gold = golds.get(name, ") ]" if name == "brackets" else "some words")
+        bare = [EVIL[number]] if name in ("number", "choice", "boolean", "text") else []
+        for text in ["The answer is " + EVIL[number], *bare]:
+            assert grade(text, gold, name).grade in ("right", "wrong", "no answer")
+        # No time is asserted: one that grows with the square of 50,000 signs would hold the suite up for minutes.
+
+
+def test_nothing_is_evaluated() -> None:
+    for path in sorted(Path(answers.__file__).parent.glob("*.py")):
+        names = {
+            node.id for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Name)
+        }
+        assert not names & {"eval", "exec", "compile", "__import__"}, path.name
+
+
+@pytest.mark.parametrize(
+    ("gold", "task", "message"),
+    [
+        (
+            "many",
+            "gsm8k",
+            "the gold answer is no number\n  found: 'many'\n  do: correct the answer, or name another task",
+        ),
+        ("", None, "the gold answer is no text\n  found: ''\n  do: correct the answer, or name another task"),
+        ("3", "boolean", "the gold answer is no boolean\n  found: '3'\n  do: correct the answer, or name another task"),
+    ],
+)
+def test_a_gold_that_cannot_be_read_is_the_users_fault(gold: str, task: str | None, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        grade("18", gold, task)
+    assert str(error.value) == message
+
+
+def test_an_unknown_task_is_named_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="unknown task 'bbh/navigat'\n  do: did you mean 'bbh/navigate'"):
+        grade("18", "18", "bbh/navigat")
+    assert grade("b a", "b a", "miniature-sorting/list").grade == "right"
+    assert answers.VERSION == 1

@@ -1,0 +1,239 @@
+"""The command line as a user meets it: help, exit codes, wrong input of every kind, and what each command shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tiny
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make(data, tmp_path_factory.mktemp("finished") / "run")
+
+
+def potstill(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    own = {name: value for name, value in os.environ.items() if name != "POTSTILL_DATA"}
+    command = [sys.executable, "-m", "potstill", *map(str, arguments)]
+    settings = {**own, "COLUMNS": "100", "NO_COLOR": "1", **environment}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=settings)
+
+
+def test_help_is_what_it_was() -> None:
+    for name in ("", "run", "show", "grade", "export", "sample"):
+        told = potstill(*([name] if name else []), "--help")
+        assert told.returncode == 0
+        golden = GOLDEN / f"help{'-' + name if name else ''}.txt"
+        assert told.stdout == golden.read_text("utf-8"), f"python -m potstill {name} --help > {golden.name}"
+
+
+def test_a_recipe_that_is_not_there_is_one_message(tmp_path: Path) -> None:
+    told = potstill("run", "absent.yaml", cwd=tmp_path)
+    assert told.returncode == 2
+    assert told.stderr == (
+        "absent.yaml: cannot be read\n  found: No such file or directory\n  do: name a recipe (YAML)\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def wrong(tmp_path: Path, data: Path, text: str = tiny.RECIPE, *changes: str) -> str:
+    """The message with which a run ends that cannot be made."""
+    (tmp_path / "recipe.yaml").write_text(text)
+    options = [part for change in (f"data={data}", *changes) for part in ("--set", change)]
+    told = potstill("run", "recipe.yaml", *options, cwd=tmp_path)
+    assert told.returncode == 2, told.stderr
+    assert "Traceback" not in told.stderr
+    return told.stderr
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (["train.stps=3"], "unknown key train.stps"),
+        (["train.steps=many"], "train.steps: Input should be a valid integer"),
+        (["questions.out_of_distribution=[nowhere]"], "no set named 'nowhere'"),
+        (["questions.out_of_distribution=[svamp]"], "svamp"),
+        (["sets.other.file=sets/absent.jsonl"], "sets.other.file: nothing is there"),
+        (["teacher.model=absent"], "teacher.model: nothing is there"),
+        (["student.tokenizer=absent"], "student.tokenizer: nothing is there"),
+        (["student.shape=flan-t5-huge"], "no such shape"),
+        (["teacher.max_tokens=1"], "no chain survived the filter"),
+        (["data=absent"], "data: names no folder"),
+    ],
+)
+def test_wrong_values_are_one_message(tmp_path: Path, data: Path, changes: list[str], message: str) -> None:
+    assert message in wrong(tmp_path, data, tiny.RECIPE, *changes)
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ('{"id": "0", "question": "Torn?", "answer": "1', "sums.jsonl line 13"),
+        ('{"id": "0", "question": "Again?", "answer": "1"}', "the id 'sums/0' stands twice"),
+        ('{"id": "x", "question": "No number?", "answer": "none"}', "sums.jsonl line 13"),
+        ('{"id": "x", "question": 7, "answer": "1"}', "sums.jsonl line 13"),
+        ('{"id": "x", "answer": "1"}', "sums.jsonl line 13"),
+        ("[]", "sums.jsonl line 13"),
+    ],
+)
+def test_wrong_records_name_their_line(tmp_path: Path, data: Path, line: str, message: str) -> None:
+    path = tmp_path / "sums.jsonl"
+    path.write_text((data / "sets" / "sums.jsonl").read_text() + line + "\n")
+    assert message in wrong(tmp_path, data, tiny.RECIPE, f"sets.sums.file={path}")
+
+
+def test_an_empty_set_and_an_empty_split_are_told_apart(tmp_path: Path, data: Path) -> None:
+    path = tmp_path / "sums.jsonl"
+    path.write_text("")
+    assert "no questions" in wrong(tmp_path, data, tiny.RECIPE, f"sets.sums.file={path}")
+    path.write_text(json.dumps({"id": "0", "question": "One?", "answer": "1"}) + "\n")
+    assert "split is empty" in wrong(tmp_path, data, tiny.RECIPE, f"sets.sums.file={path}")
+
+
+def test_a_vocabulary_that_is_too_small_for_the_tokenizer_is_refused(tmp_path: Path, data: Path) -> None:
+    """The teacher's folder with the student's larger or smaller tokenizer in it."""
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(data / "teacher", broken)
+    config = json.loads((broken / "config.json").read_text())
+    config["vocab_size"] = 7
+    (broken / "config.json").write_text(json.dumps(config))
+    assert str(broken) in wrong(tmp_path, data, tiny.RECIPE, f"teacher.model={broken}")
+
+
+def test_a_finished_run_refuses_other_keys_and_redo_consents(tmp_path: Path, data: Path) -> None:
+    at = tmp_path / "run"
+    tiny.make(data, at, until="filter")
+    before = tiny.contents(at)
+    from potstill.errors import UserError
+
+    with pytest.raises(UserError) as caught:
+        tiny.make(data, at, "filter.cap=1", until="filter")
+    assert "filter.cap: null -> 1" in str(caught.value) and "--redo filter" in str(caught.value)
+    assert tiny.contents(at) == before
+    from potstill import run
+
+    run.run(tiny.recipe(data, "filter.cap=1"), folder=at, redo="filter", until="filter")
+    after = tiny.contents(at)
+    assert {name for name in after if after[name] != before.get(name)} <= {n for n in after if n.startswith("filter/")}
+    assert b'"filter.cap": 1' in after["filter/manifest.json"]
+
+
+def test_training_may_grow(tmp_path: Path, data: Path, finished: Path) -> None:
+    """Two more steps keep every earlier checkpoint and every earlier answer, and equal a run that had them at once."""
+    import shutil
+
+    at = tmp_path / "run"
+    shutil.copytree(finished, at)
+    kept = (at / "evaluate" / "2" / "zero-shot-rationale.greedy.jsonl").stat().st_mtime_ns
+    tiny.make(data, at, "train.steps=6")
+    assert (at / "evaluate" / "2" / "zero-shot-rationale.greedy.jsonl").stat().st_mtime_ns == kept
+    assert tiny.contents(at) == tiny.contents(tiny.make(data, tmp_path / "at once", "train.steps=6"))
+
+
+def test_the_demonstrations_of_a_run_are_not_taken_from_elsewhere(finished: Path) -> None:
+    table = json.loads((finished / "collect" / "demonstrations.json").read_text())
+    asked = {json.loads(line)["text"] for line in (finished / "collect" / "sums.train.jsonl").read_text().splitlines()}
+    assert {shot["question"] for shot in table[""]["demonstrations"]} <= asked
+
+
+def test_show_and_status_show_what_there_is(finished: Path) -> None:
+    first = json.loads(potstill("export", finished, "--as", "jsonl").stdout.splitlines()[0])
+    key = f"{first['question']}#{first['index']}"
+    status = potstill("status", finished)
+    assert status.returncode == 0 and status.stdout.count("done") == 9
+    assert "kept" in potstill("show", finished, "--chain", key).stdout
+    assert "END" in potstill("show", finished, "--chain", key).stdout
+    assert "same" in potstill("show", finished, "--target", key).stdout
+    batch = potstill("show", finished, "--batch", 1).stdout
+    assert "zero-shot-rationale" in batch and "Let's think step by step" in batch
+    asked = (finished / "collect" / "other.validation.jsonl").read_text().splitlines()[0]
+    assert "few-shot-answer" in potstill("show", finished, "--prediction", json.loads(asked)["id"]).stdout
+    assert "sample" in potstill("show", finished).stdout
+
+
+def test_what_is_not_there_to_show_is_one_message(finished: Path, tmp_path: Path) -> None:
+    assert "not a run's folder" in potstill("status", tmp_path).stderr
+    told = potstill("show", finished, "--chain", "sums/none#0")
+    assert (told.returncode, told.stderr.splitlines()[0]) == (2, "sums/none#0: no such chain")
+
+
+def test_export_gives_chat_rows(finished: Path) -> None:
+    rows = [json.loads(line) for line in potstill("export", finished, "--as", "messages").stdout.splitlines()]
+    assert rows and all([m["role"] for m in row["messages"]] == ["user", "assistant"] for row in rows)
+    assert all("The answer is" in row["messages"][1]["content"] for row in rows)
+
+
+def test_a_stage_command_goes_up_to_its_stage(tmp_path: Path, data: Path) -> None:
+    at = tmp_path / "run"
+    tiny.make(data, at, until="collect")
+    told = potstill("filter", at)
+    assert told.returncode == 0, told.stderr
+    assert (at / "filter" / "manifest.json").exists() and not (at / "align").exists()
+
+
+def test_dry_run_plans_and_writes_nothing(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(tiny.RECIPE)
+    told = potstill("run", "recipe.yaml", "--dry-run", "--set", f"data={data}", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    for word in ("questions", "teacher", "parameters", "memory", "tokens a step", "time", "answers"):
+        assert word in told.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_grade_keeps_order_and_fields(tmp_path: Path) -> None:
+    rows = [
+        {"text": "The answer is 18.", "gold": "18", "mine": [1]},
+        {"text": "The answer is 17.", "gold": "18", "task": "gsm8k"},
+        {"text": "I do not know.", "gold": "18"},
+        {"text": "So we have", "gold": "18", "stop": "length"},
+        {"text": "So the answer is (B).", "gold": "(B)"},
+    ]
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = potstill("grade", path, "--out", out)
+    assert told.returncode == 0, told.stderr
+    graded = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["verdict"] for row in graded] == ["right", "wrong", "no answer", "truncated", "right"]
+    assert [row["found"] for row in graded][:4] == ["18", "17", None, None]
+    assert [{k: v for k, v in row.items() if k not in ("verdict", "found")} for row in graded] == rows
+
+
+@pytest.mark.parametrize(
+    "line, message", [('{"text": "x"}', "line 1: gold must be text"), ("{", "line 1: not a whole line")]
+)
+def test_grade_names_the_line_and_writes_nothing(tmp_path: Path, line: str, message: str) -> None:
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text(line + "\n")
+    told = potstill("grade", path, "--out", out)
+    assert told.returncode == 2 and message in told.stderr and not out.exists()
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, data: Path) -> None:
+    import signal
+    import time
+
+    (tmp_path / "recipe.yaml").write_text(tiny.RECIPE)
+    options = ["--set", f"data={data}", "--set", "train.steps=100000"]
+    command = [sys.executable, "-m", "potstill", "run", "recipe.yaml", *options]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "runs" / "tiny" / "train" / "metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and "run the same command again" in told

@@ -1,0 +1,119 @@
+"""Resume is exact: a crash before, in the middle of, and after every operation of `files` in every stage.
+
+Each stage is run on a copy of a run whose earlier stages are finished, stopped at one moment of one operation, and run
+again; then every digested file must hold the bytes of the run that nothing stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tiny
+from potstill import run
+from potstill.files import disk
+
+
+class Crash(BaseException):
+    """What stops a stage where a machine would."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing stopped."""
+    return tiny.make(data, tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.fixture(autouse=True)
+def _no_crash_is_left() -> Iterator[None]:
+    yield
+    disk.crash = disk._no_crash
+
+
+@pytest.mark.parametrize("stage", run.STAGES)
+def test_a_crash_at_any_operation_leaves_nothing_that_a_resume_does_not_mend(
+    data: Path, whole: Path, tmp_path: Path, stage: str
+) -> None:
+    wanted = {name: content for name, content in tiny.contents(whole).items() if _of(name, stage)}
+    moments = _moments(data, _before(whole, tmp_path / "count", stage), stage)
+    assert len(moments) >= 6, "a stage writes at least its beginning and its manifest"
+    for number, (operation, moment, name) in enumerate(moments):
+        at = _before(whole, tmp_path / str(number), stage)
+        with pytest.raises(Crash):
+            _crash(number)
+            tiny.make(data, at, until=stage)
+        disk.crash = disk._no_crash
+        tiny.make(data, at, until=stage)
+        found = {name: content for name, content in tiny.contents(at).items() if _of(name, stage)}
+        different = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
+        assert not different, f"{stage}: {operation} of {name}, {moment}: {different}"
+        shutil.rmtree(at)
+
+
+def test_crash_upon_crash(data: Path, whole: Path, tmp_path: Path) -> None:
+    """A machine that stops again and again, each time a little later, comes to the same end."""
+    at, crashes = tmp_path / "run", 0
+    while True:
+        try:
+            _crash(10 + 3 * crashes)  # later each time: a stage needs room to come to its next lasting file
+            tiny.make(data, at)
+            break
+        except Crash:
+            crashes += 1
+    assert crashes > 5
+    assert tiny.contents(at) == tiny.contents(whole)
+
+
+def test_two_runs_of_one_recipe_are_equal(data: Path, whole: Path, tmp_path: Path) -> None:
+    assert tiny.contents(tiny.make(data, tmp_path / "again")) == tiny.contents(whole)
+
+
+def _of(name: str, stage: str) -> bool:
+    return name.startswith(f"{stage}/") or (stage == "report" and name.startswith("student/"))
+
+
+def _before(whole: Path, at: Path, stage: str) -> Path:
+    """A copy of the whole run as it was before a stage began."""
+    later = run.later(stage)
+
+    def left_out(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if folder == str(whole) and (name in later or name == "student")]
+
+    shutil.copytree(whole, at, ignore=left_out)
+    return at
+
+
+def _moments(data: Path, at: Path, stage: str) -> list[tuple[str, str, str]]:
+    """Run a stage and note every moment of every operation, those of the log left out: it is not resumed."""
+    seen = []
+
+    def note(operation: disk.Operation, moment: disk.Moment, path: Path) -> None:
+        if path.name != "log.jsonl":
+            seen.append((operation, moment, path.relative_to(at).as_posix()))
+
+    disk.crash = note
+    tiny.make(data, at, until=stage)
+    disk.crash = disk._no_crash
+    return seen
+
+
+def _crash(number: int) -> None:
+    """Stop at the moment of this number, counted from 0."""
+    left = number
+
+    def stop(operation: disk.Operation, moment: disk.Moment, path: Path) -> None:
+        nonlocal left
+        if path.name != "log.jsonl":
+            if left == 0:
+                raise Crash
+            left -= 1
+
+    disk.crash = stop

@@ -1,0 +1,262 @@
+"""Files: nothing is ever half there, torn lines are cut, manifests refuse what does not fit."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from potstill import files
+from potstill.errors import UserError
+from potstill.files import disk, manifest, run_folder, tables
+from potstill.records import END, Chain, Verdict
+
+
+class Crash(BaseException):
+    """What a test raises where a machine would stop."""
+
+
+@pytest.fixture
+def crash_at() -> Iterator[object]:
+    """Call with an operation and a moment: the next such moment stops the program."""
+
+    def arm(operation: str, moment: str) -> None:
+        def stop(now_operation: str, now_moment: str, path: Path) -> None:
+            if (now_operation, now_moment) == (operation, moment):
+                raise Crash
+
+        disk.crash = stop
+
+    yield arm
+    disk.crash = disk._no_crash
+
+
+@pytest.mark.parametrize("moment, content", [("before", b"old"), ("middle", b"old"), ("after", b"new, and longer")])
+def test_a_write_is_whole_or_not_at_all(tmp_path: Path, crash_at, moment: str, content: bytes) -> None:
+    path = tmp_path / "a"
+    files.write(path, b"old")
+    crash_at("write", moment)
+    with pytest.raises(Crash):
+        files.write(path, b"new, and longer")
+    assert path.read_bytes() == content
+    disk.crash = disk._no_crash
+    files.sweep(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("moment, rows", [("before", [1]), ("middle", [1]), ("after", [1, 2])])
+def test_an_append_tears_at_most_its_own_rows(tmp_path: Path, crash_at, moment: str, rows: list[int]) -> None:
+    path = tmp_path / "a.jsonl"
+    with files.Appender(path) as lines:
+        lines.append([{"x": 1}])
+        crash_at("append", moment)
+        with pytest.raises(Crash):
+            lines.append([{"x": 2}])
+    disk.crash = disk._no_crash
+    with files.Appender(path) as lines:
+        assert [row["x"] for _, row in files.read_jsonl(path)] == rows
+        lines.append([{"x": 3}])
+    assert [row["x"] for _, row in files.read_jsonl(path)] == [*rows, 3]
+
+
+@pytest.mark.parametrize("moment, there", [("before", False), ("middle", False), ("after", True)])
+def test_a_folder_appears_whole(tmp_path: Path, crash_at, moment: str, there: bool) -> None:
+    crash_at("folder", moment)
+    with pytest.raises(Crash), files.folder(tmp_path / "model") as inside:
+        (inside / "weights").write_bytes(b"w")
+    disk.crash = disk._no_crash
+    files.sweep(tmp_path)
+    assert (tmp_path / "model" / "weights").exists() == there
+    assert len(list(tmp_path.iterdir())) == there
+
+
+@pytest.mark.parametrize("moment, there", [("before", True), ("middle", False), ("after", False)])
+def test_a_removed_folder_is_gone_from_its_name_at_once(tmp_path: Path, crash_at, moment: str, there: bool) -> None:
+    files.write(tmp_path / "model" / "weights", b"w")
+    crash_at("remove", moment)
+    with pytest.raises(Crash):
+        files.remove(tmp_path / "model")
+    disk.crash = disk._no_crash
+    files.sweep(tmp_path)
+    assert (tmp_path / "model").exists() == there
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(max_size=40), max_size=5), st.integers(0, 400))
+def test_the_last_newline_is_where_a_file_ends(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], cut: int
+) -> None:
+    path = tmp_path_factory.mktemp("torn") / "a.jsonl"
+    whole = b"".join(disk.line({"x": text}) for text in texts)
+    path.write_bytes(whole[:cut])
+    with files.Appender(path):
+        pass
+    kept = path.read_bytes()
+    assert whole.startswith(kept) and (not kept or kept.endswith(b"\n"))
+    assert len(whole[:cut]) - len(kept) < max((len(disk.line({"x": text})) for text in texts), default=1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(st.text(max_size=5), st.text() | st.integers() | st.none(), max_size=4))
+def test_a_line_reads_back(row: dict[str, object]) -> None:
+    assert disk.line(row).count(b"\n") == 1
+    assert json.loads(disk.line(row)) == row
+
+
+@pytest.mark.parametrize(
+    "code, advice", [(errno.ENOSPC, "make room on the disk"), (errno.EACCES, "give yourself the permission")]
+)
+def test_a_full_disk_is_one_message_and_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, advice: str
+) -> None:
+    path = tmp_path / "a"
+    files.write(path, b"old")
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(disk.os, "fsync", refuse)
+    with pytest.raises(UserError, match=advice):
+        files.write(path, b"new")
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_disk_that_is_full_in_the_middle_of_an_append_takes_the_rows_back(tmp_path: Path) -> None:
+    """A real full disk: a file-size limit in a process of its own stops the write half way."""
+    path = tmp_path / "a.jsonl"
+    program = f"""
+import resource, signal
+from pathlib import Path
+from potstill import files
+from potstill.errors import UserError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with files.Appender(Path({str(path)!r})) as lines:
+    lines.append([{{"x": 1}}])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    try:
+        lines.append([{{"x": "y" * 500}}])
+    except (UserError, OSError) as fault:
+        print(type(fault).__name__)
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "UserError"
+    assert path.read_bytes() == b'{"x":1}\n'
+
+
+def test_reading_names_the_file_and_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"x": 1}\n{"x": \n')
+    with pytest.raises(UserError) as caught:
+        list(files.read_jsonl(path))
+    assert str(caught.value).startswith(f"{path} line 2: not a whole line of JSON\n  found: ")
+    path.write_text("[1]\n")
+    with pytest.raises(UserError, match="line 1: not a JSON object"):
+        list(files.read_jsonl(path))
+    with pytest.raises(UserError, match="check the path"):
+        list(files.read_jsonl(tmp_path / "absent.jsonl"))
+
+
+def test_a_fingerprint_sees_names_sizes_and_ends(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    seen = set()
+    for content in (b"a", b"b", b"a" * (3 << 20), b"a" * (3 << 20) + b"b", b"b" + b"a" * (3 << 20)):
+        (tmp_path / "m" / "w").write_bytes(content)
+        seen.add(files.fingerprint(tmp_path / "m"))
+    (tmp_path / "m" / "w").rename(tmp_path / "m" / "v")
+    seen.add(files.fingerprint(tmp_path / "m"))
+    assert len(seen) == 6
+
+
+def _identity(**change: object) -> manifest.Identity:
+    values = {"stage": "filter", "versions": {"answers": 1}, "recipe": {"filter.cap": None}, "inputs": {"sample": "ab"}}
+    return manifest.Identity(**{**values, **change})  # type: ignore[arg-type]
+
+
+def test_a_stage_that_was_begun_goes_on_and_a_finished_one_is_known(tmp_path: Path) -> None:
+    at = tmp_path / "filter"
+    assert manifest.begin(at, _identity()) is None
+    assert manifest.begin(at, _identity()) is None
+    files.write(at / "verdicts", b"v")
+    made = manifest.finish(at, _identity(), [at / "verdicts"], {"kept": 1})
+    again = manifest.begin(at, _identity())
+    assert again == made and again is not None and again.digest == made.digest
+
+
+def test_a_stage_made_from_something_else_names_the_keys_and_the_stages(tmp_path: Path) -> None:
+    at = tmp_path / "filter"
+    manifest.begin(at, _identity())
+    with pytest.raises(UserError) as caught:
+        manifest.begin(at, _identity(recipe={"filter.cap": 4}, versions={"answers": 2}), ("filter", "align"))
+    assert str(caught.value) == (
+        f"{at}: filter was made from something else\n"
+        "  found: filter.cap: null -> 4; version of answers: 1 -> 2\n"
+        "  do: put the old values back, or consent with --redo filter (makes filter, align again)"
+    )
+
+
+def test_an_output_that_changed_since_is_refused(tmp_path: Path) -> None:
+    at = tmp_path / "filter"
+    manifest.begin(at, _identity())
+    files.write(at / "verdicts", b"v")
+    manifest.finish(at, _identity(), [at / "verdicts"], {})
+    (at / "verdicts").write_bytes(b"longer")
+    with pytest.raises(UserError, match="changed since its stage was finished"):
+        manifest.finished(at)
+
+
+def test_a_run_of_another_format_is_refused(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "filter" / manifest.BEGUN, {"format": 99})
+    with pytest.raises(UserError, match="reads file format 1"):
+        manifest.begun(tmp_path / "filter")
+
+
+def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
+    program = f"""
+from pathlib import Path
+from potstill.files import run_folder
+with run_folder.locked(Path({str(tmp_path)!r})):
+    pass
+"""
+    with run_folder.locked(tmp_path):
+        told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "another process is working on this run" in told.stderr
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+log_probabilities = st.floats(-50, 0, width=32)
+steps = st.lists(st.tuples(st.binary(max_size=4) | st.just(END), log_probabilities), min_size=1, max_size=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.binary(max_size=6), steps), max_size=5), st.booleans(), st.text(max_size=5))
+def test_chains_survive_parquet(
+    tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[bytes, list]], last: bool, question: str
+) -> None:
+    path = tmp_path_factory.mktemp("chains") / "c.parquet"
+    candidates = [step for _, step in drawn] + ([[(END, -0.5)]] if last else [])
+    chains = [
+        Chain.from_tokens(question, 0, [token for token, _ in drawn], candidates),
+        Chain.from_text(question, 1, "plain", source="human"),
+    ]
+    tables.write_chains(path, chains)
+    assert list(tables.read_chains(path)) == chains
+
+
+def test_verdicts_survive_parquet(tmp_path: Path) -> None:
+    rows = [(("q", "s", 0), Verdict("right", "7")), (("q", "s", 1), Verdict("no answer", None, "duplicate"))]
+    tables.write_verdicts(tmp_path / "v.parquet", rows)
+    assert tables.read_verdicts(tmp_path / "v.parquet") == dict(rows)
+
+
+def test_a_file_that_is_no_parquet_is_the_users(tmp_path: Path) -> None:
+    (tmp_path / "c.parquet").write_bytes(b"no")
+    with pytest.raises(UserError, match="not a Parquet file"):
+        list(tables.read_chains(tmp_path / "c.parquet"))

@@ -1,0 +1,177 @@
+"""The sparse loss against the dense formula, its gradients, and its edges."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from potstill.errors import UserError
+from potstill.loss import MASSES, sparse
+
+
+def dense(hidden, head, ids, probabilities, *, mass, bias=None, scale=1.0, cap=None) -> Tensor:
+    """The definition, row by row over the whole vocabulary, with autograd's own gradient."""
+    logits = hidden.double() @ head.double().T * scale
+    logits = logits if bias is None else logits + bias.double()
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
+    losses = []
+    for row, row_ids, row_p in zip(logits.log_softmax(1), ids, probabilities.double(), strict=True):
+        pairs = [(int(i), p) for i, p in zip(row_ids, row_p, strict=True) if p > 0]
+        kept = sum((p for _, p in pairs), torch.zeros((), dtype=torch.float64))
+        if mass == "renormalised":
+            pairs = [(i, p / kept) for i, p in pairs]
+        value = sum((p * (p.log() - row[i]) for i, p in pairs), row.sum() * 0)
+        if mass == "tail" and 1 - kept > 1e-6:
+            others = [i for i in range(len(row)) if i not in {i for i, _ in pairs}]
+            value = value + (1 - kept) * ((1 - kept).log() - row[others].logsumexp(0))
+        losses.append(value)
+    return torch.stack(losses)
+
+
+def problem(seed: int, n: int = 7, d: int = 5, v: int = 13, k: int = 4, dtype=torch.float32):
+    """Random states and candidates: distinct ids, kept masses under 1, some padded slots."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(n, d, generator=generator, dtype=dtype)
+    head = torch.randn(v, d, generator=generator, dtype=dtype)
+    ids = torch.stack([torch.randperm(v, generator=generator)[:k] for _ in range(n)])
+    weights = torch.rand(n, k, generator=generator, dtype=dtype) + 0.05
+    kept = 0.6 + 0.39 * torch.rand(n, 1, generator=generator, dtype=dtype)
+    used = torch.arange(k) < torch.randint(1, k + 1, (n, 1), generator=generator)
+    weights = weights * used
+    return hidden, head, torch.where(used, ids, 0), weights / weights.sum(1, keepdim=True) * kept
+
+
+@pytest.mark.parametrize("mass", MASSES)
+@pytest.mark.parametrize("chunk", [1, 3, 64, None])
+@pytest.mark.parametrize(("scale", "cap", "biased"), [(1.0, None, False), (0.3, None, True), (1.0, 2.0, True)])
+def test_equals_the_dense_formula_and_its_gradients(mass, chunk, scale, cap, biased):
+    hidden, head, ids, p = problem(1)
+    bias = torch.randn(13, generator=torch.Generator().manual_seed(2)) if biased else None
+    leaves = [x.clone().requires_grad_() for x in (hidden, head) + ((bias,) if bias is not None else ())]
+    twins = [x.clone().requires_grad_() for x in (hidden, head) + ((bias,) if bias is not None else ())]
+    weights = torch.linspace(0.0, 2.0, len(ids))
+    options = {"mass": mass, "scale": scale, "cap": cap}
+    ours = sparse(leaves[0], leaves[1], ids, p, bias=leaves[2] if biased else None, chunk=chunk, **options)
+    theirs = dense(twins[0], twins[1], ids, p, bias=twins[2] if biased else None, **options)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+    (ours * weights).sum().backward()
+    (theirs * weights).sum().backward()
+    for leaf, twin in zip(leaves, twins, strict=True):
+        torch.testing.assert_close(leaf.grad, twin.grad, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(MASSES), st.integers(1, 6), st.integers(7, 20), st.integers(1, 9))
+def test_any_problem_equals_the_dense_formula(seed, mass, k, v, chunk):
+    hidden, head, ids, p = problem(seed, n=4, d=3, v=v, k=k)
+    ours = sparse(hidden, head, ids, p, mass=mass, chunk=chunk)
+    torch.testing.assert_close(ours.double(), dense(hidden, head, ids, p, mass=mass), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mass", MASSES)
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_gradcheck(mass, cap):
+    hidden, head, ids, p = problem(3, n=3, d=3, v=7, k=3, dtype=torch.float64)
+    bias = torch.zeros(7, dtype=torch.float64).requires_grad_()
+
+    def function(hidden, head, bias):
+        return sparse(hidden, head, ids, p, mass=mass, bias=bias, scale=0.7, cap=cap, chunk=2)
+
+    assert torch.autograd.gradcheck(function, (hidden.requires_grad_(), head.requires_grad_(), bias))
+
+
+@pytest.mark.parametrize("mass", MASSES)
+def test_a_hard_label_is_cross_entropy(mass):
+    hidden, head, ids, _ = problem(4, k=3)
+    p = torch.tensor([[1.0, 0.0, 0.0]]).expand(len(ids), -1)  # two padded slots
+    expected = F.cross_entropy(hidden @ head.T, ids[:, 0], reduction="none")
+    torch.testing.assert_close(sparse(hidden, head, ids, p, mass=mass), expected)
+
+
+def test_the_raw_gradient_in_the_logits_is_M_q_minus_p():
+    _, _, ids, p = problem(5)
+    logits = torch.randn(7, 13, generator=torch.Generator().manual_seed(6)).requires_grad_()
+    sparse(logits, torch.eye(13), ids, p).sum().backward()  # with the identity as head, hidden states are logits
+    expected = p.sum(1, keepdim=True) * logits.softmax(1).detach()
+    torch.testing.assert_close(logits.grad, expected.scatter_add(1, ids, -p))
+
+
+@pytest.mark.parametrize("mass", MASSES)
+def test_nothing_to_learn_at_the_teachers_own_distribution(mass):
+    logits = torch.randn(6, 9, generator=torch.Generator().manual_seed(7)).requires_grad_()
+    p = logits.detach().softmax(1)
+    ids = torch.arange(9).expand(6, -1)
+    if mass == "tail":  # of which it may show a part only
+        ids, p = ids[:, :4], p[:, :4]
+    losses = sparse(logits, torch.eye(9), ids, p, mass=mass)
+    losses.sum().backward()
+    assert losses.abs().max() < 1e-6
+    assert logits.grad is not None and logits.grad.abs().max() < 1e-6
+
+
+def test_a_student_certain_of_the_candidates_has_a_finite_tail():
+    logits = torch.zeros(1, 5)
+    logits[0, 2] = 200.0  # 1 - Q is far below the smallest float32
+    logits.requires_grad_()
+    losses = sparse(logits, torch.eye(5), torch.tensor([[2]]), torch.tensor([[0.9]]), mass="tail")
+    losses.sum().backward()
+    assert losses.item() == pytest.approx(0.9 * math.log(0.9) + 0.1 * (math.log(0.1) + 200 - math.log(4)))
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad, torch.tensor([[-0.025, -0.025, 0.1, -0.025, -0.025]]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mass", ["raw", "tail"])
+def test_a_position_that_shows_nothing_costs_nothing(mass):
+    hidden, head, ids, p = problem(8)
+    p[2] = 0.0
+    hidden.requires_grad_()
+    losses = sparse(hidden, head, ids, p, mass=mass)
+    losses.sum().backward()
+    assert losses[2] == 0
+    assert hidden.grad is not None and hidden.grad[2].abs().max() == 0
+    assert torch.isfinite(hidden.grad).all()
+
+
+def test_a_position_that_shows_nothing_cannot_be_renormalised():
+    hidden, head, ids, p = problem(8)
+    p[2] = 0.0
+    with pytest.raises(UserError, match="nothing to renormalise"):
+        sparse(hidden, head, ids, p, mass="renormalised")
+
+
+def test_low_precision_inputs_are_accumulated_in_float32():
+    hidden, head, ids, p = problem(9, d=64)
+    low, low_head = hidden.bfloat16().requires_grad_(), head.bfloat16().requires_grad_()
+    exact = sparse(low.detach().float(), low_head.detach().float(), ids, p)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = sparse(low, low_head, ids, p)
+    assert losses.dtype == torch.float32
+    assert torch.equal(losses, exact)
+    losses.sum().backward()
+    assert low.grad is not None and low_head.grad is not None
+    assert low.grad.dtype == torch.bfloat16 and low_head.grad.dtype == torch.bfloat16
+
+
+def test_no_positions():
+    hidden = torch.zeros(0, 5, requires_grad=True)
+    losses = sparse(hidden, torch.randn(13, 5), torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, 1))
+    losses.sum().backward()
+    assert losses.shape == (0,)
+
+
+def test_what_does_not_fit_is_refused():
+    hidden, head, ids, p = problem(10)
+    with pytest.raises(AssertionError, match="candidate ids 0 to 13 for a head of 13 rows"):
+        ids[0, 0], ids[1, 0] = 13, 0
+        sparse(hidden, head, ids, p)
+    with pytest.raises(AssertionError, match="do not fit a head"):
+        sparse(hidden[:, :3], head, ids, p)
+    with pytest.raises(AssertionError, match="mass is one of raw, renormalised, tail"):
+        sparse(hidden, head, ids, p, mass="Raw")  # type: ignore[arg-type]

@@ -1,0 +1,124 @@
+"""Figures: well-formed, deterministic, coloured by the page only, harmless whatever a set is called."""
+
+from __future__ import annotations
+
+import math
+import re
+import xml.etree.ElementTree as xml
+from dataclasses import replace
+
+import matplotlib
+import pytest
+
+from example_story import HOSTILE, example, hostile
+from potstill import plots
+from potstill.plots.canvas import VARIABLES, label
+from potstill.story import Checkpoint, Interval, Story, checkpoints
+
+SVG = "{http://www.w3.org/2000/svg}"
+NAMES = {"before-after", "tradeoff", "accuracy", "loss"}
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, str]:
+    return plots.draw(example())
+
+
+def texts(svg: str) -> list[str]:
+    return [text for each in xml.fromstring(svg).iter(SVG + "text") if (text := "".join(each.itertext()))]
+
+
+def test_every_figure_in_two_widths(drawn: dict[str, str]) -> None:
+    assert set(drawn) == NAMES | {f"{name}-narrow" for name in NAMES}
+    for name, svg in drawn.items():
+        root = xml.fromstring(svg)
+        assert root.tag == SVG + "svg"
+        assert root.attrib["viewBox"].split()[2] == ("380" if name.endswith("narrow") else "960")
+        assert root.attrib["aria-label"].endswith(".")
+
+
+def test_same_data_same_bytes_whatever_the_machine_is_set_to(drawn: dict[str, str]) -> None:
+    with matplotlib.rc_context(
+        {"font.size": 30, "svg.fonttype": "path", "lines.linewidth": 9, "axes.facecolor": "red"}
+    ):
+        assert plots.draw(example()) == drawn
+
+
+def test_colours_are_variables_of_the_page(drawn: dict[str, str]) -> None:
+    for svg in drawn.values():
+        assert not re.findall(r"(?<!, )#[0-9a-f]{6}\b", re.sub(r"url\(#[^)]*\)", "", svg)), "a colour of its own"
+        assert not any(placeholder in svg for placeholder in VARIABLES)
+        assert "<style" not in svg and "<metadata" not in svg and "<!DOCTYPE" not in svg
+
+
+def test_ids_are_unique_in_a_page_and_all_references_resolve(drawn: dict[str, str]) -> None:
+    ids = [each for svg in drawn.values() for each in re.findall(r' id="([^"]*)"', svg)]
+    assert len(ids) == len(set(ids))
+    for svg in drawn.values():
+        own = set(re.findall(r' id="([^"]*)"', svg))
+        assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg)) <= own
+
+
+def test_tradeoff_labels_every_checkpoint_and_marks_the_chosen(drawn: dict[str, str]) -> None:
+    found = texts(drawn["tradeoff"])
+    for step in ("step 0", "100", "200", "300", "400, chosen", "500", "600"):
+        assert found.count(step) == 2, step  # once in each panel
+    assert "in-distribution accuracy" in found and "out-of-distribution accuracy" in found
+
+
+def test_before_after_says_the_change_of_every_set(drawn: dict[str, str]) -> None:
+    for name in ("before-after", "before-after-narrow"):
+        found = texts(drawn[name])
+        assert {"gsm8k", "multiarith", "asdiv", "svamp", "bbh"} <= set(found)
+        assert any(text.startswith("−22.0 (") for text in found)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_names_from_data_stay_text(text: str) -> None:
+    story = hostile(text)
+    rows = [each for each in story.comparisons if each.chosen.format == "zero-shot-rationale"]
+    for svg in (plots.before_after(rows, story.groups), plots.curve(checkpoints(story), story.groups, 400)):
+        root = xml.fromstring(svg.encode("utf-8"))
+        assert not {each.tag for each in root.iter()} & {SVG + "script", SVG + "image", SVG + "foreignObject"}
+        assert not [key for each in root.iter() for key in each.attrib if key.startswith("on")]
+        assert label(text, 22) in texts(svg)
+
+
+def test_mathematics_in_a_name_is_not_typeset() -> None:
+    story = hostile("$x^2$")
+    assert "$x^2$" in texts(plots.before_after(story.comparisons, story.groups))
+
+
+def test_nothing_is_drawn_without_data() -> None:
+    assert plots.draw(Story("empty", student="s", teacher="t", groups={}, recipe="")) == {}
+
+
+def test_no_tradeoff_without_a_generic_set() -> None:
+    full = example()
+    story = replace(full, validation=tuple(each for each in full.validation if each.set != "bbh"))
+    assert "tradeoff" not in plots.draw(story) and "accuracy" in plots.draw(story)
+
+
+def test_losses_that_are_not_finite_are_left_out() -> None:
+    rows = [(1, 2.0), (2, math.nan), (3, 1.0), (4, math.inf)]
+    assert plots.losses(rows, None) == plots.losses([(1, 2.0), (3, 1.0)], None)
+
+
+def test_a_long_run_is_thinned() -> None:
+    long = plots.losses([(step, 1.0 + 1.0 / step) for step in range(1, 20_001)], 500)
+    assert len(long) < 60_000
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_accuracies_at_the_ends(share: float) -> None:
+    same = Interval(share, share, share)
+    rows = [Checkpoint(step, {"in-distribution": same, "generic": same}, {"a": same}) for step in (0, 5)]
+    for svg in (plots.tradeoff(rows, 5), plots.curve(rows, {"a": "in-distribution"}, 5)):
+        assert "nan" not in svg and xml.fromstring(svg).tag == SVG + "svg"
+
+
+def test_checkpoints_are_means_of_the_sets_of_a_group() -> None:
+    row = next(each for each in checkpoints(example()) if each.step == 400)
+    mean = row.groups["out-of-distribution"].value
+    assert mean == pytest.approx(sum(row.sets[name].value for name in ("multiarith", "asdiv", "svamp")) / 3)
+    assert row.groups["out-of-distribution"].low < mean < row.groups["out-of-distribution"].high

@@ -1,0 +1,271 @@
+"""Loaders on small files of every fault, and on the real sets."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from potstill import prompts, questions, splits
+from potstill.errors import UserError
+from potstill.questions import bbh
+
+FEW_SHOT = prompts.Format(few_shot=True, rationale=True)
+ONE_SHOT = prompts.Format(few_shot=False, rationale=True)
+SIZES = {"gsm8k": 8792, "multiarith": 600, "asdiv": 2305, "svamp": 1000, "bbh": 6511}
+
+
+def own(tmp_path: Path, *rows: object) -> Path:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def message(path: Path, **options) -> str:
+    with pytest.raises(UserError) as error:
+        questions.load("mine", file=path, **options)
+    return str(error.value).replace(str(path.parent), "DIR")
+
+
+@functools.cache
+def loaded(name: str, data: Path, how: Literal["digest", "paper"] = "digest") -> list[questions.Question]:
+    return questions.load(name, data, splits=how)
+
+
+# your own file
+
+
+def test_own_records_with_all_fields(tmp_path: Path) -> None:
+    full = {"id": 7, "question": " Which? ", "answer": "(A)", "rationale": "So.", "task": "mc/choice", "split": "test"}
+    rows = [full, {"question": "Why 2?", "answer": 51.0, "split": "train"}]
+    rows += [{"question": f"What is {i}?", "answer": str(i), "split": "validation"} for i in range(2)]
+    loaded = questions.load("mine", file=own(tmp_path, *rows))
+    assert loaded[0] == questions.Question("mine/7", "Which?", "(A)", "mine", "test", "mc/choice", "So.")
+    assert loaded[1] == questions.Question("mine/2", "Why 2?", "51", "mine", "train", "number", None)
+    assert [q.id for q in loaded] == ["mine/7", "mine/2", "mine/3", "mine/4"]
+
+
+def test_own_fields_may_have_other_names(tmp_path: Path) -> None:
+    rows = [{"problem": f"q {i}", "solution": i, "part": "test"} for i in range(3)]
+    names = {"question": "problem", "answer": "solution", "split": "part"}
+    loaded = questions.load("mine", file=own(tmp_path, *rows), fields=names, task="number")
+    assert [(q.text, q.gold, q.split, q.task) for q in loaded[:1]] == [("q 0", "0", "test", "number")]
+
+
+def test_own_file_is_divided_by_digest(tmp_path: Path) -> None:
+    rows = [{"question": f"What is {i} + {i}?", "answer": 2 * i} for i in range(200)]
+    path = own(tmp_path, *rows, {"question": "WHAT is 7 + 7 ?!", "answer": 14})
+    loaded = questions.load("mine", file=path, validation=0.25, test=0.25)
+    assert loaded[-1].split == loaded[7].split
+    assert set(Counter(q.split for q in loaded)) == {"train", "validation", "test"}
+    assert [q.split for q in loaded] == [splits.split(q.text, 0.25, 0.25) for q in loaded]
+    counted = Counter(q.split for q in questions.load("mine", file=path, validation=20, test=30))
+    assert counted == {"validation": 20, "test": 30, "train": 151}
+    assert questions.leaks(loaded) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (
+            '{"question": "torn',
+            'DIR/mine.jsonl line 2: not JSON\n  found: {"question": "torn\n  do: a line holds one JSON object; ',
+        ),
+        ("[1]", "DIR/mine.jsonl line 2: a line holds one JSON object\n  found: [1]"),
+        ({"answer": 1}, "DIR/mine.jsonl line 2: the field `question` is missing\n  found: answer"),
+        ({"question": "a"}, "DIR/mine.jsonl line 2: the field `answer` is missing\n  found: question"),
+        ({"question": "a", "answer": ""}, "DIR/mine.jsonl line 2: `answer` is empty"),
+        ({"question": 5, "answer": 1}, "DIR/mine.jsonl line 2: `question` must be text\n  found: 5"),
+        ({"question": "a", "answer": [1]}, "DIR/mine.jsonl line 2: `answer` must be a number\n  found: [1]"),
+        ({"question": "a", "answer": True}, "DIR/mine.jsonl line 2: `answer` must be a number\n  found: true"),
+        ({"question": "a", "answer": 1, "id": "x"}, "DIR/mine.jsonl line 2: the id 'mine/x' stands twice\n"),
+        ({"question": "a", "answer": 1, "id": [1]}, "DIR/mine.jsonl line 2: `id` must be text or a whole number"),
+        (
+            {"question": "a", "answer": 1, "split": "dev"},
+            '`split` must be one of train, validation, test\n  found: "dev"',
+        ),
+        ({"question": "a", "answer": "much", "task": "number"}, "DIR/mine.jsonl line 2: the gold answer is no number"),
+        (
+            {"question": "a", "answer": "1", "task": "numbr"},
+            "line 2: unknown task 'numbr'\n  do: did you mean 'number'?",
+        ),
+    ],
+)
+def test_a_faulty_record_is_named(tmp_path: Path, row: object, expected: str) -> None:
+    first = {"question": "first", "answer": 1, "id": "x", "split": "train"}
+    assert expected in message(own(tmp_path, first, row))
+
+
+def test_faulty_files_are_named(tmp_path: Path) -> None:
+    assert message(tmp_path / "no.jsonl").startswith("DIR/no.jsonl: no such file".replace("DIR", "DIR"))
+    assert message(own(tmp_path)) == "mine: no questions\n  do: look whether the file is empty"
+    bad = tmp_path / "latin.jsonl"
+    bad.write_bytes('{"question": "caf\u00e9"}'.encode("latin-1"))
+    assert message(bad) == "DIR/latin.jsonl: not UTF-8 at byte 17\n  do: save it as UTF-8"
+    one = own(tmp_path, {"question": "How?", "answer": 1})
+    assert "split is empty\n  found: 1 questions" in message(one)
+    assert "splits of mine: a split of 11 questions was asked of 1" in message(one, validation=10, test=1)
+    assert "the paper knows no split of your own file" in message(one, splits="paper")
+    assert "no field of a question: 'text'" in message(one, fields={"text": "x"})
+    assert "unknown task 'x'" in message(one, task="x")
+
+
+def test_names_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"no set named 'gsmk8'\n  do: did you mean 'gsm8k'\?"):
+        questions.load("gsmk8", tmp_path)
+    with pytest.raises(UserError, match=r"did you mean 'bbh/navigate'\?"):
+        questions.load("bbh/navigat", tmp_path)
+    with pytest.raises(UserError, match="is the name of a known set"):
+        questions.load("svamp", file=own(tmp_path, {"question": "q", "answer": 1}))
+    with pytest.raises(UserError, match="belong to a file of your own"):
+        questions.load("svamp", tmp_path, task="number")
+    with pytest.raises(UserError, match="unknown way to split"):
+        questions.load("svamp", tmp_path, splits="random")  # type: ignore[arg-type]
+    monkeypatch.delenv("POTSTILL_DATA", raising=False)
+    with pytest.raises(UserError, match="no data folder\n  do: set POTSTILL_DATA, or `data:` in the recipe"):
+        questions.load("svamp")
+    with pytest.raises(UserError, match="data: no such folder"):
+        questions.load("svamp", tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"SVAMP.json: no such file"):
+        questions.load("svamp", tmp_path)
+
+
+# the five sets, from files written here
+
+
+def write(folder: Path, name: str, text: str) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+
+
+def test_small_sets_are_read_as_they_should(tmp_path: Path) -> None:
+    write(tmp_path, "gsm8k/train.jsonl", json.dumps({"question": "q", "answer": "a <<1+1=2>>2\nb\n#### 1,002"}) + "\n")
+    tests = [json.dumps({"question": f"t {i}", "answer": f"#### {i}"}) for i in range(40)]
+    write(tmp_path, "gsm8k/test.jsonl", "\n".join(tests))
+    loaded = questions.load("gsm8k", tmp_path)
+    assert loaded[0] == questions.Question("gsm8k/train/0", "q", "1,002", "gsm8k", "train", "gsm8k", "a 2\nb")
+    assert {q.split for q in loaded[1:]} == {"validation", "test"}
+
+    svamp = [{"ID": f"chal-{i}", "Body": f"He has {i}", "Question": "How many?", "Answer": float(i)} for i in range(30)]
+    write(tmp_path, "svamp/SVAMP.json", json.dumps(svamp))
+    third = questions.load("svamp", tmp_path)[3]
+    assert (third.id, third.text, third.gold) == ("svamp/chal-3", "He has 3. How many?", "3")
+    svamp[3]["Answer"] = "3"
+    write(tmp_path, "svamp/SVAMP.json", json.dumps(svamp))
+    with pytest.raises(UserError, match=r"SVAMP.json record 3: `Answer` must be a number"):
+        questions.load("svamp", tmp_path)
+    write(tmp_path, "svamp/SVAMP.json", json.dumps(svamp)[:-40])
+    with pytest.raises(UserError, match=r"SVAMP.json: not JSON"):
+        questions.load("svamp", tmp_path)
+    write(tmp_path, "asdiv/ASDiv.xml", "<a><Problem ID='n'><Body>x</Body>")
+    with pytest.raises(UserError, match=r"ASDiv.xml: not XML"):
+        questions.load("asdiv", tmp_path)
+    write(tmp_path, "asdiv/ASDiv.xml", "<a><Problem ID='n'><Body>x</Body><Question>y</Question></Problem></a>")
+    with pytest.raises(UserError, match=r"ASDiv.xml record 0 \(n\): a problem without Answer"):
+        questions.load("asdiv", tmp_path)
+    write(tmp_path, "multiarith/MultiArith.json", json.dumps([{"sQuestion": "q", "lSolutions": [1.0, 2.0]}]))
+    with pytest.raises(UserError, match=r"record 0: `lSolutions` must hold one number"):
+        questions.load("multiarith", tmp_path)
+
+
+def test_leaks_are_found_across_sets() -> None:
+    def make(name: str, text: str, split) -> questions.Question:
+        return questions.Question(name, text, "1", set=name[0], split=split, task="number")
+
+    train, again = make("a/1", "How many?", "train"), make("a/2", "Other", "train")
+    validation, test = make("b/1", "how MANY", "validation"), make("c/1", "How, many?", "test")
+    assert questions.leaks([train, again, validation, test]) == [(train, test), (validation, test)]
+    assert questions.leaks([test, validation]) == [(validation, test)]
+    assert questions.leaks([train, again]) == []
+
+
+# the real files
+
+
+@pytest.mark.parametrize("name", questions.SETS)
+def test_real_sets_are_whole_and_leak_free(data: Path, name: str) -> None:
+    found = loaded(name, data)
+    assert len(found) == len({q.id for q in found}) == SIZES[name]
+    assert questions.leaks(found) == []
+    assert not any(".." in q.text for q in found if q.set == "svamp")
+    assert ("train" in {q.split for q in found}) == (name == "gsm8k")
+
+
+def test_shares_keep_all_sets_apart(data: Path) -> None:
+    assert questions.leaks([q for name in questions.SETS for q in loaded(name, data)]) == []
+
+
+def test_counts_tear_a_few_questions_apart_and_leaks_names_them(data: Path) -> None:
+    everything = [q for name in ("multiarith", "asdiv", "svamp") for q in loaded(name, data, "paper")]
+    torn = questions.leaks(everything)  # MultiArith and ASDiv share a few questions
+    assert 0 < len(torn) < 10
+    dropped = {first.id for first, _ in torn}
+    assert questions.leaks([q for q in everything if q.id not in dropped]) == []
+
+
+def test_paper_sizes(data: Path) -> None:
+    sizes = {name: Counter(q.split for q in loaded(name, data, "paper")) for name in questions.PAPER_VALIDATION}
+    assert sizes["gsm8k"] == {"train": 7473, "validation": 500, "test": 819}
+    assert sizes["multiarith"] == {"validation": 200, "test": 400}
+    assert sizes["asdiv"] == {"validation": 500, "test": 1805}
+    assert sizes["svamp"] == {"validation": 500, "test": 500}
+    tasks = Counter((q.task, q.split) for q in loaded("bbh", data))
+    assert tasks["bbh/navigate", "validation"] == 50
+    assert tasks["bbh/snarks", "validation"] == 35
+
+
+def test_one_task_of_bbh_is_the_same_alone(data: Path) -> None:
+    alone = questions.load("bbh/navigate", data)
+    assert alone == [q for q in loaded("bbh", data) if q.task == "bbh/navigate"]
+    assert {q.set for q in alone} == {"bbh"}
+
+
+@pytest.mark.parametrize(
+    ("name", "style"),
+    [
+        ("prompt_simple_4_cases", prompts.PAPER),
+        ("prompt_complex", prompts.TEACHER),
+        ("prompt_original", prompts.TEACHER),
+    ],
+)
+def test_prompt_files_are_rebuilt_byte_for_byte(data: Path, name: str, style: prompts.Style) -> None:
+    file = data / "prompts" / f"{name}.txt"
+    shots = questions.demonstrations(file)
+    asked = prompts.build("Why?", ONE_SHOT, style=style).plain
+    assert prompts.build("Why?", FEW_SHOT, shots, style=style).plain == file.read_text() + "\n" + asked
+
+
+def test_answer_only_prompt_file_is_rebuilt(data: Path) -> None:
+    file = data / "prompts" / "prompt_direct.txt"
+    shots = questions.demonstrations(file)
+    built = prompts.build("Why?", prompts.Format(True, False), shots, style=prompts.TEACHER).plain
+    assert built == file.read_text() + "\nQuestion: Why?\nThe answer is"
+    assert not any(shot.rationale for shot in shots)
+
+
+def test_a_torn_prompt_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "shots.txt"
+    file.write_text("Q: a\nThe answer is 1\n\nQ: b\nThe ans")
+    with pytest.raises(UserError, match=r"shots.txt block 2: not a demonstration\n  found: Q: b"):
+        questions.demonstrations(file)
+    file.write_text("\n")
+    with pytest.raises(UserError, match="no demonstrations"):
+        questions.demonstrations(file)
+
+
+@pytest.mark.parametrize("task", bbh.TASKS)
+def test_official_bbh_prompts_are_rebuilt_without_the_canary(data: Path, task: str) -> None:
+    text = (data / "bbh" / "cot-prompts" / f"{task}.txt").read_text()
+    instruction, shots = bbh.demonstrations(data, task)
+    style = bbh.style(task)
+    built = prompts.build("Why?", FEW_SHOT, shots, style=style, instruction=instruction).plain
+    assert built == text.partition("\n-----\n")[2] + "\n\nQ: Why?\nA: Let's think step by step."
+    assert len(shots) == 3 and "canary" not in built.lower()
+    bare = prompts.build("Why?", prompts.Format(True, False), shots, style=style, instruction=instruction).plain
+    expected = [f"Q: {shot.question}\nA: {shot.answer}" for shot in shots]
+    assert bare == "\n\n".join([instruction, *expected, "Q: Why?\nA:"])
+    assert not any(shot.rationale[:30] in bare for shot in shots)

@@ -1,0 +1,391 @@
+"""Teachers: chains that are cut in step, counted once, and made again as they were."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from markov import markov, writer
+from potstill import teachers
+from potstill.encoding import to_json
+from potstill.engines import Engine
+from potstill.errors import UserError
+from potstill.files import tables, write_jsonl
+from potstill.prompts import PAPER, Demonstration
+from potstill.recipe import parse
+from potstill.records import END, Chain, Prompt, Question, Turn
+from potstill.teachers import human, local, replay
+from potstill.teachers.cut import cut
+from potstill.tokenizers import train_bpe
+
+
+def question(name: str, text: str = "", rationale: str | None = None) -> Question:
+    return Question(f"s/{name}", text or f"What is {name}?", "4", "s", "train", "number", rationale)
+
+
+def probability(step, what) -> float:
+    return sum(math.exp(value) for outcome, value in step if outcome == what)
+
+
+def mass(step) -> float:
+    return sum(math.exp(value) for _, value in step)
+
+
+# --- cut -------------------------------------------------------------------------------------------------------------
+
+
+def test_cut_at_a_token_that_is_the_newline() -> None:
+    steps = [
+        [(b"The answer is", 0.0)],
+        [(b" 4", -0.5), (b"\n", -1.0)],
+        [(b"\n", -0.7), (b"\n\n", -1.9), (END, -2.0), (b".", -3.0)],
+    ]
+    chain = Chain.from_tokens("q", 0, [b"The answer is", b" 4", b"\n", b"Q"], [*steps, [(b"Q", -0.1)]], "length")
+    done = cut(chain)
+    assert (done.text, done.stop, done.tokens, done.spans) == (
+        "The answer is 4",
+        "cut",
+        (b"The answer is", b" 4"),
+        ((0, 13), (13, 15)),
+    )
+    assert done.candidates[:2] == chain.candidates[:2]  # what was said before the last step stays as it was
+    assert [what for what, _ in done.candidates[2]] == [END, b"."]
+    assert probability(done.candidates[2], END) == pytest.approx(
+        math.exp(-0.7) + math.exp(-1.9) + math.exp(-2), abs=1e-6
+    )
+
+
+def test_cut_inside_a_token() -> None:
+    steps = [
+        [(b"answer is 4", 0.0)],
+        [(b".\n", -0.5), (b".", -1.5), (b"\n", -2.5), (END, -3.0), (b" dollars.\nQ", -4.0)],
+    ]
+    chain = Chain.from_tokens("q", 0, [b"answer is 4", b".\n", b"Q"], [*steps, [(b"Q", -0.1)]], "length")
+    done = cut(chain)
+    assert (done.text, done.stop, done.tokens) == ("answer is 4.", "cut", (b"answer is 4", b"."))
+    assert len(done.candidates) == 2  # nobody asked what follows the full stop
+    assert [what for what, _ in done.candidates[1]] == [b".", END, b" dollars."]
+    assert probability(done.candidates[1], b".") == pytest.approx(math.exp(-0.5) + math.exp(-1.5), abs=1e-6)
+    assert probability(done.candidates[1], END) == pytest.approx(math.exp(-2.5) + math.exp(-3), abs=1e-6)
+
+
+def test_cut_leaves_what_has_no_whole_answer_line() -> None:
+    for text in ("", "2 + 2\n= 4", "The answer is 4", "\n\nTHE ANSWER IS 4."):
+        chain = Chain.from_text("q", 0, text, source="s", stop="length")
+        assert cut(chain) is chain
+
+
+def test_cut_takes_the_first_answer_line() -> None:
+    chain = Chain.from_text("q", 0, "1\nSo the Answer Is 4\nThe answer is 5\n", source="s")
+    assert cut(chain) == replace(chain, content=b"1\nSo the Answer Is 4", stop="cut")
+
+
+def test_cut_counts_bytes_where_the_text_is_no_text() -> None:
+    tokens = ["İé".encode(), b"\xff\xe2\x82", b" answer is", b"\n", b"\xac"]
+    done = cut(Chain.from_tokens("q", 0, tokens))
+    assert done.tokens == tuple(tokens[:3]) and done.content == b"".join(tokens[:3]) and done.candidates == ()
+
+
+def test_cut_where_a_source_left_tokens_out() -> None:
+    chain = replace(Chain.from_text("q", 0, "answer is 4\nQ", source="s"), tokens=(b"answer",), spans=((0, 6),))
+    chain = replace(chain, candidates=(((b"answer", -0.1),), ((END, -0.3),)), semantics="raw")
+    done = cut(chain)
+    assert done.text == "answer is 4" and done.tokens == (b"answer",) and done.candidates == (((b"answer", -0.1),),)
+
+
+pieces = st.sampled_from(
+    [b"\n", b".\n", b" answer is", b"The", b" 4", b"answer", b" is", b"", b"\n\n", b"\xc3", b"\xa9", b".\nQ\n"]
+)
+steps = st.lists(
+    st.tuples(st.one_of(pieces, st.just(END)), st.floats(-9, -3)), max_size=4, unique_by=lambda one: one[0]
+)
+
+
+@given(st.lists(st.tuples(pieces, steps), max_size=12), st.booleans(), st.sampled_from(["end", "length"]))
+def test_cut_keeps_text_tokens_and_candidates_in_step(parts, last, stop) -> None:
+    tokens = [token for token, _ in parts]
+    candidates = [[(token, -0.3), *(one for one in step if one[0] != token)] for token, step in parts]
+    chain = Chain.from_tokens("q", 0, tokens, [*candidates, [(END, -0.2)]] if last else candidates, stop)
+    done = cut(chain)
+    assert chain.content.startswith(done.content) and b"".join(done.tokens) == done.content
+    assert cut(done) is done
+    if done is chain:
+        return
+    assert done.stop == "cut" and chain.content[len(done.content) :].startswith(b"\n")
+    assert len(done.candidates) in (len(done.tokens), len(done.tokens) + 1)
+    for old, new in zip(chain.candidates, done.candidates, strict=False):
+        assert mass(new) == pytest.approx(mass(old), abs=1e-5)
+        assert len({what for what, _ in new}) == len(new)
+    for token, step in zip(done.tokens, done.candidates, strict=False):
+        assert token in {what for what, _ in step}
+    if len(done.candidates) > len(done.tokens):
+        assert END in {what for what, _ in done.candidates[-1]}
+
+
+# --- local -----------------------------------------------------------------------------------------------------------
+
+
+def solver() -> Engine:
+    """Half of its solutions go on behind the answer, half end there; one token of them is open."""
+    text = "step So it was. The answer is four\nQ"
+    tokenizer = train_bpe([text, "step So he was"] * 20, 300)
+    names = {
+        name: tokenizer.encode(name).ids[0]
+        for name in ("\n", "So", " it", " he", " was", ".", " The", " answer", " is", " four", "Q")
+    }
+    row = [names[name] for name in ("\n", "So", " it", " was", ".", " The", " answer", " is", " four")]
+    table = {here: {there: 0.0} for here, there in pairwise(row)}
+    table[names["So"]] = {names[" it"]: math.log(0.75), names[" he"]: math.log(0.25)}
+    table[names[" he"]] = {names[" was"]: 0.0}
+    table[names[" four"]] = {names["\n"]: math.log(0.5), tokenizer.eos: math.log(0.5)}
+    return markov(tokenizer, table)
+
+
+QUESTIONS = [question(str(number) * (1 + number % 3)) for number in range(6)]
+SETTINGS = {
+    "samples": 4,
+    "temperature": 1.0,
+    "max_tokens": 20,
+    "candidates": 3,
+    "seed": 1,
+    "source": "tiny",
+    "budget": 400,
+}
+
+
+def test_local_chains_are_cut_behind_the_answer_and_know_how_likely_the_end_was() -> None:
+    batches = list(local.sample(solver(), QUESTIONS, local.asking(), **SETTINGS))
+    chains = [chain for batch in batches for chain in batch]
+    assert len(batches) > 1
+    assert sorted(chain.key for chain in chains) == sorted(
+        (one.id, "tiny", index) for one in QUESTIONS for index in range(4)
+    )
+    assert {chain.text for chain in chains} == {"So it was. The answer is four", "So he was. The answer is four"}
+    assert {chain.stop for chain in chains} == {"end", "cut"}
+    for chain in chains:
+        assert chain.semantics == "raw" and len(chain.candidates) == len(chain.tokens) + 1
+        assert probability(chain.candidates[1], chain.tokens[1]) == pytest.approx(
+            0.75 if b"it" in chain.content else 0.25, abs=1e-4
+        )
+        assert probability(chain.candidates[-1], END) == pytest.approx(1.0 if chain.stop == "cut" else 0.5, abs=1e-4)
+
+
+def test_local_resumes_by_batch() -> None:
+    whole = list(local.sample(solver(), QUESTIONS, local.asking(), **SETTINGS))
+    stored = {chain.key for chain in whole[0]} | {whole[1][0].key}
+    rest = list(local.sample(solver(), QUESTIONS[::-1], local.asking(), done=stored, **SETTINGS))
+    assert rest == whole[1:]  # the half stored batch comes whole, and as it was
+    assert (
+        list(local.sample(solver(), QUESTIONS, local.asking(), done={c.key for b in whole for c in b}, **SETTINGS))
+        == []
+    )
+
+
+def test_local_without_candidates() -> None:
+    [batch, *_] = local.sample(solver(), QUESTIONS, local.asking(), **SETTINGS | {"candidates": 0})
+    assert all(chain.tokens and not chain.candidates and chain.semantics == "none" for chain in batch)
+
+
+def test_a_text_that_ran_out_keeps_its_stop() -> None:
+    [batch] = local.sample(
+        writer(), [question("1")], lambda _: Prompt((Turn("user", "So"),)), **SETTINGS | {"max_tokens": 3, "samples": 1}
+    )
+    assert [(chain.text, chain.stop, len(chain.candidates)) for chain in batch] == [(" it was.", "length", 3)]
+
+
+def test_how_a_teacher_is_asked() -> None:
+    one = question("1", "Is {x} it?")
+    assert local.asking()(one) == Prompt((Turn("user", "Question: Is {x} it?\nLet's think step by step"),), "\n")
+    assert local.asking(prefix="...\nThe answer is 52\n")(one).plain == (
+        "...\nThe answer is 52\n\nQuestion: Is {x} it?\nLet's think step by step"
+    )
+    shots = [Demonstration("2 + 2?", "4", "2 + 2 = 4.")]
+    assert local.asking(style=PAPER, demonstrations=shots)(one).plain == (
+        "Q: 2 + 2?\nLet's think step by step\n2 + 2 = 4.\nThe answer is 4\n\nQ: Is {x} it?\nLet's think step by step"
+    )
+
+
+# --- human -----------------------------------------------------------------------------------------------------------
+
+
+def test_human_chains() -> None:
+    questions = [question(str(number), rationale=f"{number} it is.") for number in range(5)]
+    batches = list(
+        human.sample(questions, batch=2, done={("s/0", "human", 0), ("s/1", "human", 0), ("s/2", "human", 0)})
+    )
+    assert [[chain.question for chain in batch] for batch in batches] == [["s/2", "s/3"], ["s/4"]]
+    chain = batches[1][0]
+    assert (chain.text, chain.tokens, chain.candidates, chain.semantics, chain.stop) == (
+        "4 it is.\nThe answer is 4",
+        (),
+        (),
+        "none",
+        "end",
+    )
+
+
+def test_human_needs_rationales_and_says_so_at_once() -> None:
+    with pytest.raises(UserError) as raised:
+        human.sample([question("1", rationale="so"), question("2"), question("3", rationale="")])
+    assert str(raised.value) == (
+        "teacher: 2 of 3 questions have no rationale for the human teacher\n"
+        "  found: the first is s/2\n"
+        "  do: use a set whose questions come with solutions, name the field of the rationale, or ask another teacher"
+    )
+
+
+# --- replay ----------------------------------------------------------------------------------------------------------
+
+FULL = Chain.from_tokens(
+    "s/1", 3, [b"4", b"\xff"], [[(b"4", -0.1), (END, -2.5)], [(b"\xff", -0.3)], [(END, -0.2)]], source="gpt"
+)
+
+
+def replayed(*rows, questions=QUESTIONS, **settings) -> list[Chain]:
+    return [
+        chain
+        for batch in replay.sample(enumerate(rows, 1), questions, where="old.jsonl", **settings)
+        for chain in batch
+    ]
+
+
+def refused(*rows, questions=QUESTIONS, **settings) -> str:
+    with pytest.raises(UserError) as raised:
+        replayed(*rows, questions=questions, **settings)
+    return str(raised.value)
+
+
+def test_replayed_chains_are_those_that_were_stored() -> None:
+    questions = [question("1"), question("2")]
+    assert replayed(to_json(FULL), questions=questions) == [FULL]
+    assert replayed(FULL, questions=questions) == [FULL]
+    rows = [
+        {"question": "s/2", "text": "a"},
+        {"question": "WHAT is 2 ?", "text": "b", "stop": "length"},
+        {"question": "s/1", "text": "c"},
+    ]
+    assert replayed(*rows, questions=questions, source="old") == [
+        Chain.from_text("s/2", 0, "a", source="old"),
+        Chain.from_text("s/2", 1, "b", source="old", stop="length"),
+        Chain.from_text("s/1", 0, "c", source="old"),
+    ]
+
+
+def test_candidates_without_a_word_on_their_meaning_mean_nothing_known() -> None:
+    [chain] = replayed({"question": "s/0", "text": "4", "tokens": ["4"], "candidates": [[["4", -0.1], [None, -3.0]]]})
+    assert chain.semantics == "unknown"
+
+
+def test_replay_passes_over_what_the_run_knows_and_does_not_want() -> None:
+    held_out = question("9")
+    rows = [{"question": name, "text": "x"} for name in ("s/9", "s/0", "What is 9?")]
+    assert [chain.key for chain in replayed(*rows, known=[held_out])] == [("s/0", "replay", 0)]
+
+
+def test_replay_counts_strangers_and_yields_nothing_behind_them() -> None:
+    rows = [{"question": "s/0", "text": "x"}, {"question": "t/1", "text": "x"}, {"question": "t/2", "text": "x"}]
+    assert refused(*rows) == (
+        "old.jsonl: 2 chains are about questions that this run does not know\n"
+        "  found: the first is record 2: 't/1'\n"
+        "  do: name questions by their id or exact text, and put the set that they come from into the recipe"
+    )
+
+
+def test_replay_refuses_a_key_that_comes_twice() -> None:
+    rows = [
+        {"question": "s/0", "text": "x"},
+        {"question": "s/00", "text": "y"},
+        {"question": "s/0", "text": "z", "index": 0},
+    ]
+    assert refused(*rows, questions=[question("0"), question("00")]) == (
+        "old.jsonl record 3: question 's/0', source 'replay', index 0 stands here twice\n"
+        "  found: the same key in record 1\n"
+        "  do: give the rows of a question different indices, or none at all"
+    )
+
+
+def test_replay_refuses_an_ambiguous_text() -> None:
+    twins = [question("1", "The same?"), question("2", "the SAME?")]
+    assert "record 1: the question's text belongs to 2 questions" in refused(
+        {"question": "The same?", "text": "x"}, questions=twins
+    )
+
+
+GOOD = {"question": "s/0", "text": "4.", "tokens": ["4", "."], "candidates": [[["4", -0.1]], [[".", -0.1]]]}
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"question": None}, "question: None"),
+        ({"text": 4}, "neither text nor base64: 4"),
+        ({"text": {"base64": "*"}}, ""),
+        ({"tokens": ["4"]}, "the tokens, put one after the other, are not the text"),
+        ({"spans": [[0, 1]]}, "1 spans"),
+        ({"spans": [[0, 1], [1, 9]]}, "token b'.' at bytes 1 to 9 of a text of 2"),
+        ({"candidates": [[["4", -0.1]]]}, "1 steps for 2 tokens"),
+        ({"candidates": [[["4", 0.9]], [[".", -0.1]]]}, "0.9 is no natural log-probability"),
+        ({"candidates": [[["4", float("nan")]], [[".", -0.1]]]}, "nan is no natural log-probability"),
+        ({"candidates": [["4"], [[".", -0.1]]]}, ""),
+        ({"semantics": "none"}, "candidates with semantics none"),
+        ({"semantics": "exact"}, "semantics: 'exact' is none of raw,"),
+        ({"stop": "eos"}, "stop: 'eos' is none of end, length, cut"),
+        ({"index": "0"}, "index: '0' is no number"),
+        ({"index": True}, "index: True is no number"),
+        ({"source": ""}, "source: '' is no name"),
+    ],
+)
+def test_replay_refuses_what_is_no_chain(change, found) -> None:
+    assert replayed(GOOD)[0].text == "4."
+    message = refused(GOOD | {"question": "s/11"}, GOOD | change)
+    assert message.startswith("old.jsonl record 2: ") and found in message and '{"question": id or text' in message
+
+
+def test_replay_needs_a_text() -> None:
+    assert "found: no field 'text'" in refused({"question": "s/0"})
+
+
+def test_replay_resumes_by_batch() -> None:
+    rows = [{"question": one.id, "text": "x"} for one in QUESTIONS]
+    batches = list(replay.sample(enumerate(rows, 1), QUESTIONS, where="old", batch=2))
+    done = {chain.key for chain in [*batches[0], batches[1][0]]}
+    assert list(replay.sample(enumerate(rows, 1), QUESTIONS, where="old", batch=2, done=done)) == batches[1:]
+
+
+def test_rows_of_a_file(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "old.jsonl", [to_json(FULL)])
+    tables.write_chains(tmp_path / "old.parquet", [replace(FULL, candidates=())])
+    assert [(number, row["index"]) for number, row in replay.rows(tmp_path / "old.jsonl")] == [(1, 3)]
+    assert list(replay.rows(tmp_path / "old.parquet")) == [(1, replace(FULL, candidates=()))]
+    (tmp_path / "torn.jsonl").write_text('{"question": "s/1", "te')
+    with pytest.raises(UserError, match=r"torn.jsonl line 1: not a whole line"):
+        list(replay.sample(replay.rows(tmp_path / "torn.jsonl"), QUESTIONS, where="torn.jsonl"))
+
+
+# --- by recipe -------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_chooses_its_teacher(tmp_path: Path) -> None:
+    one = question("1", rationale="so")
+    plan = parse("name: a\nteacher: {kind: human, name: people}", "r.yaml")
+    assert [chain.key for batch in teachers.chains(plan, [one]) for chain in batch] == [("s/1", "people", 0)]
+
+    write_jsonl(tmp_path / "old.jsonl", [{"question": "s/1", "text": "4"}, {"question": "s/2", "text": "4"}])
+    plan = parse(f"name: a\nteacher: {{kind: replay, chains: {tmp_path}/old.jsonl}}", "r.yaml")
+    found = teachers.chains(plan, [one], known=[question("2")])
+    assert [chain.key for batch in found for chain in batch] == [("s/1", "replay", 0)]
+
+    solver().student.save(tmp_path)
+    (tmp_path / "shots.txt").write_text("Question: ...\n")
+    local_plan = f"kind: local, model: {tmp_path}, prompt: {tmp_path}/shots.txt, samples: 2, max_tokens: 20"
+    plan = parse(f"name: a\nteacher: {{{local_plan}}}", "r.yaml")
+    chains = [chain for batch in teachers.chains(plan, [one]) for chain in batch]
+    assert [chain.key for chain in chains] == [("s/1", "local", 0), ("s/1", "local", 1)]
+    assert all(chain.text.endswith("The answer is four") for chain in chains)
+    assert list(teachers.chains(plan, [one], {chain.key for chain in chains})) == []

@@ -1,0 +1,206 @@
+"""Tokenizers from folders and from texts: what opens, what is refused, and that bytes are the text."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import tokenizers as library
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from potstill import tokenizers
+from potstill.errors import UserError
+from potstill.records import END
+from potstill.tokenizers import Tokenizer
+
+TEXTS = ["She earns $12.50 for 3 hours.\nSo 4 * 12 = 48.", "Weng has 7 apples, naïve café"] * 4
+REAL = ["t5", "mistral", "gpt2", "p50k_base", "cl100k_base"]
+
+
+@cache
+def small(kind: str) -> Tokenizer:
+    return tokenizers.train_bpe(TEXTS, 300) if kind == "bpe" else tokenizers.train_unigram(TEXTS, 80)
+
+
+@cache
+def real(folder: Path, name: str) -> Tokenizer:
+    return tokenizers.open(folder / "tokenizers" / name)
+
+
+def write(tokenizer: Tokenizer, folder: Path) -> Path:
+    for name, content in tokenizer.files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_files_open_again_here_and_in_transformers(kind: str, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    made = small(kind)
+    opened = tokenizers.open(write(made, tmp_path))
+    assert (opened.digest, opened.eos, opened.pad, opened.size) == (made.digest, 1, 0, made.size)
+    assert dict(opened.files) == dict(made.files)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (1, 0)
+    ids = made.encode(TEXTS[0]).ids
+    assert theirs(TEXTS[0], add_special_tokens=False).input_ids == ids
+    assert theirs.decode(ids) == made.decode(ids)
+
+
+def test_bpe_has_single_digits_and_every_byte() -> None:
+    made = small("bpe")
+    assert made.pieces(made.encode("= 12").ids)[-2:] == [b"1", b"2"]
+    assert made.decode(made.encode("日本\t🥃 </s>").ids) == "日本\t🥃 </s>"
+    assert made.size <= 300
+
+
+def test_unigram_is_like_t5() -> None:
+    made = small("unigram")
+    assert made.size <= 80 and made.vocabulary.unk == 2
+    assert made.encode("7  apples \n").ids == made.encode("7 apples").ids, "white space is collapsed and dropped"
+    assert made.pieces(made.encode("7 apples").ids)[0] == b"7", "the dummy space is not text"
+    assert 2 in made.encode("7 × 日").ids and 2 not in made.encode("7 apples").ids
+    pieces = [piece.decode().strip() for piece in made.vocabulary.table if piece]
+    assert all(len(piece) < 2 or piece.isalpha() or piece.isdigit() for piece in pieces), "18. is a number and a sign"
+
+
+def test_training_is_the_same_in_every_process() -> None:
+    code = (
+        "import hashlib\nfrom potstill import tokenizers\n"
+        f"for train, size in ((tokenizers.train_bpe, 300), (tokenizers.train_unigram, 80)):\n"
+        f"    files = train({TEXTS!r}, size).files\n"
+        "    print(hashlib.sha256(b''.join(files.values())).hexdigest())\n"
+    )
+    runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout for _ in range(2)}
+    assert len(runs) == 1 and len(runs.pop().split()) == 2
+
+
+def test_too_small_a_vocabulary_is_refused() -> None:
+    with pytest.raises(UserError, match="too small for the characters"):
+        tokenizers.train_unigram(TEXTS, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "eos", "pad", "prefix"),
+    [
+        ("t5", 32_100, 1, 0, ()),
+        ("gpt2", 50_257, 50_256, 50_256, ()),
+        ("mistral", 32_000, 2, 2, (1,)),
+        ("p50k_base", 50_281, 50_256, 50_256, ()),
+        ("cl100k_base", 100_277, 100_257, 100_257, ()),
+    ],
+)
+def test_real_tokenizers(data: Path, name: str, size: int, eos: int, pad: int, prefix: tuple[int, ...]) -> None:
+    tokenizer = real(data, name)
+    assert (tokenizer.size, tokenizer.eos, tokenizer.pad, tokenizer.prefix) == (size, eos, pad, prefix)
+    text = "Weng earns $12 an hour, so 0.2 x 50 = $10."
+    encoding = tokenizer.encode(text)
+    assert tokenizer.decode([*encoding.ids, tokenizer.eos]) == text
+    assert [text.encode()[a:b] for a, b in encoding.spans] == tokenizer.pieces(encoding.ids)
+    assert tokenizer.candidate(tokenizer.eos, 5) is END
+
+
+def test_real_t5_facts(data: Path) -> None:
+    t5 = real(data, "t5")
+    assert [t5.bytes(token) for token in t5.encode("a 1300 ÷").ids] == [b" ", b"a", b" 1", b"300", b" ", b""]
+    assert t5.encode("a\n b \n").ids == t5.encode("a b").ids
+    with_name = t5.encode("x </s> <extra_id_0> <pad>")
+    assert not {0, 1, 32_099} & set(with_name.ids)
+
+
+@pytest.mark.parametrize("name", ["t5", "mistral", "gpt2"])
+def test_ids_are_the_librarys_own(data: Path, name: str) -> None:
+    theirs = library.Tokenizer.from_file(str(data / "tokenizers" / name / "tokenizer.json"))
+    ours = real(data, name)
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.text().filter(lambda text: not any(name in text for name in ours.vocabulary.specials)))
+    def any_text(text: str) -> None:
+        assert ours.encode(text).ids == theirs.encode(text, add_special_tokens=False).ids
+        assert ours.encode_batch([text, "a"]) == [ours.encode(text), ours.encode("a")]
+
+    any_text()
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_pieces_of_any_ids_are_what_the_library_decodes(data: Path, name: str) -> None:
+    ours = real(data, name)
+    folder = data / "tokenizers" / name
+    theirs = library.Tokenizer.from_file(str(folder / "tokenizer.json")) if name in REAL[:3] else None
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.lists(st.integers(0, 31_999), max_size=12))
+    def any_ids(ids: list[int]) -> None:
+        assert b"".join(ours.pieces(ids)) == ours.text(ids)
+        assert len(ours.pieces(ids)) == len(ids)
+        text = ours.text(ids).decode("utf-8", "ignore")
+        if theirs is not None and text.encode() == ours.text(ids):
+            assert theirs.decode(ids, skip_special_tokens=True) == text == ours.decode(ids)
+        for place, token in enumerate(ids[:1]):
+            assert ours.candidate(token, place) in (ours.pieces(ids)[place], END, None)
+
+    any_ids()
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        tokenizers.open(folder)
+    return str(caught.value).replace(str(folder), "FOLDER")
+
+
+def test_folders_that_are_no_tokenizer(tmp_path: Path) -> None:
+    assert refused(tmp_path / "none").startswith("FOLDER: no such folder")
+    advice = "\n  do: give a folder with tokenizer.json (a fast tokenizer's save_pretrained writes it)"
+    assert refused(tmp_path) == "FOLDER: no tokenizer in this folder" + advice
+    broken = tmp_path / "tokenizer.json"
+    broken.write_text('{"model": ')
+    assert "FOLDER/tokenizer.json: not JSON" in refused(tmp_path)
+    broken.write_text("[1]")
+    assert "FOLDER/tokenizer.json: not a JSON object\n  found: [1]" in refused(tmp_path)
+    broken.write_text("{}")
+    assert "FOLDER/tokenizer.json: not a tokenizer" in refused(tmp_path)
+    broken.write_text(json.dumps({"model": {"type": "WordLevel", "vocab": {}}}))
+    assert "FOLDER/tokenizer.json: unsupported tokenizer model\n  found: WordLevel" in refused(tmp_path)
+
+
+def test_an_end_token_must_be_known(tmp_path: Path) -> None:
+    source = json.loads(small("bpe").files["tokenizer.json"])
+    for token in source["added_tokens"]:
+        token["content"] = {"<|endoftext|>": "<|stop|>"}.get(token["content"], token["content"])
+    source["model"]["vocab"] = {
+        {"<|endoftext|>": "<|stop|>"}.get(piece, piece): token for piece, token in source["model"]["vocab"].items()
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(source))
+    message = refused(tmp_path)
+    assert "FOLDER: cannot tell which token ends a text" in message and "tokenizer_config.json" in message
+    assert tokenizers.open(tmp_path, eos="<|stop|>").eos == 1
+    assert tokenizers.open(tmp_path, eos="<|stop|>", pad=1).pad == 1
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|stop|>"}}))
+    assert tokenizers.open(tmp_path).eos == 1
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|nothing|>"}))
+    assert "no such eos token\n  found: '<|nothing|>'" in refused(tmp_path)
+
+
+def test_tiktoken_folders(tmp_path: Path) -> None:
+    ranks = tmp_path / "tiny.tiktoken"
+    lines = [f"{base64.b64encode(bytes([byte])).decode()} {byte}" for byte in range(256)]
+    ranks.write_text("\n".join(lines))
+    assert "tiny.json: the tiktoken ranks lack their description" in refused(tmp_path)
+    about = tmp_path / "tiny.json"
+    about.write_text('{"pat_str": "."}')
+    assert "tiny.json: not the description of a tiktoken encoding" in refused(tmp_path)
+    about.write_text(json.dumps({"pat_str": "(?s:.)", "special_tokens": {"<|endoftext|>": 256}}))
+    opened = tokenizers.open(tmp_path)
+    assert (opened.eos, opened.size) == (256, 257)
+    assert opened.encode("<|endoftext|>é").ids == list("<|endoftext|>é".encode())
+    ranks.write_text("\n".join([*lines, "not base64 at all"]))
+    assert "tiny.tiktoken line 257: torn line" in refused(tmp_path)
+    (tmp_path / "other.tiktoken").write_text("")
+    assert "several tiktoken files\n  found: other.tiktoken, tiny.tiktoken" in refused(tmp_path)

@@ -1,0 +1,326 @@
+"""Training: the same gradient however a step is cut and shared, exact resume, and a student that learns."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from potstill import students, tokenizers, training
+from potstill.errors import UserError
+from potstill.records import Target
+from potstill.students import Example, Shape, Student
+from potstill.training import Schedule
+
+TEXTS = ["Q: 2 + 3 A: The answer is 5", "Q: 4 + 3 A: The answer is 7", "Q: 1 + 1 A: The answer is 2"]
+TOKENIZER = tokenizers.train_unigram(TEXTS, 60)
+FAMILIES = ("t5", "causal")
+
+
+def make(family: str, dropout: float = 0.0) -> Student:
+    shape = Shape("t5" if family == "t5" else "causal", 16, 2, 2, 32, 8, TOKENIZER.size)
+    return students.initialise(shape, TOKENIZER, 1, dropout=dropout)
+
+
+def lessons(student: Student) -> list[Example]:
+    """Seven examples of unequal lengths and weights, one with soft targets, in two formats."""
+    made = []
+    for number, (question, answer) in enumerate([("2 + 3", "5"), ("4 + 3", "The answer is 7"), ("1 + 1", "2")] * 2):
+        ids = [*TOKENIZER.encode(answer).ids, TOKENIZER.eos]
+        target = Target(ids, range(len(ids) + 1), ids, [1.0] * len(ids), ["hard"] * len(ids))
+        prompt = tuple(student.encode(f"Q: {question}" + " A:" * (number % 3)))
+        made.append(Example(prompt, target, 1.0 + number / 4, f"q{number}", ("short", "long")[number % 2]))
+    soft = Target([5, 1], [0, 2, 3], [5, 6, 1], [0.7, 0.2, 1.0], ["mixed", "end"])
+    return [*made, Example(tuple(student.encode("Q:")), soft, 0.5, "q6", "long")]
+
+
+CUTS = {
+    "one": [[0, 1, 2, 3, 4, 5, 6]],
+    "two": [[6, 2, 4, 0], [1, 3, 5]],
+    "four": [[0], [1, 2], [3, 6], [5, 4]],
+    "seven": [[i] for i in range(7)],
+}
+
+
+def cut(student: Student, name: str) -> list[list[Example]]:
+    made = lessons(student)
+    return [[made[i] for i in batch] for batch in CUTS[name]]
+
+
+def gradients(student: Student) -> dict[str, torch.Tensor]:
+    return {name: value.grad.clone() for name, value in student.named_parameters() if value.grad is not None}
+
+
+def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], relative: float = 1e-5) -> bool:
+    """Each tensor within `relative` of its own norm."""
+    assert one.keys() == other.keys() and one
+    return all(float((one[n] - other[n]).norm()) <= relative * float(other[n].norm()) + 1e-9 for n in one)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gradient_does_not_depend_on_accumulation_and_cuts(family):
+    """A peer's gradient norm halves when accumulation doubles."""
+    student = make(family)
+    made = lessons(student)
+    batch = student.batch(made)
+    (batch.weights * student(batch)).sum().div(batch.weights.sum()).backward()
+    plain = gradients(student)
+    for name in CUTS:
+        student.zero_grad()
+        sums = training.gradient(student, cut(student, name), step=1, seed=1)
+        assert close(gradients(student), plain), name
+        assert sums.positions == len(batch.positions)
+        assert sum(sums.weights.values()) == pytest.approx(float(batch.weights.sum()))
+
+
+def test_the_loss_of_each_format_is_told():
+    student = make("t5")
+    sums = training.gradient(student, cut(student, "four"), step=1, seed=1)
+    for format in ("short", "long"):
+        batch = student.batch([example for example in lessons(student) if example.format == format])
+        assert sums.losses[format] == pytest.approx((batch.weights * student(batch)).sum().item(), rel=1e-5)
+        assert sums.weights[format] == pytest.approx(float(batch.weights.sum()))
+
+
+def test_dropout_is_a_function_of_seed_step_and_micro_batch():
+    student = make("t5", dropout=0.3)
+    batches = cut(student, "two")
+
+    def drawn(step: int, seed: int) -> dict[str, torch.Tensor]:
+        student.zero_grad()
+        torch.rand(1)  # what others draw does not matter
+        training.gradient(student, batches, step=step, seed=seed)
+        return gradients(student)
+
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    first = drawn(1, 1)
+    assert all(torch.equal(first[name], value) for name, value in drawn(1, 1).items())
+    assert not close(first, drawn(2, 1), 1e-2) and not close(first, drawn(1, 2), 1e-2)
+    torch.set_rng_state(state)
+    expected = torch.rand(2)[1]
+    torch.set_rng_state(state)
+    drawn(1, 1)
+    assert torch.rand(1) == expected
+
+
+def test_autocast_to_bfloat16_is_near_and_keeps_float32_weights():
+    student = make("t5")
+    training.gradient(student, cut(student, "two"), step=1, seed=1)
+    exact = gradients(student)
+    student.zero_grad()
+    training.gradient(student, cut(student, "two"), step=1, seed=1, precision="bfloat16")
+    low = gradients(student)
+    assert {value.dtype for value in low.values()} == {torch.float32}
+    assert close(low, exact, 0.1) and not close(low, exact, 1e-6)
+
+
+def run(student: Student, first: int, last: int, optimizer, model=None, **options) -> list[training.Metrics]:
+    """Steps over the seven examples, cut in two ways in turn; `model` is the student's wrapper, if it has one."""
+    options = {"schedule": Schedule("constant", 1e-2, 2), "seed": 1} | options
+    step = training.steps(
+        model or student,
+        optimizer,
+        lambda step: cut(student, "two" if step % 2 else "four"),
+        first=first,
+        last=last,
+        **options,
+    )
+    return list(step)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tiny_student_learns_its_examples(family):
+    student = make(family)
+    metrics = run(student, 1, 40, training.optimizer(student))
+    assert metrics[0].loss > 2.0 and metrics[-1].loss < 0.3
+    assert [step.step for step in metrics] == list(range(1, 41))
+    assert not student.training
+    last = metrics[-1]
+    assert set(last.losses) == {"short", "long"} and 0 <= last.padding < 0.5 and last.tokens > last.positions
+
+
+def test_the_learning_rate_reaches_the_parameters_by_their_factors():
+    student = make("t5")
+    optimizer = training.optimizer(student, weight_decay=0.1, factors={"relative_attention_bias": 10.0, "shared": 3.0})
+    run(student, 1, 1, optimizer, schedule=lambda step: 1e-3)
+    found = {
+        name: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for name in group["param_names"]
+    }
+    assert found["model.shared.weight"] == (pytest.approx(3e-3), 0.1)
+    bias = "model.encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    assert found[bias] == (pytest.approx(1e-2), 0.1)
+    assert found["model.encoder.final_layer_norm.weight"] == (1e-3, 0.0)
+    assert len(found) == len(list(student.parameters()))
+    with pytest.raises(UserError, match="no parameter has such a name"):
+        training.optimizer(student, factors={"nowhere": 2.0})
+
+
+def test_the_norm_is_reported_before_clipping():
+    free, clipped = make("t5"), make("t5")
+    first = run(free, 1, 1, torch.optim.SGD(free.parameters(), 1.0), schedule=lambda _: 1.0, clip=None)[0]
+    second = run(clipped, 1, 1, torch.optim.SGD(clipped.parameters(), 1.0), schedule=lambda _: 1.0, clip=0.01)[0]
+    assert first.gradient_norm == second.gradient_norm > 0.01
+    start = dict(make("t5").named_parameters())
+    moved = [
+        math.sqrt(sum((value - start[name]).square().sum().item() for name, value in student.named_parameters()))
+        for student in (free, clipped)
+    ]
+    assert moved == [pytest.approx(first.gradient_norm, rel=1e-3), pytest.approx(0.01, rel=1e-3)]
+
+
+def test_a_loss_that_is_not_a_number_stops_before_the_weights():
+    student = make("t5")
+    optimizer = training.optimizer(student)
+    run(student, 1, 2, optimizer)
+    with torch.no_grad():  # only what a long target reads becomes NaN
+        student.model.shared.weight[TOKENIZER.encode("Q: 4 + 3").ids[-1]] = math.nan
+        before = {name: value.clone() for name, value in student.named_parameters()}
+    with pytest.raises(UserError) as error:
+        run(student, 3, 3, optimizer)
+    assert "training step 3: the loss is not a finite number" in str(error.value)
+    assert "questions q" in error.value.found and error.value.do.startswith("lower train.rate")
+    assert all(torch.equal(v.nan_to_num(), before[n].nan_to_num()) for n, v in student.named_parameters())
+
+
+def test_a_gradient_that_is_not_a_number_stops_as_well():
+    student = make("t5")
+    student.model.lm_head.weight.register_hook(lambda grad: grad * math.inf)
+    with pytest.raises(UserError, match="training step 1: the gradient is not a finite number"):
+        run(student, 1, 1, training.optimizer(student))
+
+
+def half(folder: Path, first: int, last: int) -> None:
+    """Train from the folder's checkpoint, or from nothing, and leave a checkpoint there."""
+    student = students.open(folder, dropout=0.2) if first > 1 else make("t5", dropout=0.2)
+    optimizer = training.optimizer(student, weight_decay=0.01)
+    if first > 1:
+        training.restore_bytes(optimizer, (folder / "engine.safetensors").read_bytes())
+    run(student, first, last, optimizer)
+    student.save(folder)
+    (folder / "engine.safetensors").write_bytes(training.state_bytes(optimizer))
+
+
+RESUME = """
+import sys
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from test_training import half
+half(Path(sys.argv[2]), 4, 6)
+"""
+
+
+def start(script: str, *arguments: object) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(*processes: subprocess.Popen[str]) -> None:
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+
+
+def test_resume_in_a_fresh_process_is_exact_to_the_bit(tmp_path):
+    torch.set_num_threads(1)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    half(whole, 1, 6)
+    half(parts, 1, 3)
+    assert (whole / "model.safetensors").read_bytes() != (parts / "model.safetensors").read_bytes()
+    finish(start(RESUME, parts))
+    for name in ("model.safetensors", "engine.safetensors", "config.json"):
+        assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
+
+
+GLOO = """
+import json, sys
+from dataclasses import asdict
+import torch
+from torch import distributed
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[1])
+from test_training import CASES, cut, gradients, make, run, training
+from safetensors.torch import save_file
+folder, rank = sys.argv[2], int(sys.argv[3])
+distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+for name, family in CASES:
+    student = make(family)
+    model = training.distribute(student)
+    assert model is not student
+    sums = training.gradient(model, cut(student, name), step=1, seed=1)
+    save_file(gradients(student), f"{folder}/{name}.{rank}.gradient")
+    student.zero_grad(set_to_none=True)
+    metrics = run(student, 1, 2, training.optimizer(model), model=model)
+    save_file(dict(student.named_parameters()), f"{folder}/{name}.{rank}.weights")
+    with open(f"{folder}/{name}.{rank}.json", "w") as file:
+        json.dump({"losses": sums.losses, "tokens": sums.tokens, "metrics": [asdict(step) for step in metrics]}, file)
+distributed.destroy_process_group()
+"""
+CASES = (("two", "t5"), ("seven", "t5"), ("one", "causal"))  # all but `two` leave the second process a filler
+
+
+def test_two_processes_have_the_gradient_of_one(tmp_path):
+    finish(*(start(GLOO, tmp_path, rank) for rank in range(2)))
+    for name, family in CASES:
+        student = make(family)
+        sums = training.gradient(student, cut(student, name), step=1, seed=1)
+        alone = gradients(student)
+        gradient = [load_file(tmp_path / f"{name}.{rank}.gradient") for rank in range(2)]
+        weights = [load_file(tmp_path / f"{name}.{rank}.weights") for rank in range(2)]
+        told = [json.loads((tmp_path / f"{name}.{rank}.json").read_text()) for rank in range(2)]
+        assert close(gradient[0], alone), name
+        assert all(torch.equal(gradient[0][key], gradient[1][key]) for key in alone)
+        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+        assert told[0] == told[1]
+        assert told[0]["losses"] == pytest.approx(dict(sums.losses)) and told[0]["tokens"] == sums.tokens
+        student.zero_grad()
+        metrics = run(student, 1, 2, training.optimizer(student))
+        for step, other in zip(metrics, told[0]["metrics"], strict=True):
+            assert (other["loss"], other["gradient_norm"]) == pytest.approx((step.loss, step.gradient_norm), rel=1e-4)
+            assert other["positions"] == step.positions
+
+
+def test_the_state_of_another_model_is_refused():
+    student, other = make("t5"), make("causal")
+    adam, another = training.optimizer(student), training.optimizer(other)
+    assert training.state(adam) == {}
+    training.restore(adam, {})  # before the first step there is nothing
+    run(student, 1, 1, adam)
+    with pytest.raises(UserError, match="belongs to another model"):
+        training.restore(another, training.state(adam))
+    state = training.state(adam)
+    name = next(name for name, value in state.items() if value.ndim == 2)
+    with pytest.raises(UserError, match="belongs to another model"):
+        training.restore(adam, state | {name: state[name][:1]})
+    with pytest.raises(UserError, match="cannot be read"):
+        training.restore_bytes(adam, training.state_bytes(adam)[:-7])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "values"),
+    [
+        (Schedule("constant", 1.0), [1, 1, 1, 1, 1]),
+        (Schedule("constant", 1.0, warmup=4), [0.25, 0.5, 0.75, 1, 1]),
+        (Schedule("linear", 1.0, warmup=2, last=5), [0.5, 1, 0.75, 0.5, 0.25]),
+        (Schedule("linear", 1.0, warmup=1, last=5, hold=2), [1, 1, 1, 2 / 3, 1 / 3]),
+        (Schedule("cosine", 2.0, warmup=1, last=4), [2, 1 + 2**-0.5, 1, 1 - 2**-0.5]),
+    ],
+)
+def test_schedules_are_functions_of_the_optimizer_step(schedule, values):
+    assert [schedule(step) for step in range(1, len(values) + 1)] == pytest.approx(values)
+
+
+def test_a_schedule_that_ends_is_not_asked_beyond_its_end():
+    with pytest.raises(AssertionError, match="step 6 of a schedule of 5"):
+        Schedule("linear", 1.0, last=5)(6)

@@ -1,0 +1,251 @@
+"""Targets: the ids are the tokenizer's, the mass is the teacher's, and what has no token is tail."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from pathlib import Path
+
+import pytest
+import tokenizers as library
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from potstill import tokenizers
+from potstill.errors import UserError
+from potstill.records import END, Candidate, Chain, End, Stop, Target
+from potstill.tokenizers import Tokenizer
+from potstill.transfer import RULES, transfer
+
+TEXTS = ["She earns $12.50 for 3 hours.\nSo 4 * 12 = 48.", "Weng has 7 apples, naïve café", "The answer is 10 so"] * 4
+
+
+@cache
+def small(kind: str) -> Tokenizer:
+    return tokenizers.train_bpe(TEXTS, 330) if kind == "bpe" else tokenizers.train_unigram(TEXTS, 110)
+
+
+@cache
+def real(folder: Path, name: str) -> Tokenizer:
+    return tokenizers.open(folder / "tokenizers" / name)
+
+
+def certain(*tokens: bytes, stop: Stop = "end", last: list[Candidate] | None = None) -> Chain:
+    steps: list[list[Candidate]] = [[(token, math.log(0.75))] for token in tokens]
+    return Chain.from_tokens("q", 0, list(tokens), steps + ([last] if last else []), stop)
+
+
+def logs(step: dict[bytes | End, float]) -> list[Candidate]:
+    return [(what, math.log(probability)) for what, probability in step.items()]
+
+
+def texts(target: Target, tokenizer: Tokenizer) -> list[str]:
+    return [tokenizer.bytes(token).decode() for token in target.ids]
+
+
+def test_one_hot_is_certain_of_everything() -> None:
+    student = small("unigram")
+    human = Chain.from_text("q", 0, "So 4 *", source="human")
+    for target in (transfer(certain(b"So", b" 4", b" *"), student, "one-hot"), transfer(human, student)):
+        assert target.kinds == ("hard",) * (len(target) - 1) + ("end",)
+        assert [target.distribution(place) for place in range(len(target))] == [{token: 1.0} for token in target.ids]
+        assert target.ids[-1] == student.eos
+
+
+def test_span_maps_candidates_in_their_context() -> None:
+    student = small("unigram")
+    step = logs({b" answer": 0.5, b" so": 0.2, b"zz": 0.1, b" wins": 0.1, END: 0.05})
+    first = logs({b"The": 0.6, b"So": 0.3, b" So": 0.05, b"\xff": 0.05})
+    target = transfer(Chain.from_tokens("q", 0, [b"The", b" answer"], [first, step]), student)
+    assert target.kinds == ("same", "same", "end") and texts(target, student) == [" The", " answer", ""]
+    so = student.vocabulary.find(b" So")
+    assert target.distribution(0) == pytest.approx({target.ids[0]: 0.6, so: 0.35}), "both are ▁So at the start"
+    found = target.distribution(1)
+    assert found[target.ids[1]] == pytest.approx(0.5) and found[student.eos] == pytest.approx(0.05)
+    assert student.vocabulary.find(b" so") in found and target.tail(1) == pytest.approx(0.25)
+
+
+def test_span_is_hard_where_tokens_differ() -> None:
+    student = small("unigram")
+    target = transfer(certain(b"The ans", b"wer", b"\n", b" so"), student)
+    assert texts(target, student) == [" The", " answer", " so", ""]
+    assert target.kinds == ("hard", "hard", "hard", "end"), "the newline decides what ▁so is too"
+
+
+def test_the_end() -> None:
+    student = small("unigram")
+    last: list[Candidate] = [(END, math.log(0.5)), (b" so", math.log(0.25)), (b"\nQ", math.log(0.125))]
+    target = transfer(certain(b"The", last=last), student)
+    so = student.vocabulary.find(b" so")
+    assert target.kind(1) == "end" and target.distribution(1) == pytest.approx({student.eos: 0.5, so: 0.25})
+    hard = {student.eos: 1.0}
+    assert transfer(certain(b"The"), student).distribution(1) == hard, "nobody said how likely the end was"
+    assert transfer(certain(b"The", b"\n", last=last), student).distribution(1) == hard, "so does the newline"
+    assert transfer(certain(b"The", last=last, stop="cut"), student).distribution(1) == hard, "it was we who stopped"
+    assert transfer(certain(b"The", last=last), student, "paper").distribution(1) == hard
+    assert len(transfer(certain(b"The", stop="length"), student)) == 1, "a text out of budget has no end"
+
+
+def test_probabilities_never_exceed_one_and_the_unlikely_is_tail() -> None:
+    student = small("unigram")
+    step: list[Candidate] = [(b"The", 1e-4), (b"So", math.log(1e-4)), (b"She", -9999.0)]
+    target = transfer(Chain.from_tokens("q", 0, [b"The"], [step]), student)
+    assert sum(target.distribution(0).values()) <= 1.0 and len(target.distribution(0)) == 2
+    missing: list[Candidate] = [(b"So", math.log(0.5))]
+    target = transfer(Chain.from_tokens("q", 0, [b"The"], [missing]), student)
+    own = {student.vocabulary.find(b" So"): 0.5}
+    assert target.distribution(0) == pytest.approx(own), "how likely The was is unknown: tail"
+    nothing: list[Candidate] = [(b"xyz", math.log(0.5))]
+    assert transfer(Chain.from_tokens("q", 0, [b"The"], [nothing]), student).kinds == ("hard", "end")
+
+
+def test_a_chain_of_nothing_and_of_white_space() -> None:
+    for student in (small("bpe"), small("unigram")):
+        for rule in RULES:
+            target = transfer(Chain.from_text("q", 0, "", source="human"), student, rule)
+            assert (target.ids, target.kinds) == ((student.eos,), ("end",))
+            assert target.distribution(0) == {student.eos: 1.0}
+            transfer(certain(b" ", b"\n"), student, rule)
+    assert transfer(certain(b" ", b"\n"), small("unigram")).ids == (1,)
+    empty = Chain.from_tokens("q", 0, [], [[(END, math.log(0.5)), (b"So", math.log(0.25))]])
+    target = transfer(empty, small("unigram"))
+    assert target.distribution(0) == pytest.approx({1: 0.5, small("unigram").vocabulary.find(b" So"): 0.25})
+
+
+def test_names_of_special_tokens_are_text() -> None:
+    for student, name in ((small("bpe"), "<|endoftext|>"), (small("unigram"), "</s>")):
+        target = transfer(certain(b"The ", name.encode(), b" so"), student)
+        assert target.ids.count(student.eos) == 1 == (target.ids[-1] == student.eos)
+
+
+def test_bytes_that_are_no_text() -> None:
+    chain = certain(b"So", b"\xff", b"\xe2\x82", b" so", "é".encode())
+    target = transfer(chain, small("bpe"))
+    assert target.ids[:-1] == tuple(small("bpe").encode("So\ufffd\ufffd soé").ids)
+    assert target.kinds[:2] == ("same", "hard")
+    assert target.kinds[-3:-1] == ("same", "same"), "later tokens keep their places"
+
+
+def test_errors() -> None:
+    chain = certain(b"So")
+    with pytest.raises(UserError) as caught:
+        transfer(chain, small("bpe"), "text")
+    assert str(caught.value) == "unknown transfer rule\n  found: text\n  do: choose one of: one-hot, span, paper"
+    with pytest.raises(UserError, match="not a number"):
+        transfer(Chain.from_tokens("q", 0, [b"So"], [[(b"So", math.nan)]]), small("bpe"))
+    with pytest.raises(UserError, match="reads neither completions"):
+        transfer(chain, small("bpe"), "span", completions={})  # type: ignore[arg-type]
+    endless = library.Tokenizer(library.models.BPE({"a": 0}, []))
+    with pytest.raises(UserError, match="ends a text"):
+        transfer(chain, endless)
+
+
+def test_the_same_tokenizer_on_both_sides_is_the_identity() -> None:
+    student = small("bpe")
+    text = "Weng has 7 apples, naïve 日 café\n\n4 * 12"
+    tokens = student.pieces(student.encode(text).ids)
+    steps: list[list[Candidate]] = [[(token, math.log(0.6)), (b" has", math.log(0.3))] for token in tokens]
+    target = transfer(Chain.from_tokens("q", 0, tokens, [*steps, [(END, -0.5)]]), student)
+    assert set(target.kinds[:-1]) == {"same"} and target.distribution(len(tokens)) == {student.eos: math.exp(-0.5)}
+    has = student.vocabulary.find(b" has")
+    for place, token in enumerate(target.ids[:-1]):
+        assert target.distribution(place) == pytest.approx({has: 0.9} if token == has else {token: 0.6, has: 0.3})
+
+
+def test_paper_reproduces_the_authors_example(data: Path) -> None:
+    golden = json.loads((data / "golden" / "codex_to_t5_dtw.json").read_text())
+    tokens = [token.encode() for token in golden["gpt_tokens"]]
+    steps = [logs({token: 0.9, b" the": 0.05, b"zzz": 0.02}) for token in tokens]
+    student = real(data, "t5")
+    target = transfer(Chain.from_tokens("q", 0, tokens, steps), student, "paper")
+    assert texts(target, student)[:-1] == [token.replace("▁", " ") for token in golden["t5_tokens"]]
+    assert [kind == "same" for kind in target.kinds[:-1]] == golden["soft"]
+    the = student.vocabulary.find(b" the")
+    for place, soft in enumerate(golden["soft"]):
+        wanted = {target.ids[place]: 0.9, the: 0.05} if soft else {target.ids[place]: 1.0}
+        assert target.distribution(place) == pytest.approx(wanted), "raw, not renormalised"
+    spans = transfer(Chain.from_tokens("q", 0, tokens, steps), student, "span")
+    assert spans.ids == target.ids and spans.kinds.count("same") >= golden["n_soft"]
+
+
+def test_span_to_t5_at_the_start_of_lines(data: Path) -> None:
+    student = real(data, "t5")
+    target = transfer(certain(b"She", b" earned", b"\n", b"50", b" minutes", b"."), student)
+    assert texts(target, student) == [" She", " earned", " 50", " minutes", ".", ""]
+    assert target.kinds == ("same", "same", "hard", "same", "same", "end")
+
+
+PIECES = st.one_of(
+    st.binary(max_size=3),
+    st.text(max_size=4).map(str.encode),
+    st.sampled_from(
+        [b" ", b"\n", b"\r\n", b"The", b" so", b" 12", b"1", b"</s>", b"<|endoftext|>", b"\xc2\xbd", b"\xe2\x96"]
+    ),
+)
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> Chain:
+    tokens = draw(st.lists(PIECES, max_size=10))
+    stop = draw(st.sampled_from(["end", "length", "cut"]))
+    steps = []
+    for token in [*tokens, END] if draw(st.booleans()) else tokens:
+        others = draw(st.lists(st.one_of(PIECES, st.just(END)), max_size=4))
+        mass = draw(st.floats(0.1, 1.0)) / (len(others) + 1)
+        steps.append([(what, math.log(mass)) for what in [token, *others]])
+    return Chain.from_tokens("q", 0, tokens, steps if draw(st.booleans()) else [], stop)
+
+
+def check(chain: Chain, student: Tokenizer, rule: str) -> None:
+    target = transfer(chain, student, rule)
+    own = student.encode(chain.content.decode("utf-8", "replace")).ids
+    assert list(target.ids) == own + [student.eos] * (chain.stop != "length"), "the tokenizer's own ids"
+    assert len(target.offsets) == len(target.kinds) + 1 == len(target) + 1
+    masses = [math.fsum(math.exp(value) for _, value in step) for step in chain.candidates]
+    for place, kind in enumerate(target.kinds):
+        row = target.distribution(place)
+        assert len(row) == target.offsets[place + 1] - target.offsets[place], "no token twice"
+        assert all(0 < p <= 1 and 0 <= token < student.size for token, p in row.items())
+        assert sum(row.values()) + target.tail(place) == pytest.approx(1.0)
+        assert (kind == "end") == (place == len(own))
+        if kind == "hard":
+            assert row == {target.ids[place]: 1.0}
+        elif row != {target.ids[place]: 1.0}:
+            assert rule != "one-hot" and any(sum(row.values()) <= mass + 1e-9 for mass in masses), "mass in, mass out"
+
+
+@settings(max_examples=150, deadline=None)
+@given(chains(), st.sampled_from(RULES))
+def test_any_chain(chain: Chain, rule: str) -> None:
+    for kind in ("bpe", "unigram"):
+        check(chain, small(kind), rule)
+
+
+@pytest.mark.parametrize("name", ["t5", "mistral", "cl100k_base"])
+def test_any_chain_under_real_tokenizers(data: Path, name: str) -> None:
+    @settings(max_examples=100, deadline=None)
+    @given(chains(), st.sampled_from(RULES))
+    def any_chain(chain: Chain, rule: str) -> None:
+        check(chain, real(data, name), rule)
+
+    any_chain()
+
+
+def test_any_fast_tokenizer_will_do(data: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = data / "tokenizers" / "t5"
+    chain = certain(b"She", b" earned", b" $", b"12", b".", last=[(END, -0.1)])
+    wanted = transfer(chain, real(data, "t5"))
+    assert transfer(chain, library.Tokenizer.from_file(str(folder / "tokenizer.json"))) == wanted
+    assert transfer(chain, AutoTokenizer.from_pretrained(folder)) == wanted
+
+
+def test_an_invalid_byte_misaligns_nothing_after_it(data: Path) -> None:
+    teacher, student = real(data, "cl100k_base"), real(data, "t5")
+    text = "So she earned 12 dollars for every hour of the day. " * 40
+    tokens = [b"\xff", b"\xf0\x9f", *teacher.pieces(teacher.encode(text).ids)]
+    target = transfer(certain(*tokens), student)
+    clean = transfer(certain(*tokens[2:]), student)
+    assert target.kinds[-400:] == clean.kinds[-400:] and clean.kinds.count("same") > 0.9 * len(clean)
