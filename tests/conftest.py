@@ -11,6 +11,26 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from beartype.claw import beartype_packages
+
+# Annotations are checked at every call, under tests only, in the rooms that everything else stands on.
+CHECKED = (
+    "records",
+    "encoding",
+    "errors",
+    "prompts",
+    "order",
+    "splits",
+    "selection",
+    "intervals",
+    "answers",
+    "story",
+    "alignment",
+    "transfer",
+    "vocabulary",
+    "targets",
+)
+beartype_packages(tuple(f"potstill.{room}" for room in CHECKED))
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +43,8 @@ def data() -> Path:
     if not path.is_dir():
         pytest.skip(f"POTSTILL_DATA names no folder ({path}): this test needs the real data")
     return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first: those marked slow come last, otherwise the order stays."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

@@ -16,6 +16,8 @@ import tiny
 from potstill import run
 from potstill.files import disk
 
+pytestmark = pytest.mark.slow
+
 
 class Crash(BaseException):
     """What stops a stage where a machine would."""

@@ -17,6 +17,7 @@ import pytest
 
 import tiny
 
+pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("POTSTILL_KILLS", "2"))
 # Longer than the tiny run of other tests, so that a kill falls into the stage and not behind it.
 CHANGES = ("teacher.samples=40", "train.steps=60", "train.checkpoint_every=10", "evaluate.max_tokens=24")

@@ -22,13 +22,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar, runtime_checkable
 
 from potstill.errors import UserError
 
 VERSION: Final = 1  # of the order that this module makes; stored in the manifests of the stages that use it
 
 
+@runtime_checkable
 class Form(Protocol):
     """What order needs to know of a prompt format (`prompts.Format` is one): its name, and whether chains are its
     targets."""

@@ -13,6 +13,7 @@ import importlib
 import platform
 import resource
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -62,13 +63,15 @@ def demo() -> Path:
 
     world = Path("runs") / "miniature"
     with run_folder.locked(world):
-        before = files.fingerprint(world)
         build.build(world)
-        built = files.fingerprint(world) != before
-    if built:
-        progress.say("the small world was built: the demo starts with it", "dim")
     text = resources.files("potstill.miniature").joinpath("demo.yaml").read_text("utf-8")
-    return run(recipe.parse(text, "demo.yaml", [f"data={world.parent}"]), redo=STAGES[0] if built else None)
+    plan = recipe.parse(text, "demo.yaml", [f"data={world.parent}"])
+    stale = next(
+        (stage for stage, before, now in _begun(folder_of(plan), plan) if manifest.differences(before, now)), None
+    )
+    if stale is not None:
+        progress.say(f"this version makes the demo differently: {stale} and what follows is made anew", "dim")
+    return run(plan, redo=stale)
 
 
 def make(folder: Path, plan: Recipe, stage: str) -> manifest.Manifest:
@@ -114,14 +117,24 @@ def _recipe_keys(plan: Recipe, module: ModuleType) -> dict[str, Any]:
     return {key: value for key, value in recipe.flat(plan, *module.READS).items() if key not in free}
 
 
-def _check(folder: Path, plan: Recipe) -> None:
-    """Before anything is changed: does every stage that was begun still fit the recipe and the rooms' versions?"""
+def _begun(folder: Path, plan: Recipe) -> Iterator[tuple[str, manifest.Identity, manifest.Identity]]:
+    """The stages that have made something: each with the identity it began with, and the one it would have now.
+
+    Of its inputs those from outside are looked at; the stages before it are checked themselves.
+    """
     for stage in STAGES:
         before = manifest.begun(folder / stage)
         if before is not None and not manifest.is_bare(folder / stage):
             module = _module(stage)
-            now = manifest.Identity(stage, module.VERSIONS, _recipe_keys(plan, module), before.inputs)
-            manifest.check(folder / stage, before, now, later(stage))
+            outside = dict(module.inputs(plan)) if hasattr(module, "inputs") else {}
+            inputs = {**before.inputs, **outside}
+            yield stage, before, manifest.Identity(stage, module.VERSIONS, _recipe_keys(plan, module), inputs)
+
+
+def _check(folder: Path, plan: Recipe) -> None:
+    """Before anything is changed: does every stage that was begun still fit the recipe, its files and the versions?"""
+    for stage, before, now in _begun(folder, plan):
+        manifest.check(folder / stage, before, now, later(stage))
 
 
 def _grown(module: ModuleType, done: manifest.Manifest, plan: Recipe) -> bool:

@@ -36,7 +36,7 @@ Distribution = dict[int, float]
 
 
 def transfer(
-    chain: Chain, tokenizer: Any, rule: str = "span", completions: None = None, teacher: None = None
+    chain: Chain, tokenizer: Any, rule: str = "span", completions: object = None, teacher: object = None
 ) -> Target:
     """The target of a chain in the vocabulary of a student.
 
@@ -116,7 +116,7 @@ def _by_spans(chain: Chain, vocabulary: Vocabulary, ids: Sequence[int], places: 
     for i, j, kind in zip(chunks.teacher.tolist(), chunks.student.tolist(), chunks.kinds.tolist(), strict=False):
         if kind == 0:
             known = {chain.tokens[i]: ids[j]}
-            row = _distribution(chain, i, vocabulary, known, first=places[j][0] == 0)
+            row = _distribution(chain, i, vocabulary, known, first=bool(places[j][0] == 0))
             if row:
                 soft[j] = row
     # The last step speaks of the end only if nothing that the student drops stands between its last token and the end.

@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 a fault of potstill (traceback); 2 something the user has 
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from enum import StrEnum
@@ -70,6 +71,9 @@ def run_command(
 @app.command()
 def demo() -> None:
     """The embedded main job: a small world, a small teacher and a small student, into runs/demo."""
+    # Before torch is loaded: its models are so small that threads only wait for each other, and on one thread the same
+    # seed gives the same bytes.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from potstill import run
     from potstill.cli import show
 

@@ -110,11 +110,6 @@ def build(
                 student.save(beside)
 
 
-def ensure(folder: Path) -> None:
-    """What the demo starts from, built where it is missing or was made of other settings."""
-    build(folder)
-
-
 def questions(seed: str, own: World, sizes: Mapping[str, int] | int) -> list[Question]:
     """All questions of all families."""
     wanted = {family: sizes if isinstance(sizes, int) else sizes[family] for family in world.SETS}

@@ -1,0 +1,152 @@
+"""Whole runs: every kind of teacher and student, from recipe to page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import tiny
+from potstill import files, run
+from potstill.encoding import to_json
+from potstill.errors import UserError
+from potstill.files import tables
+from potstill.questions import collected
+from potstill.records import Chain
+
+FOLDERS = ("collect", "sample", "filter", "align", "train", "evaluate", "select", "test", "report", "student")
+CAUSAL = "student={shape: {family: causal, d_model: 16, layers: 1, heads: 2, d_ff: 32}, tokenizer: teacher}"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make(data, tmp_path_factory.mktemp("finished") / "run")
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text("utf-8"))
+
+
+def test_a_run_holds_every_folder_of_the_design(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir() if path.is_dir()} == set(FOLDERS)
+    assert (finished / "recipe.yaml").is_file() and (finished / "log.jsonl").is_file()
+    assert sorted(path.name for path in (finished / "evaluate").iterdir() if path.is_dir()) == ["0", "2", "4"]
+    assert sorted(path.name for path in (finished / "train" / "checkpoints").iterdir()) == ["2", "4"]
+    assert {path.name for path in (finished / "test").iterdir() if path.is_dir()} == {"0", str(chosen(finished))}
+    assert {path.name for path in (finished / "student").iterdir()} >= {"config.json", "model.safetensors", "README.md"}
+
+
+def chosen(at: Path) -> int:
+    return read(at / "select" / "choice.json")["step"]
+
+
+def test_only_the_newest_checkpoint_keeps_the_engine(finished: Path) -> None:
+    kept = [path.parent.name for path in (finished / "train" / "checkpoints").rglob("engine.safetensors")]
+    assert kept == ["4"]
+
+
+def test_splits_share_no_question(finished: Path) -> None:
+    seen: dict[str, str] = {}
+    for path in (finished / "collect").glob("*.*.jsonl"):
+        for _, row in files.read_jsonl(path):
+            assert seen.setdefault(row["text"].casefold(), path.name) == path.name
+
+
+def test_every_chain_has_a_verdict_and_every_kept_one_a_target(finished: Path) -> None:
+    chains = list(tables.read_chains(finished / "sample" / "chains.parquet"))
+    verdicts = tables.read_verdicts(finished / "filter" / "verdicts.parquet")
+    assert [chain.key for chain in chains] == sorted(verdicts)
+    assert read(finished / "align" / "manifest.json")["counts"]["chains"] == sum(v.kept for v in verdicts.values())
+    assert all(len(chain.candidates) >= len(chain.tokens) for chain in chains)
+
+
+def test_every_step_answers_the_same_questions(finished: Path) -> None:
+    for name in ("zero-shot-rationale", "few-shot-answer"):
+        answered = []
+        for step in ("0", "2", "4"):
+            rows = files.read_jsonl(finished / "evaluate" / step / f"{name}.greedy.jsonl")
+            answered.append({row["question"] for _, row in rows})
+        assert answered[0] == answered[1] == answered[2] != set()
+
+
+def test_the_chosen_students_folder_is_the_checkpoint(finished: Path) -> None:
+    weights = (finished / "student" / "model.safetensors").read_bytes()
+    assert weights == (finished / "train" / "checkpoints" / str(chosen(finished)) / "model.safetensors").read_bytes()
+
+
+def test_any_hugging_face_tool_loads_the_student(finished: Path) -> None:
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    model = AutoModelForSeq2SeqLM.from_pretrained(finished / "student")
+    tokenizer = AutoTokenizer.from_pretrained(finished / "student")
+    assert model.generate(**tokenizer("Q: 1 A:", return_tensors="pt"), max_new_tokens=3).shape[0] == 1
+
+
+@pytest.mark.parametrize("mass", ["raw", "renormalised", "tail"])
+def test_a_decoder_only_student_learns_under_every_treatment_of_the_mass(data: Path, tmp_path: Path, mass: str) -> None:
+    at = tiny.make(data, tmp_path / "run", CAUSAL, f"train.mass={mass}", "train.steps=40", "train.checkpoint_every=20")
+    losses = [row["loss"] for _, row in files.read_jsonl(at / "train" / "metrics.jsonl")]
+    assert losses[-1] < 0.7 * losses[0]
+    assert read(at / "student" / "config.json")["model_type"] == "llama"
+
+
+@pytest.mark.parametrize("rule", ["one-hot", "paper", "span"])
+def test_every_transfer_rule_reaches_the_report(data: Path, tmp_path: Path, rule: str) -> None:
+    at = tiny.make(data, tmp_path / "run", f"transfer.rule={rule}")
+    kinds = read(at / "align" / "manifest.json")["counts"]["coverage"]
+    assert ("same" in kinds) == (rule != "one-hot")
+
+
+def test_human_rationales_and_stored_chains_teach_too(data: Path, tmp_path: Path) -> None:
+    human = tiny.make(data, tmp_path / "human", "teacher={kind: human}", until="align")
+    chains = list(tables.read_chains(human / "sample" / "chains.parquet"))
+    assert {chain.semantics for chain in chains} == {"none"} and {chain.source for chain in chains} == {"human"}
+    stored = tmp_path / "stored.jsonl"
+    files.write_jsonl(stored, (to_json(chain) for chain in chains))
+    replay = tiny.make(data, tmp_path / "replay", f"teacher={{kind: replay, chains: {stored}}}", until="align")
+    assert list(tables.read_chains(replay / "sample" / "chains.parquet")) == chains
+
+
+def test_stored_chains_about_held_out_questions_are_passed_over(data: Path, tmp_path: Path) -> None:
+    stored = tmp_path / "stored.jsonl"
+    tiny.make(data, tmp_path / "first", "teacher={kind: human}", until="collect")
+    others = [question.id for question in collected.others(tmp_path / "first")]
+    taught = collected.questions(tmp_path / "first", ["sums"], "train")
+    rows = [Chain.from_text(q.id, 0, f"It is so. The answer is {q.gold}", source="old") for q in taught]
+    rows += [Chain.from_text(name, 0, "The answer is 1", source="old") for name in others]
+    files.write_jsonl(stored, map(to_json, rows))
+    at = tiny.make(data, tmp_path / "second", f"teacher={{kind: replay, chains: {stored}}}", until="sample")
+    assert {chain.question for chain in tables.read_chains(at / "sample" / "chains.parquet")} == {q.id for q in taught}
+    files.write_jsonl(stored, [to_json(Chain.from_text("nobody/7", 0, "The answer is 1", source="old"))])
+    with pytest.raises(UserError, match="nobody/7"):
+        tiny.make(data, tmp_path / "third", f"teacher={{kind: replay, chains: {stored}}}", until="sample")
+
+
+def test_a_changed_input_is_noticed(data: Path, tmp_path: Path) -> None:
+    mine = tiny.world(tmp_path / "mine")
+    at = tiny.make(mine, tmp_path / "run", until="filter")
+    weights = mine / "teacher" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(UserError, match=r"content of teacher\.model"):
+        tiny.make(mine, at, until="filter")
+
+
+def test_the_log_alone_knows_about_time_and_machine(finished: Path) -> None:
+    import platform
+
+    host = platform.node().encode()
+    assert {row["event"] for _, row in files.read_jsonl(finished / "log.jsonl")} >= {"start", "done", "train"}
+    for name, content in tiny.contents(finished).items():
+        assert b"seconds" not in content or name.endswith((".safetensors", ".jsonl")), name
+        assert len(host) < 4 or host not in content, name
+
+
+def test_stages_come_in_their_order(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such stage"):
+        run.run(tiny.recipe(data), folder=tmp_path / "run", until="distil")
