@@ -173,6 +173,58 @@ def test_what_is_not_there_to_show_is_one_message(finished: Path, tmp_path: Path
     assert (told.returncode, told.stderr.splitlines()[0]) == (2, "sums/none#0: no such chain")
 
 
+def test_texts_of_others_reach_no_terminal_as_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A question, a gold and a source that hold markup and escapes: shown as they are, never obeyed."""
+    from potstill import cli
+    from potstill.cli import show
+
+    data, evil = tiny.world(tmp_path), "\x1b[31m[/red]"
+    rows = [{**row, "answer": f"{row['answer']} ({evil})", "split": "train"} for row in tiny.rows("sums", 6)]
+    rows += [
+        {**row, "split": split} for row, split in zip(tiny.rows("sums", 9)[6:8], ["validation", "test"], strict=True)
+    ]
+    for row in rows:
+        row["id"] += evil
+    (data / "sets" / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chains = [{"question": f"sums/{i}{evil}", "text": f"{evil} The answer is 1", "source": evil} for i in range(6)]
+    (data / "chains.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chains))
+    at = tiny.make(data, tmp_path / "run", "teacher={kind: replay, chains: chains.jsonl}", until="sample")
+    show.chain(at, f"sums/0{evil}#0")
+    show.overview(at)
+    monkeypatch.setattr(sys, "argv", ["potstill", "show", str(at), "--chain", f"{evil}#1"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    told = capsys.readouterr()
+    assert "\x1b" not in told.out + told.err
+    assert told.out.count("[31m[/red]") >= 4 and "[31m[/red]#1: no such chain" in told.err
+
+
+def test_a_run_under_way_can_be_looked_at(tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    from potstill.cli import show
+    from potstill.errors import UserError
+    from potstill.files import run_folder
+
+    at = Path(shutil.copytree(finished, tmp_path / "run"))
+    shutil.rmtree(at / "student")
+    (at / "train" / "manifest.json").unlink()
+    (at / "evaluate" / "4" / "manifest.json").unlink()
+    with (at / "evaluate" / "4" / "few-shot-answer.greedy.jsonl").open("a") as torn:
+        torn.write('{"question": "oth')
+    asked = json.loads((at / "collect" / "other.validation.jsonl").read_text().splitlines()[0])["id"]
+    with run_folder.locked(at):
+        show.status(at)
+        show.prediction(at, asked)
+        with pytest.raises(UserError, match="steps are counted from 1"):
+            show.batch(at, -1)
+    told = capsys.readouterr().out
+    assert told.count("broken") == 2  # the moved student, and the torn answers, whose step is not shown
+    assert told.count("begun") == 1 and told.count("few-shot-answer") == 2
+
+
 def test_export_gives_chat_rows(finished: Path) -> None:
     rows = [json.loads(line) for line in potstill("export", finished, "--as", "messages").stdout.splitlines()]
     assert rows and all([m["role"] for m in row["messages"]] == ["user", "assistant"] for row in rows)

@@ -164,6 +164,36 @@ def test_reading_names_the_file_and_the_line(tmp_path: Path) -> None:
         list(files.read_jsonl(tmp_path / "absent.jsonl"))
 
 
+@pytest.mark.parametrize("content", [b'{"x": NaN}', b"[" * 100_000, b"\xff"])
+def test_what_is_no_json_is_one_message(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(content + b"\n")
+    with pytest.raises(UserError, match="line 1: not a whole line of JSON"):
+        list(files.read_jsonl(tmp_path / "a.jsonl"))
+
+
+def test_a_file_where_a_folder_belongs_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(UserError, match="a file where a folder belongs"), run_folder.locked(tmp_path / "runs" / "x"):
+        pass
+    with pytest.raises(UserError, match="a file stands where a folder belongs"):
+        files.write(tmp_path / "runs" / "x", b"")
+    with pytest.raises(UserError, match="choose a shorter name"):
+        files.write(tmp_path / ("a" * 300), b"")
+
+
+def test_a_link_is_removed_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    files.write(tmp_path / "there" / "a", b"a")
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    files.remove(tmp_path / "link")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"] and (tmp_path / "there" / "a").exists()
+
+
+def test_a_manifest_without_its_fields_is_one_message(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "filter" / manifest.BEGUN, {"format": manifest.FORMAT})
+    with pytest.raises(UserError, match="not a whole manifest"):
+        manifest.begun(tmp_path / "filter")
+
+
 def test_a_fingerprint_sees_names_sizes_and_ends(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     seen = set()
@@ -193,6 +223,9 @@ def test_a_stage_that_was_begun_goes_on_and_a_finished_one_is_known(tmp_path: Pa
 def test_a_stage_made_from_something_else_names_the_keys_and_the_stages(tmp_path: Path) -> None:
     at = tmp_path / "filter"
     manifest.begin(at, _identity())
+    assert manifest.begin(at, _identity(versions={"answers": 9})) is None, "nothing was made yet, so nothing is lost"
+    manifest.begin(at, _identity())
+    files.write(at / "verdicts", b"v")
     with pytest.raises(UserError) as caught:
         manifest.begin(at, _identity(recipe={"filter.cap": 4}, versions={"answers": 2}), ("filter", "align"))
     assert str(caught.value) == (

@@ -65,6 +65,22 @@ def test_a_fault_is_one_message_with_its_place(text: str, changes: tuple[str, ..
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("train: {learning_rate: .inf}", "finite number"),
+        ("evaluate: {formats: [zero-shot-rationale, zero-shot-rationale]}", "named twice"),
+        ("questions: {generic: [svamp]}", "svamp is named twice"),
+        ("questions: {train: [svamp]}", "names svamp, which is trained on"),
+        ("questions: {train: []}", "nothing to learn from"),
+        ("? [a]\n: b", "not a recipe's values"),
+    ],
+)
+def test_what_would_make_numbers_dishonest_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        recipe.parse(f"name: x\n{text}\n", "r.yaml")
+
+
 def test_scalars_are_yaml_1_2() -> None:
     read = recipe.parse("name: x\nquestions: {train: [no, on]}\ntrain: {learning_rate: 5e-4}\n", "r.yaml")
     assert read.questions.train == ["no", "on"]

@@ -186,7 +186,7 @@ def test_a_loss_that_is_not_a_number_stops_before_the_weights():
     with pytest.raises(UserError) as error:
         run(student, 3, 3, optimizer)
     assert "training step 3: the loss is not a finite number" in str(error.value)
-    assert "questions q" in error.value.found and error.value.do.startswith("lower train.rate")
+    assert "questions q" in error.value.found and error.value.do.startswith("lower train.learning_rate")
     assert all(torch.equal(v.nan_to_num(), before[n].nan_to_num()) for n, v in student.named_parameters())
 
 

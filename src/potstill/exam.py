@@ -17,7 +17,7 @@ from potstill.files import manifest
 from potstill.prompts import FORMATS
 from potstill.questions import collected
 from potstill.recipe import Recipe, flat
-from potstill.records import Prediction, Question, Score, Split
+from potstill.records import Choice, Prediction, Question, Score, Split
 
 if TYPE_CHECKING:
     from potstill.students import Student
@@ -52,12 +52,16 @@ def sit(run: Path, plan: Recipe, folder: Path, step: int, split: Split, versions
 
 def predictions(folder: Path, step: int, format: str) -> Iterator[Prediction]:
     """What a step answered, in the order of its file."""
-    for _, row in files.read_jsonl(folder / str(step) / f"{format}.{DECODING}.jsonl"):
-        yield from_json(Prediction, row)
+    return files.records(Prediction, folder / str(step) / f"{format}.{DECODING}.jsonl")
 
 
 def scores(folder: Path, step: int) -> list[Score]:
     return [from_json(Score, row) for row in files.read_json(folder / str(step) / SCORES)]
+
+
+def choice(run: Path) -> Choice:
+    """The selected checkpoint, as `select` stored it."""
+    return from_json(Choice, files.read_json(run / "select" / "choice.json"))
 
 
 def open_step(run: Path, plan: Recipe, step: int) -> Student:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from potstill import order, prompts
+from potstill import order, prompts, splits
 from potstill.errors import UserError
 from potstill.questions import collected
 from potstill.recipe import Recipe
@@ -43,7 +43,7 @@ class Lesson:
 def read(run: Path, plan: Recipe, student: Student) -> Lesson:
     """The lesson of a run whose chains are aligned. Raises UserError where a format has nothing to teach."""
     asked = {question.id: question for question in collected.questions(run, plan.questions.train, "train")}
-    targets = Targets(run / "align" / f"{tokenizer_folder(plan).name}-{plan.transfer.rule}")
+    targets = Targets(targets_folder(run, plan))
     own: dict[str, list[int]] = {name: [] for name in asked}
     for place in range(len(targets)):
         own[targets.key(place)[0]].append(place)
@@ -55,6 +55,8 @@ def read(run: Path, plan: Recipe, student: Student) -> Lesson:
         chains_per_prompt=plan.train.chains_per_prompt,
     )
     solved = _solved(plan, asked)
+    # A question that stands twice, under two ids, must not be shown to its twin either: the pool holds one of them.
+    shown_as = {splits.canonical(shot.question): name for name, shot in solved.items()}
 
     @lru_cache(maxsize=1 << 16)
     def answer(question: str) -> Target:
@@ -65,7 +67,8 @@ def read(run: Path, plan: Recipe, student: Student) -> Lesson:
         shown = []
         if group.format.few_shot:
             count = plan.train.demonstrations
-            chosen = order.demonstrations(plan.seed, group.epoch, group.question, group.format, tuple(solved), count)
+            own_name = shown_as.get(splits.canonical(asked[group.question].text), group.question)
+            chosen = order.demonstrations(plan.seed, group.epoch, own_name, group.format, tuple(solved), count)
             shown = [solved[name] for name in chosen]
         return prompts.build(asked[group.question].text, group.format, shown)
 
@@ -90,15 +93,23 @@ def read(run: Path, plan: Recipe, student: Student) -> Lesson:
     )
 
 
+def targets_folder(run: Path, plan: Recipe) -> Path:
+    """Where a run's aligned chains lie."""
+    return run / "align" / f"{tokenizer_folder(plan).name}-{plan.transfer.rule}"
+
+
 def _solved(plan: Recipe, asked: dict[str, Question]) -> dict[str, prompts.Demonstration]:
-    """The training questions that can be shown as solved examples: those with a rationale (PAPER section 3)."""
+    """The training questions that can be shown as solved examples: those with a rationale (PAPER section 3), each once
+    in canonical form."""
     if not any(quota and prompts.FORMATS[name].few_shot for name, quota in plan.train.formats.items()):
         return {}
-    solved = {
-        name: prompts.Demonstration(question.text, question.gold, question.rationale)
-        for name, question in asked.items()
-        if question.rationale
-    }
+    solved: dict[str, prompts.Demonstration] = {}
+    forms: set[str] = set()
+    for name, question in asked.items():
+        form = splits.canonical(question.text)
+        if question.rationale and form not in forms:
+            forms.add(form)
+            solved[name] = prompts.Demonstration(question.text, question.gold, question.rationale)
     if not solved:
         raise UserError(
             "no training question has a rationale to show as a demonstration",

@@ -137,7 +137,7 @@ def demonstrations(
             "too few questions to show as demonstrations",
             where=question,
             found=f"{len(found)} others in the pool, {count} asked for",
-            do="lower train.shots, or give more training questions",
+            do="lower train.demonstrations, or give more training questions",
         )
     return tuple(found)
 

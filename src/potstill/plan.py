@@ -74,6 +74,8 @@ def _student(plan: Recipe) -> list[str]:
     weights = "random weights"
     if asked.model is not None:
         path = _local(plan, asked.model, "student.model")
+        if path is not None:
+            students.check_tokenizer(plan, path)
         weights = str(path) if path else f"{asked.model} is not here; the run would stop at train"
     if count is None:
         return [f"student           {weights}; its size is not known without it (give student.shape too)", ""]

@@ -35,16 +35,22 @@ def run(plan: Recipe, *, folder: Path | None = None, redo: str | None = None, un
     """Make every stage up to `until` that is not made yet, and return the run's folder.
 
     redo    a stage whose folder, and those of all later stages, are removed first
-    Raises UserError for everything that only the user can mend; nothing that was finished is lost by it.
+    Raises UserError for everything that only the user can mend; nothing that was finished is lost by it, and what is
+    wrong with earlier stages, or with what the redone ones read from outside, is said before anything is removed.
     """
     folder = folder or folder_of(plan)
     for stage in (redo, until):
         if stage is not None and stage not in STAGES:
             raise UserError("no such stage", where=stage, do=f"one of {', '.join(STAGES)}")
     with run_folder.locked(folder):
-        if redo is not None:
+        files.sweep(folder)
+        if redo is None:
+            _check(folder, plan, STAGES)
+        else:
+            _check(folder, plan, STAGES[: STAGES.index(redo)])
+            for stage in STAGES[STAGES.index(redo) : STAGES.index(until) + 1]:
+                _outside(_module(stage), plan)
             _remove(folder, redo)
-        _check(folder, plan)
         _write_recipe(folder, plan)
         run_folder.log(folder, "start", **_machine())
         for stage in STAGES[: STAGES.index(until) + 1]:
@@ -67,7 +73,8 @@ def demo() -> Path:
     text = resources.files("potstill.miniature").joinpath("demo.yaml").read_text("utf-8")
     plan = recipe.parse(text, "demo.yaml", [f"data={world.parent}"])
     stale = next(
-        (stage for stage, before, now in _begun(folder_of(plan), plan) if manifest.differences(before, now)), None
+        (stage for stage, before, now in _begun(folder_of(plan), plan, STAGES) if manifest.differences(before, now)),
+        None,
     )
     if stale is not None:
         progress.say(f"this version makes the demo differently: {stale} and what follows is made anew", "dim")
@@ -85,7 +92,6 @@ def make(folder: Path, plan: Recipe, stage: str) -> manifest.Manifest:
         return done
     if done is not None:
         _reopen(folder, stage)
-        manifest.begin(at, identity)
     began = time.monotonic()
     outputs, counts = module.make(folder, plan)
     made = manifest.finish(at, identity, outputs, counts)
@@ -101,7 +107,7 @@ def later(stage: str) -> tuple[str, ...]:
 
 
 def _identity(folder: Path, plan: Recipe, stage: str, module: ModuleType) -> manifest.Identity:
-    inputs = dict(module.inputs(plan)) if hasattr(module, "inputs") else {}
+    inputs = _outside(module, plan)
     for before in module.AFTER:
         finished = manifest.finished(folder / before)
         if finished is None:
@@ -112,29 +118,38 @@ def _identity(folder: Path, plan: Recipe, stage: str, module: ModuleType) -> man
     return manifest.Identity(stage, module.VERSIONS, _recipe_keys(plan, module), inputs)
 
 
+def _outside(module: ModuleType, plan: Recipe) -> dict[str, str]:
+    """Digests of what a stage reads from outside of the run. Raises UserError if it is not there."""
+    return dict(module.inputs(plan)) if hasattr(module, "inputs") else {}
+
+
 def _recipe_keys(plan: Recipe, module: ModuleType) -> dict[str, Any]:
     free = module.free(plan) if hasattr(module, "free") else ()
     return {key: value for key, value in recipe.flat(plan, *module.READS).items() if key not in free}
 
 
-def _begun(folder: Path, plan: Recipe) -> Iterator[tuple[str, manifest.Identity, manifest.Identity]]:
-    """The stages that have made something: each with the identity it began with, and the one it would have now.
+def _begun(
+    folder: Path, plan: Recipe, stages: tuple[str, ...]
+) -> Iterator[tuple[str, manifest.Identity, manifest.Identity]]:
+    """Those stages that have made something: each with the identity it began with, and the one it would have now.
 
     Of its inputs those from outside are looked at; the stages before it are checked themselves.
     """
-    for stage in STAGES:
+    for stage in stages:
         before = manifest.begun(folder / stage)
         if before is not None and not manifest.is_bare(folder / stage):
             module = _module(stage)
-            outside = dict(module.inputs(plan)) if hasattr(module, "inputs") else {}
-            inputs = {**before.inputs, **outside}
+            inputs = {**before.inputs, **_outside(module, plan)}
             yield stage, before, manifest.Identity(stage, module.VERSIONS, _recipe_keys(plan, module), inputs)
 
 
-def _check(folder: Path, plan: Recipe) -> None:
+def _check(folder: Path, plan: Recipe, stages: tuple[str, ...]) -> None:
     """Before anything is changed: does every stage that was begun still fit the recipe, its files and the versions?"""
-    for stage, before, now in _begun(folder, plan):
+    for stage, before, now in _begun(folder, plan, stages):
         manifest.check(folder / stage, before, now, later(stage))
+        done = manifest.finished(folder / stage)
+        if done is not None:
+            _grown(_module(stage), done, plan)  # a stage that can grow refuses to shrink
 
 
 def _grown(module: ModuleType, done: manifest.Manifest, plan: Recipe) -> bool:
@@ -144,10 +159,14 @@ def _grown(module: ModuleType, done: manifest.Manifest, plan: Recipe) -> bool:
 def _reopen(folder: Path, stage: str) -> None:
     """A finished stage goes on: what was concluded from it is taken back, what was measured on its parts stays.
 
+    The stage itself keeps what it was begun with: should this stop half way, another recipe must not go on with it.
     `evaluate` keeps the folders of its steps, each of which has a manifest of its own.
     """
+    files.remove(folder / "student")
     for after in reversed(later(stage)):
-        if after in (stage, "evaluate"):
+        if after == stage:
+            files.remove(folder / after / manifest.MANIFEST)
+        elif after == "evaluate":
             files.remove(folder / after / manifest.MANIFEST)
             files.remove(folder / after / manifest.BEGUN)
         else:
@@ -157,8 +176,7 @@ def _reopen(folder: Path, stage: str) -> None:
 def _remove(folder: Path, stage: str) -> None:
     for after in reversed(later(stage)):
         files.remove(folder / after)
-    if "report" in later(stage):
-        files.remove(folder / "student")
+    files.remove(folder / "student")  # of the report, which is always among the later ones
 
 
 def _write_recipe(folder: Path, plan: Recipe) -> None:
@@ -185,7 +203,8 @@ def _machine() -> dict[str, Any]:
 
 def _peak() -> int:
     """The most memory that this process has held, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    unit = 1 << 20 if platform.system() == "Darwin" else 1 << 10  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 
 
 def _summary(counts: dict[str, Any]) -> str:

@@ -120,7 +120,7 @@ def export(
     from potstill.cli import show
 
     for row in show.exported(folder, form.value):
-        typer.echo(row)
+        typer.echo(row, nl=False)  # bytes: UTF-8 wherever it goes
 
 
 @app.command()
@@ -173,7 +173,9 @@ def main() -> None:
     try:
         app()
     except UserError as fault:
-        print(fault, file=sys.stderr)
+        from potstill.story import visible
+
+        print(visible(str(fault)), file=sys.stderr)  # what it found may be a model's text: no escape reaches a terminal
         sys.exit(2)
     except Interrupted:
         print("interrupted; run the same command again to go on", file=sys.stderr)

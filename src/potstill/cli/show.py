@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from potstill import answers, exam, files, lessons, prompts, recipe, run, story, students, tokenizers
-from potstill.encoding import from_json, to_json
+from potstill.encoding import to_json
 from potstill.errors import UserError
 from potstill.files import manifest, tables
 from potstill.questions import collected
 from potstill.recipe import Recipe
-from potstill.records import END, Chain, Choice, Question, Verdict
+from potstill.records import END, Chain, Question, Verdict
 from potstill.story import visible
 from potstill.targets import Targets
 
@@ -39,25 +39,33 @@ def recipe_of(folder: Path) -> Recipe:
 def status(folder: Path) -> None:
     """A table of the stages: finished, begun or absent, and what each counted."""
     recipe_of(folder)
-    table = Table("stage", "state", "counted", title=str(folder), title_justify="left", box=None, pad_edge=False)
+    title = _text(folder)
+    table = Table("stage", "state", "counted", title=title, title_justify="left", box=None, pad_edge=False)
     for stage in run.STAGES:
-        done = manifest.finished(folder / stage)
-        began = manifest.begun(folder / stage)
-        state = Text("done", "green") if done else Text("begun", "yellow") if began else Text("-", "dim")
-        table.add_row(stage, state, Text(json.dumps(done.counts, ensure_ascii=False)[1:-1] if done else ""))
+        table.add_row(stage, *_state(folder / stage))
     Console().print(table)
+
+
+def _state(folder: Path) -> tuple[Text, Text]:
+    """The state of a stage in a word, and what it counted or what is wrong with it."""
+    try:
+        done, began = manifest.finished(folder), manifest.begun(folder)
+    except UserError as fault:
+        return Text("broken", "red"), _text(fault)
+    if done:
+        return Text("done", "green"), _text(json.dumps(done.counts, ensure_ascii=False)[1:-1])
+    return (Text("begun", "yellow") if began else Text("-", "dim")), Text()
 
 
 def overview(folder: Path) -> None:
     """What there is to look at, with keys to copy."""
     status(folder)
     console = Console()
-    if (folder / "sample" / "chains.parquet").exists():
-        first = next(tables.read_chains(folder / "sample" / "chains.parquet"))
+    path = folder / "sample" / "chains.parquet"
+    first = next(tables.read_chains(path), None) if path.exists() else None
+    if first is not None:
         key = f"{first.question}#{first.index}"
-        console.print(
-            f"\nLook closer: potstill show {folder} --chain {key}, --target {key}, --batch 1", highlight=False
-        )
+        console.print(_text(f"\nLook closer: potstill show {folder} --chain {key}, --target {key}, --batch 1"))
 
 
 def chain(folder: Path, key: str) -> None:
@@ -65,11 +73,12 @@ def chain(folder: Path, key: str) -> None:
     found, verdict = _chain(folder, key)
     question = _question(folder, found.question)
     console = Console()
-    console.print(Text(visible(question.text), "bold"), f"\ngold: {visible(question.gold)}\n", highlight=False)
-    console.print(Text(visible(found.text)))
+    console.print(_text(question.text, "bold"), _text(f"\ngold: {question.gold}\n"))
+    console.print(_text(found.text))
     line = f"\n{verdict.grade}" + (f" ({verdict.found})" if verdict.found else "")
-    console.print(Text(line, GRADES[verdict.grade]), Text(f"dropped: {verdict.dropped}" if verdict.dropped else "kept"))
-    console.print(f"source {found.source}, stop {found.stop}, log-probabilities {found.semantics}\n", highlight=False)
+    fate = "kept" if verdict.kept else f"dropped: {verdict.dropped}" if verdict.dropped else "not kept"
+    console.print(_text(line, GRADES[verdict.grade]), Text(fate))
+    console.print(_text(f"source {found.source}, stop {found.stop}, log-probabilities {found.semantics}\n"))
     if not found.candidates:
         return
     table = Table("token", "probability", "other candidates", box=None, pad_edge=False)
@@ -87,12 +96,11 @@ def target(folder: Path, key: str) -> None:
     """A chain as the student is taught it: pieces by kind, with the distribution at each soft position."""
     plan = recipe_of(folder)
     found, _ = _chain(folder, key)
-    at = students.tokenizer_folder(plan)
-    targets = Targets(folder / "align" / f"{at.name}-{plan.transfer.rule}")
+    targets = Targets(lessons.targets_folder(folder, plan))
     place = targets.find(found.key)
     if place is None:
         raise UserError("this chain was not kept, so it is no target", where=key, do="look at it with --chain")
-    tokenizer = tokenizers.open(at)
+    tokenizer = tokenizers.open(students.tokenizer_folder(plan))
     table = Table("piece", "kind", "distribution", "tail", box=None, pad_edge=False)
     shown = targets[place]
     for position, token in enumerate(shown.ids):
@@ -106,34 +114,39 @@ def target(folder: Path, key: str) -> None:
 
 def batch(folder: Path, step: int) -> None:
     """The groups of a training step, and its first prompt in each format as the student reads it."""
+    if step < 1:
+        raise UserError("steps are counted from 1", where="--batch", found=step, do="name a step such as 1")
     plan = recipe_of(folder)
     student = students.base(plan)
     lesson = lessons.read(folder, plan, student)
     table = Table("question", "format", "chains", "epoch", box=None, pad_edge=False)
     for group in lesson.groups(step):
         table.add_row(
-            group.question, group.format.name, ", ".join(map(str, group.chains)) or "answer", str(group.epoch)
+            _text(group.question), group.format.name, ", ".join(map(str, group.chains)) or "answer", str(group.epoch)
         )
     console = Console()
     console.print(table)
     first = {example.format: example for example in reversed(lesson.examples(step))}
     for name, example in sorted(first.items()):
         console.print(Text(f"\n{name}", "bold"))
-        console.print(Text(visible(student.tokenizer.decode(example.prompt)), "dim"))
-        console.print(Text(visible(student.tokenizer.decode(example.target.ids)), "green"))
+        console.print(_text(student.tokenizer.decode(example.prompt), "dim"))
+        console.print(_text(student.tokenizer.decode(example.target.ids), "green"))
 
 
 def prediction(folder: Path, question: str) -> None:
-    """What every evaluated step answered to a validation question."""
+    """What every step whose evaluation is finished answered to a validation question."""
     plan = recipe_of(folder)
+    steps = sorted(int(path.name) for path in (folder / "evaluate").glob("*") if path.name.isdigit())
     table = Table("step", "format", "grade", "found", "text", box=None, pad_edge=False)
     rows = 0
-    for step in [0, *exam.checkpoints(folder)]:
+    for step in steps:
+        if manifest.finished(folder / "evaluate" / str(step)) is None:
+            continue
         for name in plan.evaluate.formats:
             for answer in exam.predictions(folder / "evaluate", step, name):
                 if answer.question == question:
                     grade = Text(answer.grade, GRADES[answer.grade])
-                    table.add_row(str(step), name, grade, visible(answer.found or ""), Text(visible(answer.text)))
+                    table.add_row(str(step), name, grade, _text(answer.found or ""), _text(answer.text))
                     rows += 1
     if not rows:
         raise UserError(
@@ -169,22 +182,22 @@ def summary(folder: Path) -> None:
             )
     console = Console()
     console.print(table)
-    choice = from_json(Choice, files.read_json(folder / "select" / "choice.json"))
+    choice = exam.choice(folder)
     console.print(
         f"chosen: step {choice.step} ({choice.rule})\nintervals are over the questions of one seed", style="dim"
     )
-    console.print(f"page: {folder / 'report' / 'index.html'}", highlight=False, soft_wrap=True)
+    console.print(_text(f"page: {folder / 'report' / 'index.html'}"), soft_wrap=True)
 
 
-def exported(folder: Path, form: str) -> Iterator[str]:
-    """The kept chains, one JSON object a line: chat rows for other trainers, or whole chain records."""
+def exported(folder: Path, form: str) -> Iterator[bytes]:
+    """The kept chains, one line of JSON each: chat rows for other trainers, or whole chain records."""
     plan = recipe_of(folder)
     asked = {q.id: q for q in collected.questions(folder, plan.questions.train, "train")}
     verdicts = tables.read_verdicts(folder / "filter" / "verdicts.parquet")
     for found in tables.read_chains(folder / "sample" / "chains.parquet"):
         if verdicts[found.key].kept:
             row = to_json(found) if form == "jsonl" else _messages(asked[found.question], found)
-            yield json.dumps(row, ensure_ascii=False)
+            yield files.line(row)
 
 
 def _messages(question: Question, found: Chain) -> dict[str, Any]:
@@ -194,13 +207,12 @@ def _messages(question: Question, found: Chain) -> dict[str, Any]:
 
 def _chain(folder: Path, key: str) -> tuple[Chain, Verdict]:
     recipe_of(folder)
-    question, _, index = key.rpartition("#") if "#" in key else (key, "", "0")
     for found in tables.read_chains(folder / "sample" / "chains.parquet"):
-        if found.question == question and str(found.index) == index:
+        if key in (f"{found.question}#{found.index}", found.question if found.index == 0 else None):
             path = folder / "filter" / "verdicts.parquet"
             if path.exists():
                 return found, tables.read_verdicts(path)[found.key]
-            asked = _question(folder, question)
+            asked = _question(folder, found.question)
             return found, answers.grade(found.text, asked.gold, asked.task, found.stop)
     raise UserError("no such chain", where=key, do="a key is QUESTION#INDEX, such as gsm8k/train/12#0")
 
@@ -208,6 +220,11 @@ def _chain(folder: Path, key: str) -> tuple[Chain, Verdict]:
 def _question(folder: Path, name: str) -> Question:
     plan = recipe_of(folder)
     return next(q for q in collected.questions(folder, plan.questions.train, "train") if q.id == name)
+
+
+def _text(what: object, style: str = "") -> Text:
+    """Somebody else's text for a terminal: no markup is read in it, and its control characters are spelt out."""
+    return Text(visible(str(what)), style)
 
 
 def _piece(what: Any) -> str:

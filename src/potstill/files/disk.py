@@ -4,8 +4,8 @@
     >>> write(folder / "a.txt", b"whole or not at all")
     >>> with Appender(folder / "b.jsonl") as lines:
     ...     lines.append([{"x": 1}, {"x": 2}])
-    >>> [row["x"] for _, row in read_jsonl(folder / "b.jsonl")]
-    [1, 2]
+    >>> (folder / "b.jsonl").read_text()
+    '{"x":1}\\n{"x":2}\\n'
 
 Each operation can be crashed by a test before, in the middle of, and after it: set `crash` to a function that raises
 or kills. What an operation leaves behind then is either nothing, or a `.partial` that the next run sweeps away, or a
@@ -15,8 +15,6 @@ torn last line that the next `Appender` cuts off.
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import json
 import os
 import shutil
@@ -24,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from potstill.errors import UserError
+from potstill.files.reading import mine_to_mend
 
 Operation = Literal["write", "append", "folder", "remove"]
 Moment = Literal["before", "middle", "after"]
@@ -147,7 +145,7 @@ def folder(path: Path) -> Iterator[Path]:
     crash("folder", "before", path)
     beside = path.with_name(f".{path.name}{PARTIAL}")
     with mine_to_mend(path):
-        shutil.rmtree(beside, ignore_errors=True)
+        _discard(beside)
         beside.mkdir(parents=True)
         try:
             yield beside
@@ -159,25 +157,26 @@ def folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(beside, ignore_errors=True)
             raise
         crash("folder", "middle", path)
-        if path.exists():
-            shutil.rmtree(path)
+        _discard(path)
         os.replace(beside, path)
         _flush_folder(path.parent)
     crash("folder", "after", path)
 
 
 def remove(path: Path) -> None:
-    """Take a file or a folder away; it is gone from its name before its content is deleted."""
-    if not path.exists():
+    """Take a file, a folder or a link away; it is gone from its name before its content is deleted.
+
+    Where a link stands for a folder, the link goes and the folder stays.
+    """
+    if not os.path.lexists(path):
         return
     crash("remove", "before", path)
     with mine_to_mend(path):
         gone = path.with_name(f".{path.name}{PARTIAL}")
-        if gone.is_dir():
-            shutil.rmtree(gone)
+        _discard(gone)
         os.replace(path, gone)
         crash("remove", "middle", path)
-        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+        _discard(gone)
     crash("remove", "after", path)
 
 
@@ -185,65 +184,16 @@ def sweep(path: Path) -> None:
     """Delete what an interrupted operation left directly in a folder."""
     if path.is_dir():
         for left in path.glob(f".*{PARTIAL}"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            with mine_to_mend(left):
+                _discard(left)
 
 
-def read_bytes(path: Path) -> bytes:
-    with mine_to_mend(path):
-        return path.read_bytes()
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(read_bytes(path))
-    except ValueError as fault:
-        raise UserError("not valid JSON", where=path, found=fault, do="restore the file, or redo its stage") from None
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number (from 1) and record of each line. Raises UserError for a line that is not a JSON object."""
-    with mine_to_mend(path), open(path, "rb") as file:
-        for number, text in enumerate(file, 1):
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except ValueError as fault:
-                raise UserError(
-                    "not a whole line of JSON",
-                    where=f"{path} line {number}",
-                    found=fault,
-                    do="mend or remove this line",
-                ) from None
-            if not isinstance(row, dict):
-                raise UserError(
-                    "not a JSON object", where=f"{path} line {number}", found=type(row).__name__, do="one {...} a line"
-                )
-            yield number, row
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with mine_to_mend(path), open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fingerprint(path: Path) -> str:
-    """Identity of a folder of weights: SHA-256 over names, sizes, and the first and last MiB of each file.
-
-    Tens of gigabytes are known again in milliseconds; a change inside the middle of a file of equal size is not seen.
-    """
-    state = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    for file in files:
-        size = file.stat().st_size
-        state.update(f"{file.name if file == path else file.relative_to(path).as_posix()}\0{size}\0".encode())
-        with mine_to_mend(file), open(file, "rb") as opened:
-            state.update(opened.read(1 << 20))
-            if size > 1 << 20:
-                opened.seek(max(1 << 20, size - (1 << 20)))
-                state.update(opened.read())
-    return state.hexdigest()
+def _discard(path: Path) -> None:
+    """Delete whatever stands there, if anything does; `rmtree` refuses a link to a folder."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _flush_folder(path: Path) -> None:
@@ -252,23 +202,3 @@ def _flush_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@contextlib.contextmanager
-def mine_to_mend(path: Path) -> Iterator[None]:
-    """Turn what the system says about a path into the user's error."""
-    advice = {
-        errno.ENOSPC: "make room on the disk and run the same command again; nothing that was finished is lost",
-        errno.EDQUOT: "raise the quota and run the same command again; nothing that was finished is lost",
-        errno.EFBIG: "raise the limit on file sizes and run the same command again; nothing that was finished is lost",
-        errno.EACCES: "give yourself the permission, or choose another folder",
-        errno.EROFS: "choose a folder on a disk that can be written to",
-        errno.ENOENT: "check the path",
-        errno.EISDIR: "name a file, not a folder",
-    }
-    try:
-        yield
-    except OSError as fault:
-        if fault.errno not in advice:
-            raise
-        raise UserError(fault.strerror or str(fault), where=path, do=advice[fault.errno]) from fault

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from potstill.errors import UserError
-from potstill.files import disk
+from potstill.files import disk, reading
 
 FORMAT: Final = 1  # of the files in a run folder
 BEGUN, MANIFEST = "begun.json", "manifest.json"
@@ -67,7 +67,7 @@ class Manifest:
 def begun(folder: Path) -> Identity | None:
     """The identity that a stage began with here, None if none did."""
     path = folder / BEGUN
-    return _identity(path, disk.read_json(path)) if path.exists() else None
+    return _identity(path, reading.read_json(path)) if path.exists() else None
 
 
 def finished(folder: Path) -> Manifest | None:
@@ -78,8 +78,12 @@ def finished(folder: Path) -> Manifest | None:
     path = folder / MANIFEST
     if not path.exists():
         return None
-    row = disk.read_json(path)
-    manifest = Manifest(_identity(path, row), row["outputs"], row["counts"])
+    row = reading.read_json(path)
+    identity = _identity(path, row)
+    try:
+        manifest = Manifest(identity, row["outputs"], row["counts"])
+    except KeyError as fault:
+        raise _no_manifest(path, fault) from None
     for name, output in manifest.outputs.items():
         file = folder.parent / name
         size = file.stat().st_size if file.is_file() else None
@@ -88,7 +92,7 @@ def finished(folder: Path) -> Manifest | None:
                 "changed since its stage was finished",
                 where=file,
                 found="no such file" if size is None else f"{size} bytes, not {output['bytes']}",
-                do=f"restore it, or run again with --redo {manifest.identity.stage}",
+                do=f"restore it, or run again with --redo {_redo(manifest.identity)}",
             )
     return manifest
 
@@ -121,7 +125,7 @@ def check(folder: Path, before: Identity, now: Identity, redone: Iterable[str] =
             f"{folder.name} was made from something else",
             where=folder,
             found="; ".join(changed),
-            do=f"put the old values back, or consent with --redo {now.stage}"
+            do=f"put the old values back, or consent with --redo {_redo(now)}"
             + (f" (makes {stages} again)" if stages else ""),
         )
 
@@ -129,7 +133,7 @@ def check(folder: Path, before: Identity, now: Identity, redone: Iterable[str] =
 def finish(folder: Path, identity: Identity, outputs: Iterable[Path], counts: Mapping[str, Any]) -> Manifest:
     """Write the manifest: the last thing that a stage does. `outputs` lie under the folder that `folder` lies in."""
     rows = {
-        path.relative_to(folder.parent).as_posix(): {"sha256": disk.digest(path), "bytes": path.stat().st_size}
+        path.relative_to(folder.parent).as_posix(): {"sha256": reading.digest(path), "bytes": path.stat().st_size}
         for path in sorted(outputs)
     }
     disk.write_json(folder / MANIFEST, {**identity.as_json(), "outputs": rows, "counts": dict(counts)})
@@ -161,4 +165,16 @@ def _identity(path: Path, row: Any) -> Identity:
             found=found,
             do="use the version that made this run",
         )
-    return Identity(row["stage"], row["versions"], row["recipe"], row["inputs"])
+    try:
+        return Identity(row["stage"], row["versions"], row["recipe"], row["inputs"])
+    except KeyError as fault:
+        raise _no_manifest(path, fault) from None
+
+
+def _no_manifest(path: Path, fault: KeyError) -> UserError:
+    return UserError("not a whole manifest", where=path, found=f"no field {fault}", do="restore it, or redo its stage")
+
+
+def _redo(identity: Identity) -> str:
+    """The stage to name with --redo: `evaluate/250` is a part of `evaluate`."""
+    return identity.stage.partition("/")[0]

@@ -3,7 +3,7 @@
     >>> import tempfile; run = Path(tempfile.mkdtemp())
     >>> with locked(run):
     ...     log(run, "train", seconds=3)
-    >>> [row["event"] for _, row in disk.read_jsonl(run / "log.jsonl")]
+    >>> [row["event"] for _, row in reading.read_jsonl(run / "log.jsonl")]
     ['train']
 
 Time, speed, memory and library versions go to `log.jsonl` and nowhere else; no digest covers it.
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from potstill.errors import UserError
-from potstill.files import disk
+from potstill.files import disk, reading
 
 
 @contextlib.contextmanager
@@ -25,16 +25,20 @@ def locked(run: Path) -> Iterator[None]:
     """Hold the run for this process. Raises UserError if another process holds it; a killed one does not."""
     import filelock
 
-    with disk.mine_to_mend(run):
+    with reading.mine_to_mend(run):
         run.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(run / ".lock", timeout=0)
+    lock = filelock.FileLock(run / ".lock")
     try:
-        with lock:
-            yield
+        with reading.mine_to_mend(run / ".lock"):
+            lock.acquire(timeout=0)
     except filelock.Timeout:
         raise UserError(
             "another process is working on this run", where=run, do="wait until it ends, or choose another name"
         ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def log(run: Path, event: str, **measured: object) -> None:

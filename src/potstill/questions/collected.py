@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import files
-from potstill.encoding import from_json
+from potstill.errors import UserError
 from potstill.prompts import FORMATS, PAPER, Demonstration, Format, Style, build
 from potstill.records import Prompt, Question, Split
 
@@ -37,11 +37,8 @@ class Shots:
 
 def questions(run: Path, sets: Iterable[str], split: Split) -> list[Question]:
     """The questions of some sets in one split, in the order of the sets and of their files."""
-    found = []
-    for name in dict.fromkeys(sets):
-        rows = files.read_jsonl(run / "collect" / f"{name}.{split}.jsonl")
-        found += [from_json(Question, row) for _, row in rows]
-    return found
+    paths = [run / "collect" / f"{name}.{split}.jsonl" for name in dict.fromkeys(sets)]
+    return [question for path in paths for question in files.records(Question, path)]
 
 
 def others(run: Path) -> Iterator[Question]:
@@ -49,8 +46,7 @@ def others(run: Path) -> Iterator[Question]:
 
     Without their answers: they are here so that stored chains about them can be told from chains about nothing.
     """
-    for _, row in files.read_jsonl(run / "collect" / OTHERS):
-        yield from_json(Question, row)
+    return files.records(Question, run / "collect" / OTHERS)
 
 
 def shots(run: Path) -> dict[str, Shots]:
@@ -69,6 +65,13 @@ def shots_json(table: Mapping[str, Shots]) -> dict[str, Any]:
 
 
 def prompt_of(question: Question, format: Format, table: Mapping[str, Shots]) -> Prompt:
-    """The prompt with which a question is evaluated."""
+    """The prompt with which a question is evaluated. Raises UserError where a few-shot format has nothing to show."""
     entry = table.get(question.task) or table[""]
+    if format.few_shot and not entry.demonstrations:
+        raise UserError(
+            f"there are no demonstrations for the format {format.name}",
+            where="evaluate.formats",
+            found="too few training questions have a rationale",
+            do="name a file of solved examples in evaluate.demonstrations, or leave the few-shot formats out",
+        )
     return build(question.text, format, entry.demonstrations, style=entry.style, instruction=entry.instruction)

@@ -37,15 +37,15 @@ def parse(text: str, where: str, changes: Sequence[str] = ()) -> Recipe:
         found = "nothing" if tree is None else "a list" if isinstance(tree, list) else repr(tree)
         raise UserError("a recipe is a mapping of keys", where=where, found=found, do="begin with `name: ...`")
     places = dict(_lines(tree))
-    values = _plain(tree)
+    values = _plain(tree, where)
     origin: dict[tuple[str, ...], str] = {}
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals or not key:
             raise UserError("a change is key=value", where=f"--set {change}", do="for example --set train.steps=20")
         keys = tuple(key.split("."))
-        _put(values, keys, _plain(_yaml(value, f"--set {change}")), change)
         origin[keys] = f"--set {change}"
+        _put(values, keys, _plain(_yaml(value, origin[keys]), origin[keys]), change)
     try:
         return Recipe.model_validate(values, strict=True)
     except ValidationError as fault:
@@ -62,9 +62,12 @@ def _yaml(text: str, where: str) -> Any:
         raise UserError("not valid YAML", where=place, found=problem, do="mend the line") from None
 
 
-def _plain(tree: Any) -> Any:
+def _plain(tree: Any, where: str) -> Any:
     """The reader's values, which remember how they were written, as plain ones."""
-    return json.loads(json.dumps(tree, default=str))
+    try:
+        return json.loads(json.dumps(tree, default=str))
+    except (TypeError, ValueError, RecursionError) as fault:  # a list as a key, a value that holds itself
+        raise UserError("not a recipe's values", where=where, found=fault, do="write plain keys and values") from None
 
 
 def _lines(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:

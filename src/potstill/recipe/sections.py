@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -14,7 +15,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class OwnSet(Section):
@@ -169,6 +170,17 @@ class Recipe(Section):
             raise ValueError(f"select.format {self.select.format!r} is not among evaluate.formats")
         if not any(self.train.formats.values()):
             raise ValueError("train.formats gives every format the quota 0")
-        if not self.questions.out_of_distribution:
+        asked = self.questions
+        if not asked.train:
+            raise ValueError("questions.train is empty: there is nothing to learn from")
+        if not asked.out_of_distribution:
             raise ValueError("questions.out_of_distribution is empty: the checkpoint is chosen on these sets")
+        measured = asked.in_distribution + asked.out_of_distribution + asked.generic
+        for name in asked.out_of_distribution:
+            if name in asked.train:
+                raise ValueError(f"questions.out_of_distribution names {name}, which is trained on")
+        for counts in (Counter(asked.train), Counter(measured), Counter(self.evaluate.formats)):
+            for name, times in counts.items():
+                if times > 1:
+                    raise ValueError(f"{name} is named twice: a set has one group, and a format is evaluated once")
         return self

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy
 
-from potstill import progress, students, targets, tokenizers, transfer
+from potstill import lessons, progress, students, targets, tokenizers, transfer
 from potstill.files import tables
 from potstill.recipe import Recipe
 from potstill.records import Chain, Target
@@ -25,8 +25,7 @@ def inputs(plan: Recipe) -> dict[str, str]:
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
-    folder = students.tokenizer_folder(plan)
-    tokenizer = tokenizers.open(folder)
+    tokenizer = tokenizers.open(students.tokenizer_folder(plan))
     verdicts = tables.read_verdicts(run / "filter" / "verdicts.parquet")
     kept = [c for c in tables.read_chains(run / "sample" / "chains.parquet") if verdicts[c.key].kept]
     aligned: list[tuple[tuple[str, str, int], Target]] = []
@@ -37,7 +36,7 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
             aligned.append((chain.key, target))
             coverage.add(chain, target)
             tick()
-    out = run / "align" / f"{folder.name}-{plan.transfer.rule}"
+    out = lessons.targets_folder(run, plan)
     paths = []
     for name, array in targets.pack(aligned).items():
         paths.append(out / f"{name}.npy")

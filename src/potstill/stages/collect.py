@@ -22,9 +22,7 @@ READS = (
     "questions",
     "seed",
     "evaluate.demonstrations",
-    "evaluate.formats",
     "train.demonstrations",
-    "train.formats",
 )
 AFTER: tuple[str, ...] = ()
 VERSIONS = {
@@ -36,15 +34,18 @@ VERSIONS = {
 
 
 def inputs(plan: Recipe) -> dict[str, str]:
-    """Digests of the files that own sets come from."""
-    return {
-        f"sets.{name}": files.digest(recipe.find(plan, own.file, f"sets.{name}.file"))
-        for name, own in plan.sets.items()
-    }
+    """Digests of the files that the recipe names: own sets and demonstrations. The five known sets do not change."""
+    named = {f"sets.{name}": (own.file, f"sets.{name}.file") for name, own in plan.sets.items()}
+    if plan.evaluate.demonstrations is not None:
+        named["evaluate.demonstrations"] = (plan.evaluate.demonstrations, "evaluate.demonstrations")
+    return {name: files.digest(recipe.find(plan, path, key)) for name, (path, key) in named.items()}
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     kept, others = _divided(plan)
+    train = [question for name in plan.questions.train for question in kept[name]["train"]]
+    shots = _shots(plan, train)
+    _check_shots(shots, kept)
     paths, counts = [], {}
     for name, by_split in kept.items():
         for split, rows in by_split.items():
@@ -54,8 +55,7 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     paths.append(run / "collect" / collected.OTHERS)
     files.write_jsonl(paths[-1], (to_json(replace(question, gold="", rationale=None)) for question in others.held))
     paths.append(run / "collect" / collected.SHOTS)
-    train = [question for name in plan.questions.train for question in kept[name]["train"]]
-    files.write_json(paths[-1], collected.shots_json(_shots(plan, train)))
+    files.write_json(paths[-1], collected.shots_json(shots))
     return paths, {"questions": counts, "left out as leaks": others.leaks}
 
 
@@ -124,24 +124,52 @@ def _limited(rows: list[Question], limit: int) -> list[Question]:
 
 
 def _shots(plan: Recipe, train: list[Question]) -> dict[str, collected.Shots]:
-    """How each task is asked: BBH with its official demonstrations, the rest with those of the recipe."""
-    table = {"": collected.Shots(prompts.PAPER, "", ())}
-    if any(name.startswith("few-shot") for name in plan.evaluate.formats):
-        table[""] = collected.Shots(prompts.PAPER, "", _demonstrations(plan, train))
-    if "bbh" in plan.questions.generic:
+    """How each task is asked: BBH with its official demonstrations, the rest with those of the recipe.
+
+    Whatever the formats of the recipe are, so that other formats do not need other files.
+    """
+    table = {"": collected.Shots(prompts.PAPER, "", _demonstrations(plan, train))}
+    asked = plan.questions
+    if "bbh" in asked.in_distribution + asked.out_of_distribution + asked.generic:
         data = questions.folder(recipe.data_folder(plan))
         for task in bbh.TASKS:
             table[f"bbh/{task}"] = collected.Shots(bbh.style(task), *bbh.demonstrations(data, task))
+    for name in plan.evaluate.formats:  # now, not after hours of training
+        collected.prompt_of(train[0], prompts.FORMATS[name], {"": table[""]})
     return table
 
 
 def _demonstrations(plan: Recipe, train: list[Question]) -> tuple[prompts.Demonstration, ...]:
+    """Those of the recipe's file, else some training questions; none if too few of these have a rationale."""
     if plan.evaluate.demonstrations is not None:
         path = recipe.find(plan, plan.evaluate.demonstrations, "evaluate.demonstrations")
         return questions.demonstrations(path)
     solved = {question.id: question for question in train if question.rationale}
     count = plan.train.demonstrations
+    if len(solved) < count:
+        return ()
     chosen = order.demonstrations(plan.seed, 0, "", prompts.FORMATS["few-shot-rationale"], tuple(solved), count)
     return tuple(
         prompts.Demonstration(solved[key].text, solved[key].gold, solved[key].rationale or "") for key in chosen
     )
+
+
+def _check_shots(table: dict[str, collected.Shots], kept: dict[str, dict[str, list[Question]]]) -> None:
+    """No question may be asked under a prompt that shows its answer."""
+    measured = {
+        splits.canonical(question.text): question
+        for by_split in kept.values()
+        for split, rows in by_split.items()
+        for question in rows
+        if split != "train"
+    }
+    for entry in table.values():
+        for number, shot in enumerate(entry.demonstrations, 1):
+            asked = measured.get(splits.canonical(shot.question))
+            if asked is not None:
+                raise UserError(
+                    f"demonstration {number} is itself a {asked.split} question",
+                    where="evaluate.demonstrations",
+                    found=f"{asked.id}: {shot.question[:80]}",
+                    do="take it out of the file of demonstrations, or out of the set",
+                )

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from potstill import answers, card, exam, files, intervals, page, plots, recipe, splits, story
-from potstill.encoding import from_json
 from potstill.files import manifest, tables
 from potstill.questions import collected
 from potstill.recipe import Recipe, Shape
@@ -42,7 +41,7 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
 
 def tell(run: Path, plan: Recipe) -> story.Story:
     """What the run's files say, as the page wants it."""
-    choice = from_json(Choice, files.read_json(run / "select" / "choice.json"))
+    choice = exam.choice(run)
     groups = _groups(plan)
     solved = _solved(run)
     steps = [0, *exam.checkpoints(run)]
@@ -126,7 +125,7 @@ def _sources(solved: Solved) -> Iterator[story.Source]:
         dropped: dict[str, int] = {}
         for _, verdict in pairs:
             grades[verdict.grade] = grades.get(verdict.grade, 0) + 1
-            if verdict.dropped:
+            if verdict.grade == "right" and verdict.dropped:
                 dropped[verdict.dropped] = dropped.get(verdict.dropped, 0) + 1
         shares = [sum(v.grade == "right" for _, v in some) / len(some) for some in own.values() if some]
         yield story.Source(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import engines, files, progress, prompts, recipe, teachers
-from potstill.encoding import from_json, to_json
+from potstill.encoding import to_json
 from potstill.files import tables
 from potstill.questions import collected
 from potstill.recipe import Recipe
@@ -36,7 +36,7 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     if not sealed.exists():
         asked = collected.questions(run, plan.questions.train, "train")
         with files.Appender(segment) as lines:
-            done = {from_json(Chain, row).key for _, row in files.read_jsonl(segment)}
+            done = {chain.key for chain in files.records(Chain, segment)}
             total = len(asked) * plan.teacher.samples
             with progress.bar("sample", total, "chains", done=len(done)) as tick:
                 for batch in teachers.chains(plan, asked, done, known=collected.others(run)):
@@ -44,7 +44,7 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
                     lines.append(to_json(chain) for chain in new)
                     done.update(chain.key for chain in new)
                     tick(len(new))
-        chains = sorted((from_json(Chain, row) for _, row in files.read_jsonl(segment)), key=lambda chain: chain.key)
+        chains = sorted(files.records(Chain, segment), key=lambda chain: chain.key)
         tables.write_chains(sealed, chains)
     files.remove(segment)
     return [sealed], _counts(tables.read_chains(sealed))

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from potstill import answers, engines, exam, files, prompts
-from potstill.encoding import from_json
+from potstill import answers, engines, exam, prompts
 from potstill.recipe import Recipe
-from potstill.records import Choice
 
 READS = ("evaluate", "questions", "seed")
 AFTER = ("collect", "train", "select")
@@ -16,6 +14,6 @@ VERSIONS = {"answers": answers.VERSION, "engines": engines.VERSION, "prompts": p
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
-    choice = from_json(Choice, files.read_json(run / "select" / "choice.json"))
-    paths = [path for step in (0, choice.step) for path in exam.sit(run, plan, run / "test", step, "test", VERSIONS)]
-    return paths, {"steps": [0, choice.step]}
+    steps = [0, exam.choice(run).step]
+    paths = [path for step in steps for path in exam.sit(run, plan, run / "test", step, "test", VERSIONS)]
+    return paths, {"steps": steps}

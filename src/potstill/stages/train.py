@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import files, lessons, loss, order, progress, prompts, students, training, transfer
+from potstill.errors import UserError
 from potstill.files import run_folder
 from potstill.recipe import Recipe
 
@@ -37,14 +38,18 @@ def free(plan: Recipe) -> tuple[str, ...]:
 
 
 def grown(counts: dict[str, Any], plan: Recipe) -> bool:
-    """Whether a finished training has to go on, because the recipe now asks for more steps."""
+    """Whether a finished training has to go on, because the recipe now asks for more steps. UserError: for fewer."""
+    _check_steps(counts["steps"], plan)
     return plan.train.steps > counts["steps"]
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     asked = plan.train
     folder, metrics = run / "train" / "checkpoints", run / "train" / "metrics.jsonl"
-    newest = _newest(folder)
+    newest, latest = _newest(folder), max(_saved(folder), default=0)
+    _check_steps(latest, plan)
+    if newest < latest:
+        progress.say(f"checkpoint {latest} has lost its {ENGINE}: training goes on from step {newest}", "yellow")
     student = _student(plan, folder, newest)
     optimizer = training.optimizer(student, asked.learning_rate, weight_decay=asked.weight_decay)
     if newest:
@@ -68,9 +73,19 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
             if step.step % asked.checkpoint_every == 0 or step.step == asked.steps:
                 _checkpoint(folder, step.step, student, optimizer)
         run_folder.log(run, "train", steps=asked.steps - newest, seconds=round(time.monotonic() - began, 3))
-    kept = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
     outputs = [metrics, *(path for path in folder.rglob("*") if path.is_file())]
-    return outputs, {"steps": asked.steps, "checkpoints": kept, **lesson.counts}
+    return outputs, {"steps": asked.steps, "checkpoints": _saved(folder), **lesson.counts}
+
+
+def _check_steps(made: int, plan: Recipe) -> None:
+    """A training cannot be shortened: its later checkpoints would stand beside a recipe that has no such steps."""
+    if plan.train.steps < made:
+        raise UserError(
+            f"training has come to step {made} already",
+            where="train.steps",
+            found=plan.train.steps,
+            do=f"ask for {made} or more, or consent with --redo train (makes train and all later stages again)",
+        )
 
 
 def _student(plan: Recipe, folder: Path, step: int) -> students.Student:
@@ -89,9 +104,14 @@ def _checkpoint(folder: Path, step: int, student: students.Student, optimizer: A
     with files.folder(folder / str(step)) as inside:
         student.save(inside)
         files.write(inside / ENGINE, training.state_bytes(optimizer))
-    for older in folder.iterdir():
-        if older.name.isdigit() and int(older.name) < step:
-            files.remove(older / ENGINE)
+    for older in _saved(folder):
+        if older < step:
+            files.remove(folder / str(older) / ENGINE)
+
+
+def _saved(folder: Path) -> list[int]:
+    """The steps that have a checkpoint, in their order."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
 def _newest(folder: Path) -> int:
@@ -101,7 +121,7 @@ def _newest(folder: Path) -> int:
     files.sweep(folder)
     for older in folder.iterdir():
         files.sweep(older)
-    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit() and (path / ENGINE).exists()]
+    steps = [step for step in _saved(folder) if (folder / str(step) / ENGINE).exists()]
     newest = max(steps, default=0)
     for step in steps:  # a crash between saving the newest and this
         if step < newest:

@@ -9,7 +9,7 @@ loads. `base` is the student that a recipe names.
 
 from __future__ import annotations
 
-from potstill.students.base import base, count, identity, shape, tokenizer_folder
+from potstill.students.base import base, check_tokenizer, count, identity, shape, tokenizer_folder
 from potstill.students.batch import Batch, Example
 from potstill.students.opening import initialise, open
 from potstill.students.shape import SHAPES, Shape, parameters
@@ -23,6 +23,7 @@ __all__ = [
     "Shape",
     "Student",
     "base",
+    "check_tokenizer",
     "count",
     "identity",
     "initialise",

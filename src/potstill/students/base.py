@@ -24,9 +24,24 @@ def base(plan: Recipe) -> Student:
     asked = plan.student
     if asked.model is not None:
         folder = recipe.find(plan, asked.model, "student.model")
+        check_tokenizer(plan, folder)
         return open(folder, mass=plan.train.mass, dropout=asked.dropout, trust_remote_code=asked.trust_remote_code)
     tokenizer = tokenizers.open(tokenizer_folder(plan))
     return initialise(shape(plan, tokenizer.size), tokenizer, plan.seed, mass=plan.train.mass, dropout=asked.dropout)
+
+
+def check_tokenizer(plan: Recipe, folder: Path) -> None:
+    """Raises UserError where the recipe names a tokenizer that does not give a text the same ids as that of the model
+    in `folder`: the model would be asked with the one and taught with the other."""
+    if plan.student.tokenizer is None:
+        return
+    if tokenizers.open(folder).digest != tokenizers.open(tokenizer_folder(plan)).digest:
+        raise UserError(
+            "is not the tokenizer of the model",
+            where="student.tokenizer",
+            found=f"{plan.student.tokenizer}, and another one in {folder}",
+            do="leave student.tokenizer out: the model's folder brings its own",
+        )
 
 
 def identity(plan: Recipe) -> dict[str, str]:

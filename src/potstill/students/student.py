@@ -16,6 +16,8 @@ positions only, chunk by chunk, so the logits [rows, length, vocabulary] of a ba
 from __future__ import annotations
 
 import json
+import os
+import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -141,14 +144,20 @@ class Student(nn.Module):
         folder.
 
         dtype  of the written weights; None for the dtype that they have
+        Raises OSError where the disk is full or may not be written to.
         """
         folder = Path(folder)
         assert folder.is_dir(), f"{folder} is not a folder"
         state = {name: value.detach() for name, value in self.state().items()}
         if dtype is not None:
             state = _cast(state, getattr(torch, dtype))
-        with torch.no_grad(), quiet():
-            self.model.save_pretrained(folder, state_dict=state)
+        try:
+            with torch.no_grad(), quiet():
+                self.model.save_pretrained(folder, state_dict=state)
+        except SafetensorError as fault:  # it tells of a full disk in words only
+            if code := re.search(r"os error (\d+)", str(fault)):
+                raise OSError(int(code[1]), os.strerror(int(code[1]))) from fault
+            raise
         path = folder / "config.json"
         written = json.loads(path.read_text("utf-8")) | dict(self.settings())
         written["dtype"] = dtype or str(self.model.dtype).removeprefix("torch.")

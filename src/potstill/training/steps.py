@@ -204,5 +204,5 @@ def _not_finite(step: int, examples: Sequence[Example], what: str = "the loss") 
         f"{what} is not a finite number",
         where=f"training step {step}",
         found=f"questions {', '.join(names[:5])}{more}",
-        do="lower train.rate, use float32, or look at these targets; the last checkpoint is whole",
+        do="lower train.learning_rate, use float32, or look at these targets; the last checkpoint is whole",
     )

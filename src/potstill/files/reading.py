@@ -1,0 +1,128 @@
+"""Reading: files as bytes, JSON and records, and what the system says about a path as the user's error.
+
+>>> import tempfile; from potstill.records import Verdict
+>>> path = Path(tempfile.mkdtemp()) / "verdicts.jsonl"
+>>> _ = path.write_text('{"grade": "right", "found": "7"}\\n{"grade": "right", "fond": "8"}\\n')
+>>> verdicts = records(Verdict, path)
+>>> next(verdicts)
+Verdict(grade='right', found='7', dropped=None)
+>>> try: next(verdicts)
+... except UserError as fault: print(fault.what, fault.found)
+not a verdict unknown field 'fond'
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from potstill.encoding import Record, from_json
+from potstill.errors import UserError
+
+AGAIN: Final = "and run the same command again; nothing that was finished is lost"
+ADVICE: Final = {
+    errno.ENOSPC: f"make room on the disk {AGAIN}",
+    errno.EDQUOT: f"raise the quota {AGAIN}",
+    errno.EFBIG: f"raise the limit on file sizes {AGAIN}",
+    errno.EACCES: "give yourself the permission, or choose another folder",
+    errno.EPERM: "give yourself the permission, or choose another folder",
+    errno.EROFS: "choose a folder on a disk that can be written to",
+    errno.ENOENT: "check the path",
+    errno.EISDIR: "name a file, not a folder",
+    errno.ENOTDIR: "a part of this path is a file where a folder belongs: move it, or choose another folder",
+    errno.EEXIST: "a file stands where a folder belongs: move it, or choose another folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+@contextlib.contextmanager
+def mine_to_mend(path: Path) -> Iterator[None]:
+    """Turn what the system says about a path into the user's error."""
+    try:
+        yield
+    except OSError as fault:
+        if fault.errno not in ADVICE:
+            raise
+        raise UserError(fault.strerror or str(fault), where=path, do=ADVICE[fault.errno]) from fault
+
+
+def read_bytes(path: Path) -> bytes:
+    with mine_to_mend(path):
+        return path.read_bytes()
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(read_bytes(path))
+    except (ValueError, RecursionError) as fault:
+        raise UserError("not valid JSON", where=path, found=fault, do="restore the file, or redo its stage") from None
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number (from 1) and record of each line. Raises UserError for a line that is not a JSON object."""
+    with mine_to_mend(path), open(path, "rb") as file:
+        for number, text in enumerate(file, 1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text, parse_constant=_no_number)
+            except (ValueError, RecursionError) as fault:
+                raise UserError(
+                    "not a whole line of JSON",
+                    where=f"{path} line {number}",
+                    found=fault,
+                    do="mend or remove this line",
+                ) from None
+            if not isinstance(row, dict):
+                raise UserError(
+                    "not a JSON object", where=f"{path} line {number}", found=type(row).__name__, do="one {...} a line"
+                )
+            yield number, row
+
+
+def records(kind: type[Record], path: Path) -> Iterator[Record]:
+    """The records of a JSONL file, one a line. Raises UserError for a line that is not such a record."""
+    for number, row in read_jsonl(path):
+        try:
+            yield from_json(kind, row)
+        except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as fault:
+            raise UserError(
+                f"not a {kind.__name__.lower()}",
+                where=f"{path} line {number}",
+                found=f"no field {fault}" if isinstance(fault, KeyError) else fault,
+                do="restore the file, or redo its stage",
+            ) from None
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with mine_to_mend(path), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(path: Path) -> str:
+    """Identity of a folder of weights: SHA-256 over names, sizes, and the first and last MiB of each file.
+
+    Tens of gigabytes are known again in milliseconds; a change inside the middle of a file of equal size is not seen.
+    """
+    state = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    for file in files:
+        with mine_to_mend(file), open(file, "rb") as opened:
+            size = file.stat().st_size
+            state.update(f"{file.name if file == path else file.relative_to(path).as_posix()}\0{size}\0".encode())
+            state.update(opened.read(1 << 20))
+            if size > 1 << 20:
+                opened.seek(max(1 << 20, size - (1 << 20)))
+                state.update(opened.read())
+    return state.hexdigest()
+
+
+def _no_number(name: str) -> None:
+    """NaN and the infinities, which Python writes and JSON does not know: no record of ours could hold them."""
+    raise ValueError(f"{name} is no JSON")
