@@ -15,14 +15,11 @@ from beartype.claw import beartype_packages
 
 # Annotations are checked at every call, under tests only, in the rooms that everything else stands on.
 CHECKED = (
-    "records",
-    "encoding",
     "errors",
     "prompts",
     "order",
     "splits",
     "selection",
-    "intervals",
     "answers",
     "story",
     "alignment",
@@ -43,6 +40,22 @@ def data() -> Path:
     if not path.is_dir():
         pytest.skip(f"POTSTILL_DATA names no folder ({path}): this test needs the real data")
     return path
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder of the tiny run (see `tiny`). Nobody writes into it."""
+    import tiny
+
+    return tiny.world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run from recipe to page. Nobody writes into it."""
+    import tiny
+
+    return tiny.make(world, tmp_path_factory.mktemp("finished") / "run")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

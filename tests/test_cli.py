@@ -15,16 +15,6 @@ import tiny
 GOLDEN = Path(__file__).parent / "golden"
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make(data, tmp_path_factory.mktemp("finished") / "run")
-
-
 def potstill(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
     own = {name: value for name, value in os.environ.items() if name != "POTSTILL_DATA"}
@@ -50,10 +40,10 @@ def test_a_recipe_that_is_not_there_is_one_message(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def wrong(tmp_path: Path, data: Path, text: str = tiny.RECIPE, *changes: str) -> str:
+def wrong(tmp_path: Path, world: Path, text: str = tiny.RECIPE, *changes: str) -> str:
     """The message with which a run ends that cannot be made."""
     (tmp_path / "recipe.yaml").write_text(text)
-    options = [part for change in (f"data={data}", *changes) for part in ("--set", change)]
+    options = [part for change in (f"data={world}", *changes) for part in ("--set", change)]
     told = potstill("run", "recipe.yaml", *options, cwd=tmp_path)
     assert told.returncode == 2, told.stderr
     assert "Traceback" not in told.stderr
@@ -75,8 +65,8 @@ def wrong(tmp_path: Path, data: Path, text: str = tiny.RECIPE, *changes: str) ->
         (["data=absent"], "data: names no folder"),
     ],
 )
-def test_wrong_values_are_one_message(tmp_path: Path, data: Path, changes: list[str], message: str) -> None:
-    assert message in wrong(tmp_path, data, tiny.RECIPE, *changes)
+def test_wrong_values_are_one_message(tmp_path: Path, world: Path, changes: list[str], message: str) -> None:
+    assert message in wrong(tmp_path, world, tiny.RECIPE, *changes)
 
 
 @pytest.mark.parametrize(
@@ -90,60 +80,60 @@ def test_wrong_values_are_one_message(tmp_path: Path, data: Path, changes: list[
         ("[]", "sums.jsonl line 13"),
     ],
 )
-def test_wrong_records_name_their_line(tmp_path: Path, data: Path, line: str, message: str) -> None:
+def test_wrong_records_name_their_line(tmp_path: Path, world: Path, line: str, message: str) -> None:
     path = tmp_path / "sums.jsonl"
-    path.write_text((data / "sets" / "sums.jsonl").read_text() + line + "\n")
-    assert message in wrong(tmp_path, data, tiny.RECIPE, f"sets.sums.file={path}")
+    path.write_text((world / "sets" / "sums.jsonl").read_text() + line + "\n")
+    assert message in wrong(tmp_path, world, tiny.RECIPE, f"sets.sums.file={path}")
 
 
-def test_an_empty_set_and_an_empty_split_are_told_apart(tmp_path: Path, data: Path) -> None:
+def test_an_empty_set_and_an_empty_split_are_told_apart(tmp_path: Path, world: Path) -> None:
     path = tmp_path / "sums.jsonl"
     path.write_text("")
-    assert "no questions" in wrong(tmp_path, data, tiny.RECIPE, f"sets.sums.file={path}")
+    assert "no questions" in wrong(tmp_path, world, tiny.RECIPE, f"sets.sums.file={path}")
     path.write_text(json.dumps({"id": "0", "question": "One?", "answer": "1"}) + "\n")
-    assert "split is empty" in wrong(tmp_path, data, tiny.RECIPE, f"sets.sums.file={path}")
+    assert "split is empty" in wrong(tmp_path, world, tiny.RECIPE, f"sets.sums.file={path}")
 
 
-def test_a_vocabulary_that_is_too_small_for_the_tokenizer_is_refused(tmp_path: Path, data: Path) -> None:
+def test_a_vocabulary_that_is_too_small_for_the_tokenizer_is_refused(tmp_path: Path, world: Path) -> None:
     """The teacher's folder with the student's larger or smaller tokenizer in it."""
     import shutil
 
     broken = tmp_path / "broken"
-    shutil.copytree(data / "teacher", broken)
+    shutil.copytree(world / "teacher", broken)
     config = json.loads((broken / "config.json").read_text())
     config["vocab_size"] = 7
     (broken / "config.json").write_text(json.dumps(config))
-    assert str(broken) in wrong(tmp_path, data, tiny.RECIPE, f"teacher.model={broken}")
+    assert str(broken) in wrong(tmp_path, world, tiny.RECIPE, f"teacher.model={broken}")
 
 
-def test_a_finished_run_refuses_other_keys_and_redo_consents(tmp_path: Path, data: Path) -> None:
+def test_a_finished_run_refuses_other_keys_and_redo_consents(tmp_path: Path, world: Path) -> None:
     at = tmp_path / "run"
-    tiny.make(data, at, until="filter")
+    tiny.make(world, at, until="filter")
     before = tiny.contents(at)
     from potstill.errors import UserError
 
     with pytest.raises(UserError) as caught:
-        tiny.make(data, at, "filter.cap=1", until="filter")
+        tiny.make(world, at, "filter.cap=1", until="filter")
     assert "filter.cap: null -> 1" in str(caught.value) and "--redo filter" in str(caught.value)
     assert tiny.contents(at) == before
     from potstill import run
 
-    run.run(tiny.recipe(data, "filter.cap=1"), folder=at, redo="filter", until="filter")
+    run.run(tiny.recipe(world, "filter.cap=1"), folder=at, redo="filter", until="filter")
     after = tiny.contents(at)
     assert {name for name in after if after[name] != before.get(name)} <= {n for n in after if n.startswith("filter/")}
     assert b'"filter.cap": 1' in after["filter/manifest.json"]
 
 
-def test_training_may_grow(tmp_path: Path, data: Path, finished: Path) -> None:
+def test_training_may_grow(tmp_path: Path, world: Path, finished: Path) -> None:
     """Two more steps keep every earlier checkpoint and every earlier answer, and equal a run that had them at once."""
     import shutil
 
     at = tmp_path / "run"
     shutil.copytree(finished, at)
     kept = (at / "evaluate" / "2" / "zero-shot-rationale.greedy.jsonl").stat().st_mtime_ns
-    tiny.make(data, at, "train.steps=6")
+    tiny.make(world, at, "train.steps=6")
     assert (at / "evaluate" / "2" / "zero-shot-rationale.greedy.jsonl").stat().st_mtime_ns == kept
-    assert tiny.contents(at) == tiny.contents(tiny.make(data, tmp_path / "at once", "train.steps=6"))
+    assert tiny.contents(at) == tiny.contents(tiny.make(world, tmp_path / "at once", "train.steps=6"))
 
 
 def test_the_demonstrations_of_a_run_are_not_taken_from_elsewhere(finished: Path) -> None:
@@ -180,17 +170,17 @@ def test_texts_of_others_reach_no_terminal_as_commands(
     from potstill import cli
     from potstill.cli import show
 
-    data, evil = tiny.world(tmp_path), "\x1b[31m[/red]"
+    world, evil = tiny.world(tmp_path), "\x1b[31m[/red]"
     rows = [{**row, "answer": f"{row['answer']} ({evil})", "split": "train"} for row in tiny.rows("sums", 6)]
     rows += [
         {**row, "split": split} for row, split in zip(tiny.rows("sums", 9)[6:8], ["validation", "test"], strict=True)
     ]
     for row in rows:
         row["id"] += evil
-    (data / "sets" / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (world / "sets" / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     chains = [{"question": f"sums/{i}{evil}", "text": f"{evil} The answer is 1", "source": evil} for i in range(6)]
-    (data / "chains.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chains))
-    at = tiny.make(data, tmp_path / "run", "teacher={kind: replay, chains: chains.jsonl}", until="sample")
+    (world / "chains.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chains))
+    at = tiny.make(world, tmp_path / "run", "teacher={kind: replay, chains: chains.jsonl}", until="sample")
     show.chain(at, f"sums/0{evil}#0")
     show.overview(at)
     monkeypatch.setattr(sys, "argv", ["potstill", "show", str(at), "--chain", f"{evil}#1"])
@@ -231,17 +221,17 @@ def test_export_gives_chat_rows(finished: Path) -> None:
     assert all("The answer is" in row["messages"][1]["content"] for row in rows)
 
 
-def test_a_stage_command_goes_up_to_its_stage(tmp_path: Path, data: Path) -> None:
+def test_a_stage_command_goes_up_to_its_stage(tmp_path: Path, world: Path) -> None:
     at = tmp_path / "run"
-    tiny.make(data, at, until="collect")
+    tiny.make(world, at, until="collect")
     told = potstill("filter", at)
     assert told.returncode == 0, told.stderr
     assert (at / "filter" / "manifest.json").exists() and not (at / "align").exists()
 
 
-def test_dry_run_plans_and_writes_nothing(tmp_path: Path, data: Path) -> None:
+def test_dry_run_plans_and_writes_nothing(tmp_path: Path, world: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(tiny.RECIPE)
-    told = potstill("run", "recipe.yaml", "--dry-run", "--set", f"data={data}", cwd=tmp_path)
+    told = potstill("run", "recipe.yaml", "--dry-run", "--set", f"data={world}", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     for word in ("questions", "teacher", "parameters", "memory", "tokens a step", "time", "answers"):
         assert word in told.stdout
@@ -276,12 +266,12 @@ def test_grade_names_the_line_and_writes_nothing(tmp_path: Path, line: str, mess
     assert told.returncode == 2 and message in told.stderr and not out.exists()
 
 
-def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, data: Path) -> None:
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, world: Path) -> None:
     import signal
     import time
 
     (tmp_path / "recipe.yaml").write_text(tiny.RECIPE)
-    options = ["--set", f"data={data}", "--set", "train.steps=100000"]
+    options = ["--set", f"data={world}", "--set", "train.steps=100000"]
     command = [sys.executable, "-m", "potstill", "run", "recipe.yaml", *options]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "runs" / "tiny" / "train" / "metrics.jsonl").exists() and process.poll() is None:

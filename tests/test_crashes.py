@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from potstill import run
+from potstill import plots, run
 from potstill.files import disk
 
 pytestmark = pytest.mark.slow
@@ -24,14 +24,9 @@ class Crash(BaseException):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(_no_figures: None, world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nothing stopped."""
-    return tiny.make(data, tmp_path_factory.mktemp("whole") / "run")
+    return tiny.make(world, tmp_path_factory.mktemp("whole") / "run")
 
 
 @pytest.fixture(autouse=True)
@@ -40,33 +35,41 @@ def _no_crash_is_left() -> Iterator[None]:
     disk.crash = disk._no_crash
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_figures() -> Iterator[None]:
+    """Drawing takes a second and writes nothing: the report stage is crashed some sixty times without it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "draw", lambda told: {})
+        yield
+
+
 @pytest.mark.parametrize("stage", run.STAGES)
 def test_a_crash_at_any_operation_leaves_nothing_that_a_resume_does_not_mend(
-    data: Path, whole: Path, tmp_path: Path, stage: str
+    world: Path, whole: Path, tmp_path: Path, stage: str
 ) -> None:
     wanted = {name: content for name, content in tiny.contents(whole).items() if _of(name, stage)}
-    moments = _moments(data, _before(whole, tmp_path / "count", stage), stage)
+    moments = _moments(world, _before(whole, tmp_path / "count", stage), stage)
     assert len(moments) >= 6, "a stage writes at least its beginning and its manifest"
     for number, (operation, moment, name) in enumerate(moments):
         at = _before(whole, tmp_path / str(number), stage)
         with pytest.raises(Crash):
             _crash(number)
-            tiny.make(data, at, until=stage)
+            tiny.make(world, at, until=stage)
         disk.crash = disk._no_crash
-        tiny.make(data, at, until=stage)
+        tiny.make(world, at, until=stage)
         found = {name: content for name, content in tiny.contents(at).items() if _of(name, stage)}
         different = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
         assert not different, f"{stage}: {operation} of {name}, {moment}: {different}"
         shutil.rmtree(at)
 
 
-def test_crash_upon_crash(data: Path, whole: Path, tmp_path: Path) -> None:
+def test_crash_upon_crash(world: Path, whole: Path, tmp_path: Path) -> None:
     """A machine that stops again and again, each time a little later, comes to the same end."""
     at, crashes = tmp_path / "run", 0
     while True:
         try:
             _crash(10 + 3 * crashes)  # later each time: a stage needs room to come to its next lasting file
-            tiny.make(data, at)
+            tiny.make(world, at)
             break
         except Crash:
             crashes += 1
@@ -74,8 +77,8 @@ def test_crash_upon_crash(data: Path, whole: Path, tmp_path: Path) -> None:
     assert tiny.contents(at) == tiny.contents(whole)
 
 
-def test_two_runs_of_one_recipe_are_equal(data: Path, whole: Path, tmp_path: Path) -> None:
-    assert tiny.contents(tiny.make(data, tmp_path / "again")) == tiny.contents(whole)
+def test_two_runs_of_one_recipe_are_equal(world: Path, whole: Path, tmp_path: Path) -> None:
+    assert tiny.contents(tiny.make(world, tmp_path / "again")) == tiny.contents(whole)
 
 
 def _of(name: str, stage: str) -> bool:
@@ -93,7 +96,7 @@ def _before(whole: Path, at: Path, stage: str) -> Path:
     return at
 
 
-def _moments(data: Path, at: Path, stage: str) -> list[tuple[str, str, str]]:
+def _moments(world: Path, at: Path, stage: str) -> list[tuple[str, str, str]]:
     """Run a stage and note every moment of every operation, those of the log left out: it is not resumed."""
     seen = []
 
@@ -102,7 +105,7 @@ def _moments(data: Path, at: Path, stage: str) -> list[tuple[str, str, str]]:
             seen.append((operation, moment, path.relative_to(at).as_posix()))
 
     disk.crash = note
-    tiny.make(data, at, until=stage)
+    tiny.make(world, at, until=stage)
     disk.crash = disk._no_crash
     return seen
 

@@ -24,28 +24,23 @@ CHANGES = ("teacher.samples=40", "train.steps=60", "train.checkpoint_every=10", 
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make(data, tmp_path_factory.mktemp("whole") / "run", *CHANGES, until="evaluate")
+def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make(world, tmp_path_factory.mktemp("whole") / "run", *CHANGES, until="evaluate")
 
 
 @pytest.mark.parametrize("stage", ["sample", "train", "evaluate"])
-def test_a_killed_run_comes_to_the_same_bytes(data: Path, whole: Path, tmp_path: Path, stage: str) -> None:
+def test_a_killed_run_comes_to_the_same_bytes(world: Path, whole: Path, tmp_path: Path, stage: str) -> None:
     wanted = {name: content for name, content in tiny.contents(whole).items() if name.startswith(f"{stage}/")}
     draw = random.Random(stage)
     kills, at, number = 0, tmp_path / "0", 0
     while kills < KILLS:
-        if _killed_within(data, at, stage, draw):
+        if _killed_within(world, at, stage, draw):
             kills += 1
         else:  # the stage ended first: it must be right, and the kills go on in a new run
             _compare(at, wanted, stage)
             number += 1
             at = tmp_path / str(number)
-    tiny.make(data, at, *CHANGES, until=stage)
+    tiny.make(world, at, *CHANGES, until=stage)
     _compare(at, wanted, stage)
 
 
@@ -55,11 +50,11 @@ def _compare(at: Path, wanted: dict[str, bytes], stage: str) -> None:
     assert [name for name in wanted if wanted[name] != found[name]] == []
 
 
-def _killed_within(data: Path, at: Path, stage: str, draw: random.Random) -> bool:
+def _killed_within(world: Path, at: Path, stage: str, draw: random.Random) -> bool:
     """Run up to a stage in a process of its own and kill it a random moment after the stage began to write."""
     program = (
         "import tiny; from pathlib import Path; "
-        f"tiny.make(Path({str(data)!r}), Path({str(at)!r}), *{CHANGES!r}, until={stage!r})"
+        f"tiny.make(Path({str(world)!r}), Path({str(at)!r}), *{CHANGES!r}, until={stage!r})"
     )
     before = _written(at / stage)
     process = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parent, stderr=subprocess.DEVNULL)

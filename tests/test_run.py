@@ -19,16 +19,6 @@ FOLDERS = ("collect", "sample", "filter", "align", "train", "evaluate", "select"
 CAUSAL = "student={shape: {family: causal, d_model: 16, layers: 1, heads: 2, d_ff: 32}, tokenizer: teacher}"
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make(data, tmp_path_factory.mktemp("finished") / "run")
-
-
 def read(path: Path) -> dict:
     return json.loads(path.read_text("utf-8"))
 
@@ -89,46 +79,48 @@ def test_any_hugging_face_tool_loads_the_student(finished: Path) -> None:
 
 
 @pytest.mark.parametrize("mass", ["raw", "renormalised", "tail"])
-def test_a_decoder_only_student_learns_under_every_treatment_of_the_mass(data: Path, tmp_path: Path, mass: str) -> None:
-    at = tiny.make(data, tmp_path / "run", CAUSAL, f"train.mass={mass}", "train.steps=40", "train.checkpoint_every=20")
+def test_a_decoder_only_student_learns_under_every_treatment_of_the_mass(
+    world: Path, tmp_path: Path, mass: str
+) -> None:
+    at = tiny.make(world, tmp_path / "run", CAUSAL, f"train.mass={mass}", "train.steps=40", "train.checkpoint_every=20")
     losses = [row["loss"] for _, row in files.read_jsonl(at / "train" / "metrics.jsonl")]
     assert losses[-1] < 0.7 * losses[0]
     assert read(at / "student" / "config.json")["model_type"] == "llama"
 
 
 @pytest.mark.parametrize("rule", ["one-hot", "paper", "span"])
-def test_every_transfer_rule_reaches_the_report(data: Path, tmp_path: Path, rule: str) -> None:
-    at = tiny.make(data, tmp_path / "run", f"transfer.rule={rule}")
+def test_every_transfer_rule_reaches_the_report(world: Path, tmp_path: Path, rule: str) -> None:
+    at = tiny.make(world, tmp_path / "run", f"transfer.rule={rule}")
     kinds = read(at / "align" / "manifest.json")["counts"]["coverage"]
     assert ("same" in kinds) == (rule != "one-hot")
 
 
-def test_human_rationales_and_stored_chains_teach_too(data: Path, tmp_path: Path) -> None:
-    human = tiny.make(data, tmp_path / "human", "teacher={kind: human}", until="align")
+def test_human_rationales_and_stored_chains_teach_too(world: Path, tmp_path: Path) -> None:
+    human = tiny.make(world, tmp_path / "human", "teacher={kind: human}", until="align")
     chains = list(tables.read_chains(human / "sample" / "chains.parquet"))
     assert {chain.semantics for chain in chains} == {"none"} and {chain.source for chain in chains} == {"human"}
     stored = tmp_path / "stored.jsonl"
     files.write_jsonl(stored, (to_json(chain) for chain in chains))
-    replay = tiny.make(data, tmp_path / "replay", f"teacher={{kind: replay, chains: {stored}}}", until="align")
+    replay = tiny.make(world, tmp_path / "replay", f"teacher={{kind: replay, chains: {stored}}}", until="align")
     assert list(tables.read_chains(replay / "sample" / "chains.parquet")) == chains
 
 
-def test_stored_chains_about_held_out_questions_are_passed_over(data: Path, tmp_path: Path) -> None:
+def test_stored_chains_about_held_out_questions_are_passed_over(world: Path, tmp_path: Path) -> None:
     stored = tmp_path / "stored.jsonl"
-    tiny.make(data, tmp_path / "first", "teacher={kind: human}", until="collect")
+    tiny.make(world, tmp_path / "first", "teacher={kind: human}", until="collect")
     others = [question.id for question in collected.others(tmp_path / "first")]
     taught = collected.questions(tmp_path / "first", ["sums"], "train")
     rows = [Chain.from_text(q.id, 0, f"It is so. The answer is {q.gold}", source="old") for q in taught]
     rows += [Chain.from_text(name, 0, "The answer is 1", source="old") for name in others]
     files.write_jsonl(stored, map(to_json, rows))
-    at = tiny.make(data, tmp_path / "second", f"teacher={{kind: replay, chains: {stored}}}", until="sample")
+    at = tiny.make(world, tmp_path / "second", f"teacher={{kind: replay, chains: {stored}}}", until="sample")
     assert {chain.question for chain in tables.read_chains(at / "sample" / "chains.parquet")} == {q.id for q in taught}
     files.write_jsonl(stored, [to_json(Chain.from_text("nobody/7", 0, "The answer is 1", source="old"))])
     with pytest.raises(UserError, match="nobody/7"):
-        tiny.make(data, tmp_path / "third", f"teacher={{kind: replay, chains: {stored}}}", until="sample")
+        tiny.make(world, tmp_path / "third", f"teacher={{kind: replay, chains: {stored}}}", until="sample")
 
 
-def test_a_changed_input_is_noticed(data: Path, tmp_path: Path) -> None:
+def test_a_changed_input_is_noticed(world: Path, tmp_path: Path) -> None:
     mine = tiny.world(tmp_path / "mine")
     at = tiny.make(mine, tmp_path / "run", until="filter")
     weights = mine / "teacher" / "model.safetensors"
@@ -147,6 +139,6 @@ def test_the_log_alone_knows_about_time_and_machine(finished: Path) -> None:
         assert len(host) < 4 or host not in content, name
 
 
-def test_stages_come_in_their_order(data: Path, tmp_path: Path) -> None:
+def test_stages_come_in_their_order(world: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such stage"):
-        run.run(tiny.recipe(data), folder=tmp_path / "run", until="distil")
+        run.run(tiny.recipe(world), folder=tmp_path / "run", until="distil")

@@ -28,20 +28,10 @@ class Crash(BaseException):
     """What stops a run where a machine would."""
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make(data, tmp_path_factory.mktemp("whole") / "run")
-
-
 @pytest.fixture
-def at(whole: Path, tmp_path: Path) -> Path:
+def at(finished: Path, tmp_path: Path) -> Path:
     """A copy of a finished run."""
-    return Path(shutil.copytree(whole, tmp_path / "run"))
+    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +48,7 @@ def crash_at(operation: str, moment: str, end: str) -> None:
     disk.crash = stop
 
 
-def moments(data: Path, at: Path, *changes: str, redo: str | None = None) -> list[tuple[str, str, str]]:
+def moments(world: Path, at: Path, *changes: str, redo: str | None = None) -> list[tuple[str, str, str]]:
     """Every moment of removing and of beginning again, when a run is changed."""
     seen = []
 
@@ -67,58 +57,58 @@ def moments(data: Path, at: Path, *changes: str, redo: str | None = None) -> lis
             seen.append((operation, moment, path.relative_to(at).as_posix()))
 
     disk.crash = note
-    run.run(tiny.recipe(data, *changes), folder=at, redo=redo)
+    run.run(tiny.recipe(world, *changes), folder=at, redo=redo)
     disk.crash = disk._no_crash
     return seen
 
 
-def test_growth_that_stops_anywhere_comes_to_the_same_bytes(data: Path, whole: Path, tmp_path: Path) -> None:
-    grown = Path(shutil.copytree(whole, tmp_path / "grown"))
-    points = [p for p in moments(data, grown, "train.steps=6") if p[1] != "middle"]
+def test_growth_that_stops_anywhere_comes_to_the_same_bytes(world: Path, finished: Path, tmp_path: Path) -> None:
+    grown = Path(shutil.copytree(finished, tmp_path / "grown"))
+    points = [p for p in moments(world, grown, "train.steps=6") if p[1] != "middle"]
     wanted = tiny.contents(grown)
     for number, point in enumerate(points[:: max(1, len(points) // 5)]):
-        at = Path(shutil.copytree(whole, tmp_path / str(number)))
+        at = Path(shutil.copytree(finished, tmp_path / str(number)))
         crash_at(*point)
         with pytest.raises(Crash):
-            tiny.make(data, at, "train.steps=6")
+            tiny.make(world, at, "train.steps=6")
         disk.crash = disk._no_crash
-        assert tiny.contents(tiny.make(data, at, "train.steps=6")) == wanted, point
+        assert tiny.contents(tiny.make(world, at, "train.steps=6")) == wanted, point
         shutil.rmtree(at)
 
 
-def test_growth_that_stopped_does_not_go_on_with_another_recipe(data: Path, at: Path) -> None:
+def test_growth_that_stopped_does_not_go_on_with_another_recipe(world: Path, at: Path) -> None:
     crash_at("remove", "after", "train/manifest.json")
     with pytest.raises(Crash):
-        tiny.make(data, at, "train.steps=6")
+        tiny.make(world, at, "train.steps=6")
     disk.crash = disk._no_crash
     with pytest.raises(UserError, match=r"train\.learning_rate: 0\.01 -> 0\.5"):
-        tiny.make(data, at, "train.steps=6", "train.learning_rate=0.5")
+        tiny.make(world, at, "train.steps=6", "train.learning_rate=0.5")
 
 
-def test_a_training_is_not_shortened(data: Path, at: Path) -> None:
+def test_a_training_is_not_shortened(world: Path, at: Path) -> None:
     before = (at / "recipe.yaml").read_bytes(), tiny.contents(at)
     with pytest.raises(UserError, match="training has come to step 4 already"):
-        tiny.make(data, at, "train.steps=2")
+        tiny.make(world, at, "train.steps=2")
     assert ((at / "recipe.yaml").read_bytes(), tiny.contents(at)) == before
     crash_at("write", "before", "train/manifest.json")
     with pytest.raises(Crash):
-        tiny.make(data, at, "train.steps=6")
+        tiny.make(world, at, "train.steps=6")
     disk.crash = disk._no_crash
     with pytest.raises(UserError, match="training has come to step 6 already"):
-        tiny.make(data, at, "train.steps=4")
+        tiny.make(world, at, "train.steps=4")
 
 
-def test_a_redo_that_stops_half_way_is_done_by_the_next(data: Path, whole: Path, at: Path) -> None:
+def test_a_redo_that_stops_half_way_is_done_by_the_next(world: Path, finished: Path, at: Path) -> None:
     crash_at("remove", "middle", "/train")
     with pytest.raises(Crash):
-        run.run(tiny.recipe(data), folder=at, redo="filter")
+        run.run(tiny.recipe(world), folder=at, redo="filter")
     disk.crash = disk._no_crash
     assert (at / "align").exists() and (at / ".train.partial").exists()
-    run.run(tiny.recipe(data), folder=at, redo="filter")
-    assert tiny.contents(at) == tiny.contents(whole)
+    run.run(tiny.recipe(world), folder=at, redo="filter")
+    assert tiny.contents(at) == tiny.contents(finished)
 
 
-def test_what_a_redo_would_stumble_over_is_said_before_anything_is_removed(data: Path, at: Path) -> None:
+def test_what_a_redo_would_stumble_over_is_said_before_anything_is_removed(world: Path, at: Path) -> None:
     before = tiny.contents(at)
     for changes, redo, message in (
         (["questions.validation=0.2"], "train", "collect was made from something else"),
@@ -126,72 +116,74 @@ def test_what_a_redo_would_stumble_over_is_said_before_anything_is_removed(data:
         (["student.tokenizer=absent"], "filter", r"student\.tokenizer: nothing is there"),
     ):
         with pytest.raises(UserError, match=message):
-            run.run(tiny.recipe(data, *changes), folder=at, redo=redo)
+            run.run(tiny.recipe(world, *changes), folder=at, redo=redo)
         assert tiny.contents(at) == before
 
 
-def test_a_stage_on_another_disk_behind_a_link_can_be_redone(data: Path, whole: Path, at: Path, tmp_path: Path) -> None:
+def test_a_stage_on_another_disk_behind_a_link_can_be_redone(
+    world: Path, finished: Path, at: Path, tmp_path: Path
+) -> None:
     shutil.move(at / "train", tmp_path / "elsewhere")
     (at / "train").symlink_to(tmp_path / "elsewhere")
-    run.run(tiny.recipe(data), folder=at, redo="train")
-    assert tiny.contents(at) == tiny.contents(whole)
+    run.run(tiny.recipe(world), folder=at, redo="train")
+    assert tiny.contents(at) == tiny.contents(finished)
     assert (tmp_path / "elsewhere" / manifest.MANIFEST).exists()
 
 
-def test_lost_engine_state_costs_time_only(data: Path, whole: Path, at: Path) -> None:
+def test_lost_engine_state_costs_time_only(world: Path, finished: Path, at: Path) -> None:
     for stage in ("report", "test", "select", "evaluate"):
         shutil.rmtree(at / stage)
     (at / "train" / manifest.MANIFEST).unlink()
     (at / "train" / "checkpoints" / "4" / "engine.safetensors").unlink()
-    assert tiny.contents(tiny.make(data, at)) == tiny.contents(whole)
+    assert tiny.contents(tiny.make(world, at)) == tiny.contents(finished)
 
 
-def test_a_part_of_evaluate_names_the_stage_to_redo(data: Path, at: Path) -> None:
+def test_a_part_of_evaluate_names_the_stage_to_redo(world: Path, at: Path) -> None:
     for stage in ("report", "test", "select"):
         shutil.rmtree(at / stage)
     (at / "evaluate" / manifest.MANIFEST).unlink()
     (at / "evaluate" / manifest.BEGUN).unlink()
     with pytest.raises(UserError, match=r"evaluate\.max_tokens: 6 -> 7(.|\n)*--redo evaluate$"):
-        tiny.make(data, at, "evaluate.max_tokens=7", until="evaluate")
+        tiny.make(world, at, "evaluate.max_tokens=7", until="evaluate")
 
 
-def test_formats_may_change_without_sampling_again(data: Path, at: Path) -> None:
+def test_formats_may_change_without_sampling_again(world: Path, at: Path) -> None:
     for change, stage in (("train.formats={zero-shot-rationale: 1}", "train"), ("evaluate.max_tokens=7", "evaluate")):
         with pytest.raises(UserError, match=f"consent with --redo {stage} "):
-            tiny.make(data, at, change)
+            tiny.make(world, at, change)
     with pytest.raises(UserError, match="consent with --redo evaluate "):
-        tiny.make(data, at, "evaluate.formats=[zero-shot-rationale]")
+        tiny.make(world, at, "evaluate.formats=[zero-shot-rationale]")
 
 
-def test_a_demonstration_is_no_measured_question_and_its_file_is_watched(data: Path, tmp_path: Path) -> None:
-    plain = tiny.make(data, tmp_path / "plain", until="collect")
+def test_a_demonstration_is_no_measured_question_and_its_file_is_watched(world: Path, tmp_path: Path) -> None:
+    plain = tiny.make(world, tmp_path / "plain", until="collect")
     measured = collected.questions(plain, ["other"], "validation")[0]
     path = tmp_path / "shown.txt"
     shot = "Q: {}\nLet's think step by step\nIt is so.\nThe answer is {}\n"
     path.write_text(shot.format(measured.text.upper(), measured.gold))
     change = f"evaluate.demonstrations={path}"
     with pytest.raises(UserError, match=rf"demonstration 1 is itself a validation question\n  found: {measured.id}: "):
-        tiny.make(data, tmp_path / "run", change, until="collect")
+        tiny.make(world, tmp_path / "run", change, until="collect")
     path.write_text(shot.format("What is 90 and 8?", 98))
-    at = tiny.make(data, tmp_path / "run", change, until="collect")
+    at = tiny.make(world, tmp_path / "run", change, until="collect")
     path.write_text(shot.format("What is 90 and 9?", 99))
     with pytest.raises(UserError, match=r"content of evaluate\.demonstrations"):
-        tiny.make(data, at, change, until="collect")
+        tiny.make(world, at, change, until="collect")
 
 
-def test_few_shot_answers_without_anything_to_show_are_refused_at_once(data: Path, tmp_path: Path) -> None:
+def test_few_shot_answers_without_anything_to_show_are_refused_at_once(world: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no demonstrations for the format few-shot-answer"):
-        tiny.make(data, tmp_path / "run", "train.demonstrations=100", until="collect")
+        tiny.make(world, tmp_path / "run", "train.demonstrations=100", until="collect")
 
 
 def test_a_question_is_not_shown_to_its_twin(tmp_path: Path) -> None:
     """Two ids, one question: neither is a demonstration for the other."""
-    data = tiny.world(tmp_path)
+    world = tiny.world(tmp_path)
     rows = tiny.rows("sums", 12)
     twins = [{**row, "id": row["id"] + letter, "split": "train"} for row in rows[:4] for letter in "ab"]
     held = [{**row, "split": split} for row, split in zip(rows[6:], ["validation", "test"] * 3, strict=True)]
-    (data / "sets" / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in twins + held))
-    plan = tiny.recipe(data, "teacher={kind: human}", "train.formats={few-shot-rationale: 1}")
+    (world / "sets" / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in twins + held))
+    plan = tiny.recipe(world, "teacher={kind: human}", "train.formats={few-shot-rationale: 1}")
     at = run.run(plan, folder=tmp_path / "run", until="align")
     student = students.base(plan)
     asked = 0
@@ -204,13 +196,13 @@ def test_a_question_is_not_shown_to_its_twin(tmp_path: Path) -> None:
     assert asked == 55
 
 
-def test_a_tokenizer_that_is_not_the_models_is_refused(data: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_that_is_not_the_models_is_refused(world: Path, tmp_path: Path) -> None:
     other = tokenizers.train_unigram(["one two three four", "The answer is 5"] * 3, 60)
     (tmp_path / "model").mkdir()
     students.initialise(Shape("t5", 16, 1, 2, 32, 8, 150), other, 0).save(tmp_path / "model")
     change = f"student={{model: {tmp_path / 'model'}, tokenizer: student-tokenizer}}"
     with pytest.raises(UserError, match=r"student\.tokenizer: is not the tokenizer of the model"):
-        tiny.make(data, tmp_path / "run", change, until="train")
+        tiny.make(world, tmp_path / "run", change, until="train")
 
 
 def test_only_right_chains_count_as_dropped() -> None:
@@ -220,28 +212,28 @@ def test_only_right_chains_count_as_dropped() -> None:
     assert (source.dropped, source.kept, source.grades) == ({"duplicate": 1}, 1, {"right": 2, "wrong": 1})
 
 
-def test_a_broken_segment_names_its_line(data: Path, tmp_path: Path) -> None:
-    at = tiny.make(data, tmp_path / "run", until="collect")
+def test_a_broken_segment_names_its_line(world: Path, tmp_path: Path) -> None:
+    at = tiny.make(world, tmp_path / "run", until="collect")
     crash_at("append", "after", "segment-0000.jsonl")
     with pytest.raises(Crash):
-        tiny.make(data, at, until="sample")
+        tiny.make(world, at, until="sample")
     disk.crash = disk._no_crash
     segment = at / "sample" / "segment-0000.jsonl"
     segment.write_text('{"question": "sums/1"}\n' + segment.read_text())
     with pytest.raises(UserError, match=r"segment-0000\.jsonl line 1: not a chain\n  found: no field 'source'"):
-        tiny.make(data, at, until="sample")
+        tiny.make(world, at, until="sample")
     segment.write_text(segment.read_text().split("\n", 1)[1])
-    assert sum(1 for _ in tables.read_chains(tiny.make(data, at, until="sample") / "sample" / "chains.parquet")) == 12
+    assert sum(1 for _ in tables.read_chains(tiny.make(world, at, until="sample") / "sample" / "chains.parquet")) == 12
 
 
-def test_a_disk_that_is_full_while_weights_are_written_is_one_message(data: Path, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_while_weights_are_written_is_one_message(world: Path, tmp_path: Path) -> None:
     program = f"""
 import resource, signal
 from pathlib import Path
 from potstill import files, students, tokenizers
 from potstill.errors import UserError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-tokenizer = tokenizers.open(Path({str(data / "student-tokenizer")!r}))
+tokenizer = tokenizers.open(Path({str(world / "student-tokenizer")!r}))
 student = students.initialise(students.Shape("t5", 64, 1, 2, 128, 32, tokenizer.size), tokenizer, 0)
 resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))
 try:
