@@ -101,7 +101,7 @@ def later(stage: str) -> tuple[str, ...]:
 
 
 def _identity(folder: Path, plan: Recipe, stage: str, module: ModuleType) -> manifest.Identity:
-    inputs = dict(module.inputs(plan)) if hasattr(module, "inputs") else {}
+    inputs = _outside(folder, plan, module)
     for before in module.AFTER:
         finished = manifest.finished(folder / before)
         if finished is None:
@@ -110,6 +110,12 @@ def _identity(folder: Path, plan: Recipe, stage: str, module: ModuleType) -> man
             )
         inputs[before] = finished.digest
     return manifest.Identity(stage, module.VERSIONS, _recipe_keys(plan, module), inputs)
+
+
+def _outside(folder: Path, plan: Recipe, module: ModuleType) -> dict[str, str]:
+    """Digests of what a stage reads that no stage of this run made: files that the recipe names, runs beside this one."""
+    named = dict(module.inputs(plan)) if hasattr(module, "inputs") else {}
+    return {**named, **(module.beside(folder, plan) if hasattr(module, "beside") else {})}
 
 
 def _recipe_keys(plan: Recipe, module: ModuleType) -> dict[str, Any]:
@@ -126,8 +132,7 @@ def _begun(folder: Path, plan: Recipe) -> Iterator[tuple[str, manifest.Identity,
         before = manifest.begun(folder / stage)
         if before is not None and not manifest.is_bare(folder / stage):
             module = _module(stage)
-            outside = dict(module.inputs(plan)) if hasattr(module, "inputs") else {}
-            inputs = {**before.inputs, **outside}
+            inputs = {**before.inputs, **_outside(folder, plan, module)}
             yield stage, before, manifest.Identity(stage, module.VERSIONS, _recipe_keys(plan, module), inputs)
 
 
