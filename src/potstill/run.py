@@ -113,7 +113,7 @@ def _identity(folder: Path, plan: Recipe, stage: str, module: ModuleType) -> man
 
 
 def _outside(folder: Path, plan: Recipe, module: ModuleType) -> dict[str, str]:
-    """Digests of what a stage reads that no stage of this run made: files that the recipe names, runs beside this one."""
+    """Digests of what a stage reads from outside of this run: files that the recipe names, runs beside it."""
     named = dict(module.inputs(plan)) if hasattr(module, "inputs") else {}
     return {**named, **(module.beside(folder, plan) if hasattr(module, "beside") else {})}
 

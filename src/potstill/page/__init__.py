@@ -149,7 +149,7 @@ Counted = tuple[str, Score, Comparison | None]
 
 
 def _formats(story: Story) -> list[tuple[str, str, bool, list[tuple[Group, list[list[Counted]]]]]]:
-    """Every count by format and decoding, the main one first and with the controls: by group and set, one row a student.
+    """Every count by format and decoding, the main one first and with the controls: by group and set, a row a student.
 
     The third value says whether any set of them consists of several tasks.
     """

@@ -146,7 +146,7 @@ class Select(Section):
 class Report(Section):
     read: Count = Field(
         default=6,
-        description="questions to read: so many with the teacher's chains, and of each outcome (won, lost, ...)",
+        description="questions to read: so many with the teacher's chains, so many of each outcome",
     )
     controls: list[Name] = Field(
         default=[], description="finished runs beside this one, from the same base on the same test questions"

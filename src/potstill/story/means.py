@@ -141,7 +141,7 @@ def _line(name: str, taught: str, story: Story, rows: Sequence[Comparison], agai
         each.chosen.set: Cell(each.chosen.n, interval(each.chosen), each.difference if against else None)
         for each in rows
     }
-    groups = {
+    groups: dict[Group, Cell] = {
         group: Cell(each.n, each.chosen, each.difference if against else None)
         for group, each in grouped(rows, story.groups).items()
     }
