@@ -44,8 +44,8 @@ def controls_sentence(story: Story) -> str:
     if not shown:
         return ""
     steps = {each.name: each.steps for each in story.controls}
-    parts = [f"on {each.taught} ({count(steps[each.name])} steps) it reached {_reached(each)}" for each in shown]
-    return f"The same base, trained {'; '.join(parts)}."
+    parts = [f"{count(steps[each.name])} steps on {each.taught} reached {_reached(each)}" for each in shown]
+    return f"For comparison, from the same base: {'; '.join(parts)}."
 
 
 def percent(share: float | Interval) -> str:

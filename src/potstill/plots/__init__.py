@@ -82,7 +82,7 @@ def before_after(
         "hollow: base, filled: chosen",
         *(f"{GLYPHS[at % 4]} {label(c.taught, 40)}" for at, c in enumerate(controls)),
     ]
-    keys = key if narrow else ["   ".join(key)]
+    keys = key if narrow else [",  ".join(key)]
     pitch, top, bottom = own + (44 if narrow else 32), 12 + 17 * len(keys) + (17 if narrow else 0), 34
     left, right = (10, 16) if narrow else (160, 225)
     figure = canvas.figure(width, height := top + pitch * len(rows) + bottom)
