@@ -13,8 +13,8 @@ from PIL import Image
 
 import browser as headless
 
-HEIGHTS = {"phone": 812, "desktop": 900}
-VIEWS = {"": None, "-read": "#read"}  # the top of the page, and its browser of questions
+HEIGHTS = {"phone": 812, "desktop": 1340}
+VIEWS = {"": None, "-read": ".question[open]"}  # the top of the page, and its browser of questions
 COLOURS = 128
 
 
@@ -31,8 +31,8 @@ def take(run: Path, out: Path) -> list[Path]:
                 page.goto(headless.address(file))
                 for name, place in VIEWS.items():
                     if place:
-                        page.locator(place).evaluate("section => section.scrollIntoView()")
-                        page.locator(".piece.s3, .piece.s4, .piece.s5").locator("visible=true").first.hover()
+                        page.locator(place).evaluate("question => question.scrollIntoView()")
+                        page.locator(".piece.s3, .piece.s4, .piece.s5").locator("visible=true").nth(1).hover()
                     paths.append(out / f"page{name}-{device}-{scheme}.png")
                     _save(page.screenshot(), paths[-1])
                 context.close()

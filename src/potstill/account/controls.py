@@ -95,14 +95,20 @@ def _finished(run: Path, name: str, stage: str) -> manifest.Manifest:
 
 def _same_base(run: Path, name: str) -> None:
     """Whether both began with the same weights: those that answered as step 0."""
-    mine = manifest.finished(run / "test" / "0")
-    assert mine is not None
-    other = _finished(run, name, "test/0")
-    weights = [
-        {key: value for key, value in made.identity.inputs.items() if key != "collect"} for made in (mine, other)
-    ]
-    if weights[0] != weights[1]:
+    mine, other = (_base(run, each) for each in (run.name, name))
+    if mine != other:
         _unlike(name, "started from another student", "give both recipes the same `student` (and `seed`)")
+
+
+def _base(run: Path, name: str) -> dict[str, object]:
+    """What decides the weights of a run's step 0: the digest of a folder, or shape and seed of random ones."""
+    read = _finished(run, name, "test/0").identity.inputs
+    weights: dict[str, object] = {key: value for key, value in read.items() if key != "collect"}
+    if "student.model" in weights:
+        return weights
+    asked = _finished(run, name, "train").identity.recipe
+    shape = {key: value for key, value in asked.items() if key.startswith("student.shape") or key == "seed"}
+    return {**weights, **shape}
 
 
 def _same_questions(run: Path, name: str, plan: Recipe) -> None:
