@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from potstill.records import END, Chain, Choice, Prediction, Question, Score, Verdict
-from potstill.story import Alignment, Comparison, Coverage, Group, Interval, Sample, Source, Story
+from potstill.story import Alignment, Comparison, Control, Cost, Coverage, Group, Interval, Sample, Source, Story
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -73,7 +73,20 @@ def comparison(name: str, format: str = "zero-shot-rationale") -> Comparison:
     chosen = score(name, 400, SHARES[name][4], TEST_SIZE[name], "test", format)
     value = chosen.accuracy - base.accuracy
     half = 1.96 * math.sqrt(0.3 / TEST_SIZE[name])
-    return Comparison(base, chosen, Interval(value, value - half, value + half))
+    won, lost = (chosen.right - base.right + 9, 9) if value > 0 else (7, base.right - chosen.right + 7)
+    return Comparison(base, chosen, Interval(value, value - half, value + half), won, lost)
+
+
+def control(name: str, taught: str, gain: float, format: str) -> Control:
+    """A control whose accuracies lie between those of the base and of the chosen checkpoint."""
+    rows = []
+    for each in GROUPS:
+        full = comparison(each)
+        share = full.base.accuracy + gain * full.difference.value
+        reached = score(each, 600, share, TEST_SIZE[each], "test", format)
+        value = reached.accuracy - full.base.accuracy
+        rows.append(Comparison(full.base, reached, Interval(value, value - 0.02, value + 0.02), 50, 20))
+    return Control(name, taught, 600, tuple(rows))
 
 
 def question(name: str, number: int, text: str, split: str = "test") -> Question:
@@ -102,6 +115,7 @@ def example() -> Story:
     """A run that did everything."""
     text = "Tom has 3 boxes of 12 eggs each. He sells 9 eggs at the market. How many eggs does he have left?"
     train, won, lost = question("gsm8k", 1, text, "train"), question("svamp", 2, text), question("bbh", 3, text)
+    failed = question("asdiv", 4, text + " Or not?\n(A) some\n(B) none")
     chains = (
         (sampled(train.id, 0, RIGHT), Verdict("right", "27")),
         (sampled(train.id, 1, WRONG), Verdict("wrong", "6")),
@@ -112,6 +126,7 @@ def example() -> Story:
         name="example",
         student="flan-t5-base (248 M parameters)",
         teacher="local:teacher",
+        taught="chains of teacher",
         groups=GROUPS,
         recipe=RECIPE,
         choice=Choice(
@@ -129,6 +144,10 @@ def example() -> Story:
             *(comparison(name) for name in GROUPS),
             *(comparison(name, "few-shot-rationale") for name in GROUPS),
         ),
+        controls=(
+            control("example-answers", "bare answers", 0.2, "zero-shot-answer"),
+            control("example-rationales", "the sets' own rationales", 0.7, "zero-shot-rationale"),
+        ),
         validation=tuple(
             score(name, step, share * factor, 500, format=format)
             for format, factor in (("zero-shot-rationale", 1.0), ("few-shot-rationale", 0.9))
@@ -145,7 +164,9 @@ def example() -> Story:
                 {"right": 18572, "wrong": 9100, "no answer": 420, "truncated": 1000},
                 {"duplicate": 3120, "cap": 200},
                 15252,
+                6503,
                 Interval(0.638, 0.629, 0.647),
+                {0: 770, 1: 1200, 2: 1601, 3: 1702, 4: 2000},
             ),
         ),
         alignment=Alignment(
@@ -160,10 +181,19 @@ def example() -> Story:
             ),
             (Coverage("same", 90_345, 0.982), Coverage("merged", 21_003, 0.941), Coverage("hard", 9_320, 1.0)),
         ),
+        costs=(
+            Cost("sample", "chains", 29092),
+            Cost("sample", "tokens written by the teacher", 3_812_004),
+            Cost("train", "steps", 600),
+            Cost("train", "tokens read", 21_004_112),
+            Cost("test", "answers on test", 25_340),
+        ),
+        outcomes={"won": 410, "lost": 230, "still wrong": 1500, "still right": 360},
         samples=(
-            Sample(train, chains),
-            Sample(won, (), prediction(won, WRONG), prediction(won, RIGHT)),
-            Sample(lost, (), prediction(lost, RIGHT), prediction(lost, WRONG)),
+            Sample(train, chains, prompt="Question: " + text + "\nLet's think step by step"),
+            Sample(won, (), prediction(won, WRONG), prediction(won, RIGHT), "Q: " + text),
+            Sample(lost, (), prediction(lost, RIGHT), prediction(lost, WRONG), "Q: " + text),
+            Sample(failed, (), prediction(failed, WRONG), prediction(failed, WRONG), "Q: " + text),
         ),
         versions=(("potstill", "0.1.0"), ("prompts", "1"), ("answers", "1")),
         notes=("These numbers are made up to try the page.",),
@@ -177,7 +207,10 @@ def hostile(text: str) -> Story:
     groups = {(text if name == "svamp" else name): group for name, group in full.groups.items()}
     renamed = {"svamp": text}
     asked = Question(text, text, text, text, "test", text, text)
-    chain = Chain(text, text, 0, text.encode("utf-8", "surrogatepass"))
+    content = text.encode("utf-8", "surrogatepass")
+    chain = Chain(text, text, 0, content)
+    unsure = [[(token, -1.5), (content, -0.5), (END, -3.0)] for token in (content, content)]
+    drawn = Chain.from_tokens(text, 1, [content, content], unsure, source=text)
     answer = Prediction(text, text, text, text, "end", "wrong", text)
     assert full.choice and full.alignment
     return replace(
@@ -199,7 +232,31 @@ def hostile(text: str) -> Story:
         validation=tuple(replace(each, set=renamed.get(each.set, each.set)) for each in full.validation),
         sources=(replace(full.sources[0], name=text, dropped={text: 3}),),
         alignment=replace(full.alignment, tokenizer=text, rule=text),
-        samples=(Sample(asked, ((chain, Verdict("wrong", text, text)),), answer, answer),),
+        controls=tuple(
+            replace(
+                each,
+                name=text,
+                taught=text,
+                comparisons=tuple(
+                    replace(
+                        row,
+                        base=replace(row.base, set=renamed.get(row.base.set, row.base.set)),
+                        chosen=replace(row.chosen, set=renamed.get(row.chosen.set, row.chosen.set)),
+                    )
+                    for row in each.comparisons
+                ),
+            )
+            for each in full.controls
+        ),
+        samples=(
+            Sample(
+                asked,
+                ((chain, Verdict("wrong", text, text)), (drawn, Verdict("wrong", text, text))),
+                answer,
+                answer,
+                text,
+            ),
+        ),
         versions=((text, text),),
         notes=(text,),
     )

@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("answers", "prompts", "vocabulary", "alignment", "transfer", "order", "splits", "selection", "intervals", "story"),
     (
         "questions", "teachers", "students", "engines", "tokenizers", "targets", "loss", "evaluation", "training",
-        "lessons", "exam", "plots", "page", "card", "miniature",
+        "lessons", "exam", "account", "plots", "page", "card", "miniature",
     ),
     ("stages",),
     ("run", "plan"),
@@ -46,6 +46,7 @@ INSIDE: dict[str, set[str]] = {
     "teachers": {"engines"},
     "lessons": {"questions", "students", "targets"},
     "exam": {"engines", "evaluation", "questions", "students"},
+    "account": {"exam", "questions", "teachers"},
     "card": {"page"},
     "miniature": {"training", "students", "tokenizers"},
     # layer 5

@@ -18,7 +18,7 @@ from potstill.page.spreadsheet import UNSAFE, to_csv
 from potstill.records import Choice
 from potstill.story import Comparison, Interval, Story, mean, visible
 
-SECTIONS = ["before-after", "tradeoff", "training", "selection", "teacher", "alignment", "read", "made"]
+SECTIONS = [id for id, _ in page.SECTIONS]
 VOID = {"meta", "br", "img", "link", "input", "hr", "wbr"}
 
 
@@ -78,7 +78,7 @@ def test_structure(html: str, reader: Reader) -> None:
     ids = reader.values("id")
     assert len(ids) == len(set(ids))
     inner = [each[1:] for each in reader.values("href") if each.startswith("#")]
-    assert set(inner) <= set(ids) and [each for each in inner if each in SECTIONS] == SECTIONS
+    assert set(inner) <= set(ids) and list(dict.fromkeys(each for each in inner if each in SECTIONS)) == SECTIONS
     assert [tag for tag, _ in reader.elements if tag in ("h1", "main", "header")].count("h1") == 1
 
 
@@ -119,16 +119,16 @@ def test_one_file_without_script(html: str, reader: Reader) -> None:
         "form",
         "base",
     }
-    csv_names = {f"{name}.csv" for name in page.tables(example())}
+    beside = {f"{name}.csv" for name in page.tables(example())} | set(page.measured(example(), ()))
     for value in reader.values("src") + reader.values("href") + reader.values("xlink:href"):
-        assert value.startswith("#") or value in csv_names, value
+        assert value.startswith("#") or value in beside, value
     assert "@import" not in html and not re.search(r"url\((?!#)", html)
     assert not re.findall(r'(?<!xmlns=")(?<!xmlns:xlink=")https?://', html)
 
 
 def test_every_table_is_one_click_away(reader: Reader) -> None:
     linked = {each for each in reader.values("href") if not each.startswith("#")}
-    assert linked == {f"{name}.csv" for name in page.tables(example())}
+    assert linked == {f"{name}.csv" for name in page.tables(example())} | set(page.measured(example(), ()))
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, "".join(HOSTILE)])
@@ -140,7 +140,7 @@ def test_hostile_texts_stay_texts(text: str, html: str) -> None:
     assert {tag for tag, _ in found.elements} <= {tag for tag, _ in plain.elements}
     assert not [name for _, attributes in found.elements for name in attributes if name.startswith("on")]
     links = {each for each in found.values("href") if not each.startswith("#")}
-    assert links <= {f"{name}.csv" for name in page.tables(story)}
+    assert links <= {f"{name}.csv" for name in page.tables(story)} | set(page.measured(story, ()))
     assert found.text.count(" ".join(visible(text).split())) >= 12, "the text is not shown as it is"
     assert written.encode("utf-8").decode("utf-8") == visible(written)
 
@@ -166,7 +166,7 @@ def test_empty_pieces_say_why() -> None:
     html, reader = built(Story("empty", student="s", teacher="t", groups={}, recipe="seed: 1"))
     assert page.tables(Story("empty", student="s", teacher="t", groups={}, recipe="")) == {}
     assert [each["id"] for tag, each in reader.elements if tag == "section"] == SECTIONS
-    assert reader.text.count("Left out: ") == 8
+    assert reader.text.count("Left out: ") == 9
     assert "<table" not in html and "<figure" not in html and ".csv" not in html.split("</style>")[1]
 
 
@@ -176,7 +176,7 @@ def test_the_untrained_student_may_be_the_choice() -> None:
     story = replace(
         full,
         choice=Choice(0, "a rule", "zero-shot-rationale", "greedy", ((0, 0.2), (100, 0.1))),
-        comparisons=(Comparison(base, base, Interval(0.0, 0.0, 0.0)),),
+        comparisons=(Comparison(base, base, Interval(0.0, 0.0, 0.0), 0, 0),),
     )
     html, reader = built(story)
     assert page.sentence(story).startswith("The rule chose step 0, the student before training; its accuracy")
@@ -192,6 +192,7 @@ def test_without_generic_sets_the_tradeoff_is_left_out() -> None:
         groups=keep,
         validation=tuple(each for each in full.validation if each.set in keep),
         comparisons=tuple(each for each in full.comparisons if each.chosen.set in keep),
+        controls=(),
     )
     _, reader = built(story)
     assert "Left out: it needs validation scores of a generic set and of a specialized one" in reader.text
@@ -210,10 +211,11 @@ def read(text: str) -> list[dict[str, str]]:
 def test_tables_hold_the_numbers() -> None:
     made = page.tables(example())
     assert list(made) == [
-        "before-after", "changes", "tradeoff", "validation", "loss", "selection", "teacher", "alignment", "samples"
+        "summary", "before-after", "tradeoff", "validation", "loss", "selection", "teacher", "alignment", "cost",
+        "samples",
     ]  # fmt: skip
     rows = read(made["before-after"])
-    assert len(rows) == 2 * len(example().comparisons)
+    assert len(rows) == 2 * len(example().comparisons) + 2 * len(GROUPS)
     bbh = next(row for row in rows if (row["set"], row["checkpoint"]) == ("bbh", "chosen"))
     assert float(bbh["difference"]) == pytest.approx(-0.22, abs=0.001) and bbh["step"] == "400"
     assert (int(bbh["n"]), int(bbh["right"])) == (2311, 300)

@@ -15,12 +15,11 @@ from pathlib import Path
 import pytest
 
 import tiny
-from potstill import lessons, run, splits, students, tokenizers
+from potstill import account, lessons, run, splits, students, tokenizers
 from potstill.errors import UserError
 from potstill.files import disk, manifest, tables
 from potstill.questions import collected
 from potstill.records import Chain, Verdict
-from potstill.stages import report
 from potstill.students import Shape
 
 
@@ -208,7 +207,7 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(world: Path, tmp_path: Pa
 def test_only_right_chains_count_as_dropped() -> None:
     chain = Chain.from_text("q", 0, "The answer is 1", source="t")
     verdicts = [Verdict("right", "1"), Verdict("right", "1", "duplicate"), Verdict("wrong", "2", "duplicate")]
-    [source] = report._sources({"q": [(chain, verdict) for verdict in verdicts]})
+    [source] = account._sources({"q": [(chain, verdict) for verdict in verdicts]})
     assert (source.dropped, source.kept, source.grades) == ({"duplicate": 1}, 1, {"right": 2, "wrong": 1})
 
 

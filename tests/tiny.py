@@ -13,6 +13,7 @@ from potstill.records import Chain
 from potstill.students import Example, Shape
 from potstill.transfer import transfer
 
+UNDIGESTED = ("log.jsonl", ".lock", "recipe.yaml", "report/time.html", "report/time.csv")
 SETS = {"sums": 12, "other": 12, "more": 12}
 RECIPE = """
 name: tiny
@@ -125,7 +126,7 @@ def recipe(data: Path, *changes: str) -> Recipe:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a run that a digest covers, and the manifests."""
     found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-    return {name: content for name, content in found.items() if name not in ("log.jsonl", ".lock", "recipe.yaml")}
+    return {name: content for name, content in found.items() if name not in UNDIGESTED}
 
 
 def make(data: Path, folder: Path, *changes: str, until: str = "report") -> Path:

@@ -49,7 +49,7 @@ def run(plan: Recipe, *, folder: Path | None = None, redo: str | None = None, un
         else:
             _check(folder, plan, STAGES[: STAGES.index(redo)])
             for stage in STAGES[STAGES.index(redo) : STAGES.index(until) + 1]:
-                _outside(_module(stage), plan)
+                _outside(folder, plan, _module(stage))
             _remove(folder, redo)
         _write_recipe(folder, plan)
         run_folder.log(folder, "start", **_machine())
@@ -107,7 +107,7 @@ def later(stage: str) -> tuple[str, ...]:
 
 
 def _identity(folder: Path, plan: Recipe, stage: str, module: ModuleType) -> manifest.Identity:
-    inputs = _outside(module, plan)
+    inputs = _outside(folder, plan, module)
     for before in module.AFTER:
         finished = manifest.finished(folder / before)
         if finished is None:
@@ -118,9 +118,10 @@ def _identity(folder: Path, plan: Recipe, stage: str, module: ModuleType) -> man
     return manifest.Identity(stage, module.VERSIONS, _recipe_keys(plan, module), inputs)
 
 
-def _outside(module: ModuleType, plan: Recipe) -> dict[str, str]:
-    """Digests of what a stage reads from outside of the run. Raises UserError if it is not there."""
-    return dict(module.inputs(plan)) if hasattr(module, "inputs") else {}
+def _outside(folder: Path, plan: Recipe, module: ModuleType) -> dict[str, str]:
+    """Digests of what a stage reads from outside of this run: files that the recipe names, runs beside it."""
+    named = dict(module.inputs(plan)) if hasattr(module, "inputs") else {}
+    return {**named, **(module.beside(folder, plan) if hasattr(module, "beside") else {})}
 
 
 def _recipe_keys(plan: Recipe, module: ModuleType) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def _begun(
         before = manifest.begun(folder / stage)
         if before is not None and not manifest.is_bare(folder / stage):
             module = _module(stage)
-            inputs = {**before.inputs, **_outside(module, plan)}
+            inputs = {**before.inputs, **_outside(folder, plan, module)}
             yield stage, before, manifest.Identity(stage, module.VERSIONS, _recipe_keys(plan, module), inputs)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from potstill import answers, exam, files, lessons, prompts, recipe, run, story, students, tokenizers
+from potstill import account, answers, exam, files, lessons, prompts, recipe, run, story, students, tokenizers
 from potstill.encoding import to_json
 from potstill.errors import UserError
 from potstill.files import manifest, tables
@@ -157,9 +157,8 @@ def prediction(folder: Path, question: str) -> None:
 
 def summary(folder: Path) -> None:
     """The run in one table: base and chosen on every test set, with intervals, and where the page is."""
-    from potstill.stages import report
 
-    told = report.tell(folder, recipe_of(folder))
+    told = account.tell(folder, recipe_of(folder))
     table = Table("", title=f"{told.name}: right answers on test, in percent", title_justify="left", box=None)
     for column in ("n", "before", "after", "difference", "95 % interval"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -7,141 +7,176 @@
     >>> html.startswith("<!doctype html>"), "seed: 1" in html, "loss.csv" in html
     (True, True, False)
 
-Texts of models, data and users are data: jinja escapes every value, the page has no script, and its
-Content-Security-Policy allows none. The same story gives the same bytes. `render` links each table as `<name>.csv`
-beside the page.
+Texts of models, data and users are data: jinja escapes every value, the page has no script (its filters are style
+rules over radio buttons), and its Content-Security-Policy allows none. The same story gives the same bytes. `render`
+links each table as `<name>.csv` beside the page, and the files of `measured`.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Final
+from itertools import groupby
+from typing import Any, Final
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from potstill.page.spreadsheet import tables
+from potstill.page.sentences import controls_sentence, count, duration, percent, sentence
+from potstill.page.spreadsheet import tables, times_csv
+from potstill.page.tokens import SHADES, pieces
+from potstill.records import Score
 from potstill.story import (
     GROUPS,
-    Change,
+    OUTCOMES,
     Comparison,
     Group,
-    Interval,
     Sample,
     Story,
+    Time,
     changes,
     checkpoints,
+    lines,
+    main_comparisons,
     main_format,
+    outcome,
     points,
     trained,
     visible,
 )
 
-__all__ = ["count", "outcome", "percent", "render", "sentence", "tables"]
+__all__ = ["controls_sentence", "count", "measured", "percent", "render", "sentence", "tables"]
 
-VERSION: Final = 1  # of what the page and its tables show; stored by the stage that writes them
+VERSION: Final = 2  # of what the page and its tables show; stored by the stage that writes them
+SECTIONS: Final = (
+    ("before-after", "Before and after"),
+    ("tradeoff", "Gained and lost"),
+    ("training", "Through training"),
+    ("selection", "Selection"),
+    ("teacher", "Teacher and filter"),
+    ("alignment", "Alignment"),
+    ("cost", "What it took"),
+    ("read", "Questions to read"),
+    ("made", "How it was made"),
+)
 
 
 def render(story: Story, figures: Mapping[str, str]) -> str:
     """The page as HTML text. `figures` are those of `plots.draw`, trusted markup; a missing one is left out."""
-    html = _template().render(
+    browsed = _browsed(story)
+    html = _template("page.html.jinja").render(
         story=story,
         css=Markup(_own("page.css")),
         figures={name: Markup(svg) for name, svg in figures.items()},
+        sections=SECTIONS,
         sentence=sentence(story),
+        controls=controls_sentence(story),
         changes=changes(story),
         checkpoints=checkpoints(story),
+        lines=lines(story),
+        main=main_comparisons(story),
         formats=_formats(story),
         trained=trained(story),
         unfinite=sum(not math.isfinite(loss) for _, loss in story.losses),
         groups=GROUPS,
-        outcome=outcome,
+        costs=[(stage, list(rows)) for stage, rows in groupby(story.costs, lambda cost: cost.stage)],
+        browsed=browsed,
+        opened=_opened(story.samples),
+        kinds=_kinds([kind for _, kind, _ in browsed]),
+        shaded=any(piece.shade for _, _, chains in browsed for _, _, cut in chains for piece in cut),
+        shades=[f"under {100 * bound:.0f}\N{NO-BREAK SPACE}%" for bound in SHADES],
         tables=tables(story),
     )
-    # Once, over everything: no control or direction character of any text reaches the reader unseen.
+    return _shown(html)
+
+
+def measured(story: Story, times: Sequence[Time]) -> dict[str, str]:
+    """File name -> text of what depends on the machine: a page and a table of seconds and memory."""
+    html = _template("time.html.jinja").render(story=story, css=Markup(_own("page.css")), times=times)
+    return {"time.html": _shown(html), "time.csv": times_csv(times)}
+
+
+def _shown(html: str) -> str:
+    """Once, over everything: no control or direction character of any text reaches the reader unseen."""
     return visible(html).strip() + "\n"
 
 
-def sentence(story: Story) -> str:
-    """The run in one sentence: base against chosen on the test split, group by group, with paired 95 % intervals."""
-    found = changes(story)
-    if not found:
-        return "Nothing was compared: the run has no scores on the test split."
-    if story.choice and story.choice.step == 0:
-        scores = ", ".join(
-            f"{percent(each.base)} {_place(each)} ({_sets(each)}; 95\xa0% interval {_bounds(each.base)})"
-            for each in found
-        )
-        return f"The rule chose step 0, the student before training; its accuracy on the test split: {scores}."
-    parts = [
-        f"from {percent(each.base)} to {percent(each.chosen)} {_place(each)} ({_sets(each)}; "
-        f"{points(each.difference.value)} points, "
-        f"95\xa0% interval {points(each.difference.low)} to {points(each.difference.high)})"
-        for each in found
-    ]
-    listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}"
-    step = f"After {count(story.choice.step)} training steps" if story.choice else "After training"
-    return f"{step}, accuracy on the test split went {listed}."
-
-
-def outcome(sample: Sample) -> str:
-    """What training changed about one question: won, lost, right or wrong both times; empty without two answers."""
-    if sample.before is None or sample.after is None:
-        return ""
-    was, now = sample.before.grade == "right", sample.after.grade == "right"
-    return ("still right" if now else "lost") if was else ("won" if now else "still not right")
-
-
-def percent(share: float | Interval) -> str:
-    """A share as a percentage.
-
-    >>> percent(0.125)
-    '12.5\\xa0%'
-    """
-    return f"{100 * _value(share):.1f}\N{NO-BREAK SPACE}%"
-
-
-def count(number: int) -> str:
-    """An integer with its thousands set apart."""
-    return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}") if abs(number) > 9999 else str(number)
-
-
 @functools.cache
-def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(percent=percent, points=points, count=count)
-    return environment.from_string(_own("page.html.jinja"))
+def _environment() -> Environment:
+    made = Environment(
+        loader=FunctionLoader(_own), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    made.filters.update(percent=percent, points=points, count=count, duration=duration)
+    return made
+
+
+def _template(name: str) -> Any:
+    return _environment().get_template(name)
 
 
 def _own(name: str) -> str:
     return resources.files("potstill.page").joinpath(name).read_text("utf-8")
 
 
-def _value(number: float | Interval) -> float:
-    return number.value if isinstance(number, Interval) else number
+def _browsed(story: Story) -> list[tuple[Any, str, list[tuple[Any, Any, Any]]]]:
+    """Every sample with its kind (a class of the page's style) and its chains cut into pieces."""
+    return [
+        (
+            sample,
+            (outcome(sample.before, sample.after) or "taught").replace(" ", "-"),
+            [(chain, verdict, pieces(chain)) for chain, verdict in sample.chains],
+        )
+        for sample in story.samples
+    ]
 
 
-def _bounds(shown: Interval) -> str:
-    return f"{percent(shown.low)} to {percent(shown.high)}"
+def _opened(samples: Sequence[Sample]) -> int:
+    """Which question stands open at first: one whose chains are not all of one mind, else the first."""
+    graded = [{verdict.grade for _, verdict in sample.chains} for sample in samples]
+    return next((at for at, grades in enumerate(graded) if len(grades) > 1), 0)
 
 
-def _place(change: Change) -> str:
-    return "on generic tasks" if change.group == "generic" else change.group
+def _kinds(found: Sequence[str]) -> list[tuple[str, str, int]]:
+    """The choices of the filter: id, name, number; those of which there is none are left out."""
+    names = [("taught", "teacher’s chains")] + [(kind.replace(" ", "-"), kind) for kind in OUTCOMES]
+    counted = [(kind, name, found.count(kind)) for kind, name in names]
+    return [("all", "all", len(found)), *(each for each in counted if each[2])]
 
 
-def _sets(change: Change) -> str:
-    return change.sets[0] if len(change.sets) == 1 else f"mean of {len(change.sets)} sets"
+Counted = tuple[str, Score, Comparison | None]
 
 
-def _formats(story: Story) -> list[tuple[str, str, list[tuple[Group, list[Comparison]]]]]:
-    """Comparisons by format and decoding, the main one first, and by group in each."""
+def _formats(story: Story) -> list[tuple[str, str, bool, list[tuple[Group, list[list[Counted]]]]]]:
+    """Every count by format and decoding, the main one first and with the controls: by group and set, a row a student.
+
+    The third value says whether any set of them consists of several tasks.
+    """
     keys = list(dict.fromkeys((each.chosen.format, each.chosen.decoding) for each in story.comparisons))
     found = []
     for key in sorted(keys, key=lambda key: key != main_format(story)):
-        mine = [each for each in story.comparisons if (each.chosen.format, each.chosen.decoding) == key]
-        by_group = [(group, [each for each in mine if story.groups[each.chosen.set] == group]) for group in GROUPS]
-        found.append((*key, [(group, rows) for group, rows in by_group if rows]))
+        parts: list[tuple[Group, list[list[Counted]]]] = []
+        for group in GROUPS:
+            own = [
+                _counted(story, each, key == main_format(story))
+                for each in story.comparisons
+                if (each.chosen.format, each.chosen.decoding) == key and story.groups[each.chosen.set] == group
+            ]
+            if own:
+                parts.append((group, own))
+        tasks = any(score.macro is not None for _, sets in parts for rows in sets for _, score, _ in rows)
+        found.append((*key, tasks, parts))
     return found
+
+
+def _counted(story: Story, row: Comparison, main: bool) -> list[Counted]:
+    """The rows of one set: base, chosen checkpoint, and the controls where they are compared with."""
+    rows: list[Counted] = [("base", row.base, None)]
+    if trained(story):
+        rows.append((f"step {row.chosen.step}", row.chosen, row))
+        for control in story.controls if main else ():
+            rows += [
+                (control.taught, each.chosen, each) for each in control.comparisons if each.chosen.set == row.chosen.set
+            ]
+    return rows

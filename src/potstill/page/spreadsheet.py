@@ -15,8 +15,9 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from potstill.records import Prediction
-from potstill.story import Story, changes, checkpoints, visible
+from potstill.records import Prediction, Score
+from potstill.story import Cell as Measured
+from potstill.story import Comparison, Story, Time, checkpoints, lines, visible
 
 Cell = str | int | float | None
 Table = tuple[tuple[str, ...], list[tuple[Cell, ...]]]
@@ -31,14 +32,15 @@ def tables(story: Story) -> dict[str, str]:
     Shares are in 0 to 1.
     """
     makers: dict[str, Callable[[Story], Table]] = {
+        "summary": _summary,
         "before-after": _before_after,
-        "changes": _changes,
         "tradeoff": _tradeoff,
         "validation": _validation,
         "loss": lambda story: (("step", "loss"), list(story.losses)),
         "selection": _selection,
         "teacher": _teacher,
         "alignment": _alignment,
+        "cost": lambda story: (("stage", "what", "number"), [(c.stage, c.what, c.number) for c in story.costs]),
         "samples": _samples,
     }
     made = {name: make(story) for name, make in makers.items()}
@@ -63,30 +65,46 @@ def _guarded(cell: Cell) -> Cell:
     return "'" + text if text.lstrip(" \u00a0").startswith(UNSAFE) else text
 
 
-def _before_after(story: Story) -> Table:
+def times_csv(times: Iterable[Time]) -> str:
+    """Seconds and memory by stage."""
+    return to_csv(("stage", "seconds", "memory_mib"), [(each.stage, each.seconds, each.memory_mib) for each in times])
+
+
+def _summary(story: Story) -> Table:
+    """One row a student and set, and one a student and group: the table that sums the run up."""
     rows: list[tuple[Cell, ...]] = []
-    for each in story.comparisons:
-        change = (each.difference.value, each.difference.low, each.difference.high)
-        for role, score, difference in (("base", each.base, (None, None, None)), ("chosen", each.chosen, change)):
-            numbers = [getattr(score, name) for name in NUMBERS]
-            where = (score.set, story.groups[score.set], score.format, score.decoding, role, score.step)
-            rows.append((*where, *numbers, score.macro, *difference))
-    names = ("set", "group", "format", "decoding", "checkpoint", "step", *NUMBERS, "mean_over_tasks")
+    for line in lines(story):
+        who = (line.name, line.taught, line.step, line.format)
+        rows += [(*who, "set", name, story.groups[name], *_measured(cell)) for name, cell in line.sets.items()]
+        rows += [(*who, "mean over sets", group, group, *_measured(cell)) for group, cell in line.groups.items()]
+    names = ("student", "taught", "step", "format", "of", "name", "group", "n", "accuracy", "low", "high")
     return (*names, "difference", "difference_low", "difference_high"), rows
 
 
-def _changes(story: Story) -> Table:
-    parts = ("base", "chosen", "difference")
-    columns = tuple(f"{part}{end}" for part in parts for end in ("", "_low", "_high"))
+def _measured(cell: Measured) -> tuple[Cell, ...]:
+    own, change = cell.accuracy, cell.difference
+    differences = (None, None, None) if change is None else (change.value, change.low, change.high)
+    return (cell.n, own.value, own.low, own.high, *differences)
+
+
+def _before_after(story: Story) -> Table:
     rows: list[tuple[Cell, ...]] = []
-    for each in changes(story):
-        values = [
-            bound
-            for shown in (each.base, each.chosen, each.difference)
-            for bound in (shown.value, shown.low, shown.high)
-        ]
-        rows.append((each.group, len(each.sets), each.n, *values))
-    return ("group", "sets", "n", *columns), rows
+    for each in story.comparisons:
+        rows.append(_counted(story, "base", each.base, None))
+        rows.append(_counted(story, "chosen", each.chosen, each))
+    for control in story.controls:
+        rows += [_counted(story, f"control {control.name}", each.chosen, each) for each in control.comparisons]
+    names = ("set", "group", "format", "decoding", "checkpoint", "step", *NUMBERS, "mean_over_tasks")
+    return (*names, "difference", "difference_low", "difference_high", "won", "lost"), rows
+
+
+def _counted(story: Story, role: str, score: Score, against: Comparison | None) -> tuple[Cell, ...]:
+    where = (score.set, story.groups[score.set], score.format, score.decoding, role, score.step)
+    numbers = (*(getattr(score, name) for name in NUMBERS), score.macro)
+    if against is None:
+        return (*where, *numbers, None, None, None, None, None)
+    change = against.difference
+    return (*where, *numbers, change.value, change.low, change.high, against.won, against.lost)
 
 
 def _tradeoff(story: Story) -> Table:
@@ -122,7 +140,13 @@ def _teacher(story: Story) -> Table:
         rows += [(source.name, "asked", "questions", source.questions), (source.name, "asked", "chains", source.chains)]
         rows += [(source.name, "verdict", grade, number) for grade, number in source.grades.items()]
         rows += [(source.name, "dropped", reason, number) for reason, number in source.dropped.items()]
-        rows += [(source.name, "kept", "chains", source.kept)]
+        rows += [(source.name, "kept", "chains", source.kept), (source.name, "kept", "questions", source.taught)]
+        rows += [
+            (source.name, "questions with so many right", right, number) for right, number in source.solved.items()
+        ]
+        if single := source.single:
+            shares = (("", single.value), ("_low", single.low), ("_high", single.high))
+            rows += [(source.name, "single sample", f"right{end}", share) for end, share in shares]
     return ("source", "what", "of", "number"), rows
 
 

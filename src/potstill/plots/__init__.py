@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Final
 
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from potstill.plots import canvas
@@ -35,9 +33,22 @@ from potstill.plots.canvas import (
     percent_axis,
     step_axis,
 )
-from potstill.story import Checkpoint, Comparison, Group, Interval, Story, checkpoints, main_format, points, trained
+from potstill.plots.labels import name_points
+from potstill.story import (
+    Checkpoint,
+    Comparison,
+    Control,
+    Group,
+    Interval,
+    Story,
+    checkpoints,
+    main_comparisons,
+    points,
+    trained,
+)
 
 WIDE, NARROW = 960, 380
+GLYPHS, CONTROLS = "▽△◁▷", "v^<>"  # how a control is marked, in words and by matplotlib
 SPECIALIZED: Final[tuple[Group, ...]] = ("in-distribution", "out-of-distribution")
 
 
@@ -45,10 +56,10 @@ def draw(story: Story) -> dict[str, str]:
     """Every figure that the story has data for: `name` for a wide page and `name-narrow` for a phone."""
     found: dict[str, str] = {}
     steps, chosen = checkpoints(story), story.choice.step if story.choice else None
-    mine = [each for each in story.comparisons if (each.chosen.format, each.chosen.decoding) == main_format(story)]
+    mine = main_comparisons(story)
     for suffix, width in (("", WIDE), ("-narrow", NARROW)):
         if mine and trained(story):
-            found["before-after" + suffix] = before_after(mine, story.groups, width=width)
+            found["before-after" + suffix] = before_after(mine, story.groups, story.controls, width=width)
         if _two_sided(steps):
             found["tradeoff" + suffix] = tradeoff(steps, chosen, width=width)
         if len(steps) > 1:
@@ -59,39 +70,55 @@ def draw(story: Story) -> dict[str, str]:
 
 
 @rc_context(STYLE)
-def before_after(rows: Sequence[Comparison], groups: Mapping[str, Group], *, width: int = WIDE) -> str:
-    """A row per set: base (hollow) and chosen (filled) with their intervals, and the difference in words."""
+def before_after(
+    rows: Sequence[Comparison], groups: Mapping[str, Group], controls: Sequence[Control] = (), *, width: int = WIDE
+) -> str:
+    """A row per set: base (hollow), controls (grey) and chosen (filled) with intervals, and the difference in words."""
     rows = sorted(rows, key=lambda row: list(HUE).index(groups[row.base.set]))
     narrow = width < 600
-    pitch, top, bottom = (58 if narrow else 44), (28 if narrow else 30), 34
+    gap = 9.0 if narrow else 10.0  # between the lines of one set
+    own = gap * (len(controls) + 1)
+    key = [
+        "hollow: base, filled: chosen",
+        *(f"{GLYPHS[at % 4]} {label(c.taught, 40)}" for at, c in enumerate(controls)),
+    ]
+    keys = key if narrow else [",  ".join(key)]
+    pitch, top, bottom = own + (44 if narrow else 32), 12 + 17 * len(keys) + (17 if narrow else 0), 34
     left, right = (10, 16) if narrow else (160, 225)
     figure = canvas.figure(width, height := top + pitch * len(rows) + bottom)
     axes = canvas.axes(figure, left, bottom, width - left - right, height - top - bottom)
-    limit = percent_axis(axes, "x", [bound for row in rows for bound in (row.base.high, row.chosen.high)])
+    theirs = [{each.chosen.set: each.chosen for each in control.comparisons} for control in controls]
+    shown = [[row.base, *(each[row.base.set] for each in theirs), row.chosen] for row in rows]
+    limit = percent_axis(axes, "x", [score.high for scores in shown for score in scores])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_yticks([])
-    for at, row in enumerate(rows):
+    for at, (row, scores) in enumerate(zip(rows, shown, strict=True)):
         colour, marker = HUE[groups[row.base.set]], MARKER[groups[row.base.set]]
-        middle = at + 0.14 if narrow else at
-        for score, shift, face in ((row.base, -0.09, PAPER), (row.chosen, 0.09, colour)):
-            axes.hlines(middle + shift, score.low, score.high, color=colour, linewidth=2, alpha=0.55)
-            dot = {"color": colour, "markerfacecolor": face, "markersize": 8, "clip_on": False}
-            axes.plot(score.accuracy, middle + shift, marker, **dot)
+        for number, score in enumerate(scores):
+            up = at + (number * gap - own / 2 + (10 if narrow else 0)) / pitch
+            control = 0 < number < len(scores) - 1
+            hue = SOFT if control else colour
+            axes.hlines(up, score.low, score.high, color=hue, linewidth=2, alpha=0.55)
+            dot = {"color": hue, "markerfacecolor": colour if number == len(scores) - 1 else PAPER, "clip_on": False}
+            shape, size = (CONTROLS[(number - 1) % 4], 6.5) if control else (marker, 8)
+            axes.plot(score.accuracy, up, shape, markersize=size, **dot)
         name, change = label(row.base.set, 22), signed(row.difference)
+        above = at - (own / 2 + 8) / pitch
         if narrow:
-            axes.text(0, at - 0.26, name, ha="left", va="center", weight="bold")
-            axes.text(limit, at - 0.26, change, ha="right", va="center", color=SOFT, size=SMALL)
+            axes.text(0, above, name, ha="left", va="center", weight="bold")
+            axes.text(limit, above, change, ha="right", va="center", color=SOFT, size=SMALL)
         else:
             axes.text(-0.02 * limit, at, name, ha="right", va="center", weight="bold", clip_on=False)
             axes.text(1.03 * limit, at, change, ha="left", va="center", color=SOFT, clip_on=False)
         if at and groups[rows[at - 1].base.set] != groups[row.base.set]:
             across = width - left - right
             axes.axhline(at - 0.5, color=RULE, linewidth=1, xmin=-left / across, xmax=1 + right / across, clip_on=False)
-    line = 1 - 12 / height
-    end = (width - right) / width if narrow else (left + 1.03 * (width - left - right)) / width
-    side = "right" if narrow else "left"
-    figure.text(end, line, "change in points (95 % interval)", ha=side, va="center", color=SOFT, size=SMALL)
-    figure.text(left / width, line, "hollow: base, filled: chosen", ha="left", va="center", color=SOFT, size=SMALL)
+    for line, text in enumerate([*keys, "change in points (95 % interval)"] if narrow else keys):
+        figure.text(left / width, 1 - (12 + 17 * line) / height, text, ha="left", va="center", color=SOFT, size=SMALL)
+    if not narrow:
+        end = (left + 1.03 * (width - left - right)) / width
+        heading = {"ha": "left", "va": "center", "color": SOFT, "size": SMALL}
+        figure.text(end, 1 - 12 / height, "change in points (95 % interval)", **heading)
     return canvas.svg(figure, "before-after", "Accuracy on the test split, base and chosen, with 95 % intervals.")
 
 
@@ -122,7 +149,7 @@ def tradeoff(rows: Sequence[Checkpoint], chosen: int | None, *, width: int = WID
             axes.vlines(x.value, y.low, y.high, color=hue, linewidth=1.2, alpha=0.3)
             face, size = (hue, 10) if step == chosen else (PAPER, 7)
             axes.plot(x.value, y.value, MARKER[group], color=hue, markerfacecolor=face, markersize=size)
-        _name_points(axes, dots, chosen)
+        name_points(axes, dots, chosen)
     return canvas.svg(figure, "tradeoff", "Validation: specialized accuracy against generic, one point a checkpoint.")
 
 
@@ -185,38 +212,6 @@ def signed(change: Interval) -> str:
 def _two_sided(rows: Sequence[Checkpoint]) -> bool:
     """Whether there is something to set against something: two steps with a generic and a specialized accuracy."""
     return len([row for row in rows if "generic" in row.groups and set(SPECIALIZED) & set(row.groups)]) > 1
-
-
-def _name_points(axes: Axes, dots: Sequence[tuple[int, Interval, Interval]], chosen: int | None) -> None:
-    """Each point's step beside it, on the side where it covers least of the other points and names."""
-    place = axes.transData.transform
-    places = [place((x.value, y.value)) for _, x, y in dots]
-    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in places]
-    taken += [(*place((x.low, y.value)) - 1, *place((x.high, y.value)) + 1) for _, x, y in dots]
-    taken += [(*place((x.value, y.low)) - 1, *place((x.value, y.high)) + 1) for _, x, y in dots]
-    for (x, y), (right, up) in pairwise(places):
-        between = [(x + part / 8 * (right - x), y + part / 8 * (up - y)) for part in range(1, 8)]
-        taken += [(a - 2, b - 2, a + 2, b + 2) for a, b in between]
-    frame = axes.get_window_extent().extents
-    for (step, _, _), (x, y) in zip(dots, places, strict=True):
-        text = f"{step}, chosen" if step == chosen else f"step {step}" if step == 0 else f"{step}"
-        wide, high = 7.2 * len(text), 14
-        sides = [(x + 10, y - 7), (x - 10 - wide, y - 7), (x - wide / 2, y + 9), (x - wide / 2, y - 23)]
-        sides += [(a, b) for a in (x + 8, x - 8 - wide) for b in (y + 6, y - 20)]
-        boxes = [(a, b, a + wide, b + high) for a, b in sides]
-        box = min(boxes, key=lambda box: sum(_overlap(box, other) for other in taken) + _outside(box, frame))
-        taken.append(box)
-        at = axes.transData.inverted().transform((box[0], box[1] + high / 2))
-        weight = "bold" if step == chosen else "normal"
-        axes.text(at[0], at[1], text, ha="left", va="center_baseline", size=SMALL, weight=weight)
-
-
-def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
-def _outside(box: Sequence[float], frame: Sequence[float]) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1]) - _overlap(box, frame)
 
 
 def _thin(rows: Sequence[tuple[int, float]], most: int) -> list[tuple[int, float]]:

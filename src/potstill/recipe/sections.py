@@ -145,7 +145,13 @@ class Select(Section):
 
 
 class Report(Section):
-    read: Count = Field(default=6, description="questions shown with their chains and answers")
+    read: Count = Field(
+        default=6,
+        description="questions to read: so many with the teacher's chains, so many of each outcome",
+    )
+    controls: list[Name] = Field(
+        default=[], description="finished runs beside this one, from the same base on the same test questions"
+    )
     notes: list[str] = Field(default=[], description="sentences that the page shows: sources, licences, what to expect")
 
 

@@ -35,19 +35,13 @@ def planned(plan: Recipe, questions: Sequence[Question], source: str, done: Cont
     """The chains of a recipe's local teacher: its model and its prompt file opened, then `sample`."""
     from potstill import recipe
 
-    teacher, prefix = plan.teacher, ""
+    teacher = plan.teacher
     assert teacher.model is not None
-    if teacher.prompt is not None:
-        path = recipe.find(plan, teacher.prompt, "teacher.prompt")
-        try:
-            prefix = files.read_bytes(path).decode("utf-8")
-        except UnicodeDecodeError as fault:
-            raise UserError("is not UTF-8 text", where=path, found=fault.reason, do="name a text file") from None
     folder = recipe.find(plan, teacher.model, "teacher.model")
     return sample(
         engines.open(folder, trust_remote_code=teacher.trust_remote_code),
         questions,
-        asking(prefix=prefix),
+        asked(plan),
         samples=teacher.samples,
         temperature=teacher.temperature,
         max_tokens=teacher.max_tokens,
@@ -57,6 +51,19 @@ def planned(plan: Recipe, questions: Sequence[Question], source: str, done: Cont
         budget=teacher.batch_tokens,
         done=done,
     )
+
+
+def asked(plan: Recipe) -> Callable[[Question], Prompt]:
+    """How the teacher of a recipe is asked: behind its prompt file, if it has one."""
+    from potstill import recipe
+
+    if plan.teacher.prompt is None:
+        return asking()
+    path = recipe.find(plan, plan.teacher.prompt, "teacher.prompt")
+    try:
+        return asking(prefix=files.read_bytes(path).decode("utf-8"))
+    except UnicodeDecodeError as fault:
+        raise UserError("is not UTF-8 text", where=path, found=fault.reason, do="name a text file") from None
 
 
 def asking(

@@ -1,0 +1,50 @@
+"""Counts: what a run cost. Numbers that are the same on every machine, and apart from them what the machine measured.
+
+Counts come from manifests and metrics and stand on the page. Seconds and memory come from `log.jsonl`, which no digest
+covers, and go to a page of their own that no manifest covers: a run that was interrupted has other times and the same
+report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from potstill import files, story
+from potstill.files import manifest
+from potstill.records import Score
+
+
+def costs(
+    run: Path,
+    metrics: Sequence[Mapping[str, Any]],
+    chosen: int,
+    validation: Sequence[Score],
+    comparisons: Sequence[story.Comparison],
+) -> Iterator[story.Cost]:
+    """What each stage counted, in the order of the stages. Tokens are those of the model that read or wrote them."""
+    sampled, aligned = (manifest.finished(run / stage) for stage in ("sample", "align"))
+    assert sampled is not None and aligned is not None
+    yield story.Cost("sample", "chains", sampled.counts["chains"])
+    if sampled.counts["tokens"]:
+        yield story.Cost("sample", "tokens written by the teacher", sampled.counts["tokens"])
+    yield story.Cost("align", "chains brought into the student's vocabulary", aligned.counts["chains"])
+    yield story.Cost("align", "positions with a target", aligned.counts["positions"])
+    yield story.Cost("train", "steps", len(metrics))
+    if 0 < chosen < len(metrics):
+        yield story.Cost("train", "steps up to the chosen checkpoint", chosen)
+    yield story.Cost("train", "tokens read", sum(row["tokens"] for row in metrics))
+    yield story.Cost("train", "positions learnt from", sum(row["positions"] for row in metrics))
+    yield story.Cost("evaluate", "answers on validation", sum(score.n for score in validation))
+    own = {(score.step, score.set, score.format): score.n for row in comparisons for score in (row.base, row.chosen)}
+    yield story.Cost("test", "answers on test", sum(own.values()))
+
+
+def times(run: Path) -> tuple[story.Time, ...]:
+    """Of every stage, what the log says of the process that finished it last, in the order of the stages' first end."""
+    found: dict[str, story.Time] = {}
+    for _, row in files.read_jsonl(run / "log.jsonl"):
+        if row["event"] == "done":
+            found[row["stage"]] = story.Time(row["stage"], row["seconds"], row["peak_memory_mib"])
+    return tuple(found.values())

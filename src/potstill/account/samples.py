@@ -1,0 +1,62 @@
+"""Samples: the questions that the page lets a person read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from potstill import exam, splits, story
+from potstill.prompts import FORMATS
+from potstill.questions import collected
+from potstill.recipe import Recipe
+from potstill.records import Chain, Choice, Prediction, Question, Verdict
+from potstill.teachers import local
+
+CHAINS_SHOWN = 6  # of one question
+Answers = dict[str, tuple[Prediction, Prediction]]
+
+
+def outcomes(run: Path, choice: Choice) -> dict[story.Outcome, int]:
+    """How many validation questions had each outcome, in the format of the choice."""
+    kinds = [story.outcome(before, after) for before, after in _answers(run, choice).values()]
+    return {kind: kinds.count(kind) for kind in story.OUTCOMES}
+
+
+def pick(
+    run: Path,
+    plan: Recipe,
+    choice: Choice,
+    groups: Mapping[str, story.Group],
+    solved: Mapping[str, list[tuple[Chain, Verdict]]],
+) -> Iterator[story.Sample]:
+    """`report.read` training questions, and as many validation questions of each outcome, spread over the sets.
+
+    Within a set those with the lowest digests: nobody chose them by what they show.
+    """
+    train = [q for q in collected.questions(run, plan.questions.train, "train") if q.id in solved]
+    asked = local.asked(plan) if plan.teacher.kind == "local" else None
+    for question in splits.take(train, plan.report.read):
+        prompt = asked(question).plain if asked else ""
+        yield story.Sample(question, tuple(solved[question.id][:CHAINS_SHOWN]), prompt=prompt)
+    table, answers = collected.shots(run), _answers(run, choice)
+    by_kind: dict[str | None, dict[str, list[Question]]] = {kind: {} for kind in story.OUTCOMES}
+    for question in collected.questions(run, groups, "validation"):
+        by_kind[story.outcome(*answers[question.id])].setdefault(question.set, []).append(question)
+    for kind in story.OUTCOMES:
+        for question in _spread(by_kind[kind], plan.report.read):
+            prompt = collected.prompt_of(question, FORMATS[choice.format], table).plain
+            yield story.Sample(question, (), *answers[question.id], prompt=prompt)
+
+
+def _answers(run: Path, choice: Choice) -> Answers:
+    """Validation question -> the answers of the base and of the chosen step."""
+    before = {each.question: each for each in exam.predictions(run / "evaluate", 0, choice.format)}
+    after = {each.question: each for each in exam.predictions(run / "evaluate", choice.step, choice.format)}
+    return {name: (before[name], after[name]) for name in before}
+
+
+def _spread(by_set: Mapping[str, list[Question]], most: int) -> list[Question]:
+    """At most so many, taken in turn from the sets."""
+    rows = [splits.take(questions, most) for questions in by_set.values()]
+    turns = [row[turn] for turn in range(most) for row in rows if turn < len(row)]
+    return turns[:most]

@@ -1,0 +1,171 @@
+"""Means of a story: what its tables and figures show, computed from its pieces.
+
+>>> thirds = mean([Interval(0.2, 0.1, 0.3), Interval(0.4, 0.3, 0.5)])
+>>> f"{thirds.value:.3f} ({thirds.low:.3f} to {thirds.high:.3f})"
+'0.300 (0.229 to 0.371)'
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from potstill.records import Prediction, Score
+from potstill.story.nouns import GROUPS, Comparison, Group, Interval, Outcome, Story
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A group of sets on the test split, base against chosen: unweighted means over its sets. `n` items in all."""
+
+    group: Group
+    sets: tuple[str, ...]
+    n: int
+    base: Interval
+    chosen: Interval
+    difference: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One step on validation: the unweighted mean over the sets of each group, and every set alone."""
+
+    step: int
+    groups: Mapping[Group, Interval] = field(default_factory=dict)
+    sets: Mapping[str, Interval] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """An accuracy on the test items of a set or of a group, and its paired difference from the base (None for it)."""
+
+    n: int
+    accuracy: Interval
+    difference: Interval | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One student of the table that sums a run up: the base, the specialized one, or a control.
+
+    name    base, specialized, or the run of a control; `taught` is what the student learnt from
+    sets    in the order of the groups; groups are unweighted means over their sets
+    """
+
+    name: str
+    taught: str
+    step: int
+    format: str
+    sets: Mapping[str, Cell]
+    groups: Mapping[Group, Cell]
+
+
+def interval(score: Score) -> Interval:
+    """The accuracy of a score."""
+    return Interval(score.accuracy, score.low, score.high)
+
+
+def mean(intervals: Sequence[Interval]) -> Interval:
+    """The unweighted mean of independent estimates; its bounds from the distances of theirs.
+
+    Each side is the root of the summed squares of the distances on that side, divided by the number (the method of
+    variance estimates recovery, Zou and Donner 2008); it keeps the bounds of skewed intervals near 0 and 1 in range.
+    """
+    assert intervals, "the mean of nothing"
+    n, value = len(intervals), sum(each.value for each in intervals) / len(intervals)
+    below = math.sqrt(sum((each.value - each.low) ** 2 for each in intervals)) / n
+    above = math.sqrt(sum((each.high - each.value) ** 2 for each in intervals)) / n
+    return Interval(value, value - below, value + above)
+
+
+def trained(story: Story) -> bool:
+    """Whether a checkpoint after step 0 was chosen, so that there is a before and an after."""
+    return story.choice is not None and story.choice.step > 0
+
+
+def main_format(story: Story) -> tuple[str, str] | None:
+    """The format and decoding that the page shows first: the choice's, without a choice those of the first score."""
+    scores = [each.chosen for each in story.comparisons] + list(story.validation)
+    first = story.choice or (scores[0] if scores else None)
+    return (first.format, first.decoding) if first else None
+
+
+def main_comparisons(story: Story) -> tuple[Comparison, ...]:
+    """The comparisons in the main format and decoding, in the order of the groups."""
+    mine = [each for each in story.comparisons if (each.chosen.format, each.chosen.decoding) == main_format(story)]
+    return tuple(each for group in GROUPS for each in mine if story.groups[each.chosen.set] == group)
+
+
+def changes(story: Story) -> tuple[Change, ...]:
+    """Each group that has a test set, in the main format and decoding."""
+    return tuple(grouped(main_comparisons(story), story.groups).values())
+
+
+def grouped(comparisons: Sequence[Comparison], groups: Mapping[str, Group]) -> dict[Group, Change]:
+    """Comparisons as means over the sets of each group."""
+    found: dict[Group, Change] = {}
+    for group in GROUPS:
+        rows = [each for each in comparisons if groups[each.chosen.set] == group]
+        if rows:
+            found[group] = Change(
+                group,
+                tuple(each.chosen.set for each in rows),
+                sum(each.chosen.n for each in rows),
+                mean([interval(each.base) for each in rows]),
+                mean([interval(each.chosen) for each in rows]),
+                mean([each.difference for each in rows]),
+            )
+    return found
+
+
+def lines(story: Story) -> tuple[Line, ...]:
+    """The run in one table: the base, the specialized student, and the controls on the same test items.
+
+    Empty where nothing was compared; the base alone where the rule chose step 0.
+    """
+    own = main_comparisons(story)
+    if not own:
+        return ()
+    base = [replace(each, chosen=each.base) for each in own]
+    found = [_line("base", "", story, base, against=False)]
+    if trained(story):
+        found.append(_line("specialized", story.taught, story, own))
+        found += [_line(each.name, each.taught, story, each.comparisons) for each in story.controls]
+    return tuple(found)
+
+
+def _line(name: str, taught: str, story: Story, rows: Sequence[Comparison], against: bool = True) -> Line:
+    rows = [each for group in GROUPS for each in rows if story.groups[each.chosen.set] == group]
+    sets = {
+        each.chosen.set: Cell(each.chosen.n, interval(each.chosen), each.difference if against else None)
+        for each in rows
+    }
+    groups: dict[Group, Cell] = {
+        group: Cell(each.n, each.chosen, each.difference if against else None)
+        for group, each in grouped(rows, story.groups).items()
+    }
+    return Line(name, taught, rows[0].chosen.step, rows[0].chosen.format, sets, groups)
+
+
+def checkpoints(story: Story) -> tuple[Checkpoint, ...]:
+    """Validation by step, in the main format and decoding."""
+    mine = [each for each in story.validation if (each.format, each.decoding) == main_format(story)]
+    found = []
+    for step in sorted({each.step for each in mine}):
+        sets = {each.set: interval(each) for each in mine if each.step == step}
+        sets = {name: sets[name] for name in story.groups if name in sets}
+        means: dict[Group, Interval] = {}
+        for group in GROUPS:
+            if rows := [value for name, value in sets.items() if story.groups[name] == group]:
+                means[group] = mean(rows)
+        found.append(Checkpoint(step, means, sets))
+    return tuple(found)
+
+
+def outcome(before: Prediction | None, after: Prediction | None) -> Outcome | None:
+    """What training changed about one question; None without two answers."""
+    if before is None or after is None:
+        return None
+    was, now = before.grade == "right", after.grade == "right"
+    return ("still right" if now else "lost") if was else ("won" if now else "still wrong")

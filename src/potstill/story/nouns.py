@@ -1,0 +1,175 @@
+"""The pieces of a story: frozen values that say what a run did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from potstill.records import Chain, Choice, Grade, Kind, Prediction, Question, Score, Semantics, Verdict
+
+Group = Literal["in-distribution", "out-of-distribution", "generic"]
+GROUPS: Final[tuple[Group, ...]] = ("in-distribution", "out-of-distribution", "generic")
+Outcome = Literal["won", "lost", "still wrong", "still right"]
+OUTCOMES: Final[tuple[Outcome, ...]] = ("won", "lost", "still wrong", "still right")
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A share, or a difference of shares, and the bounds of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The base (step 0) and a trained checkpoint on the same test items of one set, each in its format and decoding.
+
+    difference  trained minus base, its interval paired over the items
+    won, lost   how many items only the trained one, or only the base, has right
+    """
+
+    base: Score
+    chosen: Score
+    difference: Interval
+    won: int
+    lost: int
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """Another run from the same base, asked the same test items: what else could have made the difference?
+
+    name         of the run; `taught` is what it was trained on, in a few words
+    steps        that it was trained for; the one that answered is its own choice
+    comparisons  one a set, each against the base of this run in this run's main format
+    """
+
+    name: str
+    taught: str
+    steps: int
+    comparisons: tuple[Comparison, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What one teacher gave and what the filter made of it.
+
+    name       of the source, as in `Chain.source`
+    questions  asked; `chains` came back
+    grades     how many chains have each verdict; sums to `chains`
+    dropped    reason -> how many right chains were dropped for it
+    kept       chains that reach training; `taught` questions have one or more of them
+    single     share of single samples that are right: mean over questions of their own share, interval over questions
+    solved     right samples of a question -> how many questions have so many
+    """
+
+    name: str
+    semantics: Semantics
+    questions: int
+    chains: int
+    grades: Mapping[Grade, int]
+    dropped: Mapping[str, int]
+    kept: int
+    taught: int
+    single: Interval | None = None
+    solved: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """The positions of one kind: how many, and the mean probability mass that they kept of the teacher's."""
+
+    kind: Kind
+    positions: int
+    mass: float
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """How the chains came into the student's vocabulary. `digits` counts again the positions that hold a digit."""
+
+    tokenizer: str
+    rule: str
+    coverage: tuple[Coverage, ...]
+    digits: tuple[Coverage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One count of what a stage did: the same on every machine. `what` in words, such as "tokens sampled"."""
+
+    stage: str
+    what: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """What the machine measured of one stage: seconds of the process that finished it, and the most memory it held."""
+
+    stage: str
+    seconds: float
+    memory_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One question to read: a teacher's chains with their verdicts, the student's answers before and after, or both.
+
+    prompt  in which the teacher or the student was asked, as plain text
+    """
+
+    question: Question
+    chains: tuple[tuple[Chain, Verdict], ...] = ()
+    before: Prediction | None = None
+    after: Prediction | None = None
+    prompt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """A run as its page tells it. A piece that a run does not have stays empty; the page then says why.
+
+    name        of the run
+    student     what was trained, and `teacher` from whom, in a few words: a folder's name and its size
+    taught      what the student learnt from, in a few words
+    groups      the group of every set
+    choice      None where nothing was selected
+    comparisons on the test split, one a set, format and decoding; empty where there was no test
+    controls    other runs from the same base on the same test items
+    validation  every Score of `evaluate`: all steps, sets and formats
+    losses      (step, training loss in nats a supervised position), in order of steps
+    outcomes    how many validation questions of each, in the main format
+    recipe      the resolved recipe, as YAML
+    versions    (name, version) of potstill and of what made the numbers
+    notes       sentences that a reader must know first: "The student started from random weights: ..."
+    seed        of the run; the intervals know this one only
+    """
+
+    name: str
+    student: str
+    teacher: str
+    groups: Mapping[str, Group]
+    recipe: str
+    taught: str = ""
+    choice: Choice | None = None
+    comparisons: tuple[Comparison, ...] = ()
+    controls: tuple[Control, ...] = ()
+    validation: tuple[Score, ...] = ()
+    losses: tuple[tuple[int, float], ...] = ()
+    sources: tuple[Source, ...] = ()
+    alignment: Alignment | None = None
+    costs: tuple[Cost, ...] = ()
+    outcomes: Mapping[Outcome, int] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
+    versions: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        compared = [*self.comparisons, *(row for each in self.controls for row in each.comparisons)]
+        scored = [each.set for each in self.validation] + [each.chosen.set for each in compared]
+        assert set(scored) <= set(self.groups), f"sets without a group: {sorted(set(scored) - set(self.groups))}"

@@ -1,0 +1,33 @@
+"""Words of a story: numbers with their sign, and texts in which nothing hides."""
+
+from __future__ import annotations
+
+import unicodedata
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points, with its sign where it is not zero.
+
+    >>> points(0.125), points(-0.0004)
+    ('+12.5', '0.0')
+    """
+    text = f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return text[1:] if text[1:] == "0.0" else text
+
+
+def visible(text: str) -> str:
+    """The text with everything that would hide or reorder it spelt out: control and direction characters, halves of
+    surrogate pairs, non-characters. Line ends, tabs and joiners stay.
+
+    >>> visible("a\\x00b\\u202ec")
+    'a⟨U+0000⟩b⟨U+202E⟩c'
+    """
+    return "".join(f"⟨U+{ord(each):04X}⟩" if _hidden(each) else each for each in text.replace("\r\n", "\n"))
+
+
+def _hidden(character: str) -> bool:
+    if character in "\n\t\u200c\u200d":
+        return False
+    code = ord(character)
+    no_character = code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
+    return no_character or unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")

@@ -1,0 +1,109 @@
+"""The account of a run: its controls are compared with the same base on the same items, or refused with what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import tiny
+from potstill import account, files, story
+from potstill.errors import UserError
+
+ANSWERS = (
+    "name=answers", "teacher={kind: human}", "train.formats={zero-shot-answer: 1}",
+    "evaluate.formats=[zero-shot-answer]", "select.format=zero-shot-answer",
+)  # fmt: skip
+CONTROLLED = "report.controls=[answers]"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    tiny.make(data, folder / "tiny", until="test")
+    tiny.make(data, folder / "answers", *ANSWERS, until="test")
+    return folder
+
+
+@pytest.fixture
+def own(runs: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(runs, tmp_path / "runs"))
+
+
+def test_a_control_is_held_against_the_same_base_item_by_item(data: Path, own: Path) -> None:
+    told = account.tell(own / "tiny", tiny.recipe(data, CONTROLLED))
+    [control] = told.controls
+    assert (control.name, control.taught, control.steps) == ("answers", "bare answers", 4)
+    base = {row.base.set: row.base for row in told.comparisons if row.base.format == "zero-shot-rationale"}
+    for row in control.comparisons:
+        assert row.base == base[row.base.set] and row.chosen.format == "zero-shot-answer"
+        change = (row.won - row.lost) / row.base.n
+        assert row.difference.value == pytest.approx(change) == pytest.approx(row.chosen.accuracy - row.base.accuracy)
+    assert {line.name for line in story.lines(told)} == {"base", "specialized", "answers"}
+
+
+def test_the_page_names_the_control_and_its_answers_are_an_input(data: Path, own: Path) -> None:
+    made = tiny.make(data, own / "tiny", CONTROLLED)
+    page = (made / "report" / "index.html").read_text("utf-8")
+    assert "control: bare answers" in page and "4 steps on bare answers reached" in page
+    begun = json.loads((made / "report" / "manifest.json").read_text("utf-8"))
+    assert list(begun["inputs"]).count("report.controls answers") == 1
+    shutil.rmtree(own / "answers" / "test")
+    with pytest.raises(UserError, match="the control run answers has not finished test"):
+        tiny.make(data, own / "tiny", CONTROLLED)
+
+
+def test_a_missing_control_is_said_with_what_to_do(data: Path, own: Path) -> None:
+    with pytest.raises(UserError) as fault:
+        tiny.make(data, own / "tiny", "report.controls=[nowhere]")
+    assert str(fault.value) == (
+        "report.controls: the control run nowhere has not finished test\n"
+        f"  found: {own / 'nowhere'} is not there\n"
+        "  do: run its recipe first (`potstill run RECIPE`, with `name: nowhere`), or take it out of report.controls"
+    )
+
+
+@pytest.mark.parametrize(
+    "change, found",
+    [
+        ("questions.limit={test: 2}", "answered other test questions of sums"),
+        ("seed=4", "started from another student"),
+    ],
+)
+def test_a_control_that_cannot_be_compared_is_refused(data: Path, own: Path, change: str, found: str) -> None:
+    shutil.rmtree(own / "answers")
+    tiny.make(data, own / "answers", *ANSWERS, change, until="test")
+    with pytest.raises(UserError, match="the control run answers cannot be compared") as fault:
+        account.tell(own / "tiny", tiny.recipe(data, CONTROLLED))
+    assert found in str(fault.value)
+
+
+def test_counts_are_those_of_the_run(data: Path, own: Path) -> None:
+    told = account.tell(own / "tiny", tiny.recipe(data))
+    counted = {(cost.stage, cost.what): cost.number for cost in told.costs}
+    metrics = [row for _, row in files.read_jsonl(own / "tiny" / "train" / "metrics.jsonl")]
+    assert counted["train", "steps"] == 4
+    assert counted["train", "tokens read"] == sum(row["tokens"] for row in metrics) > 0
+    answers = sum(len(path.read_text().splitlines()) for path in (own / "tiny" / "test").rglob("*.greedy.jsonl"))
+    assert counted["test", "answers on test"] == answers
+    [source] = told.sources
+    assert sum(source.grades.values()) == source.chains == counted["sample", "chains"]
+    assert sum(right * n for right, n in source.solved.items()) == source.grades.get("right", 0)
+    assert source.kept + sum(source.dropped.values()) == source.grades.get("right", 0)
+    assert sum(told.outcomes.values()) == sum(s.n for s in told.validation if s.step == 0 and "answer" not in s.format)
+
+
+def test_time_is_beside_the_page_and_in_no_manifest(data: Path, own: Path) -> None:
+    made = tiny.make(data, own / "tiny")
+    covered = json.loads((made / "report" / "manifest.json").read_text("utf-8"))["outputs"]
+    assert not [name for name in covered if "time" in name]
+    rows = (made / "report" / "time.csv").read_text("utf-8").splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == [f'"{stage}"' for stage in account.STAGES]
+    assert "up to the report" in (made / "report" / "time.html").read_text("utf-8")
