@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
@@ -21,7 +22,7 @@ from potstill.miniature import build, diet, generic, plain, skills, steps, world
 from potstill.miniature.problem import OutOfRange, Sums, World
 
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
-WIDE, EASY = World(), build.EASY
+WIDE, EASY, SHIPPED = World(), build.EASY, world.SHIPPED
 N = 400
 
 
@@ -63,7 +64,7 @@ def test_questions_are_distinct_and_their_ids_too(family: str, sets: dict[str, l
 
 
 @pytest.mark.parametrize("family", world.SETS)
-@pytest.mark.parametrize("size", [WIDE, EASY])
+@pytest.mark.parametrize("size", [WIDE, EASY, SHIPPED])
 def test_every_gold_grades_itself_right_as_the_students_write_it(family: str, size: World) -> None:
     for question in world.questions(family, "gold", 200, size):
         for text in (prompts.solution(question.rationale or "", question.gold), prompts.bare(question.gold)):
@@ -73,7 +74,7 @@ def test_every_gold_grades_itself_right_as_the_students_write_it(family: str, si
 
 
 @pytest.mark.parametrize("family", [*world.IN_DISTRIBUTION, *world.OUT_OF_DISTRIBUTION])
-@pytest.mark.parametrize("size", [WIDE, EASY])
+@pytest.mark.parametrize("size", [WIDE, EASY, SHIPPED])
 def test_equations_are_true_and_lead_to_the_gold(family: str, size: World) -> None:
     for question in world.questions(family, "true", 300, size):
         equations = EQUATION.findall(question.rationale or "")
@@ -87,6 +88,14 @@ def test_equations_are_true_and_lead_to_the_gold(family: str, size: World) -> No
         for left, _, right, value in equations:
             assert left in known and right in known, question
             known.append(value)
+
+
+def test_the_shipped_world_has_enough_test_questions_of_every_family_and_generic_task() -> None:
+    for family, n in world.SIZES.items():
+        asked = [question for question in world.questions(family, "potstill", n, SHIPPED) if question.split == "test"]
+        assert len(asked) >= 600
+        counts = Counter(question.task for question in asked)
+        assert min(counts.values()) >= 200, counts
 
 
 def test_steps_have_one_to_three_steps_and_often_several_first_steps() -> None:
@@ -118,7 +127,7 @@ def test_both_orders_of_independent_steps_occur() -> None:
 
 
 @pytest.mark.parametrize("family", world.OUT_OF_DISTRIBUTION)
-@pytest.mark.parametrize("size", [WIDE, EASY])
+@pytest.mark.parametrize("size", [WIDE, EASY, SHIPPED])
 def test_no_sentence_template_is_shared_out_of_distribution(family: str, size: World) -> None:
     def templates(name: str) -> set[tuple[str, ...]]:
         own = world.questions(name, "far", 1500, size)
