@@ -47,7 +47,7 @@ INSIDE: dict[str, set[str]] = {
     "lessons": {"questions", "students", "targets"},
     "exam": {"engines", "evaluation", "questions", "students"},
     "card": {"page"},
-    "miniature": {"training", "students", "tokenizers"},
+    "miniature": {"training", "students", "tokenizers", "engines"},
     # layer 5
     "plan": set(),
 }
