@@ -324,6 +324,17 @@ def test_a_model_is_a_function_of_the_seed_however_often_it_is_interrupted(name:
     assert files.read_json(tmp_path / "parts" / making.MADE)["step"] == 6
 
 
+def test_the_learning_rate_falls_at_every_rest_and_never_asks_for_the_future() -> None:
+    first = courses.Phase(20, {"facts": 2})
+    own = replace(TINY["student"], phases=(first, replace(first, rest=True), first), peak=1.0, warmup=4, fall=0.5)
+    alone = replace(own, phases=(first, first))
+    assert [own.rate(step) for step in range(1, 41)] == [alone.rate(step) for step in range(1, 41)]
+    assert (
+        own.rate(4) == own.rate(20) == own.rate(44) == 1 and own.rate(41) == 0.25
+    assert own.rate(40) < 0.1 > own.rate(60)
+    )
+
+
 def test_a_model_under_way_of_another_course_is_refused(tmp_path: Path) -> None:
     making.make("student", TINY["student"], "one", kitchen_of("student"), tmp_path / "a", every=1, until=1, n=0)
     with pytest.raises(UserError, match="begun otherwise"):

@@ -53,9 +53,9 @@ def run(plan: Recipe, *, folder: Path | None = None, redo: str | None = None, un
 
 
 def demo() -> Path:
-    """The embedded main job: models and sets built into `runs/miniature` where they are missing, then the recipe.
+    """The embedded main job: the package's models and sets laid out in `runs/miniature`, then the recipe.
 
-    If they had to be built anew, because this version makes other ones, what an older version ran on them is made anew.
+    If this version brings other ones, what an older version ran on them is made anew.
     """
     from importlib import resources
 

@@ -17,21 +17,27 @@ from typing import Final
 from potstill import prompts
 from potstill.prompts import Style
 from potstill.students import Shape
+from potstill.training import Schedule
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """So many steps on one diet: rows of each dish a step."""
+    """So many steps on one diet: rows of each dish a step.
+
+    rest  the learning rate falls to nothing at its end and rises again behind it, as it does at the end of the course
+    """
 
     steps: int
     rows: Mapping[str, int]
+    rest: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
     """How one model is made.
 
-    peak, warmup, fall  the learning rate rises over `warmup` steps to its peak and falls over the last `fall` of all
+    peak, warmup, fall  the learning rate rises over `warmup` steps to its peak and falls over the last `fall` of all;
+                        the same again after each rest
     factors             of the learning rate, by a part of a parameter's name
     weights             of the positions of a dish in the loss, 1 where a dish is not named
     preset              students.presets: biases towards neighbours, embeddings of numbers
@@ -50,6 +56,24 @@ class Course:
     @property
     def steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 1."""
+        before = 0
+        for length in self._cycles():
+            if step <= before + length:
+                hold = max(0, length - round(length * self.fall) - self.warmup)
+                return Schedule("linear", self.peak, self.warmup, length, hold=hold)(step - before)
+            before += length
+        raise AssertionError(f"step {step} of {before}")
+
+    def _cycles(self) -> list[int]:
+        lengths = [0]
+        for phase in self.phases:
+            lengths[-1] += phase.steps
+            if phase.rest:
+                lengths.append(0)
+        return lengths
 
 
 def _t5(width: int, layers: int, heads: int) -> Shape:

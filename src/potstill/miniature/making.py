@@ -21,7 +21,6 @@ from potstill.miniature.courses import Course
 from potstill.records import Chain
 from potstill.students import Example, Student, initialise, presets
 from potstill.tokenizers import Tokenizer
-from potstill.training import Schedule
 from potstill.transfer import transfer
 
 BLOCK: Final = 8  # steps whose rows are drawn together
@@ -54,7 +53,6 @@ def make(
     """
     made_of = repr((seed, course, kitchen.world))
     last = course.steps
-    schedule = _schedule(course)
     if (under_way / MADE).is_file():
         made = files.read_json(under_way / MADE)
         if made["made_of"] != made_of:
@@ -74,7 +72,7 @@ def make(
             rows(student, course, seed, kitchen),
             first=made["step"] + 1,
             last=until or last,
-            schedule=schedule,
+            schedule=course.rate,
             seed=number(f"{seed}/{name}/steps"),
         ):
             tick(1, f"loss {metrics.loss:.3f}")
@@ -162,12 +160,6 @@ def number(label: str) -> int:
 def _cut(examples: Sequence[Example]) -> list[list[Example]]:
     lengths = [(len(example.prompt), len(example.target)) for example in examples]
     return [[examples[place] for place in batch] for batch in order.micro_batches(lengths, BUDGET)]
-
-
-def _schedule(course: Course) -> Schedule:
-    fall = round(course.steps * course.fall)
-    hold = max(0, course.steps - fall - course.warmup)
-    return Schedule("linear", course.peak, course.warmup, course.steps, hold=hold)
 
 
 def _keep(student: Student, optimizer: Any, made: Mapping[str, Any], under_way: Path) -> None:
