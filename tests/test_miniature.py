@@ -329,10 +329,8 @@ def test_the_learning_rate_falls_at_every_rest_and_never_asks_for_the_future() -
     own = replace(TINY["student"], phases=(first, replace(first, rest=True), first), peak=1.0, warmup=4, fall=0.5)
     alone = replace(own, phases=(first, first))
     assert [own.rate(step) for step in range(1, 41)] == [alone.rate(step) for step in range(1, 41)]
-    assert (
-        own.rate(4) == own.rate(20) == own.rate(44) == 1 and own.rate(41) == 0.25
+    assert own.rate(4) == own.rate(20) == own.rate(44) == 1 and own.rate(41) == 0.25
     assert own.rate(40) < 0.1 > own.rate(60)
-    )
 
 
 def test_a_model_under_way_of_another_course_is_refused(tmp_path: Path) -> None:
