@@ -115,6 +115,17 @@ def test_the_shipped_world_has_enough_test_questions_of_every_family_and_generic
         assert min(counts.values()) >= 200, counts
 
 
+def test_the_sets_hold_the_shares_of_the_world_and_still_enough() -> None:
+    drawn = build.questions("potstill", SHIPPED, world.SIZES)
+    asked = build.balanced(drawn, SHIPPED)
+    assert {question.id for question in asked} <= {question.id for question in drawn}
+    own = [question for question in asked if question.set == "steps"]
+    counts = Counter(question.rationale.count("=") for question in own)
+    assert [round(counts[steps] / len(own), 2) for steps in (1, 2, 3)] == list(SHIPPED.shares)
+    assert len(asked) - len(own) == sum(n for family, n in world.SIZES.items() if family != "steps")
+    assert sum(question.split == "test" for question in own) >= 600
+
+
 def test_steps_have_one_to_three_steps_and_often_several_first_steps() -> None:
     counts = [question.rationale.count("=") for question in world.questions("steps", "count", 600)]
     assert {1, 2, 3} == set(counts) and min(counts.count(size) for size in (1, 2, 3)) > 100
@@ -371,7 +382,7 @@ def test_the_demo_is_laid_out_from_the_models_that_pass(tmp_path: Path) -> None:
     for name, passed in (("teacher", True), ("student", False), ("student-causal", True)):
         (tmp_path / "models" / name).mkdir(parents=True)
         ship(name, passed)
-    sizes = dict.fromkeys(world.SETS, 6)
+    sizes = dict.fromkeys(world.SETS, 60)
 
     def laid() -> str:
         build.build(tmp_path / "demo", sizes=sizes, models=tmp_path / "models")

@@ -59,7 +59,7 @@ def build(
             files.remove(part)
         files.write_json(folder / SETTINGS, made_of)
     if not parts[0].exists():
-        write_sets(folder, questions(seed, own, sizes))
+        write_sets(folder, balanced(questions(seed, own, sizes), own))
     for part, name in chosen.items():
         if not (folder / part).exists():
             with files.folder(folder / part) as beside:
@@ -76,9 +76,26 @@ def student_of(models: Path = MODELS) -> str:
 
 
 def questions(seed: str, own: World, sizes: Mapping[str, int] | int) -> list[Question]:
-    """All questions of all families."""
+    """All questions that are drawn, of all families: none of them is ever taught."""
     wanted = {family: sizes if isinstance(sizes, int) else sizes[family] for family in world.SETS}
     return [question for family, n in wanted.items() for question in world.questions(family, seed, n, own)]
+
+
+def balanced(drawn: Iterable[Question], own: World) -> list[Question]:
+    """What is asked of the drawn: the in-distribution ones with the world's shares of problems of 1, 2 and 3 steps.
+
+    Longer problems leave the numbers of the world more often, so fewer are drawn than the shares say.
+    """
+    drawn = list(drawn)
+    by_steps: dict[int, list[Question]] = {}
+    for question in drawn:
+        if question.set in world.IN_DISTRIBUTION:
+            by_steps.setdefault((question.rationale or "").count("="), []).append(question)
+    kept = [question for question in drawn if question.set not in world.IN_DISTRIBUTION]
+    shares = {steps: share for steps, share in enumerate(own.shares, 1) if share}
+    whole = min(len(by_steps.get(steps, ())) / share for steps, share in shares.items())
+    few = [question for steps, share in shares.items() for question in by_steps.get(steps, [])[: round(whole * share)]]
+    return sorted(few, key=lambda question: int(question.id.rpartition("/")[2])) + kept
 
 
 def distances(sets: Iterable[Question]) -> dict[str, world.Overlap]:
@@ -128,7 +145,7 @@ def train(
         student, made = making.make(name, course, seed, kitchen, under_way, every=every)
         with files.folder(folder / name) as beside:
             student.save(beside, dtype="bfloat16")
-            found, more = examine(name, students.open(beside), kitchen, asked, n)
+            found, more = examine(name, students.open(beside), kitchen, balanced(asked, own), n)
             more["first_digest"] = making.first(name, course, seed, kitchen)
             written = cards.card(name, course, seed, own, made, found, **more)
             files.write_json(beside / "card.json", written)
@@ -175,7 +192,7 @@ def check(folder: Path = MODELS, *, n: int | None = None) -> bool:
         digest = making.first(card["name"], COURSES[card["name"]], card["seed"], kitchen)
         same = digest == card["first_digest"]
         progress.say(f"{card['name']:<15} first {making.FIRST} steps: {'the same bytes' if same else 'other bytes'}")
-        found, _ = examine(card["name"], student, kitchen, asked, n or card["gates"][0]["n"])
+        found, _ = examine(card["name"], student, kitchen, balanced(asked, own), n or card["gates"][0]["n"])
         for gate, row in zip(found, card["gates"], strict=True):
             low, high = gate.interval
             same = row["name"] == gate.name and low <= row["right"] / row["n"] <= high

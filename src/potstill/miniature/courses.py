@@ -81,7 +81,7 @@ def _t5(width: int, layers: int, heads: int) -> Shape:
 
 
 def _skills(*steps: int) -> tuple[Phase, ...]:
-    """The curriculum of the base students."""
+    """The curriculum of the base students: four phases, a rest, and more of what is learnt last."""
     rows: tuple[Mapping[str, int], ...] = (
         {"copying": 64},
         {"copying": 16, "lookup": 48, "facts": 96},
@@ -90,8 +90,12 @@ def _skills(*steps: int) -> tuple[Phase, ...]:
             "single": 64, "equations": 32, "facts": 64, "extraction": 24, "lookup": 16, "copying": 8, "generic": 40,
             "plain": 4,
         },
+        {
+            "single": 24, "equations": 64, "facts": 48, "extraction": 24, "lookup": 8, "copying": 8, "generic": 80,
+            "plain": 4,
+        },
     )  # fmt: skip
-    return tuple(Phase(n, own) for n, own in zip(steps, rows, strict=True))
+    return tuple(Phase(n, own, rest=at == 3) for at, (n, own) in enumerate(zip(steps, rows, strict=True)))
 
 
 _FACTORS: Final[Mapping[str, float]] = {"relative_attention_bias": 10.0, "shared": 3.0}
@@ -105,18 +109,18 @@ COURSES: Final[Mapping[str, Course]] = {
         weights={"facts": 2.0},
     ),
     "student": Course(
-        _t5(128, 3, 4), prompts.PAPER, _skills(100, 250, 250, 350), peak=2e-3, factors=_FACTORS, preset=True
+        _t5(128, 3, 4), prompts.PAPER, _skills(100, 250, 250, 350, 450), peak=2e-3, factors=_FACTORS, preset=True
     ),
     "student-small": Course(
-        _t5(64, 3, 4), prompts.PAPER, _skills(150, 400, 400, 500), peak=3e-3, factors=_FACTORS, preset=True
+        _t5(64, 3, 4), prompts.PAPER, _skills(150, 400, 400, 500, 600), peak=3e-3, factors=_FACTORS, preset=True
     ),
     "student-large": Course(
-        _t5(192, 4, 6), prompts.PAPER, _skills(100, 200, 200, 250), peak=1.5e-3, factors=_FACTORS, preset=True
+        _t5(192, 4, 6), prompts.PAPER, _skills(100, 200, 200, 250, 300), peak=1.5e-3, factors=_FACTORS, preset=True
     ),
     "student-causal": Course(
         Shape("causal", d_model=128, layers=5, heads=4, d_ff=384, d_kv=32, vocabulary=1000, length=512),
         prompts.PAPER,
-        _skills(100, 250, 250, 350),
+        _skills(100, 250, 250, 350, 450),
         peak=2e-3,
         factors={"embed_tokens": 3.0},
         preset=True,
