@@ -76,8 +76,8 @@ class Course:
         return lengths
 
 
-def _t5(width: int, layers: int, heads: int) -> Shape:
-    return Shape("t5", width, layers, heads, d_ff=2 * width, d_kv=width // heads, vocabulary=1000)
+def _t5(width: int, layers: int, heads: int, d_ff: int) -> Shape:
+    return Shape("t5", width, layers, heads, d_ff, d_kv=width // heads, vocabulary=1000)
 
 
 def _skills(*steps: int) -> tuple[Phase, ...]:
@@ -109,13 +109,13 @@ COURSES: Final[Mapping[str, Course]] = {
         weights={"facts": 2.0},
     ),
     "student": Course(
-        _t5(128, 3, 4), prompts.PAPER, _skills(100, 250, 250, 350, 450), peak=2e-3, factors=_FACTORS, preset=True
+        _t5(128, 3, 4, 256), prompts.PAPER, _skills(100, 250, 250, 350, 450), peak=2e-3, factors=_FACTORS, preset=True
     ),
     "student-small": Course(
-        _t5(64, 3, 4), prompts.PAPER, _skills(150, 400, 400, 500, 600), peak=3e-3, factors=_FACTORS, preset=True
+        _t5(64, 3, 4, 128), prompts.PAPER, _skills(100, 300, 350, 400, 450), peak=3e-3, factors=_FACTORS, preset=True
     ),
     "student-large": Course(
-        _t5(192, 4, 6), prompts.PAPER, _skills(100, 200, 200, 250, 300), peak=1.5e-3, factors=_FACTORS, preset=True
+        _t5(192, 3, 6, 352), prompts.PAPER, _skills(100, 200, 200, 250, 300), peak=1.5e-3, factors=_FACTORS, preset=True
     ),
     "student-causal": Course(
         Shape("causal", d_model=128, layers=5, heads=4, d_ff=384, d_kv=32, vocabulary=1000, length=512),
@@ -126,6 +126,6 @@ COURSES: Final[Mapping[str, Course]] = {
         preset=True,
     ),
     "student-raw": Course(
-        _t5(128, 3, 4), prompts.PAPER, (Phase(300, {"plain": 64}),), peak=2e-3, factors=_FACTORS, preset=True
+        _t5(128, 3, 4, 256), prompts.PAPER, (Phase(300, {"plain": 64}),), peak=2e-3, factors=_FACTORS, preset=True
     ),
 }
