@@ -94,7 +94,10 @@ def balanced(drawn: Iterable[Question], own: World) -> list[Question]:
     kept = [question for question in drawn if question.set not in world.IN_DISTRIBUTION]
     shares = {steps: share for steps, share in enumerate(own.shares, 1) if share}
     whole = min(len(by_steps.get(steps, ())) / share for steps, share in shares.items())
-    few = [question for steps, share in shares.items() for question in by_steps.get(steps, [])[: round(whole * share)]]
+    few: list[Question] = []
+    for steps, share in shares.items():  # spread evenly, so that any first part of them has the shares too
+        those, n = by_steps.get(steps, []), round(whole * share)
+        few += [those[place * len(those) // n] for place in range(n)]
     return sorted(few, key=lambda question: int(question.id.rpartition("/")[2])) + kept
 
 

@@ -24,12 +24,14 @@ from potstill.training import Schedule
 class Phase:
     """So many steps on one diet: rows of each dish a step.
 
-    rest  the learning rate falls to nothing at its end and rises again behind it, as it does at the end of the course
+    rest   the learning rate falls to nothing at its end, as it does at the end of the course, and rises again behind it
+    scale  of the course's peak, for the phase that a rise begins with and all up to the next rest
     """
 
     steps: int
     rows: Mapping[str, int]
     rest: bool = False
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +62,22 @@ class Course:
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 1."""
         before = 0
-        for length in self._cycles():
+        for length, scale in self._cycles():
             if step <= before + length:
                 hold = max(0, length - round(length * self.fall) - self.warmup)
-                return Schedule("linear", self.peak, self.warmup, length, hold=hold)(step - before)
+                return Schedule("linear", self.peak * scale, self.warmup, length, hold=hold)(step - before)
             before += length
         raise AssertionError(f"step {step} of {before}")
 
-    def _cycles(self) -> list[int]:
-        lengths = [0]
+    def _cycles(self) -> list[tuple[int, float]]:
+        """Steps and scale from one rest to the next."""
+        found: list[tuple[int, float]] = []
+        rested = True
         for phase in self.phases:
-            lengths[-1] += phase.steps
-            if phase.rest:
-                lengths.append(0)
-        return lengths
+            length, scale = (0, phase.scale) if rested else found.pop()
+            found.append((length + phase.steps, scale))
+            rested = phase.rest
+        return found
 
 
 def _t5(width: int, layers: int, heads: int, d_ff: int) -> Shape:
@@ -81,7 +85,7 @@ def _t5(width: int, layers: int, heads: int, d_ff: int) -> Shape:
 
 
 def _skills(*steps: int) -> tuple[Phase, ...]:
-    """The curriculum of the base students: four phases, a rest, and more of what is learnt last."""
+    """The curriculum of the base students: four phases, and after a rest, twice, more of what is learnt last."""
     rows: tuple[Mapping[str, int], ...] = (
         {"copying": 64},
         {"copying": 16, "lookup": 48, "facts": 96},
@@ -94,8 +98,15 @@ def _skills(*steps: int) -> tuple[Phase, ...]:
             "single": 24, "equations": 64, "facts": 48, "extraction": 24, "lookup": 8, "copying": 8, "generic": 80,
             "plain": 4,
         },
+        {
+            "single": 24, "equations": 64, "facts": 32, "extraction": 48, "lookup": 12, "copying": 32, "generic": 32,
+            "plain": 2,
+        },
     )  # fmt: skip
-    return tuple(Phase(n, own, rest=at == 3) for at, (n, own) in enumerate(zip(steps, rows, strict=True)))
+    return tuple(
+        Phase(n, own, rest=at in (3, 4), scale=0.5 if at == 5 else 1.0)
+        for at, (n, own) in enumerate(zip(steps, rows, strict=True))
+    )
 
 
 _FACTORS: Final[Mapping[str, float]] = {"relative_attention_bias": 10.0, "shared": 3.0}
@@ -109,18 +120,33 @@ COURSES: Final[Mapping[str, Course]] = {
         weights={"facts": 2.0},
     ),
     "student": Course(
-        _t5(128, 3, 4, 256), prompts.PAPER, _skills(100, 250, 250, 350, 450), peak=2e-3, factors=_FACTORS, preset=True
+        _t5(128, 3, 4, 256),
+        prompts.PAPER,
+        _skills(100, 250, 250, 350, 450, 400),
+        peak=2e-3,
+        factors=_FACTORS,
+        preset=True,
     ),
     "student-small": Course(
-        _t5(64, 3, 4, 128), prompts.PAPER, _skills(100, 300, 350, 400, 450), peak=3e-3, factors=_FACTORS, preset=True
+        _t5(64, 3, 4, 128),
+        prompts.PAPER,
+        _skills(100, 300, 350, 400, 450, 400),
+        peak=3e-3,
+        factors=_FACTORS,
+        preset=True,
     ),
     "student-large": Course(
-        _t5(192, 3, 6, 352), prompts.PAPER, _skills(100, 200, 200, 250, 300), peak=1.5e-3, factors=_FACTORS, preset=True
+        _t5(192, 3, 6, 352),
+        prompts.PAPER,
+        _skills(100, 200, 200, 250, 300, 250),
+        peak=1.5e-3,
+        factors=_FACTORS,
+        preset=True,
     ),
     "student-causal": Course(
         Shape("causal", d_model=128, layers=5, heads=4, d_ff=384, d_kv=32, vocabulary=1000, length=512),
         prompts.PAPER,
-        _skills(100, 250, 250, 350, 450),
+        _skills(100, 250, 250, 350, 450, 400),
         peak=2e-3,
         factors={"embed_tokens": 3.0},
         preset=True,
