@@ -84,7 +84,7 @@ def base(student: Student, kitchen: diet.Kitchen, asked: Iterable[Question], n: 
     yield problems(student, kitchen, "generic, bare answer", of["generic"][:n], rationale=False)
     for task in sorted({question.task or "" for question in of["generic"]}):
         own = [question for question in of["generic"] if question.task == task][: n // 3]
-        yield problems(student, kitchen, task.partition("/")[0], own)
+        yield problems(student, kitchen, f"generic {task.partition('/')[0]}", own)
 
 
 def skills(student: Student, kitchen: diet.Kitchen, n: int, seed: str) -> Iterator[Gate]:
