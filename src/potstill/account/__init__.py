@@ -16,7 +16,6 @@ from typing import Any
 from potstill import exam, files, intervals, recipe, story
 from potstill.account import controls, counts, samples
 from potstill.account.controls import taught
-from potstill.encoding import from_json
 from potstill.files import manifest, tables
 from potstill.recipe import Recipe, Shape
 from potstill.records import Chain, Choice, Verdict
@@ -29,7 +28,7 @@ RANDOM = "The student started from random weights and knew no language: scores n
 
 def tell(run: Path, plan: Recipe) -> story.Story:
     """What the run's files say. Raises UserError where a control run is missing or cannot be compared."""
-    choice = from_json(Choice, files.read_json(run / "select" / "choice.json"))
+    choice = exam.choice(run)
     groups = groups_of(plan)
     solved = _solved(run)
     steps = [0, *exam.checkpoints(run)]

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from potstill import exam, files, intervals, recipe, story
-from potstill.encoding import from_json
+from potstill import exam, intervals, recipe, story
 from potstill.errors import UserError
 from potstill.files import manifest
 from potstill.prompts import FORMATS
@@ -62,7 +61,7 @@ def read(run: Path, plan: Recipe, choice: Choice, name: str) -> story.Control:
     _same_base(run, name)
     _same_questions(run, name, plan)
     own = recipe.load(other / "recipe.yaml")
-    theirs = from_json(Choice, files.read_json(other / "select" / "choice.json"))
+    theirs = exam.choice(other)
     base = answered(run, 0, choice.format)
     chosen = answered(other, theirs.step, theirs.format)
     rows = tuple(compare(base, chosen, each) for each in base.scores)
