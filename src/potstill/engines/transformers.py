@@ -1,29 +1,37 @@
-"""The reference engine: `generate` of transformers, for decoder-only and encoder-decoder models.
+"""The reference engine: transformers models, decoder-only and encoder-decoder, and the one loop that writes texts.
 
-    >>> ids, mask = _pad([(5, 6, 7), (8,)], pad=0, left=True, device=torch.device("cpu"))
-    >>> ids.tolist(), mask.tolist()
-    ([[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]])
+    >>> from potstill.students import Shape, initialise
+    >>> from potstill.tokenizers import train_unigram
+    >>> tokenizer = train_unigram(["2 + 2 = 4", "The answer is 4"], 60)
+    >>> shape = Shape("t5", d_model=8, layers=1, heads=2, d_ff=16, d_kv=4, vocabulary=tokenizer.size)
+    >>> engine = Engine(initialise(shape, tokenizer, seed=1))
+    >>> [text] = engine.generate([Request(("q1", 0), (5, 6))], max_tokens=3, temperature=1.0, candidates=2)
+    >>> len(text.ids), len(text.candidates), text.stop
+    (3, 3, 'length')
 
-`generate` only runs the model and keeps its cache. Which token is taken is decided by `choice`, on the raw logits: a
-logits processor that records what it saw and then leaves one finite score. Sampling policies that a checkpoint brings
-along in its generation_config.json (a repetition penalty, say) never reach the text.
+The model only says what may follow; which token is taken is decided by `choice`, on the raw logits. Sampling policies
+that a checkpoint brings along in its generation_config.json (a repetition penalty, say) never reach the text. Prompts
+are read once each (`memory`), rows that have ended leave the batch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from operator import itemgetter
+from typing import Any, Final
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from potstill.engines import Generated, Request
+from potstill.engines import Generated, Key, Request
 from potstill.engines.choice import AnswerLine, Choice
+from potstill.engines.memory import read
 from potstill.errors import UserError
 from potstill.records import END, Candidate, End, Prompt, Stop
 from potstill.students import Student
+
+KEPT: Final = 0.85  # rows are taken out of a batch once no more than this share of it still goes on
 
 
 class Engine:
@@ -38,6 +46,7 @@ class Engine:
         tokenizer = student.tokenizer
         special = {token for token in others if token < tokenizer.size and not tokenizer.bytes(token)}
         self.ends = (tokenizer.eos, *sorted(special - {tokenizer.eos}))
+        self._known: dict[tuple[int, bool], bytes | End | None] = {}
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         return tuple(self.student.encode(self.student.render(prompt)))
@@ -60,37 +69,38 @@ class Engine:
         if not requests:
             return []
         self._check(requests, max_tokens)
-        model: Any = self.student.model  # PreTrainedModel does not say that it can generate
-        tokenizer = self.student.tokenizer
-        causal = self.student.family == "causal"
-        ids, mask = _pad(
-            [request.prompt for request in requests], tokenizer.pad, left=causal, device=self.student.device
-        )
         choice = Choice([request.key for request in requests], temperature, seed, candidates)
-        line = AnswerLine(len(requests), self.piece)
-        settings = GenerationConfig(
-            max_new_tokens=max_tokens,
-            do_sample=False,
-            use_cache=True,
-            eos_token_id=list(self.ends),
-            pad_token_id=tokenizer.pad,
-            decoder_start_token_id=None if causal else model.config.decoder_start_token_id,
-        )
-        with _bare(model), torch.no_grad():
-            model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                generation_config=settings,
-                logits_processor=LogitsProcessorList([choice]),
-                stopping_criteria=StoppingCriteriaList([line] if stop_at_answer else []),
-            )
+        line = AnswerLine(len(requests), self.piece) if stop_at_answer else None
+        with _resting(self.student.model), torch.no_grad():
+            self._write(requests, choice, line, max_tokens)
         if choice.broken:
             raise UserError(
                 "the model's logits are not numbers",
                 found="NaN",
                 do="check its weights and its dtype; a student that diverged needs a lower learning rate",
             )
-        return [self._collect(row, request, choice, line.at[row]) for row, request in enumerate(requests)]
+        lines = line.at if line else [None] * len(requests)
+        rows = zip(requests, choice.drawn, choice.seen(), lines, strict=True)
+        return [self._collect(request.key, drawn, seen, at) for request, drawn, seen, at in rows]
+
+    def _write(self, requests: Sequence[Request], choice: Choice, line: AnswerLine | None, max_tokens: int) -> None:
+        """The loop: one token a row and step, until every row has ended or has `max_tokens`."""
+        ends, live = frozenset(self.ends), list(range(len(requests)))
+        memory, ended = read(self.student, [request.prompt for request in requests]), set[int]()
+        for position in range(max_tokens):
+            ids = choice.take(memory.logits, live)
+            for row in live:
+                token = choice.drawn[row][-1]
+                if row not in ended and (token in ends or (line and line.add(row, token, position))):
+                    ended.add(row)
+            if len(ended) == len(requests) or position + 1 == max_tokens:
+                break
+            places = [place for place, row in enumerate(live) if row not in ended]
+            if len(places) <= KEPT * len(live):
+                rows = torch.tensor(places, device=ids.device)
+                memory.select(rows)
+                live, ids = [live[place] for place in places], ids[rows]
+            memory.step(ids)
 
     def _check(self, requests: Sequence[Request], max_tokens: int) -> None:
         # T5 counts distances, not positions, so it has no limit; its n_positions is only what it was trained on.
@@ -107,9 +117,10 @@ class Engine:
                     do="lower max_tokens, show fewer demonstrations, or leave the question out",
                 )
 
-    def _collect(self, row: int, request: Request, choice: Choice, line: int | None) -> Generated:
-        drawn = choice.drawn(row)
-        # Behind its end a row went on as padding until the last row of the batch was done.
+    def _collect(
+        self, key: Key, drawn: list[int], seen: list[tuple[list[int], list[float]]], line: int | None
+    ) -> Generated:
+        # Behind its end a row may have gone on for some steps.
         ended = next((position for position, token in enumerate(drawn) if token in self.ends), None)
         stop: Stop = "end" if ended is not None else "length"
         if line is not None:
@@ -118,21 +129,22 @@ class Engine:
         # Up to the first token that is text (before it only specials can stand) a dummy space is no part of the text.
         first = next((position for position, token in enumerate(ids) if isinstance(self._outcome(token, 0), bytes)), 0)
         tokens = [self.piece(token, max(0, position - first)) for position, token in enumerate(ids)]
-        steps = range(len(tokens) + (stop == "end")) if choice.count else ()
+        steps = seen[: len(tokens) + (stop == "end")]
         return Generated(
-            key=request.key,
+            key=key,
             ids=tuple(ids),
             tokens=tuple(tokens),
             content=b"".join(tokens),
-            candidates=tuple(self._step(*choice.seen(row, step), max(0, step - first)) for step in steps),
+            candidates=tuple(self._step(*step, max(0, position - first)) for position, step in enumerate(steps)),
             stop=stop,
         )
 
-    def _step(self, drawn: int, seen: Mapping[int, float], position: int) -> tuple[Candidate, ...]:
+    def _step(self, ids: list[int], values: list[float], position: int) -> tuple[Candidate, ...]:
+        """One step's outcomes; the last of `ids` was drawn, and may stand among the others too."""
         outcomes: dict[bytes | End, float] = {}
-        for token, value in sorted(seen.items(), key=lambda pair: (-pair[1], pair[0])):
+        for token, value in dict(zip(ids, values, strict=True)).items():
             outcome = self._outcome(token, position)
-            if outcome is None and token == drawn:
+            if outcome is None and token == ids[-1]:
                 outcome = b""  # it was written, so it is shown
             if outcome is None or value == -math.inf:
                 continue
@@ -140,16 +152,18 @@ class Engine:
             first = outcomes.get(outcome)
             outcomes[outcome] = value if first is None else first + math.log1p(math.exp(value - first))
         # Six decimals are a tenth of fp32's own noise here, and a third of the bytes at rest. (+ 0.0: never "-0.0".)
-        known = {outcome: round(min(value, 0.0), 6) + 0.0 for outcome, value in outcomes.items()}
-        return tuple(sorted(known.items(), key=lambda pair: -pair[1]))
+        known = [(outcome, round(min(value, 0.0), 6) + 0.0) for outcome, value in outcomes.items()]
+        return tuple(sorted(known, key=itemgetter(1), reverse=True))
 
     def _outcome(self, token: int, position: int) -> bytes | End | None:
         """What a token would do to the text; None for a special one that does nothing, and for an id that the tokenizer
         does not know: a head may have more rows than the vocabulary has items."""
-        if token in self.ends:
-            return END
-        tokenizer = self.student.tokenizer
-        return tokenizer.candidate(token, position) if token < tokenizer.size else None
+        key = (token, position == 0)
+        if key not in self._known:
+            tokenizer = self.student.tokenizer
+            known = tokenizer.candidate(token, position) if token < tokenizer.size else None
+            self._known[key] = END if token in self.ends else known
+        return self._known[key]
 
     def piece(self, token: int, position: int) -> bytes:
         """The bytes that a drawn token adds to the text, none if it is the end or no text."""
@@ -157,28 +171,12 @@ class Engine:
         return outcome if isinstance(outcome, bytes) else b""
 
 
-def _pad(
-    prompts: Sequence[Sequence[int]], pad: int, *, left: bool, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), pad, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        place = slice(width - len(prompt), width) if left else slice(0, len(prompt))
-        ids[row, place] = torch.tensor(prompt, dtype=torch.long)
-        mask[row, place] = 1
-    return ids.to(device), mask.to(device)
-
-
 @contextmanager
-def _bare(model: Any) -> Iterator[None]:
-    """The model without dropout and without the generation settings of its checkpoint, which `generate` would
-    merge into every field that we leave open."""
-    training, settings = model.training, model.generation_config
+def _resting(model: Any) -> Iterator[None]:
+    """The model without dropout."""
+    training = model.training
     model.eval()
-    model.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        model.generation_config = settings
         model.train(training)

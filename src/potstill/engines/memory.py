@@ -1,0 +1,169 @@
+"""What a model remembers while it writes: prompts are read once each, however many texts are written behind them.
+
+    >>> ids, mask = pad([(5, 6, 7), (8,)], 0, left=True, device=torch.device("cpu"))
+    >>> ids.tolist(), mask.tolist()
+    ([[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]])
+
+The n samples of a question have one prompt. It goes through the model once (a causal model's prefill, an encoder and
+the decoder's first step); then its row of the cache is repeated n times, and rows that have ended are taken out.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import DynamicLayer
+
+from potstill.students import Student
+
+BLOCK: Final = 64  # positions that a row's cache grows by
+
+
+class Memory(ABC):
+    """The state of a batch of rows. `logits` [rows, v] say what follows in each; raw, in the model's dtype."""
+
+    logits: Tensor
+
+    @abstractmethod
+    def step(self, ids: Tensor) -> None:
+        """Read one more token a row, ids [rows], and set `logits`."""
+
+    @abstractmethod
+    def select(self, rows: Tensor) -> None:
+        """Make `rows` (indices, any number of them, in any order) the rows of this state."""
+
+
+def read(student: Student, prompts: Sequence[tuple[int, ...]]) -> Memory:
+    """The state behind some prompts, one row each, in their order; equal ones are read once."""
+    places: dict[tuple[int, ...], int] = {}
+    rows = [places.setdefault(prompt, len(places)) for prompt in prompts]
+    memory = (_Causal if student.family == "causal" else _Pair)(student, list(places))
+    if len(places) < len(prompts):
+        memory.select(torch.tensor(rows, device=student.device))
+    return memory
+
+
+class _Causal(Memory):
+    def __init__(self, student: Student, prompts: Sequence[tuple[int, ...]]) -> None:
+        self.head, self.decoder = student.head, _decoder(student)
+        ids, self.mask = pad(prompts, student.tokenizer.pad, left=True, device=student.device)
+        self.cache = _cache(student)
+        positions = (self.mask.cumsum(1) - 1).clamp_min(0)
+        self.next = positions[:, -1:] + 1
+        self._run(ids, positions)
+
+    def step(self, ids: Tensor) -> None:
+        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
+        self._run(ids[:, None], self.next)
+        self.next = self.next + 1
+
+    def _run(self, ids: Tensor, positions: Tensor) -> None:
+        states = self.decoder(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
+        self.logits = self.head.logits(states[:, -1])
+
+    def select(self, rows: Tensor) -> None:
+        self.cache.reorder_cache(rows)  # type: ignore[arg-type]
+        self.mask, self.next, self.logits = self.mask[rows], self.next[rows], self.logits[rows]
+
+
+class _Pair(Memory):
+    """An encoder's states, and the decoder's memory of them and of what it wrote."""
+
+    def __init__(self, student: Student, prompts: Sequence[tuple[int, ...]]) -> None:
+        self.head, self.decoder = student.head, _decoder(student)
+        ids, self.mask = pad(prompts, student.tokenizer.pad, left=False, device=student.device)
+        encoder = student.model.get_submodule("encoder")
+        self.encoded = encoder(input_ids=ids, attention_mask=self.mask).last_hidden_state
+        self.cache = EncoderDecoderCache(_cache(student), DynamicCache(config=student.model.config))
+        start: Any = student.model.config.decoder_start_token_id
+        self.step(torch.full_like(ids[:, 0], start))
+
+    def step(self, ids: Tensor) -> None:
+        states = self.decoder(
+            input_ids=ids[:, None],
+            encoder_hidden_states=self.encoded,
+            encoder_attention_mask=self.mask,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
+        self.logits = self.head.logits(states[:, -1])
+
+    def select(self, rows: Tensor) -> None:
+        self.cache.reorder_cache(rows)  # type: ignore[arg-type]
+        self.mask, self.encoded, self.logits = self.mask[rows], self.encoded[rows], self.logits[rows]
+
+
+class _Room(DynamicLayer):
+    """Keys and values [rows, heads, length, d], written in place into room that grows by blocks: the plain layer copies
+    all that it holds at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        assert self.keys is not None and self.values is not None
+        start, self.length = self.length, self.length + key_states.shape[2]
+        if self.length > self.keys.shape[2]:
+            self.keys = _grown(self.keys, start, self.length + BLOCK)
+            self.values = _grown(self.values, start, self.length + BLOCK)
+        self.keys[:, :, start : self.length] = key_states
+        self.values[:, :, start : self.length] = value_states
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        if self.length:
+            assert self.keys is not None and self.values is not None
+            room, rows = self.keys.shape[2], beam_idx.to(self.keys.device)
+            self.keys, self.values = (
+                _grown(held[:, :, : self.length].index_select(0, rows), self.length, room)
+                for held in (self.keys, self.values)
+            )
+
+
+def _grown(held: Tensor, length: int, room: int) -> Tensor:
+    """The first `length` positions of [rows, heads, _, d] in room for `room`."""
+    rows, heads, _, width = held.shape
+    grown = held.new_empty(rows, heads, room, width)
+    grown[:, :, :length] = held[:, :, :length]
+    return grown
+
+
+def _cache(student: Student) -> DynamicCache:
+    # Layers with a window, or with a state instead of keys, stay as the library makes them.
+    cache = DynamicCache(config=student.model.config)
+    cache.layers = [_Room() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def _decoder(student: Student) -> Any:
+    return student.model.get_submodule("decoder") if student.family == "t5" else student.model.get_decoder()
+
+
+def pad(prompts: Sequence[Sequence[int]], pad: int, *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask [rows, longest], both int64."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        place = slice(width - len(prompt), width) if left else slice(0, len(prompt))
+        ids[row, place] = torch.tensor(prompt, dtype=torch.long)
+        mask[row, place] = 1
+    return ids.to(device), mask.to(device)

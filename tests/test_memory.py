@@ -1,0 +1,108 @@
+"""Memory: what is read once and repeated, thinned and grown gives the numbers of one plain forward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from potstill.engines import Request
+from potstill.engines.memory import BLOCK, read
+from potstill.engines.transformers import Engine
+from potstill.students import Shape, Student, initialise
+from potstill.students.causal import KINDS, Causal
+from potstill.tokenizers import train_bpe, train_unigram
+
+TEXTS = ["Tom has 3 apples and buys 4 more.", "3 + 4 = 7.", "The answer is 7"] * 3
+BPE, UNIGRAM = train_bpe(TEXTS, 262), train_unigram(TEXTS, 60)
+PROMPTS = [(9, 8, 7, 6), (5, 6), (9, 8, 7, 6), (5, 6), (9, 8, 7, 6), (11, 12, 13, 14, 15, 16, 17)]
+
+
+def student(kind: str) -> Student:
+    """A tiny random model; its windows, if it has any, are shorter than the rows below."""
+    if kind == "t5":
+        return initialise(Shape("t5", d_model=16, layers=2, heads=2, d_ff=24, d_kv=8, vocabulary=60), UNIGRAM, 1)
+    more = {"sliding_window": 6} if kind in ("mistral", "gemma2", "gemma3_text") else {}
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=BPE.size,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        eos_token_id=BPE.eos,
+        bos_token_id=None,
+        **more,
+    )
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for value in model.parameters():
+            torch.nn.init.normal_(value, std=0.3)
+    return Causal(model, BPE).eval()
+
+
+def following(own: Student, prompt: tuple[int, ...], ids: list[int]) -> torch.Tensor:
+    """Logits [v] behind a prompt and some tokens, without a cache."""
+    with torch.no_grad():
+        if own.family == "t5":
+            start = own.model.config.decoder_start_token_id
+            row = own.model(input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([[start, *ids]]))
+        else:
+            row = own.model(input_ids=torch.tensor([[*prompt, *ids]]), use_cache=False)
+    return row.logits[0, -1]
+
+
+@pytest.mark.parametrize("kind", ["t5", *KINDS])
+def test_rows_that_share_a_prompt_and_are_thinned_are_those_of_a_forward_pass(kind: str) -> None:
+    own = student(kind)
+    rows, written = list(PROMPTS), [[] for _ in PROMPTS]
+    with torch.no_grad():
+        memory = read(own, rows)
+        for step in range(12):
+            expected = torch.stack([following(own, *row) for row in zip(rows, written, strict=True)])
+            torch.testing.assert_close(memory.logits, expected, rtol=1e-4, atol=1e-4)
+            if step in (3, 7):
+                kept = [4, 0, 1, 5] if step == 3 else [2, 3, 3]
+                memory.select(torch.tensor(kept))
+                rows, written = [rows[row] for row in kept], [list(written[row]) for row in kept]
+                torch.testing.assert_close(memory.logits, expected[kept], rtol=1e-4, atol=1e-4)
+            ids = torch.tensor([5 + (3 * step + row) % 40 for row in range(len(rows))])
+            for row, token in zip(written, ids.tolist(), strict=True):
+                row.append(token)
+            memory.step(ids)
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_texts_longer_than_a_block_of_room(kind: str) -> None:
+    own = student(kind)
+    requests = [Request(("q", index), (9, 8, 7)) for index in range(3)] + [Request(("p", 0), (5, 6, 7, 8))]
+    with torch.no_grad():
+        memory = read(own, [request.prompt for request in requests])
+        written: list[int] = []
+        for _ in range(BLOCK + 10):
+            written.append(7 + len(written) % 9)
+            memory.step(torch.full((4,), written[-1]))
+    torch.testing.assert_close(memory.logits[1], following(own, (9, 8, 7), written), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(memory.logits[3], following(own, (5, 6, 7, 8), written), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_a_prompt_is_read_once_whatever_is_asked_of_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = student(kind)
+    first = own.model.get_submodule("encoder") if kind == "t5" else own.model.get_decoder()
+    plain, rows = first.forward, []
+
+    def counted(*args: object, **kwargs: object) -> object:
+        rows.append(kwargs["input_ids"].shape)  # type: ignore[attr-defined]
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(first, "forward", counted)
+    requests = [
+        Request((name, index), prompt) for name, prompt in (("a", (9, 8, 7)), ("b", (5, 6))) for index in range(8)
+    ]
+    texts = Engine(own).generate(requests, max_tokens=3, temperature=1.0, candidates=2)
+    assert rows[0] == (2, 3) and len(texts) == 16
+    assert len({text.ids for text in texts[:8]}) > 1
