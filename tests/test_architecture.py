@@ -48,7 +48,7 @@ INSIDE: dict[str, set[str]] = {
     "exam": {"engines", "evaluation", "questions", "students"},
     "account": {"exam", "questions", "teachers"},
     "card": {"page"},
-    "miniature": {"training", "students", "tokenizers"},
+    "miniature": {"training", "students", "tokenizers", "engines"},
     # layer 5
     "plan": set(),
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
@@ -17,11 +19,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill import answers, files, prompts, questions, splits, students, tokenizers
-from potstill.miniature import build, diet, generic, plain, skills, steps, world
+from potstill.errors import UserError
+from potstill.miniature import (
+    branching,
+    build,
+    cards,
+    courses,
+    diet,
+    gates,
+    generic,
+    making,
+    plain,
+    skills,
+    steps,
+    world,
+)
+from potstill.miniature.gates import Gate
 from potstill.miniature.problem import OutOfRange, Sums, World
 
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
-WIDE, EASY = World(), build.EASY
+WIDE, EASY = World(), World(largest=20, shares=(0.6, 0.35, 0.05), frames=4, names=16)
+SHIPPED = world.SHIPPED
 N = 400
 
 
@@ -63,7 +81,7 @@ def test_questions_are_distinct_and_their_ids_too(family: str, sets: dict[str, l
 
 
 @pytest.mark.parametrize("family", world.SETS)
-@pytest.mark.parametrize("size", [WIDE, EASY])
+@pytest.mark.parametrize("size", [WIDE, EASY, SHIPPED])
 def test_every_gold_grades_itself_right_as_the_students_write_it(family: str, size: World) -> None:
     for question in world.questions(family, "gold", 200, size):
         for text in (prompts.solution(question.rationale or "", question.gold), prompts.bare(question.gold)):
@@ -73,7 +91,7 @@ def test_every_gold_grades_itself_right_as_the_students_write_it(family: str, si
 
 
 @pytest.mark.parametrize("family", [*world.IN_DISTRIBUTION, *world.OUT_OF_DISTRIBUTION])
-@pytest.mark.parametrize("size", [WIDE, EASY])
+@pytest.mark.parametrize("size", [WIDE, EASY, SHIPPED])
 def test_equations_are_true_and_lead_to_the_gold(family: str, size: World) -> None:
     for question in world.questions(family, "true", 300, size):
         equations = EQUATION.findall(question.rationale or "")
@@ -87,6 +105,25 @@ def test_equations_are_true_and_lead_to_the_gold(family: str, size: World) -> No
         for left, _, right, value in equations:
             assert left in known and right in known, question
             known.append(value)
+
+
+def test_the_shipped_world_has_enough_test_questions_of_every_family_and_generic_task() -> None:
+    for family, n in world.SIZES.items():
+        asked = [question for question in world.questions(family, "potstill", n, SHIPPED) if question.split == "test"]
+        assert len(asked) >= 600
+        counts = Counter(question.task for question in asked)
+        assert min(counts.values()) >= 200, counts
+
+
+def test_the_sets_hold_the_shares_of_the_world_and_still_enough() -> None:
+    drawn = build.questions("potstill", SHIPPED, world.SIZES)
+    asked = build.balanced(drawn, SHIPPED)
+    assert {question.id for question in asked} <= {question.id for question in drawn}
+    own = [question for question in asked if question.set == "steps"]
+    counts = Counter(question.rationale.count("=") for question in own)
+    assert [round(counts[steps] / len(own), 2) for steps in (1, 2, 3)] == list(SHIPPED.shares)
+    assert len(asked) - len(own) == sum(n for family, n in world.SIZES.items() if family != "steps")
+    assert sum(question.split == "test" for question in own) >= 600
 
 
 def test_steps_have_one_to_three_steps_and_often_several_first_steps() -> None:
@@ -118,7 +155,7 @@ def test_both_orders_of_independent_steps_occur() -> None:
 
 
 @pytest.mark.parametrize("family", world.OUT_OF_DISTRIBUTION)
-@pytest.mark.parametrize("size", [WIDE, EASY])
+@pytest.mark.parametrize("size", [WIDE, EASY, SHIPPED])
 def test_no_sentence_template_is_shared_out_of_distribution(family: str, size: World) -> None:
     def templates(name: str) -> set[tuple[str, ...]]:
         own = world.questions(name, "far", 1500, size)
@@ -268,63 +305,163 @@ def test_the_world_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def tiny(course: build.Course) -> build.Course:
-    phase = build.Phase(3, dict.fromkeys(course.phases[0].rows, 2))
+def tiny(course: courses.Course) -> courses.Course:
+    phase = courses.Phase(3, dict.fromkeys(course.phases[0].rows, 2))
     shape = replace(course.shape, d_model=16, layers=1, heads=2, d_ff=16, d_kv=8)
     return replace(course, shape=shape, phases=(phase, phase), warmup=2)
 
 
-def digest(folder: Path) -> str:
-    found = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            found.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
-    return found.hexdigest()
+TINY = {name: tiny(course) for name, course in courses.COURSES.items()}
 
 
-def test_building_twice_gives_the_same_bytes_and_models_that_load(tmp_path: Path) -> None:
-    courses = {name: tiny(course) for name, course in build.COURSES.items()}
-    sizes = dict.fromkeys(world.SETS, 12)
-    for name in ("one", "two"):
-        build.build(tmp_path / name, seed="twice", courses=courses, sizes=sizes)
-    build.build(tmp_path / "other", seed="other", courses=courses, sizes=sizes)
-    one, two, other = (digest(tmp_path / name) for name in ("one", "two", "other"))
-    assert one == two != other
-    for name, family in (("teacher", "causal"), ("student", "t5")):
-        student = students.open(tmp_path / "one" / name)
-        assert student.family == family
-        assert student.tokenizer.size <= build.COURSES[name].shape.vocabulary
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["built.json", "sets", "student", "teacher"]
+def kitchen_of(name: str) -> diet.Kitchen:
+    return diet.Kitchen(SHIPPED, frozenset(), courses.COURSES[name].style)
 
 
-def test_building_again_keeps_what_is_whole_and_replaces_what_is_not(tmp_path: Path, monkeypatch) -> None:
-    trained: list[str] = []
-    student = students.initialise(
-        replace(build.STUDENT.shape, d_model=8, layers=1, heads=1, d_ff=8, d_kv=8, vocabulary=60),
-        tokenizers.train_unigram(["2 + 2 = 4"], 60),
-        seed=1,
+def weights(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["teacher", "student", "student-causal"])
+def test_a_model_is_a_function_of_the_seed_however_often_it_is_interrupted(name: str, tmp_path: Path) -> None:
+    def made(folder: str, seed: str, *stops: int) -> str:
+        for stop in stops:
+            making.make(name, TINY[name], seed, kitchen_of(name), tmp_path / folder, every=1, until=stop, n=0)
+        return weights(tmp_path / folder)
+
+    whole = made("whole", "one", 6)
+    assert whole == made("parts", "one", 2, 3, 6)
+    assert whole != made("other", "two", 6)
+    assert files.read_json(tmp_path / "parts" / making.MADE)["step"] == 6
+
+
+def test_the_learning_rate_falls_at_every_rest_and_never_asks_for_the_future() -> None:
+    first = courses.Phase(20, {"facts": 2})
+    own = replace(TINY["student"], phases=(first, replace(first, rest=True), first), peak=1.0, warmup=4, fall=0.5)
+    alone = replace(own, phases=(first, first))
+    assert [own.rate(step) for step in range(1, 41)] == [alone.rate(step) for step in range(1, 41)]
+    assert own.rate(4) == own.rate(20) == own.rate(44) == 1 and own.rate(41) == 0.25
+    assert own.rate(40) < 0.1 > own.rate(60)
+
+
+def test_a_model_under_way_of_another_course_is_refused(tmp_path: Path) -> None:
+    making.make("student", TINY["student"], "one", kitchen_of("student"), tmp_path / "a", every=1, until=1, n=0)
+    with pytest.raises(UserError, match="begun otherwise"):
+        making.make("student", TINY["student"], "two", kitchen_of("student"), tmp_path / "a", until=2, n=0)
+
+
+def test_the_first_checkpoint_is_the_same_in_another_process(tmp_path: Path) -> None:
+    code = (
+        "from potstill.miniature import courses, diet, making, world\n"
+        "kitchen = diet.Kitchen(world.SHIPPED, frozenset(), courses.COURSES['student-raw'].style)\n"
+        "print(making.first('student-raw', courses.COURSES['student-raw'], 'seed', kitchen))"
     )
-    monkeypatch.setattr(build, "train", lambda name, *_: trained.append(name) or student)
-    sizes = dict.fromkeys(world.SETS, 3)
-    build.build(tmp_path, sizes=sizes)
-    build.build(tmp_path, sizes=sizes)
-    assert trained == ["teacher", "student"]
-    files.remove(tmp_path / "student")  # as if the first build had been killed there
-    build.build(tmp_path, sizes=sizes)
-    assert trained == ["teacher", "student", "student"]
-    build.build(tmp_path, seed="other", sizes=sizes)
-    assert trained[3:] == ["teacher", "student"]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    raw = courses.COURSES["student-raw"]
+    assert done.stdout.strip() == making.first("student-raw", raw, "seed", kitchen_of("student-raw"))
+
+
+def test_training_writes_models_that_load_with_honest_cards(tmp_path: Path) -> None:
+    build.train(tmp_path, ["teacher", "student"], sizes=60, courses=TINY, every=6, n=6)
+    for name, family in (("teacher", "causal"), ("student", "t5")):
+        student = students.open(tmp_path / name)
+        assert student.family == family and student.tokenizer.size <= TINY[name].shape.vocabulary
+        card = cards.read(tmp_path / name)
+        assert card["steps"] == 6 and not card["passed"]  # six steps teach nothing
+        assert card["parameters"] == sum(value.numel() for value in student.parameters())
+        assert [point["step"] for point in card["curves"]] == [6]
+        text = (tmp_path / name / "README.md").read_text("utf-8")
+        assert "does **not** pass" in text and card["first_digest"] in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["student", "teacher"]
+
+
+def test_the_demo_is_laid_out_from_the_models_that_pass(tmp_path: Path) -> None:
+    def ship(name: str, passed: bool) -> None:
+        files.write_json(tmp_path / "models" / name / "card.json", {"passed": passed, "name": name})
+
+    for name, passed in (("teacher", True), ("student", False), ("student-causal", True)):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        ship(name, passed)
+    sizes = dict.fromkeys(world.SETS, 60)
+
+    def laid() -> str:
+        build.build(tmp_path / "demo", sizes=sizes, models=tmp_path / "models")
+        return files.read_json(tmp_path / "demo" / "student" / "card.json")["name"]
+
+    assert laid() == "student-causal"
+    before = (tmp_path / "demo" / "sets" / "steps.jsonl").stat().st_mtime_ns
+    assert laid() == "student-causal"
+    assert (tmp_path / "demo" / "sets" / "steps.jsonl").stat().st_mtime_ns == before
+    files.remove(tmp_path / "demo" / "student")  # as if it had been killed there
+    ship("student", True)
+    assert laid() == "student"
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["built.json", "sets", "student", "teacher"]
+
+
+def test_entropy_is_looked_at_where_the_world_branches() -> None:
+    assert branching.entropy([0.0]) == 0
+    assert branching.entropy([math.log(0.5)] * 2) == pytest.approx(math.log(2))
+    for question in world.questions("steps", "places", 50, SHIPPED):
+        text = prompts.solution(question.rationale or "", question.gold)
+        sentences, sums = branching.places(text)
+        assert len(sums) == len(EQUATION.findall(text)) == len(sentences)
+        assert all(text[at].isupper() for at in sentences) and all(text[at].isdigit() for at in sums)
+
+
+def test_presets_make_neighbours_and_numbers_visible() -> None:
+    student = making.newborn("student", courses.COURSES["student"], "seed", kitchen_of("student"))
+    embeddings = student.model.get_input_embeddings().weight.detach().numpy()
+    token = {number: student.encode(f"has {number}")[1] for number in range(SHIPPED.largest + 1)}
+    assert len(set(token.values())) == SHIPPED.largest + 1
+
+    def near(a: int, b: int) -> float:
+        return float(((embeddings[token[a]] - embeddings[token[b]]) ** 2).sum())
+
+    steps = {distance: sum(near(a, a + distance) for a in range(2, 20)) for distance in (1, 20)}
+    other = sum(near(a, a + 17) for a in range(2, 20))
+    assert steps[20] < other  # numbers with the same last digit share most of their waves
+    bias = student.model.get_encoder().block[0].layer[0].SelfAttention.relative_attention_bias.weight
+    assert bias[1, 0] > 3 and bias[17, 1] > 3 and abs(float(bias[5, 2].detach())) < 1
+
+
+def shipped() -> list[Path]:
+    return sorted(path.parent for path in build.MODELS.glob("*/card.json"))
+
+
+@pytest.mark.parametrize("folder", shipped(), ids=lambda path: path.name)
+def test_a_shipped_model_is_what_its_card_says(folder: Path) -> None:
+    card = cards.read(folder)
+    assert card["name"] == folder.name and card["gates_version"] == gates.VERSION
+    student = students.open(folder)
+    assert card["parameters"] == sum(value.numel() for value in student.parameters())
+    assert (folder / "README.md").read_text("utf-8") == cards.markdown(card)
+    for row in card["gates"]:
+        gate = Gate(row["name"], row["n"], row["right"], row["at_least"], row["at_most"])
+        assert gate.row == row
+    named = {row["name"]: row for row in card["gates"]}
+    if folder.name.startswith("student"):
+        assert all(named[name]["at_least"] == wanted for name, wanted in gates.SKILLS.items())
+        assert named["steps"]["at_most"] == gates.KNOWN and named["generic"]["at_least"] == gates.GENERIC
+        kitchen = kitchen_of(folder.name)
+        drawn = build.balanced(build.questions("potstill", SHIPPED, world.SIZES), SHIPPED)
+        asked = [question for question in drawn if question.set == "steps" and question.split == "validation"][:60]
+        again = gates.problems(student, kitchen, "steps", asked)
+        assert again.interval[0] <= named["steps"]["right"] / named["steps"]["n"] <= again.interval[1]
+
+
+def test_the_shipped_models_are_small() -> None:
+    assert sum(path.stat().st_size for path in build.MODELS.rglob("*") if path.is_file()) < 12_000_000
 
 
 def test_tokenizers_know_every_word_and_the_students_has_whole_numbers() -> None:
-    kitchen = diet.Kitchen(EASY, frozenset(), prompts.PAPER)
-    student = build.tokenizer_of(build.STUDENT, "tokens", kitchen)
-    for number in range(2, EASY.largest + 1):
+    kitchen = kitchen_of("student")
+    student = making.tokenizer_of(courses.COURSES["student"], "tokens", kitchen)
+    for number in range(SHIPPED.largest + 1):
         assert len(student.encode(f"has {number} apples").ids) == len(student.encode("has apples").ids) + 1
-    teacher = build.tokenizer_of(build.TEACHER, "tokens", kitchen)
+    teacher = making.tokenizer_of(courses.COURSES["teacher"], "tokens", kitchen)
     assert len(teacher.encode("15").ids) == 2
     for family in world.SETS:
-        for question in world.questions(family, "tokens", 60, EASY):
+        for question in world.questions(family, "tokens", 60, SHIPPED):
             assert student.decode(student.encode(question.text).ids) == question.text
             assert teacher.decode(teacher.encode(question.text).ids) == question.text
     assert isinstance(student, tokenizers.Tokenizer)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from potstill.page import percent, sentence
+from potstill.page import controls_sentence, percent, sentence
 from potstill.story import Story, points, visible
 
 
@@ -24,6 +24,7 @@ def text(told: Story) -> str:
     parts += told.notes
     if told.comparisons:
         parts += ["## Test", _table(told), "Intervals are 95 %, over the questions of one seed."]
+        parts += [controls_sentence(told)] if told.controls else []
     parts += ["## Recipe", _fenced(told.recipe)]
     return visible("\n\n".join(parts)) + "\n"
 

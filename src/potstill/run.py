@@ -9,12 +9,17 @@ interrupted goes on; one that was made from something else is an error that name
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import multiprocessing
+import os
 import platform
 import resource
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
 from typing import Any, Final
 
@@ -24,6 +29,20 @@ from potstill.files import manifest, run_folder
 from potstill.recipe import Recipe
 
 STAGES: Final = ("collect", "sample", "filter", "align", "train", "evaluate", "select", "test", "report")
+
+# The controls of the demo: how their recipes differ from its own. Neither asks the teacher; what one learns from stands
+# in the sets.
+CONTROLS: Final = (
+    (
+        "name=demo-answers",
+        "teacher={kind: human}",
+        "train.formats={zero-shot-answer: 1}",
+        "evaluate.formats=[zero-shot-answer]",
+        "select.format=zero-shot-answer",
+        "report.controls=[]",
+    ),
+    ("name=demo-rationales", "teacher={kind: human}", "report.controls=[]"),
+)
 
 
 def folder_of(plan: Recipe) -> Path:
@@ -58,10 +77,11 @@ def run(plan: Recipe, *, folder: Path | None = None, redo: str | None = None, un
     return folder
 
 
-def demo() -> Path:
-    """The embedded main job: models and sets built into `runs/miniature` where they are missing, then the recipe.
+def demo(*changes: str) -> Path:
+    """The embedded main job: the package's models and sets laid out in `runs/miniature`, two controls, then the recipe.
 
-    If they had to be built anew, because this version makes other ones, what an older version ran on them is made anew.
+    changes  of the recipe and its controls, as `--set` takes them
+    If this version brings other ones, what an older version ran on them is made anew.
     """
     from importlib import resources
 
@@ -71,14 +91,44 @@ def demo() -> Path:
     with run_folder.locked(world):
         build.build(world)
     text = resources.files("potstill.miniature").joinpath("demo.yaml").read_text("utf-8")
-    plan = recipe.parse(text, "demo.yaml", [f"data={world.parent}"])
-    stale = next(
-        (stage for stage, before, now in _begun(folder_of(plan), plan, STAGES) if manifest.differences(before, now)),
-        None,
+    plan, *controls = (
+        recipe.parse(text, "demo.yaml", [f"data={world.parent}", *changes, *own]) for own in ((), *CONTROLS)
     )
-    if stale is not None:
-        progress.say(f"this version makes the demo differently: {stale} and what follows is made anew", "dim")
-    return run(plan, redo=stale)
+    # Controls ask no teacher, so they need not wait for it: on a second core they take none of the demo's time.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as beside:
+        progress.say(f"beside it, unseen: {' and '.join(control.name for control in controls)}", "dim")
+        made = [beside.submit(_control, control) for control in controls]
+        stale = _stale(plan)
+        run(plan, redo=stale, until="test")
+        with progress.bar("controls", len(made)) as tick:
+            for each in made:
+                each.result()
+                tick()
+    return run(plan)
+
+
+def _control(plan: Recipe) -> None:
+    """A control of the demo, in a process of its own, which shows nothing: its log.jsonl has what it did."""
+    Thread(target=_end_with_parent, daemon=True).start()
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        run(plan, redo=_stale(plan), until="test")
+
+
+def _end_with_parent() -> None:
+    """A demo that was killed must not leave a process behind that still holds its runs."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _stale(plan: Recipe) -> str | None:
+    """The first stage of the demo's run, or of a control's, that another version of the program has made."""
+    for stage, before, now in _begun(folder_of(plan), plan, STAGES):
+        if manifest.differences(before, now):
+            progress.say(f"this version makes {plan.name} differently: {stage} and what follows is made anew", "dim")
+            return stage
+    return None
 
 
 def make(folder: Path, plan: Recipe, stage: str) -> manifest.Manifest:

@@ -156,36 +156,47 @@ def prediction(folder: Path, question: str) -> None:
 
 
 def summary(folder: Path) -> None:
-    """The run in one table: base and chosen on every test set, with intervals, and where the page is."""
-
+    """The run in one table: the base, the specialized student and the controls on every test set, with paired
+    intervals, and where the page is."""
     told = account.tell(folder, recipe_of(folder))
-    table = Table("", title=f"{told.name}: right answers on test, in percent", title_justify="left", box=None)
-    for column in ("n", "before", "after", "difference", "95 % interval"):
+    title = f"{told.name}: right answers on test, in percent"
+    table = Table("", title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("right", "against base", "95 % interval"):
         table.add_column(column, justify="right", no_wrap=True)
-    shown = {(row.chosen.format, row.chosen.decoding) for row in told.comparisons}
+    found = story.lines(told)
     for group in story.GROUPS:
-        rows = [row for row in told.comparisons if told.groups[row.chosen.set] == group]
-        if rows:
+        sets = [name for name in (found[0].sets if found else ()) if told.groups[name] == group]
+        if sets:
             table.add_row(Text(group, "bold"))
-        for row in rows:
-            name = row.chosen.set if len(shown) == 1 else f"{row.chosen.set}, {row.chosen.format}"
-            change = row.difference
-            style = "green" if change.low > 0 else "red" if change.high < 0 else ""
-            table.add_row(
-                f"  {name}",
-                str(row.chosen.n),
-                f"{100 * row.base.accuracy:.1f}",
-                f"{100 * row.chosen.accuracy:.1f}",
-                Text(story.points(change.value), style),
-                Text(f"{story.points(change.low)} to {story.points(change.high)}", style),
-            )
+        for name in sets:
+            _rows(table, name, [(line, line.sets[name]) for line in found])
+        if len(sets) > 1:
+            _rows(table, f"mean of {len(sets)} sets", [(line, line.groups[group]) for line in found])
     console = Console()
     console.print(table)
+    formats = dict.fromkeys((row.chosen.format, row.chosen.decoding) for row in told.comparisons)
+    if others := [" ".join(each) for each in formats if each != story.main_format(told)]:
+        console.print(_text(f"also measured, on the page: {', '.join(others)}", "dim"))
     choice = exam.choice(folder)
     console.print(
         f"chosen: step {choice.step} ({choice.rule})\nintervals are over the questions of one seed", style="dim"
     )
     console.print(_text(f"page: {folder / 'report' / 'index.html'}"), soft_wrap=True)
+
+
+def _rows(table: Table, name: str, cells: list[tuple[story.Line, story.Cell]]) -> None:
+    """One set, or the mean of several: a row a student."""
+    table.add_row(_text(f"  {name}, {cells[0][1].n} questions"))
+    for line, cell in cells:
+        change = cell.difference
+        style = "" if change is None else "green" if change.low > 0 else "red" if change.high < 0 else ""
+        who = line.name if line.name in ("base", "specialized") else f"control: {line.taught}"
+        table.add_row(
+            _text(f"    {who}", "bold" if line.name == "specialized" else ""),
+            f"{100 * cell.accuracy.value:.1f}",
+            Text(story.points(change.value) if change else "", style),
+            Text(f"{story.points(change.low)} to {story.points(change.high)}" if change else "", style),
+        )
 
 
 def exported(folder: Path, form: str) -> Iterator[bytes]:

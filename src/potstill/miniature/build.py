@@ -1,10 +1,10 @@
-"""Builds what the demo starts from: the sets of the small world, a tiny teacher and a tiny base student.
+"""Makes the models of the package, checks them, and lays out what the demo starts from.
 
-    python -m potstill.miniature.build FOLDER
+    python -m potstill.miniature.build --into FOLDER [NAME ...]     trains them; goes on where it was interrupted
+    python -m potstill.miniature.build --check                      examines the shipped ones again
 
-FOLDER then holds `sets/<family>.jsonl`, and `teacher/` and `student/` as any Hugging Face tool reads them. A base model
-is a student trained on hard targets by the house's own loop: there is no second trainer. Everything follows from the
-seed; on one thread the same seed gives the same bytes.
+A base model is a student trained on hard targets by the house's own loop: there is no second trainer. Everything
+follows from the seed; on one thread the same seed gives the same bytes.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -16,104 +16,102 @@ seed; on one thread the same seed gives the same bytes.
 from __future__ import annotations
 
 import argparse
-import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from potstill import files, progress, prompts, splits, tokenizers, training
-from potstill.miniature import diet, skills, world
+from potstill import files, progress, splits, students
+from potstill.errors import UserError
+from potstill.miniature import branching, cards, diet, gates, making, world
+from potstill.miniature.courses import COURSES, Course
+from potstill.miniature.gates import Gate
 from potstill.miniature.problem import World
-from potstill.prompts import Style
-from potstill.records import Chain, Question
-from potstill.students import Example, Shape, Student, initialise
-from potstill.tokenizers import Tokenizer
-from potstill.training import Schedule
-from potstill.transfer import transfer
+from potstill.records import Question
+from potstill.students import Student
 
-BLOCK: Final = 8  # steps whose rows are drawn together and sorted by length, so that little is padded
 SEED: Final = "potstill"
-SETTINGS: Final = "built.json"  # in the folder: what it was made of; written first, so that parts never mix
-VERSION: Final = 1  # of the world's texts and of the diets; a new one makes the demo build anew
-SIZES: Final[Mapping[str, int]] = {"steps": 2400, "multi": 1200, "diverse": 1200, "varied": 1200, "generic": 2400}
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """So many steps on one diet: rows of each dish a step. The short rows of the skills are a batch of their own."""
-
-    steps: int
-    rows: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Course:
-    """How one base model is made. The learning rate rises over `warmup` steps and falls over the last `fall` of all."""
-
-    shape: Shape
-    style: Style
-    phases: Sequence[Phase]
-    peak: float
-    warmup: int = 50
-    fall: float = 0.5
-    factors: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def steps(self) -> int:
-        return sum(phase.steps for phase in self.phases)
-
-
-EASY: Final = World(largest=20, shares=(0.6, 0.35, 0.05), frames=4, names=16)
-TEACHER: Final = Course(
-    shape=Shape("causal", d_model=64, layers=2, heads=4, d_ff=128, d_kv=16, vocabulary=700, length=512),
-    style=prompts.TEACHER,
-    phases=(Phase(900, {"steps": 16, "facts": 24, "copying": 8}),),
-    peak=4e-3,
-)
-STUDENT: Final = Course(
-    shape=Shape("t5", d_model=64, layers=2, heads=4, d_ff=128, d_kv=16, vocabulary=1000),
-    style=prompts.PAPER,
-    phases=(Phase(500, {"facts": 12, "equations": 8, "extraction": 8, "generic": 20, "plain": 2}),),
-    peak=4e-3,
-)
-COURSES: Final[Mapping[str, Course]] = {"teacher": TEACHER, "student": STUDENT}
+MODELS: Final = Path(__file__).parent / "models"  # the shipped ones
+SHIPPED: Final = ("teacher", "student", "student-small", "student-large", "student-causal")
+SETTINGS: Final = "built.json"  # in the demo's folder: what it was made of; written first, so that parts never mix
+VERSION: Final = 2  # of the world's texts; a new one makes the demo's sets anew
 
 
 def build(
     folder: Path,
     *,
     seed: str = SEED,
-    own: World = EASY,
-    courses: Mapping[str, Course] = COURSES,
-    sizes: Mapping[str, int] = SIZES,
+    own: World = world.SHIPPED,
+    sizes: Mapping[str, int] = world.SIZES,
+    training: int = world.TRAINING,
+    models: Path = MODELS,
 ) -> None:
-    """Make FOLDER: its sets, then one model a course. What is there from the same settings is kept, else replaced.
+    """Lay out what the demo starts from: `sets/<family>.jsonl`, `teacher/` and `student/`, the shipped models.
 
-    sizes  questions of each family, before they are split
+    What is there from the same settings and models is kept, else replaced.
+
+    sizes     questions of each family, before they are split
+    training  further draws of the in-distribution family, before they are split, of which only training ones are kept
     """
-    made_of = {"version": VERSION, "settings": repr((seed, own, dict(courses), dict(sizes)))}
-    parts = [folder / name for name in ("sets", *courses)]
+    chosen = {"teacher": "teacher", "student": student_of(models)}
+    digests = {part: files.fingerprint(models / name) for part, name in chosen.items()}
+    made_of = {"version": VERSION, "settings": repr((seed, own, dict(sizes), training)), "models": digests}
+    parts = [folder / name for name in ("sets", *chosen)]
     if not _is(folder / SETTINGS, made_of):
         for part in parts:
             files.remove(part)
         files.write_json(folder / SETTINGS, made_of)
-    sets = questions(seed, own, sizes)
     if not parts[0].exists():
-        write_sets(folder, sets)
-    without = frozenset(splits.canonical(question.text) for question in sets)
-    for part, (name, course) in zip(parts[1:], courses.items(), strict=True):
-        if not part.exists():
-            student = train(name, course, seed, diet.Kitchen(own, without, course.style))
-            with files.folder(part) as beside:
-                student.save(beside)
+        drawn = questions(seed, own, sizes)
+        write_sets(folder, balanced(drawn, own) + balanced(more(seed, own, drawn, training), own))
+    for part, name in chosen.items():
+        if not (folder / part).exists():
+            with files.folder(folder / part) as beside:
+                for path in sorted((models / name).iterdir()):
+                    files.write(beside / path.name, files.read_bytes(path))
+
+
+def student_of(models: Path = MODELS) -> str:
+    """The base student of the demo: the T5 of the middle size if it passes its gates, else the causal one that does."""
+    for name in ("student", "student-causal"):
+        if (models / name).is_dir() and cards.read(models / name)["passed"]:
+            return name
+    return "student"
 
 
 def questions(seed: str, own: World, sizes: Mapping[str, int] | int) -> list[Question]:
-    """All questions of all families."""
+    """All questions that are drawn, of all families: none of them is ever taught."""
     wanted = {family: sizes if isinstance(sizes, int) else sizes[family] for family in world.SETS}
     return [question for family, n in wanted.items() for question in world.questions(family, seed, n, own)]
+
+
+def more(seed: str, own: World, drawn: Iterable[Question], n: int) -> list[Question]:
+    """Those of the next n draws of the in-distribution family that belong to the training split.
+
+    The shipped models were taught while the drawn ones were held back, so of these nothing may be asked later.
+    """
+    known = sum(question.set in world.IN_DISTRIBUTION for question in drawn)
+    further = [world.questions(family, seed, known + n, own)[known:] for family in world.IN_DISTRIBUTION]
+    return [question for family in further for question in family if question.split == "train"]
+
+
+def balanced(drawn: Iterable[Question], own: World) -> list[Question]:
+    """What is asked of the drawn: the in-distribution ones with the world's shares of problems of 1, 2 and 3 steps.
+
+    Longer problems leave the numbers of the world more often, so fewer are drawn than the shares say.
+    """
+    drawn = list(drawn)
+    by_steps: dict[int, list[Question]] = {}
+    for question in drawn:
+        if question.set in world.IN_DISTRIBUTION:
+            by_steps.setdefault((question.rationale or "").count("="), []).append(question)
+    kept = [question for question in drawn if question.set not in world.IN_DISTRIBUTION]
+    shares = {steps: share for steps, share in enumerate(own.shares, 1) if share}
+    whole = min(len(by_steps.get(steps, ())) / share for steps, share in shares.items())
+    few: list[Question] = []
+    for steps, share in shares.items():  # spread evenly, so that any first part of them has the shares too
+        those, n = by_steps.get(steps, []), round(whole * share)
+        few += [those[place * len(those) // n] for place in range(n)]
+    return sorted(few, key=lambda question: int(question.id.rpartition("/")[2])) + kept
 
 
 def distances(sets: Iterable[Question]) -> dict[str, world.Overlap]:
@@ -137,95 +135,114 @@ def write_sets(folder: Path, sets: Iterable[Question]) -> None:
             files.write_jsonl(beside / f"{family}.jsonl", own)
 
 
+def train(
+    folder: Path,
+    names: Iterable[str] = SHIPPED,
+    *,
+    seed: str = SEED,
+    own: World = world.SHIPPED,
+    sizes: Mapping[str, int] | int = world.SIZES,
+    courses: Mapping[str, Course] = COURSES,
+    every: int = 100,
+    n: int = gates.N,
+) -> None:
+    """Make the named models into FOLDER, each with its card; those that are there are kept.
+
+    n  questions of each gate
+    """
+    asked = questions(seed, own, sizes)
+    for name in names:
+        if (folder / name).exists():
+            progress.say(f"{name} is there", "dim")
+            continue
+        course = courses[name]
+        kitchen = kitchen_of(course, own, asked)
+        under_way = folder / f"{name}.partial"
+        student, made = making.make(name, course, seed, kitchen, under_way, every=every)
+        with files.folder(folder / name) as beside:
+            student.save(beside, dtype="bfloat16")
+            found, more = examine(name, students.open(beside), kitchen, balanced(asked, own), n)
+            more["first_digest"] = making.first(name, course, seed, kitchen)
+            written = cards.card(name, course, seed, own, made, found, **more)
+            files.write_json(beside / "card.json", written)
+            files.write(beside / "README.md", cards.markdown(written).encode())
+        files.remove(under_way)
+        progress.say(f"{name}: {'passed' if written['passed'] else 'did not pass all gates'}")
+
+
+def kitchen_of(course: Course, own: World, asked: Iterable[Question]) -> diet.Kitchen:
+    """What a course is fed from: nothing that is asked later, of any family and split."""
+    return diet.Kitchen(own, frozenset(splits.canonical(question.text) for question in asked), course.style)
+
+
+def examine(
+    name: str, student: Student, kitchen: diet.Kitchen, asked: Sequence[Question], n: int
+) -> tuple[list[Gate], dict[str, Any]]:
+    """A model's gates, and what only a teacher has."""
+    if name != "teacher":
+        return list(gates.base(student, kitchen, asked, n)), {}
+    held = [question for question in asked if question.set == "steps" and question.split == "validation"][:n]
+    gate, certainty = branching.teacher(student, kitchen, held)
+    greedy = gates.problems(student, kitchen, "steps, greedy", held)
+    entropy = {"tokens": certainty.tokens, "sentences": certainty.sentences, "sums": certainty.sums}
+    return [gate, greedy], {"entropy": entropy}
+
+
+def check(folder: Path = MODELS, *, n: int | None = None) -> bool:
+    """Examine the models in FOLDER again: does each gate agree with its card, within its interval?
+
+    The first steps are made again too; whether they give the same bytes is said, not judged: another kind of CPU adds
+    up in another order.
+
+    n  questions of each gate; None for as many as the card has (then the same ones are asked)
+    """
+    agreed = True
+    for path in sorted(path for path in folder.iterdir() if (path / "card.json").is_file()):
+        card = cards.read(path)
+        if card["gates_version"] != gates.VERSION:
+            raise UserError("the card is of other gates", where=path, do="make the model again")
+        own = World(**{**card["world"], "shares": tuple(card["world"]["shares"])})
+        asked = questions(card["seed"], own, world.SIZES)
+        student = students.open(path)
+        kitchen = kitchen_of(COURSES[card["name"]], own, asked)
+        digest = making.first(card["name"], COURSES[card["name"]], card["seed"], kitchen)
+        same = digest == card["first_digest"]
+        progress.say(f"{card['name']:<15} first {making.FIRST} steps: {'the same bytes' if same else 'other bytes'}")
+        found, _ = examine(card["name"], student, kitchen, balanced(asked, own), n or card["gates"][0]["n"])
+        for gate, row in zip(found, card["gates"], strict=True):
+            low, high = gate.interval
+            same = row["name"] == gate.name and low <= row["right"] / row["n"] <= high
+            agreed &= same
+            said = f"{card['name']:<15} {gate.name:<28} {gate.share:6.1%}, card {row['right'] / row['n']:6.1%}"
+            progress.say(f"{said}  {'' if same else 'differs'}", "" if same else "red")
+    return agreed
+
+
 def _is(path: Path, made_of: Mapping[str, object]) -> bool:
     return path.is_file() and files.read_json(path) == made_of
 
 
-def train(name: str, course: Course, seed: str, kitchen: diet.Kitchen) -> Student:
-    """A base model, from random weights and a tokenizer of its own."""
-    tokenizer = tokenizer_of(course, seed, kitchen)
-    student = initialise(course.shape, tokenizer, seed=_number(f"{seed}/{name}/weights"))
-    last = course.steps
-    fall = round(last * course.fall)
-    schedule = Schedule("linear", course.peak, course.warmup, last, hold=max(0, last - fall - course.warmup))
-    optimizer = training.optimizer(student, course.peak, betas=(0.9, 0.98), factors=course.factors)
-    with progress.bar(name, last) as tick:
-        for metrics in training.steps(
-            student,
-            optimizer,
-            rows(student, course, seed, kitchen),
-            first=1,
-            last=last,
-            schedule=schedule,
-            seed=_number(f"{seed}/{name}/steps"),
-        ):
-            tick(1, f"loss {metrics.loss:.3f}")
-    return student
-
-
-def tokenizer_of(course: Course, seed: str, kitchen: diet.Kitchen) -> Tokenizer:
-    """Trained on all dishes, and on the plain text, in which every word of every family stands."""
-    texts = [
-        meal.prompt.plain + meal.prompt.lead + meal.reply
-        for dish in diet.DISHES
-        for meal in diet.serve(dish, f"{seed}/tokenizer", 300, kitchen)
-    ]
-    make = tokenizers.train_unigram if course.shape.family == "t5" else tokenizers.train_bpe
-    return make(texts, course.shape.vocabulary)
-
-
-def rows(
-    student: Student, course: Course, seed: str, kitchen: diet.Kitchen
-) -> Callable[[int], Sequence[Sequence[Example]]]:
-    """The micro-batches of a step, counted from 1: one of skills, one of everything longer, rows alike in length."""
-
-    @lru_cache(maxsize=2)
-    def block(phase: int, number: int) -> list[list[list[Example]]]:
-        batches: dict[bool, list[list[Example]]] = {}
-        for dish, n in course.phases[phase].rows.items():
-            label = f"{seed}/{phase}/{number}/{dish}"
-            examples = [_example(student, meal, dish) for meal in diet.serve(dish, label, n * BLOCK, kitchen)]
-            examples.sort(key=lambda example: (len(example.prompt), len(example.target)))
-            steps = batches.setdefault(dish in skills.SKILLS, [[] for _ in range(BLOCK)])
-            for place, batch in enumerate(steps):
-                batch += examples[place * n : (place + 1) * n]
-        mixed = [random.Random(f"{seed}/{phase}/{number}").sample(steps, BLOCK) for steps in batches.values()]
-        return [list(step) for step in zip(*mixed, strict=True)]
-
-    def of(step: int) -> list[list[Example]]:
-        before = 0
-        for phase, own in enumerate(course.phases):
-            if step <= before + own.steps:
-                number, place = divmod(step - before - 1, BLOCK)
-                return block(phase, number)[place]
-            before += own.steps
-        raise AssertionError(f"step {step} of {before}")
-
-    return of
-
-
-def _example(student: Student, meal: diet.Meal, dish: str) -> Example:
-    chain = Chain.from_text(dish, 0, meal.reply, source="world")
-    target = transfer(chain, student.tokenizer, "one-hot")
-    return Example(tuple(student.encode(student.render(meal.prompt))), target, format=dish)
-
-
-def _number(label: str) -> int:
-    return random.Random(label).getrandbits(31)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m potstill.miniature.build",
-        description="Build the sets, the teacher and the student of the demo.",
+        prog="python -m potstill.miniature.build", description="Train the models of the package, or check them."
     )
-    parser.add_argument("folder", type=Path, help="where sets, teacher and student are put")
+    parser.add_argument(
+        "names", nargs="*", help=f"which models; all shipped ones if none is named: {', '.join(COURSES)}"
+    )
+    parser.add_argument("--into", type=Path, default=Path("runs") / "models", help="where they are put")
     parser.add_argument("--seed", default=SEED, help="the same seed gives the same bytes on one thread")
+    parser.add_argument("--check", action="store_true", help="examine the shipped models again and compare their cards")
     given = parser.parse_args(arguments)
-    for family, far in distances(questions(given.seed, EASY, SIZES)).items():
+    if given.check:
+        return 0 if check() else 1
+    unknown = [name for name in given.names if name not in COURSES]
+    if unknown:
+        parser.error(f"no such model: {', '.join(unknown)}; there are {', '.join(COURSES)}")
+    for family, far in distances(questions(given.seed, world.SHIPPED, world.SIZES)).items():
         progress.say(f"of {family}, found in the in-distribution problems: {far}")
-    build(given.folder, seed=given.seed)
+    train(given.into, given.names or SHIPPED, seed=given.seed)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -50,7 +50,7 @@ def serve(dish: str, seed: str, n: int, kitchen: Kitchen) -> Iterator[Meal]:
         return islice(_exercises(dish, seed, kitchen.world), n)
     if dish == "plain":
         return (_halves(sentence, seed) for sentence in plain.sentences(seed, n))
-    own = replace(kitchen.world, shares=(1.0,)) if dish == "single" else kitchen.world
+    own = single(kitchen.world) if dish == "single" else kitchen.world
     family = "generic" if dish == "generic" else "steps"
     problems = islice(world.stream(family, f"{dish}/{seed}", own, kitchen.without), n)
     if dish == "answers":
@@ -61,6 +61,11 @@ def serve(dish: str, seed: str, n: int, kitchen: Kitchen) -> Iterator[Meal]:
         return (_meal(f"find the numbers: {problem.text}", _numbers(problem)) for problem in problems)
     assert dish in ("steps", "single"), f"no dish {dish}"
     return (asked(problem, kitchen.style, rationale=True) for problem in problems)
+
+
+def single(own: World) -> World:
+    """The same world with problems of one step alone."""
+    return replace(own, shares=(1.0,))
 
 
 def asked(problem: Problem, style: Style, rationale: bool) -> Meal:

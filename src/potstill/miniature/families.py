@@ -2,7 +2,7 @@
 
     >>> problem = draw("diverse", random.Random("25"), World())
     >>> problem.text, problem.rationale, problem.answer
-    ('What is the sum of 49 and 10?', 'The sum is 10 + 49 = 59.', '59')
+    ('What is the sum of 4 and 39?', 'The sum is 39 + 4 = 43.', '43')
 
 `multi`: two operations, scenes of their own. `diverse`: one operation, many forms of question, some question first.
 `varied`: one operation, with a number that does not matter, or told from the end. A frame is one line of fields set off

@@ -37,8 +37,8 @@ def sorting(rng: random.Random) -> Problem:
 
 
 def booleans(rng: random.Random) -> Problem:
-    """Three or four values, some denied, joined from the left: the brackets say so."""
-    values = [rng.random() < 0.5 for _ in range(rng.choice((3, 4)))]
+    """Three to five values, some denied, joined from the left: the brackets say so."""
+    values = [rng.random() < 0.5 for _ in range(rng.choice((3, 4, 4, 5)))]
     denied = [rng.random() < 0.3 for _ in values]
     shown = [f"not {value}" if no else str(value) for value, no in zip(values, denied, strict=True)]
     truths = [value != no for value, no in zip(values, denied, strict=True)]

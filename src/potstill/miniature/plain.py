@@ -1,7 +1,7 @@
 """Plain text of the world: sentences that ask nothing, in which every word of every family occurs.
 
     >>> list(sentences("demo", 2))
-    ['Otto likes cakes, and Omar likes lemons.', 'The sheep of Otto is yellow.']
+    ['Otto likes ribbons, and Omar likes lemons.', 'The sheep of Otto is yellow.']
 
 A base model reads it so that no word of an out-of-distribution family is new to it, although no sentence of such a
 family ever is shown. Nothing here can be solved.

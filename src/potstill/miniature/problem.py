@@ -64,9 +64,12 @@ class Sums:
     def draw(self, low: int = SMALLEST, high: int | None = None) -> int:
         return self.rng.randint(low, max(low, self.largest // 2 if high is None else high))
 
-    def solve(self, left: int, sign: str, right: int) -> tuple[int, str]:
-        """The value and the equation. Raises OutOfRange unless the value lies between SMALLEST and `largest`."""
-        if sign in "+*" and self.rng.random() < 0.5:
+    def solve(self, left: int, sign: str, right: int, *, turned: bool = True) -> tuple[int, str]:
+        """The value and the equation. Raises OutOfRange unless the value lies between SMALLEST and `largest`.
+
+        turned  a sum or product may change its sides
+        """
+        if turned and sign in "+*" and self.rng.random() < 0.5:
             left, right = right, left
         if sign == "/":
             value, rest = divmod(left, right)

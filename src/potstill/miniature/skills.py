@@ -2,7 +2,7 @@
 
     >>> exercise = draw("copying", random.Random("1"), World(largest=20))
     >>> exercise.prompt, exercise.reply
-    ('copy eggs nuts ribbons Tom 18 18', 'eggs nuts ribbons Tom 18 18')
+    ('copy Jack shells Tom kites lemons 18', 'Jack shells Tom kites lemons 18')
 
 `facts` one sum; `equations` a chain of sums, each using the result before; `copying` words and numbers as they stand;
 `lookup` the pairs asked for, out of several.
@@ -43,13 +43,14 @@ def facts(rng: random.Random, world: World) -> Exercise:
 
 
 def equations(rng: random.Random, world: World) -> Exercise:
-    """`12 ; + 5 ; - 3 ;` -> `12 + 5 = 17. 17 - 3 = 14.`: copying and sums in turn, as in a rationale."""
+    """`12 ; + 5 ; - 3 ;` -> `12 + 5 = 17 . 17 - 3 = 14 .`: copying and sums in turn, as in a rationale."""
     sums = Sums(rng, world.largest)
     value = sums.draw(high=world.largest - 2)
     asked, said = [str(value)], []
-    for _ in range(rng.choice((1, 2, 2))):
-        sign, amount = rng.choice("+-"), sums.draw()
-        value, equation = sums.solve(value, sign, amount)
+    for _ in range(rng.choice((1, 2, 3))):
+        sign = rng.choice("+-+-*")
+        amount = sums.draw(high=9) if sign == "*" else sums.draw()
+        value, equation = sums.solve(value, sign, amount, turned=False)
         asked.append(f"{sign} {amount}")
         said.append(f"{equation} .")
     return Exercise(" ; ".join(asked) + " ;", " ".join(said))

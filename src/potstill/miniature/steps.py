@@ -2,9 +2,9 @@
 
     >>> problem = draw(random.Random("a3"), World())
     >>> print(problem.text, problem.rationale, problem.answer, sep="\\n")
-    There are 5 jars of Sam with 9 buttons in each. How many buttons are there in all?
-    Sam has 5 * 9 = 45 buttons in jars.
-    45
+    Adam puts 4 stickers into each of 8 pots. How many stickers is that?
+    Adam has 8 * 4 = 32 stickers in pots.
+    32
 
 Kinds: `change` (one person's number goes up and down), `together` (sums of several people), `groups` (so many in each,
 or shared equally), `compare` (so many more or fewer). Wherever sub-sums do not depend on each other the rationale does

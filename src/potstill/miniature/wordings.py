@@ -1,7 +1,7 @@
 """How the in-distribution family says things: one wording a line.
 
     >>> len(START), START[0]
-    (10, '{A} has {x} {things}.')
+    (12, '{A} has {x} {things}.')
 
 Slots: A B C are people, N M whoever a sentence is about, x y z numbers, e an equation, T a plural, and the scene's own
 words (things others box boxes place). The out-of-distribution families share none of these sentences: a test.
@@ -28,6 +28,8 @@ START: Final = lines("""
     {A} takes {x} {things} out of a {box}.
     On Monday {A} has {x} {things}.
     There are {x} {things} in the {box} of {A}.
+    This week {A} has {x} {things}.
+    {A} opens a {box} and sees {x} {things}.
 """)
 GAIN: Final = lines("""
     {A} finds {y} more {things}.
@@ -40,6 +42,8 @@ GAIN: Final = lines("""
     {A} picks up {y} {things}.
     At the {place} {A} collects {y} {things}.
     {A} puts {y} more {things} there.
+    A friend gives {A} {y} {things}.
+    {A} takes {y} more {things} home.
 """)
 LOSS: Final = lines("""
     {A} loses {y} {things}.
@@ -52,6 +56,8 @@ LOSS: Final = lines("""
     {A} leaves {y} {things} at the {place}.
     {A} drops {y} {things} in the {place}.
     {A} sends {y} {things} to {B}.
+    {A} forgets {y} {things} at the {place}.
+    {A} breaks {y} {things}.
 """)
 ASK_CHANGE: Final = lines("""
     How many {things} does {A} have now?

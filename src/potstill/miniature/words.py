@@ -1,7 +1,7 @@
 """Words of the small world: who, what, where.
 
     >>> len(set(NAMES)), len({plural for _, plural in THINGS}), article("apple"), article("cup")
-    (32, 30, 'an apple', 'a cup')
+    (40, 40, 'an apple', 'a cup')
 
 Every family draws from these lists; verbs and sentences are each family's own.
 """
@@ -23,12 +23,14 @@ def pairs(text: str) -> tuple[tuple[str, str], ...]:
 NAMES: Final = words("""
     Tom Ann Ben Eva Sam Lily Max Nora Leo Ruth Paul Ida Carl Rosa Jack Mia
     Omar Lena Hugo Vera Fred Alma Ivan Zoe Karl Emma Otto Sara Luis Dora Finn Gina
+    Adam Ella Theo Clara Noah Iris Peter Maya
 """)
 THINGS: Final = pairs("""
     apple/apples pear/pears cookie/cookies marble/marbles sticker/stickers book/books pencil/pencils coin/coins
     shell/shells stamp/stamps card/cards egg/eggs cake/cakes rose/roses button/buttons stone/stones toy/toys ball/balls
     candle/candles hat/hats cup/cups plate/plates nut/nuts plum/plums lemon/lemons ribbon/ribbons kite/kites
-    spoon/spoons bean/beans flower/flowers
+    spoon/spoons bean/beans flower/flowers pen/pens bowl/bowls peach/peaches feather/feathers bell/bells key/keys
+    map/maps glove/gloves doll/dolls leaf/leaves
 """)
 BOXES: Final = pairs("""
     box/boxes bag/bags jar/jars basket/baskets drawer/drawers shelf/shelves crate/crates pot/pots

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Final
@@ -32,6 +32,10 @@ GENERIC: Final = ("generic",)
 SETS: Final = (*IN_DISTRIBUTION, *OUT_OF_DISTRIBUTION, *GENERIC)
 VALIDATION: Final = 0.25  # of every set, by the digest of a question's canonical form
 TEST: Final = 0.25
+SHIPPED: Final = World(largest=50, shares=(0.15, 0.45, 0.40))  # what the models in the package live in
+# Questions of each family, so that its test split holds at least 600, and at least 200 of each generic task.
+SIZES: Final[Mapping[str, int]] = {"steps": 6000, "multi": 2700, "diverse": 2700, "varied": 2700, "generic": 6400}
+TRAINING: Final = 14000  # further draws of the in-distribution family, of which those of the training split are asked
 PATIENCE: Final = 1000  # draws in a row without a new question: the world is too small for the number asked
 
 
