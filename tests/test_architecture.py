@@ -34,7 +34,7 @@ INSIDE: dict[str, set[str]] = {
     "records": set(),
     "encoding": {"records"},
     # layer 2
-    "transfer": {"alignment", "vocabulary"},
+    "transfer": {"alignment", "prompts", "vocabulary"},
     "alignment": {"vocabulary"},
     "selection": {"intervals"},
     # layer 3
@@ -266,7 +266,7 @@ def test_files_stay_short() -> None:
 
 PUBLIC = {
     "alignment": ["dtw", "spans"],
-    "transfer": ["transfer"],
+    "transfer": ["completions", "transfer"],
     "loss": ["sparse"],
     "answers": ["grade"],
     "recipe": ["Recipe", "load", "parse"],

@@ -1,0 +1,115 @@
+"""What the chains of a run say about how a word goes on.
+
+    >>> from potstill.transfer.words import Words
+    >>> class Letters:  # stands in for a tokenizer: one token a letter
+    ...     def encode(self, text, add_special_tokens):
+    ...         self.ids = list(text.encode())
+    ...         return self
+    >>> words = Words(Fast(Vocabulary(tuple(bytes([b]) for b in range(256)), {}, None, None, None, False, ""), Letters()))
+    >>> chains = [Chain.from_tokens("q", i, tokens) for i, tokens in enumerate([[b"4", b"8", b" pens"], [b"4", b"8"], [b"4", b" pens"]])]
+    >>> run = Completions(chains, words)
+    >>> run.rests("q", b"", b"4")  # (the rest of its word, whether the text ended there, share)
+    ((b'8', False, 0.3333333333333333), (b'8', True, 0.3333333333333333), (b'', False, 0.3333333333333333))
+
+Two sources, the nearer one first. A chain of the same question with the same text before says what its source saw at the
+next step (`nodes`): probabilities, not counts. Else `rests`: how words went on behind the same token at the same place
+in a word (the same letters before it), in the chains of the same question, else in those of the run; else behind the
+same token at any place inside a word, or at the start of one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+from potstill.records import Chain, End
+from potstill.transfer.candidates import steps
+from potstill.transfer.words import Words, words_of
+
+KEPT: Final = 24  # rests remembered of one token at one place: what is rarer stays open
+Rest = tuple[bytes, bool, float]
+Place = tuple[bytes, bytes]
+Node = Mapping[bytes | End, float]
+_NOTHING: Final[tuple[Rest, ...]] = ()
+
+
+class Completions:
+    """How words go on in some chains. It holds the chains; what belongs to one question is made when it is asked for,
+    so that chains should be transferred question by question."""
+
+    def __init__(self, chains: Iterable[Chain], words: Words) -> None:
+        self.words = words
+        self._chains: dict[str, list[Chain]] = defaultdict(list)
+        exact: dict[Place, Counter[tuple[bytes, bool]]] = defaultdict(Counter)
+        loose: dict[tuple[bool, bytes], Counter[tuple[bytes, bool]]] = defaultdict(Counter)
+        for chain in chains:
+            if chain.tokens:
+                self._chains[chain.question].append(chain)
+        for own in self._chains.values():
+            for before, token, rest in _tokens(own, words):
+                exact[before, token][rest] += 1
+                loose[not before, token][rest] += 1
+        self._exact = {place: _shares(rests) for place, rests in exact.items()}
+        self._loose = {place: _shares(rests) for place, rests in loose.items()}
+        self._question: str | None = None
+        self._nodes: dict[bytes, Node] = {}
+        self._near: dict[Place, tuple[Rest, ...]] = {}
+
+    def nodes(self, question: str) -> Mapping[bytes, Node]:
+        """Content to the outcomes, with their probabilities, that a chain of this question saw behind it."""
+        self._open(question)
+        return self._nodes
+
+    def rests(self, question: str, before: bytes, token: bytes) -> tuple[Rest, ...]:
+        """How a word goes on behind a token that stands behind `before` in it; shares add up to at most 1."""
+        self._open(question)
+        place = before, token
+        found = self._near.get(place) or self._exact.get(place)
+        return found if found else self._loose.get((not before, token), _NOTHING)
+
+    def _open(self, question: str) -> None:
+        if question == self._question:
+            return
+        own = self._chains.get(question, [])
+        self._question, self._nodes = question, {}
+        for chain in own:
+            for (start, _), row in zip([*chain.spans, (len(chain.content), 0)], steps(chain), strict=False):
+                self._nodes.setdefault(chain.content[:start], row)
+        near: dict[Place, Counter[tuple[bytes, bool]]] = defaultdict(Counter)
+        for before, token, rest in _tokens(own, self.words):
+            near[before, token][rest] += 1
+        self._near = {place: _shares(rests) for place, rests in near.items()}
+
+
+def completions(chains: Iterable[Chain], tokenizer: object) -> Completions:
+    """How words go on in the chains of a run, for `transfer` with the rule `text` and the same tokenizer.
+
+    chains     those that will be transferred, at least; only those with tokens say anything
+    tokenizer  the student's: it decides what a word is
+    """
+    return Completions(chains, words_of(tokenizer))
+
+
+def _tokens(chains: Sequence[Chain], words: Words) -> Iterator[tuple[bytes, bytes, tuple[bytes, bool]]]:
+    """Of each token: the letters of its word before it, itself, and the rest of the word with whether the text ends."""
+    for chain in chains:
+        content = chain.content
+        seams = [*words.seams(content), len(content)]
+        word = at = 0
+        for token, (start, end) in zip(chain.tokens, chain.spans, strict=True):
+            while seams[at] <= start and at + 1 < len(seams):
+                word, at = seams[at], at + 1
+            behind = at
+            while seams[behind] < end:
+                behind += 1
+            stop = seams[behind]
+            if stop < len(content):
+                yield content[word:start], token, (content[end:stop], False)
+            elif chain.stop != "length":
+                yield content[word:start], token, (content[end:], True)
+
+
+def _shares(rests: Counter[tuple[bytes, bool]]) -> tuple[Rest, ...]:
+    total = sum(rests.values())
+    return tuple((rest, ended, times / total) for (rest, ended), times in rests.most_common(KEPT))

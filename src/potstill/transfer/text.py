@@ -1,0 +1,285 @@
+"""The rule `text`: a teacher's outcomes are texts, and each of them is what the student would write for it.
+
+Every outcome that was seen but not taken branches off the chain's text. It is followed to the end of the word in which
+it differs, with the probabilities of the run's chains (`completions`), and written in the student's tokens: a *way*. At a
+position of the student the ways that begin with the pieces already written vote for their next piece, each with its
+probability; the others were impossible. The chain's own text is one more way. What nobody saw, and what nobody knows
+how to go on, is the tail.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from potstill.prompts import answer_end
+from potstill.records import END, Chain, End
+from potstill.transfer.candidates import Distribution, steps
+from potstill.transfer.completions import Completions
+from potstill.transfer.words import Words
+
+LEAST: Final = 1e-4  # an outcome less likely than this counts as unseen
+AGREES: Final = (
+    0.1  # estimate: of what was not seen at an earlier step of a word, the share that the pieces so far allow
+)
+RARE: Final = 1e-3  # a continuation with a smaller share of its outcome is not followed
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Where an outcome that was not taken leads.
+
+    word         the chain's word in which it leaves the chain's text
+    apart        the first byte of the content that it may not share
+    probability  of this way, given the text before its step
+    tokens       of its text from the start of that word on; None where nobody knows how it goes on
+    """
+
+    word: int
+    apart: int
+    probability: float
+    tokens: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """A chain as its words and steps: `words[k]` is where word k begins, `pieces[k]` its tokens, `rows` the outcomes
+    of each step that count, `starts` where the steps begin, `answer` where the answer sentence does, if it ends the
+    text: there a newline ends the text too."""
+
+    chain: Chain
+    words: list[int]
+    pieces: list[tuple[int, ...]]
+    rows: list[dict[bytes | End, float]]
+    starts: list[int]
+    answer: int | None
+
+
+def by_text(
+    chain: Chain,
+    words: Words,
+    ids: Sequence[int],
+    places: np.ndarray,
+    run: Completions | None = None,
+    teacher: Words | None = None,
+) -> dict[int, Distribution] | None:
+    """Distributions by position; None where the words of the text are not what its tokens are made of.
+
+    ids, places  the tokens of the chain's text and their spans in its content
+    """
+    path = _path(chain, words, ids)
+    if path is None:
+        return None
+    ways = [_ways(path, step, words, run, teacher) for step in range(len(path.rows))]
+    soft: dict[int, Distribution] = {}
+    position = 0
+    for word, pieces in enumerate(path.pieces):
+        last = word + 1 == len(path.pieces) and chain.stop != "length"
+        for place in range(len(pieces) + last):
+            start = path.words[word] if place == 0 else len(chain.content) if position >= len(ids) else None
+            start = int(places[position][0]) if start is None else start
+            row = _row(path, ways, word, place, start, words)
+            if row:
+                soft[position] = row
+            position += 1
+    return soft
+
+
+def _path(chain: Chain, words: Words, ids: Sequence[int]) -> _Path | None:
+    content, starts, pieces = chain.content, [0], []
+    seams = words.seams(content)
+    for end in [*seams, len(content)]:
+        found = words.ids(content[starts[-1] : end], first=len(starts) == 1)
+        # What a tokenizer drops altogether stays with the word behind it.
+        if end == len(content) or found:
+            pieces.append(found)
+            starts.append(end)
+    if [piece for word in pieces for piece in word] != list(ids):
+        return None
+    rows = [{what: p for what, p in step.items() if p >= LEAST} for step in steps(chain)]
+    at = [start for start, _ in chain.spans] + [len(content)]
+    text = content.decode("latin-1")
+    spoken = text.lower().find("answer is")
+    answer = spoken if spoken >= 0 and answer_end(text) == len(text) and chain.stop != "length" else None
+    return _Path(chain, starts[:-1], pieces, rows, at[: len(rows)], answer)
+
+
+def _ways(path: _Path, step: int, words: Words, run: Completions | None, teacher: Words | None) -> list[Way]:
+    """The ways of the outcomes of a step that the chain did not take."""
+    content, start = path.chain.content, path.starts[step]
+    taken = path.chain.tokens[step] if step < len(path.chain.tokens) else END
+    here = bisect_right(path.words, start) - 1
+    base = path.words[max(here - 1, 0)]
+    made: list[Way] = []
+    for what, probability in path.rows[step].items():
+        if what == taken:
+            continue
+        token = b"" if isinstance(what, End) else what
+        apart = start + _common(token, content, start)
+        left = probability
+        for text, ended, share in _finished(path, step, what, apart, words, run, teacher):
+            word = bisect_right(path.words, apart) - 1
+            if path.words[word] == apart and apart and words.seam(text[: apart - base + 1], apart - base) is None:
+                word -= 1
+            found = words.tokens(text[path.words[word] - base :], first=word == 0)
+            if ended and words.coder.vocabulary.eos is not None:
+                found += (words.coder.vocabulary.eos,)
+            made.append(Way(word, apart, probability * share, found))
+            left -= probability * share
+        if left > LEAST / 10:
+            made.append(Way(len(path.words), apart, left, None))
+    return made
+
+
+def _finished(
+    path: _Path, step: int, what: bytes | End, apart: int, words: Words, run: Completions | None, teacher: Words | None
+) -> list[tuple[bytes, bool, float]]:
+    """The texts, from the start of the word before the step's on, to which an outcome grows by the end of the word in
+    which it is apart from the chain's text; whether the text ends there; and their shares, at most 1 together."""
+    content, start = path.chain.content, path.starts[step]
+    base = path.words[max(bisect_right(path.words, start) - 2, 0)]
+    if isinstance(what, End):
+        return [(content[base:start], True, 1.0)]
+    line = start - base if path.answer is not None and start > path.answer else None
+    nodes: Mapping[bytes, Mapping[bytes | End, float]] = run.nodes(path.chain.question) if run else {}
+    before, beyond = content[:base], apart - base
+    done: list[tuple[bytes, bool, float]] = []
+    open_: list[tuple[bytes, bytes, float]] = [(content[base:start], what, 1.0)]
+    while open_:
+        text, token, share = open_.pop()
+        grown = text + token
+        if (end := _end(grown, line, beyond, words)) is not None:
+            done.append((grown[: end[0]], end[1], share))
+            continue
+        node = nodes.get(before + grown)
+        if node:
+            total = sum(node.values())
+            for after, probability in node.items():
+                part = share * probability / total
+                if isinstance(after, End):
+                    done.append((grown, True, part))
+                elif part > RARE and after:
+                    open_.append((grown, after, part))
+        elif run:
+            seams = [seam for seam in words.seams(text + token[:1]) if seam <= len(text)]
+            word = seams[-1] if seams else 0
+            for rest, ended, part in run.rests(path.chain.question, text[word:], token):
+                whole = grown + rest
+                if teacher and not _cuts(teacher, whole[word:], len(text) - word, len(grown) - word):
+                    continue
+                end = _end(whole, line, beyond, words)
+                done.append((whole[: end[0]], end[1], share * part) if end else (whole, ended, share * part))
+    return done
+
+
+def _end(text: bytes, line: int | None, beyond: int, words: Words) -> tuple[int, bool] | None:
+    """Where a text is finished, and whether it ends there: at the newline behind its answer, or at the end of the word
+    in which it leaves the chain's. None where it may go on."""
+    if line is not None and (newline := text.find(b"\n", line)) >= 0:
+        return newline, True
+    seam = words.seam(text, beyond + 1)
+    return None if seam is None else (seam, False)
+
+
+def _cuts(teacher: Words, word: bytes, *places: int) -> bool:
+    """Whether the teacher's tokenizer would cut a word at these places."""
+    ends, reached = {0}, 0
+    for piece in teacher.ids(word):
+        reached += len(teacher.coder.vocabulary.bytes_of(piece) or b"")
+        ends.add(reached)
+    return all(place in ends for place in places)
+
+
+def _row(path: _Path, ways: list[list[Way]], word: int, place: int, start: int, words: Words) -> Distribution:
+    """The distribution at one position: piece `place` of a word, or, behind its last, the end of the text.
+
+    start  where in the content what this piece stands for begins
+    """
+    pieces = path.pieces[word]
+    written = pieces[:place]
+    taken = pieces[place] if place < len(pieces) else words.coder.vocabulary.eos
+    before = path.pieces[word - 1] if place == 0 and word else ()
+    low = path.words[word - 1] if place == 0 and word else path.words[word]
+    high = path.words[word + 1] if word + 1 < len(path.words) else len(path.chain.content)
+    own = min(bisect_right(path.starts, start), len(path.starts)) - 1
+    # Empty tokens share their place with the one behind them; the first of them is under way.
+    while own > 0 and path.starts[own - 1] == start:
+        own -= 1
+    if own < 0 or taken is None:
+        return {}
+    votes: dict[int, float] = {}
+    total = 0.0
+    scale, step = 1.0, own
+    first = own
+    while first > 0 and _stop(path, first - 1) > low:
+        first -= 1
+    ahead = [1.0] * (own - first + 1)
+    for step in range(own - 1, first - 1, -1):
+        p = _taken(path, step)
+        if p < 1e-9:
+            first = step + 1
+            break
+        scale /= p
+        ahead[step - first] = scale
+    weights: list[tuple[int, float]] = [(step, ahead[step - first]) for step in range(first, own + 1)]
+    weight = _taken(path, own)
+    step = own + 1
+    while step < len(path.starts) and path.starts[step - 1] < high:
+        seen = sum(path.rows[step].values())
+        weights.append((step, weight / seen if seen else 0.0))
+        weight *= _taken(path, step) / seen if seen else 0.0
+        step += 1
+    for step, weight_of in weights:
+        for way in ways[step]:
+            mass = weight_of * way.probability
+            if way.tokens is None:
+                total += mass if way.apart >= start else 0.0
+                continue
+            if way.word > word or (way.word == word and place == 0):
+                piece = taken if way.word > word else way.tokens[0] if way.tokens else None
+            elif way.word == word:
+                if way.tokens[:place] != written:
+                    continue
+                piece = way.tokens[place] if len(way.tokens) > place else None
+            elif way.word == word - 1 and place == 0:
+                if way.tokens[: len(before)] != before:
+                    continue
+                piece = way.tokens[len(before)] if len(way.tokens) > len(before) else None
+            else:
+                continue
+            if piece is not None:
+                votes[piece] = votes.get(piece, 0.0) + mass
+                total += mass
+            elif way.apart >= start:
+                total += mass
+    votes[taken] = votes.get(taken, 0.0) + weight
+    total += weight
+    for step in range(first, own + 1):
+        unseen = max(0.0, 1.0 - sum(path.rows[step].values()))
+        total += ahead[step - first] * unseen * (1.0 if path.starts[step] >= start else AGREES)
+    if total <= 0.0:
+        return {}
+    return {piece: mass / total for piece, mass in votes.items() if mass > 1e-6 * total}
+
+
+def _stop(path: _Path, step: int) -> int:
+    return path.chain.spans[step][1]
+
+
+def _taken(path: _Path, step: int) -> float:
+    """The probability of what the chain says at a step; 0 where its source did not show it."""
+    what = path.chain.tokens[step] if step < len(path.chain.tokens) else END
+    return path.rows[step].get(what, 0.0)
+
+
+def _common(token: bytes, content: bytes, start: int) -> int:
+    shared = 0
+    for byte in token:
+        if start + shared >= len(content) or content[start + shared] != byte:
+            break
+        shared += 1
+    return shared
