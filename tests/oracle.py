@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,9 +65,9 @@ def _said(draw: random.Random, wanted: int) -> Said:
 
     def result(value: float) -> float:
         """Now and then wrong, in the ways that models are."""
-        if pick("right", "right ", "right  ", "wrong") != "wrong":
+        if pick("right", "right ", "wrong") != "wrong":
             return value
-        return value + int(pick("1", "-1", "10", "-10", "100", "2", "-3", "9"))
+        return value + int(pick("1", "-1", "10", "-10", "100", "2", "-3", "9", "20", "-5", "3", "50"))
 
     found: dict[str, float] = {}
     for _ in range(200 * wanted):
@@ -86,9 +87,11 @@ def _text(pick, result, name: str, helper: str, thing: str, a: int, b: int, time
         whole = int(value)
         return f"{whole:,}" if whole > 999 and pick("comma", "plain") == "comma" else str(whole)
 
-    left, right = (a, b) if pick("ab", "ba") == "ab" else (b, a)
+    # Which numbers of the problem are taken, and in which order, is what solutions differ in most.
+    pairs = {"ab": (a, b), "ba": (b, a), "at": (a, times), "ta": (times, a), "bt": (b, times), "aa": (a, a + times)}
+    left, right = pairs[pick(*pairs)]
     opening = pick("", f"{name} has {left} {thing}.", f"First, {name} had {left} {thing}.", f"{helper} gives {right} more.")
-    first = result(a + b)
+    first = result(left + right)
     unit = pick(f" {thing}", "", " in all")
     verb = pick("has", "gets", "will have")
     start = pick("So there are", f"Now {name} {verb}", f"{name} {verb}", "In total:")
@@ -191,8 +194,12 @@ class Oracle:
         return [tree.shares(position, alive) for position, alive in enumerate(tree.along(place))]
 
     def ceiling(self, question: int, place: int, k: int | None) -> list[dict[int, float]]:
-        """What perfect completion of the shown outcomes gives. A text counts if it leaves the chain's path at a step
-        up to the one under way by a shown outcome, or later."""
+        """What perfect completion of the shown outcomes gives, along this chain.
+
+        A text counts as known if it is the chain's up to the word under way (the one that holds the piece before) and
+        leaves the teacher's path behind that by a shown outcome, or behind the step under way. What leaves it unseen
+        is tail. A text that was another one before, but looks the same to the student, no outcome of these steps shows.
+        """
         mine, theirs = self.tree(question, student=True), self.tree(question, student=False)
         shown = [{token for token, _ in row} for row in self._shown(theirs, place, k)]
         own = theirs.rows[place]
@@ -202,13 +209,16 @@ class Oracle:
             [at >= len(shown) or int(row[at]) in shown[at] for at, row in zip(first.tolist(), theirs.rows, strict=True)]
         )
         ends = [end for _, end in theirs.spans[place]]
+        content = self.language[question].texts[place].encode()
+        seams = [0, *(found.start() for found in re.finditer(rb"(?<=\S)\s", content))]
         rows = []
         for position, alive in enumerate(mine.along(place)):
             # White space that the student drops belongs to the piece behind it.
             start = max((end for _, end in mine.spans[place][:position]), default=0)
-            under_way = sum(end <= start for end in ends)
-            counted = alive & (seen | (first > under_way))
-            total, kept = mine.weights[alive].sum(), mine.weights[counted].sum()
+            word = max(seam for seam in seams if seam < start or seam == 0)
+            known = alive & (first >= sum(end <= word for end in ends))
+            counted = known & (seen | (first > sum(end <= start for end in ends)))
+            total, kept = mine.weights[known].sum(), mine.weights[counted].sum()
             row = mine.shares(position, counted) if kept else {}
             rows.append({token: share * kept / total for token, share in row.items()})
         return rows

@@ -19,6 +19,7 @@ same token at any place inside a word, or at the start of one.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
@@ -31,7 +32,10 @@ KEPT: Final = 24  # rests remembered of one token at one place: what is rarer st
 Rest = tuple[bytes, bool, float]
 Place = tuple[bytes, bytes]
 Node = Mapping[bytes | End, float]
-_NOTHING: Final[tuple[Rest, ...]] = ()
+Ending = tuple[bytes, bool]
+Counts = dict[Place, Counter[Ending]]
+PRIOR: Final = 1.0  # chains that the whole run counts for beside those of the question
+_DIGIT: Final = re.compile(rb"[0-9]")
 
 
 class Completions:
@@ -41,20 +45,23 @@ class Completions:
     def __init__(self, chains: Iterable[Chain], words: Words) -> None:
         self.words = words
         self._chains: dict[str, list[Chain]] = defaultdict(list)
-        exact: dict[Place, Counter[tuple[bytes, bool]]] = defaultdict(Counter)
-        loose: dict[tuple[bool, bytes], Counter[tuple[bytes, bool]]] = defaultdict(Counter)
         for chain in chains:
             if chain.tokens:
                 self._chains[chain.question].append(chain)
+        self._exact: Counts = defaultdict(Counter)
+        self._shape: Counts = defaultdict(Counter)
         for own in self._chains.values():
             for before, token, rest in _tokens(own, words):
-                exact[before, token][rest] += 1
-                loose[not before, token][rest] += 1
-        self._exact = {place: _shares(rests) for place, rests in exact.items()}
-        self._loose = {place: _shares(rests) for place, rests in loose.items()}
+                self._exact[before, token][rest] += 1
+                if _DIGIT.search(token):
+                    self._shape[_shape(before), _shape(token)][rest] += 1
+        self._loose: Counts = defaultdict(Counter)
+        for (before, token), rests in self._exact.items():
+            self._loose[b"" if before else b" ", token].update(rests)
         self._question: str | None = None
         self._nodes: dict[bytes, Node] = {}
-        self._near: dict[Place, tuple[Rest, ...]] = {}
+        self._near: Counts = {}
+        self._known: dict[Place, tuple[Rest, ...]] = {}
 
     def nodes(self, question: str) -> Mapping[bytes, Node]:
         """Content to the outcomes, with their probabilities, that a chain of this question saw behind it."""
@@ -65,21 +72,25 @@ class Completions:
         """How a word goes on behind a token that stands behind `before` in it; shares add up to at most 1."""
         self._open(question)
         place = before, token
-        found = self._near.get(place) or self._exact.get(place)
-        return found if found else self._loose.get((not before, token), _NOTHING)
+        known = self._known.get(place)
+        if known is None:
+            wide = self._exact.get(place) or self._loose.get((b"" if before else b" ", token))
+            if wide is None:
+                wide = self._shape.get((_shape(before), _shape(token)))
+            known = self._known[place] = _shares(self._near.get(place), wide)
+        return known
 
     def _open(self, question: str) -> None:
         if question == self._question:
             return
         own = self._chains.get(question, [])
-        self._question, self._nodes = question, {}
+        self._question, self._nodes, self._known = question, {}, {}
         for chain in own:
             for (start, _), row in zip([*chain.spans, (len(chain.content), 0)], steps(chain), strict=False):
                 self._nodes.setdefault(chain.content[:start], row)
-        near: dict[Place, Counter[tuple[bytes, bool]]] = defaultdict(Counter)
+        self._near = defaultdict(Counter)
         for before, token, rest in _tokens(own, self.words):
-            near[before, token][rest] += 1
-        self._near = {place: _shares(rests) for place, rests in near.items()}
+            self._near[before, token][rest] += 1
 
 
 def completions(chains: Iterable[Chain], tokenizer: object) -> Completions:
@@ -110,6 +121,20 @@ def _tokens(chains: Sequence[Chain], words: Words) -> Iterator[tuple[bytes, byte
                 yield content[word:start], token, (content[end:], True)
 
 
-def _shares(rests: Counter[tuple[bytes, bool]]) -> tuple[Rest, ...]:
-    total = sum(rests.values())
-    return tuple((rest, ended, times / total) for (rest, ended), times in rests.most_common(KEPT))
+def _shares(near: Counter[Ending] | None, wide: Counter[Ending] | None) -> tuple[Rest, ...]:
+    """Shares of rests: what the question's own chains say, and as much as one more chain of what the run's say."""
+    shares: dict[Ending, float] = {}
+    own = sum(near.values()) if near else 0
+    prior = PRIOR if own and wide else 0.0 if own else 1.0
+    if near:
+        for rest, times in near.most_common(KEPT):
+            shares[rest] = times / (own + prior)
+    if wide and prior:
+        total = sum(wide.values())
+        for rest, times in wide.most_common(KEPT):
+            shares[rest] = shares.get(rest, 0.0) + prior * times / total / (own + prior)
+    return tuple((rest, ended, share) for (rest, ended), share in shares.items())
+
+
+def _shape(data: bytes) -> bytes:
+    return _DIGIT.sub(b"0", data)

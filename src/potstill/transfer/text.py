@@ -36,13 +36,13 @@ class Way:
     word         the chain's word in which it leaves the chain's text
     apart        the first byte of the content that it may not share
     probability  of this way, given the text before its step
-    tokens       of its text from the start of that word on; None where nobody knows how it goes on
+    tokens       of its text from the start of that word on, as far as anybody knows how it goes on
     """
 
     word: int
     apart: int
     probability: float
-    tokens: tuple[int, ...] | None
+    tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +122,24 @@ def _ways(path: _Path, step: int, words: Words, run: Completions | None, teacher
         apart = start + _common(token, content, start)
         left = probability
         for text, ended, share in _finished(path, step, what, apart, words, run, teacher):
-            word = bisect_right(path.words, apart) - 1
-            if path.words[word] == apart and apart and words.seam(text[: apart - base + 1], apart - base) is None:
-                word -= 1
+            word = _leaves(path, words, text, base, apart)
             found = words.tokens(text[path.words[word] - base :], first=word == 0)
             if ended and words.coder.vocabulary.eos is not None:
                 found += (words.coder.vocabulary.eos,)
             made.append(Way(word, apart, probability * share, found))
             left -= probability * share
         if left > LEAST / 10:
-            made.append(Way(len(path.words), apart, left, None))
+            text = content[base:start] + token
+            made.append(Way(_leaves(path, words, text, base, apart), apart, left, ()))
     return made
+
+
+def _leaves(path: _Path, words: Words, text: bytes, base: int, apart: int) -> int:
+    """The chain's word in which a text leaves it: where the text has no white space for a new word, the one before."""
+    word = bisect_right(path.words, apart) - 1
+    if word and path.words[word] == apart and words.seam(text[: apart - base + 1], apart - base) is None:
+        word -= 1
+    return word
 
 
 def _finished(
@@ -236,17 +243,14 @@ def _row(path: _Path, ways: list[list[Way]], word: int, place: int, start: int, 
     for step, weight_of in weights:
         for way in ways[step]:
             mass = weight_of * way.probability
-            if way.tokens is None:
-                total += mass if way.apart >= start else 0.0
-                continue
             if way.word > word or (way.word == word and place == 0):
                 piece = taken if way.word > word else way.tokens[0] if way.tokens else None
             elif way.word == word:
-                if way.tokens[:place] != written:
+                if way.tokens[:place] != written[: len(way.tokens)]:
                     continue
                 piece = way.tokens[place] if len(way.tokens) > place else None
             elif way.word == word - 1 and place == 0:
-                if way.tokens[: len(before)] != before:
+                if way.tokens[: len(before)] != before[: len(way.tokens)]:
                     continue
                 piece = way.tokens[len(before)] if len(way.tokens) > len(before) else None
             else:
