@@ -34,6 +34,8 @@ Place = tuple[bytes, bytes]
 Node = Mapping[bytes | End, float]
 Ending = tuple[bytes, bool]
 Counts = dict[Place, Counter[Ending]]
+Written = tuple[tuple[int, ...], float]
+RARE: Final = 2e-3  # a way with a smaller share of its outcome is not followed
 PRIOR: Final = 1.0  # chains that the whole run counts for beside those of the question
 _DIGIT: Final = re.compile(rb"[0-9]")
 
@@ -62,6 +64,7 @@ class Completions:
         self._nodes: dict[bytes, Node] = {}
         self._near: Counts = {}
         self._known: dict[Place, tuple[Rest, ...]] = {}
+        self._written: dict[tuple[bytes, bytes, bool, bool], tuple[Written, ...]] = {}
 
     def nodes(self, question: str) -> Mapping[bytes, Node]:
         """Content to the outcomes, with their probabilities, that a chain of this question saw behind it."""
@@ -80,11 +83,37 @@ class Completions:
             known = self._known[place] = _shares(self._near.get(place), wide)
         return known
 
+    def words_from(
+        self, question: str, before: bytes, token: bytes, first: bool, teacher: Words | None
+    ) -> tuple[Written, ...]:
+        """The student's tokens of the words that begin with `before` and the token, each with its share, the likeliest
+        first; the end token included where the text ended.
+
+        first    whether the word begins the text
+        teacher  ways that it would have cut differently do not count
+        """
+        self._open(question)
+        key = before, token, first, teacher is None
+        known = self._written.get(key)
+        if known is None:
+            eos = self.words.coder.vocabulary.eos
+            found: dict[tuple[int, ...], float] = {}
+            for rest, ended, share in self.rests(question, before, token):
+                word = before + token + rest
+                if teacher and not cuts(teacher, word, len(before), len(before) + len(token)):
+                    continue
+                tokens = self.words.tokens(word, first)
+                tokens += (eos,) if ended and eos is not None else ()
+                found[tokens] = found.get(tokens, 0.0) + share
+            ranked = sorted(found.items(), key=lambda pair: -pair[1])
+            known = self._written[key] = tuple(pair for pair in ranked if pair[1] >= RARE)
+        return known
+
     def _open(self, question: str) -> None:
         if question == self._question:
             return
         own = self._chains.get(question, [])
-        self._question, self._nodes, self._known = question, {}, {}
+        self._question, self._nodes, self._known, self._written = question, {}, {}, {}
         for chain in own:
             for (start, _), row in zip([*chain.spans, (len(chain.content), 0)], steps(chain), strict=False):
                 self._nodes.setdefault(chain.content[:start], row)
@@ -134,6 +163,15 @@ def _shares(near: Counter[Ending] | None, wide: Counter[Ending] | None) -> tuple
         for rest, times in wide.most_common(KEPT):
             shares[rest] = shares.get(rest, 0.0) + prior * times / total / (own + prior)
     return tuple((rest, ended, share) for (rest, ended), share in shares.items())
+
+
+def cuts(teacher: Words, word: bytes, *places: int) -> bool:
+    """Whether the teacher's tokenizer would cut a word at these places."""
+    ends, reached = {0}, 0
+    for piece in teacher.ids(word):
+        reached += len(teacher.coder.vocabulary.bytes_of(piece) or b"")
+        ends.add(reached)
+    return all(place in ends for place in places)
 
 
 def _shape(data: bytes) -> bytes:

@@ -19,14 +19,13 @@ import numpy as np
 from potstill.prompts import answer_end
 from potstill.records import END, Chain, End
 from potstill.transfer.candidates import Distribution, steps
-from potstill.transfer.completions import Completions
+from potstill.transfer.completions import RARE, Completions, Written
 from potstill.transfer.words import Words
 
 LEAST: Final = 1e-4  # an outcome less likely than this counts as unseen
 AGREES: Final = (
     0.1  # estimate: of what was not seen at an earlier step of a word, the share that the pieces so far allow
 )
-RARE: Final = 1e-3  # a continuation with a smaller share of its outcome is not followed
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,91 +113,77 @@ def _ways(path: _Path, step: int, words: Words, run: Completions | None, teacher
     taken = path.chain.tokens[step] if step < len(path.chain.tokens) else END
     here = bisect_right(path.words, start) - 1
     base = path.words[max(here - 1, 0)]
+    before = content[base:start]
     made: list[Way] = []
     for what, probability in path.rows[step].items():
         if what == taken:
             continue
         token = b"" if isinstance(what, End) else what
         apart = start + _common(token, content, start)
-        left = probability
-        for text, ended, share in _finished(path, step, what, apart, words, run, teacher):
-            word = _leaves(path, words, text, base, apart)
-            found = words.tokens(text[path.words[word] - base :], first=word == 0)
-            if ended and words.coder.vocabulary.eos is not None:
-                found += (words.coder.vocabulary.eos,)
-            made.append(Way(word, apart, probability * share, found))
-            left -= probability * share
-        if left > LEAST / 10:
-            text = content[base:start] + token
-            made.append(Way(_leaves(path, words, text, base, apart), apart, left, ()))
+        word = bisect_right(path.words, apart) - 1
+        if word and path.words[word] == apart and words.seam((before + token)[: apart - base + 1], apart - base) is None:
+            word -= 1  # no white space for a new word: it goes on with the one before
+        left = 1.0
+        # An outcome may hold the end of a word and leave the chain in the next one: the first it shares with the chain.
+        shared = sum(map(len, path.pieces[here:word]))
+        for tokens, share in _written(path, step, what, apart, min(here, word), words, run, teacher):
+            made.append(Way(word, apart, probability * share, tokens[shared:]))
+            left -= share
+        if left * probability > LEAST / 10:
+            made.append(Way(word, apart, probability * left, ()))
     return made
 
 
-def _leaves(path: _Path, words: Words, text: bytes, base: int, apart: int) -> int:
-    """The chain's word in which a text leaves it: where the text has no white space for a new word, the one before."""
-    word = bisect_right(path.words, apart) - 1
-    if word and path.words[word] == apart and words.seam(text[: apart - base + 1], apart - base) is None:
-        word -= 1
-    return word
-
-
-def _finished(
-    path: _Path, step: int, what: bytes | End, apart: int, words: Words, run: Completions | None, teacher: Words | None
-) -> list[tuple[bytes, bool, float]]:
-    """The texts, from the start of the word before the step's on, to which an outcome grows by the end of the word in
-    which it is apart from the chain's text; whether the text ends there; and their shares, at most 1 together."""
+def _written(
+    path: _Path,
+    step: int,
+    what: bytes | End,
+    apart: int,
+    word: int,
+    words: Words,
+    run: Completions | None,
+    teacher: Words | None,
+) -> list[Written]:
+    """The student's tokens, from the chain's word `word` on, of the texts to which an outcome grows by the end of the
+    word in which it is apart from the chain's text; with their shares, at most 1 together."""
     content, start = path.chain.content, path.starts[step]
-    base = path.words[max(bisect_right(path.words, start) - 2, 0)]
+    low, eos = path.words[word], words.coder.vocabulary.eos
+    end = () if eos is None else (eos,)
     if isinstance(what, End):
-        return [(content[base:start], True, 1.0)]
-    line = start - base if path.answer is not None and start > path.answer else None
+        return [(words.tokens(content[low:start], word == 0) + end, 1.0)]
+    line = start - low if path.answer is not None and start > path.answer else None
     nodes: Mapping[bytes, Mapping[bytes | End, float]] = run.nodes(path.chain.question) if run else {}
-    before, beyond = content[:base], apart - base
-    done: list[tuple[bytes, bool, float]] = []
-    open_: list[tuple[bytes, bytes, float]] = [(content[base:start], what, 1.0)]
+    before, beyond = content[:low], apart - low
+    done: list[Written] = []
+    open_: list[tuple[bytes, bytes, float]] = [(content[low:start], what, 1.0)]
     while open_:
         text, token, share = open_.pop()
         grown = text + token
-        if (end := _end(grown, line, beyond, words)) is not None:
-            done.append((grown[: end[0]], end[1], share))
+        # Finished: at the newline behind the answer, or at the end of the word in which it leaves the chain's.
+        if line is not None and (newline := grown.find(b"\n", line)) >= 0:
+            done.append((words.tokens(grown[:newline], word == 0) + end, share))
+            continue
+        if (seam := words.seam(grown, beyond + 1)) is not None:
+            done.append((words.tokens(grown[:seam], word == 0), share))
             continue
         node = nodes.get(before + grown)
         if node:
             total = sum(node.values())
             for after, probability in node.items():
                 part = share * probability / total
+                if part < RARE or not after:
+                    continue
                 if isinstance(after, End):
-                    done.append((grown, True, part))
-                elif part > RARE and after:
+                    done.append((words.tokens(grown, word == 0) + end, part))
+                else:
                     open_.append((grown, after, part))
         elif run:
-            seams = [seam for seam in words.seams(text + token[:1]) if seam <= len(text)]
-            word = seams[-1] if seams else 0
-            for rest, ended, part in run.rests(path.chain.question, text[word:], token):
-                whole = grown + rest
-                if teacher and not _cuts(teacher, whole[word:], len(text) - word, len(grown) - word):
-                    continue
-                end = _end(whole, line, beyond, words)
-                done.append((whole[: end[0]], end[1], share * part) if end else (whole, ended, share * part))
+            last = words.last(grown, len(text))
+            lead = words.tokens(grown[:last], word == 0) if last else ()
+            first = word == 0 and not last
+            for tokens, part in run.words_from(path.chain.question, text[last:], token, first, teacher):
+                done.append((lead + tokens, share * part))
     return done
-
-
-def _end(text: bytes, line: int | None, beyond: int, words: Words) -> tuple[int, bool] | None:
-    """Where a text is finished, and whether it ends there: at the newline behind its answer, or at the end of the word
-    in which it leaves the chain's. None where it may go on."""
-    if line is not None and (newline := text.find(b"\n", line)) >= 0:
-        return newline, True
-    seam = words.seam(text, beyond + 1)
-    return None if seam is None else (seam, False)
-
-
-def _cuts(teacher: Words, word: bytes, *places: int) -> bool:
-    """Whether the teacher's tokenizer would cut a word at these places."""
-    ends, reached = {0}, 0
-    for piece in teacher.ids(word):
-        reached += len(teacher.coder.vocabulary.bytes_of(piece) or b"")
-        ends.add(reached)
-    return all(place in ends for place in places)
 
 
 def _row(path: _Path, ways: list[list[Way]], word: int, place: int, start: int, words: Words) -> Distribution:

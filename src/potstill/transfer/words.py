@@ -49,6 +49,13 @@ class Words:
         found = self._seam.search(text, max(start, 0))
         return None if found is None else found.start()
 
+    def last(self, text: bytes, end: int) -> int:
+        """The last seam up to a place, 0 if there is none."""
+        found = 0
+        for match in self._seam.finditer(text, 0, end + 1):
+            found = match.start()
+        return found
+
     def ids(self, word: bytes, first: bool = False) -> tuple[int, ...]:
         """The tokens of one word inside a text, or at the start of a text if `first`."""
         key = (word, first)
