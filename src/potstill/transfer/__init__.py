@@ -30,7 +30,7 @@ from potstill.alignment import KINDS, spans
 from potstill.errors import UserError
 from potstill.records import Chain, Kind, Target
 from potstill.transfer.candidates import Distribution, by_identity, by_spans, by_warping
-from potstill.transfer.completions import Completions, completions
+from potstill.transfer.continuations import Completions, completions
 from potstill.transfer.places import encoded
 from potstill.transfer.text import by_text
 from potstill.transfer.words import words_of

@@ -19,10 +19,12 @@ import numpy as np
 from potstill.prompts import answer_end
 from potstill.records import END, Chain, End
 from potstill.transfer.candidates import Distribution, steps
-from potstill.transfer.completions import RARE, Completions, Written
+from potstill.transfer.continuations import RARE, Completions, Written
 from potstill.transfer.words import Words
 
-LEAST: Final = 1e-4  # an outcome less likely than this counts as unseen
+LEAST: Final = 3e-4  # an outcome less likely than this counts as unseen
+SLIGHT: Final = 2e-5  # a way less likely than this is not told from others
+FAINT: Final = 1e-6  # a smaller probability in a target is tail
 AGREES: Final = (
     0.1  # estimate: of what was not seen at an earlier step of a word, the share that the pieces so far allow
 )
@@ -46,15 +48,23 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class _Path:
-    """A chain as its words and steps: `words[k]` is where word k begins, `pieces[k]` its tokens, `rows` the outcomes
-    of each step that count, `starts` where the steps begin, `answer` where the answer sentence does, if it ends the
-    text: there a newline ends the text too."""
+    """A chain as its words and its steps.
+
+    words, pieces   where each word begins, and its tokens
+    rows            the outcomes of each step that count
+    starts, stops   of the token of each step, in the content
+    taken, unseen   the probability of what the chain says (0 if its source did not show it), and what was not shown
+    answer          where the answer sentence begins, if it ends the text: behind that a newline ends the text too
+    """
 
     chain: Chain
     words: list[int]
     pieces: list[tuple[int, ...]]
     rows: list[dict[bytes | End, float]]
     starts: list[int]
+    stops: list[int]
+    taken: list[float]
+    unseen: list[float]
     answer: int | None
 
 
@@ -81,7 +91,7 @@ def by_text(
         for place in range(len(pieces) + last):
             start = path.words[word] if place == 0 else len(chain.content) if position >= len(ids) else None
             start = int(places[position][0]) if start is None else start
-            row = _row(path, ways, word, place, start, words)
+            row = _row(path, ways, word, place, start, words.coder.vocabulary.eos)
             if row:
                 soft[position] = row
             position += 1
@@ -100,11 +110,22 @@ def _path(chain: Chain, words: Words, ids: Sequence[int]) -> _Path | None:
     if [piece for word in pieces for piece in word] != list(ids):
         return None
     rows = [{what: p for what, p in step.items() if p >= LEAST} for step in steps(chain)]
-    at = [start for start, _ in chain.spans] + [len(content)]
+    at = [*chain.spans, (len(content), len(content))][: len(rows)]
+    says = [*chain.tokens, END]
     text = content.decode("latin-1")
     spoken = text.lower().find("answer is")
     answer = spoken if spoken >= 0 and answer_end(text) == len(text) and chain.stop != "length" else None
-    return _Path(chain, starts[:-1], pieces, rows, at[: len(rows)], answer)
+    return _Path(
+        chain=chain,
+        words=starts[:-1],
+        pieces=pieces,
+        rows=rows,
+        starts=[start for start, _ in at],
+        stops=[stop for _, stop in at],
+        taken=[row.get(what, 0.0) for row, what in zip(rows, says, strict=False)],
+        unseen=[max(0.0, 1.0 - sum(row.values())) for row in rows],
+        answer=answer,
+    )
 
 
 def _ways(path: _Path, step: int, words: Words, run: Completions | None, teacher: Words | None) -> list[Way]:
@@ -121,15 +142,20 @@ def _ways(path: _Path, step: int, words: Words, run: Completions | None, teacher
         token = b"" if isinstance(what, End) else what
         apart = start + _common(token, content, start)
         word = bisect_right(path.words, apart) - 1
-        if word and path.words[word] == apart and words.seam((before + token)[: apart - base + 1], apart - base) is None:
+        if (
+            word
+            and path.words[word] == apart
+            and words.seam((before + token)[: apart - base + 1], apart - base) is None
+        ):
             word -= 1  # no white space for a new word: it goes on with the one before
         left = 1.0
         # An outcome may hold the end of a word and leave the chain in the next one: the first it shares with the chain.
         shared = sum(map(len, path.pieces[here:word]))
         for tokens, share in _written(path, step, what, apart, min(here, word), words, run, teacher):
-            made.append(Way(word, apart, probability * share, tokens[shared:]))
-            left -= share
-        if left * probability > LEAST / 10:
+            if probability * share > SLIGHT:
+                made.append(Way(word, apart, probability * share, tokens[shared:]))
+                left -= share
+        if left * probability > SLIGHT:
             made.append(Way(word, apart, probability * left, ()))
     return made
 
@@ -186,83 +212,72 @@ def _written(
     return done
 
 
-def _row(path: _Path, ways: list[list[Way]], word: int, place: int, start: int, words: Words) -> Distribution:
+def _row(path: _Path, ways: list[list[Way]], word: int, place: int, start: int, eos: int | None) -> Distribution:
     """The distribution at one position: piece `place` of a word, or, behind its last, the end of the text.
 
     start  where in the content what this piece stands for begins
     """
     pieces = path.pieces[word]
-    written = pieces[:place]
-    taken = pieces[place] if place < len(pieces) else words.coder.vocabulary.eos
-    before = path.pieces[word - 1] if place == 0 and word else ()
-    low = path.words[word - 1] if place == 0 and word else path.words[word]
+    taken = pieces[place] if place < len(pieces) else eos
+    # The first piece of a word stands where the word before it might have gone on.
+    opens = place == 0 and word > 0
+    before = path.pieces[word - 1] if opens else ()
+    low = path.words[word - 1] if opens else path.words[word]
     high = path.words[word + 1] if word + 1 < len(path.words) else len(path.chain.content)
-    own = min(bisect_right(path.starts, start), len(path.starts)) - 1
-    # Empty tokens share their place with the one behind them; the first of them is under way.
+    own = bisect_right(path.starts, start) - 1
+    # Tokens of no width share their place with the one behind them; the first of them is under way.
     while own > 0 and path.starts[own - 1] == start:
         own -= 1
     if own < 0 or taken is None:
         return {}
     votes: dict[int, float] = {}
     total = 0.0
-    scale, step = 1.0, own
-    first = own
-    while first > 0 and _stop(path, first - 1) > low:
-        first -= 1
-    ahead = [1.0] * (own - first + 1)
-    for step in range(own - 1, first - 1, -1):
-        p = _taken(path, step)
-        if p < 1e-9:
-            first = step + 1
-            break
-        scale /= p
-        ahead[step - first] = scale
-    weights: list[tuple[int, float]] = [(step, ahead[step - first]) for step in range(first, own + 1)]
-    weight = _taken(path, own)
-    step = own + 1
-    while step < len(path.starts) and path.starts[step - 1] < high:
-        seen = sum(path.rows[step].values())
-        weights.append((step, weight / seen if seen else 0.0))
-        weight *= _taken(path, step) / seen if seen else 0.0
-        step += 1
-    for step, weight_of in weights:
+
+    def vote(step: int, weight: float) -> None:
+        nonlocal total
         for way in ways[step]:
-            mass = weight_of * way.probability
-            if way.word > word or (way.word == word and place == 0):
-                piece = taken if way.word > word else way.tokens[0] if way.tokens else None
+            mass = weight * way.probability
+            tokens, piece = way.tokens, None
+            if way.word > word:
+                piece = taken
             elif way.word == word:
-                if way.tokens[:place] != written[: len(way.tokens)]:
+                if tokens[:place] != pieces[: min(place, len(tokens))]:
                     continue
-                piece = way.tokens[place] if len(way.tokens) > place else None
-            elif way.word == word - 1 and place == 0:
-                if way.tokens[: len(before)] != before[: len(way.tokens)]:
+                if len(tokens) > place:
+                    piece = tokens[place]
+            elif opens and way.word == word - 1:
+                if tokens[: len(before)] != before[: len(tokens)]:
                     continue
-                piece = way.tokens[len(before)] if len(way.tokens) > len(before) else None
+                if len(tokens) > len(before):
+                    piece = tokens[len(before)]
             else:
                 continue
             if piece is not None:
                 votes[piece] = votes.get(piece, 0.0) + mass
                 total += mass
             elif way.apart >= start:
-                total += mass
+                total += mass  # open
+
+    # Earlier steps of the word, whose outcomes may reach as far as this: each weighs against what the chain took since.
+    scale, step = 1.0, own - 1
+    while step >= 0 and path.stops[step] > low and path.taken[step] > 1e-9:
+        scale /= path.taken[step]
+        vote(step, scale)
+        total += scale * path.unseen[step] * AGREES
+        step -= 1
+    vote(own, 1.0)
+    total += path.unseen[own] * (1.0 if path.starts[own] >= start else AGREES)
+    # Later steps of the word: they say how what was taken goes on, so of each only the proportions of what it shows.
+    weight, step = path.taken[own], own + 1
+    while weight and step < len(path.starts) and path.starts[step - 1] < high:
+        seen = 1.0 - path.unseen[step]
+        weight = weight / seen if seen > 0.0 else 0.0
+        vote(step, weight)
+        weight *= path.taken[step]
+        step += 1
     votes[taken] = votes.get(taken, 0.0) + weight
     total += weight
-    for step in range(first, own + 1):
-        unseen = max(0.0, 1.0 - sum(path.rows[step].values()))
-        total += ahead[step - first] * unseen * (1.0 if path.starts[step] >= start else AGREES)
-    if total <= 0.0:
-        return {}
-    return {piece: mass / total for piece, mass in votes.items() if mass > 1e-6 * total}
-
-
-def _stop(path: _Path, step: int) -> int:
-    return path.chain.spans[step][1]
-
-
-def _taken(path: _Path, step: int) -> float:
-    """The probability of what the chain says at a step; 0 where its source did not show it."""
-    what = path.chain.tokens[step] if step < len(path.chain.tokens) else END
-    return path.rows[step].get(what, 0.0)
+    return {piece: mass / total for piece, mass in votes.items() if mass > FAINT * total} if total > 0.0 else {}
 
 
 def _common(token: bytes, content: bytes, start: int) -> int:

@@ -26,7 +26,9 @@ from potstill.vocabulary import Fast, Vocabulary, fast
 LIMIT: Final = 400_000  # words remembered; then all are forgotten, which changes no result
 _WHITE: Final = b" \t\n\v\f\r"
 # Unicode's own spaces are kept inside words: no-break space and others of two or three bytes.
-_VISIBLE: Final = rb"(?<=[!-~\x80-\xff])(?<!\xc2[\x85\xa0])(?<!\xe2[\x80\x81].)(?<!\xe3\x80\x80)(?<!\xe1[\x9a\xa0].)"
+_BEHIND: Final = (
+    rb"(?<=[!-~\x80-\xff].)(?<!\xc2[\x85\xa0].)(?<!\xe2[\x80\x81]..)(?<!\xe3\x80\x80.)(?<!\xe1[\x9a\xa0]..)"
+)
 _CARRIER: Final = "a"
 
 
@@ -36,7 +38,7 @@ class Words:
     def __init__(self, coder: Fast) -> None:
         self.coder = coder
         self._white = bytes(byte for byte in _WHITE if byte not in _glued(coder.vocabulary)) or b" "
-        self._seam = re.compile(_VISIBLE + b"[" + re.escape(self._white) + b"]", re.DOTALL)
+        self._seam = re.compile(b"[" + re.escape(self._white) + b"]" + _BEHIND, re.DOTALL)
         self._known: dict[tuple[bytes, bool], tuple[int, ...]] = {}
         self._carrier = len(self._encoded(_CARRIER))
 
@@ -51,8 +53,10 @@ class Words:
 
     def last(self, text: bytes, end: int) -> int:
         """The last seam up to a place, 0 if there is none."""
+        if self._seam.match(text, end):
+            return end
         found = 0
-        for match in self._seam.finditer(text, 0, end + 1):
+        for match in self._seam.finditer(text, 0, end):
             found = match.start()
         return found
 
@@ -71,6 +75,9 @@ class Words:
 
     def tokens(self, text: bytes, first: bool = False) -> tuple[int, ...]:
         """The tokens of a text that begins with a word, or of a whole text if `first`."""
+        known = self._known.get((text, first))
+        if known is not None:
+            return known
         seams = self.seams(text)
         if not seams:
             return self.ids(text, first)
@@ -96,6 +103,6 @@ def words_of(tokenizer: object) -> Words:
 
 
 def _glued(vocabulary: Vocabulary) -> set[int]:
-    return {
-        found.group()[1] for piece in vocabulary.table if piece for found in re.finditer(rb"[!-~][ \t\n\v\f\r]", piece)
-    }
+    """The white bytes that some piece has right behind a visible one."""
+    pieces = b"\0".join(piece for piece in vocabulary.table if piece)
+    return {found[1] for found in re.findall(rb"[!-~][ \t\n\v\f\r]", pieces)}
