@@ -90,7 +90,9 @@ def _text(pick, result, name: str, helper: str, thing: str, a: int, b: int, time
     # Which numbers of the problem are taken, and in which order, is what solutions differ in most.
     pairs = {"ab": (a, b), "ba": (b, a), "at": (a, times), "ta": (times, a), "bt": (b, times), "aa": (a, a + times)}
     left, right = pairs[pick(*pairs)]
-    opening = pick("", f"{name} has {left} {thing}.", f"First, {name} had {left} {thing}.", f"{helper} gives {right} more.")
+    opening = pick(
+        "", f"{name} has {left} {thing}.", f"First, {name} had {left} {thing}.", f"{helper} gives {right} more."
+    )
     first = result(left + right)
     unit = pick(f" {thing}", "", " in all")
     verb = pick("has", "gets", "will have")

@@ -76,7 +76,9 @@ class Filter(Section):
 
 
 class Transfer(Section):
-    rule: Literal["one-hot", "paper", "span"] = "span"
+    rule: Literal["one-hot", "paper", "span", "text"] = Field(
+        default="text", description="how the teacher's probabilities reach the student's tokens"
+    )
 
 
 class Shape(Section):

@@ -10,18 +10,20 @@ from typing import Any
 
 import numpy
 
-from potstill import lessons, progress, students, targets, tokenizers, transfer
+from potstill import lessons, progress, recipe, students, targets, tokenizers, transfer
 from potstill.files import tables
 from potstill.recipe import Recipe
 from potstill.records import Chain, Target
 
-READS = ("transfer", "student.model", "student.tokenizer")
+READS = ("transfer", "student.model", "student.tokenizer", "teacher.kind", "teacher.model")
 AFTER = ("sample", "filter")
 VERSIONS = {"transfer": transfer.VERSION}
 
 
 def inputs(plan: Recipe) -> dict[str, str]:
-    return {"student.tokenizer": tokenizers.open(students.tokenizer_folder(plan)).digest}
+    teacher = _teacher(plan)
+    own = {} if teacher is None else {"teacher.tokenizer": teacher.digest}
+    return {"student.tokenizer": tokenizers.open(students.tokenizer_folder(plan)).digest, **own}
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
@@ -30,9 +32,12 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     kept = [c for c in tables.read_chains(run / "sample" / "chains.parquet") if verdicts[c.key].kept]
     aligned: list[tuple[tuple[str, str, int], Target]] = []
     coverage = _Coverage(tokenizer)
+    told: dict[str, Any] = {}
+    if plan.transfer.rule == "text":
+        told = {"completions": transfer.completions(kept, tokenizer), "teacher": _teacher(plan)}
     with progress.bar("align", len(kept), "chains") as tick:
         for chain in kept:
-            target = transfer.transfer(chain, tokenizer, plan.transfer.rule)
+            target = transfer.transfer(chain, tokenizer, plan.transfer.rule, **told)
             aligned.append((chain.key, target))
             coverage.add(chain, target)
             tick()
@@ -42,6 +47,14 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
         paths.append(out / f"{name}.npy")
         tables.write_array(paths[-1], array)
     return paths, coverage.as_json()
+
+
+def _teacher(plan: Recipe) -> tokenizers.Tokenizer | None:
+    """The teacher's tokenizer, where the rule reads it and the teacher is a folder. Other teachers show only bytes."""
+    if plan.transfer.rule != "text" or plan.teacher.kind != "local":
+        return None
+    assert plan.teacher.model is not None, "a local teacher has a model"
+    return tokenizers.open(recipe.find(plan, plan.teacher.model, "teacher.model"))
 
 
 class _Coverage:
