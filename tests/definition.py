@@ -21,6 +21,7 @@ from potstill.transfer import Completions
 from potstill.transfer.candidates import steps
 from potstill.transfer.places import encoded
 from potstill.transfer.text import AGREES, LEAST
+from potstill.transfer.words import words_of
 
 
 def distributions(
@@ -69,40 +70,45 @@ def distributions(
         votes = {ids[j]: weight}
         total += weight
         for step, weight in weights.items():
-            for text, ended, settled, apart, p in ways[step]:
-                written = encode(student, text) + [student.eos] * ended
-                if settled and written[: j + 1][:j] == ids[:j] and len(written) > j:
+            for text, ended, known, apart, p in ways[step]:
+                written = known if known is not None else encode(student, text) + [student.eos] * ended
+                if known is not None and leaves(places, student, text, apart) > word:
+                    written = ids[: j + 1]
+                if written[:j] == ids[:j] and len(written) > j:
                     votes[written[j]] = votes.get(written[j], 0.0) + weight * p
                     total += weight * p
-                elif not settled and leaves(places, student, text, apart) > word:
-                    votes[ids[j]] += weight * p
-                    total += weight * p
-                elif apart >= start and (not settled or written == ids[: len(written)]):
+                elif apart >= start and (known == [] or written == ids[: len(written)]):
                     total += weight * p
         found.append({piece: mass / total for piece, mass in votes.items() if mass > 0} if total > 0 else {})
     return found
 
 
 def branches(chain, step, row, student, run, teacher):
-    """(whole text, whether it ends there, whether its words are finished, where it leaves the chain's, probability)."""
+    """(text, whether it ends there, None or what is known of its tokens, where it leaves the chain's, probability)."""
     content, start = chain.content, (chain.spans[step][0] if step < len(chain.spans) else len(chain.content))
     for what, p in row.items():
         if what == (chain.tokens[step] if step < len(chain.tokens) else END):
             continue
         if what is END:
-            yield content[:start], True, True, start, p
+            yield content[:start], True, None, start, p
             continue
         apart = start
         for byte in what:
             if apart >= len(content) or content[apart] != byte:
                 break
             apart += 1
-        left = p
-        for text, ended, share in grown(chain, content[:start], what, apart, start, student, run, teacher):
-            yield text, ended, True, apart, p * share
+        left, known = p, []
+        ways = grown(chain, content[:start], what, apart, start, student, run, teacher)
+        for text, ended, share in ways:
+            yield text, ended, None, apart, p * share
             left -= p * share
+        if not ways:
+            word = max([0, *(seam for seam in seams(student, content[:start] + what) if seam <= start)])
+            theirs = None if teacher is None else words_of(teacher)
+            sure = words_of(student).settled(content[word:start], what, word == 0, theirs)
+            known = encode(student, content[:word]) + list(sure)
         if left > 1e-9:
-            yield content[:start] + what, False, False, apart, left
+            yield content[:start] + what, False, known, apart, left
 
 
 def grown(chain, text, token, apart, start, student, run, teacher):

@@ -9,7 +9,7 @@ from pathlib import Path
 import definition
 import oracle
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from potstill import tokenizers
@@ -68,7 +68,7 @@ def runs(draw: st.DrawFn) -> list[Chain]:
     return made
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(runs(), st.booleans(), st.booleans())
 def test_the_rule_is_its_definition(chains: list[Chain], known: bool, teacher: bool) -> None:
     for kind, other in (("unigram", "bpe"), ("bpe", "unigram")):

@@ -26,7 +26,7 @@ from typing import Final
 
 from potstill.records import Chain, End
 from potstill.transfer.candidates import steps
-from potstill.transfer.words import Words, words_of
+from potstill.transfer.words import Words, cuts, words_of
 
 KEPT: Final = 24  # rests remembered of one token at one place: what is rarer stays open
 Rest = tuple[bytes, bool, float]
@@ -163,15 +163,6 @@ def _shares(near: Counter[Ending] | None, wide: Counter[Ending] | None) -> tuple
         for rest, times in wide.most_common(KEPT):
             shares[rest] = shares.get(rest, 0.0) + prior * times / total / (own + prior)
     return tuple((rest, ended, share) for (rest, ended), share in shares.items())
-
-
-def cuts(teacher: Words, word: bytes, *places: int) -> bool:
-    """Whether the teacher's tokenizer would cut a word at these places."""
-    ends, reached = {0}, 0
-    for piece in teacher.ids(word):
-        reached += len(teacher.coder.vocabulary.bytes_of(piece) or b"")
-        ends.add(reached)
-    return all(place in ends for place in places)
 
 
 def _shape(data: bytes) -> bytes:

@@ -149,14 +149,21 @@ def _ways(path: _Path, step: int, words: Words, run: Completions | None, teacher
         ):
             word -= 1  # no white space for a new word: it goes on with the one before
         left = 1.0
+        rest: tuple[int, ...] = ()
         # An outcome may hold the end of a word and leave the chain in the next one: the first it shares with the chain.
         shared = sum(map(len, path.pieces[here:word]))
-        for tokens, share in _written(path, step, what, apart, min(here, word), words, run, teacher):
+        written = _written(path, step, what, apart, min(here, word), words, run, teacher)
+        if not written:  # nobody knows how it goes on: as far as that does not matter
+            begin = path.words[min(here, word)]
+            last = begin + words.last(content[begin:start] + token, start - begin)
+            rest = words.tokens(content[begin:last], begin == 0) if last > begin else ()
+            rest += words.settled(content[last:start], token, last == 0, teacher)
+        for tokens, share in written:
             if probability * share > SLIGHT:
                 made.append(Way(word, apart, probability * share, tokens[shared:]))
                 left -= share
         if left * probability > SLIGHT:
-            made.append(Way(word, apart, probability * left, ()))
+            made.append(Way(word, apart, probability * left, rest[shared:]))
     return made
 
 
