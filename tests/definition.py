@@ -57,9 +57,8 @@ def distributions(
             if stops[step] <= low or taken[step] <= 1e-9:
                 break
             weights[step] = weights[step + 1] / taken[step]
-        total = sum(
-            weight * unseen[step] * (1.0 if starts[step] >= start else AGREES) for step, weight in weights.items()
-        )
+        total = unseen[own] * (1.0 if starts[own] >= start else AGREES)
+        total += sum(w * taken[step] * unseen[step] * AGREES for step, w in weights.items() if step < own)
         weight = taken[own]
         for step in range(own + 1, len(rows)):
             if not weight or starts[step - 1] >= high:

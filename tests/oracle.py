@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -122,6 +122,21 @@ def _spelled(said: Said, teacher: Tokenizer) -> Said:
         text = teacher.decode(encoding.ids)
         found[text] = found.get(text, 0.0) + weight
     return Said(tuple(found), tuple(found.values()))
+
+
+def variation(row: Mapping[int, float], truth: Mapping[int, float], unigram: np.ndarray) -> float:
+    """Total variation between a sparse distribution, its tail filled by how often tokens come, and the truth."""
+    tail = max(0.0, 1.0 - math.fsum(row.values()))
+    own = row.keys() | truth.keys()
+    apart = math.fsum(abs(row.get(token, 0.0) + tail * unigram[token] - truth.get(token, 0.0)) for token in own)
+    return (apart + tail * (1.0 - math.fsum(unigram[token] for token in own))) / 2
+
+
+def divergence(row: Mapping[int, float], truth: Mapping[int, float], unigram: np.ndarray) -> float:
+    """Kullback-Leibler divergence of the truth from the filled distribution, in nats, with a floor of 1e-6."""
+    tail = max(0.0, 1.0 - math.fsum(row.values()))
+    filled = {token: max(row.get(token, 0.0) + tail * unigram[token], 1e-6) for token in truth}
+    return math.fsum(p * math.log(p / filled[token]) for token, p in truth.items() if p > 0.0)
 
 
 class Tree:

@@ -270,7 +270,8 @@ def _row(path: _Path, ways: list[list[Way]], word: int, place: int, start: int, 
     while step >= 0 and path.stops[step] > low and path.taken[step] > 1e-9:
         scale /= path.taken[step]
         vote(step, scale)
-        total += scale * path.unseen[step] * AGREES
+        # What was not seen there rarely reaches beyond what was taken: counted against that.
+        total += scale * path.taken[step] * path.unseen[step] * AGREES
         step -= 1
     vote(own, 1.0)
     total += path.unseen[own] * (1.0 if path.starts[own] >= start else AGREES)
