@@ -27,7 +27,7 @@ from potstill.transfer.words import words_of
 def distributions(
     chain: Chain, student: Tokenizer, run: Completions | None = None, teacher: Tokenizer | None = None
 ) -> list[dict[int, float]]:
-    """One distribution a position, the end included unless the chain stopped for length; empty where nothing is known."""
+    """One distribution a position, the end included unless the chain stopped for length; empty: nothing is known."""
     content = chain.content
     ids = encode(student, content) + [student.eos] * (chain.stop != "length")
     rows = [{what: p for what, p in step.items() if p >= LEAST} for step in steps(chain)]

@@ -48,8 +48,8 @@ def agree(chain: Chain, student: Tokenizer, run=None, teacher: Tokenizer | None 
     return target
 
 
-PIECES = st.sampled_from([b"So", b" 4", b" ", b"1", b"2", b"0", b".", b"\n", b" so", b"apples", b" The", b" answer", b" is",
-                          "é".encode(), b"\xc3", b"\xff", b"s", b"7 ", b"  ", b" 1", b", "])  # fmt: skip
+TOKENS = b"So| 4| |1|2|0|.|\n| so|apples| The| answer| is|s|7 |  | 1|, |\xc3\xa9|\xc3|\xff".split(b"|")
+PIECES = st.sampled_from(TOKENS)
 
 
 @st.composite

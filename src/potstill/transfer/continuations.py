@@ -1,20 +1,22 @@
 """What the chains of a run say about how a word goes on.
 
-    >>> from potstill.transfer.words import Words
+    >>> from potstill.vocabulary import Fast, Vocabulary
     >>> class Letters:  # stands in for a tokenizer: one token a letter
     ...     def encode(self, text, add_special_tokens):
     ...         self.ids = list(text.encode())
     ...         return self
-    >>> words = Words(Fast(Vocabulary(tuple(bytes([b]) for b in range(256)), {}, None, None, None, False, ""), Letters()))
-    >>> chains = [Chain.from_tokens("q", i, tokens) for i, tokens in enumerate([[b"4", b"8", b" pens"], [b"4", b"8"], [b"4", b" pens"]])]
-    >>> run = Completions(chains, words)
+    >>> every = tuple(bytes([byte]) for byte in range(256))
+    >>> words = Words(Fast(Vocabulary(every, {}, None, None, None, False, ""), Letters()))
+    >>> texts = [b"4", b"8", b" pens"], [b"4", b"8"], [b"4", b"8"], [b"4", b" pens"]
+    >>> run = Completions([Chain.from_tokens("q", i, tokens) for i, tokens in enumerate(texts)], words)
     >>> run.rests("q", b"", b"4")  # (the rest of its word, whether the text ended there, share)
-    ((b'8', False, 0.3333333333333333), (b'8', True, 0.3333333333333333), (b'', False, 0.3333333333333333))
+    ((b'8', True, 0.5), (b'8', False, 0.25), (b'', False, 0.25))
 
-Two sources, the nearer one first. A chain of the same question with the same text before says what its source saw at the
-next step (`nodes`): probabilities, not counts. Else `rests`: how words went on behind the same token at the same place
-in a word (the same letters before it), in the chains of the same question, else in those of the run; else behind the
-same token at any place inside a word, or at the start of one.
+Two sources, the nearer one first. A chain of the same question with the same text before says what its source saw at
+the next step (`nodes`): probabilities, not counts. Else `rests`: how words went on behind the same token at the same
+place in a word (the same letters before it), in the chains of the question, and as much as one more chain in those of
+the run; where neither has that place, behind the token at any start or any inside of a word; and where no chain has the
+token, behind numbers of as many digits.
 """
 
 from __future__ import annotations

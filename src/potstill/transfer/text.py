@@ -1,8 +1,8 @@
 """The rule `text`: a teacher's outcomes are texts, and each of them is what the student would write for it.
 
 Every outcome that was seen but not taken branches off the chain's text. It is followed to the end of the word in which
-it differs, with the probabilities of the run's chains (`completions`), and written in the student's tokens: a *way*. At a
-position of the student the ways that begin with the pieces already written vote for their next piece, each with its
+it differs, with the probabilities of the run's chains (`completions`), and written in the student's tokens: a *way*. At
+a position of the student the ways that begin with the pieces already written vote for their next piece, each with its
 probability; the others were impossible. The chain's own text is one more way. What nobody saw, and what nobody knows
 how to go on, is the tail.
 """

@@ -4,7 +4,8 @@
     ...     def encode(self, text, add_special_tokens):
     ...         self.ids, self.offsets = list(text.encode()), [(i, i + 1) for i in range(len(text))]
     ...         return self
-    >>> words = Words(Fast(Vocabulary(tuple(bytes([b]) for b in range(256)), {}, None, None, None, False, ""), Letters()))
+    >>> every = tuple(bytes([byte]) for byte in range(256))
+    >>> words = Words(Fast(Vocabulary(every, {}, None, None, None, False, ""), Letters()))
     >>> words.seams(b"So 4 *\\n12")
     [2, 4, 6]
     >>> words.tokens(b" 4 *") == tuple(b" 4 *")

@@ -1,0 +1,132 @@
+"""The minimal common chunks of two tokenizations of one text.
+
+>>> [chunk.kind for chunk in spans([(0, 2), (2, 4)], [(0, 2), (2, 3), (3, 4)])]
+['same', 'split']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from potstill.records import Kind
+
+KINDS: Final[tuple[Kind, ...]] = ("same", "merged", "split", "mixed")
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A stretch of text that begins and ends with whole tokens on both sides.
+
+    kind  same: one token on each side; merged: several of the teacher's make one of the student's; split: one of the
+          teacher's is several of the student's; mixed: anything else, so also where one side has no token
+    """
+
+    teacher: range
+    student: range
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunks:
+    """The minimal common chunks of two tokenizations, in order; every token of both lies in exactly one.
+
+    teacher, student  [n + 1] chunk k owns tokens teacher[k] to teacher[k + 1]
+    kinds             [n] uint8, places in KINDS
+    """
+
+    teacher: np.ndarray
+    student: np.ndarray
+    kinds: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        own, theirs = self.teacher.tolist(), self.student.tolist()
+        for place, kind in enumerate(self.kinds.tolist()):
+            yield Chunk(range(*own[place : place + 2]), range(*theirs[place : place + 2]), KINDS[kind])
+
+
+def spans(teacher: Sequence[Span] | np.ndarray, student: Sequence[Span] | np.ndarray) -> Chunks:
+    """Align two tokenizations of one text by where their tokens lie in it, in linear time.
+
+    teacher, student  [n, 2] start and end of each token, in the same unit (bytes) of the same text
+
+    What no student span covers (white space that its tokenizer collapses or drops) has no width: lengths are counted
+    in covered text. A token without width (a newline that the student drops, a dummy space) joins the chunk that
+    *follows*, for what it decides is what comes next; at the end of the text it is a chunk with nothing on the other
+    side. Tokens that overlap (several in one character) stay together. Where the teacher's tokens leave a hole, the
+    student's tokens in it make a chunk without a teacher token.
+    """
+    own, theirs = _Side(teacher), _Side(student)
+    cover = _Cover(theirs)
+    inner = theirs.borders
+    cuts, places = _first([[0], cover.done[inner - 1], [cover.total]], [[0], inner, [len(theirs)]])
+    starts, stops = cover.at(own.lows), cover.at(own.highs)
+    inner = own.borders
+    # A border has two sides: they differ where the teacher's tokens leave a hole.
+    sides = np.stack([stops[inner - 1], starts[inner]], axis=1).ravel()
+    ends = [0] * len(starts[:1]), [len(own)] * len(stops[-1:])
+    teacher_cuts, teacher_places = _first(
+        [[0], starts[:1], sides, stops[-1:], [cover.total]], [[0], ends[0], inner.repeat(2), ends[1], [len(own)]]
+    )
+    common, in_teacher, in_student = np.intersect1d(teacher_cuts, cuts, assume_unique=True, return_indices=True)
+    bounds = np.stack([teacher_places[in_teacher], places[in_student]])
+    if tuple(bounds[:, -1]) != (len(own), len(theirs)):
+        bounds = np.concatenate([bounds, [[len(own)], [len(theirs)]]], axis=1)
+        common = np.append(common, cover.total)
+    teachers, students = np.diff(bounds, axis=1)
+    width = np.diff(common)
+    filled = np.zeros(len(width), bool)
+    lone = bounds[0, :-1][teachers == 1]
+    filled[teachers == 1] = stops[lone] - starts[lone] == width[teachers == 1]
+    kinds = np.full(len(width), KINDS.index("mixed"), np.uint8)
+    kinds[(teachers == 1) & (students > 1)] = KINDS.index("split")
+    kinds[(teachers > 1) & (students == 1)] = KINDS.index("merged")
+    kinds[(teachers == 1) & (students == 1) & filled & (width > 0)] = KINDS.index("same")
+    return Chunks(bounds[0], bounds[1], kinds)
+
+
+class _Side:
+    """One tokenization: before token i nothing ends after highs[i - 1], from it on nothing begins before lows[i]."""
+
+    def __init__(self, spans: Sequence[Span] | np.ndarray) -> None:
+        self.spans = np.asarray(spans, np.int64).reshape(-1, 2)
+        self.highs = np.maximum.accumulate(self.spans[:, 1])
+        self.lows = np.minimum.accumulate(self.spans[::-1, 0])[::-1]
+        # Tokens 0 to border - 1 and the rest share no byte.
+        self.borders = np.flatnonzero(self.highs[:-1] <= self.lows[1:]) + 1
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+
+class _Cover:
+    """Places in a text, counted in what the student's tokens cover of it."""
+
+    def __init__(self, side: _Side) -> None:
+        before = np.concatenate([[0], side.highs[:-1]])[: len(side)]
+        self.starts = np.maximum(side.spans[:, 0], before)
+        self.widths = np.maximum(side.highs - self.starts, 0)
+        self.done = np.cumsum(self.widths)
+        self.total = int(self.done[-1]) if len(side) else 0
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        if not len(self.starts):
+            return np.zeros(len(places), np.int64)
+        owner = np.searchsorted(self.starts, places, side="right") - 1
+        inside = np.clip(places - self.starts[owner], 0, self.widths[owner])
+        return np.where(owner < 0, 0, self.done[owner] - self.widths[owner] + inside)
+
+
+def _first(cuts: Sequence[ArrayLike], places: Sequence[ArrayLike]) -> tuple[np.ndarray, np.ndarray]:
+    """Each cut once, with the first of its places: what has no width at a cut comes after it."""
+    all_cuts, all_places = np.concatenate([*map(np.asarray, cuts)]), np.concatenate([*map(np.asarray, places)])
+    keep = np.concatenate([[True], all_cuts[1:] != all_cuts[:-1]])
+    return all_cuts[keep].astype(np.int64), all_places[keep].astype(np.int64)
