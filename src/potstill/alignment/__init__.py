@@ -13,8 +13,8 @@
     [2] [2, 3] split
     [3] [4] same
 
-    >>> [chunk.kind for chunk in pieces([b"Caf", b"\\xc3\\xa9", b" 12"], [b" cafe", None, b" 12"])]
-    ['merged', 'mixed', 'same']
+    >>> [chunk.kind for chunk in pieces([b"Caf", b"\\xc3\\xa9", b" 12"], [b" cafe", b" 12"])]
+    ['merged', 'same']
 
 `dtw` is the published method (PAPER section 4), which compares strings. `spans` is exact and linear, and compares
 places in one text. `pieces` is for tokens of which only their own bytes are known, and for texts that a tokenizer has
