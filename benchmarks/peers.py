@@ -4,8 +4,8 @@
     ENV/bin/pip install fastdtw spacy-alignments merge-tokenizers tokenizers numpy
     ENV/bin/pip install --no-deps trl==1.16.0
 
-Reads a job (JSON) on its standard input and prints seconds. It imports nothing of potstill. Of TRL only the functions of
-the alignment are run, taken from its files, so that none of its own dependencies is needed.
+Reads a job (JSON) on its standard input and prints seconds. It imports nothing of potstill. Of TRL only the functions
+of the alignment are run, taken from its files, so that none of its own dependencies is needed.
 """
 
 from __future__ import annotations

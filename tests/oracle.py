@@ -24,8 +24,38 @@ import numpy as np
 from potstill.records import END, Candidate, Chain
 from potstill.tokenizers import Tokenizer
 
-NAMES = "Weng Natalia Tom Jen Omar Lucy Bob Alice Kim Raj Maria Ken Zoë Ivan Sofia Paul".split()
-THINGS = "apples pencils marbles tickets cookies stickers books eggs cards flowers bottles coins".split()
+NAMES = (
+    "Weng",
+    "Natalia",
+    "Tom",
+    "Jen",
+    "Omar",
+    "Lucy",
+    "Bob",
+    "Alice",
+    "Kim",
+    "Raj",
+    "Maria",
+    "Ken",
+    "Zoë",
+    "Ivan",
+    "Sofia",
+    "Paul",
+)
+THINGS = (
+    "apples",
+    "pencils",
+    "marbles",
+    "tickets",
+    "cookies",
+    "stickers",
+    "books",
+    "eggs",
+    "cards",
+    "flowers",
+    "bottles",
+    "coins",
+)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from potstill.transfer import completions, transfer
 
 TEXTS = ["She earns $12.50 for 3 hours.\nSo 4 * 12 = 48.", "Weng has 7 apples, naïve café", "The answer is 10 so"] * 4
 
-EXAMPLES = int(os.environ.get("POTSTILL_EXAMPLES", "50"))
+EXAMPLES = int(os.environ.get("POTSTILL_EXAMPLES", "40"))
 
 
 @cache
@@ -83,7 +83,7 @@ def test_the_rule_is_its_definition(chains: list[Chain], known: bool, teacher: b
 
 
 @cache
-def world(texts: int = 300) -> tuple[list[oracle.Said], Tokenizer, Tokenizer]:
+def world(texts: int = 150) -> tuple[list[oracle.Said], Tokenizer, Tokenizer]:
     """A small language, a teacher's byte-level tokenizer and a student's Unigram one, both trained on it."""
     language = oracle.make(seed=5, questions=2, texts=texts)
     spoken = [text for said in language for text in said.texts]
@@ -141,7 +141,7 @@ def test_text_is_nearer_to_the_truth_than_the_other_rules() -> None:
     language, teacher, student = world()
     truth = oracle.Oracle(language, teacher, student)
     for k in (1, 5, None):
-        chains = drawn(truth, k, 12)
+        chains = drawn(truth, k, 8)
         run = completions([chain for _, _, chain in chains], student)
         text = mean_distance(truth, chains, "text", {"completions": run, "teacher": teacher})
         bytes_only = mean_distance(truth, chains, "text", {"completions": run})
@@ -153,8 +153,8 @@ def test_text_is_nearer_to_the_truth_than_the_other_rules() -> None:
 @pytest.mark.parametrize("pair", [("p50k_base", "t5"), ("gpt2", "mistral"), ("t5", "cl100k_base")])
 def test_text_is_nearer_between_real_tokenizers(data: Path, pair: tuple[str, str]) -> None:
     teacher, student = (tokenizers.open(data / "tokenizers" / name) for name in pair)
-    truth = oracle.Oracle(oracle.make(seed=5, questions=1, texts=300), teacher, student)
-    chains = drawn(truth, 5, 15)
+    truth = oracle.Oracle(oracle.make(seed=5, questions=1, texts=150), teacher, student)
+    chains = drawn(truth, 5, 8)
     told = {"completions": completions([chain for _, _, chain in chains], student), "teacher": teacher}
     text = mean_distance(truth, chains, "text", told)
     assert text < 0.6 * mean_distance(truth, chains, "span", {}), "at least 40 % of the error of spans is gone"

@@ -23,9 +23,9 @@ changed: it finds the places first. All are pure.
 
 from __future__ import annotations
 
-from potstill.alignment.letters import Canonical, canonical
 from potstill.alignment.chunks import KINDS, Chunk, Chunks, spans
 from potstill.alignment.gaps import pieces
+from potstill.alignment.letters import Canonical, canonical
 from potstill.alignment.warping import LIMIT, Warping, dtw
 
 __all__ = ["KINDS", "LIMIT", "Canonical", "Chunk", "Chunks", "Warping", "canonical", "dtw", "pieces", "spans"]

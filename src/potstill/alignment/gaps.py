@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from potstill.alignment.letters import Canonical, canonical
 from potstill.alignment.chunks import Chunks, spans
+from potstill.alignment.letters import Canonical, canonical
 from potstill.records import running_spans
 
 AGREE: Final = 6  # letters that must be the same for the two texts to be together again
@@ -35,7 +35,7 @@ def pieces(teacher: Sequence[bytes], student: Sequence[bytes | None]) -> Chunks:
     places = _places(own, theirs, _matched(own.text, theirs))
     reached, found = 0, []
     for low, high in ranges:
-        covered = [places[letter] for letter in range(low, high) if places[letter]]
+        covered = [place for place in places[low:high] if place is not None]
         start = min((start for start, _ in covered), default=reached)
         end = max((end for _, end in covered), default=start)
         found.append((start, end))
@@ -101,9 +101,9 @@ def _gap(own: str, theirs: str, start: int) -> list[Pair]:
     rows, columns = len(own), len(theirs)
     if rows * columns > CELLS or not rows:
         return [(start, start + rows)] * columns
-    cost = [list(range(columns + 1))]
+    cost = [[float(j) for j in range(columns + 1)]]
     for i in range(1, rows + 1):
-        row = [i]
+        row = [float(i)]
         for j in range(1, columns + 1):
             change = 0.0 if own[i - 1] == theirs[j - 1] else 0.5 if theirs[j - 1] == UNKNOWN else 1.5
             row.append(min(cost[i - 1][j - 1] + change, cost[i - 1][j] + 1, row[j - 1] + 1))

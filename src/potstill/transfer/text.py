@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -25,13 +25,11 @@ from potstill.transfer.words import Words
 LEAST: Final = 3e-4  # an outcome less likely than this counts as unseen
 SLIGHT: Final = 2e-5  # a way less likely than this is not told from others
 FAINT: Final = 1e-6  # a smaller probability in a target is tail
-AGREES: Final = (
-    0.1  # estimate: of what was not seen at an earlier step of a word, the share that the pieces so far allow
-)
+# Estimate: the share of what a step did not show that begins as the pieces do which were written into or behind it.
+AGREES: Final = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
+class Way(NamedTuple):
     """Where an outcome that was not taken leads.
 
     word         the chain's word in which it leaves the chain's text
@@ -225,7 +223,7 @@ def _row(path: _Path, ways: list[list[Way]], word: int, place: int, start: int, 
     start  where in the content what this piece stands for begins
     """
     pieces = path.pieces[word]
-    taken = pieces[place] if place < len(pieces) else eos
+    written, taken = pieces[:place], pieces[place] if place < len(pieces) else eos
     # The first piece of a word stands where the word before it might have gone on.
     opens = place == 0 and word > 0
     before = path.pieces[word - 1] if opens else ()
@@ -242,17 +240,17 @@ def _row(path: _Path, ways: list[list[Way]], word: int, place: int, start: int, 
 
     def vote(step: int, weight: float) -> None:
         nonlocal total
-        for way in ways[step]:
-            mass = weight * way.probability
-            tokens, piece = way.tokens, None
-            if way.word > word:
+        for where, apart, probability, tokens in ways[step]:
+            mass = weight * probability
+            piece = None
+            if where > word:
                 piece = taken
-            elif way.word == word:
-                if tokens[:place] != pieces[: min(place, len(tokens))]:
+            elif where == word:
+                if place and tokens[:place] != written[: len(tokens)]:
                     continue
                 if len(tokens) > place:
                     piece = tokens[place]
-            elif opens and way.word == word - 1:
+            elif opens and where == word - 1:
                 if tokens[: len(before)] != before[: len(tokens)]:
                     continue
                 if len(tokens) > len(before):
@@ -262,7 +260,7 @@ def _row(path: _Path, ways: list[list[Way]], word: int, place: int, start: int, 
             if piece is not None:
                 votes[piece] = votes.get(piece, 0.0) + mass
                 total += mass
-            elif way.apart >= start:
+            elif apart >= start:
                 total += mass  # open
 
     # Earlier steps of the word, whose outcomes may reach as far as this: each weighs against what the chain took since.
