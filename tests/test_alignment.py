@@ -228,7 +228,7 @@ def test_pieces_of_one_side_with_bos_and_of_unknown_tokens() -> None:
 
 def test_a_letter_in_two_tokens_keeps_them_together() -> None:
     euro = "€".encode()
-    made = shown(pieces([b"1", euro[:1], euro[1:], b"2"], ["1".encode(), euro[:2], euro[2:], b"2"]))
+    made = shown(pieces([b"1", euro[:1], euro[1:], b"2"], [b"1", euro[:2], euro[2:], b"2"]))
     assert made[0] == ([0], [0], "same") and made[-1] == ([3], [3], "same")
     assert [kind for _, _, kind in made[1:-1]] == ["mixed"]
 

@@ -7,12 +7,12 @@ import os
 from functools import cache
 from pathlib import Path
 
-import definition
-import oracle
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+import definition
+import oracle
 from potstill import tokenizers
 from potstill.errors import UserError
 from potstill.records import END, Candidate, Chain, Target
@@ -62,7 +62,7 @@ def runs(draw: st.DrawFn) -> list[Chain]:
         rows = []
         for token in [*tokens, END] if draw(st.booleans()) else tokens:
             others = draw(st.lists(st.one_of(PIECES, st.just(END)), max_size=3, unique=True))
-            shown = [what for what in dict.fromkeys([token, *others])][: draw(st.integers(1, 4))]
+            shown = list(dict.fromkeys([token, *others]))[: draw(st.integers(1, 4))]
             mass = [draw(st.sampled_from([0.5, 0.2, 0.1])) for _ in shown]
             total = sum(mass) * draw(st.sampled_from([1.0, 1.25]))
             rows.append([(what, math.log(p / total)) for what, p in zip(shown, mass, strict=True)])
