@@ -33,6 +33,7 @@ def small(kind: str) -> Tokenizer:
 def unpruned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is left out for speed, so that the two agree to the last digit."""
     monkeypatch.setattr("potstill.transfer.text.SLIGHT", 0.0)
+    monkeypatch.setattr("potstill.transfer.text.WORTH", 0.0)
     monkeypatch.setattr("potstill.transfer.text.RARE", 0.0)
     monkeypatch.setattr("potstill.transfer.text.FAINT", 0.0)
     monkeypatch.setattr("potstill.transfer.continuations.RARE", 0.0)

@@ -96,8 +96,8 @@ def transfer(
 def _text(
     chain: Chain, coder: Fast, ids: Sequence[int], places: np.ndarray, run: Completions | None, teacher: Any
 ) -> dict[int, Distribution]:
-    words = words_of(coder)
-    if run is not None and run.words is not words:
+    words = words_of(coder) if run is None else run.words
+    if (words.coder.vocabulary.digest, words.coder.vocabulary.eos) != (coder.vocabulary.digest, coder.vocabulary.eos):
         do = "make them with completions(chains, tokenizer) and this tokenizer"
         raise UserError("these completions are another tokenizer's", do=do)
     theirs = None if teacher is None else fast(teacher)

@@ -66,7 +66,7 @@ class Completions:
         self._nodes: dict[bytes, Node] = {}
         self._near: Counts = {}
         self._known: dict[Place, tuple[Rest, ...]] = {}
-        self._written: dict[tuple[bytes, bytes, bool, bool], tuple[Written, ...]] = {}
+        self._written: dict[tuple[bytes, bytes, bool, Words | None], tuple[Written, ...]] = {}
 
     def nodes(self, question: str) -> Mapping[bytes, Node]:
         """Content to the outcomes, with their probabilities, that a chain of this question saw behind it."""
@@ -95,7 +95,7 @@ class Completions:
         teacher  ways that it would have cut differently do not count
         """
         self._open(question)
-        key = before, token, first, teacher is None
+        key = before, token, first, teacher
         known = self._written.get(key)
         if known is None:
             eos = self.words.coder.vocabulary.eos

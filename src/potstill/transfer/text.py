@@ -23,6 +23,7 @@ from potstill.transfer.continuations import RARE, Completions, Written
 from potstill.transfer.words import Words
 
 LEAST: Final = 3e-4  # an outcome less likely than this counts as unseen
+WORTH: Final = 5e-3  # an outcome that nobody continues and that is less likely is tail, whatever its first pieces are
 SLIGHT: Final = 2e-5  # a way less likely than this is not told from others
 FAINT: Final = 1e-6  # a smaller probability in a target is tail
 # Estimate: the share of what a step did not show that begins as the pieces do which were written into or behind it.
@@ -151,7 +152,7 @@ def _ways(path: _Path, step: int, words: Words, run: Completions | None, teacher
         # An outcome may hold the end of a word and leave the chain in the next one: the first it shares with the chain.
         shared = sum(map(len, path.pieces[here:word]))
         written = _written(path, step, what, apart, min(here, word), words, run, teacher)
-        if not written:  # nobody knows how it goes on: as far as that does not matter
+        if not written and probability >= WORTH:  # nobody knows how it goes on: as far as that does not matter
             begin = path.words[min(here, word)]
             last = begin + words.last(content[begin:start] + token, start - begin)
             rest = words.tokens(content[begin:last], begin == 0) if last > begin else ()

@@ -45,7 +45,7 @@ class Words:
         self._seam = re.compile(b"[" + re.escape(self._white) + b"]" + _BEHIND, re.DOTALL)
         self._known: dict[tuple[bytes, bool], tuple[int, ...]] = {}
         self._carrier = len(self._encoded(_CARRIER, "", first=True))
-        self._settled: dict[tuple[bytes, bytes, bool, bool], tuple[int, ...]] = {}
+        self._settled: dict[tuple[bytes, bytes, bool, Words | None], tuple[int, ...]] = {}
         self._sorted: list[bytes] | None = None
 
     def seams(self, text: bytes) -> list[int]:
@@ -97,9 +97,11 @@ class Words:
                        differently
         Ways are: the end of the word; any visible letter of ASCII behind it; and whatever makes it a longer piece.
         """
-        key = before, token, first, teacher is None
+        key = before, token, first, teacher
         known = self._settled.get(key)
         if known is None:
+            if len(self._settled) >= LIMIT:
+                self._settled.clear()
             known = self._settled[key] = self._shared(before, token, first, teacher)
         return known
 
