@@ -37,7 +37,7 @@ Node = Mapping[bytes | End, float]
 Ending = tuple[bytes, bool]
 Counts = dict[Place, Counter[Ending]]
 Written = tuple[tuple[int, ...], float]
-RARE: Final = 2e-3  # a way with a smaller share of its outcome is not followed
+RARE: Final = 5e-3  # a way with a smaller share of its outcome is not followed
 PRIOR: Final = 1.0  # chains that the whole run counts for beside those of the question
 _DIGIT: Final = re.compile(rb"[0-9]")
 
@@ -101,6 +101,8 @@ class Completions:
             eos = self.words.coder.vocabulary.eos
             found: dict[tuple[int, ...], float] = {}
             for rest, ended, share in self.rests(question, before, token):
+                if share < RARE:
+                    continue
                 word = before + token + rest
                 if teacher and not cuts(teacher, word, len(before), len(before) + len(token)):
                     continue
