@@ -91,7 +91,7 @@ def test_a_decoder_only_student_learns_under_every_treatment_of_the_mass(
 @pytest.mark.parametrize("rule", ["one-hot", "paper", "span", "text"])
 def test_every_transfer_rule_reaches_the_report(world: Path, tmp_path: Path, rule: str) -> None:
     at = tiny.make(world, tmp_path / "run", f"transfer.rule={rule}")
-    kinds = read(at / "align" / "manifest.json")["counts"]["coverage"]
+    kinds = read(at / "align" / "manifest.json")["counts"]["coverage"]["all"]
     assert ("same" in kinds) == (rule != "one-hot")
 
 

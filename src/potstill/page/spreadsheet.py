@@ -153,10 +153,11 @@ def _teacher(story: Story) -> Table:
 def _alignment(story: Story) -> Table:
     if story.alignment is None:
         return (), []
-    parts = (("all", story.alignment.coverage), ("digits", story.alignment.digits))
-    return ("part", "kind", "positions", "mass_kept"), [
-        (part, row.kind, row.positions, row.mass) for part, coverage in parts for row in coverage
+    rows: list[tuple[Cell, ...]] = [
+        (part, row.kind, row.positions, row.mass) for part, own in story.alignment.parts.items() for row in own
     ]
+    rows += [("unknown characters", character, number, None) for character, number in story.alignment.unknown.items()]
+    return ("part", "kind", "positions", "mass_kept"), rows
 
 
 def _samples(story: Story) -> Table:

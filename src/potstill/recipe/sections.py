@@ -12,6 +12,8 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Character = Annotated[str, Field(min_length=1, max_length=1)]
 
 
 class Section(BaseModel):
@@ -78,6 +80,14 @@ class Filter(Section):
 class Transfer(Section):
     rule: Literal["one-hot", "paper", "span", "text"] = Field(
         default="text", description="how the teacher's probabilities reach the student's tokens"
+    )
+    rewrite: dict[Character, str] = Field(
+        default={}, description="characters of a chain -> what the student is taught instead, such as ×: '*'"
+    )
+    drop_below: Probability = Field(default=1e-4, description="candidates less likely than this go to the tail")
+    least_coverage: Probability = Field(
+        default=0.2,
+        description="the run stops if fewer positions than this share get the teacher's distribution, where it gives one",
     )
 
 
