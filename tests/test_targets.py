@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import printed_rows
 from potstill import files
 from potstill.errors import UserError
 from potstill.records import Chain, Target
@@ -67,7 +67,18 @@ def test_a_certain_position_costs_its_id_and_one_byte() -> None:
     assert arrays["ids"].dtype == np.uint16 and arrays["probabilities"].tolist() == [ONE - 1]
     rows = [{5: 1.0}] * 1000
     assert sum(pack([(chain(), made(rows))])[name].nbytes for name in NAMES[:4]) == 3 * len(rows)
-    assert pack([(chain(), made([{70_000: 1.0}]))])["ids"].dtype == np.uint32
+
+
+def test_ids_take_two_bytes_unless_more_than_65536_of_a_large_vocabulary_are_used(tmp_path: Path) -> None:
+    few = made([{70_000: 0.5, 9: 0.25}, {151_935: 1.0}, {9: 1.0}], ids=[70_000, 151_935, 65_536])
+    arrays = pack([(chain(), few)])
+    assert arrays["ids"].dtype == arrays["candidate_ids"].dtype == np.uint16
+    assert arrays["used"].tolist() == [9, 65_536, 70_000, 151_935]
+    assert opened(arrays, tmp_path)[0] == few
+    many = made([{token: 1.0} for token in range(65_537)])
+    arrays = pack([(chain(), many)])
+    assert arrays["ids"].dtype == np.uint32 and not len(arrays["used"]) and opened(arrays, tmp_path)[0].ids == many.ids
+    assert len(pack([(chain(), made([{65_535: 1.0}]))])["used"]) == 0
 
 
 def test_many_candidates_need_a_wider_mark_and_nothing_else(tmp_path: Path) -> None:
@@ -114,28 +125,8 @@ def test_mass_and_tail_are_exactly_one(
     assert opened(pack([(chain(), read)]), folder)[0] == read, "a second time changes nothing"
 
 
-def printed(tokens: int, seed: int = 0) -> list[tuple[Chain, Target]]:
-    """Rows with the figures of PAPER's printed example: 28 of 51 positions soft, five candidates and the sampled one
-    among them, their mass 0.976 on the mean and 0.845 at least."""
-    draw = random.Random(seed)
-    packed = []
-    for index in range(tokens // 130):
-        rows, ids = [], []
-        for _ in range(130):
-            token = draw.randrange(32_100)
-            ids.append(token)
-            mass = 1 - min(0.155, draw.expovariate(1 / 0.024))
-            first = mass * draw.betavariate(6, 0.6)
-            rest = [max(1e-5, (mass - first) * share) for share in (0.6, 0.25, 0.1, 0.05)]
-            others = {draw.randrange(32_100): p for p in rest}
-            rows.append({token: max(first, 1e-5), **others} if draw.random() < 28 / 51 else {token: 1.0})
-        text = " ".join(map(str, ids))
-        packed.append((chain("gsm8k/train/1234", index, text), made(rows, ids)))
-    return packed
-
-
 def test_size_on_rows_like_those_of_the_paper() -> None:
-    rows = printed(26_000)
+    rows = printed_rows.targets(26_000)
     size = sum(array.nbytes for array in pack(rows).values()) / 26_000
     assert size < 20
     assert sum(array.nbytes for array in pack(rows, threshold=1e-3).values()) / 26_000 < size

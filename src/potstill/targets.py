@@ -17,7 +17,9 @@ A probability is a whole number of 65,536ths, 1 to 65,536 of them, stored less o
 bits and in any order, so kept mass and tail add up to exactly 1, and a certain token is exactly 1. What is kept at a
 position is rounded once, as a whole: its mass is off by half a unit at most, however many candidates share it.
 
-    ids               [tokens]      uint16 where the vocabulary allows, else uint32
+    ids               [tokens]      uint16 where 65,536 or fewer ids are used, else uint32
+    used              [ids]         uint32; where uint16 has no room for an id: the distinct ids of all targets, ascending,
+                                    and all ids here are places among them; else empty
     marks             [tokens]      6 x candidates + place in KINDS; uint8 up to 41 candidates, else uint16;
                                     no candidates: certain of its own id, nothing else is stored
     candidate_ids     [candidates]  as ids
@@ -48,7 +50,10 @@ from potstill.records import Chain, Kind, Target
 VERSION: Final = 2  # of the layout; stored in the manifest of the stage that keeps targets
 ONE: Final = 65_536
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
-NAMES: Final = ("ids", "marks", "candidate_ids", "probabilities", "starts", "candidate_starts", "texts", "keys")
+NAMES: Final = (
+    *("ids", "marks", "candidate_ids", "probabilities", "used"),
+    *("starts", "candidate_starts", "texts", "keys"),
+)
 ABOUT: Final = "about.json"
 AGAIN: Final = "make the targets again: --redo align"
 Key = tuple[str, str, int]
@@ -89,12 +94,20 @@ def pack(targets: Iterable[tuple[Chain, Target]], threshold: float = 0.0) -> dic
         parts.append(_pack(chain.key, target, threshold))
     empty = tuple(np.zeros(0, kind) for kind in (np.uint32, np.uint16, np.uint32, np.uint16))
     ids, marks, candidate_ids, units = map(np.concatenate, zip(empty, *parts, strict=True))
-    small = max((int(array.max()) for array in (ids, candidate_ids) if len(array)), default=0) < 2**16
+    kind, used = np.uint16, np.zeros(0, np.uint32)
+    if max(ids.max(initial=0), candidate_ids.max(initial=0)) >= 2**16:
+        distinct = np.union1d(ids, candidate_ids)  # texts of one kind use a small part of a large vocabulary
+        if len(distinct) <= 2**16:
+            used = distinct
+            ids, candidate_ids = np.searchsorted(used, ids), np.searchsorted(used, candidate_ids)
+        else:
+            kind = np.uint32
     return {
-        "ids": ids.astype(np.uint16 if small else np.uint32),
+        "ids": ids.astype(kind),
         "marks": marks.astype(np.uint8 if marks.max(initial=0) < 2**8 else np.uint16),
-        "candidate_ids": candidate_ids.astype(np.uint16 if small else np.uint32),
+        "candidate_ids": candidate_ids.astype(kind),
         "probabilities": units,
+        "used": used,
         "starts": _starts([len(part[0]) for part in parts]),
         "candidate_starts": _starts([len(part[2]) for part in parts]),
         "texts": np.array(list(keys.values()), np.uint64),
@@ -170,8 +183,8 @@ class Targets:
         if origin is not None:
             self._check(origin)
         arrays = {name: self._open(name) for name in NAMES}
-        self._ids, self._marks, self._candidate_ids, self._probabilities = (arrays[name] for name in NAMES[:4])
-        self._starts, self._candidate_starts, self._texts, self._keys = (arrays[name] for name in NAMES[4:])
+        self._ids, self._marks, self._candidate_ids, self._probabilities, self._used = (arrays[n] for n in NAMES[:5])
+        self._starts, self._candidate_starts, self._texts, self._keys = (arrays[name] for name in NAMES[5:])
         whole = (
             len(self._starts) == len(self._candidate_starts) == len(self._texts) + 1
             and self._starts[-1] == len(self._ids) == len(self._marks)
@@ -240,14 +253,16 @@ class Targets:
             raise IndexError(f"target {place} of {len(self)}")
         own = slice(*self._starts[place : place + 2].tolist())
         theirs = slice(*self._candidate_starts[place : place + 2].tolist())
-        ids = self._ids[own]
+        ids, others = self._ids[own], self._candidate_ids[theirs]
+        if len(self._used):
+            ids, others = self._used[ids], self._used[others]
         counts, kinds = np.divmod(self._marks[own], len(KINDS))
         held = np.maximum(counts, 1)
         offsets = np.zeros(len(ids) + 1, np.int64)
         np.cumsum(held, out=offsets[1:])
         candidate_ids, units = np.repeat(ids, held), np.full(offsets[-1], ONE, np.int64)
         stored = np.repeat(counts > 0, held)
-        candidate_ids[stored], units[stored] = self._candidate_ids[theirs], self._probabilities[theirs] + np.int64(1)
+        candidate_ids[stored], units[stored] = others, self._probabilities[theirs] + np.int64(1)
         return Target(
             ids=tuple(ids.tolist()),
             offsets=tuple(offsets.tolist()),

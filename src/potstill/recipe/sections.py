@@ -87,7 +87,7 @@ class Transfer(Section):
     drop_below: Probability = Field(default=1e-4, description="candidates less likely than this go to the tail")
     least_coverage: Probability = Field(
         default=0.2,
-        description="the run stops if fewer positions than this share get the teacher's distribution, where it gives one",
+        description="share of positions that must have the teacher's distribution, if it gives any, or the run stops",
     )
 
 
