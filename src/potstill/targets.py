@@ -18,8 +18,8 @@ bits and in any order, so kept mass and tail add up to exactly 1, and a certain 
 position is rounded once, as a whole: its mass is off by half a unit at most, however many candidates share it.
 
     ids               [tokens]      uint16 where 65,536 or fewer ids are used, else uint32
-    used              [ids]         uint32; where uint16 has no room for an id the distinct ids of all targets, ascending:
-                                    then all ids here are places among them; else empty
+    used              [ids]         uint32; where uint16 has no room for an id the distinct ids of all, ascending: then
+                                    all ids here are places among them; else empty
     marks             [tokens]      6 x candidates + place in KINDS; uint8 up to 41 candidates, else uint16;
                                     no candidates: certain of its own id, nothing else is stored
     candidate_ids     [candidates]  as ids
