@@ -34,6 +34,7 @@ def tell(run: Path, plan: Recipe) -> story.Story:
     steps = [0, *exam.checkpoints(run)]
     metrics = [row for _, row in files.read_jsonl(run / "train" / "metrics.jsonl")]
     validation = tuple(score for step in steps for score in exam.scores(run / "evaluate", step))
+    read = tuple(samples.pick(run, plan, choice, groups, solved))
     comparisons = tuple(row for name in plan.evaluate.formats for row in _comparisons(run, choice, name))
     return story.Story(
         name=plan.name,
@@ -51,7 +52,8 @@ def tell(run: Path, plan: Recipe) -> story.Story:
         alignment=_alignment(run, plan),
         costs=tuple(counts.costs(run, metrics, choice.step, validation, comparisons)),
         outcomes=samples.outcomes(run, choice),
-        samples=tuple(samples.pick(run, plan, choice, groups, solved)),
+        samples=read,
+        pictured=samples.pictured(run, plan, solved, read),
         versions=tuple(sorted(_versions(run).items())),
         notes=(*plan.report.notes, *([RANDOM] if plan.student.model is None else [])),
         seed=plan.seed,

@@ -11,15 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
 from potstill.alignment import spans
-from potstill.records import END, Chain, Kind, Target
-from potstill.story import visible
+from potstill.records import END, Chain, End, Kind, Target
+from potstill.story import readable, visible
 from potstill.tokenizers import Tokenizer
 from potstill.transfer.places import encoded
 
@@ -144,14 +144,12 @@ def student_piece(tokenizer: Tokenizer, token: int) -> str:
     return piece(data) if data else next((n for n, i in tokenizer.vocabulary.specials.items() if i == token), "∅")
 
 
-def piece(what: Any) -> str:
+def piece(what: bytes | End) -> str:
     """A token's bytes in a table: spaces and line ends visible."""
-    if what is END or what == b"":
-        return "END" if what is END else "∅"
-    return visible(what.decode("utf-8", "replace")).replace(" ", "␣").replace("\n", "⏎")
+    return "END" if what is END else visible(readable(what))
 
 
-def _step(chain: Chain, step: int) -> Any:
+def _step(chain: Chain, step: int) -> bytes | End:
     return chain.tokens[step] if step < len(chain.tokens) else END
 
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from potstill.records import Prediction, Score
+from potstill.records import END, Prediction, Score
 from potstill.story import Cell as Measured
-from potstill.story import Comparison, Story, Time, checkpoints, lines, visible
+from potstill.story import Comparison, Story, Time, checkpoints, lines, readable, visible
 
 Cell = str | int | float | None
 Table = tuple[tuple[str, ...], list[tuple[Cell, ...]]]
@@ -39,6 +40,7 @@ def tables(story: Story) -> dict[str, str]:
         "loss": lambda story: (("step", "loss"), list(story.losses)),
         "selection": _selection,
         "teacher": _teacher,
+        "chain": _chain,
         "alignment": _alignment,
         "cost": lambda story: (("stage", "what", "number"), [(c.stage, c.what, c.number) for c in story.costs]),
         "samples": _samples,
@@ -148,6 +150,19 @@ def _teacher(story: Story) -> Table:
             shares = (("", single.value), ("_low", single.low), ("_high", single.high))
             rows += [(source.name, "single sample", f"right{end}", share) for end, share in shares]
     return ("source", "what", "of", "number"), rows
+
+
+def _chain(story: Story) -> Table:
+    """The steps of the pictured chain: every candidate with its probability, and whether it was drawn."""
+    if story.pictured is None:
+        return (), []
+    [(chain, _)] = story.pictured.chains
+    rows: list[tuple[Cell, ...]] = []
+    for number, step in enumerate(chain.candidates):
+        own = chain.tokens[number] if number < len(chain.tokens) else END
+        ordered = sorted(step, key=lambda candidate: -candidate[1])
+        rows += [(number, readable(what), math.exp(value), "drawn" if what == own else "") for what, value in ordered]
+    return ("token", "candidate", "probability", "drawn"), rows
 
 
 def _alignment(story: Story) -> Table:

@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from potstill.story import Group, visible
 
 # Matplotlib wants colours that it can parse, CSS wants names: each of these stands for one variable of the page.
-INK, SOFT, RULE, PAPER = "#010203", "#020304", "#030405", "#040506"
+INK, SOFT, RULE, PAPER, HEAT = "#010203", "#020304", "#030405", "#040506", "#08090a"
 HUE: Final[Mapping[Group, str]] = {
     "in-distribution": "#050607",
     "out-of-distribution": "#060708",
@@ -33,6 +33,7 @@ VARIABLES: Final = {
     SOFT: "var(--soft, #6b665e)",
     RULE: "var(--rule, #dcd6cb)",
     PAPER: "var(--paper, #fffdf9)",
+    HEAT: "var(--heat, #e0761f)",
     HUE["in-distribution"]: "var(--inside, #0b6aa8)",
     HUE["out-of-distribution"]: "var(--outside, #bd4b12)",
     HUE["generic"]: "var(--generic, #21795c)",

@@ -161,6 +161,9 @@ class Report(Section):
         default=6,
         description="questions to read: so many with the teacher's chains, so many of each outcome",
     )
+    chain: str | None = Field(
+        default=None, description="QUESTION#INDEX: the chain that the page draws; one of those to read if not given"
+    )
     controls: list[Name] = Field(
         default=[], description="finished runs beside this one, from the same base on the same test questions"
     )

@@ -150,6 +150,7 @@ class Story:
     controls    other runs from the same base on the same test items
     validation  every Score of `evaluate`: all steps, sets and formats
     losses      (step, training loss in nats a supervised position), in order of steps
+    pictured    one chain with candidates, whose tokens the figures show one by one
     outcomes    how many validation questions of each, in the main format
     recipe      the resolved recipe, as YAML
     versions    (name, version) of potstill and of what made the numbers
@@ -173,6 +174,7 @@ class Story:
     costs: tuple[Cost, ...] = ()
     outcomes: Mapping[Outcome, int] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
+    pictured: Sample | None = None
     versions: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     seed: int | None = None
