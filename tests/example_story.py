@@ -199,6 +199,7 @@ def example() -> Story:
             Cost("train", "tokens read", 21_004_112),
             Cost("test", "answers on test", 25_340),
         ),
+        pictured=Sample(train, chains[:1]),
         outcomes={"won": 410, "lost": 230, "still wrong": 1500, "still right": 360},
         samples=(
             Sample(train, chains, prompt="Question: " + text + "\nLet's think step by step"),
@@ -242,7 +243,8 @@ def hostile(text: str) -> Story:
         ),
         validation=tuple(replace(each, set=renamed.get(each.set, each.set)) for each in full.validation),
         sources=(replace(full.sources[0], name=text, dropped={text: 3}),),
-        alignment=replace(full.alignment, tokenizer=text, rule=text),
+        alignment=replace(full.alignment, tokenizer=text, rule=text, unknown={text: 3}, written={text: text}),
+        pictured=Sample(asked, ((drawn, Verdict("right", text)),)),
         controls=tuple(
             replace(
                 each,

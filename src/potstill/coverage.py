@@ -26,11 +26,12 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 
 from potstill.errors import UserError
-from potstill.records import Chain, Target
+from potstill.records import Chain, Kind, Target
 from potstill.vocabulary import fast
 
 Part = Literal["all", "digits", "line starts", "unknown"]
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
+KINDS: Final = get_args(Kind)
 SHOWN: Final = 20  # characters that are unknown, of which a manifest tells how often they stood there
 _LINE: Final = re.compile(rb"(?:\A|\n)\s*(?=\S)")
 
@@ -143,5 +144,5 @@ def _count(table: dict[str, list[float]], kind: str, mass: float) -> None:
 def _rows(table: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
     return {
         kind: {"positions": int(positions), "mass": round(mass / positions, 6)}
-        for kind, (positions, mass) in sorted(table.items())
+        for kind, (positions, mass) in sorted(table.items(), key=lambda row: KINDS.index(row[0]))
     }

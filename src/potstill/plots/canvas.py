@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
@@ -100,7 +101,10 @@ def svg(figure: Figure, name: str, description: str) -> str:
     """The drawing as an `svg` element that can stand several times in one page and follows its colours and font."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    with warnings.catch_warnings():
+        # The font is for measuring only; a reader's own has the letters that this one lacks.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from font", UserWarning)
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
     width, height = (72 * length for length in figure.get_size_inches())
     # The style element of matplotlib would hold for the whole page; ids would clash with those of the other figures.

@@ -46,27 +46,30 @@ def starts(tokens: Sequence[bytes]) -> list[int]:
 
 
 def lines(steps: Sequence[int], room: int) -> list[tuple[int, int]]:
-    """Steps of so many tokens, put into lines of at most `room` tokens: a new line where the next step would not fit, a
-    cut inside a step only where it has no room in a line of its own."""
+    """Steps of so many tokens, put into lines of at most `room` tokens: a new line where the next step would not fit;
+    a step that has no room in a line of its own is cut into parts as equal as can be."""
     found: list[tuple[int, int]] = []
     begin = end = 0
     for length in steps:
-        if end > begin and end + length - begin > room:
-            found.append((begin, end))
-            begin = end
-        end += length
-        while end - begin > room:
-            found.append((begin, begin + room))
-            begin += room
+        parts = -(-length // room)
+        for part in range(parts):
+            size = length * (part + 1) // parts - length * part // parts
+            if end > begin and end + size - begin > room:
+                found.append((begin, end))
+                begin = end
+            end += size
     return [*found, (begin, end)] if end > begin else found
 
 
 @rc_context(STYLE)
 def probabilities(chain: Chain, *, width: int) -> str:
     """A bar for each token, as high as its probability was; dashed lines where steps of reasoning begin."""
-    cell, high, names, head, left = 15, 84, 76, 24, 38
+    least, most, high, head, left = 15, 28, 84, 24, 46
     shown, begins = _shown(chain, "probabilities")
-    rows = _rows(begins, len(shown), int((width - left - 4) // cell))
+    rows = _rows(begins, len(shown), int((width - left) // least))
+    cell = min(most, (width - left) / max(end - begin for begin, end in rows))
+    labels = [canvas.label(_bare(own), 11) for own, _ in shown]
+    names = 22 + 7 * max(map(len, labels))
     pitch = head + high + names
     figure, axes = _sheet(width, height := pitch * len(rows))
     for line, (begin, end) in enumerate(rows):
@@ -83,13 +86,10 @@ def probabilities(chain: Chain, *, width: int) -> str:
             value = _own(own, step)
             if value is not None:
                 hue, depth = (SOFT, 0.5) if value >= LIKELY else (HEAT, 0.95)
-                axes.bar(across + cell / 2, high * value, cell - 4, base, color=hue, alpha=depth, linewidth=0)
-            name = canvas.label(_bare(own), 11)
-            axes.text(across + cell / 2, base - 7, name, ha="center", va="top", rotation=90, size=SMALL)
+                axes.bar(across + cell / 2, high * value, 0.74 * cell, base, color=hue, alpha=depth, linewidth=0)
+            axes.text(across + cell / 2, base - 7, labels[place], ha="center", va="top", rotation=90, size=SMALL)
             if place in begins:
-                number = begins.index(place) + 1
-                axes.vlines(across, base, base + high + 10, color=SOFT, linewidth=1, linestyle=(0, (3, 3)))
-                axes.text(across + 4, base + high + 11, f"{number}", ha="left", va="center", size=SMALL, color=SOFT)
+                _mark(axes, begins.index(place) + 1, across, base, base + high + 11, inside=place > begin)
     return canvas.svg(figure, "probabilities", "Probability of each of the teacher's tokens along one chain.")
 
 
@@ -100,8 +100,9 @@ def candidates(chain: Chain, *, width: int) -> str:
     cell, high, gap, ranks = (53, 21, 20, 3) if narrow else (63, 22, 22, 5)
     shown, begins = _shown(chain, "candidates")
     ranks = min(ranks, max(len(step) for _, step in shown))
-    room = int(width // cell)
-    rows, pitch = _rows(begins, len(shown), room), high * ranks + gap
+    rows, pitch = _rows(begins, len(shown), int(width // cell)), high * ranks + gap
+    cell = min(80, width / max(end - begin for begin, end in rows))
+    letters = int((cell - 10) / 7.2)
     figure, axes = _sheet(width, height := pitch * len(rows))
     for line, (begin, end) in enumerate(rows):
         top = height - line * pitch - 16
@@ -115,15 +116,13 @@ def candidates(chain: Chain, *, width: int) -> str:
                 if drawn:
                     frame = {"color": "none", "edgecolor": INK, "linewidth": 1.2}
                     axes.bar(across + cell / 2, high - 3, cell - 3, below + 1.5, **frame)
-                name = canvas.label(readable(what), 6 if narrow else 7)
+                name = canvas.label(readable(what), letters)
                 hue = INK if drawn or math.exp(value) >= 0.05 else SOFT
                 axes.text(
                     across + cell / 2, below + high / 2, name, ha="center", va="center_baseline", size=SMALL, color=hue
                 )
             if place in begins:
-                axes.vlines(across, top - high * ranks, top + 12, color=SOFT, linewidth=1, linestyle=(0, (3, 3)))
-                number = f"{begins.index(place) + 1}"
-                axes.text(across + 4, top + 8, number, ha="left", va="center", size=SMALL, color=SOFT)
+                _mark(axes, begins.index(place) + 1, across, top - high * ranks, top + 8, inside=place > begin)
     told = "The likeliest candidates of each of the teacher's tokens along one chain."
     return canvas.svg(figure, "candidates", told)
 
@@ -148,6 +147,14 @@ def _sheet(width: float, height: float) -> tuple[Figure, Axes]:
     axes.set_ylim(0, height)
     axes.set_axis_off()
     return figure, axes
+
+
+def _mark(axes: Axes, number: int, across: float, low: float, high: float, *, inside: bool) -> None:
+    """The number of a step of reasoning where it begins, and a line before it inside of a line of tokens."""
+    if inside:
+        axes.vlines(across, low, high + 4, color=SOFT, linewidth=1, linestyle=(0, (3, 3)))
+    text = f"step {number}" if number == 1 else f"{number}"
+    axes.text(across + (5 if inside else 1), high, text, ha="left", va="center", size=SMALL, color=SOFT)
 
 
 def _own(own: bytes | End, step: Sequence[Candidate]) -> float | None:
