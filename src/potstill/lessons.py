@@ -102,9 +102,10 @@ def targets_folder(run: Path, plan: Recipe) -> Path:
 
 def origin(run: Path, plan: Recipe, tokenizer: Tokenizer) -> Origin:
     """What a run's targets are made with: the student's tokenizer, the chains that were sampled, the rule."""
-    sampled = manifest.finished(run / "sample")
-    assert sampled is not None, "targets come after sample"
-    settings = json.dumps(recipe.flat(plan, "transfer"), sort_keys=True)
+    sampled, filtered = (manifest.finished(run / stage) for stage in ("sample", "filter"))
+    assert sampled is not None and filtered is not None, "targets come after sample and filter"
+    # How words go on is told by the chains that were kept.
+    settings = json.dumps([recipe.flat(plan, "transfer"), filtered.digest], sort_keys=True)
     return Origin(
         tokenizer.digest, sampled.digest, plan.transfer.rule, transfer.VERSION, vocabulary.digest(settings.encode())
     )

@@ -66,7 +66,7 @@ class Origin:
     tokenizer  digest of the student's tokenizer
     teacher    digest of the chains with their probabilities
     rule       of the transfer, and `version` of the rules
-    settings   digest of whatever else decided them: rewriting, threshold, ...
+    settings   digest of whatever else decided them: rewriting, threshold, the chains that tell how words go on
     """
 
     tokenizer: str
