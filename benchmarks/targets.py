@@ -30,7 +30,7 @@ from potstill.files import tables
 from potstill.records import Chain, Target
 
 DISTILLKIT_BYTES, DISTILLKIT_MICROSECONDS = 344.0, 115.0
-THRESHOLDS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)
+THRESHOLDS = (0.0, 1e-4, 3e-4, 1e-3, 1e-2)
 Pairs = list[tuple[Chain, Target]]
 
 
@@ -47,7 +47,9 @@ def of_run(folder: Path) -> Pairs:
     verdicts = tables.read_verdicts(folder / "filter" / "verdicts.parquet")
     kept = [c for c in tables.read_chains(folder / "sample" / "chains.parquet") if verdicts[c.key].kept]
     taught = [rewriting.rewrite(chain, plan.transfer.rewrite) for chain in kept]
-    return [(c, transfer.transfer(t, tokenizer, plan.transfer.rule)) for c, t in zip(kept, taught, strict=True)]
+    rule = plan.transfer.rule
+    told = {"completions": transfer.completions(taught, tokenizer)} if rule == "text" else {}
+    return [(c, transfer.transfer(t, tokenizer, rule, **told)) for c, t in zip(kept, taught, strict=True)]
 
 
 def size(arrays: dict[str, np.ndarray]) -> int:

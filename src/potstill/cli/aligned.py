@@ -120,7 +120,9 @@ def teacher_cells(chain: Chain, step: int) -> tuple[Text, str, Text]:
     seen = chain.candidates[step] if step < len(chain.candidates) else ()
     chosen = next((value for what, value in seen if what == own), None)
     others = sorted(((what, value) for what, value in seen if what != own), key=lambda other: -other[1])
-    shares = "  ".join(f"{piece(what)} {math.exp(value):.3f}" for what, value in others[:SHOWN])
+    shares = "  ".join(
+        f"{piece(what)} {math.exp(value):.3f}" for what, value in others[:SHOWN] if math.exp(value) >= LEAST
+    )
     return Text(piece(own), _shade(chosen)), "" if chosen is None else f"{math.exp(chosen):.3f}", Text(shares, "dim")
 
 

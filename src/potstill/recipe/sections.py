@@ -84,7 +84,7 @@ class Transfer(Section):
     rewrite: dict[Character, str] = Field(
         default={}, description="characters of a chain -> what the student is taught instead, such as ×: '*'"
     )
-    drop_below: Probability = Field(default=1e-4, description="candidates less likely than this go to the tail")
+    drop_below: Probability = Field(default=3e-4, description="candidates less likely than this go to the tail")
     least_coverage: Probability = Field(
         default=0.2,
         description="share of positions that must have the teacher's distribution, if it gives any, or the run stops",
