@@ -24,6 +24,8 @@ CHECKED = (
     "story",
     "alignment",
     "transfer",
+    "rewriting",
+    "coverage",
     "vocabulary",
     "targets",
 )

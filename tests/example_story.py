@@ -170,16 +170,27 @@ def example() -> Story:
             ),
         ),
         alignment=Alignment(
-            "t5 (32,100 pieces)",
+            "t5",
             "span",
-            (
-                Coverage("same", 812_345, 0.976),
-                Coverage("merged", 41_200, 0.943),
-                Coverage("split", 120_034, 0.981),
-                Coverage("hard", 30_122, 1.0),
-                Coverage("end", 15_252, 1.0),
-            ),
-            (Coverage("same", 90_345, 0.982), Coverage("merged", 21_003, 0.941), Coverage("hard", 9_320, 1.0)),
+            {
+                "all": (
+                    Coverage("same", 812_345, 0.976),
+                    Coverage("merged", 41_200, 0.943),
+                    Coverage("split", 120_034, 0.981),
+                    Coverage("hard", 30_122, 1.0),
+                    Coverage("end", 15_252, 1.0),
+                ),
+                "digits": (
+                    Coverage("same", 90_345, 0.982),
+                    Coverage("merged", 21_003, 0.941),
+                    Coverage("hard", 9_320, 1.0),
+                ),
+                "line starts": (Coverage("same", 40_102, 0.951), Coverage("hard", 11_004, 1.0)),
+                "unknown": (Coverage("hard", 312, 1.0),),
+            },
+            covered=0.955,
+            unknown={"×": 290, "{": 22},
+            written={"÷": "/"},
         ),
         costs=(
             Cost("sample", "chains", 29092),
@@ -188,6 +199,7 @@ def example() -> Story:
             Cost("train", "tokens read", 21_004_112),
             Cost("test", "answers on test", 25_340),
         ),
+        pictured=Sample(train, chains[:1]),
         outcomes={"won": 410, "lost": 230, "still wrong": 1500, "still right": 360},
         samples=(
             Sample(train, chains, prompt="Question: " + text + "\nLet's think step by step"),
@@ -231,7 +243,8 @@ def hostile(text: str) -> Story:
         ),
         validation=tuple(replace(each, set=renamed.get(each.set, each.set)) for each in full.validation),
         sources=(replace(full.sources[0], name=text, dropped={text: 3}),),
-        alignment=replace(full.alignment, tokenizer=text, rule=text),
+        alignment=replace(full.alignment, tokenizer=text, rule=text, unknown={text: 3}, written={text: text}),
+        pictured=Sample(asked, ((drawn, Verdict("right", text)),)),
         controls=tuple(
             replace(
                 each,

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
-from potstill.alignment import KINDS, LIMIT, Chunks, dtw, spans
+from potstill.alignment import KINDS, LIMIT, Chunks, canonical, dtw, pieces, spans
 from potstill.errors import UserError
 from potstill.records import running_spans
 
@@ -194,3 +194,86 @@ def test_a_long_text_takes_one_pass() -> None:
     student = np.stack([ends[:-1:2], ends[2::2]], axis=1)
     chunks = spans(teacher, student)
     assert len(chunks) == 100_000 and set(chunks.kinds.tolist()) == {KINDS.index("merged")}
+
+
+def by_bytes(teacher: list[str], student: list[str | None]) -> list[tuple[list[int], list[int], str]]:
+    return shown(pieces([t.encode() for t in teacher], [None if s is None else s.encode() for s in student]))
+
+
+def test_the_canonical_text_keeps_the_way_back() -> None:
+    found = canonical("Ｗeng’s ▁½\r\n é\u0301!".encode() + b"\xff")
+    assert found.text == "weng’s1⁄2e!\ufffd"
+    data = "Ｗeng’s ▁½\r\n é\u0301!".encode() + b"\xff"
+    said = [data[a:b].decode("utf-8", "replace") for a, b in zip(found.starts, found.ends, strict=True)]
+    assert said == ["Ｗ", "e", "n", "g", "’", "s", "½", "½", "½", "é", "!", "\ufffd"]
+
+
+def test_pieces_of_a_lower_casing_student() -> None:
+    assert by_bytes(["She", " earns", " $", "12"], [" she", " earn", "s", " $", " 12"]) == [
+        ([0], [0], "same"),
+        ([1], [1, 2], "split"),
+        ([2], [3], "same"),
+        ([3], [4], "same"),
+    ]
+
+
+def test_pieces_of_one_side_with_bos_and_of_unknown_tokens() -> None:
+    assert by_bytes(["4", " ×", " 3"], ["", " 4", None, " 3"]) == [
+        ([0], [0, 1], "split"),
+        ([1], [2], "same"),
+        ([2], [3], "same"),
+    ]
+    assert by_bytes(["So", " ", "日", "本", " 3"], [" So", None, " 3"])[-1] == ([4], [2], "same")
+
+
+def test_a_letter_in_two_tokens_keeps_them_together() -> None:
+    euro = "€".encode()
+    made = shown(pieces([b"1", euro[:1], euro[1:], b"2"], [b"1", euro[:2], euro[2:], b"2"]))
+    assert made[0] == ([0], [0], "same") and made[-1] == ([3], [3], "same")
+    assert [kind for _, _, kind in made[1:-1]] == ["mixed"]
+
+
+def test_nothing_is_lost_behind_a_mismatch_however_long_the_text() -> None:
+    """A peer never recovers after the first difference: 72 % of pairs at 830 tokens."""
+    words = [f" word{i % 83}" for i in range(830)]
+    teacher = [word if i % 90 else " ﬁﬂ×" for i, word in enumerate(words)]
+    student = [word.upper() if i % 90 else None for i, word in enumerate(words)]
+    made = by_bytes(teacher, list(student))
+    assert sum(kind == "same" for _, _, kind in made) == 830
+    invalid = [t.encode() for t in words]
+    invalid[5] = b"\xff\xfe"
+    read: list[bytes | None] = [t.encode() for t in words]
+    read[5] = "\ufffd\ufffd".encode()
+    assert [kind for _, _, kind in shown(pieces(invalid, read))] == ["same"] * 830
+
+
+def test_a_gap_does_not_reach_beyond_itself() -> None:
+    same = [f" w{i}" for i in range(50)]
+    teacher = [*same, " completely", " different", " here", *same]
+    student = [*same, " qqq", *same]
+    made = by_bytes(teacher, list(student))
+    assert made[:50] == [([i], [i], "same") for i in range(50)]
+    assert made[-50:] == [([53 + i], [51 + i], "same") for i in range(50)]
+
+
+LETTERS = st.text("abAB ½é\u0301\n1", max_size=3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(LETTERS, max_size=12), st.lists(st.one_of(LETTERS, st.none()), max_size=12))
+def test_any_pieces_lie_in_one_chunk_each(teacher: list[str], student: list[str | None]) -> None:
+    made = by_bytes(teacher, student)
+    assert [token for own, _, _ in made for token in own] == list(range(len(teacher)))
+    assert [token for _, theirs, _ in made for token in theirs] == list(range(len(student)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(LENGTHS, LENGTHS)
+def test_pieces_of_one_text_are_its_spans(own: list[int], theirs: list[int]) -> None:
+    text = "".join(chr(97 + i * i % 26) for i in range(sum(own)))
+    teacher = [text[a:b].encode() for a, b in running_spans([b"x" * n for n in own])]
+    student, at = [], 0
+    for width in [*theirs, len(text)]:
+        student += [text[at : at + width].encode()] if text[at : at + width] else []
+        at += width
+    assert shown(pieces(teacher, student)) == shown(spans(running_spans(teacher), running_spans(student)))

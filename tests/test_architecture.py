@@ -19,7 +19,10 @@ SOURCE = Path(__file__).parent.parent / "src" / "potstill"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "records", "encoding"),
     ("recipe", "files", "progress"),
-    ("answers", "prompts", "vocabulary", "alignment", "transfer", "order", "splits", "selection", "intervals", "story"),
+    (
+        "answers", "prompts", "vocabulary", "alignment", "transfer", "rewriting", "coverage", "order", "splits",
+        "selection", "intervals", "story",
+    ),
     (
         "questions", "teachers", "students", "engines", "tokenizers", "targets", "loss", "evaluation", "training",
         "lessons", "exam", "account", "plots", "page", "card", "miniature",
@@ -34,8 +37,9 @@ INSIDE: dict[str, set[str]] = {
     "records": set(),
     "encoding": {"records"},
     # layer 2
-    "transfer": {"alignment", "vocabulary"},
+    "transfer": {"alignment", "prompts", "vocabulary"},
     "alignment": {"vocabulary"},
+    "coverage": {"vocabulary"},
     "selection": {"intervals"},
     # layer 3
     "targets": {"tokenizers"},
@@ -44,7 +48,7 @@ INSIDE: dict[str, set[str]] = {
     "engines": {"students", "tokenizers"},
     "evaluation": {"engines"},
     "teachers": {"engines"},
-    "lessons": {"questions", "students", "targets"},
+    "lessons": {"questions", "students", "targets", "tokenizers"},
     "exam": {"engines", "evaluation", "questions", "students"},
     "account": {"exam", "questions", "teachers"},
     "card": {"page"},
@@ -76,6 +80,8 @@ PURE = {
     "vocabulary",
     "alignment",
     "transfer",
+    "rewriting",
+    "coverage",
     "order",
     "splits",
     "selection",
@@ -266,7 +272,7 @@ def test_files_stay_short() -> None:
 
 PUBLIC = {
     "alignment": ["dtw", "spans"],
-    "transfer": ["transfer"],
+    "transfer": ["completions", "transfer"],
     "loss": ["sparse"],
     "answers": ["grade"],
     "recipe": ["Recipe", "load", "parse"],

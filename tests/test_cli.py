@@ -148,7 +148,8 @@ def test_show_and_status_show_what_there_is(finished: Path) -> None:
     status = potstill("status", finished)
     assert status.returncode == 0 and status.stdout.count("done") == 9
     assert "kept" in potstill("show", finished, "--chain", key).stdout
-    assert "END" in potstill("show", finished, "--chain", key).stdout
+    told = potstill("show", finished, "--chain", key).stdout
+    assert "END" in told and "one token each" in told and "is taught" in told
     assert "same" in potstill("show", finished, "--target", key).stdout
     batch = potstill("show", finished, "--batch", 1).stdout
     assert "zero-shot-rationale" in batch and "Let's think step by step" in batch

@@ -44,6 +44,36 @@ def test_a_killed_run_comes_to_the_same_bytes(world: Path, whole: Path, tmp_path
     _compare(at, wanted, stage)
 
 
+def test_a_killed_demo_comes_to_the_same_bytes(tmp_path: Path) -> None:
+    """With everything beside it: the laid-out world, and the controls in a process that ends with its parent."""
+    program = f"from potstill import run; run.demo(*{tiny.DEMO!r})"
+    draw = random.Random("demo")
+
+    def demo(folder: Path) -> subprocess.Popen[bytes]:
+        folder.mkdir(exist_ok=True)
+        return subprocess.Popen([sys.executable, "-c", program], cwd=folder, stderr=subprocess.DEVNULL)
+
+    began = time.monotonic()
+    assert demo(tmp_path / "whole").wait() == 0
+    took = time.monotonic() - began
+    kills = 0
+    while kills < KILLS:
+        process = demo(tmp_path / "killed")
+        time.sleep(draw.uniform(0.1, 0.9) * took)
+        if process.poll() is not None:
+            assert process.returncode == 0
+            break  # it came through
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+        time.sleep(1.0)  # the process beside it sees that it is alone
+    assert demo(tmp_path / "killed").wait() == 0
+    for name in ("demo", "demo-answers", "demo-rationales"):
+        wanted, found = (tiny.contents(tmp_path / each / "runs" / name) for each in ("whole", "killed"))
+        assert found.keys() == wanted.keys()
+        assert [path for path in wanted if wanted[path] != found[path]] == []
+
+
 def _compare(at: Path, wanted: dict[str, bytes], stage: str) -> None:
     found = {name: content for name, content in tiny.contents(at).items() if name.startswith(f"{stage}/")}
     assert found.keys() == wanted.keys()

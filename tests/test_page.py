@@ -211,8 +211,8 @@ def read(text: str) -> list[dict[str, str]]:
 def test_tables_hold_the_numbers() -> None:
     made = page.tables(example())
     assert list(made) == [
-        "summary", "before-after", "tradeoff", "validation", "loss", "selection", "teacher", "alignment", "cost",
-        "samples",
+        "summary", "before-after", "tradeoff", "validation", "loss", "selection", "teacher", "chain", "alignment",
+        "cost", "samples",
     ]  # fmt: skip
     rows = read(made["before-after"])
     assert len(rows) == 2 * len(example().comparisons) + 2 * len(GROUPS)

@@ -9,14 +9,18 @@ from dataclasses import replace
 
 import matplotlib
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from example_story import HOSTILE, example, hostile
 from potstill import plots
+from potstill.plots import chains
 from potstill.plots.canvas import VARIABLES, label
+from potstill.records import END, Chain
 from potstill.story import Checkpoint, Interval, Story, checkpoints
 
 SVG = "{http://www.w3.org/2000/svg}"
-NAMES = {"before-after", "tradeoff", "accuracy", "loss"}
+NAMES = {"before-after", "tradeoff", "accuracy", "loss", "probabilities", "candidates"}
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +126,52 @@ def test_checkpoints_are_means_of_the_sets_of_a_group() -> None:
     mean = row.groups["out-of-distribution"].value
     assert mean == pytest.approx(sum(row.sets[name].value for name in ("multiarith", "asdiv", "svamp")) / 3)
     assert row.groups["out-of-distribution"].low < mean < row.groups["out-of-distribution"].high
+
+
+@given(st.lists(st.integers(1, 40), max_size=12), st.integers(1, 20))
+def test_lines_hold_every_token_once_and_cut_only_steps_that_have_no_room(steps: list[int], room: int) -> None:
+    found = chains.lines(steps, room)
+    assert [begin for begin, _ in found] == [0, *(end for _, end in found)][: len(found)]
+    assert (found[-1][1] if found else 0) == sum(steps) and all(0 < end - begin <= room for begin, end in found)
+    borders = {sum(steps[:n]) for n in range(len(steps) + 1)}
+    inside = [(sum(steps[:n]), steps[n]) for n in range(len(steps))]
+    for _, end in found:
+        assert end in borders or any(at < end < at + length and length > room for at, length in inside)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ["He has 4.", " So 5 left.", " The answer is 5"],
+        ["One.\n", "Two. Half\n", "The answer is 3"],
+        ["It costs $3.50 now"],
+        ["So 4.\n", "The answer is 4"],
+    ],
+)
+def test_steps_begin_at_lines_or_sentences(steps: list[str]) -> None:
+    tokens = [piece.encode() for piece in re.findall(r"\n| ?[^ \n.]+|\.", "".join(steps))]
+    begins = [len(b"".join(tokens[:at])) for at in chains.starts(tokens)]
+    assert begins == [len("".join(steps[:n])) for n in range(len(steps))]
+
+
+def test_the_figures_of_a_chain_show_its_tokens_and_candidates() -> None:
+    tokens = [b"So", b" 4", b"\xe2\x82", " 日".encode()]
+    steps = [[(token, math.log(0.5)), (b" wholly", math.log(0.3)), (b"!", math.log(0.1))] for token in tokens]
+    chain = Chain.from_tokens("q", 0, tokens, [*steps, [(END, -0.1)]])
+    for width in (960, 380):
+        bars, cells = chains.probabilities(chain, width=width), chains.candidates(chain, width=width)
+        assert {"step 1", "So", "4", "E2 82", "日", "end"} <= set(texts(bars))
+        assert texts(cells).count("!") == len(tokens) and {"␣4", "end"} <= set(texts(cells))
+
+
+def test_a_drawn_token_outside_of_the_likeliest_is_shown_all_the_same() -> None:
+    step = [(b"a", -0.5), (b"b", -1.5), (b"c", -2.5), (b"d", -3.5), (b"e", -4.5), (b"rare", -9.0)]
+    chain = Chain.from_tokens("q", 0, [b"rare"], [step])
+    for width, shown in ((960, {"a", "b", "c", "d", "rare"}), (380, {"a", "b", "rare"})):
+        assert {text for text in texts(chains.candidates(chain, width=width)) if "step" not in text} == shown
+
+
+def test_a_long_chain_is_cut() -> None:
+    chain = Chain.from_tokens("q", 0, [b" x"] * 300, [[(b" x", -0.1)]] * 300)
+    assert texts(chains.probabilities(chain, width=960)).count("x") == chains.MOST["probabilities"]
+    assert texts(chains.candidates(chain, width=960)).count("␣x") == chains.MOST["candidates"]

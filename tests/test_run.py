@@ -88,10 +88,10 @@ def test_a_decoder_only_student_learns_under_every_treatment_of_the_mass(
     assert read(at / "student" / "config.json")["model_type"] == "llama"
 
 
-@pytest.mark.parametrize("rule", ["one-hot", "paper", "span"])
+@pytest.mark.parametrize("rule", ["one-hot", "paper", "span", "text"])
 def test_every_transfer_rule_reaches_the_report(world: Path, tmp_path: Path, rule: str) -> None:
     at = tiny.make(world, tmp_path / "run", f"transfer.rule={rule}")
-    kinds = read(at / "align" / "manifest.json")["counts"]["coverage"]
+    kinds = read(at / "align" / "manifest.json")["counts"]["coverage"]["all"]
     assert ("same" in kinds) == (rule != "one-hot")
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import tiny
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -35,14 +37,6 @@ def test_the_wheel_holds_code_and_package_data_and_nothing_else(wheel: Path) -> 
     assert any(name.endswith("LICENSE") for name in names)
 
 
-SMALL = (
-    "questions.limit={train: 40, validation: 20, test: 20}",
-    "train.steps=4",
-    "train.checkpoint_every=2",
-    "train.warm_up=1",
-)
-
-
 @pytest.mark.slow
 def test_the_wheel_runs_the_demo_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
     site, empty = tmp_path / "site", tmp_path / "empty"
@@ -52,7 +46,7 @@ def test_the_wheel_runs_the_demo_in_an_empty_folder(wheel: Path, tmp_path: Path)
     )
     where = run(sys.executable, "-c", "import potstill; print(potstill.__file__)", cwd=empty, PYTHONPATH=str(site))
     assert Path(where.strip()).is_relative_to(site)
-    code = f"from potstill import run; from potstill.cli import show; show.summary(run.demo(*{SMALL}))"
+    code = f"from potstill import run; from potstill.cli import show; show.summary(run.demo(*{tiny.DEMO}))"
     told = run(sys.executable, "-c", code, cwd=empty, PYTHONPATH=str(site))
     assert "right answers on test" in told and "in-distribution" in told
     for who in ("base", "specialized", "control: bare answers", "control: the sets' own rationales"):

@@ -43,6 +43,14 @@ evaluate: {formats: [zero-shot-rationale, few-shot-answer], max_tokens: 6, batch
 report: {read: 3}
 """
 
+# The demo in a minute: the same models and stages, fewer questions and steps.
+DEMO = (
+    "questions.limit={train: 40, validation: 20, test: 20}",
+    "train.steps=4",
+    "train.checkpoint_every=2",
+    "train.warm_up=1",
+)
+
 
 def rows(name: str, n: int) -> list[dict[str, str]]:
     """n sums with their solutions; each set has wording of its own."""
@@ -133,4 +141,4 @@ def make(data: Path, folder: Path, *changes: str, until: str = "report") -> Path
     return run.run(recipe(data, *changes), folder=folder, until=until)
 
 
-__all__ = ["contents", "make", "recipe", "rows", "world"]
+__all__ = ["DEMO", "contents", "make", "recipe", "rows", "world"]

@@ -9,19 +9,21 @@ targets. A chain is a target in the formats with rationale; the bare answer, har
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from potstill import order, prompts, splits
+from potstill import order, prompts, recipe, splits, transfer, vocabulary
 from potstill.errors import UserError
+from potstill.files import manifest
 from potstill.questions import collected
 from potstill.recipe import Recipe
 from potstill.records import Chain, Prompt, Question, Target
 from potstill.students import Example, Student, tokenizer_folder
-from potstill.targets import Targets
-from potstill.transfer import transfer
+from potstill.targets import Origin, Targets
+from potstill.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Lesson:
 def read(run: Path, plan: Recipe, student: Student) -> Lesson:
     """The lesson of a run whose chains are aligned. Raises UserError where a format has nothing to teach."""
     asked = {question.id: question for question in collected.questions(run, plan.questions.train, "train")}
-    targets = Targets(targets_folder(run, plan))
+    targets = Targets(targets_folder(run, plan), origin(run, plan, student.tokenizer))
     own: dict[str, list[int]] = {name: [] for name in asked}
     for place in range(len(targets)):
         own[targets.key(place)[0]].append(place)
@@ -61,7 +63,7 @@ def read(run: Path, plan: Recipe, student: Student) -> Lesson:
     @lru_cache(maxsize=1 << 16)
     def answer(question: str) -> Target:
         text = prompts.bare(asked[question].gold)
-        return transfer(Chain.from_text(question, 0, text, source="answer"), student.tokenizer, "one-hot")
+        return transfer.transfer(Chain.from_text(question, 0, text, source="answer"), student.tokenizer, "one-hot")
 
     def prompt(group: order.Group[prompts.Format]) -> Prompt:
         shown = []
@@ -96,6 +98,17 @@ def read(run: Path, plan: Recipe, student: Student) -> Lesson:
 def targets_folder(run: Path, plan: Recipe) -> Path:
     """Where a run's aligned chains lie."""
     return run / "align" / f"{tokenizer_folder(plan).name}-{plan.transfer.rule}"
+
+
+def origin(run: Path, plan: Recipe, tokenizer: Tokenizer) -> Origin:
+    """What a run's targets are made with: the student's tokenizer, the chains that were sampled, the rule."""
+    sampled, filtered = (manifest.finished(run / stage) for stage in ("sample", "filter"))
+    assert sampled is not None and filtered is not None, "targets come after sample and filter"
+    # How words go on is told by the chains that were kept.
+    settings = json.dumps([recipe.flat(plan, "transfer"), filtered.digest], sort_keys=True)
+    return Origin(
+        tokenizer.digest, sampled.digest, plan.transfer.rule, transfer.VERSION, vocabulary.digest(settings.encode())
+    )
 
 
 def _solved(plan: Recipe, asked: dict[str, Question]) -> dict[str, prompts.Demonstration]:

@@ -1,103 +1,167 @@
 """Targets at rest: flat arrays that are mapped into memory and read without decoding.
 
     >>> import tempfile
-    >>> soft = Target((7, 9, 1), (0, 2, 3, 4), (7, 8, 9, 1), (0.75, 0.2, 1.0, 1.0), ("same", "hard", "end"))
-    >>> arrays = pack([(("q1", "teacher", 0), soft)])
-    >>> arrays["probabilities"], arrays["counts"]  # a certain position costs its id alone
-    (array([49151, 13107], dtype=uint16), array([2, 0, 0], dtype=uint8))
+    >>> chain = Chain.from_tokens("q1", 0, [b"7", b" 9"])
+    >>> soft = Target((7, 9, 1), (0, 2, 3, 4), (7, 8, 9, 1), (0.75, 0.25, 1.0, 1.0), ("same", "hard", "end"))
+    >>> arrays = pack([(chain, soft)])
+    >>> arrays["probabilities"], arrays["marks"]  # a certain position costs its id and one byte
+    (array([49151, 16383], dtype=uint16), array([12,  4,  5], dtype=uint8))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     for name, array in arrays.items():
     ...         np.save(Path(folder, f"{name}.npy"), array)
     ...     read = Targets(folder)
-    ...     len(read), read.find(("q1", "teacher", 0)), read[0].ids, read[0].distribution(1)
-    (1, 0, (7, 9, 1), {9: 1.0})
+    ...     len(read), read.of(chain).ids, read[0].distribution(0), read[0].tail(0)
+    (1, (7, 9, 1), {7: 0.75, 8: 0.25}, 0.0)
 
-A probability is a whole number of 65,535ths: kept mass and tail add up to exactly 1, and a certain token is exactly 1.
+A probability is a whole number of 65,536ths, 1 to 65,536 of them, stored less one. Sums of such numbers are exact in 32
+bits and in any order, so kept mass and tail add up to exactly 1, and a certain token is exactly 1. What is kept at a
+position is rounded once, as a whole: its mass is off by half a unit at most, however many candidates share it.
 
-    ids               [tokens]      uint16 where the vocabulary allows, else uint32
-    kinds             [tokens]      uint8, place in KINDS
-    counts            [tokens]      uint8, candidates of the position; 0: certain of its own id, nothing stored
+    ids               [tokens]      uint16 where 65,536 or fewer ids are used, else uint32
+    used              [ids]         uint32; where uint16 has no room for an id the distinct ids of all, ascending: then
+                                    all ids here are places among them; else empty
+    marks             [tokens]      6 x candidates + place in KINDS; uint8 up to 41 candidates, else uint16;
+                                    no candidates: certain of its own id, nothing else is stored
     candidate_ids     [candidates]  as ids
-    probabilities     [candidates]  uint16, 65,535ths
-    starts            [targets + 1] int64, first token of each target
-    candidate_starts  [targets + 1] int64, first candidate of each target
+    probabilities     [candidates]  uint16, 65,536ths less one
+    starts            [targets + 1] uint32 or uint64, first token of each target
+    candidate_starts  [targets + 1] as starts, first candidate of each target
+    texts             [targets]     uint64, digest of the text of each chain and of how its source cut it into tokens
     keys              [bytes]       uint8, JSON in UTF-8: one [question, source, index] a target
+
+`about.json` beside them is an `Origin`: what they were made with. A reader that says what it expects is refused others.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
 import numpy as np
 
 from potstill.errors import UserError
-from potstill.records import Kind, Target
+from potstill.records import Chain, Kind, Target
 
-ONE: Final = 65_535
+VERSION: Final = 2  # of the layout; stored in the manifest of the stage that keeps targets
+ONE: Final = 65_536
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
-NAMES: Final = ("ids", "kinds", "counts", "candidate_ids", "probabilities", "starts", "candidate_starts", "keys")
+NAMES: Final = (
+    *("ids", "marks", "candidate_ids", "probabilities", "used"),
+    *("starts", "candidate_starts", "texts", "keys"),
+)
+ABOUT: Final = "about.json"
+AGAIN: Final = "make the targets again: --redo align"
 Key = tuple[str, str, int]
 
 
-def pack(targets: Iterable[tuple[Key, Target]], threshold: float = 0.0) -> dict[str, np.ndarray]:
-    """The arrays of many targets, in their order. Keys must be distinct.
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What targets were made with, apart from the chains' own texts.
+
+    tokenizer  digest of the student's tokenizer
+    teacher    digest of the chains with their probabilities
+    rule       of the transfer, and `version` of the rules
+    settings   digest of whatever else decided them: rewriting, threshold, the chains that tell how words go on
+    """
+
+    tokenizer: str
+    teacher: str
+    rule: str
+    version: int
+    settings: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def pack(targets: Iterable[tuple[Chain, Target]], threshold: float = 0.0) -> dict[str, np.ndarray]:
+    """The arrays of many targets, in their order, each with the chain that it was made from. Keys must be distinct.
 
     threshold  a candidate below this probability goes to the tail; a position keeps its largest whatever it is
-    Raises UserError for a key that comes twice and for a position with more than 255 candidates.
+    Raises UserError for a key that comes twice and for a position with more than 10,922 candidates.
     """
-    keys: dict[Key, None] = {}
+    keys: dict[Key, int] = {}
     parts: list[tuple[np.ndarray, ...]] = []
-    for key, target in targets:
-        if key in keys:
-            raise UserError("two targets with one key", where=key, do="drop one of the two chains")
-        keys[key] = None
-        parts.append(_pack(key, target, threshold))
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.zeros(0, np.int64)] * 7
-    ids, kinds, counts, candidate_ids, units, lengths, stored = columns
-    small = max((int(array.max()) for array in (ids, candidate_ids) if len(array)), default=0) < 2**16
+    for chain, target in targets:
+        if chain.key in keys:
+            raise UserError("two targets with one key", where=chain.key, do="drop one of the two chains")
+        keys[chain.key] = digest(chain)
+        parts.append(_pack(chain.key, target, threshold))
+    empty = tuple(np.zeros(0, kind) for kind in (np.uint32, np.uint16, np.uint32, np.uint16))
+    ids, marks, candidate_ids, units = map(np.concatenate, zip(empty, *parts, strict=True))
+    kind, used = np.uint16, np.zeros(0, np.uint32)
+    if max(ids.max(initial=0), candidate_ids.max(initial=0)) >= 2**16:
+        distinct = np.union1d(ids, candidate_ids)  # texts of one kind use a small part of a large vocabulary
+        if len(distinct) <= 2**16:
+            used = distinct
+            ids, candidate_ids = np.searchsorted(used, ids), np.searchsorted(used, candidate_ids)
+        else:
+            kind = np.uint32
     return {
-        "ids": ids.astype(np.uint16 if small else np.uint32),
-        "kinds": kinds.astype(np.uint8),
-        "counts": counts.astype(np.uint8),
-        "candidate_ids": candidate_ids.astype(np.uint16 if small else np.uint32),
-        "probabilities": units.astype(np.uint16),
-        "starts": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        "candidate_starts": np.concatenate([[0], np.cumsum(stored)]).astype(np.int64),
-        "keys": np.frombuffer(json.dumps(list(keys), ensure_ascii=False).encode(), np.uint8),
+        "ids": ids.astype(kind),
+        "marks": marks.astype(np.uint8 if marks.max(initial=0) < 2**8 else np.uint16),
+        "candidate_ids": candidate_ids.astype(kind),
+        "probabilities": units,
+        "used": used,
+        "starts": _starts([len(part[0]) for part in parts]),
+        "candidate_starts": _starts([len(part[2]) for part in parts]),
+        "texts": np.array(list(keys.values()), np.uint64),
+        "keys": np.frombuffer(json.dumps(list(keys), ensure_ascii=False, separators=(",", ":")).encode(), np.uint8),
     }
 
 
+def digest(chain: Chain) -> int:
+    """64 bits that tell whether a chain still has the text, the tokens and the end that it was aligned with."""
+    state = hashlib.blake2b(chain.content, digest_size=8)
+    state.update(np.asarray(chain.spans, np.int64).tobytes() + chain.stop.encode())
+    return int.from_bytes(state.digest(), "big")
+
+
+def _starts(lengths: Sequence[int]) -> np.ndarray:
+    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.uint64)])
+    return starts.astype(np.uint32 if starts[-1] < 2**32 else np.uint64)
+
+
 def _pack(key: Key, target: Target, threshold: float) -> tuple[np.ndarray, ...]:
-    ids = np.asarray(target.ids, np.int64)
+    """ids, marks, candidate ids and stored probabilities of one target."""
+    ids = np.asarray(target.ids, np.uint32)
     offered = np.diff(np.asarray(target.offsets, np.int64))
-    candidate_ids = np.asarray(target.candidate_ids, np.int64)
+    candidate_ids = np.asarray(target.candidate_ids, np.uint32)
     probabilities = np.asarray(target.probabilities, np.float64)
     assert (offered > 0).all(), f"{key}: a position without a candidate"
     assert ((probabilities > 0) & (probabilities <= 1)).all(), f"{key}: not a probability"
-    units = np.rint(probabilities * ONE).astype(np.int64)
     row = np.repeat(np.arange(len(ids)), offered)
-    if len(row):
-        first = np.cumsum(offered) - offered
-        largest = _largest(probabilities, row, len(ids))
-        units[largest] = np.maximum(units[largest], 1)
-        keep = (units > 0) & (probabilities >= threshold)
-        keep[largest] = True
-        units[~keep] = 0
-        # Each part is rounded to the nearest, so together they may exceed 1 by some units: the largest gives them back.
-        excess = np.add.reduceat(units, first) - ONE
-        units[largest] -= np.maximum(excess, 0)
-        keep &= ~((units == ONE) & (candidate_ids == ids[row]))
-        row, candidate_ids, units = row[keep], candidate_ids[keep], units[keep]
-    counts = np.bincount(row, minlength=len(ids))
-    if len(ids) and counts.max() > np.iinfo(np.uint8).max:
-        do = "ask the teacher for fewer, or raise the threshold"
-        raise UserError("more than 255 candidates at one position", where=key, do=do)
-    kinds = np.array([KINDS.index(kind) for kind in target.kinds], np.uint8)
-    return ids, kinds, counts, candidate_ids, units, np.array([len(ids)]), np.array([len(row)])
+    largest = _largest(probabilities, row, len(ids))
+    keep = probabilities >= threshold
+    keep[largest] = True
+    units = _units(np.where(keep, probabilities, 0.0), row)
+    units[largest] = np.maximum(units[largest], 1)
+    keep = (units > 0) & ~((units == ONE) & (candidate_ids == ids[row]))
+    counts = np.bincount(row[keep], minlength=len(ids))
+    if counts.max(initial=0) > 2**16 // len(KINDS) - 1:
+        do = "ask the teacher for fewer, or raise transfer.drop_below"
+        raise UserError("too many candidates at one position", where=key, found=int(counts.max()), do=do)
+    kinds = np.array([KINDS.index(kind) for kind in target.kinds], np.int64)
+    marks = (len(KINDS) * counts + kinds).astype(np.uint16)
+    return ids, marks, candidate_ids[keep], (units[keep] - 1).astype(np.uint16)
+
+
+def _units(probabilities: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """[m] int64, whole units of each: differences of the rounded running sums of its row, so that no error adds up."""
+    if not len(row):
+        return np.zeros(0, np.int64)
+    first = np.flatnonzero(np.diff(row, prepend=-1))
+    sums = np.cumsum(probabilities)
+    before = np.repeat(sums[first] - probabilities[first], np.diff(first, append=len(row)))
+    steps = np.minimum(np.rint((sums - before) * ONE).astype(np.int64), ONE)
+    units = np.diff(steps, prepend=0)
+    units[first] = steps[first]
+    return units
 
 
 def _largest(probabilities: np.ndarray, row: np.ndarray, rows: int) -> np.ndarray:
@@ -109,40 +173,55 @@ def _largest(probabilities: np.ndarray, row: np.ndarray, rows: int) -> np.ndarra
 class Targets:
     """The targets of a folder of `.npy` files, mapped into memory: opening and picking cost nothing but what is read.
 
-    Raises UserError where a file is missing or is no array, or where the arrays do not belong together.
+    origin  what the reader expects them to be made with; None: whatever they were
+    Raises UserError where a file is missing or is no array, where the arrays do not belong together, and where they
+    were made with something else, naming it.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, origin: Origin | None = None) -> None:
         self.folder = Path(folder)
-        ids, kinds, counts, candidate_ids, probabilities, starts, candidate_starts, keys = map(self._open, NAMES)
-        self._ids, self._kinds, self._counts = ids, kinds, counts
-        self._candidate_ids, self._probabilities = candidate_ids, probabilities
-        self._starts, self._candidate_starts, self._keys = starts, candidate_starts, keys
+        if origin is not None:
+            self._check(origin)
+        arrays = {name: self._open(name) for name in NAMES}
+        self._ids, self._marks, self._candidate_ids, self._probabilities, self._used = (arrays[n] for n in NAMES[:5])
+        self._starts, self._candidate_starts, self._texts, self._keys = (arrays[name] for name in NAMES[5:])
         whole = (
-            len(starts) == len(candidate_starts) > 0
-            and starts[-1] == len(ids) == len(kinds) == len(counts)
-            and candidate_starts[-1] == len(candidate_ids) == len(probabilities)
+            len(self._starts) == len(self._candidate_starts) == len(self._texts) + 1
+            and self._starts[-1] == len(self._ids) == len(self._marks)
+            and self._candidate_starts[-1] == len(self._candidate_ids) == len(self._probabilities)
         )
         if not whole:
-            found = ", ".join(f"{name} {len(self._open(name))}" for name in NAMES)
-            raise UserError("the arrays do not belong together", where=self.folder, found=found, do="make them again")
+            found = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
+            raise UserError("the arrays do not belong together", where=self.folder, found=found, do=AGAIN)
+
+    def _check(self, origin: Origin) -> None:
+        path = self.folder / ABOUT
+        try:
+            found = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise UserError("cannot tell what the targets were made with", where=path, found=error, do=AGAIN) from None
+        for name, value in origin.as_json().items():
+            if not isinstance(found, dict) or found.get(name) != value:
+                what = f"the targets were made with another {name}" + (" of the rules" if name == "version" else "")
+                seen = found.get(name) if isinstance(found, dict) else found
+                raise UserError(what, where=path, found=f"{seen!r}, not {value!r}", do=AGAIN)
 
     def _open(self, name: str) -> np.ndarray:
         path = self.folder / f"{name}.npy"
         try:
             return np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
-            raise UserError("no such array", where=path, do="make the targets again") from None
+            raise UserError("no such array", where=path, do=AGAIN) from None
         except (ValueError, EOFError, OSError) as error:
-            raise UserError("not an array", where=path, found=error, do="make the targets again") from None
+            raise UserError("not an array", where=path, found=error, do=AGAIN) from None
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return len(self._texts)
 
     @property
     def lengths(self) -> np.ndarray:
         """[targets] int64, tokens of each."""
-        return np.diff(self._starts)
+        return np.diff(self._starts).astype(np.int64)
 
     @cached_property
     def keys(self) -> tuple[Key, ...]:
@@ -159,21 +238,35 @@ class Targets:
         """The place of a key, None if no target has it."""
         return self._places.get(key)
 
+    def of(self, chain: Chain) -> Target:
+        """The target of a chain. Raises UserError if there is none, and if it was made from another text or another
+        cut of it into tokens."""
+        place = self.find(chain.key)
+        if place is None:
+            raise UserError("this chain has no target", where=chain.key, do="only chains that were kept have one")
+        if int(self._texts[place]) != digest(chain):
+            raise UserError("the target was made from another chain of this key", where=chain.key, do=AGAIN)
+        return self[place]
+
     def __getitem__(self, place: int) -> Target:
         if not 0 <= place < len(self):
             raise IndexError(f"target {place} of {len(self)}")
         own = slice(*self._starts[place : place + 2].tolist())
         theirs = slice(*self._candidate_starts[place : place + 2].tolist())
-        ids, counts = self._ids[own], self._counts[own]
-        offsets = np.concatenate([[0], np.cumsum(np.maximum(counts, 1), dtype=np.int64)])
-        candidate_ids, units = np.empty(offsets[-1], ids.dtype), np.full(offsets[-1], ONE, np.uint16)
-        stored = np.repeat(counts > 0, np.maximum(counts, 1))
-        candidate_ids[~stored] = ids[counts == 0]
-        candidate_ids[stored], units[stored] = self._candidate_ids[theirs], self._probabilities[theirs]
+        ids, others = self._ids[own], self._candidate_ids[theirs]
+        if len(self._used):
+            ids, others = self._used[ids], self._used[others]
+        counts, kinds = np.divmod(self._marks[own], len(KINDS))
+        held = np.maximum(counts, 1)
+        offsets = np.zeros(len(ids) + 1, np.int64)
+        np.cumsum(held, out=offsets[1:])
+        candidate_ids, units = np.repeat(ids, held), np.full(offsets[-1], ONE, np.int64)
+        stored = np.repeat(counts > 0, held)
+        candidate_ids[stored], units[stored] = others, self._probabilities[theirs] + np.int64(1)
         return Target(
             ids=tuple(ids.tolist()),
             offsets=tuple(offsets.tolist()),
             candidate_ids=tuple(candidate_ids.tolist()),
             probabilities=tuple((units / ONE).tolist()),
-            kinds=tuple(KINDS[kind] for kind in self._kinds[own].tolist()),
+            kinds=tuple(KINDS[kind] for kind in kinds.tolist()),
         )

@@ -34,6 +34,7 @@ def tell(run: Path, plan: Recipe) -> story.Story:
     steps = [0, *exam.checkpoints(run)]
     metrics = [row for _, row in files.read_jsonl(run / "train" / "metrics.jsonl")]
     validation = tuple(score for step in steps for score in exam.scores(run / "evaluate", step))
+    read = tuple(samples.pick(run, plan, choice, groups, solved))
     comparisons = tuple(row for name in plan.evaluate.formats for row in _comparisons(run, choice, name))
     return story.Story(
         name=plan.name,
@@ -48,10 +49,11 @@ def tell(run: Path, plan: Recipe) -> story.Story:
         validation=validation,
         losses=tuple((row["step"], row["loss"]) for row in metrics),
         sources=tuple(_sources(solved)),
-        alignment=_alignment(run),
+        alignment=_alignment(run, plan),
         costs=tuple(counts.costs(run, metrics, choice.step, validation, comparisons)),
         outcomes=samples.outcomes(run, choice),
-        samples=tuple(samples.pick(run, plan, choice, groups, solved)),
+        samples=read,
+        pictured=samples.pictured(run, plan, solved, read),
         versions=tuple(sorted(_versions(run).items())),
         notes=(*plan.report.notes, *([RANDOM] if plan.student.model is None else [])),
         seed=plan.seed,
@@ -124,16 +126,17 @@ def _sources(solved: Mapping[str, list[tuple[Chain, Verdict]]]) -> Iterator[stor
         )
 
 
-def _alignment(run: Path) -> story.Alignment:
+def _alignment(run: Path, plan: Recipe) -> story.Alignment:
     made = manifest.finished(run / "align")
     assert made is not None
     folder = next(path for path in (run / "align").iterdir() if path.is_dir())
     rule = str(made.identity.recipe["transfer.rule"])
-    rows = {
-        part: tuple(story.Coverage(kind, row["positions"], row["mass"]) for kind, row in made.counts[part].items())
-        for part in ("coverage", "digits")
+    parts = {
+        part: tuple(story.Coverage(kind, row["positions"], row["mass"]) for kind, row in rows.items())
+        for part, rows in made.counts["coverage"].items()
     }
-    return story.Alignment(folder.name.removesuffix(f"-{rule}"), rule, rows["coverage"], rows["digits"])
+    tokenizer, unknown = folder.name.removesuffix(f"-{rule}"), made.counts["unknown characters"]
+    return story.Alignment(tokenizer, rule, parts, made.counts["covered"], unknown, plan.transfer.rewrite)
 
 
 def _versions(run: Path) -> dict[str, str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from potstill import exam, splits, story
+from potstill.errors import UserError
 from potstill.prompts import FORMATS
 from potstill.questions import collected
 from potstill.recipe import Recipe
@@ -46,6 +47,28 @@ def pick(
         for question in _spread(by_kind[kind], plan.report.read):
             prompt = collected.prompt_of(question, FORMATS[choice.format], table).plain
             yield story.Sample(question, (), *answers[question.id], prompt=prompt)
+
+
+def pictured(
+    run: Path, plan: Recipe, solved: Mapping[str, list[tuple[Chain, Verdict]]], read: Iterable[story.Sample]
+) -> story.Sample | None:
+    """The chain that the recipe names, else the first kept one with candidates among those to read, else among all.
+
+    Raises UserError if the recipe names none with candidates.
+    """
+    shown = [pair for sample in read for pair in sample.chains]
+    pairs = shown + [pair for own in solved.values() for pair in own]
+    if plan.report.chain is not None:
+        pairs = [(c, verdict) for c, verdict in pairs if f"{c.question}#{c.index}" == plan.report.chain]
+    found = next(((c, verdict) for c, verdict in pairs if c.candidates and (verdict.kept or plan.report.chain)), None)
+    if found is None:
+        if plan.report.chain is None:
+            return None
+        what = "this chain has no candidates" if pairs else "no such chain"
+        do = "name a chain as QUESTION#INDEX, such as gsm8k/train/12#0"
+        raise UserError(what, where="report.chain", found=plan.report.chain, do=do)
+    asked = collected.questions(run, plan.questions.train, "train")
+    return story.Sample(next(q for q in asked if q.id == found[0].question), (found,))
 
 
 def _answers(run: Path, choice: Choice) -> Answers:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,30 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from potstill import account, answers, exam, files, lessons, prompts, recipe, run, story, students, tokenizers
+from potstill import (
+    account,
+    answers,
+    exam,
+    files,
+    lessons,
+    prompts,
+    recipe,
+    rewriting,
+    run,
+    story,
+    students,
+    tokenizers,
+)
+from potstill.cli import aligned
 from potstill.encoding import to_json
 from potstill.errors import UserError
 from potstill.files import manifest, tables
 from potstill.questions import collected
 from potstill.recipe import Recipe
-from potstill.records import END, Chain, Question, Verdict
+from potstill.records import Chain, Question, Target, Verdict
 from potstill.story import visible
 from potstill.targets import Targets
 
-COLOURS = {"same": "green", "merged": "cyan", "split": "blue", "mixed": "magenta", "hard": "yellow", "end": "dim"}
 GRADES = {"right": "green", "wrong": "red", "no answer": "yellow", "truncated": "yellow"}
 
 
@@ -69,7 +81,7 @@ def overview(folder: Path) -> None:
 
 
 def chain(folder: Path, key: str) -> None:
-    """A chain with its verdict, its tokens, and at each the likeliest candidates."""
+    """A chain with its verdict: the teacher's tokens above the student's, by kind, and at each the candidates."""
     found, verdict = _chain(folder, key)
     question = _question(folder, found.question)
     console = Console()
@@ -79,36 +91,38 @@ def chain(folder: Path, key: str) -> None:
     fate = "kept" if verdict.kept else f"dropped: {verdict.dropped}" if verdict.dropped else "not kept"
     console.print(_text(line, GRADES[verdict.grade]), Text(fate))
     console.print(_text(f"source {found.source}, stop {found.stop}, log-probabilities {found.semantics}\n"))
-    if not found.candidates:
-        return
-    table = Table("token", "probability", "other candidates", box=None, pad_edge=False)
-    for number, step in enumerate(found.candidates):
-        own = found.tokens[number] if number < len(found.tokens) else END
-        chosen = next((value for what, value in step if what == own), None)
-        others = [(what, value) for what, value in step if what != own]
-        shown = Text(_piece(own), _shade(chosen))
-        shares = "  ".join(f"{_piece(what)} {math.exp(value):.3f}" for what, value in others)
-        table.add_row(shown, f"{math.exp(chosen):.3f}" if chosen is not None else "", Text(shares, "dim"))
-    console.print(table)
+    taught = _taught(folder, found, verdict)
+    if taught is not None:
+        written, aligned_target, tokenizer = taught
+        if written is not found:
+            console.print(_text("as it is written for the student:\n"), _text(written.text), "\n")
+        for line in aligned.interlinear(written, aligned_target, tokenizer, console.width):
+            console.print(line, no_wrap=True, crop=True)
+        console.print(aligned.legend(aligned_target), "")
+        console.print(aligned.table(written, aligned_target, tokenizer))
+    elif found.candidates:
+        table = Table("token", "probability", "other candidates", box=None, pad_edge=False)
+        for step in range(len(found.candidates)):
+            table.add_row(*aligned.teacher_cells(found, step))
+        console.print(table)
 
 
 def target(folder: Path, key: str) -> None:
     """A chain as the student is taught it: pieces by kind, with the distribution at each soft position."""
-    plan = recipe_of(folder)
-    found, _ = _chain(folder, key)
-    targets = Targets(lessons.targets_folder(folder, plan))
-    place = targets.find(found.key)
-    if place is None:
-        raise UserError("this chain was not kept, so it is no target", where=key, do="look at it with --chain")
-    tokenizer = tokenizers.open(students.tokenizer_folder(plan))
+    found, verdict = _chain(folder, key)
+    taught = _taught(folder, found, verdict)
+    if taught is None:
+        what = "this chain was not kept, so it is no target" if not verdict.kept else "the chains are not aligned yet"
+        raise UserError(what, where=key, do="look at it with --chain")
+    _, shown, tokenizer = taught
     table = Table("piece", "kind", "distribution", "tail", box=None, pad_edge=False)
-    shown = targets[place]
     for position, token in enumerate(shown.ids):
         kind = shown.kind(position)
         shares = sorted(shown.distribution(position).items(), key=lambda item: -item[1])
-        mass = "  ".join(f"{_piece(tokenizer.bytes(i))} {p:.3f}" for i, p in shares)
+        mass = "  ".join(f"{aligned.student_piece(tokenizer, i)} {p:.3f}" for i, p in shares)
         tail = f"{shown.tail(position):.3f}"
-        table.add_row(Text(_piece(tokenizer.bytes(token)), COLOURS[kind]), Text(kind, COLOURS[kind]), Text(mass), tail)
+        own = aligned.student_piece(tokenizer, token)
+        table.add_row(Text(own, aligned.COLOURS[kind]), Text(kind, aligned.COLOURS[kind]), Text(mass), tail)
     Console().print(table)
 
 
@@ -227,6 +241,17 @@ def _chain(folder: Path, key: str) -> tuple[Chain, Verdict]:
     raise UserError("no such chain", where=key, do="a key is QUESTION#INDEX, such as gsm8k/train/12#0")
 
 
+def _taught(folder: Path, found: Chain, verdict: Verdict) -> tuple[Chain, Target, tokenizers.Tokenizer] | None:
+    """A chain as it was written for the student, its target and the tokenizer; None if it was not kept or not yet
+    aligned. Raises UserError where the targets were made from something else."""
+    if not verdict.kept or manifest.finished(folder / "align") is None:
+        return None
+    plan = recipe_of(folder)
+    tokenizer = tokenizers.open(students.tokenizer_folder(plan))
+    own = Targets(lessons.targets_folder(folder, plan), lessons.origin(folder, plan, tokenizer)).of(found)
+    return rewriting.rewrite(found, plan.transfer.rewrite), own, tokenizer
+
+
 def _question(folder: Path, name: str) -> Question:
     plan = recipe_of(folder)
     return next(q for q in collected.questions(folder, plan.questions.train, "train") if q.id == name)
@@ -235,16 +260,3 @@ def _question(folder: Path, name: str) -> Question:
 def _text(what: object, style: str = "") -> Text:
     """Somebody else's text for a terminal: no markup is read in it, and its control characters are spelt out."""
     return Text(visible(str(what)), style)
-
-
-def _piece(what: Any) -> str:
-    """A token's bytes in a table: spaces and line ends visible."""
-    if what is END or what == b"":
-        return "END" if what is END else "∅"
-    return visible(what.decode("utf-8", "replace")).replace(" ", "␣").replace("\n", "⏎")
-
-
-def _shade(value: float | None) -> str:
-    if value is None:
-        return "yellow"
-    return "green" if value > math.log(0.9) else "yellow" if value > math.log(0.5) else "red"

@@ -49,7 +49,7 @@ from potstill.story import (
 
 __all__ = ["controls_sentence", "count", "measured", "percent", "render", "sentence", "tables"]
 
-VERSION: Final = 2  # of what the page and its tables show; stored by the stage that writes them
+VERSION: Final = 3  # of what the page and its tables show; stored by the stage that writes them
 SECTIONS: Final = (
     ("before-after", "Before and after"),
     ("tradeoff", "Gained and lost"),

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from potstill.records import Prediction, Score
+from potstill.records import END, Prediction, Score
 from potstill.story import Cell as Measured
-from potstill.story import Comparison, Story, Time, checkpoints, lines, visible
+from potstill.story import Comparison, Story, Time, checkpoints, lines, readable, visible
 
 Cell = str | int | float | None
 Table = tuple[tuple[str, ...], list[tuple[Cell, ...]]]
@@ -39,6 +40,7 @@ def tables(story: Story) -> dict[str, str]:
         "loss": lambda story: (("step", "loss"), list(story.losses)),
         "selection": _selection,
         "teacher": _teacher,
+        "chain": _chain,
         "alignment": _alignment,
         "cost": lambda story: (("stage", "what", "number"), [(c.stage, c.what, c.number) for c in story.costs]),
         "samples": _samples,
@@ -150,13 +152,27 @@ def _teacher(story: Story) -> Table:
     return ("source", "what", "of", "number"), rows
 
 
+def _chain(story: Story) -> Table:
+    """The steps of the pictured chain: every candidate with its probability, and whether it was drawn."""
+    if story.pictured is None:
+        return (), []
+    [(chain, _)] = story.pictured.chains
+    rows: list[tuple[Cell, ...]] = []
+    for number, step in enumerate(chain.candidates):
+        own = chain.tokens[number] if number < len(chain.tokens) else END
+        ordered = sorted(step, key=lambda candidate: -candidate[1])
+        rows += [(number, readable(what), math.exp(value), "drawn" if what == own else "") for what, value in ordered]
+    return ("token", "candidate", "probability", "drawn"), rows
+
+
 def _alignment(story: Story) -> Table:
     if story.alignment is None:
         return (), []
-    parts = (("all", story.alignment.coverage), ("digits", story.alignment.digits))
-    return ("part", "kind", "positions", "mass_kept"), [
-        (part, row.kind, row.positions, row.mass) for part, coverage in parts for row in coverage
+    rows: list[tuple[Cell, ...]] = [
+        (part, row.kind, row.positions, row.mass) for part, own in story.alignment.parts.items() for row in own
     ]
+    rows += [("unknown characters", character, number, None) for character, number in story.alignment.unknown.items()]
+    return ("part", "kind", "positions", "mass_kept"), rows
 
 
 def _samples(story: Story) -> Table:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from potstill.records import END, Candidate, Chain, End
+from potstill.story import readable
 
 SHADES: Final = (0.95, 0.8, 0.6, 0.4, 0.2)  # below the first of them a piece is shaded, below each other one darker
 SHOWN: Final = 6  # candidates of a piece
@@ -90,18 +91,6 @@ def _times(a: float | None, b: float | None) -> float | None:
 def _piece(text: str, drawn: bytes | End, step: Sequence[Candidate]) -> Piece:
     ranked = sorted(step, key=lambda candidate: -candidate[1])
     shown = ranked[:SHOWN] + [candidate for candidate in ranked[SHOWN:] if candidate[0] == drawn]
-    others = tuple(Other(_readable(what), math.exp(value), what == drawn) for what, value in shown)
+    others = tuple(Other(readable(what), math.exp(value), what == drawn) for what, value in shown)
     own = [other.probability for other in others if other.drawn]
     return Piece(text, own[0] if own else None, others)
-
-
-def _readable(what: bytes | End) -> str:
-    """A candidate as one short word: white space spelt out, bytes that are no text as numbers."""
-    if what is END:
-        return "end"
-    assert isinstance(what, bytes)
-    try:
-        text = what.decode("utf-8")
-    except UnicodeDecodeError:
-        return " ".join(f"{byte:02X}" for byte in what)
-    return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") or "∅"

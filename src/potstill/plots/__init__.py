@@ -18,7 +18,7 @@ from typing import Final
 from matplotlib import rc_context
 from matplotlib.ticker import MaxNLocator
 
-from potstill.plots import canvas
+from potstill.plots import canvas, chains
 from potstill.plots.canvas import (
     HUE,
     INK,
@@ -66,6 +66,10 @@ def draw(story: Story) -> dict[str, str]:
             found["accuracy" + suffix] = curve(steps, story.groups, chosen, width=width)
         if sum(math.isfinite(loss) for _, loss in story.losses) > 1:
             found["loss" + suffix] = losses(story.losses, chosen, width=width)
+        if story.pictured:
+            [(chain, _)] = story.pictured.chains
+            found["probabilities" + suffix] = chains.probabilities(chain, width=width)
+            found["candidates" + suffix] = chains.candidates(chain, width=width)
     return found
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
@@ -22,7 +23,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from potstill.story import Group, visible
 
 # Matplotlib wants colours that it can parse, CSS wants names: each of these stands for one variable of the page.
-INK, SOFT, RULE, PAPER = "#010203", "#020304", "#030405", "#040506"
+INK, SOFT, RULE, PAPER, HEAT = "#010203", "#020304", "#030405", "#040506", "#08090a"
 HUE: Final[Mapping[Group, str]] = {
     "in-distribution": "#050607",
     "out-of-distribution": "#060708",
@@ -33,6 +34,7 @@ VARIABLES: Final = {
     SOFT: "var(--soft, #6b665e)",
     RULE: "var(--rule, #dcd6cb)",
     PAPER: "var(--paper, #fffdf9)",
+    HEAT: "var(--heat, #e0761f)",
     HUE["in-distribution"]: "var(--inside, #0b6aa8)",
     HUE["out-of-distribution"]: "var(--outside, #bd4b12)",
     HUE["generic"]: "var(--generic, #21795c)",
@@ -99,7 +101,10 @@ def svg(figure: Figure, name: str, description: str) -> str:
     """The drawing as an `svg` element that can stand several times in one page and follows its colours and font."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    with warnings.catch_warnings():
+        # The font is for measuring only; a reader's own has the letters that this one lacks.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from font", UserWarning)
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
     width, height = (72 * length for length in figure.get_size_inches())
     # The style element of matplotlib would hold for the whole page; ids would clash with those of the other figures.

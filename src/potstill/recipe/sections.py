@@ -12,6 +12,8 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Character = Annotated[str, Field(min_length=1, max_length=1)]
 
 
 class Section(BaseModel):
@@ -76,7 +78,17 @@ class Filter(Section):
 
 
 class Transfer(Section):
-    rule: Literal["one-hot", "paper", "span"] = "span"
+    rule: Literal["one-hot", "paper", "span", "text"] = Field(
+        default="text", description="how the teacher's probabilities reach the student's tokens"
+    )
+    rewrite: dict[Character, str] = Field(
+        default={}, description="characters of a chain -> what the student is taught instead, such as ×: '*'"
+    )
+    drop_below: Probability = Field(default=3e-4, description="candidates less likely than this go to the tail")
+    least_coverage: Probability = Field(
+        default=0.2,
+        description="share of positions that must have the teacher's distribution, if it gives any, or the run stops",
+    )
 
 
 class Shape(Section):
@@ -148,6 +160,9 @@ class Report(Section):
     read: Count = Field(
         default=6,
         description="questions to read: so many with the teacher's chains, so many of each outcome",
+    )
+    chain: str | None = Field(
+        default=None, description="QUESTION#INDEX: the chain that the page draws; one of those to read if not given"
     )
     controls: list[Name] = Field(
         default=[], description="finished runs beside this one, from the same base on the same test questions"

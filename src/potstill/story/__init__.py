@@ -38,7 +38,7 @@ from potstill.story.nouns import (
     Story,
     Time,
 )
-from potstill.story.words import points, visible
+from potstill.story.words import points, readable, visible
 
 __all__ = [
     "GROUPS",
@@ -68,6 +68,7 @@ __all__ = [
     "mean",
     "outcome",
     "points",
+    "readable",
     "trained",
     "visible",
 ]

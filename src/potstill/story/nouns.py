@@ -89,12 +89,20 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """How the chains came into the student's vocabulary. `digits` counts again the positions that hold a digit."""
+    """How the chains came into the student's vocabulary.
+
+    parts    `all` positions by kind; then those again that hold `digits`, that are `line starts`, that are `unknown`
+    covered  share of positions with the teacher's distribution; None where the teacher gave no probabilities
+    unknown  character that the student cannot write -> how often it stood in the chains
+    written  character -> what the recipe had written instead of it, before the chains were aligned
+    """
 
     tokenizer: str
     rule: str
-    coverage: tuple[Coverage, ...]
-    digits: tuple[Coverage, ...] = ()
+    parts: Mapping[str, tuple[Coverage, ...]]
+    covered: float | None = None
+    unknown: Mapping[str, int] = field(default_factory=dict)
+    written: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +150,7 @@ class Story:
     controls    other runs from the same base on the same test items
     validation  every Score of `evaluate`: all steps, sets and formats
     losses      (step, training loss in nats a supervised position), in order of steps
+    pictured    one chain with candidates, whose tokens the figures show one by one
     outcomes    how many validation questions of each, in the main format
     recipe      the resolved recipe, as YAML
     versions    (name, version) of potstill and of what made the numbers
@@ -165,6 +174,7 @@ class Story:
     costs: tuple[Cost, ...] = ()
     outcomes: Mapping[Outcome, int] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
+    pictured: Sample | None = None
     versions: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     seed: int | None = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
+from potstill.records import END, End
+
 
 def points(difference: float) -> str:
     """A difference of shares in percentage points, with its sign where it is not zero.
@@ -23,6 +25,22 @@ def visible(text: str) -> str:
     'a⟨U+0000⟩b⟨U+202E⟩c'
     """
     return "".join(f"⟨U+{ord(each):04X}⟩" if _hidden(each) else each for each in text.replace("\r\n", "\n"))
+
+
+def readable(what: bytes | End) -> str:
+    r"""A token as one short word: white space spelt out, bytes that are no text as numbers.
+
+    >>> readable(b" 12"), readable(b"\n"), readable(b"\xe2\x82"), readable(END), readable(b"")
+    ('␣12', '⏎', 'E2 82', 'end', '∅')
+    """
+    if what is END:
+        return "end"
+    assert isinstance(what, bytes)
+    try:
+        text = what.decode("utf-8")
+    except UnicodeDecodeError:
+        return " ".join(f"{byte:02X}" for byte in what)
+    return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") or "∅"
 
 
 def _hidden(character: str) -> bool:

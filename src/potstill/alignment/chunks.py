@@ -1,106 +1,22 @@
-"""Which tokens of a teacher and of a student stand for the same text.
+"""The minimal common chunks of two tokenizations of one text.
 
-    >>> aligned = dtw(["W", "eng", " earns", " $", "12", ".", "\\n", "She"], "▁We ng ▁earn s ▁$12 . ▁She".split())
-    >>> aligned.cost, aligned.groups
-    (6.0, ((0,), (1,), (2,), (3,), (4,), (5, 6), (7,)))
-
-    >>> #             W      eng     earns   $12
-    >>> teacher = [(0, 1), (1, 4), (4, 10), (10, 14)]
-    >>> student = [(0, 2), (2, 4), (4, 9), (9, 10), (10, 14)]  # We ng earn s $12
-    >>> for chunk in spans(teacher, student):
-    ...     print(list(chunk.teacher), list(chunk.student), chunk.kind)
-    [0, 1] [0, 1] mixed
-    [2] [2, 3] split
-    [3] [4] same
-
-`dtw` is the published method (PAPER section 4), which compares strings; `spans` is exact and linear, and compares
-places in one text. Both are pure.
+>>> [chunk.kind for chunk in spans([(0, 2), (2, 4)], [(0, 2), (2, 3), (3, 4)])]
+['same', 'split']
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike
-from rapidfuzz.distance import Levenshtein
-from rapidfuzz.process import cdist
 
-from potstill.errors import UserError
 from potstill.records import Kind
 
-LIMIT: Final = 10**8  # cells of dynamic time warping: at most about 12 bytes each
 KINDS: Final[tuple[Kind, ...]] = ("same", "merged", "split", "mixed")
 Span = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Warping:
-    """cost    the least sum of edit distances; infinite where only one side has tokens
-    groups  [students] for each student token the teacher tokens that it is aligned to, ascending
-    """
-
-    cost: float
-    groups: tuple[tuple[int, ...], ...]
-
-
-def dtw(teacher: Sequence[str], student: Sequence[str]) -> Warping:
-    """Dynamic time warping between two sequences of token strings, by the recurrence of Fu et al. (PAPER section 4):
-
-        f(i, j) = c(i, j) + min(f(i - 1, j), f(i, j - 1), f(i - 1, j - 1)),  f(0, 0) = 0, infinite at the other borders,
-        c(i, j) = Levenshtein(teacher i without " ", student j without "▁")
-
-    with no gap penalty. On a tie the way back prefers the diagonal, then the step of the teacher.
-    Time and memory are proportional to the cells; raises UserError above 10^8 of them.
-    """
-    rows, columns = len(teacher), len(student)
-    if rows * columns > LIMIT:
-        do = "align shorter texts, or use the rule `span`, which is linear"
-        raise UserError("too long for dynamic time warping", found=f"{rows} x {columns} tokens", do=do)
-    if not rows or not columns:
-        return Warping(0.0 if rows == columns else math.inf, ((),) * columns)
-    of_teacher, own = _distinct([token.replace(" ", "") for token in teacher])
-    of_student, theirs = _distinct([token.replace("▁", "") for token in student])
-    distances = cdist(own, theirs, scorer=Levenshtein.distance, dtype=np.int32)
-    # Whole numbers keep the subtraction below exact. Infinity must stay above every sum in the row that it enters.
-    kind = np.int32 if int(distances.max()) * (rows + columns) < 2**29 else np.int64
-    infinity = np.iinfo(kind).max // 2
-    sums = np.zeros((len(own), columns + 1), kind)
-    np.cumsum(distances[:, of_student], axis=1, dtype=kind, out=sums[:, 1:])
-    least = np.full((rows + 1, columns + 1), infinity, kind)
-    least[0, 0] = 0
-    best = np.empty(columns, kind)
-    for row, distinct in enumerate(of_teacher, 1):
-        # A run along the row from column k costs sums[j] - sums[k - 1]: what enters at k, less what lies before it, is
-        # comparable for every k, so the best entry up to j is a running minimum.
-        np.minimum(least[row - 1, 1:], least[row - 1, :-1], out=best)
-        np.subtract(best, sums[distinct, :-1], out=best)
-        np.minimum.accumulate(best, out=best)
-        np.add(best, sums[distinct, 1:], out=least[row, 1:])
-    return Warping(float(least[rows, columns]), _way_back(least))
-
-
-def _distinct(tokens: Sequence[str]) -> tuple[list[int], list[str]]:
-    places: dict[str, int] = {}
-    return [places.setdefault(token, len(places)) for token in tokens], list(places)
-
-
-def _way_back(least: np.ndarray) -> tuple[tuple[int, ...], ...]:
-    i, j = least.shape[0] - 1, least.shape[1] - 1
-    groups: list[list[int]] = [[] for _ in range(j)]
-    while i and j:
-        groups[j - 1].append(i - 1)
-        diagonal, up, left = least[i - 1, j - 1], least[i - 1, j], least[i, j - 1]
-        if diagonal <= up and diagonal <= left:
-            i, j = i - 1, j - 1
-        elif up <= left:
-            i -= 1
-        else:
-            j -= 1
-    return tuple(tuple(reversed(group)) for group in groups)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,31 @@
+"""Which tokens of a teacher and of a student stand for the same text.
+
+    >>> aligned = dtw(["W", "eng", " earns", " $", "12", ".", "\\n", "She"], "▁We ng ▁earn s ▁$12 . ▁She".split())
+    >>> aligned.cost, aligned.groups
+    (6.0, ((0,), (1,), (2,), (3,), (4,), (5, 6), (7,)))
+
+    >>> #             W      eng     earns   $12
+    >>> teacher = [(0, 1), (1, 4), (4, 10), (10, 14)]
+    >>> student = [(0, 2), (2, 4), (4, 9), (9, 10), (10, 14)]  # We ng earn s $12
+    >>> for chunk in spans(teacher, student):
+    ...     print(list(chunk.teacher), list(chunk.student), chunk.kind)
+    [0, 1] [0, 1] mixed
+    [2] [2, 3] split
+    [3] [4] same
+
+    >>> [chunk.kind for chunk in pieces([b"Caf", b"\\xc3\\xa9", b" 12"], [b" cafe", b" 12"])]
+    ['merged', 'same']
+
+`dtw` is the published method (PAPER section 4), which compares strings. `spans` is exact and linear, and compares
+places in one text. `pieces` is for tokens of which only their own bytes are known, and for texts that a tokenizer has
+changed: it finds the places first. All are pure.
+"""
+
+from __future__ import annotations
+
+from potstill.alignment.chunks import KINDS, Chunk, Chunks, spans
+from potstill.alignment.gaps import pieces
+from potstill.alignment.letters import Canonical, canonical
+from potstill.alignment.warping import LIMIT, Warping, dtw
+
+__all__ = ["KINDS", "LIMIT", "Canonical", "Chunk", "Chunks", "Warping", "canonical", "dtw", "pieces", "spans"]

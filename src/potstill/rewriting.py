@@ -1,0 +1,136 @@
+"""Rewriting of characters in a chain before it is aligned: text, token bytes and candidates in step.
+
+    >>> times = " ×".encode()
+    >>> steps = [[(b"3", 0.0)], [(times, -0.7), (b" *", -0.7)], [(b" 4", -0.1)]]
+    >>> plainer = rewrite(Chain.from_tokens("q", 0, [b"3", times, b" 4"], steps), {"×": "*"})
+    >>> plainer.text, plainer.tokens, [(what, round(value, 3)) for what, value in plainer.candidates[1]]
+    ('3 * 4', (b'3', b' *', b' 4'), [(b' *', -0.007)])
+
+A student whose vocabulary lacks a character (T5: `× ÷ − ~ < {`) would be taught its unknown token. What a recipe writes
+in its place is a choice: `3 x 4` and `3 * 4` are other texts than the teacher's.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from potstill.records import END, Candidate, Chain, End
+
+Step = tuple[Candidate, ...]
+
+
+def rewrite(chain: Chain, characters: Mapping[str, str]) -> Chain:
+    """The chain with each key of `characters` written as its value, wherever it stands; the chain itself if nowhere.
+
+    Candidates that become equal are one, with the sum of their probabilities. Tokens that share a rewritten character
+    become one token: its candidates are those of its first part, and the continuations of the parts that were drawn by
+    the chain rule. What is written is not looked through again.
+    """
+    if not characters:
+        return chain
+    written = {key.encode(): value.encode() for key, value in characters.items()}
+    keys = re.compile(b"|".join(re.escape(key) for key in sorted(written, key=len, reverse=True)))
+
+    def plain(data: bytes) -> bytes:
+        return keys.sub(lambda found: written[found[0]], data)
+
+    places = [found.span() for found in keys.finditer(chain.content)]
+    joined = _joined(chain, places)
+    moved = _Moved(places, [len(written[chain.content[start:end]]) for start, end in places])
+    made = replace(
+        joined,
+        content=plain(chain.content),
+        tokens=tuple(map(plain, joined.tokens)),
+        spans=tuple((moved.at(start), moved.at(end)) for start, end in joined.spans),
+        candidates=tuple(
+            _merged([(what if isinstance(what, End) else plain(what), value) for what, value in step])
+            for step in joined.candidates
+        ),
+    )
+    return chain if made == chain else made
+
+
+def _joined(chain: Chain, places: Sequence[tuple[int, int]]) -> Chain:
+    """The chain in which no place lies in more than one token."""
+    owners = [[i for i, (low, high) in enumerate(chain.spans) if low < end and high > start] for start, end in places]
+    runs: list[tuple[int, int]] = []
+    for owner in (owner for owner in owners if len(owner) > 1):
+        if runs and owner[0] < runs[-1][1]:
+            runs[-1] = (runs[-1][0], max(runs[-1][1], owner[-1] + 1))
+        else:
+            runs.append((owner[0], owner[-1] + 1))
+    for first, last in reversed(runs):
+        chain = _one(chain, first, last)
+    return chain
+
+
+def _one(chain: Chain, first: int, last: int) -> Chain:
+    """Tokens first to last - 1 as one."""
+    steps: tuple[Step, ...] = ()
+    if chain.candidates:
+        own = _chained(chain.tokens[first:last], chain.candidates[first:last])
+        steps = (*chain.candidates[:first], own, *chain.candidates[last:])
+    span = (chain.spans[first][0], chain.spans[last - 1][1])
+    return replace(
+        chain,
+        tokens=(*chain.tokens[:first], b"".join(chain.tokens[first:last]), *chain.tokens[last:]),
+        spans=(*chain.spans[:first], span, *chain.spans[last:]),
+        candidates=steps,
+    )
+
+
+def _chained(tokens: Sequence[bytes], steps: Sequence[Step]) -> Step:
+    """What several steps show of the text that they make together; nothing where one does not show what was drawn."""
+    found: list[Candidate] = []
+    written, value = b"", 0.0
+    for place, (token, step) in enumerate(zip(tokens, steps, strict=True)):
+        drawn = next((value for what, value in step if what == token), None)
+        if drawn is None:
+            return ()
+        for what, other in step:
+            if what is END:  # a text that ends inside of a character is none
+                if not place:
+                    found.append((END, other))
+            elif what != token or place == len(tokens) - 1:
+                assert isinstance(what, bytes)
+                found.append((written + what, value + other))
+        written, value = written + token, value + drawn
+    return tuple(found)
+
+
+def _merged(step: Sequence[Candidate]) -> Step:
+    """Each outcome once, with the sum of its probabilities."""
+    found: dict[bytes | End, list[float]] = {}
+    for what, value in step:
+        found.setdefault(what, []).append(value)
+    return tuple((what, values[0] if len(values) == 1 else _sum(values)) for what, values in found.items())
+
+
+def _sum(values: Sequence[float]) -> float:
+    highest = max(values)
+    if highest == -math.inf:
+        return highest
+    return min(0.0, highest + math.log(math.fsum(math.exp(value - highest) for value in values)))
+
+
+class _Moved:
+    """Places of the old content in the new one; what lay inside of a rewritten character is its end."""
+
+    def __init__(self, places: Sequence[tuple[int, int]], lengths: Sequence[int]) -> None:
+        self.ends = [end for _, end in places]
+        self.places = places
+        self.shifts = [0]
+        for (start, end), length in zip(places, lengths, strict=True):
+            self.shifts.append(self.shifts[-1] + length - (end - start))
+        assert all(a <= b for (_, a), (b, _) in pairwise(places))
+
+    def at(self, place: int) -> int:
+        number = bisect_right(self.ends, place)
+        if number < len(self.places) and place > self.places[number][0]:
+            return self.ends[number] + self.shifts[number + 1]
+        return place + self.shifts[number]

@@ -1,0 +1,173 @@
+"""What the chains of a run say about how a word goes on.
+
+    >>> from potstill.vocabulary import Fast, Vocabulary
+    >>> class Letters:  # stands in for a tokenizer: one token a letter
+    ...     def encode(self, text, add_special_tokens):
+    ...         self.ids = list(text.encode())
+    ...         return self
+    >>> every = tuple(bytes([byte]) for byte in range(256))
+    >>> words = Words(Fast(Vocabulary(every, {}, None, None, None, False, ""), Letters()))
+    >>> texts = [b"4", b"8", b" pens"], [b"4", b"8"], [b"4", b"8"], [b"4", b" pens"]
+    >>> run = Completions([Chain.from_tokens("q", i, tokens) for i, tokens in enumerate(texts)], words)
+    >>> run.rests("q", b"", b"4")  # (the rest of its word, whether the text ended there, share)
+    ((b'8', True, 0.5), (b'8', False, 0.25), (b'', False, 0.25))
+
+Two sources, the nearer one first. A chain of the same question with the same text before says what its source saw at
+the next step (`nodes`): probabilities, not counts. Else `rests`: how words went on behind the same token at the same
+place in a word (the same letters before it), in the chains of the question, and as much as one more chain in those of
+the run; where neither has that place, behind the token at any start or any inside of a word; and where no chain has the
+token, behind numbers of as many digits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+from potstill.records import Chain, End
+from potstill.transfer.candidates import steps
+from potstill.transfer.words import Words, cuts, words_of
+
+KEPT: Final = 24  # rests remembered of one token at one place: what is rarer stays open
+Rest = tuple[bytes, bool, float]
+Place = tuple[bytes, bytes]
+Node = Mapping[bytes | End, float]
+Ending = tuple[bytes, bool]
+Counts = dict[Place, Counter[Ending]]
+Written = tuple[tuple[int, ...], float]
+RARE: Final = 5e-3  # a way with a smaller share of its outcome is not followed
+PRIOR: Final = 1.0  # chains that the whole run counts for beside those of the question
+_DIGIT: Final = re.compile(rb"[0-9]")
+
+
+class Completions:
+    """How words go on in some chains. It holds the chains; what belongs to one question is made when it is asked for,
+    so that chains should be transferred question by question."""
+
+    def __init__(self, chains: Iterable[Chain], words: Words) -> None:
+        self.words = words
+        self._chains: dict[str, list[Chain]] = defaultdict(list)
+        for chain in chains:
+            if chain.tokens:
+                self._chains[chain.question].append(chain)
+        self._exact: Counts = defaultdict(Counter)
+        self._shape: Counts = defaultdict(Counter)
+        for own in self._chains.values():
+            for before, token, rest in _tokens(own, words):
+                self._exact[before, token][rest] += 1
+                if _DIGIT.search(token):
+                    self._shape[_shape(before), _shape(token)][rest] += 1
+        self._loose: Counts = defaultdict(Counter)
+        for (before, token), rests in self._exact.items():
+            self._loose[b"" if before else b" ", token].update(rests)
+        self._question: str | None = None
+        self._nodes: dict[bytes, Node] = {}
+        self._near: Counts = {}
+        self._known: dict[Place, tuple[Rest, ...]] = {}
+        self._written: dict[tuple[bytes, bytes, bool, Words | None], tuple[Written, ...]] = {}
+
+    def nodes(self, question: str) -> Mapping[bytes, Node]:
+        """Content to the outcomes, with their probabilities, that a chain of this question saw behind it."""
+        self._open(question)
+        return self._nodes
+
+    def rests(self, question: str, before: bytes, token: bytes) -> tuple[Rest, ...]:
+        """How a word goes on behind a token that stands behind `before` in it; shares add up to at most 1."""
+        self._open(question)
+        place = before, token
+        known = self._known.get(place)
+        if known is None:
+            wide = self._exact.get(place) or self._loose.get((b"" if before else b" ", token))
+            if wide is None:
+                wide = self._shape.get((_shape(before), _shape(token)))
+            known = self._known[place] = _shares(self._near.get(place), wide)
+        return known
+
+    def words_from(
+        self, question: str, before: bytes, token: bytes, first: bool, teacher: Words | None
+    ) -> tuple[Written, ...]:
+        """The student's tokens of the words that begin with `before` and the token, each with its share, the likeliest
+        first; the end token included where the text ended.
+
+        first    whether the word begins the text
+        teacher  ways that it would have cut differently do not count
+        """
+        self._open(question)
+        key = before, token, first, teacher
+        known = self._written.get(key)
+        if known is None:
+            eos = self.words.coder.vocabulary.eos
+            found: dict[tuple[int, ...], float] = {}
+            for rest, ended, share in self.rests(question, before, token):
+                if share < RARE:
+                    continue
+                word = before + token + rest
+                if teacher and not cuts(teacher, word, len(before), len(before) + len(token)):
+                    continue
+                tokens = self.words.tokens(word, first)
+                tokens += (eos,) if ended and eos is not None else ()
+                found[tokens] = found.get(tokens, 0.0) + share
+            ranked = sorted(found.items(), key=lambda pair: -pair[1])
+            known = self._written[key] = tuple(pair for pair in ranked if pair[1] >= RARE)
+        return known
+
+    def _open(self, question: str) -> None:
+        if question == self._question:
+            return
+        own = self._chains.get(question, [])
+        self._question, self._nodes, self._known, self._written = question, {}, {}, {}
+        for chain in own:
+            for (start, _), row in zip([*chain.spans, (len(chain.content), 0)], steps(chain), strict=False):
+                self._nodes.setdefault(chain.content[:start], row)
+        self._near = defaultdict(Counter)
+        for before, token, rest in _tokens(own, self.words):
+            self._near[before, token][rest] += 1
+
+
+def completions(chains: Iterable[Chain], tokenizer: object) -> Completions:
+    """How words go on in the chains of a run, for `transfer` with the rule `text` and the same tokenizer.
+
+    chains     those that will be transferred, at least; only those with tokens say anything
+    tokenizer  the student's: it decides what a word is
+    """
+    return Completions(chains, words_of(tokenizer))
+
+
+def _tokens(chains: Sequence[Chain], words: Words) -> Iterator[tuple[bytes, bytes, tuple[bytes, bool]]]:
+    """Of each token: the letters of its word before it, itself, and the rest of the word with whether the text ends."""
+    for chain in chains:
+        content = chain.content
+        seams = [*words.seams(content), len(content)]
+        word = at = 0
+        for token, (start, end) in zip(chain.tokens, chain.spans, strict=True):
+            while seams[at] <= start and at + 1 < len(seams):
+                word, at = seams[at], at + 1
+            behind = at
+            while seams[behind] < end:
+                behind += 1
+            stop = seams[behind]
+            if stop < len(content):
+                yield content[word:start], token, (content[end:stop], False)
+            elif chain.stop != "length":
+                yield content[word:start], token, (content[end:], True)
+
+
+def _shares(near: Counter[Ending] | None, wide: Counter[Ending] | None) -> tuple[Rest, ...]:
+    """Shares of rests: what the question's own chains say, and as much as one more chain of what the run's say."""
+    shares: dict[Ending, float] = {}
+    own = sum(near.values()) if near else 0
+    prior = PRIOR if own and wide else 0.0 if own else 1.0
+    if near:
+        for rest, times in near.most_common(KEPT):
+            shares[rest] = times / (own + prior)
+    if wide and prior:
+        total = sum(wide.values())
+        for rest, times in wide.most_common(KEPT):
+            shares[rest] = shares.get(rest, 0.0) + prior * times / total / (own + prior)
+    return tuple((rest, ended, share) for (rest, ended), share in shares.items())
+
+
+def _shape(data: bytes) -> bytes:
+    return _DIGIT.sub(b"0", data)

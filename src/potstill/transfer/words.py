@@ -1,0 +1,195 @@
+"""The words of a student's tokenizer: stretches of a text whose tokens do not depend on what stands around them.
+
+    >>> class Letters:  # stands in for a tokenizer: one token a letter
+    ...     def encode(self, text, add_special_tokens):
+    ...         self.ids, self.offsets = list(text.encode()), [(i, i + 1) for i in range(len(text))]
+    ...         return self
+    >>> every = tuple(bytes([byte]) for byte in range(256))
+    >>> words = Words(Fast(Vocabulary(every, {}, None, None, None, False, ""), Letters()))
+    >>> words.seams(b"So 4 *\\n12")
+    [2, 4, 6]
+    >>> words.tokens(b" 4 *") == tuple(b" 4 *")
+    True
+
+A word here is white space and what follows it up to the next white space. It ends at a *seam*: a white byte behind a
+visible one. No tokenizer of the kinds that `vocabulary` reads joins a piece across a seam, except that some join a
+newline to the punctuation before it (`.\\n` in cl100k): which white bytes those are, the pieces themselves say.
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from bisect import bisect_right
+from typing import Final
+
+from potstill.vocabulary import Fast, Vocabulary, fast
+
+LIMIT: Final = 400_000  # words remembered; then all are forgotten, which changes no result
+MANY: Final = 40  # longer pieces that are tried: a beginning of more than so many is not settled
+_WHITE: Final = b" \t\n\v\f\r"
+# Unicode's own spaces are kept inside words: no-break space and others of two or three bytes.
+_BEHIND: Final = (
+    rb"(?<=[!-~\x80-\xff].)(?<!\xc2[\x85\xa0].)(?<!\xe2[\x80\x81]..)(?<!\xe3\x80\x80.)(?<!\xe1[\x9a\xa0]..)"
+)
+_CARRIER: Final = "a"
+_LETTERS: Final = [bytes([letter]) for letter in range(0x21, 0x7F)]
+
+
+class Words:
+    """The words of one tokenizer, and their tokens as far as they were asked for."""
+
+    def __init__(self, coder: Fast) -> None:
+        self.coder = coder
+        self._white = bytes(byte for byte in _WHITE if byte not in _glued(coder.vocabulary)) or b" "
+        self._seam = re.compile(b"[" + re.escape(self._white) + b"]" + _BEHIND, re.DOTALL)
+        self._known: dict[tuple[bytes, bool], tuple[int, ...]] = {}
+        self._carrier = len(self._encoded(_CARRIER, "", first=True))
+        self._settled: dict[tuple[bytes, bytes, bool, Words | None], tuple[int, ...]] = {}
+        self._sorted: list[bytes] | None = None
+
+    def seams(self, text: bytes) -> list[int]:
+        """Where words begin, the first one left out."""
+        return [found.start() for found in self._seam.finditer(text)]
+
+    def seam(self, text: bytes, start: int) -> int | None:
+        """The first seam at or after a place; None if there is none."""
+        found = self._seam.search(text, max(start, 0))
+        return None if found is None else found.start()
+
+    def last(self, text: bytes, end: int) -> int:
+        """The last seam up to a place, 0 if there is none."""
+        if self._seam.match(text, end):
+            return end
+        found = 0
+        for match in self._seam.finditer(text, 0, end):
+            found = match.start()
+        return found
+
+    def ids(self, word: bytes, first: bool = False) -> tuple[int, ...]:
+        """The tokens of one word inside a text, or at the start of a text if `first`."""
+        key = (word, first)
+        known = self._known.get(key)
+        if known is None:
+            known = self._encoded(word.decode("utf-8", "replace"), "", first)
+            if len(self._known) >= LIMIT:
+                self._known.clear()
+            self._known[key] = known
+        return known
+
+    def tokens(self, text: bytes, first: bool = False) -> tuple[int, ...]:
+        """The tokens of a text that begins with a word, or of a whole text if `first`."""
+        known = self._known.get((text, first))
+        if known is not None:
+            return known
+        seams = self.seams(text)
+        if not seams:
+            return self.ids(text, first)
+        found = self.ids(text[: seams[0]], first)
+        for start, end in zip(seams, [*seams[1:], len(text)], strict=True):
+            found += self.ids(text[start:end])
+        return found
+
+    def settled(self, before: bytes, token: bytes, first: bool, teacher: Words | None) -> tuple[int, ...]:
+        """The first tokens of a word of which only a beginning is known, as far as every way to go on shares them.
+
+        before, token  the beginning: its last token may not grow, if the teacher's tokenizer would then cut it
+                       differently
+        Ways are: the end of the word; any visible letter of ASCII behind it; and whatever makes it a longer piece.
+        """
+        key = before, token, first, teacher
+        known = self._settled.get(key)
+        if known is None:
+            if len(self._settled) >= LIMIT:
+                self._settled.clear()
+            known = self._settled[key] = self._shared(before, token, first, teacher)
+        return known
+
+    def _shared(self, before: bytes, token: bytes, first: bool, teacher: Words | None) -> tuple[int, ...]:
+        word = before + token
+        if _incomplete(word):
+            return ()
+
+        def tokens(more: bytes) -> tuple[int, ...] | None:
+            if more and teacher and not cuts(teacher, word + more, len(before), len(word)):
+                return None
+            return self._encoded(word.decode("utf-8", "replace"), more.decode("utf-8", "replace"), first)
+
+        shared = tokens(b"") or ()
+        for letter in _LETTERS:
+            shared = _prefix(shared, tokens(letter))
+        pieces = [self.coder.vocabulary.bytes_of(piece) or b"" for piece in shared]
+        spelled = self.coder.vocabulary.split(list(shared)) if first else pieces
+        left = len(word)
+        for place, piece in enumerate(spelled):
+            rest = pieces[place][: len(pieces[place]) - len(piece)] + word[len(word) - left :]
+            left -= len(piece)
+            longer = self._longer(rest.replace(b"\n", b" ") if place == 0 else rest)
+            if len(longer) > MANY:
+                return shared[:place]
+            for more in longer:
+                if len(_prefix(shared, tokens(more))) <= place:
+                    return shared[:place]
+        return shared
+
+    def _longer(self, start: bytes) -> list[bytes]:
+        """What pieces that begin with these bytes have behind them, at most one more than MANY."""
+        if self._sorted is None:
+            self._sorted = sorted(piece for piece in self.coder.vocabulary.table if piece)
+        found = []
+        for place in range(bisect_right(self._sorted, start), len(self._sorted)):
+            if not self._sorted[place].startswith(start) or len(found) > MANY:
+                break
+            found.append(self._sorted[place][len(start) :])
+        return found
+
+    def _encoded(self, text: str, more: str, first: bool) -> tuple[int, ...]:
+        # Inside a text: behind a letter, so that no dummy space is put before it.
+        whole = text + more if first else _CARRIER + text + more
+        ids = self.coder.library.encode(whole, add_special_tokens=False).ids
+        return tuple(ids if first else ids[self._carrier :])
+
+
+_words: weakref.WeakKeyDictionary[Fast, Words] = weakref.WeakKeyDictionary()
+
+
+def words_of(tokenizer: object) -> Words:
+    """The words of a tokenizer, remembered as long as it lives."""
+    coder = fast(tokenizer)
+    known = _words.get(coder)
+    if known is None:
+        known = _words[coder] = Words(coder)
+    return known
+
+
+def _glued(vocabulary: Vocabulary) -> set[int]:
+    """The white bytes that some piece has right behind a visible one."""
+    pieces = b"\0".join(piece for piece in vocabulary.table if piece)
+    return {found[1] for found in re.findall(rb"[!-~][ \t\n\v\f\r]", pieces)}
+
+
+def cuts(teacher: Words, word: bytes, *places: int) -> bool:
+    """Whether the teacher's tokenizer would cut a word at these places."""
+    ends, reached = {0}, 0
+    for piece in teacher.ids(word):
+        reached += len(teacher.coder.vocabulary.bytes_of(piece) or b"")
+        ends.add(reached)
+    return all(place in ends for place in places)
+
+
+def _prefix(shared: tuple[int, ...], tokens: tuple[int, ...] | None) -> tuple[int, ...]:
+    if tokens is None:
+        return shared
+    place = 0
+    while place < min(len(shared), len(tokens)) and shared[place] == tokens[place]:
+        place += 1
+    return shared[:place]
+
+
+def _incomplete(data: bytes) -> bool:
+    """Whether the last character lacks bytes."""
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.reason == "unexpected end of data"
+    return False

@@ -1,0 +1,281 @@
+"""A finite language of arithmetic reasoning: how likely every next token is, under any tokenizer, by counting.
+
+Some questions, each with hundreds of weighted texts: other orders, wordings, line breaks, ways to write a number, and
+wrong results. A teacher's distribution behind some tokens is the share of the texts that go on with each token; so is
+the student's behind some pieces. Both are exact, and so is the *ceiling*: what a transfer would give that saw the
+teacher's k likeliest outcomes and knew perfectly how each of them goes on.
+
+    >>> language = make(seed=1, questions=2, texts=50)
+    >>> len(language), len(language[0].texts), round(sum(language[0].weights), 6)
+    (2, 50, 1.0)
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from potstill.records import END, Candidate, Chain
+from potstill.tokenizers import Tokenizer
+
+NAMES = (
+    "Weng",
+    "Natalia",
+    "Tom",
+    "Jen",
+    "Omar",
+    "Lucy",
+    "Bob",
+    "Alice",
+    "Kim",
+    "Raj",
+    "Maria",
+    "Ken",
+    "Zoë",
+    "Ivan",
+    "Sofia",
+    "Paul",
+)
+THINGS = (
+    "apples",
+    "pencils",
+    "marbles",
+    "tickets",
+    "cookies",
+    "stickers",
+    "books",
+    "eggs",
+    "cards",
+    "flowers",
+    "bottles",
+    "coins",
+)
+
+
+@dataclass(frozen=True)
+class Said:
+    """The texts that answer one question, each once, and their weights, which add up to 1."""
+
+    texts: tuple[str, ...]
+    weights: tuple[float, ...]
+
+
+def make(seed: int = 0, questions: int = 8, texts: int = 3000) -> list[Said]:
+    """The language: a pure function of its arguments."""
+    return [_said(random.Random(f"{seed} {question}"), texts) for question in range(questions)]
+
+
+def sampled(said: Said, n: int, seed: object) -> list[int]:
+    """Places of n texts, drawn by weight with replacement."""
+    return random.Random(f"draw {seed}").choices(range(len(said.texts)), said.weights, k=n)
+
+
+def _said(draw: random.Random, wanted: int) -> Said:
+    name, thing, helper = draw.choice(NAMES), draw.choice(THINGS), draw.choice(NAMES)
+    a, b, times = draw.randint(3, 70), draw.randint(3, 150), draw.choice([2, 3, 4, 5, 6, 7, 8, 12, 25, 60])
+    price = draw.choice([0.5, 1.5, 2, 2.5, 3, 4, 5, 12, 12.5, 15, 125])
+    tastes: dict[tuple[str, ...], list[float]] = {}
+    probability = [1.0]
+
+    def pick(*options: str) -> str:
+        """One of the options: what is likelier is a taste of the question, the same at every place."""
+        taste = tastes.get(options)
+        if taste is None:
+            strengths = [draw.gammavariate(1.0, 1.0) + 0.02 for _ in options]
+            taste = tastes[options] = [value / sum(strengths) for value in strengths]
+        place = draw.choices(range(len(options)), taste)[0]
+        probability[0] *= taste[place]
+        return options[place]
+
+    def result(value: float) -> float:
+        """Now and then wrong, in the ways that models are."""
+        if pick("right", "right ", "wrong") != "wrong":
+            return value
+        return value + int(pick("1", "-1", "10", "-10", "100", "2", "-3", "9", "20", "-5", "3", "50"))
+
+    found: dict[str, float] = {}
+    for _ in range(200 * wanted):
+        probability[0] = 1.0
+        text = _text(pick, result, name, helper, thing, a, b, times, price)
+        found[text] = probability[0]
+        if len(found) == wanted:
+            break
+    total = math.fsum(found.values())
+    return Said(tuple(found), tuple(value / total for value in found.values()))
+
+
+def _text(pick, result, name: str, helper: str, thing: str, a: int, b: int, times: int, price: float) -> str:
+    def number(value: float) -> str:
+        if value != int(value):
+            return f"{value:.2f}" if pick("cents", "short") == "cents" else f"{value:g}"
+        whole = int(value)
+        return f"{whole:,}" if whole > 999 and pick("comma", "plain") == "comma" else str(whole)
+
+    # Which numbers of the problem are taken, and in which order, is what solutions differ in most.
+    pairs = {"ab": (a, b), "ba": (b, a), "at": (a, times), "ta": (times, a), "bt": (b, times), "aa": (a, a + times)}
+    left, right = pairs[pick(*pairs)]
+    opening = pick(
+        "", f"{name} has {left} {thing}.", f"First, {name} had {left} {thing}.", f"{helper} gives {right} more."
+    )
+    first = result(left + right)
+    unit = pick(f" {thing}", "", " in all")
+    verb = pick("has", "gets", "will have")
+    start = pick("So there are", f"Now {name} {verb}", f"{name} {verb}", "In total:")
+    added = f"{start} {left} + {right} = {number(first)}{unit}."
+    star = pick("*", "x", "times")
+    if pick("sell", "weeks") == "sell":
+        second = result(first * price)
+        money = pick("$", "dollars")
+        worth = f"${number(second)}" if money == "$" else f"{number(second)} dollars"
+        each = f"${number(price)}" if money == "$" else number(price)
+        earned = pick("earns", "earned", "earning", "is paid")
+        last = pick(f"Selling them, {name} {earned}", f"At this price {name} {earned}", "They cost")
+        last = f"{last} {number(first)} {star} {each} = {worth}."
+    else:
+        second = result(first * times)
+        last = pick("Each week it is", f"In {times} weeks it is", "Altogether that makes", "Therefore:")
+        last = f"{last} {number(first)} {star} {times} = {number(second)}{unit}."
+    stop = pick("\n", " ")
+    body = stop.join(part for part in (opening, added, last) if part)
+    return f"{body}\nThe answer is {number(second)}" + pick("", ".")
+
+
+def _spelled(said: Said, teacher: Tokenizer) -> Said:
+    found: dict[str, float] = {}
+    for encoding, weight in zip(teacher.encode_batch(said.texts), said.weights, strict=True):
+        text = teacher.decode(encoding.ids)
+        found[text] = found.get(text, 0.0) + weight
+    return Said(tuple(found), tuple(found.values()))
+
+
+def variation(row: Mapping[int, float], truth: Mapping[int, float], unigram: np.ndarray) -> float:
+    """Total variation between a sparse distribution, its tail filled by how often tokens come, and the truth."""
+    tail = max(0.0, 1.0 - math.fsum(row.values()))
+    own = row.keys() | truth.keys()
+    apart = math.fsum(abs(row.get(token, 0.0) + tail * unigram[token] - truth.get(token, 0.0)) for token in own)
+    return (apart + tail * (1.0 - math.fsum(unigram[token] for token in own))) / 2
+
+
+def divergence(row: Mapping[int, float], truth: Mapping[int, float], unigram: np.ndarray) -> float:
+    """Kullback-Leibler divergence of the truth from the filled distribution, in nats, with a floor of 1e-6."""
+    tail = max(0.0, 1.0 - math.fsum(row.values()))
+    filled = {token: max(row.get(token, 0.0) + tail * unigram[token], 1e-6) for token in truth}
+    return math.fsum(p * math.log(p / filled[token]) for token, p in truth.items() if p > 0.0)
+
+
+class Tree:
+    """The texts of one question under one tokenizer: token rows, and which of them are still possible.
+
+    rows  [texts, length] tokens, the end included, filled with -1
+    """
+
+    def __init__(self, said: Said, tokenizer: Tokenizer) -> None:
+        self.said, self.tokenizer = said, tokenizer
+        encodings = tokenizer.encode_batch(said.texts)
+        self.ids = [[*encoding.ids, tokenizer.eos] for encoding in encodings]
+        self.spans = [encoding.spans for encoding in encodings]
+        self.rows = np.full((len(self.ids), max(map(len, self.ids))), -1, np.int64)
+        for row, ids in zip(self.rows, self.ids, strict=True):
+            row[: len(ids)] = ids
+        self.weights = np.array(said.weights)
+
+    def along(self, place: int) -> Iterator[np.ndarray]:
+        """At each position of a text, [texts] which of them begin with the tokens before it."""
+        alive = np.ones(len(self.ids), bool)
+        for position, token in enumerate(self.ids[place]):
+            yield alive.copy()
+            alive &= self.rows[:, position] == token
+
+    def shares(self, position: int, alive: np.ndarray) -> dict[int, float]:
+        """Token to its share of the weight of these texts."""
+        own = self.weights[alive]
+        tokens, inverse = np.unique(self.rows[alive, position], return_inverse=True)
+        return dict(zip(tokens.tolist(), (np.bincount(inverse, own) / own.sum()).tolist(), strict=True))
+
+
+class Oracle:
+    """A language between a teacher's tokenizer and a student's. `k` None shows every outcome."""
+
+    def __init__(self, language: Sequence[Said], teacher: Tokenizer, student: Tokenizer) -> None:
+        # A teacher that drops line breaks never wrote them.
+        self.language = [_spelled(said, teacher) for said in language]
+        self.teacher, self.student = teacher, student
+        self._trees: dict[tuple[int, bool], Tree] = {}
+
+    def tree(self, question: int, *, student: bool) -> Tree:
+        key = (question, student)
+        if key not in self._trees:
+            self._trees[key] = Tree(self.language[question], self.student if student else self.teacher)
+        return self._trees[key]
+
+    def chain(self, question: int, place: int, index: int, k: int | None) -> Chain:
+        """A text as a teacher would return it: at each step its k likeliest outcomes, and the sampled one."""
+        tree = self.tree(question, student=False)
+        pieces = self.teacher.pieces(tree.ids[place][:-1])
+        steps = [
+            [self._outcome(tree, token, position, probability) for token, probability in shown]
+            for position, shown in enumerate(self._shown(tree, place, k))
+        ]
+        return Chain.from_tokens(f"q{question}", index, pieces, steps)
+
+    def _shown(self, tree: Tree, place: int, k: int | None) -> Iterator[list[tuple[int, float]]]:
+        for position, alive in enumerate(tree.along(place)):
+            ranked = sorted(tree.shares(position, alive).items(), key=lambda pair: (-pair[1], pair[0]))
+            own = tree.ids[place][position]
+            yield [pair for rank, pair in enumerate(ranked) if k is None or rank < k or pair[0] == own]
+
+    def _outcome(self, tree: Tree, token: int, position: int, probability: float) -> Candidate:
+        what = END if token == self.teacher.eos else self.teacher.vocabulary.candidate(token, position)
+        assert what is not None
+        return what, math.log(probability)
+
+    def exact(self, question: int, place: int) -> list[dict[int, float]]:
+        """The student's distribution at every position of a text, the end included."""
+        tree = self.tree(question, student=True)
+        return [tree.shares(position, alive) for position, alive in enumerate(tree.along(place))]
+
+    def ceiling(self, question: int, place: int, k: int | None) -> list[dict[int, float]]:
+        """What perfect completion of the shown outcomes gives, along this chain.
+
+        A text counts as known if it is the chain's up to the word under way (the one that holds the piece before) and
+        leaves the teacher's path behind that by a shown outcome, or behind the step under way. What leaves it unseen
+        is tail. A text that was another one before, but looks the same to the student, no outcome of these steps shows.
+        """
+        mine, theirs = self.tree(question, student=True), self.tree(question, student=False)
+        shown = [{token for token, _ in row} for row in self._shown(theirs, place, k)]
+        own = theirs.rows[place]
+        differs = theirs.rows != own
+        first = np.where(differs.any(axis=1), differs.argmax(axis=1), theirs.rows.shape[1])
+        seen = np.array(
+            [at >= len(shown) or int(row[at]) in shown[at] for at, row in zip(first.tolist(), theirs.rows, strict=True)]
+        )
+        ends = [end for _, end in theirs.spans[place]]
+        content = self.language[question].texts[place].encode()
+        seams = [0, *(found.start() for found in re.finditer(rb"(?<=\S)\s", content))]
+        rows = []
+        for position, alive in enumerate(mine.along(place)):
+            # White space that the student drops belongs to the piece behind it.
+            start = max((end for _, end in mine.spans[place][:position]), default=0)
+            word = max(seam for seam in seams if seam < start or seam == 0)
+            known = alive & (first >= sum(end <= word for end in ends))
+            counted = known & (seen | (first > sum(end <= start for end in ends)))
+            total, kept = mine.weights[known].sum(), mine.weights[counted].sum()
+            row = mine.shares(position, counted) if kept else {}
+            rows.append({token: share * kept / total for token, share in row.items()})
+        return rows
+
+    @cached_property
+    def unigram(self) -> np.ndarray:
+        """[size] how often each token of the student comes in the language."""
+        counts = np.zeros(self.student.size)
+        for question in range(len(self.language)):
+            tree = self.tree(question, student=True)
+            for ids, weight in zip(tree.ids, tree.weights, strict=True):
+                np.add.at(counts, ids, weight)
+        return counts / counts.sum()

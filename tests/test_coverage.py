@@ -1,0 +1,111 @@
+"""Coverage: positions and mass by kind and by what they hold; too little of the teacher stops a run."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import tiny
+from potstill import files, tokenizers
+from potstill.coverage import Coverage
+from potstill.encoding import to_json
+from potstill.errors import UserError
+from potstill.files import tables
+from potstill.records import Chain
+from potstill.tokenizers import Tokenizer
+from potstill.transfer import transfer
+
+TEXTS = ["She earns $12 for 3 hours.\nSo 4 * 12 = 48.\nThe answer is 48"] * 4
+
+
+@cache
+def student() -> Tokenizer:
+    return tokenizers.train_unigram(TEXTS, 90)
+
+
+def chain(text: str, semantics: str = "raw", index: int = 0) -> Chain:
+    tokens = [word.encode() for word in text.replace(" ", "\0 ").replace("\n", "\0\n\0").split("\0") if word]
+    steps = [[(token, -0.25), (b" other", -2.0)] for token in tokens] if semantics == "raw" else []
+    return Chain.from_tokens("q", index, tokens, steps, semantics=semantics)  # type: ignore[arg-type]
+
+
+def counted(*chains: Chain, rule: str = "span") -> Coverage:
+    coverage = Coverage(student())
+    for each in chains:
+        coverage.add(each, transfer(each, student(), rule))
+    return coverage
+
+
+def total(rows: dict) -> int:
+    return sum(row["positions"] for row in rows.values())
+
+
+def test_parts_hold_what_they_say() -> None:
+    text = "She earns $12\nSo 4 × 12\n\n The answer"
+    target = transfer(chain(text), student(), "span")
+    told = counted(chain(text)).as_json()
+    pieces = [student().bytes(token).decode() for token in target.ids]
+    assert total(told["coverage"]["all"]) == len(target) == told["positions"]
+    assert total(told["coverage"]["digits"]) == sum(any(c.isdigit() for c in piece) for piece in pieces) > 0
+    assert total(told["coverage"]["line starts"]) == 3
+    assert total(told["coverage"]["unknown"]) == target.ids.count(student().vocabulary.unk) == 1
+    assert told["unknown characters"] == {"×": 1}
+
+
+def test_line_starts_are_tokens_of_the_first_visible_character() -> None:
+    coverage = Coverage(tokenizers.train_bpe(TEXTS, 300))
+    for text, lines in (("", 0), ("\n \n", 0), ("a", 1), ("\n  b c\n\nd", 2), ("a\r\nb", 2)):
+        own = chain(text)
+        before = total(coverage.as_json()["coverage"]["line starts"])
+        coverage.add(own, transfer(own, coverage.coder, "one-hot"))
+        assert total(coverage.as_json()["coverage"]["line starts"]) - before == lines, text
+
+
+def test_the_share_is_over_sources_that_promise_probabilities() -> None:
+    assert counted(chain("She earns $12", "none")).share is None
+    soft, mixed = counted(chain("She earns")), counted(chain("She earns"), chain("She earns", "none", 1))
+    assert soft.share == mixed.share and soft.share is not None and soft.share > 0
+    assert mixed.as_json()["chains without probabilities"] == 1 and mixed.as_json()["chains"] == 2
+
+
+def test_too_little_of_the_teacher_stops_and_says_why() -> None:
+    bare = Chain.from_tokens("q", 0, [b"She", b" earns"], semantics="raw")  # a server whose bytes are null
+    with pytest.raises(UserError) as fault:
+        counted(bare).check(0.2, "span")
+    assert str(fault.value).startswith(
+        "transfer.least_coverage: too few positions of the student have the teacher's distribution\n  found: 0.0 % of "
+    ) and "1 of 1 chains have no candidates at all" in str(fault.value)
+    for fine in (counted(chain("She earns $12", "none")), counted(chain("She earns $12")), counted()):
+        fine.check(0.2, "span")
+    counted(bare).check(0.2, "one-hot")
+    counted(bare).check(0.0, "span")
+
+
+def test_in_a_run_it_stops_align_but_a_choice_of_hard_targets_does_not(world: Path, tmp_path: Path) -> None:
+    sampled = tiny.make(world, tmp_path / "run", until="sample")
+    rows = [to_json(each) for each in tables.read_chains(sampled / "sample" / "chains.parquet")]
+    for name, change in (("bare", {"semantics": "raw"}), ("text", {"semantics": "none"})):
+        files.write_jsonl(
+            tmp_path / f"{name}.jsonl", ({**row, "tokens": [], "candidates": [], **change} for row in rows)
+        )
+        at, teacher = tmp_path / name, f"teacher={{kind: replay, chains: {tmp_path / name}.jsonl}}"
+        if name == "text":
+            tiny.make(world, at, teacher, until="align")
+            counts = json.loads((at / "align" / "manifest.json").read_text("utf-8"))["counts"]
+            assert counts["covered"] is None and counts["chains"] == counts["chains without probabilities"] > 0
+        else:
+            with pytest.raises(UserError, match="too few positions"):
+                tiny.make(world, at, teacher, until="align")
+            assert not (at / "align" / "manifest.json").exists()
+
+
+def test_a_rewriting_in_the_recipe_reaches_the_targets_and_the_page(world: Path, tmp_path: Path) -> None:
+    at = tiny.make(world, tmp_path / "run", "transfer.rewrite={+: ' plus '}")
+    counts = json.loads((at / "align" / "manifest.json").read_text("utf-8"))["counts"]
+    plain = json.loads((tiny.make(world, tmp_path / "plain", until="align") / "align" / "manifest.json").read_text())
+    assert counts["positions"] > plain["counts"]["positions"], "`plus` is spelt in letters"
+    page = (at / "report" / "index.html").read_text("utf-8")
+    assert "Written in the chains before they were aligned" in page

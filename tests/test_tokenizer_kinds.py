@@ -1,0 +1,123 @@
+"""Every kind of tokenizer as a student and as a teacher."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from potstill import tokenizers
+from potstill.records import END, Chain
+from potstill.transfer import transfer
+from tokenizer_kinds import KINDS, LOSSY, TEXTS, opened
+
+HARD_TEXTS = ["", " ", "\n", "a", "  two  spaces\t\n", "日本 🥃 é", "4\r\n5", "<|endoftext|></s>[SEP]", "▁Weng ng"]
+LOSSLESS = [kind for kind in KINDS if kind not in LOSSY]
+
+
+def spoken(kind: str, text: str) -> Chain:
+    """A chain of a teacher of this kind, of the text that its tokens make; all candidates are tokens of its own."""
+    teacher = opened(kind)
+    ids = teacher.encode(text).ids
+    pieces = teacher.pieces(ids)  # a dummy space alone has no bytes
+    others = [teacher.bytes(token) for token in range(teacher.size) if teacher.bytes(token)][:: teacher.size // 7]
+    steps = []
+    for piece in pieces:
+        rest = [other for other in others if other != piece]
+        steps.append([(piece, math.log(0.7)), *((other, math.log(0.25 / len(rest))) for other in rest)])
+    return Chain.from_tokens("q", 0, pieces, [*steps, [(END, math.log(0.9)), (b".", math.log(0.1))]])
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+@pytest.mark.parametrize("text", [*TEXTS[:3], *HARD_TEXTS])
+def test_the_pieces_of_a_lossless_kind_spell_any_text(kind: str, text: str) -> None:
+    if kind == "mistral" and text[:1].isspace():
+        pytest.skip("Metaspace puts its space before a text only where none stands: the first one is not told apart")
+    if opened(kind).vocabulary.fallback and "▁" in text:
+        pytest.skip("`▁` is how these tokenizers write a space")
+    student = opened(kind)
+    encoding = student.encode(text)
+    assert b"".join(student.pieces(encoding.ids)) == text.encode() == student.text(encoding.ids)
+    assert b"".join(text.encode()[start:end] for start, end in encoding.spans) == text.encode()
+    assert not set(encoding.ids) & set(student.vocabulary.specials.values()), "names of special tokens are text"
+
+
+@pytest.mark.parametrize("kind", LOSSY)
+@pytest.mark.parametrize("text", [*TEXTS[:3], *HARD_TEXTS])
+def test_the_spans_of_a_lossy_kind_stand_on_their_text(kind: str, text: str) -> None:
+    student, data = opened(kind), text.encode()
+    encoding = student.encode(text)
+    places = {place for start, end in encoding.spans for place in range(start, end)}
+    assert not b"".join(data[place : place + 1] for place in range(len(data)) if place not in places).strip()
+    for token, (start, end) in zip(encoding.ids, encoding.spans, strict=True):
+        piece = student.bytes(token).strip()
+        if piece and data[start:end].isascii():
+            assert piece.decode().casefold() in data[start:end].decode().casefold()
+
+
+def test_kinds_are_what_they_stand_for() -> None:
+    numbers = [
+        [data for data in opened(kind).vocabulary.table if data and data.isdigit()] for kind in ("qwen", "llama-3")
+    ]
+    assert max(map(len, numbers[0])) == 1 < max(map(len, numbers[1])) <= 3
+    assert [opened(kind).vocabulary.dummy for kind in ("llama-2", "mistral", "gemma")] == [True, True, False]
+    assert all(opened(kind).vocabulary.fallback for kind in ("llama-2", "mistral", "gemma"))
+    assert opened("llama-3").prefix and not opened("qwen").prefix
+    assert opened("bert").bytes(opened("bert").encode("NAÏVE").ids[0]).startswith(b" n")
+    assert opened("tiktoken").encode(TEXTS[0]).ids and opened("tiktoken").size == 257 + len(
+        [data for data in opened("qwen").vocabulary.table if data and len(data) > 1]
+    )
+
+
+@pytest.mark.parametrize("teacher, student", list(itertools.product(KINDS, KINDS)))
+def test_every_teacher_teaches_every_student(teacher: str, student: str) -> None:
+    own = opened(student)
+    for text in ("She earns $12\nSo 日",):
+        chain = spoken(teacher, text)
+        soft = {}
+        for rule in ("one-hot", "span", "text"):
+            target = transfer(chain, own, rule)
+            assert list(target.ids) == [*own.encode(chain.text).ids, own.eos]
+            for place in range(len(target)):
+                shares = target.distribution(place)
+                assert shares and all(0 < share <= 1 for share in shares.values())
+                assert sum(shares.values()) + target.tail(place) == pytest.approx(1)
+                assert all(0 <= token < own.size for token in shares)
+            soft[rule] = sum(kind not in ("hard", "end") for kind in target.kinds)
+            assert target.kinds[-1] == "end"
+        assert soft["one-hot"] == 0 and soft["span"] <= soft["text"], "a text is never less than a span"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_tokenizer_on_both_sides_is_the_identity(kind: str) -> None:
+    own = opened(kind)
+    chain = spoken(kind, "She earns $12 an hour")
+    if kind in LOSSY and own.pieces(own.encode(chain.text).ids) != list(chain.tokens):
+        pytest.skip("this text is not what its own tokens make")
+    target = transfer(chain, own, "text", teacher=own)
+    for place, (token, step) in enumerate(zip(chain.tokens, chain.candidates, strict=False)):
+        shown = {own.vocabulary.candidate(one, place): share for one, share in target.distribution(place).items()}
+        wanted = {what: math.exp(value) for what, value in step}
+        assert shown[token] == pytest.approx(0.7)
+        missing = [what for what in wanted if what not in shown and place]
+        assert not missing or kind in LOSSY, "every candidate is a token of its own"
+    assert target.distribution(len(target) - 1)[own.eos] == pytest.approx(0.9)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.text(max_size=30), st.sampled_from(KINDS), st.sampled_from(KINDS))
+def test_any_text_between_any_two_kinds(text: str, teacher: str, student: str) -> None:
+    target = transfer(spoken(teacher, text), opened(student), "text")
+    assert all(sum(target.distribution(place).values()) <= 1 + 1e-9 for place in range(len(target)))
+
+
+def test_llama_3_ranks_without_a_description_say_what_is_missing(tmp_path: Path) -> None:
+    from tokenizer_kinds import tiktoken_files
+
+    (tmp_path / "tiny.tiktoken").write_bytes(tiktoken_files()["tiny.tiktoken"])
+    with pytest.raises(tokenizers.folder.UserError, match="lack their description"):
+        tokenizers.open(tmp_path)
