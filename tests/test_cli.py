@@ -56,6 +56,7 @@ def wrong(tmp_path: Path, world: Path, text: str = tiny.RECIPE, *changes: str) -
         (["train.stps=3"], "unknown key train.stps"),
         (["train.steps=many"], "train.steps: Input should be a valid integer"),
         (["questions.out_of_distribution=[nowhere]"], "no set named 'nowhere'"),
+        (["questions.train=[sum]"], "did you mean 'sums'?"),
         (["questions.out_of_distribution=[svamp]"], "svamp"),
         (["sets.other.file=sets/absent.jsonl"], "sets.other.file: nothing is there"),
         (["teacher.model=absent"], "teacher.model: nothing is there"),
@@ -162,6 +163,10 @@ def test_what_is_not_there_to_show_is_one_message(finished: Path, tmp_path: Path
     assert "not a run's folder" in potstill("status", tmp_path).stderr
     told = potstill("show", finished, "--chain", "sums/none#0")
     assert (told.returncode, told.stderr.splitlines()[0]) == (2, "sums/none#0: no such chain")
+    example = told.stderr.split()[-1]
+    assert potstill("show", finished, "--chain", example).returncode == 0
+    told = potstill("show", finished, "--prediction", example.partition("#")[0])
+    assert potstill("show", finished, "--prediction", told.stderr.split()[-1]).returncode == 0
 
 
 def test_texts_of_others_reach_no_terminal_as_commands(
@@ -234,8 +239,9 @@ def test_dry_run_plans_and_writes_nothing(tmp_path: Path, world: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(tiny.RECIPE)
     told = potstill("run", "recipe.yaml", "--dry-run", "--set", f"data={world}", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
-    for word in ("questions", "teacher", "parameters", "memory", "tokens a step", "time", "answers"):
+    for word in ("questions", "teacher", "parameters", "memory", "tokens a step", "time", "answers", "not used"):
         assert word in told.stdout
+    assert "few             other test: +/- " in told.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 

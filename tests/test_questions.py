@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from potstill import prompts, questions, splits
+from potstill import answers, prompts, questions, splits
 from potstill.errors import UserError
 from potstill.questions import bbh
 
@@ -76,8 +76,11 @@ def test_own_file_is_divided_by_digest(tmp_path: Path) -> None:
             'DIR/mine.jsonl line 2: not JSON\n  found: {"question": "torn\n  do: a line holds one JSON object; ',
         ),
         ("[1]", "DIR/mine.jsonl line 2: a line holds one JSON object\n  found: [1]"),
-        ({"answer": 1}, "DIR/mine.jsonl line 2: the field `question` is missing\n  found: answer"),
-        ({"question": "a"}, "DIR/mine.jsonl line 2: the field `answer` is missing\n  found: question"),
+        ({"answer": 1}, "DIR/mine.jsonl line 2: the field `question` is missing\n  found: answer\n  do: add it, or "),
+        (
+            {"question": "a"},
+            "DIR/mine.jsonl line 2: the field `answer` is missing\n  found: question\n  do: add it, or ",
+        ),
         ({"question": "a", "answer": ""}, "DIR/mine.jsonl line 2: `answer` is empty"),
         ({"question": 5, "answer": 1}, "DIR/mine.jsonl line 2: `question` must be text\n  found: 5"),
         ({"question": "a", "answer": [1]}, "DIR/mine.jsonl line 2: `answer` must be a number\n  found: [1]"),
@@ -93,11 +96,28 @@ def test_own_file_is_divided_by_digest(tmp_path: Path) -> None:
             {"question": "a", "answer": "1", "task": "numbr"},
             "line 2: unknown task 'numbr'\n  do: did you mean 'number'?",
         ),
+        (
+            {"question": "Which? (A) bat (B) ant", "answer": "(F)"},
+            "DIR/mine.jsonl line 2: the answer is not among the choices\n"
+            "  found: '(F)'; the question offers (A), (B)\n  do: correct one of the two",
+        ),
+        ({"question": "Which? (A) bat (B) ant", "answer": "bat", "task": "animals/choice"}, "not among the choices"),
+        ({"question": "Which? A bat, B ant", "answer": "bat", "task": "choice"}, "the gold answer is no choice"),
     ],
 )
 def test_a_faulty_record_is_named(tmp_path: Path, row: object, expected: str) -> None:
     first = {"question": "first", "answer": 1, "id": "x", "split": "train"}
     assert expected in message(own(tmp_path, first, row))
+
+
+def test_a_choice_is_a_letter_with_or_without_brackets(tmp_path: Path) -> None:
+    """What the question does not offer in order, each letter once, is not looked for among its choices."""
+    asked = "Which? (A) bat (B) ant"
+    rows = [(asked, "B"), (asked, "(B)"), ("Of (A) and (B): (A) (B) (C) or", "D"), ("Is (B) or (C) so?", "A")]
+    written = [{"question": q, "answer": a, "task": "choice", "split": "test"} for q, a in rows]
+    loaded = questions.load("mine", file=own(tmp_path, *written))
+    assert [question.gold for question in loaded] == ["B", "(B)", "D", "A"]
+    assert answers.grade("The answer is (B).", "B", "choice") == answers.grade("The answer is B", "(B)", "choice")
 
 
 def test_faulty_files_are_named(tmp_path: Path) -> None:
@@ -126,7 +146,9 @@ def test_names_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(UserError, match="unknown way to split"):
         questions.load("svamp", tmp_path, splits="random")  # type: ignore[arg-type]
     monkeypatch.delenv("POTSTILL_DATA", raising=False)
-    with pytest.raises(UserError, match="no data folder\n  do: set POTSTILL_DATA, or `data:` in the recipe"):
+    with pytest.raises(
+        UserError, match=r"set svamp: no data folder\n  do: set POTSTILL_DATA, or `data:` .* sets of your own"
+    ):
         questions.load("svamp")
     with pytest.raises(UserError, match="data: no such folder"):
         questions.load("svamp", tmp_path / "nowhere")

@@ -53,6 +53,12 @@ ROOT = Path(__file__).parent.parent
             "r.yaml line 2: teacher: a local teacher needs model\n  do: mend the value",
         ),
         (
+            "name: x\ntrain:\n\tsteps: 3\n",
+            (),
+            "r.yaml line 3: not valid YAML\n  found: found character '\\t' that cannot start any token\n"
+            "  do: indent with spaces, not with tabs",
+        ),
+        (
             "name: x\nstudent: {tokenizer: t, shape: {family: t5, d_model: 8, heads: 2, d_ff: 8}}\n",
             (),
             "r.yaml line 2: student.shape.layers is missing\n  do: add student.shape.layers",
@@ -128,8 +134,9 @@ def test_find_looks_in_both_places_and_refuses_to_guess(tmp_path: Path, monkeypa
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     read = recipe.parse("name: x\n", "r.yaml", [f"data={tmp_path / 'data'}"])
-    with pytest.raises(UserError, match="nothing is there"):
+    with pytest.raises(UserError, match="nothing is there") as raised:
         recipe.find(read, "a.jsonl", "sets.m.file")
+    assert f"looked at {tmp_path / 'here' / 'a.jsonl'} and {tmp_path / 'data' / 'a.jsonl'}" in raised.value.found
     (tmp_path / "data" / "a.jsonl").touch()
     assert recipe.find(read, "a.jsonl", "sets.m.file") == tmp_path / "data" / "a.jsonl"
     (tmp_path / "here" / "a.jsonl").touch()

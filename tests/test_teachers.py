@@ -236,7 +236,8 @@ def test_human_needs_rationales_and_says_so_at_once() -> None:
     assert str(raised.value) == (
         "teacher: 2 of 3 questions have no rationale for the human teacher\n"
         "  found: the first is s/2\n"
-        "  do: use a set whose questions come with solutions, name the field of the rationale, or ask another teacher"
+        "  do: give each training question a rationale (sets.NAME.fields names its field), take out those that have "
+        "none, or ask another teacher"
     )
 
 

@@ -23,34 +23,49 @@ from potstill.teachers import replay
 
 SAMPLED = 200  # training questions whose prompts and solutions are tokenized to estimate lengths
 ADAM_BYTES = 16  # a parameter: weight, gradient and two moments, 32 bits each
+FEW = 100  # questions; a score over fewer is said to be uncertain
 RATES = (1e13, 1e14, 4e14)  # operations a second for which a time is given
 
 
 def text(plan: Recipe) -> str:
     """The plan as plain text. Raises UserError for what would stop the run before its first stage."""
     lines = [f"plan of {plan.name} (nothing is written)", ""]
-    loaded = collect.gather(plan)
-    lines += _questions(plan, loaded)
+    loaded, unused = collect.gather(plan)
+    lines += _questions(loaded, unused)
     train = [question for name in plan.questions.train for question in loaded[name].get("train", [])]
-    lines += _teacher(plan, len(train))
+    lines += _teacher(plan, train)
     lines += _student(plan)
     lines += _training(plan, train)
     lines += _evaluation(plan, loaded)
     return "\n".join(lines)
 
 
-def _questions(plan: Recipe, loaded: dict[str, dict[str, list[Question]]]) -> list[str]:
-    lines = ["questions         train  validation    test"]
+def _questions(loaded: dict[str, dict[str, list[Question]]], unused: dict[str, int]) -> list[str]:
+    lines = ["questions         train  validation    test  not used"]
     for name, by_split in loaded.items():
         counts = [str(len(by_split[split])) if split in by_split else "-" for split in ("train", "validation", "test")]
-        lines.append(f"  {name:<12} {counts[0]:>8} {counts[1]:>11} {counts[2]:>7}")
+        lines.append(f"  {name:<12} {counts[0]:>8} {counts[1]:>11} {counts[2]:>7} {unused[name]:>9}")
+    for name, by_split in loaded.items():
+        for split in ("validation", "test"):
+            n = len(by_split.get(split, ()))
+            if 0 < n < FEW:
+                lines.append(
+                    f"  few             {name} {split}: +/- {98 / n**0.5:.0f} points at n = {n} and 50 % right"
+                )
     return [*lines, ""]
 
 
-def _teacher(plan: Recipe, count: int) -> list[str]:
-    teacher = plan.teacher
+def _teacher(plan: Recipe, train: Sequence[Question]) -> list[str]:
+    teacher, count = plan.teacher, len(train)
     if teacher.kind == "human":
-        return [f"teacher           human: {count} solutions of the sets themselves, no probabilities", ""]
+        silent = [question.id for question in train if not question.rationale]
+        lines = [f"teacher           human: {count - len(silent)} solutions of the sets themselves, no probabilities"]
+        if silent:
+            lines.append(
+                f"  missing         {len(silent)} of {count} questions have no rationale, the first is {silent[0]};"
+            )
+            lines.append("                  the run would stop at sample")
+        return [*lines, ""]
     if teacher.kind == "replay":
         path = _local(plan, teacher.chains or "", "teacher.chains")
         if path is None:
@@ -119,10 +134,11 @@ def _training(plan: Recipe, train: Sequence[Question]) -> list[str]:
         work = 6 * count * total
         here = _speed()
         times = [f"{_duration(work / rate)} at {rate / 1e12:.0f} TFLOP/s" for rate in RATES]
-        lines.append(f"  time            {work:.2g} operations (6 x parameters x tokens): {', '.join(times)};")
-        lines.append(
-            f"                  {_duration(work / here)} at the {here / 1e12:.2f} TFLOP/s of one matrix product here"
-        )
+        lines += [
+            f"  time            {work:.2g} operations (6 x parameters x tokens):",
+            f"                  {', '.join(times)};",
+            f"                  {_duration(work / here)} at the {here / 1e12:.3f} TFLOP/s of one matrix product here",
+        ]
     return [*lines, ""]
 
 

@@ -75,7 +75,8 @@ def canonical(gold: str, form: str) -> str:
     """The canonical text of a gold answer. Raises UserError where it has not this form."""
     value = READERS[form].gold(gold)
     if value is None:
-        do = "correct the answer, or name another task"
+        letter = " (a choice is a capital letter, such as (B))" if form == "choice" else ""
+        do = f"correct the answer{letter}, or name another task"
         raise UserError(f"the gold answer is no {form}", found=repr(gold[:80]), do=do)
     return READERS[form].show(value)
 

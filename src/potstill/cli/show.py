@@ -152,20 +152,19 @@ def prediction(folder: Path, question: str) -> None:
     plan = recipe_of(folder)
     steps = sorted(int(path.name) for path in (folder / "evaluate").glob("*") if path.name.isdigit())
     table = Table("step", "format", "grade", "found", "text", box=None, pad_edge=False)
-    rows = 0
+    rows, example = 0, ""
     for step in steps:
         if manifest.finished(folder / "evaluate" / str(step)) is None:
             continue
         for name in plan.evaluate.formats:
             for answer in exam.predictions(folder / "evaluate", step, name):
+                example = example or f", such as {answer.question}"
                 if answer.question == question:
                     grade = Text(answer.grade, GRADES[answer.grade])
                     table.add_row(str(step), name, grade, _text(answer.found or ""), _text(answer.text))
                     rows += 1
     if not rows:
-        raise UserError(
-            "no answer to this question", where=question, do="name a validation question, such as svamp/chal-1"
-        )
+        raise UserError("no answer to this question", where=question, do=f"name a validation question{example}")
     Console().print(table)
 
 
@@ -231,6 +230,7 @@ def _messages(question: Question, found: Chain) -> dict[str, Any]:
 
 def _chain(folder: Path, key: str) -> tuple[Chain, Verdict]:
     recipe_of(folder)
+    example = ""
     for found in tables.read_chains(folder / "sample" / "chains.parquet"):
         if key in (f"{found.question}#{found.index}", found.question if found.index == 0 else None):
             path = folder / "filter" / "verdicts.parquet"
@@ -238,7 +238,8 @@ def _chain(folder: Path, key: str) -> tuple[Chain, Verdict]:
                 return found, tables.read_verdicts(path)[found.key]
             asked = _question(folder, found.question)
             return found, answers.grade(found.text, asked.gold, asked.task, found.stop)
-    raise UserError("no such chain", where=key, do="a key is QUESTION#INDEX, such as gsm8k/train/12#0")
+        example = example or f", such as {found.question}#{found.index}"
+    raise UserError("no such chain", where=key, do=f"name a training question, or QUESTION#INDEX{example}")
 
 
 def _taught(folder: Path, found: Chain, verdict: Verdict) -> tuple[Chain, Target, tokenizers.Tokenizer] | None:

@@ -50,6 +50,7 @@ def load(
     splits: Literal["digest", "paper"] = "digest",
     validation: int | float | None = None,
     test: int | float | None = None,
+    others: Sequence[str] = (),
 ) -> list[Question]:
     """Every question of a set, in the order of its files, with its split.
 
@@ -59,6 +60,7 @@ def load(
     splits      how a set without splits of its own is divided; `paper` is for the five sets only
     validation  a share (float) or a count (int) of each set, of each task of BBH; 0.2 if None
     test        the same, for your own file only; 0.2 if None, and a count where validation is one
+    others      names of one's own sets, for the message about a name that is nobody's
     Raises UserError, with file and record, for whatever is wrong with a name, a file, a record or a size.
     """
     if file is None and (fields or task or test is not None):
@@ -72,9 +74,9 @@ def load(
         name = _known(name, tuple(f"bbh/{task}" for task in bbh.TASKS))
         tasks: tuple[str, ...] = (name.removeprefix("bbh/"),)
     else:
-        name = _known(name, SETS)
+        name = _known(name, (*others, *SETS))
         tasks = bbh.TASKS if name == "bbh" else ()
-    root = folder(data)
+    root = folder(data, name)
     if tasks:
         share = SHARE if validation is None else validation
         return [question for task in tasks for question in _place_bbh(bbh.read(root, task), task, share)]
@@ -127,12 +129,16 @@ def leaks(questions: Sequence[Question]) -> list[tuple[Question, Question]]:
     return [(question, later) for question, later in pairs if order[question.split] < order[later.split]]
 
 
-def folder(data: Path | None) -> Path:
-    """The folder of the sets: the one given, or the one that POTSTILL_DATA names."""
+def folder(data: Path | None, wanted: str = "") -> Path:
+    """The folder of the sets: the one given, or the one that POTSTILL_DATA names. `wanted` names a set in messages."""
     named = data if data is not None else os.environ.get("POTSTILL_DATA")
     if not named:
-        do = "set POTSTILL_DATA, or `data:` in the recipe, to the folder that holds gsm8k/, svamp/, ..."
-        raise UserError("no data folder", do=do)
+        do = (
+            "set POTSTILL_DATA, or `data:` in the recipe, to the folder that holds gsm8k/, svamp/, ...; without it, "
+            "name sets of your own in questions.train, in_distribution, out_of_distribution and generic, or none ([]): "
+            "each that is left out means the real sets"
+        )
+        raise UserError("no data folder", where=wanted and f"set {wanted}", do=do)
     path = Path(named)
     if not path.is_dir():
         where = "data" if data is not None else "POTSTILL_DATA"
@@ -192,4 +198,4 @@ def _known(name: str, names: Sequence[str]) -> str:
         return name
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UserError(f"no set named {name!r}", do=f"{hint}one of {', '.join(names)}, or give `file`")
+    raise UserError(f"no set named {name!r}", do=f"{hint}one of {', '.join(names)}, or give `file` (sets.{name}.file)")

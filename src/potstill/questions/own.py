@@ -3,6 +3,8 @@
     {"question": "How many?", "answer": 72}
     {"id": "b7", "question": "Which?", "answer": "(A)", "task": "choice", "split": "test", "rationale": "..."}
 
+A choice is answered by its letter, "(A)" or "A", and has to be among those that the question offers.
+
 `fields` says what your file calls them: {"question": "problem", "answer": "solution"}. A task names a way of grading
 (`number`, `choice`, `text`, ...) or a name of yours before it (`sorting/list`), which groups the scores; without one
 the form of the answer decides.
@@ -11,6 +13,8 @@ the form of the answer decides.
 from __future__ import annotations
 
 import json
+import re
+import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -21,6 +25,7 @@ from potstill.questions import reading
 from potstill.questions.raw import Raw
 from potstill.records import Split
 
+ABSENT: Final = "add it, or say in the recipe's sets.NAME.fields what your file calls it"
 FIELDS: Final = ("question", "answer", "id", "rationale", "task", "split")
 
 
@@ -34,12 +39,15 @@ def read(name: str, file: Path, fields: Mapping[str, str] | None, task: str | No
     for number, row in reading.rows(file):
         where = f"{file} line {number}"
         gold = _gold(row, names["answer"], where)
+        question = reading.field(row, names["question"], where=where, do=ABSENT).strip()
+        graded = _optional(row, names["task"], where) or task or answers.form(gold)
+        _check_choice(question, gold, graded, where)
         questions.append(
             Raw(
                 id=f"{name}/{_identity(row, names['id'], number, where)}",
-                text=reading.field(row, names["question"], where=where).strip(),
+                text=question,
                 gold=gold,
-                task=_optional(row, names["task"], where) or task or answers.form(gold),
+                task=graded,
                 where=where,
                 rationale=_optional(row, names["rationale"], where),
                 split=_split(row, names["split"], where),
@@ -56,9 +64,19 @@ def _names(fields: Mapping[str, str]) -> dict[str, str]:
 
 
 def _gold(row: Mapping[str, Any], name: str, where: str) -> str:
-    if isinstance(reading.required(row, name, where=where), str):
+    if isinstance(reading.required(row, name, where=where, do=ABSENT), str):
         return reading.field(row, name, where=where).strip()
     return reading.number(row, name, where=where)
+
+
+def _check_choice(question: str, gold: str, task: str, where: str) -> None:
+    """Raises UserError where the question offers (A), (B), ..., in order and each once, and not the answer."""
+    offered = re.findall(r"\(([A-Z])\)", question)
+    if len(offered) < 2 or offered != list(string.ascii_uppercase[: len(offered)]):
+        return
+    if task.rpartition("/")[2] == "choice" and gold.strip("().") not in offered:
+        found = f"{gold!r}; the question offers {', '.join(f'({letter})' for letter in offered)}"
+        raise UserError("the answer is not among the choices", where=where, found=found, do="correct one of the two")
 
 
 def _identity(row: Mapping[str, Any], name: str, number: int, where: str) -> str:

@@ -55,9 +55,9 @@ def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def field(row: Any, name: str, *, where: object) -> str:
-    """A field that must hold text."""
-    value = required(row, name, where=where)
+def field(row: Any, name: str, *, where: object, do: str = "") -> str:
+    """A field that must hold text. `do` says what to do where there is none."""
+    value = required(row, name, where=where, do=do)
     if not isinstance(value, str):
         raise UserError(f"`{name}` must be text", where=where, found=_short(json.dumps(value)))
     if not value.strip():
@@ -65,13 +65,13 @@ def field(row: Any, name: str, *, where: object) -> str:
     return value
 
 
-def required(row: Any, name: str, *, where: object) -> Any:
+def required(row: Any, name: str, *, where: object, do: str = "") -> Any:
     """A field that must be there."""
     if not isinstance(row, Mapping):
         raise UserError("a record is an object with fields", where=where, found=_short(json.dumps(row)))
     if row.get(name) is None:
         found = ", ".join(str(key) for key in row) or "no field at all"
-        raise UserError(f"the field `{name}` is missing", where=where, found=found)
+        raise UserError(f"the field `{name}` is missing", where=where, found=found, do=do)
     return row[name]
 
 

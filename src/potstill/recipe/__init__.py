@@ -72,10 +72,9 @@ def find(recipe: Recipe, path: str, key: str) -> Path:
         raise UserError(
             "could mean two places", where=key, found=" and ".join(map(str, there)), do="write the one you mean with ./"
         )
-    looked = " and ".join(map(str, places))
-    raise UserError(
-        "nothing is there", where=key, found=f"{path!r}; looked at {looked}", do="mend the path or set data"
-    )
+    looked = " and ".join(str(place.absolute()) for place in places)
+    do = "mend the path (it counts from the folder where you run the command), or set data"
+    raise UserError("nothing is there", where=key, found=f"{path!r}; looked at {looked}", do=do)
 
 
 def flat(recipe: Recipe, *prefixes: str) -> dict[str, Any]:

@@ -59,7 +59,8 @@ def _yaml(text: str, where: str) -> Any:
         mark = getattr(fault, "problem_mark", None)
         place = f"{where} line {mark.line + 1}" if mark else where
         problem = getattr(fault, "problem", None) or str(fault)
-        raise UserError("not valid YAML", where=place, found=problem, do="mend the line") from None
+        do = "indent with spaces, not with tabs" if r"'\t'" in problem else "mend the line"
+        raise UserError("not valid YAML", where=place, found=problem, do=do) from None
 
 
 def _plain(tree: Any, where: str) -> Any:

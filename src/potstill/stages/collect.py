@@ -59,17 +59,20 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     return paths, {"questions": counts, "left out as leaks": others.leaks}
 
 
-def gather(plan: Recipe) -> dict[str, dict[str, list[Question]]]:
-    """Set -> split -> the questions that the run would have, nothing written."""
-    return _divided(plan)[0]
+def gather(plan: Recipe) -> tuple[dict[str, dict[str, list[Question]]], dict[str, int]]:
+    """Set -> split -> the questions that the run would have, and set -> how many it has without a use; none written."""
+    kept, others = _divided(plan)
+    return kept, others.unused
 
 
 @dataclass(frozen=True, slots=True)
 class _Others:
-    """What is not taught: questions of the training sets that are held out or left out, and how many for leaking."""
+    """What is not taught: questions of the training sets that are held out or left out, and how many for leaking;
+    and of every set how many are neither taught nor asked."""
 
     held: list[Question]
     leaks: int
+    unused: dict[str, int]
 
 
 def _divided(plan: Recipe) -> tuple[dict[str, dict[str, list[Question]]], _Others]:
@@ -96,7 +99,8 @@ def _divided(plan: Recipe) -> tuple[dict[str, dict[str, list[Question]]], _Other
                 )
     taught = {question.id for name in asked.train for question in kept[name]["train"]}
     held = [question for name in asked.train for question in loaded[name] if question.id not in taught]
-    return kept, _Others(held, len(leaked))
+    unused = {name: len(found) - sum(map(len, kept[name].values())) for name, found in loaded.items()}
+    return kept, _Others(held, len(leaked), unused)
 
 
 def _load(plan: Recipe, name: str) -> list[Question]:
@@ -111,6 +115,7 @@ def _load(plan: Recipe, name: str) -> list[Question]:
         splits=asked.splits,
         validation=None if asked.splits == "paper" else asked.validation,
         test=asked.test if own else None,
+        others=tuple(plan.sets),
     )
 
 

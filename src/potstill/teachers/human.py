@@ -31,7 +31,8 @@ def sample(
             f"{len(silent)} of {len(questions)} questions have no rationale for the human teacher",
             where="teacher",
             found=f"the first is {silent[0]}",
-            do="use a set whose questions come with solutions, name the field of the rationale, or ask another teacher",
+            do="give each training question a rationale (sets.NAME.fields names its field), take out those that have "
+            "none, or ask another teacher",
         )
     return _batches(questions, source, batch, done)
 
