@@ -2,7 +2,7 @@
 
 >>> row = {"name": "facts", "n": 600, "right": 597, "low": 0.9855, "high": 0.9983, "at_least": 0.99, "at_most": 1}
 >>> print(gate_line({**row, "passed": True}))
-| facts | 600 | 99.5 % | 98.5 to 99.8 % | at least 99 % | yes |
+| facts | 600 | 99.5 % | 98.6 to 99.8 % | at least 99 % | yes |
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     >>> from potstill.tokenizers import train_unigram
     >>> tokenizer = train_unigram(["2 + 2 = 4 and 4 + 4 = 8"] * 9, 40)
     >>> student = initialise(Shape("t5", 8, 1, 2, 16, 4, tokenizer.size), tokenizer, seed=1)
-    >>> neighbours(student); numbers(student, seed=1)
-    3
+    >>> neighbours(student); numbers(student, seed=1)  # 2, 4 and 8, each with and without a space before it
+    6
 
 Both change a student in place. A model of a million parameters otherwise spends most of its training on finding the
 token before this one, and on learning that 17 lies between 16 and 18.
