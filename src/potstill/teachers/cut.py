@@ -43,9 +43,9 @@ def cut(chain: Chain) -> Chain:
         kept = chain.tokens[at][: end - start]
         tokens, spans = (*tokens, kept), (*spans, (start, end))
         if chain.candidates:
-            candidates = (*candidates, _merged([(_before_newline(what, kept), value) for what, value in step]))
+            candidates = (*candidates, merged([(_before_newline(what, kept), value) for what, value in step]))
     elif start == end and step:
-        candidates = (*candidates, _merged([(_ended(what), value) for what, value in step]))
+        candidates = (*candidates, merged([(_ended(what), value) for what, value in step]))
     return replace(chain, content=chain.content[:end], tokens=tokens, spans=spans, candidates=candidates, stop="cut")
 
 
@@ -61,7 +61,7 @@ def _ended(what: bytes | End) -> bytes | End:
     return END if what is not END and what.startswith(b"\n") else what
 
 
-def _merged(step: Sequence[Candidate]) -> tuple[Candidate, ...]:
+def merged(step: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """Each outcome once, in the order of first appearance; the probabilities of equal ones are added."""
     values: dict[bytes | End, list[float]] = {}
     for what, value in step:

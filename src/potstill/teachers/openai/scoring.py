@@ -1,0 +1,113 @@
+"""Scoring: a text that exists, with the distributions of a server that reads it instead of writing it.
+
+    >>> request(Server(), "2 + 2 =", " 4", k=3, way="echo")["echo"]
+    True
+
+Two ways, found out by asking: `prompt_logprobs` (vLLM) and `echo` (legacy completions). In both the server is given
+prompt and text as one, and writes one token more, whose outcomes say how likely the end was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+from potstill.errors import UserError
+from potstill.records import END, Chain
+from potstill.teachers.openai import reading
+from potstill.teachers.openai.body import Choice, Scored
+from potstill.teachers.openai.reading import Reader, Step
+
+Way = Literal["prompt_logprobs", "echo"]
+WAYS: Final[tuple[Way, ...]] = ("prompt_logprobs", "echo")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What every request of a run says: the model, and what else its server understands."""
+
+    model: str = ""
+    ids: bool = False  # whether it names tokens by their ids, if asked
+
+
+def request(server: Server, prompt: str, text: str, *, k: int, way: Way) -> dict[str, Any]:
+    """The body of a request to `completions` that scores `text` behind `prompt`, with k outcomes a token.
+
+    At temperature 1, where tempered log-probabilities are the raw ones.
+    """
+    body: dict[str, Any] = {"model": server.model, "prompt": prompt + text, "max_tokens": 1, "temperature": 1.0}
+    body |= {"logprobs": k, "seed": 0, "top_p": 1.0}
+    if server.ids:
+        body |= {"return_token_ids": True, "return_tokens_as_token_ids": True}
+    return body | ({"echo": True} if way == "echo" else {"prompt_logprobs": k})
+
+
+def scored(choice: Choice, prompt: str, text: str, reader: Reader) -> Chain:
+    """The chain of `text` with what the server said of it; without a key. Its text is `text`, whatever was said.
+
+    A token on both sides of the border is left out, and so is one whose bytes are unknown. Raises UserError if the
+    server did not score the text at all.
+    """
+    before, own = len(prompt.encode()), text.encode()
+    found, whole = _steps(choice, prompt + text, reader)
+    defects: set[str] = set()
+    if len(found) < 2:
+        raise UserError("this server does not score a text that it is given", do="score it with a model in process")
+    chain = reading.composed(whole, found, None, defects)
+    tokens, spans, candidates = [], [], []
+    last = None
+    for token, (start, end), step in zip(chain.tokens, chain.spans, chain.candidates, strict=True):
+        if start >= before and end <= before + len(own) and step:
+            tokens.append(token)
+            spans.append((start - before, end - before))
+            candidates.append(step)
+        elif start < before < end:
+            defects.add("a token across the border")
+    after = found[-1]  # what would have been written behind the text
+    if any(piece is END for piece, _, _ in (*after.tops, (after.piece, 0, 0.0))):
+        last = tuple((p, round(min(v, 0.0), 6) + 0.0) for p, _, v in after.tops if p and v is not None)
+    if not tokens:
+        raise UserError("the server's tokens do not fit the text", found=whole[:80], do="name teacher.tokenizer")
+    defects.discard("log-probability hidden")  # the first token of the prompt never has one
+    return replace(
+        chain,
+        content=own,
+        tokens=tuple(tokens),
+        spans=tuple(spans),
+        candidates=(*candidates, last) if last else tuple(candidates),
+        source=reader.source,
+        semantics="raw",
+        defects=tuple(sorted(defects)),
+    )
+
+
+def _steps(choice: Choice, given: str, reader: Reader) -> tuple[list[Step], str]:
+    """An entry for every token of what was given, and that of the one written; and the text that they speak of."""
+    if choice.prompt_logprobs is None or (choice.text or "").startswith(given):
+        return reading.steps(choice, reader), choice.text or ""
+    found = []
+    for position, shown in enumerate(choice.prompt_logprobs):
+        ids = choice.prompt_token_ids
+        # The names are texts: what is made of a decoded string may begin with bytes of the token before.
+        own = str(ids[position]) if ids and position < len(ids) else next(iter(shown or {}), "")
+        tops = [(_piece(name, one, position, reader), name, one.logprob) for name, one in (shown or {}).items()]
+        piece = next((piece for piece, name, _ in tops if name == own), None)
+        if piece is None and reader.pieces is not None and own:
+            piece = reader.pieces(int(own), position)
+        value = next((value for _, name, value in tops if name == own), None)
+        found.append(Step(piece, own, value, tops))
+    if found and found[0].piece is None:  # nothing is said of the first token but what follows it
+        second = next((step.piece for step in found[1:] if isinstance(step.piece, bytes)), b"")
+        at = given.encode().find(second)
+        found[0] = found[0]._replace(piece=given.encode()[:at] or None)
+    written = reading.steps(choice, reader)
+    return found + written, given + (choice.text or "" if written else "")
+
+
+def _piece(name: str, one: Scored, position: int, reader: Reader) -> reading.Piece:
+    if reader.pieces is not None:
+        return reader.pieces(int(name), position)
+    if one.decoded_token in reader.ends:
+        return END
+    text = one.decoded_token or ""
+    return text.encode("utf-8", "replace") if text and "�" not in text else None
