@@ -1,6 +1,6 @@
 """Scoring: a text that exists, with the distributions of a server that reads it instead of writing it.
 
-    >>> request(Server(), "2 + 2 =", " 4", k=3, way="echo")["echo"]
+    >>> request("m", Manner(), "2 + 2 =", " 4", k=3, way="echo")["echo"]
     True
 
 Two ways, found out by asking: `prompt_logprobs` (vLLM) and `echo` (legacy completions). In both the server is given
@@ -9,35 +9,35 @@ prompt and text as one, and writes one token more, whose outcomes say how likely
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import asyncio
+import random
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 from potstill.errors import UserError
 from potstill.records import END, Chain
 from potstill.teachers.openai import reading
+from potstill.teachers.openai.asking import Manner, Settings
 from potstill.teachers.openai.body import Choice, Scored
+from potstill.teachers.openai.client import Client, advice
+from potstill.teachers.openai.pacing import pause
 from potstill.teachers.openai.reading import Reader, Step
 
 Way = Literal["prompt_logprobs", "echo"]
 WAYS: Final[tuple[Way, ...]] = ("prompt_logprobs", "echo")
+CANNOT: Final = "this server does not score a text that it is given"
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
-    """What every request of a run says: the model, and what else its server understands."""
-
-    model: str = ""
-    ids: bool = False  # whether it names tokens by their ids, if asked
-
-
-def request(server: Server, prompt: str, text: str, *, k: int, way: Way) -> dict[str, Any]:
+def request(model: str, manner: Manner, prompt: str, text: str, *, k: int, way: Way) -> dict[str, Any]:
     """The body of a request to `completions` that scores `text` behind `prompt`, with k outcomes a token.
 
     At temperature 1, where tempered log-probabilities are the raw ones.
     """
-    body: dict[str, Any] = {"model": server.model, "prompt": prompt + text, "max_tokens": 1, "temperature": 1.0}
+    body: dict[str, Any] = {"model": model, "prompt": prompt + text, "max_tokens": 1, "temperature": 1.0}
     body |= {"logprobs": k, "seed": 0, "top_p": 1.0}
-    if server.ids:
+    if manner.ids:
         body |= {"return_token_ids": True, "return_tokens_as_token_ids": True}
     return body | ({"echo": True} if way == "echo" else {"prompt_logprobs": k})
 
@@ -52,7 +52,7 @@ def scored(choice: Choice, prompt: str, text: str, reader: Reader) -> Chain:
     found, whole = _steps(choice, prompt + text, reader)
     defects: set[str] = set()
     if len(found) < 2:
-        raise UserError("this server does not score a text that it is given", do="score it with a model in process")
+        raise UserError(CANNOT, do="score it with a model in process")
     chain = reading.composed(whole, found, None, defects)
     tokens, spans, candidates = [], [], []
     last = None
@@ -79,6 +79,75 @@ def scored(choice: Choice, prompt: str, text: str, reader: Reader) -> Chain:
         semantics="raw",
         defects=tuple(sorted(defects)),
     )
+
+
+def each(
+    runner: asyncio.Runner,
+    client: Client,
+    settings: Settings,
+    manner: Manner,
+    reader: Reader,
+    rows: Iterable[tuple[str, Chain]],
+    way: Way | None,
+) -> Iterator[Chain]:
+    """The chains of (prompt, chain), scored, in their order, `settings.concurrency` under way at once.
+
+    A chain keeps its key and how it stopped.
+    """
+    waiting: deque[asyncio.Task[Chain]] = deque()
+    source = iter(rows)
+    try:
+        for prompt, chain in source:
+            if way is None:
+                way = runner.run(_way(client, settings, manner, reader, prompt, chain))
+            task = _one(client, settings, manner, reader, prompt, chain, way)
+            waiting.append(runner.get_loop().create_task(task))
+            if len(waiting) >= settings.concurrency:
+                yield runner.run(_awaited(waiting.popleft()))
+        while waiting:
+            yield runner.run(_awaited(waiting.popleft()))
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+async def _awaited(task: asyncio.Task[Chain]) -> Chain:
+    return await task
+
+
+async def _way(client: Client, settings: Settings, manner: Manner, reader: Reader, prompt: str, chain: Chain) -> Way:
+    """How the server scores, found with one chain. Raises UserError if it does not."""
+    for way in WAYS:
+        try:
+            await _one(client, settings, manner, reader, prompt, chain, way)
+        except UserError as fault:
+            if fault.what != CANNOT:
+                raise
+        else:
+            return way
+    raise UserError(CANNOT, where=settings.urls[0], do="score it with a model in process")
+
+
+async def _one(
+    client: Client, settings: Settings, manner: Manner, reader: Reader, prompt: str, chain: Chain, way: Way
+) -> Chain:
+    body = request(settings.model, manner, prompt, chain.text, k=settings.candidates, way=way)
+    draw = random.Random(settings.seed)
+    said = ""
+    for tries in range(settings.tries):
+        answer = await client.ask(settings.urls[tries % len(settings.urls)], body, "/completions")
+        if answer.body is not None and answer.body.choices:
+            made = scored(answer.body.choices[0], prompt, chain.text, reader)
+            steps = made.candidates[: len(made.tokens)] if chain.stop == "length" else made.candidates
+            key = {"question": chain.question, "source": chain.source, "index": chain.index}
+            return replace(made, candidates=steps, stop=chain.stop, **key)
+        said = answer.said
+        if answer.outcome == "refused":
+            raise UserError(CANNOT, where=settings.urls[0], found=said, do="score it with a model in process")
+        if answer.outcome == "stop":
+            break
+        await asyncio.sleep(answer.wait or pause(tries, settings.first_pause, draw))
+    raise UserError("the teacher does not answer", where=settings.urls[0], found=said, do=advice(said))
 
 
 def _steps(choice: Choice, given: str, reader: Reader) -> tuple[list[Step], str]:
