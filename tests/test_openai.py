@@ -378,13 +378,13 @@ def test_killed_again_and_again_nothing_is_lost_and_nothing_doubled(world: Path,
         "tiny.make(Path({world!r}), Path({run!r}), *{changes!r}, until='sample')"
     )
     server = subprocess.Popen(
-        [sys.executable, "stub.py", "--faults", "0.05", "--stuck", "3", "--latency", "0.05"],
+        [sys.executable, "stub.py", "--faults", "0.05", "--stuck", "5", "--latency", "0.05"],
         cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         assert server.stdout is not None
         url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
-        more = ("teacher.max_tokens=64", "teacher.server.timeout=0.5", f"teacher.samples={samples}")
+        more = ("teacher.max_tokens=64", "teacher.server.timeout=1", f"teacher.samples={samples}")
         run, kills = tmp_path / "run", 0
         made = None
         while made is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -236,7 +237,8 @@ class Sampler:
 
     def _again(self, ask: Ask, indices: tuple[int, ...], said: str, now: float, wait: float | None = None) -> None:
         self.watch.retries += 1
-        self.watch.faults[said] = self.watch.faults.get(said, 0) + 1
+        kind = re.sub(r"\d{4,}", "N", said)[:120]
+        self.watch.faults[kind] = self.watch.faults.get(kind, 0) + 1
         if self.breaker.bad(now):
             self._stop(
                 UserError(
@@ -250,8 +252,10 @@ class Sampler:
             self.watch.refused[ask.question.id] = f"{ask.tries + 1} tries; the last: {said}"
             self._check_refused()
         else:
-            # A server that names its pause has closed its gate; a replica may take the request at once.
-            seconds = 0.0 if wait is not None else pause(ask.tries, self.settings.first_pause, self.draw)
+            # A server that names its pause has closed its gate; a replica may take the request at once. While others
+            # are answered, one that was unlucky often need not wait longer and longer.
+            times = min(ask.tries, self.breaker.row - 1)
+            seconds = 0.0 if wait is not None else pause(times, self.settings.first_pause, self.draw)
             again = replace(ask, indices=indices, tries=ask.tries + 1)
             heapq.heappush(self.later, (now + seconds, self.number + self.watch.retries, again))
 
