@@ -166,7 +166,7 @@ class Stub:
 def entry(token: str, k: int, temperature: float) -> str:
     """A token's entry as JSON: its true bytes and k outcomes, the same for every place."""
     value = -0.2 / temperature
-    others = [(f" other{i}", (-2.0 - i) / temperature) for i in range(k - 1)]
+    others = [(f" other{i}", (-3.0 - i) / temperature) for i in range(k - 1)]
     tops = ",".join(_outcome(name, p) for name, p in [(token, value), *others])
     return _outcome(token, value)[:-1] + f',"top_logprobs":[{tops}]}}'
 

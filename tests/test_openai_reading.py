@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from potstill.encoding import from_json, to_json
 from potstill.errors import UserError
 from potstill.records import END, Chain
-from potstill.teachers.openai import body
+from potstill.teachers.openai import body, reading
 from potstill.teachers.openai.body import Alternative, Choice, Entry, Listing, Message
 from potstill.teachers.openai.placing import place
 from potstill.teachers.openai.reading import Reader, read
@@ -116,10 +116,33 @@ def test_ids_are_exact_where_the_tokenizer_is_known(recorded) -> None:
 
 
 def test_a_placeholder_is_no_number() -> None:
-    top = [Alternative("a", -0.5, [97]), Alternative("b", -1.0, [98])]
-    entry = Entry("z", -9999.0, [122], top_logprobs=top)
+    top = [Alternative("a", -0.5), Alternative("b", -1.0)]
+    entry = Entry("z", -9999.0, top_logprobs=top)
     chain = read(Choice(text="z", logprobs=Listing(content=[entry]), finish_reason="length"), "q", 0, READER)
     assert chain.candidates == (((b"a", -0.5), (b"b", -1.0)),) and chain.defects == ("log-probability hidden",)
+
+
+def test_the_quick_way_gives_the_same(recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bodies whose strings tell every byte are read in fewer steps: with the same result as in all of them."""
+    for cases in recorded.values():
+        for case in cases.values():
+            for choice in choices(case) if "choices" in case["response"] else ():
+                for stops in (False, True):
+                    reader = Reader("teacher", "raw", stops=stops)
+                    with monkeypatch.context() as patched:
+                        chain = read(choice, "q", 0, reader)
+                        patched.setattr(reading, "_plain", lambda *_: None)
+                        assert read(choice, "q", 0, reader) == chain
+    tokens = ["4", ".", "<end>"]
+    tops = [{"4": -0.25, "<end>": -3.0}, {"!": -0.5}, {"<end>": -0.125, ".": -4.0}]
+    listing = Listing(tokens=tokens, token_logprobs=[-0.25, -2.5, -0.125], top_logprobs=tops)
+    for reason in ("stop", "length"):
+        choice = Choice(text="4." if reason == "stop" else "4.<end>", logprobs=listing, finish_reason=reason)
+        chain = read(choice, "q", 0, READER)
+        assert reading._plain(choice, choice.text or "", "end" if reason == "stop" else "length") is not None
+        with monkeypatch.context() as patched:
+            patched.setattr(reading, "_plain", lambda *_: None)
+            assert read(choice, "q", 0, READER) == chain
 
 
 def test_what_native_probabilities_mean(recorded) -> None:
@@ -173,7 +196,7 @@ def test_tokens_of_reasoning_keep_their_candidates() -> None:
 def test_long_chains() -> None:
     """8 k tokens, with a thought of 7 k: read whole, in step."""
     tokens = ["<think>", *[f" {i}" for i in range(7000)], "</think>", *[f" {i}" for i in range(1000)]]
-    listing = Listing(content=[Entry(t, -0.1, list(t.encode()), top_logprobs=[]) for t in tokens])
+    listing = Listing(content=[Entry(t, -0.1, top_logprobs=[]) for t in tokens])
     chain = read(Choice(text="".join(tokens), logprobs=listing, finish_reason="length"), "q", 0, READER)
     assert len(chain.tokens) == 7998 and len(chain.candidates) == 7998  # the two that begin with a stripped space: gone
     assert all(chain.content[start:end] == token for token, (start, end) in zip(chain.tokens, chain.spans, strict=True))

@@ -18,11 +18,12 @@ from potstill.records import Semantics
 
 
 class Alternative(msgspec.Struct):
-    """One outcome of a step. `bytes` may be true, made of `token`, or missing: who reads it finds out."""
+    """One outcome of a step. `bytes` may be true, made of `token`, or missing: who reads it finds out; as the string
+    mostly tells them, the list is left as it came until somebody asks for it (`raw`)."""
 
     token: str = ""
     logprob: float | None = None
-    bytes: list[int] | None = None
+    bytes: msgspec.Raw = msgspec.Raw(b"null")
     id: int | None = None
     prob: float | None = None  # llama.cpp's own endpoint, if asked for probabilities after sampling
 
@@ -95,8 +96,19 @@ class Fault(msgspec.Struct):
     message: Any = None
 
 
+def raw(one: Alternative) -> bytes | None:
+    """The bytes that a server gave an outcome; None where it gave none. Raises one of `Malformed`."""
+    numbers = _numbers.decode(one.bytes)
+    if numbers is None:
+        return None
+    if any(not 0 <= number < 256 for number in numbers):
+        raise msgspec.ValidationError("a byte is a number from 0 to 255")
+    return bytes(numbers)
+
+
 Malformed = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _body = msgspec.json.Decoder(Body)
+_numbers = msgspec.json.Decoder(list[int] | None)
 _native = msgspec.json.Decoder(Native)
 _fault = msgspec.json.Decoder(Fault)
 encode = msgspec.json.Encoder().encode

@@ -50,6 +50,7 @@ class Client:
         self._path = "/chat/completions" if settings.api == "chat" else "/completions"
         self._client = httpx2.AsyncClient(
             headers=headers,
+            verify=any(url.startswith("https:") for url in settings.urls),  # certificates take a while to load
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=most),
             timeout=httpx2.Timeout(settings.timeout, connect=min(10.0, settings.timeout), pool=None),
         )

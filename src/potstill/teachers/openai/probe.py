@@ -16,7 +16,7 @@ from potstill.errors import UserError
 from potstill.records import Chain, Prompt, Semantics
 from potstill.teachers.openai import reading
 from potstill.teachers.openai.asking import NEEDED, Manner, Settings, payload
-from potstill.teachers.openai.body import Body, Choice
+from potstill.teachers.openai.body import Body, Choice, raw
 from potstill.teachers.openai.client import Answer, Client, advice
 from potstill.teachers.openai.pacing import pause
 from potstill.teachers.openai.reading import Reader
@@ -142,10 +142,10 @@ def _bytes(choice: Choice, chain: Chain, reader: Reader) -> str:
         return "ids"
     listing = choice.logprobs
     entries = listing.content if listing else None
-    if not entries or all(entry.bytes is None for entry in entries):
+    if not entries or all(raw(entry) is None for entry in entries):
         return "strings"
     made = all(
-        entry.bytes == list(entry.token.encode("utf-8", "replace"))
+        raw(entry) == entry.token.encode("utf-8", "replace")
         for entry in entries
         for entry in (entry, *(entry.top_logprobs or ()))
     )
