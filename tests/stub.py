@@ -132,7 +132,20 @@ class Stub:
             return 400, b'{"error": {"message": "this model\'s maximum context length is 12 tokens"}}'
         return None
 
+    def scored_body(self, body: dict) -> bytes:
+        """The prompt's own words with log-probabilities, and one token more."""
+        names = re.findall(r"\S+|\s+", body["prompt"])
+        entries = [entry(name, body["logprobs"], 1.0) for name in [*names, "<end>"]]
+        first = f'{{"token":{json.dumps(names[0])},"logprob":null,"top_logprobs":null}}'
+        listing = ",".join([first, *entries[1:]])
+        text = json.dumps(body["prompt"] + "!")
+        return (
+            f'{{"choices":[{{"text":{text},"logprobs":{{"content":[{listing}]}},"finish_reason":"length"}}]}}'.encode()
+        )
+
     def written_body(self, head: bytes, body: dict, fault: str) -> bytes:
+        if body.get("echo"):
+            return self.scored_body(body)
         chat = b"/chat/completions" in head.split(b"\r\n", 1)[0]
         prompt = body["messages"][-1]["content"] if chat else body["prompt"]
         n = 1 if "n" in self.silent else body.get("n", 1)

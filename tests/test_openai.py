@@ -17,7 +17,7 @@ from potstill import files, teachers
 from potstill.errors import UserError
 from potstill.files import manifest, tables
 from potstill.recipe import Recipe, parse
-from potstill.records import Chain, Prompt, Question, Turn
+from potstill.records import END, Chain, Prompt, Question, Turn
 from potstill.teachers import Watch, openai
 from potstill.teachers.openai.asking import Manner, Settings
 from potstill.teachers.openai.budget import Budget, cost
@@ -212,6 +212,21 @@ def test_teachers_without_log_probabilities_are_first_class() -> None:
     assert "logprobs" not in server.seen[-1]
 
 
+def test_chains_that_exist_are_scored_in_their_order() -> None:
+    asked = questions(30)
+    texts = [Chain.from_text(q.id, 0, f"{q.text} The answer is {q.gold}", source="old") for q in asked]
+    with stub.running() as server:
+        recipe = plan(server.url, "concurrency: 4")
+        batches = list(openai.rescored(recipe, "m", asked, [texts[:20], texts[20:]]))
+    assert [len(batch) for batch in batches] == [20, 10]
+    made = [chain for batch in batches for chain in batch]
+    assert [(chain.key, chain.content, chain.stop) for chain in made] == [(c.key, c.content, c.stop) for c in texts]
+    for chain in made:
+        assert b"".join(chain.tokens) == chain.content and chain.semantics == "raw" and not chain.defects
+        assert len(chain.candidates) == len(chain.tokens) + 1 and all(len(step) == 3 for step in chain.candidates)
+        assert chain.candidates[-1][0] == (END, -0.2)
+
+
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
@@ -372,19 +387,19 @@ KILLS = int(os.environ.get("POTSTILL_KILLS", "2"))
 @pytest.mark.slow
 def test_killed_again_and_again_nothing_is_lost_and_nothing_doubled(world: Path, tmp_path: Path) -> None:
     """`kill -9` every few seconds, with every fault at five per cent."""
-    samples = max(8, CHAINS // 8)  # the tiny world has about 8 training questions
+    samples = CHAINS // 4  # the tiny world has four training questions
     program = (
         "import tiny; from pathlib import Path; from potstill.teachers.openai import asking; "
         "tiny.make(Path({world!r}), Path({run!r}), *{changes!r}, until='sample')"
     )
     server = subprocess.Popen(
-        [sys.executable, "stub.py", "--faults", "0.05", "--stuck", "5", "--latency", "0.05"],
+        [sys.executable, "stub.py", "--faults", "0.05", "--stuck", "8", "--latency", "0.05"],
         cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         assert server.stdout is not None
         url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
-        more = ("teacher.max_tokens=64", "teacher.server.timeout=1", f"teacher.samples={samples}")
+        more = ("teacher.max_tokens=64", "teacher.server.timeout=2", f"teacher.samples={samples}")
         run, kills = tmp_path / "run", 0
         made = None
         while made is None:

@@ -14,8 +14,8 @@ import pytest
 
 import servers
 from potstill import prompts, students, teachers
-from potstill.records import END, Chain, Question
 from potstill.recipe import Recipe, parse
+from potstill.records import END, Chain, Question
 from potstill.students import Student
 from potstill.teachers import Watch, openai
 from potstill.teachers.openai.reading import Reader

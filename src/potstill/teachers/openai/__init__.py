@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -38,10 +39,12 @@ FORECAST: Final = 60.0  # seconds after which the time that is left can be told
 FACTS: Final = ("n", "whole", "bytes", "semantics", "left_out")  # of a manner, on which chains of one run must agree
 
 
-def settings(plan: Recipe, source: str) -> Settings:
-    """What a recipe says of its server. Raises UserError for a url that is none, or that holds a password."""
+def settings(plan: Recipe, source: str, model: str | None = None) -> Settings:
+    """What a recipe says of its server, of which `model` is asked instead of the teacher's if it is given. Raises
+    UserError for a url that is none, or that holds a password."""
     teacher, server, budget = plan.teacher, plan.teacher.server, plan.teacher.budget
-    assert teacher.model is not None
+    model = model or teacher.model
+    assert model is not None
     for url in server.urls:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
@@ -52,7 +55,7 @@ def settings(plan: Recipe, source: str) -> Settings:
                 do="write http://HOST:PORT/v1; a key comes from the environment (teacher.server.key)",
             )
     return Settings(
-        model=teacher.model,
+        model=model,
         urls=tuple(url.rstrip("/") for url in server.urls),
         api=server.api,
         key=server.key,
@@ -84,16 +87,7 @@ def probed(plan: Recipe, questions: Sequence[Question], before: Mapping[str, Any
     before  what an earlier process of the same run found: it is kept, and a server that is another now is refused
     """
     asked = settings(plan, "probe")
-    reader = Reader("probe", "unknown", _pieces(plan), stops=bool(asked.stop), learn=asked.learn)
-
-    async def ask() -> Manner:
-        client = Client(asked)
-        try:
-            return await probes.probe(client, asked, local.asked(plan)(questions[0]), reader)
-        finally:
-            await client.close()
-
-    found = asyncio.run(ask())
+    found = _found(plan, asked, questions[0])
     row = dataclasses.asdict(found)
     row = {name: list(value) if isinstance(value, tuple) else value for name, value in row.items()}
     if before is not None:
@@ -108,6 +102,19 @@ def probed(plan: Recipe, questions: Sequence[Question], before: Mapping[str, Any
         return dict(before)
     progress.say(f"teacher   {probes.told(asked, found)}", "dim")
     return row
+
+
+def _found(plan: Recipe, asked: Settings, question: Question) -> Manner:
+    reader = Reader("probe", "unknown", _pieces(plan), stops=bool(asked.stop), learn=asked.learn)
+
+    async def ask() -> Manner:
+        client = Client(asked)
+        try:
+            return await probes.probe(client, asked, local.asked(plan)(question), reader)
+        finally:
+            await client.close()
+
+    return asyncio.run(ask())
 
 
 def planned(
@@ -197,6 +204,32 @@ def scored(
             runner.run(client.close())
 
 
+def rescored(
+    plan: Recipe, model: str, questions: Sequence[Question], batches: Iterable[list[Chain]]
+) -> Iterator[list[Chain]]:
+    """Batches of chains that exist, each with the distributions of a model behind the recipe's server: the text is
+    scored behind the question as the recipe's teacher would be asked it."""
+    asked, prompt_of = settings(plan, "scored", model), local.asked(plan)
+    by_id = {question.id: question for question in questions}
+    manner, sizes = _found(plan, asked, questions[0]), deque[int]()
+    reader = Reader("scored", "raw", _pieces(plan), frozenset(manner.ends))
+
+    def rows() -> Iterator[tuple[str, Chain]]:
+        for batch in batches:
+            sizes.append(len(batch))
+            for chain in batch:
+                prompt = prompt_of(by_id[chain.question])
+                yield prompt.plain + prompt.lead, chain
+
+    made: list[Chain] = []
+    for chain in scored(asked, manner, reader, rows()):
+        made.append(chain)
+        if len(made) == sizes[0]:
+            sizes.popleft()
+            yield made
+            made = []
+
+
 def _manner(row: Mapping[str, Any]) -> Manner:
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
     return Manner(**values)
@@ -212,4 +245,4 @@ def _pieces(plan: Recipe) -> Callable[[int, int], Piece] | None:
     return opened.candidate
 
 
-__all__ = ["drawn", "expected", "planned", "probed", "scored", "settings"]
+__all__ = ["drawn", "expected", "planned", "probed", "rescored", "scored", "settings"]
