@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import stub
 import tiny
 from potstill import files, teachers
+from potstill.answers import grade
 from potstill.errors import UserError
 from potstill.files import manifest, tables
 from potstill.recipe import Recipe, parse
@@ -113,8 +115,6 @@ def test_enough_right_chains_end_a_question() -> None:
         chains = sampled(recipe, asked, watch, right={"s/3": 2})
     of = {question.id: [chain for chain in chains if chain.question == question.id] for question in asked}
     assert of["s/3"] == []
-    from potstill.answers import grade
-
     for question in asked:
         if question.id != "s/3":
             right = [grade(chain.text, question.gold, "number").grade == "right" for chain in of[question.id]]
@@ -178,12 +178,10 @@ def test_a_server_that_passes_over_n_gets_one_request_a_text() -> None:
         ({"poison": "What"}, (), "refuses the request.*context length"),
     ],
 )
-def test_less_than_asked_is_the_users_decision(server, lines, message) -> None:
+def test_less_than_asked_is_the_users_decision(server, lines, message, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai.probes, "REACHED", 2)
     with stub.running(**server) as running, pytest.raises(UserError) as raised:
-        openai.probes.REACHED = 2
         probed(running.url, *lines)
-    import re
-
     assert re.search(message, str(raised.value), re.S), str(raised.value)
 
 

@@ -78,7 +78,8 @@ def chain(folder: Path, key: str) -> None:
     line = f"\n{verdict.grade}" + (f" ({verdict.found})" if verdict.found else "")
     fate = "kept" if verdict.kept else f"dropped: {verdict.dropped}" if verdict.dropped else "not kept"
     console.print(_text(line, GRADES[verdict.grade]), Text(fate))
-    console.print(_text(f"source {found.source}, stop {found.stop}, log-probabilities {found.semantics}\n"))
+    marks = f", defects: {', '.join(found.defects)}" if found.defects else ""
+    console.print(_text(f"source {found.source}, stop {found.stop}, log-probabilities {found.semantics}{marks}\n"))
     if not found.candidates:
         return
     table = Table("token", "probability", "other candidates", box=None, pad_edge=False)

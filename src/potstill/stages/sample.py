@@ -39,8 +39,11 @@ def inputs(plan: Recipe) -> dict[str, str]:
 
 
 def free(plan: Recipe) -> set[str]:
-    """Keys that may change while a run goes on."""
-    return {f"teacher.server.{name}" for name in FREE} | set(recipe.flat(plan, "teacher.budget"))
+    """Keys that may change while a run goes on; of a teacher that is no server, all that speak of servers."""
+    budget = set(recipe.flat(plan, "teacher.budget"))
+    if plan.teacher.kind != "openai":
+        return budget | set(recipe.flat(plan, "teacher.server", "teacher.enough"))
+    return budget | {f"teacher.server.{name}" for name in FREE}
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:

@@ -16,7 +16,7 @@ from potstill.errors import UserError
 from potstill.records import Chain, Prompt, Semantics
 from potstill.teachers.openai import reading
 from potstill.teachers.openai.asking import NEEDED, Manner, Settings, payload
-from potstill.teachers.openai.body import Body, Choice, raw
+from potstill.teachers.openai.body import Body, Choice, Malformed, raw
 from potstill.teachers.openai.client import Answer, Client, advice
 from potstill.teachers.openai.pacing import pause
 from potstill.teachers.openai.reading import Reader
@@ -30,6 +30,14 @@ async def probe(client: Client, settings: Settings, prompt: Prompt, reader: Read
 
     Raises UserError where it gives less than the recipe asks: that must be the user's decision.
     """
+    try:
+        return await _found(client, settings, prompt, reader)
+    except Malformed as fault:
+        raise UserError("the server's answer cannot be read", where=settings.urls[0], found=fault,
+                        do="set teacher.candidates to 0, or use another server") from None  # fmt: skip
+
+
+async def _found(client: Client, settings: Settings, prompt: Prompt, reader: Reader) -> Manner:
     manner = Manner(ids=reader.pieces is not None)
     manner, body = await _asked(client, settings, manner, prompt, n=2)
     if not body.choices:

@@ -23,7 +23,7 @@ from potstill.teachers import Key
 from potstill.teachers.cut import cut
 from potstill.teachers.openai import reading
 from potstill.teachers.openai.asking import Manner, Settings, payload, seed_of
-from potstill.teachers.openai.body import Choice
+from potstill.teachers.openai.body import Choice, Malformed
 from potstill.teachers.openai.budget import Aside, Budget
 from potstill.teachers.openai.client import Answer, Client, advice
 from potstill.teachers.openai.pacing import Breaker, Gate, pause
@@ -221,7 +221,10 @@ class Sampler:
         """A choice as a chain, cut behind its answer; or what is wrong with it."""
         if choice.text is None and choice.message is None:
             return None, "a choice without a text"
-        chain = reading.read(choice, ask.question.id, index, self.reader)
+        try:
+            chain = reading.read(choice, ask.question.id, index, self.reader)
+        except Malformed as fault:  # bytes are looked at only where they are needed
+            return None, f"no answer that can be read: {fault}"
         if self.settings.candidates and not chain.candidates and chain.content:
             return None, "no log-probabilities this time"
         if self.settings.candidates and self.manner.whole and not ask.mended and "entries missing" in chain.defects:
