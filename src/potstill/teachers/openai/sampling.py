@@ -130,7 +130,7 @@ class Sampler:
 
     def _wake_at(self, now: float) -> None:
         moments = [gate.closed for gate in self.gates if gate.closed > now]
-        if self.later:
+        if self.later and self.later[0][0] > now:  # what is due already waits for a gate, or for a request to end
             moments.append(self.later[0][0])
         if self.timer is not None:
             self.timer.cancel()
@@ -139,7 +139,7 @@ class Sampler:
             self.timer = asyncio.get_running_loop().call_later(max(0.001, min(moments) - now), self.fill)
 
     def _asks(self, questions: Sequence[Question]) -> Iterator[Ask]:
-        """The requests of all questions; of one that may stop early only the first, `_more` gives the others."""
+        """The requests of all questions; of one that may stop early only the first, `_take` gives the others."""
         for question in questions:
             prompt = self.prompt_of(question)
             for ask in self._of(question, prompt, 0):
