@@ -138,7 +138,7 @@ class Stub:
         entries = [entry(name, body["logprobs"], 1.0) for name in [*names, "<end>"]]
         first = f'{{"token":{json.dumps(names[0])},"logprob":null,"top_logprobs":null}}'
         listing = ",".join([first, *entries[1:]])
-        text = json.dumps(body["prompt"] + "!")
+        text = json.dumps(body["prompt"])
         return (
             f'{{"choices":[{{"text":{text},"logprobs":{{"content":[{listing}]}},"finish_reason":"length"}}]}}'.encode()
         )

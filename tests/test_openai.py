@@ -213,7 +213,7 @@ def test_teachers_without_log_probabilities_are_first_class() -> None:
 def test_chains_that_exist_are_scored_in_their_order() -> None:
     asked = questions(30)
     texts = [Chain.from_text(q.id, 0, f"{q.text} The answer is {q.gold}", source="old") for q in asked]
-    with stub.running() as server:
+    with stub.running(length=6) as server:  # so short that the probe sees how it names the end
         recipe = plan(server.url, "concurrency: 4")
         batches = list(openai.rescored(recipe, "m", asked, [texts[:20], texts[20:]]))
     assert [len(batch) for batch in batches] == [20, 10]

@@ -260,7 +260,7 @@ class Sampler:
             times = min(ask.tries, self.breaker.row - 1)
             seconds = 0.0 if wait is not None else pause(times, self.settings.first_pause, self.draw)
             again = replace(ask, indices=indices, tries=ask.tries + 1)
-            heapq.heappush(self.later, (now + seconds, self.number + self.watch.retries, again))
+            heapq.heappush(self.later, (now + seconds, self.watch.retries, again))  # retries: no two are alike
 
     def _check_refused(self) -> None:
         """A server that refuses one question in twenty refuses what we ask, not the questions."""

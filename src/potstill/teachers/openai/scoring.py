@@ -48,12 +48,16 @@ def scored(choice: Choice, prompt: str, text: str, reader: Reader) -> Chain:
     A token on both sides of the border is left out, and so is one whose bytes are unknown. Raises UserError if the
     server did not score the text at all.
     """
-    before, own = len(prompt.encode()), text.encode()
-    found, whole = _steps(choice, prompt + text, reader)
-    defects: set[str] = set()
+    before, own, given = len(prompt.encode()), text.encode(), prompt + text
+    found = _steps(choice, given, reader)
     if len(found) < 2:
         raise UserError(CANNOT, do="score it with a model in process")
-    chain = reading.composed(whole, found, None, defects)
+    defects: set[str] = set()
+    after: Step | None = found[-1]  # what would have been written behind the text
+    chain = reading.composed(given, found[:-1], None, defects)
+    if not chain.spans or (chain.spans[-1][1] < len(chain.content) and chain.content.endswith(_bytes(found[-1]))):
+        defects, after = set(), None  # some leave the end out of their list: the last entry is the text's
+        chain = reading.composed(given, found, None, defects)
     tokens, spans, candidates = [], [], []
     last = None
     for token, (start, end), step in zip(chain.tokens, chain.spans, chain.candidates, strict=True):
@@ -63,11 +67,10 @@ def scored(choice: Choice, prompt: str, text: str, reader: Reader) -> Chain:
             candidates.append(step)
         elif start < before < end:
             defects.add("a token across the border")
-    after = found[-1]  # what would have been written behind the text
-    if any(piece is END for piece, _, _ in (*after.tops, (after.piece, 0, 0.0))):
+    if after is not None and any(piece is END for piece, _, _ in (*after.tops, (after.piece, 0, 0.0))):
         last = tuple((p, round(min(v, 0.0), 6) + 0.0) for p, _, v in after.tops if p and v is not None)
     if not tokens:
-        raise UserError("the server's tokens do not fit the text", found=whole[:80], do="name teacher.tokenizer")
+        raise UserError("the server's tokens do not fit the text", found=given[:80], do="name teacher.tokenizer")
     defects.discard("log-probability hidden")  # the first token of the prompt never has one
     return replace(
         chain,
@@ -150,10 +153,14 @@ async def _one(
     raise UserError("the teacher does not answer", where=settings.urls[0], found=said, do=advice(said))
 
 
-def _steps(choice: Choice, given: str, reader: Reader) -> tuple[list[Step], str]:
-    """An entry for every token of what was given, and that of the one written; and the text that they speak of."""
+def _bytes(step: Step) -> bytes:
+    return step.piece if isinstance(step.piece, bytes) else b"\0"
+
+
+def _steps(choice: Choice, given: str, reader: Reader) -> list[Step]:
+    """An entry for every token of what was given, and that of the one written."""
     if choice.prompt_logprobs is None or (choice.text or "").startswith(given):
-        return reading.steps(choice, reader), choice.text or ""
+        return reading.steps(choice, reader)
     found = []
     for position, shown in enumerate(choice.prompt_logprobs):
         ids = choice.prompt_token_ids
@@ -170,7 +177,7 @@ def _steps(choice: Choice, given: str, reader: Reader) -> tuple[list[Step], str]
         at = given.encode().find(second)
         found[0] = found[0]._replace(piece=given.encode()[:at] or None)
     written = reading.steps(choice, reader)
-    return found + written, given + (choice.text or "" if written else "")
+    return [*found, *(written or [Step(None, "", None, ())])]
 
 
 def _piece(name: str, one: Scored, position: int, reader: Reader) -> reading.Piece:
