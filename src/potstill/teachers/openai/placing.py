@@ -1,7 +1,7 @@
 """Placing: where tokens stand in a text, of some of which the bytes are unknown or the entry is missing.
 
 >>> defects = set()
->>> content, places = place("é 4", [None, "é".encode(), b" 4"], defects)     # the second is é, seen with the first
+>>> content, places = place("é 4", [b"", "é".encode(), b" 4"], defects)     # the second is é, seen with the first
 >>> [(content[p.start : p.end], p.prefix) for p in places if p], defects
 ([(b'\\xc3', b''), (b'\\xa9', b'\\xc3'), (b' 4', b'')], set())
 >>> content, places = place("a é 4", [b"a", b"\\xa9", b" 4"], defects)        # the entry of b" \\xc3" is not there
@@ -36,12 +36,15 @@ def running(pieces: Sequence[bytes]) -> list[Place | None]:
 def place(text: str, pieces: Sequence[bytes | End | None], defects: set[str]) -> tuple[bytes, list[Place | None]]:
     """The content, and the place of each piece in it; None where its bytes or its place cannot be told.
 
+    pieces  bytes; empty for a token that gave only bytes of an unfinished character; None for one that is not known
+
     The content is the text, but where the text has U+FFFD for a byte that a piece knows, it has that byte.
     """
     walk = _Walk(text.encode("utf-8", "replace"), len(pieces))
     for number, piece in enumerate(pieces):
         if not isinstance(piece, bytes) or not piece:
             walk.waiting.append(number)
+            walk.bare = walk.bare and piece == b""
         elif not walk.take(number, piece, defects):
             break
     walk.finish(defects)
@@ -54,6 +57,7 @@ class _Walk:
         self.content = bytearray()
         self.places: list[Place | None] = [None] * count
         self.waiting: list[int] = []
+        self.bare = True  # those that wait gave nothing but bytes of one character
 
     def take(self, number: int, piece: bytes, defects: set[str]) -> bool:
         """Place a piece; False where the text ends before it."""
@@ -84,10 +88,10 @@ class _Walk:
         first = len(piece.decode("utf-8", "replace")[:1].encode())
         if first < 2 or not self.rest.startswith(piece, self.at):
             return False
-        if len(self.waiting) + 1 == first:  # each gave one byte: the only possibility
+        if self.bare and len(self.waiting) + 1 == first:  # each gave one byte: the only possibility
             for done, other in enumerate(self.waiting):
                 self._put(other, piece[done : done + 1], 1, piece[:done])
-            self.waiting.clear()
+            self._clear()
             self._put(number, piece[first - 1 :], len(piece) - first + 1, piece[: first - 1])
         else:
             self.waiting.append(number)
@@ -97,7 +101,7 @@ class _Walk:
     def _settle(self, found: int, defects: set[str]) -> None:
         """What stands before `found` belongs to the tokens that wait, or to none."""
         gap = found - self.at
-        if self.waiting and gap == len(self.waiting):
+        if self.waiting and self.bare and gap == len(self.waiting):
             start = self.at
             for other in self.waiting:
                 prefix = _unfinished(self.rest[start : self.at])
@@ -106,16 +110,20 @@ class _Walk:
             defects.add("bytes unknown")
         elif gap:
             defects.add("entries missing")
-        self.waiting.clear()
+        self._clear()
         self._skip(found)
 
     def finish(self, defects: set[str]) -> None:
         if self.waiting or self.at < len(self.rest):
             if "tokens beyond the text" in defects:
-                self.waiting.clear()
+                self._clear()
                 self._skip(len(self.rest))
             else:
                 self._settle(len(self.rest), defects)
+
+    def _clear(self) -> None:
+        self.waiting.clear()
+        self.bare = True
 
     def _put(self, number: int, piece: bytes, wide: int, prefix: bytes = b"") -> None:
         start = len(self.content)

@@ -29,7 +29,8 @@ HIDDEN: Final = -9000.0  # servers write -9999 for a log-probability that they w
 BEYOND: Final = "tokens beyond the text"
 Learn = Literal["both", "reasoning", "answer"]
 Plain = tuple[bytes, tuple[bytes, ...], tuple[tuple[int, int], ...], tuple[tuple[Candidate, ...], ...]]
-Piece = bytes | End | None  # None: another special token, or bytes that cannot be told
+# None: another special token, or bytes that cannot be told; empty: only bytes of an unfinished character
+Piece = bytes | End | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +156,9 @@ def _encoded(token: str) -> bytes | None:
 def composed(whole: str, steps: Sequence[Step], last: Step | None, defects: set[str]) -> Chain:
     """A chain without a key: the text, its entries put in their places, and the entry of the end if there is one."""
     pieces = [step.piece for step in steps]
-    if all(pieces) and b"".join(pieces) == whole.encode("utf-8", "replace"):  # type: ignore[arg-type]
-        content, places = b"".join(pieces), placing.running(pieces)  # type: ignore[arg-type]
+    known = [piece for piece in pieces if isinstance(piece, bytes) and piece]
+    if len(known) == len(pieces) and b"".join(known) == whole.encode("utf-8", "replace"):
+        content, places = b"".join(known), placing.running(known)
     else:
         content, places = placing.place(whole, pieces, defects)
     tokens, spans, candidates = [], [], []
@@ -228,7 +230,7 @@ def _piece(token: str, told: bytes | None, number: int | None, position: int, re
         return END
     if told and (told != b"\xef\xbf\xbd" or "�" not in token):
         return told
-    return token.encode("utf-8", "replace") if token and "�" not in token else None
+    return token.encode("utf-8", "replace") if "�" not in token else None
 
 
 def _ends(steps: Sequence[Step], whole: str, choice: Choice) -> bool:
@@ -241,7 +243,7 @@ def _ends(steps: Sequence[Step], whole: str, choice: Choice) -> bool:
     before = [step.piece for step in steps[:-1] if isinstance(step.piece, bytes)]
     if b"".join(before) == whole.encode("utf-8", "replace"):
         return True
-    if isinstance(last.name, int) and last.piece is None:
+    if isinstance(last.name, int) and not last.piece:
         return True
     offsets = choice.logprobs.text_offset if choice.logprobs else None
     fits = offsets is not None and len(offsets) == len(steps) and not isinstance(last.name, int)

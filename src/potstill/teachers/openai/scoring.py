@@ -172,7 +172,7 @@ def _steps(choice: Choice, given: str, reader: Reader) -> list[Step]:
             piece = reader.pieces(int(own), position)
         value = next((value for _, name, value in tops if name == own), None)
         found.append(Step(piece, own, value, tops))
-    if found and found[0].piece is None:  # nothing is said of the first token but what follows it
+    if found and not found[0].piece:  # nothing is said of the first token but what follows it
         second = next((step.piece for step in found[1:] if isinstance(step.piece, bytes)), b"")
         at = given.encode().find(second)
         found[0] = found[0]._replace(piece=given.encode()[:at] or None)
@@ -186,4 +186,4 @@ def _piece(name: str, one: Scored, position: int, reader: Reader) -> reading.Pie
     if one.decoded_token in reader.ends:
         return END
     text = one.decoded_token or ""
-    return text.encode("utf-8", "replace") if text and "�" not in text else None
+    return text.encode("utf-8", "replace") if "�" not in text else None
