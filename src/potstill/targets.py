@@ -40,6 +40,9 @@ from potstill.records import Kind, Target
 ONE: Final = 65_535
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 NAMES: Final = ("ids", "kinds", "counts", "candidate_ids", "probabilities", "starts", "candidate_starts", "keys")
+# Of a target's parts while many are packed: ids, kinds, counts, candidate ids, units, tokens, candidates.
+KEPT: Final = (np.uint32, np.uint8, np.uint8, np.uint32, np.uint16, np.int64, np.int64)
+TOGETHER: Final = 1 << 14  # targets after which the parts are put together, so that no array stands alone for long
 Key = tuple[str, str, int]
 
 
@@ -50,13 +53,16 @@ def pack(targets: Iterable[tuple[Key, Target]], threshold: float = 0.0) -> dict[
     Raises UserError for a key that comes twice and for a position with more than 255 candidates.
     """
     keys: dict[Key, None] = {}
-    parts: list[tuple[np.ndarray, ...]] = []
+    parts: list[list[np.ndarray]] = [[] for _ in KEPT]
     for key, target in targets:
         if key in keys:
             raise UserError("two targets with one key", where=key, do="drop one of the two chains")
         keys[key] = None
-        parts.append(_pack(key, target, threshold))
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.zeros(0, np.int64)] * 7
+        for column, kind, part in zip(parts, KEPT, _pack(key, target, threshold), strict=True):
+            column.append(part.astype(kind))
+        if len(keys) % TOGETHER == 0:
+            parts = [[np.concatenate(column)] for column in parts]
+    columns = [np.concatenate(column or [np.zeros(0, kind)]) for column, kind in zip(parts, KEPT, strict=True)]
     ids, kinds, counts, candidate_ids, units, lengths, stored = columns
     small = max((int(array.max()) for array in (ids, candidate_ids) if len(array)), default=0) < 2**16
     return {

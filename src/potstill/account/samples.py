@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from pathlib import Path
 
 from potstill import exam, splits, story
+from potstill.files import tables
 from potstill.prompts import FORMATS
 from potstill.questions import collected
 from potstill.recipe import Recipe
@@ -27,17 +28,20 @@ def pick(
     plan: Recipe,
     choice: Choice,
     groups: Mapping[str, story.Group],
-    solved: Mapping[str, list[tuple[Chain, Verdict]]],
+    solved: Container[str],
 ) -> Iterator[story.Sample]:
-    """`report.read` training questions, and as many validation questions of each outcome, spread over the sets.
+    """`report.read` of the training questions that have chains (`solved`), and as many validation questions of each
+    outcome, spread over the sets.
 
     Within a set those with the lowest digests: nobody chose them by what they show.
     """
     train = [q for q in collected.questions(run, plan.questions.train, "train") if q.id in solved]
     asked = local.asked(plan) if plan.teacher.kind == "local" else None
-    for question in splits.take(train, plan.report.read):
+    chosen = splits.take(train, plan.report.read)
+    chains = _chains(run, {question.id for question in chosen})
+    for question in chosen:
         prompt = asked(question).plain if asked else ""
-        yield story.Sample(question, tuple(solved[question.id][:CHAINS_SHOWN]), prompt=prompt)
+        yield story.Sample(question, tuple(chains[question.id][:CHAINS_SHOWN]), prompt=prompt)
     table, answers = collected.shots(run), _answers(run, choice)
     by_kind: dict[str | None, dict[str, list[Question]]] = {kind: {} for kind in story.OUTCOMES}
     for question in collected.questions(run, groups, "validation"):
@@ -46,6 +50,16 @@ def pick(
         for question in _spread(by_kind[kind], plan.report.read):
             prompt = collected.prompt_of(question, FORMATS[choice.format], table).plain
             yield story.Sample(question, (), *answers[question.id], prompt=prompt)
+
+
+def _chains(run: Path, chosen: Collection[str]) -> dict[str, list[tuple[Chain, Verdict]]]:
+    """The chains of some questions with their verdicts."""
+    told = tables.read_verdicts(run / "filter" / "verdicts.parquet")
+    verdicts = {key: verdict for key, verdict in told if key[0] in chosen}
+    found: dict[str, list[tuple[Chain, Verdict]]] = {name: [] for name in chosen}
+    for chain in tables.read_chains(run / "sample" / "chains.parquet", chosen):
+        found[chain.question].append((chain, verdicts[chain.key]))
+    return found
 
 
 def _answers(run: Path, choice: Choice) -> Answers:

@@ -192,9 +192,8 @@ def exported(folder: Path, form: str) -> Iterator[bytes]:
     """The kept chains, one line of JSON each: chat rows for other trainers, or whole chain records."""
     plan = recipe_of(folder)
     asked = {q.id: q for q in collected.questions(folder, plan.questions.train, "train")}
-    verdicts = tables.read_verdicts(folder / "filter" / "verdicts.parquet")
-    for found in tables.read_chains(folder / "sample" / "chains.parquet"):
-        if verdicts[found.key].kept:
+    for found, verdict in tables.judged(folder / "sample" / "chains.parquet", folder / "filter" / "verdicts.parquet"):
+        if verdict.kept:
             row = to_json(found) if form == "jsonl" else _messages(asked[found.question], found)
             yield files.line(row)
 
@@ -206,11 +205,12 @@ def _messages(question: Question, found: Chain) -> dict[str, Any]:
 
 def _chain(folder: Path, key: str) -> tuple[Chain, Verdict]:
     recipe_of(folder)
-    for found in tables.read_chains(folder / "sample" / "chains.parquet"):
+    named = {key, key.rpartition("#")[0]}
+    for found in tables.read_chains(folder / "sample" / "chains.parquet", named):
         if key in (f"{found.question}#{found.index}", found.question if found.index == 0 else None):
             path = folder / "filter" / "verdicts.parquet"
             if path.exists():
-                return found, tables.read_verdicts(path)[found.key]
+                return found, next(verdict for own, verdict in tables.read_verdicts(path) if own == found.key)
             asked = _question(folder, found.question)
             return found, answers.grade(found.text, asked.gold, asked.task, found.stop)
     raise UserError("no such chain", where=key, do="a key is QUESTION#INDEX, such as gsm8k/train/12#0")

@@ -5,13 +5,14 @@ Writes flat arrays into `align/<tokenizer>-<rule>/`; the manifest holds the cove
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy
 
 from potstill import lessons, progress, students, targets, tokenizers, transfer
-from potstill.files import tables
+from potstill.files import manifest, tables
 from potstill.recipe import Recipe
 from potstill.records import Chain, Target
 
@@ -26,22 +27,29 @@ def inputs(plan: Recipe) -> dict[str, str]:
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     tokenizer = tokenizers.open(students.tokenizer_folder(plan))
-    verdicts = tables.read_verdicts(run / "filter" / "verdicts.parquet")
-    kept = [c for c in tables.read_chains(run / "sample" / "chains.parquet") if verdicts[c.key].kept]
-    aligned: list[tuple[tuple[str, str, int], Target]] = []
     coverage = _Coverage(tokenizer)
-    with progress.bar("align", len(kept), "chains") as tick:
-        for chain in kept:
-            target = transfer.transfer(chain, tokenizer, plan.transfer.rule)
-            aligned.append((chain.key, target))
-            coverage.add(chain, target)
-            tick()
     out = lessons.targets_folder(run, plan)
     paths = []
-    for name, array in targets.pack(aligned).items():
+    for name, array in targets.pack(_aligned(run, plan, tokenizer, coverage)).items():
         paths.append(out / f"{name}.npy")
         tables.write_array(paths[-1], array)
     return paths, coverage.as_json()
+
+
+def _aligned(
+    run: Path, plan: Recipe, tokenizer: tokenizers.Tokenizer, coverage: _Coverage
+) -> Iterator[tuple[tuple[str, str, int], Target]]:
+    """The targets of the kept chains, one after the other."""
+    filtered = manifest.finished(run / "filter")
+    assert filtered is not None, "filter is finished before its verdicts are read"
+    judged = tables.judged(run / "sample" / "chains.parquet", run / "filter" / "verdicts.parquet")
+    with progress.bar("align", filtered.counts["kept"], "chains") as tick:
+        for chain, verdict in judged:
+            if verdict.kept:
+                target = transfer.transfer(chain, tokenizer, plan.transfer.rule)
+                coverage.add(chain, target)
+                yield chain.key, target
+                tick()
 
 
 class _Coverage:

@@ -6,16 +6,14 @@ stored of it already is not stored twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from potstill import engines, files, progress, prompts, recipe, teachers
 from potstill.encoding import to_json
-from potstill.files import tables
+from potstill.files import segments, tables
 from potstill.questions import collected
 from potstill.recipe import Recipe
-from potstill.records import Chain
 
 READS = ("teacher", "seed")
 AFTER = ("collect",)
@@ -32,31 +30,28 @@ def inputs(plan: Recipe) -> dict[str, str]:
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
-    sealed, segment = run / "sample" / "chains.parquet", run / "sample" / "segment-0000.jsonl"
+    folder = run / "sample"
+    sealed = folder / "chains.parquet"
     if not sealed.exists():
-        asked = collected.questions(run, plan.questions.train, "train")
-        with files.Appender(segment) as lines:
-            done = {chain.key for chain in files.records(Chain, segment)}
-            total = len(asked) * plan.teacher.samples
-            with progress.bar("sample", total, "chains", done=len(done)) as tick:
-                for batch in teachers.chains(plan, asked, done, known=collected.others(run)):
-                    new = [chain for chain in batch if chain.key not in done]
-                    lines.append(to_json(chain) for chain in new)
-                    done.update(chain.key for chain in new)
-                    tick(len(new))
-        chains = sorted(files.records(Chain, segment), key=lambda chain: chain.key)
-        tables.write_chains(sealed, chains)
-    files.remove(segment)
-    return [sealed], _counts(tables.read_chains(sealed))
+        gather(run, plan, segments.WHOLE)
+        tables.write_chains(sealed, segments.merged(folder))
+    for segment in segments.paths(folder):
+        files.remove(segment)
+    return [sealed], tables.chain_counts(sealed)
 
 
-def _counts(chains: Iterator[Chain]) -> dict[str, Any]:
-    stops: dict[str, int] = {}
-    semantics: dict[str, int] = {}
-    tokens = count = 0
-    for chain in chains:
-        count += 1
-        tokens += len(chain.tokens)
-        stops[chain.stop] = stops.get(chain.stop, 0) + 1
-        semantics[chain.semantics] = semantics.get(chain.semantics, 0) + 1
-    return {"chains": count, "tokens": tokens, "stop": stops, "semantics": semantics}
+def gather(run: Path, plan: Recipe, shard: segments.Shard) -> tuple[int, int]:
+    """Sample what is not stored of a shard. How many chains this call stored, and how many are stored in all."""
+    asked = collected.questions(run, plan.questions.train, "train")
+    with files.Appender(run / "sample" / segments.name(shard)) as lines:
+        done = segments.keys(run / "sample")
+        before = len(done)
+        total = len(asked) * plan.teacher.samples
+        with progress.bar("sample", total, "chains", done=before) as tick:
+            for batch in teachers.chains(plan, asked, done, known=collected.others(run)):
+                new = [chain for chain in batch if chain.key not in done]
+                lines.append(to_json(chain) for chain in new)
+                for chain in new:
+                    done.add(chain.key)
+                tick(len(new))
+    return len(done) - before, len(done)
