@@ -25,40 +25,13 @@ from potstill.encoding import to_json
 from potstill.files import Appender, line, segments, tables
 from potstill.records import Chain
 
-WORDS = [
-    "so",
-    "the",
-    "answer",
-    "is",
-    "of",
-    "and",
-    "1",
-    "2",
-    "3",
-    "4",
-    "5",
-    "10",
-    "25",
-    "apples",
-    "pens",
-    "each",
-    "had",
-    "gave",
-    "left",
-    "then",
-    "+",
-    "-",
-    "=",
-    "times",
-    "total",
-    "costs",
-]
+WORDS = "so the answer is of and 1 2 3 4 5 10 25 apples pens each had gave left then + - = times total costs"
 TOKENS, CANDIDATES, SAMPLES = 100, 5, 4
 
 
 def chains(count: int) -> Iterator[Chain]:
     draw = random.Random(0)
-    pieces = [f" {word}".encode() for word in WORDS]
+    pieces = [f" {word}".encode() for word in WORDS.split()]
     keys = [(f"gsm8k/train/{number // SAMPLES}", number % SAMPLES) for number in range(count)]
     for start in range(0, count, 4000):  # what arrives is out of order, but not over the whole run
         part = keys[start : start + 4000]
@@ -86,7 +59,7 @@ def write(folder: Path, count: int) -> dict[str, float]:
 
 
 def resume(folder: Path, count: int) -> dict[str, float]:
-    assert len(segments.keys(folder)) == count
+    assert len(segments.keys(segments.paths(folder))) == count
     return {}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.dataset
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potstill.encoding import to_json
@@ -32,6 +32,7 @@ def store(folder: Path, shard: Shard, chains: list[Chain]) -> None:
         lines.append(to_json(each) for each in chains)
 
 
+@settings(deadline=None)
 @given(st.lists(KEYS), KEYS)
 def test_keys_are_a_set(keys, other) -> None:
     stored = Keys()
@@ -40,6 +41,7 @@ def test_keys_are_a_set(keys, other) -> None:
     assert (other in stored) == (other in keys)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(KEYS, st.integers(1, 3)), max_size=30))
 def test_segments_are_put_in_the_order_of_keys_each_chain_once(tmp_path_factory, rows) -> None:
     folder = tmp_path_factory.mktemp("run")
@@ -49,7 +51,7 @@ def test_segments_are_put_in_the_order_of_keys_each_chain_once(tmp_path_factory,
     for key, at in sorted(rows, key=lambda row: row[1]):
         kept.setdefault(key, chain(*key, note=str(at)))
     assert list(segments.merged(folder)) == [kept[key] for key in sorted(kept)]
-    assert len(segments.keys(folder)) == len(kept)
+    assert len(segments.keys(segments.paths(folder))) == len(kept)
 
 
 def test_a_torn_line_is_nobodys(tmp_path: Path) -> None:
@@ -59,14 +61,14 @@ def test_a_torn_line_is_nobodys(tmp_path: Path) -> None:
     for cut in (1, 2, len(line(to_json(chain(index=1)))) - 1):
         path.write_bytes(whole[:-cut])
         assert [each.index for each in segments.merged(tmp_path)] == [0]
-        assert ("q", "t", 1) not in segments.keys(tmp_path)
+        assert ("q", "t", 1) not in segments.keys(segments.paths(tmp_path))
     store(tmp_path, WHOLE, [chain(index=1)])  # opening cuts it off
     assert path.read_bytes() == whole
 
 
 def test_a_line_that_is_no_chain_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "segment-0000.jsonl").write_bytes(line(to_json(chain())) + b'{"question":"q","index":1,"text":"4"}\n')
-    for read in (segments.keys, lambda folder: list(segments.merged(folder))):
+    for read in (lambda folder: segments.keys(segments.paths(folder)), lambda folder: list(segments.merged(folder))):
         with pytest.raises(UserError, match=r"segment-0000\.jsonl line 2: not a chain\n  found: no field 'source'"):
             read(tmp_path)
     (tmp_path / "segment-0000.jsonl").write_bytes(b'{"question":"q","source":"t","index":1,"text":4}\n')
@@ -75,7 +77,7 @@ def test_a_line_that_is_no_chain_is_one_message(tmp_path: Path) -> None:
 
 
 def test_no_segment_is_no_chain(tmp_path: Path) -> None:
-    assert list(segments.merged(tmp_path)) == [] and len(segments.keys(tmp_path)) == 0
+    assert list(segments.merged(tmp_path)) == [] and len(segments.keys(segments.paths(tmp_path))) == 0
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -93,6 +95,7 @@ def chains(draw) -> Chain:
     return Chain.from_tokens(question, index, tokens, [*steps, *more] if draw(st.booleans()) else [], source=source)
 
 
+@settings(deadline=None)
 @given(st.lists(chains(), max_size=12), st.integers(1, 4))
 def test_chains_come_back_whatever_the_row_groups(tmp_path_factory, rows, size) -> None:
     path = tmp_path_factory.mktemp("table") / "chains.parquet"

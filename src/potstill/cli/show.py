@@ -36,6 +36,14 @@ def recipe_of(folder: Path) -> Recipe:
     return recipe.load(path)
 
 
+def chosen(path: Path) -> tuple[Recipe, Path]:
+    """The recipe and the folder of a run that is named by its folder or by its recipe's file."""
+    if path.is_file():
+        plan = recipe.load(path)
+        return plan, run.folder_of(plan)
+    return recipe_of(path), path
+
+
 def status(folder: Path) -> None:
     """A table of the stages: finished, begun or absent, and what each counted."""
     recipe_of(folder)

@@ -4,7 +4,7 @@
     >>> from potstill.encoding import to_json; from potstill.files import Appender
     >>> with Appender(folder / name(Shard(2, 8))) as lines:
     ...     lines.append(to_json(Chain.from_text("q1", index, "4", source="old")) for index in (1, 0))
-    >>> stored = keys(folder)
+    >>> stored = keys(paths(folder))
     >>> ("q1", "old", 1) in stored, ("q1", "old", 2) in stored, len(stored)
     (True, False, 2)
     >>> [chain.index for chain in merged(folder)]
@@ -20,10 +20,10 @@ from __future__ import annotations
 import json
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from potstill.encoding import from_json
 from potstill.errors import UserError
@@ -31,16 +31,25 @@ from potstill.files.reading import AGAIN, mine_to_mend
 from potstill.records import Chain
 
 Key = tuple[str, str, int]
+Item = TypeVar("Item")
 PATTERN: Final = "segment-*.jsonl"
 BODY: Final = b',"text":'  # what follows a chain's key; inside a text its quotation marks would be escaped
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Part `number` of `count` of a stage's work, counted from 1."""
+    """Part `number` of `count` of a stage's work, counted from 1.
+
+    >>> list(Shard(2, 3).of(range(8)))
+    [1, 4, 7]
+    """
 
     number: int
     count: int
+
+    def of(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This part of the items: every `count`-th."""
+        return items[self.number - 1 :: self.count]
 
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
@@ -82,10 +91,10 @@ def paths(folder: Path) -> list[Path]:
     return sorted(folder.glob(PATTERN))
 
 
-def keys(folder: Path) -> Keys:
-    """The keys of all whole lines of a folder's segments. Raises UserError for a line that is no chain."""
+def keys(files: Iterable[Path]) -> Keys:
+    """The keys of all whole lines of some segments. Raises UserError for a line that is no chain."""
     stored = Keys()
-    for path in paths(folder):
+    for path in files:
         for key, _, _ in _lines(path):
             stored.add(key)
     return stored

@@ -1,7 +1,8 @@
 """sample: the teacher's chains, appended batch by batch, sealed in the order of their keys.
 
 A batch is the unit of resume: one that is stored whole is skipped, one that is not is made again whole, and what is
-stored of it already is not stored twice.
+stored of it already is not stored twice. Shards sample beside each other, each into a segment of its own; a run without
+a shard makes what they left out and seals all segments into one table, the same as if there had been no shards.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from potstill import engines, files, progress, prompts, recipe, teachers
 from potstill.encoding import to_json
 from potstill.files import segments, tables
+from potstill.files.segments import WHOLE, Shard
 from potstill.questions import collected
 from potstill.recipe import Recipe
 
@@ -33,25 +35,36 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     folder = run / "sample"
     sealed = folder / "chains.parquet"
     if not sealed.exists():
-        gather(run, plan, segments.WHOLE)
+        before = _said(segments.paths(folder))
+        stored = gather(run, plan)
+        if before:
+            progress.say(f"{stored} chains were missing in them; sealed into {sealed.name}")
         tables.write_chains(sealed, segments.merged(folder))
     for segment in segments.paths(folder):
         files.remove(segment)
     return [sealed], tables.chain_counts(sealed)
 
 
-def gather(run: Path, plan: Recipe, shard: segments.Shard) -> tuple[int, int]:
-    """Sample what is not stored of a shard. How many chains this call stored, and how many are stored in all."""
+def gather(run: Path, plan: Recipe, shard: Shard = WHOLE) -> int:
+    """Sample what is not stored of a shard, into its segment. How many chains this call stored."""
+    folder = run / "sample"
     asked = collected.questions(run, plan.questions.train, "train")
-    with files.Appender(run / "sample" / segments.name(shard)) as lines:
-        done = segments.keys(run / "sample")
+    with files.Appender(folder / segments.name(shard)) as lines:
+        done = segments.keys(segments.paths(folder))
         before = len(done)
-        total = len(asked) * plan.teacher.samples
-        with progress.bar("sample", total, "chains", done=before) as tick:
-            for batch in teachers.chains(plan, asked, done, known=collected.others(run)):
-                new = [chain for chain in batch if chain.key not in done]
+        own = before if shard == WHOLE else len(segments.keys([folder / segments.name(shard)]))
+        total = len(asked) * plan.teacher.samples // shard.count
+        with progress.bar("sample" if shard == WHOLE else f"shard {shard}", total, "chains", done=own) as tick:
+            for batch in teachers.chains(plan, asked, done, known=collected.others(run), shard=shard):
+                new = [chain for chain in batch if done.add(chain.key)]
                 lines.append(to_json(chain) for chain in new)
-                for chain in new:
-                    done.add(chain.key)
                 tick(len(new))
-    return len(done) - before, len(done)
+    return len(done) - before
+
+
+def _said(paths: list[Path]) -> bool:
+    """Tell what shards have left, if they have."""
+    left = [path for path in paths if path.name != segments.name(WHOLE)]
+    for path in left:
+        progress.say(f"{path.stem}: {len(segments.keys([path]))} chains", "dim")
+    return bool(left)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
+from potstill.files.segments import WHOLE, Shard
 from potstill.records import Chain, Question
 
 if TYPE_CHECKING:
@@ -22,17 +23,27 @@ Key = tuple[str, str, int]
 
 
 def chains(
-    plan: Recipe, questions: Sequence[Question], done: Container[Key] = (), *, known: Iterable[Question] = ()
+    plan: Recipe,
+    questions: Sequence[Question],
+    done: Container[Key] = (),
+    *,
+    known: Iterable[Question] = (),
+    shard: Shard = WHOLE,
 ) -> Iterator[list[Chain]]:
     """The chains of the teacher that a recipe names, batch by batch.
 
     questions  those to be solved
     known      other questions of the run's sets: stored chains about them are passed over, about any other refused
     done       keys that are stored already
+    shard      the part that is to be made: of the batches where a model writes them, so that they stay the batches of
+               the whole, else of the questions
     """
     # Inside: each source brings its own libraries, and its module imports `Key` from here.
     teacher = plan.teacher
     source = teacher.name or teacher.kind
+    if teacher.kind != "local":
+        known = [*known, *questions]
+        questions = shard.of(questions)
     if teacher.kind == "human":
         from potstill.teachers import human
 
@@ -46,4 +57,4 @@ def chains(
         return replay.sample(replay.rows(path), questions, where=str(path), known=known, source=source, done=done)
     from potstill.teachers import local
 
-    return local.planned(plan, questions, source, done)
+    return local.planned(plan, questions, source, done, shard)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from potstill import engines, files, prompts
 from potstill.engines import Engine, Generated, Request, batches
 from potstill.errors import UserError
+from potstill.files.segments import WHOLE, Shard
 from potstill.prompts import Demonstration, Format, Style
 from potstill.records import Chain, Prompt, Question, Turn
 from potstill.teachers import Key
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     from potstill.recipe import Recipe
 
 
-def planned(plan: Recipe, questions: Sequence[Question], source: str, done: Container[Key]) -> Iterator[list[Chain]]:
+def planned(
+    plan: Recipe, questions: Sequence[Question], source: str, done: Container[Key], shard: Shard = WHOLE
+) -> Iterator[list[Chain]]:
     """The chains of a recipe's local teacher: its model and its prompt file opened, then `sample`."""
     from potstill import recipe
 
@@ -50,6 +53,7 @@ def planned(plan: Recipe, questions: Sequence[Question], source: str, done: Cont
         source=source,
         budget=teacher.batch_tokens,
         done=done,
+        shard=shard,
     )
 
 
@@ -99,6 +103,7 @@ def sample(
     source: str,
     budget: int,
     done: Container[Key] = (),
+    shard: Shard = WHOLE,
 ) -> Iterator[list[Chain]]:
     """`samples` chains of every question, one list a batch.
 
@@ -108,6 +113,8 @@ def sample(
     budget       tokens that a batch may hold, prompts and answers
     done         keys that are stored: a batch of nothing else is not generated again, any other is, whole
 
+    shard        which of the batches: they are those of the whole, so a chain does not depend on the number of shards
+
     Raises UserError if a prompt does not fit the model; the longest come first, so at once.
     """
     requests = [
@@ -116,7 +123,7 @@ def sample(
         for prompt in [engine.encode(prompt_of(question))]
         for index in range(samples)
     ]
-    for batch in batches(requests, budget, max_tokens=max_tokens):
+    for batch in shard.of(batches(requests, budget, max_tokens=max_tokens)):
         asked = [requests[index] for index in batch]
         if all((request.key[0], source, request.key[1]) in done for request in asked):
             continue
