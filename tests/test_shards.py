@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -16,6 +19,7 @@ from potstill.errors import UserError
 from potstill.files import disk, run_folder, segments, tables, write_jsonl
 from potstill.files.segments import Shard
 from potstill.records import Question
+from potstill.teachers import human, replay
 
 
 @pytest.fixture(scope="module")
@@ -115,18 +119,21 @@ def test_processes_at_the_same_time(world: Path, whole: dict[str, bytes], tmp_pa
     assert sampled(at)["sample/chains.parquet"] == whole["sample/chains.parquet"]
 
 
-@pytest.mark.parametrize("kind", ["human", "replay"])
-def test_shards_of_chains_that_exist_share_them_out(kind: str, world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "module"), [("human", human), ("replay", replay)])
+def test_shards_of_chains_that_exist_share_them_out(
+    kind: str, module: ModuleType, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "sample", partial(module.sample, batch=3))
     asked = [Question(f"s/{i}", f"What is {i}?", "4", "s", "train", "number", "It is 4.") for i in range(11)]
     stored = tmp_path / "old.jsonl"
     write_jsonl(stored, [{"question": f"s/{i % 11}", "text": f"{i}"} for i in range(30)])
     plan = tiny.recipe(world, f"teacher={{kind: {kind}, chains: {stored}}}")
     parts = [
-        [chain for batch in teachers.chains(plan, asked, shard=Shard(number, 3)) for chain in batch]
+        [each for batch in teachers.chains(plan, asked, shard=Shard(number, 3)) for each in batch]
         for number in (1, 2, 3)
     ]
-    together = [chain for batch in teachers.chains(plan, asked) for chain in batch]
-    assert all(parts) and sorted(sum(parts, []), key=lambda c: c.key) == sorted(together, key=lambda c: c.key)
+    together = [each for batch in teachers.chains(plan, asked) for each in batch]
+    assert all(parts) and sorted(chain(*parts), key=lambda c: c.key) == sorted(together, key=lambda c: c.key)
 
 
 @pytest.mark.parametrize(

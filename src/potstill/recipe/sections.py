@@ -49,6 +49,12 @@ class Questions(Section):
     limit: Limits = Field(default=Limits(), description="at most so many questions of each set, lowest digests first")
 
 
+class Scorer(Section):
+    """Who says afterwards how likely each token of chains was that exist already."""
+
+    model: str = Field(description="a folder in Hugging Face form")
+
+
 class Teacher(Section):
     kind: Literal["local", "human", "replay"] = "human"
     name: Name | None = Field(default=None, description="what its chains call their source; the kind if not given")
@@ -60,10 +66,13 @@ class Teacher(Section):
     max_tokens: Positive = 256
     candidates: Count = Field(default=5, description="alternatives a token whose log-probabilities are kept")
     batch_tokens: Positive = 16384
+    score: Scorer | None = Field(default=None, description="human, replay: a model that gives the chains probabilities")
     trust_remote_code: bool = False
 
     @model_validator(mode="after")
     def _complete(self) -> Teacher:
+        if self.score is not None and self.kind not in ("human", "replay"):
+            raise ValueError(f"a {self.kind} teacher gives its chains probabilities itself: score is for human, replay")
         needed = {"local": "model", "replay": "chains"}.get(self.kind)
         if needed and getattr(self, needed) is None:
             raise ValueError(f"a {self.kind} teacher needs {needed}")

@@ -25,6 +25,7 @@ VERSIONS = {"prompts": prompts.VERSION, "engines": engines.VERSION, "teachers": 
 def inputs(plan: Recipe) -> dict[str, str]:
     named = {
         "teacher.model": plan.teacher.model,
+        "teacher.score.model": plan.teacher.score.model if plan.teacher.score else None,
         "teacher.chains": plan.teacher.chains,
         "teacher.prompt": plan.teacher.prompt,
     }

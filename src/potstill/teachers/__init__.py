@@ -35,26 +35,30 @@ def chains(
     questions  those to be solved
     known      other questions of the run's sets: stored chains about them are passed over, about any other refused
     done       keys that are stored already
-    shard      the part that is to be made: of the batches where a model writes them, so that they stay the batches of
-               the whole, else of the questions
+    shard      which of the batches: they are those of the whole, so a chain does not depend on the number of shards
     """
     # Inside: each source brings its own libraries, and its module imports `Key` from here.
     teacher = plan.teacher
     source = teacher.name or teacher.kind
-    if teacher.kind != "local":
-        known = [*known, *questions]
-        questions = shard.of(questions)
+    if teacher.kind == "local":
+        from potstill.teachers import local
+
+        return local.planned(plan, questions, source, done, shard)
     if teacher.kind == "human":
         from potstill.teachers import human
 
-        return human.sample(questions, source=source, done=done)
-    if teacher.kind == "replay":
+        found = human.sample(questions, source=source)
+    else:
         from potstill import recipe
         from potstill.teachers import replay
 
         assert teacher.chains is not None
         path = recipe.find(plan, teacher.chains, "teacher.chains")
-        return replay.sample(replay.rows(path), questions, where=str(path), known=known, source=source, done=done)
+        found = replay.sample(replay.rows(path), questions, where=str(path), known=known, source=source)
+    own = (batch for place, batch in enumerate(found) if place % shard.count == shard.number - 1)
+    new = (batch for batch in own if not all(chain.key in done for chain in batch))
+    if teacher.score is None:
+        return new
     from potstill.teachers import local
 
-    return local.planned(plan, questions, source, done, shard)
+    return local.rescored(plan, questions, new)

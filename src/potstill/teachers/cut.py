@@ -45,8 +45,13 @@ def cut(chain: Chain) -> Chain:
         if chain.candidates:
             candidates = (*candidates, _merged([(_before_newline(what, kept), value) for what, value in step]))
     elif start == end and step:
-        candidates = (*candidates, _merged([(_ended(what), value) for what, value in step]))
+        candidates = (*candidates, ended(step))
     return replace(chain, content=chain.content[:end], tokens=tokens, spans=spans, candidates=candidates, stop="cut")
+
+
+def ended(step: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """The last step of a chain: END stands for every outcome that begins with a newline, too."""
+    return _merged([(_ended(what), value) for what, value in step])
 
 
 def _before_newline(what: bytes | End, kept: bytes) -> bytes | End:
