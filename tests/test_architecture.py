@@ -19,7 +19,10 @@ SOURCE = Path(__file__).parent.parent / "src" / "potstill"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "records", "encoding"),
     ("recipe", "files", "progress"),
-    ("answers", "prompts", "vocabulary", "alignment", "transfer", "order", "splits", "selection", "intervals", "story"),
+    (
+        "answers", "prompts", "vocabulary", "alignment", "transfer", "order", "splits", "sifting", "selection",
+        "intervals", "story",
+    ),
     (
         "questions", "teachers", "students", "engines", "tokenizers", "targets", "loss", "evaluation", "training",
         "lessons", "exam", "account", "plots", "page", "card", "miniature",
@@ -37,6 +40,7 @@ INSIDE: dict[str, set[str]] = {
     "transfer": {"alignment", "vocabulary"},
     "alignment": {"vocabulary"},
     "selection": {"intervals"},
+    "sifting": {"splits"},
     # layer 3
     "targets": {"tokenizers"},
     "students": {"loss", "tokenizers"},
@@ -78,6 +82,7 @@ PURE = {
     "transfer",
     "order",
     "splits",
+    "sifting",
     "selection",
     "intervals",
     "story",

@@ -56,9 +56,17 @@ def tell(run: Path, plan: Recipe) -> story.Story:
         outcomes=samples.outcomes(run, choice),
         samples=tuple(samples.pick(run, plan, choice, groups, {name for own in solved.values() for name in own})),
         versions=tuple(sorted(_versions(run).items())),
-        notes=(*plan.report.notes, *([RANDOM] if plan.student.model is None else [])),
+        notes=(*plan.report.notes, *_rights(plan), *([RANDOM] if plan.student.model is None else [])),
         seed=plan.seed,
     )
+
+
+def _rights(plan: Recipe) -> Iterator[str]:
+    """What the recipe says of licences and terms, a sentence each."""
+    for name, licence in plan.report.licences.items():
+        yield f"Licence of {name}: {licence}."
+    if plan.report.terms:
+        yield f"The teacher's terms of use: {plan.report.terms}"
 
 
 def groups_of(plan: Recipe) -> dict[str, story.Group]:

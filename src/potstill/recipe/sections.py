@@ -82,6 +82,20 @@ class Teacher(Section):
 class Filter(Section):
     cap: Positive | None = Field(default=None, description="right chains kept a question")
     duplicates: Literal["drop", "keep"] = "drop"
+    near: Share | None = Field(
+        default=None, description="drop a chain that shares so much of its runs of five words with a kept one"
+    )
+    shortest: Count = Field(default=0, description="least characters of a chain")
+    longest: Positive | None = Field(default=None, description="most characters of a chain")
+    script: Literal["latin", "cyrillic", "greek", "arabic", "hebrew", "cjk", "hangul", "devanagari", "thai"] | None = (
+        Field(default=None, description="drop a chain of whose letters more than a tenth are of another script")
+    )
+    contamination: float = Field(
+        default=0.9,
+        gt=0,
+        le=1,
+        description="drop a question that shares so much of its runs of eight words with a validation or test question",
+    )
 
 
 class Transfer(Section):
@@ -160,6 +174,10 @@ class Report(Section):
     )
     controls: list[Name] = Field(
         default=[], description="finished runs beside this one, from the same base on the same test questions"
+    )
+    licences: dict[Name, str] = Field(default={}, description="set or model -> its licence, for the page and the card")
+    terms: str | None = Field(
+        default=None, description="a line on the teacher's terms of use, for the page and the card"
     )
     notes: list[str] = Field(default=[], description="sentences that the page shows: sources, licences, what to expect")
 

@@ -1,7 +1,6 @@
 """filter: one verdict for every chain; nothing vanishes.
 
-A chain is kept if its answer is right and no rule drops it: a text that the same question already has, or more right
-chains than the cap.
+A chain is kept if its answer is right and no rule of `sifting` drops it. A wrong one keeps its verdict.
 """
 
 from __future__ import annotations
@@ -12,17 +11,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from potstill import answers, progress
+from potstill import answers, progress, sifting, splits
 from potstill.errors import UserError
 from potstill.files import tables
 from potstill.questions import collected
 from potstill.recipe import Recipe
-from potstill.records import Chain, Question, Verdict
+from potstill.records import Verdict
 
 Key = tuple[str, str, int]
 READS = ("filter",)
 AFTER = ("collect", "sample")
-VERSIONS = {"answers": answers.VERSION}
+VERSIONS = {"answers": answers.VERSION, "sifting": sifting.VERSION, "splits": splits.VERSION}
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
@@ -35,19 +34,17 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
 def _verdicts(run: Path, plan: Recipe, sampled: Path, tally: _Tally) -> Iterator[tuple[Key, Verdict]]:
     """One for every chain, in the order of the chains: memory holds those of one question."""
     asked = {question.id: question for question in collected.questions(run, plan.questions.train, "train")}
+    near = collected.overlaps(run)
     with progress.bar("filter", tables.rows(sampled), "chains") as tick:
         for name, chains in groupby(tables.read_chains(sampled), key=lambda chain: chain.question):
-            texts: set[bytes] = set()
-            right = 0
+            sieve = sifting.Sieve(rules(plan), contaminated=near.get(name, 0.0) >= plan.filter.contamination)
             for chain in chains:
-                verdict = _verdict(chain, asked[name])
-                verdict = Verdict(verdict.grade, verdict.found, _dropped(plan, chain, verdict, texts, right))
-                right += verdict.kept
-                texts.add(chain.content)
+                graded = answers.grade(chain.text, asked[name].gold, asked[name].task, chain.stop)
+                verdict = Verdict(graded.grade, graded.found, sieve.dropped(chain.text, graded.grade == "right"))
                 tally.add(verdict)
                 yield chain.key, verdict
                 tick()
-            tally.questions += right > 0
+            tally.questions += sieve.kept > 0
     if not tally.kept:
         raise UserError(
             "no chain survived the filter: there is nothing to learn from",
@@ -57,16 +54,16 @@ def _verdicts(run: Path, plan: Recipe, sampled: Path, tally: _Tally) -> Iterator
         )
 
 
-def _verdict(chain: Chain, question: Question) -> Verdict:
-    return answers.grade(chain.text, question.gold, question.task, chain.stop)
-
-
-def _dropped(plan: Recipe, chain: Chain, verdict: Verdict, texts: set[bytes], right: int) -> str | None:
-    if plan.filter.duplicates == "drop" and chain.content in texts:
-        return "duplicate"
-    if verdict.grade == "right" and plan.filter.cap is not None and right >= plan.filter.cap:
-        return "cap"
-    return None
+def rules(plan: Recipe) -> sifting.Rules:
+    asked = plan.filter
+    return sifting.Rules(
+        duplicates=asked.duplicates == "drop",
+        near=asked.near,
+        cap=asked.cap,
+        shortest=asked.shortest,
+        longest=asked.longest,
+        script=asked.script,
+    )
 
 
 class _Tally:
