@@ -98,13 +98,14 @@ def demo(*changes: str) -> Path:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as beside:
         progress.say(f"beside it, unseen: {' and '.join(control.name for control in controls)}", "dim")
         made = [beside.submit(_control, control) for control in controls]
-        stale = _stale(plan)
-        run(plan, redo=stale, until="test")
+        # A report that was begun reads the controls already: then they come first.
+        if manifest.begun(folder_of(plan) / "report") is None:
+            run(plan, redo=_stale(plan), until="test")
         with progress.bar("controls", len(made)) as tick:
             for each in made:
                 each.result()
                 tick()
-    return run(plan)
+    return run(plan, redo=_stale(plan))
 
 
 def _control(plan: Recipe) -> None:
