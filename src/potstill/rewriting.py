@@ -48,7 +48,7 @@ def rewrite(chain: Chain, characters: Mapping[str, str]) -> Chain:
         tokens=tuple(map(plain, joined.tokens)),
         spans=tuple((moved.at(start), moved.at(end)) for start, end in joined.spans),
         candidates=tuple(
-            _merged([(what if isinstance(what, End) else plain(what), value) for what, value in step])
+            merged([(what if isinstance(what, End) else plain(what), value) for what, value in step])
             for step in joined.candidates
         ),
     )
@@ -103,19 +103,23 @@ def _chained(tokens: Sequence[bytes], steps: Sequence[Step]) -> Step:
     return tuple(found)
 
 
-def _merged(step: Sequence[Candidate]) -> Step:
-    """Each outcome once, with the sum of its probabilities."""
+def merged(step: Sequence[Candidate], decimals: int | None = None) -> Step:
+    """Each outcome once, in the order of first appearance; the probabilities of equal ones are added.
+
+    decimals  that a sum is rounded to; None leaves it as it is
+    """
     found: dict[bytes | End, list[float]] = {}
     for what, value in step:
         found.setdefault(what, []).append(value)
-    return tuple((what, values[0] if len(values) == 1 else _sum(values)) for what, values in found.items())
+    return tuple((what, own[0] if len(own) == 1 else _sum(own, decimals)) for what, own in found.items())
 
 
-def _sum(values: Sequence[float]) -> float:
+def _sum(values: Sequence[float], decimals: int | None) -> float:
     highest = max(values)
     if highest == -math.inf:
         return highest
-    return min(0.0, highest + math.log(math.fsum(math.exp(value - highest) for value in values)))
+    total = min(0.0, highest + math.log(math.fsum(math.exp(value - highest) for value in values)))
+    return total if decimals is None else round(total, decimals) + 0.0  # never "-0.0"
 
 
 class _Moved:

@@ -20,12 +20,14 @@ Steps before the answer's last keep their candidates as they are.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from potstill import prompts
-from potstill.records import END, Candidate, Chain, End
+from potstill.records import END, Chain, End
+from potstill.rewriting import merged
+
+DECIMALS: Final = 6  # of a log-probability, as the engine gives them
 
 
 def cut(chain: Chain) -> Chain:
@@ -43,9 +45,9 @@ def cut(chain: Chain) -> Chain:
         kept = chain.tokens[at][: end - start]
         tokens, spans = (*tokens, kept), (*spans, (start, end))
         if chain.candidates:
-            candidates = (*candidates, _merged([(_before_newline(what, kept), value) for what, value in step]))
+            candidates = (*candidates, merged([(_before_newline(what, kept), value) for what, value in step], DECIMALS))
     elif start == end and step:
-        candidates = (*candidates, _merged([(_ended(what), value) for what, value in step]))
+        candidates = (*candidates, merged([(_ended(what), value) for what, value in step], DECIMALS))
     return replace(chain, content=chain.content[:end], tokens=tokens, spans=spans, candidates=candidates, stop="cut")
 
 
@@ -59,17 +61,3 @@ def _before_newline(what: bytes | End, kept: bytes) -> bytes | End:
 
 def _ended(what: bytes | End) -> bytes | End:
     return END if what is not END and what.startswith(b"\n") else what
-
-
-def _merged(step: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Each outcome once, in the order of first appearance; the probabilities of equal ones are added."""
-    values: dict[bytes | End, list[float]] = {}
-    for what, value in step:
-        values.setdefault(what, []).append(value)
-    return tuple((what, own[0] if len(own) == 1 else _log_sum(own)) for what, own in values.items())
-
-
-def _log_sum(values: Sequence[float]) -> float:
-    most = max(values)
-    total = most + math.log(sum(math.exp(value - most) for value in values))
-    return round(min(total, 0.0), 6) + 0.0

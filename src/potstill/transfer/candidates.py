@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from potstill.vocabulary import Vocabulary
 
 Distribution = dict[int, float]
 Step = Mapping[bytes | End, float]
+Outcome = TypeVar("Outcome", bound=Hashable)
 
 
 def steps(chain: Chain) -> list[dict[bytes | End, float]]:
@@ -28,20 +30,26 @@ def steps(chain: Chain) -> list[dict[bytes | End, float]]:
     for place, step in enumerate(chain.candidates):
         row: dict[bytes | End, float] = {}
         for what, value in step:
-            probability = math.exp(value) if value < 0.0 else _certain(value, chain, place)
+            probability = _probability(value, chain, place)
             if probability > 0.0:
                 row[what] = row[what] + probability if what in row else probability
-        total = math.fsum(row.values())
-        # Rounded logarithms can add up to a little more than 1; a distribution cannot.
-        made.append({what: value / total for what, value in row.items()} if total > 1.0 else row)
+        made.append(_bounded(row))
     return made
 
 
-def _certain(value: float, chain: Chain, step: int) -> float:
+def _probability(value: float, chain: Chain, step: int) -> float:
+    if value < 0.0:
+        return math.exp(value)
     if math.isnan(value):
         do = "drop the chain, or its candidates"
         raise UserError("a log-probability is not a number", where=f"chain {chain.key} step {step}", do=do)
     return 1.0
+
+
+def _bounded(row: dict[Outcome, float]) -> dict[Outcome, float]:
+    """Rounded logarithms can add up to a little more than 1; a distribution cannot."""
+    total = math.fsum(row.values())
+    return {what: value / total for what, value in row.items()} if total > 1.0 else row
 
 
 def by_spans(chain: Chain, vocabulary: Vocabulary, ids: Sequence[int], places: np.ndarray) -> dict[int, Distribution]:
@@ -104,13 +112,11 @@ def _distribution(
     """
     row: Distribution = {}
     for what, value in chain.candidates[step]:
-        probability = math.exp(value) if value < 0.0 else _certain(value, chain, step)
+        probability = _probability(value, chain, step)
         token = _token(what, vocabulary, known, first, end)
         if token is not None and probability > 0.0:
             row[token] = row.get(token, 0.0) + probability
-    total = math.fsum(row.values())
-    # Rounded logarithms can add up to a little more than 1; a distribution cannot.
-    return {token: probability / total for token, probability in row.items()} if total > 1.0 else row
+    return _bounded(row)
 
 
 def _token(what: bytes | End, vocabulary: Vocabulary, known: dict[bytes, int], first: bool, end: bool) -> int | None:
