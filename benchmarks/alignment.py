@@ -20,7 +20,6 @@ import re
 import subprocess
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
+from peers import best
 from potstill import tokenizers
 from potstill.alignment import dtw, spans
 from potstill.records import END, Chain
@@ -245,15 +245,6 @@ def ask(python: str | None, what: str, **job: Any) -> float | str:
         if "missing" in told
         else f"refused: {told['refused']}"
     )
-
-
-def best(call: Callable[[], object], times: int) -> float:
-    found = []
-    for _ in range(times):
-        start = time.process_time()
-        call()
-        found.append(time.process_time() - start)
-    return min(found)
 
 
 def machine() -> str:

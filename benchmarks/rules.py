@@ -16,6 +16,7 @@ import json
 import os
 from importlib import resources
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,7 +41,7 @@ def main() -> None:
             folder = run.run(plan, until="test")
             right = answers(folder, told.steps)
             found[rule, seed] = grouped(plan, right)
-            shares = {name: round(100 * mean(each), 1) for name, each in right.items()}
+            shares = {name: round(100 * fmean(each), 1) for name, each in right.items()}
             print(json.dumps({"name": "rule", "rule": rule, "seed": seed, "steps": told.steps, **shares}), flush=True)
     for rule in told.rules:
         if rule != BASELINE and BASELINE in told.rules:
@@ -84,15 +85,11 @@ def against(rule: str, seeds: list[int], found: dict[tuple[str, int], dict[str, 
         each = [intervals.paired_difference(own, base) for own, base in pairs]
         row[group] = {
             "n": len(pairs[0][0]),
-            "difference": round(100 * mean([value for value, _, _ in each]), 2),
+            "difference": round(100 * fmean([value for value, _, _ in each]), 2),
             "seeds": [round(100 * value, 2) for value, _, _ in each],
             "intervals": [[round(100 * low, 2), round(100 * high, 2)] for _, low, high in each],
         }
     return row
-
-
-def mean(values: list[bool] | list[float]) -> float:
-    return sum(values) / len(values)
 
 
 if __name__ == "__main__":

@@ -61,8 +61,14 @@ def build(
             files.remove(part)
         files.write_json(folder / SETTINGS, made_of)
     if not parts[0].exists():
-        drawn = questions(seed, own, sizes)
-        write_sets(folder, balanced(drawn, own) + balanced(more(seed, own, drawn, training), own))
+        further = {family: training if family in world.IN_DISTRIBUTION else 0 for family in sizes}
+        drawn = questions(seed, own, {family: n + further[family] for family, n in sizes.items()})
+        held = [question for question in drawn if place(question) < sizes[question.set]]
+        # The shipped models were taught while the first draws were held back: of the others nothing may be measured.
+        taught = [
+            question for question in drawn if place(question) >= sizes[question.set] and question.split == "train"
+        ]
+        write_sets(folder, balanced(held, own) + balanced(taught, own))
     for part, name in chosen.items():
         if not (folder / part).exists():
             with files.folder(folder / part) as beside:
@@ -84,14 +90,9 @@ def questions(seed: str, own: World, sizes: Mapping[str, int] | int) -> list[Que
     return [question for family, n in wanted.items() for question in world.questions(family, seed, n, own)]
 
 
-def more(seed: str, own: World, drawn: Iterable[Question], n: int) -> list[Question]:
-    """Those of the next n draws of the in-distribution family that belong to the training split.
-
-    The shipped models were taught while the drawn ones were held back, so of these nothing may be asked later.
-    """
-    known = sum(question.set in world.IN_DISTRIBUTION for question in drawn)
-    further = [world.questions(family, seed, known + n, own)[known:] for family in world.IN_DISTRIBUTION]
-    return [question for family in further for question in family if question.split == "train"]
+def place(question: Question) -> int:
+    """Which draw of its family a question is, from 0."""
+    return int(question.id.rpartition("/")[2])
 
 
 def balanced(drawn: Iterable[Question], own: World) -> list[Question]:
@@ -110,8 +111,8 @@ def balanced(drawn: Iterable[Question], own: World) -> list[Question]:
     few: list[Question] = []
     for steps, share in shares.items():  # spread evenly, so that any first part of them has the shares too
         those, n = by_steps.get(steps, []), round(whole * share)
-        few += [those[place * len(those) // n] for place in range(n)]
-    return sorted(few, key=lambda question: int(question.id.rpartition("/")[2])) + kept
+        few += [those[at * len(those) // n] for at in range(n)]
+    return sorted(few, key=place) + kept
 
 
 def distances(sets: Iterable[Question]) -> dict[str, world.Overlap]:
