@@ -48,6 +48,14 @@ def test_splits_share_no_question(finished: Path) -> None:
             assert seen.setdefault(row["text"].casefold(), path.name) == path.name
 
 
+def test_a_set_that_is_not_taught_wastes_no_question(world: Path, finished: Path) -> None:
+    counts = {
+        path.stem: sum(1 for _ in files.read_jsonl(path)) for path in (finished / "collect").glob("other.*.jsonl")
+    }
+    own = sum(1 for _ in files.read_jsonl(world / "sets" / "other.jsonl"))
+    assert set(counts) == {"other.validation", "other.test"} and sum(counts.values()) == own
+
+
 def test_every_chain_has_a_verdict_and_every_kept_one_a_target(finished: Path) -> None:
     chains = list(tables.read_chains(finished / "sample" / "chains.parquet"))
     verdicts = tables.read_verdicts(finished / "filter" / "verdicts.parquet")

@@ -106,6 +106,7 @@ def _divided(plan: Recipe) -> tuple[dict[str, dict[str, list[Question]]], _Other
 def _load(plan: Recipe, name: str) -> list[Question]:
     own = plan.sets.get(name)
     asked = plan.questions
+    test = asked.test if name in asked.train else 1.0 - asked.validation  # what is not taught needs no training part
     return questions.load(
         name,
         recipe.data_folder(plan),
@@ -114,7 +115,7 @@ def _load(plan: Recipe, name: str) -> list[Question]:
         task=own.task if own else None,
         splits=asked.splits,
         validation=None if asked.splits == "paper" else asked.validation,
-        test=asked.test if own else None,
+        test=test if own else None,
         others=tuple(plan.sets),
     )
 
