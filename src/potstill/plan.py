@@ -19,7 +19,7 @@ from potstill.errors import UserError
 from potstill.recipe import Recipe
 from potstill.records import Question
 from potstill.stages import collect
-from potstill.teachers import replay
+from potstill.teachers import openai, replay
 
 SAMPLED = 200  # training questions whose prompts and solutions are tokenized to estimate lengths
 ADAM_BYTES = 16  # a parameter: weight, gradient and two moments, 32 bits each
@@ -71,6 +71,8 @@ def _teacher(plan: Recipe, train: Sequence[Question]) -> list[str]:
         if path is None:
             return [f"teacher           replay: {teacher.chains} is not here; the run would stop at sample", ""]
         return [f"teacher           replay: {sum(1 for _ in replay.rows(path))} chains in {path}", ""]
+    if teacher.kind == "openai":
+        return _server(plan, train)
     path = _local(plan, teacher.model or "", "teacher.model")
     there = path if path else f"{teacher.model} is not here; the run would stop at sample"
     chains = count * teacher.samples
@@ -81,6 +83,31 @@ def _teacher(plan: Recipe, train: Sequence[Question]) -> list[str]:
         f"  keeps           {teacher.candidates} candidates a token, temperature {teacher.temperature}",
         "",
     ]
+
+
+def _server(plan: Recipe, train: Sequence[Question]) -> list[str]:
+    teacher = plan.teacher
+    if teacher.prompt is not None and _local(plan, teacher.prompt, "teacher.prompt") is None:
+        return [f"teacher           openai: {teacher.prompt} is not here; the run would stop at sample", ""]
+    asked = openai.expected(plan, train)
+    prices, ceiling = teacher.budget.prices, teacher.budget
+    kept = f"{teacher.candidates} candidates a token" if teacher.candidates else "texts alone: hard targets"
+    lines = [
+        f"teacher           openai: {teacher.model} at {', '.join(teacher.server.urls)} (not asked yet)",
+        f"  asks            {asked.questions} questions x {teacher.samples} = {asked.chains} chains"
+        f" in {asked.requests} requests, if n is honoured",
+        f"  tokens          about {asked.prompt_tokens} of prompts, at most {asked.written} written",
+        f"  keeps           {kept}, temperature {teacher.temperature}",
+    ]
+    if prices.prompt or prices.completion:
+        lines.append(
+            f"  cost            at most about {asked.money:.2f}, at {prices.prompt:g} and {prices.completion:g}"
+        )
+    if ceiling.tokens or ceiling.money:
+        most = [f"{ceiling.tokens} tokens"] if ceiling.tokens else []
+        most += [f"{ceiling.money:g} in money"] if ceiling.money else []
+        lines.append(f"  ceiling         {', '.join(most)}")
+    return [*lines, "  time            told after the first minute, by the server's own rate", ""]
 
 
 def _student(plan: Recipe) -> list[str]:

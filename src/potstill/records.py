@@ -89,6 +89,7 @@ class Chain:
     stop        end: the source ended the text; length: its token budget ran out; cut: we cut it after the answer
     semantics   what the log-probabilities mean: of the raw distribution, after temperature, after truncation,
                 unknown, or none
+    defects     what its source got wrong about it, each in a few words ("entries missing")
     """
 
     question: str
@@ -100,6 +101,7 @@ class Chain:
     candidates: tuple[tuple[Candidate, ...], ...] = ()
     stop: Stop = "end"
     semantics: Semantics = "none"
+    defects: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.spans) == len(self.tokens), f"{self.key}: {len(self.tokens)} tokens, {len(self.spans)} spans"

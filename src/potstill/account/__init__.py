@@ -23,6 +23,10 @@ from potstill.records import Chain, Choice, Verdict
 __all__ = ["STAGES", "controls", "counts", "taught", "tell"]
 
 STAGES = ("collect", "sample", "filter", "align", "train", "evaluate", "select", "test")
+HARD = (
+    "The teacher showed no probabilities of its words: the student learnt its texts as they are, each word as certain"
+    " (hard targets)."
+)
 RANDOM = "The student started from random weights and knew no language: scores near zero are what is to be expected."
 
 
@@ -55,7 +59,11 @@ def tell(run: Path, plan: Recipe) -> story.Story:
         samples=read,
         pictured=samples.pictured(run, plan, solved, read),
         versions=tuple(sorted(_versions(run).items())),
-        notes=(*plan.report.notes, *([RANDOM] if plan.student.model is None else [])),
+        notes=(
+            *plan.report.notes,
+            *([HARD] if plan.teacher.kind == "openai" and plan.teacher.candidates == 0 else []),
+            *([RANDOM] if plan.student.model is None else []),
+        ),
         seed=plan.seed,
     )
 

@@ -35,7 +35,7 @@ def pick(
     Within a set those with the lowest digests: nobody chose them by what they show.
     """
     train = [q for q in collected.questions(run, plan.questions.train, "train") if q.id in solved]
-    asked = local.asked(plan) if plan.teacher.kind == "local" else None
+    asked = local.asked(plan) if plan.teacher.kind in ("local", "openai") else None
     for question in splits.take(train, plan.report.read):
         prompt = asked(question).plain if asked else ""
         yield story.Sample(question, tuple(solved[question.id][:CHAINS_SHOWN]), prompt=prompt)

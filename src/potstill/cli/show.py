@@ -90,7 +90,8 @@ def chain(folder: Path, key: str) -> None:
     line = f"\n{verdict.grade}" + (f" ({verdict.found})" if verdict.found else "")
     fate = "kept" if verdict.kept else f"dropped: {verdict.dropped}" if verdict.dropped else "not kept"
     console.print(_text(line, GRADES[verdict.grade]), Text(fate))
-    console.print(_text(f"source {found.source}, stop {found.stop}, log-probabilities {found.semantics}\n"))
+    marks = f", defects: {', '.join(found.defects)}" if found.defects else ""
+    console.print(_text(f"source {found.source}, stop {found.stop}, log-probabilities {found.semantics}{marks}\n"))
     taught = _taught(folder, found, verdict)
     if taught is not None:
         written, aligned_target, tokenizer = taught

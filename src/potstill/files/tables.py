@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy
     import pyarrow
 
+LATER = {"defects"}  # columns that files of older versions do not have
 ROWS_A_GROUP = 4096  # one row group is what a reader holds at a time
 
 
@@ -92,13 +93,14 @@ def _read(path: Path, schema: pyarrow.Schema) -> Iterator[dict[str, Any]]:
     except pyarrow.ArrowInvalid as fault:
         raise UserError("not a Parquet file", where=path, found=fault, do="redo the stage that makes it") from None
     with file:
-        missing = [name for name in schema.names if name not in file.schema_arrow.names]
+        names = [name for name in schema.names if name not in LATER or name in file.schema_arrow.names]
+        missing = [name for name in names if name not in file.schema_arrow.names]
         if missing:
             raise UserError(
                 "a column is missing", where=path, found=f"no {missing[0]!r}", do="write it as potstill does"
             )
         for group in range(file.num_row_groups):
-            yield from file.read_row_group(group, columns=schema.names).to_pylist()
+            yield from file.read_row_group(group, columns=names).to_pylist()
 
 
 def _chain_schema() -> pyarrow.Schema:
@@ -116,6 +118,7 @@ def _chain_schema() -> pyarrow.Schema:
             ("candidates", pa.list_(step)),
             ("stop", pa.string()),
             ("semantics", pa.string()),
+            ("defects", pa.list_(pa.string())),
         ]
     )
 
@@ -141,6 +144,7 @@ def _chain_row(chain: Chain) -> dict[str, Any]:
         ],
         "stop": chain.stop,
         "semantics": chain.semantics,
+        "defects": list(chain.defects),
     }
 
 
@@ -158,4 +162,5 @@ def _chain(row: Mapping[str, Any]) -> Chain:
         ),
         stop=row["stop"],
         semantics=row["semantics"],
+        defects=tuple(row.get("defects") or ()),
     )

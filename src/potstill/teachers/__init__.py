@@ -1,5 +1,5 @@
-"""Teachers: where chains come from. `local` asks a model in this process, `human` takes a set's own rationales,
-`replay` takes chains that somebody stored.
+"""Teachers: where chains come from. `local` asks a model in this process, `openai` one behind a server, `human` takes a
+set's own rationales, `replay` takes chains that somebody stored.
 
 Each has a function `sample` that yields batches of chains and is told which keys (question, source, index) are stored
 already: a batch that holds nothing new is passed over, any other comes whole, and who stores it drops what it knows.
@@ -8,10 +8,11 @@ Batches, and chains within one, may come in any order of keys; a teacher over HT
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from potstill.records import Chain, Question
+from potstill.teachers.watch import Watch
 
 if TYPE_CHECKING:
     from potstill.recipe import Recipe
@@ -21,14 +22,33 @@ VERSION: Final = 1  # of the chains that this room makes of what its sources giv
 Key = tuple[str, str, int]
 
 
+def probed(plan: Recipe, questions: Sequence[Question], before: Mapping[str, Any] | None = None) -> Any:
+    """What a server was found to be, as plain JSON; None for a teacher that is none. `before`: what it was at first."""
+    if plan.teacher.kind != "openai":
+        return None
+    from potstill.teachers import openai
+
+    return openai.probed(plan, questions, before)
+
+
 def chains(
-    plan: Recipe, questions: Sequence[Question], done: Container[Key] = (), *, known: Iterable[Question] = ()
+    plan: Recipe,
+    questions: Sequence[Question],
+    done: Container[Key] = (),
+    *,
+    known: Iterable[Question] = (),
+    server: Mapping[str, Any] | None = None,
+    watch: Watch | None = None,
+    right: Mapping[str, int] | None = None,
 ) -> Iterator[list[Chain]]:
     """The chains of the teacher that a recipe names, batch by batch.
 
     questions  those to be solved
     known      other questions of the run's sets: stored chains about them are passed over, about any other refused
     done       keys that are stored already
+    server     what `probed` found, for a teacher behind a server
+    watch      where it puts what is seen of it
+    right      question -> right chains that are stored, where the recipe stops at enough of them
     """
     # Inside: each source brings its own libraries, and its module imports `Key` from here.
     teacher = plan.teacher
@@ -37,6 +57,11 @@ def chains(
         from potstill.teachers import human
 
         return human.sample(questions, source=source, done=done)
+    if teacher.kind == "openai":
+        from potstill.teachers import openai
+
+        assert server is not None
+        return openai.planned(plan, questions, source, server, watch or Watch(), done=done, right=right)
     if teacher.kind == "replay":
         from potstill import recipe
         from potstill.teachers import replay

@@ -1,0 +1,125 @@
+"""The budget: what a run may cost, what it has cost, and the ceiling that it does not pass.
+
+    >>> settings = Settings(model="m", max_tokens=100, prices=(1.0, 2.0), most_tokens=1000)
+    >>> budget = Budget(settings, Watch())
+    >>> prompt = Prompt((Turn("user", "x" * 200),))
+    >>> [budget.reserve(prompt, 4) for _ in range(3)]            # at most 100 + 400 tokens each
+    [(500.0, 0.0009), (500.0, 0.0009), None]
+
+Before a request is sent the most that it can cost is set aside: its prompt, and all the tokens that it may write. What
+comes back is counted as the server counts it; an answer that broke off may have been billed, so all that was set aside
+for it is spent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from potstill.errors import UserError
+from potstill.records import Prompt, Turn
+from potstill.teachers.openai.asking import Settings
+from potstill.teachers.openai.client import Answer
+from potstill.teachers.watch import Watch
+
+__all__ = ["Budget", "Prompt", "Turn", "expected"]
+Aside = tuple[float, float]  # tokens, money
+
+SPARSE = 0.5  # tokens a byte of a prompt, before a server has said how many it counts
+TYPICAL = 0.27  # for a plan: English and digits
+MILLION = 1e6
+
+
+class Budget:
+    def __init__(self, settings: Settings, watch: Watch) -> None:
+        self.settings, self.watch = settings, watch
+        self.aside_tokens = self.aside_money = 0.0
+        self.density = 0.0  # the most tokens a byte that a prompt had
+
+    def reserve(self, prompt: Prompt, n: int) -> Aside | None:
+        """Set tokens and money aside for n texts; None if they could pass a ceiling."""
+        tokens, money = self._most(prompt, n)
+        s = self.settings
+        if s.most_tokens is not None and self.tokens + self.aside_tokens + tokens > s.most_tokens:
+            return None
+        if s.most_money is not None and self.money + self.aside_money + money > s.most_money:
+            return None
+        self.aside_tokens += tokens
+        self.aside_money += money
+        return tokens, money
+
+    def settle(self, aside: Aside, prompt: Prompt, n: int, answer: Answer) -> None:
+        """Give back what was set aside for n texts and count what was spent."""
+        self.aside_tokens -= aside[0]
+        self.aside_money -= aside[1]
+        usage = answer.body.usage if answer.body is not None else None
+        size = _size(prompt)
+        if usage is not None and usage.prompt_tokens is not None:
+            self.density = max(self.density, usage.prompt_tokens / max(size, 1))
+            asked, written = usage.prompt_tokens, usage.completion_tokens or 0
+        elif answer.body is not None or answer.charged:
+            asked, written = round(size * SPARSE), n * self.settings.max_tokens
+        else:
+            return
+        self.watch.prompt_tokens += asked
+        self.watch.completion_tokens += written
+        self.watch.money += cost(self.settings, asked, written)
+
+    @property
+    def tokens(self) -> float:
+        watch = self.watch
+        before = watch.before.get("prompt_tokens", 0) + watch.before.get("completion_tokens", 0)
+        return before + watch.prompt_tokens + watch.completion_tokens
+
+    @property
+    def money(self) -> float:
+        return self.watch.before.get("money", 0.0) + self.watch.money
+
+    def reached(self) -> UserError:
+        """What to say when nothing more can be asked."""
+        s = self.settings
+        key, found, ceiling = "tokens", self.tokens, s.most_tokens
+        if ceiling is None or (s.most_money is not None and self.money / s.most_money > self.tokens / ceiling):
+            key, found, ceiling = "money", round(self.money, 4), s.most_money
+        return UserError(
+            "the budget is spent: one more request could pass it",
+            where=f"teacher.budget.{key}",
+            found=f"{found:g} of {ceiling:g}",
+            do="raise it, or set teacher.budget.spent to seal to go on with what is stored; run the same command again",
+        )
+
+    def _most(self, prompt: Prompt, n: int) -> Aside:
+        asked = _size(prompt) * (SPARSE if self.density == 0 else max(self.density, 0.1))
+        written = n * self.settings.max_tokens
+        return asked + written, cost(self.settings, asked, written)
+
+
+def cost(settings: Settings, asked: float, written: float) -> float:
+    """Money for so many tokens of prompts and of answers."""
+    return (asked * settings.prices[0] + written * settings.prices[1]) / MILLION
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """chains and requests are exact if nothing fails; tokens of prompts are estimated, those written are the most."""
+
+    questions: int
+    chains: int
+    requests: int
+    prompt_tokens: int
+    written: int
+    money: float
+
+
+def expected(settings: Settings, prompts: list[Prompt]) -> Expected:
+    """What asking all questions would take."""
+    requests = -(-settings.samples // settings.per_request)
+    asked = round(sum(_size(prompt) for prompt in prompts) * TYPICAL * requests)
+    written = len(prompts) * settings.samples * settings.max_tokens
+    return Expected(
+        len(prompts), len(prompts) * settings.samples, len(prompts) * requests, asked, written,
+        cost(settings, asked, written),
+    )  # fmt: skip
+
+
+def _size(prompt: Prompt) -> int:
+    return len(prompt.plain.encode("utf-8", "replace"))

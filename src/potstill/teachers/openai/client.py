@@ -1,0 +1,115 @@
+"""The client: one request to one server, and what came of it. The only owner of the HTTP library.
+
+The API key comes from the environment, stands in the header of a request and nowhere else: what a server says is
+cleared of it before anybody sees it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import httpx2
+
+from potstill.errors import UserError
+from potstill.teachers.openai import body
+from potstill.teachers.openai.asking import Settings
+from potstill.teachers.openai.body import Body
+from potstill.teachers.openai.pacing import retry_after
+
+# again: a fault that may pass; busy: the same, and the server has too much to do; refused: this request is wrong;
+# stop: every request is
+Outcome = Literal["good", "again", "busy", "refused", "stop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """charged  whether the server may have written (and billed) tokens that nobody saw"""
+
+    outcome: Outcome
+    body: Body | None = None
+    said: str = ""
+    named: str = ""  # the parameter that an error names
+    wait: float | None = None  # seconds, if the server asked for them
+    charged: bool = False
+
+
+class Client:
+    """A pool of connections with the key in its headers; closed with `close`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._key = key(settings)
+        headers = {"Content-Type": "application/json", "User-Agent": "potstill"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        most = settings.concurrency * len(settings.urls)
+        self._timeout = settings.timeout
+        self._path = "/chat/completions" if settings.api == "chat" else "/completions"
+        self._client = httpx2.AsyncClient(
+            headers=headers,
+            verify=any(url.startswith("https:") for url in settings.urls),  # certificates take a while to load
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=most),
+            timeout=httpx2.Timeout(settings.timeout, connect=min(10.0, settings.timeout), pool=None),
+        )
+
+    async def ask(self, url: str, request: dict[str, Any], path: str | None = None) -> Answer:
+        """Send a request and say what came of it. Raises nothing that a server can cause."""
+        try:
+            async with asyncio.timeout(self._timeout):  # a drip of bytes never lets the library's own run out
+                response = await self._client.post(url + (path or self._path), content=body.encode(request))
+        except TimeoutError:
+            return Answer("busy", said=f"no whole answer within {self._timeout:g} s", charged=True)
+        except httpx2.TimeoutException:
+            return Answer("busy", said=f"no answer within {self._timeout:g} s", charged=True)
+        except httpx2.RequestError as fault:
+            broke = not isinstance(fault, httpx2.ConnectError)
+            return Answer("again", said=self._clear(f"{type(fault).__name__} {fault}".strip()), charged=broke)
+        status = response.status_code
+        if status == 200:
+            try:
+                return Answer("good", body.decode(response.content))
+            except body.Malformed as fault:
+                return Answer("again", said=self._clear(f"no answer that can be read: {fault}"), charged=True)
+        said, named = body.complaint(response.content)
+        said = self._clear(f"HTTP {status} {said}")
+        wait = retry_after(response.headers.get("retry-after"), datetime.datetime.now(datetime.UTC))
+        if status in (429, 503, 529):
+            return Answer("busy", said=said, wait=wait)
+        if status in (408, 409, 425) or status >= 500:
+            return Answer("again", said=said, wait=wait)
+        if status in (400, 413, 422):
+            return Answer("refused", said=said, named=named)
+        return Answer("stop", said=said)
+
+    def _clear(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+def key(settings: Settings) -> str:
+    """The API key that the environment holds, empty if the recipe names none. Raises UserError if it is not there."""
+    if settings.key is None:
+        return ""
+    found = os.environ.get(settings.key, "").strip()
+    if not found:
+        raise UserError(
+            "the API key is not there",
+            where="teacher.server.key",
+            found=f"{settings.key} is not set",
+            do=f"put the key into the environment variable {settings.key}; it is written nowhere",
+        )
+    return found
+
+
+def advice(said: str) -> str:
+    """What to do about an answer that stops everything."""
+    if "HTTP 401" in said or "HTTP 403" in said:
+        return "check the key that teacher.server.key names"
+    if "HTTP 404" in said:
+        return "check teacher.server.urls (they end in /v1), teacher.server.api and the name in teacher.model"
+    return "check that the server runs, and teacher.server.urls"

@@ -1,0 +1,299 @@
+"""Sampling: questions in, chains out as they arrive, with as many requests under way as the servers can bear.
+
+One event loop, no threads: whoever takes the batches runs the loop while it waits for one (`drawn`), and requests come
+back into the sockets while it stores them. What is waiting is one iterator over questions; what is in memory is what is
+under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from potstill import answers
+from potstill.errors import UserError
+from potstill.records import Chain, Prompt, Question
+from potstill.teachers import Key
+from potstill.teachers.cut import cut
+from potstill.teachers.openai import reading
+from potstill.teachers.openai.asking import Manner, Settings, payload, seed_of
+from potstill.teachers.openai.body import Choice, Malformed
+from potstill.teachers.openai.budget import Aside, Budget
+from potstill.teachers.openai.client import Answer, Client, advice
+from potstill.teachers.openai.pacing import Breaker, Gate, pause
+from potstill.teachers.openai.reading import Reader
+from potstill.teachers.watch import Watch
+
+BATCH = 64  # chains that are worth a write of their own
+SOON = 0.05  # seconds after which fewer are
+
+
+@dataclass(slots=True)
+class Ask:
+    """The texts of one request: a question and indices. `mended`: asked again once, because entries were missing."""
+
+    question: Question
+    prompt: Prompt
+    indices: tuple[int, ...]
+    tries: int = 0
+    mended: bool = False
+
+
+class Sampler:
+    """Keeps requests under way until every chain is there, and collects what arrives in `ready`."""
+
+    def __init__(
+        self,
+        client: Client,
+        settings: Settings,
+        manner: Manner,
+        reader: Reader,
+        watch: Watch,
+        questions: Sequence[Question],
+        prompt_of: Callable[[Question], Prompt],
+        done: Container[Key],
+        right: Mapping[str, int],
+    ) -> None:
+        self.client, self.settings, self.manner, self.reader, self.watch = client, settings, manner, reader, watch
+        self.prompt_of, self.done = prompt_of, done
+        self.right = dict(right)
+        self.width = settings.per_request if manner.n else 1
+        self.gates = [Gate(url, settings.concurrency) for url in settings.urls]
+        self.breaker = Breaker(settings.patience, since=time.monotonic())
+        self.budget = Budget(settings, watch)
+        self.draw = random.Random()
+        self.fresh = self._asks(questions)
+        self.next: deque[Ask] = deque()  # the next requests of questions that were asked already
+        self.later: list[tuple[float, int, Ask]] = []  # tries that wait: a heap by moment
+        self.running: set[asyncio.Task[None]] = set()
+        self.ready: list[Chain] = []
+        self.fault: BaseException | None = None
+        self.over = False
+        self.woken = asyncio.Event()
+        self.timer: asyncio.TimerHandle | None = None
+        self.began = time.monotonic()
+        self.number = 0
+
+    async def batch(self) -> list[Chain] | None:
+        """What has arrived since the last call, at least one chain; None once there is nothing left to come."""
+        if not self.number:
+            self.fill()
+        while len(self.ready) < BATCH and not self.over:
+            self.woken.clear()
+            try:
+                async with asyncio.timeout(SOON if self.ready else None):
+                    await self.woken.wait()
+            except TimeoutError:
+                break
+        self.watch.seconds = time.monotonic() - self.began
+        found, self.ready = self.ready, []
+        if not found and self.fault is not None:
+            raise self.fault
+        return found or None
+
+    def fill(self) -> None:
+        """Start as many requests as there is room for; see whether everything is done."""
+        now = time.monotonic()
+        while not self.over and (gate := max(self.gates, key=lambda one: one.room(now))).room(now) > 0:
+            ask = self._due(now)
+            if ask is None or (aside := self._affordable(ask)) is None:
+                break
+            gate.running += 1
+            self.number += 1
+            task = asyncio.get_running_loop().create_task(self._one(gate, ask, aside, now))
+            self.running.add(task)
+            task.add_done_callback(self._ended)
+        self.watch.concurrency = len(self.running)
+        if self.over:
+            return
+        if not self.running and not self.later and not self.next and self._peek() is None:
+            self._stop(self._refusal())
+        elif len(self.running) < sum(gate.most for gate in self.gates):
+            self._wake_at(now)
+
+    def _due(self, now: float) -> Ask | None:
+        if self.later and self.later[0][0] <= now:
+            return heapq.heappop(self.later)[2]
+        return self.next.popleft() if self.next else next(self.fresh, None)
+
+    def _peek(self) -> Ask | None:
+        ask = next(self.fresh, None)
+        if ask is not None:
+            self.next.append(ask)
+        return ask
+
+    def _wake_at(self, now: float) -> None:
+        moments = [gate.closed for gate in self.gates if gate.closed > now]
+        if self.later and self.later[0][0] > now:  # what is due already waits for a gate, or for a request to end
+            moments.append(self.later[0][0])
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        if moments:
+            self.timer = asyncio.get_running_loop().call_later(max(0.001, min(moments) - now), self.fill)
+
+    def _asks(self, questions: Sequence[Question]) -> Iterator[Ask]:
+        """The requests of all questions; of one that may stop early only the first, `_take` gives the others."""
+        for question in questions:
+            prompt = self.prompt_of(question)
+            for ask in self._of(question, prompt, 0):
+                yield ask
+                if self.settings.enough is not None:
+                    break
+
+    def _of(self, question: Question, prompt: Prompt, first: int) -> Iterator[Ask]:
+        """Its requests from an index on, without what is stored; none once enough chains are right."""
+        enough = self.settings.enough
+        if enough is not None and self.right.get(question.id, 0) >= enough:
+            return
+        for start in range(first, self.settings.samples, self.width):
+            stop = min(start + self.width, self.settings.samples)
+            indices = [i for i in range(start, stop) if (question.id, self.settings.source, i) not in self.done]
+            if indices:
+                yield Ask(question, prompt, tuple(indices))
+
+    def _affordable(self, ask: Ask) -> Aside | None:
+        """What was set aside for a request; None if the ceiling forbids it now, and then it waits."""
+        if (aside := self.budget.reserve(ask.prompt, len(ask.indices))) is not None:
+            return aside
+        self.next.appendleft(ask)
+        if not self.running:
+            self._stop(self.budget.reached() if self.settings.spent == "stop" else None)
+        return None
+
+    async def _one(self, gate: Gate, ask: Ask, aside: Aside, began: float) -> None:
+        request = payload(
+            self.settings,
+            self.manner,
+            ask.prompt,
+            n=len(ask.indices),
+            seed=seed_of(self.settings.seed, ask.question.id, (*ask.indices, ask.tries)),
+        )
+        answer = await self.client.ask(gate.url, request)
+        now = time.monotonic()
+        gate.running -= 1
+        self.watch.requests += 1
+        self.budget.settle(aside, ask.prompt, len(ask.indices), answer)
+        if answer.body is not None:
+            self._take(gate, ask, answer, now)
+            return
+        if answer.outcome == "stop":
+            self._stop(UserError("the teacher refuses", where=gate.url, found=answer.said, do=advice(answer.said)))
+        elif answer.outcome == "refused":
+            self.watch.refused[ask.question.id] = answer.said
+            self._check_refused()
+        else:
+            if answer.outcome == "busy":
+                gate.bad(now, began)
+            if answer.wait is not None:
+                gate.close(now, answer.wait)
+            self._again(ask, ask.indices, answer.said, now, wait=answer.wait)
+
+    def _take(self, gate: Gate, ask: Ask, answer: Answer, now: float) -> None:
+        """Chains from a body; what it lacks is asked again."""
+        assert answer.body is not None
+        left, said = list(ask.indices), "fewer texts than asked"
+        for choice in answer.body.choices[: len(ask.indices)]:
+            chain, why = self._chain(choice, ask, left[0])
+            if chain is None:
+                said = why
+                continue
+            left.pop(0)
+            self.ready.append(chain)
+            self._count(ask.question, chain)
+        if len(left) < len(ask.indices):
+            gate.good()
+            self.breaker.good(now)
+        if left:
+            mended = ask.mended or said.startswith("entries")
+            self._again(replace(ask, mended=mended), tuple(left), said, now)
+        elif self.settings.enough is not None:
+            self.next.extend(list(self._of(ask.question, ask.prompt, ask.indices[-1] + 1))[:1])
+        self.woken.set()
+
+    def _chain(self, choice: Choice, ask: Ask, index: int) -> tuple[Chain | None, str]:
+        """A choice as a chain, cut behind its answer; or what is wrong with it."""
+        if choice.text is None and choice.message is None:
+            return None, "a choice without a text"
+        try:
+            chain = reading.read(choice, ask.question.id, index, self.reader)
+        except Malformed as fault:  # bytes are looked at only where they are needed
+            return None, f"no answer that can be read: {fault}"
+        if self.settings.candidates and not chain.candidates and chain.content:
+            return None, "no log-probabilities this time"
+        if self.settings.candidates and self.manner.whole and not ask.mended and "entries missing" in chain.defects:
+            return None, "entries missing this time"
+        return cut(chain), ""
+
+    def _count(self, question: Question, chain: Chain) -> None:
+        self.watch.chains += 1
+        self.watch.graded += 1
+        if answers.grade(chain.text, question.gold, question.task, chain.stop).grade == "right":
+            self.watch.right += 1
+            self.right[question.id] = self.right.get(question.id, 0) + 1
+
+    def _again(self, ask: Ask, indices: tuple[int, ...], said: str, now: float, wait: float | None = None) -> None:
+        self.watch.retries += 1
+        kind = re.sub(r"\d{4,}", "N", said)[:120]
+        self.watch.faults[kind] = self.watch.faults.get(kind, 0) + 1
+        if self.breaker.bad(now):
+            self._stop(
+                UserError(
+                    f"the teacher has answered nothing for {now - self.breaker.since:.0f} s",
+                    where=", ".join(self.settings.urls),
+                    found=f"{self.breaker.row} faults in a row; the last: {said}",
+                    do="see to the server and run the same command again; what was stored stays",
+                )
+            )
+        elif ask.tries + 1 >= self.settings.tries:
+            self.watch.refused[ask.question.id] = f"{ask.tries + 1} tries; the last: {said}"
+            self._check_refused()
+        else:
+            # A server that names its pause has closed its gate; a replica may take the request at once. While others
+            # are answered, one that was unlucky often need not wait longer and longer.
+            times = min(ask.tries, self.breaker.row - 1)
+            seconds = 0.0 if wait is not None else pause(times, self.settings.first_pause, self.draw)
+            again = replace(ask, indices=indices, tries=ask.tries + 1)
+            heapq.heappush(self.later, (now + seconds, self.watch.retries, again))  # retries: no two are alike
+
+    def _check_refused(self) -> None:
+        """A server that refuses one question in twenty refuses what we ask, not the questions."""
+        if len(self.watch.refused) > max(10, self.number // 20):
+            self._stop(self._refusal(always=True))
+
+    def _refusal(self, always: bool = False) -> UserError | None:
+        refused = self.watch.refused
+        if not refused or (self.settings.refused == "skip" and not always):
+            return None
+        question, said = next(iter(refused.items()))
+        return UserError(
+            f"the teacher did not answer {len(refused)} questions; everything else is stored",
+            where=question,
+            found=said,
+            do="mend what it names, or set teacher.server.refused to skip, and run the same command again",
+        )
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.running.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._stop(task.exception())
+        self.fill()
+
+    def _stop(self, fault: BaseException | None) -> None:
+        if not self.over:
+            self.over, self.fault = True, fault
+            for task in self.running:
+                task.cancel()
+        self.woken.set()
+
+    async def close(self) -> None:
+        self._stop(None)
+        if self.timer is not None:
+            self.timer.cancel()
+        await asyncio.gather(*self.running, return_exceptions=True)

@@ -1,0 +1,189 @@
+"""Scoring: a text that exists, with the distributions of a server that reads it instead of writing it.
+
+    >>> request("m", Manner(), "2 + 2 =", " 4", k=3, way="echo")["echo"]
+    True
+
+Two ways, found out by asking: `prompt_logprobs` (vLLM) and `echo` (legacy completions). In both the server is given
+prompt and text as one, and writes one token more, whose outcomes say how likely the end was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, Final, Literal
+
+from potstill.errors import UserError
+from potstill.records import END, Chain
+from potstill.teachers.openai import reading
+from potstill.teachers.openai.asking import Manner, Settings
+from potstill.teachers.openai.body import Choice, Scored
+from potstill.teachers.openai.client import Client, advice
+from potstill.teachers.openai.pacing import pause
+from potstill.teachers.openai.reading import Reader, Step
+
+Way = Literal["prompt_logprobs", "echo"]
+WAYS: Final[tuple[Way, ...]] = ("prompt_logprobs", "echo")
+CANNOT: Final = "this server does not score a text that it is given"
+
+
+def request(model: str, manner: Manner, prompt: str, text: str, *, k: int, way: Way) -> dict[str, Any]:
+    """The body of a request to `completions` that scores `text` behind `prompt`, with k outcomes a token.
+
+    At temperature 1, where tempered log-probabilities are the raw ones.
+    """
+    body: dict[str, Any] = {"model": model, "prompt": prompt + text, "max_tokens": 1, "temperature": 1.0}
+    body |= {"logprobs": k, "seed": 0, "top_p": 1.0}
+    if manner.ids:
+        body |= {"return_token_ids": True, "return_tokens_as_token_ids": True}
+    return body | ({"echo": True} if way == "echo" else {"prompt_logprobs": k})
+
+
+def scored(choice: Choice, prompt: str, text: str, reader: Reader) -> Chain:
+    """The chain of `text` with what the server said of it; without a key. Its text is `text`, whatever was said.
+
+    A token on both sides of the border is left out, and so is one whose bytes are unknown. Raises UserError if the
+    server did not score the text at all.
+    """
+    before, own, given = len(prompt.encode()), text.encode(), prompt + text
+    found = _steps(choice, given, reader)
+    if len(found) < 2:
+        raise UserError(CANNOT, do="score it with a model in process")
+    defects: set[str] = set()
+    after: Step | None = found[-1]  # what would have been written behind the text
+    chain = reading.composed(given, found[:-1], None, defects)
+    if not chain.spans or (chain.spans[-1][1] < len(chain.content) and chain.content.endswith(_bytes(found[-1]))):
+        defects, after = set(), None  # some leave the end out of their list: the last entry is the text's
+        chain = reading.composed(given, found, None, defects)
+    tokens, spans, candidates = [], [], []
+    last = None
+    for token, (start, end), step in zip(chain.tokens, chain.spans, chain.candidates, strict=True):
+        if start >= before and end <= before + len(own) and step:
+            tokens.append(token)
+            spans.append((start - before, end - before))
+            candidates.append(step)
+        elif start < before < end:
+            defects.add("a token across the border")
+    if after is not None and any(piece is END for piece, _, _ in (*after.tops, (after.piece, 0, 0.0))):
+        last = tuple((p, round(min(v, 0.0), 6) + 0.0) for p, _, v in after.tops if p and v is not None)
+    if not tokens:
+        raise UserError("the server's tokens do not fit the text", found=given[:80], do="name teacher.tokenizer")
+    defects.discard("log-probability hidden")  # the first token of the prompt never has one
+    return replace(
+        chain,
+        content=own,
+        tokens=tuple(tokens),
+        spans=tuple(spans),
+        candidates=(*candidates, last) if last else tuple(candidates),
+        source=reader.source,
+        semantics="raw",
+        defects=tuple(sorted(defects)),
+    )
+
+
+def each(
+    runner: asyncio.Runner,
+    client: Client,
+    settings: Settings,
+    manner: Manner,
+    reader: Reader,
+    rows: Iterable[tuple[str, Chain]],
+    way: Way | None,
+) -> Iterator[Chain]:
+    """The chains of (prompt, chain), scored, in their order, `settings.concurrency` under way at once.
+
+    A chain keeps its key and how it stopped.
+    """
+    waiting: deque[asyncio.Task[Chain]] = deque()
+    source = iter(rows)
+    try:
+        for prompt, chain in source:
+            if way is None:
+                way = runner.run(_way(client, settings, manner, reader, prompt, chain))
+            task = _one(client, settings, manner, reader, prompt, chain, way)
+            waiting.append(runner.get_loop().create_task(task))
+            if len(waiting) >= settings.concurrency:
+                yield runner.run(_awaited(waiting.popleft()))
+        while waiting:
+            yield runner.run(_awaited(waiting.popleft()))
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+async def _awaited(task: asyncio.Task[Chain]) -> Chain:
+    return await task
+
+
+async def _way(client: Client, settings: Settings, manner: Manner, reader: Reader, prompt: str, chain: Chain) -> Way:
+    """How the server scores, found with one chain. Raises UserError if it does not."""
+    for way in WAYS:
+        try:
+            await _one(client, settings, manner, reader, prompt, chain, way)
+        except UserError as fault:
+            if fault.what != CANNOT:
+                raise
+        else:
+            return way
+    raise UserError(CANNOT, where=settings.urls[0], do="score it with a model in process")
+
+
+async def _one(
+    client: Client, settings: Settings, manner: Manner, reader: Reader, prompt: str, chain: Chain, way: Way
+) -> Chain:
+    body = request(settings.model, manner, prompt, chain.text, k=settings.candidates, way=way)
+    draw = random.Random(settings.seed)
+    said = ""
+    for tries in range(settings.tries):
+        answer = await client.ask(settings.urls[tries % len(settings.urls)], body, "/completions")
+        if answer.body is not None and answer.body.choices:
+            made = scored(answer.body.choices[0], prompt, chain.text, reader)
+            steps = made.candidates[: len(made.tokens)] if chain.stop == "length" else made.candidates
+            key = {"question": chain.question, "source": chain.source, "index": chain.index}
+            return replace(made, candidates=steps, stop=chain.stop, **key)
+        said = answer.said
+        if answer.outcome == "refused":
+            raise UserError(CANNOT, where=settings.urls[0], found=said, do="score it with a model in process")
+        if answer.outcome == "stop":
+            break
+        await asyncio.sleep(answer.wait or pause(tries, settings.first_pause, draw))
+    raise UserError("the teacher does not answer", where=settings.urls[0], found=said, do=advice(said))
+
+
+def _bytes(step: Step) -> bytes:
+    return step.piece if isinstance(step.piece, bytes) else b"\0"
+
+
+def _steps(choice: Choice, given: str, reader: Reader) -> list[Step]:
+    """An entry for every token of what was given, and that of the one written."""
+    if choice.prompt_logprobs is None or (choice.text or "").startswith(given):
+        return reading.steps(choice, reader)
+    found = []
+    for position, shown in enumerate(choice.prompt_logprobs):
+        ids = choice.prompt_token_ids
+        # The names are texts: what is made of a decoded string may begin with bytes of the token before.
+        own = str(ids[position]) if ids and position < len(ids) else next(iter(shown or {}), "")
+        tops = [(_piece(name, one, position, reader), name, one.logprob) for name, one in (shown or {}).items()]
+        piece = next((piece for piece, name, _ in tops if name == own), None)
+        if piece is None and reader.pieces is not None and own:
+            piece = reader.pieces(int(own), position)
+        value = next((value for _, name, value in tops if name == own), None)
+        found.append(Step(piece, own, value, tops))
+    if found and not found[0].piece:  # nothing is said of the first token but what follows it
+        second = next((step.piece for step in found[1:] if isinstance(step.piece, bytes)), b"")
+        at = given.encode().find(second)
+        found[0] = found[0]._replace(piece=given.encode()[:at] or None)
+    written = reading.steps(choice, reader)
+    return [*found, *(written or [Step(None, "", None, ())])]
+
+
+def _piece(name: str, one: Scored, position: int, reader: Reader) -> reading.Piece:
+    if reader.pieces is not None:
+        return reader.pieces(int(name), position)
+    if one.decoded_token in reader.ends:
+        return END
+    text = one.decoded_token or ""
+    return text.encode("utf-8", "replace") if "�" not in text else None

@@ -1,0 +1,135 @@
+"""Live against a server that nobody here wrote: what it says of a sampled chain is what its model says in this process.
+
+`make test-servers` builds its environment and runs these; elsewhere they skip. POTSTILL_VLLM names its interpreter.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import servers
+from potstill import prompts, students, teachers
+from potstill.recipe import Recipe, parse
+from potstill.records import END, Chain, Question
+from potstill.students import Student
+from potstill.teachers import Watch, openai
+from potstill.teachers.openai.reading import Reader
+
+pytestmark = pytest.mark.slow
+CLOSE = 1e-5 + 5e-7  # and the rounding of stored log-probabilities
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return servers.model(tmp_path_factory.mktemp("served") / "model")
+
+
+@pytest.fixture(scope="module")
+def student(folder: Path) -> Student:
+    return students.open(folder)
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    python = os.environ.get("POTSTILL_VLLM")
+    if not python:
+        pytest.skip("POTSTILL_VLLM names no interpreter with vLLM: run `make test-servers`")
+    port = servers.port()
+    log = tmp_path_factory.mktemp("log") / "vllm.log"
+    with servers.served(python, servers.vllm(folder, port), port, log, patience=900) as found:
+        yield found
+
+
+def asked() -> list[Question]:
+    return [Question(f"s/{i}", text, "4", "s", "train", "number") for i, (text, _) in enumerate(servers.rows(12))]
+
+
+def plan(url: str, *changes: str) -> Recipe:
+    base = "name: live\nteacher: {kind: openai, model: tiny, samples: 6, max_tokens: 40, candidates: 5}\n"
+    own = [f"teacher.server.urls=['{url}']", "teacher.server.per_request=3", "teacher.temperature=0.8", *changes]
+    return parse(base, "live.yaml", own)
+
+
+def sampled(recipe: Recipe) -> tuple[dict, list[Chain]]:
+    server = teachers.probed(recipe, asked())
+    batches = teachers.chains(recipe, asked(), server=server, watch=Watch())
+    return server, [chain for batch in batches for chain in batch]
+
+
+def differences(chains: list[Chain], student: Student) -> list[float]:
+    """Of every candidate whose bytes are one token's: the server's log-probability against the model's own."""
+    tokenizer = student.tokenizer
+    pieces = {tokenizer.bytes(token): token for token in reversed(range(tokenizer.size)) if tokenizer.bytes(token)}
+    by_id = {question.id: question for question in asked()}
+    found: list[float] = []
+    for chain in chains:
+        if chain.stop == "cut" or sum(map(len, chain.tokens)) != len(chain.content):
+            continue  # cut inside a token, or with one whose bytes are unknown: which one it was cannot be said
+        asking = prompts.build(
+            by_id[chain.question].text, prompts.FORMATS["zero-shot-rationale"], style=prompts.TEACHER
+        )
+        before = student.encode(student.render(asking))
+        own = [pieces[token] for token in chain.tokens]
+        table = servers.distributions(student, [*before, *own])
+        for place, step in enumerate(chain.candidates[: len(own) + (chain.stop == "end")]):
+            for what, value in step:
+                token = tokenizer.eos if what is END else pieces[what]  # type: ignore[index]
+                found.append(abs(float(table[len(before) - 1 + place, token]) - value))
+    return found
+
+
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_sampled_chains_rescored_in_process_agree(url, folder, student, api: str, with_tokenizer: bool) -> None:
+    tokenizer = [f"teacher.server.tokenizer={folder}"] if with_tokenizer else []
+    server, chains = sampled(plan(url, f"teacher.server.api={api}", *tokenizer))
+    assert server["semantics"] == "raw" and server["n"] and len(chains) == len({chain.key for chain in chains}) == 72
+    if api == "chat":
+        return  # its template joins turns in its own way: completions are compared
+    values = differences(chains, student)
+    print(f"{api}, bytes from {server['bytes']}: {len(values)} values, largest difference {max(values):.2e}")
+    assert len(values) > 3000 and max(values) < CLOSE
+    if with_tokenizer:
+        assert server["bytes"] == "ids" and not any("unknown" in mark for chain in chains for mark in chain.defects)
+        assert any(b"\xc3" in chain.tokens for chain in chains) or not any("é" in chain.text for chain in chains)
+
+
+@pytest.mark.parametrize("way", ["prompt_logprobs", "echo"])
+def test_texts_that_exist_are_scored_by_the_server(url, folder, student, way) -> None:
+    recipe = plan(url, f"teacher.server.tokenizer={folder}")
+    server = teachers.probed(recipe, asked())
+    own = openai.settings(recipe, "scored")
+    prompt_of = {}
+    for question in asked():
+        made = prompts.build(question.text, prompts.FORMATS["zero-shot-rationale"], style=prompts.TEACHER)
+        prompt_of[question.id] = student.render(made)
+    texts = [
+        Chain.from_text(q.id, 0, text, source="human") for q, (_, text) in zip(asked(), servers.rows(12), strict=True)
+    ]
+    reader = Reader("human", "raw", student.tokenizer.candidate)
+    rows = ((prompt_of[chain.question], chain) for chain in texts)
+    chains = list(openai.scored(own, openai._manner(server), reader, rows, way=way))
+    assert [chain.key for chain in chains] == [chain.key for chain in texts]
+    assert [chain.text for chain in chains] == [chain.text for chain in texts]
+    values = differences(chains, student)
+    print(f"{way}: {len(values)} values, largest difference {max(values):.2e}")
+    assert len(values) > 500 and max(values) < CLOSE
+
+
+def test_more_candidates_than_the_cap_are_refused_with_advice(url: str) -> None:
+    from potstill.errors import UserError
+
+    with pytest.raises(UserError, match="does not give 50 candidates"):
+        sampled(plan(url, "teacher.candidates=50"))
+
+
+def test_the_model_is_neither_flat_nor_sharp(student: Student) -> None:
+    """Else the comparison would say little."""
+    ids = student.encode(student.render(prompts.build(asked()[0].text, prompts.FORMATS["zero-shot-rationale"])))
+    table = servers.distributions(student, ids)
+    assert 0.2 < float(-(np.exp(table) * table).sum(-1).mean()) < 4.5
