@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("recipe", "files", "progress"),
     (
         "answers", "prompts", "vocabulary", "alignment", "transfer", "rewriting", "coverage", "order", "splits",
-        "selection", "intervals", "story",
+        "sifting", "selection", "intervals", "story",
     ),
     (
         "questions", "teachers", "students", "engines", "tokenizers", "targets", "loss", "evaluation", "training",
@@ -41,6 +41,7 @@ INSIDE: dict[str, set[str]] = {
     "alignment": {"vocabulary"},
     "coverage": {"vocabulary"},
     "selection": {"intervals"},
+    "sifting": {"splits"},
     # layer 3
     "targets": {"tokenizers"},
     "students": {"loss", "tokenizers"},
@@ -86,6 +87,7 @@ PURE = {
     "coverage",
     "order",
     "splits",
+    "sifting",
     "selection",
     "intervals",
     "story",

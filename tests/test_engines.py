@@ -166,6 +166,25 @@ def test_tokens_spell_the_text(engine: Engine) -> None:
         assert text.tokens == tuple(engine.student.tokenizer.pieces(text.ids))
 
 
+def test_texts_that_are_scored_get_the_numbers_of_a_forward_pass(engine: Engine) -> None:
+    tokenizer, k = engine.student.tokenizer, 4
+    texts = ["3 + 4 = 7.", "Tom", "The answer is 7", "Tom buys 4 apples.", "", "7"]
+    requests = asked(engine)
+    for request, text, read in zip(requests, texts, engine.score(requests, texts, candidates=k), strict=True):
+        assert read.ids == tuple(tokenizer.encode(text).ids) and len(read.candidates) == len(read.ids) + 1
+        assert read.tokens == tuple(tokenizer.pieces(read.ids))
+        assert all(
+            text.encode()[start:end] in (own, b" " + own)
+            for own, (start, end) in zip(read.tokens, read.spans, strict=True)
+        )
+        logs = distribution(engine, request.prompt, read.ids)
+        for position, (token, step) in enumerate(zip((*read.ids, tokenizer.eos), read.candidates, strict=True)):
+            own = END if position == len(read.ids) else read.tokens[position]
+            assert dict(step)[own] == pytest.approx(float(logs[position, token]), abs=1e-5)
+            assert len(step) <= k + 1 and all(value <= float(logs[position].max()) + 1e-5 for _, value in step)
+    assert engine.score([], [], candidates=k) == []
+
+
 # --- what a draw depends on ------------------------------------------------------------------------------------------
 
 

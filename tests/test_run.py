@@ -58,7 +58,7 @@ def test_a_set_that_is_not_taught_wastes_no_question(world: Path, finished: Path
 
 def test_every_chain_has_a_verdict_and_every_kept_one_a_target(finished: Path) -> None:
     chains = list(tables.read_chains(finished / "sample" / "chains.parquet"))
-    verdicts = tables.read_verdicts(finished / "filter" / "verdicts.parquet")
+    verdicts = dict(tables.read_verdicts(finished / "filter" / "verdicts.parquet"))
     assert [chain.key for chain in chains] == sorted(verdicts)
     assert read(finished / "align" / "manifest.json")["counts"]["chains"] == sum(v.kept for v in verdicts.values())
     assert all(len(chain.candidates) >= len(chain.tokens) for chain in chains)

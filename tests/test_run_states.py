@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from potstill import account, lessons, run, splits, students, tokenizers
 from potstill.errors import UserError
 from potstill.files import disk, manifest, tables
 from potstill.questions import collected
-from potstill.records import Chain, Verdict
 from potstill.students import Shape
 
 
@@ -205,9 +205,8 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(world: Path, tmp_path: Pa
 
 
 def test_only_right_chains_count_as_dropped() -> None:
-    chain = Chain.from_text("q", 0, "The answer is 1", source="t")
-    verdicts = [Verdict("right", "1"), Verdict("right", "1", "duplicate"), Verdict("wrong", "2", "duplicate")]
-    [source] = account._sources({"q": [(chain, verdict) for verdict in verdicts]})
+    verdicts = Counter({("right", None): 1, ("right", "duplicate"): 1, ("wrong", "duplicate"): 1})
+    source = account._source("t", "none", {"q": verdicts})
     assert (source.dropped, source.kept, source.grades) == ({"duplicate": 1}, 1, {"right": 2, "wrong": 1})
 
 

@@ -390,3 +390,40 @@ def test_a_recipe_chooses_its_teacher(tmp_path: Path) -> None:
     assert [chain.key for chain in chains] == [("s/1", "local", 0), ("s/1", "local", 1)]
     assert all(chain.text.endswith("The answer is four") for chain in chains)
     assert list(teachers.chains(plan, [one], {chain.key for chain in chains})) == []
+
+
+# --- score -----------------------------------------------------------------------------------------------------------
+
+
+def test_chains_that_exist_get_the_distributions_of_a_model() -> None:
+    engine = writer()
+    asked = Prompt((Turn("user", "So"),))
+    stored = [
+        Chain.from_text("q1", 3, " it was. The answer is four", source="human"),
+        Chain.from_text("q2", 0, " it was.", source="old", stop="length"),
+        Chain.from_text("q1", 0, " it was. The answer is four", source="old", stop="cut"),
+    ]
+    read = local.scored(engine, [(asked, chain) for chain in stored], candidates=2, budget=30)
+    for before, after in zip(stored, read, strict=True):
+        assert replace(after, tokens=(), spans=(), candidates=(), semantics="none") == before
+        assert after.semantics == "raw" and b"".join(after.tokens) == after.content
+        assert len(after.candidates) == len(after.tokens) + (before.stop != "length")
+        for token, step in zip(after.tokens, after.candidates, strict=False):
+            assert probability(step, token) == pytest.approx(1, abs=1e-4)  # it is what this model would have written
+    # The model goes on with a newline, which ends the last line as END does.
+    assert probability(read[0].candidates[-1], END) == pytest.approx(1, abs=1e-4)
+    assert read[0].candidates == read[2].candidates
+
+
+def test_the_chains_of_a_recipe_are_scored(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    writer().student.save(tmp_path / "model")
+    asked = [replace(question(str(place), "So"), rationale="it was.") for place in range(4)]
+    plan = parse("name: x", "x.yaml", [f"teacher={{kind: human, candidates: 3, score: {{model: {tmp_path}/model}}}}"])
+    [batch] = teachers.chains(plan, asked)
+    assert [chain.text for chain in batch] == ["it was.\nThe answer is 4"] * 4
+    assert all(chain.semantics == "raw" and len(chain.candidates) == len(chain.tokens) + 1 for chain in batch)
+    assert all(chain.tokens and b"".join(chain.tokens) for chain in batch)
+    assert list(teachers.chains(plan, asked, {chain.key for chain in batch})) == []
+    with pytest.raises(UserError, match="score is for human, replay"):
+        parse("name: x", "x.yaml", ["teacher={kind: local, model: m, score: {model: m}}"])

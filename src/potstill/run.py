@@ -26,6 +26,7 @@ from typing import Any, Final
 from potstill import files, progress, recipe
 from potstill.errors import UserError
 from potstill.files import manifest, run_folder
+from potstill.files.segments import Shard
 from potstill.recipe import Recipe
 
 STAGES: Final = ("collect", "sample", "filter", "align", "train", "evaluate", "select", "test", "report")
@@ -45,12 +46,15 @@ CONTROLS: Final = (
 )
 
 
+PATIENCE: Final = 600.0  # seconds that a shard waits for another to collect the questions
+
+
 def folder_of(plan: Recipe) -> Path:
     """Where a recipe's run lies: `runs/<name>` under the working folder."""
     return Path("runs") / plan.name
 
 
-def run(plan: Recipe, *, folder: Path | None = None, redo: str | None = None, until: str = STAGES[-1]) -> Path:
+def run(plan: Recipe, folder: Path | None = None, *, redo: str | None = None, until: str = STAGES[-1]) -> Path:
     """Make every stage up to `until` that is not made yet, and return the run's folder.
 
     redo    a stage whose folder, and those of all later stages, are removed first
@@ -74,6 +78,32 @@ def run(plan: Recipe, *, folder: Path | None = None, redo: str | None = None, un
         run_folder.log(folder, "start", **_machine())
         for stage in STAGES[: STAGES.index(until) + 1]:
             make(folder, plan, stage)
+    return folder
+
+
+def shard(plan: Recipe, part: Shard, *, folder: Path | None = None) -> Path:
+    """Sample one shard of a run, beside other processes that sample the others; `run` then makes what is missing and
+    seals. Collects the questions first, where no shard has yet.
+
+    Raises UserError as `run` does, and if another process samples this shard.
+    """
+    folder = folder or folder_of(plan)
+    with run_folder.locked(folder, wait=PATIENCE, beside_shards=True):
+        _check(folder, plan, STAGES)
+        _write_recipe(folder, plan)
+        make(folder, plan, "collect")
+        sample = _module("sample")
+        begun = manifest.begin(folder / "sample", _identity(folder, plan, "sample", sample), redone=later("sample"))
+    if begun is not None:
+        progress.say("sample    is there: all shards are sealed", "dim")
+        return folder
+    began = time.monotonic()
+    with run_folder.shard_locked(folder, part.number, part.count):
+        run_folder.log(folder, "start", shard=str(part), **_machine())
+        stored = sample.gather(folder, plan, part)
+        run_folder.log(folder, "shard", shard=str(part), chains=stored, seconds=round(time.monotonic() - began, 3))
+    progress.say(f"shard {part}: done, {stored} chains stored now  ({time.monotonic() - began:.1f} s)", "green")
+    progress.say(f"when all {part.count} are done: potstill sample {folder}    (seals them into one table)")
     return folder
 
 

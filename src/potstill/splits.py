@@ -21,7 +21,8 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from potstill.errors import UserError
@@ -43,6 +44,36 @@ def canonical(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).casefold()
     text = _SENTENCE.sub(" ", _THOUSANDS.sub("", text))
     return _AROUND_SYMBOLS.sub(r"\1", " ".join(text.split()))
+
+
+def grams(text: str, n: int = 8) -> frozenset[tuple[str, ...]]:
+    """The runs of n words of a text in canonical form; the whole of it where it has fewer.
+
+    >>> sorted(grams("Two and 2 make four.", 4))
+    [('and', '2', 'make', 'four'), ('two', 'and', '2', 'make')]
+    """
+    words = canonical(text).split()
+    return frozenset(tuple(words[start : start + n]) for start in range(max(1, len(words) - n + 1)))
+
+
+def overlaps(texts: Mapping[str, str], held: Iterable[str], n: int = 8) -> dict[str, float]:
+    """Of each text (id -> text) the largest share of its runs of n words that one of the held-out texts has; texts
+    that share none are left out.
+
+    >>> overlaps({"a": "one two three four five", "b": "six"}, ["zero one two three four"], 3)
+    {'a': 0.6666666666666666}
+    """
+    places: dict[tuple[str, ...], list[int]] = {}
+    for place, text in enumerate(held):
+        for gram in grams(text, n):
+            places.setdefault(gram, []).append(place)
+    found = {}
+    for name, text in texts.items():
+        own = grams(text, n)
+        shared = Counter(place for gram in own for place in places.get(gram, ()))
+        if shared:
+            found[name] = max(shared.values()) / len(own)
+    return found
 
 
 def digest(text: str) -> str:

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +56,7 @@ NAMES: Final = (
 )
 ABOUT: Final = "about.json"
 AGAIN: Final = "make the targets again: --redo align"
+TOGETHER: Final = 1 << 14  # targets after which the parts are put together, so that no array stands alone for long
 Key = tuple[str, str, int]
 
 
@@ -86,14 +87,18 @@ def pack(targets: Iterable[tuple[Chain, Target]], threshold: float = 0.0) -> dic
     Raises UserError for a key that comes twice and for a position with more than 10,922 candidates.
     """
     keys: dict[Key, int] = {}
-    parts: list[tuple[np.ndarray, ...]] = []
+    # ids, marks, candidate ids, units; tokens and candidates of each target
+    kinds = (np.uint32, np.uint16, np.uint32, np.uint16, np.int64, np.int64)
+    parts: list[list[np.ndarray]] = [[np.zeros(0, kind)] for kind in kinds]
     for chain, target in targets:
         if chain.key in keys:
             raise UserError("two targets with one key", where=chain.key, do="drop one of the two chains")
         keys[chain.key] = digest(chain)
-        parts.append(_pack(chain.key, target, threshold))
-    empty = tuple(np.zeros(0, kind) for kind in (np.uint32, np.uint16, np.uint32, np.uint16))
-    ids, marks, candidate_ids, units = map(np.concatenate, zip(empty, *parts, strict=True))
+        for column, part in zip(parts, _pack(chain.key, target, threshold), strict=True):
+            column.append(part)
+        if len(keys) % TOGETHER == 0:
+            parts = [[np.concatenate(column)] for column in parts]
+    ids, marks, candidate_ids, units, lengths, stored = map(np.concatenate, parts)
     kind, used = np.uint16, np.zeros(0, np.uint32)
     if max(ids.max(initial=0), candidate_ids.max(initial=0)) >= 2**16:
         distinct = np.union1d(ids, candidate_ids)  # texts of one kind use a small part of a large vocabulary
@@ -108,8 +113,8 @@ def pack(targets: Iterable[tuple[Chain, Target]], threshold: float = 0.0) -> dic
         "candidate_ids": candidate_ids.astype(kind),
         "probabilities": units,
         "used": used,
-        "starts": _starts([len(part[0]) for part in parts]),
-        "candidate_starts": _starts([len(part[2]) for part in parts]),
+        "starts": _starts(lengths),
+        "candidate_starts": _starts(stored),
         "texts": np.array(list(keys.values()), np.uint64),
         "keys": np.frombuffer(json.dumps(list(keys), ensure_ascii=False, separators=(",", ":")).encode(), np.uint8),
     }
@@ -122,13 +127,13 @@ def digest(chain: Chain) -> int:
     return int.from_bytes(state.digest(), "big")
 
 
-def _starts(lengths: Sequence[int]) -> np.ndarray:
+def _starts(lengths: np.ndarray) -> np.ndarray:
     starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.uint64)])
     return starts.astype(np.uint32 if starts[-1] < 2**32 else np.uint64)
 
 
 def _pack(key: Key, target: Target, threshold: float) -> tuple[np.ndarray, ...]:
-    """ids, marks, candidate ids and stored probabilities of one target."""
+    """ids, marks, candidate ids and stored probabilities of one target, and how many tokens and candidates they are."""
     ids = np.asarray(target.ids, np.uint32)
     offered = np.diff(np.asarray(target.offsets, np.int64))
     candidate_ids = np.asarray(target.candidate_ids, np.uint32)
@@ -148,7 +153,10 @@ def _pack(key: Key, target: Target, threshold: float) -> tuple[np.ndarray, ...]:
         raise UserError("too many candidates at one position", where=key, found=int(counts.max()), do=do)
     kinds = np.array([KINDS.index(kind) for kind in target.kinds], np.int64)
     marks = (len(KINDS) * counts + kinds).astype(np.uint16)
-    return ids, marks, candidate_ids[keep], (units[keep] - 1).astype(np.uint16)
+    return (
+        *(ids, marks, candidate_ids[keep], (units[keep] - 1).astype(np.uint16)),
+        *(np.array([len(ids)], np.int64), np.array([keep.sum()], np.int64)),
+    )
 
 
 def _units(probabilities: np.ndarray, row: np.ndarray) -> np.ndarray:

@@ -9,16 +9,16 @@ reads the runs beside it, `samples` picks the questions to read, `counts` sums u
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from potstill import exam, files, intervals, recipe, story
 from potstill.account import controls, counts, samples
 from potstill.account.controls import taught
 from potstill.files import manifest, tables
 from potstill.recipe import Recipe, Shape
-from potstill.records import Chain, Choice, Verdict
+from potstill.records import Choice, Grade, Semantics
 
 __all__ = ["STAGES", "controls", "counts", "taught", "tell"]
 
@@ -35,6 +35,7 @@ def tell(run: Path, plan: Recipe) -> story.Story:
     choice = exam.choice(run)
     groups = groups_of(plan)
     solved = _solved(run)
+    chains = run / "sample" / "chains.parquet"
     steps = [0, *exam.checkpoints(run)]
     metrics = [row for _, row in files.read_jsonl(run / "train" / "metrics.jsonl")]
     validation = tuple(score for step in steps for score in exam.scores(run / "evaluate", step))
@@ -52,20 +53,31 @@ def tell(run: Path, plan: Recipe) -> story.Story:
         controls=tuple(controls.read(run, plan, choice, name) for name in plan.report.controls),
         validation=validation,
         losses=tuple((row["step"], row["loss"]) for row in metrics),
-        sources=tuple(_sources(solved)),
+        sources=tuple(
+            _source(name, semantics, solved[name]) for name, semantics in sorted(tables.sources(chains).items())
+        ),
         alignment=_alignment(run, plan),
         costs=tuple(counts.costs(run, metrics, choice.step, validation, comparisons)),
         outcomes=samples.outcomes(run, choice),
         samples=read,
-        pictured=samples.pictured(run, plan, solved, read),
+        pictured=samples.pictured(run, plan, read),
         versions=tuple(sorted(_versions(run).items())),
         notes=(
             *plan.report.notes,
+            *_rights(plan),
             *([HARD] if plan.teacher.kind == "openai" and plan.teacher.candidates == 0 else []),
             *([RANDOM] if plan.student.model is None else []),
         ),
         seed=plan.seed,
     )
+
+
+def _rights(plan: Recipe) -> Iterator[str]:
+    """What the recipe says of licences and terms, a sentence each."""
+    for name, licence in plan.report.licences.items():
+        yield f"Licence of {name}: {licence}."
+    if plan.report.terms:
+        yield f"The teacher's terms of use: {plan.report.terms}"
 
 
 def groups_of(plan: Recipe) -> dict[str, story.Group]:
@@ -93,11 +105,12 @@ def _student(plan: Recipe) -> str:
     return f"{asked.shape}, random weights"
 
 
-def _solved(run: Path) -> dict[str, list[tuple[Chain, Verdict]]]:
-    verdicts = tables.read_verdicts(run / "filter" / "verdicts.parquet")
-    solved: dict[str, list[tuple[Chain, Verdict]]] = {}
-    for chain in tables.read_chains(run / "sample" / "chains.parquet"):
-        solved.setdefault(chain.question, []).append((chain, verdicts[chain.key]))
+def _solved(run: Path) -> dict[str, dict[str, Counter[tuple[Grade, str | None]]]]:
+    """Source -> question -> how often each verdict was given: grade, and why the chain was dropped."""
+    solved: dict[str, dict[str, Counter[tuple[Grade, str | None]]]] = {}
+    for (question, source, _), verdict in tables.read_verdicts(run / "filter" / "verdicts.parquet"):
+        own = solved.setdefault(source, {}).setdefault(question, Counter())
+        own[verdict.grade, verdict.dropped] += 1
     return solved
 
 
@@ -107,31 +120,27 @@ def _comparisons(run: Path, choice: Choice, format: str) -> Iterator[story.Compa
         yield controls.compare(base, chosen, name)
 
 
-def _sources(solved: Mapping[str, list[tuple[Chain, Verdict]]]) -> Iterator[story.Source]:
-    names = sorted({chain.source for pairs in solved.values() for chain, _ in pairs})
-    for name in names:
-        own = [some for pairs in solved.values() if (some := [pair for pair in pairs if pair[0].source == name])]
-        pairs = [pair for some in own for pair in some]
-        grades: dict[Any, int] = {}
-        dropped: dict[str, int] = {}
-        for _, verdict in pairs:
-            grades[verdict.grade] = grades.get(verdict.grade, 0) + 1
-            if verdict.dropped and verdict.grade == "right":
-                dropped[verdict.dropped] = dropped.get(verdict.dropped, 0) + 1
-        right = [sum(verdict.grade == "right" for _, verdict in some) for some in own]
-        shares = [number / len(some) for number, some in zip(right, own, strict=True)]
-        yield story.Source(
-            name=name,
-            semantics=pairs[0][0].semantics,
-            questions=len(own),
-            chains=len(pairs),
-            grades=grades,
-            dropped=dropped,
-            kept=sum(verdict.kept for _, verdict in pairs),
-            taught=sum(any(verdict.kept for _, verdict in some) for some in own),
-            single=story.Interval(*intervals.paired_bootstrap(shares, [0.0] * len(shares))),
-            solved={number: right.count(number) for number in range(max(right) + 1)},
-        )
+def _source(name: str, semantics: Semantics, solved: Mapping[str, Counter[tuple[Grade, str | None]]]) -> story.Source:
+    total = sum(solved.values(), Counter[tuple[Grade, str | None]]())
+    grades, dropped = Counter[Grade](), Counter[str]()
+    for (grade, reason), number in total.items():
+        grades[grade] += number
+        if reason and grade == "right":
+            dropped[reason] += number
+    right = [sum(number for (grade, _), number in own.items() if grade == "right") for own in solved.values()]
+    shares = [number / own.total() for number, own in zip(right, solved.values(), strict=True)]
+    return story.Source(
+        name=name,
+        semantics=semantics,
+        questions=len(solved),
+        chains=total.total(),
+        grades=dict(grades),
+        dropped=dict(dropped),
+        kept=total["right", None],
+        taught=sum(own["right", None] > 0 for own in solved.values()),
+        single=story.Interval(*intervals.paired_bootstrap(shares, [0.0] * len(shares))),
+        solved={number: right.count(number) for number in range(max(right) + 1)},
+    )
 
 
 def _alignment(run: Path, plan: Recipe) -> story.Alignment:

@@ -29,6 +29,10 @@ app = typer.Typer(
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/demo.", show_default=False)
 ]
+RunOrRecipe = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="A run's folder, such as runs/demo, or a recipe (YAML).", show_default=False),
+]
 
 
 class ExportForm(StrEnum):
@@ -137,11 +141,38 @@ def grade(
 
 
 def _stage_command(stage: str, summary: str) -> None:
-    def command(folder: RunFolder) -> None:
+    def command(folder: RunOrRecipe) -> None:
         from potstill import run
         from potstill.cli import show
 
-        run.run(show.recipe_of(folder), folder=folder, until=stage)
+        run.run(*show.chosen(folder), until=stage)
+
+    app.command(stage, help=summary, rich_help_panel="Stages")(command)
+
+
+def _sample_command(stage: str, summary: str) -> None:
+    def command(
+        folder: RunOrRecipe,
+        shard: Annotated[
+            Optional[str],  # noqa: UP045
+            typer.Option(
+                metavar="I/N",
+                help="Only part I of N, counted from 1; many processes may do a part each. Without it: the rank that "
+                "torchrun or srun gave, else the whole, which seals what shards have made. `auto`: also the task of "
+                "a SLURM array.",
+                show_default=False,
+            ),
+        ] = None,
+    ) -> None:
+        from potstill import run
+        from potstill.cli import shards, show
+
+        part = shards.parse(shard, os.environ)
+        plan, at = show.chosen(folder)
+        if part is None:
+            run.run(plan, at, until=stage)
+        else:
+            run.shard(plan, part, folder=at)
 
     app.command(stage, help=summary, rich_help_panel="Stages")(command)
 
@@ -157,7 +188,8 @@ for _stage, _summary in (
     ("test", "Stage 8: let the base and the chosen step answer the test questions."),
     ("report", "Stage 9: write the page and the student's folder."),
 ):
-    _stage_command(_stage, f"{_summary} Earlier stages are made if they are missing.")
+    _make = _sample_command if _stage == "sample" else _stage_command
+    _make(_stage, f"{_summary} Earlier stages are made if they are missing.")
 
 
 class Interrupted(BaseException):

@@ -48,6 +48,14 @@ def recipe_of(folder: Path) -> Recipe:
     return recipe.load(path)
 
 
+def chosen(path: Path) -> tuple[Recipe, Path]:
+    """The recipe and the folder of a run that is named by its folder or by its recipe's file."""
+    if path.is_file():
+        plan = recipe.load(path)
+        return plan, run.folder_of(plan)
+    return recipe_of(path), path
+
+
 def status(folder: Path) -> None:
     """A table of the stages: finished, begun or absent, and what each counted."""
     recipe_of(folder)
@@ -217,9 +225,8 @@ def exported(folder: Path, form: str) -> Iterator[bytes]:
     """The kept chains, one line of JSON each: chat rows for other trainers, or whole chain records."""
     plan = recipe_of(folder)
     asked = {q.id: q for q in collected.questions(folder, plan.questions.train, "train")}
-    verdicts = tables.read_verdicts(folder / "filter" / "verdicts.parquet")
-    for found in tables.read_chains(folder / "sample" / "chains.parquet"):
-        if verdicts[found.key].kept:
+    for found, verdict in tables.judged(folder / "sample" / "chains.parquet", folder / "filter" / "verdicts.parquet"):
+        if verdict.kept:
             row = to_json(found) if form == "jsonl" else _messages(asked[found.question], found)
             yield files.line(row)
 
@@ -232,11 +239,12 @@ def _messages(question: Question, found: Chain) -> dict[str, Any]:
 def _chain(folder: Path, key: str) -> tuple[Chain, Verdict]:
     recipe_of(folder)
     example = ""
-    for found in tables.read_chains(folder / "sample" / "chains.parquet"):
+    named = {key, key.rpartition("#")[0]}
+    for found in tables.read_chains(folder / "sample" / "chains.parquet", named):
         if key in (f"{found.question}#{found.index}", found.question if found.index == 0 else None):
             path = folder / "filter" / "verdicts.parquet"
             if path.exists():
-                return found, tables.read_verdicts(path)[found.key]
+                return found, next(verdict for own, verdict in tables.read_verdicts(path) if own == found.key)
             asked = _question(folder, found.question)
             return found, answers.grade(found.text, asked.gold, asked.task, found.stop)
         example = example or f", such as {found.question}#{found.index}"

@@ -98,6 +98,29 @@ class Engine(Protocol):
         """
         ...
 
+    def score(self, requests: Sequence[Request], texts: Sequence[str], *, candidates: int) -> list[Scored]:
+        """One batch of texts read behind their prompts, in the order of the requests: one forward pass, nothing drawn.
+
+        Raises UserError as `generate` does.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A text that somebody wrote, as a model reads it.
+
+    ids         [n] token ids
+    tokens      [n] the bytes that each means to this model
+    spans       [n] start and end of each in the text, in bytes
+    candidates  [n + 1] as in `Generated`, the written token among them; the last step says how likely the end was
+    """
+
+    ids: tuple[int, ...]
+    tokens: tuple[bytes, ...]
+    spans: tuple[tuple[int, int], ...]
+    candidates: tuple[tuple[Candidate, ...], ...]
+
 
 def open(source: Student | Path | str, *, trust_remote_code: bool = False) -> Engine:
     """The reference engine around a student, or around the model in a folder of Hugging Face form.

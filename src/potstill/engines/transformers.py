@@ -24,13 +24,14 @@ from typing import Any, Final
 
 import torch
 
-from potstill.engines import Generated, Key, Request
+from potstill.engines import Generated, Key, Request, Scored
 from potstill.engines.choice import AnswerLine, Choice
 from potstill.engines.memory import read
 from potstill.errors import UserError
-from potstill.records import END, Candidate, End, Prompt, Stop
-from potstill.students import Student
+from potstill.records import END, Candidate, End, Kind, Prompt, Stop, Target
+from potstill.students import Example, Student
 
+CHUNK: Final = 1024  # positions whose logits exist at a time
 KEPT: Final = 0.85  # rows are taken out of a batch once no more than this share of it still goes on
 
 
@@ -74,14 +75,48 @@ class Engine:
         with _resting(self.student.model), torch.no_grad():
             self._write(requests, choice, line, max_tokens)
         if choice.broken:
-            raise UserError(
-                "the model's logits are not numbers",
-                found="NaN",
-                do="check its weights and its dtype; a student that diverged needs a lower learning rate",
-            )
+            raise _no_numbers()
         lines = line.at if line else [None] * len(requests)
         rows = zip(requests, choice.drawn, choice.seen(), lines, strict=True)
         return [self._collect(request.key, drawn, seen, at) for request, drawn, seen, at in rows]
+
+    def score(self, requests: Sequence[Request], texts: Sequence[str], *, candidates: int) -> list[Scored]:
+        """Memory holds the states of the texts' positions and, for CHUNK of them at a time, their logits."""
+        if not requests:
+            return []
+        tokenizer = self.student.tokenizer
+        written = tokenizer.encode_batch(list(texts))
+        for request, encoding in zip(requests, written, strict=True):
+            self._check([request], len(encoding.ids) + 1)
+        rows = [
+            Example(request.prompt, _hard((*encoding.ids, tokenizer.eos)))
+            for request, encoding in zip(requests, written, strict=True)
+        ]
+        ids, values = [], []
+        with _resting(self.student.model), torch.no_grad():
+            batch = self.student.batch(rows).to(self.student.device)
+            own = torch.tensor([token for row in rows for token in row.target.ids], device=self.student.device)
+            for states, drawn in zip(self.student.hidden(batch).split(CHUNK), own.split(CHUNK), strict=True):
+                logs = self.student.head.logits(states).float().log_softmax(-1)
+                if logs.isnan().any():
+                    raise _no_numbers()
+                likeliest, top = logs.topk(min(candidates, logs.shape[-1]), dim=-1)
+                ids += torch.cat([top, drawn[:, None]], -1).tolist()
+                values += torch.cat([likeliest, logs.gather(-1, drawn[:, None])], -1).tolist()
+        result, start = [], 0
+        for encoding in written:
+            end = start + len(encoding.ids) + 1
+            places = range(start, end)
+            result.append(
+                Scored(
+                    ids=tuple(encoding.ids),
+                    tokens=tuple(self.piece(token, place) for place, token in enumerate(encoding.ids)),
+                    spans=tuple(encoding.spans),
+                    candidates=tuple(self._step(ids[place], values[place], place - start) for place in places),
+                )
+            )
+            start = end
+        return result
 
     def _write(self, requests: Sequence[Request], choice: Choice, line: AnswerLine | None, max_tokens: int) -> None:
         """The loop: one token a row and step, until every row has ended or has `max_tokens`."""
@@ -169,6 +204,19 @@ class Engine:
         """The bytes that a drawn token adds to the text, none if it is the end or no text."""
         outcome = self._outcome(token, position)
         return outcome if isinstance(outcome, bytes) else b""
+
+
+def _hard(ids: tuple[int, ...]) -> Target:
+    kinds: list[Kind] = ["hard"] * len(ids)
+    return Target(ids, range(len(ids) + 1), ids, [1.0] * len(ids), kinds)
+
+
+def _no_numbers() -> UserError:
+    return UserError(
+        "the model's logits are not numbers",
+        found="NaN",
+        do="check its weights and its dtype; a student that diverged needs a lower learning rate",
+    )
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, BinaryIO, Literal, Self
 
 from potstill.files.reading import mine_to_mend
 
@@ -42,21 +42,26 @@ def write(path: Path, data: bytes) -> None:
 
     Raises UserError where the disk is full or may not be written to.
     """
+    with stream(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def stream(path: Path) -> Iterator[BinaryIO]:
+    """A file that is written piece by piece and appears at `path` only when the block ends well; see `write`."""
     crash("write", "before", path)
     beside = path.with_name(f".{path.name}{PARTIAL}")
     with mine_to_mend(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(beside, "wb") as file:
-                file.write(data[: len(data) // 2])
+                yield file
                 file.flush()
                 crash("write", "middle", path)
-                file.write(data[len(data) // 2 :])
-                file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)
             _flush_folder(path.parent)
-        except OSError:
+        except Exception:
             beside.unlink(missing_ok=True)
             raise
     crash("write", "after", path)

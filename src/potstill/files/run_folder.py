@@ -15,26 +15,48 @@ import contextlib
 import datetime
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from potstill.errors import UserError
 from potstill.files import disk, reading
 
+SHARD: Final = ".shard-{}.lock"
+
 
 @contextlib.contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Hold the run for this process. Raises UserError if another process holds it; a killed one does not."""
+def locked(run: Path, *, wait: float = 0, beside_shards: bool = False) -> Iterator[None]:
+    """Hold the run for this process. A killed process holds nothing.
+
+    wait           seconds to wait for another process
+    beside_shards  shards may go on sampling meanwhile
+
+    Raises UserError if another process holds the run, or one of its shards.
+    """
+    with _held(run, ".lock", wait, "another process is working on this run"):
+        for lock in () if beside_shards else sorted(run.glob(SHARD.format("*"))):
+            with _held(run, lock.name, 0, f"a shard of this run is being sampled ({lock.stem.removeprefix('.')})"):
+                pass
+        yield
+
+
+def shard_locked(run: Path, number: int, count: int) -> contextlib.AbstractContextManager[None]:
+    """Hold one shard of a run's sampling for this process. Raises UserError if another process holds it."""
+    name = f"{number}-of-{count}"
+    return _held(run, SHARD.format(name), 0, f"another process is sampling shard {number}/{count} of this run")
+
+
+@contextlib.contextmanager
+def _held(run: Path, name: str, wait: float, otherwise: str) -> Iterator[None]:
     import filelock
 
     with reading.mine_to_mend(run):
         run.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(run / ".lock")
+    lock = filelock.FileLock(run / name)
     try:
-        with reading.mine_to_mend(run / ".lock"):
-            lock.acquire(timeout=0)
+        with reading.mine_to_mend(run / name):
+            lock.acquire(timeout=wait)
     except filelock.Timeout:
-        raise UserError(
-            "another process is working on this run", where=run, do="wait until it ends, or choose another name"
-        ) from None
+        raise UserError(otherwise, where=run, do="wait until it ends, or choose another name") from None
     try:
         yield
     finally:

@@ -1,59 +1,107 @@
-"""Tables at rest: chains and verdicts as Parquet, targets as flat arrays. The only owner of pyarrow.
+"""Tables at rest: chains and verdicts as Parquet, targets as flat arrays. With `columns` the only owner of pyarrow.
 
-    >>> import tempfile; path = Path(tempfile.mkdtemp()) / "chains.parquet"
+    >>> import tempfile; from potstill.records import END; path = Path(tempfile.mkdtemp()) / "chains.parquet"
     >>> chain = Chain.from_tokens("q1", 0, [b"4", b"\\xff"], [[(b"4", -0.5), (END, -2.5)], [(b"\\xff", -0.25)]])
     >>> write_chains(path, [chain])
     >>> list(read_chains(path)) == [chain]
     True
 
-Bytes are binary columns, END is a null among a step's candidates, log-probabilities are 32-bit floats.
+Whoever writes or reads holds one row group at a time: however many chains there are, memory stays the same.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from potstill.errors import UserError
-from potstill.files import disk
-from potstill.records import END, Chain, Verdict
+from potstill.files import columns, disk
+from potstill.records import Chain, Semantics, Verdict
 
 if TYPE_CHECKING:
     import numpy
     import pyarrow
 
-LATER = {"defects"}  # columns that files of older versions do not have
-ROWS_A_GROUP = 4096  # one row group is what a reader holds at a time
+ROWS_A_GROUP: Final = 4096
+CELLS_A_GROUP: Final = 1 << 17  # tokens and candidates: some 20 MiB as Python objects
+LATER: Final = {"defects"}  # columns that files of older versions do not have
+Key = tuple[str, str, int]
+Row = TypeVar("Row")
 
 
 def write_chains(path: Path, chains: Iterable[Chain]) -> None:
     """All chains as one Parquet file (zstd), in the order given."""
-    _write(path, (_chain_row(chain) for chain in chains), _chain_schema())
+    _write(path, _groups(chains), columns.table, columns.schema())
 
 
-def read_chains(path: Path) -> Iterator[Chain]:
-    """The chains of a Parquet file that `write_chains` made, row group by row group."""
-    for row in _read(path, _chain_schema()):
-        yield _chain(row)
+def read_chains(path: Path, questions: Collection[str] | None = None) -> Iterator[Chain]:
+    """The chains of a Parquet file that `write_chains` made, row group by row group; those of some `questions` only, if
+    any are named: then row groups that cannot hold them are not read."""
+    for group in _read(path, columns.schema().names, questions):
+        for chain in columns.chains(group):
+            if questions is None or chain.question in questions:
+                yield chain
 
 
-def write_verdicts(path: Path, verdicts: Iterable[tuple[tuple[str, str, int], Verdict]]) -> None:
+def sources(path: Path) -> dict[str, Semantics]:
+    """The sources in a file of chains, each with what the log-probabilities of its first chain mean."""
+    found: dict[str, Semantics] = {}
+    for group in _read(path, ["source", "semantics"]):
+        for source, semantics in zip(group["source"].to_pylist(), group["semantics"].to_pylist(), strict=True):
+            found.setdefault(source, semantics)
+    return found
+
+
+def rows(path: Path) -> int:
+    """How many rows a Parquet file has."""
+    return sum(group.num_rows for group in _read(path, ["index"]))
+
+
+def chain_counts(path: Path) -> dict[str, Any]:
+    """How many chains and tokens a file of chains has, and how often each `stop`, `semantics` and defect."""
+    import pyarrow.compute as pc
+
+    stops, semantics, defects, tokens, count = Counter[str](), Counter[str](), Counter[str](), 0, 0
+    for group in _read(path, ["stop", "semantics", "tokens", "defects"]):
+        count += group.num_rows
+        stops.update(group["stop"].to_pylist())
+        semantics.update(group["semantics"].to_pylist())
+        tokens += pc.call_function("sum", [pc.call_function("list_value_length", [group["tokens"]])]).as_py() or 0
+        if "defects" in group.schema.names:
+            defects.update(mark for marks in group["defects"].to_pylist() for mark in marks or ())
+    counts = {"chains": count, "tokens": tokens, "stop": dict(stops), "semantics": dict(semantics)}
+    return counts | ({"defects": dict(defects)} if defects else {})
+
+
+def write_verdicts(path: Path, verdicts: Iterable[tuple[Key, Verdict]]) -> None:
     """One row for every chain: its key and its verdict."""
-    rows = (
-        {"question": q, "source": s, "index": i, "grade": v.grade, "found": v.found, "dropped": v.dropped}
-        for (q, s, i), v in verdicts
-    )
-    _write(path, rows, _verdict_schema())
+    _write(path, _batches(verdicts), _verdict_table, _verdict_schema())
 
 
-def read_verdicts(path: Path) -> dict[tuple[str, str, int], Verdict]:
-    rows = _read(path, _verdict_schema())
-    return {
-        (row["question"], row["source"], row["index"]): Verdict(row["grade"], row["found"], row["dropped"])
-        for row in rows
-    }
+def read_verdicts(path: Path) -> Iterator[tuple[Key, Verdict]]:
+    """Key and verdict of every chain, in the order of the file: that of the chains."""
+    for group in _read(path, _verdict_schema().names):
+        for question, source, index, *verdict in zip(*(column.to_pylist() for column in group.columns), strict=True):
+            yield (question, source, index), Verdict(*verdict)
+
+
+def judged(chains: Path, verdicts: Path) -> Iterator[tuple[Chain, Verdict]]:
+    """Every chain with its verdict. Raises UserError where the two files do not belong together."""
+    told = read_verdicts(verdicts)
+    for chain in read_chains(chains):
+        key, verdict = next(told, (None, None))
+        if key != chain.key or verdict is None:
+            raise UserError(
+                "the verdicts do not belong to the chains",
+                where=verdicts,
+                found=f"{key} beside {chain.key}",
+                do="make them again with --redo filter",
+            )
+        yield chain, verdict
 
 
 def write_array(path: Path, array: numpy.ndarray) -> None:
@@ -65,24 +113,43 @@ def write_array(path: Path, array: numpy.ndarray) -> None:
     disk.write(path, buffer.getvalue())
 
 
-def _write(path: Path, rows: Iterable[Mapping[str, Any]], schema: pyarrow.Schema) -> None:
-    import pyarrow
+def _groups(chains: Iterable[Chain]) -> Iterator[list[Chain]]:
+    group: list[Chain] = []
+    cells = 0
+    for chain in chains:
+        group.append(chain)
+        cells += len(chain.tokens) + sum(map(len, chain.candidates))
+        if len(group) == ROWS_A_GROUP or cells >= CELLS_A_GROUP:
+            yield group
+            group, cells = [], 0
+    if group:
+        yield group
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    rest = iter(rows)
+    while batch := list(islice(rest, 16 * ROWS_A_GROUP)):
+        yield batch
+
+
+def _write(
+    path: Path, groups: Iterable[list[Any]], table: Callable[[list[Any]], pyarrow.Table], schema: pyarrow.Schema
+) -> None:
     from pyarrow import parquet
 
-    buffer = io.BytesIO()
-    with parquet.ParquetWriter(buffer, schema, compression="zstd") as writer:
-        group: list[Mapping[str, Any]] = []
-        for row in rows:
-            group.append(row)
-            if len(group) == ROWS_A_GROUP:
-                writer.write_table(pyarrow.Table.from_pylist(group, schema))
-                group = []
-        if group:
-            writer.write_table(pyarrow.Table.from_pylist(group, schema))
-    disk.write(path, buffer.getvalue())
+    # Log-probabilities hardly ever repeat: split into their bytes they take two thirds of the room.
+    split = {columns.NUMBERS: "BYTE_STREAM_SPLIT"} if schema == columns.schema() else None
+    words: Any = columns.WORDS if split else True
+    with (
+        disk.stream(path) as file,
+        parquet.ParquetWriter(file, schema, compression="zstd", use_dictionary=words, column_encoding=split) as writer,
+    ):
+        for group in groups:
+            writer.write_table(table(group))
 
 
-def _read(path: Path, schema: pyarrow.Schema) -> Iterator[dict[str, Any]]:
+def _read(path: Path, names: Sequence[str], questions: Collection[str] | None = None) -> Iterator[pyarrow.Table]:
+    """Row group by row group; without those that hold none of some questions."""
     import pyarrow
     from pyarrow import parquet
 
@@ -93,34 +160,29 @@ def _read(path: Path, schema: pyarrow.Schema) -> Iterator[dict[str, Any]]:
     except pyarrow.ArrowInvalid as fault:
         raise UserError("not a Parquet file", where=path, found=fault, do="redo the stage that makes it") from None
     with file:
-        names = [name for name in schema.names if name not in LATER or name in file.schema_arrow.names]
+        names = [name for name in names if name not in LATER or name in file.schema_arrow.names]
         missing = [name for name in names if name not in file.schema_arrow.names]
         if missing:
             raise UserError(
                 "a column is missing", where=path, found=f"no {missing[0]!r}", do="write it as potstill does"
             )
         for group in range(file.num_row_groups):
-            yield from file.read_row_group(group, columns=names).to_pylist()
+            if questions is not None and not _may_hold(file.metadata.row_group(group), questions):
+                continue
+            yield file.read_row_group(group, columns=list(names)).select(list(names))
 
 
-def _chain_schema() -> pyarrow.Schema:
-    import pyarrow as pa
-
-    step = pa.list_(pa.struct([("bytes", pa.binary()), ("log_probability", pa.float32())]))
-    return pa.schema(
-        [
-            ("question", pa.string()),
-            ("source", pa.string()),
-            ("index", pa.int32()),
-            ("content", pa.binary()),
-            ("tokens", pa.list_(pa.binary())),
-            ("spans", pa.list_(pa.list_(pa.int32(), 2))),
-            ("candidates", pa.list_(step)),
-            ("stop", pa.string()),
-            ("semantics", pa.string()),
-            ("defects", pa.list_(pa.string())),
-        ]
+def _may_hold(group: Any, questions: Collection[str]) -> bool:
+    """Whether the least and the greatest question of a row group, where the file says them, leave room for one."""
+    told = next(
+        (
+            column.statistics
+            for column in map(group.column, range(group.num_columns))
+            if column.path_in_schema == "question"
+        ),
+        None,
     )
+    return not (told and told.has_min_max) or any(told.min <= question <= told.max for question in questions)
 
 
 def _verdict_schema() -> pyarrow.Schema:
@@ -130,37 +192,11 @@ def _verdict_schema() -> pyarrow.Schema:
     return pa.schema([(name, pa.int32() if name == "index" else pa.string()) for name in names])
 
 
-def _chain_row(chain: Chain) -> dict[str, Any]:
-    return {
-        "question": chain.question,
-        "source": chain.source,
-        "index": chain.index,
-        "content": chain.content,
-        "tokens": list(chain.tokens),
-        "spans": [list(span) for span in chain.spans],
-        "candidates": [
-            [{"bytes": None if what is END else what, "log_probability": value} for what, value in step]
-            for step in chain.candidates
-        ],
-        "stop": chain.stop,
-        "semantics": chain.semantics,
-        "defects": list(chain.defects),
-    }
+def _verdict_table(verdicts: list[tuple[Key, Verdict]]) -> pyarrow.Table:
+    import pyarrow as pa
 
-
-def _chain(row: Mapping[str, Any]) -> Chain:
-    return Chain(
-        question=row["question"],
-        source=row["source"],
-        index=row["index"],
-        content=row["content"],
-        tokens=tuple(row["tokens"]),
-        spans=tuple((start, end) for start, end in row["spans"]),
-        candidates=tuple(
-            tuple((END if c["bytes"] is None else c["bytes"], c["log_probability"]) for c in step)
-            for step in row["candidates"]
-        ),
-        stop=row["stop"],
-        semantics=row["semantics"],
-        defects=tuple(row.get("defects") or ()),
+    rows = [(*key, verdict.grade, verdict.found, verdict.dropped) for key, verdict in verdicts]
+    kind = _verdict_schema()
+    return pa.Table.from_arrays(
+        [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), kind, strict=True)], schema=kind
     )

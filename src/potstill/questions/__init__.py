@@ -34,7 +34,7 @@ from potstill.records import Question
 
 __all__ = ["SETS", "VERSION", "Raw", "demonstrations", "folder", "leaks", "load", "place"]
 
-VERSION: Final = 1  # of the questions that this room reads out of the sets; stored by the stage that collects them
+VERSION: Final = 2  # of the questions that this room reads out of the sets; stored by the stage that collects them
 SETS: Final = ("gsm8k", "multiarith", "asdiv", "svamp", "bbh")
 PAPER_VALIDATION: Final = {"gsm8k": 500, "multiarith": 200, "asdiv": 500, "svamp": 500}
 SHARE: Final = 0.2

@@ -22,8 +22,22 @@ from potstill.records import Prompt, Question, Split
 
 SHOTS = "demonstrations.json"
 OTHERS = "others.jsonl"
+OVERLAPS = "overlaps.json"
 
-__all__ = ["FORMATS", "OTHERS", "PAPER", "SHOTS", "Shots", "others", "prompt_of", "questions", "shots", "shots_json"]
+__all__ = [
+    "FORMATS",
+    "OTHERS",
+    "OVERLAPS",
+    "PAPER",
+    "SHOTS",
+    "Shots",
+    "others",
+    "overlaps",
+    "prompt_of",
+    "questions",
+    "shots",
+    "shots_json",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +61,11 @@ def others(run: Path) -> Iterator[Question]:
     Without their answers: they are here so that stored chains about them can be told from chains about nothing.
     """
     return files.records(Question, run / "collect" / OTHERS)
+
+
+def overlaps(run: Path) -> dict[str, float]:
+    """Training question -> the share of its runs of words that one validation or test question has; see `splits`."""
+    return files.read_json(run / "collect" / OVERLAPS)
 
 
 def shots(run: Path) -> dict[str, Shots]:

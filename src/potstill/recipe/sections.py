@@ -85,6 +85,13 @@ class Budget(Section):
     spent: Literal["stop", "seal"] = Field(default="stop", description="seal: go on with the chains that are there")
 
 
+class Scorer(Section):
+    """Who says afterwards how likely each token of chains was that exist already."""
+
+    model: str = Field(description="a folder in Hugging Face form, or the name by which teacher.server knows a model")
+    kind: Literal["local", "openai"] = Field(default="local", description="openai: asked of teacher.server")
+
+
 class Teacher(Section):
     kind: Literal["local", "openai", "human", "replay"] = "human"
     name: Name | None = Field(default=None, description="what its chains call their source; the kind if not given")
@@ -99,12 +106,15 @@ class Teacher(Section):
     max_tokens: Positive = 256
     candidates: Count = Field(default=5, description="alternatives a token whose log-probabilities are kept")
     batch_tokens: Positive = 16384
+    score: Scorer | None = Field(default=None, description="human, replay: a model that gives the chains probabilities")
     trust_remote_code: bool = False
     server: Server = Server()
     budget: Budget = Budget()
 
     @model_validator(mode="after")
     def _complete(self) -> Teacher:
+        if self.score is not None and self.kind not in ("human", "replay"):
+            raise ValueError(f"a {self.kind} teacher gives its chains probabilities itself: score is for human, replay")
         needed = {"local": "model", "openai": "model", "replay": "chains"}.get(self.kind)
         if needed and getattr(self, needed) is None:
             raise ValueError(f"a {self.kind} teacher needs {needed}")
@@ -114,6 +124,20 @@ class Teacher(Section):
 class Filter(Section):
     cap: Positive | None = Field(default=None, description="right chains kept a question")
     duplicates: Literal["drop", "keep"] = "drop"
+    near: Share | None = Field(
+        default=None, description="drop a chain that shares so much of its runs of five words with a kept one"
+    )
+    shortest: Count = Field(default=0, description="least characters of a chain")
+    longest: Positive | None = Field(default=None, description="most characters of a chain")
+    script: Literal["latin", "cyrillic", "greek", "arabic", "hebrew", "cjk", "hangul", "devanagari", "thai"] | None = (
+        Field(default=None, description="drop a chain of whose letters more than a tenth are of another script")
+    )
+    contamination: float = Field(
+        default=0.9,
+        gt=0,
+        le=1,
+        description="drop a question that shares so much of its runs of eight words with a validation or test question",
+    )
 
 
 class Transfer(Section):
@@ -205,6 +229,10 @@ class Report(Section):
     )
     controls: list[Name] = Field(
         default=[], description="finished runs beside this one, from the same base on the same test questions"
+    )
+    licences: dict[Name, str] = Field(default={}, description="set or model -> its licence, for the page and the card")
+    terms: str | None = Field(
+        default=None, description="a line on the teacher's terms of use, for the page and the card"
     )
     notes: list[str] = Field(default=[], description="sentences that the page shows: sources, licences, what to expect")
 

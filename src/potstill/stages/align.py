@@ -6,12 +6,13 @@ positions and kept mass by kind. Stops where less of the teacher arrived than `t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from potstill import files, lessons, progress, recipe, rewriting, students, targets, tokenizers, transfer
 from potstill.coverage import Coverage
-from potstill.files import tables
+from potstill.files import manifest, tables
 from potstill.recipe import Recipe
 from potstill.records import Chain, Target
 
@@ -28,28 +29,38 @@ def inputs(plan: Recipe) -> dict[str, str]:
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     tokenizer = tokenizers.open(students.tokenizer_folder(plan))
-    verdicts = tables.read_verdicts(run / "filter" / "verdicts.parquet")
-    kept = [c for c in tables.read_chains(run / "sample" / "chains.parquet") if verdicts[c.key].kept]
-    rewritten = [rewriting.rewrite(chain, plan.transfer.rewrite) for chain in kept]
-    aligned: list[tuple[Chain, Target]] = []
     coverage = Coverage(tokenizer)
-    told: dict[str, Any] = {}
-    if plan.transfer.rule == "text":
-        told = {"completions": transfer.completions(rewritten, tokenizer), "teacher": _teacher(plan)}
-    with progress.bar("align", len(kept), "chains") as tick:
-        for chain, taught in zip(kept, rewritten, strict=True):
-            target = transfer.transfer(taught, tokenizer, plan.transfer.rule, **told)
-            aligned.append((chain, target))
-            coverage.add(taught, target)
-            tick()
-    coverage.check(plan.transfer.least_coverage, plan.transfer.rule)
     out = lessons.targets_folder(run, plan)
+    arrays = targets.pack(_aligned(run, plan, tokenizer, coverage), plan.transfer.drop_below)
+    coverage.check(plan.transfer.least_coverage, plan.transfer.rule)
     paths = [out / targets.ABOUT]
     files.write_json(paths[0], lessons.origin(run, plan, tokenizer).as_json())
-    for name, array in targets.pack(aligned, plan.transfer.drop_below).items():
+    for name, array in arrays.items():
         paths.append(out / f"{name}.npy")
         tables.write_array(paths[-1], array)
     return paths, coverage.as_json()
+
+
+def _aligned(
+    run: Path, plan: Recipe, tokenizer: tokenizers.Tokenizer, coverage: Coverage
+) -> Iterator[tuple[Chain, Target]]:
+    """The kept chains with their targets, one after the other. The rule `text` holds all chains: their words complete
+    one another."""
+    filtered = manifest.finished(run / "filter")
+    assert filtered is not None, "filter is finished before its verdicts are read"
+    judged = tables.judged(run / "sample" / "chains.parquet", run / "filter" / "verdicts.parquet")
+    kept = ((chain, rewriting.rewrite(chain, plan.transfer.rewrite)) for chain, verdict in judged if verdict.kept)
+    told: dict[str, Any] = {}
+    if plan.transfer.rule == "text":
+        kept = list(kept)
+        rewritten = [taught for _, taught in kept]
+        told = {"completions": transfer.completions(rewritten, tokenizer), "teacher": _teacher(plan)}
+    with progress.bar("align", filtered.counts["kept"], "chains") as tick:
+        for chain, taught in kept:
+            target = transfer.transfer(taught, tokenizer, plan.transfer.rule, **told)
+            coverage.add(taught, target)
+            yield chain, target
+            tick()
 
 
 def _teacher(plan: Recipe) -> tokenizers.Tokenizer | None:

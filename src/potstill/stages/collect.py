@@ -54,6 +54,12 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
             counts[f"{name}.{split}"] = len(rows)
     paths.append(run / "collect" / collected.OTHERS)
     files.write_jsonl(paths[-1], (to_json(replace(question, gold="", rationale=None)) for question in others.held))
+    paths.append(run / "collect" / collected.OVERLAPS)
+    measured = [
+        q.text for by_split in kept.values() for split, rows in by_split.items() if split != "train" for q in rows
+    ]
+    near = splits.overlaps({question.id: question.text for question in train}, measured)
+    files.write_json(paths[-1], {name: round(share, 6) for name, share in sorted(near.items())})
     paths.append(run / "collect" / collected.SHOTS)
     files.write_json(paths[-1], collected.shots_json(shots))
     return paths, {"questions": counts, "left out as leaks": others.leaks}

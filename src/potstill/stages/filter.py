@@ -1,73 +1,88 @@
 """filter: one verdict for every chain; nothing vanishes.
 
-A chain is kept if its answer is right and no rule drops it: a text that the same question already has, or more right
-chains than the cap.
+A chain is kept if its answer is right and no rule of `sifting` drops it. A wrong one keeps its verdict.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from potstill import answers, progress
+from potstill import answers, progress, sifting, splits
 from potstill.errors import UserError
 from potstill.files import tables
 from potstill.questions import collected
 from potstill.recipe import Recipe
-from potstill.records import Chain, Question, Verdict
+from potstill.records import Verdict
 
+Key = tuple[str, str, int]
 READS = ("filter",)
 AFTER = ("collect", "sample")
-VERSIONS = {"answers": answers.VERSION}
+VERSIONS = {"answers": answers.VERSION, "sifting": sifting.VERSION, "splits": splits.VERSION}
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
+    sampled, path = run / "sample" / "chains.parquet", run / "filter" / "verdicts.parquet"
+    tally = _Tally()
+    tables.write_verdicts(path, _verdicts(run, plan, sampled, tally))
+    return [path], tally.as_json()
+
+
+def _verdicts(run: Path, plan: Recipe, sampled: Path, tally: _Tally) -> Iterator[tuple[Key, Verdict]]:
+    """One for every chain, in the order of the chains: memory holds those of one question."""
     asked = {question.id: question for question in collected.questions(run, plan.questions.train, "train")}
-    chains = list(tables.read_chains(run / "sample" / "chains.parquet"))
-    verdicts: list[tuple[tuple[str, str, int], Verdict]] = []
-    texts: set[tuple[str, bytes]] = set()
-    right: dict[str, int] = {}
-    with progress.bar("filter", len(chains), "chains") as tick:
-        for chain in chains:
-            verdict = _verdict(chain, asked[chain.question])
-            verdict = Verdict(verdict.grade, verdict.found, _dropped(plan, chain, verdict, texts, right))
-            if verdict.kept:
-                right[chain.question] = right.get(chain.question, 0) + 1
-            texts.add((chain.question, chain.content))
-            verdicts.append((chain.key, verdict))
-            tick()
-    if not right:
+    near = collected.overlaps(run)
+    with progress.bar("filter", tables.rows(sampled), "chains") as tick:
+        for name, chains in groupby(tables.read_chains(sampled), key=lambda chain: chain.question):
+            sieve = sifting.Sieve(rules(plan), contaminated=near.get(name, 0.0) >= plan.filter.contamination)
+            for chain in chains:
+                graded = answers.grade(chain.text, asked[name].gold, asked[name].task, chain.stop)
+                verdict = Verdict(graded.grade, graded.found, sieve.dropped(chain.text, graded.grade == "right"))
+                tally.add(verdict)
+                yield chain.key, verdict
+                tick()
+            tally.questions += sieve.kept > 0
+    if not tally.kept:
         raise UserError(
             "no chain survived the filter: there is nothing to learn from",
-            where=run / "sample" / "chains.parquet",
-            found=f"{len(chains)} chains, {sum(v.grade == 'right' for _, v in verdicts)} of them right",
+            where=sampled,
+            found=f"{sum(tally.grades.values())} chains, {tally.grades['right']} of them right",
             do="look at some with `potstill show RUN --chain`, then change the teacher or its prompt",
         )
-    path = run / "filter" / "verdicts.parquet"
-    tables.write_verdicts(path, verdicts)
-    return [path], _counts(verdicts, right)
 
 
-def _verdict(chain: Chain, question: Question) -> Verdict:
-    return answers.grade(chain.text, question.gold, question.task, chain.stop)
+def rules(plan: Recipe) -> sifting.Rules:
+    asked = plan.filter
+    return sifting.Rules(
+        duplicates=asked.duplicates == "drop",
+        near=asked.near,
+        cap=asked.cap,
+        shortest=asked.shortest,
+        longest=asked.longest,
+        script=asked.script,
+    )
 
 
-def _dropped(
-    plan: Recipe, chain: Chain, verdict: Verdict, texts: set[tuple[str, bytes]], right: dict[str, int]
-) -> str | None:
-    if plan.filter.duplicates == "drop" and (chain.question, chain.content) in texts:
-        return "duplicate"
-    if verdict.grade == "right" and plan.filter.cap is not None and right.get(chain.question, 0) >= plan.filter.cap:
-        return "cap"
-    return None
+class _Tally:
+    """What the manifest says of the verdicts."""
 
+    def __init__(self) -> None:
+        self.grades, self.dropped = Counter[str](), Counter[str]()
+        self.kept = self.questions = 0
 
-def _counts(verdicts: list[tuple[tuple[str, str, int], Verdict]], right: dict[str, int]) -> dict[str, Any]:
-    grades: dict[str, int] = {}
-    dropped: dict[str, int] = {}
-    for _, verdict in verdicts:
-        grades[verdict.grade] = grades.get(verdict.grade, 0) + 1
+    def add(self, verdict: Verdict) -> None:
+        self.grades[verdict.grade] += 1
         if verdict.dropped:
-            dropped[verdict.dropped] = dropped.get(verdict.dropped, 0) + 1
-    kept = sum(right.values())
-    return {"verdicts": grades, "dropped": dropped, "kept": kept, "questions with a kept chain": len(right)}
+            self.dropped[verdict.dropped] += 1
+        self.kept += verdict.kept
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "verdicts": dict(self.grades),
+            "dropped": dict(self.dropped),
+            "kept": self.kept,
+            "questions with a kept chain": self.questions,
+        }

@@ -1,20 +1,24 @@
 """sample: the teacher's chains, appended batch by batch, sealed in the order of their keys.
 
 A batch is the unit of resume: one that is stored whole is skipped, one that is not is made again whole, and what is
-stored of it already is not stored twice. A teacher behind a server leaves two files more: `server.json`, what it was
-found to be, and `spent.jsonl`, what was paid, which no digest covers.
+stored of it already is not stored twice. Shards sample beside each other, each into a segment of its own; a run without
+a shard makes what they left out and seals all segments into one table, the same as if there had been no shards.
+
+A teacher behind a server leaves more: `server.json`, what it was found to be, and for each segment a `spent-*.jsonl`,
+what was paid, which no digest covers.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from potstill import answers, engines, files, progress, prompts, recipe, teachers
 from potstill.encoding import to_json
-from potstill.files import run_folder, tables
+from potstill.files import run_folder, segments, tables
+from potstill.files.segments import WHOLE, Shard
 from potstill.questions import collected
 from potstill.recipe import Recipe
 from potstill.records import Chain, Question
@@ -28,84 +32,116 @@ FREE = ("urls", "key", "per_request", "concurrency", "timeout", "patience", "ref
 
 
 def inputs(plan: Recipe) -> dict[str, str]:
-    teacher = plan.teacher
+    teacher, score = plan.teacher, plan.teacher.score
+    asked = teacher.kind == "openai" or (score is not None and score.kind == "openai")
     named = {
         "teacher.model": teacher.model if teacher.kind == "local" else None,
+        "teacher.score.model": score.model if score is not None and score.kind == "local" else None,
         "teacher.chains": teacher.chains,
         "teacher.prompt": teacher.prompt,
-        "teacher.server.tokenizer": teacher.server.tokenizer if teacher.kind == "openai" else None,
+        "teacher.server.tokenizer": teacher.server.tokenizer if asked else None,
     }
     return {key: files.fingerprint(recipe.find(plan, path, key)) for key, path in named.items() if path is not None}
 
 
 def free(plan: Recipe) -> set[str]:
-    """Keys that may change while a run goes on; of a teacher that is no server, all that speak of servers."""
-    budget = set(recipe.flat(plan, "teacher.budget"))
+    """Keys that may change while a run goes on; of a teacher that asks no server, all that speak of servers."""
+    budget, score = set(recipe.flat(plan, "teacher.budget")), plan.teacher.score
     if plan.teacher.kind != "openai":
-        return budget | set(recipe.flat(plan, "teacher.server", "teacher.enough"))
+        budget |= set(recipe.flat(plan, "teacher.enough"))
+        if score is None or score.kind == "local":
+            return budget | set(recipe.flat(plan, "teacher.server"))
     return budget | {f"teacher.server.{name}" for name in FREE}
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
-    sealed, segment = run / "sample" / "chains.parquet", run / "sample" / "segment-0000.jsonl"
-    server, spent = run / "sample" / "server.json", run / "sample" / "spent.jsonl"
+    folder = run / "sample"
+    sealed, server = folder / "chains.parquet", folder / "server.json"
     if not sealed.exists():
-        asked = collected.questions(run, plan.questions.train, "train")
-        found = teachers.probed(plan, asked, files.read_json(server) if server.exists() else None)
-        if found is not None and not server.exists():
-            files.write_json(server, found)
-        watch = Watch(before=_spent(spent))
-        with contextlib.ExitStack() as opened:
-            lines = opened.enter_context(files.Appender(segment))
-            bills = opened.enter_context(files.Appender(spent)) if found is not None else None
-            done, right = _stored(segment, plan, asked)
-            total = len(asked) * plan.teacher.samples
-            paid: dict[str, float] = {}
-            try:
-                with progress.bar("sample", total, "chains", done=len(done)) as tick:
-                    for batch in teachers.chains(
-                        plan, asked, done, known=collected.others(run), server=found, watch=watch, right=right
-                    ):
-                        new = [chain for chain in batch if chain.key not in done]
-                        lines.append(to_json(chain) for chain in new)
-                        done.update(chain.key for chain in new)
-                        tick(len(new), watch.note())
-                        paid = _pay(bills, watch, paid)
-            finally:
-                if bills is not None:
-                    _pay(bills, watch, paid)
-                    run_folder.log(run, "sampled", **watch.as_json())
-        chains = sorted(files.records(Chain, segment), key=lambda chain: chain.key)
-        tables.write_chains(sealed, chains)
-    files.remove(segment)
-    counts = _counts(tables.read_chains(sealed))
+        before = _said(segments.paths(folder))
+        stored = gather(run, plan)
+        if before:
+            progress.say(f"{stored} chains were missing in them; sealed into {sealed.name}")
+        tables.write_chains(sealed, segments.merged(folder))
+    for segment in segments.paths(folder):
+        files.remove(segment)
+    counts = tables.chain_counts(sealed)
     if server.exists():
         return [sealed, server], counts | {"server": files.read_json(server)}
     return [sealed], counts
 
 
-def _stored(segment: Path, plan: Recipe, asked: Sequence[Question]) -> tuple[set[teachers.Key], dict[str, int]]:
-    """The keys that are stored, and how many right chains of each question, where enough of them end its asking."""
-    done: set[teachers.Key] = set()
+def gather(run: Path, plan: Recipe, shard: Shard = WHOLE) -> int:
+    """Sample what is not stored of a shard, into its segment. How many chains this call stored."""
+    folder = run / "sample"
+    asked = collected.questions(run, plan.questions.train, "train")
+    server = _server(folder, plan, asked)
+    segment = folder / segments.name(shard)
+    bill = folder / segment.name.replace("segment", "spent")
+    watch = Watch(before=_spent(folder.glob("spent-*.jsonl") if shard == WHOLE else [bill]))
+    with contextlib.ExitStack() as opened:
+        lines = opened.enter_context(files.Appender(segment))
+        bills = opened.enter_context(files.Appender(bill)) if server is not None else None
+        done = segments.keys(segments.paths(folder))
+        before = len(done)
+        own = before if shard == WHOLE else len(segments.keys([segment]))
+        right = _right(folder, asked) if plan.teacher.enough is not None else {}
+        total = len(asked) * plan.teacher.samples // shard.count
+        paid: dict[str, float] = {}
+        told = {"server": server, "watch": watch, "right": right, "shard": shard}
+        try:
+            with progress.bar("sample" if shard == WHOLE else f"shard {shard}", total, "chains", done=own) as tick:
+                for batch in teachers.chains(plan, asked, done, known=collected.others(run), **told):
+                    new = [chain for chain in batch if done.add(chain.key)]
+                    lines.append(to_json(chain) for chain in new)
+                    tick(len(new), watch.note())
+                    paid = _pay(bills, watch, paid)
+        finally:
+            if bills is not None:
+                _pay(bills, watch, paid)
+                run_folder.log(run, "sampled", **watch.as_json())
+    return len(done) - before
+
+
+def _said(paths: list[Path]) -> bool:
+    """Tell what shards have left, if they have."""
+    left = [path for path in paths if path.name != segments.name(WHOLE)]
+    for path in left:
+        progress.say(f"{path.stem}: {len(segments.keys([path]))} chains", "dim")
+    return bool(left)
+
+
+def _server(folder: Path, plan: Recipe, asked: Sequence[Question]) -> Any:
+    """What the teacher's server is, as it was first found; None for a teacher that is none."""
+    path = folder / "server.json"
+    found = teachers.probed(plan, asked, files.read_json(path) if path.exists() else None)
+    if found is not None and not path.exists():
+        files.write_json(path, found)
+    return found
+
+
+def _right(folder: Path, asked: Sequence[Question]) -> dict[str, int]:
+    """How many right chains of each question are stored."""
     right: dict[str, int] = {}
-    by_id = {question.id: question for question in asked} if plan.teacher.enough is not None else {}
-    for chain in files.records(Chain, segment):
-        done.add(chain.key)
-        question = by_id.get(chain.question)
-        if question and answers.grade(chain.text, question.gold, question.task, chain.stop).grade == "right":
-            right[question.id] = right.get(question.id, 0) + 1
-    return done, right
+    by_id = {question.id: question for question in asked}
+    for path in segments.paths(folder):
+        for chain in files.records(Chain, path):
+            question = by_id.get(chain.question)
+            if question and answers.grade(chain.text, question.gold, question.task, chain.stop).grade == "right":
+                right[question.id] = right.get(question.id, 0) + 1
+    return right
 
 
-def _spent(path: Path) -> dict[str, float]:
-    """What earlier processes of this run spent, added up."""
+def _spent(bills: Iterable[Path]) -> dict[str, float]:
+    """What earlier processes spent, added up."""
     total: dict[str, float] = {}
-    if path.exists():
-        with files.Appender(path):
-            pass  # cuts a torn last line off
-        for _, row in files.read_jsonl(path):
-            for name, value in row.items():
-                total[name] = total.get(name, 0) + value
+    for path in sorted(bills):
+        if path.exists():
+            with files.Appender(path):
+                pass  # cuts a torn last line off
+            for _, row in files.read_jsonl(path):
+                for name, value in row.items():
+                    total[name] = total.get(name, 0) + value
     return total
 
 
@@ -116,19 +152,3 @@ def _pay(bills: files.Appender | None, watch: Watch, paid: Mapping[str, float]) 
     if bills is not None and any(more.values()):
         bills.append([more])
     return now
-
-
-def _counts(chains: Iterator[Chain]) -> dict[str, Any]:
-    stops: dict[str, int] = {}
-    semantics: dict[str, int] = {}
-    defects: dict[str, int] = {}
-    tokens = count = 0
-    for chain in chains:
-        count += 1
-        tokens += len(chain.tokens)
-        stops[chain.stop] = stops.get(chain.stop, 0) + 1
-        semantics[chain.semantics] = semantics.get(chain.semantics, 0) + 1
-        for defect in chain.defects:
-            defects[defect] = defects.get(defect, 0) + 1
-    counts: dict[str, Any] = {"chains": count, "tokens": tokens, "stop": stops, "semantics": semantics}
-    return counts | ({"defects": defects} if defects else {})

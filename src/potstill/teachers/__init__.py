@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from potstill.files.segments import WHOLE, Shard
 from potstill.records import Chain, Question
 from potstill.teachers.watch import Watch
 
@@ -40,6 +41,7 @@ def chains(
     server: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
     right: Mapping[str, int] | None = None,
+    shard: Shard = WHOLE,
 ) -> Iterator[list[Chain]]:
     """The chains of the teacher that a recipe names, batch by batch.
 
@@ -49,26 +51,39 @@ def chains(
     server     what `probed` found, for a teacher behind a server
     watch      where it puts what is seen of it
     right      question -> right chains that are stored, where the recipe stops at enough of them
+    shard      which of the batches: they are those of the whole, so a chain does not depend on the number of shards
     """
     # Inside: each source brings its own libraries, and its module imports `Key` from here.
     teacher = plan.teacher
     source = teacher.name or teacher.kind
+    if teacher.kind == "local":
+        from potstill.teachers import local
+
+        return local.planned(plan, questions, source, done, shard)
     if teacher.kind == "human":
         from potstill.teachers import human
 
-        return human.sample(questions, source=source, done=done)
-    if teacher.kind == "openai":
+        found = human.sample(questions, source=source)
+    elif teacher.kind == "openai":
         from potstill.teachers import openai
 
         assert server is not None
-        return openai.planned(plan, questions, source, server, watch or Watch(), done=done, right=right)
-    if teacher.kind == "replay":
+        return openai.planned(plan, questions, source, server, watch or Watch(), done=done, right=right, shard=shard)
+    else:
         from potstill import recipe
         from potstill.teachers import replay
 
         assert teacher.chains is not None
         path = recipe.find(plan, teacher.chains, "teacher.chains")
-        return replay.sample(replay.rows(path), questions, where=str(path), known=known, source=source, done=done)
+        found = replay.sample(replay.rows(path), questions, where=str(path), known=known, source=source)
+    own = (batch for place, batch in enumerate(found) if place % shard.count == shard.number - 1)
+    new = (batch for batch in own if not all(chain.key in done for chain in batch))
+    if teacher.score is None:
+        return new
+    if teacher.score.kind == "openai":
+        from potstill.teachers import openai
+
+        return openai.rescored(plan, teacher.score.model, questions, new)
     from potstill.teachers import local
 
-    return local.planned(plan, questions, source, done)
+    return local.rescored(plan, questions, new)

@@ -20,11 +20,12 @@ Steps before the answer's last keep their candidates as they are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
 from potstill import prompts
-from potstill.records import END, Chain, End
+from potstill.records import END, Candidate, Chain, End
 from potstill.rewriting import merged
 
 DECIMALS: Final = 6  # of a log-probability, as the engine gives them
@@ -47,8 +48,13 @@ def cut(chain: Chain) -> Chain:
         if chain.candidates:
             candidates = (*candidates, merged([(_before_newline(what, kept), value) for what, value in step], DECIMALS))
     elif start == end and step:
-        candidates = (*candidates, merged([(_ended(what), value) for what, value in step], DECIMALS))
+        candidates = (*candidates, ended(step))
     return replace(chain, content=chain.content[:end], tokens=tokens, spans=spans, candidates=candidates, stop="cut")
+
+
+def ended(step: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """The last step of a chain: END stands for every outcome that begins with a newline, too."""
+    return merged([(_ended(what), value) for what, value in step], DECIMALS)
 
 
 def _before_newline(what: bytes | End, kept: bytes) -> bytes | End:

@@ -16,22 +16,26 @@ The engine does the work; this module turns questions into requests and texts in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from potstill import engines, files, prompts
-from potstill.engines import Engine, Generated, Request, batches
+from potstill.engines import Engine, Generated, Request, Scored, batches
 from potstill.errors import UserError
+from potstill.files.segments import WHOLE, Shard
 from potstill.prompts import Demonstration, Format, Style
 from potstill.records import Chain, Prompt, Question, Turn
 from potstill.teachers import Key
-from potstill.teachers.cut import cut
+from potstill.teachers.cut import cut, ended
 
 if TYPE_CHECKING:
     from potstill.recipe import Recipe
 
 
-def planned(plan: Recipe, questions: Sequence[Question], source: str, done: Container[Key]) -> Iterator[list[Chain]]:
+def planned(
+    plan: Recipe, questions: Sequence[Question], source: str, done: Container[Key], shard: Shard = WHOLE
+) -> Iterator[list[Chain]]:
     """The chains of a recipe's local teacher: its model and its prompt file opened, then `sample`."""
     from potstill import recipe
 
@@ -50,6 +54,7 @@ def planned(plan: Recipe, questions: Sequence[Question], source: str, done: Cont
         source=source,
         budget=teacher.batch_tokens,
         done=done,
+        shard=shard,
     )
 
 
@@ -99,6 +104,7 @@ def sample(
     source: str,
     budget: int,
     done: Container[Key] = (),
+    shard: Shard = WHOLE,
 ) -> Iterator[list[Chain]]:
     """`samples` chains of every question, one list a batch.
 
@@ -108,6 +114,8 @@ def sample(
     budget       tokens that a batch may hold, prompts and answers
     done         keys that are stored: a batch of nothing else is not generated again, any other is, whole
 
+    shard        which of the batches: they are those of the whole, so a chain does not depend on the number of shards
+
     Raises UserError if a prompt does not fit the model; the longest come first, so at once.
     """
     requests = [
@@ -116,7 +124,7 @@ def sample(
         for prompt in [engine.encode(prompt_of(question))]
         for index in range(samples)
     ]
-    for batch in batches(requests, budget, max_tokens=max_tokens):
+    for batch in shard.of(batches(requests, budget, max_tokens=max_tokens)):
         asked = [requests[index] for index in batch]
         if all((request.key[0], source, request.key[1]) in done for request in asked):
             continue
@@ -129,6 +137,44 @@ def sample(
             stop_at_answer=True,
         )
         yield [chain(text, source) for text in written]
+
+
+def scored(engine: Engine, rows: Sequence[tuple[Prompt, Chain]], *, candidates: int, budget: int) -> list[Chain]:
+    """Chains that exist, as this model reads them: its tokens, and at each the raw log-probabilities of its outcomes.
+
+    rows  each chain with the prompt that the model would have been asked; texts and keys stay as they are
+    Raises UserError if a chain does not fit the model.
+    """
+    texts = [one.text for _, one in rows]
+    requests = [Request((one.question, place), engine.encode(prompt)) for place, (prompt, one) in enumerate(rows)]
+    longest = max((len(text.encode()) for text in texts), default=0) // 2  # tokens of fewer bytes are rare
+    found: dict[int, Scored] = {}
+    for batch in batches(requests, max(budget, 1), max_tokens=longest):
+        told = engine.score(
+            [requests[place] for place in batch], [texts[place] for place in batch], candidates=candidates
+        )
+        found.update(zip(batch, told, strict=True))
+    return [_as_read(one, found[place]) for place, (_, one) in enumerate(rows)]
+
+
+def _as_read(one: Chain, read: Scored) -> Chain:
+    # What was cut off by a budget has no end; any other text ends where its last line does.
+    steps = read.candidates[:-1] if one.stop == "length" else (*read.candidates[:-1], ended(read.candidates[-1]))
+    return replace(one, tokens=read.tokens, spans=read.spans, candidates=steps, semantics="raw")
+
+
+def rescored(plan: Recipe, questions: Sequence[Question], found: Iterable[list[Chain]]) -> Iterator[list[Chain]]:
+    """Batches of chains, each chain with the distributions of the model that a recipe's `teacher.score` names."""
+    from potstill import recipe
+
+    teacher = plan.teacher
+    assert teacher.score is not None
+    folder = recipe.find(plan, teacher.score.model, "teacher.score.model")
+    engine = engines.open(folder, trust_remote_code=teacher.trust_remote_code)
+    prompt_of, by_id = asked(plan), {question.id: question for question in questions}
+    for batch in found:
+        rows = [(prompt_of(by_id[one.question]), one) for one in batch]
+        yield scored(engine, rows, candidates=teacher.candidates, budget=teacher.batch_tokens)
 
 
 def chain(text: Generated, source: str) -> Chain:

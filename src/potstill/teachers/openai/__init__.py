@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from potstill import progress, tokenizers
 from potstill.errors import UserError
+from potstill.files.segments import WHOLE, Shard
 from potstill.records import Chain, Prompt, Question
 from potstill.teachers import Key, local
 from potstill.teachers.openai import budget as budgets
@@ -126,16 +127,28 @@ def planned(
     *,
     done: Container[Key] = (),
     right: Mapping[str, int] | None = None,
+    shard: Shard = WHOLE,
 ) -> Iterator[list[Chain]]:
     """The chains of a recipe's server, as they arrive.
 
     server  what `probed` found
     right   question -> right chains that are stored, where the recipe stops at enough of them
+    shard   which of the questions; its ceilings are its part of the recipe's, so that all together do not pass them
     """
-    asked = settings(plan, source)
+    asked = _part(settings(plan, source), shard)
+    questions = shard.of(questions)
     manner = _manner(server)
     reader = Reader(source, manner.semantics, _pieces(plan), frozenset(manner.ends), asked.learn, bool(asked.stop))  # type: ignore[arg-type]
     return drawn(asked, manner, reader, watch, questions, local.asked(plan), done, right or {})
+
+
+def _part(asked: Settings, shard: Shard) -> Settings:
+    tokens, money = asked.most_tokens, asked.most_money
+    return dataclasses.replace(
+        asked,
+        most_tokens=None if tokens is None else tokens // shard.count,
+        most_money=None if money is None else money / shard.count,
+    )
 
 
 def drawn(

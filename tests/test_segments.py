@@ -1,0 +1,150 @@
+"""Segments and their sealing: every whole line once, in the order of keys, and what the disk refuses is one message."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.dataset
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from potstill.encoding import to_json
+from potstill.errors import UserError
+from potstill.files import Appender, line, segments, tables
+from potstill.files.segments import WHOLE, Keys, Shard
+from potstill.records import END, Chain
+
+NAMES = st.sampled_from(["s/1", "s/10", "s/2", "é/\u2028", 'a","text":"b', ""])
+KEYS = st.tuples(NAMES, st.sampled_from(["t", 'u","text":', "v"]), st.integers(0, 70))
+
+
+def chain(question: str = "q", source: str = "t", index: int = 0, note: str = "") -> Chain:
+    steps = [[(b"4", -0.5), (END, -2.5)], [(b"\xff", -0.25)], [(END, -0.125)]]
+    tokens = [b"4", b"\xff", note.encode()]
+    return Chain.from_tokens(question, index, tokens, steps, source=source)
+
+
+def store(folder: Path, shard: Shard, chains: list[Chain]) -> None:
+    with Appender(folder / segments.name(shard)) as lines:
+        lines.append(to_json(each) for each in chains)
+
+
+@settings(deadline=None)
+@given(st.lists(KEYS), KEYS)
+def test_keys_are_a_set(keys, other) -> None:
+    stored = Keys()
+    assert [stored.add(key) for key in keys] == [key not in keys[:place] for place, key in enumerate(keys)]
+    assert len(stored) == len(set(keys)) and all(key in stored for key in keys)
+    assert (other in stored) == (other in keys)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(KEYS, st.integers(1, 3)), max_size=30))
+def test_segments_are_put_in_the_order_of_keys_each_chain_once(tmp_path_factory, rows) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    for number in (1, 2, 3):
+        store(folder, Shard(number, 3), [chain(*key, note=str(number)) for key, at in rows if at == number])
+    kept: dict[tuple[str, str, int], Chain] = {}
+    for key, at in sorted(rows, key=lambda row: row[1]):
+        kept.setdefault(key, chain(*key, note=str(at)))
+    assert list(segments.merged(folder)) == [kept[key] for key in sorted(kept)]
+    assert len(segments.keys(segments.paths(folder))) == len(kept)
+
+
+def test_a_torn_line_is_nobodys(tmp_path: Path) -> None:
+    store(tmp_path, WHOLE, [chain(index=0), chain(index=1)])
+    path = tmp_path / segments.name(WHOLE)
+    whole = path.read_bytes()
+    for cut in (1, 2, len(line(to_json(chain(index=1)))) - 1):
+        path.write_bytes(whole[:-cut])
+        assert [each.index for each in segments.merged(tmp_path)] == [0]
+        assert ("q", "t", 1) not in segments.keys(segments.paths(tmp_path))
+    store(tmp_path, WHOLE, [chain(index=1)])  # opening cuts it off
+    assert path.read_bytes() == whole
+
+
+def test_a_line_that_is_no_chain_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "segment-0000.jsonl").write_bytes(line(to_json(chain())) + b'{"question":"q","index":1,"text":"4"}\n')
+    for read in (lambda folder: segments.keys(segments.paths(folder)), lambda folder: list(segments.merged(folder))):
+        with pytest.raises(UserError, match=r"segment-0000\.jsonl line 2: not a chain\n  found: no field 'source'"):
+            read(tmp_path)
+    (tmp_path / "segment-0000.jsonl").write_bytes(b'{"question":"q","source":"t","index":1,"text":4}\n')
+    with pytest.raises(UserError, match=r"segment-0000\.jsonl byte 0: not a chain"):
+        list(segments.merged(tmp_path))
+
+
+def test_no_segment_is_no_chain(tmp_path: Path) -> None:
+    assert list(segments.merged(tmp_path)) == [] and len(segments.keys(segments.paths(tmp_path))) == 0
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+outcome = st.one_of(st.just(END), st.binary(max_size=3))
+step = st.lists(st.tuples(outcome, st.sampled_from([-0.5, -2.0, 0.0])), max_size=3)
+
+
+@st.composite
+def chains(draw) -> Chain:
+    tokens = draw(st.lists(st.binary(max_size=3), max_size=4))
+    steps = draw(st.lists(step, min_size=len(tokens), max_size=len(tokens)))
+    more = draw(st.sampled_from([[], [[(END, -0.25)]]]))
+    question, source, index = draw(KEYS)
+    return Chain.from_tokens(question, index, tokens, [*steps, *more] if draw(st.booleans()) else [], source=source)
+
+
+@settings(deadline=None)
+@given(st.lists(chains(), max_size=12), st.integers(1, 4))
+def test_chains_come_back_whatever_the_row_groups(tmp_path_factory, rows, size) -> None:
+    path = tmp_path_factory.mktemp("table") / "chains.parquet"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "ROWS_A_GROUP", size)
+        tables.write_chains(path, rows)
+    assert list(tables.read_chains(path)) == rows
+    assert tables.rows(path) == len(rows)
+    assert tables.chain_counts(path)["tokens"] == sum(len(each.tokens) for each in rows)
+    for name in {each.question for each in rows} | {"s/"}:
+        assert list(tables.read_chains(path, {name})) == [each for each in rows if each.question == name]
+
+
+def test_row_groups_are_bounded_by_what_they_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "CELLS_A_GROUP", 20)
+    rows = [chain(index=index) for index in range(10)]  # seven cells each
+    tables.write_chains(tmp_path / "c.parquet", rows)
+    [file] = pyarrow.dataset.dataset(tmp_path / "c.parquet").get_fragments()
+    assert [group.num_rows for group in file.row_groups] == [3, 3, 3, 1]
+    assert list(tables.read_chains(tmp_path / "c.parquet")) == rows
+
+
+def test_sealing_onto_a_full_disk_is_one_message_and_loses_nothing(tmp_path: Path) -> None:
+    store(tmp_path, WHOLE, [chain(index=index, note=str(index) * 50) for index in range(300)])
+    stored = (tmp_path / segments.name(WHOLE)).read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"chains\.parquet: File too large\n  do: raise the limit on file sizes"):
+            tables.write_chains(tmp_path / "chains.parquet", segments.merged(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == [segments.name(WHOLE)]
+    assert (tmp_path / segments.name(WHOLE)).read_bytes() == stored
+    tables.write_chains(tmp_path / "chains.parquet", segments.merged(tmp_path))
+    assert tables.rows(tmp_path / "chains.parquet") == 300
+
+
+def test_verdicts_of_other_chains_are_refused(tmp_path: Path) -> None:
+    from potstill.records import Verdict
+
+    tables.write_chains(tmp_path / "c.parquet", [chain(index=0), chain(index=1)])
+
+    def told(*indices: int) -> Iterator[tuple[tuple[str, str, int], Verdict]]:
+        return ((("q", "t", index), Verdict("right", "4")) for index in indices)
+
+    tables.write_verdicts(tmp_path / "v.parquet", told(0, 1))
+    assert [each.index for each, _ in tables.judged(tmp_path / "c.parquet", tmp_path / "v.parquet")] == [0, 1]
+    for indices in ((0,), (0, 2)):
+        tables.write_verdicts(tmp_path / "v.parquet", told(*indices))
+        with pytest.raises(UserError, match="the verdicts do not belong to the chains"):
+            list(tables.judged(tmp_path / "c.parquet", tmp_path / "v.parquet"))

@@ -1,0 +1,185 @@
+"""Shards: many processes sample one run, and what they store together is the unsharded result, to the byte."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import tiny
+from potstill import run, teachers
+from potstill.cli.shards import parse
+from potstill.errors import UserError
+from potstill.files import disk, run_folder, segments, tables, write_jsonl
+from potstill.files.segments import Shard
+from potstill.records import Question
+from potstill.teachers import human, replay
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return tiny.contents(tiny.make(world, tmp_path_factory.mktemp("whole") / "run", until="sample"))
+
+
+def sampled(folder: Path) -> dict[str, bytes]:
+    found = tiny.contents(folder)
+    return {name: content for name, content in found.items() if not name.startswith(".shard-")}
+
+
+class Crash(BaseException):
+    pass
+
+
+def test_shards_make_the_unsharded_result(world: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    at, plan = tmp_path / "run", tiny.recipe(world)
+    for number in (3, 1, 2):
+        run.shard(plan, Shard(number, 3), folder=at)
+    stored = [path.name for path in segments.paths(at / "sample")]
+    assert stored == [segments.name(Shard(number, 3)) for number in (1, 2, 3)]
+    assert len(segments.keys(segments.paths(at / "sample"))) == sum(
+        len(segments.keys([path])) for path in segments.paths(at / "sample")
+    )
+    run.shard(plan, Shard(2, 3), folder=at)  # again: nothing is left to do
+    run.run(plan, at, until="sample")
+    assert sampled(at) == whole
+    run.shard(plan, Shard(1, 3), folder=at)  # too late: nothing changes
+    assert sampled(at) == whole
+
+
+def test_what_shards_leave_out_or_store_twice_is_mended(
+    world: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, plan = tmp_path / "run", tiny.recipe(world)
+
+    def crash(operation: str, moment: str, path: Path) -> None:
+        if (operation, moment) == ("append", "middle") and path.name.startswith("segment"):
+            raise Crash
+
+    monkeypatch.setattr(disk, "crash", crash)
+    with pytest.raises(Crash):
+        run.shard(plan, Shard(2, 2), folder=at)
+    monkeypatch.undo()
+    torn = at / "sample" / segments.name(Shard(2, 2))
+    assert not torn.read_bytes().endswith(b"\n")
+    (at / "sample" / segments.name(Shard(5, 7))).write_bytes(torn.read_bytes())  # from a run cut otherwise
+    run.run(plan, at, until="sample")
+    assert sampled(at) == whole
+
+
+def test_nobody_takes_a_run_away_from_its_shards(world: Path, tmp_path: Path) -> None:
+    at, plan = tmp_path / "run", tiny.recipe(world)
+    tiny.make(world, at, until="collect")
+    with run_folder.shard_locked(at, 1, 2):
+        with pytest.raises(UserError, match=r"a shard of this run is being sampled \(shard-1-of-2\)"):
+            run.run(plan, at, until="sample")
+        with pytest.raises(UserError, match="another process is sampling shard 1/2 of this run"):
+            run.shard(plan, Shard(1, 2), folder=at)
+        run.shard(plan, Shard(2, 2), folder=at)  # another one is welcome
+    run.run(plan, at, until="sample")
+
+
+def test_other_settings_are_refused_beside_stored_chains(world: Path, tmp_path: Path) -> None:
+    at = tmp_path / "run"
+    run.shard(tiny.recipe(world), Shard(1, 2), folder=at)
+    with pytest.raises(UserError, match=r"teacher\.temperature: 1\.0 -> 0\.5"):
+        run.shard(tiny.recipe(world, "teacher.temperature=0.5"), Shard(2, 2), folder=at)
+
+
+def test_processes_at_the_same_time(world: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(tiny.RECIPE + f"data: {world}\n")
+    settings = {**os.environ, "NO_COLOR": "1", "COLUMNS": "100"}
+    command = [sys.executable, "-m", "potstill", "sample", str(recipe)]
+    both = [
+        subprocess.Popen(
+            command, cwd=tmp_path, env={**settings, "RANK": rank, "WORLD_SIZE": "2"}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in "01"
+    ]
+    for rank, each in enumerate(both, 1):
+        told = each.communicate()[1]
+        assert each.returncode == 0, told
+        assert f"shard {rank}/2: done, " in told
+        assert "when all 2 are done: potstill sample runs/tiny" in told
+    last = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True)
+    assert last.returncode == 0 and "segment-0001-of-0002: " in last.stderr, last.stderr
+    assert "0 chains were missing in them; sealed into chains.parquet" in last.stderr
+    at = tmp_path / "runs" / "tiny"
+    assert sampled(at)["sample/chains.parquet"] == whole["sample/chains.parquet"]
+
+
+@pytest.mark.parametrize(("kind", "module"), [("human", human), ("replay", replay)])
+def test_shards_of_chains_that_exist_share_them_out(
+    kind: str, module: ModuleType, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "sample", partial(module.sample, batch=3))
+    asked = [Question(f"s/{i}", f"What is {i}?", "4", "s", "train", "number", "It is 4.") for i in range(11)]
+    stored = tmp_path / "old.jsonl"
+    write_jsonl(stored, [{"question": f"s/{i % 11}", "text": f"{i}"} for i in range(30)])
+    plan = tiny.recipe(world, f"teacher={{kind: {kind}, chains: {stored}}}")
+    parts = [
+        [each for batch in teachers.chains(plan, asked, shard=Shard(number, 3)) for each in batch]
+        for number in (1, 2, 3)
+    ]
+    together = [each for batch in teachers.chains(plan, asked) for each in batch]
+    assert all(parts) and sorted(chain(*parts), key=lambda c: c.key) == sorted(together, key=lambda c: c.key)
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "shard"),
+    [
+        ("2/8", {"RANK": "5", "WORLD_SIZE": "6"}, Shard(2, 8)),
+        ("1/1", {"RANK": "5", "WORLD_SIZE": "6"}, None),
+        (None, {}, None),
+        (None, {"RANK": "0", "WORLD_SIZE": "4"}, Shard(1, 4)),
+        (None, {"RANK": "0", "WORLD_SIZE": "1"}, None),
+        (None, {"SLURM_PROCID": "7", "SLURM_STEP_NUM_TASKS": "8"}, Shard(8, 8)),
+        (None, {"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, None),
+        (None, {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "7"}, None),
+        ("auto", {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "7"}, Shard(4, 8)),
+        ("auto", {"SLURM_ARRAY_TASK_ID": "8", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "8"}, Shard(8, 8)),
+        (
+            "auto",
+            {
+                "SLURM_ARRAY_TASK_ID": "5",
+                "SLURM_ARRAY_TASK_MIN": "1",
+                "SLURM_ARRAY_TASK_MAX": "7",
+                "SLURM_ARRAY_TASK_STEP": "2",
+            },
+            Shard(3, 4),
+        ),
+        ("auto", {"RANK": "1", "WORLD_SIZE": "2"}, Shard(2, 2)),
+    ],
+)
+def test_which_shard(text: str | None, environment: dict[str, str], shard: Shard | None) -> None:
+    assert parse(text, environment) == shard
+
+
+@pytest.mark.parametrize("text", ["0/8", "9/8", "1", "a/b", "1/0", "1/8 ", "-1/8"])
+def test_what_is_no_shard_is_one_message(text: str) -> None:
+    with pytest.raises(UserError) as raised:
+        parse(text, {})
+    assert str(raised.value) == (
+        f"--shard: not a shard\n  found: {text}\n  do: write I/N with I from 1 to N, such as 1/8"
+    )
+
+
+def test_auto_without_a_launcher_is_one_message() -> None:
+    with pytest.raises(UserError, match="no launcher says which shard this is"):
+        parse("auto", {})
+
+
+def test_the_table_of_a_run_without_chains_has_no_rows(tmp_path: Path) -> None:
+    tables.write_chains(tmp_path / "c.parquet", segments.merged(tmp_path))
+    assert tables.rows(tmp_path / "c.parquet") == 0 and list(tables.read_chains(tmp_path / "c.parquet")) == []
