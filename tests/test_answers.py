@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from answers_cases import CASES, TRUNCATED
 from potstill import answers, questions
-from potstill.answers import canonical, form, grade
+from potstill.answers import canonical, form, functions, grade
 from potstill.errors import UserError
+from potstill.records import Verdict
 
 PAIRS = [(category, *case) for category, cases in CASES.items() for case in cases]
 
@@ -97,13 +99,18 @@ def test_canonical_is_a_fixed_point(value) -> None:
     assert grade(f"The answer is {once}", str(value)).grade == "right"
 
 
+GOLDS = {
+    "number": "18", "several": "5; 15", "time": "3:30", "ratio": "2:3", "choice": "(A)", "boolean": "yes",
+    "brackets": ") ]", "json": '{"a": [1]}',
+}  # fmt: skip
+
+
 @given(st.text(), st.sampled_from(answers.FORMS), st.sampled_from([None, "end", "length"]))
 def test_any_text_gets_a_verdict(text: str, name: str, stop: str | None) -> None:
-    golds = {"number": "18", "several": "5; 15", "time": "3:30", "ratio": "2:3", "choice": "(A)", "boolean": "yes"}
-    gold = golds.get(name, ") ]" if name == "brackets" else "some words")
+    gold = GOLDS.get(name, "some words")
     verdict = grade(text, gold, name, stop)
     assert (verdict.found is None) == (verdict.grade in ("no answer", "truncated"))
-    assert verdict.found is None or len(verdict.found) <= 900
+    assert verdict.found is None or len(verdict.found) <= 2000
 
 
 @given(st.text(alphabet="answer is:#=18,.-/(A)\n$ \\boxed{}Q", max_size=60))
@@ -143,18 +150,74 @@ EVIL = [
     "\\text{" * 7_500,
     "." * 50_000,
     "-$" * 25_000,
+    "{" * 50_000,
+    '{"' * 25_000,
+    "[]" * 25_000,
+    "<answer>" * 6_000,
+    "5 is the answer " * 4_000,
+    "5, " * 25_000,
+    "one and a " * 6_000,
+    "</think> " * 6_000,
+    "Q: 1 " * 10_000,
+    "not (A), " * 6_000,
 ]
 
 
 @pytest.mark.parametrize("number", range(len(EVIL)))
 def test_no_text_takes_long(number: int) -> None:
-    golds = {"number": "18", "several": "5; 15", "time": "3:30", "ratio": "2:3", "choice": "(A)", "boolean": "yes"}
     for name in answers.FORMS:
-        gold = golds.get(name, ") ]" if name == "brackets" else "some words")
-        bare = [EVIL[number]] if name in ("number", "choice", "boolean", "text") else []
+        gold = GOLDS.get(name, "some words")
+        bare = [EVIL[number]] if name in ("number", "choice", "boolean", "text", "json") else []
         for text in ["The answer is " + EVIL[number], *bare]:
             assert grade(text, gold, name).grade in ("right", "wrong", "no answer")
         # No time is asserted: one that grows with the square of 50,000 signs would hold the suite up for minutes.
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=9)
+STRUCTURES = st.lists(SCALARS, max_size=4) | st.dictionaries(
+    st.text(max_size=5), st.lists(SCALARS, max_size=3), max_size=3
+)
+
+
+@given(STRUCTURES)
+def test_json_is_itself_in_any_order_and_layout(value) -> None:
+    gold = json.dumps(value)
+    for text in (
+        json.dumps(value, indent=2),
+        f"```json\n{json.dumps(value)}\n```",
+        f"The answer is {json.dumps(value)}",
+    ):
+        assert grade(text, gold, "json").grade == "right"
+    assert grade(json.dumps([value, 1]), gold, "json").grade == "wrong"
+
+
+def test_a_function_grades_for_whoever_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "close.py").write_text(
+        "def near(text, gold):\n    last = text.split()[-1]\n    return abs(float(last) - float(gold)) < 1, last\n"
+        "def silent(text, gold):\n    return None\n"
+        "def odd(text, gold):\n    return 3\n"
+        "def broken(text, gold):\n    return 1 / 0\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    answers.check("function: close:near")
+    assert grade("about 18.4", "18", "mine/function: close:near") == Verdict("right", "18.4")
+    assert grade("about 19.4", "18", "function:close:near") == Verdict("wrong", "19.4")
+    assert grade("?", "18", "function: close:silent").grade == "no answer"
+    assert grade("?", "18", "function: close:silent", "length").grade == "truncated"
+    assert answers.form("18", "function: close:near") == "function"
+    before = functions.digest("close:near")
+    assert len(before) == 64 and before != functions.digest("json:dumps")
+    for task, message in (
+        ("function: close:odd", "function close:odd: the grading function returned something else\n  found: 3"),
+        ("function: close:broken", "function close:broken: the grading function failed\n  found: ZeroDivisionError"),
+        ("function: close:none", "function close:none: no such function\n  do: define none(text, gold) in close"),
+        ("function: nowhere:f", "function nowhere:f: no such module"),
+        ("function: close", "task 'function: close': not a function\n  do: write `function: module:name`"),
+    ):
+        with pytest.raises(UserError) as error:
+            grade("x", "y", task)
+        assert str(error.value).startswith(message)
 
 
 def test_nothing_is_evaluated() -> None:
@@ -187,4 +250,4 @@ def test_an_unknown_task_is_named_with_the_nearest() -> None:
     with pytest.raises(UserError, match="unknown task 'bbh/navigat'\n  do: did you mean 'bbh/navigate'"):
         grade("18", "18", "bbh/navigat")
     assert grade("b a", "b a", "miniature-sorting/list").grade == "right"
-    assert answers.VERSION == 1
+    assert answers.VERSION == 2

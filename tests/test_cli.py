@@ -263,8 +263,39 @@ def test_grade_keeps_order_and_fields(tmp_path: Path) -> None:
     assert [{k: v for k, v in row.items() if k not in ("verdict", "found")} for row in graded] == rows
 
 
+def test_grade_reads_samples_of_lm_evaluation_harness_and_functions_that_are_named(tmp_path: Path) -> None:
+    samples = [
+        {
+            "doc_id": 0,
+            "doc": {"answer": "9\n#### 18"},
+            "target": "9\n#### 18",
+            "resps": [["It is 18."]],
+            "filter": "none",
+        },
+        {"doc_id": 1, "doc": {"potstill_gold": "(B)", "potstill_task": "choice"}, "target": "", "resps": [["b"]]},
+    ]
+    path, out = tmp_path / "samples.jsonl", tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in samples))
+    told = potstill("grade", path, "--out", out, "--task", "gsm8k")
+    assert told.returncode == 0, told.stderr
+    graded = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["verdict"], row["found"]) for row in graded] == [("right", "18"), ("right", "(B)")]
+    assert [row["doc_id"] for row in graded] == [0, 1] and "text" not in graded[0]
+    (tmp_path / "mine.py").write_text("def longer(text, gold):\n    return len(text) > int(gold)\n")
+    path.write_text(json.dumps({"text": "abc", "gold": "2"}) + "\n")
+    told = potstill("grade", path, "--out", out, "--task", "function: mine:longer", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert json.loads(out.read_text())["verdict"] == "right"
+
+
 @pytest.mark.parametrize(
-    "line, message", [('{"text": "x"}', "line 1: gold must be text"), ("{", "line 1: not a whole line")]
+    "line, message",
+    [
+        ('{"text": "x"}', "line 1: gold must be text"),
+        ("{", "line 1: not a whole line"),
+        ('{"text": "x", "gold": "x", "task": "function: os:system"}', "line 1: a row cannot name a function to run"),
+        ('{"doc": {}, "target": "1", "resps": [[[-1.5, false]]]}', "line 1: a sample without a text"),
+    ],
 )
 def test_grade_names_the_line_and_writes_nothing(tmp_path: Path, line: str, message: str) -> None:
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"

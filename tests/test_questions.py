@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -103,6 +104,9 @@ def test_own_file_is_divided_by_digest(tmp_path: Path) -> None:
         ),
         ({"question": "Which? (A) bat (B) ant", "answer": "bat", "task": "animals/choice"}, "not among the choices"),
         ({"question": "Which? A bat, B ant", "answer": "bat", "task": "choice"}, "the gold answer is no choice"),
+        ({"question": "a", "answer": "1", "task": "function: os:system"}, "a record cannot name a function to run"),
+        ({"question": "a", "answer": "(", "task": "regex"}, "the gold answer is no regex"),
+        ({"question": "a", "answer": "{", "task": "json"}, "the gold answer is no json"),
     ],
 )
 def test_a_faulty_record_is_named(tmp_path: Path, row: object, expected: str) -> None:
@@ -118,6 +122,32 @@ def test_a_choice_is_a_letter_with_or_without_brackets(tmp_path: Path) -> None:
     loaded = questions.load("mine", file=own(tmp_path, *written))
     assert [question.gold for question in loaded] == ["B", "(B)", "D", "A"]
     assert answers.grade("The answer is (B).", "B", "choice") == answers.grade("The answer is B", "(B)", "choice")
+
+
+def test_own_answers_may_be_json_patterns_or_a_functions_business(tmp_path: Path, monkeypatch) -> None:
+    rows = [
+        {"question": "a", "answer": {"b": [1, None]}, "task": "json", "split": "test"},
+        {"question": "b", "answer": "[0-9]+ pens?", "task": "regex", "split": "test"},
+        {"question": "c", "answer": 7, "split": "test"},
+    ]
+    (tmp_path / "graders.py").write_text("def same(text, gold):\n    return text == gold\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    loaded = questions.load("mine", file=own(tmp_path, *rows), task="function: graders:same")
+    assert [(q.gold, q.task) for q in loaded] == [
+        ('{"b": [1, null]}', "json"),
+        ("[0-9]+ pens?", "regex"),
+        ("7", "function: graders:same"),
+    ]
+    verdicts = [
+        answers.grade(text, q.gold, q.task).grade
+        for q, text in zip(loaded, ['{"b":[1,null]}', "3 pens", "7"], strict=True)
+    ]
+    assert verdicts == ["right"] * 3
+    before = questions.own.graders([None, "number", "function: graders:same"])
+    assert list(before) == ["function graders:same"]
+    (tmp_path / "graders.py").write_text("def same(text, gold):\n    return True\n")
+    assert questions.own.graders(["function: graders:same"]) != before
 
 
 def test_faulty_files_are_named(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from potstill.encoding import from_json, to_json
 from potstill.errors import UserError
 from potstill.files import manifest
 from potstill.prompts import FORMATS
-from potstill.questions import collected
+from potstill.questions import collected, own
 from potstill.recipe import Recipe, flat
 from potstill.records import Choice, Prediction, Question, Score, Split
 
@@ -91,7 +91,12 @@ def _inputs(run: Path, plan: Recipe, step: int) -> dict[str, str]:
             for name, row in train.outputs.items()
             if name.startswith(prefix) and not name.endswith("engine.safetensors")
         }
-    return {"collect": collect.digest, **weights}
+    return {"collect": collect.digest, **weights, **graders(plan)}
+
+
+def graders(plan: Recipe) -> dict[str, str]:
+    """Digests of the functions of the user that grade answers."""
+    return own.graders(each.task for each in plan.sets.values())
 
 
 def _questions(run: Path, plan: Recipe, split: Split) -> list[Question]:

@@ -12,10 +12,13 @@ import difflib
 from functools import lru_cache
 from typing import Any, Final
 
+from potstill.answers import functions
+from potstill.answers.plain import plain
 from potstill.answers.readers import READERS
 from potstill.errors import UserError
 
 FORMS: Final = tuple(READERS)
+FUNCTION: Final = "function"
 
 # The first reader that reads a gold answer decides. 9:10 is a time before it is a ratio; see the policies.
 _BY_LOOKS: Final = ("choice", "boolean", "time", "ratio", "number", "several", "brackets", "text")
@@ -57,23 +60,28 @@ TASKS: Final = {f"bbh/{task}": form for task, form in _BBH_OTHERS.items()} | {
 
 
 def check(task: str) -> None:
-    """Raises UserError unless `task` is a set, `bbh/<task>`, a form, or `<any name>/<form>`."""
+    """Raises UserError unless `task` is a set, `bbh/<task>`, a form, `<any name>/<form>`, or a function."""
+    name = functions.named(task)
+    if name is not None:
+        functions.function(name)
     _declared(task)
 
 
 def form(gold: str, task: str | None = None) -> str:
     """The form of a gold answer: what its task says, else what it looks like."""
     declared = None if task is None else _declared(task)
-    if declared == "choice" and task in TASKS and READERS["choice"].gold(gold) is None:
+    if declared == "choice" and task in TASKS and _value(gold, "choice") is None:
         return "text"  # three golds of BBH's ruin_names and movie_recommendation are the words of an option
     if declared is not None:
         return declared
-    return next((name for name in _BY_LOOKS if READERS[name].gold(gold) is not None), "text")
+    return next((name for name in _BY_LOOKS if _value(gold, name) is not None), "text")
 
 
 def canonical(gold: str, form: str) -> str:
     """The canonical text of a gold answer. Raises UserError where it has not this form."""
-    value = READERS[form].gold(gold)
+    if form == FUNCTION:
+        return " ".join(gold.split())
+    value = _value(gold, form)
     if value is None:
         letter = " (a choice is a capital letter, such as (B))" if form == "choice" else ""
         do = f"correct the answer{letter}, or name another task"
@@ -86,10 +94,18 @@ def target(gold: str, task: str | None) -> tuple[str, Any]:
     """Form and value of a gold answer. Raises UserError as `canonical` does."""
     own = form(gold, task)
     canonical(gold, own)
-    return own, READERS[own].gold(gold)
+    return own, _value(gold, own)
+
+
+def _value(gold: str, form: str) -> Any:
+    """The value of a gold answer, read as texts of this form are; None where it has not this form."""
+    reader = READERS[form]
+    return reader.gold(gold if reader.raw else plain(gold))
 
 
 def _declared(task: str) -> str | None:
+    if functions.named(task) is not None:
+        return FUNCTION
     if task in _SETS:
         return _SETS[task]
     known = TASKS.get(task)
@@ -101,6 +117,5 @@ def _declared(task: str) -> str | None:
     names = [*_SETS, *FORMS, *TASKS]
     near = difflib.get_close_matches(task, names, n=1)
     do = f"did you mean {near[0]!r}? " if near else ""
-    raise UserError(
-        f"unknown task {task!r}", do=f"{do}a set, bbh/<task>, one of {', '.join(FORMS)}, or <your name>/<form>"
-    )
+    forms = f"one of {', '.join(FORMS)}, function: module:name"
+    raise UserError(f"unknown task {task!r}", do=f"{do}a set, bbh/<task>, {forms}, or <your name>/<form>")

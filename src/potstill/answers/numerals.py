@@ -21,34 +21,31 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
+from potstill.answers import spelled
+
 DIGITS: Final = 400
 
-_NUMERAL = r"[0-9]{1,3}(?:,[0-9]{3}(?![0-9]))+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+"
+_NUMERAL = (
+    r"[0-9]{1,3}(?:,[0-9]{3}(?![0-9]))+(?:\.[0-9]+)?"
+    r"|[0-9]{1,2}(?:,[0-9]{2}(?![0-9]))+,[0-9]{3}(?![0-9])"  # as in India
+    r"|[0-9]+(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+"
+)
 ITEM: Final = re.compile(
     r"(?:(?P<minus>(?<![\w)\]}%])-|\b[Nn]egative |(?<![0-9)] )\b[Mm]inus )\(?\s?(?:[$\u00a3\u20ac\u00a5\u20b9]\s?)?)?"
     rf"(?<![A-Za-z_0-9])(?P<whole>{_NUMERAL})"
     r"(?:[eE](?P<exponent>[-+]?[0-9]{1,3})(?![0-9A-Za-z])"
     r"|\s?[x*]\s?10\s?\^\s?\{?(?P<power>[-+]?[0-9]{1,3})\}?(?![0-9])"
     r"|\s(?:and\s)?(?P<top>[0-9]{1,9})\s?/\s?(?P<bottom>[0-9]{1,9})(?![0-9/])"
+    r"|\sand\s(?:a|one)\s(?P<part>half|third|quarter)\b"
     r"|\s?/\s?(?P<over>[0-9]{1,400}(?:\.[0-9]{1,400})?)(?![0-9/])"
     r"|\s(?P<scale>hundred|thousand|million|billion|trillion)\b)?"
     r"(?:st|nd|rd|th)?"
 )
-_OPERATION = re.compile(r"\s?(?:%\s?)?(?:[-+*/^]|x|times|plus|minus|divided by)\s?[$(]{0,2}\s?-?[.0-9(]")
+_OPERATION = re.compile(r"\s?(?:%\s?)?(?:\*\*|[-+*/^]|x|times|plus|minus|divided by)\s?[$(]{0,2}\s?-?[.0-9(]")
 # A calculation with words in it: "20% of 50 = 10", "$18/hour x 2 hours = $36"; and an unknown: "2x = 18".
 _WORDY = re.compile(r"[a-z]\s?=|(?:(?!\b(?:because|since|as|so)\b)[^=,;()\n0-9]){1,40}[0-9][^=,;()\n]{0,40}=")
-_HEDGE = re.compile(r"\s?(?:or|to)\s[$]?[0-9]")
-_SCALES: Final = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_ONES: Final = {
-    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
-    "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16,
-    "seventeen": 17, "eighteen": 18, "nineteen": 19,
-}  # fmt: skip
-_TENS: Final = {
-    "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90,
-}  # fmt: skip
-WORD: Final = "|".join([*_ONES, *_TENS, *_SCALES])
-_WORDS = re.compile(rf"\b(?:{WORD})\b(?:[\s-](?:and\s)?(?:{WORD})\b)*", re.IGNORECASE)
+# "18 or 20", "18 to 20", "18 and 20", and a bare list to the end of the sentence; "18, 6 for each" is no list.
+_HEDGE = re.compile(r"\s?(?:or|to|and|&)\s[$]?[0-9]|(?:[,;]?\s(?:and\s|or\s)?[$]?[0-9][0-9,.]*+)+[\s.!*$]*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +69,9 @@ def first(text: str) -> Number | None:
         return Number(Fraction(int(bare)))
     match = ITEM.search(text)
     if match is None:
-        return _words(text)
-    if _HEDGE.match(text, match.end()):
+        value = spelled.value(text)
+        return None if value is None else Number(value)
+    if _HEDGE.match(text, match.end()) and "=" not in text[match.end() :]:
         return Number(None, text=text[match.start() : match.start() + 40].strip())
     if not _in_expression(text, match) and not _WORDY.match(text, match.end()):
         return read(match)
@@ -107,9 +105,8 @@ def _last_match(text: str, start: int) -> re.Match[str] | None:
 
 def only_words(text: str) -> Number | None:
     """The number of a text that is nothing but a number in words."""
-    bare = text.strip(" .!*\n")
-    match = _WORDS.fullmatch(bare) if len(bare) < 200 else None
-    return None if match is None else _words(bare)
+    value = spelled.alone(text)
+    return None if value is None else Number(value)
 
 
 def read(match: re.Match[str]) -> Number:
@@ -134,15 +131,22 @@ def read(match: re.Match[str]) -> Number:
                 return Number(None, text=match[0].strip())
             value, places = value / divisor, 0
         elif match["scale"]:
-            value, places = value * _SCALES[match["scale"]], 0
+            value, places = value * spelled.SCALES[match["scale"]], 0
+        elif match["part"]:
+            value += spelled.part(match["part"])
     return Number(-value if match["minus"] else value, places)
 
 
 def same(a: Number, b: Number) -> bool:
-    """Equal, or the longer one is the shorter one before rounding, if the shorter one has two decimals or more."""
+    """Equal, or the longer one is the shorter one before rounding, if the shorter one has two decimals or more.
+
+    What a program's floating point adds (17.999999999999996) is no difference: nine decimals, one part in 10^9.
+    """
     if a.value is None or b.value is None:
         return False
     if a.value == b.value:
+        return True
+    if max(a.places, b.places) >= 9 and abs(a.value - b.value) * 10**9 <= max(abs(a.value), abs(b.value)):
         return True
     places = min((n.places for n in (a, b) if n.places), default=0)
     if places < 2 or all(n.places == places for n in (a, b)):
@@ -176,24 +180,3 @@ def _in_expression(text: str, match: re.Match[str]) -> bool:
         return True
     # "48/2 = 24" reads as a fraction; what it equals is the answer.
     return match["over"] is not None and text[match.end() : match.end() + 2].lstrip().startswith("=")
-
-
-def _words(text: str) -> Number | None:
-    for match in _WORDS.finditer(text):
-        words = [word for word in re.split(r"[\s-]+", match[0].lower()) if word != "and"]
-        if words == ["one"] and text[: match.start()].strip(" *\"'$"):
-            continue  # "the one that ..."
-        return Number(Fraction(_spell(words)))
-    return None
-
-
-def _spell(words: list[str]) -> int:
-    total = current = 0
-    for word in words[:40]:
-        if word == "hundred":
-            current = max(current, 1) * 100
-        elif word in _SCALES:
-            total, current = total + max(current, 1) * _SCALES[word], 0
-        else:
-            current += _ONES.get(word, 0) + _TENS.get(word, 0)
-    return total + current

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from potstill.answers import clock, numerals, picks, quantities, words
+from potstill.answers import clock, formal, numerals, picks, quantities, words
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class Reader:
     unmarked    whole text, gold's value -> the same; the gold tells which pair of words, how many numbers
     same        gold's value, found value -> whether they agree
     show        value -> its canonical text
+    raw         whether it reads texts and gold answers as they are, not made `plain`
     """
 
     gold: Callable[[str], Any]
@@ -32,6 +33,7 @@ class Reader:
     unmarked: Callable[[str, Any], Any]
     same: Callable[[Any, Any], bool]
     show: Callable[[Any], str]
+    raw: bool = False
 
 
 READERS: Final = {
@@ -52,5 +54,18 @@ READERS: Final = {
     "brackets": Reader(words.gold_brackets, words.brackets_after_mark, words.brackets_unmarked, operator.eq, " ".join),
     "list": Reader(words.gold_list, words.list_after_mark, words.list_unmarked, operator.eq, words.show_words),
     "text": Reader(words.gold_text, words.text_after_mark, words.text_unmarked, words.same_text, words.show_words),
-    "exact": Reader(words.gold_exact, words.exact_after_mark, words.exact_after_mark, operator.eq, words.show_exact),
+    "exact": Reader(
+        words.gold_exact, words.exact_after_mark, words.exact_after_mark, operator.eq, words.show_exact, raw=True
+    ),
+    "regex": Reader(
+        formal.gold_regex,
+        formal.regex_after_mark,
+        formal.regex_unmarked,
+        formal.same_regex,
+        formal.show_regex,
+        raw=True,
+    ),
+    "json": Reader(
+        formal.gold_json, formal.json_after_mark, formal.json_unmarked, formal.same_json, formal.show_json, raw=True
+    ),
 }

@@ -133,11 +133,18 @@ def grade(
         Path, typer.Argument(metavar="FILE.jsonl", help="Rows with `text`, `gold`, optional `task`, `stop`.")
     ],
     out: Annotated[Path, typer.Option(metavar="GRADED.jsonl", help="Where the graded rows go.", show_default=False)],
+    task: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="gsm8k, bbh/navigate, number, ..., for rows that name none.", show_default=False),
+    ] = None,
 ) -> None:
-    """Grade answers: each line comes back with `verdict` and `found`, in the same order."""
+    """Grade answers: each line comes back with `verdict` and `found`, in the same order.
+
+    Samples that lm-evaluation-harness logged are read as they are.
+    """
     from potstill.cli import grading
 
-    grading.grade_file(path, out)
+    grading.grade_file(path, out, task)
 
 
 def _stage_command(stage: str, summary: str) -> None:

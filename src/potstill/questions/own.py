@@ -6,8 +6,9 @@
 A choice is answered by its letter, "(A)" or "A", and has to be among those that the question offers.
 
 `fields` says what your file calls them: {"question": "problem", "answer": "solution"}. A task names a way of grading
-(`number`, `choice`, `text`, ...) or a name of yours before it (`sorting/list`), which groups the scores; without one
-the form of the answer decides.
+(`number`, `choice`, `text`, `regex`, `json`, ...) or a name of yours before it (`sorting/list`), which groups the
+scores; without one the form of the answer decides. A function of yours (`function: module:name`) is named in the
+recipe, never by a record, since it is run. With `json` the answer may be any value.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -38,9 +39,10 @@ def read(name: str, file: Path, fields: Mapping[str, str] | None, task: str | No
     questions = []
     for number, row in reading.rows(file):
         where = f"{file} line {number}"
-        gold = _gold(row, names["answer"], where)
+        stated = _task(row, names["task"], where)
+        gold = _gold(row, names["answer"], where, as_json=(stated or task or "").rpartition("/")[2] == "json")
         question = reading.field(row, names["question"], where=where, do=ABSENT).strip()
-        graded = _optional(row, names["task"], where) or task or answers.form(gold)
+        graded = stated or task or answers.form(gold)
         _check_choice(question, gold, graded, where)
         questions.append(
             Raw(
@@ -56,6 +58,12 @@ def read(name: str, file: Path, fields: Mapping[str, str] | None, task: str | No
     return questions
 
 
+def graders(tasks: Iterable[str | None]) -> dict[str, str]:
+    """Digest of the file of every function that grades, by its name: what was graded by another is graded again."""
+    names = {answers.functions.named(task) for task in tasks if task is not None}
+    return {f"function {name}": answers.functions.digest(name) for name in sorted(filter(None, names))}
+
+
 def _names(fields: Mapping[str, str]) -> dict[str, str]:
     for ours in fields:
         if ours not in FIELDS:
@@ -63,7 +71,17 @@ def _names(fields: Mapping[str, str]) -> dict[str, str]:
     return {ours: fields.get(ours, ours) for ours in FIELDS}
 
 
-def _gold(row: Mapping[str, Any], name: str, where: str) -> str:
+def _task(row: Mapping[str, Any], name: str, where: str) -> str | None:
+    stated = _optional(row, name, where)
+    if stated is not None and answers.functions.named(stated) is not None:
+        do = "name the function in the recipe (sets.NAME.task), which is yours"
+        raise UserError("a record cannot name a function to run", where=where, found=stated, do=do)
+    return stated
+
+
+def _gold(row: Mapping[str, Any], name: str, where: str, as_json: bool) -> str:
+    if as_json and name in row and not isinstance(row[name], str):
+        return json.dumps(row[name], ensure_ascii=False)
     if isinstance(reading.required(row, name, where=where, do=ABSENT), str):
         return reading.field(row, name, where=where).strip()
     return reading.number(row, name, where=where)

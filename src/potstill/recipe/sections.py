@@ -24,7 +24,10 @@ class OwnSet(Section):
     """A set of your own: a JSONL file, one question a line."""
 
     file: str
-    task: str | None = Field(default=None, description="how answers are graded: number, choice, boolean, text, ...")
+    task: str | None = Field(
+        default=None,
+        description="how answers are graded: number, choice, boolean, text, regex, json, ..., function: module:name",
+    )
     fields: dict[str, str] = Field(
         {}, description="our name -> the file's name, for question, answer, id, rationale, ..."
     )

@@ -14,7 +14,7 @@ from typing import Any
 from potstill import answers, progress, sifting, splits
 from potstill.errors import UserError
 from potstill.files import tables
-from potstill.questions import collected
+from potstill.questions import collected, own
 from potstill.recipe import Recipe
 from potstill.records import Verdict
 
@@ -22,6 +22,10 @@ Key = tuple[str, str, int]
 READS = ("filter",)
 AFTER = ("collect", "sample")
 VERSIONS = {"answers": answers.VERSION, "sifting": sifting.VERSION, "splits": splits.VERSION}
+
+
+def inputs(plan: Recipe) -> dict[str, str]:
+    return own.graders(each.task for each in plan.sets.values())
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:

@@ -13,6 +13,10 @@ AFTER = ("collect", "train", "select")
 VERSIONS = {"answers": answers.VERSION, "engines": engines.VERSION, "prompts": prompts.VERSION}
 
 
+def inputs(plan: Recipe) -> dict[str, str]:
+    return exam.graders(plan)
+
+
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     steps = [0, exam.choice(run).step]
     paths = [path for step in steps for path in exam.sit(run, plan, run / "test", step, "test", VERSIONS)]

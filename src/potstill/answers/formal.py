@@ -1,0 +1,169 @@
+"""Formal: an answer that a regular expression describes, and an answer in JSON.
+
+>>> same_json(gold_json('{"n": 1, "of": ["a"]}'), json_unmarked('So:\\n{"of": ["a"], "n": 1.0}\\nDone.', None))
+True
+>>> pattern = gold_regex("[0-9]{4}-[0-9]{2}")
+>>> regex_after_mark(" 2024-05.", pattern), regex_after_mark(" May 2024.", pattern)
+('2024-05', 'May 2024')
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any, Final
+
+from potstill.answers import sentences
+
+# regex: the gold answer is the pattern. It is the user's own, so its time is the user's own too; texts are cut before.
+
+_LONGEST: Final = 2000
+
+
+def gold_regex(gold: str) -> re.Pattern[str] | None:
+    try:
+        return re.compile(gold) if gold.strip() else None
+    except (re.error, OverflowError, RecursionError):
+        return None
+
+
+def regex_after_mark(text: str, target: re.Pattern[str]) -> str | None:
+    """What the pattern matches from end to end: the line or the sentence, with or without its final period."""
+    line = text.strip()[:_LONGEST].split("\n", 1)[0].strip()
+    sentence = sentences.sentence(text[:_LONGEST])
+    options = [line, line.strip(sentences.DRESSING), sentence, line.rstrip("."), sentence.rstrip(".")]
+    return next((option for option in options if option and target.fullmatch(option)), sentence or None)
+
+
+def regex_unmarked(text: str, target: re.Pattern[str]) -> str | None:
+    whole = text.strip()
+    if len(whole) <= _LONGEST and target.fullmatch(whole):
+        return whole
+    return regex_after_mark(sentences.last_line(text), target)
+
+
+def same_regex(target: re.Pattern[str], found: str) -> bool:
+    return target.fullmatch(found) is not None
+
+
+def show_regex(value: re.Pattern[str] | str) -> str:
+    return value[:200] if isinstance(value, str) else value.pattern
+
+
+# json: values, not bytes. Fields may come in any order, 1 is 1.0 and true is not 1.
+
+_DEEPEST: Final = 60
+_UNCLOSED: Final = 20  # brackets that open and never close, before looking for JSON is given up
+_SIGNS = re.compile(r'[\[\]{}"\\]')
+_FENCE = re.compile(r"\s*(?:```(?:json)?|`)?\s*")
+
+
+class _Nothing:
+    """JSON has null, which is None here, so that "no value" needs a sign of its own."""
+
+
+_NOTHING: Final = _Nothing()
+
+
+def gold_json(gold: str) -> tuple[Any] | None:
+    value = _loads(gold.strip())
+    return None if value is _NOTHING else (value,)
+
+
+def json_after_mark(text: str, target: Any) -> tuple[Any] | None:
+    """The value behind a mark: an object or a list, else a string, number, true, false or null up to the line's end."""
+    start = _FENCE.match(text)
+    assert start is not None, "it may match nothing"
+    rest = text[start.end() :]
+    if rest[:1] in ("{", "["):
+        return next(_structures(rest), None)
+    line = rest.split("\n", 1)[0].strip().strip("`*").strip()
+    value = next((value for value in (_loads(line), _loads(line.rstrip("."))) if value is not _NOTHING), _NOTHING)
+    return next(_structures(rest), None) if value is _NOTHING else (value,)
+
+
+def json_unmarked(text: str, target: Any) -> tuple[Any] | None:
+    """The last object or list of a text; the whole text if that is a value."""
+    last = None
+    for last in _structures(text):  # noqa: B007
+        pass
+    whole = _loads(text.strip()) if last is None else _NOTHING
+    return last if whole is _NOTHING else (whole,)
+
+
+def same_json(a: tuple[Any], b: tuple[Any]) -> bool:
+    return _same(a[0], b[0])
+
+
+def show_json(value: tuple[Any]) -> str:
+    return json.dumps(value[0], sort_keys=True, ensure_ascii=False, default=_plain_number)[:2000]
+
+
+def _plain_number(value: Any) -> Any:
+    assert isinstance(value, Decimal), value
+    return int(value) if value == value.to_integral_value() and abs(value) < 10**15 else float(value)
+
+
+def _structures(text: str) -> Iterator[tuple[Any]]:
+    """The outermost objects and lists of a text that are JSON, in their order; each sign is looked at a few times."""
+    at = unclosed = 0
+    while unclosed <= _UNCLOSED:
+        start = min((place for place in (text.find("{", at), text.find("[", at)) if place >= 0), default=-1)
+        if start < 0:
+            return
+        end = _closing(text, start)
+        if end < 0:
+            unclosed += 1
+            at = start + 1
+            continue
+        value = _loads(text[start:end])
+        if value is _NOTHING:
+            unclosed += 1
+            at = start + 1
+            continue
+        yield (value,)
+        at = end
+
+
+def _closing(text: str, start: int) -> int:
+    """Where the bracket at `start` is closed, -1 if nowhere or if it holds more than `_DEEPEST` levels."""
+    depth, quoted, skip = 0, False, -1
+    for match in _SIGNS.finditer(text, start):
+        sign, place = match[0], match.start()
+        if place == skip:
+            continue
+        if sign == "\\":
+            skip = place + 1 if quoted else skip
+        elif sign == '"':
+            quoted = not quoted
+        elif not quoted:
+            depth += 1 if sign in "[{" else -1
+            if depth == 0:
+                return match.end()
+            if depth > _DEEPEST:
+                return -1
+    return -1
+
+
+def _loads(text: str) -> Any:
+    if text.count("[") + text.count("{") > 10**5:
+        return _NOTHING
+    try:
+        return json.loads(text, parse_float=Decimal, parse_constant=_no_constant)
+    except (ValueError, RecursionError, ArithmeticError):
+        return _NOTHING
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    numbers = all(isinstance(x, int | Decimal) and not isinstance(x, bool) for x in (a, b))
+    return a == b if numbers else type(a) is type(b) and a == b
