@@ -234,6 +234,9 @@ CASES: Final[dict[str, list[tuple[str, str, str | None, str]]]] = {
         ("The answer is 2**3", "2", None, W),
         ("The answer is $3 + $4.50 = $7.50", "7.5", None, R),
         ("The answer is 3/4 of the 24 = 18", "18", None, R),
+        ("The answer is 20-2 which is 18", "18", None, R),
+        ("The answer is the sum of 6 and 12, which is 18", "18", None, R),
+        ("The answer is 18, which is 3 times 6.", "18", None, R),
     ],
     "hedges": [
         ("The answer is 18 or 20", "18", None, W),
@@ -257,6 +260,8 @@ CASES: Final[dict[str, list[tuple[str, str, str | None, str]]]] = {
         ("The answer is not (A).", "(A)", "choice", N),
         ("The answer is Yes and No", "Yes", "boolean", W),
         ("The answer is yes/no", "yes", "boolean", W),
+        ("The answer is 18 18 18 18", "18", None, R),
+        ("The answer is 18 18 18 19", "18", None, W),
     ],
     "LaTeX and Markdown": [
         ("So $\\boxed{18}$.", "18", None, R),
@@ -372,6 +377,11 @@ CASES: Final[dict[str, list[tuple[str, str, str | None, str]]]] = {
         ("The answer is both of them", "(B)", "choice", N),
         ("Not (A), so (C)", "(C)", "choice", R),
         ('{"answer": "(B)"}', "(B)", "choice", R),
+        ("the answer is D, 05/06/2021", "(D)", "bbh/date_understanding", R),
+        ("I'd go with B.", "(B)", "choice", R),
+        ("The answer is Option C: the green book is the third from the left", "(C)", "choice", R),
+        ("Option B: it is red", "(B)", "choice", R),
+        ("Choice B is right.", "(B)", "choice", R),
     ],
     "boolean": [
         ("So the answer is invalid.", "valid", "bbh/formal_fallacies", W),
@@ -471,6 +481,8 @@ CASES: Final[dict[str, list[tuple[str, str, str | None, str]]]] = {
         ("The answer is Johnson", "John", "asdiv", W),
         ("The answer is john.", "John", "asdiv", R),
         ("The answer is \u201cTed\u201d", "Ted", "asdiv", R),
+        ("The answer is on Monday.", "Monday", "asdiv", R),
+        ("The answer is the class of Ezra", "Ezra's class", "asdiv", W),
     ],
     "list": [
         ("The answer is ant, bee and cat.", "ant bee cat", "sorting/list", R),

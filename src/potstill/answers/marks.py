@@ -128,6 +128,8 @@ def _said(lower: str, word: str, form: str) -> Iterator[tuple[int, int, int]]:
             start = max(0, at - _BEFORE)
             yield start + turned.start(), start + turned.start(), start + turned.end("what")
             continue
+        if word != "answer" and match is not None and len(match["words"] or "") == 1:
+            continue  # "option B: ..." is the answer, not a mark
         if match is None or (match["words"] is not None and _ASKING.search(lower, max(0, at - 12), at)):
             continue
         before = match.end()

@@ -46,6 +46,7 @@ _OPERATION = re.compile(r"\s?(?:%\s?)?(?:\*\*|[-+*/^]|x|times|plus|minus|divided
 _WORDY = re.compile(r"[a-z]\s?=|(?:(?!\b(?:because|since|as|so)\b)[^=,;()\n0-9]){1,40}[0-9][^=,;()\n]{0,40}=")
 # "18 or 20", "18 to 20", "18 and 20", and a bare list to the end of the sentence; "18, 6 for each" is no list.
 _HEDGE = re.compile(r"\s?(?:or|to|and|&)\s[$]?[0-9]|(?:[,;]?\s(?:and\s|or\s)?[$]?[0-9][0-9,.]*+)+[\s.!*$]*$")
+_COMES_TO = re.compile(r"=|\bwhich (?:is|makes|equals|gives)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +72,15 @@ def first(text: str) -> Number | None:
     if match is None:
         value = spelled.value(text)
         return None if value is None else Number(value)
-    if _HEDGE.match(text, match.end()) and "=" not in text[match.end() :]:
+    hedge = _HEDGE.match(text, match.end())
+    if hedge is not None and not _COMES_TO.search(text, match.end()):
+        several = every(text[match.start() : hedge.end()])
+        if hedge.end() == len(text) and len({number.value for number in several}) == 1:  # "18 18 18"
+            return several[0]
         return Number(None, text=text[match.start() : match.start() + 40].strip())
-    if not _in_expression(text, match) and not _WORDY.match(text, match.end()):
+    if hedge is None and not _in_expression(text, match) and not _WORDY.match(text, match.end()):
         return read(match)
-    for part in reversed(text.split("=", 9)[1:]):
+    for part in reversed(_COMES_TO.split(text, 9)[1:]):
         own = ITEM.search(part)
         if own is not None and not _in_expression(part, own):
             return read(own)

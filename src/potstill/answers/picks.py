@@ -17,13 +17,15 @@ from potstill.answers import sentences
 _CHOICE_GOLD = re.compile(r"\(?([A-Z])\)?\.?")
 _LEADING = re.compile(
     r"(?:(?:the )?(?:option|choice|letter|answer) )?[(\[]([A-Za-z])[)\]]"
-    r"|(?:option |choice |letter )?([A-Z])(?=[).:,;\]}*\"'`]|\s*$|\n|\s+(?:because|since|as|which|that|is|or|and)\b)"
+    r"|(?!I')(?:option |choice |letter )?([A-Z])"
+    r"(?=[).:,;\]}*\"'`]|\s*$|\n|\s+(?:because|since|as|which|that|is|or|and)\b)"
     r"|(?:option |choice |letter )?([B-HJ-Z])\b"  # A and I are words too
     r"|([a-z])(?=[).]|\s*$)",
 )
 _IN_BRACKETS = re.compile(r"\(([A-Za-z])\)")
 _OTHER_CHOICE = re.compile(r"[)*\s]{0,3}(?:\s(?:or|and)\s(?:option )?\(?([A-Z])(?:\)|\b)|[,/]\s?\(([A-Z])\))")
 _CALLED_RIGHT = re.compile(r"\(?\b([A-Z])\)?\s(?:is|must be)\s(?:the\s)?(?:correct|right)\b")
+_CLOSING = re.compile(r"\b([B-HJ-Z])[.)*]{0,3}\s*$")
 _CALLED_WRONG = re.compile(r"\b(?:not|n't|neither|nor)\s(?:option )?$")
 
 
@@ -34,7 +36,7 @@ def gold_choice(gold: str) -> str | None:
 
 def choice_after_mark(text: str, target: str) -> str | None:
     own = sentences.sentence(text)
-    match = _LEADING.match(own[:1].lower() + own[1:] if own[:6].istitle() and len(own) > 6 else own)
+    match = _LEADING.match(own[:1].lower() + own[1:] if own[1:2].islower() else own)
     letter = None if match is None else (match[1] or match[2] or match[3] or match[4])
     end = 0 if match is None else match.end()
     if letter is None:
@@ -55,7 +57,8 @@ def choice_unmarked(text: str, target: str) -> str | None:
     if right:
         return right[-1]
     found = [match[1].upper() for match in _offered(text)]
-    return found[-1] if found else leading
+    last = None if found or leading is not None else _CLOSING.search(text, max(0, len(text) - 20))
+    return found[-1] if found else last[1] if last else leading
 
 
 def _offered(text: str) -> Iterator[re.Match[str]]:

@@ -18,7 +18,7 @@ from potstill.answers import sentences
 _TOKEN = re.compile(r"[^\W_]+(?:[.':&/-][^\W_]+)*|[^\w\s]", re.UNICODE)
 _TOKEN_END = re.compile(r"'s$")
 _ARTICLES: Final = {"a", "an", "the"}
-_OPENINGS: Final = {"that", "it", "he", "she", "they", "is", "was", "are", "were"}
+_OPENINGS: Final = {"that", "it", "he", "she", "they", "is", "was", "are", "were", "on", "in", "at"}
 
 
 def _tokens(text: str) -> tuple[str, ...] | None:
