@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from potstill.engines import Request
-from potstill.engines.memory import BLOCK, read
+from potstill.engines import Request, lean
+from potstill.engines.lean import read
+from potstill.engines.memory import BLOCK
 from potstill.engines.transformers import Engine
 from potstill.students import Shape, Student, initialise
 from potstill.students.causal import KINDS, Causal
@@ -65,14 +68,56 @@ def test_rows_that_share_a_prompt_and_are_thinned_are_those_of_a_forward_pass(ki
             expected = torch.stack([following(own, *row) for row in zip(rows, written, strict=True)])
             torch.testing.assert_close(memory.logits, expected, rtol=1e-4, atol=1e-4)
             if step in (3, 7):
-                kept = [4, 0, 1, 5] if step == 3 else [2, 3, 3]
-                memory.select(torch.tensor(kept))
-                rows, written = [rows[row] for row in kept], [list(written[row]) for row in kept]
-                torch.testing.assert_close(memory.logits, expected[kept], rtol=1e-4, atol=1e-4)
+                kept = [0, 1, 4, 5] if step == 3 else [1, 3]  # then the prompts of two rows are read no more
+                order = memory.keep(kept)
+                assert sorted(order) == kept
+                rows, written = [rows[row] for row in order], [written[row] for row in order]
+                torch.testing.assert_close(memory.logits, expected[order], rtol=1e-4, atol=1e-4)
             ids = torch.tensor([5 + (3 * step + row) % 40 for row in range(len(rows))])
             for row, token in zip(written, ids.tolist(), strict=True):
                 row.append(token)
             memory.step(ids)
+
+
+@pytest.mark.parametrize("kind", ["t5", *KINDS])
+def test_the_step_written_out_serves_the_kinds_that_it_knows(kind: str) -> None:
+    own = student(kind)
+    assert lean.known(own) == (kind in ("t5", "llama"))
+    assert isinstance(read(own, PROMPTS), lean._Lean) == lean.known(own)
+
+
+@pytest.mark.parametrize("change", ["adapter", "bfloat16", "rotation"])
+def test_a_changed_model_is_left_to_the_library(change: str) -> None:
+    own = student("llama")
+    if change == "adapter":
+        layer = own.model.get_submodule("model.layers.1.self_attn")
+        layer.v_proj = type("Adapted", (torch.nn.Linear,), {})(16, 8)
+    elif change == "bfloat16":
+        own.model.bfloat16()
+    else:
+        own.model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    assert not lean.known(own)
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_the_step_written_out_gives_the_texts_of_the_librarys(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = student(kind)
+    prompts = {"a": (9, 8, 7), "b": (5, 6), "c": (11, 12, 13, 14, 15, 16)}
+    requests = [Request((name, index), prompt) for name, prompt in prompts.items() for index in range(12)]
+    for temperature in (0.0, 1.0):
+        ours = Engine(own).generate(requests, max_tokens=BLOCK + 9, temperature=temperature, candidates=2)
+        with monkeypatch.context() as patch:
+            patch.setattr(lean, "known", lambda student: False)
+            theirs = Engine(own).generate(requests, max_tokens=BLOCK + 9, temperature=temperature, candidates=2)
+        assert [text.ids for text in ours] == [text.ids for text in theirs]
+        assert len({len(text.ids) for text in ours}) > 3 or temperature == 0  # rows left at different times
+
+
+@given(st.sets(st.integers(0, 30), min_size=1))
+def test_rows_close_up(places: set[int]) -> None:
+    order, holes, moved = lean.kept(sorted(places))
+    assert sorted(order) == sorted(places) and len(holes) == len(moved)
+    assert all(order[place] == place for place in places if place < len(places))
 
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])

@@ -26,7 +26,7 @@ from potstill.records import Candidate, Prompt, Stop
 if TYPE_CHECKING:
     from potstill.students import Student
 
-VERSION: Final = 1  # of `uniform`, of `batches` and of how an engine draws: stored where sampled texts are stored
+VERSION: Final = 2  # of `uniform`, of `batches` and of how an engine draws: stored where sampled texts are stored
 
 Key = tuple[str, int]
 

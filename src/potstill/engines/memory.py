@@ -28,27 +28,38 @@ class Memory(ABC):
     """The state of a batch of rows. `logits` [rows, v] say what follows in each; raw, in the model's dtype."""
 
     logits: Tensor
+    share: float = 0.85  # rows that ended are worth taking out once no more than this share still goes on
 
     @abstractmethod
     def step(self, ids: Tensor) -> None:
         """Read one more token a row, ids [rows], and set `logits`."""
 
     @abstractmethod
-    def select(self, rows: Tensor) -> None:
-        """Make `rows` (indices, any number of them, in any order) the rows of this state."""
+    def keep(self, places: list[int]) -> list[int]:
+        """Let only the rows at `places` (ascending) go on; returns which of them now stands where."""
 
 
-def read(student: Student, prompts: Sequence[tuple[int, ...]]) -> Memory:
-    """The state behind some prompts, one row each, in their order; equal ones are read once."""
-    places: dict[tuple[int, ...], int] = {}
-    rows = [places.setdefault(prompt, len(places)) for prompt in prompts]
-    memory = (_Causal if student.family == "causal" else _Pair)(student, list(places))
-    if len(places) < len(prompts):
+def behind(student: Student, prompts: Sequence[tuple[int, ...]], rows: Sequence[int]) -> Memory:
+    """The state behind some prompts, read through the library's modules: a row for each of `rows`, which say whose."""
+    memory = (_Causal if student.family == "causal" else _Pair)(student, prompts)
+    if list(rows) != list(range(len(prompts))):
         memory.select(torch.tensor(rows, device=student.device))
     return memory
 
 
-class _Causal(Memory):
+class _Whole(Memory):
+    """Every row has a copy of its prompt's keys and values."""
+
+    @abstractmethod
+    def select(self, rows: Tensor) -> None:
+        """Make `rows` (indices, any number of them, in any order) the rows of this state."""
+
+    def keep(self, places: list[int]) -> list[int]:
+        self.select(torch.tensor(places, device=self.logits.device))
+        return places
+
+
+class _Causal(_Whole):
     def __init__(self, student: Student, prompts: Sequence[tuple[int, ...]]) -> None:
         self.head, self.decoder = student.head, _decoder(student)
         ids, self.mask = pad(prompts, student.tokenizer.pad, left=True, device=student.device)
@@ -77,7 +88,7 @@ class _Causal(Memory):
         self.mask, self.next, self.logits = self.mask[rows], self.next[rows], self.logits[rows]
 
 
-class _Pair(Memory):
+class _Pair(_Whole):
     """An encoder's states, and the decoder's memory of them and of what it wrote."""
 
     def __init__(self, student: Student, prompts: Sequence[tuple[int, ...]]) -> None:

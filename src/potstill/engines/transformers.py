@@ -26,13 +26,13 @@ import torch
 
 from potstill.engines import Generated, Key, Request, Scored
 from potstill.engines.choice import AnswerLine, Choice
-from potstill.engines.memory import read
+from potstill.engines.lean import read
 from potstill.errors import UserError
 from potstill.records import END, Candidate, End, Kind, Prompt, Stop, Target
 from potstill.students import Example, Student
+from potstill.tokenizers import Tokenizer
 
 CHUNK: Final = 1024  # positions whose logits exist at a time
-KEPT: Final = 0.85  # rows are taken out of a batch once no more than this share of it still goes on
 
 
 class Engine:
@@ -47,7 +47,7 @@ class Engine:
         tokenizer = student.tokenizer
         special = {token for token in others if token < tokenizer.size and not tokenizer.bytes(token)}
         self.ends = (tokenizer.eos, *sorted(special - {tokenizer.eos}))
-        self._known: dict[tuple[int, bool], bytes | End | None] = {}
+        self._start, self._inside = (_Outcomes(tokenizer, self.ends, position) for position in (0, 1))
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         return tuple(self.student.encode(self.student.render(prompt)))
@@ -131,10 +131,9 @@ class Engine:
             if len(ended) == len(requests) or position + 1 == max_tokens:
                 break
             places = [place for place, row in enumerate(live) if row not in ended]
-            if len(places) <= KEPT * len(live):
-                rows = torch.tensor(places, device=ids.device)
-                memory.select(rows)
-                live, ids = [live[place] for place in places], ids[rows]
+            if len(places) <= memory.share * len(live):
+                order = memory.keep(places)
+                live, ids = [live[place] for place in order], ids[order]
             memory.step(ids)
 
     def _check(self, requests: Sequence[Request], max_tokens: int) -> None:
@@ -162,7 +161,7 @@ class Engine:
             ended, stop = line, "cut"
         ids = drawn[:ended]
         # Up to the first token that is text (before it only specials can stand) a dummy space is no part of the text.
-        first = next((position for position, token in enumerate(ids) if isinstance(self._outcome(token, 0), bytes)), 0)
+        first = next((position for position, token in enumerate(ids) if isinstance(self._start[token], bytes)), 0)
         tokens = [self.piece(token, max(0, position - first)) for position, token in enumerate(ids)]
         steps = seen[: len(tokens) + (stop == "end")]
         return Generated(
@@ -176,34 +175,49 @@ class Engine:
 
     def _step(self, ids: list[int], values: list[float], position: int) -> tuple[Candidate, ...]:
         """One step's outcomes; the last of `ids` was drawn, and may stand among the others too."""
+        drawn = ids[-1]
+        if drawn in ids[:-1]:
+            ids, values = ids[:-1], values[:-1]
+        known = self._start if position == 0 else self._inside
+        found = [known[token] for token in ids]
+        if None not in found and len(set(found)) == len(found) and values[-1] != -math.inf:
+            # likeliest first, as they came
+            return tuple(zip(found, map(_rounded, values), strict=True))  # type: ignore[return-value]
         outcomes: dict[bytes | End, float] = {}
-        for token, value in dict(zip(ids, values, strict=True)).items():
-            outcome = self._outcome(token, position)
-            if outcome is None and token == ids[-1]:
+        for token, outcome, value in zip(ids, found, values, strict=True):
+            if outcome is None and token == drawn:
                 outcome = b""  # it was written, so it is shown
             if outcome is None or value == -math.inf:
                 continue
             # Two tokens that write the same bytes (a byte token beside a letter) are one outcome of the text.
             first = outcomes.get(outcome)
             outcomes[outcome] = value if first is None else first + math.log1p(math.exp(value - first))
-        # Six decimals are a tenth of fp32's own noise here, and a third of the bytes at rest. (+ 0.0: never "-0.0".)
-        known = [(outcome, round(min(value, 0.0), 6) + 0.0) for outcome, value in outcomes.items()]
-        return tuple(sorted(known, key=itemgetter(1), reverse=True))
-
-    def _outcome(self, token: int, position: int) -> bytes | End | None:
-        """What a token would do to the text; None for a special one that does nothing, and for an id that the tokenizer
-        does not know: a head may have more rows than the vocabulary has items."""
-        key = (token, position == 0)
-        if key not in self._known:
-            tokenizer = self.student.tokenizer
-            known = tokenizer.candidate(token, position) if token < tokenizer.size else None
-            self._known[key] = END if token in self.ends else known
-        return self._known[key]
+        rounded = [(outcome, _rounded(value)) for outcome, value in outcomes.items()]
+        return tuple(sorted(rounded, key=itemgetter(1), reverse=True))
 
     def piece(self, token: int, position: int) -> bytes:
         """The bytes that a drawn token adds to the text, none if it is the end or no text."""
-        outcome = self._outcome(token, position)
+        outcome = (self._start if position == 0 else self._inside)[token]
         return outcome if isinstance(outcome, bytes) else b""
+
+
+class _Outcomes(dict[int, bytes | End | None]):
+    """What each token would do to a text, at its start or inside it; None for a special one that does nothing, and for
+    an id that the tokenizer does not know: a head may have more rows than the vocabulary has items."""
+
+    def __init__(self, tokenizer: Tokenizer, ends: Sequence[int], position: int) -> None:
+        super().__init__()
+        self.tokenizer, self.ends, self.position = tokenizer, ends, position
+
+    def __missing__(self, token: int) -> bytes | End | None:
+        known = self.tokenizer.candidate(token, self.position) if token < self.tokenizer.size else None
+        self[token] = END if token in self.ends else known
+        return self[token]
+
+
+def _rounded(value: float) -> float:
+    """Six decimals are a tenth of fp32's own noise here, and a third of the bytes at rest. (+ 0.0: never "-0.0".)"""
+    return round(min(value, 0.0), 6) + 0.0
 
 
 def _hard(ids: tuple[int, ...]) -> Target:
