@@ -178,6 +178,17 @@ def test_micro_batches_hold_everything_once_within_the_budget(lengths, budget):
     assert cut == micro_batches(lengths, budget)
 
 
+@settings(max_examples=100, deadline=None)
+@given(lengths, st.integers(1, 400))
+def test_micro_batches_without_padding_are_full(lengths, budget):
+    cut = micro_batches(lengths, budget, padded=False)
+    assert sorted(place for batch in cut for place in batch) == list(range(len(lengths)))
+    sizes = [sum(sum(lengths[place]) for place in batch) for batch in cut]
+    assert all(size <= budget or len(batch) == 1 for size, batch in zip(sizes, cut, strict=True))
+    for size, after in zip(sizes, cut[1:], strict=False):  # the next one had no room
+        assert size + sum(lengths[after[0]]) > budget
+
+
 def test_the_papers_mix_is_cut_with_little_padding():
     drawn = random.Random(1)
     kinds = [(700, 100, 2), (600, 6, 10), (70, 100, 8), (65, 6, 20)]

@@ -65,6 +65,10 @@ def read(run: Path, plan: Recipe, student: Student) -> Lesson:
         text = prompts.bare(asked[question].gold)
         return transfer.transfer(Chain.from_text(question, 0, text, source="answer"), student.tokenizer, "one-hot")
 
+    @lru_cache(maxsize=1 << 16)
+    def encoded(text: str) -> tuple[int, ...]:
+        return tuple(student.encode(text))
+
     def prompt(group: order.Group[prompts.Format]) -> Prompt:
         shown = []
         if group.format.few_shot:
@@ -77,7 +81,7 @@ def read(run: Path, plan: Recipe, student: Student) -> Lesson:
     def examples(step: int) -> list[Example]:
         rows = []
         for group in order.groups(course, step):
-            ids = tuple(student.encode(student.render(prompt(group))))
+            ids = encoded(student.render(prompt(group)))
             taught = [targets[own[group.question][place]] for place in group.chains] or [answer(group.question)]
             rows += [Example(ids, one, 1.0, group.question, group.format.name) for one in taught]
         return rows
@@ -85,7 +89,8 @@ def read(run: Path, plan: Recipe, student: Student) -> Lesson:
     def micro_batches(step: int) -> list[list[Example]]:
         rows = examples(step)
         lengths = [(len(row.prompt), len(row.target)) for row in rows]
-        return [[rows[place] for place in cut] for cut in order.micro_batches(lengths, plan.train.batch_tokens)]
+        cuts = order.micro_batches(lengths, plan.train.batch_tokens, padded=student.padded)
+        return [[rows[place] for place in cut] for cut in cuts]
 
     return Lesson(
         groups=lambda step: order.groups(course, step),

@@ -26,7 +26,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar, runtime_checkable
 
 from potstill.errors import UserError
 
-VERSION: Final = 1  # of the order that this module makes; stored in the manifests of the stages that use it
+VERSION: Final = 2  # of the order that this module makes; stored in the manifests of the stages that use it
 
 
 @runtime_checkable
@@ -142,18 +142,24 @@ def demonstrations(
     return tuple(found)
 
 
-def micro_batches(lengths: Sequence[tuple[int, int]], budget: int) -> tuple[tuple[int, ...], ...]:
-    """Cut a step into micro-batches: tuples of places in `lengths`, each of at most `budget` padded tokens.
+def micro_batches(
+    lengths: Sequence[tuple[int, int]], budget: int, *, padded: bool = True
+) -> tuple[tuple[int, ...], ...]:
+    """Cut a step into micro-batches: tuples of places in `lengths`, each of at most `budget` tokens.
 
     lengths  (prompt, target) of each example or group, in tokens
-    budget   rows * (longest prompt + longest target) of a micro-batch. One example alone above it is a micro-batch
-             alone: it has to be trained in some way, and whether it fits is for the memory to say
+    budget   tokens of a micro-batch, as the student computes them: rows * (longest prompt + longest target) where it
+             pads, their sum where it does not. One example alone above it is a micro-batch alone: it has to be trained
+             in some way, and whether it fits is for the memory to say
+    padded   whether the student pads
 
-    Of a few orders by length the one with the least padding is cut, the longest first, so that a step too large fails
-    at once.
+    The longest come first, so that a step too large fails at once. Where the student pads, of a few orders by length
+    the one with the least padding is cut.
     """
     assert budget > 0, f"a budget of {budget} tokens"
     places = range(len(lengths))
+    if not padded:
+        return _fill([sum(own) for own in lengths], budget)
     orders = (
         sorted(places, key=lambda i: (*lengths[i], i), reverse=True),
         sorted(places, key=lambda i: (*lengths[i][::-1], i), reverse=True),
@@ -212,6 +218,19 @@ def _rotation(plan: Plan[F], format: F, question: str, chains: int, epoch: int) 
 
 def _hash(text: str) -> int:
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def _fill(lengths: Sequence[int], budget: int) -> tuple[tuple[int, ...], ...]:
+    """Runs of the places by falling length, each filled to the budget."""
+    runs: list[list[int]] = []
+    left = 0
+    for place in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if not runs or lengths[place] > left:
+            runs.append([])
+            left = budget
+        runs[-1].append(place)
+        left -= lengths[place]
+    return tuple(map(tuple, runs))
 
 
 def _cut(

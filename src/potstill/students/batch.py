@@ -25,6 +25,7 @@ from torch import Tensor
 
 from potstill.errors import UserError
 from potstill.records import Target
+from potstill.students.ragged import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,12 @@ class Batch:
     candidate_ids  [n, k] int64, probabilities [n, k] float32: the teacher's distributions, padded with probability 0
     weights        [n] float32: of each position
     rows           [n] int64: the row of each position, which is the place of its example in `examples`
-    prompt_ids     [b, s] int64, prompt_mask [b, s] bool: what the encoder reads; None where there is none
+    prompt_ids     [p, s] int64, prompt_mask [p, s] bool: what the encoder reads, each prompt once; None where there is
+                   no encoder
     examples       what the rows were made of
+    prompts        [b]: the prompt of each row, a place in `prompt_ids`; () where there is no encoder
+    layouts        how attention sees the rows without padding: prompts, targets, targets on prompts; () where the
+                   model computes the padding
     """
 
     input_ids: Tensor
@@ -68,19 +73,23 @@ class Batch:
     prompt_ids: Tensor | None
     prompt_mask: Tensor | None
     examples: tuple[Example, ...]
+    prompts: tuple[int, ...] = ()
+    layouts: tuple[Layout, ...] = ()
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch with every tensor on the device."""
         values = {name: getattr(self, name) for name in self.__slots__}
         moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
+        return replace(self, **moved, layouts=tuple(layout.to(device) for layout in self.layouts))
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     @property
     def slots(self) -> int:
-        """Places that the model computes, padding included."""
+        """Places for which the model computes its layers, padding included where it has any."""
+        if self.layouts:
+            return self.tokens
         return self.input_ids.numel() + (0 if self.prompt_ids is None else self.prompt_ids.numel())
 
     @property

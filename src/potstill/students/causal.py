@@ -30,6 +30,7 @@ KINDS: Final = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3
 class Causal(Student):
     """`padding` is the side on which rows are padded: it changes nothing but the layout."""
 
+    padded: ClassVar[bool] = True
     family: ClassVar[Family] = "causal"
     padding: Literal["left", "right"] = "right"
 

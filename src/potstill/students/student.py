@@ -66,6 +66,7 @@ class Student(nn.Module):
     """
 
     family: ClassVar[Family]
+    padded: ClassVar[bool]  # whether the model computes layers for places that hold no token
     model: PreTrainedModel
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, *, mass: loss.Mass = "raw") -> None:

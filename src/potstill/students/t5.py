@@ -18,11 +18,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from potstill.errors import UserError
 from potstill.records import Prompt
+from potstill.students import ragged, stack
 from potstill.students.batch import Batch, Example, candidates, pad
 from potstill.students.shape import Family, Shape
 from potstill.students.student import Head, Student
@@ -35,6 +37,7 @@ SLOW, FAST = "gelu_new", "gelu_pytorch_tanh"  # one function (Hendrycks and Gimp
 class T5(Student):
     """The prompt is the encoder's row, with the end token; the target is the decoder's."""
 
+    padded: ClassVar[bool] = False
     family: ClassVar[Family] = "t5"
 
     @property
@@ -44,16 +47,10 @@ class T5(Student):
 
     def hidden(self, batch: Batch) -> Tensor:
         assert batch.prompt_ids is not None and batch.prompt_mask is not None
-        encoder, decoder = self.model.get_submodule("encoder"), self.model.get_submodule("decoder")
-        encoded = encoder(input_ids=batch.prompt_ids, attention_mask=batch.prompt_mask).last_hidden_state
-        # Targets are padded on the right, where causal attention cannot see the padding: no mask.
-        decoded = decoder(
-            input_ids=batch.input_ids,
-            encoder_hidden_states=encoded,
-            encoder_attention_mask=batch.prompt_mask,
-            use_cache=False,
-        ).last_hidden_state
-        return decoded.flatten(0, 1)[batch.positions]
+        # Each supervised position is one token of a target, so the decoder's rows are the losses' in their order.
+        prompts, targets, across = batch.layouts
+        encoded = stack.encode(self.model, batch.prompt_ids[batch.prompt_mask], prompts)
+        return stack.decode(self.model, batch.input_ids[batch.input_mask], encoded, targets, across)
 
     def render(self, prompt: Prompt) -> str:
         return prompt.plain
@@ -62,16 +59,17 @@ class T5(Student):
         return [*self.tokenizer.encode(text).ids, self.tokenizer.eos]
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        prompt_ids, prompt_mask = pad([example.prompt for example in examples], self.tokenizer.pad)
+        seen: dict[tuple[int, ...], int] = {}
+        prompts = [seen.setdefault(example.prompt, len(seen)) for example in examples]
+        prompt_ids, prompt_mask = pad(list(seen), self.tokenizer.pad)
         start = self.model.config.decoder_start_token_id
         inputs = [[start, *example.target.ids[:-1]] for example in examples]
         input_ids, input_mask = pad(inputs, self.tokenizer.pad)
         ids, probabilities, weights, rows = candidates(examples)
-        positions = input_mask.flatten().nonzero().squeeze(1)
         return Batch(
             input_ids,
             input_mask,
-            positions,
+            input_mask.flatten().nonzero().squeeze(1),
             ids,
             probabilities,
             weights,
@@ -79,7 +77,21 @@ class T5(Student):
             prompt_ids,
             prompt_mask,
             tuple(examples),
+            tuple(prompts),
+            self._layouts([len(prompt) for prompt in seen], prompts, [len(read) for read in inputs]),
         )
+
+    def _layouts(self, read: list[int], prompts: list[int], taught: list[int]) -> tuple[ragged.Layout, ...]:
+        """Of prompts of `read` tokens, and of targets of `taught` tokens under them. In cross-attention a row is a
+        prompt with all its targets."""
+        heads = self.model.config.num_heads
+        own = np.split(np.arange(sum(read)), np.cumsum(read)[:-1])
+        targets = np.split(np.arange(sum(taught)), np.cumsum(taught)[:-1])
+        under: list[list[np.ndarray]] = [[] for _ in read]
+        for target, prompt in zip(targets, prompts, strict=True):
+            under[prompt].append(target)
+        asking = [np.concatenate(parts) for parts in under]
+        return ragged.lay(own, own, heads), ragged.lay(targets, targets, heads), ragged.lay(asking, own, heads)
 
     def settings(self) -> dict[str, Any]:
         scaled = getattr(self.model.config, "scale_decoder_outputs", False)

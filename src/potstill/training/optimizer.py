@@ -57,7 +57,7 @@ def optimizer(
         {"params": own, "factor": factor, "weight_decay": own_decay, "lr": rate * factor}
         for (factor, own_decay), own in sets.items()
     ]
-    return torch.optim.AdamW(made, betas=betas, eps=epsilon)
+    return torch.optim.AdamW(made, betas=betas, eps=epsilon, fused=True)  # on a CPU a third of the time
 
 
 def state(optimizer: Optimizer) -> dict[str, Tensor]:
