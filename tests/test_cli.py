@@ -245,6 +245,23 @@ def test_dry_run_plans_and_writes_nothing(tmp_path: Path, world: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
+def test_compare_prints_paired_differences_and_writes_what_changed(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "changed.jsonl"
+    told = potstill("compare", f"{finished}@0", f"{finished}@4", "--out", out, COLUMNS="160")
+    assert told.returncode == 0, told.stderr
+    assert "zero-shot-rationale.greedy: run step 0 against run step 4" in told.stdout
+    assert "few-shot-answer.greedy" in told.stdout and "McNemar" not in told.stdout
+    assert [line.split()[0] for line in told.stdout.splitlines()[2:5]] == ["more", "other", "sums"]
+    for line in out.read_text().splitlines():
+        row = json.loads(line)
+        assert (row["first"]["grade"] == "right") != (row["second"]["grade"] == "right")
+    same = potstill("compare", finished, finished, COLUMNS="160")
+    assert same.returncode == 0 and " 0.0 " in same.stdout
+    for wrong, message in ((f"{finished}@3", "not both have answered"), ("nowhere", "not a run's folder")):
+        told = potstill("compare", finished, wrong, cwd=tmp_path)
+        assert told.returncode == 2 and message in told.stderr
+
+
 def test_grade_keeps_order_and_fields(tmp_path: Path) -> None:
     rows = [
         {"text": "The answer is 18.", "gold": "18", "mine": [1]},

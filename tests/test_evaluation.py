@@ -126,5 +126,10 @@ def test_scores_are_the_counts(rows, random) -> None:
         shares = {name: [verdict == "right" for task, verdict in own if task == name] for name, _ in own}
         means = [sum(verdicts) / len(verdicts) for verdicts in shares.values()]
         assert one.macro is None if len(means) == 1 else one.macro == pytest.approx(sum(means) / len(means))
+        if one.macro is None:
+            assert one.macro_low is one.macro_high is one.tasks_low is one.tasks_high is None
+        else:
+            assert 0 <= one.macro_low <= one.macro <= one.macro_high <= 1
+            assert 0 <= one.tasks_low <= one.accuracy <= one.tasks_high <= 1
     random.shuffle(predictions)
     assert score(predictions, step=7, split="test", format="zero-shot-answer", decoding="greedy") == scores

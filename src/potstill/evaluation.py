@@ -90,8 +90,9 @@ def predict(
 def score(predictions: Iterable[Prediction], *, step: int, split: Split, format: str, decoding: str) -> list[Score]:
     """One score a set, in the order of their names; 95 % intervals of `accuracy` after Wilson.
 
-    A set of several tasks (BBH) also gets `macro`, the unweighted mean of its tasks' accuracies. Each question counts
-    once: samples of one question are not independent trials, whoever drew several must first choose or vote.
+    A set of several tasks (BBH) also gets `macro`, the unweighted mean of its tasks' accuracies, and intervals of both
+    that are clustered by task, cut to [0, 1]. Each question counts once: samples of one question are not independent
+    trials, whoever drew several must first choose or vote.
     """
     sets: dict[str, list[Prediction]] = {}
     for prediction in predictions:
@@ -106,7 +107,10 @@ def _score(name: str, own: Sequence[Prediction], step: int, split: Split, format
         tasks.setdefault(prediction.task, []).append(prediction.grade == "right")
     right, n = sum(map(sum, tasks.values())), len(own)
     low, high = intervals.wilson(right, n)
-    macro = sum(sum(tasks[task]) / len(tasks[task]) for task in sorted(tasks)) / len(tasks)
+    by_task = [[float(right) for right in tasks[task]] for task in sorted(tasks)]
+    (_, tasks_low, tasks_high), (macro, macro_low, macro_high) = intervals.clustered(by_task)
+    bounds = {"macro_low": macro_low, "macro_high": macro_high, "tasks_low": tasks_low, "tasks_high": tasks_high}
+    several = {"macro": macro, **{name: min(1.0, max(0.0, bound)) for name, bound in bounds.items()}}
     return Score(
         step=step,
         set=name,
@@ -120,5 +124,5 @@ def _score(name: str, own: Sequence[Prediction], step: int, split: Split, format
         accuracy=right / n,
         low=low,
         high=high,
-        macro=macro if len(tasks) > 1 else None,
+        **(several if len(tasks) > 1 else {}),
     )

@@ -81,6 +81,34 @@ def stratified_bootstrap(
     return point, float(low), float(high)
 
 
+def clustered(
+    groups: Sequence[Sequence[float]], level: float = 0.95
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean over all items, and mean of the groups' means, each with an interval that takes whole groups as drawn.
+
+    groups  the items of each task: 1 and 0 for right and not, or differences of two models on the same items
+    Student's t over G groups, G - 1 degrees of freedom, for the items' mean with the residuals summed within groups
+    (the cluster-robust variance). It says how far another choice of tasks could move the mean. Where all groups agree
+    it would claim certainty, so no bound is nearer than that of as many independent items (their variance at least
+    that of one half item wrong).
+    """
+    assert groups and all(len(group) > 0 for group in groups), "groups with items"
+    sizes = np.array([len(group) for group in groups], dtype=np.float64)
+    sums = np.array([math.fsum(group) for group in groups])
+    n, count = float(sizes.sum()), len(groups)
+    micro, macro = float(sums.sum() / n), float((sums / sizes).mean())
+    values = np.concatenate([np.asarray(group, dtype=np.float64) for group in groups])
+    floor = max(float(np.sort(values).var()), 0.5 / n) / n  # sorted: the order of the items changes no bit
+    if count == 1:
+        half = float(stats.norm.ppf(0.5 + level / 2)) * math.sqrt(floor)
+        return (micro, micro - half, micro + half), (macro, macro - half, macro + half)
+    t = float(stats.t.ppf(0.5 + level / 2, count - 1))
+    robust = count / (count - 1) * float(((sums - micro * sizes) ** 2).sum()) / n**2
+    between = float((sums / sizes).var(ddof=1)) / count
+    halves = [t * math.sqrt(max(variance, floor)) for variance in (robust, between)]
+    return (micro, micro - halves[0], micro + halves[0]), (macro, macro - halves[1], macro + halves[1])
+
+
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
     """Exact two-sided p of McNemar's test on the same questions: could the disagreements be a fair coin's?"""
     assert len(a) == len(b), f"{len(a)} answers against {len(b)}"

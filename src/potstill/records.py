@@ -223,7 +223,9 @@ class Prediction:
 class Score:
     """How a checkpoint did on one set. `accuracy` is right / n; `low` and `high` bound its 95 % interval.
 
-    For a set of several tasks (BBH) `macro` is the unweighted mean over tasks of their accuracies, else None.
+    For a set of several tasks (BBH), else None: `macro` is the unweighted mean over tasks of their accuracies, and
+    `macro_low`, `macro_high`, `tasks_low` and `tasks_high` bound it and `accuracy` if the tasks, too, were drawn by
+    chance (see `intervals.clustered`); `low` and `high` are for other questions of the same tasks.
     """
 
     step: int
@@ -239,6 +241,10 @@ class Score:
     low: float
     high: float
     macro: float | None = None
+    macro_low: float | None = None
+    macro_high: float | None = None
+    tasks_low: float | None = None
+    tasks_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,6 +147,23 @@ def grade(
     grading.grade_file(path, out, task)
 
 
+@app.command("compare")
+def compare_command(
+    first: Annotated[str, typer.Argument(metavar="RUN[@STEP]", help="A run, or one step of it.", show_default=False)],
+    second: Annotated[
+        str, typer.Argument(metavar="RUN[@STEP]", help="Another run, or another step.", show_default=False)
+    ],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="CHANGED.jsonl", help="Where answers go of which one is right.", show_default=False),
+    ] = None,
+) -> None:
+    """Compare two runs or steps on the questions that both answered: paired intervals and tests."""
+    from potstill.cli import compare
+
+    compare.compare(first, second, out)
+
+
 def _stage_command(stage: str, summary: str) -> None:
     def command(folder: RunOrRecipe) -> None:
         from potstill import run

@@ -25,6 +25,14 @@ Table = tuple[tuple[str, ...], list[tuple[Cell, ...]]]
 # What begins a formula in some spreadsheet; the full-width forms count too.
 UNSAFE: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 NUMBERS: Final = ("n", "right", "no_answer", "truncated", "accuracy", "low", "high")
+# Of sets with several tasks: our name -> the column's.
+TASKS: Final = {
+    "macro": "mean_over_tasks",
+    "macro_low": "mean_over_tasks_low",
+    "macro_high": "mean_over_tasks_high",
+    "tasks_low": "low_by_task",
+    "tasks_high": "high_by_task",
+}
 
 
 def tables(story: Story) -> dict[str, str]:
@@ -96,13 +104,13 @@ def _before_after(story: Story) -> Table:
         rows.append(_counted(story, "chosen", each.chosen, each))
     for control in story.controls:
         rows += [_counted(story, f"control {control.name}", each.chosen, each) for each in control.comparisons]
-    names = ("set", "group", "format", "decoding", "checkpoint", "step", *NUMBERS, "mean_over_tasks")
+    names = ("set", "group", "format", "decoding", "checkpoint", "step", *NUMBERS, *TASKS.values())
     return (*names, "difference", "difference_low", "difference_high", "won", "lost"), rows
 
 
 def _counted(story: Story, role: str, score: Score, against: Comparison | None) -> tuple[Cell, ...]:
     where = (score.set, story.groups[score.set], score.format, score.decoding, role, score.step)
-    numbers = (*(getattr(score, name) for name in NUMBERS), score.macro)
+    numbers = tuple(getattr(score, name) for name in (*NUMBERS, *TASKS))
     if against is None:
         return (*where, *numbers, None, None, None, None, None)
     change = against.difference
@@ -120,9 +128,9 @@ def _tradeoff(story: Story) -> Table:
 
 
 def _validation(story: Story) -> Table:
-    names = ("step", "set", "format", "decoding", *NUMBERS, "macro")
-    rows = [tuple(getattr(score, name) for name in names) for score in story.validation]
-    return (*names[:-1], "mean_over_tasks"), rows
+    where = ("step", "set", "format", "decoding", *NUMBERS)
+    rows = [tuple(getattr(score, name) for name in (*where, *TASKS)) for score in story.validation]
+    return (*where, *TASKS.values()), rows
 
 
 def _selection(story: Story) -> Table:

@@ -1,0 +1,149 @@
+"""`potstill compare`: two runs, or two steps of one, on the questions that both answered.
+
+    potstill compare runs/a runs/b            # the chosen steps, on test
+    potstill compare runs/a@0 runs/a@500      # two steps of a run, on test if both stand there, else on validation
+
+A difference is the first minus the second. Its interval is Newcombe's for paired shares, p is McNemar's exact test; of
+a set with several tasks the mean over tasks is compared too, with an interval that is clustered by task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from potstill import exam, files, intervals, story
+from potstill.cli import show
+from potstill.errors import UserError
+from potstill.files import manifest
+from potstill.records import Prediction
+
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One step of one run: how it was named, and what it answered, by format and decoding, then by question."""
+
+    name: str
+    answers: dict[str, dict[Key, Prediction]]
+
+
+def compare(first: str, second: str, out: Path | None = None) -> None:
+    """Print the comparison; write the questions on which only one is right to `out`, if given, one a line.
+
+    Raises UserError where a run or step is not there, or the two answered no question in common.
+    """
+    a, b = _sides(first, second)
+    changed: list[dict[str, Any]] = []
+    console = Console(soft_wrap=True)
+    for name in sorted(a.answers.keys() & b.answers.keys()):
+        mine, other = a.answers[name], b.answers[name]
+        common = [key for key in sorted(mine) if key in other]
+        if not common:
+            continue
+        alone = len(mine) + len(other) - 2 * len(common)
+        title = f"{name}: {a.name} against {b.name}" + (f"; {alone} answers of one only left out" if alone else "")
+        console.print(_table(title, [(mine[key], other[key]) for key in common]))
+        changed += _changed(name, [(mine[key], other[key]) for key in common])
+    if out is not None:
+        files.write_jsonl(out, changed)
+        console.print(f"{len(changed)} questions on which one is right and the other is not: {out}")
+
+
+def _table(title: str, pairs: list[tuple[Prediction, Prediction]]) -> Table:
+    columns = ("set", "n", "first", "second", "difference", "95 % interval", "p", "only first", "only second")
+    table = Table(*columns, title=Text(title), title_justify="left", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name in sorted({first.set for first, _ in pairs}):
+        own = [pair for pair in pairs if pair[0].set == name]
+        right = [(first.grade == "right", second.grade == "right") for first, second in own]
+        mine, others = [x for x, _ in right], [y for _, y in right]
+        row = (_percent(sum(mine) / len(own)), _percent(sum(others) / len(own)))
+        lost, won = (str(sum(pair == kind for pair in right)) for kind in ((True, False), (False, True)))
+        difference = intervals.paired_difference(mine, others)
+        p = f"{intervals.mcnemar(mine, others):.2g}"
+        table.add_row(name, str(len(own)), *row, *_shown(difference), p, lost, won)
+        tasks = sorted({first.task for first, _ in own})
+        if len(tasks) > 1:
+            by_task = [[pair for pair, (first, _) in zip(right, own, strict=True) if first.task == t] for t in tasks]
+            _, macro = intervals.clustered([[float(x) - float(y) for x, y in task] for task in by_task])
+            sides = [sum(sum(pair[i] for pair in task) / len(task) for task in by_task) / len(tasks) for i in (0, 1)]
+            label = f"  mean of {len(tasks)} tasks"
+            table.add_row(label, str(len(own)), *map(_percent, sides), *_shown(macro), "", "", "")
+    return table
+
+
+def _changed(name: str, pairs: list[tuple[Prediction, Prediction]]) -> Iterator[dict[str, Any]]:
+    for first, second in pairs:
+        if (first.grade == "right") != (second.grade == "right"):
+            yield {
+                "question": first.question,
+                "set": first.set,
+                "task": first.task,
+                "format": name,
+                "first": {"grade": first.grade, "found": first.found, "text": first.text},
+                "second": {"grade": second.grade, "found": second.found, "text": second.text},
+            }
+
+
+def _sides(first: str, second: str) -> tuple[Side, Side]:
+    named = [_named(each) for each in (first, second)]
+    for stage in ("test", "evaluate"):
+        folders = [run / stage for run, _ in named]
+        steps = [_step(run, step, stage) for run, step in named]
+        there = [manifest.finished(folder / str(step)) for folder, step in zip(folders, steps, strict=True)]
+        if all(made is not None for made in there):
+            a, b = (
+                Side(f"{run.name} step {step}", _answers(folder / str(step)))
+                for (run, _), folder, step in zip(named, folders, steps, strict=True)
+            )
+            if not any(a.answers[name].keys() & b.answers[name].keys() for name in a.answers.keys() & b.answers.keys()):
+                do = "compare runs that measured the same sets in the same format and decoding"
+                raise UserError("the two answered no question in common", where=f"{first}, {second}", do=do)
+            return a, b
+    missing = f"{first}, {second}"
+    raise UserError("not both have answered", where=missing, do="name finished runs, or steps that both were evaluated")
+
+
+def _named(text: str) -> tuple[Path, int | None]:
+    """`runs/a@500`: the folder, and the step if one is named."""
+    path, at, step = text.rpartition("@")
+    if not at or not step.isdigit():
+        path, step = text, ""
+    show.recipe_of(Path(path))
+    return Path(path), int(step) if step else None
+
+
+def _step(run: Path, step: int | None, stage: str) -> int | None:
+    """The step that is meant: the one named, else the chosen one, else the only one."""
+    if step is not None:
+        return step
+    if (run / "select" / "choice.json").is_file():
+        return exam.choice(run).step
+    there = sorted(int(path.name) for path in (run / stage).glob("*") if path.name.isdigit())
+    return there[0] if len(there) == 1 else None
+
+
+def _answers(folder: Path) -> dict[str, dict[Key, Prediction]]:
+    found: dict[str, dict[Key, Prediction]] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        rows = files.records(Prediction, path)
+        found[path.stem] = {(row.question, row.index): row for row in rows if row.index == 0}
+    return found
+
+
+def _shown(difference: tuple[float, float, float]) -> tuple[str, str]:
+    value, low, high = difference
+    return story.points(value), f"{story.points(low)} to {story.points(high)}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
