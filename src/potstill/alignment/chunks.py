@@ -17,6 +17,7 @@ from potstill.records import Kind
 
 KINDS: Final[tuple[Kind, ...]] = ("same", "merged", "split", "mixed")
 Span = tuple[int, int]
+_START: Final = np.zeros(1, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,10 @@ def spans(teacher: Sequence[Span] | np.ndarray, student: Sequence[Span] | np.nda
     side. Tokens that overlap (several in one character) stay together. Where the teacher's tokens leave a hole, the
     student's tokens in it make a chunk without a teacher token.
     """
-    own, theirs = _Side(teacher), _Side(student)
+    left, right = (np.asarray(side, np.int64).reshape(-1, 2) for side in (teacher, student))
+    if _runs(left) and _runs(right) and left[-1, 1] == right[-1, 1]:
+        return _running(left[:, 1], right[:, 1])
+    own, theirs = _Side(left), _Side(right)
     cover = _Cover(theirs)
     inner = theirs.borders
     cuts, places = _first([[0], cover.done[inner - 1], [cover.total]], [[0], inner, [len(theirs)]])
@@ -93,11 +97,29 @@ def spans(teacher: Sequence[Span] | np.ndarray, student: Sequence[Span] | np.nda
     return Chunks(bounds[0], bounds[1], kinds)
 
 
+def _runs(spans: np.ndarray) -> bool:
+    """Whether every token has a width and begins where the one before it ends, the first one at 0."""
+    starts, ends = spans[:, 0], spans[:, 1]
+    return bool(len(spans) and starts[0] == 0 and (starts[1:] == ends[:-1]).all() and (starts < ends).all())
+
+
+def _running(teacher: np.ndarray, student: np.ndarray) -> Chunks:
+    """The same for the usual case: both sides cover the text without holes and overlaps, so their ends say all."""
+    bounds = []
+    for own, other in ((teacher, student), (student, teacher)):
+        ends = np.zeros(own[-1] + 1, bool)
+        ends[other] = True
+        shared = np.flatnonzero(ends[own])
+        bounds.append(np.concatenate((_START, shared + 1)))
+    teachers, students = (side[1:] - side[:-1] > 1 for side in bounds)
+    return Chunks(bounds[0], bounds[1], teachers.view(np.uint8) + 2 * students.view(np.uint8))
+
+
 class _Side:
     """One tokenization: before token i nothing ends after highs[i - 1], from it on nothing begins before lows[i]."""
 
-    def __init__(self, spans: Sequence[Span] | np.ndarray) -> None:
-        self.spans = np.asarray(spans, np.int64).reshape(-1, 2)
+    def __init__(self, spans: np.ndarray) -> None:
+        self.spans = spans
         self.highs = np.maximum.accumulate(self.spans[:, 1])
         self.lows = np.minimum.accumulate(self.spans[::-1, 0])[::-1]
         # Tokens 0 to border - 1 and the rest share no byte.
