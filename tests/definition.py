@@ -19,8 +19,9 @@ from potstill.records import END, Chain
 from potstill.tokenizers import Tokenizer
 from potstill.transfer import Completions
 from potstill.transfer.candidates import steps
+from potstill.transfer.path import LEAST
 from potstill.transfer.places import encoded
-from potstill.transfer.text import AGREES, LEAST
+from potstill.transfer.text import AGREES
 from potstill.transfer.words import words_of
 
 

@@ -32,9 +32,9 @@ def small(kind: str) -> Tokenizer:
 @pytest.fixture
 def unpruned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is left out for speed, so that the two agree to the last digit."""
-    monkeypatch.setattr("potstill.transfer.text.SLIGHT", 0.0)
-    monkeypatch.setattr("potstill.transfer.text.WORTH", 0.0)
-    monkeypatch.setattr("potstill.transfer.text.RARE", 0.0)
+    monkeypatch.setattr("potstill.transfer.ways.SLIGHT", 0.0)
+    monkeypatch.setattr("potstill.transfer.ways.WORTH", 0.0)
+    monkeypatch.setattr("potstill.transfer.ways.RARE", 0.0)
     monkeypatch.setattr("potstill.transfer.text.FAINT", 0.0)
     monkeypatch.setattr("potstill.transfer.continuations.RARE", 0.0)
 

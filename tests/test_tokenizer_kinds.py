@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from potstill import tokenizers
 from potstill.records import END, Chain
 from potstill.transfer import transfer
+from potstill.vocabulary import encoder
 from tokenizer_kinds import KINDS, LOSSY, TEXTS, opened
 
 HARD_TEXTS = ["", " ", "\n", "a", "  two  spaces\t\n", "日本 🥃 é", "4\r\n5", "<|endoftext|></s>[SEP]", "▁Weng ng"]
@@ -121,3 +125,35 @@ def test_llama_3_ranks_without_a_description_say_what_is_missing(tmp_path: Path)
     (tmp_path / "tiny.tiktoken").write_bytes(tiktoken_files()["tiny.tiktoken"])
     with pytest.raises(tokenizers.folder.UserError, match="lack their description"):
         tokenizers.open(tmp_path)
+
+
+PLAIN = st.text(st.sampled_from(" ,.$0123456789abehnstuwABW<>/=*'`^~"), max_size=16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(text=PLAIN)
+@settings(max_examples=60, deadline=None)
+def test_words_have_the_ids_of_the_long_way(kind: str, text: str) -> None:
+    library = opened(kind).fast.library
+    for whole in (text, f"a {text}"):
+        assert _short(kind)(whole) == library.encode(whole, add_special_tokens=False).ids
+
+
+@cache
+def _short(kind: str) -> Callable[[str], list[int]]:
+    return encoder(opened(kind).fast.library)
+
+
+def test_the_models_of_sentencepiece_are_asked_directly() -> None:
+    asked = {kind for kind in KINDS if _short(kind).__name__ == "short"}
+    assert asked == {"t5", "llama-2", "mistral"}
+
+
+@pytest.mark.parametrize("name", ["t5", "mistral"])
+def test_real_words_have_the_ids_of_the_long_way(data: Path, name: str) -> None:
+    library = tokenizers.open(data / "tokenizers" / name).fast.library
+    short = encoder(library)
+    assert short.__name__ == "short"
+    lines = (data / "gsm8k" / "train.jsonl").read_text("utf-8").splitlines()[:200]
+    for text in {f"a {word}" for line in lines for word in json.loads(line)["answer"].split()}:
+        assert short(text) == library.encode(text, add_special_tokens=False).ids

@@ -26,17 +26,20 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from potstill.records import Chain, End
-from potstill.transfer.candidates import steps
-from potstill.transfer.words import Words, cuts, words_of
+from potstill.records import Chain
+from potstill.transfer.candidates import Step, steps
+from potstill.transfer.words import Words, words_of
 
 KEPT: Final = 24  # rests remembered of one token at one place: what is rarer stays open
 Rest = tuple[bytes, bool, float]
 Place = tuple[bytes, bytes]
-Node = Mapping[bytes | End, float]
+Key = tuple[str, str, int]
 Ending = tuple[bytes, bool]
 Counts = dict[Place, Counter[Ending]]
+Common = list[tuple[Ending, int]]
 Written = tuple[tuple[int, ...], float]
+Memory = dict[tuple[bytes, bytes, bool, Words | None], tuple[list[Written], list[Rest]]]
+PLACES: Final = 50_000  # places remembered; then all are forgotten, which changes no result
 RARE: Final = 5e-3  # a way with a smaller share of its outcome is not followed
 PRIOR: Final = 1.0  # chains that the whole run counts for beside those of the question
 _DIGIT: Final = re.compile(rb"[0-9]")
@@ -62,13 +65,17 @@ class Completions:
         self._loose: Counts = defaultdict(Counter)
         for (before, token), rests in self._exact.items():
             self._loose[b"" if before else b" ", token].update(rests)
+        self._common: dict[int, Common] = {}
         self._question: str | None = None
-        self._nodes: dict[bytes, Node] = {}
+        self._nodes: dict[bytes, Step] = {}
+        self._steps: dict[Key, tuple[Chain, Sequence[Step]]] = {}
         self._near: Counts = {}
-        self._known: dict[Place, tuple[Rest, ...]] = {}
-        self._written: dict[tuple[bytes, bytes, bool, Words | None], tuple[Written, ...]] = {}
+        # (before, token, first, teacher) to what is written of its words, and the rests that nobody needed yet: of the
+        # places that this question's chains have, and of all others, which are the same for every question.
+        self._here: Memory = {}
+        self._anywhere: Memory = {}
 
-    def nodes(self, question: str) -> Mapping[bytes, Node]:
+    def nodes(self, question: str) -> Mapping[bytes, Step]:
         """Content to the outcomes, with their probabilities, that a chain of this question saw behind it."""
         self._open(question)
         return self._nodes
@@ -77,49 +84,64 @@ class Completions:
         """How a word goes on behind a token that stands behind `before` in it; shares add up to at most 1."""
         self._open(question)
         place = before, token
-        known = self._known.get(place)
+        wide = self._exact.get(place) or self._loose.get((b"" if before else b" ", token))
+        if wide is None:
+            wide = self._shape.get((_shape(before), _shape(token)))
+        return _shares(self._near.get(place), wide, self._commonest(wide))
+
+    def _commonest(self, wide: Counter[Ending] | None) -> Common:
+        """The most frequent rests of a place of the run, found once."""
+        if wide is None:
+            return []
+        known = self._common.get(id(wide))
         if known is None:
-            wide = self._exact.get(place) or self._loose.get((b"" if before else b" ", token))
-            if wide is None:
-                wide = self._shape.get((_shape(before), _shape(token)))
-            known = self._known[place] = _shares(self._near.get(place), wide)
+            known = self._common[id(wide)] = wide.most_common(KEPT)
         return known
 
     def words_from(
-        self, question: str, before: bytes, token: bytes, first: bool, teacher: Words | None
-    ) -> tuple[Written, ...]:
+        self, question: str, before: bytes, token: bytes, first: bool, teacher: Words | None, least: float = 0.0
+    ) -> list[Written]:
         """The student's tokens of the words that begin with `before` and the token, each with its share, the likeliest
-        first; the end token included where the text ended.
+        first; the end token included where the text ended. All those of at least a share, and perhaps others.
 
         first    whether the word begins the text
         teacher  ways that it would have cut differently do not count
         """
         self._open(question)
         key = before, token, first, teacher
-        known = self._written.get(key)
+        memory = self._here if (before, token) in self._near else self._anywhere
+        known = memory.get(key)
         if known is None:
-            eos = self.words.coder.vocabulary.eos
-            found: dict[tuple[int, ...], float] = {}
-            for rest, ended, share in self.rests(question, before, token):
-                if share < RARE:
-                    continue
-                word = before + token + rest
-                if teacher and not cuts(teacher, word, len(before), len(before) + len(token)):
-                    continue
+            if len(memory) >= PLACES:
+                memory.clear()
+            rests = sorted(self.rests(question, before, token), key=lambda rest: -rest[2])
+            known = memory[key] = [], rests[::-1]
+        written, waiting = known
+        least = max(least, RARE)
+        while waiting and waiting[-1][2] >= least:
+            rest, ended, share = waiting.pop()
+            word = before + token + rest
+            if teacher is None or teacher.cuts(word, len(before), len(before) + len(token)):
+                eos = self.words.coder.vocabulary.eos if ended else None
                 tokens = self.words.tokens(word, first)
-                tokens += (eos,) if ended and eos is not None else ()
-                found[tokens] = found.get(tokens, 0.0) + share
-            ranked = sorted(found.items(), key=lambda pair: -pair[1])
-            known = self._written[key] = tuple(pair for pair in ranked if pair[1] >= RARE)
-        return known
+                written.append((tokens if eos is None else (*tokens, eos), share))
+        return written
+
+    def steps(self, chain: Chain) -> Sequence[Step]:
+        """The probabilities of the outcomes of each step of a chain."""
+        self._open(chain.question)
+        known = self._steps.get(chain.key)
+        return known[1] if known and known[0] is chain else steps(chain)
 
     def _open(self, question: str) -> None:
         if question == self._question:
             return
         own = self._chains.get(question, [])
-        self._question, self._nodes, self._known, self._written = question, {}, {}, {}
+        self._question, self._nodes, self._steps, self._here = question, {}, {}, {}
         for chain in own:
-            for (start, _), row in zip([*chain.spans, (len(chain.content), 0)], steps(chain), strict=False):
+            rows = steps(chain)
+            self._steps[chain.key] = chain, rows
+            for (start, _), row in zip([*chain.spans, (len(chain.content), 0)], rows, strict=False):
                 self._nodes.setdefault(chain.content[:start], row)
         self._near = defaultdict(Counter)
         for before, token, rest in _tokens(own, self.words):
@@ -154,8 +176,11 @@ def _tokens(chains: Sequence[Chain], words: Words) -> Iterator[tuple[bytes, byte
                 yield content[word:start], token, (content[end:], True)
 
 
-def _shares(near: Counter[Ending] | None, wide: Counter[Ending] | None) -> tuple[Rest, ...]:
-    """Shares of rests: what the question's own chains say, and as much as one more chain of what the run's say."""
+def _shares(near: Counter[Ending] | None, wide: Counter[Ending] | None, common: Common) -> tuple[Rest, ...]:
+    """Shares of rests: what the question's own chains say, and as much as one more chain of what the run's say.
+
+    common  the most frequent of what the run's say
+    """
     shares: dict[Ending, float] = {}
     own = sum(near.values()) if near else 0
     prior = PRIOR if own and wide else 0.0 if own else 1.0
@@ -163,8 +188,8 @@ def _shares(near: Counter[Ending] | None, wide: Counter[Ending] | None) -> tuple
         for rest, times in near.most_common(KEPT):
             shares[rest] = times / (own + prior)
     if wide and prior:
-        total = sum(wide.values())
-        for rest, times in wide.most_common(KEPT):
+        total = wide.total()
+        for rest, times in common:
             shares[rest] = shares.get(rest, 0.0) + prior * times / total / (own + prior)
     return tuple((rest, ended, share) for (rest, ended), share in shares.items())
 

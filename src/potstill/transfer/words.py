@@ -21,9 +21,10 @@ from __future__ import annotations
 import re
 import weakref
 from bisect import bisect_right
+from itertools import accumulate
 from typing import Final
 
-from potstill.vocabulary import Fast, Vocabulary, fast
+from potstill.vocabulary import Fast, Vocabulary, encoder, fast
 
 LIMIT: Final = 400_000  # words remembered; then all are forgotten, which changes no result
 MANY: Final = 40  # longer pieces that are tried: a beginning of more than so many is not settled
@@ -44,9 +45,15 @@ class Words:
         self._white = bytes(byte for byte in _WHITE if byte not in _glued(coder.vocabulary)) or b" "
         self._seam = re.compile(b"[" + re.escape(self._white) + b"]" + _BEHIND, re.DOTALL)
         self._known: dict[tuple[bytes, bool], tuple[int, ...]] = {}
+        self._ids = encoder(coder.library)
         self._carrier = len(self._encoded(_CARRIER, "", first=True))
         self._settled: dict[tuple[bytes, bytes, bool, Words | None], tuple[int, ...]] = {}
+        self._ends: dict[bytes, tuple[int, ...]] = {}
         self._sorted: list[bytes] | None = None
+
+    def white(self, byte: bytes) -> bool:
+        """Whether a byte begins a word where it stands behind something visible; not if it is none."""
+        return byte != b"" and byte in self._white
 
     def seams(self, text: bytes) -> list[int]:
         """Where words begin, the first one left out."""
@@ -90,6 +97,16 @@ class Words:
             found += self.ids(text[start:end])
         return found
 
+    def cuts(self, word: bytes, start: int, end: int) -> bool:
+        """Whether tokens of a word inside a text begin or end at both places."""
+        ends = self._ends.get(word)
+        if ends is None:
+            if len(self._ends) >= LIMIT:
+                self._ends.clear()
+            pieces = self.coder.vocabulary.table
+            ends = self._ends[word] = tuple(accumulate((len(pieces[one] or b"") for one in self.ids(word)), initial=0))
+        return start in ends and end in ends
+
     def settled(self, before: bytes, token: bytes, first: bool, teacher: Words | None) -> tuple[int, ...]:
         """The first tokens of a word of which only a beginning is known, as far as every way to go on shares them.
 
@@ -111,7 +128,7 @@ class Words:
             return ()
 
         def tokens(more: bytes) -> tuple[int, ...] | None:
-            if more and teacher and not cuts(teacher, word + more, len(before), len(word)):
+            if more and teacher and not teacher.cuts(word + more, len(before), len(word)):
                 return None
             return self._encoded(word.decode("utf-8", "replace"), more.decode("utf-8", "replace"), first)
 
@@ -146,7 +163,7 @@ class Words:
     def _encoded(self, text: str, more: str, first: bool) -> tuple[int, ...]:
         # Inside a text: behind a letter, so that no dummy space is put before it.
         whole = text + more if first else _CARRIER + text + more
-        ids = self.coder.library.encode(whole, add_special_tokens=False).ids
+        ids = self._ids(whole)
         return tuple(ids if first else ids[self._carrier :])
 
 
@@ -166,15 +183,6 @@ def _glued(vocabulary: Vocabulary) -> set[int]:
     """The white bytes that some piece has right behind a visible one."""
     pieces = b"\0".join(piece for piece in vocabulary.table if piece)
     return {found[1] for found in re.findall(rb"[!-~][ \t\n\v\f\r]", pieces)}
-
-
-def cuts(teacher: Words, word: bytes, *places: int) -> bool:
-    """Whether the teacher's tokenizer would cut a word at these places."""
-    ends, reached = {0}, 0
-    for piece in teacher.ids(word):
-        reached += len(teacher.coder.vocabulary.bytes_of(piece) or b"")
-        ends.add(reached)
-    return all(place in ends for place in places)
 
 
 def _prefix(shared: tuple[int, ...], tokens: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -6,5 +6,6 @@
 
 from potstill.vocabulary.encoder import Encoding, Fast, encodable, fast, plain
 from potstill.vocabulary.pieces import Vocabulary, chosen, digest, from_json
+from potstill.vocabulary.short import encoder
 
-__all__ = ["Encoding", "Fast", "Vocabulary", "chosen", "digest", "encodable", "fast", "from_json", "plain"]
+__all__ = ["Encoding", "Fast", "Vocabulary", "chosen", "digest", "encodable", "encoder", "fast", "from_json", "plain"]

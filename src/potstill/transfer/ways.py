@@ -1,0 +1,136 @@
+"""The ways of a step: where the outcomes that were seen there, but not taken, lead the student.
+
+An outcome branches off the chain's text. It is followed to the end of the word in which it differs, with the
+probabilities of the run's chains (`continuations`), and written in the student's tokens. Of those only the first that
+is not the chain's own matters: up to it a way says what the chain says, behind it the chain's tokens are impossible for
+it. So ways that part from the chain at the same position with the same token are one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from potstill.records import End
+from potstill.transfer.continuations import RARE, Completions, Written
+from potstill.transfer.path import Path, said
+from potstill.transfer.words import Words
+
+WORTH: Final = 5e-3  # an outcome that nobody continues and that is less likely is tail, whatever its first pieces are
+SLIGHT: Final = 2e-5  # a way less likely than this is not told from others
+
+
+# (parts, token, until, apart), a plain tuple because there are many:
+#   parts  the first position of the student at which the way does not say what the chain says
+#   token  what it says there; None: nobody knows, it is open
+#   until  of an open way: the last position of which it may speak, the first one behind its word; else 0
+#   apart  of an open way: the first byte of the content that it may not share; else 0
+Way = tuple[int, int | None, int, int]
+
+
+def ways_of(path: Path, step: int, words: Words, run: Completions | None, teacher: Words | None) -> dict[Way, float]:
+    """The ways of a step, each with its probability given the text before it."""
+    content, start, here, ids = path.chain.content, path.starts[step], path.within[step], path.ids
+    taken = said(path.chain, step)
+    found: dict[Way, float] = {}
+    for what, probability in path.rows[step].items():
+        if what == taken:
+            continue
+        token = b"" if isinstance(what, End) else what
+        shared = _common(token, content, start)
+        apart = start + shared
+        word = here
+        while word + 1 < len(path.words) and path.words[word + 1] <= apart:
+            word += 1
+        if word and path.words[word] == apart and not words.white(token[shared : shared + 1]):
+            word -= 1  # no white space for a new word: it goes on with the one before
+        begin = min(here, word)
+        first, until = path.firsts[word], path.firsts[word + 1]
+        # An outcome may hold the end of a word and leave the chain in the next one: the first it shares with the chain.
+        skipped = first - path.firsts[begin]
+        written = _written(path, step, what, apart, begin, probability, words, run, teacher)
+        told = [(tokens, probability * share) for tokens, share in written if probability * share > SLIGHT]
+        left = probability - sum([mass for _, mass in told])
+        if left > SLIGHT:
+            known: tuple[int, ...] = ()
+            if not written and probability >= WORTH:  # nobody knows how it goes on: as far as that does not matter
+                known = _settled(content[path.words[begin] : start], token, begin == 0, words, teacher)
+            told.append((known, left))
+        for tokens, mass in told:
+            parts, place = first, skipped
+            while place < len(tokens) and parts < until and tokens[place] == ids[parts]:
+                parts += 1
+                place += 1
+            way = (parts, tokens[place], 0, 0) if place < len(tokens) else (parts, None, until, apart)
+            found[way] = found.get(way, 0.0) + mass
+    return found
+
+
+def _settled(before: bytes, token: bytes, first: bool, words: Words, teacher: Words | None) -> tuple[int, ...]:
+    last = words.last(before + token, len(before))
+    known = words.tokens(before[:last], first) if last else ()
+    return known + words.settled(before[last:], token, first and not last, teacher)
+
+
+def _written(
+    path: Path,
+    step: int,
+    what: bytes | End,
+    apart: int,
+    word: int,
+    probability: float,
+    words: Words,
+    run: Completions | None,
+    teacher: Words | None,
+) -> list[Written]:
+    """The student's tokens, from the chain's word `word` on, of the texts to which an outcome grows by the end of the
+    word in which it is apart from the chain's text; with their shares, at most 1 together."""
+    content, start = path.chain.content, path.starts[step]
+    low, eos = path.words[word], words.coder.vocabulary.eos
+    end = () if eos is None else (eos,)
+    if isinstance(what, End):
+        return [(words.tokens(content[low:start], word == 0) + end, 1.0)]
+    line = start - low if path.answer is not None and start > path.answer else None
+    nodes: Mapping[bytes, Mapping[bytes | End, float]] = run.nodes(path.chain.question) if run else {}
+    before, beyond = content[:low], apart - low
+    done: list[Written] = []
+    open_: list[tuple[bytes, bytes, float]] = [(content[low:start], what, 1.0)]
+    while open_:
+        text, token, share = open_.pop()
+        grown = text + token
+        # Finished: at the newline behind the answer, or at the end of the word in which it leaves the chain's.
+        if line is not None and (newline := grown.find(b"\n", line)) >= 0:
+            done.append((words.tokens(grown[:newline], word == 0) + end, share))
+            continue
+        if (seam := words.seam(grown, beyond + 1)) is not None:
+            done.append((words.tokens(grown[:seam], word == 0), share))
+            continue
+        node = nodes.get(before + grown)
+        if node:
+            total = sum(node.values())
+            for after, likely in node.items():
+                part = share * likely / total
+                if part < RARE or not after:
+                    continue
+                if isinstance(after, End):
+                    done.append((words.tokens(grown, word == 0) + end, part))
+                else:
+                    open_.append((grown, after, part))
+        elif run:
+            last = words.last(grown, len(text))
+            lead = words.tokens(grown[:last], word == 0) if last else ()
+            first = word == 0 and not last
+            least = SLIGHT / (probability * share)
+            ways = run.words_from(path.chain.question, text[last:], token, first, teacher, least)
+            done += ways if share == 1.0 and not lead else [(lead + tokens, share * part) for tokens, part in ways]
+    return done
+
+
+def _common(token: bytes, content: bytes, start: int) -> int:
+    """How many bytes of a token the content has at a place."""
+    if content.startswith(token, start):
+        return len(token)
+    shared = 0
+    while shared < len(token) and start + shared < len(content) and content[start + shared] == token[shared]:
+        shared += 1
+    return shared
