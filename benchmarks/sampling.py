@@ -6,19 +6,28 @@ The server is the stub of the tests in a process of its own: about 100 tokens wi
 bare loop posts the same bodies with the same number under way and reads the answers; it does not decode them. The stage
 asks, decodes, grades, cuts, and stores; its probe and its sealing count. Without latency the processor is all that both
 sides wait for, which is the hardest case; with latency the server is the bottleneck, as with a model.
-One JSON line a case: ours and theirs in requests a second, the best of `--repeat` runs of each, taken in turn.
+One JSON line a case: ours and theirs in requests a second, the median of `--repeat` pairs of runs, taken in turn; and
+one with the processor time a request of this process alone, which other work on the machine changes little.
+
+    python benchmarks/sampling.py --memory 1000 10000 100000
+
+Peak memory of a process that runs the stage for so many chains (of 27 tokens, 8 a request), and bytes a chain at rest.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import platform
+import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -42,36 +51,44 @@ teacher:
   kind: openai
   model: stub
   samples: {samples}
-  server: {{urls: ["{url}"], per_request: 1, concurrency: {concurrency}}}
+  server: {{urls: ["{url}"], per_request: {per_request}, concurrency: {concurrency}}}
 """
 
 
-def prepared(folder: Path, url: str, requests: int, concurrency: int) -> tuple[recipe.Recipe, Path]:
-    """A recipe and a run whose questions are collected: `requests` chains, ten a question."""
-    rows = max(2, requests // 10)
+def prepared(
+    folder: Path, url: str, requests: int, concurrency: int, per_request: int = 1
+) -> tuple[recipe.Recipe, Path]:
+    """A recipe and a run whose questions are collected: `requests` chains, ten or forty a question."""
+    samples = 10 if per_request == 1 else 40
+    rows = max(2, requests // samples)
     for name, word in (("sums", "What is"), ("sums2", "Add")):
         lines = [{"question": f"{word} {i} + {i % 9}?", "answer": str(i + i % 9)} for i in range(rows + 40)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = RECIPE.format(
-        file=folder / "sums.jsonl", file2=folder / "sums2.jsonl", url=url, samples=10, concurrency=concurrency
+        file=folder / "sums.jsonl",
+        file2=folder / "sums2.jsonl",
+        url=url,
+        samples=samples,
+        concurrency=concurrency,
+        per_request=per_request,
     )
     plan = recipe.parse(text, "bench.yaml", [f"questions.limit.train={rows}"])
     return plan, run.run(plan, folder=folder / "run", until="collect")
 
 
-def ours(plan: recipe.Recipe, at: Path) -> float:
-    """Requests a second of the whole stage."""
+def ours(plan: recipe.Recipe, at: Path) -> tuple[float, float]:
+    """Requests a second of the whole stage, and processor seconds a request."""
     (at / "sample").mkdir(exist_ok=True)
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     _, counts = sample.make(at, plan)
-    seconds = time.perf_counter() - began
+    seconds, worked = time.perf_counter() - began, time.process_time() - worked
     for file in (at / "sample").iterdir():
         file.unlink()
-    return counts["chains"] / seconds
+    return counts["chains"] / seconds, worked / counts["chains"]
 
 
-def theirs(plan: recipe.Recipe, at: Path) -> float:
-    """Requests a second of a bare loop."""
+def theirs(plan: recipe.Recipe, at: Path) -> tuple[float, float]:
+    """Requests a second of a bare loop, and processor seconds a request."""
     asked = settings(plan, "bench")
     prompt_of = local.asked(plan)
     bodies = [
@@ -82,7 +99,7 @@ def theirs(plan: recipe.Recipe, at: Path) -> float:
         for i in range(plan.teacher.samples)
     ]
 
-    async def main() -> float:
+    async def main() -> tuple[float, float]:
         source = iter(bodies)
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=asked.concurrency)
         async with httpx2.AsyncClient(
@@ -94,11 +111,72 @@ def theirs(plan: recipe.Recipe, at: Path) -> float:
                     response = await client.post(asked.urls[0] + "/completions", content=body)
                     assert response.status_code == 200 and response.content
 
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), time.process_time()
             await asyncio.gather(*(worker() for _ in range(asked.concurrency)))
-            return len(bodies) / (time.perf_counter() - began)
+            seconds, worked = time.perf_counter() - began, time.process_time() - worked
+            return len(bodies) / seconds, worked / len(bodies)
 
     return asyncio.run(main())
+
+
+@contextlib.contextmanager
+def stub(latency: float, length: int) -> Iterator[str]:
+    """The url of a stub in a process of its own."""
+    command = [sys.executable, str(STUB), "--latency", str(latency), "--length", str(length)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        yield f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def say(name: str, ours: float, theirs: float | None, ratio: float | None, unit: str) -> None:
+    row = {"name": name, "ours": round(ours, 2), "theirs": theirs and round(theirs, 2), "ratio": ratio, "unit": unit}
+    print(json.dumps(row | {"machine": platform.machine()}), flush=True)
+
+
+def rates(latency: float, concurrency: int, requests: int, repeat: int) -> None:
+    with stub(latency, 93) as url, tempfile.TemporaryDirectory() as folder:
+        plan, at = prepared(Path(folder), url, requests, concurrency)
+        pairs = [(ours(plan, at), theirs(plan, at)) for _ in range(repeat)]
+    name = f"sampling, concurrency {concurrency}, latency {latency:g} s"
+    for place, unit in enumerate(("requests/s", "processor ms a request")):
+        scale = (1, 1000)[place]
+        stage, bare = (statistics.median(pair[side][place] * scale for pair in pairs) for side in (0, 1))
+        ratio = statistics.median(one[place] / other[place] for one, other in pairs)
+        say(f"{name}, {requests} requests", stage, bare, round(ratio if place == 0 else 1 / ratio, 3), unit)
+
+
+def memory(count: int) -> None:
+    with stub(0.0, 20) as url, tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--one", str(count), url, folder]
+        told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    say(f"sampling and sealing, {count} chains: peak memory", told["peak"], None, None, "MiB")
+    say(f"sampling and sealing, {count} chains: memory over the start", told["grown"], None, None, "MiB")
+    say(f"sampling and sealing, {count} chains: bytes a chain at rest", told["bytes"], None, None, "bytes")
+    say(f"sampling, {count} chains", told["rate"], None, None, "chains/s")
+    say(f"sealing, {count} chains", told["seal"], None, None, "s")
+
+
+def one(count: int, url: str, folder: Path) -> None:
+    """The stage in this process, measured."""
+    import pyarrow.parquet  # noqa: F401 - so that its own size is not counted as ours
+
+    plan, at = prepared(folder, url, count, 16, per_request=8)
+    (at / "sample").mkdir(exist_ok=True)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    began = time.perf_counter()
+    stored = sample.gather(at, plan)
+    sampled = time.perf_counter()
+    _, counts = sample.make(at, plan)
+    ended = time.perf_counter()
+    assert stored == counts["chains"]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    size = (at / "sample" / "chains.parquet").stat().st_size
+    told = {"peak": peak, "grown": peak - before, "bytes": size / stored, "rate": stored / (sampled - began)}
+    print(json.dumps(told | {"seal": ended - sampled}))
 
 
 def main() -> None:
@@ -106,28 +184,21 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--latency", type=float, nargs="*", default=[0.0, 0.3])
     parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 16, 128])
-    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--memory", type=int, nargs="+")
+    parser.add_argument("--one", nargs=3)
     chosen = parser.parse_args()
-    for latency in chosen.latency:
+    if chosen.one:
+        one(int(chosen.one[0]), chosen.one[1], Path(chosen.one[2]))
+        return
+    for count in chosen.memory or ():
+        memory(count)
+    for latency in () if chosen.memory else chosen.latency:
         for concurrency in chosen.concurrency:
-            command = [sys.executable, str(STUB), "--latency", str(latency), "--length", "93"]
-            server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-            try:
-                assert server.stdout is not None
-                url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
-                requests = chosen.requests if concurrency > 1 else chosen.requests // 5
-                if latency:
-                    requests = min(requests, int(30 * concurrency / latency))
-                with tempfile.TemporaryDirectory() as folder:
-                    plan, at = prepared(Path(folder), url, requests, concurrency)
-                    rates = [(theirs(plan, at), ours(plan, at)) for _ in range(chosen.repeat)]
-            finally:
-                server.kill()
-                server.wait()
-            bare, stage = max(rate for rate, _ in rates), max(rate for _, rate in rates)
-            row = {"name": f"sampling, concurrency {concurrency}, latency {latency:g} s", "ours": round(stage, 1)}
-            row |= {"theirs": round(bare, 1), "ratio": round(stage / bare, 3), "unit": "requests/s"}
-            print(json.dumps(row | {"machine": platform.machine()}), flush=True)
+            requests = chosen.requests if concurrency > 1 else chosen.requests // 5
+            if latency:
+                requests = min(requests, int(30 * concurrency / latency))
+            rates(latency, concurrency, requests, chosen.repeat)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ OWNERS: dict[str, set[str]] = {
     "pyarrow": {"files"},
     "filelock": {"files"},
     "httpx2": {"teachers"},
-    "msgspec": {"teachers"},
+    "msgspec": {"files", "teachers"},
     "rich": {"progress", "cli"},
     "typer": {"cli"},
     "rapidfuzz": {"alignment"},

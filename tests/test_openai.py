@@ -335,7 +335,7 @@ def test_the_stage_stores_what_the_server_was(world: Path, tmp_path: Path, monke
     chains = list(tables.read_chains(run / "sample" / "chains.parquet"))
     assert made is not None and made.counts["server"]["semantics"] == "raw"
     assert made.counts["chains"] == len(chains) == len({chain.key for chain in chains}) > 10
-    spent = [row for _, row in files.read_jsonl(run / "sample" / "spent.jsonl")]
+    spent = [row for _, row in files.read_jsonl(run / "sample" / "spent-0000.jsonl")]
     assert sum(row["completion_tokens"] for row in spent) == sum(len(chain.candidates) for chain in chains)
     assert _holds(tmp_path, KEY) == []
 

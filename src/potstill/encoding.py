@@ -88,7 +88,12 @@ def _chain(row: Mapping[str, Any]) -> Chain:
         tokens=tokens,
         spans=running_spans(tokens) if spans is None else tuple((start, end) for start, end in spans),
         candidates=tuple(
-            tuple((END if what is None else decode_bytes(what), float(value)) for what, value in step)
+            tuple(
+                [
+                    (what.encode() if type(what) is str else END if what is None else decode_bytes(what), float(value))
+                    for what, value in step
+                ]
+            )
             for step in row.get("candidates", ())
         ),
         stop=row.get("stop", "end"),

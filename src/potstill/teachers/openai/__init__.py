@@ -167,8 +167,8 @@ def drawn(
         sampler = Sampler(client, asked, manner, reader, watch, questions, prompt_of, done, right or {})
         began, told = time.monotonic(), False
         try:
-            while (batch := runner.run(sampler.batch())) is not None:
-                yield batch
+            while runner.run(sampler.wait()):
+                yield sampler.taken()
                 if not told and time.monotonic() - began > FORECAST:
                     told = True
                     progress.say(_forecast(asked, watch, len(questions)), "dim")

@@ -18,7 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import Final, Literal, NamedTuple
+
+import numpy as np
 
 from potstill.records import END, Candidate, Chain, End, Semantics, Stop, running_spans
 from potstill.rewriting import merged
@@ -113,37 +116,66 @@ def _plain(choice: Choice, whole: str, stop: Stop) -> Plain | None:
     if listing.content is not None:
         names = [entry.token for entry in listing.content]
         values = [entry.logprob for entry in listing.content]
-        tops = [[(one.token, one.logprob) for one in entry.top_logprobs or ()] for entry in listing.content]
+        shown = [entry.top_logprobs or () for entry in listing.content]
+        flat = [(one.token, one.logprob) for some in shown for one in some]
     else:
         names, values = listing.tokens or [], listing.token_logprobs or []
-        tops = [list((shown or {}).items()) for shown in listing.top_logprobs or ()]
-    if not names or not (len(names) == len(values) == len(tops)) or not all(names):
+        shown = [some or {} for some in listing.top_logprobs or ()]
+        flat = [pair for some in shown for pair in some.items()]
+    if not names or not (len(names) == len(values) == len(shown)) or not all(names):
         return None
     joined, end = "".join(names), None  # type: ignore[arg-type]
     if joined != whole:
         end = names[-1]
         if stop == "length" or isinstance(choice.stop_reason, str) or joined[: -len(end or "")] != whole:
             return None
+    step_of = accumulate(map(len, shown), initial=0)
+    tokens, numbers = ([token for token, _ in flat], [number for _, number in flat])
+    outcomes = _outcomes(tokens, numbers, end)
+    if outcomes is None:
+        return None
     candidates = []
-    for name, value, shown in zip(names, values, tops, strict=True):
-        step = []
-        seen = False
-        for token, number in shown:
-            what = END if token == end else _encoded(token)
-            if what is None or number is None or not HIDDEN <= number <= 0.0:
+    for name, value, (start, stop_at) in zip(names, values, pairwise(step_of), strict=True):
+        step = outcomes[start:stop_at]
+        if name not in tokens[start:stop_at]:
+            own = _outcomes([name or ""], [value], end)
+            if own is None:
                 return None
-            seen = seen or token == name
-            step.append((what, round(number, 6)))
-        if not seen:
-            what = END if name == end else _encoded(name or "")
-            if what is None or value is None or not HIDDEN <= value <= 0.0:
-                return None
-            step.append((what, round(value, 6)))
+            step += own
         candidates.append(tuple(step))
     pieces = tuple(map(_encoded, names if end is None else names[:-1]))  # type: ignore[arg-type]
     if None in pieces:
         return None
     return b"".join(pieces), pieces, running_spans(pieces), tuple(candidates)  # type: ignore[arg-type]
+
+
+def _outcomes(tokens: Sequence[str], numbers: Sequence[float | None], end: str | None) -> list[Candidate] | None:
+    """Strings and log-probabilities as outcomes, all at once; None if one of them does not tell its bytes or value."""
+    if None in numbers:
+        return None
+    values = np.array(numbers, np.float64)
+    if not ((values >= HIDDEN) & (values <= 0.0)).all():
+        return None
+    told: list[bytes | End | None] = list(map(_encoded, tokens))
+    if end is not None and end in tokens:
+        told = [END if token == end else what for token, what in zip(tokens, told, strict=True)]
+    if None in told:
+        return None
+    return list(zip(told, _rounded(values), strict=True))  # type: ignore[arg-type]
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    """What `round` makes of each for 6 decimals, in a third of its time.
+
+    >>> _rounded(np.array([-0.1234565, -2.0000004999, -0.0]))
+    [-0.123456, -2.0, -0.0]
+    """
+    scaled = values * 1e6
+    whole = np.rint(scaled)
+    found = (whole / 1e6).tolist()
+    for place in np.flatnonzero(np.abs(np.abs(scaled - whole) - 0.5) < 1e-4):  # the product itself is rounded
+        found[place] = round(float(values[place]), 6)
+    return found
 
 
 @lru_cache(1 << 17)

@@ -80,8 +80,8 @@ class Sampler:
         self.began = time.monotonic()
         self.number = 0
 
-    async def batch(self) -> list[Chain] | None:
-        """What has arrived since the last call, at least one chain; None once there is nothing left to come."""
+    async def wait(self) -> bool:
+        """Until there are chains to take, at least one; False once there is nothing left to come."""
         if not self.number:
             self.fill()
         while len(self.ready) < BATCH and not self.over:
@@ -92,10 +92,15 @@ class Sampler:
             except TimeoutError:
                 break
         self.watch.seconds = time.monotonic() - self.began
-        found, self.ready = self.ready, []
-        if not found and self.fault is not None:
+        if not self.ready and self.fault is not None:
             raise self.fault
-        return found or None
+        return bool(self.ready)
+
+    def taken(self) -> list[Chain]:
+        """What has arrived since the last call. Not the result of `wait`: whoever runs a task writes out its result's
+        `repr` where signals are handled, which took as long as the chains had taken to read."""
+        found, self.ready = self.ready, []
+        return found
 
     def fill(self) -> None:
         """Start as many requests as there is room for; see whether everything is done."""
