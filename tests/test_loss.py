@@ -12,7 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from potstill.errors import UserError
-from potstill.loss import MASSES, sparse
+from potstill.loss import (
+    MASSES,
+    candidate_log_probabilities,
+    forward,
+    reverse,
+    sparse,
+    unlikelihood,
+    weighted,
+)
 
 
 def dense(hidden, head, ids, probabilities, *, mass, bias=None, scale=1.0, cap=None) -> Tensor:
@@ -175,3 +183,120 @@ def test_what_does_not_fit_is_refused():
         sparse(hidden[:, :3], head, ids, p)
     with pytest.raises(AssertionError, match="mass is one of raw, renormalised, tail"):
         sparse(hidden, head, ids, p, mass="Raw")  # type: ignore[arg-type]
+
+
+HEADS = [(1.0, None, False), (0.3, None, True), (1.0, 2.0, True)]
+
+
+@pytest.mark.parametrize("mass", MASSES)
+@pytest.mark.parametrize("chunk", [1, 3, 64, 4096])
+@pytest.mark.parametrize("scale, cap, biased", HEADS)
+def test_the_weighted_sum_has_the_gradient_of_the_dense_formula(mass, chunk, scale, cap, biased):
+    hidden, head, ids, p = problem(11)
+    leaves = [hidden.requires_grad_(), head.requires_grad_(), torch.randn(len(head)).requires_grad_()]
+    twins = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    weights = torch.linspace(0.0, 2.0, len(ids))
+    options = {"mass": mass, "scale": scale, "cap": cap}
+    total, values = weighted(hidden, head, ids, p, weights, bias=leaves[2] if biased else None, chunk=chunk, **options)
+    theirs = dense(twins[0], twins[1], ids, p, bias=twins[2] if biased else None, **options)
+    torch.testing.assert_close(values.double(), theirs, rtol=1e-5, atol=1e-5)
+    assert not values.requires_grad
+    (3 * total).backward()
+    (3 * weights * theirs).sum().backward()
+    for leaf, twin in list(zip(leaves, twins, strict=True))[: 2 + biased]:
+        assert leaf.grad is not None and twin.grad is not None
+        torch.testing.assert_close(leaf.grad.double(), twin.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_of_a_weighted_sum_is_given_once():
+    hidden, head, ids, p = problem(11)
+    total, _ = weighted(hidden.requires_grad_(), head, ids, p, torch.ones(len(ids)))
+    total.backward(retain_graph=True)
+    with pytest.raises(AssertionError, match="given once"):
+        total.backward()
+
+
+def plain_log_q(hidden, head, ids, p, bias, scale, cap) -> Tensor:
+    """Candidates and the rest by the whole softmax, in float64."""
+    logits = scale * hidden @ head.T
+    logits = logits if bias is None else logits + bias
+    log_q = (logits if cap is None else cap * torch.tanh(logits / cap)).log_softmax(1)
+    seen = torch.zeros_like(log_q, dtype=torch.bool).scatter(1, ids, p > 0)
+    rest = log_q.masked_fill(seen, -torch.inf).logsumexp(1, keepdim=True)
+    return torch.cat([log_q.gather(1, ids), rest], 1)
+
+
+@pytest.mark.parametrize("scale, cap, biased", HEADS)
+@pytest.mark.parametrize("chunk", [2, 4096])
+def test_candidate_log_probabilities_are_those_of_the_whole_softmax(chunk, scale, cap, biased):
+    hidden, head, ids, p = problem(12)
+    leaves = [hidden.requires_grad_(), head.requires_grad_(), torch.randn(len(head)).requires_grad_()]
+    twins = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    ours = candidate_log_probabilities(
+        hidden, head, ids, rest=True, shown=p > 0, bias=leaves[2] if biased else None, scale=scale, cap=cap, chunk=chunk
+    )
+    theirs = plain_log_q(twins[0], twins[1], ids, p, twins[2] if biased else None, scale, cap)
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+    slopes = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (ours * slopes).sum().backward()
+    (theirs * slopes).sum().backward()
+    for leaf, twin in list(zip(leaves, twins, strict=True))[: 2 + biased]:
+        assert leaf.grad is not None and twin.grad is not None
+        torch.testing.assert_close(leaf.grad.double(), twin.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_candidate_log_probabilities_gradcheck():
+    hidden, head, ids, _ = problem(3, n=3, d=3, v=7, k=3, dtype=torch.float64)
+
+    def function(hidden, head):
+        return candidate_log_probabilities(hidden, head, ids, rest=True, scale=0.7, cap=2.0, chunk=2)
+
+    assert torch.autograd.gradcheck(function, (hidden.requires_grad_(), head.requires_grad_()))
+
+
+@pytest.mark.parametrize("mass", MASSES)
+def test_the_forward_divergence_on_log_probabilities_is_the_fused_one(mass):
+    hidden, head, ids, p = problem(13)
+    found = []
+    for of in (
+        lambda h, w: sparse(h, w, ids, p, mass=mass),
+        lambda h, w: forward(candidate_log_probabilities(h, w, ids, rest=mass == "tail", shown=p > 0), p, mass),
+    ):
+        leaves = [hidden.clone().requires_grad_(), head.clone().requires_grad_()]
+        values = of(*leaves)
+        values.sum().backward()
+        found.append((values.detach(), *(leaf.grad for leaf in leaves)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_the_reverse_divergence_is_that_of_the_whole_distributions():
+    """With every token a candidate it is the textbook's; with the rest as one outcome, that of the coarser pair."""
+    draw = torch.Generator().manual_seed(14)
+    logits = torch.randn(5, 6, generator=draw, dtype=torch.float64)
+    p = torch.randn(5, 6, generator=draw, dtype=torch.float64).softmax(1)
+    ids, head = torch.arange(6).expand(5, -1), torch.eye(6, dtype=torch.float64)
+    log_q = candidate_log_probabilities(logits, head, ids)
+    textbook = (log_q.exp() * (log_q - p.log())).sum(1)
+    for mass in ("raw", "renormalised"):
+        torch.testing.assert_close(reverse(log_q, p, mass), textbook)
+    part = candidate_log_probabilities(logits, head, ids[:, :3], rest=True)
+    q, own = part.exp(), torch.cat([p[:, :3], 1 - p[:, :3].sum(1, keepdim=True)], 1)
+    torch.testing.assert_close(reverse(part, p[:, :3], "tail"), (q * (q / own).log()).sum(1))
+    padded = torch.cat([p[:, :3], torch.zeros(5, 1, dtype=torch.float64)], 1)
+    wider = torch.cat([part[:, :3], torch.zeros(5, 1, dtype=torch.float64), part[:, 3:]], 1)
+    torch.testing.assert_close(reverse(wider, padded, "tail"), reverse(part, p[:, :3], "tail"))
+
+
+def test_unlikelihood_pushes_a_wrong_token_down():
+    logits = torch.tensor([[0.0, 0.0], [100.0, 0.0]]).requires_grad_()
+    log_q = candidate_log_probabilities(logits, torch.eye(2), torch.zeros(2, 1, dtype=torch.long))
+    values = unlikelihood(log_q, torch.ones(2, 1))
+    assert values[0].item() == pytest.approx(math.log(2)) and math.isfinite(values[1].item())
+    values.sum().backward()
+    torch.testing.assert_close(logits.grad, torch.tensor([[0.5, -0.5], [0.0, 0.0]]))
+
+
+def test_a_tail_needs_the_rest():
+    with pytest.raises(AssertionError, match="rest=True"):
+        forward(torch.zeros(1, 2), torch.full((1, 2), 0.5), "tail")

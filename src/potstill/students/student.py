@@ -83,19 +83,17 @@ class Student(nn.Module):
                 do="give the tokenizer that belongs to this model",
             )
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Losses [n] float32 of the supervised positions in (row, position) order, in nats, unweighted."""
-        head = self.head
-        return loss.sparse(
-            self.hidden(batch),
-            head.weight,
-            batch.candidate_ids,
-            batch.probabilities,
-            mass=self.mass,
-            bias=head.bias,
-            scale=head.scale,
-            cap=head.cap,
-        )
+    def forward(self, batch: Batch, *, summed: bool = False) -> Any:
+        """Losses [n] float32 of the supervised positions in (row, position) order, in nats, unweighted.
+
+        summed  (sum(batch.weights * losses), losses) instead, the losses as constants: one matrix product less, and
+                the way that training goes
+        """
+        head, hidden = self.head, self.hidden(batch)
+        own = (hidden, head.weight, batch.candidate_ids, batch.probabilities)
+        if summed:
+            return loss.weighted(*own, batch.weights, mass=self.mass, bias=head.bias, scale=head.scale, cap=head.cap)
+        return loss.sparse(*own, mass=self.mass, bias=head.bias, scale=head.scale, cap=head.cap)
 
     @property
     @abstractmethod

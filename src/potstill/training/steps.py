@@ -101,14 +101,13 @@ def gradient(
             torch.manual_seed(_draw(seed, step, turn * world + rank))
             there = batch.to(student.device)
             with torch.autocast(student.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                losses = model(there)
-            weighted = there.weights * losses
+                summed, losses = model(there, summed=True)
             # DDP takes the mean over processes; the step's loss is a sum over them.
-            (weighted.sum() * (world / total)).backward()
+            (summed * (world / total)).backward()
         if examples is None:
             continue
         kinds = torch.tensor([formats.index(example.format) for example in examples])[batch.rows]
-        sums[: len(formats)].index_add_(0, kinds, weighted.detach().double().cpu())
+        sums[: len(formats)].index_add_(0, kinds, (there.weights * losses).double().cpu())
         sums[-2:] += torch.tensor([batch.tokens, batch.slots], dtype=torch.float64)
         if not bool(torch.isfinite(sums).all()) and world == 1:
             raise _not_finite(step, examples)
