@@ -27,10 +27,13 @@ Outcome = Literal["good", "again", "busy", "refused", "stop"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """charged  whether the server may have written (and billed) tokens that nobody saw"""
+    """data     of a good answer as long as it is unread
+    charged  whether the server may have written (and billed) tokens that nobody saw
+    """
 
     outcome: Outcome
     body: Body | None = None
+    data: bytes | None = None
     said: str = ""
     named: str = ""  # the parameter that an error names
     wait: float | None = None  # seconds, if the server asked for them
@@ -57,6 +60,10 @@ class Client:
 
     async def ask(self, url: str, request: dict[str, Any], path: str | None = None) -> Answer:
         """Send a request and say what came of it. Raises nothing that a server can cause."""
+        return self.read(await self.post(url, request, path))
+
+    async def post(self, url: str, request: dict[str, Any], path: str | None = None) -> Answer:
+        """As `ask`, but an answer that has arrived is not yet read."""
         try:
             async with asyncio.timeout(self._timeout):  # a drip of bytes never lets the library's own run out
                 response = await self._client.post(url + (path or self._path), content=body.encode(request))
@@ -69,10 +76,7 @@ class Client:
             return Answer("again", said=self._clear(f"{type(fault).__name__} {fault}".strip()), charged=broke)
         status = response.status_code
         if status == 200:
-            try:
-                return Answer("good", body.decode(response.content))
-            except body.Malformed as fault:
-                return Answer("again", said=self._clear(f"no answer that can be read: {fault}"), charged=True)
+            return Answer("good", data=response.content)
         said, named = body.complaint(response.content)
         said = self._clear(f"HTTP {status} {said}")
         wait = retry_after(response.headers.get("retry-after"), datetime.datetime.now(datetime.UTC))
@@ -83,6 +87,15 @@ class Client:
         if status in (400, 413, 422):
             return Answer("refused", said=said, named=named)
         return Answer("stop", said=said)
+
+    def read(self, answer: Answer) -> Answer:
+        """The answer with what its data say."""
+        if answer.data is None:
+            return answer
+        try:
+            return Answer("good", body.decode(answer.data))
+        except body.Malformed as fault:
+            return Answer("again", said=self._clear(f"no answer that can be read: {fault}"), charged=True)
 
     def _clear(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text

@@ -180,9 +180,13 @@ class Sampler:
             n=len(ask.indices),
             seed=seed_of(self.settings.seed, ask.question.id, (*ask.indices, ask.tries)),
         )
-        answer = await self.client.ask(gate.url, request)
-        now = time.monotonic()
+        answer = await self.client.post(gate.url, request)
         gate.running -= 1
+        if answer.data is not None:  # the next request is on its way before this answer is read
+            self.fill()
+            await asyncio.sleep(0)
+            answer = self.client.read(answer)
+        now = time.monotonic()
         self.watch.requests += 1
         self.budget.settle(aside, ask.prompt, len(ask.indices), answer)
         if answer.body is not None:
