@@ -23,7 +23,7 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest
 
 test-servers: $(VENV)/installed $(VENV)-vllm/installed
-	POTSTILL_VLLM=$(CURDIR)/$(VENV)-vllm/bin/python $(BIN)/python -m pytest tests/test_servers.py -s
+	POTSTILL_VLLM=$(CURDIR)/$(VENV)-vllm/bin/python $(BIN)/python -m pytest tests/test_servers.py tests/test_live_run.py -s
 
 $(VENV)-vllm/installed:
 	$(PYTHON) -m venv $(VENV)-vllm

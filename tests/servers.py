@@ -55,10 +55,11 @@ def model(folder: Path) -> Path:
     return folder
 
 
-def vllm(folder: Path, port: int) -> list[str]:
+def vllm(folder: Path, port: int, length: int = 256) -> list[str]:
     return [
         "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--served-model-name", "tiny",
-        "--dtype", "float32", "--port", str(port), "--max-model-len", "256", "--enforce-eager", "--max-num-seqs", "16",
+        "--dtype", "float32", "--port", str(port), "--max-model-len", str(length), "--enforce-eager",
+        "--max-num-seqs", "16",
         "--chat-template", "{% for m in messages %}{{ m.content }}{% endfor %}",
     ]  # fmt: skip
 

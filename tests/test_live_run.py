@@ -1,0 +1,111 @@
+"""Fifty real questions against a live server that nobody here wrote: sampled, killed with -9 and resumed twice,
+filtered, aligned to T5's tokenizer and trained for five steps. Skips without the real data and without vLLM."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import servers
+from potstill import files, prompts, questions, splits, students, tokenizers, training
+from potstill.files import manifest, tables
+from potstill.records import Chain, Question
+from potstill.students import Example, Shape
+from potstill.transfer import transfer
+
+pytestmark = pytest.mark.slow
+ASKED, SAMPLES, KNOWN = 50, 8, 12
+RECIPE = """
+name: live
+questions:
+  train: [gsm8k]
+  in_distribution: [gsm8k]
+  out_of_distribution: [svamp]
+  generic: []
+  limit: {{train: {asked}, validation: 4, test: 4}}
+teacher:
+  kind: openai
+  model: tiny
+  samples: {samples}
+  temperature: 0.7
+  max_tokens: 48
+  candidates: 5
+  server: {{urls: ["{url}"], per_request: 2, concurrency: 4}}
+student: {{shape: {{family: t5, d_model: 32, layers: 1, heads: 2, d_ff: 64}}, tokenizer: tokenizers/t5}}
+train: {{steps: 5, groups: 4, checkpoint_every: 5}}
+evaluate: {{max_tokens: 8}}
+"""
+
+
+def taken(data: Path) -> list[Question]:
+    """The questions that the recipe takes: the training questions with the lowest digests."""
+    return splits.take([q for q in questions.load("gsm8k", data) if q.split == "train"], ASKED)
+
+
+def teacher(folder: Path, asked: list[Question]) -> Path:
+    """A small Llama that has learnt some of the answers by heart, so that something is right."""
+    tokenizer = tokenizers.train_bpe([f"{q.text} {q.rationale}" for q in asked], 1024)
+    student = students.initialise(Shape("causal", 128, 2, 4, 256, 32, 32 * -(-tokenizer.size // 32)), tokenizer, 0)
+    examples = []
+    for question in asked[:KNOWN]:
+        prompt = prompts.build(question.text, prompts.FORMATS["zero-shot-rationale"], style=prompts.TEACHER)
+        text = f"So it is {question.gold}.\nThe answer is {question.gold}"
+        target = transfer(Chain.from_text("", 0, text, source="human"), tokenizer, "one-hot")
+        examples.append(Example(tuple(student.encode(student.render(prompt))), target))
+    optimizer = training.optimizer(student, rate=3e-3)
+    schedule = training.Schedule("constant", 3e-3, 5)
+    for _ in training.steps(student, optimizer, lambda step: [examples], first=1, last=60, schedule=schedule, seed=0):
+        pass
+    folder.mkdir(parents=True)
+    student.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    python = os.environ.get("POTSTILL_VLLM")
+    if not python:
+        pytest.skip("POTSTILL_VLLM names no interpreter with vLLM: run `make test-servers`")
+    folder = teacher(tmp_path_factory.mktemp("served") / "model", taken(data))
+    port, log = servers.port(), tmp_path_factory.mktemp("log") / "vllm.log"
+    with servers.served(python, servers.vllm(folder, port, length=512), port, log, patience=900) as found:
+        yield found
+
+
+def test_fifty_real_questions_killed_and_resumed_twice(url: str, data: Path, tmp_path: Path) -> None:
+    recipe, run = tmp_path / "live.yaml", tmp_path / "run"
+    recipe.write_text(RECIPE.format(asked=ASKED, samples=SAMPLES, url=url))
+    program = (
+        "from pathlib import Path; from potstill import recipe, run; "
+        f"run.run(recipe.load(Path({str(recipe)!r})), folder=Path({str(run)!r}), until='train')"
+    )
+    segment, sizes = run / "sample" / "segment-0000.jsonl", [0]
+    for kill in (True, True, False):
+        process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "POTSTILL_DATA": str(data)})
+        if kill:
+            while process.poll() is None and not (segment.exists() and segment.stat().st_size > sizes[-1]):
+                time.sleep(0.05)
+            assert process.poll() is None, "it ended before it could be killed"
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            sizes.append(segment.stat().st_size)
+        else:
+            assert process.wait() == 0
+    assert 0 < sizes[1] < sizes[2]
+    chains = list(tables.read_chains(run / "sample" / "chains.parquet"))
+    assert len({chain.key for chain in chains}) == len(chains) == ASKED * SAMPLES
+    assert {chain.question for chain in chains} == {question.id for question in taken(data)}
+    sampled, filtered, aligned = (manifest.finished(run / stage) for stage in ("sample", "filter", "align"))
+    assert sampled and filtered and aligned and manifest.finished(run / "train")
+    losses = [row["loss"] for _, row in files.read_jsonl(run / "train" / "metrics.jsonl")]
+    assert filtered.counts["kept"] > 0 and len(losses) == 5
+    told = {"kills after bytes": sizes[1:], **sampled.counts, "verdicts": filtered.counts["verdicts"]}
+    told |= {"kept": filtered.counts["kept"], "aligned": aligned.counts["coverage"]["all"], "losses": losses}
+    print(told)
