@@ -109,7 +109,13 @@ def _score(name: str, own: Sequence[Prediction], step: int, split: Split, format
     low, high = intervals.wilson(right, n)
     by_task = [[float(right) for right in tasks[task]] for task in sorted(tasks)]
     (_, tasks_low, tasks_high), (macro, macro_low, macro_high) = intervals.clustered(by_task)
-    bounds = {"macro_low": macro_low, "macro_high": macro_high, "tasks_low": tasks_low, "tasks_high": tasks_high}
+    below, above = right / n - low, high - right / n  # tasks that all agree do not make an interval narrower than that
+    bounds = {
+        "macro_low": min(macro_low, macro - below),
+        "macro_high": max(macro_high, macro + above),
+        "tasks_low": min(tasks_low, low),
+        "tasks_high": max(tasks_high, high),
+    }
     several = {"macro": macro, **{name: min(1.0, max(0.0, bound)) for name, bound in bounds.items()}}
     return Score(
         step=step,

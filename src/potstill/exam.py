@@ -6,24 +6,27 @@ Every step has its own folder with its own manifest, so that more training adds 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from potstill import files, progress
 from potstill.encoding import from_json, to_json
 from potstill.errors import UserError
-from potstill.files import manifest
+from potstill.files import manifest, run_folder
 from potstill.prompts import FORMATS
 from potstill.questions import collected, own
 from potstill.recipe import Recipe, flat
 from potstill.records import Choice, Prediction, Question, Score, Split
 
 if TYPE_CHECKING:
+    from potstill.engines import Engine
     from potstill.students import Student
 
 DECODING = "greedy"
 SCORES = "scores.json"
+FREE = ("evaluate.cache",)  # changes no answer
 
 
 def checkpoints(run: Path) -> list[int]:
@@ -37,7 +40,7 @@ def sit(run: Path, plan: Recipe, folder: Path, step: int, split: Split, versions
     """Let one step answer; resumes by batch. Returns the files made, those of an earlier run included."""
     at = folder / str(step)
     identity = manifest.Identity(
-        f"{folder.name}/{step}", versions, flat(plan, "evaluate", "questions"), _inputs(run, plan, step)
+        f"{folder.name}/{step}", versions, _keys(plan), {**_inputs(run, plan, step), **graders(plan)}
     )
     done = manifest.begin(at, identity)
     if done is None:
@@ -76,14 +79,25 @@ def open_step(run: Path, plan: Recipe, step: int) -> Student:
     return students.open(path, trust_remote_code=plan.student.trust_remote_code)
 
 
+def _keys(plan: Recipe) -> dict[str, Any]:
+    return {key: value for key, value in flat(plan, "evaluate", "questions").items() if key not in FREE}
+
+
 def _inputs(run: Path, plan: Recipe, step: int) -> dict[str, str]:
+    collect = manifest.finished(run / "collect")
+    assert collect is not None
+    return {"collect": collect.digest, **_weights(run, plan, step)}
+
+
+def _weights(run: Path, plan: Recipe, step: int) -> dict[str, str]:
+    """Digests of what the weights of a step are made from."""
     from potstill import students
 
-    collect, train = manifest.finished(run / "collect"), manifest.finished(run / "train")
-    assert collect is not None and train is not None
     if step == 0:
         weights = students.identity(plan)
     else:
+        train = manifest.finished(run / "train")
+        assert train is not None
         prefix = f"train/checkpoints/{step}/"
         # the engine's state is not part of what answers, and older steps lose it
         weights = {
@@ -91,7 +105,7 @@ def _inputs(run: Path, plan: Recipe, step: int) -> dict[str, str]:
             for name, row in train.outputs.items()
             if name.startswith(prefix) and not name.endswith("engine.safetensors")
         }
-    return {"collect": collect.digest, **weights, **graders(plan)}
+    return weights
 
 
 def graders(plan: Recipe) -> dict[str, str]:
@@ -105,15 +119,15 @@ def _questions(run: Path, plan: Recipe, split: Split) -> list[Question]:
 
 
 def _answer(run: Path, plan: Recipe, at: Path, student: Student, asked: list[Question], name: str, step: int) -> Path:
-    from potstill import engines, evaluation
+    from potstill import evaluation
 
     path = at / f"{name}.{DECODING}.jsonl"
     table = collected.shots(run)
-    with files.Appender(path) as lines:
+    with files.Appender(path) as lines, _engine(run, plan, student, step) as engine:
         done = {(row["question"], row["index"]) for _, row in files.read_jsonl(path)}
         with progress.bar(f"step {step}", len(asked), "answers", done=len(done)) as tick:
             for batch in evaluation.predict(
-                engines.open(student),
+                engine,
                 asked,
                 lambda question: collected.prompt_of(question, FORMATS[name], table),
                 max_tokens=plan.evaluate.max_tokens,
@@ -125,6 +139,25 @@ def _answer(run: Path, plan: Recipe, at: Path, student: Student, asked: list[Que
                 lines.append(to_json(prediction) for prediction in new)
                 tick(len(new), name)
     return path
+
+
+@contextlib.contextmanager
+def _engine(run: Path, plan: Recipe, student: Student, step: int) -> Iterator[Engine]:
+    """The engine of a step, remembering what it wrote if the recipe names a folder for that."""
+    from potstill import engines
+    from potstill.engines import remembered
+
+    engine = engines.open(student)
+    if plan.evaluate.cache is None:
+        yield engine
+        return
+    weights = _weights(run, plan, step)
+    if step == 0 and plan.student.model is None:  # random weights: a function of shape and seed
+        weights |= {"seed": str(plan.seed), "shape": repr(plan.student.shape)}
+    at = Path(plan.evaluate.cache) / remembered.key(weights)
+    with run_folder.locked(at), remembered.Remembered(engine, at / "answers.jsonl") as memory:
+        yield memory
+        progress.say(f"{memory.remembered} answers remembered, {memory.written} written", "dim")
 
 
 def _score(at: Path, name: str, step: int, split: Split) -> list[Score]:

@@ -33,6 +33,8 @@ def text(plan: Recipe) -> str:
     loaded, unused = collect.gather(plan)
     lines += _questions(loaded, unused)
     train = [question for name in plan.questions.train for question in loaded[name].get("train", [])]
+    if plan.teacher.kind == "none":
+        return "\n".join([*lines, *_measuring(plan, loaded)])
     lines += _teacher(plan, train)
     lines += _student(plan)
     lines += _training(plan, train)
@@ -167,6 +169,13 @@ def _training(plan: Recipe, train: Sequence[Question]) -> list[str]:
             f"                  {_duration(work / here)} at the {here / 1e12:.3f} TFLOP/s of one matrix product here",
         ]
     return [*lines, ""]
+
+
+def _measuring(plan: Recipe, loaded: dict[str, dict[str, list[Question]]]) -> list[str]:
+    """What a recipe that trains nothing does."""
+    n, formats = sum(len(found.get("test", [])) for found in loaded.values()), len(plan.evaluate.formats)
+    answers = f"{n} x {formats} = {n * formats} of at most {plan.evaluate.max_tokens} tokens"
+    return [f"student           {plan.student.model or 'random weights'}, not trained", f"answers           {answers}"]
 
 
 def _evaluation(plan: Recipe, loaded: dict[str, dict[str, list[Question]]]) -> list[str]:

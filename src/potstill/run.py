@@ -31,6 +31,8 @@ from potstill.recipe import Recipe
 
 STAGES: Final = ("collect", "sample", "filter", "align", "train", "evaluate", "select", "test", "report")
 
+MEASURED: Final = ("collect", "test")  # of a recipe that trains nothing
+
 # The controls of the demo: how their recipes differ from its own. Neither asks the teacher; what one learns from stands
 # in the sets.
 CONTROLS: Final = (
@@ -49,6 +51,11 @@ CONTROLS: Final = (
 PATIENCE: Final = 600.0  # seconds that a shard waits for another to collect the questions
 
 
+def stages(plan: Recipe) -> tuple[str, ...]:
+    """The stages that a recipe has: without a teacher nothing is trained, chosen or reported, only measured."""
+    return MEASURED if plan.teacher.kind == "none" else STAGES
+
+
 def folder_of(plan: Recipe) -> Path:
     """Where a recipe's run lies: `runs/<name>` under the working folder."""
     return Path("runs") / plan.name
@@ -62,21 +69,24 @@ def run(plan: Recipe, folder: Path | None = None, *, redo: str | None = None, un
     wrong with earlier stages, or with what the redone ones read from outside, is said before anything is removed.
     """
     folder = folder or folder_of(plan)
+    own = stages(plan)
+    until = own[-1] if until == STAGES[-1] else until
     for stage in (redo, until):
-        if stage is not None and stage not in STAGES:
-            raise UserError("no such stage", where=stage, do=f"one of {', '.join(STAGES)}")
+        if stage is not None and stage not in own:
+            what = "no such stage" if stage not in STAGES else "a recipe without a teacher has no such stage"
+            raise UserError(what, where=stage, do=f"one of {', '.join(own)}")
     with run_folder.locked(folder):
         files.sweep(folder)
         if redo is None:
-            _check(folder, plan, STAGES)
+            _check(folder, plan, own)
         else:
-            _check(folder, plan, STAGES[: STAGES.index(redo)])
-            for stage in STAGES[STAGES.index(redo) : STAGES.index(until) + 1]:
+            _check(folder, plan, own[: own.index(redo)])
+            for stage in own[own.index(redo) : own.index(until) + 1]:
                 _outside(folder, plan, _module(stage))
             _remove(folder, redo)
         _write_recipe(folder, plan)
         run_folder.log(folder, "start", **_machine())
-        for stage in STAGES[: STAGES.index(until) + 1]:
+        for stage in own[: own.index(until) + 1]:
             make(folder, plan, stage)
     return folder
 
@@ -189,7 +199,7 @@ def later(stage: str) -> tuple[str, ...]:
 
 def _identity(folder: Path, plan: Recipe, stage: str, module: ModuleType) -> manifest.Identity:
     inputs = _outside(folder, plan, module)
-    for before in module.AFTER:
+    for before in (each for each in module.AFTER if each in stages(plan)):
         finished = manifest.finished(folder / before)
         if finished is None:
             raise UserError(

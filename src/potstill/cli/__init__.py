@@ -67,9 +67,12 @@ def run_command(
         typer.echo(plan.text(chosen))
         return
     folder = run.run(chosen, redo=redo)
-    from potstill.cli import show
+    from potstill.cli import scores, show
 
-    show.summary(folder)
+    if run.stages(chosen) == run.STAGES:
+        show.summary(folder)
+    else:
+        scores.summary(folder)
 
 
 @app.command()

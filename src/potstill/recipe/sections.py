@@ -96,7 +96,9 @@ class Scorer(Section):
 
 
 class Teacher(Section):
-    kind: Literal["local", "openai", "human", "replay"] = "human"
+    kind: Literal["local", "openai", "human", "replay", "none"] = Field(
+        default="human", description="none: nothing is trained, the student is only measured on test"
+    )
     name: Name | None = Field(default=None, description="what its chains call their source; the kind if not given")
     model: str | None = Field(
         default=None, description="local: a folder in Hugging Face form; openai: the server's name of the model"
@@ -191,6 +193,12 @@ class Student(Section):
             raise ValueError("a student is a model, or a shape (random weights) with a tokenizer")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _folder(cls, value: Any) -> Any:
+        """`student: FOLDER` is short for `student: {model: FOLDER}`."""
+        return {"model": value} if isinstance(value, str) else value
+
 
 class Train(Section):
     formats: dict[FormatName, Count] = Field(default={"zero-shot-rationale": 1}, description="quota of each format")
@@ -215,6 +223,10 @@ class Evaluate(Section):
     demonstrations: str | None = Field(default=None, description="a text file of demonstrations for few-shot formats")
     max_tokens: Positive = 256
     batch_tokens: Positive = 16384
+    cache: str | None = Field(
+        default=None,
+        description="a folder that remembers texts by checkpoint, prompt and decoding, whatever grades them",
+    )
 
 
 class Select(Section):
@@ -262,14 +274,22 @@ class Recipe(Section):
         if not any(self.train.formats.values()):
             raise ValueError("train.formats gives every format the quota 0")
         asked = self.questions
+        if self.teacher.kind == "none":
+            return self._measures()
         if not asked.train:
             raise ValueError("questions.train is empty: there is nothing to learn from")
         if not asked.out_of_distribution:
             raise ValueError("questions.out_of_distribution is empty: the checkpoint is chosen on these sets")
-        measured = asked.in_distribution + asked.out_of_distribution + asked.generic
         for name in asked.out_of_distribution:
             if name in asked.train:
                 raise ValueError(f"questions.out_of_distribution names {name}, which is trained on")
+        return self._measures()
+
+    def _measures(self) -> Recipe:
+        asked = self.questions
+        measured = asked.in_distribution + asked.out_of_distribution + asked.generic
+        if not measured:
+            raise ValueError("questions names no set to measure")
         for counts in (Counter(asked.train), Counter(measured), Counter(self.evaluate.formats)):
             for name, times in counts.items():
                 if times > 1:

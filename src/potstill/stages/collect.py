@@ -146,8 +146,9 @@ def _shots(plan: Recipe, train: list[Question]) -> dict[str, collected.Shots]:
         data = questions.folder(recipe.data_folder(plan))
         for task in bbh.TASKS:
             table[f"bbh/{task}"] = collected.Shots(bbh.style(task), *bbh.demonstrations(data, task))
+    some = Question("", "", "", "", "train", "")
     for name in plan.evaluate.formats:  # now, not after hours of training
-        collected.prompt_of(train[0], prompts.FORMATS[name], {"": table[""]})
+        collected.prompt_of(some, prompts.FORMATS[name], {"": table[""]})
     return table
 
 

@@ -17,6 +17,10 @@ def inputs(plan: Recipe) -> dict[str, str]:
     return exam.graders(plan)
 
 
+def free(plan: Recipe) -> tuple[str, ...]:
+    return exam.FREE
+
+
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     steps = [0, *exam.checkpoints(run)]
     paths = [path for step in steps for path in exam.sit(run, plan, run / "evaluate", step, "validation", VERSIONS)]

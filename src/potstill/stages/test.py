@@ -1,4 +1,7 @@
-"""test: exactly the base and the chosen step on the test questions, once. Nothing else opens a test split."""
+"""test: exactly the base and the chosen step on the test questions, once. Nothing else opens a test split.
+
+Where nothing is trained (`teacher: {kind: none}`) the student is the base.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,11 @@ def inputs(plan: Recipe) -> dict[str, str]:
     return exam.graders(plan)
 
 
+def free(plan: Recipe) -> tuple[str, ...]:
+    return exam.FREE
+
+
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
-    steps = [0, exam.choice(run).step]
+    steps = [0] if plan.teacher.kind == "none" else [0, exam.choice(run).step]
     paths = [path for step in steps for path in exam.sit(run, plan, run / "test", step, "test", VERSIONS)]
     return paths, {"steps": steps}

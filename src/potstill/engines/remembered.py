@@ -1,0 +1,86 @@
+"""Remembered: an engine that writes no text twice.
+
+    engine = Remembered(engines.open(student), folder / f"{key}.jsonl")
+
+The key of the file stands for all that decides a text beside its prompt and its draw: the digests of the weights, the
+version of the engines (see `key`). A line holds the digest of prompt and decoding, the text and why it ended. Grading
+is no part of it, so another version of the grader rescores what is there. A batch is stored after it was written.
+
+What is not stored is written in batches of its own: across batches of another make-up float noise differs, so where
+the two likeliest tokens are as good as equal a text can differ from that of a run without such a memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from potstill import engines, files
+from potstill.encoding import decode_bytes, encode_bytes
+from potstill.records import Prompt
+
+
+def key(weights: Mapping[str, str]) -> str:
+    """The name of the file for a checkpoint: a digest of the digests of its files and of the engines' version."""
+    return _digest([sorted(weights.items()), engines.VERSION])
+
+
+class Remembered:
+    """An engine around another one. `written` and `remembered` count the texts that were made and found."""
+
+    def __init__(self, engine: engines.Engine, path: Path) -> None:
+        self._engine, self._path = engine, path
+        self._lines = files.Appender(path)
+        self._known = {row["key"]: row for _, row in files.read_jsonl(path)}
+        self.written = self.remembered = 0
+
+    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        return self._engine.encode(prompt)
+
+    def generate(
+        self,
+        requests: Sequence[engines.Request],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        candidates: int = 0,
+        stop_at_answer: bool = False,
+    ) -> list[engines.Generated]:
+        """As `engines.Engine` says. Tokens and candidates are not stored: a call that asks for these is handed on."""
+        settings: dict[str, Any] = {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+            "stop_at_answer": stop_at_answer,
+        }
+        if candidates:
+            return self._engine.generate(requests, candidates=candidates, **settings)
+        drawn = temperature > 0
+        keys = [_digest([each.prompt, settings, each.key if drawn else None]) for each in requests]
+        missing = [each for each, name in zip(requests, keys, strict=True) if name not in self._known]
+        names = {each.key: name for each, name in zip(requests, keys, strict=True)}
+        made = self._engine.generate(missing, **settings) if missing else []
+        rows = [{"key": names[one.key], "text": encode_bytes(one.content), "stop": one.stop} for one in made]
+        self._lines.append(rows)
+        self._known.update({row["key"]: row for row in rows})
+        self.written, self.remembered = self.written + len(made), self.remembered + len(requests) - len(made)
+        return [
+            engines.Generated(each.key, (), (), decode_bytes(row["text"]), (), row["stop"])
+            for each, name in zip(requests, keys, strict=True)
+            for row in [self._known[name]]
+        ]
+
+    def __enter__(self) -> Remembered:
+        self._lines.__enter__()
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self._lines.__exit__(*fault)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]

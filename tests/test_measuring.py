@@ -1,0 +1,108 @@
+"""A recipe without a teacher: a model of anybody's is measured, and no text is written twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import tiny
+from potstill import engines, exam, files, run
+from potstill.engines import Generated, Request, remembered
+from potstill.engines.transformers import Engine
+from potstill.errors import UserError
+from potstill.recipe import parse
+from potstill.records import Verdict
+from potstill.stages import test as test_stage
+
+MEASURED = (
+    "teacher={kind: none}",
+    "student=teacher",
+    "questions.train=[]",
+    "evaluate.formats=[zero-shot-rationale]",
+)
+
+
+def silent(*_: object, **__: object) -> list[Generated]:
+    raise AssertionError("a text is written again")
+
+
+def test_a_model_is_measured_without_teacher_or_training(world: Path, tmp_path: Path, monkeypatch) -> None:
+    changes = (*MEASURED, f"evaluate.cache={tmp_path / 'answers'}")
+    plan = tiny.recipe(world, *changes)
+    first = run.run(plan, folder=tmp_path / "first")
+    assert sorted(path.name for path in first.iterdir() if path.is_dir()) == ["collect", "test"]
+    scores = exam.scores(first / "test", 0)
+    assert {score.set for score in scores} == set(tiny.SETS) and all(score.n > 0 for score in scores)
+    with pytest.raises(UserError, match="train: a recipe without a teacher has no such stage"):
+        run.run(plan, folder=tmp_path / "first", redo="train")
+
+    monkeypatch.setattr(Engine, "generate", silent)
+    again = run.run(plan, folder=tmp_path / "again")
+    assert tiny.contents(again) == tiny.contents(first)
+    # another version of the grader: the run says so, and with consent it rescores what is there
+    monkeypatch.setitem(test_stage.VERSIONS, "answers", 99)
+    with pytest.raises(UserError, match=r"version of answers: \d -> 99"):
+        run.run(plan, folder=first)
+    monkeypatch.setattr("potstill.evaluation.grade", lambda *_: Verdict("right", "graded anew"))
+    rescored = run.run(plan, folder=first, redo="test")
+    rows = list(exam.predictions(rescored / "test", 0, "zero-shot-rationale"))
+    before = list(exam.predictions(again / "test", 0, "zero-shot-rationale"))
+    assert [row.text for row in rows] == [row.text for row in before]
+    assert {row.found for row in rows} == {"graded anew"} and all(
+        s.accuracy == 1 for s in exam.scores(rescored / "test", 0)
+    )
+
+
+def test_without_memory_the_answers_are_the_same(world: Path, tmp_path: Path) -> None:
+    plain = run.run(tiny.recipe(world, *MEASURED), folder=tmp_path / "plain")
+    kept = run.run(tiny.recipe(world, *MEASURED, f"evaluate.cache={tmp_path / 'a'}"), folder=tmp_path / "kept")
+    assert tiny.contents(plain) == tiny.contents(kept)
+
+
+class Counting:
+    """An engine that says its prompt, and counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def encode(self, prompt) -> tuple[int, ...]:
+        return tuple(prompt.plain.encode())
+
+    def generate(self, requests, **settings) -> list[Generated]:
+        self.asked += len(requests)
+        sign = b"!" if settings["temperature"] else b""
+        return [Generated(r.key, (), (), bytes(r.prompt) + sign + bytes([r.key[1]]), (), "end") for r in requests]
+
+
+def test_what_is_remembered_depends_on_prompt_decoding_and_draw(tmp_path: Path) -> None:
+    inner = Counting()
+    one, same, other = Request(("a", 0), (65,)), Request(("b", 0), (65,)), Request(("c", 1), (255, 66))
+    with remembered.Remembered(inner, tmp_path / "answers.jsonl") as memory:
+        assert [g.content for g in memory.generate([one, other], max_tokens=5)] == [b"A\0", b"\xffB\1"]
+        assert [g.key for g in memory.generate([same], max_tokens=5)] == [("b", 0)]
+        assert inner.asked == 2  # one prompt, one greedy text
+        memory.generate([one], max_tokens=6)
+        memory.generate([one], max_tokens=5, temperature=1.0)
+        memory.generate([one], max_tokens=5, temperature=1.0, seed=1)
+        memory.generate([same], max_tokens=5, temperature=1.0)
+        assert inner.asked == 6
+    with (tmp_path / "answers.jsonl").open("ab") as file:
+        file.write(b'{"key": "torn')
+    with remembered.Remembered(inner, tmp_path / "answers.jsonl") as memory:
+        assert [g.content for g in memory.generate([other, same], max_tokens=5)] == [b"\xffB\1", b"A\0"]
+        assert (inner.asked, memory.remembered, memory.written) == (6, 2, 0)
+    assert len(list(files.read_jsonl(tmp_path / "answers.jsonl"))) == 6
+    assert remembered.key({"a": "1"}) != remembered.key({"a": "2"})
+    assert engines.VERSION >= 1
+
+
+def test_a_recipe_without_teacher_says_what_it_measures() -> None:
+    plan = parse("name: m\nteacher: {kind: none}\nstudent: folder\nquestions: {train: []}\n", "m.yaml")
+    assert plan.student.model == "folder" and run.stages(plan) == ("collect", "test")
+    nothing = "questions: {in_distribution: [], out_of_distribution: [], generic: []}"
+    text = f"name: m\nteacher: {{kind: none}}\nstudent: f\n{nothing}\n"
+    with pytest.raises(UserError, match="questions names no set to measure"):
+        parse(text, "m.yaml")
+    with pytest.raises(UserError, match=r"questions.train is empty"):
+        parse("name: m\nquestions: {train: []}\n", "m.yaml")
