@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("recipe", "files", "progress"),
     (
         "answers", "prompts", "vocabulary", "alignment", "transfer", "rewriting", "coverage", "order", "splits",
-        "sifting", "selection", "intervals", "story",
+        "sifting", "selection", "intervals", "story", "calculator", "votes", "decoding",
     ),
     (
         "questions", "teachers", "students", "engines", "tokenizers", "targets", "loss", "evaluation", "training",
@@ -42,6 +42,7 @@ INSIDE: dict[str, set[str]] = {
     "coverage": {"vocabulary"},
     "selection": {"intervals"},
     "sifting": {"splits"},
+    "decoding": {"intervals", "votes"},
     # layer 3
     "targets": {"tokenizers"},
     "students": {"loss", "tokenizers"},
@@ -75,6 +76,7 @@ OWNERS: dict[str, set[str]] = {
     "scipy": {"intervals"},
     "matplotlib": {"plots"},
     "jinja2": {"page"},
+    "ctranslate2": {"engines"},
     "markupsafe": {"page"},
 }
 PURE = {
@@ -91,6 +93,9 @@ PURE = {
     "selection",
     "intervals",
     "story",
+    "calculator",
+    "votes",
+    "decoding",
 }
 IMPURE_MODULES = {"time", "datetime", "socket", "urllib", "http", "subprocess", "random", "os", "shutil", "tempfile"}
 WRITERS = {"write_text", "write_bytes", "mkdir", "unlink", "rename", "rmdir", "touch", "symlink_to", "hardlink_to"}

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from markov import SOLUTION, writer
 from potstill.answers import grade
+from potstill.decoding import Drawing
 from potstill.engines import Generated, Request, batches
-from potstill.evaluation import Decoding, predict, score
+from potstill.evaluation import predict, score
 from potstill.intervals import wilson
 from potstill.records import Prediction, Prompt, Question, Turn
 
@@ -65,7 +66,8 @@ def test_predictions_are_graded_answers() -> None:
         assert one.text == asked.text.partition("#")[2]
     assert {one.question: one.grade for one in found}["mine/a"] == "right"
     assert {one.question: one.grade for one in found}["mine/bb"] == "wrong"
-    assert engine.settings == [{"max_tokens": 9, "temperature": 0.0, "seed": 0}] * len(engine.asked)
+    told = {"max_tokens": 9, "temperature": 0.0, "seed": 0, "calculator": False, "likelihood": False}
+    assert engine.settings == [told] * len(engine.asked)
 
 
 def test_an_answer_that_ran_out_is_truncated() -> None:
@@ -88,11 +90,12 @@ def test_batches_are_those_of_all_questions_whatever_is_done() -> None:
 
 def test_samples_are_drawn_with_the_decoding_and_keep_their_index() -> None:
     engine = Scripted()
-    decoding = Decoding("vote-3", temperature=0.7, samples=3)
-    answered = predict(engine, QUESTIONS, ask, max_tokens=9, budget=70, decoding=decoding, seed=5)
+    drawing = Drawing(sampled=True, samples=3)
+    answered = predict(engine, QUESTIONS, ask, max_tokens=9, budget=70, drawing=drawing, temperature=0.6, seed=5)
     found = [one for batch in answered for one in batch]
     assert sorted((one.question, one.index) for one in found) == sorted((q.id, i) for q in QUESTIONS for i in range(3))
-    assert all(settings == {"max_tokens": 9, "temperature": 0.7, "seed": 5} for settings in engine.settings)
+    told = {"max_tokens": 9, "temperature": 0.6, "seed": 5, "calculator": False, "likelihood": True}
+    assert all(settings == told for settings in engine.settings)
     with pytest.raises(AssertionError, match="counted twice"):
         score(found, step=0, split="validation", format="f", decoding="vote-3")
 

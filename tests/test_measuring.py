@@ -46,8 +46,8 @@ def test_a_model_is_measured_without_teacher_or_training(world: Path, tmp_path: 
         run.run(plan, folder=first)
     monkeypatch.setattr("potstill.evaluation.grade", lambda *_: Verdict("right", "graded anew"))
     rescored = run.run(plan, folder=first, redo="test")
-    rows = list(exam.predictions(rescored / "test", 0, "zero-shot-rationale"))
-    before = list(exam.predictions(again / "test", 0, "zero-shot-rationale"))
+    rows = list(exam.predictions(rescored / "test", 0, "zero-shot-rationale", "greedy"))
+    before = list(exam.predictions(again / "test", 0, "zero-shot-rationale", "greedy"))
     assert [row.text for row in rows] == [row.text for row in before]
     assert {row.found for row in rows} == {"graded anew"} and all(
         s.accuracy == 1 for s in exam.scores(rescored / "test", 0)

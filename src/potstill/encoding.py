@@ -17,7 +17,7 @@ from dataclasses import fields
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from potstill.records import END, Chain, Choice, Prediction, Question, Score, Verdict, running_spans
+from potstill.records import END, Chain, Choice, Prediction, Question, Score, Tries, Verdict, running_spans
 
 
 def encode_bytes(value: bytes) -> str | dict[str, str]:
@@ -41,10 +41,10 @@ def decode_bytes(value: str | Mapping[str, str]) -> bytes:
     raise ValueError(f"neither text nor base64: {value!r}")
 
 
-Record = TypeVar("Record", Question, Chain, Verdict, Prediction, Score, Choice)
+Record = TypeVar("Record", Question, Chain, Verdict, Prediction, Score, Tries, Choice)
 
 
-def to_json(record: Question | Chain | Verdict | Prediction | Score | Choice) -> dict[str, Any]:
+def to_json(record: Question | Chain | Verdict | Prediction | Score | Tries | Choice) -> dict[str, Any]:
     """A record as plain JSON values, in the order of its fields. Fields that hold nothing are left out of a chain."""
     if not isinstance(record, Chain):
         return {field.name: getattr(record, field.name) for field in fields(record)}

@@ -12,27 +12,15 @@ Unscored is not wrong: answers without a result and answers that ran out of toke
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from potstill import intervals
 from potstill.answers import grade
+from potstill.decoding import GREEDY, Drawing
 from potstill.engines import Engine, Key, Request, batches
 from potstill.records import Prediction, Prompt, Question, Score, Split
 
 VERSION: Final = 1  # of how predictions are made and scores are counted, beside the versions of prompts and answers
-
-
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """How an answer is taken from a student: a name for tables, the temperature (0 is greedy), samples a question."""
-
-    name: str = "greedy"
-    temperature: float = 0.0
-    samples: int = 1
-
-
-GREEDY: Final = Decoding()
 
 
 def predict(
@@ -42,7 +30,8 @@ def predict(
     *,
     max_tokens: int,
     budget: int,
-    decoding: Decoding = GREEDY,
+    drawing: Drawing = GREEDY,
+    temperature: float = 0.7,
     seed: int = 0,
     done: Container[Key] = (),
 ) -> Iterator[list[Prediction]]:
@@ -50,7 +39,8 @@ def predict(
 
     max_tokens  most tokens of an answer
     budget      tokens that a batch may hold, prompts and answers
-    seed        of draws; a greedy answer does not depend on it
+    drawing     greedy, or so many samples a question; with a calculator or without
+    temperature of samples; a greedy answer does not depend on it, nor on the seed
     done        (question, index) that are stored: a batch of nothing else is not generated again, any other is, whole
 
     Raises UserError for a prompt that does not fit the model, and for a gold answer that cannot be graded.
@@ -61,13 +51,20 @@ def predict(
         Request((question.id, index), prompt)
         for question in questions
         for prompt in [engine.encode(prompt_of(question))]
-        for index in range(decoding.samples)
+        for index in range(drawing.samples)
     ]
     for batch in batches(requests, budget, max_tokens=max_tokens):
         asked = [requests[index] for index in batch]
         if all(request.key in done for request in asked):
             continue
-        written = engine.generate(asked, max_tokens=max_tokens, temperature=decoding.temperature, seed=seed)
+        written = engine.generate(
+            asked,
+            max_tokens=max_tokens,
+            temperature=temperature if drawing.sampled else 0.0,
+            seed=seed,
+            calculator=drawing.calculator,
+            likelihood=drawing.sampled,
+        )
         predictions = []
         for text in written:
             question = by_id[text.key[0]]
@@ -82,6 +79,7 @@ def predict(
                     grade=verdict.grade,
                     found=verdict.found,
                     index=text.key[1],
+                    likelihood=text.likelihood,
                 )
             )
         yield predictions

@@ -1,7 +1,8 @@
 """Exams: one checkpoint answers one split of every set, in every format; shared by `evaluate` and `test`.
 
 Every step has its own folder with its own manifest, so that more training adds steps and repeats none. In it lie
-`<format>.<decoding>.jsonl` (every prediction, the set as a field) and `scores.json`.
+`<format>.<decoding>.jsonl` (every prediction, the set as a field) and `scores.json`. Decodings that choose among
+samples have `<format>.samples.jsonl` beside them, with every sample, and `tries.json`: what fewer of them come to.
 """
 
 from __future__ import annotations
@@ -9,24 +10,24 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from potstill import files, progress
+from potstill import decoding, files, progress
+from potstill.decoding import Drawing
 from potstill.encoding import from_json, to_json
 from potstill.errors import UserError
 from potstill.files import manifest, run_folder
 from potstill.prompts import FORMATS
 from potstill.questions import collected, own
 from potstill.recipe import Recipe, flat
-from potstill.records import Choice, Prediction, Question, Score, Split
+from potstill.records import Choice, Prediction, Question, Score, Split, Tries
 
 if TYPE_CHECKING:
     from potstill.engines import Engine
     from potstill.students import Student
 
-DECODING = "greedy"
 SCORES = "scores.json"
-FREE = ("evaluate.cache",)  # changes no answer
+TRIES = "tries.json"
 
 
 def checkpoints(run: Path) -> list[int]:
@@ -38,28 +39,52 @@ def checkpoints(run: Path) -> list[int]:
 
 def sit(run: Path, plan: Recipe, folder: Path, step: int, split: Split, versions: Mapping[str, int]) -> list[Path]:
     """Let one step answer; resumes by batch. Returns the files made, those of an earlier run included."""
-    at = folder / str(step)
-    identity = manifest.Identity(
-        f"{folder.name}/{step}", versions, _keys(plan), {**_inputs(run, plan, step), **graders(plan)}
-    )
+    at, names = folder / str(step), decodings(plan, split)
+    keys = {key: value for key, value in flat(plan, "evaluate", "questions").items() if key not in free(split)}
+    inputs = {**_inputs(run, plan, step), **graders(plan)}
+    identity = manifest.Identity(f"{folder.name}/{step}", versions, keys, inputs)
     done = manifest.begin(at, identity)
     if done is None:
         asked = _questions(run, plan, split)
         student = open_step(run, plan, step)
-        paths = [_answer(run, plan, at, student, asked, name, step) for name in plan.evaluate.formats]
-        scores = [score for name in plan.evaluate.formats for score in _score(at, name, step, split)]
+        paths = []
+        for name in plan.evaluate.formats:
+            for drawing in decoding.drawings(names):
+                paths.append(_answer(run, plan, at, student, asked, name, drawing, step))
+            paths += [_choose(at, name, each) for each in names if each != decoding.drawing_of(each)]
+        scores = [s for name in plan.evaluate.formats for each in names for s in _score(at, name, each, step, split)]
         files.write_json(at / SCORES, [to_json(score) for score in scores])
-        done = manifest.finish(at, identity, [*paths, at / SCORES], {"questions": len(asked)})
+        tried = [row for name in plan.evaluate.formats for row in _tries(at, name, names, step, split)]
+        if tried:
+            files.write_json(at / TRIES, [to_json(row) for row in tried])
+        paths += [at / SCORES, *([at / TRIES] if tried else [])]
+        done = manifest.finish(at, identity, paths, {"questions": len(asked)})
     return [folder / name for name in done.outputs]
 
 
-def predictions(folder: Path, step: int, format: str) -> Iterator[Prediction]:
+def decodings(plan: Recipe, split: Split) -> list[str]:
+    """The decodings that a split is answered with; the first one is that of the choice."""
+    return [*plan.evaluate.decodings, *(plan.evaluate.test_decodings if split == "test" else ())]
+
+
+def free(split: Split) -> tuple[str, ...]:
+    """Recipe keys of `evaluate` that the answers of a split do not depend on."""
+    return ("evaluate.cache",) if split == "test" else ("evaluate.cache", "evaluate.test_decodings")
+
+
+def predictions(folder: Path, step: int, format: str, decoding: str) -> Iterator[Prediction]:
     """What a step answered, in the order of its file."""
-    return files.records(Prediction, folder / str(step) / f"{format}.{DECODING}.jsonl")
+    return files.records(Prediction, folder / str(step) / f"{format}.{decoding}.jsonl")
 
 
 def scores(folder: Path, step: int) -> list[Score]:
     return [from_json(Score, row) for row in files.read_json(folder / str(step) / SCORES)]
+
+
+def tries(folder: Path, step: int) -> list[Tries]:
+    """What fewer samples come to; empty where no decoding draws samples."""
+    path = folder / str(step) / TRIES
+    return [from_json(Tries, row) for row in files.read_json(path)] if path.exists() else []
 
 
 def choice(run: Path) -> Choice:
@@ -77,10 +102,6 @@ def open_step(run: Path, plan: Recipe, step: int) -> Student:
     if not path.is_dir():
         raise UserError("no such checkpoint", where=path, do=f"one of {checkpoints(run)}")
     return students.open(path, trust_remote_code=plan.student.trust_remote_code)
-
-
-def _keys(plan: Recipe) -> dict[str, Any]:
-    return {key: value for key, value in flat(plan, "evaluate", "questions").items() if key not in FREE}
 
 
 def _inputs(run: Path, plan: Recipe, step: int) -> dict[str, str]:
@@ -118,26 +139,31 @@ def _questions(run: Path, plan: Recipe, split: Split) -> list[Question]:
     return collected.questions(run, [*asked.in_distribution, *asked.out_of_distribution, *asked.generic], split)
 
 
-def _answer(run: Path, plan: Recipe, at: Path, student: Student, asked: list[Question], name: str, step: int) -> Path:
+def _answer(
+    run: Path, plan: Recipe, at: Path, student: Student, asked: list[Question], name: str, drawing: Drawing, step: int
+) -> Path:
     from potstill import evaluation
 
-    path = at / f"{name}.{DECODING}.jsonl"
+    path = at / f"{name}.{drawing.name}.jsonl"
     table = collected.shots(run)
     with files.Appender(path) as lines, _engine(run, plan, student, step) as engine:
         done = {(row["question"], row["index"]) for _, row in files.read_jsonl(path)}
-        with progress.bar(f"step {step}", len(asked), "answers", done=len(done)) as tick:
+        total = len(asked) * drawing.samples
+        with progress.bar(f"step {step}", total, "answers", done=len(done)) as tick:
             for batch in evaluation.predict(
                 engine,
                 asked,
                 lambda question: collected.prompt_of(question, FORMATS[name], table),
                 max_tokens=plan.evaluate.max_tokens,
                 budget=plan.evaluate.batch_tokens,
+                drawing=drawing,
+                temperature=plan.evaluate.temperature,
                 seed=plan.seed,
                 done=done,
             ):
                 new = [prediction for prediction in batch if (prediction.question, prediction.index) not in done]
                 lines.append(to_json(prediction) for prediction in new)
-                tick(len(new), name)
+                tick(len(new), f"{name} {drawing.name}")
     return path
 
 
@@ -147,11 +173,11 @@ def _engine(run: Path, plan: Recipe, student: Student, step: int) -> Iterator[En
     from potstill import engines
     from potstill.engines import remembered
 
-    engine = engines.open(student)
+    engine = engines.open(student, plan.evaluate.engine)
     if plan.evaluate.cache is None:
         yield engine
         return
-    weights = _weights(run, plan, step)
+    weights = {**_weights(run, plan, step), "engine": plan.evaluate.engine}
     if step == 0 and plan.student.model is None:  # random weights: a function of shape and seed
         weights |= {"seed": str(plan.seed), "shape": repr(plan.student.shape)}
     at = Path(plan.evaluate.cache) / remembered.key(weights)
@@ -160,8 +186,25 @@ def _engine(run: Path, plan: Recipe, student: Student, step: int) -> Iterator[En
         progress.say(f"{memory.remembered} answers remembered, {memory.written} written", "dim")
 
 
-def _score(at: Path, name: str, step: int, split: Split) -> list[Score]:
+def _choose(at: Path, name: str, each: str) -> Path:
+    """The answers that a decoding chooses from its drawing's samples, as a file of their own."""
+    path = at / f"{name}.{each}.jsonl"
+    drawn = predictions(at.parent, int(at.name), name, decoding.drawing_of(each))
+    files.write_jsonl(path, (to_json(chosen) for chosen in decoding.choose(each, drawn)))
+    return path
+
+
+def _score(at: Path, name: str, each: str, step: int, split: Split) -> list[Score]:
     from potstill import evaluation
 
-    answered = list(predictions(at.parent, step, name))
-    return evaluation.score(answered, step=step, split=split, format=name, decoding=DECODING)
+    answered = list(predictions(at.parent, step, name, each))
+    return evaluation.score(answered, step=step, split=split, format=name, decoding=each)
+
+
+def _tries(at: Path, name: str, names: list[str], step: int, split: Split) -> list[Tries]:
+    found = []
+    for drawing in decoding.drawings(names):
+        if drawing.sampled:
+            drawn = predictions(at.parent, step, name, drawing.name)
+            found += decoding.tries(drawn, step=step, split=split, format=name, drawing=drawing.name)
+    return found

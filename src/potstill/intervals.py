@@ -21,8 +21,11 @@ import numpy as np
 from scipy import stats
 
 
-def wilson(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval of a share (Wilson 1927), both ends in [0, 1]. With n = 0 nothing is known: (0, 1)."""
+def wilson(right: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a share (Wilson 1927), both ends in [0, 1]. With n = 0 nothing is known: (0, 1).
+
+    right  how many of n; of items that count as parts of one, their sum
+    """
     assert 0 <= right <= n, f"{right} right of {n}"
     if n == 0:
         return 0.0, 1.0

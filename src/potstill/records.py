@@ -207,7 +207,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One student answer to one question, with its verdict. `index` counts samples of the same question."""
+    """One student answer to one question, with its verdict. `index` counts samples of the same question.
+
+    likelihood  natural log-probability of the whole text, at temperature 1 and as far as the student wrote it itself;
+                None where nobody asked for it
+    """
 
     question: str
     set: str
@@ -217,6 +221,7 @@ class Prediction:
     grade: Grade
     found: str | None
     index: int = 0
+    likelihood: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +250,27 @@ class Score:
     macro_high: float | None = None
     tasks_low: float | None = None
     tasks_high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """What k samples of a question come to on one set of n questions, as the mean over all choices of k of them.
+
+    how       vote: the most frequent value; best: the likeliest sample; any: whether one of them is right (pass@k)
+    accuracy  with `low` and `high`, the bounds of its 95 % interval over questions
+    """
+
+    step: int
+    set: str
+    split: Split
+    format: str
+    drawing: str
+    how: Literal["vote", "best", "any"]
+    k: int
+    n: int
+    accuracy: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, slots=True)

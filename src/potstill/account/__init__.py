@@ -40,7 +40,8 @@ def tell(run: Path, plan: Recipe) -> story.Story:
     metrics = [row for _, row in files.read_jsonl(run / "train" / "metrics.jsonl")]
     validation = tuple(score for step in steps for score in exam.scores(run / "evaluate", step))
     read = tuple(samples.pick(run, plan, choice, groups, solved))
-    comparisons = tuple(row for name in plan.evaluate.formats for row in _comparisons(run, choice, name))
+    asked = [(name, each) for name in plan.evaluate.formats for each in exam.decodings(plan, "test")]
+    comparisons = tuple(row for name, each in asked for row in _comparisons(run, choice, name, each))
     return story.Story(
         name=plan.name,
         student=_student(plan),
@@ -52,6 +53,7 @@ def tell(run: Path, plan: Recipe) -> story.Story:
         comparisons=comparisons,
         controls=tuple(controls.read(run, plan, choice, name) for name in plan.report.controls),
         validation=validation,
+        tries=tuple(row for step in dict.fromkeys((0, choice.step)) for row in exam.tries(run / "test", step)),
         losses=tuple((row["step"], row["loss"]) for row in metrics),
         sources=tuple(
             _source(name, semantics, solved[name]) for name, semantics in sorted(tables.sources(chains).items())
@@ -114,8 +116,8 @@ def _solved(run: Path) -> dict[str, dict[str, Counter[tuple[Grade, str | None]]]
     return solved
 
 
-def _comparisons(run: Path, choice: Choice, format: str) -> Iterator[story.Comparison]:
-    base, chosen = (controls.answered(run, step, format) for step in (0, choice.step))
+def _comparisons(run: Path, choice: Choice, format: str, decoding: str) -> Iterator[story.Comparison]:
+    base, chosen = (controls.answered(run, step, format, decoding) for step in (0, choice.step))
     for name in chosen.scores:
         yield controls.compare(base, chosen, name)
 

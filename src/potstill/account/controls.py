@@ -22,7 +22,7 @@ from potstill.records import Choice, Score
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What one step of a run did on test, in one format: set -> score, and set -> question -> right or not."""
+    """What one step of a run did on test, in one format and decoding: set -> score, set -> question -> right or not."""
 
     scores: dict[str, Score]
     right: dict[str, dict[str, bool]]
@@ -33,12 +33,14 @@ def inputs(run: Path, plan: Recipe) -> dict[str, str]:
     return {f"report.controls {name}": _finished(run, name, "test").digest for name in plan.report.controls}
 
 
-def answered(run: Path, step: int, format: str) -> Answered:
-    """The test answers of a step in a format, with their scores."""
+def answered(run: Path, step: int, format: str, decoding: str) -> Answered:
+    """The test answers of a step in a format and decoding, with their scores."""
     right: dict[str, dict[str, bool]] = {}
-    for prediction in exam.predictions(run / "test", step, format):
+    for prediction in exam.predictions(run / "test", step, format, decoding):
         right.setdefault(prediction.set, {})[prediction.question] = prediction.grade == "right"
-    scores = [score for score in exam.scores(run / "test", step) if score.format == format]
+    scores = [
+        score for score in exam.scores(run / "test", step) if (score.format, score.decoding) == (format, decoding)
+    ]
     return Answered({score.set: score for score in scores}, right)
 
 
@@ -62,8 +64,8 @@ def read(run: Path, plan: Recipe, choice: Choice, name: str) -> story.Control:
     _same_questions(run, name, plan)
     own = recipe.load(other / "recipe.yaml")
     theirs = exam.choice(other)
-    base = answered(run, 0, choice.format)
-    chosen = answered(other, theirs.step, theirs.format)
+    base = answered(run, 0, choice.format, choice.decoding)
+    chosen = answered(other, theirs.step, theirs.format, theirs.decoding)
     rows = tuple(compare(base, chosen, each) for each in base.scores)
     return story.Control(name, taught(own), own.train.steps, rows)
 

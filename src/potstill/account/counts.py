@@ -37,7 +37,8 @@ def costs(
     yield story.Cost("train", "tokens read", sum(row["tokens"] for row in metrics))
     yield story.Cost("train", "positions learnt from", sum(row["positions"] for row in metrics))
     yield story.Cost("evaluate", "answers on validation", sum(score.n for score in validation))
-    own = {(score.step, score.set, score.format): score.n for row in comparisons for score in (row.base, row.chosen)}
+    scores = [score for row in comparisons for score in (row.base, row.chosen)]
+    own = {(score.step, score.set, score.format, score.decoding): score.n for score in scores}
     yield story.Cost("test", "answers on test", sum(own.values()))
 
 

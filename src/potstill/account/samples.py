@@ -95,9 +95,13 @@ def _chains(run: Path, chosen: Collection[str]) -> dict[str, list[tuple[Chain, V
 
 def _answers(run: Path, choice: Choice) -> Answers:
     """Validation question -> the answers of the base and of the chosen step."""
-    before = {each.question: each for each in exam.predictions(run / "evaluate", 0, choice.format)}
-    after = {each.question: each for each in exam.predictions(run / "evaluate", choice.step, choice.format)}
+    before = {each.question: each for each in _predictions(run, 0, choice)}
+    after = {each.question: each for each in _predictions(run, choice.step, choice)}
     return {name: (before[name], after[name]) for name in before}
+
+
+def _predictions(run: Path, step: int, choice: Choice) -> Iterator[Prediction]:
+    return exam.predictions(run / "evaluate", step, choice.format, choice.decoding)
 
 
 def _spread(by_set: Mapping[str, list[Question]], most: int) -> list[Question]:

@@ -166,7 +166,7 @@ def prediction(folder: Path, question: str) -> None:
         if manifest.finished(folder / "evaluate" / str(step)) is None:
             continue
         for name in plan.evaluate.formats:
-            for answer in exam.predictions(folder / "evaluate", step, name):
+            for answer in exam.predictions(folder / "evaluate", step, name, plan.evaluate.decodings[0]):
                 example = example or f", such as {answer.question}"
                 if answer.question == question:
                     grade = Text(answer.grade, GRADES[answer.grade])

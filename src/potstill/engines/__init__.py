@@ -10,7 +10,8 @@ A batch is the unit of resume. It is a pure function of the set of requests and 
 interrupted computes the batches that it lacks as the uninterrupted run would have, to the last bit on one machine.
 Across batches of another make-up only float noise differs: a draw comes from `uniform`, a counter.
 
-This module is the contract: it imports no model library until `open` is called. `engines.transformers` fulfils it.
+This module is the contract: it imports no model library until `open` is called. `engines.transformers` and
+`engines.ctranslate2` fulfil it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from potstill.records import Candidate, Prompt, Stop
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 VERSION: Final = 2  # of `uniform`, of `batches` and of how an engine draws: stored where sampled texts are stored
 
 Key = tuple[str, int]
+Kind = Literal["transformers", "ctranslate2", "ctranslate2-int8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class Generated:
     candidates  empty if none were asked for; else one step a token and, if `stop` is `end`, one more for the end. A
                 step holds the k likeliest outcomes and the drawn one (so k or k + 1, fewer where fewer are possible),
                 likeliest first, each once, with the natural logarithm of its raw probability to six decimals
+    likelihood  sum of the raw natural log-probabilities of what the model wrote itself, its end counted; None unless
+                asked for
     stop        end: the model ended it; length: `max_tokens` were written; cut: stopped behind its answer line, whose
                 newline is still part of `content` (`teachers.cut` takes it off)
     """
@@ -63,6 +67,7 @@ class Generated:
     content: bytes
     candidates: tuple[tuple[Candidate, ...], ...]
     stop: Stop
+    likelihood: float | None = None
 
     @property
     def text(self) -> str:
@@ -85,6 +90,8 @@ class Engine(Protocol):
         seed: int = 0,
         candidates: int = 0,
         stop_at_answer: bool = False,
+        calculator: bool = False,
+        likelihood: bool = False,
     ) -> list[Generated]:
         """One batch of texts, in the order of the requests.
 
@@ -93,6 +100,8 @@ class Engine(Protocol):
         seed            together with key and position decides a draw
         candidates      how many outcomes a step shows; their log-probabilities are raw, whatever the temperature
         stop_at_answer  stop a text once the first line that holds "answer is" is complete (its newline is written)
+        calculator      write the exact result behind an arithmetic expression and `=`, whatever the model would write
+        likelihood      say how likely each text was
 
         Raises UserError if a prompt and `max_tokens` exceed the positions of the model: nothing is ever cut silently.
         """
@@ -122,16 +131,22 @@ class Scored:
     candidates: tuple[tuple[Candidate, ...], ...]
 
 
-def open(source: Student | Path | str, *, trust_remote_code: bool = False) -> Engine:
-    """The reference engine around a student, or around the model in a folder of Hugging Face form.
+def open(source: Student | Path | str, kind: Kind = "transformers", *, trust_remote_code: bool = False) -> Engine:
+    """The engine of a kind around a student, or around the model in a folder of Hugging Face form.
 
-    Raises UserError where the folder holds no model that can be opened; see `students.open`.
+    Raises UserError where the folder holds no model that can be opened, see `students.open`; where CTranslate2 is not
+    installed, does not know the kind of model, or would change its scores.
     """
     from potstill import students  # torch
-    from potstill.engines import transformers
 
     student = students.open(source, trust_remote_code=trust_remote_code) if isinstance(source, Path | str) else source
-    return transformers.Engine(student)
+    if kind == "transformers":
+        from potstill.engines import transformers
+
+        return transformers.Engine(student)
+    from potstill.engines import ctranslate2
+
+    return ctranslate2.Engine(student, int8=kind == "ctranslate2-int8")
 
 
 def batches(requests: Sequence[Request], budget: int, *, max_tokens: int = 0) -> tuple[tuple[int, ...], ...]:

@@ -9,27 +9,39 @@ A row that has ended may go on being drawn for some steps; whoever reads cuts be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
 
 import torch
 
 from potstill import prompts
 from potstill.engines import Key, uniform
 
+NOTHING: Final[Mapping[int, int]] = MappingProxyType({})
+
 
 class Choice:
     """Takes one token a row from the raw logits and remembers what it saw: the ids, and, if asked for, the `count`
     likeliest ids and the drawn one with their log-probabilities."""
 
-    def __init__(self, keys: Sequence[Key], temperature: float, seed: int, count: int) -> None:
+    def __init__(
+        self, keys: Sequence[Key], temperature: float, seed: int, count: int, likelihood: bool = False
+    ) -> None:
         self.keys, self.temperature, self.seed, self.count = keys, temperature, seed, count
+        self.likelihood = likelihood
         self.drawn: list[list[int]] = [[] for _ in keys]  # of each row
         self.broken: torch.Tensor | None = None
         self._rows: list[Sequence[int]] = []  # of each step
         self._top: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._own: list[torch.Tensor] = []  # log-probabilities of what was drawn, of each step
 
-    def take(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """logits [n, v] raw, of the texts `rows` -> ids [n]."""
+    def take(self, logits: torch.Tensor, rows: Sequence[int], given: Mapping[int, int] = NOTHING) -> torch.Tensor:
+        """logits [n, v] raw, of the texts `rows` -> ids [n].
+
+        given  place among the rows -> the token that is written there without being drawn
+        """
         broken = logits.isnan().any()
         self.broken = broken if self.broken is None else self.broken | broken
         if self.temperature == 0:
@@ -37,6 +49,13 @@ class Choice:
         else:
             points = [uniform(self.seed, self.keys[row], len(self._rows)) for row in rows]
             ids = draw(logits, self.temperature, points)
+        for place, token in given.items():
+            ids[place] = token
+        if self.likelihood:
+            own = logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+            for place in given:
+                own[place] = 0.0
+            self._own.append(own)
         if self.count:
             logs = logits.float().log_softmax(-1)
             values, top = logs.topk(min(self.count, logs.shape[-1]), dim=-1)
@@ -46,6 +65,16 @@ class Choice:
         for row, token in zip(rows, ids.tolist(), strict=True):
             self.drawn[row].append(token)
         return ids
+
+    def likelihoods(self, lengths: Sequence[int]) -> list[float | None]:
+        """Of each row, the sum over its first so many tokens; None if nobody asked."""
+        if not self.likelihood:
+            return [None] * len(self.keys)
+        found: list[list[float]] = [[] for _ in self.keys]
+        order = [row for rows in self._rows for row in rows]
+        for row, value in zip(order, torch.cat(self._own).tolist(), strict=True):
+            found[row].append(value)
+        return [round(math.fsum(own[:length]), 6) + 0.0 for own, length in zip(found, lengths, strict=True)]
 
     def seen(self) -> list[list[tuple[list[int], list[float]]]]:
         """Of each row, at each step: ids and log-probabilities of the likeliest, and those of the drawn token last."""

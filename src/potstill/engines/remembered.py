@@ -49,6 +49,8 @@ class Remembered:
         seed: int = 0,
         candidates: int = 0,
         stop_at_answer: bool = False,
+        calculator: bool = False,
+        likelihood: bool = False,
     ) -> list[engines.Generated]:
         """As `engines.Engine` says. Tokens and candidates are not stored: a call that asks for these is handed on."""
         settings: dict[str, Any] = {
@@ -56,6 +58,8 @@ class Remembered:
             "temperature": temperature,
             "seed": seed,
             "stop_at_answer": stop_at_answer,
+            "calculator": calculator,
+            "likelihood": likelihood,
         }
         if candidates:
             return self._engine.generate(requests, candidates=candidates, **settings)
@@ -64,12 +68,15 @@ class Remembered:
         missing = [each for each, name in zip(requests, keys, strict=True) if name not in self._known]
         names = {each.key: name for each, name in zip(requests, keys, strict=True)}
         made = self._engine.generate(missing, **settings) if missing else []
-        rows = [{"key": names[one.key], "text": encode_bytes(one.content), "stop": one.stop} for one in made]
+        rows = [
+            {"key": names[one.key], "text": encode_bytes(one.content), "stop": one.stop, "likelihood": one.likelihood}
+            for one in made
+        ]
         self._lines.append(rows)
         self._known.update({row["key"]: row for row in rows})
         self.written, self.remembered = self.written + len(made), self.remembered + len(requests) - len(made)
         return [
-            engines.Generated(each.key, (), (), decode_bytes(row["text"]), (), row["stop"])
+            engines.Generated(each.key, (), (), decode_bytes(row["text"]), (), row["stop"], row["likelihood"])
             for each, name in zip(requests, keys, strict=True)
             for row in [self._known[name]]
         ]

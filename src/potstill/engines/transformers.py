@@ -19,12 +19,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any, Final
 
 import torch
 
 from potstill.engines import Generated, Key, Request, Scored
+from potstill.engines.calculating import Calculating
 from potstill.engines.choice import AnswerLine, Choice
 from potstill.engines.lean import read
 from potstill.errors import UserError
@@ -61,6 +63,8 @@ class Engine:
         seed: int = 0,
         candidates: int = 0,
         stop_at_answer: bool = False,
+        calculator: bool = False,
+        likelihood: bool = False,
     ) -> list[Generated]:
         """One batch. Beside the cache and one row of logits a text, memory holds k numbers a step, never a vocabulary.
 
@@ -69,16 +73,19 @@ class Engine:
         assert max_tokens > 0 and temperature >= 0 and candidates >= 0, (max_tokens, temperature, candidates)
         if not requests:
             return []
-        self._check(requests, max_tokens)
-        choice = Choice([request.key for request in requests], temperature, seed, candidates)
+        self.check(requests, max_tokens)
+        choice = Choice([request.key for request in requests], temperature, seed, candidates, likelihood)
         line = AnswerLine(len(requests), self.piece) if stop_at_answer else None
+        sums = Calculating(len(requests), self.student.tokenizer, self.piece) if calculator else None
         with _resting(self.student.model), torch.no_grad():
-            self._write(requests, choice, line, max_tokens)
+            self._write(requests, choice, line, sums, max_tokens)
         if choice.broken:
             raise _no_numbers()
         lines = line.at if line else [None] * len(requests)
         rows = zip(requests, choice.drawn, choice.seen(), lines, strict=True)
-        return [self._collect(request.key, drawn, seen, at) for request, drawn, seen, at in rows]
+        texts = [self.collect(request.key, drawn, seen, at) for request, drawn, seen, at in rows]
+        known = choice.likelihoods([len(text.ids) + (text.stop == "end") for text in texts])
+        return [replace(text, likelihood=value) for text, value in zip(texts, known, strict=True)]
 
     def score(self, requests: Sequence[Request], texts: Sequence[str], *, candidates: int) -> list[Scored]:
         """Memory holds the states of the texts' positions and, for CHUNK of them at a time, their logits."""
@@ -87,7 +94,7 @@ class Engine:
         tokenizer = self.student.tokenizer
         written = tokenizer.encode_batch(list(texts))
         for request, encoding in zip(requests, written, strict=True):
-            self._check([request], len(encoding.ids) + 1)
+            self.check([request], len(encoding.ids) + 1)
         rows = [
             Example(request.prompt, _hard((*encoding.ids, tokenizer.eos)))
             for request, encoding in zip(requests, written, strict=True)
@@ -118,14 +125,26 @@ class Engine:
             start = end
         return result
 
-    def _write(self, requests: Sequence[Request], choice: Choice, line: AnswerLine | None, max_tokens: int) -> None:
+    def _write(
+        self,
+        requests: Sequence[Request],
+        choice: Choice,
+        line: AnswerLine | None,
+        sums: Calculating | None,
+        max_tokens: int,
+    ) -> None:
         """The loop: one token a row and step, until every row has ended or has `max_tokens`."""
         ends, live = frozenset(self.ends), list(range(len(requests)))
         memory, ended = read(self.student, [request.prompt for request in requests]), set[int]()
         for position in range(max_tokens):
-            ids = choice.take(memory.logits, live)
+            if sums:
+                ids = choice.take(sums.bar(memory.logits, live), live, sums.given(live))
+            else:
+                ids = choice.take(memory.logits, live)
             for row in live:
                 token = choice.drawn[row][-1]
+                if sums:
+                    sums.add(row, token, position)
                 if row not in ended and (token in ends or (line and line.add(row, token, position))):
                     ended.add(row)
             if len(ended) == len(requests) or position + 1 == max_tokens:
@@ -136,7 +155,8 @@ class Engine:
                 live, ids = [live[place] for place in order], ids[order]
             memory.step(ids)
 
-    def _check(self, requests: Sequence[Request], max_tokens: int) -> None:
+    def check(self, requests: Sequence[Request], max_tokens: int) -> None:
+        """Raises UserError for a prompt that is empty or does not fit with its answer."""
         # T5 counts distances, not positions, so it has no limit; its n_positions is only what it was trained on.
         limit = getattr(self.student.model.config, "max_position_embeddings", None)
         for request in requests:
@@ -151,9 +171,10 @@ class Engine:
                     do="lower max_tokens, show fewer demonstrations, or leave the question out",
                 )
 
-    def _collect(
+    def collect(
         self, key: Key, drawn: list[int], seen: list[tuple[list[int], list[float]]], line: int | None
     ) -> Generated:
+        """A row as its text: what was drawn, what was seen, and where its answer line ends if it was stopped there."""
         # Behind its end a row may have gone on for some steps.
         ended = next((position for position, token in enumerate(drawn) if token in self.ends), None)
         stop: Stop = "end" if ended is not None else "length"

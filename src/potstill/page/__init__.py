@@ -27,7 +27,7 @@ from markupsafe import Markup
 from potstill.page.sentences import controls_sentence, count, duration, percent, sentence
 from potstill.page.spreadsheet import tables, times_csv
 from potstill.page.tokens import SHADES, pieces
-from potstill.records import Score
+from potstill.records import Score, Tries
 from potstill.story import (
     GROUPS,
     OUTCOMES,
@@ -49,7 +49,7 @@ from potstill.story import (
 
 __all__ = ["controls_sentence", "count", "measured", "percent", "render", "sentence", "tables"]
 
-VERSION: Final = 3  # of what the page and its tables show; stored by the stage that writes them
+VERSION: Final = 4  # of what the page and its tables show; stored by the stage that writes them
 SECTIONS: Final = (
     ("before-after", "Before and after"),
     ("tradeoff", "Gained and lost"),
@@ -78,6 +78,7 @@ def render(story: Story, figures: Mapping[str, str]) -> str:
         lines=lines(story),
         main=main_comparisons(story),
         formats=_formats(story),
+        tried=_tried(story),
         trained=trained(story),
         unfinite=sum(not math.isfinite(loss) for _, loss in story.losses),
         groups=GROUPS,
@@ -168,6 +169,27 @@ def _formats(story: Story) -> list[tuple[str, str, bool, list[tuple[Group, list[
         tasks = any(score.macro is not None for _, sets in parts for rows in sets for _, score, _ in rows)
         found.append((*key, tasks, parts))
     return found
+
+
+def _tried(story: Story) -> list[tuple[str, str, list[tuple[str, str, int, list[Tries]]]]]:
+    """Of every format and drawing the rows by set, student and number of samples (1, 2, 4, ... and all of them), each
+    with a cell for the vote, the likeliest, and any right one."""
+    found: dict[tuple[str, str], dict[tuple[str, int, int], list[Tries]]] = {}
+    for each in story.tries:
+        rows = found.setdefault((each.format, each.drawing), {})
+        rows.setdefault((each.set, each.step, each.k), []).append(each)
+    told = []
+    for (format, drawing), rows in found.items():
+        most = max(k for _, _, k in rows)
+        shown = {key: cells for key, cells in rows.items() if key[2] & (key[2] - 1) == 0 or key[2] == most}
+        order = [name for group in GROUPS for name in story.groups if story.groups[name] == group]
+        keys = sorted(shown, key=lambda key: (order.index(key[0]), *key[1:]))
+        told.append((format, drawing, [(key[0], _student(key[1]), key[2], shown[key]) for key in keys]))
+    return told
+
+
+def _student(step: int) -> str:
+    return f"step {step}" if step else "base"
 
 
 def _counted(story: Story, row: Comparison, main: bool) -> list[Counted]:

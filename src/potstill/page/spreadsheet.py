@@ -43,6 +43,7 @@ def tables(story: Story) -> dict[str, str]:
     makers: dict[str, Callable[[Story], Table]] = {
         "summary": _summary,
         "before-after": _before_after,
+        "tries": _tries,
         "tradeoff": _tradeoff,
         "validation": _validation,
         "loss": lambda story: (("step", "loss"), list(story.losses)),
@@ -115,6 +116,11 @@ def _counted(story: Story, role: str, score: Score, against: Comparison | None) 
         return (*where, *numbers, None, None, None, None, None)
     change = against.difference
     return (*where, *numbers, change.value, change.low, change.high, against.won, against.lost)
+
+
+def _tries(story: Story) -> Table:
+    names = ("step", "set", "format", "drawing", "how", "k", "n", "accuracy", "low", "high")
+    return names, [tuple(getattr(each, name) for name in names) for each in story.tries]
 
 
 def _tradeoff(story: Story) -> Table:

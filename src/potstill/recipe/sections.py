@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-FormatName = Literal["zero-shot-answer", "zero-shot-rationale", "few-shot-answer", "few-shot-rationale"]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Character = Annotated[str, Field(min_length=1, max_length=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+from potstill.recipe.section import (
+    Character,
+    Count,
+    DecodingName,
+    FormatName,
+    Name,
+    Positive,
+    Probability,
+    Section,
+    Share,
+)
+from potstill.recipe.teacher import Teacher
 
 
 class OwnSet(Section):
@@ -42,88 +43,16 @@ class Limits(Section):
 class Questions(Section):
     """What is learnt and what is measured, by names of sets."""
 
-    train: list[Name] = ["gsm8k"]
-    in_distribution: list[Name] = ["gsm8k"]
-    out_of_distribution: list[Name] = ["multiarith", "asdiv", "svamp"]
-    generic: list[Name] = ["bbh"]
+    train: list[Name] = Field(default=["gsm8k"])
+    in_distribution: list[Name] = Field(default=["gsm8k"])
+    out_of_distribution: list[Name] = Field(default=["multiarith", "asdiv", "svamp"])
+    generic: list[Name] = Field(default=["bbh"])
     splits: Literal["digest", "paper"] = Field(
         default="digest", description="paper: 500 validation questions a set, the rest test"
     )
     validation: Share = Field(default=0.25, description="share of a set's questions, for splits by digest")
     test: Share = 0.25
     limit: Limits = Field(default=Limits(), description="at most so many questions of each set, lowest digests first")
-
-
-class Server(Section):
-    """A teacher behind an OpenAI-compatible server. `reasoning`, `system`, `stop`, `tokenizer` and `api` decide what is
-    learnt; the other keys may change while a run goes on."""
-
-    urls: list[str] = Field(default=["http://localhost:8000/v1"], min_length=1, description="one, or several replicas")
-    api: Literal["completions", "chat"] = "completions"
-    key: str | None = Field(default=None, description="name of the environment variable that holds the API key")
-    system: str | None = Field(default=None, description="chat: what the system message says")
-    stop: list[str] = Field(default=[], description="strings at which the server stops")
-    reasoning: Literal["both", "reasoning", "answer"] = Field(
-        default="both", description="of a model that thinks before it answers: what the student learns"
-    )
-    tokenizer: str | None = Field(default=None, description="a folder; with it vLLM's tokens are exact")
-    per_request: Positive = Field(default=8, description="chains a request, where the server honours n")
-    concurrency: Positive = Field(default=64, description="at most so many requests at once to each url")
-    timeout: float = Field(default=600.0, gt=0, description="seconds until a whole answer must be there")
-    patience: float = Field(default=300.0, gt=0, description="seconds without any answer until the run stops")
-    refused: Literal["stop", "skip"] = Field(default="stop", description="what becomes of questions it does not answer")
-
-
-class Prices(Section):
-    prompt: float = Field(default=0.0, ge=0, description="money for a million tokens of prompts")
-    completion: float = Field(default=0.0, ge=0, description="money for a million tokens of answers")
-
-
-class Budget(Section):
-    """Ceilings that a run does not pass, counted over all its processes."""
-
-    tokens: Positive | None = None
-    money: float | None = Field(default=None, gt=0)
-    prices: Prices = Prices()
-    spent: Literal["stop", "seal"] = Field(default="stop", description="seal: go on with the chains that are there")
-
-
-class Scorer(Section):
-    """Who says afterwards how likely each token of chains was that exist already."""
-
-    model: str = Field(description="a folder in Hugging Face form, or the name by which teacher.server knows a model")
-    kind: Literal["local", "openai"] = Field(default="local", description="openai: asked of teacher.server")
-
-
-class Teacher(Section):
-    kind: Literal["local", "openai", "human", "replay", "none"] = Field(
-        default="human", description="none: nothing is trained, the student is only measured on test"
-    )
-    name: Name | None = Field(default=None, description="what its chains call their source; the kind if not given")
-    model: str | None = Field(
-        default=None, description="local: a folder in Hugging Face form; openai: the server's name of the model"
-    )
-    chains: str | None = Field(default=None, description="replay: a file of chains, JSONL or Parquet")
-    prompt: str | None = Field(default=None, description="local, openai: a text file of demonstrations")
-    samples: Positive = Field(default=1, description="chains a question")
-    enough: Positive | None = Field(default=None, description="openai: no more chains once so many are right")
-    temperature: float = Field(default=0.5, ge=0)
-    max_tokens: Positive = 256
-    candidates: Count = Field(default=5, description="alternatives a token whose log-probabilities are kept")
-    batch_tokens: Positive = 16384
-    score: Scorer | None = Field(default=None, description="human, replay: a model that gives the chains probabilities")
-    trust_remote_code: bool = False
-    server: Server = Server()
-    budget: Budget = Budget()
-
-    @model_validator(mode="after")
-    def _complete(self) -> Teacher:
-        if self.score is not None and self.kind not in ("human", "replay"):
-            raise ValueError(f"a {self.kind} teacher gives its chains probabilities itself: score is for human, replay")
-        needed = {"local": "model", "openai": "model", "replay": "chains"}.get(self.kind)
-        if needed and getattr(self, needed) is None:
-            raise ValueError(f"a {self.kind} teacher needs {needed}")
-        return self
 
 
 class Filter(Section):
@@ -220,6 +149,18 @@ class Train(Section):
 
 class Evaluate(Section):
     formats: list[FormatName] = Field(default=["zero-shot-rationale"], min_length=1)
+    decodings: list[DecodingName] = Field(
+        default=["greedy"],
+        min_length=1,
+        description="greedy; vote-N or best-N of N samples; each also as NAME+calculator. The first one chooses",
+    )
+    test_decodings: list[DecodingName] = Field(
+        default=[], description="further ones, of the base and the chosen checkpoint on test only"
+    )
+    temperature: float = Field(default=0.7, gt=0, description="of samples")
+    engine: Literal["transformers", "ctranslate2", "ctranslate2-int8"] = Field(
+        default="transformers", description="what answers; CTranslate2 needs the extra `fast` and has no calculator"
+    )
     demonstrations: str | None = Field(default=None, description="a text file of demonstrations for few-shot formats")
     max_tokens: Positive = 256
     batch_tokens: Positive = 16384
@@ -256,7 +197,7 @@ class Recipe(Section):
     name: Name
     seed: Count = 0
     data: str | None = Field(default=None, description="folder of the sets; POTSTILL_DATA if not given")
-    sets: dict[Name, OwnSet] = {}
+    sets: dict[Name, OwnSet] = Field(default={})
     questions: Questions = Questions()
     teacher: Teacher = Teacher()
     filter: Filter = Filter()
@@ -290,8 +231,13 @@ class Recipe(Section):
         measured = asked.in_distribution + asked.out_of_distribution + asked.generic
         if not measured:
             raise ValueError("questions names no set to measure")
-        for counts in (Counter(asked.train), Counter(measured), Counter(self.evaluate.formats)):
+        decodings = self.evaluate.decodings + self.evaluate.test_decodings
+        if self.evaluate.engine != "transformers" and any(name.endswith("+calculator") for name in decodings):
+            raise ValueError("a decoding with a calculator needs evaluate.engine: transformers")
+        for counts in (Counter(asked.train), Counter(measured), Counter(self.evaluate.formats), Counter(decodings)):
             for name, times in counts.items():
                 if times > 1:
-                    raise ValueError(f"{name} is named twice: a set has one group, and a format is evaluated once")
+                    raise ValueError(
+                        f"{name} is named twice: a set has one group, and a format or a decoding is evaluated once"
+                    )
         return self

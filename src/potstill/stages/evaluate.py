@@ -5,20 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from potstill import answers, engines, exam, prompts
+from potstill import answers, calculator, engines, exam, prompts, votes
 from potstill.recipe import Recipe
 
 READS = ("evaluate", "questions", "seed")
 AFTER = ("collect", "train")
-VERSIONS = {"answers": answers.VERSION, "engines": engines.VERSION, "prompts": prompts.VERSION}
+VERSIONS = {
+    "answers": answers.VERSION,
+    "calculator": calculator.VERSION,
+    "engines": engines.VERSION,
+    "prompts": prompts.VERSION,
+    "votes": votes.VERSION,
+}
+
+
+def free(plan: Recipe) -> tuple[str, ...]:
+    return exam.free("validation")
 
 
 def inputs(plan: Recipe) -> dict[str, str]:
     return exam.graders(plan)
-
-
-def free(plan: Recipe) -> tuple[str, ...]:
-    return exam.FREE
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:

@@ -13,22 +13,23 @@ from potstill.encoding import to_json
 from potstill.recipe import Recipe
 from potstill.records import Choice
 
-READS = ("select", "seed", "questions.out_of_distribution")
+READS = ("select", "seed", "questions.out_of_distribution", "evaluate.decodings")
 AFTER = ("evaluate",)
 VERSIONS = {"selection": selection.VERSION}
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
+    decoding = plan.evaluate.decodings[0]
     wanted = set(plan.questions.out_of_distribution)
     table: dict[int, dict[str, list[bool]]] = {}
     for step in exam.checkpoints(run):
         right: dict[str, list[tuple[str, bool]]] = {}
-        for prediction in exam.predictions(run / "evaluate", step, plan.select.format):
+        for prediction in exam.predictions(run / "evaluate", step, plan.select.format, decoding):
             if prediction.set in wanted:
                 right.setdefault(prediction.set, []).append((prediction.question, prediction.grade == "right"))
         table[step] = {name: [value for _, value in sorted(rows)] for name, rows in right.items()}
     best = selection.select(table, plan.select.rule, seed=plan.seed)
-    choice = Choice(best.step, plan.select.rule, plan.select.format, exam.DECODING, best.table, best.tied)
+    choice = Choice(best.step, plan.select.rule, plan.select.format, decoding, best.table, best.tied)
     path = run / "select" / "choice.json"
     files.write_json(path, to_json(choice))
     return [path], {"step": choice.step}

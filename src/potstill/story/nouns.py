@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from potstill.records import Chain, Choice, Grade, Kind, Prediction, Question, Score, Semantics, Verdict
+from potstill.records import Chain, Choice, Grade, Kind, Prediction, Question, Score, Semantics, Tries, Verdict
 
 Group = Literal["in-distribution", "out-of-distribution", "generic"]
 GROUPS: Final[tuple[Group, ...]] = ("in-distribution", "out-of-distribution", "generic")
@@ -148,6 +148,7 @@ class Story:
     choice      None where nothing was selected
     comparisons on the test split, one a set, format and decoding; empty where there was no test
     controls    other runs from the same base on the same test items
+    tries       what k of the samples come to on test, of the base and the chosen step; empty where none were drawn
     validation  every Score of `evaluate`: all steps, sets and formats
     losses      (step, training loss in nats a supervised position), in order of steps
     pictured    one chain with candidates, whose tokens the figures show one by one
@@ -167,6 +168,7 @@ class Story:
     choice: Choice | None = None
     comparisons: tuple[Comparison, ...] = ()
     controls: tuple[Control, ...] = ()
+    tries: tuple[Tries, ...] = ()
     validation: tuple[Score, ...] = ()
     losses: tuple[tuple[int, float], ...] = ()
     sources: tuple[Source, ...] = ()

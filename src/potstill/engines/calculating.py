@@ -1,0 +1,69 @@
+"""Results that are calculated while a model writes: which rows ask for one, and the tokens that write it.
+
+A result is written in the tokens that its text has behind the expression, and the token after it may not make its
+number longer. Where the vocabulary cannot write a result exactly, the model goes on by itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+import torch
+
+from potstill import calculator
+from potstill.tokenizers import Tokenizer
+
+LONGER: Final = re.compile(rb"[.,]?\d")  # what a token that makes a number longer begins with
+SHOWN: Final = 80  # characters of the text that the tokenizer is shown before a result
+
+
+class Calculating:
+    """The texts of a batch, and the tokens that each still has to take."""
+
+    def __init__(self, rows: int, tokenizer: Tokenizer, piece: Callable[[int, int], bytes]) -> None:
+        self.tokenizer, self.piece = tokenizer, piece
+        self.texts = [bytearray() for _ in range(rows)]
+        self.waiting: list[list[int]] = [[] for _ in range(rows)]
+        self.closed: set[int] = set()  # rows whose next token must not go on with a number
+        self.longer = torch.tensor(
+            [token for token in range(tokenizer.size) if LONGER.match(tokenizer.bytes(token))], dtype=torch.long
+        )
+
+    def given(self, live: list[int]) -> dict[int, int]:
+        """Place among the live rows -> the token that it has to take now."""
+        return {place: self.waiting[row][0] for place, row in enumerate(live) if self.waiting[row]}
+
+    def bar(self, logits: torch.Tensor, live: list[int]) -> torch.Tensor:
+        """The logits without tokens that would make a calculated number longer."""
+        places = [place for place, row in enumerate(live) if row in self.closed]
+        if not places or not len(self.longer):
+            return logits
+        logits = logits.clone()
+        rows = torch.tensor(places, device=logits.device)[:, None]
+        logits[rows, self.longer.to(logits.device)] = -torch.inf
+        return logits
+
+    def add(self, row: int, token: int, position: int) -> None:
+        """The token that a row took."""
+        piece = self.piece(token, position)
+        self.texts[row] += piece
+        self.closed.discard(row)
+        if self.waiting[row]:
+            del self.waiting[row][0]
+            if not self.waiting[row] and self.texts[row][-1:].isdigit():
+                self.closed.add(row)
+        elif piece.endswith(b"="):
+            text = self.texts[row].decode("utf-8", "replace")
+            result = calculator.asked(text)
+            if result is not None:
+                self.waiting[row] = self._tokens(text[-SHOWN:], result)
+
+    def _tokens(self, before: str, result: str) -> list[int]:
+        """The tokens that write `result` behind a text; none where they would write anything else."""
+        shown = self.tokenizer.encode(before).ids
+        whole = self.tokenizer.encode(before + result).ids
+        tokens = whole[len(shown) :] if whole[: len(shown)] == shown else self.tokenizer.encode(result).ids
+        written = b"".join(self.tokenizer.bytes(token) for token in tokens)
+        return tokens if written == result.encode() else []

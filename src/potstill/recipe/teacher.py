@@ -1,0 +1,81 @@
+"""The section of a recipe that says who teaches: a model, a server, a file, people, or nobody."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from potstill.recipe.section import Count, Name, Positive, Section
+
+
+class Server(Section):
+    """A teacher behind an OpenAI-compatible server. `reasoning`, `system`, `stop`, `tokenizer` and `api` decide what is
+    learnt; the other keys may change while a run goes on."""
+
+    urls: list[str] = Field(default=["http://localhost:8000/v1"], min_length=1, description="one, or several replicas")
+    api: Literal["completions", "chat"] = "completions"
+    key: str | None = Field(default=None, description="name of the environment variable that holds the API key")
+    system: str | None = Field(default=None, description="chat: what the system message says")
+    stop: list[str] = Field(default=[], description="strings at which the server stops")
+    reasoning: Literal["both", "reasoning", "answer"] = Field(
+        default="both", description="of a model that thinks before it answers: what the student learns"
+    )
+    tokenizer: str | None = Field(default=None, description="a folder; with it vLLM's tokens are exact")
+    per_request: Positive = Field(default=8, description="chains a request, where the server honours n")
+    concurrency: Positive = Field(default=64, description="at most so many requests at once to each url")
+    timeout: float = Field(default=600.0, gt=0, description="seconds until a whole answer must be there")
+    patience: float = Field(default=300.0, gt=0, description="seconds without any answer until the run stops")
+    refused: Literal["stop", "skip"] = Field(default="stop", description="what becomes of questions it does not answer")
+
+
+class Prices(Section):
+    prompt: float = Field(default=0.0, ge=0, description="money for a million tokens of prompts")
+    completion: float = Field(default=0.0, ge=0, description="money for a million tokens of answers")
+
+
+class Budget(Section):
+    """Ceilings that a run does not pass, counted over all its processes."""
+
+    tokens: Positive | None = None
+    money: float | None = Field(default=None, gt=0)
+    prices: Prices = Prices()
+    spent: Literal["stop", "seal"] = Field(default="stop", description="seal: go on with the chains that are there")
+
+
+class Scorer(Section):
+    """Who says afterwards how likely each token of chains was that exist already."""
+
+    model: str = Field(description="a folder in Hugging Face form, or the name by which teacher.server knows a model")
+    kind: Literal["local", "openai"] = Field(default="local", description="openai: asked of teacher.server")
+
+
+class Teacher(Section):
+    kind: Literal["local", "openai", "human", "replay", "none"] = Field(
+        default="human", description="none: nothing is trained, the student is only measured on test"
+    )
+    name: Name | None = Field(default=None, description="what its chains call their source; the kind if not given")
+    model: str | None = Field(
+        default=None, description="local: a folder in Hugging Face form; openai: the server's name of the model"
+    )
+    chains: str | None = Field(default=None, description="replay: a file of chains, JSONL or Parquet")
+    prompt: str | None = Field(default=None, description="local, openai: a text file of demonstrations")
+    samples: Positive = Field(default=1, description="chains a question")
+    enough: Positive | None = Field(default=None, description="openai: no more chains once so many are right")
+    temperature: float = Field(default=0.5, ge=0)
+    max_tokens: Positive = 256
+    candidates: Count = Field(default=5, description="alternatives a token whose log-probabilities are kept")
+    batch_tokens: Positive = 16384
+    score: Scorer | None = Field(default=None, description="human, replay: a model that gives the chains probabilities")
+    trust_remote_code: bool = False
+    server: Server = Server()
+    budget: Budget = Budget()
+
+    @model_validator(mode="after")
+    def _complete(self) -> Teacher:
+        if self.score is not None and self.kind not in ("human", "replay"):
+            raise ValueError(f"a {self.kind} teacher gives its chains probabilities itself: score is for human, replay")
+        needed = {"local": "model", "openai": "model", "replay": "chains"}.get(self.kind)
+        if needed and getattr(self, needed) is None:
+            raise ValueError(f"a {self.kind} teacher needs {needed}")
+        return self
