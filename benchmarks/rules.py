@@ -2,6 +2,7 @@
 
     potstill demo
     python benchmarks/rules.py [--rules one-hot paper span text] [--seeds 1 2 3] [--steps 420] [--run runs/demo]
+        [--set "questions.limit={train: 40, validation: 8, test: 12}"]
 
 One JSON line a rule and seed: right answers on the test split of every set. Then one line a rule: the mean over the
 out-of-distribution sets and the in-distribution set, each against `one-hot`: the mean over seeds of the paired
@@ -33,22 +34,24 @@ def main() -> None:
     asked.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     asked.add_argument("--steps", type=int, default=420)
     asked.add_argument("--run", type=Path, default=Path("runs/demo"), help="whose chains and student")
+    asked.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="recipe keys, for a trial of minutes")
     told = asked.parse_args()
     found = {}
     for seed in told.seeds:
         for rule in told.rules:
-            plan = plan_of(told.run, rule, seed, told.steps)
+            plan = plan_of(told.run, rule, seed, told.steps, told.set)
             folder = run.run(plan, until="test")
             right = answers(folder, told.steps)
             found[rule, seed] = grouped(plan, right)
             shares = {name: round(100 * fmean(each), 1) for name, each in right.items()}
-            print(json.dumps({"name": "rule", "rule": rule, "seed": seed, "steps": told.steps, **shares}), flush=True)
+            row = {"name": "rule", "rule": rule, "seed": seed, "steps": told.steps, "right": shares}
+            print(json.dumps(row), flush=True)
     for rule in told.rules:
         if rule != BASELINE and BASELINE in told.rules:
             print(json.dumps(against(rule, told.seeds, found)), flush=True)
 
 
-def plan_of(source: Path, rule: str, seed: int, steps: int) -> Recipe:
+def plan_of(source: Path, rule: str, seed: int, steps: int, more: list[str]) -> Recipe:
     text = resources.files("potstill.miniature").joinpath("demo.yaml").read_text("utf-8")
     chains = (source / "sample" / "chains.parquet").absolute()
     changes = (
@@ -60,6 +63,7 @@ def plan_of(source: Path, rule: str, seed: int, steps: int) -> Recipe:
         f"train.steps={steps}",
         f"train.checkpoint_every={steps}",
         "report.controls=[]",
+        *more,
     )
     return recipe.parse(text, "demo.yaml", changes)
 
