@@ -192,8 +192,11 @@ class _Tiktoken:
 
     coder: tiktoken.Encoding
 
+    def encode_ids(self, text: str) -> list[int]:
+        return self.coder.encode_ordinary(text)
+
     def encode(self, text: str, add_special_tokens: bool = False) -> _Ids:
-        return _Ids(self.coder.encode_ordinary(text))
+        return _Ids(self.encode_ids(text))
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = False) -> list[_Ids]:
         return [self.encode(text) for text in texts]

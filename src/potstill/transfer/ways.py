@@ -130,7 +130,7 @@ def _common(token: bytes, content: bytes, start: int) -> int:
     """How many bytes of a token the content has at a place."""
     if content.startswith(token, start):
         return len(token)
-    shared = 0
+    shared = 0  # most often none
     while shared < len(token) and start + shared < len(content) and content[start + shared] == token[shared]:
         shared += 1
     return shared

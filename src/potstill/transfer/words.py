@@ -34,7 +34,8 @@ _BEHIND: Final = (
     rb"(?<=[!-~\x80-\xff].)(?<!\xc2[\x85\xa0].)(?<!\xe2[\x80\x81]..)(?<!\xe3\x80\x80.)(?<!\xe1[\x9a\xa0]..)"
 )
 _CARRIER: Final = "a"
-_LETTERS: Final = [bytes([letter]) for letter in range(0x21, 0x7F)]
+# Those first that most often change a beginning: then nothing of it is settled, and the rest need not be tried.
+_LETTERS: Final = [bytes([letter]) for letter in sorted(range(0x21, 0x7F), key=lambda one: not chr(one).isalnum())]
 
 
 class Words:
@@ -46,8 +47,9 @@ class Words:
         self._seam = re.compile(b"[" + re.escape(self._white) + b"]" + _BEHIND, re.DOTALL)
         self._known: dict[tuple[bytes, bool], tuple[int, ...]] = {}
         self._ids = encoder(coder.library)
-        self._carrier = len(self._encoded(_CARRIER, "", first=True))
+        self._carrier = len(self._encoded(_CARRIER, first=True))
         self._settled: dict[tuple[bytes, bytes, bool, Words | None], tuple[int, ...]] = {}
+        self._widths = [len(piece or b"") for piece in coder.vocabulary.table]
         self._ends: dict[bytes, tuple[int, ...]] = {}
         self._sorted: list[bytes] | None = None
 
@@ -69,8 +71,8 @@ class Words:
         if self._seam.match(text, end):
             return end
         found = 0
-        for match in self._seam.finditer(text, 0, end):
-            found = match.start()
+        while seam := self._seam.search(text, found + 1, end):
+            found = seam.start()
         return found
 
     def ids(self, word: bytes, first: bool = False) -> tuple[int, ...]:
@@ -78,7 +80,7 @@ class Words:
         key = (word, first)
         known = self._known.get(key)
         if known is None:
-            known = self._encoded(word.decode("utf-8", "replace"), "", first)
+            known = self._encoded(word.decode("utf-8", "replace"), first)
             if len(self._known) >= LIMIT:
                 self._known.clear()
             self._known[key] = known
@@ -103,8 +105,8 @@ class Words:
         if ends is None:
             if len(self._ends) >= LIMIT:
                 self._ends.clear()
-            pieces = self.coder.vocabulary.table
-            ends = self._ends[word] = tuple(accumulate((len(pieces[one] or b"") for one in self.ids(word)), initial=0))
+            ids = self._encoded(word.decode("utf-8", "replace"), first=False)
+            ends = self._ends[word] = tuple(accumulate([self._widths[token] for token in ids], initial=0))
         return start in ends and end in ends
 
     def settled(self, before: bytes, token: bytes, first: bool, teacher: Words | None) -> tuple[int, ...]:
@@ -130,10 +132,12 @@ class Words:
         def tokens(more: bytes) -> tuple[int, ...] | None:
             if more and teacher and not teacher.cuts(word + more, len(before), len(word)):
                 return None
-            return self._encoded(word.decode("utf-8", "replace"), more.decode("utf-8", "replace"), first)
+            return self._encoded(word.decode("utf-8", "replace") + more.decode("utf-8", "replace"), first)
 
         shared = tokens(b"") or ()
         for letter in _LETTERS:
+            if not shared:
+                return ()
             shared = _prefix(shared, tokens(letter))
         pieces = [self.coder.vocabulary.bytes_of(piece) or b"" for piece in shared]
         spelled = self.coder.vocabulary.split(list(shared)) if first else pieces
@@ -160,11 +164,9 @@ class Words:
             found.append(self._sorted[place][len(start) :])
         return found
 
-    def _encoded(self, text: str, more: str, first: bool) -> tuple[int, ...]:
+    def _encoded(self, text: str, first: bool) -> tuple[int, ...]:
         # Inside a text: behind a letter, so that no dummy space is put before it.
-        whole = text + more if first else _CARRIER + text + more
-        ids = self._ids(whole)
-        return tuple(ids if first else ids[self._carrier :])
+        return tuple(self._ids(text)) if first else tuple(self._ids(_CARRIER + text)[self._carrier :])
 
 
 _words: weakref.WeakKeyDictionary[Fast, Words] = weakref.WeakKeyDictionary()
@@ -188,8 +190,10 @@ def _glued(vocabulary: Vocabulary) -> set[int]:
 def _prefix(shared: tuple[int, ...], tokens: tuple[int, ...] | None) -> tuple[int, ...]:
     if tokens is None:
         return shared
+    if shared == tokens[: len(shared)]:
+        return shared
     place = 0
-    while place < min(len(shared), len(tokens)) and shared[place] == tokens[place]:
+    while place < len(tokens) and shared[place] == tokens[place]:
         place += 1
     return shared[:place]
 

@@ -47,10 +47,17 @@ class Fast:
 
     def __init__(self, vocabulary: Vocabulary, library: Any) -> None:
         self.vocabulary, self.library = vocabulary, library
+        self._last: tuple[str, Encoding] | None = None
 
     def encode(self, text: str) -> Encoding:
-        """Ids and byte spans of a text. Names of special tokens in it are text. Raises UserError on lone surrogates."""
-        return self._located(text, encodable(text), self.library.encode(text, add_special_tokens=False))
+        """Ids and byte spans of a text. Names of special tokens in it are text. Raises UserError on lone surrogates.
+        The last one is remembered: a chain that was transferred is asked for again when it is counted."""
+        last = self._last
+        if last is None or last[0] != text:
+            data = encodable(text)
+            found = self.library.encode(text, add_special_tokens=False)
+            last = self._last = text, self._located(text, data, found)
+        return last[1]
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         data = [encodable(text) for text in texts]

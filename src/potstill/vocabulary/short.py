@@ -24,7 +24,10 @@ TRIED: Final = 200  # mixed texts on which both ways must agree, besides what is
 
 
 def encoder(library: Any) -> Callable[[str], list[int]]:
-    """A function from a text to its ids, those of `library.encode`."""
+    """A function from a text to its ids, those of `library.encode`; `library.encode_ids` where it has that."""
+
+    if direct := getattr(library, "encode_ids", None):
+        return direct
 
     def whole(text: str) -> list[int]:
         return library.encode(text, add_special_tokens=False).ids
