@@ -30,6 +30,17 @@ ROOT = Path(__file__).parent.parent
             "--set train.steps: a change is key=value\n  do: for example --set train.steps=20",
         ),
         (
+            "name: x\ntrain: {precision: float16}\n",
+            (),
+            "r.yaml line 2: train.precision: float16 overflows in T5 and FlanT5; take bfloat16, or float32 where there "
+            'is none\n  found: "float16"\n  do: mend the value',
+        ),
+        (
+            "name: x\ntrain: {hold: 3}\n",
+            (),
+            "r.yaml line 2: train: hold is for a schedule that falls: linear or cosine\n  do: mend the value",
+        ),
+        (
             "name: x\ntrain: {steps: twelve}\n",
             (),
             'r.yaml line 2: train.steps: Input should be a valid integer\n  found: "twelve"\n  do: mend the value',

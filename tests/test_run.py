@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import tiny
-from potstill import files, run
+from potstill import files, lessons, run, students
 from potstill.encoding import to_json
 from potstill.errors import UserError
 from potstill.files import tables
@@ -94,6 +96,45 @@ def test_a_decoder_only_student_learns_under_every_treatment_of_the_mass(
     losses = [row["loss"] for _, row in files.read_jsonl(at / "train" / "metrics.jsonl")]
     assert losses[-1] < 0.7 * losses[0]
     assert read(at / "student" / "config.json")["model_type"] == "llama"
+
+
+def test_the_keys_of_training_reach_it(world: Path, tmp_path: Path) -> None:
+    keys = (
+        "train.optimizer=adafactor",
+        "train.precision=bfloat16",
+        "train.recompute=true",
+        "train.schedule=linear",
+        "train.warm_up=1",
+        "train.hold=2",
+    )
+    at = tiny.make(world, tmp_path / "run", *keys, until="train")
+    rows = [row for _, row in files.read_jsonl(at / "train" / "metrics.jsonl")]
+    assert [row["rate"] for row in rows] == pytest.approx([1e-2, 1e-2, 1e-2, 5e-3])
+    assert {row["padding"] for row in rows} == {0.0} and all(0 < row["kept"] <= 1 for row in rows)
+    assert all(set(row["taught"]) == set(row["losses"]) for row in rows) and {"hard", "end"} < set(rows[0]["kinds"])
+    states = load_file(at / "train" / "checkpoints" / "4" / "engine.safetensors")
+    assert {name.rpartition("/")[2] for name in states} == {"step", "row_var", "col_var", "variance"}
+    plain = tiny.make(world, tmp_path / "plain", until="train")
+    assert {v.dtype for v in load_file(at / "train/checkpoints/4/model.safetensors").values()} == {torch.float32}
+    first = next(row for _, row in files.read_jsonl(plain / "train" / "metrics.jsonl"))
+    assert first["loss"] == pytest.approx(rows[0]["loss"], rel=1e-2) and first["loss"] != rows[0]["loss"]
+    assert first["tokens"] == rows[0]["tokens"]
+
+
+def test_the_chains_of_a_group_share_their_prompt(world: Path, tmp_path: Path) -> None:
+    """However small the budget, they stay in one micro-batch, and the prompt is read once."""
+    keys = ("train.chains_per_prompt=3", "train.batch_tokens=60", "train.formats={zero-shot-rationale: 1}")
+    at = tiny.make(world, tmp_path / "run", *keys, until="align")
+    plan = tiny.recipe(world, *keys)
+    student = students.base(plan)
+    lesson = lessons.read(at, plan, student)
+    batches = lesson.micro_batches(1)
+    assert len(batches) > 1 and sum(map(len, batches)) == len(lesson.examples(1)) > plan.train.groups
+    prompts = [{example.prompt for example in batch} for batch in batches]
+    assert sum(map(len, prompts)) <= plan.train.groups  # fewer where a question comes twice
+    read = sum(student.batch(batch).tokens for batch in batches)
+    unshared = sum(len(row.prompt) + len(row.target) for row in lesson.examples(1))
+    assert read < 0.8 * unshared
 
 
 @pytest.mark.parametrize("rule", ["one-hot", "paper", "span", "text"])

@@ -89,6 +89,23 @@ def test_the_loss_of_each_format_is_told():
         assert sums.weights[format] == pytest.approx(float(batch.weights.sum()))
 
 
+def test_what_a_step_taught_is_told_by_kind_and_format():
+    student = make("t5")
+    made = lessons(student)
+    sums = training.gradient(student, cut(student, "four"), step=1, seed=1)
+    batch = student.batch(made)
+    values = batch.weights * student(batch).detach()
+    kinds = [kind for example in made for kind in example.target.kinds]
+    assert set(sums.kinds) == set(kinds) == {"hard", "mixed", "end"}
+    for kind in sums.kinds:
+        own = torch.tensor([kind == other for other in kinds])
+        assert sums.kinds[kind] == pytest.approx((values[own].sum() / batch.weights[own].sum()).item(), rel=1e-5)
+    mass = (batch.probabilities.sum(1) * batch.weights).sum() / batch.weights.sum()
+    assert sums.kept == pytest.approx(mass.item()) and sums.kept < 1
+    lengths = {form: sum(len(e.target) for e in made if e.format == form) for form in ("short", "long")}
+    assert sums.taught == lengths
+
+
 def test_dropout_is_a_function_of_seed_step_and_micro_batch():
     student = make("t5", dropout=0.3)
     batches = cut(student, "two")
@@ -136,11 +153,12 @@ def run(student: Student, first: int, last: int, optimizer, model=None, **option
     return list(step)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_tiny_student_learns_its_examples(family):
+@pytest.mark.parametrize(("family", "rule"), [("t5", "adamw"), ("causal", "adamw"), ("t5", "adafactor")])
+def test_a_tiny_student_learns_its_examples(family, rule):
     student = make(family)
-    metrics = run(student, 1, 40, training.optimizer(student))
-    assert metrics[0].loss > 2.0 and metrics[-1].loss < 0.3
+    options = {"schedule": Schedule("constant", 0.3, 2), "clip": None} if rule == "adafactor" else {}
+    metrics = run(student, 1, 40, training.optimizer(student, rule=rule), **options)
+    assert metrics[0].loss > 2.0 and metrics[-1].loss < (0.6 if rule == "adafactor" else 0.3)
     assert [step.step for step in metrics] == list(range(1, 41))
     assert not student.training
     last = metrics[-1]
@@ -206,6 +224,28 @@ def half(folder: Path, first: int, last: int) -> None:
     run(student, first, last, optimizer)
     student.save(folder)
     (folder / "engine.safetensors").write_bytes(training.state_bytes(optimizer))
+
+
+def test_adafactor_goes_on_where_it_was():
+    whole, first = make("t5"), make("t5")
+    run(whole, 1, 4, training.optimizer(whole, rule="adafactor"))
+    adam = training.optimizer(first, rule="adafactor")
+    run(first, 1, 2, adam)
+    content = training.state_bytes(adam)
+    assert len(content) < 0.7 * len(training.state_bytes(stepped(make("t5"))))
+    again = training.optimizer(first, rule="adafactor")
+    training.restore_bytes(again, content)
+    run(first, 3, 4, again)
+    for name, value in first.named_parameters():
+        assert torch.equal(value, whole.get_parameter(name)), name
+    with pytest.raises(UserError, match="belongs to another model"):
+        training.restore_bytes(training.optimizer(make("causal"), rule="adafactor"), content)
+
+
+def stepped(student: Student) -> torch.optim.Optimizer:
+    adam = training.optimizer(student)
+    run(student, 1, 1, adam)
+    return adam
 
 
 RESUME = """

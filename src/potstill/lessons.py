@@ -78,19 +78,24 @@ def read(run: Path, plan: Recipe, student: Student) -> Lesson:
             shown = [solved[name] for name in chosen]
         return prompts.build(asked[group.question].text, group.format, shown)
 
-    def examples(step: int) -> list[Example]:
-        rows = []
+    def taught(step: int) -> list[list[Example]]:
+        """By group."""
+        found = []
         for group in order.groups(course, step):
             ids = encoded(student.render(prompt(group)))
-            taught = [targets[own[group.question][place]] for place in group.chains] or [answer(group.question)]
-            rows += [Example(ids, one, 1.0, group.question, group.format.name) for one in taught]
-        return rows
+            own_targets = [targets[own[group.question][place]] for place in group.chains] or [answer(group.question)]
+            found.append([Example(ids, one, 1.0, group.question, group.format.name) for one in own_targets])
+        return found
+
+    def examples(step: int) -> list[Example]:
+        return [row for rows in taught(step) for row in rows]
 
     def micro_batches(step: int) -> list[list[Example]]:
-        rows = examples(step)
-        lengths = [(len(row.prompt), len(row.target)) for row in rows]
+        # A student that pads computes every row by itself; another reads the prompt of a group once.
+        parts = [[row] for row in examples(step)] if student.padded else taught(step)
+        lengths = [(len(part[0].prompt), sum(len(row.target) for row in part)) for part in parts]
         cuts = order.micro_batches(lengths, plan.train.batch_tokens, padded=student.padded)
-        return [[rows[place] for place in cut] for cut in cuts]
+        return [[row for place in cut for row in parts[place]] for cut in cuts]
 
     return Lesson(
         groups=lambda step: order.groups(course, step),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from potstill.recipe.section import (
     Character,
@@ -140,11 +140,32 @@ class Train(Section):
     chains_per_prompt: Positive = 1
     batch_tokens: Positive = Field(default=8192, description="tokens a micro-batch; changes no result, only memory")
     learning_rate: float = Field(default=5e-4, gt=0)
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of the products; weights and loss stay in float32"
+    )
+    recompute: bool = Field(default=False, description="layers twice: memory of one layer, a third more time")
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warm_up: Count = 10
+    hold: Count = Field(default=0, description="steps at the peak before linear and cosine fall")
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float | None = Field(default=1.0, gt=0)
     checkpoint_every: Positive = 250
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_half(cls, value: Any) -> Any:
+        if value in ("float16", "fp16", "half"):
+            raise ValueError("float16 overflows in T5 and FlanT5; take bfloat16, or float32 where there is none")
+        return value
+
+    @model_validator(mode="after")
+    def _schedule(self) -> Train:
+        if self.hold and self.schedule == "constant":
+            raise ValueError("hold is for a schedule that falls: linear or cosine")
+        if self.hold and self.warm_up + self.hold > self.steps:
+            raise ValueError(f"warm_up and hold are {self.warm_up} and {self.hold} of {self.steps} steps")
+        return self
 
 
 class Evaluate(Section):

@@ -51,28 +51,33 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     if newest < latest:
         progress.say(f"checkpoint {latest} has lost its {ENGINE}: training goes on from step {newest}", "yellow")
     student = _student(plan, folder, newest)
-    optimizer = training.optimizer(student, asked.learning_rate, weight_decay=asked.weight_decay)
+    if asked.recompute:
+        student.model.activation_checkpointing_enable()
+    optimizer = training.optimizer(student, asked.learning_rate, weight_decay=asked.weight_decay, rule=asked.optimizer)
     if newest:
         training.restore_bytes(optimizer, files.read_bytes(folder / str(newest) / ENGINE))
     _cut(metrics, newest)
     lesson = lessons.read(run, plan, student)
     with files.Appender(metrics) as lines, progress.bar("train", asked.steps, "steps", done=newest) as tick:
-        began = time.monotonic()
+        began, tokens = time.monotonic(), 0
         for step in training.steps(
             student,
             optimizer,
             lesson.micro_batches,
             first=newest + 1,
             last=asked.steps,
-            schedule=training.Schedule(asked.schedule, asked.learning_rate, asked.warm_up, asked.steps),
+            schedule=training.Schedule(asked.schedule, asked.learning_rate, asked.warm_up, asked.steps, asked.hold),
             clip=asked.clip,
+            precision=asked.precision,
             seed=plan.seed,
         ):
             lines.append([asdict(step)])
+            tokens += step.tokens
             tick(1, f"loss {step.loss:.4f}")
             if step.step % asked.checkpoint_every == 0 or step.step == asked.steps:
                 _checkpoint(folder, step.step, student, optimizer)
-        run_folder.log(run, "train", steps=asked.steps - newest, seconds=round(time.monotonic() - began, 3))
+        seconds = time.monotonic() - began
+        run_folder.log(run, "train", steps=asked.steps - newest, seconds=round(seconds, 3), tokens=tokens)
     outputs = [metrics, *(path for path in folder.rglob("*") if path.is_file())]
     return outputs, {"steps": asked.steps, "checkpoints": _saved(folder), **lesson.counts}
 

@@ -1,4 +1,4 @@
-"""AdamW, and what it remembers as a flat file of tensors.
+"""AdamW and Adafactor, and what they remember as a flat file of tensors.
 
     >>> layer = torch.nn.Linear(2, 1)
     >>> adam = optimizer(layer, 0.1, weight_decay=0.01)
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import safetensors
 import safetensors.torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from potstill.errors import UserError
 
 Optimizer = torch.optim.Optimizer
+Rule = Literal["adamw", "adafactor"]
 
 
 def optimizer(
@@ -33,9 +35,12 @@ def optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
     factors: Mapping[str, float] | None = None,
+    rule: Rule = "adamw",
 ) -> Optimizer:
-    """AdamW over all parameters that need a gradient.
+    """AdamW or Adafactor over all parameters that need a gradient.
 
+    rule          adafactor (Shazeer and Stern 2018) keeps a row and a column of second moments for each matrix where
+                  AdamW keeps two matrices, and takes steps relative to the size of the parameter; it has no betas
     rate          learning rate until a schedule sets it
     weight_decay  decoupled, on matrices only (not on norms and biases)
     factors       by a part of a parameter's name: what its learning rate is multiplied with
@@ -57,6 +62,8 @@ def optimizer(
         {"params": own, "factor": factor, "weight_decay": own_decay, "lr": rate * factor}
         for (factor, own_decay), own in sets.items()
     ]
+    if rule == "adafactor":
+        return torch.optim.Adafactor(made)
     return torch.optim.AdamW(made, betas=betas, eps=epsilon, fused=True)  # on a CPU a third of the time
 
 
@@ -76,7 +83,7 @@ def restore(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     for name, parameter in _named(optimizer):
         own = {key: value for key, value in left.items() if key.rpartition("/")[0] == name}
         for key, value in own.items():
-            if value.ndim and value.shape != parameter.shape:
+            if value.ndim and value.shape != _size(key.rpartition("/")[2], parameter):
                 raise _other_model(f"{key} of {tuple(value.shape)}, parameter of {tuple(parameter.shape)}")
             del left[key]
         if not own and tensors:
@@ -101,6 +108,12 @@ def restore_bytes(optimizer: Optimizer, content: bytes) -> None:
     except safetensors.SafetensorError as error:
         raise UserError("the optimizer's state cannot be read", found=error, do="train again (--redo train)") from None
     restore(optimizer, tensors)
+
+
+def _size(what: str, parameter: Tensor) -> tuple[int, ...]:
+    """Of what is remembered of a parameter: as large as itself, but for the row and the column that Adafactor keeps."""
+    whole = tuple(parameter.shape)
+    return {"row_var": (*whole[:-1], 1), "col_var": (*whole[:-2], 1, *whole[-1:])}.get(what, whole)
 
 
 def _named(optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Literal
+from typing import Final, Literal, get_args
 
 import torch
 from torch import distributed
@@ -15,11 +15,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from potstill.errors import UserError
 from potstill.order import share
+from potstill.records import Kind
 from potstill.students import Example, Student
 from potstill.training.optimizer import Optimizer
 
 Model = Student | DistributedDataParallel
 Precision = Literal["float32", "bfloat16"]
+KINDS: Final[tuple[str, ...]] = get_args(Kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +29,21 @@ class Metrics:
     """What one optimizer step did. Same on every process.
 
     loss           sum(w * loss) / sum(w) over the step's supervised positions, in nats
-    losses         the same by format
+    losses         the same by format; `kinds` by kind of position (same, merged, split, mixed, hard, end)
+    kept           mean of the probability that the targets show, over the same positions with the same weights
+    taught         supervised positions by format
     gradient_norm  before clipping
     rate           the learning rate that was used
     positions      supervised positions; `weight` is the sum of their weights
-    tokens         that the model read; `padding` is the share of places that held none
+    tokens         that the model read, a shared prompt once; `padding` is the share of places that held none
     """
 
     step: int
     loss: float
     losses: Mapping[str, float]
+    kinds: Mapping[str, float]
+    kept: float
+    taught: Mapping[str, int]
     gradient_norm: float
     rate: float
     positions: int
@@ -48,10 +55,13 @@ class Metrics:
 @dataclass(frozen=True, slots=True)
 class Sums:
     """What `gradient` adds up beside the gradient, over all processes. `losses` are sums(w * loss) by format, not
-    divided."""
+    divided; `kinds` are means by kind of position, of those that the step has; `kept` is a mean."""
 
     losses: Mapping[str, float]
     weights: Mapping[str, float]
+    kinds: Mapping[str, float]
+    kept: float
+    taught: Mapping[str, int]
     tokens: int
     slots: int
     positions: int
@@ -84,14 +94,15 @@ def gradient(
     student = _inner(model)
     rank, world = _place()
     formats = sorted({example.format for batch in micro_batches for example in batch})
-    weights = dict.fromkeys(formats, 0.0)
+    weights, taught = dict.fromkeys(formats, 0.0), dict.fromkeys(formats, 0)
     for batch in micro_batches:
         for example in batch:
             weights[example.format] += example.weight * len(example.target)
+            taught[example.format] += len(example.target)
     total = sum(weights.values())
     assert total > 0, f"step {step} has no weight"
     own = share(micro_batches, rank, world)
-    sums = torch.zeros(len(formats) + 2, dtype=torch.float64)
+    sums = torch.zeros(len(formats) + 2 * len(KINDS) + 3, dtype=torch.float64)
     model.train()
     for turn, examples in enumerate(own):
         batch = student.filler() if examples is None else student.batch(examples)
@@ -106,9 +117,14 @@ def gradient(
             (summed * (world / total)).backward()
         if examples is None:
             continue
-        kinds = torch.tensor([formats.index(example.format) for example in examples])[batch.rows]
-        sums[: len(formats)].index_add_(0, kinds, (there.weights * losses).double().cpu())
-        sums[-2:] += torch.tensor([batch.tokens, batch.slots], dtype=torch.float64)
+        weighted = (there.weights * losses).double().cpu()
+        first = len(formats)
+        of_format = torch.tensor([formats.index(example.format) for example in examples])[batch.rows]
+        of_kind = torch.tensor([first + KINDS.index(kind) for example in examples for kind in example.target.kinds])
+        sums.index_add_(0, of_format, weighted).index_add_(0, of_kind, weighted)
+        sums.index_add_(0, of_kind + len(KINDS), batch.weights.double())
+        kept = float((batch.probabilities.sum(1) * batch.weights).sum())
+        sums[-3:] += torch.tensor([kept, batch.tokens, batch.slots], dtype=torch.float64)
         if not bool(torch.isfinite(sums).all()) and world == 1:
             raise _not_finite(step, examples)
     if world > 1:
@@ -118,9 +134,13 @@ def gradient(
         if not bool(torch.isfinite(sums).all()):  # on all processes at once, so that none waits for another
             raise _not_finite(step, [example for batch in micro_batches for example in batch])
     values = sums.tolist()
+    parts = zip(KINDS, values[len(formats) :], values[len(formats) + len(KINDS) :], strict=False)
     return Sums(
         losses=dict(zip(formats, values, strict=False)),
         weights=weights,
+        kinds={kind: value / weight for kind, value, weight in parts if weight},
+        kept=values[-3] / total,
+        taught=taught,
         tokens=int(values[-2]),
         slots=int(values[-1]),
         positions=sum(len(example.target) for batch in micro_batches for example in batch),
@@ -166,6 +186,9 @@ def steps(
             step=step,
             loss=sum(sums.losses.values()) / weight,
             losses={name: sums.losses[name] / own for name, own in sums.weights.items() if own},
+            kinds=sums.kinds,
+            kept=sums.kept,
+            taught=sums.taught,
             gradient_norm=norm,
             rate=rate,
             positions=sums.positions,
