@@ -1,0 +1,176 @@
+"""What the loss costs beside the matrix products that it cannot avoid: one JSON line a case.
+
+    python benchmarks/loss.py [--peers ENV/bin/python] [--rows N] [--device cuda]
+
+    ours          `potstill.loss.weighted`: value and gradient of the sparse divergence in one pass
+    sparse        `potstill.loss.sparse`: a value for every position, logits computed twice
+    products      hidden @ head.T, gradient @ head, gradient.T @ hidden, whole: what nobody can leave out
+    dense         KL against a dense [n, v] teacher by torch's log_softmax
+    gkd           TRL 1.16's generalized_jsd_loss (beta 0) on whole logits of both sides
+    chunked       TRL 1.16's chunked divergence, which makes the teacher's logits from its hidden states as well
+
+Forward and backward, fp32, in a process of its own for each case: seconds of processor time (on a GPU of the wall) of
+the best of some runs, and peak memory beyond hidden states, head and candidates. For `dense` and `gkd` that holds the
+teacher's [n, v], which a cache of candidates does not have. `ratio` is theirs / ours. --rows cuts n: both sides alike.
+peers: see `peers.py`; of TRL the two functions are taken from its files, without its dependencies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import importlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+SIZES = ((4096, 768, 32128, 5), (4096, 2048, 32128, 20), (512, 896, 151936, 20))
+WAYS = ("ours", "sparse", "products", "dense", "gkd", "chunked")
+THEIRS = ("gkd", "chunked")
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser()
+    asked.add_argument("--peers", help="the python of the peers' environment")
+    asked.add_argument("--rows", type=int, help="at most so many rows")
+    asked.add_argument("--device", default="cpu")
+    asked.add_argument("--runs", type=int, default=2)
+    asked.add_argument("--way", help="(used by this program itself)")
+    asked.add_argument("--size", help="(used by this program itself)")
+    told = asked.parse_args()
+    if told.way:
+        print(json.dumps(measure(told.way, tuple(map(int, told.size.split(","))), told.device, told.runs)))
+        return
+    for n, *rest in SIZES:
+        size = (min(n, told.rows or n), *rest)
+        found = {way: alone(way, size, told) for way in WAYS}
+        own = found["ours"]
+        for way in WAYS[1:]:
+            for unit in ("s", "MiB"):
+                other = found[way]
+                ratio = round(other[unit] / own[unit], 2) if unit in other and unit in own else None
+                theirs = other.get(unit, other.get("why"))
+                row = {"name": f"{way} {size}", "ours": own.get(unit), "theirs": theirs, "ratio": ratio, "unit": unit}
+                print(json.dumps({**row, "machine": machine(told.device)}), flush=True)
+
+
+def alone(way: str, size: tuple[int, ...], told: argparse.Namespace) -> dict[str, Any]:
+    python = told.peers if way in THEIRS else sys.executable
+    if python is None:
+        return {"why": "not installed"}
+    command = [python, __file__, "--way", way, "--size", ",".join(map(str, size)), "--device", told.device]
+    done = subprocess.run([*command, "--runs", str(told.runs)], capture_output=True, text=True)
+    if done.returncode:
+        return {"why": f"failed ({done.returncode}): {(done.stderr.strip().splitlines() or ['killed'])[-1][:200]}"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(way: str, size: tuple[int, ...], device: str, runs: int) -> dict[str, float]:
+    torch.set_num_threads(1)
+    n, d, v, k = size
+    torch.manual_seed(1)
+    hidden = torch.randn(n, d, device=device)
+    head = torch.randn(v, d, device=device).div_(d**0.5)
+    ids = torch.stack([torch.randperm(v)[:k] for _ in range(n)]).to(device)
+    p = torch.rand(n, k, device=device).softmax(1).mul_(0.97)
+    step = prepare(way, hidden, head, ids, p)
+    base, best = peak(device), float("inf")
+    for _ in range(runs):
+        hidden.grad = head.grad = None
+        began = clock(device)
+        step()
+        best = min(best, clock(device) - began)
+    return {"s": round(best, 3), "MiB": round(peak(device) - base, 1)}
+
+
+def prepare(
+    way: str, hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tensor, p: torch.Tensor
+) -> Callable[[], Any]:
+    """One forward and backward pass of a way. What only that way needs is made inside, so that it counts."""
+    n = len(hidden)
+
+    def teacher() -> torch.Tensor:
+        rest = (1 - p.sum(1, keepdim=True)) / (len(head) - p.shape[1])
+        return rest.expand(-1, len(head)).clone().scatter_(1, ids, p)
+
+    if way == "products":
+
+        def products() -> None:
+            logits = hidden @ head.T
+            to_hidden, to_head = logits @ head, logits.T @ hidden
+            assert len(to_hidden) == n and len(to_head) == len(head)
+
+        return products
+    hidden.requires_grad_()
+    head.requires_grad_()
+    if way in ("ours", "sparse"):
+        from potstill import loss
+
+        weights = torch.full((n,), 1 / n, device=hidden.device)
+        if way == "ours":
+            return lambda: loss.weighted(hidden, head, ids, p, weights)[0].backward()
+        return lambda: (weights * loss.sparse(hidden, head, ids, p)).sum().backward()
+    if way == "dense":
+        return lambda: F.kl_div((hidden @ head.T).log_softmax(1), teacher(), reduction="sum").div(n).backward()
+    if way == "gkd":
+        divergence = function_of("trl/experimental/gkd/gkd_trainer.py", "generalized_jsd_loss")
+        return lambda: divergence((hidden @ head.T)[None], teacher().log_()[None], beta=0).backward()
+    own, other = chunked(), (torch.randn_like(hidden), torch.randn_like(head).div_(head.shape[1] ** 0.5))
+    return lambda: own.apply(hidden, head, None, *other, None, 0.0)[0].mean().backward()
+
+
+def function_of(path: str, name: str) -> Callable[..., Any]:
+    """A function of a file that is not imported, with torch and F in reach."""
+    folder = next(Path(place) for place in sys.path if (Path(place) / path).is_file())
+    for node in ast.walk(ast.parse((folder / path).read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            node.decorator_list = []
+            room: dict[str, Any] = {"torch": torch, "F": F}
+            exec(compile(ast.Module([node], []), path, "exec"), room)
+            return room[name]
+    raise LookupError(name)
+
+
+def chunked() -> Any:
+    """TRL's kernel module with an empty stand-in for its trainer, which would need a dozen packages."""
+    for name in ("trl.trainer", "trl.trainer.utils"):
+        sys.modules[name] = types.ModuleType(name)
+    sys.modules["trl.trainer"].__path__ = []
+    gather = lambda *_: contextlib.nullcontext()  # noqa: E731
+    sys.modules["trl.trainer.utils"].maybe_gather_lm_head_ctx = gather  # type: ignore[attr-defined]
+    return importlib.import_module("trl.kernels.chunked_divergence").ChunkedDivergenceFunction
+
+
+def clock(device: str) -> float:
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.monotonic()
+
+
+def peak(device: str) -> float:
+    """MiB at the most so far."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return torch.cuda.max_memory_allocated() / 2**20
+
+
+def machine(device: str) -> str:
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, one thread"
+    return f"{name}, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}"
+
+
+if __name__ == "__main__":
+    main()
