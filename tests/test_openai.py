@@ -14,10 +14,11 @@ import pytest
 
 import stub
 import tiny
-from potstill import files, teachers
+from potstill import files, run, teachers
 from potstill.answers import grade
 from potstill.errors import UserError
-from potstill.files import manifest, tables
+from potstill.files import manifest, segments, tables
+from potstill.files.segments import Shard
 from potstill.recipe import Recipe, parse
 from potstill.records import END, Chain, Prompt, Question, Turn
 from potstill.teachers import Watch, openai
@@ -377,6 +378,39 @@ def test_a_spent_budget_can_be_sealed(world: Path, tmp_path: Path) -> None:
         run = tiny.make(world, tmp_path / "run", *changes(server.url, *most), until="sample")
     made = manifest.finished(run / "sample")
     assert made is not None and 0 < made.counts["chains"] < 16
+
+
+def test_shards_share_a_servers_questions_and_its_ceiling(world: Path, tmp_path: Path) -> None:
+    at = tmp_path / "run"
+    with stub.running() as server:
+        recipe = tiny.recipe(world, *changes(server.url, "teacher.max_tokens=64", "teacher.budget.tokens=100000"))
+        for number in (1, 2):
+            run.shard(recipe, Shard(number, 2), folder=at)
+        parts = [segments.keys([path]) for path in segments.paths(at / "sample")]
+        asked = len(server.seen)
+        run.run(recipe, at, until="sample")
+        assert len(server.seen) == asked + 1  # its probe; nothing was missing
+    whole = [chain.key for chain in tables.read_chains(at / "sample" / "chains.parquet")]
+    assert len(parts) == 2 and all(len(part) == len(whole) // 2 for part in parts)
+    assert len(whole) == len(set(whole)) == 16
+    settings = openai.settings(recipe, "s")
+    assert openai._part(settings, Shard(2, 4)).most_tokens == 25000
+
+
+def test_a_sets_own_solutions_scored_by_a_server(world: Path, tmp_path: Path) -> None:
+    """`teacher.score` with a server: the texts are people's, the probabilities the server's."""
+    with stub.running(length=6) as server:
+        own = "teacher={kind: human, candidates: 3, score: {kind: openai, model: m}}"
+        folder = tiny.make(
+            world, tmp_path / "run", own, f"teacher.server={{urls: ['{server.url}'], concurrency: 4}}", until="align"
+        )
+        moved = f"teacher.server={{urls: ['{server.url}'], concurrency: 2}}"  # may change, as nothing of a chain does
+        tiny.make(world, tmp_path / "run", own, moved, until="align")
+    chains = list(tables.read_chains(folder / "sample" / "chains.parquet"))
+    assert len(chains) == 4 and all(chain.source == "human" and chain.semantics == "raw" for chain in chains)
+    assert all(len(step) == 3 for chain in chains for step in chain.candidates)
+    made = manifest.finished(folder / "align")
+    assert made is not None and made.counts["chains without probabilities"] == 0
 
 
 KILLS = int(os.environ.get("POTSTILL_KILLS", "2"))
