@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from potstill.loss.formula import logits_of, without
-from potstill.loss.sparse import CHUNK_ELEMENTS, check_sizes
+from potstill.loss.sparse import check_sizes, chunk_rows
 
 
 def candidate_log_probabilities(
@@ -45,7 +45,7 @@ def candidate_log_probabilities(
     """
     check_sizes(hidden, head, ids, bias)
     assert shown is None or shown.shape == ids.shape, "one mark for each candidate"
-    rows = chunk or max(1, CHUNK_ELEMENTS // head.shape[0])
+    rows = chunk or chunk_rows(head)
     marks = torch.ones_like(ids, dtype=torch.bool) if shown is None else shown
     return _Candidates.apply(hidden, head, bias, ids, marks, rest, float(scale), cap, rows)  # type: ignore[return-value]
 

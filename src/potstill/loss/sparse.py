@@ -25,7 +25,8 @@ from potstill.loss.formula import logits_of, slope_of, values_of
 
 Mass = Literal["raw", "renormalised", "tail"]
 MASSES: Final[tuple[str, ...]] = get_args(Mass)
-CHUNK_ELEMENTS: Final = 1 << 24  # logits that live at a time where `chunk` is not given: 64 MiB in fp32
+CHUNK_ELEMENTS: Final = {"cpu": 1 << 22, "cuda": 1 << 24}  # logits that live at a time: 16 or 64 MiB in float32
+CHUNK_ROWS: Final = 128  # at least, so that the head is not read from memory for a few rows
 
 
 def sparse(
@@ -58,7 +59,7 @@ def sparse(
     ids.
     """
     _check(hidden, head, ids, probabilities, mass, bias)
-    rows = chunk or max(1, CHUNK_ELEMENTS // head.shape[0])
+    rows = chunk or chunk_rows(head)
     values = _Sparse.apply(hidden, head, bias, ids, probabilities, mass, float(scale), cap, rows)
     assert isinstance(values, Tensor)
     return values
@@ -86,7 +87,7 @@ def weighted(
     """
     _check(hidden, head, ids, probabilities, mass, bias)
     assert weights.shape == hidden.shape[:1] and not weights.requires_grad, f"weights of {tuple(weights.shape)}"
-    rows = chunk or max(1, CHUNK_ELEMENTS // head.shape[0])
+    rows = chunk or chunk_rows(head)
     found: Any = _Weighted.apply(hidden, head, bias, ids, probabilities, weights, mass, float(scale), cap, rows)
     return found
 
@@ -104,6 +105,11 @@ def _check(hidden: Tensor, head: Tensor, ids: Tensor, probabilities: Tensor, mas
             where="loss",
             do="use mass: raw or tail, or a transfer rule that keeps the written token",
         )
+
+
+def chunk_rows(head: Tensor) -> int:
+    """How many rows of logits live at a time where the caller does not say."""
+    return max(CHUNK_ROWS, CHUNK_ELEMENTS.get(head.device.type, 1 << 22) // head.shape[0])
 
 
 def check_sizes(hidden: Tensor, head: Tensor, ids: Tensor, bias: Tensor | None) -> None:
