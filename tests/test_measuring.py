@@ -8,11 +8,12 @@ import pytest
 
 import tiny
 from potstill import engines, exam, files, run
+from potstill.cli import lm_eval
 from potstill.engines import Generated, Request, remembered
 from potstill.engines.transformers import Engine
 from potstill.errors import UserError
 from potstill.recipe import parse
-from potstill.records import Verdict
+from potstill.records import Question, Verdict
 from potstill.stages import test as test_stage
 
 MEASURED = (
@@ -37,6 +38,15 @@ def test_a_model_is_measured_without_teacher_or_training(world: Path, tmp_path: 
     with pytest.raises(UserError, match="train: a recipe without a teacher has no such stage"):
         run.run(plan, folder=tmp_path / "first", redo="train")
 
+    lm_eval.export(first, tmp_path / "tasks")
+    rows = [row for _, row in files.read_jsonl(tmp_path / "tasks" / "potstill_other_zero_shot_rationale.jsonl")]
+    asked = list(files.records(Question, first / "collect" / "other.test.jsonl"))
+    assert [(row["id"], row["potstill_gold"], row["potstill_task"]) for row in rows] == [
+        (question.id, question.gold, question.task) for question in asked
+    ]
+    assert rows[0]["prompt"] == f"Q: {asked[0].text}\nLet's think step by step\n"  # a causal model: with its lead
+    described = (tmp_path / "tasks" / "potstill_other_zero_shot_rationale.yaml").read_text()
+    assert "task: potstill_other_zero_shot_rationale\n" in described and "max_gen_toks: 6\n" in described
     monkeypatch.setattr(Engine, "generate", silent)
     again = run.run(plan, folder=tmp_path / "again")
     assert tiny.contents(again) == tiny.contents(first)

@@ -38,6 +38,7 @@ RunOrRecipe = Annotated[
 class ExportForm(StrEnum):
     messages = "messages"
     jsonl = "jsonl"
+    lm_eval = "lm-eval"
 
 
 @app.command("run")
@@ -121,11 +122,23 @@ def show_command(
 @app.command()
 def export(
     folder: RunFolder,
-    form: Annotated[ExportForm, typer.Option("--as", help="Chat rows for other trainers, or whole chain records.")],
+    form: Annotated[
+        ExportForm,
+        typer.Option("--as", help="Chat rows for other trainers, whole chain records, or tasks of other evaluations."),
+    ],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FOLDER", help="Where the files of lm-eval go.", show_default=False),
+    ] = None,
 ) -> None:
-    """Write the kept chains of a run to standard output, one JSON object a line."""
-    from potstill.cli import show
+    """Write the kept chains of a run to standard output, one JSON object a line; or its questions as tasks."""
+    from potstill.cli import lm_eval, show
 
+    if (form is ExportForm.lm_eval) != (out is not None):
+        raise UserError("lm-eval writes a folder, the other forms to standard output", where="--out", do="see --help")
+    if out is not None:
+        lm_eval.export(folder, out)
+        return
     for row in show.exported(folder, form.value):
         typer.echo(row, nl=False)  # bytes: UTF-8 wherever it goes
 

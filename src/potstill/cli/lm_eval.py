@@ -5,17 +5,21 @@
     {'text': 'It is 18.', 'gold': '18'}
 
 Its samples say neither how a text ended nor how it is to be graded: `--task` says the latter, or the documents of
-tasks that `exported` made. Of several responses to one document the first is read.
+tasks that `export` made. Of several responses to one document the first is read.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from potstill import files, progress, prompts, run, students
+from potstill.cli import show
 from potstill.errors import UserError
-from potstill.records import Prompt, Question
+from potstill.questions import collected
+from potstill.records import Prompt, Question, Split
 
 
 def is_sample(row: Mapping[str, Any]) -> bool:
@@ -38,25 +42,36 @@ def as_row(sample: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {**row, "task": doc["potstill_task"]} if "potstill_task" in doc else row
 
 
-def exported(
-    name: str, asked: Sequence[tuple[Question, Prompt]], max_tokens: int, causal: bool
-) -> Iterator[tuple[str, str]]:
-    """The files of one task, as (name, content): its documents and the YAML that `--include_path FOLDER` finds.
+def export(folder: Path, out: Path) -> None:
+    """Write the questions of a run as tasks of lm-evaluation-harness, one for every set and format, into `out`.
 
-    causal  whether the prompts end in the white space that a plain decoder-only model needs before its answer
-    The prompt is the document's own text, byte for byte; what follows it is written greedily, without a stop string.
+    Of a run that trains nothing its test questions, of any other those of validation: which checkpoint is chosen must
+    not hang on the test split. The prompt is the document's own text, byte for byte; for a student that is no T5 it
+    ends in the white space before the answer. What follows it is written greedily, without a stop string.
     """
-    rows = [
-        {
-            "id": question.id,
-            "prompt": prompt.plain + (prompt.lead if causal else ""),
-            "potstill_gold": question.gold,
-            "potstill_task": question.task,
-        }
-        for question, prompt in asked
-    ]
-    yield f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    yield f"{name}.yaml", _YAML.format(name=name, max_tokens=max_tokens)
+    plan = show.recipe_of(folder)
+    asked = plan.questions
+    sets = dict.fromkeys([*asked.in_distribution, *asked.out_of_distribution, *asked.generic])
+    split: Split = "test" if run.stages(plan) == run.MEASURED else "validation"
+    table = collected.shots(folder)
+    causal = students.base(plan).family == "causal"
+    names = []
+    for each in sets:
+        questions = collected.questions(folder, [each], split)
+        for format in plan.evaluate.formats:
+            name = f"potstill_{each}_{format}".replace("-", "_")
+            rows = [_document(q, collected.prompt_of(q, prompts.FORMATS[format], table), causal) for q in questions]
+            documents = out / f"{name}.jsonl"
+            files.write_jsonl(documents, rows)
+            text = _YAML.format(name=name, path=documents.resolve(), max_tokens=plan.evaluate.max_tokens)
+            files.write(out / f"{name}.yaml", text.encode())
+            names.append(name)
+    progress.say(f"lm_eval --include_path {out} --tasks {','.join(names)} --log_samples ...")
+
+
+def _document(question: Question, prompt: Prompt, causal: bool) -> dict[str, str]:
+    text = prompt.plain + (prompt.lead if causal else "")
+    return {"id": question.id, "prompt": text, "potstill_gold": question.gold, "potstill_task": question.task}
 
 
 _YAML = """\
@@ -66,7 +81,7 @@ task: {name}
 dataset_path: json
 dataset_kwargs:
   data_files:
-    test: {name}.jsonl
+    test: {path}
 test_split: test
 output_type: generate_until
 doc_to_text: "{{{{prompt}}}}"
