@@ -20,7 +20,13 @@ import tiny
 pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("POTSTILL_KILLS", "2"))
 # Longer than the tiny run of other tests, so that a kill falls into the stage and not behind it.
-CHANGES = ("teacher.samples=40", "train.steps=60", "train.checkpoint_every=10", "evaluate.max_tokens=24")
+CHANGES = (
+    "teacher.samples=40",
+    "train.steps=60",
+    "train.checkpoint_every=10",
+    "evaluate.max_tokens=24",
+    "evaluate.decodings=[greedy, vote-3]",
+)
 
 
 @pytest.fixture(scope="module")

@@ -46,12 +46,12 @@ def sit(run: Path, plan: Recipe, folder: Path, step: int, split: Split, versions
     done = manifest.begin(at, identity)
     if done is None:
         asked = _questions(run, plan, split)
-        student = open_step(run, plan, step)
         paths = []
-        for name in plan.evaluate.formats:
-            for drawing in decoding.drawings(names):
-                paths.append(_answer(run, plan, at, student, asked, name, drawing, step))
-            paths += [_choose(at, name, each) for each in names if each != decoding.drawing_of(each)]
+        with _engine(run, plan, step) as engine:
+            for name in plan.evaluate.formats:
+                for drawing in decoding.drawings(names):
+                    paths.append(_answer(run, plan, at, engine, asked, name, drawing, step))
+                paths += [_choose(at, name, each) for each in names if each != decoding.drawing_of(each)]
         scores = [s for name in plan.evaluate.formats for each in names for s in _score(at, name, each, step, split)]
         files.write_json(at / SCORES, [to_json(score) for score in scores])
         tried = [row for name in plan.evaluate.formats for row in _tries(at, name, names, step, split)]
@@ -140,13 +140,13 @@ def _questions(run: Path, plan: Recipe, split: Split) -> list[Question]:
 
 
 def _answer(
-    run: Path, plan: Recipe, at: Path, student: Student, asked: list[Question], name: str, drawing: Drawing, step: int
+    run: Path, plan: Recipe, at: Path, engine: Engine, asked: list[Question], name: str, drawing: Drawing, step: int
 ) -> Path:
     from potstill import evaluation
 
     path = at / f"{name}.{drawing.name}.jsonl"
     table = collected.shots(run)
-    with files.Appender(path) as lines, _engine(run, plan, student, step) as engine:
+    with files.Appender(path) as lines:
         done = {(row["question"], row["index"]) for _, row in files.read_jsonl(path)}
         total = len(asked) * drawing.samples
         with progress.bar(f"step {step}", total, "answers", done=len(done)) as tick:
@@ -168,12 +168,12 @@ def _answer(
 
 
 @contextlib.contextmanager
-def _engine(run: Path, plan: Recipe, student: Student, step: int) -> Iterator[Engine]:
+def _engine(run: Path, plan: Recipe, step: int) -> Iterator[Engine]:
     """The engine of a step, remembering what it wrote if the recipe names a folder for that."""
     from potstill import engines
     from potstill.engines import remembered
 
-    engine = engines.open(student, plan.evaluate.engine)
+    engine = engines.open(open_step(run, plan, step), plan.evaluate.engine)
     if plan.evaluate.cache is None:
         yield engine
         return

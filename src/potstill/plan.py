@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy
 
-from potstill import prompts, recipe, splits, students, tokenizers
+from potstill import decoding, exam, prompts, recipe, splits, students, tokenizers
 from potstill.errors import UserError
 from potstill.recipe import Recipe
-from potstill.records import Question
+from potstill.records import Question, Split
 from potstill.stages import collect
 from potstill.teachers import openai, replay
 
@@ -182,11 +182,13 @@ def _evaluation(plan: Recipe, loaded: dict[str, dict[str, list[Question]]]) -> l
     formats = len(plan.evaluate.formats)
     counts = {split: sum(len(found.get(split, [])) for found in loaded.values()) for split in ("validation", "test")}
     steps = _kept(plan) + 1
-    rows = [("evaluation", steps, "validation"), ("test", 2, "test")]
-    lines = [f"answers           of at most {plan.evaluate.max_tokens} tokens; steps x questions x formats"]
-    for stage, times, split in rows:
-        n = counts[split]
-        lines.append(f"  {stage:<15} {times} x {n} x {formats} = {times * n * formats}")
+    rows: list[tuple[str, int, Split]] = [("evaluation", steps, "validation"), ("test", 2, "test")]
+    drawn = [sum(each.samples for each in decoding.drawings(exam.decodings(plan, split))) for _, _, split in rows]
+    told = " x texts drawn" if max(drawn) > 1 else ""
+    lines = [f"answers           of at most {plan.evaluate.max_tokens} tokens; steps x questions x formats{told}"]
+    for (stage, times, split), texts in zip(rows, drawn, strict=True):
+        n, more = counts[split], f" x {texts}" if told else ""
+        lines.append(f"  {stage:<15} {times} x {n} x {formats}{more} = {times * n * formats * texts}")
     return lines
 
 

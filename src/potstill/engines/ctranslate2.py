@@ -10,8 +10,7 @@ Its traps, and what is done about each:
 - it cuts inputs at 1,024 tokens without a word: that limit is off, and what does not fit the model is refused.
 - its scores are divided by the length and its token strings are ambiguous: texts are scored again, token by token, and
   the vocabulary is the numbers of the tokens.
-- of causal prompts of different lengths it gives back what the longer ones have more, and counts it as written: that is
-  taken off again.
+- beside a causal prompt of one token the others come back as if they had been written: it gets a call of its own.
 - samples come back in the order of their scores, so that the first ones would be better than the others: they are put
   in the order of a draw of ours. A seed reaches only a translator that is opened after it: one is opened a batch.
 
@@ -120,14 +119,14 @@ class Engine:
                 rows, max_input_length=0, max_decoding_length=max_tokens, min_decoding_length=0, **settings
             )
             return [[[int(token) for token in text] for text in each.hypotheses] for each in made]
-        # What a prompt has more than the shortest one is written as if it were drawn, and counted.
-        shortest = min(map(len, rows))
-        room = max_tokens + max(map(len, rows)) - shortest
-        made = model.generate_batch(rows, max_length=room, include_prompt_in_result=False, **settings)
-        return [
-            [list(text[len(row) - shortest :][:max_tokens]) for text in each.sequences_ids]
-            for row, each in zip(rows, made, strict=True)
-        ]
+        # Beside a prompt of one token the others come back as if they had been drawn: it gets a call of its own.
+        made = {}
+        for single in (True, False):
+            own = [row for row in rows if (len(row) == 1) == single]
+            if own:
+                told = model.generate_batch(own, max_length=max_tokens, include_prompt_in_result=False, **settings)
+                made.update(zip(map(tuple, own), told, strict=True))
+        return [[list(text) for text in made[tuple(row)].sequences_ids] for row in rows]
 
     def _collect(self, key: Key, drawn: list[int], stop_at_answer: bool) -> Generated:
         line = None
