@@ -91,7 +91,7 @@ def line(chain: Chain) -> bytes:
     """A chain as one line. Raises ValueError for a log-probability that is no finite number.
 
     >>> line(Chain.from_tokens("q1", 0, [b"4"], [[(b"4", -0.5)]]))[:56]
-    b'{"question":"q1","source":"teacher","index":0,"text":"4","'
+    b'{"question":"q1","source":"teacher","index":0,"text":"4"'
     """
     row = to_json(chain)
     try:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
-from potstill.records import Prompt, Turn
+from potstill.records import Prompt, Question, Turn
 from potstill.teachers.openai.reading import Learn
 
 # A parameter that a server refuses is sent with the next of its values, then left out.
@@ -97,6 +97,17 @@ class Manner:
         if name in NEEDED or name in self.left_out:
             return None
         return replace(self, left_out=(*self.left_out, name), n=self.n and name != "n")
+
+
+@dataclass(slots=True)
+class Ask:
+    """The texts of one request: a question and indices. `mended`: asked again once, because entries were missing."""
+
+    question: Question
+    prompt: Prompt
+    indices: tuple[int, ...]
+    tries: int = 0
+    mended: bool = False
 
 
 def payload(

@@ -14,7 +14,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from potstill import answers
 from potstill.errors import UserError
@@ -22,7 +22,7 @@ from potstill.records import Chain, Prompt, Question
 from potstill.teachers import Key
 from potstill.teachers.cut import cut
 from potstill.teachers.openai import reading
-from potstill.teachers.openai.asking import Manner, Settings, payload, seed_of
+from potstill.teachers.openai.asking import Ask, Manner, Settings, payload, seed_of
 from potstill.teachers.openai.body import Choice, Malformed
 from potstill.teachers.openai.budget import Aside, Budget
 from potstill.teachers.openai.client import Answer, Client, advice
@@ -32,17 +32,6 @@ from potstill.teachers.watch import Watch
 
 BATCH = 64  # chains that are worth a write of their own
 SOON = 0.05  # seconds after which fewer are
-
-
-@dataclass(slots=True)
-class Ask:
-    """The texts of one request: a question and indices. `mended`: asked again once, because entries were missing."""
-
-    question: Question
-    prompt: Prompt
-    indices: tuple[int, ...]
-    tries: int = 0
-    mended: bool = False
 
 
 class Sampler:
