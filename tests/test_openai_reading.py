@@ -131,7 +131,7 @@ def test_the_quick_way_gives_the_same(recorded, monkeypatch: pytest.MonkeyPatch)
                     reader = Reader("teacher", "raw", stops=stops)
                     with monkeypatch.context() as patched:
                         chain = read(choice, "q", 0, reader)
-                        patched.setattr(reading, "_plain", lambda *_: None)
+                        patched.setattr(reading.plain, "told", lambda *_: None)
                         assert read(choice, "q", 0, reader) == chain
     tokens = ["4", ".", "<end>"]
     tops = [{"4": -0.25, "<end>": -3.0}, {"!": -0.5}, {"<end>": -0.125, ".": -4.0}]
@@ -139,9 +139,9 @@ def test_the_quick_way_gives_the_same(recorded, monkeypatch: pytest.MonkeyPatch)
     for reason in ("stop", "length"):
         choice = Choice(text="4." if reason == "stop" else "4.<end>", logprobs=listing, finish_reason=reason)
         chain = read(choice, "q", 0, READER)
-        assert reading._plain(choice, choice.text or "", "end" if reason == "stop" else "length") is not None
+        assert reading.plain.told(choice, choice.text or "", "end" if reason == "stop" else "length") is not None
         with monkeypatch.context() as patched:
-            patched.setattr(reading, "_plain", lambda *_: None)
+            patched.setattr(reading.plain, "told", lambda *_: None)
             assert read(choice, "q", 0, READER) == chain
 
 
