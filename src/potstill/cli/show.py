@@ -238,16 +238,16 @@ def _messages(question: Question, found: Chain) -> dict[str, Any]:
 
 def _chain(folder: Path, key: str) -> tuple[Chain, Verdict]:
     recipe_of(folder)
-    example = ""
-    named = {key, key.rpartition("#")[0]}
-    for found in tables.read_chains(folder / "sample" / "chains.parquet", named):
+    chains = folder / "sample" / "chains.parquet"
+    for found in tables.read_chains(chains, {key, key.rpartition("#")[0]}):
         if key in (f"{found.question}#{found.index}", found.question if found.index == 0 else None):
             path = folder / "filter" / "verdicts.parquet"
             if path.exists():
                 return found, next(verdict for own, verdict in tables.read_verdicts(path) if own == found.key)
             asked = _question(folder, found.question)
             return found, answers.grade(found.text, asked.gold, asked.task, found.stop)
-        example = example or f", such as {found.question}#{found.index}"
+    first = next(tables.read_chains(chains), None)
+    example = f", such as {first.question}#{first.index}" if first else ""
     raise UserError("no such chain", where=key, do=f"name a training question, or QUESTION#INDEX{example}")
 
 
