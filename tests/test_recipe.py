@@ -154,3 +154,9 @@ def test_find_looks_in_both_places_and_refuses_to_guess(tmp_path: Path, monkeypa
     with pytest.raises(UserError, match="could mean two places"):
         recipe.find(read, "a.jsonl", "sets.m.file")
     assert recipe.find(read, "./a.jsonl", "sets.m.file") == Path("a.jsonl")
+
+
+def test_adafactor_has_no_betas() -> None:
+    assert recipe.parse("name: a", "a", ["train.betas=[0.9, 0.98]"]).train.betas == [0.9, 0.98]
+    with pytest.raises(UserError, match="adafactor has no betas"):
+        recipe.parse("name: a", "a", ["train.optimizer=adafactor", "train.betas=[0.9, 0.98]"])

@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from potstill.recipe.section import (
     Character,
     Count,
+    Decay,
     DecodingName,
     FormatName,
     Name,
@@ -141,6 +142,10 @@ class Train(Section):
     batch_tokens: Positive = Field(default=8192, description="tokens a micro-batch; changes no result, only memory")
     learning_rate: float = Field(default=5e-4, gt=0)
     optimizer: Literal["adamw", "adafactor"] = "adamw"
+    betas: list[Decay] = Field(default=[0.9, 0.999], min_length=2, max_length=2, description="of AdamW")
+    factors: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={}, description="of the learning rate, by a part of a parameter's name: {relative_attention_bias: 10}"
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of the products; weights and loss stay in float32"
     )
@@ -160,7 +165,9 @@ class Train(Section):
         return value
 
     @model_validator(mode="after")
-    def _schedule(self) -> Train:
+    def _agrees(self) -> Train:
+        if self.optimizer == "adafactor" and self.betas != [0.9, 0.999]:
+            raise ValueError("adafactor has no betas")
         if self.hold and self.schedule == "constant":
             raise ValueError("hold is for a schedule that falls: linear or cosine")
         if self.hold and self.warm_up + self.hold > self.steps:

@@ -53,7 +53,14 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     student = _student(plan, folder, newest)
     if asked.recompute:
         student.model.activation_checkpointing_enable()
-    optimizer = training.optimizer(student, asked.learning_rate, weight_decay=asked.weight_decay, rule=asked.optimizer)
+    optimizer = training.optimizer(
+        student,
+        asked.learning_rate,
+        weight_decay=asked.weight_decay,
+        betas=(asked.betas[0], asked.betas[1]),
+        factors=asked.factors,
+        rule=asked.optimizer,
+    )
     if newest:
         training.restore_bytes(optimizer, files.read_bytes(folder / str(newest) / ENGINE))
     _cut(metrics, newest)
