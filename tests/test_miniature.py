@@ -117,11 +117,11 @@ def test_the_shipped_world_has_enough_test_questions_of_every_family_and_generic
 
 def test_the_sets_hold_the_shares_of_the_world_and_still_enough() -> None:
     drawn = build.questions("potstill", SHIPPED, world.SIZES)
-    asked = build.balanced(drawn, SHIPPED)
+    asked = build.balanced(drawn)
     assert {question.id for question in asked} <= {question.id for question in drawn}
     own = [question for question in asked if question.set == "steps"]
     counts = Counter(question.rationale.count("=") for question in own)
-    assert [round(counts[steps] / len(own), 2) for steps in (1, 2, 3)] == list(SHIPPED.shares)
+    assert [round(counts[steps] / len(own), 2) for steps in (1, 2, 3)] == list(world.ASKED)
     assert len(asked) - len(own) == sum(n for family, n in world.SIZES.items() if family != "steps")
     assert sum(question.split == "test" for question in own) >= 600
 
@@ -140,6 +140,34 @@ def test_steps_have_one_to_three_steps_and_often_several_first_steps() -> None:
             continue
         firsts.setdefault(3, set()).add(said[0])
     assert len(firsts[3]) > 1
+
+
+def test_a_sentence_that_does_not_matter_is_all_that_such_a_world_adds() -> None:
+    bare = replace(SHIPPED, beside=0.0)
+    added: list[int] = []
+    for number in range(900):
+        try:
+            own = world.draw("steps", random.Random(f"beside/{number}"), SHIPPED)
+            other = world.draw("steps", random.Random(f"beside/{number}"), bare)
+        except OutOfRange:
+            continue
+        assert (own.rationale, own.answer) == (other.rationale, other.answer)
+        told, known = own.text.split(". "), other.text.split(". ")
+        more = [sentence for sentence in told if sentence not in known]
+        assert len(told) - len(known) == len(more) <= 1 and told[-1] == known[-1]
+        assert all(re.search(r"\d", sentence) for sentence in more)
+        added.append(len(more))
+    assert len(added) > 300 and 0.4 < sum(added) / len(added) < 0.6
+
+
+def test_a_base_student_meets_no_problem_that_is_asked_nor_its_bare_twin() -> None:
+    asked = build.questions("potstill", SHIPPED, 300)
+    own = [question for question in asked if question.set == "steps"]
+    twins = world.questions("steps", "potstill", 300, replace(SHIPPED, further=False, beside=0.0))
+    for name, course in courses.COURSES.items():
+        kitchen = build.kitchen_of(course, "potstill", SHIPPED, asked)
+        assert {splits.canonical(question.text) for question in (*own, *twins)} <= kitchen.without
+        assert kitchen.world == (SHIPPED if name == "teacher" else replace(SHIPPED, further=False, beside=0.0))
 
 
 def test_both_orders_of_independent_steps_occur() -> None:
@@ -443,7 +471,7 @@ def test_a_shipped_model_is_what_its_card_says(folder: Path) -> None:
         assert all(named[name]["at_least"] == wanted for name, wanted in gates.SKILLS.items())
         assert named["steps"]["at_most"] == gates.KNOWN and named["generic"]["at_least"] == gates.GENERIC
         kitchen = kitchen_of(folder.name)
-        drawn = build.balanced(build.questions("potstill", SHIPPED, world.SIZES), SHIPPED)
+        drawn = build.balanced(build.questions("potstill", SHIPPED, world.SIZES))
         asked = [question for question in drawn if question.set == "steps" and question.split == "validation"][:60]
         again = gates.problems(student, kitchen, "steps", asked)
         assert again.interval[0] <= named["steps"]["right"] / named["steps"]["n"] <= again.interval[1]

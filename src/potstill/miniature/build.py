@@ -16,7 +16,9 @@ follows from the seed; on one thread the same seed gives the same bytes.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +35,7 @@ SEED: Final = "potstill"
 MODELS: Final = Path(__file__).parent / "models"  # the shipped ones
 SHIPPED: Final = ("teacher", "student", "student-small", "student-large", "student-causal")
 SETTINGS: Final = "built.json"  # in the demo's folder: what it was made of; written first, so that parts never mix
-VERSION: Final = 2  # of the world's texts; a new one makes the demo's sets anew
+VERSION: Final = 3  # of the world's texts; a new one makes the demo's sets anew
 
 
 def build(
@@ -68,7 +70,7 @@ def build(
         taught = [
             question for question in drawn if place(question) >= sizes[question.set] and question.split == "train"
         ]
-        write_sets(folder, balanced(held, own) + balanced(taught, own))
+        write_sets(folder, balanced(held) + balanced(taught))
     for part, name in chosen.items():
         if not (folder / part).exists():
             with files.folder(folder / part) as beside:
@@ -95,24 +97,31 @@ def place(question: Question) -> int:
     return int(question.id.rpartition("/")[2])
 
 
-def balanced(drawn: Iterable[Question], own: World) -> list[Question]:
-    """What is asked of the drawn: the in-distribution ones with the world's shares of problems of 1, 2 and 3 steps.
+def balanced(drawn: Iterable[Question], wanted: Sequence[float] = world.ASKED) -> list[Question]:
+    """What is asked of the drawn: the in-distribution ones with these shares of problems of 1, 2 and 3 steps, none of
+    which base students were taught to solve.
 
-    Longer problems leave the numbers of the world more often, so fewer are drawn than the shares say.
+    Longer problems leave the numbers of the world more often, so fewer are drawn than its own shares say.
     """
     drawn = list(drawn)
     by_steps: dict[int, list[Question]] = {}
     for question in drawn:
-        if question.set in world.IN_DISTRIBUTION:
+        if question.set in world.IN_DISTRIBUTION and not _known(question):
             by_steps.setdefault((question.rationale or "").count("="), []).append(question)
     kept = [question for question in drawn if question.set not in world.IN_DISTRIBUTION]
-    shares = {steps: share for steps, share in enumerate(own.shares, 1) if share}
+    shares = {steps: share for steps, share in enumerate(wanted, 1) if share}
     whole = min(len(by_steps.get(steps, ())) / share for steps, share in shares.items())
     few: list[Question] = []
     for steps, share in shares.items():  # spread evenly, so that any first part of them has the shares too
         those, n = by_steps.get(steps, []), round(whole * share)
         few += [those[at * len(those) // n] for at in range(n)]
     return sorted(few, key=place) + kept
+
+
+def _known(question: Question) -> bool:
+    """Whether a question is of the kind that base students are taught: one step, and no number that does not matter."""
+    told = len(re.findall(r"\d+", question.text))
+    return question.set in world.IN_DISTRIBUTION and (question.rationale or "").count("=") == 1 and told == 2
 
 
 def distances(sets: Iterable[Question]) -> dict[str, world.Overlap]:
@@ -157,12 +166,12 @@ def train(
             progress.say(f"{name} is there", "dim")
             continue
         course = courses[name]
-        kitchen = kitchen_of(course, own, asked)
+        kitchen = kitchen_of(course, seed, own, asked)
         under_way = folder / f"{name}.partial"
         student, made = making.make(name, course, seed, kitchen, under_way, every=every)
         with files.folder(folder / name) as beside:
             student.save(beside, dtype="bfloat16")
-            found, more = examine(name, students.open(beside), kitchen, balanced(asked, own), n)
+            found, more = examine(name, students.open(beside), kitchen, balanced(asked), n)
             more["first_digest"] = making.first(name, course, seed, kitchen)
             written = cards.card(name, course, seed, own, made, found, **more)
             files.write_json(beside / "card.json", written)
@@ -171,9 +180,18 @@ def train(
         progress.say(f"{name}: {'passed' if written['passed'] else 'did not pass all gates'}")
 
 
-def kitchen_of(course: Course, own: World, asked: Iterable[Question]) -> diet.Kitchen:
-    """What a course is fed from: nothing that is asked later, of any family and split."""
-    return diet.Kitchen(own, frozenset(splits.canonical(question.text) for question in asked), course.style)
+def kitchen_of(course: Course, seed: str, own: World, asked: Iterable[Question]) -> diet.Kitchen:
+    """What a course is fed from: nothing that is asked later, of any family and split.
+
+    A base student knows the first wordings only and no number that does not matter; and it meets no problem that such a
+    world would ask, so that it does not even know one without what is beside the point.
+    """
+    asked = list(asked)
+    bare = replace(own, further=False, beside=0.0)
+    n = sum(question.set == "steps" for question in asked)
+    held = asked + (world.questions("steps", seed, n, bare) if own != bare else [])
+    without = frozenset(splits.canonical(question.text) for question in held)
+    return diet.Kitchen(own if course.teaches_whole else bare, without, course.style)
 
 
 def examine(
@@ -205,11 +223,11 @@ def check(folder: Path = MODELS, *, n: int | None = None) -> bool:
         own = World(**{**card["world"], "shares": tuple(card["world"]["shares"])})
         asked = questions(card["seed"], own, world.SIZES)
         student = students.open(path)
-        kitchen = kitchen_of(COURSES[card["name"]], own, asked)
+        kitchen = kitchen_of(COURSES[card["name"]], card["seed"], own, asked)
         digest = making.first(card["name"], COURSES[card["name"]], card["seed"], kitchen)
         same = digest == card["first_digest"]
         progress.say(f"{card['name']:<15} first {making.FIRST} steps: {'the same bytes' if same else 'other bytes'}")
-        found, _ = examine(card["name"], student, kitchen, balanced(asked, own), n or card["gates"][0]["n"])
+        found, _ = examine(card["name"], student, kitchen, balanced(asked), n or card["gates"][0]["n"])
         for gate, row in zip(found, card["gates"], strict=True):
             low, high = gate.interval
             same = row["name"] == gate.name and low <= row["right"] / row["n"] <= high

@@ -59,6 +59,11 @@ class Course:
     def steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
 
+    @property
+    def teaches_whole(self) -> bool:
+        """Does it hold whole word problems, or only their parts?"""
+        return any("steps" in phase.rows for phase in self.phases)
+
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 1."""
         before = 0
@@ -115,7 +120,7 @@ COURSES: Final[Mapping[str, Course]] = {
     "teacher": Course(
         shape=Shape("causal", d_model=128, layers=4, heads=4, d_ff=384, d_kv=32, vocabulary=900, length=512),
         style=prompts.TEACHER,
-        phases=(Phase(1200, {"steps": 40, "facts": 96, "copying": 16}),),
+        phases=(Phase(2000, {"steps": 40, "facts": 96, "copying": 16}),),
         peak=3e-3,
         weights={"facts": 2.0},
     ),

@@ -116,7 +116,7 @@ def tokenizer_of(course: Course, seed: str, kitchen: diet.Kitchen) -> Tokenizer:
         for meal in diet.serve(dish, f"{seed}/tokenizer", 300, kitchen)
     ]
     texts += [" ".join(str(number) for number in range(kitchen.world.largest + 1))] * 40
-    make = tokenizers.train_unigram if course.phases[0].rows.get("steps") is None else tokenizers.train_bpe
+    make = tokenizers.train_bpe if course.teaches_whole else tokenizers.train_unigram
     return make(texts, course.shape.vocabulary)
 
 

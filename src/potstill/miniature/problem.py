@@ -36,12 +36,16 @@ class World:
     shares   how often in-distribution problems have 1, 2 and 3 steps
     frames   how many wordings of each kind of sentence are in use, at most (counted from the first)
     names    how many of the names and of the things are in use, at most
+    further  whether in-distribution problems have the further wordings too
+    beside   how often in-distribution problems hold a sentence, with a number, that does not matter
     """
 
     largest: int = 99
     shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
     frames: int = 99
     names: int = 99
+    further: bool = False
+    beside: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

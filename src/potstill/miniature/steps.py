@@ -9,6 +9,7 @@
 Kinds: `change` (one person's number goes up and down), `together` (sums of several people), `groups` (so many in each,
 or shared equally), `compare` (so many more or fewer). Wherever sub-sums do not depend on each other the rationale does
 them in an order picked at random: more than one first step is right, so a model of this text has real entropy there.
+In some worlds a share of the problems hold a sentence, with a number, that does not matter (`World.beside`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import random
 from collections.abc import Callable
 from typing import Final
 
+from potstill.miniature import further
 from potstill.miniature import wordings as say
 from potstill.miniature.problem import Problem, Sums, World, cast, fill, pick
 
@@ -30,6 +32,8 @@ class Scene:
         self.rng, self.world, self.sums, self.words = rng, world, Sums(rng, world.largest), cast(rng, world)
 
     def say(self, wordings: tuple[str, ...], **more: object) -> str:
+        if self.world.further:
+            wordings += further.FURTHER.get(wordings, ())
         return fill(pick(self.rng, self.world, wordings), {"T": self.words["things"], **self.words, **more})
 
     def shuffled(self, items: list) -> list:
@@ -142,5 +146,14 @@ KINDS: Final[tuple[Callable[[Scene, int], Draft], ...]] = (change, together, gro
 def draw(rng: random.Random, world: World) -> Problem:
     """One problem. Raises OutOfRange where its numbers leave the world; a stream then draws again."""
     steps = rng.choices(range(1, len(world.shares) + 1), world.shares)[0]
-    text, rationale, answer = rng.choice(KINDS)(Scene(rng, world), steps)
+    kind, scene = rng.choice(KINDS), Scene(rng, world)
+    text, rationale, answer = kind(scene, steps)
+    if world.beside and rng.random() < world.beside:  # drawn last: without it the same draw is the same problem
+        text.insert(rng.randrange(len(text) - 1), beside(scene, kind))
     return Problem(" ".join(text), str(answer), " ".join(rationale))
+
+
+def beside(scene: Scene, kind: Callable[[Scene, int], Draft]) -> str:
+    """A sentence that does not matter. It counts other things only where no sum or share could mean them too."""
+    wordings = further.BESIDE if kind in (together, groups) else further.BESIDE + further.BESIDE_THINGS
+    return scene.say(wordings, z=scene.sums.draw())

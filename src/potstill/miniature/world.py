@@ -30,12 +30,14 @@ IN_DISTRIBUTION: Final = ("steps",)
 OUT_OF_DISTRIBUTION: Final = tuple(families.FAMILIES)
 GENERIC: Final = ("generic",)
 SETS: Final = (*IN_DISTRIBUTION, *OUT_OF_DISTRIBUTION, *GENERIC)
+ASKED: Final = (0.25, 0.5, 0.25)  # how often the questions that are laid out have 1, 2 and 3 steps
 VALIDATION: Final = 0.25  # of every set, by the digest of a question's canonical form
-TEST: Final = 0.25
-SHIPPED: Final = World(largest=50, shares=(0.15, 0.45, 0.40))  # what the models in the package live in
+TEST: Final = 0.35
+# What the models of the package live in; base students know neither the further wordings nor numbers beside the point.
+SHIPPED: Final = World(largest=50, shares=(0.15, 0.45, 0.40), further=True, beside=0.5)
 # Questions of each family, so that its test split holds at least 600, and at least 200 of each generic task.
 SIZES: Final[Mapping[str, int]] = {"steps": 6000, "multi": 2700, "diverse": 2700, "varied": 2700, "generic": 6400}
-TRAINING: Final = 14000  # further draws of the in-distribution family, of which those of the training split are asked
+TRAINING: Final = 30000  # further draws of the in-distribution family, of which those of the training split are asked
 PATIENCE: Final = 1000  # draws in a row without a new question: the world is too small for the number asked
 
 
