@@ -68,7 +68,7 @@ OWNERS: dict[str, set[str]] = {
     "ruamel": {"recipe"},
     "pyarrow": {"files"},
     "filelock": {"files"},
-    "httpx2": {"teachers"},
+    "httpx2": {"teachers", "questions"},
     "msgspec": {"files", "teachers"},
     "rich": {"progress", "cli"},
     "typer": {"cli"},

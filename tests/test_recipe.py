@@ -50,6 +50,39 @@ ROOT = Path(__file__).parent.parent
             (),
             'r.yaml line 2: train.steps: Input should be a valid integer\n  found: "yes"\n  do: mend the value',
         ),
+        (
+            "name: x\nsets: {m: {url: 'https://a/b.jsonl'}}\n",
+            (),
+            "r.yaml line 2: sets.m: url needs the sha256 of its file (sha256sum FILE)\n  do: mend the value",
+        ),
+        (
+            "name: x\nsets: {m: {hub: owner/name, file: a.jsonl}}\n",
+            (),
+            "r.yaml line 2: sets.m: hub needs a revision: a commit, since branches change\n  do: mend the value",
+        ),
+        (
+            f"name: x\nsets: {{m: {{hub: owner/name, file: ../a.jsonl, revision: '{'a' * 40}'}}}}\n",
+            (),
+            "r.yaml line 2: sets.m: with hub, file is a path in its repository such as data/test.jsonl\n"
+            "  do: mend the value",
+        ),
+        (
+            "name: x\nsets: {m: {task: number}}\n",
+            (),
+            "r.yaml line 2: sets.m: a set is a file, a url with sha256, or a file of hub at a revision\n"
+            "  do: mend the value",
+        ),
+        (
+            f"name: x\nsets: {{m: {{file: a.jsonl, sha256: '{'a' * 64}'}}}}\n",
+            (),
+            "r.yaml line 2: sets.m: sha256 and revision are for url and hub; a file here is digested by the run\n"
+            "  do: mend the value",
+        ),
+        (
+            f"name: x\nsets: {{m: {{url: 'https://a/b', file: a, sha256: '{'a' * 64}'}}}}\n",
+            (),
+            "r.yaml line 2: sets.m: url stands alone, without file, hub and revision\n  do: mend the value",
+        ),
         ("train: {}\n", (), "r.yaml: name is missing\n  do: add name"),
         ("", (), "r.yaml: a recipe is a mapping of keys\n  found: nothing\n  do: begin with `name: ...`"),
         (

@@ -29,7 +29,9 @@ RATES = (1e13, 1e14, 4e14)  # operations a second for which a time is given
 
 def text(plan: Recipe) -> str:
     """The plan as plain text. Raises UserError for what would stop the run before its first stage."""
-    lines = [f"plan of {plan.name} (nothing is written)", ""]
+    away = any(own.file is None or own.hub is not None for own in plan.sets.values())
+    kept = ", but fetched sets into the cache" if away else ""
+    lines = [f"plan of {plan.name} (nothing is written{kept})", ""]
     loaded, unused = collect.gather(plan)
     lines += _questions(loaded, unused)
     train = [question for name in plan.questions.train for question in loaded[name].get("train", [])]

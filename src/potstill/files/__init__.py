@@ -6,12 +6,14 @@ it still fits the recipe, `tables` owns Parquet and arrays, `run_folder` holds t
 
 from potstill.files.disk import Appender, folder, line, remove, sweep, write, write_json, write_jsonl
 from potstill.files.reading import digest, fingerprint, read_bytes, read_json, read_jsonl, records
+from potstill.files.run_folder import held
 
 __all__ = [
     "Appender",
     "digest",
     "fingerprint",
     "folder",
+    "held",
     "line",
     "read_bytes",
     "read_json",

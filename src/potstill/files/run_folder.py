@@ -32,9 +32,9 @@ def locked(run: Path, *, wait: float = 0, beside_shards: bool = False) -> Iterat
 
     Raises UserError if another process holds the run, or one of its shards.
     """
-    with _held(run, ".lock", wait, "another process is working on this run"):
+    with held(run, ".lock", wait, "another process is working on this run"):
         for lock in () if beside_shards else sorted(run.glob(SHARD.format("*"))):
-            with _held(run, lock.name, 0, f"a shard of this run is being sampled ({lock.stem.removeprefix('.')})"):
+            with held(run, lock.name, 0, f"a shard of this run is being sampled ({lock.stem.removeprefix('.')})"):
                 pass
         yield
 
@@ -42,11 +42,12 @@ def locked(run: Path, *, wait: float = 0, beside_shards: bool = False) -> Iterat
 def shard_locked(run: Path, number: int, count: int) -> contextlib.AbstractContextManager[None]:
     """Hold one shard of a run's sampling for this process. Raises UserError if another process holds it."""
     name = f"{number}-of-{count}"
-    return _held(run, SHARD.format(name), 0, f"another process is sampling shard {number}/{count} of this run")
+    return held(run, SHARD.format(name), 0, f"another process is sampling shard {number}/{count} of this run")
 
 
 @contextlib.contextmanager
-def _held(run: Path, name: str, wait: float, otherwise: str) -> Iterator[None]:
+def held(run: Path, name: str, wait: float, otherwise: str) -> Iterator[None]:
+    """Hold the lock `name` in a folder, after at most `wait` seconds. Raises UserError(otherwise)."""
     import filelock
 
     with reading.mine_to_mend(run):

@@ -12,6 +12,7 @@ Whoever writes or reads holds one row group at a time: however many chains there
 from __future__ import annotations
 
 import io
+import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from potstill.errors import UserError
 from potstill.files import columns, disk
+from potstill.files.reading import mine_to_mend
 from potstill.records import Chain, Semantics, Verdict
 
 if TYPE_CHECKING:
@@ -75,6 +77,21 @@ def chain_counts(path: Path) -> dict[str, Any]:
             defects.update(mark for marks in group["defects"].to_pylist() for mark in marks or ())
     counts = {"chains": count, "tokens": tokens, "stop": dict(stops), "semantics": dict(semantics)}
     return counts | ({"defects": dict(defects)} if defects else {})
+
+
+def plain_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of anybody's Parquet file as values that JSON knows; what JSON does not know, such as dates, is text."""
+    import pyarrow
+    from pyarrow import parquet
+
+    with mine_to_mend(path), open(path, "rb") as opened:
+        try:
+            file = parquet.ParquetFile(opened)
+        except pyarrow.ArrowInvalid as fault:
+            raise UserError("not a Parquet file", where=path, found=fault, do="get it anew, it may be torn") from None
+        with file:
+            for batch in file.iter_batches(ROWS_A_GROUP):
+                yield from json.loads(json.dumps(batch.to_pylist(), default=str))
 
 
 def write_verdicts(path: Path, verdicts: Iterable[tuple[Key, Verdict]]) -> None:

@@ -9,7 +9,7 @@
     asdiv        asdiv/ASDiv.xml                       divided into validation and test
     svamp        svamp/SVAMP.json                      divided into validation and test
     bbh          bbh/tasks/*.json                      each of its 27 tasks divided; `bbh/navigate` is one task alone
-    your own     a JSONL file                          its `split` field, else divided into train, validation and test
+    your own     a JSONL or Parquet file               its `split` field, else divided into train, validation and test
 
 `splits="digest"` divides by the digests of the questions' canonical forms. `splits="paper"` has the paper's sizes: 500
 validation questions of a set, of MultiArith 200, the rest test, and those of lowest digest, since most of the authors'

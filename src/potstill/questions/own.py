@@ -1,4 +1,4 @@
-"""Your own questions: a JSONL file with a question and its answer on each line.
+"""Your own questions: a JSONL (or Parquet) file with a question and its answer on each line.
 
     {"question": "How many?", "answer": 72}
     {"id": "b7", "question": "Which?", "answer": "(A)", "task": "choice", "split": "test", "rationale": "..."}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import UserError
+from potstill.files import tables
 
 
 def text(path: Path) -> str:
@@ -40,7 +41,10 @@ def document(path: Path) -> Any:
 
 
 def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The records of a JSONL file, each with its line number from 1. Empty lines are passed over."""
+    """The records of a JSONL or Parquet file, each with its line number from 1. Empty lines are passed over."""
+    if path.suffix == ".parquet":
+        yield from enumerate(tables.plain_rows(path), start=1)
+        return
     for number, line in enumerate(text(path).split("\n"), start=1):
         if not line.strip():
             continue

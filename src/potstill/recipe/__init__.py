@@ -24,7 +24,8 @@ from ruamel.yaml import YAML
 
 from potstill.errors import UserError
 from potstill.recipe.reading import load, parse
-from potstill.recipe.sections import OwnSet, Recipe, Shape
+from potstill.recipe.sections import Recipe, Shape
+from potstill.recipe.sets import OwnSet
 
 __all__ = ["OwnSet", "Recipe", "Shape", "data_folder", "find", "flat", "load", "parse", "resolved", "schema"]
 

@@ -19,20 +19,8 @@ from potstill.recipe.section import (
     Section,
     Share,
 )
+from potstill.recipe.sets import OwnSet
 from potstill.recipe.teacher import Teacher
-
-
-class OwnSet(Section):
-    """A set of your own: a JSONL file, one question a line."""
-
-    file: str
-    task: str | None = Field(
-        default=None,
-        description="how answers are graded: number, choice, boolean, text, regex, json, ..., function: module:name",
-    )
-    fields: dict[str, str] = Field(
-        {}, description="our name -> the file's name, for question, answer, id, rationale, ..."
-    )
 
 
 class Limits(Section):

@@ -13,7 +13,7 @@ from typing import Any
 from potstill import files, order, prompts, questions, recipe, splits
 from potstill.encoding import to_json
 from potstill.errors import UserError
-from potstill.questions import bbh, collected
+from potstill.questions import bbh, collected, fetched
 from potstill.recipe import Recipe
 from potstill.records import Question, Split
 
@@ -35,10 +35,11 @@ VERSIONS = {
 
 def inputs(plan: Recipe) -> dict[str, str]:
     """Digests of the files that the recipe names: own sets and demonstrations. The five known sets do not change."""
-    named = {f"sets.{name}": (own.file, f"sets.{name}.file") for name, own in plan.sets.items()}
+    named = {f"sets.{name}": _own(plan, name) for name in plan.sets}
     if plan.evaluate.demonstrations is not None:
-        named["evaluate.demonstrations"] = (plan.evaluate.demonstrations, "evaluate.demonstrations")
-    return {name: files.digest(recipe.find(plan, path, key)) for name, (path, key) in named.items()}
+        key = "evaluate.demonstrations"
+        named[key] = recipe.find(plan, plan.evaluate.demonstrations, key)
+    return {name: files.digest(path) for name, path in named.items()}
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
@@ -116,7 +117,7 @@ def _load(plan: Recipe, name: str) -> list[Question]:
     return questions.load(
         name,
         recipe.data_folder(plan),
-        file=recipe.find(plan, own.file, f"sets.{name}.file") if own else None,
+        file=_own(plan, name) if own else None,
         fields=own.fields if own else None,
         task=own.task if own else None,
         splits=asked.splits,
@@ -124,6 +125,17 @@ def _load(plan: Recipe, name: str) -> list[Question]:
         test=test if own else None,
         others=tuple(plan.sets),
     )
+
+
+def _own(plan: Recipe, name: str) -> Path:
+    """The file of a set of one's own: where the recipe says, or the verified copy of what it says to fetch."""
+    own = plan.sets[name]
+    if own.url is not None:
+        return fetched.fetch(fetched.from_url(f"sets.{name}", own.url, own.sha256 or ""))
+    assert own.file is not None, "a recipe is checked when it is read"
+    if own.hub is not None:
+        return fetched.fetch(fetched.from_hub(f"sets.{name}", own.hub, own.file, own.revision or "", own.sha256))
+    return recipe.find(plan, own.file, f"sets.{name}.file")
 
 
 def _limited(rows: list[Question], limit: int) -> list[Question]:

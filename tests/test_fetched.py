@@ -1,0 +1,249 @@
+"""Sets from a URL and from the hub, served by the standard library on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+import tiny
+from potstill import files
+from potstill.errors import UserError
+from potstill.files import manifest
+from potstill.questions import fetched, own
+
+COMMIT = "c0ffee" + "0" * 34
+ROWS = b"".join(files.line(row) for row in tiny.rows("sums", 12))
+PIN = hashlib.sha256(ROWS).hexdigest()
+HUB = f"/datasets/owner/name/resolve/{COMMIT}/data/a b.jsonl"
+
+
+@dataclass
+class Answer:
+    body: bytes = b""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: int = 0  # bytes that are promised and do not come
+
+
+@dataclass
+class Site:
+    """Path -> what is answered, one after the other, the last one for ever; and every path that was asked for."""
+
+    pages: dict[str, list[Answer]] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    url: str = ""
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    here = Site()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = self.path.replace("%20", " ")
+            here.asked.append(path)
+            left = here.pages.get(path, [Answer(status=404)])
+            answer = left.pop(0) if len(left) > 1 else left[0]
+            self.send_response(answer.status)
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(answer.body) + answer.cut))
+            self.end_headers()
+            with contextlib.suppress(ConnectionError):
+                self.wfile.write(answer.body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    here.url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_ENDPOINT", here.url + "/")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(fetched, "WAITS", (0.0, 0.0))
+    yield here
+    server.shutdown()
+    server.server_close()
+
+
+def by_url(site: Site, pin: str = PIN, path: str = "/mine.jsonl") -> fetched.Source:
+    return fetched.from_url("sets.mine", site.url + path, pin)
+
+
+def by_hub(pin: str | None = None) -> fetched.Source:
+    return fetched.from_hub("sets.mine", "owner/name", "data/a b.jsonl", COMMIT, pin)
+
+
+def refused(source: fetched.Source, site: Site) -> str:
+    with pytest.raises(UserError) as error:
+        fetched.fetch(source)
+    return str(error.value).replace(site.url, "SITE")
+
+
+def left(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.name != ".lock")
+
+
+def test_a_pinned_url_is_fetched_once_and_verified_at_every_use(site: Site, tmp_path: Path) -> None:
+    site.pages["/mine.jsonl"] = [Answer(ROWS)]
+    path = fetched.fetch(by_url(site))
+    assert path.read_bytes() == ROWS and path.is_relative_to(tmp_path / "cache")
+    assert fetched.fetch(by_url(site)) == path and site.asked == ["/mine.jsonl"]
+    path.write_bytes(ROWS[:-9])
+    assert fetched.fetch(by_url(site)).read_bytes() == ROWS and len(site.asked) == 2
+    path.write_bytes(ROWS[:-9])
+    site.pages["/mine.jsonl"] = [Answer(ROWS + b"{}")]
+    assert "is not the file that sets.mine.sha256 pins" in refused(by_url(site), site)
+
+
+def test_a_changed_download_is_refused_and_nothing_stays(site: Site, tmp_path: Path) -> None:
+    site.pages["/mine.jsonl"] = [Answer(ROWS[:-9])]
+    found = hashlib.sha256(ROWS[:-9]).hexdigest()
+    assert refused(by_url(site), site) == (
+        "sets.mine: is not the file that sets.mine.sha256 pins\n"
+        f"  found: SHA-256 {found}, {len(ROWS) - 9} bytes from SITE/mine.jsonl\n"
+        "  do: run again if it may have been cut off; if the new file is wanted, pin its digest"
+    )
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_torn_download_is_tried_again_and_then_refused(site: Site, tmp_path: Path) -> None:
+    site.pages["/mine.jsonl"] = [Answer(ROWS, cut=5), Answer(status=503), Answer(ROWS)]
+    assert fetched.fetch(by_url(site)).read_bytes() == ROWS
+    site.pages["/torn.jsonl"] = [Answer(ROWS, cut=5)]
+    told = refused(by_url(site, "0" * 64, "/torn.jsonl"), site)
+    assert told.startswith("sets.mine: cannot be fetched\n  found: RemoteProtocolError ")
+    assert told.endswith(
+        "from SITE/torn.jsonl\n  do: look at the network, or get the file by any other tool and name it with `file`"
+    )
+    assert site.asked.count("/torn.jsonl") == 3 and left(tmp_path) == ["mine.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("status", "tries", "expected"),
+    [(404, 1, "look at the address"), (403, 1, "private, gated or not there"), (500, 3, "look at the network")],
+)
+def test_what_a_server_refuses_is_said(site: Site, tmp_path: Path, status: int, tries: int, expected: str) -> None:
+    site.pages["/mine.jsonl"] = [Answer(b"no", status)]
+    told = refused(by_url(site), site)
+    assert f"found: HTTP {status} from SITE/mine.jsonl" in told and expected in told
+    assert len(site.asked) == tries and not (tmp_path / "cache").exists()
+
+
+def test_a_server_that_is_not_there_and_a_redirect_without_end(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.pages["/round"] = [Answer(status=302, headers={"Location": "/round"})]
+    assert "cannot be fetched" in refused(by_url(site, path="/round"), site)
+    gone = fetched.from_url("sets.mine", "http://127.0.0.1:9/mine.jsonl", PIN)
+    assert "found: ConnectError" in refused(gone, site)
+    monkeypatch.setattr(fetched, "LARGEST", 10)
+    site.pages["/mine.jsonl"] = [Answer(ROWS)]
+    assert "is larger than a set may be" in refused(by_url(site), site)
+
+
+def stated(body: bytes = ROWS, commit: str = COMMIT, large: bool = True) -> dict[str, str]:
+    blob = hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
+    tag = {"X-Linked-Etag": f'"{hashlib.sha256(body).hexdigest()}"'} if large else {"ETag": f'W/"{blob}"'}
+    return {"X-Repo-Commit": commit, **tag}
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_the_hub_is_followed_and_held_to_what_it_states(site: Site, tmp_path: Path, large: bool) -> None:
+    aside = {**stated(large=large), "Location": "/store/1"}
+    site.pages[HUB] = [Answer(status=302, headers=aside)]
+    site.pages["/store/1"] = [Answer(ROWS[:-9])]
+    assert "arrived changed or cut off" in refused(by_hub(), site) and not (tmp_path / "cache").exists()
+    site.pages["/store/1"] = [Answer(ROWS)]
+    path = fetched.fetch(by_hub())
+    assert path == tmp_path / "cache" / "hub" / "owner" / "name" / COMMIT / "data" / "a b.jsonl"
+    assert path.read_bytes() == ROWS and site.asked == [HUB, "/store/1"] * 2
+    assert left(tmp_path) == [".a b.jsonl.sha256", "a b.jsonl"]
+
+
+def test_the_hub_may_not_answer_with_another_commit(site: Site, tmp_path: Path) -> None:
+    site.pages[HUB] = [Answer(ROWS, headers=stated(commit="1" * 40))]
+    assert "sets.mine: is of another commit\n  found: commit 1111" in refused(by_hub(), site)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_file_of_the_hub_stays_what_it_was(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the hub states no digest: the first copy's counts, or the one that the recipe pins."""
+    site.pages[HUB] = [Answer(ROWS)]
+    assert "is not the file that sets.mine.sha256 pins" in refused(by_hub("0" * 64), site)
+    path = fetched.fetch(by_hub(PIN))
+    path.write_bytes(b"{}")
+    assert fetched.fetch(by_hub()).read_bytes() == ROWS
+    path.write_bytes(b"{}")
+    site.pages[HUB] = [Answer(b"[]")]
+    assert "is not the file that it was" in refused(by_hub(), site)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    asked = len(site.asked)
+    told = refused(by_hub(), site).replace(str(tmp_path), "DIR")
+    assert told == (
+        "sets.mine: is not here, and the hub may not be asked\n"
+        f"  found: HF_HUB_OFFLINE is set; no verified copy at DIR/cache/hub/owner/name/{COMMIT}/data/a b.jsonl\n"
+        "  do: run once without HF_HUB_OFFLINE, or get the file by any other tool and name it with `file`"
+    )
+    path.write_bytes(ROWS)
+    assert fetched.fetch(by_hub()) == path and len(site.asked) == asked
+
+
+def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("POTSTILL_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert fetched.cache() == Path("/x/potstill")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(fetched.sys, "platform", "linux")
+    assert fetched.cache() == Path.home() / ".cache" / "potstill"
+    odd = fetched.from_url("sets.mine", "http://a/..%2F?x=1", PIN)
+    assert Path(odd.place).parts[:2] == ("url", PIN) and len(Path(odd.place).parts) == 3 and ".." not in odd.place
+
+
+def test_parquet_is_read_as_jsonl_is(tmp_path: Path) -> None:
+    table = pyarrow.Table.from_pylist([{**row, "answer": int(row["answer"])} for row in tiny.rows("sums", 12)])
+    parquet.write_table(table, tmp_path / "mine.parquet", row_group_size=5)
+    (tmp_path / "mine.jsonl").write_bytes(ROWS)
+    found, expected = (own.read("m", tmp_path / f"mine.{kind}", None, None) for kind in ("parquet", "jsonl"))
+    assert [(q.id, q.text, q.gold) for q in found] == [(q.id, q.text, q.gold) for q in expected]
+    (tmp_path / "torn.parquet").write_bytes((tmp_path / "mine.parquet").read_bytes()[:-3])
+    with pytest.raises(UserError, match=r"torn.parquet: not a Parquet file"):
+        own.read("m", tmp_path / "torn.parquet", None, None)
+    with pytest.raises(UserError, match=r"no.parquet: No such file"):
+        own.read("m", tmp_path / "no.parquet", None, None)
+
+
+def test_a_run_collects_fetched_sets_and_holds_their_digests(site: Site, world: Path, tmp_path: Path) -> None:
+    site.pages["/sums.jsonl"] = [Answer((world / "sets" / "sums.jsonl").read_bytes())]
+    table = pyarrow.Table.from_pylist([json.loads(line) for line in (world / "sets" / "more.jsonl").open("rb")])
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(table, sink)
+    more = sink.getvalue().to_pybytes()
+    site.pages[HUB.replace("a b.jsonl", "more.parquet")] = [Answer(more, headers=stated(more))]
+    pin = files.digest(world / "sets" / "sums.jsonl")
+    changes = (
+        f"sets.sums={{url: '{site.url}/sums.jsonl', sha256: {pin}, task: number}}",
+        f"sets.more={{hub: owner/name, file: data/more.parquet, revision: '{COMMIT}', task: number}}",
+        "teacher={kind: human}",
+    )
+    tiny.make(world, tmp_path / "fetched", *changes, until="collect")
+    tiny.make(world, tmp_path / "here", "teacher={kind: human}", until="collect")
+    for path in (tmp_path / "here" / "collect").glob("*.*.jsonl"):
+        assert (tmp_path / "fetched" / "collect" / path.name).read_bytes() == path.read_bytes()
+    stored = manifest.begun(tmp_path / "fetched" / "collect")
+    assert stored is not None
+    assert stored.inputs["sets.sums"] == pin
+    assert stored.inputs["sets.more"] == hashlib.sha256(more).hexdigest()
+    asked = len(site.asked)
+    tiny.make(world, tmp_path / "fetched", *changes, until="collect")
+    assert len(site.asked) == asked == 2
