@@ -101,7 +101,7 @@ def open_step(run: Path, plan: Recipe, step: int) -> Student:
     path = run / "train" / "checkpoints" / str(step)
     if not path.is_dir():
         raise UserError("no such checkpoint", where=path, do=f"one of {checkpoints(run)}")
-    return students.open(path, trust_remote_code=plan.student.trust_remote_code)
+    return students.at(plan, path)
 
 
 def _inputs(run: Path, plan: Recipe, step: int) -> dict[str, str]:

@@ -117,17 +117,19 @@ def _server(plan: Recipe, train: Sequence[Question]) -> list[str]:
 def _student(plan: Recipe) -> list[str]:
     count = _parameters(plan)
     asked = plan.student
-    weights = "random weights"
+    weights, chat = "random weights", None
     if asked.model is not None:
         path = _local(plan, asked.model, "student.model")
         if path is not None:
             students.check_tokenizer(plan, path)
+            chat = students.spoken(plan, path)
         weights = str(path) if path else f"{asked.model} is not here; the run would stop at train"
     if count is None:
         return [f"student           {weights}; its size is not known without it (give student.shape too)", ""]
     gib = count / 2**30
     return [
         f"student           {weights}",
+        f"  prompts         {'in its own chat template (student.chat: false for plain ones)' if chat else 'plain'}",
         f"  parameters      {count}",
         f"  memory          {ADAM_BYTES * gib:.2f} GiB: weights, gradients and AdamW, {ADAM_BYTES} bytes a parameter,",
         f"                  and the activations of {plan.train.batch_tokens} tokens",
@@ -142,18 +144,24 @@ def _training(plan: Recipe, train: Sequence[Question]) -> list[str]:
     quotas = {prompts.FORMATS[name]: quota for name, quota in plan.train.formats.items() if quota}
     shots = [prompts.Demonstration(q.text, q.gold, q.rationale or "") for q in some[: plan.train.demonstrations]]
     tokens = supervised = 0.0
+    path = _local(plan, plan.student.model, "student.model") if plan.student.model else None
+    chat = students.spoken(plan, path) if path else None
     lines = ["training          share   prompt  target  (tokens, means over " + f"{len(some)} questions)"]
     for format, quota in quotas.items():
         share = quota / sum(quotas.values())
-        asked = [prompts.build(q.text, format, shots).plain for q in some]
+        asked = [prompts.build(q.text, format, shots) for q in some]
         taught = [
             prompts.solution(q.rationale or "", q.gold) if format.rationale else prompts.bare(q.gold) for q in some
         ]
-        lengths = [_mean([len(ids.ids) + 1 for ids in tokenizer.encode_batch(texts)]) for texts in (asked, taught)]
+        target = _mean([len(ids.ids) + 1 for ids in tokenizer.encode_batch(taught)])
+        if chat:
+            prompt = _mean([len(chat.encode(chat.render(one))) for one in asked])
+        else:
+            prompt = _mean([len(ids.ids) + 1 for ids in tokenizer.encode_batch([one.plain for one in asked])])
         targets = plan.train.chains_per_prompt if format.rationale else 1
-        tokens += share * (lengths[0] + lengths[1]) * targets
-        supervised += share * lengths[1] * targets
-        lines.append(f"  {format.name:<20} {share:>3.0%} {lengths[0]:>8.0f} {lengths[1]:>7.0f}")
+        tokens += share * (prompt + target) * targets
+        supervised += share * target * targets
+        lines.append(f"  {format.name:<20} {share:>3.0%} {prompt:>8.0f} {target:>7.0f}")
     a_step = tokens * plan.train.groups
     total, taught = a_step * plan.train.steps, supervised * plan.train.groups * plan.train.steps
     lines += [

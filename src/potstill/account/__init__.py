@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from potstill import exam, files, intervals, recipe, story
 from potstill.account import controls, counts, samples
@@ -28,6 +29,8 @@ HARD = (
     " (hard targets)."
 )
 RANDOM = "The student started from random weights and knew no language: scores near zero are what is to be expected."
+
+CHAT = "Prompts stood in the student's own chat template, in training and in evaluation; this page shows them plain."
 
 
 def tell(run: Path, plan: Recipe) -> story.Story:
@@ -69,9 +72,16 @@ def tell(run: Path, plan: Recipe) -> story.Story:
             *_rights(plan),
             *([HARD] if plan.teacher.kind == "openai" and plan.teacher.candidates == 0 else []),
             *([RANDOM] if plan.student.model is None else []),
+            *([CHAT] if _counts(run, "train").get("chat_template") else []),
         ),
         seed=plan.seed,
     )
+
+
+def _counts(run: Path, stage: str) -> Mapping[str, Any]:
+    done = manifest.finished(run / stage)
+    assert done is not None, f"{stage} comes before the report"
+    return done.counts
 
 
 def _rights(plan: Recipe) -> Iterator[str]:

@@ -19,7 +19,7 @@ from potstill import files, progress, prompts, run, students
 from potstill.cli import show
 from potstill.errors import UserError
 from potstill.questions import collected
-from potstill.records import Prompt, Question, Split
+from potstill.records import Question, Split
 
 
 def is_sample(row: Mapping[str, Any]) -> bool:
@@ -47,20 +47,23 @@ def export(folder: Path, out: Path) -> None:
 
     Of a run that trains nothing its test questions, of any other those of validation: which checkpoint is chosen must
     not hang on the test split. The prompt is the document's own text, byte for byte; for a student that is no T5 it
-    ends in the white space before the answer. What follows it is written greedily, without a stop string.
+    ends in the white space before the answer, or stands in the student's chat template. What follows it is
+    written greedily, without a stop string.
     """
     plan = show.recipe_of(folder)
     asked = plan.questions
     sets = dict.fromkeys([*asked.in_distribution, *asked.out_of_distribution, *asked.generic])
     split: Split = "test" if run.stages(plan) == run.MEASURED else "validation"
     table = collected.shots(folder)
-    causal = students.base(plan).family == "causal"
+    student = students.base(plan)
     names = []
     for each in sets:
         questions = collected.questions(folder, [each], split)
         for format in plan.evaluate.formats:
             name = f"potstill_{each}_{format}".replace("-", "_")
-            rows = [_document(q, collected.prompt_of(q, prompts.FORMATS[format], table), causal) for q in questions]
+            rows = [
+                _document(q, student.render(collected.prompt_of(q, prompts.FORMATS[format], table))) for q in questions
+            ]
             documents = out / f"{name}.jsonl"
             files.write_jsonl(documents, rows)
             text = _YAML.format(name=name, path=documents.resolve(), max_tokens=plan.evaluate.max_tokens)
@@ -69,9 +72,8 @@ def export(folder: Path, out: Path) -> None:
     progress.say(f"lm_eval --include_path {out} --tasks {','.join(names)} --log_samples ...")
 
 
-def _document(question: Question, prompt: Prompt, causal: bool) -> dict[str, str]:
-    text = prompt.plain + (prompt.lead if causal else "")
-    return {"id": question.id, "prompt": text, "potstill_gold": question.gold, "potstill_task": question.task}
+def _document(question: Question, prompt: str) -> dict[str, str]:
+    return {"id": question.id, "prompt": prompt, "potstill_gold": question.gold, "potstill_task": question.task}
 
 
 _YAML = """\

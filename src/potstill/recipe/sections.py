@@ -103,12 +103,17 @@ class Student(Section):
     )
     tokenizer: str | None = Field(default=None, description="a folder; the model's own if not given")
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    chat: Literal["auto"] | bool = Field(
+        default="auto", description="prompts in the model's own chat template; auto: if a decoder-only one has any"
+    )
     trust_remote_code: bool = False
 
     @model_validator(mode="after")
     def _complete(self) -> Student:
         if self.model is None and (self.shape is None or self.tokenizer is None):
             raise ValueError("a student is a model, or a shape (random weights) with a tokenizer")
+        if self.chat is True and self.model is None:
+            raise ValueError("chat: true needs a model, whose folder has the template; random weights know none")
         return self
 
     @model_validator(mode="before")

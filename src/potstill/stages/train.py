@@ -86,7 +86,8 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
         seconds = time.monotonic() - began
         run_folder.log(run, "train", steps=asked.steps - newest, seconds=round(seconds, 3), tokens=tokens)
     outputs = [metrics, *(path for path in folder.rglob("*") if path.is_file())]
-    return outputs, {"steps": asked.steps, "checkpoints": _saved(folder), **lesson.counts}
+    counts = {"steps": asked.steps, "checkpoints": _saved(folder), "chat_template": student.chat is not None}
+    return outputs, counts | lesson.counts
 
 
 def _check_steps(made: int, plan: Recipe) -> None:
@@ -103,12 +104,7 @@ def _check_steps(made: int, plan: Recipe) -> None:
 def _student(plan: Recipe, folder: Path, step: int) -> students.Student:
     if step == 0:
         return students.base(plan)
-    return students.open(
-        folder / str(step),
-        mass=plan.train.mass,
-        dropout=plan.student.dropout,
-        trust_remote_code=plan.student.trust_remote_code,
-    )
+    return students.at(plan, folder / str(step))
 
 
 def _checkpoint(folder: Path, step: int, student: students.Student, optimizer: Any) -> None:

@@ -9,8 +9,9 @@ loads. `base` is the student that a recipe names.
 
 from __future__ import annotations
 
-from potstill.students.base import base, check_tokenizer, count, identity, shape, tokenizer_folder
+from potstill.students.base import at, base, check_tokenizer, count, identity, shape, spoken, tokenizer_folder
 from potstill.students.batch import Batch, Example
+from potstill.students.chat import Chat
 from potstill.students.opening import initialise, open
 from potstill.students.shape import SHAPES, Shape, parameters
 from potstill.students.student import Head, Student
@@ -18,10 +19,12 @@ from potstill.students.student import Head, Student
 __all__ = [
     "SHAPES",
     "Batch",
+    "Chat",
     "Example",
     "Head",
     "Shape",
     "Student",
+    "at",
     "base",
     "check_tokenizer",
     "count",
@@ -30,5 +33,6 @@ __all__ = [
     "open",
     "parameters",
     "shape",
+    "spoken",
     "tokenizer_folder",
 ]

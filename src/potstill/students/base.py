@@ -14,6 +14,8 @@ from safetensors import safe_open
 from potstill import files, recipe, tokenizers
 from potstill.errors import UserError
 from potstill.recipe import Recipe
+from potstill.students import chat, t5
+from potstill.students.chat import Chat
 from potstill.students.opening import initialise, open
 from potstill.students.shape import SHAPES, Shape
 from potstill.students.student import Student
@@ -25,9 +27,28 @@ def base(plan: Recipe) -> Student:
     if asked.model is not None:
         folder = recipe.find(plan, asked.model, "student.model")
         check_tokenizer(plan, folder)
-        return open(folder, mass=plan.train.mass, dropout=asked.dropout, trust_remote_code=asked.trust_remote_code)
+        return at(plan, folder)
     tokenizer = tokenizers.open(tokenizer_folder(plan))
     return initialise(shape(plan, tokenizer.size), tokenizer, plan.seed, mass=plan.train.mass, dropout=asked.dropout)
+
+
+def at(plan: Recipe, folder: Path) -> Student:
+    """The student in a folder, the recipe's model or a checkpoint of its training, as the recipe asks for it."""
+    asked = plan.student
+    return open(
+        folder,
+        mass=plan.train.mass,
+        dropout=asked.dropout,
+        trust_remote_code=asked.trust_remote_code,
+        chat_template=False if asked.model is None else asked.chat,
+    )
+
+
+def spoken(plan: Recipe, folder: Path) -> Chat | None:
+    """How the student in a folder is spoken to, without its weights: None for plain prompts."""
+    settings = files.read_json(folder / "config.json")
+    family = "t5" if settings.get("model_type") in t5.KINDS else "causal"
+    return chat.open(folder, plan.student.chat, family)
 
 
 def check_tokenizer(plan: Recipe, folder: Path) -> None:
@@ -47,7 +68,9 @@ def check_tokenizer(plan: Recipe, folder: Path) -> None:
 def identity(plan: Recipe) -> dict[str, str]:
     """Digests of what the base student is made from, by recipe key."""
     if plan.student.model is not None:
-        return {"student.model": files.fingerprint(recipe.find(plan, plan.student.model, "student.model"))}
+        found = {"student.model": files.fingerprint(recipe.find(plan, plan.student.model, "student.model"))}
+        # What `auto` comes to is told by the folder.
+        return found if plan.student.chat == "auto" else found | {"student.chat": str(plan.student.chat).lower()}
     return {"student.tokenizer": tokenizers.open(tokenizer_folder(plan)).digest}
 
 

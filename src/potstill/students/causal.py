@@ -50,9 +50,11 @@ class Causal(Student):
         return states.flatten(0, 1)[batch.positions]
 
     def render(self, prompt: Prompt) -> str:
-        return prompt.plain + prompt.lead
+        return prompt.plain + prompt.lead if self.chat is None else self.chat.render(prompt)
 
     def encode(self, text: str) -> list[int]:
+        if self.chat is not None:
+            return self.chat.encode(text)
         # The tokenizer's own template says what stands before a text; a config's bos_token_id is there even where it
         # was never used (Qwen).
         return [*self.tokenizer.prefix, *self.tokenizer.encode(text).ids]

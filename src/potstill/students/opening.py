@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from potstill import tokenizers
 from potstill.errors import UserError
 from potstill.loss import Mass
-from potstill.students import causal, t5
+from potstill.students import causal, chat, t5
 from potstill.students.shape import Family, Shape
 from potstill.students.student import DType, Student, quiet
 from potstill.tokenizers import Tokenizer
@@ -32,6 +32,7 @@ def open(
     dropout: float | None = None,
     dtype: DType = "float32",
     trust_remote_code: bool = False,
+    chat_template: chat.Asked = False,
 ) -> Student:
     """The student in a folder, in evaluation mode, on the CPU.
 
@@ -39,6 +40,7 @@ def open(
     mass               how the loss treats a kept mass under 1
     dropout            while training; None for what config.json says
     trust_remote_code  run model code that lies in the folder
+    chat_template      prompts in the folder's own template: auto, True or False
 
     Raises UserError where the folder, config.json or the weights are missing, torn, pickled, incomplete, of an
     unsupported kind, or do not fit the tokenizer.
@@ -54,6 +56,7 @@ def open(
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
         family = _family(config, folder, kind)
+        spoken = chat.open(folder, chat_template, family)
         (t5 if family == "t5" else causal).prepare(config, tokenizer, dropout)
         auto: Any = AutoModelForSeq2SeqLM if family == "t5" else AutoModelForCausalLM
         with quiet():
@@ -83,6 +86,7 @@ def open(
         if family == "t5":
             return t5.T5(t5.open_model(model, folder), tokenizer, mass=mass).eval()
         student = causal.Causal(model, tokenizer, mass=mass).eval()
+        student.chat = spoken
     except UserError as error:
         raise UserError(error.what, where=folder, found=error.args[2], do=error.args[3]) from None
     if config.model_type not in causal.KINDS:

@@ -35,6 +35,7 @@ from potstill import files, loss
 from potstill.errors import UserError
 from potstill.records import Prompt, Target
 from potstill.students.batch import Batch, Example, check
+from potstill.students.chat import Chat
 from potstill.students.shape import Family
 from potstill.tokenizers import Tokenizer
 
@@ -63,11 +64,13 @@ class Student(nn.Module):
     model      the transformers model, its weights in float32 unless opened otherwise
     tokenizer  potstill's; its size may be under the head's rows (a padded vocabulary), never over
     mass       raw, renormalised or tail, see `potstill.loss`
+    chat       the template in which prompts stand; None for plain prompts
     """
 
     family: ClassVar[Family]
     padded: ClassVar[bool]  # whether the model computes layers for places that hold no token
     model: PreTrainedModel
+    chat: Chat | None = None
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, *, mass: loss.Mass = "raw") -> None:
         super().__init__()

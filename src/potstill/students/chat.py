@@ -1,0 +1,104 @@
+"""Chat templates: how an instruction-tuned decoder-only student is spoken to.
+
+    turns      user: Q: 2 + 2 A:
+    rendered   <|user|>Q: 2 + 2 A:<|end|><|assistant|>
+
+The template is the student's own, from its folder; a teacher's is never looked at. Rendering and ids both come from
+transformers, so that the student reads what it read when it was tuned. What a template says of today is always
+the same day: training and evaluation happen on different ones.
+
+    >>> template(Path("no/such/folder"))
+    False
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from transformers import PreTrainedTokenizerFast
+
+from potstill.errors import UserError
+from potstill.files import read_json
+from potstill.records import Prompt
+
+Asked = Literal["auto"] | bool
+FILE: Final = "chat_template.jinja"
+CONFIG: Final = "tokenizer_config.json"
+# A macro of the template's own wins over the clock that transformers hands to it.
+TODAY: Final = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
+
+
+@dataclass(frozen=True, eq=False)
+class Chat:
+    """A template, and the tokenizer that knows its special tokens inside a text."""
+
+    tokenizer: Any
+    source: str
+    special: re.Pattern[str] | None
+    where: Path
+
+    def render(self, prompt: Prompt) -> str:
+        """The turns in the template, up to where the assistant speaks.
+
+        Raises UserError for a special token written in a turn, and where the template refuses the turns.
+        """
+        for turn in prompt.turns:
+            if self.special and (found := self.special.search(turn.text)):
+                raise UserError(
+                    "a prompt holds a special token of the student, which would end or fake a turn",
+                    where=turn.text[:60],
+                    found=found[0],
+                    do="change the question, or set student.chat: false, where it is text",
+                )
+        try:
+            return self.tokenizer.apply_chat_template(
+                prompt.messages, chat_template=self.source, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # jinja2's own, which transformers lets through
+            raise UserError(
+                "the chat template does not take the turns of a prompt",
+                where=self.where,
+                found=error,
+                do="mend the template, or set student.chat: false",
+            ) from None
+
+    def encode(self, text: str) -> list[int]:
+        """A rendered prompt as ids: special tokens are found in it, and none is added."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def template(folder: Path) -> bool:
+    """Whether a folder has a chat template."""
+    if (folder / FILE).is_file():
+        return True
+    return (folder / CONFIG).is_file() and bool(read_json(folder / CONFIG).get("chat_template"))
+
+
+def open(folder: Path, asked: Asked, family: str) -> Chat | None:
+    """The chat of the model in a folder, as `student.chat` asks for it: auto takes the template where there is one.
+
+    Raises UserError where it is asked for and there is none, and of a T5, which has no turns.
+    """
+    if asked is True and family != "causal":
+        raise UserError("a T5 has no chat template", where="student.chat", do="leave it out, or set it to false")
+    if asked is False or family != "causal":
+        return None
+    if not template(folder):
+        if asked is True:
+            raise UserError(
+                "there is no chat template",
+                where=folder,
+                do=f"put {FILE} there, or set student.chat: false (plain prompts)",
+            )
+        return None
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    try:
+        source = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise UserError("no chat template is the default one", where=folder, found=error) from None
+    names = sorted((token.content for token in tokenizer.added_tokens_decoder.values() if token.special), key=len)
+    special = re.compile("|".join(map(re.escape, reversed(names)))) if names else None
+    return Chat(tokenizer, TODAY + source, special, folder)
