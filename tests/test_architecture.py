@@ -62,6 +62,7 @@ OWNERS: dict[str, set[str]] = {
     "torch": {"students", "engines", "loss", "training"},
     "transformers": {"students", "engines"},
     "safetensors": {"students", "training"},
+    "peft": {"students"},
     "tokenizers": {"tokenizers"},
     "tiktoken": {"tokenizers"},
     "pydantic": {"recipe"},

@@ -126,14 +126,17 @@ def _student(plan: Recipe) -> list[str]:
         weights = str(path) if path else f"{asked.model} is not here; the run would stop at train"
     if count is None:
         return [f"student           {weights}; its size is not known without it (give student.shape too)", ""]
-    gib = count / 2**30
+    gib, lora = count / 2**30, plan.train.lora
+    held = 4 if lora else ADAM_BYTES
+    parts = f"weights; adapters of rank {lora} on top" if lora else "weights, gradients and AdamW"
+    engine = "the adapters' own" if lora else f"{8 * gib:.2f} GiB"
     return [
         f"student           {weights}",
         f"  prompts         {'in its own chat template (student.chat: false for plain ones)' if chat else 'plain'}",
         f"  parameters      {count}",
-        f"  memory          {ADAM_BYTES * gib:.2f} GiB: weights, gradients and AdamW, {ADAM_BYTES} bytes a parameter,",
+        f"  memory          {held * gib:.2f} GiB: {parts}, {held} bytes a parameter,",
         f"                  and the activations of {plan.train.batch_tokens} tokens",
-        f"  checkpoints     {_kept(plan)} of {4 * gib:.2f} GiB, and the newest's engine state of {8 * gib:.2f} GiB",
+        f"  checkpoints     {_kept(plan)} of {4 * gib:.2f} GiB, and the newest's engine state of {engine}",
         "",
     ]
 

@@ -72,6 +72,11 @@ def tell(run: Path, plan: Recipe) -> story.Story:
             *_rights(plan),
             *([HARD] if plan.teacher.kind == "openai" and plan.teacher.candidates == 0 else []),
             *([RANDOM] if plan.student.model is None else []),
+            *(
+                [f"LoRA: adapters of rank {plan.train.lora} learnt, the weights below them did not."]
+                if plan.train.lora
+                else []
+            ),
             *([CHAT] if _counts(run, "train").get("chat_template") else []),
         ),
         seed=plan.seed,

@@ -142,6 +142,9 @@ class Train(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of the products; weights and loss stay in float32"
     )
+    lora: Count = Field(
+        default=0, description="rank of LoRA's adapters, merged when saved (extra `lora`); 0: all weights learn"
+    )
     recompute: bool = Field(default=False, description="layers twice: memory of one layer, a third more time")
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warm_up: Count = 10

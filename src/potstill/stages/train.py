@@ -102,6 +102,10 @@ def _check_steps(made: int, plan: Recipe) -> None:
 
 
 def _student(plan: Recipe, folder: Path, step: int) -> students.Student:
+    if plan.train.lora:  # adapters lie in the engine's state; a checkpoint's weights have them merged
+        student = students.base(plan)
+        students.adapt(student, plan.train.lora, plan.seed)
+        return student
     if step == 0:
         return students.base(plan)
     return students.at(plan, folder / str(step))
@@ -111,7 +115,7 @@ def _checkpoint(folder: Path, step: int, student: students.Student, optimizer: A
     """A Hugging Face folder with the engine's state in it; then the engine state of the older ones is removed."""
     with files.folder(folder / str(step)) as inside:
         student.save(inside)
-        files.write(inside / ENGINE, training.state_bytes(optimizer))
+        files.write(inside / ENGINE, training.state_bytes(optimizer, parameters=student.adapted))
     for older in _saved(folder):
         if older < step:
             files.remove(folder / str(older) / ENGINE)

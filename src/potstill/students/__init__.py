@@ -12,6 +12,7 @@ from __future__ import annotations
 from potstill.students.base import at, base, check_tokenizer, count, identity, shape, spoken, tokenizer_folder
 from potstill.students.batch import Batch, Example
 from potstill.students.chat import Chat
+from potstill.students.lora import adapt
 from potstill.students.opening import initialise, open
 from potstill.students.shape import SHAPES, Shape, parameters
 from potstill.students.student import Head, Student
@@ -24,6 +25,7 @@ __all__ = [
     "Head",
     "Shape",
     "Student",
+    "adapt",
     "at",
     "base",
     "check_tokenizer",

@@ -71,6 +71,7 @@ class Student(nn.Module):
     padded: ClassVar[bool]  # whether the model computes layers for places that hold no token
     model: PreTrainedModel
     chat: Chat | None = None
+    adapted: bool = False  # whether it has adapters, which alone learn; see `students.lora`
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, *, mass: loss.Mass = "raw") -> None:
         super().__init__()
@@ -151,6 +152,11 @@ class Student(nn.Module):
         folder = Path(folder)
         assert folder.is_dir(), f"{folder} is not a folder"
         state = {name: value.detach() for name, value in self.state().items()}
+        if self.adapted:
+            from potstill.students import lora
+
+            with torch.no_grad():
+                state = lora.merged(self.model, state)
         if dtype is not None:
             state = _cast(state, getattr(torch, dtype))
         try:

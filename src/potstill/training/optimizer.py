@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Final, Literal
 
 import safetensors
 import safetensors.torch
@@ -25,6 +25,7 @@ from potstill.errors import UserError
 
 Optimizer = torch.optim.Optimizer
 Rule = Literal["adamw", "adafactor"]
+ITSELF: Final = "itself"
 
 
 def optimizer(
@@ -67,10 +68,15 @@ def optimizer(
     return torch.optim.AdamW(made, betas=betas, eps=epsilon, fused=True)  # on a CPU a third of the time
 
 
-def state(optimizer: Optimizer) -> dict[str, Tensor]:
-    """What the optimizer remembers, flat: `<parameter>/<what>` -> tensor. Empty before its first step."""
+def state(optimizer: Optimizer, *, parameters: bool = False) -> dict[str, Tensor]:
+    """What the optimizer remembers, flat: `<parameter>/<what>` -> tensor. Empty before its first step.
+
+    parameters  the parameters themselves as well, as `<parameter>/itself`: where the weights are not saved as they are
+    """
     found = {}
     for name, parameter in _named(optimizer):
+        if parameters:
+            found[f"{name}/{ITSELF}"] = parameter
         for what, value in optimizer.state.get(parameter, {}).items():
             found[f"{name}/{what}"] = value
     return found
@@ -88,6 +94,9 @@ def restore(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
             del left[key]
         if not own and tensors:
             raise _other_model(f"nothing for {name}")
+        if (itself := own.pop(f"{name}/{ITSELF}", None)) is not None:
+            with torch.no_grad():
+                parameter.copy_(itself)
         optimizer.state[parameter] = {
             key.rpartition("/")[2]: value.clone() if value.ndim == 0 else value.to(parameter.device, copy=True)
             for key, value in own.items()
@@ -96,9 +105,10 @@ def restore(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
         raise _other_model(f"{next(iter(left))}, which no parameter has")
 
 
-def state_bytes(optimizer: Optimizer) -> bytes:
+def state_bytes(optimizer: Optimizer, *, parameters: bool = False) -> bytes:
     """`state` as one safetensors file."""
-    return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in state(optimizer).items()})
+    tensors = state(optimizer, parameters=parameters)
+    return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
 
 
 def restore_bytes(optimizer: Optimizer, content: bytes) -> None:
