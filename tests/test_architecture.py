@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "lessons", "exam", "account", "plots", "page", "card", "miniature",
     ),
     ("stages",),
-    ("run", "plan"),
+    ("run", "plan", "demo"),
     ("cli",),
 )  # fmt: skip
 INSIDE: dict[str, set[str]] = {
@@ -57,6 +57,7 @@ INSIDE: dict[str, set[str]] = {
     "miniature": {"training", "students", "tokenizers", "engines"},
     # layer 5
     "plan": set(),
+    "demo": {"run"},
 }
 OWNERS: dict[str, set[str]] = {
     "torch": {"students", "engines", "loss", "training"},

@@ -52,7 +52,7 @@ def test_a_killed_run_comes_to_the_same_bytes(world: Path, whole: Path, tmp_path
 
 def test_a_killed_demo_comes_to_the_same_bytes(tmp_path: Path) -> None:
     """With everything beside it: the laid-out world, and the controls in a process that ends with its parent."""
-    program = f"from potstill import run; run.demo(*{tiny.DEMO!r})"
+    program = f"from potstill import demo; demo.demo(*{tiny.DEMO!r})"
     draw = random.Random("demo")
 
     def demo(folder: Path) -> subprocess.Popen[bytes]:

@@ -9,17 +9,12 @@ interrupted goes on; one that was made from something else is an error that name
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import multiprocessing
-import os
 import platform
 import resource
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from threading import Thread
 from types import ModuleType
 from typing import Any, Final
 
@@ -32,21 +27,6 @@ from potstill.recipe import Recipe
 STAGES: Final = ("collect", "sample", "filter", "align", "train", "evaluate", "select", "test", "report")
 
 MEASURED: Final = ("collect", "test")  # of a recipe that trains nothing
-
-# The controls of the demo: how their recipes differ from its own. Neither asks the teacher; what one learns from stands
-# in the sets.
-CONTROLS: Final = (
-    (
-        "name=demo-answers",
-        "teacher={kind: human}",
-        "train.formats={zero-shot-answer: 1}",
-        "evaluate.formats=[zero-shot-answer]",
-        "select.format=zero-shot-answer",
-        "report.controls=[]",
-    ),
-    ("name=demo-rationales", "teacher={kind: human}", "report.controls=[]"),
-)
-
 
 PATIENCE: Final = 600.0  # seconds that a shard waits for another to collect the questions
 
@@ -117,54 +97,8 @@ def shard(plan: Recipe, part: Shard, *, folder: Path | None = None) -> Path:
     return folder
 
 
-def demo(*changes: str) -> Path:
-    """The embedded main job: the package's models and sets laid out in `runs/miniature`, two controls, then the recipe.
-
-    changes  of the recipe and its controls, as `--set` takes them
-    If this version brings other ones, what an older version ran on them is made anew.
-    """
-    from importlib import resources
-
-    from potstill.miniature import build
-
-    world = Path("runs") / "miniature"
-    with run_folder.locked(world):
-        build.build(world)
-    text = resources.files("potstill.miniature").joinpath("demo.yaml").read_text("utf-8")
-    plan, *controls = (
-        recipe.parse(text, "demo.yaml", [f"data={world.parent}", *changes, *own]) for own in ((), *CONTROLS)
-    )
-    # Controls ask no teacher, so they need not wait for it: on a second core they take none of the demo's time.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as beside:
-        progress.say(f"beside it, unseen: {' and '.join(control.name for control in controls)}", "dim")
-        made = [beside.submit(_control, control) for control in controls]
-        # A report that was begun reads the controls already: then they come first.
-        if manifest.begun(folder_of(plan) / "report") is None:
-            run(plan, redo=_stale(plan), until="test")
-        with progress.bar("controls", len(made)) as tick:
-            for each in made:
-                each.result()
-                tick()
-    return run(plan, redo=_stale(plan))
-
-
-def _control(plan: Recipe) -> None:
-    """A control of the demo, in a process of its own, which shows nothing: its log.jsonl has what it did."""
-    Thread(target=_end_with_parent, daemon=True).start()
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
-        run(plan, redo=_stale(plan), until="test")
-
-
-def _end_with_parent() -> None:
-    """A demo that was killed must not leave a process behind that still holds its runs."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _stale(plan: Recipe) -> str | None:
-    """The first stage of the demo's run, or of a control's, that another version of the program has made."""
+def stale(plan: Recipe) -> str | None:
+    """The first stage of a run that another version of the program has made, or that was made from something else."""
     for stage, before, now in _begun(folder_of(plan), plan, STAGES):
         if manifest.differences(before, now):
             progress.say(f"this version makes {plan.name} differently: {stage} and what follows is made anew", "dim")

@@ -82,10 +82,10 @@ def demo() -> None:
     # Before torch is loaded: its models are so small that threads only wait for each other, and on one thread the same
     # seed gives the same bytes.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from potstill import run
+    from potstill import demo as embedded
     from potstill.cli import show
 
-    show.summary(run.demo())
+    show.summary(embedded.demo())
 
 
 @app.command()
