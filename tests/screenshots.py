@@ -32,7 +32,8 @@ def take(run: Path, out: Path) -> list[Path]:
                 for name, place in VIEWS.items():
                     if place:
                         page.locator(place).evaluate("question => question.scrollIntoView()")
-                        page.locator(".piece.s3, .piece.s4, .piece.s5").locator("visible=true").nth(1).hover()
+                        unsure = page.locator(".piece.s2, .piece.s3, .piece.s4, .piece.s5").locator("visible=true")
+                        unsure.nth(min(1, unsure.count() - 1)).hover()
                     paths.append(out / f"page{name}-{device}-{scheme}.png")
                     _save(page.screenshot(), paths[-1])
                 context.close()

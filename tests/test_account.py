@@ -60,6 +60,14 @@ def test_the_page_names_the_control_and_its_answers_are_an_input(data: Path, own
         tiny.make(data, own / "tiny", CONTROLLED)
 
 
+def test_the_page_has_questions_to_read_with_the_teachers_chains(data: Path, own: Path) -> None:
+    plan = tiny.recipe(data)
+    read = account.tell(own / "tiny", plan).samples
+    taught = [sample for sample in read if sample.chains]
+    assert 0 < len(taught) <= plan.report.read and len(read) > len(taught)
+    assert all(chain.question == sample.question.id for sample in taught for chain, _ in sample.chains)
+
+
 def test_a_missing_control_is_said_with_what_to_do(data: Path, own: Path) -> None:
     with pytest.raises(UserError) as fault:
         tiny.make(data, own / "tiny", "report.controls=[nowhere]")

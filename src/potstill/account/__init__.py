@@ -42,7 +42,7 @@ def tell(run: Path, plan: Recipe) -> story.Story:
     steps = [0, *exam.checkpoints(run)]
     metrics = [row for _, row in files.read_jsonl(run / "train" / "metrics.jsonl")]
     validation = tuple(score for step in steps for score in exam.scores(run / "evaluate", step))
-    read = tuple(samples.pick(run, plan, choice, groups, solved))
+    read = tuple(samples.pick(run, plan, choice, groups, {name for own in solved.values() for name in own}))
     asked = [(name, each) for name in plan.evaluate.formats for each in exam.decodings(plan, "test")]
     comparisons = tuple(row for name, each in asked for row in _comparisons(run, choice, name, each))
     return story.Story(

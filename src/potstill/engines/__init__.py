@@ -20,7 +20,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol, overload
 
 from potstill.records import Candidate, Prompt, Stop
 
@@ -107,6 +107,10 @@ class Engine(Protocol):
         """
         ...
 
+
+class Scoring(Engine, Protocol):
+    """An engine that also reads texts that exist."""
+
     def score(self, requests: Sequence[Request], texts: Sequence[str], *, candidates: int) -> list[Scored]:
         """One batch of texts read behind their prompts, in the order of the requests: one forward pass, nothing drawn.
 
@@ -131,6 +135,12 @@ class Scored:
     candidates: tuple[tuple[Candidate, ...], ...]
 
 
+@overload
+def open(
+    source: Student | Path | str, kind: Literal["transformers"] = "transformers", *, trust_remote_code: bool = False
+) -> Scoring: ...
+@overload
+def open(source: Student | Path | str, kind: Kind, *, trust_remote_code: bool = False) -> Engine: ...
 def open(source: Student | Path | str, kind: Kind = "transformers", *, trust_remote_code: bool = False) -> Engine:
     """The engine of a kind around a student, or around the model in a folder of Hugging Face form.
 

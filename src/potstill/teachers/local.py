@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from potstill import engines, files, prompts
-from potstill.engines import Engine, Generated, Request, Scored, batches
+from potstill.engines import Engine, Generated, Request, Scored, Scoring, batches
 from potstill.errors import UserError
 from potstill.files.segments import WHOLE, Shard
 from potstill.prompts import Demonstration, Format, Style
@@ -139,7 +139,7 @@ def sample(
         yield [chain(text, source) for text in written]
 
 
-def scored(engine: Engine, rows: Sequence[tuple[Prompt, Chain]], *, candidates: int, budget: int) -> list[Chain]:
+def scored(engine: Scoring, rows: Sequence[tuple[Prompt, Chain]], *, candidates: int, budget: int) -> list[Chain]:
     """Chains that exist, as this model reads them: its tokens, and at each the raw log-probabilities of its outcomes.
 
     rows  each chain with the prompt that the model would have been asked; texts and keys stay as they are
