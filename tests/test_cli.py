@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import tiny
+from potstill.files import tables
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -224,7 +225,9 @@ def test_a_run_under_way_can_be_looked_at(tmp_path: Path, finished: Path, capsys
 def test_export_gives_chat_rows(finished: Path) -> None:
     rows = [json.loads(line) for line in potstill("export", finished, "--as", "messages").stdout.splitlines()]
     assert rows and all([m["role"] for m in row["messages"]] == ["user", "assistant"] for row in rows)
-    assert all("The answer is" in row["messages"][1]["content"] for row in rows)
+    paths = (finished / "sample" / "chains.parquet", finished / "filter" / "verdicts.parquet")
+    kept = [chain.text for chain, verdict in tables.judged(*paths) if verdict.kept]
+    assert [row["messages"][1]["content"] for row in rows] == kept
 
 
 def test_a_stage_command_goes_up_to_its_stage(tmp_path: Path, world: Path) -> None:

@@ -130,24 +130,24 @@ def test_own_answers_may_be_json_patterns_or_a_functions_business(tmp_path: Path
         {"question": "b", "answer": "[0-9]+ pens?", "task": "regex", "split": "test"},
         {"question": "c", "answer": 7, "split": "test"},
     ]
-    (tmp_path / "graders.py").write_text("def same(text, gold):\n    return text == gold\n")
+    (tmp_path / "own_rules.py").write_text("def same(text, gold):\n    return text == gold\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    loaded = questions.load("mine", file=own(tmp_path, *rows), task="function: graders:same")
+    loaded = questions.load("mine", file=own(tmp_path, *rows), task="function: own_rules:same")
     assert [(q.gold, q.task) for q in loaded] == [
         ('{"b": [1, null]}', "json"),
         ("[0-9]+ pens?", "regex"),
-        ("7", "function: graders:same"),
+        ("7", "function: own_rules:same"),
     ]
     verdicts = [
         answers.grade(text, q.gold, q.task).grade
         for q, text in zip(loaded, ['{"b":[1,null]}', "3 pens", "7"], strict=True)
     ]
     assert verdicts == ["right"] * 3
-    before = questions.own.graders([None, "number", "function: graders:same"])
-    assert list(before) == ["function graders:same"]
-    (tmp_path / "graders.py").write_text("def same(text, gold):\n    return True\n")
-    assert questions.own.graders(["function: graders:same"]) != before
+    before = questions.own.graders([None, "number", "function: own_rules:same"])
+    assert list(before) == ["function own_rules:same"]
+    (tmp_path / "own_rules.py").write_text("def same(text, gold):\n    return True\n")
+    assert questions.own.graders(["function: own_rules:same"]) != before
 
 
 def test_faulty_files_are_named(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_the_chains_of_a_group_share_their_prompt(world: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("rule", ["one-hot", "paper", "span", "text"])
 def test_every_transfer_rule_reaches_the_report(world: Path, tmp_path: Path, rule: str) -> None:
-    at = tiny.make(world, tmp_path / "run", f"transfer.rule={rule}")
+    at = tiny.make(world, tmp_path / "run", f"transfer.rule={rule}", "transfer.least_coverage=0.05")
     kinds = read(at / "align" / "manifest.json")["counts"]["coverage"]["all"]
     assert ("same" in kinds) == (rule != "one-hot")
 
