@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from potstill.loss.formula import logits_of, without
+from potstill.loss.gradients import Gradients
 from potstill.loss.sparse import check_sizes, chunk_rows
 
 
@@ -85,14 +86,11 @@ class _Candidates(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden, head, bias, ids, shown, normaliser, found = ctx.saved_tensors
         rest, scale, cap, rows = ctx.settings
-        needs_hidden, needs_head, needs_bias = ctx.needs_input_grad[:3]
         width = ids.shape[1]
         with torch.autocast(hidden.device.type, enabled=False):
             kind = found.dtype
             wide, wide_bias = head.to(kind), None if bias is None else bias.to(kind)
-            to_hidden = torch.empty_like(hidden) if needs_hidden else None
-            to_head = torch.zeros_like(wide) if needs_head else None
-            to_bias = torch.zeros_like(wide_bias) if needs_bias and wide_bias is not None else None
+            gradients = Gradients(hidden, wide, wide_bias, ctx.needs_input_grad[:3], scale)
             for start in range(0, len(ids), rows):
                 at = slice(start, start + rows)
                 states = hidden[at].to(kind)
@@ -104,15 +102,5 @@ class _Candidates(torch.autograd.Function):
                 slope.scatter_add_(1, ids[at], grad[at, :width].contiguous())
                 if cap is not None:
                     slope.mul_(1 - (logits / cap).square())
-                if to_bias is not None:
-                    to_bias += slope.sum(0)
-                if to_hidden is not None:
-                    to_hidden[at] = (slope @ wide).mul_(scale)
-                if to_head is not None:
-                    to_head.addmm_(slope.T, states, alpha=scale)
-        return (
-            to_hidden,
-            None if to_head is None else to_head.to(head.dtype),
-            None if to_bias is None or bias is None else to_bias.to(bias.dtype),
-            *[None] * 6,
-        )
+                gradients.add(at, states, slope)
+        return (*gradients.made(head, bias), *[None] * 6)

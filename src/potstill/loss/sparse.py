@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from potstill.errors import UserError
 from potstill.loss.formula import logits_of, slope_of, values_of
+from potstill.loss.gradients import Gradients
 
 Mass = Literal["raw", "renormalised", "tail"]
 MASSES: Final[tuple[str, ...]] = get_args(Mass)
@@ -109,7 +110,7 @@ def _check(hidden: Tensor, head: Tensor, ids: Tensor, probabilities: Tensor, mas
 
 def chunk_rows(head: Tensor) -> int:
     """How many rows of logits live at a time where the caller does not say."""
-    return max(CHUNK_ROWS, CHUNK_ELEMENTS.get(head.device.type, 1 << 22) // head.shape[0])
+    return max(CHUNK_ROWS, CHUNK_ELEMENTS.get(head.device.type, CHUNK_ELEMENTS["cpu"]) // head.shape[0])
 
 
 def check_sizes(hidden: Tensor, head: Tensor, ids: Tensor, bias: Tensor | None) -> None:
@@ -160,12 +161,9 @@ class _Sparse(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden, head, bias, ids, p, normaliser, rest = ctx.saved_tensors
         mass, scale, cap, rows = ctx.settings
-        needs_hidden, needs_head, needs_bias = ctx.needs_input_grad[:3]
         with torch.autocast(hidden.device.type, enabled=False):
             wide, wide_bias = head.to(p.dtype), None if bias is None else bias.to(p.dtype)
-            to_hidden = torch.empty_like(hidden) if needs_hidden else None
-            to_head = torch.zeros_like(wide) if needs_head else None
-            to_bias = torch.zeros_like(wide_bias) if needs_bias and wide_bias is not None else None
+            gradients = Gradients(hidden, wide, wide_bias, ctx.needs_input_grad[:3], scale)
             for start in range(0, len(hidden), rows):
                 at = slice(start, start + rows)
                 states = hidden[at].to(p.dtype)
@@ -173,18 +171,8 @@ class _Sparse(torch.autograd.Function):
                 slope = slope_of(logits, ids[at], p[at], normaliser[at], rest[at], mass, grad[at])
                 if cap is not None:
                     slope.mul_(1 - (logits / cap).square())
-                if to_bias is not None:
-                    to_bias += slope.sum(0)
-                if to_hidden is not None:
-                    to_hidden[at] = (slope @ wide).mul_(scale)
-                if to_head is not None:
-                    to_head.addmm_(slope.T, states, alpha=scale)
-        return (
-            to_hidden,
-            None if to_head is None else to_head.to(head.dtype),
-            None if to_bias is None or bias is None else to_bias.to(bias.dtype),
-            *[None] * 6,
-        )
+                gradients.add(at, states, slope)
+        return (*gradients.made(head, bias), *[None] * 6)
 
 
 class _Weighted(torch.autograd.Function):
@@ -202,16 +190,13 @@ class _Weighted(torch.autograd.Function):
         cap: float | None,
         rows: int,
     ) -> tuple[Tensor, Tensor]:
-        needs_hidden, needs_head, needs_bias = ctx.needs_input_grad[:3]
         with torch.autocast(hidden.device.type, enabled=False):
             kind = torch.float64 if hidden.dtype == torch.float64 else torch.float32
             p, count = probabilities.to(kind), weights.to(kind)
             p = p / p.sum(1, keepdim=True) if mass == "renormalised" else p
             wide, wide_bias = head.to(kind), None if bias is None else bias.to(kind)
             values = hidden.new_empty(len(hidden), dtype=kind)
-            to_hidden = torch.empty_like(hidden) if needs_hidden else None
-            to_head = torch.zeros_like(wide) if needs_head else None
-            to_bias = torch.zeros_like(wide_bias) if needs_bias and wide_bias is not None else None
+            gradients = Gradients(hidden, wide, wide_bias, ctx.needs_input_grad[:3], scale)
             for start in range(0, len(hidden), rows):
                 at = slice(start, start + rows)
                 states = hidden[at].to(kind)
@@ -221,18 +206,8 @@ class _Weighted(torch.autograd.Function):
                 slope = slope_of(logits, ids[at], p[at], normaliser, rest, mass, count[at], free=True)
                 if bend is not None:
                     slope.mul_(bend)
-                if to_bias is not None:
-                    to_bias += slope.sum(0)
-                if to_hidden is not None:
-                    to_hidden[at] = (slope @ wide).mul_(scale)
-                if to_head is not None:
-                    to_head.addmm_(slope.T, states, alpha=scale)
-        made = (
-            to_hidden,
-            None if to_head is None else to_head.to(head.dtype),
-            None if to_bias is None or bias is None else to_bias.to(bias.dtype),
-        )
-        ctx.made = made
+                gradients.add(at, states, slope)
+        ctx.made = gradients.made(head, bias)
         ctx.mark_non_differentiable(values)
         return (values * count).sum(), values
 
