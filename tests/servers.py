@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,16 +39,22 @@ def model(folder: Path) -> Path:
     """A Llama of 0.3 M parameters that has half learnt its rows: its distributions are neither flat nor sharp."""
     texts = [f"{q} {a}" for q, a in rows(40)] + ["Question: Let's think step by step"] * 10
     tokenizer = tokenizers.train_bpe(texts, 320)
+    return taught(folder, tokenizer, rows(24), steps=40)
+
+
+def taught(folder: Path, tokenizer: tokenizers.Tokenizer, known: Iterable[tuple[str, str]], steps: int) -> Path:
+    """A small Llama with this tokenizer, after so many steps on all of these questions and solutions."""
     size = 32 * -(-tokenizer.size // 32)
     student = students.initialise(Shape("causal", 128, 2, 4, 256, 32, size), tokenizer, 0)
     examples = []
-    for question, text in rows(24):
+    for question, text in known:
         asked = prompts.build(question, prompts.FORMATS["zero-shot-rationale"], style=prompts.TEACHER)
         target = transfer(Chain.from_text("", 0, text, source="human"), tokenizer, "one-hot")
         examples.append(Example(tuple(student.encode(student.render(asked))), target))
     optimizer = training.optimizer(student, rate=3e-3)
     schedule = training.Schedule("constant", 3e-3, 5)
-    for _ in training.steps(student, optimizer, lambda step: [examples], first=1, last=40, schedule=schedule, seed=0):
+    every = training.steps(student, optimizer, lambda step: [examples], first=1, last=steps, schedule=schedule, seed=0)
+    for _ in every:
         pass
     folder.mkdir(parents=True)
     student.save(folder)

@@ -14,11 +14,9 @@ from pathlib import Path
 import pytest
 
 import servers
-from potstill import files, prompts, questions, splits, students, tokenizers, training
+from potstill import files, questions, splits, tokenizers
 from potstill.files import manifest, tables
-from potstill.records import Chain, Question
-from potstill.students import Example, Shape
-from potstill.transfer import transfer
+from potstill.records import Question
 
 pytestmark = pytest.mark.slow
 ASKED, SAMPLES, KNOWN = 50, 8, 12
@@ -52,20 +50,8 @@ def taken(data: Path) -> list[Question]:
 def teacher(folder: Path, asked: list[Question]) -> Path:
     """A small Llama that has learnt some of the answers by heart, so that something is right."""
     tokenizer = tokenizers.train_bpe([f"{q.text} {q.rationale}" for q in asked], 1024)
-    student = students.initialise(Shape("causal", 128, 2, 4, 256, 32, 32 * -(-tokenizer.size // 32)), tokenizer, 0)
-    examples = []
-    for question in asked[:KNOWN]:
-        prompt = prompts.build(question.text, prompts.FORMATS["zero-shot-rationale"], style=prompts.TEACHER)
-        text = f"So it is {question.gold}.\nThe answer is {question.gold}"
-        target = transfer(Chain.from_text("", 0, text, source="human"), tokenizer, "one-hot")
-        examples.append(Example(tuple(student.encode(student.render(prompt))), target))
-    optimizer = training.optimizer(student, rate=3e-3)
-    schedule = training.Schedule("constant", 3e-3, 5)
-    for _ in training.steps(student, optimizer, lambda step: [examples], first=1, last=60, schedule=schedule, seed=0):
-        pass
-    folder.mkdir(parents=True)
-    student.save(folder)
-    return folder
+    known = [(q.text, f"So it is {q.gold}.\nThe answer is {q.gold}") for q in asked[:KNOWN]]
+    return servers.taught(folder, tokenizer, known, steps=60)
 
 
 @pytest.fixture(scope="module")
