@@ -97,9 +97,9 @@ def place(question: Question) -> int:
     return int(question.id.rpartition("/")[2])
 
 
-def balanced(drawn: Iterable[Question], wanted: Sequence[float] = world.ASKED) -> list[Question]:
-    """What is asked of the drawn: the in-distribution ones with these shares of problems of 1, 2 and 3 steps, none of
-    which base students were taught to solve.
+def balanced(drawn: Iterable[Question]) -> list[Question]:
+    """What is asked of the drawn: the in-distribution ones in the shares of `world.ASKED`, none of the kind that
+    base students were taught to solve.
 
     Longer problems leave the numbers of the world more often, so fewer are drawn than its own shares say.
     """
@@ -109,7 +109,7 @@ def balanced(drawn: Iterable[Question], wanted: Sequence[float] = world.ASKED) -
         if question.set in world.IN_DISTRIBUTION and not _known(question):
             by_steps.setdefault((question.rationale or "").count("="), []).append(question)
     kept = [question for question in drawn if question.set not in world.IN_DISTRIBUTION]
-    shares = {steps: share for steps, share in enumerate(wanted, 1) if share}
+    shares = {steps: share for steps, share in enumerate(world.ASKED, 1) if share}
     whole = min(len(by_steps.get(steps, ())) / share for steps, share in shares.items())
     few: list[Question] = []
     for steps, share in shares.items():  # spread evenly, so that any first part of them has the shares too
@@ -183,8 +183,8 @@ def train(
 def kitchen_of(course: Course, seed: str, own: World, asked: Iterable[Question]) -> diet.Kitchen:
     """What a course is fed from: nothing that is asked later, of any family and split.
 
-    A base student knows the first wordings only and no number that does not matter; and it meets no problem that such a
-    world would ask, so that it does not even know one without what is beside the point.
+    A base student knows neither the further wordings nor numbers that do not matter. Held back from it are also the
+    same draws without both, so that it has met no problem of the sets in plainer words either.
     """
     asked = list(asked)
     bare = replace(own, further=False, beside=0.0)
