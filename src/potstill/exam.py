@@ -8,11 +8,11 @@ samples have `<format>.samples.jsonl` beside them, with every sample, and `tries
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from potstill import decoding, files, progress
+from potstill import answers, calculator, decoding, engines, files, progress, prompts, votes
 from potstill.decoding import Drawing
 from potstill.encoding import from_json, to_json
 from potstill.errors import UserError
@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 
 SCORES = "scores.json"
 TRIES = "tries.json"
+# Of the rooms that an answer and its score come from.
+VERSIONS = {
+    "answers": answers.VERSION,
+    "calculator": calculator.VERSION,
+    "engines": engines.VERSION,
+    "prompts": prompts.VERSION,
+    "votes": votes.VERSION,
+}
 
 
 def checkpoints(run: Path) -> list[int]:
@@ -37,12 +45,12 @@ def checkpoints(run: Path) -> list[int]:
     return list(done.counts["checkpoints"])
 
 
-def sit(run: Path, plan: Recipe, folder: Path, step: int, split: Split, versions: Mapping[str, int]) -> list[Path]:
+def sit(run: Path, plan: Recipe, folder: Path, step: int, split: Split) -> list[Path]:
     """Let one step answer; resumes by batch. Returns the files made, those of an earlier run included."""
     at, names = folder / str(step), decodings(plan, split)
     keys = {key: value for key, value in flat(plan, "evaluate", "questions").items() if key not in free(split)}
     inputs = {**_inputs(run, plan, step), **graders(plan)}
-    identity = manifest.Identity(f"{folder.name}/{step}", versions, keys, inputs)
+    identity = manifest.Identity(f"{folder.name}/{step}", VERSIONS, keys, inputs)
     done = manifest.begin(at, identity)
     if done is None:
         asked = _questions(run, plan, split)
@@ -170,7 +178,6 @@ def _answer(
 @contextlib.contextmanager
 def _engine(run: Path, plan: Recipe, step: int) -> Iterator[Engine]:
     """The engine of a step, remembering what it wrote if the recipe names a folder for that."""
-    from potstill import engines
     from potstill.engines import remembered
 
     engine = engines.open(open_step(run, plan, step), plan.evaluate.engine)

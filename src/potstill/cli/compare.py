@@ -66,7 +66,7 @@ def _table(title: str, pairs: list[tuple[Prediction, Prediction]]) -> Table:
         own = [pair for pair in pairs if pair[0].set == name]
         right = [(first.grade == "right", second.grade == "right") for first, second in own]
         mine, others = [x for x, _ in right], [y for _, y in right]
-        row = (_percent(sum(mine) / len(own)), _percent(sum(others) / len(own)))
+        row = (story.percent(sum(mine) / len(own)), story.percent(sum(others) / len(own)))
         lost, won = (str(sum(pair == kind for pair in right)) for kind in ((True, False), (False, True)))
         difference = intervals.paired_difference(mine, others)
         p = f"{intervals.mcnemar(mine, others):.2g}"
@@ -77,7 +77,7 @@ def _table(title: str, pairs: list[tuple[Prediction, Prediction]]) -> Table:
             _, macro = intervals.clustered([[float(x) - float(y) for x, y in task] for task in by_task])
             sides = [sum(sum(pair[i] for pair in task) / len(task) for task in by_task) / len(tasks) for i in (0, 1)]
             label = f"  mean of {len(tasks)} tasks"
-            table.add_row(label, str(len(own)), *map(_percent, sides), *_shown(macro), "", "", "")
+            table.add_row(label, str(len(own)), *map(story.percent, sides), *_shown(macro), "", "", "")
     return table
 
 
@@ -143,7 +143,3 @@ def _answers(folder: Path) -> dict[str, dict[Key, Prediction]]:
 def _shown(difference: tuple[float, float, float]) -> tuple[str, str]:
     value, low, high = difference
     return story.points(value), f"{story.points(low)} to {story.points(high)}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from potstill import exam
+from potstill import exam, story
 from potstill.records import Score
 
 
@@ -25,9 +25,9 @@ def summary(folder: Path) -> None:
             format = score.format, score.decoding
             table.add_row(Text(" ".join(format), "bold"))
         wrong = score.n - score.right - score.no_answer - score.truncated
-        shares = [_percent(count / score.n) for count in (wrong, score.no_answer, score.truncated)]
-        bounds = f"{_percent(score.low)} to {_percent(score.high)}"
-        table.add_row(f"  {score.set}", str(score.n), _percent(score.accuracy), bounds, *shares)
+        shares = [story.percent(count / score.n) for count in (wrong, score.no_answer, score.truncated)]
+        bounds = f"{story.percent(score.low)} to {story.percent(score.high)}"
+        table.add_row(f"  {score.set}", str(score.n), story.percent(score.accuracy), bounds, *shares)
         _tasks(table, score)
     console = Console()
     console.print(table)
@@ -44,8 +44,6 @@ def _tasks(table: Table, score: Score) -> None:
     )
     for label, value, low, high in rows:
         assert low is not None and high is not None, "a set of several tasks has these bounds"
-        table.add_row(f"    {label}", "", _percent(value), f"{_percent(low)} to {_percent(high)}", "", "", "")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+        table.add_row(
+            f"    {label}", "", story.percent(value), f"{story.percent(low)} to {story.percent(high)}", "", "", ""
+        )

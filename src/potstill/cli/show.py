@@ -215,7 +215,7 @@ def _rows(table: Table, name: str, cells: list[tuple[story.Line, story.Cell]]) -
         who = line.name if line.name in ("base", "specialized") else f"control: {line.taught}"
         table.add_row(
             _text(f"    {who}", "bold" if line.name == "specialized" else ""),
-            f"{100 * cell.accuracy.value:.1f}",
+            story.percent(cell.accuracy.value),
             Text(story.points(change.value) if change else "", style),
             Text(f"{story.points(change.low)} to {story.points(change.high)}" if change else "", style),
         )

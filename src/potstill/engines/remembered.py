@@ -32,7 +32,7 @@ class Remembered:
     """An engine around another one. `written` and `remembered` count the texts that were made and found."""
 
     def __init__(self, engine: engines.Engine, path: Path) -> None:
-        self._engine, self._path = engine, path
+        self._engine = engine
         self._lines = files.Appender(path)
         self._known = {row["key"]: row for _, row in files.read_jsonl(path)}
         self.written = self.remembered = 0

@@ -5,18 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from potstill import answers, calculator, engines, exam, prompts, votes
+from potstill import exam
 from potstill.recipe import Recipe
 
 READS = ("evaluate", "questions", "seed")
 AFTER = ("collect", "train")
-VERSIONS = {
-    "answers": answers.VERSION,
-    "calculator": calculator.VERSION,
-    "engines": engines.VERSION,
-    "prompts": prompts.VERSION,
-    "votes": votes.VERSION,
-}
+VERSIONS = exam.VERSIONS
 
 
 def free(plan: Recipe) -> tuple[str, ...]:
@@ -29,5 +23,5 @@ def inputs(plan: Recipe) -> dict[str, str]:
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     steps = [0, *exam.checkpoints(run)]
-    paths = [path for step in steps for path in exam.sit(run, plan, run / "evaluate", step, "validation", VERSIONS)]
+    paths = [path for step in steps for path in exam.sit(run, plan, run / "evaluate", step, "validation")]
     return paths, {"steps": steps}

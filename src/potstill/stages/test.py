@@ -8,18 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from potstill import answers, calculator, engines, exam, prompts, votes
+from potstill import exam
 from potstill.recipe import Recipe
 
 READS = ("evaluate", "questions", "seed")
 AFTER = ("collect", "train", "select")
-VERSIONS = {
-    "answers": answers.VERSION,
-    "calculator": calculator.VERSION,
-    "engines": engines.VERSION,
-    "prompts": prompts.VERSION,
-    "votes": votes.VERSION,
-}
+VERSIONS = exam.VERSIONS
 
 
 def free(plan: Recipe) -> tuple[str, ...]:
@@ -32,5 +26,5 @@ def inputs(plan: Recipe) -> dict[str, str]:
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     steps = [0] if plan.teacher.kind == "none" else [0, exam.choice(run).step]
-    paths = [path for step in steps for path in exam.sit(run, plan, run / "test", step, "test", VERSIONS)]
+    paths = [path for step in steps for path in exam.sit(run, plan, run / "test", step, "test")]
     return paths, {"steps": steps}

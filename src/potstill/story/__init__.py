@@ -38,7 +38,7 @@ from potstill.story.nouns import (
     Story,
     Time,
 )
-from potstill.story.words import points, readable, visible
+from potstill.story.words import percent, points, readable, visible
 
 __all__ = [
     "GROUPS",
@@ -67,6 +67,7 @@ __all__ = [
     "main_format",
     "mean",
     "outcome",
+    "percent",
     "points",
     "readable",
     "trained",

@@ -17,6 +17,15 @@ def points(difference: float) -> str:
     return text[1:] if text[1:] == "0.0" else text
 
 
+def percent(share: float) -> str:
+    """A share in percent, without the sign.
+
+    >>> percent(0.125), percent(1.0)
+    ('12.5', '100.0')
+    """
+    return f"{100 * share:.1f}"
+
+
 def visible(text: str) -> str:
     """The text with everything that would hide or reorder it spelt out: control and direction characters, halves of
     surrogate pairs, non-characters. Line ends, tabs and joiners stay.
