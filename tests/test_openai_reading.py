@@ -229,13 +229,27 @@ def test_a_server_that_does_not_score_is_refused(recorded) -> None:
 # --- placing ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "text, cuts",
+    [
+        ("🙂🙂🙂a", [1, 2, 4, 12]),  # two characters after three tokens without a string: any two of the three
+        ("aé a", [2, 3]),  # the first token is not known: the space of a later one was not stripped
+    ],
+)
+def test_what_stands_twice_is_not_guessed(text: str, cuts: list[int]) -> None:
+    nothing_is_guessed(text, cuts)
+
+
 @given(st.text(alphabet="aé🙂 Ω\n", max_size=12), st.data())
 def test_nothing_is_guessed(text: str, data) -> None:
     """Tokens cut anywhere, each seen as a string without what is not whole in it, some without entry: what is placed is
     where it was."""
+    nothing_is_guessed(text, sorted(data.draw(st.sets(st.integers(1, max(len(text.encode()) - 1, 1)), max_size=8))))
+
+
+def nothing_is_guessed(text: str, cuts: list[int]) -> None:
     raw = text.encode()
-    cuts = sorted(data.draw(st.sets(st.integers(1, max(len(raw) - 1, 1)), max_size=8)) | {0, len(raw)})
-    true = [raw[a:b] for a, b in itertools.pairwise(cuts)]
+    true = [raw[a:b] for a, b in itertools.pairwise(sorted({0, *cuts, len(raw)}))]
     shown = [piece if _whole(piece) else None if piece.decode("utf-8", "ignore") else b"" for piece in true]
     defects: set[str] = set()
     content, places = place(text, shown, defects)

@@ -61,7 +61,8 @@ class _Walk:
 
     def take(self, number: int, piece: bytes, defects: set[str]) -> bool:
         """Place a piece; False where the text ends before it."""
-        if self.at == 0 and piece[:1] == b" " and not self.rest.startswith(b" ") and self.rest.startswith(piece[1:]):
+        stripped = self.at == 0 and not self.waiting and piece[:1] == b" " and not self.rest.startswith(b" ")
+        if stripped and self.rest.startswith(piece[1:]):
             piece = piece[1:] or piece
         if self.waiting and self._completes(number, piece):
             return True
@@ -88,13 +89,17 @@ class _Walk:
         first = len(piece.decode("utf-8", "replace")[:1].encode())
         if first < 2 or not self.rest.startswith(piece, self.at):
             return False
-        if self.bare and len(self.waiting) + 1 == first:  # each gave one byte: the only possibility
+        if self.rest.find(piece, self.at + 1, self.at + 4 * len(self.waiting) + len(piece)) >= 0:
+            self.waiting.append(number)  # those that wait may be whole characters before it: the text has it twice
+            self.bare = False
+        elif self.bare and len(self.waiting) + 1 == first:  # each gave one byte: the only possibility
             for done, other in enumerate(self.waiting):
                 self._put(other, piece[done : done + 1], 1, piece[:done])
             self._clear()
             self._put(number, piece[first - 1 :], len(piece) - first + 1, piece[: first - 1])
         else:
             self.waiting.append(number)
+            self.bare = False
             self._skip(self.at + len(piece))
         return True
 
