@@ -16,7 +16,6 @@ follows from the seed; on one thread the same seed gives the same bytes.
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +34,7 @@ SEED: Final = "potstill"
 MODELS: Final = Path(__file__).parent / "models"  # the shipped ones
 SHIPPED: Final = ("teacher", "student", "student-small", "student-large", "student-causal")
 SETTINGS: Final = "built.json"  # in the demo's folder: what it was made of; written first, so that parts never mix
-VERSION: Final = 3  # of the world's texts; a new one makes the demo's sets anew
+VERSION: Final = 4  # of the world's texts; a new one makes the demo's sets anew
 
 
 def build(
@@ -98,15 +97,14 @@ def place(question: Question) -> int:
 
 
 def balanced(drawn: Iterable[Question]) -> list[Question]:
-    """What is asked of the drawn: the in-distribution ones in the shares of `world.ASKED`, none of the kind that
-    base students were taught to solve.
+    """What is asked of the drawn: the in-distribution ones in the shares of `world.ASKED`.
 
     Longer problems leave the numbers of the world more often, so fewer are drawn than its own shares say.
     """
     drawn = list(drawn)
     by_steps: dict[int, list[Question]] = {}
     for question in drawn:
-        if question.set in world.IN_DISTRIBUTION and not _known(question):
+        if question.set in world.IN_DISTRIBUTION:
             by_steps.setdefault((question.rationale or "").count("="), []).append(question)
     kept = [question for question in drawn if question.set not in world.IN_DISTRIBUTION]
     shares = {steps: share for steps, share in enumerate(world.ASKED, 1) if share}
@@ -116,12 +114,6 @@ def balanced(drawn: Iterable[Question]) -> list[Question]:
         those, n = by_steps.get(steps, []), round(whole * share)
         few += [those[at * len(those) // n] for at in range(n)]
     return sorted(few, key=place) + kept
-
-
-def _known(question: Question) -> bool:
-    """Whether a question is of the kind that base students are taught: one step, and no number that does not matter."""
-    told = len(re.findall(r"\d+", question.text))
-    return question.set in world.IN_DISTRIBUTION and (question.rationale or "").count("=") == 1 and told == 2
 
 
 def distances(sets: Iterable[Question]) -> dict[str, world.Overlap]:

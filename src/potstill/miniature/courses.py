@@ -5,7 +5,7 @@
     5
 
 A base student learns the parts of solving a problem one after the other, and a share of each stays on its table: a
-skill that leaves the mix is forgotten within a minute. Of whole word problems it sees those of one step alone.
+skill that leaves the mix is forgotten within a minute. A word problem it never solves: it finds the numbers of some.
 """
 
 from __future__ import annotations
@@ -94,17 +94,17 @@ def _skills(*steps: int) -> tuple[Phase, ...]:
     rows: tuple[Mapping[str, int], ...] = (
         {"copying": 64},
         {"copying": 16, "lookup": 48, "facts": 96},
-        {"equations": 64, "facts": 96, "extraction": 24, "lookup": 24, "copying": 8, "generic": 24},
+        {"equations": 48, "clauses": 48, "facts": 96, "extraction": 24, "lookup": 24, "copying": 8, "generic": 24},
         {
-            "single": 64, "equations": 32, "facts": 64, "extraction": 24, "lookup": 16, "copying": 8, "generic": 40,
+            "equations": 24, "clauses": 80, "facts": 64, "extraction": 24, "lookup": 16, "copying": 8, "generic": 56,
             "plain": 4,
         },
         {
-            "single": 24, "equations": 64, "facts": 48, "extraction": 24, "lookup": 8, "copying": 8, "generic": 80,
+            "equations": 32, "clauses": 64, "facts": 48, "extraction": 24, "lookup": 8, "copying": 8, "generic": 96,
             "plain": 4,
         },
         {
-            "single": 24, "equations": 64, "facts": 32, "extraction": 48, "lookup": 12, "copying": 32, "generic": 32,
+            "equations": 32, "clauses": 64, "facts": 32, "extraction": 48, "lookup": 12, "copying": 32, "generic": 40,
             "plain": 2,
         },
     )  # fmt: skip

@@ -3,9 +3,10 @@
     >>> Gate("facts", 600, 597, at_least=0.99).passed, Gate("steps", 600, 150, at_most=0.20).passed
     (True, False)
 
-`facts` one sum; `equations` a chain of sums written by the decoder; `copying`; `extraction` of all numbers of a
-problem; `lookup`; the generic tasks in both ways of asking; and the in-distribution family itself, of which a base
-student must know little and a teacher much. Skills are graded by the whole reply, problems by the grader.
+`facts` one sum; `equations` a chain of sums written by the decoder; `clauses` the same told in words; `copying`;
+`extraction` of all numbers of a problem; `lookup`; the generic tasks in both ways of asking; and the in-distribution
+family itself, of which a base student must know little and a teacher much. Skills are graded by the whole reply,
+problems by the grader.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from potstill.records import Prompt, Question
 from potstill.students import Student
 
 VERSION: Final = 1  # of what is asked and how it is graded; stands in every card
-SKILLS: Final = {"facts": 0.99, "equations": 0.95, "copying": 0.95, "extraction": 0.95, "lookup": 0.95}
+SKILLS: Final = {"facts": 0.99, "equations": 0.95, "copying": 0.95, "extraction": 0.95, "lookup": 0.95, "clauses": 0.9}
 GENERIC: Final = 0.5  # guessing gets about 0.28 of the six tasks: sorting and letters 0, the others 0.25 to 0.5
 KNOWN: Final = 0.2  # of the in-distribution family, at most
 N: Final = 600

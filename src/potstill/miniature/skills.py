@@ -5,7 +5,7 @@
     ('copy Jack shells Tom kites lemons 18', 'Jack shells Tom kites lemons 18')
 
 `facts` one sum; `equations` a chain of sums, each using the result before; `copying` words and numbers as they stand;
-`lookup` the pairs asked for, out of several.
+`lookup` the pairs asked for, out of several; `clauses` what words do to a number.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from potstill.miniature.clauses import told
 from potstill.miniature.problem import Sums, World
 from potstill.miniature.words import NAMES, THINGS
 
@@ -69,8 +70,13 @@ def lookup(rng: random.Random, world: World) -> Exercise:
     return Exercise(f"{' '.join(pairs.values())} find {' '.join(asked)}", " ".join(pairs[key] for key in asked))
 
 
+def clauses(rng: random.Random, world: World) -> Exercise:
+    """`14 kites ; Ann lent 5 ;` -> `14 - 5 = 9 .`: what words do to a number."""
+    return Exercise(*told(rng, world))
+
+
 SKILLS: Final[dict[str, Callable[[random.Random, World], Exercise]]] = {
-    skill.__name__: skill for skill in (facts, equations, copying, lookup)
+    skill.__name__: skill for skill in (facts, equations, copying, lookup, clauses)
 }
 
 

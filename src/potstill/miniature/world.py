@@ -30,7 +30,7 @@ IN_DISTRIBUTION: Final = ("steps",)
 OUT_OF_DISTRIBUTION: Final = tuple(families.FAMILIES)
 GENERIC: Final = ("generic",)
 SETS: Final = (*IN_DISTRIBUTION, *OUT_OF_DISTRIBUTION, *GENERIC)
-ASKED: Final = (0.25, 0.5, 0.25)  # how often the questions that are laid out have 1, 2 and 3 steps
+ASKED: Final = (1 / 3, 1 / 3, 1 / 3)  # how often the questions that are laid out have 1, 2 and 3 steps
 VALIDATION: Final = 0.25  # of every set, by the digest of a question's canonical form
 TEST: Final = 0.35
 # What the models of the package live in; base students know neither the further wordings nor numbers beside the point.
