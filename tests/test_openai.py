@@ -226,6 +226,15 @@ def test_chains_that_exist_are_scored_in_their_order() -> None:
         assert chain.candidates[-1][0] == (END, -0.2)
 
 
+def test_a_server_that_scores_a_text_otherwise_than_it_writes_it_is_refused() -> None:
+    asked = questions(2)
+    texts = [Chain.from_text(q.id, 0, f"{q.text} The answer is {q.gold}", source="old") for q in asked]
+    with stub.running(length=30, late=True) as server, pytest.raises(UserError) as raised:
+        list(openai.rescored(plan(server.url), "m", asked, [texts]))
+    assert "this server scores a text otherwise than it writes it" in str(raised.value)
+    assert "when they are scored: -0.20 and -2.00" in str(raised.value)
+
+
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 

@@ -1,12 +1,15 @@
-"""Live against a server that nobody here wrote: what it says of a sampled chain is what its model says in this process.
+"""Live against two servers that nobody here wrote: what each says of a sampled chain is what its model says in this
+process.
 
-`make test-servers` builds its environment and runs these; elsewhere they skip. POTSTILL_VLLM names its interpreter.
+`make test-servers` builds their environments and runs these; elsewhere they skip. POTSTILL_VLLM and POTSTILL_LLAMA_CPP
+name their interpreters.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +17,17 @@ import pytest
 
 import servers
 from potstill import prompts, students, teachers
+from potstill.errors import UserError
 from potstill.recipe import Recipe, parse
 from potstill.records import END, Chain, Question
 from potstill.students import Student
 from potstill.teachers import Watch, openai
-from potstill.teachers.openai.reading import Reader
+from potstill.teachers.openai.reading import Piece, Reader
+from potstill.teachers.openai.scoring import Way
 
 pytestmark = pytest.mark.slow
 CLOSE = 1e-5 + 5e-7  # and the rounding of stored log-probabilities
+NEAR = 1e-3  # llama.cpp: other sums and other exponentials than torch's
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +51,22 @@ def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
         yield found
 
 
+@contextlib.contextmanager
+def llama_cpp(folder: Path, tmp: Path, first: int | None = None) -> Iterator[str]:
+    python = os.environ.get("POTSTILL_LLAMA_CPP")
+    if not python:
+        pytest.skip("POTSTILL_LLAMA_CPP names no interpreter with llama-cpp-python: run `make test-servers`")
+    port = servers.port()
+    with servers.served(python, servers.llama_cpp(python, folder, port, first), port, tmp / "log", 300) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def llama_url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with llama_cpp(folder, tmp_path_factory.mktemp("llama_cpp")) as found:
+        yield found
+
+
 def asked() -> list[Question]:
     return [Question(f"s/{i}", text, "4", "s", "train", "number") for i, (text, _) in enumerate(servers.rows(12))]
 
@@ -61,8 +83,11 @@ def sampled(recipe: Recipe) -> tuple[dict, list[Chain]]:
     return server, [chain for batch in batches for chain in batch]
 
 
-def differences(chains: list[Chain], student: Student) -> list[float]:
-    """Of every candidate whose bytes are one token's: the server's log-probability against the model's own."""
+def differences(chains: list[Chain], student: Student, first: tuple[int, ...] = ()) -> list[float]:
+    """Of every candidate whose bytes are one token's: the server's log-probability against the model's own.
+
+    first  tokens that the server puts before a prompt
+    """
     tokenizer = student.tokenizer
     pieces = {tokenizer.bytes(token): token for token in reversed(range(tokenizer.size)) if tokenizer.bytes(token)}
     by_id = {question.id: question for question in asked()}
@@ -73,7 +98,7 @@ def differences(chains: list[Chain], student: Student) -> list[float]:
         asking = prompts.build(
             by_id[chain.question].text, prompts.FORMATS["zero-shot-rationale"], style=prompts.TEACHER
         )
-        before = student.encode(student.render(asking))
+        before = [*first, *student.encode(student.render(asking))]
         own = [pieces[token] for token in chain.tokens]
         table = servers.distributions(student, [*before, *own])
         for place, step in enumerate(chain.candidates[: len(own) + (chain.stop == "end")]):
@@ -99,9 +124,46 @@ def test_sampled_chains_rescored_in_process_agree(url, folder, student, api: str
         assert any(b"\xc3" in chain.tokens for chain in chains) or not any("é" in chain.text for chain in chains)
 
 
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_sampled_chains_of_llama_cpp_rescored_in_process_agree(llama_url, student, api: str) -> None:
+    server, chains = sampled(plan(llama_url, f"teacher.server.api={api}", "teacher.server.concurrency=2"))
+    assert server["semantics"] == "raw" and not server["n"] and server["bytes"] == "strings"
+    assert len(chains) == len({chain.key for chain in chains}) == 72
+    if api == "chat":
+        return
+    values = differences(chains, student)
+    print(f"llama-cpp-python, {api}: {len(values)} values, largest difference {max(values):.2e}")
+    assert len(values) > 1000 and max(values) < NEAR
+
+
 @pytest.mark.parametrize("way", ["prompt_logprobs", "echo"])
 def test_texts_that_exist_are_scored_by_the_server(url, folder, student, way) -> None:
     recipe = plan(url, f"teacher.server.tokenizer={folder}")
+    values = differences(scored(recipe, student, way, student.tokenizer.candidate), student)
+    print(f"{way}: {len(values)} values, largest difference {max(values):.2e}")
+    assert len(values) > 500 and max(values) < CLOSE
+
+
+def test_texts_that_exist_are_scored_by_llama_cpp(folder, student, tmp_path) -> None:
+    """With a token before every prompt, as most of its models have one."""
+    with llama_cpp(folder, tmp_path, first=0) as url:
+        values = differences(
+            scored(plan(url, "teacher.server.concurrency=2"), student, None, None), student, first=(0,)
+        )
+    print(f"llama-cpp-python, echo: {len(values)} values, largest difference {max(values):.2e}")
+    assert len(values) > 100 and max(values) < NEAR
+
+
+def test_scores_that_llama_cpp_gives_to_the_token_before_are_refused(llama_url, student) -> None:
+    with pytest.raises(UserError, match="scores a text otherwise than it writes it") as raised:
+        scored(plan(llama_url, "teacher.server.concurrency=2"), student)
+    print(raised.value)
+
+
+def scored(
+    recipe: Recipe, student: Student, way: Way | None, pieces: Callable[[int, int], Piece] | None
+) -> list[Chain]:
+    """The solutions of the questions asked, as the recipe's server scores them."""
     server = teachers.probed(recipe, asked())
     own = openai.settings(recipe, "scored")
     prompt_of = {}
@@ -111,19 +173,15 @@ def test_texts_that_exist_are_scored_by_the_server(url, folder, student, way) ->
     texts = [
         Chain.from_text(q.id, 0, text, source="human") for q, (_, text) in zip(asked(), servers.rows(12), strict=True)
     ]
-    reader = Reader("human", "raw", student.tokenizer.candidate)
+    reader = Reader("human", "raw", pieces)
     rows = ((prompt_of[chain.question], chain) for chain in texts)
     chains = list(openai.scored(own, openai._manner(server), reader, rows, way=way))
     assert [chain.key for chain in chains] == [chain.key for chain in texts]
     assert [chain.text for chain in chains] == [chain.text for chain in texts]
-    values = differences(chains, student)
-    print(f"{way}: {len(values)} values, largest difference {max(values):.2e}")
-    assert len(values) > 500 and max(values) < CLOSE
+    return chains
 
 
 def test_more_candidates_than_the_cap_are_refused_with_advice(url: str) -> None:
-    from potstill.errors import UserError
-
     with pytest.raises(UserError, match="does not give 50 candidates"):
         sampled(plan(url, "teacher.candidates=50"))
 

@@ -28,6 +28,8 @@ from potstill.teachers.openai.reading import Reader, Step
 Way = Literal["prompt_logprobs", "echo"]
 WAYS: Final[tuple[Way, ...]] = ("prompt_logprobs", "echo")
 CANNOT: Final = "this server does not score a text that it is given"
+OTHER: Final = "this server scores a text otherwise than it writes it"
+WRITTEN: Final = 16  # tokens that it writes to be asked about them
 
 
 def request(model: str, manner: Manner, prompt: str, text: str, *, k: int, way: Way) -> dict[str, Any]:
@@ -119,16 +121,49 @@ async def _awaited(task: asyncio.Task[Chain]) -> Chain:
 
 
 async def _way(client: Client, settings: Settings, manner: Manner, reader: Reader, prompt: str, chain: Chain) -> Way:
-    """How the server scores, found with one chain. Raises UserError if it does not."""
+    """How the server scores, found with one chain. Raises UserError if it does not, or not what it says it does."""
+    fault = UserError(CANNOT, where=settings.urls[0], do="score it with a model in process")
     for way in WAYS:
         try:
             await _one(client, settings, manner, reader, prompt, chain, way)
-        except UserError as fault:
-            if fault.what != CANNOT:
+            await _check(client, settings, manner, reader, prompt, way)
+        except UserError as found:
+            if found.what not in (CANNOT, OTHER):
                 raise
+            fault = found if found.what == OTHER else fault
         else:
             return way
-    raise UserError(CANNOT, where=settings.urls[0], do="score it with a model in process")
+    raise fault
+
+
+async def _check(client: Client, settings: Settings, manner: Manner, reader: Reader, prompt: str, way: Way) -> None:
+    """Have the server write a little and score what it wrote. Raises UserError where it says another thing of it: of a
+    model without a token for the beginning llama-cpp-python's `echo` says of each token what belongs to the next."""
+    body = request(settings.model, manner, prompt, "", k=settings.candidates, way="echo")
+    del body["echo"]
+    answer = await client.ask(settings.urls[0], body | {"max_tokens": WRITTEN}, "/completions")
+    if answer.body is None or not answer.body.choices:
+        return
+    written = replace(reading.read(answer.body.choices[0], "", 0, reader), stop="length")
+    if not written.text:
+        return
+    again = await _one(client, settings, manner, reader, prompt, written, way)
+    before, after = _told(written), _told(again)
+    shared = sorted(set(before) & set(after))
+    if sum(abs(before[at] - after[at]) > 0.1 + 0.1 * abs(before[at]) for at in shared) > len(shared) / 2:
+        pairs = ", ".join(f"{before[at]:.2f} and {after[at]:.2f}" for at in shared[:3])
+        raise UserError(
+            OTHER,
+            where=f"{settings.urls[0]}, {way}",
+            found=f"of its own tokens when they are written and when they are scored: {pairs}, ...",
+            do="score it with a model in process",
+        )
+
+
+def _told(chain: Chain) -> dict[tuple[int, int], float]:
+    """What is said of each token, by the token's place."""
+    steps = zip(chain.tokens, chain.spans, chain.candidates, strict=False)
+    return {span: dict(step)[token] for token, span, step in steps if token in dict(step)}
 
 
 async def _one(
