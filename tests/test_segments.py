@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.dataset
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from potstill.encoding import to_json
 from potstill.errors import UserError
-from potstill.files import Appender, line, segments, tables
+from potstill.files import Appender, columns, line, lines, segments, tables
 from potstill.files.segments import WHOLE, Keys, Shard
 from potstill.records import END, Chain
 
@@ -30,6 +31,11 @@ def chain(question: str = "q", source: str = "t", index: int = 0, note: str = ""
 def store(folder: Path, shard: Shard, chains: list[Chain]) -> None:
     with Appender(folder / segments.name(shard)) as lines:
         lines.append(to_json(each) for each in chains)
+
+
+def sealed(folder: Path) -> list[Chain]:
+    tables.write_chains(folder / "c.parquet", segments.merged(folder))
+    return list(tables.read_chains(folder / "c.parquet"))
 
 
 @settings(deadline=None)
@@ -50,7 +56,7 @@ def test_segments_are_put_in_the_order_of_keys_each_chain_once(tmp_path_factory,
     kept: dict[tuple[str, str, int], Chain] = {}
     for key, at in sorted(rows, key=lambda row: row[1]):
         kept.setdefault(key, chain(*key, note=str(at)))
-    assert list(segments.merged(folder)) == [kept[key] for key in sorted(kept)]
+    assert sealed(folder) == [kept[key] for key in sorted(kept)]
     assert len(segments.keys(segments.paths(folder))) == len(kept)
 
 
@@ -93,6 +99,15 @@ def chains(draw) -> Chain:
     more = draw(st.sampled_from([[], [[(END, -0.25)]]]))
     question, source, index = draw(KEYS)
     return Chain.from_tokens(question, index, tokens, [*steps, *more] if draw(st.booleans()) else [], source=source)
+
+
+@settings(deadline=None)
+@given(chains())
+def test_a_chain_and_its_line_make_one_table(each) -> None:
+    spread = replace(each, spans=tuple((2 * start, 2 * end) for start, end in each.spans), defects=("entries missing",))
+    for one in (each, spread):
+        assert columns.table([lines.read(lines.line(one))]).equals(columns.table([one]))
+        assert list(columns.chains(columns.table([one]))) == [one]
 
 
 @settings(deadline=None)

@@ -14,10 +14,9 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import fields
-from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from potstill.records import END, Chain, Choice, Prediction, Question, Score, Tries, Verdict, running_spans
+from potstill.records import END, Chain, Choice, End, Prediction, Question, Score, Tries, Verdict, running_spans
 
 
 def encode_bytes(value: bytes) -> str | dict[str, str]:
@@ -28,8 +27,19 @@ def encode_bytes(value: bytes) -> str | dict[str, str]:
         return {"base64": base64.b64encode(value).decode("ascii")}
 
 
-# The pieces of a vocabulary come again in every chain; this halves what it costs to write one.
-_piece = lru_cache(maxsize=1 << 16)(encode_bytes)
+class _Pieces(dict[bytes | End, Any]):
+    """What `encode_bytes` makes of pieces, END being null. Those of a vocabulary come again in every chain: looking
+    them up takes half of what writing a chain took."""
+
+    def __missing__(self, piece: bytes | End) -> Any:
+        if len(self) > MOST:
+            self.clear()
+        found = self[piece] = None if piece is END else encode_bytes(piece)
+        return found
+
+
+MOST: Final = 1 << 16
+_pieces = _Pieces()
 
 
 def decode_bytes(value: str | Mapping[str, str]) -> bytes:
@@ -51,13 +61,11 @@ def to_json(record: Question | Chain | Verdict | Prediction | Score | Tries | Ch
     row: dict[str, Any] = {"question": record.question, "source": record.source, "index": record.index}
     row["text"] = encode_bytes(record.content)
     if record.tokens:
-        row["tokens"] = [_piece(token) for token in record.tokens]
+        row["tokens"] = [_pieces[token] for token in record.tokens]
         if record.spans != running_spans(record.tokens):
             row["spans"] = [list(span) for span in record.spans]
     if record.candidates:
-        row["candidates"] = [
-            [[None if what is END else _piece(what), value] for what, value in step] for step in record.candidates
-        ]
+        row["candidates"] = [[[_pieces[what], value] for what, value in step] for step in record.candidates]
     row["stop"] = record.stop
     row["semantics"] = record.semantics
     if record.defects:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Final, Literal, Self
 
 Stop = Literal["end", "length", "cut"]
@@ -290,8 +291,4 @@ class Choice:
 
 def running_spans(tokens: Sequence[bytes]) -> tuple[tuple[int, int], ...]:
     """Start and end of each token in the bytes that they make together."""
-    spans, start = [], 0
-    for token in tokens:
-        spans.append((start, start + len(token)))
-        start += len(token)
-    return tuple(spans)
+    return tuple(pairwise(accumulate(map(len, tokens), initial=0)))

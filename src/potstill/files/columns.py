@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Final
 
-from potstill.records import END, Chain
+from potstill.encoding import decode_bytes
+from potstill.files.lines import Line, Odd
+from potstill.records import END, Chain, End
 
 if TYPE_CHECKING:
     import pyarrow
@@ -45,28 +47,52 @@ def schema() -> pyarrow.Schema:
     )
 
 
-def table(chains: Sequence[Chain]) -> pyarrow.Table:
+def table(chains: Sequence[Chain | Line]) -> pyarrow.Table:
+    """Chains, or lines of them, as columns: the same for both."""
     import pyarrow as pa
 
     steps = [step for chain in chains for step in chain.candidates]
-    outcomes = [None if what is END else what for step in steps for what, _ in step]
+    outcomes = [what if type(what) is str else _plain(what) for step in steps for what, _ in step]
     values = [value for step in steps for _, value in step]
     pairs = pa.StructArray.from_arrays(
         [pa.array(outcomes, pa.binary()), pa.array(values, pa.float32())], ["bytes", "log_probability"]
     )
-    flat = [edge for chain in chains for span in chain.spans for edge in span]
-    spans = pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.int32()), 2)
-    tokens = pa.array([token for chain in chains for token in chain.tokens], pa.binary())
+    counts = [len(chain.tokens) for chain in chains]
+    tokens = pa.array([_plain(token) for chain in chains for token in chain.tokens], pa.binary())
+    names = ("question", "source", "index", "stop", "semantics", "defects")
     columns: dict[str, Any] = {
-        **{name: [getattr(chain, name) for chain in chains] for name in ("question", "source", "index", "content")},
-        "tokens": _lists([len(chain.tokens) for chain in chains], tokens),
-        "spans": _lists([len(chain.spans) for chain in chains], spans),
+        **{name: [getattr(chain, name) for chain in chains] for name in names},
+        "content": [_plain(chain.content) for chain in chains],
+        "tokens": _lists(counts, tokens),
+        "spans": _lists(counts, _spans(chains, counts, tokens)),
         "candidates": _lists([len(chain.candidates) for chain in chains], _lists([len(step) for step in steps], pairs)),
-        **{name: [getattr(chain, name) for chain in chains] for name in ("stop", "semantics", "defects")},
     }
     kind = schema()
     arrays = [_array(columns[field.name], field.type) for field in kind]
     return pa.Table.from_arrays(arrays, schema=kind)
+
+
+def _plain(piece: str | bytes | Odd | End | None) -> str | bytes | None:
+    """What Arrow takes for bytes; END is a null."""
+    if type(piece) is Odd:
+        return decode_bytes({"base64": piece.base64})
+    return None if piece is END else piece  # type: ignore[return-value]
+
+
+def _spans(chains: Sequence[Chain | Line], counts: Sequence[int], tokens: pyarrow.Array) -> pyarrow.Array:
+    """The spans of all tokens; of chains that name none they run from token to token."""
+    import numpy
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    lengths = pc.call_function("binary_length", [tokens]).to_numpy()
+    edges = numpy.concatenate([[0], numpy.cumsum(lengths)])
+    firsts = numpy.concatenate([[0], numpy.cumsum(counts, dtype=numpy.int64)])
+    spans = numpy.stack([edges[:-1], edges[1:]], 1) - numpy.repeat(edges[firsts[:-1]], counts)[:, None]
+    for chain, first, count in zip(chains, firsts, counts, strict=False):
+        if chain.spans is not None and count:
+            spans[first : first + count] = chain.spans
+    return pa.FixedSizeListArray.from_arrays(pa.array(spans.ravel().astype(numpy.int32)), 2)
 
 
 def _array(values: Any, kind: pyarrow.DataType) -> pyarrow.Array:

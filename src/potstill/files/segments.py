@@ -25,18 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import msgspec
-
-from potstill.encoding import from_json, to_json
 from potstill.errors import UserError
-from potstill.files import disk
+from potstill.files import lines
+from potstill.files.lines import Line
 from potstill.files.reading import AGAIN, mine_to_mend
 from potstill.records import Chain
 
 Key = tuple[str, str, int]
 Item = TypeVar("Item")
 PATTERN: Final = "segment-*.jsonl"
-_encode, _decode = msgspec.json.Encoder().encode, msgspec.json.Decoder().decode  # five times json's speed
 BODY: Final = b',"text":'  # what follows a chain's key; inside a text its quotation marks would be escaped
 
 
@@ -87,22 +84,6 @@ class Keys:
         return self._count
 
 
-def line(chain: Chain) -> bytes:
-    """A chain as one line. Raises ValueError for a log-probability that is no finite number.
-
-    >>> line(Chain.from_tokens("q1", 0, [b"4"], [[(b"4", -0.5)]]))[:56]
-    b'{"question":"q1","source":"teacher","index":0,"text":"4"'
-    """
-    row = to_json(chain)
-    try:
-        data = _encode(row)
-    except UnicodeEncodeError:  # half of a surrogate pair in a name
-        return disk.line(row)
-    if b",null]" in data:  # what the encoder writes for such a number, if it is not part of a text
-        return disk.line(row)
-    return data + b"\n"
-
-
 def name(shard: Shard) -> str:
     return "segment-0000.jsonl" if shard == WHOLE else f"segment-{shard.number:04}-of-{shard.count:04}.jsonl"
 
@@ -120,7 +101,7 @@ def keys(files: Iterable[Path]) -> Keys:
     return stored
 
 
-def merged(folder: Path) -> Iterator[Chain]:
+def merged(folder: Path) -> Iterator[Line | Chain]:
     """Every chain of a folder's segments once, in the order of the keys; of two with one key the one stored first in
     the first segment. Raises UserError for a line that is no chain."""
     import numpy
@@ -151,7 +132,7 @@ def merged(folder: Path) -> Iterator[Chain]:
             place, start, length = (int(table[column][row]) for column in ("file", "start", "length"))
             with mine_to_mend(files[place]):
                 data = os.pread(handles[place], length, start)
-            yield _chain(data, files[place], start)
+            yield _read(data, files[place], start)
     finally:
         for handle in handles:
             os.close(handle)
@@ -175,18 +156,11 @@ def _lines(path: Path) -> Iterator[tuple[Key, int, int]]:
             start += len(line)
 
 
-def _chain(data: bytes, path: Path, start: int) -> Chain:
+def _read(data: bytes, path: Path, start: int) -> Line | Chain:
     try:
-        return from_json(Chain, _decoded(data))
+        return lines.read(data)
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RecursionError) as fault:
         raise _no_chain(f"{path} byte {start}", fault) from None
-
-
-def _decoded(data: bytes) -> Any:
-    try:
-        return _decode(data)
-    except msgspec.DecodeError:  # stricter than the standard's reader, which names what is wrong
-        return json.loads(data)
 
 
 def _no_chain(where: str, fault: Any) -> UserError:

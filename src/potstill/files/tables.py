@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from potstill.errors import UserError
 from potstill.files import columns, disk
+from potstill.files.lines import Line
 from potstill.files.reading import mine_to_mend
 from potstill.records import Chain, Semantics, Verdict
 
@@ -35,8 +36,8 @@ Key = tuple[str, str, int]
 Row = TypeVar("Row")
 
 
-def write_chains(path: Path, chains: Iterable[Chain]) -> None:
-    """All chains as one Parquet file (zstd), in the order given."""
+def write_chains(path: Path, chains: Iterable[Chain | Line]) -> None:
+    """All chains, or lines of them, as one Parquet file (zstd), in the order given."""
     _write(path, _groups(chains), columns.table, columns.schema())
 
 
@@ -130,8 +131,8 @@ def write_array(path: Path, array: numpy.ndarray) -> None:
     disk.write(path, buffer.getvalue())
 
 
-def _groups(chains: Iterable[Chain]) -> Iterator[list[Chain]]:
-    group: list[Chain] = []
+def _groups(chains: Iterable[Chain | Line]) -> Iterator[list[Chain | Line]]:
+    group: list[Chain | Line] = []
     cells = 0
     for chain in chains:
         group.append(chain)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import answers, engines, files, progress, prompts, recipe, teachers
-from potstill.files import run_folder, segments, tables
+from potstill.files import lines, run_folder, segments, tables
 from potstill.files.segments import WHOLE, Shard
 from potstill.questions import collected
 from potstill.recipe import Recipe
@@ -81,7 +81,7 @@ def gather(run: Path, plan: Recipe, shard: Shard = WHOLE) -> int:
     bill = folder / segment.name.replace("segment", "spent")
     watch = Watch(before=_spent(folder.glob("spent-*.jsonl") if shard == WHOLE else [bill]))
     with contextlib.ExitStack() as opened:
-        lines = opened.enter_context(files.Appender(segment))
+        stored = opened.enter_context(files.Appender(segment))
         bills = opened.enter_context(files.Appender(bill)) if server is not None else None
         done = segments.keys(segments.paths(folder))
         before = len(done)
@@ -95,7 +95,7 @@ def gather(run: Path, plan: Recipe, shard: Shard = WHOLE) -> int:
             with progress.bar("sample" if shard == WHOLE else f"shard {shard}", total, "chains", done=own) as tick:
                 for batch in teachers.chains(plan, asked, done, known=collected.others(run), **told):
                     new = [chain for chain in batch if done.add(chain.key)]
-                    lines.append_lines(segments.line(chain) for chain in new)
+                    stored.append_lines(lines.line(chain) for chain in new)
                     tick(len(new), watch.note())
                     paid = _pay(bills, watch, paid)
         finally:

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Final
 
@@ -34,11 +33,13 @@ def told(choice: Choice, whole: str, stop: Stop) -> Plain | None:
         names = [entry.token for entry in listing.content]
         values = [entry.logprob for entry in listing.content]
         shown = [entry.top_logprobs or () for entry in listing.content]
-        flat = [(one.token, one.logprob) for some in shown for one in some]
+        tokens = [one.token for some in shown for one in some]
+        numbers = [one.logprob for some in shown for one in some]
     else:
         names, values = listing.tokens or [], listing.token_logprobs or []
         shown = [some or {} for some in listing.top_logprobs or ()]
-        flat = [pair for some in shown for pair in some.items()]
+        tokens = [token for some in shown for token in some]
+        numbers = [number for some in shown for number in some.values()]
     if not names or not (len(names) == len(values) == len(shown)) or not all(names):
         return None
     joined, end = "".join(names), None  # type: ignore[arg-type]
@@ -47,7 +48,6 @@ def told(choice: Choice, whole: str, stop: Stop) -> Plain | None:
         if stop == "length" or isinstance(choice.stop_reason, str) or joined[: -len(end or "")] != whole:
             return None
     step_of = accumulate(map(len, shown), initial=0)
-    tokens, numbers = ([token for token, _ in flat], [number for _, number in flat])
     outcomes = _outcomes(tokens, numbers, end)
     if outcomes is None:
         return None
@@ -60,7 +60,7 @@ def told(choice: Choice, whole: str, stop: Stop) -> Plain | None:
                 return None
             step += own
         candidates.append(tuple(step))
-    pieces = tuple(map(_encoded, names if end is None else names[:-1]))  # type: ignore[arg-type]
+    pieces = tuple(map(_bytes_of, names if end is None else names[:-1]))  # type: ignore[arg-type]
     if None in pieces:
         return None
     return b"".join(pieces), pieces, running_spans(pieces), tuple(candidates)  # type: ignore[arg-type]
@@ -73,7 +73,7 @@ def _outcomes(tokens: Sequence[str], numbers: Sequence[float | None], end: str |
     values = np.array(numbers, np.float64)
     if not ((values >= HIDDEN) & (values <= 0.0)).all():
         return None
-    found: list[bytes | End | None] = list(map(_encoded, tokens))
+    found: list[bytes | End | None] = list(map(_bytes_of, tokens))
     if end is not None and end in tokens:
         found = [END if token == end else what for token, what in zip(tokens, found, strict=True)]
     if None in found:
@@ -95,9 +95,16 @@ def _rounded(values: np.ndarray) -> list[float]:
     return found
 
 
-@lru_cache(1 << 17)
-def _encoded(token: str) -> bytes | None:
-    """The bytes of a string that tells them, None for another."""
-    if not token or "�" in token or token.startswith("token_id:"):
-        return None
-    return token.encode("utf-8", "replace")
+class _Encoded(dict[str, bytes | None]):
+    """The bytes of a string that tells them, None for another; those of a vocabulary come again in every chain."""
+
+    def __missing__(self, token: str) -> bytes | None:
+        if len(self) > MOST:
+            self.clear()
+        told = token and "�" not in token and not token.startswith("token_id:")
+        found = self[token] = token.encode("utf-8", "replace") if told else None
+        return found
+
+
+MOST: Final = 1 << 17
+_bytes_of = _Encoded().__getitem__
