@@ -253,10 +253,23 @@ def test_shares_keep_all_sets_apart(data: Path) -> None:
 
 def test_counts_tear_a_few_questions_apart_and_leaks_names_them(data: Path) -> None:
     everything = [q for name in ("multiarith", "asdiv", "svamp") for q in loaded(name, data, "paper")]
-    torn = questions.leaks(everything)  # MultiArith and ASDiv share a few questions
-    assert 0 < len(torn) < 10
+    torn = questions.leaks(everything)  # MultiArith and ASDiv share some questions, and the authors did not look
+    assert len(torn) == 30 and sum(first.set == later.set == "multiarith" for first, later in torn) == 5
     dropped = {first.id for first, _ in torn}
     assert questions.leaks([q for q in everything if q.id not in dropped]) == []
+
+
+def test_the_authors_own_validation_questions_of_multiarith(data: Path, tmp_path: Path) -> None:
+    indices = json.loads((data / "golden" / "authors_validation_indices.json").read_bytes())["multiarith_dev200"]
+    held = {q.id for q in loaded("multiarith", data, "paper") if q.split == "validation"}
+    assert held == {f"multiarith/{index}" for index in indices} and len(held) == 200
+    (tmp_path / "multiarith").symlink_to(data / "multiarith")
+    others = {q.id for q in loaded("multiarith", tmp_path, "paper") if q.split == "validation"}
+    assert len(others) == 200 and others != held  # without their file: those of lowest digest
+    (tmp_path / "golden").mkdir()
+    (tmp_path / "golden" / "authors_validation_indices.json").write_text('{"multiarith_dev200": [1, 2, 600]}')
+    with pytest.raises(UserError, match="not indices of MultiArith"):
+        questions.load("multiarith", tmp_path, splits="paper")
 
 
 def test_paper_sizes(data: Path) -> None:

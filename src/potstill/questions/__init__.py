@@ -12,8 +12,10 @@
     your own     a JSONL or Parquet file               its `split` field, else divided into train, validation and test
 
 `splits="digest"` divides by the digests of the questions' canonical forms. `splits="paper"` has the paper's sizes: 500
-validation questions of a set, of MultiArith 200, the rest test, and those of lowest digest, since most of the authors'
-index files were not released. Of each BBH task a fifth is validation, in both.
+validation questions of a set, of MultiArith 200, the rest test. MultiArith's are the authors' own where the folder has
+their file of indices (`golden/authors_validation_indices.json`); else, and of the other sets, they are those of lowest
+digest, since no other index file of questions outside of training was released. Of each BBH task a fifth is validation,
+in both.
 """
 
 from __future__ import annotations
@@ -32,9 +34,9 @@ from potstill.questions.raw import Raw
 from potstill.questions.shots import demonstrations
 from potstill.records import Question
 
-__all__ = ["SETS", "VERSION", "Raw", "demonstrations", "folder", "leaks", "load", "place"]
+__all__ = ["SETS", "VERSION", "Raw", "demonstrations", "folder", "indices", "leaks", "load", "place"]
 
-VERSION: Final = 2  # of the questions that this room reads out of the sets; stored by the stage that collects them
+VERSION: Final = 3  # of the questions that this room reads out of the sets; stored by the stage that collects them
 SETS: Final = ("gsm8k", "multiarith", "asdiv", "svamp", "bbh")
 PAPER_VALIDATION: Final = {"gsm8k": 500, "multiarith": 200, "asdiv": 500, "svamp": 500}
 SHARE: Final = 0.2
@@ -83,7 +85,15 @@ def load(
     readers = {"gsm8k": gsm8k.read, "multiarith": multiarith.read, "asdiv": asdiv.read, "svamp": svamp.read}
     if validation is None:
         validation = PAPER_VALIDATION[name] if splits == "paper" else SHARE
-    return place(readers[name](root), name, validation=validation, test=None)
+    raws = readers[name](root)
+    if name == "multiarith" and splits == "paper":
+        raws = multiarith.placed(raws, root)
+    return place(raws, name, validation=validation, test=None)
+
+
+def indices(data: Path | None) -> Path:
+    """Where the authors' file of indices lies, if it is there. Raises UserError where there is no data folder."""
+    return folder(data) / multiarith.INDICES
 
 
 def place(raws: Sequence[Raw], name: str, *, validation: int | float, test: int | float | None) -> list[Question]:
@@ -96,7 +106,7 @@ def place(raws: Sequence[Raw], name: str, *, validation: int | float, test: int 
     _check(raws)
     open_ones = [i for i, raw in enumerate(raws) if raw.split is None]
     try:
-        parts = splitting.divide([raws[i].text for i in open_ones], validation, test)
+        parts = splitting.divide([raws[i].text for i in open_ones], validation, test) if open_ones else []
     except UserError as error:
         raise UserError(error.what, where=f"splits of {name}", found=error.found, do=error.do) from None
     if open_ones:

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +16,7 @@ from potstill.questions import reading
 from potstill.questions.raw import Raw
 
 FILE: Final = "multiarith/MultiArith.json"
+INDICES: Final = "golden/authors_validation_indices.json"
 
 
 def read(data: Path) -> list[Raw]:
@@ -25,6 +28,21 @@ def read(data: Path) -> list[Raw]:
         text, gold = question(row, where=where)
         questions.append(Raw(id=f"multiarith/{index}", text=text, gold=gold, task="multiarith", where=where))
     return questions
+
+
+def placed(raws: Sequence[Raw], data: Path) -> list[Raw]:
+    """The questions with the split of the paper's authors, where the folder has their file of indices; else as they
+    are. Raises UserError for a file that is none."""
+    path = data / INDICES
+    if not path.exists():
+        return list(raws)
+    row = reading.document(path)
+    indices = reading.listed(reading.required(row, "multiarith_dev200", where=path), where=f"{path}, multiarith_dev200")
+    if not all(type(index) is int and 0 <= index < len(raws) for index in indices) or len(set(indices)) != len(indices):
+        do = f"each index must be a whole number from 0 to {len(raws) - 1} and stand once"
+        raise UserError("not indices of MultiArith", where=path, found=indices[:5], do=do)
+    held = set(indices)
+    return [replace(raw, split="validation" if index in held else "test") for index, raw in enumerate(raws)]
 
 
 def question(row: Any, *, where: object) -> tuple[str, str]:

@@ -34,11 +34,16 @@ VERSIONS = {
 
 
 def inputs(plan: Recipe) -> dict[str, str]:
-    """Digests of the files that the recipe names: own sets and demonstrations. The five known sets do not change."""
+    """Digests of the files that the recipe names: own sets and demonstrations, and of the authors' indices where they
+    decide. The five known sets do not change."""
     named = {f"sets.{name}": _own(plan, name) for name in plan.sets}
     if plan.evaluate.demonstrations is not None:
         key = "evaluate.demonstrations"
         named[key] = recipe.find(plan, plan.evaluate.demonstrations, key)
+    asked = plan.questions
+    if asked.splits == "paper" and "multiarith" in asked.in_distribution + asked.out_of_distribution + asked.generic:
+        indices = questions.indices(recipe.data_folder(plan))
+        named |= {"questions.splits": indices} if indices.exists() else {}
     return {name: files.digest(path) for name, path in named.items()}
 
 
