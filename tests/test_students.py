@@ -123,8 +123,19 @@ def test_the_logits_of_a_v1_0_are_scaled_and_of_a_v1_1_are_not():
     assert make("t5 v1.0").head.scale == 0.25 and make("t5 v1.1").head.scale == 1.0
 
 
-def test_supervised_positions_of_a_causal_row_in_integers():
+def test_supervised_positions_of_causal_rows_in_integers():
     student = make("llama")
+    made = [Example((5, 6, 7), hard([8, 1])), Example((5,), hard([9]), weight=0.5), Example((5, 6, 7), hard([4, 1]))]
+    batch = student.batch(made)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 4, 5]]  # the ends are never read, the prompt once
+    assert batch.positions.tolist() == [2, 3, 5, 2, 4]  # before 8, before its end, before 9, before 4, before its end
+    assert batch.weights.tolist() == [1.0, 1.0, 0.5, 1.0, 1.0] and batch.rows.tolist() == [0, 0, 1, 2, 2]
+    assert (batch.tokens, batch.slots, len(batch)) == (6, 6, 1)
+
+
+def test_supervised_positions_of_a_padded_causal_row_in_integers():
+    student = make("llama")
+    student.padded = True
     batch = student.batch([Example((5, 6, 7), hard([8, 1])), Example((5,), hard([9]), weight=0.5)])
     assert batch.input_ids.tolist() == [[5, 6, 7, 8], [5, *[student.tokenizer.pad] * 3]]
     assert batch.positions.tolist() == [2, 3, 4]  # before 8, before 1, and in the second row before 9
@@ -158,12 +169,12 @@ def test_the_gradient_reaches_exactly_the_positions_that_predict_the_target(name
     given = examples(student)
     student(student.batch(given)).sum().backward()
     handle.remove()
-    slope = seen[0].grad.abs().sum(-1)
-    if student.family == "t5":  # whose tokens stand in one row, without padding
-        slope = torch.nn.utils.rnn.pad_sequence(slope.split([len(example.target) for example in given]), True)
+    slope = seen[0].grad.abs().sum(-1).flatten()  # of all tokens, without padding
+    before = [0 if student.family == "t5" else len(example.prompt) - 1 for example in given]
+    rows = slope.split([first + len(example.target) for first, example in zip(before, given, strict=True)])
+    slope = torch.nn.utils.rnn.pad_sequence(rows, True)
     reached = [row.nonzero().squeeze(1).tolist() for row in slope]
-    start = [0 if student.family == "t5" else len(example.prompt) - 1 for example in given]
-    expected = [list(range(s, s + len(e.target))) for s, e in zip(start, given, strict=True)]
+    expected = [list(range(first, first + len(e.target))) for first, e in zip(before, given, strict=True)]
     assert reached == expected
 
 
@@ -171,7 +182,10 @@ def test_left_and_right_padding_are_the_same():
     student = make("llama")
     assert isinstance(student, Causal)
     given = examples(student)
+    packed = student(student.batch(given))
+    student.padded = True
     right = student(student.batch(given))
+    torch.testing.assert_close(packed, right, rtol=1e-5, atol=1e-5)
     student.padding = "left"
     batch = student.batch(given)
     assert not batch.input_mask[:, 0].all() and batch.input_mask[:, -1].all()
@@ -256,6 +270,9 @@ def test_a_saved_folder_is_what_hugging_face_tools_load(name, tmp_path):
     model = auto.from_pretrained(tmp_path)
     batch = student.batch(examples(student))
     more = {"decoder_input_ids": batch.input_ids} if student.family == "t5" else {}
+    if not more:
+        student.padded = True
+        batch = student.batch(examples(student))
     ids, mask = (batch.prompt_ids, batch.prompt_mask) if more else (batch.input_ids, batch.input_mask)
     logits = model(input_ids=ids, attention_mask=mask, **more).logits.flatten(0, 1)[batch.positions]
     torch.testing.assert_close(student.head.logits(student.hidden(batch)), logits, rtol=1e-5, atol=1e-5)

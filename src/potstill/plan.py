@@ -162,7 +162,7 @@ def _training(plan: Recipe, train: Sequence[Question]) -> list[str]:
         else:
             prompt = _mean([len(ids.ids) + 1 for ids in tokenizer.encode_batch([one.plain for one in asked])])
         targets = plan.train.chains_per_prompt if format.rationale else 1
-        tokens += share * (prompt + target) * targets
+        tokens += share * (prompt + target * targets)  # the chains of a group share its prompt
         supervised += share * target * targets
         lines.append(f"  {format.name:<20} {share:>3.0%} {prompt:>8.0f} {target:>7.0f}")
     a_step = tokens * plan.train.groups

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from potstill.errors import UserError
 from potstill.records import Target
+from potstill.students.packed import Packing
 from potstill.students.ragged import Layout
 
 
@@ -47,20 +48,21 @@ class Example:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """b rows, n supervised positions in (row, position) order, at most k candidates a position.
+    """b rows, n supervised positions in (example, position) order, at most k candidates a position.
 
-    input_ids      [b, t] int64: what the decoder reads
+    input_ids      [b, t] int64: what the decoder reads; b is 1 where there is a packing
     input_mask     [b, t] bool: True on tokens, False on padding
-    positions      [n] int64: the supervised places in the flattened [b * t]
+    positions      [n] int64: the supervised places in the flattened [b * t]; one of a shared prompt stands there often
     candidate_ids  [n, k] int64, probabilities [n, k] float32: the teacher's distributions, padded with probability 0
     weights        [n] float32: of each position
-    rows           [n] int64: the row of each position, which is the place of its example in `examples`
+    rows           [n] int64: the place of each position's example in `examples`
     prompt_ids     [p, s] int64, prompt_mask [p, s] bool: what the encoder reads, each prompt once; None where there is
                    no encoder
     examples       what the rows were made of
     prompts        [b]: the prompt of each row, a place in `prompt_ids`; () where there is no encoder
     layouts        how attention sees the rows without padding: prompts, targets, targets on prompts; () where the
-                   model computes the padding
+                   model computes the padding, or has a packing
+    packing        decoder-only: where the tokens of each row stand, none of which is padded; None where rows are
     """
 
     input_ids: Tensor
@@ -75,12 +77,14 @@ class Batch:
     examples: tuple[Example, ...]
     prompts: tuple[int, ...] = ()
     layouts: tuple[Layout, ...] = ()
+    packing: Packing | None = None
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch with every tensor on the device."""
         values = {name: getattr(self, name) for name in self.__slots__}
         moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, **moved, layouts=tuple(layout.to(device) for layout in self.layouts))
+        packing = None if self.packing is None else self.packing.to(device)
+        return replace(self, **moved, layouts=tuple(layout.to(device) for layout in self.layouts), packing=packing)
 
     def __len__(self) -> int:
         return len(self.input_ids)

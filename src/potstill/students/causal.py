@@ -5,6 +5,9 @@ Prompt and target stand in one row. The row's last token, the end of the target,
     row         <s> Q : 2 + 2 A : 4 </s>
     read        <s> Q : 2 + 2 A : 4
     supervised                  :  4          the token before `4` and the token before the end
+
+Rows are not padded, and chains under one prompt read one copy of it (`students.packed`). A kind without a test of its
+own is padded, row by row: its attention may know of things that only its own mask says.
 """
 
 from __future__ import annotations
@@ -12,12 +15,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from potstill.errors import UserError
+from potstill.loss import Mass
 from potstill.records import Prompt
+from potstill.students import packed
 from potstill.students.batch import Batch, Example, candidates, pad
 from potstill.students.shape import Family, Shape
 from potstill.students.student import Head, Student
@@ -28,11 +34,16 @@ KINDS: Final = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3
 
 
 class Causal(Student):
-    """`padding` is the side on which rows are padded: it changes nothing but the layout."""
+    """`padding` is the side on which rows are padded where they are: it changes nothing but the layout."""
 
-    padded: ClassVar[bool] = True
     family: ClassVar[Family] = "causal"
     padding: Literal["left", "right"] = "right"
+
+    def __init__(self, model: Any, tokenizer: Tokenizer, *, mass: Mass = "raw") -> None:
+        super().__init__(model, tokenizer, mass=mass)
+        self.padded = model.config.model_type not in KINDS
+        if not self.padded:
+            packed.enable(model)
 
     @property
     def head(self) -> Head:
@@ -41,13 +52,16 @@ class Causal(Student):
         return Head(linear.weight, bias=getattr(linear, "bias", None), cap=cap)
 
     def hidden(self, batch: Batch) -> Tensor:
-        states = self.model.get_decoder()(
-            input_ids=batch.input_ids,
-            attention_mask=batch.input_mask,
-            position_ids=(batch.input_mask.cumsum(1) - 1).clamp_min(0),
-            use_cache=False,
-        ).last_hidden_state
-        return states.flatten(0, 1)[batch.positions]
+        decoder, told = self.model.get_decoder(), {"input_ids": batch.input_ids, "use_cache": False}
+        if batch.packing is None:
+            positions = (batch.input_mask.cumsum(1) - 1).clamp_min(0)
+            states = decoder(**told, attention_mask=batch.input_mask, position_ids=positions)
+        else:
+            # A mask of four dimensions is taken as it is, and none is made: [tokens, tokens] must not exist.
+            unused = batch.input_mask[None, None, :, :1]
+            positions = batch.packing.positions[None]
+            states = decoder(**told, attention_mask=unused, position_ids=positions, packing=batch.packing)
+        return states.last_hidden_state.flatten(0, 1)[batch.positions]
 
     def render(self, prompt: Prompt) -> str:
         return prompt.plain + prompt.lead if self.chat is None else self.chat.render(prompt)
@@ -60,6 +74,8 @@ class Causal(Student):
         return [*self.tokenizer.prefix, *self.tokenizer.encode(text).ids]
 
     def collate(self, examples: Sequence[Example]) -> Batch:
+        if not self.padded:
+            return self._packed(examples)
         inputs = [[*example.prompt, *example.target.ids[:-1]] for example in examples]
         input_ids, input_mask = pad(inputs, self.tokenizer.pad, self.padding)
         supervised = torch.zeros_like(input_mask)
@@ -69,6 +85,26 @@ class Causal(Student):
         positions = supervised.flatten().nonzero().squeeze(1)
         ids, probabilities, weights, rows = candidates(examples)
         return Batch(input_ids, input_mask, positions, ids, probabilities, weights, rows, None, None, tuple(examples))
+
+    def _packed(self, examples: Sequence[Example]) -> Batch:
+        seen: dict[tuple[int, ...], int] = {}
+        owners = [seen.setdefault(example.prompt, len(seen)) for example in examples]
+        reads = [example.target.ids[:-1] for example in examples]
+        chains = [(owner, len(read)) for owner, read in zip(owners, reads, strict=True)]
+        packing = packed.pack([len(prompt) for prompt in seen], chains)
+        read = torch.empty(1, len(packing.positions), dtype=torch.int64)
+        supervised = []
+        for example, own, (start, last) in zip(examples, reads, packing.starts, strict=True):
+            # The prompt's last token is taught by every chain under it.
+            read[0, last + 1 - len(example.prompt) : last + 1] = torch.tensor(example.prompt)
+            read[0, start : start + len(own)] = torch.as_tensor(np.asarray(own, np.int64))
+            supervised += [last, *range(start, start + len(own))]
+        mask = torch.ones_like(read, dtype=torch.bool)
+        ids, probabilities, weights, rows = candidates(examples)
+        places = torch.tensor(supervised)
+        return Batch(
+            read, mask, places, ids, probabilities, weights, rows, None, None, tuple(examples), packing=packing
+        )
 
 
 def prepare(config: Any, tokenizer: Tokenizer, dropout: float | None) -> None:

@@ -68,7 +68,7 @@ class Student(nn.Module):
     """
 
     family: ClassVar[Family]
-    padded: ClassVar[bool]  # whether the model computes layers for places that hold no token
+    padded: bool  # whether the model computes layers for places that hold no token
     model: PreTrainedModel
     chat: Chat | None = None
     adapted: bool = False  # whether it has adapters, which alone learn; see `students.lora`

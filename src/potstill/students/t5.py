@@ -37,7 +37,7 @@ SLOW, FAST = "gelu_new", "gelu_pytorch_tanh"  # one function (Hendrycks and Gimp
 class T5(Student):
     """The prompt is the encoder's row, with the end token; the target is the decoder's."""
 
-    padded: ClassVar[bool] = False
+    padded = False
     family: ClassVar[Family] = "t5"
 
     @property

@@ -28,7 +28,7 @@ from potstill.training.optimizer import optimizer, restore, restore_bytes, state
 from potstill.training.schedule import Schedule
 from potstill.training.steps import Metrics, Sums, distribute, gradient, steps
 
-VERSION: Final = 2  # of what a step computes; stored in the manifest of the stage that trains
+VERSION: Final = 3  # of what a step computes; stored in the manifest of the stage that trains
 
 __all__ = [
     "VERSION",

@@ -1,0 +1,221 @@
+"""Decoder-only rows in one row: what transformers computes of each row alone, whatever shares a prompt or a batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from potstill import students, tokenizers
+from potstill.records import Kind, Target
+from potstill.students import Example, Student, causal
+from potstill.students.packed import pack
+from potstill.students.ragged import SLACK
+
+TOKENIZER = tokenizers.train_bpe(["Q: Tom has 2 apples and buys 3. A: 2 + 3 = 5. The answer is 5"], 270)
+TINY: dict[str, int | None] = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "head_dim": 4,
+}
+SIZE = TOKENIZER.size + 7  # a padded vocabulary
+TINY |= {"num_key_value_heads": 2, "vocab_size": SIZE, "pad_token_id": TOKENIZER.pad}
+TINY |= {"eos_token_id": TOKENIZER.eos, "bos_token_id": None}
+BOTH = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5}
+KINDS = {
+    "llama": ("llama", {"tie_word_embeddings": False}),
+    "llama, tied": ("llama", {"tie_word_embeddings": True}),
+    "mistral, window": ("mistral", {"sliding_window": 5}),
+    "qwen2": ("qwen2", {}),
+    "qwen2, windows": ("qwen2", {"use_sliding_window": True, **BOTH}),
+    "qwen3, tied": ("qwen3", {"tie_word_embeddings": True}),
+    "gemma": ("gemma", {}),
+    "gemma2, windows and caps": ("gemma2", {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0, **BOTH}),
+    "gemma3, windows": ("gemma3_text", BOTH),
+}
+
+
+def folder(kind: str, into: Path) -> Path:
+    """A tiny random model of a kind, written by transformers alone."""
+    name, more = KINDS[kind]
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **TINY, **more))
+    for value in model.parameters():  # norms and embeddings of some kinds start at constants, which would hide faults
+        torch.nn.init.normal_(value, std=0.3)
+    model.save_pretrained(into)
+    for file, content in TOKENIZER.files.items():
+        (into / file).write_bytes(content)
+    return into
+
+
+def target(draw: np.random.Generator, length: int) -> Target:
+    """Soft candidates at every position but the last, which is the end; kept mass under 1."""
+    kinds: list[Kind] = ["mixed" for _ in range(length - 1)]
+    ids = [*draw.integers(0, TOKENIZER.size, length - 1).tolist(), TOKENIZER.eos]
+    others = draw.integers(0, TOKENIZER.size, length - 1).tolist()
+    candidates = [one for pair in zip(ids, others, strict=False) for one in pair if pair[0] != pair[1]]
+    if len(candidates) != 2 * (length - 1):
+        return target(draw, length)
+    offsets = [*range(0, 2 * length - 1, 2), 2 * length - 1]
+    return Target(ids, offsets, [*candidates, ids[-1]], [0.75, 0.125] * (length - 1) + [1.0], [*kinds, "end"])
+
+
+def examples() -> list[Example]:
+    """Three chains under a prompt, not side by side, one of which is the end alone; one chain; two chains."""
+    draw = np.random.default_rng(1)
+    prompts = [tuple(draw.integers(0, TOKENIZER.size, length).tolist()) for length in (11, 3, 8)]
+    made = [(0, 6), (1, 4), (0, 1), (2, 3), (0, 9), (2, 7)]
+    return [Example(prompts[p], target(draw, n), 1 + i / 4) for i, (p, n) in enumerate(made)]
+
+
+def dense(model: torch.nn.Module, example: Example, size: int) -> torch.Tensor:
+    """weight * sum of the target's entropy against the model, from all its logits: the definition."""
+    read = torch.tensor([[*example.prompt, *example.target.ids[:-1]]])
+    logits = model(input_ids=read).logits[0, len(example.prompt) - 1 :]
+    assert logits.shape == (len(example.target), size)
+    own = example.target
+    teacher = torch.zeros_like(logits)
+    for place in range(len(own)):
+        for at in range(own.offsets[place], own.offsets[place + 1]):
+            teacher[place, own.candidate_ids[at]] += float(own.probabilities[at])
+    values = torch.special.xlogy(teacher, teacher) - teacher * logits.log_softmax(-1)
+    return example.weight * values.sum()
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+
+
+def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """Each tensor within 1e-5 of its own norm."""
+    assert one.keys() == other.keys() and one
+    for name in one:
+        assert float((one[name] - other[name]).norm()) <= 1e-5 * float(other[name].norm()) + 1e-9, name
+
+
+def backward(student: Student, made: list[Example]) -> float:
+    batch = student.batch(made)
+    summed, _ = student(batch, summed=True)
+    summed.backward()
+    return float(summed.detach())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shared_and_packed_has_the_gradient_of_rows_alone_by_the_dense_formula(kind, tmp_path):
+    made = examples()
+    student = students.open(folder(kind, tmp_path))
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    expected = sum((dense(plain, example, SIZE) for example in made), torch.zeros(()))
+    expected.backward()
+    assert backward(student, made) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert_close(gradients(student.model), gradients(plain))
+    batch = student.batch(made)
+    assert batch.slots == batch.tokens == 11 + 3 + 8 + sum(len(example.target) - 1 for example in made)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_and_opened_again_it_is_the_same_student(kind, tmp_path):
+    student = students.open(folder(kind, tmp_path))
+    (tmp_path / "again").mkdir()
+    student.save(tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert "potstill" not in json.dumps(config)
+    again = students.open(tmp_path / "again")
+    batch = student.batch(examples())
+    assert torch.equal(student(batch), again(batch))
+    tied = again.head.weight is again.model.get_input_embeddings().weight
+    assert tied == config["tie_word_embeddings"] == (kind.startswith("gemma") or "tied" in kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_padded_batch_and_a_cache_see_the_attention_that_transformers_has(kind, tmp_path):
+    """Who writes texts asks the model without a packing."""
+    student = students.open(folder(kind, tmp_path))
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    ids = torch.tensor(np.random.default_rng(2).integers(0, TOKENIZER.size, (2, 12)))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    with torch.no_grad():
+        told = [
+            model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[mask.bool()]
+            for model in (student.model, plain)
+        ]
+        torch.testing.assert_close(*told, rtol=1e-4, atol=1e-5)
+        texts = [
+            model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False)  # type: ignore[attr-defined]
+            for model in (student.model, plain)
+        ]
+    assert torch.equal(*texts)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2, windows and caps"])
+def test_recomputing_the_layers_and_dropout(kind, tmp_path):
+    student = students.open(folder(kind, tmp_path), dropout=0.3)
+    student.train()
+    found = []
+    for recompute in (False, True):
+        if recompute:
+            student.model.activation_checkpointing_enable()
+        student.zero_grad()
+        torch.manual_seed(5)
+        backward(student, examples())
+        found.append(gradients(student))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    student.eval().zero_grad()
+    backward(student, examples())
+    assert not torch.allclose(found[0]["model.model.norm.weight"], student.model.model.norm.weight.grad)
+
+
+def test_a_kind_without_a_test_of_its_own_is_padded():
+    """Its attention may know of things that only its own mask says."""
+    config = AutoConfig.for_model("olmo2", **{key: value for key, value in TINY.items() if key != "head_dim"})
+    assert config.model_type not in causal.KINDS
+    student = causal.Causal(AutoModelForCausalLM.from_config(config), TOKENIZER)
+    assert student.padded and student.batch(examples()).packing is None
+    assert student.model.config._attn_implementation == "sdpa"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.lists(st.integers(0, 9), min_size=1, max_size=4)), min_size=1, max_size=6)
+)
+def test_each_token_asks_once_and_reads_its_prompt_and_its_chain(groups):
+    chains = [(prompt, read) for prompt, (_, reads) in enumerate(groups) for read in reads]
+    chains = [chains[i] for i in np.random.default_rng(len(chains)).permutation(len(chains))]
+    packing = pack([length for length, _ in groups], chains)
+    expected: dict[int, list[int]] = {}
+    for (prompt, read), (start, last) in zip(chains, packing.starts, strict=True):
+        first = last + 1 - groups[prompt][0]
+        shown = [*range(first, last + 1), *range(start, start + read)]
+        expected |= {token: shown[: place + 1] for place, token in enumerate(shown)}
+        assert packing.positions[shown].tolist() == list(range(len(shown)))
+    assert sorted(expected) == list(range(len(packing.positions)))
+    assert packing.asking[packing.back].tolist() == sorted(expected)
+    for window in (None, 3, 50):
+        seen: dict[int, list[int]] = {}
+        asked = read = 0
+        for square in packing.squares:
+            rows, keys = square.rows * square.queries, square.rows * square.keys
+            asks = packing.asking[asked : asked + rows].view(square.rows, -1).tolist()
+            reads = packing.reading[read : read + keys].view(square.rows, -1)
+            asked, read = asked + rows, read + keys
+            mask = square.mask(window)
+            if mask is None:
+                mask = torch.ones(square.rows, 1, square.queries, square.keys, dtype=torch.bool).tril()
+                assert square.causal
+            assert mask.any(-1).all()  # a row of a softmax without anything is not a number
+            for row, tokens in enumerate(asks):
+                for place, token in enumerate(tokens):
+                    seen.setdefault(token, reads[row][mask[row, 0, place]].tolist())
+            lengths = (square.read < 2**62).sum(1)
+            assert int(lengths.min()) >= SLACK * square.keys
+        assert seen == {token: shown[-window:] if window else shown for token, shown in expected.items()}
