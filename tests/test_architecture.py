@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "potstill"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "records", "encoding"),
-    ("recipe", "files", "progress"),
+    ("recipe", "files", "progress", "processes"),
     (
         "answers", "prompts", "vocabulary", "alignment", "transfer", "rewriting", "coverage", "order", "splits",
         "sifting", "selection", "intervals", "story", "calculator", "votes", "decoding",

@@ -83,6 +83,12 @@ ROOT = Path(__file__).parent.parent
             (),
             "r.yaml line 2: sets.m: url stands alone, without file, hub and revision\n  do: mend the value",
         ),
+        (
+            "name: x\ntrain: {sharding: full, lora: 8}\n",
+            (),
+            "r.yaml line 2: train: sharding: full is for optimizer: adamw without lora; set it to none\n"
+            "  do: mend the value",
+        ),
         ("train: {}\n", (), "r.yaml: name is missing\n  do: add name"),
         ("", (), "r.yaml: a recipe is a mapping of keys\n  found: nothing\n  do: begin with `name: ...`"),
         (

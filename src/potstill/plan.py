@@ -136,6 +136,7 @@ def _student(plan: Recipe) -> list[str]:
         f"  parameters      {count}",
         f"  memory          {held * gib:.2f} GiB: {parts}, {held} bytes a parameter,",
         f"                  and the activations of {plan.train.batch_tokens} tokens",
+        *(["                  all but the latter spread over the processes"] if plan.train.sharding == "full" else []),
         f"  checkpoints     {_kept(plan)} of {4 * gib:.2f} GiB, and the newest's engine state of {engine}",
         "",
     ]

@@ -19,6 +19,9 @@ from typing import Protocol
 EVERY = 15.0  # seconds between plain lines
 
 
+_muted = False  # one of several processes tells what all of them do
+
+
 class Tick(Protocol):
     def __call__(self, more: int = 1, note: str = "") -> None: ...
 
@@ -29,7 +32,9 @@ def bar(label: str, total: int, unit: str = "", *, done: int = 0) -> Iterator[Ti
 
     total  how much there is to do; done  how much of it an earlier run did (it does not count for the rate)
     """
-    if sys.stderr.isatty():
+    if _muted:
+        yield lambda more=1, note="": None
+    elif sys.stderr.isatty():
         with _rich(label, total, unit, done) as tick:
             yield tick
     else:
@@ -38,10 +43,23 @@ def bar(label: str, total: int, unit: str = "", *, done: int = 0) -> Iterator[Ti
 
 def say(text: str, style: str = "") -> None:
     """One line for the person who watches, in a rich style (`bold`, `green`, ...) on a terminal."""
+    if _muted:
+        return
     from rich.console import Console
     from rich.text import Text
 
     Console(stderr=True, soft_wrap=True).print(Text(text, style=style))
+
+
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """Nothing is shown while the block runs."""
+    global _muted
+    before, _muted = _muted, True
+    try:
+        yield
+    finally:
+        _muted = before
 
 
 @contextlib.contextmanager

@@ -14,15 +14,19 @@ import platform
 import resource
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from potstill import files, progress, recipe
+from potstill import files, processes, progress, recipe
 from potstill.errors import UserError
 from potstill.files import manifest, run_folder
 from potstill.files.segments import Shard
 from potstill.recipe import Recipe
+
+if TYPE_CHECKING:
+    from potstill.training.team import Team
 
 STAGES: Final = ("collect", "sample", "filter", "align", "train", "evaluate", "select", "test", "report")
 
@@ -55,6 +59,13 @@ def run(plan: Recipe, folder: Path | None = None, *, redo: str | None = None, un
         if stage is not None and stage not in own:
             what = "no such stage" if stage not in STAGES else "a recipe without a teacher has no such stage"
             raise UserError(what, where=stage, do=f"one of {', '.join(own)}")
+    with _team(folder, plan) as (first, team):
+        if first:
+            _run(plan, folder, own, redo, until, team)
+    return folder
+
+
+def _run(plan: Recipe, folder: Path, own: tuple[str, ...], redo: str | None, until: str, team: Team | None) -> None:
     with run_folder.locked(folder):
         files.sweep(folder)
         if redo is None:
@@ -67,8 +78,30 @@ def run(plan: Recipe, folder: Path | None = None, *, redo: str | None = None, un
         _write_recipe(folder, plan)
         run_folder.log(folder, "start", **_machine())
         for stage in own[: own.index(until) + 1]:
-            make(folder, plan, stage)
-    return folder
+            make(folder, plan, stage, team)
+
+
+@contextmanager
+def _team(folder: Path, plan: Recipe) -> Iterator[tuple[bool, Team | None]]:
+    """Where torchrun or srun started several processes: the first one runs, the others make with it the stage to
+    which it calls them. Yields whether this is the first, and the team, None for one process."""
+    place = processes.here()
+    if place.world == 1:
+        yield True, None
+        return
+    from potstill.training.team import Team
+
+    team = Team(place)
+    if place.first:
+        try:
+            yield True, team
+        finally:
+            team.dismiss()
+        return
+    with progress.muted(), team.follow(recipe.resolved(plan)) as called:
+        if called:
+            _module("train").make(folder, plan)
+    yield False, team
 
 
 def shard(plan: Recipe, part: Shard, *, folder: Path | None = None) -> Path:
@@ -106,8 +139,8 @@ def stale(plan: Recipe) -> str | None:
     return None
 
 
-def make(folder: Path, plan: Recipe, stage: str) -> manifest.Manifest:
-    """One stage, in a locked run whose earlier stages are finished."""
+def make(folder: Path, plan: Recipe, stage: str, team: Team | None = None) -> manifest.Manifest:
+    """One stage, in a locked run whose earlier stages are finished. team: other processes that can help with it."""
     module = _module(stage)
     at = folder / stage
     identity = _identity(folder, plan, stage, module)
@@ -118,7 +151,8 @@ def make(folder: Path, plan: Recipe, stage: str) -> manifest.Manifest:
     if done is not None:
         _reopen(folder, stage)
     began = time.monotonic()
-    outputs, counts = module.make(folder, plan)
+    with team.call(recipe.resolved(plan)) if team and hasattr(module, "TOGETHER") else nullcontext():
+        outputs, counts = module.make(folder, plan)
     made = manifest.finish(at, identity, outputs, counts)
     seconds = time.monotonic() - began
     run_folder.log(folder, "done", stage=stage, seconds=round(seconds, 3), peak_memory_mib=_peak())

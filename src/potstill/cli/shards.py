@@ -9,12 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from potstill import processes
 from potstill.errors import UserError
 from potstill.files.segments import Shard
-
-# Rank from 0 and number of processes, where one command is started many times at once. SLURM_NTASKS stands in a batch
-# script too, which runs once: only what a step has says that there are others.
-LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
 
 
 def parse(text: str | None, environment: Mapping[str, str]) -> Shard | None:
@@ -25,10 +22,9 @@ def parse(text: str | None, environment: Mapping[str, str]) -> Shard | None:
     """
     if text is not None and text != "auto":
         return _said(text)
-    for rank, size in LAUNCHERS:
-        if rank in environment and size in environment:
-            count = int(environment[size])
-            return Shard(int(environment[rank]) + 1, count) if count > 1 else None
+    place = processes.here(environment)
+    if place.launched:
+        return Shard(place.rank + 1, place.world) if place.world > 1 else None
     if text == "auto":
         return _array(environment)
     return None

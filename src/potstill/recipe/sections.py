@@ -145,6 +145,10 @@ class Train(Section):
     lora: Count = Field(
         default=0, description="rank of LoRA's adapters, merged when saved (extra `lora`); 0: all weights learn"
     )
+    sharding: Literal["none", "full"] = Field(
+        default="none",
+        description="full: weights, gradients and optimizer spread over the processes that torchrun or srun started",
+    )
     recompute: bool = Field(default=False, description="layers twice: memory of one layer, a third more time")
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warm_up: Count = 10
@@ -164,6 +168,8 @@ class Train(Section):
     def _agrees(self) -> Train:
         if self.optimizer == "adafactor" and self.betas != [0.9, 0.999]:
             raise ValueError("adafactor has no betas")
+        if self.sharding == "full" and (self.optimizer == "adafactor" or self.lora):
+            raise ValueError("sharding: full is for optimizer: adamw without lora; set it to none")
         if self.hold and self.schedule == "constant":
             raise ValueError("hold is for a schedule that falls: linear or cosine")
         if self.hold and self.warm_up + self.hold > self.steps:

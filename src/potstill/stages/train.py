@@ -7,6 +7,7 @@ Resume needs the newest checkpoint (weights and engine state) and its step; metr
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ VERSIONS = {
     "training": training.VERSION,
     "transfer": transfer.VERSION,
 }
-ENGINE = "engine.safetensors"
+ENGINE, SHARDS = "engine.safetensors", "engine"  # of a student that is whole; of one that is spread over processes
+TOGETHER = True  # several processes, where they were started, make this stage as one
 
 
 def inputs(plan: Recipe) -> dict[str, str]:
@@ -33,8 +35,9 @@ def inputs(plan: Recipe) -> dict[str, str]:
 
 
 def free(plan: Recipe) -> tuple[str, ...]:
-    """The keys that may change without making the stage again: the number of steps, if it can only add some."""
-    return ("train.steps",) if plan.train.schedule == "constant" else ()
+    """The keys that may change without making the stage again: where the weights lie, and the number of steps, if it
+    can only add some."""
+    return ("train.sharding", *(("train.steps",) if plan.train.schedule == "constant" else ()))
 
 
 def grown(counts: dict[str, Any], plan: Recipe) -> bool:
@@ -46,15 +49,17 @@ def grown(counts: dict[str, Any], plan: Recipe) -> bool:
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     asked = plan.train
     folder, metrics = run / "train" / "checkpoints", run / "train" / "metrics.jsonl"
-    newest, latest = _newest(folder), max(_saved(folder), default=0)
+    first = training.first()
+    newest, latest = training.agreed(lambda: (_newest(folder), max(_saved(folder), default=0)))
     _check_steps(latest, plan)
     if newest < latest:
         progress.say(f"checkpoint {latest} has lost its {ENGINE}: training goes on from step {newest}", "yellow")
     student = _student(plan, folder, newest)
     if asked.recompute:
         student.model.activation_checkpointing_enable()
+    model = training.distribute(student, asked.sharding, asked.precision)
     optimizer = training.optimizer(
-        student,
+        model,
         asked.learning_rate,
         weight_decay=asked.weight_decay,
         betas=(asked.betas[0], asked.betas[1]),
@@ -62,13 +67,15 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
         rule=asked.optimizer,
     )
     if newest:
-        training.restore_bytes(optimizer, files.read_bytes(folder / str(newest) / ENGINE))
-    _cut(metrics, newest)
+        _restore(folder / str(newest), optimizer)
+    if first:
+        _cut(metrics, newest)
     lesson = lessons.read(run, plan, student)
-    with files.Appender(metrics) as lines, progress.bar("train", asked.steps, "steps", done=newest) as tick:
+    written = files.Appender(metrics) if first else nullcontext()
+    with written as lines, progress.bar("train", asked.steps, "steps", done=newest) as tick:
         began, tokens = time.monotonic(), 0
         for step in training.steps(
-            student,
+            model,
             optimizer,
             lesson.micro_batches,
             first=newest + 1,
@@ -78,12 +85,15 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
             precision=asked.precision,
             seed=plan.seed,
         ):
-            lines.append([asdict(step)])
+            if lines:
+                lines.append([asdict(step)])
             tokens += step.tokens
             tick(1, f"loss {step.loss:.4f}")
             if step.step % asked.checkpoint_every == 0 or step.step == asked.steps:
                 _checkpoint(folder, step.step, student, optimizer)
         seconds = time.monotonic() - began
+        if not first:
+            return [], {}
         run_folder.log(run, "train", steps=asked.steps - newest, seconds=round(seconds, 3), tokens=tokens)
     outputs = [metrics, *(path for path in folder.rglob("*") if path.is_file())]
     counts = {"steps": asked.steps, "checkpoints": _saved(folder), "chat_template": student.chat is not None}
@@ -112,13 +122,37 @@ def _student(plan: Recipe, folder: Path, step: int) -> students.Student:
 
 
 def _checkpoint(folder: Path, step: int, student: students.Student, optimizer: Any) -> None:
-    """A Hugging Face folder with the engine's state in it; then the engine state of the older ones is removed."""
-    with files.folder(folder / str(step)) as inside:
-        student.save(inside)
-        files.write(inside / ENGINE, training.state_bytes(optimizer, parameters=student.adapted))
-    for older in _saved(folder):
+    """A Hugging Face folder with the engine's state in it; then the engine state of the older ones is removed.
+
+    The first process alone writes it, but for the engine's state of a student that is spread over several.
+    """
+    weights, first = training.weights(student), training.first()
+    with files.folder(folder / str(step)) if first else nullcontext() as inside:
+        if first:
+            assert inside is not None
+            student.save(inside, weights=weights)
+        if training.spread(student):
+            at = training.agreed(lambda: inside)
+            assert at is not None
+            training.save_shards(optimizer, at / SHARDS, parameters=student.adapted)
+        elif inside is not None:
+            files.write(inside / ENGINE, training.state_bytes(optimizer, parameters=student.adapted))
+    for older in _saved(folder) if first else []:
         if older < step:
-            files.remove(folder / str(older) / ENGINE)
+            _remove(folder / str(older))
+
+
+def _restore(checkpoint: Path, optimizer: Any) -> None:
+    if (checkpoint / SHARDS).exists():
+        training.restore_shards(optimizer, checkpoint / SHARDS)
+    else:
+        training.restore_bytes(optimizer, files.read_bytes(checkpoint / ENGINE))
+
+
+def _remove(checkpoint: Path) -> None:
+    """Take away the engine's state."""
+    for name in (ENGINE, SHARDS):
+        files.remove(checkpoint / name)
 
 
 def _saved(folder: Path) -> list[int]:
@@ -133,11 +167,11 @@ def _newest(folder: Path) -> int:
     files.sweep(folder)
     for older in folder.iterdir():
         files.sweep(older)
-    steps = [step for step in _saved(folder) if (folder / str(step) / ENGINE).exists()]
+    steps = [step for step in _saved(folder) if any((folder / str(step) / name).exists() for name in (ENGINE, SHARDS))]
     newest = max(steps, default=0)
     for step in steps:  # a crash between saving the newest and this
         if step < newest:
-            files.remove(folder / str(step) / ENGINE)
+            _remove(folder / str(step))
     return newest
 
 

@@ -6,15 +6,20 @@ places that hold no token, masks, and encodings of a prompt that several chains 
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from types import MethodType
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from potstill.students.ragged import Layout
+
+METHOD: Final = "over_tokens"  # of a block whose weights are spread over processes
 
 
 def encode(model: Any, ids: Tensor, own: Layout) -> Tensor:
@@ -37,10 +42,20 @@ def decode(model: Any, ids: Tensor, encoded: Tensor, own: Layout, across: Layout
     return _drop(stack, norm(stack.final_layer_norm, hidden))
 
 
+def gathering(model: Any) -> None:
+    """For a model whose blocks are FSDP modules: what is computed with a block here becomes a method of it that
+    gathers its weights before and lets them go after, as calling the block would."""
+    for stack, layer in ((model.encoder, _encoder_block), (model.decoder, _decoder_block)):
+        for block in stack.block:
+            setattr(block, METHOD, MethodType(layer, block))
+            register_fsdp_forward_method(block, METHOD)
+
+
 def _run(stack: Any, layer: Any, block: Any, *values: Any) -> Tensor:
+    run = getattr(block, METHOD, None) or partial(layer, block)
     if stack.gradient_checkpointing and stack.training:
-        return checkpoint(layer, block, *values, use_reentrant=False)
-    return layer(block, *values)
+        return checkpoint(run, *values, use_reentrant=False)
+    return run(*values)
 
 
 def _encoder_block(block: Any, hidden: Tensor, own: Layout, biases: list[Tensor]) -> Tensor:

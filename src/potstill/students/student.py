@@ -134,24 +134,38 @@ class Student(nn.Module):
     def device(self) -> torch.device:
         return self.head.weight.device
 
+    def parts(self) -> list[nn.Module]:
+        """The modules that are computed one after another, inner ones first: where weights are spread over processes,
+        each of them is gathered for itself. All other weights (embedding, head) are there as long as `forward` runs."""
+        return list(self.model.get_decoder().layers)  # pyright: ignore
+
+    def gathering(self) -> None:
+        """Told when `parts` have become FSDP modules: they have to be entered by a method that gathers."""
+
     def settings(self) -> Mapping[str, Any]:
         """What must stand in config.json beyond what transformers writes."""
         return {}
 
-    def state(self) -> dict[str, Tensor]:
-        """The weights by their Hugging Face names; tied ones share their memory."""
-        return self.model.state_dict()
+    def state(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The weights by their Hugging Face names; tied ones share their memory.
 
-    def save(self, folder: Path | str, *, dtype: DType | None = None) -> None:
+        weights  the model's state_dict, where the model itself holds only a part of it
+        """
+        return dict(self.model.state_dict() if weights is None else weights)
+
+    def save(
+        self, folder: Path | str, *, dtype: DType | None = None, weights: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Write config.json, model.safetensors, generation_config.json and the tokenizer's files into an existing
         folder.
 
-        dtype  of the written weights; None for the dtype that they have
+        dtype    of the written weights; None for the dtype that they have
+        weights  as in `state`
         Raises OSError where the disk is full or may not be written to.
         """
         folder = Path(folder)
         assert folder.is_dir(), f"{folder} is not a folder"
-        state = {name: value.detach() for name, value in self.state().items()}
+        state = {name: value.detach() for name, value in self.state(weights).items()}
         if self.adapted:
             from potstill.students import lora
 

@@ -15,7 +15,7 @@ its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -98,8 +98,17 @@ class T5(Student):
         activation = self.model.config.dense_act_fn
         return {"tie_word_embeddings": scaled, "dense_act_fn": SLOW if activation == FAST else activation}
 
-    def state(self) -> dict[str, Tensor]:
-        state = dict(self.model.state_dict())
+    def parts(self) -> list[nn.Module]:
+        stacks: list[Any] = [self.model.encoder, self.model.decoder]
+        # All layers use the first one's bias, so it stays when that layer's weights go.
+        biases = [each.block[0].layer[0].SelfAttention.relative_attention_bias for each in stacks]
+        return [*biases, *(block for each in stacks for block in each.block)]
+
+    def gathering(self) -> None:
+        stack.gathering(self.model)
+
+    def state(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        state = super().state(weights)
         if not self.settings()["tie_word_embeddings"]:
             state["lm_head.weight"] = state["lm_head.weight"].clone()
         return state

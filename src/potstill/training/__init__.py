@@ -26,7 +26,10 @@ from typing import Final
 
 from potstill.training.optimizer import optimizer, restore, restore_bytes, state, state_bytes
 from potstill.training.schedule import Schedule
-from potstill.training.steps import Metrics, Sums, distribute, gradient, steps
+from potstill.training.sharding import distribute, spread, weights
+from potstill.training.shards import restore_shards, save_shards
+from potstill.training.steps import Metrics, Sums, gradient, steps
+from potstill.training.team import agreed, first
 
 VERSION: Final = 3  # of what a step computes; stored in the manifest of the stage that trains
 
@@ -35,12 +38,18 @@ __all__ = [
     "Metrics",
     "Schedule",
     "Sums",
+    "agreed",
     "distribute",
+    "first",
     "gradient",
     "optimizer",
     "restore",
     "restore_bytes",
+    "restore_shards",
+    "save_shards",
+    "spread",
     "state",
     "state_bytes",
     "steps",
+    "weights",
 ]

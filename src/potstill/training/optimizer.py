@@ -20,6 +20,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from potstill.errors import UserError
 
@@ -64,6 +65,7 @@ def optimizer(
         for (factor, own_decay), own in sets.items()
     ]
     if rule == "adafactor":
+        assert not any(isinstance(value, DTensor) for _, value in named), "Adafactor of weights that are spread"
         return torch.optim.Adafactor(made)
     return torch.optim.AdamW(made, betas=betas, eps=epsilon, fused=True)  # on a CPU a third of the time
 
@@ -74,7 +76,7 @@ def state(optimizer: Optimizer, *, parameters: bool = False) -> dict[str, Tensor
     parameters  the parameters themselves as well, as `<parameter>/itself`: where the weights are not saved as they are
     """
     found = {}
-    for name, parameter in _named(optimizer):
+    for name, parameter in named(optimizer):
         if parameters:
             found[f"{name}/{ITSELF}"] = parameter
         for what, value in optimizer.state.get(parameter, {}).items():
@@ -86,23 +88,22 @@ def restore(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """The reverse of `state`, into an optimizer over the same parameters. Raises UserError where names or sizes
     differ."""
     left = dict(tensors)
-    for name, parameter in _named(optimizer):
+    for name, parameter in named(optimizer):
         own = {key: value for key, value in left.items() if key.rpartition("/")[0] == name}
         for key, value in own.items():
             if value.ndim and value.shape != _size(key.rpartition("/")[2], parameter):
-                raise _other_model(f"{key} of {tuple(value.shape)}, parameter of {tuple(parameter.shape)}")
+                raise other_model(f"{key} of {tuple(value.shape)}, parameter of {tuple(parameter.shape)}")
             del left[key]
         if not own and tensors:
-            raise _other_model(f"nothing for {name}")
+            raise other_model(f"nothing for {name}")
         if (itself := own.pop(f"{name}/{ITSELF}", None)) is not None:
             with torch.no_grad():
                 parameter.copy_(itself)
         optimizer.state[parameter] = {
-            key.rpartition("/")[2]: value.clone() if value.ndim == 0 else value.to(parameter.device, copy=True)
-            for key, value in own.items()
+            key.rpartition("/")[2]: _placed(value, parameter, optimizer) for key, value in own.items()
         }
     if left:
-        raise _other_model(f"{next(iter(left))}, which no parameter has")
+        raise other_model(f"{next(iter(left))}, which no parameter has")
 
 
 def state_bytes(optimizer: Optimizer, *, parameters: bool = False) -> bytes:
@@ -120,18 +121,31 @@ def restore_bytes(optimizer: Optimizer, content: bytes) -> None:
     restore(optimizer, tensors)
 
 
+def _placed(value: Tensor, parameter: Tensor, optimizer: Optimizer) -> Tensor:
+    """A copy of what was remembered: on the parameter's device (a count only where the fused kernel reads it there),
+    and in as many parts as the parameter, where it comes whole."""
+    if value.ndim == 0 and not optimizer.defaults.get("fused"):
+        return value.clone()
+    if isinstance(parameter, DTensor) and value.ndim and not isinstance(value, DTensor):
+        whole = value.to(parameter.device)
+        return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return value.to(parameter.device, copy=True)
+
+
 def _size(what: str, parameter: Tensor) -> tuple[int, ...]:
     """Of what is remembered of a parameter: as large as itself, but for the row and the column that Adafactor keeps."""
     whole = tuple(parameter.shape)
     return {"row_var": (*whole[:-1], 1), "col_var": (*whole[:-2], 1, *whole[-1:])}.get(what, whole)
 
 
-def _named(optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
+def named(optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """The parameters that it changes, with their names."""
     for group in optimizer.param_groups:
         yield from zip(group["param_names"], group["params"], strict=True)
 
 
-def _other_model(found: str) -> UserError:
+def other_model(found: str) -> UserError:
+    """What is said of a state that does not fit."""
     return UserError(
         "the optimizer's state belongs to another model", found=found, do="train again from the start (--redo train)"
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Final, Literal, get_args
+from typing import Final, get_args
 
 import torch
 from torch import distributed
@@ -18,9 +18,9 @@ from potstill.order import share
 from potstill.records import Kind
 from potstill.students import Example, Student
 from potstill.training.optimizer import Optimizer
+from potstill.training.sharding import Model, Precision
+from potstill.training.sharding import clip as clipped
 
-Model = Student | DistributedDataParallel
-Precision = Literal["float32", "bfloat16"]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
 
 
@@ -67,14 +67,6 @@ class Sums:
     positions: int
 
 
-def distribute(student: Student) -> Model:
-    """The student itself, or, where torch.distributed was started with several processes, wrapped so that gradients
-    are summed."""
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
-        return student
-    return DistributedDataParallel(student, gradient_as_bucket_view=True)
-
-
 def gradient(
     model: Model,
     micro_batches: Sequence[Sequence[Example]],
@@ -103,6 +95,7 @@ def gradient(
     assert total > 0, f"step {step} has no weight"
     own = share(micro_batches, rank, world)
     sums = torch.zeros(len(formats) + 2 * len(KINDS) + 3, dtype=torch.float64)
+    wrong = len(micro_batches)  # the first micro-batch here whose loss is not finite
     model.train()
     for turn, examples in enumerate(own):
         batch = student.filler() if examples is None else student.batch(examples)
@@ -113,7 +106,7 @@ def gradient(
             there = batch.to(student.device)
             with torch.autocast(student.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
                 summed, losses = model(there, summed=True)
-            # DDP takes the mean over processes; the step's loss is a sum over them.
+            # DDP and FSDP take the mean over processes; the step's loss is a sum over them.
             (summed * (world / total)).backward()
         if examples is None:
             continue
@@ -125,14 +118,18 @@ def gradient(
         sums.index_add_(0, of_kind + len(KINDS), batch.weights.double())
         kept = float((batch.probabilities.sum(1) * batch.weights).sum())
         sums[-3:] += torch.tensor([kept, batch.tokens, batch.slots], dtype=torch.float64)
-        if not bool(torch.isfinite(sums).all()) and world == 1:
-            raise _not_finite(step, examples)
+        if not bool(torch.isfinite(sums).all()):
+            if world == 1:
+                raise _not_finite(step, examples)
+            wrong = min(wrong, turn * world + rank)
     if world > 1:
         reduced = sums.to(student.device) if student.device.type == "cuda" else sums
         distributed.all_reduce(reduced)
         sums = reduced.cpu()
         if not bool(torch.isfinite(sums).all()):  # on all processes at once, so that none waits for another
-            raise _not_finite(step, [example for batch in micro_batches for example in batch])
+            found = torch.tensor(wrong, device=reduced.device)
+            distributed.all_reduce(found, distributed.ReduceOp.MIN)
+            raise _not_finite(step, micro_batches[int(found)])
     values = sums.tolist()
     parts = zip(KINDS, values[len(formats) :], values[len(formats) + len(KINDS) :], strict=False)
     return Sums(
@@ -172,7 +169,7 @@ def steps(
     for step in range(first, last + 1):
         batches = micro_batches(step)
         sums = gradient(model, batches, step=step, seed=seed, precision=precision)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip))
+        norm = clipped(parameters, math.inf if clip is None else clip)
         if not math.isfinite(norm):
             raise _not_finite(step, [example for batch in batches for example in batch], "the gradient")
         rate = schedule(step)
