@@ -52,7 +52,7 @@ INSIDE: dict[str, set[str]] = {
     "teachers": {"engines", "tokenizers"},
     "lessons": {"questions", "students", "targets", "tokenizers"},
     "exam": {"engines", "evaluation", "questions", "students"},
-    "account": {"exam", "questions", "teachers"},
+    "account": {"exam", "lessons", "questions", "teachers"},
     "card": {"page"},
     "miniature": {"training", "students", "tokenizers", "engines"},
     # layer 5

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy
 
-from potstill import decoding, exam, prompts, recipe, splits, students, tokenizers
+from potstill import decoding, exam, lessons, prompts, recipe, splits, students, tokenizers
 from potstill.errors import UserError
 from potstill.recipe import Recipe
 from potstill.records import Question, Split
@@ -166,6 +166,9 @@ def _training(plan: Recipe, train: Sequence[Question]) -> list[str]:
         tokens += share * (prompt + target * targets)  # the chains of a group share its prompt
         supervised += share * target * targets
         lines.append(f"  {format.name:<20} {share:>3.0%} {prompt:>8.0f} {target:>7.0f}")
+    if plan.train.replay is not None:
+        rows = lessons.replayed.count(plan)
+        lines.append(f"  replay               {rows} rows a step on top, {plan.train.replay.share:.0%} of its weight")
     a_step = tokens * plan.train.groups
     total, taught = a_step * plan.train.steps, supervised * plan.train.groups * plan.train.steps
     lines += [

@@ -76,6 +76,32 @@ def overlaps(texts: Mapping[str, str], held: Iterable[str], n: int = 8) -> dict[
     return found
 
 
+def holds(texts: Mapping[str, str], held: Iterable[str], n: int = 8) -> dict[str, float]:
+    """Of each text (id -> text) the largest share of the runs of n words of one held-out text that stand in it, a
+    shorter one being a single run; texts that hold none are left out.
+
+    >>> holds({"a": "Q: how old is Tom? A: 7. Q: how far is it?", "b": "how far"}, ["How far is it?", "Why?"])
+    {'a': 1.0}
+    """
+    places: dict[tuple[str, ...], list[int]] = {}
+    sizes = []
+    for place, text in enumerate(held):
+        own = grams(text, n)
+        sizes.append(len(own))
+        for gram in own:
+            if gram:
+                places.setdefault(gram, []).append(place)
+    lengths = {len(gram) for gram in places}
+    found = {}
+    for name, text in texts.items():
+        words = canonical(text).split()
+        runs = {tuple(words[start : start + k]) for k in lengths for start in range(len(words) - k + 1)}
+        shared = Counter(place for run in runs for place in places.get(run, ()))
+        if shared:
+            found[name] = max(count / sizes[place] for place, count in shared.items())
+    return found
+
+
 def digest(text: str) -> str:
     """SHA-256 of the canonical form, 64 hexadecimal digits."""
     return hashlib.sha256(canonical(text).encode("utf-8", "surrogatepass")).hexdigest()

@@ -77,6 +77,7 @@ def tell(run: Path, plan: Recipe) -> story.Story:
                 if plan.train.lora
                 else []
             ),
+            *_replay(run, plan),
             *([CHAT] if _counts(run, "train").get("chat_template") else []),
         ),
         seed=plan.seed,
@@ -87,6 +88,20 @@ def _counts(run: Path, stage: str) -> Mapping[str, Any]:
     done = manifest.finished(run / stage)
     assert done is not None, f"{stage} comes before the report"
     return done.counts
+
+
+def _replay(run: Path, plan: Recipe) -> Iterator[str]:
+    """What a reader of the generic scores must know."""
+    asked = plan.train.replay
+    if asked is not None:
+        names = ", ".join([*asked.sets, *([Path(asked.file).name] if asked.file else [])])
+        counts = _counts(run, "train")
+        rows, near = counts["replayed rows"], counts["rows too near to a measured question"]
+        weight = f"{story.percent(asked.share)} % of the weight of each step"
+        yield (
+            f"Replay: {weight} were {rows} rows of {names}, none of them a validation or test question"
+            f" ({near} too near to one were left out)."
+        )
 
 
 def _rights(plan: Recipe) -> Iterator[str]:

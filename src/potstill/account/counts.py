@@ -7,12 +7,14 @@ report.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from potstill import files, story
 from potstill.files import manifest
+from potstill.lessons import replayed
 from potstill.records import Score
 
 
@@ -36,10 +38,21 @@ def costs(
         yield story.Cost("train", "steps up to the chosen checkpoint", chosen)
     yield story.Cost("train", "tokens read", sum(row["tokens"] for row in metrics))
     yield story.Cost("train", "positions learnt from", sum(row["positions"] for row in metrics))
+    yield from _replayed(metrics)
     yield story.Cost("evaluate", "answers on validation", sum(score.n for score in validation))
     scores = [score for row in comparisons for score in (row.base, row.chosen)]
     own = {(score.step, score.set, score.format, score.decoding): score.n for score in scores}
     yield story.Cost("test", "answers on test", sum(own.values()))
+
+
+def _replayed(metrics: Sequence[Mapping[str, Any]]) -> Iterator[story.Cost]:
+    """What was really trained, by format, where generic rows were mixed in."""
+    taught = Counter[str]()
+    for row in metrics:
+        taught.update(row["taught"])
+    if replayed.NAME in taught:
+        for name, positions in sorted(taught.items(), key=lambda pair: (pair[0] == replayed.NAME, pair[0])):
+            yield story.Cost("train", f"of these positions: {name}", positions)
 
 
 def times(run: Path) -> tuple[story.Time, ...]:

@@ -147,6 +147,9 @@ def batch(folder: Path, step: int) -> None:
         table.add_row(
             _text(group.question), group.format.name, ", ".join(map(str, group.chains)) or "answer", str(group.epoch)
         )
+    for row in lesson.examples(step):
+        if row.format == lessons.replayed.NAME:
+            table.add_row(_text(row.question), row.format, f"weight {row.weight:.3f}", "")
     console = Console()
     console.print(table)
     first = {example.format: example for example in reversed(lesson.examples(step))}

@@ -23,18 +23,21 @@ from potstill.records import Prompt, Question, Split
 SHOTS = "demonstrations.json"
 OTHERS = "others.jsonl"
 OVERLAPS = "overlaps.json"
+REPLAY = "replay.jsonl"
 
 __all__ = [
     "FORMATS",
     "OTHERS",
     "OVERLAPS",
     "PAPER",
+    "REPLAY",
     "SHOTS",
     "Shots",
     "others",
     "overlaps",
     "prompt_of",
     "questions",
+    "replayed",
     "shots",
     "shots_json",
 ]
@@ -53,6 +56,12 @@ def questions(run: Path, sets: Iterable[str], split: Split) -> list[Question]:
     """The questions of some sets in one split, in the order of the sets and of their files."""
     paths = [run / "collect" / f"{name}.{split}.jsonl" for name in dict.fromkeys(sets)]
     return [question for path in paths for question in files.records(Question, path)]
+
+
+def replayed(run: Path, sets: Iterable[str]) -> list[Question]:
+    """What a run may replay: the training questions of some sets, then the rows of a file, if the recipe named one."""
+    path = run / "collect" / REPLAY
+    return [*questions(run, sets, "train"), *(files.records(Question, path) if path.exists() else ())]
 
 
 def others(run: Path) -> Iterator[Question]:

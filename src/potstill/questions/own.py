@@ -24,7 +24,7 @@ from potstill import answers
 from potstill.errors import UserError
 from potstill.questions import reading
 from potstill.questions.raw import Raw
-from potstill.records import Split
+from potstill.records import Question, Split
 
 ABSENT: Final = "add it, or say in the recipe's sets.NAME.fields what your file calls it"
 FIELDS: Final = ("question", "answer", "id", "rationale", "task", "split")
@@ -56,6 +56,20 @@ def read(name: str, file: Path, fields: Mapping[str, str] | None, task: str | No
             )
         )
     return questions
+
+
+def pairs(file: Path) -> list[Question]:
+    """The rows of a file with `prompt` and `answer`, taught as they are and graded by nobody; ids `replay:<line>`."""
+    do = 'a row to replay is {"prompt": ..., "answer": ...}'
+    found = []
+    for number, row in reading.rows(file):
+        asked, answer = (
+            reading.field(row, name, where=f"{file} line {number}", do=do) for name in ("prompt", "answer")
+        )
+        found.append(Question(f"replay:{number}", asked, answer, set="replay", split="train", task="text"))
+    if not found:
+        raise UserError("no rows to replay", where=file, do=do)
+    return found
 
 
 def graders(tasks: Iterable[str | None]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from potstill.recipe.replay import Replay
 from potstill.recipe.section import (
     Character,
     Count,
@@ -126,6 +127,7 @@ class Student(Section):
 class Train(Section):
     formats: dict[FormatName, Count] = Field(default={"zero-shot-rationale": 1}, description="quota of each format")
     demonstrations: Positive = Field(default=4, description="in each few-shot prompt")
+    replay: Replay | None = None
     mass: Literal["raw", "renormalised", "tail"] = Field(
         default="raw", description="what becomes of the mass that was not seen"
     )
@@ -254,7 +256,15 @@ class Recipe(Section):
         for name in asked.out_of_distribution:
             if name in asked.train:
                 raise ValueError(f"questions.out_of_distribution names {name}, which is trained on")
+        self._replays()
         return self._measures()
+
+    def _replays(self) -> None:
+        for name in self.train.replay.sets if self.train.replay else ():
+            if name in self.questions.train:
+                raise ValueError(f"train.replay names {name}, which questions.train teaches already")
+            if name in self.questions.out_of_distribution:
+                raise ValueError(f"train.replay names {name}, on which the checkpoint is chosen")
 
     def _measures(self) -> Recipe:
         asked = self.questions

@@ -14,6 +14,7 @@ from potstill import files, order, prompts, questions, recipe, splits
 from potstill.encoding import to_json
 from potstill.errors import UserError
 from potstill.questions import bbh, collected, fetched
+from potstill.questions.own import pairs
 from potstill.recipe import Recipe
 from potstill.records import Question, Split
 
@@ -23,6 +24,8 @@ READS = (
     "seed",
     "evaluate.demonstrations",
     "train.demonstrations",
+    "train.replay.sets",
+    "train.replay.file",
 )
 AFTER: tuple[str, ...] = ()
 VERSIONS = {
@@ -44,6 +47,8 @@ def inputs(plan: Recipe) -> dict[str, str]:
     if asked.splits == "paper" and "multiarith" in asked.in_distribution + asked.out_of_distribution + asked.generic:
         indices = questions.indices(recipe.data_folder(plan))
         named |= {"questions.splits": indices} if indices.exists() else {}
+    if plan.train.replay is not None and plan.train.replay.file is not None:
+        named["train.replay.file"] = recipe.find(plan, plan.train.replay.file, "train.replay.file")
     return {name: files.digest(path) for name, path in named.items()}
 
 
@@ -65,7 +70,13 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
         q.text for by_split in kept.values() for split, rows in by_split.items() if split != "train" for q in rows
     ]
     near = splits.overlaps({question.id: question.text for question in train}, measured)
+    rows = _pairs(plan)
+    near |= _near([*(question for name in _replayed(plan) for question in kept[name]["train"]), *rows], measured)
     files.write_json(paths[-1], {name: round(share, 6) for name, share in sorted(near.items())})
+    if rows:
+        paths.append(run / "collect" / collected.REPLAY)
+        files.write_jsonl(paths[-1], (to_json(row) for row in rows))
+        counts["replay"] = len(rows)
     paths.append(run / "collect" / collected.SHOTS)
     files.write_json(paths[-1], collected.shots_json(shots))
     return paths, {"questions": counts, "left out as leaks": others.leaks}
@@ -92,6 +103,8 @@ def _divided(plan: Recipe) -> tuple[dict[str, dict[str, list[Question]]], _Other
     wanted: dict[str, tuple[Split, ...]] = dict.fromkeys(asked.train, ("train",))
     for name in asked.in_distribution + asked.out_of_distribution + asked.generic:
         wanted[name] = (*[split for split in wanted.get(name, ()) if split == "train"], "validation", "test")
+    for name in _replayed(plan):
+        wanted[name] = ("train", *(split for split in wanted.get(name, ()) if split != "train"))
     loaded = {name: _load(plan, name) for name in wanted}
     used = [question for name, found in loaded.items() for question in found if question.split in wanted[name]]
     leaked = {first.id for first, _ in questions.leaks(used)}
@@ -115,10 +128,31 @@ def _divided(plan: Recipe) -> tuple[dict[str, dict[str, list[Question]]], _Other
     return kept, _Others(held, len(leaked), unused)
 
 
+def _replayed(plan: Recipe) -> list[str]:
+    """The sets whose training questions are replayed."""
+    return list(dict.fromkeys(plan.train.replay.sets)) if plan.train.replay else []
+
+
+def _pairs(plan: Recipe) -> list[Question]:
+    """The rows of the file that is replayed."""
+    if plan.train.replay is None or plan.train.replay.file is None:
+        return []
+    return pairs(recipe.find(plan, plan.train.replay.file, "train.replay.file"))
+
+
+def _near(rows: list[Question], measured: list[str]) -> dict[str, float]:
+    """How much of each row stands in one measured question, or of a measured question in it: a prompt to replay may
+    hold more than one question."""
+    texts = {row.id: row.text for row in rows}
+    inside, around = splits.overlaps(texts, measured), splits.holds(texts, measured)
+    return {name: max(inside.get(name, 0.0), around.get(name, 0.0)) for name in inside.keys() | around.keys()}
+
+
 def _load(plan: Recipe, name: str) -> list[Question]:
     own = plan.sets.get(name)
     asked = plan.questions
-    test = asked.test if name in asked.train else 1.0 - asked.validation  # what is not taught needs no training part
+    taught = name in asked.train or name in _replayed(plan)
+    test = asked.test if taught else 1.0 - asked.validation  # what is not taught needs no training part
     return questions.load(
         name,
         recipe.data_folder(plan),

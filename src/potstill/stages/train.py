@@ -36,8 +36,9 @@ def inputs(plan: Recipe) -> dict[str, str]:
 
 def free(plan: Recipe) -> tuple[str, ...]:
     """The keys that may change without making the stage again: where the weights lie, and the number of steps, if it
-    can only add some."""
-    return ("train.sharding", *(("train.steps",) if plan.train.schedule == "constant" else ()))
+    can only add some. A choice that the recipe does not make leaves no trace."""
+    absent = [f"train.{name}" for name in ("replay",) if getattr(plan.train, name) is None]
+    return ("train.sharding", *absent, *(("train.steps",) if plan.train.schedule == "constant" else ()))
 
 
 def grown(counts: dict[str, Any], plan: Recipe) -> bool:

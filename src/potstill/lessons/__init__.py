@@ -5,6 +5,7 @@
 
 `order` says which questions, formats, chains and demonstrations a step has; this room turns them into prompts and
 targets. A chain is a target in the formats with rationale; the bare answer, hard, is the target in the others.
+`replayed` adds rows of what the student could do before.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from potstill import order, prompts, recipe, splits, transfer, vocabulary
 from potstill.errors import UserError
 from potstill.files import manifest
+from potstill.lessons import replayed
 from potstill.questions import collected
 from potstill.recipe import Recipe
 from potstill.records import Chain, Prompt, Question, Target
@@ -31,7 +33,7 @@ class Lesson:
     """The training data of a run.
 
     groups         step (from 1) -> the groups that it holds
-    examples       step -> its rows, in the order of the groups
+    examples       step -> its rows, in the order of the groups; then those that are replayed, each alone
     micro_batches  step -> the same rows cut into batches, not knowing how many processes there are
     counts         what a manifest says of it
     """
@@ -56,6 +58,7 @@ def read(run: Path, plan: Recipe, student: Student) -> Lesson:
         questions=[(name, len(places)) for name, places in own.items()],
         chains_per_prompt=plan.train.chains_per_prompt,
     )
+    replay = replayed.read(run, plan, student)
     solved = _solved(plan, asked)
     # A question that stands twice, under two ids, must not be shown to its twin either: the pool holds one of them.
     shown_as = {splits.canonical(shot.question): name for name, shot in solved.items()}
@@ -85,6 +88,9 @@ def read(run: Path, plan: Recipe, student: Student) -> Lesson:
             ids = encoded(student.render(prompt(group)))
             own_targets = [targets[own[group.question][place]] for place in group.chains] or [answer(group.question)]
             found.append([Example(ids, one, 1.0, group.question, group.format.name) for one in own_targets])
+        if replay is not None:
+            weight = sum(row.weight * len(row.target) for rows in found for row in rows)
+            found += [[row] for row in replay.examples(step, weight)]
         return found
 
     def examples(step: int) -> list[Example]:
@@ -101,7 +107,11 @@ def read(run: Path, plan: Recipe, student: Student) -> Lesson:
         groups=lambda step: order.groups(course, step),
         examples=examples,
         micro_batches=micro_batches,
-        counts={"questions": sum(bool(places) for places in own.values()), "chains": len(targets)},
+        counts={
+            "questions": sum(bool(places) for places in own.values()),
+            "chains": len(targets),
+            **(replay.counts if replay is not None else {}),
+        },
     )
 
 

@@ -1,0 +1,114 @@
+"""Replay: generic rows weigh the share that the recipe says, are none of the measured questions, and are counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import tiny
+from potstill import account, lessons, plan, students
+from potstill.errors import UserError
+from potstill.files import manifest, reading
+from potstill.questions import collected
+from potstill.records import Split
+from potstill.splits import canonical, holds
+
+SPLITS: tuple[Split, ...] = ("validation", "test")
+SETS = "train.replay={share: 0.25, sets: [more]}"
+
+
+@pytest.fixture(scope="module")
+def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [
+        {"prompt": "Say it again: pens", "answer": "pens"},
+        {"prompt": "Q: Who? A: I.\nQ: What do 1 and 1 make?", "answer": "2"},  # holds a measured question
+        {"prompt": "what do 2 and 1 make", "answer": "3"},  # is one, if it was not drawn for training
+    ]
+    file = world.parent / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = (f"train.replay={{share: 0.25, sets: [more], file: {file}}}",)
+    return tiny.make(world, tmp_path_factory.mktemp("replay") / "run", *changes)
+
+
+def test_each_step_gives_replay_its_share_of_the_weight(run: Path) -> None:
+    from potstill.cli.show import recipe_of
+
+    asked = recipe_of(run)
+    lesson = lessons.read(run, asked, students.base(asked))
+    seen: set[str] = set()
+    for step in (1, 2, 3, 50):
+        rows = lesson.examples(step)
+        weight = sum(row.weight * len(row.target) for row in rows)
+        own = [row for row in rows if row.format == "replay"]
+        assert len(own) == lessons.replayed.count(asked) == 2  # of 5 groups
+        assert sum(row.weight * len(row.target) for row in own) == pytest.approx(0.25 * weight)
+        assert {kind for row in own for kind in row.target.kinds} <= {"hard", "end"}
+        assert len(rows) == sum(map(len, lesson.micro_batches(step)))
+        seen |= {row.question for row in own}
+    assert len(seen) > 4, "other rows in other steps"
+
+
+def test_nothing_that_is_measured_is_replayed(run: Path) -> None:
+    done = manifest.finished(run / "train")
+    assert done is not None
+    asked = [(name, split) for name in tiny.SETS for split in SPLITS]
+    measured = [question for name, split in asked for question in collected.questions(run, [name], split)]
+    forms = {canonical(q.text) for q in measured}
+    rows = collected.replayed(run, ["more"])
+    near = collected.overlaps(run)
+    kept = [row for row in rows if near.get(row.id, 0) < 0.9]
+    assert kept and all(canonical(row.text) not in forms for row in kept)
+    held = holds({row.id: row.text for row in kept}, [q.text for q in measured])
+    assert all(share < 0.9 for share in held.values())
+    assert done.counts["replayed rows"] == len(kept) < len(rows)
+    assert done.counts["rows too near to a measured question"] == len(rows) - len(kept)
+
+
+def test_what_was_trained_is_told_by_format(run: Path) -> None:
+    from potstill.cli.show import recipe_of
+
+    told = account.tell(run, recipe_of(run))
+    rows = [cost for cost in told.costs if cost.what.startswith("of these")]
+    by_format = {cost.what.removeprefix("of these positions: "): cost.number for cost in rows}
+    total = next(cost.number for cost in told.costs if cost.what == "positions learnt from")
+    assert list(by_format)[-1] == "replay" and sum(by_format.values()) == total
+    assert any("Replay: 25.0 % of the weight" in note for note in told.notes)
+    assert "Replay: 25.0" in (run / "report" / "index.html").read_text()
+    first = next(reading.read_jsonl(run / "train" / "metrics.jsonl"))[1]
+    assert "replay" in first["losses"]
+
+
+def test_a_recipe_without_replay_leaves_no_trace_of_it(world: Path, tmp_path: Path) -> None:
+    at = tiny.make(world, tmp_path / "run", until="train")
+    for stage in ("collect", "train"):
+        assert "replay" not in (at / stage / "manifest.json").read_text()
+    assert not (at / "collect" / "more.train.jsonl").exists()
+
+
+def test_the_plan_says_what_is_replayed(world: Path) -> None:
+    assert "replay               2 rows a step on top, 25% of its weight" in plan.text(tiny.recipe(world, SETS))
+
+
+@pytest.mark.parametrize(
+    "change, found",
+    [
+        ("{share: 0.1}", "replay needs sets, or a file"),
+        ("{share: 0.1, sets: [sums]}", "teaches already"),
+        ("{share: 0.1, sets: [other]}", "on which the checkpoint is chosen"),
+        ("{share: 1.0, sets: [more]}", "less than 1"),
+    ],
+)
+def test_a_replay_that_would_deceive_is_refused(world: Path, change: str, found: str) -> None:
+    with pytest.raises(UserError, match=found):
+        tiny.recipe(world, f"train.replay={change}")
+
+
+def test_a_run_where_every_row_is_measured_stops(world: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    at = tiny.make(world, tmp_path / "run", until="collect")
+    rows = [{"prompt": q.text, "answer": q.gold} for q in collected.questions(at, ["other"], "validation")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="every row to replay"):
+        tiny.make(world, tmp_path / "other", f"train.replay={{share: 0.1, file: {file}}}", until="train")
