@@ -20,6 +20,7 @@ from pathlib import Path
 
 from potstill import exam
 from potstill.answers import grade
+from potstill.records import BASE
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
 
 
 def compare(task: str, run: Path, format: str, path: Path) -> None:
-    ours = {row.question: row for row in exam.predictions(run / "test", 0, format)}
+    ours = {row.question: row for row in exam.predictions(run / "test", BASE, format)}
     counts = dict.fromkeys(("equal", "ours is its beginning, out of tokens", "different", "same verdict"), 0)
     different = []
     samples = [json.loads(line) for line in path.read_text("utf-8").splitlines()]

@@ -22,7 +22,7 @@ import torch
 
 from potstill import decoding, engines, evaluation, intervals, prompts, splits, students
 from potstill.miniature import build
-from potstill.records import Prediction, Question
+from potstill.records import BASE, Prediction, Question
 
 
 def main() -> None:
@@ -93,7 +93,7 @@ def report(model: str, name: str, names: list[str], drawn: dict[str, list[Predic
         row |= {"interval": [shown(low), shown(high)], "against greedy": [shown(value) for value in change]}
         print(json.dumps(row), flush=True)
     for drawing, samples in drawn.items():
-        for one in decoding.tries(samples, step=0, split="test", format="zero-shot-rationale", drawing=drawing):
+        for one in decoding.tries(samples, contender=BASE, split="test", format="zero-shot-rationale", drawing=drawing):
             if drawing.startswith("samples") and one.k & (one.k - 1) == 0:
                 row = {"name": "tries", "model": model, "set": name, "drawing": drawing, "how": one.how, "k": one.k}
                 row |= {"right": shown(one.accuracy), "interval": [shown(one.low), shown(one.high)]}

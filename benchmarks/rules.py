@@ -24,6 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from potstill import exam, intervals, recipe, run
 from potstill.recipe import Recipe
+from potstill.records import Contender
 
 BASELINE = "one-hot"
 
@@ -71,7 +72,7 @@ def plan_of(source: Path, rule: str, seed: int, steps: int, more: list[str]) -> 
 def answers(folder: Path, step: int) -> dict[str, list[bool]]:
     """Set -> right or not, in the order of the questions."""
     right: dict[str, dict[str, bool]] = {}
-    for answer in exam.predictions(folder / "test", step, "zero-shot-rationale", "greedy"):
+    for answer in exam.predictions(folder / "test", Contender(step), "zero-shot-rationale", "greedy"):
         right.setdefault(answer.set, {})[answer.question] = answer.grade == "right"
     return {name: [own[question] for question in sorted(own)] for name, own in sorted(right.items())}
 

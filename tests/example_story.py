@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from potstill.records import END, Chain, Choice, Prediction, Question, Score, Verdict
+from potstill.records import END, Chain, Choice, Contender, Prediction, Question, Score, Verdict
 from potstill.story import Alignment, Comparison, Control, Cost, Coverage, Group, Interval, Sample, Source, Story
 
 HOSTILE = [
@@ -65,7 +65,7 @@ def score(
     bounds = max(0.0, centre - half), min(1.0, centre + half)
     left = n - right
     macro = p - 0.01 if name == "bbh" else None
-    return Score(step, name, split, format, "greedy", n, right, left // 5, left // 9, p, *bounds, macro)  # type: ignore[arg-type]
+    return Score(Contender(step), name, split, format, "greedy", n, right, left // 5, left // 9, p, *bounds, macro)  # type: ignore[arg-type]
 
 
 def comparison(name: str, format: str = "zero-shot-rationale") -> Comparison:
@@ -130,15 +130,15 @@ def example() -> Story:
         groups=GROUPS,
         recipe=RECIPE,
         choice=Choice(
-            400,
+            Contender(400),
             "mean accuracy over the out-of-distribution validation sets",
             "zero-shot-rationale",
             "greedy",
             tuple(
-                (step, sum(SHARES[name][at] for name in ("multiarith", "asdiv", "svamp")) / 3)
+                (Contender(step), sum(SHARES[name][at] for name in ("multiarith", "asdiv", "svamp")) / 3)
                 for at, step in enumerate(STEPS)
             ),
-            (300, 400, 500),
+            (Contender(300), Contender(400), Contender(500)),
         ),
         comparisons=(
             *(comparison(name) for name in GROUPS),

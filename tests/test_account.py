@@ -105,7 +105,9 @@ def test_counts_are_those_of_the_run(data: Path, own: Path) -> None:
     assert sum(source.grades.values()) == source.chains == counted["sample", "chains"]
     assert sum(right * n for right, n in source.solved.items()) == source.grades.get("right", 0)
     assert source.kept + sum(source.dropped.values()) == source.grades.get("right", 0)
-    assert sum(told.outcomes.values()) == sum(s.n for s in told.validation if s.step == 0 and "answer" not in s.format)
+    assert sum(told.outcomes.values()) == sum(
+        s.n for s in told.validation if s.contender.step == 0 and "answer" not in s.format
+    )
 
 
 def test_time_is_beside_the_page_and_in_no_manifest(data: Path, own: Path) -> None:

@@ -15,6 +15,7 @@ from potstill.engines.transformers import Engine
 from potstill.errors import UserError
 from potstill.prompts import FORMATS, Demonstration, build
 from potstill.questions import collected
+from potstill.records import Contender
 from potstill.students import Shape
 
 TEXTS = ["Q: Tom has 2 apples and buys 3. How many? A: 2 + 3 = 5. The answer is 5", "user assistant system day"]
@@ -112,7 +113,7 @@ def test_training_and_evaluation_ask_with_the_same_ids(tuned: Path, world: Path,
     asked = tiny.recipe(world, *changes)
     assert "in its own chat template" in plan.text(asked)
     at = tiny.make(world, tmp_path / "run", *changes)
-    trained = exam.open_step(at, asked, 1)
+    trained = exam.open_contender(at, asked, Contender(1))
     rows = lessons.read(at, asked, students.base(asked)).examples(1)
     taught = {row.prompt for row in rows if row.format == "zero-shot-rationale"}
     start = trained.tokenizer.vocabulary.specials["<|start|>"]

@@ -15,7 +15,7 @@ from potstill.engines import ctranslate2 as fast
 from potstill.engines.transformers import Engine
 from potstill.errors import UserError
 from potstill.recipe import parse
-from potstill.records import END
+from potstill.records import END, Contender
 from potstill.students import Head, Shape, Student, initialise
 from potstill.tokenizers import train_bpe, train_unigram
 
@@ -117,9 +117,12 @@ def test_what_it_does_not_have_is_refused(student: Student) -> None:
 def test_a_run_answers_as_with_the_reference(tmp_path: Path) -> None:
     data = tiny.world(tmp_path)
     folder = tiny.make(data, tmp_path / "run", "train.steps=2", until="evaluate")
-    before = list(exam.predictions(folder / "evaluate", 2, "zero-shot-rationale", "greedy"))
+    before = list(exam.predictions(folder / "evaluate", Contender(2), "zero-shot-rationale", "greedy"))
     plan = tiny.recipe(data, "train.steps=2", "evaluate.engine=ctranslate2", "evaluate.decodings=[greedy, vote-3]")
     run.run(plan, folder=folder, redo="evaluate", until="evaluate")
-    after = {each.question: each for each in exam.predictions(folder / "evaluate", 2, "zero-shot-rationale", "greedy")}
+    after = {
+        each.question: each
+        for each in exam.predictions(folder / "evaluate", Contender(2), "zero-shot-rationale", "greedy")
+    }
     assert sum(each.text == after[each.question].text for each in before) >= len(before) - 1
-    assert list(exam.predictions(folder / "evaluate", 2, "zero-shot-rationale", "vote-3"))
+    assert list(exam.predictions(folder / "evaluate", Contender(2), "zero-shot-rationale", "vote-3"))

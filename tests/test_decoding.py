@@ -14,7 +14,7 @@ from potstill import exam, files
 from potstill.decoding import PATTERN, choose, drawings, named, tries
 from potstill.errors import UserError
 from potstill.recipe import parse, schema
-from potstill.records import Prediction
+from potstill.records import Contender, Prediction
 from potstill.votes import any_right, best_of, voted, winner
 
 samples = st.lists(st.sampled_from(["7", "8", "9", None]), min_size=1, max_size=6)
@@ -71,7 +71,7 @@ def test_one_answer_is_chosen() -> None:
 
 
 def test_tries_of_a_set() -> None:
-    rows = tries(answers(), step=3, split="test", format="f", drawing="samples")
+    rows = tries(answers(), contender=Contender(3), split="test", format="f", drawing="samples")
     told = {(row.how, row.k): row.accuracy for row in rows}
     assert told["vote", 3] == 1.0 and told["any", 1] == pytest.approx((2 / 3 + 1 / 3) / 2) == told["best", 1]
     assert told["best", 3] == 0.0
@@ -99,15 +99,15 @@ def test_a_run_with_every_decoding(tmp_path: Path) -> None:
     run = tiny.make(data, tmp_path / "run", *asked)
     choice = exam.choice(run)
     assert choice.decoding == "vote-3"
-    at = run / "test" / str(choice.step)
+    at = run / "test" / choice.contender.name
     drawn = list(files.records(Prediction, at / "zero-shot-rationale.samples+calculator.jsonl"))
-    chosen = list(exam.predictions(run / "test", choice.step, "zero-shot-rationale", "best-4+calculator"))
+    chosen = list(exam.predictions(run / "test", choice.contender, "zero-shot-rationale", "best-4+calculator"))
     assert len(drawn) == 4 * len(chosen) and {each.index for each in drawn} == {0, 1, 2, 3}
     for each in chosen:
         own = [row for row in drawn if row.question == each.question]
         assert each in own and each.likelihood == max(row.likelihood or 0 for row in own)
-    assert not (run / "evaluate" / str(choice.step) / "zero-shot-rationale.best-4+calculator.jsonl").exists()
-    names = {score.decoding for score in exam.scores(run / "test", choice.step)}
+    assert not (run / "evaluate" / choice.contender.name / "zero-shot-rationale.best-4+calculator.jsonl").exists()
+    names = {score.decoding for score in exam.scores(run / "test", choice.contender)}
     assert names == {"vote-3", "greedy", "best-4+calculator"}
     assert {row.k for row in exam.tries(run / "test", 0)} == {1, 2, 3, 4}
     page = (run / "report" / "index.html").read_text()

@@ -15,7 +15,7 @@ from potstill.decoding import Drawing
 from potstill.engines import Generated, Request, batches
 from potstill.evaluation import predict, score
 from potstill.intervals import wilson
-from potstill.records import Prediction, Prompt, Question, Turn
+from potstill.records import Contender, Prediction, Prompt, Question, Turn
 
 
 @dataclass
@@ -97,7 +97,7 @@ def test_samples_are_drawn_with_the_decoding_and_keep_their_index() -> None:
     told = {"max_tokens": 9, "temperature": 0.6, "seed": 5, "calculator": False, "likelihood": True}
     assert all(settings == told for settings in engine.settings)
     with pytest.raises(AssertionError, match="counted twice"):
-        score(found, step=0, split="validation", format="f", decoding="vote-3")
+        score(found, contender=Contender(0), split="validation", format="f", decoding="vote-3")
 
 
 def test_a_real_engine_answers() -> None:
@@ -118,13 +118,13 @@ def test_scores_are_the_counts(rows, random) -> None:
         Prediction(f"{name}/{number}", name, f"{name}/{task}", "t", "end", verdict, None)
         for number, (name, task, verdict) in enumerate(rows)
     ]
-    scores = score(predictions, step=7, split="test", format="zero-shot-answer", decoding="greedy")
+    scores = score(predictions, contender=Contender(7), split="test", format="zero-shot-answer", decoding="greedy")
     assert [one.set for one in scores] == sorted({name for name, _, _ in rows})
     for one in scores:
         own = [(task, verdict) for name, task, verdict in rows if name == one.set]
         counts = [sum(verdict == name for _, verdict in own) for name in ("right", "no answer", "truncated")]
         assert (one.n, one.right, one.no_answer, one.truncated) == (len(own), *counts)
-        assert (one.step, one.split, one.format, one.decoding) == (7, "test", "zero-shot-answer", "greedy")
+        assert (one.contender.step, one.split, one.format, one.decoding) == (7, "test", "zero-shot-answer", "greedy")
         assert one.accuracy == one.right / one.n and (one.low, one.high) == wilson(one.right, one.n)
         shares = {name: [verdict == "right" for task, verdict in own if task == name] for name, _ in own}
         means = [sum(verdicts) / len(verdicts) for verdicts in shares.values()]
@@ -135,4 +135,6 @@ def test_scores_are_the_counts(rows, random) -> None:
             assert 0 <= one.macro_low <= one.macro <= one.macro_high <= 1
             assert 0 <= one.tasks_low <= one.accuracy <= one.tasks_high <= 1
     random.shuffle(predictions)
-    assert score(predictions, step=7, split="test", format="zero-shot-answer", decoding="greedy") == scores
+    assert (
+        score(predictions, contender=Contender(7), split="test", format="zero-shot-answer", decoding="greedy") == scores
+    )

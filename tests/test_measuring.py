@@ -13,7 +13,7 @@ from potstill.engines import Generated, Request, remembered
 from potstill.engines.transformers import Engine
 from potstill.errors import UserError
 from potstill.recipe import parse
-from potstill.records import Question, Verdict
+from potstill.records import BASE, Question, Verdict
 from potstill.stages import test as test_stage
 
 MEASURED = (
@@ -33,7 +33,7 @@ def test_a_model_is_measured_without_teacher_or_training(world: Path, tmp_path: 
     plan = tiny.recipe(world, *changes)
     first = run.run(plan, folder=tmp_path / "first")
     assert sorted(path.name for path in first.iterdir() if path.is_dir()) == ["collect", "test"]
-    scores = exam.scores(first / "test", 0)
+    scores = exam.scores(first / "test", BASE)
     assert {score.set for score in scores} == set(tiny.SETS) and all(score.n > 0 for score in scores)
     with pytest.raises(UserError, match="train: a recipe without a teacher has no such stage"):
         run.run(plan, folder=tmp_path / "first", redo="train")
@@ -56,11 +56,11 @@ def test_a_model_is_measured_without_teacher_or_training(world: Path, tmp_path: 
         run.run(plan, folder=first)
     monkeypatch.setattr("potstill.evaluation.grade", lambda *_: Verdict("right", "graded anew"))
     rescored = run.run(plan, folder=first, redo="test")
-    rows = list(exam.predictions(rescored / "test", 0, "zero-shot-rationale", "greedy"))
-    before = list(exam.predictions(again / "test", 0, "zero-shot-rationale", "greedy"))
+    rows = list(exam.predictions(rescored / "test", BASE, "zero-shot-rationale", "greedy"))
+    before = list(exam.predictions(again / "test", BASE, "zero-shot-rationale", "greedy"))
     assert [row.text for row in rows] == [row.text for row in before]
     assert {row.found for row in rows} == {"graded anew"} and all(
-        s.accuracy == 1 for s in exam.scores(rescored / "test", 0)
+        s.accuracy == 1 for s in exam.scores(rescored / "test", BASE)
     )
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as some
 from example_story import GROUPS, HOSTILE, example, hostile, score
 from potstill import page, plots
 from potstill.page.spreadsheet import UNSAFE, to_csv
-from potstill.records import Choice
+from potstill.records import BASE, Choice, Contender
 from potstill.story import Comparison, Interval, Story, mean, visible
 
 SECTIONS = [id for id, _ in page.SECTIONS]
@@ -175,7 +175,7 @@ def test_the_untrained_student_may_be_the_choice() -> None:
     base = score("gsm8k", 0, 0.06, 1319, "test")
     story = replace(
         full,
-        choice=Choice(0, "a rule", "zero-shot-rationale", "greedy", ((0, 0.2), (100, 0.1))),
+        choice=Choice(BASE, "a rule", "zero-shot-rationale", "greedy", ((BASE, 0.2), (Contender(100), 0.1))),
         comparisons=(Comparison(base, base, Interval(0.0, 0.0, 0.0), 0, 0),),
     )
     html, reader = built(story)

@@ -16,7 +16,7 @@ from example_story import HOSTILE, example, hostile
 from potstill import plots
 from potstill.plots import chains
 from potstill.plots.canvas import VARIABLES, label
-from potstill.records import END, Chain
+from potstill.records import END, Chain, Contender
 from potstill.story import Checkpoint, Interval, Story, checkpoints
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -116,13 +116,13 @@ def test_a_long_run_is_thinned() -> None:
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_accuracies_at_the_ends(share: float) -> None:
     same = Interval(share, share, share)
-    rows = [Checkpoint(step, {"in-distribution": same, "generic": same}, {"a": same}) for step in (0, 5)]
+    rows = [Checkpoint(Contender(step), {"in-distribution": same, "generic": same}, {"a": same}) for step in (0, 5)]
     for svg in (plots.tradeoff(rows, 5), plots.curve(rows, {"a": "in-distribution"}, 5)):
         assert "nan" not in svg and xml.fromstring(svg).tag == SVG + "svg"
 
 
 def test_checkpoints_are_means_of_the_sets_of_a_group() -> None:
-    row = next(each for each in checkpoints(example()) if each.step == 400)
+    row = next(each for each in checkpoints(example()) if each.contender.step == 400)
     mean = row.groups["out-of-distribution"].value
     assert mean == pytest.approx(sum(row.sets[name].value for name in ("multiarith", "asdiv", "svamp")) / 3)
     assert row.groups["out-of-distribution"].low < mean < row.groups["out-of-distribution"].high

@@ -17,20 +17,20 @@ def right(share: float, n: int = 100) -> list[bool]:
 def test_the_mean_weighs_sets_and_not_questions() -> None:
     table = {100: {"a": right(0.9, 1000), "b": right(0.1, 10)}, 200: {"a": right(0.6, 1000), "b": right(0.6, 10)}}
     chosen = selection.select(table)
-    assert chosen.step == 200
+    assert chosen.best == 200
     assert chosen.table == ((100, pytest.approx(0.5)), (200, pytest.approx(0.6)))
 
 
 def test_of_equal_steps_the_earlier_wins_whatever_the_order_of_the_table() -> None:
     same = {"a": right(0.5)}
     chosen = selection.select({300: same, 100: same, 200: {"a": right(0.1)}})
-    assert chosen.step == 100
+    assert chosen.best == 100
     assert chosen.tied == (100, 300)
 
 
 def test_a_clear_loser_is_not_tied_and_a_near_one_is() -> None:
     chosen = selection.select({0: {"a": right(0.1)}, 1: {"a": right(0.50)}, 2: {"a": right(0.52)}})
-    assert (chosen.step, chosen.tied) == (2, (1, 2))
+    assert (chosen.best, chosen.tied) == (2, (1, 2))
 
 
 def test_ties_are_paired() -> None:
@@ -48,8 +48,8 @@ def test_the_best_is_the_highest_and_is_tied_with_itself(rows: list[list[bool]],
     table = {10 * i: {"a": row[:2], "b": row[2:]} for i, row in enumerate(rows)}
     chosen = selection.select(table, draws=50)
     values = dict(chosen.table)
-    assert values[chosen.step] == max(values.values())
-    assert chosen.step in chosen.tied
+    assert values[chosen.best] == max(values.values())
+    assert chosen.best in chosen.tied
     shuffled = list(table.items())
     random.shuffle(shuffled)
     assert selection.select(dict(shuffled), draws=50) == chosen

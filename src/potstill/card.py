@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from potstill.page import controls_sentence, percent, sentence
+from potstill.page import controls_sentence, label, percent, sentence
 from potstill.story import Story, points, visible
 
 
@@ -17,8 +17,9 @@ def text(told: Story) -> str:
     """The card as Markdown. Texts of others (the recipe, notes) stand in code or as plain sentences."""
     parts = [f"# {told.name}", sentence(told)]
     if told.choice:
+        chosen = f"Step {label(told.choice.contender)} of a training run"
         parts.append(
-            f"Step {told.choice.step} of a training run, chosen by {told.choice.rule} on validation questions. "
+            f"{chosen}, chosen by {told.choice.rule} on validation questions. "
             f"Student: {told.student}. Teacher: {told.teacher}."
         )
     parts += told.notes

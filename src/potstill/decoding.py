@@ -23,7 +23,7 @@ from typing import Final, Literal
 
 from potstill import votes
 from potstill.intervals import wilson
-from potstill.records import Prediction, Split, Tries
+from potstill.records import Contender, Prediction, Split, Tries
 
 PATTERN: Final = r"^(greedy|vote-[1-9][0-9]{0,3}|best-[1-9][0-9]{0,3})(\+calculator)?$"
 
@@ -92,7 +92,9 @@ def choose(name: str, samples: Iterable[Prediction]) -> list[Prediction]:
     return chosen
 
 
-def tries(samples: Iterable[Prediction], *, step: int, split: Split, format: str, drawing: str) -> list[Tries]:
+def tries(
+    samples: Iterable[Prediction], *, contender: Contender, split: Split, format: str, drawing: str
+) -> list[Tries]:
     """Of every set, what k of the samples come to, for each k up to their number: by vote, by the student's own
     likelihood, and if any right one counted.
 
@@ -114,7 +116,7 @@ def tries(samples: Iterable[Prediction], *, step: int, split: Split, format: str
             for k in range(1, min(map(len, values)) + 1):
                 total = sum(value[k - 1] for value in values)
                 low, high = wilson(min(total, n), n)
-                found.append(Tries(step, name, split, format, drawing, how, k, n, total / n, low, high))  # type: ignore[arg-type]
+                found.append(Tries(contender, name, split, format, drawing, how, k, n, total / n, low, high))  # type: ignore[arg-type]
     return found
 
 

@@ -16,7 +16,19 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Final, TypeVar
 
-from potstill.records import END, Chain, Choice, End, Prediction, Question, Score, Tries, Verdict, running_spans
+from potstill.records import (
+    END,
+    Chain,
+    Choice,
+    Contender,
+    End,
+    Prediction,
+    Question,
+    Score,
+    Tries,
+    Verdict,
+    running_spans,
+)
 
 
 def encode_bytes(value: bytes) -> str | dict[str, str]:
@@ -40,6 +52,7 @@ class _Pieces(dict[bytes | End, Any]):
 
 MOST: Final = 1 << 16
 _pieces = _Pieces()
+KEYS: Final = {"contender": "step"}  # our names of fields where JSON has others
 
 
 def decode_bytes(value: str | Mapping[str, str]) -> bytes:
@@ -57,7 +70,7 @@ Record = TypeVar("Record", Question, Chain, Verdict, Prediction, Score, Tries, C
 def to_json(record: Question | Chain | Verdict | Prediction | Score | Tries | Choice) -> dict[str, Any]:
     """A record as plain JSON values, in the order of its fields. Fields that hold nothing are left out of a chain."""
     if not isinstance(record, Chain):
-        return {field.name: getattr(record, field.name) for field in fields(record)}
+        return {KEYS.get(field.name, field.name): _plain(getattr(record, field.name)) for field in fields(record)}
     row: dict[str, Any] = {"question": record.question, "source": record.source, "index": record.index}
     row["text"] = encode_bytes(record.content)
     if record.tokens:
@@ -77,11 +90,16 @@ def from_json(kind: type[Record], row: Mapping[str, Any]) -> Record:
     """The reverse of `to_json`. Raises KeyError, TypeError or ValueError where the row is not such a record."""
     if kind is Chain:
         return _chain(row)  # type: ignore[return-value]
-    names = {field.name for field in fields(kind)}
-    unknown = set(row) - names
+    names = {KEYS.get(field.name, field.name): field.name for field in fields(kind)}
+    unknown = set(row) - set(names)
     if unknown:
         raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
-    values = {name: _tuples(value) for name, value in row.items()}
+    values = {names[key]: _tuples(value) for key, value in row.items()}
+    if "contender" in values:
+        values["contender"] = Contender.read(values["contender"])
+    if kind is Choice:
+        values["table"] = tuple((Contender.read(each), value) for each, value in values["table"])
+        values["tied"] = tuple(map(Contender.read, values.get("tied", ())))
     return kind(**values)
 
 
@@ -108,6 +126,13 @@ def _chain(row: Mapping[str, Any]) -> Chain:
         semantics=row.get("semantics", "none"),
         defects=tuple(row.get("defects", ())),
     )
+
+
+def _plain(value: Any) -> Any:
+    """A field's value with every contender as it is written."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value.written if isinstance(value, Contender) else value
 
 
 def _tuples(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
     >>> one = Prediction("m/1", "m", "number", "The answer is 2", "end", "right", "2")
     >>> two = Prediction("m/2", "m", "number", "Perhaps", "length", "truncated", None)
-    >>> [score] = score([one, two], step=0, split="validation", format="zero-shot-rationale", decoding="greedy")
+    >>> [score] = score([one, two], contender=BASE, split="validation", format="zero-shot-rationale", decoding="greedy")
     >>> score.right, score.n, score.truncated, score.accuracy, (round(score.low, 2), round(score.high, 2))
     (1, 2, 1, 0.5, (0.09, 0.91))
 
@@ -18,7 +18,7 @@ from potstill import intervals
 from potstill.answers import grade
 from potstill.decoding import GREEDY, Drawing
 from potstill.engines import Engine, Key, Request, batches
-from potstill.records import Prediction, Prompt, Question, Score, Split
+from potstill.records import Contender, Prediction, Prompt, Question, Score, Split
 
 VERSION: Final = 1  # of how predictions are made and scores are counted, beside the versions of prompts and answers
 
@@ -85,7 +85,9 @@ def predict(
         yield predictions
 
 
-def score(predictions: Iterable[Prediction], *, step: int, split: Split, format: str, decoding: str) -> list[Score]:
+def score(
+    predictions: Iterable[Prediction], *, contender: Contender, split: Split, format: str, decoding: str
+) -> list[Score]:
     """One score a set, in the order of their names; 95 % intervals of `accuracy` after Wilson.
 
     A set of several tasks (BBH) also gets `macro`, the unweighted mean of its tasks' accuracies, and intervals of both
@@ -95,10 +97,12 @@ def score(predictions: Iterable[Prediction], *, step: int, split: Split, format:
     sets: dict[str, list[Prediction]] = {}
     for prediction in predictions:
         sets.setdefault(prediction.set, []).append(prediction)
-    return [_score(name, sets[name], step, split, format, decoding) for name in sorted(sets)]
+    return [_score(name, sets[name], contender, split, format, decoding) for name in sorted(sets)]
 
 
-def _score(name: str, own: Sequence[Prediction], step: int, split: Split, format: str, decoding: str) -> Score:
+def _score(
+    name: str, own: Sequence[Prediction], contender: Contender, split: Split, format: str, decoding: str
+) -> Score:
     assert len({prediction.question for prediction in own}) == len(own), f"{name}: a question is counted twice"
     tasks: dict[str, list[bool]] = {}
     for prediction in own:
@@ -116,7 +120,7 @@ def _score(name: str, own: Sequence[Prediction], step: int, split: Split, format
     }
     several = {"macro": macro, **{name: min(1.0, max(0.0, bound)) for name, bound in bounds.items()}}
     return Score(
-        step=step,
+        contender=contender,
         set=name,
         split=split,
         format=format,

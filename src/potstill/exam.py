@@ -1,6 +1,6 @@
 """Exams: one checkpoint answers one split of every set, in every format; shared by `evaluate` and `test`.
 
-Every step has its own folder with its own manifest, so that more training adds steps and repeats none. In it lie
+Every contender has its own folder with its own manifest, so that more training adds some and repeats none. In it lie
 `<format>.<decoding>.jsonl` (every prediction, the set as a field) and `scores.json`. Decodings that choose among
 samples have `<format>.samples.jsonl` beside them, with every sample, and `tries.json`: what fewer of them come to.
 """
@@ -20,7 +20,7 @@ from potstill.files import manifest, run_folder
 from potstill.prompts import FORMATS
 from potstill.questions import collected, own
 from potstill.recipe import Recipe, flat
-from potstill.records import Choice, Prediction, Question, Score, Split, Tries
+from potstill.records import BASE, Choice, Contender, Prediction, Question, Score, Split, Tries
 
 if TYPE_CHECKING:
     from potstill.engines import Engine
@@ -45,29 +45,53 @@ def checkpoints(run: Path) -> list[int]:
     return list(done.counts["checkpoints"])
 
 
-def sit(run: Path, plan: Recipe, folder: Path, step: int, split: Split) -> list[Path]:
-    """Let one step answer; resumes by batch. Returns the files made, those of an earlier run included."""
-    at, names = folder / str(step), decodings(plan, split)
+def contenders(run: Path) -> list[Contender]:
+    """What `evaluate` measured and the rule may choose from: the checkpoints and their mixes."""
+    done = manifest.finished(run / "evaluate")
+    assert done is not None, "evaluate is finished before its contenders are read"
+    return [each for each in map(Contender.read, done.counts["steps"]) if each != BASE]
+
+
+def wanted(run: Path, plan: Recipe) -> list[Contender]:
+    """What a recipe wants measured: the base, every checkpoint, and after each its mixes with the base."""
+    shares = sorted({*(plan.evaluate.mix or ()), 1.0})
+    return [BASE, *(Contender(step, share) for step in checkpoints(run) for share in shares)]
+
+
+def sit(run: Path, plan: Recipe, folder: Path, contender: Contender, split: Split) -> list[Path]:
+    """Let one contender answer; resumes by batch. Returns the files made, those of an earlier run included."""
+    at, names = folder / contender.name, decodings(plan, split)
     keys = {key: value for key, value in flat(plan, "evaluate", "questions").items() if key not in free(split)}
-    inputs = {**_inputs(run, plan, step), **graders(plan)}
-    identity = manifest.Identity(f"{folder.name}/{step}", VERSIONS, keys, inputs)
+    inputs = {**_inputs(run, plan, contender), **graders(plan)}
+    identity = manifest.Identity(f"{folder.name}/{contender.name}", VERSIONS, keys, inputs)
     done = manifest.begin(at, identity)
     if done is None:
         asked = _questions(run, plan, split)
         paths = []
-        with _engine(run, plan, step) as engine:
+        with _engine(run, plan, contender) as engine:
             for name in plan.evaluate.formats:
                 for drawing in decoding.drawings(names):
-                    paths.append(_answer(run, plan, at, engine, asked, name, drawing, step))
-                paths += [_choose(at, name, each) for each in names if each != decoding.drawing_of(each)]
-        scores = [s for name in plan.evaluate.formats for each in names for s in _score(at, name, each, step, split)]
+                    paths.append(_answer(run, plan, at, engine, asked, name, drawing, contender))
+                paths += [_choose(at, name, each, contender) for each in names if each != decoding.drawing_of(each)]
+        scores = [
+            s for name in plan.evaluate.formats for each in names for s in _score(at, name, each, contender, split)
+        ]
         files.write_json(at / SCORES, [to_json(score) for score in scores])
-        tried = [row for name in plan.evaluate.formats for row in _tries(at, name, names, step, split)]
+        tried = [row for name in plan.evaluate.formats for row in _tries(at, name, names, contender, split)]
         if tried:
             files.write_json(at / TRIES, [to_json(row) for row in tried])
         paths += [at / SCORES, *([at / TRIES] if tried else [])]
         done = manifest.finish(at, identity, paths, {"questions": len(asked)})
     return [folder / name for name in done.outputs]
+
+
+def right(run: Path, plan: Recipe, contender: Contender) -> dict[str, list[bool]]:
+    """What the rule of selection reads: of every out-of-distribution set, by question, whether the answer was right."""
+    sets, found = set(plan.questions.out_of_distribution), dict[str, list[tuple[str, bool]]]()
+    for each in predictions(run / "evaluate", contender, plan.select.format, plan.evaluate.decodings[0]):
+        if each.set in sets:
+            found.setdefault(each.set, []).append((each.question, each.grade == "right"))
+    return {name: [value for _, value in sorted(rows)] for name, rows in found.items()}
 
 
 def decodings(plan: Recipe, split: Split) -> list[str]:
@@ -77,21 +101,28 @@ def decodings(plan: Recipe, split: Split) -> list[str]:
 
 def free(split: Split) -> tuple[str, ...]:
     """Recipe keys of `evaluate` that the answers of a split do not depend on."""
-    return ("evaluate.cache",) if split == "test" else ("evaluate.cache", "evaluate.test_decodings")
+    own = ("evaluate.cache", "evaluate.mix")
+    return own if split == "test" else (*own, "evaluate.test_decodings")
 
 
-def predictions(folder: Path, step: int, format: str, decoding: str) -> Iterator[Prediction]:
-    """What a step answered, in the order of its file."""
-    return files.records(Prediction, folder / str(step) / f"{format}.{decoding}.jsonl")
+def predictions(folder: Path, contender: Contender, format: str, decoding: str) -> Iterator[Prediction]:
+    """What a contender answered, in the order of its file."""
+    return files.records(Prediction, folder / contender.name / f"{format}.{decoding}.jsonl")
 
 
-def scores(folder: Path, step: int) -> list[Score]:
-    return [from_json(Score, row) for row in files.read_json(folder / str(step) / SCORES)]
+def answered(folder: Path) -> list[Contender]:
+    """The contenders that have a folder of answers, finished or not, in their order."""
+    names = [path.name for path in folder.glob("*") if path.name[0].isdigit()]
+    return sorted(map(Contender.read, names))
 
 
-def tries(folder: Path, step: int) -> list[Tries]:
+def scores(folder: Path, contender: Contender) -> list[Score]:
+    return [from_json(Score, row) for row in files.read_json(folder / contender.name / SCORES)]
+
+
+def tries(folder: Path, contender: Contender) -> list[Tries]:
     """What fewer samples come to; empty where no decoding draws samples."""
-    path = folder / str(step) / TRIES
+    path = folder / contender.name / TRIES
     return [from_json(Tries, row) for row in files.read_json(path)] if path.exists() else []
 
 
@@ -100,41 +131,47 @@ def choice(run: Path) -> Choice:
     return from_json(Choice, files.read_json(run / "select" / "choice.json"))
 
 
-def open_step(run: Path, plan: Recipe, step: int) -> Student:
-    """The student at a step: 0 is the base, from the recipe; another is a checkpoint of the run."""
+def open_contender(run: Path, plan: Recipe, contender: Contender) -> Student:
+    """The student of a contender: the base, from the recipe; a checkpoint of the run; or a mix of the two, which is
+    made here and lies in no folder."""
     from potstill import students
 
-    if step == 0:
+    if contender == BASE:
         return students.base(plan)
-    path = run / "train" / "checkpoints" / str(step)
+    path = run / "train" / "checkpoints" / str(contender.step)
     if not path.is_dir():
         raise UserError("no such checkpoint", where=path, do=f"one of {checkpoints(run)}")
-    return students.at(plan, path)
+    student = students.at(plan, path)
+    if contender.share != 1:
+        students.mix(student, students.base(plan), contender.share)
+    return student
 
 
-def _inputs(run: Path, plan: Recipe, step: int) -> dict[str, str]:
+def _inputs(run: Path, plan: Recipe, contender: Contender) -> dict[str, str]:
     collect = manifest.finished(run / "collect")
     assert collect is not None
-    return {"collect": collect.digest, **_weights(run, plan, step)}
+    return {"collect": collect.digest, **_weights(run, plan, contender)}
 
 
-def _weights(run: Path, plan: Recipe, step: int) -> dict[str, str]:
-    """Digests of what the weights of a step are made from."""
+def _weights(run: Path, plan: Recipe, contender: Contender) -> dict[str, str]:
+    """Digests of what the weights of a contender are made from."""
     from potstill import students
 
-    if step == 0:
-        weights = students.identity(plan)
-    else:
-        train = manifest.finished(run / "train")
-        assert train is not None
-        prefix = f"train/checkpoints/{step}/"
-        # the engine's state is not part of what answers, and older steps lose it
-        weights = {
-            name: row["sha256"]
-            for name, row in train.outputs.items()
-            if name.startswith(prefix) and not name.endswith("engine.safetensors")
+    if contender == BASE:
+        return students.identity(plan)
+    train, folder = manifest.finished(run / "train"), run / "train" / "checkpoints" / str(contender.step)
+    prefix = f"{folder.relative_to(run).as_posix()}/"
+    if train is None:  # training itself asks
+        digests = {
+            prefix + path.relative_to(folder).as_posix(): files.digest(path) for path in sorted(folder.iterdir())
         }
-    return weights
+    else:
+        digests = {name: row["sha256"] for name, row in train.outputs.items() if name.startswith(prefix)}
+    # the engine's state is not part of what answers, and older steps lose it
+    weights = {name: digest for name, digest in digests.items() if not name.endswith("engine.safetensors")}
+    if contender.share == 1:
+        return weights
+    return {**students.identity(plan), **weights, "share": repr(contender.share)}
 
 
 def graders(plan: Recipe) -> dict[str, str]:
@@ -143,12 +180,19 @@ def graders(plan: Recipe) -> dict[str, str]:
 
 
 def _questions(run: Path, plan: Recipe, split: Split) -> list[Question]:
-    asked = plan.questions
-    return collected.questions(run, [*asked.in_distribution, *asked.out_of_distribution, *asked.generic], split)
+    sets = plan.questions
+    return collected.questions(run, [*sets.in_distribution, *sets.out_of_distribution, *sets.generic], split)
 
 
 def _answer(
-    run: Path, plan: Recipe, at: Path, engine: Engine, asked: list[Question], name: str, drawing: Drawing, step: int
+    run: Path,
+    plan: Recipe,
+    at: Path,
+    engine: Engine,
+    asked: list[Question],
+    name: str,
+    drawing: Drawing,
+    who: Contender,
 ) -> Path:
     from potstill import evaluation
 
@@ -157,7 +201,7 @@ def _answer(
     with files.Appender(path) as lines:
         done = {(row["question"], row["index"]) for _, row in files.read_jsonl(path)}
         total = len(asked) * drawing.samples
-        with progress.bar(f"step {step}", total, "answers", done=len(done)) as tick:
+        with progress.bar(f"step {who.label}", total, "answers", done=len(done)) as tick:
             for batch in evaluation.predict(
                 engine,
                 asked,
@@ -176,16 +220,16 @@ def _answer(
 
 
 @contextlib.contextmanager
-def _engine(run: Path, plan: Recipe, step: int) -> Iterator[Engine]:
-    """The engine of a step, remembering what it wrote if the recipe names a folder for that."""
+def _engine(run: Path, plan: Recipe, contender: Contender) -> Iterator[Engine]:
+    """The engine of a contender, remembering what it wrote if the recipe names a folder for that."""
     from potstill.engines import remembered
 
-    engine = engines.open(open_step(run, plan, step), plan.evaluate.engine)
+    engine = engines.open(open_contender(run, plan, contender), plan.evaluate.engine)
     if plan.evaluate.cache is None:
         yield engine
         return
-    weights = {**_weights(run, plan, step), "engine": plan.evaluate.engine}
-    if step == 0 and plan.student.model is None:  # random weights: a function of shape and seed
+    weights = {**_weights(run, plan, contender), "engine": plan.evaluate.engine}
+    if contender == BASE and plan.student.model is None:  # random weights: a function of shape and seed
         weights |= {"seed": str(plan.seed), "shape": repr(plan.student.shape)}
     at = Path(plan.evaluate.cache) / remembered.key(weights)
     with run_folder.locked(at), remembered.Remembered(engine, at / "answers.jsonl") as memory:
@@ -193,25 +237,25 @@ def _engine(run: Path, plan: Recipe, step: int) -> Iterator[Engine]:
         progress.say(f"{memory.remembered} answers remembered, {memory.written} written", "dim")
 
 
-def _choose(at: Path, name: str, each: str) -> Path:
+def _choose(at: Path, name: str, each: str, contender: Contender) -> Path:
     """The answers that a decoding chooses from its drawing's samples, as a file of their own."""
     path = at / f"{name}.{each}.jsonl"
-    drawn = predictions(at.parent, int(at.name), name, decoding.drawing_of(each))
+    drawn = predictions(at.parent, contender, name, decoding.drawing_of(each))
     files.write_jsonl(path, (to_json(chosen) for chosen in decoding.choose(each, drawn)))
     return path
 
 
-def _score(at: Path, name: str, each: str, step: int, split: Split) -> list[Score]:
+def _score(at: Path, name: str, each: str, contender: Contender, split: Split) -> list[Score]:
     from potstill import evaluation
 
-    answered = list(predictions(at.parent, step, name, each))
-    return evaluation.score(answered, step=step, split=split, format=name, decoding=each)
+    answered = list(predictions(at.parent, contender, name, each))
+    return evaluation.score(answered, contender=contender, split=split, format=name, decoding=each)
 
 
-def _tries(at: Path, name: str, names: list[str], step: int, split: Split) -> list[Tries]:
+def _tries(at: Path, name: str, names: list[str], contender: Contender, split: Split) -> list[Tries]:
     found = []
     for drawing in decoding.drawings(names):
         if drawing.sampled:
-            drawn = predictions(at.parent, step, name, drawing.name)
-            found += decoding.tries(drawn, step=step, split=split, format=name, drawing=drawing.name)
+            drawn = predictions(at.parent, contender, name, drawing.name)
+            found += decoding.tries(drawn, contender=contender, split=split, format=name, drawing=drawing.name)
     return found

@@ -185,6 +185,8 @@ def _training(plan: Recipe, train: Sequence[Question]) -> list[str]:
             f"                  {', '.join(times)};",
             f"                  {_duration(work / here)} at the {here / 1e12:.3f} TFLOP/s of one matrix product here",
         ]
+    if plan.train.stop_after is not None:
+        lines.append(f"  may stop        once {plan.train.stop_after} checkpoints came after the best on validation")
     return [*lines, ""]
 
 
@@ -198,7 +200,7 @@ def _measuring(plan: Recipe, loaded: dict[str, dict[str, list[Question]]]) -> li
 def _evaluation(plan: Recipe, loaded: dict[str, dict[str, list[Question]]]) -> list[str]:
     formats = len(plan.evaluate.formats)
     counts = {split: sum(len(found.get(split, [])) for found in loaded.values()) for split in ("validation", "test")}
-    steps = _kept(plan) + 1
+    steps = _kept(plan) * (1 + len(plan.evaluate.mix or ())) + 1
     rows: list[tuple[str, int, Split]] = [("evaluation", steps, "validation"), ("test", 2, "test")]
     drawn = [sum(each.samples for each in decoding.drawings(exam.decodings(plan, split))) for _, _, split in rows]
     told = " x texts drawn" if max(drawn) > 1 else ""

@@ -225,6 +225,53 @@ class Prediction:
     likelihood: float | None = None
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Contender:
+    """What can answer and be chosen: the student after a step of training, or its weights mixed with the base's.
+
+    share  of the student's weights, the rest are the base's; 1 is the checkpoint itself
+
+    >>> Contender(350).name, Contender(350, 0.3).name, Contender(350, 0.3).label
+    ('350', '350-0.3', '350 × 0.3')
+    >>> Contender.read("350-0.3"), Contender.read(350).written
+    (Contender(step=350, share=0.3), 350)
+    """
+
+    step: int
+    share: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.step}" if self.share == 1 else f"{self.step}-{self.share!r}"
+
+    @property
+    def label(self) -> str:
+        """For people: the step, and what its weights were multiplied with."""
+        return f"{self.step}{self.mixed}"
+
+    @property
+    def mixed(self) -> str:
+        return "" if self.share == 1 else f" × {self.share!r}"
+
+    @property
+    def written(self) -> int | str:
+        """In JSON: a step is a number, a mix is its name."""
+        return self.step if self.share == 1 else self.name
+
+    @classmethod
+    def read(cls, written: int | str) -> Self:
+        """The reverse of `written` and of `name`. Raises ValueError on anything else."""
+        step, mixed, share = str(written).partition("-")
+        found = cls(int(step), float(share) if mixed else 1.0)
+        if found.name != str(written):
+            raise ValueError(f"no contender: {written!r}")
+        return found
+
+
+BASE: Final = Contender(0)
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """How a checkpoint did on one set. `accuracy` is right / n; `low` and `high` bound its 95 % interval.
@@ -234,7 +281,7 @@ class Score:
     chance (see `intervals.clustered`); `low` and `high` are for other questions of the same tasks.
     """
 
-    step: int
+    contender: Contender
     set: str
     split: Split
     format: str
@@ -261,7 +308,7 @@ class Tries:
     accuracy  with `low` and `high`, the bounds of its 95 % interval over questions
     """
 
-    step: int
+    contender: Contender
     set: str
     split: Split
     format: str
@@ -276,17 +323,17 @@ class Tries:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The selected checkpoint, the rule, and the table it was chosen from: one row a step, step -> value.
+    """The selected checkpoint, the rule, and the table it was chosen from: one row a contender, with its value.
 
-    tied  the steps whose value lies within the paired interval of the best: choosing among them is chance
+    tied  the contenders whose value lies within the paired interval of the best: choosing among them is chance
     """
 
-    step: int
+    contender: Contender
     rule: str
     format: str
     decoding: str
-    table: tuple[tuple[int, float], ...]
-    tied: tuple[int, ...] = ()
+    table: tuple[tuple[Contender, float], ...]
+    tied: tuple[Contender, ...] = ()
 
 
 def running_spans(tokens: Sequence[bytes]) -> tuple[tuple[int, int], ...]:

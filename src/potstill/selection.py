@@ -3,7 +3,7 @@
     >>> before = {"svamp": [False, False], "asdiv": [True, False]}
     >>> table = {0: before, 100: {"svamp": [True, False], "asdiv": [True, True]}}
     >>> select(table, "mean-out-of-distribution")
-    Selection(step=100, table=((0, 0.25), (100, 0.75)), tied=(0, 100))
+    Selection(best=100, table=((0, 0.25), (100, 0.75)), tied=(0, 100))
 
 The best checkpoint in distribution is not the best out of distribution (PAPER section 1, finding 7): the rule reads the
 mean over the out-of-distribution validation sets of the accuracy in each. The best of many is best partly by
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Generic, Protocol, TypeVar, runtime_checkable
 
 from potstill import intervals
 from potstill.errors import UserError
@@ -23,27 +23,36 @@ VERSION: Final = 1  # of the rules and their intervals; stored with the choice
 RULES: Final = ("mean-out-of-distribution",)
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """What `records.Choice` needs of it: the best step, (step, value) by step, and the steps tied with the best."""
+@runtime_checkable
+class _Ordered(Protocol):
+    def __lt__(self, other: Any, /) -> bool: ...
 
-    step: int
-    table: tuple[tuple[int, float], ...]
-    tied: tuple[int, ...]
+
+C = TypeVar("C", bound=_Ordered)  # a contender, or whatever has an order
+
+
+@dataclass(frozen=True, slots=True)
+class Selection(Generic[C]):
+    """What `records.Choice` needs of it: the best contender, the value of each in their order, and which are tied with
+    the best."""
+
+    best: C
+    table: tuple[tuple[C, float], ...]
+    tied: tuple[C, ...]
 
 
 def select(
-    table: Mapping[int, Mapping[str, Sequence[bool]]],
+    table: Mapping[C, Mapping[str, Sequence[bool]]],
     rule: str = "mean-out-of-distribution",
     *,
     seed: int = 0,
     level: float = 0.95,
     draws: int = 2000,
-) -> Selection:
-    """The best step of `table`: step -> set -> right or not for each question, in one order for all steps.
+) -> Selection[C]:
+    """The best contender of `table`: contender -> set -> right or not for each question, in one order for all.
 
-    The caller passes the out-of-distribution validation sets only. Of equal values the earlier step wins.
-    tied  steps whose paired interval of the difference to the best holds 0, the best itself among them
+    The caller passes the out-of-distribution validation sets only. Of equal values the first contender wins.
+    tied  contenders whose paired interval of the difference to the best holds 0, the best itself among them
     Raises UserError for an unknown rule, an empty table, and steps that answered different sets or counts of questions.
     """
     if rule not in RULES:
@@ -51,7 +60,7 @@ def select(
     steps = sorted(table)
     _check(table, steps)
     values = {step: value(table[step]) for step in steps}
-    best = max(steps, key=lambda step: (values[step], -step))
+    best = max(steps, key=values.__getitem__)  # the first of equals
     tied = [step for step in steps if step == best or _tied(table[best], table[step], seed, level, draws)]
     return Selection(best, tuple(values.items()), tuple(tied))
 
@@ -59,6 +68,15 @@ def select(
 def value(right: Mapping[str, Sequence[bool]]) -> float:
     """Mean over the sets of the accuracy in each: every set weighs the same, whatever its size."""
     return sum(sum(map(bool, answers)) / len(answers) for answers in right.values()) / len(right)
+
+
+def since_best(values: Sequence[float]) -> int:
+    """How many candidates came after the best of those so far, in their order; of equal values the first is the best.
+
+    >>> since_best([0.1, 0.3, 0.2, 0.3]), since_best([0.1, 0.3, 0.4])
+    (2, 0)
+    """
+    return len(values) - 1 - max(range(len(values)), key=values.__getitem__)
 
 
 def _tied(
@@ -69,7 +87,7 @@ def _tied(
     return low <= 0 <= high
 
 
-def _check(table: Mapping[int, Mapping[str, Sequence[bool]]], steps: Sequence[int]) -> None:
+def _check(table: Mapping[C, Mapping[str, Sequence[bool]]], steps: Sequence[C]) -> None:
     if not steps:
         raise UserError("no checkpoint was evaluated", where="select", do="run `evaluate` first")
     sizes = {name: len(right) for name, right in table[steps[0]].items()}

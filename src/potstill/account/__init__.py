@@ -19,7 +19,7 @@ from potstill.account import controls, counts, samples
 from potstill.account.controls import taught
 from potstill.files import manifest, tables
 from potstill.recipe import Recipe, Shape
-from potstill.records import Choice, Grade, Semantics
+from potstill.records import BASE, Choice, Grade, Semantics
 
 __all__ = ["STAGES", "controls", "counts", "taught", "tell"]
 
@@ -39,9 +39,9 @@ def tell(run: Path, plan: Recipe) -> story.Story:
     groups = groups_of(plan)
     solved = _solved(run)
     chains = run / "sample" / "chains.parquet"
-    steps = [0, *exam.checkpoints(run)]
+    answered = [BASE, *exam.contenders(run)]
     metrics = [row for _, row in files.read_jsonl(run / "train" / "metrics.jsonl")]
-    validation = tuple(score for step in steps for score in exam.scores(run / "evaluate", step))
+    validation = tuple(score for each in answered for score in exam.scores(run / "evaluate", each))
     read = tuple(samples.pick(run, plan, choice, groups, {name for own in solved.values() for name in own}))
     asked = [(name, each) for name in plan.evaluate.formats for each in exam.decodings(plan, "test")]
     comparisons = tuple(row for name, each in asked for row in _comparisons(run, choice, name, each))
@@ -56,13 +56,13 @@ def tell(run: Path, plan: Recipe) -> story.Story:
         comparisons=comparisons,
         controls=tuple(controls.read(run, plan, choice, name) for name in plan.report.controls),
         validation=validation,
-        tries=tuple(row for step in dict.fromkeys((0, choice.step)) for row in exam.tries(run / "test", step)),
+        tries=tuple(row for who in dict.fromkeys((BASE, choice.contender)) for row in exam.tries(run / "test", who)),
         losses=tuple((row["step"], row["loss"]) for row in metrics),
         sources=tuple(
             _source(name, semantics, solved[name]) for name, semantics in sorted(tables.sources(chains).items())
         ),
         alignment=_alignment(run, plan),
-        costs=tuple(counts.costs(run, metrics, choice.step, validation, comparisons)),
+        costs=tuple(counts.costs(run, metrics, choice.contender.step, validation, comparisons)),
         outcomes=samples.outcomes(run, choice),
         samples=read,
         pictured=samples.pictured(run, plan, read),
@@ -78,6 +78,7 @@ def tell(run: Path, plan: Recipe) -> story.Story:
                 else []
             ),
             *_replay(run, plan),
+            *_stopped(run, plan),
             *([CHAT] if _counts(run, "train").get("chat_template") else []),
         ),
         seed=plan.seed,
@@ -101,6 +102,16 @@ def _replay(run: Path, plan: Recipe) -> Iterator[str]:
         yield (
             f"Replay: {weight} were {rows} rows of {names}, none of them a validation or test question"
             f" ({near} too near to one were left out)."
+        )
+
+
+def _stopped(run: Path, plan: Recipe) -> Iterator[str]:
+    """That training ended by itself, where it did."""
+    counts = _counts(run, "train")
+    if counts.get("stopped"):
+        yield (
+            f"Training stopped at step {counts['steps']} of {plan.train.steps}:"
+            f" the last {plan.train.stop_after} checkpoints were no better on validation than one before them."
         )
 
 
@@ -147,7 +158,7 @@ def _solved(run: Path) -> dict[str, dict[str, Counter[tuple[Grade, str | None]]]
 
 
 def _comparisons(run: Path, choice: Choice, format: str, decoding: str) -> Iterator[story.Comparison]:
-    base, chosen = (controls.answered(run, step, format, decoding) for step in (0, choice.step))
+    base, chosen = (controls.answered(run, who, format, decoding) for who in (BASE, choice.contender))
     for name in chosen.scores:
         yield controls.compare(base, chosen, name)
 

@@ -17,7 +17,7 @@ from potstill.errors import UserError
 from potstill.files import manifest
 from potstill.prompts import FORMATS
 from potstill.recipe import Recipe
-from potstill.records import Choice, Score
+from potstill.records import BASE, Choice, Contender, Score
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +33,12 @@ def inputs(run: Path, plan: Recipe) -> dict[str, str]:
     return {f"report.controls {name}": _finished(run, name, "test").digest for name in plan.report.controls}
 
 
-def answered(run: Path, step: int, format: str, decoding: str) -> Answered:
-    """The test answers of a step in a format and decoding, with their scores."""
+def answered(run: Path, who: Contender, format: str, decoding: str) -> Answered:
+    """The test answers of a contender in a format and decoding, with their scores."""
     right: dict[str, dict[str, bool]] = {}
-    for prediction in exam.predictions(run / "test", step, format, decoding):
+    for prediction in exam.predictions(run / "test", who, format, decoding):
         right.setdefault(prediction.set, {})[prediction.question] = prediction.grade == "right"
-    scores = [
-        score for score in exam.scores(run / "test", step) if (score.format, score.decoding) == (format, decoding)
-    ]
+    scores = [score for score in exam.scores(run / "test", who) if (score.format, score.decoding) == (format, decoding)]
     return Answered({score.set: score for score in scores}, right)
 
 
@@ -64,10 +62,10 @@ def read(run: Path, plan: Recipe, choice: Choice, name: str) -> story.Control:
     _same_questions(run, name, plan)
     own = recipe.load(other / "recipe.yaml")
     theirs = exam.choice(other)
-    base = answered(run, 0, choice.format, choice.decoding)
-    chosen = answered(other, theirs.step, theirs.format, theirs.decoding)
+    base = answered(run, BASE, choice.format, choice.decoding)
+    chosen = answered(other, theirs.contender, theirs.format, theirs.decoding)
     rows = tuple(compare(base, chosen, each) for each in base.scores)
-    return story.Control(name, taught(own), own.train.steps, rows)
+    return story.Control(name, taught(own), _finished(run, name, "train").counts["steps"], rows)
 
 
 def taught(plan: Recipe) -> str:

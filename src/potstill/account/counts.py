@@ -7,6 +7,7 @@ report.
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def costs(
     yield from _replayed(metrics)
     yield story.Cost("evaluate", "answers on validation", sum(score.n for score in validation))
     scores = [score for row in comparisons for score in (row.base, row.chosen)]
-    own = {(score.step, score.set, score.format, score.decoding): score.n for score in scores}
+    own = {(score.contender, score.set, score.format, score.decoding): score.n for score in scores}
     yield story.Cost("test", "answers on test", sum(own.values()))
 
 
@@ -53,6 +54,21 @@ def _replayed(metrics: Sequence[Mapping[str, Any]]) -> Iterator[story.Cost]:
     if replayed.NAME in taught:
         for name, positions in sorted(taught.items(), key=lambda pair: (pair[0] == replayed.NAME, pair[0])):
             yield story.Cost("train", f"of these positions: {name}", positions)
+
+
+def speed(run: Path) -> story.Speed | None:
+    """What training took, by the medians of its steps; None where no step was measured."""
+    path = run / "train" / "speed.jsonl"
+    rows = [row for _, row in files.read_jsonl(path)] if path.exists() else []
+    if not rows:
+        return None
+    used = [row["utilisation"] for row in rows if row["utilisation"] is not None]
+    return story.Speed(
+        len(rows),
+        statistics.median(row["tokens_per_second"] for row in rows),
+        statistics.median(row["operations"] / row["seconds"] for row in rows),
+        statistics.median(used) if used else None,
+    )
 
 
 def times(run: Path) -> tuple[story.Time, ...]:

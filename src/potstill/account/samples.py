@@ -12,7 +12,7 @@ from potstill.files import tables
 from potstill.prompts import FORMATS
 from potstill.questions import collected
 from potstill.recipe import Recipe
-from potstill.records import Chain, Choice, Prediction, Question, Verdict
+from potstill.records import BASE, Chain, Choice, Contender, Prediction, Question, Verdict
 from potstill.teachers import local
 
 CHAINS_SHOWN = 6  # of one question
@@ -95,13 +95,13 @@ def _chains(run: Path, chosen: Collection[str]) -> dict[str, list[tuple[Chain, V
 
 def _answers(run: Path, choice: Choice) -> Answers:
     """Validation question -> the answers of the base and of the chosen step."""
-    before = {each.question: each for each in _predictions(run, 0, choice)}
-    after = {each.question: each for each in _predictions(run, choice.step, choice)}
+    before = {each.question: each for each in _predictions(run, BASE, choice)}
+    after = {each.question: each for each in _predictions(run, choice.contender, choice)}
     return {name: (before[name], after[name]) for name in before}
 
 
-def _predictions(run: Path, step: int, choice: Choice) -> Iterator[Prediction]:
-    return exam.predictions(run / "evaluate", step, choice.format, choice.decoding)
+def _predictions(run: Path, who: Contender, choice: Choice) -> Iterator[Prediction]:
+    return exam.predictions(run / "evaluate", who, choice.format, choice.decoding)
 
 
 def _spread(by_set: Mapping[str, list[Question]], most: int) -> list[Question]:

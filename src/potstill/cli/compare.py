@@ -9,6 +9,7 @@ a set with several tasks the mean over tasks is compared too, with an interval t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from potstill import exam, files, intervals, story
 from potstill.cli import show
 from potstill.errors import UserError
 from potstill.files import manifest
-from potstill.records import Prediction
+from potstill.records import Contender, Prediction
 
 Key = tuple[str, int]
 
@@ -98,12 +99,14 @@ def _sides(first: str, second: str) -> tuple[Side, Side]:
     named = [_named(each) for each in (first, second)]
     for stage in ("test", "evaluate"):
         folders = [run / stage for run, _ in named]
-        steps = [_step(run, step, stage) for run, step in named]
-        there = [manifest.finished(folder / str(step)) for folder, step in zip(folders, steps, strict=True)]
+        steps = [_contender(run, who, stage) for run, who in named]
+        pairs = list(zip(folders, steps, strict=True))
+        there = [manifest.finished(folder / who.name) if who else None for folder, who in pairs]
         if all(made is not None for made in there):
             a, b = (
-                Side(f"{run.name} step {step}", _answers(folder / str(step)))
-                for (run, _), folder, step in zip(named, folders, steps, strict=True)
+                Side(f"{run.name} step {who.label}", _answers(folder / who.name))
+                for (run, _), folder, who in zip(named, folders, steps, strict=True)
+                if who is not None
             )
             if not any(a.answers[name].keys() & b.answers[name].keys() for name in a.answers.keys() & b.answers.keys()):
                 do = "compare runs that measured the same sets in the same format and decoding"
@@ -113,22 +116,25 @@ def _sides(first: str, second: str) -> tuple[Side, Side]:
     raise UserError("not both have answered", where=missing, do="name finished runs, or steps that both were evaluated")
 
 
-def _named(text: str) -> tuple[Path, int | None]:
-    """`runs/a@500`: the folder, and the step if one is named."""
-    path, at, step = text.rpartition("@")
-    if not at or not step.isdigit():
-        path, step = text, ""
-    show.recipe_of(Path(path))
-    return Path(path), int(step) if step else None
+def _named(text: str) -> tuple[Path, Contender | None]:
+    """`runs/a@500`, `runs/a@500-0.3`: the folder, and the step or mix if one is named."""
+    path, at, name = text.rpartition("@")
+    found = None
+    if at:
+        with contextlib.suppress(ValueError):
+            found = Contender.read(name)
+    path = Path(text if found is None else path)
+    show.recipe_of(path)
+    return path, found
 
 
-def _step(run: Path, step: int | None, stage: str) -> int | None:
-    """The step that is meant: the one named, else the chosen one, else the only one."""
-    if step is not None:
-        return step
+def _contender(run: Path, named: Contender | None, stage: str) -> Contender | None:
+    """What is meant: the one named, else the chosen one, else the only one."""
+    if named is not None:
+        return named
     if (run / "select" / "choice.json").is_file():
-        return exam.choice(run).step
-    there = sorted(int(path.name) for path in (run / stage).glob("*") if path.name.isdigit())
+        return exam.choice(run).contender
+    there = exam.answered(run / stage)
     return there[0] if len(there) == 1 else None
 
 

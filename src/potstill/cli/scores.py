@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from potstill import exam, story
-from potstill.records import Score
+from potstill.records import BASE, Score
 
 
 def summary(folder: Path) -> None:
@@ -20,7 +20,7 @@ def summary(folder: Path) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     format = ""
-    for score in exam.scores(folder / "test", 0):
+    for score in exam.scores(folder / "test", BASE):
         if (score.format, score.decoding) != format:
             format = score.format, score.decoding
             table.add_row(Text(" ".join(format), "bold"))

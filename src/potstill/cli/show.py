@@ -162,18 +162,17 @@ def batch(folder: Path, step: int) -> None:
 def prediction(folder: Path, question: str) -> None:
     """What every step whose evaluation is finished answered to a validation question."""
     plan = recipe_of(folder)
-    steps = sorted(int(path.name) for path in (folder / "evaluate").glob("*") if path.name.isdigit())
     table = Table("step", "format", "grade", "found", "text", box=None, pad_edge=False)
     rows, example = 0, ""
-    for step in steps:
-        if manifest.finished(folder / "evaluate" / str(step)) is None:
+    for who in exam.answered(folder / "evaluate"):
+        if manifest.finished(folder / "evaluate" / who.name) is None:
             continue
         for name in plan.evaluate.formats:
-            for answer in exam.predictions(folder / "evaluate", step, name, plan.evaluate.decodings[0]):
+            for answer in exam.predictions(folder / "evaluate", who, name, plan.evaluate.decodings[0]):
                 example = example or f", such as {answer.question}"
                 if answer.question == question:
                     grade = Text(answer.grade, GRADES[answer.grade])
-                    table.add_row(str(step), name, grade, _text(answer.found or ""), _text(answer.text))
+                    table.add_row(who.label, name, grade, _text(answer.found or ""), _text(answer.text))
                     rows += 1
     if not rows:
         raise UserError("no answer to this question", where=question, do=f"name a validation question{example}")
@@ -203,9 +202,8 @@ def summary(folder: Path) -> None:
     if others := [" ".join(each) for each in formats if each != story.main_format(told)]:
         console.print(_text(f"also measured, on the page: {', '.join(others)}", "dim"))
     choice = exam.choice(folder)
-    console.print(
-        f"chosen: step {choice.step} ({choice.rule})\nintervals are over the questions of one seed", style="dim"
-    )
+    console.print(f"chosen: step {choice.contender.label} ({choice.rule})", style="dim")
+    console.print("intervals are over the questions of one seed", style="dim")
     console.print(_text(f"page: {folder / 'report' / 'index.html'}"), soft_wrap=True)
 
 

@@ -24,16 +24,17 @@ from typing import Any, Final
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from potstill.page.sentences import controls_sentence, count, duration, percent, sentence
+from potstill.page.sentences import controls_sentence, count, duration, label, percent, sentence
 from potstill.page.spreadsheet import tables, times_csv
 from potstill.page.tokens import SHADES, pieces
-from potstill.records import Score, Tries
+from potstill.records import BASE, Contender, Score, Tries
 from potstill.story import (
     GROUPS,
     OUTCOMES,
     Comparison,
     Group,
     Sample,
+    Speed,
     Story,
     Time,
     changes,
@@ -47,7 +48,7 @@ from potstill.story import (
     visible,
 )
 
-__all__ = ["controls_sentence", "count", "measured", "percent", "render", "sentence", "tables"]
+__all__ = ["controls_sentence", "count", "label", "measured", "percent", "render", "sentence", "tables"]
 
 VERSION: Final = 4  # of what the page and its tables show; stored by the stage that writes them
 SECTIONS: Final = (
@@ -80,6 +81,7 @@ def render(story: Story, figures: Mapping[str, str]) -> str:
         formats=_formats(story),
         tried=_tried(story),
         trained=trained(story),
+        mixed=any(row.contender.share != 1 for row in checkpoints(story)),
         unfinite=sum(not math.isfinite(loss) for _, loss in story.losses),
         groups=GROUPS,
         costs=[(stage, list(rows)) for stage, rows in groupby(story.costs, lambda cost: cost.stage)],
@@ -93,9 +95,9 @@ def render(story: Story, figures: Mapping[str, str]) -> str:
     return _shown(html)
 
 
-def measured(story: Story, times: Sequence[Time]) -> dict[str, str]:
+def measured(story: Story, times: Sequence[Time], speed: Speed | None = None) -> dict[str, str]:
     """File name -> text of what depends on the machine: a page and a table of seconds and memory."""
-    html = _template("time.html.jinja").render(story=story, css=Markup(_own("page.css")), times=times)
+    html = _template("time.html.jinja").render(story=story, css=Markup(_own("page.css")), times=times, speed=speed)
     return {"time.html": _shown(html), "time.csv": times_csv(times)}
 
 
@@ -109,7 +111,7 @@ def _environment() -> Environment:
     made = Environment(
         loader=FunctionLoader(_own), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters.update(percent=percent, points=points, count=count, duration=duration)
+    made.filters.update(percent=percent, points=points, count=count, duration=duration, label=label)
     return made
 
 
@@ -174,10 +176,10 @@ def _formats(story: Story) -> list[tuple[str, str, bool, list[tuple[Group, list[
 def _tried(story: Story) -> list[tuple[str, str, list[tuple[str, str, int, list[Tries]]]]]:
     """Of every format and drawing the rows by set, student and number of samples (1, 2, 4, ... and all of them), each
     with a cell for the vote, the likeliest, and any right one."""
-    found: dict[tuple[str, str], dict[tuple[str, int, int], list[Tries]]] = {}
+    found: dict[tuple[str, str], dict[tuple[str, Contender, int], list[Tries]]] = {}
     for each in story.tries:
         rows = found.setdefault((each.format, each.drawing), {})
-        rows.setdefault((each.set, each.step, each.k), []).append(each)
+        rows.setdefault((each.set, each.contender, each.k), []).append(each)
     told = []
     for (format, drawing), rows in found.items():
         most = max(k for _, _, k in rows)
@@ -188,15 +190,15 @@ def _tried(story: Story) -> list[tuple[str, str, list[tuple[str, str, int, list[
     return told
 
 
-def _student(step: int) -> str:
-    return f"step {step}" if step else "base"
+def _student(who: Contender) -> str:
+    return "base" if who == BASE else f"step {who.label}"
 
 
 def _counted(story: Story, row: Comparison, main: bool) -> list[Counted]:
     """The rows of one set: base, chosen checkpoint, and the controls where they are compared with."""
     rows: list[Counted] = [("base", row.base, None)]
     if trained(story):
-        rows.append((f"step {row.chosen.step}", row.chosen, row))
+        rows.append((_student(row.chosen.contender), row.chosen, row))
         for control in story.controls if main else ():
             rows += [
                 (control.taught, each.chosen, each) for each in control.comparisons if each.chosen.set == row.chosen.set

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from potstill.records import BASE, Contender
 from potstill.story import Change, Interval, Line, Story, changes, lines, points
 
 PLACES = {
@@ -22,7 +23,7 @@ def sentence(story: Story) -> str:
     found = changes(story)
     if not found:
         return "Nothing was compared: the run has no scores on the test split."
-    if story.choice and story.choice.step == 0:
+    if story.choice and story.choice.contender == BASE:
         scores = ", ".join(
             f"{percent(each.base)} {PLACES[each.group]} ({_sets(each)}; 95\xa0% interval {_bounds(each.base)})"
             for each in found
@@ -34,7 +35,7 @@ def sentence(story: Story) -> str:
         f"95\xa0% interval {points(each.difference.low)} to {points(each.difference.high)})"
         for each in found
     ]
-    step = f"After {count(story.choice.step)} training steps" if story.choice else "After training"
+    step = f"After {_steps(story.choice.contender)}" if story.choice else "After training"
     return f"{step}, accuracy on the test split went {_listed(parts)}."
 
 
@@ -58,6 +59,15 @@ def count(number: int) -> str:
     return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}") if abs(number) > 9999 else str(number)
 
 
+def label(who: Contender) -> str:
+    """A contender in a table or beside a word: its step, and its share where it is a mix.
+
+    >>> label(Contender(350)), label(Contender(350, 0.3))
+    ('350', '350 × 0.3')
+    """
+    return f"{count(who.step)}{who.mixed}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them."""
     whole = round(seconds)
@@ -76,6 +86,11 @@ def _listed(parts: Sequence[str]) -> str:
 
 def _bounds(shown: Interval) -> str:
     return f"{percent(shown.low)} to {percent(shown.high)}"
+
+
+def _steps(who: Contender) -> str:
+    steps = f"{count(who.step)} training steps"
+    return steps if who.share == 1 else f"{steps}, {percent(who.share)} of what they changed"
 
 
 def _sets(change: Change) -> str:

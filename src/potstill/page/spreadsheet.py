@@ -85,7 +85,7 @@ def _summary(story: Story) -> Table:
     """One row a student and set, and one a student and group: the table that sums the run up."""
     rows: list[tuple[Cell, ...]] = []
     for line in lines(story):
-        who = (line.name, line.taught, line.step, line.format)
+        who = (line.name, line.taught, line.contender.written, line.format)
         rows += [(*who, "set", name, story.groups[name], *_measured(cell)) for name, cell in line.sets.items()]
         rows += [(*who, "mean over sets", group, group, *_measured(cell)) for group, cell in line.groups.items()]
     names = ("student", "taught", "step", "format", "of", "name", "group", "n", "accuracy", "low", "high")
@@ -110,7 +110,7 @@ def _before_after(story: Story) -> Table:
 
 
 def _counted(story: Story, role: str, score: Score, against: Comparison | None) -> tuple[Cell, ...]:
-    where = (score.set, story.groups[score.set], score.format, score.decoding, role, score.step)
+    where = (score.set, story.groups[score.set], score.format, score.decoding, role, score.contender.written)
     numbers = tuple(getattr(score, name) for name in (*NUMBERS, *TASKS))
     if against is None:
         return (*where, *numbers, None, None, None, None, None)
@@ -120,13 +120,13 @@ def _counted(story: Story, role: str, score: Score, against: Comparison | None) 
 
 def _tries(story: Story) -> Table:
     names = ("step", "set", "format", "drawing", "how", "k", "n", "accuracy", "low", "high")
-    return names, [tuple(getattr(each, name) for name in names) for each in story.tries]
+    return names, [(each.contender.written, *(getattr(each, name) for name in names[1:])) for each in story.tries]
 
 
 def _tradeoff(story: Story) -> Table:
-    chosen = story.choice.step if story.choice else None
+    chosen = story.choice.contender if story.choice else None
     rows: list[tuple[Cell, ...]] = [
-        (row.step, group, mean.value, mean.low, mean.high, "chosen" if row.step == chosen else "")
+        (row.contender.written, group, mean.value, mean.low, mean.high, "chosen" if row.contender == chosen else "")
         for row in checkpoints(story)
         for group, mean in row.groups.items()
     ]
@@ -135,7 +135,10 @@ def _tradeoff(story: Story) -> Table:
 
 def _validation(story: Story) -> Table:
     where = ("step", "set", "format", "decoding", *NUMBERS)
-    rows = [tuple(getattr(score, name) for name in (*where, *TASKS)) for score in story.validation]
+    rows: list[tuple[Cell, ...]] = [
+        (score.contender.written, *(getattr(score, name) for name in (*where[1:], *TASKS)))
+        for score in story.validation
+    ]
     return (*where, *TASKS.values()), rows
 
 
@@ -144,8 +147,8 @@ def _selection(story: Story) -> Table:
         return (), []
     choice = story.choice
     rows = [
-        (step, value, "chosen" if step == choice.step else "", "tied" if step in choice.tied else "")
-        for step, value in choice.table
+        (each.written, value, "chosen" if each == choice.contender else "", "tied" if each in choice.tied else "")
+        for each, value in choice.table
     ]
     return ("step", "value", "chosen", "tied"), list(rows)
 

@@ -34,6 +34,7 @@ from potstill.plots.canvas import (
     step_axis,
 )
 from potstill.plots.labels import name_points
+from potstill.records import Contender
 from potstill.story import (
     Checkpoint,
     Comparison,
@@ -55,15 +56,16 @@ SPECIALIZED: Final[tuple[Group, ...]] = ("in-distribution", "out-of-distribution
 def draw(story: Story) -> dict[str, str]:
     """Every figure that the story has data for: `name` for a wide page and `name-narrow` for a phone."""
     found: dict[str, str] = {}
-    steps, chosen = checkpoints(story), story.choice.step if story.choice else None
+    steps, best = checkpoints(story), story.choice.contender if story.choice else None
+    pure, chosen = [row for row in steps if row.contender.share == 1], best.step if best else None
     mine = main_comparisons(story)
     for suffix, width in (("", WIDE), ("-narrow", NARROW)):
         if mine and trained(story):
             found["before-after" + suffix] = before_after(mine, story.groups, story.controls, width=width)
         if _two_sided(steps):
-            found["tradeoff" + suffix] = tradeoff(steps, chosen, width=width)
-        if len(steps) > 1:
-            found["accuracy" + suffix] = curve(steps, story.groups, chosen, width=width)
+            found["tradeoff" + suffix] = tradeoff(steps, best, width=width)
+        if len(pure) > 1:
+            found["accuracy" + suffix] = curve(pure, story.groups, chosen, width=width)
         if sum(math.isfinite(loss) for _, loss in story.losses) > 1:
             found["loss" + suffix] = losses(story.losses, chosen, width=width)
         if story.pictured:
@@ -127,7 +129,7 @@ def before_after(
 
 
 @rc_context(STYLE)
-def tradeoff(rows: Sequence[Checkpoint], chosen: int | None, *, width: int = WIDE) -> str:
+def tradeoff(rows: Sequence[Checkpoint], chosen: Contender | None, *, width: int = WIDE) -> str:
     """Specialized accuracy against generic accuracy through training: a panel for each specialized group."""
     shown: list[Group] = [group for group in SPECIALIZED if any(group in row.groups for row in rows)]
     narrow = width < 600
@@ -141,17 +143,18 @@ def tradeoff(rows: Sequence[Checkpoint], chosen: int | None, *, width: int = WID
         start, below = (left, (lines - 1 - at) * panel) if narrow else (left + at * (each + gap), 0)
         axes = canvas.axes(figure, start, below + bottom, each, panel - top - bottom)
         both = [row for row in rows if {"generic", group} <= set(row.groups)]
-        dots = [(row.step, row.groups["generic"], row.groups[group]) for row in both]
+        dots = [(row.contender, row.groups["generic"], row.groups[group]) for row in both]
+        path = [(x.value, y.value) for who, x, y in dots if who.share == 1]
         hue = HUE[group]
         percent_axis(axes, "x", values)
         percent_axis(axes, "y", values)
         axes.set_title(f"{group} accuracy", loc="left", size=SIZE, weight="bold", color=hue, pad=12)
         axes.set_xlabel("generic accuracy", color=SOFT, labelpad=8)
-        axes.plot([x.value for _, x, _ in dots], [y.value for _, _, y in dots], color=hue, alpha=0.45)
-        for step, x, y in dots:
+        axes.plot([x for x, _ in path], [y for _, y in path], color=hue, alpha=0.45)
+        for who, x, y in dots:
             axes.hlines(y.value, x.low, x.high, color=hue, linewidth=1.2, alpha=0.3)
             axes.vlines(x.value, y.low, y.high, color=hue, linewidth=1.2, alpha=0.3)
-            face, size = (hue, 10) if step == chosen else (PAPER, 7)
+            face, size = (hue, 10) if who == chosen else (PAPER, 7 if who.share == 1 else 5)
             axes.plot(x.value, y.value, MARKER[group], color=hue, markerfacecolor=face, markersize=size)
         name_points(axes, dots, chosen)
     return canvas.svg(figure, "tradeoff", "Validation: specialized accuracy against generic, one point a checkpoint.")
@@ -173,9 +176,9 @@ def curve(rows: Sequence[Checkpoint], groups: Mapping[str, Group], chosen: int |
         line, column = divmod(at, columns)
         start, below = left + column * (each + gap), height - (line + 1) * panel + foot
         axes = canvas.axes(figure, start, below, each, panel - head - foot)
-        dots = [(row.step, row.sets[name]) for row in rows if name in row.sets]
+        dots = [(row.contender.step, row.sets[name]) for row in rows if name in row.sets]
         percent_axis(axes, "y", values, ticks=4)
-        step_axis(axes, [row.step for row in rows], chosen)
+        step_axis(axes, [row.contender.step for row in rows], chosen)
         if column:
             axes.tick_params(labelleft=False)
         colour, marker = HUE[groups[name]], MARKER[groups[name]]

@@ -17,32 +17,34 @@ from itertools import pairwise
 from matplotlib.axes import Axes
 
 from potstill.plots.canvas import SMALL, SOFT
+from potstill.records import BASE, Contender
 from potstill.story import Interval
 
 Box = tuple[float, float, float, float]
-Dot = tuple[int, Interval, Interval]  # step, across, up
+Dot = tuple[Contender, Interval, Interval]  # who, across, up
 HIGH = 14.0  # of a line of small text
 DISTANCES = (10, 22, 36, 52)
 DIRECTIONS = 16
 
 
-def name_points(axes: Axes, dots: Sequence[Dot], chosen: int | None) -> None:
-    """Write each point's step beside it. No two names overlap where the panel has room for them."""
+def name_points(axes: Axes, dots: Sequence[Dot], chosen: Contender | None) -> None:
+    """Write each point's label beside it. No two names overlap where the panel has room for them."""
     to_pixels, to_data = axes.transData.transform, axes.transData.inverted().transform
     places = [tuple(map(float, to_pixels((x.value, y.value)))) for _, x, y in dots]
     lines: list[Box] = []
     for (_, x, y), (across, up) in zip(dots, places, strict=True):
         lines.append((float(to_pixels((x.low, 0))[0]), up - 1, float(to_pixels((x.high, 0))[0]), up + 1))
         lines.append((across - 1, float(to_pixels((0, y.low))[1]), across + 1, float(to_pixels((0, y.high))[1])))
-    for (x, y), (right, up) in pairwise(places):
+    path = [place for (who, _, _), place in zip(dots, places, strict=True) if who.share == 1]
+    for (x, y), (right, up) in pairwise(path):
         between = [(x + part / 8 * (right - x), y + part / 8 * (up - y)) for part in range(1, 8)]
         lines += [(a - 2, b - 2, a + 2, b + 2) for a, b in between]
     frame = tuple(float(edge) for edge in axes.get_window_extent().extents)
     taken: list[Box] = []
     # The chosen one first: it gets the best place.
     for number in sorted(range(len(dots)), key=lambda number: dots[number][0] != chosen):
-        step, at = dots[number][0], places[number]
-        text = f"{step}, chosen" if step == chosen else "step 0" if step == 0 else f"{step}"
+        who, at = dots[number][0], places[number]
+        text = f"{who.label}, chosen" if who == chosen else "step 0" if who == BASE else who.label
         box = place(at, 7.2 * len(text), places, taken, frame, lines)
         taken.append(box)
         left, middle = to_data((box[0], (box[1] + box[3]) / 2))
@@ -50,7 +52,7 @@ def name_points(axes: Axes, dots: Sequence[Dot], chosen: int | None) -> None:
         if math.dist(near, at) > DISTANCES[0] + 4:
             ends = [to_data(at), to_data(near)]
             axes.plot([x for x, _ in ends], [y for _, y in ends], color=SOFT, linewidth=0.8, zorder=1)
-        weight = "bold" if step == chosen else "normal"
+        weight = "bold" if who == chosen else "normal"
         axes.text(left, middle, text, ha="left", va="center_baseline", size=SMALL, weight=weight)
 
 

@@ -151,6 +151,11 @@ class Train(Section):
         default="none",
         description="full: weights, gradients and optimizer spread over the processes that torchrun or srun started",
     )
+    peak: float | None = Field(
+        default=None,
+        gt=0,
+        description="operations a second that the device could do, for the share that is used",
+    )
     recompute: bool = Field(default=False, description="layers twice: memory of one layer, a third more time")
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warm_up: Count = 10
@@ -158,6 +163,10 @@ class Train(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float | None = Field(default=1.0, gt=0)
     checkpoint_every: Positive = 250
+    evaluate: bool = Field(default=False, description="each checkpoint answers validation as soon as it is saved")
+    stop_after: Positive | None = Field(
+        default=None, description="stop when so many checkpoints came after the best by select.rule; implies evaluate"
+    )
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -192,6 +201,10 @@ class Evaluate(Section):
     temperature: float = Field(default=0.7, gt=0, description="of samples")
     engine: Literal["transformers", "ctranslate2", "ctranslate2-int8"] = Field(
         default="transformers", description="what answers; CTranslate2 needs the extra `fast` and has no calculator"
+    )
+    mix: list[Share] | None = Field(
+        default=None,
+        description="shares: of each checkpoint's weights, mixed with the base's, as further contenders",
     )
     demonstrations: str | None = Field(default=None, description="a text file of demonstrations for few-shot formats")
     max_tokens: Positive = 256

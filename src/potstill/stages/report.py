@@ -28,11 +28,11 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     for name, text in page.tables(told).items():
         paths.append(run / "report" / f"{name}.csv")
         files.write(paths[-1], text.encode("utf-8"))
-    for name, text in page.measured(told, account.counts.times(run)).items():
+    for name, text in page.measured(told, account.counts.times(run), account.counts.speed(run)).items():
         files.write(run / "report" / name, text.encode("utf-8"))
     assert told.choice is not None, "report comes after select"
     with files.folder(run / "student") as inside:
-        exam.open_step(run, plan, told.choice.step).save(inside)
+        exam.open_contender(run, plan, told.choice.contender).save(inside)
         files.write(inside / "README.md", card.text(told).encode("utf-8"))
     paths += [path for path in (run / "student").iterdir() if path.is_file()]
-    return paths, {"step": told.choice.step, "files": len(paths)}
+    return paths, {"step": told.choice.contender.written, "files": len(paths)}

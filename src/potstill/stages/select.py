@@ -20,16 +20,9 @@ VERSIONS = {"selection": selection.VERSION}
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     decoding = plan.evaluate.decodings[0]
-    wanted = set(plan.questions.out_of_distribution)
-    table: dict[int, dict[str, list[bool]]] = {}
-    for step in exam.checkpoints(run):
-        right: dict[str, list[tuple[str, bool]]] = {}
-        for prediction in exam.predictions(run / "evaluate", step, plan.select.format, decoding):
-            if prediction.set in wanted:
-                right.setdefault(prediction.set, []).append((prediction.question, prediction.grade == "right"))
-        table[step] = {name: [value for _, value in sorted(rows)] for name, rows in right.items()}
+    table = {each: exam.right(run, plan, each) for each in exam.contenders(run)}
     best = selection.select(table, plan.select.rule, seed=plan.seed)
-    choice = Choice(best.step, plan.select.rule, plan.select.format, decoding, best.table, best.tied)
+    choice = Choice(best.best, plan.select.rule, plan.select.format, decoding, best.table, best.tied)
     path = run / "select" / "choice.json"
     files.write_json(path, to_json(choice))
-    return [path], {"step": choice.step}
+    return [path], {"step": choice.contender.written}

@@ -10,6 +10,7 @@ from typing import Any
 
 from potstill import exam
 from potstill.recipe import Recipe
+from potstill.records import BASE
 
 READS = ("evaluate", "questions", "seed")
 AFTER = ("collect", "train", "select")
@@ -25,6 +26,6 @@ def inputs(plan: Recipe) -> dict[str, str]:
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
-    steps = [0] if plan.teacher.kind == "none" else [0, exam.choice(run).step]
-    paths = [path for step in steps for path in exam.sit(run, plan, run / "test", step, "test")]
-    return paths, {"steps": steps}
+    asked = [BASE] if plan.teacher.kind == "none" else [BASE, exam.choice(run).contender]
+    paths = [path for each in asked for path in exam.sit(run, plan, run / "test", each, "test")]
+    return paths, {"steps": [each.written for each in asked]}

@@ -2,22 +2,41 @@
 
 Resume needs the newest checkpoint (weights and engine state) and its step; metrics written after it are cut off.
 `train.steps` may grow: under a constant schedule the later steps do not change the earlier ones.
+
+With `train.evaluate` every checkpoint answers the validation questions at once, opened from its folder, into the files
+that `evaluate` would write; it then finds them. With `train.stop_after` training ends where they say so. Both look at
+files alone, so a killed training comes to the same end.
 """
 
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from potstill import files, lessons, loss, order, progress, prompts, students, training, transfer
+from potstill import (
+    exam,
+    files,
+    lessons,
+    loss,
+    order,
+    progress,
+    prompts,
+    recipe,
+    selection,
+    students,
+    training,
+    transfer,
+)
 from potstill.errors import UserError
-from potstill.files import run_folder
+from potstill.files import manifest, run_folder
 from potstill.recipe import Recipe
+from potstill.records import Contender
+from potstill.students import Example
 
-READS = ("train", "student", "seed")
+READS = ("train", "student", "seed", "evaluate", "select", "questions")  # the latter three if they decide the end
 AFTER = ("collect", "filter", "align")
 VERSIONS = {
     "loss": loss.VERSION,
@@ -27,29 +46,36 @@ VERSIONS = {
     "transfer": transfer.VERSION,
 }
 ENGINE, SHARDS = "engine.safetensors", "engine"  # of a student that is whole; of one that is spread over processes
+SPEED = "speed.jsonl"  # what the machine took, a line a step; no digest covers it
 TOGETHER = True  # several processes, where they were started, make this stage as one
 
 
 def inputs(plan: Recipe) -> dict[str, str]:
-    return students.identity(plan)
+    own = students.identity(plan)
+    if plan.train.stop_after is None:
+        return own
+    versions = {**exam.VERSIONS, "selection": selection.VERSION}
+    return {**own, **exam.graders(plan), **{f"version of {name}": str(number) for name, number in versions.items()}}
 
 
 def free(plan: Recipe) -> tuple[str, ...]:
     """The keys that may change without making the stage again: where the weights lie, and the number of steps, if it
     can only add some. A choice that the recipe does not make leaves no trace."""
-    absent = [f"train.{name}" for name in ("replay",) if getattr(plan.train, name) is None]
-    return ("train.sharding", *absent, *(("train.steps",) if plan.train.schedule == "constant" else ()))
+    absent = [f"train.{name}" for name in ("replay", "stop_after") if getattr(plan.train, name) is None]
+    unread = exam.free("validation") if plan.train.stop_after else recipe.flat(plan, "evaluate", "select", "questions")
+    steps = ("train.steps",) if plan.train.schedule == "constant" else ()
+    return ("train.sharding", "train.evaluate", "train.peak", *absent, *unread, *steps)
 
 
 def grown(counts: dict[str, Any], plan: Recipe) -> bool:
     """Whether a finished training has to go on, because the recipe now asks for more steps. UserError: for fewer."""
     _check_steps(counts["steps"], plan)
-    return plan.train.steps > counts["steps"]
+    return plan.train.steps > counts["steps"] and not counts.get("stopped")
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     asked = plan.train
-    folder, metrics = run / "train" / "checkpoints", run / "train" / "metrics.jsonl"
+    folder, metrics, speeds = (run / "train" / name for name in ("checkpoints", "metrics.jsonl", SPEED))
     first = training.first()
     newest, latest = training.agreed(lambda: (_newest(folder), max(_saved(folder), default=0)))
     _check_steps(latest, plan)
@@ -71,34 +97,78 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
         _restore(folder / str(newest), optimizer)
     if first:
         _cut(metrics, newest)
+        _cut(speeds, newest)
     lesson = lessons.read(run, plan, student)
-    written = files.Appender(metrics) if first else nullcontext()
-    with written as lines, progress.bar("train", asked.steps, "steps", done=newest) as tick:
-        began, tokens = time.monotonic(), 0
+    last, stopped = newest, newest > 0 and _watched(run, plan, _saved(folder, newest))
+    with ExitStack() as opened, progress.bar("train", asked.steps, "steps", done=newest) as tick:
+        lines, measured = (opened.enter_context(files.Appender(path)) if first else None for path in (metrics, speeds))
+        began, tokens, work = time.monotonic(), 0, dict[int, int]()
+        waiting: list[dict[str, Any]] = []
+        mark, could = began, training.peak(student.device, asked.precision, asked.peak)
+
+        def counted(step: int) -> list[list[Example]]:
+            batches = lesson.micro_batches(step)
+            work[step] = students.operations(student, batches)
+            return batches
+
         for step in training.steps(
             model,
             optimizer,
-            lesson.micro_batches,
+            counted,
             first=newest + 1,
-            last=asked.steps,
+            last=newest if stopped else asked.steps,
             schedule=training.Schedule(asked.schedule, asked.learning_rate, asked.warm_up, asked.steps, asked.hold),
             clip=asked.clip,
             precision=asked.precision,
             seed=plan.seed,
         ):
+            done = {"tokens": step.tokens, "operations": work.pop(step.step), "memory": training.memory(student.device)}
+            speed = training.speed(step.step, time.monotonic() - mark, peak=could, **done)
             if lines:
                 lines.append([asdict(step)])
+            waiting.append(asdict(speed))
             tokens += step.tokens
-            tick(1, f"loss {step.loss:.4f}")
-            if step.step % asked.checkpoint_every == 0 or step.step == asked.steps:
-                _checkpoint(folder, step.step, student, optimizer)
+            used = "" if speed.utilisation is None else f", {speed.utilisation:.1%} of the peak"
+            tick(1, f"loss {step.loss:.4f}, {speed.tokens_per_second:.0f} tokens/s{used}")
+            last = step.step
+            if last % asked.checkpoint_every == 0 or last == asked.steps:
+                if measured:
+                    measured.append(waiting)
+                waiting.clear()
+                _checkpoint(folder, last, student, optimizer)
+                stopped = _watched(run, plan, _saved(folder, last))
+            if stopped:
+                break
+            mark = time.monotonic()
         seconds = time.monotonic() - began
         if not first:
             return [], {}
-        run_folder.log(run, "train", steps=asked.steps - newest, seconds=round(seconds, 3), tokens=tokens)
+        run_folder.log(run, "train", steps=last - newest, seconds=round(seconds, 3), tokens=tokens)
     outputs = [metrics, *(path for path in folder.rglob("*") if path.is_file())]
-    counts = {"steps": asked.steps, "checkpoints": _saved(folder), "chat_template": student.chat is not None}
-    return outputs, counts | lesson.counts
+    counts = {"steps": last, "checkpoints": _saved(folder), "chat_template": student.chat is not None}
+    return outputs, counts | ({"stopped": True} if stopped else {}) | lesson.counts
+
+
+def _watched(run: Path, plan: Recipe, steps: list[int]) -> bool:
+    """Let the checkpoints answer the validation questions, if the recipe asks for it; whether training is to stop.
+
+    The first process alone asks them; the others wait for what it finds.
+    """
+    if not (plan.train.evaluate or plan.train.stop_after):
+        return False
+    return training.agreed(lambda: _answers(run, plan, steps))
+
+
+def _answers(run: Path, plan: Recipe, steps: list[int]) -> bool:
+    values = []
+    for who in map(Contender, steps):
+        if who.step == steps[-1] or manifest.finished(run / "evaluate" / who.name) is None:  # digests weights: once
+            exam.sit(run, plan, run / "evaluate", who, "validation")
+        values.append(selection.value(exam.right(run, plan, who)))
+    since = selection.since_best(values)
+    best = f"the best so far is step {steps[-1 - since]}"
+    progress.say(f"step {steps[-1]}: {values[-1]:.1%} on out-of-distribution validation; {best}", "dim")
+    return plan.train.stop_after is not None and since >= plan.train.stop_after
 
 
 def _check_steps(made: int, plan: Recipe) -> None:
@@ -156,9 +226,10 @@ def _remove(checkpoint: Path) -> None:
         files.remove(checkpoint / name)
 
 
-def _saved(folder: Path) -> list[int]:
-    """The steps that have a checkpoint, in their order."""
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+def _saved(folder: Path, last: int | None = None) -> list[int]:
+    """The steps that have a checkpoint, in their order; up to `last`, if it is given."""
+    found = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    return [step for step in found if last is None or step <= last]
 
 
 def _newest(folder: Path) -> int:

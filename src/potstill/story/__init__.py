@@ -35,6 +35,7 @@ from potstill.story.nouns import (
     Outcome,
     Sample,
     Source,
+    Speed,
     Story,
     Time,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "Outcome",
     "Sample",
     "Source",
+    "Speed",
     "Story",
     "Time",
     "changes",

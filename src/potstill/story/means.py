@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from potstill.records import Prediction, Score
+from potstill.records import BASE, Contender, Prediction, Score
 from potstill.story.nouns import GROUPS, Comparison, Group, Interval, Outcome, Story
 
 
@@ -29,9 +29,9 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One step on validation: the unweighted mean over the sets of each group, and every set alone."""
+    """One contender on validation: the unweighted mean over the sets of each group, and every set alone."""
 
-    step: int
+    contender: Contender
     groups: Mapping[Group, Interval] = field(default_factory=dict)
     sets: Mapping[str, Interval] = field(default_factory=dict)
 
@@ -55,7 +55,7 @@ class Line:
 
     name: str
     taught: str
-    step: int
+    contender: Contender
     format: str
     sets: Mapping[str, Cell]
     groups: Mapping[Group, Cell]
@@ -81,7 +81,7 @@ def mean(intervals: Sequence[Interval]) -> Interval:
 
 def trained(story: Story) -> bool:
     """Whether a checkpoint after step 0 was chosen, so that there is a before and an after."""
-    return story.choice is not None and story.choice.step > 0
+    return story.choice is not None and story.choice.contender != BASE
 
 
 def main_format(story: Story) -> tuple[str, str] | None:
@@ -145,21 +145,21 @@ def _line(name: str, taught: str, story: Story, rows: Sequence[Comparison], agai
         group: Cell(each.n, each.chosen, each.difference if against else None)
         for group, each in grouped(rows, story.groups).items()
     }
-    return Line(name, taught, rows[0].chosen.step, rows[0].chosen.format, sets, groups)
+    return Line(name, taught, rows[0].chosen.contender, rows[0].chosen.format, sets, groups)
 
 
 def checkpoints(story: Story) -> tuple[Checkpoint, ...]:
-    """Validation by step, in the main format and decoding."""
+    """Validation by contender, in the main format and decoding."""
     mine = [each for each in story.validation if (each.format, each.decoding) == main_format(story)]
     found = []
-    for step in sorted({each.step for each in mine}):
-        sets = {each.set: interval(each) for each in mine if each.step == step}
+    for contender in sorted({each.contender for each in mine}):
+        sets = {each.set: interval(each) for each in mine if each.contender == contender}
         sets = {name: sets[name] for name in story.groups if name in sets}
         means: dict[Group, Interval] = {}
         for group in GROUPS:
             if rows := [value for name, value in sets.items() if story.groups[name] == group]:
                 means[group] = mean(rows)
-        found.append(Checkpoint(step, means, sets))
+        found.append(Checkpoint(contender, means, sets))
     return tuple(found)
 
 

@@ -124,6 +124,17 @@ class Time:
 
 
 @dataclass(frozen=True, slots=True)
+class Speed:
+    """What training took, by the medians of its `steps`: tokens and operations a second, and the share of the device's
+    peak; None where the peak is not known."""
+
+    steps: int
+    tokens: float
+    operations: float
+    utilisation: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One question to read: a teacher's chains with their verdicts, the student's answers before and after, or both.
 

@@ -13,9 +13,11 @@ from potstill.students.base import at, base, check_tokenizer, count, identity, s
 from potstill.students.batch import Batch, Example
 from potstill.students.chat import Chat
 from potstill.students.lora import adapt
+from potstill.students.mixing import mix
 from potstill.students.opening import initialise, open
 from potstill.students.shape import SHAPES, Shape, parameters
 from potstill.students.student import Head, Student
+from potstill.students.work import operations
 
 __all__ = [
     "SHAPES",
@@ -32,7 +34,9 @@ __all__ = [
     "count",
     "identity",
     "initialise",
+    "mix",
     "open",
+    "operations",
     "parameters",
     "shape",
     "spoken",

@@ -28,6 +28,7 @@ from potstill.training.optimizer import optimizer, restore, restore_bytes, state
 from potstill.training.schedule import Schedule
 from potstill.training.sharding import distribute, spread, weights
 from potstill.training.shards import restore_shards, save_shards
+from potstill.training.speed import Speed, memory, peak, speed
 from potstill.training.steps import Metrics, Sums, gradient, steps
 from potstill.training.team import agreed, first
 
@@ -37,16 +38,20 @@ __all__ = [
     "VERSION",
     "Metrics",
     "Schedule",
+    "Speed",
     "Sums",
     "agreed",
     "distribute",
     "first",
     "gradient",
+    "memory",
     "optimizer",
+    "peak",
     "restore",
     "restore_bytes",
     "restore_shards",
     "save_shards",
+    "speed",
     "spread",
     "state",
     "state_bytes",

@@ -1,0 +1,78 @@
+"""How many operations a step of training needs, counted from the shapes: what the time of a step is held against.
+
+    >>> from potstill.records import Target
+    >>> from potstill.students import Shape, initialise
+    >>> from potstill.tokenizers import train_unigram
+    >>> tokenizer = train_unigram(["2 + 2 = 4", "The answer is 4"], 60)
+    >>> student = initialise(Shape("causal", 8, 1, 2, 16, 4, tokenizer.size), tokenizer, seed=1)
+    >>> row = Example((3, 4, 5), Target([7, 1], [0, 1, 2], [7, 1], [1.0, 1.0], ["hard", "end"]))
+    >>> matrices, attention, head = 4 * 8 * 8 + 3 * 8 * 16, 2 * 2 * 4 * (4 * 4), 2 * 8 * tokenizer.size
+    >>> operations(student, [[row]]) == 3 * 2 * (4 * matrices + attention + head)
+    True
+
+A product of [n, a] and [a, b] is 2 n a b operations; its backward pass has two such products, one where the matrix does
+not learn. Counted are the products with the model's matrices, those inside attention (whole squares, as is usual,
+though a decoder needs half of them) and the head at supervised positions. A prompt that is computed once is counted
+once; layers that are computed again (`train.recompute`) are not, nor are norms, embeddings and the optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from potstill.students.batch import Example
+from potstill.students.student import Student
+
+
+def operations(student: Student, micro_batches: Sequence[Sequence[Example]]) -> int:
+    """Of a step with these micro-batches, forward and backward."""
+    return sum((_t5 if student.family == "t5" else _causal)(student, batch) for batch in micro_batches)
+
+
+def _t5(student: Student, examples: Sequence[Example]) -> int:
+    model: Any = student.model
+    config = model.config
+    width = config.num_heads * config.d_kv
+    prompts: dict[tuple[int, ...], int] = {}
+    for example in examples:
+        prompts[example.prompt] = prompts.get(example.prompt, 0) + len(example.target)
+    read, taught = sum(map(len, prompts)), sum(prompts.values())
+    inside = sum(len(prompt) ** 2 for prompt in prompts) * len(model.encoder.block)
+    below = sum(len(example.target) ** 2 for example in examples) + sum(len(p) * n for p, n in prompts.items())
+    crossing = [block.layer[1].EncDecAttention for block in model.decoder.block]
+    keys = sum(_matrices(each.k) + _matrices(each.v) for each in crossing)  # of the prompt's tokens, not the target's
+    rows = read * (_matrices(model.encoder) + keys) + taught * (_matrices(model.decoder) - keys)
+    attention = 3 * 2 * 2 * width * (inside + below * len(model.decoder.block))
+    return rows + attention + _head(student, taught)
+
+
+def _causal(student: Student, examples: Sequence[Example]) -> int:
+    decoder: Any = student.model.get_decoder()
+    config: Any = student.model.config
+    narrow = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = config.num_attention_heads * narrow
+    lengths = [len(example.prompt) + len(example.target) - 1 for example in examples]
+    if not student.padded:  # the prompt of several chains is computed once, and each chain reads it
+        seen = {example.prompt: len(example.prompt) for example in examples}
+        targets = [len(example.target) - 1 for example in examples]
+        read = sum(seen.values()) + sum(targets)
+        squares = sum(n**2 for n in seen.values())
+        squares += sum(n * (n + len(e.prompt)) for n, e in zip(targets, examples, strict=True))
+    else:
+        read, squares = sum(lengths), sum(n**2 for n in lengths)
+    attention = 3 * 2 * 2 * width * squares * config.num_hidden_layers
+    return read * _matrices(decoder) + attention + _head(student, sum(len(example.target) for example in examples))
+
+
+def _matrices(module: nn.Module) -> int:
+    """Operations a token, forward and backward, of all matrices of a module."""
+    linear = [each for each in module.modules() if isinstance(each, nn.Linear)]
+    return sum((6 if each.weight.requires_grad else 4) * each.weight.numel() for each in linear)
+
+
+def _head(student: Student, positions: int) -> int:
+    weight = student.head.weight
+    return (6 if weight.requires_grad else 4) * weight.numel() * positions

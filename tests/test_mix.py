@@ -1,0 +1,113 @@
+"""Mixed weights: between base and student, further candidates of the same evaluation, selection, test and report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import tiny
+from potstill import cli, exam, plan, students
+from potstill.encoding import from_json, to_json
+from potstill.errors import UserError
+from potstill.files import manifest
+from potstill.records import BASE, Choice, Contender, Score
+from potstill.stages import report
+from potstill.stages import test as test_stage
+
+MIX = "evaluate.mix=[0.5, 0.25]"
+NAMES = ["0", "2", "2-0.25", "2-0.5", "4", "4-0.25", "4-0.5"]
+
+
+@pytest.fixture(scope="module")
+def mixed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that gets shares afterwards."""
+    at = tiny.make(world, tmp_path_factory.mktemp("mix") / "run", until="select")
+    assert json.loads((at / "evaluate" / "manifest.json").read_text())["counts"]["steps"] == [0, 2, 4]
+    assert "mix" not in (at / "evaluate" / "manifest.json").read_text() + (at / "evaluate/2/manifest.json").read_text()
+    before = {path: path.stat().st_mtime_ns for path in (at / "evaluate" / "2").iterdir()}
+    tiny.make(world, at, MIX)
+    assert before == {path: path.stat().st_mtime_ns for path in (at / "evaluate" / "2").iterdir()}, "answered again"
+    return at
+
+
+def test_every_share_answers_and_may_be_chosen(mixed: Path) -> None:
+    assert [who.name for who in exam.answered(mixed / "evaluate")] == sorted(NAMES, key=Contender.read)
+    table = exam.choice(mixed).table
+    assert [who.name for who, _ in table] == sorted(NAMES[1:], key=Contender.read)
+    assert table == tuple((who, value) for who, value in table if 0 <= value <= 1)
+
+
+def test_a_mix_is_the_mean_of_the_weights(world: Path, mixed: Path) -> None:
+    asked = tiny.recipe(world, MIX)
+    base, full, half, quarter = (
+        exam.open_contender(mixed, asked, who).state()
+        for who in (BASE, Contender(4), Contender(4, 0.5), Contender(4, 0.25))
+    )
+    for name in base:
+        assert torch.allclose(half[name], (base[name] + full[name]) / 2, atol=1e-7)
+        assert torch.allclose(quarter[name], base[name] + (full[name] - base[name]) / 4, atol=1e-7)
+    assert any(not torch.equal(base[name], full[name]) for name in base)
+
+
+def test_shares_added_later_equal_a_run_that_had_them_at_once(world: Path, mixed: Path, tmp_path: Path) -> None:
+    assert tiny.contents(mixed) == tiny.contents(tiny.make(world, tmp_path / "run", MIX))
+
+
+def test_a_chosen_mix_is_tested_and_saved_as_a_plain_folder(world: Path, mixed: Path, tmp_path: Path) -> None:
+    at = tmp_path / "run"
+    shutil.copytree(mixed, at)
+    best = Contender(4, 0.5)
+    other = Choice(best, "r", "zero-shot-rationale", "greedy", ((BASE, 0.0), (best, 0.1)), (best,))
+    choice = json.loads((at / "select" / "choice.json").read_text())
+    row = choice | {"step": best.written, "tied": [best.written]}
+    (at / "select" / "choice.json").write_text(json.dumps(row, indent=1))
+    assert from_json(Choice, to_json(other)) == other and to_json(other)["step"] == "4-0.5"
+    asked = tiny.recipe(world, MIX)
+    shutil.rmtree(at / "test")
+    assert test_stage.make(at, asked)[1] == {"steps": [0, "4-0.5"]}
+    for stage in ("select", "test"):
+        manifest.finish(at / stage, manifest.Identity(stage, {}, {}, {}), [], {})
+    assert report.make(at, asked)[1]["step"] == "4-0.5"
+    saved = load_file(at / "student" / "model.safetensors")
+    wanted = exam.open_contender(at, asked, best).state()
+    assert all(torch.equal(saved[name], wanted[name]) for name in saved)
+    assert students.open(at / "student").family == "t5"
+    page = (at / "report" / "index.html").read_text()
+    assert "step 4 × 0.5" in page and "“350 × 0.3” would be the weights" in page
+    assert '"4-0.5"' in (at / "report" / "selection.csv").read_text()
+    assert "Step 4 × 0.5 of a training run" in (at / "student" / "README.md").read_text()
+
+
+def test_a_mix_can_be_compared_and_looked_at(mixed: Path) -> None:
+    told = CliRunner().invoke(cli.app, ["compare", f"{mixed}@0", f"{mixed}@4-0.5"])
+    assert "run step 0 against run step 4 × 0.5" in told.stdout, told.output
+    question = next(exam.predictions(mixed / "evaluate", BASE, "zero-shot-rationale", "greedy")).question
+    shown = CliRunner().invoke(cli.app, ["show", str(mixed), "--prediction", question]).stdout
+    assert "4 × 0.25" in shown
+
+
+def test_shares_are_not_taken_back(world: Path, mixed: Path) -> None:
+    with pytest.raises(UserError, match="mixes were measured already"):
+        tiny.make(world, mixed)
+
+
+def test_the_plan_counts_the_mixes(world: Path) -> None:
+    assert "  evaluation      7 x" in plan.text(tiny.recipe(world, MIX))
+
+
+def test_a_run_without_mixes_is_written_as_before() -> None:
+    score = Score(Contender(350), "a", "test", "f", "greedy", 2, 1, 0, 0, 0.5, 0.1, 0.9)
+    assert next(iter(to_json(score))) == "step" and to_json(score)["step"] == 350
+    assert from_json(Score, to_json(score)) == score
+
+
+@pytest.mark.parametrize("text", ["", "x", "3-", "3-1.0", "-3", "3-0.50", "03"])
+def test_what_names_no_contender_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        Contender.read(text)

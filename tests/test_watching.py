@@ -1,0 +1,100 @@
+"""Evaluation while training, and the stop that it decides: the same files as without, whatever was killed when."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tiny
+from potstill import account, exam, recipe
+from potstill.errors import UserError
+from potstill.files import disk, manifest
+
+STOP = ("train.stop_after=1", "train.steps=8")
+
+
+class Crash(BaseException):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _no_crash_is_left() -> Iterator[None]:
+    yield
+    disk.crash = disk._no_crash
+
+
+@pytest.fixture(scope="module")
+def plain(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make(world, tmp_path_factory.mktemp("plain") / "run", until="evaluate")
+
+
+@pytest.fixture(scope="module")
+def stopped(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make(world, tmp_path_factory.mktemp("stopped") / "run", *STOP)
+
+
+def test_what_is_answered_while_training_is_what_evaluate_finds(world: Path, plain: Path, tmp_path: Path) -> None:
+    at = tiny.make(world, tmp_path / "run", "train.evaluate=true", until="train")
+    answers = {path: path.stat().st_mtime_ns for path in (at / "evaluate").rglob("*.jsonl")}
+    assert {path.parent.name for path in answers} == {"2", "4"}
+    tiny.make(world, at, "train.evaluate=true", until="evaluate")
+    assert answers == {path: path.stat().st_mtime_ns for path in answers}
+    assert tiny.contents(at) == tiny.contents(plain), "the key leaves no trace but in the recipe"
+
+
+def test_training_stops_where_no_later_checkpoint_is_better(world: Path, stopped: Path) -> None:
+    """A student of four steps knows nothing: no checkpoint is better than the first."""
+    counts = manifest.finished(stopped / "train")
+    assert counts is not None and counts.counts["stopped"] and counts.counts["steps"] == 4
+    assert counts.counts["checkpoints"] == [2, 4] == [each.step for each in exam.contenders(stopped)]
+    assert counts.identity.recipe["evaluate.max_tokens"] == 6 and "version of answers" in counts.identity.inputs
+    told = account.tell(stopped, recipe.load(stopped / "recipe.yaml"))
+    assert any("stopped at step 4 of 8" in note for note in told.notes)
+    before = tiny.contents(stopped)
+    tiny.make(world, stopped, *STOP)
+    assert tiny.contents(stopped) == before, "it does not go on by itself"
+
+
+def test_what_decided_the_end_must_not_change(world: Path, stopped: Path) -> None:
+    with pytest.raises(UserError, match="train was made from something else") as fault:
+        tiny.make(world, stopped, *STOP, "evaluate.max_tokens=7")
+    assert "evaluate.max_tokens: 6 -> 7" in str(fault.value)
+
+
+def test_without_it_training_does_not_read_how_it_is_evaluated(plain: Path) -> None:
+    row = json.loads((plain / "train" / "manifest.json").read_text())
+    assert not [key for key in row["recipe"] if key.split(".")[0] in ("evaluate", "select", "questions")]
+    assert not {"train.stop_after", "train.evaluate", "train.replay"} & set(row["recipe"])
+    assert "stopped" not in row["counts"]
+
+
+def test_crash_upon_crash_it_stops_at_the_same_step(world: Path, stopped: Path, tmp_path: Path) -> None:
+    at, crashes = tmp_path / "run", 0
+    tiny.make(world, at, *STOP, until="align")
+    while True:
+        try:
+            _crash(7 + 4 * crashes)
+            tiny.make(world, at, *STOP, until="train")
+            break
+        except Crash:
+            crashes += 1
+    disk.crash = disk._no_crash
+    assert crashes > 3
+    tiny.make(world, at, *STOP)
+    assert tiny.contents(at) == tiny.contents(stopped)
+
+
+def _crash(number: int) -> None:
+    left = number
+
+    def stop(operation: disk.Operation, moment: disk.Moment, path: Path) -> None:
+        nonlocal left
+        if path.name != "log.jsonl":
+            if left == 0:
+                raise Crash
+            left -= 1
+
+    disk.crash = stop
