@@ -20,7 +20,7 @@ from pathlib import Path
 
 from potstill import exam
 from potstill.answers import grade
-from potstill.records import BASE
+from potstill.contenders import BASE
 
 
 def main() -> None:

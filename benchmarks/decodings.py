@@ -21,8 +21,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from potstill import decoding, engines, evaluation, intervals, prompts, splits, students
+from potstill.contenders import BASE
 from potstill.miniature import build
-from potstill.records import BASE, Prediction, Question
+from potstill.records import Prediction, Question
 
 
 def main() -> None:

@@ -23,8 +23,8 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from potstill import exam, intervals, recipe, run
+from potstill.contenders import Contender
 from potstill.recipe import Recipe
-from potstill.records import Contender
 
 BASELINE = "one-hot"
 

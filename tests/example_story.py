@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from potstill.records import END, Chain, Choice, Contender, Prediction, Question, Score, Verdict
+from potstill.contenders import Contender
+from potstill.records import END, Chain, Choice, Prediction, Question, Score, Verdict
 from potstill.story import Alignment, Comparison, Control, Cost, Coverage, Group, Interval, Sample, Source, Story
 
 HOSTILE = [

@@ -17,7 +17,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "potstill"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "records", "encoding"),
+    ("errors", "contenders", "records", "encoding"),
     ("recipe", "files", "progress", "processes"),
     (
         "answers", "prompts", "vocabulary", "alignment", "transfer", "rewriting", "coverage", "order", "splits",
@@ -34,8 +34,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 INSIDE: dict[str, set[str]] = {
     # layer 0 and 1
     "errors": set(),
-    "records": set(),
-    "encoding": {"records"},
+    "records": {"contenders"},
+    "encoding": {"contenders", "records"},
     # layer 2
     "transfer": {"alignment", "prompts", "vocabulary"},
     "alignment": {"vocabulary"},

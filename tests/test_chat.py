@@ -11,11 +11,11 @@ from transformers import AutoTokenizer
 import tiny
 from potstill import exam, files, lessons, plan, run, students, tokenizers
 from potstill.cli import lm_eval
+from potstill.contenders import Contender
 from potstill.engines.transformers import Engine
 from potstill.errors import UserError
 from potstill.prompts import FORMATS, Demonstration, build
 from potstill.questions import collected
-from potstill.records import Contender
 from potstill.students import Shape
 
 TEXTS = ["Q: Tom has 2 apples and buys 3. How many? A: 2 + 3 = 5. The answer is 5", "user assistant system day"]

@@ -10,12 +10,13 @@ import torch
 
 import tiny
 from potstill import exam, run
+from potstill.contenders import Contender
 from potstill.engines import Request
 from potstill.engines import ctranslate2 as fast
 from potstill.engines.transformers import Engine
 from potstill.errors import UserError
 from potstill.recipe import parse
-from potstill.records import END, Contender
+from potstill.records import END
 from potstill.students import Head, Shape, Student, initialise
 from potstill.tokenizers import train_bpe, train_unigram
 

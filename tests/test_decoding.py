@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 import tiny
 from potstill import exam, files
+from potstill.contenders import Contender
 from potstill.decoding import PATTERN, choose, drawings, named, tries
 from potstill.errors import UserError
 from potstill.recipe import parse, schema
-from potstill.records import Contender, Prediction
+from potstill.records import Prediction
 from potstill.votes import any_right, best_of, voted, winner
 
 samples = st.lists(st.sampled_from(["7", "8", "9", None]), min_size=1, max_size=6)

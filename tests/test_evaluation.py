@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from markov import SOLUTION, writer
 from potstill.answers import grade
+from potstill.contenders import Contender
 from potstill.decoding import Drawing
 from potstill.engines import Generated, Request, batches
 from potstill.evaluation import predict, score
 from potstill.intervals import wilson
-from potstill.records import Contender, Prediction, Prompt, Question, Turn
+from potstill.records import Prediction, Prompt, Question, Turn
 
 
 @dataclass

@@ -9,11 +9,12 @@ import pytest
 import tiny
 from potstill import engines, exam, files, run
 from potstill.cli import lm_eval
+from potstill.contenders import BASE
 from potstill.engines import Generated, Request, remembered
 from potstill.engines.transformers import Engine
 from potstill.errors import UserError
 from potstill.recipe import parse
-from potstill.records import BASE, Question, Verdict
+from potstill.records import Question, Verdict
 from potstill.stages import test as test_stage
 
 MEASURED = (

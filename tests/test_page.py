@@ -14,8 +14,9 @@ from hypothesis import strategies as some
 
 from example_story import GROUPS, HOSTILE, example, hostile, score
 from potstill import page, plots
+from potstill.contenders import BASE, Contender
 from potstill.page.spreadsheet import UNSAFE, to_csv
-from potstill.records import BASE, Choice, Contender
+from potstill.records import Choice
 from potstill.story import Comparison, Interval, Story, mean, visible
 
 SECTIONS = [id for id, _ in page.SECTIONS]

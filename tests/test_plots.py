@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from example_story import HOSTILE, example, hostile
 from potstill import plots
+from potstill.contenders import Contender
 from potstill.plots import chains
 from potstill.plots.canvas import VARIABLES, label
-from potstill.records import END, Chain, Contender
+from potstill.records import END, Chain
 from potstill.story import Checkpoint, Interval, Story, checkpoints
 
 SVG = "{http://www.w3.org/2000/svg}"

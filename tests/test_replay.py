@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from potstill import account, lessons, plan, students
+from potstill import account, lessons, plan, plots, students
 from potstill.errors import UserError
 from potstill.files import manifest, reading
 from potstill.questions import collected
@@ -29,7 +29,9 @@ def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = world.parent / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     changes = (f"train.replay={{share: 0.25, sets: [more], file: {file}}}",)
-    return tiny.make(world, tmp_path_factory.mktemp("replay") / "run", *changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "draw", lambda told: {})  # figures take seconds and are not looked at
+        return tiny.make(world, tmp_path_factory.mktemp("replay") / "run", *changes)
 
 
 def test_each_step_gives_replay_its_share_of_the_weight(run: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
-from potstill import account, lessons, page, recipe, students, training
+from potstill import account, lessons, page, plots, recipe, students, training
 from potstill.files import reading
 from potstill.recipe import Recipe
 
@@ -31,7 +31,8 @@ def test_operations_are_those_that_torch_counts(world: Path, tmp_path: Path, fam
     assert students.operations(student, batches) == pytest.approx(counter.get_total_flops(), rel=0.12)
 
 
-def test_speed_is_told_beside_the_run(world: Path, tmp_path: Path) -> None:
+def test_speed_is_told_beside_the_run(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "draw", lambda told: {})  # figures take seconds and are not looked at
     at = tiny.make(world, tmp_path / "run", "train.peak=1e9")
     rows = [row for _, row in reading.read_jsonl(at / "train" / "speed.jsonl")]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]

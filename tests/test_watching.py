@@ -33,7 +33,7 @@ def plain(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stopped(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make(world, tmp_path_factory.mktemp("stopped") / "run", *STOP)
+    return tiny.make(world, tmp_path_factory.mktemp("stopped") / "run", *STOP, until="test")
 
 
 def test_what_is_answered_while_training_is_what_evaluate_finds(world: Path, plain: Path, tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_training_stops_where_no_later_checkpoint_is_better(world: Path, stopped
     told = account.tell(stopped, recipe.load(stopped / "recipe.yaml"))
     assert any("stopped at step 4 of 8" in note for note in told.notes)
     before = tiny.contents(stopped)
-    tiny.make(world, stopped, *STOP)
+    tiny.make(world, stopped, *STOP, until="test")
     assert tiny.contents(stopped) == before, "it does not go on by itself"
 
 
@@ -76,14 +76,14 @@ def test_crash_upon_crash_it_stops_at_the_same_step(world: Path, stopped: Path, 
     tiny.make(world, at, *STOP, until="align")
     while True:
         try:
-            _crash(7 + 4 * crashes)
+            _crash(13 + 7 * crashes)
             tiny.make(world, at, *STOP, until="train")
             break
         except Crash:
             crashes += 1
     disk.crash = disk._no_crash
-    assert crashes > 3
-    tiny.make(world, at, *STOP)
+    assert crashes > 2
+    tiny.make(world, at, *STOP, until="test")
     assert tiny.contents(at) == tiny.contents(stopped)
 
 

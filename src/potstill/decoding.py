@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from potstill import votes
+from potstill.contenders import Contender
 from potstill.intervals import wilson
-from potstill.records import Contender, Prediction, Split, Tries
+from potstill.records import Prediction, Split, Tries
 
 PATTERN: Final = r"^(greedy|vote-[1-9][0-9]{0,3}|best-[1-9][0-9]{0,3})(\+calculator)?$"
 

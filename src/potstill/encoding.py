@@ -16,19 +16,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Final, TypeVar
 
-from potstill.records import (
-    END,
-    Chain,
-    Choice,
-    Contender,
-    End,
-    Prediction,
-    Question,
-    Score,
-    Tries,
-    Verdict,
-    running_spans,
-)
+from potstill.contenders import Contender
+from potstill.records import END, Chain, Choice, End, Prediction, Question, Score, Tries, Verdict, running_spans
 
 
 def encode_bytes(value: bytes) -> str | dict[str, str]:

@@ -16,9 +16,10 @@ from typing import Final
 
 from potstill import intervals
 from potstill.answers import grade
+from potstill.contenders import Contender
 from potstill.decoding import GREEDY, Drawing
 from potstill.engines import Engine, Key, Request, batches
-from potstill.records import Contender, Prediction, Prompt, Question, Score, Split
+from potstill.records import Prediction, Prompt, Question, Score, Split
 
 VERSION: Final = 1  # of how predictions are made and scores are counted, beside the versions of prompts and answers
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from potstill import answers, calculator, decoding, engines, files, progress, prompts, votes
+from potstill.contenders import BASE, Contender
 from potstill.decoding import Drawing
 from potstill.encoding import from_json, to_json
 from potstill.errors import UserError
@@ -20,7 +21,7 @@ from potstill.files import manifest, run_folder
 from potstill.prompts import FORMATS
 from potstill.questions import collected, own
 from potstill.recipe import Recipe, flat
-from potstill.records import BASE, Choice, Contender, Prediction, Question, Score, Split, Tries
+from potstill.records import Choice, Prediction, Question, Score, Split, Tries
 
 if TYPE_CHECKING:
     from potstill.engines import Engine

@@ -4,7 +4,7 @@
     >>> chain.text, chain.spans
     ('4\\ufffd', ((0, 1), (1, 2)))
 
-Natural logarithms everywhere. This module imports the standard library only; `encoding` has the form in JSON.
+Natural logarithms everywhere. It imports no other library; `encoding` has the form in JSON.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Final, Literal, Self
+
+from potstill.contenders import Contender
 
 Stop = Literal["end", "length", "cut"]
 Semantics = Literal["raw", "tempered", "truncated", "unknown", "none"]
@@ -223,53 +225,6 @@ class Prediction:
     found: str | None
     index: int = 0
     likelihood: float | None = None
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Contender:
-    """What can answer and be chosen: the student after a step of training, or its weights mixed with the base's.
-
-    share  of the student's weights, the rest are the base's; 1 is the checkpoint itself
-
-    >>> Contender(350).name, Contender(350, 0.3).name, Contender(350, 0.3).label
-    ('350', '350-0.3', '350 × 0.3')
-    >>> Contender.read("350-0.3"), Contender.read(350).written
-    (Contender(step=350, share=0.3), 350)
-    """
-
-    step: int
-    share: float = 1.0
-
-    @property
-    def name(self) -> str:
-        """Of its folder."""
-        return f"{self.step}" if self.share == 1 else f"{self.step}-{self.share!r}"
-
-    @property
-    def label(self) -> str:
-        """For people: the step, and what its weights were multiplied with."""
-        return f"{self.step}{self.mixed}"
-
-    @property
-    def mixed(self) -> str:
-        return "" if self.share == 1 else f" × {self.share!r}"
-
-    @property
-    def written(self) -> int | str:
-        """In JSON: a step is a number, a mix is its name."""
-        return self.step if self.share == 1 else self.name
-
-    @classmethod
-    def read(cls, written: int | str) -> Self:
-        """The reverse of `written` and of `name`. Raises ValueError on anything else."""
-        step, mixed, share = str(written).partition("-")
-        found = cls(int(step), float(share) if mixed else 1.0)
-        if found.name != str(written):
-            raise ValueError(f"no contender: {written!r}")
-        return found
-
-
-BASE: Final = Contender(0)
 
 
 @dataclass(frozen=True, slots=True)

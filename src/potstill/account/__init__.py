@@ -17,9 +17,10 @@ from typing import Any
 from potstill import exam, files, intervals, recipe, story
 from potstill.account import controls, counts, samples
 from potstill.account.controls import taught
+from potstill.contenders import BASE
 from potstill.files import manifest, tables
 from potstill.recipe import Recipe, Shape
-from potstill.records import BASE, Choice, Grade, Semantics
+from potstill.records import Choice, Grade, Semantics
 
 __all__ = ["STAGES", "controls", "counts", "taught", "tell"]
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from potstill import exam, intervals, recipe, story
+from potstill.contenders import BASE, Contender
 from potstill.errors import UserError
 from potstill.files import manifest
 from potstill.prompts import FORMATS
 from potstill.recipe import Recipe
-from potstill.records import BASE, Choice, Contender, Score
+from potstill.records import Choice, Score
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,13 @@ from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from potstill import exam, splits, story
+from potstill.contenders import BASE, Contender
 from potstill.errors import UserError
 from potstill.files import tables
 from potstill.prompts import FORMATS
 from potstill.questions import collected
 from potstill.recipe import Recipe
-from potstill.records import BASE, Chain, Choice, Contender, Prediction, Question, Verdict
+from potstill.records import Chain, Choice, Prediction, Question, Verdict
 from potstill.teachers import local
 
 CHAINS_SHOWN = 6  # of one question

@@ -21,9 +21,10 @@ from rich.text import Text
 
 from potstill import exam, files, intervals, story
 from potstill.cli import show
+from potstill.contenders import Contender
 from potstill.errors import UserError
 from potstill.files import manifest
-from potstill.records import Contender, Prediction
+from potstill.records import Prediction
 
 Key = tuple[str, int]
 

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from potstill import exam, story
-from potstill.records import BASE, Score
+from potstill.contenders import BASE
+from potstill.records import Score
 
 
 def summary(folder: Path) -> None:

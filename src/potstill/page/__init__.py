@@ -24,10 +24,11 @@ from typing import Any, Final
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from potstill.contenders import BASE, Contender
 from potstill.page.sentences import controls_sentence, count, duration, label, percent, sentence
 from potstill.page.spreadsheet import tables, times_csv
 from potstill.page.tokens import SHADES, pieces
-from potstill.records import BASE, Contender, Score, Tries
+from potstill.records import Score, Tries
 from potstill.story import (
     GROUPS,
     OUTCOMES,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from potstill.records import BASE, Contender
+from potstill.contenders import BASE, Contender
 from potstill.story import Change, Interval, Line, Story, changes, lines, points
 
 PLACES = {

@@ -18,6 +18,7 @@ from typing import Final
 from matplotlib import rc_context
 from matplotlib.ticker import MaxNLocator
 
+from potstill.contenders import Contender
 from potstill.plots import canvas, chains
 from potstill.plots.canvas import (
     HUE,
@@ -34,7 +35,6 @@ from potstill.plots.canvas import (
     step_axis,
 )
 from potstill.plots.labels import name_points
-from potstill.records import Contender
 from potstill.story import (
     Checkpoint,
     Comparison,

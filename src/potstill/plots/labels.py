@@ -16,8 +16,8 @@ from itertools import pairwise
 
 from matplotlib.axes import Axes
 
+from potstill.contenders import BASE, Contender
 from potstill.plots.canvas import SMALL, SOFT
-from potstill.records import BASE, Contender
 from potstill.story import Interval
 
 Box = tuple[float, float, float, float]

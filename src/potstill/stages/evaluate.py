@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from potstill import exam
+from potstill.contenders import Contender
 from potstill.errors import UserError
 from potstill.recipe import Recipe
-from potstill.records import Contender
 
 READS = ("evaluate", "questions", "seed")
 AFTER = ("collect", "train")

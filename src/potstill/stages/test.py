@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from potstill import exam
+from potstill.contenders import BASE
 from potstill.recipe import Recipe
-from potstill.records import BASE
 
 READS = ("evaluate", "questions", "seed")
 AFTER = ("collect", "train", "select")

@@ -30,10 +30,10 @@ from potstill import (
     training,
     transfer,
 )
+from potstill.contenders import Contender
 from potstill.errors import UserError
 from potstill.files import manifest, run_folder
 from potstill.recipe import Recipe
-from potstill.records import Contender
 from potstill.students import Example
 
 READS = ("train", "student", "seed", "evaluate", "select", "questions")  # the latter three if they decide the end

@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from potstill.records import BASE, Contender, Prediction, Score
+from potstill.contenders import BASE, Contender
+from potstill.records import Prediction, Score
 from potstill.story.nouns import GROUPS, Comparison, Group, Interval, Outcome, Story
 
 
