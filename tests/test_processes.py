@@ -31,7 +31,9 @@ from together import together
 SHARDINGS: tuple[Sharding, ...] = ("none", "full")
 # Cuts `one`, `two` and `four` are accumulation 1, 2 and 4; all but `two` and `four` leave the second process a filler.
 CASES: list[tuple[str, str, Sharding]] = [
-    (family, cuts, sharding) for family in ("t5", "causal") for cuts in ("one", "two", "four") for sharding in SHARDINGS
+    *((family, cuts, kind) for family in ("t5", "causal") for cuts in ("one", "two", "four") for kind in SHARDINGS),
+    ("t5-tied", "two", "full"),
+    ("causal-tied", "two", "full"),
 ]
 
 
@@ -58,6 +60,11 @@ def compute(rank: int, folder: Path) -> None:
             assert model is not student
         sums = training.gradient(model, cut(student, cuts), step=1, seed=1)
         at = folder / f"{family}.{cuts}.{sharding}.{rank}"
+        if cuts == "two" and sharding == "full":
+            weights = training.weights(student)
+            if rank == 0:
+                (folder / family).mkdir()
+                student.save(folder / family, weights=weights)
         save_file(whole(gradients(student)), f"{at}.gradient")
         student.zero_grad(set_to_none=True)
         if cuts == "four":
@@ -76,6 +83,12 @@ def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
         both = [load_file(f"{each}.gradient") for each in at]
         assert close(both[0], gradients(student)), (family, cuts, sharding)
         assert all(torch.equal(both[0][name], both[1][name]) for name in both[0])
+        if (tmp_path / family).exists():  # gathered, it is the folder that one process saves
+            plain = tmp_path / f"{family}.plain"
+            plain.mkdir(exist_ok=True)
+            student.save(plain)
+            for path in plain.iterdir():
+                assert path.read_bytes() == (tmp_path / family / path.name).read_bytes(), (family, path.name)
         if cuts != "four":
             continue
         student.zero_grad()

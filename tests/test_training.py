@@ -23,7 +23,8 @@ FAMILIES = ("t5", "causal")
 
 
 def make(family: str, dropout: float = 0.0) -> Student:
-    shape = Shape("t5" if family == "t5" else "causal", 16, 2, 2, 32, 8, TOKENIZER.size)
+    kind = "t5" if family.startswith("t5") else "causal"
+    shape = Shape(kind, 16, 2, 2, 32, 8, TOKENIZER.size, tied=family.endswith("tied"))
     return students.initialise(shape, TOKENIZER, 1, dropout=dropout)
 
 

@@ -59,7 +59,7 @@ def run_command(
     ] = None,
 ) -> None:
     """Run a recipe: all nine stages into runs/NAME, going on where an earlier run stopped."""
-    from potstill import recipe, run
+    from potstill import processes, recipe, run
 
     chosen = recipe.load(path, changes or ())
     if dry_run:
@@ -68,6 +68,8 @@ def run_command(
         typer.echo(plan.text(chosen))
         return
     folder = run.run(chosen, redo=redo)
+    if not processes.here().first:
+        return  # it helped the first one, which now evaluates
     from potstill.cli import scores, show
 
     if run.stages(chosen) == run.STAGES:

@@ -137,7 +137,7 @@ class Student(nn.Module):
     def parts(self) -> list[nn.Module]:
         """The modules that are computed one after another, inner ones first: where weights are spread over processes,
         each of them is gathered for itself. All other weights (embedding, head) are there as long as `forward` runs."""
-        return list(self.model.get_decoder().layers)  # pyright: ignore
+        return list(getattr(self.model.get_decoder(), "layers", ()))
 
     def gathering(self) -> None:
         """Told when `parts` have become FSDP modules: they have to be entered by a method that gathers."""

@@ -53,9 +53,17 @@ def distribute(student: Student, sharding: Sharding = "none", precision: Precisi
         return student
     if sharding == "none":
         return DistributedDataParallel(student, gradient_as_bucket_view=True)
+    parts = student.parts()
+    if not parts:
+        raise UserError(
+            "this kind of model does not say what its layers are",
+            where="train.sharding",
+            found=student.model.config.model_type,
+            do="set it to none",
+        )
     mesh = init_device_mesh(device().type, (distributed.get_world_size(),))
     low = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    for part in student.parts():
+    for part in parts:
         layer = precision == "bfloat16" and not isinstance(part, nn.Embedding)
         fully_shard(part, mesh=mesh, mp_policy=low if layer else MixedPrecisionPolicy())
     student.gathering()
