@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from markov import NEVER, markov, writer
 from potstill import engines
 from potstill.engines import Request, batches, uniform
-from potstill.engines.choice import draw
+from potstill.engines.choice import AnswerLine, draw
 from potstill.engines.transformers import Engine
 from potstill.errors import UserError
 from potstill.records import END, Prompt, Turn
@@ -298,7 +298,7 @@ def ask(engine: Engine, *prompts: str) -> list[Request]:
 
 def test_a_text_stops_once_its_answer_line_is_whole() -> None:
     engine = writer()
-    [text] = engine.generate(ask(engine, "So"), max_tokens=40, stop_at_answer=True, candidates=2)
+    [text] = engine.generate(ask(engine, "So"), max_tokens=40, stop_at_answer="line", candidates=2)
     assert (text.text, text.stop) == (" it was. The answer is four\n", "cut")
     assert len(text.candidates) == len(text.tokens) == len(text.ids)
     [whole] = engine.generate(ask(engine, "So"), max_tokens=40, candidates=2)
@@ -308,18 +308,54 @@ def test_a_text_stops_once_its_answer_line_is_whole() -> None:
 
 def test_a_line_without_the_words_and_words_without_a_whole_line_stop_nothing() -> None:
     engine = writer("So it was\nThe answer is four. Q", last=" Q")
-    [text] = engine.generate(ask(engine, "So"), max_tokens=20, stop_at_answer=True)
+    [text] = engine.generate(ask(engine, "So"), max_tokens=20, stop_at_answer="line")
     assert (text.text[:30], text.stop) == (" it was\nThe answer is four. Q ", "length")
+
+
+@pytest.mark.parametrize(
+    "written, kept",
+    [
+        ("So it was 4.5. The answer is 4.50. Q", " it was 4.5. The answer is 4.50."),
+        ("So it is. The answer is not 7. The answer is 8. Q", " it is. The answer is not 7. The answer is 8."),
+        ("So the answer is 9\nQ", " the answer is 9"),
+        ("So the answer is\n10. Q", " the answer is\n10."),
+        ("So the answer is 11 Question: Who", " the answer is 11"),
+        ("So the answer is 12.", None),
+        ("So the answer is 13.5", None),
+    ],
+)
+@pytest.mark.parametrize("family", ["t5", "causal"])
+def test_where_the_sentence_of_an_answer_ends(written: str, kept: str | None, family: str) -> None:
+    """Token by token, whatever the tokens are; a T5 tokenizer has no newline."""
+    if family == "t5" and "\n" in written:
+        return
+    tokenizer = train_unigram([written] * 9, 60) if family == "t5" else train_bpe([written] * 9, 280)
+    ids = tokenizer.encode(written).ids
+    pieces = tokenizer.pieces(ids)
+    line = AnswerLine(1, lambda token, position: pieces[position], "sentence")
+    found = [line.add(0, token, position) for position, token in enumerate(ids)]
+    assert found == sorted(found) and any(found) == (kept is not None)
+    if kept is not None:
+        assert b"".join(pieces[: line.at[0]]).decode() == f"So{kept}"
+
+
+def test_a_text_stops_behind_the_sentence_of_its_answer() -> None:
+    engine = writer("So it was\nThe answer is four. Q", last=" Q")
+    [text] = engine.generate(ask(engine, "So"), max_tokens=40, stop_at_answer="sentence", candidates=2, likelihood=True)
+    assert (text.text, text.stop) == (" it was\nThe answer is four.", "cut")
+    assert len(text.candidates) == len(text.tokens) == len(text.ids)
+    [whole] = engine.generate(ask(engine, "So"), max_tokens=len(text.ids), likelihood=True)
+    assert whole.ids == text.ids and whole.likelihood == text.likelihood
 
 
 def test_rows_stop_each_on_its_own() -> None:
     engine = writer()
     requests = ask(engine, "So", "So it was. The answer is", " it was.", "Q")
-    texts = engine.generate(requests, max_tokens=12, stop_at_answer=True, candidates=2)
+    texts = engine.generate(requests, max_tokens=12, stop_at_answer="line", candidates=2)
     # The second and the last write no line with the words: the prompt is not their text.
     assert [text.stop for text in texts] == ["cut", "length", "cut", "length"]
     assert [text.text.endswith("four\n") for text in texts] == [True, False, True, False]
-    assert texts == [engine.generate([one], max_tokens=12, stop_at_answer=True, candidates=2)[0] for one in requests]
+    assert texts == [engine.generate([one], max_tokens=12, stop_at_answer="line", candidates=2)[0] for one in requests]
 
 
 def test_draws_follow_the_distribution() -> None:

@@ -68,7 +68,9 @@ def test_predictions_are_graded_answers() -> None:
     assert {one.question: one.grade for one in found}["mine/a"] == "right"
     assert {one.question: one.grade for one in found}["mine/bb"] == "wrong"
     told = {"max_tokens": 9, "temperature": 0.0, "seed": 0, "calculator": False, "likelihood": False}
-    assert engine.settings == [told] * len(engine.asked)
+    assert engine.settings == [told | {"stop_at_answer": None}] * len(engine.asked)
+    [*_] = predict(engine, QUESTIONS[:1], ask, max_tokens=9, budget=100, stop_at_answer=True)
+    assert engine.settings[-1] == told | {"stop_at_answer": "sentence"}
 
 
 def test_an_answer_that_ran_out_is_truncated() -> None:

@@ -34,6 +34,7 @@ def predict(
     drawing: Drawing = GREEDY,
     temperature: float = 0.7,
     seed: int = 0,
+    stop_at_answer: bool = False,
     done: Container[Key] = (),
 ) -> Iterator[list[Prediction]]:
     """Graded answers, one list a batch, longest prompts first.
@@ -42,6 +43,7 @@ def predict(
     budget      tokens that a batch may hold, prompts and answers
     drawing     greedy, or so many samples a question; with a calculator or without
     temperature of samples; a greedy answer does not depend on it, nor on the seed
+    stop_at_answer  write no further than the first sentence that holds "answer is"; what would follow does not count
     done        (question, index) that are stored: a batch of nothing else is not generated again, any other is, whole
 
     Raises UserError for a prompt that does not fit the model, and for a gold answer that cannot be graded.
@@ -65,6 +67,7 @@ def predict(
             seed=seed,
             calculator=drawing.calculator,
             likelihood=drawing.sampled,
+            stop_at_answer="sentence" if stop_at_answer else None,
         )
         predictions = []
         for text in written:

@@ -212,6 +212,7 @@ def _answer(
                 drawing=drawing,
                 temperature=plan.evaluate.temperature,
                 seed=plan.seed,
+                stop_at_answer=plan.evaluate.stop_at_answer,
                 done=done,
             ):
                 new = [prediction for prediction in batch if (prediction.question, prediction.index) not in done]

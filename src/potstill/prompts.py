@@ -20,6 +20,7 @@ Pure: no tokenizer, no file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -135,6 +136,12 @@ def bare(answer: str) -> str:
     return _fill(PAPER.reply_answer, answer=answer)
 
 
+# A byte is as good as a character here: what is looked for is ASCII.
+_ANSWER_SENTENCE: Final = re.compile(
+    r"answer is\b(?!\s+not\b)[\s:]*[^\s:][^\n]*?(?:[.!?][\"')\]*]*(?=\s)|(?=\n|\s+(?:Q|Question)\s?:))", re.IGNORECASE
+)
+
+
 def answer_end(text: str) -> int | None:
     """Where sampling cuts a text: the end of the first line that holds "answer is", None if no line does.
 
@@ -145,6 +152,18 @@ def answer_end(text: str) -> int | None:
         return None
     newline = text.find("\n", at)
     return len(text) if newline < 0 else newline
+
+
+def answer_sentence_end(text: str) -> int | None:
+    """Where the first sentence that holds "answer is" and says one has ended: white space follows its period, its line
+    ends, or another question begins. None as long as it may go on.
+
+    >>> text = "Half is 4.5. The answer is 4.50. Q: How many?"
+    >>> text[: answer_sentence_end(text)], answer_sentence_end("The answer is 4."), answer_sentence_end("answer is\\n4")
+    ('Half is 4.5. The answer is 4.50.', None, None)
+    """
+    match = _ANSWER_SENTENCE.search(text)
+    return None if match is None else match.end()
 
 
 def _fill(template: str, **values: str) -> str:

@@ -31,6 +31,7 @@ VERSION: Final = 2  # of `uniform`, of `batches` and of how an engine draws: sto
 
 Key = tuple[str, int]
 Kind = Literal["transformers", "ctranslate2", "ctranslate2-int8"]
+Unit = Literal["line", "sentence"]  # behind which a text can be stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class Engine(Protocol):
         temperature: float = 0.0,
         seed: int = 0,
         candidates: int = 0,
-        stop_at_answer: bool = False,
+        stop_at_answer: Unit | None = None,
         calculator: bool = False,
         likelihood: bool = False,
     ) -> list[Generated]:
@@ -99,7 +100,8 @@ class Engine(Protocol):
         temperature     0 takes the likeliest token, else logits are divided by it before a token is drawn
         seed            together with key and position decides a draw
         candidates      how many outcomes a step shows; their log-probabilities are raw, whatever the temperature
-        stop_at_answer  stop a text once the first line that holds "answer is" is complete (its newline is written)
+        stop_at_answer  stop a text once the first line that holds "answer is" is complete (its newline is written), or
+                        the first such sentence (for models that write no newline; the token behind it is dropped)
         calculator      write the exact result behind an arithmetic expression and `=`, whatever the model would write
         likelihood      say how likely each text was
 

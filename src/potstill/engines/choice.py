@@ -10,6 +10,7 @@ A row that has ended may go on being drawn for some steps; whoever reads cuts be
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
@@ -17,7 +18,7 @@ from typing import Final
 import torch
 
 from potstill import prompts
-from potstill.engines import Key, uniform
+from potstill.engines import Key, Unit, uniform
 
 NOTHING: Final[Mapping[int, int]] = MappingProxyType({})
 
@@ -90,28 +91,37 @@ class Choice:
 
 
 class AnswerLine:
-    """Tells of each row when its text has a whole line that holds "answer is"; `at` [rows] is the number of tokens up
-    to and with that line's newline, None for a row that has no such line."""
+    """Tells of each row when its text has a whole line, or sentence, that holds "answer is"; `at` [rows] is the number
+    of tokens of the text up to its end, None for a row that has none. A line's newline belongs to it; the token that
+    shows that a sentence has ended does not."""
 
-    def __init__(self, rows: int, piece: Callable[[int, int], bytes]) -> None:
+    def __init__(self, rows: int, piece: Callable[[int, int], bytes], unit: Unit) -> None:
         self.piece = piece
+        self.unit: Unit = unit
         self.texts = [bytearray() for _ in range(rows)]
+        self.starts: list[list[int]] = [[] for _ in range(rows)]  # of each token
         self.at: list[int | None] = [None] * rows
 
     def add(self, row: int, token: int, position: int) -> bool:
         """The token at `position` of a row; whether the row now has its answer."""
         piece = self.piece(token, position)
+        self.starts[row].append(len(self.texts[row]))
         self.texts[row] += piece
-        if self.at[row] is None and b"\n" in piece and _has_answer_line(self.texts[row]):
-            self.at[row] = position + 1
+        if self.at[row] is None and (b"\n" in piece or (self.unit == "sentence" and (b" " in piece or b":" in piece))):
+            end = _answer_end(self.texts[row], self.unit)
+            if end is not None:
+                self.at[row] = bisect_left(self.starts[row], end + (self.unit == "line"))
         return self.at[row] is not None
 
 
-def _has_answer_line(text: bytes | bytearray) -> bool:
+def _answer_end(text: bytes | bytearray, unit: Unit) -> int | None:
+    """Bytes up to the end of the answer, None if it has not ended."""
     # Read as Latin-1 a character is a byte, and what is asked for is ASCII, which no other character holds in UTF-8.
     readable = text.decode("latin-1")
+    if unit == "sentence":
+        return prompts.answer_sentence_end(readable)
     end = prompts.answer_end(readable)
-    return end is not None and end < len(readable)
+    return end if end is not None and end < len(readable) else None
 
 
 def draw(logits: torch.Tensor, temperature: float, uniforms: Sequence[float]) -> torch.Tensor:

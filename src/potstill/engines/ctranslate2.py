@@ -31,7 +31,7 @@ from typing import Any, Final
 
 import torch
 
-from potstill.engines import Generated, Key, Request, uniform
+from potstill.engines import Generated, Key, Request, Unit, uniform
 from potstill.engines.choice import AnswerLine
 from potstill.engines.transformers import Engine as Reference
 from potstill.errors import UserError
@@ -73,7 +73,7 @@ class Engine:
         temperature: float = 0.0,
         seed: int = 0,
         candidates: int = 0,
-        stop_at_answer: bool = False,
+        stop_at_answer: Unit | None = None,
         calculator: bool = False,
         likelihood: bool = False,
     ) -> list[Generated]:
@@ -128,11 +128,11 @@ class Engine:
                 made.update(zip(map(tuple, own), told, strict=True))
         return [[list(text) for text in made[tuple(row)].sequences_ids] for row in rows]
 
-    def _collect(self, key: Key, drawn: list[int], stop_at_answer: bool) -> Generated:
+    def _collect(self, key: Key, drawn: list[int], stop_at_answer: Unit | None) -> Generated:
         line = None
-        if stop_at_answer:
-            reader = AnswerLine(1, self.reference.piece)
-            line = next((at + 1 for at, token in enumerate(drawn) if reader.add(0, token, at)), None)
+        if stop_at_answer:  # written to the end and cut: nothing can be said to the library while it writes
+            reader = AnswerLine(1, self.reference.piece, stop_at_answer)
+            line = reader.at[0] if any(reader.add(0, token, at) for at, token in enumerate(drawn)) else None
         return self.reference.collect(key, drawn, [], line)
 
     def _known(self, requests: Sequence[Request], texts: Sequence[Generated]) -> list[Generated]:

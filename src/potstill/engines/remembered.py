@@ -48,7 +48,7 @@ class Remembered:
         temperature: float = 0.0,
         seed: int = 0,
         candidates: int = 0,
-        stop_at_answer: bool = False,
+        stop_at_answer: engines.Unit | None = None,
         calculator: bool = False,
         likelihood: bool = False,
     ) -> list[engines.Generated]:

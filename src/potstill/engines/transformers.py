@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import torch
 
-from potstill.engines import Generated, Key, Request, Scored
+from potstill.engines import Generated, Key, Request, Scored, Unit
 from potstill.engines.calculating import Calculating
 from potstill.engines.choice import AnswerLine, Choice
 from potstill.engines.lean import read
@@ -62,7 +62,7 @@ class Engine:
         temperature: float = 0.0,
         seed: int = 0,
         candidates: int = 0,
-        stop_at_answer: bool = False,
+        stop_at_answer: Unit | None = None,
         calculator: bool = False,
         likelihood: bool = False,
     ) -> list[Generated]:
@@ -75,7 +75,7 @@ class Engine:
             return []
         self.check(requests, max_tokens)
         choice = Choice([request.key for request in requests], temperature, seed, candidates, likelihood)
-        line = AnswerLine(len(requests), self.piece) if stop_at_answer else None
+        line = AnswerLine(len(requests), self.piece, stop_at_answer) if stop_at_answer else None
         sums = Calculating(len(requests), self.student.tokenizer, self.piece) if calculator else None
         with _resting(self.student.model), torch.no_grad():
             self._write(requests, choice, line, sums, max_tokens)

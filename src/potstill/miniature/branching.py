@@ -60,7 +60,7 @@ def teacher(
             max_tokens=gates.LONGEST,
             temperature=temperature,
             candidates=CANDIDATES,
-            stop_at_answer=True,
+            stop_at_answer="line",
         )
         for text in made:
             question = by_id[text.key[0]]

@@ -208,6 +208,11 @@ class Evaluate(Section):
     )
     demonstrations: str | None = Field(default=None, description="a text file of demonstrations for few-shot formats")
     max_tokens: Positive = 256
+    stop_at_answer: bool = Field(
+        default=False,
+        description="write no further than the first sentence that holds 'answer is': for models that go on. What would"
+        " follow, a correction too, does not count",
+    )
     batch_tokens: Positive = 16384
     cache: str | None = Field(
         default=None,

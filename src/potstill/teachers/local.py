@@ -134,7 +134,7 @@ def sample(
             temperature=temperature,
             seed=seed,
             candidates=candidates,
-            stop_at_answer=True,
+            stop_at_answer="line",
         )
         yield [chain(text, source) for text in written]
 
