@@ -169,7 +169,10 @@ def test_a_spread_student_recomputes_rounds_clips_and_stops_as_one_that_is_whole
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == [str(error.value)] * 2
 
 
-def trained(rank: int, world: Path, at: Path, change: str, stop: int | None) -> None:
+FULL = ("train.sharding=full", "train.evaluate=true")
+
+
+def trained(rank: int, world: Path, at: Path, stop: int | None) -> None:
     """The stage train, under a launcher; the second process is killed after its `stop`-th step's checkpoint."""
     saved = train._checkpoint
 
@@ -179,7 +182,7 @@ def trained(rank: int, world: Path, at: Path, change: str, stop: int | None) -> 
             os.kill(os.getpid(), signal.SIGKILL)
 
     train._checkpoint = killed
-    tiny.make(world, at, change, until="train")
+    tiny.make(world, at, *FULL, until="train")
 
 
 @pytest.fixture(scope="module")
@@ -214,10 +217,9 @@ def weights_of(run: Path, step: int = 4) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_of_two_processes_is_killed_resumed_and_goes_on_in_one(world: Path, aligned: Callable[[str], Path]):
-    full = "train.sharding=full"
     one = tiny.make(world, aligned("one"), until="train")
     two, cut_off = aligned("two"), aligned("cut")
-    assert together(2, trained, world, two, full, None) == [0, 0]
+    assert together(2, trained, world, two, None) == [0, 0]
     # In form what one process makes, but for the engine's state, and to the rounding of sums the same weights.
     for step in (2, 4):
         names = [{path.name for path in step_of(each, step).iterdir()} - {"engine"} for each in (one, two)]
@@ -230,15 +232,19 @@ def test_a_run_of_two_processes_is_killed_resumed_and_goes_on_in_one(world: Path
     assert not found["missing_keys"] and not found["unexpected_keys"]
     assert torch.equal(model.state_dict()["lm_head.weight"], weights_of(two)["lm_head.weight"])
     # Killed after the first checkpoint, and resumed by as many: the same bytes.
-    assert together(2, trained, world, cut_off, full, 2)[1] == -signal.SIGKILL
+    assert together(2, trained, world, cut_off, 2)[1] == -signal.SIGKILL
     assert [path.name for path in (cut_off / "train" / "checkpoints").iterdir()] == ["2"]
     alone = Path(shutil.copytree(cut_off, cut_off.parent / "alone"))
-    assert together(2, trained, world, cut_off, full, None) == [0, 0]
+    assert together(2, trained, world, cut_off, None) == [0, 0]
     assert lasting(cut_off) == lasting(two) and spread(cut_off) == spread(two)
-    assert together(2, trained, world, cut_off, full, None) == [0, 0]  # it is there: nobody waits for anybody
+    assert together(2, trained, world, cut_off, None) == [0, 0]  # it is there: nobody waits for anybody
+    # What was answered on the way is what `evaluate` finds, whatever becomes of the engine's state.
+    answers = (two / "evaluate" / "2" / "manifest.json").read_bytes()
+    tiny.make(world, two, *FULL, until="evaluate")
+    assert (two / "evaluate" / "2" / "manifest.json").read_bytes() == answers and b"/engine" not in answers
     # By one, which a recipe of `full` has to be told.
     with pytest.raises(UserError, match="started alone"):
-        tiny.make(world, alone, full, until="train")
+        tiny.make(world, alone, *FULL, until="train")
     shard = min(step_of(alone, 2).glob("engine/*.safetensors"))
     good = shard.read_bytes()
     shard.write_bytes(good[:-1] + b"\x01")

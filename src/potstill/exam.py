@@ -163,13 +163,12 @@ def _weights(run: Path, plan: Recipe, contender: Contender) -> dict[str, str]:
     train, folder = manifest.finished(run / "train"), run / "train" / "checkpoints" / str(contender.step)
     prefix = f"{folder.relative_to(run).as_posix()}/"
     if train is None:  # training itself asks
-        digests = {
-            prefix + path.relative_to(folder).as_posix(): files.digest(path) for path in sorted(folder.iterdir())
-        }
+        own = sorted(path for path in folder.iterdir() if path.is_file())
+        digests = {prefix + path.name: files.digest(path) for path in own}
     else:
         digests = {name: row["sha256"] for name, row in train.outputs.items() if name.startswith(prefix)}
-    # the engine's state is not part of what answers, and older steps lose it
-    weights = {name: digest for name, digest in digests.items() if not name.endswith("engine.safetensors")}
+    # The engine's state (one file, or a folder of them) is not part of what answers, and older steps lose it.
+    weights = {name: digest for name, digest in digests.items() if not name.startswith(f"{prefix}engine")}
     if contender.share == 1:
         return weights
     return {**students.identity(plan), **weights, "share": repr(contender.share)}
