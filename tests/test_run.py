@@ -125,16 +125,18 @@ def test_the_chains_of_a_group_share_their_prompt(world: Path, tmp_path: Path) -
     """However small the budget, they stay in one micro-batch, and the prompt is read once."""
     keys = ("train.chains_per_prompt=3", "train.batch_tokens=60", "train.formats={zero-shot-rationale: 1}")
     at = tiny.make(world, tmp_path / "run", *keys, until="align")
-    plan = tiny.recipe(world, *keys)
-    student = students.base(plan)
-    lesson = lessons.read(at, plan, student)
-    batches = lesson.micro_batches(1)
-    assert len(batches) > 1 and sum(map(len, batches)) == len(lesson.examples(1)) > plan.train.groups
-    prompts = [{example.prompt for example in batch} for batch in batches]
-    assert sum(map(len, prompts)) <= plan.train.groups  # fewer where a question comes twice
-    read = sum(student.batch(batch).tokens for batch in batches)
-    unshared = sum(len(row.prompt) + len(row.target) for row in lesson.examples(1))
-    assert read < 0.8 * unshared
+    for family in ("t5", "causal"):
+        plan = tiny.recipe(world, *keys, f"student.shape.family={family}")
+        student = students.base(plan)
+        lesson = lessons.read(at, plan, student)
+        batches = lesson.micro_batches(1)
+        assert len(batches) > 1 and sum(map(len, batches)) == len(lesson.examples(1)) > plan.train.groups
+        prompts = [{example.prompt for example in batch} for batch in batches]
+        assert sum(map(len, prompts)) <= plan.train.groups  # fewer where a question comes twice
+        read = sum(student.batch(batch).tokens for batch in batches)
+        unshared = sum(len(row.prompt) + len(row.target) for row in lesson.examples(1))
+        assert read < 0.8 * unshared
+        assert read == sum(student.batch(batch).slots for batch in batches)
 
 
 @pytest.mark.parametrize("rule", ["one-hot", "paper", "span", "text"])

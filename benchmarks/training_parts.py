@@ -1,0 +1,113 @@
+"""Our side of `training.py`: a step a line, with all parts or without some.
+
+ours            everything
+no sharing      each chain has a prompt of its own
+padding         and rows are padded, through transformers' own forward pass, cut for least padding
+whole logits    and the logits of every place are made, with torch's cross-entropy
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from potstill import order, students, training
+from potstill.records import Kind, Target
+from potstill.students import Example, Student
+from trainers import held, peak
+
+
+class Own(tuple[int, ...]):
+    """A prompt that is equal to no other, so that nothing shares it."""
+
+    __eq__, __hash__ = object.__eq__, object.__hash__
+
+
+def main() -> None:
+    """A job from the first line, then a step for each line."""
+    torch.set_num_threads(1)
+    job = json.loads(sys.stdin.readline())
+    student = students.open(job["folder"], dropout=0.0)
+    sharing = job["what"] == "ours"
+    examples = []
+    for number, (prompt, ids) in enumerate(job["examples"]):
+        target = hard(ids)
+        examples.append(Example(tuple(prompt) if sharing else Own(prompt), target, 1.0, str(number), "all"))
+    padded = job["what"] in ("padding", "whole logits")
+    if padded:
+        pad(student, whole=job["what"] == "whole logits")
+    parts = list(together(examples).values())
+    lengths = [(len(part[0].prompt), sum(len(row.target) for row in part)) for part in parts]
+
+    def micro_batches(_: int) -> list[list[Example]]:
+        cuts = order.micro_batches(lengths, job["budget"], padded=padded)
+        return [[row for place in cut for row in parts[place]] for cut in cuts]
+
+    adam, base = training.optimizer(student, job["rate"]), held()
+    steps = training.steps(
+        student,
+        adam,
+        micro_batches,
+        first=1,
+        last=job["steps"],
+        schedule=training.Schedule("constant", job["rate"]),
+        seed=1,
+        precision="bfloat16" if job["bf16"] else "float32",
+    )
+    print(json.dumps({"ready": True}), flush=True)
+    while sys.stdin.readline().strip():
+        began = time.process_time()
+        done = next(steps)
+        seconds = time.process_time() - began
+        print(json.dumps({"s": seconds, "loss": done.loss, "MiB": peak() - base}), flush=True)
+
+
+def together(examples: Sequence[Example]) -> dict[tuple[int, ...], list[Example]]:
+    found: dict[tuple[int, ...], list[Example]] = {}
+    for example in examples:
+        found.setdefault(example.prompt, []).append(example)
+    return found
+
+
+def hard(ids: list[int]) -> Target:
+    kinds: list[Kind] = ["hard" for _ in ids]
+    return Target(ids, range(len(ids) + 1), ids, [1.0] * len(ids), kinds)
+
+
+def pad(student: Student, *, whole: bool) -> None:
+    """Let a student compute padded rows as transformers does, and, if `whole`, the logits of every place."""
+
+    def states(batch: students.Batch) -> torch.Tensor:
+        model: Any = student.model
+        if student.family == "causal":
+            positions = (batch.input_mask.cumsum(1) - 1).clamp_min(0)
+            told = {"attention_mask": batch.input_mask, "position_ids": positions, "use_cache": False}
+            return model.get_decoder()(input_ids=batch.input_ids, **told).last_hidden_state
+        assert batch.prompt_ids is not None and batch.prompt_mask is not None
+        rows = torch.tensor(batch.prompts)
+        ids, mask = batch.prompt_ids[rows], batch.prompt_mask[rows]
+        read = model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        more = {"encoder_hidden_states": read, "encoder_attention_mask": mask, "use_cache": False}
+        return model.decoder(input_ids=batch.input_ids, **more).last_hidden_state
+
+    def forward(batch: students.Batch, *, summed: bool = False) -> Any:
+        assert summed
+        logits = student.head.logits(states(batch))
+        labels = torch.full(batch.input_ids.shape, -100).flatten()
+        labels[batch.positions] = batch.candidate_ids[:, 0]
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels, reduction="none")
+        return losses.sum(), losses.detach()[batch.positions]
+
+    student.padded = True
+    student.hidden = lambda batch: states(batch).flatten(0, 1)[batch.positions]  # type: ignore[method-assign]
+    if whole:
+        student.forward = forward  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    main()
