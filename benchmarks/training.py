@@ -108,7 +108,7 @@ def alternate(
     found: dict[str, list[dict[str, float]] | str] = {}
     running = {}
     for name, command in sides.items():
-        running[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, stderr=-3)
+        running[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         first = ask(running[name], json.dumps(jobs[name]))
         found[name] = [] if "ready" in first else first.get("why", "failed")
     for turn in range(rounds + 1):
