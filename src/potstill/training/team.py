@@ -26,7 +26,7 @@ from potstill.processes import Place
 T = TypeVar("T")
 VERDICT: Final = "verdict"
 MEET: Final = timedelta(minutes=30)  # until all processes are there
-LISTEN: Final = timedelta(seconds=20)  # of waiting for the first one, between which a signal is heard
+CALL: Final = timedelta(days=30)  # that the others wait for what the first makes alone
 TOGETHER: Final = timedelta(hours=1)  # that one may be slower than the others, such as in writing a checkpoint
 
 
@@ -52,7 +52,7 @@ class Team:
 
         Raises UserError where it has another recipe.
         """
-        self._listen()
+        self._store.wait([VERDICT], CALL)
         verdict = json.loads(self._store.get(VERDICT))
         self._store.set(f"heard {self.place.rank}", "")
         if verdict is None:
@@ -74,13 +74,6 @@ class Team:
         self._store.set(VERDICT, json.dumps(None))
         with suppress(RuntimeError):  # one that was killed hears nothing
             self._store.wait([f"heard {rank}" for rank in range(1, self.place.world)], timedelta(seconds=30))
-
-    def _listen(self) -> None:
-        """Wait as long as the first process makes alone what comes before. Raises DistNetworkError where it is gone."""
-        while True:
-            with suppress(distributed.DistStoreError):
-                self._store.wait([VERDICT], LISTEN)
-                return
 
     @contextmanager
     def _group(self) -> Iterator[None]:
