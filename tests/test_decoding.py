@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import tiny
 from potstill import exam, files
-from potstill.contenders import Contender
+from potstill.contenders import BASE, Contender
 from potstill.decoding import PATTERN, choose, drawings, named, tries
 from potstill.errors import UserError
 from potstill.recipe import parse, schema
@@ -110,7 +110,7 @@ def test_a_run_with_every_decoding(tmp_path: Path) -> None:
     assert not (run / "evaluate" / choice.contender.name / "zero-shot-rationale.best-4+calculator.jsonl").exists()
     names = {score.decoding for score in exam.scores(run / "test", choice.contender)}
     assert names == {"vote-3", "greedy", "best-4+calculator"}
-    assert {row.k for row in exam.tries(run / "test", 0)} == {1, 2, 3, 4}
+    assert {row.k for row in exam.tries(run / "test", BASE)} == {1, 2, 3, 4}
     page = (run / "report" / "index.html").read_text()
     assert "best-4+calculator" in page and "any of them right" in page
     assert (run / "report" / "tries.csv").read_text().count("\n") > 20
