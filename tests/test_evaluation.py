@@ -98,6 +98,7 @@ def test_samples_are_drawn_with_the_decoding_and_keep_their_index() -> None:
     found = [one for batch in answered for one in batch]
     assert sorted((one.question, one.index) for one in found) == sorted((q.id, i) for q in QUESTIONS for i in range(3))
     told = {"max_tokens": 9, "temperature": 0.6, "seed": 5, "calculator": False, "likelihood": True}
+    told |= {"stop_at_answer": None}
     assert all(settings == told for settings in engine.settings)
     with pytest.raises(AssertionError, match="counted twice"):
         score(found, contender=Contender(0), split="validation", format="f", decoding="vote-3")
