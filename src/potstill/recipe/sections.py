@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from potstill.recipe.replay import Replay
 from potstill.recipe.section import (
     Character,
     Count,
-    Decay,
     DecodingName,
     FormatName,
     Name,
@@ -22,6 +20,7 @@ from potstill.recipe.section import (
 )
 from potstill.recipe.sets import OwnSet
 from potstill.recipe.teacher import Teacher
+from potstill.recipe.train import Train
 
 
 class Limits(Section):
@@ -122,70 +121,6 @@ class Student(Section):
     def _folder(cls, value: Any) -> Any:
         """`student: FOLDER` is short for `student: {model: FOLDER}`."""
         return {"model": value} if isinstance(value, str) else value
-
-
-class Train(Section):
-    formats: dict[FormatName, Count] = Field(default={"zero-shot-rationale": 1}, description="quota of each format")
-    demonstrations: Positive = Field(default=4, description="in each few-shot prompt")
-    replay: Replay | None = None
-    mass: Literal["raw", "renormalised", "tail"] = Field(
-        default="raw", description="what becomes of the mass that was not seen"
-    )
-    steps: Positive = 1000
-    groups: Positive = Field(default=32, description="groups a step: one question, one format, some chains")
-    chains_per_prompt: Positive = 1
-    batch_tokens: Positive = Field(default=8192, description="tokens a micro-batch; changes no result, only memory")
-    learning_rate: float = Field(default=5e-4, gt=0)
-    optimizer: Literal["adamw", "adafactor"] = "adamw"
-    betas: list[Decay] = Field(default=[0.9, 0.999], min_length=2, max_length=2, description="of AdamW")
-    factors: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default={}, description="of the learning rate, by a part of a parameter's name: {relative_attention_bias: 10}"
-    )
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="of the products; weights and loss stay in float32"
-    )
-    lora: Count = Field(
-        default=0, description="rank of LoRA's adapters, merged when saved (extra `lora`); 0: all weights learn"
-    )
-    sharding: Literal["none", "full"] = Field(
-        default="none",
-        description="full: weights, gradients and optimizer spread over the processes that torchrun or srun started",
-    )
-    peak: float | None = Field(
-        default=None,
-        gt=0,
-        description="operations a second that the device could do, for the share that is used",
-    )
-    recompute: bool = Field(default=False, description="layers twice: memory of one layer, a third more time")
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warm_up: Count = 10
-    hold: Count = Field(default=0, description="steps at the peak before linear and cosine fall")
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip: float | None = Field(default=1.0, gt=0)
-    checkpoint_every: Positive = 250
-    evaluate: bool = Field(default=False, description="each checkpoint answers validation as soon as it is saved")
-    stop_after: Positive | None = Field(
-        default=None, description="stop when so many checkpoints came after the best by select.rule; implies evaluate"
-    )
-
-    @field_validator("precision", mode="before")
-    @classmethod
-    def _no_half(cls, value: Any) -> Any:
-        if value in ("float16", "fp16", "half"):
-            raise ValueError("float16 overflows in T5 and FlanT5; take bfloat16, or float32 where there is none")
-        return value
-
-    @model_validator(mode="after")
-    def _agrees(self) -> Train:
-        if self.optimizer == "adafactor" and self.betas != [0.9, 0.999]:
-            raise ValueError("adafactor has no betas")
-        if self.sharding == "full" and (self.optimizer == "adafactor" or self.lora):
-            raise ValueError("sharding: full is for optimizer: adamw without lora; set it to none")
-        if self.hold and self.schedule == "constant":
-            raise ValueError("hold is for a schedule that falls: linear or cosine")
-        if self.hold and self.warm_up + self.hold > self.steps:
-            raise ValueError(f"warm_up and hold are {self.warm_up} and {self.hold} of {self.steps} steps")
-        return self
 
 
 class Evaluate(Section):
