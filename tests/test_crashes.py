@@ -13,26 +13,17 @@ from pathlib import Path
 import pytest
 
 import tiny
+from crashing import Crash, crash
 from potstill import plots, run
 from potstill.files import disk
 
 pytestmark = pytest.mark.slow
 
 
-class Crash(BaseException):
-    """What stops a stage where a machine would."""
-
-
 @pytest.fixture(scope="module")
 def whole(_no_figures: None, world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nothing stopped."""
     return tiny.make(world, tmp_path_factory.mktemp("whole") / "run")
-
-
-@pytest.fixture(autouse=True)
-def _no_crash_is_left() -> Iterator[None]:
-    yield
-    disk.crash = disk._no_crash
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,10 +43,8 @@ def test_a_crash_at_any_operation_leaves_nothing_that_a_resume_does_not_mend(
     assert len(moments) >= 6, "a stage writes at least its beginning and its manifest"
     for number, (operation, moment, name) in enumerate(moments):
         at = _before(whole, tmp_path / str(number), stage)
-        with pytest.raises(Crash):
-            _crash(number)
+        with pytest.raises(Crash), crash(number):
             tiny.make(world, at, until=stage)
-        disk.crash = disk._no_crash
         tiny.make(world, at, until=stage)
         found = {name: content for name, content in tiny.contents(at).items() if _of(name, stage)}
         different = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
@@ -68,8 +57,8 @@ def test_crash_upon_crash(world: Path, whole: Path, tmp_path: Path) -> None:
     at, crashes = tmp_path / "run", 0
     while True:
         try:
-            _crash(10 + 3 * crashes)  # later each time: a stage needs room to come to its next lasting file
-            tiny.make(world, at)
+            with crash(10 + 3 * crashes):  # later each time: a stage needs room to come to its next lasting file
+                tiny.make(world, at)
             break
         except Crash:
             crashes += 1
@@ -105,20 +94,8 @@ def _moments(world: Path, at: Path, stage: str) -> list[tuple[str, str, str]]:
             seen.append((operation, moment, path.relative_to(at).as_posix()))
 
     disk.crash = note
-    tiny.make(world, at, until=stage)
-    disk.crash = disk._no_crash
+    try:
+        tiny.make(world, at, until=stage)
+    finally:
+        disk.crash = disk._no_crash
     return seen
-
-
-def _crash(number: int) -> None:
-    """Stop at the moment of this number, counted from 0."""
-    left = number
-
-    def stop(operation: disk.Operation, moment: disk.Moment, path: Path) -> None:
-        nonlocal left
-        if path.name != "log.jsonl":
-            if left == 0:
-                raise Crash
-            left -= 1
-
-    disk.crash = stop

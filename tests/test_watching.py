@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import tiny
+from crashing import Crash, crash
 from potstill import account, exam, recipe
 from potstill.errors import UserError
-from potstill.files import disk, manifest
+from potstill.files import manifest
 
 STOP = ("train.stop_after=1", "train.steps=8")
-
-
-class Crash(BaseException):
-    pass
-
-
-@pytest.fixture(autouse=True)
-def _no_crash_is_left() -> Iterator[None]:
-    yield
-    disk.crash = disk._no_crash
 
 
 @pytest.fixture(scope="module")
@@ -76,25 +66,11 @@ def test_crash_upon_crash_it_stops_at_the_same_step(world: Path, stopped: Path, 
     tiny.make(world, at, *STOP, until="align")
     while True:
         try:
-            _crash(13 + 7 * crashes)
-            tiny.make(world, at, *STOP, until="train")
+            with crash(13 + 7 * crashes):
+                tiny.make(world, at, *STOP, until="train")
             break
         except Crash:
             crashes += 1
-    disk.crash = disk._no_crash
     assert crashes > 2
     tiny.make(world, at, *STOP, until="test")
     assert tiny.contents(at) == tiny.contents(stopped)
-
-
-def _crash(number: int) -> None:
-    left = number
-
-    def stop(operation: disk.Operation, moment: disk.Moment, path: Path) -> None:
-        nonlocal left
-        if path.name != "log.jsonl":
-            if left == 0:
-                raise Crash
-            left -= 1
-
-    disk.crash = stop

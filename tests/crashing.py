@@ -1,0 +1,32 @@
+"""A crash at one moment of one operation of `files`, as where a machine stops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from potstill.files import disk
+
+
+class Crash(BaseException):
+    """What stops a stage where a machine would."""
+
+
+@contextmanager
+def crash(number: int) -> Iterator[None]:
+    """Raise Crash at the moment of this number, counted from 0; those of the log are not counted: it is not resumed."""
+    left = number
+
+    def stop(operation: disk.Operation, moment: disk.Moment, path: Path) -> None:
+        nonlocal left
+        if path.name != "log.jsonl":
+            if left == 0:
+                raise Crash
+            left -= 1
+
+    disk.crash = stop
+    try:
+        yield
+    finally:
+        disk.crash = disk._no_crash
