@@ -2,7 +2,8 @@
 
     >>> one = Prediction("m/1", "m", "number", "The answer is 2", "end", "right", "2")
     >>> two = Prediction("m/2", "m", "number", "Perhaps", "length", "truncated", None)
-    >>> [score] = score([one, two], contender=BASE, split="validation", format="zero-shot-rationale", decoding="greedy")
+    >>> asked = {"split": "validation", "format": "zero-shot-rationale", "decoding": "greedy"}
+    >>> [score] = score([one, two], contender=Contender(0), **asked)
     >>> score.right, score.n, score.truncated, score.accuracy, (round(score.low, 2), round(score.high, 2))
     (1, 2, 1, 0.5, (0.09, 0.91))
 

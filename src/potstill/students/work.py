@@ -54,15 +54,18 @@ def _causal(student: Student, examples: Sequence[Example]) -> int:
     config: Any = student.model.config
     narrow = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     width = config.num_attention_heads * narrow
-    lengths = [len(example.prompt) + len(example.target) - 1 for example in examples]
-    if not student.padded:  # the prompt of several chains is computed once, and each chain reads it
-        seen = {example.prompt: len(example.prompt) for example in examples}
-        targets = [len(example.target) - 1 for example in examples]
-        read = sum(seen.values()) + sum(targets)
-        squares = sum(n**2 for n in seen.values())
-        squares += sum(n * (n + len(e.prompt)) for n, e in zip(targets, examples, strict=True))
-    else:
-        read, squares = sum(lengths), sum(n**2 for n in lengths)
+    chains: dict[tuple[int, ...] | int, list[tuple[int, int]]] = {}
+    for number, example in enumerate(examples):  # rows that are padded share no prompt
+        own = (len(example.prompt), len(example.target) - 1)
+        chains.setdefault(number if student.padded else example.prompt, []).append(own)
+    read = squares = 0
+    for row in chains.values():
+        prompt, first = row[0]
+        read += prompt + sum(chain for _, chain in row)
+        if len(row) == 1:
+            squares += (prompt + first) ** 2
+        else:  # the prompt is a row, and each chain one that reads the prompt and itself
+            squares += prompt**2 + sum(chain * (prompt + chain) for _, chain in row)
     attention = 3 * 2 * 2 * width * squares * config.num_hidden_layers
     return read * _matrices(decoder) + attention + _head(student, sum(len(example.target) for example in examples))
 
