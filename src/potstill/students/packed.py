@@ -32,7 +32,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from potstill.students.ragged import SLACK
+from potstill.students.ragged import cut_rows
 
 NAME: Final = "potstill"  # of the attention, where transformers looks it up
 FAR: Final = 2**62  # a position that nothing reads: padding
@@ -119,10 +119,10 @@ def pack(prompts: Sequence[int], chains: Sequence[tuple[int, int]]) -> Packing:
         whole.append(np.arange(first, first + length if len(own) > 1 else place))
     at = np.concatenate(positions)
     squares, asking, reading = [], [], []
-    for causal, rows in ((True, [(row, row) for row in whole]), (False, parts)):
-        for cut in _cuts(rows):
-            asked, read = (_fill([rows[row][side] for row in cut]) for side in (0, 1))
-            padded = np.arange(read.shape[1]) >= np.array([[len(rows[row][1])] for row in cut])
+    for causal, queries, keys in ((True, whole, whole), (False, [row for row, _ in parts], [row for _, row in parts])):
+        for cut in cut_rows(queries, keys):
+            asked, read = (_fill([rows[row] for row in cut]) for rows in (queries, keys))
+            padded = np.arange(read.shape[1]) >= np.array([[len(keys[row])] for row in cut])
             known = np.where(padded, FAR, at[read])
             tensors = (torch.from_numpy(at[asked]), torch.from_numpy(known))
             squares.append(Square(len(cut), asked.shape[1], read.shape[1], causal, *tensors))
@@ -133,16 +133,6 @@ def pack(prompts: Sequence[int], chains: Sequence[tuple[int, int]]) -> Packing:
     back[asks[::-1]] = np.arange(len(asks))[::-1]  # the first of those that stand twice, on padding
     places, asks, reads, back = (torch.from_numpy(found) for found in (at, asks, reads, back))
     return Packing(places, tuple(squares), asks, reads, back, tuple(starts))
-
-
-def _cuts(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[list[int]]:
-    cuts: list[list[int]] = []
-    for row in sorted(range(len(rows)), key=lambda row: (-len(rows[row][1]), -len(rows[row][0]), row)):
-        if cuts and len(rows[row][1]) >= SLACK * len(rows[cuts[-1][0]][1]):
-            cuts[-1].append(row)
-        else:
-            cuts.append([row])
-    return cuts
 
 
 def _fill(rows: Sequence[np.ndarray]) -> np.ndarray:

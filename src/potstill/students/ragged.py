@@ -89,22 +89,26 @@ def lay(queries: Sequence[np.ndarray], keys: Sequence[np.ndarray], heads: int) -
 
     queries, keys  [rows] of [length] int64: the tokens of each row
     """
-    order = sorted(range(len(keys)), key=lambda row: (-len(keys[row]), -len(queries[row]), row))
-    cuts: list[list[int]] = []
-    for row in order:
-        if cuts and len(keys[row]) >= SLACK * len(keys[cuts[-1][0]]):
-            cuts[-1].append(row)
-        else:
-            cuts.append([row])
+    squares, cuts = [], cut_rows(queries, keys)
     asked = _places(queries, cuts, heads)
     read = asked if keys is queries else _places(keys, cuts, heads)
-    squares = []
     for cut in cuts:
         lengths = np.array([len(keys[row]) for row in cut])
         longest = int(lengths[0])
         hidden = torch.from_numpy(np.arange(longest) >= lengths[:, None]) if lengths[-1] < longest else None
         squares.append(Square(len(cut), max(len(queries[row]) for row in cut), longest, hidden))
     return Layout(tuple(squares), asked, read)
+
+
+def cut_rows(queries: Sequence[np.ndarray], keys: Sequence[np.ndarray]) -> list[list[int]]:
+    """The rows of each square, longest first; `queries` and `keys` as `lay` takes them."""
+    cuts: list[list[int]] = []
+    for row in sorted(range(len(keys)), key=lambda row: (-len(keys[row]), -len(queries[row]), row)):
+        if cuts and len(keys[row]) >= SLACK * len(keys[cuts[-1][0]]):
+            cuts[-1].append(row)
+        else:
+            cuts.append([row])
+    return cuts
 
 
 def _places(rows: Sequence[np.ndarray], cuts: Sequence[Sequence[int]], heads: int) -> Places:
