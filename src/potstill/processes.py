@@ -1,4 +1,4 @@
-"""Which of several processes this is, as torchrun or srun have told it.
+"""Which of several processes this is, as torchrun or srun have told it, and what memory it took.
 
     >>> here({"RANK": "3", "WORLD_SIZE": "16", "LOCAL_RANK": "3"})
     Place(rank=3, world=16, local=3, launched=True)
@@ -13,7 +13,9 @@ Only what a step of SLURM has says that there are others: SLURM_NTASKS stands in
 from __future__ import annotations
 
 import os
+import platform
 import re
+import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -68,3 +70,9 @@ def address(environment: Mapping[str, str] | None = None) -> tuple[str, int]:
             do="start them with torchrun or srun, or set both",
         )
     return host, int(port)
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held so far."""
+    unit = 1 if platform.system() == "Darwin" else 1 << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

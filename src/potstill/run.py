@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 import platform
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -155,7 +154,8 @@ def make(folder: Path, plan: Recipe, stage: str, team: Team | None = None) -> ma
         outputs, counts = module.make(folder, plan)
     made = manifest.finish(at, identity, outputs, counts)
     seconds = time.monotonic() - began
-    run_folder.log(folder, "done", stage=stage, seconds=round(seconds, 3), peak_memory_mib=_peak())
+    took = {"seconds": round(seconds, 3), "peak_memory_mib": processes.peak_memory() >> 20}
+    run_folder.log(folder, "done", stage=stage, **took)
     progress.say(f"{stage:<9} {_summary(counts)}  ({seconds:.1f} s)", "green")
     return made
 
@@ -259,12 +259,6 @@ def _machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in names},
     }
-
-
-def _peak() -> int:
-    """The most memory that this process has held, in MiB."""
-    unit = 1 << 20 if platform.system() == "Darwin" else 1 << 10  # bytes there, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 
 
 def _summary(counts: dict[str, Any]) -> str:

@@ -9,13 +9,13 @@ unknown unless the recipe gives it (`train.peak`).
 
 from __future__ import annotations
 
-import platform
-import resource
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import distributed
+
+from potstill import processes
 
 # Operations a second of dense products, by a part of the device's name: in bfloat16, and in float32 without TF32.
 PEAKS: Final = {
@@ -67,5 +67,4 @@ def memory(device: torch.device) -> int:
     """The most bytes that were held so far: of the GPU, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if platform.system() == "Darwin" else 1 << 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return processes.peak_memory()
