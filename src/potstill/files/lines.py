@@ -1,5 +1,6 @@
 """A chain as one line of a segment, and the line read again as far as a table needs it.
 
+    >>> from potstill.records import END
     >>> chain = Chain.from_tokens("q1", 0, [b"4"], [[(b"4", -0.5), (END, -2.5)]])
     >>> line(chain)[:56]
     b'{"question":"q1","source":"teacher","index":0,"text":"4"'
@@ -18,9 +19,7 @@ import msgspec
 
 from potstill.encoding import from_json, to_json
 from potstill.files import disk
-from potstill.records import END, Chain
-
-__all__ = ["END", "Line", "Odd", "line", "read"]
+from potstill.records import Chain
 
 
 class Odd(msgspec.Struct, gc=False, forbid_unknown_fields=True):

@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 
+from potstill.encoding import Remembered
 from potstill.records import END, Candidate, End, Stop, running_spans
 from potstill.teachers.openai.body import Choice, Listing
 
@@ -95,16 +96,10 @@ def _rounded(values: np.ndarray) -> list[float]:
     return found
 
 
-class _Encoded(dict[str, bytes | None]):
-    """The bytes of a string that tells them, None for another; those of a vocabulary come again in every chain."""
-
-    def __missing__(self, token: str) -> bytes | None:
-        if len(self) > MOST:
-            self.clear()
-        told = token and "�" not in token and not token.startswith("token_id:")
-        found = self[token] = token.encode("utf-8", "replace") if told else None
-        return found
+def _told(token: str) -> bytes | None:
+    """The bytes of a string that tells them, None for another."""
+    told = token and "�" not in token and not token.startswith("token_id:")
+    return token.encode("utf-8", "replace") if told else None
 
 
-MOST: Final = 1 << 17
-_bytes_of = _Encoded().__getitem__
+_bytes_of = Remembered(_told, 1 << 17).__getitem__
