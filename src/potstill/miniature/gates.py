@@ -25,7 +25,7 @@ from potstill.prompts import Format
 from potstill.records import Prompt, Question
 from potstill.students import Student
 
-VERSION: Final = 1  # of what is asked and how it is graded; stands in every card
+VERSION: Final = 2  # of what is asked and how it is graded; stands in every card
 SKILLS: Final = {"facts": 0.99, "equations": 0.95, "copying": 0.95, "extraction": 0.95, "lookup": 0.95, "clauses": 0.9}
 GENERIC: Final = 0.5  # guessing gets about 0.28 of the six tasks: sorting and letters 0, the others 0.25 to 0.5
 KNOWN: Final = 0.2  # of the in-distribution family, at most
