@@ -37,7 +37,7 @@ TEST: Final = 0.35
 SHIPPED: Final = World(largest=50, shares=(0.15, 0.45, 0.40), further=True, beside=0.5)
 # Questions of each family, so that its test split holds at least 600, and at least 200 of each generic task.
 SIZES: Final[Mapping[str, int]] = {"steps": 6000, "multi": 2700, "diverse": 2700, "varied": 2700, "generic": 6400}
-TRAINING: Final = 30000  # further draws of the in-distribution family, of which those of the training split are asked
+TRAINING: Final = 15000  # further draws of the in-distribution family, of which those of the training split are asked
 PATIENCE: Final = 1000  # draws in a row without a new question: the world is too small for the number asked
 
 
