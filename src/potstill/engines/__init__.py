@@ -146,6 +146,8 @@ def open(source: Student | Path | str, kind: Kind, *, trust_remote_code: bool = 
 def open(source: Student | Path | str, kind: Kind = "transformers", *, trust_remote_code: bool = False) -> Engine:
     """The engine of a kind around a student, or around the model in a folder of Hugging Face form.
 
+    transformers computes where `students.device` says, and moves the student there.
+
     Raises UserError where the folder holds no model that can be opened, see `students.open`; where CTranslate2 is not
     installed, does not know the kind of model, or would change its scores.
     """
@@ -155,7 +157,7 @@ def open(source: Student | Path | str, kind: Kind = "transformers", *, trust_rem
     if kind == "transformers":
         from potstill.engines import transformers
 
-        return transformers.Engine(student)
+        return transformers.Engine(student.to(students.device()))
     from potstill.engines import ctranslate2
 
     return ctranslate2.Engine(student, int8=kind == "ctranslate2-int8")

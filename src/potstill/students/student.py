@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from potstill import files, loss
+from potstill import files, loss, processes
 from potstill.errors import UserError
 from potstill.records import Prompt, Target
 from potstill.students.batch import Batch, Example, check
@@ -212,3 +212,11 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def device() -> torch.device:
+    """Where this process computes: a GPU of its own, where the machine has any."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # SLURM may show each process its own GPU only, which then is the first.
+    return torch.device("cuda", processes.here().local % torch.cuda.device_count())

@@ -25,8 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from potstill import processes
 from potstill.errors import UserError
-from potstill.students import Student
-from potstill.training.team import device
+from potstill.students import Student, device
 
 Model = Student | DistributedDataParallel
 Precision = Literal["float32", "bfloat16"]

@@ -22,6 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 from potstill import processes
 from potstill.errors import UserError
 from potstill.processes import Place
+from potstill.students import device
 
 T = TypeVar("T")
 VERDICT: Final = "verdict"
@@ -91,14 +92,6 @@ class Team:
             yield
         finally:
             distributed.destroy_process_group()
-
-
-def device() -> torch.device:
-    """Where this process computes: a GPU of its own, where the machine has any."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    # SLURM may show each process its own GPU only, which then is the first.
-    return torch.device("cuda", processes.here().local % torch.cuda.device_count())
 
 
 def first() -> bool:
