@@ -83,7 +83,8 @@ def measure(way: str, size: tuple[int, ...], device: str, runs: int) -> dict[str
     torch.manual_seed(1)
     hidden = torch.randn(n, d, device=device)
     head = torch.randn(v, d, device=device).div_(d**0.5)
-    ids = torch.stack([torch.randperm(v)[:k] for _ in range(n)]).to(device)
+    # Copies: a slice would hold its whole permutation, and a peak before the start hides what comes after.
+    ids = torch.stack([torch.randperm(v)[:k].clone() for _ in range(n)]).to(device)
     p = torch.rand(n, k, device=device).softmax(1).mul_(0.97)
     step = prepare(way, hidden, head, ids, p)
     base, best = peak(device), float("inf")
