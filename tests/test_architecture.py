@@ -41,7 +41,8 @@ INSIDE: dict[str, set[str]] = {
     "alignment": {"vocabulary"},
     "coverage": {"vocabulary"},
     "selection": {"intervals"},
-    "sifting": {"splits"},
+    "rewriting": {"calculator"},
+    "sifting": {"calculator", "splits"},
     "decoding": {"intervals", "votes"},
     # layer 3
     "targets": {"tokenizers"},
