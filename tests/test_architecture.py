@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "questions", "teachers", "students", "engines", "tokenizers", "targets", "loss", "evaluation", "training",
-        "lessons", "exam", "account", "plots", "page", "card", "miniature",
+        "lessons", "exam", "account", "plots", "page", "card", "trackers", "miniature",
     ),
     ("stages",),
     ("run", "plan", "demo"),
@@ -41,7 +41,8 @@ INSIDE: dict[str, set[str]] = {
     "alignment": {"vocabulary"},
     "coverage": {"vocabulary"},
     "selection": {"intervals"},
-    "sifting": {"splits"},
+    "rewriting": {"calculator"},
+    "sifting": {"calculator", "splits"},
     "decoding": {"intervals", "votes"},
     # layer 3
     "targets": {"tokenizers"},
@@ -80,6 +81,9 @@ OWNERS: dict[str, set[str]] = {
     "jinja2": {"page"},
     "ctranslate2": {"engines"},
     "markupsafe": {"page"},
+    "tensorboard": {"trackers"},
+    "wandb": {"trackers"},
+    "trackio": {"trackers"},
 }
 PURE = {
     "answers",

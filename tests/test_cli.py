@@ -25,7 +25,7 @@ def potstill(*arguments: object, cwd: Path | None = None, **environment: str) ->
 
 
 def test_help_is_what_it_was() -> None:
-    for name in ("", "run", "show", "grade", "export", "sample"):
+    for name in ("", "run", "show", "grade", "export", "sample", "track"):
         told = potstill(*([name] if name else []), "--help")
         assert told.returncode == 0
         golden = GOLDEN / f"help{'-' + name if name else ''}.txt"

@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
@@ -29,7 +29,7 @@ from potstill.errors import UserError
 from potstill.records import Chain, Kind, Target
 from potstill.vocabulary import fast
 
-Part = Literal["all", "digits", "line starts", "unknown"]
+Part = Literal["all", "digits", "line starts", "unknown", "rewritten"]
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
 KINDS: Final = get_args(Kind)
 SHOWN: Final = 20  # characters that are unknown, of which a manifest tells how often they stood there
@@ -38,7 +38,8 @@ _LINE: Final = re.compile(rb"(?:\A|\n)\s*(?=\S)")
 
 class Coverage:
     """Counts over many targets. Parts: `all` positions; those whose token holds `digits`; `line starts`, whose token
-    holds the first visible character of a line; `unknown`, where the student would write its unknown token.
+    holds the first visible character of a line; `unknown`, where the student would write its unknown token;
+    `rewritten`, which a rewriting made certain: nothing was promised there.
 
     tokenizer  the student's: potstill's, or any that `vocabulary.fast` takes
     share      of positions other than the end that have the teacher's distribution, over chains whose source says that
@@ -53,15 +54,16 @@ class Coverage:
         self._rows: dict[Part, dict[str, list[float]]] = {part: {} for part in PARTS}
         self._digit: dict[int, bool] = {}
 
-    def add(self, chain: Chain, target: Target) -> None:
-        """Count one chain, as it was aligned, with its target."""
+    def add(self, chain: Chain, target: Target, certain: Sequence[tuple[int, int]] = ()) -> None:
+        """Count one chain, as it was aligned, with its target and the stretches that were written into it, in bytes."""
         self.chains += 1
         self.hard_chains += not chain.candidates
         self.bare_chains += not chain.candidates and chain.semantics != "none"
         if len(target) == 0:
             return
+        written = self._written(chain.text, certain) if certain else set[int]()
         if chain.semantics != "none":
-            self.promised += len(target) - target.kinds.count("end")
+            self.promised += len(target) - target.kinds.count("end") - len(written)
             self.soft += sum(kind not in ("hard", "end") for kind in target.kinds)
         masses = np.add.reduceat(np.asarray(target.probabilities, np.float64), np.asarray(target.offsets[:-1])).tolist()
         unknown = self.coder.vocabulary.unk
@@ -69,6 +71,7 @@ class Coverage:
             "digits": {place for place, token in enumerate(target.ids) if self._holds_digit(token)},
             "line starts": self._look(chain.text, unknown in target.ids),
             "unknown": {place for place, token in enumerate(target.ids) if token == unknown},
+            "rewritten": written,
         }
         for place, (kind, mass) in enumerate(zip(target.kinds, masses, strict=True)):
             _count(self._rows["all"], kind, mass)
@@ -114,6 +117,10 @@ class Coverage:
             data = self.coder.vocabulary.bytes_of(token) or b""
             known = self._digit[token] = any(48 <= byte <= 57 for byte in data)
         return known
+
+    def _written(self, text: str, certain: Sequence[tuple[int, int]]) -> set[int]:
+        spans = enumerate(self.coder.encode(text).spans)
+        return {place for place, (a, b) in spans if any(a < high and (b > low or a >= low) for low, high in certain)}
 
     def _look(self, text: str, unknown: bool) -> set[int]:
         """The positions at line starts; and on the way the characters that are unknown."""

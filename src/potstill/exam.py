@@ -64,6 +64,8 @@ def sit(run: Path, plan: Recipe, folder: Path, contender: Contender, split: Spli
     at, names = folder / contender.name, decodings(plan, split)
     keys = {key: value for key, value in flat(plan, "evaluate", "questions").items() if key not in free(split)}
     inputs = {**_inputs(run, plan, contender), **graders(plan)}
+    if any(drawing.calculator for drawing in decoding.drawings(names)):
+        inputs["version of calculator marks"] = str(calculator.MARKS)
     identity = manifest.Identity(f"{folder.name}/{contender.name}", VERSIONS, keys, inputs)
     done = manifest.begin(at, identity)
     if done is None:

@@ -162,7 +162,7 @@ class Verdict:
     """What grading found in a text, and, apart from that, why a chain was dropped if it was.
 
     found    the canonical answer, None where there is none
-    dropped  duplicate, cap, contaminated, length, language; None for a chain that was not dropped
+    dropped  duplicate, cap, contaminated, length, language, wrong sum; None for a chain that was not dropped
     """
 
     grade: Grade

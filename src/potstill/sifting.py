@@ -4,7 +4,7 @@
     >>> [sieve.dropped(text, True) for text in ("1 + 1 = 2", "1 + 1 = 2", "Two.")]
     [None, 'duplicate', 'cap']
 
-The first rule that holds gives the reason: contaminated, length, language, duplicate, near duplicate, cap.
+The first rule that holds gives the reason: contaminated, length, language, wrong sum, duplicate, near duplicate, cap.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from potstill import splits
+from potstill.calculator import sums
 
 VERSION: Final = 1
 WORDS: Final = 5  # in a row, by which near duplicates are told
@@ -27,6 +28,7 @@ class Rules:
     cap         right chains kept
     shortest, longest  characters
     script      as Unicode names it, in small letters; None for any
+    sums        whether a text that says a wrong sum is dropped
     """
 
     duplicates: bool = True
@@ -35,6 +37,7 @@ class Rules:
     shortest: int = 0
     longest: int | None = None
     script: str | None = None
+    sums: bool = False
 
 
 class Sieve:
@@ -63,6 +66,8 @@ class Sieve:
             return "length"
         if rules.script is not None and foreign(text, rules.script) > FOREIGN:
             return "language"
+        if right and rules.sums and sums.wrong(text):
+            return "wrong sum"
         if rules.duplicates and text in self._texts:
             return "duplicate"
         if right and rules.near is not None and self._is_near(text, rules.near):

@@ -197,7 +197,8 @@ def _alignment(run: Path, plan: Recipe) -> story.Alignment:
         for part, rows in made.counts["coverage"].items()
     }
     tokenizer, unknown = folder.name.removesuffix(f"-{rule}"), made.counts["unknown characters"]
-    return story.Alignment(tokenizer, rule, parts, made.counts["covered"], unknown, plan.transfer.rewrite)
+    asked = plan.transfer
+    return story.Alignment(tokenizer, rule, parts, made.counts["covered"], unknown, asked.rewrite, asked.marks)
 
 
 def _versions(run: Path) -> dict[str, str]:

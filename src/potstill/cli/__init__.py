@@ -41,6 +41,12 @@ class ExportForm(StrEnum):
     lm_eval = "lm-eval"
 
 
+class TrackerName(StrEnum):
+    tensorboard = "tensorboard"
+    wandb = "wandb"
+    trackio = "trackio"
+
+
 @app.command("run")
 def run_command(
     path: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML).", show_default=False)],
@@ -180,6 +186,24 @@ def compare_command(
     from potstill.cli import compare
 
     compare.compare(first, second, out)
+
+
+@app.command()
+def track(
+    folder: RunFolder,
+    to: Annotated[
+        TrackerName, typer.Option(help="What shows it; each is an extra of its own name.", show_default=False)
+    ],
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the run's training is finished.")] = False,
+    project: Annotated[str, typer.Option(metavar="NAME", help="Where wandb and trackio show it.")] = "potstill",
+) -> None:
+    """Show a run's metrics in a tracker: brought from its files, each step once."""
+    from potstill import trackers
+    from potstill.cli.recipes import recipe_of
+
+    name = recipe_of(folder).name
+    brought = trackers.track(folder, name, to.value, project=project, follow=follow)
+    typer.echo(f"{brought} points brought to {to.value}")
 
 
 def _stage_command(stage: str, summary: str) -> None:

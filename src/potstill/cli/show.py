@@ -26,6 +26,7 @@ from potstill import (
     tokenizers,
 )
 from potstill.cli import aligned
+from potstill.cli.recipes import recipe_of
 from potstill.encoding import to_json
 from potstill.errors import UserError
 from potstill.files import manifest, tables
@@ -36,16 +37,6 @@ from potstill.story import visible
 from potstill.targets import Targets
 
 GRADES = {"right": "green", "wrong": "red", "no answer": "yellow", "truncated": "yellow"}
-
-
-def recipe_of(folder: Path) -> Recipe:
-    """The recipe that a run folder holds. Raises UserError where there is none."""
-    path = folder / "recipe.yaml"
-    if not path.is_file():
-        raise UserError(
-            "not a run's folder", where=folder, found="no recipe.yaml", do="name a folder such as runs/demo"
-        )
-    return recipe.load(path)
 
 
 def chosen(path: Path) -> tuple[Recipe, Path]:
@@ -260,7 +251,8 @@ def _taught(folder: Path, found: Chain, verdict: Verdict) -> tuple[Chain, Target
     plan = recipe_of(folder)
     tokenizer = tokenizers.open(students.tokenizer_folder(plan))
     own = Targets(lessons.targets_folder(folder, plan), lessons.origin(folder, plan, tokenizer)).of(found)
-    return rewriting.rewrite(found, plan.transfer.rewrite), own, tokenizer
+    taught, _ = rewriting.prepared(found, plan.transfer.rewrite, plan.transfer.marks)
+    return taught, own, tokenizer
 
 
 def _question(folder: Path, name: str) -> Question:

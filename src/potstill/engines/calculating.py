@@ -1,7 +1,8 @@
 """Results that are calculated while a model writes: which rows ask for one, and the tokens that write it.
 
 A result is written in the tokens that its text has behind the expression, and the token after it may not make its
-number longer. Where the vocabulary cannot write a result exactly, the model goes on by itself.
+number longer. Where the vocabulary cannot write a result exactly, the model goes on by itself; and where it would
+rather open a mark (`48/2 = <<48/2=`), as some are taught, it is left to do that, and the mark is completed.
 """
 
 from __future__ import annotations
@@ -27,13 +28,22 @@ class Calculating:
         self.texts = [bytearray() for _ in range(rows)]
         self.waiting: list[list[int]] = [[] for _ in range(rows)]
         self.closed: set[int] = set()  # rows whose next token must not go on with a number
+        self.bare: set[int] = set()  # rows that wait behind an expression outside of marks
+        self.marks = {token for token in range(tokenizer.size) if tokenizer.bytes(token).lstrip().startswith(b"<")}
         self.longer = torch.tensor(
             [token for token in range(tokenizer.size) if LONGER.match(tokenizer.bytes(token))], dtype=torch.long
         )
 
-    def given(self, live: list[int]) -> dict[int, int]:
-        """Place among the live rows -> the token that it has to take now."""
-        return {place: self.waiting[row][0] for place, row in enumerate(live) if self.waiting[row]}
+    def given(self, logits: torch.Tensor, live: list[int]) -> dict[int, int]:
+        """Place among the live rows -> the token that it has to take now.
+
+        logits  [rows, vocabulary] of the live rows
+        """
+        waits = [(place, row) for place, row in enumerate(live) if self.waiting[row]]
+        for place, row in waits if self.marks else ():
+            if row in self.bare and int(logits[place].argmax()) in self.marks:
+                self.waiting[row] = []
+        return {place: self.waiting[row][0] for place, row in waits if self.waiting[row]}
 
     def bar(self, logits: torch.Tensor, live: list[int]) -> torch.Tensor:
         """The logits without tokens that would make a calculated number longer."""
@@ -59,6 +69,7 @@ class Calculating:
             result = calculator.asked(text)
             if result is not None:
                 self.waiting[row] = self._tokens(text[-SHOWN:], result)
+                (self.bare.discard if result.endswith(">>") else self.bare.add)(row)
 
     def _tokens(self, before: str, result: str) -> list[int]:
         """The tokens that write `result` behind a text; none where they would write anything else."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import engines, files
+from potstill.calculator import MARKS
 from potstill.encoding import decode_bytes, encode_bytes
 from potstill.records import Prompt
 
@@ -64,7 +65,8 @@ class Remembered:
         if candidates:
             return self._engine.generate(requests, candidates=candidates, **settings)
         drawn = temperature > 0
-        keys = [_digest([each.prompt, settings, each.key if drawn else None]) for each in requests]
+        how = {**settings, "calculator": MARKS} if calculator else settings
+        keys = [_digest([each.prompt, how, each.key if drawn else None]) for each in requests]
         missing = [each for each, name in zip(requests, keys, strict=True) if name not in self._known]
         names = {each.key: name for each, name in zip(requests, keys, strict=True)}
         made = self._engine.generate(missing, **settings) if missing else []

@@ -138,7 +138,7 @@ class Engine:
         memory, ended = read(self.student, [request.prompt for request in requests]), set[int]()
         for position in range(max_tokens):
             if sums:
-                ids = choice.take(sums.bar(memory.logits, live), live, sums.given(live))
+                ids = choice.take(sums.bar(memory.logits, live), live, sums.given(memory.logits, live))
             else:
                 ids = choice.take(memory.logits, live)
             for row in live:

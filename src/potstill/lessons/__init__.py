@@ -125,7 +125,8 @@ def origin(run: Path, plan: Recipe, tokenizer: Tokenizer) -> Origin:
     sampled, filtered = (manifest.finished(run / stage) for stage in ("sample", "filter"))
     assert sampled is not None and filtered is not None, "targets come after sample and filter"
     # How words go on is told by the chains that were kept.
-    settings = json.dumps([recipe.flat(plan, "transfer"), filtered.digest], sort_keys=True)
+    chosen = {key: value for key, value in recipe.flat(plan, "transfer").items() if value is not None}
+    settings = json.dumps([chosen, filtered.digest], sort_keys=True)
     return Origin(
         tokenizer.digest, sampled.digest, plan.transfer.rule, transfer.VERSION, vocabulary.digest(settings.encode())
     )

@@ -55,6 +55,9 @@ class Filter(Section):
     script: Literal["latin", "cyrillic", "greek", "arabic", "hebrew", "cjk", "hangul", "devanagari", "thai"] | None = (
         Field(default=None, description="drop a chain of whose letters more than a tenth are of another script")
     )
+    wrong_sums: Literal["drop"] | None = Field(
+        default=None, description="drop a chain that says a wrong sum, such as 3 * 4 = 13, whatever its answer"
+    )
     contamination: float = Field(
         default=0.9,
         gt=0,
@@ -69,6 +72,9 @@ class Transfer(Section):
     )
     rewrite: dict[Character, str] = Field(
         default={}, description="characters of a chain -> what the student is taught instead, such as ×: '*'"
+    )
+    marks: Literal["insert", "remove"] | None = Field(
+        default=None, description="calculator marks before the results of sums in chains, as in 48/2 = <<48/2=24>>24"
     )
     drop_below: Probability = Field(default=3e-4, description="candidates less likely than this go to the tail")
     least_coverage: Probability = Field(

@@ -12,6 +12,7 @@ from typing import Any
 
 from potstill import files, lessons, progress, recipe, rewriting, students, targets, tokenizers, transfer
 from potstill.coverage import Coverage
+from potstill.errors import UserError
 from potstill.files import manifest, tables
 from potstill.recipe import Recipe
 from potstill.records import Chain, Target
@@ -29,6 +30,8 @@ def inputs(plan: Recipe) -> dict[str, str]:
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     tokenizer = tokenizers.open(students.tokenizer_folder(plan))
+    if plan.transfer.marks == "insert":
+        _check_marks(tokenizer)
     coverage = Coverage(tokenizer)
     out = lessons.targets_folder(run, plan)
     arrays = targets.pack(_aligned(run, plan, tokenizer, coverage), plan.transfer.drop_below)
@@ -49,24 +52,39 @@ def _aligned(
     filtered = manifest.finished(run / "filter")
     assert filtered is not None, "filter is finished before its verdicts are read"
     judged = tables.judged(run / "sample" / "chains.parquet", run / "filter" / "verdicts.parquet")
-    kept = ((chain, rewriting.rewrite(chain, plan.transfer.rewrite)) for chain, verdict in judged if verdict.kept)
+    asked = plan.transfer
+    right = (chain for chain, verdict in judged if verdict.kept)
+    kept = ((chain, *rewriting.prepared(chain, asked.rewrite, asked.marks)) for chain in right)
     told: dict[str, Any] = {}
-    if plan.transfer.rule == "text":
+    if asked.rule == "text":
         kept = list(kept)
-        rewritten = [taught for _, taught in kept]
+        rewritten = [taught for _, taught, _ in kept]
         told = {"completions": transfer.completions(rewritten, tokenizer), "teacher": _teacher(plan)}
     with progress.bar("align", filtered.counts["kept"], "chains") as tick:
-        for chain, taught in kept:
-            target = transfer.transfer(taught, tokenizer, plan.transfer.rule, **told)
-            coverage.add(taught, target)
+        for chain, taught, certain in kept:
+            target = transfer.transfer(taught, tokenizer, plan.transfer.rule, certain=certain, **told)
+            coverage.add(taught, target, certain)
             yield chain, target
             tick()
+
+
+def _check_marks(tokenizer: tokenizers.Tokenizer) -> None:
+    """A student that would be taught its unknown token for every mark learns nothing from them."""
+    example = "48/2 = <<48/2=24>>24"
+    ids = tokenizer.encode(example).ids
+    if tokenizer.vocabulary.unk in ids or tokenizer.decode(ids).strip() != example:
+        raise UserError(
+            "the student's vocabulary cannot write calculator marks",
+            where="transfer.marks",
+            found=f"{example!r} comes back as {tokenizer.decode(ids)!r}",
+            do="leave the key out: the calculator needs no marks, an expression and `=` are enough",
+        )
 
 
 def _teacher(plan: Recipe) -> tokenizers.Tokenizer | None:
     """The teacher's tokenizer, where the rule reads it and the teacher is a folder. Other teachers show only bytes,
     and of rewritten texts nobody knows how the teacher would have cut them."""
-    if plan.transfer.rule != "text" or plan.teacher.kind != "local" or plan.transfer.rewrite:
+    if plan.transfer.rule != "text" or plan.teacher.kind != "local" or plan.transfer.rewrite or plan.transfer.marks:
         return None
     assert plan.teacher.model is not None, "a local teacher has a model"
     return tokenizers.open(recipe.find(plan, plan.teacher.model, "teacher.model"))

@@ -67,6 +67,7 @@ def rules(plan: Recipe) -> sifting.Rules:
         shortest=asked.shortest,
         longest=asked.longest,
         script=asked.script,
+        sums=asked.wrong_sums == "drop",
     )
 
 

@@ -95,6 +95,7 @@ class Alignment:
     covered  share of positions with the teacher's distribution; None where the teacher gave no probabilities
     unknown  character that the student cannot write -> how often it stood in the chains
     written  character -> what the recipe had written instead of it, before the chains were aligned
+    marks    insert or remove, if the recipe had that done to the chains' calculator marks
     """
 
     tokenizer: str
@@ -103,6 +104,7 @@ class Alignment:
     covered: float | None = None
     unknown: Mapping[str, int] = field(default_factory=dict)
     written: Mapping[str, str] = field(default_factory=dict)
+    marks: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,12 @@ VERSION: Final = 2  # of what the rules make; stored in the manifest of the stag
 
 
 def transfer(
-    chain: Chain, tokenizer: Any, rule: str = "text", completions: Completions | None = None, teacher: Any = None
+    chain: Chain,
+    tokenizer: Any,
+    rule: str = "text",
+    completions: Completions | None = None,
+    teacher: Any = None,
+    certain: Sequence[tuple[int, int]] = (),
 ) -> Target:
     """The target of a chain in the vocabulary of a student.
 
@@ -53,6 +58,7 @@ def transfer(
                  candidate that could still grow is tail. For `text` alone
     teacher      the teacher's tokenizer, where it is known: ways that it would have cut differently do not count, and
                  where it is the student's own every position keeps the teacher's distribution. For `text` alone
+    certain      stretches of the content, in bytes, that the teacher did not write (`rewriting.marks`): hard
 
     Ids are those that the tokenizer gives the chain's text (names of special tokens in it are text; bytes that are not
     UTF-8 are U+FFFD), and its end token unless the chain stopped for length. Probabilities are exp of the chain's
@@ -76,6 +82,9 @@ def transfer(
         soft = by_warping(chain, vocabulary, ids)
     elif chain.candidates and rule == "text":
         soft = _text(chain, coder, ids, places, completions, teacher)
+    for low, high in certain if soft else ():
+        for position in np.flatnonzero((places[:, 0] < high) & ((places[:, 1] > low) | (places[:, 0] >= low))).tolist():
+            soft.pop(position, None)
     around = _kinds(chain, places) if rule == "text" and soft else []
     for position in soft:
         if position < len(ids):

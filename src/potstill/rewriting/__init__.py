@@ -1,4 +1,4 @@
-"""Rewriting of characters in a chain before it is aligned: text, token bytes and candidates in step.
+"""Rewriting of a chain before it is aligned: text, token bytes and candidates in step.
 
     >>> times = " ×".encode()
     >>> steps = [[(b"3", 0.0)], [(times, -0.7), (b" *", -0.7)], [(b" 4", -0.1)]]
@@ -7,7 +7,8 @@
     ('3 * 4', (b'3', b' *', b' 4'), [(b' *', -0.007)])
 
 A student whose vocabulary lacks a character (T5: `× ÷ − ~ < {`) would be taught its unknown token. What a recipe writes
-in its place is a choice: `3 x 4` and `3 * 4` are other texts than the teacher's.
+in its place is a choice: `3 x 4` and `3 * 4` are other texts than the teacher's. `marks` does the same for the marks of
+a calculator.
 """
 
 from __future__ import annotations
@@ -20,8 +21,15 @@ from dataclasses import replace
 from itertools import pairwise
 
 from potstill.records import END, Candidate, Chain, End
+from potstill.rewriting.marks import Marks, Places, with_marks
 
 Step = tuple[Candidate, ...]
+
+
+def prepared(chain: Chain, characters: Mapping[str, str], marks: Marks | None) -> tuple[Chain, Places]:
+    """The chain as a recipe has it aligned, the chain itself where that changes nothing; and the stretches of its
+    content, in bytes, that the teacher did not write: hard targets."""
+    return with_marks(rewrite(chain, characters), marks)
 
 
 def rewrite(chain: Chain, characters: Mapping[str, str]) -> Chain:

@@ -1,0 +1,219 @@
+"""Calculator marks in training chains: put in where the calculator agrees, taken out, never the teacher's."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tiny
+from potstill import calculator, tokenizers
+from potstill.calculator.sums import MARK, changed, insertions, removals, sums, wrong
+from potstill.coverage import Coverage
+from potstill.errors import UserError
+from potstill.records import END, Chain
+from potstill.rewriting import prepared
+from potstill.rewriting.marks import with_marks
+from potstill.sifting import Rules, Sieve
+from potstill.transfer import RULES, completions, transfer
+
+WRITTEN = [
+    ("48/2 = 24 clips", "48/2 = <<48/2=24>>24 clips"),
+    ("48/2=24.", "48/2=<<48/2=24>>24."),
+    ("$12 × 2 = $24", "$12 × 2 = $<<12*2=24>>24"),
+    ("1,200 / 5 = 240", "1,200 / 5 = <<1200/5=240>>240"),
+    ("3 - 5 = -2", "3 - 5 = <<3-5=-2>>-2"),
+    ("5/20*100 = 25%", "5/20*100 = <<5/20*100=25>>25%"),
+    ("7/2 = 3.50", "7/2 = <<7/2=3.5>>3.50"),
+    ("2 + 2 = 4 + 1 = 5", "2 + 2 = 4 + 1 = <<4+1=5>>5"),  # behind the first stands no number alone
+    ("3 * 4 = 13", None),
+    ("10 / 3 = 3.33", None),
+    ("1/2 + 1/4 = 3/4", None),
+    ("x = 4", None),
+    ("<<3 + 4 = 7", None),  # an open mark is somebody else's
+    ("48/2 = <<48/2=24>>24", None),
+]
+
+
+@pytest.mark.parametrize("text, made", WRITTEN)
+def test_where_a_mark_belongs(text: str, made: str | None) -> None:
+    assert changed(text, insertions(text)) == (made or text)
+
+
+@pytest.mark.parametrize(
+    "text, faults",
+    [
+        ("3 * 4 = 13", 1),
+        ("3 * 4 = $13, then 13 + 1 = 14", 1),
+        ("3 * 4 = 12.5", 1),
+        ("10 / 3 = 3.33", 0),
+        ("10 / 3 = 3", 0),
+        ("1/2 = 50%", 0),
+        ("2 + 2 = 5 - 1", 0),
+        ("2x + 3 = 7", 0),
+        ("3 apples + 4 = 7", 0),
+        ("a - 3 + 4 = 5", 0),
+        ("12:00 - 3 = 9", 0),
+        ("2 / 1/5 = 10", 0),
+        ("3 * 500 = 1.5 thousand", 0),
+        ("3 * 4 = 12 1/2", 0),
+    ],
+)
+def test_only_a_plain_sum_is_called_wrong(text: str, faults: int) -> None:
+    assert len(wrong(text)) == faults
+
+
+PIECES = ["3", "12", "4.50", "1,200", " ", " ", "+", "*", "/", "×", "-", "=", "=", " = ", "$", "%", "(", ")", ".", ":"]
+PIECES += ["<<", ">>", "<", "48/2 = 24", "2 * 3 = $6", "So ", "é", "\n", "<<1+1=2>>2", "x"]
+texts = st.lists(st.sampled_from(PIECES), max_size=24).map("".join)
+
+
+@given(texts)
+def test_what_was_put_in_comes_out_again_and_nothing_is_put_in_twice(text: str) -> None:
+    made = changed(text, insertions(text))
+    assert changed(made, insertions(made)) == made
+    if not MARK.search(text):
+        assert changed(made, removals(made)) == text
+    for edit in insertions(text):
+        opened, result = edit.text[2:-2].split("=")
+        assert calculator.asked(f"<<{opened}=") == f"{result}>>" and calculator.value(opened) is not None
+
+
+MARKS = st.sampled_from(["insert", "remove"])
+
+
+@given(texts, st.lists(st.integers(0, 60), max_size=12), st.booleans(), st.booleans(), MARKS)
+def test_any_cut_of_any_text_stays_in_step(text: str, cuts: list[int], seen: bool, last: bool, marks) -> None:
+    data = text.encode()
+    places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
+    tokens = [data[a:b] for a, b in pairwise(places)]
+    steps = [[(token, -0.5), (b"other", -1.5)] for token in tokens] + ([[(END, -0.1)]] if last else [])
+    chain = Chain.from_tokens("q", 0, tokens, steps if seen else [])
+    made, certain = with_marks(chain, marks)
+    assert (made is chain) == (made.content == data) and (made is not chain or certain == ())
+    assert with_marks(made, marks)[0] is made, "once is enough"
+    if marks == "insert":
+        assert made.text == changed(text, insertions(text))
+    else:
+        assert not MARK.search(made.text)
+    assert b"".join(made.tokens) == made.content
+    assert all(made.content[a:b] == token for (a, b), token in zip(made.spans, made.tokens, strict=True))
+    assert len(made.candidates) == (len(made.tokens) + last if seen else 0)
+    assert all(low < high <= len(made.content) for low, high in certain) and list(certain) == sorted(certain)
+    for (low, high), token, step in zip(made.spans, made.tokens, made.candidates, strict=False):
+        written = any(low < stop and high > start for start, stop in certain)
+        assert step == (((token, 0.0),) if written else ((token, -0.5), (b"other", -1.5)))
+    assert made.candidates[len(made.tokens) :] == chain.candidates[len(tokens) :]
+
+
+def test_bytes_that_are_no_text_stay_and_texts_without_tokens_are_rewritten_too() -> None:
+    broken = Chain.from_tokens("q", 0, [b"\xff 2+2 = ", b"4\xe2"])
+    assert with_marks(broken, "insert")[0].content == b"\xff 2+2 = <<2+2=4>>4\xe2"
+    human = Chain.from_text("q", 0, "2 × 3 = 6", source="human")
+    assert prepared(human, {"×": "*"}, "insert")[0].text == "2 * 3 = <<2*3=6>>6"
+    assert prepared(human, {}, None) == (human, ())
+
+
+SOLVED = "Tom has 3 * 4 = 12 pens.\nHe buys $5 + 7 = $12 of them. The answer is 12."
+
+
+@cache
+def student() -> tokenizers.Tokenizer:
+    return tokenizers.train_bpe([SOLVED + changed(SOLVED, insertions(SOLVED)), "<<=>>"] * 4, 330)
+
+
+def solved() -> Chain:
+    tokens = [piece.encode() for piece in re.findall(r" ?\w+| ?[^\w\s]|\s", SOLVED)]
+    return Chain.from_tokens("q", 0, tokens, [[(token, -0.25), (b" 9", -2.0)] for token in tokens])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_student_is_taught_marks_as_certain_and_the_rest_as_before(rule: str) -> None:
+    chain, coder = solved(), student()
+    made, certain = with_marks(chain, "insert")
+    told = {"completions": completions([made], coder)} if rule == "text" else {}
+    target = transfer(made, coder, rule, certain=certain, **told)
+    coverage = Coverage(coder)
+    coverage.add(made, target, certain)
+    spans = coder.encode(made.text).spans
+    inside = {p for p, (a, b) in enumerate(spans) if any(a < high and b > low for low, high in certain)}
+    assert "".join(coder.bytes(target.ids[place]).decode() for place in sorted(inside)).count("<<") == 2
+    for place in inside:
+        assert target.kind(place) == "hard" and target.distribution(place) == {target.ids[place]: 1.0}
+    told = coverage.as_json()["coverage"]["rewritten"]
+    assert told == {"hard": {"positions": len(inside), "mass": 1.0}}
+    soft = sum(kind not in ("hard", "end") for kind in target.kinds)
+    assert coverage.share == soft / (len(target) - 1 - len(inside))
+    assert (soft > 10) == (rule != "one-hot")
+
+
+def test_the_filter_drops_right_chains_with_wrong_sums_if_it_is_asked_to() -> None:
+    text = "3 * 4 = 13. The answer is 12."
+    assert Sieve(Rules()).dropped(text, True) is None
+    assert Sieve(Rules(sums=True)).dropped(text, True) == "wrong sum"
+    assert Sieve(Rules(sums=True)).dropped(SOLVED, True) is None
+    assert Sieve(Rules(sums=True)).dropped(text, False) is None, "a wrong answer is reason enough"
+
+
+def test_in_a_run_marks_reach_the_targets_the_terminal_and_the_page(world: Path, tmp_path: Path, capsys) -> None:
+    from potstill.cli import show
+
+    rows = tiny.rows("sums", 12)
+    solved = {row["id"]: f"{row['rationale']} The answer is {row['answer']}" for row in rows}
+    chains = [{"question": f"sums/{name}", "text": text} for name, text in solved.items()]
+    (tmp_path / "chains.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chains))
+    settings = (f"teacher={{kind: replay, chains: {tmp_path / 'chains.jsonl'}}}", "transfer.marks=insert")
+    with pytest.raises(UserError, match="cannot write calculator marks"):
+        tiny.make(world, tmp_path / "t5", *settings, until="align")
+    own = "student={shape: {family: causal, d_model: 16, layers: 1, heads: 2, d_ff: 32}, tokenizer: teacher}"
+    at = tiny.make(world, tmp_path / "run", *settings, own, "train.steps=2", "evaluate.decodings=[greedy+calculator]")
+    counts = json.loads((at / "align" / "manifest.json").read_text("utf-8"))["counts"]
+    assert set(counts["coverage"]["rewritten"]) == {"hard"} and counts["covered"] is None
+    assert "Calculator marks" in (at / "report" / "index.html").read_text("utf-8")
+    first = json.loads((at / "collect" / "sums.train.jsonl").read_text().splitlines()[0])["id"]
+    capsys.readouterr()
+    show.chain(at, first)
+    assert "<<" in capsys.readouterr().out
+
+
+def test_a_student_that_opens_a_mark_is_let_and_the_mark_is_completed() -> None:
+    import torch
+
+    from potstill.engines.calculating import Calculating
+
+    coder = student()
+    for liked, kept in (("<<", False), (" <<", False), (" 12", True)):
+        rows = Calculating(1, coder, lambda token, position: coder.bytes(token))
+        for token in coder.encode("Tom has 3 * 4 =").ids:
+            rows.add(0, token, 0)
+        logits = torch.zeros(1, coder.size)
+        logits[0, coder.encode(liked).ids[0]] = 1.0
+        assert bool(rows.given(logits, [0])) == kept
+    inside = Calculating(1, coder, lambda token, position: coder.bytes(token))
+    for token in coder.encode("Tom has 3 * 4 = <<3*4=").ids:
+        inside.waiting[0] = []
+        inside.add(0, token, 0)
+    logits[0, coder.encode("<<").ids[0]] = 2.0
+    assert inside.given(logits, [0]) and coder.decode(inside.waiting[0]) == "12>>"
+
+
+def test_on_real_solutions(data: Path) -> None:
+    """GSM8K's own marks taken out and put in again: most come back as its authors wrote them."""
+    rows = [json.loads(line)["answer"] for line in (data / "gsm8k" / "train.jsonl").open()][:1500]
+    theirs = ours = same = judged = faults = 0
+    for text in rows:
+        plain = changed(text, removals(text))
+        made = changed(plain, insertions(plain))
+        assert changed(made, removals(made)) == plain
+        own, new = MARK.findall(text), MARK.findall(made)
+        theirs, ours = theirs + len(own), ours + len(new)
+        same += sum(mark in own for mark in new)
+        judged += sum(1 for _ in sums(plain))
+        faults += len(wrong(plain))
+    assert ours > 0.8 * theirs and same > 0.85 * ours and faults < 0.003 * judged

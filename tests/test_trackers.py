@@ -1,0 +1,223 @@
+"""Trackers: every step is told once, whatever became of the training; and each library really takes it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from potstill import cli, trackers
+from potstill.errors import UserError
+from potstill.trackers.points import Point, read
+
+
+def metrics(run: Path, steps: Sequence[int], salt: float = 0.0, torn: str = "") -> None:
+    rows = [{"step": step, "loss": 1 / step + salt, "losses": {"few-shot-answer": 0.5}, "tokens": 9} for step in steps]
+    path = run / "train" / "metrics.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + torn)
+
+
+def scores(run: Path, step: int, accuracy: float) -> None:
+    (run / "evaluate" / str(step)).mkdir(parents=True, exist_ok=True)
+    row = {"step": step, "format": "zero-shot-answer", "decoding": "greedy", "set": "sums", "accuracy": accuracy}
+    (run / "evaluate" / str(step) / "scores.json").write_text(json.dumps([row]))
+
+
+class Told:
+    """A tracker that only listens. `runs` are those that were begun, in their order, by id."""
+
+    runs: dict[str, list[Point]] = {}  # noqa: RUF012
+
+    def __init__(self, folder: Path, name: str, id: str, project: str) -> None:
+        self.id = id
+        self.runs.setdefault(id, [])
+
+    def send(self, points: Sequence[Point]) -> None:
+        self.runs[self.id] += points
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> type[Told]:
+    Told.runs = {}
+    monkeypatch.setattr(trackers, "_opener", lambda to: (Told, True))
+    return Told
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    return [(point.step, point.values["train/loss"]) for point in read(run)["train"]]
+
+
+def test_points_are_read_while_somebody_writes(tmp_path: Path) -> None:
+    metrics(tmp_path, [1, 2], torn='{"step": 3, "lo')
+    (tmp_path / "train" / "speed.jsonl").write_text('{"step": 1, "seconds": 0.5, "utilisation": null}\n')
+    scores(tmp_path, 10, 0.75)
+    scores(tmp_path, 2, 0.5)
+    (tmp_path / "evaluate" / "2-mix-0.5").mkdir()
+    assert read(tmp_path) == {
+        "train": [
+            Point(1, {"train/loss": 1.0, "train/losses/few-shot-answer": 0.5, "train/tokens": 9.0}),
+            Point(2, {"train/loss": 0.5, "train/losses/few-shot-answer": 0.5, "train/tokens": 9.0}),
+        ],
+        "speed": [Point(1, {"speed/seconds": 0.5})],
+        "validation": [
+            Point(2, {"validation/zero-shot-answer.greedy/sums": 0.5}),
+            Point(10, {"validation/zero-shot-answer.greedy/sums": 0.75}),
+        ],
+    }
+
+
+def test_nothing_is_told_twice_and_what_is_made_again_is_not_doubled(tmp_path: Path, told: type[Told]) -> None:
+    metrics(tmp_path, range(1, 7))
+    assert trackers.track(tmp_path, "mine", "wandb") == 6 and trackers.track(tmp_path, "mine", "wandb") == 0
+    metrics(tmp_path, range(1, 5))  # cut after the checkpoint of step 4
+    assert trackers.track(tmp_path, "mine", "wandb") == 0
+    metrics(tmp_path, range(1, 9))  # made again, to the bit, and on
+    scores(tmp_path, 4, 0.5)
+    assert trackers.track(tmp_path, "mine", "wandb") == 3
+    (tmp_path / "train" / "speed.jsonl").write_text('{"step": 1, "seconds": 0.5}\n')
+    assert trackers.track(tmp_path, "mine", "wandb") == 1
+    (tmp_path / "train" / "speed.jsonl").write_text('{"step": 1, "seconds": 0.7}\n')  # the same step took longer
+    assert trackers.track(tmp_path, "mine", "wandb") == 0
+    [own] = told.runs.values()
+    assert own.pop().values == {"speed/seconds": 0.5}
+    assert [point.step for point in own] == [1, 2, 3, 4, 5, 6, 7, 8, 4]
+    metrics(tmp_path, range(1, 9), salt=0.5)  # another training in the same folder
+    assert trackers.track(tmp_path, "mine", "wandb") == 10 and len(told.runs) == 2
+    assert [point.step for point in list(told.runs.values())[1]] == [*range(1, 9), 1, 4]
+    assert trackers.track(tmp_path, "mine", "wandb") == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 4), st.booleans(), st.booleans()), min_size=1, max_size=6))
+def test_after_any_cuts_the_newest_run_has_every_step_once(tmp_path_factory, history) -> None:
+    """Each life of a training: how much of the file is kept, how many steps follow, whether they come out otherwise,
+    and whether anybody looks."""
+    run = tmp_path_factory.mktemp("run")
+    Told.runs = {}
+    values: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trackers, "_opener", lambda to: (Told, True))
+        for number, (kept, more, otherwise, looked) in enumerate([*history, (99, 1, False, True)], 1):
+            values = values[:kept]
+            values += [1 / (len(values) + i + 1) + (number if otherwise else 0) for i in range(more)]
+            (run / "train").mkdir(exist_ok=True)
+            rows = [{"step": step, "loss": value} for step, value in enumerate(values, 1)]
+            (run / "train" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            if looked:
+                trackers.track(run, "mine", "trackio")
+    newest = list(Told.runs.values())[-1]
+    assert [(point.step, point.values["train/loss"]) for point in newest] == list(enumerate(values, 1)) or (
+        # a file that was cut and has not come as far again: the rest is what was told before
+        [(point.step, point.values["train/loss"]) for point in newest][: len(values)] == list(enumerate(values, 1))
+    )
+    assert len({point.step for point in newest}) == len(newest)
+
+
+def test_following_ends_with_the_training(tmp_path: Path, told: type[Told], monkeypatch) -> None:
+    looks = []
+
+    def sleep(seconds: float) -> None:  # the training goes on between two looks
+        looks.append(seconds)
+        metrics(tmp_path, range(1, 2 * len(looks) + 1))
+        if len(looks) == 3:
+            (tmp_path / "train" / "manifest.json").write_text("{}")
+
+    monkeypatch.setattr(trackers.time, "sleep", sleep)
+    with pytest.raises(UserError, match="nothing was measured yet"):
+        trackers.track(tmp_path, "mine", "wandb")
+    assert trackers.track(tmp_path, "mine", "wandb", follow=True) == 6 and len(looks) == 3
+    assert [point.step for point in next(iter(told.runs.values()))] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("to", trackers.NAMES)
+def test_a_library_that_is_missing_is_one_message(to: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    metrics(tmp_path, [1])
+    (tmp_path / "recipe.yaml").write_text("name: mine\n")
+    monkeypatch.setitem(sys.modules, to, None)
+    monkeypatch.delitem(sys.modules, f"potstill.trackers.{to}", raising=False)
+    monkeypatch.delattr(trackers, to, raising=False)
+    monkeypatch.setattr(sys, "argv", ["potstill", "track", str(tmp_path), "--to", to])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    message = capsys.readouterr().err
+    assert ended.value.code == 2 and message.startswith(f"--to: {to} is not installed\n")
+    assert f"pip install 'potstill[{to}]'" in message
+
+
+def test_tensorboard_reads_every_step_once(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for steps, salt in ((range(1, 7), 0.0), (range(1, 5), 0.0), (range(1, 9), 0.25)):
+        metrics(tmp_path, steps, salt)
+        trackers.track(tmp_path, "mine", "tensorboard")
+        seen = EventAccumulator(str(tmp_path / "tracked" / "tensorboard"))
+        seen.Reload()
+        assert sorted(seen.Tags()["scalars"]) == ["train/loss", "train/losses/few-shot-answer", "train/tokens"]
+        told = [(event.step, pytest.approx(event.value, abs=1e-6)) for event in seen.Scalars("train/loss")]
+        assert told == losses(tmp_path)
+
+
+def test_wandb_has_every_step_once_offline(tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    metrics(tmp_path, range(1, 5))
+    trackers.track(tmp_path, "mine", "wandb")
+    metrics(tmp_path, range(1, 7))
+    scores(tmp_path, 4, 0.5)
+    trackers.track(tmp_path, "mine", "wandb")
+    stored = sorted((tmp_path / "tracked").rglob("*.wandb"))
+    rows = [row for path in stored for row in offline(path)]
+    assert len({path.stem for path in stored}) == 1, "one run of theirs, in two sessions"
+    own = [(int(row["step"]), row["train/loss"]) for row in rows if "train/loss" in row]
+    assert own == losses(tmp_path)
+    assert [row["step"] for row in rows if "validation/zero-shot-answer.greedy/sums" in row] == [4]
+
+
+def offline(path: Path) -> list[dict[str, float]]:
+    """The rows of a file that `wandb sync` would send: records in a LevelDB log behind a header of seven bytes."""
+    from wandb.proto import wandb_internal_pb2 as proto
+
+    data, place, part, rows = path.read_bytes(), 7, b"", []
+    while place + 7 <= len(data):
+        room = 32768 - place % 32768
+        length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6] if room >= 7 else 0
+        if not kind:  # the rest of a block
+            place += room
+            continue
+        part += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            record = proto.Record.FromString(part)
+            part = b""
+            if record.WhichOneof("record_type") == "history":
+                items = record.history.item
+                rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
+    return rows
+
+
+def test_trackio_has_every_step_once(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio", reason="the extra trackio is not installed")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    run = tmp_path / "run"
+    metrics(run, range(1, 5))
+    trackers.track(run, "mine", "trackio", project="potstill-test")
+    metrics(run, range(1, 7))
+    scores(run, 4, 0.5)
+    trackers.track(run, "mine", "trackio", project="potstill-test")
+    [name] = SQLiteStorage.get_runs("potstill-test")
+    rows = SQLiteStorage.get_logs("potstill-test", name)
+    assert [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row] == losses(run)
+    assert [row["step"] for row in rows if any(key.startswith("validation/") for key in row)] == [4]
