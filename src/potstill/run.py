@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -111,13 +111,8 @@ def shard(plan: Recipe, part: Shard, *, folder: Path | None = None) -> Path:
     """
     folder = folder or folder_of(plan)
     with run_folder.locked(folder, wait=PATIENCE, beside_shards=True):
-        _check(folder, plan, STAGES)
-        _write_recipe(folder, plan)
-        make(folder, plan, "collect")
-        sample = _module("sample")
-        begun = manifest.begin(folder / "sample", _identity(folder, plan, "sample", sample), redone=later("sample"))
-    if begun is not None:
-        progress.say("sample    is there: all shards are sealed", "dim")
+        sample, done = _sampling(folder, plan)
+    if done:
         return folder
     began = time.monotonic()
     with run_folder.shard_locked(folder, part.number, part.count):
@@ -127,6 +122,35 @@ def shard(plan: Recipe, part: Shard, *, folder: Path | None = None) -> Path:
     progress.say(f"shard {part}: done, {stored} chains stored now  ({time.monotonic() - began:.1f} s)", "green")
     progress.say(f"when all {part.count} are done: potstill sample {folder}    (seals them into one table)")
     return folder
+
+
+def batch(plan: Recipe, results: Sequence[Path] = (), out: Path | None = None, *, folder: Path | None = None) -> Path:
+    """Ask the teacher through files: store what results hold, and seal if nothing is missing then; else write the
+    requests for it into `out`. Raises UserError as `run` does, and for results that are not of this run."""
+    folder = folder or folder_of(plan)
+    with run_folder.locked(folder):
+        files.sweep(folder)
+        sample, done = _sampling(folder, plan)
+        if done:
+            return folder
+        run_folder.log(folder, "start", batch=True, **_machine())
+        if sample.sealed(folder) or (results and sample.batch_in(folder, plan, results)):
+            make(folder, plan, "sample")
+        elif out is not None:
+            sample.batch_out(folder, plan, out)
+    return folder
+
+
+def _sampling(folder: Path, plan: Recipe) -> tuple[ModuleType, bool]:
+    """The stage `sample`, begun in a locked run whose questions are collected; and whether it is finished."""
+    _check(folder, plan, STAGES)
+    _write_recipe(folder, plan)
+    make(folder, plan, "collect")
+    sample = _module("sample")
+    done = manifest.begin(folder / "sample", _identity(folder, plan, "sample", sample), redone=later("sample"))
+    if done is not None:
+        progress.say("sample    is there: everything is sealed", "dim")
+    return sample, done is not None
 
 
 def stale(plan: Recipe) -> str | None:

@@ -229,13 +229,34 @@ def _sample_command(stage: str, summary: str) -> None:
                 show_default=False,
             ),
         ] = None,
+        batch_out: Annotated[
+            Optional[Path],  # noqa: UP045
+            typer.Option(
+                metavar="FOLDER",
+                help="Ask no chain now: write the requests that are missing into a new folder, as files for a "
+                "service that answers them later (OpenAI's Batch API, vLLM's run-batch).",
+                show_default=False,
+            ),
+        ] = None,
+        batch_in: Annotated[
+            Optional[list[Path]],  # noqa: UP045
+            typer.Option(
+                metavar="FILE",
+                help="Read the results of such requests, or a folder of them; may be given again. When no chain is "
+                "missing they are sealed.",
+                show_default=False,
+            ),
+        ] = None,
     ) -> None:
         from potstill import run
-        from potstill.cli import shards, show
+        from potstill.cli import batches, shards, show
 
         part = shards.parse(shard, os.environ)
         plan, at = show.chosen(folder)
-        if part is None:
+        if batch_out is not None or batch_in:
+            batches.check(plan, part)
+            run.batch(plan, batches.files(batch_in or ()), batch_out, folder=at)
+        elif part is None:
             run.run(plan, at, until=stage)
         else:
             run.shard(plan, part, folder=at)

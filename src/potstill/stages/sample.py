@@ -5,7 +5,8 @@ stored of it already is not stored twice. Shards sample beside each other, each 
 a shard makes what they left out and seals all segments into one table, the same as if there had been no shards.
 
 A teacher behind a server leaves more: `server.json`, what it was found to be, and for each segment a `spent-*.jsonl`,
-what was paid, which no digest covers.
+what was paid, which no digest covers. It may also be asked through files (`batch_out`, `batch_in`): with the same
+requests, and the same chains of the same answers; `unanswered.jsonl` has what came back without its chains.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from potstill import answers, engines, files, progress, prompts, recipe, teachers
-from potstill.files import lines, run_folder, segments, tables
+from potstill.errors import UserError
+from potstill.files import lines, manifest, parts, run_folder, segments, tables
 from potstill.files.segments import WHOLE, Shard
 from potstill.questions import collected
 from potstill.recipe import Recipe
@@ -27,6 +29,7 @@ from potstill.teachers import Watch
 READS = ("teacher", "seed")
 AFTER = ("collect",)
 VERSIONS = {"prompts": prompts.VERSION, "engines": engines.VERSION, "teachers": teachers.VERSION}
+TABLE, NOTES = "chains.parquet", "unanswered.jsonl"
 # Of a server: where it is and how much is asked of it at once changes no chain.
 FREE = ("urls", "key", "per_request", "concurrency", "timeout", "patience", "refused")
 
@@ -56,29 +59,38 @@ def free(plan: Recipe) -> set[str]:
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     folder = run / "sample"
-    sealed, server = folder / "chains.parquet", folder / "server.json"
-    if not sealed.exists():
+    table, server = folder / TABLE, folder / "server.json"
+    if not sealed(run):
         before = _said(segments.paths(folder))
         stored = gather(run, plan)
         if before:
-            progress.say(f"{stored} chains were missing in them; sealed into {sealed.name}")
+            progress.say(f"{stored} chains were missing in them; sealed into {TABLE}")
         with _collecting_rarely():
-            tables.write_chains(sealed, segments.merged(folder))
+            tables.write_chains(table, segments.merged(folder))
     for segment in segments.paths(folder):
         files.remove(segment)
-    counts = tables.chain_counts(sealed)
+    counts = tables.chain_counts(table)
     if server.exists():
-        return [sealed, server], counts | {"server": files.read_json(server)}
-    return [sealed], counts
+        return [table, server], counts | {"server": files.read_json(server)}
+    return [table], counts
+
+
+def sealed(run: Path) -> bool:
+    """Whether the chains are in their table: their segments may be gone, and nothing is missing."""
+    return (run / "sample" / TABLE).exists()
 
 
 def gather(run: Path, plan: Recipe, shard: Shard = WHOLE) -> int:
     """Sample what is not stored of a shard, into its segment. How many chains this call stored."""
     folder = run / "sample"
-    asked = collected.questions(run, plan.questions.train, "train")
+    if sealed(run):
+        return 0
+    asked = _askable(folder, plan, collected.questions(run, plan.questions.train, "train"))
+    right = _right(folder, asked) if plan.teacher.enough is not None else {}
+    if teachers.complete(plan, shard.of(asked), segments.keys(segments.paths(folder)), right):
+        return 0
     server = _server(folder, plan, asked)
-    segment = folder / segments.name(shard)
-    bill = folder / segment.name.replace("segment", "spent")
+    segment, bill = _files(folder, shard)
     watch = Watch(before=_spent(folder.glob("spent-*.jsonl") if shard == WHOLE else [bill]))
     with contextlib.ExitStack() as opened:
         stored = opened.enter_context(files.Appender(segment))
@@ -86,7 +98,6 @@ def gather(run: Path, plan: Recipe, shard: Shard = WHOLE) -> int:
         done = segments.keys(segments.paths(folder))
         before = len(done)
         own = before if shard == WHOLE else len(segments.keys([segment]))
-        right = _right(folder, asked) if plan.teacher.enough is not None else {}
         total = len(asked) * plan.teacher.samples // shard.count
         paid: dict[str, float] = {}
         told = {"server": server, "watch": watch, "right": right, "shard": shard}
@@ -105,6 +116,70 @@ def gather(run: Path, plan: Recipe, shard: Shard = WHOLE) -> int:
     return len(done) - before
 
 
+def batch_out(run: Path, plan: Recipe, out: Path) -> None:
+    """Write the requests for what is not stored into a new folder, as files that a service for batches takes.
+
+    A server that was not asked before is probed. The same call writes the same requests, until results are read.
+    """
+    from potstill.teachers.openai import batches, budget
+
+    folder = run / "sample"
+    asked = collected.questions(run, plan.questions.train, "train")
+    batch = _batch(folder, plan, asked, _known(folder) or _server(folder, plan, asked))
+    done, before = segments.keys(segments.paths(folder)), _before(folder)
+    right = _right(folder, asked) if plan.teacher.enough is not None else {}
+    ceiling = budget.Budget(batch.settings, Watch(before=_spent(folder.glob("spent-*.jsonl"))))
+    written = batches.Written()
+    rows = batches.lines(batch, done, right, before, ceiling, written)
+    limits = {"most_lines": batches.MOST_REQUESTS, "most_bytes": batches.MOST_BYTES}
+    paths = parts.write(out, rows, "requests", **limits)
+    if written.stopped and not paths:
+        raise ceiling.reached()
+    for line in (
+        batches.told(batch, written, paths) if paths else ["batch     nothing is missing: no request is written"]
+    ):
+        progress.say(line)
+    run_folder.log(run, "batch written", folder=str(out), requests=written.requests, chains=written.chains)
+
+
+def batch_in(run: Path, plan: Recipe, paths: Sequence[Path]) -> bool:
+    """Store the chains of results; whether all chains of the run are there now. A result may be read again and again.
+
+    Raises UserError for a line that is no result of this run; what came before it is stored.
+    """
+    from potstill.teachers.openai import budget, results
+
+    folder = run / "sample"
+    asked = collected.questions(run, plan.questions.train, "train")
+    if (server := _known(folder)) is None:
+        raise UserError("no requests were written for this run", where=run, do="begin with --batch-out FOLDER")
+    batch, before = _batch(folder, plan, asked, server), _before(folder)
+    segment, bill = _files(folder)
+    watch = Watch(before=_spent(folder.glob("spent-*.jsonl")))
+    ceiling, right = budget.Budget(batch.settings, watch), _right(folder, asked) if plan.teacher.enough else {}
+    with contextlib.ExitStack() as opened:
+        stored, bills, notes = (opened.enter_context(files.Appender(path)) for path in (segment, bill, folder / NOTES))
+        done = segments.keys(segments.paths(folder))
+        opened.enter_context(_collecting_rarely())
+        total, paid = len(asked) * plan.teacher.samples, dict[str, float]()
+        tick = opened.enter_context(progress.bar("batch", total, "chains", done=len(done)))
+        for chains, rows in results.read(batch, paths, done, right, before, ceiling, watch):
+            stored.append_lines(lines.line(chain) for chain in chains if done.add(chain.key))
+            notes.append(rows)
+            paid = _pay(bills, watch, paid)
+            tick(len(chains), watch.note())
+    run_folder.log(run, "batch read", **watch.as_json())
+    progress.say(f"batch     {watch.chains} chains stored now, {len(done)} in all")
+    for said, times in sorted(watch.faults.items(), key=lambda fault: -fault[1])[:5]:
+        progress.say(f"lacking   {times} results: {said}", "yellow")
+    complete = teachers.complete(plan, _askable(folder, plan, asked), done, right)
+    if not complete:
+        progress.say(
+            "missing   some chains are; --batch-out FOLDER writes their requests, without it the server is asked"
+        )
+    return complete
+
+
 @contextlib.contextmanager
 def _collecting_rarely() -> Iterator[None]:
     """Chains are many small objects without cycles: they go when nobody needs them any more, and looking through them
@@ -119,6 +194,45 @@ def _collecting_rarely() -> Iterator[None]:
         gc.unfreeze()
 
 
+def _files(folder: Path, shard: Shard = WHOLE) -> tuple[Path, Path]:
+    """The segment of a shard, and the bill beside it."""
+    segment = folder / segments.name(shard)
+    return segment, folder / segment.name.replace("segment", "spent")
+
+
+def _batch(folder: Path, plan: Recipe, asked: Sequence[Question], server: Any) -> Any:
+    begun = manifest.begun(folder)
+    assert begun is not None
+    return teachers.batch(plan, asked, server, begun.as_json())
+
+
+def _known(folder: Path) -> Any:
+    """What the teacher's server was found to be; None if it was never asked."""
+    path = folder / "server.json"
+    return files.read_json(path) if path.exists() else None
+
+
+def _before(folder: Path) -> Any:
+    """What results of batches lacked."""
+    from potstill.teachers.openai import batches
+
+    before, path = batches.Before(), folder / NOTES
+    if path.exists():
+        with files.Appender(path):
+            pass  # cuts a torn last line off
+        for _, row in files.read_jsonl(path):
+            before.add(row)
+    return before
+
+
+def _askable(folder: Path, plan: Recipe, asked: Sequence[Question]) -> Sequence[Question]:
+    """The questions without those that were refused in a batch, where the recipe skips such."""
+    if plan.teacher.server.refused != "skip" or not (folder / NOTES).exists():
+        return asked
+    refused = _before(folder).refused
+    return [question for number, question in enumerate(asked) if number not in refused]
+
+
 def _said(paths: list[Path]) -> bool:
     """Tell what shards have left, if they have."""
     left = [path for path in paths if path.name != segments.name(WHOLE)]
@@ -129,10 +243,10 @@ def _said(paths: list[Path]) -> bool:
 
 def _server(folder: Path, plan: Recipe, asked: Sequence[Question]) -> Any:
     """What the teacher's server is, as it was first found; None for a teacher that is none."""
-    path = folder / "server.json"
-    found = teachers.probed(plan, asked, files.read_json(path) if path.exists() else None)
-    if found is not None and not path.exists():
-        files.write_json(path, found)
+    before = _known(folder)
+    found = teachers.probed(plan, asked, before)
+    if found is not None and before is None:
+        files.write_json(folder / "server.json", found)
     return found
 
 

@@ -17,6 +17,7 @@ from potstill.teachers.watch import Watch
 
 if TYPE_CHECKING:
     from potstill.recipe import Recipe
+    from potstill.teachers.openai import batches
 
 VERSION: Final = 1  # of the chains that this room makes of what its sources give: `cut`, the reading of `replay`
 
@@ -30,6 +31,24 @@ def probed(plan: Recipe, questions: Sequence[Question], before: Mapping[str, Any
     from potstill.teachers import openai
 
     return openai.probed(plan, questions, before)
+
+
+def complete(
+    plan: Recipe, questions: Sequence[Question], done: Container[Key], right: Mapping[str, int] | None = None
+) -> bool:
+    """Whether a teacher behind a server has nothing left to be asked; of another one that is not known beforehand."""
+    if plan.teacher.kind != "openai":
+        return False
+    from potstill.teachers import openai
+
+    return openai.complete(plan, questions, _source(plan), done, right or {})
+
+
+def batch(plan: Recipe, questions: Sequence[Question], server: Mapping[str, Any], made_from: Any) -> batches.Batch:
+    """What is needed to ask a teacher behind a server through files; see `openai.batches`."""
+    from potstill.teachers import openai
+
+    return openai.batch(plan, questions, _source(plan), server, made_from)
 
 
 def chains(
@@ -55,7 +74,7 @@ def chains(
     """
     # Inside: each source brings its own libraries, and its module imports `Key` from here.
     teacher = plan.teacher
-    source = teacher.name or teacher.kind
+    source = _source(plan)
     if teacher.kind == "local":
         from potstill.teachers import local
 
@@ -87,3 +106,7 @@ def chains(
     from potstill.teachers import local
 
     return local.rescored(plan, questions, new)
+
+
+def _source(plan: Recipe) -> str:
+    return plan.teacher.name or plan.teacher.kind

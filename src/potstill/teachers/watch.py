@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -33,6 +34,12 @@ class Watch:
     faults: dict[str, int] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     before: dict[str, float] = field(default_factory=dict)
+
+    def fault(self, said: str) -> None:
+        """Count an answer that did not give what was asked, by what was wrong with it."""
+        self.retries += 1
+        kind = re.sub(r"\d{4,}", "N", said)[:120]
+        self.faults[kind] = self.faults.get(kind, 0) + 1
 
     def note(self) -> str:
         """What a bar says beside its count."""

@@ -5,8 +5,9 @@ else speaks legacy completions or chat completions.
     for chains in planned(plan, questions, "openai", server, watch, done=done): ...
 
 `asking` has what is sent, `client` sends it, `body` and `reading` make chains of what comes back (with `placing` and
-`reasoning`), `probe` finds out what a server is, `pacing` and `budget` say how much at once and in all, `sampling`
-keeps it going, `scoring` has texts scored that exist.
+`reasoning`), which `taking` puts under their keys, `probe` finds out what a server is, `pacing` and `budget` say how
+much at once and in all, `sampling` keeps it going, `batches` asks through files instead, `scoring` has texts scored
+that exist.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from potstill.errors import UserError
 from potstill.files.segments import WHOLE, Shard
 from potstill.records import Chain, Prompt, Question
 from potstill.teachers import Key, local
+from potstill.teachers.openai import batches, scoring
 from potstill.teachers.openai import budget as budgets
 from potstill.teachers.openai import probe as probes
-from potstill.teachers.openai import scoring
-from potstill.teachers.openai.asking import Manner, Settings
+from potstill.teachers.openai.asking import Manner, Settings, asks
 from potstill.teachers.openai.client import Client
 from potstill.teachers.openai.reading import Piece, Reader
 from potstill.teachers.openai.sampling import Sampler
@@ -138,8 +139,25 @@ def planned(
     asked = _part(settings(plan, source), shard)
     questions = shard.of(questions)
     manner = _manner(server)
-    reader = Reader(source, manner.semantics, _pieces(plan), frozenset(manner.ends), asked.learn, bool(asked.stop))  # type: ignore[arg-type]
+    reader = _reader(plan, asked, manner)
     return drawn(asked, manner, reader, watch, questions, local.asked(plan), done, right or {})
+
+
+def complete(
+    plan: Recipe, questions: Sequence[Question], source: str, done: Container[Key], right: Mapping[str, int]
+) -> bool:
+    """Whether nothing is left to ask, told without asking the server."""
+    asked = settings(plan, source)
+    return next(asks(asked, asked.samples, questions, local.asked(plan), done, right), None) is None
+
+
+def batch(
+    plan: Recipe, questions: Sequence[Question], source: str, server: Mapping[str, Any], made_from: Any
+) -> batches.Batch:
+    """What is needed to ask through files. made_from: what the stage's chains hang on, as plain JSON."""
+    asked, manner = settings(plan, source), _manner(server)
+    tag = batches.tag(made_from, server)
+    return batches.Batch(tag, asked, manner, _reader(plan, asked, manner), questions, local.asked(plan))
 
 
 def _part(asked: Settings, shard: Shard) -> Settings:
@@ -243,6 +261,11 @@ def rescored(
             made = []
 
 
+def _reader(plan: Recipe, asked: Settings, manner: Manner) -> Reader:
+    ends = frozenset(manner.ends)
+    return Reader(asked.source, manner.semantics, _pieces(plan), ends, asked.learn, bool(asked.stop))  # type: ignore[arg-type]
+
+
 def _manner(row: Mapping[str, Any]) -> Manner:
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
     return Manner(**values)
@@ -258,4 +281,4 @@ def _pieces(plan: Recipe) -> Callable[[int, int], Piece] | None:
     return opened.candidate
 
 
-__all__ = ["drawn", "expected", "planned", "probed", "rescored", "scored", "settings"]
+__all__ = ["batch", "complete", "drawn", "expected", "planned", "probed", "rescored", "scored", "settings"]

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -25,6 +25,7 @@ OPEN: Final[dict[str, Any]] = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
 }
+PATHS: Final = {"completions": "/completions", "chat": "/chat/completions"}
 NEEDED: Final = {"model", "prompt", "messages", "stop", "max_tokens", "max_completion_tokens"}
 
 
@@ -108,6 +109,48 @@ class Ask:
     indices: tuple[int, ...]
     tries: int = 0
     mended: bool = False
+
+
+def asks(
+    settings: Settings,
+    width: int,
+    questions: Sequence[Question],
+    prompt_of: Callable[[Question], Prompt],
+    done: Container[tuple[str, str, int]],
+    right: Mapping[str, int],
+) -> Iterator[Ask]:
+    """The requests for what is not stored, `width` texts at most in each; of a question that may stop early only the
+    next one, and none once enough of its chains are right.
+
+    done   keys (question, source, index) that are stored
+    right  question -> right chains of it
+    """
+    for question in questions:
+        if settings.enough is not None and right.get(question.id, 0) >= settings.enough:
+            continue
+        prompt = None
+        for indices in missing(settings, width, question, done):
+            prompt = prompt or prompt_of(question)
+            yield Ask(question, prompt, indices)
+            if settings.enough is not None:
+                break
+
+
+def missing(
+    settings: Settings, width: int, question: Question, done: Container[tuple[str, str, int]], first: int = 0
+) -> Iterator[tuple[int, ...]]:
+    """The indices of a question's chains that are not stored, from the first on, request by request."""
+    for start in range(first, settings.samples, width):
+        stop = min(start + width, settings.samples)
+        indices = tuple(i for i in range(start, stop) if (question.id, settings.source, i) not in done)
+        if indices:
+            yield indices
+
+
+def request(settings: Settings, manner: Manner, ask: Ask) -> dict[str, Any]:
+    """The body that asks for some chains: the same for the same ones, another with every try."""
+    seed = seed_of(settings.seed, ask.question.id, (*ask.indices, ask.tries))
+    return payload(settings, manner, ask.prompt, n=len(ask.indices), seed=seed)
 
 
 def payload(

@@ -113,12 +113,17 @@ class Expected:
 def expected(settings: Settings, prompts: list[Prompt]) -> Expected:
     """What asking all questions would take."""
     requests = -(-settings.samples // settings.per_request)
-    asked = round(sum(_size(prompt) for prompt in prompts) * TYPICAL * requests)
+    asked = round(sum(map(typical, prompts)) * requests)
     written = len(prompts) * settings.samples * settings.max_tokens
     return Expected(
         len(prompts), len(prompts) * settings.samples, len(prompts) * requests, asked, written,
         cost(settings, asked, written),
     )  # fmt: skip
+
+
+def typical(prompt: Prompt) -> float:
+    """About how many tokens a prompt has."""
+    return _size(prompt) * TYPICAL
 
 
 def _size(prompt: Prompt) -> int:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import datetime
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import httpx2
 
 from potstill.errors import UserError
 from potstill.teachers.openai import body
-from potstill.teachers.openai.asking import Settings
+from potstill.teachers.openai.asking import PATHS, Settings
 from potstill.teachers.openai.body import Body
 from potstill.teachers.openai.pacing import retry_after
 
@@ -50,7 +50,7 @@ class Client:
             headers["Authorization"] = f"Bearer {self._key}"
         most = settings.concurrency * len(settings.urls)
         self._timeout = settings.timeout
-        self._path = "/chat/completions" if settings.api == "chat" else "/completions"
+        self._path = PATHS[settings.api]
         self._client = httpx2.AsyncClient(
             headers=headers,
             verify=any(url.startswith("https:") for url in settings.urls),  # certificates take a while to load
@@ -80,28 +80,39 @@ class Client:
         said, named = body.complaint(response.content)
         said = self._clear(f"HTTP {status} {said}")
         wait = retry_after(response.headers.get("retry-after"), datetime.datetime.now(datetime.UTC))
-        if status in (429, 503, 529):
-            return Answer("busy", said=said, wait=wait)
-        if status in (408, 409, 425) or status >= 500:
-            return Answer("again", said=said, wait=wait)
-        if status in (400, 413, 422):
-            return Answer("refused", said=said, named=named)
-        return Answer("stop", said=said)
+        return Answer(outcome(status), said=said, named=named, wait=wait)
 
     def read(self, answer: Answer) -> Answer:
         """The answer with what its data say."""
         if answer.data is None:
             return answer
-        try:
-            return Answer("good", body.decode(answer.data))
-        except body.Malformed as fault:
-            return Answer("again", said=self._clear(f"no answer that can be read: {fault}"), charged=True)
+        found = opened(answer.data)
+        return found if found.body is not None else replace(found, said=self._clear(found.said))
 
     def _clear(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
 
     async def close(self) -> None:
         await self._client.aclose()
+
+
+def outcome(status: int) -> Outcome:
+    """What an HTTP status says of a request. Raises nothing: an unknown one stops."""
+    if status == 200:
+        return "good"
+    if status in (429, 503, 529):
+        return "busy"
+    if status in (408, 409, 425) or status >= 500:
+        return "again"
+    return "refused" if status in (400, 413, 422) else "stop"
+
+
+def opened(data: bytes) -> Answer:
+    """The answer that a good status came with."""
+    try:
+        return Answer("good", body.decode(data))
+    except body.Malformed as fault:
+        return Answer("again", said=f"no answer that can be read: {fault}", charged=True)
 
 
 def key(settings: Settings) -> str:

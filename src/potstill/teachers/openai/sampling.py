@@ -10,24 +10,21 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
-import re
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
-from potstill import answers
 from potstill.errors import UserError
 from potstill.records import Chain, Prompt, Question
 from potstill.teachers import Key
-from potstill.teachers.cut import cut
-from potstill.teachers.openai import reading
-from potstill.teachers.openai.asking import Ask, Manner, Settings, payload, seed_of
-from potstill.teachers.openai.body import Choice, Malformed
+from potstill.teachers.openai.asking import Ask, Manner, Settings, asks, missing, request
 from potstill.teachers.openai.budget import Aside, Budget
 from potstill.teachers.openai.client import Answer, Client, advice
 from potstill.teachers.openai.pacing import Breaker, Gate, pause
 from potstill.teachers.openai.reading import Reader
+from potstill.teachers.openai.taking import count, taken
 from potstill.teachers.watch import Watch
 
 BATCH = 64  # chains that are worth a write of their own
@@ -50,14 +47,13 @@ class Sampler:
         right: Mapping[str, int],
     ) -> None:
         self.client, self.settings, self.manner, self.reader, self.watch = client, settings, manner, reader, watch
-        self.prompt_of, self.done = prompt_of, done
-        self.right = dict(right)
+        self.done, self.right = done, dict(right)
         self.width = settings.per_request if manner.n else 1
         self.gates = [Gate(url, settings.concurrency) for url in settings.urls]
         self.breaker = Breaker(settings.patience, since=time.monotonic())
         self.budget = Budget(settings, watch)
         self.draw = random.Random()
-        self.fresh = self._asks(questions)
+        self.fresh = asks(settings, self.width, questions, prompt_of, done, self.right)
         self.next: deque[Ask] = deque()  # the next requests of questions that were asked already
         self.later: list[tuple[float, int, Ask]] = []  # tries that wait: a heap by moment
         self.running: set[asyncio.Task[None]] = set()
@@ -132,26 +128,6 @@ class Sampler:
         if moments:
             self.timer = asyncio.get_running_loop().call_later(max(0.001, min(moments) - now), self.fill)
 
-    def _asks(self, questions: Sequence[Question]) -> Iterator[Ask]:
-        """The requests of all questions; of one that may stop early only the first, `_take` gives the others."""
-        for question in questions:
-            prompt = self.prompt_of(question)
-            for ask in self._of(question, prompt, 0):
-                yield ask
-                if self.settings.enough is not None:
-                    break
-
-    def _of(self, question: Question, prompt: Prompt, first: int) -> Iterator[Ask]:
-        """Its requests from an index on, without what is stored; none once enough chains are right."""
-        enough = self.settings.enough
-        if enough is not None and self.right.get(question.id, 0) >= enough:
-            return
-        for start in range(first, self.settings.samples, self.width):
-            stop = min(start + self.width, self.settings.samples)
-            indices = [i for i in range(start, stop) if (question.id, self.settings.source, i) not in self.done]
-            if indices:
-                yield Ask(question, prompt, tuple(indices))
-
     def _affordable(self, ask: Ask) -> Aside | None:
         """What was set aside for a request; None if the ceiling forbids it now, and then it waits."""
         if (aside := self.budget.reserve(ask.prompt, len(ask.indices))) is not None:
@@ -162,14 +138,7 @@ class Sampler:
         return None
 
     async def _one(self, gate: Gate, ask: Ask, aside: Aside, began: float) -> None:
-        request = payload(
-            self.settings,
-            self.manner,
-            ask.prompt,
-            n=len(ask.indices),
-            seed=seed_of(self.settings.seed, ask.question.id, (*ask.indices, ask.tries)),
-        )
-        answer = await self.client.post(gate.url, request)
+        answer = await self.client.post(gate.url, request(self.settings, self.manner, ask))
         gate.running -= 1
         if answer.data is not None:  # the next request is on its way before this answer is read
             self.fill()
@@ -196,50 +165,23 @@ class Sampler:
     def _take(self, gate: Gate, ask: Ask, answer: Answer, now: float) -> None:
         """Chains from a body; what it lacks is asked again."""
         assert answer.body is not None
-        left, said = list(ask.indices), "fewer texts than asked"
-        for choice in answer.body.choices[: len(ask.indices)]:
-            chain, why = self._chain(choice, ask, left[0])
-            if chain is None:
-                said = why
-                continue
-            left.pop(0)
-            self.ready.append(chain)
-            self._count(ask.question, chain)
-        if len(left) < len(ask.indices):
+        chains, left, said = taken(answer.body, ask, self.settings, self.manner, self.reader)
+        self.ready += chains
+        for chain in chains:
+            count(chain, ask.question, self.watch, self.right)
+        if chains:
             gate.good()
             self.breaker.good(now)
         if left:
             mended = ask.mended or said.startswith("entries")
-            self._again(replace(ask, mended=mended), tuple(left), said, now)
-        elif self.settings.enough is not None:
-            self.next.extend(list(self._of(ask.question, ask.prompt, ask.indices[-1] + 1))[:1])
+            self._again(replace(ask, mended=mended), left, said, now)
+        elif self.settings.enough is not None and self.right.get(ask.question.id, 0) < self.settings.enough:
+            rest = missing(self.settings, self.width, ask.question, self.done, ask.indices[-1] + 1)
+            self.next.extend(Ask(ask.question, ask.prompt, indices) for indices in islice(rest, 1))
         self.woken.set()
 
-    def _chain(self, choice: Choice, ask: Ask, index: int) -> tuple[Chain | None, str]:
-        """A choice as a chain, cut behind its answer; or what is wrong with it."""
-        if choice.text is None and choice.message is None:
-            return None, "a choice without a text"
-        try:
-            chain = reading.read(choice, ask.question.id, index, self.reader)
-        except Malformed as fault:  # bytes are looked at only where they are needed
-            return None, f"no answer that can be read: {fault}"
-        if self.settings.candidates and not chain.candidates and chain.content:
-            return None, "no log-probabilities this time"
-        if self.settings.candidates and self.manner.whole and not ask.mended and "entries missing" in chain.defects:
-            return None, "entries missing this time"
-        return cut(chain), ""
-
-    def _count(self, question: Question, chain: Chain) -> None:
-        self.watch.chains += 1
-        self.watch.graded += 1
-        if answers.grade(chain.text, question.gold, question.task, chain.stop).grade == "right":
-            self.watch.right += 1
-            self.right[question.id] = self.right.get(question.id, 0) + 1
-
     def _again(self, ask: Ask, indices: tuple[int, ...], said: str, now: float, wait: float | None = None) -> None:
-        self.watch.retries += 1
-        kind = re.sub(r"\d{4,}", "N", said)[:120]
-        self.watch.faults[kind] = self.watch.faults.get(kind, 0) + 1
+        self.watch.fault(said)
         if self.breaker.bad(now):
             self._stop(
                 UserError(

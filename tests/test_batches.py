@@ -1,0 +1,329 @@
+"""Batch files: what a service answers later is stored as what a server answers at once, however it comes back."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import stub
+import tiny
+from crashing import Crash, crash
+from potstill import cli, files, run
+from potstill.errors import UserError
+from potstill.files import manifest, parts, segments, tables
+from potstill.teachers.openai import batches, results
+
+ASKED, SAMPLES = 4, 10  # training questions of the tiny world
+Change = Callable[[dict[str, Any]], dict[str, Any] | None]
+
+
+def changes(url: str, *more: str) -> list[str]:
+    return [
+        "teacher.kind=openai", "teacher.model=m", f"teacher.samples={SAMPLES}", "teacher.max_tokens=64",
+        f"teacher.server.urls=['{url}']", "teacher.server.per_request=4", *more,
+    ]  # fmt: skip
+
+
+def asked(world: Path, at: Path, url: str, name: str, *more: str) -> list[dict[str, Any]]:
+    """The requests that the run at `at` writes now."""
+    run.batch(tiny.recipe(world, *changes(url, *more)), out=at.parent / name, folder=at)
+    found = sorted((at.parent / name).glob("*")) if (at.parent / name).exists() else []
+    assert all(path.name.startswith("requests-") for path in found)
+    return [row for path in found for _, row in files.read_jsonl(path)]
+
+
+def served(server: stub.Stub, requests: Iterable[dict[str, Any]], change: Change = lambda row: row) -> list[bytes]:
+    """What a service gives back for requests: a line each, whose body a server wrote."""
+    lines = []
+    for request in requests:
+        assert request["method"] == "POST"
+        url = server.url.removesuffix("/v1") + request["url"]
+        sent = urllib.request.Request(url, json.dumps(request["body"]).encode(), {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(sent) as answer:
+                status, body = answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as fault:
+            status, body = fault.code, json.loads(fault.read())
+        row = change({
+            "id": "batch_req_1", "custom_id": request["custom_id"],
+            "response": {"status_code": status, "request_id": "r", "body": body}, "error": None,
+        })  # fmt: skip
+        if row is not None:
+            lines.append(json.dumps(row).encode() + b"\n")
+    return lines
+
+
+def read(world: Path, at: Path, lines: list[bytes], *more: str, split: int = 1) -> Path:
+    """The run after it was given results, in so many files; no server is there any more."""
+    paths = [at.parent / f"results-{part}.jsonl" for part in range(split)]
+    for part, path in enumerate(paths):
+        path.write_bytes(b"".join(lines[part::split]))
+    run.batch(tiny.recipe(world, *changes("http://127.0.0.1:9/v1", *more)), paths, folder=at)
+    return at / "sample"
+
+
+def chains(folder: Path) -> bytes:
+    return (folder / "chains.parquet").read_bytes()
+
+
+def spent(folder: Path) -> dict[str, float]:
+    rows = [row for _, row in files.read_jsonl(folder / "spent-0000.jsonl")]
+    return {name: sum(row[name] for row in rows) for name in ("requests", "prompt_tokens", "completion_tokens")}
+
+
+@pytest.fixture(scope="module")
+def live(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """The stage as it samples at once, and the bodies that it sent."""
+    with stub.running() as server:
+        at = tiny.make(world, tmp_path_factory.mktemp("live") / "run", *changes(server.url), until="sample")
+    return at / "sample", [body for body in server.seen if body["max_tokens"] == 64]
+
+
+def test_the_same_requests_and_of_their_answers_the_same_chains(world: Path, tmp_path: Path, live) -> None:
+    """Shuffled, in three files; the server is gone when they are read and sealed."""
+    with stub.running() as server:
+        requests = asked(world, tmp_path / "run", server.url, "out")
+        lines = served(server, requests)
+    assert sorted(map(json.dumps, (row["body"] for row in requests))) == sorted(map(json.dumps, live[1]))
+    names = [row["custom_id"] for row in requests]
+    assert len(set(names)) == len(names) == ASKED * 3 and max(map(len, names)) <= 64
+    assert {row["url"] for row in requests} == {"/v1/completions"}
+    random.Random(1).shuffle(lines)
+    folder = read(world, tmp_path / "run", lines, split=3)
+    same = chains(folder) == chains(live[0])
+    assert same and segments.paths(folder) == []
+    one, other = (manifest.finished(each) for each in (folder, live[0]))
+    assert one is not None and other is not None and one.counts == other.counts
+    assert spent(folder) == spent(live[0])
+    assert read(world, tmp_path / "run", lines) == folder, "too late: nothing changes"
+
+
+def test_chat_without_log_probabilities(world: Path, tmp_path: Path) -> None:
+    """A paid reasoning model, which refuses parameters: the probe finds out which, the requests leave them out."""
+    more = ("teacher.server.api=chat", "teacher.candidates=0")
+    with stub.running(refuses=("top_k", "min_p"), reasoning="It is 4.") as server:
+        at = tiny.make(world, tmp_path / "live", *changes(server.url, *more), until="sample")
+        requests = asked(world, tmp_path / "run", server.url, "out", *more)
+        lines = served(server, requests)
+    assert {row["url"] for row in requests} == {"/v1/chat/completions"} and "top_k" not in requests[0]["body"]
+    same = chains(read(world, tmp_path / "run", lines, *more)) == chains(at / "sample")
+    assert same
+
+
+def test_what_is_missing_is_asked_again_and_nothing_else(world: Path, tmp_path: Path, capfd) -> None:
+    """Some results have not come, some expired, some failed, some have fewer texts; twice, then all is well."""
+    at, kinds = tmp_path / "run", itertools.cycle(["good", "absent", "expired", "500", "fewer", "no body"])
+
+    def change(row: dict[str, Any]) -> dict[str, Any] | None:
+        kind = next(kinds)
+        if kind == "absent":
+            return None
+        if kind == "expired":
+            return row | {"response": None, "error": {"code": "batch_expired", "message": "too late"}}
+        if kind == "500":
+            return row | {"response": {"status_code": 500, "body": {"error": {"message": "oh no"}}}}
+        if kind == "fewer":
+            row["response"]["body"]["choices"].pop()
+        if kind == "no body":  # as vLLM tells of a fault
+            return row | {"response": {"status_code": 500, "body": None}, "error": {"error": {"message": "oh dear"}}}
+        return row
+
+    rounds = []
+    with stub.running() as server:
+        requests = asked(world, at, server.url, "out-0")
+        probes = len(server.seen)
+        while requests:
+            rounds.append(requests)
+            lines = served(server, requests, change if len(rounds) < 3 else lambda row: row)
+            folder = read(world, at, lines)
+            before = tiny.contents(folder)
+            read(world, at, [*lines, *lines])
+            same = tiny.contents(folder) == before
+            assert same, "a result that is read again brings nothing and costs nothing"
+            requests = asked(world, at, server.url, f"out-{len(rounds)}")
+    assert probes + sum(map(len, rounds)) == len(server.seen), "nothing but the first round asks the server itself"
+    assert len(rounds) == 3
+    first, second = ({row["custom_id"]: row["body"] for row in rounds[n]} for n in (0, 1))
+    assert sum(name in first for name in second) == 4, "absent and expired: the same request again"
+    assert not {body["seed"] for name, body in second.items() if name not in first} & {
+        b["seed"] for b in first.values()
+    }
+    keys = [chain.key for chain in tables.read_chains(at / "sample" / "chains.parquet")]
+    assert len(keys) == len(set(keys)) == ASKED * SAMPLES
+    told = capfd.readouterr().err
+    assert "batch_expired too late" in told and "HTTP 500 oh dear" in told and "fewer texts than asked" in told
+    assert "--batch-out FOLDER writes their requests" in told
+
+
+def test_a_table_of_the_server_is_sealed_without_it(world: Path, tmp_path: Path, live) -> None:
+    """Half of the chains by file, the others at once; a run that has all is sealed by itself."""
+    at = tmp_path / "run"
+    with stub.running() as server:
+        lines = served(server, asked(world, at, server.url, "out")[::2])
+        assert not (read(world, at, lines) / "chains.parquet").exists()
+        tiny.make(world, at, *changes(server.url), until="sample")
+        same = chains(at / "sample") == chains(live[0])
+        assert same
+        assert len(server.seen) < 3 * ASKED + 12, "what had come by file was not asked again"
+
+
+def test_enough_right_chains_end_a_question(world: Path, tmp_path: Path) -> None:
+    at, more = tmp_path / "run", ("teacher.enough=3", "teacher.samples=40", "teacher.server.per_request=2")
+    with stub.running() as server:
+        for number in range(12):
+            requests = asked(world, at, server.url, f"out-{number}", *more)
+            if not requests:
+                break
+            assert len(requests) == len({row["body"]["prompt"] for row in requests}), "one request a question"
+            read(world, at, served(server, requests), *more)
+    assert manifest.finished(at / "sample") is not None and 1 < number < 8
+
+
+def test_refused_questions_are_told_and_can_be_skipped(world: Path, tmp_path: Path, capfd) -> None:
+    at = tmp_path / "run"
+    with stub.running() as server:
+        requests = asked(world, at, server.url, "out")
+        server.poison = re.findall(r"Tom has .* pens and gets \d+ ", requests[0]["body"]["prompt"])[-1]
+        lines = served(server, requests)
+    folder = read(world, at, lines)
+    assert not (folder / "chains.parquet").exists()
+    assert "3 results: HTTP 400 this model's maximum context length" in capfd.readouterr().err
+    again = asked(world, at, "http://127.0.0.1:9/v1", "again")
+    assert {row["body"]["prompt"] for row in again} == {requests[0]["body"]["prompt"]}
+    read(world, at, lines, "teacher.server.refused=skip")
+    assert tables.rows(folder / "chains.parquet") == (ASKED - 1) * SAMPLES
+
+
+def test_a_service_that_refuses_everything(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not for the questions, then: none is skipped afterwards."""
+    monkeypatch.setattr(results, "REFUSED", 3)
+    at, more = tmp_path / "run", "teacher.server.refused=skip"
+    with stub.running() as server:
+        requests = asked(world, at, server.url, "out", more)
+        server.poison = "pens"
+        with pytest.raises(UserError, match=r"refused 4 questions[^\n]*\n.*context length"):
+            read(world, at, served(server, requests), more)
+    assert len(asked(world, at, server.url, "again", more)) == len(requests)
+
+
+def test_what_is_no_result_of_this_run_is_named_by_file_and_line(world: Path, tmp_path: Path) -> None:
+    with stub.running() as server:
+        requests = asked(world, tmp_path / "run", server.url, "out")
+        others = asked(world, tmp_path / "other", server.url, "others", "seed=4")
+        lines, strange = served(server, requests), served(server, others)
+    at = tmp_path / "run"
+    for line, message in (
+        (strange[0], "results-0.jsonl line 3: a result of another run"),
+        (
+            b'{"custom_id": "mine-1", "error": "x"}\n',
+            "line 3: a result of another run\n  found: custom_id mine-1, where",
+        ),
+        (lines[2][:60] + b"\n", "results-0.jsonl line 3: not a whole result"),
+        (b"[]\n", "results-0.jsonl line 3: not a whole result"),
+        (json.dumps(requests[2]).encode() + b"\n", "line 3: neither a response nor an error\n  found: a request"),
+    ):
+        with pytest.raises(UserError) as raised:
+            read(world, at, [*lines[:2], line, *lines[2:4]])
+        assert message in str(raised.value) and "do: " in str(raised.value)
+        assert len(segments.keys(segments.paths(at / "sample"))) == len(
+            {key for row in requests[:2] for key in _keys(row)}
+        ), "what came before it is stored"
+    with pytest.raises(UserError, match="no requests were written for this run"):
+        read(world, tmp_path / "new", lines)
+    with pytest.raises(UserError, match="there is something already"):
+        asked(world, at, server.url, "out")
+
+
+def _keys(request: dict[str, Any]) -> list[tuple[int, int]]:
+    name = batches.parsed(request["custom_id"])
+    assert name is not None
+    return [(name[1], index) for index in name[2]]
+
+
+def test_a_ceiling_leaves_requests_out(world: Path, tmp_path: Path, capfd) -> None:
+    at, most = tmp_path / "run", "teacher.budget={tokens: 700, prices: {prompt: 1, completion: 2}}"
+    with stub.running() as server:
+        requests = asked(world, at, server.url, "out", most)
+        told = capfd.readouterr().err
+        assert len(requests) == 2 and "2 requests for 8 chains" in told and "the budget pays no more" in told
+        assert "at most 512 written" in told and "cost      at most about 0.00, at 1 and 2" in told
+        read(world, at, served(server, requests), most)
+        assert spent(at / "sample")["completion_tokens"] > 200
+        with pytest.raises(UserError, match="the budget is spent"):
+            for number in itertools.count():
+                read(world, at, served(server, asked(world, at, server.url, f"out-{number}", most)), most)
+
+
+def test_a_crash_at_every_operation(world: Path, tmp_path: Path, live) -> None:
+    """Written and read again after each: the same requests, the same chains, no bill twice."""
+    at, out = tmp_path / "run", tmp_path / "out"
+    with stub.running() as server:
+        crashes = [again(lambda: out.exists() or asked(world, at, server.url, "out"))]
+        lines = served(server, [row for _, row in files.read_jsonl(out / "requests-0001.jsonl")])
+    crashes.append(again(lambda: read(world, at, lines)))
+    assert min(crashes) > 8
+    same = chains(at / "sample") == chains(live[0])
+    assert same
+    assert spent(at / "sample")["requests"] <= 3 * ASKED, "a crash may lose a bill, and writes none twice"
+
+
+def again(work: Callable[[], object]) -> int:
+    """Do it until it ends well, with a crash at the first moment, then at the second, ...; how many there were."""
+    for number in itertools.count():
+        try:
+            with crash(number):
+                work()
+            return number
+        except Crash:
+            pass
+    raise AssertionError
+
+
+def test_files_hold_no_more_than_they_may(tmp_path: Path) -> None:
+    rows = [b"x" * size + b"\n" for size in (5, 90, 5, 5, 5, 5)]
+    paths = parts.write(tmp_path / "out", iter(rows), "requests", most_lines=3, most_bytes=97)
+    assert [path.read_bytes().count(b"\n") for path in paths] == [2, 3, 1]
+    assert b"".join(path.read_bytes() for path in paths) == b"".join(rows)
+    assert parts.write(tmp_path / "none", iter(()), "requests", most_lines=1, most_bytes=1) == []
+    assert not (tmp_path / "none").exists()
+
+
+def test_ids_say_everything() -> None:
+    for indices in ((0,), (7,), (0, 1, 2, 3), (40, 42, 79), tuple(range(900, 1000))):
+        name = batches.custom_id("0123456789ab", 298919, indices, 12)
+        assert len(name) <= 64 and batches.parsed(name) == ("0123456789ab", 298919, indices, 12)
+    assert all(batches.parsed(text) is None for text in ("", "request-1", "0123456789ab-1-0-0-0", "0123456789ab-1-0-f"))
+
+
+def test_the_command(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("human.yaml").write_text(tiny.RECIPE.replace("kind: local", "kind: human") + f"data: {world}\n")
+    with pytest.raises(UserError, match=r"teacher\.kind: this teacher is not behind a server\n  found: human"):
+        sample("human.yaml", "--batch-out", "out")
+    with stub.running() as server:
+        tiny.make(world, Path("run"), *changes(server.url), until="collect")
+        told = sample("run", "--batch-out", "out")
+        requests = [row for _, row in files.read_jsonl(Path("out/requests-0001.jsonl"))]
+        files.write(Path("results/a.jsonl"), b"".join(served(server, requests)))
+    with pytest.raises(UserError, match="batch files are of the whole run"):
+        sample("run", "--batch-in", "results", "--shard", "1/2")
+    with pytest.raises(UserError, match="a folder without"):
+        sample("run", "--batch-in", "results", "--batch-in", "run/sample")
+    told += sample("run", "--batch-in", "results", "--batch-out", "more")
+    assert "1 files in out: 12 requests for 40 chains" in told and "40 chains stored now, 40 in all" in told
+    assert tables.rows(Path("run/sample/chains.parquet")) == ASKED * SAMPLES and not Path("more").exists()
+
+
+def sample(*arguments: str) -> str:
+    """What the command says."""
+    return CliRunner().invoke(cli.app, ["sample", *arguments], catch_exceptions=False).stderr
