@@ -14,6 +14,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from potstill.cli import stages
 from potstill.errors import UserError
 
 app = typer.Typer(
@@ -28,10 +29,6 @@ app = typer.Typer(
 
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/demo.", show_default=False)
-]
-RunOrRecipe = Annotated[
-    Path,
-    typer.Argument(metavar="RUN", help="A run's folder, such as runs/demo, or a recipe (YAML).", show_default=False),
 ]
 
 
@@ -206,77 +203,7 @@ def track(
     typer.echo(f"{brought} points brought to {to.value}")
 
 
-def _stage_command(stage: str, summary: str) -> None:
-    def command(folder: RunOrRecipe) -> None:
-        from potstill import run
-        from potstill.cli import show
-
-        run.run(*show.chosen(folder), until=stage)
-
-    app.command(stage, help=summary, rich_help_panel="Stages")(command)
-
-
-def _sample_command(stage: str, summary: str) -> None:
-    def command(
-        folder: RunOrRecipe,
-        shard: Annotated[
-            Optional[str],  # noqa: UP045
-            typer.Option(
-                metavar="I/N",
-                help="Only part I of N, counted from 1; many processes may do a part each. Without it: the rank that "
-                "torchrun or srun gave, else the whole, which seals what shards have made. `auto`: also the task of "
-                "a SLURM array.",
-                show_default=False,
-            ),
-        ] = None,
-        batch_out: Annotated[
-            Optional[Path],  # noqa: UP045
-            typer.Option(
-                metavar="FOLDER",
-                help="Ask no chain now: write the requests that are missing into a new folder, as files for a "
-                "service that answers them later (OpenAI's Batch API, vLLM's run-batch).",
-                show_default=False,
-            ),
-        ] = None,
-        batch_in: Annotated[
-            Optional[list[Path]],  # noqa: UP045
-            typer.Option(
-                metavar="FILE",
-                help="Read the results of such requests, or a folder of them; may be given again. When no chain is "
-                "missing they are sealed.",
-                show_default=False,
-            ),
-        ] = None,
-    ) -> None:
-        from potstill import run
-        from potstill.cli import batches, shards, show
-
-        part = shards.parse(shard, os.environ)
-        plan, at = show.chosen(folder)
-        if batch_out is not None or batch_in:
-            batches.check(plan, part)
-            run.batch(plan, batches.files(batch_in or ()), batch_out, folder=at)
-        elif part is None:
-            run.run(plan, at, until=stage)
-        else:
-            run.shard(plan, part, folder=at)
-
-    app.command(stage, help=summary, rich_help_panel="Stages")(command)
-
-
-for _stage, _summary in (
-    ("collect", "Stage 1: gather the questions and divide them."),
-    ("sample", "Stage 2: sample the teacher's chains."),
-    ("filter", "Stage 3: give every chain a verdict."),
-    ("align", "Stage 4: bring the kept chains into the student's vocabulary."),
-    ("train", "Stage 5: train the student."),
-    ("evaluate", "Stage 6: let every checkpoint answer the validation questions."),
-    ("select", "Stage 7: choose the checkpoint."),
-    ("test", "Stage 8: let the base and the chosen step answer the test questions."),
-    ("report", "Stage 9: write the page and the student's folder."),
-):
-    _make = _sample_command if _stage == "sample" else _stage_command
-    _make(_stage, f"{_summary} Earlier stages are made if they are missing.")
+stages.add(app)
 
 
 class Interrupted(BaseException):
