@@ -1,12 +1,15 @@
 """Generation for evaluation: tokens a second of CPU time, ours beside transformers' `generate` (batches of 16, fp32).
 
-    python benchmarks/generation.py --data FOLDER [--cases small base student student-causal] [--questions 8]
+    python benchmarks/generation.py --data FOLDER [--cases small base student student-causal] [--questions 16]
+    python benchmarks/generation.py --data FOLDER --cases base --engines ctranslate2 --samples 8      # a part of it
 
 One JSON line a case: `small` and `base` are FlanT5 shapes with random weights, the real tokenizer and GSM8K prompts
 with four demonstrations, every text as long as `--tokens`; `student` and `student-causal` are the package's models on
-their own questions, at the lengths that they write. `ours` and `theirs` are tokens a second of CPU time of one thread;
-`equal` is how many greedy texts are the same, token by token. For n samples a question `theirs` is what n single calls
-would give, from the measured cost of one. Without CTranslate2 its lines are left out.
+their own questions, at the lengths that they write; `lengths` are those of the greedy texts, so both can be seen.
+`ours` and `theirs` are tokens a second of CPU time of one thread; `equal` is how many greedy texts are the same, token
+by token. For n samples a question `theirs` is what n single calls would give, from the measured cost of one; 1 is
+always measured. Without CTranslate2 its lines are left out. Every part measures `generate` for itself, so that parts
+may run at different times.
 """
 
 from __future__ import annotations
@@ -42,10 +45,11 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--data", type=Path, default=os.environ.get("POTSTILL_DATA"))
     asked.add_argument("--cases", nargs="+", default=["student", "student-causal", "small", "base"])
-    asked.add_argument("--questions", type=int, default=8, help="of the large shapes")
+    asked.add_argument("--engines", nargs="+", choices=KINDS, default=KINDS)
+    asked.add_argument("--questions", type=int, default=BATCH, help="of the large shapes")
     asked.add_argument("--own", type=int, default=200, help="questions of the package's models")
     asked.add_argument("--tokens", type=int, default=32, help="length of the large shapes' texts")
-    asked.add_argument("--samples", nargs="+", type=int, default=[8, 40])
+    asked.add_argument("--samples", nargs="*", type=int, default=[8, 40])
     told = asked.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -58,10 +62,17 @@ def main() -> None:
             student = students.open(Path(str(resources.files("potstill.miniature"))) / "models" / case)
             texts, most = own_prompts(told.own), 64
         rows = [tuple(student.encode(student.render(text))) for text in texts]
-        measure(case, student, rows, most, told.samples)
+        measure(case, student, rows, most, told.samples, told.engines)
 
 
-def measure(case: str, student: Student, rows: Sequence[tuple[int, ...]], most: int, samples: Sequence[int]) -> None:
+def measure(
+    case: str,
+    student: Student,
+    rows: Sequence[tuple[int, ...]],
+    most: int,
+    samples: Sequence[int],
+    kinds: Sequence[Kind],
+) -> None:
     student.eval()
     generate(student, rows[:2], 2)  # what is only made once
     theirs, spent = timed(lambda: generate(student, rows, most))
@@ -69,7 +80,9 @@ def measure(case: str, student: Student, rows: Sequence[tuple[int, ...]], most: 
     about = {"questions": len(rows), "prompt": round(length), "machine": platform.processor() or platform.machine()}
     written = sum(map(len, theirs))
     rate = written / spent
-    for kind in KINDS:
+    lengths = sorted(map(len, theirs))
+    about["lengths"] = f"{lengths[0]} to {lengths[-1]}"
+    for kind in kinds:
         if kind != "transformers" and importlib.util.find_spec("ctranslate2") is None:
             continue
         engine = engines.open(student, kind)

@@ -275,6 +275,12 @@ def test_importing_the_package_and_its_records_is_light() -> None:
     assert loaded("import potstill, potstill.records, potstill.encoding, potstill.errors, potstill.prompts") == set()
 
 
+def test_commands_that_only_read_load_no_torch() -> None:
+    assert loaded("import potstill.cli.grading, potstill.cli.compare, potstill.trackers").isdisjoint(
+        {"torch", "transformers", "tokenizers"}
+    )
+
+
 @pytest.mark.parametrize("statement, library", [("import potstill.recipe", "pydantic"), ("import numpy", "numpy")])
 def test_the_light_test_can_fail(statement: str, library: str) -> None:
     assert library in loaded(statement)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,12 +26,48 @@ def potstill(*arguments: object, cwd: Path | None = None, **environment: str) ->
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=settings)
 
 
-def test_help_is_what_it_was() -> None:
+Told = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Told]]:
+    """The command in this process, from its arguments to its exit code: a process of its own loads torch each time."""
+    from potstill import cli
+
+    before = signal.getsignal(signal.SIGINT)
+
+    def call(*arguments: object, cwd: Path | None = None, columns: int = 100) -> Told:
+        with monkeypatch.context() as patch:
+            patch.delenv("POTSTILL_DATA", raising=False)
+            for name, value in (("COLUMNS", str(columns)), ("NO_COLOR", "1")):
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", ["potstill", *map(str, arguments)])
+            if cwd is not None:
+                patch.chdir(cwd)
+            capsys.readouterr()
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+            told = capsys.readouterr()
+        code = ended.value.code or 0
+        assert isinstance(code, int)
+        return subprocess.CompletedProcess(["potstill"], code, told.out, told.err)
+
+    yield call
+    signal.signal(signal.SIGINT, before)
+
+
+def test_help_is_what_it_was(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from potstill import cli
+
+    told = potstill("--help")
+    assert told.returncode == 0 and told.stdout == (GOLDEN / "help.txt").read_text("utf-8")
+    monkeypatch.setenv("COLUMNS", "100")
     for name in ("", "run", "show", "grade", "export", "sample", "track"):
-        told = potstill(*([name] if name else []), "--help")
-        assert told.returncode == 0
+        with pytest.raises(SystemExit) as ended:
+            cli.app([*([name] if name else []), "--help"], prog_name="python -m potstill")
         golden = GOLDEN / f"help{'-' + name if name else ''}.txt"
-        assert told.stdout == golden.read_text("utf-8"), f"python -m potstill {name} --help > {golden.name}"
+        assert ended.value.code == 0
+        assert capsys.readouterr().out == golden.read_text("utf-8"), f"python -m potstill {name} --help > {golden.name}"
 
 
 def test_a_recipe_that_is_not_there_is_one_message(tmp_path: Path) -> None:
@@ -41,14 +79,19 @@ def test_a_recipe_that_is_not_there_is_one_message(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def wrong(tmp_path: Path, world: Path, text: str = tiny.RECIPE, *changes: str) -> str:
+@pytest.fixture
+def wrong(said: Callable[..., Told], tmp_path: Path, world: Path) -> Callable[..., str]:
     """The message with which a run ends that cannot be made."""
-    (tmp_path / "recipe.yaml").write_text(text)
-    options = [part for change in (f"data={world}", *changes) for part in ("--set", change)]
-    told = potstill("run", "recipe.yaml", *options, cwd=tmp_path)
-    assert told.returncode == 2, told.stderr
-    assert "Traceback" not in told.stderr
-    return told.stderr
+
+    def message(*changes: str) -> str:
+        (tmp_path / "recipe.yaml").write_text(tiny.RECIPE)
+        options = [part for change in (f"data={world}", *changes) for part in ("--set", change)]
+        told = said("run", "recipe.yaml", *options, cwd=tmp_path)
+        assert told.returncode == 2, told.stderr
+        assert "Traceback" not in told.stderr
+        return told.stderr
+
+    return message
 
 
 @pytest.mark.parametrize(
@@ -67,8 +110,8 @@ def wrong(tmp_path: Path, world: Path, text: str = tiny.RECIPE, *changes: str) -
         (["data=absent"], "data: names no folder"),
     ],
 )
-def test_wrong_values_are_one_message(tmp_path: Path, world: Path, changes: list[str], message: str) -> None:
-    assert message in wrong(tmp_path, world, tiny.RECIPE, *changes)
+def test_wrong_values_are_one_message(wrong: Callable[..., str], changes: list[str], message: str) -> None:
+    assert message in wrong(*changes)
 
 
 @pytest.mark.parametrize(
@@ -82,21 +125,25 @@ def test_wrong_values_are_one_message(tmp_path: Path, world: Path, changes: list
         ("[]", "sums.jsonl line 13"),
     ],
 )
-def test_wrong_records_name_their_line(tmp_path: Path, world: Path, line: str, message: str) -> None:
+def test_wrong_records_name_their_line(
+    tmp_path: Path, world: Path, wrong: Callable[..., str], line: str, message: str
+) -> None:
     path = tmp_path / "sums.jsonl"
     path.write_text((world / "sets" / "sums.jsonl").read_text() + line + "\n")
-    assert message in wrong(tmp_path, world, tiny.RECIPE, f"sets.sums.file={path}")
+    assert message in wrong(f"sets.sums.file={path}")
 
 
-def test_an_empty_set_and_an_empty_split_are_told_apart(tmp_path: Path, world: Path) -> None:
+def test_an_empty_set_and_an_empty_split_are_told_apart(tmp_path: Path, wrong: Callable[..., str]) -> None:
     path = tmp_path / "sums.jsonl"
     path.write_text("")
-    assert "no questions" in wrong(tmp_path, world, tiny.RECIPE, f"sets.sums.file={path}")
+    assert "no questions" in wrong(f"sets.sums.file={path}")
     path.write_text(json.dumps({"id": "0", "question": "One?", "answer": "1"}) + "\n")
-    assert "split is empty" in wrong(tmp_path, world, tiny.RECIPE, f"sets.sums.file={path}")
+    assert "split is empty" in wrong(f"sets.sums.file={path}")
 
 
-def test_a_vocabulary_that_is_too_small_for_the_tokenizer_is_refused(tmp_path: Path, world: Path) -> None:
+def test_a_vocabulary_that_is_too_small_for_the_tokenizer_is_refused(
+    tmp_path: Path, world: Path, wrong: Callable[..., str]
+) -> None:
     """The teacher's folder with the student's larger or smaller tokenizer in it."""
     import shutil
 
@@ -105,7 +152,7 @@ def test_a_vocabulary_that_is_too_small_for_the_tokenizer_is_refused(tmp_path: P
     config = json.loads((broken / "config.json").read_text())
     config["vocab_size"] = 7
     (broken / "config.json").write_text(json.dumps(config))
-    assert str(broken) in wrong(tmp_path, world, tiny.RECIPE, f"teacher.model={broken}")
+    assert str(broken) in wrong(f"teacher.model={broken}")
 
 
 def test_a_finished_run_refuses_other_keys_and_redo_consents(tmp_path: Path, world: Path) -> None:
@@ -144,30 +191,30 @@ def test_the_demonstrations_of_a_run_are_not_taken_from_elsewhere(finished: Path
     assert {shot["question"] for shot in table[""]["demonstrations"]} <= asked
 
 
-def test_show_and_status_show_what_there_is(finished: Path) -> None:
-    first = json.loads(potstill("export", finished, "--as", "jsonl").stdout.splitlines()[0])
+def test_show_and_status_show_what_there_is(finished: Path, said: Callable[..., Told]) -> None:
+    first = json.loads(said("export", finished, "--as", "jsonl").stdout.splitlines()[0])
     key = f"{first['question']}#{first['index']}"
-    status = potstill("status", finished)
+    status = said("status", finished)
     assert status.returncode == 0 and status.stdout.count("done") == 9
-    assert "kept" in potstill("show", finished, "--chain", key).stdout
-    told = potstill("show", finished, "--chain", key).stdout
+    assert "kept" in said("show", finished, "--chain", key).stdout
+    told = said("show", finished, "--chain", key).stdout
     assert "END" in told and "one token each" in told and "is taught" in told
-    assert "same" in potstill("show", finished, "--target", key).stdout
-    batch = potstill("show", finished, "--batch", 1).stdout
+    assert "same" in said("show", finished, "--target", key).stdout
+    batch = said("show", finished, "--batch", 1).stdout
     assert "zero-shot-rationale" in batch and "Let's think step by step" in batch
     asked = (finished / "collect" / "other.validation.jsonl").read_text().splitlines()[0]
-    assert "few-shot-answer" in potstill("show", finished, "--prediction", json.loads(asked)["id"]).stdout
-    assert "sample" in potstill("show", finished).stdout
+    assert "few-shot-answer" in said("show", finished, "--prediction", json.loads(asked)["id"]).stdout
+    assert "sample" in said("show", finished).stdout
 
 
-def test_what_is_not_there_to_show_is_one_message(finished: Path, tmp_path: Path) -> None:
-    assert "not a run's folder" in potstill("status", tmp_path).stderr
-    told = potstill("show", finished, "--chain", "sums/none#0")
+def test_what_is_not_there_to_show_is_one_message(finished: Path, tmp_path: Path, said: Callable[..., Told]) -> None:
+    assert "not a run's folder" in said("status", tmp_path).stderr
+    told = said("show", finished, "--chain", "sums/none#0")
     assert (told.returncode, told.stderr.splitlines()[0]) == (2, "sums/none#0: no such chain")
     example = told.stderr.split()[-1]
-    assert potstill("show", finished, "--chain", example).returncode == 0
-    told = potstill("show", finished, "--prediction", example.partition("#")[0])
-    assert potstill("show", finished, "--prediction", told.stderr.split()[-1]).returncode == 0
+    assert said("show", finished, "--chain", example).returncode == 0
+    told = said("show", finished, "--prediction", example.partition("#")[0])
+    assert said("show", finished, "--prediction", told.stderr.split()[-1]).returncode == 0
 
 
 def test_texts_of_others_reach_no_terminal_as_commands(
@@ -222,25 +269,25 @@ def test_a_run_under_way_can_be_looked_at(tmp_path: Path, finished: Path, capsys
     assert told.count("begun") == 1 and told.count("few-shot-answer") == 2
 
 
-def test_export_gives_chat_rows(finished: Path) -> None:
-    rows = [json.loads(line) for line in potstill("export", finished, "--as", "messages").stdout.splitlines()]
+def test_export_gives_chat_rows(finished: Path, said: Callable[..., Told]) -> None:
+    rows = [json.loads(line) for line in said("export", finished, "--as", "messages").stdout.splitlines()]
     assert rows and all([m["role"] for m in row["messages"]] == ["user", "assistant"] for row in rows)
     paths = (finished / "sample" / "chains.parquet", finished / "filter" / "verdicts.parquet")
     kept = [chain.text for chain, verdict in tables.judged(*paths) if verdict.kept]
     assert [row["messages"][1]["content"] for row in rows] == kept
 
 
-def test_a_stage_command_goes_up_to_its_stage(tmp_path: Path, world: Path) -> None:
+def test_a_stage_command_goes_up_to_its_stage(tmp_path: Path, world: Path, said: Callable[..., Told]) -> None:
     at = tmp_path / "run"
     tiny.make(world, at, until="collect")
-    told = potstill("filter", at)
+    told = said("filter", at)
     assert told.returncode == 0, told.stderr
     assert (at / "filter" / "manifest.json").exists() and not (at / "align").exists()
 
 
-def test_dry_run_plans_and_writes_nothing(tmp_path: Path, world: Path) -> None:
+def test_dry_run_plans_and_writes_nothing(tmp_path: Path, world: Path, said: Callable[..., Told]) -> None:
     (tmp_path / "recipe.yaml").write_text(tiny.RECIPE)
-    told = potstill("run", "recipe.yaml", "--dry-run", "--set", f"data={world}", cwd=tmp_path)
+    told = said("run", "recipe.yaml", "--dry-run", "--set", f"data={world}", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     for word in ("questions", "teacher", "parameters", "memory", "tokens a step", "time", "answers", "not used"):
         assert word in told.stdout
@@ -248,9 +295,11 @@ def test_dry_run_plans_and_writes_nothing(tmp_path: Path, world: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
-def test_compare_prints_paired_differences_and_writes_what_changed(finished: Path, tmp_path: Path) -> None:
+def test_compare_prints_paired_differences_and_writes_what_changed(
+    finished: Path, tmp_path: Path, said: Callable[..., Told]
+) -> None:
     out = tmp_path / "changed.jsonl"
-    told = potstill("compare", f"{finished}@0", f"{finished}@4", "--out", out, COLUMNS="160")
+    told = said("compare", f"{finished}@0", f"{finished}@4", "--out", out, columns=160)
     assert told.returncode == 0, told.stderr
     assert "zero-shot-rationale.greedy: run step 0 against run step 4" in told.stdout
     assert "few-shot-answer.greedy" in told.stdout and "McNemar" not in told.stdout
@@ -258,14 +307,14 @@ def test_compare_prints_paired_differences_and_writes_what_changed(finished: Pat
     for line in out.read_text().splitlines():
         row = json.loads(line)
         assert (row["first"]["grade"] == "right") != (row["second"]["grade"] == "right")
-    same = potstill("compare", finished, finished, COLUMNS="160")
+    same = said("compare", finished, finished, columns=160)
     assert same.returncode == 0 and " 0.0 " in same.stdout
     for wrong, message in ((f"{finished}@3", "not both have answered"), ("nowhere", "not a run's folder")):
-        told = potstill("compare", finished, wrong, cwd=tmp_path)
+        told = said("compare", finished, wrong, cwd=tmp_path)
         assert told.returncode == 2 and message in told.stderr
 
 
-def test_grade_keeps_order_and_fields(tmp_path: Path) -> None:
+def test_grade_keeps_order_and_fields(tmp_path: Path, said: Callable[..., Told]) -> None:
     rows = [
         {"text": "The answer is 18.", "gold": "18", "mine": [1]},
         {"text": "The answer is 17.", "gold": "18", "task": "gsm8k"},
@@ -275,7 +324,7 @@ def test_grade_keeps_order_and_fields(tmp_path: Path) -> None:
     ]
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    told = potstill("grade", path, "--out", out)
+    told = said("grade", path, "--out", out)
     assert told.returncode == 0, told.stderr
     graded = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["verdict"] for row in graded] == ["right", "wrong", "no answer", "truncated", "right"]
@@ -283,7 +332,9 @@ def test_grade_keeps_order_and_fields(tmp_path: Path) -> None:
     assert [{k: v for k, v in row.items() if k not in ("verdict", "found")} for row in graded] == rows
 
 
-def test_grade_reads_samples_of_lm_evaluation_harness_and_functions_that_are_named(tmp_path: Path) -> None:
+def test_grade_reads_samples_of_lm_evaluation_harness_and_functions_that_are_named(
+    tmp_path: Path, said: Callable[..., Told]
+) -> None:
     samples = [
         {
             "doc_id": 0,
@@ -296,7 +347,7 @@ def test_grade_reads_samples_of_lm_evaluation_harness_and_functions_that_are_nam
     ]
     path, out = tmp_path / "samples.jsonl", tmp_path / "out.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in samples))
-    told = potstill("grade", path, "--out", out, "--task", "gsm8k")
+    told = said("grade", path, "--out", out, "--task", "gsm8k")
     assert told.returncode == 0, told.stderr
     graded = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(row["verdict"], row["found"]) for row in graded] == [("right", "18"), ("right", "(B)")]
@@ -317,15 +368,16 @@ def test_grade_reads_samples_of_lm_evaluation_harness_and_functions_that_are_nam
         ('{"doc": {}, "target": "1", "resps": [[[-1.5, false]]]}', "line 1: a sample without a text"),
     ],
 )
-def test_grade_names_the_line_and_writes_nothing(tmp_path: Path, line: str, message: str) -> None:
+def test_grade_names_the_line_and_writes_nothing(
+    tmp_path: Path, said: Callable[..., Told], line: str, message: str
+) -> None:
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     path.write_text(line + "\n")
-    told = potstill("grade", path, "--out", out)
+    told = said("grade", path, "--out", out)
     assert told.returncode == 2 and message in told.stderr and not out.exists()
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, world: Path) -> None:
-    import signal
     import time
 
     (tmp_path / "recipe.yaml").write_text(tiny.RECIPE)

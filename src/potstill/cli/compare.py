@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from potstill import exam, files, intervals, story
-from potstill.cli import show
+from potstill.cli.recipes import recipe_of
 from potstill.contenders import Contender
 from potstill.errors import UserError
 from potstill.files import manifest
@@ -125,7 +125,7 @@ def _named(text: str) -> tuple[Path, Contender | None]:
         with contextlib.suppress(ValueError):
             found = Contender.read(name)
     path = Path(text if found is None else path)
-    show.recipe_of(path)
+    recipe_of(path)
     return path, found
 
 

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from potstill import files, progress, prompts, run, students
-from potstill.cli import show
+from potstill import files, progress, prompts
+from potstill.cli.recipes import recipe_of
 from potstill.errors import UserError
 from potstill.questions import collected
 from potstill.records import Question, Split
@@ -50,7 +50,9 @@ def export(folder: Path, out: Path) -> None:
     ends in the white space before the answer, or stands in the student's chat template. What follows it is
     written greedily, without a stop string.
     """
-    plan = show.recipe_of(folder)
+    from potstill import run, students  # torch, which nobody needs who grades
+
+    plan = recipe_of(folder)
     asked = plan.questions
     sets = dict.fromkeys([*asked.in_distribution, *asked.out_of_distribution, *asked.generic])
     split: Split = "test" if run.stages(plan) == run.MEASURED else "validation"
