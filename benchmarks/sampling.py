@@ -3,11 +3,14 @@
     python benchmarks/sampling.py [--requests 2000] [--latency 0 0.3]
 
 The server is the stub of the tests in a process of its own: about 100 tokens with 5 outcomes each, 50 KB a body. The
-bare loop posts the same bodies with the same number under way and reads the answers; it does not decode them. The stage
-asks, decodes, grades, cuts, and stores; its probe and its sealing count. Without latency the processor is all that both
-sides wait for, which is the hardest case; with latency the server is the bottleneck, as with a model.
-One JSON line a case: ours and theirs in requests a second, the median of `--repeat` pairs of runs, taken in turn; and
-one with the processor time a request of this process alone, which other work on the machine changes little.
+bare loop posts the same bodies with the same number under way, from the first moment, and reads the answers; it does
+not decode them. Both keep their connections. The stage asks, decodes, grades, cuts, and stores. Without latency the
+processor is all that both sides wait for, which is the hardest case; with latency the server is the bottleneck, as with
+a model. Three JSON lines a case, each the median of `--repeat` pairs of runs, taken in turn:
+
+requests/s               of the whole stage: its probe, its ramp from a quarter of the concurrency, its sealing count
+requests/s under way     of both from the first quarter of the answers to the last answer stored, as in a run of hours
+processor ms a request   of this process alone, which other work on the machine changes less
 
     python benchmarks/sampling.py --memory 1000 10000 100000
 
@@ -33,7 +36,7 @@ from pathlib import Path
 import httpx2
 import msgspec
 
-from potstill import recipe, run
+from potstill import progress, recipe, run
 from potstill.questions import collected
 from potstill.stages import sample
 from potstill.teachers import local
@@ -76,19 +79,36 @@ def prepared(
     return plan, run.run(plan, folder=folder / "run", until="collect")
 
 
-def ours(plan: recipe.Recipe, at: Path) -> tuple[float, float]:
-    """Requests a second of the whole stage, and processor seconds a request."""
+Rates = tuple[float, float, float]  # requests a second in all and under way, processor seconds a request
+
+
+def under_way(moments: list[float]) -> float:
+    """Requests a second from the first quarter of some moments to the last."""
+    first = len(moments) // 4
+    return (len(moments) - 1 - first) / max(moments[-1] - moments[first], 1e-9)
+
+
+def ours(plan: recipe.Recipe, at: Path) -> Rates:
+    """Of the whole stage."""
     (at / "sample").mkdir(exist_ok=True)
+    moments: list[float] = []
+
+    @contextlib.contextmanager
+    def bar(*_: object, **__: object) -> Iterator[progress.Tick]:
+        yield lambda more=1, note="": moments.extend([time.perf_counter()] * more)
+
+    shown, progress.bar = progress.bar, bar
     began, worked = time.perf_counter(), time.process_time()
     _, counts = sample.make(at, plan)
     seconds, worked = time.perf_counter() - began, time.process_time() - worked
+    progress.bar = shown
     for file in (at / "sample").iterdir():
         file.unlink()
-    return counts["chains"] / seconds, worked / counts["chains"]
+    return counts["chains"] / seconds, under_way(moments), worked / counts["chains"]
 
 
-def theirs(plan: recipe.Recipe, at: Path) -> tuple[float, float]:
-    """Requests a second of a bare loop, and processor seconds a request."""
+def theirs(plan: recipe.Recipe, at: Path) -> Rates:
+    """Of a bare loop."""
     asked = settings(plan, "bench")
     prompt_of = local.asked(plan)
     bodies = [
@@ -99,8 +119,8 @@ def theirs(plan: recipe.Recipe, at: Path) -> tuple[float, float]:
         for i in range(plan.teacher.samples)
     ]
 
-    async def main() -> tuple[float, float]:
-        source = iter(bodies)
+    async def main() -> Rates:
+        source, moments = iter(bodies), list[float]()
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=asked.concurrency)
         async with httpx2.AsyncClient(
             limits=limits, timeout=60, headers={"Content-Type": "application/json"}
@@ -110,11 +130,12 @@ def theirs(plan: recipe.Recipe, at: Path) -> tuple[float, float]:
                 for body in source:
                     response = await client.post(asked.urls[0] + "/completions", content=body)
                     assert response.status_code == 200 and response.content
+                    moments.append(time.perf_counter())
 
             began, worked = time.perf_counter(), time.process_time()
             await asyncio.gather(*(worker() for _ in range(asked.concurrency)))
             seconds, worked = time.perf_counter() - began, time.process_time() - worked
-            return len(bodies) / seconds, worked / len(bodies)
+            return len(bodies) / seconds, under_way(moments), worked / len(bodies)
 
     return asyncio.run(main())
 
@@ -142,11 +163,11 @@ def rates(latency: float, concurrency: int, requests: int, repeat: int) -> None:
         plan, at = prepared(Path(folder), url, requests, concurrency)
         pairs = [(ours(plan, at), theirs(plan, at)) for _ in range(repeat)]
     name = f"sampling, concurrency {concurrency}, latency {latency:g} s"
-    for place, unit in enumerate(("requests/s", "processor ms a request")):
-        scale = (1, 1000)[place]
+    for place, unit in enumerate(("requests/s", "requests/s under way", "processor ms a request")):
+        scale = (1, 1, 1000)[place]
         stage, bare = (statistics.median(pair[side][place] * scale for pair in pairs) for side in (0, 1))
         ratio = statistics.median(one[place] / other[place] for one, other in pairs)
-        say(f"{name}, {requests} requests", stage, bare, round(ratio if place == 0 else 1 / ratio, 3), unit)
+        say(f"{name}, {requests} requests", stage, bare, round(ratio if place < 2 else 1 / ratio, 3), unit)
 
 
 def memory(count: int) -> None:

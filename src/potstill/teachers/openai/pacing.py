@@ -3,11 +3,11 @@
     >>> gate = Gate("http://a/v1", most=64)
     >>> for _ in range(3): gate.good()                      # at first one more for each that comes back
     >>> gate.limit
-    7.0
+    19.0
     >>> gate.bad(now=10.0, began=9.0); gate.limit           # half after congestion ...
-    3.5
+    9.5
     >>> gate.bad(now=10.1, began=9.5); gate.limit           # ... once for all that were under way
-    3.5
+    9.5
 
 Additive increase, multiplicative decrease: near what the server can bear, without knowing it. Pure but for the draw of
 a wait; moments are seconds of any clock that does not run backwards.
@@ -21,7 +21,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Final
 
-FIRST: Final = 4.0  # requests at once in the beginning
+FIRST: Final = 4.0  # requests at once in the beginning, or a quarter of what is allowed
 LONGEST: Final = 30.0  # seconds between two tries, unless the server names more
 UNTIL: Final = 3600.0  # seconds of a Retry-After that are honoured
 
@@ -32,14 +32,14 @@ class Gate:
 
     url: str
     most: int
-    limit: float = FIRST
+    limit: float = 0.0
     running: int = 0
     closed: float = 0.0  # no request before this moment
     cut: float = -1.0  # when the limit was last lowered
     starting: bool = True
 
     def __post_init__(self) -> None:
-        self.limit = min(self.limit, float(self.most))
+        self.limit = min(max(FIRST, self.most / 4), float(self.most))
 
     def room(self, now: float) -> int:
         """How many more requests it may be given."""

@@ -179,8 +179,8 @@ async def _semantics(client: Client, settings: Settings, manner: Manner, prompt:
     if "temperature" in manner.left_out:
         return "unknown"
     steps = []
-    for temperature in (1.0, settings.temperature):
-        _, body = await _asked(client, settings, manner, prompt, temperature=temperature)
+    both = (_asked(client, settings, manner, prompt, temperature=each) for each in (1.0, settings.temperature))
+    for _, body in await asyncio.gather(*both):
         found = reading.steps(body.choices[0], reader) if body.choices else []
         if not found:
             return "unknown"
