@@ -16,7 +16,7 @@ from potstill.students.lora import adapt
 from potstill.students.mixing import mix
 from potstill.students.opening import initialise, open
 from potstill.students.shape import SHAPES, Shape, parameters
-from potstill.students.student import Head, Student
+from potstill.students.student import Head, Student, refused
 from potstill.students.work import operations
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "open",
     "operations",
     "parameters",
+    "refused",
     "shape",
     "spoken",
     "tokenizer_folder",
