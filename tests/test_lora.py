@@ -16,8 +16,8 @@ import tiny
 from potstill import exam, students, tokenizers, training
 from potstill.errors import UserError
 from potstill.records import Target
-from potstill.stages import train
 from potstill.students import Example, Shape
+from potstill.training.checkpoints import ENGINE, Checkpoints
 
 TEXTS = ["Q: Tom has 2 apples and buys 3. How many? A: 2 + 3 = 5. The answer is 5"]
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft (the extra lora)")
@@ -69,19 +69,19 @@ def test_adapters_alone_learn_and_the_saved_folder_is_the_adapted_model(family: 
 @needs_peft
 def test_a_run_with_adapters_resumes_to_the_bit(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     whole = tiny.make(world, tmp_path / "whole", "train.lora=4", until="evaluate")
-    states = load_file(whole / "train" / "checkpoints" / "4" / train.ENGINE)
+    states = load_file(whole / "train" / "checkpoints" / "4" / ENGINE)
     assert any(name.endswith("/itself") for name in states) and all(".lora_" in name for name in states)
 
-    saved = train._checkpoint
+    save = Checkpoints.save
 
-    def stop(folder: Path, step: int, *rest: object) -> None:
-        saved(folder, step, *rest)  # pyright: ignore
+    def stop(self: Checkpoints, step: int) -> None:
+        save(self, step)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "_checkpoint", stop)
+    monkeypatch.setattr(Checkpoints, "save", stop)
     with pytest.raises(KeyboardInterrupt):
         tiny.make(world, tmp_path / "cut", "train.lora=4", until="train")
-    monkeypatch.setattr(train, "_checkpoint", saved)
+    monkeypatch.setattr(Checkpoints, "save", save)
     cut = tiny.make(world, tmp_path / "cut", "train.lora=4", until="evaluate")
     assert tiny.contents(cut) == tiny.contents(whole)
     assert exam.checkpoints(cut) == [2, 4]

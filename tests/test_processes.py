@@ -21,8 +21,8 @@ from transformers import AutoModelForSeq2SeqLM
 import tiny
 from potstill import processes, training
 from potstill.errors import UserError
-from potstill.stages import train
 from potstill.students import Student
+from potstill.training.checkpoints import ENGINE, Checkpoints
 from potstill.training.sharding import Sharding
 from test_training import close, cut, gradients, lessons, make, stepped
 from test_training import run as steps
@@ -174,14 +174,14 @@ FULL = ("train.sharding=full", "train.evaluate=true")
 
 def trained(rank: int, world: Path, at: Path, stop: int | None) -> None:
     """The stage train, under a launcher; the second process is killed after its `stop`-th step's checkpoint."""
-    saved = train._checkpoint
+    save = Checkpoints.save
 
-    def killed(folder: Path, step: int, *rest: Any) -> None:
-        saved(folder, step, *rest)
+    def killed(self: Checkpoints, step: int) -> None:
+        save(self, step)
         if step == stop and rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    train._checkpoint = killed
+    Checkpoints.save = killed
     tiny.make(world, at, *FULL, until="train")
 
 
@@ -223,7 +223,7 @@ def test_a_run_of_two_processes_is_killed_resumed_and_goes_on_in_one(world: Path
     # In form what one process makes, but for the engine's state, and to the rounding of sums the same weights.
     for step in (2, 4):
         names = [{path.name for path in step_of(each, step).iterdir()} - {"engine"} for each in (one, two)]
-        assert names[0] - {train.ENGINE} == names[1]
+        assert names[0] - {ENGINE} == names[1]
         for name in names[1] - {"model.safetensors"}:
             assert (step_of(one, step) / name).read_bytes() == (step_of(two, step) / name).read_bytes(), name
     assert close(weights_of(two), weights_of(one), 1e-4)
@@ -252,7 +252,7 @@ def test_a_run_of_two_processes_is_killed_resumed_and_goes_on_in_one(world: Path
         tiny.make(world, alone, until="train")
     shard.write_bytes(good)
     tiny.make(world, alone, until="train")
-    assert close(weights_of(alone), weights_of(two), 1e-4) and (step_of(alone, 4) / train.ENGINE).exists()
+    assert close(weights_of(alone), weights_of(two), 1e-4) and (step_of(alone, 4) / ENGINE).exists()
 
 
 def test_a_process_alone_under_a_launcher_stays_plain(monkeypatch: pytest.MonkeyPatch) -> None:

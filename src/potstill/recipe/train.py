@@ -64,6 +64,11 @@ class Train(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float | None = Field(default=1.0, gt=0)
     checkpoint_every: Positive = 250
+    snapshot: bool = Field(
+        default=True,
+        description="checkpoints are copied and written beside the next steps; false: these wait, and the host's memory"
+        " holds no copy (12 bytes a parameter with AdamW)",
+    )
     evaluate: bool = Field(default=False, description="each checkpoint answers validation as soon as it is saved")
     stop_after: Positive | None = Field(
         default=None, description="stop when so many checkpoints came after the best by select.rule; implies evaluate"

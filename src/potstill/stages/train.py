@@ -11,7 +11,7 @@ files alone, so a killed training comes to the same end.
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from potstill.errors import UserError
 from potstill.files import manifest, run_folder
 from potstill.recipe import Recipe
 from potstill.students import Example
+from potstill.training.checkpoints import ENGINE, Checkpoints, cut, newest, restore, saved
 
 READS = ("train", "student", "seed", "evaluate", "select", "questions")  # the latter three if they decide the end
 AFTER = ("collect", "filter", "align")
@@ -45,7 +46,6 @@ VERSIONS = {
     "training": training.VERSION,
     "transfer": transfer.VERSION,
 }
-ENGINE, SHARDS = "engine.safetensors", "engine"  # of a student that is whole; of one that is spread over processes
 SPEED = "speed.jsonl"  # what the machine took, a line a step; no digest covers it
 TOGETHER = True  # several processes, where they were started, make this stage as one
 
@@ -64,7 +64,7 @@ def free(plan: Recipe) -> tuple[str, ...]:
     absent = [f"train.{name}" for name in ("replay", "stop_after") if getattr(plan.train, name) is None]
     unread = exam.free("validation") if plan.train.stop_after else recipe.flat(plan, "evaluate", "select", "questions")
     steps = ("train.steps",) if plan.train.schedule == "constant" else ()
-    return ("train.sharding", "train.evaluate", "train.peak", *absent, *unread, *steps)
+    return ("train.sharding", "train.evaluate", "train.peak", "train.snapshot", *absent, *unread, *steps)
 
 
 def grown(counts: dict[str, Any], plan: Recipe) -> bool:
@@ -77,11 +77,11 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     asked = plan.train
     folder, metrics, speeds = (run / "train" / name for name in ("checkpoints", "metrics.jsonl", SPEED))
     first = training.first()
-    newest, latest = training.agreed(lambda: (_newest(folder), max(_saved(folder), default=0)))
+    before, latest = training.agreed(lambda: (newest(folder), max(saved(folder), default=0)))
     _check_steps(latest, plan)
-    if newest < latest:
-        progress.say(f"checkpoint {latest} has lost its {ENGINE}: training goes on from step {newest}", "yellow")
-    student = _student(plan, folder, newest)
+    if before < latest:
+        progress.say(f"checkpoint {latest} has lost its {ENGINE}: training goes on from step {before}", "yellow")
+    student = _student(plan, folder, before)
     if asked.recompute:
         student.model.activation_checkpointing_enable()
     model = training.distribute(student, asked.sharding, asked.precision)
@@ -93,14 +93,19 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
         factors=asked.factors,
         rule=asked.optimizer,
     )
-    if newest:
-        _restore(folder / str(newest), optimizer)
+    if before:
+        restore(folder / str(before), optimizer)
     if first:
-        _cut(metrics, newest)
-        _cut(speeds, newest)
+        cut(metrics, before)
+        cut(speeds, before)
     lesson = lessons.read(run, plan, student)
-    last, stopped = newest, newest > 0 and _watched(run, plan, _saved(folder, newest))
-    with ExitStack() as opened, progress.bar("train", asked.steps, "steps", done=newest) as tick:
+    watching = asked.evaluate or asked.stop_after is not None  # each checkpoint answers before training goes on
+    last, stopped = before, before > 0 and watching and _watched(run, plan, saved(folder, before))
+    with (
+        ExitStack() as opened,
+        Checkpoints(folder, student, optimizer, beside=asked.snapshot and not watching) as checkpoints,
+        progress.bar("train", asked.steps, "steps", done=before) as tick,
+    ):
         lines, measured = (opened.enter_context(files.Appender(path)) if first else None for path in (metrics, speeds))
         began, tokens, work = time.monotonic(), 0, dict[int, int]()
         waiting: list[dict[str, Any]] = []
@@ -115,8 +120,8 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
             model,
             optimizer,
             counted,
-            first=newest + 1,
-            last=newest if stopped else asked.steps,
+            first=before + 1,
+            last=before if stopped else asked.steps,
             schedule=training.Schedule(asked.schedule, asked.learning_rate, asked.warm_up, asked.steps, asked.hold),
             clip=asked.clip,
             precision=asked.precision,
@@ -135,27 +140,28 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
                 if measured:
                     measured.append(waiting)
                 waiting.clear()
-                _checkpoint(folder, last, student, optimizer)
-                stopped = _watched(run, plan, _saved(folder, last))
+                checkpoints.save(last)
+                stopped = watching and _watched(run, plan, saved(folder, last))
+            checkpoints.check()
             if stopped:
                 break
             mark = time.monotonic()
+        checkpoints.wait()
         seconds = time.monotonic() - began
         if not first:
             return [], {}
-        run_folder.log(run, "train", steps=last - newest, seconds=round(seconds, 3), tokens=tokens)
+        waited = round(checkpoints.seconds, 3)
+        run_folder.log(run, "train", steps=last - before, seconds=round(seconds, 3), saving=waited, tokens=tokens)
     outputs = [metrics, *(path for path in folder.rglob("*") if path.is_file())]
-    counts = {"steps": last, "checkpoints": _saved(folder), "chat_template": student.chat is not None}
+    counts = {"steps": last, "checkpoints": saved(folder), "chat_template": student.chat is not None}
     return outputs, counts | ({"stopped": True} if stopped else {}) | lesson.counts
 
 
 def _watched(run: Path, plan: Recipe, steps: list[int]) -> bool:
-    """Let the checkpoints answer the validation questions, if the recipe asks for it; whether training is to stop.
+    """Let the checkpoints answer the validation questions; whether training is to stop.
 
     The first process alone asks them; the others wait for what it finds.
     """
-    if not (plan.train.evaluate or plan.train.stop_after):
-        return False
     return training.agreed(lambda: _answers(run, plan, steps))
 
 
@@ -190,70 +196,3 @@ def _student(plan: Recipe, folder: Path, step: int) -> students.Student:
     if step == 0:
         return students.base(plan)
     return students.at(plan, folder / str(step))
-
-
-def _checkpoint(folder: Path, step: int, student: students.Student, optimizer: Any) -> None:
-    """A Hugging Face folder with the engine's state in it; then the engine state of the older ones is removed.
-
-    The first process alone writes it, but for the engine's state of a student that is spread over several.
-    """
-    weights, first = training.weights(student), training.first()
-    with files.folder(folder / str(step)) if first else nullcontext() as inside:
-        if first:
-            assert inside is not None
-            student.save(inside, weights=weights)
-        if training.spread(student):
-            at = training.agreed(lambda: inside)
-            assert at is not None
-            training.save_shards(optimizer, at / SHARDS, parameters=student.adapted)
-        elif inside is not None:
-            files.write(inside / ENGINE, training.state_bytes(optimizer, parameters=student.adapted))
-    for older in _saved(folder) if first else []:
-        if older < step:
-            _remove(folder / str(older))
-
-
-def _restore(checkpoint: Path, optimizer: Any) -> None:
-    if (checkpoint / SHARDS).exists():
-        training.restore_shards(optimizer, checkpoint / SHARDS)
-    else:
-        training.restore_bytes(optimizer, files.read_bytes(checkpoint / ENGINE))
-
-
-def _remove(checkpoint: Path) -> None:
-    """Take away the engine's state."""
-    for name in (ENGINE, SHARDS):
-        files.remove(checkpoint / name)
-
-
-def _saved(folder: Path, last: int | None = None) -> list[int]:
-    """The steps that have a checkpoint, in their order; up to `last`, if it is given."""
-    found = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
-    return [step for step in found if last is None or step <= last]
-
-
-def _newest(folder: Path) -> int:
-    """The newest checkpoint that training can go on from, 0 if there is none."""
-    if not folder.is_dir():
-        return 0
-    files.sweep(folder)
-    for older in folder.iterdir():
-        files.sweep(older)
-    steps = [step for step in _saved(folder) if any((folder / str(step) / name).exists() for name in (ENGINE, SHARDS))]
-    newest = max(steps, default=0)
-    for step in steps:  # a crash between saving the newest and this
-        if step < newest:
-            _remove(folder / str(step))
-    return newest
-
-
-def _cut(metrics: Path, step: int) -> None:
-    """Metrics of steps after the checkpoint will come again: keep the lines up to it."""
-    if not metrics.exists():
-        return
-    with files.Appender(metrics):
-        pass  # cuts a torn last line
-    rows = [row for _, row in files.read_jsonl(metrics)]
-    kept = [row for row in rows if row["step"] <= step]
-    if len(kept) < len(rows):
-        files.write_jsonl(metrics, kept)

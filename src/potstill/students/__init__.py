@@ -16,7 +16,7 @@ from potstill.students.lora import adapt
 from potstill.students.mixing import mix
 from potstill.students.opening import initialise, open
 from potstill.students.shape import SHAPES, Shape, parameters
-from potstill.students.student import Head, Student, device
+from potstill.students.student import Head, Student, device, refused
 from potstill.students.work import operations
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "open",
     "operations",
     "parameters",
+    "refused",
     "shape",
     "spoken",
     "tokenizer_folder",

@@ -19,7 +19,7 @@ import json
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +153,20 @@ class Student(nn.Module):
         """
         return dict(self.model.state_dict() if weights is None else weights)
 
+    def copied(self) -> dict[str, Tensor]:
+        """The plain model's state_dict as it is now, in memory of its own on the CPU: what `save` takes as weights."""
+        state = {name: value.detach() for name, value in self.model.state_dict().items()}
+        return _once(self._plain(state), lambda value: value.to("cpu", copy=True))
+
+    def _plain(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Without adapters: what they add is in the weights."""
+        if not self.adapted:
+            return state
+        from potstill.students import lora
+
+        with torch.no_grad():
+            return lora.merged(self.model, state)
+
     def save(
         self, folder: Path | str, *, dtype: DType | None = None, weights: Mapping[str, Tensor] | None = None
     ) -> None:
@@ -160,26 +174,17 @@ class Student(nn.Module):
         folder.
 
         dtype    of the written weights; None for the dtype that they have
-        weights  as in `state`
+        weights  as in `state`, or what `copied` gave at some time
         Raises OSError where the disk is full or may not be written to.
         """
         folder = Path(folder)
         assert folder.is_dir(), f"{folder} is not a folder"
-        state = {name: value.detach() for name, value in self.state(weights).items()}
-        if self.adapted:
-            from potstill.students import lora
-
-            with torch.no_grad():
-                state = lora.merged(self.model, state)
+        state = self._plain({name: value.detach() for name, value in self.state(weights).items()})
         if dtype is not None:
-            state = _cast(state, getattr(torch, dtype))
-        try:
-            with torch.no_grad(), quiet():
-                self.model.save_pretrained(folder, state_dict=state)
-        except SafetensorError as fault:  # it tells of a full disk in words only
-            if code := re.search(r"os error (\d+)", str(fault)):
-                raise OSError(int(code[1]), os.strerror(int(code[1]))) from fault
-            raise
+            kind = getattr(torch, dtype)
+            state = _once(state, lambda value: value.to(kind) if value.is_floating_point() else value)
+        with refused(), torch.no_grad(), quiet():
+            self.model.save_pretrained(folder, state_dict=state)
         path = folder / "config.json"
         written = json.loads(path.read_text("utf-8")) | dict(self.settings())
         written["dtype"] = dtype or str(self.model.dtype).removeprefix("torch.")
@@ -188,16 +193,28 @@ class Student(nn.Module):
             files.write(folder / name, content)
 
 
-def _cast(state: Mapping[str, Tensor], kind: torch.dtype) -> dict[str, Tensor]:
-    # Tied weights are told by their shared memory when the file is written, so each memory is cast once.
+def _once(state: Mapping[str, Tensor], change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """A state whose tensors are changed. Tied weights are told by their shared memory when the file is written, so each
+    memory is changed once."""
     seen: dict[tuple[int, torch.Size], Tensor] = {}
-    cast = {}
+    changed = {}
     for name, value in state.items():
         key = (value.data_ptr(), value.shape)
         if key not in seen:
-            seen[key] = value.to(kind) if value.is_floating_point() else value
-        cast[name] = seen[key]
-    return cast
+            seen[key] = change(value)
+        changed[name] = seen[key]
+    return changed
+
+
+@contextmanager
+def refused() -> Iterator[None]:
+    """Safetensors tells of a full disk in words only; here it is the OSError that it was."""
+    try:
+        yield
+    except SafetensorError as fault:
+        if code := re.search(r"os error (\d+)", str(fault)):
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) from fault
+        raise
 
 
 @contextmanager

@@ -24,7 +24,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from potstill.training.optimizer import optimizer, restore, restore_bytes, state, state_bytes
+from potstill.training.checkpoints import Checkpoints
+from potstill.training.optimizer import optimizer, restore, restore_bytes, save_state, state, state_bytes
 from potstill.training.schedule import Schedule
 from potstill.training.sharding import distribute, spread, weights
 from potstill.training.shards import restore_shards, save_shards
@@ -36,6 +37,7 @@ VERSION: Final = 3  # of what a step computes; stored in the manifest of the sta
 
 __all__ = [
     "VERSION",
+    "Checkpoints",
     "Metrics",
     "Schedule",
     "Speed",
@@ -51,6 +53,7 @@ __all__ = [
     "restore_bytes",
     "restore_shards",
     "save_shards",
+    "save_state",
     "speed",
     "spread",
     "state",

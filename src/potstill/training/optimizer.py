@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Final, Literal
 
 import safetensors
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from potstill.errors import UserError
+from potstill.students import refused
 
 Optimizer = torch.optim.Optimizer
 Rule = Literal["adamw", "adafactor"]
@@ -108,8 +110,14 @@ def restore(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
 
 def state_bytes(optimizer: Optimizer, *, parameters: bool = False) -> bytes:
     """`state` as one safetensors file."""
-    tensors = state(optimizer, parameters=parameters)
-    return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    return safetensors.torch.save(_plain(state(optimizer, parameters=parameters)))
+
+
+def save_state(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """What `state` gave, as the file that `state_bytes` makes, without its bytes in memory: into a folder that is not
+    there yet for others (`files.folder`). Raises OSError where the disk is full or may not be written to."""
+    with refused():
+        safetensors.torch.save_file(_plain(tensors), path)
 
 
 def restore_bytes(optimizer: Optimizer, content: bytes) -> None:
@@ -119,6 +127,10 @@ def restore_bytes(optimizer: Optimizer, content: bytes) -> None:
     except safetensors.SafetensorError as error:
         raise UserError("the optimizer's state cannot be read", found=error, do="train again (--redo train)") from None
     restore(optimizer, tensors)
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
 def _placed(value: Tensor, parameter: Tensor, optimizer: Optimizer) -> Tensor:
