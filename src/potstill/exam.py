@@ -20,7 +20,7 @@ from potstill.errors import UserError
 from potstill.files import manifest, run_folder
 from potstill.prompts import FORMATS
 from potstill.questions import collected, own
-from potstill.recipe import Recipe, flat
+from potstill.recipe import Recipe, Vllm, flat
 from potstill.records import Choice, Prediction, Question, Score, Split, Tries
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def decodings(plan: Recipe, split: Split) -> list[str]:
 
 def free(split: Split) -> tuple[str, ...]:
     """Recipe keys of `evaluate` that the answers of a split do not depend on."""
-    own = ("evaluate.cache", "evaluate.mix")
+    own = ("evaluate.cache", "evaluate.mix", *(f"evaluate.vllm.{name}" for name in Vllm.FREE))
     return own if split == "test" else (*own, "evaluate.test_decodings")
 
 
@@ -134,17 +134,20 @@ def choice(run: Path) -> Choice:
     return from_json(Choice, files.read_json(run / "select" / "choice.json"))
 
 
-def open_contender(run: Path, plan: Recipe, contender: Contender) -> Student:
+def open_contender(run: Path, plan: Recipe, contender: Contender, *, weights: bool = True) -> Student:
     """The student of a contender: the base, from the recipe; a checkpoint of the run; or a mix of the two, which is
-    made here and lies in no folder."""
+    made here and lies in no folder.
+
+    weights  False: without them, if they lie in a folder; see `students.open`
+    """
     from potstill import students
 
     if contender == BASE:
-        return students.base(plan)
+        return students.base(plan, weights=weights)
     path = run / "train" / "checkpoints" / str(contender.step)
     if not path.is_dir():
         raise UserError("no such checkpoint", where=path, do=f"one of {checkpoints(run)}")
-    student = students.at(plan, path)
+    student = students.at(plan, path, weights=weights or contender.share != 1)
     if contender.share != 1:
         students.mix(student, students.base(plan), contender.share)
     return student
@@ -227,11 +230,15 @@ def _engine(run: Path, plan: Recipe, contender: Contender) -> Iterator[Engine]:
     """The engine of a contender, remembering what it wrote if the recipe names a folder for that."""
     from potstill.engines import remembered
 
-    engine = engines.open(open_contender(run, plan, contender), plan.evaluate.engine)
+    asked = plan.evaluate
+    student = open_contender(run, plan, contender, weights=asked.engine != "vllm")
+    engine = engines.open(student, asked.engine, trust_remote_code=plan.student.trust_remote_code, vllm=asked.vllm)
     if plan.evaluate.cache is None:
         yield engine
         return
-    weights = {**_weights(run, plan, contender), "engine": plan.evaluate.engine}
+    weights = {**_weights(run, plan, contender), "engine": asked.engine}
+    if asked.engine == "vllm":
+        weights["dtype"] = asked.vllm.dtype or "float32"
     if contender == BASE and plan.student.model is None:  # random weights: a function of shape and seed
         weights |= {"seed": str(plan.seed), "shape": repr(plan.student.shape)}
     at = Path(plan.evaluate.cache) / remembered.key(weights)

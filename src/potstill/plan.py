@@ -82,7 +82,7 @@ def _teacher(plan: Recipe, train: Sequence[Question]) -> list[str]:
     chains = count * teacher.samples
     tokens = chains * teacher.max_tokens
     return [
-        f"teacher           local: {there}",
+        f"teacher           {teacher.kind}: {there}",
         f"  asks            {count} questions x {teacher.samples} = {chains} chains of at most {tokens} tokens",
         f"  keeps           {teacher.candidates} candidates a token, temperature {teacher.temperature}",
         "",

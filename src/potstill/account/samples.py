@@ -39,7 +39,7 @@ def pick(
     Within a set those with the lowest digests: nobody chose them by what they show.
     """
     train = [q for q in collected.questions(run, plan.questions.train, "train") if q.id in solved]
-    asked = local.asked(plan) if plan.teacher.kind in ("local", "openai") else None
+    asked = local.asked(plan) if plan.teacher.kind in ("local", "vllm", "openai") else None
     chosen = splits.take(train, plan.report.read)
     chains = _chains(run, {question.id for question in chosen})
     for question in chosen:

@@ -10,8 +10,8 @@ A batch is the unit of resume. It is a pure function of the set of requests and 
 interrupted computes the batches that it lacks as the uninterrupted run would have, to the last bit on one machine.
 Across batches of another make-up only float noise differs: a draw comes from `uniform`, a counter.
 
-This module is the contract: it imports no model library until `open` is called. `engines.transformers` and
-`engines.ctranslate2` fulfil it.
+This module is the contract: it imports no model library until `open` is called. `engines.transformers`,
+`engines.ctranslate2` and `engines.vllm` fulfil it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol, overload
 from potstill.records import Candidate, Prompt, Stop
 
 if TYPE_CHECKING:
+    from potstill.recipe import Vllm
     from potstill.students import Student
 
 VERSION: Final = 2  # of `uniform`, of `batches` and of how an engine draws: stored where sampled texts are stored
 
 Key = tuple[str, int]
-Kind = Literal["transformers", "ctranslate2", "ctranslate2-int8"]
+Kind = Literal["transformers", "ctranslate2", "ctranslate2-int8", "vllm"]
 Unit = Literal["line", "sentence"]  # behind which a text can be stopped
 
 
@@ -142,17 +143,30 @@ def open(
     source: Student | Path | str, kind: Literal["transformers"] = "transformers", *, trust_remote_code: bool = False
 ) -> Scoring: ...
 @overload
-def open(source: Student | Path | str, kind: Kind, *, trust_remote_code: bool = False) -> Engine: ...
-def open(source: Student | Path | str, kind: Kind = "transformers", *, trust_remote_code: bool = False) -> Engine:
+def open(
+    source: Student | Path | str, kind: Kind, *, trust_remote_code: bool = False, vllm: Vllm | None = None
+) -> Engine: ...
+def open(
+    source: Student | Path | str,
+    kind: Kind = "transformers",
+    *,
+    trust_remote_code: bool = False,
+    vllm: Vllm | None = None,
+) -> Engine:
     """The engine of a kind around a student, or around the model in a folder of Hugging Face form.
 
     transformers computes where `students.device` says, and moves the student there.
+    vllm  how vLLM holds the model. If it says no dtype, a folder is taken as its weights are stored, a student in
+          float32 as the other engines take it. Of a student that was opened without weights vLLM reads them itself.
 
     Raises UserError where the folder holds no model that can be opened, see `students.open`; where CTranslate2 is not
-    installed, does not know the kind of model, or would change its scores.
+    installed, does not know the kind of model, or would change its scores; where vLLM is not installed or does not
+    start.
     """
     from potstill import students  # torch
 
+    if kind == "vllm":
+        return _vllm(source, trust_remote_code, vllm)
     student = students.open(source, trust_remote_code=trust_remote_code) if isinstance(source, Path | str) else source
     if kind == "transformers":
         from potstill.engines import transformers
@@ -161,6 +175,18 @@ def open(source: Student | Path | str, kind: Kind = "transformers", *, trust_rem
     from potstill.engines import ctranslate2
 
     return ctranslate2.Engine(student, int8=kind == "ctranslate2-int8")
+
+
+def _vllm(source: Student | Path | str, trust_remote_code: bool, settings: Vllm | None) -> Engine:
+    from potstill import recipe, students
+    from potstill.engines import vllm
+
+    vllm.library()  # before anything is read
+    settings, dtype = settings or recipe.Vllm(), "float32"
+    if isinstance(source, Path | str):
+        source = students.open(source, trust_remote_code=trust_remote_code, weights=False)
+        dtype = str(source.model.dtype).removeprefix("torch.")
+    return vllm.Engine(source, settings, dtype=settings.dtype or dtype, trust_remote_code=trust_remote_code)
 
 
 def batches(requests: Sequence[Request], budget: int, *, max_tokens: int = 0) -> tuple[tuple[int, ...], ...]:

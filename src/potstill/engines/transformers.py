@@ -49,6 +49,9 @@ class Engine:
         tokenizer = student.tokenizer
         special = {token for token in others if token < tokenizer.size and not tokenizer.bytes(token)}
         self.ends = (tokenizer.eos, *sorted(special - {tokenizer.eos}))
+        # T5 counts distances, not positions, so it has no limit; its n_positions is only what it was trained on.
+        config, causal = student.model.config, student.family == "causal"
+        self.limit: int | None = getattr(config, "max_position_embeddings", None) if causal else None
         self._start, self._inside = (_Outcomes(tokenizer, self.ends, position) for position in (0, 1))
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
@@ -80,7 +83,7 @@ class Engine:
         with _resting(self.student.model), torch.no_grad():
             self._write(requests, choice, line, sums, max_tokens)
         if choice.broken:
-            raise _no_numbers()
+            raise no_numbers()
         lines = line.at if line else [None] * len(requests)
         rows = zip(requests, choice.drawn, choice.seen(), lines, strict=True)
         texts = [self.collect(request.key, drawn, seen, at) for request, drawn, seen, at in rows]
@@ -106,7 +109,7 @@ class Engine:
             for states, drawn in zip(self.student.hidden(batch).split(CHUNK), own.split(CHUNK), strict=True):
                 logs = self.student.head.logits(states).float().log_softmax(-1)
                 if logs.isnan().any():
-                    raise _no_numbers()
+                    raise no_numbers()
                 likeliest, top = logs.topk(min(candidates, logs.shape[-1]), dim=-1)
                 ids += torch.cat([top, drawn[:, None]], -1).tolist()
                 values += torch.cat([likeliest, logs.gather(-1, drawn[:, None])], -1).tolist()
@@ -157,17 +160,15 @@ class Engine:
 
     def check(self, requests: Sequence[Request], max_tokens: int) -> None:
         """Raises UserError for a prompt that is empty or does not fit with its answer."""
-        # T5 counts distances, not positions, so it has no limit; its n_positions is only what it was trained on.
-        limit = getattr(self.student.model.config, "max_position_embeddings", None)
         for request in requests:
             length = len(request.prompt)
             if not length:
                 raise UserError("the prompt is empty", where=f"question {request.key[0]}")
-            if self.student.family == "causal" and limit is not None and length + max_tokens > limit:
+            if self.limit is not None and length + max_tokens > self.limit:
                 raise UserError(
                     "the prompt and its answer do not fit into the model",
                     where=f"question {request.key[0]}",
-                    found=f"{length} tokens of prompt + {max_tokens} new tokens; the model has {limit} positions",
+                    found=f"{length} tokens of prompt + {max_tokens} new tokens; the model has {self.limit} positions",
                     do="lower max_tokens, show fewer demonstrations, or leave the question out",
                 )
 
@@ -246,7 +247,7 @@ def _hard(ids: tuple[int, ...]) -> Target:
     return Target(ids, range(len(ids) + 1), ids, [1.0] * len(ids), kinds)
 
 
-def _no_numbers() -> UserError:
+def no_numbers() -> UserError:
     return UserError(
         "the model's logits are not numbers",
         found="NaN",

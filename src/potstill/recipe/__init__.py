@@ -26,8 +26,9 @@ from potstill.errors import UserError
 from potstill.recipe.reading import load, parse
 from potstill.recipe.sections import Recipe, Shape
 from potstill.recipe.sets import OwnSet
+from potstill.recipe.vllm import Vllm
 
-__all__ = ["OwnSet", "Recipe", "Shape", "data_folder", "find", "flat", "load", "parse", "resolved", "schema"]
+__all__ = ["OwnSet", "Recipe", "Shape", "Vllm", "data_folder", "find", "flat", "load", "parse", "resolved", "schema"]
 
 
 def resolved(recipe: Recipe) -> str:

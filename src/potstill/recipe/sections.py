@@ -21,6 +21,7 @@ from potstill.recipe.section import (
 from potstill.recipe.sets import OwnSet
 from potstill.recipe.teacher import Teacher
 from potstill.recipe.train import Train
+from potstill.recipe.vllm import Vllm, roomy
 
 
 class Limits(Section):
@@ -140,9 +141,11 @@ class Evaluate(Section):
         default=[], description="further ones, of the base and the chosen checkpoint on test only"
     )
     temperature: float = Field(default=0.7, gt=0, description="of samples")
-    engine: Literal["transformers", "ctranslate2", "ctranslate2-int8"] = Field(
-        default="transformers", description="what answers; CTranslate2 needs the extra `fast` and has no calculator"
+    engine: Literal["transformers", "ctranslate2", "ctranslate2-int8", "vllm"] = Field(
+        default="transformers",
+        description="what answers; CTranslate2 needs the extra `fast`, vLLM the extra `vllm`; neither has a calculator",
     )
+    vllm: Vllm = Vllm()
     mix: list[Share] | None = Field(
         default=None,
         description="shares: of each checkpoint's weights, mixed with the base's, as further contenders",
@@ -159,6 +162,11 @@ class Evaluate(Section):
         default=None,
         description="a folder that remembers texts by checkpoint, prompt and decoding, whatever grades them",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _roomy(cls, value: Any) -> Any:
+        return roomy(value, "engine")
 
 
 class Select(Section):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from potstill.recipe.section import Count, Name, Positive, Section
+from potstill.recipe.vllm import Vllm, roomy
 
 
 class Server(Section):
@@ -51,15 +52,17 @@ class Scorer(Section):
 
 
 class Teacher(Section):
-    kind: Literal["local", "openai", "human", "replay", "none"] = Field(
-        default="human", description="none: nothing is trained, the student is only measured on test"
+    kind: Literal["local", "vllm", "openai", "human", "replay", "none"] = Field(
+        default="human",
+        description="local, vllm: a model folder, written by transformers or vLLM (extra `vllm`); none: nothing is"
+        " trained, the student is only measured on test",
     )
     name: Name | None = Field(default=None, description="what its chains call their source; the kind if not given")
     model: str | None = Field(
-        default=None, description="local: a folder in Hugging Face form; openai: the server's name of the model"
+        default=None, description="local, vllm: a folder in Hugging Face form; openai: the server's name of the model"
     )
     chains: str | None = Field(default=None, description="replay: a file of chains, JSONL or Parquet")
-    prompt: str | None = Field(default=None, description="local, openai: a text file of demonstrations")
+    prompt: str | None = Field(default=None, description="local, vllm, openai: a text file of demonstrations")
     samples: Positive = Field(default=1, description="chains a question")
     enough: Positive | None = Field(default=None, description="openai: no more chains once so many are right")
     temperature: float = Field(default=0.5, ge=0)
@@ -68,14 +71,20 @@ class Teacher(Section):
     batch_tokens: Positive = 16384
     score: Scorer | None = Field(default=None, description="human, replay: a model that gives the chains probabilities")
     trust_remote_code: bool = False
+    vllm: Vllm = Vllm()
     server: Server = Server()
     budget: Budget = Budget()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _roomy(cls, value: Any) -> Any:
+        return roomy(value, "kind")
 
     @model_validator(mode="after")
     def _complete(self) -> Teacher:
         if self.score is not None and self.kind not in ("human", "replay"):
             raise ValueError(f"a {self.kind} teacher gives its chains probabilities itself: score is for human, replay")
-        needed = {"local": "model", "openai": "model", "replay": "chains"}.get(self.kind)
+        needed = {"local": "model", "vllm": "model", "openai": "model", "replay": "chains"}.get(self.kind)
         if needed and getattr(self, needed) is None:
             raise ValueError(f"a {self.kind} teacher needs {needed}")
         return self

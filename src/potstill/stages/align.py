@@ -84,7 +84,8 @@ def _check_marks(tokenizer: tokenizers.Tokenizer) -> None:
 def _teacher(plan: Recipe) -> tokenizers.Tokenizer | None:
     """The teacher's tokenizer, where the rule reads it and the teacher is a folder. Other teachers show only bytes,
     and of rewritten texts nobody knows how the teacher would have cut them."""
-    if plan.transfer.rule != "text" or plan.teacher.kind != "local" or plan.transfer.rewrite or plan.transfer.marks:
+    asked = plan.transfer
+    if asked.rule != "text" or plan.teacher.kind not in ("local", "vllm") or asked.rewrite or asked.marks:
         return None
-    assert plan.teacher.model is not None, "a local teacher has a model"
+    assert plan.teacher.model is not None, "such a teacher has a model"
     return tokenizers.open(recipe.find(plan, plan.teacher.model, "teacher.model"))

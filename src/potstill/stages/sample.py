@@ -38,7 +38,7 @@ def inputs(plan: Recipe) -> dict[str, str]:
     teacher, score = plan.teacher, plan.teacher.score
     asked = teacher.kind == "openai" or (score is not None and score.kind == "openai")
     named = {
-        "teacher.model": teacher.model if teacher.kind == "local" else None,
+        "teacher.model": teacher.model if teacher.kind in ("local", "vllm") else None,
         "teacher.score.model": score.model if score is not None and score.kind == "local" else None,
         "teacher.chains": teacher.chains,
         "teacher.prompt": teacher.prompt,
@@ -50,6 +50,7 @@ def inputs(plan: Recipe) -> dict[str, str]:
 def free(plan: Recipe) -> set[str]:
     """Keys that may change while a run goes on; of a teacher that asks no server, all that speak of servers."""
     budget, score = set(recipe.flat(plan, "teacher.budget")), plan.teacher.score
+    budget |= {f"teacher.vllm.{name}" for name in recipe.Vllm.FREE}
     if plan.teacher.kind != "openai":
         budget |= set(recipe.flat(plan, "teacher.enough"))
         if score is None or score.kind == "local":

