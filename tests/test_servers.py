@@ -8,15 +8,20 @@ name their interpreters.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import servers
-from potstill import prompts, students, teachers
+import vllm_here
+from potstill import engines, prompts, students, teachers
+from potstill.encoding import decode_bytes
 from potstill.errors import UserError
 from potstill.recipe import Recipe, parse
 from potstill.records import END, Chain, Question
@@ -49,6 +54,24 @@ def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
     log = tmp_path_factory.mktemp("log") / "vllm.log"
     with servers.served(python, servers.vllm(folder, port), port, log, patience=900) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def rambling(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return servers.rambling(tmp_path_factory.mktemp("rambling") / "model")
+
+
+@pytest.fixture(scope="module")
+def here(rambling: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """What the engine `vllm` wrote without a server, in vLLM's interpreter."""
+    python = os.environ.get("POTSTILL_VLLM")
+    if not python:
+        pytest.skip("POTSTILL_VLLM names no interpreter with vLLM: run `make test-servers`")
+    out, program = tmp_path_factory.mktemp("here") / "out.json", Path(__file__).with_name("vllm_here.py")
+    path = os.pathsep.join([str(Path(teachers.__file__).parents[2]), str(program.parent)])
+    environment = {**os.environ, **servers.SMALL, "PYTHONPATH": path}
+    subprocess.run([python, str(program), str(rambling), str(out)], env=environment, check=True, timeout=900)
+    return json.loads(out.read_text("utf-8"))["texts"]
 
 
 @contextlib.contextmanager
@@ -122,6 +145,38 @@ def test_sampled_chains_rescored_in_process_agree(url, folder, student, api: str
     if with_tokenizer:
         assert server["bytes"] == "ids" and not any("unknown" in mark for chain in chains for mark in chain.defects)
         assert any(b"\xc3" in chain.tokens for chain in chains) or not any("é" in chain.text for chain in chains)
+
+
+def test_texts_of_vllm_without_a_server_rescored_in_process_agree(here, rambling: Path) -> None:
+    student = students.open(rambling)
+    tokenizer, reference = student.tokenizer, engines.open(student)
+    values: list[float] = []
+    for name, case in vllm_here.CASES.items():
+        for request, text in zip(vllm_here.requests(reference, vllm_here.samples_of(case)), here[name], strict=True):
+            table = servers.distributions(student, [*request.prompt, *text["ids"]])[len(request.prompt) - 1 :]
+            drawn = [*text["ids"], *([tokenizer.eos] if text["stop"] == "end" else [])]
+            own = [float(table[place, token]) for place, token in enumerate(drawn)]
+            if text["likelihood"] is not None:
+                assert text["likelihood"] == pytest.approx(sum(own), abs=CLOSE * len(own))
+            for place, step in enumerate(text["candidates"]):
+                shown = {what if what is None else decode_bytes(what): value for what, value in step}
+                for token in np.argsort(-table[place])[: case["candidates"]]:
+                    what = None if token == tokenizer.eos else tokenizer.bytes(int(token))
+                    if what is None or what:  # else a special token, which adds nothing to a text
+                        values.append(abs(shown[what] - float(table[place, token])))
+    print(f"vLLM without a server: {len(values)} values, largest difference {max(values):.2e}")
+    assert len(values) > 500 and max(values) < CLOSE
+
+
+@pytest.mark.parametrize("name", ["greedy", "sentence"])
+def test_greedy_texts_of_vllm_without_a_server_are_those_of_the_reference(here, rambling: Path, name: str) -> None:
+    engine = engines.open(rambling)
+    requests = vllm_here.requests(engine, 1)
+    theirs = vllm_here.told(engine.generate(requests, **vllm_here.CASES[name]))
+    for one, other in zip(here[name], theirs, strict=True):
+        assert [one[key] for key in ("key", "ids", "content", "stop")] == [
+            other[key] for key in ("key", "ids", "content", "stop")
+        ]
 
 
 @pytest.mark.parametrize("api", ["completions", "chat"])
