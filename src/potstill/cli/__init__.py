@@ -72,10 +72,10 @@ def run_command(
         return  # it helped the first one, which now evaluates
     from potstill.cli import scores, show
 
-    if run.stages(chosen) == run.STAGES:
-        show.summary(folder)
-    else:
+    if run.stages(chosen) == run.MEASURED:
         scores.summary(folder)
+    else:
+        show.summary(folder)
 
 
 @app.command()
@@ -227,6 +227,7 @@ for _stage, _summary in (
     ("train", "Stage 5: train the student."),
     ("evaluate", "Stage 6: let every checkpoint answer the validation questions."),
     ("select", "Stage 7: choose the checkpoint."),
+    ("repair", "Where the recipe asks for it, after stage 7: teach the chosen student by its own texts."),
     ("test", "Stage 8: let the base and the chosen step answer the test questions."),
     ("report", "Stage 9: write the page and the student's folder."),
 ):
