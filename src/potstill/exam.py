@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,14 @@ def wanted(run: Path, plan: Recipe) -> list[Contender]:
     """What a recipe wants measured: the base, every checkpoint, and after each its mixes with the base."""
     shares = sorted({*(plan.evaluate.mix or ()), 1.0})
     return [BASE, *(Contender(step, share) for step in checkpoints(run) for share in shares)]
+
+
+def tested(run: Path, plan: Recipe) -> list[Contender]:
+    """What answers the test questions: the base, the choice, and what became of the choice where it was repaired."""
+    if plan.teacher.kind == "none":
+        return [BASE]
+    chosen = choice(run).contender
+    return [BASE, chosen, *([replace(chosen, repaired=plan.repair.steps)] if plan.repair else [])]
 
 
 def sit(run: Path, plan: Recipe, folder: Path, contender: Contender, split: Split) -> list[Path]:
@@ -144,6 +153,8 @@ def open_contender(run: Path, plan: Recipe, contender: Contender, *, weights: bo
 
     if contender == BASE:
         return students.base(plan, weights=weights)
+    if contender.repaired:
+        return students.at(plan, run / "repair" / "checkpoints" / str(contender.repaired), weights=weights)
     path = run / "train" / "checkpoints" / str(contender.step)
     if not path.is_dir():
         raise UserError("no such checkpoint", where=path, do=f"one of {checkpoints(run)}")
@@ -165,7 +176,8 @@ def _weights(run: Path, plan: Recipe, contender: Contender) -> dict[str, str]:
 
     if contender == BASE:
         return students.identity(plan)
-    train, folder = manifest.finished(run / "train"), run / "train" / "checkpoints" / str(contender.step)
+    stage, step = ("repair", contender.repaired) if contender.repaired else ("train", contender.step)
+    train, folder = manifest.finished(run / stage), run / stage / "checkpoints" / str(step)
     prefix = f"{folder.relative_to(run).as_posix()}/"
     if train is None:  # training itself asks
         own = sorted(path for path in folder.iterdir() if path.is_file())
@@ -174,7 +186,7 @@ def _weights(run: Path, plan: Recipe, contender: Contender) -> dict[str, str]:
         digests = {name: row["sha256"] for name, row in train.outputs.items() if name.startswith(prefix)}
     # The engine's state (one file, or a folder of them) is not part of what answers, and older steps lose it.
     weights = {name: digest for name, digest in digests.items() if not name.startswith(f"{prefix}engine")}
-    if contender.share == 1:
+    if contender.share == 1 or contender.repaired:
         return weights
     return {**students.identity(plan), **weights, "share": repr(contender.share)}
 

@@ -187,7 +187,16 @@ def _training(plan: Recipe, train: Sequence[Question]) -> list[str]:
         ]
     if plan.train.stop_after is not None:
         lines.append(f"  may stop        once {plan.train.stop_after} checkpoints came after the best on validation")
+    if plan.repair is not None:
+        lines.append(f"  repair          {_repair(plan)}")
     return [*lines, ""]
+
+
+def _repair(plan: Recipe) -> str:
+    asked = plan.repair
+    assert asked is not None
+    texts = asked.groups * asked.samples
+    return f"{asked.steps} steps on {texts} texts of its own each, of at most {asked.max_tokens} tokens"
 
 
 def _measuring(plan: Recipe, loaded: dict[str, dict[str, list[Question]]]) -> list[str]:
@@ -201,7 +210,10 @@ def _evaluation(plan: Recipe, loaded: dict[str, dict[str, list[Question]]]) -> l
     formats = len(plan.evaluate.formats)
     counts = {split: sum(len(found.get(split, [])) for found in loaded.values()) for split in ("validation", "test")}
     steps = _kept(plan) * (1 + len(plan.evaluate.mix or ())) + 1
-    rows: list[tuple[str, int, Split]] = [("evaluation", steps, "validation"), ("test", 2, "test")]
+    rows: list[tuple[str, int, Split]] = [
+        ("evaluation", steps, "validation"),
+        ("test", 3 if plan.repair else 2, "test"),
+    ]
     drawn = [sum(each.samples for each in decoding.drawings(exam.decodings(plan, split))) for _, _, split in rows]
     told = " x texts drawn" if max(drawn) > 1 else ""
     lines = [f"answers           of at most {plan.evaluate.max_tokens} tokens; steps x questions x formats{told}"]

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 STAGES: Final = ("collect", "sample", "filter", "align", "train", "evaluate", "select", "test", "report")
 
+REPAIRED: Final = (*STAGES[:7], "repair", *STAGES[7:])  # of a recipe that asks for it; the order of all that there are
+
 MEASURED: Final = ("collect", "test")  # of a recipe that trains nothing
 
 PATIENCE: Final = 600.0  # seconds that a shard waits for another to collect the questions
@@ -36,7 +38,9 @@ PATIENCE: Final = 600.0  # seconds that a shard waits for another to collect the
 
 def stages(plan: Recipe) -> tuple[str, ...]:
     """The stages that a recipe has: without a teacher nothing is trained, chosen or reported, only measured."""
-    return MEASURED if plan.teacher.kind == "none" else STAGES
+    if plan.teacher.kind == "none":
+        return MEASURED
+    return STAGES if plan.repair is None else REPAIRED
 
 
 def folder_of(plan: Recipe) -> Path:
@@ -56,7 +60,8 @@ def run(plan: Recipe, folder: Path | None = None, *, redo: str | None = None, un
     until = own[-1] if until == STAGES[-1] else until
     for stage in (redo, until):
         if stage is not None and stage not in own:
-            what = "no such stage" if stage not in STAGES else "a recipe without a teacher has no such stage"
+            what = f"a recipe without {'repair' if stage == 'repair' else 'a teacher'} has no such stage"
+            what = what if stage in REPAIRED else "no such stage"
             raise UserError(what, where=stage, do=f"one of {', '.join(own)}")
     with _team(folder, plan) as (first, team):
         if first:
@@ -143,7 +148,7 @@ def batch(plan: Recipe, results: Sequence[Path] = (), out: Path | None = None, *
 
 def _sampling(folder: Path, plan: Recipe) -> tuple[ModuleType, bool]:
     """The stage `sample`, begun in a locked run whose questions are collected; and whether it is finished."""
-    _check(folder, plan, STAGES)
+    _check(folder, plan, stages(plan))
     _write_recipe(folder, plan)
     make(folder, plan, "collect")
     sample = _module("sample")
@@ -155,7 +160,7 @@ def _sampling(folder: Path, plan: Recipe) -> tuple[ModuleType, bool]:
 
 def stale(plan: Recipe) -> str | None:
     """The first stage of a run that another version of the program has made, or that was made from something else."""
-    for stage, before, now in _begun(folder_of(plan), plan, STAGES):
+    for stage, before, now in _begun(folder_of(plan), plan, stages(plan)):
         if manifest.differences(before, now):
             progress.say(f"this version makes {plan.name} differently: {stage} and what follows is made anew", "dim")
             return stage
@@ -186,7 +191,7 @@ def make(folder: Path, plan: Recipe, stage: str, team: Team | None = None) -> ma
 
 def later(stage: str) -> tuple[str, ...]:
     """The stage and all after it."""
-    return STAGES[STAGES.index(stage) :]
+    return REPAIRED[REPAIRED.index(stage) :]
 
 
 def _identity(folder: Path, plan: Recipe, stage: str, module: ModuleType) -> manifest.Identity:

@@ -43,6 +43,8 @@ def tell(run: Path, plan: Recipe) -> story.Story:
     answered = [BASE, *exam.contenders(run)]
     metrics = [row for _, row in files.read_jsonl(run / "train" / "metrics.jsonl")]
     validation = tuple(score for each in answered for score in exam.scores(run / "evaluate", each))
+    if plan.repair:
+        validation += tuple(exam.scores(run / "repair", exam.tested(run, plan)[-1]))
     read = tuple(samples.pick(run, plan, choice, groups, {name for own in solved.values() for name in own}))
     asked = [(name, each) for name in plan.evaluate.formats for each in exam.decodings(plan, "test")]
     comparisons = tuple(row for name, each in asked for row in _comparisons(run, choice, name, each))
@@ -55,7 +57,10 @@ def tell(run: Path, plan: Recipe) -> story.Story:
         recipe=recipe.resolved(plan),
         choice=choice,
         comparisons=comparisons,
-        controls=tuple(controls.read(run, plan, choice, name) for name in plan.report.controls),
+        controls=(
+            *([controls.repaired(run, plan, choice)] if plan.repair else []),
+            *(controls.read(run, plan, choice, name) for name in plan.report.controls),
+        ),
         validation=validation,
         tries=tuple(row for who in dict.fromkeys((BASE, choice.contender)) for row in exam.tries(run / "test", who)),
         losses=tuple((row["step"], row["loss"]) for row in metrics),
@@ -80,6 +85,7 @@ def tell(run: Path, plan: Recipe) -> story.Story:
             ),
             *_replay(run, plan),
             *_stopped(run, plan),
+            *_repair(run, plan),
             *([CHAT] if _counts(run, "train").get("chat_template") else []),
         ),
         seed=plan.seed,
@@ -113,6 +119,18 @@ def _stopped(run: Path, plan: Recipe) -> Iterator[str]:
         yield (
             f"Training stopped at step {counts['steps']} of {plan.train.steps}:"
             f" the last {plan.train.stop_after} checkpoints were no better on validation than one before them."
+        )
+
+
+def _repair(run: Path, plan: Recipe) -> Iterator[str]:
+    """What was done to the choice after it was made."""
+    if plan.repair is not None:
+        asked, steps = plan.repair, _counts(run, "repair")["steps"]
+        yield (
+            f"Repair: in {steps} further steps the chosen student learnt its own answers to questions of"
+            f" {', '.join(asked.sets)}, none of them a validation or test question, by the {asked.divergence}"
+            f" divergence from {asked.scorer or 'the base student'}. Nothing was chosen by what came of it;"
+            f" its folder is repair/checkpoints/{steps}."
         )
 
 
@@ -204,8 +222,10 @@ def _alignment(run: Path, plan: Recipe) -> story.Alignment:
 def _versions(run: Path) -> dict[str, str]:
     """The versions of the rooms, as the manifests of all stages before the report hold them."""
     found = {}
-    for stage in STAGES:
+    for stage in (*STAGES, "repair"):
         made = manifest.finished(run / stage)
-        assert made is not None
+        if made is None:
+            assert stage == "repair"
+            continue
         found.update({name: str(version) for name, version in made.identity.versions.items()})
     return found

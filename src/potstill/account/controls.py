@@ -69,6 +69,17 @@ def read(run: Path, plan: Recipe, choice: Choice, name: str) -> story.Control:
     return story.Control(name, taught(own), _finished(run, name, "train").counts["steps"], rows)
 
 
+def repaired(run: Path, plan: Recipe, choice: Choice) -> story.Control:
+    """What became of the choice when it was repaired, as a further row on the same items."""
+    asked, (*_, who) = plan.repair, exam.tested(run, plan)
+    assert asked is not None and who.repaired
+    base, after = (answered(run, each, choice.format, choice.decoding) for each in (BASE, who))
+    rows = tuple(compare(base, after, each) for each in base.scores)
+    scorer = asked.scorer or "the base"
+    own = f"its own answers to {', '.join(asked.sets)}, scored by {scorer}, after step {choice.contender.label}"
+    return story.Control("repaired", own, who.repaired, rows, repaired=True)
+
+
 def taught(plan: Recipe) -> str:
     """What a recipe's student learns from, in a few words."""
     rationale = any(quota and FORMATS[name].rationale for name, quota in plan.train.formats.items())

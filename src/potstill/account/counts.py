@@ -41,6 +41,10 @@ def costs(
     yield story.Cost("train", "positions learnt from", sum(row["positions"] for row in metrics))
     yield from _replayed(metrics)
     yield story.Cost("evaluate", "answers on validation", sum(score.n for score in validation))
+    repaired = manifest.finished(run / "repair")
+    if repaired is not None:
+        yield story.Cost("repair", "steps", repaired.counts["steps"])
+        yield story.Cost("repair", "tokens of its own learnt from", repaired.counts["positions"])
     scores = [score for row in comparisons for score in (row.base, row.chosen)]
     own = {(score.contender, score.set, score.format, score.decoding): score.n for score in scores}
     yield story.Cost("test", "answers on test", sum(own.values()))

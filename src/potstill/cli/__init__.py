@@ -75,10 +75,10 @@ def run_command(
         return  # it helped the first one, which now evaluates
     from potstill.cli import scores, show
 
-    if run.stages(chosen) == run.STAGES:
-        show.summary(folder)
-    else:
+    if run.stages(chosen) == run.MEASURED:
         scores.summary(folder)
+    else:
+        show.summary(folder)
 
 
 @app.command()

@@ -49,10 +49,10 @@ def chosen(path: Path) -> tuple[Recipe, Path]:
 
 def status(folder: Path) -> None:
     """A table of the stages: finished, begun or absent, and what each counted."""
-    recipe_of(folder)
+    stages = run.stages(recipe_of(folder))
     title = _text(folder)
     table = Table("stage", "state", "counted", title=title, title_justify="left", box=None, pad_edge=False)
-    for stage in run.STAGES:
+    for stage in stages if len(stages) > len(run.STAGES) else run.STAGES:
         table.add_row(stage, *_state(folder / stage))
     Console().print(table)
 
@@ -204,9 +204,8 @@ def _rows(table: Table, name: str, cells: list[tuple[story.Line, story.Cell]]) -
     for line, cell in cells:
         change = cell.difference
         style = "" if change is None else "green" if change.low > 0 else "red" if change.high < 0 else ""
-        who = line.name if line.name in ("base", "specialized") else f"control: {line.taught}"
         table.add_row(
-            _text(f"    {who}", "bold" if line.name == "specialized" else ""),
+            _text(f"    {line.shown}", "bold" if line.name == "specialized" else ""),
             story.percent(cell.accuracy.value),
             Text(story.points(change.value) if change else "", style),
             Text(f"{story.points(change.low)} to {story.points(change.high)}" if change else "", style),

@@ -24,6 +24,7 @@ STAGES: Final = (
     ("train", "Stage 5: train the student."),
     ("evaluate", "Stage 6: let every checkpoint answer the validation questions."),
     ("select", "Stage 7: choose the checkpoint."),
+    ("repair", "Where the recipe asks for it, after stage 7: teach the chosen student by its own texts."),
     ("test", "Stage 8: let the base and the chosen step answer the test questions."),
     ("report", "Stage 9: write the page and the student's folder."),
 )

@@ -8,7 +8,7 @@ step. Rows that nearly stand in a validation or test question, or hold one, are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -49,12 +49,7 @@ def read(run: Path, plan: Recipe, student: Student) -> Replayed | None:
     if asked is None:
         return None
     found = collected.replayed(run, asked.sets)
-    near = collected.overlaps(run)
-    rows = {row.id: row for row in found if near.get(row.id, 0.0) < plan.filter.contamination}
-    if not rows:
-        do = "name other rows, or raise filter.contamination"
-        what = "every row to replay nearly stands in a validation or test question, or holds one"
-        raise UserError(what, where="train.replay", found=f"{len(found)} rows", do=do)
+    rows = _unmeasured(run, plan, found, "train.replay")
     table = collected.shots(run)
     form, odds = _Form(), asked.share / (1 - asked.share)
     course = order.Plan(
@@ -78,6 +73,22 @@ def read(run: Path, plan: Recipe, student: Student) -> Replayed | None:
 
     counts = {"replayed rows": len(rows), "rows too near to a measured question": len(found) - len(rows)}
     return Replayed(examples, counts)
+
+
+def rows(run: Path, plan: Recipe, sets: Sequence[str], key: str) -> dict[str, Question]:
+    """The training questions of some generic sets by id, as far as they are no measured ones. Raises UserError, naming
+    the recipe's key, where none is left."""
+    return _unmeasured(run, plan, collected.questions(run, sets, "train"), key)
+
+
+def _unmeasured(run: Path, plan: Recipe, found: Sequence[Question], key: str) -> dict[str, Question]:
+    near = collected.overlaps(run)
+    rows = {row.id: row for row in found if near.get(row.id, 0.0) < plan.filter.contamination}
+    if not rows:
+        do = "name other rows, or raise filter.contamination"
+        what = "every row to replay nearly stands in a validation or test question, or holds one"
+        raise UserError(what, where=key, found=f"{len(found)} rows", do=do)
+    return rows
 
 
 def count(plan: Recipe) -> int:

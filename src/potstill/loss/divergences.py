@@ -42,7 +42,9 @@ def reverse(log_q: Tensor, p: Tensor, mass: Mass = "tail") -> Tensor:
     if mass != "tail":
         return terms.sum(1)
     rest = _rest(log_q, p)
-    return terms.sum(1) + rest.exp() * (rest - tail_of(p).clamp_min(NO_TAIL).log())
+    some = rest > -torch.inf  # a rest of nothing adds 0, where its product would be NaN
+    rest = torch.where(some, rest, 0.0)
+    return terms.sum(1) + torch.where(some, rest.exp() * (rest - tail_of(p).clamp_min(NO_TAIL).log()), 0.0)
 
 
 def unlikelihood(log_q: Tensor, p: Tensor) -> Tensor:

@@ -83,6 +83,7 @@ def render(story: Story, figures: Mapping[str, str]) -> str:
         tried=_tried(story),
         trained=trained(story),
         mixed=any(row.contender.share != 1 for row in checkpoints(story)),
+        repaired=any(row.contender.repaired for row in checkpoints(story)),
         unfinite=sum(not math.isfinite(loss) for _, loss in story.losses),
         groups=GROUPS,
         costs=[(stage, list(rows)) for stage, rows in groupby(story.costs, lambda cost: cost.stage)],

@@ -60,12 +60,12 @@ def count(number: int) -> str:
 
 
 def label(who: Contender) -> str:
-    """A contender in a table or beside a word: its step, and its share where it is a mix.
+    """A contender in a table or beside a word: its step, its share where it is a mix, and its steps of repair.
 
     >>> label(Contender(350)), label(Contender(350, 0.3))
     ('350', '350 × 0.3')
     """
-    return f"{count(who.step)}{who.mixed}"
+    return f"{count(who.step)}{who.further}"
 
 
 def duration(seconds: float) -> str:

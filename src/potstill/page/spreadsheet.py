@@ -104,7 +104,8 @@ def _before_after(story: Story) -> Table:
         rows.append(_counted(story, "base", each.base, None))
         rows.append(_counted(story, "chosen", each.chosen, each))
     for control in story.controls:
-        rows += [_counted(story, f"control {control.name}", each.chosen, each) for each in control.comparisons]
+        role = control.name if control.repaired else f"control {control.name}"
+        rows += [_counted(story, role, each.chosen, each) for each in control.comparisons]
     names = ("set", "group", "format", "decoding", "checkpoint", "step", *NUMBERS, *TASKS.values())
     return (*names, "difference", "difference_low", "difference_high", "won", "lost"), rows
 

@@ -57,7 +57,7 @@ def draw(story: Story) -> dict[str, str]:
     """Every figure that the story has data for: `name` for a wide page and `name-narrow` for a phone."""
     found: dict[str, str] = {}
     steps, best = checkpoints(story), story.choice.contender if story.choice else None
-    pure, chosen = [row for row in steps if row.contender.share == 1], best.step if best else None
+    pure, chosen = [row for row in steps if row.contender.pure], best.step if best else None
     mine = main_comparisons(story)
     for suffix, width in (("", WIDE), ("-narrow", NARROW)):
         if mine and trained(story):
@@ -144,7 +144,7 @@ def tradeoff(rows: Sequence[Checkpoint], chosen: Contender | None, *, width: int
         axes = canvas.axes(figure, start, below + bottom, each, panel - top - bottom)
         both = [row for row in rows if {"generic", group} <= set(row.groups)]
         dots = [(row.contender, row.groups["generic"], row.groups[group]) for row in both]
-        path = [(x.value, y.value) for who, x, y in dots if who.share == 1]
+        path = [(x.value, y.value) for who, x, y in dots if who.pure]
         hue = HUE[group]
         percent_axis(axes, "x", values)
         percent_axis(axes, "y", values)
@@ -154,7 +154,7 @@ def tradeoff(rows: Sequence[Checkpoint], chosen: Contender | None, *, width: int
         for who, x, y in dots:
             axes.hlines(y.value, x.low, x.high, color=hue, linewidth=1.2, alpha=0.3)
             axes.vlines(x.value, y.low, y.high, color=hue, linewidth=1.2, alpha=0.3)
-            face, size = (hue, 10) if who == chosen else (PAPER, 7 if who.share == 1 else 5)
+            face, size = (hue, 10) if who == chosen else (PAPER, 7 if who.pure else 5)
             axes.plot(x.value, y.value, MARKER[group], color=hue, markerfacecolor=face, markersize=size)
         name_points(axes, dots, chosen)
     return canvas.svg(figure, "tradeoff", "Validation: specialized accuracy against generic, one point a checkpoint.")

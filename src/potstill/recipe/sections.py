@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from potstill.recipe.repair import Repair
 from potstill.recipe.section import (
     Character,
     Count,
@@ -205,6 +206,7 @@ class Recipe(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     select: Select = Select()
+    repair: Repair | None = None
     report: Report = Report()
 
     @model_validator(mode="after")
@@ -215,6 +217,8 @@ class Recipe(Section):
             raise ValueError("train.formats gives every format the quota 0")
         asked = self.questions
         if self.teacher.kind == "none":
+            if self.repair:
+                raise ValueError("repair needs a teacher: without one nothing is trained, and nothing is chosen")
             return self._measures()
         if not asked.train:
             raise ValueError("questions.train is empty: there is nothing to learn from")
@@ -230,8 +234,10 @@ class Recipe(Section):
         for name in self.train.replay.sets if self.train.replay else ():
             if name in self.questions.train:
                 raise ValueError(f"train.replay names {name}, which questions.train teaches already")
-            if name in self.questions.out_of_distribution:
-                raise ValueError(f"train.replay names {name}, on which the checkpoint is chosen")
+        for key, asked in (("train.replay", self.train.replay), ("repair", self.repair)):
+            for name in asked.sets if asked else ():
+                if name in self.questions.out_of_distribution:
+                    raise ValueError(f"{key} names {name}, on which the checkpoint is chosen")
 
     def _measures(self) -> Recipe:
         asked = self.questions

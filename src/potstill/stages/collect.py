@@ -26,6 +26,7 @@ READS = (
     "train.demonstrations",
     "train.replay.sets",
     "train.replay.file",
+    "repair.sets",
 )
 AFTER: tuple[str, ...] = ()
 VERSIONS = {
@@ -52,6 +53,12 @@ def inputs(plan: Recipe) -> dict[str, str]:
     return {name: files.digest(path) for name, path in named.items()}
 
 
+def free(plan: Recipe) -> tuple[str, ...]:
+    """A set that is taught or replayed has a training part already."""
+    there = {*plan.questions.train, *(plan.train.replay.sets if plan.train.replay else ())}
+    return ("repair.sets",) if plan.repair and there.issuperset(plan.repair.sets) else ()
+
+
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     kept, others = _divided(plan)
     train = [question for name in plan.questions.train for question in kept[name]["train"]]
@@ -71,7 +78,10 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     ]
     near = splits.overlaps({question.id: question.text for question in train}, measured)
     rows = _pairs(plan)
-    near |= _near([*(question for name in _replayed(plan) for question in kept[name]["train"]), *rows], measured)
+    near |= _near(
+        [*(q for name in _replayed(plan) if name not in plan.questions.train for q in kept[name]["train"]), *rows],
+        measured,
+    )
     files.write_json(paths[-1], {name: round(share, 6) for name, share in sorted(near.items())})
     if rows:
         paths.append(run / "collect" / collected.REPLAY)
@@ -129,8 +139,9 @@ def _divided(plan: Recipe) -> tuple[dict[str, dict[str, list[Question]]], _Other
 
 
 def _replayed(plan: Recipe) -> list[str]:
-    """The sets whose training questions are replayed."""
-    return list(dict.fromkeys(plan.train.replay.sets)) if plan.train.replay else []
+    """The sets whose training questions are replayed, or answered by the student that is repaired."""
+    sections = (plan.train.replay, plan.repair)
+    return list(dict.fromkeys(name for asked in sections if asked for name in asked.sets))
 
 
 def _pairs(plan: Recipe) -> list[Question]:

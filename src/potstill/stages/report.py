@@ -13,7 +13,7 @@ from potstill import account, answers, card, exam, files, page, plots
 from potstill.recipe import Recipe
 
 READS = ("report", "name", "seed", "questions")
-AFTER = account.STAGES
+AFTER = (*account.STAGES, "repair")
 VERSIONS = {"page": page.VERSION, "answers": answers.VERSION}
 
 

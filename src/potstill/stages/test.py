@@ -1,4 +1,5 @@
-"""test: exactly the base and the chosen step on the test questions, once. Nothing else opens a test split.
+"""test: exactly the base and the chosen step on the test questions, once, and the chosen one repaired where the recipe
+asks for that. Nothing else opens a test split.
 
 Where nothing is trained (`teacher: {kind: none}`) the student is the base.
 """
@@ -9,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from potstill import exam
-from potstill.contenders import BASE
 from potstill.recipe import Recipe
 
 READS = ("evaluate", "questions", "seed")
-AFTER = ("collect", "train", "select")
+AFTER = ("collect", "train", "select", "repair")
 VERSIONS = exam.VERSIONS
 
 
@@ -26,6 +26,6 @@ def inputs(plan: Recipe) -> dict[str, str]:
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
-    asked = [BASE] if plan.teacher.kind == "none" else [BASE, exam.choice(run).contender]
+    asked = exam.tested(run, plan)
     paths = [path for each in asked for path in exam.sit(run, plan, run / "test", each, "test")]
     return paths, {"steps": [each.written for each in asked]}

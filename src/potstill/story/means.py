@@ -48,9 +48,10 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One student of the table that sums a run up: the base, the specialized one, or a control.
+    """One student of the table that sums a run up: the base, the specialized one, what was repaired, or a control.
 
-    name    base, specialized, or the run of a control; `taught` is what the student learnt from
+    name    base, specialized, repaired, or the run of a control; `taught` is what the student learnt from
+    shown   what a table calls it
     sets    in the order of the groups; groups are unweighted means over their sets
     """
 
@@ -60,6 +61,7 @@ class Line:
     format: str
     sets: Mapping[str, Cell]
     groups: Mapping[Group, Cell]
+    shown: str
 
 
 def interval(score: Score) -> Interval:
@@ -129,14 +131,16 @@ def lines(story: Story) -> tuple[Line, ...]:
     if not own:
         return ()
     base = [replace(each, chosen=each.base) for each in own]
-    found = [_line("base", "", story, base, against=False)]
+    found = [_line("base", "", "base", story, base, against=False)]
     if trained(story):
-        found.append(_line("specialized", story.taught, story, own))
-        found += [_line(each.name, each.taught, story, each.comparisons) for each in story.controls]
+        found.append(_line("specialized", story.taught, "specialized", story, own))
+        for each in story.controls:
+            shown = each.name if each.repaired else f"control: {each.taught}"
+            found.append(_line(each.name, each.taught, shown, story, each.comparisons))
     return tuple(found)
 
 
-def _line(name: str, taught: str, story: Story, rows: Sequence[Comparison], against: bool = True) -> Line:
+def _line(name: str, taught: str, shown: str, story: Story, rows: Sequence[Comparison], against: bool = True) -> Line:
     rows = [each for group in GROUPS for each in rows if story.groups[each.chosen.set] == group]
     sets = {
         each.chosen.set: Cell(each.chosen.n, interval(each.chosen), each.difference if against else None)
@@ -146,7 +150,7 @@ def _line(name: str, taught: str, story: Story, rows: Sequence[Comparison], agai
         group: Cell(each.n, each.chosen, each.difference if against else None)
         for group, each in grouped(rows, story.groups).items()
     }
-    return Line(name, taught, rows[0].chosen.contender, rows[0].chosen.format, sets, groups)
+    return Line(name, taught, rows[0].chosen.contender, rows[0].chosen.format, sets, groups, shown)
 
 
 def checkpoints(story: Story) -> tuple[Checkpoint, ...]:

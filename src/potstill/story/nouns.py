@@ -45,12 +45,14 @@ class Control:
     name         of the run; `taught` is what it was trained on, in a few words
     steps        that it was trained for; the one that answered is its own choice
     comparisons  one a set, each against the base of this run in this run's main format
+    repaired     whether it is no other run, but what became of this one's choice when it was repaired
     """
 
     name: str
     taught: str
     steps: int
     comparisons: tuple[Comparison, ...]
+    repaired: bool = False
 
 
 @dataclass(frozen=True, slots=True)

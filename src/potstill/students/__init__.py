@@ -17,6 +17,7 @@ from potstill.students.mixing import mix
 from potstill.students.opening import initialise, open
 from potstill.students.shape import SHAPES, Shape, parameters
 from potstill.students.student import Head, Student, device, refused
+from potstill.students.telling import told, written
 from potstill.students.work import operations
 
 __all__ = [
@@ -43,4 +44,6 @@ __all__ = [
     "shape",
     "spoken",
     "tokenizer_folder",
+    "told",
+    "written",
 ]

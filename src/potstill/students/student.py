@@ -61,15 +61,17 @@ class Head:
 class Student(nn.Module):
     """A model, its tokenizer, and how the loss treats a kept mass under 1.
 
-    model      the transformers model, its weights in float32 unless opened otherwise
-    tokenizer  potstill's; its size may be under the head's rows (a padded vocabulary), never over
-    mass       raw, renormalised or tail, see `potstill.loss`
-    chat       the template in which prompts stand; None for plain prompts
+    model       the transformers model, its weights in float32 unless opened otherwise
+    tokenizer   potstill's; its size may be under the head's rows (a padded vocabulary), never over
+    mass        raw, renormalised or tail, see `potstill.loss`
+    divergence  forward: of the student from the targets; reverse: of the targets from the student, with a tail
+    chat        the template in which prompts stand; None for plain prompts
     """
 
     family: ClassVar[Family]
     padded: bool  # whether the model computes layers for places that hold no token
     model: PreTrainedModel
+    divergence: Literal["forward", "reverse"] = "forward"
     chat: Chat | None = None
     adapted: bool = False  # whether it has adapters, which alone learn; see `students.lora`
     folder: Path | None = None  # where its weights lie, if it was opened without them
@@ -95,10 +97,26 @@ class Student(nn.Module):
                 the way that training goes
         """
         head, hidden = self.head, self.hidden(batch)
+        if self.divergence == "reverse":
+            losses = self._reversed(hidden, head, batch)
+            return ((batch.weights * losses).sum(), losses.detach()) if summed else losses
         own = (hidden, head.weight, batch.candidate_ids, batch.probabilities)
         if summed:
             return loss.weighted(*own, batch.weights, mass=self.mass, bias=head.bias, scale=head.scale, cap=head.cap)
         return loss.sparse(*own, mass=self.mass, bias=head.bias, scale=head.scale, cap=head.cap)
+
+    def _reversed(self, hidden: Tensor, head: Head, batch: Batch) -> Tensor:
+        log_q = loss.candidate_log_probabilities(
+            hidden,
+            head.weight,
+            batch.candidate_ids,
+            rest=True,
+            shown=batch.probabilities > 0,
+            bias=head.bias,
+            scale=head.scale,
+            cap=head.cap,
+        )
+        return loss.reverse(log_q, batch.probabilities, "tail")
 
     @property
     @abstractmethod

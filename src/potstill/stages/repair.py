@@ -1,0 +1,119 @@
+"""repair: the chosen student learns what another says of its own texts, so that it does again what the base could do.
+
+Where the recipe has a section `repair`, and after the choice, which it leaves as it is: what comes of it answers
+validation here, and `test` beside the chosen student. Every step samples anew from the student as it is then
+(on-policy), and its gradient is that of the divergence between student and scorer at each token. Resume as in `train`:
+weights, optimizer and one integer. All weights learn, in one process.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from potstill import exam, files, loss, order, progress, recipe, students, tokenizers, training
+from potstill.errors import UserError
+from potstill.files import run_folder
+from potstill.lessons import own
+from potstill.recipe import Recipe
+from potstill.students import Student
+from potstill.training.checkpoints import Checkpoints, cut, newest, restore, saved
+
+READS = (
+    *("repair", "student", "seed", "select.format", "filter.contamination", "evaluate", "questions"),
+    *(f"train.{name}" for name in ("optimizer", "betas", "factors", "weight_decay", "clip", "precision")),
+    "train.batch_tokens",
+)
+AFTER = ("collect", "train", "select")
+VERSIONS = {**exam.VERSIONS, "loss": loss.VERSION, "order": order.VERSION, "training": training.VERSION}
+
+
+def free(plan: Recipe) -> tuple[str, ...]:
+    return exam.free("validation")
+
+
+def inputs(plan: Recipe) -> dict[str, str]:
+    asked = plan.repair
+    assert asked is not None, "the stage is there where the recipe has the section"
+    named = {**students.identity(plan), **exam.graders(plan)}
+    if asked.scorer is not None:
+        named["repair.scorer"] = files.fingerprint(recipe.find(plan, asked.scorer, "repair.scorer"))
+    return named
+
+
+def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
+    asked, taught = plan.repair, plan.train
+    assert asked is not None
+    folder, metrics = run / "repair" / "checkpoints", run / "repair" / "metrics.jsonl"
+    before = newest(folder)
+    student = (
+        students.at(plan, folder / str(before))
+        if before
+        else exam.open_contender(run, plan, exam.choice(run).contender)
+    )
+    student.divergence, student.mass = asked.divergence, "tail"
+    scorer = _scorer(plan, student)
+    training.distribute(student)
+    scorer.to(student.device)
+    optimizer = training.optimizer(
+        student,
+        asked.learning_rate,
+        weight_decay=taught.weight_decay,
+        betas=(taught.betas[0], taught.betas[1]),
+        factors=taught.factors,
+        rule=taught.optimizer,
+    )
+    if before:
+        restore(folder / str(before), optimizer)
+    cut(metrics, before)
+    lesson = own.read(run, plan, student, scorer)
+    began = time.monotonic()
+    with (
+        ExitStack() as opened,
+        Checkpoints(folder, student, optimizer, beside=taught.snapshot) as checkpoints,
+        progress.bar("repair", asked.steps, "steps", done=before) as tick,
+    ):
+        lines = opened.enter_context(files.Appender(metrics))
+        for step in training.steps(
+            student,
+            optimizer,
+            lesson.micro_batches,
+            first=before + 1,
+            last=asked.steps,
+            schedule=training.Schedule("constant", asked.learning_rate, asked.warm_up),
+            clip=taught.clip,
+            precision=taught.precision,
+            seed=plan.seed,
+        ):
+            lines.append([asdict(step)])
+            tick(1, f"{asked.divergence} divergence {step.loss:.4f}")
+            if step.step % asked.checkpoint_every == 0 or step.step == asked.steps:
+                checkpoints.save(step.step)
+            checkpoints.check()
+    run_folder.log(run, "repair", steps=asked.steps - before, seconds=round(time.monotonic() - began, 3))
+    who = exam.tested(run, plan)[-1]
+    outputs = [metrics, *exam.sit(run, plan, run / "repair", who, "validation")]
+    outputs += [path for path in folder.rglob("*") if path.is_file()]
+    learnt = sum(row["positions"] for _, row in files.read_jsonl(metrics))
+    counts = {"steps": asked.steps, "checkpoints": saved(folder), "questions": lesson.questions, "positions": learnt}
+    return outputs, counts
+
+
+def _scorer(plan: Recipe, student: Student) -> Student:
+    """Raises UserError where its tokens are not the student's: what it says of one would be about another."""
+    asked = plan.repair
+    assert asked is not None
+    if asked.scorer is None:
+        return students.base(plan)
+    folder = recipe.find(plan, asked.scorer, "repair.scorer")
+    if tokenizers.open(folder).digest != student.tokenizer.digest:
+        raise UserError(
+            "has another tokenizer than the student",
+            where="repair.scorer",
+            found=str(folder),
+            do="name a model of the student's own vocabulary, such as a larger one of its kind; or none, for the base",
+        )
+    return students.at(plan, folder)

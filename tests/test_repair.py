@@ -1,0 +1,189 @@
+"""Repair: the chosen student's own answers, scored by another, at every step anew; a row beside the choice."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from crashing import Crash, crash
+from potstill import account, engines, exam, plan, story, students, training
+from potstill.contenders import Contender
+from potstill.engines import Request
+from potstill.errors import UserError
+from potstill.files import manifest, reading
+from potstill.questions import collected
+from potstill.splits import canonical
+from test_training import make
+
+REPLAY = "train.replay={share: 0.2, sets: [more]}"
+REPAIR = (
+    "repair={sets: [more], steps: 3, groups: 3, max_tokens: 6, checkpoint_every: 2, candidates: 4, samples: 2,"
+    " learning_rate: 1e-2, warm_up: 1}"
+)
+
+
+@pytest.fixture(scope="module")
+def chosen(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make(world, tmp_path_factory.mktemp("chosen") / "run", REPLAY, until="select")
+
+
+@pytest.fixture(scope="module")
+def repaired(world: Path, chosen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was finished without repair up to the choice, and then got it."""
+    at = Path(shutil.copytree(chosen, tmp_path_factory.mktemp("repaired") / "run"))
+    return tiny.make(world, at, REPLAY, REPAIR)
+
+
+def test_what_comes_of_it_answers_beside_the_choice(chosen: Path, repaired: Path) -> None:
+    before, after = (tiny.contents(each) for each in (chosen, repaired))
+    assert [name for name in before if before[name] != after[name]] == [], "up to the choice nothing is made again"
+    choice = exam.choice(repaired).contender
+    assert exam.answered(repaired / "test") == [Contender(0), choice, replace(choice, repaired=3)]
+    weights = {
+        name: (repaired / path / "model.safetensors").read_bytes()
+        for name, path in (
+            ("chosen", f"train/checkpoints/{choice.step}"),
+            ("student", "student"),
+            ("repaired", "repair/checkpoints/3"),
+        )
+    }
+    assert weights["student"] == weights["chosen"] != weights["repaired"], "the student's folder is that of the choice"
+    name = replace(choice, repaired=3).name
+    assert manifest.finished(repaired / "repair" / name) and not (repaired / "evaluate" / name).exists()
+    rows = [row for _, row in reading.read_jsonl(repaired / "repair" / "metrics.jsonl")]
+    assert [row["step"] for row in rows] == [1, 2, 3] and all(set(row["taught"]) == {"own"} for row in rows)
+    assert all(row["loss"] > 0 and row["kept"] < 1 for row in rows)
+
+
+def test_it_is_a_row_of_the_report(repaired: Path) -> None:
+    from potstill.cli.show import recipe_of
+
+    told = account.tell(repaired, recipe_of(repaired))
+    lines = story.lines(told)
+    assert [line.shown for line in lines] == ["base", "specialized", "repaired"]
+    assert sum(each.contender.repaired > 0 for each in story.checkpoints(told)) == 1
+    assert lines[2].taught == f"its own answers to more, scored by the base, after step {lines[1].contender.label}"
+    page = (repaired / "report" / "index.html").read_text()
+    assert "3 steps on its own answers to more" in page and "the others (grey)" in page and "control:" not in page
+    assert "Repair: in 3 further steps" in (repaired / "student" / "README.md").read_text()
+    assert '"repaired"' in (repaired / "report" / "summary.csv").read_text()
+
+
+def test_nothing_that_is_measured_is_asked(repaired: Path) -> None:
+    asked = manifest.finished(repaired / "repair")
+    assert asked is not None
+    rows = {canonical(q.text) for q in collected.questions(repaired, ["more"], "train")}
+    measured = [q for split in ("validation", "test") for q in collected.questions(repaired, tiny.SETS, split)]
+    assert 0 < asked.counts["questions"] <= len(rows) and rows.isdisjoint(canonical(q.text) for q in measured)
+
+
+@pytest.mark.slow
+def test_a_crash_in_a_repair_leaves_nothing_that_a_resume_does_not_mend(
+    world: Path, chosen: Path, repaired: Path, tmp_path: Path
+) -> None:
+    wanted = {name: content for name, content in tiny.contents(repaired).items() if name.startswith("repair/")}
+    number, crashed = 1, True
+    while crashed:
+        at = Path(shutil.copytree(chosen, tmp_path / str(number)))
+        try:
+            with crash(number):
+                tiny.make(world, at, REPLAY, REPAIR, until="repair")
+            crashed = False
+        except Crash:
+            pass
+        tiny.make(world, at, REPLAY, REPAIR, until="repair")
+        found = {name: content for name, content in tiny.contents(at).items() if name.startswith("repair/")}
+        assert found == wanted, number
+        number += 19
+    assert number > 30
+
+
+@pytest.mark.parametrize("family", ["t5", "causal"])
+def test_what_is_told_of_a_text_is_the_tellers_own_distribution(family) -> None:
+    student = make(family)
+    prompt, ids = (7, 8, 9), (5, 11, 6)
+    rows = [students.written(prompt, ids, student.tokenizer.eos), students.written(prompt[:2], ids[:1], None)]
+    found = students.told(student, rows, 3)
+    batch = student.batch(rows)
+    with torch.no_grad():
+        dense = student.head.logits(student.hidden(batch)).softmax(-1)
+    own = iter(dense)
+    for row, given in zip(found, rows, strict=True):
+        assert row.target.ids == given.target.ids and row.target.kinds == given.target.kinds
+        for position, token in enumerate(row.target.ids):
+            truth, told = next(own), row.target.distribution(position)
+            assert set(told) == {*truth.topk(3).indices.tolist(), token}
+            assert all(p == pytest.approx(float(truth[c]), rel=1e-4) for c, p in told.items())
+
+
+@pytest.mark.parametrize("family", ["t5", "causal"])
+def test_the_reverse_divergence_of_a_student_is_that_of_whole_distributions(family) -> None:
+    """Over all tokens there is no tail: sum q log(q / p), value and gradient."""
+    student, scorer = make(family), make(family)
+    with torch.no_grad():
+        scorer.head.weight.mul_(1.5)
+    rows = [students.written((7, 8, 9), (5, 11, 6), student.tokenizer.eos)]
+    batch = student.batch(students.told(scorer, rows, student.head.weight.shape[0]))
+    with torch.no_grad():
+        log_p = scorer.head.logits(scorer.hidden(batch)).log_softmax(-1)
+    log_q = student.head.logits(student.hidden(batch)).log_softmax(-1)
+    plain = (log_q.exp() * (log_q - log_p)).sum(1)
+    wanted = torch.autograd.grad(plain.sum(), student.head.weight)[0]
+    student.divergence = "reverse"
+    total, losses = student(batch, summed=True)
+    assert torch.allclose(losses, plain, atol=1e-4) and not losses.requires_grad
+    assert torch.allclose(student(batch), plain, atol=1e-4)
+    found = torch.autograd.grad(total, student.head.weight)[0]
+    assert torch.allclose(found, wanted, atol=1e-4 * float(wanted.abs().max()) + 1e-6)
+
+
+@pytest.mark.parametrize("divergence", ["reverse", "forward"])
+def test_a_student_comes_nearer_to_what_scores_its_own_texts(divergence) -> None:
+    student, scorer = make("causal"), make("causal")
+    with torch.no_grad():
+        for value in student.parameters():
+            value.add_(0.3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1)) * value.std())
+    student.divergence, student.mass = divergence, "tail"
+    engine = engines.open(student)
+
+    def own(step: int) -> list[list[students.Example]]:
+        requests = [Request((f"{step}/{place}", 0), (7, 8, 9 + place)) for place in range(8)]
+        texts = engine.generate(requests, max_tokens=6, temperature=1.0, seed=1)
+        end = {"end": student.tokenizer.eos}
+        rows = [students.written(r.prompt, t.ids, end.get(t.stop)) for r, t in zip(requests, texts, strict=True)]
+        return [students.told(scorer, rows, 8)]
+
+    adam = training.optimizer(student, 3e-3)
+    schedule = training.Schedule("constant", 3e-3)
+    losses = [s.loss for s in training.steps(student, adam, own, first=1, last=24, schedule=schedule, seed=1)]
+    assert sum(losses[-6:]) < 0.6 * sum(losses[:6]), losses
+
+
+@pytest.mark.parametrize(
+    "change, found",
+    [
+        (("repair={sets: [other]}",), "repair names other, on which the checkpoint is chosen"),
+        (("repair={sets: [more]}", "teacher={kind: none}"), "repair needs a teacher"),
+        (("repair={sets: []}",), "repair.sets"),
+    ],
+)
+def test_a_repair_that_cannot_be_is_refused(world: Path, change: tuple[str, ...], found: str) -> None:
+    with pytest.raises(UserError, match=found):
+        tiny.recipe(world, *change)
+
+
+def test_a_scorer_with_other_tokens_is_refused(world: Path, chosen: Path, tmp_path: Path) -> None:
+    at = Path(shutil.copytree(chosen, tmp_path / "run"))
+    with pytest.raises(UserError, match="has another tokenizer than the student"):
+        tiny.make(world, at, REPLAY, "repair={sets: [more], scorer: teacher}")
+
+
+def test_the_plan_says_what_is_written_for_it(world: Path) -> None:
+    assert "repair          3 steps on 6 texts of its own each, of at most 6 tokens" in plan.text(
+        tiny.recipe(world, REPLAY, REPAIR)
+    )
