@@ -143,8 +143,6 @@ def test_a_library_that_is_missing_is_one_message(to: str, tmp_path: Path, monke
     metrics(tmp_path, [1])
     (tmp_path / "recipe.yaml").write_text("name: mine\n")
     monkeypatch.setitem(sys.modules, to, None)
-    monkeypatch.delitem(sys.modules, f"potstill.trackers.{to}", raising=False)
-    monkeypatch.delattr(trackers, to, raising=False)
     monkeypatch.setattr(sys, "argv", ["potstill", "track", str(tmp_path), "--to", to])
     with pytest.raises(SystemExit) as ended:
         cli.main()

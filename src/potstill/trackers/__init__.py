@@ -11,16 +11,17 @@ begun anew, for no tracker can take a point back. Each library has one owner her
 
 from __future__ import annotations
 
+import importlib.util
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Protocol, Self, get_args
+from typing import Final, Literal, Protocol, Self, get_args
 
 from potstill import files, progress
 from potstill.errors import UserError
-from potstill.trackers import points
+from potstill.trackers import points, tensorboard, trackio, wandb
 from potstill.trackers.points import Point, Streams
 
 Name = Literal["tensorboard", "wandb", "trackio"]
@@ -137,16 +138,9 @@ def _differ(stream: str, told: Point, now: Point) -> bool:
 
 def _opener(to: Name) -> tuple[Callable[[Path, str, str, str], Tracker], bool]:
     """What opens a run of a tracker (folder, name, id, project), and whether the run of an earlier process can go on
-    there: TensorBoard's files are written anew instead."""
-    try:
-        module: Any
-        if to == "tensorboard":
-            from potstill.trackers import tensorboard as module
-        elif to == "wandb":
-            from potstill.trackers import wandb as module
-        else:
-            from potstill.trackers import trackio as module
-    except ImportError as missing:
-        found, do = str(missing), f"pip install 'potstill[{to}]'"
-        raise UserError(f"{to} is not installed", where="--to", found=found, do=do) from None
-    return module.Run, to != "tensorboard"
+    there: TensorBoard's files are written anew instead. Raises UserError where its library is missing."""
+    spec = importlib.util.find_spec(to)
+    if spec is None or spec.origin is None:  # wandb leaves folders of its name behind, which Python takes for packages
+        raise UserError(f"{to} is not installed", where="--to", do=f"pip install 'potstill[{to}]'")
+    runs = {"tensorboard": tensorboard.Run, "wandb": wandb.Run, "trackio": trackio.Run}
+    return runs[to], to != "tensorboard"

@@ -9,28 +9,33 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportMissingImports]
-from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportMissingImports]
-from tensorboard.summary.writer.event_file_writer import EventFileWriter  # pyright: ignore[reportMissingImports]
-
 from potstill import files
 from potstill.trackers.points import Point
 
 
 class Run:
     def __init__(self, folder: Path, name: str, id: str, project: str) -> None:
+        from tensorboard.compat.proto.event_pb2 import SessionLog  # pyright: ignore[reportMissingImports]
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter  # pyright: ignore[reportMissingImports]
+
         at = folder / "tensorboard"
         files.remove(at)
         self.writer = EventFileWriter(str(at))
         # One that is looking at the files that were here forgets what it has read.
-        start = SessionLog(status=SessionLog.START)
-        self.writer.add_event(Event(wall_time=time.time(), step=0, session_log=start))
+        self._add(0, session_log=SessionLog(status=SessionLog.START))
 
     def send(self, points: Sequence[Point]) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportMissingImports]
+
         for point in points:
             values = [Summary.Value(tag=name, simple_value=value) for name, value in point.values.items()]
-            self.writer.add_event(Event(wall_time=time.time(), step=point.step, summary=Summary(value=values)))
+            self._add(point.step, summary=Summary(value=values))
         self.writer.flush()
+
+    def _add(self, step: int, **what: object) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportMissingImports]
+
+        self.writer.add_event(Event(wall_time=time.time(), step=step, **what))
 
     def close(self) -> None:
         self.writer.close()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import trackio  # pyright: ignore[reportMissingImports]
-
 from potstill.trackers.points import Point
 
 
 class Run:
     def __init__(self, folder: Path, name: str, id: str, project: str) -> None:
+        import trackio  # pyright: ignore[reportMissingImports]
+
         self.run = trackio.init(project=project, name=f"{name}-{id}", resume="allow")
 
     def send(self, points: Sequence[Point]) -> None:

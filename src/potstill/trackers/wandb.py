@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import wandb  # pyright: ignore[reportMissingImports]
-
 from potstill.trackers.points import Point
 
 
 class Run:
     def __init__(self, folder: Path, name: str, id: str, project: str) -> None:
+        import wandb  # pyright: ignore[reportMissingImports]
+
         self.run = wandb.init(project=project, name=name, id=id, resume="allow", dir=str(folder))
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
@@ -25,5 +25,7 @@ class Run:
             self.run.log({"step": point.step, **point.values})
 
     def close(self) -> None:
+        import wandb  # pyright: ignore[reportMissingImports]
+
         self.run.finish()
         wandb.teardown()  # finish alone may come back before the file of an offline run is whole
