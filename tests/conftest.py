@@ -29,6 +29,8 @@ CHECKED = (
     "vocabulary",
     "targets",
 )
+collect_ignore = ["elsewhere.py"]  # it makes a device for the whole process, so it has one of its own
+
 beartype_packages(tuple(f"potstill.{room}" for room in CHECKED))
 
 
