@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
@@ -74,6 +74,7 @@ PIECES += ["<<", ">>", "<", "48/2 = 24", "2 * 3 = $6", "So ", "é", "\n", "<<1+1
 texts = st.lists(st.sampled_from(PIECES), max_size=24).map("".join)
 
 
+@settings(deadline=None)
 @given(texts)
 def test_what_was_put_in_comes_out_again_and_nothing_is_put_in_twice(text: str) -> None:
     made = changed(text, insertions(text))
@@ -88,6 +89,7 @@ def test_what_was_put_in_comes_out_again_and_nothing_is_put_in_twice(text: str) 
 MARKS = st.sampled_from(["insert", "remove"])
 
 
+@settings(deadline=None)
 @given(texts, st.lists(st.integers(0, 60), max_size=12), st.booleans(), st.booleans(), MARKS)
 def test_any_cut_of_any_text_stays_in_step(text: str, cuts: list[int], seen: bool, last: bool, marks) -> None:
     data = text.encode()
