@@ -23,7 +23,7 @@ from test_training import make
 REPLAY = "train.replay={share: 0.2, sets: [more]}"
 REPAIR = (
     "repair={sets: [more], steps: 3, groups: 3, max_tokens: 6, checkpoint_every: 2, candidates: 4, samples: 2,"
-    " learning_rate: 1e-2, warm_up: 1}"
+    " learning_rate: 1e-2, warm_up: 1, keep: 0.3}"
 )
 
 
@@ -56,8 +56,9 @@ def test_what_comes_of_it_answers_beside_the_choice(chosen: Path, repaired: Path
     name = replace(choice, repaired=3).name
     assert manifest.finished(repaired / "repair" / name) and not (repaired / "evaluate" / name).exists()
     rows = [row for _, row in reading.read_jsonl(repaired / "repair" / "metrics.jsonl")]
-    assert [row["step"] for row in rows] == [1, 2, 3] and all(set(row["taught"]) == {"own"} for row in rows)
+    assert [row["step"] for row in rows] == [1, 2, 3] and all(set(row["taught"]) == {"own", "kept"} for row in rows)
     assert all(row["loss"] > 0 and row["kept"] < 1 for row in rows)
+    assert rows[0]["losses"]["kept"] < 1e-4 < rows[-1]["losses"]["kept"], "at first it is the one that scores these"
 
 
 def test_it_is_a_row_of_the_report(repaired: Path) -> None:
@@ -184,6 +185,6 @@ def test_a_scorer_with_other_tokens_is_refused(world: Path, chosen: Path, tmp_pa
 
 
 def test_the_plan_says_what_is_written_for_it(world: Path) -> None:
-    assert "repair          3 steps on 6 texts of its own each, of at most 6 tokens" in plan.text(
+    assert "repair          3 steps on 8 texts of its own each, of at most 6 tokens" in plan.text(
         tiny.recipe(world, REPLAY, REPAIR)
     )

@@ -16,6 +16,7 @@ import numpy
 
 from potstill import decoding, exam, lessons, prompts, recipe, splits, students, tokenizers
 from potstill.errors import UserError
+from potstill.lessons import own
 from potstill.recipe import Recipe
 from potstill.records import Question, Split
 from potstill.stages import collect
@@ -195,7 +196,7 @@ def _training(plan: Recipe, train: Sequence[Question]) -> list[str]:
 def _repair(plan: Recipe) -> str:
     asked = plan.repair
     assert asked is not None
-    texts = asked.groups * asked.samples
+    texts = (asked.groups + own.kept(plan)) * asked.samples
     return f"{asked.steps} steps on {texts} texts of its own each, of at most {asked.max_tokens} tokens"
 
 

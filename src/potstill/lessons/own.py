@@ -5,8 +5,10 @@
 
 Each step asks training questions of generic sets as evaluation does, in the format of the choice; the student answers
 with the weights that it has at that step, and the scorer gives its distribution at every token of the answer. Nobody
-grades them. Texts, and so a step, are a function of weights, seed and step. Questions that nearly stand in a validation
-or test question, or hold one, are left out (`filter.contamination`).
+grades them. With `repair.keep` questions of the task are asked beside them, and the chosen student as it was scores
+these answers, so that it keeps what it was taught. Texts, and so a step, are a function of weights, seed and step.
+Generic questions that nearly stand in a validation or test question, or hold one, are left out
+(`filter.contamination`).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from potstill.recipe import Recipe
 from potstill.students import Example, Student
 
 NAME: Final = "own"  # under which losses and positions are reported
+KEPT: Final = "kept"  # and those of the questions of the task
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +41,27 @@ class _Form:
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """micro_batches: step -> its rows, made now; questions: those that are asked."""
+    """micro_batches: step -> its rows, made now; questions: the generic ones that are asked."""
 
     micro_batches: Callable[[int], list[list[Example]]]
     questions: int
 
 
-def read(run: Path, plan: Recipe, student: Student, scorer: Student) -> Own:
-    """The lesson of a run whose student was chosen. Raises UserError where no question is left to ask."""
+def read(run: Path, plan: Recipe, student: Student, scorer: Student, keeper: Student | None = None) -> Own:
+    """The lesson of a run whose student was chosen. keeper: that student as it was, for `repair.keep`.
+
+    Raises UserError where no question is left to ask.
+    """
     asked = plan.repair
     assert asked is not None, "a run that is repaired"
     rows = replayed.rows(run, plan, asked.sets, "repair.sets")
     engine, table = engines.open(student), collected.shots(run)
     form = prompts.FORMATS[plan.select.format]
-    course = order.Plan(
-        seed=plan.seed, groups_per_step=asked.groups, quotas={_Form(): 1}, questions=[(name, 0) for name in rows]
-    )
+    course, generic = _course(plan, asked.groups, list(rows)), len(rows)
+    tellers, task = {NAME: scorer}, None
+    if asked.keep is not None and keeper is not None:
+        taught = {question.id: question for question in collected.questions(run, plan.questions.train, "train")}
+        tellers[KEPT], task, rows = keeper, _course(plan, kept(plan), list(taught)), taught | rows
 
     @lru_cache(maxsize=1 << 16)
     def prompt(name: str) -> tuple[int, ...]:
@@ -61,10 +69,11 @@ def read(run: Path, plan: Recipe, student: Student, scorer: Student) -> Own:
 
     def answers(step: int) -> Iterator[list[Example]]:
         """By group."""
-        names = [group.question for group in order.groups(course, step)]
+        asks = [(group.question, NAME) for group in order.groups(course, step)]
+        asks += [(group.question, KEPT) for group in order.groups(task, step)] if task else []
         requests = [
             Request((f"{step}/{place}/{name}", index), prompt(name))
-            for place, name in enumerate(names)
+            for place, (name, _) in enumerate(asks)
             for index in range(asked.samples)
         ]
         found: dict[engines.Key, Example] = {}
@@ -77,9 +86,9 @@ def read(run: Path, plan: Recipe, student: Student, scorer: Student) -> Own:
                 whole = text.stop == "end" and len(ids) == len(text.ids)
                 if ids or whole:
                     end = student.tokenizer.eos if whole else None
-                    name = names[int(request.key[0].split("/")[1])]
-                    found[request.key] = students.written(request.prompt, ids, end, name, NAME)
-        for place, name in enumerate(names):
+                    name, kind = asks[int(request.key[0].split("/")[1])]
+                    found[request.key] = students.written(request.prompt, ids, end, name, kind)
+        for place, (name, _) in enumerate(asks):
             keys = [(f"{step}/{place}/{name}", index) for index in range(asked.samples)]
             if part := [found[key] for key in keys if key in found]:
                 yield part
@@ -89,6 +98,28 @@ def read(run: Path, plan: Recipe, student: Student, scorer: Student) -> Own:
         parts = [part for own in answers(step) for part in ([[row] for row in own] if student.padded else [own])]
         lengths = [(len(part[0].prompt), sum(len(row.target) for row in part)) for part in parts]
         cuts = order.micro_batches(lengths, plan.train.batch_tokens, padded=student.padded)
-        return [students.told(scorer, [row for place in cut for row in parts[place]], asked.candidates) for cut in cuts]
+        return [scored([row for place in cut for row in parts[place]]) for cut in cuts]
 
-    return Own(micro_batches, len(rows))
+    def scored(rows: list[Example]) -> list[Example]:
+        """Each by the one who scores questions of its kind, those of a group side by side as before."""
+        own = {name: iter(_told(teller, name, rows, asked.candidates)) for name, teller in tellers.items()}
+        return [next(own[row.format]) for row in rows]
+
+    return Own(micro_batches, generic)
+
+
+def kept(plan: Recipe) -> int:
+    """How many questions of the task each step asks: their share of all, one at least."""
+    share = plan.repair.keep if plan.repair else None
+    return 0 if plan.repair is None or share is None else max(1, round(plan.repair.groups * share / (1 - share)))
+
+
+def _told(teller: Student, name: str, rows: list[Example], candidates: int) -> list[Example]:
+    own = [row for row in rows if row.format == name]
+    return students.told(teller, own, candidates) if own else []
+
+
+def _course(plan: Recipe, groups: int, names: list[str]) -> order.Plan[_Form]:
+    return order.Plan(
+        seed=plan.seed, groups_per_step=groups, quotas={_Form(): 1}, questions=[(name, 0) for name in names]
+    )

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from potstill.recipe.section import Name, Positive, Section
+from potstill.recipe.section import Name, Positive, Section, Share
 
 
 class Repair(Section):
@@ -23,6 +23,10 @@ class Repair(Section):
         description="reverse: of the scorer from the student; forward: of the student from the scorer",
     )
     candidates: Positive = Field(default=20, description="of the scorer's likeliest tokens at each position")
+    keep: Share | None = Field(
+        default=None,
+        description="share of all questions that are training ones of the task, scored by the chosen student as it was",
+    )
     steps: Positive = 100
     groups: Positive = Field(default=32, description="questions a step")
     samples: Positive = Field(default=1, description="answers a question")

@@ -56,8 +56,11 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     )
     student.divergence, student.mass = asked.divergence, "tail"
     scorer = _scorer(plan, student)
+    keeper = None if asked.keep is None else exam.open_contender(run, plan, exam.choice(run).contender)
     training.distribute(student)
     scorer.to(student.device)
+    if keeper is not None:
+        keeper.to(student.device)
     optimizer = training.optimizer(
         student,
         asked.learning_rate,
@@ -69,7 +72,7 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     if before:
         restore(folder / str(before), optimizer)
     cut(metrics, before)
-    lesson = own.read(run, plan, student, scorer)
+    lesson = own.read(run, plan, student, scorer, keeper)
     began = time.monotonic()
     with (
         ExitStack() as opened,
