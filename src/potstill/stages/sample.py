@@ -136,9 +136,7 @@ def batch_out(run: Path, plan: Recipe, out: Path) -> None:
     paths = parts.write(out, rows, "requests", **limits)
     if written.stopped and not paths:
         raise ceiling.reached()
-    for line in (
-        batches.told(batch, written, paths) if paths else ["batch     nothing is missing: no request is written"]
-    ):
+    for line in batches.told(batch, written, paths):
         progress.say(line)
     run_folder.log(run, "batch written", folder=str(out), requests=written.requests, chains=written.chains)
 
