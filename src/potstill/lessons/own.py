@@ -23,20 +23,13 @@ from typing import Final
 from potstill import engines, order, prompts, students
 from potstill.engines import Request
 from potstill.lessons import replayed
+from potstill.lessons.replayed import Form
 from potstill.questions import collected
 from potstill.recipe import Recipe
 from potstill.students import Example, Student
 
 NAME: Final = "own"  # under which losses and positions are reported
 KEPT: Final = "kept"  # and those of the questions of the task
-
-
-@dataclass(frozen=True, slots=True)
-class _Form:
-    """What `order` asks of a format."""
-
-    name: str = NAME
-    rationale: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +112,7 @@ def _told(teller: Student, name: str, rows: list[Example], candidates: int) -> l
     return students.told(teller, own, candidates) if own else []
 
 
-def _course(plan: Recipe, groups: int, names: list[str]) -> order.Plan[_Form]:
+def _course(plan: Recipe, groups: int, names: list[str]) -> order.Plan[Form]:
     return order.Plan(
-        seed=plan.seed, groups_per_step=groups, quotas={_Form(): 1}, questions=[(name, 0) for name in names]
+        seed=plan.seed, groups_per_step=groups, quotas={Form(NAME): 1}, questions=[(name, 0) for name in names]
     )

@@ -24,10 +24,10 @@ NAME: Final = "replay"  # under which its losses and positions are reported
 
 
 @dataclass(frozen=True, slots=True)
-class _Form:
-    """What `order` asks of a format."""
+class Form:
+    """What `order` asks of a format; of rows that are in none of the paper's."""
 
-    name: str = NAME
+    name: str
     rationale: bool = False
 
 
@@ -51,7 +51,7 @@ def read(run: Path, plan: Recipe, student: Student) -> Replayed | None:
     found = collected.replayed(run, asked.sets)
     rows = _unmeasured(run, plan, found, "train.replay")
     table = collected.shots(run)
-    form, odds = _Form(), asked.share / (1 - asked.share)
+    form, odds = Form(NAME), asked.share / (1 - asked.share)
     course = order.Plan(
         seed=plan.seed,
         groups_per_step=count(plan),
