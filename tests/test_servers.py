@@ -211,7 +211,7 @@ def test_texts_that_exist_are_scored_by_llama_cpp(folder, student, tmp_path) -> 
 
 def test_scores_that_llama_cpp_gives_to_the_token_before_are_refused(llama_url, student) -> None:
     with pytest.raises(UserError, match="scores a text otherwise than it writes it") as raised:
-        scored(plan(llama_url, "teacher.server.concurrency=2"), student)
+        scored(plan(llama_url, "teacher.server.concurrency=2"), student, None, None)
     print(raised.value)
 
 
