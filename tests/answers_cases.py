@@ -575,6 +575,10 @@ CASES: Final[dict[str, list[tuple[str, str, str | None, str]]]] = {
         ('{"b": "x}", "a": "\\"]"}', '{"a": "\\"]", "b": "x}"}', "json", R),
         ('I think [sic that\n{"a": 1}', '{"a": 1}', "json", R),
         ('{"a": 2} is wrong. Better: {"a": 1}', '{"a": 1}', "json", R),
+        ('{"a": "Question: how?"}', '{"a": "Question: how?"}', "json", R),
+        ('The answer is {"Q: b": "the answer is 5"}.', '{"Q: b": "the answer is 5"}', "json", R),
+        ('["</think>", "\\\\boxed{3}"]', '["</think>", "\\\\boxed{3}"]', "json", R),
+        ('[1]? </think> {"a": "</s>"} Question: [2]', '{"a": "</s>"}', "json", R),
     ],
 }
 TRUNCATED: Final = [

@@ -5,7 +5,7 @@
     >>> grade("I do not know.", "18").grade, grade("He has 6 x", "18", stop="length").grade
     ('no answer', 'truncated')
 
-VERSION counts the rule sets; it is stored with every score. The policies of version 2, each with its cases in
+VERSION counts the rule sets; it is stored with every score. The policies of version 3, each with its cases in
 `tests/answers_cases.py`:
 
 Where the answer is
@@ -49,7 +49,7 @@ Others
     same signs.
   - Regex: the gold answer is a pattern that has to fit the marked sentence or line, or the last line, from end to end.
   - JSON: the last object or list, or the marked value; equal as values, whatever the order of fields. Of a field that
-    stands twice the last counts.
+    stands twice the last counts. Words within its strings are no mark: {"next": "Question: ..."} is read whole.
   - `function: module:name`: your own function of (text, gold). Nobody but the one who runs potstill can name it.
 
 Pure, in linear time for any text (but for patterns and functions of your own), thread-safe; no text is evaluated.
@@ -59,6 +59,6 @@ from potstill.answers import functions
 from potstill.answers.forms import FORMS, FUNCTION, TASKS, canonical, check, form
 from potstill.answers.grading import grade
 
-VERSION = 2
+VERSION = 3
 
 __all__ = ["FORMS", "FUNCTION", "TASKS", "VERSION", "canonical", "check", "form", "functions", "grade"]

@@ -57,6 +57,7 @@ def show_regex(value: re.Pattern[str] | str) -> str:
 _DEEPEST: Final = 60
 _UNCLOSED: Final = 20  # brackets that open and never close, before looking for JSON is given up
 _SIGNS = re.compile(r'[\[\]{}"\\]')
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _FENCE = re.compile(r"\s*(?:```(?:json)?|`)?\s*")
 
 
@@ -65,6 +66,21 @@ class _Nothing:
 
 
 _NOTHING: Final = _Nothing()
+
+
+def sealed_json(text: str) -> str:
+    """The text with the strings of its objects and lists in escapes, the same values: no words in them are a mark."""
+    parts: list[str] = []
+    at = 0
+    for start, end, _ in _structures(text):
+        parts += text[at:start], _STRING.sub(_escaped, text[start:end])
+        at = end
+    return "".join([*parts, text[at:]])
+
+
+def _escaped(string: re.Match[str]) -> str:
+    units = json.loads(string[0]).encode("utf-16-be", "surrogatepass").hex()
+    return '"' + "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4)) + '"'
 
 
 def gold_json(gold: str) -> tuple[Any] | None:
@@ -78,16 +94,16 @@ def json_after_mark(text: str, target: Any) -> tuple[Any] | None:
     assert start is not None, "it may match nothing"
     rest = text[start.end() :]
     if rest[:1] in ("{", "["):
-        return next(_structures(rest), None)
+        return next((value for _, _, value in _structures(rest)), None)
     line = rest.split("\n", 1)[0].strip().strip("`*").strip()
     value = next((value for value in (_loads(line), _loads(line.rstrip("."))) if value is not _NOTHING), _NOTHING)
-    return next(_structures(rest), None) if value is _NOTHING else (value,)
+    return next((value for _, _, value in _structures(rest)), None) if value is _NOTHING else (value,)
 
 
 def json_unmarked(text: str, target: Any) -> tuple[Any] | None:
     """The last object or list of a text; the whole text if that is a value."""
     last = None
-    for last in _structures(text):  # noqa: B007
+    for _, _, last in _structures(text):  # noqa: B007
         pass
     whole = _loads(text.strip()) if last is None else _NOTHING
     return last if whole is _NOTHING else (whole,)
@@ -106,8 +122,8 @@ def _plain_number(value: Any) -> Any:
     return int(value) if value == value.to_integral_value() and abs(value) < 10**15 else float(value)
 
 
-def _structures(text: str) -> Iterator[tuple[Any]]:
-    """The outermost objects and lists of a text that are JSON, in their order; each sign is looked at a few times."""
+def _structures(text: str) -> Iterator[tuple[int, int, tuple[Any]]]:
+    """Start, end and value of the outermost objects and lists that are JSON, in order. Looks at a sign a few times."""
     at = unclosed = 0
     while unclosed <= _UNCLOSED:
         start = min((place for place in (text.find("{", at), text.find("[", at)) if place >= 0), default=-1)
@@ -123,7 +139,7 @@ def _structures(text: str) -> Iterator[tuple[Any]]:
             unclosed += 1
             at = start + 1
             continue
-        yield (value,)
+        yield start, end, (value,)
         at = end
 
 

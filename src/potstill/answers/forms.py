@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import Any, Final
 
 from potstill.answers import functions
-from potstill.answers.plain import plain
 from potstill.answers.readers import READERS
 from potstill.errors import UserError
 
@@ -100,7 +99,7 @@ def target(gold: str, task: str | None) -> tuple[str, Any]:
 def _value(gold: str, form: str) -> Any:
     """The value of a gold answer, read as texts of this form are; None where it has not this form."""
     reader = READERS[form]
-    return reader.gold(gold if reader.raw else plain(gold))
+    return reader.gold(reader.ready(gold))
 
 
 def _declared(task: str) -> str | None:

@@ -12,7 +12,6 @@ from typing import Any
 
 from potstill.answers import functions, marks
 from potstill.answers.forms import target as target_of
-from potstill.answers.plain import plain
 from potstill.answers.readers import READERS, Reader
 from potstill.records import Verdict
 
@@ -31,7 +30,7 @@ def grade(text: str, gold: str, task: str | None = None, stop: str | None = None
         return functions.verdict(name, text, gold, stop)
     form, target = target_of(gold, task)
     reader = READERS[form]
-    text = marks.after_thought(text if reader.raw else plain(text))
+    text = marks.after_thought(reader.ready(text))
     head = marks.head(text)
     value = _marked(head, reader, target, form)
     if value is None and head is not text:

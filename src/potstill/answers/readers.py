@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from potstill.answers import clock, formal, numerals, picks, quantities, words
+from potstill.answers.plain import plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class Reader:
     unmarked    whole text, gold's value -> the same; the gold tells which pair of words, how many numbers
     same        gold's value, found value -> whether they agree
     show        value -> its canonical text
-    raw         whether it reads texts and gold answers as they are, not made `plain`
+    ready       text -> the text that is read, of answers and of gold answers
     """
 
     gold: Callable[[str], Any]
@@ -33,7 +34,7 @@ class Reader:
     unmarked: Callable[[str, Any], Any]
     same: Callable[[Any, Any], bool]
     show: Callable[[Any], str]
-    raw: bool = False
+    ready: Callable[[str], str] = plain
 
 
 READERS: Final = {
@@ -55,7 +56,7 @@ READERS: Final = {
     "list": Reader(words.gold_list, words.list_after_mark, words.list_unmarked, operator.eq, words.show_words),
     "text": Reader(words.gold_text, words.text_after_mark, words.text_unmarked, words.same_text, words.show_words),
     "exact": Reader(
-        words.gold_exact, words.exact_after_mark, words.exact_after_mark, operator.eq, words.show_exact, raw=True
+        words.gold_exact, words.exact_after_mark, words.exact_after_mark, operator.eq, words.show_exact, ready=str
     ),
     "regex": Reader(
         formal.gold_regex,
@@ -63,9 +64,14 @@ READERS: Final = {
         formal.regex_unmarked,
         formal.same_regex,
         formal.show_regex,
-        raw=True,
+        ready=str,
     ),
     "json": Reader(
-        formal.gold_json, formal.json_after_mark, formal.json_unmarked, formal.same_json, formal.show_json, raw=True
+        formal.gold_json,
+        formal.json_after_mark,
+        formal.json_unmarked,
+        formal.same_json,
+        formal.show_json,
+        ready=formal.sealed_json,
     ),
 }
