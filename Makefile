@@ -1,5 +1,6 @@
 # make demo   the embedded main job, into runs/demo
 # make test   everything that must hold: lint, types, all tests
+# make search   property tests with a thousand random examples each, in place of the fixed ones of make test
 # make test-servers   live tests against real servers (vLLM for CPUs, 3.4 GB; llama-cpp-python, compiled), each in an
 #                     environment of its own
 
@@ -12,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-servers clean
+.PHONY: demo test search test-servers clean
 
 demo: $(VENV)/installed
 	$(BIN)/potstill demo
@@ -22,6 +23,9 @@ test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest
+
+search: $(VENV)/installed
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=search
 
 test-servers: $(VENV)/installed $(VENV)-vllm/installed $(VENV)-llama/installed
 	POTSTILL_VLLM=$(CURDIR)/$(VENV)-vllm/bin/python POTSTILL_LLAMA_CPP=$(CURDIR)/$(VENV)-llama/bin/python \

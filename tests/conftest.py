@@ -12,6 +12,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 from beartype.claw import beartype_packages
+from hypothesis import settings
+
+# The same examples every time, so that a change is judged by what it changed; `make search` looks for new ones. No
+# example has a time to keep.
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("search", max_examples=1000, deadline=None)
+settings.load_profile("fixed")
 
 # Annotations are checked at every call, under tests only, in the rooms that everything else stands on.
 CHECKED = (
