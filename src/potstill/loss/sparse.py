@@ -26,8 +26,8 @@ from potstill.loss.gradients import Gradients
 
 Mass = Literal["raw", "renormalised", "tail"]
 MASSES: Final[tuple[str, ...]] = get_args(Mass)
-CHUNK_ELEMENTS: Final = {"cpu": 1 << 22, "cuda": 1 << 24}  # logits that live at a time: 16 or 64 MiB in float32
-CHUNK_ROWS: Final = 128  # at least, so that the head is not read from memory for a few rows
+CHUNK_ELEMENTS: Final = 1 << 24  # logits that live at a time: 64 MiB in float32
+CHUNK_ROWS: Final = 256  # at least: for every chunk the head is read, and its gradient read and written
 
 
 def sparse(
@@ -110,7 +110,7 @@ def _check(hidden: Tensor, head: Tensor, ids: Tensor, probabilities: Tensor, mas
 
 def chunk_rows(head: Tensor) -> int:
     """How many rows of logits live at a time where the caller does not say."""
-    return max(CHUNK_ROWS, CHUNK_ELEMENTS.get(head.device.type, CHUNK_ELEMENTS["cpu"]) // head.shape[0])
+    return max(CHUNK_ROWS, CHUNK_ELEMENTS // head.shape[0])
 
 
 def check_sizes(hidden: Tensor, head: Tensor, ids: Tensor, bias: Tensor | None) -> None:
