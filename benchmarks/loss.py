@@ -3,6 +3,7 @@
     python benchmarks/loss.py [--peers ENV/bin/python] [--rows N] [--device cuda]
 
     ours          `potstill.loss.weighted`: value and gradient of the sparse divergence in one pass
+    compiled      the same with its compiled kernel, without the seconds of compiling
     sparse        `potstill.loss.sparse`: a value for every position, logits computed twice
     products      hidden @ head.T, gradient @ head, gradient.T @ hidden, whole: what nobody can leave out
     dense         KL against a dense [n, v] teacher by torch's log_softmax
@@ -38,7 +39,7 @@ import torch
 from torch.nn import functional as F
 
 SIZES = ((4096, 768, 32128, 5), (4096, 2048, 32128, 20), (512, 896, 151936, 20))
-WAYS = ("ours", "sparse", "products", "dense", "gkd", "chunked")
+WAYS = ("ours", "compiled", "sparse", "products", "dense", "gkd", "chunked")
 THEIRS = ("gkd", "chunked")
 
 
@@ -118,12 +119,13 @@ def prepare(
         return products
     hidden.requires_grad_()
     head.requires_grad_()
-    if way in ("ours", "sparse"):
+    if way in ("ours", "compiled", "sparse"):
         from potstill import loss
 
         weights = torch.full((n,), 1 / n, device=hidden.device)
-        if way == "ours":
-            return lambda: loss.weighted(hidden, head, ids, p, weights)[0].backward()
+        if way != "sparse":
+            kernel: loss.Kernel = "plain" if way == "ours" else "compiled"
+            return lambda: loss.weighted(hidden, head, ids, p, weights, kernel=kernel)[0].backward()
         return lambda: (weights * loss.sparse(hidden, head, ids, p)).sum().backward()
     if way == "dense":
         return lambda: F.kl_div((hidden @ head.T).log_softmax(1), teacher(), reduction="sum").div(n).backward()

@@ -32,16 +32,22 @@ from typing import Final
 
 from potstill.loss.candidates import candidate_log_probabilities
 from potstill.loss.divergences import forward, reverse, unlikelihood
-from potstill.loss.sparse import MASSES, Mass, sparse, weighted
+from potstill.loss.kernels import KERNELS, Kernel, Measured, measured
+from potstill.loss.sparse import MASSES, Mass, chunk_rows, sparse, weighted
 
 VERSION: Final = 1  # of the values that this room computes
 
 __all__ = [
+    "KERNELS",
     "MASSES",
     "VERSION",
+    "Kernel",
     "Mass",
+    "Measured",
     "candidate_log_probabilities",
+    "chunk_rows",
     "forward",
+    "measured",
     "reverse",
     "sparse",
     "unlikelihood",

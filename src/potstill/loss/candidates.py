@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from potstill.loss.formula import logits_of, without
 from potstill.loss.gradients import Gradients
+from potstill.loss.precision import lower, products
 from potstill.loss.sparse import check_sizes, chunk_rows
 
 
@@ -65,7 +66,8 @@ class _Candidates(torch.autograd.Function):
         cap: float | None,
         rows: int,
     ) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
+        low = lower(hidden)
+        with products(hidden.device.type, low):
             kind = torch.float64 if hidden.dtype == torch.float64 else torch.float32
             wide, wide_bias = head.to(kind), None if bias is None else bias.to(kind)
             found = hidden.new_empty(len(ids), ids.shape[1] + rest, dtype=kind)
@@ -78,16 +80,16 @@ class _Candidates(torch.autograd.Function):
                 if rest:
                     found[at, -1:] = without(logits, ids[at], shown[at]).logsumexp(1, keepdim=True) - normaliser[at]
         ctx.save_for_backward(hidden, head, bias, ids, shown, normaliser, found)
-        ctx.settings = rest, scale, cap, rows
+        ctx.settings = rest, scale, cap, rows, low
         return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden, head, bias, ids, shown, normaliser, found = ctx.saved_tensors
-        rest, scale, cap, rows = ctx.settings
+        rest, scale, cap, rows, low = ctx.settings
         width = ids.shape[1]
-        with torch.autocast(hidden.device.type, enabled=False):
+        with products(hidden.device.type, low):
             kind = found.dtype
             wide, wide_bias = head.to(kind), None if bias is None else bias.to(kind)
             gradients = Gradients(hidden, wide, wide_bias, ctx.needs_input_grad[:3], scale)

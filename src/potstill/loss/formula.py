@@ -65,6 +65,16 @@ def slope_of(
     return q.mul_(count.unsqueeze(1))
 
 
+def both_of(
+    logits: Tensor, ids: Tensor, p: Tensor, count: Tensor, mass: str, cap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Values, and the gradient of sum(count * values) in the logits as they were before the cap; writes over them."""
+    bend = None if cap is None else 1 - (logits / cap).square()
+    values, normaliser, rest = values_of(logits, ids, p, mass)
+    slope = slope_of(logits, ids, p, normaliser, rest, mass, count, free=True)
+    return values, slope if bend is None else slope.mul_(bend)
+
+
 def without(logits: Tensor, ids: Tensor, shown: Tensor) -> Tensor:
     """The logits with the candidates' own taken out; the ids of padded slots stay."""
     hide = torch.where(shown, -torch.inf, torch.inf).to(logits.dtype)

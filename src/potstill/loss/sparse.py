@@ -23,6 +23,9 @@ from torch.autograd.function import once_differentiable
 from potstill.errors import UserError
 from potstill.loss.formula import logits_of, slope_of, values_of
 from potstill.loss.gradients import Gradients
+from potstill.loss.kernels import Kernel
+from potstill.loss.kernels import chunk as chunk_of
+from potstill.loss.precision import lower, products
 
 Mass = Literal["raw", "renormalised", "tail"]
 MASSES: Final[tuple[str, ...]] = get_args(Mass)
@@ -55,9 +58,9 @@ def sparse(
     chunk          rows whose logits live at a time; the value does not depend on it
 
     Returns [n] float32 (float64 for float64 inputs). Products are computed in float32 also for bfloat16 inputs and
-    under autocast; gradients come back in the dtype of hidden, head and bias. A position without any probability has
-    the loss 0 under `raw` and `tail`. Raises UserError where `renormalised` meets such a position; asserts shapes and
-    ids.
+    under autocast (on a GPU then as TF32, see `precision`); gradients come back in the dtype of hidden, head and bias.
+    A position without any probability has the loss 0 under `raw` and `tail`. Raises UserError where `renormalised`
+    meets such a position; asserts shapes and ids.
     """
     _check(hidden, head, ids, probabilities, mass, bias)
     rows = chunk or chunk_rows(head)
@@ -78,10 +81,12 @@ def weighted(
     scale: float = 1.0,
     cap: float | None = None,
     chunk: int | None = None,
+    kernel: Kernel = "plain",
 ) -> tuple[Tensor, Tensor]:
     """sum(weights * sparse(...)), and the values of `sparse`, which are constants here.
 
-    weights  [n] float: constants. All else as in `sparse`
+    weights  [n] float: constants
+    kernel   see `kernels`; the value does not depend on it but for rounding. All else as in `sparse`
 
     The gradient is made in the forward pass and held until the backward pass, which can be run once: as much memory as
     hidden states and head have. Returns ([] float32, [n] float32).
@@ -89,7 +94,7 @@ def weighted(
     _check(hidden, head, ids, probabilities, mass, bias)
     assert weights.shape == hidden.shape[:1] and not weights.requires_grad, f"weights of {tuple(weights.shape)}"
     rows = chunk or chunk_rows(head)
-    found: Any = _Weighted.apply(hidden, head, bias, ids, probabilities, weights, mass, float(scale), cap, rows)
+    found: Any = _Weighted.apply(hidden, head, bias, ids, probabilities, weights, mass, float(scale), cap, rows, kernel)
     return found
 
 
@@ -141,7 +146,8 @@ class _Sparse(torch.autograd.Function):
         cap: float | None,
         rows: int,
     ) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
+        low = lower(hidden)
+        with products(hidden.device.type, low):
             kind = torch.float64 if hidden.dtype == torch.float64 else torch.float32
             p = probabilities.to(kind)
             p = p / p.sum(1, keepdim=True) if mass == "renormalised" else p
@@ -153,15 +159,15 @@ class _Sparse(torch.autograd.Function):
                 logits = logits_of(hidden[at].to(kind), wide, wide_bias, scale, cap)
                 values[at], normaliser[at], rest[at] = values_of(logits, ids[at], p[at], mass)
         ctx.save_for_backward(hidden, head, bias, ids, p, normaliser, rest)
-        ctx.settings = mass, scale, cap, rows
+        ctx.settings = mass, scale, cap, rows, low
         return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden, head, bias, ids, p, normaliser, rest = ctx.saved_tensors
-        mass, scale, cap, rows = ctx.settings
-        with torch.autocast(hidden.device.type, enabled=False):
+        mass, scale, cap, rows, low = ctx.settings
+        with products(hidden.device.type, low):
             wide, wide_bias = head.to(p.dtype), None if bias is None else bias.to(p.dtype)
             gradients = Gradients(hidden, wide, wide_bias, ctx.needs_input_grad[:3], scale)
             for start in range(0, len(hidden), rows):
@@ -189,8 +195,10 @@ class _Weighted(torch.autograd.Function):
         scale: float,
         cap: float | None,
         rows: int,
+        kernel: Kernel,
     ) -> tuple[Tensor, Tensor]:
-        with torch.autocast(hidden.device.type, enabled=False):
+        both = chunk_of(kernel)
+        with products(hidden.device.type, lower(hidden)):
             kind = torch.float64 if hidden.dtype == torch.float64 else torch.float32
             p, count = probabilities.to(kind), weights.to(kind)
             p = p / p.sum(1, keepdim=True) if mass == "renormalised" else p
@@ -201,11 +209,7 @@ class _Weighted(torch.autograd.Function):
                 at = slice(start, start + rows)
                 states = hidden[at].to(kind)
                 logits = logits_of(states, wide, wide_bias, scale, cap)
-                bend = None if cap is None else 1 - (logits / cap).square()
-                values[at], normaliser, rest = values_of(logits, ids[at], p[at], mass)
-                slope = slope_of(logits, ids[at], p[at], normaliser, rest, mass, count[at], free=True)
-                if bend is not None:
-                    slope.mul_(bend)
+                values[at], slope = both(logits, ids[at], p[at], count[at], mass, cap)
                 gradients.add(at, states, slope)
         ctx.made = gradients.made(head, bias)
         ctx.mark_non_differentiable(values)
@@ -216,4 +220,4 @@ class _Weighted(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         made, ctx.made = ctx.made, None
         assert made is not None, "the gradient of a weighted sum is made once, and given once"
-        return (*(None if own is None else own.mul_(grad) for own in made), *[None] * 7)
+        return (*(None if own is None else own.mul_(grad) for own in made), *[None] * 8)

@@ -45,6 +45,10 @@ class Train(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of the products; weights and loss stay in float32"
     )
+    loss_kernel: Literal["measured", "plain", "compiled"] = Field(
+        default="measured",
+        description="of the loss between its products: measured takes the faster one on a GPU, and plain on a CPU",
+    )
     lora: Count = Field(
         default=0, description="rank of LoRA's adapters, merged when saved (extra `lora`); 0: all weights learn"
     )

@@ -47,6 +47,7 @@ VERSIONS = {
     "transfer": transfer.VERSION,
 }
 SPEED = "speed.jsonl"  # what the machine took, a line a step; no digest covers it
+FREE = ("sharding", "evaluate", "peak", "snapshot", "loss_kernel")  # keys of `train` that change rounding at most
 TOGETHER = True  # several processes, where they were started, make this stage as one
 
 
@@ -64,7 +65,7 @@ def free(plan: Recipe) -> tuple[str, ...]:
     absent = [f"train.{name}" for name in ("replay", "stop_after") if getattr(plan.train, name) is None]
     unread = exam.free("validation") if plan.train.stop_after else recipe.flat(plan, "evaluate", "select", "questions")
     steps = ("train.steps",) if plan.train.schedule == "constant" else ()
-    return ("train.sharding", "train.evaluate", "train.peak", "train.snapshot", *absent, *unread, *steps)
+    return (*(f"train.{name}" for name in FREE), *absent, *unread, *steps)
 
 
 def grown(counts: dict[str, Any], plan: Recipe) -> bool:
@@ -85,6 +86,7 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     if asked.recompute:
         student.model.activation_checkpointing_enable()
     model = training.distribute(student, asked.sharding, asked.precision)
+    student.kernel = _kernel(student, asked.loss_kernel)
     optimizer = training.optimizer(
         model,
         asked.learning_rate,
@@ -151,7 +153,15 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
         if not first:
             return [], {}
         waited = round(checkpoints.seconds, 3)
-        run_folder.log(run, "train", steps=last - before, seconds=round(seconds, 3), saving=waited, tokens=tokens)
+        run_folder.log(
+            run,
+            "train",
+            steps=last - before,
+            seconds=round(seconds, 3),
+            saving=waited,
+            tokens=tokens,
+            loss_kernel=student.kernel,
+        )
     outputs = [metrics, *(path for path in folder.rglob("*") if path.is_file())]
     counts = {"steps": last, "checkpoints": saved(folder), "chat_template": student.chat is not None}
     return outputs, counts | ({"stopped": True} if stopped else {}) | lesson.counts
@@ -175,6 +185,24 @@ def _answers(run: Path, plan: Recipe, steps: list[int]) -> bool:
     best = f"the best so far is step {steps[-1 - since]}"
     progress.say(f"step {steps[-1]}: {values[-1]:.1%} on out-of-distribution validation; {best}", "dim")
     return plan.train.stop_after is not None and since >= plan.train.stop_after
+
+
+def _kernel(student: students.Student, asked: str) -> loss.Kernel:
+    """The loss's kernel: as the recipe says, or the faster one, which is measured where that may be worth it.
+
+    Raises UserError where the recipe wants it compiled and it cannot be.
+    """
+    device, weight = student.device, student.head.weight
+    if asked == "plain" or (asked == "measured" and device.type == "cpu"):
+        return "plain"
+    sizes = loss.chunk_rows(weight), weight.shape[0], 8, student.mass, student.head.cap
+    found = training.agreed(lambda: loss.measured(*sizes, device))
+    if asked == "compiled" and found.why:
+        raise UserError("the loss cannot be compiled here", where="train.loss_kernel", found=found.why, do="take plain")
+    times = ", ".join(f"{name} {1000 * value:.3g} ms" for name, value in found.seconds.items())
+    chosen = "compiled" if asked == "compiled" else found.kernel
+    progress.say(f"kernel of the loss: {chosen} ({found.why or times + ' a chunk'})", "dim")
+    return chosen
 
 
 def _check_steps(made: int, plan: Recipe) -> None:

@@ -65,6 +65,7 @@ class Student(nn.Module):
     tokenizer   potstill's; its size may be under the head's rows (a padded vocabulary), never over
     mass        raw, renormalised or tail, see `potstill.loss`
     divergence  forward: of the student from the targets; reverse: of the targets from the student, with a tail
+    kernel      how the loss is computed where losses are `summed`, see `potstill.loss`
     chat        the template in which prompts stand; None for plain prompts
     """
 
@@ -72,6 +73,7 @@ class Student(nn.Module):
     padded: bool  # whether the model computes layers for places that hold no token
     model: PreTrainedModel
     divergence: Literal["forward", "reverse"] = "forward"
+    kernel: loss.Kernel = "plain"
     chat: Chat | None = None
     adapted: bool = False  # whether it has adapters, which alone learn; see `students.lora`
     folder: Path | None = None  # where its weights lie, if it was opened without them
@@ -101,9 +103,10 @@ class Student(nn.Module):
             losses = self._reversed(hidden, head, batch)
             return ((batch.weights * losses).sum(), losses.detach()) if summed else losses
         own = (hidden, head.weight, batch.candidate_ids, batch.probabilities)
+        how: Any = {"mass": self.mass, "bias": head.bias, "scale": head.scale, "cap": head.cap}
         if summed:
-            return loss.weighted(*own, batch.weights, mass=self.mass, bias=head.bias, scale=head.scale, cap=head.cap)
-        return loss.sparse(*own, mass=self.mass, bias=head.bias, scale=head.scale, cap=head.cap)
+            return loss.weighted(*own, batch.weights, **how, kernel=self.kernel)
+        return loss.sparse(*own, **how)
 
     def _reversed(self, hidden: Tensor, head: Head, batch: Batch) -> Tensor:
         log_q = loss.candidate_log_probabilities(

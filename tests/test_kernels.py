@@ -1,0 +1,123 @@
+"""The two kernels of the loss are one function, and which is taken is measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from potstill import loss
+from potstill.errors import UserError
+from potstill.loss.precision import lower, products
+from potstill.stages import train
+from test_loss import problem
+
+# The module, where `loss.kernels` could be anything of that name.
+kernels = sys.modules["potstill.loss.kernels"]
+
+
+@pytest.fixture(scope="module")
+def compiler() -> loss.Measured:
+    found = loss.measured(4, 13, 2, "raw", None, torch.device("cpu"))
+    if found.why:
+        pytest.skip(f"nothing can be compiled here: {found.why}")
+    return found
+
+
+def gradients(seed: int, n: int, kernel: loss.Kernel, mass: loss.Mass, cap: float | None, chunk: int | None):
+    hidden, head, ids, p = problem(seed, n=n)
+    bias, count = torch.linspace(-1, 1, len(head)), torch.linspace(0.1, 2.0, n)
+    leaves = [leaf.requires_grad_() for leaf in (hidden, head, bias)]
+    options: Any = {"mass": mass, "bias": bias, "scale": 0.3, "cap": cap, "chunk": chunk, "kernel": kernel}
+    total, values = loss.weighted(hidden, head, ids, p, count, **options)
+    total.backward()
+    return [total.detach(), values, *(leaf.grad for leaf in leaves)]
+
+
+@pytest.mark.parametrize(("mass", "cap"), [("raw", None), ("tail", None), ("renormalised", 2.0)])
+def test_compiled_is_plain(compiler: loss.Measured, mass: loss.Mass, cap: float | None) -> None:
+    assert set(compiler.seconds) == set(loss.KERNELS)
+    for seed, n, chunk in ((1, 7, None), (2, 7, 3), (3, 1, None), (4, 29, 8)):
+        plain, compiled = (gradients(seed, n, kernel, mass, cap, chunk) for kernel in ("plain", "compiled"))
+        for one, other in zip(plain, compiled, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_trains_with_either(compiler: loss.Measured, world: Path, tmp_path: Path) -> None:
+    losses = []
+    for kernel in loss.KERNELS:
+        made = tiny.make(world, tmp_path / kernel, "train.steps=4", f"train.loss_kernel={kernel}", until="train")
+        assert f'"loss_kernel":"{kernel}"' in (made / "log.jsonl").read_text()
+        lines = (made / "train" / "metrics.jsonl").read_text().splitlines()
+        losses.append(torch.tensor([json.loads(line)["loss"] for line in lines]))
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+
+
+def test_where_nothing_can_be_compiled_plain_is_taken_and_the_reason_told(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(kernel: loss.Kernel):
+        if kernel == "plain":
+            return kernels.both_of
+        raise RuntimeError("no working compiler\nand more")
+
+    monkeypatch.setattr(kernels, "chunk", broken)
+    found = loss.measured(2, 5, 2, "raw", None, torch.device("cpu"))
+    assert found.kernel == "plain" and found.why == "RuntimeError: no working compiler"
+    with pytest.raises(UserError, match="the loss cannot be compiled here"):
+        tiny.make(world, tmp_path / "run", "train.steps=4", "train.loss_kernel=compiled", until="train")
+
+
+def test_the_faster_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([2.0, 1.0, 1.0, 2.0])
+
+    class Told:
+        def __init__(self, *_: object, **__: object) -> None:
+            self.median = next(times)
+
+        def blocked_autorange(self, **_: object) -> Told:
+            return self
+
+    monkeypatch.setattr(kernels, "Timer", Told)
+    monkeypatch.setattr(kernels, "chunk", lambda _: kernels.both_of)
+    sizes = (2, 5, 2, "raw", None, torch.device("cpu"))
+    assert [loss.measured(*sizes).kernel, loss.measured(*sizes).kernel] == ["compiled", "plain"]
+
+
+def test_a_gpu_is_measured_and_a_cpu_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def measured(*sizes: object) -> loss.Measured:
+        asked.append(sizes)
+        return loss.Measured("compiled", {"plain": 0.002, "compiled": 0.001})
+
+    monkeypatch.setattr(loss, "measured", measured)
+    head = SimpleNamespace(weight=torch.zeros(50_000, 2), cap=30.0)
+    there: Any = SimpleNamespace(device=torch.device("cuda"), head=head, mass="tail")
+    assert train._kernel(there, "measured") == "compiled" and train._kernel(there, "plain") == "plain"
+    assert asked == [(335, 50_000, 8, "tail", 30.0, there.device)]
+    assert "kernel of the loss: compiled (plain 2 ms, compiled 1 ms a chunk)" in capsys.readouterr().err
+    there.device = torch.device("cpu")
+    assert train._kernel(there, "measured") == "plain" and len(asked) == 1
+
+
+def test_products_are_tf32_on_a_gpu_whose_model_works_in_less_only() -> None:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    for kind, low, inside in (("cuda", True, "tf32"), ("cuda", False, before), ("cpu", True, before)):
+        with pytest.raises(KeyError), products(kind, low):
+            assert matmul.fp32_precision == inside
+            raise KeyError
+        assert matmul.fp32_precision == before
+    with torch.autocast("cpu", torch.bfloat16):
+        assert lower(torch.zeros(1))
+        with products("cpu", True):
+            assert not lower(torch.zeros(1))
