@@ -61,14 +61,7 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     scorer.to(student.device)
     if keeper is not None:
         keeper.to(student.device)
-    optimizer = training.optimizer(
-        student,
-        asked.learning_rate,
-        weight_decay=taught.weight_decay,
-        betas=(taught.betas[0], taught.betas[1]),
-        factors=taught.factors,
-        rule=taught.optimizer,
-    )
+    optimizer = training.optimizer_of(plan, student, asked.learning_rate)
     if before:
         restore(folder / str(before), optimizer)
     cut(metrics, before)

@@ -87,14 +87,7 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
         student.model.activation_checkpointing_enable()
     model = training.distribute(student, asked.sharding, asked.precision)
     student.kernel = _kernel(student, asked.loss_kernel)
-    optimizer = training.optimizer(
-        model,
-        asked.learning_rate,
-        weight_decay=asked.weight_decay,
-        betas=(asked.betas[0], asked.betas[1]),
-        factors=asked.factors,
-        rule=asked.optimizer,
-    )
+    optimizer = training.optimizer_of(plan, model, asked.learning_rate)
     if before:
         restore(folder / str(before), optimizer)
     if first:

@@ -25,7 +25,7 @@ from __future__ import annotations
 from typing import Final
 
 from potstill.training.checkpoints import Checkpoints
-from potstill.training.optimizer import optimizer, restore, restore_bytes, save_state, state, state_bytes
+from potstill.training.optimizer import optimizer, optimizer_of, restore, restore_bytes, save_state, state, state_bytes
 from potstill.training.schedule import Schedule
 from potstill.training.sharding import distribute, spread, weights
 from potstill.training.shards import restore_shards, save_shards
@@ -48,6 +48,7 @@ __all__ = [
     "gradient",
     "memory",
     "optimizer",
+    "optimizer_of",
     "peak",
     "restore",
     "restore_bytes",

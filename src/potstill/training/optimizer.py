@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from potstill.errors import UserError
+from potstill.recipe import Recipe
 from potstill.students import refused
 
 Optimizer = torch.optim.Optimizer
@@ -70,6 +71,20 @@ def optimizer(
         assert not any(isinstance(value, DTensor) for _, value in named), "Adafactor of weights that are spread"
         return torch.optim.Adafactor(made)
     return torch.optim.AdamW(made, betas=betas, eps=epsilon, fused=True)  # on a CPU a third of the time
+
+
+def optimizer_of(plan: Recipe, model: nn.Module, rate: float) -> Optimizer:
+    """The optimizer that a recipe's section `train` names; rate and model may be others than there."""
+    asked = plan.train
+    first, second = asked.betas
+    return optimizer(
+        model,
+        rate,
+        weight_decay=asked.weight_decay,
+        betas=(first, second),
+        factors=asked.factors,
+        rule=asked.optimizer,
+    )
 
 
 def state(optimizer: Optimizer, *, parameters: bool = False) -> dict[str, Tensor]:
