@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import math
 import re
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 from potstill.records import END, Candidate, Chain, End
 from potstill.rewriting.marks import Marks, Places, with_marks
+from potstill.rewriting.moved import Moved
 
 Step = tuple[Candidate, ...]
 
@@ -49,7 +48,7 @@ def rewrite(chain: Chain, characters: Mapping[str, str]) -> Chain:
 
     places = [found.span() for found in keys.finditer(chain.content)]
     joined = _joined(chain, places)
-    moved = _Moved(places, [len(written[chain.content[start:end]]) for start, end in places])
+    moved = Moved(places, [len(written[chain.content[start:end]]) for start, end in places])
     made = replace(
         joined,
         content=plain(chain.content),
@@ -128,21 +127,3 @@ def _sum(values: Sequence[float], decimals: int | None) -> float:
         return highest
     total = min(0.0, highest + math.log(math.fsum(math.exp(value - highest) for value in values)))
     return total if decimals is None else round(total, decimals) + 0.0  # never "-0.0"
-
-
-class _Moved:
-    """Places of the old content in the new one; what lay inside of a rewritten character is its end."""
-
-    def __init__(self, places: Sequence[tuple[int, int]], lengths: Sequence[int]) -> None:
-        self.ends = [end for _, end in places]
-        self.places = places
-        self.shifts = [0]
-        for (start, end), length in zip(places, lengths, strict=True):
-            self.shifts.append(self.shifts[-1] + length - (end - start))
-        assert all(a <= b for (_, a), (b, _) in pairwise(places))
-
-    def at(self, place: int) -> int:
-        number = bisect_right(self.ends, place)
-        if number < len(self.places) and place > self.places[number][0]:
-            return self.ends[number] + self.shifts[number + 1]
-        return place + self.shifts[number]

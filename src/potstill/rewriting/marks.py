@@ -20,6 +20,7 @@ from typing import Final, Literal
 from potstill.calculator import sums
 from potstill.calculator.sums import Edit
 from potstill.records import Chain
+from potstill.rewriting.moved import Moved
 
 Marks = Literal["insert", "remove"]
 Places = tuple[tuple[int, int], ...]
@@ -52,14 +53,14 @@ def _once(chain: Chain, find: Callable[[str], Sequence[Edit]], earlier: Places) 
     def at(place: int) -> int:
         return len(text[:place].encode("utf-8", ERRORS))
 
-    moved = [(at(each.start), at(each.end), each.text.encode(), at(each.until)) for each in edits]
+    written = [(at(each.start), at(each.end), each.text.encode(), at(each.until)) for each in edits]
     places: list[tuple[int, int]] = []
-    for start, end, new, until in reversed(moved):  # from the back, so that the places before stay
+    for start, end, new, until in reversed(written):  # from the back, so that the places before stay
         chain, own = _edited(chain, start, end, new, until)
         shift = len(new) - (end - start)
         places = [own, *((max(low + shift, own[1]), high + shift) for low, high in places)]
-    for low, high in earlier:
-        places.append((_moved(low, moved), _moved(high, moved)))
+    moved = Moved([(start, end) for start, end, _, _ in written], [len(new) for _, _, new, _ in written])
+    places += [(moved.at(low), moved.at(high)) for low, high in earlier]
     return chain, tuple(sorted(place for place in places if place[1] > place[0]))
 
 
@@ -84,14 +85,3 @@ def _edited(chain: Chain, start: int, end: int, new: bytes, until: int) -> tuple
         candidates=(*chain.candidates[:first], *steps, *chain.candidates[behind:]) if chain.candidates else (),
     )
     return made, (low, high + shift)
-
-
-def _moved(place: int, edits: Sequence[tuple[int, int, bytes, int]]) -> int:
-    """Where a place of the old content stands in the new one; inside of what was taken away it is the end of that."""
-    shift = 0
-    for start, end, new, _ in edits:
-        if place >= end:
-            shift += len(new) - (end - start)
-        elif place > start:
-            return start + len(new) + shift
-    return place + shift
