@@ -39,7 +39,7 @@ INSIDE: dict[str, set[str]] = {
     # layer 2
     "transfer": {"alignment", "prompts", "vocabulary"},
     "alignment": {"vocabulary"},
-    "coverage": {"vocabulary"},
+    "coverage": {"transfer", "vocabulary"},
     "selection": {"intervals"},
     "rewriting": {"calculator"},
     "sifting": {"calculator", "splits"},

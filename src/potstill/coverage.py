@@ -27,6 +27,7 @@ import numpy as np
 
 from potstill.errors import UserError
 from potstill.records import Chain, Kind, Target
+from potstill.transfer.places import encoded, touching
 from potstill.vocabulary import fast
 
 Part = Literal["all", "digits", "line starts", "unknown", "rewritten"]
@@ -61,7 +62,7 @@ class Coverage:
         self.bare_chains += not chain.candidates and chain.semantics != "none"
         if len(target) == 0:
             return
-        written = self._written(chain.text, certain) if certain else set[int]()
+        written = touching(encoded(chain, self.coder)[1], certain) if certain else set[int]()
         if chain.semantics != "none":
             self.promised += len(target) - target.kinds.count("end") - len(written)
             self.soft += sum(kind not in ("hard", "end") for kind in target.kinds)
@@ -117,10 +118,6 @@ class Coverage:
             data = self.coder.vocabulary.bytes_of(token) or b""
             known = self._digit[token] = any(48 <= byte <= 57 for byte in data)
         return known
-
-    def _written(self, text: str, certain: Sequence[tuple[int, int]]) -> set[int]:
-        spans = enumerate(self.coder.encode(text).spans)
-        return {place for place, (a, b) in spans if any(a < high and (b > low or a >= low) for low, high in certain)}
 
     def _look(self, text: str, unknown: bool) -> set[int]:
         """The positions at line starts; and on the way the characters that are unknown."""

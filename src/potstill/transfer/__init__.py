@@ -31,7 +31,7 @@ from potstill.errors import UserError
 from potstill.records import Chain, Kind, Target
 from potstill.transfer.candidates import Distribution, by_identity, by_spans, by_warping
 from potstill.transfer.continuations import Completions, completions
-from potstill.transfer.places import encoded
+from potstill.transfer.places import encoded, touching
 from potstill.transfer.text import by_text
 from potstill.transfer.words import words_of
 from potstill.vocabulary import Fast, Vocabulary, fast
@@ -82,9 +82,8 @@ def transfer(
         soft = by_warping(chain, vocabulary, ids)
     elif chain.candidates and rule == "text":
         soft = _text(chain, coder, ids, places, completions, teacher)
-    for low, high in certain if soft else ():
-        for position in np.flatnonzero((places[:, 0] < high) & ((places[:, 1] > low) | (places[:, 0] >= low))).tolist():
-            soft.pop(position, None)
+    for position in touching(places, certain) if soft else ():
+        soft.pop(position, None)
     around = _kinds(chain, places) if rule == "text" and soft else []
     for position in soft:
         if position < len(ids):

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from potstill.records import Chain
@@ -21,6 +23,16 @@ def encoded(chain: Chain, coder: Fast) -> tuple[list[int], np.ndarray]:
     if (there := original(chain.content)) is not None:
         places = there[places]
     return encoding.ids, places
+
+
+def touching(places: np.ndarray, certain: Iterable[tuple[int, int]]) -> set[int]:
+    """The tokens that stretches of the content touch. A token without width belongs to a stretch that begins there.
+
+    places  [n, 2], as `encoded` gives them
+    """
+    low, high = places[:, 0], places[:, 1]
+    found = [np.flatnonzero((low < end) & ((high > start) | (low >= start))) for start, end in certain]
+    return {int(place) for own in found for place in own}
 
 
 def original(content: bytes) -> np.ndarray | None:
