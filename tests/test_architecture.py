@@ -51,7 +51,7 @@ INSIDE: dict[str, set[str]] = {
     "engines": {"students", "tokenizers"},
     "evaluation": {"engines"},
     "teachers": {"engines", "tokenizers"},
-    "lessons": {"engines", "questions", "students", "targets", "tokenizers"},
+    "lessons": {"engines", "questions", "students", "targets", "teachers", "tokenizers"},
     "exam": {"engines", "evaluation", "questions", "students"},
     "account": {"exam", "lessons", "questions", "teachers"},
     "card": {"page"},

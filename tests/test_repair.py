@@ -16,7 +16,9 @@ from potstill.contenders import Contender
 from potstill.engines import Request
 from potstill.errors import UserError
 from potstill.files import manifest, reading
+from potstill.lessons.retold import _known, retold
 from potstill.questions import collected
+from potstill.records import Prompt, Turn
 from potstill.splits import canonical
 from test_training import make
 
@@ -178,10 +180,49 @@ def test_a_repair_that_cannot_be_is_refused(world: Path, change: tuple[str, ...]
         tiny.recipe(world, *change)
 
 
-def test_a_scorer_with_other_tokens_is_refused(world: Path, chosen: Path, tmp_path: Path) -> None:
-    at = Path(shutil.copytree(chosen, tmp_path / "run"))
-    with pytest.raises(UserError, match="has another tokenizer than the student"):
-        tiny.make(world, at, REPLAY, "repair={sets: [more], scorer: teacher}")
+def test_through_transfer_the_students_own_tokens_are_told_the_same() -> None:
+    student, scorer = make("causal"), make("causal")
+    with torch.no_grad():
+        scorer.head.weight.mul_(1.5)
+    own, prompts = student.tokenizer, {"a": "2 + 2", "b": "3 + 4"}
+    asked = {name: Prompt((Turn("user", text),)) for name, text in prompts.items()}
+    rows = [
+        students.written(
+            tuple(scorer.encode(scorer.render(asked[name]))), tuple(own.encode(text).ids), end, name, "own"
+        )
+        for name, text, end in (("a", "The answer is 4", own.eos), ("b", "2 + 2", None))
+    ]
+    whole = own.size
+    found = retold(engines.open(scorer), own, own, asked.__getitem__, rows, candidates=whole, budget=99)
+    for one, other in zip(found, students.told(scorer, rows, whole), strict=True):
+        assert one.target.ids == other.target.ids and one.prompt == other.prompt and one.question == other.question
+        for position in range(len(one.target)):
+            told, wanted = one.target.distribution(position), other.target.distribution(position)
+            visible = {token: p for token, p in wanted.items() if own.bytes(token) or token == own.eos}
+            assert sum(told.values()) == pytest.approx(sum(visible.values()), abs=1e-5)
+            if position:  # a text begins alike with "2" and " 2", which are one outcome there
+                assert told == pytest.approx(visible, abs=1e-5)
+
+
+def test_a_position_of_which_nothing_is_told_costs_nothing() -> None:
+    student = make("t5")
+    row = students.written((7, 8), (5, 11), student.tokenizer.eos)
+    target = replace(row.target, kinds=("hard", "same", "end"), probabilities=(1.0, 0.5, 1.0))
+    student.divergence = "reverse"
+    losses = student(student.batch([replace(row, target=_known(target))]))
+    assert losses[[0, 2]].tolist() == [0, 0] and losses[1] > 0
+    gradient = torch.autograd.grad(losses[[0, 2]].sum(), student.head.weight)[0]
+    assert not gradient.any()
+
+
+def test_a_scorer_of_other_tokens_teaches(world: Path, chosen: Path, tmp_path: Path) -> None:
+    made = []
+    for name in "ab":
+        at = Path(shutil.copytree(chosen, tmp_path / name))
+        made.append(tiny.make(world, at, REPLAY, REPAIR.replace("sets:", "scorer: teacher, sets:"), until="repair"))
+    assert tiny.contents(made[0]) == tiny.contents(made[1])
+    rows = [row for _, row in reading.read_jsonl(made[0] / "repair" / "metrics.jsonl")]
+    assert len(rows) == 3 and all(row["losses"]["own"] > 0 and 0 < row["kept"] < 1 for row in rows)
 
 
 def test_the_plan_says_what_is_written_for_it(world: Path) -> None:

@@ -4,18 +4,18 @@
     lesson.micro_batches(7)        # asks the student as it is now, so call it when step 7 is due
 
 Each step asks training questions of generic sets as evaluation does, in the format of the choice; the student answers
-with the weights that it has at that step, and the scorer gives its distribution at every token of the answer. Nobody
-grades them. With `repair.keep` questions of the task are asked beside them, and the chosen student as it was scores
-these answers, so that it keeps what it was taught. Texts, and so a step, are a function of weights, seed and step.
-Generic questions that nearly stand in a validation or test question, or hold one, are left out
-(`filter.contamination`).
+with the weights that it has at that step, and the scorer gives its distribution at every token of the answer, through
+`retold` where its tokens are others. Nobody grades them. With `repair.keep` questions of the task are asked beside
+them, and the chosen student as it was scores these answers, so that it keeps what it was taught. Texts, and so a step,
+are a function of weights, seed and step. Generic questions that nearly stand in a validation or test question, or hold
+one, are left out (`filter.contamination`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Final
@@ -24,8 +24,10 @@ from potstill import engines, order, prompts, students
 from potstill.engines import Request
 from potstill.lessons import replayed
 from potstill.lessons.replayed import Form
+from potstill.lessons.retold import retold
 from potstill.questions import collected
 from potstill.recipe import Recipe
+from potstill.records import Prompt
 from potstill.students import Example, Student
 
 NAME: Final = "own"  # under which losses and positions are reported
@@ -51,14 +53,22 @@ def read(run: Path, plan: Recipe, student: Student, scorer: Student, keeper: Stu
     engine, table = engines.open(student), collected.shots(run)
     form = prompts.FORMATS[plan.select.format]
     course, generic = _course(plan, asked.groups, list(rows)), len(rows)
-    tellers, task = {NAME: scorer}, None
+
+    def prompt_of(name: str) -> Prompt:
+        return collected.prompt_of(rows[name], form, table)
+
+    tellers, task = {NAME: partial(students.told, scorer, candidates=asked.candidates)}, None
+    if scorer.tokenizer.digest != student.tokenizer.digest:
+        sizes = {"candidates": asked.candidates, "budget": plan.train.batch_tokens}
+        tellers[NAME] = partial(retold, engines.open(scorer), scorer.tokenizer, student.tokenizer, prompt_of, **sizes)
     if asked.keep is not None and keeper is not None:
         taught = {question.id: question for question in collected.questions(run, plan.questions.train, "train")}
-        tellers[KEPT], task, rows = keeper, _course(plan, kept(plan), list(taught)), taught | rows
+        tellers[KEPT] = partial(students.told, keeper, candidates=asked.candidates)
+        task, rows = _course(plan, kept(plan), list(taught)), taught | rows
 
     @lru_cache(maxsize=1 << 16)
     def prompt(name: str) -> tuple[int, ...]:
-        return engine.encode(collected.prompt_of(rows[name], form, table))
+        return engine.encode(prompt_of(name))
 
     def answers(step: int) -> Iterator[list[Example]]:
         """By group."""
@@ -95,7 +105,8 @@ def read(run: Path, plan: Recipe, student: Student, scorer: Student, keeper: Stu
 
     def scored(rows: list[Example]) -> list[Example]:
         """Each by the one who scores questions of its kind, those of a group side by side as before."""
-        own = {name: iter(_told(teller, name, rows, asked.candidates)) for name, teller in tellers.items()}
+        parts = {name: [row for row in rows if row.format == name] for name in tellers}
+        own = {name: iter(tellers[name](part) if part else []) for name, part in parts.items()}
         return [next(own[row.format]) for row in rows]
 
     return Own(micro_batches, generic)
@@ -105,11 +116,6 @@ def kept(plan: Recipe) -> int:
     """How many questions of the task each step asks: their share of all, one at least."""
     share = plan.repair.keep if plan.repair else None
     return 0 if plan.repair is None or share is None else max(1, round(plan.repair.groups * share / (1 - share)))
-
-
-def _told(teller: Student, name: str, rows: list[Example], candidates: int) -> list[Example]:
-    own = [row for row in rows if row.format == name]
-    return students.told(teller, own, candidates) if own else []
 
 
 def _course(plan: Recipe, groups: int, names: list[str]) -> order.Plan[Form]:

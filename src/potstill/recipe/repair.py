@@ -11,12 +11,13 @@ from potstill.recipe.section import Name, Positive, Section, Share
 
 class Repair(Section):
     """After the choice: the chosen student answers questions of generic sets itself, and is taught by what the base (or
-    another model of its vocabulary) says of each token of these answers. What comes of it is tested beside the choice.
+    another model) says of each token of these answers. What comes of it is tested beside the choice.
     """
 
     sets: list[Name] = Field(min_length=1, description="sets whose training questions it answers")
     scorer: str | None = Field(
-        default=None, description="a folder: the model, of the same tokenizer, that scores; the base if not given"
+        default=None,
+        description="a folder: the model that scores, of the student's tokens or others; the base if not given",
     )
     divergence: Literal["reverse", "forward"] = Field(
         default="reverse",

@@ -14,8 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from potstill import exam, files, loss, order, progress, recipe, students, tokenizers, training
-from potstill.errors import UserError
+from potstill import exam, files, loss, order, progress, recipe, students, tokenizers, training, transfer
 from potstill.files import run_folder
 from potstill.lessons import own
 from potstill.recipe import Recipe
@@ -28,7 +27,13 @@ READS = (
     "train.batch_tokens",
 )
 AFTER = ("collect", "train", "select")
-VERSIONS = {**exam.VERSIONS, "loss": loss.VERSION, "order": order.VERSION, "training": training.VERSION}
+VERSIONS = {
+    **exam.VERSIONS,
+    "loss": loss.VERSION,
+    "order": order.VERSION,
+    "training": training.VERSION,
+    "transfer": transfer.VERSION,
+}
 
 
 def free(plan: Recipe) -> tuple[str, ...]:
@@ -99,17 +104,12 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
 
 
 def _scorer(plan: Recipe, student: Student) -> Student:
-    """Raises UserError where its tokens are not the student's: what it says of one would be about another."""
+    """The base, or the model that the recipe names; one of other tokens is asked as it wants to be asked."""
     asked = plan.repair
     assert asked is not None
     if asked.scorer is None:
         return students.base(plan)
     folder = recipe.find(plan, asked.scorer, "repair.scorer")
-    if tokenizers.open(folder).digest != student.tokenizer.digest:
-        raise UserError(
-            "has another tokenizer than the student",
-            where="repair.scorer",
-            found=str(folder),
-            do="name a model of the student's own vocabulary, such as a larger one of its kind; or none, for the base",
-        )
-    return students.at(plan, folder)
+    if tokenizers.open(folder).digest == student.tokenizer.digest:
+        return students.at(plan, folder)
+    return students.open(folder, trust_remote_code=plan.student.trust_remote_code)
