@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import random
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ import tiny
 from crashing import Crash, crash
 from potstill import cli, files, run
 from potstill.errors import UserError
-from potstill.files import manifest, parts, segments, tables
+from potstill.files import disk, manifest, parts, segments, tables
+from potstill.files.segments import Shard
+from potstill.questions import collected
 from potstill.teachers.openai import batches, results
 
 ASKED, SAMPLES = 4, 10  # training questions of the tiny world
@@ -264,17 +268,60 @@ def test_a_ceiling_leaves_requests_out(world: Path, tmp_path: Path, capfd) -> No
                 read(world, at, served(server, asked(world, at, server.url, f"out-{number}", most)), most)
 
 
-def test_a_crash_at_every_operation(world: Path, tmp_path: Path, live) -> None:
+@pytest.mark.parametrize("more", [(), ("teacher.enough=4",)], ids=["all", "enough"])
+def test_a_crash_at_every_operation(world: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     """Written and read again after each: the same requests, the same chains, no bill twice."""
-    at, out = tmp_path / "run", tmp_path / "out"
+    at, crashes, rounds = tmp_path / "run", list[int](), 0
     with stub.running() as server:
-        crashes = [again(lambda: out.exists() or asked(world, at, server.url, "out"))]
-        lines = served(server, [row for _, row in files.read_jsonl(out / "requests-0001.jsonl")])
-    crashes.append(again(lambda: read(world, at, lines)))
-    assert min(crashes) > 8
-    same = chains(at / "sample") == chains(live[0])
+        live = tiny.make(world, tmp_path / "live", *changes(server.url, *more), until="sample") / "sample"
+        while not (at / "sample" / "chains.parquet").exists():
+            name, rounds = f"out-{rounds}", rounds + 1
+            crashes.append(again(partial(_asked_once, world, at, server.url, name, *more)))
+            requests = [row for _, row in files.read_jsonl(tmp_path / name / "requests-0001.jsonl")]
+            crashes.append(again(partial(read, world, at, served(server, requests), *more)))
+    assert crashes[0] > 8 and sum(crashes[1::2]) > 8 and rounds > len(more)
+    same = chains(at / "sample") == chains(live)
     assert same
     assert spent(at / "sample")["requests"] <= 3 * ASKED, "a crash may lose a bill, and writes none twice"
+
+
+def _asked_once(world: Path, at: Path, url: str, name: str, *more: str) -> None:
+    if not (at.parent / name).exists():
+        asked(world, at, url, name, *more)
+
+
+@pytest.mark.parametrize("shard", [segments.WHOLE, Shard(2, 3)], ids=str)
+def test_a_torn_segment_does_not_keep_enough_from_being_counted(world: Path, tmp_path: Path, shard: Shard) -> None:
+    """The process was killed while it stored a chain: its own segment, or one that somebody else goes on with."""
+    at, more = tmp_path / "run", ("teacher.enough=2", "teacher.samples=40", "teacher.server.per_request=2")
+    with stub.running() as server:
+        plan = tiny.recipe(world, *changes(server.url, *more))
+        with pytest.raises(Crash), _torn(segments.name(shard)):
+            run.shard(plan, shard, folder=at)
+        torn = at / "sample" / segments.name(shard)
+        assert torn.stat().st_size and not torn.read_bytes().endswith(b"\n")
+        run.shard(plan, Shard(1, 3), folder=at)  # beside a process that may be in the middle of a line
+        requests = asked(world, at, server.url, "out", *more)
+        assert 0 < len(requests) <= ASKED
+        read(world, at, served(server, requests[:1]), *more)
+        tiny.make(world, at, *changes(server.url, *more), until="sample")
+    keys = [chain.key for chain in tables.read_chains(at / "sample" / "chains.parquet")]
+    assert len(set(keys)) == len(keys) and {name for name, _, _ in keys} == {
+        question.id for question in collected.questions(at, plan.questions.train, "train")
+    }
+
+
+@contextlib.contextmanager
+def _torn(name: str) -> Iterator[None]:
+    """A crash in the middle of the first line that is appended to a file of this name."""
+
+    def stop(operation: str, moment: str, path: Path) -> None:
+        if (moment, path.name) == ("middle", name):
+            raise Crash
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(disk, "crash", stop)
+        yield
 
 
 def again(work: Callable[[], object]) -> int:
