@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,7 +26,7 @@ from potstill.records import END, Chain, Prompt, Question, Turn
 from potstill.teachers import Watch, openai
 from potstill.teachers.openai.asking import Manner, Settings
 from potstill.teachers.openai.budget import Budget, cost
-from potstill.teachers.openai.client import Answer
+from potstill.teachers.openai.client import Answer, Client
 from potstill.teachers.openai.reading import Reader
 
 CHAINS = int(os.environ.get("POTSTILL_CHAINS", "640"))  # 10000 for the whole
@@ -254,6 +256,29 @@ def test_every_fault_at_five_per_cent_and_every_chain_once() -> None:
     if CHAINS >= 640:
         assert set(server.struck) - {"none"} == set(stub.FAULTS)
     print(f"{len(chains)} chains, {watch.requests} requests, {watch.retries} retries, {dict(server.struck)}")
+
+
+def test_what_was_never_sent_is_not_charged() -> None:
+    """A server that takes connections and says nothing: with TLS there is no connection, so no request has left."""
+
+    async def ask(client: Client, url: str) -> Answer:
+        try:
+            return await client.ask(url, {"prompt": "2 + 2"})
+        finally:
+            await client.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for scheme, answer in (
+            ("https", Answer("busy", said="no connection within 0.2 s")),
+            ("http", Answer("busy", said="no whole answer within 0.6 s", charged=True)),
+        ):
+            own = settings(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/v1", timeout=0.6)
+            assert asyncio.run(ask(Client(own), own.urls[0])) == answer
+            budget = Budget(own, Watch())
+            aside = budget.reserve(prompt := Prompt((Turn("user", "2 + 2"),)), 2)
+            assert aside is not None
+            budget.settle(aside, prompt, 2, answer)
+            assert (budget.tokens > 0) == answer.charged
 
 
 def test_a_dead_server_is_given_up_with_a_clear_message() -> None:
