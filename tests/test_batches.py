@@ -14,7 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import stub
@@ -25,7 +28,12 @@ from potstill.errors import UserError
 from potstill.files import disk, manifest, parts, segments, tables
 from potstill.files.segments import Shard
 from potstill.questions import collected
+from potstill.records import Prompt, Question
 from potstill.teachers.openai import batches, results
+from potstill.teachers.openai.asking import Manner, Settings
+from potstill.teachers.openai.budget import Budget
+from potstill.teachers.openai.reading import Reader
+from potstill.teachers.watch import Watch
 
 ASKED, SAMPLES = 4, 10  # training questions of the tiny world
 Change = Callable[[dict[str, Any]], dict[str, Any] | None]
@@ -350,6 +358,31 @@ def test_ids_say_everything() -> None:
         name = batches.custom_id("0123456789ab", 298919, indices, 12)
         assert len(name) <= 64 and batches.parsed(name) == ("0123456789ab", 298919, indices, 12)
     assert all(batches.parsed(text) is None for text in ("", "request-1", "0123456789ab-1-0-0-0", "0123456789ab-1-0-f"))
+
+
+@given(
+    per_request=st.integers(1, 400), samples=st.integers(1, 500), stored=st.sets(st.integers(0, 499), max_size=40),
+    number=st.integers(0, 10**9 - 1), first=st.integers(0, 10**9 - 1), tries=st.integers(0, 10**5 - 1),
+)  # fmt: skip
+@example(per_request=257, samples=257, stored=set(), number=10**9 - 1, first=10**9 - 1, tries=10**5 - 1)
+@hypothesis.settings(max_examples=40)
+def test_every_id_is_short_and_is_read_back(per_request, samples, stored, number, first, tries) -> None:
+    """However many chains a request may have; of the first question as of the last that a run could have."""
+    settings = Settings("m", samples=samples, per_request=per_request, candidates=0)
+    question, tag, asked = Question("q", "2 + 2?", "4", "s", "train", "number"), "0123456789ab", list[int]()
+    batch = batches.Batch(tag, settings, Manner(), Reader("openai", "none"), [question], lambda _: Prompt(()))
+    before = batches.Before(tries={(0, index): tries for index in range(samples)})
+    done = {("q", "openai", index) for index in stored}
+    for line in batches.lines(batch, done, {}, before, Budget(settings, Watch()), batches.Written()):
+        row = json.loads(line)
+        name = batches.parsed(row["custom_id"])
+        assert name is not None and name[:2] == (tag, 0) and name[3] == tries and len(row["custom_id"]) <= 64
+        assert row["body"]["n"] == len(name[2]) <= per_request
+        asked += name[2]
+        far = tuple(first + index - name[2][0] for index in name[2])
+        longest = batches.custom_id(tag, number, far, tries)
+        assert len(longest) <= 64 and batches.parsed(longest) == (tag, number, far, tries)
+    assert asked == [index for index in range(samples) if index not in stored]
 
 
 def test_the_command(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
