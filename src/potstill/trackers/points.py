@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from potstill import files
+from potstill import exam, files
 
 STREAMS: Final = {"train": "metrics.jsonl", "speed": "speed.jsonl"}
 Streams = dict[str, list["Point"]]
@@ -58,10 +58,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _validation(folder: Path) -> Iterator[Point]:
     """The checkpoints that have answered, in their order; mixes with the base share their steps and are left out."""
-    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
-    for step in steps:
-        path = folder / str(step) / "scores.json"
-        if path.exists():
-            rows = files.read_json(path)
-            names = {f"validation/{row['format']}.{row['decoding']}/{row['set']}": row["accuracy"] for row in rows}
-            yield Point(step, names)
+    for who in exam.answered(folder):
+        if who.pure and (folder / who.name / exam.SCORES).exists():
+            scores = exam.scores(folder, who)
+            names = {f"validation/{score.format}.{score.decoding}/{score.set}": score.accuracy for score in scores}
+            yield Point(who.step, names)
