@@ -97,6 +97,11 @@ def test_nothing_is_told_twice_and_what_is_made_again_is_not_doubled(tmp_path: P
     [own] = told.runs.values()
     assert own.pop().values == {"speed/seconds": 0.5}
     assert [point.step for point in own] == [1, 2, 3, 4, 5, 6, 7, 8, 4]
+    with open(tmp_path / "tracked" / "wandb.jsonl", "ab") as remembered:  # killed while it remembered a point
+        remembered.write(b'{"stream": "train", "st')
+    assert trackers.track(tmp_path, "mine", "wandb") == 0 and len(told.runs) == 1
+    metrics(tmp_path, range(1, 10))
+    assert trackers.track(tmp_path, "mine", "wandb") == 1 and trackers.track(tmp_path, "mine", "wandb") == 0
     metrics(tmp_path, range(1, 9), salt=0.5)  # another training in the same folder
     assert trackers.track(tmp_path, "mine", "wandb") == 10 and len(told.runs) == 2
     assert [point.step for point in list(told.runs.values())[1]] == [*range(1, 9), 1, 4]

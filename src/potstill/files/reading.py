@@ -90,6 +90,14 @@ def read_jsonl(path: Path, *, torn: bool = False) -> Iterator[tuple[int, dict[st
             yield number, row
 
 
+def whole_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file that somebody appends to, or did until they were killed: those of its whole lines, none
+    where it is not there yet. Cuts nothing off: who appends next does, by opening it."""
+    if path.exists():
+        for _, row in read_jsonl(path, torn=True):
+            yield row
+
+
 def records(kind: type[Record], path: Path, *, torn: bool = False) -> Iterator[Record]:
     """The records of a JSONL file, one a line; see `read_jsonl`. Raises UserError for a line that is no such record."""
     for number, row in read_jsonl(path, torn=torn):

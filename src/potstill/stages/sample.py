@@ -214,12 +214,9 @@ def _before(folder: Path) -> Any:
     """What results of batches lacked."""
     from potstill.teachers.openai import batches
 
-    before, path = batches.Before(), folder / NOTES
-    if path.exists():
-        with files.Appender(path):
-            pass  # cuts a torn last line off
-        for _, row in files.read_jsonl(path):
-            before.add(row)
+    before = batches.Before()
+    for row in files.whole_rows(folder / NOTES):
+        before.add(row)
     return before
 
 
@@ -267,12 +264,9 @@ def _spent(bills: Iterable[Path]) -> dict[str, float]:
     """What earlier processes spent, added up."""
     total: dict[str, float] = {}
     for path in sorted(bills):
-        if path.exists():
-            with files.Appender(path):
-                pass  # cuts a torn last line off
-            for _, row in files.read_jsonl(path):
-                for name, value in row.items():
-                    total[name] = total.get(name, 0) + value
+        for row in files.whole_rows(path):
+            for name, value in row.items():
+                total[name] = total.get(name, 0) + value
     return total
 
 

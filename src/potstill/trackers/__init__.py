@@ -72,18 +72,12 @@ class _Brought:
         self.path = run / FOLDER / f"{to}.jsonl"
         self.tracker: Tracker | None = None
         self.told: dict[str, dict[int, Point]] = {}  # stream -> step -> what it was told
-        rows = [row for _, row in files.read_jsonl(self.path)] if self.remembers and self._mended() else []
+        rows = list(files.whole_rows(self.path)) if self.remembers else []
         self.id = rows[0]["run"] if rows else ""
         for row in rows[1:]:
             self.told.setdefault(row["stream"], {})[row["step"]] = Point(row["step"], row["values"])
         if not rows:
             self._anew()
-
-    def _mended(self) -> bool:
-        if self.path.exists():
-            with files.Appender(self.path):
-                return True  # a torn last line is cut
-        return False
 
     def _anew(self) -> None:
         """Another run of the tracker, which knows nothing yet."""

@@ -9,7 +9,6 @@ checkpoints that have answered. A file is read up to its last whole line: somebo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,9 @@ class Point:
 
 def read(run: Path) -> Streams:
     """Every stream of a run, in the order of its file; a stream without a file yet is empty."""
-    found = {name: [_point(name, row) for row in _rows(run / "train" / file)] for name, file in STREAMS.items()}
+    found = {
+        name: [_point(name, row) for row in files.whole_rows(run / "train" / file)] for name, file in STREAMS.items()
+    }
     return {**found, "validation": list(_validation(run / "evaluate"))}
 
 
@@ -48,12 +49,6 @@ def flat(stream: str, row: Mapping[str, Any]) -> dict[str, float]:
 
 def _point(stream: str, row: Mapping[str, Any]) -> Point:
     return Point(row["step"], flat(stream, row))
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.exists():
-        data = files.read_bytes(path)
-        yield from map(json.loads, data[: data.rfind(b"\n") + 1].splitlines())
 
 
 def _validation(folder: Path) -> Iterator[Point]:
