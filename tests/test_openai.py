@@ -375,6 +375,18 @@ def test_the_stage_stores_what_the_server_was(world: Path, tmp_path: Path, monke
     assert _holds(tmp_path, KEY) == []
 
 
+def test_a_sampling_that_was_refused_at_once_binds_nobody(world: Path, tmp_path: Path) -> None:
+    """Nothing is made before a server has answered, so that another model may be named without consent."""
+    at, more = tmp_path / "run", ("teacher.enough=2", "teacher.max_tokens=64")
+    with stub.running(api_key=KEY) as server:
+        with pytest.raises(UserError, match="401"):
+            tiny.make(world, at, *changes(server.url, *more), until="sample")
+        assert [path.name for path in (at / "sample").iterdir()] == ["begun.json"]
+        server.api_key = ""
+        tiny.make(world, at, *changes(server.url, *more, "teacher.model=other"), until="sample")
+    assert tables.rows(at / "sample" / "chains.parquet") > 0
+
+
 def test_the_key_is_in_no_message(world: Path, tmp_path: Path, monkeypatch, capfd) -> None:
     """A server that repeats a wrong key in its refusal: the message does not."""
     monkeypatch.setenv("MY_KEY", KEY)
