@@ -55,6 +55,7 @@ INSIDE: dict[str, set[str]] = {
     "exam": {"engines", "evaluation", "questions", "students"},
     "account": {"exam", "lessons", "questions", "teachers"},
     "card": {"page"},
+    "trackers": {"exam"},
     "miniature": {"training", "students", "tokenizers", "engines"},
     # layer 5
     "plan": set(),

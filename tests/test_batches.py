@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import random
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import stub
@@ -20,8 +25,15 @@ import tiny
 from crashing import Crash, crash
 from potstill import cli, files, run
 from potstill.errors import UserError
-from potstill.files import manifest, parts, segments, tables
+from potstill.files import disk, manifest, parts, segments, tables
+from potstill.files.segments import Shard
+from potstill.questions import collected
+from potstill.records import Prompt, Question
 from potstill.teachers.openai import batches, results
+from potstill.teachers.openai.asking import Manner, Settings
+from potstill.teachers.openai.budget import Budget
+from potstill.teachers.openai.reading import Reader
+from potstill.teachers.watch import Watch
 
 ASKED, SAMPLES = 4, 10  # training questions of the tiny world
 Change = Callable[[dict[str, Any]], dict[str, Any] | None]
@@ -264,17 +276,60 @@ def test_a_ceiling_leaves_requests_out(world: Path, tmp_path: Path, capfd) -> No
                 read(world, at, served(server, asked(world, at, server.url, f"out-{number}", most)), most)
 
 
-def test_a_crash_at_every_operation(world: Path, tmp_path: Path, live) -> None:
+@pytest.mark.parametrize("more", [(), ("teacher.enough=4",)], ids=["all", "enough"])
+def test_a_crash_at_every_operation(world: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     """Written and read again after each: the same requests, the same chains, no bill twice."""
-    at, out = tmp_path / "run", tmp_path / "out"
+    at, crashes, rounds = tmp_path / "run", list[int](), 0
     with stub.running() as server:
-        crashes = [again(lambda: out.exists() or asked(world, at, server.url, "out"))]
-        lines = served(server, [row for _, row in files.read_jsonl(out / "requests-0001.jsonl")])
-    crashes.append(again(lambda: read(world, at, lines)))
-    assert min(crashes) > 8
-    same = chains(at / "sample") == chains(live[0])
+        live = tiny.make(world, tmp_path / "live", *changes(server.url, *more), until="sample") / "sample"
+        while not (at / "sample" / "chains.parquet").exists():
+            name, rounds = f"out-{rounds}", rounds + 1
+            crashes.append(again(partial(_asked_once, world, at, server.url, name, *more)))
+            requests = [row for _, row in files.read_jsonl(tmp_path / name / "requests-0001.jsonl")]
+            crashes.append(again(partial(read, world, at, served(server, requests), *more)))
+    assert crashes[0] > 8 and sum(crashes[1::2]) > 8 and rounds > len(more)
+    same = chains(at / "sample") == chains(live)
     assert same
     assert spent(at / "sample")["requests"] <= 3 * ASKED, "a crash may lose a bill, and writes none twice"
+
+
+def _asked_once(world: Path, at: Path, url: str, name: str, *more: str) -> None:
+    if not (at.parent / name).exists():
+        asked(world, at, url, name, *more)
+
+
+@pytest.mark.parametrize("shard", [segments.WHOLE, Shard(2, 3)], ids=str)
+def test_a_torn_segment_does_not_keep_enough_from_being_counted(world: Path, tmp_path: Path, shard: Shard) -> None:
+    """The process was killed while it stored a chain: its own segment, or one that somebody else goes on with."""
+    at, more = tmp_path / "run", ("teacher.enough=2", "teacher.samples=40", "teacher.server.per_request=2")
+    with stub.running() as server:
+        plan = tiny.recipe(world, *changes(server.url, *more))
+        with pytest.raises(Crash), _torn(segments.name(shard)):
+            run.shard(plan, shard, folder=at)
+        torn = at / "sample" / segments.name(shard)
+        assert torn.stat().st_size and not torn.read_bytes().endswith(b"\n")
+        run.shard(plan, Shard(1, 3), folder=at)  # beside a process that may be in the middle of a line
+        requests = asked(world, at, server.url, "out", *more)
+        assert 0 < len(requests) <= ASKED
+        read(world, at, served(server, requests[:1]), *more)
+        tiny.make(world, at, *changes(server.url, *more), until="sample")
+    keys = [chain.key for chain in tables.read_chains(at / "sample" / "chains.parquet")]
+    assert len(set(keys)) == len(keys) and {name for name, _, _ in keys} == {
+        question.id for question in collected.questions(at, plan.questions.train, "train")
+    }
+
+
+@contextlib.contextmanager
+def _torn(name: str) -> Iterator[None]:
+    """A crash in the middle of the first line that is appended to a file of this name."""
+
+    def stop(operation: str, moment: str, path: Path) -> None:
+        if (moment, path.name) == ("middle", name):
+            raise Crash
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(disk, "crash", stop)
+        yield
 
 
 def again(work: Callable[[], object]) -> int:
@@ -303,6 +358,31 @@ def test_ids_say_everything() -> None:
         name = batches.custom_id("0123456789ab", 298919, indices, 12)
         assert len(name) <= 64 and batches.parsed(name) == ("0123456789ab", 298919, indices, 12)
     assert all(batches.parsed(text) is None for text in ("", "request-1", "0123456789ab-1-0-0-0", "0123456789ab-1-0-f"))
+
+
+@given(
+    per_request=st.integers(1, 400), samples=st.integers(1, 500), stored=st.sets(st.integers(0, 499), max_size=40),
+    number=st.integers(0, 10**9 - 1), first=st.integers(0, 10**9 - 1), tries=st.integers(0, 10**5 - 1),
+)  # fmt: skip
+@example(per_request=257, samples=257, stored=set(), number=10**9 - 1, first=10**9 - 1, tries=10**5 - 1)
+@hypothesis.settings(max_examples=40)
+def test_every_id_is_short_and_is_read_back(per_request, samples, stored, number, first, tries) -> None:
+    """However many chains a request may have; of the first question as of the last that a run could have."""
+    settings = Settings("m", samples=samples, per_request=per_request, candidates=0)
+    question, tag, asked = Question("q", "2 + 2?", "4", "s", "train", "number"), "0123456789ab", list[int]()
+    batch = batches.Batch(tag, settings, Manner(), Reader("openai", "none"), [question], lambda _: Prompt(()))
+    before = batches.Before(tries={(0, index): tries for index in range(samples)})
+    done = {("q", "openai", index) for index in stored}
+    for line in batches.lines(batch, done, {}, before, Budget(settings, Watch()), batches.Written()):
+        row = json.loads(line)
+        name = batches.parsed(row["custom_id"])
+        assert name is not None and name[:2] == (tag, 0) and name[3] == tries and len(row["custom_id"]) <= 64
+        assert row["body"]["n"] == len(name[2]) <= per_request
+        asked += name[2]
+        far = tuple(first + index - name[2][0] for index in name[2])
+        longest = batches.custom_id(tag, number, far, tries)
+        assert len(longest) <= 64 and batches.parsed(longest) == (tag, number, far, tries)
+    assert asked == [index for index in range(samples) if index not in stored]
 
 
 def test_the_command(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

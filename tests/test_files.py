@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import subprocess
@@ -162,6 +163,25 @@ def test_reading_names_the_file_and_the_line(tmp_path: Path) -> None:
         list(files.read_jsonl(path))
     with pytest.raises(UserError, match="check the path"):
         list(files.read_jsonl(tmp_path / "absent.jsonl"))
+
+
+def test_whole_rows_are_those_that_were_written_to_their_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    assert list(files.whole_rows(path)) == [] and not path.exists()
+    path.write_bytes(b'{"x": 1}\n\n{"x": 2}\n{"x"')
+    rows = files.whole_rows(path)
+    assert [next(rows), next(rows)] == [{"x": 1}, {"x": 2}]
+    assert next(rows, None) is None and path.read_bytes().endswith(b'{"x"'), "nothing is cut: somebody may be writing"
+    rows = files.whole_rows(path)
+    assert [row["x"] for row in itertools.islice(rows, 2)] == [1, 2]
+    with open(path, "ab") as file:  # by somebody else, between two of our reads
+        file.write(b': 3}\n{"x": 4')
+    assert [row["x"] for row in rows] == [3]
+    path.write_bytes(b'{"x": 4}')
+    assert list(files.whole_rows(path)) == []
+    path.write_bytes(b'{"x"\n{"x": 2}\n')
+    with pytest.raises(UserError, match="line 1: not a whole line of JSON"):
+        list(files.whole_rows(path))
 
 
 @pytest.mark.parametrize("content", [b'{"x": NaN}', b"[" * 100_000, b"\xff"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,7 +26,7 @@ from potstill.records import END, Chain, Prompt, Question, Turn
 from potstill.teachers import Watch, openai
 from potstill.teachers.openai.asking import Manner, Settings
 from potstill.teachers.openai.budget import Budget, cost
-from potstill.teachers.openai.client import Answer
+from potstill.teachers.openai.client import Answer, Client
 from potstill.teachers.openai.reading import Reader
 
 CHAINS = int(os.environ.get("POTSTILL_CHAINS", "640"))  # 10000 for the whole
@@ -256,6 +258,29 @@ def test_every_fault_at_five_per_cent_and_every_chain_once() -> None:
     print(f"{len(chains)} chains, {watch.requests} requests, {watch.retries} retries, {dict(server.struck)}")
 
 
+def test_what_was_never_sent_is_not_charged() -> None:
+    """A server that takes connections and says nothing: with TLS there is no connection, so no request has left."""
+
+    async def ask(client: Client, url: str) -> Answer:
+        try:
+            return await client.ask(url, {"prompt": "2 + 2"})
+        finally:
+            await client.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for scheme, answer in (
+            ("https", Answer("busy", said="no connection within 0.2 s")),
+            ("http", Answer("busy", said="no whole answer within 0.6 s", charged=True)),
+        ):
+            own = settings(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/v1", timeout=0.6)
+            assert asyncio.run(ask(Client(own), own.urls[0])) == answer
+            budget = Budget(own, Watch())
+            aside = budget.reserve(prompt := Prompt((Turn("user", "2 + 2"),)), 2)
+            assert aside is not None
+            budget.settle(aside, prompt, 2, answer)
+            assert (budget.tokens > 0) == answer.charged
+
+
 def test_a_dead_server_is_given_up_with_a_clear_message() -> None:
     watch = Watch()
     with stub.running() as server:
@@ -348,6 +373,18 @@ def test_the_stage_stores_what_the_server_was(world: Path, tmp_path: Path, monke
     spent = [row for _, row in files.read_jsonl(run / "sample" / "spent-0000.jsonl")]
     assert sum(row["completion_tokens"] for row in spent) == sum(len(chain.candidates) for chain in chains)
     assert _holds(tmp_path, KEY) == []
+
+
+def test_a_sampling_that_was_refused_at_once_binds_nobody(world: Path, tmp_path: Path) -> None:
+    """Nothing is made before a server has answered, so that another model may be named without consent."""
+    at, more = tmp_path / "run", ("teacher.enough=2", "teacher.max_tokens=64")
+    with stub.running(api_key=KEY) as server:
+        with pytest.raises(UserError, match="401"):
+            tiny.make(world, at, *changes(server.url, *more), until="sample")
+        assert [path.name for path in (at / "sample").iterdir()] == ["begun.json"]
+        server.api_key = ""
+        tiny.make(world, at, *changes(server.url, *more, "teacher.model=other"), until="sample")
+    assert tables.rows(at / "sample" / "chains.parquet") > 0
 
 
 def test_the_key_is_in_no_message(world: Path, tmp_path: Path, monkeypatch, capfd) -> None:

@@ -12,7 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potstill import cli, trackers
+from potstill.contenders import Contender
+from potstill.encoding import to_json
 from potstill.errors import UserError
+from potstill.records import Score
 from potstill.trackers.points import Point, read
 
 
@@ -25,8 +28,11 @@ def metrics(run: Path, steps: Sequence[int], salt: float = 0.0, torn: str = "") 
 
 def scores(run: Path, step: int, accuracy: float) -> None:
     (run / "evaluate" / str(step)).mkdir(parents=True, exist_ok=True)
-    row = {"step": step, "format": "zero-shot-answer", "decoding": "greedy", "set": "sums", "accuracy": accuracy}
-    (run / "evaluate" / str(step) / "scores.json").write_text(json.dumps([row]))
+    right = round(8 * accuracy)
+    score = Score(
+        Contender(step), "sums", "validation", "zero-shot-answer", "greedy", 8, right, 0, 0, right / 8, 0.0, 1.0
+    )
+    (run / "evaluate" / str(step) / "scores.json").write_text(json.dumps([to_json(score)]))
 
 
 class Told:
@@ -61,7 +67,8 @@ def test_points_are_read_while_somebody_writes(tmp_path: Path) -> None:
     (tmp_path / "train" / "speed.jsonl").write_text('{"step": 1, "seconds": 0.5, "utilisation": null}\n')
     scores(tmp_path, 10, 0.75)
     scores(tmp_path, 2, 0.5)
-    (tmp_path / "evaluate" / "2-mix-0.5").mkdir()
+    (tmp_path / "evaluate" / "2-0.5").mkdir()
+    (tmp_path / "evaluate" / "20").mkdir()  # is being answered
     assert read(tmp_path) == {
         "train": [
             Point(1, {"train/loss": 1.0, "train/losses/few-shot-answer": 0.5, "train/tokens": 9.0}),
@@ -90,10 +97,31 @@ def test_nothing_is_told_twice_and_what_is_made_again_is_not_doubled(tmp_path: P
     [own] = told.runs.values()
     assert own.pop().values == {"speed/seconds": 0.5}
     assert [point.step for point in own] == [1, 2, 3, 4, 5, 6, 7, 8, 4]
+    with open(tmp_path / "tracked" / "wandb.jsonl", "ab") as remembered:  # killed while it remembered a point
+        remembered.write(b'{"stream": "train", "st')
+    assert trackers.track(tmp_path, "mine", "wandb") == 0 and len(told.runs) == 1
+    metrics(tmp_path, range(1, 10))
+    assert trackers.track(tmp_path, "mine", "wandb") == 1 and trackers.track(tmp_path, "mine", "wandb") == 0
     metrics(tmp_path, range(1, 9), salt=0.5)  # another training in the same folder
     assert trackers.track(tmp_path, "mine", "wandb") == 10 and len(told.runs) == 2
     assert [point.step for point in list(told.runs.values())[1]] == [*range(1, 9), 1, 4]
     assert trackers.track(tmp_path, "mine", "wandb") == 0
+
+
+def test_the_base_may_answer_after_its_checkpoints(tmp_path: Path, told: type[Told], capfd) -> None:
+    """As where checkpoints answer while training goes on, and the base in `evaluate`."""
+    metrics(tmp_path, range(1, 5))
+    for step in (2, 4):
+        scores(tmp_path, step, 0.5)
+        assert trackers.track(tmp_path, "mine", "wandb") == (5 if step == 2 else 1)
+    scores(tmp_path, 0, 0.25)
+    assert trackers.track(tmp_path, "mine", "wandb") == 1 and trackers.track(tmp_path, "mine", "wandb") == 0
+    [own] = told.runs.values()
+    assert [point.step for point in own] == [1, 2, 3, 4, 2, 4, 0] and capfd.readouterr().err == ""
+    scores(tmp_path, 2, 0.75)  # made again, and otherwise
+    assert trackers.track(tmp_path, "mine", "wandb") == 7 and len(told.runs) == 2
+    assert "validation of step 2 came out otherwise" in capfd.readouterr().err
+    assert [point.step for point in list(told.runs.values())[1]] == [1, 2, 3, 4, 0, 2, 4]
 
 
 @settings(max_examples=30, deadline=None)

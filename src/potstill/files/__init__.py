@@ -5,7 +5,7 @@ it still fits the recipe, `tables` owns Parquet and arrays, `run_folder` holds t
 """
 
 from potstill.files.disk import Appender, folder, line, remove, sweep, write, write_json, write_jsonl
-from potstill.files.reading import digest, fingerprint, read_bytes, read_json, read_jsonl, records
+from potstill.files.reading import digest, fingerprint, read_bytes, read_json, read_jsonl, records, whole_rows
 from potstill.files.run_folder import held
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "records",
     "remove",
     "sweep",
+    "whole_rows",
     "write",
     "write_json",
     "write_jsonl",

@@ -63,10 +63,15 @@ def read_json(path: Path) -> Any:
         raise UserError("not valid JSON", where=path, found=fault, do="restore the file, or redo its stage") from None
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number (from 1) and record of each line. Raises UserError for a line that is not a JSON object."""
+def read_jsonl(path: Path, *, torn: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number (from 1) and record of each line. Raises UserError for a line that is not a JSON object.
+
+    torn  whether the file may end in a line that was not written to its end, and is left out
+    """
     with mine_to_mend(path), open(path, "rb") as file:
         for number, text in enumerate(file, 1):
+            if torn and not text.endswith(b"\n"):
+                return  # its other half may be there by now, and is no line either
             if not text.strip():
                 continue
             try:
@@ -85,9 +90,17 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, row
 
 
-def records(kind: type[Record], path: Path) -> Iterator[Record]:
-    """The records of a JSONL file, one a line. Raises UserError for a line that is not such a record."""
-    for number, row in read_jsonl(path):
+def whole_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file that somebody appends to, or did until they were killed: those of its whole lines, none
+    where it is not there yet. Cuts nothing off: who appends next does, by opening it."""
+    if path.exists():
+        for _, row in read_jsonl(path, torn=True):
+            yield row
+
+
+def records(kind: type[Record], path: Path, *, torn: bool = False) -> Iterator[Record]:
+    """The records of a JSONL file, one a line; see `read_jsonl`. Raises UserError for a line that is no such record."""
+    for number, row in read_jsonl(path, torn=torn):
         try:
             yield from_json(kind, row)
         except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as fault:

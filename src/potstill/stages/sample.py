@@ -87,8 +87,8 @@ def gather(run: Path, plan: Recipe, shard: Shard = WHOLE) -> int:
     if sealed(run):
         return 0
     asked = _askable(folder, plan, collected.questions(run, plan.questions.train, "train"))
-    right = _right(folder, asked) if plan.teacher.enough is not None else {}
-    if teachers.complete(plan, shard.of(asked), segments.keys(segments.paths(folder)), right):
+    done, right = segments.keys(segments.paths(folder)), _right(folder, plan, asked)
+    if teachers.complete(plan, shard.of(asked), done, right):
         return 0
     server = _server(folder, plan, asked)
     segment, bill = _files(folder, shard)
@@ -96,7 +96,6 @@ def gather(run: Path, plan: Recipe, shard: Shard = WHOLE) -> int:
     with contextlib.ExitStack() as opened:
         stored = opened.enter_context(files.Appender(segment))
         bills = opened.enter_context(files.Appender(bill)) if server is not None else None
-        done = segments.keys(segments.paths(folder))
         before = len(done)
         own = before if shard == WHOLE else len(segments.keys([segment]))
         total = len(asked) * plan.teacher.samples // shard.count
@@ -128,7 +127,7 @@ def batch_out(run: Path, plan: Recipe, out: Path) -> None:
     asked = collected.questions(run, plan.questions.train, "train")
     batch = _batch(folder, plan, asked, _known(folder) or _server(folder, plan, asked))
     done, before = segments.keys(segments.paths(folder)), _before(folder)
-    right = _right(folder, asked) if plan.teacher.enough is not None else {}
+    right = _right(folder, plan, asked)
     ceiling = budget.Budget(batch.settings, Watch(before=_spent(folder.glob("spent-*.jsonl"))))
     written = batches.Written()
     rows = batches.lines(batch, done, right, before, ceiling, written)
@@ -155,7 +154,7 @@ def batch_in(run: Path, plan: Recipe, paths: Sequence[Path]) -> bool:
     batch, before = _batch(folder, plan, asked, server), _before(folder)
     segment, bill = _files(folder)
     watch = Watch(before=_spent(folder.glob("spent-*.jsonl")))
-    ceiling, right = budget.Budget(batch.settings, watch), _right(folder, asked) if plan.teacher.enough else {}
+    ceiling, right = budget.Budget(batch.settings, watch), _right(folder, plan, asked)
     with contextlib.ExitStack() as opened:
         stored, bills, notes = (opened.enter_context(files.Appender(path)) for path in (segment, bill, folder / NOTES))
         done = segments.keys(segments.paths(folder))
@@ -215,12 +214,9 @@ def _before(folder: Path) -> Any:
     """What results of batches lacked."""
     from potstill.teachers.openai import batches
 
-    before, path = batches.Before(), folder / NOTES
-    if path.exists():
-        with files.Appender(path):
-            pass  # cuts a torn last line off
-        for _, row in files.read_jsonl(path):
-            before.add(row)
+    before = batches.Before()
+    for row in files.whole_rows(folder / NOTES):
+        before.add(row)
     return before
 
 
@@ -249,12 +245,15 @@ def _server(folder: Path, plan: Recipe, asked: Sequence[Question]) -> Any:
     return found
 
 
-def _right(folder: Path, asked: Sequence[Question]) -> dict[str, int]:
-    """How many right chains of each question are stored."""
+def _right(folder: Path, plan: Recipe, asked: Sequence[Question]) -> dict[str, int]:
+    """How many right chains of each question are stored, where the recipe stops at enough of them. A torn last line is
+    nobody's, here as for `segments.keys`: its process was killed, or is writing it now."""
     right: dict[str, int] = {}
+    if plan.teacher.enough is None:
+        return right
     by_id = {question.id: question for question in asked}
     for path in segments.paths(folder):
-        for chain in files.records(Chain, path):
+        for chain in files.records(Chain, path, torn=True):
             question = by_id.get(chain.question)
             if question and answers.grade(chain.text, question.gold, question.task, chain.stop).grade == "right":
                 right[question.id] = right.get(question.id, 0) + 1
@@ -265,12 +264,9 @@ def _spent(bills: Iterable[Path]) -> dict[str, float]:
     """What earlier processes spent, added up."""
     total: dict[str, float] = {}
     for path in sorted(bills):
-        if path.exists():
-            with files.Appender(path):
-                pass  # cuts a torn last line off
-            for _, row in files.read_jsonl(path):
-                for name, value in row.items():
-                    total[name] = total.get(name, 0) + value
+        for row in files.whole_rows(path):
+            for name, value in row.items():
+                total[name] = total.get(name, 0) + value
     return total
 
 

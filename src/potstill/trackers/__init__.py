@@ -21,6 +21,7 @@ from typing import Final, Literal, Protocol, Self, get_args
 
 from potstill import files, progress
 from potstill.errors import UserError
+from potstill.files import manifest
 from potstill.trackers import points, tensorboard, trackio, wandb
 from potstill.trackers.points import Point, Streams
 
@@ -31,7 +32,8 @@ EVERY: Final = 5.0  # seconds between two looks at files that grow
 
 
 class Tracker(Protocol):
-    """One run of a tracker, open. Points of one stream come in the order of their steps, streams in any."""
+    """One run of a tracker, open. What is sent together comes in the order of its steps; step 0 may come last, because
+    checkpoints may answer before the base does. Streams come in any order."""
 
     def send(self, points: Sequence[Point]) -> None: ...
 
@@ -51,7 +53,7 @@ def track(run: Path, name: str, to: Name, *, project: str = "potstill", follow: 
     lock = files.held(folder, f".{to}.lock", 0, f"another process brings this run to {to}")
     with lock, _Brought(run, name, to, project) as tracked:
         while True:
-            ended = not follow or (run / "train" / "manifest.json").exists()  # before the last look, not after it
+            ended = not follow or (run / "train" / manifest.MANIFEST).exists()  # before the last look, not after it
             found = points.read(run)
             if ended and not any(found.values()):
                 raise UserError("nothing was measured yet", where=run, do="train first, or use --follow")
@@ -69,19 +71,13 @@ class _Brought:
         self.open, self.remembers = _opener(to)
         self.path = run / FOLDER / f"{to}.jsonl"
         self.tracker: Tracker | None = None
-        self.told: Streams = {}
-        rows = [row for _, row in files.read_jsonl(self.path)] if self.remembers and self._mended() else []
+        self.told: dict[str, dict[int, Point]] = {}  # stream -> step -> what it was told
+        rows = list(files.whole_rows(self.path)) if self.remembers else []
         self.id = rows[0]["run"] if rows else ""
         for row in rows[1:]:
-            self.told.setdefault(row["stream"], []).append(Point(row["step"], row["values"]))
+            self.told.setdefault(row["stream"], {})[row["step"]] = Point(row["step"], row["values"])
         if not rows:
             self._anew()
-
-    def _mended(self) -> bool:
-        if self.path.exists():
-            with files.Appender(self.path):
-                return True  # a torn last line is cut
-        return False
 
     def _anew(self) -> None:
         """Another run of the tracker, which knows nothing yet."""
@@ -93,24 +89,25 @@ class _Brought:
     def bring(self, found: Streams) -> int:
         """Tell the tracker what it does not know; the number of points that are new."""
         for stream, rows in found.items():
-            told = self.told.get(stream, [])
-            first = next((i for i, (a, b) in enumerate(zip(told, rows, strict=False)) if _differ(stream, a, b)), None)
-            if first is not None:
-                step = rows[first].step
+            told = self.told.get(stream, {})
+            step = next((row.step for row in rows if _differ(stream, told.get(row.step, row), row)), None)
+            if step is not None:
                 said = (
                     f"{stream} of step {step} came out otherwise when it was made again: a new run of {self.to} begins"
                 )
                 progress.say(said, "yellow")
                 self._anew()
                 break
-        new = {stream: rows[len(self.told.get(stream, [])) :] for stream, rows in found.items()}
+        new = {
+            stream: [row for row in rows if row.step not in self.told.get(stream, {})] for stream, rows in found.items()
+        }
         count = sum(map(len, new.values()))
         if count:
             if self.tracker is None:
                 self.tracker = self.open(self.run / FOLDER, self.name, self.id, self.project)
             for stream, rows in new.items():
                 self.tracker.send(rows)
-                self.told.setdefault(stream, []).extend(rows)
+                self.told.setdefault(stream, {}).update((row.step, row) for row in rows)
                 self._remember(stream, rows)
         return count
 
@@ -133,7 +130,7 @@ class _Brought:
 
 def _differ(stream: str, told: Point, now: Point) -> bool:
     """Whether a tracker would have to take a point back. Time is never the same again; the first was true too."""
-    return told.step != now.step or (stream != "speed" and told != now)
+    return stream != "speed" and told != now
 
 
 def _opener(to: Name) -> tuple[Callable[[Path, str, str, str], Tracker], bool]:

@@ -9,13 +9,12 @@ checkpoints that have answered. A file is read up to its last whole line: somebo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from potstill import files
+from potstill import exam, files
 
 STREAMS: Final = {"train": "metrics.jsonl", "speed": "speed.jsonl"}
 Streams = dict[str, list["Point"]]
@@ -31,7 +30,9 @@ class Point:
 
 def read(run: Path) -> Streams:
     """Every stream of a run, in the order of its file; a stream without a file yet is empty."""
-    found = {name: [_point(name, row) for row in _rows(run / "train" / file)] for name, file in STREAMS.items()}
+    found = {
+        name: [_point(name, row) for row in files.whole_rows(run / "train" / file)] for name, file in STREAMS.items()
+    }
     return {**found, "validation": list(_validation(run / "evaluate"))}
 
 
@@ -50,18 +51,10 @@ def _point(stream: str, row: Mapping[str, Any]) -> Point:
     return Point(row["step"], flat(stream, row))
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.exists():
-        data = files.read_bytes(path)
-        yield from map(json.loads, data[: data.rfind(b"\n") + 1].splitlines())
-
-
 def _validation(folder: Path) -> Iterator[Point]:
     """The checkpoints that have answered, in their order; mixes with the base share their steps and are left out."""
-    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
-    for step in steps:
-        path = folder / str(step) / "scores.json"
-        if path.exists():
-            rows = files.read_json(path)
-            names = {f"validation/{row['format']}.{row['decoding']}/{row['set']}": row["accuracy"] for row in rows}
-            yield Point(step, names)
+    for who in exam.answered(folder):
+        if who.pure and (folder / who.name / exam.SCORES).exists():
+            scores = exam.scores(folder, who)
+            names = {f"validation/{score.format}.{score.decoding}/{score.set}": score.accuracy for score in scores}
+            yield Point(who.step, names)

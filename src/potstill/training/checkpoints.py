@@ -116,12 +116,9 @@ def restore(checkpoint: Path, optimizer: Optimizer) -> None:
 
 
 def cut(metrics: Path, step: int) -> None:
-    """Rows of steps after the checkpoint will come again: keep those up to it."""
-    if not metrics.exists():
-        return
-    with files.Appender(metrics):
-        pass  # cuts a torn last line
-    rows = [row for _, row in files.read_jsonl(metrics)]
+    """Rows of steps after the checkpoint will come again: keep those up to it. What is torn goes when it is appended
+    to."""
+    rows = list(files.whole_rows(metrics))
     kept = [row for row in rows if row["step"] <= step]
     if len(kept) < len(rows):
         files.write_jsonl(metrics, kept)

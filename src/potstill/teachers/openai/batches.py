@@ -27,6 +27,7 @@ from potstill.teachers.openai.reading import Reader
 
 MOST_REQUESTS: Final = 50_000  # of a file that OpenAI's Batch API takes
 MOST_BYTES: Final = 200_000_000
+MOST_CHAINS: Final = 100  # of a request: 25 digits of an id
 ID: Final = re.compile(r"([0-9a-f]{12})-([0-9]{1,9})-([0-9]{1,9})-([0-9a-f]{1,64})-([0-9]{1,9})")
 Name = tuple[str, int, tuple[int, ...], int]
 
@@ -38,7 +39,8 @@ def tag(made_from: Any, server: Mapping[str, Any]) -> str:
 
 
 def custom_id(tag: str, number: int, indices: Sequence[int], tries: int) -> str:
-    """At most 64 characters for 100 chains a request: some services take no more."""
+    """At most 64 characters, as some services take no more: for indices less than MOST_CHAINS apart, 9 digits of number
+    and first index, 5 of tries."""
     mask = sum(1 << (index - indices[0]) for index in indices)
     return f"{tag}-{number}-{indices[0]}-{mask:x}-{tries}"
 
@@ -112,12 +114,13 @@ def lines(
     budget: Budget,
     written: Written,
 ) -> Iterator[bytes]:
-    """The requests for what is not stored, each as a line; as many as the budget can pay."""
+    """The requests for what is not stored, each as a line, of at most MOST_CHAINS chains; as many as the budget can
+    pay."""
     settings, manner = batch.settings, batch.manner
     numbers = {question.id: number for number, question in enumerate(batch.questions)}
     skipped = before.refused if settings.refused == "skip" else ()
     questions = [question for number, question in enumerate(batch.questions) if number not in skipped]
-    width = settings.per_request if manner.n else 1
+    width = min(settings.per_request, MOST_CHAINS) if manner.n else 1
     for ask in asks(settings, width, questions, batch.prompt_of, done, right):
         if budget.reserve(ask.prompt, len(ask.indices)) is None:
             written.stopped = True
