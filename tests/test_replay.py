@@ -112,5 +112,5 @@ def test_a_run_where_every_row_is_measured_stops(world: Path, tmp_path: Path) ->
     at = tiny.make(world, tmp_path / "run", until="collect")
     rows = [{"prompt": q.text, "answer": q.gold} for q in collected.questions(at, ["other"], "validation")]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match="every row to replay"):
+    with pytest.raises(UserError, match="every row nearly stands"):
         tiny.make(world, tmp_path / "other", f"train.replay={{share: 0.1, file: {file}}}", until="train")

@@ -19,7 +19,7 @@ from pathlib import Path
 from potstill import order, prompts, recipe, splits, transfer, vocabulary
 from potstill.errors import UserError
 from potstill.files import manifest
-from potstill.lessons import replayed
+from potstill.lessons import cuts, replayed
 from potstill.questions import collected
 from potstill.recipe import Recipe
 from potstill.records import Chain, Prompt, Question, Target
@@ -97,11 +97,7 @@ def read(run: Path, plan: Recipe, student: Student) -> Lesson:
         return [row for rows in taught(step) for row in rows]
 
     def micro_batches(step: int) -> list[list[Example]]:
-        # A student that pads computes every row by itself; another reads the prompt of a group once.
-        parts = [[row] for row in examples(step)] if student.padded else taught(step)
-        lengths = [(len(part[0].prompt), sum(len(row.target) for row in part)) for part in parts]
-        cuts = order.micro_batches(lengths, plan.train.batch_tokens, padded=student.padded)
-        return [[row for place in cut for row in parts[place]] for cut in cuts]
+        return cuts.micro_batches(taught(step), plan.train.batch_tokens, padded=student.padded)
 
     return Lesson(
         groups=lambda step: order.groups(course, step),

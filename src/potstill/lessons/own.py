@@ -22,7 +22,7 @@ from typing import Final
 
 from potstill import engines, order, prompts, students
 from potstill.engines import Request
-from potstill.lessons import replayed
+from potstill.lessons import cuts, replayed
 from potstill.lessons.replayed import Form
 from potstill.lessons.retold import retold
 from potstill.questions import collected
@@ -97,11 +97,8 @@ def read(run: Path, plan: Recipe, student: Student, scorer: Student, keeper: Stu
                 yield part
 
     def micro_batches(step: int) -> list[list[Example]]:
-        # As for all lessons: a student that pads computes every row by itself; another reads a shared prompt once.
-        parts = [part for own in answers(step) for part in ([[row] for row in own] if student.padded else [own])]
-        lengths = [(len(part[0].prompt), sum(len(row.target) for row in part)) for part in parts]
-        cuts = order.micro_batches(lengths, plan.train.batch_tokens, padded=student.padded)
-        return [scored([row for place in cut for row in parts[place]]) for cut in cuts]
+        made = cuts.micro_batches(answers(step), plan.train.batch_tokens, padded=student.padded)
+        return [scored(rows) for rows in made]
 
     def scored(rows: list[Example]) -> list[Example]:
         """Each by the one who scores questions of its kind, those of a group side by side as before."""
@@ -114,8 +111,8 @@ def read(run: Path, plan: Recipe, student: Student, scorer: Student, keeper: Stu
 
 def kept(plan: Recipe) -> int:
     """How many questions of the task each step asks: their share of all, one at least."""
-    share = plan.repair.keep if plan.repair else None
-    return 0 if plan.repair is None or share is None else max(1, round(plan.repair.groups * share / (1 - share)))
+    asked = plan.repair
+    return 0 if asked is None or asked.keep is None else cuts.beside(asked.groups, asked.keep)
 
 
 def _course(plan: Recipe, groups: int, names: list[str]) -> order.Plan[Form]:

@@ -15,6 +15,7 @@ from typing import Final
 
 from potstill import order, prompts, transfer
 from potstill.errors import UserError
+from potstill.lessons import cuts
 from potstill.questions import collected
 from potstill.recipe import Recipe
 from potstill.records import Chain, Prompt, Question, Turn
@@ -86,17 +87,15 @@ def _unmeasured(run: Path, plan: Recipe, found: Sequence[Question], key: str) ->
     rows = {row.id: row for row in found if near.get(row.id, 0.0) < plan.filter.contamination}
     if not rows:
         do = "name other rows, or raise filter.contamination"
-        what = "every row to replay nearly stands in a validation or test question, or holds one"
+        what = "every row nearly stands in a validation or test question, or holds one"
         raise UserError(what, where=key, found=f"{len(found)} rows", do=do)
     return rows
 
 
 def count(plan: Recipe) -> int:
     """How many rows each step replays: their share of all groups, one at least."""
-    if plan.train.replay is None:
-        return 0
-    share = plan.train.replay.share
-    return max(1, round(plan.train.groups * share / (1 - share)))
+    asked = plan.train.replay
+    return 0 if asked is None else cuts.beside(plan.train.groups, asked.share)
 
 
 def _taught(row: Question, table: dict[str, collected.Shots]) -> tuple[Prompt, str]:
