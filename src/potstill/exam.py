@@ -241,10 +241,13 @@ def _answer(
 @contextlib.contextmanager
 def _engine(run: Path, plan: Recipe, contender: Contender) -> Iterator[Engine]:
     """The engine of a contender, remembering what it wrote if the recipe names a folder for that."""
+    from potstill import students
     from potstill.engines import remembered
 
     asked = plan.evaluate
     student = open_contender(run, plan, contender, weights=asked.engine != "vllm")
+    if asked.engine == "transformers":
+        student.to(students.device())
     engine = engines.open(student, asked.engine, trust_remote_code=plan.student.trust_remote_code, vllm=asked.vllm)
     if plan.evaluate.cache is None:
         yield engine
