@@ -18,6 +18,7 @@ from potstill.errors import UserError
 from potstill.files import manifest, reading
 from potstill.questions import collected
 from potstill.splits import canonical
+from potstill.stages import repair as stage
 from test_training import make
 
 REPLAY = "train.replay={share: 0.2, sets: [more]}"
@@ -96,6 +97,21 @@ def test_what_was_tested_without_a_repair_is_not_tested_with_one_unasked(
     with pytest.raises(UserError, match=r"test was made(.|\n)*: content of repair \(none before\)\n.*--redo test "):
         tiny.make(world, at, REPLAY, REPAIR)
     assert tiny.contents(at) == tiny.contents(complete), "it is said before the repair is made"
+
+
+def test_a_repair_that_is_taken_back_leaves_nothing_in_the_report(
+    world: Path, complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:  # made by another version, which is no longer this run's
+        patch.setitem(stage.VERSIONS, "loss", 99)
+        at = Path(shutil.copytree(complete, tmp_path / "run"))
+        run.run(tiny.recipe(world, REPLAY, REPAIR), folder=at, redo="test")
+    with pytest.raises(UserError, match=r"test was made(.|\n)*: content of repair \(none now\)\n.*--redo test "):
+        tiny.make(world, at, REPLAY)
+    run.run(tiny.recipe(world, REPLAY), folder=at, redo="test")
+    left = {name: content for name, content in tiny.contents(at).items() if not name.startswith("repair/")}
+    assert left == tiny.contents(complete)
+    assert manifest.finished(at / "repair"), "it is there again when the recipe has it again"
 
 
 @pytest.mark.slow
