@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import tiny
 from potstill import calculator, tokenizers
+from potstill.calculator import sums as room
 from potstill.calculator.sums import MARK, changed, insertions, removals, sums, wrong
 from potstill.coverage import Coverage
 from potstill.errors import UserError
@@ -203,6 +204,22 @@ def test_a_student_that_opens_a_mark_is_let_and_the_mark_is_completed() -> None:
         inside.add(0, token, 0)
     logits[0, coder.encode("<<").ids[0]] = 2.0
     assert inside.given(logits, [0]) and coder.decode(inside.waiting[0]) == "12>>"
+
+
+@pytest.mark.parametrize(
+    "change, stage", [("filter.wrong_sums=drop", "filter"), ("transfer.marks=remove", "align"), ("seed=3", None)]
+)
+def test_what_sums_decided_is_made_anew_when_they_are_read_otherwise(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, stage: str | None
+) -> None:
+    settings = ("teacher={kind: human}", change)
+    at = tiny.make(world, tmp_path / "run", *settings, until="align")
+    monkeypatch.setattr(room, "VERSION", room.VERSION + 1)
+    if stage is None:
+        tiny.make(world, at, *settings, until="align")
+        return
+    with pytest.raises(UserError, match=rf"content of calculator sums\n.*--redo {stage} "):
+        tiny.make(world, at, *settings, until="align")
 
 
 @pytest.mark.parametrize("asks, result", [("3 * 4 =", " 12"), ("$6*4=", "$24"), ("3 - 9 =", " -6")])
