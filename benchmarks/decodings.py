@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from potstill import decoding, engines, evaluation, intervals, prompts, splits, students
+from potstill import decoding, engines, evaluation, intervals, prompts, splits
 from potstill.contenders import BASE
 from potstill.miniature import build
 from potstill.records import Prediction, Question
@@ -49,7 +49,7 @@ def main() -> None:
         own = model in [path.name for path in models.iterdir()]
         at = models / model if own else Path(model)
         shown_as = model if own else at.parent.name if at.name == "student" else at.name
-        engine = engines.open(students.open(at))
+        engine = engines.open(at)
         for name, found in asked_of.items():
             questions, drawn = splits.take(found, told.questions), {}
             for each in decoding.drawings(names):

@@ -6,6 +6,9 @@ It finds devices that mix on a machine that has one. Torch lets it be registered
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -13,7 +16,9 @@ import torch
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
 
-from potstill import engines, students, training, transfer
+import tiny
+from potstill import engines, exam, students, training, transfer
+from potstill.contenders import BASE
 from potstill.engines import Request, transformers
 from potstill.records import Chain
 from potstill.students import Example, Shape, Student
@@ -176,14 +181,33 @@ def case_gradients_and_steps_are_those_of_the_cpu(kind: str, tokenizer: Tokenize
 
 
 def case_an_engine_computes_where_the_process_does(kind: str, tokenizer: Tokenizer) -> None:
+    """What it opens from a folder, and what an exam opens for it."""
+    plan = tiny.recipe(Path())
+    _computes_elsewhere(make(kind, tokenizer), lambda: contextlib.nullcontext(engines.open("a folder")))
+    _computes_elsewhere(make(kind, tokenizer), lambda: exam._engine(Path("a run"), plan, BASE))
+
+
+def _computes_elsewhere(student: Student, opened: Callable[[], Any]) -> None:
     asked: list[Any] = []
+    with (
+        mock.patch.object(students, "device", lambda: ELSEWHERE),
+        mock.patch.object(students, "open", lambda *_, **__: student),
+        mock.patch.object(exam, "open_contender", lambda *_, **__: student),
+        mock.patch.object(student, "to", lambda where: asked.append(where) or move(student)),
+        opened() as engine,
+    ):
+        assert asked == [ELSEWHERE] and engine.generate([Request(("a", 0), (5,))], max_tokens=2)
+
+
+def case_an_engine_leaves_a_student_that_is_open_where_it_is(kind: str, tokenizer: Tokenizer) -> None:
+    """One that is taught has its optimizer's moments beside its weights."""
     student = make(kind, tokenizer)
     with (
         mock.patch.object(students, "device", lambda: ELSEWHERE),
-        mock.patch.object(student, "to", lambda where: asked.append(where) or move(student)),
+        mock.patch.object(student, "to", lambda where: move(student)),
     ):
         engine = engines.open(student)
-    assert asked == [ELSEWHERE] and engine.generate([Request(("a", 0), (5,))], max_tokens=2)
+    assert engine.generate([Request(("a", 0), (5,))], max_tokens=2) and student.device.type == "cpu"
 
 
 def case_devices_that_mix_are_found(kind: str, tokenizer: Tokenizer) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import tiny
 from potstill import calculator, tokenizers
+from potstill.calculator import sums as room
 from potstill.calculator.sums import MARK, changed, insertions, removals, sums, wrong
 from potstill.coverage import Coverage
 from potstill.errors import UserError
@@ -203,6 +204,54 @@ def test_a_student_that_opens_a_mark_is_let_and_the_mark_is_completed() -> None:
         inside.add(0, token, 0)
     logits[0, coder.encode("<<").ids[0]] = 2.0
     assert inside.given(logits, [0]) and coder.decode(inside.waiting[0]) == "12>>"
+
+
+@pytest.mark.parametrize(
+    "change, stage", [("filter.wrong_sums=drop", "filter"), ("transfer.marks=remove", "align"), ("seed=3", None)]
+)
+def test_what_sums_decided_is_made_anew_when_they_are_read_otherwise(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, stage: str | None
+) -> None:
+    settings = ("teacher={kind: human}", change)
+    at = tiny.make(world, tmp_path / "run", *settings, until="align")
+    monkeypatch.setattr(room, "VERSION", room.VERSION + 1)
+    if stage is None:
+        tiny.make(world, at, *settings, until="align")
+        return
+    with pytest.raises(UserError, match=rf"content of calculator sums\n.*--redo {stage} "):
+        tiny.make(world, at, *settings, until="align")
+
+
+@pytest.mark.parametrize("asks, result", [("3 * 4 =", " 12"), ("$6*4=", "$24"), ("3 - 9 =", " -6")])
+def test_a_mark_is_opened_before_a_number_and_never_within_it(asks: str, result: str) -> None:
+    """GSM8K has marks behind the currency and before the sign: `= $<<6*4=24>>24`, `= <<3-9=-6>>-6`."""
+    import torch
+
+    from potstill.engines.calculating import Calculating
+
+    coder = tokenizers.train_bpe([], 258)  # a token a byte
+    mark = torch.zeros(1, coder.size)
+    mark[0, coder.encode("<").ids[0]] = 1.0
+    for taken in range(len(result)):
+        rows = Calculating(1, coder, lambda token, position: coder.bytes(token))
+        for token in coder.encode(asks).ids:
+            rows.add(0, token, 0)
+        assert coder.decode(rows.waiting[0]) == result
+        for _ in range(taken):
+            rows.add(0, rows.waiting[0][0], 0)
+        assert bool(rows.given(mark, [0])) == (result[:taken].strip(" $") != ""), taken
+
+
+def test_a_vocabulary_is_looked_through_once_for_all_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    from potstill.engines.calculating import Calculating
+
+    coder, seen = tokenizers.train_bpe([SOLVED] * 4, 300), []
+    plain = tokenizers.Tokenizer.bytes
+    monkeypatch.setattr(tokenizers.Tokenizer, "bytes", lambda self, token: seen.append(token) or plain(self, token))
+    made = [Calculating(1, coder, lambda token, position: b"") for _ in range(3)]
+    assert sorted(seen) == list(range(coder.size))
+    assert {plain(coder, token)[:1] for token in made[2].longer.tolist()} == {b"%d" % digit for digit in range(10)}
+    assert {plain(coder, token) for token in made[2].marks} == {b"<"}
 
 
 def test_on_real_solutions(data: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 import tiny
 from crashing import Crash, crash
-from potstill import account, engines, exam, plan, story, students, training
+from potstill import account, engines, exam, plan, run, story, students, training
 from potstill.contenders import Contender
 from potstill.engines import Request
 from potstill.errors import UserError
@@ -20,6 +20,7 @@ from potstill.lessons.retold import _known, retold
 from potstill.questions import collected
 from potstill.records import Prompt, Turn
 from potstill.splits import canonical
+from potstill.stages import repair as stage
 from test_training import make
 
 REPLAY = "train.replay={share: 0.2, sets: [more]}"
@@ -35,10 +36,16 @@ def chosen(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def repaired(world: Path, chosen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was finished without repair up to the choice, and then got it."""
-    at = Path(shutil.copytree(chosen, tmp_path_factory.mktemp("repaired") / "run"))
-    return tiny.make(world, at, REPLAY, REPAIR)
+def complete(world: Path, chosen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run to its report."""
+    return tiny.make(world, Path(shutil.copytree(chosen, tmp_path_factory.mktemp("complete") / "run")), REPLAY)
+
+
+@pytest.fixture(scope="module")
+def repaired(world: Path, complete: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was finished without repair, and then got it."""
+    at = Path(shutil.copytree(complete, tmp_path_factory.mktemp("repaired") / "run"))
+    return run.run(tiny.recipe(world, REPLAY, REPAIR), folder=at, redo="test")
 
 
 def test_what_comes_of_it_answers_beside_the_choice(chosen: Path, repaired: Path) -> None:
@@ -83,6 +90,30 @@ def test_nothing_that_is_measured_is_asked(repaired: Path) -> None:
     rows = {canonical(q.text) for q in collected.questions(repaired, ["more"], "train")}
     measured = [q for split in ("validation", "test") for q in collected.questions(repaired, tiny.SETS, split)]
     assert 0 < asked.counts["questions"] <= len(rows) and rows.isdisjoint(canonical(q.text) for q in measured)
+
+
+def test_what_was_tested_without_a_repair_is_not_tested_with_one_unasked(
+    world: Path, complete: Path, tmp_path: Path
+) -> None:
+    at = Path(shutil.copytree(complete, tmp_path / "run"))
+    with pytest.raises(UserError, match=r"test was made(.|\n)*: content of repair \(none before\)\n.*--redo test "):
+        tiny.make(world, at, REPLAY, REPAIR)
+    assert tiny.contents(at) == tiny.contents(complete), "it is said before the repair is made"
+
+
+def test_a_repair_that_is_taken_back_leaves_nothing_in_the_report(
+    world: Path, complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:  # made by another version, which is no longer this run's
+        patch.setitem(stage.VERSIONS, "loss", 99)
+        at = Path(shutil.copytree(complete, tmp_path / "run"))
+        run.run(tiny.recipe(world, REPLAY, REPAIR), folder=at, redo="test")
+    with pytest.raises(UserError, match=r"test was made(.|\n)*: content of repair \(none now\)\n.*--redo test "):
+        tiny.make(world, at, REPLAY)
+    run.run(tiny.recipe(world, REPLAY), folder=at, redo="test")
+    left = {name: content for name, content in tiny.contents(at).items() if not name.startswith("repair/")}
+    assert left == tiny.contents(complete)
+    assert manifest.finished(at / "repair"), "it is there again when the recipe has it again"
 
 
 @pytest.mark.slow

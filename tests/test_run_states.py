@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 import tiny
-from potstill import account, lessons, run, splits, students, tokenizers
+from potstill import account, calculator, lessons, run, splits, students, tokenizers
 from potstill.errors import UserError
 from potstill.files import disk, manifest, tables
 from potstill.questions import collected
+from potstill.stages import evaluate, repair, test, train
 from potstill.students import Shape
 
 
@@ -144,6 +145,27 @@ def test_a_part_of_evaluate_names_the_stage_to_redo(world: Path, at: Path) -> No
     (at / "evaluate" / manifest.BEGUN).unlink()
     with pytest.raises(UserError, match=r"evaluate\.max_tokens: 6 -> 7(.|\n)*--redo evaluate$"):
         tiny.make(world, at, "evaluate.max_tokens=7", until="evaluate")
+
+
+def test_answers_that_another_calculator_gave_are_noticed_before_a_training_goes_on(
+    world: Path, at: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = "evaluate.decodings=[greedy+calculator]"
+    run.run(tiny.recipe(world, asked), folder=at, redo="evaluate", until="evaluate")
+    before = tiny.contents(at)
+    monkeypatch.setattr(calculator, "MARKS", calculator.MARKS + 1)
+    for more in (), ("train.steps=6",):
+        with pytest.raises(UserError, match=r"content of calculator marks\n.*--redo evaluate "):
+            tiny.make(world, at, asked, *more)
+    assert tiny.contents(at) == before
+
+
+def test_every_stage_that_holds_answers_of_a_calculator_names_it(world: Path) -> None:
+    final, both = "evaluate.test_decodings=[vote-2+calculator]", "evaluate.decodings=[greedy+calculator]"
+    more = ("repair={sets: [more]}", "train.stop_after=1", "train.evaluate=true")
+    for change, named in (("seed=3", set()), (final, {test}), (both, {evaluate, repair, test, train})):
+        plan = tiny.recipe(world, change, *more)
+        assert {each for each in (evaluate, repair, test, train) if "calculator marks" in each.inputs(plan)} == named
 
 
 def test_formats_may_change_without_sampling_again(world: Path, at: Path) -> None:

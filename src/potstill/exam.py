@@ -72,9 +72,7 @@ def sit(run: Path, plan: Recipe, folder: Path, contender: Contender, split: Spli
     """Let one contender answer; resumes by batch. Returns the files made, those of an earlier run included."""
     at, names = folder / contender.name, decodings(plan, split)
     keys = {key: value for key, value in flat(plan, "evaluate", "questions").items() if key not in free(split)}
-    inputs = {**_inputs(run, plan, contender), **graders(plan)}
-    if any(drawing.calculator for drawing in decoding.drawings(names)):
-        inputs["version of calculator marks"] = str(calculator.MARKS)
+    inputs = {**_inputs(run, plan, contender), **graders(plan, split)}
     identity = manifest.Identity(f"{folder.name}/{contender.name}", VERSIONS, keys, inputs)
     done = manifest.begin(at, identity)
     if done is None:
@@ -191,9 +189,12 @@ def _weights(run: Path, plan: Recipe, contender: Contender) -> dict[str, str]:
     return {**students.identity(plan), **weights, "share": repr(contender.share)}
 
 
-def graders(plan: Recipe) -> dict[str, str]:
-    """Digests of the functions of the user that grade answers."""
-    return own.graders(each.task for each in plan.sets.values())
+def graders(plan: Recipe, split: Split) -> dict[str, str]:
+    """Digests of the functions of the user that grade answers, and how a calculator deals with marks if one answers."""
+    found = own.graders(each.task for each in plan.sets.values())
+    if any(drawing.calculator for drawing in decoding.drawings(decodings(plan, split))):
+        found["calculator marks"] = str(calculator.MARKS)
+    return found
 
 
 def _questions(run: Path, plan: Recipe, split: Split) -> list[Question]:
@@ -240,10 +241,13 @@ def _answer(
 @contextlib.contextmanager
 def _engine(run: Path, plan: Recipe, contender: Contender) -> Iterator[Engine]:
     """The engine of a contender, remembering what it wrote if the recipe names a folder for that."""
+    from potstill import students
     from potstill.engines import remembered
 
     asked = plan.evaluate
     student = open_contender(run, plan, contender, weights=asked.engine != "vllm")
+    if asked.engine == "transformers":
+        student.to(students.device())
     engine = engines.open(student, asked.engine, trust_remote_code=plan.student.trust_remote_code, vllm=asked.vllm)
     if plan.evaluate.cache is None:
         yield engine

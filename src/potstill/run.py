@@ -218,17 +218,18 @@ def _recipe_keys(plan: Recipe, module: ModuleType) -> dict[str, Any]:
 
 
 def _begun(
-    folder: Path, plan: Recipe, stages: tuple[str, ...]
+    folder: Path, plan: Recipe, among: tuple[str, ...]
 ) -> Iterator[tuple[str, manifest.Identity, manifest.Identity]]:
     """Those stages that have made something: each with the identity it began with, and the one it would have now.
 
-    Of its inputs those from outside are looked at; the stages before it are checked themselves.
+    Of its inputs those from outside are looked at, and which stages it reads; these are checked themselves.
     """
-    for stage in stages:
+    for stage in among:
         before = manifest.begun(folder / stage)
         if before is not None and not manifest.is_bare(folder / stage):
             module = _module(stage)
-            inputs = {**before.inputs, **_outside(folder, plan, module)}
+            read = {name: before.inputs.get(name, "") for name in module.AFTER if name in stages(plan)}
+            inputs = {**read, **_outside(folder, plan, module)}
             yield stage, before, manifest.Identity(stage, module.VERSIONS, _recipe_keys(plan, module), inputs)
 
 

@@ -68,11 +68,11 @@ def tell(run: Path, plan: Recipe) -> story.Story:
             _source(name, semantics, solved[name]) for name, semantics in sorted(tables.sources(chains).items())
         ),
         alignment=_alignment(run, plan),
-        costs=tuple(counts.costs(run, metrics, choice.contender.step, validation, comparisons)),
+        costs=tuple(counts.costs(run, plan, metrics, choice.contender.step, validation, comparisons)),
         outcomes=samples.outcomes(run, choice),
         samples=read,
         pictured=samples.pictured(run, plan, read),
-        versions=tuple(sorted(_versions(run).items())),
+        versions=tuple(sorted(_versions(run, plan).items())),
         notes=(
             *plan.report.notes,
             *_rights(plan),
@@ -219,13 +219,11 @@ def _alignment(run: Path, plan: Recipe) -> story.Alignment:
     return story.Alignment(tokenizer, rule, parts, made.counts["covered"], unknown, asked.rewrite, asked.marks)
 
 
-def _versions(run: Path) -> dict[str, str]:
+def _versions(run: Path, plan: Recipe) -> dict[str, str]:
     """The versions of the rooms, as the manifests of all stages before the report hold them."""
     found = {}
-    for stage in (*STAGES, "repair"):
+    for stage in (*STAGES, *(["repair"] if plan.repair else [])):
         made = manifest.finished(run / stage)
-        if made is None:
-            assert stage == "repair"
-            continue
+        assert made is not None, f"{stage} comes before the report"
         found.update({name: str(version) for name, version in made.identity.versions.items()})
     return found

@@ -16,11 +16,13 @@ from typing import Any
 from potstill import files, story
 from potstill.files import manifest
 from potstill.lessons import replayed
+from potstill.recipe import Recipe
 from potstill.records import Score
 
 
 def costs(
     run: Path,
+    plan: Recipe,
     metrics: Sequence[Mapping[str, Any]],
     chosen: int,
     validation: Sequence[Score],
@@ -41,8 +43,9 @@ def costs(
     yield story.Cost("train", "positions learnt from", sum(row["positions"] for row in metrics))
     yield from _replayed(metrics)
     yield story.Cost("evaluate", "answers on validation", sum(score.n for score in validation))
-    repaired = manifest.finished(run / "repair")
-    if repaired is not None:
+    if plan.repair is not None:
+        repaired = manifest.finished(run / "repair")
+        assert repaired is not None
         yield story.Cost("repair", "steps", repaired.counts["steps"])
         yield story.Cost("repair", "tokens of its own learnt from", repaired.counts["positions"])
     scores = [score for row in comparisons for score in (row.base, row.chosen)]

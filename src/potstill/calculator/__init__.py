@@ -17,7 +17,7 @@ from fractions import Fraction
 from typing import Final
 
 VERSION: Final = 1  # of which texts are completed, and how
-MARKS: Final = 2  # of how a student is dealt with that opens marks itself; only answers with a calculator depend on it
+MARKS: Final = 3  # of how a student is dealt with that opens marks itself; only answers with a calculator depend on it
 
 DIGITS: Final = 15  # most of one number
 PARTS: Final = 40  # most numbers, operators and parentheses of one expression

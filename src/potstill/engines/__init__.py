@@ -155,7 +155,8 @@ def open(
 ) -> Engine:
     """The engine of a kind around a student, or around the model in a folder of Hugging Face form.
 
-    transformers computes where `students.device` says, and moves the student there.
+    transformers computes where the student is: one that is opened here is moved to where `students.device` says, one
+          that was open stays, since an optimizer may hold moments beside its weights.
     vllm  how vLLM holds the model. If it says no dtype, a folder is taken as its weights are stored, a student in
           float32 as the other engines take it. Of a student that was opened without weights vLLM reads them itself.
 
@@ -167,11 +168,12 @@ def open(
 
     if kind == "vllm":
         return _vllm(source, trust_remote_code, vllm)
-    student = students.open(source, trust_remote_code=trust_remote_code) if isinstance(source, Path | str) else source
+    folder = isinstance(source, Path | str)
+    student = students.open(source, trust_remote_code=trust_remote_code) if folder else source
     if kind == "transformers":
         from potstill.engines import transformers
 
-        return transformers.Engine(student.to(students.device()))
+        return transformers.Engine(student.to(students.device()) if folder else student)
     from potstill.engines import ctranslate2
 
     return ctranslate2.Engine(student, int8=kind == "ctranslate2-int8")

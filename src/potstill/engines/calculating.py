@@ -2,13 +2,15 @@
 
 A result is written in the tokens that its text has behind the expression, and the token after it may not make its
 number longer. Where the vocabulary cannot write a result exactly, the model goes on by itself; and where it would
-rather open a mark (`48/2 = <<48/2=`), as some are taught, it is left to do that, and the mark is completed.
+rather open a mark (`48/2 = <<48/2=`), as some are taught, it is left to do that, and the mark is completed. A number
+that has begun is written to its end.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 import torch
@@ -17,6 +19,7 @@ from potstill import calculator
 from potstill.tokenizers import Tokenizer
 
 LONGER: Final = re.compile(rb"[.,]?\d")  # what a token that makes a number longer begins with
+BEFORE: Final = b" $"  # what stands before a mark: `= $<<6*4=24>>24`
 SHOWN: Final = 80  # characters of the text that the tokenizer is shown before a result
 
 
@@ -28,11 +31,8 @@ class Calculating:
         self.texts = [bytearray() for _ in range(rows)]
         self.waiting: list[list[int]] = [[] for _ in range(rows)]
         self.closed: set[int] = set()  # rows whose next token must not go on with a number
-        self.bare: set[int] = set()  # rows that wait behind an expression outside of marks
-        self.marks = {token for token in range(tokenizer.size) if tokenizer.bytes(token).lstrip().startswith(b"<")}
-        self.longer = torch.tensor(
-            [token for token in range(tokenizer.size) if LONGER.match(tokenizer.bytes(token))], dtype=torch.long
-        )
+        self.bare: set[int] = set()  # rows that wait behind an expression outside of marks, before its number
+        self.marks, self.longer = _kinds(tokenizer)
 
     def given(self, logits: torch.Tensor, live: list[int]) -> dict[int, int]:
         """Place among the live rows -> the token that it has to take now.
@@ -62,6 +62,8 @@ class Calculating:
         self.closed.discard(row)
         if self.waiting[row]:
             del self.waiting[row][0]
+            if piece.strip(BEFORE):
+                self.bare.discard(row)
             if not self.waiting[row] and self.texts[row][-1:].isdigit():
                 self.closed.add(row)
         elif piece.endswith(b"="):
@@ -78,3 +80,12 @@ class Calculating:
         tokens = whole[len(shown) :] if whole[: len(shown)] == shown else self.tokenizer.encode(result).ids
         written = b"".join(self.tokenizer.bytes(token) for token in tokens)
         return tokens if written == result.encode() else []
+
+
+@lru_cache(maxsize=2)
+def _kinds(tokenizer: Tokenizer) -> tuple[frozenset[int], torch.Tensor]:
+    """The tokens that open a mark, and those that make a number longer."""
+    pieces = [tokenizer.bytes(token) for token in range(tokenizer.size)]
+    marks = frozenset(token for token, piece in enumerate(pieces) if piece.lstrip().startswith(b"<"))
+    longer = [token for token, piece in enumerate(pieces) if LONGER.match(piece)]
+    return marks, torch.tensor(longer, dtype=torch.long)

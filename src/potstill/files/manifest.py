@@ -151,8 +151,10 @@ def differences(before: Identity, now: Identity) -> list[str]:
         if before.versions.get(name) != now.versions.get(name):
             lines.append(f"version of {name}: {before.versions.get(name)} -> {now.versions.get(name)}")
     for name in sorted(set(before.inputs) | set(now.inputs)):
-        if before.inputs.get(name) != now.inputs.get(name):
-            lines.append(f"content of {name}")
+        old, new = before.inputs.get(name), now.inputs.get(name)
+        if old != new:
+            lack = " (none before)" if old is None else " (none now)" if new is None else ""
+            lines.append(f"content of {name}{lack}")
     return lines
 
 

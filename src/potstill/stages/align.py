@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import files, lessons, progress, recipe, rewriting, students, targets, tokenizers, transfer
+from potstill.calculator import sums
 from potstill.coverage import Coverage
 from potstill.errors import UserError
 from potstill.files import manifest, tables
@@ -23,9 +24,12 @@ VERSIONS = {"transfer": transfer.VERSION, "targets": targets.VERSION}
 
 
 def inputs(plan: Recipe) -> dict[str, str]:
-    teacher = _teacher(plan)
-    own = {} if teacher is None else {"teacher.tokenizer": teacher.digest}
-    return {"student.tokenizer": tokenizers.open(students.tokenizer_folder(plan)).digest, **own}
+    found, teacher = {"student.tokenizer": tokenizers.open(students.tokenizer_folder(plan)).digest}, _teacher(plan)
+    if teacher is not None:
+        found["teacher.tokenizer"] = teacher.digest
+    if plan.transfer.marks:
+        found["calculator sums"] = str(sums.VERSION)
+    return found
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:

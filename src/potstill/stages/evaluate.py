@@ -24,7 +24,7 @@ def free(plan: Recipe) -> tuple[str, ...]:
 
 
 def inputs(plan: Recipe) -> dict[str, str]:
-    return exam.graders(plan)
+    return exam.graders(plan, "validation")
 
 
 def grown(counts: dict[str, Any], plan: Recipe) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import answers, progress, sifting, splits
+from potstill.calculator import sums
 from potstill.errors import UserError
 from potstill.files import tables
 from potstill.questions import collected, own
@@ -25,7 +26,10 @@ VERSIONS = {"answers": answers.VERSION, "sifting": sifting.VERSION, "splits": sp
 
 
 def inputs(plan: Recipe) -> dict[str, str]:
-    return own.graders(each.task for each in plan.sets.values())
+    found = own.graders(each.task for each in plan.sets.values())
+    if plan.filter.wrong_sums:
+        found["calculator sums"] = str(sums.VERSION)
+    return found
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:

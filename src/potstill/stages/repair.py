@@ -43,7 +43,7 @@ def free(plan: Recipe) -> tuple[str, ...]:
 def inputs(plan: Recipe) -> dict[str, str]:
     asked = plan.repair
     assert asked is not None, "the stage is there where the recipe has the section"
-    named = {**students.identity(plan), **exam.graders(plan)}
+    named = {**students.identity(plan), **exam.graders(plan, "validation")}
     if asked.scorer is not None:
         named["repair.scorer"] = files.fingerprint(recipe.find(plan, asked.scorer, "repair.scorer"))
     return named

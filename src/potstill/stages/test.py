@@ -22,7 +22,7 @@ def free(plan: Recipe) -> tuple[str, ...]:
 
 
 def inputs(plan: Recipe) -> dict[str, str]:
-    return exam.graders(plan)
+    return exam.graders(plan, "test")
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:

@@ -56,7 +56,8 @@ def inputs(plan: Recipe) -> dict[str, str]:
     if plan.train.stop_after is None:
         return own
     versions = {**exam.VERSIONS, "selection": selection.VERSION}
-    return {**own, **exam.graders(plan), **{f"version of {name}": str(number) for name, number in versions.items()}}
+    named = {f"version of {name}": str(number) for name, number in versions.items()}
+    return {**own, **exam.graders(plan, "validation"), **named}
 
 
 def free(plan: Recipe) -> tuple[str, ...]:
