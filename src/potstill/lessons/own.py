@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from potstill import engines, order, prompts, students
-from potstill.engines import Request
+from potstill.engines import Request, Scoring
 from potstill.lessons import cuts, replayed
 from potstill.lessons.replayed import Form
 from potstill.lessons.retold import retold
@@ -57,10 +57,9 @@ def read(run: Path, plan: Recipe, student: Student, scorer: Student, keeper: Stu
     def prompt_of(name: str) -> Prompt:
         return collected.prompt_of(rows[name], form, table)
 
-    tellers, task = {NAME: partial(students.told, scorer, candidates=asked.candidates)}, None
+    tellers, task, reader = {NAME: partial(students.told, scorer, candidates=asked.candidates)}, None, None
     if scorer.tokenizer.digest != student.tokenizer.digest:
-        sizes = {"candidates": asked.candidates, "budget": plan.train.batch_tokens}
-        tellers[NAME] = partial(retold, engines.open(scorer), scorer.tokenizer, student.tokenizer, prompt_of, **sizes)
+        tellers, reader = {}, engines.open(scorer)
     if asked.keep is not None and keeper is not None:
         taught = {question.id: question for question in collected.questions(run, plan.questions.train, "train")}
         tellers[KEPT] = partial(students.told, keeper, candidates=asked.candidates)
@@ -97,14 +96,23 @@ def read(run: Path, plan: Recipe, student: Student, scorer: Student, keeper: Stu
                 yield part
 
     def micro_batches(step: int) -> list[list[Example]]:
-        made = cuts.micro_batches(answers(step), plan.train.batch_tokens, padded=student.padded)
+        groups = answers(step) if reader is None else read_by(reader, list(answers(step)))
+        made = cuts.micro_batches(groups, plan.train.batch_tokens, padded=student.padded)
         return [scored(rows) for rows in made]
 
+    def read_by(reader: Scoring, groups: list[list[Example]]) -> list[list[Example]]:
+        """By a scorer of other tokens, a whole step at once: texts say of each other how words go on."""
+        rows = [row for rows in groups for row in rows if row.format == NAME]
+        sizes = {"candidates": asked.candidates, "budget": plan.train.batch_tokens}
+        made = iter(retold(reader, scorer.tokenizer, student.tokenizer, prompt_of, rows, **sizes))
+        return [[next(made) if row.format == NAME else row for row in rows] for rows in groups]
+
     def scored(rows: list[Example]) -> list[Example]:
-        """Each by the one who scores questions of its kind, those of a group side by side as before."""
+        """Each by the one who scores questions of its kind, those of a group side by side as before; those that were
+        read stay."""
         parts = {name: [row for row in rows if row.format == name] for name in tellers}
         own = {name: iter(tellers[name](part) if part else []) for name, part in parts.items()}
-        return [next(own[row.format]) for row in rows]
+        return [next(own[row.format]) if row.format in own else row for row in rows]
 
     return Own(micro_batches, generic)
 

@@ -1,7 +1,8 @@
 """What a model of another vocabulary says of texts that the student wrote, in the student's tokens.
 
 The texts are scored as a teacher scores chains that exist (`teachers.local.scored`) and come into the student's
-vocabulary by the rule `text` of `transfer`, as every teacher's chains do. So a row holds the text as the student's
+vocabulary by the rule `text` of `transfer`, as every teacher's chains do: where its token could go on in several ways,
+as the texts of this step do. So a row holds the text as the student's
 tokenizer cuts it, which may be otherwise than it was drawn. Positions of which nothing came through say nothing: all of
 them is tail, which costs the student nothing.
 """
@@ -50,7 +51,8 @@ def retold(
     ]
     asked = [(prompt_of(row.question), text) for row, text in zip(rows, texts, strict=True)]
     read = local.scored(scorer, asked, candidates=candidates, budget=budget)
-    made = [transfer.transfer(chain, own, "text", teacher=words) for chain in read]
+    known = transfer.completions(read, own)
+    made = [transfer.transfer(chain, own, "text", known, words) for chain in read]
     # A text without any token (only special ones, cut off by the budget) stays as it was drawn, and is told nothing of.
     return [replace(row, target=_known(new if len(new) else row.target)) for row, new in zip(rows, made, strict=True)]
 
