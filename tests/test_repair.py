@@ -240,7 +240,7 @@ def test_a_position_of_which_nothing_is_told_costs_nothing() -> None:
     row = students.written((7, 8), (5, 11), student.tokenizer.eos)
     target = replace(row.target, kinds=("hard", "same", "end"), probabilities=(1.0, 0.5, 1.0))
     student.divergence = "reverse"
-    losses = student(student.batch([replace(row, target=_known(target))]))
+    losses = student(student.batch([replace(row, target=_known(target, "hard", "end"))]))
     assert losses[[0, 2]].tolist() == [0, 0] and losses[1] > 0
     gradient = torch.autograd.grad(losses[[0, 2]].sum(), student.head.weight)[0]
     assert not gradient.any()

@@ -2,9 +2,8 @@
 
 The texts are scored as a teacher scores chains that exist (`teachers.local.scored`) and come into the student's
 vocabulary by the rule `text` of `transfer`, as every teacher's chains do: where its token could go on in several ways,
-as the texts of this step do. So a row holds the text as the student's
-tokenizer cuts it, which may be otherwise than it was drawn. Positions of which nothing came through say nothing: all of
-them is tail, which costs the student nothing.
+as the texts of this step do. So a row holds the text as the student's tokenizer cuts it, which may be otherwise than it
+was drawn. Positions of which nothing came through say nothing: all of them is tail, which costs the student nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import replace
 
 from potstill import transfer
 from potstill.engines import Scoring
-from potstill.records import Chain, Prompt, Target
+from potstill.records import Chain, Kind, Prompt, Target
 from potstill.students import Example
 from potstill.teachers import local
 from potstill.tokenizers import Tokenizer
@@ -53,15 +52,18 @@ def retold(
     read = local.scored(scorer, asked, candidates=candidates, budget=budget)
     known = transfer.completions(read, own)
     made = [transfer.transfer(chain, own, "text", known, words) for chain in read]
-    # A text without any token (only special ones, cut off by the budget) stays as it was drawn, and is told nothing of.
-    return [replace(row, target=_known(new if len(new) else row.target)) for row, new in zip(rows, made, strict=True)]
+    # Where the tokens make no text (special ones, cut off by the budget) the row stays, and nothing is told of it.
+    return [
+        replace(row, target=_known(new, "hard", "end") if len(new) else _known(row.target, *row.target.kinds))
+        for row, new in zip(rows, made, strict=True)
+    ]
 
 
-def _known(target: Target) -> Target:
-    """The target without certainties that are none: of a position without a distribution everything is tail."""
+def _known(target: Target, *kinds: Kind) -> Target:
+    """The target without the certainties of these kinds, which nobody told: there everything is tail."""
     probabilities = list(target.probabilities)
     for place, kind in enumerate(target.kinds):
         first, last = target.offsets[place], target.offsets[place + 1]
-        if kind == "hard" or (kind == "end" and last - first == 1 and probabilities[first] == 1.0):
-            probabilities[first:last] = [0.0] * (last - first)
+        if kind in kinds and last - first == 1 and probabilities[first] == 1.0:
+            probabilities[first] = 0.0
     return replace(target, probabilities=probabilities)
