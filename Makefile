@@ -1,6 +1,7 @@
 # make demo   the embedded main job, into runs/demo
 # make test   everything that must hold: lint, types, all tests
-# make search   property tests with a thousand random examples each, in place of the fixed ones of make test
+# make search   property tests with random examples, a thousand where a test does not say fewer, in place of the fixed
+#               ones of make test
 # make test-servers   live tests against real servers (vLLM for CPUs, 3.4 GB; llama-cpp-python, compiled), each in an
 #                     environment of its own
 

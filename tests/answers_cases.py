@@ -578,6 +578,12 @@ CASES: Final[dict[str, list[tuple[str, str, str | None, str]]]] = {
         ('{"a": "Question: how?"}', '{"a": "Question: how?"}', "json", R),
         ('The answer is {"Q: b": "the answer is 5"}.', '{"Q: b": "the answer is 5"}', "json", R),
         ('["</think>", "\\\\boxed{3}"]', '["</think>", "\\\\boxed{3}"]', "json", R),
+        (
+            'So \\boxed{{"a": {"b": 1}, "c": "' + "x" * 900 + '"}}',
+            '{"a": {"b": 1}, "c": "' + "x" * 900 + '"}',
+            "json",
+            R,
+        ),
         ('[1]? </think> {"a": "</s>"} Question: [2]', '{"a": "</s>"}', "json", R),
     ],
 }

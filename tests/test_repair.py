@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +12,18 @@ import torch
 
 import tiny
 from crashing import Crash, crash
-from potstill import account, engines, exam, plan, run, story, students, training
+from potstill import account, engines, exam, plan, run, story, students, tokenizers, training, transfer, vocabulary
 from potstill.contenders import Contender
 from potstill.engines import Request
 from potstill.errors import UserError
 from potstill.files import manifest, reading
-from potstill.lessons.retold import _known, retold
+from potstill.lessons.retold import _told, retold
 from potstill.questions import collected
-from potstill.records import Prompt, Turn
+from potstill.records import END, Chain, Prompt, Turn
 from potstill.splits import canonical
 from potstill.stages import repair as stage
-from test_training import make
+from potstill.students import Example, Shape
+from test_training import TEXTS, TOKENIZER, make
 
 REPLAY = "train.replay={share: 0.2, sets: [more]}"
 REPAIR = (
@@ -235,15 +237,53 @@ def test_through_transfer_the_students_own_tokens_are_told_the_same() -> None:
                 assert told == pytest.approx(visible, abs=1e-5)
 
 
-def test_a_position_of_which_nothing_is_told_costs_nothing() -> None:
+def test_a_scorer_of_other_tokens_tells_of_each_text_as_the_student_cuts_it() -> None:
+    student, own = make("t5"), TOKENIZER
+    other = tokenizers.train_bpe(TEXTS, 300)
+    scorer = students.initialise(Shape("causal", 16, 2, 2, 32, 8, other.size), other, 2)
+    texts = {"a": ("The answer is 4", own.eos), "b": ("2 + 2", None), "c": ("4", own.eos)}
+    asked = {name: Prompt((Turn("user", name),)) for name in texts}
+    rows = [students.written((7,), tuple(own.encode(t).ids), end, name, "own") for name, (t, end) in texts.items()]
+
+    def told(rows: list[Example], budget: int) -> list[Example]:
+        return retold(engines.open(scorer), other, own, asked.__getitem__, rows, candidates=9, budget=budget)
+
+    found, turned = told(rows, 99), told(rows[::-1], 1)[::-1]
+    for row, one, same in zip(rows, found, turned, strict=True):
+        assert one.target.ids == same.target.ids == row.target.ids and one.question == row.question
+        for position, token in enumerate(one.target.ids):
+            distribution = one.target.distribution(position)
+            assert distribution == pytest.approx(same.target.distribution(position), abs=1e-5)
+            assert distribution[token] > 0 or distribution == {token: 0.0}, "the token that stands there is known"
+    assert "hard" not in found[0].target.kinds, "all of it came through"
+    losses = student(student.batch(found))
+    assert torch.isfinite(losses).all()
+
+
+def test_what_was_written_is_told_however_unlikely_and_what_nobody_told_costs_nothing() -> None:
+    own = TOKENIZER
+    faint = math.log(1e-7)
+    steps = [
+        [(b"The", -0.1)],
+        [(b" answer", -0.1)],
+        [(b" answer", -0.1), (b" is", faint)],
+        [(b" 4", -0.5)],
+        [(END, faint), (b"4", -0.1)],
+    ]
+    chain = Chain.from_tokens("q", 0, [b"The", b" answer", b" is", b" 4"], steps)
+    target = transfer.transfer(chain, own, "text")
+    place = target.ids.index(own.encode("answer is").ids[-1])
+    assert target.ids[place] not in target.distribution(place), "as tail it would cost a student nothing"
+    told = _told(target, chain, vocabulary.fast(own))
+    assert told.distribution(place)[target.ids[place]] == pytest.approx(1e-7)
+    assert told.distribution(len(told) - 1)[own.eos] == pytest.approx(1e-7)
+    hard = _told(replace(target, kinds=("hard", *target.kinds[1:])), chain, vocabulary.fast(own))
+    assert hard.distribution(0) == {target.ids[0]: 0.0}
     student = make("t5")
-    row = students.written((7, 8), (5, 11), student.tokenizer.eos)
-    target = replace(row.target, kinds=("hard", "same", "end"), probabilities=(1.0, 0.5, 1.0))
     student.divergence = "reverse"
-    losses = student(student.batch([replace(row, target=_known(target, "hard", "end"))]))
-    assert losses[[0, 2]].tolist() == [0, 0] and losses[1] > 0
-    gradient = torch.autograd.grad(losses[[0, 2]].sum(), student.head.weight)[0]
-    assert not gradient.any()
+    losses = student(student.batch([Example((7, 8), hard)]))
+    assert losses[0] == 0 and losses[1:].min() > 0
+    assert not torch.autograd.grad(losses[0], student.head.weight)[0].any()
 
 
 def test_a_scorer_of_other_tokens_teaches(world: Path, chosen: Path, tmp_path: Path) -> None:

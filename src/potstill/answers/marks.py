@@ -94,6 +94,7 @@ def after_thought(text: str) -> str:
 
 
 def _marks(text: str, form: str) -> list[tuple[int, int]]:
+    reach = REACH if form != "json" else len(text)
     lower = text.lower()
     if len(lower) != len(text):  # a few letters have longer lower forms
         lower = "".join(sign.lower() if sign.isascii() else sign for sign in text)
@@ -106,10 +107,9 @@ def _marks(text: str, form: str) -> list[tuple[int, int]]:
     if form in _NUMERIC:
         marks = [mark for mark in marks if text[mark[1] - 1] not in ":=#" or not _SOLUTION.match(text, mark[1])]
     if "\\boxed" in text:
-        marks += [(at, *_braces(text, at + 6)) for at in _places(text, "\\boxed")]
+        marks += [(at, *_braces(text, at + 6, reach)) for at in _places(text, "\\boxed")]
     marks.sort()
     following = [*(begin for begin, _, _ in marks), len(text)][1:]
-    reach = REACH if form != "json" else len(text)
     return [(start, min(end, after, start + reach)) for (_, start, end), after in zip(marks, following, strict=True)]
 
 
@@ -143,16 +143,16 @@ def _places(text: str, what: str) -> Iterator[int]:
         at = text.find(what, at + len(what))
 
 
-def _braces(text: str, at: int) -> tuple[int, int]:
+def _braces(text: str, at: int, reach: int) -> tuple[int, int]:
     """Start and end of what stands in braces from `at` on; nothing if no brace opens there."""
     opening = text.find("{", at, at + 3)
     if opening < 0:
         return at, at
     depth = 0
-    for brace in _BRACE.finditer(text, opening, opening + REACH):
+    for brace in _BRACE.finditer(text, opening, opening + reach):
         depth += 1 if brace[0] == "{" else -1
         if depth == 0:
             return opening + 1, brace.start()
         if depth > 9:
             break
-    return opening + 1, opening + REACH
+    return opening + 1, opening + reach

@@ -8,15 +8,22 @@ was drawn. Positions of which nothing came through say nothing: all of them is t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
+
+import numpy as np
 
 from potstill import transfer
 from potstill.engines import Scoring
-from potstill.records import Chain, Kind, Prompt, Target
+from potstill.records import END, Chain, Prompt, Target
 from potstill.students import Example
+from potstill.students.telling import LEAST
 from potstill.teachers import local
 from potstill.tokenizers import Tokenizer
+from potstill.transfer.places import encoded
+from potstill.vocabulary import Fast, fast
 
 
 def retold(
@@ -52,18 +59,40 @@ def retold(
     read = local.scored(scorer, asked, candidates=candidates, budget=budget)
     known = transfer.completions(read, own)
     made = [transfer.transfer(chain, own, "text", known, words) for chain in read]
-    # Where the tokens make no text (special ones, cut off by the budget) the row stays, and nothing is told of it.
+    coder = fast(own)
     return [
-        replace(row, target=_known(new, "hard", "end") if len(new) else _known(row.target, *row.target.kinds))
-        for row, new in zip(rows, made, strict=True)
+        # Where the tokens make no text (special ones, cut off by the budget) the row stays, and nothing is told of it.
+        replace(row, target=_told(new, chain, coder) if len(new) else _joined(row.target, [{}] * len(row.target)))
+        for row, chain, new in zip(rows, read, made, strict=True)
     ]
 
 
-def _known(target: Target, *kinds: Kind) -> Target:
-    """The target without the certainties of these kinds, which nobody told: there everything is tail."""
-    probabilities = list(target.probabilities)
-    for place, kind in enumerate(target.kinds):
-        first, last = target.offsets[place], target.offsets[place + 1]
-        if kind in kinds and last - first == 1 and probabilities[first] == 1.0:
-            probabilities[first] = 0.0
-    return replace(target, probabilities=probabilities)
+def _told(target: Target, chain: Chain, coder: Fast) -> Target:
+    """The target as it teaches a student that wrote the text itself: certainties that nobody told are taken out, and
+    the token that stands there is in every row, however unlikely; as tail it would cost next to nothing."""
+    _, places = encoded(chain, coder)
+    starts = np.array([start for start, _ in chain.spans])
+    likely = np.array([dict(step)[token] for token, step in zip(chain.tokens, chain.candidates, strict=False)])
+    end = dict(chain.candidates[-1]).get(END, -math.inf)
+    rows = []
+    for place, (token, kind) in enumerate(zip(target.ids, target.kinds, strict=True)):
+        row = target.distribution(place)
+        if kind == "hard" or (kind == "end" and row == {token: 1.0}):
+            row = {}
+        elif token not in row:
+            begun = slice(0) if kind == "end" else (starts >= places[place, 0]) & (starts < places[place, 1])
+            row[token] = max(LEAST, math.exp(end if kind == "end" else float(likely[begun].sum())))
+        rows.append(row)
+    return _joined(target, rows)
+
+
+def _joined(target: Target, rows: Sequence[Mapping[int, float]]) -> Target:
+    """The target with other distributions. Of a position without one everything is tail."""
+    filled = [row or {token: 0.0} for token, row in zip(target.ids, rows, strict=True)]
+    return Target(
+        target.ids,
+        [0, *accumulate(map(len, filled))],
+        [token for row in filled for token in row],
+        [value for row in filled for value in row.values()],
+        target.kinds,
+    )

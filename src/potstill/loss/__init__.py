@@ -35,7 +35,7 @@ from potstill.loss.divergences import forward, reverse, unlikelihood
 from potstill.loss.kernels import KERNELS, Kernel, Measured, measured
 from potstill.loss.sparse import MASSES, Mass, chunk_rows, sparse, weighted
 
-VERSION: Final = 1  # of the values that this room computes
+VERSION: Final = 2  # of the values that this room computes
 
 __all__ = [
     "KERNELS",

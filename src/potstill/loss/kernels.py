@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from potstill.loss.formula import both_of
+from potstill.loss.precision import products
 
 Kernel = Literal["plain", "compiled"]
 KERNELS: Final[tuple[str, ...]] = get_args(Kernel)
@@ -48,10 +49,13 @@ def chunk(kernel: Kernel) -> Chunk:
 
 
 def measured(
-    rows: int, vocabulary: int, candidates: int, mass: str, cap: float | None, device: torch.device
+    rows: int, vocabulary: int, candidates: int, mass: str, cap: float | None, device: torch.device, low: bool
 ) -> Measured:
     """Both kernels on one chunk of float32 logits [rows, vocabulary] on this device: a fraction of a second each, after
-    compiling. Takes the memory of two chunks."""
+    compiling. Needs a few chunks of memory.
+
+    low  whether the model works in less than float32, see `precision`: what is compiled here is what training runs
+    """
     logits = torch.randn(rows, vocabulary, device=device)
     ids = torch.arange(candidates, device=device).expand(rows, -1).contiguous()
     p, count = torch.full(ids.shape, 0.9 / candidates, device=device), torch.ones(rows, device=device)
@@ -59,8 +63,10 @@ def measured(
     def seconds(kernel: Kernel) -> float:
         own = chunk(kernel)
         work = {"once": lambda: own(logits.clone(), ids, p, count, mass, cap)}  # a chunk's logits are written over
-        work["once"]()
-        return Timer("once()", globals=work).blocked_autorange(min_run_time=0.3).median
+        with torch.no_grad(), products(device.type, low):
+            work["once"]()
+            timer = Timer("once()", globals=work, num_threads=torch.get_num_threads())
+            return timer.blocked_autorange(min_run_time=0.3).median
 
     plain = seconds("plain")
     try:

@@ -21,8 +21,8 @@ def lower(hidden: Tensor) -> bool:
 @contextmanager
 def products(kind: str, low: bool) -> Iterator[None]:
     """Inside, products take float32 as it is, on this kind of device ("cuda"). Of a model that works in less, a GPU
-    makes them as TF32: a bfloat16 is exact in it, sums stay in float32, and tensor cores compute it eight times as
-    fast; a model in float32 keeps all its digits."""
+    makes them as TF32: factors are rounded to its 10 bits (a bfloat16 has 7), sums stay in float32, and tensor cores
+    compute it; a model in float32 keeps all its digits."""
     matmul = torch.backends.cuda.matmul
     with torch.autocast(kind, enabled=False):
         if kind != "cuda" or not low:

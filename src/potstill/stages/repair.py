@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from potstill import exam, files, loss, order, progress, recipe, students, tokenizers, training, transfer
+from potstill import exam, files, loss, order, progress, recipe, students, teachers, tokenizers, training, transfer
 from potstill.files import run_folder
 from potstill.lessons import own
 from potstill.recipe import Recipe
@@ -27,13 +27,7 @@ READS = (
     "train.batch_tokens",
 )
 AFTER = ("collect", "train", "select")
-VERSIONS = {
-    **exam.VERSIONS,
-    "loss": loss.VERSION,
-    "order": order.VERSION,
-    "training": training.VERSION,
-    "transfer": transfer.VERSION,
-}
+VERSIONS = {**exam.VERSIONS, "loss": loss.VERSION, "order": order.VERSION, "training": training.VERSION}
 
 
 def free(plan: Recipe) -> tuple[str, ...]:
@@ -46,6 +40,8 @@ def inputs(plan: Recipe) -> dict[str, str]:
     named = {**students.identity(plan), **exam.graders(plan, "validation")}
     if asked.scorer is not None:
         named["repair.scorer"] = files.fingerprint(recipe.find(plan, asked.scorer, "repair.scorer"))
+        # One of other tokens tells through these rooms.
+        named |= {"teachers": str(teachers.VERSION), "transfer": str(transfer.VERSION)}
     return named
 
 
@@ -104,7 +100,7 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
 
 
 def _scorer(plan: Recipe, student: Student) -> Student:
-    """The base, or the model that the recipe names; one of other tokens is asked as it wants to be asked."""
+    """The base, or the model that the recipe names; one of other tokens is asked in its own chat template, if any."""
     asked = plan.repair
     assert asked is not None
     if asked.scorer is None:
@@ -112,4 +108,4 @@ def _scorer(plan: Recipe, student: Student) -> Student:
     folder = recipe.find(plan, asked.scorer, "repair.scorer")
     if tokenizers.open(folder).digest == student.tokenizer.digest:
         return students.at(plan, folder)
-    return students.open(folder, trust_remote_code=plan.student.trust_remote_code)
+    return students.open(folder, chat_template="auto", trust_remote_code=plan.student.trust_remote_code)

@@ -87,7 +87,7 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     if asked.recompute:
         student.model.activation_checkpointing_enable()
     model = training.distribute(student, asked.sharding, asked.precision)
-    student.kernel = _kernel(student, asked.loss_kernel)
+    student.kernel = _kernel(student, asked.loss_kernel, asked.precision)
     optimizer = training.optimizer_of(plan, model, asked.learning_rate)
     if before:
         restore(folder / str(before), optimizer)
@@ -181,7 +181,7 @@ def _answers(run: Path, plan: Recipe, steps: list[int]) -> bool:
     return plan.train.stop_after is not None and since >= plan.train.stop_after
 
 
-def _kernel(student: students.Student, asked: str) -> loss.Kernel:
+def _kernel(student: students.Student, asked: str, precision: str) -> loss.Kernel:
     """The loss's kernel: as the recipe says, or the faster one, which is measured where that may be worth it.
 
     Raises UserError where the recipe wants it compiled and it cannot be.
@@ -190,7 +190,7 @@ def _kernel(student: students.Student, asked: str) -> loss.Kernel:
     if asked == "plain" or (asked == "measured" and device.type == "cpu"):
         return "plain"
     sizes = loss.chunk_rows(weight), weight.shape[0], 8, student.mass, student.head.cap
-    found = training.agreed(lambda: loss.measured(*sizes, device))
+    found = training.agreed(lambda: loss.measured(*sizes, device, precision != "float32"))
     if asked == "compiled" and found.why:
         raise UserError("the loss cannot be compiled here", where="train.loss_kernel", found=found.why, do="take plain")
     times = ", ".join(f"{name} {1000 * value:.3g} ms" for name, value in found.seconds.items())
