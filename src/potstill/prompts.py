@@ -131,6 +131,17 @@ def solution(rationale: str, answer: str) -> str:
     return _fill(PAPER.reply_rationale, rationale=rationale, answer=answer) if rationale else bare(answer)
 
 
+def lined(text: str) -> str:
+    """A solution of one line with its answer sentence on a line of its own, as `solution` writes it and a tokenizer
+    without line breaks has lost it.
+
+    >>> lined("1 + 1 = 2. The answer is 2"), lined("1 + 1 = 2.\\nSo 2. The answer is 2")
+    ('1 + 1 = 2.\\nThe answer is 2', '1 + 1 = 2.\\nSo 2. The answer is 2')
+    """
+    at = -1 if "\n" in text else text.find(" The answer is ")
+    return text if at < 0 else f"{text[:at]}\n{text[at + 1 :]}"
+
+
 def bare(answer: str) -> str:
     """The target of the answer-only formats."""
     return _fill(PAPER.reply_answer, answer=answer)

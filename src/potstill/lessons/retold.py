@@ -15,9 +15,9 @@ from itertools import accumulate
 
 import numpy as np
 
-from potstill import transfer
+from potstill import prompts, transfer
 from potstill.engines import Scoring
-from potstill.records import END, Chain, Prompt, Target
+from potstill.records import END, Chain, Prompt, Stop, Target
 from potstill.students import Example
 from potstill.students.telling import LEAST
 from potstill.teachers import local
@@ -45,17 +45,15 @@ def retold(
 
     Raises UserError where a text does not fit the scorer, or its logits are not numbers.
     """
-    texts = [
-        Chain.from_text(
-            row.question,
-            place,
-            own.decode(row.target.ids),
-            source=row.format,
-            stop="end" if row.target.kinds[-1] == "end" else "length",
-        )
-        for place, row in enumerate(rows)
+    stops: list[Stop] = ["end" if row.target.kinds[-1] == "end" else "length" for row in rows]
+    texts = [own.decode(row.target.ids) for row in rows]
+    if b"\n" not in own.text(own.encode("a\nb").ids):  # the scorer expects the line break that the student cannot write
+        texts = [prompts.lined(text) for text in texts]
+    chains = [
+        Chain.from_text(row.question, place, text, source=row.format, stop=stop)
+        for place, (row, text, stop) in enumerate(zip(rows, texts, stops, strict=True))
     ]
-    asked = [(prompt_of(row.question), text) for row, text in zip(rows, texts, strict=True)]
+    asked = [(prompt_of(row.question), text) for row, text in zip(rows, chains, strict=True)]
     read = local.scored(scorer, asked, candidates=candidates, budget=budget)
     known = transfer.completions(read, own)
     made = [transfer.transfer(chain, own, "text", known, words) for chain in read]
