@@ -12,7 +12,20 @@ import torch
 
 import tiny
 from crashing import Crash, crash
-from potstill import account, engines, exam, plan, run, story, students, tokenizers, training, transfer, vocabulary
+from potstill import (
+    account,
+    engines,
+    exam,
+    plan,
+    prompts,
+    run,
+    story,
+    students,
+    tokenizers,
+    training,
+    transfer,
+    vocabulary,
+)
 from potstill.contenders import Contender
 from potstill.engines import Request
 from potstill.errors import UserError
@@ -23,6 +36,7 @@ from potstill.records import END, Chain, Prompt, Turn
 from potstill.splits import canonical
 from potstill.stages import repair as stage
 from potstill.students import Example, Shape
+from potstill.teachers import local
 from test_training import TEXTS, TOKENIZER, make
 
 REPLAY = "train.replay={share: 0.2, sets: [more]}"
@@ -258,6 +272,26 @@ def test_a_scorer_of_other_tokens_tells_of_each_text_as_the_student_cuts_it() ->
     assert "hard" not in found[0].target.kinds, "all of it came through"
     losses = student(student.batch(found))
     assert torch.isfinite(losses).all()
+
+
+def test_a_text_is_as_likely_through_transfer_as_the_scorer_says() -> None:
+    """The embedded teacher and a student's tokenizer of other pieces, without line breaks: the chain rule holds."""
+    models = Path(plan.__file__).parent / "miniature" / "models"
+    scorer, own = engines.open(models / "teacher"), tokenizers.open(models / "student")
+    asked = prompts.build(
+        "Leo has 6 cookies. Iris got 16 cookies. How many cookies are there?", prompts.Format(False, True)
+    )
+    for text in ("In all there are 6 + 16 = 22 cookies. The answer is 22", "That makes 16 - 6 = 10 cookies."):
+        row = students.written((5,), tuple(own.encode(text).ids), own.eos, "q", "own")
+        budget = {"candidates": 20, "budget": 999}
+        [told] = retold(scorer, tokenizers.open(models / "teacher"), own, lambda _: asked, [row], **budget)
+        chain = Chain.from_text("q", 0, prompts.lined(text), source="own")
+        [read] = local.scored(scorer, [(asked, chain)], **budget)
+        steps = zip((*read.tokens, END), read.candidates, strict=True)
+        wanted = sum(dict(step)[token] for token, step in steps)
+        found = [told.target.distribution(place)[token] for place, token in enumerate(told.target.ids)]
+        assert told.target.ids == row.target.ids
+        assert sum(map(math.log, found)) == pytest.approx(wanted, abs=0.02 * abs(wanted))
 
 
 def test_what_was_written_is_told_however_unlikely_and_what_nobody_told_costs_nothing() -> None:
