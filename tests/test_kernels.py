@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +13,10 @@ import torch
 import tiny
 from potstill import loss
 from potstill.errors import UserError
+from potstill.loss import kernels
 from potstill.loss.precision import lower, products
 from potstill.stages import train
 from test_loss import problem
-
-# The module, where `loss.kernels` could be anything of that name.
-kernels = sys.modules["potstill.loss.kernels"]
 
 
 @pytest.fixture(scope="module")

@@ -94,10 +94,10 @@ def json_after_mark(text: str, target: Any) -> tuple[Any] | None:
     assert start is not None, "it may match nothing"
     rest = text[start.end() :]
     if rest[:1] in ("{", "["):
-        return next((value for _, _, value in _structures(rest)), None)
+        return _first(rest)
     line = rest.split("\n", 1)[0].strip().strip("`*").strip()
     value = next((value for value in (_loads(line), _loads(line.rstrip("."))) if value is not _NOTHING), _NOTHING)
-    return next((value for _, _, value in _structures(rest)), None) if value is _NOTHING else (value,)
+    return _first(rest) if value is _NOTHING else (value,)
 
 
 def json_unmarked(text: str, target: Any) -> tuple[Any] | None:
@@ -141,6 +141,10 @@ def _structures(text: str) -> Iterator[tuple[int, int, tuple[Any]]]:
             continue
         yield start, end, (value,)
         at = end
+
+
+def _first(text: str) -> tuple[Any] | None:
+    return next((value for _, _, value in _structures(text)), None)
 
 
 def _closing(text: str, start: int) -> int:

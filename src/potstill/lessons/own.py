@@ -57,9 +57,9 @@ def read(run: Path, plan: Recipe, student: Student, scorer: Student, keeper: Stu
     def prompt_of(name: str) -> Prompt:
         return collected.prompt_of(rows[name], form, table)
 
-    tellers, task, reader = {NAME: partial(students.told, scorer, candidates=asked.candidates)}, None, None
-    if scorer.tokenizer.digest != student.tokenizer.digest:
-        tellers, reader = {}, engines.open(scorer)
+    reader = None if scorer.tokenizer.digest == student.tokenizer.digest else engines.open(scorer)
+    tellers = {} if reader else {NAME: partial(students.told, scorer, candidates=asked.candidates)}
+    task = None
     if asked.keep is not None and keeper is not None:
         taught = {question.id: question for question in collected.questions(run, plan.questions.train, "train")}
         tellers[KEPT] = partial(students.told, keeper, candidates=asked.candidates)

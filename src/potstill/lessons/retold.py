@@ -53,7 +53,7 @@ def retold(
         Chain.from_text(row.question, place, text, source=row.format, stop=stop)
         for place, (row, text, stop) in enumerate(zip(rows, texts, stops, strict=True))
     ]
-    asked = [(prompt_of(row.question), text) for row, text in zip(rows, chains, strict=True)]
+    asked = [(prompt_of(chain.question), chain) for chain in chains]
     read = local.scored(scorer, asked, candidates=candidates, budget=budget)
     known = transfer.completions(read, own)
     made = [transfer.transfer(chain, own, "text", known, words) for chain in read]
@@ -78,8 +78,10 @@ def _told(target: Target, chain: Chain, coder: Fast) -> Target:
         if kind == "hard" or (kind == "end" and row == {token: 1.0}):
             row = {}
         elif token not in row:
-            begun = slice(0) if kind == "end" else (starts >= places[place, 0]) & (starts < places[place, 1])
-            row[token] = max(LEAST, math.exp(end if kind == "end" else float(likely[begun].sum())))
+            value = end
+            if kind != "end":
+                value = float(likely[(starts >= places[place, 0]) & (starts < places[place, 1])].sum())
+            row[token] = max(LEAST, math.exp(value))
         rows.append(row)
     return _joined(target, rows)
 
