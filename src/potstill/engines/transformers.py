@@ -47,7 +47,8 @@ class Engine:
         named = student.model.generation_config.eos_token_id
         others = named if isinstance(named, list) else [] if named is None else [named]
         tokenizer = student.tokenizer
-        special = {token for token in others if token < tokenizer.size and not tokenizer.bytes(token)}
+        known = [token for token in others if type(token) is int and 0 <= token < tokenizer.size]
+        special = {token for token in known if not tokenizer.bytes(token)}
         self.ends = (tokenizer.eos, *sorted(special - {tokenizer.eos}))
         # T5 counts distances, not positions, so it has no limit; its n_positions is only what it was trained on.
         config, causal = student.model.config, student.family == "causal"

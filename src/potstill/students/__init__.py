@@ -14,7 +14,7 @@ from potstill.students.batch import Batch, Example
 from potstill.students.chat import Chat
 from potstill.students.lora import adapt
 from potstill.students.mixing import mix
-from potstill.students.opening import initialise, open
+from potstill.students.opening import check_weights, initialise, open
 from potstill.students.shape import SHAPES, Shape, parameters
 from potstill.students.student import Head, Student, device, refused
 from potstill.students.telling import told, written
@@ -32,6 +32,7 @@ __all__ = [
     "at",
     "base",
     "check_tokenizer",
+    "check_weights",
     "count",
     "device",
     "identity",

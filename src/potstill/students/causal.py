@@ -31,6 +31,8 @@ from potstill.tokenizers import Tokenizer
 
 # Each is tested with a tiny random model.
 KINDS: Final = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
+CORRECT: Final = "correct config.json, or get the folder again"
+CAPPED: Final = ("gemma2", "gemma3_text")  # kinds whose logits have a cap: others ignore the setting
 
 
 class Causal(Student):
@@ -107,8 +109,26 @@ class Causal(Student):
         )
 
 
+def check_head(model: Any) -> None:
+    """Raises UserError where config.json ties the head to the embedding and the weights hold another head: transformers
+    5 computes with that head, transformers 4 and vLLM with the embedding."""
+    linear, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if getattr(model.config, "tie_word_embeddings", False) and linear.weight is not embedding.weight:
+        raise UserError(
+            "config.json ties the head to the embedding, but the weights hold another head",
+            do='set "tie_word_embeddings": false if the head is its own, else take lm_head.weight out',
+        )
+
+
 def prepare(config: Any, tokenizer: Tokenizer, dropout: float | None) -> None:
-    """The settings of a model that is about to be made or loaded, in place."""
+    """The settings of a model that is about to be made or loaded, in place. Raises UserError for settings that the
+    model cannot be computed with, which transformers takes as they are."""
+    cap, rate = getattr(config, "final_logit_softcapping", None), getattr(config, "attention_dropout", 0.0)
+    if cap is not None and not (isinstance(cap, int | float) and cap > 0 and config.model_type in CAPPED):
+        found = f"final_logit_softcapping: {cap!r}"[:80]
+        raise UserError("this kind of model has no such cap", where="config.json", found=found, do=CORRECT)
+    if rate is not None and not (isinstance(rate, int | float) and 0 <= rate < 1):
+        raise UserError("attention_dropout is no share", where="config.json", found=f"{rate!r}"[:80], do=CORRECT)
     if dropout is not None:
         if dropout and not hasattr(config, "attention_dropout"):
             raise UserError(

@@ -74,7 +74,8 @@ def template(folder: Path) -> bool:
     """Whether a folder has a chat template."""
     if (folder / FILE).is_file():
         return True
-    return (folder / CONFIG).is_file() and bool(read_json(folder / CONFIG).get("chat_template"))
+    read = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    return isinstance(read, dict) and bool(read.get("chat_template"))
 
 
 def open(folder: Path, asked: Asked, family: str) -> Chat | None:
@@ -94,11 +95,18 @@ def open(folder: Path, asked: Asked, family: str) -> Chat | None:
                 do=f"put {FILE} there, or set student.chat: false (plain prompts)",
             )
         return None
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the library raises of all kinds where a file is not what it expects
+        do = "get the folder again, or set student.chat: false"
+        raise UserError("the tokenizer cannot be opened", where=folder, found=f"{error}"[:300], do=do) from error
     try:
         source = tokenizer.get_chat_template()
     except ValueError as error:
         raise UserError("no chat template is the default one", where=folder, found=error) from None
-    names = sorted((token.content for token in tokenizer.added_tokens_decoder.values() if token.special), key=len)
+    if not isinstance(source, str):
+        raise UserError("the chat template is not a text", where=folder, found=type(source).__name__)
+    added = tokenizer.added_tokens_decoder.values()
+    names = sorted((token.content for token in added if token.special and token.content), key=len)
     special = re.compile("|".join(map(re.escape, reversed(names)))) if names else None
     return Chat(tokenizer, TODAY + source, special, folder)

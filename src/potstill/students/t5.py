@@ -31,6 +31,8 @@ from potstill.students.student import Head, Student
 from potstill.tokenizers import Tokenizer
 
 KINDS = ("t5", "mt5")
+# The tensors of a head and an embedding that are not tied, each by any of its names.
+OWN = (("lm_head.weight",), ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"))
 SLOW, FAST = "gelu_new", "gelu_pytorch_tanh"  # one function (Hendrycks and Gimpel), written out and as one kernel
 
 
@@ -135,6 +137,10 @@ def prepare(config: Any, tokenizer: Tokenizer, dropout: float | None) -> None:
         config.dense_act_fn = FAST
     if getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = tokenizer.pad
+    start = config.decoder_start_token_id
+    if type(start) is not int or not 0 <= start < config.vocab_size:
+        do = "correct config.json, or get the folder again"
+        raise UserError("decoder_start_token_id is no token", where="config.json", found=f"{start!r}"[:80], do=do)
 
 
 def make(shape: Shape, tokenizer: Tokenizer, dropout: float) -> T5ForConditionalGeneration:

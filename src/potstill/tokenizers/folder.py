@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,6 +24,7 @@ from potstill.vocabulary import Encoding, Fast, Vocabulary, chosen, digest, from
 if TYPE_CHECKING:
     import tiktoken
 
+PROBE: Final = "Q: Tom has 2 apples.\nA: The answer is 2"
 Bytes = bytes  # inside the class, `bytes` is a method
 
 SHIPPED: Final = (
@@ -119,7 +121,10 @@ def open(folder: Path | str, *, eos: int | str | None = None, pad: int | str | N
     if vocabulary.eos is None:
         do = "say which token it is: `eos_token` in tokenizer_config.json"
         raise UserError("cannot tell which token ends a text", where=where, found=", ".join(vocabulary.specials), do=do)
-    return finish(Fast(vocabulary, fast.library), files)
+    with _library(where / "tokenizer.json"):
+        tokenizer = finish(Fast(vocabulary, fast.library), files)
+        tokenizer.encode(PROBE)  # some files are read, and fail at the first text
+    return tokenizer
 
 
 def finish(fast: Fast, files: Mapping[str, Bytes]) -> Tokenizer:
@@ -137,14 +142,25 @@ def _open_json(folder: Path) -> tuple[Fast, dict[str, Bytes]]:
     path = folder / "tokenizer.json"
     files = {name: (folder / name).read_bytes() for name in SHIPPED if (folder / name).is_file()}
     source = _json(files[path.name], path)
-    try:
+    with _library(path):
         return Fast(from_json(source), plain(source, library.Tokenizer)), files
+
+
+@contextmanager
+def _library(path: Path) -> Iterator[None]:
+    """What the library raises where a file is not what it expects, as the user's error: bare `Exception`, and a panic
+    that is no `Exception`."""
+    try:
+        yield
     except UserError as error:
-        raise UserError(error.what, where=path, found=error.found, do=error.do) from None
+        raise UserError(error.what, where=error.where or path, found=error.found, do=error.do) from None
     except AssertionError:
         raise
-    except Exception as error:  # the library raises bare `Exception` for whatever it cannot read
-        raise UserError("not a tokenizer", where=path, found=error, do="write it anew with save_pretrained") from None
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        found = f"{type(error).__name__}: {error}"[:300]
+        raise UserError("not a tokenizer", where=path, found=found, do="write it again with save_pretrained") from None
 
 
 def _open_tiktoken(path: Path) -> tuple[Fast, dict[str, Bytes]]:
@@ -218,7 +234,7 @@ def _named(files: Mapping[str, Bytes], folder: Path) -> dict[str, str]:
 def _json(content: Bytes, path: Path) -> dict[str, Any]:
     try:
         read = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError("not JSON", where=path, found=error, do="copy the file anew") from None
     if not isinstance(read, dict):
         raise UserError("not a JSON object", where=path, found=str(read)[:80], do="copy the file anew")

@@ -120,7 +120,9 @@ def plain(source: Mapping[str, Any], library: Any) -> Any:
     copy = library.from_str(json.dumps({**source, **changed}))
     copy.encode_special_tokens = True
     for token in added:
-        assert copy.token_to_id(token["content"]) == token["id"], f"added token {token['content']!r} moved"
+        if copy.token_to_id(token["content"]) != token["id"]:
+            found = f"{token['content'][:80]!r}, id {token['id']}"
+            raise UserError("an added token has another id in the vocabulary", found=found, do="get the file again")
     return copy
 
 

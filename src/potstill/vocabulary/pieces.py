@@ -26,6 +26,7 @@ from potstill.records import END, End
 
 KNOWN_ENDS: Final = ("</s>", "<|endoftext|>", "<eos>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>")
 KNOWN_PADS: Final = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>")
+LARGEST: Final = 2**24  # more tokens than any vocabulary has
 _BYTE_PIECE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -113,6 +114,7 @@ def from_json(
     before = [*_parts(read.get("normalizer")), *_parts(read.get("pre_tokenizer"))]
     byte_level = any(part["type"] == "ByteLevel" for part in before)
     space = next((found for part in before if (found := _space(part))), None)
+    _check_ids([*(i for _, i in pairs), *(token["id"] for token in added)])
     table: list[bytes | None] = [None] * (1 + max([i for _, i in pairs] + [token["id"] for token in added], default=-1))
     fallback = set()
     for piece, token in pairs:
@@ -156,6 +158,13 @@ def from_json(
         digest=digest(json.dumps(digested, sort_keys=True).encode()),
         fallback=frozenset(fallback),
     )
+
+
+def _check_ids(ids: Sequence[Any]) -> None:
+    """Raises UserError for what is no row of an embedding: a table of all ids is made."""
+    wrong = next((token for token in ids if type(token) is not int or not 0 <= token < LARGEST), None)
+    if wrong is not None:
+        raise UserError("a token has an id that no model has a row for", found=str(wrong)[:40], do="get the file again")
 
 
 def kind_of(model: Mapping[str, Any]) -> str | None:

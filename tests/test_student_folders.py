@@ -1,0 +1,347 @@
+"""Folders that people download, cut off or edit: each is refused with one message, before a teacher is asked.
+
+Every case is opened in both ways: `students.open` builds the model, `students.check_weights` only reads the folder. A
+folder that one of them refuses is refused by the other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from potstill import students, tokenizers
+from potstill.errors import UserError
+from potstill.students import Shape
+
+TEXTS = ["Q: Tom has 2 apples and buys 3. How many? A: 2 + 3 = 5. The answer is 5"]
+UNIGRAM, BPE = tokenizers.train_unigram(TEXTS, 60), tokenizers.train_bpe(TEXTS, 270)
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+KINDS = {
+    "t5": Shape("t5", 16, 2, 2, 24, 8, UNIGRAM.size),
+    "t5 tied": Shape("t5", 16, 2, 2, 24, 8, UNIGRAM.size, tied=True, gated=False),
+    "llama": Shape("causal", 16, 2, 2, 24, 8, BPE.size),
+    "llama tied": Shape("causal", 16, 2, 2, 24, 8, BPE.size, tied=True),
+}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def made(folder: Path, kind: str = "llama") -> Path:
+    shape = KINDS[kind]
+    students.initialise(shape, UNIGRAM if shape.family == "t5" else BPE, 1).save(folder)
+    return folder
+
+
+def refused(folder: Path) -> UserError:
+    """What both ways of reading a folder say of it."""
+    told = []
+    for read in (students.check_weights, students.open):
+        with pytest.raises(UserError) as error:
+            read(folder)
+        told.append(error.value)
+        assert error.value.where and error.value.do, "where it is, and what to do about it"
+        assert len(str(error.value)) < 1000
+    return told[0]
+
+
+def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
+    """Edit the tensors in place."""
+    tensors = {name: value.clone() for name, value in load_file(folder / WEIGHTS).items()}
+    edit(tensors)
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    return folder
+
+
+def configure(folder: Path, **settings: Any) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return folder
+
+
+def spread(folder: Path, names: tuple[str, str] = ("model-1.safetensors", "model-2.safetensors")) -> Path:
+    """The same weights in two files and an index."""
+    tensors = load_file(folder / WEIGHTS)
+    by_name = {name: names[at % 2] for at, name in enumerate(sorted(tensors))}
+    for file in names:
+        own = {name: tensors[name] for name, other in by_name.items() if other == file}
+        save_file(own, folder / file, {"format": "pt"})
+    (folder / WEIGHTS).unlink()
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": by_name}))
+    return folder
+
+
+def rename(folder: Path, name: str) -> Path:
+    """Let the index name another file in place of the first."""
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"] = {
+        tensor: name if file == "model-1.safetensors" else file for tensor, file in index["weight_map"].items()
+    }
+    (folder / INDEX).write_text(json.dumps(index))
+    return folder
+
+
+def test_whole_folders_pass(kind: str, tmp_path: Path) -> None:
+    students.check_weights(made(tmp_path, kind))
+    students.check_weights(spread(tmp_path))
+    assert students.open(tmp_path).family == KINDS[kind].family
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_of_other_precisions_pass(dtype: torch.dtype, tmp_path: Path) -> None:
+    change(made(tmp_path), lambda tensors: tensors.update({name: v.to(dtype) for name, v in tensors.items()}))
+    students.check_weights(tmp_path)
+    assert students.open(tmp_path).model.dtype == torch.float32
+
+
+def test_the_files_of_the_hubs_cache_are_links_and_pass(tmp_path: Path) -> None:
+    whole = tmp_path / "models--one" / "snapshots" / "abc"
+    whole.mkdir(parents=True)
+    spread(made(whole))
+    blobs = tmp_path / "models--one" / "blobs"
+    blobs.mkdir()
+    for number, path in enumerate(sorted(whole.iterdir())):
+        path.rename(blobs / str(number))
+        path.symlink_to(os.path.relpath(blobs / str(number), whole))
+    students.check_weights(whole)
+    students.open(whole)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_value_that_is_no_number_is_told_with_its_tensor(kind: str, value: float, tmp_path: Path) -> None:
+    name = "decoder.final_layer_norm.weight" if kind.startswith("t5") else "model.norm.weight"
+
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name][3] = value
+
+    told = refused(change(made(tmp_path, kind), edit))
+    assert told.what == "the weights are not finite numbers" and name in told.found
+
+
+def test_the_head_of_a_t5_that_is_missing_is_not_replaced_by_the_embedding(tmp_path: Path) -> None:
+    told = refused(change(made(tmp_path, "t5"), lambda tensors: tensors.pop("lm_head.weight")))
+    assert told.what == "the weights do not fill the model" and "lm_head.weight" in told.found
+
+
+@pytest.mark.parametrize("lost", [0, 1, 5, -1])
+def test_any_tensor_that_is_missing_is_told(kind: str, lost: int, tmp_path: Path) -> None:
+    name = sorted(load_file(made(tmp_path, kind) / WEIGHTS))[lost]
+    told = refused(change(tmp_path, lambda tensors: tensors.pop(name)))
+    assert told.what == "the weights do not fill the model" and name in told.found
+
+
+def test_layers_that_config_json_leaves_out_are_not_dropped(kind: str, tmp_path: Path) -> None:
+    made(tmp_path, kind)
+    configure(tmp_path, **({"num_decoder_layers": 1} if kind.startswith("t5") else {"num_hidden_layers": 1}))
+    assert refused(tmp_path).what == "the model has fewer layers than its weights"
+
+
+def test_a_head_beside_a_tied_embedding_is_two_models(tmp_path: Path) -> None:
+    """transformers 5 computes with the head, vLLM and transformers 4 with the embedding."""
+    made(tmp_path, "llama tied")
+    change(tmp_path, lambda tensors: tensors.update({"lm_head.weight": torch.ones(BPE.size, 16)}))
+    with pytest.raises(UserError, match="ties the head to the embedding"):
+        students.open(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0.0, 1e-5, 0.3, 0.999])
+def test_files_that_are_cut_off(kind: str, kept: float, tmp_path: Path) -> None:
+    whole = (made(tmp_path, kind) / WEIGHTS).read_bytes()
+    (tmp_path / WEIGHTS).write_bytes(whole[: int(len(whole) * kept)])
+    assert refused(tmp_path).what == "the weights are cut off or damaged"
+
+
+def test_a_file_that_is_missing_or_cut_off_among_several(tmp_path: Path) -> None:
+    spread(made(tmp_path))
+    whole = (tmp_path / "model-2.safetensors").read_bytes()
+    (tmp_path / "model-2.safetensors").write_bytes(whole[:-1])
+    assert refused(tmp_path).where.endswith("model-2.safetensors")
+    (tmp_path / "model-2.safetensors").unlink()
+    assert refused(tmp_path).what == "the index names a file that does not exist"
+
+
+def test_a_pointer_of_git_lfs(tmp_path: Path) -> None:
+    (made(tmp_path) / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    assert "Git LFS" in refused(tmp_path).what
+
+
+def test_adapters_are_not_a_model(tmp_path: Path) -> None:
+    (made(tmp_path) / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "other"}')
+    assert "adapters" in refused(tmp_path).what
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../outside.safetensors", "{root}/outside.safetensors", "a/../../outside.safetensors", "sub/model.safetensors",
+     "pytorch_model-1.bin", "model.pt", "..\\outside.safetensors", ".", "", "model-1.safetensors\0.bin"],
+)  # fmt: skip
+def test_an_index_names_files_of_its_folder_only(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    spread(made(folder))
+    good = (folder / "model-1.safetensors").read_bytes()
+    (folder / "sub").mkdir()
+    for path in (tmp_path / "outside.safetensors", folder / "sub" / "model.safetensors"):
+        path.write_bytes(good)
+
+    class Ran:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    for path in ("pytorch_model-1.bin", "model.pt"):
+        (folder / path).write_bytes(pickle.dumps(Ran()))
+    told = refused(rename(folder, name.format(root=tmp_path)))
+    assert told.what.startswith("the index names a file") and told.where.endswith(INDEX)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_pickle_under_the_name_of_safetensors_is_not_run(tmp_path: Path) -> None:
+    class Ran:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    (made(tmp_path) / WEIGHTS).write_bytes(pickle.dumps(Ran()))
+    assert refused(tmp_path).what == "the weights are cut off or damaged"
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_link_out_of_the_folder(absolute: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    spread(made(folder))
+    (folder / "model-1.safetensors").rename(tmp_path / "outside.safetensors")
+    link = tmp_path / "outside.safetensors" if absolute else Path("../outside.safetensors")
+    (folder / "model-1.safetensors").symlink_to(link)
+    assert "link" in refused(folder).what
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 3}}', "[" * 5000])
+def test_an_index_that_is_none(content: str, tmp_path: Path) -> None:
+    (spread(made(tmp_path)) / INDEX).write_text(content)
+    assert refused(tmp_path).where.endswith(INDEX)
+
+
+def test_an_index_whose_files_lack_a_tensor(tmp_path: Path) -> None:
+    index = json.loads((spread(made(tmp_path)) / INDEX).read_text())
+    index["weight_map"]["model.more.weight"] = "model-1.safetensors"
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    assert "model.more.weight" in refused(tmp_path).found
+
+
+# --- quantized -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq", "fp8", "compressed-tensors", "mxfp4", "torchao"])
+@pytest.mark.parametrize("place", ["quantization_config", "compression_config", "nested"])
+def test_a_quantized_model_is_told_by_its_config(method: str, place: str, tmp_path: Path) -> None:
+    stated = {"quant_method": method, "bits": 4}
+    section = {"text_config": {"quantization_config": stated}} if place == "nested" else {place: stated}
+    told = refused(configure(made(tmp_path), **section))
+    assert "quantized" in told.what and method in told.found
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_of_integers_or_eight_bits_are_told_by_their_tensors(dtype: torch.dtype, tmp_path: Path) -> None:
+    """config.json says nothing of it, and there are no scales: transformers would read the integers as weights."""
+    name = "model.layers.0.self_attn.q_proj.weight"
+    change(made(tmp_path), lambda tensors: tensors.update({name: (tensors[name] * 100).to(dtype)}))
+    told = refused(tmp_path)
+    assert "quantized" in told.what and name in told.found
+
+
+@pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"])
+def test_older_notes_of_quantization(name: str, tmp_path: Path) -> None:
+    (made(tmp_path) / name).write_text('{"bits": 4}')
+    assert "quantized" in refused(tmp_path).what
+
+
+def test_vllm_may_read_quantized_weights_itself(tmp_path: Path) -> None:
+    configure(made(tmp_path), quantization_config={"quant_method": "gptq", "bits": 4})
+    assert students.open(tmp_path, weights=False).folder == tmp_path
+
+
+# --- config.json -----------------------------------------------------------------------------------------------------
+
+SETTINGS: list[dict[str, Any]] = [
+    *({"vocab_size": value} for value in (-1, 0, "60", None, 1.5, [3], 10**30, True)),
+    *({"num_hidden_layers": value} for value in (10**9, -1, 0)),
+    *({"hidden_size": value} for value in (-4, 0, 10**20, "16")),
+    *({"num_attention_heads": value} for value in (0, -2)),
+    *({"model_type": value} for value in (5, None, ["llama"], "unheard-of", "")),
+    {"num_labels": 10**12},
+    {"pad_token_id": 10**9},
+    {"eos_token_id": {"a": 1}},
+    {"dtype": "float3"},
+    {"max_position_embeddings": "x"},
+    {"head_dim": 10**15},
+    {"final_logit_softcapping": 30.0},
+    {"attention_dropout": -2},
+    {"hidden_act": "nope"},
+    {"rope_parameters": {"rope_type": "nope"}},
+    {"id2label": 5},
+    {"auto_map": 5},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_settings_of_a_decoder_that_no_model_has(settings: dict[str, Any], tmp_path: Path) -> None:
+    refused(configure(made(tmp_path), **settings))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"decoder_start_token_id": value} for value in ("x", -1, 10**9)),
+        *({"num_layers": value} for value in (10**12, 3, 1)),
+        {"num_decoder_layers": 10**12},
+        {"d_model": 0},
+        {"dropout_rate": "x"},
+        {"dropout_rate": 5},
+        {"dense_act_fn": "nope"},
+        {"relative_attention_num_buckets": -2},
+        {"layer_norm_epsilon": "x"},
+        {"is_encoder_decoder": "maybe"},
+    ],
+    ids=str,
+)
+def test_settings_of_a_t5_that_no_model_has(settings: dict[str, Any], tmp_path: Path) -> None:
+    refused(configure(made(tmp_path, "t5"), **settings))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe",
+        b"",
+        b"[]",
+        b"7",
+        b'{"a": ' + b"[" * 900 + b"]" * 900 + b"}",
+        b"[" * 100_000,
+        b'{"a": ' + b"9" * 5000,
+    ],
+    ids=["bytes", "empty", "list", "number", "nested", "nested deep", "digits"],
+)
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json"])
+def test_files_that_are_not_what_they_should_be(name: str, content: bytes, tmp_path: Path) -> None:
+    (made(tmp_path) / name).write_bytes(content)
+    refused(tmp_path)
+
+
+def test_end_tokens_that_are_none_are_passed_over(tmp_path: Path) -> None:
+    from potstill import engines
+
+    (made(tmp_path) / "generation_config.json").write_text('{"eos_token_id": ["a", -1, 1000000]}')
+    engine = engines.open(tmp_path)
+    [text] = engine.generate([engines.Request(("q", 0), (5, 6))], max_tokens=2)
+    assert len(text.ids) <= 2
