@@ -214,13 +214,13 @@ def test_parquet_is_read_as_jsonl_is(tmp_path: Path) -> None:
     table = pyarrow.Table.from_pylist([{**row, "answer": int(row["answer"])} for row in tiny.rows("sums", 12)])
     parquet.write_table(table, tmp_path / "mine.parquet", row_group_size=5)
     (tmp_path / "mine.jsonl").write_bytes(ROWS)
-    found, expected = (own.read("m", tmp_path / f"mine.{kind}", None, None) for kind in ("parquet", "jsonl"))
+    found, expected = (own.read("m", [tmp_path / f"mine.{kind}"], None, None) for kind in ("parquet", "jsonl"))
     assert [(q.id, q.text, q.gold) for q in found] == [(q.id, q.text, q.gold) for q in expected]
     (tmp_path / "torn.parquet").write_bytes((tmp_path / "mine.parquet").read_bytes()[:-3])
     with pytest.raises(UserError, match=r"torn.parquet: not a Parquet file"):
-        own.read("m", tmp_path / "torn.parquet", None, None)
-    with pytest.raises(UserError, match=r"no.parquet: No such file"):
-        own.read("m", tmp_path / "no.parquet", None, None)
+        own.read("m", [tmp_path / "torn.parquet"], None, None)
+    with pytest.raises(UserError, match=r"no.parquet: no such file"):
+        own.read("m", [tmp_path / "no.parquet"], None, None)
 
 
 def test_a_run_collects_fetched_sets_and_holds_their_digests(site: Site, world: Path, tmp_path: Path) -> None:

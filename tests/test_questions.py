@@ -84,8 +84,11 @@ def test_own_file_is_divided_by_digest(tmp_path: Path) -> None:
         ),
         ({"question": "a", "answer": ""}, "DIR/mine.jsonl line 2: `answer` is empty"),
         ({"question": 5, "answer": 1}, "DIR/mine.jsonl line 2: `question` must be text\n  found: 5"),
-        ({"question": "a", "answer": [1]}, "DIR/mine.jsonl line 2: `answer` must be a number\n  found: [1]"),
-        ({"question": "a", "answer": True}, "DIR/mine.jsonl line 2: `answer` must be a number\n  found: true"),
+        (
+            {"question": "a", "answer": [1, 2]},
+            "line 2: `answer` must be text, a number, true or false\n  found: [1, 2]",
+        ),
+        ({"question": "a", "answer": None}, "DIR/mine.jsonl line 2: the field `answer` is null"),
         ({"question": "a", "answer": 1, "id": "x"}, "DIR/mine.jsonl line 2: the id 'mine/x' stands twice\n"),
         ({"question": "a", "answer": 1, "id": [1]}, "DIR/mine.jsonl line 2: `id` must be text or a whole number"),
         (

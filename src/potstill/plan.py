@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy
 
-from potstill import decoding, exam, lessons, prompts, recipe, splits, students, tokenizers
+from potstill import decoding, exam, lessons, prompts, questions, recipe, splits, students, tokenizers
 from potstill.errors import UserError
 from potstill.lessons import own
 from potstill.recipe import Recipe
@@ -57,7 +57,16 @@ def _questions(loaded: dict[str, dict[str, list[Question]]], unused: dict[str, i
                 lines.append(
                     f"  few             {name} {split}: +/- {98 / n**0.5:.0f} points at n = {n} and 50 % right"
                 )
+    lines += [
+        f"  contradiction   {first.id} and {other.id} are one question with the answers {first.gold[:30]!r} and"
+        f" {other.gold[:30]!r}"
+        for first, other in _contradictions(loaded)[:3]
+    ]
     return [*lines, ""]
+
+
+def _contradictions(loaded: dict[str, dict[str, list[Question]]]) -> list[tuple[Question, Question]]:
+    return questions.contradictions([q for by_split in loaded.values() for rows in by_split.values() for q in rows])
 
 
 def _teacher(plan: Recipe, train: Sequence[Question]) -> list[str]:

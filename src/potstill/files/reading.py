@@ -37,6 +37,7 @@ ADVICE: Final = {
     errno.ENOTDIR: "a part of this path is a file where a folder belongs: move it, or choose another folder",
     errno.EEXIST: "a file stands where a folder belongs: move it, or choose another folder",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "a link leads back to itself: name the file that it should lead to",
 }
 
 
@@ -113,7 +114,11 @@ def records(kind: type[Record], path: Path, *, torn: bool = False) -> Iterator[R
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal; of a folder, over the names and digests of its files."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        rows = [f"{file.relative_to(path).as_posix()} {digest(file)}\n" for file in files]
+        return hashlib.sha256("".join(rows).encode("utf-8", "surrogateescape")).hexdigest()
     with mine_to_mend(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

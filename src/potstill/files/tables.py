@@ -1,4 +1,4 @@
-"""Tables at rest: chains and verdicts as Parquet, targets as flat arrays. With `columns` the only owner of pyarrow.
+"""Tables at rest: chains and verdicts as Parquet, targets as flat arrays. Owns pyarrow, with `columns` and `arrow`.
 
     >>> import tempfile; from potstill.records import END; path = Path(tempfile.mkdtemp()) / "chains.parquet"
     >>> chain = Chain.from_tokens("q1", 0, [b"4", b"\\xff"], [[(b"4", -0.5), (END, -2.5)], [(b"\\xff", -0.25)]])
@@ -12,7 +12,6 @@ Whoever writes or reads holds one row group at a time: however many chains there
 from __future__ import annotations
 
 import io
-import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
@@ -80,19 +79,17 @@ def chain_counts(path: Path) -> dict[str, Any]:
     return counts | ({"defects": dict(defects)} if defects else {})
 
 
-def plain_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of anybody's Parquet file as values that JSON knows; what JSON does not know, such as dates, is text."""
+def holds_chains(path: Path) -> bool:
+    """Whether a Parquet file has the columns that `write_chains` gives it. Raises UserError for any other file."""
     import pyarrow
     from pyarrow import parquet
 
     with mine_to_mend(path), open(path, "rb") as opened:
         try:
-            file = parquet.ParquetFile(opened)
+            names = set(parquet.read_schema(opened).names)
         except pyarrow.ArrowInvalid as fault:
-            raise UserError("not a Parquet file", where=path, found=fault, do="get it anew, it may be torn") from None
-        with file:
-            for batch in file.iter_batches(ROWS_A_GROUP):
-                yield from json.loads(json.dumps(batch.to_pylist(), default=str))
+            raise UserError("not a Parquet file", where=path, found=fault, do="get it again; it may be torn") from None
+    return names.issuperset(set(columns.schema().names) - LATER)
 
 
 def write_verdicts(path: Path, verdicts: Iterable[tuple[Key, Verdict]]) -> None:

@@ -9,7 +9,7 @@
     asdiv        asdiv/ASDiv.xml                       divided into validation and test
     svamp        svamp/SVAMP.json                      divided into validation and test
     bbh          bbh/tasks/*.json                      each of its 27 tasks divided; `bbh/navigate` is one task alone
-    your own     a JSONL or Parquet file               its `split` field, else divided into train, validation and test
+    your own     files of many forms (`own`)           its `split` field, else divided into train, validation and test
 
 `splits="digest"` divides by the digests of the questions' canonical forms. `splits="paper"` has the paper's sizes: 500
 validation questions of a set, of MultiArith 200, the rest test. MultiArith's are the authors' own where the folder has
@@ -22,21 +22,22 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
 from potstill import answers
 from potstill import splits as splitting
 from potstill.errors import UserError
-from potstill.questions import asdiv, bbh, gsm8k, multiarith, own, svamp
+from potstill.questions import asdiv, bbh, checks, gsm8k, multiarith, own, svamp
+from potstill.questions.checks import contradictions
 from potstill.questions.raw import Raw
 from potstill.questions.shots import demonstrations
 from potstill.records import Question
 
-__all__ = ["SETS", "VERSION", "Raw", "demonstrations", "folder", "indices", "leaks", "load", "place"]
+__all__ = ["SETS", "VERSION", "Raw", "contradictions", "demonstrations", "folder", "indices", "leaks", "load", "place"]
 
-VERSION: Final = 3  # of the questions that this room reads out of the sets; stored by the stage that collects them
+VERSION: Final = 4  # of the questions that this room reads out of the sets; stored by the stage that collects them
 SETS: Final = ("gsm8k", "multiarith", "asdiv", "svamp", "bbh")
 PAPER_VALIDATION: Final = {"gsm8k": 500, "multiarith": 200, "asdiv": 500, "svamp": 500}
 SHARE: Final = 0.2
@@ -46,8 +47,8 @@ def load(
     name: str,
     data: Path | None = None,
     *,
-    file: Path | None = None,
-    fields: Mapping[str, str] | None = None,
+    file: Path | Sequence[Path] | None = None,
+    fields: own.Fields | None = None,
     task: str | None = None,
     splits: Literal["digest", "paper"] = "digest",
     validation: int | float | None = None,
@@ -58,7 +59,7 @@ def load(
 
     name        one of SETS, `bbh/<task>`, or with `file` a name of your own
     data        the folder of the five sets; None: the folder that POTSTILL_DATA names
-    file, fields, task   of your own JSONL (see `own`); task grades the records that name none
+    file, fields, task   of your own file or files (see `own`); task grades the records that name none
     splits      how a set without splits of its own is divided; `paper` is for the five sets only
     validation  a share (float) or a count (int) of each set, of each task of BBH; 0.2 if None
     test        the same, for your own file only; 0.2 if None, and a count where validation is one
@@ -103,7 +104,7 @@ def place(raws: Sequence[Raw], name: str, *, validation: int | float, test: int 
     """
     if not raws:
         raise UserError("no questions", where=name, do="look whether the file is empty")
-    _check(raws)
+    checks.check(raws, name)
     open_ones = [i for i, raw in enumerate(raws) if raw.split is None]
     try:
         parts = splitting.divide([raws[i].text for i in open_ones], validation, test) if open_ones else []
@@ -112,8 +113,7 @@ def place(raws: Sequence[Raw], name: str, *, validation: int | float, test: int 
     if open_ones:
         for part, size in (("validation", validation), ("test", 1 if test is None else test)):
             if size and part not in parts and not any(raw.split == part for raw in raws):
-                do = "give more questions, a larger share, or a `split` field"
-                raise UserError(f"the {part} split is empty", where=name, found=f"{len(raws)} questions", do=do)
+                raise _empty(part, raws, name)
     place_of = dict(zip(open_ones, parts, strict=True))
     return [
         Question(
@@ -156,7 +156,17 @@ def folder(data: Path | None, wanted: str = "") -> Path:
     return path
 
 
-def _check_splits(name: str, file: Path | None, splits: str, validation: int | float | None) -> None:
+def _empty(part: str, raws: Sequence[Raw], name: str) -> UserError:
+    """The error for a split without questions, told apart by why there are none."""
+    different = len({splitting.canonical(raw.text) for raw in raws})
+    do = "give more questions, a larger share, or a `split` field"
+    if different < len(raws) / 2:
+        do = "give more different questions: equal ones stay together in one split, so that none is in two"
+    found = f"{len(raws)} questions, {different} of them different"
+    return UserError(f"the {part} split is empty", where=name, found=found, do=do)
+
+
+def _check_splits(name: str, file: Path | Sequence[Path] | None, splits: str, validation: int | float | None) -> None:
     if splits not in ("digest", "paper"):
         raise UserError("unknown way to split", where=f"splits of {name}", found=splits, do="digest or paper")
     if splits == "paper" and file is not None:
@@ -169,19 +179,20 @@ def _check_splits(name: str, file: Path | None, splits: str, validation: int | f
 
 def _load_own(
     name: str,
-    file: Path,
-    fields: Mapping[str, str] | None,
+    file: Path | Sequence[Path],
+    fields: own.Fields | None,
     task: str | None,
     validation: int | float | None,
     test: int | float | None,
 ) -> list[Question]:
+    paths = [file] if isinstance(file, Path) else list(file)
     if name in SETS or name.startswith("bbh/"):
-        raise UserError(f"{name!r} is the name of a known set", where=file, do="give your file a name of its own")
+        raise UserError(f"{name!r} is the name of a known set", where=paths[0], do="give your file a name of its own")
     if task is not None:
         answers.check(task)
     validation = SHARE if validation is None else validation
     test = (validation if isinstance(validation, int) else SHARE) if test is None else test
-    return place(own.read(name, file, fields, task), name, validation=validation, test=test)
+    return place(own.read(name, paths, fields, task), name, validation=validation, test=test)
 
 
 def _place_bbh(raws: Sequence[Raw], task: str, share: int | float) -> list[Question]:
@@ -189,18 +200,6 @@ def _place_bbh(raws: Sequence[Raw], task: str, share: int | float) -> list[Quest
     count = share if isinstance(share, int) else int(len(raws) * share)
     questions = place(raws, f"bbh/{task}", validation=count, test=None)
     return [Question(q.id, q.text, q.gold, set="bbh", split=q.split, task=q.task) for q in questions]
-
-
-def _check(raws: Sequence[Raw]) -> None:
-    seen: dict[str, str] = {}
-    for raw in raws:
-        if raw.id in seen:
-            raise UserError(f"the id {raw.id!r} stands twice", where=raw.where, found=f"first in {seen[raw.id]}")
-        seen[raw.id] = raw.where
-        try:
-            answers.canonical(raw.gold, answers.form(raw.gold, raw.task))
-        except UserError as error:
-            raise UserError(error.what, where=raw.where, found=error.found, do=error.do) from None
 
 
 def _known(name: str, names: Sequence[str]) -> str:

@@ -35,8 +35,7 @@ def rationale_and_gold(answer: str, *, where: object) -> tuple[str, str]:
 
 def _read(path: Path, part: str) -> list[Raw]:
     questions = []
-    for index, (number, row) in enumerate(reading.rows(path)):
-        where = f"{path} line {number}"
+    for index, (_, where, row) in enumerate(reading.rows(path)):
         rationale, gold = rationale_and_gold(reading.field(row, "answer", where=where), where=where)
         text = reading.field(row, "question", where=where).strip()
         questions.append(

@@ -25,10 +25,24 @@ from ruamel.yaml import YAML
 from potstill.errors import UserError
 from potstill.recipe.reading import load, parse
 from potstill.recipe.sections import Recipe, Shape
-from potstill.recipe.sets import OwnSet
+from potstill.recipe.sets import Column, OwnSet
 from potstill.recipe.vllm import Vllm
 
-__all__ = ["OwnSet", "Recipe", "Shape", "Vllm", "data_folder", "find", "flat", "load", "parse", "resolved", "schema"]
+__all__ = [
+    "Column",
+    "OwnSet",
+    "Recipe",
+    "Shape",
+    "Vllm",
+    "data_folder",
+    "find",
+    "find_all",
+    "flat",
+    "load",
+    "parse",
+    "resolved",
+    "schema",
+]
 
 
 def resolved(recipe: Recipe) -> str:
@@ -77,6 +91,22 @@ def find(recipe: Recipe, path: str, key: str) -> Path:
     looked = " and ".join(str(place.absolute()) for place in places)
     do = "mend the path (it counts from the folder where you run the command), or set data"
     raise UserError("nothing is there", where=key, found=f"{path!r}; looked at {looked}", do=do)
+
+
+def find_all(recipe: Recipe, path: str, key: str) -> list[Path]:
+    """The files that a recipe's key names: one, or all whose name a pattern such as `parts/*.parquet` fits, sorted.
+
+    Raises UserError as `find` does, and where nothing fits.
+    """
+    folder, _, pattern = path.rpartition("/")
+    if "*" not in path or "*" in folder:
+        return [find(recipe, path, key)]
+    found = sorted(each for each in find(recipe, folder or ".", key).glob(pattern) if each.is_file())
+    if not found:
+        raise UserError(
+            "no file has such a name", where=key, found=path, do="correct the path; only its last part may hold *"
+        )
+    return found
 
 
 def flat(recipe: Recipe, *prefixes: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -14,6 +14,24 @@ from ruamel.yaml.error import YAMLError
 
 from potstill.errors import UserError
 from potstill.recipe.sections import Recipe
+
+# What a value must be where another kind of value stands, with an example of the right form.
+_FORMS: Final = {
+    "model_type": ("a mapping of keys", "write its keys, each on a line below it, indented"),
+    "model_attributes_type": ("a mapping of keys", "write its keys, each on a line below it, indented"),
+    "dict_type": ("a mapping of keys", "write its keys, each on a line below it, indented"),
+    "list_type": ("a list", "write [one] or [one, another]"),
+}
+_EXAMPLES: Final = {
+    "sets": "for example `sets: {animals: {file: animals.jsonl}}`",
+    "questions": "for example `questions: {train: [animals], out_of_distribution: [largest]}`",
+    "teacher": "for example `teacher: {kind: human}` or `teacher: {kind: openai, model: NAME}`",
+    "student": "for example `student: {model: FOLDER}`",
+    "train": "for example `train: {steps: 200}`",
+    "evaluate": "for example `evaluate: {max_tokens: 256}`",
+    "filter": "for example `filter: {cap: 4}`",
+    "report": "for example `report: {read: 6}`",
+}
 
 
 def load(path: Path, changes: Sequence[str] = ()) -> Recipe:
@@ -100,7 +118,7 @@ def _first_fault(
     """One clear message for the first thing that pydantic found wrong."""
     error = next((error for error in fault.errors() if error["type"] == "extra_forbidden"), fault.errors()[0])
     # a tag (a shape's name or its numbers) and a wrong dictionary key add their own words to the place: leave them out
-    keys = tuple(str(part) for part in error["loc"] if part not in ("numbers", "[key]"))
+    keys = tuple(str(part) for part in error["loc"] if part != "numbers" and str(part)[:1] != "[")
     place = where
     for end in range(len(keys), 0, -1):
         if keys[:end] in origin:
@@ -114,6 +132,11 @@ def _first_fault(
         return UserError(f"unknown key {dotted}", where=place, do=_suggestion(keys))
     if error["type"] == "missing":
         return UserError(f"{dotted} is missing", where=place, do=f"add {dotted}")
+    if error["type"] in _FORMS:
+        what, do = _FORMS[error["type"]]
+        found = json.dumps(error["input"], ensure_ascii=False, default=str)
+        do = _EXAMPLES.get(dotted.partition(".")[0], do) if error["type"] != "list_type" and len(keys) < 3 else do
+        return UserError(f"{dotted} must be {what}", where=place, found=found, do=do)
     message = error["msg"].removeprefix("Value error, ")
     what = f"{dotted}: {message}" if dotted else message
     found = "" if isinstance(error["input"], dict) else json.dumps(error["input"], ensure_ascii=False, default=str)

@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from potstill.recipe.section import Section
 
 
-class OwnSet(Section):
-    """A set of your own: a JSONL or Parquet file, one question a line; here, at a URL, or on the Hugging Face hub."""
+class Column(Section):
+    """A field of a set whose column does not hold the answer alone."""
 
-    file: str | None = Field(default=None, description="a path here; with hub the path in its repository")
+    column: str = Field(description="what the file calls it")
+    after: str | None = Field(
+        default=None,
+        min_length=1,
+        description=r"what the answer stands behind, such as '####'; '\boxed': in its braces",
+    )
+    values: dict[str, str] = Field(
+        default={}, description="whole answers -> how a text gives them, such as {true: yes, false: no}"
+    )
+
+
+def _kind(value: Any) -> str:
+    return "[text]" if isinstance(value, str) else "[list]" if isinstance(value, list) else "[keys]"
+
+
+# Tagged, so that a fault inside of a column or a list is not reported as "not a string".
+ColumnOrName = Annotated[Annotated[str, Tag("[text]")] | Annotated[Column, Tag("[keys]")], Discriminator(_kind)]
+Paths = Annotated[
+    Annotated[str, Tag("[text]")] | Annotated[list[str], Field(min_length=1), Tag("[list]")], Discriminator(_kind)
+]
+
+
+class OwnSet(Section):
+    """A set of your own, one question a record: JSON lines or an array, CSV, TSV, Parquet, Arrow, or a folder that
+    `datasets` saved; here, at a URL, or on the Hugging Face hub."""
+
+    file: Paths | None = Field(
+        default=None,
+        description="a path here, or several; with hub the paths in its repository; here * stands for names",
+    )
     url: str | None = Field(default=None, pattern=r"^https?://", description="where the file lies, with its sha256")
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="digest of what is fetched")
     hub: str | None = Field(
@@ -23,9 +54,24 @@ class OwnSet(Section):
         default=None,
         description="how answers are graded: number, choice, boolean, text, regex, json, ..., function: module:name",
     )
-    fields: dict[str, str] = Field(
-        {}, description="our name -> the file's name, for question, answer, id, rationale, ..."
+    fields: dict[str, ColumnOrName] = Field(
+        {},
+        description="our name -> the file's name, for question, answer, id, rationale, choices, ...; for answer also "
+        "{column, after, values}",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mapping(cls, value: Any) -> Any:
+        if isinstance(value, str | list):
+            named = value if isinstance(value, str) else f"[{', '.join(map(str, value))}]"
+            raise ValueError(f"a set is a mapping of keys; write {{file: {named}}}")
+        return value
+
+    @property
+    def paths(self) -> list[str]:
+        """The files of the set, in the order given."""
+        return [] if self.file is None else [self.file] if isinstance(self.file, str) else self.file
 
     @model_validator(mode="after")
     def _one_place(self) -> OwnSet:
@@ -39,8 +85,14 @@ class OwnSet(Section):
         elif self.hub is not None:
             if self.revision is None:
                 raise ValueError("hub needs a revision: a commit, since branches change")
-            if "\\" in self.file or any(part in ("", ".", "..") for part in self.file.split("/")):
-                raise ValueError("with hub, file is a path in its repository such as data/test.jsonl")
+            for path in self.paths:
+                if "\\" in path or any(part in ("", ".", "..") for part in path.split("/")) or "*" in path:
+                    raise ValueError("with hub, file is a path in its repository such as data/test.jsonl")
+            if self.sha256 is not None and len(self.paths) > 1:
+                raise ValueError("sha256 is the digest of one file, and hub names several")
         elif self.sha256 is not None or self.revision is not None:
             raise ValueError("sha256 and revision are for url and hub; a file here is digested by the run")
+        for ours, named in self.fields.items():
+            if isinstance(named, Column) and ours != "answer" and (named.after or named.values):
+                raise ValueError(f"fields.{ours}: after and values are for answer")
         return self

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from potstill import files, order, prompts, questions, recipe, splits
+from potstill import files, order, progress, prompts, questions, recipe, splits
 from potstill.encoding import to_json
 from potstill.errors import UserError
 from potstill.questions import bbh, collected, fetched
 from potstill.questions.own import pairs
-from potstill.recipe import Recipe
+from potstill.recipe import Column, Recipe
 from potstill.records import Question, Split
 
 READS = (
@@ -40,7 +40,11 @@ VERSIONS = {
 def inputs(plan: Recipe) -> dict[str, str]:
     """Digests of the files that the recipe names: own sets and demonstrations, and of the authors' indices where they
     decide. The five known sets do not change."""
-    named = {f"sets.{name}": _own(plan, name) for name in plan.sets}
+    named: dict[str, Path] = {}
+    for name in plan.sets:
+        own = _own(plan, name)
+        several = len(own) > 1
+        named |= {f"sets.{name}{f' file {at}' if several else ''}": path for at, path in enumerate(own, 1)}
     if plan.evaluate.demonstrations is not None:
         key = "evaluate.demonstrations"
         named[key] = recipe.find(plan, plan.evaluate.demonstrations, key)
@@ -89,7 +93,15 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
         counts["replay"] = len(rows)
     paths.append(run / "collect" / collected.SHOTS)
     files.write_json(paths[-1], collected.shots_json(shots))
-    return paths, {"questions": counts, "left out as leaks": others.leaks}
+    told = {"questions": counts, "left out as leaks": others.leaks}
+    twice = questions.contradictions([q for by_split in kept.values() for rows in by_split.values() for q in rows])
+    if twice:
+        first, other = twice[0]
+        progress.say(
+            f"{len(twice)} questions stand twice with different answers, first {first.id} and {other.id}", "yellow"
+        )
+        told["stand twice with different answers"] = len(twice)
+    return paths, told
 
 
 def gather(plan: Recipe) -> tuple[dict[str, dict[str, list[Question]]], dict[str, int]]:
@@ -168,7 +180,7 @@ def _load(plan: Recipe, name: str) -> list[Question]:
         name,
         recipe.data_folder(plan),
         file=_own(plan, name) if own else None,
-        fields=own.fields if own else None,
+        fields={ours: _column(named) for ours, named in own.fields.items()} if own else None,
         task=own.task if own else None,
         splits=asked.splits,
         validation=None if asked.splits == "paper" else asked.validation,
@@ -177,15 +189,19 @@ def _load(plan: Recipe, name: str) -> list[Question]:
     )
 
 
-def _own(plan: Recipe, name: str) -> Path:
-    """The file of a set of one's own: where the recipe says, or the verified copy of what it says to fetch."""
-    own = plan.sets[name]
+def _own(plan: Recipe, name: str) -> list[Path]:
+    """The files of a set of one's own: where the recipe says, or the verified copies of what it says to fetch."""
+    own, key = plan.sets[name], f"sets.{name}"
     if own.url is not None:
-        return fetched.fetch(fetched.from_url(f"sets.{name}", own.url, own.sha256 or ""))
-    assert own.file is not None, "a recipe is checked when it is read"
+        return [fetched.fetch(fetched.from_url(key, own.url, own.sha256 or ""))]
     if own.hub is not None:
-        return fetched.fetch(fetched.from_hub(f"sets.{name}", own.hub, own.file, own.revision or "", own.sha256))
-    return recipe.find(plan, own.file, f"sets.{name}.file")
+        commit = own.revision or ""
+        return [fetched.fetch(fetched.from_hub(key, own.hub, path, commit, own.sha256)) for path in own.paths]
+    return [found for path in own.paths for found in recipe.find_all(plan, path, f"{key}.file")]
+
+
+def _column(named: str | Column) -> str | dict[str, Any]:
+    return named if isinstance(named, str) else named.model_dump()
 
 
 def _limited(rows: list[Question], limit: int) -> list[Question]:

@@ -19,6 +19,7 @@ from typing import Any, get_args
 from potstill import files, splits
 from potstill.encoding import from_json
 from potstill.errors import UserError
+from potstill.files import rows as files_rows
 from potstill.files import tables
 from potstill.records import Chain, Question, Semantics, Stop, running_spans
 from potstill.teachers import Key
@@ -30,10 +31,14 @@ _SHAPE = (
 
 
 def rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """Number and row of every record in a file: JSONL, or Parquet as potstill writes it. Raises UserError."""
-    if path.suffix == ".parquet":
-        return enumerate(tables.read_chains(path), 1)
-    return iter(files.read_jsonl(path))
+    """Number and row of every record in a file: JSON lines, Parquet as potstill writes it, or any other form that
+    `files.rows` reads. Raises UserError."""
+    if path.suffix == ".parquet" and tables.holds_chains(path):
+        yield from enumerate(tables.read_chains(path), 1)
+    elif path.suffix == ".jsonl" and files_rows.is_plain(path):
+        yield from files.read_jsonl(path)  # as a stream: such a file may be larger than memory
+    else:
+        yield from ((number, row) for number, _, row in files_rows.rows(path))
 
 
 def sample(
@@ -167,6 +172,18 @@ def _check_plain(row: Mapping[str, Any]) -> None:
         raise ValueError(f"index: {index!r} is no number from 0 on")
     if not isinstance(source, str) or not source:
         raise ValueError(f"source: {source!r} is no name")
+    defects = row.get("defects")
+    for text in (source, row.get("text"), *(defects if isinstance(defects, list) else ())):
+        if isinstance(text, str):
+            _check_unicode(text)
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as fault:
+        shown = ascii(text[max(0, fault.start - 30) : fault.start + 10])
+        raise ValueError(f"half of a surrogate pair, which is no character: {shown}") from None
 
 
 def _check(chain: Chain) -> None:

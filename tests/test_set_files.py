@@ -1,0 +1,453 @@
+"""Sets in the forms that people keep them: what is read, and the one message where something is not."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+import tiny
+from potstill import questions, recipe
+from potstill.errors import UserError
+from potstill.files import rows as file_rows
+from potstill.records import Question
+from potstill.teachers import replay
+
+TWO = [
+    {"question": "Ann has 3 pens and buys 2. How many?", "answer": 5, "split": "train"},
+    {"question": "Bob, tired, has 7 hens. How many?", "answer": 7, "split": "test"},
+]
+LINES = "".join(json.dumps(row) + "\n" for row in TWO).encode()
+ARRAY = json.dumps(TWO)
+HEAD = "question,answer,split\n"
+TABLE = HEAD + '"Ann has 3 pens and buys 2. How many?",5,train\n"Bob, tired, has 7 hens. How many?",7,test\n'
+FORMS: dict[str, bytes] = {
+    "mine.jsonl": LINES,
+    "crlf.jsonl": LINES.replace(b"\n", b"\r\n"),
+    "bom.jsonl": b"\xef\xbb\xbf" + LINES.replace(b"\n", b"\n\xef\xbb\xbf", 1),  # two files, each with its mark
+    "array.json": ARRAY.encode(),
+    "indented.json": json.dumps(TWO, indent=2).encode(),
+    "array.jsonl": b"\n" + ARRAY.encode(),
+    "wrapped.json": json.dumps({"canary": "x", "examples": TWO}).encode(),
+    "wrapped-indented.json": json.dumps({"data": TWO}, indent=1).encode(),
+    "mine.jsonl.gz": gzip.compress(LINES[:90]) + gzip.compress(LINES[90:]),
+    "named-plainly.jsonl": gzip.compress(LINES),
+    "mine.jsonl.zst": pa.compress(LINES, codec="zstd", asbytes=True),
+    "mine.jsonl.bz2": bz2.compress(LINES),
+    "mine.jsonl.xz": lzma.compress(LINES),
+    "array.json.gz": gzip.compress(ARRAY.encode()),
+    "mine.csv": TABLE.encode(),
+    "excel.csv": b"\xef\xbb\xbf" + TABLE.replace("\n", "\r\n").encode(),
+    "semicolons.csv": "\n".join(";".join(map(str, row)) for row in [[*TWO[0]], *(r.values() for r in TWO)]).encode(),
+    "mine.tsv": "\n".join("\t".join(map(str, row)) for row in [[*TWO[0]], *(r.values() for r in TWO)]).encode(),
+    "mine.csv.gz": gzip.compress(TABLE.encode()),
+}
+
+
+def stored(folder: Path, name: str, data: bytes) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def load(*paths: Path, **options: Any) -> list[Question]:
+    return questions.load("mine", file=paths if len(paths) > 1 else paths[0], validation=0.001, test=0.001, **options)
+
+
+def refusal(*paths: Path, **options: Any) -> str:
+    with pytest.raises(UserError) as error:
+        load(*paths, **options)
+    return str(error.value)
+
+
+def lines(folder: Path, *rows: dict[str, Any]) -> Path:
+    return stored(folder, "mine.jsonl", "".join(json.dumps({"split": "train", **row}) + "\n" for row in rows).encode())
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_each_form_holds_the_same_questions(tmp_path: Path, name: str) -> None:
+    found = load(stored(tmp_path, name, FORMS[name]))
+    assert [(q.text, q.gold, q.split) for q in found] == [(r["question"], str(r["answer"]), r["split"]) for r in TWO]
+
+
+def arrow_table() -> pa.Table:
+    return pa.Table.from_pylist(TWO)
+
+
+def arrow_bytes(table: pa.Table, kind: str) -> bytes:
+    sink = pa.BufferOutputStream()
+    opened = pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file
+    with opened(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def saved(folder: Path, table: pa.Table) -> Path:
+    """A folder as `datasets.save_to_disk` writes it."""
+    stored(folder, "data-00000-of-00001.arrow", arrow_bytes(table, "stream"))
+    stored(folder, "state.json", json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}).encode())
+    stored(folder, "dataset_info.json", b"{}")
+    return folder
+
+
+def test_arrow_files_and_folders_that_datasets_saved(tmp_path: Path) -> None:
+    for kind in ("stream", "file"):
+        assert [q.gold for q in load(stored(tmp_path, f"{kind}.arrow", arrow_bytes(arrow_table(), kind)))] == ["5", "7"]
+    assert [q.gold for q in load(saved(tmp_path / "set", arrow_table()))] == ["5", "7"]
+    parts = tmp_path / "parts"
+    for part, at in (("train", 0), ("test", 1)):
+        saved(parts / part, arrow_table().drop(["split"]).slice(at, 1))
+    stored(parts, "dataset_dict.json", b'{"splits": ["train", "test"]}')
+    assert [(q.gold, q.split) for q in load(parts)] == [("5", "train"), ("7", "test")]
+    (parts / "test" / "data-00000-of-00001.arrow").unlink()
+    assert "data-00000-of-00001.arrow: No such file" in refusal(parts)
+    (tmp_path / "other").mkdir()
+    assert "a folder, and not one that `datasets` saved" in refusal(tmp_path / "other")
+
+
+def test_a_folder_that_the_library_datasets_saves(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs the library datasets")
+    whole = datasets.Dataset.from_list(TWO)
+    whole.save_to_disk(str(tmp_path / "one"))
+    assert [q.gold for q in load(tmp_path / "one")] == ["5", "7"]
+    bare = whole.remove_columns(["split"])
+    datasets.DatasetDict({"train": bare.select([0]), "test": bare.select([1])}).save_to_disk(str(tmp_path / "two"))
+    assert [(q.gold, q.split) for q in load(tmp_path / "two")] == [("5", "train"), ("7", "test")]
+
+
+def test_several_files_are_one_set(tmp_path: Path) -> None:
+    first, second = stored(tmp_path, "a.jsonl", LINES), stored(tmp_path, "b.csv", TABLE.replace("n", "m").encode())
+    second.write_text(second.read_text().replace("questiom,amswer", "question,answer").replace("traim", "train"))
+    assert [q.id for q in load(first, second)] == ["mine/1-1", "mine/1-2", "mine/2-2", "mine/2-3"]
+
+
+PARQUET: dict[str, tuple[Callable[[], dict[str, Any]], list[str]]] = {
+    "bytes": (
+        lambda: {"question": pa.array([b"Ann \xf0\x9f\x98\x80?"], pa.binary()), "answer": ["5"]},
+        ["Ann 😀?", "5"],
+    ),
+    "large bytes": (lambda: {"question": pa.array([b"Ann?"], pa.large_binary()), "answer": [b"5"]}, ["Ann?", "5"]),
+    "words": (lambda: {"question": pa.array(["Ann?"]).dictionary_encode(), "answer": [5]}, ["Ann?", "5"]),
+    "float32": (lambda: {"question": ["Ann?"], "answer": pa.array([0.1], pa.float32())}, ["Ann?", "0.1"]),
+    "float32 whole": (lambda: {"question": ["Ann?"], "answer": pa.array([51], pa.float32())}, ["Ann?", "51"]),
+    "float64": (lambda: {"question": ["Ann?"], "answer": pa.array([0.1], pa.float64())}, ["Ann?", "0.1"]),
+    "list": (lambda: {"question": ["Ann?"], "answer": pa.array([[0.3]], pa.list_(pa.float32()))}, ["Ann?", "0.3"]),
+    "decimal": (lambda: {"question": ["Ann?"], "answer": pa.array([2], pa.decimal128(5, 1))}, ["Ann?", "2.0"]),
+    "truth": (lambda: {"question": ["Does Ann eat?"], "answer": [True]}, ["Does Ann eat?", "yes"]),
+    "picture": (lambda: {"question": ["Ann?"], "answer": ["5"], "image": [b"\xff\xd8"]}, ["Ann?", "5"]),
+}
+
+
+@pytest.mark.parametrize("name", PARQUET)
+def test_types_of_columns(tmp_path: Path, name: str) -> None:
+    columns, expected = PARQUET[name]
+    parquet.write_table(pa.table({**columns(), "split": ["train"]}), tmp_path / "mine.parquet")
+    [question] = load(tmp_path / "mine.parquet")
+    assert [question.text, question.gold] == expected
+
+
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False))
+@settings(max_examples=200)
+def test_a_float32_is_the_shortest_decimal_that_it_stands_for(value: float) -> None:
+    import numpy
+
+    table = pa.table({"answer": pa.array([value], pa.float32())})
+    sink = pa.BufferOutputStream()
+    parquet.write_table(table, sink)
+    from potstill.files import arrow
+
+    [row] = arrow.parquet_rows(sink.getvalue().to_pybytes(), Path("x"))
+    assert numpy.float32(row["answer"]) == numpy.float32(value) and len(repr(row["answer"])) <= len(repr(value))
+
+
+# half of a surrogate pair
+
+HALF = '{"question": "How many? \\ud83d", "answer": "5"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        ("a.jsonl", LINES + HALF.encode(), "a.jsonl line 3: `question` holds half of a surrogate pair"),
+        ("a.json", f"[{HALF}]".encode(), "a.json record 1: `question` holds half of a surrogate pair"),
+        ("b.jsonl", b'{"question": "?", "answer": "\\udc00"}', "b.jsonl line 1: `answer` holds half"),
+        (
+            "c.jsonl",
+            b'{"question": "?", "answer": 1, "rationale": "\\udc00."}',
+            "c.jsonl line 1: `rationale` holds half",
+        ),
+        ("d.jsonl", b'{"question": "?", "answer": 1, "id": "\\udc00"}', "d.jsonl line 1: `id` holds half"),
+        ("e.jsonl", LINES + b'{"question": "\xed\xa0\xbd", "answer": 1}', "e.jsonl line 3: not UTF-8 at byte"),
+        ("f.csv", TABLE.encode() + b"How \xed\xa0\xbd,5,test\n", "f.csv line 4: not UTF-8 at byte"),
+        ("g.jsonl.gz", gzip.compress(HALF.encode()), "g.jsonl.gz line 1: `question` holds half of a surrogate pair"),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_refused_with_its_place(
+    tmp_path: Path, name: str, data: bytes, expected: str
+) -> None:
+    told = refusal(stored(tmp_path, name, data))
+    assert expected in told and "surrogate pair" in told
+    told.encode("utf-8")  # the message itself can be printed
+
+
+def test_half_of_a_surrogate_pair_in_parquet_and_a_whole_pair(tmp_path: Path) -> None:
+    text = pa.array([b"How?", b"How \xed\xa0\xbd?"], pa.binary()).view(pa.string())
+    parquet.write_table(pa.table({"question": text, "answer": ["5", "6"]}), tmp_path / "mine.parquet")
+    assert "record 2: `question` is bytes that are not UTF-8" in refusal(tmp_path / "mine.parquet")
+    whole = '{"question": "How many \\ud83d\\ude00?", "answer": "5", "split": "train"}'
+    assert load(stored(tmp_path, "whole.jsonl", whole.encode()))[0].text == "How many 😀?"
+
+
+@pytest.mark.parametrize("field", ["text", "source", "defects"])
+def test_half_of_a_surrogate_pair_in_chains_to_replay(tmp_path: Path, field: str) -> None:
+    question = Question("mine/1", "How many?", "5", "mine", "train", "number")
+    row = {"question": "mine/1", "text": "It is 5.", field: ["\ud83d"] if field == "defects" else "\ud83d"}
+    path = stored(tmp_path, "old.jsonl", json.dumps(row).encode())
+    with pytest.raises(UserError, match=r"old\.jsonl record 1: is not a chain") as error:
+        list(replay.sample(replay.rows(path), [question], where=str(path)))
+    assert "half of a surrogate pair" in str(error.value)
+    str(error.value).encode("utf-8")
+
+
+def test_plain_parquet_is_replayed_as_its_rows_in_json_lines_are(tmp_path: Path) -> None:
+    question = Question("mine/1", "How many?", "5", "mine", "train", "number")
+    told = [{"question": "How many?", "text": "It is 5."}, {"question": "mine/1", "text": "Five."}]
+    parquet.write_table(pa.Table.from_pylist(told), tmp_path / "old.parquet")
+    text = "".join(json.dumps(row) + "\n" for row in told).encode()
+    paths = [tmp_path / "old.parquet", stored(tmp_path, "old.jsonl", text)]
+    paths += [stored(tmp_path, "old.json", json.dumps(told).encode()), stored(tmp_path, "z.jsonl", gzip.compress(text))]
+    found = [[chain for batch in replay.sample(replay.rows(p), [question], where="") for chain in batch] for p in paths]
+    assert len(found[0]) == 2 and all(chains == found[0] for chains in found)
+
+
+# what a gold answer may look like
+
+GOLDS: list[tuple[dict[str, Any], str, str | None]] = [
+    ({"answer": "3+2=<<3+2=5>>5 pens.\n#### 5"}, "5", "3+2=5 pens."),
+    ({"answer": "#### 1,200"}, "1,200", None),
+    ({"answer": "So it is $\\boxed{5}$."}, "5", None),
+    ({"answer": "\\boxed{(A)}"}, "(A)", None),
+    ({"answer": "The answer is 5."}, "5", None),
+    ({"answer": "3 + 2 = 5.\nSo the answer is 5."}, "5", "3 + 2 = 5."),
+    ({"answer": "3 + 2 = 5. The final answer is: $5."}, "$5", "3 + 2 = 5."),
+    ({"answer": "Answer: (B)"}, "(B)", None),
+    ({"answer": "true"}, "true", None),
+    ({"answer": False}, "no", None),
+    ({"answer": [39.0]}, "39", None),
+    ({"answer": 0.5}, "0.5", None),
+    ({"answer": "#### 5", "task": "regex"}, "#### 5", None),
+    ({"answer": "1 + 1 = 2\n#### 2", "rationale": "Own."}, "2", "Own."),
+    ({"answer": {"a": 1}, "task": "json"}, '{"a": 1}', None),
+]
+
+
+@pytest.mark.parametrize(("row", "gold", "rationale"), GOLDS)
+def test_gold_answers_in_the_forms_that_people_have(
+    tmp_path: Path, row: dict[str, Any], gold: str, rationale: str | None
+) -> None:
+    [question] = load(lines(tmp_path, {"question": "Is it?", **row}))
+    assert (question.gold, question.rationale) == (gold, rationale)
+
+
+def test_where_an_answer_stands_is_said_by_the_recipe(tmp_path: Path) -> None:
+    rows = ({"q": "Ann?", "a": "2 + 3. KEY: 5 pens"}, {"q": "Does Bob?", "a": "KEY: ja"})
+    fields = {"question": "q", "answer": {"column": "a", "after": "KEY:"}}
+    assert [q.gold for q in load(lines(tmp_path, *rows), fields=fields)] == ["5 pens", "ja"]
+    assert [q.rationale for q in load(lines(tmp_path, *rows), fields=fields)] == ["2 + 3.", None]
+    assert "line 2: `a` has nothing behind '+'" in refusal(
+        lines(tmp_path, *rows), fields={"question": "q", "answer": {"column": "a", "after": "+"}}
+    )
+    boxed = {"question": "Ann?", "solution": "It is \\boxed{5 + {1}} as $x$ shows."}
+    asked = {"answer": {"column": "solution", "after": "\\boxed"}}
+    assert load(lines(tmp_path, boxed), fields=asked, task="exact")[0].gold == "5 + {1}"
+    values = {"answer": {"column": "label", "values": {"true": "valid", "0": "invalid"}}}
+    told = load(lines(tmp_path, {"question": "A.", "label": True}, {"question": "B.", "label": 0}), fields=values)
+    assert [q.gold for q in told] == ["valid", "invalid"]
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "letter"),
+    [
+        (["red", "blue"], 1, "(B)"),
+        (["red", "blue"], "b", "(B)"),
+        (["red", "blue"], "(B)", "(B)"),
+        (["red", "blue"], "Blue", "(B)"),
+        (["red", "blue"], "1", "(B)"),
+        ({"text": ["red", "blue"], "label": ["1", "2"]}, "1", "(A)"),
+        ({"text": ["red", "blue"], "label": ["A", "B"]}, "A", "(A)"),
+        ([{"label": "A", "text": "red"}, {"label": "B", "text": "blue"}], "B", "(B)"),
+        (["12", "7"], "12", "(A)"),
+        ([12, 7], "7", "(B)"),
+    ],
+)
+def test_options_in_a_field_of_their_own(tmp_path: Path, choices: Any, answer: Any, letter: str) -> None:
+    [question] = load(lines(tmp_path, {"question": "Which?", "choices": choices, "answer": answer}))
+    assert (question.gold, question.task) == (letter, "choice")
+    assert question.text.startswith("Which?\nOptions:\n(A) ") and "\n(B) " in question.text
+
+
+def test_options_that_cannot_be_read(tmp_path: Path) -> None:
+    one = {"question": "Which?", "options": ["red", "blue"], "answer": 5}
+    named = {"choices": "options"}
+    assert "line 1: the answer is none of the choices\n  found: 5 among A: red, B: blue" in refusal(
+        lines(tmp_path, one), fields=named
+    )
+    assert "`options` must be a list of options" in refusal(lines(tmp_path, {**one, "options": "red"}), fields=named)
+    assert "the field `options` is missing" in refusal(lines(tmp_path, {"question": "?", "answer": 1}), fields=named)
+    asked = {"question": "Which? (A) red (B) blue", "choices": ["red", "blue"], "answer": "B"}
+    assert load(lines(tmp_path, asked))[0].text == asked["question"]  # it offers them itself
+
+
+# a gold answer that no text can give
+
+
+def test_a_set_whose_golds_are_not_right_where_a_text_says_them_is_refused(tmp_path: Path) -> None:
+    rows = [{"question": f"{i}?", "answer": f"not a{i}"} for i in range(5)] + [{"question": "ok?", "answer": "Paris"}]
+    told = refusal(lines(tmp_path, *rows))
+    assert "mine: 5 of 6 gold answers are not graded right" in told
+    assert all(f"line {i + 1}: 'not a{i}' (text) is wrong" in told for i in range(3)) and "line 4" not in told
+    long = {"question": "?", "answer": "First she takes some.\nThen none. And no more of it."}
+    assert 'fields: {answer: {column: answer, after: "####"}}' in refusal(lines(tmp_path, long))
+
+
+def test_patterns_are_not_answers_and_a_function_is_only_called(tmp_path: Path, monkeypatch) -> None:
+    import sys
+
+    assert load(lines(tmp_path, {"question": "?", "answer": "[0-9]+ pens?"}), task="regex")[0].gold == "[0-9]+ pens?"
+    (tmp_path / "checked_rules.py").write_text(
+        "def never(text, gold):\n    return False\n\ndef broken(text, gold):\n    return text / gold\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert load(lines(tmp_path, {"question": "?", "answer": "1"}), task="function: checked_rules:never")
+    assert "the grading function failed" in refusal(
+        lines(tmp_path, {"question": "?", "answer": "1"}), task="function: checked_rules:broken"
+    )
+
+
+def test_equal_questions_are_told_from_few(tmp_path: Path) -> None:
+    path = stored(tmp_path, "e.jsonl", b'{"question": "How many?", "answer": 5}\n' * 60)
+    assert "60 questions, 1 of them different\n  do: give more different questions" in refusal(path)
+
+
+# what is refused, and what the message says
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        (
+            "a.jsonl",
+            b"question,answer\nHow?,5\n",
+            "a.jsonl line 1: not JSON\n  found: question,answer\n  do: it looks",
+        ),
+        ("a.jsonl", b"question\tanswer\nHow?\t5\n", "name it .tsv"),
+        ("a.json", ARRAY[:-9].encode(), "a.json: not JSON"),
+        ("a.json", b'{\n "question": "?"}', "one JSON object, and no list of records in it"),
+        ("a.json", b"[1, 2]", "a.json record 1: a record is an object with fields\n  found: 1"),
+        ("a.jsonl", LINES + b"[1]\n", "a.jsonl line 3: a line holds one JSON object\n  found: [1]"),
+        ("a.jsonl", LINES + b'{"question": 9' + b"9" * 6000, "a.jsonl line 3: not JSON"),
+        ("a.jsonl", b"[" * 100_000, "not JSON"),
+        ("a.jsonl", LINES + b'{"a":' * 100_000, "a.jsonl line 3: not JSON"),
+        ("a.csv", b"question,answer\nHow, then?,5\n", "a.csv line 2: 3 cells under a header of 2"),
+        ("a.csv", b"question,question\nHow?,5\n", "a.csv line 1: not a header"),
+        ("a.csv", b'question,answer\n"How?,5\n', "a.csv line 2: not a table: unexpected end of data"),
+        ("a.jsonl.gz", gzip.compress(LINES * 50)[:-9], "not a whole gzip file"),
+        ("a.jsonl.zst", pa.compress(LINES * 50, codec="zstd", asbytes=True)[:-9], "not a whole zstd file"),
+        ("a.jsonl.xz", lzma.compress(LINES * 50)[:-9], "not a whole xz file"),
+        ("a.arrow", b"ARROW1\0\0torn", "not an Arrow file"),
+        ("a.jsonl", LINES.decode().encode("utf-16"), "it looks like UTF-16: save it as UTF-8"),
+        ("a.parquet", b"PAR1torn", "not a Parquet file"),
+    ],
+)
+def test_one_message_for_what_cannot_be_read(tmp_path: Path, name: str, data: bytes, expected: str) -> None:
+    assert expected in refusal(stored(tmp_path, name, data))
+
+
+def test_a_file_that_unpacks_to_more_than_memory_holds_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(file_rows, "LARGEST", 1 << 20)
+    for name, data in (("a.gz", gzip.compress(b" " * (1 << 21))), ("a.xz", lzma.compress(b" " * (1 << 21)))):
+        assert "too large to hold in memory" in refusal(stored(tmp_path, name, data))
+
+
+def test_links_that_lead_back_to_themselves(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").symlink_to("a.jsonl")
+    assert "a.jsonl: Too many levels of symbolic links" in refusal(tmp_path / "a.jsonl")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "set").symlink_to(".")
+    assert "a folder, and not one" in refusal(tmp_path / "set")
+    plan = recipe.parse("name: x\nsets: {m: {file: set/set/set/a.jsonl}}\n", "x.yaml", [f"data={tmp_path}"])
+    with pytest.raises(UserError, match="nothing is there"):
+        recipe.find(plan, "set/set/set/a.jsonl", "sets.m.file")
+
+
+def test_a_question_of_two_megabytes_is_a_question(tmp_path: Path) -> None:
+    text = "Ann has 3 pens, " * 130_000 + "how many?"
+    for name in ("a.jsonl", "a.csv"):
+        row = json.dumps({"question": text, "answer": 5, "split": "train"})
+        data = row if name == "a.jsonl" else f'question,answer,split\n"{text}",5,train\n'
+        assert load(stored(tmp_path, name, data.encode()))[0].text == text
+
+
+# recipes
+
+
+def test_a_pattern_names_several_files(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.jsonl", "c.txt"):
+        stored(tmp_path / "parts", name, LINES)
+    plan = recipe.parse("name: x\n", "x.yaml", [f"data={tmp_path}"])
+    assert [p.name for p in recipe.find_all(plan, "parts/*.jsonl", "sets.m.file")] == ["a.jsonl", "b.jsonl"]
+    with pytest.raises(UserError, match="no file has such a name"):
+        recipe.find_all(plan, "parts/*.csv", "sets.m.file")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sets: {animals: animals.jsonl}", "write {file: animals.jsonl}"),
+        ("sets: {animals: [a.jsonl, b.jsonl]}", "write {file: [a.jsonl, b.jsonl]}"),
+        ("sets: animals.jsonl", 'sets must be a mapping of keys\n  found: "animals.jsonl"\n  do: for example'),
+        ("teacher: openai", "do: for example `teacher: {kind: human}`"),
+        ("teacher:", "teacher must be a mapping of keys"),
+        ("questions: {train: animals}", 'questions.train must be a list\n  found: "animals"\n  do: write [one]'),
+        ("sets: {a: {file: x, fields: {answer: {colum: b}}}}", "unknown key sets.a.fields.answer.colum"),
+        ("sets: {a: {file: x, fields: {id: {column: b, after: c}}}}", "after and values are for answer"),
+        ("sets: {a: {file: 5}}", "sets.a.file"),
+        ("sets: {a: {file: []}}", "sets.a.file"),
+    ],
+)
+def test_what_a_recipe_says_of_a_set_in_another_form(text: str, expected: str) -> None:
+    with pytest.raises(UserError) as error:
+        recipe.parse(f"name: x\n{text}\n", "x.yaml")
+    assert expected in str(error.value)
+
+
+def test_one_question_with_two_answers_is_named_in_the_plan_and_counted(world: Path, tmp_path: Path) -> None:
+    from potstill import plan as plans
+    from potstill.stages import collect
+
+    twice = [
+        {"id": f"twice {i}", "question": "What do 9 and 9 make?", "answer": 18 + i, "split": "test"} for i in (0, 1)
+    ]
+    path = lines(tmp_path, *tiny.rows("other", 12))
+    path.write_text(
+        path.read_text().replace('"split": "train", ', "") + "".join(json.dumps(row) + "\n" for row in twice)
+    )
+    asked = tiny.recipe(world, f"sets.other.file={path}")
+    assert (
+        "contradiction   other/twice 0 and other/twice 1 are one question with the answers '18' and '19'"
+        in plans.text(asked)
+    )
+    assert collect.make(tmp_path / "run", asked)[1]["stand twice with different answers"] == 1
+    assert "stand twice with different answers" not in collect.make(tmp_path / "run", tiny.recipe(world))[1]
