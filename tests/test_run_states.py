@@ -103,7 +103,7 @@ def test_a_redo_that_stops_half_way_is_done_by_the_next(world: Path, finished: P
     with pytest.raises(Crash):
         run.run(tiny.recipe(world), folder=at, redo="filter")
     disk.crash = disk._no_crash
-    assert (at / "align").exists() and (at / ".train.partial").exists()
+    assert (at / "align").exists() and (at / f".train{disk.PARTIAL}").exists()
     run.run(tiny.recipe(world), folder=at, redo="filter")
     assert tiny.contents(at) == tiny.contents(finished)
 

@@ -216,7 +216,7 @@ def _answer(
 
     path = at / f"{name}.{drawing.name}.jsonl"
     table = collected.shots(run)
-    with files.Appender(path) as lines:
+    with files.Appender(path, ordered=True) as lines:
         done = {(row["question"], row["index"]) for _, row in files.read_jsonl(path)}
         total = len(asked) * drawing.samples
         with progress.bar(f"step {who.label}", total, "answers", done=len(done)) as tick:

@@ -35,7 +35,7 @@ class Remembered:
     def __init__(self, engine: engines.Engine, path: Path) -> None:
         self._engine = engine
         self._lines = files.Appender(path)
-        self._known = {row["key"]: row for _, row in files.read_jsonl(path)}
+        self._known = {row["key"]: row for row in files.whole_rows(path)}
         self.written = self.remembered = 0
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:

@@ -8,26 +8,34 @@
     '{"x":1}\\n{"x":2}\\n'
 
 Each operation can be crashed by a test before, in the middle of, and after it: set `crash` to a function that raises
-or kills. What an operation leaves behind then is either nothing, or a `.partial` that the next run sweeps away, or a
-torn last line that the next `Appender` cuts off.
+or kills. What an operation leaves behind then is either nothing, or a `.potstill-partial` that the next run deletes, or
+a torn last line that the next `Appender` cuts off.
+
+After a power loss only what was flushed (fsync) is certain: the content of files, and the names in a folder. `write`,
+`folder` and `remove` return when both are on the disk. Appended rows are when `sync` returns, or about a second later.
+What was not flushed may be lost or torn, and a part of it may read as NUL bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
-from potstill.files.reading import mine_to_mend
+from potstill.files.reading import HOLE, mine_to_mend
 
 Operation = Literal["write", "append", "folder", "remove"]
 Moment = Literal["before", "middle", "after"]
 
-PARTIAL = ".partial"
+PARTIAL = ".potstill-partial"  # a name that nobody else gives a file: these are deleted
+SYNC_EVERY = 1.0  # seconds after which appended rows are flushed to the disk
+NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # of file systems that cannot flush a folder
 
 
 def _no_crash(operation: Operation, moment: Moment, path: Path) -> None:
@@ -50,9 +58,9 @@ def write(path: Path, data: bytes) -> None:
 def stream(path: Path) -> Iterator[BinaryIO]:
     """A file that is written piece by piece and appears at `path` only when the block ends well; see `write`."""
     crash("write", "before", path)
-    beside = path.with_name(f".{path.name}{PARTIAL}")
+    beside = _partial(path)
     with mine_to_mend(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             with open(beside, "wb") as file:
                 yield file
@@ -60,7 +68,7 @@ def stream(path: Path) -> Iterator[BinaryIO]:
                 crash("write", "middle", path)
                 os.fsync(file.fileno())
             os.replace(beside, path)
-            _flush_folder(path.parent)
+            _sync_folder(path.parent)
         except Exception:
             beside.unlink(missing_ok=True)
             raise
@@ -87,15 +95,25 @@ def line(row: Mapping[str, Any]) -> bytes:
 class Appender:
     """A JSONL file that grows record by record. Opening it cuts a torn last line off.
 
-    `append` hands its rows to the system as one write; a crash in it can tear them, at worst within a line.
+    `append` hands its rows to the system as one write; a crash in it can tear them, at worst within a line. A power loss
+    may take or tear those of the last `SYNC_EVERY` seconds, in any order, but none from before the last `sync`.
+
+    ordered  whether the order of the rows is part of a result: then opening it also cuts off everything from the first
+             line on that a power loss has torn. Otherwise such a line stays, and those who read the file skip it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, ordered: bool = False) -> None:
         self.path = path
         with mine_to_mend(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
+            new = not path.exists()
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by __exit__
+            if new:
+                _sync_folder(path.parent)
             self._cut_torn_line()
+            if ordered:
+                self._cut_from_hole()
+        self._synced = time.monotonic()
 
     def _cut_torn_line(self) -> None:
         with open(self.path, "rb") as file:
@@ -111,6 +129,15 @@ class Appender:
                 keep = start
         if keep < end:
             os.truncate(self.path, keep)
+
+    def _cut_from_hole(self) -> None:
+        keep = 0
+        with open(self.path, "rb") as file:
+            for text in file:
+                if HOLE in text:
+                    os.truncate(self.path, keep)
+                    return
+                keep += len(text)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         self.append_lines(line(row) for row in rows)
@@ -131,6 +158,14 @@ class Appender:
                 os.ftruncate(self._file.fileno(), start)
                 raise
         crash("append", "after", self.path)
+        if time.monotonic() - self._synced >= SYNC_EVERY:
+            self.sync()
+
+    def sync(self) -> None:
+        """Return when every row so far is on the disk."""
+        with mine_to_mend(self.path):
+            os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
 
     def _write(self, data: bytes) -> None:
         while data:  # an unbuffered write may take less than it was given
@@ -145,6 +180,18 @@ class Appender:
             self._file.close()
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it where they are missing; their names are on the disk when this returns."""
+    missing = []
+    above = path
+    while not above.exists():
+        missing.append(above)
+        above = above.parent
+    path.mkdir(parents=True, exist_ok=True)
+    for made in reversed(missing):
+        _sync_folder(made.parent)
+
+
 @contextlib.contextmanager
 def folder(path: Path) -> Iterator[Path]:
     """A new folder that other libraries may write into; it appears at `path` only when the block ends well.
@@ -152,23 +199,23 @@ def folder(path: Path) -> Iterator[Path]:
     An older folder at `path` is replaced.
     """
     crash("folder", "before", path)
-    beside = path.with_name(f".{path.name}{PARTIAL}")
+    beside, older = _partial(path), _partial(path, "older")
     with mine_to_mend(path):
         _discard(beside)
-        beside.mkdir(parents=True)
+        make_folder(beside)
         try:
             yield beside
-            for file in beside.rglob("*"):
-                if file.is_file():
-                    with open(file, "rb") as opened:
-                        os.fsync(opened.fileno())
+            _sync_tree(beside)
         except Exception:
             shutil.rmtree(beside, ignore_errors=True)
             raise
         crash("folder", "middle", path)
-        _discard(path)
+        _discard(older)
+        if os.path.lexists(path):
+            os.replace(path, older)
         os.replace(beside, path)
-        _flush_folder(path.parent)
+        _sync_folder(path.parent)
+        _discard(older)
     crash("folder", "after", path)
 
 
@@ -181,20 +228,26 @@ def remove(path: Path) -> None:
         return
     crash("remove", "before", path)
     with mine_to_mend(path):
-        gone = path.with_name(f".{path.name}{PARTIAL}")
+        gone = _partial(path)
         _discard(gone)
         os.replace(path, gone)
+        _sync_folder(path.parent)
         crash("remove", "middle", path)
         _discard(gone)
     crash("remove", "after", path)
 
 
 def sweep(path: Path) -> None:
-    """Delete what an interrupted operation left directly in a folder."""
+    """Delete what an interrupted operation left directly in a folder, and nothing that somebody else has put there."""
     if path.is_dir():
         for left in path.glob(f".*{PARTIAL}"):
             with mine_to_mend(left):
                 _discard(left)
+
+
+def _partial(path: Path, what: str = "") -> Path:
+    """The name beside `path` of what is not whole yet, or not deleted yet."""
+    return path.with_name(f".{path.name}{'.' * bool(what)}{what}{PARTIAL}")
 
 
 def _discard(path: Path) -> None:
@@ -205,9 +258,23 @@ def _discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _flush_folder(path: Path) -> None:
+def _sync_tree(path: Path) -> None:
+    """Flush the content of every file of a folder, and the names of all that is in it."""
+    for at, _, names in os.walk(path):
+        for name in names:
+            if not os.path.islink(os.path.join(at, name)):
+                with open(os.path.join(at, name), "rb") as opened:
+                    os.fsync(opened.fileno())
+        _sync_folder(Path(at))
+
+
+def _sync_folder(path: Path) -> None:
+    """Flush the names in a folder: a new file or a rename is certain only after this."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as fault:
+        if fault.errno not in NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(handle)

@@ -24,6 +24,7 @@ from typing import Any, Final
 from potstill.encoding import Record, from_json
 from potstill.errors import UserError
 
+HOLE: Final = b"\0"  # JSON has none: a line with one was never on the disk as a whole when the power was lost
 AGAIN: Final = "and run the same command again; nothing that was finished is lost"
 ADVICE: Final = {
     errno.ENOSPC: f"make room on the disk {AGAIN}",
@@ -67,13 +68,14 @@ def read_json(path: Path) -> Any:
 def read_jsonl(path: Path, *, torn: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number (from 1) and record of each line. Raises UserError for a line that is not a JSON object.
 
-    torn  whether the file may end in a line that was not written to its end, and is left out
+    torn  whether the file may end in a line that was not written to its end, and is left out; so is a line that a power
+          loss has torn
     """
     with mine_to_mend(path), open(path, "rb") as file:
         for number, text in enumerate(file, 1):
             if torn and not text.endswith(b"\n"):
                 return  # its other half may be there by now, and is no line either
-            if not text.strip():
+            if not text.strip() or (torn and HOLE in text):
                 continue
             try:
                 row = json.loads(text, parse_constant=_no_number)

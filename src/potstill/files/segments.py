@@ -11,7 +11,7 @@
     [0, 1]
 
 Every process that samples has a segment of its own, so that none waits for another. A whole line is a stored chain; a
-torn last one is nobody's, and whoever writes the segment cuts it off. Memory holds a bit a chain while sampling and
+torn last one is nobody's, and whoever writes the segment cuts it off. A line that a power loss has torn is skipped. Memory holds a bit a chain while sampling and
 32 bytes a chain while sealing, never the chains.
 """
 
@@ -28,7 +28,7 @@ from typing import Any, Final, TypeVar
 from potstill.errors import UserError
 from potstill.files import lines
 from potstill.files.lines import Line
-from potstill.files.reading import AGAIN, mine_to_mend
+from potstill.files.reading import AGAIN, HOLE, mine_to_mend
 from potstill.records import Chain
 
 Key = tuple[str, str, int]
@@ -145,7 +145,7 @@ def _lines(path: Path) -> Iterator[tuple[Key, int, int]]:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
-            if line.strip():
+            if line.strip() and HOLE not in line:
                 head, body, _ = line.partition(BODY)
                 try:
                     row = json.loads(head + b"}" if body else line)

@@ -49,7 +49,7 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     asked, taught = plan.repair, plan.train
     assert asked is not None
     folder, metrics = run / "repair" / "checkpoints", run / "repair" / "metrics.jsonl"
-    before = newest(folder)
+    before = newest(folder, metrics)
     student = (
         students.at(plan, folder / str(before))
         if before
@@ -88,6 +88,7 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
             lines.append([asdict(step)])
             tick(1, f"{asked.divergence} divergence {step.loss:.4f}")
             if step.step % asked.checkpoint_every == 0 or step.step == asked.steps:
+                lines.sync()  # before the checkpoint: without them it is none to continue from
                 checkpoints.save(step.step)
             checkpoints.check()
     run_folder.log(run, "repair", steps=asked.steps - before, seconds=round(time.monotonic() - began, 3))

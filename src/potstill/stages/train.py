@@ -1,6 +1,6 @@
 """train: the student learns the targets, step by step, and leaves a checkpoint now and then.
 
-Resume needs the newest checkpoint (weights and engine state) and its step; metrics written after it are cut off.
+Resume needs the newest checkpoint (weights and engine state) whose metrics are complete; later metrics are cut off.
 `train.steps` may grow: under a constant schedule the later steps do not change the earlier ones.
 
 With `train.evaluate` every checkpoint answers the validation questions at once, opened from its folder, into the files
@@ -35,7 +35,7 @@ from potstill.errors import UserError
 from potstill.files import manifest, run_folder
 from potstill.recipe import Recipe
 from potstill.students import Example
-from potstill.training.checkpoints import ENGINE, Checkpoints, cut, newest, restore, saved
+from potstill.training.checkpoints import Checkpoints, cut, newest, restore, saved
 
 READS = ("train", "student", "seed", "evaluate", "select", "questions")  # the latter three if they decide the end
 AFTER = ("collect", "filter", "align")
@@ -79,10 +79,10 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     asked = plan.train
     folder, metrics, speeds = (run / "train" / name for name in ("checkpoints", "metrics.jsonl", SPEED))
     first = training.first()
-    before, latest = training.agreed(lambda: (newest(folder), max(saved(folder), default=0)))
+    before, latest = training.agreed(lambda: (newest(folder, metrics), max(saved(folder), default=0)))
     _check_steps(latest, plan)
     if before < latest:
-        progress.say(f"checkpoint {latest} has lost its {ENGINE}: training goes on from step {before}", "yellow")
+        progress.say(f"checkpoint {latest} is not one to continue from: training continues from step {before}", "yellow")
     student = _student(plan, folder, before)
     if asked.recompute:
         student.model.activation_checkpointing_enable()
@@ -133,8 +133,10 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
             tick(1, f"loss {step.loss:.4f}, {speed.tokens_per_second:.0f} tokens/s{used}")
             last = step.step
             if last % asked.checkpoint_every == 0 or last == asked.steps:
-                if measured:
+                if lines and measured:
                     measured.append(waiting)
+                    for file in (lines, measured):  # before the checkpoint: without them it is none to continue from
+                        file.sync()
                 waiting.clear()
                 checkpoints.save(last)
                 stopped = watching and _watched(run, plan, saved(folder, last))

@@ -10,7 +10,8 @@
 
 With `beside` a checkpoint is a copy in the host's memory, taken between two steps and written by a thread beside those
 that follow. One is written at a time: the next `save` waits for it. On the disk all is as if the loop had waited: a
-folder appears whole or not at all, and the state of an older one goes only after that.
+folder appears whole or not at all, and the state of an older one goes only after that. Whoever saves has flushed the
+metrics of all steps before: a checkpoint whose metrics are not complete is not one to go on from.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from torch import Tensor
 
-from potstill import files
+from potstill import files, progress
+from potstill.errors import UserError
 from potstill.students import Student
 from potstill.training.optimizer import Optimizer, restore_bytes, save_state, state
 from potstill.training.sharding import spread, weights
@@ -94,15 +96,22 @@ def saved(folder: Path, last: int | None = None) -> list[int]:
     return [step for step in found if last is None or step <= last]
 
 
-def newest(folder: Path) -> int:
-    """The newest checkpoint that training can go on from, 0 if there is none. Clears away what a crash has left."""
+def newest(folder: Path, metrics: Path) -> int:
+    """The newest checkpoint that training can go on from, 0 if there is none. Clears away what a crash has left.
+
+    Its metrics have to be complete: rows that a disk has lost come again only if their steps do.
+    """
     if not folder.is_dir():
         return 0
     files.sweep(folder)
     for older in folder.iterdir():
         files.sweep(older)
     steps = [step for step in saved(folder) if any((folder / str(step) / name).exists() for name in (ENGINE, SHARDS))]
-    found = max(steps, default=0)
+    known = len(_rows(metrics)) if steps else 0
+    found = max((step for step in steps if step <= known), default=0)
+    if steps and found < steps[-1]:
+        lost = f"{metrics.name} has no row for step {known + 1}, though there is a checkpoint of step {steps[-1]}"
+        progress.say(f"{lost}: training continues from step {found}", "yellow")
     _forget(folder, [step for step in steps if step < found])  # a crash between saving the newest and this
     return found
 
@@ -116,12 +125,25 @@ def restore(checkpoint: Path, optimizer: Optimizer) -> None:
 
 
 def cut(metrics: Path, step: int) -> None:
-    """Rows of steps after the checkpoint will come again: keep those up to it. What is torn goes when it is appended
-    to."""
-    rows = list(files.whole_rows(metrics))
-    kept = [row for row in rows if row["step"] <= step]
-    if len(kept) < len(rows):
+    """Keep the rows up to the checkpoint: those of later steps will come again, whole or torn."""
+    if not metrics.exists():
+        return
+    kept = _rows(metrics)[:step]
+    if b"".join(map(files.line, kept)) != files.read_bytes(metrics):
         files.write_jsonl(metrics, kept)
+
+
+def _rows(metrics: Path) -> list[dict[str, Any]]:
+    """The rows of the steps 1, 2, 3, ..., up to the first one that is missing or is not whole."""
+    rows: list[dict[str, Any]] = []
+    try:
+        for row in files.whole_rows(metrics):
+            if row.get("step") != len(rows) + 1:
+                break
+            rows.append(row)
+    except UserError:  # not a line of JSON: it ends here, and who asks says so
+        pass
+    return rows
 
 
 def _save(folder: Path, step: int, student: Student, optimizer: Optimizer) -> None:
