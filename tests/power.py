@@ -81,7 +81,8 @@ class Disk:
         kind = draw.choice(("certain", "current", "cut", "holes"))
         if kind in ("certain", "current"):
             return certain if kind == "certain" else current
-        common = len(os.path.commonprefix([certain, current]))
+        pairs = enumerate(zip(certain, current, strict=False))
+        common = next((at for at, (was, now) in pairs if was != now), min(len(certain), len(current)))
         if kind == "cut":
             return current[: draw.randint(common, len(current))]
         torn = bytearray(current)

@@ -14,7 +14,9 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, Final, TypeVar
+from functools import cache
+from types import UnionType
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from potstill.contenders import Contender
 from potstill.records import END, Chain, Choice, Prediction, Question, Score, Tries, Verdict, running_spans
@@ -81,6 +83,8 @@ def to_json(record: Question | Chain | Verdict | Prediction | Score | Tries | Ch
 
 def from_json(kind: type[Record], row: Mapping[str, Any]) -> Record:
     """The reverse of `to_json`. Raises KeyError, TypeError or ValueError where the row is not such a record."""
+    if not isinstance(row, Mapping):
+        raise TypeError(f"{type(row).__name__} instead of an object")
     if kind is Chain:
         return _chain(row)  # type: ignore[return-value]
     names = {KEYS.get(field.name, field.name): field.name for field in fields(kind)}
@@ -88,12 +92,32 @@ def from_json(kind: type[Record], row: Mapping[str, Any]) -> Record:
     if unknown:
         raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
     values = {names[key]: _tuples(value) for key, value in row.items()}
+    for name, value in values.items():
+        if type(value) not in _types(kind).get(name, (type(value),)):
+            raise TypeError(f"{name} is {type(value).__name__}")
     if "contender" in values:
         values["contender"] = Contender.read(values["contender"])
     if kind is Choice:
         values["table"] = tuple((Contender.read(each), value) for each, value in values["table"])
         values["tied"] = tuple(map(Contender.read, values.get("tied", ())))
     return kind(**values)
+
+
+@cache
+def _types(kind: type[Any]) -> dict[str, tuple[type, ...]]:
+    """Field -> the types of JSON values that it takes, of the fields that hold plain values or lists of them."""
+    found = {name: _plain_types(hint) for name, hint in get_type_hints(kind).items()}
+    return {name: types for name, types in found.items() if Contender not in types}
+
+
+def _plain_types(hint: Any) -> tuple[type, ...]:
+    if isinstance(hint, UnionType):
+        return tuple(each for part in get_args(hint) for each in _plain_types(part))
+    if get_origin(hint) is Literal:
+        return (str,)
+    if get_origin(hint) is tuple:
+        return (tuple,)
+    return (float, int) if hint is float else (hint,)
 
 
 def _chain(row: Mapping[str, Any]) -> Chain:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from potstill import answers, calculator, decoding, engines, files, progress, prompts, votes
 from potstill.contenders import BASE, Contender
 from potstill.decoding import Drawing
-from potstill.encoding import from_json, to_json
+from potstill.encoding import to_json
 from potstill.errors import UserError
-from potstill.files import manifest, run_folder
+from potstill.files import integrity, manifest, run_folder
 from potstill.prompts import FORMATS
 from potstill.questions import collected, own
 from potstill.recipe import Recipe, Vllm, flat
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SCORES = "scores.json"
 TRIES = "tries.json"
+CHOICE = "choice.json"
 # Of the rooms that an answer and its score come from.
 VERSIONS = {
     "answers": answers.VERSION,
@@ -75,7 +76,9 @@ def sit(run: Path, plan: Recipe, folder: Path, contender: Contender, split: Spli
     inputs = {**_inputs(run, plan, contender), **graders(plan, split)}
     identity = manifest.Identity(f"{folder.name}/{contender.name}", VERSIONS, keys, inputs)
     done = manifest.begin(at, identity)
-    if done is None:
+    if done is not None:
+        integrity.verify(folder, done)  # before its files are taken for this stage's own
+    else:
         asked = _questions(run, plan, split)
         paths = []
         with _engine(run, plan, contender) as engine:
@@ -93,6 +96,22 @@ def sit(run: Path, plan: Recipe, folder: Path, contender: Contender, split: Spli
         paths += [at / SCORES, *([at / TRIES] if tried else [])]
         done = manifest.finish(at, identity, paths, {"questions": len(asked)})
     return [folder / name for name in done.outputs]
+
+
+def unread(run: Path, plan: Recipe) -> tuple[str, ...]:
+    """Names of checkpoints that nobody opens after the choice: those of other steps."""
+    try:
+        opened = {_folder(run, each) for each in tested(run, plan) if each != BASE}
+    except UserError:  # there is no choice, or a damaged one: who asks finds that out by its digest
+        return ()
+    kept = [path for stage in ("train", "repair") for path in (run / stage / "checkpoints").glob("[0-9]*")]
+    return tuple(f"{path.relative_to(run).as_posix()}/" for path in kept if path not in opened)
+
+
+def _folder(run: Path, contender: Contender) -> Path:
+    """The checkpoint of a contender that is not the base, before it is mixed with the base."""
+    stage, step = ("repair", contender.repaired) if contender.repaired else ("train", contender.step)
+    return run / stage / "checkpoints" / str(step)
 
 
 def right(run: Path, plan: Recipe, contender: Contender) -> dict[str, list[bool]]:
@@ -127,18 +146,18 @@ def answered(folder: Path) -> list[Contender]:
 
 
 def scores(folder: Path, contender: Contender) -> list[Score]:
-    return [from_json(Score, row) for row in files.read_json(folder / contender.name / SCORES)]
+    return files.read_records(Score, folder / contender.name / SCORES)
 
 
 def tries(folder: Path, contender: Contender) -> list[Tries]:
     """What fewer samples come to; empty where no decoding draws samples."""
     path = folder / contender.name / TRIES
-    return [from_json(Tries, row) for row in files.read_json(path)] if path.exists() else []
+    return files.read_records(Tries, path) if path.exists() else []
 
 
 def choice(run: Path) -> Choice:
     """The selected checkpoint, as `select` stored it."""
-    return from_json(Choice, files.read_json(run / "select" / "choice.json"))
+    return files.read_record(Choice, run / "select" / CHOICE)
 
 
 def open_contender(run: Path, plan: Recipe, contender: Contender, *, weights: bool = True) -> Student:
@@ -151,9 +170,9 @@ def open_contender(run: Path, plan: Recipe, contender: Contender, *, weights: bo
 
     if contender == BASE:
         return students.base(plan, weights=weights)
+    path = _folder(run, contender)
     if contender.repaired:
-        return students.at(plan, run / "repair" / "checkpoints" / str(contender.repaired), weights=weights)
-    path = run / "train" / "checkpoints" / str(contender.step)
+        return students.at(plan, path, weights=weights)
     if not path.is_dir():
         raise UserError("no such checkpoint", where=path, do=f"one of {checkpoints(run)}")
     student = students.at(plan, path, weights=weights or contender.share != 1)
@@ -174,8 +193,8 @@ def _weights(run: Path, plan: Recipe, contender: Contender) -> dict[str, str]:
 
     if contender == BASE:
         return students.identity(plan)
-    stage, step = ("repair", contender.repaired) if contender.repaired else ("train", contender.step)
-    train, folder = manifest.finished(run / stage), run / stage / "checkpoints" / str(step)
+    folder = _folder(run, contender)
+    train = manifest.finished(folder.parent.parent)
     prefix = f"{folder.relative_to(run).as_posix()}/"
     if train is None:  # training itself asks
         own = sorted(path for path in folder.iterdir() if path.is_file())

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from potstill import files, processes, progress, recipe
 from potstill.errors import UserError
-from potstill.files import manifest, run_folder
+from potstill.files import integrity, manifest, run_folder
 from potstill.files.segments import Shard
 from potstill.recipe import Recipe
 
@@ -32,6 +32,8 @@ STAGES: Final = ("collect", "sample", "filter", "align", "train", "evaluate", "s
 REPAIRED: Final = (*STAGES[:7], "repair", *STAGES[7:])  # of a recipe that asks for it; the order of all that there are
 
 MEASURED: Final = ("collect", "test")  # of a recipe that trains nothing
+
+SLOW: Final = 1 << 30  # bytes that take longer than two seconds to read, so that a bar is shown
 
 PATIENCE: Final = 600.0  # seconds that a shard waits for another to collect the questions
 
@@ -78,6 +80,7 @@ def _run(plan: Recipe, folder: Path, own: tuple[str, ...], redo: str | None, unt
             _check(folder, plan, own[: own.index(redo)])
             for stage in own[own.index(redo) : own.index(until) + 1]:
                 _outside(folder, plan, _module(stage))
+            _verify(folder, plan, redo)
             _remove(folder, redo)
         _write_recipe(folder, plan)
         run_folder.log(folder, "start", **_machine())
@@ -155,6 +158,8 @@ def _sampling(folder: Path, plan: Recipe) -> tuple[ModuleType, bool]:
     done = manifest.begin(folder / "sample", _identity(folder, plan, "sample", sample), redone=later("sample"))
     if done is not None:
         progress.say("sample    is there: everything is sealed", "dim")
+    else:
+        _verify(folder, plan, "sample")
     return sample, done is not None
 
 
@@ -176,6 +181,7 @@ def make(folder: Path, plan: Recipe, stage: str, team: Team | None = None) -> ma
     if done is not None and not _grown(module, done, plan):
         progress.say(f"{stage:<9} is there", "dim")
         return done
+    _verify(folder, plan, stage)
     if done is not None:
         _reopen(folder, stage)
     began = time.monotonic()
@@ -204,6 +210,18 @@ def _identity(folder: Path, plan: Recipe, stage: str, module: ModuleType) -> man
             )
         inputs[before] = finished.digest
     return manifest.Identity(stage, module.VERSIONS, _recipe_keys(plan, module), inputs)
+
+
+def _verify(folder: Path, plan: Recipe, stage: str) -> None:
+    """Before a stage runs: are the files that it reads, and those that it continues from, what their stages wrote?"""
+    module = _module(stage)
+    among = [before for before in module.AFTER if before in stages(plan)] + [stage]
+    finished = [done for before in among if (done := manifest.finished(folder / before)) is not None]
+    unread = module.unread(folder, plan) if hasattr(module, "unread") else ()
+    total = sum(integrity.unknown_bytes(folder, done.outputs, unread) for done in finished)
+    with progress.bar("verify", total >> 20, "MiB") if total > SLOW else nullcontext() as tick:
+        for done in finished:
+            integrity.verify(folder, done, unread, integrity.mebibytes(tick))
 
 
 def _outside(folder: Path, plan: Recipe, module: ModuleType) -> dict[str, str]:

@@ -101,6 +101,15 @@ def status(folder: RunFolder) -> None:
     show.status(folder)
 
 
+@app.command("check")
+def check_command(folder: RunFolder) -> None:
+    """Read every file that a run's finished stages made, and list what has changed since (exit code 2 if anything)."""
+    from potstill.cli import check
+
+    if not check.check(folder):
+        sys.exit(2)
+
+
 @app.command("show")
 def show_command(
     folder: RunFolder,

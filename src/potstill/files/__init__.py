@@ -5,7 +5,17 @@ it still fits the recipe, `tables` owns Parquet and arrays, `run_folder` holds t
 """
 
 from potstill.files.disk import Appender, folder, line, remove, sweep, write, write_json, write_jsonl
-from potstill.files.reading import digest, fingerprint, read_bytes, read_json, read_jsonl, records, whole_rows
+from potstill.files.reading import (
+    digest,
+    fingerprint,
+    read_bytes,
+    read_json,
+    read_jsonl,
+    read_record,
+    read_records,
+    records,
+    whole_rows,
+)
 from potstill.files.run_folder import held
 
 __all__ = [
@@ -18,6 +28,8 @@ __all__ = [
     "read_bytes",
     "read_json",
     "read_jsonl",
+    "read_record",
+    "read_records",
     "records",
     "remove",
     "sweep",

@@ -95,8 +95,8 @@ def line(row: Mapping[str, Any]) -> bytes:
 class Appender:
     """A JSONL file that grows record by record. Opening it cuts a torn last line off.
 
-    `append` hands its rows to the system as one write; a crash in it can tear them, at worst within a line. A power loss
-    may take or tear those of the last `SYNC_EVERY` seconds, in any order, but none from before the last `sync`.
+    `append` hands its rows to the system as one write; a crash in it can tear them, at worst within a line. A power
+    loss may take or tear those of the last `SYNC_EVERY` seconds, in any order, but none from before the last `sync`.
 
     ordered  whether the order of the rows is part of a result: then opening it also cuts off everything from the first
              line on that a power loss has torn. Otherwise such a line stays, and those who read the file skip it.
@@ -211,11 +211,14 @@ def folder(path: Path) -> Iterator[Path]:
             raise
         crash("folder", "middle", path)
         _discard(older)
-        if os.path.lexists(path):
+        replaced = os.path.lexists(path)
+        if replaced:
             os.replace(path, older)
         os.replace(beside, path)
         _sync_folder(path.parent)
-        _discard(older)
+        if replaced:
+            _discard(older)
+            _sync_folder(path.parent)
     crash("folder", "after", path)
 
 
@@ -234,6 +237,7 @@ def remove(path: Path) -> None:
         _sync_folder(path.parent)
         crash("remove", "middle", path)
         _discard(gone)
+        _sync_folder(path.parent)  # else it could come back under the name that nobody looks for any more
     crash("remove", "after", path)
 
 

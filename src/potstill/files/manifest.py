@@ -78,12 +78,7 @@ def finished(folder: Path) -> Manifest | None:
     path = folder / MANIFEST
     if not path.exists():
         return None
-    row = reading.read_json(path)
-    identity = _identity(path, row)
-    try:
-        manifest = Manifest(identity, row["outputs"], row["counts"])
-    except KeyError as fault:
-        raise _no_manifest(path, fault) from None
+    manifest = read(path)
     for name, output in manifest.outputs.items():
         file = folder.parent / name
         size = file.stat().st_size if file.is_file() else None
@@ -92,9 +87,35 @@ def finished(folder: Path) -> Manifest | None:
                 "changed since its stage was finished",
                 where=file,
                 found="no such file" if size is None else f"{size} bytes, not {output['bytes']}",
-                do=f"restore it, or run again with --redo {_redo(manifest.identity)}",
+                do=remedy(manifest.identity.stage, manifest.identity),
             )
     return manifest
+
+
+def read(path: Path) -> Manifest:
+    """A manifest, without a look at the files that it names. Raises UserError where it is none."""
+    row = reading.read_json(path)
+    identity = _identity(path, row)
+    outputs, counts = row.get("outputs"), row.get("counts")
+    if not isinstance(outputs, dict) or not isinstance(counts, dict):
+        raise _no_manifest(path, "no outputs or no counts")
+    for name, output in outputs.items():
+        whole = isinstance(output, dict) and isinstance(output.get("sha256"), str) and type(output.get("bytes")) is int
+        if not whole or name.startswith("/") or ".." in name.split("/") or "\0" in name:
+            raise _no_manifest(path, f"an output {name[:80]!r} that potstill did not write")
+    return Manifest(identity, outputs, counts)
+
+
+def remedy(stage: str, identity: Identity | None = None) -> str:
+    """What to do about a damaged file of a stage. Never to make paid chains again."""
+    name = _redo(stage)
+    known = "restore it from a copy; `potstill check RUN` lists everything that differs"
+    if name == "collect":
+        return f"{known}. `potstill collect` makes the same bytes again from a copy of the recipe with another name"
+    kinds = {} if identity is None else identity.recipe
+    if name == "sample" and (not kinds or "openai" in (kinds.get("teacher.kind"), kinds.get("teacher.score.kind"))):
+        return known
+    return f"{known}. Or make the stage and all later ones again with --redo {name}"
 
 
 def begin(folder: Path, identity: Identity, redone: Iterable[str] = ()) -> Manifest | None:
@@ -125,7 +146,7 @@ def check(folder: Path, before: Identity, now: Identity, redone: Iterable[str] =
             f"{folder.name} was made from something else",
             where=folder,
             found="; ".join(changed),
-            do=f"put the old values back, or consent with --redo {_redo(now)}"
+            do=f"put the old values back, or consent with --redo {_redo(now.stage)}"
             + (f" (makes {stages} again)" if stages else ""),
         )
 
@@ -167,16 +188,18 @@ def _identity(path: Path, row: Any) -> Identity:
             found=found,
             do="use the version that made this run",
         )
-    try:
-        return Identity(row["stage"], row["versions"], row["recipe"], row["inputs"])
-    except KeyError as fault:
-        raise _no_manifest(path, fault) from None
+    kinds = {"stage": str, "versions": dict, "recipe": dict, "inputs": dict}
+    for name, kind in kinds.items():
+        if not isinstance(row.get(name), kind):
+            raise _no_manifest(path, f"no field {name!r}" if name not in row else f"{name} is no {kind.__name__}")
+    return Identity(row["stage"], row["versions"], row["recipe"], row["inputs"])
 
 
-def _no_manifest(path: Path, fault: KeyError) -> UserError:
-    return UserError("not a whole manifest", where=path, found=f"no field {fault}", do="restore it, or redo its stage")
+def _no_manifest(path: Path, found: str) -> UserError:
+    stage = path.parent.name if path.parent.name.isalpha() else path.parent.parent.name
+    return UserError("not a whole manifest", where=path, found=found, do=remedy(stage))
 
 
-def _redo(identity: Identity) -> str:
+def _redo(stage: str) -> str:
     """The stage to name with --redo: `evaluate/250` is a part of `evaluate`."""
-    return identity.stage.partition("/")[0]
+    return stage.partition("/")[0]

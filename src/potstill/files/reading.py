@@ -17,7 +17,9 @@ import contextlib
 import errno
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +27,10 @@ from potstill.encoding import Record, from_json
 from potstill.errors import UserError
 
 HOLE: Final = b"\0"  # JSON has none: a line with one was never on the disk as a whole when the power was lost
+RESTORE: Final = "restore the file from a copy; `potstill check RUN` lists everything of a run that differs"
+LINE: Final = "correct this line, or restore the file from a copy"
 AGAIN: Final = "and run the same command again; nothing that was finished is lost"
+RACE: Final = 50_000_000  # ns after a write within which another one could leave the same times
 ADVICE: Final = {
     errno.ENOSPC: f"make room on the disk {AGAIN}",
     errno.EDQUOT: f"raise the quota {AGAIN}",
@@ -38,8 +43,15 @@ ADVICE: Final = {
     errno.ENOTDIR: "a part of this path is a file where a folder belongs: move it, or choose another folder",
     errno.EEXIST: "a file stands where a folder belongs: move it, or choose another folder",
     errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ELOOP: "a link leads back to itself: name the file that it should lead to",
+    errno.ELOOP: "a link in this path leads back to itself: remove it, or name another path",
+    errno.EIO: f"the disk has failed to read or write: check it {AGAIN}",
+    errno.ESTALE: f"the network file system has lost this file: mount it again {AGAIN}",
+    errno.EMFILE: f"raise the limit on open files (ulimit -n) {AGAIN}",
+    errno.EBUSY: f"another program holds it: close that program {AGAIN}",
 }
+
+
+_known: dict[tuple[int, int, int, int, int], str] = {}
 
 
 @contextlib.contextmanager
@@ -62,7 +74,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_bytes(path))
     except (ValueError, RecursionError) as fault:
-        raise UserError("not valid JSON", where=path, found=fault, do="restore the file, or redo its stage") from None
+        raise UserError("not valid JSON", where=path, found=fault, do=RESTORE) from None
 
 
 def read_jsonl(path: Path, *, torn: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -84,7 +96,7 @@ def read_jsonl(path: Path, *, torn: bool = False) -> Iterator[tuple[int, dict[st
                     "not a whole line of JSON",
                     where=f"{path} line {number}",
                     found=fault,
-                    do="mend or remove this line",
+                    do=LINE,
                 ) from None
             if not isinstance(row, dict):
                 raise UserError(
@@ -104,25 +116,67 @@ def whole_rows(path: Path) -> Iterator[dict[str, Any]]:
 def records(kind: type[Record], path: Path, *, torn: bool = False) -> Iterator[Record]:
     """The records of a JSONL file, one a line; see `read_jsonl`. Raises UserError for a line that is no such record."""
     for number, row in read_jsonl(path, torn=torn):
-        try:
-            yield from_json(kind, row)
-        except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as fault:
-            raise UserError(
-                f"not a {kind.__name__.lower()}",
-                where=f"{path} line {number}",
-                found=f"no field {fault}" if isinstance(fault, KeyError) else fault,
-                do="restore the file, or redo its stage",
-            ) from None
+        yield _record(kind, row, f"{path} line {number}")
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal; of a folder, over the names and digests of its files."""
+def read_record(kind: type[Record], path: Path) -> Record:
+    """The one record of a JSON file. Raises UserError where it holds no such record."""
+    return _record(kind, read_json(path), str(path))
+
+
+def read_records(kind: type[Record], path: Path) -> list[Record]:
+    """The records of a JSON file that is a list of them. Raises UserError where it holds anything else."""
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise UserError("not a list", where=path, found=type(rows).__name__, do=RESTORE)
+    return [_record(kind, row, f"{path} entry {number}") for number, row in enumerate(rows, 1)]
+
+
+def _record(kind: type[Record], row: Any, where: str) -> Record:
+    try:
+        return from_json(kind, row)
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RecursionError, OverflowError) as fault:
+        raise UserError(
+            f"not a {kind.__name__.lower()}",
+            where=where,
+            found=f"no field {fault}" if isinstance(fault, KeyError) else fault,
+            do=RESTORE,
+        ) from None
+
+
+def digest(path: Path, tick: Callable[[int], object] | None = None) -> str:
+    """SHA-256 of a file, in hexadecimal; of a folder, over the names and digests of its files.
+
+    tick  is called with how many bytes more were read
+    A file that this process has read before is not read again, as long as its size and times are the same.
+    """
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        rows = [f"{file.relative_to(path).as_posix()} {digest(file)}\n" for file in files]
+        inside = sorted(file for file in path.rglob("*") if file.is_file())
+        rows = [f"{file.relative_to(path).as_posix()} {digest(file, tick)}\n" for file in inside]
         return hashlib.sha256("".join(rows).encode("utf-8", "surrogateescape")).hexdigest()
-    with mine_to_mend(path), open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with mine_to_mend(path), open(path, "rb", buffering=0) as file:
+        before, began = _inode(os.fstat(file.fileno())), time.time_ns()
+        if before in _known:
+            return _known[before]
+        state, block = hashlib.sha256(), bytearray(1 << 20)
+        view = memoryview(block)
+        while count := file.readinto(block):
+            state.update(view[:count])
+            if tick is not None:
+                tick(count)
+        if before == _inode(os.fstat(file.fileno())) and began - max(before[3:]) > RACE:
+            _known[before] = state.hexdigest()
+    return state.hexdigest()
+
+
+def known(path: Path) -> bool:
+    """Whether `digest` would not have to read a file."""
+    return _inode(path.stat()) in _known
+
+
+def _inode(found: os.stat_result) -> tuple[int, int, int, int, int]:
+    """What is other after a file was written to: device, inode, size, and two times in ns."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def fingerprint(path: Path) -> str:

@@ -11,8 +11,8 @@
     [0, 1]
 
 Every process that samples has a segment of its own, so that none waits for another. A whole line is a stored chain; a
-torn last one is nobody's, and whoever writes the segment cuts it off. A line that a power loss has torn is skipped. Memory holds a bit a chain while sampling and
-32 bytes a chain while sealing, never the chains.
+torn last one is nobody's, and whoever writes the segment cuts it off. A line that a power loss has torn is skipped.
+Memory holds a bit a chain while sampling and 32 bytes a chain while sealing, never the chains.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any, Final, TypeVar
 from potstill.errors import UserError
 from potstill.files import lines
 from potstill.files.lines import Line
-from potstill.files.reading import AGAIN, HOLE, mine_to_mend
+from potstill.files.reading import HOLE, mine_to_mend
 from potstill.records import Chain
 
 Key = tuple[str, str, int]
@@ -165,7 +165,12 @@ def _read(data: bytes, path: Path, start: int) -> Line | Chain:
 
 def _no_chain(where: str, fault: Any) -> UserError:
     found = f"no field {fault}" if isinstance(fault, KeyError) else fault
-    return UserError("not a chain", where=where, found=found, do=f"remove this line {AGAIN}")
+    return UserError(
+        "not a chain",
+        where=where,
+        found=found,
+        do="restore this line from a copy, or move it to another file: then this one chain is made again",
+    )
 
 
 def _open(path: Path) -> int:

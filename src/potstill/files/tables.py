@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from potstill.errors import UserError
 from potstill.files import columns, disk
 from potstill.files.lines import Line
-from potstill.files.reading import mine_to_mend
+from potstill.files.reading import RESTORE, mine_to_mend
 from potstill.records import Chain, Semantics, Verdict
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ROWS_A_GROUP: Final = 4096
 CELLS_A_GROUP: Final = 1 << 17  # tokens and candidates: some 20 MiB as Python objects
 LATER: Final = {"defects"}  # columns that files of older versions do not have
+ABSENT: Final = "check the path; in a run, the stage that makes this file is not finished: run the recipe again"
 Key = tuple[str, str, int]
 Row = TypeVar("Row")
 
@@ -171,9 +172,9 @@ def _read(path: Path, names: Sequence[str], questions: Collection[str] | None = 
     try:
         file = parquet.ParquetFile(path)
     except FileNotFoundError:
-        raise UserError("no such file", where=path, do="check the path, or redo the stage that makes it") from None
+        raise UserError("no such file", where=path, do=ABSENT) from None
     except pyarrow.ArrowInvalid as fault:
-        raise UserError("not a Parquet file", where=path, found=fault, do="redo the stage that makes it") from None
+        raise UserError("not a Parquet file", where=path, found=fault, do=RESTORE) from None
     with file:
         names = [name for name in names if name not in LATER or name in file.schema_arrow.names]
         missing = [name for name in names if name not in file.schema_arrow.names]

@@ -19,7 +19,7 @@ from potstill.files import run_folder
 from potstill.lessons import own
 from potstill.recipe import Recipe
 from potstill.students import Student
-from potstill.training.checkpoints import Checkpoints, cut, newest, restore, saved
+from potstill.training.checkpoints import Checkpoints, cut, forget_digests, newest, restore, saved
 
 READS = (
     *("repair", "student", "seed", "select.format", "filter.contamination", "evaluate", "questions"),
@@ -43,6 +43,10 @@ def inputs(plan: Recipe) -> dict[str, str]:
         # One of other tokens tells through these rooms.
         named |= {"teachers": str(teachers.VERSION), "transfer": str(transfer.VERSION)}
     return named
+
+
+def unread(run: Path, plan: Recipe) -> tuple[str, ...]:
+    return exam.unread(run, plan)
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
@@ -93,6 +97,7 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
             checkpoints.check()
     run_folder.log(run, "repair", steps=asked.steps - before, seconds=round(time.monotonic() - began, 3))
     who = exam.tested(run, plan)[-1]
+    forget_digests(folder)
     outputs = [metrics, *exam.sit(run, plan, run / "repair", who, "validation")]
     outputs += [path for path in folder.rglob("*") if path.is_file()]
     learnt = sum(row["positions"] for _, row in files.read_jsonl(metrics))

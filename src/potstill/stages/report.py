@@ -21,6 +21,10 @@ def beside(run: Path, plan: Recipe) -> dict[str, str]:
     return account.controls.inputs(run, plan)
 
 
+def unread(run: Path, plan: Recipe) -> tuple[str, ...]:
+    return exam.unread(run, plan)
+
+
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     told = account.tell(run, plan)
     paths = [run / "report" / "index.html"]

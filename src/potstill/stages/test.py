@@ -25,6 +25,10 @@ def inputs(plan: Recipe) -> dict[str, str]:
     return exam.graders(plan, "test")
 
 
+def unread(run: Path, plan: Recipe) -> tuple[str, ...]:
+    return exam.unread(run, plan)
+
+
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     asked = exam.tested(run, plan)
     paths = [path for each in asked for path in exam.sit(run, plan, run / "test", each, "test")]

@@ -35,7 +35,7 @@ from potstill.errors import UserError
 from potstill.files import manifest, run_folder
 from potstill.recipe import Recipe
 from potstill.students import Example
-from potstill.training.checkpoints import Checkpoints, cut, newest, restore, saved
+from potstill.training.checkpoints import Checkpoints, cut, forget_digests, newest, restore, saved
 
 READS = ("train", "student", "seed", "evaluate", "select", "questions")  # the latter three if they decide the end
 AFTER = ("collect", "filter", "align")
@@ -82,7 +82,9 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     before, latest = training.agreed(lambda: (newest(folder, metrics), max(saved(folder), default=0)))
     _check_steps(latest, plan)
     if before < latest:
-        progress.say(f"checkpoint {latest} is not one to continue from: training continues from step {before}", "yellow")
+        progress.say(
+            f"checkpoint {latest} is not one to continue from: training continues from step {before}", "yellow"
+        )
     student = _student(plan, folder, before)
     if asked.recompute:
         student.model.activation_checkpointing_enable()
@@ -158,6 +160,7 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
             tokens=tokens,
             loss_kernel=student.kernel,
         )
+    forget_digests(folder)
     outputs = [metrics, *(path for path in folder.rglob("*") if path.is_file())]
     counts = {"steps": last, "checkpoints": saved(folder), "chat_template": student.chat is not None}
     return outputs, counts | ({"stopped": True} if stopped else {}) | lesson.counts

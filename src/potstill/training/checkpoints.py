@@ -113,7 +113,14 @@ def newest(folder: Path, metrics: Path) -> int:
         lost = f"{metrics.name} has no row for step {known + 1}, though there is a checkpoint of step {steps[-1]}"
         progress.say(f"{lost}: training continues from step {found}", "yellow")
     _forget(folder, [step for step in steps if step < found])  # a crash between saving the newest and this
+    if found:
+        _check(folder, found)
     return found
+
+
+def forget_digests(folder: Path) -> None:
+    """When training has ended: from now on the manifest of its stage holds the digests."""
+    files.remove(_digests(folder))
 
 
 def restore(checkpoint: Path, optimizer: Optimizer) -> None:
@@ -157,6 +164,7 @@ def _save(folder: Path, step: int, student: Student, optimizer: Optimizer) -> No
     with files.folder(folder / str(step)) if first() else nullcontext() as inside:
         if inside is not None:
             student.save(inside, weights=whole)
+            _note(folder, step, inside)  # the state has digests of its own
         at = agreed(lambda: inside)
         assert at is not None
         save_shards(optimizer, at / SHARDS, parameters=student.adapted)
@@ -171,7 +179,33 @@ def _write(
     with files.folder(folder / str(step)) as inside:
         student.save(inside, weights=weights)
         save_state(engine, inside / ENGINE)
+        _note(folder, step, inside)
     _forget(folder, [older for older in saved(folder) if older < step])
+
+
+def _note(folder: Path, step: int, inside: Path) -> None:
+    """Write down the digests of a checkpoint that lies in `inside` and is not in its place yet. They lie beside the
+    checkpoints, until training ends."""
+    digests = {path.name: files.digest(path) for path in sorted(inside.iterdir()) if path.is_file()}
+    files.write_json(_digests(folder) / f"{step}.json", digests)
+
+
+def _check(folder: Path, step: int) -> None:
+    """Raises UserError where a checkpoint is not what was written. One of an older version has no digests."""
+    noted = _digests(folder) / f"{step}.json"
+    for name, digest in (files.read_json(noted) if noted.exists() else {}).items():
+        path = folder / str(step) / name
+        if not path.is_file() or files.digest(path) != digest:
+            raise UserError(
+                "the checkpoint is not what training has written",
+                where=path,
+                found="other bytes" if path.is_file() else "no such file",
+                do=f"restore it, or remove {path.parent}: training then continues from an older one, or from the start",
+            )
+
+
+def _digests(folder: Path) -> Path:
+    return folder.with_name("digests")
 
 
 def _forget(folder: Path, steps: list[int]) -> None:
