@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "lessons", "exam", "account", "plots", "page", "card", "trackers", "miniature",
     ),
     ("stages",),
-    ("run", "plan", "demo"),
+    ("run", "plan", "training_plan", "demo"),
     ("cli",),
 )  # fmt: skip
 INSIDE: dict[str, set[str]] = {
@@ -58,7 +58,7 @@ INSIDE: dict[str, set[str]] = {
     "trackers": {"exam"},
     "miniature": {"training", "students", "tokenizers", "engines"},
     # layer 5
-    "plan": set(),
+    "plan": {"training_plan"},
     "demo": {"run"},
 }
 OWNERS: dict[str, set[str]] = {

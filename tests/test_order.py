@@ -13,7 +13,7 @@ from potstill.errors import UserError
 from potstill.order import Plan, demonstrations, groups, micro_batches, share
 from potstill.prompts import FORMATS, Format
 
-PAPER = {
+UNEQUAL = {
     FORMATS["few-shot-rationale"]: 2,
     FORMATS["few-shot-answer"]: 10,
     FORMATS["zero-shot-rationale"]: 8,
@@ -93,19 +93,19 @@ def test_answer_only_groups_have_one_target_and_need_no_chain():
 def test_a_step_is_a_function_of_its_number_alone():
     """No replay: any step, in any order, by a new plan, while others draw random numbers."""
     asked = tuple((f"q{i}", 1 + i % 3) for i in range(50))
-    plan = Plan(7, 6, PAPER, asked, 2)
+    plan = Plan(7, 6, UNEQUAL, asked, 2)
     forward = [groups(plan, step) for step in range(1, 30)]
     random.seed(1)
     for step in (29, 3, 17, 1):
         random.random()
-        again = Plan(7, 6, dict(reversed(PAPER.items())), asked, 2)
+        again = Plan(7, 6, dict(reversed(UNEQUAL.items())), asked, 2)
         assert groups(again, step) == forward[step - 1]
-    assert groups(Plan(8, 6, PAPER, asked, 2), 1) != forward[0]
+    assert groups(Plan(8, 6, UNEQUAL, asked, 2), 1) != forward[0]
 
 
 def test_the_order_of_the_questions_in_the_plan_does_not_matter():
     asked = [(f"q{i}", 1 + i % 3) for i in range(20)]
-    one, other = Plan(7, 5, PAPER, asked), Plan(7, 5, PAPER, asked[::-1])
+    one, other = Plan(7, 5, UNEQUAL, asked), Plan(7, 5, UNEQUAL, asked[::-1])
     assert [groups(one, step) for step in range(1, 20)] == [groups(other, step) for step in range(1, 20)]
 
 
@@ -123,7 +123,7 @@ def test_the_formats_of_a_question_do_not_share_their_chains_and_places():
 
 def test_the_golden_order():
     """Changing this changes every run: raise order.VERSION with it."""
-    plan = Plan(1, 8, PAPER, tuple((f"q{i}", 2) for i in range(6)), 2)
+    plan = Plan(1, 8, UNEQUAL, tuple((f"q{i}", 2) for i in range(6)), 2)
     short = {"zero-shot-answer": "za", "zero-shot-rationale": "zr", "few-shot-answer": "fa", "few-shot-rationale": "fr"}
     written = [f"{short[g.format.name]}:{g.question}:{''.join(map(str, g.chains))}" for g in groups(plan, 2)]
     assert " ".join(written) == GOLDEN
@@ -190,11 +190,10 @@ def test_micro_batches_without_padding_are_full(lengths, budget):
 
 
 def test_the_papers_mix_is_cut_with_little_padding():
+    """A step of the 3B recipe: prompt and target tokens and rows of each format, as its dry run says."""
     drawn = random.Random(1)
-    kinds = [(700, 100, 2), (600, 6, 10), (70, 100, 8), (65, 6, 20)]
-    lengths = [
-        (int(drawn.gauss(p, p / 8)), max(4, int(drawn.gauss(t, t / 8)))) for p, t, n in kinds for _ in range(n * 6)
-    ]
+    kinds = [(605, 79, 48), (351, 5, 2), (69, 79, 48), (64, 5, 2)]
+    lengths = [(int(drawn.gauss(p, p / 8)), max(4, int(drawn.gauss(t, t / 8)))) for p, t, n in kinds for _ in range(n)]
     cut = micro_batches(lengths, 16384)
     slots = sum(len(b) * (max(lengths[i][0] for i in b) + max(lengths[i][1] for i in b)) for b in cut)
     assert sum(map(sum, lengths)) / slots > 0.85

@@ -90,7 +90,7 @@ def test_a_recipe_without_replay_leaves_no_trace_of_it(world: Path, tmp_path: Pa
 
 
 def test_the_plan_says_what_is_replayed(world: Path) -> None:
-    assert "replay               2 rows a step on top, 25% of its weight" in plan.text(tiny.recipe(world, SETS))
+    assert "replay adds 2 rows to each step with 25% of its weight" in plan.text(tiny.recipe(world, SETS))
 
 
 @pytest.mark.parametrize(

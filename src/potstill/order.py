@@ -11,6 +11,8 @@
     ([(1,)], [(2, 3, 0), None])
 
 A *group* is one question in one format with its chains, which share one prompt; a step is a fixed number of groups.
+Chains are drawn uniformly over the questions, so that each question is asked equally often, or over the chains, so that
+each chain is seen equally often and a question with 40 chains counts forty times as much as a question with one.
 Resume is the call with a later step; the number of processes is known to `share` alone. Draws are hashes of what they
 are for, never a generator's state. Pure: no torch, no clock, no shared state (permutations are remembered, not
 advanced).
@@ -22,7 +24,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, Final, Generic, Protocol, TypeVar, runtime_checkable
+from itertools import accumulate
+from math import gcd
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from potstill.errors import UserError
 
@@ -50,13 +54,15 @@ class Group(Generic[F]):
     """One question in one format: one prompt, and the targets under it.
 
     chains  places in the question's list of chains; empty in an answer-only format, whose one target is the bare answer
-    epoch   how often this format has gone through all its questions before; chooses the demonstrations
+    epoch   how often this format has gone through all its data before
+    turn    how often this format has asked this question before; chooses the demonstrations
     """
 
     question: str
     format: F
     chains: tuple[int, ...]
     epoch: int
+    turn: int
 
     @property
     def targets(self) -> int:
@@ -70,6 +76,10 @@ class Plan(Generic[F]):
     quotas             of every sum(quotas) groups so many have this format, spread smoothly
     questions          (id, number of chains), in any order; those without a chain are asked in answer-only formats only
     chains_per_prompt  m: chains of a question that one group has, fewer where the question has fewer
+    uniform_over       questions: in an epoch each question is asked once in a format, with the next m of its chains.
+                       chains: in an epoch each chain is seen once in a format; a question with n chains is asked in
+                       ceil(n / m) groups, the last of which has what is left. Answer-only formats have one target a
+                       question, so an epoch asks each question once in either case
 
     Raises UserError for quotas that name nothing, and for a format that has no question.
     """
@@ -79,6 +89,7 @@ class Plan(Generic[F]):
     quotas: Mapping[F, int]
     questions: Sequence[tuple[str, int]]
     chains_per_prompt: int = 1
+    uniform_over: Literal["questions", "chains"] = "questions"
 
     def __post_init__(self) -> None:
         assert self.groups_per_step > 0 and self.chains_per_prompt > 0, "a step has groups, and a group has chains"
@@ -107,21 +118,33 @@ def groups(plan: Plan[F], step: int) -> tuple[Group[F], ...]:
         turn, place = divmod(number, len(cycle))
         format, before = cycle[place]
         stream = turn * plan.quotas[format] + before
-        names = _asked(plan, format.rationale)
-        epoch, at = divmod(stream, len(names))
-        question, chains = _permutation(plan, format, epoch)[at]
-        found.append(Group(question, format, _rotation(plan, format, question, chains, epoch), epoch))
+        epoch, at = divmod(stream, len(_prompts(plan, format.rationale)))
+        found.append(_group(plan, format, epoch, _permutation(plan, format, epoch)[at]))
     return tuple(found)
 
 
+def fewest(plan: Plan[F]) -> dict[F, int]:
+    """How many groups of each format the step has that has the fewest of them."""
+    cycle = _cycle(plan)
+    size, length = plan.groups_per_step, len(cycle)
+    found = {}
+    for format in dict.fromkeys(format for format, _ in cycle):
+        before = [0, *accumulate(int(other == format) for other, _ in cycle)]  # in the first n places of the cycle
+        starts = range(0, length, gcd(size, length))  # every place in the cycle at which a step can begin
+        whole, rest = divmod(size, length)
+        counts = (before[min(i + rest, length)] - before[i] + before[max(i + rest - length, 0)] for i in starts)
+        found[format] = whole * before[-1] + min(counts)
+    return found
+
+
 def demonstrations(
-    seed: int, epoch: int, question: str, format: Form, pool: Sequence[str], count: int
+    seed: int, turn: int, question: str, format: Form, pool: Sequence[str], count: int
 ) -> tuple[str, ...]:
     """`count` different ids of the pool, never the question itself. Costs O(count), whatever the size of the pool.
 
     Raises UserError where the pool has too few others.
     """
-    key = f"{(seed, 'demonstrations', format.name, epoch, question)}"
+    key = f"{(seed, 'demonstrations', format.name, turn, question)}"
     moved: dict[int, int] = {}  # a shuffle of which only the first places are made
     found: list[str] = []
     for place in range(len(pool)):
@@ -196,24 +219,39 @@ def _cycle(plan: Plan[Any]) -> tuple[tuple[Any, int], ...]:
 
 
 @lru_cache(maxsize=8)
-def _asked(plan: Plan[F], rationale: bool) -> tuple[tuple[str, int], ...]:
-    return tuple((question, chains) for question, chains in plan.questions if chains or not rationale)
+def _prompts(plan: Plan[F], rationale: bool) -> tuple[tuple[str, int, int], ...]:
+    """What an epoch asks: a question, the number of its chains, and which part of them."""
+    asked = [(question, chains) for question, chains in plan.questions if chains or not rationale]
+    by_chains = rationale and plan.uniform_over == "chains"
+    parts = [-(-chains // plan.chains_per_prompt) if by_chains else 1 for _, chains in asked]
+    return tuple((*one, part) for one, count in zip(asked, parts, strict=True) for part in range(count))
 
 
-@lru_cache(maxsize=16)
-def _permutation(plan: Plan[F], format: F, epoch: int) -> tuple[tuple[str, int], ...]:
+@lru_cache(maxsize=8)
+def _permutation(plan: Plan[F], format: F, epoch: int) -> tuple[tuple[str, int, int], ...]:
     key = f"{(plan.seed, 'questions', format.name, epoch)}"
-    return tuple(sorted(_asked(plan, format.rationale), key=lambda asked: (_hash(key + asked[0]), asked[0])))
+
+    def place(prompt: tuple[str, int, int]) -> tuple[int, str, int]:
+        question, _, part = prompt
+        return _hash(f"{key}{question}" + (f"/{part}" if part else "")), question, part
+
+    return tuple(sorted(_prompts(plan, format.rationale), key=place))
 
 
-def _rotation(plan: Plan[F], format: F, question: str, chains: int, epoch: int) -> tuple[int, ...]:
-    """The chains of a question in this epoch: the next m of a hashed order of them, around and around."""
+def _group(plan: Plan[F], format: F, epoch: int, prompt: tuple[str, int, int]) -> Group[F]:
+    """A question with the chains whose turn it is: of a hashed order of them the next m, around and around, or, where
+    each chain comes once in an epoch, the m of this part."""
+    question, chains, part = prompt
     if not format.rationale:
-        return ()
+        return Group(question, format, (), epoch, epoch)
     key = f"{(plan.seed, 'chains', format.name, question)}"
+    m = plan.chains_per_prompt
+    if plan.uniform_over == "chains":  # in each epoch other chains share a prompt
+        order = sorted(range(chains), key=lambda chain: _hash(f"{key}{epoch}/{chain}"))
+        return Group(question, format, tuple(order[part * m : part * m + m]), epoch, epoch * -(-chains // m) + part)
     order = sorted(range(chains), key=lambda chain: _hash(f"{key}{chain}"))
-    taken = min(plan.chains_per_prompt, chains)
-    return tuple(order[(epoch * taken + i) % chains] for i in range(taken))
+    taken = min(m, chains)
+    return Group(question, format, tuple(order[(epoch * taken + i) % chains] for i in range(taken)), epoch, epoch)
 
 
 def _hash(text: str) -> int:

@@ -8,24 +8,16 @@ does not depend on it is given all the same. Memory and time are estimates: each
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
-import numpy
-
-from potstill import decoding, exam, lessons, prompts, questions, recipe, splits, students, tokenizers
-from potstill.errors import UserError
-from potstill.lessons import own
+from potstill import decoding, exam, questions, students, tokenizers, training_plan
 from potstill.recipe import Recipe
 from potstill.records import Question, Split
 from potstill.stages import collect
 from potstill.teachers import openai, replay
 
-SAMPLED = 200  # training questions whose prompts and solutions are tokenized to estimate lengths
 ADAM_BYTES = 16  # a parameter: weight, gradient and two moments, 32 bits each
 FEW = 100  # questions; a score over fewer is said to be uncertain
-RATES = (1e13, 1e14, 4e14)  # operations a second for which a time is given
 
 
 def text(plan: Recipe) -> str:
@@ -40,7 +32,7 @@ def text(plan: Recipe) -> str:
         return "\n".join([*lines, *_measuring(plan, loaded)])
     lines += _teacher(plan, train)
     lines += _student(plan)
-    lines += _training(plan, train)
+    lines += training_plan.lines(plan, train, _parameters(plan))
     lines += _evaluation(plan, loaded)
     return "\n".join(lines)
 
@@ -81,13 +73,13 @@ def _teacher(plan: Recipe, train: Sequence[Question]) -> list[str]:
             lines.append("                  the run would stop at sample")
         return [*lines, ""]
     if teacher.kind == "replay":
-        path = _local(plan, teacher.chains or "", "teacher.chains")
+        path = training_plan.local(plan, teacher.chains or "", "teacher.chains")
         if path is None:
             return [f"teacher           replay: {teacher.chains} is not here; the run would stop at sample", ""]
         return [f"teacher           replay: {sum(1 for _ in replay.rows(path))} chains in {path}", ""]
     if teacher.kind == "openai":
         return _server(plan, train)
-    path = _local(plan, teacher.model or "", "teacher.model")
+    path = training_plan.local(plan, teacher.model or "", "teacher.model")
     there = path if path else f"{teacher.model} is not here; the run would stop at sample"
     chains = count * teacher.samples
     tokens = chains * teacher.max_tokens
@@ -101,7 +93,7 @@ def _teacher(plan: Recipe, train: Sequence[Question]) -> list[str]:
 
 def _server(plan: Recipe, train: Sequence[Question]) -> list[str]:
     teacher = plan.teacher
-    if teacher.prompt is not None and _local(plan, teacher.prompt, "teacher.prompt") is None:
+    if teacher.prompt is not None and training_plan.local(plan, teacher.prompt, "teacher.prompt") is None:
         return [f"teacher           openai: {teacher.prompt} is not here; the run would stop at sample", ""]
     asked = openai.expected(plan, train)
     prices, ceiling = teacher.budget.prices, teacher.budget
@@ -129,7 +121,7 @@ def _student(plan: Recipe) -> list[str]:
     asked = plan.student
     weights, chat = "random weights", None
     if asked.model is not None:
-        path = _local(plan, asked.model, "student.model")
+        path = training_plan.local(plan, asked.model, "student.model")
         if path is not None:
             students.check_tokenizer(plan, path)
             chat = students.spoken(plan, path)
@@ -150,63 +142,6 @@ def _student(plan: Recipe) -> list[str]:
         f"  checkpoints     {_kept(plan)} of {4 * gib:.2f} GiB, and the newest's engine state of {engine}",
         "",
     ]
-
-
-def _training(plan: Recipe, train: Sequence[Question]) -> list[str]:
-    tokenizer = tokenizers.open(students.tokenizer_folder(plan))
-    some = splits.take(train, SAMPLED)
-    quotas = {prompts.FORMATS[name]: quota for name, quota in plan.train.formats.items() if quota}
-    shots = [prompts.Demonstration(q.text, q.gold, q.rationale or "") for q in some[: plan.train.demonstrations]]
-    tokens = supervised = 0.0
-    path = _local(plan, plan.student.model, "student.model") if plan.student.model else None
-    chat = students.spoken(plan, path) if path else None
-    lines = ["training          share   prompt  target  (tokens, means over " + f"{len(some)} questions)"]
-    for format, quota in quotas.items():
-        share = quota / sum(quotas.values())
-        asked = [prompts.build(q.text, format, shots) for q in some]
-        taught = [
-            prompts.solution(q.rationale or "", q.gold) if format.rationale else prompts.bare(q.gold) for q in some
-        ]
-        target = _mean([len(ids.ids) + 1 for ids in tokenizer.encode_batch(taught)])
-        if chat:
-            prompt = _mean([len(chat.encode(chat.render(one))) for one in asked])
-        else:
-            prompt = _mean([len(ids.ids) + 1 for ids in tokenizer.encode_batch([one.plain for one in asked])])
-        targets = plan.train.chains_per_prompt if format.rationale else 1
-        tokens += share * (prompt + target * targets)  # the chains of a group share its prompt
-        supervised += share * target * targets
-        lines.append(f"  {format.name:<20} {share:>3.0%} {prompt:>8.0f} {target:>7.0f}")
-    if plan.train.replay is not None:
-        rows = lessons.replayed.count(plan)
-        lines.append(f"  replay               {rows} rows a step on top, {plan.train.replay.share:.0%} of its weight")
-    a_step = tokens * plan.train.groups
-    total, taught = a_step * plan.train.steps, supervised * plan.train.groups * plan.train.steps
-    lines += [
-        f"  steps           {plan.train.steps} of {plan.train.groups} groups: {a_step:.0f} tokens a step,",
-        f"                  {total:.3g} in all, of which {taught:.3g} supervised",
-    ]
-    count = _parameters(plan)
-    if count is not None:
-        work = 6 * count * total
-        here = _speed()
-        times = [f"{_duration(work / rate)} at {rate / 1e12:.0f} TFLOP/s" for rate in RATES]
-        lines += [
-            f"  time            {work:.2g} operations (6 x parameters x tokens):",
-            f"                  {', '.join(times)};",
-            f"                  {_duration(work / here)} at the {here / 1e12:.3f} TFLOP/s of one matrix product here",
-        ]
-    if plan.train.stop_after is not None:
-        lines.append(f"  may stop        once {plan.train.stop_after} checkpoints came after the best on validation")
-    if plan.repair is not None:
-        lines.append(f"  repair          {_repair(plan)}")
-    return [*lines, ""]
-
-
-def _repair(plan: Recipe) -> str:
-    asked = plan.repair
-    assert asked is not None
-    texts = (asked.groups + own.kept(plan)) * asked.samples
-    return f"{asked.steps} steps on {texts} texts of its own each, of at most {asked.max_tokens} tokens"
 
 
 def _measuring(plan: Recipe, loaded: dict[str, dict[str, list[Question]]]) -> list[str]:
@@ -237,40 +172,10 @@ def _parameters(plan: Recipe) -> int | None:
     asked = plan.student
     if asked.shape is not None:
         return students.parameters(students.shape(plan, tokenizers.open(students.tokenizer_folder(plan)).size))
-    path = _local(plan, asked.model or "", "student.model")
+    path = training_plan.local(plan, asked.model or "", "student.model")
     return None if path is None else students.count(path)
 
 
 def _kept(plan: Recipe) -> int:
     """Checkpoints that training leaves."""
     return -(-plan.train.steps // plan.train.checkpoint_every)
-
-
-def _local(plan: Recipe, path: str, key: str) -> Path | None:
-    try:
-        return recipe.find(plan, path, key)
-    except UserError:
-        return None
-
-
-def _mean(values: Sequence[int]) -> float:
-    return sum(values) / len(values) if values else 0.0
-
-
-def _speed() -> float:
-    """Operations a second of one matrix product in 32 bits, the best of three."""
-    n = 1024
-    left = numpy.ones((n, n), dtype=numpy.float32)
-    best = float("inf")
-    for _ in range(3):
-        began = time.perf_counter()
-        numpy.matmul(left, left)
-        best = min(best, time.perf_counter() - began)
-    return 2 * n**3 / best
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"

@@ -83,6 +83,7 @@ def tell(run: Path, plan: Recipe) -> story.Story:
                 if plan.train.lora
                 else []
             ),
+            *_weights(plan),
             *_replay(run, plan),
             *_stopped(run, plan),
             *_repair(run, plan),
@@ -96,6 +97,17 @@ def _counts(run: Path, stage: str) -> Mapping[str, Any]:
     done = manifest.finished(run / stage)
     assert done is not None, f"{stage} comes before the report"
     return done.counts
+
+
+def _weights(plan: Recipe) -> Iterator[str]:
+    """The weights of the formats, where the recipe sets them."""
+    weights = plan.train.loss_weights
+    if weights is not None:
+        shares = ", ".join(
+            f"{name} {story.percent(value / sum(weights.values()))} %" for name, value in weights.items()
+        )
+        more = " of what replay leaves" if plan.train.replay else ""
+        yield f"Weights of the formats in the gradient of every step: {shares}{more}."
 
 
 def _replay(run: Path, plan: Recipe) -> Iterator[str]:

@@ -5,13 +5,13 @@
 
 `order` says which questions, formats, chains and demonstrations a step has; this room turns them into prompts and
 targets. A chain is a target in the formats with rationale; the bare answer, hard, is the target in the others.
-`replayed` adds rows of what the student could do before.
+`mix` says how much each format weighs, and `replayed` adds rows of what the student could do before.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 from potstill import order, prompts, recipe, splits, transfer, vocabulary
 from potstill.errors import UserError
 from potstill.files import manifest
-from potstill.lessons import cuts, replayed
+from potstill.lessons import cuts, mix, replayed
 from potstill.questions import collected
 from potstill.recipe import Recipe
 from potstill.records import Chain, Prompt, Question, Target
@@ -51,14 +51,9 @@ def read(run: Path, plan: Recipe, student: Student) -> Lesson:
     own: dict[str, list[int]] = {name: [] for name in asked}
     for place in range(len(targets)):
         own[targets.key(place)[0]].append(place)
-    course = order.Plan(
-        seed=plan.seed,
-        groups_per_step=plan.train.groups,
-        quotas={prompts.FORMATS[name]: quota for name, quota in plan.train.formats.items() if quota},
-        questions=[(name, len(places)) for name, places in own.items()],
-        chains_per_prompt=plan.train.chains_per_prompt,
-    )
+    course = mix.course(plan, [(name, len(places)) for name, places in own.items()])
     replay = replayed.read(run, plan, student)
+    weights: Mapping[str, float] | None = {**plan.train.loss_weights} if plan.train.loss_weights else None
     solved = _solved(plan, asked)
     # A question that stands twice, under two ids, must not be shown to its twin either: the pool holds one of them.
     shown_as = {splits.canonical(shot.question): name for name, shot in solved.items()}
@@ -77,7 +72,7 @@ def read(run: Path, plan: Recipe, student: Student) -> Lesson:
         if group.format.few_shot:
             count = plan.train.demonstrations
             own_name = shown_as.get(splits.canonical(asked[group.question].text), group.question)
-            chosen = order.demonstrations(plan.seed, group.epoch, own_name, group.format, tuple(solved), count)
+            chosen = order.demonstrations(plan.seed, group.turn, own_name, group.format, tuple(solved), count)
             shown = [solved[name] for name in chosen]
         return prompts.build(asked[group.question].text, group.format, shown)
 
@@ -88,6 +83,7 @@ def read(run: Path, plan: Recipe, student: Student) -> Lesson:
             ids = encoded(student.render(prompt(group)))
             own_targets = [targets[own[group.question][place]] for place in group.chains] or [answer(group.question)]
             found.append([Example(ids, one, 1.0, group.question, group.format.name) for one in own_targets])
+        found = mix.weighted(found, weights)
         if replay is not None:
             weight = sum(row.weight * len(row.target) for rows in found for row in rows)
             found += [[row] for row in replay.examples(step, weight)]

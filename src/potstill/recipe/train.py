@@ -26,7 +26,20 @@ class Replay(Section):
 
 
 class Train(Section):
-    formats: dict[FormatName, Count] = Field(default={"zero-shot-rationale": 1}, description="quota of each format")
+    formats: dict[FormatName, Count] = Field(
+        default={"zero-shot-rationale": 1},
+        description="quota of each format: of the groups of each step; {a: 3, b: 1} are three of a for one of b",
+    )
+    loss_weights: dict[FormatName, Annotated[float, Field(gt=0)]] | None = Field(
+        default=None,
+        description="weight of each format in the gradient of every step, relative to the others, however many rows it"
+        " has; if not given, every supervised token weighs the same",
+    )
+    uniform_over: Literal["questions", "chains"] = Field(
+        default="questions",
+        description="how chains are drawn: every question equally often, or every chain equally often (a question with"
+        " 40 right chains counts forty times as much as a question with one)",
+    )
     demonstrations: Positive = Field(default=4, description="in each few-shot prompt")
     replay: Replay | None = None
     mass: Literal["raw", "renormalised", "tail"] = Field(
@@ -95,4 +108,9 @@ class Train(Section):
             raise ValueError("hold is for a schedule that falls: linear or cosine")
         if self.hold and self.warm_up + self.hold > self.steps:
             raise ValueError(f"warm_up and hold are {self.warm_up} and {self.hold} of {self.steps} steps")
+        if self.loss_weights is not None:
+            taught = {name for name, quota in self.formats.items() if quota}
+            for name in sorted(taught ^ set(self.loss_weights)):
+                fault = "has no weight" if name in taught else "has a weight, but no quota in train.formats"
+                raise ValueError(f"loss_weights names each format that is trained, and no other: {name} {fault}")
         return self

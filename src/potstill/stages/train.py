@@ -63,7 +63,8 @@ def inputs(plan: Recipe) -> dict[str, str]:
 def free(plan: Recipe) -> tuple[str, ...]:
     """The keys that may change without making the stage again: where the weights lie, and the number of steps, if it
     can only add some. A choice that the recipe does not make leaves no trace."""
-    absent = [f"train.{name}" for name in ("replay", "stop_after") if getattr(plan.train, name) is None]
+    absent = [f"train.{name}" for name in ("replay", "stop_after", "loss_weights") if getattr(plan.train, name) is None]
+    absent += ["train.uniform_over"] if plan.train.uniform_over == "questions" else []
     unread = exam.free("validation") if plan.train.stop_after else recipe.flat(plan, "evaluate", "select", "questions")
     steps = ("train.steps",) if plan.train.schedule == "constant" else ()
     return (*(f"train.{name}" for name in FREE), *absent, *unread, *steps)
