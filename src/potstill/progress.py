@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from typing import Protocol
 
+from potstill.errors import visible
+
 EVERY = 15.0  # seconds between plain lines
 
 
@@ -42,13 +44,14 @@ def bar(label: str, total: int, unit: str = "", *, done: int = 0) -> Iterator[Ti
 
 
 def say(text: str, style: str = "") -> None:
-    """One line for the person who watches, in a rich style (`bold`, `green`, ...) on a terminal."""
+    """One line for the person who watches, in a rich style (`bold`, `green`, ...) on a terminal. It may hold what a
+    server said: characters that would move a cursor are spelt out."""
     if _muted:
         return
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True, soft_wrap=True).print(Text(text, style=style))
+    Console(stderr=True, soft_wrap=True).print(Text(visible(text), style=style))
 
 
 @contextlib.contextmanager
@@ -83,7 +86,7 @@ def _rich(label: str, total: int, unit: str, done: int) -> Iterator[Tick]:
 
         def tick(more: int = 1, note: str = "") -> None:
             state.done += more
-            shown.update(task, completed=state.done, rate=state.rate(), note=note.replace("[", "\\["))
+            shown.update(task, completed=state.done, rate=state.rate(), note=visible(note).replace("[", "\\["))
 
         yield tick
 
@@ -96,7 +99,7 @@ def _plain(label: str, total: int, unit: str, done: int) -> Tick:
         now = time.monotonic()
         if now - state.said >= EVERY:
             state.said = now
-            print(state.line(note), file=sys.stderr, flush=True)
+            print(visible(state.line(note)), file=sys.stderr, flush=True)
 
     return tick
 

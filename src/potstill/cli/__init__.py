@@ -228,9 +228,7 @@ def main() -> None:
     try:
         app()
     except UserError as fault:
-        from potstill.story import visible
-
-        print(visible(str(fault)), file=sys.stderr)  # what it found may be a model's text: no escape reaches a terminal
+        print(fault, file=sys.stderr)
         sys.exit(2)
     except Interrupted:
         print("interrupted; run the same command again to go on", file=sys.stderr)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
-
+from potstill.errors import visible
 from potstill.records import END, End
+
+__all__ = ["percent", "points", "readable", "visible"]
 
 
 def points(difference: float) -> str:
@@ -26,16 +27,6 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def visible(text: str) -> str:
-    """The text with everything that would hide or reorder it spelt out: control and direction characters, halves of
-    surrogate pairs, non-characters. Line ends, tabs and joiners stay.
-
-    >>> visible("a\\x00b\\u202ec")
-    'a⟨U+0000⟩b⟨U+202E⟩c'
-    """
-    return "".join(f"⟨U+{ord(each):04X}⟩" if _hidden(each) else each for each in text.replace("\r\n", "\n"))
-
-
 def readable(what: bytes | End) -> str:
     r"""A token as one short word: white space spelt out, bytes that are no text as numbers.
 
@@ -50,11 +41,3 @@ def readable(what: bytes | End) -> str:
     except UnicodeDecodeError:
         return " ".join(f"{byte:02X}" for byte in what)
     return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") or "∅"
-
-
-def _hidden(character: str) -> bool:
-    if character in "\n\t\u200c\u200d":
-        return False
-    code = ord(character)
-    no_character = code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
-    return no_character or unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
