@@ -18,7 +18,7 @@ import random
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 FAULTS = (
@@ -28,9 +28,12 @@ FAULTS = (
 WORDS = [b" so", b" we", b" add", b" take", b" both", b" and", b" then", b" it", b" makes", b" of", b" the", b" sum"]
 
 
+Script = Callable[[dict], tuple[int, bytes, dict[str, str]] | None]  # body -> status, data, headers
+
+
 @dataclass
 class Stub:
-    """What it does, and what it saw. `ignores`: parameters that it answers 400 to; `silent`: that it passes over."""
+    """What it does, and what it saw. `refuses`: parameters that it answers 400 to; `silent`: that it passes over."""
 
     faults: float = 0.0
     kinds: tuple[str, ...] = FAULTS
@@ -45,6 +48,7 @@ class Stub:
     poison: str = ""  # a question with this text is answered 400
     dead: bool = False  # everything is answered 500
     reasoning: str = ""
+    script: Script | None = None  # what it answers to a request in place of what it would; None: what it would
     stuck: float = 3600.0  # seconds that a hang or a drip lasts
     retry_after: str = "0.02"
     limit: int = 10**9  # more at once than this are answered 429
@@ -80,6 +84,14 @@ class Stub:
             self.seen.append(body)
         if self.latency:
             await asyncio.sleep(self.latency)
+        scripted = self.script(body) if self.script else None
+        if scripted is not None:
+            status, data, headers = scripted
+            lines = {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}
+            writer.write(f"HTTP/1.1 {status} X\r\n".encode())
+            writer.write("".join(f"{name}: {value}\r\n" for name, value in lines.items()).encode() + b"\r\n" + data)
+            await writer.drain()
+            return "Connection" not in headers
         refusal = self.refusal(head, body)
         if refusal is not None:
             return _send(writer, *refusal)

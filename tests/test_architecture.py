@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "potstill"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "contenders", "records", "encoding"),
-    ("recipe", "files", "progress", "processes"),
+    ("recipe", "files", "progress", "processes", "bounded"),
     (
         "answers", "prompts", "vocabulary", "alignment", "transfer", "rewriting", "coverage", "order", "splits",
         "sifting", "selection", "intervals", "story", "calculator", "votes", "decoding",

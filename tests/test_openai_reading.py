@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from potstill.encoding import from_json, to_json
 from potstill.errors import UserError
 from potstill.records import END, Chain
-from potstill.teachers.openai import body, reading
+from potstill.teachers.openai import body, complaints, reading
 from potstill.teachers.openai.body import Alternative, Choice, Entry, Listing, Message
 from potstill.teachers.openai.placing import place
 from potstill.teachers.openai.reading import Reader, read
@@ -44,7 +44,7 @@ def test_every_recorded_body_is_read_and_its_parts_agree(recorded) -> None:
             raw = json.dumps(case["response"]).encode()
             bodies += 1
             if case["status"] != 200:
-                said, named = body.complaint(raw)
+                said, named, _ = complaints.complaint(raw)
                 assert "logprobs" in said and named in ("", "logprobs", "top_logprobs"), (server, name)
                 continue
             found = [body.native(raw)[0]] if "choices" not in case["response"] else choices(case)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +33,11 @@ _EXAMPLES: Final = {
     "filter": "for example `filter: {cap: 4}`",
     "report": "for example `report: {read: 6}`",
 }
+
+# Keys of a recipe whose values are never repeated in a message.
+SECRET: Final = re.compile(
+    r"(?:^|[^a-z])(?:api.?key|key|password|secret|(?:access|api|auth).?token)s?(?:$|[^a-z])", re.IGNORECASE
+)
 
 
 def load(path: Path, changes: Sequence[str] = ()) -> Recipe:
@@ -62,8 +68,9 @@ def parse(text: str, where: str, changes: Sequence[str] = ()) -> Recipe:
         if not equals or not key:
             raise UserError("a change is key=value", where=f"--set {change}", do="for example --set train.steps=20")
         keys = tuple(key.split("."))
-        origin[keys] = f"--set {change}"
-        _put(values, keys, _plain(_yaml(value, origin[keys]), origin[keys]), change)
+        origin[keys] = f"--set {_shown(key, value)}"
+        places = {place: line for place, line in places.items() if place[: len(keys)] != keys}
+        _put(values, keys, _plain(_yaml(value, origin[keys]), origin[keys]), origin[keys])
     try:
         return Recipe.model_validate(values, strict=True)
     except ValidationError as fault:
@@ -101,13 +108,14 @@ def _lines(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
             yield from _lines(value, (*keys, str(number)))
 
 
-def _put(values: dict[str, Any], keys: tuple[str, ...], value: Any, change: str) -> None:
+def _put(values: dict[str, Any], keys: tuple[str, ...], value: Any, where: str) -> None:
     for key in keys[:-1]:
         inner = values.setdefault(key, {})
         if inner is None:
             inner = values[key] = {}
         if not isinstance(inner, dict):
-            raise UserError(f"{key} holds no keys", where=f"--set {change}", found=inner, do="set the key itself")
+            found = "" if _secret(keys) else inner
+            raise UserError(f"{key} holds no keys", where=where, found=found, do="set the key itself")
         values = inner
     values[keys[-1]] = value
 
@@ -132,15 +140,26 @@ def _first_fault(
         return UserError(f"unknown key {dotted}", where=place, do=_suggestion(keys))
     if error["type"] == "missing":
         return UserError(f"{dotted} is missing", where=place, do=f"add {dotted}")
+    hidden = isinstance(error["input"], dict) or _secret(keys)
+    found = "" if hidden else json.dumps(error["input"], ensure_ascii=False, default=str)
     if error["type"] in _FORMS:
         what, do = _FORMS[error["type"]]
-        found = json.dumps(error["input"], ensure_ascii=False, default=str)
         do = _EXAMPLES.get(dotted.partition(".")[0], do) if error["type"] != "list_type" and len(keys) < 3 else do
         return UserError(f"{dotted} must be {what}", where=place, found=found, do=do)
     message = error["msg"].removeprefix("Value error, ")
     what = f"{dotted}: {message}" if dotted else message
-    found = "" if isinstance(error["input"], dict) else json.dumps(error["input"], ensure_ascii=False, default=str)
     return UserError(what, where=place, found=found, do="mend the value")
+
+
+def _secret(keys: Sequence[str]) -> bool:
+    """Whether a value may hold somebody's key, and is never repeated."""
+    return any(map(SECRET.search, keys)) or keys[-1] == "server" or tuple(keys[:3]) == ("teacher", "server", "urls")
+
+
+def _shown(key: str, value: str) -> str:
+    """A change as messages repeat it."""
+    hidden = _secret(key.split(".")) or SECRET.search(value)
+    return f"{key}=..." if hidden else f"{key}={value}"
 
 
 def _suggestion(keys: tuple[str, ...]) -> str:

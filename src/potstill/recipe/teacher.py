@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from potstill.recipe.section import Count, Name, Positive, Section
 from potstill.recipe.vllm import Vllm, roomy
 
+NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
+SENT: Final[dict[str, str]] = {  # fields of a request that other keys of a recipe decide, or nothing does
+    "model": "it is teacher.model",
+    "prompt": "it is made from teacher.prompt and the question",
+    "messages": "they are made from teacher.prompt and the question",
+    "temperature": "it is teacher.temperature",
+    "max_tokens": "it is teacher.max_tokens",
+    "max_completion_tokens": "it is teacher.max_tokens",
+    "logprobs": "it is teacher.candidates",
+    "top_logprobs": "it is teacher.candidates",
+    "stop": "it is teacher.server.stop",
+    "n": "it follows from teacher.server.per_request",
+    "seed": "every request has its own, from the run's seed",
+    "stream": "answers are read in one piece",
+    "prompt_logprobs": "scoring sends it itself",
+}
+
+
+def _like_a_key(value: str) -> bool:
+    """Whether capitals and digits look like a key rather than a name: long, in one piece, with digits."""
+    return any(len(part) >= 16 and any(letter.isdigit() for letter in part) for part in value.split("_"))
+
 
 class Server(Section):
-    """A teacher behind an OpenAI-compatible server. `reasoning`, `system`, `stop`, `tokenizer` and `api` decide what is
-    learnt; the other keys may change while a run goes on."""
+    """A teacher behind an OpenAI-compatible server. `reasoning`, `system`, `stop`, `tokenizer`, `extra` and `api`
+    decide what is learnt; the other keys may change while a run goes on."""
 
     urls: list[str] = Field(default=["http://localhost:8000/v1"], min_length=1, description="one, or several replicas")
     api: Literal["completions", "chat"] = "completions"
@@ -28,6 +52,47 @@ class Server(Section):
     timeout: float = Field(default=600.0, gt=0, description="seconds until a whole answer must be there")
     patience: float = Field(default=300.0, gt=0, description="seconds without any answer until the run stops")
     refused: Literal["stop", "skip"] = Field(default="stop", description="what becomes of questions it does not answer")
+    extra: dict[str, Any] = Field(
+        default={},
+        description="further fields of every request, such as {chat_template_kwargs: {enable_thinking: false}}",
+    )
+
+    @field_validator("key")
+    @classmethod
+    def _names_a_variable(cls, value: str | None) -> str | None:
+        """The value is never repeated: somebody may have pasted the key itself."""
+        if value is not None and (not NAME.fullmatch(value) or _like_a_key(value)):
+            raise ValueError(
+                "this is no name of an environment variable (capitals, digits, _). Write the NAME of the variable that"
+                " holds the key, such as OPENAI_API_KEY; if you pasted the key itself, take it out of the recipe"
+            )
+        return value
+
+    @field_validator("urls")
+    @classmethod
+    def _addresses(cls, value: list[str]) -> list[str]:
+        for url in value:
+            try:
+                parts = urlsplit(url)
+                secret = (
+                    "a name and a password" if parts.username or parts.password else "a query" if parts.query else ""
+                )
+            except ValueError:
+                secret = "brackets that are no address"
+            if secret:
+                raise ValueError(
+                    f"an address with {secret}: write http://HOST:PORT/v1; a key comes from the environment"
+                    " (teacher.server.key)"
+                )
+        return value
+
+    @field_validator("extra")
+    @classmethod
+    def _further(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if name in SENT:
+                raise ValueError(f"{name} is not for extra: {SENT[name]}")
+        return value
 
 
 class Prices(Section):

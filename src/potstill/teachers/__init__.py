@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from potstill.recipe import Recipe
     from potstill.teachers.openai import batches
 
-VERSION: Final = 1  # of the chains that this room makes of what its sources give: `cut`, the reading of `replay`
+# Of the chains that this room makes of what its sources give: `cut`, the reading of servers' answers and of `replay`.
+VERSION: Final = 2
 
 Key = tuple[str, str, int]
 

@@ -31,12 +31,16 @@ from potstill.rewriting import merged
 DECIMALS: Final = 6  # of a log-probability, as the engine gives them
 
 
-def cut(chain: Chain) -> Chain:
-    """The chain up to the end of the first line that holds "answer is"; the same chain if no newline follows it."""
+def cut(chain: Chain, after: int = 0) -> Chain:
+    """The chain up to the end of the first line that holds "answer is"; the same chain if no newline follows it.
+
+    after  byte at which the answer part begins: what a model thinks before it may say "the answer is" many times
+    """
     # Read as Latin-1 a character is a byte, so the place found is a byte offset whatever the bytes are.
-    end = prompts.answer_end(chain.content.decode("latin-1"))
-    if end is None or end == len(chain.content):
+    end = prompts.answer_end(chain.content[after:].decode("latin-1"))
+    if end is None or after + end == len(chain.content):
         return chain
+    end += after
     # The token that holds the newline; a source may have left it out of its list.
     at = next((index for index, (_, stop) in enumerate(chain.spans) if stop > end), len(chain.tokens))
     start = chain.spans[at][0] if at < len(chain.tokens) else len(chain.content)

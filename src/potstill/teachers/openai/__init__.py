@@ -72,6 +72,7 @@ def settings(plan: Recipe, source: str, model: str | None = None) -> Settings:
         per_request=server.per_request,
         enough=teacher.enough,
         learn=server.reasoning,
+        extra=server.extra,
         concurrency=server.concurrency,
         timeout=server.timeout,
         patience=server.patience,

@@ -48,6 +48,7 @@ class Settings:
     per_request: int = 8
     enough: int | None = None
     learn: Learn = "both"
+    extra: Mapping[str, Any] = field(default_factory=dict)  # further fields of every request
     concurrency: int = 64
     timeout: float = 600.0
     patience: float = 300.0
@@ -180,7 +181,7 @@ def payload(
         body |= {"logprobs": True, "top_logprobs": settings.candidates} if chat else {"logprobs": settings.candidates}
     if manner.ids:
         body |= {"return_token_ids": True, "return_tokens_as_token_ids": True}
-    return {name: value for name, value in body.items() if name not in manner.left_out}
+    return {name: value for name, value in body.items() if name not in manner.left_out} | dict(settings.extra)
 
 
 def seed_of(seed: int, question: str, indices: Sequence[int]) -> int:

@@ -11,11 +11,18 @@ looked through for cycles (`gc`), of which it can have none: that takes half of 
 from __future__ import annotations
 
 import math
-from typing import Any
+import re
+from typing import Any, Final
 
 import msgspec
 
 from potstill.records import Semantics
+
+COUNTED: Final = b'"completion_tokens"'  # one look through a body shows whether its counts stand there twice
+NEAR: Final = 4096  # bytes around them in which the other count stands
+MOST: Final = 10**9  # tokens of one request: a number beyond counts nothing
+THINKING: Final = ("thinking", "reasoning", "thought", "reasoning_text", "redacted_thinking")
+TEXTS: Final = ("text", "content", "thinking", "reasoning", "summary", "output_text")
 
 
 class Alternative(msgspec.Struct, gc=False):
@@ -45,9 +52,12 @@ class Listing(msgspec.Struct, gc=False):
 
 
 class Message(msgspec.Struct):
-    content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
+    """What a chat model answered. Each field may also be a list of parts, of which some are thoughts: see `spoken`."""
+
+    content: str | list[Any] | None = None
+    reasoning: str | list[Any] | dict[str, Any] | None = None
+    reasoning_content: str | list[Any] | dict[str, Any] | None = None
+    thinking: str | list[Any] | dict[str, Any] | None = None
 
 
 class Scored(msgspec.Struct, gc=False):
@@ -58,26 +68,36 @@ class Scored(msgspec.Struct, gc=False):
 
 
 class Choice(msgspec.Struct):
-    index: int = 0
     text: str | None = None
     message: Message | None = None
     logprobs: Listing | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
-    token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
     prompt_logprobs: list[dict[str, Scored] | None] | None = None
+    error: Any = None  # what went wrong with this text alone
+    replaced: bool = False  # ours: whether half a surrogate pair was replaced in it
+
+    def entries(self) -> int:
+        """How many tokens the server says something of."""
+        listing = self.logprobs
+        if listing is None:
+            return 0
+        return len(listing.content if listing.content is not None else listing.tokens or ())
 
 
 class Usage(msgspec.Struct):
+    """Tokens as the server counts them; None where it says nothing that can be a count."""
+
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
 
 class Body(msgspec.Struct):
     choices: list[Choice]
-    usage: Usage | None = None
+    usage: Any = None  # as it came; `decode` makes it a Usage
     model: str | None = None
+    error: Any = None
 
 
 class Native(msgspec.Struct):
@@ -87,14 +107,6 @@ class Native(msgspec.Struct):
     completion_probabilities: list[Entry] | None = None
     stop_type: str | None = None
     stopping_word: str | None = None
-
-
-class Fault(msgspec.Struct):
-    """An error's body. `error` is an object, a text, or absent; FastAPI servers say `detail` instead."""
-
-    error: Any = None
-    detail: Any = None
-    message: Any = None
 
 
 def raw(one: Alternative) -> bytes | None:
@@ -107,17 +119,89 @@ def raw(one: Alternative) -> bytes | None:
     return bytes(numbers)
 
 
+def spoken(choice: Choice) -> tuple[str, str]:
+    """The thought that a choice has in a field or a part of its own, and its text; each empty where there is none.
+
+    >>> parts = [{"type": "thinking", "thinking": "2 + 2"}, {"type": "text", "text": "4"}]
+    >>> spoken(Choice(message=Message(content=parts)))
+    ('2 + 2', '4')
+    """
+    message = choice.message
+    if message is None:
+        return "", choice.text or ""
+    thought, answer = "", message.content
+    if isinstance(answer, list):
+        thoughts = [part for part in answer if isinstance(part, dict) and part.get("type") in THINKING]
+        thought = _flat(thoughts)
+        answer = _flat([part for part in answer if part not in thoughts])
+    thought = _flat(message.reasoning) or _flat(message.reasoning_content) or _flat(message.thinking) or thought
+    return thought, answer or ""
+
+
+def _flat(value: Any) -> str:
+    """The text of a part, whatever its form."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "".join(map(_flat, value))
+    if isinstance(value, dict):
+        return next((text for name in TEXTS if (text := _flat(value.get(name)))), "")
+    return ""
+
+
 Malformed = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _body = msgspec.json.Decoder(Body)
 _numbers = msgspec.json.Decoder(list[int] | None)
 _native = msgspec.json.Decoder(Native)
-_fault = msgspec.json.Decoder(Fault)
 encode = msgspec.json.Encoder().encode
 
 
 def decode(data: bytes) -> Body:
-    """A body that answers. Raises one of `Malformed` for anything else."""
-    return _body.decode(data)
+    """A body that answers, or that says in `error` why it does not. Raises one of `Malformed` for anything else."""
+    try:
+        found = _body.decode(data)
+    except Malformed as fault:
+        found = _tolerantly(data, fault)
+    found.usage = usage(found.usage, data)
+    return found
+
+
+def _tolerantly(data: bytes, fault: Exception) -> Body:
+    from potstill.teachers.openai import tolerant
+
+    try:
+        return _body.decode(tolerant.cleaned(data))
+    except (ValueError, RecursionError):
+        raise msgspec.DecodeError(str(fault)) from None
+
+
+def usage(row: Any, data: bytes = b"") -> Usage:
+    """What a server says that it counted; of numbers that cannot be, or that it gives twice and differently, nothing.
+
+    >>> usage({"prompt_tokens": "5", "completion_tokens": -3}), usage({"input_tokens": 5, "output_tokens": 7.0})
+    (Usage(prompt_tokens=5, completion_tokens=None), Usage(prompt_tokens=5, completion_tokens=7))
+    >>> usage({"prompt_tokens": 1}, b'{"usage": {"prompt_tokens": 900, "prompt_tokens": 1}}')
+    Usage(prompt_tokens=None, completion_tokens=None)
+    """
+    if not isinstance(row, dict):
+        return Usage()
+    last = data.rfind(COUNTED)
+    near = data if data.find(COUNTED, 0, max(last, 0)) >= 0 else data[max(0, last - NEAR) : last + NEAR]
+    found = []
+    for name, other in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")):
+        pattern = f'"{name}"'.encode()
+        # Within a string the quotes of a key would be escaped.
+        stated = set(re.findall(pattern + rb'\s*:\s*("?[^\s,}"]*)', near)) if near.count(pattern) > 1 else ()
+        found.append(_count(row.get(name, row.get(other))) if len(stated) < 2 else None)
+    return Usage(*found)
+
+
+def _count(value: Any) -> int | None:
+    if isinstance(value, str) and value.isascii() and value.isdecimal():
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST or value != int(value):
+        return None
+    return int(value)
 
 
 def native(data: bytes) -> tuple[Choice, Semantics]:
@@ -135,22 +219,3 @@ def native(data: bytes) -> tuple[Choice, Semantics]:
     return Choice(
         text=body.content, logprobs=listing, finish_reason=ended, stop_reason=body.stopping_word or None
     ), semantics if entries else "none"
-
-
-def complaint(data: bytes, most: int = 300) -> tuple[str, str]:
-    """What an error's body says, and the parameter that it names, if any."""
-    try:
-        fault = _fault.decode(data)
-    except Malformed:
-        return data[:most].decode("utf-8", "replace").strip(), ""
-    said = fault.error if fault.error is not None else fault.detail if fault.detail is not None else fault.message
-    named = ""
-    if isinstance(said, dict):
-        named = str(said.get("param") or "")
-        said = said.get("message", said)
-    if isinstance(said, list) and said and isinstance(said[0], dict):  # FastAPI: a list of faults with their places
-        place = said[0].get("loc")
-        named = str(place[-1]) if isinstance(place, list) and place else ""
-        said = said[0].get("msg", said)
-    text = said if isinstance(said, str) else data.decode("utf-8", "replace")
-    return text[:most].strip(), named

@@ -8,7 +8,8 @@
 
 Before a request is sent the most that it can cost is set aside: its prompt, and all the tokens that it may write. What
 comes back is counted as the server counts it; an answer that broke off may have been billed, so all that was set aside
-for it is spent.
+for it is spent. The same holds for an answer without a credible count (none, a negative one, two different ones, fewer
+tokens than its texts can have): then the larger of what was set aside and what arrived is spent.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from potstill.errors import UserError
 from potstill.records import Prompt, Turn
 from potstill.teachers.openai.asking import Settings
+from potstill.teachers.openai.body import Body, Choice, Usage, spoken
 from potstill.teachers.openai.client import Answer
 from potstill.teachers.watch import Watch
 
@@ -27,6 +29,7 @@ Aside = tuple[float, float]  # tokens, money
 SPARSE = 0.5  # tokens a byte of a prompt, before a server has said how many it counts
 TYPICAL = 0.27  # for a plan: English and digits
 MILLION = 1e6
+LONGEST = 64  # bytes a token; a server that counts fewer tokens than this makes is not believed
 
 
 class Budget:
@@ -34,6 +37,7 @@ class Budget:
         self.settings, self.watch = settings, watch
         self.aside_tokens = self.aside_money = 0.0
         self.density = 0.0  # the most tokens a byte that a prompt had
+        self.longest = settings.max_tokens  # the most tokens a text that a server wrote, if it wrote more than it may
 
     def reserve(self, prompt: Prompt, n: int) -> Aside | None:
         """Set tokens and money aside for n texts; None if they could pass a ceiling."""
@@ -51,18 +55,28 @@ class Budget:
         """Give back what was set aside for n texts and count what was spent."""
         self.aside_tokens -= aside[0]
         self.aside_money -= aside[1]
-        usage = answer.body.usage if answer.body is not None else None
-        size = _size(prompt)
-        if usage is not None and usage.prompt_tokens is not None:
-            self.density = max(self.density, usage.prompt_tokens / max(size, 1))
-            asked, written = usage.prompt_tokens, usage.completion_tokens or 0
-        elif answer.body is not None or answer.charged:
-            asked, written = round(size * SPARSE), n * self.settings.max_tokens
-        else:
+        if answer.body is None and not answer.charged:
             return
+        asked, written = self._counted(prompt, n, answer.body)
         self.watch.prompt_tokens += asked
         self.watch.completion_tokens += written
         self.watch.money += cost(self.settings, asked, written)
+
+    def _counted(self, prompt: Prompt, n: int, body: Body | None) -> tuple[int, int]:
+        """The tokens of an answer's prompt and texts: as the server counts them, if that can be."""
+        size = _size(prompt)
+        asked, written = round(size * max(SPARSE, self.density)), n * self.longest
+        if body is None:
+            return asked, written
+        usage, entries = body.usage or Usage(), sum(choice.entries() for choice in body.choices)
+        if usage.prompt_tokens is not None and usage.prompt_tokens * LONGEST >= size:
+            asked = usage.prompt_tokens
+            self.density = max(self.density, asked / max(size, 1))
+        if usage.completion_tokens is not None and usage.completion_tokens * LONGEST >= sum(map(_length, body.choices)):
+            written = max(usage.completion_tokens, entries)
+            self.longest = max(self.longest, -(-written // max(n, 1)))
+            return asked, written
+        return asked, max(written, entries, round(sum(map(_length, body.choices)) * TYPICAL))
 
     @property
     def tokens(self) -> float:
@@ -89,7 +103,7 @@ class Budget:
 
     def _most(self, prompt: Prompt, n: int) -> Aside:
         asked = _size(prompt) * (SPARSE if self.density == 0 else max(self.density, 0.1))
-        written = n * self.settings.max_tokens
+        written = n * self.longest
         return asked + written, cost(self.settings, asked, written)
 
 
@@ -124,6 +138,12 @@ def expected(settings: Settings, prompts: list[Prompt]) -> Expected:
 def typical(prompt: Prompt) -> float:
     """About how many tokens a prompt has."""
     return _size(prompt) * TYPICAL
+
+
+def _length(choice: Choice) -> int:
+    """Bytes of a text and of its thoughts."""
+    thought, answer = spoken(choice)
+    return len((thought + answer).encode("utf-8", "replace"))
 
 
 def _size(prompt: Prompt) -> int:

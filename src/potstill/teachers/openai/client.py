@@ -1,7 +1,7 @@
 """The client: one request to one server, and what came of it. The only owner of the HTTP library.
 
 The API key comes from the environment, stands in the header of a request and nowhere else: what a server says is
-cleared of it before anybody sees it.
+cleared of it, and of what would move a terminal's cursor, before anybody sees it.
 """
 
 from __future__ import annotations
@@ -9,29 +9,38 @@ from __future__ import annotations
 import asyncio
 import datetime
 import os
+import socket
+import ssl
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import httpx2
 
-from potstill.errors import UserError
-from potstill.teachers.openai import body
+from potstill import progress
+from potstill.bounded import TooLarge, Unpacker
+from potstill.errors import UserError, visible
+from potstill.teachers.openai import body, complaints
 from potstill.teachers.openai.asking import PATHS, Settings
 from potstill.teachers.openai.body import Body
+from potstill.teachers.openai.complaints import Complaint, Outcome, advice, outcome
 from potstill.teachers.openai.pacing import retry_after
+from potstill.teachers.openai.redaction import Redactor
 
+__all__ = ["Answer", "Client", "Outcome", "advice", "key", "opened", "outcome"]
 POOL: Final = 8  # connections to one server that a pool keeps
-
-# again: a fault that may pass; busy: the same, and the server has too much to do; refused: this request is wrong;
-# stop: every request is
-Outcome = Literal["good", "again", "busy", "refused", "stop"]
+SAID: Final = 300  # characters of what a server says that are shown
+FAULT: Final = 1 << 16  # bytes of an error's body that are read
+ENTRY: Final = 512  # bytes that an outcome of a token may take in a body
+LARGEST: Final = 1 << 30  # bytes of any body
+TOLD: Final = 20  # lines about what servers do oddly
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """data     of a good answer as long as it is unread
     charged  whether the server may have written (and billed) tokens that nobody saw
+    lasting  whether waiting would not help: what answers is not such a server
     """
 
     outcome: Outcome
@@ -41,6 +50,7 @@ class Answer:
     named: str = ""  # the parameter that an error names
     wait: float | None = None  # seconds, if the server asked for them
     charged: bool = False
+    lasting: bool = False
 
 
 @dataclass(slots=True)
@@ -61,10 +71,12 @@ class Client:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._key = key(settings)
-        headers = {"Content-Type": "application/json", "User-Agent": "potstill"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
+        secret = key(settings)
+        self._redact = Redactor(secret)
+        self._told: set[str] = set()
+        headers = {"Content-Type": "application/json", "User-Agent": "potstill", "Accept-Encoding": "gzip, deflate"}
+        if secret:
+            headers["Authorization"] = f"Bearer {secret}"
         self._timeout = settings.timeout
         self._path = PATHS[settings.api]
         secure = any(url.startswith("https:") for url in settings.urls)  # certificates take a while to load
@@ -94,60 +106,154 @@ class Client:
         pool.running += 1
         try:
             async with asyncio.timeout(self._timeout):  # a drip of bytes would never let the library's own run out
-                response = await pool.client.post(where, content=body.encode(request))
+                sent = pool.client.build_request("POST", where, content=body.encode(request))
+                response = await pool.client.send(sent, stream=True)
+                try:
+                    return await self._received(response, request)
+                finally:
+                    await response.aclose()
         except TimeoutError:
             return Answer("busy", said=f"no whole answer within {self._timeout:g} s", charged=True)
         except httpx2.ConnectTimeout:  # the only one of the library's own that is used; no request has left
             return Answer("busy", said=f"no connection within {self._connect:g} s")
-        except httpx2.RequestError as fault:
-            broke = not isinstance(fault, httpx2.ConnectError)
-            return Answer("again", said=self._clear(f"{type(fault).__name__} {fault}".strip()), charged=broke)
+        except httpx2.ConnectError as fault:
+            said, lasting = _unreachable(fault)
+            return Answer("away", said=self._shown(said), lasting=lasting)
+        except (TooLarge, ValueError) as fault:
+            return Answer("again", said=self._shown(str(fault)), charged=True)
+        except (httpx2.RequestError, httpx2.StreamError) as fault:
+            return Answer("again", said=self._shown(f"{type(fault).__name__} {fault}".strip()), charged=True)
         finally:
             pool.running -= 1
-        status = response.status_code
+
+    async def _received(self, response: httpx2.Response, request: dict[str, Any]) -> Answer:
+        status, headers = response.status_code, response.headers
+        kind = headers.get("content-type", "").lower()
+        if status == 200 and "event-stream" in kind:  # it may have no end
+            return Answer("again", said="an event stream", charged=True, lasting=True)
+        if 300 <= status < 400:
+            said = f"HTTP {status}, which points to {headers.get('location', 'nothing')}"
+            return Answer("stop", said=self._shown(said), lasting=True)
+        packed = headers.get("content-encoding")
         if status == 200:
-            return Answer("good", data=response.content)
-        said, named = body.complaint(response.content)
-        said = self._clear(f"HTTP {status} {said}")
-        wait = retry_after(response.headers.get("retry-after"), datetime.datetime.now(datetime.UTC))
-        return Answer(outcome(status), said=said, named=named, wait=wait)
+            unpack = Unpacker(packed, limit(request))
+            data = b"".join([unpack(chunk) async for chunk in response.aiter_raw()])
+            return self._unlike(data) or Answer("good", data=data)
+        said = complaints.complaint(await _beginning(response, packed))
+        wait = retry_after(headers.get("retry-after"), datetime.datetime.now(datetime.UTC))
+        found = outcome(status, said, wait)
+        return Answer(found, said=self._shown(f"HTTP {status} {_words(said)}"), named=said.named, wait=wait)
+
+    def _unlike(self, data: bytes) -> Answer | None:
+        """What to say of a body that is no JSON at all; None for one that may be."""
+        begin = data[:512].lstrip()
+        if begin.startswith((b"data:", b"event:", b": ")):
+            return Answer("again", said="an event stream", charged=True, lasting=True)
+        if begin.startswith(b"<"):
+            said = complaints.complaint(data[:FAULT]).said
+            return Answer("again", said=self._shown(said), charged=True, lasting=True)
+        return None
 
     def read(self, answer: Answer) -> Answer:
         """The answer with what its data say."""
         if answer.data is None:
             return answer
         found = opened(answer.data)
-        return found if found.body is not None else replace(found, said=self._clear(found.said))
+        if found.body is None:
+            return replace(found, said=self._shown(found.said))
+        if self._repeats(answer.data, found.body):
+            return Answer("again", said="an answer that repeats the API key", charged=True)
+        if found.body.model is not None:
+            found.body.model = self._shown(found.body.model)
+        return found
 
-    def _clear(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
+    def _repeats(self, data: bytes, found: Body) -> bool:
+        """Whether the key stands in an answer, but for the model's name, which is cleared of it."""
+        if self._redact.count(data) > self._redact.count((found.model or "").encode("utf-8", "replace")):
+            return True
+        texts = (text for one in found.choices for text in (*body.spoken(one), one.finish_reason, one.error) if text)
+        return any(self._redact.count(str(text).encode("utf-8", "replace")) for text in texts)
+
+    def _shown(self, text: str) -> str:
+        """What a server says, as it may be shown: first without the key, then in one line, then cut."""
+        return shown(self._redact(text))
+
+    def tell(self, line: str) -> None:
+        """Say something of a server to the person who watches, once."""
+        line = self._redact(line)
+        if line not in self._told and len(self._told) < TOLD:
+            self._told.add(line)
+            progress.say(f"teacher   {line}", "yellow")
 
     async def close(self) -> None:
         for pool in chain(*self._pools.values()):
             await pool.client.aclose()
 
 
-def outcome(status: int) -> Outcome:
-    """What an HTTP status says of a request. Raises nothing: an unknown one stops."""
-    if status == 200:
-        return "good"
-    if status in (429, 503, 529):
-        return "busy"
-    if status in (408, 409, 425) or status >= 500:
-        return "again"
-    return "refused" if status in (400, 413, 422) else "stop"
+def shown(text: str) -> str:
+    """A server's words in one line, of which no character moves a cursor, cut to a length that can be read."""
+    return " ".join(visible(text).split())[:SAID]
+
+
+async def _beginning(response: httpx2.Response, packed: str | None) -> bytes:
+    """The first bytes of an error's body, whatever comes behind them."""
+    try:
+        unpack, parts = Unpacker(packed, FAULT), []
+        async for chunk in response.aiter_raw():
+            try:
+                parts.append(unpack(chunk))
+            except TooLarge:
+                parts.append(chunk[:FAULT] if packed is None else b"")
+                break
+        return b"".join(parts)[:FAULT]
+    except (ValueError, httpx2.RequestError):
+        return b""
+
+
+def limit(request: dict[str, Any]) -> int:
+    """The most bytes that the answer to a request can have."""
+    tokens = request.get("n", 1) * (request.get("max_tokens") or request.get("max_completion_tokens") or 1)
+    asked = request.get("prompt") or "".join(str(turn) for turn in request.get("messages", ()))
+    shown = max(int(request.get(name) or 0) for name in ("logprobs", "top_logprobs", "prompt_logprobs"))
+    return min(LARGEST, (1 << 22) + (tokens + len(str(asked))) * (shown + 2) * ENTRY)
 
 
 def opened(data: bytes) -> Answer:
     """The answer that a good status came with."""
     try:
-        return Answer("good", body.decode(data))
+        found = body.decode(data)
     except body.Malformed as fault:
         return Answer("again", said=f"no answer that can be read: {fault}", charged=True)
+    if found.error and not found.choices:
+        said = complaints.of(found.error)
+        what = "stop" if complaints.spent(said) else outcome(complaints.status_of(said), said)
+        # It named a refusal or a limit: then it wrote nothing.
+        return Answer(what, said=f"an error in a 200: {_words(said)}", named=said.named, charged=what == "again")
+    return Answer("good", found)
+
+
+def _words(said: Complaint) -> str:
+    spent = said.code.lower() in complaints.SPENT_CODES and said.code not in said.said
+    return f"{said.said} ({said.code})" if spent else said.said
+
+
+def _unreachable(fault: httpx2.ConnectError) -> tuple[str, bool]:
+    """Why there is no connection, and whether there will be none."""
+    inner: BaseException | None = fault
+    while inner is not None:
+        if isinstance(inner, socket.gaierror):
+            lasting = inner.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
+            return f"no connection: {inner.strerror}", lasting
+        if isinstance(inner, ssl.SSLError):
+            return f"no connection: {inner}", True
+        inner = inner.__cause__ or inner.__context__
+    text = str(fault)
+    return f"no connection: {text}", "SSL" in text or "CERTIFICATE" in text
 
 
 def key(settings: Settings) -> str:
-    """The API key that the environment holds, empty if the recipe names none. Raises UserError if it is not there."""
+    """The API key that the environment holds, empty if the recipe names none. Raises UserError, without the key, if it
+    is not there or cannot be one."""
     if settings.key is None:
         return ""
     found = os.environ.get(settings.key, "").strip()
@@ -158,13 +264,12 @@ def key(settings: Settings) -> str:
             found=f"{settings.key} is not set",
             do=f"put the key into the environment variable {settings.key}; it is written nowhere",
         )
+    odd = next((letter for letter in found if not "!" <= letter <= "~"), None)
+    if odd is not None:
+        raise UserError(
+            "the API key holds a character that no key has",
+            where="teacher.server.key",
+            found=f"{settings.key} has {len(found)} characters, among them U+{ord(odd):04X}",
+            do=f"put the key alone into {settings.key}: one line, without spaces and quotation marks around it",
+        )
     return found
-
-
-def advice(said: str) -> str:
-    """What to do about an answer that stops everything."""
-    if "HTTP 401" in said or "HTTP 403" in said:
-        return "check the key that teacher.server.key names"
-    if "HTTP 404" in said:
-        return "check teacher.server.urls (they end in /v1), teacher.server.api and the name in teacher.model"
-    return "check that the server runs, and teacher.server.urls"

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import datetime
 import email.utils
+import math
 import random
 from dataclasses import dataclass, field
 from typing import Final
@@ -24,6 +25,8 @@ from typing import Final
 FIRST: Final = 4.0  # requests at once in the beginning, or a quarter of what is allowed
 LONGEST: Final = 30.0  # seconds between two tries, unless the server names more
 UNTIL: Final = 3600.0  # seconds of a Retry-After that are honoured
+SILENT: Final = 16  # faults in a row after which a server counts as down, whatever they were
+TELL: Final = 60.0  # seconds between two lines about a server that stays down
 
 
 @dataclass(slots=True)
@@ -37,15 +40,30 @@ class Gate:
     closed: float = 0.0  # no request before this moment
     cut: float = -1.0  # when the limit was last lowered
     starting: bool = True
+    row: int = 0  # faults since an answer came
+    down: int = 0  # of these, those since it counts as down: then it is asked once at a time, and less and less often
+    since: float = 0.0  # when it went down
+    before: int = 0  # requests that were under way then, and still are
+    told: float = -TELL  # when that was last told
+    fault: str = ""  # the last HTTP error that it answered with
 
     def __post_init__(self) -> None:
         self.limit = min(max(FIRST, self.most / 4), float(self.most))
 
     def room(self, now: float) -> int:
         """How many more requests it may be given."""
-        return int(self.limit) - self.running if now >= self.closed else 0
+        if now < self.closed:
+            return 0
+        return 1 - (self.running - self.before) if self.down else int(self.limit) - self.running
+
+    def done(self, began: float) -> None:
+        """A request that began at `began` is over."""
+        self.running -= 1
+        if self.before and began < self.since:
+            self.before -= 1
 
     def good(self) -> None:
+        self.row = self.down = self.before = 0
         self.limit = min(float(self.most), self.limit + (1.0 if self.starting else 1.0 / self.limit))
 
     def bad(self, now: float, began: float) -> None:
@@ -57,21 +75,43 @@ class Gate:
     def close(self, now: float, seconds: float) -> None:
         self.closed = max(self.closed, now + min(seconds, UNTIL))
 
+    def failed(self, now: float, began: float, away: bool, first: float, draw: random.Random) -> bool:
+        """Count a fault; whether the server has just gone down, or it is time to say again that it is. A server that
+        takes no connection is down at once, any other after so many faults in a row.
+
+        began  when the request began: those that were under way when the server went down say nothing new
+        """
+        self.row += 1
+        if not away and self.row < SILENT and not self.down:
+            return False
+        if self.down and began < self.since:
+            return False
+        if not self.down:
+            self.since, self.before = now, self.running
+        self.down += 1
+        self.close(now, pause(self.down - 1, first, draw))
+        if now - self.told < TELL:
+            return False
+        self.told = now
+        return True
+
 
 @dataclass(slots=True)
 class Breaker:
     """Stops a run whose server has answered nothing for so long, instead of burning budget."""
 
-    patience: float  # seconds
-    least: int = 20  # faults in a row
+    patience: float  # seconds, from the first fault on
+    least: int = 5  # faults in a row
     since: float = 0.0
     row: int = field(default=0)
 
-    def good(self, now: float) -> None:
-        self.since, self.row = now, 0
+    def good(self) -> None:
+        self.row = 0
 
     def bad(self, now: float) -> bool:
         """Count a fault; whether it is time to give up."""
+        if self.row == 0:
+            self.since = now
         self.row += 1
         return self.row >= self.least and now - self.since > self.patience
 
@@ -82,7 +122,8 @@ def pause(tries: int, first: float, draw: random.Random) -> float:
 
 
 def retry_after(header: str | None, now: datetime.datetime) -> float | None:
-    """Seconds that a server asks to wait: a number or a date. None if it does not say, or not so that it is understood.
+    """Seconds that a server asks to wait, an hour at most: a number or a date. None if it does not say, or not so that
+    it is understood.
 
     >>> retry_after("Wed, 21 Oct 2026 07:28:00 GMT", datetime.datetime(2026, 10, 21, 7, 27, 30, tzinfo=datetime.UTC))
     30.0
@@ -90,13 +131,14 @@ def retry_after(header: str | None, now: datetime.datetime) -> float | None:
     if not header:
         return None
     try:
-        return max(0.0, float(header))
+        seconds = float(header)
+        return None if math.isnan(seconds) else min(max(0.0, seconds), UNTIL)
     except ValueError:
         pass
     try:
         then = email.utils.parsedate_to_datetime(header)
-    except ValueError:
+        if then.tzinfo is None:
+            then = then.replace(tzinfo=datetime.UTC)
+        return min(max(0.0, (then - now).total_seconds()), UNTIL)
+    except (ValueError, TypeError, OverflowError):  # a year that no calendar has
         return None
-    if then.tzinfo is None:
-        then = then.replace(tzinfo=datetime.UTC)
-    return max(0.0, (then - now).total_seconds())

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Final
@@ -18,6 +19,8 @@ from potstill.records import END, Candidate, End, Stop, running_spans
 from potstill.teachers.openai.body import Choice, Listing
 
 __all__ = ["HIDDEN", "Listing", "told"]
+MARKS: Final = ("Ġ", "Ċ", "▁")  # how vocabularies write a space or a line end at the beginning of a piece
+MOST: Final = 1.01  # that the probabilities of one step may add up to: they are rounded
 HIDDEN: Final = -9000.0  # servers write -9999 for a log-probability that they will not show
 Plain = tuple[bytes, tuple[bytes, ...], tuple[tuple[int, int], ...], tuple[tuple[Candidate, ...], ...]]
 
@@ -38,7 +41,7 @@ def told(choice: Choice, whole: str, stop: Stop) -> Plain | None:
         numbers = [one.logprob for some in shown for one in some]
     else:
         names, values = listing.tokens or [], listing.token_logprobs or []
-        shown = [some or {} for some in listing.top_logprobs or ()]
+        shown = [some or {} for some in listing.top_logprobs or [None] * len(names)]
         tokens = [token for some in shown for token in some]
         numbers = [number for some in shown for number in some.values()]
     if not names or not (len(names) == len(values) == len(shown)) or not all(names):
@@ -48,16 +51,25 @@ def told(choice: Choice, whole: str, stop: Stop) -> Plain | None:
         end = names[-1]
         if stop == "length" or isinstance(choice.stop_reason, str) or joined[: -len(end or "")] != whole:
             return None
-    step_of = accumulate(map(len, shown), initial=0)
-    outcomes = _outcomes(tokens, numbers, end)
+    if None in numbers:
+        return None
+    edges, array = list(accumulate(map(len, shown), initial=0)), np.array(numbers, np.float64)
+    outcomes = _outcomes(tokens, array, end)
     if outcomes is None:
         return None
+    totals = _totals(array, edges)
+    if max(totals) > MOST:
+        return None
     candidates = []
-    for name, value, (start, stop_at) in zip(names, values, pairwise(step_of), strict=True):
+    for name, value, total, (start, stop_at) in zip(names, values, totals, pairwise(edges), strict=True):
         step = outcomes[start:stop_at]
         if name not in tokens[start:stop_at]:
-            own = _outcomes([name or ""], [value], end)
-            if own is None:
+            own = None if value is None else _outcomes([name or ""], np.array([value]), end)
+            if (
+                own is None
+                or total + math.exp(own[0][1]) > MOST
+                or any(one[0] in MARKS for one in tokens[start:stop_at])
+            ):
                 return None
             step += own
         candidates.append(tuple(step))
@@ -67,11 +79,8 @@ def told(choice: Choice, whole: str, stop: Stop) -> Plain | None:
     return b"".join(pieces), pieces, running_spans(pieces), tuple(candidates)  # type: ignore[arg-type]
 
 
-def _outcomes(tokens: Sequence[str], numbers: Sequence[float | None], end: str | None) -> list[Candidate] | None:
+def _outcomes(tokens: Sequence[str], values: np.ndarray, end: str | None) -> list[Candidate] | None:
     """Strings and log-probabilities as outcomes, all at once; None if one of them does not tell its bytes or value."""
-    if None in numbers:
-        return None
-    values = np.array(numbers, np.float64)
     if not ((values >= HIDDEN) & (values <= 0.0)).all():
         return None
     found: list[bytes | End | None] = list(map(_bytes_of, tokens))
@@ -80,6 +89,13 @@ def _outcomes(tokens: Sequence[str], numbers: Sequence[float | None], end: str |
     if None in found:
         return None
     return list(zip(found, _rounded(values), strict=True))  # type: ignore[arg-type]
+
+
+def _totals(values: np.ndarray, edges: Sequence[int]) -> list[float]:
+    """The probabilities of each step, added up."""
+    sums = np.zeros(len(values) + 1)
+    np.cumsum(np.exp(values), out=sums[1:])
+    return np.diff(sums[edges]).tolist()
 
 
 def _rounded(values: np.ndarray) -> list[float]:

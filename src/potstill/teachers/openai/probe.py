@@ -7,22 +7,24 @@ of tokens are worth, how the end is named, and whether temperature is in the num
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import re
+import time
 from dataclasses import replace
 
 from potstill.errors import UserError
 from potstill.records import Chain, Prompt, Semantics
-from potstill.teachers.openai import reading
+from potstill.teachers.openai import finish, reading
 from potstill.teachers.openai.asking import NEEDED, Manner, Settings, payload
-from potstill.teachers.openai.body import Body, Choice, Malformed, raw
+from potstill.teachers.openai.body import Body, Choice, Malformed, raw, spoken
 from potstill.teachers.openai.client import Answer, Client, advice
 from potstill.teachers.openai.pacing import pause
 from potstill.teachers.openai.reading import Reader
+from potstill.teachers.openai.taking import repeats
 
 LENGTH = 24  # tokens that a probe may write
-REACHED = 5  # tries before a server counts as out of reach
+FURTHER = ("top_k", "min_p", "repetition_penalty", "repeat_penalty")  # what only some servers know
+COMMON = ("presence_penalty", "frequency_penalty", "top_p", "seed", "n")
 
 
 async def probe(client: Client, settings: Settings, prompt: Prompt, reader: Reader) -> Manner:
@@ -42,7 +44,11 @@ async def _found(client: Client, settings: Settings, prompt: Prompt, reader: Rea
     manner, body = await _asked(client, settings, manner, prompt, n=2)
     if not body.choices:
         raise UserError("the server answers without a text", where=settings.urls[0], do="look at its log")
-    manner = replace(manner, n=manner.n and len(body.choices) == 2, served=body.model or "")
+    manner = replace(manner, n=manner.n and len(body.choices) == 2, served=(body.model or "")[:200])
+    finish.settled(body, min(LENGTH, settings.max_tokens))
+    for reason in finish.unknown(body):
+        client.tell(f"finish_reason {reason!r} has no meaning here: such texts count as cut off")
+    _check_echo(settings, body, prompt)
     if settings.candidates == 0:
         return manner
     choice = body.choices[0]
@@ -50,6 +56,13 @@ async def _found(client: Client, settings: Settings, prompt: Prompt, reader: Rea
     chain = reading.read(choice, "probe", 0, replace(reader, learn="both"))
     if reader.pieces is not None:
         _check_tokenizer(settings, chain, choice)
+    if reading.OTHER in chain.defects:
+        raise UserError(
+            "the server's log-probabilities are of other tokens than its text has",
+            where=settings.urls[0],
+            found=f"{chain.text[:60]!r}",
+            do="set teacher.candidates to 0, or use another server",
+        )
     return replace(
         manner,
         whole="entries missing" not in chain.defects,
@@ -64,10 +77,12 @@ async def _asked(
 ) -> tuple[Manner, Body]:
     """A body, and the manner in which the server was willing to give it."""
     length = min(LENGTH, settings.max_tokens) if n > 1 else 1
+    first, less = Answer("refused"), list[Manner]()
     for _ in range(24):
         n = n if manner.n else 1
         request = payload(settings, manner, prompt, n=n, seed=1, max_tokens=length, temperature=temperature)
-        answer = await _reached(client, settings, request)
+        answer, alone = await _reached(client, settings, request)
+        manner = replace(manner, n=False) if alone else manner
         if answer.body is not None:
             return manner, answer.body
         name = _named(answer, request)
@@ -78,26 +93,56 @@ async def _asked(
                 found=answer.said,
                 do="set teacher.candidates to what it gives, or to 0 to learn from its texts alone (hard targets)",
             )
+        if name in settings.extra:
+            raise UserError("the server refuses a field of the recipe", where=f"teacher.server.extra.{name}",
+                            found=answer.said, do="take it out, or correct its value")  # fmt: skip
         other = manner.without(name) if name else None
-        if other is None:
-            raise UserError("the server refuses the request", where=settings.urls[0], found=answer.said,
-                            do="mend what it names in the recipe")  # fmt: skip
-        manner = other
+        if other is None and not first.said:  # it names nothing that can be left out: try with less
+            first, less = answer, _fewer(manner, n)
+        if other is None and not less:
+            raise UserError("the server refuses the request", where=settings.urls[0], found=first.said,
+                            do="correct what it names in the recipe")  # fmt: skip
+        manner = other or less.pop(0)
     raise UserError("the server refuses every form of the request", where=settings.urls[0], do="look at its log")
 
 
-async def _reached(client: Client, settings: Settings, request: dict) -> Answer:
-    answer = Answer("again")
-    draw = random.Random(settings.seed)
-    for tries in range(REACHED):
-        answer = await client.ask(settings.urls[0], request)
+def _fewer(manner: Manner, n: int) -> list[Manner]:
+    """Manners that ask for less: one text, then without what only some servers know, then with the least."""
+    further = replace(manner, left_out=(*manner.left_out, *(name for name in FURTHER if name not in manner.left_out)))
+    least = tuple(name for name in (*FURTHER, *COMMON) if name not in manner.left_out)
+    alone = [replace(manner, n=False), further, replace(further, n=False)] if n > 1 else [further]
+    return [*alone, replace(manner, n=False, left_out=(*manner.left_out, *least))]
+
+
+async def _reached(client: Client, settings: Settings, request: dict) -> tuple[Answer, bool]:
+    """An answer or a refusal of the first server, waited for as long as its patience says, as a model may still be
+    loading. And whether it was given to a request for one text, where one for several was a fault."""
+    url, draw, began, tries = settings.urls[0], random.Random(settings.seed), time.monotonic(), 0
+    while True:
+        answer = await client.ask(url, request)
         if answer.outcome in ("good", "refused"):
-            return answer
-        if answer.outcome == "stop":
+            return answer, False
+        if answer.outcome == "stop" or answer.lasting:
             break
-        if tries + 1 < REACHED:
-            await asyncio.sleep(answer.wait or pause(tries, settings.first_pause, draw))
-    raise UserError("the teacher does not answer", where=settings.urls[0], found=answer.said, do=advice(answer.said))
+        if answer.outcome == "again" and request.get("n", 1) > 1:  # some refuse n with a fault of their own
+            alone = await client.ask(url, request | {"n": 1})
+            if alone.outcome in ("good", "refused"):
+                return alone, True
+        left = settings.patience - (time.monotonic() - began)
+        if answer.wait is not None and answer.wait > left:
+            raise UserError(
+                "the server asks to wait longer than the recipe allows",
+                where=url,
+                found=f"Retry-After {answer.wait:.0f} s; {answer.said}",
+                do=f"run the same command again later, or raise teacher.server.patience ({settings.patience:g} s)",
+            )
+        seconds = answer.wait or pause(tries, settings.first_pause, draw)
+        if seconds > left:
+            break
+        client.tell(f"{url} is not ready ({answer.said}); asking again for {settings.patience:g} s")
+        await asyncio.sleep(seconds)
+        tries += 1
+    raise UserError("the teacher does not answer", where=url, found=answer.said, do=advice(answer.said))
 
 
 def _named(answer: Answer, request: dict) -> str:
@@ -118,7 +163,7 @@ def _check_candidates(settings: Settings, choice: Choice) -> None:
             do="set teacher.candidates to 0 to learn from its texts alone (hard targets), or try the other"
             " teacher.server.api",
         )
-    most = max(len(step.tops) for step in steps)
+    most = max(len(step.tops) + (not _listed(step)) for step in steps)
     if most < 0.9 * settings.candidates:  # lists that are keyed by strings lose tokens of the same string
         raise UserError(
             f"the server gives at most {most} candidates a token",
@@ -128,13 +173,38 @@ def _check_candidates(settings: Settings, choice: Choice) -> None:
         )
     for step in steps:
         values = [value for _, _, value in step.tops if value is not None and value > reading.HIDDEN]
-        if any(value > 1e-3 for value in values) or sum(map(math.exp, values)) > 1.01:
-            raise UserError("the server's log-probabilities are none", where=settings.urls[0], found=values[:3],
+        if not _listed(step) and reading.marked(step):
+            raise UserError(
+                "the server writes its candidates as its vocabulary has them, not as they stand in a text",
+                where=settings.urls[0],
+                found=f"{step.name!r}, and the candidates {[name for _, name, _ in step.tops][:3]}",
+                do="set teacher.candidates to 0, or use another server",
+            )
+        if not _listed(step) and step.value is not None and step.value > reading.HIDDEN:
+            values.append(step.value)
+        if reading.above(values):
+            raise UserError("the server's log-probabilities are none: the probabilities of a token are above 1",
+                            where=settings.urls[0], found=values[:3],
                             do="set teacher.candidates to 0, or use another server")  # fmt: skip
 
 
+def _listed(step: reading.Step) -> bool:
+    """Whether the token is among its own candidates, or has no probability that could be put there."""
+    return step.value is None or any(name == step.name for _, name, _ in step.tops)
+
+
+def _check_echo(settings: Settings, body: Body, prompt: Prompt) -> None:
+    if any(repeats(choice, prompt) for choice in body.choices):
+        raise UserError(
+            "the server's text begins with the prompt",
+            where=settings.urls[0],
+            found=spoken(body.choices[0])[1][:80],
+            do="have it return the new text alone, for example with teacher.server.extra: {echo: false}",
+        )
+
+
 def _check_tokenizer(settings: Settings, chain: Chain, choice: Choice) -> None:
-    told = choice.text if choice.text is not None else (choice.message.content if choice.message else "") or ""
+    told = spoken(choice)[1]
     if chain.tokens and not set(chain.defects) - {"candidates unknown", "tokens beyond the text"}:
         return
     raise UserError(

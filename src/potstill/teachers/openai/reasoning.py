@@ -1,8 +1,8 @@
-"""Reasoning: models that think aloud before they answer, in a field of its own or between <think> and </think>.
+"""Reasoning: models that think aloud before they answer, in a field of its own or between tags.
 
-    >>> choice = Choice(text="<think>1 + 1 = 2</think>\\nThe answer is 2", finish_reason="stop")
-    >>> text, parts = whole(choice, "both")
-    >>> narrowed(Chain.from_text("q", 0, text, source="teacher"), parts).text
+    >>> parts = tagged("<think>1 + 1 = 2</think>\\nThe answer is 2")
+    >>> chain = Chain.from_text("q", 0, "<think>1 + 1 = 2</think>\\nThe answer is 2", source="teacher")
+    >>> narrowed(chain, parts, "both")[0].text
     '1 + 1 = 2\\nThe answer is 2'
 
 The chain is the reasoning, the answer, or both with a newline between; tokens within stay with their candidates.
@@ -10,71 +10,89 @@ The chain is the reasoning, the answer, or both with a newline between; tokens w
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from typing import Final, NamedTuple
 
 from potstill.records import Chain
-from potstill.teachers.openai.body import Choice
 
-OPEN, CLOSE = "<think>", "</think>"
-Parts = list[tuple[int, int]]
-
-
-def whole(choice: Choice, learn: str) -> tuple[str, Parts]:
-    """The text that the entries of a choice speak of, and the byte ranges of it that are learnt; none: all of it."""
-    if choice.message is None:
-        return _inline(choice.text or "", learn)
-    thought = choice.message.reasoning or choice.message.reasoning_content or ""
-    answer = choice.message.content or ""
-    if not thought:
-        return _inline(answer, learn)
-    said = _said(choice)
-    if thought in said and said.rfind(answer) >= said.find(thought) + len(thought):  # the entries speak of both
-        text, first, second = said, said.find(thought), said.rfind(answer)
-    else:
-        text, first, second = f"{thought}\n{answer}", 0, len(thought) + 1
-    return text, _parts(text, (first, first + len(thought)), (second, second + len(answer)), learn)
+# Tags as models write them; gpt-oss writes channels, of which `final` is the answer.
+_TAG: Final = re.compile(
+    r"<(?P<a>/?)(?:think|thinking|thought|thoughts|reasoning|seed:think)>|\[(?P<b>/?)THINK\]|◁(?P<c>/?)think▷"
+    r"|<\|(?P<d>begin|end)_of_thought\|>"
+    r"|(?:<\|start\|>assistant)?<\|channel\|>(?P<e>\w+)[^<]*<\|message\|>|<\|(?P<f>end|return|call)\|>",
+    re.IGNORECASE,
+)
 
 
-def _inline(text: str, learn: str) -> tuple[str, Parts]:
-    closed = text.find(CLOSE)
-    begun = text.find(OPEN)
-    if closed < 0 and begun < 0:
-        return text, []
-    opened = begun >= 0 and (begun < closed or closed < 0)  # some templates open it themselves
-    start = begun + len(OPEN) if opened else 0
-    if closed < 0:  # it never came to answer
-        return text, _parts(text, (start, len(text)), (len(text), len(text)), learn)
-    return text, _parts(text, (start, closed), (closed + len(CLOSE), len(text)), learn)
+class Part(NamedTuple):
+    """Bytes start to end of a text, and whether they are the answer; else they are a thought."""
+
+    start: int
+    end: int
+    answer: bool
 
 
-def _parts(text: str, thought: tuple[int, int], answer: tuple[int, int], learn: str) -> Parts:
-    chosen = {"both": (thought, answer), "reasoning": (thought,), "answer": (answer,)}[learn]
-    ranges = []
-    for start, end in chosen:
-        inner = text[start:end]
-        start += len(inner) - len(inner.lstrip())
-        end = start + len(inner.strip())
-        before = len(text[:start].encode("utf-8", "replace"))
-        ranges.append((before, before + len(text[start:end].encode("utf-8", "replace"))))
-    return ranges
+Parts = list[Part]
 
 
-def _said(choice: Choice) -> str:
-    """The strings of the entries, one after the other."""
-    listing = choice.logprobs
-    if listing is None:
-        return ""
-    tokens = [e.token for e in listing.content] if listing.content is not None else listing.tokens or []
-    return "".join(token or "" for token in tokens)
+def tagged(text: str) -> Parts:
+    """The thoughts of a text and its answer, which stands behind the last of them; none where it has no tags.
+
+    Some templates open the thought themselves, so a tag that closes needs none before it. A thought that is not closed
+    has no answer.
+    """
+    if "<" not in text and "[" not in text and "◁" not in text:
+        return []
+    tags = [tag for tag in _TAG.finditer(text) if tag["f"] is None]
+    if not tags:
+        return []
+    parts, at, thinking = [], 0, not _opens(tags[0])
+    for tag in tags:
+        if thinking and not (_opens(tag) and tag["e"] is None):
+            parts.append((at, tag.start()))
+        elif parts:
+            parts.append((at, tag.start()))  # between two thoughts: one as well
+        thinking, at = _opens(tag), tag.end()
+    end = next((tag.start() for tag in _TAG.finditer(text, at) if tag["f"]), len(text))
+    answer = (len(text), len(text)) if thinking else (at, end)
+    if thinking:
+        parts.append((at, end))
+    return [_stripped(text, start, end, False) for start, end in parts] + [_stripped(text, answer[0], answer[1], True)]
 
 
-def narrowed(chain: Chain, parts: Parts) -> Chain:
-    """The chain of some ranges of its bytes, a newline between them. A token that lies in none of them is left out, and
-    the last step with it if the end of the last range is not the end of the text."""
-    content, tokens, spans, candidates = b"", [], [], []
+def _opens(tag: re.Match[str]) -> bool:
+    if tag["e"] is not None:
+        return tag["e"].lower() != "final"
+    if tag["d"] is not None:
+        return tag["d"].lower() == "begin"
+    return not (tag["a"] or tag["b"] or tag["c"])
+
+
+def _stripped(text: str, start: int, end: int, answer: bool) -> Part:
+    inner = _TAG.sub(lambda tag: " " * len(tag[0]), text[start:end])  # what a channel ends with is not its text
+    start += len(inner) - len(inner.lstrip())
+    end = start + len(inner.strip())
+    before = len(text[:start].encode("utf-8", "replace"))
+    return Part(before, before + len(text[start:end].encode("utf-8", "replace")), answer)
+
+
+def fields(thought: str, answer: str) -> tuple[str, Parts]:
+    """One text of a thought and an answer that came in fields of their own, with its parts."""
+    text = f"{thought}\n{answer}"
+    return text, [_stripped(text, 0, len(thought), False), _stripped(text, len(thought) + 1, len(text), True)]
+
+
+def narrowed(chain: Chain, parts: Parts, learn: str) -> tuple[Chain, int]:
+    """The chain of the parts that are learnt, a newline between them, and the byte at which its answer begins (its
+    length if it has none). A token that lies in none of them is left out, and the last step with it if the end of the
+    last part is not the end of the text."""
+    chosen = [part for part in parts if learn == "both" or part.answer == (learn == "answer")]
+    content, answers_at, tokens, spans, candidates = b"", -1, [], [], []
     steps = chain.candidates or ((),) * len(chain.tokens)
-    for start, end in [part for part in parts if part[0] < part[1]]:
+    for start, end, answer in [part for part in chosen if part.start < part.end]:
         content += b"\n" if content else b""
+        answers_at = len(content) if answer and answers_at < 0 else answers_at
         moved = len(content) - start
         content += chain.content[start:end]
         for token, (first, last), step in zip(chain.tokens, chain.spans, steps, strict=False):
@@ -82,12 +100,13 @@ def narrowed(chain: Chain, parts: Parts) -> Chain:
                 tokens.append(token)
                 spans.append((first + moved, last + moved))
                 candidates.append(step)
-    if len(chain.candidates) > len(chain.tokens) and parts and parts[-1][1] == len(chain.content):
+    if len(chain.candidates) > len(chain.tokens) and chosen and chosen[-1].end == len(chain.content):
         candidates.append(chain.candidates[-1])
-    return replace(
+    made = replace(
         chain,
         content=content,
         tokens=tuple(tokens),
         spans=tuple(spans),
         candidates=tuple(candidates) if chain.candidates else (),
     )
+    return made, answers_at if answers_at >= 0 else len(content)

@@ -11,6 +11,7 @@ has the requests. One that is read again brings nothing new, and costs nothing.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ import msgspec
 from potstill.errors import UserError
 from potstill.files.reading import mine_to_mend
 from potstill.records import Chain
-from potstill.teachers.openai import body, client
+from potstill.teachers.openai import body, client, complaints
 from potstill.teachers.openai.asking import Ask
 from potstill.teachers.openai.batches import Batch, Before, parsed
 from potstill.teachers.openai.budget import Budget
@@ -140,14 +141,15 @@ def _answer(result: Result) -> Answer:
     response, error = result.response, bytes(result.error)
     inside = bytes(response.body) if response is not None else b"null"
     if response is not None and response.status_code == 200 and inside != b"null":
-        return client.opened(inside)
-    said, _ = body.complaint(error if inside == b"null" else inside)
-    code = _code(error)
+        found = client.opened(inside)
+        return replace(found, said=client.shown(found.said))
+    told = complaints.complaint(error if inside == b"null" else inside)
+    said, code = client.shown(told.said), client.shown(_code(error))
     if code in UNTOUCHED:
         return Answer("busy", said=f"{code} {said}")
     if response is None or response.status_code == 200:
         return Answer("again", said=f"{code} {said}".strip())
-    return Answer(client.outcome(response.status_code), said=f"HTTP {response.status_code} {said}")
+    return Answer(client.outcome(response.status_code, told), said=f"HTTP {response.status_code} {said}")
 
 
 def _code(error: bytes) -> str:

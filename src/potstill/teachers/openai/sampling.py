@@ -16,19 +16,23 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
+from potstill import progress
 from potstill.errors import UserError
 from potstill.records import Chain, Prompt, Question
 from potstill.teachers import Key
+from potstill.teachers.openai import complaints, finish, reading
 from potstill.teachers.openai.asking import Ask, Manner, Settings, asks, missing, request
 from potstill.teachers.openai.budget import Aside, Budget
 from potstill.teachers.openai.client import Answer, Client, advice
-from potstill.teachers.openai.pacing import Breaker, Gate, pause
+from potstill.teachers.openai.pacing import TELL, Breaker, Gate, pause
 from potstill.teachers.openai.reading import Reader
-from potstill.teachers.openai.taking import count, taken
+from potstill.teachers.openai.taking import count, hardened, taken
 from potstill.teachers.watch import Watch
 
 BATCH = 64  # chains that are worth a write of their own
 SOON = 0.05  # seconds after which fewer are
+LONG = 5.0  # seconds of a Retry-After that are worth a line
+TOLD = (reading.ABOVE, reading.MARKED, reading.OTHER)  # defects of a server, not of one text
 
 
 class Sampler:
@@ -50,7 +54,8 @@ class Sampler:
         self.done, self.right = done, dict(right)
         self.width = settings.per_request if manner.n else 1
         self.gates = [Gate(url, settings.concurrency) for url in settings.urls]
-        self.breaker = Breaker(settings.patience, since=time.monotonic())
+        self.breaker = Breaker(settings.patience)
+        self.served = {settings.urls[0]: manner.served} if manner.served else {}  # url -> the model that it names
         self.budget = Budget(settings, watch)
         self.draw = random.Random()
         self.fresh = asks(settings, self.width, questions, prompt_of, done, self.right)
@@ -139,7 +144,7 @@ class Sampler:
 
     async def _one(self, gate: Gate, ask: Ask, aside: Aside, began: float) -> None:
         answer = await self.client.post(gate.url, request(self.settings, self.manner, ask))
-        gate.running -= 1
+        gate.done(began)
         if answer.data is not None:  # the next request is on its way before this answer is read
             self.fill()
             await asyncio.sleep(0)
@@ -150,6 +155,12 @@ class Sampler:
         if answer.body is not None:
             self._take(gate, ask, answer, now)
             return
+        self._fault(gate, ask, answer, now, began)
+
+    def _fault(self, gate: Gate, ask: Ask, answer: Answer, now: float, began: float) -> None:
+        """What becomes of a request that was not answered."""
+        if answer.said.startswith("HTTP 5"):
+            gate.fault = answer.said
         if answer.outcome == "stop":
             self._stop(UserError("the teacher refuses", where=gate.url, found=answer.said, do=advice(answer.said)))
         elif answer.outcome == "refused":
@@ -158,20 +169,36 @@ class Sampler:
         else:
             if answer.outcome == "busy":
                 gate.bad(now, began)
-            if answer.wait is not None:
+            first, away = self.settings.first_pause, answer.outcome == "away"
+            if gate.failed(now, began, away, first, self.draw):
+                progress.say(f"teacher   {down(gate, answer.said, self.settings.patience)}", "yellow")
+            if answer.wait:
                 gate.close(now, answer.wait)
-            self._again(ask, ask.indices, answer.said, now, wait=answer.wait)
+                if answer.wait >= LONG:
+                    self.client.tell(f"{gate.url} asks to wait {answer.wait:.0f} s: {answer.said}")
+            self._again(ask, ask.indices, answer.said, now, wait=answer.wait or None, away=away)
 
     def _take(self, gate: Gate, ask: Ask, answer: Answer, now: float) -> None:
         """Chains from a body; what it lacks is asked again."""
         assert answer.body is not None
+        for reason in finish.unknown(answer.body):
+            self.client.tell(f"finish_reason {reason!r} has no meaning here: such texts count as cut off")
         chains, left, said = taken(answer.body, ask, self.settings, self.manner, self.reader)
+        if not self._same(gate.url, answer.body.model):
+            chains = [hardened(chain, "another model") for chain in chains]
+        for chain in chains:
+            for defect in chain.defects:
+                if defect in TOLD:
+                    self.client.tell(f"{defect}, in {chain.question} and maybe others: such tokens get hard targets")
         self.ready += chains
         for chain in chains:
             count(chain, ask.question, self.watch, self.right)
         if chains:
+            if gate.down:
+                progress.say(f"teacher   {gate.url} answers again after {now - gate.since:.0f} s", "green")
+                gate.told = now - TELL
             gate.good()
-            self.breaker.good(now)
+            self.breaker.good()
         if left:
             mended = ask.mended or said.startswith("entries")
             self._again(replace(ask, mended=mended), left, said, now)
@@ -180,7 +207,17 @@ class Sampler:
             self.next.extend(Ask(ask.question, ask.prompt, indices) for indices in islice(rest, 1))
         self.woken.set()
 
-    def _again(self, ask: Ask, indices: tuple[int, ...], said: str, now: float, wait: float | None = None) -> None:
+    def _same(self, url: str, model: str | None) -> bool:
+        """Whether a server names the model that it named first. Of a replica that is what its first answer says."""
+        first = self.served.setdefault(url, model or "")
+        if not model or not first or model == first:
+            return True
+        self.client.tell(f"{url} answers for the model {model!r}, first for {first!r}: such chains get hard targets")
+        return False
+
+    def _again(
+        self, ask: Ask, indices: tuple[int, ...], said: str, now: float, wait: float | None = None, away: bool = False
+    ) -> None:
         self.watch.fault(said)
         if self.breaker.bad(now):
             self._stop(
@@ -188,10 +225,11 @@ class Sampler:
                     f"the teacher has answered nothing for {now - self.breaker.since:.0f} s",
                     where=", ".join(self.settings.urls),
                     found=f"{self.breaker.row} faults in a row; the last: {said}",
-                    do="see to the server and run the same command again; what was stored stays",
+                    do=complaints.after(self.gates[0].fault)
+                    or "see to the server and run the same command again; what was stored stays",
                 )
             )
-        elif ask.tries + 1 >= self.settings.tries:
+        elif ask.tries + 1 >= self.settings.tries and not away:
             self.watch.refused[ask.question.id] = f"{ask.tries + 1} tries; the last: {said}"
             self._check_refused()
         else:
@@ -199,7 +237,7 @@ class Sampler:
             # are answered, one that was unlucky often need not wait longer and longer.
             times = min(ask.tries, self.breaker.row - 1)
             seconds = 0.0 if wait is not None else pause(times, self.settings.first_pause, self.draw)
-            again = replace(ask, indices=indices, tries=ask.tries + 1)
+            again = replace(ask, indices=indices, tries=ask.tries + (not away))  # no request has left
             heapq.heappush(self.later, (now + seconds, self.watch.retries, again))  # retries: no two are alike
 
     def _check_refused(self) -> None:
@@ -237,3 +275,11 @@ class Sampler:
         if self.timer is not None:
             self.timer.cancel()
         await asyncio.gather(*self.running, return_exceptions=True)
+
+
+def down(gate: Gate, said: str, patience: float) -> str:
+    """What to say of a server that has gone, or is still gone."""
+    line = f"{gate.url} does not answer ({said}); it is asked again, less and less often, for {patience:g} s"
+    if hint := complaints.after(gate.fault):
+        line += f"\n          before that: {gate.fault}\n          {hint}"
+    return line

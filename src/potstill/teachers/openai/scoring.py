@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -171,7 +172,7 @@ async def _one(
 ) -> Chain:
     body = request(settings.model, manner, prompt, chain.text, k=settings.candidates, way=way)
     draw = random.Random(settings.seed)
-    said = ""
+    said, began = "", time.monotonic()
     for tries in range(settings.tries):
         answer = await client.ask(settings.urls[tries % len(settings.urls)], body, "/completions")
         if answer.body is not None and answer.body.choices:
@@ -182,8 +183,9 @@ async def _one(
         said = answer.said
         if answer.outcome == "refused":
             raise UserError(CANNOT, where=settings.urls[0], found=said, do="score it with a model in process")
-        if answer.outcome == "stop":
+        if answer.outcome == "stop" or answer.lasting or time.monotonic() - began > settings.patience:
             break
+        client.tell(f"a request failed ({said}); asking again for {settings.patience:g} s")
         await asyncio.sleep(answer.wait or pause(tries, settings.first_pause, draw))
     raise UserError("the teacher does not answer", where=settings.urls[0], found=said, do=advice(said))
 
