@@ -15,7 +15,7 @@ from potstill.trackers.points import Point
 
 class Run:
     def __init__(self, folder: Path, name: str, id: str, project: str) -> None:
-        from tensorboard.compat.proto.event_pb2 import SessionLog  # pyright: ignore[reportMissingImports]
+        from tensorboard.compat.proto.event_pb2 import SessionLog  # pyright: ignore
         from tensorboard.summary.writer.event_file_writer import EventFileWriter  # pyright: ignore[reportMissingImports]
 
         at = folder / "tensorboard"
@@ -25,7 +25,7 @@ class Run:
         self._add(0, session_log=SessionLog(status=SessionLog.START))
 
     def send(self, points: Sequence[Point]) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportMissingImports]
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 
         for point in points:
             values = [Summary.Value(tag=name, simple_value=value) for name, value in point.values.items()]
@@ -33,7 +33,7 @@ class Run:
         self.writer.flush()
 
     def _add(self, step: int, **what: object) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportMissingImports]
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore
 
         self.writer.add_event(Event(wall_time=time.time(), step=step, **what))
 
