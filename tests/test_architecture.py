@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("recipe", "files", "progress", "processes", "bounded"),
     (
         "answers", "prompts", "vocabulary", "alignment", "transfer", "rewriting", "coverage", "order", "splits",
-        "sifting", "selection", "intervals", "story", "calculator", "votes", "decoding",
+        "contamination", "sifting", "selection", "intervals", "story", "calculator", "votes", "decoding",
     ),
     (
         "questions", "teachers", "students", "engines", "tokenizers", "targets", "loss", "evaluation", "training",
@@ -43,6 +43,7 @@ INSIDE: dict[str, set[str]] = {
     "selection": {"intervals"},
     "rewriting": {"calculator"},
     "sifting": {"calculator", "splits"},
+    "splits": {"contamination"},
     "decoding": {"intervals", "votes"},
     # layer 3
     "targets": {"tokenizers"},
@@ -97,6 +98,7 @@ PURE = {
     "coverage",
     "order",
     "splits",
+    "contamination",
     "sifting",
     "selection",
     "intervals",

@@ -25,8 +25,9 @@ def text(plan: Recipe) -> str:
     away = any(own.file is None or own.hub is not None for own in plan.sets.values())
     kept = ", but fetched sets into the cache" if away else ""
     lines = [f"plan of {plan.name} (nothing is written{kept})", ""]
-    loaded, unused = collect.gather(plan)
-    lines += _questions(loaded, unused)
+    gathered = collect.gather(plan)
+    loaded = gathered.questions
+    lines += _questions(gathered)
     train = [question for name in plan.questions.train for question in loaded[name].get("train", [])]
     if plan.teacher.kind == "none":
         return "\n".join([*lines, *_measuring(plan, loaded)])
@@ -37,7 +38,8 @@ def text(plan: Recipe) -> str:
     return "\n".join(lines)
 
 
-def _questions(loaded: dict[str, dict[str, list[Question]]], unused: dict[str, int]) -> list[str]:
+def _questions(gathered: collect.Gathered) -> list[str]:
+    loaded, unused = gathered.questions, gathered.unused
     lines = ["questions         train  validation    test  not used"]
     for name, by_split in loaded.items():
         counts = [str(len(by_split[split])) if split in by_split else "-" for split in ("train", "validation", "test")]
@@ -54,7 +56,22 @@ def _questions(loaded: dict[str, dict[str, list[Question]]], unused: dict[str, i
         f" {other.gold[:30]!r}"
         for first, other in _contradictions(loaded)[:3]
     ]
-    return [*lines, ""]
+    return [*lines, *_templates(gathered), ""]
+
+
+def _templates(gathered: collect.Gathered) -> list[str]:
+    """How many measured questions of each set a student learns with other numbers and names."""
+    if gathered.dropped:
+        return [
+            f"  templates       {gathered.dropped} training questions left out: measured ones but for numbers and names"
+        ]
+    return [
+        f"  templates       {name} {split}: {len(ids)} of {len(gathered.questions[name][split])} are training questions"
+        " but for numbers and names"
+        for name, by_split in gathered.templates.items()
+        for split, ids in by_split.items()
+        if ids
+    ]
 
 
 def _contradictions(loaded: dict[str, dict[str, list[Question]]]) -> list[tuple[Question, Question]]:

@@ -21,14 +21,15 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+from potstill import contamination
 from potstill.errors import UserError
 from potstill.records import Question, Split
 
 VERSION: Final = 1  # of the canonical form; a new one moves questions between splits
+SAME: Final = 0.9  # of a question's masked runs of words that another one has, which then is the same but for numbers
 
 # Only the punctuation of sentences is dropped. Brackets and operators are the whole question in some tasks.
 _SENTENCE = re.compile(r"(?<![0-9])[.,]|[.,](?![0-9])|[;:!?\"'`\u2018\u2019\u201c\u201d\u2026]")
@@ -63,17 +64,33 @@ def overlaps(texts: Mapping[str, str], held: Iterable[str], n: int = 8) -> dict[
     >>> overlaps({"a": "one two three four five", "b": "six"}, ["zero one two three four"], 3)
     {'a': 0.6666666666666666}
     """
-    places: dict[tuple[str, ...], list[int]] = {}
-    for place, text in enumerate(held):
-        for gram in grams(text, n):
-            places.setdefault(gram, []).append(place)
+    index = contamination.Index(grams(text, n) for text in held)
     found = {}
     for name, text in texts.items():
         own = grams(text, n)
-        shared = Counter(place for gram in own for place in places.get(gram, ()))
+        shared = index.most(own)
         if shared:
             found[name] = max(shared.values()) / len(own)
     return found
+
+
+def repeated(texts: Mapping[str, str], held: Mapping[str, str], n: int = 8) -> tuple[set[str], set[str]]:
+    """Which texts and which held-out texts are each other's but for numbers and names: at least `SAME` of the masked
+    runs of n words of the held-out one stand in the other.
+
+    >>> repeated({"a": "Tom has 3 pens.", "b": "Why?"}, {"x": "Ann has twelve pens.", "y": "Who has 3 hens?"})
+    ({'a'}, {'x'})
+    """
+    own = {name: grams(contamination.masked(text), n) for name, text in texts.items()}
+    others = {name: grams(contamination.masked(text), n) for name, text in held.items()}
+    forward, backward = contamination.Index(own.values()), contamination.Index(others.values())
+    found = {
+        name for name, run in others.items() if max(forward.most(run).values(), default=0) >= SAME * max(1, len(run))
+    }
+    taking = {
+        name for name, run in own.items() if any(count >= SAME * size for size, count in backward.most(run).items())
+    }
+    return taking, found
 
 
 def holds(texts: Mapping[str, str], held: Iterable[str], n: int = 8) -> dict[str, float]:
@@ -83,22 +100,15 @@ def holds(texts: Mapping[str, str], held: Iterable[str], n: int = 8) -> dict[str
     >>> holds({"a": "Q: how old is Tom? A: 7. Q: how far is it?", "b": "how far"}, ["How far is it?", "Why?"])
     {'a': 1.0}
     """
-    places: dict[tuple[str, ...], list[int]] = {}
-    sizes = []
-    for place, text in enumerate(held):
-        own = grams(text, n)
-        sizes.append(len(own))
-        for gram in own:
-            if gram:
-                places.setdefault(gram, []).append(place)
-    lengths = {len(gram) for gram in places}
+    own = [grams(text, n) - {()} for text in held]
+    lengths = {len(gram) for pieces in own for gram in pieces}
+    index = contamination.Index(own)
     found = {}
     for name, text in texts.items():
         words = canonical(text).split()
-        runs = {tuple(words[start : start + k]) for k in lengths for start in range(len(words) - k + 1)}
-        shared = Counter(place for run in runs for place in places.get(run, ()))
+        shared = index.most({tuple(words[at : at + k]) for k in lengths for at in range(len(words) - k + 1)})
         if shared:
-            found[name] = max(count / sizes[place] for place, count in shared.items())
+            found[name] = max(count / size for size, count in shared.items())
     return found
 
 

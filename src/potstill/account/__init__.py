@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import exam, files, intervals, recipe, story
-from potstill.account import controls, counts, samples
+from potstill.account import controls, counts, samples, templates
 from potstill.account.controls import taught
 from potstill.contenders import BASE
 from potstill.files import manifest, tables
@@ -84,6 +84,7 @@ def tell(run: Path, plan: Recipe) -> story.Story:
                 else []
             ),
             *_weights(plan),
+            *templates.notes(run, choice),
             *_replay(run, plan),
             *_stopped(run, plan),
             *_repair(run, plan),

@@ -23,6 +23,7 @@ from potstill.records import Prompt, Question, Split
 SHOTS = "demonstrations.json"
 OTHERS = "others.jsonl"
 OVERLAPS = "overlaps.json"
+TEMPLATES = "templates.json"
 REPLAY = "replay.jsonl"
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "PAPER",
     "REPLAY",
     "SHOTS",
+    "TEMPLATES",
     "Shots",
     "others",
     "overlaps",
@@ -40,6 +42,7 @@ __all__ = [
     "replayed",
     "shots",
     "shots_json",
+    "templates",
 ]
 
 
@@ -75,6 +78,13 @@ def others(run: Path) -> Iterator[Question]:
 def overlaps(run: Path) -> dict[str, float]:
     """Training question -> the share of its runs of words that one validation or test question has; see `splits`."""
     return files.read_json(run / "collect" / OVERLAPS)
+
+
+def templates(run: Path, split: Split) -> dict[str, set[str]]:
+    """Set -> its validation or test questions that are training questions but for numbers and names; see
+    `splits.repeated`. Sets without any are left out."""
+    rows = files.read_json(run / "collect" / TEMPLATES)
+    return {name: set(by_split[split]) for name, by_split in rows.items() if by_split.get(split)}
 
 
 def shots(run: Path) -> dict[str, Shots]:

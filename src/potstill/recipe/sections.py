@@ -44,6 +44,11 @@ class Questions(Section):
     validation: Share = Field(default=0.25, description="share of a set's questions, for splits by digest")
     test: Share = 0.25
     limit: Limits = Field(default=Limits(), description="at most so many questions of each set, lowest digests first")
+    templates: Literal["keep", "drop"] = Field(
+        default="keep",
+        description="training questions that are a validation or test question but for numbers and names: keep them, "
+        "with a count in the plan and on the page, or drop them",
+    )
 
 
 class Filter(Section):

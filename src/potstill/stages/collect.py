@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from potstill import files, order, progress, prompts, questions, recipe, splits
 from potstill.encoding import to_json
@@ -35,6 +35,10 @@ VERSIONS = {
     "questions": questions.VERSION,
     "splits": splits.VERSION,
 }
+
+
+MEASURED: Final[tuple[Split, ...]] = ("validation", "test")
+Templates = dict[str, dict[Split, list[str]]]
 
 
 def inputs(plan: Recipe) -> dict[str, str]:
@@ -93,7 +97,11 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
         counts["replay"] = len(rows)
     paths.append(run / "collect" / collected.SHOTS)
     files.write_json(paths[-1], collected.shots_json(shots))
-    told = {"questions": counts, "left out as leaks": others.leaks}
+    paths.append(run / "collect" / collected.TEMPLATES)
+    files.write_json(paths[-1], others.templates)
+    told: dict[str, Any] = {"questions": counts, "left out as leaks": others.leaks}
+    if others.dropped:
+        told["left out as templates"] = others.dropped
     twice = questions.contradictions([q for by_split in kept.values() for rows in by_split.values() for q in rows])
     if twice:
         first, other = twice[0]
@@ -104,20 +112,38 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     return paths, told
 
 
-def gather(plan: Recipe) -> tuple[dict[str, dict[str, list[Question]]], dict[str, int]]:
-    """Set -> split -> the questions that the run would have, and set -> how many it has without a use; none written."""
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What a run would have.
+
+    questions  set -> split -> its questions
+    unused     set -> how many are neither taught nor asked
+    templates  set -> split -> ids of its questions that are training questions but for numbers and names
+    dropped    training questions that were left out for that
+    """
+
+    questions: dict[str, dict[str, list[Question]]]
+    unused: dict[str, int]
+    templates: Templates
+    dropped: int
+
+
+def gather(plan: Recipe) -> Gathered:
+    """The questions that the run would have; nothing is written."""
     kept, others = _divided(plan)
-    return kept, others.unused
+    return Gathered(kept, others.unused, others.templates, others.dropped)
 
 
 @dataclass(frozen=True, slots=True)
 class _Others:
-    """What is not taught: questions of the training sets that are held out or left out, and how many for leaking;
-    and of every set how many are neither taught nor asked."""
+    """What is not taught: questions of the training sets that are held out or left out, and how many for leaking or for
+    their templates; and of every set how many are neither taught nor asked."""
 
     held: list[Question]
     leaks: int
     unused: dict[str, int]
+    templates: Templates
+    dropped: int
 
 
 def _divided(plan: Recipe) -> tuple[dict[str, dict[str, list[Question]]], _Others]:
@@ -144,10 +170,40 @@ def _divided(plan: Recipe) -> tuple[dict[str, dict[str, list[Question]]], _Other
                     found=f"{len(found)} questions in all, {len(leaked)} left out as leaks",
                     do="give the set more questions, or change questions.validation and questions.test",
                 )
+    templates, dropped = _templates(plan, kept)
     taught = {question.id for name in asked.train for question in kept[name]["train"]}
     held = [question for name in asked.train for question in loaded[name] if question.id not in taught]
     unused = {name: len(found) - sum(map(len, kept[name].values())) for name, found in loaded.items()}
-    return kept, _Others(held, len(leaked), unused)
+    return kept, _Others(held, len(leaked), unused, templates, dropped)
+
+
+def _templates(plan: Recipe, kept: dict[str, dict[str, list[Question]]]) -> tuple[Templates, int]:
+    """Which measured questions are training questions but for numbers and names. Where the recipe drops such training
+    questions, they are taken out of `kept`, and how many there were is returned beside what is left: nothing."""
+    train = {q.id: q.text for by_split in kept.values() for q in by_split.get("train", ())}
+    measured = {q.id: q.text for by_split in kept.values() for part in MEASURED for q in by_split.get(part, ())}
+    taking, found = splits.repeated(train, measured)
+    if plan.questions.templates == "keep":
+        templates: Templates = {}
+        for name, by_split in kept.items():
+            own: dict[Split, list[str]] = {
+                part: [q.id for q in by_split.get(part, ()) if q.id in found] for part in MEASURED
+            }
+            if any(own.values()):
+                templates[name] = own
+        return templates, 0
+    for name, by_split in kept.items():
+        rows = by_split.get("train")
+        if rows is not None:
+            by_split["train"] = [question for question in rows if question.id not in taking]
+            if not by_split["train"]:
+                raise UserError(
+                    f"no training question of {name} is left",
+                    where="questions.templates",
+                    found=f"{len(rows)} are validation or test questions but for numbers and names",
+                    do="give the set other questions, or set questions.templates: keep",
+                )
+    return {}, len(taking)
 
 
 def _replayed(plan: Recipe) -> list[str]:
