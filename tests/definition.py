@@ -13,6 +13,7 @@ way: earlier steps weigh as much more as what the chain took since was unlikely,
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from potstill import prompts
 from potstill.records import END, Chain
@@ -103,7 +104,8 @@ def branches(chain, step, row, student, run, teacher):
             yield text, ended, None, apart, p * share
             left -= p * share
         if not ways:
-            word = max([0, *(seam for seam in seams(student, content[:start] + what) if seam <= start)])
+            begun = seams(student, content[:start] + what, goes_on=True)
+            word = max([0, *(seam for seam in begun if seam <= start)])
             theirs = None if teacher is None else words_of(teacher)
             sure = words_of(student).settled(content[word:start], what, word == 0, theirs)
             known = encode(student, content[:word]) + list(sure)
@@ -116,7 +118,7 @@ def grown(chain, text, token, apart, start, student, run, teacher):
     whole = text + token
     if answer(chain, start) and b"\n" in whole[start:]:
         return [(whole[: whole.index(b"\n", start)], True, 1.0)]
-    finished = [seam for seam in seams(student, whole) if seam > apart]
+    finished = [seam for seam in seams(student, whole, goes_on=True) if seam > apart]
     if finished:
         return [(whole[: finished[0]], False, 1.0)]
     if run is None:
@@ -133,7 +135,7 @@ def grown(chain, text, token, apart, start, student, run, teacher):
                     (t, e, share * s) for t, e, s in grown(chain, whole, what, apart, start, student, run, teacher)
                 ]
         return found
-    word = max([0, *(seam for seam in seams(student, whole) if seam <= len(text))])
+    word = max([0, *(seam for seam in seams(student, whole, goes_on=True) if seam <= len(text))])
     for rest, ended, share in run.rests(chain.question, text[word:], token):
         if teacher:
             ends = {0}
@@ -147,17 +149,43 @@ def grown(chain, text, token, apart, start, student, run, teacher):
 
 def encode(tokenizer: Tokenizer, content: bytes, inside: bool = False) -> list[int]:
     text = content.decode("utf-8", "replace")
-    if inside:
-        return tokenizer.encode("a" + text).ids[len(tokenizer.encode("a").ids) :]
-    return tokenizer.encode(text).ids
+    if not inside:
+        return tokenizer.encode(text).ids
+    for letter in "abcdefghij":
+        own, found = tokenizer.encode(letter).ids, tokenizer.encode(letter + text).ids
+        if found[: len(own)] == own:
+            return found[len(own) :]
+    raise AssertionError(f"every letter is joined to {text!r}")
 
 
-def seams(tokenizer: Tokenizer, content: bytes) -> list[int]:
-    """White space behind something visible, unless a piece of the tokenizer joins the two."""
-    vocabulary = tokenizer.vocabulary
-    glued = {found[1] for piece in vocabulary.table if piece for found in re.findall(rb"[!-~]\s", piece)}
-    white = bytes(set(b" \t\n\v\f\r") - glued)
-    return [found.start() + 1 for found in re.finditer(rb"[!-~\x80-\xff](?=[" + white + rb"])", content)]
+def seams(tokenizer: Tokenizer, content: bytes, goes_on: bool = False) -> list[int]:
+    """White space behind something visible, where the tokens of both sides are those of the whole; and in a text that
+    goes on, where no piece of which its end is the beginning would then be written across it."""
+    whole = encode(tokenizer, content)
+    found = []
+    for white in re.finditer(rb"[!-~\x80-\xff](?=[ \t\n\v\f\r])", content):
+        at = white.end()
+        if encode(tokenizer, content[:at]) + encode(tokenizer, content[at:], inside=True) != whole:
+            continue
+        if not goes_on or not any(begun(tokenizer, content, at, piece) for piece in joining(tokenizer)):
+            found.append(at)
+    return found
+
+
+def begun(tokenizer: Tokenizer, content: bytes, at: int, piece: bytes) -> bool:
+    """Whether a text ends with the beginning of a piece, more than what is before a place of it, and would have it."""
+    for missing in range(1, len(piece)):
+        start = len(content) - (len(piece) - missing)
+        if 0 <= start < at and content[start:] == piece[: len(piece) - missing]:
+            return encode(tokenizer, content[:start] + piece)[-1] == tokenizer.vocabulary.find(piece)
+    return False
+
+
+@cache
+def joining(tokenizer: Tokenizer) -> list[bytes]:
+    return [
+        piece for piece in tokenizer.vocabulary.table if piece and re.search(rb"[!-~\x80-\xff][ \t\n\v\f\r]", piece)
+    ]
 
 
 def words(tokenizer: Tokenizer, content: bytes) -> list[tuple[int, int]]:
@@ -171,10 +199,9 @@ def words(tokenizer: Tokenizer, content: bytes) -> list[tuple[int, int]]:
 
 
 def leaves(places: list[tuple[int, int]], tokenizer: Tokenizer, text: bytes, apart: int) -> int:
-    word = max(k for k, (start, _) in enumerate(places) if start <= apart)
-    if word and places[word][0] == apart and apart not in seams(tokenizer, text[: apart + 1]):
-        word -= 1
-    return word
+    """The word of the chain in which a text leaves it: the last one that begins where a word of the text does."""
+    own = {0, *seams(tokenizer, text, goes_on=True)}
+    return max(k for k, (start, _) in enumerate(places) if start <= apart and start in own)
 
 
 def answer(chain: Chain, start: int) -> bool:

@@ -96,20 +96,76 @@ SOURCES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "bert": (bert, "[SEP]"),
 }
 KINDS = (*SOURCES, "t5", "tiktoken")
+ONE_WORD = "unigram"  # in the manner of T5, but its model sees a text whole: pieces may hold spaces
 LOSSY = ("t5", "bert")  # white space or letters of the text are not in the tokens
+
+
+def with_piece(kind: str, piece: str) -> Tokenizer:
+    """A tokenizer of a kind and the same one with one more piece, behind its model's others: what that makes of the
+    piece is joined from the right, so that each part on the way is a further piece. Special tokens may move."""
+    if kind == "tiktoken":
+        files = tiktoken_files()
+        ranks = {
+            base64.b64decode(line.split()[0]): int(line.split()[1]) for line in files["tiny.tiktoken"].splitlines()
+        }
+        parts = [opened("tiktoken").bytes(token) for token in opened("tiktoken").encode(piece).ids]
+        for place in range(len(parts) - 2, -1, -1):
+            ranks.setdefault(b"".join(parts[place:]), len(ranks) + 1)
+        lines = [base64.b64encode(data) + b" %d" % rank for data, rank in ranks.items()]
+        return _written({**files, "tiny.tiktoken": b"\n".join(lines) + b"\n"})
+    source = json.loads(_source(kind))
+    model = source["model"]
+    space = "▁" if source["normalizer"] is not None or kind in ("mistral", "t5", ONE_WORD) else " "
+    size = len(model["vocab"])
+    if model["type"] == "Unigram":
+        model["vocab"].append([piece.replace(" ", space), -0.5])
+    elif model["type"] == "WordPiece":
+        model["vocab"][piece] = size
+    else:
+        names = {token: name for name, token in model["vocab"].items()}
+        own = opened(kind)
+        ids = own.encode("x" + piece).ids[len(own.encode("x").ids) :]
+        parts = [own.bytes(token).decode() if token in own.vocabulary.fallback else names[token] for token in ids]
+        for part in parts:
+            model["vocab"].setdefault(part, len(model["vocab"]))
+        for place in range(len(parts) - 2, -1, -1):
+            joined = "".join(parts[place:])
+            if joined not in model["vocab"]:
+                model["merges"].append([parts[place], "".join(parts[place + 1 :])])
+                model["vocab"][joined] = len(model["vocab"])
+    for token in source["added_tokens"]:
+        token["id"] += (len(model["vocab"]) - size) * (token["id"] >= size)
+    return _written({"tokenizer.json": json.dumps(source).encode()}, _ends(kind))
 
 
 @cache
 def opened(kind: str) -> Tokenizer:
     if kind == "t5":
         return tokenizers.train_unigram(TEXTS, 150)
+    if kind == "tiktoken":
+        return _written(tiktoken_files())
+    return _written({"tokenizer.json": _source(kind).encode()}, _ends(kind))
+
+
+@cache
+def _source(kind: str) -> str:
+    if kind == "t5":
+        return opened("t5").files["tokenizer.json"].decode()
+    if kind == ONE_WORD:
+        source = json.loads(opened("t5").files["tokenizer.json"])
+        source["pre_tokenizer"]["split"] = False
+        return json.dumps(source)
+    return json.dumps(SOURCES[kind][0]())
+
+
+def _ends(kind: str) -> str:
+    return "</s>" if kind in ("t5", ONE_WORD) else SOURCES[kind][1]
+
+
+def _written(files: dict[str, bytes], end: str | None = None) -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
-        if kind == "tiktoken":
-            for name, content in tiktoken_files().items():
-                Path(folder, name).write_bytes(content)
-            return tokenizers.open(folder)
-        make, end = SOURCES[kind]
-        Path(folder, "tokenizer.json").write_text(json.dumps(make()), "utf-8")
+        for name, content in files.items():
+            Path(folder, name).write_bytes(content)
         return tokenizers.open(folder, eos=end)
 
 
@@ -144,3 +200,26 @@ def _fallback(normalizer: Any, pre_tokenizer: Any) -> dict[str, Any]:
         made.pre_tokenizer = pre_tokenizer
     made.add_special_tokens([library.AddedToken(name, special=True) for name in ("<unk>", "<s>", "</s>")])
     return json.loads(made.to_str())
+
+
+def gemma_of(mistral: Path) -> Tokenizer:
+    """A stand-in for Gemma's tokenizer made of Mistral's pieces: byte fallback, no space before a text, a text whole
+    before the model with `▁` for its spaces, single digits; runs of newlines and some tags as added tokens that are no
+    special ones, and the one piece of Gemma's 262,144 that lies across a space, `>▁</`."""
+    source = json.loads((mistral / "tokenizer.json").read_text("utf-8"))
+    source["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    source["pre_tokenizer"] = {
+        "type": "Split",
+        "pattern": {"String": " "},
+        "behavior": "MergedWithPrevious",
+        "invert": False,
+    }
+    source["post_processor"] = None
+    model = source["model"]
+    model["vocab"][">▁</"] = len(model["vocab"])
+    model["merges"].append([">", "▁</"] if isinstance(model["merges"][0], list) else "> ▁</")
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    for content in (*("\n" * n for n in range(2, 12)), "<table>", "<td>", "</td>", "<h1>", "</h1>"):
+        source["added_tokens"].append({"id": len(model["vocab"]), "content": content, **plain})
+        model["vocab"][content] = len(model["vocab"])
+    return _written({"tokenizer.json": json.dumps(source, ensure_ascii=False).encode()}, "</s>")

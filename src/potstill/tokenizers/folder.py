@@ -193,7 +193,9 @@ def _open_tiktoken(path: Path) -> tuple[Fast, dict[str, Bytes]]:
         table[rank] = piece
     eos = specials.get("<|endoftext|>")
     seen = digest(files[path.name] + json.dumps(about, sort_keys=True).encode())
-    return Fast(Vocabulary(tuple(table), specials, eos, None, None, False, seen), _Tiktoken(coder)), files
+    return Fast(
+        Vocabulary(tuple(table), specials, eos, None, None, False, seen), _Tiktoken(coder, about["pat_str"])
+    ), files
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +209,19 @@ class _Tiktoken:
     """tiktoken with the face of a `tokenizers.Tokenizer`, as far as `Fast` looks at it."""
 
     coder: tiktoken.Encoding
+    pattern: str
 
     def encode_ids(self, text: str) -> list[int]:
         return self.coder.encode_ordinary(text)
 
     def encode(self, text: str, add_special_tokens: bool = False) -> _Ids:
         return _Ids(self.encode_ids(text))
+
+    def cuts(self, text: str) -> list[tuple[int, int]]:
+        """The stretches that are encoded each alone, in characters."""
+        import regex  # tiktoken is built on it
+
+        return [found.span() for found in regex.finditer(self.pattern, text)]
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = False) -> list[_Ids]:
         return [self.encode(text) for text in texts]

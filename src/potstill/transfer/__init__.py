@@ -39,7 +39,7 @@ from potstill.vocabulary import Fast, Vocabulary, fast
 __all__ = ["RULES", "VERSION", "Completions", "completions", "transfer"]
 
 RULES: Final = ("one-hot", "span", "paper", "text")
-VERSION: Final = 2  # of what the rules make; stored in the manifest of the stage that keeps targets
+VERSION: Final = 3  # of what the rules make; stored in the manifest of the stage that keeps targets
 
 
 def transfer(

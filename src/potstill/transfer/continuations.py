@@ -83,10 +83,10 @@ class Completions:
     def rests(self, question: str, before: bytes, token: bytes) -> tuple[Rest, ...]:
         """How a word goes on behind a token that stands behind `before` in it; shares add up to at most 1."""
         self._open(question)
-        place = before, token
-        wide = self._exact.get(place) or self._loose.get((b"" if before else b" ", token))
+        place = self.words.place(before, token)
+        wide = self._exact.get(place) or self._loose.get((b"" if place[0] else b" ", token))
         if wide is None:
-            wide = self._shape.get((_shape(before), _shape(token)))
+            wide = self._shape.get((_shape(place[0]), _shape(token)))
         return _shares(self._near.get(place), wide, self._commonest(wide))
 
     def _commonest(self, wide: Counter[Ending] | None) -> Common:
@@ -109,7 +109,7 @@ class Completions:
         """
         self._open(question)
         key = before, token, first, teacher
-        memory = self._here if (before, token) in self._near else self._anywhere
+        memory = self._here if self.words.place(before, token) in self._near else self._anywhere
         known = memory.get(key)
         if known is None:
             if len(memory) >= PLACES:
@@ -158,7 +158,8 @@ def completions(chains: Iterable[Chain], tokenizer: object) -> Completions:
 
 
 def _tokens(chains: Sequence[Chain], words: Words) -> Iterator[tuple[bytes, bytes, tuple[bytes, bool]]]:
-    """Of each token: the letters of its word before it, itself, and the rest of the word with whether the text ends."""
+    """Of each token: what is before it since the last white space, itself, and the rest of its word with whether the
+    text ends."""
     for chain in chains:
         content = chain.content
         seams = [*words.seams(content), len(content)]
@@ -171,9 +172,9 @@ def _tokens(chains: Sequence[Chain], words: Words) -> Iterator[tuple[bytes, byte
                 behind += 1
             stop = seams[behind]
             if stop < len(content):
-                yield content[word:start], token, (content[end:stop], False)
+                yield *words.place(content[word:start], token), (content[end:stop], False)
             elif chain.stop != "length":
-                yield content[word:start], token, (content[end:], True)
+                yield *words.place(content[word:start], token), (content[end:], True)
 
 
 def _shares(near: Counter[Ending] | None, wide: Counter[Ending] | None, common: Common) -> tuple[Rest, ...]:

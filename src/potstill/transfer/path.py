@@ -23,6 +23,7 @@ class Path:
     """
     chain, ids      the chain, and the student's tokens of its text
     words           where each word begins in the content
+    unsure          the words that a like text might not have, because a piece of the student joins what is there
     firsts          the position of each word's first token, and the number of positions
     rows            the outcomes of each step that count
     starts, stops   of the token of each step, in the content
@@ -34,6 +35,7 @@ class Path:
     chain: Chain
     ids: Sequence[int]
     words: list[int]
+    unsure: frozenset[int]
     firsts: list[int]
     rows: Sequence[Step]
     starts: list[int]
@@ -68,6 +70,9 @@ def path_of(chain: Chain, words: Words, ids: Sequence[int], steps: Sequence[Step
         chain=chain,
         ids=ids,
         words=begins,
+        unsure=frozenset(
+            word for word, at in enumerate(begins) if at and words.unsure(content[at - 1 : at], content[at : at + 1])
+        ),
         firsts=firsts,
         rows=rows,
         starts=[start for start, _ in at],

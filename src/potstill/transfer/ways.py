@@ -44,8 +44,9 @@ def ways_of(path: Path, step: int, words: Words, run: Completions | None, teache
             word += 1
         if word and path.words[word] == apart and not words.white(token[shared : shared + 1]):
             word -= 1  # no white space for a new word: it goes on with the one before
-        begin = min(here, word)
-        first, until = path.firsts[word], path.firsts[word + 1]
+        until = path.firsts[word + 1]
+        begin, word = _begins(path, step, token, apart, word, isinstance(what, End), words)
+        first = path.firsts[word]
         # An outcome may hold the end of a word and leave the chain in the next one: the first it shares with the chain.
         skipped = first - path.firsts[begin]
         written = _written(path, step, what, apart, begin, probability, words, run, teacher)
@@ -66,8 +67,28 @@ def ways_of(path: Path, step: int, words: Words, run: Completions | None, teache
     return found
 
 
+def _begins(path: Path, step: int, token: bytes, apart: int, word: int, ended: bool, words: Words) -> tuple[int, int]:
+    """The word of the chain from which on an outcome is written, and the one from which on it is compared: the words in
+    which it begins and in which it leaves the chain's text, or earlier ones, where its own text does not have these."""
+    content, start, begin = path.chain.content, path.starts[step], min(path.within[step], word)
+    at, behind = path.words[word], token[apart - start : apart - start + 1]
+    joined = path.unsure and not path.unsure.isdisjoint(range(begin, word + 1))
+    if not joined and not (at and at == apart and words.unsure(content[at - 1 : at], behind)):
+        return begin, word
+    base = begin
+    while base in path.unsure or (base and path.words[base] == apart):
+        base -= 1
+    low = path.words[base]
+    own = words.sure(content[low:start] + token, not base, ended)
+    while path.words[begin] - low not in own:
+        begin -= 1
+    while path.words[word] - low not in own:
+        word -= 1
+    return begin, word
+
+
 def _settled(before: bytes, token: bytes, first: bool, words: Words, teacher: Words | None) -> tuple[int, ...]:
-    last = words.last(before + token, len(before))
+    last = words.last(before + token, len(before), first)
     known = words.tokens(before[:last], first) if last else ()
     return known + words.settled(before[last:], token, first and not last, teacher)
 
@@ -102,7 +123,7 @@ def _written(
         if line is not None and (newline := grown.find(b"\n", line)) >= 0:
             done.append((words.tokens(grown[:newline], word == 0) + end, share))
             continue
-        if (seam := words.seam(grown, beyond + 1)) is not None:
+        if (seam := words.seam(grown, beyond + 1, word == 0)) is not None:
             done.append((words.tokens(grown[:seam], word == 0), share))
             continue
         node = nodes.get(before + grown)
@@ -117,7 +138,7 @@ def _written(
                 else:
                     open_.append((grown, after, part))
         elif run:
-            last = words.last(grown, len(text))
+            last = words.last(grown, len(text), word == 0)
             lead = words.tokens(grown[:last], word == 0) if last else ()
             first = word == 0 and not last
             least = SLIGHT / (probability * share)

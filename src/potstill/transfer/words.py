@@ -4,6 +4,7 @@
     ...     def encode(self, text, add_special_tokens):
     ...         self.ids, self.offsets = list(text.encode()), [(i, i + 1) for i in range(len(text))]
     ...         return self
+    >>> from potstill.vocabulary import Vocabulary
     >>> every = tuple(bytes([byte]) for byte in range(256))
     >>> words = Words(Fast(Vocabulary(every, {}, None, None, None, False, ""), Letters()))
     >>> words.seams(b"So 4 *\\n12")
@@ -11,29 +12,21 @@
     >>> words.tokens(b" 4 *") == tuple(b" 4 *")
     True
 
-A word here is white space and what follows it up to the next white space. It ends at a *seam*: a white byte behind a
-visible one. No tokenizer of the kinds that `vocabulary` reads joins a piece across a seam, except that some join a
-newline to the punctuation before it (`.\\n` in cl100k): which white bytes those are, the pieces themselves say.
+A word here is white space and what follows it up to the next *seam* (module `seams`): a white byte behind a visible
+one, unless the tokenizer joins the two sides in this text.
 """
 
 from __future__ import annotations
 
-import re
 import weakref
 from bisect import bisect_right
 from itertools import accumulate
 from typing import Final
 
-from potstill.vocabulary import Fast, Vocabulary, encoder, fast
+from potstill.transfer.seams import LIMIT, WHITE, Inside, Seams, last_place
+from potstill.vocabulary import Fast, fast
 
-LIMIT: Final = 400_000  # words remembered; then all are forgotten, which changes no result
 MANY: Final = 40  # longer pieces that are tried: a beginning of more than so many is not settled
-_WHITE: Final = b" \t\n\v\f\r"
-# Unicode's own spaces are kept inside words: no-break space and others of two or three bytes.
-_BEHIND: Final = (
-    rb"(?<=[!-~\x80-\xff].)(?<!\xc2[\x85\xa0].)(?<!\xe2[\x80\x81]..)(?<!\xe3\x80\x80.)(?<!\xe1[\x9a\xa0]..)"
-)
-_CARRIER: Final = "a"
 # Those first that most often change a beginning: then nothing of it is settled, and the rest need not be tried.
 _LETTERS: Final = [bytes([letter]) for letter in sorted(range(0x21, 0x7F), key=lambda one: not chr(one).isalnum())]
 
@@ -43,55 +36,37 @@ class Words:
 
     def __init__(self, coder: Fast) -> None:
         self.coder = coder
-        self._white = bytes(byte for byte in _WHITE if byte not in _glued(coder.vocabulary)) or b" "
-        self._seam = re.compile(b"[" + re.escape(self._white) + b"]" + _BEHIND, re.DOTALL)
-        self._known: dict[tuple[bytes, bool], tuple[int, ...]] = {}
-        self._ids = encoder(coder.library)
-        self._carrier = len(self._encoded(_CARRIER, first=True))
+        self._inside = Inside(coder)
+        self.ids, self._encoded = self._inside.ids, self._inside.encoded
+        found = Seams(self._inside)
+        self._certain = found.certain
+        self.seams, self.seam, self.last, self.unsure = found.all, found.next, found.last, found.unsure
         self._settled: dict[tuple[bytes, bytes, bool, Words | None], tuple[int, ...]] = {}
         self._widths = [len(piece or b"") for piece in coder.vocabulary.table]
         self._ends: dict[bytes, tuple[int, ...]] = {}
         self._sorted: list[bytes] | None = None
 
+    def sure(self, text: bytes, first: bool, ended: bool) -> set[int]:
+        """Its beginning and its seams."""
+        return {0, *self.seams(text, first, ended)}
+
+    def place(self, before: bytes, token: bytes) -> tuple[bytes, bytes]:
+        """Where a token stands: what is before it since the last white space, of a beginning of its word; and itself.
+        No piece of the tokenizer has a say in this: a place is the same whatever joins its word to the one before."""
+        if self._certain:
+            return before, token
+        return before[last_place(before + token, len(before)) :], token
+
     def white(self, byte: bytes) -> bool:
         """Whether a byte begins a word where it stands behind something visible; not if it is none."""
-        return byte != b"" and byte in self._white
-
-    def seams(self, text: bytes) -> list[int]:
-        """Where words begin, the first one left out."""
-        return [found.start() for found in self._seam.finditer(text)]
-
-    def seam(self, text: bytes, start: int) -> int | None:
-        """The first seam at or after a place; None if there is none."""
-        found = self._seam.search(text, max(start, 0))
-        return None if found is None else found.start()
-
-    def last(self, text: bytes, end: int) -> int:
-        """The last seam up to a place, 0 if there is none."""
-        if self._seam.match(text, end):
-            return end
-        found = 0
-        while seam := self._seam.search(text, found + 1, end):
-            found = seam.start()
-        return found
-
-    def ids(self, word: bytes, first: bool = False) -> tuple[int, ...]:
-        """The tokens of one word inside a text, or at the start of a text if `first`."""
-        key = (word, first)
-        known = self._known.get(key)
-        if known is None:
-            known = self._encoded(word.decode("utf-8", "replace"), first)
-            if len(self._known) >= LIMIT:
-                self._known.clear()
-            self._known[key] = known
-        return known
+        return byte != b"" and byte in WHITE
 
     def tokens(self, text: bytes, first: bool = False) -> tuple[int, ...]:
         """The tokens of a text that begins with a word, or of a whole text if `first`."""
-        known = self._known.get((text, first))
+        known = self._inside.known.get((text, first))
         if known is not None:
             return known
-        seams = self.seams(text)
+        seams = self.seams(text, first)
         if not seams:
             return self.ids(text, first)
         found = self.ids(text[: seams[0]], first)
@@ -164,10 +139,6 @@ class Words:
             found.append(self._sorted[place][len(start) :])
         return found
 
-    def _encoded(self, text: str, first: bool) -> tuple[int, ...]:
-        # Inside a text: behind a letter, so that no dummy space is put before it.
-        return tuple(self._ids(text)) if first else tuple(self._ids(_CARRIER + text)[self._carrier :])
-
 
 _words: weakref.WeakKeyDictionary[Fast, Words] = weakref.WeakKeyDictionary()
 
@@ -179,12 +150,6 @@ def words_of(tokenizer: object) -> Words:
     if known is None:
         known = _words[coder] = Words(coder)
     return known
-
-
-def _glued(vocabulary: Vocabulary) -> set[int]:
-    """The white bytes that some piece has right behind a visible one."""
-    pieces = b"\0".join(piece for piece in vocabulary.table if piece)
-    return {found[1] for found in re.findall(rb"[!-~][ \t\n\v\f\r]", pieces)}
 
 
 def _prefix(shared: tuple[int, ...], tokens: tuple[int, ...] | None) -> tuple[int, ...]:
