@@ -290,9 +290,10 @@ def test_what_a_recipe_does_not_choose_leaves_no_trace(world: Path, tmp_path: Pa
         ),
         (
             ["train.formats={zero-shot-answer: 1}", "train.loss_weights={zero-shot-answer: 0}"],
-            "greater than 0",
+            "greater than or equal to 0.000001",
         ),
         (["train.formats={zero-shot-answer: 1}", "train.loss_weights={zero-shot-answer: .inf}"], "finite"),
+        (["train.formats={zero-shot-answer: 999999999, zero-shot-rationale: 1}"], "a million in all at most"),
         (["train.loss_weights={}"], "few-shot-answer has no weight"),
         (["train.uniform_over=rows"], "'questions' or 'chains'"),
     ],

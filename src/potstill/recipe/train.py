@@ -30,7 +30,7 @@ class Train(Section):
         default={"zero-shot-rationale": 1},
         description="quota of each format: of the groups of each step; {a: 3, b: 1} are three of a for one of b",
     )
-    loss_weights: dict[FormatName, Annotated[float, Field(gt=0)]] | None = Field(
+    loss_weights: dict[FormatName, Annotated[float, Field(ge=1e-6, le=1e6)]] | None = Field(
         default=None,
         description="weight of each format in the gradient of every step, relative to the others, however many rows it"
         " has; if not given, every supervised token weighs the same",
@@ -108,6 +108,10 @@ class Train(Section):
             raise ValueError("hold is for a schedule that falls: linear or cosine")
         if self.hold and self.warm_up + self.hold > self.steps:
             raise ValueError(f"warm_up and hold are {self.warm_up} and {self.hold} of {self.steps} steps")
+        if sum(self.formats.values()) > 1_000_000:
+            raise ValueError(
+                "formats are quotas; write smaller numbers in the same proportion, a million in all at most"
+            )
         if self.loss_weights is not None:
             taught = {name for name, quota in self.formats.items() if quota}
             for name in sorted(taught ^ set(self.loss_weights)):
