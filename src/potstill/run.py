@@ -10,17 +10,18 @@ interrupted goes on; one that was made from something else is an error that name
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from potstill import files, processes, progress, recipe
 from potstill.errors import UserError
-from potstill.files import integrity, manifest, run_folder
+from potstill.files import integrity, ledger, manifest, run_folder, segments, tables
 from potstill.files.segments import Shard
 from potstill.recipe import Recipe
 
@@ -34,6 +35,7 @@ REPAIRED: Final = (*STAGES[:7], "repair", *STAGES[7:])  # of a recipe that asks 
 MEASURED: Final = ("collect", "test")  # of a recipe that trains nothing
 
 SLOW: Final = 1 << 30  # bytes that take longer than two seconds to read, so that a bar is shown
+Consent = bool | Callable[[str], bool]
 
 PATIENCE: Final = 600.0  # seconds that a shard waits for another to collect the questions
 
@@ -50,10 +52,19 @@ def folder_of(plan: Recipe) -> Path:
     return Path("runs") / plan.name
 
 
-def run(plan: Recipe, folder: Path | None = None, *, redo: str | None = None, until: str = STAGES[-1]) -> Path:
+def run(
+    plan: Recipe,
+    folder: Path | None = None,
+    *,
+    redo: str | None = None,
+    until: str = STAGES[-1],
+    yes: Consent = False,
+) -> Path:
     """Make every stage up to `until` that is not made yet, and return the run's folder.
 
     redo    a stage whose folder, and those of all later stages, are removed first
+    yes     whether chains of a server may be removed by that; or a function that is told what would be lost, and
+            answers
     Raises UserError for everything that only the user can mend; nothing that was finished is lost by it, and what is
     wrong with earlier stages, or with what the redone ones read from outside, is said before anything is removed.
     """
@@ -67,13 +78,16 @@ def run(plan: Recipe, folder: Path | None = None, *, redo: str | None = None, un
             raise UserError(what, where=stage, do=f"one of {', '.join(own)}")
     with _team(folder, plan) as (first, team):
         if first:
-            _run(plan, folder, own, redo, until, team)
+            _run(plan, folder, own, redo, until, team, yes)
     return folder
 
 
-def _run(plan: Recipe, folder: Path, own: tuple[str, ...], redo: str | None, until: str, team: Team | None) -> None:
+def _run(
+    plan: Recipe, folder: Path, own: tuple[str, ...], redo: str | None, until: str, team: Team | None, yes: Consent
+) -> None:
     with run_folder.locked(folder):
         files.sweep(folder)
+        ledger.adopt(folder)
         if redo is None:
             _check(folder, plan, own)
         else:
@@ -81,6 +95,7 @@ def _run(plan: Recipe, folder: Path, own: tuple[str, ...], redo: str | None, unt
             for stage in own[own.index(redo) : own.index(until) + 1]:
                 _outside(folder, plan, _module(stage))
             _verify(folder, plan, redo)
+            _may_remove(folder, redo, yes)
             _remove(folder, redo)
         _write_recipe(folder, plan)
         run_folder.log(folder, "start", **_machine())
@@ -118,13 +133,17 @@ def shard(plan: Recipe, part: Shard, *, folder: Path | None = None) -> Path:
     Raises UserError as `run` does, and if another process samples this shard.
     """
     folder = folder or folder_of(plan)
-    with run_folder.locked(folder, wait=PATIENCE, beside_shards=True):
-        sample, done = _sampling(folder, plan)
-    if done:
-        return folder
-    began = time.monotonic()
-    with run_folder.shard_locked(folder, part.number, part.count):
-        run_folder.log(folder, "start", shard=str(part), **_machine())
+    with ExitStack() as held:
+        with run_folder.locked(folder, wait=PATIENCE, beside_shards=True):
+            ledger.adopt(folder)
+            sample, done = _sampling(folder, plan)
+            if done:
+                return folder
+            held.enter_context(run_folder.shard_locked(folder, part.number, part.count))
+            run_folder.log(folder, "start", shard=str(part), **_machine())
+            if plan.teacher.kind == "openai":
+                ledger.share(folder, part)
+        began = time.monotonic()
         stored = sample.gather(folder, plan, part)
         run_folder.log(folder, "shard", shard=str(part), chains=stored, seconds=round(time.monotonic() - began, 3))
     progress.say(f"shard {part}: done, {stored} chains stored now  ({time.monotonic() - began:.1f} s)", "green")
@@ -138,6 +157,7 @@ def batch(plan: Recipe, results: Sequence[Path] = (), out: Path | None = None, *
     folder = folder or folder_of(plan)
     with run_folder.locked(folder):
         files.sweep(folder)
+        ledger.adopt(folder)
         sample, done = _sampling(folder, plan)
         if done:
             return folder
@@ -281,6 +301,32 @@ def _reopen(folder: Path, stage: str) -> None:
             files.remove(folder / after)
 
 
+def _may_remove(folder: Path, stage: str, yes: Consent) -> None:
+    """Raises UserError where a redo would remove chains of a server and nobody consented."""
+    lost = bought(folder) if "sample" in later(stage) else ""
+    if not lost or yes is True:
+        return
+    if yes is not False and yes(f"--redo {stage} removes {lost}"):
+        return
+    raise UserError(
+        f"--redo {stage} would remove what a teacher behind a server wrote",
+        where=folder / "sample",
+        found=lost,
+        do="nothing was removed: give the recipe another name to keep both, or add --yes if these may go",
+    )
+
+
+def bought(folder: Path) -> str:
+    """The chains of a server that a run holds, and what the run has paid, in words; empty where it holds none."""
+    sample = folder / "sample"
+    if not (manifest.from_server(folder) or (sample / "server.json").exists()):
+        return ""
+    table = sample / "chains.parquet"
+    chains = tables.rows(table) if table.exists() else len(segments.keys(segments.paths(sample)))
+    paid = ledger.told(folder)
+    return f"{chains} chains; recorded for this run so far: {paid}" if chains else ""
+
+
 def _remove(folder: Path, stage: str) -> None:
     for after in reversed(later(stage)):
         files.remove(folder / after)
@@ -303,6 +349,7 @@ def _machine() -> dict[str, Any]:
     names = ("potstill", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
     return {
         "host": platform.node(),
+        "pid": os.getpid(),
         "machine": platform.machine(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in names},

@@ -138,5 +138,5 @@ def _unlike(name: str, found: str, do: str) -> NoReturn:
         f"the control run {name} cannot be compared",
         where="report.controls",
         found=found,
-        do=f"{do}, and run {name} again with `--redo collect`",
+        do=f"{do}, and run that control under another name",
     )

@@ -60,6 +60,7 @@ def run_command(
             metavar="STAGE", help="Remove this stage and all later ones, then make them again.", show_default=False
         ),
     ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="With --redo: chains of a paid teacher may be removed.")] = False,
 ) -> None:
     """Run a recipe: all nine stages into runs/NAME, going on where an earlier run stopped."""
     from potstill import processes, recipe, run
@@ -70,7 +71,7 @@ def run_command(
 
         typer.echo(plan.text(chosen))
         return
-    folder = run.run(chosen, redo=redo)
+    folder = run.run(chosen, redo=redo, yes=yes or _ask)
     if not processes.here().first:
         return  # it helped the first one, which now evaluates
     from potstill.cli import scores, show
@@ -79,6 +80,16 @@ def run_command(
         scores.summary(folder)
     else:
         show.summary(folder)
+
+
+def _ask(lost: str) -> bool:
+    """Ask a person at a terminal; a script has nobody to answer."""
+    from potstill import processes
+    from potstill.story import visible
+
+    if not (sys.stdin.isatty() and sys.stderr.isatty()) or processes.here().launched:
+        return False
+    return typer.confirm(f"{visible(lost)}\nRemove them?", err=True)
 
 
 @app.command()

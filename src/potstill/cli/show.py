@@ -29,7 +29,7 @@ from potstill.cli import aligned
 from potstill.cli.recipes import recipe_of
 from potstill.encoding import to_json
 from potstill.errors import UserError
-from potstill.files import manifest, tables
+from potstill.files import ledger, manifest, segments, tables
 from potstill.questions import collected
 from potstill.recipe import Recipe
 from potstill.records import Chain, Question, Target, Verdict
@@ -65,15 +65,23 @@ def _state(folder: Path) -> tuple[Text, Text]:
         return Text("broken", "red"), _text(fault)
     if done:
         return Text("done", "green"), _text(json.dumps(done.counts, ensure_ascii=False)[1:-1])
-    return (Text("begun", "yellow") if began else Text("-", "dim")), Text()
+    return (Text("begun", "yellow") if began else Text("-", "dim")), _text(_so_far(folder) if began else "")
+
+
+def _so_far(folder: Path) -> str:
+    """What a stage that is under way holds already: the chains of sampling."""
+    if folder.name != "sample":
+        return ""
+    chains = len(segments.keys(segments.paths(folder)))
+    spent = ledger.told(folder.parent) if any(ledger.bills(folder.parent)) else ""
+    return f'"chains": {chains}' + (f", {spent}" if spent else "")
 
 
 def overview(folder: Path) -> None:
     """What there is to look at, with keys to copy."""
     status(folder)
     console = Console()
-    path = folder / "sample" / "chains.parquet"
-    first = next(tables.read_chains(path), None) if path.exists() else None
+    first = next(tables.stored(folder / "sample"), None)
     if first is not None:
         key = f"{first.question}#{first.index}"
         console.print(_text(f"\nLook closer: potstill show {folder} --chain {key}, --target {key}, --batch 1"))
@@ -229,15 +237,16 @@ def _messages(question: Question, found: Chain) -> dict[str, Any]:
 
 def _chain(folder: Path, key: str) -> tuple[Chain, Verdict]:
     recipe_of(folder)
-    chains = folder / "sample" / "chains.parquet"
-    for found in tables.read_chains(chains, {key, key.rpartition("#")[0]}):
+    for found in tables.stored(folder / "sample", {key, key.rpartition("#")[0]}):
         if key in (f"{found.question}#{found.index}", found.question if found.index == 0 else None):
             path = folder / "filter" / "verdicts.parquet"
             if path.exists():
                 return found, next(verdict for own, verdict in tables.read_verdicts(path) if own == found.key)
             asked = _question(folder, found.question)
             return found, answers.grade(found.text, asked.gold, asked.task, found.stop)
-    first = next(tables.read_chains(chains), None)
+    first = next(tables.stored(folder / "sample"), None)
+    if first is None:
+        raise UserError("no chain is stored yet", where=folder, do=f"run `potstill sample {folder}`, or wait for it")
     example = f", such as {first.question}#{first.index}" if first else ""
     raise UserError("no such chain", where=key, do=f"name a training question, or QUESTION#INDEX{example}")
 

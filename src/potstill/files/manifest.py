@@ -146,8 +146,7 @@ def check(folder: Path, before: Identity, now: Identity, redone: Iterable[str] =
             f"{folder.name} was made from something else",
             where=folder,
             found="; ".join(changed),
-            do=f"put the old values back, or consent with --redo {_redo(now.stage)}"
-            + (f" (makes {stages} again)" if stages else ""),
+            do=_otherwise(folder, _redo(now.stage), stages),
         )
 
 
@@ -198,6 +197,21 @@ def _identity(path: Path, row: Any) -> Identity:
 def _no_manifest(path: Path, found: str) -> UserError:
     stage = path.parent.name if path.parent.name.isalpha() else path.parent.parent.name
     return UserError("not a whole manifest", where=path, found=found, do=remedy(stage))
+
+
+def _otherwise(folder: Path, stage: str, redone: str) -> str:
+    """What to do about a stage that was made from something else. Chains of a server were paid for: nothing advises to
+    remove them."""
+    if stage in ("collect", "sample") and from_server(folder.parent):
+        return "put the old values back, or give the recipe another name: this run keeps its chains as they are"
+    return f"put the old values back, or consent with --redo {stage}" + (f" (makes {redone} again)" if redone else "")
+
+
+def from_server(run: Path) -> bool:
+    """Whether the chains of a run, if it has any, came from a server, or were scored by one."""
+    before = begun(run / "sample")
+    known = {} if before is None else before.recipe
+    return "openai" in (known.get("teacher.kind"), known.get("teacher.score.kind"))
 
 
 def _redo(stage: str) -> str:

@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
+import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from potstill.errors import UserError
 from potstill.files import disk, reading
@@ -57,11 +60,49 @@ def held(run: Path, name: str, wait: float, otherwise: str) -> Iterator[None]:
         with reading.mine_to_mend(run / name):
             lock.acquire(timeout=wait)
     except filelock.Timeout:
-        raise UserError(otherwise, where=run, do="wait until it ends, or choose another name") from None
+        found = _holder(run, name)
+        raise UserError(otherwise, where=run, found=found, do="wait until it ends, or choose another name") from None
     try:
         yield
     finally:
         lock.release()
+
+
+def shards_running(run: Path) -> list[str]:
+    """The shards of a run that processes are sampling now, such as `3-of-8`."""
+    running = []
+    for lock in sorted(run.glob(SHARD.format("*"))):
+        try:
+            with held(run, lock.name, 0, "held"):
+                pass
+        except UserError:
+            running.append(lock.stem.removeprefix(".shard-"))
+    return running
+
+
+def _holder(run: Path, name: str) -> str:
+    """The process that holds a lock of the run, and since when, as the run's log says; empty where it does not."""
+    part = re.fullmatch(SHARD.format(r"(\d+)-of-(\d+)").replace(".", r"\."), name)
+    shard = "/".join(part.groups()) if part else None
+    begun: dict[str, Any] = {}
+    with contextlib.suppress(UserError):  # a log that cannot be read is not what this message is about
+        for row in reading.whole_rows(run / "log.jsonl"):
+            if row.get("event") == "start" and row.get("shard") == shard:
+                begun = row
+    pid, host = begun.get("pid"), begun.get("host")
+    if not isinstance(pid, int) or (host == platform.node() and not _alive(pid)):
+        return ""
+    return f"process {pid} on {host}, since {begun.get('time')}"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
 
 
 def log(run: Path, event: str, **measured: object) -> None:

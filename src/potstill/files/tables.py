@@ -11,6 +11,7 @@ Whoever writes or reads holds one row group at a time: however many chains there
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from potstill.errors import UserError
-from potstill.files import columns, disk
+from potstill.files import columns, disk, reading, segments
 from potstill.files.lines import Line
 from potstill.files.reading import RESTORE, mine_to_mend
 from potstill.records import Chain, Semantics, Verdict
@@ -57,6 +58,23 @@ def sources(path: Path) -> dict[str, Semantics]:
         for source, semantics in zip(group["source"].to_pylist(), group["semantics"].to_pylist(), strict=True):
             found.setdefault(source, semantics)
     return found
+
+
+def stored(folder: Path, questions: Collection[str] | None = None) -> Iterator[Chain]:
+    """The chains that a folder of the stage `sample` holds: of its table, or while they are being sampled of the segments
+    that processes are writing, in the order in which they came. Nothing where there is neither.
+
+    questions  only chains of these, and maybe of others in the same row groups
+    """
+    if (folder / "chains.parquet").exists():
+        yield from read_chains(folder / "chains.parquet", questions)
+        return
+    known = segments.Keys()
+    for path in segments.paths(folder):
+        with contextlib.suppress(FileNotFoundError):  # it was sealed meanwhile
+            for chain in reading.records(Chain, path, torn=True):
+                if known.add(chain.key) and (questions is None or chain.question in questions):
+                    yield chain
 
 
 def rows(path: Path) -> int:

@@ -4,22 +4,22 @@ A batch is the unit of resume: one that is stored whole is skipped, one that is 
 stored of it already is not stored twice. Shards sample beside each other, each into a segment of its own; a run without
 a shard makes what they left out and seals all segments into one table, the same as if there had been no shards.
 
-A teacher behind a server leaves more: `server.json`, what it was found to be, and for each segment a `spent-*.jsonl`,
-what was paid, which no digest covers. It may also be asked through files (`batch_out`, `batch_in`): with the same
-requests, and the same chains of the same answers; `unanswered.jsonl` has what came back without its chains.
+A teacher behind a server leaves more: `server.json`, what it was found to be, and rows in the run's ledger. It may also
+be asked through files (`batch_out`, `batch_in`): with the same requests, and the same chains of the same answers;
+`unanswered.jsonl` has what came back without its chains.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from potstill import answers, engines, files, progress, prompts, recipe, teachers
 from potstill.errors import UserError
-from potstill.files import lines, manifest, parts, run_folder, segments, tables
+from potstill.files import ledger, lines, manifest, parts, run_folder, segments, tables
 from potstill.files.segments import WHOLE, Shard
 from potstill.questions import collected
 from potstill.recipe import Recipe
@@ -90,30 +90,46 @@ def gather(run: Path, plan: Recipe, shard: Shard = WHOLE) -> int:
     done, right = segments.keys(segments.paths(folder)), _right(folder, plan, asked)
     if teachers.complete(plan, shard.of(asked), done, right):
         return 0
-    server = _server(folder, plan, asked)
-    segment, bill = _files(folder, shard)
-    watch = Watch(before=_spent(folder.glob("spent-*.jsonl") if shard == WHOLE else [bill]))
+    settled, before = ledger.seen_by(run, shard)
+    watch = Watch(before=before, settled=settled)
+    if (fault := teachers.exhausted(plan, asked, watch, done, right, shard)) is not None:
+        if plan.teacher.budget.spent == "stop":
+            raise fault
+        return 0
+    stored = len(done)
     with contextlib.ExitStack() as opened:
-        stored = opened.enter_context(files.Appender(segment))
-        bills = opened.enter_context(files.Appender(bill)) if server is not None else None
-        before = len(done)
-        own = before if shard == WHOLE else len(segments.keys([segment]))
-        total = len(asked) * plan.teacher.samples // shard.count
-        paid: dict[str, float] = {}
+        paid = opened.enter_context(_paid(run, plan, watch, shard))
+        server = _server(folder, plan, asked, watch)
+        segment = opened.enter_context(files.Appender(folder / segments.name(shard)))
+        own = stored if shard == WHOLE else len(segments.keys([segment.path]))
+        total, title = len(asked) * plan.teacher.samples // shard.count, f"shard {shard}"
+        opened.enter_context(_collecting_rarely())
+        tick = opened.enter_context(progress.bar("sample" if shard == WHOLE else title, total, "chains", done=own))
         told = {"server": server, "watch": watch, "right": right, "shard": shard}
+        chains = teachers.chains(plan, asked, done, known=collected.others(run), **told)
+        # Closed before the bill is: what is given up then may have been billed.
+        for batch in opened.enter_context(contextlib.closing(chains)):
+            new = [chain for chain in batch if done.add(chain.key)]
+            segment.append_lines(lines.line(chain) for chain in new)
+            tick(len(new), watch.note())
+            paid()
+    return len(done) - stored
+
+
+@contextlib.contextmanager
+def _paid(run: Path, plan: Recipe, watch: Watch, shard: Shard) -> Iterator[Callable[[], None]]:
+    """What to call to write down what was spent, for a teacher behind a server; also done at the end, however it
+    comes."""
+    if plan.teacher.kind != "openai":
+        yield lambda: None
+        return
+    with ledger.Bill(ledger.path(run, shard)) as bill:
+        watch.risk = bill.risk
         try:
-            opened.enter_context(_collecting_rarely())
-            with progress.bar("sample" if shard == WHOLE else f"shard {shard}", total, "chains", done=own) as tick:
-                for batch in teachers.chains(plan, asked, done, known=collected.others(run), **told):
-                    new = [chain for chain in batch if done.add(chain.key)]
-                    stored.append_lines(lines.line(chain) for chain in new)
-                    tick(len(new), watch.note())
-                    paid = _pay(bills, watch, paid)
+            yield lambda: bill.pay(watch.spent())
         finally:
-            if bills is not None:
-                _pay(bills, watch, paid)
-                run_folder.log(run, "sampled", **watch.as_json())
-    return len(done) - before
+            bill.pay(watch.spent())
+            run_folder.log(run, "sampled", **watch.as_json())
 
 
 def batch_out(run: Path, plan: Recipe, out: Path) -> None:
@@ -125,10 +141,15 @@ def batch_out(run: Path, plan: Recipe, out: Path) -> None:
 
     folder = run / "sample"
     asked = collected.questions(run, plan.questions.train, "train")
-    batch = _batch(folder, plan, asked, _known(folder) or _server(folder, plan, asked))
     done, before = segments.keys(segments.paths(folder)), _before(folder)
-    right = _right(folder, plan, asked)
-    ceiling = budget.Budget(batch.settings, Watch(before=_spent(folder.glob("spent-*.jsonl"))))
+    right, watch = _right(folder, plan, asked), Watch(before=ledger.total(run))
+    if (server := _known(folder)) is None:
+        if (fault := teachers.exhausted(plan, asked, watch, done, right)) is not None:
+            raise fault
+        with _paid(run, plan, watch, WHOLE):
+            server = _server(folder, plan, asked, watch)
+    batch = _batch(folder, plan, asked, server)
+    ceiling = budget.Budget(batch.settings, Watch(before=ledger.total(run)))
     written = batches.Written()
     rows = batches.lines(batch, done, right, before, ceiling, written)
     limits = {"most_lines": batches.MOST_REQUESTS, "most_bytes": batches.MOST_BYTES}
@@ -152,19 +173,20 @@ def batch_in(run: Path, plan: Recipe, paths: Sequence[Path]) -> bool:
     if (server := _known(folder)) is None:
         raise UserError("no requests were written for this run", where=run, do="begin with --batch-out FOLDER")
     batch, before = _batch(folder, plan, asked, server), _before(folder)
-    segment, bill = _files(folder)
-    watch = Watch(before=_spent(folder.glob("spent-*.jsonl")))
+    segment = folder / segments.name(WHOLE)
+    watch, counted = Watch(before=ledger.total(run)), ledger.counted(run)
     ceiling, right = budget.Budget(batch.settings, watch), _right(folder, plan, asked)
     with contextlib.ExitStack() as opened:
-        stored, bills, notes = (opened.enter_context(files.Appender(path)) for path in (segment, bill, folder / NOTES))
+        stored, notes = (opened.enter_context(files.Appender(path)) for path in (segment, folder / NOTES))
+        bill = opened.enter_context(ledger.Bill(ledger.path(run)))
         done = segments.keys(segments.paths(folder))
         opened.enter_context(_collecting_rarely())
-        total, paid = len(asked) * plan.teacher.samples, dict[str, float]()
+        total = len(asked) * plan.teacher.samples
         tick = opened.enter_context(progress.bar("batch", total, "chains", done=len(done)))
-        for chains, rows in results.read(batch, paths, done, right, before, ceiling, watch):
+        for chains, rows, billed in results.read(batch, paths, done, right, before, counted, ceiling, watch):
+            bill.pay(watch.spent(), billed)  # first: should this stop here, the same result costs nothing again
             stored.append_lines(lines.line(chain) for chain in chains if done.add(chain.key))
             notes.append(rows)
-            paid = _pay(bills, watch, paid)
             tick(len(chains), watch.note())
     run_folder.log(run, "batch read", **watch.as_json())
     progress.say(f"batch     {watch.chains} chains stored now, {len(done)} in all")
@@ -190,12 +212,6 @@ def _collecting_rarely() -> Iterator[None]:
     finally:
         gc.set_threshold(*before)
         gc.unfreeze()
-
-
-def _files(folder: Path, shard: Shard = WHOLE) -> tuple[Path, Path]:
-    """The segment of a shard, and the bill beside it."""
-    segment = folder / segments.name(shard)
-    return segment, folder / segment.name.replace("segment", "spent")
 
 
 def _batch(folder: Path, plan: Recipe, asked: Sequence[Question], server: Any) -> Any:
@@ -236,10 +252,10 @@ def _said(paths: list[Path]) -> bool:
     return bool(left)
 
 
-def _server(folder: Path, plan: Recipe, asked: Sequence[Question]) -> Any:
+def _server(folder: Path, plan: Recipe, asked: Sequence[Question], watch: Watch) -> Any:
     """What the teacher's server is, as it was first found; None for a teacher that is none."""
     before = _known(folder)
-    found = teachers.probed(plan, asked, before)
+    found = teachers.probed(plan, asked, before, watch)
     if found is not None and before is None:
         files.write_json(folder / "server.json", found)
     return found
@@ -258,22 +274,3 @@ def _right(folder: Path, plan: Recipe, asked: Sequence[Question]) -> dict[str, i
             if question and answers.grade(chain.text, question.gold, question.task, chain.stop).grade == "right":
                 right[question.id] = right.get(question.id, 0) + 1
     return right
-
-
-def _spent(bills: Iterable[Path]) -> dict[str, float]:
-    """What earlier processes spent, added up."""
-    total: dict[str, float] = {}
-    for path in sorted(bills):
-        for row in files.whole_rows(path):
-            for name, value in row.items():
-                total[name] = total.get(name, 0) + value
-    return total
-
-
-def _pay(bills: files.Appender | None, watch: Watch, paid: Mapping[str, float]) -> dict[str, float]:
-    """Write down what was spent since the last call, and return all that this process has spent."""
-    now = watch.spent()
-    more = {name: round(value - paid.get(name, 0), 9) for name, value in now.items()}
-    if bills is not None and any(more.values()):
-        bills.append([more])
-    return now

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from potstill.errors import UserError
 from potstill.files.segments import WHOLE, Shard
 from potstill.records import Chain, Question
 from potstill.teachers.watch import Watch
@@ -25,13 +26,32 @@ VERSION: Final = 2
 Key = tuple[str, str, int]
 
 
-def probed(plan: Recipe, questions: Sequence[Question], before: Mapping[str, Any] | None = None) -> Any:
-    """What a server was found to be, as plain JSON; None for a teacher that is none. `before`: what it was at first."""
+def probed(
+    plan: Recipe, questions: Sequence[Question], before: Mapping[str, Any] | None = None, watch: Watch | None = None
+) -> Any:
+    """What a server was found to be, as plain JSON; None for a teacher that is none. `before`: what it was at first;
+    `watch` counts what it costs to find out."""
     if plan.teacher.kind != "openai":
         return None
     from potstill.teachers import openai
 
-    return openai.probed(plan, questions, before)
+    return openai.probed(plan, questions, before, watch)
+
+
+def exhausted(
+    plan: Recipe,
+    questions: Sequence[Question],
+    watch: Watch,
+    done: Container[Key],
+    right: Mapping[str, int],
+    shard: Shard = WHOLE,
+) -> UserError | None:
+    """What to say where the recipe's ceilings leave nothing for another request; None where they do."""
+    if plan.teacher.kind != "openai":
+        return None
+    from potstill.teachers import openai
+
+    return openai.exhausted(plan, questions, _source(plan), watch, done, right, shard)
 
 
 def complete(

@@ -8,13 +8,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 
 @dataclass(slots=True)
 class Watch:
-    """Counts of this process; `before` holds what earlier ones spent on the same run.
+    """Counts of this process; `before` holds what earlier ones spent on the same run, and `settled` what was spent
+    before the ceilings were shared among the shards of a run. `risk` is told when more is under way (tokens, money)
+    than ever before, before it is sent.
 
     prompt_tokens, completion_tokens   as the server counts them, also of answers that could not be used
     money      by the recipe's prices; 0 without them
@@ -34,6 +37,8 @@ class Watch:
     faults: dict[str, int] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     before: dict[str, float] = field(default_factory=dict)
+    settled: dict[str, float] = field(default_factory=dict)
+    risk: Callable[[float, float], None] = field(default=lambda tokens, money: None, repr=False)
 
     def fault(self, said: str) -> None:
         """Count an answer that did not give what was asked, by what was wrong with it."""
@@ -63,6 +68,6 @@ class Watch:
         return {name: getattr(self, name) for name in names}
 
     def as_json(self) -> dict[str, Any]:
-        row = asdict(self)
-        del row["before"]
+        names = [each.name for each in fields(self) if each.name not in ("before", "settled", "risk")]
+        row = {name: getattr(self, name) for name in names}
         return row | {"seconds": round(self.seconds, 3), "money": round(self.money, 6)}

@@ -17,6 +17,7 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -29,7 +30,7 @@ from potstill.teachers.openai import batches, scoring
 from potstill.teachers.openai import budget as budgets
 from potstill.teachers.openai import probe as probes
 from potstill.teachers.openai.asking import Manner, Settings, asks
-from potstill.teachers.openai.client import Client
+from potstill.teachers.openai.client import Answer, Client
 from potstill.teachers.openai.reading import Piece, Reader
 from potstill.teachers.openai.sampling import Sampler
 from potstill.teachers.watch import Watch
@@ -84,13 +85,16 @@ def settings(plan: Recipe, source: str, model: str | None = None) -> Settings:
     )
 
 
-def probed(plan: Recipe, questions: Sequence[Question], before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def probed(
+    plan: Recipe, questions: Sequence[Question], before: Mapping[str, Any] | None = None, watch: Watch | None = None
+) -> dict[str, Any]:
     """How the recipe's server wants to be asked and what it gives, as plain JSON; said in one line.
 
     before  what an earlier process of the same run found: it is kept, and a server that is another now is refused
+    watch   counts what the probe spends
     """
     asked = settings(plan, "probe")
-    found = _found(plan, asked, questions[0])
+    found = _found(plan, asked, questions[0], watch or Watch())
     row = dataclasses.asdict(found)
     row = {name: list(value) if isinstance(value, tuple) else value for name, value in row.items()}
     if before is not None:
@@ -100,20 +104,27 @@ def probed(plan: Recipe, questions: Sequence[Question], before: Mapping[str, Any
                 "the server is not the one that this run began with",
                 where=asked.urls[0],
                 found="; ".join(changed),
-                do="start the old one again, or begin anew with --redo sample",
+                do="start the old one again, or give the recipe another name: the chains of this run stay as they are",
             )
         return dict(before)
     progress.say(f"teacher   {probes.told(asked, found)}", "dim")
     return row
 
 
-def _found(plan: Recipe, asked: Settings, question: Question) -> Manner:
+def _found(plan: Recipe, asked: Settings, question: Question, watch: Watch) -> Manner:
     reader = Reader("probe", "unknown", _pieces(plan), stops=bool(asked.stop), learn=asked.learn)
+    prompt = local.asked(plan)(question)
+
+    def heard(request: dict[str, Any], answer: Answer) -> None:
+        watch.requests += 1
+        most = dataclasses.replace(asked, max_tokens=request.get("max_tokens", probes.LENGTH))
+        budgets.Budget(most, watch).settle((0.0, 0.0), prompt, request.get("n", 1), answer)
 
     async def ask() -> Manner:
         client = Client(asked)
+        client.heard = heard
         try:
-            return await probes.probe(client, asked, local.asked(plan)(question), reader)
+            return await probes.probe(client, asked, prompt, reader)
         finally:
             await client.close()
 
@@ -137,7 +148,7 @@ def planned(
     right   question -> right chains that are stored, where the recipe stops at enough of them
     shard   which of the questions; its ceilings are its part of the recipe's, so that all together do not pass them
     """
-    asked = _part(settings(plan, source), shard)
+    asked = _part(settings(plan, source), shard, watch.settled)
     questions = shard.of(questions)
     manner = _manner(server)
     reader = _reader(plan, asked, manner)
@@ -152,6 +163,24 @@ def complete(
     return next(asks(asked, asked.samples, questions, local.asked(plan), done, right), None) is None
 
 
+def exhausted(
+    plan: Recipe,
+    questions: Sequence[Question],
+    source: str,
+    watch: Watch,
+    done: Container[Key],
+    right: Mapping[str, int],
+    shard: Shard = WHOLE,
+) -> UserError | None:
+    """What to say where the ceilings do not allow another request, nor the probe: told without asking the server."""
+    asked = _part(settings(plan, source), shard, watch.settled)
+    first = next(asks(asked, asked.per_request, shard.of(questions), local.asked(plan), done, right), None)
+    ceiling = budgets.Budget(asked, watch)
+    if first is None or ceiling.allows(first.prompt, len(first.indices), probes.TIMES, probes.LENGTH):
+        return None
+    return ceiling.reached()
+
+
 def batch(
     plan: Recipe, questions: Sequence[Question], source: str, server: Mapping[str, Any], made_from: Any
 ) -> batches.Batch:
@@ -161,12 +190,14 @@ def batch(
     return batches.Batch(tag, asked, manner, _reader(plan, asked, manner), questions, local.asked(plan))
 
 
-def _part(asked: Settings, shard: Shard) -> Settings:
+def _part(asked: Settings, shard: Shard, settled: Mapping[str, float] = MappingProxyType({})) -> Settings:
+    """The settings of a shard: its part of what the ceilings leave of what was `settled` before."""
     tokens, money = asked.most_tokens, asked.most_money
+    before = int(settled.get("prompt_tokens", 0) + settled.get("completion_tokens", 0))
     return dataclasses.replace(
         asked,
-        most_tokens=None if tokens is None else tokens // shard.count,
-        most_money=None if money is None else money / shard.count,
+        most_tokens=None if tokens is None else max(0, tokens - before) // shard.count,
+        most_money=None if money is None else max(0.0, money - settled.get("money", 0.0)) / shard.count,
     )
 
 
@@ -243,7 +274,7 @@ def rescored(
     scored behind the question as the recipe's teacher would be asked it."""
     asked, prompt_of = settings(plan, "scored", model), local.asked(plan)
     by_id = {question.id: question for question in questions}
-    manner, sizes = _found(plan, asked, questions[0]), deque[int]()
+    manner, sizes = _found(plan, asked, questions[0], Watch()), deque[int]()
     reader = Reader("scored", "raw", _pieces(plan), frozenset(manner.ends))
 
     def rows() -> Iterator[tuple[str, Chain]]:
@@ -282,4 +313,4 @@ def _pieces(plan: Recipe) -> Callable[[int, int], Piece] | None:
     return opened.candidate
 
 
-__all__ = ["batch", "complete", "drawn", "expected", "planned", "probed", "rescored", "scored", "settings"]
+__all__ = ["batch", "complete", "drawn", "exhausted", "expected", "planned", "probed", "rescored", "scored", "settings"]

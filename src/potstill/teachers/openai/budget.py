@@ -10,6 +10,7 @@ Before a request is sent the most that it can cost is set aside: its prompt, and
 comes back is counted as the server counts it; an answer that broke off may have been billed, so all that was set aside
 for it is spent. The same holds for an answer without a credible count (none, a negative one, two different ones, fewer
 tokens than its texts can have): then the larger of what was set aside and what arrived is spent.
+Requests that are given up when sampling stops are counted as broken off.
 """
 
 from __future__ import annotations
@@ -36,20 +37,35 @@ class Budget:
     def __init__(self, settings: Settings, watch: Watch) -> None:
         self.settings, self.watch = settings, watch
         self.aside_tokens = self.aside_money = 0.0
+        self.most_aside = (0.0, 0.0)  # ever, at the same time
         self.density = 0.0  # the most tokens a byte that a prompt had
         self.longest = settings.max_tokens  # the most tokens a text that a server wrote, if it wrote more than it may
 
     def reserve(self, prompt: Prompt, n: int) -> Aside | None:
         """Set tokens and money aside for n texts; None if they could pass a ceiling."""
         tokens, money = self._most(prompt, n)
-        s = self.settings
-        if s.most_tokens is not None and self.tokens + self.aside_tokens + tokens > s.most_tokens:
-            return None
-        if s.most_money is not None and self.money + self.aside_money + money > s.most_money:
+        if not self._within(tokens, money):
             return None
         self.aside_tokens += tokens
         self.aside_money += money
+        if self.aside_tokens > self.most_aside[0] or self.aside_money > self.most_aside[1]:
+            self.most_aside = max(self.aside_tokens, self.most_aside[0]), max(self.aside_money, self.most_aside[1])
+            self.watch.risk(*self.most_aside)
         return tokens, money
+
+    def allows(self, prompt: Prompt, n: int, times: int, length: int) -> bool:
+        """Whether a request for n texts is within the ceilings, and so many small ones of two texts."""
+        size = _size(prompt) * SPARSE * times
+        small = size + 2 * times * length
+        return self._within(*self._most(prompt, n)) and self._within(
+            small, cost(self.settings, size, 2 * times * length)
+        )
+
+    def _within(self, tokens: float, money: float) -> bool:
+        s = self.settings
+        if s.most_tokens is not None and self.tokens + self.aside_tokens + tokens > s.most_tokens:
+            return False
+        return s.most_money is None or self.money + self.aside_money + money <= s.most_money
 
     def settle(self, aside: Aside, prompt: Prompt, n: int, answer: Answer) -> None:
         """Give back what was set aside for n texts and count what was spent."""
@@ -92,12 +108,12 @@ class Budget:
         """What to say when nothing more can be asked."""
         s = self.settings
         key, found, ceiling = "tokens", self.tokens, s.most_tokens
-        if ceiling is None or (s.most_money is not None and self.money / s.most_money > self.tokens / ceiling):
+        if ceiling is None or (s.most_money is not None and self.money * ceiling >= self.tokens * s.most_money):
             key, found, ceiling = "money", round(self.money, 4), s.most_money
         return UserError(
             "the budget is spent: one more request could pass it",
             where=f"teacher.budget.{key}",
-            found=f"{found:g} of {ceiling:g}",
+            found=f"{found:g} of {ceiling:g}" + (", this shard's part" if self.watch.settled else ""),
             do="raise it, or set teacher.budget.spent to seal to go on with what is stored; run the same command again",
         )
 

@@ -11,6 +11,7 @@ import datetime
 import os
 import socket
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Final
@@ -93,10 +94,14 @@ class Client:
             for url in settings.urls
         }
         self._addresses: dict[str, httpx2.URL] = {}
+        self.heard: Callable[[dict[str, Any], Answer], None] | None = None  # is told of what `ask` brings
 
     async def ask(self, url: str, request: dict[str, Any], path: str | None = None) -> Answer:
         """Send a request and say what came of it. Raises nothing that a server can cause."""
-        return self.read(await self.post(url, request, path))
+        answer = self.read(await self.post(url, request, path))
+        if self.heard is not None:
+            self.heard(request, answer)
+        return answer
 
     async def post(self, url: str, request: dict[str, Any], path: str | None = None) -> Answer:
         """As `ask`, but an answer that has arrived is not yet read."""

@@ -25,6 +25,7 @@ from potstill.teachers.openai.taking import repeats
 LENGTH = 24  # tokens that a probe may write
 FURTHER = ("top_k", "min_p", "repetition_penalty", "repeat_penalty")  # what only some servers know
 COMMON = ("presence_penalty", "frequency_penalty", "top_p", "seed", "n")
+TIMES = 4  # requests of a probe that a server answers: one of two texts, one each at two temperatures, one to spare
 
 
 async def probe(client: Client, settings: Settings, prompt: Prompt, reader: Reader) -> Manner:

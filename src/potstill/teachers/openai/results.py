@@ -52,27 +52,34 @@ def read(
     done: Container[tuple[str, str, int]],
     right: dict[str, int],
     before: Before,
+    counted: set[str],
     budget: Budget,
     watch: Watch,
-) -> Iterator[tuple[list[Chain], list[dict[str, Any]]]]:
-    """Of each result the chains that are not stored, and what to remember of it if it lacks some (see `Before`).
+) -> Iterator[tuple[list[Chain], list[dict[str, Any]], list[str]]]:
+    """Of each result the chains that are not stored, what to remember of it if it lacks some (see `Before`), and its
+    id if it is one that was paid and not counted yet.
 
+    counted  ids of results that the ledger has; those that are found now join them
     Raises UserError, naming file and line, for a line that is no result of a request of this run; and where so many
     questions were refused that it is not for the questions.
     """
     refused: list[dict[str, Any]] = []
+    counted |= before.names
     seen = 0
     for seen, (result, name, ask) in enumerate(_asked(batch, paths), 1):  # noqa: B007 - how many there were
+        answer = _answer(result)
+        billed = _billed(answer, name, counted)
+        if billed:
+            watch.requests += 1
+            budget.settle((0.0, 0.0), ask.prompt, len(ask.indices), answer)
         if all((ask.question.id, batch.settings.source, index) in done for index in ask.indices):
+            if billed:
+                yield [], [], billed
             continue
-        answer, known = _answer(result), name in before.names
         chains, left, said = [], ask.indices, answer.said
         if answer.body is not None:
             found, left, said = taken(answer.body, ask, batch.settings, batch.manner, batch.reader)
             chains = [chain for chain in found if chain.key not in done]
-        if chains or not (known or answer.outcome == "busy"):  # a busy service has not seen the request
-            watch.requests += 1
-            budget.settle((0.0, 0.0), ask.prompt, len(ask.indices), answer)
         for chain in chains:
             count(chain, ask.question, watch, right)
         rows = []
@@ -84,17 +91,25 @@ def read(
                 refused.append(row)
             elif answer.outcome != "busy" and before.add(row):
                 rows.append(row)
-        if chains or rows:
-            yield chains, rows
+        if chains or rows or billed:
+            yield chains, rows, billed
     if len(watch.refused) > max(REFUSED, seen // 20):
         question, said = next(iter(watch.refused.items()))
         raise UserError(
             f"the service refused {len(watch.refused)} questions; every chain that came is stored",
             where=question,
             found=said,
-            do="mend what it names: with --redo sample where it is a key of the recipe",
+            do="fix what it names; where that is a key of the recipe, in a recipe of another name",
         )
-    yield [], [row for row in refused if before.add(row)]
+    yield [], [row for row in refused if before.add(row)], []
+
+
+def _billed(answer: Answer, name: str, counted: set[str]) -> list[str]:
+    """The id of a result that is to be counted now: one that a model has seen, the first time that it is read."""
+    if answer.outcome == "busy" or name in counted:
+        return []
+    counted.add(name)
+    return [name]
 
 
 def _asked(batch: Batch, paths: Iterable[Path]) -> Iterator[tuple[Result, str, Ask]]:
@@ -122,7 +137,7 @@ def _line(batch: Batch, line: bytes, where: str) -> tuple[Result, str, Ask]:
             "a result of another run",
             where=where,
             found=f"custom_id {result.custom_id[:80]}, where those of this run begin with {batch.tag}",
-            do="name the run whose requests these were; after --redo sample older results are of no use",
+            do="name the run whose requests these were: with other values in its recipe they would be other requests",
         )
     if result.response is None and bytes(result.error) == b"null":
         raise UserError(

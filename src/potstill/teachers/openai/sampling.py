@@ -143,12 +143,17 @@ class Sampler:
         return None
 
     async def _one(self, gate: Gate, ask: Ask, aside: Aside, began: float) -> None:
-        answer = await self.client.post(gate.url, request(self.settings, self.manner, ask))
-        gate.done(began)
-        if answer.data is not None:  # the next request is on its way before this answer is read
-            self.fill()
-            await asyncio.sleep(0)
-            answer = self.client.read(answer)
+        try:
+            answer = await self.client.post(gate.url, request(self.settings, self.manner, ask))
+            gate.done(began)
+            if answer.data is not None:  # the next request is on its way before this answer is read
+                self.fill()
+                await asyncio.sleep(0)
+                answer = self.client.read(answer)
+        except asyncio.CancelledError:  # the server may go on writing, and bill it
+            self.watch.requests += 1
+            self.budget.settle(aside, ask.prompt, len(ask.indices), Answer("again", charged=True))
+            raise
         now = time.monotonic()
         self.watch.requests += 1
         self.budget.settle(aside, ask.prompt, len(ask.indices), answer)

@@ -1,0 +1,256 @@
+"""What a paid teacher costs, and what is kept of it: a stub that counts what it writes, and the run's ledger beside it.
+
+Prices are one unit of money a token, so a ledger that is exact holds as much money as the server has written tokens.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import stub
+import tiny
+from potstill import run
+from potstill.errors import UserError
+from potstill.files import ledger, reading, segments, tables
+from potstill.files.segments import Shard
+
+PRICES = "teacher.budget.prices={prompt: 1e6, completion: 1e6}"
+ASKED, SAMPLES = 4, 4  # training questions of the tiny world, chains of each
+WORST = 4 * 64 + 100  # tokens that a request sets aside: four texts, and a prompt that is guessed
+
+
+def changes(url: str, *more: str) -> list[str]:
+    return [
+        "teacher.kind=openai", "teacher.model=m", f"teacher.samples={SAMPLES}", "teacher.max_tokens=64",
+        f"teacher.server.urls=['{url}']", PRICES, *more,
+    ]  # fmt: skip
+
+
+def tokens(at: Path) -> float:
+    spent = ledger.total(at)
+    assert spent["money"] == spent["prompt_tokens"] + spent["completion_tokens"]
+    return spent["money"]
+
+
+def sample(world: Path, at: Path, url: str, *more: str, redo: str | None = None, yes: run.Consent = False) -> Path:
+    return run.run(tiny.recipe(world, *changes(url, *more)), folder=at, redo=redo, until="sample", yes=yes)
+
+
+def test_a_redo_forgets_nothing_of_what_was_paid(world: Path, tmp_path: Path) -> None:
+    """Five rounds under one ceiling: it is reached in one of them, and all together do not pass it."""
+    at, most, stopped = tmp_path / "run", 1600, 0
+    with stub.running() as server:
+        for number in range(5):
+            redo = "sample" if (at / "sample").exists() else None
+            try:
+                sample(world, at, server.url, f"teacher.budget.money={most}", redo=redo, yes=True)
+            except UserError as fault:
+                stopped += 1
+                assert "the budget is spent" in fault.what and f"of {most}" in fault.found
+            assert tokens(at) == server.written <= most, number
+    assert 0 < stopped < 5 and server.written > most - WORST
+
+
+@pytest.mark.parametrize("stage", ["sample", "collect"])
+def test_paid_chains_go_only_where_somebody_says_yes(world: Path, tmp_path: Path, stage: str) -> None:
+    at, asked = tmp_path / "run", list[str]()
+    with stub.running() as server:
+        sample(world, at, server.url)
+        before, paid = tiny.contents(at), tokens(at)
+        for yes in (False, lambda lost: asked.append(lost) is not None):
+            with pytest.raises(UserError) as caught:
+                sample(world, at, server.url, redo=stage, yes=yes)
+            assert f"{ASKED * SAMPLES} chains; recorded for this run so far: " in caught.value.found
+            assert f"{paid:.0f} tokens" in caught.value.found and f"{paid:.4f} in money" in caught.value.found
+            assert "--yes" in caught.value.do and tiny.contents(at) == before
+        assert len(asked) == 1 and asked[0].startswith(f"--redo {stage} removes {ASKED * SAMPLES} chains")
+        sample(world, at, server.url, redo=stage, yes=lambda lost: True)
+        assert tokens(at) == server.written > 1.5 * paid
+
+
+def test_chains_that_are_still_being_sampled_are_paid_for_too(world: Path, tmp_path: Path) -> None:
+    at = tmp_path / "run"
+    with stub.running() as server:
+        with pytest.raises(UserError, match="the budget is spent"):
+            sample(world, at, server.url, f"teacher.budget.money={2 * WORST}", "teacher.server.per_request=1")
+        stored = len(segments.keys(segments.paths(at / "sample")))
+        with pytest.raises(UserError, match=f"{stored} chains; recorded"):
+            sample(world, at, server.url, redo="sample")
+    assert stored > 0
+
+
+def test_what_cost_nothing_is_redone_at_once(world: Path, tmp_path: Path) -> None:
+    at = tiny.make(world, tmp_path / "run", until="sample")
+    before = tiny.contents(at)
+    run.run(tiny.recipe(world), folder=at, redo="sample", until="sample")
+    assert tiny.contents(at) == before
+    with stub.running() as server:
+        bought = sample(world, tmp_path / "bought", server.url)
+        run.run(tiny.recipe(world, *changes(server.url)), folder=bought, redo="filter", until="filter")
+        assert tokens(bought) == server.written
+
+
+def test_the_command_asks_for_yes(world: Path, tmp_path: Path) -> None:
+    """A script has no terminal: it is refused with exit code 2, and everything is kept."""
+    with stub.running() as server:
+        settings = [argument for change in changes(server.url) for argument in ("--set", change)]
+        (tmp_path / "recipe.yaml").write_text(tiny.RECIPE + f"data: {world}\n")
+        sample(world, tmp_path / "runs" / "tiny", server.url)
+        command = [sys.executable, "-m", "potstill", "run", "recipe.yaml", *settings, "--redo", "collect"]
+        told = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120
+        )
+    assert told.returncode == 2 and "--yes" in told.stderr and "16 chains" in told.stderr and told.stdout == ""
+    assert (tmp_path / "runs" / "tiny" / "sample" / "chains.parquet").exists()
+
+
+def test_a_ceiling_follows_a_run_that_is_copied_or_renamed(world: Path, tmp_path: Path) -> None:
+    at, most = tmp_path / "run", f"teacher.budget.money={2 * WORST}"
+    with stub.running() as server:
+        with pytest.raises(UserError, match="the budget is spent"):
+            sample(world, at, server.url, most)
+        paid, seen = tokens(at), len(server.seen)
+        copied = Path(shutil.copytree(at, tmp_path / "copied"))
+        renamed = at.rename(tmp_path / "renamed")
+        shutil.rmtree(copied / "sample")  # by hand: what was paid was paid
+        for each in (copied, renamed):
+            with pytest.raises(UserError, match="the budget is spent"):
+                sample(world, each, server.url, most)
+            assert tokens(each) == paid
+        assert len(server.seen) == seen, "not even a probe is sent where it could not be paid"
+
+
+def test_shards_of_any_division_stay_together_below_the_ceiling(world: Path, tmp_path: Path) -> None:
+    """Shards one after the other, divided otherwise, a run without, and again: the order changes nothing."""
+    at, most = tmp_path / "run", 900
+    with stub.running() as server:
+        recipe = tiny.recipe(
+            world, *changes(server.url, f"teacher.budget.money={most}", "teacher.server.per_request=1")
+        )
+        rounds: list[Callable[[], object]] = [
+            *(lambda n=n: run.shard(recipe, Shard(n, 2), folder=at) for n in (1, 2, 1)),
+            *(lambda n=n: run.shard(recipe, Shard(n, 4), folder=at) for n in (3, 1, 2)),
+            lambda: run.run(recipe, at, until="sample"),
+            *(lambda n=n: run.shard(recipe, Shard(n, 2), folder=at) for n in (2, 1)),
+        ]
+        for each in rounds:
+            try:
+                each()
+            except UserError as fault:
+                assert "the budget is spent" in fault.what
+            assert tokens(at) == server.written <= most
+    assert server.written > most - WORST
+
+
+def test_shards_that_run_beside_each_other_have_even_parts(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        ledger.share(tmp_path, Shard(number, 3))
+        with ledger.Bill(ledger.path(tmp_path, Shard(number, 3))) as bill:
+            bill.pay({"completion_tokens": 10 * number, "money": 1.0})
+    for number in (1, 2, 3):  # begun again: the division is the same one
+        ledger.share(tmp_path, Shard(number, 3))
+        settled, own = ledger.seen_by(tmp_path, Shard(number, 3))
+        assert settled["completion_tokens"] == 0 and own["completion_tokens"] == 10 * number
+    with ledger.Bill(ledger.path(tmp_path)) as bill:
+        bill.pay({"completion_tokens": 5.0})
+    ledger.share(tmp_path, Shard(2, 3))
+    settled, own = ledger.seen_by(tmp_path, Shard(2, 3))
+    assert settled["completion_tokens"] == 65 and own["completion_tokens"] == 0, "what is left is shared anew"
+
+
+def test_a_second_division_waits_for_the_first(tmp_path: Path) -> None:
+    from potstill.files import run_folder
+
+    with run_folder.shard_locked(tmp_path, 1, 2):
+        ledger.share(tmp_path, Shard(2, 2))
+        with pytest.raises(UserError, match="shards of another division"):
+            ledger.share(tmp_path, Shard(1, 4))
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_what_was_under_way_is_counted_when_sampling_stops(world: Path, tmp_path: Path, how: signal.Signals) -> None:
+    """Interrupted or killed while requests are under way: the server writes them to their end and bills them."""
+    at = tmp_path / "runs" / "tiny"
+    (tmp_path / "recipe.yaml").write_text(tiny.RECIPE + f"data: {world}\n")
+    with stub.running(latency=1.0) as server:
+        own = changes(server.url, "teacher.server.per_request=1", "teacher.server.concurrency=6")
+        settings = [argument for change in own for argument in ("--set", change)]
+        command = [sys.executable, "-m", "potstill", "run", "recipe.yaml", *settings]
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while not any(path.stat().st_size for path in segments.paths(at / "sample")) and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(0.3)
+        os.kill(process.pid, how)
+        process.wait(60)
+        time.sleep(1.5)
+        stored = len(segments.keys(segments.paths(at / "sample")))
+        assert 0 < stored < ASKED * SAMPLES
+        paid = tokens(at)
+        assert server.written < paid <= server.written + 6 * (64 + 100), "each at the most that it could cost"
+        server.latency = 0.0
+        sample(world, at, server.url, "teacher.server.per_request=1")
+        assert server.written < tokens(at) <= server.written + 6 * (64 + 100)
+    assert tables.rows(at / "sample" / "chains.parquet") == ASKED * SAMPLES
+    last = list(reading.whole_rows(ledger.path(at)))[-1]
+    assert "open" not in last
+
+
+def test_a_run_of_an_older_version_keeps_its_ledger(world: Path, tmp_path: Path) -> None:
+    """Bills used to lie in the stage's folder: they are counted, and a redo moves them out of its way."""
+    at = tmp_path / "run"
+    with stub.running() as server:
+        sample(world, at, server.url)
+        paid = tokens(at)
+        (at / "spent-0000.jsonl").rename(at / "sample" / "spent-0000.jsonl")
+        assert tokens(at) == paid
+        sample(world, at, server.url, redo="sample", yes=True)
+        assert tokens(at) == server.written and not list((at / "sample").glob("spent-*"))
+
+
+def test_results_of_a_batch_are_counted_once_whatever_becomes_of_the_chains(world: Path, tmp_path: Path) -> None:
+    from test_batches import served
+
+    at = tmp_path / "run"
+    with stub.running() as server:
+        recipe = tiny.recipe(world, *changes(server.url))
+        run.batch(recipe, out=tmp_path / "out", folder=at)
+        asked = [row for path in (tmp_path / "out").glob("*") for _, row in reading.read_jsonl(path)]
+        (tmp_path / "results.jsonl").write_bytes(b"".join(served(server, asked)))
+        paid = server.written
+        run.batch(recipe, [tmp_path / "results.jsonl"], folder=at)
+        assert tokens(at) == paid
+        redone = run.run(recipe, at, redo="sample", until="collect", yes=True)
+        run.batch(recipe, out=tmp_path / "again", folder=redone)  # asks the server how it wants to be asked
+        probe = server.written - paid
+        run.batch(recipe, [tmp_path / "results.jsonl"], folder=at)
+        assert tokens(at) == paid + probe and tables.rows(at / "sample" / "chains.parquet") == ASKED * SAMPLES
+
+
+def test_what_a_batch_brings_too_late_was_paid_all_the_same(world: Path, tmp_path: Path) -> None:
+    """All but one of the chains came from the server meanwhile: the results are in the ledger, and nothing is stored
+    twice."""
+    from test_batches import served
+
+    at = tmp_path / "run"
+    with stub.running() as server:
+        recipe = tiny.recipe(world, *changes(server.url, "teacher.server.per_request=1"))
+        run.batch(recipe, out=tmp_path / "out", folder=at)
+        asked = [row for path in (tmp_path / "out").glob("*") for _, row in reading.read_jsonl(path)]
+        lines = served(server, asked)
+        (tmp_path / "results.jsonl").write_bytes(b"".join(lines))
+        with pytest.raises(UserError, match="the budget is spent"):
+            sample(world, at, server.url, "teacher.server.per_request=1", f"teacher.budget.money={tokens(at) + 500}")
+        stored = len(segments.keys(segments.paths(at / "sample")))
+        paid = tokens(at)
+        run.batch(recipe, [tmp_path / "results.jsonl"], folder=at)
+        assert 0 < stored < ASKED * SAMPLES and paid < tokens(at) == server.written
+    assert tables.rows(at / "sample" / "chains.parquet") == ASKED * SAMPLES
