@@ -254,3 +254,83 @@ def test_what_a_batch_brings_too_late_was_paid_all_the_same(world: Path, tmp_pat
         run.batch(recipe, [tmp_path / "results.jsonl"], folder=at)
         assert 0 < stored < ASKED * SAMPLES and paid < tokens(at) == server.written
     assert tables.rows(at / "sample" / "chains.parquet") == ASKED * SAMPLES
+
+
+def test_chains_can_be_looked_at_while_they_are_sampled(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from potstill.cli import show
+
+    at = tmp_path / "run"
+    with stub.running() as server:
+        with pytest.raises(UserError, match="the budget is spent"):
+            sample(world, at, server.url, f"teacher.budget.money={2 * WORST}", "teacher.server.per_request=1")
+        with segments.paths(at / "sample")[0].open("ab") as torn:
+            torn.write(b'{"question": "sums/')
+        before = tiny.contents(at)
+        show.overview(at)
+        key = "".join(capsys.readouterr().out.partition("--chain ")[2].partition(",")[0].split())
+        show.chain(at, key)
+        told = capsys.readouterr().out
+        assert "gold: " in told and "The answer is" in told
+        with pytest.raises(UserError, match="no such chain"):
+            show.chain(at, "sums/none#0")
+        with pytest.raises(UserError, match=r"(not aligned yet|was not kept)"):
+            show.target(at, key)
+        show.status(at)
+        told = capsys.readouterr().out
+        assert f'"chains": {len(segments.keys(segments.paths(at / "sample")))}' in told and "in money" in told
+        assert tiny.contents(at) == before
+    empty = tiny.make(world, tmp_path / "empty", *changes("http://127.0.0.1:9/v1"), until="collect")
+    with pytest.raises(UserError, match="no chain is stored yet"):
+        show.chain(empty, key)
+
+
+DAMAGES = (
+    ("sample/chains.parquet", b""),
+    ("sample/chains.parquet", None),
+    ("sample/manifest.json", b"{"),
+    ("sample/manifest.json", b'{"format": 1}'),
+    ("sample/begun.json", b"[]"),
+    ("sample/server.json", b"{"),
+    ("sample/server.json", None),
+    ("collect/sums.train.jsonl", b"{\n"),
+    ("collect/sums.train.jsonl", None),
+    ("collect/manifest.json", b"{"),
+)
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGES)
+def test_no_message_about_a_damaged_run_advises_to_remove_its_chains(
+    world: Path, tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    from potstill.cli import show
+
+    at = tmp_path / "run"
+    with stub.running() as server:
+        sample(world, at, server.url)
+        if content is None:
+            (at / name).unlink()
+        else:
+            (at / name).write_bytes(content)
+        told = []
+        for call in (
+            lambda: sample(world, at, server.url),
+            lambda: sample(world, at, server.url, "teacher.temperature=0.1"),
+            lambda: show.chain(at, "sums/0#0"),
+            lambda: list(show.exported(at, "messages")),
+        ):
+            try:
+                call()
+            except UserError as fault:
+                told.append(fault)
+                assert not set(fault.do.split()) & {"redo", "--redo", "remove", "delete"}, str(fault)
+        assert told
+
+
+def test_no_message_of_the_program_advises_a_redo_of_what_holds_chains() -> None:
+    source = Path(run.__file__).parent
+    for path in source.rglob("*.py"):
+        text = path.read_text("utf-8")
+        for advice in ("--redo sample", "--redo collect", "redo the stage", "redo its stage"):
+            assert advice not in text, path

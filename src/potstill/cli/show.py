@@ -223,6 +223,9 @@ def _rows(table: Table, name: str, cells: list[tuple[story.Line, story.Cell]]) -
 def exported(folder: Path, form: str) -> Iterator[bytes]:
     """The kept chains, one line of JSON each: chat rows for other trainers, or whole chain records."""
     plan = recipe_of(folder)
+    if manifest.finished(folder / "filter") is None:
+        do = f"run `potstill filter {folder}` first; `potstill show {folder}` shows chains before that"
+        raise UserError("the chains have no verdicts yet", where=folder, do=do)
     asked = {q.id: q for q in collected.questions(folder, plan.questions.train, "train")}
     for found, verdict in tables.judged(folder / "sample" / "chains.parquet", folder / "filter" / "verdicts.parquet"):
         if verdict.kept:

@@ -24,7 +24,7 @@ from potstill.errors import UserError
 from potstill.files import disk, reading, run_folder
 from potstill.files.segments import WHOLE, Shard
 
-FIELDS: Final = ("requests", "prompt_tokens", "completion_tokens", "money")
+FIELDS: Final[tuple[str, ...]] = ("requests", "prompt_tokens", "completion_tokens", "money")
 SHARES: Final = "spent.json"  # how the ceilings are shared among shards: what was spent when they began
 
 

@@ -61,8 +61,8 @@ def sources(path: Path) -> dict[str, Semantics]:
 
 
 def stored(folder: Path, questions: Collection[str] | None = None) -> Iterator[Chain]:
-    """The chains that a folder of the stage `sample` holds: of its table, or while they are being sampled of the segments
-    that processes are writing, in the order in which they came. Nothing where there is neither.
+    """The chains that a folder of the stage `sample` holds: of its table, or while they are being sampled of the
+    segments that processes are writing, in the order in which they came. Nothing where there is neither.
 
     questions  only chains of these, and maybe of others in the same row groups
     """

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +107,9 @@ def gather(run: Path, plan: Recipe, shard: Shard = WHOLE) -> int:
         tick = opened.enter_context(progress.bar("sample" if shard == WHOLE else title, total, "chains", done=own))
         told = {"server": server, "watch": watch, "right": right, "shard": shard}
         chains = teachers.chains(plan, asked, done, known=collected.others(run), **told)
-        # Closed before the bill is: what is given up then may have been billed.
-        for batch in opened.enter_context(contextlib.closing(chains)):
+        if isinstance(chains, Generator):  # closed before the bill is: what is given up then may have been billed
+            opened.callback(chains.close)
+        for batch in chains:
             new = [chain for chain in batch if done.add(chain.key)]
             segment.append_lines(lines.line(chain) for chain in new)
             tick(len(new), watch.note())
