@@ -11,7 +11,6 @@ Whoever writes or reads holds one row group at a time: however many chains there
 
 from __future__ import annotations
 
-import contextlib
 import io
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -71,10 +70,9 @@ def stored(folder: Path, questions: Collection[str] | None = None) -> Iterator[C
         return
     known = segments.Keys()
     for path in segments.paths(folder):
-        with contextlib.suppress(FileNotFoundError):  # it was sealed meanwhile
-            for chain in reading.records(Chain, path, torn=True):
-                if known.add(chain.key) and (questions is None or chain.question in questions):
-                    yield chain
+        for chain in reading.records(Chain, path, torn=True) if path.exists() else ():  # sealed meanwhile
+            if known.add(chain.key) and (questions is None or chain.question in questions):
+                yield chain
 
 
 def rows(path: Path) -> int:
