@@ -155,10 +155,11 @@ def _of(bill: Path) -> dict[str, float]:
 
 def _rows(bill: Path) -> tuple[dict[str, float], tuple[float, float]]:
     """What the rows of a bill add up to, and what was under way at the last."""
-    spent, under_way = dict.fromkeys(FIELDS, 0.0), (0.0, 0.0)
+    spent, under_way = _sum([]), (0.0, 0.0)
     for row in reading.whole_rows(bill):
         spent = _sum([spent, row])
-        under_way = tuple(row.get("open", (0.0, 0.0)))
+        tokens, money = row.get("open", (0.0, 0.0))
+        under_way = float(tokens), float(money)
     return spent, under_way
 
 
