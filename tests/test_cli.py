@@ -362,7 +362,7 @@ def test_grade_reads_samples_of_lm_evaluation_harness_and_functions_that_are_nam
 @pytest.mark.parametrize(
     "line, message",
     [
-        ('{"text": "x"}', "line 1: gold must be text"),
+        ('{"text": "x"}', "line 1: gold must be an answer\n  found: the fields text"),
         ("{", "line 1: not a whole line"),
         ('{"text": "x", "gold": "x", "task": "function: os:system"}', "line 1: a row cannot name a function to run"),
         ('{"doc": {}, "target": "1", "resps": [[[-1.5, false]]]}', "line 1: a sample without a text"),
@@ -375,6 +375,100 @@ def test_grade_names_the_line_and_writes_nothing(
     path.write_text(line + "\n")
     told = said("grade", path, "--out", out)
     assert told.returncode == 2 and message in told.stderr and not out.exists()
+
+
+ENDED = [
+    ({"stop": "max_tokens"}, "truncated"),
+    ({"finish_reason": "length"}, "truncated"),
+    ({"finish_reason": "MAX_TOKENS"}, "truncated"),
+    ({"stop_reason": "max_tokens"}, "truncated"),
+    ({"finishReason": "MAX_TOKENS"}, "truncated"),
+    ({"done_reason": "length"}, "truncated"),
+    ({"stop_type": "limit", "stop": True}, "truncated"),
+    ({"truncated": True}, "truncated"),
+    ({"finish_reason": "content_filter"}, "truncated"),
+    ({"stop": "end", "finish_reason": "length"}, "truncated"),
+    ({"stop": ["Q:"], "finish_reason": "length"}, "truncated"),
+    ({"finish_reason": "stop", "stop_reason": "Q:"}, "right"),
+    ({"stop_reason": "end_turn"}, "right"),
+    ({"finish_reason": "STOP"}, "right"),
+    ({"finish_reason": None, "stop": ""}, "right"),
+    ({"stop": "cut"}, "right"),
+]
+
+
+def graded(tmp_path: Path, *rows: dict[str, object], task: str | None = None) -> list[dict[str, object]]:
+    from potstill.cli import grading
+
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    grading.grade_file(path, out, task)
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("ended, verdict", ENDED)
+def test_grade_reads_how_a_text_ended(tmp_path: Path, ended: dict[str, object], verdict: str) -> None:
+    """Without a marked answer a text that was cut off is truncated, whatever number it holds."""
+    assert [row["verdict"] for row in graded(tmp_path, {"text": "He has 18", "gold": "18", **ended})] == [verdict]
+
+
+def test_grade_refuses_an_end_that_nobody_knows(tmp_path: Path) -> None:
+    from potstill.errors import UserError
+
+    for name in ("stop", "finish_reason"):
+        with pytest.raises(UserError, match=f"line 1: {name} is no known way in which a text ends\n  found: 'tired'"):
+            graded(tmp_path, {"text": "He has 18", "gold": "18", name: "tired"})
+    with pytest.raises(UserError, match="line 1: stop must be text"):
+        graded(tmp_path, {"text": "He has 18", "gold": "18", "stop": 3})
+
+
+@pytest.mark.parametrize(
+    "text, gold, verdict",
+    [
+        ("The answer is 18.", 18, "right"),
+        ("The answer is 0.5.", 0.5, "right"),
+        ("The answer is 18.", 18.0, "right"),
+        ("The answer is 17.", 18, "wrong"),
+        ("The answer is yes.", True, "right"),
+        ("The answer is True.", True, "right"),
+        ("The answer is no.", True, "wrong"),
+        ("The answer is false.", False, "right"),
+        ("The answer is 18.", "9 x 2 = 18\n#### 18", "right"),
+        ("The answer is 18.", "so \\boxed{18}", "right"),
+        ("The answer is 18.", ["18"], "right"),
+    ],
+)
+def test_grade_takes_golds_in_the_forms_that_people_have(tmp_path: Path, text: str, gold: object, verdict: str) -> None:
+    [row] = graded(tmp_path, {"text": text, "gold": gold})
+    assert row["verdict"] == verdict and row["gold"] == gold
+
+
+def test_grade_counts_a_document_once_however_many_filters_were_logged(tmp_path: Path, capsys) -> None:
+    def sample(document: int, filter: str, text: str) -> dict[str, object]:
+        return {"doc_id": document, "doc": {"q": document}, "target": "18", "resps": [[text]], "filter": filter}
+
+    filters = ("strict-match", "flexible-extract")
+    rows = [sample(i, name, f"The answer is {18 - i}.") for name in filters for i in range(2)]
+    assert [(row["doc_id"], row["verdict"]) for row in graded(tmp_path, *rows)] == [(0, "right"), (1, "wrong")]
+    told = capsys.readouterr()
+    assert "2 filters (strict-match, flexible-extract)" in told.err + told.out
+    from potstill.errors import UserError
+
+    with pytest.raises(UserError, match="two filters have different responses"):
+        graded(tmp_path, sample(0, "a", "18"), sample(0, "b", "17"))
+    # the same number of a document in two tasks, put into one file, are two documents
+    other = {**sample(0, "strict-match", "18"), "doc": {"q": "another"}}
+    assert len(graded(tmp_path, sample(0, "strict-match", "18"), other)) == 2
+
+
+def test_grade_reads_tables_and_arrays_too(tmp_path: Path) -> None:
+    from potstill.cli import grading
+
+    out = tmp_path / "out.jsonl"
+    for name, text in (("a.csv", "text,gold\nIt is 18.,18\n"), ("a.json", '[{"text": "It is 18.", "gold": 18}]')):
+        (tmp_path / name).write_text(text)
+        grading.grade_file(tmp_path / name, out)
+        assert json.loads(out.read_text())["verdict"] == "right"
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, world: Path) -> None:

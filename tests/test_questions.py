@@ -57,6 +57,15 @@ def test_own_fields_may_have_other_names(tmp_path: Path) -> None:
     assert [(q.text, q.gold, q.split, q.task) for q in loaded[:1]] == [("q 0", "0", "test", "number")]
 
 
+def test_rows_of_gsm8k_as_the_hub_has_them_are_read_as_the_set_is(tmp_path: Path, data: Path) -> None:
+    path = data / "gsm8k" / "test.jsonl"
+    known = [q for q in loaded("gsm8k", data) if q.id.startswith("gsm8k/test/")]
+    for options in ({}, {"task": "number"}, {"fields": {"rationale": "answer"}}):
+        mine = questions.load("mine", file=path, **options)
+        assert [(q.text, q.gold, q.rationale) for q in mine] == [(q.text, q.gold, q.rationale) for q in known]
+        assert {q.task for q in mine} == {"number"}
+
+
 def test_own_file_is_divided_by_digest(tmp_path: Path) -> None:
     rows = [{"question": f"What is {i} + {i}?", "answer": 2 * i} for i in range(200)]
     path = own(tmp_path, *rows, {"question": "WHAT is 7 + 7 ?!", "answer": 14})

@@ -170,9 +170,7 @@ def export(
 
 @app.command()
 def grade(
-    path: Annotated[
-        Path, typer.Argument(metavar="FILE.jsonl", help="Rows with `text`, `gold`, optional `task`, `stop`.")
-    ],
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="Rows with `text`, `gold`, optional `task`, `stop`.")],
     out: Annotated[Path, typer.Option(metavar="GRADED.jsonl", help="Where the graded rows go.", show_default=False)],
     task: Annotated[
         Optional[str],  # noqa: UP045

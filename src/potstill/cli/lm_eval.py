@@ -2,7 +2,7 @@
 
     >>> sample = {"doc": {"answer": "6 x 3 = 18\\n#### 18"}, "target": "6 x 3 = 18\\n#### 18", "resps": [["It is 18."]]}
     >>> as_row(sample, "samples.jsonl line 1")
-    {'text': 'It is 18.', 'gold': '18'}
+    {'text': 'It is 18.', 'gold': '6 x 3 = 18\\n#### 18'}
 
 Its samples say neither how a text ended nor how it is to be graded: `--task` says the latter, or the documents of
 tasks that `export` made. Of several responses to one document the first is read.
@@ -11,7 +11,7 @@ tasks that `export` made. Of several responses to one document the first is read
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,30 @@ def is_sample(row: Mapping[str, Any]) -> bool:
     return "resps" in row and "doc" in row and "text" not in row
 
 
+def one_a_document(rows: Sequence[tuple[str, dict[str, Any]]]) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
+    """Each document once where samples were logged for several filters, in the order of the file; and the filters.
+
+    A filter chooses from the responses, or cuts something out of them; the responses are the same. Raises UserError
+    where they are not.
+    """
+    first: dict[str, dict[str, tuple[str, Any]]] = {}  # document -> filter -> where, responses
+    kept = []
+    for where, row in rows:
+        if is_sample(row) and isinstance(row.get("filter"), str):
+            document = json.dumps([row.get("doc_id"), row.get("doc_hash"), row["doc"]], sort_keys=True, default=str)
+            seen = first.setdefault(document, {})
+            if seen and row["filter"] not in seen:
+                other, responses = next(iter(seen.values()))
+                if responses != row["resps"]:
+                    do = "grade the samples of each filter in a file of their own"
+                    raise UserError("two filters have different responses", where=where, found=f"see {other}", do=do)
+                seen[row["filter"]] = (where, responses)
+                continue
+            seen[row["filter"]] = (where, row["resps"])
+        kept.append((where, row))
+    return kept, list(dict.fromkeys(name for seen in first.values() for name in seen))
+
+
 def as_row(sample: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Text, gold answer and, where its document has them, task of a sample. Raises UserError where it has no text."""
     text = sample["resps"]
@@ -36,9 +60,7 @@ def as_row(sample: Mapping[str, Any], where: str) -> dict[str, Any]:
         do = "grade samples of generate_until tasks; scores of given choices need no grader"
         raise UserError("a sample without a text", where=where, found=json.dumps(sample["resps"])[:80], do=do)
     doc = sample["doc"] if isinstance(sample["doc"], dict) else {}
-    gold = doc.get("potstill_gold", sample.get("target"))
-    # the target of its GSM8K is the whole reference solution
-    row = {"text": text, "gold": gold.rpartition("#### ")[2] if isinstance(gold, str) else gold}
+    row = {"text": text, "gold": doc.get("potstill_gold", sample.get("target"))}
     return {**row, "task": doc["potstill_task"]} if "potstill_task" in doc else row
 
 
