@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import cache
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 import tiny
 from potstill import files, tokenizers
-from potstill.coverage import Coverage
+from potstill.coverage import Coverage, thin
 from potstill.encoding import to_json
 from potstill.errors import UserError
 from potstill.files import tables
@@ -82,6 +83,45 @@ def test_too_little_of_the_teacher_stops_and_says_why() -> None:
         fine.check(0.2, "span")
     counted(bare).check(0.2, "one-hot")
     counted(bare).check(0.0, "span")
+
+
+def test_little_of_the_teachers_probability_is_said_although_every_position_has_some() -> None:
+    """Each step shows 0.9, and all but 0.05 of it is a text that the student cannot finish, so that it is tail."""
+    tokens = [b"The", b" answer", b" is"]
+    steps = [[(token, math.log(0.05)), (b" zq", math.log(0.85))] for token in tokens]
+    own = counted(Chain.from_tokens("q", 0, tokens, steps), rule="span")
+    own.check(0.2, "span")
+    counts = own.as_json()
+    assert own.share == 1.0 and counts["shown"] == pytest.approx(0.9)
+    warning = thin(counts, 0.5)
+    assert warning is not None and "0.050 on the mean at the 3 positions" in warning and "held 0.900" in warning
+    assert thin(counts, 0.05) is None, "0.05 of 0.9 is more than 0.05"
+    assert thin(counted(chain("She earns $12")).as_json(), 0.5) is None
+    assert thin(counted(chain("She earns $12", "none")).as_json(), 1.0) is None, "nobody gave probabilities"
+    assert thin({key: value for key, value in counts.items() if key != "shown"}, 0.5) is None, "counts of before"
+
+
+def test_a_flat_teacher_is_no_loss() -> None:
+    """What the teacher itself did not show cannot arrive: the bound is a share of what it showed."""
+    tokens = [b"The", b" answer", b" is"]
+    flat = Chain.from_tokens("q", 0, tokens, [[(token, math.log(0.1))] for token in tokens])
+    assert thin(counted(flat).as_json(), 0.9) is None
+
+
+def test_in_a_run_it_is_said_at_align_and_on_the_page(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = tiny.make(world, tmp_path / "run", "transfer.least_mass=0")
+    assert "Little of the teacher" not in capsys.readouterr().err + (at / "report" / "index.html").read_text("utf-8")
+    sampled = tiny.make(world, tmp_path / "sampled", until="sample")
+    rows = [to_json(each) for each in tables.read_chains(sampled / "sample" / "chains.parquet")]
+    for row in rows:  # every step shows next to nothing but a text that nobody goes on with
+        row["candidates"] = [[[token, math.log(0.05)], ["qzqz", math.log(0.9)]] for token in row["tokens"]]
+    files.write_jsonl(tmp_path / "odd.jsonl", rows)
+    teacher = f"teacher={{kind: replay, chains: {tmp_path / 'odd.jsonl'}}}"
+    at = tiny.make(world, tmp_path / "odd", teacher, "transfer.rule=span", "transfer.least_coverage=0")
+    assert "align: Little of the teacher" in capsys.readouterr().err
+    assert "Little of the teacher" in (at / "report" / "index.html").read_text("utf-8")
 
 
 def test_in_a_run_it_stops_align_but_a_choice_of_hard_targets_does_not(world: Path, tmp_path: Path) -> None:

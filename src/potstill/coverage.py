@@ -20,19 +20,21 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
 from potstill.errors import UserError
 from potstill.records import Chain, Kind, Target
+from potstill.transfer.candidates import steps
 from potstill.transfer.places import encoded, touching
 from potstill.vocabulary import fast
 
 Part = Literal["all", "digits", "line starts", "unknown", "rewritten"]
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
 KINDS: Final = get_args(Kind)
+WHOLE: Final = ("same", "merged")  # kinds that stand on whole tokens of the teacher
 SHOWN: Final = 20  # characters that are unknown, of which a manifest tells how often they stood there
 _LINE: Final = re.compile(rb"(?:\A|\n)\s*(?=\S)")
 
@@ -45,12 +47,14 @@ class Coverage:
     tokenizer  the student's: potstill's, or any that `vocabulary.fast` takes
     share      of positions other than the end that have the teacher's distribution, over chains whose source says that
                it gives probabilities; None where none does
+    shown      the probability that the teacher's candidates hold together at a step, on the mean; None without steps
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.coder = fast(tokenizer)
         self.chains = self.hard_chains = self.bare_chains = 0
         self.promised = self.soft = 0
+        self._steps, self._shown = 0, 0.0
         self.characters: Counter[str] = Counter()
         self._rows: dict[Part, dict[str, list[float]]] = {part: {} for part in PARTS}
         self._digit: dict[int, bool] = {}
@@ -62,6 +66,9 @@ class Coverage:
         self.bare_chains += not chain.candidates and chain.semantics != "none"
         if len(target) == 0:
             return
+        rows = steps(chain)
+        self._steps += len(rows)
+        self._shown += sum(sum(row.values()) for row in rows)
         written = touching(encoded(chain, self.coder)[1], certain) if certain else set[int]()
         if chain.semantics != "none":
             self.promised += len(target) - target.kinds.count("end") - len(written)
@@ -84,6 +91,10 @@ class Coverage:
     def share(self) -> float | None:
         return self.soft / self.promised if self.promised else None
 
+    @property
+    def shown(self) -> float | None:
+        return self._shown / self._steps if self._steps else None
+
     def check(self, least: float, rule: str) -> None:
         """Raises UserError where the share is below a bound: then the student would learn hard targets, and nobody
         would know. Sources that give no probabilities, and the rule `one-hot`, are hard by choice."""
@@ -102,12 +113,13 @@ class Coverage:
 
     def as_json(self) -> dict[str, Any]:
         counted = {part: _rows(table) for part, table in self._rows.items()}
-        share = self.share
+        share, shown = self.share, self.shown
         return {
             "chains": self.chains,
             "chains without probabilities": self.hard_chains,
             "positions": sum(row["positions"] for row in counted["all"].values()),
             "covered": None if share is None else round(share, 6),
+            "shown": None if shown is None else round(shown, 6),
             "coverage": counted,
             "unknown characters": dict(sorted(self.characters.most_common(SHOWN), key=lambda row: (-row[1], row[0]))),
         }
@@ -128,6 +140,34 @@ class Coverage:
                 if token == self.coder.vocabulary.unk:
                     self.characters.update("".join(data[start:end].decode("utf-8", "replace").split()))
         return set(_holders(data, encoding.spans))
+
+
+def thin(counts: Mapping[str, Any], least: float) -> str | None:
+    """A warning where positions have the teacher's distribution, but hardly any of its probability reached them; None
+    where enough did, where nobody gave probabilities, and of counts from before they held what was shown.
+
+    counts  as `Coverage.as_json` gives them
+    least   of the mass at positions on one of the teacher's tokens or on several (`same`, `merged`): its share of what
+            the teacher's candidates held at a step. Positions inside a teacher's token are certain by themselves.
+
+    >>> rows = {"same": {"positions": 3, "mass": 0.1}, "split": {"positions": 9, "mass": 1.0}}
+    >>> counts = {"shown": 0.8, "coverage": {"all": rows}}
+    >>> thin(counts, 0.1), thin(counts, 0.5)[:55]
+    (None, "Little of the teacher's probability reached the student")
+    """
+    shown = counts.get("shown")
+    rows = [counts["coverage"]["all"][kind] for kind in WHOLE if kind in counts["coverage"]["all"]]
+    positions = sum(row["positions"] for row in rows)
+    if not shown or not positions:
+        return None
+    mass = sum(row["positions"] * row["mass"] for row in rows) / positions
+    if mass >= least * shown:
+        return None
+    return (
+        f"Little of the teacher's probability reached the student: {mass:.3f} on the mean at the {positions} positions"
+        f" that stand on whole tokens of the teacher; its candidates held {shown:.3f} (transfer.least_mass: {least:g})."
+        " The rest is the tail, from which nothing is learnt. `potstill show RUN --chain KEY` shows where it is lost."
+    )
 
 
 def _holders(data: bytes, spans: list[tuple[int, int]]) -> Iterator[int]:

@@ -18,6 +18,7 @@ from potstill import exam, files, intervals, recipe, story
 from potstill.account import controls, counts, samples, templates
 from potstill.account.controls import taught
 from potstill.contenders import BASE
+from potstill.coverage import thin
 from potstill.files import manifest, tables
 from potstill.recipe import Recipe, Shape
 from potstill.records import Choice, Grade, Semantics
@@ -87,6 +88,7 @@ def tell(run: Path, plan: Recipe) -> story.Story:
             *templates.notes(run, choice),
             *_replay(run, plan),
             *_stopped(run, plan),
+            *([warning] if (warning := thin(_counts(run, "align"), plan.transfer.least_mass)) else []),
             *_repair(run, plan),
             *([CHAT] if _counts(run, "train").get("chat_template") else []),
         ),

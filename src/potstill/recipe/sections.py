@@ -88,6 +88,11 @@ class Transfer(Section):
         default=0.2,
         description="share of positions that must have the teacher's distribution, if it gives any, or the run stops",
     )
+    least_mass: Probability = Field(
+        default=0.5,
+        description="share of the probability that the teacher's candidates hold; if less of it reaches the positions"
+        " on whole tokens of the teacher, align and the page warn",
+    )
 
 
 class Shape(Section):

@@ -1,7 +1,8 @@
 """align: every kept chain in the student's vocabulary, once, whatever the formats.
 
 Writes flat arrays into `align/<tokenizer>-<rule>/` and what they were made with; the manifest holds the coverage:
-positions and kept mass by kind. Stops where less of the teacher arrived than `transfer.least_coverage`.
+positions and kept mass by kind. Stops where fewer positions than `transfer.least_coverage` have the teacher's
+distribution, and warns where less of its probability than `transfer.least_mass` reached them.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from typing import Any
 
 from potstill import files, lessons, progress, recipe, rewriting, students, targets, tokenizers, transfer
 from potstill.calculator import sums
-from potstill.coverage import Coverage
+from potstill.coverage import Coverage, thin
 from potstill.errors import UserError
 from potstill.files import manifest, tables
 from potstill.recipe import Recipe
 from potstill.records import Chain, Target
 
 READS = ("transfer", "student.model", "student.tokenizer", "teacher.kind", "teacher.model")
+WARNS = "transfer.least_mass"  # when align warns changes no target
 AFTER = ("sample", "filter")
 VERSIONS = {"transfer": transfer.VERSION, "targets": targets.VERSION}
 
@@ -30,6 +32,11 @@ def inputs(plan: Recipe) -> dict[str, str]:
     if plan.transfer.marks:
         found["calculator sums"] = str(sums.VERSION)
     return found
+
+
+def free(plan: Recipe) -> set[str]:
+    """Keys that may change while a run goes on."""
+    return {WARNS}
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
@@ -45,7 +52,10 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
     for name, array in arrays.items():
         paths.append(out / f"{name}.npy")
         tables.write_array(paths[-1], array)
-    return paths, coverage.as_json()
+    counts = coverage.as_json()
+    if (warning := thin(counts, plan.transfer.least_mass)) is not None:
+        progress.say(f"align: {warning}", "yellow")
+    return paths, counts
 
 
 def _aligned(
@@ -86,10 +96,15 @@ def _check_marks(tokenizer: tokenizers.Tokenizer) -> None:
 
 
 def _teacher(plan: Recipe) -> tokenizers.Tokenizer | None:
-    """The teacher's tokenizer, where the rule reads it and the teacher is a folder. Other teachers show only bytes,
-    and of rewritten texts nobody knows how the teacher would have cut them."""
-    asked = plan.transfer
-    if asked.rule != "text" or plan.teacher.kind not in ("local", "vllm") or asked.rewrite or asked.marks:
+    """The tokenizer of the model that gave the probabilities, where the rule reads it and the model is a folder: of a
+    teacher in this process, or of the scorer of chains that exist. Others show only bytes, and of rewritten texts
+    nobody knows how the teacher would have cut them."""
+    asked, teacher = plan.transfer, plan.teacher
+    if asked.rule != "text" or asked.rewrite or asked.marks:
         return None
-    assert plan.teacher.model is not None, "such a teacher has a model"
-    return tokenizers.open(recipe.find(plan, plan.teacher.model, "teacher.model"))
+    if teacher.kind in ("local", "vllm"):
+        assert teacher.model is not None, "such a teacher has a model"
+        return tokenizers.open(recipe.find(plan, teacher.model, "teacher.model"))
+    if teacher.score is not None and teacher.score.kind == "local":
+        return tokenizers.open(recipe.find(plan, teacher.score.model, "teacher.score.model"))
+    return None

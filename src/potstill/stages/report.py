@@ -12,7 +12,7 @@ from typing import Any
 from potstill import account, answers, card, exam, files, page, plots
 from potstill.recipe import Recipe
 
-READS = ("report", "name", "seed", "questions")
+READS = ("report", "name", "seed", "questions", "transfer.least_mass")
 AFTER = (*account.STAGES, "repair")
 VERSIONS = {"page": page.VERSION, "answers": answers.VERSION}
 
