@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 import tiny
-from potstill import files, tokenizers
+from potstill import files, targets, tokenizers
 from potstill.coverage import Coverage, thin
 from potstill.encoding import to_json
 from potstill.errors import UserError
 from potstill.files import tables
 from potstill.records import Chain
+from potstill.stages import align
 from potstill.tokenizers import Tokenizer
-from potstill.transfer import transfer
+from potstill.transfer import completions, transfer
 
 TEXTS = ["She earns $12 for 3 hours.\nSo 4 * 12 = 48.\nThe answer is 48"] * 4
 
@@ -122,6 +123,29 @@ def test_in_a_run_it_is_said_at_align_and_on_the_page(
     at = tiny.make(world, tmp_path / "odd", teacher, "transfer.rule=span", "transfer.least_coverage=0")
     assert "align: Little of the teacher" in capsys.readouterr().err
     assert "Little of the teacher" in (at / "report" / "index.html").read_text("utf-8")
+
+
+def test_a_local_scorers_tokenizer_serves_the_rule_text_as_a_local_teachers_does(world: Path, tmp_path: Path) -> None:
+    own = tokenizers.open(world / "teacher").digest
+    scored = "teacher={kind: human, candidates: 3, score: {model: teacher}}"
+    assert align.inputs(tiny.recipe(world))["teacher.tokenizer"] == own
+    assert align.inputs(tiny.recipe(world, scored))["teacher.tokenizer"] == own
+    for change in ("transfer.rule=span", "transfer.marks=insert", "transfer.rewrite={×: '*'}"):
+        assert "teacher.tokenizer" not in align.inputs(tiny.recipe(world, scored, change))
+    served = "teacher={kind: human, score: {kind: openai, model: m}}"
+    for other in (served, "teacher={kind: human}"):
+        assert "teacher.tokenizer" not in align.inputs(tiny.recipe(world, other)), "only bytes are known of it"
+    at = tiny.make(world, tmp_path / "run", scored, until="align")
+    chains = list(tables.read_chains(at / "sample" / "chains.parquet"))
+    student = tokenizers.open(world / "student-tokenizer")
+    told = {"completions": completions(chains, student), "teacher": tokenizers.open(world / "teacher")}
+    stored = targets.Targets(next(path for path in (at / "align").iterdir() if path.is_dir()))
+    for one in chains:
+        wanted = transfer(one, student, "text", **told)
+        for place in range(len(wanted)):
+            row = {token: p for token, p in wanted.distribution(place).items() if p >= 1e-3}
+            found = {token: p for token, p in stored.of(one).distribution(place).items() if p >= 1e-3}
+            assert found == pytest.approx(row, abs=1e-4)
 
 
 def test_in_a_run_it_stops_align_but_a_choice_of_hard_targets_does_not(world: Path, tmp_path: Path) -> None:

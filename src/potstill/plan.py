@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from potstill import decoding, exam, questions, students, tokenizers, training_plan
+from potstill import decoding, exam, questions, students, teachers, tokenizers, training_plan
 from potstill.recipe import Recipe
 from potstill.records import Question, Split
 from potstill.stages import collect
@@ -100,10 +100,12 @@ def _teacher(plan: Recipe, train: Sequence[Question]) -> list[str]:
     there = path if path else f"{teacher.model} is not here; the run would stop at sample"
     chains = count * teacher.samples
     tokens = chains * teacher.max_tokens
+    chat = path is not None and teachers.spoken(plan) is not None
     return [
         f"teacher           {teacher.kind}: {there}",
         f"  asks            {count} questions x {teacher.samples} = {chains} chains of at most {tokens} tokens",
         f"  keeps           {teacher.candidates} candidates a token, temperature {teacher.temperature}",
+        *(["  prompts         in its own chat template (teacher.chat: false for plain ones)"] if chat else []),
         "",
     ]
 

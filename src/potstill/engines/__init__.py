@@ -20,7 +20,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, Protocol, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, overload
 
 from potstill.records import Candidate, Prompt, Stop
 
@@ -140,23 +140,34 @@ class Scored:
 
 @overload
 def open(
-    source: Student | Path | str, kind: Literal["transformers"] = "transformers", *, trust_remote_code: bool = False
+    source: Student | Path | str,
+    kind: Literal["transformers"] = "transformers",
+    *,
+    trust_remote_code: bool = False,
+    chat_template: Literal["auto"] | bool = False,
 ) -> Scoring: ...
 @overload
 def open(
-    source: Student | Path | str, kind: Kind, *, trust_remote_code: bool = False, vllm: Vllm | None = None
+    source: Student | Path | str,
+    kind: Kind,
+    *,
+    trust_remote_code: bool = False,
+    chat_template: Literal["auto"] | bool = False,
+    vllm: Vllm | None = None,
 ) -> Engine: ...
 def open(
     source: Student | Path | str,
     kind: Kind = "transformers",
     *,
     trust_remote_code: bool = False,
+    chat_template: Literal["auto"] | bool = False,
     vllm: Vllm | None = None,
 ) -> Engine:
     """The engine of a kind around a student, or around the model in a folder of Hugging Face form.
 
     transformers computes where the student is: one that is opened here is moved to where `students.device` says, one
           that was open stays, since an optimizer may hold moments beside its weights.
+    chat_template  of a folder: prompts in its own chat template (`students.open`); a student that is open has its own
     vllm  how vLLM holds the model. If it says no dtype, a folder is taken as its weights are stored, a student in
           float32 as the other engines take it. Of a student that was opened without weights vLLM reads them itself.
 
@@ -167,9 +178,10 @@ def open(
     from potstill import students  # torch
 
     if kind == "vllm":
-        return _vllm(source, trust_remote_code, vllm)
+        return _vllm(source, trust_remote_code, chat_template, vllm)
     folder = isinstance(source, Path | str)
-    student = students.open(source, trust_remote_code=trust_remote_code) if folder else source
+    told: Any = {"chat_template": chat_template, "chat_key": "teacher.chat", "trust_remote_code": trust_remote_code}
+    student = students.open(source, **told) if folder else source
     if kind == "transformers":
         from potstill.engines import transformers
 
@@ -179,14 +191,24 @@ def open(
     return ctranslate2.Engine(student, int8=kind == "ctranslate2-int8")
 
 
-def _vllm(source: Student | Path | str, trust_remote_code: bool, settings: Vllm | None) -> Engine:
+def has_template(folder: Path) -> bool:
+    """Whether the model in a folder has a chat template, in which `open` with `chat_template="auto"` asks it."""
+    from potstill import students
+
+    return students.has_template(folder)
+
+
+def _vllm(
+    source: Student | Path | str, trust_remote_code: bool, chat_template: Literal["auto"] | bool, settings: Vllm | None
+) -> Engine:
     from potstill import recipe, students
     from potstill.engines import vllm
 
     vllm.library()  # before anything is read
     settings, dtype = settings or recipe.Vllm(), "float32"
     if isinstance(source, Path | str):
-        source = students.open(source, trust_remote_code=trust_remote_code, weights=False)
+        told: Any = {"chat_template": chat_template, "chat_key": "teacher.chat", "trust_remote_code": trust_remote_code}
+        source = students.open(source, weights=False, **told)
         dtype = str(source.model.dtype).removeprefix("torch.")
     return vllm.Engine(source, settings, dtype=settings.dtype or dtype, trust_remote_code=trust_remote_code)
 

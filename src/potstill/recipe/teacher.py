@@ -128,6 +128,11 @@ class Teacher(Section):
     )
     chains: str | None = Field(default=None, description="replay: a file of chains, JSONL or Parquet")
     prompt: str | None = Field(default=None, description="local, vllm, openai: a text file of demonstrations")
+    chat: Literal["auto"] | bool = Field(
+        default="auto",
+        description="local, vllm, score: prompts in the model's own chat template; auto: if it has any. A server is"
+        " asked as teacher.server.api says",
+    )
     samples: Positive = Field(default=1, description="chains a question")
     enough: Positive | None = Field(default=None, description="openai: no more chains once so many are right")
     temperature: float = Field(default=0.5, ge=0)
@@ -149,6 +154,8 @@ class Teacher(Section):
     def _complete(self) -> Teacher:
         if self.score is not None and self.kind not in ("human", "replay"):
             raise ValueError(f"a {self.kind} teacher gives its chains probabilities itself: score is for human, replay")
+        if self.chat is True and self.kind not in ("local", "vllm") and self.score is None:
+            raise ValueError(f"chat: true needs a model in this process, which a {self.kind} teacher has not")
         needed = {"local": "model", "vllm": "model", "openai": "model", "replay": "chains"}.get(self.kind)
         if needed and getattr(self, needed) is None:
             raise ValueError(f"a {self.kind} teacher needs {needed}")

@@ -44,13 +44,15 @@ def inputs(plan: Recipe) -> dict[str, str]:
         "teacher.prompt": teacher.prompt,
         "teacher.server.tokenizer": teacher.server.tokenizer if asked else None,
     }
-    return {key: files.fingerprint(recipe.find(plan, path, key)) for key, path in named.items() if path is not None}
+    found = {key: files.fingerprint(recipe.find(plan, path, key)) for key, path in named.items() if path is not None}
+    # What `teacher.chat` comes to; nothing of a model without a template, which is asked as ever.
+    return found | {key: said for key, said in [("teacher.chat", teachers.spoken(plan))] if said is not None}
 
 
 def free(plan: Recipe) -> set[str]:
     """Keys that may change while a run goes on; of a teacher that asks no server, all that speak of servers."""
     budget, score = set(recipe.flat(plan, "teacher.budget")), plan.teacher.score
-    budget |= {f"teacher.vllm.{name}" for name in recipe.Vllm.FREE}
+    budget |= {f"teacher.vllm.{name}" for name in recipe.Vllm.FREE} | {"teacher.chat"}  # see `inputs`
     if plan.teacher.kind != "openai":
         budget |= set(recipe.flat(plan, "teacher.enough"))
         if score is None or score.kind == "local":

@@ -9,7 +9,17 @@ loads. `base` is the student that a recipe names.
 
 from __future__ import annotations
 
-from potstill.students.base import at, base, check_tokenizer, count, identity, shape, spoken, tokenizer_folder
+from potstill.students.base import (
+    at,
+    base,
+    check_tokenizer,
+    count,
+    has_template,
+    identity,
+    shape,
+    spoken,
+    tokenizer_folder,
+)
 from potstill.students.batch import Batch, Example
 from potstill.students.chat import Chat
 from potstill.students.lora import adapt
@@ -35,6 +45,7 @@ __all__ = [
     "check_weights",
     "count",
     "device",
+    "has_template",
     "identity",
     "initialise",
     "mix",

@@ -55,6 +55,12 @@ def spoken(plan: Recipe, folder: Path) -> Chat | None:
     return chat.open(folder, plan.student.chat, family)
 
 
+def has_template(folder: Path) -> bool:
+    """Whether `auto` would speak to the model in a folder in its own chat template."""
+    settings = files.read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    return isinstance(settings, dict) and settings.get("model_type") not in t5.KINDS and chat.template(folder)
+
+
 def check_tokenizer(plan: Recipe, folder: Path) -> None:
     """Raises UserError where the recipe names a tokenizer that does not give a text the same ids as that of the model
     in `folder`: the model would be asked with the one and taught with the other."""

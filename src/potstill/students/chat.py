@@ -1,11 +1,11 @@
-"""Chat templates: how an instruction-tuned decoder-only student is spoken to.
+"""Chat templates: how an instruction-tuned decoder-only model is spoken to, a student or a teacher.
 
     turns      user: Q: 2 + 2 A:
     rendered   <|user|>Q: 2 + 2 A:<|end|><|assistant|>
 
-The template is the student's own, from its folder; a teacher's is never looked at. Rendering and ids both come from
-transformers, so that the student reads what it read when it was tuned. What a template says of today is always
-the same day: training and evaluation happen on different ones.
+The template is the model's own, from its folder. Rendering and ids both come from transformers, so that the model reads
+what it read when it was tuned. What a template says of today is always the same day: sampling, training and evaluation
+happen on different ones.
 
     >>> template(Path("no/such/folder"))
     False
@@ -33,12 +33,13 @@ TODAY: Final = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
 @dataclass(frozen=True, eq=False)
 class Chat:
-    """A template, and the tokenizer that knows its special tokens inside a text."""
+    """A template, and the tokenizer that knows its special tokens inside a text. key: of the recipe, for messages."""
 
     tokenizer: Any
     source: str
     special: re.Pattern[str] | None
     where: Path
+    key: str = "student.chat"
 
     def render(self, prompt: Prompt) -> str:
         """The turns in the template, up to where the assistant speaks.
@@ -48,10 +49,10 @@ class Chat:
         for turn in prompt.turns:
             if self.special and (found := self.special.search(turn.text)):
                 raise UserError(
-                    "a prompt holds a special token of the student, which would end or fake a turn",
+                    "a prompt holds a special token of the model, which would end or fake a turn",
                     where=turn.text[:60],
                     found=found[0],
-                    do="change the question, or set student.chat: false, where it is text",
+                    do=f"change the question, or set {self.key}: false, where it is text",
                 )
         try:
             return self.tokenizer.apply_chat_template(
@@ -62,7 +63,7 @@ class Chat:
                 "the chat template does not take the turns of a prompt",
                 where=self.where,
                 found=error,
-                do="mend the template, or set student.chat: false",
+                do=f"correct the template, or set {self.key}: false",
             ) from None
 
     def encode(self, text: str) -> list[int]:
@@ -78,13 +79,13 @@ def template(folder: Path) -> bool:
     return isinstance(read, dict) and bool(read.get("chat_template"))
 
 
-def open(folder: Path, asked: Asked, family: str) -> Chat | None:
-    """The chat of the model in a folder, as `student.chat` asks for it: auto takes the template where there is one.
+def open(folder: Path, asked: Asked, family: str, key: str = "student.chat") -> Chat | None:
+    """The chat of the model in a folder, as a key of the recipe asks: auto takes the template where there is one.
 
     Raises UserError where it is asked for and there is none, and of a T5, which has no turns.
     """
     if asked is True and family != "causal":
-        raise UserError("a T5 has no chat template", where="student.chat", do="leave it out, or set it to false")
+        raise UserError("a T5 has no chat template", where=key, do="leave it out, or set it to false")
     if asked is False or family != "causal":
         return None
     if not template(folder):
@@ -92,13 +93,13 @@ def open(folder: Path, asked: Asked, family: str) -> Chat | None:
             raise UserError(
                 "there is no chat template",
                 where=folder,
-                do=f"put {FILE} there, or set student.chat: false (plain prompts)",
+                do=f"put {FILE} there, or set {key}: false (plain prompts)",
             )
         return None
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the library raises of all kinds where a file is not what it expects
-        do = "get the folder again, or set student.chat: false"
+        do = f"get the folder again, or set {key}: false"
         raise UserError("the tokenizer cannot be opened", where=folder, found=f"{error}"[:300], do=do) from error
     try:
         source = tokenizer.get_chat_template()
@@ -109,4 +110,4 @@ def open(folder: Path, asked: Asked, family: str) -> Chat | None:
     added = tokenizer.added_tokens_decoder.values()
     names = sorted((token.content for token in added if token.special and token.content), key=len)
     special = re.compile("|".join(map(re.escape, reversed(names)))) if names else None
-    return Chat(tokenizer, TODAY + source, special, folder)
+    return Chat(tokenizer, TODAY + source, special, folder, key)

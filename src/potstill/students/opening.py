@@ -42,6 +42,7 @@ def open(
     dtype: DType = "float32",
     trust_remote_code: bool = False,
     chat_template: chat.Asked = False,
+    chat_key: str = "student.chat",
     weights: bool = True,
 ) -> Student:
     """The student in a folder, in evaluation mode, on the CPU.
@@ -51,6 +52,7 @@ def open(
     dropout            while training; None for what config.json says
     trust_remote_code  run model code that lies in the folder
     chat_template      prompts in the folder's own template: auto, True or False
+    chat_key           the key of the recipe that says so, for messages
     weights            False: everything but the weights, for who reads them himself in `Student.folder`; then they may
                        be quantized
 
@@ -73,7 +75,7 @@ def open(
         family = _family(config, folder, kind)
         if config.model_type in (*t5.KINDS, *causal.KINDS):
             _deep_enough(config, folder, stored)
-        spoken = chat.open(folder, chat_template, family)
+        spoken = chat.open(folder, chat_template, family, chat_key)
         (t5 if family == "t5" else causal).prepare(config, tokenizer, dropout)
         auto: Any = AutoModelForSeq2SeqLM if family == "t5" else AutoModelForCausalLM
         if not weights:

@@ -9,7 +9,7 @@ Batches, and chains within one, may come in any order of keys; a teacher over HT
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from potstill.errors import UserError
 from potstill.files.segments import WHOLE, Shard
@@ -52,6 +52,19 @@ def exhausted(
     from potstill.teachers import openai
 
     return openai.exhausted(plan, questions, _source(plan), watch, done, right, shard)
+
+
+def spoken(plan: Recipe) -> Literal["its template"] | None:
+    """Whether the model in this process, teacher or scorer, is asked in its own chat template; None: in plain text."""
+    teacher, score = plan.teacher, plan.teacher.score
+    here = score.model if score is not None and score.kind == "local" else None
+    named = teacher.model if teacher.kind in ("local", "vllm") else here
+    if named is None or teacher.chat is False:
+        return None
+    from potstill import engines, recipe
+
+    key = "teacher.model" if teacher.kind in ("local", "vllm") else "teacher.score.model"
+    return "its template" if engines.has_template(recipe.find(plan, named, key)) else None
 
 
 def complete(

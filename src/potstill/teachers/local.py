@@ -27,7 +27,7 @@ from potstill.errors import UserError
 from potstill.files.segments import WHOLE, Shard
 from potstill.prompts import Demonstration, Format, Style
 from potstill.records import Chain, Prompt, Question, Turn
-from potstill.teachers import Key
+from potstill.teachers import Key, spoken
 from potstill.teachers.cut import cut, ended
 
 if TYPE_CHECKING:
@@ -45,7 +45,13 @@ def planned(
     folder = recipe.find(plan, teacher.model, "teacher.model")
     kind = "vllm" if teacher.kind == "vllm" else "transformers"
     return sample(
-        engines.open(folder, kind, trust_remote_code=teacher.trust_remote_code, vllm=teacher.vllm),
+        engines.open(
+            folder,
+            kind,
+            trust_remote_code=teacher.trust_remote_code,
+            chat_template=teacher.chat,
+            vllm=teacher.vllm,
+        ),
         questions,
         asked(plan),
         samples=teacher.samples,
@@ -57,6 +63,7 @@ def planned(
         budget=teacher.batch_tokens,
         done=done,
         shard=shard,
+        chat=spoken(plan) is not None,
     )
 
 
@@ -107,6 +114,7 @@ def sample(
     budget: int,
     done: Container[Key] = (),
     shard: Shard = WHOLE,
+    chat: bool = False,
 ) -> Iterator[list[Chain]]:
     """`samples` chains of every question, one list a batch.
 
@@ -115,8 +123,9 @@ def sample(
     source       the name of this teacher in the keys of its chains
     budget       tokens that a batch may hold, prompts and answers
     done         keys that are stored: a batch of nothing else is not generated again, any other is, whole
-
     shard        which of the batches: they are those of the whole, so a chain does not depend on the number of shards
+    chat         of a model that is asked in its chat template: it writes until it ends its turn, because it may say
+                 "the answer is" in a thought; the chain is cut behind the line of the answer part that says it
 
     Raises UserError if a prompt does not fit the model; the longest come first, so at once.
     """
@@ -136,9 +145,9 @@ def sample(
             temperature=temperature,
             seed=seed,
             candidates=candidates,
-            stop_at_answer="line",
+            stop_at_answer=None if chat else "line",
         )
-        yield [chain(text, source) for text in written]
+        yield [chain(text, source, chat) for text in written]
 
 
 def scored(engine: Scoring, rows: Sequence[tuple[Prompt, Chain]], *, candidates: int, budget: int) -> list[Chain]:
@@ -172,14 +181,21 @@ def rescored(plan: Recipe, questions: Sequence[Question], found: Iterable[list[C
     teacher = plan.teacher
     assert teacher.score is not None
     folder = recipe.find(plan, teacher.score.model, "teacher.score.model")
-    engine = engines.open(folder, trust_remote_code=teacher.trust_remote_code)
+    engine = engines.open(folder, trust_remote_code=teacher.trust_remote_code, chat_template=teacher.chat)
     prompt_of, by_id = asked(plan), {question.id: question for question in questions}
     for batch in found:
         rows = [(prompt_of(by_id[one.question]), one) for one in batch]
         yield scored(engine, rows, candidates=teacher.candidates, budget=teacher.batch_tokens)
 
 
-def chain(text: Generated, source: str) -> Chain:
-    """A generated text as a chain, cut behind its answer sentence."""
+def chain(text: Generated, source: str, chat: bool = False) -> Chain:
+    """A generated text as a chain, cut behind its answer sentence. Of a chat model's the tags around a thought are
+    taken out, as of a server's, and the sentence is looked for behind the thought."""
     question, index = text.key
-    return cut(Chain.from_tokens(question, index, text.tokens, text.candidates, text.stop, source=source))
+    made = Chain.from_tokens(question, index, text.tokens, text.candidates, text.stop, source=source)
+    if not chat or made.text.encode() != made.content:
+        return cut(made)
+    from potstill.teachers.openai import reasoning  # brings the library for HTTP
+
+    parts = reasoning.tagged(made.text)
+    return cut(*reasoning.narrowed(made, parts, "both")) if parts else cut(made)
