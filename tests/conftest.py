@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -36,6 +38,19 @@ CHECKED = (
     "vocabulary",
     "targets",
 )
+
+
+class Announced(logging.Handler):
+    """What transformers says in its log of a thing that will go, as a warning, which pyproject.toml makes an error: a
+    later version would otherwise be met by our users first."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "deprecat" in record.getMessage():
+            warnings.warn(record.getMessage(), FutureWarning, stacklevel=2)
+
+
+logging.getLogger("transformers").addHandler(Announced(logging.WARNING))
+
 collect_ignore = ["elsewhere.py"]  # it makes a device for the whole process, so it has one of its own
 
 beartype_packages(tuple(f"potstill.{room}" for room in CHECKED))

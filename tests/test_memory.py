@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from hypothesis import given
@@ -140,6 +142,7 @@ def test_a_prompt_is_read_once_whatever_is_asked_of_it(kind: str, monkeypatch: p
     first = own.model.get_submodule("encoder") if kind == "t5" else own.model.get_decoder()
     plain, rows = first.forward, []
 
+    @functools.wraps(plain)
     def counted(*args: object, **kwargs: object) -> object:
         rows.append(kwargs["input_ids"].shape)  # type: ignore[attr-defined]
         return plain(*args, **kwargs)

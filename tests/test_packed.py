@@ -164,7 +164,7 @@ def test_recomputing_the_layers_and_dropout(kind, tmp_path):
     found = []
     for recompute in (False, True):
         if recompute:
-            student.model.activation_checkpointing_enable()
+            student.checkpoint_activations()
         student.zero_grad()
         torch.manual_seed(5)
         backward(student, examples())

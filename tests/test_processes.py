@@ -112,7 +112,7 @@ def vary(rank: int, folder: Path) -> None:
         for change in ("recompute", "bfloat16"):
             student = make(family)
             if change == "recompute":
-                student.model.activation_checkpointing_enable()
+                student.checkpoint_activations()
             precision = "bfloat16" if change == "bfloat16" else "float32"
             training.distribute(student, "full", precision)
             training.gradient(student, cut(student, "four"), step=1, seed=1, precision=precision)

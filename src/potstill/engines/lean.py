@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaForCausalLM, T5ForConditionalGeneration
 
+from potstill.engines import cached
 from potstill.engines.memory import BLOCK, Memory, behind, pad
 from potstill.students import Student
 
@@ -182,9 +183,10 @@ class _Llama(_Lean):
         ids, mask = pad(prompts, student.tokenizer.pad, left=True, device=student.device)
         positions = (mask.cumsum(1) - 1).clamp_min(0)
         cache = DynamicCache(config=student.model.config)
-        seen = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        states = cached.run(model, cache, ids.shape[1], **given)
         rows = torch.tensor(owners, device=student.device)
-        self.logits = self.head.logits(seen.last_hidden_state[:, -1])[rows]
+        self.logits = self.head.logits(states[:, -1])[rows]
         self.next = positions[rows, -1] + 1
         pairs: list[Any] = [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[attr-defined]
         self.shared = _Shared(pairs, mask, owners)

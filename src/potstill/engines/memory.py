@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 
+from potstill.engines import cached
 from potstill.students import Student
 
 BLOCK: Final = 64  # positions that a row's cache grows by
@@ -74,13 +75,14 @@ class _Causal(_Whole):
         self.next = self.next + 1
 
     def _run(self, ids: Tensor, positions: Tensor) -> None:
-        states = self.decoder(
+        states = cached.run(
+            self.decoder,
+            self.cache,
+            self.mask.shape[1],
             input_ids=ids,
             attention_mask=self.mask,
             position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
+        )
         self.logits = self.head.logits(states[:, -1])
 
     def select(self, rows: Tensor) -> None:
@@ -97,17 +99,20 @@ class _Pair(_Whole):
         encoder = student.model.get_submodule("encoder")
         self.encoded = encoder(input_ids=ids, attention_mask=self.mask).last_hidden_state
         self.cache = EncoderDecoderCache(_cache(student), DynamicCache(config=student.model.config))
+        self.length = 0
         start: Any = student.model.config.decoder_start_token_id
         self.step(torch.full_like(ids[:, 0], start))
 
     def step(self, ids: Tensor) -> None:
-        states = self.decoder(
+        self.length += 1
+        states = cached.run(
+            self.decoder,
+            self.cache,
+            self.length,
             input_ids=ids[:, None],
             encoder_hidden_states=self.encoded,
             encoder_attention_mask=self.mask,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
+        )
         self.logits = self.head.logits(states[:, -1])
 
     def select(self, rows: Tensor) -> None:

@@ -88,7 +88,7 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
         )
     student = _student(plan, folder, before)
     if asked.recompute:
-        student.model.activation_checkpointing_enable()
+        student.checkpoint_activations()
     model = training.distribute(student, asked.sharding, asked.precision)
     student.kernel = _kernel(student, asked.loss_kernel, asked.precision)
     optimizer = training.optimizer_of(plan, model, asked.learning_rate)

@@ -156,6 +156,12 @@ class Student(nn.Module):
     def device(self) -> torch.device:
         return self.head.weight.device
 
+    def checkpoint_activations(self) -> None:
+        """Compute each layer again in the backward pass instead of keeping what it computed."""
+        model: Any = self.model
+        # The second is the older name of the first, which transformers 5.4 does not have and 6 will not have.
+        (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
+
     def parts(self) -> list[nn.Module]:
         """The modules that are computed one after another, inner ones first: where weights are spread over processes,
         each of them is gathered for itself. All other weights (embedding, head) are there as long as `forward` runs."""

@@ -1,0 +1,33 @@
+"""The lower bounds of pyproject.toml as constraints for pip: `python tests/lowest.py > lowest.txt`.
+
+>>> constraint("httpx2>=2,<3"), constraint("pyright[nodejs]>=1.1.400")
+('httpx2==2', 'pyright==1.1.400')
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+PROJECT = Path(__file__).parent.parent / "pyproject.toml"
+APART = ("vllm",)  # brings a torch of its own; see `make test-servers`
+
+
+def constraint(requirement: str) -> str:
+    """The lowest version that a requirement allows. Every requirement has a lower bound."""
+    found = re.match(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?>=([0-9][0-9a-z.]*)", requirement)
+    assert found, f"{requirement} has no lower bound"
+    return f"{found[1]}=={found[2]}"
+
+
+def constraints() -> list[str]:
+    project = tomllib.loads(PROJECT.read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    asked = [*project["dependencies"], *(one for name, own in extras.items() if name not in APART for one in own)]
+    return sorted(set(map(constraint, asked)))
+
+
+if __name__ == "__main__":
+    sys.stdout.write("".join(f"{line}\n" for line in constraints()))
