@@ -2,6 +2,7 @@
 # make test   everything that must hold: lint, types, all tests
 # make search   property tests with random examples, a thousand where a test does not say fewer, in place of the fixed
 #               ones of make test
+# make test-lowest   the fast tests with every dependency at the lowest version that pyproject.toml allows
 # make test-servers   live tests against real servers (vLLM for CPUs, 3.4 GB; llama-cpp-python, compiled), each in an
 #                     environment of its own
 
@@ -14,7 +15,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test search test-servers clean
+.PHONY: demo test search test-lowest test-servers clean
 
 demo: $(VENV)/installed
 	$(BIN)/potstill demo
@@ -27,6 +28,17 @@ test: $(VENV)/installed
 
 search: $(VENV)/installed
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=search
+
+test-lowest: $(VENV)-lowest/installed
+	$(VENV)-lowest/bin/python -m pytest -m "not slow"
+
+$(VENV)-lowest/installed: pyproject.toml constraints.txt tests/lowest.py
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-lowest/bin/python tests/lowest.py > $(VENV)-lowest/lowest.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --constraint constraints.txt \
+		--constraint $(VENV)-lowest/lowest.txt --editable '.[test]'
+	touch $@
 
 test-servers: $(VENV)/installed $(VENV)-vllm/installed $(VENV)-llama/installed
 	POTSTILL_VLLM=$(CURDIR)/$(VENV)-vllm/bin/python POTSTILL_LLAMA_CPP=$(CURDIR)/$(VENV)-llama/bin/python \
@@ -53,4 +65,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-vllm $(VENV)-llama runs build dist
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-vllm $(VENV)-llama runs build dist

@@ -25,6 +25,9 @@ PROMPTS = [(9, 8, 7, 6), (5, 6), (9, 8, 7, 6), (5, 6), (9, 8, 7, 6), (11, 12, 13
 
 def student(kind: str) -> Student:
     """A tiny random model; its windows, if it has any, are shorter than the rows below."""
+    if kind == "t5 of more layers in its decoder":
+        shape = Shape("t5", d_model=16, layers=3, heads=2, d_ff=24, d_kv=8, vocabulary=60, encoder_layers=1)
+        return initialise(shape, UNIGRAM, 1)
     if kind == "t5":
         return initialise(Shape("t5", d_model=16, layers=2, heads=2, d_ff=24, d_kv=8, vocabulary=60), UNIGRAM, 1)
     more = {"sliding_window": 6} if kind in ("mistral", "gemma2", "gemma3_text") else {}

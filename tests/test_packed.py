@@ -177,7 +177,7 @@ def test_recomputing_the_layers_and_dropout(kind, tmp_path):
 
 def test_a_kind_without_a_test_of_its_own_is_padded():
     """Its attention may know of things that only its own mask says."""
-    config = AutoConfig.for_model("olmo2", **{key: value for key, value in TINY.items() if key != "head_dim"})
+    config = AutoConfig.for_model("granite", **{key: value for key, value in TINY.items() if key != "head_dim"})
     assert config.model_type not in causal.KINDS
     student = causal.Causal(AutoModelForCausalLM.from_config(config), TOKENIZER)
     assert student.padded and student.batch(examples()).packing is None

@@ -21,7 +21,7 @@ from potstill.students import Student
 from potstill.students.causal import KINDS
 from test_memory import PROMPTS, following, student
 
-EVERY = ("t5", *KINDS)
+EVERY = ("t5", "t5 of more layers in its decoder", *KINDS)
 Change = Callable[[Callable[..., Any], str], Callable[..., Any]]
 
 

@@ -64,7 +64,7 @@ class _Causal(_Whole):
     def __init__(self, student: Student, prompts: Sequence[tuple[int, ...]]) -> None:
         self.head, self.decoder = student.head, _decoder(student)
         ids, self.mask = pad(prompts, student.tokenizer.pad, left=True, device=student.device)
-        self.cache = _cache(student)
+        self.cache = _cache(student.model.config)
         positions = (self.mask.cumsum(1) - 1).clamp_min(0)
         self.next = positions[:, -1:] + 1
         self._run(ids, positions)
@@ -98,7 +98,7 @@ class _Pair(_Whole):
         ids, self.mask = pad(prompts, student.tokenizer.pad, left=False, device=student.device)
         encoder = student.model.get_submodule("encoder")
         self.encoded = encoder(input_ids=ids, attention_mask=self.mask).last_hidden_state
-        self.cache = EncoderDecoderCache(_cache(student), DynamicCache(config=student.model.config))
+        self.cache = EncoderDecoderCache(_cache(self.decoder.config), DynamicCache(config=self.decoder.config))
         self.length = 0
         start: Any = student.model.config.decoder_start_token_id
         self.step(torch.full_like(ids[:, 0], start))
@@ -162,9 +162,10 @@ def _grown(held: Tensor, length: int, room: int) -> Tensor:
     return grown
 
 
-def _cache(student: Student) -> DynamicCache:
+def _cache(config: Any) -> DynamicCache:
+    """config: of the decoder, which may have more layers than the encoder."""
     # Layers with a window, or with a state instead of keys, stay as the library makes them.
-    cache = DynamicCache(config=student.model.config)
+    cache = DynamicCache(config=config)
     cache.layers = [_Room() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 

@@ -4,7 +4,7 @@
 it still fits the recipe, `tables` owns Parquet and arrays, `run_folder` holds the lock and the log of one run.
 """
 
-from potstill.files.disk import Appender, folder, line, remove, sweep, write, write_json, write_jsonl
+from potstill.files.disk import Appender, copy_mode, folder, line, remove, sweep, write, write_json, write_jsonl
 from potstill.files.reading import (
     digest,
     fingerprint,
@@ -20,6 +20,7 @@ from potstill.files.run_folder import held
 
 __all__ = [
     "Appender",
+    "copy_mode",
     "digest",
     "fingerprint",
     "folder",

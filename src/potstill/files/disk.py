@@ -205,6 +205,9 @@ def folder(path: Path) -> Iterator[Path]:
         make_folder(beside)
         try:
             yield beside
+            for made in beside.rglob("*"):
+                if made.is_file():
+                    copy_mode(beside, made)
             _sync_tree(beside)
         except Exception:
             shutil.rmtree(beside, ignore_errors=True)
@@ -220,6 +223,12 @@ def folder(path: Path) -> Iterator[Path]:
             _discard(older)
             _sync_folder(path.parent)
     crash("folder", "after", path)
+
+
+def copy_mode(source: Path, path: Path) -> None:
+    """Let others read and write a file as they may a file or folder that was made here: safetensors makes files that
+    their owner alone may read, whatever the umask says."""
+    os.chmod(path, source.stat().st_mode & 0o666)
 
 
 def remove(path: Path) -> None:

@@ -75,6 +75,15 @@ class Causal(Student):
         # was never used (Qwen).
         return [*self.tokenizer.prefix, *self.tokenizer.encode(text).ids]
 
+    def settings(self) -> dict[str, Any]:
+        """The rotary positions as transformers 4 reads them. Without them it takes its defaults, without a word."""
+        stated = getattr(self.model.config, "rope_parameters", None) or {}
+        whole, local = stated.get("full_attention", stated), stated.get("sliding_attention")
+        settings = {"rope_theta": whole["rope_theta"]} if "rope_theta" in whole else {}
+        if whole.get("rope_type", "default") != "default":
+            settings["rope_scaling"] = {key: value for key, value in whole.items() if key != "rope_theta"}
+        return settings | ({"rope_local_base_freq": local["rope_theta"]} if local else {})
+
     def collate(self, examples: Sequence[Example]) -> Batch:
         if not self.padded:
             return self._packed(examples)

@@ -15,6 +15,7 @@ positions only, chunk by chunk, so the logits [rows, length, vocabulary] of a ba
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -39,6 +40,8 @@ from potstill.students.chat import Chat
 from potstill.students.shape import Family
 from potstill.tokenizers import Tokenizer
 
+CONFIG: Final = "tokenizer_config.json"
+INPUTS: Final = ("input_ids", "token_type_ids", "attention_mask")  # what transformers 4 takes where nothing is said
 DType = Literal["float32", "bfloat16"]
 
 
@@ -217,8 +220,25 @@ class Student(nn.Module):
         written = json.loads(path.read_text("utf-8")) | dict(self.settings())
         written["dtype"] = dtype or str(self.model.dtype).removeprefix("torch.")
         files.write(path, (json.dumps(written, indent=2, sort_keys=True) + "\n").encode())
-        for name, content in self.tokenizer.files.items():
+        for weights_file in folder.glob("*.safetensors"):
+            files.copy_mode(path, weights_file)
+        for name, content in (self.tokenizer.files | self._tokenizer_config()).items():
             files.write(folder / name, content)
+
+    def _tokenizer_config(self) -> dict[str, bytes]:
+        """tokenizer_config.json where it must say more than it does: which inputs it makes, since transformers 4 makes
+        some that most models refuse, and a class that transformers 4 knows."""
+        if "tokenizer.json" not in self.tokenizer.files:
+            return {}
+        config: dict[str, Any] = json.loads(self.tokenizer.files.get(CONFIG, b"{}"))
+        taken = inspect.signature(self.model.forward).parameters
+        asked = config.get("model_input_names") or INPUTS
+        more = {"model_input_names": [name for name in asked if name in taken]}
+        if config.get("tokenizer_class") == "TokenizersBackend":
+            more["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if config.items() >= more.items():
+            return {}
+        return {CONFIG: json.dumps(config | more, ensure_ascii=False, indent=1).encode()}
 
 
 def _once(state: Mapping[str, Tensor], change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
