@@ -44,6 +44,7 @@ class Stub:
     refuses: tuple[str, ...] = ()
     silent: tuple[str, ...] = ()
     tempered: bool = False
+    wrong: bool = False  # no answer is ever right
     late: bool = False  # of a text that it is given it says other numbers than of what it writes
     poison: str = ""  # a question with this text is answered 400
     dead: bool = False  # everything is answered 500
@@ -171,7 +172,7 @@ class Stub:
         texts, spent = [], 0
         for index in range(n):
             text, entries, count = written(
-                prompt, body.get("seed", 0) + index, asked or 0, self.length, most, temperature
+                prompt, body.get("seed", 0) + index, asked or 0, self.length, most, temperature, self.wrong
             )
             if fault == "entries missing" and asked:
                 middle = len(entries) // 2
@@ -202,11 +203,13 @@ def _outcome(token: str, value: float) -> str:
 
 
 @functools.lru_cache(4096)
-def written(prompt: str, seed: int, k: int, length: int, most: int, temperature: float) -> tuple[str, list[str], int]:
+def written(
+    prompt: str, seed: int, k: int, length: int, most: int, temperature: float, wrong: bool = False
+) -> tuple[str, list[str], int]:
     """Text, entries and number of tokens, the end's among them."""
     draw = random.Random(f"{prompt} {seed}")
     answer = sum(map(int, re.findall(r"\d+", prompt.rpartition("uestion: ")[2])[:2]))
-    answer += 0 if draw.random() < 0.6 else draw.randint(1, 9)
+    answer += 0 if draw.random() < 0.6 and not wrong else draw.randint(1, 9)
     tokens = [draw.choice(WORDS).decode() for _ in range(length)] + [
         ".",
         "\n",

@@ -5,6 +5,7 @@ Prices are one unit of money a token, so a ledger that is exact holds as much mo
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -334,3 +335,90 @@ def test_no_message_of_the_program_advises_a_redo_of_what_holds_chains() -> None
         text = path.read_text("utf-8")
         for advice in ("--redo sample", "--redo collect", "redo the stage", "redo its stage"):
             assert advice not in text, path
+
+
+MANY = ("teacher.samples=40", "teacher.server.per_request=4")  # 160 chains in 40 requests
+
+
+def test_a_teacher_that_is_always_wrong_is_asked_for_the_first_chains_only(world: Path, tmp_path: Path) -> None:
+    """It stops after 50 at most, says which text met which answer, and pays nothing more until somebody says so."""
+    at = tmp_path / "run"
+    with stub.running(wrong=True) as server:
+        for number in range(2):
+            with pytest.raises(UserError) as caught:
+                sample(world, at, server.url, *MANY)
+            stored = len(segments.keys(segments.paths(at / "sample")))
+            assert 46 < stored <= 50 and tokens(at) == server.written
+            assert caught.value.what == f"none of the first {stored} chains is right, so no further ones are asked for"
+            assert "The answer is" in caught.value.found and "the set's answer is" in caught.value.found
+            if number == 0:
+                seen = len(server.seen)
+        assert len(server.seen) == seen, "the second time nothing is asked, and nothing is paid"
+        questions = {json.loads(line)["question"] for line in segments.paths(at / "sample")[0].read_text().splitlines()}
+        assert len(questions) == ASKED, "the first chains are of as many questions as can be"
+        with pytest.raises(UserError, match=r"none of the first (9[6-9]|100) chains"):
+            sample(world, at, server.url, *MANY, "teacher.none_right_limit=100")
+        sample(world, at, server.url, *MANY, "teacher.none_right_limit=0")
+        assert tokens(at) == server.written
+    assert tables.rows(at / "sample" / "chains.parquet") == 160
+
+
+def test_one_right_chain_is_enough_and_changes_no_request(world: Path, tmp_path: Path) -> None:
+    bodies = []
+    for name, more in (
+        ("on", ()),
+        ("off", ("teacher.none_right_limit=0",)),
+        ("tight", ("teacher.none_right_limit=1",)),
+    ):
+        with stub.running() as server:
+            sample(world, tmp_path / name, server.url, *MANY, *more)
+        bodies.append(sorted(json.dumps(body, sort_keys=True) for body in server.seen if body["max_tokens"] == 64))
+    assert bodies[0] == bodies[1] == bodies[2] and len(bodies[0]) == 40
+    tables_of = [(tmp_path / name / "sample" / "chains.parquet").read_bytes() for name in ("on", "off", "tight")]
+    assert len(set(tables_of)) == 1
+
+
+def test_shards_look_at_each_others_first_chains(world: Path, tmp_path: Path) -> None:
+    at = tmp_path / "run"
+    with stub.running(wrong=True) as server:
+        recipe = tiny.recipe(world, *changes(server.url, *MANY))
+        with pytest.raises(UserError, match="none of the first"):
+            run.shard(recipe, Shard(1, 2), folder=at)
+        assert len(segments.keys(segments.paths(at / "sample"))) <= 50
+        with pytest.raises(UserError, match="none of the first"):
+            run.shard(recipe, Shard(2, 2), folder=at)
+        assert len(segments.keys(segments.paths(at / "sample"))) <= 50
+        server.wrong = False
+        raised = tiny.recipe(world, *changes(server.url, *MANY, "teacher.none_right_limit=60"))
+        run.shard(raised, Shard(2, 2), folder=at)
+        run.shard(recipe, Shard(1, 2), folder=at)  # one right chain of the other is enough
+        run.run(recipe, at, until="sample")
+    assert tables.rows(at / "sample" / "chains.parquet") == 160
+
+
+def test_a_model_in_this_process_that_is_always_wrong_stops_too(world: Path, tmp_path: Path) -> None:
+    at, wrong = tmp_path / "run", tmp_path / "wrong.jsonl"
+    rows = [json.loads(line) for line in (world / "sets" / "sums.jsonl").read_text().splitlines()]
+    wrong.write_text("".join(json.dumps(row | {"answer": "1000"}) + "\n" for row in rows))
+    more = (f"sets.sums={{file: {wrong}, task: number}}", "teacher.samples=8", "teacher.batch_tokens=200")
+    with pytest.raises(UserError, match=r"none of the first 2[0-9] chains is right"):
+        tiny.make(world, at, *more, "teacher.none_right_limit=20", until="sample")
+    stored = len(segments.keys(segments.paths(at / "sample")))
+    tiny.make(world, at, *more, "teacher.none_right_limit=0", until="sample")
+    assert 20 <= stored < 32 == tables.rows(at / "sample" / "chains.parquet")
+
+
+def test_results_of_batches_are_judged_before_more_is_asked_for(world: Path, tmp_path: Path) -> None:
+    from test_batches import served
+
+    at = tmp_path / "run"
+    with stub.running(wrong=True) as server:
+        recipe = tiny.recipe(world, *changes(server.url, *MANY))
+        run.batch(recipe, out=tmp_path / "out", folder=at)
+        asked = [row for path in (tmp_path / "out").glob("*") for _, row in reading.read_jsonl(path)]
+        (tmp_path / "results.jsonl").write_bytes(b"".join(served(server, asked[:15])))
+        with pytest.raises(UserError, match="none of the first 60 chains is right"):
+            run.batch(recipe, [tmp_path / "results.jsonl"], folder=at)
+        with pytest.raises(UserError, match="none of the first 60 chains is right"):
+            run.batch(recipe, out=tmp_path / "again", folder=at)
+        assert tokens(at) == server.written and not (tmp_path / "again").exists()

@@ -135,6 +135,10 @@ class Teacher(Section):
     )
     samples: Positive = Field(default=1, description="chains a question")
     enough: Positive | None = Field(default=None, description="openai: no more chains once so many are right")
+    none_right_limit: Count = Field(
+        default=50,
+        description="local, vllm, openai: sampling stops if none of the first so many chains is right; 0: never",
+    )
     temperature: float = Field(default=0.5, ge=0)
     max_tokens: Positive = 256
     candidates: Count = Field(default=5, description="alternatives a token whose log-probabilities are kept")

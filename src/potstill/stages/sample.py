@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import textwrap
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ from potstill.files import ledger, lines, manifest, parts, run_folder, segments,
 from potstill.files.segments import WHOLE, Shard
 from potstill.questions import collected
 from potstill.recipe import Recipe
-from potstill.records import Chain, Question
+from potstill.records import Chain, Question, Verdict
 from potstill.teachers import Watch
+from potstill.teachers.trial import Trial
 
 READS = ("teacher", "seed")
 AFTER = ("collect",)
 VERSIONS = {"prompts": prompts.VERSION, "engines": engines.VERSION, "teachers": teachers.VERSION}
+SHOWN = 600  # characters of a chain in a message
 TABLE, NOTES = "chains.parquet", "unanswered.jsonl"
 # Of a server: where it is and how much is asked of it at once changes no chain.
 FREE = ("urls", "key", "per_request", "concurrency", "timeout", "patience", "refused")
@@ -51,7 +54,7 @@ def inputs(plan: Recipe) -> dict[str, str]:
 
 def free(plan: Recipe) -> set[str]:
     """Keys that may change while a run goes on; of a teacher that asks no server, all that speak of servers."""
-    budget, score = set(recipe.flat(plan, "teacher.budget")), plan.teacher.score
+    budget, score = {*recipe.flat(plan, "teacher.budget"), "teacher.none_right_limit"}, plan.teacher.score
     budget |= {f"teacher.vllm.{name}" for name in recipe.Vllm.FREE} | {"teacher.chat"}  # see `inputs`
     if plan.teacher.kind != "openai":
         budget |= set(recipe.flat(plan, "teacher.enough"))
@@ -92,6 +95,7 @@ def gather(run: Path, plan: Recipe, shard: Shard = WHOLE) -> int:
     done, right = segments.keys(segments.paths(folder)), _right(folder, plan, asked)
     if teachers.complete(plan, shard.of(asked), done, right):
         return 0
+    trial = _trial(folder, plan, asked, shard)
     settled, before = ledger.seen_by(run, shard)
     watch = Watch(before=before, settled=settled)
     if (fault := teachers.exhausted(plan, asked, watch, done, right, shard)) is not None:
@@ -107,7 +111,7 @@ def gather(run: Path, plan: Recipe, shard: Shard = WHOLE) -> int:
         total, title = len(asked) * plan.teacher.samples // shard.count, f"shard {shard}"
         opened.enter_context(_collecting_rarely())
         tick = opened.enter_context(progress.bar("sample" if shard == WHOLE else title, total, "chains", done=own))
-        told = {"server": server, "watch": watch, "right": right, "shard": shard}
+        told = {"server": server, "watch": watch, "right": right, "shard": shard, "trial": trial}
         chains = teachers.chains(plan, asked, done, known=collected.others(run), **told)
         if isinstance(chains, Generator):  # closed before the bill is: what is given up then may have been billed
             opened.callback(chains.close)
@@ -116,7 +120,50 @@ def gather(run: Path, plan: Recipe, shard: Shard = WHOLE) -> int:
             segment.append_lines(lines.line(chain) for chain in new)
             tick(len(new), watch.note())
             paid()
+            if trial is not None and server is None and (fault := trial.verdict(1)) is not None:
+                raise fault
+            trial = None if trial is not None and trial.passed else trial
     return len(done) - stored
+
+
+def _trial(folder: Path, plan: Recipe, asked: Sequence[Question], shard: Shard = WHOLE) -> Trial | None:
+    """What the first chains have to show before a teacher is asked for all; None where they have, or where the recipe
+    does not want it. Raises UserError where enough are stored already and none of them is right."""
+    limit, by_id = plan.teacher.none_right_limit, {question.id: question for question in asked}
+    if not limit or plan.teacher.kind not in ("local", "vllm", "openai"):
+        return None
+
+    def graded() -> Iterator[tuple[Chain, Question, Verdict]]:
+        for chain in tables.stored(folder):
+            if (question := by_id.get(chain.question)) is not None:
+                yield chain, question, answers.grade(chain.text, question.gold, question.task, chain.stop)
+
+    def look() -> tuple[int, int]:
+        stored = 0
+        for stored, (_, _, verdict) in enumerate(graded(), 1):
+            if verdict.grade == "right":
+                return stored, 1
+        return stored, 0
+
+    def fault() -> UserError:
+        chain, question, verdict = next(graded())
+        text = chain.text if len(chain.text) <= SHOWN else f"... {chain.text[-SHOWN:]}"
+        read = "no answer" if verdict.found is None else f"the answer {verdict.found}"
+        return UserError(
+            f"none of the first {look()[0]} chains is right, so no further ones are asked for",
+            where="teacher",
+            found=f"{chain.question}#{chain.index} has {read} ({verdict.grade}); the set's answer is {question.gold}:\n"
+            + textwrap.indent(text, "    "),
+            do="correct the set's answers or task, the prompt, max_tokens or the teacher. If nothing is wrong there,"
+            " raise teacher.none_right_limit or set it to 0, and run the same command again: every chain is kept",
+        )
+
+    trial = Trial(limit, look, fault, shard.count)
+    stored, right = look()
+    a_request = min(plan.teacher.samples, plan.teacher.server.per_request) if plan.teacher.kind == "openai" else 1
+    if stored and not right and stored + a_request > limit:
+        raise fault()
+    return None if right else trial
 
 
 @contextlib.contextmanager
@@ -144,6 +191,7 @@ def batch_out(run: Path, plan: Recipe, out: Path) -> None:
 
     folder = run / "sample"
     asked = collected.questions(run, plan.questions.train, "train")
+    _trial(folder, plan, asked)
     done, before = segments.keys(segments.paths(folder)), _before(folder)
     right, watch = _right(folder, plan, asked), Watch(before=ledger.total(run))
     if (server := _known(folder)) is None:
@@ -195,6 +243,7 @@ def batch_in(run: Path, plan: Recipe, paths: Sequence[Path]) -> bool:
     progress.say(f"batch     {watch.chains} chains stored now, {len(done)} in all")
     for said, times in sorted(watch.faults.items(), key=lambda fault: -fault[1])[:5]:
         progress.say(f"lacking   {times} results: {said}", "yellow")
+    _trial(folder, plan, asked)
     complete = teachers.complete(plan, _askable(folder, plan, asked), done, right)
     if not complete:
         progress.say(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from potstill.errors import UserError
 from potstill.files.segments import WHOLE, Shard
 from potstill.records import Chain, Question
+from potstill.teachers.trial import Trial
 from potstill.teachers.watch import Watch
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def chains(
     watch: Watch | None = None,
     right: Mapping[str, int] | None = None,
     shard: Shard = WHOLE,
+    trial: Trial | None = None,
 ) -> Iterator[list[Chain]]:
     """The chains of the teacher that a recipe names, batch by batch.
 
@@ -104,6 +106,7 @@ def chains(
     server     what `probed` found, for a teacher behind a server
     watch      where it puts what is seen of it
     right      question -> right chains that are stored, where the recipe stops at enough of them
+    trial      for a teacher behind a server: what has to be seen of its first chains before more are asked for
     shard      which of the batches: they are those of the whole, so a chain does not depend on the number of shards
     """
     # Inside: each source brings its own libraries, and its module imports `Key` from here.
@@ -121,7 +124,8 @@ def chains(
         from potstill.teachers import openai
 
         assert server is not None
-        return openai.planned(plan, questions, source, server, watch or Watch(), done=done, right=right, shard=shard)
+        known_so_far = {"done": done, "right": right, "trial": trial}
+        return openai.planned(plan, questions, source, server, watch or Watch(), shard=shard, **known_so_far)
     else:
         from potstill import recipe
         from potstill.teachers import replay

@@ -33,6 +33,7 @@ from potstill.teachers.openai.asking import Manner, Settings, asks
 from potstill.teachers.openai.client import Answer, Client
 from potstill.teachers.openai.reading import Piece, Reader
 from potstill.teachers.openai.sampling import Sampler
+from potstill.teachers.trial import Trial
 from potstill.teachers.watch import Watch
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ def planned(
     done: Container[Key] = (),
     right: Mapping[str, int] | None = None,
     shard: Shard = WHOLE,
+    trial: Trial | None = None,
 ) -> Iterator[list[Chain]]:
     """The chains of a recipe's server, as they arrive.
 
@@ -152,7 +154,7 @@ def planned(
     questions = shard.of(questions)
     manner = _manner(server)
     reader = _reader(plan, asked, manner)
-    return drawn(asked, manner, reader, watch, questions, local.asked(plan), done, right or {})
+    return drawn(asked, manner, reader, watch, questions, local.asked(plan), done, right or {}, trial)
 
 
 def complete(
@@ -210,11 +212,12 @@ def drawn(
     prompt_of: Callable[[Question], Prompt],
     done: Container[Key] = (),
     right: Mapping[str, int] | None = None,
+    trial: Trial | None = None,
 ) -> Iterator[list[Chain]]:
     """The chains of any server. The event loop runs while a batch is waited for, and only then."""
     with asyncio.Runner() as runner:
         client = Client(asked)
-        sampler = Sampler(client, asked, manner, reader, watch, questions, prompt_of, done, right or {})
+        sampler = Sampler(client, asked, manner, reader, watch, questions, prompt_of, done, right or {}, trial)
         began, told = time.monotonic(), False
         try:
             while runner.run(sampler.wait()):

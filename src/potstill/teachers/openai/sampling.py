@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
 import random
 import time
 from collections import deque
@@ -27,12 +28,23 @@ from potstill.teachers.openai.client import Answer, Client, advice
 from potstill.teachers.openai.pacing import TELL, Breaker, Gate, pause
 from potstill.teachers.openai.reading import Reader
 from potstill.teachers.openai.taking import count, hardened, taken
+from potstill.teachers.trial import Trial
 from potstill.teachers.watch import Watch
 
 BATCH = 64  # chains that are worth a write of their own
 SOON = 0.05  # seconds after which fewer are
 LONG = 5.0  # seconds of a Retry-After that are worth a line
 TOLD = (reading.ABOVE, reading.MARKED, reading.OTHER)  # defects of a server, not of one text
+
+
+class _Also:
+    """Two containers as one."""
+
+    def __init__(self, *parts: Container[Key]) -> None:
+        self.parts = parts
+
+    def __contains__(self, key: object) -> bool:
+        return any(key in part for part in self.parts)
 
 
 class Sampler:
@@ -49,6 +61,7 @@ class Sampler:
         prompt_of: Callable[[Question], Prompt],
         done: Container[Key],
         right: Mapping[str, int],
+        trial: Trial | None = None,
     ) -> None:
         self.client, self.settings, self.manner, self.reader, self.watch = client, settings, manner, reader, watch
         self.done, self.right = done, dict(right)
@@ -58,13 +71,20 @@ class Sampler:
         self.served = {settings.urls[0]: manner.served} if manner.served else {}  # url -> the model that it names
         self.budget = Budget(settings, watch)
         self.draw = random.Random()
+        self.trial = trial
         self.fresh = asks(settings, self.width, questions, prompt_of, done, self.right)
+        if trial is not None and settings.enough is None:  # the first chains are of as many questions as can be
+            once = replace(settings, samples=min(settings.samples, self.width))
+            first = list(islice(asks(once, self.width, questions, prompt_of, done, self.right), trial.limit))
+            begun = _Also(done, {(a.question.id, settings.source, index) for a in first for index in a.indices})
+            self.fresh = itertools.chain(first, asks(settings, self.width, questions, prompt_of, begun, self.right))
         self.next: deque[Ask] = deque()  # the next requests of questions that were asked already
         self.later: list[tuple[float, int, Ask]] = []  # tries that wait: a heap by moment
         self.running: set[asyncio.Task[None]] = set()
         self.ready: list[Chain] = []
         self.fault: BaseException | None = None
         self.over = False
+        self.held = False  # a request waits for the first chains to be judged
         self.woken = asyncio.Event()
         self.timer: asyncio.TimerHandle | None = None
         self.began = time.monotonic()
@@ -72,7 +92,7 @@ class Sampler:
 
     async def wait(self) -> bool:
         """Until there are chains to take, at least one; False once there is nothing left to come."""
-        if not self.number:
+        if not self.number or (not self.running and not self.over):
             self.fill()
         while len(self.ready) < BATCH and not self.over:
             self.woken.clear()
@@ -97,6 +117,8 @@ class Sampler:
         now = time.monotonic()
         while not self.over and (gate := max(self.gates, key=lambda one: one.room(now))).room(now) > 0:
             ask = self._due(now)
+            if ask is not None and not self._tried(ask):
+                break
             if ask is None or (aside := self._affordable(ask)) is None:
                 break
             gate.running += 1
@@ -107,7 +129,9 @@ class Sampler:
         self.watch.concurrency = len(self.running)
         if self.over:
             return
-        if not self.running and not self.later and not self.next and self._peek() is None:
+        if self.held and not self.running and not self.later:
+            self.woken.set()  # what is ready is stored before the first chains are judged
+        elif not self.running and not self.later and not self.next and self._peek() is None:
             self._stop(self._refusal())
         elif len(self.running) < sum(gate.most for gate in self.gates):
             self._wake_at(now)
@@ -116,6 +140,24 @@ class Sampler:
         if self.later and self.later[0][0] <= now:
             return heapq.heappop(self.later)[2]
         return self.next.popleft() if self.next else next(self.fresh, None)
+
+    def _tried(self, ask: Ask) -> bool:
+        """Whether a request may be sent as far as the first chains are concerned; if not, it waits until one of them is
+        right, and sampling stops where none is. Tries of a request that was sent before always may."""
+        self.held = False
+        if self.trial is None or self.trial.passed or ask.tries:
+            return True
+        self.trial.passed = self.watch.right > 0
+        if self.trial.may(len(ask.indices)):
+            return True
+        self.next.appendleft(ask)
+        if not self.running and not self.ready and not self.later:
+            if (fault := self.trial.verdict(len(ask.indices))) is not None:
+                self._stop(fault)
+                return False
+            return self._tried(self.next.popleft())
+        self.held = True
+        return False
 
     def _peek(self) -> Ask | None:
         ask = next(self.fresh, None)
