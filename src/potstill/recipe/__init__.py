@@ -15,10 +15,13 @@ from the data folder (`find`).
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import io
 import os
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ruamel.yaml import YAML
 
@@ -43,6 +46,8 @@ __all__ = [
     "resolved",
     "schema",
 ]
+
+HUB: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")  # how a model is called there
 
 
 def resolved(recipe: Recipe) -> str:
@@ -89,8 +94,22 @@ def find(recipe: Recipe, path: str, key: str) -> Path:
             "could mean two places", where=key, found=" and ".join(map(str, there)), do="write the one you mean with ./"
         )
     looked = " and ".join(str(place.absolute()) for place in places)
-    do = "mend the path (it counts from the folder where you run the command), or set data"
-    raise UserError("nothing is there", where=key, found=f"{path!r}; looked at {looked}", do=do)
+    raise UserError(
+        "nothing is there", where=key, found=f"{path!r}; looked at {looked}", do=_elsewhere(path, places, key)
+    )
+
+
+def _elsewhere(path: str, places: list[Path], key: str) -> str:
+    """What to do about a path where nothing is: a likely typo, a name on the hub, or one of another folder."""
+    for place in places:
+        with contextlib.suppress(OSError):
+            near = difflib.get_close_matches(place.name, os.listdir(place.parent), 1, 0.8)
+            if near:
+                return f"did you mean {Path(path).with_name(near[0]).as_posix()}?"
+    if key.endswith((".model", ".tokenizer", ".scorer")) and HUB.fullmatch(path):
+        name = path if "/" in path else f"OWNER/{path}"
+        return f"if this is a model's name on the hub, download it (`hf download {name} --local-dir {path}`)"
+    return "correct the path (it counts from the folder where you run the command), or set data"
 
 
 def find_all(recipe: Recipe, path: str, key: str) -> list[Path]:

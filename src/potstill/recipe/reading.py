@@ -5,16 +5,18 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from potstill.errors import UserError
+from potstill.recipe import synonyms, tree
+from potstill.recipe.section import DECODING, NAME
 from potstill.recipe.sections import Recipe
+
+ANY: Final = "NAME"  # in place of what a person has called a set
 
 # What a value must be where another kind of value stands, with an example of the right form.
 _FORMS: Final = {
@@ -40,6 +42,29 @@ SECRET: Final = re.compile(
 )
 
 
+_REMEDIES: Final = {
+    "int_type": "write a whole number, such as 4",
+    "int_from_float": "write a whole number, such as 4",
+    "float_type": "write a number, such as 0.5 or 5e-4",
+    "bool_type": "write true or false",
+    "string_type": "write one text",
+    "string_unicode": "remove the half of a surrogate pair, or write the whole character",
+    "string_too_short": "write at least one character",
+    "string_too_long": "write one character",
+    "too_short": "name at least one",
+    "too_long": "name fewer",
+    "finite_number": "write a finite number",
+    "none_required": "leave the value empty",
+}
+_PATTERNS: Final = {
+    NAME: "begin with a letter or a digit, then at most 99 letters, digits, dots, underscores or hyphens",
+    DECODING: "write greedy, vote-8 or best-8, with +calculator where a calculator computes the sums",
+    r"^[0-9a-f]{64}$": "write 64 digits of hexadecimal (sha256sum FILE)",
+    r"^[0-9a-f]{40}$": "write the whole commit, 40 digits of hexadecimal: the hub shows it under History",
+    r"^https?://": "begin with http:// or https://",
+}
+
+
 def load(path: Path, changes: Sequence[str] = ()) -> Recipe:
     """Read a recipe; `changes` are `key=value` with dotted keys and YAML values, put in after reading.
 
@@ -56,12 +81,12 @@ def load(path: Path, changes: Sequence[str] = ()) -> Recipe:
 
 def parse(text: str, where: str, changes: Sequence[str] = ()) -> Recipe:
     """The recipe that a YAML text holds. `where` names it in messages."""
-    tree = _yaml(text, where)
-    if tree is None or not isinstance(tree, Mapping):
-        found = "nothing" if tree is None else "a list" if isinstance(tree, list) else repr(tree)
+    written = tree.load(text, where)
+    if written is None or not isinstance(written, Mapping):
+        found = "nothing" if written is None else "a list" if isinstance(written, list) else repr(written)[:80]
         raise UserError("a recipe is a mapping of keys", where=where, found=found, do="begin with `name: ...`")
-    places = dict(_lines(tree))
-    values = _plain(tree, where)
+    places = dict(tree.lines(written))
+    values = tree.plain(written, where)
     origin: dict[tuple[str, ...], str] = {}
     for change in changes:
         key, equals, value = change.partition("=")
@@ -70,42 +95,11 @@ def parse(text: str, where: str, changes: Sequence[str] = ()) -> Recipe:
         keys = tuple(key.split("."))
         origin[keys] = f"--set {_shown(key, value)}"
         places = {place: line for place, line in places.items() if place[: len(keys)] != keys}
-        _put(values, keys, _plain(_yaml(value, origin[keys]), origin[keys]), origin[keys])
+        _put(values, keys, tree.plain(tree.load(value, origin[keys]), origin[keys]), origin[keys])
     try:
         return Recipe.model_validate(values, strict=True)
     except ValidationError as fault:
         raise _first_fault(fault, where, places, origin) from None
-
-
-def _yaml(text: str, where: str) -> Any:
-    try:
-        return YAML(typ="rt", pure=True).load(text)
-    except YAMLError as fault:
-        mark = getattr(fault, "problem_mark", None)
-        place = f"{where} line {mark.line + 1}" if mark else where
-        problem = getattr(fault, "problem", None) or str(fault)
-        do = "indent with spaces, not with tabs" if r"'\t'" in problem else "mend the line"
-        raise UserError("not valid YAML", where=place, found=problem, do=do) from None
-
-
-def _plain(tree: Any, where: str) -> Any:
-    """The reader's values, which remember how they were written, as plain ones."""
-    try:
-        return json.loads(json.dumps(tree, default=str))
-    except (TypeError, ValueError, RecursionError) as fault:  # a list as a key, a value that holds itself
-        raise UserError("not a recipe's values", where=where, found=fault, do="write plain keys and values") from None
-
-
-def _lines(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
-    """The line (from 1) of every key and item."""
-    if isinstance(tree, Mapping):
-        for name, value in tree.items():
-            yield (*keys, str(name)), tree.lc.key(name)[0] + 1  # type: ignore[attr-defined]
-            yield from _lines(value, (*keys, str(name)))
-    elif isinstance(tree, list):
-        for number, value in enumerate(tree):
-            yield (*keys, str(number)), tree.lc.item(number)[0] + 1  # type: ignore[attr-defined]
-            yield from _lines(value, (*keys, str(number)))
 
 
 def _put(values: dict[str, Any], keys: tuple[str, ...], value: Any, where: str) -> None:
@@ -125,8 +119,7 @@ def _first_fault(
 ) -> UserError:
     """One clear message for the first thing that pydantic found wrong."""
     error = next((error for error in fault.errors() if error["type"] == "extra_forbidden"), fault.errors()[0])
-    # a tag (a shape's name or its numbers) and a wrong dictionary key add their own words to the place: leave them out
-    keys = tuple(str(part) for part in error["loc"] if part != "numbers" and str(part)[:1] != "[")
+    keys = _keys(error)
     place = where
     for end in range(len(keys), 0, -1):
         if keys[:end] in origin:
@@ -148,7 +141,43 @@ def _first_fault(
         return UserError(f"{dotted} must be {what}", where=place, found=found, do=do)
     message = error["msg"].removeprefix("Value error, ")
     what = f"{dotted}: {message}" if dotted else message
-    return UserError(what, where=place, found=found, do="mend the value")
+    return UserError(
+        what,
+        where=place,
+        found=found,
+        do=" or ".join(dict.fromkeys(_remedy(each, dotted) for each in fault.errors() if _keys(each) == keys)),
+    )
+
+
+def _keys(error: Any) -> tuple[str, ...]:
+    """The place of an error, without what pydantic adds: the tag of a shape, and which form of several it tried."""
+    parts = tuple(str(part) for part in error["loc"] if part != "numbers" and str(part)[:1] != "[")
+    forms = ("literal[", "bool", "constrained-", "function-")
+    return parts[:-1] if parts[:2] == ("student", "chat") and parts[-1].startswith(forms) else parts
+
+
+def _remedy(error: Any, dotted: str) -> str:
+    """What to write instead of a value that is of the right kind of thing and still wrong."""
+    kind, limits = error["type"], error.get("ctx", {})
+    written = error["input"]
+    if kind == "literal_error":
+        allowed = re.findall(r"'([^']*)'", str(limits.get("expected", "")))
+        near = difflib.get_close_matches(str(written), allowed, 1)
+        several = f"one of {', '.join(allowed)}" if len(allowed) > 1 else allowed[0]
+        return f"did you mean {near[0]}?" if near else f"write {several}"
+    if kind.startswith("string_pattern"):
+        return _PATTERNS.get(str(limits.get("pattern")), f"write a text of the form {limits.get('pattern')}")
+    if kind in ("int_type", "int_from_float", "int_parsing") and isinstance(written, str):
+        return "write a number in digits, without quotes, such as 4"
+    if kind in ("float_type", "float_parsing") and isinstance(written, str):
+        return "write a number in digits, without quotes, such as 0.5 or 5e-4"
+    if kind == "string_type" and isinstance(written, int | float):
+        return "put it in quotes" if _secret(_keys(error)) else f"put it in quotes: {json.dumps(str(written).lower())}"
+    bounds = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
+    if kind in bounds:
+        words = {"gt": "greater than", "ge": "of at least", "lt": "less than", "le": "of at most"}[bounds[kind]]
+        return f"write a number {words} {limits[bounds[kind]]}"
+    return _REMEDIES.get(kind, f"change {dotted}" if dotted else "change one of the keys that it names")
 
 
 def _secret(keys: Sequence[str]) -> bool:
@@ -164,20 +193,36 @@ def _shown(key: str, value: str) -> str:
 
 def _suggestion(keys: tuple[str, ...]) -> str:
     known = _known_keys(Recipe)
-    beside = [key for key in known if key[:-1] == keys[:-1]]
-    near = difflib.get_close_matches(keys[-1], [key[-1] for key in beside], 1)
-    if near:
-        return f"did you mean {'.'.join((*keys[:-1], near[0]))}?"
+    beside = [key for key in known if len(key) == len(keys) and all(map(_fits, key[:-1], keys[:-1]))]
+    for cutoff in (0.85, 0.6):
+        near = difflib.get_close_matches(keys[-1], [key[-1] for key in beside], 1, cutoff)
+        if near:
+            return f"did you mean {'.'.join((*keys[:-1], near[0]))}?"
+        if other := synonyms.meant(keys):  # before the less alike: lr is not lora
+            return other.removeprefix("= ") if other.startswith("=") else f"did you mean {other}?"
     elsewhere = [key for key in known if key[-1] == keys[-1]]
     if elsewhere:
         return f"did you mean {'.'.join(elsewhere[0])}?"
     return f"known here: {', '.join(key[-1] for key in beside)}" if beside else "take it out"
 
 
+def _fits(known: str, written: str) -> bool:
+    return known in (ANY, written)
+
+
 def _known_keys(section: type[BaseModel], before: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Every key of a section and of those within it; a set's own name is ANY."""
     keys = []
     for name, field in section.model_fields.items():
         keys.append((*before, name))
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _known_keys(field.annotation, (*before, name))
+        for inner in _sections(field.annotation):
+            at = (*before, name, ANY) if get_origin(field.annotation) is dict else (*before, name)
+            keys += _known_keys(inner, at)
     return keys
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _sections(part)]
