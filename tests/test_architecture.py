@@ -53,7 +53,7 @@ INSIDE: dict[str, set[str]] = {
     "evaluation": {"engines"},
     "teachers": {"engines", "tokenizers"},
     "lessons": {"engines", "questions", "students", "targets", "teachers", "tokenizers"},
-    "exam": {"engines", "evaluation", "questions", "students"},
+    "exam": {"engines", "evaluation", "questions", "students", "tokenizers"},
     "account": {"exam", "lessons", "questions", "teachers"},
     "card": {"page"},
     "trackers": {"exam"},

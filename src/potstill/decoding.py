@@ -26,6 +26,7 @@ from potstill.contenders import Contender
 from potstill.intervals import wilson
 from potstill.records import Prediction, Split, Tries
 
+VERSION: Final = 1  # of what a decoding draws and chooses; stored with the scores
 PATTERN: Final = r"^(greedy|vote-[1-9][0-9]{0,3}|best-[1-9][0-9]{0,3})(\+calculator)?$"
 
 

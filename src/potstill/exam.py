@@ -28,17 +28,29 @@ if TYPE_CHECKING:
     from potstill.engines import Engine
     from potstill.students import Student
 
+VERSION = 1  # of who answers what, and in which order
 SCORES = "scores.json"
 TRIES = "tries.json"
 CHOICE = "choice.json"
-# Of the rooms that an answer and its score come from.
-VERSIONS = {
-    "answers": answers.VERSION,
-    "calculator": calculator.VERSION,
-    "engines": engines.VERSION,
-    "prompts": prompts.VERSION,
-    "votes": votes.VERSION,
-}
+
+
+def versions() -> dict[str, int]:
+    """Of the packages that an answer and its score come from."""
+    from potstill import evaluation, intervals, students, tokenizers
+
+    return {
+        "answers": answers.VERSION,
+        "calculator": calculator.VERSION,
+        "decoding": decoding.VERSION,
+        "engines": engines.VERSION,
+        "evaluation": evaluation.VERSION,
+        "exam": VERSION,
+        "intervals": intervals.VERSION,
+        "prompts": prompts.VERSION,
+        "students": students.VERSION,
+        "tokenizers": tokenizers.VERSION,
+        "votes": votes.VERSION,
+    }
 
 
 def checkpoints(run: Path) -> list[int]:
@@ -74,7 +86,7 @@ def sit(run: Path, plan: Recipe, folder: Path, contender: Contender, split: Spli
     at, names = folder / contender.name, decodings(plan, split)
     keys = {key: value for key, value in flat(plan, "evaluate", "questions").items() if key not in free(split)}
     inputs = {**_inputs(run, plan, contender), **graders(plan, split)}
-    identity = manifest.Identity(f"{folder.name}/{contender.name}", VERSIONS, keys, inputs)
+    identity = manifest.Identity(f"{folder.name}/{contender.name}", versions(), keys, inputs)
     done = manifest.begin(at, identity)
     if done is not None:
         integrity.verify(folder, done)  # before its files are taken for this stage's own

@@ -16,9 +16,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from scipy import stats
+
+VERSION: Final = 1  # of every interval; stored with scores, choices and pages
 
 
 def wilson(right: float, n: int, level: float = 0.95) -> tuple[float, float]:

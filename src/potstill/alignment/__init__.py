@@ -23,9 +23,25 @@ changed: it finds the places first. All are pure.
 
 from __future__ import annotations
 
+from typing import Final
+
 from potstill.alignment.chunks import KINDS, Chunk, Chunks, spans
 from potstill.alignment.gaps import pieces
 from potstill.alignment.letters import Canonical, canonical
 from potstill.alignment.warping import LIMIT, Warping, dtw
 
-__all__ = ["KINDS", "LIMIT", "Canonical", "Chunk", "Chunks", "Warping", "canonical", "dtw", "pieces", "spans"]
+VERSION: Final = 1  # of which tokens stand for the same text; stored in the manifest of the stage that aligns
+
+__all__ = [
+    "KINDS",
+    "LIMIT",
+    "VERSION",
+    "Canonical",
+    "Chunk",
+    "Chunks",
+    "Warping",
+    "canonical",
+    "dtw",
+    "pieces",
+    "spans",
+]

@@ -18,15 +18,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from potstill import engines, files
-from potstill.calculator import MARKS
+from potstill import calculator as sums
+from potstill import engines, files, students, tokenizers
 from potstill.encoding import decode_bytes, encode_bytes
 from potstill.records import Prompt
 
 
 def key(weights: Mapping[str, str]) -> str:
-    """The name of the file for a checkpoint: a digest of the digests of its files and of the engines' version."""
-    return _digest([sorted(weights.items()), engines.VERSION])
+    """The name of the file for a checkpoint: a digest of the digests of its files, and of the versions of what reads a
+    prompt and writes a text."""
+    return _digest([sorted(weights.items()), engines.VERSION, sums.VERSION, students.VERSION, tokenizers.VERSION])
 
 
 class Remembered:
@@ -65,7 +66,7 @@ class Remembered:
         if candidates:
             return self._engine.generate(requests, candidates=candidates, **settings)
         drawn = temperature > 0
-        how = {**settings, "calculator": MARKS} if calculator else settings
+        how = {**settings, "calculator": sums.MARKS} if calculator else settings
         keys = [_digest([each.prompt, how, each.key if drawn else None]) for each in requests]
         missing = [each for each, name in zip(requests, keys, strict=True) if name not in self._known]
         names = {each.key: name for each, name in zip(requests, keys, strict=True)}

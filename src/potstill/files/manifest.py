@@ -23,6 +23,8 @@ from potstill.errors import UserError
 from potstill.files import disk, reading
 
 FORMAT: Final = 1  # of the files in a run folder
+FIRST: Final = 1  # the version of what an older manifest does not name: packages count from 1
+VERSION_OF: Final = "version of "  # what inputs that are versions begin with: of packages that only some recipes need
 BEGUN, MANIFEST = "begun.json", "manifest.json"
 
 
@@ -168,11 +170,15 @@ def differences(before: Identity, now: Identity) -> list[str]:
         if old != new:
             lines.append(f"{key}: {json.dumps(old, ensure_ascii=False)} -> {json.dumps(new, ensure_ascii=False)}")
     for name in sorted(set(before.versions) | set(now.versions)):
-        if before.versions.get(name) != now.versions.get(name):
-            lines.append(f"version of {name}: {before.versions.get(name)} -> {now.versions.get(name)}")
-    for name in sorted(set(before.inputs) | set(now.inputs)):
-        old, new = before.inputs.get(name), now.inputs.get(name)
+        old, new = before.versions.get(name, FIRST), now.versions.get(name, FIRST)
         if old != new:
+            lines.append(f"version of {name}: {old} -> {new}")
+    for name in sorted(set(before.inputs) | set(now.inputs)):
+        first = str(FIRST) if name.startswith(VERSION_OF) else None
+        old, new = before.inputs.get(name, first), now.inputs.get(name, first)
+        if old != new and first:
+            lines.append(f"{name}: {old} -> {new}")
+        elif old != new:
             lack = " (none before)" if old is None else " (none now)" if new is None else ""
             lines.append(f"content of {name}{lack}")
     return lines

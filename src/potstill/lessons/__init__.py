@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Final
 
 from potstill import order, prompts, recipe, splits, transfer, vocabulary
 from potstill.errors import UserError
@@ -26,6 +27,8 @@ from potstill.records import Chain, Prompt, Question, Target
 from potstill.students import Example, Student, tokenizer_folder
 from potstill.targets import Origin, Targets
 from potstill.tokenizers import Tokenizer
+
+VERSION: Final = 1  # of the rows of each step, their order, weights and batches; stored by the stages that train
 
 
 @dataclass(frozen=True, slots=True)

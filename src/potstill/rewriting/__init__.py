@@ -17,11 +17,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from potstill.records import END, Candidate, Chain, End
 from potstill.rewriting.marks import Marks, Places, with_marks
 from potstill.rewriting.moved import Moved
 
+VERSION: Final = 1  # of rewritten chains; stored in the manifest of the stage that aligns
 Step = tuple[Candidate, ...]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from potstill import files, lessons, progress, recipe, rewriting, students, targets, tokenizers, transfer
+from potstill import alignment, files, lessons, progress, recipe, rewriting, students, targets, tokenizers, transfer
 from potstill.calculator import sums
 from potstill.coverage import Coverage, thin
 from potstill.errors import UserError
@@ -22,7 +22,13 @@ from potstill.records import Chain, Target
 READS = ("transfer", "student.model", "student.tokenizer", "teacher.kind", "teacher.model")
 WARNS = "transfer.least_mass"  # when align warns changes no target
 AFTER = ("sample", "filter")
-VERSIONS = {"transfer": transfer.VERSION, "targets": targets.VERSION}
+VERSIONS = {
+    "alignment": alignment.VERSION,
+    "rewriting": rewriting.VERSION,
+    "targets": targets.VERSION,
+    "tokenizers": tokenizers.VERSION,
+    "transfer": transfer.VERSION,
+}
 
 
 def inputs(plan: Recipe) -> dict[str, str]:

@@ -16,7 +16,7 @@ from potstill.recipe import Recipe
 
 READS = ("evaluate", "questions", "seed")
 AFTER = ("collect", "train")
-VERSIONS = exam.VERSIONS
+VERSIONS = exam.versions()
 
 
 def free(plan: Recipe) -> tuple[str, ...]:

@@ -14,7 +14,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from potstill import exam, files, loss, order, progress, recipe, students, teachers, tokenizers, training, transfer
+from potstill import (
+    alignment,
+    exam,
+    files,
+    lessons,
+    loss,
+    order,
+    progress,
+    recipe,
+    students,
+    teachers,
+    tokenizers,
+    training,
+    transfer,
+)
 from potstill.files import run_folder
 from potstill.lessons import own
 from potstill.recipe import Recipe
@@ -27,7 +41,13 @@ READS = (
     "train.batch_tokens",
 )
 AFTER = ("collect", "train", "select")
-VERSIONS = {**exam.VERSIONS, "loss": loss.VERSION, "order": order.VERSION, "training": training.VERSION}
+VERSIONS = {
+    **exam.versions(),
+    "lessons": lessons.VERSION,
+    "loss": loss.VERSION,
+    "order": order.VERSION,
+    "training": training.VERSION,
+}
 
 
 def free(plan: Recipe) -> tuple[str, ...]:
@@ -40,8 +60,9 @@ def inputs(plan: Recipe) -> dict[str, str]:
     named = {**students.identity(plan), **exam.graders(plan, "validation")}
     if asked.scorer is not None:
         named["repair.scorer"] = files.fingerprint(recipe.find(plan, asked.scorer, "repair.scorer"))
-        # One of other tokens tells through these rooms.
+        # The probabilities of one with other tokens come through these.
         named |= {"teachers": str(teachers.VERSION), "transfer": str(transfer.VERSION)}
+        named["version of alignment"] = str(alignment.VERSION)
     return named
 
 

@@ -9,12 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from potstill import account, answers, card, exam, files, page, plots
+from potstill import account, answers, card, exam, files, intervals, page, plots, splits
 from potstill.recipe import Recipe
 
 READS = ("report", "name", "seed", "questions", "transfer.least_mass")
 AFTER = (*account.STAGES, "repair")
-VERSIONS = {"page": page.VERSION, "answers": answers.VERSION}
+VERSIONS = {
+    "answers": answers.VERSION,
+    "exam": exam.VERSION,
+    "intervals": intervals.VERSION,
+    "page": page.VERSION,
+    "splits": splits.VERSION,
+}
 
 
 def beside(run: Path, plan: Recipe) -> dict[str, str]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from potstill import answers, engines, files, progress, prompts, recipe, teachers
+from potstill import answers, engines, files, progress, prompts, recipe, teachers, tokenizers
 from potstill.errors import UserError
 from potstill.files import ledger, lines, manifest, parts, run_folder, segments, tables
 from potstill.files.segments import WHOLE, Shard
@@ -49,7 +49,15 @@ def inputs(plan: Recipe) -> dict[str, str]:
     }
     found = {key: files.fingerprint(recipe.find(plan, path, key)) for key, path in named.items() if path is not None}
     # What `teacher.chat` comes to; nothing of a model without a template, which is asked as ever.
-    return found | {key: said for key, said in [("teacher.chat", teachers.spoken(plan))] if said is not None}
+    found |= {key: said for key, said in [("teacher.chat", teachers.spoken(plan))] if said is not None}
+    model = teacher.kind in ("local", "vllm") or (score is not None and score.kind == "local")
+    if model:
+        from potstill import students  # which hold every model; a teacher behind a server needs no torch
+
+        found["version of students"] = str(students.VERSION)
+    if model or named["teacher.server.tokenizer"] is not None:
+        found["version of tokenizers"] = str(tokenizers.VERSION)
+    return found
 
 
 def free(plan: Recipe) -> set[str]:

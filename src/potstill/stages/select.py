@@ -8,14 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from potstill import exam, files, selection
+from potstill import exam, files, intervals, selection
 from potstill.encoding import to_json
 from potstill.recipe import Recipe
 from potstill.records import Choice
 
 READS = ("select", "seed", "questions.out_of_distribution", "evaluate.decodings")
 AFTER = ("evaluate",)
-VERSIONS = {"selection": selection.VERSION}
+VERSIONS = {"exam": exam.VERSION, "intervals": intervals.VERSION, "selection": selection.VERSION}
 
 
 def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:

@@ -14,7 +14,7 @@ from potstill.recipe import Recipe
 
 READS = ("evaluate", "questions", "seed")
 AFTER = ("collect", "train", "select", "repair")
-VERSIONS = exam.VERSIONS
+VERSIONS = exam.versions()
 
 
 def free(plan: Recipe) -> tuple[str, ...]:

@@ -26,7 +26,9 @@ from potstill import (
     prompts,
     recipe,
     selection,
+    splits,
     students,
+    tokenizers,
     training,
     transfer,
 )
@@ -40,9 +42,13 @@ from potstill.training.checkpoints import Checkpoints, cut, forget_digests, newe
 READS = ("train", "student", "seed", "evaluate", "select", "questions")  # the latter three if they decide the end
 AFTER = ("collect", "filter", "align")
 VERSIONS = {
+    "lessons": lessons.VERSION,
     "loss": loss.VERSION,
     "order": order.VERSION,
     "prompts": prompts.VERSION,
+    "splits": splits.VERSION,
+    "students": students.VERSION,
+    "tokenizers": tokenizers.VERSION,
     "training": training.VERSION,
     "transfer": transfer.VERSION,
 }
@@ -55,7 +61,7 @@ def inputs(plan: Recipe) -> dict[str, str]:
     own = students.identity(plan)
     if plan.train.stop_after is None:
         return own
-    versions = {**exam.VERSIONS, "selection": selection.VERSION}
+    versions = {**exam.versions(), "selection": selection.VERSION}
     named = {f"version of {name}": str(number) for name, number in versions.items()}
     return {**own, **exam.graders(plan, "validation"), **named}
 

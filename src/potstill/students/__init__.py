@@ -9,6 +9,8 @@ loads. `base` is the student that a recipe names.
 
 from __future__ import annotations
 
+from typing import Final
+
 from potstill.students.base import (
     at,
     base,
@@ -30,8 +32,11 @@ from potstill.students.student import Head, Student, device, refused
 from potstill.students.telling import told, written
 from potstill.students.work import operations
 
+VERSION: Final = 1  # of prompts as a model reads them, of random weights, and of what the modules compute
+
 __all__ = [
     "SHAPES",
+    "VERSION",
     "Batch",
     "Chat",
     "Example",

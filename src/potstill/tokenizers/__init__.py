@@ -10,7 +10,11 @@
 (`import tokenizers` in these modules is the library of that name.)
 """
 
+from typing import Final
+
 from potstill.tokenizers.folder import Tokenizer, open
 from potstill.tokenizers.training import train_bpe, train_unigram
 
-__all__ = ["Tokenizer", "open", "train_bpe", "train_unigram"]
+VERSION: Final = 1  # of the tokens of a text and their bytes, with `vocabulary`; stored where a model reads or writes
+
+__all__ = ["VERSION", "Tokenizer", "open", "train_bpe", "train_unigram"]

@@ -1,0 +1,201 @@
+"""Versions: everything that determines a score, a target or the order of data has one, and raising it is refused.
+
+Each version is raised in a process of its own, because stages take them when they are imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import potstill
+import tiny
+from potstill.errors import UserError
+from potstill.files import manifest
+from potstill.miniature import build, gates, world
+from test_repair import REPAIR, REPLAY
+
+PACKAGE = Path(potstill.__file__).parent
+EXAM = {"evaluate", "test", "repair", "train"}  # train where it stops by what its checkpoints answer
+
+# Module with a VERSION -> the stages that are refused when it is raised.
+READ_BY = {
+    "alignment": {"align", "repair"},
+    "answers": {*EXAM, "filter", "report"},
+    "calculator": EXAM,
+    "calculator.sums": {"filter", "align"},
+    "decoding": EXAM,
+    "engines": {*EXAM, "sample"},
+    "evaluation": EXAM,
+    "exam": {*EXAM, "select", "report"},
+    "intervals": {*EXAM, "select", "report"},
+    "lessons": {"train", "repair"},
+    "loss": {"train", "repair"},
+    "order": {"collect", "train", "repair"},
+    "page": {"report"},
+    "prompts": {*EXAM, "collect", "sample"},
+    "questions": {"collect"},
+    "rewriting": {"align"},
+    "selection": {"select", "train"},
+    "sifting": {"filter"},
+    "splits": {"collect", "filter", "train", "report"},
+    "students": {*EXAM, "sample"},
+    "targets": {"align"},
+    "teachers": {"sample", "repair"},
+    "tokenizers": {*EXAM, "sample", "align"},
+    "training": {"train", "repair"},
+    "transfer": {"align", "train", "repair"},
+    "votes": EXAM,
+}
+# No stage reads these: the demo's sets and models are outside of a run, and a run holds digests of what it reads.
+MINIATURE = {"miniature.build", "miniature.gates"}
+
+# Packages without a version of their own, and the one that counts for them; None: they determine no byte of a result.
+COUNTED_AS = {
+    "account": "page",
+    "story": "page",
+    "plots": "page",
+    "card": "page",
+    "vocabulary": "tokenizers",
+    "coverage": "transfer",
+    "contamination": "splits",
+    "bounded": None,  # limits of time and size
+    "training_plan": None,  # what a dry run prints
+    "records": None,  # nouns and their form in JSON: another form is another file format
+    "contenders": None,
+    "encoding": None,
+    "errors": None,
+    "files": None,
+    "recipe": None,  # its values stand in the identities themselves
+    "progress": None,
+    "processes": None,
+    "trackers": None,
+    "stages": None,  # what they call has the versions
+    "run": None,
+    "plan": None,
+    "demo": None,
+    "cli": None,
+    "miniature": None,
+    "__main__": None,
+}
+
+# Together these read everything.
+RECIPES = (
+    (REPLAY, REPAIR, "transfer.marks=insert", "filter.wrong_sums=drop"),
+    ("train.stop_after=1", REPLAY, REPAIR.replace("repair={", "repair={scorer: teacher, ").replace(", keep: 0.3", "")),
+)
+PROGRAM = """
+import importlib, json, sys, tiny
+from pathlib import Path
+from potstill import run
+from potstill.files import manifest
+
+def identities():
+    modules = {name: importlib.reload(importlib.import_module(f"potstill.stages.{name}")) for name in run.REPAIRED}
+    found = {}
+    for number, changes in enumerate(recipes):
+        plan = tiny.recipe(Path(world), *changes)
+        for stage in run.stages(plan):
+            module = modules[stage]
+            inputs = dict(module.inputs(plan)) if hasattr(module, "inputs") else {}
+            found[stage, number] = manifest.Identity(stage, dict(module.VERSIONS), {}, inputs)
+    return found
+
+world, recipes, names = json.loads(sys.argv[1])
+before, refused = identities(), {}
+for name in names:
+    module = importlib.import_module(f"potstill.{name}")
+    module.VERSION += 1
+    now = identities()
+    refused[name] = sorted({key[0] for key in now if manifest.differences(before[key], now[key])})
+    module.VERSION -= 1
+print(json.dumps(refused))
+"""
+
+
+def versioned() -> set[str]:
+    """Every module of the package that has a VERSION."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        names = [
+            target.id
+            for node in ast.parse(path.read_text("utf-8")).body
+            for target in (node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)])
+            if isinstance(target, ast.Name)
+        ]
+        if "VERSION" in names:
+            parts = path.relative_to(PACKAGE).with_suffix("").parts
+            found.add(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return found
+
+
+def test_every_version_that_is_raised_is_refused_by_the_stages_that_depend_on_it(world: Path) -> None:
+    asked = json.dumps([str(world), RECIPES, sorted(versioned() - MINIATURE)])
+    told = subprocess.run(
+        [sys.executable, "-c", PROGRAM, asked], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stderr
+    refused = {name: set(stages) for name, stages in json.loads(told.stdout).items()}
+    unread = [name for name, stages in refused.items() if not stages]
+    assert not unread, f"no stage reads the version of {unread}"
+    assert refused == READ_BY, "a new version, or one that another stage reads: say here by which"
+
+
+def test_every_package_has_a_version_or_is_counted_by_one() -> None:
+    packages = {path.stem for path in PACKAGE.glob("*.py")} | {
+        path.parent.name for path in PACKAGE.glob("*/__init__.py")
+    }
+    own = {name.partition(".")[0] for name in versioned() if "." not in name}
+    assert packages - own - COUNTED_AS.keys() - {"__init__"} == set(), (
+        "give it a VERSION, or say here why it needs none"
+    )
+    assert not own & COUNTED_AS.keys()
+    assert {name for name in COUNTED_AS.values() if name} <= READ_BY.keys()
+
+
+def test_the_miniature_worlds_versions_decide_whether_it_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert versioned() >= MINIATURE
+    few = {"sizes": dict.fromkeys(world.SETS, 8), "training": 0}
+    build.build(tmp_path, **few)
+    before = (tmp_path / build.SETTINGS).read_bytes()
+    build.build(tmp_path, **few)
+    assert (tmp_path / build.SETTINGS).read_bytes() == before
+    monkeypatch.setattr(build, "VERSION", build.VERSION + 1)
+    (tmp_path / "sets" / "old").touch()
+    build.build(tmp_path, **few)
+    assert (tmp_path / build.SETTINGS).read_bytes() != before and not (tmp_path / "sets" / "old").exists()
+    monkeypatch.setattr(gates, "VERSION", gates.VERSION + 1)
+    with pytest.raises(UserError, match="the card is of other gates"):
+        build.check()
+
+
+def test_a_version_that_an_older_manifest_does_not_name_is_the_first() -> None:
+    """So that the chains of an older run are not paid again because a version began to be recorded."""
+    before = manifest.Identity("sample", {"prompts": 1}, {}, {})
+    now = manifest.Identity("sample", {"prompts": 1, "engines": 1}, {}, {"version of students": "1"})
+    assert manifest.differences(before, now) == manifest.differences(now, before) == []
+    later = manifest.Identity("sample", {"prompts": 1, "engines": 3}, {}, {"version of students": "2"})
+    assert manifest.differences(before, later) == ["version of engines: 1 -> 3", "version of students: 1 -> 2"]
+    lost = manifest.Identity("sample", {"prompts": 1}, {}, {"teacher.prompt": "ab"})
+    assert manifest.differences(before, lost) == ["content of teacher.prompt (none before)"]
+
+
+def test_a_raised_version_stops_a_run_with_one_message(world: Path, finished: Path, tmp_path: Path) -> None:
+    """One that no manifest named before, in a process of its own."""
+    at = Path(shutil.copytree(finished, tmp_path / "run"))
+    program = (
+        "import tiny; from pathlib import Path; from potstill import evaluation; evaluation.VERSION += 1; "
+        f"tiny.make(Path({str(world)!r}), Path({str(at)!r}))"
+    )
+    told = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert "UserError" in told.stderr and "version of evaluation: 1 -> 2" in told.stderr
+    assert "consent with --redo evaluate (makes evaluate, select, repair, test, report again)" in told.stderr
+    assert tiny.contents(at) == tiny.contents(finished)
