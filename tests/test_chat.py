@@ -100,7 +100,7 @@ def test_what_cannot_be_is_one_message(tuned: Path, tmp_path: Path):
     assert students.open(t5, chat_template="auto").render(PROMPT) == PROMPT.plain
     with pytest.raises(UserError, match="a T5 has no chat template"):
         students.open(t5, chat_template=True)
-    with pytest.raises(UserError, match="special token of the student"):
+    with pytest.raises(UserError, match="special token of the model"):
         students.open(tuned, chat_template=True).render(build("Is <|stop|> a word?", FORMATS["zero-shot-answer"]))
     refusing = folder(tmp_path / "refusing", template="{{ raise_exception('no turns today') }}")
     with pytest.raises(UserError, match="no turns today"):

@@ -143,9 +143,8 @@ def test_a_local_scorers_tokenizer_serves_the_rule_text_as_a_local_teachers_does
     for one in chains:
         wanted = transfer(one, student, "text", **told)
         for place in range(len(wanted)):
-            row = {token: p for token, p in wanted.distribution(place).items() if p >= 1e-3}
-            found = {token: p for token, p in stored.of(one).distribution(place).items() if p >= 1e-3}
-            assert found == pytest.approx(row, abs=1e-4)
+            row, found = wanted.distribution(place), stored.of(one).distribution(place)
+            assert max(abs(row.get(token, 0.0) - found.get(token, 0.0)) for token in {*row, *found}) < 1e-3
 
 
 def test_in_a_run_it_stops_align_but_a_choice_of_hard_targets_does_not(world: Path, tmp_path: Path) -> None:
