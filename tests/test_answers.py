@@ -261,4 +261,4 @@ def test_an_unknown_task_is_named_with_the_nearest() -> None:
     with pytest.raises(UserError, match="unknown task 'bbh/navigat'\n  do: did you mean 'bbh/navigate'"):
         grade("18", "18", "bbh/navigat")
     assert grade("b a", "b a", "miniature-sorting/list").grade == "right"
-    assert answers.VERSION == 3
+    assert answers.VERSION == 4

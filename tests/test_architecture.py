@@ -78,6 +78,7 @@ OWNERS: dict[str, set[str]] = {
     "rich": {"progress", "cli"},
     "typer": {"cli"},
     "rapidfuzz": {"alignment"},
+    "re2": {"answers"},
     "scipy": {"intervals"},
     "matplotlib": {"plots"},
     "jinja2": {"page"},

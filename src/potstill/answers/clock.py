@@ -13,10 +13,12 @@ from fractions import Fraction
 
 # ratio, and time, which may be a ratio (9:10)
 
+_PART = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,9})(?:\.[0-9]{1,9})?"
 _RATIO = re.compile(
-    r"(?<![0-9.:])([0-9]{1,9}(?:\.[0-9]{1,9})?)\s?(?::|\bto\b|-to-|\bout of\b|/)"
-    r"\s?([0-9]{1,9}(?:\.[0-9]{1,9})?)(?![0-9:])"
+    rf"(?<![0-9.:,])({_PART})(?:\s[A-Za-z]{{1,20}}){{0,2}}?\s?(?::|\bto\b|-to-|\bout of\b|\bfor every\b|\bper\b|/)"
+    rf"\s?({_PART})(?![0-9:]|,[0-9])"
 )
+_GOLD_RATIO = re.compile(rf"({_PART})\s?:\s?({_PART})")
 _TIME = re.compile(
     r"(?<![0-9:.])([0-9]{1,2})(?::([0-5][0-9])(?::([0-5][0-9]))?(?![0-9:])(?:\s?([aApP])\.?\s?[mM]\b\.?)?|\s?([aApP])\.?\s?[mM]\b\.?"
     r"|\so'clock)"
@@ -25,13 +27,13 @@ Time = tuple[int, int, int, str]
 
 
 def gold_ratio(gold: str) -> Fraction | None:
-    match = _RATIO.fullmatch(gold.strip())
-    return None if match is None or ":" not in gold else _ratio(match)
+    match = _GOLD_RATIO.fullmatch(gold.strip())
+    return None if match is None else _ratio(match)
 
 
 def _ratio(match: re.Match[str]) -> Fraction | None:
-    below = Fraction(match[2])
-    return Fraction(match[1]) / below if below else None
+    below = Fraction(match[2].replace(",", ""))
+    return Fraction(match[1].replace(",", "")) / below if below else None
 
 
 def any_ratio(text: str, target: Fraction) -> Fraction | None:

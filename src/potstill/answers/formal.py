@@ -13,23 +13,41 @@ import json
 import re
 from collections.abc import Iterator
 from decimal import Decimal
-from typing import Any, Final
+from functools import lru_cache
+from typing import Any, Final, TypeGuard
 
 from potstill.answers import sentences
 
-# regex: the gold answer is the pattern. It is the user's own, so its time is the user's own too; texts are cut before.
+# regex: the gold answer is the pattern, and may come from a file that somebody else wrote. RE2 takes linear time.
 
 _LONGEST: Final = 2000
+Pattern = Any  # of RE2, which is loaded where a pattern is first read
 
 
-def gold_regex(gold: str) -> re.Pattern[str] | None:
+def gold_regex(gold: str) -> Pattern | None:
+    """The pattern; None where it is empty, or has what a linear engine cannot offer (see `why_no_regex`)."""
+    return _pattern(gold)[0] if gold.strip() else None
+
+
+def why_no_regex(gold: str) -> str | None:
+    """What RE2 says against a pattern, None where it takes it."""
+    return _pattern(gold)[1]
+
+
+@lru_cache(maxsize=4096)
+def _pattern(gold: str) -> tuple[Pattern | None, str | None]:
+    import re2
+
+    options = re2.Options()
+    options.log_errors = False
     try:
-        return re.compile(gold) if gold.strip() else None
-    except (re.error, OverflowError, RecursionError):
-        return None
+        return re2.compile(gold, options), None
+    except re2.error as fault:
+        told = fault.args[0] if fault.args else ""
+        return None, told.decode("utf-8", "replace") if isinstance(told, bytes) else str(told)
 
 
-def regex_after_mark(text: str, target: re.Pattern[str]) -> str | None:
+def regex_after_mark(text: str, target: Pattern) -> str | None:
     """What the pattern matches from end to end: the line or the sentence, with or without its final period."""
     line = text.strip()[:_LONGEST].split("\n", 1)[0].strip()
     sentence = sentences.sentence(text[:_LONGEST])
@@ -37,18 +55,18 @@ def regex_after_mark(text: str, target: re.Pattern[str]) -> str | None:
     return next((option for option in options if option and target.fullmatch(option)), sentence or None)
 
 
-def regex_unmarked(text: str, target: re.Pattern[str]) -> str | None:
+def regex_unmarked(text: str, target: Pattern) -> str | None:
     whole = text.strip()
     if len(whole) <= _LONGEST and target.fullmatch(whole):
         return whole
     return regex_after_mark(sentences.last_line(text), target)
 
 
-def same_regex(target: re.Pattern[str], found: str) -> bool:
+def same_regex(target: Pattern, found: str) -> bool:
     return target.fullmatch(found) is not None
 
 
-def show_regex(value: re.Pattern[str] | str) -> str:
+def show_regex(value: Pattern | str) -> str:
     return value[:200] if isinstance(value, str) else value.pattern
 
 
@@ -118,7 +136,10 @@ def show_json(value: tuple[Any]) -> str:
 
 
 def _plain_number(value: Any) -> Any:
+    """What a number with a point or an exponent is shown as. Nothing is written out that would not fit a line."""
     assert isinstance(value, Decimal), value
+    if not -30 <= value.adjusted() <= 30:
+        return str(value) if value else 0
     return int(value) if value == value.to_integral_value() and abs(value) < 10**15 else float(value)
 
 
@@ -168,8 +189,8 @@ def _closing(text: str, start: int) -> int:
 
 
 def _loads(text: str) -> Any:
-    if text.count("[") + text.count("{") > 10**5:
-        return _NOTHING
+    if text[:1] in ("[", "{") and _closing(text, 0) < 0:
+        return _NOTHING  # not closed, or deeper than anything here goes
     try:
         return json.loads(text, parse_float=Decimal, parse_constant=_no_constant)
     except (ValueError, RecursionError, ArithmeticError):
@@ -185,5 +206,17 @@ def _same(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    numbers = all(isinstance(x, int | Decimal) and not isinstance(x, bool) for x in (a, b))
-    return a == b if numbers else type(a) is type(b) and a == b
+    if _is_number(a) and _is_number(b):
+        return _equal(Decimal(a), Decimal(b))
+    return type(a) is type(b) and a == b
+
+
+def _is_number(value: Any) -> TypeGuard[int | Decimal]:
+    return isinstance(value, int | Decimal) and not isinstance(value, bool)
+
+
+def _equal(a: Decimal, b: Decimal) -> bool:
+    """Exactly equal. Decimal's own comparison writes 1e999999999 out; two numbers with unlike first places differ."""
+    if not a or not b:
+        return not a and not b
+    return a.adjusted() == b.adjusted() and a == b

@@ -12,7 +12,7 @@ import difflib
 from functools import lru_cache
 from typing import Any, Final
 
-from potstill.answers import functions
+from potstill.answers import formal, functions, golds
 from potstill.answers.readers import READERS
 from potstill.errors import UserError
 
@@ -81,6 +81,11 @@ def canonical(gold: str, form: str) -> str:
     if form == FUNCTION:
         return " ".join(gold.split())
     value = _value(gold, form)
+    if value is None and form == "regex" and gold.strip():
+        do = "write it without what a linear engine (RE2) lacks: look-around, back-references, \\Z, possessive repeats"
+        raise UserError(
+            "the gold answer is no regex that can be used", found=f"{gold[:80]!r}: {formal.why_no_regex(gold)}", do=do
+        )
     if value is None:
         letter = " (a choice is a capital letter, such as (B))" if form == "choice" else ""
         do = f"correct the answer{letter}, or name another task"
@@ -99,7 +104,8 @@ def target(gold: str, task: str | None) -> tuple[str, Any]:
 def _value(gold: str, form: str) -> Any:
     """The value of a gold answer, read as texts of this form are; None where it has not this form."""
     reader = READERS[form]
-    return reader.gold(reader.ready(gold))
+    bare = golds.bare(gold) if form in golds.FORMS else gold
+    return reader.gold(reader.ready(bare))
 
 
 def _declared(task: str) -> str | None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from potstill.answers import functions, marks
+from potstill.answers import functions, marks, thoughts
 from potstill.answers.forms import target as target_of
+from potstill.answers.plain import whole
 from potstill.answers.readers import READERS, Reader
 from potstill.records import Verdict
 
@@ -22,29 +23,36 @@ def grade(text: str, gold: str, task: str | None = None, stop: str | None = None
     task   a set, `bbh/<task>`, a form, `<any name>/<form>`, or `function: module:name`, which runs that function;
            None: the form of the gold answer decides
     stop   `length` says that the text was cut off: without a marked answer it is then `truncated`, not wrong
-    Raises UserError for an unknown task and for a gold answer that cannot be read. Takes linear time in any text; a
-    regular expression or a function takes what it takes.
+    Raises UserError for an unknown task and for a gold answer that cannot be read, and never for a text. Takes linear
+    time in any text; a function of yours takes what it takes, and `math` is stopped after a while.
     """
+    text, gold = whole(text), whole(gold)
     name = None if task is None else functions.named(task)
     if name is not None:
         return functions.verdict(name, text, gold, stop)
     form, target = target_of(gold, task)
     reader = READERS[form]
-    text = marks.after_thought(reader.ready(text))
-    head = marks.head(text)
-    value = _marked(head, reader, target, form)
-    if value is None and head is not text:
-        value = reader.unmarked(head, target)  # the next question says that this one was answered
-        if value is None:
-            value = _marked(text, reader, target, form)  # it was only a preamble to a question told again
+    value = _value(text, reader, target, form, stop == "length")
     if value is None:
-        if stop == "length":
-            return Verdict("truncated")
-        value = reader.unmarked(marks.before_next_question(text), target)
-        if value is None:
-            return Verdict("no answer")
+        return Verdict("truncated" if stop == "length" else "no answer")
     return Verdict("right" if reader.same(target, value) else "wrong", reader.show(value))
 
 
-def _marked(text: str, reader: Reader, target: Any, form: str) -> Any:
-    return marks.last_readable(text, lambda span: reader.after_mark(span, target), form)
+def _value(text: str, reader: Reader, target: Any, form: str, cut: bool) -> Any:
+    """What a text comes to, None for nothing. See the principle in `potstill.answers`."""
+    spoken = thoughts.spoken(reader.ready(text), cut)
+    if spoken is None:
+        return None
+    head = marks.head(spoken)
+    asked = head is not spoken  # the next question says that this one was answered
+    decision = marks.decide(head, lambda span: reader.after_mark(span, target), form)
+    if decision is None and asked:
+        value = reader.unmarked(head, target)
+        if value is not None:
+            return value
+        decision = marks.decide(spoken, lambda span: reader.after_mark(span, target), form)
+    if decision is not None:
+        if decision.value is not None or not decision.rest.strip() or (cut and not asked):
+            return decision.value
+        return reader.unmarked(decision.rest, target)
+    return None if cut else reader.unmarked(marks.before_next_question(spoken), target)

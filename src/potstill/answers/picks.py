@@ -1,7 +1,9 @@
-"""Picks: one of the options that a question offers, by letter, or one of a pair of words.
+"""Picks: one of the options that a question offers, by letter.
 
->>> choice_after_mark(" option (B), the red ball.", "A"), boolean_after_mark(" not valid.", "valid")
-('B', 'invalid')
+>>> choice_after_mark(" option (B), the red ball.", "A"), choice_after_mark(" most likely B, at home.", "A")
+('B', 'B')
+>>> choice_after_mark(" either C or B.", "B"), choice_unmarked("B\\n\\nExplanation: (C) is too small.", "B")
+('C or B', 'B')
 """
 
 from __future__ import annotations
@@ -12,21 +14,59 @@ from typing import Final
 
 from potstill.answers import sentences
 
-# choice
-
 _CHOICE_GOLD = re.compile(r"\(?([A-Z])\)?\.?")
+_NOUN: Final = r"(?:(?:the )?(?:option|choice|letter|answer)s? )"
+# Words that may stand between a mark and a bare letter. They say how sure the answer is, and name nothing.
+_HOW: Final = (
+    r"(?:(?:most|very|more|quite|almost|probably|likely|possibly|perhaps|maybe|presumably|certainly|definitely|clearly"
+    r"|obviously|surely|undoubtedly|apparently|evidently|simply|just|only|indeed|actually|therefore|thus|then|hence|so|again"
+    r"|still|also|really|best|closest to|close to|nearest to|either|both|between|i think|i believe|of course|in fact"
+    r"|is|be|to be"
+    r"|should be|would be|must be|could be|might be|can be|going to be|that of|given by|represented by|it is|it's|that"
+    r"|in my opinion|without a doubt|logically|correctly|necessarily)[\s:,]+){0,5}"
+)
+_END: Final = (
+    r"(?=[).:,;!?\]}*\"'`/&+]|\s*$|\n|\s+(?:because|since|as|which|that|is|or|and|but|not|due|for|\(|-|\u2014|=)(?!\w))"
+)
 _LEADING = re.compile(
-    r"(?:(?:the )?(?:option|choice|letter|answer) )?[(\[]([A-Za-z])[)\]]"
-    r"|(?!I')(?:option |choice |letter )?([A-Z])"
-    r"(?=[).:,;\]}*\"'`]|\s*$|\n|\s+(?:because|since|as|which|that|is|or|and)\b)"
-    r"|(?:option |choice |letter )?([B-HJ-Z])\b"  # A and I are words too
-    r"|([a-z])(?=[).]|\s*$)",
+    rf"(?P<how>{_HOW})(?:{_NOUN}?[(\[](?P<bracket>[A-Za-z])[)\]]"
+    rf"|(?!I')(?:option |choice |letter )?(?P<bare>[A-Z]){_END}"
+    r"|(?:option |choice |letter )?(?P<plain>[B-HJ-Z])\b(?!['-]\w)"  # A and I are words too
+    r"|(?P<small>[a-z])(?=[).]|\s*$))",
 )
 _IN_BRACKETS = re.compile(r"\(([A-Za-z])\)")
-_OTHER_CHOICE = re.compile(r"[)*\s]{0,3}(?:\s(?:or|and)\s(?:option )?\(?([A-Z])(?:\)|\b)|[,/]\s?\(([A-Z])\))")
+_OTHER_CHOICE = re.compile(
+    r"[).*\s\"'`]{0,3}(?:\s?,\s?(?:or\s|and\s)?|\s?[/&+;]\s?|\s(?:or|and|as well as|nor)\s)"
+    r"(?:(?:the )?(?:option|choice) )?(?:\((?P<bracket>[A-Z])\)(?!\s(?:is|are|was|does|do|has|would|can|cannot|isn't"
+    r"|doesn't|fails?|seems|looks|too)\b)|(?P<bare>[A-Z])(?=[)\]}*\"'`\s]*(?:$|[.,;&/+!?]|\b(?:and|or)\b))(?!\)\s\w))"
+)
+# "D) attic or E) cupboard": another letter behind the words of the first one.
+_BEHIND_WORDS = re.compile(
+    r"[).:]?\s(?:(?!\b(?:because|since|as|not|but|while|whereas|so)\b)[^.;()\n]){1,60}?\s(?:or|and)\s(?:option )?"
+    r"(?:\(([A-Z])\)|([A-Z])\))(?!\s(?:is|are|was|does|do|has|would|can|cannot|isn't|doesn't|fails?|seems|looks)\b)"
+)
+_ADJOINING = re.compile(r"\s?\(([A-Z])\)()(?=\s?(?:$|[.,;(]))")
 _CALLED_RIGHT = re.compile(r"\(?\b([A-Z])\)?\s(?:is|must be)\s(?:the\s)?(?:correct|right)\b")
 _CLOSING = re.compile(r"\b([B-HJ-Z])[.)*]{0,3}\s*$")
-_CALLED_WRONG = re.compile(r"\b(?:not|n't|neither|nor)\s(?:option )?$")
+_CALLED_WRONG = re.compile(
+    r"\b(?:not|n't|neither|nor|cannot be|can't be|never|rule out|exclude|eliminate|discard|unlike|than)\s"
+    r"(?:option |choice )?$",
+    re.IGNORECASE,
+)
+_DISMISSED = re.compile(
+    r"\s(?:(?:and|or|nor|,)\s\([A-Z]\)\s)?(?:does\snot|doesn't|do\snot|don't|did\snot|didn't|fails?\b|is\snot|isn't|are\snot"
+    r"|aren't|cannot|can't|(?:is|are|seems?|looks?|would\sbe)\s(?:clearly\s|also\s)?(?:wrong|incorrect|false|out\b|too\b"
+    r"|impossible|unlikely|implausible|irrelevant|nonsense|invalid|ruled)|has\sno|makes?\sno)",
+)
+# The letter alone: as the first line or the first sentence of an answer, reasons behind it.
+_ALONE = re.compile(
+    r"[\s*_#\"'`$>]{0,12}(?:(?:option|choice|answer):?\s)?(?:\(([A-Za-z])\)|([A-Z]))[*_\"'`$]{0,4}"
+    r"(?:[.:)]?[*_\"'`$]{0,4}[ \t]*(?:\n|$)|\.[*_\"'`]{0,4}\s)",
+    re.IGNORECASE,
+)
+_CONCLUSION = re.compile(
+    r"\b(?:so|thus|therefore|hence|in conclusion|overall|finally)\b[^.\n()]{0,60}\(([A-Za-z])\)", re.IGNORECASE
+)
 
 
 def gold_choice(gold: str) -> str | None:
@@ -37,79 +77,57 @@ def gold_choice(gold: str) -> str | None:
 def choice_after_mark(text: str, target: str) -> str | None:
     own = sentences.sentence(text)
     match = _LEADING.match(own[:1].lower() + own[1:] if own[1:2].islower() else own)
-    letter = None if match is None else (match[1] or match[2] or match[3] or match[4])
-    end = 0 if match is None else match.end()
-    if letter is None:
+    if match is not None:
+        letter, end = match["bracket"] or match["bare"] or match["plain"] or match["small"], match.end()
+    else:
         inside = next(_offered(own), None)
         if inside is None:
             return None
         letter, end = inside[1], inside.end()
-    other = _OTHER_CHOICE.match(own, end)
-    return letter.upper() + (f" or {other[1] or other[2]}" if other else "")
+    others: list[str] = []
+    while len(others) < 26:
+        other = _OTHER_CHOICE.match(own, end)
+        if other is None:
+            break
+        others.append(other["bracket"] or other["bare"])
+        end = other.end()
+    further = None if others else _ADJOINING.match(own, end) or _BEHIND_WORDS.match(own, end)
+    others += [further[1] or further[2]] if further else []
+    return " or ".join(dict.fromkeys([letter.upper(), *others]))
 
 
 def choice_unmarked(text: str, target: str) -> str | None:
     start = text.strip()
+    if not start:
+        return None
+    alone = _ALONE.match(start)
+    if alone is not None and not _CONCLUSION.search(start, alone.end()):
+        return (alone[1] or alone[2]).upper()
     leading = choice_after_mark(start, target) if len(start) < 400 and "\n" not in start else None
     if leading is not None and len(_IN_BRACKETS.findall(text)) <= 1:
         return leading
     right = _CALLED_RIGHT.findall(text)
     if right:
         return right[-1]
-    found = [match[1].upper() for match in _offered(text)]
-    last = None if found or leading is not None else _CLOSING.search(text, max(0, len(text) - 20))
-    return found[-1] if found else last[1] if last else leading
+    offered = list(_offered(text))
+    found = [match for match in offered if not _DISMISSED.match(text, match.end())] or offered[-1:]
+    if found:
+        return found[-1][1].upper()
+    last = None if leading is not None else _CLOSING.search(text, max(0, len(text) - 20))
+    if last is None:
+        return leading
+    return None if _HEDGED.search(text, max(0, last.start() - 20), last.start()) else last[1]
+
+
+_HEDGED = re.compile(r"\b(?:either|or|nor|neither|not|and)\s(?:option )?$", re.IGNORECASE)
 
 
 def _offered(text: str) -> Iterator[re.Match[str]]:
     """The letters in brackets that are not denied: not "not (A)"."""
     for match in _IN_BRACKETS.finditer(text):
-        if not _CALLED_WRONG.search(text, max(0, match.start() - 20), match.start()):
+        if not _CALLED_WRONG.search(text, max(0, match.start() - 24), match.start()):
             yield match
 
 
 def show_choice(letter: str) -> str:
     return f"({letter})" if len(letter) == 1 else letter
-
-
-# boolean: one of a pair of words
-
-_PAIRS: Final = (("yes", "no"), ("true", "false"), ("valid", "invalid"))
-_OPPOSITE: Final = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
-_BOOLEAN: Final = {
-    word: re.compile(
-        rf"\b(not\s+(?:[a-z]+ly\s+)?|n't\s+)?({pair[0]}|{pair[1]})\b"
-        rf"((?:\s+(?:or|and)\s+|/)(?:not\b|{pair[0]}\b|{pair[1]}\b))?",
-        re.IGNORECASE,
-    )
-    for pair in _PAIRS
-    for word in pair
-}
-
-
-def gold_boolean(gold: str) -> str | None:
-    word = gold.strip().rstrip(".").lower()
-    return word if word in _OPPOSITE else None
-
-
-def boolean_after_mark(text: str, target: str) -> str | None:
-    own = sentences.sentence(text)
-    if "=" in own:  # "(True and False) = False"
-        own = own.rpartition("=")[2]
-    return _boolean(_BOOLEAN[target].search(own))
-
-
-def _boolean(match: re.Match[str] | None) -> str | None:
-    if match is None:
-        return None
-    word = match[2].lower()
-    return match[0].lower() if match[3] else _OPPOSITE[word] if match[1] else word
-
-
-def boolean_unmarked(text: str, target: str) -> str | None:
-    text = text.strip(sentences.DRESSING)
-    match = _BOOLEAN[target].match(text)
-    if match is None or match[3]:  # "Yes or no? Yes"
-        for match in _BOOLEAN[target].finditer(text):  # noqa: B007
-            pass
-    return _boolean(match)

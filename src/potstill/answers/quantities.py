@@ -18,8 +18,27 @@ from potstill.answers.numerals import Number
 _UNIT = re.compile(r"\s*(?:%|\([^()]*\)|[^0-9;:]{0,60})\.?\s*")
 
 
+# What makes a gold answer algebra: $12\pi$, $3-i$, $7 x$. Letters and signs there are no unit.
+_ALGEBRA = re.compile(
+    r"[\\^{}=+*_\u221a\u03c0\u221e\u03b8\u00b1<>\u2264\u2265\u2070\u00b9\u00b2\u00b3\u2074-\u2079]"
+    r"|-\s?[a-z](?![A-Za-z])|(?<![A-Za-z])[xyzn](?![A-Za-z'])|^[iabnuvwjqe](?![A-Za-z'])|\b(?:pi|sqrt)\b"
+)
+_RAISED_UNIT = re.compile(r"(?<=[a-z])\^\{?[23]\}?|(?<=[a-z])[\u00b2\u00b3]", re.IGNORECASE)  # m^2
+_LONE_LETTER = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
+
+
 def gold_number(gold: str) -> Number | None:
-    text = gold.strip().lstrip("$\u00a3\u20ac").strip()
+    """The number of a gold answer, with its unit; None for algebra, which only begins with a number."""
+    number = _gold_number(gold)
+    if number is None or gold.strip().isdecimal():
+        return number
+    rest = _RAISED_UNIT.sub("", re.sub(r"\([^()]*\)\s*$", "", numerals.ITEM.sub("", gold, 1).strip(" $.")))
+    maths = gold.strip().startswith("$") and gold.strip().endswith("$") and len(gold.strip()) > 1
+    return None if _ALGEBRA.search(rest) or (maths and _LONE_LETTER.search(rest)) else number
+
+
+def _gold_number(gold: str) -> Number | None:
+    text = gold.strip().lstrip("$\u00a3\u20ac").removesuffix("$").strip()
     match = numerals.ITEM.match(text) or numerals.ITEM.match(gold.strip())
     if match is None:
         return numerals.only_words(gold)
@@ -43,7 +62,19 @@ def number_after_mark(text: str, target: Number) -> Number | None:
     return numerals.first(sentences.first(text))
 
 
+# "So 5 * 4 =", "She sells 9 *", "The total is": what would follow is not there, and nothing earlier stands in for it.
+_UNFINISHED = re.compile(
+    r"(?:=\s?[$]?|[0-9)]\s?(?:[-+/^\u00f7]|\*{1,2}|x|plus|minus|divided by)|[0-9a-z)]\s\*{1,2}"
+    r"|\b(?:is|are|equals?|makes|gives|becomes|totals))[\s?_.]*$",
+    re.IGNORECASE,
+)
+_BOLD = re.compile(r"\*\*[^*\n]{1,80}\*\*[\s.]*$")
+
+
 def number_unmarked(text: str, target: Number) -> Number | None:
+    end = text[-60:].rstrip()
+    if _UNFINISHED.search(end) and not _BOLD.search(text[-120:]):
+        return None
     return numerals.last(text) or numerals.only_words(text)
 
 

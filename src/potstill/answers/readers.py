@@ -15,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from potstill.answers import clock, formal, numerals, picks, quantities, words
-from potstill.answers.plain import plain
+from potstill.answers import booleans, clock, formal, numerals, picks, quantities, words
+from potstill.answers.plain import exactly, plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +51,12 @@ READERS: Final = {
     "time": Reader(clock.gold_time, clock.any_time, clock.last_time, clock.same_time, clock.show_time),
     "ratio": Reader(clock.gold_ratio, clock.any_ratio, clock.last_ratio, operator.eq, clock.show_ratio),
     "choice": Reader(picks.gold_choice, picks.choice_after_mark, picks.choice_unmarked, operator.eq, picks.show_choice),
-    "boolean": Reader(picks.gold_boolean, picks.boolean_after_mark, picks.boolean_unmarked, operator.eq, str),
+    "boolean": Reader(booleans.gold_boolean, booleans.boolean_after_mark, booleans.boolean_unmarked, operator.eq, str),
     "brackets": Reader(words.gold_brackets, words.brackets_after_mark, words.brackets_unmarked, operator.eq, " ".join),
     "list": Reader(words.gold_list, words.list_after_mark, words.list_unmarked, operator.eq, words.show_words),
     "text": Reader(words.gold_text, words.text_after_mark, words.text_unmarked, words.same_text, words.show_words),
     "exact": Reader(
-        words.gold_exact, words.exact_after_mark, words.exact_after_mark, operator.eq, words.show_exact, ready=str
+        words.gold_exact, words.exact_after_mark, words.exact_after_mark, operator.eq, words.show_exact, ready=exactly
     ),
     "regex": Reader(
         formal.gold_regex,
@@ -64,7 +64,7 @@ READERS: Final = {
         formal.regex_unmarked,
         formal.same_regex,
         formal.show_regex,
-        ready=str,
+        ready=exactly,
     ),
     "json": Reader(
         formal.gold_json,

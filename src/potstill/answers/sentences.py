@@ -12,6 +12,7 @@ from typing import Final
 _END = re.compile(
     r"\n|(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bRs)(?<!\bsq)[.!?][\"'*)]{0,3}(?=\s+[A-Z\"'(*#\\$]|\s*$)"
 )
+WORD = re.compile(r"[ \t]?[^\s{}$.,;]+(?:[.,][0-9]+)*")
 DRESSING: Final = " \t\n:=*_\"'`$"
 
 

@@ -1,17 +1,20 @@
 """Spelled: numbers in words, as exact fractions.
 
->>> for text in ("twenty-one apples", "negative five", "two and a half", "three quarters of it", "the one that left"):
+>>> for text in ("twenty-one apples", "negative five", "two and a half", "two and three quarters", "two point five"):
 ...     print(value(text))
 21
 -5
 5/2
-3/4
-None
+11/4
+5/2
+>>> value("one thousand, two hundred"), value("the one that left"), every("two and three")
+(Fraction(1200, 1), None, [Fraction(2, 1), Fraction(3, 1)])
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Final
 
@@ -27,29 +30,52 @@ _TENS: Final = {
 # One third, but two thirds: "twenty fifth" is an ordinal.
 _PARTS: Final = {
     "half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9,
-    "tenth": 10,
+    "tenth": 10, "twelfth": 12,
 }  # fmt: skip
 WORD: Final = "|".join([*_ONES, *_TENS, *SCALES])
+_UNIT: Final = "|".join(_ONES)
+_BELOW: Final = rf"(?:(?:{'|'.join(_TENS)})(?:[\s-](?:{_UNIT}))?|{_UNIT})\b"
+_GROUP: Final = rf"(?:(?:{_BELOW}|\ba)\shundred\b(?:\s(?:and\s)?{_BELOW})?|{_BELOW})"
+_SCALE: Final = r"(?:hundred|thousand|million|billion|trillion)\b"
+_WHOLE: Final = (
+    rf"(?:(?:(?:{_GROUP}|\ba)(?:\s{_SCALE}){{1,3}}(?:,?\s(?:and\s)?(?={_BELOW}))?){{1,9}}(?:{_GROUP})?"
+    rf"|{_GROUP}|{_SCALE})"
+)
+_SINGLE: Final = "|".join(_PARTS)
 _PLURAL: Final = "halves|" + "|".join(f"{part}s" for part in _PARTS if part != "half")
 _NUMBER = re.compile(
-    r"\b(?P<minus>(?:negative|minus)\s)?(?:"
-    rf"(?P<whole>(?:{WORD})\b(?:[\s-](?:and\s)?(?:{WORD})\b)*)"
-    rf"(?:\sand\s(?:a|one)\s(?P<rest>{'|'.join(_PARTS)})\b|[\s-](?P<parts>{_PLURAL})\b|(?P<one>[\s-](?:{'|'.join(_PARTS)})\b))?"
-    rf"|(?:a\s)(?P<part>{'|'.join(_PARTS)})\b|(?P<half>half)\b)",
+    rf"\b(?P<minus>(?:negative|minus)\s)?(?:(?P<whole>{_WHOLE})"
+    rf"(?:\spoint(?P<places>(?:[\s-](?:oh|{'|'.join(_TENS)}|{_UNIT})\b){{1,12}})"
+    rf"|\sand\s(?:(?P<many>{_BELOW})[\s-](?P<shares>{_PLURAL}|{_SINGLE})|(?:an?\s)(?P<rest>{_SINGLE}))\b"
+    rf"|[\s-](?P<parts>{_PLURAL})\b|(?P<one>[\s-](?:{_SINGLE})\b))?"
+    rf"|(?:a\s)(?P<part>{_SINGLE})\b|(?P<half>half)\b)",
+    re.IGNORECASE,
+)
+# "one" is also a word of another sense: "the one that left". These may stand before it.
+_BEFORE_ONE = re.compile(
+    r"(?:[\W_]*(?:only|just|exactly|about|around|approximately|roughly|simply|therefore|thus|so|is|are|that|there))*[\W_]*",
     re.IGNORECASE,
 )
 
 
 def value(text: str) -> Fraction | None:
     """The first number in words, None if there is none; "the one that left" is none."""
+    return next((own for _, _, own in found(text)), None)
+
+
+def every(text: str) -> list[Fraction]:
+    """All numbers in words, in their order."""
+    return [own for _, _, own in found(text)]
+
+
+def found(text: str) -> Iterator[tuple[int, int, Fraction]]:
+    """Start, end and value of every number in words."""
     for match in _NUMBER.finditer(text):
-        words = [word for word in re.split(r"[\s-]+", (match["whole"] or "").lower()) if word not in ("and", "")]
-        bare = not (match["rest"] or match["one"] or match["minus"])
-        if words == ["one"] and bare and text[: match.start()].strip(" *\"'$"):
+        alone = (match["whole"] or "").lower() == "one" and match[0].lower() == "one"
+        if alone and (match.start() > 200 or not _BEFORE_ONE.fullmatch(text, 0, match.start())):
             continue
-        number = _value(match, words)
-        return -number if match["minus"] else number
-    return None
+        number = _value(match)
+        yield match.start(), match.end(), -number if match["minus"] else number
 
 
 def alone(text: str) -> Fraction | None:
@@ -60,19 +86,32 @@ def alone(text: str) -> Fraction | None:
 
 def part(word: str) -> Fraction:
     """The share that a half, a third, a quarter is."""
-    return Fraction(1, _PARTS[word.lower()])
+    single = word.lower()
+    return Fraction(1, 2 if single == "halves" else _PARTS[single.removesuffix("s")])
 
 
-def _value(match: re.Match[str], words: list[str]) -> Fraction:
-    if not words:
+def _value(match: re.Match[str]) -> Fraction:
+    if match["whole"] is None:
         return part(match["part"] or match["half"])
+    words = [word for word in re.split(r"[\s,-]+", match["whole"].lower()) if word not in ("and", "")]
     whole = Fraction(_spell(words))
+    if match["places"]:
+        digits = "".join(
+            map(_digits, re.findall(rf"(?:{'|'.join(_TENS)})[\s-](?:{_UNIT})|\w+", match["places"].lower()))
+        )
+        return whole + Fraction(int(digits), 10 ** len(digits))
     if match["rest"]:
         return whole + part(match["rest"])
+    if match["many"]:
+        many = [word for word in re.split(r"[\s-]+", match["many"].lower()) if word]
+        return whole + _spell(many) * part(match["shares"])
     if match["parts"]:
-        single = match["parts"].lower()
-        return whole * part("half" if single == "halves" else single.removesuffix("s"))
+        return whole * part(match["parts"])
     return part(match["one"].strip(" -\n\t")) if match["one"] and words == ["one"] else whole
+
+
+def _digits(words: str) -> str:
+    return str(sum(_ONES.get(word, 0) + _TENS.get(word, 0) for word in re.split(r"[\s-]", words)))
 
 
 def _spell(words: list[str]) -> int:
@@ -83,5 +122,5 @@ def _spell(words: list[str]) -> int:
         elif word in SCALES:
             total, current = total + max(current, 1) * SCALES[word], 0
         else:
-            current += _ONES.get(word, 0) + _TENS.get(word, 0)
+            current += 1 if word == "a" else _ONES.get(word, 0) + _TENS.get(word, 0)
     return total + current

@@ -37,11 +37,33 @@ def gold_text(gold: str) -> tuple[str, ...] | None:
 
 
 def text_after_mark(text: str, target: tuple[str, ...]) -> tuple[str, ...] | None:
-    return _tokens(sentences.sentence(text))
+    return _one_or_more(sentences.sentence(text), target)
 
 
 def text_unmarked(text: str, target: tuple[str, ...]) -> tuple[str, ...] | None:
-    return _tokens(sentences.sentence(sentences.last_line(text)))
+    return _one_or_more(sentences.sentence(sentences.last_line(text)), target)
+
+
+# "apples, pears" and "Tom & Ann" are two; "Tom, who is 5" and "Tom, not Ann" are one and a remark.
+_FURTHER = re.compile(
+    r"\s*(?:[&+/;]|,(?!\s*(?:who|which|that|the|an?|because|since|as|not|with|so|but|while|whose|where|when|it|he|she"
+    r"|they|is|was|if|by|for|in|at|on|of|to)\b))\s*\(?[^\W_]+(?:\s[^\W_]+){0,2}[\s.!\"'*)]*$|\s*[&+/]\s*\w",
+    re.IGNORECASE,
+)
+
+
+def _one_or_more(sentence: str, target: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The words of a sentence, with "and" where the answer is followed by another one."""
+    words = _tokens(sentence)
+    if words is None or words[: len(target)] != target or len(words) == len(target):
+        return words
+    for match in _TOKEN.finditer(sentence[:2000]):
+        start = sentence[: match.end()]
+        if len(_tokens(start) or ()) == len(target) and _tokens(start) == target:
+            return (*target, "and", *words[len(target) :]) if _FURTHER.match(sentence, match.end()) else words
+        if match.end() > 400:
+            break
+    return words
 
 
 def same_text(gold: tuple[str, ...], found: tuple[str, ...]) -> bool:
@@ -75,7 +97,7 @@ def gold_list(gold: str) -> tuple[str, ...] | None:
 
 
 def _items(text: str) -> tuple[str, ...] | None:
-    words = re.split(r"[\s,;<>]+", _ITEM_NUMBER.sub(" ", text))
+    words = re.split(r"(?:[\s,;<>]|->|=>|[\u2190-\u21ff\u2794-\u27be])+", _ITEM_NUMBER.sub(" ", text))
     return tuple(word for word in (w.strip("\"'`*[]().").lower() for w in words) if word) or None
 
 
@@ -90,9 +112,24 @@ def list_after_mark(text: str, target: tuple[str, ...]) -> tuple[str, ...] | Non
     return found if "and" in target else tuple(word for word in found if word != "and") or found
 
 
+_LISTED = re.compile(r"\s*(?:[0-9]{1,3}[.)]|[-*\u2022])\s+\S")
+
+
 def list_unmarked(text: str, target: tuple[str, ...]) -> tuple[str, ...] | None:
     whole = list_after_mark(text, target) if len(text) < 2000 else None
-    return whole if whole == target else _items(sentences.last_line(text)[:2000])
+    return whole if whole == target else _items(_last_lines(text)[:2000])
+
+
+def _last_lines(text: str) -> str:
+    """The lines of the list with which a text ends: numbered, with bullets, or of one word each; else its last line."""
+    lines = [line for line in text[-4000:].strip().split("\n") if line.strip()]
+    for belongs in (lambda line: _LISTED.match(line) is not None, lambda line: len(line.split()) == 1):
+        count = 0
+        while count < len(lines) and belongs(lines[-1 - count]):
+            count += 1
+        if count > 1:
+            return "\n".join(lines[-count:])
+    return lines[-1] if lines else ""
 
 
 # brackets
