@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "potstill"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "contenders", "records", "encoding"),
-    ("recipe", "files", "progress", "processes", "bounded"),
+    ("recipe", "files", "progress", "processes", "bounded", "workers"),
     (
         "answers", "prompts", "vocabulary", "alignment", "transfer", "rewriting", "coverage", "order", "splits",
         "contamination", "sifting", "selection", "intervals", "story", "calculator", "votes", "decoding",
@@ -79,6 +79,7 @@ OWNERS: dict[str, set[str]] = {
     "typer": {"cli"},
     "rapidfuzz": {"alignment"},
     "re2": {"answers"},
+    "math_verify": {"answers"},
     "scipy": {"intervals"},
     "matplotlib": {"plots"},
     "jinja2": {"page"},

@@ -40,6 +40,8 @@ def grade(text: str, gold: str, task: str | None = None, stop: str | None = None
 
 def _value(text: str, reader: Reader, target: Any, form: str, cut: bool) -> Any:
     """What a text comes to, None for nothing. See the principle in `potstill.answers`."""
+    if not reader.marked:
+        return reader.unmarked(text, target)
     spoken = thoughts.spoken(reader.ready(text), cut)
     if spoken is None:
         return None

@@ -26,7 +26,7 @@ REACH: Final = 2000  # signs read after a mark; a list of words may need them
 _WORDS: Final = {"choice": ("answer", "option", "choice")}
 _NUMERIC: Final = ("number", "several", "time", "ratio")
 _TURNED: Final = (*_NUMERIC, "choice")
-_PICKED: Final = (*_NUMERIC, "choice", "boolean")  # forms whose answers are looked for in a sentence
+_PICKED: Final = (*_NUMERIC, "choice", "boolean", "math")  # forms whose answers are looked for in a sentence
 
 _VERBS: Final = r"(?:is|are|was|were|be|equals?|becomes|comes\s(?:out\s)?to)\b"
 _CONNECTION = re.compile(
@@ -74,7 +74,9 @@ _SOLUTION = re.compile(
     re.IGNORECASE,
 )
 _ASKING = re.compile(r"\b(?:to|can|can't|cannot|we|you|could|must|will|please|not|no|who|that)\s+$", re.IGNORECASE)
-_HEADING = re.compile(r"(?:^|\n)[#*_> \t]{0,12}(?:(?:the|my|our)\s)?(?:(?:final|correct|short)\s)?$")
+_HEADING = re.compile(
+    r"(?:(?:^|\n)[#*_> \t]{0,12}|#[*_ ]{0,4}|\*\*)(?:(?:the|my|our)\s)?(?:(?:final|correct|short)\s)?$"
+)
 _HEADING_END = re.compile(r"s?[*_#]{0,4}[ \t]{0,9}\n\s{0,40}")
 # "18 is the correct answer": some signs before the word are looked at, and up to three words are the answer.
 _BEFORE: Final = 60

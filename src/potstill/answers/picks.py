@@ -38,7 +38,7 @@ _IN_BRACKETS = re.compile(r"\(([A-Za-z])\)")
 _OTHER_CHOICE = re.compile(
     r"[).*\s\"'`]{0,3}(?:\s?,\s?(?:or\s|and\s)?|\s?[/&+;]\s?|\s(?:or|and|as well as|nor)\s)"
     r"(?:(?:the )?(?:option|choice) )?(?:\((?P<bracket>[A-Z])\)(?!\s(?:is|are|was|does|do|has|would|can|cannot|isn't"
-    r"|doesn't|fails?|seems|looks|too)\b)|(?P<bare>[A-Z])(?=[)\]}*\"'`\s]*(?:$|[.,;&/+!?]|\b(?:and|or)\b))(?!\)\s\w))"
+    r"|doesn't|fails?|seems|looks|too)\b)|[*_\"'`]{0,3}(?P<bare>[A-Z])(?=[)\]}*\"'`\s]*(?:$|[.,;&/+!?]|\b(?:and|or)\b))(?!\)\s\w))"
 )
 # "D) attic or E) cupboard": another letter behind the words of the first one.
 _BEHIND_WORDS = re.compile(

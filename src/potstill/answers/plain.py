@@ -62,6 +62,7 @@ _HTML = re.compile(
     re.IGNORECASE,
 )
 _BREAK = re.compile(r"<br\s?/?>", re.IGNORECASE)
+_EMPHASIS = re.compile(r"(?<![\w\\])(_{1,3})(?=[^\s_])([^_\n]{1,200})(?<!\s)\1(?!\w)")
 _FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*[\w+#.-]*[ \t]*(?:\n|\Z)", re.MULTILINE)
 # GLM's box is a box.
 _TOKENS: Final = (("<|begin_of_box|>", "\\boxed{"), ("<|end_of_box|>", "}"))
@@ -140,6 +141,8 @@ def plain(text: str) -> str:
     elif "~~" in text:
         text = _STRUCK.sub("", text)
     text = unfenced(text)
+    if "_" in text:
+        text = _EMPHASIS.sub(r"\2", text)
     if not text.isascii():
         text = composed(text).translate(_TABLE)
         text = _POWER_OF_TEN.sub(lambda m: "^" + m[0].translate(_RAISED), text)

@@ -38,6 +38,7 @@ def gold_number(gold: str) -> Number | None:
 
 
 def _gold_number(gold: str) -> Number | None:
+    gold = _RAISED_UNIT.sub("", gold)
     text = gold.strip().lstrip("$\u00a3\u20ac").removesuffix("$").strip()
     match = numerals.ITEM.match(text) or numerals.ITEM.match(gold.strip())
     if match is None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from potstill.answers import booleans, clock, formal, numerals, picks, quantities, words
+from potstill.answers import booleans, clock, formal, numerals, paper, picks, quantities, symbolic, words
 from potstill.answers.plain import exactly, plain
 
 
@@ -26,6 +26,7 @@ class Reader:
     unmarked    whole text, gold's value -> the same; the gold tells which pair of words, how many numbers
     same        gold's value, found value -> whether they agree
     show        value -> its canonical text
+    marked      whether marks are looked for; a rule that knows none gets every text whole, as it is
     ready       text -> the text that is read, of answers and of gold answers
     """
 
@@ -35,6 +36,7 @@ class Reader:
     same: Callable[[Any, Any], bool]
     show: Callable[[Any], str]
     ready: Callable[[str], str] = plain
+    marked: bool = True
 
 
 READERS: Final = {
@@ -73,5 +75,22 @@ READERS: Final = {
         formal.same_json,
         formal.show_json,
         ready=formal.sealed_json,
+    ),
+    "math": Reader(
+        symbolic.gold_expression,
+        symbolic.expression_after_mark,
+        symbolic.expression_unmarked,
+        symbolic.same_expression,
+        symbolic.show_expression,
+        ready=exactly,
+    ),
+    "paper": Reader(
+        paper.gold_number, paper.last_number, paper.last_number, paper.same_number, paper.show_number, str, marked=False
+    ),
+    "paper-bbh": Reader(
+        paper.gold_text, paper.answer_contains, paper.answer_contains, operator.eq, str, ready=str, marked=False
+    ),
+    "paper-bbh-answer": Reader(
+        paper.gold_text, paper.text_contains, paper.text_contains, operator.eq, str, ready=str, marked=False
     ),
 }
