@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import transformers
 from torch import Tensor
-from transformers import Cache, DynamicCache, EncoderDecoderCache
+from transformers import Cache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 
 from potstill.errors import UserError
@@ -52,7 +52,7 @@ def run(decoder: Any, cache: Cache, length: int, **inputs: Any) -> Tensor:
     return states
 
 
-def check(cache: DynamicCache, length: int) -> None:
+def check(cache: Cache, length: int) -> None:
     """Raises UserError unless the layers that keep keys hold `length` positions. Layers may share those of another, so
     some may hold none."""
     layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]

@@ -222,7 +222,7 @@ class Student(nn.Module):
         files.write(path, (json.dumps(written, indent=2, sort_keys=True) + "\n").encode())
         for weights_file in folder.glob("*.safetensors"):
             files.copy_mode(path, weights_file)
-        for name, content in (self.tokenizer.files | self._tokenizer_config()).items():
+        for name, content in {**self.tokenizer.files, **self._tokenizer_config()}.items():
             files.write(folder / name, content)
 
     def _tokenizer_config(self) -> dict[str, bytes]:
@@ -233,7 +233,7 @@ class Student(nn.Module):
         config: dict[str, Any] = json.loads(self.tokenizer.files.get(CONFIG, b"{}"))
         taken = inspect.signature(self.model.forward).parameters
         asked = config.get("model_input_names") or INPUTS
-        more = {"model_input_names": [name for name in asked if name in taken]}
+        more: dict[str, Any] = {"model_input_names": [name for name in asked if name in taken]}
         if config.get("tokenizer_class") == "TokenizersBackend":
             more["tokenizer_class"] = "PreTrainedTokenizerFast"
         if config.items() >= more.items():

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 from potstill import progress
 from potstill.errors import UserError
@@ -40,7 +41,7 @@ TOLD = (reading.ABOVE, reading.MARKED, reading.OTHER)  # defects of a server, no
 class _Also:
     """Two containers as one."""
 
-    def __init__(self, *parts: Container[Key]) -> None:
+    def __init__(self, *parts: Container[Any]) -> None:
         self.parts = parts
 
     def __contains__(self, key: object) -> bool:
