@@ -255,7 +255,7 @@ def step(student: Student, data: Path, m: int, examples: int) -> list[Example]:
     solved = {str(i): prompts.Demonstration(raw.text, raw.gold, raw.rationale or "") for i, raw in enumerate(asked)}
     made = []
     for group in order.groups(plan, 1):
-        chosen = order.demonstrations(1, group.epoch, group.question, group.format, tuple(solved), 4)
+        chosen = order.demonstrations(1, group.turn, group.question, group.format, tuple(solved), 4)
         shown = [solved[name] for name in chosen] if group.format.few_shot else []
         own = asked[int(group.question)]
         ids = tuple(student.encode(student.render(prompts.build(own.text, group.format, shown))))
