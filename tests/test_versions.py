@@ -65,6 +65,7 @@ COUNTED_AS = {
     "vocabulary": "tokenizers",
     "coverage": "transfer",
     "contamination": "splits",
+    "workers": "answers",  # what is asked there, and for how long
     "bounded": None,  # limits of time and size
     "training_plan": None,  # what a dry run prints
     "records": None,  # nouns and their form in JSON: another form is another file format
