@@ -392,12 +392,21 @@ def test_links_that_lead_back_to_themselves(tmp_path: Path) -> None:
         recipe.find(plan, "set/set/set/a.jsonl", "sets.m.file")
 
 
-def test_a_question_of_two_megabytes_is_a_question(tmp_path: Path) -> None:
+def test_a_question_of_two_megabytes_gets_one_message(tmp_path: Path) -> None:
+    """No student has the memory to attend to it, and it must not be found out after training."""
     text = "Ann has 3 pens, " * 130_000 + "how many?"
-    for name in ("a.jsonl", "a.csv"):
+    for name in ("a.jsonl", "a.csv", "a.json"):
         row = json.dumps({"question": text, "answer": 5, "split": "train"})
-        data = row if name == "a.jsonl" else f'question,answer,split\n"{text}",5,train\n'
-        assert load(stored(tmp_path, name, data.encode()))[0].text == text
+        data = (
+            f'question,answer,split\n"{text}",5,train\n'
+            if name == "a.csv"
+            else row
+            if name == "a.jsonl"
+            else f"[{row}]"
+        )
+        told = refusal(stored(tmp_path, name, data.encode()))
+        assert "the question is too long\n  found: 2080009 characters" in told and len(told) < 400
+    assert len(load(stored(tmp_path, "b.jsonl", row.replace(text, text[:90_000]).encode()))[0].text) > 89_000
 
 
 # recipes

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable
 from typing import Final
 
+VERSION: Final = 1  # of what is masked, and so of which questions count as the same
 FEW: Final = 16  # texts that are looked at one by one
 NODES: Final = 400  # combinations of pieces that are tried before the texts are counted instead
 

@@ -24,6 +24,7 @@ from potstill.questions.raw import Raw
 from potstill.questions.reading import short, whole
 from potstill.records import Question, Verdict
 
+LONGEST: Final = 100_000  # characters, some 25,000 tokens: attention over more fits no memory that a student is given
 CALLED: Final = 3  # questions for which a function is called
 SHOWN: Final = 3
 
@@ -38,8 +39,8 @@ def check(raws: Sequence[Raw], name: str) -> None:
         if raw.id in seen:
             raise UserError(f"the id {raw.id!r} stands twice", where=raw.where, found=f"first in {seen[raw.id]}")
         seen[raw.id] = raw.where
-        for part, text in (("id", raw.id), ("question", raw.text), ("answer", raw.gold), ("rationale", raw.rationale)):
-            whole(text or "", part, raw.where)
+        for part, said in (("id", raw.id), ("question", raw.text), ("answer", raw.gold), ("rationale", raw.rationale)):
+            text(said or "", part, raw.where)
         try:
             form = answers.form(raw.gold, raw.task)
             answers.canonical(raw.gold, form)
@@ -53,6 +54,14 @@ def check(raws: Sequence[Raw], name: str) -> None:
             failed.append((raw, verdict))
     if failed:
         raise _unanswerable(failed, len(raws), name)
+
+
+def text(found: str, name: str, where: str) -> str:
+    """The text, if it is Unicode and not too long to be learnt or answered. Raises UserError."""
+    if len(found) > LONGEST:
+        shown = f"{len(found)} characters, at most {LONGEST} are read"
+        raise UserError(f"the {name} is too long", where=where, found=shown, do="shorten it, or leave it out")
+    return whole(found, name, where)
 
 
 def _unanswerable(failed: Sequence[tuple[Raw, Verdict]], count: int, name: str) -> UserError:

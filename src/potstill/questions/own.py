@@ -26,7 +26,7 @@ from typing import Any, Final, get_args
 
 from potstill import answers
 from potstill.errors import UserError
-from potstill.questions import golds, reading
+from potstill.questions import checks, golds, reading
 from potstill.questions.raw import Raw
 from potstill.records import Question, Split
 
@@ -94,7 +94,7 @@ def pairs(file: Path) -> list[Question]:
     found = []
     for number, where, row in reading.rows(file):
         asked, answer = (
-            reading.whole(reading.field(row, name, where=where, do=do), name, where) for name in ("prompt", "answer")
+            checks.text(reading.field(row, name, where=where, do=do), name, where) for name in ("prompt", "answer")
         )
         found.append(Question(f"replay:{number}", asked, answer, set="replay", split="train", task="text"))
     if not found:
