@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import json
 import threading
@@ -247,3 +248,18 @@ def test_a_run_collects_fetched_sets_and_holds_their_digests(site: Site, world: 
     asked = len(site.asked)
     tiny.make(world, tmp_path / "fetched", *changes, until="collect")
     assert len(site.asked) == asked == 2
+
+
+def test_bodies_without_measure(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A packed body that unfolds, one behind a redirect, and one in a redirect: none is held in memory whole."""
+    monkeypatch.setattr(fetched, "LARGEST", 1 << 16)
+    bomb = gzip.compress(bytes(1 << 26))
+    packed = {"Content-Encoding": "gzip"}
+    site.pages["/bomb.jsonl"] = [Answer(bomb, headers=packed)]
+    site.pages["/twice.jsonl"] = [Answer(gzip.compress(bomb), headers={"Content-Encoding": "gzip, gzip"})]
+    site.pages["/moved.jsonl"] = [Answer(bomb, 302, {"Location": "/mine.jsonl", **packed})]
+    site.pages["/mine.jsonl"] = [Answer(gzip.compress(ROWS), headers=packed)]
+    for name, what in (("bomb", "larger than a set may be"), ("twice", "cannot be read")):
+        with pytest.raises(UserError, match=what):
+            fetched.fetch(fetched.from_url("sets.mine", f"{site.url}/{name}.jsonl", PIN))
+    assert fetched.fetch(fetched.from_url("sets.mine", f"{site.url}/moved.jsonl", PIN)).read_bytes() == ROWS

@@ -25,11 +25,14 @@ from typing import Final
 import httpx2
 
 from potstill import files
+from potstill.bounded import TooLarge, Unpacker
 from potstill.errors import UserError
 
 WAITS: Final = (1.0, 4.0)  # seconds before the second and the third try
 TIMEOUT: Final = httpx2.Timeout(60.0, connect=10.0)
 LARGEST: Final = 1 << 30  # bytes; a set is held in memory while it is read
+LONGEST: Final = 3600.0  # seconds that a body may take
+REDIRECTS: Final = 10
 ELSE: Final = "or get the file by any other tool and name it with `file`"
 
 
@@ -134,26 +137,54 @@ def _download(source: Source) -> bytes:
 def _receive(source: Source) -> bytes:
     """The whole content. Raises _Again for what may pass, UserError for what will not."""
     headers = {"User-Agent": "potstill", "Accept-Encoding": "identity"}
-    parts, size = [], 0
     try:
-        with (
-            httpx2.Client(follow_redirects=True, timeout=TIMEOUT, headers=headers) as client,
-            client.stream("GET", source.url) as response,
-        ):
-            _check_status(source, response.status_code)
-            for part in response.iter_bytes():
-                parts.append(part)
-                size += len(part)
-                if size > LARGEST:
-                    raise UserError("is larger than a set may be", where=source.key, found=f"over {LARGEST} bytes")
-            data = b"".join(parts)
-            if source.commit:
-                _check_stated(source, [*response.history, response], data)
-            return data
+        with httpx2.Client(follow_redirects=False, timeout=TIMEOUT, headers=headers) as client:
+            request, responses = client.build_request("GET", source.url), list[httpx2.Response]()
+            while True:  # redirects are followed here, for the library reads the whole body of each
+                response = client.send(request, stream=True)
+                responses.append(response)
+                try:
+                    if response.next_request is None:
+                        _check_status(source, response.status_code)
+                        data = _content(source, response)
+                        break
+                finally:
+                    response.close()
+                if len(responses) > REDIRECTS:
+                    raise UserError(
+                        "cannot be fetched: one redirect leads to another",
+                        where=source.key,
+                        found=source.url,
+                        do=ELSE[3:],
+                    )
+                request = response.next_request
+        if source.commit:
+            _check_stated(source, responses, data)
+        return data
+    except TooLarge:
+        raise UserError(
+            "is larger than a set may be", where=source.key, found=f"over {LARGEST} bytes", do=ELSE[3:]
+        ) from None
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, httpx2.TooManyRedirects) as fault:
         raise UserError("cannot be fetched", where=source.key, found=f"{fault} ({source.url})", do=ELSE[3:]) from None
     except httpx2.RequestError as fault:
         raise _Again(f"{type(fault).__name__} {fault}".strip()) from None
+
+
+def _content(source: Source, response: httpx2.Response) -> bytes:
+    """The body, unpacked. Raises TooLarge, and UserError for one that takes longer than any set."""
+    began, parts = time.monotonic(), []
+    try:
+        unpack = Unpacker(response.headers.get("content-encoding"), LARGEST)
+        for chunk in response.iter_raw():
+            parts.append(unpack(chunk))
+            if time.monotonic() - began > LONGEST:
+                raise UserError(
+                    "arrives too slowly", where=source.key, found=f"{LONGEST:.0f} s, {source.url}", do=ELSE[3:]
+                )
+    except ValueError as fault:
+        raise UserError("cannot be read", where=source.key, found=f"{fault} from {source.url}", do=ELSE[3:]) from None
+    return b"".join(parts)
 
 
 def _check_status(source: Source, status: int) -> None:
