@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "lessons", "exam", "account", "plots", "page", "card", "trackers", "miniature",
     ),
     ("stages",),
-    ("run", "plan", "training_plan", "demo"),
+    ("run", "plan", "training_plan", "checks", "demo"),
     ("cli",),
 )  # fmt: skip
 INSIDE: dict[str, set[str]] = {
@@ -59,7 +59,8 @@ INSIDE: dict[str, set[str]] = {
     "trackers": {"exam"},
     "miniature": {"training", "students", "tokenizers", "engines"},
     # layer 5
-    "plan": {"training_plan"},
+    "run": {"checks"},
+    "plan": {"checks", "run", "training_plan"},
     "demo": {"run"},
 }
 OWNERS: dict[str, set[str]] = {

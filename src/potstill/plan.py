@@ -8,9 +8,10 @@ does not depend on it is given all the same. Memory and time are estimates: each
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from potstill import decoding, exam, questions, students, teachers, tokenizers, training_plan
+from potstill import checks, decoding, exam, questions, run, students, teachers, tokenizers, training_plan
+from potstill.errors import UserError
 from potstill.recipe import Recipe
 from potstill.records import Question, Split
 from potstill.stages import collect
@@ -30,12 +31,32 @@ def text(plan: Recipe) -> str:
     lines += _questions(gathered)
     train = [question for name in plan.questions.train for question in loaded[name].get("train", [])]
     if plan.teacher.kind == "none":
-        return "\n".join([*lines, *_measuring(plan, loaded)])
-    lines += _teacher(plan, train)
-    lines += _student(plan)
-    lines += training_plan.lines(plan, train, _parameters(plan))
-    lines += _evaluation(plan, loaded)
-    return "\n".join(lines)
+        return "\n".join([*lines, *_measuring(plan, loaded), "", *_problems(plan)])
+    lines += _part(lambda: _teacher(plan, train), "teacher")
+    lines += _part(lambda: _student(plan), "student")
+    lines += _part(lambda: training_plan.lines(plan, train, _parameters(plan)), "training")
+    lines += _part(lambda: _evaluation(plan, loaded), "answers")
+    return "\n".join([*lines, "", *_problems(plan)])
+
+
+def _part(made: Callable[[], list[str]], name: str) -> list[str]:
+    """A part of the plan; where something is missing for it, that is in the list of problems at the end."""
+    try:
+        return made()
+    except UserError as fault:
+        return [f"{name:<17} not planned: {fault.where}: {fault.what}", ""]
+
+
+def _problems(plan: Recipe) -> list[str]:
+    """What would stop the run at one of its stages."""
+    found = checks.problems(plan, run.stages(plan), run.folder_of(plan))
+    if not found:
+        return ["would stop it     nothing that can be seen now"]
+    lines = []
+    for problem in found:
+        first, *rest = str(problem.fault).splitlines()
+        lines += [f"would stop it     at {problem.stage}: {first}", *(f"                {line}" for line in rest)]
+    return lines
 
 
 def _questions(gathered: collect.Gathered) -> list[str]:

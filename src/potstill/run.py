@@ -97,10 +97,27 @@ def _run(
             _verify(folder, plan, redo)
             _may_remove(folder, redo, yes)
             _remove(folder, redo)
+        _foresee(folder, plan, own, until)
         _write_recipe(folder, plan)
         run_folder.log(folder, "start", **_machine())
         for stage in own[: own.index(until) + 1]:
             make(folder, plan, stage, team)
+
+
+def _foresee(folder: Path, plan: Recipe, own: tuple[str, ...], until: str) -> None:
+    """Before the first chain: what would stop the run at a later stage, in the plan's words. Raises UserError for the
+    first of the stages that are to be made now; those of others are said."""
+    from potstill import checks
+
+    begun = (folder / "sample" / "chains.parquet").exists() or bool(segments.paths(folder / "sample"))
+    now, first = own[: own.index(until) + 1], None
+    for problem in checks.problems(plan, own, folder, weights="sample" in own and not begun):
+        if problem.stage in now and not problem.later:
+            first = first or problem.fault
+        else:
+            progress.say(f"later, at {problem.stage}: {problem.fault}", "yellow")
+    if first is not None:
+        raise first
 
 
 @contextmanager
@@ -139,6 +156,7 @@ def shard(plan: Recipe, part: Shard, *, folder: Path | None = None) -> Path:
             sample, done = _sampling(folder, plan)
             if done:
                 return folder
+            _foresee(folder, plan, stages(plan), "sample")
             held.enter_context(run_folder.shard_locked(folder, part.number, part.count))
             run_folder.log(folder, "start", shard=str(part), **_machine())
             if plan.teacher.kind == "openai":
@@ -161,6 +179,7 @@ def batch(plan: Recipe, results: Sequence[Path] = (), out: Path | None = None, *
         sample, done = _sampling(folder, plan)
         if done:
             return folder
+        _foresee(folder, plan, stages(plan), "sample")
         run_folder.log(folder, "start", batch=True, **_machine())
         if sample.sealed(folder) or (results and sample.batch_in(folder, plan, results)):
             make(folder, plan, "sample")

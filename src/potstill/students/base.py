@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from potstill import files, recipe, tokenizers
 from potstill.errors import UserError
@@ -17,7 +17,7 @@ from potstill.recipe import Recipe
 from potstill.students import chat, t5
 from potstill.students.chat import Chat
 from potstill.students.opening import initialise, open
-from potstill.students.shape import SHAPES, Shape
+from potstill.students.shape import SHAPES, Family, Shape
 from potstill.students.student import Student
 
 
@@ -59,6 +59,12 @@ def has_template(folder: Path) -> bool:
     """Whether `auto` would speak to the model in a folder in its own chat template."""
     settings = files.read_json(folder / "config.json") if (folder / "config.json").is_file() else None
     return isinstance(settings, dict) and settings.get("model_type") not in t5.KINDS and chat.template(folder)
+
+
+def family(folder: Path) -> Family:
+    """The family of the model in a folder, by its config.json alone."""
+    settings = files.read_json(folder / "config.json")
+    return "t5" if isinstance(settings, dict) and settings.get("model_type") in t5.KINDS else "causal"
 
 
 def check_tokenizer(plan: Recipe, folder: Path) -> None:
@@ -115,6 +121,10 @@ def count(folder: Path) -> int:
     """The number of parameters of a model in a folder, from the headers of its weights, which are not loaded."""
     total = 0
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as weights:
-            total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+        try:
+            with safe_open(file, framework="pt") as weights:
+                total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as fault:
+            do = "get the file again, it may be cut off"
+            raise UserError("the weights cannot be read", where=file, found=f"{fault}"[:200], do=do) from None
     return total

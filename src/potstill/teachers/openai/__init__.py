@@ -31,6 +31,7 @@ from potstill.teachers.openai import budget as budgets
 from potstill.teachers.openai import probe as probes
 from potstill.teachers.openai.asking import Manner, Settings, asks
 from potstill.teachers.openai.client import Answer, Client
+from potstill.teachers.openai.client import key as api_key
 from potstill.teachers.openai.reading import Piece, Reader
 from potstill.teachers.openai.sampling import Sampler
 from potstill.teachers.trial import Trial
@@ -84,6 +85,12 @@ def settings(plan: Recipe, source: str, model: str | None = None) -> Settings:
         prices=(budget.prices.prompt, budget.prices.completion),
         spent=budget.spent,
     )
+
+
+def ready(plan: Recipe) -> None:
+    """Raises UserError for what can be said against a recipe's server before it is asked: addresses, key, tokenizer."""
+    api_key(settings(plan, "ready"))
+    _pieces(plan)
 
 
 def probed(
