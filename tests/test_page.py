@@ -95,7 +95,7 @@ def test_the_run_in_one_sentence() -> None:
 def test_what_must_be_said_is_said(reader: Reader) -> None:
     said = reader.text.replace("\xa0", " ")
     for sentence in (
-        "Intervals are over the items of each set, for one seed (7); they say nothing about other seeds.",
+        "Intervals are over the items of each set, for one seed (7); they do not include the variation between seeds.",
         "These numbers are made up to try the page.",
         "Rule: mean accuracy over the out-of-distribution validation sets , on validation, in format",
         "Log-probabilities are of the distribution after temperature.",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from potstill.page import controls_sentence, label, percent, sentence
-from potstill.story import Story, points, visible
+from potstill.story import ONE_SEED, Story, points, visible
 
 
 def text(told: Story) -> str:
@@ -25,7 +25,7 @@ def text(told: Story) -> str:
     parts += told.notes
     if told.comparisons:
         parts += ["## Test", _table(told), "Intervals are 95 %, over the questions of one seed."]
-        parts += [controls_sentence(told)] if told.controls else []
+        parts += [f"{controls_sentence(told)} {ONE_SEED}"] if told.controls else []
     parts += ["## Recipe", _fenced(told.recipe)]
     return visible("\n\n".join(parts)) + "\n"
 

@@ -79,6 +79,7 @@ def _checks(
         yield "train", lambda: lessons.replayed.count(plan)
     for stage in ("evaluate", "test"):
         yield stage, lambda: _engine(plan)
+        yield stage, lambda: students.identity(plan)
     if plan.repair is not None and plan.repair.scorer is not None and weights:
         scorer = plan.repair.scorer
         yield "repair", lambda: _weights(recipe.find(plan, scorer, "repair.scorer"), plan.student.trust_remote_code)

@@ -94,6 +94,7 @@ def _run(
             _check(folder, plan, own[: own.index(redo)])
             for stage in own[own.index(redo) : own.index(until) + 1]:
                 _outside(folder, plan, _module(stage))
+            _foresee(None, plan, own[own.index(redo) : own.index(until) + 1], until)
             _verify(folder, plan, redo)
             _may_remove(folder, redo, yes)
             _remove(folder, redo)
@@ -104,14 +105,17 @@ def _run(
             make(folder, plan, stage, team)
 
 
-def _foresee(folder: Path, plan: Recipe, own: tuple[str, ...], until: str) -> None:
-    """Before the first chain: what would stop the run at a later stage, in the plan's words. Raises UserError for the
-    first of the stages that are to be made now; those of others are said."""
+def _foresee(folder: Path | None, plan: Recipe, own: tuple[str, ...], until: str) -> None:
+    """Before anything is made or removed: what would stop the run at a later stage, in the plan's words. Raises
+    UserError for the first of the stages that are to be made now; those of others are said.
+
+    folder  of the run, whose finished stages are passed over; None where all of these stages are made again
+    """
     from potstill import checks
 
-    begun = (folder / "sample" / "chains.parquet").exists() or bool(segments.paths(folder / "sample"))
+    begun = folder is None or any(tables.stored(folder / "sample"))
     now, first = own[: own.index(until) + 1], None
-    for problem in checks.problems(plan, own, folder, weights="sample" in own and not begun):
+    for problem in checks.problems(plan, own, folder, weights=not begun):
         if problem.stage in now and not problem.later:
             first = first or problem.fault
         else:
@@ -240,7 +244,7 @@ def later(stage: str) -> tuple[str, ...]:
 
 
 def _identity(folder: Path, plan: Recipe, stage: str, module: ModuleType) -> manifest.Identity:
-    inputs = _outside(folder, plan, module)
+    inputs = _recorded(folder, plan, stage, module)
     for before in (each for each in module.AFTER if each in stages(plan)):
         finished = manifest.finished(folder / before)
         if finished is None:
@@ -269,6 +273,19 @@ def _outside(folder: Path, plan: Recipe, module: ModuleType) -> dict[str, str]:
     return {**named, **(module.beside(folder, plan) if hasattr(module, "beside") else {})}
 
 
+def _recorded(folder: Path, plan: Recipe, stage: str, module: ModuleType) -> dict[str, str]:
+    """As `_outside`; but what a finished stage was made from need not be there any more: a run that was copied to
+    another place brings what it made along, and not what it was made from."""
+    try:
+        return _outside(folder, plan, module)
+    except UserError as fault:
+        before = manifest.begun(folder / stage) if (folder / stage / manifest.MANIFEST).exists() else None
+        if before is None:
+            raise
+        progress.say(f"{stage:<9} stays as it was made; not here now: {fault.where} ({fault.what})", "yellow")
+        return {name: value for name, value in before.inputs.items() if name not in module.AFTER}
+
+
 def _recipe_keys(plan: Recipe, module: ModuleType) -> dict[str, Any]:
     free = module.free(plan) if hasattr(module, "free") else ()
     return {key: value for key, value in recipe.flat(plan, *module.READS).items() if key not in free}
@@ -286,7 +303,7 @@ def _begun(
         if before is not None and not manifest.is_bare(folder / stage):
             module = _module(stage)
             read = {name: before.inputs.get(name, "") for name in module.AFTER if name in stages(plan)}
-            inputs = {**read, **_outside(folder, plan, module)}
+            inputs = {**read, **_recorded(folder, plan, stage, module)}
             yield stage, before, manifest.Identity(stage, module.VERSIONS, _recipe_keys(plan, module), inputs)
 
 

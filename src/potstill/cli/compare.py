@@ -3,8 +3,10 @@
     potstill compare runs/a runs/b            # the chosen steps, on test
     potstill compare runs/a@0 runs/a@500      # two steps of a run, on test if both stand there, else on validation
 
-A difference is the first minus the second. Its interval is Newcombe's for paired shares, p is McNemar's exact test; of
-a set with several tasks the mean over tasks is compared too, with an interval that is clustered by task.
+A difference is the first minus the second. Its interval is Newcombe's for paired shares; of a set with several tasks
+the mean over tasks is compared too, with an interval that is clustered by task. Both are over questions. Two steps of
+one training, or two students that nobody trained here, also get p, McNemar's exact test: whether these weights differ.
+Two trainings do not: the same recipe with another seed differs too, and one run of each cannot say by how much.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from rich.text import Text
 
 from potstill import exam, files, intervals, story
 from potstill.cli.recipes import recipe_of
-from potstill.contenders import Contender
+from potstill.contenders import BASE, Contender
 from potstill.errors import UserError
 from potstill.files import manifest
 from potstill.records import Prediction
@@ -35,6 +37,8 @@ class Side:
 
     name: str
     answers: dict[str, dict[Key, Prediction]]
+    run: Path
+    training: str = ""  # the digest of the training that made its weights; empty for a base student
 
 
 def compare(first: str, second: str, out: Path | None = None) -> None:
@@ -45,6 +49,7 @@ def compare(first: str, second: str, out: Path | None = None) -> None:
     a, b = _sides(first, second)
     changed: list[dict[str, Any]] = []
     console = Console(soft_wrap=True)
+    apart = _apart(a, b)
     for name in sorted(a.answers.keys() & b.answers.keys()):
         mine, other = a.answers[name], b.answers[name]
         common = [key for key in sorted(mine) if key in other]
@@ -52,15 +57,22 @@ def compare(first: str, second: str, out: Path | None = None) -> None:
             continue
         alone = len(mine) + len(other) - 2 * len(common)
         title = f"{name}: {a.name} against {b.name}" + (f"; {alone} answers of one only left out" if alone else "")
-        console.print(_table(title, [(mine[key], other[key]) for key in common]))
+        console.print(_table(title, [(mine[key], other[key]) for key in common], tested=not apart))
         changed += _changed(name, [(mine[key], other[key]) for key in common])
+    console.print(story.ONE_SEED if apart else story.THESE_WEIGHTS, style="dim")
     if out is not None:
         files.write_jsonl(out, changed)
         console.print(f"{len(changed)} questions on which one is right and the other is not: {out}")
 
 
-def _table(title: str, pairs: list[tuple[Prediction, Prediction]]) -> Table:
-    columns = ("set", "n", "first", "second", "difference", "95 % interval", "p", "only first", "only second")
+def _apart(a: Side, b: Side) -> bool:
+    """Whether two sides are not of one training: then another seed might have turned them round."""
+    return a.training != b.training and a.run != b.run and bool(a.training or b.training)
+
+
+def _table(title: str, pairs: list[tuple[Prediction, Prediction]], tested: bool) -> Table:
+    p_name = ("p",) if tested else ()
+    columns = ("set", "n", "first", "second", "difference", "95 % interval", *p_name, "only first", "only second")
     table = Table(*columns, title=Text(title), title_justify="left", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -71,15 +83,15 @@ def _table(title: str, pairs: list[tuple[Prediction, Prediction]]) -> Table:
         row = (story.percent(sum(mine) / len(own)), story.percent(sum(others) / len(own)))
         lost, won = (str(sum(pair == kind for pair in right)) for kind in ((True, False), (False, True)))
         difference = intervals.paired_difference(mine, others)
-        p = f"{intervals.mcnemar(mine, others):.2g}"
-        table.add_row(name, str(len(own)), *row, *_shown(difference), p, lost, won)
+        p = (f"{intervals.mcnemar(mine, others):.2g}",) if tested else ()
+        table.add_row(name, str(len(own)), *row, *_shown(difference), *p, lost, won)
         tasks = sorted({first.task for first, _ in own})
         if len(tasks) > 1:
             by_task = [[pair for pair, (first, _) in zip(right, own, strict=True) if first.task == t] for t in tasks]
             _, macro = intervals.clustered([[float(x) - float(y) for x, y in task] for task in by_task])
             sides = [sum(sum(pair[i] for pair in task) / len(task) for task in by_task) / len(tasks) for i in (0, 1)]
             label = f"  mean of {len(tasks)} tasks"
-            table.add_row(label, str(len(own)), *map(story.percent, sides), *_shown(macro), "", "", "")
+            table.add_row(label, str(len(own)), *map(story.percent, sides), *_shown(macro), *([""] * (2 + tested)))
     return table
 
 
@@ -105,7 +117,7 @@ def _sides(first: str, second: str) -> tuple[Side, Side]:
         there = [manifest.finished(folder / who.name) if who else None for folder, who in pairs]
         if all(made is not None for made in there):
             a, b = (
-                Side(f"{run.name} step {who.label}", _answers(folder / who.name))
+                Side(f"{run.name} step {who.label}", _answers(folder / who.name), run.resolve(), _training(run, who))
                 for (run, _), folder, who in zip(named, folders, steps, strict=True)
                 if who is not None
             )
@@ -137,6 +149,12 @@ def _contender(run: Path, named: Contender | None, stage: str) -> Contender | No
         return exam.choice(run).contender
     there = exam.answered(run / stage)
     return there[0] if len(there) == 1 else None
+
+
+def _training(run: Path, who: Contender) -> str:
+    """What made the weights of a step: the digest of its training, which a copy of the run has too."""
+    made = None if who == BASE else manifest.finished(run / "train")
+    return str(run.resolve()) if made is None and who != BASE else "" if made is None else made.digest
 
 
 def _answers(folder: Path) -> dict[str, dict[Key, Prediction]]:

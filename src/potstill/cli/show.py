@@ -202,7 +202,8 @@ def summary(folder: Path) -> None:
         console.print(_text(f"also measured, on the page: {', '.join(others)}", "dim"))
     choice = exam.choice(folder)
     console.print(f"chosen: step {choice.contender.label} ({choice.rule})", style="dim")
-    console.print("intervals are over the questions of one seed", style="dim")
+    over = "intervals are over the questions of one seed; they do not include the variation between seeds"
+    console.print(over, style="dim", soft_wrap=True)
     console.print(_text(f"page: {folder / 'report' / 'index.html'}"), soft_wrap=True)
 
 

@@ -51,7 +51,7 @@ from potstill.story import (
 
 __all__ = ["controls_sentence", "count", "label", "measured", "percent", "render", "sentence", "tables"]
 
-VERSION: Final = 4  # of what the page and its tables show; stored by the stage that writes them
+VERSION: Final = 5  # of what the page and its tables show; stored by the stage that writes them
 SECTIONS: Final = (
     ("before-after", "Before and after"),
     ("tradeoff", "Gained and lost"),

@@ -46,7 +46,7 @@ def controls_sentence(story: Story) -> str:
         return ""
     steps = {each.name: each.steps for each in story.controls}
     parts = [f"{count(steps[each.name])} steps on {each.taught} reached {_reached(each)}" for each in shown]
-    return f"For comparison, from the same base: {'; '.join(parts)}."
+    return f"For comparison, from the same base, each with one seed: {'; '.join(parts)}."
 
 
 def percent(share: float | Interval) -> str:

@@ -24,6 +24,7 @@ Cell = str | int | float | None
 Table = tuple[tuple[str, ...], list[tuple[Cell, ...]]]
 # What begins a formula in some spreadsheet; the full-width forms count too.
 UNSAFE: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+OVER: Final = "questions, one seed"  # what the intervals of differences do not say: how seeds of a training vary
 NUMBERS: Final = ("n", "right", "no_answer", "truncated", "accuracy", "low", "high")
 # Of sets with several tasks: our name -> the column's.
 TASKS: Final = {
@@ -89,12 +90,12 @@ def _summary(story: Story) -> Table:
         rows += [(*who, "set", name, story.groups[name], *_measured(cell)) for name, cell in line.sets.items()]
         rows += [(*who, "mean over sets", group, group, *_measured(cell)) for group, cell in line.groups.items()]
     names = ("student", "taught", "step", "format", "of", "name", "group", "n", "accuracy", "low", "high")
-    return (*names, "difference", "difference_low", "difference_high"), rows
+    return (*names, "difference", "difference_low", "difference_high", "interval_over"), rows
 
 
 def _measured(cell: Measured) -> tuple[Cell, ...]:
     own, change = cell.accuracy, cell.difference
-    differences = (None, None, None) if change is None else (change.value, change.low, change.high)
+    differences = (None, None, None, None) if change is None else (change.value, change.low, change.high, OVER)
     return (cell.n, own.value, own.low, own.high, *differences)
 
 
@@ -107,16 +108,16 @@ def _before_after(story: Story) -> Table:
         role = control.name if control.repaired else f"control {control.name}"
         rows += [_counted(story, role, each.chosen, each) for each in control.comparisons]
     names = ("set", "group", "format", "decoding", "checkpoint", "step", *NUMBERS, *TASKS.values())
-    return (*names, "difference", "difference_low", "difference_high", "won", "lost"), rows
+    return (*names, "difference", "difference_low", "difference_high", "won", "lost", "interval_over"), rows
 
 
 def _counted(story: Story, role: str, score: Score, against: Comparison | None) -> tuple[Cell, ...]:
     where = (score.set, story.groups[score.set], score.format, score.decoding, role, score.contender.written)
     numbers = tuple(getattr(score, name) for name in (*NUMBERS, *TASKS))
     if against is None:
-        return (*where, *numbers, None, None, None, None, None)
+        return (*where, *numbers, None, None, None, None, None, None)
     change = against.difference
-    return (*where, *numbers, change.value, change.low, change.high, against.won, against.lost)
+    return (*where, *numbers, change.value, change.low, change.high, against.won, against.lost, OVER)
 
 
 def _tries(story: Story) -> Table:

@@ -27,6 +27,15 @@ def beside(run: Path, plan: Recipe) -> dict[str, str]:
     return account.controls.inputs(run, plan)
 
 
+def free(plan: Recipe) -> tuple[str, ...]:
+    """A run that was renamed: its page and its card are written again (see `grown`), nothing else is."""
+    return ("name",)
+
+
+def grown(counts: dict[str, Any], plan: Recipe) -> bool:
+    return counts["name"] != plan.name
+
+
 def unread(run: Path, plan: Recipe) -> tuple[str, ...]:
     return exam.unread(run, plan)
 
@@ -45,4 +54,4 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
         exam.open_contender(run, plan, told.choice.contender).save(inside)
         files.write(inside / "README.md", card.text(told).encode("utf-8"))
     paths += [path for path in (run / "student").iterdir() if path.is_file()]
-    return paths, {"step": told.choice.contender.written, "files": len(paths)}
+    return paths, {"step": told.choice.contender.written, "files": len(paths), "name": plan.name}

@@ -39,11 +39,13 @@ from potstill.story.nouns import (
     Story,
     Time,
 )
-from potstill.story.words import percent, points, readable, visible
+from potstill.story.words import ONE_SEED, THESE_WEIGHTS, percent, points, readable, visible
 
 __all__ = [
     "GROUPS",
+    "ONE_SEED",
     "OUTCOMES",
+    "THESE_WEIGHTS",
     "Alignment",
     "Cell",
     "Change",

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from potstill.errors import visible
 from potstill.records import END, End
 
-__all__ = ["percent", "points", "readable", "visible"]
+__all__ = ["ONE_SEED", "THESE_WEIGHTS", "percent", "points", "readable", "visible"]
+
+
+ONE_SEED: Final = (
+    "Intervals are over questions, for one seed of each training. They do not include the variation between seeds: two"
+    " runs of one recipe that differ in the seed alone can lie further apart than their interval says."
+)
+THESE_WEIGHTS: Final = "Intervals and p are over questions, for these weights: another seed would train others."
 
 
 def points(difference: float) -> str:
