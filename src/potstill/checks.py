@@ -113,7 +113,12 @@ def _model(plan: Recipe) -> Path:
 
 
 def _weights(folder: Path, trusted: bool) -> None:
-    students.check_weights(folder, trust_remote_code=trusted)
+    try:
+        students.check_weights(folder, trust_remote_code=trusted)
+    except UserError as fault:
+        if str(folder) in fault.where:
+            raise
+        raise UserError(fault.what, where=folder, found=fault.found, do=fault.do) from None
 
 
 def _decoder(folder: Path, key: str) -> None:

@@ -280,7 +280,8 @@ def _recorded(folder: Path, plan: Recipe, stage: str, module: ModuleType) -> dic
         return _outside(folder, plan, module)
     except UserError as fault:
         before = manifest.begun(folder / stage) if (folder / stage / manifest.MANIFEST).exists() else None
-        if before is None:
+        controls = hasattr(module, "beside") and any((folder.parent / name).exists() for name in plan.report.controls)
+        if before is None or controls:  # a control that is there and not finished will be another one
             raise
         progress.say(f"{stage:<9} stays as it was made; not here now: {fault.where} ({fault.what})", "yellow")
         return {name: value for name, value in before.inputs.items() if name not in module.AFTER}
