@@ -25,7 +25,8 @@ _BOOLEAN: Final = {
     word: re.compile(
         rf"(?P<before>\b{_UNSURE}\s+(?:is\s+)?)?(?P<denied>{_DENIAL})?"
         rf"(?<![\w-])(?P<word>{pair[0]}|{pair[1]})\b(?!-)"
-        rf"(?P<other>(?:\s+(?:or|and|nor)\s+|\s?/\s?)(?P<second>not|{pair[0]}|{pair[1]})\b)?",
+        rf"(?P<other>(?:\s+(?:or|and|nor)\s+|\s?/\s?)(?P<second>not|{pair[0]}|{pair[1]})\b"
+        rf"|,\s(?:or|and)\s(?P<third>{pair[0]}|{pair[1]})\b)?",
         re.IGNORECASE,
     )
     for pair in _PAIRS
@@ -77,6 +78,10 @@ def _word(match: re.Match[str], text: str) -> str:
     """The word that is said. A hedge is shown as it stands and is neither of the two."""
     word = match["word"].lower()
     condition = _CONDITION.match(text, match.end()) if word in ("yes", "no") else None
-    if match["before"] or condition is not None or (match["other"] and match["second"].lower() != word):
+    if (
+        match["before"]
+        or condition is not None
+        or (match["other"] and (match["second"] or match["third"]).lower() != word)
+    ):
         return " ".join(text[match.start() : match.end() if condition is None else condition.end()].lower().split())
     return _OPPOSITE[word] if match["denied"] else word

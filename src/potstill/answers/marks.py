@@ -39,6 +39,8 @@ _DENYING = re.compile(
     r"(?:[a-z]+ly\s)?(?:cannot|(?:can|could|wo|would|should|must|do|does|did|is)n't|can't"
     r"|(?:can|could|will|would|should|must|may|might|do|does|did)\s(?:not|never))\b"
 )
+_SENTENCE_END = re.compile(r"[.;!?](?=\s|$)|\n")
+_CONTRAST = re.compile(r"\s(?:but|rather|instead)\b")  # "not 5, 6 or 7, but 18"
 _CLAUSE = re.compile(r"[.;:!?](?=\s|$)|,(?=\s)|\n|\s(?:but|so|hence|rather|instead)\b|\u2014")
 # Words between "answer" and its verb that leave no doubt that the answer follows.
 _TO_THE_POINT = re.compile(
@@ -74,6 +76,8 @@ _SOLUTION = re.compile(
     re.IGNORECASE,
 )
 _ASKING = re.compile(r"\b(?:to|can|can't|cannot|we|you|could|must|will|please|not|no|who|that)\s+$", re.IGNORECASE)
+# "another answer: ..." speaks of answers in general.
+_SOME = re.compile(r"\b(?:another|any|an|no|other|such|each|every|wrong|incorrect|different)\s+$")
 _HEADING = re.compile(
     r"(?:(?:^|\n)[#*_> \t]{0,12}|#[*_ ]{0,4}|\*\*)(?:(?:the|my|our)\s)?(?:(?:final|correct|short)\s)?$"
 )
@@ -240,7 +244,9 @@ def _said(lower: str, word: str, form: str) -> Iterator[Mark]:
         if match is None or (match["words"] is not None and _ASKING.search(lower, max(0, at - 12), at)):
             continue
         before, certain = _behind(lower, match, form)
-        yield Mark(at, before, len(lower), certain and word == "answer")
+        yield Mark(
+            at, before, len(lower), certain and word == "answer" and not _SOME.search(lower, max(0, at - 12), at)
+        )
 
 
 def _behind(lower: str, match: re.Match[str], form: str) -> tuple[int, bool]:
@@ -254,7 +260,9 @@ def _behind(lower: str, match: re.Match[str], form: str) -> tuple[int, bool]:
         start = match.end() if denied is not None else match.start("words" if words else "never")
         return start, True
     end = match.end() if denied is None else denied.end()
-    clause = _CLAUSE.search(lower, end, end + REACH)
+    stop = _SENTENCE_END.search(lower, end, end + REACH)
+    clause = _CONTRAST.search(lower, end, end + REACH if stop is None else stop.start())
+    clause = _CLAUSE.search(lower, end, end + REACH) if clause is None else clause
     return (min(len(lower), end + REACH) if clause is None else clause.end()), True
 
 

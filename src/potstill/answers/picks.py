@@ -36,7 +36,7 @@ _LEADING = re.compile(
 )
 _IN_BRACKETS = re.compile(r"\(([A-Za-z])\)")
 _OTHER_CHOICE = re.compile(
-    r"[).*\s\"'`]{0,3}(?:\s?,\s?(?:or\s|and\s)?|\s?[/&+;]\s?|\s(?:or|and|as well as|nor)\s)"
+    r"[).*\s\"'`]{0,3}(?:\s?,\s?(?:or\s|and\s)?|\s?[/&+;]\s?|\s(?:or|and|as well as|nor)(?:,\s[a-z ]{1,20},)?\s)"
     r"(?:(?:the )?(?:option|choice) )?(?:\((?P<bracket>[A-Z])\)(?!\s(?:is|are|was|does|do|has|would|can|cannot|isn't"
     r"|doesn't|fails?|seems|looks|too)\b)|[*_\"'`]{0,3}(?P<bare>[A-Z])(?=[)\]}*\"'`\s]*(?:$|[.,;&/+!?]|\b(?:and|or)\b))(?!\)\s\w))"
 )
@@ -111,6 +111,8 @@ def choice_unmarked(text: str, target: str) -> str | None:
         return right[-1]
     offered = list(_offered(text))
     found = [match for match in offered if not _DISMISSED.match(text, match.end())] or offered[-1:]
+    if len(found) > 1 and _JOINED.fullmatch(text, found[-2].end(), found[-1].start()):
+        return " or ".join(match[1].upper() for match in found[-2:])
     if found:
         return found[-1][1].upper()
     last = None if leading is not None else _CLOSING.search(text, max(0, len(text) - 20))
@@ -119,6 +121,7 @@ def choice_unmarked(text: str, target: str) -> str | None:
     return None if _HEDGED.search(text, max(0, last.start() - 20), last.start()) else last[1]
 
 
+_JOINED = re.compile(r"\s?(?:[,/&]|,?\s?\b(?:or|and))\s?")  # "(A) or (B)"
 _HEDGED = re.compile(r"\b(?:either|or|nor|neither|not|and)\s(?:option )?$", re.IGNORECASE)
 
 
