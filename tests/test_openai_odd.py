@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import stub
+import tiny
 from potstill.answers import grade
 from potstill.errors import UserError
 from potstill.recipe import Recipe, parse
 from potstill.records import END, Chain, Prompt, Question, Turn
 from potstill.teachers import Watch, chains, probed
-from potstill.teachers.openai import body, finish
+from potstill.teachers.openai import body, finish, results
 from potstill.teachers.openai.asking import Ask, Manner, Settings
 from potstill.teachers.openai.reading import ABOVE, MARKED, OTHER, Reader
 from potstill.teachers.openai.taking import taken
@@ -563,3 +565,26 @@ def test_a_server_that_gives_one_number_a_token_serves_one_candidate() -> None:
         assert all(one.candidates == (((b" 4", -0.1),),) for one in sampled(plan(server.url, "teacher.candidates: 1")))
         with pytest.raises(UserError, match="gives at most 1 candidates a token"):
             probed(plan(server.url, "teacher.candidates: 3"), [QUESTION])
+
+
+def test_further_fields_belong_to_the_runs_identity(world: Path, tmp_path: Path) -> None:
+    def made(url: str, *more: str) -> None:
+        keys = ("teacher.kind=openai", "teacher.model=m", "teacher.candidates=0", "teacher.max_tokens=64")
+        tiny.make(world, tmp_path / "run", *keys, f"teacher.server.urls=['{url}']", *more, until="sample")
+
+    with stub.running() as server:
+        made(server.url, "teacher.server.extra={reasoning_effort: low}")
+        made(server.url, "teacher.server.extra={reasoning_effort: low}")
+        with pytest.raises(UserError, match=r"teacher\.server\.extra"):
+            made(server.url, "teacher.server.extra={reasoning_effort: high}")
+        with pytest.raises(UserError, match=r"teacher\.server\.extra"):
+            made(server.url)
+
+
+def test_the_words_of_a_batchs_error_move_no_cursor() -> None:
+    evil = "\x1b]0;owned\x07\x9b31m\r\u202e"
+    row = {"custom_id": "x", "response": None, "error": {"code": f"c{evil}", "message": f"m{evil}"}}
+    inner = {"custom_id": "x", "response": {"status_code": 200, "body": {"error": {"message": evil}}}}
+    for told in (row, inner):
+        said = results._answer(results._result.decode(json.dumps(told).encode())).said
+        assert "U+001B" in said and not {"\x1b", "\x07", "\x9b", "\r", "\u202e"} & set(said)
