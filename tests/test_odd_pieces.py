@@ -18,7 +18,7 @@ from potstill.records import END, Chain, End, Target
 from potstill.tokenizers import Tokenizer
 from potstill.transfer import completions, transfer
 from potstill.transfer.words import words_of
-from tokenizer_kinds import KINDS, ONE_WORD, gemma_of, opened, with_piece
+from tokenizer_kinds import KINDS, ONE_WORD, gemma_of, opened, with_added, with_piece
 
 # With a space, a newline, several; white space at its end; a digit and a letter; signs across words; the letter behind
 # which words are looked at; a whole stretch of words.
@@ -120,6 +120,28 @@ def test_the_rule_is_its_definition(kind: str, chains: list[Chain], piece: str, 
             found = target.distribution(place)
             assert set(found) == set(row or {target.ids[place]}), (place, found, row)
             assert found == pytest.approx(row or {target.ids[place]: 1.0}, abs=1e-9), place
+
+
+ADDED = st.sampled_from([b"<b>", b" <b>", b"so a", b" so", b" a", b" ", b"4", b"<", b"b>", b" b", b"\n", b" 4 ", b"s"])
+
+
+# With both flags a space is in no token, so that two texts are the same tokens: the same limit as WordPiece's.
+@pytest.mark.parametrize("flags", [{}, {"rstrip": True}, {"lstrip": True}])
+@pytest.mark.parametrize("kind", ["gpt2", "qwen", "gemma"])
+@pytest.mark.usefixtures("unpruned")
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.lists(ADDED, min_size=1, max_size=7), ADDED, st.booleans())
+def test_added_tokens_that_overlap_a_text(
+    kind: str, flags: dict, tokens: list[bytes], other: bytes, known: bool
+) -> None:
+    student = with_added(kind, **flags)
+    chain = Chain.from_tokens(
+        "q", 0, tokens, [[(one, -0.5), *([(other, -1.5)] if other != one else [])] for one in tokens]
+    )
+    run = completions([chain], student) if known else None
+    target = transfer(chain, student, "text", run)
+    for place, row in enumerate(definition.distributions(chain, student, run)):
+        assert target.distribution(place) == pytest.approx(row or {target.ids[place]: 1.0}, abs=1e-9), place
 
 
 @pytest.fixture

@@ -202,6 +202,20 @@ def _fallback(normalizer: Any, pre_tokenizer: Any) -> dict[str, Any]:
     return json.loads(made.to_str())
 
 
+@cache
+def with_added(kind: str, **flags: bool) -> Tokenizer:
+    """A tokenizer of a kind with added tokens that are no special ones: a tag, one with a space, and a bare digit."""
+    source = json.loads(_source(kind))
+    size = 1 + max([*source["model"]["vocab"].values(), *(token["id"] for token in source["added_tokens"])])
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    names = ("<b>", "so a", "4")
+    taken = {token["content"] for token in source["added_tokens"]} | set(source["model"]["vocab"])
+    for content in [name for name in names if name not in taken]:
+        source["added_tokens"].append({"id": size, "content": content, **plain, **flags})
+        size += 1
+    return _written({"tokenizer.json": json.dumps(source).encode()}, _ends(kind))
+
+
 def gemma_of(mistral: Path) -> Tokenizer:
     """A stand-in for Gemma's tokenizer made of Mistral's pieces: byte fallback, no space before a text, a text whole
     before the model with `▁` for its spaces, single digits; runs of newlines and some tags as added tokens that are no

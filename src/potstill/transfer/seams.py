@@ -38,6 +38,7 @@ _PLACE: Final = re.compile(
     rb"(?<=[!-~\x80-\xff].)(?<!\xc2[\x85\xa0].)(?<!\xe2[\x80\x81]..)(?<!\xe3\x80\x80.)(?<!\xe1[\x9a\xa0]..)",
     re.DOTALL,
 )
+NEAR: Final = 64  # bytes of a text before the place at which it leaves another one that are looked at again, at least
 _CARRIERS: Final = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?-+*/=()[]<>'\""
 _ALNUM: Final = frozenset(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 # A newline behind which a pre-tokenizer that joins newlines to signs may cut otherwise if no sign stands before it.
@@ -97,6 +98,7 @@ class Seams:
     """The seams of one tokenizer. A text begins with a word; with `first` it is the beginning of a whole text.
 
     certain  no place of any text is doubtful
+    reach    so many bytes behind a seam what follows does not join its two sides
     """
 
     def __init__(self, inside: Inside) -> None:
@@ -104,6 +106,7 @@ class Seams:
         library, vocabulary = inside.coder.library, inside.coder.vocabulary
         self._odd = _odd(vocabulary, library)
         self._reach = max([len(right) for own in self._odd.values() for _, right, _ in own], default=0)
+        self.reach = max(self._reach, NEAR)
         self._joins = _joins_newlines(library)
         self.certain = not self._odd and not self._joins
         self._known: dict[tuple[bytes, bool, bool], list[int]] = {}
@@ -232,9 +235,9 @@ def _joins_newlines(library: Any) -> bool:
     space is cut otherwise behind a sign than elsewhere."""
     steps = getattr(library, "pre_tokenizer", None)
     if steps is not None:
-        cuts = [cut for _, cut in steps.pre_tokenize_str("x!\n \ny")]
+        cuts = [cut for _, cut in steps.pre_tokenize_str("x!\ny")]
     else:
-        cuts = library.cuts("x!\n \ny") if hasattr(library, "cuts") else []
+        cuts = library.cuts("x!\ny") if hasattr(library, "cuts") else []
     return any(start <= 1 and end == 3 for start, end in cuts)
 
 

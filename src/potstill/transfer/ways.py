@@ -76,7 +76,7 @@ def _begins(path: Path, step: int, token: bytes, apart: int, word: int, ended: b
     if not joined and not (at and at == apart and words.unsure(content[at - 1 : at], behind)):
         return begin, word
     base = begin
-    while base in path.unsure or (base and path.words[base] == apart):
+    while base and (path.words[base] == apart or (base in path.unsure and apart - path.words[base] <= words.reach)):
         base -= 1
     low = path.words[base]
     own = words.sure(content[low:start] + token, not base, ended)

@@ -39,7 +39,7 @@ class Words:
         self._inside = Inside(coder)
         self.ids, self._encoded = self._inside.ids, self._inside.encoded
         found = Seams(self._inside)
-        self._certain = found.certain
+        self._certain, self.reach = found.certain, found.reach
         self.seams, self.seam, self.last, self.unsure = found.all, found.next, found.last, found.unsure
         self._settled: dict[tuple[bytes, bytes, bool, Words | None], tuple[int, ...]] = {}
         self._widths = [len(piece or b"") for piece in coder.vocabulary.table]
