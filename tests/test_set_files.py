@@ -313,12 +313,24 @@ def test_options_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_a_set_whose_golds_are_not_right_where_a_text_says_them_is_refused(tmp_path: Path) -> None:
-    rows = [{"question": f"{i}?", "answer": f"not a{i}"} for i in range(5)] + [{"question": "ok?", "answer": "Paris"}]
+    rows = [{"question": f"{i}?", "answer": f"Stop{i}. Go."} for i in range(5)] + [
+        {"question": "ok?", "answer": "Paris"}
+    ]
     told = refusal(lines(tmp_path, *rows))
     assert "mine: 5 of 6 gold answers are not graded right" in told
-    assert all(f"line {i + 1}: 'not a{i}' (text) is wrong" in told for i in range(3)) and "line 4" not in told
+    assert all(f"line {i + 1}: 'Stop{i}. Go.' (text) is wrong" in told for i in range(3)) and "line 4" not in told
     long = {"question": "?", "answer": "First she takes some.\nThen none. And no more of it."}
     assert 'fields: {answer: {column: answer, after: "####"}}' in refusal(lines(tmp_path, long))
+
+
+@pytest.mark.parametrize("gold", ["(A), (C)", "A, C", "A and B", "(B) or (C)", "A;B;D", "(A)(B)"])
+def test_several_letters_are_no_text(tmp_path: Path, gold: str) -> None:
+    """ "(A), (C)" would be right for "C": an article does not count in a text."""
+    row = {"question": "Which?", "answer": gold}
+    assert "line 1: several choices cannot be graded as text" in refusal(lines(tmp_path, row))
+    assert "`answer` must be text, a number" in refusal(lines(tmp_path, {"question": "Which?", "answer": ["A", "C"]}))
+    if " " in gold:
+        assert load(lines(tmp_path, row), task="list")[0].gold == gold
 
 
 def test_patterns_are_not_answers_and_a_function_is_only_called(tmp_path: Path, monkeypatch) -> None:

@@ -1,10 +1,10 @@
 """Checks: what must hold of every question of a set before anybody is asked anything.
 
-    >>> raw = Raw("m/1", "Which?", "Not A", "text", "mine.jsonl line 1")
+    >>> raw = Raw("m/1", "Which?", "Stop. Go.", "text", "mine.jsonl line 1")
     >>> check([raw], "m")
     Traceback (most recent call last):
     potstill.errors.UserError: m: 1 of 1 gold answers are not graded right where a text says "The answer is ..."
-      found: mine.jsonl line 1: 'Not A' (text) is wrong, read as 'answer is not'
+      found: mine.jsonl line 1: 'Stop. Go.' (text) is wrong, read as 'stop'
       do: correct these answers, or say in the recipe how they are graded (sets.NAME.task)
 
 A student is taught to end with "The answer is <gold>", and a teacher is asked for that: where the sentence with the
@@ -15,6 +15,7 @@ right, since its gold may be anything (a test to run, for example).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -27,6 +28,10 @@ from potstill.records import Question, Verdict
 LONGEST: Final = 100_000  # characters, some 25,000 tokens: attention over more fits no memory that a student is given
 CALLED: Final = 3  # questions for which a function is called
 SHOWN: Final = 3
+# Letters of several options. As text their articles, of which "A" is one, would not count.
+_LETTERS: Final = re.compile(
+    r"\(?[A-Z]\)?(?:(?:\s?[,;/&]\s?(?:(?:and|or)\s)?|\s(?:and|or)\s|(?<=\))\s?(?=\())\(?[A-Z]\)?){1,25}"
+)
 
 
 def check(raws: Sequence[Raw], name: str) -> None:
@@ -47,6 +52,9 @@ def check(raws: Sequence[Raw], name: str) -> None:
             called += form == answers.FUNCTION
             if form == "regex" or (form == answers.FUNCTION and called > CALLED):
                 continue
+            if form == "text" and _LETTERS.fullmatch(raw.gold.strip()):
+                do = "give one letter, or say task: list in the recipe, which compares all of them in their order"
+                raise UserError("several choices cannot be graded as text", found=repr(raw.gold), do=do)
             verdict = answers.grade(prompts.bare(raw.gold), raw.gold, raw.task)
         except UserError as error:
             raise UserError(error.what, where=raw.where, found=error.found, do=error.do) from None
