@@ -313,3 +313,26 @@ def test_a_file_that_is_no_parquet_is_the_users(tmp_path: Path) -> None:
     (tmp_path / "c.parquet").write_bytes(b"no")
     with pytest.raises(UserError, match="not a Parquet file"):
         list(tables.read_chains(tmp_path / "c.parquet"))
+
+
+def test_who_holds_a_run_is_said_with_since_when(tmp_path: Path) -> None:
+    """By the run's log; of a process that is gone nothing is said, and nothing of another lock's."""
+    import os
+    import platform
+
+    from potstill.files import run_folder
+
+    with run_folder.locked(tmp_path):
+        run_folder.log(tmp_path, "start", host=platform.node(), pid=2**22 + 1)
+        with pytest.raises(UserError) as caught, run_folder.locked(tmp_path):
+            pass
+        assert caught.value.found == ""
+        run_folder.log(tmp_path, "start", host=platform.node(), pid=os.getpid())
+        run_folder.log(tmp_path, "start", host="other", pid=7, shard="1/2")
+        with pytest.raises(UserError) as caught, run_folder.locked(tmp_path):
+            pass
+    assert caught.value.found.startswith(f"process {os.getpid()} on {platform.node()}, since 20")
+    with run_folder.shard_locked(tmp_path, 1, 2):
+        with pytest.raises(UserError, match="process 7 on other, since 20"), run_folder.shard_locked(tmp_path, 1, 2):
+            pass
+        assert run_folder.shards_running(tmp_path) == ["1-of-2"]
