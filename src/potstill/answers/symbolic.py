@@ -142,14 +142,17 @@ def _serve() -> None:
 
 
 def _verifier() -> Any:
-    from math_verify import LatexExtractionConfig, parse, verify
+    import math_verify
 
-    how = [LatexExtractionConfig()]  # its grammar only: the reader of plain expressions would evaluate the text
+    library: Any = math_verify  # None turns its own timeouts off, which its annotations do not say
+    how = [library.LatexExtractionConfig()]  # its grammar only: the reader of plain expressions would evaluate the text
 
     def equal(gold: str, found: str) -> bool:
         try:
-            sides = [parse(f"${text}$", how, parsing_timeout=None, raise_on_error=False) for text in (gold, found)]
-            return all(sides) and bool(verify(*sides, timeout_seconds=None, raise_on_error=False))
+            sides = [
+                library.parse(f"${text}$", how, parsing_timeout=None, raise_on_error=False) for text in (gold, found)
+            ]
+            return all(sides) and bool(library.verify(*sides, timeout_seconds=None, raise_on_error=False))
         except Exception:  # a library that fails on an expression finds it not equal
             return False
 
