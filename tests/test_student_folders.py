@@ -345,3 +345,13 @@ def test_end_tokens_that_are_none_are_passed_over(tmp_path: Path) -> None:
     engine = engines.open(tmp_path)
     [text] = engine.generate([engines.Request(("q", 0), (5, 6))], max_tokens=2)
     assert len(text.ids) <= 2
+
+
+def test_parameters_are_counted_in_the_files_that_are_read(kind: str, tmp_path: Path) -> None:
+    """Some folders hold the same weights in another form too (Mistral's `consolidated.safetensors`)."""
+    made(tmp_path, kind)
+    (tmp_path / "consolidated.safetensors").write_bytes((tmp_path / WEIGHTS).read_bytes())
+    assert students.count(tmp_path) == students.parameters(KINDS[kind])
+    (tmp_path / WEIGHTS).write_bytes((tmp_path / WEIGHTS).read_bytes()[:-1])
+    with pytest.raises(UserError, match="cut off"):
+        students.count(tmp_path)

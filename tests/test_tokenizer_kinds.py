@@ -36,13 +36,19 @@ def spoken(kind: str, text: str) -> Chain:
     return Chain.from_tokens("q", 0, pieces, [*steps, [(END, math.log(0.9)), (b".", math.log(0.1))]])
 
 
-@pytest.mark.parametrize("kind", LOSSLESS)
-@pytest.mark.parametrize("text", [*TEXTS[:3], *HARD_TEXTS])
-def test_the_pieces_of_a_lossless_kind_spell_any_text(kind: str, text: str) -> None:
+def spelled(kind: str, text: str) -> bool:
+    """Whether a lossless kind tells this text from every other. Metaspace puts its space before a text only where none
+    stands, so that a first one is not told apart; and `▁` is how kinds with fallback to bytes write a space."""
     if kind == "mistral" and text[:1].isspace():
-        pytest.skip("Metaspace puts its space before a text only where none stands: the first one is not told apart")
-    if opened(kind).vocabulary.fallback and "▁" in text:
-        pytest.skip("`▁` is how these tokenizers write a space")
+        return False
+    return not (kind in ("llama-2", "mistral", "gemma") and "▁" in text)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [(text, kind) for text in (*TEXTS[:3], *HARD_TEXTS) for kind in LOSSLESS if spelled(kind, text)],
+)
+def test_the_pieces_of_a_lossless_kind_spell_any_text(text: str, kind: str) -> None:
     student = opened(kind)
     encoding = student.encode(text)
     assert b"".join(student.pieces(encoding.ids)) == text.encode() == student.text(encoding.ids)

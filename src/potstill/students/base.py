@@ -9,12 +9,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from potstill import files, recipe, tokenizers
 from potstill.errors import UserError
 from potstill.recipe import Recipe
-from potstill.students import chat, t5
+from potstill.students import chat, t5, weight_files
 from potstill.students.chat import Chat
 from potstill.students.opening import initialise, open
 from potstill.students.shape import SHAPES, Family, Shape
@@ -118,13 +116,6 @@ def shape(plan: Recipe, vocabulary: int) -> Shape:
 
 
 def count(folder: Path) -> int:
-    """The number of parameters of a model in a folder, from the headers of its weights, which are not loaded."""
-    total = 0
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as weights:
-                total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as fault:
-            do = "get the file again, it may be cut off"
-            raise UserError("the weights cannot be read", where=file, found=f"{fault}"[:200], do=do) from None
-    return total
+    """The number of parameters of a model in a folder, from the headers of its weights, which are not loaded. Raises
+    UserError as `weight_files.tensors` does."""
+    return sum(math.prod(tensor.shape) for tensor in weight_files.tensors(folder).values())
