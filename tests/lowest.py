@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent / "pyproject.toml"
@@ -20,6 +21,12 @@ def constraint(requirement: str) -> str:
     found = re.match(r"([A-Za-z0-9._-]+)>=([0-9][0-9a-z.]*)", requirement)
     assert found, f"{requirement} has no lower bound"
     return f"{found[1]}=={found[2]}"
+
+
+def older(library: str, version: str) -> bool:
+    """Whether an installed library is older than a version: for tests of words that others chose."""
+    own, wanted = (tuple(map(int, text.split(".")[:2])) for text in (metadata.version(library), version))
+    return own < wanted
 
 
 def constraints() -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lowest
 from potstill import recipe
 from potstill.errors import UserError
 from potstill.recipe import reading, synonyms
@@ -178,6 +179,9 @@ def test_every_recipe_of_the_repository_is_valid() -> None:
         assert recipe.load(path).name == path.stem
 
 
+@pytest.mark.skipif(
+    lowest.older("pydantic", "2.14"), reason="earlier versions of pydantic write the same schema otherwise"
+)
 def test_the_schema_for_editors_is_current() -> None:
     kept = json.loads((ROOT / "recipes" / "recipe.schema.json").read_text())
     assert kept == recipe.schema(), (

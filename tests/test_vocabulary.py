@@ -219,3 +219,35 @@ def test_a_vocabulary_is_data() -> None:
     vocabulary = Vocabulary((b"a",), {}, None, None, None, False, "")
     with pytest.raises(AttributeError):
         vocabulary.eos = 1  # type: ignore[misc]
+
+
+class Strong:
+    """A library's tokenizer that takes no weak reference, as those of tokenizers before 0.23."""
+
+    __slots__ = ("inner", "read")
+
+    def __init__(self, inner: library.Tokenizer) -> None:
+        self.inner, self.read = inner, 0
+
+    def get_vocab_size(self) -> int:
+        return self.inner.get_vocab_size()
+
+    def to_str(self) -> str:
+        self.read += 1
+        return self.inner.to_str()
+
+    @staticmethod
+    def from_str(text: str) -> library.Tokenizer:
+        return library.Tokenizer.from_str(text)
+
+
+def test_a_tokenizer_that_takes_no_weak_reference_is_read_once_all_the_same() -> None:
+    from potstill.tokenizers import train_bpe
+    from potstill.vocabulary import encoder
+
+    own = train_bpe(["2 + 2 = 4"], 262)
+    made = [Strong(library.Tokenizer.from_str(own.files["tokenizer.json"].decode())) for _ in range(encoder.KEPT + 2)]
+    for one in made:
+        assert encoder.fast(one).encode("2 + 2 = 4") == own.encode("2 + 2 = 4")
+        assert encoder.fast(one) is encoder.fast(one) and one.read == 1
+    assert len(encoder._kept) == encoder.KEPT

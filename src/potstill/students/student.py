@@ -260,7 +260,7 @@ def refused() -> Iterator[None]:
     try:
         yield
     except SafetensorError as fault:
-        if code := re.search(r"os error (\d+)", str(fault)):
+        if code := re.search(r"(?:os error |Os \{ code: )(\d+)", str(fault)):  # newer and older words
             raise OSError(int(code[1]), os.strerror(int(code[1]))) from fault
         raise
 

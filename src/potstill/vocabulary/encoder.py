@@ -79,6 +79,9 @@ class Fast:
 
 
 _known: weakref.WeakKeyDictionary[Any, tuple[int, Fast]] = weakref.WeakKeyDictionary()
+# Of tokenizers that cannot be referred to weakly (those of the library before 0.23) the last ones are kept alive.
+_kept: list[tuple[Any, tuple[int, Fast]]] = []
+KEPT: Final = 4
 
 
 def fast(tokenizer: Any) -> Fast:
@@ -95,12 +98,18 @@ def fast(tokenizer: Any) -> Fast:
         do = "give a tokenizer that was opened with potstill.tokenizers.open, tokenizers or transformers (fast)"
         raise UserError("not a fast tokenizer", found=type(tokenizer).__name__, do=do)
     size = inner.get_vocab_size()
-    known = _known.get(tokenizer)
+    try:
+        known = _known.get(tokenizer)
+    except TypeError:
+        known = next((found for one, found in _kept if one is tokenizer), None)
     if known is None or known[0] != size:
         source = json.loads(inner.to_str())
         vocabulary = from_json(source, eos=getattr(tokenizer, "eos_token_id", None))
         known = size, Fast(vocabulary, plain(source, type(inner)))
-        _known[tokenizer] = known
+        try:
+            _known[tokenizer] = known
+        except TypeError:
+            _kept[:] = [*((one, found) for one, found in _kept if one is not tokenizer), (tokenizer, known)][-KEPT:]
     return known[1]
 
 
