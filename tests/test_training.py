@@ -158,7 +158,7 @@ def test_a_tiny_student_learns_its_examples(family, rule):
     student = make(family)
     options = {"schedule": Schedule("constant", 0.3, 2), "clip": None} if rule == "adafactor" else {}
     metrics = run(student, 1, 40, training.optimizer(student, rule=rule), **options)
-    assert metrics[0].loss > 2.0 and metrics[-1].loss < (0.6 if rule == "adafactor" else 0.3)
+    assert metrics[0].loss > 2.0 and metrics[-1].loss < (metrics[0].loss / 5 if rule == "adafactor" else 0.3)
     assert [step.step for step in metrics] == list(range(1, 41))
     assert not student.training
     last = metrics[-1]

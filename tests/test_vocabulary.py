@@ -243,11 +243,11 @@ class Strong:
 
 def test_a_tokenizer_that_takes_no_weak_reference_is_read_once_all_the_same() -> None:
     from potstill.tokenizers import train_bpe
-    from potstill.vocabulary import encoder
+    from potstill.vocabulary.encoder import KEPT, _kept
 
     own = train_bpe(["2 + 2 = 4"], 262)
-    made = [Strong(library.Tokenizer.from_str(own.files["tokenizer.json"].decode())) for _ in range(encoder.KEPT + 2)]
+    made = [Strong(library.Tokenizer.from_str(own.files["tokenizer.json"].decode())) for _ in range(KEPT + 2)]
     for one in made:
-        assert encoder.fast(one).encode("2 + 2 = 4") == own.encode("2 + 2 = 4")
-        assert encoder.fast(one) is encoder.fast(one) and one.read == 1
-    assert len(encoder._kept) == encoder.KEPT
+        assert fast(one).encode("2 + 2 = 4") == own.encode("2 + 2 = 4")
+        assert fast(one) is fast(one) and one.read == 1
+    assert len(_kept) == KEPT
