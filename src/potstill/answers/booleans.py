@@ -17,19 +17,27 @@ from potstill.answers import sentences
 _PAIRS: Final = (("yes", "no"), ("true", "false"), ("valid", "invalid"))
 _OPPOSITE: Final = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
 _DENIAL: Final = (
-    r"(?:(?:\b(?:not|never|hardly)|n't|\b(?:cannot|can\snot)(?=\sbe\b)|\bfails\sto(?=\sbe\b))\s+(?:be\s+)?"
-    r"(?:[a-z]+ly\s+)?(?:an?\s+)?)"
+    rf"(?:(?:\b(?:not|never|hardly)|n't|\b(?:cannot|can\snot)(?=\sbe\b)|\b{sentences.ALL_BUT})\s+(?:be\s+)?"
+    r"(?:[a-z]+ly\s+)?(?:an?\s+)?[*_\"'`(]{0,4}\s?)"
+)
+# "cannot be called valid", "I would not say that it is true": some words may stand between, but no further clause.
+_DENIAL_OF_ADJECTIVE: Final = (
+    r"(?:(?:\b(?:not|never|hardly|scarcely|nor|cannot|fails?\sto|unable\sto|by\sno\smeans|in\sno\sway|under\sno"
+    rf"\scircumstances|(?:wrong|incorrect)\sto)[*_]{{0,3}}|n't|\b{sentences.ALL_BUT})"
+    r"(?:\s+(?!(?:only|just|merely|doubt|deny|denied|question|dispute|disputed|reason|so|because|but|and|since|as|if|when"
+    r"|whether|therefore|thus|hence|then|which|who|true|false|valid|invalid|not|no)\b)[a-z]+){0,5}"
+    r"|\bno(?:\s+[a-z]+ly)?)\s+[*_\"'`(]{0,4}\s?"
 )
 _UNSURE: Final = r"(?:neither|either|whether|both|possibly|perhaps|maybe|might\sbe|may\sbe|could\sbe)"
 _BOOLEAN: Final = {
     word: re.compile(
-        rf"(?P<before>\b{_UNSURE}\s+(?:is\s+)?)?(?P<denied>{_DENIAL})?"
+        rf"(?P<before>\b{_UNSURE}\s+(?:is\s+)?)?(?P<denied>{denial})?"
         rf"(?<![\w-])(?P<word>{pair[0]}|{pair[1]})\b(?!-)"
         rf"(?P<other>(?:\s+(?:or|and|nor)\s+|\s?/\s?)(?P<second>not|{pair[0]}|{pair[1]})\b"
         rf"|,\s(?:or|and)\s(?P<third>{pair[0]}|{pair[1]})\b)?",
         re.IGNORECASE,
     )
-    for pair in _PAIRS
+    for pair, denial in zip(_PAIRS, (_DENIAL, _DENIAL_OF_ADJECTIVE, _DENIAL_OF_ADJECTIVE), strict=True)
     for word in pair
 }
 # "no" is an answer only where it stands by itself: "no evidence", "no one" and "no longer" say something else.
@@ -84,4 +92,5 @@ def _word(match: re.Match[str], text: str) -> str:
         or (match["other"] and (match["second"] or match["third"]).lower() != word)
     ):
         return " ".join(text[match.start() : match.end() if condition is None else condition.end()].lower().split())
-    return _OPPOSITE[word] if match["denied"] else word
+    denied = bool(match["denied"]) != (sentences.REJECTED.match(text, match.end()) is not None)
+    return _OPPOSITE[word] if denied else word

@@ -33,7 +33,10 @@ _CONNECTION = re.compile(
     rf"s?[*_\"')\]]{{0,3}}(?:\s?(?:(?P<sign>[:=])|\b{_VERBS}|\b(?P<never>(?:is|are|was)n't)\b)"
     rf"|\s(?P<words>[^.,\n?!:=]{{1,60}}?)(?:\s?[:=]|\s{_VERBS}))(?:\s?[:=]){{0,2}}"
 )
-_NOT = re.compile(r"\s+(?:[a-z]+ly\s+|just\s+|simply\s+|still\s+)?(?:not|never|no longer)\b(?!\s(?:only|just)\b)")
+_NOT = re.compile(
+    r"\s+(?:[a-z]+ly\s+|just\s+|simply\s+|still\s+)?(?:(?:not|never|no longer)\b(?!\s(?:only|just)\b)"
+    rf"|{sentences.ALL_BUT}\b)"
+)
 # "answer can't be": the words before the verb deny what follows it.
 _DENYING = re.compile(
     r"(?:[a-z]+ly\s)?(?:cannot|(?:can|could|wo|would|should|must|do|does|did|is)n't|can't"
@@ -85,12 +88,12 @@ _HEADING_END = re.compile(r"s?[*_#]{0,4}[ \t]{0,9}\n\s{0,40}")
 # "18 is the correct answer": some signs before the word are looked at, and up to three words are the answer.
 _BEFORE: Final = 60
 _REVERSED = re.compile(
-    r"(?P<what>\S+(?:\s[^\s.,;]+){0,2})\s(?:is|was)\s(?:the|my|our)\s(?:(?:final|correct|right|best)\s)?$"
+    r"(?P<what>\S*[^\s.,;:!?](?:\s[^\s.,;]+){0,2})\s(?:is|was)\s(?:the|my|our)\s(?:(?:final|correct|right|best)\s)?$"
 )
 _READABLE = re.compile(r"[0-9]|\([a-z]\)|^(?:so |thus |option |choice )?[b-hj-z]$")
 _TAG = re.compile(r"<(?:final[_ ]?)?answer>|\[answer\]|(?P<end></(?:final[_ ]?)?answer>|\[/answer\])")
 _BOXED = re.compile(r"\\(?:boxed|fbox)(?![a-z])")
-_BRACE = re.compile(r"[{}]")
+_BRACE = re.compile(r"(?<!\\)[{}]")
 _NEXT_QUESTION = re.compile(
     r"\b(?:Q|Question|Problem|Exercise|Instruction|Human|User)\s?[0-9]{0,3}\s?:|Let's think step by step|</s>|<\|"
 )

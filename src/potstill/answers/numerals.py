@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
-from potstill.answers import context, spelled
+from potstill.answers import context, sentences, spelled
 
 DIGITS: Final = 400
 
@@ -36,7 +36,8 @@ _NUMERAL = (
     r"|[0-9]+(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+"
 )
 ITEM: Final = re.compile(
-    r"(?:(?P<minus>(?<![\w)\]}%])-|\b[Nn]egative |(?<![0-9)] )\b[Mm]inus )\(?\s?(?:[$\u00a3\u20ac\u00a5\u20b9]\s?)?)?"
+    r"(?:(?P<minus>(?<![\w)\]}%])-(?!(?<=\n-)\s)|\b[Nn]egative |(?<![0-9)] )\b[Mm]inus )\(?\s?"
+    r"(?:[$\u00a3\u20ac\u00a5\u20b9]\s?)?)?"
     rf"(?<![A-Za-z_0-9])(?<![0-9][,.])(?P<whole>{_NUMERAL})"
     r"(?:[eE](?P<exponent>[-+]?[0-9]{1,3})(?![0-9A-Za-z])"
     r"|\s?[x*]\s?10\s?\^\s?\{?(?P<power>[-+]?[0-9]{1,3})\}?(?![0-9])"
@@ -52,7 +53,9 @@ _OPERATION = re.compile(r"\s?(?:%\s?)?(?:\*\*|[-+*/^]|x|times|plus|minus|divided
 _WORDY = re.compile(r"[a-z]\s?=|(?:(?!\b(?:because|since|as|so)\b)[^=,;()\n0-9]){1,40}[0-9][^=,;()\n]{0,40}=")
 # "18 or 20", "18 to 20", "18 and 20", and a bare list to the end of the sentence; "18, 6 for each" is no list.
 _HEDGE = re.compile(
-    r"\s{0,3}(?:or|to|and|&)\s{1,3}[$]?[0-9]|(?:[,;]?\s(?:and\s|or\s)?[$]?[0-9][0-9,.]*+)+[\s.!*$)\]}\\]*$"
+    rf"\s{{0,3}}(?:or|to|and|&)\s{{1,3}}[$]?[0-9]|(?:\s[a-z]+)?[,(]?\s?\(?(?:or\s|and\s)?{sentences.POSSIBLY}\s[$]?[0-9]"
+    r"|\s?\(or\s[$]?[0-9][0-9,.]*+\)|,?\s(?:though|although|but|or)\s(?:it|this|that)\s(?:could|might|may)\s(?:also\s|well\s)?"
+    r"be\s[$]?[0-9]|(?:[,;]?\s(?:and\s|or\s)?[$]?[0-9][0-9,.]*+)+[\s.!*$)\]}\\]*$"
     r"|\s?(?:\u2014|--)\s?[$]?[0-9][0-9,.]*+(?:\s\w+)?[\s.!*$)\]}\\]*$"
 )
 _SPELLED_HEDGE = re.compile(r"\s?,?\s?(?:or|to|and|,)\s")
@@ -145,7 +148,7 @@ def last(text: str) -> Number | None:
 def _last_match(text: str, start: int) -> re.Match[str] | None:
     last = None
     for match in ITEM.finditer(text, start):
-        if not context.passed_over(text, match.start()):
+        if not context.passed_over(text, match.start(), match.end()):
             last = match
     return last
 

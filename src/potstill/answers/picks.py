@@ -36,21 +36,33 @@ _LEADING = re.compile(
 )
 _IN_BRACKETS = re.compile(r"\(([A-Za-z])\)")
 _OTHER_CHOICE = re.compile(
-    r"[).*\s\"'`]{0,3}(?:\s?,\s?(?:or\s|and\s)?|\s?[/&+;]\s?|\s(?:or|and|as well as|nor)(?:,\s[a-z ]{1,20},)?\s)"
+    r"[).*\s\"'`]{0,3}(?:\s\([^()\n]{2,40}\))?(?:\s?,\s?(?:or\s|and\s)?|\s?[/&+;|]\s?"
+    r"|\s\(?(?:or|and|and/or|as well as|nor)(?:,\s[a-z ]{1,20},)?\s)"
     r"(?:(?:the )?(?:option|choice) )?(?:\((?P<bracket>[A-Z])\)(?!\s(?:is|are|was|does|do|has|would|can|cannot|isn't"
     r"|doesn't|fails?|seems|looks|too)\b)|[*_\"'`]{0,3}(?P<bare>[A-Z])(?=[)\]}*\"'`\s]*(?:$|[.,;&/+!?]|\b(?:and|or)\b))(?!\)\s\w))"
 )
 # "D) attic or E) cupboard": another letter behind the words of the first one.
 _BEHIND_WORDS = re.compile(
     r"[).:]?\s(?:(?!\b(?:because|since|as|not|but|while|whereas|so)\b)[^.;()\n]){1,60}?\s(?:or|and)\s(?:option )?"
-    r"(?:\(([A-Z])\)|([A-Z])\))(?!\s(?:is|are|was|does|do|has|would|can|cannot|isn't|doesn't|fails?|seems|looks)\b)"
+    r"[\"'`*]{0,2}(?:\(([A-Z])\)|([A-Z])\))(?!\s(?:is|are|was|does|do|has|would|can|cannot|isn't|doesn't|fails?|seems|looks)\b)"
 )
-_ADJOINING = re.compile(r"\s?\(([A-Z])\)()(?=\s?(?:$|[.,;(]))")
+_ADJOINING = re.compile(r"\s?\(([A-Z])\)()(?=\s?(?:$|[.,;(]))|()\s([B-HJ-Z])(?=[.)]?\s*$)")
+# "B, possibly D", "A, though C could be right too"
+_LETTER: Final = r"(?:option\s|choice\s)?(?:\(([A-Z])\)|\b([A-HJ-Z])\b(?!'))"
+_SECOND_THOUGHT: Final = (
+    re.compile(
+        rf"\b(?:{sentences.POSSIBLY}|alternatively,?|or\s(?:else|even|rather)|if\snot|(?:could|might|may)\s(?:also\s|well\s|even\s)?be)\s{_LETTER}"
+    ),
+    re.compile(
+        rf"{_LETTER}\s(?:(?:could|might|may)\s(?:also\s|well\s)?be\s(?:also\s)?|is\salso\s)(?:right|correct|possible|plausible"
+        r"|true|the\s|an?\s)"
+    ),
+)
 _CALLED_RIGHT = re.compile(r"\(?\b([A-Z])\)?\s(?:is|must be)\s(?:the\s)?(?:correct|right)\b")
 _CLOSING = re.compile(r"\b([B-HJ-Z])[.)*]{0,3}\s*$")
 _CALLED_WRONG = re.compile(
-    r"\b(?:not|n't|neither|nor|cannot be|can't be|never|rule out|exclude|eliminate|discard|unlike|than)\s"
-    r"(?:option |choice )?$",
+    r"\b(?:not|n't|neither|nor|cannot be|can't be|never|rule out|exclude|eliminate|discard|unlike|than"
+    rf"|{sentences.ALL_BUT})\s(?:option |choice )?$",
     re.IGNORECASE,
 )
 _DISMISSED = re.compile(
@@ -84,6 +96,8 @@ def choice_after_mark(text: str, target: str) -> str | None:
         if inside is None:
             return None
         letter, end = inside[1], inside.end()
+    if sentences.REJECTED.match(own, end):
+        return None
     others: list[str] = []
     while len(others) < 26:
         other = _OTHER_CHOICE.match(own, end)
@@ -92,13 +106,14 @@ def choice_after_mark(text: str, target: str) -> str | None:
         others.append(other["bracket"] or other["bare"])
         end = other.end()
     further = None if others else _ADJOINING.match(own, end) or _BEHIND_WORDS.match(own, end)
-    others += [further[1] or further[2]] if further else []
+    further = further or next((found for found in (p.search(own, end) for p in _SECOND_THOUGHT) if found), None)
+    others += [next(filter(None, further.groups()))] if further else []
     return " or ".join(dict.fromkeys([letter.upper(), *others]))
 
 
 def choice_unmarked(text: str, target: str) -> str | None:
     start = text.strip()
-    if not start:
+    if not start or _NONE.search(start, max(0, len(start) - 100)):
         return None
     alone = _ALONE.match(start)
     if alone is not None and not _CONCLUSION.search(start, alone.end()):
@@ -121,6 +136,9 @@ def choice_unmarked(text: str, target: str) -> str | None:
     return None if _HEDGED.search(text, max(0, last.start() - 20), last.start()) else last[1]
 
 
+_NONE = re.compile(
+    r"(?:^|[.!?]\s+|\n)(?:[a-z]+,?\s)?none of (?:these|them|the(?! other))\b[^.\n]*[.\s]*$", re.IGNORECASE
+)
 _JOINED = re.compile(r"\s?(?:[,/&]|,?\s?\b(?:or|and))\s?")  # "(A) or (B)"
 _HEDGED = re.compile(r"\b(?:either|or|nor|neither|not|and)\s(?:option )?$", re.IGNORECASE)
 
@@ -128,7 +146,9 @@ _HEDGED = re.compile(r"\b(?:either|or|nor|neither|not|and)\s(?:option )?$", re.I
 def _offered(text: str) -> Iterator[re.Match[str]]:
     """The letters in brackets that are not denied: not "not (A)"."""
     for match in _IN_BRACKETS.finditer(text):
-        if not _CALLED_WRONG.search(text, max(0, match.start() - 24), match.start()):
+        if not _CALLED_WRONG.search(text, max(0, match.start() - 24), match.start()) and not sentences.REJECTED.match(
+            text, match.end()
+        ):
             yield match
 
 

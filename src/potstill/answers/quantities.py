@@ -49,6 +49,8 @@ def _gold_number(gold: str) -> Number | None:
     return number if number.value is not None and _UNIT.fullmatch(rest) else None
 
 
+_STEP = re.compile(r"\(?1[.)]\s")  # the first step of a solution, or of a list of answers
+_NUMERAL_LINE = re.compile(r"[\s*_$]*-?[$]?[0-9][0-9.,]*+(?:\s[a-z]+)?[*_$.\s]*", re.IGNORECASE)
 _SPACED_MINUS = re.compile(r"-\s+(?=[$]?[.0-9])")
 
 
@@ -56,7 +58,12 @@ def number_after_mark(text: str, target: Number) -> Number | None:
     bare = text.lstrip(" $*\n").rstrip(" .$*\n")
     if bare.isdecimal() and bare.isascii() and len(bare) < 100:
         return Number(Fraction(int(bare)))
+    bulleted = "\n" in text[:8]  # "The answer is - 5" is no list
+    listed = sentences.items(text) if "\n" in text else []
     text = text.lstrip(" \t\n:=*_\"'`")
+    if len(listed) > 1 and _STEP.match(text):
+        return None if any(_NUMERAL_LINE.fullmatch(item) is None for item in listed) else Number(None, text=text[:40])
+    text = listed[0] if len(listed) == 1 and bulleted else text
     match = _SPACED_MINUS.match(text)
     if match is not None:
         text = "-" + text[match.end() :]
@@ -91,17 +98,38 @@ def gold_several(gold: str) -> tuple[Number, ...] | None:
 
 
 def several_after_mark(text: str, target: tuple[Number, ...]) -> tuple[Number, ...] | None:
+    listed = _listed(text, target)
+    if listed is not None:
+        return listed
     own = sentences.first(text.lstrip(sentences.DRESSING))
     found = numerals.every(own)
     if len(found) != len(target):
         apart = numerals.every(own.replace(",", ", "))  # "500,700" are two numbers where two are asked for
         found = apart if len(apart) == len(target) else found
+    if len(found) != len(target):
+        found = numerals.every(_NUMBERED.sub(" ", own)) or found  # "(1) 5 and (2) 15"
     return _sorted(found) if found else None
 
 
 def several_unmarked(text: str, target: tuple[Number, ...]) -> tuple[Number, ...] | None:
+    listed = _listed(text, target, last=True)
+    if listed is not None:
+        return listed
     found = numerals.every(sentences.last_line(text)) or numerals.every(text)
     return _sorted(found[-len(target) :]) if found else None
+
+
+_NUMBERED = re.compile(r"(?<![^\s:])\(?[1-9][.)]\s(?=\s?[$]?-?[A-Za-z0-9])")
+
+
+def _listed(text: str, target: tuple[Number, ...], last: bool = False) -> tuple[Number, ...] | None:
+    """The numbers of a list over several lines, with bullets or of one number each; None where there is no list."""
+    items = sentences.items(text[-2000:] if last else text, last)
+    if len(items) < 2:
+        lines = [line for line in text[:2000].split("\n") if line.strip(sentences.DRESSING)][: len(target)]
+        items = lines if not last and all(map(_NUMERAL_LINE.fullmatch, lines)) else []
+    found = [number for item in items for number in numerals.every(item)]
+    return _sorted(found) if len(items) > 1 and found else None
 
 
 def _sorted(numbers: list[Number]) -> tuple[Number, ...]:

@@ -60,6 +60,8 @@ def _one_or_more(sentence: str, target: tuple[str, ...]) -> tuple[str, ...] | No
     for match in _TOKEN.finditer(sentence[:2000]):
         start = sentence[: match.end()]
         if len(_tokens(start) or ()) == len(target) and _tokens(start) == target:
+            if sentences.REJECTED.match(sentence, match.end()):
+                return ("not", *target)
             return (*target, "and", *words[len(target) :]) if _FURTHER.match(sentence, match.end()) else words
         if match.end() > 400:
             break
@@ -88,7 +90,7 @@ def show_exact(text: str) -> str:
     return text[:200]
 
 
-_ITEM_NUMBER = re.compile(r"(?:^|(?<=\s))(?:[0-9]{1,3}[.)]|[-*\u2022])\s")
+_ITEM_NUMBER = re.compile(r"(?:^|(?<=\s))(?:\(?[0-9]{1,3}[.)]|[-*\u2022])\s|(?m:^)\(?[a-z][.)]\s")
 _LIST_END = re.compile(r"\.(?:\s|$)|\n\s*\n")
 
 
@@ -109,15 +111,18 @@ def list_after_mark(text: str, target: tuple[str, ...]) -> tuple[str, ...] | Non
     if whole == target or whole is None:
         return whole
     found = _items(paragraph.split("\n")[0]) or whole
-    return found if "and" in target else tuple(word for word in found if word != "and") or found
+    return found if "and" in target else tuple(word for word in found if word not in ("and", "&")) or found
 
 
-_LISTED = re.compile(r"\s*(?:[0-9]{1,3}[.)]|[-*\u2022])\s+\S")
+_LISTED = re.compile(rf"\s*{sentences.BULLET}\s+\S")
 
 
 def list_unmarked(text: str, target: tuple[str, ...]) -> tuple[str, ...] | None:
     whole = list_after_mark(text, target) if len(text) < 2000 else None
-    return whole if whole == target else _items(_last_lines(text)[:2000])
+    if whole == target:
+        return whole
+    last = _last_lines(text)[:2000]
+    return list_after_mark(last.rpartition(":")[2], target) or _items(last)  # "The sorted list is: ant, bee"
 
 
 def _last_lines(text: str) -> str:
@@ -134,7 +139,7 @@ def _last_lines(text: str) -> str:
 
 # brackets
 
-_BRACKETS = re.compile(r"[\[\](){}<>][\[\](){}<>\s,\"'`]*")
+_BRACKETS = re.compile(r"[\[\](){}<>][\[\](){}<>\s,\"'`\\]*")
 
 
 def gold_brackets(gold: str) -> str | None:
