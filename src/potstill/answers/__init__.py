@@ -25,7 +25,8 @@ Where the answer is
   - A few words are a mark only if an answer stands in their sentence, because prose has them too: "I am sure that the
     answer is correct", "the answer that we look for is below".
   - "unknown", "none of these", "it depends", "cannot be determined" is no answer, whatever follows.
-  - Denied: "The answer cannot be 12, so it is 13" is 13, and "The answer is not 5." has no answer.
+  - Denied: "The answer cannot be 12, so it is 13" is 13, and "The answer is not 5.", "The answer is anything but 5" and
+    "5 is not right" have no answer.
   - Self-correction: the last marked answer counts. "The answer is 8. No, the answer is 4." is 4. A correction without a
     mark is not seen: "The answer is 8. Wait, it is 4." is 8.
   - Run-on: what follows the next question is not read. "The answer is 8. Question: ... The answer is 9" is 8, and
@@ -50,23 +51,25 @@ Numbers
   - Rounding: 3.14 is right for 3.1416 and 3.1416 for 3.14; below two decimals nothing is rounded: 3 is not 3.1. What
     floating point adds to nine decimals or more is no difference: 17.999999999999996 = 18.
   - A calculation is not evaluated: "20-12 = 8" is 8, "20-12" alone is wrong. So are a power (2^10, 5²; but 10^3 is a
-    way to write 1000), a root, an unknown or constant (2π, 5x, 3-i), a bound ("more than 18", x >= 18), ±5, and a
-    hedge: "18 or 20", "18 and 20", "between 18 and 20", "18, 20", "(1, 2)". One value said twice is no hedge: 0.6 or
-    3/5. With words between them the first counts: "18 boys and 20 girls" is 18.
+    way to write 1000), a root, an unknown or constant (2π, 5x, 3-i), a bound ("more than 18", x >= 18), ±5, 18 ± 2,
+    "twice 9", and a hedge: "18 or 20", "18, maybe 20", "18 and 20", "between 18 and 20", "18, 20", "(1, 2)". One value
+    said twice is no hedge: 0.6 or 3/5. With words between them the first counts: "18 boys and 20 girls" is 18.
   - Numbers in words count where there are no digits: "eighteen", "two and three quarters", "nine point eight".
   - Several numbers may come in any order, but all of them and no others: "5; 15" is "15 and 5". Which of them is whose
-    is not looked at.
+    is not looked at. They may be a list over several lines: its bullets and numbers are no minus signs and no answers.
 
 Others
   - Ratios by value: 4:6 = 2:3 = "2 to 3" = "2 out of 3" = 2/3 = "2 boys : 3 girls".
+  - "2:3 or 3:2" is no ratio, and "3:30 or 4:30" no time.
   - Times: 3:30 p.m. = 15:30; where one side does not say which half of the day, both are right. A gold answer such as
     9:10 may be a time or a ratio: then 9:10, 9 to 10 and 9/10 are right, 18:20 is not.
   - Choices by letter: (A), A, "A.", "a.", "option A", "(A) a red ball", "most likely B"; never by the words of the
-    option, or by substring. "not (A)" names none; "(A), (C)", "A or B", "either C or B" and "A, B and C" are wrong.
+    option, or by substring. "not (A)" names none; "(A), (C)", "A or B", "either C or B", "A, B and C", "A, maybe C" and
+    "A, though C could be right too" are wrong.
     Without a mark, a letter on its own comes before those that its reasons speak of: "B\\n(C) is too small."
-  - Yes or no, true or false, valid or invalid: the pair of the gold. "not valid", "isn't valid" and "cannot be valid"
-    are invalid; "valid or invalid", "yes/no", "neither", "possibly yes" and "yes, if" are wrong. "no" counts where it
-    stands alone, not in "no evidence" or "no one".
+  - Yes or no, true or false, valid or invalid: the pair of the gold. "not valid", "isn't valid", "cannot be called
+    valid" and "far from valid" are invalid; "valid or invalid", "yes/no", "neither", "possibly yes" and "yes, if" are
+    wrong. "no" counts where it stands alone, not in "no evidence" or "no one".
   - Text: case, articles and punctuation do not count; words may follow ("Purple beads" for Purple), but not "or Red",
     "and Red", ", Red". Composed and decomposed letters are the same.
   - Exact: as it is, but for white space, Unicode form and one final period. List: the same words in the same order,
