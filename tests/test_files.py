@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from potstill import files
 from potstill.errors import UserError
 from potstill.files import disk, manifest, run_folder, tables
-from potstill.records import END, Chain, Verdict
+from potstill.records import END, Chain, Choice, Verdict
 
 
 class Crash(BaseException):
@@ -336,3 +338,123 @@ def test_who_holds_a_run_is_said_with_since_when(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="process 7 on other, since 20"), run_folder.shard_locked(tmp_path, 1, 2):
             pass
         assert run_folder.shards_running(tmp_path) == ["1-of-2"]
+
+
+def test_sweeping_deletes_only_what_potstill_named(tmp_path: Path, crash_at) -> None:
+    mine = ["notes.tmp", ".notes.partial", ".hidden", "a.partial", ".nfs0001", "potstill-partial", "x.potstill-partial"]
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / ".folder.partial").mkdir()
+    crash_at("write", "middle")
+    with pytest.raises(Crash):
+        files.write(tmp_path / "a", b"a")
+    disk.crash = disk._no_crash
+    assert len(list(tmp_path.iterdir())) == len(mine) + 2
+    files.sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*mine, ".folder.partial"}
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO])
+def test_a_disk_that_cannot_lock_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """As NFS without lockd, Lustre without -o flock, or a FUSE file system."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError) as caught, run_folder.locked(tmp_path / "run"):
+        pass
+    assert caught.value.where == str(tmp_path / "run" / ".lock") and caught.value.do
+    monkeypatch.undo()
+    with run_folder.locked(tmp_path / "run"):
+        pass  # nothing was left that keeps others out
+
+
+@pytest.mark.parametrize("name", ["run", "run/filter"])
+def test_a_link_to_itself_is_one_message(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(path.name)
+    with pytest.raises(UserError) as caught, run_folder.locked(tmp_path / "run"):
+        manifest.begin(tmp_path / "run" / "filter", _identity())
+    assert caught.value.do
+
+
+def test_a_folder_that_cannot_be_flushed_is_written_to_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        plain(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.write(tmp_path / "a" / "b", b"c")
+    assert (tmp_path / "a" / "b").read_bytes() == b"c"
+
+
+def test_a_line_that_a_power_loss_has_torn_is_skipped_or_cut(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"x":1}\n{"x"\0\0\0}\n{"x":3}\n')
+    assert [row["x"] for row in files.whole_rows(path)] == [1, 3]
+    with files.Appender(path) as lines:
+        lines.append([{"x": 4}])
+    assert [row["x"] for row in files.whole_rows(path)] == [1, 3, 4], "bills and chains: their order is no result"
+    with files.Appender(path, ordered=True) as lines:
+        lines.append([{"x": 2}])
+    assert [row["x"] for _, row in files.read_jsonl(path)] == [1, 2], "answers: what follows is made again"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"{}", b"null", b'"x"', b"7", b"1e999", b"[" * 100_000, b"9" * 5000, b"\xff", b"\0", b'{"format":1}'],
+)
+@pytest.mark.parametrize("name", [manifest.BEGUN, manifest.MANIFEST])
+def test_a_hostile_manifest_is_one_message(tmp_path: Path, content: bytes, name: str) -> None:
+    files.write(tmp_path / "filter" / name, content)
+    with pytest.raises(UserError) as caught:
+        (manifest.begun if name == manifest.BEGUN else manifest.finished)(tmp_path / "filter")
+    assert str(tmp_path / "filter" / name) in caught.value.where
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"outputs": []}, {"outputs": None}, {"counts": 3}, {"versions": []}, {"recipe": "x"}, {"inputs": None},
+        {"stage": 3}, {"outputs": {"a": 1}}, {"outputs": {"a": {"sha256": 1, "bytes": 1}}},
+        {"outputs": {"a": {"sha256": "ab", "bytes": 1.5}}}, {"outputs": {"a": {"sha256": "ab", "bytes": True}}},
+        {"outputs": {"/etc/passwd": {"sha256": "ab", "bytes": 1}}},
+        {"outputs": {"filter/../../x": {"sha256": "ab", "bytes": 1}}},
+        {"outputs": {"a\0b": {"sha256": "ab", "bytes": 1}}},
+    ],
+)  # fmt: skip
+def test_a_manifest_with_a_hostile_field_is_one_message(tmp_path: Path, change: dict[str, object]) -> None:
+    row = {**_identity().as_json(), "outputs": {}, "counts": {}, **change}
+    files.write_json(tmp_path / "filter" / manifest.MANIFEST, row)
+    with pytest.raises(UserError, match="not a whole manifest"):
+        manifest.finished(tmp_path / "filter")
+
+
+CHOICE = {"step": 2, "rule": "r", "format": "f", "decoding": "greedy", "table": [[2, 0.5]], "tied": []}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "x"}, {"step": None}, {"step": [2]}, {"step": "9" * 5000}, {"rule": 3}, {"format": None},
+        {"table": 3}, {"table": [3]}, {"table": [[2]]}, {"tied": {}}, {"tied": ["x"]}, {"further": 1},
+    ],
+)  # fmt: skip
+def test_a_hostile_record_is_one_message(tmp_path: Path, change: dict[str, object]) -> None:
+    path = tmp_path / "choice.json"
+    files.write_json(path, CHOICE)
+    assert files.read_record(Choice, path).contender.step == 2
+    for row in ({**CHOICE, **change}, [CHOICE], None, {}):
+        files.write_json(path, row)
+        with pytest.raises(UserError, match="not a choice"):
+            files.read_record(Choice, path)
+        files.write_json(path, [row])
+        with pytest.raises(UserError, match="not a choice"):
+            files.read_records(Choice, path)

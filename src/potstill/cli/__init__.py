@@ -14,7 +14,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from potstill.cli import stages
+from potstill.cli import stages, terminal
 from potstill.errors import UserError
 
 app = typer.Typer(
@@ -234,6 +234,7 @@ def _interrupt(*_: object) -> None:
 
 def main() -> None:
     signal.signal(signal.SIGINT, _interrupt)
+    terminal.degrade()
     try:
         app()
     except UserError as fault:

@@ -6,6 +6,7 @@ it still fits the recipe, `tables` owns Parquet and arrays, `run_folder` holds t
 
 from potstill.files.disk import Appender, copy_mode, folder, line, remove, sweep, write, write_json, write_jsonl
 from potstill.files.reading import (
+    as_written,
     digest,
     fingerprint,
     read_bytes,
@@ -20,6 +21,7 @@ from potstill.files.run_folder import held
 
 __all__ = [
     "Appender",
+    "as_written",
     "copy_mode",
     "digest",
     "fingerprint",

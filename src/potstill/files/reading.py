@@ -132,6 +132,16 @@ def read_records(kind: type[Record], path: Path) -> list[Record]:
     return [_record(kind, row, f"{path} entry {number}") for number, row in enumerate(rows, 1)]
 
 
+@contextlib.contextmanager
+def as_written(path: Path) -> Iterator[None]:
+    """Taking a JSON file of a run apart: what does not fit is the user's error, for somebody has changed the file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as fault:
+        found = f"no field {fault}" if isinstance(fault, KeyError) else fault
+        raise UserError("not what potstill has written", where=path, found=found, do=RESTORE) from None
+
+
 def _record(kind: type[Record], row: Any, where: str) -> Record:
     try:
         return from_json(kind, row)

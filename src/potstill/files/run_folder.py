@@ -50,18 +50,31 @@ def shard_locked(run: Path, number: int, count: int) -> contextlib.AbstractConte
 
 @contextlib.contextmanager
 def held(run: Path, name: str, wait: float, otherwise: str) -> Iterator[None]:
-    """Hold the lock `name` in a folder, after at most `wait` seconds. Raises UserError(otherwise)."""
+    """Hold the lock `name` in a folder, after at most `wait` seconds. Raises UserError(otherwise), and where the disk
+    cannot lock files: a marker instead of a lock would outlive a killed process, and keep every later one out."""
+    import inspect
+
     import filelock
 
     with reading.mine_to_mend(run):
-        run.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(run / name)
+        disk.make_folder(run)
+    known = inspect.signature(filelock.FileLock.__init__).parameters
+    hard: dict[str, Any] = {"fallback_to_soft": False} if "fallback_to_soft" in known else {}
+    lock = filelock.FileLock(run / name, **hard)
     try:
         with reading.mine_to_mend(run / name):
             lock.acquire(timeout=wait)
     except filelock.Timeout:
         found = _holder(run, name)
         raise UserError(otherwise, where=run, found=found, do="wait until it ends, or choose another name") from None
+    except (OSError, NotImplementedError) as fault:
+        raise UserError(
+            "this disk cannot lock files, so two processes could write to one run",
+            where=run / name,
+            found=fault,
+            do="mount it with locks (NFS: with lockd, or -o local_lock=flock for one machine; Lustre: -o flock),"
+            " or put runs/ on another disk",
+        ) from None
     try:
         yield
     finally:

@@ -77,25 +77,32 @@ def others(run: Path) -> Iterator[Question]:
 
 def overlaps(run: Path) -> dict[str, float]:
     """Training question -> the share of its runs of words that one validation or test question has; see `splits`."""
-    return files.read_json(run / "collect" / OVERLAPS)
+    path = run / "collect" / OVERLAPS
+    with files.as_written(path):
+        return {name: float(share) for name, share in files.read_json(path).items()}
 
 
 def templates(run: Path, split: Split) -> dict[str, set[str]]:
     """Set -> its validation or test questions that are training questions but for numbers and names; see
     `splits.repeated`. Sets without any are left out."""
-    rows = files.read_json(run / "collect" / TEMPLATES)
-    return {name: set(by_split[split]) for name, by_split in rows.items() if by_split.get(split)}
+    path = run / "collect" / TEMPLATES
+    rows = files.read_json(path)
+    with files.as_written(path):
+        return {name: set(by_split[split]) for name, by_split in rows.items() if by_split.get(split)}
 
 
 def shots(run: Path) -> dict[str, Shots]:
     """Task -> how it is asked; the empty name stands for every task that has no entry of its own."""
-    rows = files.read_json(run / "collect" / SHOTS)
-    return {
-        task: Shots(
-            Style(**row["style"]), row["instruction"], tuple(Demonstration(**shot) for shot in row["demonstrations"])
-        )
-        for task, row in rows.items()
-    }
+    path = run / "collect" / SHOTS
+    rows = files.read_json(path)
+    with files.as_written(path):
+        rows[""]  # every run has it
+        return {task: _shots(row) for task, row in rows.items()}
+
+
+def _shots(row: Mapping[str, Any]) -> Shots:
+    shown = tuple(Demonstration(**shot) for shot in row["demonstrations"])
+    return Shots(Style(**row["style"]), row["instruction"], shown)
 
 
 def shots_json(table: Mapping[str, Shots]) -> dict[str, Any]:

@@ -1,0 +1,49 @@
+"""Terminals that cannot show every character: no command ends in a traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from potstill.cli import terminal
+
+ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "COLUMNS": "100"}
+EVERY = "".join(chr(code) for code in (*range(0x3000), 0x732B, 0xD83D, 0xFFFF, 0x1F600))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_every_character_has_a_nearest_one(encoding: str) -> None:
+    assert EVERY.encode(encoding, terminal.NEAREST).decode(encoding)
+    plain = "-0.5 x 1"
+    assert "\N{MINUS SIGN}0.5 \N{MULTIPLICATION SIGN} 1".encode("ascii", terminal.NEAREST) == plain.encode()
+    assert plain.encode(encoding, terminal.NEAREST) == plain.encode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [["status"], ["show"], ["show", "--chain", "sums/0"], ["show", "--batch", "1"], ["compare"], ["check"]],
+)
+def test_commands_in_the_c_locale(finished: Path, arguments: list[str]) -> None:
+    given = [arguments[0], str(finished), *arguments[1:], *([f"{finished}@2"] if arguments == ["compare"] else [])]
+    environment = {**os.environ, **ASCII}
+    told = subprocess.run([sys.executable, "-m", "potstill", *given], capture_output=True, env=environment)
+    assert b"Traceback" not in told.stderr and told.returncode in (0, 2), told.stderr.decode()
+    assert told.stdout.isascii() and told.stderr.isascii()
+
+
+@pytest.mark.slow
+def test_the_last_table_in_the_c_locale(finished: Path) -> None:
+    """What `run` and `demo` print at their end."""
+    program = (
+        "from potstill.cli import show, terminal; from pathlib import Path; terminal.degrade(); "
+        f"show.summary(Path({str(finished)!r}))"
+    )
+    environment = {**os.environ, **ASCII}
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment)
+    assert told.returncode == 0, told.stderr.decode()
+    assert b"right answers on test" in told.stdout and told.stdout.isascii()
