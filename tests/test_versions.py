@@ -30,6 +30,7 @@ READ_BY = {
     "answers": {*EXAM, "filter", "report"},
     "calculator": EXAM,
     "calculator.sums": {"filter", "align"},
+    "contamination": {"collect"},
     "decoding": EXAM,
     "engines": {*EXAM, "sample"},
     "evaluation": EXAM,
@@ -64,7 +65,6 @@ COUNTED_AS = {
     "card": "page",
     "vocabulary": "tokenizers",
     "coverage": "transfer",
-    "contamination": "splits",
     "workers": "answers",  # what is asked there, and for how long
     "bounded": None,  # limits of time and size
     "training_plan": None,  # what a dry run prints
