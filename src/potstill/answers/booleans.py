@@ -28,7 +28,7 @@ _DENIAL_OF_ADJECTIVE: Final = (
     r"|whether|therefore|thus|hence|then|which|who|true|false|valid|invalid|not|no)\b)[a-z]+){0,5}"
     r"|\bno(?:\s+[a-z]+ly)?)\s+[*_\"'`(]{0,4}\s?"
 )
-_UNSURE: Final = r"(?:neither|either|whether|both|possibly|perhaps|maybe|might\sbe|may\sbe|could\sbe)"
+_UNSURE: Final = r"(?:neither|either|whether|both|possibly|perhaps|maybe|sometimes|might\sbe|may\sbe|could\sbe)"
 _BOOLEAN: Final = {
     word: re.compile(
         rf"(?P<before>\b{_UNSURE}\s+(?:is\s+)?)?(?P<denied>{denial})?"

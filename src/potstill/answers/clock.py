@@ -24,6 +24,7 @@ _TIME = re.compile(
     r"(?<![0-9:.])([0-9]{1,2})(?::([0-5][0-9])(?::([0-5][0-9]))?(?![0-9:])(?:\s?([aApP])\.?\s?[mM]\b\.?)?|\s?([aApP])\.?\s?[mM]\b\.?"
     r"|\so'clock)"
 )
+_POINT = re.compile(r"(?<![0-9.])([0-9]{1,2})\.([0-5][0-9])(?=\s?[aApP]\.?\s?[mM]\b)")  # 3.30 p.m.
 _EITHER = re.compile(r"\s?(?:,?\s?(?:or|and|to|till|until)\s|-)\s?")  # between two times or ratios
 Time = tuple[int, int, int, str]
 
@@ -70,6 +71,7 @@ def _time(match: re.Match[str]) -> Time:
 
 def any_time(text: str, target: Time, which: int = 0) -> Time | str | None:
     """The first time (-1: the last one); two of them joined ("3:30 or 4:30") are neither."""
+    text = _POINT.sub(r"\1:\2", text)
     matches = list(_TIME.finditer(text))
     found = [_time(match) for match in matches]
     if not found and not target[3]:

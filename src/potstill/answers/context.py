@@ -24,14 +24,14 @@ _FACTOR = re.compile(
 )
 _TERM = re.compile(r"\s?[-+*/^]\s?\(?(?:[xyzni](?![\w'])|\u221a|\u03c0|\\|[0-9]{0,9}(?:[xyzn](?![\w'])|\u221a|\u03c0))")
 _OR_MORE = re.compile(
-    r"\s?(?:[^\W\d]+\s?)?[,(]?\s?\(?(?:\u00b1|\+/?-(?=\s?[0-9])|-/?\+(?=\s?[0-9])|(?:plus\sor\sminus|give\sor\stake\s[a-z0-9]+|at\s(?:most|least)"
+    r"\s?(?:[^\W\d]+\s?)?[,(]?\s?\(?(?:\u00b1|\+/?-(?=\s?[0-9])|-/?\+(?=\s?[0-9])|%\sof\s[$]?[0-9]|(?:plus\sor\sminus|give\sor\stake\s[a-z0-9]+|at\s(?:most|least)"
     r"|squared|cubed|to\sthe\spower)\b)|\s?(?:[^\W\d]+\s)?(?:or|and)\s(?:more|less|fewer|greater|higher|lower|above|below|over|under|so|up)\b|\+(?![\s]?[0-9(])"
 )
 _BEFORE = re.compile(
     r"(?:\u00b1|\+/-|\+-|-\+|plus or minus|(?<![0-9<>])(?<![0-9] )[<>]=?|[\u2264\u2265\u2260]|!=|\u221a\(?"
     r"|\b(?:sqrt|log|ln|sin|cos|tan|exp)\s?\(?"
     r"|\b(?:more|less|fewer|greater|higher|lower|larger|smaller|bigger|other|rather)\s(?:than|then)(?:\sor\sequal\sto)?"
-    r"|\b(?:over|under|above|below|beyond|exceeds?|at\s(?:least|most)|no\smore\sthan|(?:minimum|maximum)(?:\sof)?|twice|double|triple|half\sof"
+    r"|\b(?:over|under|above|below|beyond|exceeds?|at\s(?:least|most)|no\smore\sthan|(?:minimum|maximum)(?:\sof)?|twice|\btimes|double|triple|half\sof"
     r"|(?:square|cube)(?:\sroot)?\sof|(?:^|\b(?:is|are|be)\s)up\sto)"
     rf"|(?<![A-Za-z]){_LETTER}\s?[-+*/^]|\u03c0\s?[-+*/^]|\u221a\([^()]{{0,20}}\)\s?[-+*/^]|\)\s?/\(?)"
     r"\s?(?:about\s|around\s)?[$\u00a3\u20ac(]{0,2}\s?$",

@@ -34,7 +34,8 @@ _CONNECTION = re.compile(
     rf"|\s(?P<words>[^.,\n?!:=]{{1,60}}?)(?:\s?[:=]|\s{_VERBS}))(?:\s?[:=]){{0,2}}"
 )
 _NOT = re.compile(
-    r"\s+(?:[a-z]+ly\s+|just\s+|simply\s+|still\s+)?(?:(?:not|never|no longer)\b(?!\s(?:only|just)\b)"
+    r"\s+(?:[a-z]+ly\s+|just\s+|simply\s+|still\s+)?(?:(?:not|never|no longer|hardly|by no means|in no way)\b"
+    r"(?!\s(?:only|just)\b)"
     rf"|{sentences.ALL_BUT}\b)"
 )
 # "answer can't be": the words before the verb deny what follows it.
@@ -259,7 +260,7 @@ def _behind(lower: str, match: re.Match[str], form: str) -> tuple[int, bool]:
     if denied is None and not match["never"] and not (words and _DENYING.match(words)):
         certain = match["sign"] is not None or not _PROSE.match(lower, match.end())
         return match.end(), certain and (words is None or _TO_THE_POINT.fullmatch(words) is not None)
-    if form not in _TURNED:  # of a text, "not" is a part
+    if form not in _TURNED and form != "math":  # of a text, "not" is a part
         start = match.end() if denied is not None else match.start("words" if words else "never")
         return start, True
     end = match.end() if denied is None else denied.end()

@@ -39,7 +39,7 @@ _OTHER_CHOICE = re.compile(
     r"[).*\s\"'`]{0,3}(?:\s\([^()\n]{2,40}\))?(?:\s?,\s?(?:or\s|and\s)?|\s?[/&+;|]\s?"
     r"|\s\(?(?:or|and|and/or|as well as|nor)(?:,\s[a-z ]{1,20},)?\s)"
     r"(?:(?:the )?(?:option|choice) )?(?:\((?P<bracket>[A-Z])\)(?!\s(?:is|are|was|does|do|has|would|can|cannot|isn't"
-    r"|doesn't|fails?|seems|looks|too)\b)|[*_\"'`]{0,3}(?P<bare>[A-Z])(?=[)\]}*\"'`\s]*(?:$|[.,;&/+!?]|\b(?:and|or)\b))(?!\)\s\w))"
+    r"|doesn't|fails?|seems|looks|too)\b)|[*_\"'`]{0,3}(?P<bare>[A-Z])(?=[)\]}*\"'`\s]*(?:$|[.,;&/+!?]|\(|\b(?:and|or)\b))(?!\)\s\w))"
 )
 # "D) attic or E) cupboard": another letter behind the words of the first one.
 _BEHIND_WORDS = re.compile(
@@ -48,14 +48,16 @@ _BEHIND_WORDS = re.compile(
 )
 _ADJOINING = re.compile(r"\s?\(([A-Z])\)()(?=\s?(?:$|[.,;(]))|()\s([B-HJ-Z])(?=[.)]?\s*$)")
 # "B, possibly D", "A, though C could be right too"
-_LETTER: Final = r"(?:option\s|choice\s)?(?:\(([A-Z])\)|\b([A-HJ-Z])\b(?!'))"
+_LETTER: Final = r"(?:option\s|choice\s)?(?:\(([A-Z])\)|\b([A-HJ-Z])\b(?!')(?:\s\([^()\n]{1,40}\))?)"
+_ALSO: Final = r"(?:right|correct|possible|plausible|true|acceptable|the\s|an?\s)"
 _SECOND_THOUGHT: Final = (
     re.compile(
-        rf"\b(?:{sentences.POSSIBLY}|alternatively,?|or\s(?:else|even|rather)|if\snot|(?:could|might|may)\s(?:also\s|well\s|even\s)?be)\s{_LETTER}"
+        rf"\b(?:{sentences.POSSIBLY}|alternatively,?|or\s(?:else|even|rather)|if\snot|(?:could|might|may)\s(?:also\s|well\s"
+        rf"|even\s)?be)\s(?!A\s[a-z]){_LETTER}"
     ),
     re.compile(
-        rf"{_LETTER}\s(?:(?:could|might|may)\s(?:also\s|well\s)?be\s(?:also\s)?|is\salso\s)(?:right|correct|possible|plausible"
-        r"|true|the\s|an?\s)"
+        rf"{_LETTER}\s(?:(?:(?:could|might|may)\s(?:also\s|well\s)?|would\salso\s)(?:be\s(?:also\s)?{_ALSO}|work|fit|apply)"
+        rf"|is\salso\s{_ALSO})"
     ),
 )
 _CALLED_RIGHT = re.compile(r"\(?\b([A-Z])\)?\s(?:is|must be)\s(?:the\s)?(?:correct|right)\b")
@@ -96,7 +98,7 @@ def choice_after_mark(text: str, target: str) -> str | None:
         if inside is None:
             return None
         letter, end = inside[1], inside.end()
-    if sentences.REJECTED.match(own, end):
+    if _rejected(own, end):
         return None
     others: list[str] = []
     while len(others) < 26:
@@ -113,11 +115,13 @@ def choice_after_mark(text: str, target: str) -> str | None:
 
 def choice_unmarked(text: str, target: str) -> str | None:
     start = text.strip()
-    if not start or _NONE.search(start, max(0, len(start) - 100)):
+    if not start:
         return None
     alone = _ALONE.match(start)
     if alone is not None and not _CONCLUSION.search(start, alone.end()):
         return (alone[1] or alone[2]).upper()
+    if _NONE.search(start, max(0, len(start) - 100)):
+        return None
     leading = choice_after_mark(start, target) if len(start) < 400 and "\n" not in start else None
     if leading is not None and len(_IN_BRACKETS.findall(text)) <= 1:
         return leading
@@ -140,15 +144,22 @@ _NONE = re.compile(
     r"(?:^|[.!?]\s+|\n)(?:[a-z]+,?\s)?none of (?:these|them|the(?! other))\b[^.\n]*[.\s]*$", re.IGNORECASE
 )
 _JOINED = re.compile(r"\s?(?:[,/&]|,?\s?\b(?:or|and))\s?")  # "(A) or (B)"
-_HEDGED = re.compile(r"\b(?:either|or|nor|neither|not|and)\s(?:option )?$", re.IGNORECASE)
+_HEDGED = re.compile(r"\b(?:either|or|nor|neither|not|and)\s(?:option )?\(?$", re.IGNORECASE)
+
+
+_AND_ANOTHER = re.compile(r"(?:(?:,\s\([A-Z]\)){0,4},?\s(?:and|or)\s\([A-Z]\))?")  # "(A) and (B) are wrong"
+
+
+def _rejected(text: str, end: int) -> bool:
+    further = _AND_ANOTHER.match(text, end)
+    return sentences.REJECTED.match(text, end if further is None else further.end()) is not None
 
 
 def _offered(text: str) -> Iterator[re.Match[str]]:
     """The letters in brackets that are not denied: not "not (A)"."""
     for match in _IN_BRACKETS.finditer(text):
-        if not _CALLED_WRONG.search(text, max(0, match.start() - 24), match.start()) and not sentences.REJECTED.match(
-            text, match.end()
-        ):
+        denied = _CALLED_WRONG.search(text, max(0, match.start() - 24), match.start())
+        if denied is None and not _rejected(text, match.end()):
             yield match
 
 

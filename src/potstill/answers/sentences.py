@@ -28,7 +28,7 @@ _RIGHT: Final = (
 # Behind an answer: "5 is not right", "(C) is wrong", "yes isn't the answer".
 REJECTED = re.compile(
     rf"[*_\"'`)$.]{{0,4}}(?:\s[a-z]{{2,20}})?\s(?:(?:is|was|are|were)\s(?:[a-z]+ly\s)?(?:wrong\b|incorrect\b|not\s{_RIGHT})"
-    rf"|(?:isn't|wasn't|aren't|cannot\sbe|can\snot\sbe|can't\sbe|couldn't\sbe|could\snot\sbe|won't\sbe)\s{_RIGHT})"
+    rf"|(?:isn't|wasn't|aren't|cannot\sbe|can\snot\sbe|can't\sbe|couldn't\sbe|could\snot\sbe|won't\sbe)\s{_RIGHT}|(?:doesn't|does\snot)\swork\b|must\sbe\s(?:wrong|incorrect)\b)"
 )
 BULLET: Final = r"(?:[-*\u2022]|\(?(?:[0-9]{1,3}|[a-z])[.)])"
 _ITEM = re.compile(rf"\s*{BULLET}\s+(?=\S)")

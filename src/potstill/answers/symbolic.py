@@ -35,6 +35,7 @@ _TABLE: Final = str.maketrans(_UNICODE)
 _ROOT = re.compile("\u221a\\s?(?:\\(([^()]*)\\)|([0-9]+|[a-z]))")
 _BOXED = re.compile(r"\s*\\boxed\s*\{(.*)\}[\s.]*", re.DOTALL)
 _IN_DOLLARS = re.compile(r"\$([^$\n]{1,300})\$|\\\(([^\n]{1,300}?)\\\)")
+_ANOTHER = re.compile(r"\s?,?\s?or\s(?:[a-z]+\s)?(?:\$|\\\()")  # "$3$ or $4$"
 _WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?![A-Za-z]*\()")
 _WRAPPED = re.compile(r"\\(?:text|mathrm|operatorname|mbox|textbf|mathbf)\s?\{[^{}]*\}|\\(?:begin|end)\{[a-z]+\}")
 _UNITS = re.compile(r"(?:\s+(?!or\b|and\b)[A-Za-z]{2,})+$")
@@ -64,6 +65,8 @@ def expression_after_mark(text: str, target: str) -> str | None:
     if _PROSE.match(line):
         return None
     inside = None if boxed else _IN_DOLLARS.search(line)
+    if inside and _ANOTHER.match(line, inside.end()):
+        return line[inside.start() : inside.start() + 200]
     own = (inside[1] or inside[2]) if inside else line if "\\" in line else sentences.sentence(line)
     if not _READABLE.search(own) and not _LETTERS_ONLY.fullmatch(own):
         return None
