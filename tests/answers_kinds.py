@@ -752,6 +752,10 @@ KINDS: Final[dict[str, list[tuple[str, str, str | None, str | None, str]]]] = {
         ("The total is 10 + 8 = 18, up to 3 of which are red", "18", None, None, X),
     ],
     "hedge by maybe": [
+        ("The answer is 18 apples or 20 apples", "18", None, None, X),
+        ("The answer is 18 dollars to 20 dollars.", "18", None, None, X),
+        ("The answer is 18 boys to 20 girls", "18", None, None, R),
+        ("The answer is 18 cups or 18 cups", "18", None, None, R),
         ("The answer is either eighteen or twenty", "18", None, None, X),
         ("The answer could be 18 or 20", "18", None, None, X),
         ("The answer is 5 or 15, I am not sure", "5; 15", None, None, R),

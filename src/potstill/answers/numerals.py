@@ -51,11 +51,13 @@ ITEM: Final = re.compile(
 _OPERATION = re.compile(r"\s?(?:%\s?)?(?:\*\*|[-+*/^]|x|times|plus|minus|divided by)\s?[$(]{0,2}\s?-?[.0-9(]")
 # A calculation with words in it: "20% of 50 = 10", "$18/hour x 2 hours = $36"; and an unknown: "2x = 18".
 _WORDY = re.compile(r"[a-z]\s?=|(?:(?!\b(?:because|since|as|so)\b)[^=,;()\n0-9]){1,40}[0-9][^=,;()\n]{0,40}=")
-# "18 or 20", "18 to 20", "18 and 20", and a bare list to the end of the sentence; "18, 6 for each" is no list.
+# "18 or 20", "18 to 20", "18 and 20", "18 cups or 20 cups", and a bare list to the end of the
+# sentence; "18, 6 for each" is no list.
 _HEDGE = re.compile(
     rf"\s{{0,3}}(?:or|to|and|&)\s{{1,3}}[$]?[0-9]|(?:\s[a-z]+)?[,(]?\s?\(?(?:or\s|and\s)?{sentences.POSSIBLY}\s[$]?[0-9]"
     r"|\s?\(or\s[$]?[0-9][0-9,.]*+\)|,?\s(?:though|although|but|or)\s(?:it|this|that)\s(?:could|might|may)\s(?:also\s|well\s)?"
     r"be\s[$]?[0-9]|(?:[,;]?\s(?:and\s|or\s)?[$]?[0-9][0-9,.]*+)+[\s.!*$)\]}\\]*$"
+    r"|\s(?P<unit>[a-z]+)\s(?:or|to)\s[$]?[0-9][0-9,.]*+\s(?P=unit)\b"
     r"|\s?(?:\u2014|--)\s?[$]?[0-9][0-9,.]*+(?:\s\w+)?[\s.!*$)\]}\\]*$"
 )
 _SPELLED_HEDGE = re.compile(r"\s?,?\s?(?:or|to|and|,)\s")
