@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import itertools
@@ -458,3 +459,13 @@ def test_a_hostile_record_is_one_message(tmp_path: Path, change: dict[str, objec
         files.write_json(path, [row])
         with pytest.raises(UserError, match="not a choice"):
             files.read_records(Choice, path)
+
+
+def test_a_table_with_a_changed_byte_is_read_or_is_one_message(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    tables.write_chains(path, [Chain.from_text("q", index, "some text " * 20, source="human") for index in range(50)])
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        with contextlib.suppress(UserError):
+            list(tables.read_chains(path))

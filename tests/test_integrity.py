@@ -216,3 +216,23 @@ def test_check_sees_a_stage_from_another_run(world: Path, at: Path, tmp_path: Pa
 def test_check_of_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run's folder"):
         CliRunner().invoke(cli.app, ["check", str(tmp_path)], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["show", "--chain", "sums/0"], ["show", "--batch", "1"], ["export", "--as", "messages"]]
+)
+def test_records_of_a_damaged_run_are_not_shown(at: Path, arguments: list[str]) -> None:
+    (at / "collect" / "sums.train.jsonl").write_bytes(b"")
+    with pytest.raises(UserError, match="changed since its stage was finished"):
+        CliRunner().invoke(cli.app, [arguments[0], str(at), *arguments[1:]], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{}", '"x"', "7", '{"": 3}', '{"": {"style": {}}}'])
+def test_a_damaged_file_of_collect_is_one_message(at: Path, content: str) -> None:
+    from potstill.questions import collected
+
+    for name, read in ((collected.SHOTS, collected.shots), (collected.OVERLAPS, collected.overlaps)):
+        (at / "collect" / name).write_text(content)
+        if name == collected.SHOTS or content not in ("{}", '{"": 3}'):
+            with pytest.raises(UserError, match="not what potstill has written"):
+                read(at)

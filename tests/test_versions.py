@@ -66,6 +66,7 @@ COUNTED_AS = {
     "vocabulary": "tokenizers",
     "coverage": "transfer",
     "workers": "answers",  # what is asked there, and for how long
+    "checks": None,  # refuses what would stop a run later
     "bounded": None,  # limits of time and size
     "training_plan": None,  # what a dry run prints
     "records": None,  # nouns and their form in JSON: another form is another file format

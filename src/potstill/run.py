@@ -98,6 +98,9 @@ def _run(
             _verify(folder, plan, redo)
             _may_remove(folder, redo, yes)
             _remove(folder, redo)
+        missing = [stage for stage in own[: own.index(until) + 1] if manifest.finished(folder / stage) is None]
+        for stage in missing[:1]:
+            _verify(folder, plan, stage)  # before anything is read to look ahead
         _foresee(folder, plan, own, until)
         _write_recipe(folder, plan)
         run_folder.log(folder, "start", **_machine())

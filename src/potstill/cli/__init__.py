@@ -130,8 +130,9 @@ def show_command(
     prediction: Annotated[str, typer.Option(metavar="QUESTION", help="What each step answered to a question.")] = "",
 ) -> None:
     """Look at the records of a run: a chain, a target, a batch, a prediction."""
-    from potstill.cli import show
+    from potstill.cli import recipes, show
 
+    recipes.check_sizes(folder)
     if chain:
         show.chain(folder, chain)
     elif target:
@@ -157,8 +158,9 @@ def export(
     ] = None,
 ) -> None:
     """Write the kept chains of a run to standard output, one JSON object a line; or its questions as tasks."""
-    from potstill.cli import lm_eval, show
+    from potstill.cli import lm_eval, recipes, show
 
+    recipes.check_sizes(folder)
     if (form is ExportForm.lm_eval) != (out is not None):
         raise UserError("lm-eval writes a folder, the other forms to standard output", where="--out", do="see --help")
     if out is not None:

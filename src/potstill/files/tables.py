@@ -189,7 +189,7 @@ def _read(path: Path, names: Sequence[str], questions: Collection[str] | None = 
         file = parquet.ParquetFile(path)
     except FileNotFoundError:
         raise UserError("no such file", where=path, do=ABSENT) from None
-    except pyarrow.ArrowInvalid as fault:
+    except (pyarrow.ArrowException, OSError) as fault:
         raise UserError("not a Parquet file", where=path, found=fault, do=RESTORE) from None
     with file:
         names = [name for name in names if name not in LATER or name in file.schema_arrow.names]
@@ -201,7 +201,11 @@ def _read(path: Path, names: Sequence[str], questions: Collection[str] | None = 
         for group in range(file.num_row_groups):
             if questions is not None and not _may_hold(file.metadata.row_group(group), questions):
                 continue
-            yield file.read_row_group(group, columns=list(names)).select(list(names))
+            try:
+                found = file.read_row_group(group, columns=list(names)).select(list(names))
+            except (pyarrow.ArrowException, OSError) as fault:
+                raise UserError("not a whole Parquet file", where=path, found=fault, do=RESTORE) from None
+            yield found
 
 
 def _may_hold(group: Any, questions: Collection[str]) -> bool:
