@@ -408,6 +408,34 @@ def test_a_model_in_this_process_that_is_always_wrong_stops_too(world: Path, tmp
     assert 20 <= stored < 32 == tables.rows(at / "sample" / "chains.parquet")
 
 
+@pytest.mark.parametrize("status, code", [(429, "insufficient_quota"), (402, "insufficient_credits")])
+def test_a_quota_that_ends_in_the_middle_keeps_what_was_paid(
+    world: Path, tmp_path: Path, status: int, code: str
+) -> None:
+    """Answers under way when the first refusal comes are stored, and the ledger holds them to the token; a later run
+    pays only for what is missing."""
+    at, one = tmp_path / "run", "teacher.server.per_request=1"
+    sent = {"requests": 0}
+
+    def ended(asked: dict) -> tuple[int, bytes, dict[str, str]] | None:
+        if asked["max_tokens"] <= 24:  # the probe
+            return None
+        sent["requests"] += 1
+        body = {"error": {"message": "You exceeded your current quota", "code": code}}
+        return (status, json.dumps(body).encode(), {}) if sent["requests"] > 6 else None
+
+    with stub.running(script=ended) as server:
+        with pytest.raises(UserError, match="You exceeded your current quota"):
+            sample(world, at, server.url, one)
+        assert len(segments.keys(segments.paths(at / "sample"))) == 6
+        assert tokens(at) == server.written
+        server.script = None
+        sample(world, at, server.url, one)
+        assert tokens(at) == server.written
+    chains = list(tables.read_chains(at / "sample" / "chains.parquet"))
+    assert len(chains) == len({chain.key for chain in chains}) == ASKED * SAMPLES
+
+
 def test_results_of_batches_are_judged_before_more_is_asked_for(world: Path, tmp_path: Path) -> None:
     from test_batches import served
 

@@ -92,9 +92,11 @@ def _run(
             _check(folder, plan, own)
         else:
             _check(folder, plan, own[: own.index(redo)])
-            for stage in own[own.index(redo) : own.index(until) + 1]:
+            remade = own[own.index(redo) : own.index(until) + 1]  # none, where `until` is before `redo`
+            for stage in remade:
                 _outside(folder, plan, _module(stage))
-            _foresee(None, plan, own[own.index(redo) : own.index(until) + 1], until)
+            if remade:
+                _foresee(None, plan, remade, until)
             _verify(folder, plan, redo)
             _may_remove(folder, redo, yes)
             _remove(folder, redo)

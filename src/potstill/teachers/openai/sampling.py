@@ -95,7 +95,7 @@ class Sampler:
         """Until there are chains to take, at least one; False once there is nothing left to come."""
         if not self.number or (not self.running and not self.over):
             self.fill()
-        while len(self.ready) < BATCH and not self.over:
+        while len(self.ready) < BATCH and (self.running or not self.over):
             self.woken.clear()
             try:
                 async with asyncio.timeout(SOON if self.ready else None):
@@ -210,7 +210,8 @@ class Sampler:
         if answer.said.startswith("HTTP 5"):
             gate.fault = answer.said
         if answer.outcome == "stop":
-            self._stop(UserError("the teacher refuses", where=gate.url, found=answer.said, do=advice(answer.said)))
+            fault = UserError("the teacher refuses", where=gate.url, found=answer.said, do=advice(answer.said))
+            self._stop(fault, drain=True)
         elif answer.outcome == "refused":
             self.watch.refused[ask.question.id] = answer.said
             self._check_refused()
@@ -291,7 +292,7 @@ class Sampler:
     def _check_refused(self) -> None:
         """A server that refuses one question in twenty refuses what we ask, not the questions."""
         if len(self.watch.refused) > max(10, self.number // 20):
-            self._stop(self._refusal(always=True))
+            self._stop(self._refusal(always=True), drain=True)
 
     def _refusal(self, always: bool = False) -> UserError | None:
         refused = self.watch.refused
@@ -310,16 +311,24 @@ class Sampler:
         if not task.cancelled() and task.exception() is not None:
             self._stop(task.exception())
         self.fill()
+        if self.over:
+            self.woken.set()
 
-    def _stop(self, fault: BaseException | None) -> None:
+    def _stop(self, fault: BaseException | None, *, drain: bool = False) -> None:
+        """Send no more. drain: the server is there, so requests under way, which are paid for, may be answered."""
         if not self.over:
             self.over, self.fault = True, fault
-            for task in self.running:
-                task.cancel()
+            if not drain:
+                self._cancel()
         self.woken.set()
+
+    def _cancel(self) -> None:
+        for task in self.running:
+            task.cancel()
 
     async def close(self) -> None:
         self._stop(None)
+        self._cancel()
         if self.timer is not None:
             self.timer.cancel()
         await asyncio.gather(*self.running, return_exceptions=True)
