@@ -280,6 +280,7 @@ KINDS: Final[dict[str, list[tuple[str, str, str | None, str | None, str]]]] = {
         ("Either B or C", "(C)", "choice", None, X),
     ],
     "none of the options": [
+        ("It is 5. ####  none of the above.", "5", None, None, X),
         ("(A) is likely. The answer is none of these.", "(A)", "choice", None, X),
         ("(A)? The answer is not listed.", "(A)", "choice", None, X),
         ("(A) fits. So the answer is unclear.", "(A)", "choice", None, X),

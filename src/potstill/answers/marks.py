@@ -215,7 +215,7 @@ def _tagged(lower: str) -> Iterator[Mark]:
 def _as_solution(mark: Mark, text: str, form: str) -> Iterator[Mark]:
     """The mark, told whether a solution begins behind it. "#### Step 1" is a heading."""
     sign = text[mark.start - 1]
-    if sign not in ":=#\n" or not _SOLUTION.match(text, mark.start):
+    if sign not in ":=#\n" or not _SOLUTION.match(text, mark.start) or _REFUSED.match(text, mark.start):
         yield mark
     elif sign != "#":
         yield Mark(mark.begin, mark.start, mark.end, mark.certain, form in _NUMERIC)
