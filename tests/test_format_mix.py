@@ -23,6 +23,7 @@ from potstill.errors import UserError
 from potstill.files import manifest, reading
 from potstill.lessons import mix
 from potstill.prompts import FORMATS
+from potstill.run import run as run_recipe
 from potstill.students import Example, Student
 from test_processes import gloo
 from test_training import CUTS, FAMILIES, close, gradients, make
@@ -303,19 +304,22 @@ def test_weights_that_say_nothing_are_refused(world: Path, changes: list[str], m
         tiny.recipe(world, *changes)
 
 
-def test_a_step_without_a_weighted_format_is_refused_before_training(world: Path, tmp_path: Path) -> None:
+def test_a_step_without_a_weighted_format_is_refused_before_a_teacher_is_asked(world: Path, tmp_path: Path) -> None:
     """Else the weight of a format would silently go to the others in some steps."""
     change = "train.formats={zero-shot-rationale: 7, zero-shot-answer: 1, few-shot-rationale: 7, few-shot-answer: 7}"
     asked = tiny.recipe(world, change, WEIGHTS)
+    at = tmp_path / "run"
     with pytest.raises(UserError) as caught:
-        plan.text(asked)
+        run_recipe(asked, folder=at, until="train")
     assert str(caught.value) == (
         "train.loss_weights: some steps have no group of zero-shot-answer, "
         "so its weight would go to other formats there\n"
         "  found: 1 of 22 groups, 5 groups a step\n"
         "  do: raise train.groups, or the quota of zero-shot-answer in train.formats"
     )
-    assert "zero-shot-answer" in plan.text(tiny.recipe(world, change))  # without weights it is a mix like any other
+    assert not (at / "sample").exists(), "no teacher was asked"
+    assert "would stop it     at train: train.loss_weights: some steps have no group of" in plan.text(asked)
+    assert "train.loss_weights" not in plan.text(tiny.recipe(world, change))  # without weights it is as good as any
 
 
 def test_the_parts_of_a_recipe_by_hand(world: Path) -> None:

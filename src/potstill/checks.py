@@ -75,6 +75,8 @@ def _checks(
         yield last, lambda: students.shape(plan, tokenizers.open(students.tokenizer_folder(plan)).size)
     if plan.train.lora:
         yield "train", lambda: _extra("peft", "train.lora", "leave train.lora out")
+    if plan.train.loss_weights is not None and plan.teacher.kind != "none":
+        yield "train", lambda: lessons.mix.check(plan)
     if plan.train.replay is not None:
         yield "train", lambda: lessons.replayed.count(plan)
     for stage in ("evaluate", "test"):

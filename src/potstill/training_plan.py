@@ -33,7 +33,6 @@ def lines(plan: Recipe, train: Sequence[Question], parameters: int | None) -> li
     some = splits.take(train, SAMPLED)
     quotas = {prompts.FORMATS[name]: quota for name, quota in plan.train.formats.items() if quota}
     shots = [prompts.Demonstration(q.text, q.gold, q.rationale or "") for q in some[: plan.train.demonstrations]]
-    lessons.mix.course(plan, [(question.id, 1) for question in train])  # refuses what training would refuse
     chains = _chains(plan, train)
     each = lessons.mix.chains_each(plan, len(train), chains)
     tokens = supervised = 0.0

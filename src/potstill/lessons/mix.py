@@ -106,6 +106,11 @@ def course(plan: Recipe, questions: Sequence[tuple[str, int]]) -> order.Plan[pro
     return made
 
 
+def check(plan: Recipe) -> None:
+    """Raises UserError where a step would have no row of a format that has a weight, whatever the questions."""
+    course(plan, [("any question", 1)])
+
+
 def weighted(groups: list[list[Example]], weights: Mapping[str, float] | None) -> list[list[Example]]:
     """The rows of a step by group, with weights such that each format has its part of the step's weight. The mean
     weight of a position stays 1."""
