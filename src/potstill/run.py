@@ -118,7 +118,7 @@ def _foresee(folder: Path | None, plan: Recipe, own: tuple[str, ...], until: str
     """
     from potstill import checks
 
-    begun = folder is None or any(tables.stored(folder / "sample"))
+    begun = folder is None or tables.any_stored(folder / "sample")
     now, first = own[: own.index(until) + 1], None
     for problem in checks.problems(plan, own, folder, weights=not begun):
         if problem.stage in now and not problem.later:

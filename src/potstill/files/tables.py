@@ -59,6 +59,11 @@ def sources(path: Path) -> dict[str, Semantics]:
     return found
 
 
+def any_stored(folder: Path) -> bool:
+    """Whether a folder of the stage `sample` holds a table, or the beginning of a segment; neither is read."""
+    return (folder / "chains.parquet").exists() or any(path.stat().st_size for path in segments.paths(folder))
+
+
 def stored(folder: Path, questions: Collection[str] | None = None) -> Iterator[Chain]:
     """The chains that a folder of the stage `sample` holds: of its table, or while they are being sampled of the
     segments that processes are writing, in the order in which they came. Nothing where there is neither.
