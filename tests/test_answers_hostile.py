@@ -76,7 +76,7 @@ def test_what_stands_before_the_last_mark_makes_no_difference(
 ) -> None:
     gold = SAMPLES.get(form, "Tom")
     if behind == " below" and form not in ("text", "list", "exact", "regex"):
-        behind = " below: 5"  # the one word of these that prose has too
+        behind = f" below: {gold}"  # the one word of these that prose has too
     assert grade(before + mark + behind, gold, form, stop) == grade(mark + behind, gold, form, stop)
 
 

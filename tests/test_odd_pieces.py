@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import definition
@@ -92,7 +92,7 @@ def may_write(chains: list[Chain], own: Tokenizer, other: Tokenizer) -> bool:
 
 
 @pytest.mark.parametrize("kind", EVERY)
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(runs(), st.sampled_from(ODD), st.booleans())
 def test_a_piece_that_is_not_written_changes_nothing(kind: str, chains: list[Chain], piece: str, known: bool) -> None:
     before, after = opened(kind), odd(kind, piece)

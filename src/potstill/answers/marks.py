@@ -76,7 +76,7 @@ _REFUSED = re.compile(
 # After "answer:" and "####" a sentence may begin, and the first number of a solution is not its answer.
 _SOLUTION = re.compile(
     r"[\s*_\"']{0,8}(?!(?:about|approximately|around|exactly|only|just|negative|minus|at|more|less|fewer|greater|over"
-    rf"|under|between|either|plus|{spelled.WORD})\b)(?:[a-z']+[\s]+[a-z']{{2}}|[a-z]+\s[0-9]+\s?:)",
+    rf"|under|between|either|plus|most|likely|probably|possibly|perhaps|maybe|{spelled.WORD})\b)(?:[a-z']+[\s]+[a-z']{{2}}|[a-z]+\s[0-9]+\s?:)",
     re.IGNORECASE,
 )
 _ASKING = re.compile(r"\b(?:to|can|can't|cannot|we|you|could|must|will|please|not|no|who|that)\s+$", re.IGNORECASE)
