@@ -89,7 +89,8 @@ def settings(plan: Recipe, source: str, model: str | None = None) -> Settings:
 
 def ready(plan: Recipe) -> None:
     """Raises UserError for what can be said against a recipe's server before it is asked: addresses, key, tokenizer."""
-    api_key(settings(plan, "ready"))
+    scorer = plan.teacher.score  # of chains that no server writes, the server only scores
+    api_key(settings(plan, "ready", scorer.model if scorer and plan.teacher.kind != "openai" else None))
     _pieces(plan)
 
 
