@@ -121,6 +121,13 @@ def test_the_keys_of_training_reach_it(world: Path, tmp_path: Path) -> None:
     assert first["tokens"] == rows[0]["tokens"]
 
 
+def test_a_loss_that_rises_is_said(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.make(world, tmp_path / "wild", "train.learning_rate=50", "train.clip=null", until="train")
+    assert "lower train.learning_rate" in capsys.readouterr().err
+    tiny.make(world, tmp_path / "calm", until="train")
+    assert "lower train.learning_rate" not in capsys.readouterr().err
+
+
 def test_the_chains_of_a_group_share_their_prompt(world: Path, tmp_path: Path) -> None:
     """However small the budget, they stay in one micro-batch, and the prompt is read once."""
     keys = ("train.chains_per_prompt=3", "train.batch_tokens=60", "train.formats={zero-shot-rationale: 1}")

@@ -54,6 +54,7 @@ VERSIONS = {
 }
 SPEED = "speed.jsonl"  # what the machine took, a line a step; no digest covers it
 FREE = ("sharding", "evaluate", "peak", "snapshot", "loss_kernel")  # keys of `train` that change rounding at most
+RISEN = 1.2  # a loss that ends so many times above its beginning is worth a warning
 TOGETHER = True  # several processes, where they were started, make this stage as one
 
 
@@ -167,10 +168,20 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
             tokens=tokens,
             loss_kernel=student.kernel,
         )
+    _say_of_loss(metrics)
     forget_digests(folder)
     outputs = [metrics, *(path for path in folder.rglob("*") if path.is_file())]
     counts = {"steps": last, "checkpoints": saved(folder), "chat_template": student.chat is not None}
     return outputs, counts | ({"stopped": True} if stopped else {}) | lesson.counts
+
+
+def _say_of_loss(metrics: Path) -> None:
+    """A warning where the mean loss of the last tenth of the steps is far above that of the first tenth."""
+    losses = [row["loss"] for _, row in files.read_jsonl(metrics)]
+    tenth = max(1, len(losses) // 10)
+    first, last = (sum(some) / tenth for some in (losses[:tenth], losses[-tenth:]))
+    if last > RISEN * first:
+        progress.say(f"train     the loss rose from {first:.4g} to {last:.4g}: lower train.learning_rate", "yellow")
 
 
 def _watched(run: Path, plan: Recipe, steps: list[int]) -> bool:
