@@ -38,15 +38,15 @@ def _no_figures() -> Iterator[None]:
 def test_a_crash_at_any_operation_leaves_nothing_that_a_resume_does_not_mend(
     world: Path, whole: Path, tmp_path: Path, stage: str
 ) -> None:
-    wanted = {name: content for name, content in tiny.contents(whole).items() if _of(name, stage)}
-    moments = _moments(world, _before(whole, tmp_path / "count", stage), stage)
+    wanted = {name: content for name, content in tiny.contents(whole).items() if tiny.belongs(name, stage)}
+    moments = _moments(world, tiny.before(whole, tmp_path / "count", stage), stage)
     assert len(moments) >= 6, "a stage writes at least its beginning and its manifest"
     for number, (operation, moment, name) in enumerate(moments):
-        at = _before(whole, tmp_path / str(number), stage)
+        at = tiny.before(whole, tmp_path / str(number), stage)
         with pytest.raises(Crash), crash(number):
             tiny.make(world, at, until=stage)
         tiny.make(world, at, until=stage)
-        found = {name: content for name, content in tiny.contents(at).items() if _of(name, stage)}
+        found = {name: content for name, content in tiny.contents(at).items() if tiny.belongs(name, stage)}
         different = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
         assert not different, f"{stage}: {operation} of {name}, {moment}: {different}"
         shutil.rmtree(at)
@@ -68,21 +68,6 @@ def test_crash_upon_crash(world: Path, whole: Path, tmp_path: Path) -> None:
 
 def test_two_runs_of_one_recipe_are_equal(world: Path, whole: Path, tmp_path: Path) -> None:
     assert tiny.contents(tiny.make(world, tmp_path / "again")) == tiny.contents(whole)
-
-
-def _of(name: str, stage: str) -> bool:
-    return name.startswith(f"{stage}/") or (stage == "report" and name.startswith("student/"))
-
-
-def _before(whole: Path, at: Path, stage: str) -> Path:
-    """A copy of the whole run as it was before a stage began."""
-    later = run.later(stage)
-
-    def left_out(folder: str, names: list[str]) -> list[str]:
-        return [name for name in names if folder == str(whole) and (name in later or name == "student")]
-
-    shutil.copytree(whole, at, ignore=left_out)
-    return at
 
 
 def _moments(world: Path, at: Path, stage: str) -> list[tuple[str, str, str]]:

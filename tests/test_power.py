@@ -37,14 +37,14 @@ def test_a_power_loss_at_any_moment_costs_no_byte(
     world: Path, whole: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plots, "draw", lambda told: {})
-    wanted = {name: content for name, content in tiny.contents(whole).items() if _of(name, stage)}
-    with cut_at(_before(whole, tmp_path / "count", stage), NEVER, tmp_path / "none") as moments:
+    wanted = {name: content for name, content in tiny.contents(whole).items() if tiny.belongs(name, stage)}
+    with cut_at(tiny.before(whole, tmp_path / "count", stage), NEVER, tmp_path / "none") as moments:
         tiny.make(world, tmp_path / "count", *LONGER, until=stage)
     losses = len(moments) if not LOSSES else LOSSES if stage in ("train", "repair") else max(1, LOSSES // 4)
     for turn in range(losses):
         number, at = turn * len(moments) // losses, tmp_path / str(turn)
         draw = random.Random(f"{stage} {turn}") if turn % 3 else None
-        before = _before(whole, tmp_path / f"{turn}-before", stage)
+        before = tiny.before(whole, tmp_path / f"{turn}-before", stage)
         try:
             with cut_at(before, number, at, draw):
                 tiny.make(world, before, *LONGER, until=stage)
@@ -52,7 +52,7 @@ def test_a_power_loss_at_any_moment_costs_no_byte(
             pass
         assert at.exists(), "the power went"
         tiny.make(world, at, *LONGER, until=stage)
-        found = {name: content for name, content in tiny.contents(at).items() if _of(name, stage)}
+        found = {name: content for name, content in tiny.contents(at).items() if tiny.belongs(name, stage)}
         different = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         assert not different, f"{stage}: {moments[number]}: {different}"
         shutil.rmtree(at)
@@ -81,7 +81,7 @@ def test_a_checkpoint_without_its_metrics_is_not_one_to_continue_from(
     world: Path, whole: Path, tmp_path: Path, lost: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As a disk that says that it has flushed and has not leaves it, or a run of an older version."""
-    at = _before(whole, tmp_path / "run", "evaluate")
+    at = tiny.before(whole, tmp_path / "run", "evaluate")
     files.remove(at / "train" / "manifest.json")
     path = at / "train" / "metrics.jsonl"
     rows = path.read_bytes().splitlines(keepends=True)
@@ -155,17 +155,3 @@ def test_new_folders_are_certain_with_what_is_in_them(tmp_path: Path) -> None:
         files.write(tmp_path / "run" / "late", b"")
     files.sweep(tmp_path / "left" / "x")
     assert left(tmp_path / "left" / "x") == {"a/b/c", "d/e/f/g", "h/i.jsonl"}
-
-
-def _of(name: str, stage: str) -> bool:
-    return name.startswith(f"{stage}/") or (stage == "report" and name.startswith("student/"))
-
-
-def _before(whole: Path, at: Path, stage: str) -> Path:
-    """A copy of the whole run as it was before a stage began."""
-    later = run.later(stage)
-
-    def left_out(folder: str, names: list[str]) -> list[str]:
-        return [name for name in names if folder == str(whole) and (name in later or name == "student")]
-
-    return Path(shutil.copytree(whole, at, ignore=left_out))

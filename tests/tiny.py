@@ -142,3 +142,18 @@ def make(data: Path, folder: Path, *changes: str, until: str = "report") -> Path
 
 
 __all__ = ["DEMO", "contents", "make", "recipe", "rows", "world"]
+
+
+def belongs(name: str, stage: str) -> bool:
+    """Whether a stage makes the file of this name; the student's folder is made by `report`."""
+    return name.startswith(f"{stage}/") or (stage == "report" and name.startswith("student/"))
+
+
+def before(whole: Path, at: Path, stage: str) -> Path:
+    """A copy of the whole run as it was before a stage began."""
+    later = run.later(stage)
+
+    def left_out(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if folder == str(whole) and (name in later or name == "student")]
+
+    return Path(shutil.copytree(whole, at, ignore=left_out))
