@@ -18,9 +18,9 @@ import argparse
 import json
 from pathlib import Path
 
-from potstill import exam
-from potstill.answers import grade
-from potstill.contenders import BASE
+from potstill.evaluation import checkpoint
+from potstill.grading import grade
+from potstill.records import BASE
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def compare(task: str, run: Path, format: str, path: Path) -> None:
-    ours = {row.question: row for row in exam.predictions(run / "test", BASE, format)}
+    ours = {row.question: row for row in checkpoint.read_predictions(run / "test", BASE, format)}
     counts = dict.fromkeys(("equal", "ours is its beginning, out of tokens", "different", "same verdict"), 0)
     different = []
     samples = [json.loads(line) for line in path.read_text("utf-8").splitlines()]

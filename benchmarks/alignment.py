@@ -28,11 +28,12 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from peers import best
-from potstill import tokenizers
+from potstill import tokenization
 from potstill.alignment import dtw, spans
+from potstill.alignment.cross_tokenizer import transfer
+from potstill.alignment.text_rule_completions import completions
 from potstill.records import END, Chain
-from potstill.tokenizers import Tokenizer
-from potstill.transfer import completions, transfer
+from potstill.tokenization import Tokenizer
 
 PAIRS = ("p50k_base:t5", "cl100k_base:t5", "gpt2:mistral", "mistral:t5", "t5:cl100k_base")
 CHAINS = 207_135  # of the paper
@@ -51,7 +52,7 @@ def main() -> None:
     warping(data, texts, told.peers)
     for pair in told.pairs:
         names = pair.split(":")
-        teacher, student = (tokenizers.open(data / "tokenizers" / name) for name in names)
+        teacher, student = (tokenization.load_tokenizer(data / "tokenizers" / name) for name in names)
         cut(pair, texts, teacher, student, told.peers)
         whole(pair, texts, teacher, student, [data / "tokenizers" / name for name in names], told.peers)
         targets(pair, texts, teacher, student, told.chains)
@@ -67,7 +68,7 @@ def solutions(data: Path, n: int) -> list[str]:
 
 def warping(data: Path, texts: list[str], peers: str | None) -> None:
     """The published method on about 650 x 690 tokens."""
-    teacher, student = (tokenizers.open(data / "tokenizers" / name) for name in ("gpt2", "t5"))
+    teacher, student = (tokenization.load_tokenizer(data / "tokenizers" / name) for name in ("gpt2", "t5"))
     text = " ".join(texts[:14])
     own, theirs = [], []
     for tokenizer, into in ((teacher, own), (student, theirs)):

@@ -33,10 +33,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from potstill import files, students, tokenizers, training
+from potstill import models, storage, tokenization, training
+from potstill.models import SHAPES, Example
 from potstill.records import Target
-from potstill.students import SHAPES, Example
-from potstill.training.checkpoints import ENGINE, Checkpoints
+from potstill.training.checkpoints import OPTIMIZER_FILE, CheckpointWriter
 
 WAYS = ("none", "bytes", "between", "beside")
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
     parser.add_argument("--folder", help="on the disk that is to be measured; a temporary one if not given")
     asked = parser.parse_args()
-    tokenizer = tokenizers.train_unigram(["Q: 2 + 3 A: The answer is 5"] * 3, 40)
+    tokenizer = tokenization.train_unigram(["Q: 2 + 3 A: The answer is 5"] * 3, 40)
     fork = multiprocessing.get_context("fork")
     for way in asked.ways:
         results = fork.SimpleQueue()
@@ -58,10 +58,10 @@ def main() -> None:
         process.join()
 
 
-def measure(way: str, asked: argparse.Namespace, tokenizer: tokenizers.Tokenizer, results) -> None:
+def measure(way: str, asked: argparse.Namespace, tokenizer: tokenization.Tokenizer, results) -> None:
     torch.set_num_threads(asked.threads)
-    student = students.initialise(replace(SHAPES["flan-t5-base"], layers=asked.layers), tokenizer, 1)
-    optimizer = training.optimizer(student)
+    student = models.random_student(replace(SHAPES["flan-t5-base"], layers=asked.layers), tokenizer, 1)
+    optimizer = training.build_optimizer(student)
     ids = [1 + place % (tokenizer.size - 1) for place in range(64)]
     target = Target(ids[:32], range(33), ids[:32], [1.0] * 32, ["hard"] * 32)
     batches = [[Example(tuple(ids), target)] * asked.rows]
@@ -72,8 +72,8 @@ def measure(way: str, asked: argparse.Namespace, tokenizer: tokenizers.Tokenizer
     with tempfile.TemporaryDirectory(dir=asked.folder) as at:
         folder = Path(at) / "checkpoints"
         began = mark = time.monotonic()
-        with Checkpoints(folder, student, optimizer, beside=way == "beside") as checkpoints:
-            for step in training.steps(
+        with CheckpointWriter(folder, student, optimizer, beside=way == "beside") as checkpoints:
+            for step in training.train_steps(
                 student, optimizer, lambda _: batches, first=1, last=last, schedule=schedule, seed=1
             ):
                 times.append(time.monotonic() - mark)
@@ -110,10 +110,10 @@ def measure(way: str, asked: argparse.Namespace, tokenizer: tokenizers.Tokenizer
     )
 
 
-def as_it_was(folder: Path, step: int, student: students.Student, optimizer: torch.optim.Optimizer) -> None:
-    with files.folder(folder / str(step)) as inside:
+def as_it_was(folder: Path, step: int, student: models.Student, optimizer: torch.optim.Optimizer) -> None:
+    with storage.write_folder(folder / str(step)) as inside:
         student.save(inside)
-        files.write(inside / ENGINE, training.state_bytes(optimizer))
+        storage.write_file(inside / OPTIMIZER_FILE, training.optimizer_state_bytes(optimizer))
 
 
 def resident() -> int:

@@ -24,10 +24,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from potstill import decoding, engines, evaluation, intervals, prompts, splits
-from potstill.contenders import BASE
+from potstill import evaluation, inference, prompts
+from potstill.data import splits
+from potstill.evaluation import decoding, intervals
 from potstill.miniature import build
-from potstill.records import Prediction, Question
+from potstill.records import BASE, Prediction, Question
 
 
 def main() -> None:
@@ -42,17 +43,17 @@ def main() -> None:
     names = [f"{choice}{end}" for end in ("", "+calculator") for choice in choices(told.samples)]
     table = ["| model | set | decoding | right | 95 % interval | against greedy | 95 % interval, paired |"]
     with TemporaryDirectory() as folder:
-        build.build(Path(folder) / "world")
+        build.lay_out(Path(folder) / "world")
         asked_of = {name: of_world(Path(folder) / "world" / "sets" / f"{name}.jsonl", name) for name in told.sets}
     for model in told.models:
         models = Path(str(resources.files("potstill.miniature"))) / "models"
         own = model in [path.name for path in models.iterdir()]
         at = models / model if own else Path(model)
         shown_as = model if own else at.parent.name if at.name == "student" else at.name
-        engine = engines.open(at)
+        engine = inference.open_engine(at)
         for name, found in asked_of.items():
-            questions, drawn = splits.take(found, told.questions), {}
-            for each in decoding.drawings(names):
+            questions, drawn = splits.sample_by_hash(found, told.questions), {}
+            for each in decoding.list_sampling_specs(names):
                 before = time.process_time()
                 drawn[each.name] = answers(engine, questions, each, told.temperature, model == "teacher")
                 row = {"name": "generated", "model": shown_as, "set": name, "drawing": each.name}
@@ -72,18 +73,22 @@ def of_world(path: Path, name: str) -> list[Question]:
     return [
         Question(f"{name}/{row['id']}", row["question"], row["answer"], name, "test", row["task"])
         for row in told
-        if splits.split(row["question"], 0.25, 0.25) == "test"
+        if splits.split_of(row["question"], 0.25, 0.25) == "test"
     ]
 
 
 def answers(
-    engine: engines.Engine, questions: list[Question], drawing: decoding.Drawing, temperature: float, taught: bool
+    engine: inference.Engine,
+    questions: list[Question],
+    drawing: decoding.SamplingSpec,
+    temperature: float,
+    taught: bool,
 ) -> list[Prediction]:
-    form, style = prompts.FORMATS["zero-shot-rationale"], prompts.TEACHER if taught else prompts.PAPER
-    batches = evaluation.predict(
+    form, style = prompts.FORMATS["zero-shot-rationale"], prompts.TEACHER_STYLE if taught else prompts.PAPER_STYLE
+    batches = evaluation.predict_answers(
         engine,
         questions,
-        lambda question: prompts.build(question.text, form, style=style),
+        lambda question: prompts.build_prompt(question.text, form, style=style),
         max_tokens=96 if taught else 64,
         budget=32768,
         drawing=drawing,
@@ -98,12 +103,12 @@ def report(model: str, name: str, names: list[str], drawn: dict[str, list[Predic
     right: dict[str, dict[str, bool]] = {}
     table = []
     for each in names:
-        chosen = decoding.choose(each, drawn[decoding.drawing_of(each)])
+        chosen = decoding.choose_answers(each, drawn[decoding.find_sampling_name(each)])
         right[each] = {one.question: one.grade == "right" for one in chosen}
     order = sorted(right["greedy"])
     for each, own in right.items():
         total, n = sum(own.values()), len(own)
-        low, high = intervals.wilson(total, n)
+        low, high = intervals.wilson_interval(total, n)
         change = intervals.paired_difference([own[key] for key in order], [right["greedy"][key] for key in order])
         row = {"name": "decoding", "model": model, "set": name, "decoding": each, "n": n, "right": shown(total / n)}
         row |= {"interval": [shown(low), shown(high)], "against greedy": [shown(value) for value in change]}
@@ -115,7 +120,9 @@ def report(model: str, name: str, names: list[str], drawn: dict[str, list[Predic
     for drawing, samples in drawn.items():
         if drawing.startswith("greedy"):
             continue
-        for one in decoding.tries(samples, contender=BASE, split="test", format="zero-shot-rationale", drawing=drawing):
+        for one in decoding.compute_pass_curves(
+            samples, contender=BASE, split="test", format="zero-shot-rationale", drawing=drawing
+        ):
             if one.k & (one.k - 1) == 0 or one.k == len(samples) // one.n:
                 row = {"name": "tries", "model": model, "set": name, "drawing": drawing, "how": one.how, "k": one.k}
                 row |= {"right": shown(one.accuracy), "interval": [shown(one.low), shown(one.high)]}

@@ -29,9 +29,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import oracle
-from potstill import tokenizers
-from potstill.tokenizers import Tokenizer
-from potstill.transfer import completions, transfer
+from potstill import tokenization
+from potstill.alignment.cross_tokenizer import transfer
+from potstill.alignment.text_rule_completions import completions
+from potstill.tokenization import Tokenizer
 
 PAIRS = ("p50k_base:t5", "cl100k_base:t5", "gpt2:mistral", "mistral:t5", "t5:cl100k_base")
 RULES = ("one-hot", "paper", "span", "text", "text, bytes", "text, alone", "ceiling")
@@ -51,7 +52,7 @@ def main() -> None:
     folder = Path(os.environ["POTSTILL_DATA"]) / "tokenizers"
     language = oracle.make(told.seed, told.questions, told.texts)
     for pair in told.pairs:
-        teacher, student = (tokenizers.open(folder / name) for name in pair.split(":"))
+        teacher, student = (tokenization.load_tokenizer(folder / name) for name in pair.split(":"))
         truth = oracle.Oracle(language, teacher, student)
         for shown in told.shown:
             k = None if shown == "all" else int(shown)

@@ -18,11 +18,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from potstill import tokenizers
-from potstill.alignment import dtw, pieces, spans
+from potstill import tokenization
+from potstill.alignment import align_pieces, dtw, spans
+from potstill.alignment.cross_tokenizer import RULES, transfer
+from potstill.alignment.text_rule_completions import completions
 from potstill.records import END, Chain
-from potstill.tokenizers import Tokenizer
-from potstill.transfer import RULES, completions, transfer
+from potstill.tokenization import Tokenizer
 
 STUDENTS = ("t5", "mistral", "gpt2", "cl100k_base")
 SPECIALS = ["<|endoftext|>", "</s>", "<unk>", "<pad>", "<s>", "[CLS]", "<extra_id_0>", "▁", "<0x0A>", "Ġ"]
@@ -64,7 +65,7 @@ def main() -> None:
     asked.add_argument("--start", type=int, default=0)
     told = asked.parse_args()
     folder = Path(os.environ["POTSTILL_DATA"]) / "tokenizers"
-    students = [tokenizers.open(folder / name) for name in STUDENTS]
+    students = [tokenization.load_tokenizer(folder / name) for name in STUDENTS]
     begun = time.monotonic()
     for number in range(told.start, told.start + told.pairs):
         try:
@@ -98,7 +99,7 @@ def check(draw: random.Random, students: Sequence[Tokenizer], number: int) -> No
     own = [student.vocabulary.bytes_of(token) for token in encoding.ids]
     whole(spans(chain.spans, encoding.spans), len(tokens), len(own))
     if not long:
-        whole(pieces(tokens, own), len(tokens), len(own))
+        whole(align_pieces(tokens, own), len(tokens), len(own))
         if draw.random() < 0.1:
             warped = dtw([t.decode("latin-1") for t in tokens], [(t or b"").decode("latin-1") for t in own])
             assert len(warped.groups) == len(own) and warped.cost >= 0

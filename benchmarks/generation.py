@@ -30,15 +30,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from potstill import engines, prompts, students, tokenizers
-from potstill.engines import Engine, Generated, Kind, Request, batches
-from potstill.engines.memory import pad
+from potstill import inference, models, prompts, tokenization
+from potstill.inference import Engine, EngineKind, Generation, Request, batch_requests
+from potstill.inference.kv_cache import pad_prompts
 from potstill.miniature import build
-from potstill.students import SHAPES, Student
+from potstill.models import SHAPES, Student
 
 BATCH = 16  # rows of a call of `generate`
 BUDGET = 16384  # tokens of a batch of ours, a recipe's default
-KINDS: tuple[Kind, ...] = ("transformers", "ctranslate2", "ctranslate2-int8")
+KINDS: tuple[EngineKind, ...] = ("transformers", "ctranslate2", "ctranslate2-int8")
 
 
 def main() -> None:
@@ -55,11 +55,11 @@ def main() -> None:
     torch.manual_seed(0)
     for case in told.cases:
         if case in ("small", "base"):
-            tokenizer = tokenizers.open(Path(told.data) / "tokenizers" / "t5")
-            student = students.initialise(SHAPES[f"flan-t5-{case}"], tokenizer, 0)
+            tokenizer = tokenization.load_tokenizer(Path(told.data) / "tokenizers" / "t5")
+            student = models.random_student(SHAPES[f"flan-t5-{case}"], tokenizer, 0)
             texts, most = solved_prompts(Path(told.data), told.questions), told.tokens
         else:
-            student = students.open(Path(str(resources.files("potstill.miniature"))) / "models" / case)
+            student = models.open_student(Path(str(resources.files("potstill.miniature"))) / "models" / case)
             texts, most = own_prompts(told.own), 64
         rows = [tuple(student.encode(student.render(text))) for text in texts]
         measure(case, student, rows, most, told.samples, told.engines)
@@ -71,7 +71,7 @@ def measure(
     rows: Sequence[tuple[int, ...]],
     most: int,
     samples: Sequence[int],
-    kinds: Sequence[Kind],
+    kinds: Sequence[EngineKind],
 ) -> None:
     student.eval()
     generate(student, rows[:2], 2)  # what is only made once
@@ -85,7 +85,7 @@ def measure(
     for kind in kinds:
         if kind != "transformers" and importlib.util.find_spec("ctranslate2") is None:
             continue
-        engine = engines.open(student, kind)
+        engine = inference.open_engine(student, kind)
         write(engine, rows[:2], 2, 1)
         texts, own = timed(lambda engine=engine: write(engine, rows, most, 1))
         ours = [len(text.ids) + (text.stop == "end") for text in texts]
@@ -97,7 +97,7 @@ def measure(
             told(case, kind, number, count / own, rate, {**about, "tokens": count})
 
 
-def told(case: str, kind: Kind, samples: int, ours: float, theirs: float, about: dict[str, object]) -> None:
+def told(case: str, kind: EngineKind, samples: int, ours: float, theirs: float, about: dict[str, object]) -> None:
     row = {"name": f"generation {case}", "engine": kind, "samples": samples, "ours": round(ours, 1)}
     row |= {"theirs": round(theirs, 1), "ratio": round(ours / theirs, 2), "unit": "tokens / s of CPU", **about}
     print(json.dumps(row), flush=True)
@@ -109,11 +109,11 @@ def timed(what: Callable[[], list]) -> tuple[list, float]:
     return made, time.process_time() - before
 
 
-def write(engine: Engine, rows: Sequence[tuple[int, ...]], most: int, samples: int) -> list[Generated]:
+def write(engine: Engine, rows: Sequence[tuple[int, ...]], most: int, samples: int) -> list[Generation]:
     """As evaluation does it: batches by length and budget. The texts in the order of the rows."""
     asked = [Request((str(place), index), row) for place, row in enumerate(rows) for index in range(samples)]
-    found: dict[engines.Key, Generated] = {}
-    for batch in batches(asked, BUDGET, max_tokens=most):
+    found: dict[inference.SampleKey, Generation] = {}
+    for batch in batch_requests(asked, BUDGET, max_tokens=most):
         own = [asked[index] for index in batch]
         for text in engine.generate(own, max_tokens=most, temperature=0.0 if samples == 1 else 0.7):
             found[text.key] = text
@@ -125,7 +125,7 @@ def generate(student: Student, rows: Sequence[tuple[int, ...]], most: int) -> li
     made, end = [], student.tokenizer.eos
     causal = student.family == "causal"
     for start in range(0, len(rows), BATCH):
-        ids, mask = pad(rows[start : start + BATCH], student.tokenizer.pad, left=causal, device=student.device)
+        ids, mask = pad_prompts(rows[start : start + BATCH], student.tokenizer.pad, left=causal, device=student.device)
         with torch.no_grad():
             whole = student.model.generate(  # type: ignore[operator]
                 ids,
@@ -148,14 +148,14 @@ def solved_prompts(data: Path, count: int) -> list:
         rationale, _, gold = row["answer"].partition("####")
         shown.append(prompts.Demonstration(row["question"], gold.strip(), rationale.strip()))
     form = prompts.FORMATS["few-shot-rationale"]
-    return [prompts.build(row["question"], form, shown) for row in test[:count]]
+    return [prompts.build_prompt(row["question"], form, shown) for row in test[:count]]
 
 
 def own_prompts(count: int) -> list:
     with TemporaryDirectory() as folder:
-        build.build(Path(folder) / "world")
+        build.lay_out(Path(folder) / "world")
         rows = read(Path(folder) / "world" / "sets" / "steps.jsonl")[:count]
-    return [prompts.build(row["question"], prompts.FORMATS["zero-shot-rationale"]) for row in rows]
+    return [prompts.build_prompt(row["question"], prompts.FORMATS["zero-shot-rationale"]) for row in rows]
 
 
 def read(path: Path) -> list[dict[str, str]]:

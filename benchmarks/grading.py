@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from alignment import machine
 from answers_cases import CASES
 from graders import GRADERS
-from potstill import questions
-from potstill.answers import form, grade
+from potstill import data
+from potstill.grading import grade, infer_answer_type
 
 OURS_ONLY = ("regex", "json", "exact")
 PEERS = Path(__file__).parent / "graders.py"
@@ -41,10 +41,10 @@ def main() -> None:
     asked.add_argument("--categories", action="store_true")
     told = asked.parse_args()
     rows = [
-        (category, form(gold, task), text, gold, task, expected == "right")
+        (category, infer_answer_type(gold, task), text, gold, task, expected == "right")
         for category, cases in CASES.items()
         for text, gold, task, expected in cases
-        if form(gold, task) not in OURS_ONLY and len(text) < 1000
+        if infer_answer_type(gold, task) not in OURS_ONLY and len(text) < 1000
     ]
     ours = [grade(text, gold, task).grade == "right" for _, _, text, gold, task, _ in rows]
     # Others are given the number of "9 (apples)" only, as lm-evaluation-harness does with ASDiv.
@@ -66,8 +66,8 @@ def main() -> None:
         line(f"grading {len(solutions)} reference solutions; {name}", rate, other, "texts/s")
 
 
-def reference(n: int) -> list[questions.Question]:
-    return questions.load("gsm8k", Path(os.environ["POTSTILL_DATA"]))[:n]
+def reference(n: int) -> list[data.Question]:
+    return data.load_set("gsm8k", Path(os.environ["POTSTILL_DATA"]))[:n]
 
 
 def speed(pairs: list[tuple[str, str, str, str]]) -> int:

@@ -2,9 +2,9 @@
 
     python benchmarks/loss.py [--peers ENV/bin/python] [--rows N] [--device cuda]
 
-    ours          `potstill.loss.weighted`: value and gradient of the sparse divergence in one pass
+    ours          `potstill.losses.weighted_sparse_kl`: value and gradient of the sparse divergence in one pass
     compiled      the same with its compiled kernel, without the seconds of compiling
-    sparse        `potstill.loss.sparse`: a value for every position, logits computed twice
+    sparse        `potstill.losses.sparse`: a value for every position, logits computed twice
     products      hidden @ head.T, gradient @ head, gradient.T @ hidden, whole: what nobody can leave out
     dense         KL against a dense [n, v] teacher by torch's log_softmax
     gkd           TRL 1.16's generalized_jsd_loss (beta 0) on whole logits of both sides
@@ -120,13 +120,13 @@ def prepare(
     hidden.requires_grad_()
     head.requires_grad_()
     if way in ("ours", "compiled", "sparse"):
-        from potstill import loss
+        from potstill import losses
 
         weights = torch.full((n,), 1 / n, device=hidden.device)
         if way != "sparse":
-            kernel: loss.Kernel = "plain" if way == "ours" else "compiled"
-            return lambda: loss.weighted(hidden, head, ids, p, weights, kernel=kernel)[0].backward()
-        return lambda: (weights * loss.sparse(hidden, head, ids, p)).sum().backward()
+            kernel: losses.Kernel = "plain" if way == "ours" else "compiled"
+            return lambda: losses.weighted_sparse_kl(hidden, head, ids, p, weights, kernel=kernel)[0].backward()
+        return lambda: (weights * losses.sparse_kl(hidden, head, ids, p)).sum().backward()
     if way == "dense":
         return lambda: F.kl_div((hidden @ head.T).log_softmax(1), teacher(), reduction="sum").div(n).backward()
     if way == "gkd":

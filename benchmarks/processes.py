@@ -26,9 +26,9 @@ import torch
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
-from potstill import students, tokenizers, training
+from potstill import models, tokenization, training
+from potstill.models import Example, Shape
 from potstill.records import Target
-from potstill.students import Example, Shape
 
 VOCABULARY = 32128
 
@@ -39,7 +39,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    tokenizer = tokenizers.train_unigram(["Q: 2 + 3 A: The answer is 5"] * 3, 40)
+    tokenizer = tokenization.train_unigram(["Q: 2 + 3 A: The answer is 5"] * 3, 40)
     fork = multiprocessing.get_context("fork")
     for way, world in (("one", 1), ("none", 2), ("full", 2)):
         with tempfile.TemporaryDirectory() as folder:
@@ -61,19 +61,21 @@ def measure(way, rank, world, folder, asked, tokenizer, results) -> None:
     if world > 1:
         distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     shape = Shape("t5", asked.width, asked.layers, asked.width // 64, 4 * asked.width, 64, VOCABULARY)
-    student = students.initialise(shape, tokenizer, 1)
+    student = models.random_student(shape, tokenizer, 1)
     count = sum(value.numel() for value in student.parameters())
-    model = training.distribute(student, "full" if way == "full" else "none")
-    optimizer = training.optimizer(model)
+    model = training.distribute_student(student, "full" if way == "full" else "none")
+    optimizer = training.build_optimizer(model)
     ids = [1 + place % (tokenizer.size - 1) for place in range(64)]
     target = Target(ids[:32], range(33), ids[:32], [1.0] * 32, ["hard"] * 32)
     batches = [[Example(tuple(ids), target)] * 2] * 4
     schedule = training.Schedule("constant", 1e-3)
     times, began = [], time.process_time()
-    for _ in training.steps(model, optimizer, lambda _: batches, first=1, last=asked.steps, schedule=schedule, seed=1):
+    for _ in training.train_steps(
+        model, optimizer, lambda _: batches, first=1, last=asked.steps, schedule=schedule, seed=1
+    ):
         times.append(time.process_time() - began)
         began = time.process_time()
-    kept = training.state(optimizer, parameters=True).values()
+    kept = training.optimizer_state(optimizer, parameters=True).values()
     held = sum((value.to_local() if isinstance(value, DTensor) else value).numel() * 4 for value in kept)
     if rank == 0:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

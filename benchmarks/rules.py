@@ -22,9 +22,10 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from potstill import exam, intervals, recipe, run
-from potstill.contenders import Contender
-from potstill.recipe import Recipe
+from potstill import runner
+from potstill.evaluation import checkpoint, intervals
+from potstill.recipe import Recipe, parse_recipe
+from potstill.records import Checkpoint
 
 BASELINE = "one-hot"
 
@@ -41,7 +42,7 @@ def main() -> None:
     for seed in told.seeds:
         for rule in told.rules:
             plan = plan_of(told.run, rule, seed, told.steps, told.set)
-            folder = run.run(plan, until="test")
+            folder = runner.run(plan, until="test")
             right = answers(folder, told.steps)
             found[rule, seed] = grouped(plan, right)
             shares = {name: round(100 * fmean(each), 1) for name, each in right.items()}
@@ -66,13 +67,13 @@ def plan_of(source: Path, rule: str, seed: int, steps: int, more: list[str]) -> 
         "report.controls=[]",
         *more,
     )
-    return recipe.parse(text, "demo.yaml", changes)
+    return parse_recipe(text, "demo.yaml", changes)
 
 
 def answers(folder: Path, step: int) -> dict[str, list[bool]]:
     """Set -> right or not, in the order of the questions."""
     right: dict[str, dict[str, bool]] = {}
-    for answer in exam.predictions(folder / "test", Contender(step), "zero-shot-rationale", "greedy"):
+    for answer in checkpoint.read_predictions(folder / "test", Checkpoint(step), "zero-shot-rationale", "greedy"):
         right.setdefault(answer.set, {})[answer.question] = answer.grade == "right"
     return {name: [own[question] for question in sorted(own)] for name, own in sorted(right.items())}
 

@@ -36,11 +36,12 @@ from pathlib import Path
 import httpx2
 import msgspec
 
-from potstill import progress, recipe, run
-from potstill.questions import collected
+from potstill import progress, runner
+from potstill.data import run_questions
+from potstill.recipe import Recipe, parse_recipe
 from potstill.stages import sample
-from potstill.teachers import local
-from potstill.teachers.openai import asking, settings
+from potstill.teachers import local_model
+from potstill.teachers.openai_api import request, settings_from_recipe
 
 STUB = Path(__file__).parent.parent / "tests" / "stub.py"
 RECIPE = """
@@ -58,9 +59,7 @@ teacher:
 """
 
 
-def prepared(
-    folder: Path, url: str, requests: int, concurrency: int, per_request: int = 1
-) -> tuple[recipe.Recipe, Path]:
+def prepared(folder: Path, url: str, requests: int, concurrency: int, per_request: int = 1) -> tuple[Recipe, Path]:
     """A recipe and a run whose questions are collected: `requests` chains, ten or forty a question."""
     samples = 10 if per_request == 1 else 40
     rows = max(2, requests // samples)
@@ -75,8 +74,8 @@ def prepared(
         concurrency=concurrency,
         per_request=per_request,
     )
-    plan = recipe.parse(text, "bench.yaml", [f"questions.limit.train={rows}"])
-    return plan, run.run(plan, folder=folder / "run", until="collect")
+    plan = parse_recipe(text, "bench.yaml", [f"questions.limit.train={rows}"])
+    return plan, runner.run(plan, folder=folder / "run", until="collect")
 
 
 Rates = tuple[float, float, float]  # requests a second in all and under way, processor seconds a request
@@ -88,13 +87,13 @@ def under_way(moments: list[float]) -> float:
     return (len(moments) - 1 - first) / max(moments[-1] - moments[first], 1e-9)
 
 
-def ours(plan: recipe.Recipe, at: Path) -> Rates:
+def ours(plan: Recipe, at: Path) -> Rates:
     """Of the whole stage."""
     (at / "sample").mkdir(exist_ok=True)
     moments: list[float] = []
 
     @contextlib.contextmanager
-    def bar(*_: object, **__: object) -> Iterator[progress.Tick]:
+    def bar(*_: object, **__: object) -> Iterator[progress.Advance]:
         yield lambda more=1, note="": moments.extend([time.perf_counter()] * more)
 
     shown, progress.bar = progress.bar, bar
@@ -107,15 +106,17 @@ def ours(plan: recipe.Recipe, at: Path) -> Rates:
     return counts["chains"] / seconds, under_way(moments), worked / counts["chains"]
 
 
-def theirs(plan: recipe.Recipe, at: Path) -> Rates:
+def theirs(plan: Recipe, at: Path) -> Rates:
     """Of a bare loop."""
-    asked = settings(plan, "bench")
-    prompt_of = local.asked(plan)
+    asked = settings_from_recipe(plan, "bench")
+    prompt_of = local_model.prompt_builder_of(plan)
     bodies = [
         msgspec.json.encode(
-            asking.payload(asked, asking.Manner(), prompt_of(q), n=1, seed=asking.seed_of(0, q.id, (i,)))
+            request.build_body(
+                asked, request.Capabilities(), prompt_of(q), n=1, seed=request.derive_seed(0, q.id, (i,))
+            )
         )
-        for q in collected.questions(at, plan.questions.train, "train")
+        for q in run_questions.read_questions(at, plan.questions.train, "train")
         for i in range(plan.teacher.samples)
     ]
 
@@ -189,7 +190,7 @@ def one(count: int, url: str, folder: Path) -> None:
     (at / "sample").mkdir(exist_ok=True)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     began = time.perf_counter()
-    stored = sample.gather(at, plan)
+    stored = sample.sample_missing(at, plan)
     sampled = time.perf_counter()
     _, counts = sample.make(at, plan)
     ended = time.perf_counter()

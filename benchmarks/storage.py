@@ -21,9 +21,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from potstill.encoding import to_json
-from potstill.files import Appender, line, segments, tables
 from potstill.records import Chain
+from potstill.serialization import to_json
+from potstill.storage import Appender, encode_json_line, parquet, segments
 
 WORDS = "so the answer is of and 1 2 3 4 5 10 25 apples pens each had gave left then + - = times total costs"
 TOKENS, CANDIDATES, SAMPLES = 100, 5, 4
@@ -50,7 +50,7 @@ def chains(count: int) -> Iterator[Chain]:
 
 def write(folder: Path, count: int) -> dict[str, float]:
     spent = 0.0
-    with Appender(folder / segments.name(segments.WHOLE)) as lines:
+    with Appender(folder / segments.segment_name(segments.UNSHARDED)) as lines:
         for chain in chains(count):
             began = time.perf_counter()
             lines.append([to_json(chain)])
@@ -59,17 +59,17 @@ def write(folder: Path, count: int) -> dict[str, float]:
 
 
 def resume(folder: Path, count: int) -> dict[str, float]:
-    assert len(segments.keys(segments.paths(folder))) == count
+    assert len(segments.stored_keys(segments.segment_paths(folder))) == count
     return {}
 
 
 def seal(folder: Path, count: int) -> dict[str, float]:
-    tables.write_chains(folder / "chains.parquet", segments.merged(folder))
+    parquet.write_chains(folder / "chains.parquet", segments.merge_segments(folder))
     return {"bytes": (folder / "chains.parquet").stat().st_size / count}
 
 
 def read(folder: Path, count: int) -> dict[str, float]:
-    assert sum(1 for _ in tables.read_chains(folder / "chains.parquet")) == count
+    assert sum(1 for _ in parquet.read_chains(folder / "chains.parquet")) == count
     return {}
 
 
@@ -107,9 +107,11 @@ def main(counts: list[int]) -> None:
                 else:
                     say(f"{phase}, {count} chains: time", told["seconds"], "seconds")
                 if phase == "seal":
-                    first = b"".join(line(to_json(chain)) for _, chain in zip(range(500), chains(500), strict=False))
+                    first = b"".join(
+                        encode_json_line(to_json(chain)) for _, chain in zip(range(500), chains(500), strict=False)
+                    )
                     packed = round(len(gzip.compress(first)) / 500, 1)
-                    stored = (folder / segments.name(segments.WHOLE)).stat().st_size / count
+                    stored = (folder / segments.segment_name(segments.UNSHARDED)).stat().st_size / count
                     say(f"segment, {count} chains: bytes a chain", stored, "bytes")
                     say(f"sealed, {count} chains: bytes a chain", told["bytes"], "bytes", packed)
 

@@ -25,9 +25,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import printed_rows  # type: ignore[import-not-found]
-from potstill import files, recipe, rewriting, students, targets, tokenizers, transfer
-from potstill.files import tables
+from potstill import models, storage, tokenization
+from potstill.alignment import cross_tokenizer, rewrite, target_store, text_rule_completions
+from potstill.recipe import load_recipe
 from potstill.records import Chain, Target
+from potstill.storage import parquet
 
 DISTILLKIT_BYTES, DISTILLKIT_MICROSECONDS = 344.0, 115.0
 THRESHOLDS = (0.0, 1e-4, 3e-4, 1e-3, 1e-2)
@@ -42,14 +44,14 @@ def say(name: str, ours: float, theirs: float | None, unit: str, **more: object)
 
 def of_run(folder: Path) -> Pairs:
     """The kept chains of a run with their targets, as its recipe says."""
-    plan = recipe.load(folder / "recipe.yaml")
-    tokenizer = tokenizers.open(students.tokenizer_folder(plan))
-    verdicts = tables.read_verdicts(folder / "filter" / "verdicts.parquet")
-    kept = [c for c in tables.read_chains(folder / "sample" / "chains.parquet") if verdicts[c.key].kept]
-    taught = [rewriting.rewrite(chain, plan.transfer.rewrite) for chain in kept]
+    plan = load_recipe(folder / "recipe.yaml")
+    tokenizer = tokenization.load_tokenizer(models.tokenizer_folder(plan))
+    verdicts = parquet.read_verdicts(folder / "filter" / "verdicts.parquet")
+    kept = [c for c in parquet.read_chains(folder / "sample" / "chains.parquet") if verdicts[c.key].kept]
+    taught = [rewrite.replace_characters(chain, plan.transfer.rewrite) for chain in kept]
     rule = plan.transfer.rule
-    told = {"completions": transfer.completions(taught, tokenizer)} if rule == "text" else {}
-    return [(c, transfer.transfer(t, tokenizer, rule, **told)) for c, t in zip(kept, taught, strict=True)]
+    told = {"completions": text_rule_completions.completions(taught, tokenizer)} if rule == "text" else {}
+    return [(c, cross_tokenizer.transfer(t, tokenizer, rule, **told)) for c, t in zip(kept, taught, strict=True)]
 
 
 def size(arrays: dict[str, np.ndarray]) -> int:
@@ -59,7 +61,7 @@ def size(arrays: dict[str, np.ndarray]) -> int:
 
 def lost(pairs: Pairs, folder: Path) -> tuple[float, float]:
     """Total variation between the soft positions and what is read of them: mean, largest."""
-    read = targets.Targets(folder)
+    read = target_store.TargetStore(folder)
     found = []
     for place, (_, target) in enumerate(pairs):
         own = read[place]
@@ -76,10 +78,10 @@ def measure(name: str, pairs: Pairs) -> None:
     candidates = sum(len(target.candidate_ids) for _, target in pairs)
     with tempfile.TemporaryDirectory() as scratch:
         for threshold in THRESHOLDS:
-            arrays = targets.pack(pairs, threshold)
+            arrays = target_store.pack_targets(pairs, threshold)
             folder = Path(scratch, str(threshold))
             for part, array in arrays.items():
-                tables.write_array(folder / f"{part}.npy", array)
+                parquet.write_array(folder / f"{part}.npy", array)
             mean, most = lost(pairs, folder)
             kept = {"candidates": candidates, "kept": len(arrays["probabilities"]), "moved": mean, "moved_most": most}
             theirs = DISTILLKIT_BYTES
@@ -91,16 +93,16 @@ def measure(name: str, pairs: Pairs) -> None:
                 tokens=tokens,
                 **kept,
             )
-        read = targets.Targets(Path(scratch, str(THRESHOLDS[0])))
+        read = target_store.TargetStore(Path(scratch, str(THRESHOLDS[0])))
         times = [spent / n for spent, n in batches(read, 400)]
         micro = 1e6 * statistics.median(times)
         say(f"{name}, a random batch of 32", micro, DISTILLKIT_MICROSECONDS, "microseconds a token", batches=len(times))
     began = time.perf_counter()
-    targets.pack(pairs)
+    target_store.pack_targets(pairs)
     say(f"{name}, packing", 1e6 * (time.perf_counter() - began) / tokens, None, "microseconds a token")
 
 
-def batches(read: targets.Targets, n: int) -> Iterator[tuple[float, int]]:
+def batches(read: target_store.TargetStore, n: int) -> Iterator[tuple[float, int]]:
     """Seconds to read batches of random targets, and their tokens."""
     draw = random.Random(0)
     for _ in range(n):
@@ -114,13 +116,13 @@ def main() -> None:
     measure("rows as the paper prints them", printed_rows.targets(200_000))
     measure("the same, all of 151,936 ids", printed_rows.targets(200_000, pool=range(151_936)))
     if data := os.environ.get("POTSTILL_DATA"):
-        texts = [row["answer"] for _, row in files.read_jsonl(Path(data, "gsm8k", "train.jsonl"))]
-        tokenizer = tokenizers.open(Path(data, "tokenizers", "cl100k_base"))
+        texts = [row["answer"] for _, row in storage.read_jsonl(Path(data, "gsm8k", "train.jsonl"))]
+        tokenizer = tokenization.load_tokenizer(Path(data, "tokenizers", "cl100k_base"))
         pool = [token for encoding in tokenizer.encode_batch(texts) for token in encoding.ids]
         name = f"the same, {len(set(pool))} ids of {tokenizer.size} that GSM8K uses"
         measure(name, printed_rows.targets(200_000, pool=pool))
     for folder in sys.argv[1:]:
-        files.read_bytes(Path(folder, "recipe.yaml"))
+        storage.read_bytes(Path(folder, "recipe.yaml"))
         measure(f"chains of {Path(folder).name}", of_run(Path(folder)))
 
 

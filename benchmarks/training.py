@@ -46,10 +46,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from potstill import order, prompts, students, tokenizers, transfer
-from potstill.questions import gsm8k
+from potstill import models, prompts, tokenization
+from potstill.alignment import cross_tokenizer
+from potstill.data import gsm8k
+from potstill.models import SHAPES, Example, Student
 from potstill.records import Chain
-from potstill.students import SHAPES, Example, Student
+from potstill.training import data_order
 from training_parts import together
 
 ROWS = {"few-shot-rationale": 483, "few-shot-answer": 17, "zero-shot-rationale": 483, "zero-shot-answer": 17}
@@ -101,11 +103,11 @@ def count(student: Student, examples: list[Example], told: argparse.Namespace) -
             theirs[side] += len(own) * max(length[side] for length in own)
     parts = list(together(examples).values())
     sizes = [(len(part[0].prompt), sum(len(row.target) for row in part)) for part in parts]
-    cuts = order.micro_batches(sizes, told.budget, padded=False)
+    cuts = data_order.split_into_micro_batches(sizes, told.budget, padded=False)
     batches = [student.batch([row for place in cut for row in parts[place]]) for cut in cuts]
     ours = sum(batch.tokens for batch in batches)
     rows = [(len(row.prompt), len(row.target)) for row in examples]
-    padded = order.micro_batches(rows, told.budget)
+    padded = data_order.split_into_micro_batches(rows, told.budget)
     slots = sum(len(cut) * sum(max(rows[i][side] for i in cut) for side in (0, 1)) for cut in padded)
     squares = pairs = 0
     for cut, batch in zip(cuts, batches, strict=True):
@@ -222,13 +224,13 @@ def tell(name: str, rows: int, ours: Any, theirs: Any, about: dict[str, Any]) ->
 def make(case: str, layers: int, data: Path, folder: Path) -> Student:
     """The student of a case, saved in the folder from which both sides read it."""
     if case == "t5":
-        tokenizer = tokenizers.open(data / "tokenizers" / "t5")
-        student = students.initialise(replace(SHAPES["flan-t5-base"], layers=layers), tokenizer, 0)
+        tokenizer = tokenization.load_tokenizer(data / "tokenizers" / "t5")
+        student = models.random_student(replace(SHAPES["flan-t5-base"], layers=layers), tokenizer, 0)
         student.save(folder)
         return student
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    tokenizer = tokenizers.open(data / "tokenizers" / "gpt2")
+    tokenizer = tokenization.load_tokenizer(data / "tokenizers" / "gpt2")
     config = Qwen2Config(
         vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=layers, num_attention_heads=14,
         num_key_value_heads=2, tie_word_embeddings=True, pad_token_id=tokenizer.pad, eos_token_id=tokenizer.eos,
@@ -237,15 +239,15 @@ def make(case: str, layers: int, data: Path, folder: Path) -> Student:
     Qwen2ForCausalLM(config).save_pretrained(folder)
     for name, content in tokenizer.files.items():
         (folder / name).write_bytes(content)
-    return students.open(folder)
+    return models.open_student(folder)
 
 
 def step(student: Student, data: Path, m: int, examples: int) -> list[Example]:
     """About so many rows, in the paper's mix: a group of a rationale format has m of them, one of bare answers one."""
     quotas = {name: rows if prompts.FORMATS[name].rationale else rows * m for name, rows in ROWS.items()}
     each = sum(ROWS.values()) * m / sum(quotas.values())  # rows of a group, on average
-    asked = [raw for raw in gsm8k.read(data) if raw.rationale][:400]
-    plan = order.Plan(
+    asked = [raw for raw in gsm8k.read_gsm8k(data) if raw.rationale][:400]
+    plan = data_order.DataOrder(
         seed=1,
         groups_per_step=max(1, round(examples / each)),
         quotas={prompts.FORMATS[name]: quota for name, quota in quotas.items()},
@@ -254,18 +256,18 @@ def step(student: Student, data: Path, m: int, examples: int) -> list[Example]:
     )
     solved = {str(i): prompts.Demonstration(raw.text, raw.gold, raw.rationale or "") for i, raw in enumerate(asked)}
     made = []
-    for group in order.groups(plan, 1):
-        chosen = order.demonstrations(1, group.turn, group.question, group.format, tuple(solved), 4)
+    for group in data_order.draw_groups(plan, 1):
+        chosen = data_order.draw_demonstrations(1, group.turn, group.question, group.format, tuple(solved), 4)
         shown = [solved[name] for name in chosen] if group.format.few_shot else []
         own = asked[int(group.question)]
-        ids = tuple(student.encode(student.render(prompts.build(own.text, group.format, shown))))
-        texts = [prompts.bare(own.gold)]
+        ids = tuple(student.encode(student.render(prompts.build_prompt(own.text, group.format, shown))))
+        texts = [prompts.format_answer(own.gold)]
         if group.format.rationale:
             others = [asked[(int(group.question) + chain) % len(asked)] for chain in group.chains]
-            texts = [prompts.solution(other.rationale or "", other.gold) for other in others]
+            texts = [prompts.format_solution(other.rationale or "", other.gold) for other in others]
         for text in texts:
             chain = Chain.from_text(group.question, 0, text, source="human")
-            target = transfer.transfer(chain, student.tokenizer, "one-hot")
+            target = cross_tokenizer.transfer(chain, student.tokenizer, "one-hot")
             made.append(Example(ids, target, 1.0, group.question, group.format.name))
     return made
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from potstill import order, students, training
-from potstill.records import Kind, Target
-from potstill.students import Example, Student
+from potstill import models, training
+from potstill.models import Example, Student
+from potstill.records import Target, TargetKind
+from potstill.training import data_order
 from trainers import held, peak
 
 
@@ -32,7 +33,7 @@ def main() -> None:
     """A job from the first line, then a step for each line."""
     torch.set_num_threads(1)
     job = json.loads(sys.stdin.readline())
-    student = students.open(job["folder"], dropout=0.0)
+    student = models.open_student(job["folder"], dropout=0.0)
     sharing = job["what"] == "ours"
     examples = []
     for number, (prompt, ids) in enumerate(job["examples"]):
@@ -45,11 +46,11 @@ def main() -> None:
     lengths = [(len(part[0].prompt), sum(len(row.target) for row in part)) for part in parts]
 
     def micro_batches(_: int) -> list[list[Example]]:
-        cuts = order.micro_batches(lengths, job["budget"], padded=padded)
+        cuts = data_order.split_into_micro_batches(lengths, job["budget"], padded=padded)
         return [[row for place in cut for row in parts[place]] for cut in cuts]
 
-    adam, base = training.optimizer(student, job["rate"]), held()
-    steps = training.steps(
+    adam, base = training.build_optimizer(student, job["rate"]), held()
+    steps = training.train_steps(
         student,
         adam,
         micro_batches,
@@ -75,14 +76,14 @@ def together(examples: Sequence[Example]) -> dict[tuple[int, ...], list[Example]
 
 
 def hard(ids: list[int]) -> Target:
-    kinds: list[Kind] = ["hard" for _ in ids]
+    kinds: list[TargetKind] = ["hard" for _ in ids]
     return Target(ids, range(len(ids) + 1), ids, [1.0] * len(ids), kinds)
 
 
 def pad(student: Student, *, whole: bool) -> None:
     """Let a student compute padded rows as transformers does, and, if `whole`, the logits of every place."""
 
-    def states(batch: students.Batch) -> torch.Tensor:
+    def states(batch: models.Batch) -> torch.Tensor:
         model: Any = student.model
         if student.family == "causal":
             positions = (batch.input_mask.cumsum(1) - 1).clamp_min(0)
@@ -95,7 +96,7 @@ def pad(student: Student, *, whole: bool) -> None:
         more = {"encoder_hidden_states": read, "encoder_attention_mask": mask, "use_cache": False}
         return model.decoder(input_ids=batch.input_ids, **more).last_hidden_state
 
-    def forward(batch: students.Batch, *, summed: bool = False) -> Any:
+    def forward(batch: models.Batch, *, summed: bool = False) -> Any:
         assert summed
         logits = student.head.logits(states(batch))
         labels = torch.full(batch.input_ids.shape, -100).flatten()

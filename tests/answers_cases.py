@@ -1,7 +1,7 @@
 """Hard pairs of text and gold answer, by category: (text, gold, task or None, expected grade).
 
 Each was written by hand as something a model might say; what is expected follows from the policies in
-`potstill.answers`.
+`potstill.grading`.
 """
 
 from __future__ import annotations

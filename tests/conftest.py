@@ -22,21 +22,19 @@ settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("search", max_examples=1000, deadline=None)
 settings.load_profile("fixed")
 
-# Annotations are checked at every call, under tests only, in the rooms that everything else stands on.
+# Annotations are checked at every call, under tests only, in the packages that everything else stands on.
 CHECKED = (
     "errors",
     "prompts",
-    "order",
-    "splits",
-    "selection",
-    "answers",
-    "story",
+    "grading",
     "alignment",
-    "transfer",
-    "rewriting",
-    "coverage",
-    "vocabulary",
-    "targets",
+    "tokenization.vocabulary",
+    "tokenization.encoder",
+    "data.splits",
+    "data.chain_filter",
+    "evaluation.selection",
+    "training.data_order",
+    "report.model",
 )
 
 
@@ -53,7 +51,7 @@ logging.getLogger("transformers").addHandler(Announced(logging.WARNING))
 
 collect_ignore = ["elsewhere.py"]  # it makes a device for the whole process, so it has one of its own
 
-beartype_packages(tuple(f"potstill.{room}" for room in CHECKED))
+beartype_packages(tuple(f"potstill.{name}" for name in CHECKED))
 
 
 @pytest.fixture(scope="session")

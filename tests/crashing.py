@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from potstill.files import disk
+from potstill.storage import atomic
 
 
 class Crash(BaseException):
@@ -18,15 +18,15 @@ def crash(number: int) -> Iterator[None]:
     """Raise Crash at the moment of this number, counted from 0; those of the log are not counted: it is not resumed."""
     left = number
 
-    def stop(operation: disk.Operation, moment: disk.Moment, path: Path) -> None:
+    def stop(operation: atomic.Operation, moment: atomic.Moment, path: Path) -> None:
         nonlocal left
         if path.name != "log.jsonl":
             if left == 0:
                 raise Crash
             left -= 1
 
-    disk.crash = stop
+    atomic.crash = stop
     try:
         yield
     finally:
-        disk.crash = disk._no_crash
+        atomic.crash = atomic._no_crash

@@ -16,14 +16,13 @@ import re
 from functools import cache
 
 from potstill import prompts
+from potstill.alignment.exact_rules import encode_chain_text, step_distributions
+from potstill.alignment.pre_tokens import get_pre_tokens
+from potstill.alignment.text_rule import UNSEEN_AGREEMENT
+from potstill.alignment.text_rule_branches import MIN_OUTCOME_PROBABILITY
+from potstill.alignment.text_rule_completions import Completions
 from potstill.records import END, Chain
-from potstill.tokenizers import Tokenizer
-from potstill.transfer import Completions
-from potstill.transfer.candidates import steps
-from potstill.transfer.path import LEAST
-from potstill.transfer.places import encoded
-from potstill.transfer.text import AGREES
-from potstill.transfer.words import words_of
+from potstill.tokenization import Tokenizer
 
 
 def distributions(
@@ -32,7 +31,7 @@ def distributions(
     """One distribution a position, the end included unless the chain stopped for length; empty: nothing is known."""
     content = chain.content
     ids = encode(student, content) + [student.eos] * (chain.stop != "length")
-    rows = [{what: p for what, p in step.items() if p >= LEAST} for step in steps(chain)]
+    rows = [{what: p for what, p in step.items() if p >= MIN_OUTCOME_PROBABILITY} for step in step_distributions(chain)]
     says = [*chain.tokens, END]
     starts = [start for start, _ in chain.spans] + [len(content)]
     stops = [stop for _, stop in chain.spans] + [len(content)]
@@ -40,7 +39,7 @@ def distributions(
     unseen = [max(0.0, 1.0 - sum(row.values())) for row in rows]
     ways = [list(branches(chain, step, row, student, run, teacher)) for step, row in enumerate(rows)]
     places = words(student, content)  # (start in the content, first piece) of each word
-    spans = encoded(chain, student.fast)[1].tolist()
+    spans = encode_chain_text(chain, student.fast)[1].tolist()
     found = []
     for j in range(len(ids)):
         word = max(k for k, (_, first) in enumerate(places) if first <= j)
@@ -59,8 +58,8 @@ def distributions(
             if stops[step] <= low or taken[step] <= 1e-9:
                 break
             weights[step] = weights[step + 1] / taken[step]
-        total = unseen[own] * (1.0 if starts[own] >= start else AGREES)
-        total += sum(w * taken[step] * unseen[step] * AGREES for step, w in weights.items() if step < own)
+        total = unseen[own] * (1.0 if starts[own] >= start else UNSEEN_AGREEMENT)
+        total += sum(w * taken[step] * unseen[step] * UNSEEN_AGREEMENT for step, w in weights.items() if step < own)
         weight = taken[own]
         for step in range(own + 1, len(rows)):
             if not weight or starts[step - 1] >= high:
@@ -106,8 +105,8 @@ def branches(chain, step, row, student, run, teacher):
         if not ways:
             begun = seams(student, content[:start] + what, goes_on=True)
             word = max([0, *(seam for seam in begun if seam <= start)])
-            theirs = None if teacher is None else words_of(teacher)
-            sure = words_of(student).settled(content[word:start], what, word == 0, theirs)
+            theirs = None if teacher is None else get_pre_tokens(teacher)
+            sure = get_pre_tokens(student).settled(content[word:start], what, word == 0, theirs)
             known = encode(student, content[:word]) + list(sure)
         if left > 1e-9:
             yield content[:start] + what, False, known, apart, left
@@ -207,5 +206,5 @@ def leaves(places: list[tuple[int, int]], tokenizer: Tokenizer, text: bytes, apa
 def answer(chain: Chain, start: int) -> bool:
     """Whether a place lies in the answer sentence that ends the text."""
     at = chain.content.decode("latin-1").lower().find("answer is")
-    ends = prompts.answer_end(chain.content.decode("latin-1")) == len(chain.content)
+    ends = prompts.find_answer_end(chain.content.decode("latin-1")) == len(chain.content)
     return at >= 0 and ends and start > at and chain.stop != "length"

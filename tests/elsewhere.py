@@ -17,12 +17,13 @@ from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
 
 import tiny
-from potstill import engines, exam, students, training, transfer
-from potstill.contenders import BASE
-from potstill.engines import Request, transformers
-from potstill.records import Chain
-from potstill.students import Example, Shape, Student
-from potstill.tokenizers import Tokenizer, train_unigram
+from potstill import inference, models, training
+from potstill.alignment import cross_tokenizer
+from potstill.evaluation import checkpoint
+from potstill.inference import Request, transformers
+from potstill.models import Example, Shape, Student
+from potstill.records import BASE, Chain
+from potstill.tokenization import Tokenizer, train_unigram
 
 
 class Backend(backend_registration._DummyBackendModule):
@@ -127,7 +128,7 @@ TEXTS = ["2 + 2 = 4", "The answer is 4", "Ann has 12 kites.\nThe answer is 12"]
 def make(kind: str, tokenizer: Tokenizer) -> Student:
     shape = {"d_model": 16, "layers": 2, "heads": 2, "d_ff": 16, "d_kv": 8, "vocabulary": tokenizer.size}
     if kind != "gemma":
-        return students.initialise(Shape(kind, **shape), tokenizer, seed=1)  # type: ignore[arg-type]
+        return models.random_student(Shape(kind, **shape), tokenizer, seed=1)  # type: ignore[arg-type]
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     config = Gemma2Config(
@@ -135,16 +136,16 @@ def make(kind: str, tokenizer: Tokenizer) -> Student:
         num_key_value_heads=1, head_dim=8, sliding_window=4, pad_token_id=tokenizer.pad, eos_token_id=tokenizer.eos,
     )  # fmt: skip
     torch.manual_seed(1)
-    from potstill.students import causal
+    from potstill.models import causal
 
-    return causal.Causal(Gemma2ForCausalLM(config), tokenizer, mass="raw").eval()
+    return causal.CausalStudent(Gemma2ForCausalLM(config), tokenizer, mass="raw").eval()
 
 
 def case_texts_and_scores_are_those_of_the_cpu(kind: str, tokenizer: Tokenizer) -> None:
     requests = [Request((name, index), prompt) for name, prompt in (("a", (5, 6, 7)), ("b", (8,))) for index in (0, 1)]
     found = []
     for student in (make(kind, tokenizer), move(make(kind, tokenizer))):
-        engine = transformers.Engine(student)
+        engine = transformers.TransformersEngine(student)
         for temperature, more in ((0.0, {}), (1.0, {"calculator": True}), (1.0, {"candidates": 3, "likelihood": True})):
             found.append(engine.generate(requests, max_tokens=12, temperature=temperature, **more))  # type: ignore
         found.append(engine.score(requests[:2], TEXTS[:2], candidates=2))
@@ -162,13 +163,13 @@ def case_texts_and_scores_are_those_of_the_cpu(kind: str, tokenizer: Tokenizer) 
 def case_gradients_and_steps_are_those_of_the_cpu(kind: str, tokenizer: Tokenizer) -> None:
     rows = []
     for prompt, text in (((5, 6, 7), TEXTS[0]), ((5, 6, 7), TEXTS[1]), ((5, 6), TEXTS[2])):
-        target = transfer.transfer(Chain.from_text("q", 0, text, source="human"), tokenizer, "one-hot")
+        target = cross_tokenizer.transfer(Chain.from_text("q", 0, text, source="human"), tokenizer, "one-hot")
         rows.append(Example(prompt, target, 1.0, "q", "zero-shot-rationale"))
     here, there = make(kind, tokenizer), move(make(kind, tokenizer))
     losses = []
     for student in (here, there):
-        optimizer = training.optimizer(student, 1e-2)
-        made = training.steps(
+        optimizer = training.build_optimizer(student, 1e-2)
+        made = training.train_steps(
             student, optimizer, lambda _: [rows[:2], rows[2:]], first=1, last=2,
             schedule=training.Schedule("constant", 1e-2), seed=1, clip=1.0,
         )  # fmt: skip
@@ -183,16 +184,16 @@ def case_gradients_and_steps_are_those_of_the_cpu(kind: str, tokenizer: Tokenize
 def case_an_engine_computes_where_the_process_does(kind: str, tokenizer: Tokenizer) -> None:
     """What it opens from a folder, and what an exam opens for it."""
     plan = tiny.recipe(Path())
-    _computes_elsewhere(make(kind, tokenizer), lambda: contextlib.nullcontext(engines.open("a folder")))
-    _computes_elsewhere(make(kind, tokenizer), lambda: exam._engine(Path("a run"), plan, BASE))
+    _computes_elsewhere(make(kind, tokenizer), lambda: contextlib.nullcontext(inference.open_engine("a folder")))
+    _computes_elsewhere(make(kind, tokenizer), lambda: checkpoint._open_engine(Path("a run"), plan, BASE))
 
 
 def _computes_elsewhere(student: Student, opened: Callable[[], Any]) -> None:
     asked: list[Any] = []
     with (
-        mock.patch.object(students, "device", lambda: ELSEWHERE),
-        mock.patch.object(students, "open", lambda *_, **__: student),
-        mock.patch.object(exam, "open_contender", lambda *_, **__: student),
+        mock.patch.object(models, "device", lambda: ELSEWHERE),
+        mock.patch.object(models, "open", lambda *_, **__: student),
+        mock.patch.object(checkpoint, "open_contender", lambda *_, **__: student),
         mock.patch.object(student, "to", lambda where: asked.append(where) or move(student)),
         opened() as engine,
     ):
@@ -203,10 +204,10 @@ def case_an_engine_leaves_a_student_that_is_open_where_it_is(kind: str, tokenize
     """One that is taught has its optimizer's moments beside its weights."""
     student = make(kind, tokenizer)
     with (
-        mock.patch.object(students, "device", lambda: ELSEWHERE),
+        mock.patch.object(models, "device", lambda: ELSEWHERE),
         mock.patch.object(student, "to", lambda where: move(student)),
     ):
-        engine = engines.open(student)
+        engine = inference.open_engine(student)
     assert engine.generate([Request(("a", 0), (5,))], max_tokens=2) and student.device.type == "cpu"
 
 

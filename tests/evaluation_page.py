@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from potstill import prompts
-from potstill.prompts import Demonstration, Format, Style
-from potstill.questions import bbh
+from potstill.data import bbh
+from potstill.prompts import Demonstration, PromptFormat, PromptStyle
 
 PAGE = Path(__file__).parent.parent / "docs" / "evaluation.md"
 BEGIN, END = "<!-- prompts: made by tests/evaluation_page.py -->\n", "<!-- end of prompts -->\n"
@@ -16,17 +16,17 @@ SHOTS = (Demonstration("{question of demonstration}", "{answer}", "{rationale}")
 def made() -> str:
     """Every style and format, with one demonstration; white space at the end of the prompt is the lead."""
     styles = (
-        ("GSM8K, MultiArith, ASDiv, SVAMP and sets of your own", prompts.PAPER, ""),
-        ("BBH", bbh.style("bbh/navigate"), "{instruction of the task}"),
-        ("BBH, sports_understanding", bbh.style("bbh/sports_understanding"), "{instruction of the task}"),
+        ("GSM8K, MultiArith, ASDiv, SVAMP and sets of your own", prompts.PAPER_STYLE, ""),
+        ("BBH", bbh.bbh_prompt_style("bbh/navigate"), "{instruction of the task}"),
+        ("BBH, sports_understanding", bbh.bbh_prompt_style("bbh/sports_understanding"), "{instruction of the task}"),
     )
     return "\n".join(_style(title, style, instruction) for title, style, instruction in styles)
 
 
-def _style(title: str, style: Style, instruction: str) -> str:
+def _style(title: str, style: PromptStyle, instruction: str) -> str:
     lines = [f"### {title}\n"]
-    for format in (Format(few, rationale) for few in (False, True) for rationale in (False, True)):
-        prompt = prompts.build("{question}", format, SHOTS, style=style, instruction=instruction)
+    for format in (PromptFormat(few, rationale) for few in (False, True) for rationale in (False, True)):
+        prompt = prompts.build_prompt("{question}", format, SHOTS, style=style, instruction=instruction)
         lines.append(f"`{format.name}`, lead `{prompt.lead!r}`:\n\n```\n{prompt.plain}\n```\n")
     return "\n".join(lines)
 

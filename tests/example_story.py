@@ -5,9 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from potstill.contenders import Contender
-from potstill.records import END, Chain, Choice, Prediction, Question, Score, Verdict
-from potstill.story import Alignment, Comparison, Control, Cost, Coverage, Group, Interval, Sample, Source, Story
+from potstill.records import END, Chain, Checkpoint, Choice, Prediction, Question, Score, Verdict
+from potstill.report.model import (
+    AlignmentSummary,
+    Comparison,
+    ControlRun,
+    Cost,
+    Interval,
+    KindCoverage,
+    ReportData,
+    ReportExample,
+    SetGroup,
+    SourceSummary,
+)
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -20,7 +30,7 @@ HOSTILE = [
     "]]> --> &lt;b&gt; &amp;",
     "javascript:alert(1)",
 ]
-GROUPS: dict[str, Group] = {
+GROUPS: dict[str, SetGroup] = {
     "gsm8k": "in-distribution",
     "multiarith": "out-of-distribution",
     "asdiv": "out-of-distribution",
@@ -66,7 +76,7 @@ def score(
     bounds = max(0.0, centre - half), min(1.0, centre + half)
     left = n - right
     macro = p - 0.01 if name == "bbh" else None
-    return Score(Contender(step), name, split, format, "greedy", n, right, left // 5, left // 9, p, *bounds, macro)  # type: ignore[arg-type]
+    return Score(Checkpoint(step), name, split, format, "greedy", n, right, left // 5, left // 9, p, *bounds, macro)  # type: ignore[arg-type]
 
 
 def comparison(name: str, format: str = "zero-shot-rationale") -> Comparison:
@@ -78,7 +88,7 @@ def comparison(name: str, format: str = "zero-shot-rationale") -> Comparison:
     return Comparison(base, chosen, Interval(value, value - half, value + half), won, lost)
 
 
-def control(name: str, taught: str, gain: float, format: str) -> Control:
+def control(name: str, taught: str, gain: float, format: str) -> ControlRun:
     """A control whose accuracies lie between those of the base and of the chosen checkpoint."""
     rows = []
     for each in GROUPS:
@@ -87,7 +97,7 @@ def control(name: str, taught: str, gain: float, format: str) -> Control:
         reached = score(each, 600, share, TEST_SIZE[each], "test", format)
         value = reached.accuracy - full.base.accuracy
         rows.append(Comparison(full.base, reached, Interval(value, value - 0.02, value + 0.02), 50, 20))
-    return Control(name, taught, 600, tuple(rows))
+    return ControlRun(name, taught, 600, tuple(rows))
 
 
 def question(name: str, number: int, text: str, split: str = "test") -> Question:
@@ -112,7 +122,7 @@ def sampled(question: str, index: int, text: str) -> Chain:
     )
 
 
-def example() -> Story:
+def example() -> ReportData:
     """A run that did everything."""
     text = "Tom has 3 boxes of 12 eggs each. He sells 9 eggs at the market. How many eggs does he have left?"
     train, won, lost = question("gsm8k", 1, text, "train"), question("svamp", 2, text), question("bbh", 3, text)
@@ -123,7 +133,7 @@ def example() -> Story:
         (sampled(train.id, 2, RIGHT), Verdict("right", "27", "duplicate")),
         (sampled(train.id, 3, RIGHT[:60]), Verdict("truncated")),
     )
-    return Story(
+    return ReportData(
         name="example",
         student="flan-t5-base (248 M parameters)",
         teacher="local:teacher",
@@ -131,15 +141,15 @@ def example() -> Story:
         groups=GROUPS,
         recipe=RECIPE,
         choice=Choice(
-            Contender(400),
+            Checkpoint(400),
             "mean accuracy over the out-of-distribution validation sets",
             "zero-shot-rationale",
             "greedy",
             tuple(
-                (Contender(step), sum(SHARES[name][at] for name in ("multiarith", "asdiv", "svamp")) / 3)
+                (Checkpoint(step), sum(SHARES[name][at] for name in ("multiarith", "asdiv", "svamp")) / 3)
                 for at, step in enumerate(STEPS)
             ),
-            (Contender(300), Contender(400), Contender(500)),
+            (Checkpoint(300), Checkpoint(400), Checkpoint(500)),
         ),
         comparisons=(
             *(comparison(name) for name in GROUPS),
@@ -157,7 +167,7 @@ def example() -> Story:
         ),
         losses=tuple((step, 0.5 + 2.5 * math.exp(-step / 80) + 0.08 * math.sin(step * 1.7)) for step in range(1, 601)),
         sources=(
-            Source(
+            SourceSummary(
                 "local:teacher",
                 "tempered",
                 7273,
@@ -170,24 +180,24 @@ def example() -> Story:
                 {0: 770, 1: 1200, 2: 1601, 3: 1702, 4: 2000},
             ),
         ),
-        alignment=Alignment(
+        alignment=AlignmentSummary(
             "t5",
             "span",
             {
                 "all": (
-                    Coverage("same", 812_345, 0.976),
-                    Coverage("merged", 41_200, 0.943),
-                    Coverage("split", 120_034, 0.981),
-                    Coverage("hard", 30_122, 1.0),
-                    Coverage("end", 15_252, 1.0),
+                    KindCoverage("same", 812_345, 0.976),
+                    KindCoverage("merged", 41_200, 0.943),
+                    KindCoverage("split", 120_034, 0.981),
+                    KindCoverage("hard", 30_122, 1.0),
+                    KindCoverage("end", 15_252, 1.0),
                 ),
                 "digits": (
-                    Coverage("same", 90_345, 0.982),
-                    Coverage("merged", 21_003, 0.941),
-                    Coverage("hard", 9_320, 1.0),
+                    KindCoverage("same", 90_345, 0.982),
+                    KindCoverage("merged", 21_003, 0.941),
+                    KindCoverage("hard", 9_320, 1.0),
                 ),
-                "line starts": (Coverage("same", 40_102, 0.951), Coverage("hard", 11_004, 1.0)),
-                "unknown": (Coverage("hard", 312, 1.0),),
+                "line starts": (KindCoverage("same", 40_102, 0.951), KindCoverage("hard", 11_004, 1.0)),
+                "unknown": (KindCoverage("hard", 312, 1.0),),
             },
             covered=0.955,
             unknown={"×": 290, "{": 22},
@@ -200,13 +210,13 @@ def example() -> Story:
             Cost("train", "tokens read", 21_004_112),
             Cost("test", "answers on test", 25_340),
         ),
-        pictured=Sample(train, chains[:1]),
+        pictured=ReportExample(train, chains[:1]),
         outcomes={"won": 410, "lost": 230, "still wrong": 1500, "still right": 360},
         samples=(
-            Sample(train, chains, prompt="Question: " + text + "\nLet's think step by step"),
-            Sample(won, (), prediction(won, WRONG), prediction(won, RIGHT), "Q: " + text),
-            Sample(lost, (), prediction(lost, RIGHT), prediction(lost, WRONG), "Q: " + text),
-            Sample(failed, (), prediction(failed, WRONG), prediction(failed, WRONG), "Q: " + text),
+            ReportExample(train, chains, prompt="Question: " + text + "\nLet's think step by step"),
+            ReportExample(won, (), prediction(won, WRONG), prediction(won, RIGHT), "Q: " + text),
+            ReportExample(lost, (), prediction(lost, RIGHT), prediction(lost, WRONG), "Q: " + text),
+            ReportExample(failed, (), prediction(failed, WRONG), prediction(failed, WRONG), "Q: " + text),
         ),
         versions=(("potstill", "0.1.0"), ("prompts", "1"), ("answers", "1")),
         notes=("These numbers are made up to try the page.",),
@@ -214,7 +224,7 @@ def example() -> Story:
     )
 
 
-def hostile(text: str) -> Story:
+def hostile(text: str) -> ReportData:
     """The example with the text wherever a story holds one that came from data, a model or a user."""
     full = example()
     groups = {(text if name == "svamp" else name): group for name, group in full.groups.items()}
@@ -245,7 +255,7 @@ def hostile(text: str) -> Story:
         validation=tuple(replace(each, set=renamed.get(each.set, each.set)) for each in full.validation),
         sources=(replace(full.sources[0], name=text, dropped={text: 3}),),
         alignment=replace(full.alignment, tokenizer=text, rule=text, unknown={text: 3}, written={text: text}),
-        pictured=Sample(asked, ((drawn, Verdict("right", text)),)),
+        pictured=ReportExample(asked, ((drawn, Verdict("right", text)),)),
         controls=tuple(
             replace(
                 each,
@@ -263,7 +273,7 @@ def hostile(text: str) -> Story:
             for each in full.controls
         ),
         samples=(
-            Sample(
+            ReportExample(
                 asked,
                 ((chain, Verdict("wrong", text, text)), (drawn, Verdict("wrong", text, text))),
                 answer,

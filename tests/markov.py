@@ -6,16 +6,16 @@ from collections.abc import Mapping
 
 import torch
 
-from potstill.engines.transformers import Engine
-from potstill.students import Shape, initialise
-from potstill.tokenizers import Tokenizer, train_bpe
+from potstill.inference.transformers import TransformersEngine
+from potstill.models import Shape, random_student
+from potstill.tokenization import Tokenizer, train_bpe
 
 NEVER = -30.0  # natural log-probability of what the chain does not say; not -inf, so that candidates can be seen
 
 SOLUTION = "So it was. The answer is four\nQ"
 
 
-def writer(text: str = SOLUTION, *, last: str = "Q") -> Engine:
+def writer(text: str = SOLUTION, *, last: str = "Q") -> TransformersEngine:
     """An engine that goes on as `text` does from whatever token of it a prompt ends in, and repeats `last`."""
     tokenizer = train_bpe([text] * 20, 290)
     ids = tokenizer.encode(text).ids
@@ -24,11 +24,11 @@ def writer(text: str = SOLUTION, *, last: str = "Q") -> Engine:
     return markov(tokenizer, table)
 
 
-def markov(tokenizer: Tokenizer, table: Mapping[int, Mapping[int, float]]) -> Engine:
+def markov(tokenizer: Tokenizer, table: Mapping[int, Mapping[int, float]]) -> TransformersEngine:
     """table: token -> next token -> natural log-probability; tokens that it lacks are followed by the end."""
     size = tokenizer.size
     shape = Shape("causal", d_model=size, layers=1, heads=1, d_ff=2, d_kv=2, vocabulary=size)
-    student = initialise(shape, tokenizer, seed=0)
+    student = random_student(shape, tokenizer, seed=0)
     logits = torch.full((size, size), NEVER)
     for token in range(size):
         for following, value in table.get(token, {tokenizer.eos: 0.0}).items():
@@ -40,4 +40,4 @@ def markov(tokenizer: Tokenizer, table: Mapping[int, Mapping[int, float]]) -> En
         student.model.get_input_embeddings().weight.copy_(torch.eye(size))
         scale = (1 / size + student.model.config.rms_norm_eps) ** -0.5
         student.head.weight.copy_(logits.T / scale)
-    return Engine(student)
+    return TransformersEngine(student)

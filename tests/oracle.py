@@ -22,7 +22,7 @@ from functools import cached_property
 import numpy as np
 
 from potstill.records import END, Candidate, Chain
-from potstill.tokenizers import Tokenizer
+from potstill.tokenization import Tokenizer
 
 NAMES = (
     "Weng",

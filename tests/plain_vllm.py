@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from potstill import students
+from potstill import models
 
 __version__ = "plain"
 STARTED: list[dict[str, Any]] = []  # the settings of every model
@@ -23,7 +23,7 @@ class SamplingParams(SimpleNamespace):
 class LLM:
     def __init__(self, model: str, **settings: Any) -> None:
         STARTED.append({"model": model, **settings})
-        self.model = students.open(model).model
+        self.model = models.open_student(model).model
         self.model_config = SimpleNamespace(max_model_len=settings["max_model_len"] or 2048)
         self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: ENDED.append(model)))
 

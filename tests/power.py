@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from crashing import Crash
-from potstill.files import disk
+from potstill.storage import atomic
 
 PAGE = 512  # of a disk, small as these files are
 
@@ -130,13 +130,13 @@ def cut_at(folder: Path, number: int, survivors: Path, draw: random.Random | Non
                 moment(f"flush of {path[len(root) :]}")
             machine.flush(handle)
 
-    def crash(operation: disk.Operation, at: disk.Moment, path: Path) -> None:
+    def crash(operation: atomic.Operation, at: atomic.Moment, path: Path) -> None:
         if path.name != "log.jsonl":
             moment(f"{operation} of {path}, {at}")
 
-    os.fsync, disk.crash = fsync, crash
+    os.fsync, atomic.crash = fsync, crash
     try:
         yield moments
     finally:
-        os.fsync, disk.crash = plain, disk._no_crash
+        os.fsync, atomic.crash = plain, atomic._no_crash
         machine.close()

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from potstill import prompts, students, tokenizers, training
+from potstill import models, prompts, tokenization, training
+from potstill.alignment.cross_tokenizer import transfer
+from potstill.models import Example, Shape
 from potstill.records import Chain
-from potstill.students import Example, Shape
-from potstill.transfer import transfer
 
 SMALL = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}  # what vLLM is told
 NAMES = ("Zoë", "José", "Ann", "Tom", "Müller")
@@ -39,7 +39,7 @@ def rows(n: int) -> list[tuple[str, str]]:
 def model(folder: Path) -> Path:
     """A Llama of 0.3 M parameters that has half learnt its rows: its distributions are neither flat nor sharp."""
     texts = [f"{q} {a}" for q, a in rows(40)] + ["Question: Let's think step by step"] * 10
-    tokenizer = tokenizers.train_bpe(texts, 320)
+    tokenizer = tokenization.train_bpe(texts, 320)
     return taught(folder, tokenizer, rows(24), steps=40)
 
 
@@ -47,9 +47,9 @@ def rambling(folder: Path) -> Path:
     """Such a model that goes on behind every second answer, and that writes a token without any text now and then."""
     asked = rows(24)
     texts = [f"{q} {a}" for q, a in rows(40)] + ["Question: Let's think step by step"] * 10
-    tokenizer = tokenizers.train_bpe(texts, 320)
+    tokenizer = tokenization.train_bpe(texts, 320)
     known = [(q, a if place % 2 else f"{a}\nQuestion: {asked[place - 1][0]}") for place, (q, a) in enumerate(asked)]
-    student = students.open(taught(folder, tokenizer, known, steps=40))
+    student = models.open_student(taught(folder, tokenizer, known, steps=40))
     head = student.head.weight
     with torch.no_grad():
         head[tokenizer.pad] = 0.9 * head[tokenizer.encode(" +").ids[0]]
@@ -57,18 +57,20 @@ def rambling(folder: Path) -> Path:
     return folder
 
 
-def taught(folder: Path, tokenizer: tokenizers.Tokenizer, known: Iterable[tuple[str, str]], steps: int) -> Path:
+def taught(folder: Path, tokenizer: tokenization.Tokenizer, known: Iterable[tuple[str, str]], steps: int) -> Path:
     """A small Llama with this tokenizer, after so many steps on all of these questions and solutions."""
     size = 32 * -(-tokenizer.size // 32)
-    student = students.initialise(Shape("causal", 128, 2, 4, 256, 32, size), tokenizer, 0)
+    student = models.random_student(Shape("causal", 128, 2, 4, 256, 32, size), tokenizer, 0)
     examples = []
     for question, text in known:
-        asked = prompts.build(question, prompts.FORMATS["zero-shot-rationale"], style=prompts.TEACHER)
+        asked = prompts.build_prompt(question, prompts.FORMATS["zero-shot-rationale"], style=prompts.TEACHER_STYLE)
         target = transfer(Chain.from_text("", 0, text, source="human"), tokenizer, "one-hot")
         examples.append(Example(tuple(student.encode(student.render(asked))), target))
-    optimizer = training.optimizer(student, rate=3e-3)
+    optimizer = training.build_optimizer(student, rate=3e-3)
     schedule = training.Schedule("constant", 3e-3, 5)
-    every = training.steps(student, optimizer, lambda step: [examples], first=1, last=steps, schedule=schedule, seed=0)
+    every = training.train_steps(
+        student, optimizer, lambda step: [examples], first=1, last=steps, schedule=schedule, seed=0
+    )
     for _ in every:
         pass
     folder.mkdir(parents=True)
@@ -134,7 +136,7 @@ def port() -> int:
         return found.getsockname()[1]
 
 
-def distributions(student: students.Student, ids: list[int]) -> np.ndarray:
+def distributions(student: models.Student, ids: list[int]) -> np.ndarray:
     """[n, v] natural log-probabilities of the token after each prefix of `ids`, in 32 bits."""
     with torch.no_grad():
         logits = student.model(input_ids=torch.tensor([ids])).logits[0].float()

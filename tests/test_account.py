@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import tiny
-from potstill import account, files, story
+from potstill import storage
 from potstill.errors import UserError
+from potstill.report import collect, summary
 
 ANSWERS = (
     "name=answers", "teacher={kind: human}", "train.formats={zero-shot-answer: 1}",
@@ -38,7 +39,7 @@ def own(runs: Path, tmp_path: Path) -> Path:
 
 
 def test_a_control_is_held_against_the_same_base_item_by_item(data: Path, own: Path) -> None:
-    told = account.tell(own / "tiny", tiny.recipe(data, CONTROLLED))
+    told = collect.collect_report(own / "tiny", tiny.recipe(data, CONTROLLED))
     [control] = told.controls
     assert (control.name, control.taught, control.steps) == ("answers", "bare answers", 4)
     base = {row.base.set: row.base for row in told.comparisons if row.base.format == "zero-shot-rationale"}
@@ -46,7 +47,7 @@ def test_a_control_is_held_against_the_same_base_item_by_item(data: Path, own: P
         assert row.base == base[row.base.set] and row.chosen.format == "zero-shot-answer"
         change = (row.won - row.lost) / row.base.n
         assert row.difference.value == pytest.approx(change) == pytest.approx(row.chosen.accuracy - row.base.accuracy)
-    assert {line.name for line in story.lines(told)} == {"base", "specialized", "answers"}
+    assert {line.name for line in summary.summary_rows(told)} == {"base", "specialized", "answers"}
 
 
 def test_the_page_names_the_control_and_its_answers_are_an_input(data: Path, own: Path) -> None:
@@ -62,7 +63,7 @@ def test_the_page_names_the_control_and_its_answers_are_an_input(data: Path, own
 
 def test_the_page_has_questions_to_read_with_the_teachers_chains(data: Path, own: Path) -> None:
     plan = tiny.recipe(data)
-    read = account.tell(own / "tiny", plan).samples
+    read = collect.collect_report(own / "tiny", plan).samples
     taught = [sample for sample in read if sample.chains]
     assert 0 < len(taught) <= plan.report.read and len(read) > len(taught)
     assert all(chain.question == sample.question.id for sample in taught for chain, _ in sample.chains)
@@ -89,14 +90,14 @@ def test_a_control_that_cannot_be_compared_is_refused(data: Path, own: Path, cha
     shutil.rmtree(own / "answers")
     tiny.make(data, own / "answers", *ANSWERS, change, until="test")
     with pytest.raises(UserError, match="the control run answers cannot be compared") as fault:
-        account.tell(own / "tiny", tiny.recipe(data, CONTROLLED))
+        collect.collect_report(own / "tiny", tiny.recipe(data, CONTROLLED))
     assert found in str(fault.value)
 
 
 def test_counts_are_those_of_the_run(data: Path, own: Path) -> None:
-    told = account.tell(own / "tiny", tiny.recipe(data))
+    told = collect.collect_report(own / "tiny", tiny.recipe(data))
     counted = {(cost.stage, cost.what): cost.number for cost in told.costs}
-    metrics = [row for _, row in files.read_jsonl(own / "tiny" / "train" / "metrics.jsonl")]
+    metrics = [row for _, row in storage.read_jsonl(own / "tiny" / "train" / "metrics.jsonl")]
     assert counted["train", "steps"] == 4
     assert counted["train", "tokens read"] == sum(row["tokens"] for row in metrics) > 0
     answers = sum(len(path.read_text().splitlines()) for path in (own / "tiny" / "test").rglob("*.greedy.jsonl"))
@@ -115,5 +116,5 @@ def test_time_is_beside_the_page_and_in_no_manifest(data: Path, own: Path) -> No
     covered = json.loads((made / "report" / "manifest.json").read_text("utf-8"))["outputs"]
     assert not [name for name in covered if "time" in name]
     rows = (made / "report" / "time.csv").read_text("utf-8").splitlines()
-    assert [row.split(",")[0] for row in rows[1:]] == [f'"{stage}"' for stage in account.STAGES]
+    assert [row.split(",")[0] for row in rows[1:]] == [f'"{stage}"' for stage in collect.REPORTED_STAGES]
     assert "up to the report" in (made / "report" / "time.html").read_text("utf-8")

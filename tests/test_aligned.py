@@ -7,18 +7,18 @@ from functools import cache
 import pytest
 from rich.console import Console
 
-from potstill import tokenizers
-from potstill.cli import aligned
+from potstill import tokenization
+from potstill.alignment.cross_tokenizer import transfer
+from potstill.cli import chain_view
 from potstill.records import END, Chain
-from potstill.tokenizers import Tokenizer
-from potstill.transfer import transfer
+from potstill.tokenization import Tokenizer
 
 TEXTS = ["Weng earns $12 for 3 hours of babysitting.\nThe answer is 36"] * 4
 
 
 @cache
 def student() -> Tokenizer:
-    return tokenizers.train_unigram(TEXTS, 70)
+    return tokenization.train_unigram(TEXTS, 70)
 
 
 def weng(stop: str = "end", last: bool = True) -> Chain:
@@ -32,7 +32,7 @@ def weng(stop: str = "end", last: bool = True) -> Chain:
 def test_every_step_and_every_position_lies_in_one_block(rule: str, stop: str, last: bool) -> None:
     chain = weng(stop, last)
     target = transfer(chain, student(), rule)
-    found = aligned.blocks(chain, target, student())
+    found = chain_view.aligned_blocks(chain, target, student())
     assert [step for block in found for step in block.steps] == list(range(len(chain.tokens) + last))
     assert [place for block in found for place in block.positions] == list(range(len(target)))
 
@@ -41,7 +41,7 @@ def test_every_step_and_every_position_lies_in_one_block(rule: str, stop: str, l
 def test_lines_hold_both_sides_at_the_same_columns(width: int) -> None:
     chain = weng()
     target = transfer(chain, student(), "span")
-    lines = list(aligned.interlinear(chain, target, student(), width))
+    lines = list(chain_view.interlinear_lines(chain, target, student(), width))
     above, below = lines[0::3], lines[1::3]
     assert [a.cell_len for a in above] == [b.cell_len for b in below]
     assert "W│eng" in above[0].plain and "␣$  12" in "".join(line.plain for line in above)
@@ -55,10 +55,13 @@ def test_the_table_has_masses_and_what_is_certain_stays_bare() -> None:
     target = transfer(chain, student(), "span")
     console = Console(width=140, record=True, file=None, quiet=False, force_terminal=False)
     with console.capture() as capture:
-        console.print(aligned.table(chain, target, student()))
+        console.print(chain_view.candidate_table(chain, target, student()))
     rows = capture.get().splitlines()
     [stop] = [row for row in rows if row.startswith(".")]
     assert "0.607" in stop and "␣other 0.135" in stop and "same" in stop and stop.rstrip().endswith("0.393")
     hard = [row for row in rows if " hard " in f"{row} "]
     assert hard and not any(row.rstrip()[-1].isdigit() for row in hard), "a certain position has no masses to show"
-    assert "hard" in aligned.legend(target).plain and "certain, nothing transferred" in aligned.legend(target).plain
+    assert (
+        "hard" in chain_view.kind_legend(target).plain
+        and "certain, nothing transferred" in chain_view.kind_legend(target).plain
+    )

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
-from potstill.alignment import KINDS, LIMIT, Chunks, canonical, dtw, pieces, spans
+from potstill.alignment import CHUNK_KINDS, MAX_DTW_CELLS, SpanAlignment, align_pieces, dtw, normalize_text, spans
 from potstill.errors import UserError
-from potstill.records import running_spans
+from potstill.records import token_spans
 
 
 def plain_dtw(teacher: list[str], student: list[str]) -> tuple[float, list[tuple[int, ...]]]:
@@ -61,18 +61,18 @@ def test_dtw_of_long_strings_does_not_overflow() -> None:
 
 
 def test_dtw_refuses_what_does_not_fit() -> None:
-    side = math.isqrt(LIMIT) + 1
+    side = math.isqrt(MAX_DTW_CELLS) + 1
     with pytest.raises(UserError, match="too long for dynamic time warping") as caught:
         dtw(["a"] * side, ["a"] * side)
     assert f"found: {side} x {side} tokens" in str(caught.value)
 
 
-def shown(chunks: Chunks) -> list[tuple[list[int], list[int], str]]:
+def shown(chunks: SpanAlignment) -> list[tuple[list[int], list[int], str]]:
     return [(list(chunk.teacher), list(chunk.student), chunk.kind) for chunk in chunks]
 
 
 def aligned(teacher: list[str], student: list[tuple[int, int]]) -> list[tuple[list[int], list[int], str]]:
-    return shown(spans(running_spans([token.encode() for token in teacher]), student))
+    return shown(spans(token_spans([token.encode() for token in teacher]), student))
 
 
 def test_kinds() -> None:
@@ -127,7 +127,7 @@ def test_a_hole_in_the_teachers_tokens_is_nobodys() -> None:
 def test_nothing_against_nothing() -> None:
     assert shown(spans([], [])) == []
     assert shown(spans([], [(0, 1), (1, 2)])) == [([], [0, 1], "mixed")]
-    assert shown(spans(running_spans([b"", b""]), [])) == [([0, 1], [], "mixed")]
+    assert shown(spans(token_spans([b"", b""]), [])) == [([0, 1], [], "mixed")]
 
 
 Spans = list[tuple[int, int]]
@@ -162,7 +162,7 @@ def test_spans_without_holes_are_a_plain_walk(own: list[int], theirs: list[int])
     longer, shorter = (own, theirs) if sum(own) > sum(theirs) else (theirs, own)
     if sum(longer) > sum(shorter):
         shorter.append(sum(longer) - sum(shorter))
-    teacher, student = (list(running_spans([b"x" * n for n in lengths])) for lengths in (own, theirs))
+    teacher, student = (list(token_spans([b"x" * n for n in lengths])) for lengths in (own, theirs))
     assert shown(spans(teacher, student)) == plain_spans(teacher, student)
 
 
@@ -180,7 +180,7 @@ def test_any_spans_are_cut_into_chunks_that_hold_everything_once(teacher: Spans,
     assert [token for chunk in chunks for token in chunk.student] == list(range(len(student)))
     for chunk in chunks:
         assert len(chunk.teacher) + len(chunk.student) > 0
-        assert chunk.kind in KINDS
+        assert chunk.kind in CHUNK_KINDS
         if chunk.kind == "same":
             assert len(chunk.teacher) == len(chunk.student) == 1
         if ordered and chunk.kind == "same":
@@ -193,15 +193,15 @@ def test_a_long_text_takes_one_pass() -> None:
     teacher = np.stack([ends[:-1], ends[1:]], axis=1)
     student = np.stack([ends[:-1:2], ends[2::2]], axis=1)
     chunks = spans(teacher, student)
-    assert len(chunks) == 100_000 and set(chunks.kinds.tolist()) == {KINDS.index("merged")}
+    assert len(chunks) == 100_000 and set(chunks.kinds.tolist()) == {CHUNK_KINDS.index("merged")}
 
 
 def by_bytes(teacher: list[str], student: list[str | None]) -> list[tuple[list[int], list[int], str]]:
-    return shown(pieces([t.encode() for t in teacher], [None if s is None else s.encode() for s in student]))
+    return shown(align_pieces([t.encode() for t in teacher], [None if s is None else s.encode() for s in student]))
 
 
 def test_the_canonical_text_keeps_the_way_back() -> None:
-    found = canonical("Ｗeng’s ▁½\r\n é\u0301!".encode() + b"\xff")
+    found = normalize_text("Ｗeng’s ▁½\r\n é\u0301!".encode() + b"\xff")
     assert found.text == "weng’s1⁄2e!\ufffd"
     data = "Ｗeng’s ▁½\r\n é\u0301!".encode() + b"\xff"
     said = [data[a:b].decode("utf-8", "replace") for a, b in zip(found.starts, found.ends, strict=True)]
@@ -228,7 +228,7 @@ def test_pieces_of_one_side_with_bos_and_of_unknown_tokens() -> None:
 
 def test_a_letter_in_two_tokens_keeps_them_together() -> None:
     euro = "€".encode()
-    made = shown(pieces([b"1", euro[:1], euro[1:], b"2"], [b"1", euro[:2], euro[2:], b"2"]))
+    made = shown(align_pieces([b"1", euro[:1], euro[1:], b"2"], [b"1", euro[:2], euro[2:], b"2"]))
     assert made[0] == ([0], [0], "same") and made[-1] == ([3], [3], "same")
     assert [kind for _, _, kind in made[1:-1]] == ["mixed"]
 
@@ -244,7 +244,7 @@ def test_nothing_is_lost_behind_a_mismatch_however_long_the_text() -> None:
     invalid[5] = b"\xff\xfe"
     read: list[bytes | None] = [t.encode() for t in words]
     read[5] = "\ufffd\ufffd".encode()
-    assert [kind for _, _, kind in shown(pieces(invalid, read))] == ["same"] * 830
+    assert [kind for _, _, kind in shown(align_pieces(invalid, read))] == ["same"] * 830
 
 
 def test_a_gap_does_not_reach_beyond_itself() -> None:
@@ -271,9 +271,9 @@ def test_any_pieces_lie_in_one_chunk_each(teacher: list[str], student: list[str 
 @given(LENGTHS, LENGTHS)
 def test_pieces_of_one_text_are_its_spans(own: list[int], theirs: list[int]) -> None:
     text = "".join(chr(97 + i * i % 26) for i in range(sum(own)))
-    teacher = [text[a:b].encode() for a, b in running_spans([b"x" * n for n in own])]
+    teacher = [text[a:b].encode() for a, b in token_spans([b"x" * n for n in own])]
     student, at = [], 0
     for width in [*theirs, len(text)]:
         student += [text[at : at + width].encode()] if text[at : at + width] else []
         at += width
-    assert shown(pieces(teacher, student)) == shown(spans(running_spans(teacher), running_spans(student)))
+    assert shown(align_pieces(teacher, student)) == shown(spans(token_spans(teacher), token_spans(student)))

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from answers_cases import CASES, TRUNCATED
-from potstill import answers, questions
-from potstill.answers import canonical, form, functions, grade
+from potstill import data, grading
+from potstill.data import SETS, load_set
 from potstill.errors import UserError
+from potstill.grading import canonicalize_gold, custom, grade, infer_answer_type
 from potstill.records import Verdict
 
 PAIRS = [(category, *case) for category, cases in CASES.items() for case in cases]
@@ -43,20 +44,20 @@ def test_a_cut_text_with_a_marked_answer_is_graded() -> None:
 
 
 @pytest.fixture(scope="module")
-def real(data: Path) -> list[questions.Question]:
-    return [question for name in questions.SETS for question in questions.load(name, data)]
+def real(data: Path) -> list[data.Question]:
+    return [question for name in SETS for question in load_set(name, data)]
 
 
 @pytest.mark.parametrize("template", ["{}", "The answer is {}", "So the answer is {}.", "#### {}", "Answer: {}"])
-def test_every_real_gold_is_right_for_itself(real: list[questions.Question], template: str) -> None:
+def test_every_real_gold_is_right_for_itself(real: list[data.Question], template: str) -> None:
     wrong = [q.id for q in real if grade(template.format(q.gold), q.gold, q.task).grade != "right"]
     assert wrong == []
 
 
-def test_no_real_gold_is_right_for_another(real: list[questions.Question]) -> None:
+def test_no_real_gold_is_right_for_another(real: list[data.Question]) -> None:
     golds: dict[str, dict[str, str]] = {}
     for q in real:
-        golds.setdefault(q.task, {})[canonical(q.gold, form(q.gold, q.task))] = q.gold
+        golds.setdefault(q.task, {})[canonicalize_gold(q.gold, infer_answer_type(q.gold, q.task))] = q.gold
     accepted = []
     for task, by_value in golds.items():
         values = list(by_value.values())
@@ -69,18 +70,18 @@ def test_no_real_gold_is_right_for_another(real: list[questions.Question]) -> No
 
 def test_every_gsm8k_reference_solution_is_right(data: Path) -> None:
     lines = [line for part in ("train", "test") for line in (data / "gsm8k" / f"{part}.jsonl").open(encoding="utf-8")]
-    loaded = questions.load("gsm8k", data)
+    loaded = load_set("gsm8k", data)
     assert len(lines) == len(loaded) == 8792
     for line, question in zip(lines, loaded, strict=True):
         for text in (json.loads(line)["answer"], f"{question.rationale}\nThe answer is {question.gold}"):
             assert grade(text, question.gold, "gsm8k").grade == "right", question.id
 
 
-def test_asdiv_golds_are_of_these_forms(real: list[questions.Question]) -> None:
+def test_asdiv_golds_are_of_these_forms(real: list[data.Question]) -> None:
     counts: dict[str, int] = {}
     for q in real:
         if q.set == "asdiv":
-            counts[form(q.gold, q.task)] = counts.get(form(q.gold, q.task), 0) + 1
+            counts[infer_answer_type(q.gold, q.task)] = counts.get(infer_answer_type(q.gold, q.task), 0) + 1
     assert counts == {"number": 2095, "several": 90, "text": 55, "ratio": 32, "time": 28, "boolean": 5}
 
 
@@ -94,8 +95,8 @@ def test_a_number_is_itself_however_it_is_written(n: int, how: str) -> None:
 
 @given(st.fractions(max_denominator=1000))
 def test_canonical_is_a_fixed_point(value) -> None:
-    once = canonical(str(value), "number")
-    assert canonical(once, "number") == once
+    once = canonicalize_gold(str(value), "number")
+    assert canonicalize_gold(once, "number") == once
     assert grade(f"The answer is {once}", str(value)).grade == "right"
 
 
@@ -105,7 +106,7 @@ GOLDS = {
 }  # fmt: skip
 
 
-@given(st.text(), st.sampled_from(answers.FORMS), st.sampled_from([None, "end", "length"]))
+@given(st.text(), st.sampled_from(grading.ANSWER_TYPE_NAMES), st.sampled_from([None, "end", "length"]))
 def test_any_text_gets_a_verdict(text: str, name: str, stop: str | None) -> None:
     gold = GOLDS.get(name, "some words")
     verdict = grade(text, gold, name, stop)
@@ -165,7 +166,7 @@ EVIL = [
 
 @pytest.mark.parametrize("number", range(len(EVIL)))
 def test_no_text_takes_long(number: int) -> None:
-    for name in answers.FORMS:
+    for name in grading.ANSWER_TYPE_NAMES:
         gold = GOLDS.get(name, "some words")
         bare = [EVIL[number]] if name in ("number", "choice", "boolean", "text", "json") else []
         for text in ["The answer is " + EVIL[number], *bare]:
@@ -211,20 +212,20 @@ def test_a_function_grades_for_whoever_names_it(tmp_path: Path, monkeypatch: pyt
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    answers.check("function: close:near")
+    grading.check_task("function: close:near")
     assert grade("about 18.4", "18", "mine/function: close:near") == Verdict("right", "18.4")
     assert grade("about 19.4", "18", "function:close:near") == Verdict("wrong", "19.4")
     assert grade("?", "18", "function: close:silent").grade == "no answer"
     assert grade("?", "18", "function: close:silent", "length").grade == "truncated"
-    assert answers.form("18", "function: close:near") == "function"
-    before = functions.digest("close:near")
-    assert len(before) == 64 and before != functions.digest("json:dumps")
+    assert grading.infer_answer_type("18", "function: close:near") == "function"
+    before = custom.function_digest("close:near")
+    assert len(before) == 64 and before != custom.function_digest("json:dumps")
     for task, message in (
         ("function: close:odd", "function close:odd: the grading function returned something else\n  found: 3"),
         ("function: close:broken", "function close:broken: the grading function failed\n  found: ZeroDivisionError"),
-        ("function: close:none", "function close:none: no such function\n  do: define none(text, gold) in close"),
+        ("function: close:none", "function close:none: no such function\n  hint: define none(text, gold) in close"),
         ("function: nowhere:f", "function nowhere:f: no such module"),
-        ("function: close", "task 'function: close': not a function\n  do: write `function: module:name`"),
+        ("function: close", "task 'function: close': not a function\n  hint: write `function: module:name`"),
     ):
         with pytest.raises(UserError) as error:
             grade("x", "y", task)
@@ -232,7 +233,7 @@ def test_a_function_grades_for_whoever_names_it(tmp_path: Path, monkeypatch: pyt
 
 
 def test_nothing_is_evaluated() -> None:
-    for path in sorted(Path(answers.__file__).parent.glob("*.py")):
+    for path in sorted(Path(grading.__file__).parent.glob("*.py")):
         names = {
             node.id for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Name)
         }
@@ -245,10 +246,14 @@ def test_nothing_is_evaluated() -> None:
         (
             "many",
             "gsm8k",
-            "the gold answer is no number\n  found: 'many'\n  do: correct the answer, or name another task",
+            "the gold answer is no number\n  found: 'many'\n  hint: correct the answer, or name another task",
         ),
-        ("", None, "the gold answer is no text\n  found: ''\n  do: correct the answer, or name another task"),
-        ("3", "boolean", "the gold answer is no boolean\n  found: '3'\n  do: correct the answer, or name another task"),
+        ("", None, "the gold answer is no text\n  found: ''\n  hint: correct the answer, or name another task"),
+        (
+            "3",
+            "boolean",
+            "the gold answer is no boolean\n  found: '3'\n  hint: correct the answer, or name another task",
+        ),
     ],
 )
 def test_a_gold_that_cannot_be_read_is_the_users_fault(gold: str, task: str | None, message: str) -> None:
@@ -258,7 +263,7 @@ def test_a_gold_that_cannot_be_read_is_the_users_fault(gold: str, task: str | No
 
 
 def test_an_unknown_task_is_named_with_the_nearest() -> None:
-    with pytest.raises(UserError, match="unknown task 'bbh/navigat'\n  do: did you mean 'bbh/navigate'"):
+    with pytest.raises(UserError, match="unknown task 'bbh/navigat'\n  hint: did you mean 'bbh/navigate'"):
         grade("18", "18", "bbh/navigat")
     assert grade("b a", "b a", "miniature-sorting/list").grade == "right"
-    assert answers.VERSION == 4
+    assert grading.VERSION == 4

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from potstill import engines, prompts, students
-from potstill.engines import Request, batches
-from potstill.students import Student
+from potstill import inference, models, prompts
+from potstill.inference import Request, batch_requests
+from potstill.models import Student
 
 NOISE = 1e-4  # between the two best logits
 MODELS = Path(str(resources.files("potstill.miniature"))) / "models"
@@ -19,7 +19,7 @@ BUDGETS = (64, 500, 4096, 40000)
 
 @pytest.mark.parametrize("model", ["student", "student-causal"])
 def test_texts_differ_only_where_two_tokens_are_equally_likely(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    student = students.open(MODELS / model)
+    student = models.open_student(MODELS / model)
     asked = [Request((str(row), 0), tuple(student.encode(student.render(prompt)))) for row, prompt in enumerate(some())]
     found = [greedy(student, asked, budget) for budget in BUDGETS]
     differing = 0
@@ -45,12 +45,12 @@ def some() -> list:
         for a in range(3, 9)
         for b in range(2, 12)
     ]
-    return [prompts.build(row, prompts.FORMATS["zero-shot-rationale"]) for row in rows]
+    return [prompts.build_prompt(row, prompts.FORMATS["zero-shot-rationale"]) for row in rows]
 
 
 def greedy(student: Student, asked: list[Request], budget: int) -> dict[str, tuple[int, ...]]:
-    engine, found = engines.open(student), {}
-    for batch in batches(asked, budget, max_tokens=48):
+    engine, found = inference.open_engine(student), {}
+    for batch in batch_requests(asked, budget, max_tokens=48):
         for text in engine.generate([asked[index] for index in batch], max_tokens=48):
             found[text.key[0]] = text.ids
     return found

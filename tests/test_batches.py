@@ -23,17 +23,17 @@ from typer.testing import CliRunner
 import stub
 import tiny
 from crashing import Crash, crash
-from potstill import cli, files, run
+from potstill import cli, runner, storage
+from potstill.data import run_questions
 from potstill.errors import UserError
-from potstill.files import disk, manifest, parts, segments, tables
-from potstill.files.segments import Shard
-from potstill.questions import collected
 from potstill.records import Prompt, Question
-from potstill.teachers.openai import batches, results
-from potstill.teachers.openai.asking import Manner, Settings
-from potstill.teachers.openai.budget import Budget
-from potstill.teachers.openai.reading import Reader
-from potstill.teachers.watch import Watch
+from potstill.storage import atomic, manifest, parquet, segments
+from potstill.storage.segments import Shard
+from potstill.teachers.openai_api import batch_api
+from potstill.teachers.openai_api.budget import Budget
+from potstill.teachers.openai_api.request import Capabilities, ServerSettings
+from potstill.teachers.openai_api.token_entries import ReaderContext
+from potstill.teachers.usage import UsageMeter
 
 ASKED, SAMPLES = 4, 10  # training questions of the tiny world
 Change = Callable[[dict[str, Any]], dict[str, Any] | None]
@@ -48,10 +48,10 @@ def changes(url: str, *more: str) -> list[str]:
 
 def asked(world: Path, at: Path, url: str, name: str, *more: str) -> list[dict[str, Any]]:
     """The requests that the run at `at` writes now."""
-    run.batch(tiny.recipe(world, *changes(url, *more)), out=at.parent / name, folder=at)
+    runner.run_batch(tiny.recipe(world, *changes(url, *more)), out=at.parent / name, folder=at)
     found = sorted((at.parent / name).glob("*")) if (at.parent / name).exists() else []
     assert all(path.name.startswith("requests-") for path in found)
-    return [row for path in found for _, row in files.read_jsonl(path)]
+    return [row for path in found for _, row in storage.read_jsonl(path)]
 
 
 def served(server: stub.Stub, requests: Iterable[dict[str, Any]], change: Change = lambda row: row) -> list[bytes]:
@@ -80,7 +80,7 @@ def read(world: Path, at: Path, lines: list[bytes], *more: str, split: int = 1) 
     paths = [at.parent / f"results-{part}.jsonl" for part in range(split)]
     for part, path in enumerate(paths):
         path.write_bytes(b"".join(lines[part::split]))
-    run.batch(tiny.recipe(world, *changes("http://127.0.0.1:9/v1", *more)), paths, folder=at)
+    runner.run_batch(tiny.recipe(world, *changes("http://127.0.0.1:9/v1", *more)), paths, folder=at)
     return at / "sample"
 
 
@@ -89,7 +89,7 @@ def chains(folder: Path) -> bytes:
 
 
 def spent(folder: Path) -> dict[str, float]:
-    rows = [row for _, row in files.read_jsonl(folder.parent / "spent-0000.jsonl")]
+    rows = [row for _, row in storage.read_jsonl(folder.parent / "spent-0000.jsonl")]
     return {name: sum(row.get(name, 0) for row in rows) for name in ("requests", "prompt_tokens", "completion_tokens")}
 
 
@@ -113,8 +113,8 @@ def test_the_same_requests_and_of_their_answers_the_same_chains(world: Path, tmp
     random.Random(1).shuffle(lines)
     folder = read(world, tmp_path / "run", lines, split=3)
     same = chains(folder) == chains(live[0])
-    assert same and segments.paths(folder) == []
-    one, other = (manifest.finished(each) for each in (folder, live[0]))
+    assert same and segments.segment_paths(folder) == []
+    one, other = (manifest.read_finished(each) for each in (folder, live[0]))
     assert one is not None and other is not None and one.counts == other.counts
     assert spent(folder) == spent(live[0])
     assert read(world, tmp_path / "run", lines) == folder, "too late: nothing changes"
@@ -170,7 +170,7 @@ def test_what_is_missing_is_asked_again_and_nothing_else(world: Path, tmp_path: 
     assert not {body["seed"] for name, body in second.items() if name not in first} & {
         b["seed"] for b in first.values()
     }
-    keys = [chain.key for chain in tables.read_chains(at / "sample" / "chains.parquet")]
+    keys = [chain.key for chain in parquet.read_chains(at / "sample" / "chains.parquet")]
     assert len(keys) == len(set(keys)) == ASKED * SAMPLES
     told = capfd.readouterr().err
     assert "batch_expired too late" in told and "HTTP 500 oh dear" in told and "fewer texts than asked" in told
@@ -198,7 +198,7 @@ def test_enough_right_chains_end_a_question(world: Path, tmp_path: Path) -> None
                 break
             assert len(requests) == len({row["body"]["prompt"] for row in requests}), "one request a question"
             read(world, at, served(server, requests), *more)
-    assert manifest.finished(at / "sample") is not None and 1 < number < 8
+    assert manifest.read_finished(at / "sample") is not None and 1 < number < 8
 
 
 def test_refused_questions_are_told_and_can_be_skipped(world: Path, tmp_path: Path, capfd) -> None:
@@ -213,12 +213,12 @@ def test_refused_questions_are_told_and_can_be_skipped(world: Path, tmp_path: Pa
     again = asked(world, at, "http://127.0.0.1:9/v1", "again")
     assert {row["body"]["prompt"] for row in again} == {requests[0]["body"]["prompt"]}
     read(world, at, lines, "teacher.server.refused=skip")
-    assert tables.rows(folder / "chains.parquet") == (ASKED - 1) * SAMPLES
+    assert parquet.count_rows(folder / "chains.parquet") == (ASKED - 1) * SAMPLES
 
 
 def test_a_service_that_refuses_everything(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not for the questions, then: none is skipped afterwards."""
-    monkeypatch.setattr(results, "REFUSED", 3)
+    monkeypatch.setattr(batch_api, "MAX_REFUSED", 3)
     at, more = tmp_path / "run", "teacher.server.refused=skip"
     with stub.running() as server:
         requests = asked(world, at, server.url, "out", more)
@@ -247,7 +247,7 @@ def test_what_is_no_result_of_this_run_is_named_by_file_and_line(world: Path, tm
         with pytest.raises(UserError) as raised:
             read(world, at, [*lines[:2], line, *lines[2:4]])
         assert message in str(raised.value) and "do: " in str(raised.value)
-        assert len(segments.keys(segments.paths(at / "sample"))) == len(
+        assert len(segments.stored_keys(segments.segment_paths(at / "sample"))) == len(
             {key for row in requests[:2] for key in _keys(row)}
         ), "what came before it is stored"
     with pytest.raises(UserError, match="no requests were written for this run"):
@@ -257,7 +257,7 @@ def test_what_is_no_result_of_this_run_is_named_by_file_and_line(world: Path, tm
 
 
 def _keys(request: dict[str, Any]) -> list[tuple[int, int]]:
-    name = batches.parsed(request["custom_id"])
+    name = batch_api.parse_custom_id(request["custom_id"])
     assert name is not None
     return [(name[1], index) for index in name[2]]
 
@@ -285,12 +285,12 @@ def test_a_crash_at_every_operation(world: Path, tmp_path: Path, more: tuple[str
         while not (at / "sample" / "chains.parquet").exists():
             name, rounds = f"out-{rounds}", rounds + 1
             crashes.append(again(partial(_asked_once, world, at, server.url, name, *more)))
-            requests = [row for _, row in files.read_jsonl(tmp_path / name / "requests-0001.jsonl")]
+            requests = [row for _, row in storage.read_jsonl(tmp_path / name / "requests-0001.jsonl")]
             crashes.append(again(partial(read, world, at, served(server, requests), *more)))
     assert crashes[0] > 8 and sum(crashes[1::2]) > 8 and rounds > len(more)
     same = chains(at / "sample") == chains(live)
     assert same
-    billed = [name for row in files.whole_rows(at / "spent-0000.jsonl") for name in row.get("ids", ())]
+    billed = [name for row in storage.read_complete_lines(at / "spent-0000.jsonl") for name in row.get("ids", ())]
     assert len(billed) == len(set(billed)) > 0, "a crash may lose a bill, and writes none twice"
 
 
@@ -299,24 +299,24 @@ def _asked_once(world: Path, at: Path, url: str, name: str, *more: str) -> None:
         asked(world, at, url, name, *more)
 
 
-@pytest.mark.parametrize("shard", [segments.WHOLE, Shard(2, 3)], ids=str)
+@pytest.mark.parametrize("shard", [segments.UNSHARDED, Shard(2, 3)], ids=str)
 def test_a_torn_segment_does_not_keep_enough_from_being_counted(world: Path, tmp_path: Path, shard: Shard) -> None:
     """The process was killed while it stored a chain: its own segment, or one that somebody else goes on with."""
     at, more = tmp_path / "run", ("teacher.enough=2", "teacher.samples=40", "teacher.server.per_request=2")
     with stub.running() as server:
         plan = tiny.recipe(world, *changes(server.url, *more))
-        with pytest.raises(Crash), _torn(segments.name(shard)):
-            run.shard(plan, shard, folder=at)
-        torn = at / "sample" / segments.name(shard)
+        with pytest.raises(Crash), _torn(segments.segment_name(shard)):
+            runner.run_shard(plan, shard, folder=at)
+        torn = at / "sample" / segments.segment_name(shard)
         assert torn.stat().st_size and not torn.read_bytes().endswith(b"\n")
-        run.shard(plan, Shard(1, 3), folder=at)  # beside a process that may be in the middle of a line
+        runner.run_shard(plan, Shard(1, 3), folder=at)  # beside a process that may be in the middle of a line
         requests = asked(world, at, server.url, "out", *more)
         assert 0 < len(requests) <= ASKED
         read(world, at, served(server, requests[:1]), *more)
         tiny.make(world, at, *changes(server.url, *more), until="sample")
-    keys = [chain.key for chain in tables.read_chains(at / "sample" / "chains.parquet")]
+    keys = [chain.key for chain in parquet.read_chains(at / "sample" / "chains.parquet")]
     assert len(set(keys)) == len(keys) and {name for name, _, _ in keys} == {
-        question.id for question in collected.questions(at, plan.questions.train, "train")
+        question.id for question in run_questions.read_questions(at, plan.questions.train, "train")
     }
 
 
@@ -329,7 +329,7 @@ def _torn(name: str) -> Iterator[None]:
             raise Crash
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(disk, "crash", stop)
+        patch.setattr(atomic, "crash", stop)
         yield
 
 
@@ -347,18 +347,21 @@ def again(work: Callable[[], object]) -> int:
 
 def test_files_hold_no_more_than_they_may(tmp_path: Path) -> None:
     rows = [b"x" * size + b"\n" for size in (5, 90, 5, 5, 5, 5)]
-    paths = parts.write(tmp_path / "out", iter(rows), "requests", most_lines=3, most_bytes=97)
+    paths = atomic.write_rolling_files(tmp_path / "out", iter(rows), "requests", most_lines=3, most_bytes=97)
     assert [path.read_bytes().count(b"\n") for path in paths] == [2, 3, 1]
     assert b"".join(path.read_bytes() for path in paths) == b"".join(rows)
-    assert parts.write(tmp_path / "none", iter(()), "requests", most_lines=1, most_bytes=1) == []
+    assert atomic.write_rolling_files(tmp_path / "none", iter(()), "requests", most_lines=1, most_bytes=1) == []
     assert not (tmp_path / "none").exists()
 
 
 def test_ids_say_everything() -> None:
     for indices in ((0,), (7,), (0, 1, 2, 3), (40, 42, 79), tuple(range(900, 1000))):
-        name = batches.custom_id("0123456789ab", 298919, indices, 12)
-        assert len(name) <= 64 and batches.parsed(name) == ("0123456789ab", 298919, indices, 12)
-    assert all(batches.parsed(text) is None for text in ("", "request-1", "0123456789ab-1-0-0-0", "0123456789ab-1-0-f"))
+        name = batch_api.format_custom_id("0123456789ab", 298919, indices, 12)
+        assert len(name) <= 64 and batch_api.parse_custom_id(name) == ("0123456789ab", 298919, indices, 12)
+    assert all(
+        batch_api.parse_custom_id(text) is None
+        for text in ("", "request-1", "0123456789ab-1-0-0-0", "0123456789ab-1-0-f")
+    )
 
 
 @given(
@@ -369,20 +372,24 @@ def test_ids_say_everything() -> None:
 @hypothesis.settings(max_examples=40)
 def test_every_id_is_short_and_is_read_back(per_request, samples, stored, number, first, tries) -> None:
     """However many chains a request may have; of the first question as of the last that a run could have."""
-    settings = Settings("m", samples=samples, per_request=per_request, candidates=0)
+    settings = ServerSettings("m", samples=samples, per_request=per_request, candidates=0)
     question, tag, asked = Question("q", "2 + 2?", "4", "s", "train", "number"), "0123456789ab", list[int]()
-    batch = batches.Batch(tag, settings, Manner(), Reader("openai", "none"), [question], lambda _: Prompt(()))
-    before = batches.Before(tries={(0, index): tries for index in range(samples)})
+    batch = batch_api.Batch(
+        tag, settings, Capabilities(), ReaderContext("openai", "none"), [question], lambda _: Prompt(())
+    )
+    before = batch_api.FailedResults(tries={(0, index): tries for index in range(samples)})
     done = {("q", "openai", index) for index in stored}
-    for line in batches.lines(batch, done, {}, before, Budget(settings, Watch()), batches.Written()):
+    for line in batch_api.iter_request_lines(
+        batch, done, {}, before, Budget(settings, UsageMeter()), batch_api.BatchSummary()
+    ):
         row = json.loads(line)
-        name = batches.parsed(row["custom_id"])
+        name = batch_api.parse_custom_id(row["custom_id"])
         assert name is not None and name[:2] == (tag, 0) and name[3] == tries and len(row["custom_id"]) <= 64
         assert row["body"]["n"] == len(name[2]) <= per_request
         asked += name[2]
         far = tuple(first + index - name[2][0] for index in name[2])
-        longest = batches.custom_id(tag, number, far, tries)
-        assert len(longest) <= 64 and batches.parsed(longest) == (tag, number, far, tries)
+        longest = batch_api.format_custom_id(tag, number, far, tries)
+        assert len(longest) <= 64 and batch_api.parse_custom_id(longest) == (tag, number, far, tries)
     assert asked == [index for index in range(samples) if index not in stored]
 
 
@@ -394,15 +401,15 @@ def test_the_command(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with stub.running() as server:
         tiny.make(world, Path("run"), *changes(server.url), until="collect")
         told = sample("run", "--batch-out", "out")
-        requests = [row for _, row in files.read_jsonl(Path("out/requests-0001.jsonl"))]
-        files.write(Path("results/a.jsonl"), b"".join(served(server, requests)))
+        requests = [row for _, row in storage.read_jsonl(Path("out/requests-0001.jsonl"))]
+        storage.write_file(Path("results/a.jsonl"), b"".join(served(server, requests)))
     with pytest.raises(UserError, match="batch files are of the whole run"):
         sample("run", "--batch-in", "results", "--shard", "1/2")
     with pytest.raises(UserError, match="a folder without"):
         sample("run", "--batch-in", "results", "--batch-in", "run/sample")
     told += sample("run", "--batch-in", "results", "--batch-out", "more")
     assert "1 files in out: 12 requests for 40 chains" in told and "40 chains stored now, 40 in all" in told
-    assert tables.rows(Path("run/sample/chains.parquet")) == ASKED * SAMPLES and not Path("more").exists()
+    assert parquet.count_rows(Path("run/sample/chains.parquet")) == ASKED * SAMPLES and not Path("more").exists()
 
 
 def sample(*arguments: str) -> str:

@@ -13,8 +13,9 @@ import pytest
 
 import browser as headless
 from example_story import HOSTILE, example, hostile
-from potstill import page, plots
-from potstill.story import Story, Time
+from potstill.report import csv_tables, figures, html
+from potstill.report.html import render_report
+from potstill.report.model import ReportData, StageTime
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser can be driven")
 if headless.path() is None:
@@ -30,12 +31,12 @@ def browser() -> Iterator[Any]:
         yield started
 
 
-def write(folder: Path, story: Story) -> Path:
+def write(folder: Path, story: ReportData) -> Path:
     """The page of a story with everything beside it, as the report stage leaves it."""
     folder.mkdir(exist_ok=True)
-    made = {"index.html": page.render(story, plots.draw(story))}
-    made |= {f"{name}.csv": text for name, text in page.tables(story).items()}
-    made |= page.measured(story, (Time("sample", 12.5, 800), Time("train", 90.25, 900)))
+    made = {"index.html": html.render_report(story, figures.draw_figures(story))}
+    made |= {f"{name}.csv": text for name, text in csv_tables.build_tables(story).items()}
+    made |= html.render_times(story, (StageTime("sample", 12.5, 800), StageTime("train", 90.25, 900)))
     for name, text in made.items():
         (folder / name).write_text(text, encoding="utf-8")
     return folder / "index.html"
@@ -103,7 +104,7 @@ def test_hostile_texts_are_inert(browser: Any, tmp_path: Path, text: str) -> Non
 
 def test_the_policy_would_stop_a_script(browser: Any, tmp_path: Path) -> None:
     """If a text did come through unescaped, the browser would refuse to run it."""
-    html = page.render(example(), {})
+    html = render_report(example(), {})
     scripts = "<script>document.title='run'</script><img src='http://x.invalid/'>"
     file = tmp_path / "index.html"
     file.write_text(html.replace("<main>", "<main>" + scripts), encoding="utf-8")
@@ -115,7 +116,7 @@ def test_the_policy_would_stop_a_script(browser: Any, tmp_path: Path) -> None:
 def test_every_link_leads_somewhere(browser: Any, file: Path) -> None:
     with Opened(browser, file) as opened:
         sections = opened.page.locator("nav a")
-        assert sections.count() == len(page.SECTIONS)
+        assert sections.count() == len(html.SECTIONS)
         for link in sections.all():
             target = link.get_attribute("href") or ""
             link.click()
@@ -130,7 +131,7 @@ def test_every_table_can_be_had(browser: Any, file: Path) -> None:
     with Opened(browser, file) as opened:
         opened.page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
         links = {link.get_attribute("href"): link for link in opened.page.locator("a.csv").all()}
-        assert set(links) == {f"{name}.csv" for name in page.tables(example())} | {"time.csv"}
+        assert set(links) == {f"{name}.csv" for name in csv_tables.build_tables(example())} | {"time.csv"}
         for name, link in links.items():
             with opened.page.expect_download() as download:
                 link.click()

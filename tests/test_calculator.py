@@ -12,11 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.calculator import DIGITS, asked, shown, tail, value
-from potstill.engines import Request
-from potstill.engines.transformers import Engine
-from potstill.students import Shape, initialise
-from potstill.tokenizers import Tokenizer, train_bpe, train_unigram
+from potstill.calculator import (
+    MAX_DIGITS,
+    complete_after_equals,
+    evaluate_expression,
+    find_trailing_expression,
+    format_result,
+)
+from potstill.inference import Request
+from potstill.inference.transformers import TransformersEngine
+from potstill.models import Shape, random_student
+from potstill.tokenization import Tokenizer, train_bpe, train_unigram
 
 ANNOTATION = re.compile(r"<<([^<>=]*)=([^<>]*)>>")
 
@@ -25,7 +31,11 @@ def test_every_annotation_of_gsm8k_comes_out_as_it_stands(data: Path) -> None:
     rows = [json.loads(line) for path in sorted((data / "gsm8k").glob("train*.jsonl")) for line in path.open()]
     found = [pair for row in rows for pair in ANNOTATION.findall(row["answer"])]
     assert len(found) == 23716
-    wrong = [(left, right) for left, right in found if value(left) is None or not same(value(left), right)]
+    wrong = [
+        (left, right)
+        for left, right in found
+        if evaluate_expression(left) is None or not same(evaluate_expression(left), right)
+    ]
     assert wrong == []
 
 
@@ -33,7 +43,7 @@ def same(found: Fraction | None, written: str) -> bool:
     """Whether a result is what the annotation says; these are rounded to the decimals that they have."""
     assert found is not None
     written = written.replace(",", "").lstrip("$")
-    number = Fraction(written) if re.fullmatch(r"-?\d*\.?\d+|-?\d+\.", written) else value(written)
+    number = Fraction(written) if re.fullmatch(r"-?\d*\.?\d+|-?\d+\.", written) else evaluate_expression(written)
     assert number is not None, written
     return abs(found - number) <= Fraction(1, 10 ** max(0, len(written.partition(".")[2])))
 
@@ -72,7 +82,7 @@ def same(found: Fraction | None, written: str) -> bool:
     ],
 )
 def test_what_belongs_behind_the_equals_sign(text: str, result: str | None) -> None:
-    assert asked(text) == result
+    assert complete_after_equals(text) == result
 
 
 numbers = st.integers(0, 999).map(str) | st.decimals(0, 99, places=2).map(str)
@@ -90,31 +100,34 @@ def test_a_value_is_that_of_the_language(expression: str) -> None:
         expected = eval(names, {"Fraction": Fraction})  # of a text that this test has made itself
     except ZeroDivisionError:
         expected = None
-    assert value(expression) == expected
+    assert evaluate_expression(expression) == expected
 
 
 @given(st.fractions())
 def test_what_is_shown_is_exact_or_nothing(number: Fraction) -> None:
-    written = shown(number)
+    written = format_result(number)
     assert written is None or Fraction(written) == number
 
 
 @given(st.text("0123456789+-*/().,$ x×=<>a", max_size=400))
 def test_any_text_is_read(text: str) -> None:
-    found = tail(text)
-    assert found is None or value(found) is not None
-    asked(text + "=")
+    found = find_trailing_expression(text)
+    assert found is None or evaluate_expression(found) is not None
+    complete_after_equals(text + "=")
 
 
 @pytest.mark.parametrize("text", ["(" * 10**5, "1" * 10**5, "1+" * 10**5, "9*" * 10**4 + "9", "-" * 10**5 + "1"])
 def test_nothing_takes_long(text: str) -> None:
     start = time.process_time()
-    assert value(text) is None and asked(text + "=") in (None, asked(text[-200:] + "="))
+    assert evaluate_expression(text) is None and complete_after_equals(text + "=") in (
+        None,
+        complete_after_equals(text[-200:] + "="),
+    )
     assert time.process_time() - start < 2  # of a bound that is passed, not of a speed
 
 
 def test_digits_are_bounded() -> None:
-    assert value("9" * DIGITS) is not None and value("9" * (DIGITS + 1)) is None
+    assert evaluate_expression("9" * MAX_DIGITS) is not None and evaluate_expression("9" * (MAX_DIGITS + 1)) is None
 
 
 # --- in an engine ----------------------------------------------------------------------------------------------------
@@ -127,8 +140,8 @@ TEXTS = [f"They have {a} + {b} = {a + b} pens. The answer is {a + b}" for a in r
 def test_a_random_student_that_writes_sums_has_them_right(family: str, sampled: bool, monkeypatch) -> None:
     tokenizer = train_unigram(TEXTS, 90) if family == "t5" else train_bpe(TEXTS, 300)
     shape = Shape(family, d_model=16, layers=1, heads=2, d_ff=24, d_kv=8, vocabulary=tokenizer.size)  # type: ignore[arg-type]
-    student = initialise(shape, tokenizer, 3)
-    engine = Engine(student)
+    student = random_student(shape, tokenizer, 3)
+    engine = TransformersEngine(student)
     liked = [token for text in ("3", "4", " +", " =", " 2", "7 + 5 =") for token in tokenizer.encode(text).ids]
     with_bias(monkeypatch, student, liked)
     requests = [Request((f"q{at}", index), tuple(student.encode("Sum: 3"))) for at in range(3) for index in range(16)]
@@ -140,7 +153,7 @@ def test_a_random_student_that_writes_sums_has_them_right(family: str, sampled: 
         assert b"".join(text.tokens) == text.content
         assert text.likelihood is not None and text.likelihood <= 0
         for found in re.finditer("=", text.text):
-            result = asked(text.text[: found.end()])
+            result = complete_after_equals(text.text[: found.end()])
             if result is not None and len(text.text) > found.end() + len(result):
                 assert text.text[found.end() :].startswith(result)
                 assert not re.match(r"[.,]?\d", text.text[found.end() + len(result) :])
@@ -161,10 +174,10 @@ def with_bias(monkeypatch: pytest.MonkeyPatch, student, liked: list[int]) -> Non
 
 
 def test_a_result_that_the_vocabulary_cannot_write_is_left_to_the_model() -> None:
-    from potstill.engines.calculating import Calculating
+    from potstill.inference.sampling import CalculatorDecoding
 
     tokenizer: Tokenizer = train_unigram(["3 + 4 = 7"] * 9, 40)
-    rows = Calculating(1, tokenizer, lambda token, position: tokenizer.bytes(token))
+    rows = CalculatorDecoding(1, tokenizer, lambda token, position: tokenizer.bytes(token))
     assert rows._tokens("3 + 4 =", " 7") == tokenizer.encode("7").ids
     assert rows._tokens("9 + 4 =", " 13") == [] or b"13" in tokenizer.text(rows._tokens("9 + 4 =", " 13"))
     assert rows._tokens("<<3+4=", "7>>") == []

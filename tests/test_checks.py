@@ -10,16 +10,16 @@ import pytest
 
 import stub
 import tiny
-from potstill import checks, plan, run
+from potstill import dry_run, preflight, runner
 from potstill.errors import UserError
-from potstill.files import segments
+from potstill.storage import segments
 
 
 @pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch):
     """No optional library is installed."""
     found = util.find_spec
-    monkeypatch.setattr(checks, "find_spec", lambda name: None if name in checks.EXTRAS else found(name))
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None if name in preflight.EXTRAS else found(name))
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +47,12 @@ def infinite(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def encoder_decoder(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from potstill import students, tokenizers
+    from potstill import models, tokenization
 
-    tokenizer = tokenizers.open(world / "student-tokenizer")
+    tokenizer = tokenization.load_tokenizer(world / "student-tokenizer")
     folder = tmp_path_factory.mktemp("t5") / "model"
     folder.mkdir()
-    students.initialise(students.Shape("t5", 16, 1, 2, 32, 8, tokenizer.size), tokenizer, 0).save(folder)
+    models.random_student(models.Shape("t5", 16, 1, 2, 32, 8, tokenizer.size), tokenizer, 0).save(folder)
     return folder
 
 
@@ -78,11 +78,11 @@ def test_what_is_missing_is_in_the_plan_and_stops_the_run_before_its_first_chain
     world: Path, tmp_path: Path, without: None, changes: tuple[str, ...], stage: str, said: str
 ) -> None:
     recipe = tiny.recipe(world, *changes)
-    text = plan.text(recipe)
+    text = dry_run.describe_run(recipe)
     assert f"would stop it     at {stage}: " in text and said in text.partition("would stop it")[2]
     with pytest.raises(UserError, match=said):
-        run.run(recipe, folder=tmp_path / "run")
-    assert not segments.paths(tmp_path / "run" / "sample")
+        runner.run(recipe, folder=tmp_path / "run")
+    assert not segments.segment_paths(tmp_path / "run" / "sample")
 
 
 @pytest.mark.parametrize("key", ["teacher.model", "student.model", "teacher.score.model"])
@@ -101,9 +101,9 @@ def test_weights_that_cannot_be_used_are_found_before_anything_is_paid_for(
         }[key]
         recipe = tiny.recipe(world, *changes)
         stage = "train" if key == "student.model" else "sample"
-        assert f"would stop it     at {stage}: {folder}" in plan.text(recipe)
+        assert f"would stop it     at {stage}: {folder}" in dry_run.describe_run(recipe)
         with pytest.raises(UserError, match=r"(safetensors|finite)"):
-            run.run(recipe, folder=tmp_path / "run")
+            runner.run(recipe, folder=tmp_path / "run")
         assert server.seen == []
 
 
@@ -121,16 +121,19 @@ def test_a_control_that_is_still_to_be_made_stops_nothing_before_the_report(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tiny.recipe(world, "report.controls=[other-run]")
-    run.run(recipe, folder=tmp_path / "run", until="sample")
+    runner.run(recipe, folder=tmp_path / "run", until="sample")
     assert "later, at report: report.controls: the control run other-run" in capsys.readouterr().err
 
 
 def test_what_is_finished_is_not_checked_again(world: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(world, tmp_path / "data"))
     at = tiny.make(data, tmp_path / "run", until="train")
-    assert checks.problems(tiny.recipe(data), run.STAGES, at) == []
+    assert preflight.find_problems(tiny.recipe(data), runner.STAGES, at) == []
     more = "evaluate.engine=vllm"
-    assert {each.stage for each in checks.problems(tiny.recipe(data, more), run.STAGES, at)} <= {"evaluate", "test"}
+    assert {each.stage for each in preflight.find_problems(tiny.recipe(data, more), runner.STAGES, at)} <= {
+        "evaluate",
+        "test",
+    }
 
 
 def test_samples_without_chance_go_on_where_they_were_begun(world: Path, tmp_path: Path) -> None:
@@ -138,23 +141,23 @@ def test_samples_without_chance_go_on_where_they_were_begun(world: Path, tmp_pat
     recipe = tiny.recipe(world, "teacher.temperature=0")
     folder = tmp_path / "run" / "sample"
     folder.mkdir(parents=True)
-    assert [each.stage for each in checks.problems(recipe, ("sample",), tmp_path / "run")] == ["sample"]
+    assert [each.stage for each in preflight.find_problems(recipe, ("sample",), tmp_path / "run")] == ["sample"]
     (folder / "segment-0000.jsonl").write_text("")
-    assert checks.problems(recipe, ("sample",), tmp_path / "run") == []
-    assert checks.problems(tiny.recipe(world, "teacher.temperature=0", "teacher.samples=1"), ("sample",)) == []
+    assert preflight.find_problems(recipe, ("sample",), tmp_path / "run") == []
+    assert preflight.find_problems(tiny.recipe(world, "teacher.temperature=0", "teacher.samples=1"), ("sample",)) == []
 
 
 def test_an_encoder_decoder_is_no_model_for_vllm(
     world: Path, encoder_decoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "find_spec", lambda name: name)  # as if all were installed
+    monkeypatch.setattr(preflight, "find_spec", lambda name: name)  # as if all were installed
     for changes in (("teacher.kind=vllm", f"teacher.model={encoder_decoder}"),
                     (f"student={{model: {encoder_decoder}}}", "evaluate.engine=vllm")):  # fmt: skip
-        found = checks.problems(tiny.recipe(world, *changes), run.STAGES)
+        found = preflight.find_problems(tiny.recipe(world, *changes), runner.STAGES)
         assert any("does not run encoder-decoder" in each.fault.what for each in found)
 
 
 def test_a_key_that_is_not_set_is_in_the_plan(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     keyed = "teacher={kind: openai, model: m, server: {key: NO_SUCH_KEY}}"
-    assert "NO_SUCH_KEY is not set" in plan.text(tiny.recipe(world, keyed))
+    assert "NO_SUCH_KEY is not set" in dry_run.describe_run(tiny.recipe(world, keyed))

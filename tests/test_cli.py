@@ -14,7 +14,7 @@ import pytest
 
 import lowest
 import tiny
-from potstill.files import tables
+from potstill.storage import parquet
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -76,7 +76,7 @@ def test_a_recipe_that_is_not_there_is_one_message(tmp_path: Path) -> None:
     told = potstill("run", "absent.yaml", cwd=tmp_path)
     assert told.returncode == 2
     assert told.stderr == (
-        "absent.yaml: cannot be read\n  found: No such file or directory\n  do: name a recipe (YAML)\n"
+        "absent.yaml: cannot be read\n  found: No such file or directory\n  hint: name a recipe (YAML)\n"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -167,9 +167,9 @@ def test_a_finished_run_refuses_other_keys_and_redo_consents(tmp_path: Path, wor
         tiny.make(world, at, "filter.cap=1", until="filter")
     assert "filter.cap: null -> 1" in str(caught.value) and "--redo filter" in str(caught.value)
     assert tiny.contents(at) == before
-    from potstill import run
+    from potstill import runner
 
-    run.run(tiny.recipe(world, "filter.cap=1"), folder=at, redo="filter", until="filter")
+    runner.run(tiny.recipe(world, "filter.cap=1"), folder=at, redo="filter", until="filter")
     after = tiny.contents(at)
     assert {name for name in after if after[name] != before.get(name)} <= {n for n in after if n.startswith("filter/")}
     assert b'"filter.cap": 1' in after["filter/manifest.json"]
@@ -237,8 +237,8 @@ def test_texts_of_others_reach_no_terminal_as_commands(
     chains = [{"question": f"sums/{i}{evil}", "text": f"{evil} The answer is 1", "source": evil} for i in range(6)]
     (world / "chains.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chains))
     at = tiny.make(world, tmp_path / "run", "teacher={kind: replay, chains: chains.jsonl}", until="sample")
-    show.chain(at, f"sums/0{evil}#0")
-    show.overview(at)
+    show.print_chain(at, f"sums/0{evil}#0")
+    show.print_overview(at)
     monkeypatch.setattr(sys, "argv", ["potstill", "show", str(at), "--chain", f"{evil}#1"])
     with pytest.raises(SystemExit):
         cli.main()
@@ -252,7 +252,7 @@ def test_a_run_under_way_can_be_looked_at(tmp_path: Path, finished: Path, capsys
 
     from potstill.cli import show
     from potstill.errors import UserError
-    from potstill.files import run_folder
+    from potstill.storage import run_folder
 
     at = Path(shutil.copytree(finished, tmp_path / "run"))
     shutil.rmtree(at / "student")
@@ -261,11 +261,11 @@ def test_a_run_under_way_can_be_looked_at(tmp_path: Path, finished: Path, capsys
     with (at / "evaluate" / "4" / "few-shot-answer.greedy.jsonl").open("a") as torn:
         torn.write('{"question": "oth')
     asked = json.loads((at / "collect" / "other.validation.jsonl").read_text().splitlines()[0])["id"]
-    with run_folder.locked(at):
-        show.status(at)
-        show.prediction(at, asked)
+    with run_folder.lock_run(at):
+        show.print_status(at)
+        show.print_predictions(at, asked)
         with pytest.raises(UserError, match="steps are counted from 1"):
-            show.batch(at, -1)
+            show.print_batch(at, -1)
     told = capsys.readouterr().out
     assert told.count("broken") == 2  # the moved student, and the torn answers, whose step is not shown
     assert told.count("begun") == 1 and told.count("few-shot-answer") == 2
@@ -275,7 +275,7 @@ def test_export_gives_chat_rows(finished: Path, said: Callable[..., Told]) -> No
     rows = [json.loads(line) for line in said("export", finished, "--as", "messages").stdout.splitlines()]
     assert rows and all([m["role"] for m in row["messages"]] == ["user", "assistant"] for row in rows)
     paths = (finished / "sample" / "chains.parquet", finished / "filter" / "verdicts.parquet")
-    kept = [chain.text for chain, verdict in tables.judged(*paths) if verdict.kept]
+    kept = [chain.text for chain, verdict in parquet.chains_with_verdicts(*paths) if verdict.kept]
     assert [row["messages"][1]["content"] for row in rows] == kept
 
 
@@ -400,11 +400,11 @@ ENDED = [
 
 
 def graded(tmp_path: Path, *rows: dict[str, object], task: str | None = None) -> list[dict[str, object]]:
-    from potstill.cli import grading
+    from potstill.cli import grade_rows
 
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    grading.grade_file(path, out, task)
+    grade_rows.grade_file(path, out, task)
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -464,12 +464,12 @@ def test_grade_counts_a_document_once_however_many_filters_were_logged(tmp_path:
 
 
 def test_grade_reads_tables_and_arrays_too(tmp_path: Path) -> None:
-    from potstill.cli import grading
+    from potstill.cli import grade_rows
 
     out = tmp_path / "out.jsonl"
     for name, text in (("a.csv", "text,gold\nIt is 18.,18\n"), ("a.json", '[{"text": "It is 18.", "gold": 18}]')):
         (tmp_path / name).write_text(text)
-        grading.grade_file(tmp_path / name, out)
+        grade_rows.grade_file(tmp_path / name, out)
         assert json.loads(out.read_text())["verdict"] == "right"
 
 

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from potstill import contamination, plan, splits
-from potstill.contamination import masked
-from potstill.questions import collected
-from potstill.splits import canonical, grams
+from potstill import dry_run
+from potstill.data import assemble, contamination, run_questions, splits
+from potstill.data.contamination import mask_numbers_and_names
+from potstill.data.splits import canonical_question, word_ngrams
 from potstill.stages import collect
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "d", "5", "7", "."]), max_size=14).map(" ".join)
@@ -27,8 +27,8 @@ def plain_overlaps(texts: dict[str, str], held: list[str], n: int) -> dict[str, 
     """By comparing each with each."""
     found = {}
     for name, text in texts.items():
-        own = grams(text, n)
-        most = max((len(own & grams(other, n)) for other in held), default=0)
+        own = word_ngrams(text, n)
+        most = max((len(own & word_ngrams(other, n)) for other in held), default=0)
         if most:
             found[name] = most / len(own)
     return found
@@ -37,10 +37,10 @@ def plain_overlaps(texts: dict[str, str], held: list[str], n: int) -> dict[str, 
 def plain_holds(texts: dict[str, str], held: list[str], n: int) -> dict[str, float]:
     found = {}
     for name, text in texts.items():
-        words = canonical(text).split()
+        words = canonical_question(text).split()
         best = 0.0
         for other in held:
-            own = grams(other, n) - {()}
+            own = word_ngrams(other, n) - {()}
             inside = [gram for gram in own if gram in {tuple(words[i : i + len(gram)]) for i in range(len(words))}]
             best = max(best, len(inside) / len(own) if own else 0.0)
         if best:
@@ -51,15 +51,15 @@ def plain_holds(texts: dict[str, str], held: list[str], n: int) -> dict[str, flo
 @given(TEXTS, TEXTS, st.integers(1, 4))
 def test_overlaps_and_holds_are_what_comparing_each_with_each_gives(left: list[str], right: list[str], n: int) -> None:
     texts = {str(i): text for i, text in enumerate(left)}
-    assert splits.overlaps(texts, right, n) == plain_overlaps(texts, right, n)
-    assert splits.holds(texts, right, n) == pytest.approx(plain_holds(texts, right, n))
+    assert splits.overlap_shares(texts, right, n) == plain_overlaps(texts, right, n)
+    assert splits.contained_shares(texts, right, n) == pytest.approx(plain_holds(texts, right, n))
 
 
 @given(
     st.lists(st.frozensets(st.integers(0, 30), max_size=20), max_size=120),
     st.frozensets(st.integers(0, 34)),
-    st.sampled_from([1, 3, contamination.NODES]),
-    st.sampled_from([0, 1, contamination.FEW]),
+    st.sampled_from([1, 3, contamination.MAX_NODES]),
+    st.sampled_from([0, 1, contamination.MAX_CANDIDATES]),
 )
 def test_the_index_finds_the_most_shared(held: list[frozenset[int]], own: frozenset[int], nodes: int, few: int) -> None:
     """Whichever way it is found: piece by piece, text by text, or by counting all of them."""
@@ -68,9 +68,9 @@ def test_the_index_finds_the_most_shared(held: list[frozenset[int]], own: frozen
         if other & own:
             expected[len(other)] = max(expected.get(len(other), 0), len(other & own))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contamination, "NODES", nodes)
-        patch.setattr(contamination, "FEW", few)
-        assert contamination.Index(held).most(own) == expected
+        patch.setattr(contamination, "MAX_NODES", nodes)
+        patch.setattr(contamination, "MAX_CANDIDATES", few)
+        assert contamination.OverlapIndex(held).most(own) == expected
 
 
 def test_ten_thousand_questions_of_one_template_take_no_pairs() -> None:
@@ -85,10 +85,10 @@ def test_ten_thousand_questions_of_one_template_take_no_pairs() -> None:
         )
 
     train, held = {str(i): made() for i in range(7000)}, [made() for _ in range(3000)]
-    found = splits.overlaps(train, held)
+    found = splits.overlap_shares(train, held)
     some = {name: train[name] for name in list(train)[:20]}
     assert {name: found[name] for name in some} == plain_overlaps(some, held, 8)
-    taking, same = splits.repeated(train, {str(i): text for i, text in enumerate(held)})
+    taking, same = splits.find_same_templates(train, {str(i): text for i, text in enumerate(held)})
     assert (len(taking), len(same)) == (7000, 3000)
 
 
@@ -106,34 +106,37 @@ def test_ten_thousand_questions_of_one_template_take_no_pairs() -> None:
     ],
 )
 def test_masks(a: str, b: str, same: bool) -> None:
-    assert (canonical(masked(a)) == canonical(masked(b))) is same
+    assert (canonical_question(mask_numbers_and_names(a)) == canonical_question(mask_numbers_and_names(b))) is same
 
 
 @given(st.text())
 def test_a_mask_may_be_put_on_any_text(text: str) -> None:
-    masked(text)
+    mask_numbers_and_names(text)
 
 
 def test_multiarith_repeats_its_templates_and_gsm8k_does_not(data: Path) -> None:
-    from potstill import questions
+    from potstill import data
 
-    raws = [questions.Raw(q.id, q.text, q.gold, q.task, "") for q in questions.load("multiarith", data)]
-    own = questions.place(raws, "ma", validation=0.25, test=0.25)
+    raws = [data.RawQuestion(q.id, q.text, q.gold, q.task, "") for q in data.load_set("multiarith", data)]
+    own = data.assign_splits(raws, "ma", validation=0.25, test=0.25)
     train, test = ({q.id: q.text for q in own if q.split == split} for split in ("train", "test"))
-    assert splits.overlaps(test, train.values()).values() and max(splits.overlaps(test, train.values()).values()) < 0.9
-    _, found = splits.repeated(train, test)
+    assert (
+        splits.overlap_shares(test, train.values()).values()
+        and max(splits.overlap_shares(test, train.values()).values()) < 0.9
+    )
+    _, found = splits.find_same_templates(train, test)
     assert len(found) / len(test) > 0.75
-    gsm8k = {q.id: q.text for q in questions.load("gsm8k", data) if q.split == "train"}
+    gsm8k = {q.id: q.text for q in data.load_set("gsm8k", data) if q.split == "train"}
     for name, most in (("svamp", 0), ("multiarith", 0), ("asdiv", 8)):
-        measured = {q.id: q.text for q in questions.load(name, data) if q.split == "test"}
-        assert len(splits.repeated(gsm8k, measured)[1]) <= most
+        measured = {q.id: q.text for q in data.load_set(name, data) if q.split == "test"}
+        assert len(splits.find_same_templates(gsm8k, measured)[1]) <= most
 
 
 # in a run: the tiny sets have one template each, so that all of one set's questions are the same but for numbers
 
 
-def gathered(world: Path, *changes: str) -> collect.Gathered:
-    return collect.gather(tiny.recipe(world, *changes))
+def gathered(world: Path, *changes: str) -> assemble.AssembledQuestions:
+    return assemble.assemble_questions(tiny.recipe(world, *changes))
 
 
 def test_the_plan_says_how_many_measured_questions_have_the_template_of_a_training_question(world: Path) -> None:
@@ -142,7 +145,7 @@ def test_the_plan_says_how_many_measured_questions_have_the_template_of_a_traini
     for split, ids in found.templates["sums"].items():
         assert ids == [question.id for question in found.questions["sums"][split]]
     n = len(found.questions["sums"]["test"])
-    text = plan.text(tiny.recipe(world))
+    text = dry_run.describe_run(tiny.recipe(world))
     assert f"templates       sums test: {n} of {n} are training questions but for numbers and names" in text
     assert "templates       other" not in text
 
@@ -167,18 +170,18 @@ def test_training_questions_of_a_measured_template_can_be_dropped(world: Path, t
     assert dropped.dropped == len(kept.questions["sums"]["train"]) - 2 and dropped.templates == {}
     assert {k: v["test"] for k, v in dropped.questions.items()} == {k: v["test"] for k, v in kept.questions.items()}
     asked = tiny.recipe(world, own, "questions.templates=drop")
-    assert f"templates       {dropped.dropped} training questions left out" in plan.text(asked)
+    assert f"templates       {dropped.dropped} training questions left out" in dry_run.describe_run(asked)
     assert collect.make(tmp_path / "run", asked)[1]["left out as templates"] == dropped.dropped
     with pytest.raises(Exception, match="no training question of sums is left"):
         gathered(world, "questions.templates=drop")
 
 
 def test_the_page_says_how_the_student_did_on_other_templates(finished: Path, world: Path) -> None:
-    from potstill import account
+    from potstill.report import collect
 
-    shared = collected.templates(finished, "test")
+    shared = run_questions.read_templates(finished, "test")
     assert list(shared) == ["sums"]
-    notes = account.tell(finished, tiny.recipe(world)).notes
+    notes = collect.collect_report(finished, tiny.recipe(world)).notes
     n = len(shared["sums"])
     [note] = [note for note in notes if "but for numbers and names" in note]
     assert note.startswith(f"Of the {n} test questions of sums, {n} are training questions but for numbers and names")
@@ -186,23 +189,22 @@ def test_the_page_says_how_the_student_did_on_other_templates(finished: Path, wo
 
 
 def test_accuracy_is_given_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    from potstill import exam
-    from potstill.account import templates
-    from potstill.contenders import BASE, Contender
-    from potstill.records import Choice, Prediction
+    from potstill.evaluation import checkpoint
+    from potstill.records import BASE, Checkpoint, Choice, Prediction
+    from potstill.report import controls
 
-    chosen = Contender(4)
+    chosen = Checkpoint(4)
     right = {BASE: {"s/0"}, chosen: {"s/0", "s/1", "s/3"}}
     grade = {True: "right", False: "wrong"}
 
-    def predictions(at: Path, who: Contender, format: str, decoding: str) -> list[Prediction]:
+    def predictions(at: Path, who: Checkpoint, format: str, decoding: str) -> list[Prediction]:
         names = [f"s/{i}" for i in range(4)]
         return [Prediction(n, "s", "number", "", "end", grade[n in right[who]], "") for n in names]  # type: ignore[arg-type]
 
-    monkeypatch.setattr(exam, "predictions", predictions)
-    monkeypatch.setattr(collected, "templates", lambda run, split: {"s": {"s/0", "s/1"}})
+    monkeypatch.setattr(checkpoint, "read_predictions", predictions)
+    monkeypatch.setattr(run_questions, "read_templates", lambda run, split: {"s": {"s/0", "s/1"}})
     choice = Choice(chosen, "", "zero-shot-rationale", "greedy", ())
-    assert list(templates.notes(Path(), choice)) == [
+    assert list(controls.template_notes(Path(), choice)) == [
         "Of the 4 test questions of s, 2 are training questions but for numbers and names: the chosen step is right on"
         " 100.0 % of these and 50.0 % of the other 2 (the base: 50.0 % and 0.0 %)."
     ]

@@ -10,22 +10,24 @@ from pathlib import Path
 import pytest
 
 import tiny
-from potstill import files, targets, tokenizers
-from potstill.coverage import Coverage, thin
-from potstill.encoding import to_json
+from potstill import storage, tokenization
+from potstill.alignment import target_store
+from potstill.alignment.coverage import Coverage, low_mass_warning
+from potstill.alignment.cross_tokenizer import transfer
+from potstill.alignment.text_rule_completions import completions
 from potstill.errors import UserError
-from potstill.files import tables
 from potstill.records import Chain
+from potstill.serialization import to_json
 from potstill.stages import align
-from potstill.tokenizers import Tokenizer
-from potstill.transfer import completions, transfer
+from potstill.storage import parquet
+from potstill.tokenization import Tokenizer
 
 TEXTS = ["She earns $12 for 3 hours.\nSo 4 * 12 = 48.\nThe answer is 48"] * 4
 
 
 @cache
 def student() -> Tokenizer:
-    return tokenizers.train_unigram(TEXTS, 90)
+    return tokenization.train_unigram(TEXTS, 90)
 
 
 def chain(text: str, semantics: str = "raw", index: int = 0) -> Chain:
@@ -58,7 +60,7 @@ def test_parts_hold_what_they_say() -> None:
 
 
 def test_line_starts_are_tokens_of_the_first_visible_character() -> None:
-    coverage = Coverage(tokenizers.train_bpe(TEXTS, 300))
+    coverage = Coverage(tokenization.train_bpe(TEXTS, 300))
     for text, lines in (("", 0), ("\n \n", 0), ("a", 1), ("\n  b c\n\nd", 2), ("a\r\nb", 2)):
         own = chain(text)
         before = total(coverage.as_json()["coverage"]["line starts"])
@@ -94,19 +96,21 @@ def test_little_of_the_teachers_probability_is_said_although_every_position_has_
     own.check(0.2, "span")
     counts = own.as_json()
     assert own.share == 1.0 and counts["shown"] == pytest.approx(0.9)
-    warning = thin(counts, 0.5)
+    warning = low_mass_warning(counts, 0.5)
     assert warning is not None and "0.050 on the mean at the 3 positions" in warning and "held 0.900" in warning
-    assert thin(counts, 0.05) is None, "0.05 of 0.9 is more than 0.05"
-    assert thin(counted(chain("She earns $12")).as_json(), 0.5) is None
-    assert thin(counted(chain("She earns $12", "none")).as_json(), 1.0) is None, "nobody gave probabilities"
-    assert thin({key: value for key, value in counts.items() if key != "shown"}, 0.5) is None, "counts of before"
+    assert low_mass_warning(counts, 0.05) is None, "0.05 of 0.9 is more than 0.05"
+    assert low_mass_warning(counted(chain("She earns $12")).as_json(), 0.5) is None
+    assert low_mass_warning(counted(chain("She earns $12", "none")).as_json(), 1.0) is None, "nobody gave probabilities"
+    assert low_mass_warning({key: value for key, value in counts.items() if key != "shown"}, 0.5) is None, (
+        "counts of before"
+    )
 
 
 def test_a_flat_teacher_is_no_loss() -> None:
     """What the teacher itself did not show cannot arrive: the bound is a share of what it showed."""
     tokens = [b"The", b" answer", b" is"]
     flat = Chain.from_tokens("q", 0, tokens, [[(token, math.log(0.1))] for token in tokens])
-    assert thin(counted(flat).as_json(), 0.9) is None
+    assert low_mass_warning(counted(flat).as_json(), 0.9) is None
 
 
 def test_in_a_run_it_is_said_at_align_and_on_the_page(
@@ -115,10 +119,10 @@ def test_in_a_run_it_is_said_at_align_and_on_the_page(
     at = tiny.make(world, tmp_path / "run", "transfer.least_mass=0")
     assert "Little of the teacher" not in capsys.readouterr().err + (at / "report" / "index.html").read_text("utf-8")
     sampled = tiny.make(world, tmp_path / "sampled", until="sample")
-    rows = [to_json(each) for each in tables.read_chains(sampled / "sample" / "chains.parquet")]
+    rows = [to_json(each) for each in parquet.read_chains(sampled / "sample" / "chains.parquet")]
     for row in rows:  # every step shows next to nothing but a text that nobody goes on with
         row["candidates"] = [[[token, math.log(0.05)], ["qzqz", math.log(0.9)]] for token in row["tokens"]]
-    files.write_jsonl(tmp_path / "odd.jsonl", rows)
+    storage.write_jsonl(tmp_path / "odd.jsonl", rows)
     teacher = f"teacher={{kind: replay, chains: {tmp_path / 'odd.jsonl'}}}"
     at = tiny.make(world, tmp_path / "odd", teacher, "transfer.rule=span", "transfer.least_coverage=0")
     assert "align: Little of the teacher" in capsys.readouterr().err
@@ -126,7 +130,7 @@ def test_in_a_run_it_is_said_at_align_and_on_the_page(
 
 
 def test_a_local_scorers_tokenizer_serves_the_rule_text_as_a_local_teachers_does(world: Path, tmp_path: Path) -> None:
-    own = tokenizers.open(world / "teacher").digest
+    own = tokenization.load_tokenizer(world / "teacher").digest
     scored = "teacher={kind: human, candidates: 3, score: {model: teacher}}"
     assert align.inputs(tiny.recipe(world))["teacher.tokenizer"] == own
     assert align.inputs(tiny.recipe(world, scored))["teacher.tokenizer"] == own
@@ -136,10 +140,10 @@ def test_a_local_scorers_tokenizer_serves_the_rule_text_as_a_local_teachers_does
     for other in (served, "teacher={kind: human}"):
         assert "teacher.tokenizer" not in align.inputs(tiny.recipe(world, other)), "only bytes are known of it"
     at = tiny.make(world, tmp_path / "run", scored, until="align")
-    chains = list(tables.read_chains(at / "sample" / "chains.parquet"))
-    student = tokenizers.open(world / "student-tokenizer")
-    told = {"completions": completions(chains, student), "teacher": tokenizers.open(world / "teacher")}
-    stored = targets.Targets(next(path for path in (at / "align").iterdir() if path.is_dir()))
+    chains = list(parquet.read_chains(at / "sample" / "chains.parquet"))
+    student = tokenization.load_tokenizer(world / "student-tokenizer")
+    told = {"completions": completions(chains, student), "teacher": tokenization.load_tokenizer(world / "teacher")}
+    stored = target_store.TargetStore(next(path for path in (at / "align").iterdir() if path.is_dir()))
     for one in chains:
         wanted = transfer(one, student, "text", **told)
         for place in range(len(wanted)):
@@ -149,9 +153,9 @@ def test_a_local_scorers_tokenizer_serves_the_rule_text_as_a_local_teachers_does
 
 def test_in_a_run_it_stops_align_but_a_choice_of_hard_targets_does_not(world: Path, tmp_path: Path) -> None:
     sampled = tiny.make(world, tmp_path / "run", until="sample")
-    rows = [to_json(each) for each in tables.read_chains(sampled / "sample" / "chains.parquet")]
+    rows = [to_json(each) for each in parquet.read_chains(sampled / "sample" / "chains.parquet")]
     for name, change in (("bare", {"semantics": "raw"}), ("text", {"semantics": "none"})):
-        files.write_jsonl(
+        storage.write_jsonl(
             tmp_path / f"{name}.jsonl", ({**row, "tokens": [], "candidates": [], **change} for row in rows)
         )
         at, teacher = tmp_path / name, f"teacher={{kind: replay, chains: {tmp_path / name}.jsonl}}"

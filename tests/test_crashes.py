@@ -14,8 +14,9 @@ import pytest
 
 import tiny
 from crashing import Crash, crash
-from potstill import plots, run
-from potstill.files import disk
+from potstill import runner
+from potstill.report import figures
+from potstill.storage import atomic
 
 pytestmark = pytest.mark.slow
 
@@ -30,11 +31,11 @@ def whole(_no_figures: None, world: Path, tmp_path_factory: pytest.TempPathFacto
 def _no_figures() -> Iterator[None]:
     """Drawing takes a second and writes nothing: the report stage is crashed some sixty times without it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "draw", lambda told: {})
+        patch.setattr(figures, "draw_figures", lambda told: {})
         yield
 
 
-@pytest.mark.parametrize("stage", run.STAGES)
+@pytest.mark.parametrize("stage", runner.STAGES)
 def test_a_crash_at_any_operation_leaves_nothing_that_a_resume_does_not_mend(
     world: Path, whole: Path, tmp_path: Path, stage: str
 ) -> None:
@@ -74,13 +75,13 @@ def _moments(world: Path, at: Path, stage: str) -> list[tuple[str, str, str]]:
     """Run a stage and note every moment of every operation, those of the log left out: it is not resumed."""
     seen = []
 
-    def note(operation: disk.Operation, moment: disk.Moment, path: Path) -> None:
+    def note(operation: atomic.Operation, moment: atomic.Moment, path: Path) -> None:
         if path.name != "log.jsonl":
             seen.append((operation, moment, path.relative_to(at).as_posix()))
 
-    disk.crash = note
+    atomic.crash = note
     try:
         tiny.make(world, at, until=stage)
     finally:
-        disk.crash = disk._no_crash
+        atomic.crash = atomic._no_crash
     return seen

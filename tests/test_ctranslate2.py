@@ -9,16 +9,15 @@ import pytest
 import torch
 
 import tiny
-from potstill import exam, run
-from potstill.contenders import Contender
-from potstill.engines import Request
-from potstill.engines import ctranslate2 as fast
-from potstill.engines.transformers import Engine
+from potstill import runner
 from potstill.errors import UserError
-from potstill.recipe import parse
-from potstill.records import END
-from potstill.students import Head, Shape, Student, initialise
-from potstill.tokenizers import train_bpe, train_unigram
+from potstill.evaluation import checkpoint
+from potstill.inference import Request, ctranslate2
+from potstill.inference.transformers import TransformersEngine
+from potstill.models import Head, Shape, Student, random_student
+from potstill.recipe import parse_recipe
+from potstill.records import END, Checkpoint
+from potstill.tokenization import train_bpe, train_unigram
 
 library = pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed (pip install 'potstill[fast]')")
 TEXTS = ["Tom has 3 apples and buys 4 more.", "3 + 4 = 7.", "The answer is 7", "Let's think step by step"] * 3
@@ -28,7 +27,7 @@ def small(family: str, *, tied: bool = False, spare: int = 3) -> Student:
     tokenizer = train_unigram(TEXTS, 60) if family == "t5" else train_bpe(TEXTS, 262)
     size = tokenizer.size + spare
     shape = Shape(family, d_model=16, layers=2, heads=2, d_ff=24, d_kv=8, vocabulary=size, tied=tied)  # type: ignore[arg-type]
-    student = initialise(shape, tokenizer, 1)
+    student = random_student(shape, tokenizer, 1)
     with torch.no_grad():  # sharper logits: the draws of a random model are nearly uniform
         student.head.weight.mul_(0.5 if tied else 3.0)
     return student
@@ -49,8 +48,8 @@ def asked(student: Student, samples: int = 1) -> list[Request]:
 @pytest.mark.parametrize("shortest", [1, 3])
 def test_greedy_texts_are_those_of_the_reference(student: Student, shortest: int) -> None:
     requests = [request for request in asked(student) if len(request.prompt) >= shortest]
-    ours = fast.Engine(student).generate(requests, max_tokens=12, likelihood=True)
-    theirs = Engine(student).generate(requests, max_tokens=12, likelihood=True)
+    ours = ctranslate2.CTranslate2Engine(student).generate(requests, max_tokens=12, likelihood=True)
+    theirs = TransformersEngine(student).generate(requests, max_tokens=12, likelihood=True)
     for one, other in zip(ours, theirs, strict=True):
         assert (one.key, one.ids, one.tokens, one.stop) == (other.key, other.ids, other.tokens, other.stop)
         assert one.likelihood == pytest.approx(other.likelihood, abs=1e-3)
@@ -61,13 +60,13 @@ def test_a_long_input_is_not_cut() -> None:
     words = student.encode("Tom has 3 apples and buys 4 more.")
     ends = [tuple((words * 200)[:1500]), (*(words * 200)[:1499], words[3])]
     requests = [Request((f"q{row}", 0), prompt) for row, prompt in enumerate(ends)]
-    ours = fast.Engine(student).generate(requests, max_tokens=8, likelihood=True)
-    theirs = Engine(student).generate(requests, max_tokens=8, likelihood=True)
+    ours = ctranslate2.CTranslate2Engine(student).generate(requests, max_tokens=8, likelihood=True)
+    theirs = TransformersEngine(student).generate(requests, max_tokens=8, likelihood=True)
     assert [text.ids for text in ours] == [text.ids for text in theirs]
     assert [text.likelihood for text in ours] == pytest.approx([text.likelihood for text in theirs], abs=1e-3)
-    short = initialise(Shape("causal", 8, 1, 1, 8, 8, 262, length=20), train_bpe(TEXTS, 262), 1)
+    short = random_student(Shape("causal", 8, 1, 1, 8, 8, 262, length=20), train_bpe(TEXTS, 262), 1)
     with pytest.raises(UserError, match="do not fit"):
-        fast.Engine(short).generate([Request(("q", 0), (5,) * 13)], max_tokens=8)
+        ctranslate2.CTranslate2Engine(short).generate([Request(("q", 0), (5,) * 13)], max_tokens=8)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -82,17 +81,17 @@ def test_a_conversion_with_other_scores_is_refused(tied: bool, monkeypatch: pyte
         type(student), "head", property(lambda self: Head(plain(self).weight, scale=wrong)), raising=True
     )
     with pytest.raises(UserError, match=r"scores are not those of the model(.|\n)*differ by up to"):
-        fast.Engine(student)
+        ctranslate2.CTranslate2Engine(student)
 
 
 def test_samples_follow_the_distribution_whatever_their_index(student: Student) -> None:
     request = asked(student)[1]
     requests = [Request(("q", index), request.prompt) for index in range(1200)]
-    engine = fast.Engine(student)
+    engine = ctranslate2.CTranslate2Engine(student)
     texts = engine.generate(requests, max_tokens=1, temperature=1.0, seed=4)
     again = engine.generate(requests, max_tokens=1, temperature=1.0, seed=4)
     assert texts == again != engine.generate(requests, max_tokens=1, temperature=1.0, seed=5)
-    [shown] = Engine(student).generate([request], max_tokens=1, candidates=2)
+    [shown] = TransformersEngine(student).generate([request], max_tokens=1, candidates=2)
     outcome, log = shown.candidates[0][0]
     share = float(torch.tensor(log).exp())
     for part in (texts[:600], texts[600:]):
@@ -101,29 +100,29 @@ def test_samples_follow_the_distribution_whatever_their_index(student: Student) 
 
 
 def test_int8_writes_texts(student: Student) -> None:
-    texts = fast.Engine(student, int8=True).generate(asked(student), max_tokens=12)
+    texts = ctranslate2.CTranslate2Engine(student, int8=True).generate(asked(student), max_tokens=12)
     assert all(b"".join(text.tokens) == text.content and len(text.ids) <= 12 for text in texts)
 
 
 def test_what_it_does_not_have_is_refused(student: Student) -> None:
-    engine = fast.Engine(student)
+    engine = ctranslate2.CTranslate2Engine(student)
     with pytest.raises(UserError, match="shows no candidates"):
         engine.generate(asked(student), max_tokens=2, candidates=2)
     with pytest.raises(UserError, match="has no calculator"):
         engine.generate(asked(student), max_tokens=2, calculator=True)
     with pytest.raises(UserError, match=r"with a calculator needs evaluate\.engine"):
-        parse("name: x\nevaluate: {engine: ctranslate2, decodings: [greedy+calculator]}\n", "x.yaml")
+        parse_recipe("name: x\nevaluate: {engine: ctranslate2, decodings: [greedy+calculator]}\n", "x.yaml")
 
 
 def test_a_run_answers_as_with_the_reference(tmp_path: Path) -> None:
     data = tiny.world(tmp_path)
     folder = tiny.make(data, tmp_path / "run", "train.steps=2", until="evaluate")
-    before = list(exam.predictions(folder / "evaluate", Contender(2), "zero-shot-rationale", "greedy"))
+    before = list(checkpoint.read_predictions(folder / "evaluate", Checkpoint(2), "zero-shot-rationale", "greedy"))
     plan = tiny.recipe(data, "train.steps=2", "evaluate.engine=ctranslate2", "evaluate.decodings=[greedy, vote-3]")
-    run.run(plan, folder=folder, redo="evaluate", until="evaluate")
+    runner.run(plan, folder=folder, redo="evaluate", until="evaluate")
     after = {
         each.question: each
-        for each in exam.predictions(folder / "evaluate", Contender(2), "zero-shot-rationale", "greedy")
+        for each in checkpoint.read_predictions(folder / "evaluate", Checkpoint(2), "zero-shot-rationale", "greedy")
     }
     assert sum(each.text == after[each.question].text for each in before) >= len(before) - 1
-    assert list(exam.predictions(folder / "evaluate", Contender(2), "zero-shot-rationale", "vote-3"))
+    assert list(checkpoint.read_predictions(folder / "evaluate", Checkpoint(2), "zero-shot-rationale", "vote-3"))

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from markov import NEVER, markov, writer
-from potstill import engines
-from potstill.engines import Request, batches, uniform
-from potstill.engines.choice import AnswerLine, draw
-from potstill.engines.transformers import Engine
+from potstill import inference
 from potstill.errors import UserError
+from potstill.inference import Request, batch_requests, draw_uniform
+from potstill.inference.sampling import AnswerDetector, sample_inverse_cdf
+from potstill.inference.transformers import TransformersEngine
+from potstill.models import Shape, Student, random_student
 from potstill.records import END, Prompt, Turn
-from potstill.students import Shape, Student, initialise
-from potstill.tokenizers import train_bpe, train_unigram
+from potstill.tokenization import train_bpe, train_unigram
 
 TEXTS = ["Tom has 3 apples and buys 4 more.", "3 + 4 = 7.", "The answer is 7", "Let's think step by step"] * 3
 LENGTHS = (3, 9, 1, 5, 9, 2)
@@ -30,25 +30,25 @@ def tiny(family: str, *, spare: int = 0, seed: int = 1) -> Student:
     tokenizer = train_unigram(TEXTS, 60) if family == "t5" else train_bpe(TEXTS, 262)
     size = tokenizer.size + spare
     shape = Shape(family, d_model=16, layers=2, heads=2, d_ff=24, d_kv=8, vocabulary=size)  # type: ignore[arg-type]
-    return initialise(shape, tokenizer, seed)
+    return random_student(shape, tokenizer, seed)
 
 
 @pytest.fixture(scope="module", params=["t5", "causal"])
-def engine(request: pytest.FixtureRequest) -> Engine:
+def engine(request: pytest.FixtureRequest) -> TransformersEngine:
     student = tiny(request.param)
     # A random model is nearly uniform; sharper logits make greedy texts and draws worth comparing.
     with torch.no_grad():
         student.head.weight.mul_(3.0)
-    return Engine(student)
+    return TransformersEngine(student)
 
 
-def asked(engine: Engine, samples: int = 1) -> list[Request]:
+def asked(engine: TransformersEngine, samples: int = 1) -> list[Request]:
     words = engine.student.encode("Tom has 3 apples and buys 4 more.")
     prompts = [tuple((words * 3)[row : row + length]) for row, length in enumerate(LENGTHS)]
     return [Request((f"q{row}", index), prompt) for row, prompt in enumerate(prompts) for index in range(samples)]
 
 
-def distribution(engine: Engine, prompt: tuple[int, ...], ids: tuple[int, ...]) -> torch.Tensor:
+def distribution(engine: TransformersEngine, prompt: tuple[int, ...], ids: tuple[int, ...]) -> torch.Tensor:
     """Natural log-probabilities [n + 1, v] before each of the ids and after the last, from one plain forward pass."""
     model = engine.student.model
     with torch.no_grad():
@@ -69,36 +69,39 @@ requests_strategy = st.dictionaries(
 
 @given(requests_strategy, st.integers(1, 120), st.integers(0, 20), st.randoms())
 def test_batches_are_a_function_of_the_set_and_the_budget(requests, budget, grown, random) -> None:
-    cut = batches(requests, budget, max_tokens=grown)
+    cut = batch_requests(requests, budget, max_tokens=grown)
     assert sorted(index for batch in cut for index in batch) == list(range(len(requests)))
     for batch in cut:
         width = max(len(requests[index].prompt) for index in batch) + grown
         assert len(batch) == 1 or len(batch) * width <= budget
     shuffled = list(requests)
     random.shuffle(shuffled)
-    again = batches(shuffled, budget, max_tokens=grown)
+    again = batch_requests(shuffled, budget, max_tokens=grown)
     keys = [[requests[index].key for index in batch] for batch in cut]
     assert [[shuffled[index].key for index in batch] for batch in again] == keys
 
 
 def test_samples_of_a_question_lie_side_by_side() -> None:
     requests = [Request((question, index), (1, 2, 3)) for index in range(3) for question in "ab"]
-    [batch] = batches(requests, budget=1000)
+    [batch] = batch_requests(requests, budget=1000)
     assert [requests[index].key for index in batch] == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), ("b", 2)]
 
 
 def test_two_requests_with_one_key_are_a_fault_of_ours() -> None:
     with pytest.raises(AssertionError, match="one key"):
-        batches([Request(("q", 0), (1,)), Request(("q", 0), (2,))], 10)
+        batch_requests([Request(("q", 0), (1,)), Request(("q", 0), (2,))], 10)
 
 
 def test_the_counter_is_pinned() -> None:
-    assert uniform(0, ("gsm8k/1", 0), 0) == 0.08094450472576564
-    assert len({uniform(s, (q, i), p) for s in (0, 1) for q in ("a", "b", "1/a") for i in (0, 1) for p in (0, 1)}) == 24
+    assert draw_uniform(0, ("gsm8k/1", 0), 0) == 0.08094450472576564
+    assert (
+        len({draw_uniform(s, (q, i), p) for s in (0, 1) for q in ("a", "b", "1/a") for i in (0, 1) for p in (0, 1)})
+        == 24
+    )
 
 
 def test_the_counter_is_uniform() -> None:
-    draws = np.array([uniform(3, ("q", index), position) for index in range(50) for position in range(200)])
+    draws = np.array([draw_uniform(3, ("q", index), position) for index in range(50) for position in range(200)])
     assert draws.min() >= 0 and draws.max() < 1
     counts = np.histogram(draws, bins=20, range=(0, 1))[0]
     assert ((counts - 500) ** 2 / 500).sum() < 50  # chi-square with 19 degrees of freedom: 50 has p = 1e-4
@@ -109,20 +112,20 @@ def test_the_counter_is_uniform() -> None:
 def test_a_draw_is_the_inverse_of_the_cumulative_distribution(logits, temperature, point) -> None:
     weights = np.exp(np.array(logits, dtype=np.float32).astype(np.float64) / temperature)
     ends = np.cumsum(weights / weights.sum())
-    [drawn] = draw(torch.tensor([logits], dtype=torch.float32), temperature, [point]).tolist()
+    [drawn] = sample_inverse_cdf(torch.tensor([logits], dtype=torch.float32), temperature, [point]).tolist()
     assert (ends[drawn - 1] if drawn else 0) - 1e-12 <= point <= ends[drawn] + 1e-12
 
 
 def test_impossible_tokens_are_never_drawn() -> None:
     logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]])
     points = [0.0, 0.25, 0.5, 0.75, 1 - 2.0**-53]
-    assert draw(logits.expand(5, -1), 0.7, points).tolist() == [1, 1, 3, 3, 3]
+    assert sample_inverse_cdf(logits.expand(5, -1), 0.7, points).tolist() == [1, 1, 3, 3, 3]
 
 
 # --- texts against transformers --------------------------------------------------------------------------------------
 
 
-def test_greedy_texts_are_those_of_generate(engine: Engine) -> None:
+def test_greedy_texts_are_those_of_generate(engine: TransformersEngine) -> None:
     student, requests = engine.student, asked(engine)
     ours = engine.generate(requests, max_tokens=12)
     for request, text in zip(requests, ours, strict=True):
@@ -136,7 +139,7 @@ def test_greedy_texts_are_those_of_generate(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_log_probabilities_are_raw_and_those_of_a_forward_pass(engine: Engine, temperature: float) -> None:
+def test_log_probabilities_are_raw_and_those_of_a_forward_pass(engine: TransformersEngine, temperature: float) -> None:
     tokenizer, requests, k = engine.student.tokenizer, asked(engine, 3), 4
     texts = engine.generate(requests, max_tokens=16, temperature=temperature, seed=5, candidates=k)
     for request, text in zip(requests, texts, strict=True):
@@ -159,14 +162,14 @@ def test_log_probabilities_are_raw_and_those_of_a_forward_pass(engine: Engine, t
             assert (END if token == tokenizer.eos else text.tokens[position]) in found
 
 
-def test_tokens_spell_the_text(engine: Engine) -> None:
+def test_tokens_spell_the_text(engine: TransformersEngine) -> None:
     for text in engine.generate(asked(engine, 4), max_tokens=16, temperature=1.0, candidates=2):
         assert b"".join(text.tokens) == text.content
         assert len(text.tokens) == len(text.ids)
         assert text.tokens == tuple(engine.student.tokenizer.pieces(text.ids))
 
 
-def test_texts_that_are_scored_get_the_numbers_of_a_forward_pass(engine: Engine) -> None:
+def test_texts_that_are_scored_get_the_numbers_of_a_forward_pass(engine: TransformersEngine) -> None:
     tokenizer, k = engine.student.tokenizer, 4
     texts = ["3 + 4 = 7.", "Tom", "The answer is 7", "Tom buys 4 apples.", "", "7"]
     requests = asked(engine)
@@ -190,7 +193,7 @@ def test_texts_that_are_scored_get_the_numbers_of_a_forward_pass(engine: Engine)
 # --- what a draw depends on ------------------------------------------------------------------------------------------
 
 
-def test_the_same_batch_gives_the_same_bits(engine: Engine) -> None:
+def test_the_same_batch_gives_the_same_bits(engine: TransformersEngine) -> None:
     requests = asked(engine, 2)
     first = engine.generate(requests, max_tokens=12, temperature=0.9, seed=2, candidates=3)
     torch.rand(3)  # a shared generator would be moved by this
@@ -198,7 +201,7 @@ def test_the_same_batch_gives_the_same_bits(engine: Engine) -> None:
     assert engine.generate(requests, max_tokens=12, temperature=0.9, seed=3, candidates=3) != first
 
 
-def test_a_text_does_not_depend_on_its_batch(engine: Engine) -> None:
+def test_a_text_does_not_depend_on_its_batch(engine: TransformersEngine) -> None:
     requests = asked(engine, 4)
     together = engine.generate(requests, max_tokens=12, temperature=0.9, seed=2, candidates=3)
     ids = {text.key: text.ids for text in together}
@@ -210,7 +213,7 @@ def test_a_text_does_not_depend_on_its_batch(engine: Engine) -> None:
     assert [text.key for text in backwards] == [request.key for request in requests[::-1]]
 
 
-def test_more_tokens_continue_the_same_text(engine: Engine) -> None:
+def test_more_tokens_continue_the_same_text(engine: TransformersEngine) -> None:
     requests = asked(engine, 2)
     short = engine.generate(requests, max_tokens=4, temperature=0.9, seed=2)
     long = engine.generate(requests, max_tokens=9, temperature=0.9, seed=2)
@@ -218,7 +221,7 @@ def test_more_tokens_continue_the_same_text(engine: Engine) -> None:
         assert few.ids == many.ids[:4] and (few.stop == "length" or few == many)
 
 
-def test_candidates_change_no_text(engine: Engine) -> None:
+def test_candidates_change_no_text(engine: TransformersEngine) -> None:
     requests = asked(engine, 2)
     plain = engine.generate(requests, max_tokens=8, temperature=0.9)
     assert all(text.candidates == () for text in plain)
@@ -226,7 +229,7 @@ def test_candidates_change_no_text(engine: Engine) -> None:
     assert [replace(text, candidates=()) for text in shown] == plain
 
 
-def test_some_texts_end_and_some_run_out(engine: Engine) -> None:
+def test_some_texts_end_and_some_run_out(engine: TransformersEngine) -> None:
     texts = engine.generate(asked(engine, 40), max_tokens=16, temperature=1.3, candidates=1)
     stops = Counter(text.stop for text in texts)
     assert stops["end"] and stops["length"] and not stops["cut"]
@@ -236,7 +239,7 @@ def test_some_texts_end_and_some_run_out(engine: Engine) -> None:
         assert text.stop == "length" or END in dict(text.candidates[-1])
 
 
-def test_what_a_checkpoint_says_about_generation_is_not_obeyed(engine: Engine) -> None:
+def test_what_a_checkpoint_says_about_generation_is_not_obeyed(engine: TransformersEngine) -> None:
     requests, model = asked(engine), engine.student.model
     before = engine.generate(requests, max_tokens=12, candidates=2)
     own = model.generation_config
@@ -253,9 +256,9 @@ def test_what_a_checkpoint_says_about_generation_is_not_obeyed(engine: Engine) -
         model.eval()
 
 
-def test_an_open_student_is_an_engine(engine: Engine) -> None:
+def test_an_open_student_is_an_engine(engine: TransformersEngine) -> None:
     prompt = Prompt((Turn("user", "Tom has 3"),), "\n")
-    opened = engines.open(engine.student)
+    opened = inference.open_engine(engine.student)
     assert opened.encode(prompt) == tuple(engine.student.encode(engine.student.render(prompt)))
     assert opened.generate([], max_tokens=3) == []
 
@@ -267,7 +270,9 @@ def test_an_open_student_is_an_engine(engine: Engine) -> None:
 def test_rows_of_a_padded_head_write_nothing(family: str) -> None:
     student = tiny(family, spare=200)
     size = student.tokenizer.size
-    texts = Engine(student).generate(asked(Engine(student), 3), max_tokens=10, temperature=1.0, candidates=300)
+    texts = TransformersEngine(student).generate(
+        asked(TransformersEngine(student), 3), max_tokens=10, temperature=1.0, candidates=300
+    )
     unknown = [(text, place) for text in texts for place, token in enumerate(text.ids) if token >= size]
     assert unknown
     for text, place in unknown:
@@ -281,7 +286,7 @@ def test_two_end_tokens_are_one_outcome() -> None:
     student = tiny("causal")
     other = student.tokenizer.pad  # a special token that is no text
     student.model.generation_config.eos_token_id = [student.tokenizer.eos, other, 40]
-    engine = Engine(student)
+    engine = TransformersEngine(student)
     assert engine.ends == (student.tokenizer.eos, other)  # 40 is text
     request = asked(engine)[0]
     [text] = engine.generate([request], max_tokens=1, candidates=student.tokenizer.size)
@@ -294,7 +299,7 @@ def test_two_end_tokens_are_one_outcome() -> None:
 # --- stopping behind the answer --------------------------------------------------------------------------------------
 
 
-def ask(engine: Engine, *prompts: str) -> list[Request]:
+def ask(engine: TransformersEngine, *prompts: str) -> list[Request]:
     return [Request((f"q{row}", 0), tuple(engine.student.encode(prompt))) for row, prompt in enumerate(prompts)]
 
 
@@ -334,7 +339,7 @@ def test_where_the_sentence_of_an_answer_ends(written: str, kept: str | None, fa
     tokenizer = train_unigram([written] * 9, 60) if family == "t5" else train_bpe([written] * 9, 280)
     ids = tokenizer.encode(written).ids
     pieces = tokenizer.pieces(ids)
-    line = AnswerLine(1, lambda token, position: pieces[position], "sentence")
+    line = AnswerDetector(1, lambda token, position: pieces[position], "sentence")
     found = [line.add(0, token, position) for position, token in enumerate(ids)]
     assert found == sorted(found) and any(found) == (kept is not None)
     if kept is not None:
@@ -384,12 +389,12 @@ def test_draws_follow_the_distribution() -> None:
 
 
 def test_a_prompt_that_does_not_fit_is_refused() -> None:
-    student = initialise(
+    student = random_student(
         Shape("causal", d_model=8, layers=1, heads=1, d_ff=8, d_kv=8, vocabulary=262, length=20),
         tiny("causal").tokenizer,
         1,
     )
-    engine = Engine(student)
+    engine = TransformersEngine(student)
     assert len(engine.generate([Request(("q", 0), (5,) * 12)], max_tokens=8)) == 1
     with pytest.raises(UserError) as raised:
         engine.generate([Request(("set/7", 0), (5,) * 13)], max_tokens=8)
@@ -400,7 +405,7 @@ def test_a_prompt_that_does_not_fit_is_refused() -> None:
     )
 
 
-def test_an_empty_prompt_is_refused(engine: Engine) -> None:
+def test_an_empty_prompt_is_refused(engine: TransformersEngine) -> None:
     with pytest.raises(UserError, match="question q: the prompt is empty"):
         engine.generate([Request(("q", 0), ())], max_tokens=2)
 
@@ -410,4 +415,4 @@ def test_logits_that_are_not_numbers_are_refused() -> None:
     with torch.no_grad():
         student.head.weight[3, 3] = math.nan
     with pytest.raises(UserError, match="not numbers"):
-        Engine(student).generate([Request(("q", 0), (5, 6))], max_tokens=2)
+        TransformersEngine(student).generate([Request(("q", 0), (5, 6))], max_tokens=2)

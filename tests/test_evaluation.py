@@ -10,13 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from markov import SOLUTION, writer
-from potstill.answers import grade
-from potstill.contenders import Contender
-from potstill.decoding import Drawing
-from potstill.engines import Generated, Request, batches
-from potstill.evaluation import predict, score
-from potstill.intervals import wilson
-from potstill.records import Prediction, Prompt, Question, Turn
+from potstill.evaluation import predict_answers, score_predictions
+from potstill.evaluation.decoding import SamplingSpec
+from potstill.evaluation.intervals import wilson_interval
+from potstill.grading import grade
+from potstill.inference import Generation, Request, batch_requests
+from potstill.records import Checkpoint, Prediction, Prompt, Question, Turn
 
 
 @dataclass
@@ -30,11 +29,11 @@ class Scripted:
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         return tuple(prompt.plain.encode())
 
-    def generate(self, requests: Sequence[Request], **settings) -> list[Generated]:
+    def generate(self, requests: Sequence[Request], **settings) -> list[Generation]:
         self.asked.append([request.key for request in requests])
         self.settings.append(settings)
         texts = [bytes(request.prompt).partition(b"#")[2] for request in requests]
-        return [Generated(one.key, (), (), text, (), self.stop) for one, text in zip(requests, texts, strict=True)]  # type: ignore[arg-type]
+        return [Generation(one.key, (), (), text, (), self.stop) for one, text in zip(requests, texts, strict=True)]  # type: ignore[arg-type]
 
 
 def ask(question: Question) -> Prompt:
@@ -56,7 +55,7 @@ QUESTIONS = [
 
 def test_predictions_are_graded_answers() -> None:
     engine = Scripted()
-    found = [one for batch in predict(engine, QUESTIONS, ask, max_tokens=9, budget=100) for one in batch]
+    found = [one for batch in predict_answers(engine, QUESTIONS, ask, max_tokens=9, budget=100) for one in batch]
     assert {one.question for one in found} == {one.id for one in QUESTIONS} and len(found) == len(QUESTIONS)
     by_id = {one.id: one for one in QUESTIONS}
     for one in found:
@@ -69,44 +68,46 @@ def test_predictions_are_graded_answers() -> None:
     assert {one.question: one.grade for one in found}["mine/bb"] == "wrong"
     told = {"max_tokens": 9, "temperature": 0.0, "seed": 0, "calculator": False, "likelihood": False}
     assert engine.settings == [told | {"stop_at_answer": None}] * len(engine.asked)
-    [*_] = predict(engine, QUESTIONS[:1], ask, max_tokens=9, budget=100, stop_at_answer=True)
+    [*_] = predict_answers(engine, QUESTIONS[:1], ask, max_tokens=9, budget=100, stop_at_answer=True)
     assert engine.settings[-1] == told | {"stop_at_answer": "sentence"}
 
 
 def test_an_answer_that_ran_out_is_truncated() -> None:
-    [[one]] = predict(Scripted("length"), [question("a", "First 2 + 2 is")], ask, max_tokens=9, budget=100)
+    [[one]] = predict_answers(Scripted("length"), [question("a", "First 2 + 2 is")], ask, max_tokens=9, budget=100)
     assert (one.grade, one.stop) == ("truncated", "length")
 
 
 def test_batches_are_those_of_all_questions_whatever_is_done() -> None:
     requests = [Request((one.id, 0), tuple(one.text.encode())) for one in QUESTIONS]
-    expected = [[requests[index].key for index in batch] for batch in batches(requests, 60, max_tokens=9)]
+    expected = [[requests[index].key for index in batch] for batch in batch_requests(requests, 60, max_tokens=9)]
     assert len(expected) > 2
     engine = Scripted()
-    whole = list(predict(engine, QUESTIONS[::-1], ask, max_tokens=9, budget=60))
+    whole = list(predict_answers(engine, QUESTIONS[::-1], ask, max_tokens=9, budget=60))
     assert engine.asked == expected
     resumed = Scripted()
     done = {*expected[0], expected[1][0]}
-    assert list(predict(resumed, QUESTIONS, ask, max_tokens=9, budget=60, done=done)) == whole[1:]
+    assert list(predict_answers(resumed, QUESTIONS, ask, max_tokens=9, budget=60, done=done)) == whole[1:]
     assert resumed.asked == expected[1:]
 
 
 def test_samples_are_drawn_with_the_decoding_and_keep_their_index() -> None:
     engine = Scripted()
-    drawing = Drawing(sampled=True, samples=3)
-    answered = predict(engine, QUESTIONS, ask, max_tokens=9, budget=70, drawing=drawing, temperature=0.6, seed=5)
+    drawing = SamplingSpec(sampled=True, samples=3)
+    answered = predict_answers(
+        engine, QUESTIONS, ask, max_tokens=9, budget=70, drawing=drawing, temperature=0.6, seed=5
+    )
     found = [one for batch in answered for one in batch]
     assert sorted((one.question, one.index) for one in found) == sorted((q.id, i) for q in QUESTIONS for i in range(3))
     told = {"max_tokens": 9, "temperature": 0.6, "seed": 5, "calculator": False, "likelihood": True}
     told |= {"stop_at_answer": None}
     assert all(settings == told for settings in engine.settings)
     with pytest.raises(AssertionError, match="counted twice"):
-        score(found, contender=Contender(0), split="validation", format="f", decoding="vote-3")
+        score_predictions(found, contender=Checkpoint(0), split="validation", format="f", decoding="vote-3")
 
 
 def test_a_real_engine_answers() -> None:
     so = Question("m/1", "So", "four", "m", "test", "text")
-    [[one]] = predict(writer(), [so], ask, max_tokens=len(SOLUTION), budget=99)
+    [[one]] = predict_answers(writer(), [so], ask, max_tokens=len(SOLUTION), budget=99)
     assert one.text.startswith(" it was. The answer is four\nQQ") and one.stop == "length"
 
 
@@ -122,14 +123,16 @@ def test_scores_are_the_counts(rows, random) -> None:
         Prediction(f"{name}/{number}", name, f"{name}/{task}", "t", "end", verdict, None)
         for number, (name, task, verdict) in enumerate(rows)
     ]
-    scores = score(predictions, contender=Contender(7), split="test", format="zero-shot-answer", decoding="greedy")
+    scores = score_predictions(
+        predictions, contender=Checkpoint(7), split="test", format="zero-shot-answer", decoding="greedy"
+    )
     assert [one.set for one in scores] == sorted({name for name, _, _ in rows})
     for one in scores:
         own = [(task, verdict) for name, task, verdict in rows if name == one.set]
         counts = [sum(verdict == name for _, verdict in own) for name in ("right", "no answer", "truncated")]
         assert (one.n, one.right, one.no_answer, one.truncated) == (len(own), *counts)
         assert (one.contender.step, one.split, one.format, one.decoding) == (7, "test", "zero-shot-answer", "greedy")
-        assert one.accuracy == one.right / one.n and (one.low, one.high) == wilson(one.right, one.n)
+        assert one.accuracy == one.right / one.n and (one.low, one.high) == wilson_interval(one.right, one.n)
         shares = {name: [verdict == "right" for task, verdict in own if task == name] for name, _ in own}
         means = [sum(verdicts) / len(verdicts) for verdicts in shares.values()]
         assert one.macro is None if len(means) == 1 else one.macro == pytest.approx(sum(means) / len(means))
@@ -140,5 +143,8 @@ def test_scores_are_the_counts(rows, random) -> None:
             assert 0 <= one.tasks_low <= one.accuracy <= one.tasks_high <= 1
     random.shuffle(predictions)
     assert (
-        score(predictions, contender=Contender(7), split="test", format="zero-shot-answer", decoding="greedy") == scores
+        score_predictions(
+            predictions, contender=Checkpoint(7), split="test", format="zero-shot-answer", decoding="greedy"
+        )
+        == scores
     )

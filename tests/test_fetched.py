@@ -17,13 +17,13 @@ import pytest
 from pyarrow import parquet
 
 import tiny
-from potstill import files
+from potstill import storage
+from potstill.data import custom_set, download
 from potstill.errors import UserError
-from potstill.files import manifest
-from potstill.questions import fetched, own
+from potstill.storage import manifest
 
 COMMIT = "c0ffee" + "0" * 34
-ROWS = b"".join(files.line(row) for row in tiny.rows("sums", 12))
+ROWS = b"".join(storage.encode_json_line(row) for row in tiny.rows("sums", 12))
 PIN = hashlib.sha256(ROWS).hexdigest()
 HUB = f"/datasets/owner/name/resolve/{COMMIT}/data/a b.jsonl"
 
@@ -73,23 +73,23 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setenv("HF_ENDPOINT", here.url + "/")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(fetched, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(download, "RETRY_WAITS", (0.0, 0.0))
     yield here
     server.shutdown()
     server.server_close()
 
 
-def by_url(site: Site, pin: str = PIN, path: str = "/mine.jsonl") -> fetched.Source:
-    return fetched.from_url("sets.mine", site.url + path, pin)
+def by_url(site: Site, pin: str = PIN, path: str = "/mine.jsonl") -> download.RemoteFile:
+    return download.remote_file_from_url("sets.mine", site.url + path, pin)
 
 
-def by_hub(pin: str | None = None) -> fetched.Source:
-    return fetched.from_hub("sets.mine", "owner/name", "data/a b.jsonl", COMMIT, pin)
+def by_hub(pin: str | None = None) -> download.RemoteFile:
+    return download.remote_file_from_hub("sets.mine", "owner/name", "data/a b.jsonl", COMMIT, pin)
 
 
-def refused(source: fetched.Source, site: Site) -> str:
+def refused(source: download.RemoteFile, site: Site) -> str:
     with pytest.raises(UserError) as error:
-        fetched.fetch(source)
+        download.fetch_file(source)
     return str(error.value).replace(site.url, "SITE")
 
 
@@ -99,11 +99,11 @@ def left(tmp_path: Path) -> list[str]:
 
 def test_a_pinned_url_is_fetched_once_and_verified_at_every_use(site: Site, tmp_path: Path) -> None:
     site.pages["/mine.jsonl"] = [Answer(ROWS)]
-    path = fetched.fetch(by_url(site))
+    path = download.fetch_file(by_url(site))
     assert path.read_bytes() == ROWS and path.is_relative_to(tmp_path / "cache")
-    assert fetched.fetch(by_url(site)) == path and site.asked == ["/mine.jsonl"]
+    assert download.fetch_file(by_url(site)) == path and site.asked == ["/mine.jsonl"]
     path.write_bytes(ROWS[:-9])
-    assert fetched.fetch(by_url(site)).read_bytes() == ROWS and len(site.asked) == 2
+    assert download.fetch_file(by_url(site)).read_bytes() == ROWS and len(site.asked) == 2
     path.write_bytes(ROWS[:-9])
     site.pages["/mine.jsonl"] = [Answer(ROWS + b"{}")]
     assert "is not the file that sets.mine.sha256 pins" in refused(by_url(site), site)
@@ -122,12 +122,12 @@ def test_a_changed_download_is_refused_and_nothing_stays(site: Site, tmp_path: P
 
 def test_a_torn_download_is_tried_again_and_then_refused(site: Site, tmp_path: Path) -> None:
     site.pages["/mine.jsonl"] = [Answer(ROWS, cut=5), Answer(status=503), Answer(ROWS)]
-    assert fetched.fetch(by_url(site)).read_bytes() == ROWS
+    assert download.fetch_file(by_url(site)).read_bytes() == ROWS
     site.pages["/torn.jsonl"] = [Answer(ROWS, cut=5)]
     told = refused(by_url(site, "0" * 64, "/torn.jsonl"), site)
     assert told.startswith("sets.mine: cannot be fetched\n  found: RemoteProtocolError ")
     assert told.endswith(
-        "from SITE/torn.jsonl\n  do: look at the network, or get the file by any other tool and name it with `file`"
+        "from SITE/torn.jsonl\n  hint: look at the network, or get the file by any other tool and name it with `file`"
     )
     assert site.asked.count("/torn.jsonl") == 3 and left(tmp_path) == ["mine.jsonl"]
 
@@ -146,9 +146,9 @@ def test_what_a_server_refuses_is_said(site: Site, tmp_path: Path, status: int, 
 def test_a_server_that_is_not_there_and_a_redirect_without_end(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.pages["/round"] = [Answer(status=302, headers={"Location": "/round"})]
     assert "cannot be fetched" in refused(by_url(site, path="/round"), site)
-    gone = fetched.from_url("sets.mine", "http://127.0.0.1:9/mine.jsonl", PIN)
+    gone = download.remote_file_from_url("sets.mine", "http://127.0.0.1:9/mine.jsonl", PIN)
     assert "found: ConnectError" in refused(gone, site)
-    monkeypatch.setattr(fetched, "LARGEST", 10)
+    monkeypatch.setattr(download, "MAX_BYTES", 10)
     site.pages["/mine.jsonl"] = [Answer(ROWS)]
     assert "is larger than a set may be" in refused(by_url(site), site)
 
@@ -166,7 +166,7 @@ def test_the_hub_is_followed_and_held_to_what_it_states(site: Site, tmp_path: Pa
     site.pages["/store/1"] = [Answer(ROWS[:-9])]
     assert "arrived changed or cut off" in refused(by_hub(), site) and not (tmp_path / "cache").exists()
     site.pages["/store/1"] = [Answer(ROWS)]
-    path = fetched.fetch(by_hub())
+    path = download.fetch_file(by_hub())
     assert path == tmp_path / "cache" / "hub" / "owner" / "name" / COMMIT / "data" / "a b.jsonl"
     assert path.read_bytes() == ROWS and site.asked == [HUB, "/store/1"] * 2
     assert left(tmp_path) == [".a b.jsonl.sha256", "a b.jsonl"]
@@ -182,9 +182,9 @@ def test_a_file_of_the_hub_stays_what_it_was(site: Site, tmp_path: Path, monkeyp
     """Also where the hub states no digest: the first copy's counts, or the one that the recipe pins."""
     site.pages[HUB] = [Answer(ROWS)]
     assert "is not the file that sets.mine.sha256 pins" in refused(by_hub("0" * 64), site)
-    path = fetched.fetch(by_hub(PIN))
+    path = download.fetch_file(by_hub(PIN))
     path.write_bytes(b"{}")
-    assert fetched.fetch(by_hub()).read_bytes() == ROWS
+    assert download.fetch_file(by_hub()).read_bytes() == ROWS
     path.write_bytes(b"{}")
     site.pages[HUB] = [Answer(b"[]")]
     assert "is not the file that it was" in refused(by_hub(), site)
@@ -197,17 +197,17 @@ def test_a_file_of_the_hub_stays_what_it_was(site: Site, tmp_path: Path, monkeyp
         "  do: run once without HF_HUB_OFFLINE, or get the file by any other tool and name it with `file`"
     )
     path.write_bytes(ROWS)
-    assert fetched.fetch(by_hub()) == path and len(site.asked) == asked
+    assert download.fetch_file(by_hub()) == path and len(site.asked) == asked
 
 
 def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("POTSTILL_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert fetched.cache() == Path("/x/potstill")
+    assert download.cache_folder() == Path("/x/potstill")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(fetched.sys, "platform", "linux")
-    assert fetched.cache() == Path.home() / ".cache" / "potstill"
-    odd = fetched.from_url("sets.mine", "http://a/..%2F?x=1", PIN)
+    monkeypatch.setattr(download.sys, "platform", "linux")
+    assert download.cache_folder() == Path.home() / ".cache" / "potstill"
+    odd = download.remote_file_from_url("sets.mine", "http://a/..%2F?x=1", PIN)
     assert Path(odd.place).parts[:2] == ("url", PIN) and len(Path(odd.place).parts) == 3 and ".." not in odd.place
 
 
@@ -215,13 +215,15 @@ def test_parquet_is_read_as_jsonl_is(tmp_path: Path) -> None:
     table = pyarrow.Table.from_pylist([{**row, "answer": int(row["answer"])} for row in tiny.rows("sums", 12)])
     parquet.write_table(table, tmp_path / "mine.parquet", row_group_size=5)
     (tmp_path / "mine.jsonl").write_bytes(ROWS)
-    found, expected = (own.read("m", [tmp_path / f"mine.{kind}"], None, None) for kind in ("parquet", "jsonl"))
+    found, expected = (
+        custom_set.read_custom("m", [tmp_path / f"mine.{kind}"], None, None) for kind in ("parquet", "jsonl")
+    )
     assert [(q.id, q.text, q.gold) for q in found] == [(q.id, q.text, q.gold) for q in expected]
     (tmp_path / "torn.parquet").write_bytes((tmp_path / "mine.parquet").read_bytes()[:-3])
     with pytest.raises(UserError, match=r"torn.parquet: not a Parquet file"):
-        own.read("m", [tmp_path / "torn.parquet"], None, None)
+        custom_set.read_custom("m", [tmp_path / "torn.parquet"], None, None)
     with pytest.raises(UserError, match=r"no.parquet: no such file"):
-        own.read("m", [tmp_path / "no.parquet"], None, None)
+        custom_set.read_custom("m", [tmp_path / "no.parquet"], None, None)
 
 
 def test_a_run_collects_fetched_sets_and_holds_their_digests(site: Site, world: Path, tmp_path: Path) -> None:
@@ -231,7 +233,7 @@ def test_a_run_collects_fetched_sets_and_holds_their_digests(site: Site, world: 
     parquet.write_table(table, sink)
     more = sink.getvalue().to_pybytes()
     site.pages[HUB.replace("a b.jsonl", "more.parquet")] = [Answer(more, headers=stated(more))]
-    pin = files.digest(world / "sets" / "sums.jsonl")
+    pin = storage.file_digest(world / "sets" / "sums.jsonl")
     changes = (
         f"sets.sums={{url: '{site.url}/sums.jsonl', sha256: {pin}, task: number}}",
         f"sets.more={{hub: owner/name, file: data/more.parquet, revision: '{COMMIT}', task: number}}",
@@ -241,7 +243,7 @@ def test_a_run_collects_fetched_sets_and_holds_their_digests(site: Site, world: 
     tiny.make(world, tmp_path / "here", "teacher={kind: human}", until="collect")
     for path in (tmp_path / "here" / "collect").glob("*.*.jsonl"):
         assert (tmp_path / "fetched" / "collect" / path.name).read_bytes() == path.read_bytes()
-    stored = manifest.begun(tmp_path / "fetched" / "collect")
+    stored = manifest.read_begun(tmp_path / "fetched" / "collect")
     assert stored is not None
     assert stored.inputs["sets.sums"] == pin
     assert stored.inputs["sets.more"] == hashlib.sha256(more).hexdigest()
@@ -252,7 +254,7 @@ def test_a_run_collects_fetched_sets_and_holds_their_digests(site: Site, world: 
 
 def test_bodies_without_measure(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A packed body that unfolds, one behind a redirect, and one in a redirect: none is held in memory whole."""
-    monkeypatch.setattr(fetched, "LARGEST", 1 << 16)
+    monkeypatch.setattr(download, "MAX_BYTES", 1 << 16)
     bomb = gzip.compress(bytes(1 << 26))
     packed = {"Content-Encoding": "gzip"}
     site.pages["/bomb.jsonl"] = [Answer(bomb, headers=packed)]
@@ -261,5 +263,8 @@ def test_bodies_without_measure(site: Site, monkeypatch: pytest.MonkeyPatch) -> 
     site.pages["/mine.jsonl"] = [Answer(gzip.compress(ROWS), headers=packed)]
     for name, what in (("bomb", "larger than a set may be"), ("twice", "cannot be read")):
         with pytest.raises(UserError, match=what):
-            fetched.fetch(fetched.from_url("sets.mine", f"{site.url}/{name}.jsonl", PIN))
-    assert fetched.fetch(fetched.from_url("sets.mine", f"{site.url}/moved.jsonl", PIN)).read_bytes() == ROWS
+            download.fetch_file(download.remote_file_from_url("sets.mine", f"{site.url}/{name}.jsonl", PIN))
+    assert (
+        download.fetch_file(download.remote_file_from_url("sets.mine", f"{site.url}/moved.jsonl", PIN)).read_bytes()
+        == ROWS
+    )

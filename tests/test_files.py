@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from potstill import files
+from potstill import storage
 from potstill.errors import UserError
-from potstill.files import disk, manifest, run_folder, tables
 from potstill.records import END, Chain, Choice, Verdict
+from potstill.storage import atomic, manifest, parquet, run_folder
 
 
 class Crash(BaseException):
@@ -37,59 +37,59 @@ def crash_at() -> Iterator[object]:
             if (now_operation, now_moment) == (operation, moment):
                 raise Crash
 
-        disk.crash = stop
+        atomic.crash = stop
 
     yield arm
-    disk.crash = disk._no_crash
+    atomic.crash = atomic._no_crash
 
 
 @pytest.mark.parametrize("moment, content", [("before", b"old"), ("middle", b"old"), ("after", b"new, and longer")])
 def test_a_write_is_whole_or_not_at_all(tmp_path: Path, crash_at, moment: str, content: bytes) -> None:
     path = tmp_path / "a"
-    files.write(path, b"old")
+    storage.write_file(path, b"old")
     crash_at("write", moment)
     with pytest.raises(Crash):
-        files.write(path, b"new, and longer")
+        storage.write_file(path, b"new, and longer")
     assert path.read_bytes() == content
-    disk.crash = disk._no_crash
-    files.sweep(tmp_path)
+    atomic.crash = atomic._no_crash
+    storage.delete_partial_files(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize("moment, rows", [("before", [1]), ("middle", [1]), ("after", [1, 2])])
 def test_an_append_tears_at_most_its_own_rows(tmp_path: Path, crash_at, moment: str, rows: list[int]) -> None:
     path = tmp_path / "a.jsonl"
-    with files.Appender(path) as lines:
+    with storage.Appender(path) as lines:
         lines.append([{"x": 1}])
         crash_at("append", moment)
         with pytest.raises(Crash):
             lines.append([{"x": 2}])
-    disk.crash = disk._no_crash
-    with files.Appender(path) as lines:
-        assert [row["x"] for _, row in files.read_jsonl(path)] == rows
+    atomic.crash = atomic._no_crash
+    with storage.Appender(path) as lines:
+        assert [row["x"] for _, row in storage.read_jsonl(path)] == rows
         lines.append([{"x": 3}])
-    assert [row["x"] for _, row in files.read_jsonl(path)] == [*rows, 3]
+    assert [row["x"] for _, row in storage.read_jsonl(path)] == [*rows, 3]
 
 
 @pytest.mark.parametrize("moment, there", [("before", False), ("middle", False), ("after", True)])
 def test_a_folder_appears_whole(tmp_path: Path, crash_at, moment: str, there: bool) -> None:
     crash_at("folder", moment)
-    with pytest.raises(Crash), files.folder(tmp_path / "model") as inside:
+    with pytest.raises(Crash), storage.write_folder(tmp_path / "model") as inside:
         (inside / "weights").write_bytes(b"w")
-    disk.crash = disk._no_crash
-    files.sweep(tmp_path)
+    atomic.crash = atomic._no_crash
+    storage.delete_partial_files(tmp_path)
     assert (tmp_path / "model" / "weights").exists() == there
     assert len(list(tmp_path.iterdir())) == there
 
 
 @pytest.mark.parametrize("moment, there", [("before", True), ("middle", False), ("after", False)])
 def test_a_removed_folder_is_gone_from_its_name_at_once(tmp_path: Path, crash_at, moment: str, there: bool) -> None:
-    files.write(tmp_path / "model" / "weights", b"w")
+    storage.write_file(tmp_path / "model" / "weights", b"w")
     crash_at("remove", moment)
     with pytest.raises(Crash):
-        files.remove(tmp_path / "model")
-    disk.crash = disk._no_crash
-    files.sweep(tmp_path)
+        storage.remove(tmp_path / "model")
+    atomic.crash = atomic._no_crash
+    storage.delete_partial_files(tmp_path)
     assert (tmp_path / "model").exists() == there
 
 
@@ -99,20 +99,20 @@ def test_the_last_newline_is_where_a_file_ends(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], cut: int
 ) -> None:
     path = tmp_path_factory.mktemp("torn") / "a.jsonl"
-    whole = b"".join(disk.line({"x": text}) for text in texts)
+    whole = b"".join(atomic.encode_json_line({"x": text}) for text in texts)
     path.write_bytes(whole[:cut])
-    with files.Appender(path):
+    with storage.Appender(path):
         pass
     kept = path.read_bytes()
     assert whole.startswith(kept) and (not kept or kept.endswith(b"\n"))
-    assert len(whole[:cut]) - len(kept) < max((len(disk.line({"x": text})) for text in texts), default=1)
+    assert len(whole[:cut]) - len(kept) < max((len(atomic.encode_json_line({"x": text})) for text in texts), default=1)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.text(max_size=5), st.text() | st.integers() | st.none(), max_size=4))
 def test_a_line_reads_back(row: dict[str, object]) -> None:
-    assert disk.line(row).count(b"\n") == 1
-    assert json.loads(disk.line(row)) == row
+    assert atomic.encode_json_line(row).count(b"\n") == 1
+    assert json.loads(atomic.encode_json_line(row)) == row
 
 
 @pytest.mark.parametrize(
@@ -122,14 +122,14 @@ def test_a_full_disk_is_one_message_and_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, advice: str
 ) -> None:
     path = tmp_path / "a"
-    files.write(path, b"old")
+    storage.write_file(path, b"old")
 
     def refuse(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(disk.os, "fsync", refuse)
+    monkeypatch.setattr(atomic.os, "fsync", refuse)
     with pytest.raises(UserError, match=advice):
-        files.write(path, b"new")
+        storage.write_file(path, b"new")
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -159,62 +159,62 @@ def test_reading_names_the_file_and_the_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"x": 1}\n{"x": \n')
     with pytest.raises(UserError) as caught:
-        list(files.read_jsonl(path))
+        list(storage.read_jsonl(path))
     assert str(caught.value).startswith(f"{path} line 2: not a whole line of JSON\n  found: ")
     path.write_text("[1]\n")
     with pytest.raises(UserError, match="line 1: not a JSON object"):
-        list(files.read_jsonl(path))
+        list(storage.read_jsonl(path))
     with pytest.raises(UserError, match="check the path"):
-        list(files.read_jsonl(tmp_path / "absent.jsonl"))
+        list(storage.read_jsonl(tmp_path / "absent.jsonl"))
 
 
 def test_whole_rows_are_those_that_were_written_to_their_end(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    assert list(files.whole_rows(path)) == [] and not path.exists()
+    assert list(storage.read_complete_lines(path)) == [] and not path.exists()
     path.write_bytes(b'{"x": 1}\n\n{"x": 2}\n{"x"')
-    rows = files.whole_rows(path)
+    rows = storage.read_complete_lines(path)
     assert [next(rows), next(rows)] == [{"x": 1}, {"x": 2}]
     assert next(rows, None) is None and path.read_bytes().endswith(b'{"x"'), "nothing is cut: somebody may be writing"
-    rows = files.whole_rows(path)
+    rows = storage.read_complete_lines(path)
     assert [row["x"] for row in itertools.islice(rows, 2)] == [1, 2]
     with open(path, "ab") as file:  # by somebody else, between two of our reads
         file.write(b': 3}\n{"x": 4')
     assert [row["x"] for row in rows] == [3]
     path.write_bytes(b'{"x": 4}')
-    assert list(files.whole_rows(path)) == []
+    assert list(storage.read_complete_lines(path)) == []
     path.write_bytes(b'{"x"\n{"x": 2}\n')
     with pytest.raises(UserError, match="line 1: not a whole line of JSON"):
-        list(files.whole_rows(path))
+        list(storage.read_complete_lines(path))
 
 
 @pytest.mark.parametrize("content", [b'{"x": NaN}', b"[" * 100_000, b"\xff"])
 def test_what_is_no_json_is_one_message(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.jsonl").write_bytes(content + b"\n")
     with pytest.raises(UserError, match="line 1: not a whole line of JSON"):
-        list(files.read_jsonl(tmp_path / "a.jsonl"))
+        list(storage.read_jsonl(tmp_path / "a.jsonl"))
 
 
 def test_a_file_where_a_folder_belongs_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
-    with pytest.raises(UserError, match="a file where a folder belongs"), run_folder.locked(tmp_path / "runs" / "x"):
+    with pytest.raises(UserError, match="a file where a folder belongs"), run_folder.lock_run(tmp_path / "runs" / "x"):
         pass
     with pytest.raises(UserError, match="a file stands where a folder belongs"):
-        files.write(tmp_path / "runs" / "x", b"")
+        storage.write_file(tmp_path / "runs" / "x", b"")
     with pytest.raises(UserError, match="choose a shorter name"):
-        files.write(tmp_path / ("a" * 300), b"")
+        storage.write_file(tmp_path / ("a" * 300), b"")
 
 
 def test_a_link_is_removed_and_what_it_leads_to_stays(tmp_path: Path) -> None:
-    files.write(tmp_path / "there" / "a", b"a")
+    storage.write_file(tmp_path / "there" / "a", b"a")
     (tmp_path / "link").symlink_to(tmp_path / "there")
-    files.remove(tmp_path / "link")
+    storage.remove(tmp_path / "link")
     assert [path.name for path in tmp_path.iterdir()] == ["there"] and (tmp_path / "there" / "a").exists()
 
 
 def test_a_manifest_without_its_fields_is_one_message(tmp_path: Path) -> None:
-    files.write_json(tmp_path / "filter" / manifest.BEGUN, {"format": manifest.FORMAT})
+    storage.write_json(tmp_path / "filter" / manifest.BEGUN_FILE, {"format": manifest.FORMAT_VERSION})
     with pytest.raises(UserError, match="not a whole manifest"):
-        manifest.begun(tmp_path / "filter")
+        manifest.read_begun(tmp_path / "filter")
 
 
 def test_a_fingerprint_sees_names_sizes_and_ends(tmp_path: Path) -> None:
@@ -222,9 +222,9 @@ def test_a_fingerprint_sees_names_sizes_and_ends(tmp_path: Path) -> None:
     seen = set()
     for content in (b"a", b"b", b"a" * (3 << 20), b"a" * (3 << 20) + b"b", b"b" + b"a" * (3 << 20)):
         (tmp_path / "m" / "w").write_bytes(content)
-        seen.add(files.fingerprint(tmp_path / "m"))
+        seen.add(storage.folder_fingerprint(tmp_path / "m"))
     (tmp_path / "m" / "w").rename(tmp_path / "m" / "v")
-    seen.add(files.fingerprint(tmp_path / "m"))
+    seen.add(storage.folder_fingerprint(tmp_path / "m"))
     assert len(seen) == 6
 
 
@@ -235,22 +235,24 @@ def _identity(**change: object) -> manifest.Identity:
 
 def test_a_stage_that_was_begun_goes_on_and_a_finished_one_is_known(tmp_path: Path) -> None:
     at = tmp_path / "filter"
-    assert manifest.begin(at, _identity()) is None
-    assert manifest.begin(at, _identity()) is None
-    files.write(at / "verdicts", b"v")
-    made = manifest.finish(at, _identity(), [at / "verdicts"], {"kept": 1})
-    again = manifest.begin(at, _identity())
+    assert manifest.begin_stage(at, _identity()) is None
+    assert manifest.begin_stage(at, _identity()) is None
+    storage.write_file(at / "verdicts", b"v")
+    made = manifest.finish_stage(at, _identity(), [at / "verdicts"], {"kept": 1})
+    again = manifest.begin_stage(at, _identity())
     assert again == made and again is not None and again.digest == made.digest
 
 
 def test_a_stage_made_from_something_else_names_the_keys_and_the_stages(tmp_path: Path) -> None:
     at = tmp_path / "filter"
-    manifest.begin(at, _identity())
-    assert manifest.begin(at, _identity(versions={"answers": 9})) is None, "nothing was made yet, so nothing is lost"
-    manifest.begin(at, _identity())
-    files.write(at / "verdicts", b"v")
+    manifest.begin_stage(at, _identity())
+    assert manifest.begin_stage(at, _identity(versions={"answers": 9})) is None, (
+        "nothing was made yet, so nothing is lost"
+    )
+    manifest.begin_stage(at, _identity())
+    storage.write_file(at / "verdicts", b"v")
     with pytest.raises(UserError) as caught:
-        manifest.begin(at, _identity(recipe={"filter.cap": 4}, versions={"answers": 2}), ("filter", "align"))
+        manifest.begin_stage(at, _identity(recipe={"filter.cap": 4}, versions={"answers": 2}), ("filter", "align"))
     assert str(caught.value) == (
         f"{at}: filter was made from something else\n"
         "  found: filter.cap: null -> 4; version of answers: 1 -> 2\n"
@@ -260,28 +262,28 @@ def test_a_stage_made_from_something_else_names_the_keys_and_the_stages(tmp_path
 
 def test_an_output_that_changed_since_is_refused(tmp_path: Path) -> None:
     at = tmp_path / "filter"
-    manifest.begin(at, _identity())
-    files.write(at / "verdicts", b"v")
-    manifest.finish(at, _identity(), [at / "verdicts"], {})
+    manifest.begin_stage(at, _identity())
+    storage.write_file(at / "verdicts", b"v")
+    manifest.finish_stage(at, _identity(), [at / "verdicts"], {})
     (at / "verdicts").write_bytes(b"longer")
     with pytest.raises(UserError, match="changed since its stage was finished"):
-        manifest.finished(at)
+        manifest.read_finished(at)
 
 
 def test_a_run_of_another_format_is_refused(tmp_path: Path) -> None:
-    files.write_json(tmp_path / "filter" / manifest.BEGUN, {"format": 99})
+    storage.write_json(tmp_path / "filter" / manifest.BEGUN_FILE, {"format": 99})
     with pytest.raises(UserError, match="reads file format 1"):
-        manifest.begun(tmp_path / "filter")
+        manifest.read_begun(tmp_path / "filter")
 
 
 def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
-from potstill.files import run_folder
+from potstill.storage import run_folder
 with run_folder.locked(Path({str(tmp_path)!r})):
     pass
 """
-    with run_folder.locked(tmp_path):
+    with run_folder.lock_run(tmp_path):
         told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "another process is working on this run" in told.stderr
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -302,20 +304,20 @@ def test_chains_survive_parquet(
         Chain.from_tokens(question, 0, [token for token, _ in drawn], candidates),
         Chain.from_text(question, 1, "plain", source="human"),
     ]
-    tables.write_chains(path, chains)
-    assert list(tables.read_chains(path)) == chains
+    parquet.write_chains(path, chains)
+    assert list(parquet.read_chains(path)) == chains
 
 
 def test_verdicts_survive_parquet(tmp_path: Path) -> None:
     rows = [(("q", "s", 0), Verdict("right", "7")), (("q", "s", 1), Verdict("no answer", None, "duplicate"))]
-    tables.write_verdicts(tmp_path / "v.parquet", rows)
-    assert list(tables.read_verdicts(tmp_path / "v.parquet")) == list(rows)
+    parquet.write_verdicts(tmp_path / "v.parquet", rows)
+    assert list(parquet.read_verdicts(tmp_path / "v.parquet")) == list(rows)
 
 
 def test_a_file_that_is_no_parquet_is_the_users(tmp_path: Path) -> None:
     (tmp_path / "c.parquet").write_bytes(b"no")
     with pytest.raises(UserError, match="not a Parquet file"):
-        list(tables.read_chains(tmp_path / "c.parquet"))
+        list(parquet.read_chains(tmp_path / "c.parquet"))
 
 
 def test_who_holds_a_run_is_said_with_since_when(tmp_path: Path) -> None:
@@ -323,22 +325,22 @@ def test_who_holds_a_run_is_said_with_since_when(tmp_path: Path) -> None:
     import os
     import platform
 
-    from potstill.files import run_folder
+    from potstill.storage import run_folder
 
-    with run_folder.locked(tmp_path):
-        run_folder.log(tmp_path, "start", host=platform.node(), pid=2**22 + 1)
-        with pytest.raises(UserError) as caught, run_folder.locked(tmp_path):
+    with run_folder.lock_run(tmp_path):
+        run_folder.append_log(tmp_path, "start", host=platform.node(), pid=2**22 + 1)
+        with pytest.raises(UserError) as caught, run_folder.lock_run(tmp_path):
             pass
         assert caught.value.found == ""
-        run_folder.log(tmp_path, "start", host=platform.node(), pid=os.getpid())
-        run_folder.log(tmp_path, "start", host="other", pid=7, shard="1/2")
-        with pytest.raises(UserError) as caught, run_folder.locked(tmp_path):
+        run_folder.append_log(tmp_path, "start", host=platform.node(), pid=os.getpid())
+        run_folder.append_log(tmp_path, "start", host="other", pid=7, shard="1/2")
+        with pytest.raises(UserError) as caught, run_folder.lock_run(tmp_path):
             pass
     assert caught.value.found.startswith(f"process {os.getpid()} on {platform.node()}, since 20")
-    with run_folder.shard_locked(tmp_path, 1, 2):
-        with pytest.raises(UserError, match="process 7 on other, since 20"), run_folder.shard_locked(tmp_path, 1, 2):
+    with run_folder.lock_shard(tmp_path, 1, 2):
+        with pytest.raises(UserError, match="process 7 on other, since 20"), run_folder.lock_shard(tmp_path, 1, 2):
             pass
-        assert run_folder.shards_running(tmp_path) == ["1-of-2"]
+        assert run_folder.running_shards(tmp_path) == ["1-of-2"]
 
 
 def test_sweeping_deletes_only_what_potstill_named(tmp_path: Path, crash_at) -> None:
@@ -348,10 +350,10 @@ def test_sweeping_deletes_only_what_potstill_named(tmp_path: Path, crash_at) -> 
     (tmp_path / ".folder.partial").mkdir()
     crash_at("write", "middle")
     with pytest.raises(Crash):
-        files.write(tmp_path / "a", b"a")
-    disk.crash = disk._no_crash
+        storage.write_file(tmp_path / "a", b"a")
+    atomic.crash = atomic._no_crash
     assert len(list(tmp_path.iterdir())) == len(mine) + 2
-    files.sweep(tmp_path)
+    storage.delete_partial_files(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*mine, ".folder.partial"}
 
 
@@ -363,11 +365,11 @@ def test_a_disk_that_cannot_lock_is_one_message(tmp_path: Path, monkeypatch: pyt
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(UserError) as caught, run_folder.locked(tmp_path / "run"):
+    with pytest.raises(UserError) as caught, run_folder.lock_run(tmp_path / "run"):
         pass
-    assert caught.value.where == str(tmp_path / "run" / ".lock") and caught.value.do
+    assert caught.value.where == str(tmp_path / "run" / ".lock") and caught.value.hint
     monkeypatch.undo()
-    with run_folder.locked(tmp_path / "run"):
+    with run_folder.lock_run(tmp_path / "run"):
         pass  # nothing was left that keeps others out
 
 
@@ -376,9 +378,9 @@ def test_a_link_to_itself_is_one_message(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(path.name)
-    with pytest.raises(UserError) as caught, run_folder.locked(tmp_path / "run"):
-        manifest.begin(tmp_path / "run" / "filter", _identity())
-    assert caught.value.do
+    with pytest.raises(UserError) as caught, run_folder.lock_run(tmp_path / "run"):
+        manifest.begin_stage(tmp_path / "run" / "filter", _identity())
+    assert caught.value.hint
 
 
 def test_a_folder_that_cannot_be_flushed_is_written_to_all_the_same(
@@ -392,31 +394,33 @@ def test_a_folder_that_cannot_be_flushed_is_written_to_all_the_same(
         plain(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    files.write(tmp_path / "a" / "b", b"c")
+    storage.write_file(tmp_path / "a" / "b", b"c")
     assert (tmp_path / "a" / "b").read_bytes() == b"c"
 
 
 def test_a_line_that_a_power_loss_has_torn_is_skipped_or_cut(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"x":1}\n{"x"\0\0\0}\n{"x":3}\n')
-    assert [row["x"] for row in files.whole_rows(path)] == [1, 3]
-    with files.Appender(path) as lines:
+    assert [row["x"] for row in storage.read_complete_lines(path)] == [1, 3]
+    with storage.Appender(path) as lines:
         lines.append([{"x": 4}])
-    assert [row["x"] for row in files.whole_rows(path)] == [1, 3, 4], "bills and chains: their order is no result"
-    with files.Appender(path, ordered=True) as lines:
+    assert [row["x"] for row in storage.read_complete_lines(path)] == [1, 3, 4], (
+        "bills and chains: their order is no result"
+    )
+    with storage.Appender(path, ordered=True) as lines:
         lines.append([{"x": 2}])
-    assert [row["x"] for _, row in files.read_jsonl(path)] == [1, 2], "answers: what follows is made again"
+    assert [row["x"] for _, row in storage.read_jsonl(path)] == [1, 2], "answers: what follows is made again"
 
 
 @pytest.mark.parametrize(
     "content",
     [b"", b"[]", b"{}", b"null", b'"x"', b"7", b"1e999", b"[" * 100_000, b"9" * 5000, b"\xff", b"\0", b'{"format":1}'],
 )
-@pytest.mark.parametrize("name", [manifest.BEGUN, manifest.MANIFEST])
+@pytest.mark.parametrize("name", [manifest.BEGUN_FILE, manifest.MANIFEST_FILE])
 def test_a_hostile_manifest_is_one_message(tmp_path: Path, content: bytes, name: str) -> None:
-    files.write(tmp_path / "filter" / name, content)
+    storage.write_file(tmp_path / "filter" / name, content)
     with pytest.raises(UserError) as caught:
-        (manifest.begun if name == manifest.BEGUN else manifest.finished)(tmp_path / "filter")
+        (manifest.read_begun if name == manifest.BEGUN_FILE else manifest.read_finished)(tmp_path / "filter")
     assert str(tmp_path / "filter" / name) in caught.value.where
 
 
@@ -433,9 +437,9 @@ def test_a_hostile_manifest_is_one_message(tmp_path: Path, content: bytes, name:
 )  # fmt: skip
 def test_a_manifest_with_a_hostile_field_is_one_message(tmp_path: Path, change: dict[str, object]) -> None:
     row = {**_identity().as_json(), "outputs": {}, "counts": {}, **change}
-    files.write_json(tmp_path / "filter" / manifest.MANIFEST, row)
+    storage.write_json(tmp_path / "filter" / manifest.MANIFEST_FILE, row)
     with pytest.raises(UserError, match="not a whole manifest"):
-        manifest.finished(tmp_path / "filter")
+        manifest.read_finished(tmp_path / "filter")
 
 
 CHOICE = {"step": 2, "rule": "r", "format": "f", "decoding": "greedy", "table": [[2, 0.5]], "tied": []}
@@ -450,22 +454,22 @@ CHOICE = {"step": 2, "rule": "r", "format": "f", "decoding": "greedy", "table": 
 )  # fmt: skip
 def test_a_hostile_record_is_one_message(tmp_path: Path, change: dict[str, object]) -> None:
     path = tmp_path / "choice.json"
-    files.write_json(path, CHOICE)
-    assert files.read_record(Choice, path).contender.step == 2
+    storage.write_json(path, CHOICE)
+    assert storage.read_record(Choice, path).contender.step == 2
     for row in ({**CHOICE, **change}, [CHOICE], None, {}):
-        files.write_json(path, row)
+        storage.write_json(path, row)
         with pytest.raises(UserError, match="not a choice"):
-            files.read_record(Choice, path)
-        files.write_json(path, [row])
+            storage.read_record(Choice, path)
+        storage.write_json(path, [row])
         with pytest.raises(UserError, match="not a choice"):
-            files.read_records(Choice, path)
+            storage.read_records(Choice, path)
 
 
 def test_a_table_with_a_changed_byte_is_read_or_is_one_message(tmp_path: Path) -> None:
     path = tmp_path / "c.parquet"
-    tables.write_chains(path, [Chain.from_text("q", index, "some text " * 20, source="human") for index in range(50)])
+    parquet.write_chains(path, [Chain.from_text("q", index, "some text " * 20, source="human") for index in range(50)])
     whole = path.read_bytes()
     for place in range(0, len(whole), 7):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         with contextlib.suppress(UserError):
-            list(tables.read_chains(path))
+            list(parquet.read_chains(path))

@@ -18,16 +18,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import tiny
-from potstill import account, lessons, order, plan, prompts, recipe, students, training
+from potstill import dry_run, models, prompts, training
 from potstill.errors import UserError
-from potstill.files import manifest, reading
-from potstill.lessons import mix
+from potstill.models import Example, Student
 from potstill.prompts import FORMATS
-from potstill.run import run as run_recipe
-from potstill.students import Example, Student
+from potstill.recipe import load_recipe, parse_recipe, recipe_to_yaml
+from potstill.report import collect
+from potstill.runner import run as run_recipe
+from potstill.storage import manifest, read
+from potstill.training import data_order, examples, format_mix
 from test_processes import gloo
 from test_training import CUTS, FAMILIES, close, gradients, make
-from test_training import lessons as examples
+from test_training import lessons as some_examples
 from together import together
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -53,7 +55,7 @@ def chain_counts() -> list[tuple[str, int]]:
 
 @pytest.mark.parametrize("name", SIZES)
 def test_the_recipes_have_the_shares_of_the_authors_counts(name: str) -> None:
-    asked = recipe.load(RECIPES / f"{name}.yaml")
+    asked = load_recipe(RECIPES / f"{name}.yaml")
     sizes, accumulation = SIZES[name]
     rows = dict(zip(NAMES, (CHAINS, ANSWERS, CHAINS, ANSWERS), strict=True))
     batches = {each: rows[each] / size for each, size in zip(NAMES, sizes, strict=True)}
@@ -74,7 +76,7 @@ def test_an_epoch_of_3b_has_as_many_micro_batches_as_the_authors_notebook() -> N
 
 @pytest.mark.parametrize("name", SIZES)
 def test_the_recipes_train_sample_and_filter_as_the_authors_did(name: str) -> None:
-    asked = recipe.load(RECIPES / f"{name}.yaml")
+    asked = load_recipe(RECIPES / f"{name}.yaml")
     train, teacher = asked.train, asked.teacher
     assert (train.optimizer, train.betas, train.weight_decay, train.clip) == ("adamw", [0.9, 0.999], 0.01, None)
     assert (train.schedule, train.warm_up, train.precision, train.mass) == ("constant", 10, "float32", "raw")
@@ -89,11 +91,11 @@ def test_the_recipes_train_sample_and_filter_as_the_authors_did(name: str) -> No
 @pytest.mark.parametrize("name", SIZES)
 def test_the_order_of_the_recipes_has_these_shares(name: str) -> None:
     """By the real order over as many questions and chains as the authors had."""
-    asked, counts = recipe.load(RECIPES / f"{name}.yaml"), dict(chain_counts())
+    asked, counts = load_recipe(RECIPES / f"{name}.yaml"), dict(chain_counts())
     assert sum(counts.values()) == CHAINS and 0 in counts.values() and max(counts.values()) == 40
-    course = mix.course(asked, list(counts.items()))
+    course = format_mix.build_data_order(asked, list(counts.items()))
     steps = 20_000 // asked.train.groups
-    found = [order.groups(course, step) for step in range(1, steps + 1)]
+    found = [data_order.draw_groups(course, step) for step in range(1, steps + 1)]
     assert all({group.format.name for group in groups} == set(NAMES) for groups in found)
     rows = Counter(group.format.name for groups in found for group in groups for _ in range(group.targets))
     for each, share in zip(NAMES, (CHAINS, ANSWERS, CHAINS, ANSWERS), strict=True):
@@ -118,11 +120,11 @@ questions = (
 @given(st.integers(0, 99), questions, st.integers(1, 5), st.integers(1, 7))
 def test_over_chains_an_epoch_sees_every_chain_exactly_once(seed, counts, m, per_step):
     rationale, answer = FORMATS["few-shot-rationale"], FORMATS["few-shot-answer"]
-    course = order.Plan(seed, per_step, {rationale: 3, answer: 1}, counts, m, "chains")
+    course = data_order.DataOrder(seed, per_step, {rationale: 3, answer: 1}, counts, m, "chains")
     prompts_of = {name: -(-count // m) for name, count in counts if count}
     epochs, length = 3, sum(prompts_of.values())
     steps = range(1, -(-2 * epochs * (3 * length + 3 * len(counts)) // per_step) + 1)
-    found = [group for step in steps for group in order.groups(course, step)]
+    found = [group for step in steps for group in data_order.draw_groups(course, step)]
     for epoch in range(epochs):
         own = [group for group in found if (group.format, group.epoch) == (rationale, epoch)]
         seen = Counter((group.question, chain) for group in own for chain in group.chains)
@@ -141,9 +143,9 @@ def test_over_chains_an_epoch_sees_every_chain_exactly_once(seed, counts, m, per
 def test_over_questions_a_chain_of_few_is_seen_more_often(seed, counts, m):
     """What `uniform_over` chooses between: here every question is asked once an epoch."""
     form = FORMATS["zero-shot-rationale"]
-    course = order.Plan(seed, 1, {form: 1}, counts, m)
+    course = data_order.DataOrder(seed, 1, {form: 1}, counts, m)
     asked = [name for name, count in counts if count]
-    found = [order.groups(course, step)[0] for step in range(1, len(asked) + 1)]
+    found = [data_order.draw_groups(course, step)[0] for step in range(1, len(asked) + 1)]
     assert sorted(group.question for group in found) == sorted(asked)
     assert all(group.turn == group.epoch == 0 for group in found)
 
@@ -153,15 +155,17 @@ def test_over_questions_a_chain_of_few_is_seen_more_often(seed, counts, m):
 def test_with_one_chain_a_question_both_are_the_same_order(seed, size, m):
     counts = tuple((f"q{i}", 1) for i in range(size))
     quotas = {FORMATS["zero-shot-rationale"]: 2, FORMATS["zero-shot-answer"]: 1}
-    one, other = (order.Plan(seed, 4, quotas, counts, m, over) for over in ("questions", "chains"))
-    assert [order.groups(one, step) for step in range(1, 15)] == [order.groups(other, step) for step in range(1, 15)]
+    one, other = (data_order.DataOrder(seed, 4, quotas, counts, m, over) for over in ("questions", "chains"))
+    assert [data_order.draw_groups(one, step) for step in range(1, 15)] == [
+        data_order.draw_groups(other, step) for step in range(1, 15)
+    ]
 
 
 def test_the_golden_order_over_chains():
     """Changing this changes every run that draws over chains: raise order.VERSION with it."""
     form = FORMATS["zero-shot-rationale"]
-    course = order.Plan(1, 7, {form: 1}, (("a", 5), ("b", 1), ("c", 3)), 2, "chains")
-    written = [f"{g.question}{''.join(map(str, g.chains))}:{g.turn}" for g in order.groups(course, 1)]
+    course = data_order.DataOrder(1, 7, {form: 1}, (("a", 5), ("b", 1), ("c", 3)), 2, "chains")
+    written = [f"{g.question}{''.join(map(str, g.chains))}:{g.turn}" for g in data_order.draw_groups(course, 1)]
     assert " ".join(written) == GOLDEN
 
 
@@ -171,10 +175,10 @@ GOLDEN = "c21:0 a04:0 c0:1 a2:2 a31:1 b0:0 c0:3"
 @settings(max_examples=80)
 @given(st.dictionaries(st.sampled_from(list(FORMATS.values())), st.integers(1, 9), min_size=1), st.integers(1, 25))
 def test_the_fewest_groups_of_a_format_in_a_step(quotas, per_step):
-    course = order.Plan(1, per_step, quotas, (("a", 1),))
+    course = data_order.DataOrder(1, per_step, quotas, (("a", 1),))
     cycle = sum(quotas.values())  # after so many steps everything comes again
-    steps = [Counter(group.format for group in order.groups(course, step)) for step in range(1, cycle + 1)]
-    assert order.fewest(course) == {format: min(step[format] for step in steps) for format in quotas}
+    steps = [Counter(group.format for group in data_order.draw_groups(course, step)) for step in range(1, cycle + 1)]
+    assert data_order.min_groups_per_step(course) == {format: min(step[format] for step in steps) for format in quotas}
 
 
 def plain(student: Student, rows: list[Example], weights: dict[str, float]) -> dict[str, torch.Tensor]:
@@ -192,14 +196,14 @@ def plain(student: Student, rows: list[Example], weights: dict[str, float]) -> d
 @pytest.mark.parametrize("weights", [{"short": 0.9, "long": 0.1}, {"short": 1.0, "long": 300.0}])
 def test_the_gradient_is_that_of_the_weighted_means_however_it_is_cut(family, weights):
     student = make(family)
-    rows = examples(student)
+    rows = some_examples(student)
     wanted = plain(student, rows, weights)
-    made = [row for group in mix.weighted([[row] for row in rows], weights) for row in group]
+    made = [row for group in format_mix.weight_formats([[row] for row in rows], weights) for row in group]
     positions = sum(len(row.target) for row in rows)
     assert sum(row.weight * len(row.target) for row in made) == pytest.approx(positions)  # a mean weight of 1
     for cuts in CUTS.values():
         student.zero_grad()
-        sums = training.gradient(student, [[made[i] for i in batch] for batch in cuts], step=1, seed=1)
+        sums = training.accumulate_gradient(student, [[made[i] for i in batch] for batch in cuts], step=1, seed=1)
         assert close(gradients(student), wanted)
         for name, weight in weights.items():
             share = sums.weights[name] / sum(sums.weights.values())
@@ -210,17 +214,17 @@ def compute(rank: int, folder: Path) -> None:
     gloo(folder, rank)
     for cuts in ("two", "seven"):
         student = make("t5")
-        rows = mix.weighted([[row] for row in examples(student)], {"short": 0.9, "long": 0.1})
+        rows = format_mix.weight_formats([[row] for row in some_examples(student)], {"short": 0.9, "long": 0.1})
         made = [row for group in rows for row in group]
-        model = training.distribute(student, "none")
-        training.gradient(model, [[made[i] for i in batch] for batch in CUTS[cuts]], step=1, seed=1)
+        model = training.distribute_student(student, "none")
+        training.accumulate_gradient(model, [[made[i] for i in batch] for batch in CUTS[cuts]], step=1, seed=1)
         save_file(gradients(student), folder / f"{cuts}.{rank}")
 
 
 def test_two_processes_have_the_gradient_of_the_weighted_means(tmp_path: Path) -> None:
     assert together(2, compute, tmp_path) == [0, 0]
     student = make("t5")
-    wanted = plain(student, examples(student), {"short": 0.9, "long": 0.1})
+    wanted = plain(student, some_examples(student), {"short": 0.9, "long": 0.1})
     for cuts in ("two", "seven"):
         for rank in range(2):
             assert close(load_file(tmp_path / f"{cuts}.{rank}"), wanted)
@@ -234,11 +238,11 @@ def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_step_of_a_run_gives_each_format_its_weight(run: Path) -> None:
-    from potstill.cli.show import recipe_of
+    from potstill.cli.run_folder import read_run_recipe
 
-    asked = recipe_of(run)
+    asked = read_run_recipe(run)
     assert asked.train.loss_weights is not None
-    lesson = lessons.read(run, asked, students.base(asked))
+    lesson = examples.read_training_data(run, asked, models.from_recipe(asked))
     for step in (1, 2, 3, 40):
         weight = Counter[str]()
         for row in lesson.examples(step):
@@ -246,23 +250,23 @@ def test_every_step_of_a_run_gives_each_format_its_weight(run: Path) -> None:
         shares = {name: value / weight.total() for name, value in weight.items()}
         wanted = {name: 0.75 * value / 10 for name, value in asked.train.loss_weights.items()}
         assert shares == pytest.approx(wanted | {"replay": 0.25})
-    told = account.tell(run, asked)
+    told = collect.collect_report(run, asked)
     assert any("zero-shot-rationale 60.0 %" in note for note in told.notes)
 
 
 def test_a_token_budget_changes_no_weighted_step(world: Path, run: Path, tmp_path: Path) -> None:
-    from potstill.cli.show import recipe_of
+    from potstill.cli.run_folder import read_run_recipe
 
     other = tmp_path / "run"
-    asked = recipe_of(run)
-    first = list(reading.read_jsonl(run / "train" / "metrics.jsonl"))
+    asked = read_run_recipe(run)
+    first = list(read.read_jsonl(run / "train" / "metrics.jsonl"))
     for budget in (60, 4000):
-        student = students.base(asked)
+        student = models.from_recipe(asked)
         changed = asked.model_copy(update={"train": asked.train.model_copy(update={"batch_tokens": budget})})
-        lesson = lessons.read(run, changed, student)
-        optimizer = training.optimizer_of(changed, student, changed.train.learning_rate)
+        lesson = examples.read_training_data(run, changed, student)
+        optimizer = training.optimizer_from_recipe(changed, student, changed.train.learning_rate)
         schedule = training.Schedule("constant", changed.train.learning_rate, changed.train.warm_up)
-        done = training.steps(
+        done = training.train_steps(
             student, optimizer, lesson.micro_batches, first=1, last=1, schedule=schedule, clip=asked.train.clip, seed=1
         )
         step = next(iter(done))
@@ -273,7 +277,7 @@ def test_a_token_budget_changes_no_weighted_step(world: Path, run: Path, tmp_pat
 
 def test_what_a_recipe_does_not_choose_leaves_no_trace(world: Path, tmp_path: Path) -> None:
     at = tiny.make(world, tmp_path / "run", until="train")
-    done = manifest.finished(at / "train")
+    done = manifest.read_finished(at / "train")
     assert done is not None
     assert not [key for key in done.identity.recipe if "loss_weights" in key or "uniform_over" in key]
     for change in ("train.uniform_over=chains", FEW.replace("2", "1"), WEIGHTS):
@@ -318,8 +322,10 @@ def test_a_step_without_a_weighted_format_is_refused_before_a_teacher_is_asked(w
         "  do: raise train.groups, or the quota of zero-shot-answer in train.formats"
     )
     assert not (at / "sample").exists(), "no teacher was asked"
-    assert "would stop it     at train: train.loss_weights: some steps have no group of" in plan.text(asked)
-    assert "train.loss_weights" not in plan.text(tiny.recipe(world, change))  # without weights it is as good as any
+    assert "would stop it     at train: train.loss_weights: some steps have no group of" in dry_run.describe_run(asked)
+    assert "train.loss_weights" not in dry_run.describe_run(
+        tiny.recipe(world, change)
+    )  # without weights it is as good as any
 
 
 def test_the_parts_of_a_recipe_by_hand(world: Path) -> None:
@@ -333,20 +339,24 @@ def test_the_parts_of_a_recipe_by_hand(world: Path) -> None:
         "train.steps=6",
     )
     lengths = {"zero-shot-rationale": 20.0, "zero-shot-answer": 5.0}
-    first, second, third = mix.parts(asked, lengths, 12, 30)
+    first, second, third = format_mix.compute_format_shares(asked, lengths, 12, 30)
     assert (first.rows, second.rows, third.rows) == pytest.approx((12 / 16, 2 / 16, 2 / 16))
     assert (first.tokens, second.tokens, third.tokens) == (240 / 250, 10 / 250, None)
     assert (first.weight, second.weight, third.weight) == pytest.approx((0.8 * 240 / 250, 0.8 * 10 / 250, 0.2))
     assert (first.epochs, second.epochs, third.epochs) == (12 * 6 / 30, 2 * 6 / 12, None)
     weights = "train.loss_weights={zero-shot-rationale: 1, zero-shot-answer: 3}"
-    heavy = recipe.parse(recipe.resolved(asked), "r.yaml", [weights])
-    assert [part.weight for part in mix.parts(heavy, lengths, 12, 30)] == pytest.approx([0.2, 0.6, 0.2])
-    assert mix.parts(heavy, lengths, 12, None)[0].epochs is None
-    assert mix.parts(heavy, lengths, 12, 12)[0].rows == pytest.approx(6 / 10)  # a question has one chain to show
+    heavy = parse_recipe(recipe_to_yaml(asked), "r.yaml", [weights])
+    assert [part.weight for part in format_mix.compute_format_shares(heavy, lengths, 12, 30)] == pytest.approx(
+        [0.2, 0.6, 0.2]
+    )
+    assert format_mix.compute_format_shares(heavy, lengths, 12, None)[0].epochs is None
+    assert format_mix.compute_format_shares(heavy, lengths, 12, 12)[0].rows == pytest.approx(
+        6 / 10
+    )  # a question has one chain to show
 
 
 def test_the_dry_run_of_a_recipe_prints_the_mix(data: Path) -> None:
-    told = plan.text(recipe.load(RECIPES / "flan-t5-xl.yaml", [f"data={data}"]))
+    told = dry_run.describe_run(load_recipe(RECIPES / "flan-t5-xl.yaml", [f"data={data}"]))
     rows = {line.split()[0]: line.split()[1:] for line in told.splitlines() if line.strip().startswith(NAMES)}
     assert [rows[name][:4] for name in NAMES] == [
         ["48.3%", "49.9%", "79.3%", ">=0.43"],

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 import tiny
-from potstill import cli, files, run
+from potstill import cli, runner, storage
 from potstill.errors import UserError
-from potstill.files import disk, integrity, manifest, reading
+from potstill.storage import atomic, manifest, read
 from test_repair import REPAIR, REPLAY
 
 ALL = (REPLAY, REPAIR)
@@ -38,9 +38,9 @@ def change(path: Path) -> None:
 
 
 def cut_before(at: Path, stage: str) -> None:
-    for later in run.later(stage):
-        files.remove(at / later)
-    files.remove(at / "student")
+    for later in runner.stages_from(stage):
+        storage.remove(at / later)
+    storage.remove(at / "student")
 
 
 def checked(at: Path) -> tuple[int, str]:
@@ -75,7 +75,7 @@ def test_a_changed_byte_stops_the_stage_that_would_read_it(world: Path, at: Path
     with pytest.raises(UserError, match="changed since its stage was finished") as fault:
         tiny.make(world, at, *ALL, until=stage)
     assert fault.value.where == str(path) and fault.value.found.startswith("sha256 ")
-    assert "potstill check RUN" in fault.value.do
+    assert "potstill check RUN" in fault.value.hint
     after = tiny.contents(at)
     after.pop(f"{stage}/begun.json", None)
     assert after == before, "nothing was made, and nothing removed"
@@ -85,7 +85,7 @@ def test_a_changed_byte_stops_the_stage_that_would_read_it(world: Path, at: Path
 def test_what_a_later_stage_does_not_open_does_not_stop_it(world: Path, whole: Path, at: Path) -> None:
     """Of ten checkpoints `test` opens one. `check` reads them all."""
     cut_before(at, "test")
-    chosen = manifest.read(at / "select" / "manifest.json").counts["step"]
+    chosen = manifest.read_manifest(at / "select" / "manifest.json").counts["step"]
     change(at / "train" / "checkpoints" / ("2" if chosen == 4 else "4") / "model.safetensors")
     tiny.make(world, at, *ALL, until="test")
     name = "test/manifest.json"
@@ -94,7 +94,7 @@ def test_what_a_later_stage_does_not_open_does_not_stop_it(world: Path, whole: P
 
 def test_an_interrupted_evaluation_does_not_take_over_a_changed_answer(world: Path, at: Path) -> None:
     cut_before(at, "select")
-    files.remove(at / "evaluate" / "manifest.json")
+    storage.remove(at / "evaluate" / "manifest.json")
     [answers] = (at / "evaluate" / "2").glob("zero-shot-rationale.*.jsonl")
     change(answers)
     with pytest.raises(UserError, match="changed since its stage was finished"):
@@ -109,12 +109,12 @@ def test_training_does_not_continue_from_a_changed_checkpoint(
     class Stop(BaseException):
         pass
 
-    def stop(operation: disk.Operation, moment: disk.Moment, path: Path) -> None:
+    def stop(operation: atomic.Operation, moment: atomic.Moment, path: Path) -> None:
         if (operation, moment, path.name) == ("remove", "before", "digests"):
             raise Stop
 
     cut_before(at, stage)
-    monkeypatch.setattr(disk, "crash", stop)
+    monkeypatch.setattr(atomic, "crash", stop)
     with pytest.raises(Stop):
         tiny.make(world, at, *ALL, until=stage)
     monkeypatch.undo()
@@ -123,15 +123,15 @@ def test_training_does_not_continue_from_a_changed_checkpoint(
     with pytest.raises(UserError, match="not what training has written") as fault:
         tiny.make(world, at, *ALL, until=stage)
     assert fault.value.where == str(last / file)
-    files.remove(last)
+    storage.remove(last)
     tiny.make(world, at, *ALL, until=stage)
     assert not (at / stage / "digests").exists()
 
 
 def test_the_same_bytes_come_after_a_checkpoint_is_removed(world: Path, whole: Path, at: Path) -> None:
     cut_before(at, "evaluate")
-    files.remove(at / "train" / "manifest.json")
-    files.remove(at / "train" / "checkpoints" / "4")
+    storage.remove(at / "train" / "manifest.json")
+    storage.remove(at / "train" / "checkpoints" / "4")
     tiny.make(world, at, *ALL, until="train")
     found = tiny.contents(at)
     assert found == {name: content for name, content in tiny.contents(whole).items() if name in found}
@@ -149,7 +149,7 @@ def test_redo_verifies_what_the_stage_reads_before_it_removes_anything(world: Pa
     change(at / "sample" / "chains.parquet")
     before = tiny.contents(at)
     with pytest.raises(UserError, match="changed since its stage was finished"):
-        run.run(tiny.recipe(world, *ALL), folder=at, redo="filter")
+        runner.run(tiny.recipe(world, *ALL), folder=at, redo="filter")
     assert tiny.contents(at) == before
 
 
@@ -157,34 +157,38 @@ def test_a_stage_that_is_done_is_not_read_again(world: Path, at: Path, monkeypat
     def never(*_: object) -> None:
         raise AssertionError("read")
 
-    monkeypatch.setattr(integrity, "differences", never)
+    monkeypatch.setattr(manifest, "find_damaged_files", never)
     before = tiny.contents(at)
     tiny.make(world, at, *ALL)
     assert tiny.contents(at) == before
 
 
 def test_a_file_is_read_once_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "RACE", -1)
+    monkeypatch.setattr(read, "RACE_WINDOW_NS", -1)
     (tmp_path / "a").write_bytes(b"a" * 10)
     seen: list[int] = []
-    first = files.digest(tmp_path / "a", seen.append)
-    assert reading.known(tmp_path / "a") and files.digest(tmp_path / "a", seen.append) == first and sum(seen) == 10
+    first = storage.file_digest(tmp_path / "a", seen.append)
+    assert (
+        read.is_digest_cached(tmp_path / "a")
+        and storage.file_digest(tmp_path / "a", seen.append) == first
+        and sum(seen) == 10
+    )
     change(tmp_path / "a")
-    assert files.digest(tmp_path / "a", seen.append) != first and sum(seen) == 20
+    assert storage.file_digest(tmp_path / "a", seen.append) != first and sum(seen) == 20
 
 
 @pytest.mark.parametrize("stage", ["collect", "sample"])
 def test_nobody_is_told_to_make_paid_chains_again(stage: str) -> None:
     kinds = {"teacher.kind": "openai"} if stage == "sample" else {}
     for identity in (None, manifest.Identity(stage, {}, kinds, {})):
-        assert "--redo" not in manifest.remedy(stage, identity)
+        assert "--redo" not in manifest.damage_hint(stage, identity)
 
 
 def test_check_lists_everything_and_changes_nothing(at: Path) -> None:
     assert checked(at)[0] == 0 and checked(at)[1].endswith("none differs\n")
     change(at / "collect" / "sums.test.jsonl")
     (at / "train" / "metrics.jsonl").write_bytes(b"")
-    files.remove(at / "student" / "README.md")
+    storage.remove(at / "student" / "README.md")
     (at / "align" / "manifest.json").write_text('{"format": 1, "stage": [')
     (at / "notes.txt").write_text("mine")
     before = tiny.contents(at)
@@ -200,14 +204,16 @@ def test_check_lists_everything_and_changes_nothing(at: Path) -> None:
 
 def test_check_of_a_run_that_is_under_way(world: Path, at: Path) -> None:
     cut_before(at, "train")
-    files.write_json(at / "train" / "begun.json", manifest.read(at / "align" / "manifest.json").identity.as_json())
+    storage.write_json(
+        at / "train" / "begun.json", manifest.read_manifest(at / "align" / "manifest.json").identity.as_json()
+    )
     code, said = checked(at)
     assert code == 0 and "train: begun and not finished" in said
 
 
 def test_check_sees_a_stage_from_another_run(world: Path, at: Path, tmp_path: Path) -> None:
     other = tiny.make(world, tmp_path / "other", "seed=4", until="filter")
-    files.remove(at / "filter")
+    storage.remove(at / "filter")
     shutil.copytree(other / "filter", at / "filter")
     code, said = checked(at)
     assert code == 2 and "filter/manifest.json: was made from other files than those that sample holds now" in said
@@ -229,10 +235,13 @@ def test_records_of_a_damaged_run_are_not_shown(at: Path, arguments: list[str]) 
 
 @pytest.mark.parametrize("content", ["[]", "null", "{}", '"x"', "7", '{"": 3}', '{"": {"style": {}}}'])
 def test_a_damaged_file_of_collect_is_one_message(at: Path, content: str) -> None:
-    from potstill.questions import collected
+    from potstill.data import run_questions
 
-    for name, read in ((collected.SHOTS, collected.shots), (collected.OVERLAPS, collected.overlaps)):
+    for name, read_file in (
+        (run_questions.TASK_PROMPTS_FILE, run_questions.read_task_prompts),
+        (run_questions.OVERLAPS_FILE, run_questions.read_overlaps),
+    ):
         (at / "collect" / name).write_text(content)
-        if name == collected.SHOTS or content not in ("{}", '{"": 3}'):
+        if name == run_questions.TASK_PROMPTS_FILE or content not in ("{}", '{"": 3}'):
             with pytest.raises(UserError, match="not what potstill has written"):
-                read(at)
+                read_file(at)

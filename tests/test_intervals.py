@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from potstill import intervals
+from potstill.evaluation import intervals
 
 
 @given(st.integers(1, 500), st.data())
 def test_wilson_solves_its_equation(n: int, data: st.DataObject) -> None:
     right = data.draw(st.integers(0, n))
-    low, high = intervals.wilson(right, n)
+    low, high = intervals.wilson_interval(right, n)
     assert 0 <= low <= right / n <= high <= 1
     z = 1.959963984540054
     for bound in (low, high):
@@ -27,9 +27,9 @@ def test_wilson_solves_its_equation(n: int, data: st.DataObject) -> None:
 
 
 def test_wilson_of_nothing_knows_nothing() -> None:
-    assert intervals.wilson(0, 0) == (0.0, 1.0)
+    assert intervals.wilson_interval(0, 0) == (0.0, 1.0)
     with pytest.raises(AssertionError):
-        intervals.wilson(3, 2)
+        intervals.wilson_interval(3, 2)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60), st.integers(0, 99))
@@ -62,8 +62,8 @@ def test_mcnemar_is_the_sum_of_coin_tosses(pairs: list[tuple[bool, bool]]) -> No
     wins, losses = sum(x and not y for x, y in pairs), sum(y and not x for x, y in pairs)
     n = wins + losses
     tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1)) / 2**n
-    assert intervals.mcnemar(a, b) == pytest.approx(min(1.0, 2 * tail))
-    assert intervals.mcnemar(a, b) == pytest.approx(intervals.mcnemar(b, a))
+    assert intervals.mcnemar_p_value(a, b) == pytest.approx(min(1.0, 2 * tail))
+    assert intervals.mcnemar_p_value(a, b) == pytest.approx(intervals.mcnemar_p_value(b, a))
 
 
 groups = st.lists(st.lists(st.booleans(), min_size=1, max_size=30), min_size=2, max_size=8)
@@ -72,11 +72,11 @@ groups = st.lists(st.lists(st.booleans(), min_size=1, max_size=30), min_size=2, 
 @given(groups)
 def test_clustered_means_are_the_means_and_shuffling_within_groups_changes_nothing(items: list[list[bool]]) -> None:
     values = [[float(x) for x in group] for group in items]
-    (micro, low, high), (macro, macro_low, macro_high) = intervals.clustered(values)
+    (micro, low, high), (macro, macro_low, macro_high) = intervals.clustered_intervals(values)
     flat = [x for group in values for x in group]
     assert micro == pytest.approx(np.mean(flat)) and low < micro < high
     assert macro == pytest.approx(np.mean([np.mean(group) for group in values])) and macro_low < macro < macro_high
-    again = intervals.clustered([group[::-1] for group in values])
+    again = intervals.clustered_intervals([group[::-1] for group in values])
     assert np.ravel(again) == pytest.approx(np.ravel(((micro, low, high), (macro, macro_low, macro_high))))
 
 
@@ -85,10 +85,10 @@ def test_clustered_is_the_t_interval_of_the_groups_where_they_are_of_one_size() 
     values = [list((generator.random(50) < share).astype(float)) for share in generator.random(27)]
     means = [np.mean(group) for group in values]
     expected = stats.t.interval(0.95, 26, np.mean(means), stats.sem(means))
-    (micro, low, high), (macro, macro_low, macro_high) = intervals.clustered(values)
+    (micro, low, high), (macro, macro_low, macro_high) = intervals.clustered_intervals(values)
     assert (macro_low, macro_high) == pytest.approx(expected) and macro == pytest.approx(micro)
     assert (low, high) == pytest.approx(expected)  # of equal sizes both are the same estimate
-    narrow = intervals.wilson(round(sum(map(sum, values))), 27 * 50)
+    narrow = intervals.wilson_interval(round(sum(map(sum, values))), 27 * 50)
     assert high - low > narrow[1] - narrow[0]
 
 
@@ -97,13 +97,15 @@ def test_clustered_covers_when_tasks_are_drawn_too() -> None:
     hit = 0
     for _ in range(300):
         shares = generator.beta(2, 2, size=27)  # mean one half
-        _, (_, low, high) = intervals.clustered([list((generator.random(20) < p).astype(float)) for p in shares])
+        _, (_, low, high) = intervals.clustered_intervals(
+            [list((generator.random(20) < p).astype(float)) for p in shares]
+        )
         hit += low <= 0.5 <= high
     assert 0.92 <= hit / 300 <= 0.98
 
 
 def test_clustered_is_never_certain() -> None:
-    (_, low, high), (_, macro_low, macro_high) = intervals.clustered([[1.0] * 20] * 27)
+    (_, low, high), (_, macro_low, macro_high) = intervals.clustered_intervals([[1.0] * 20] * 27)
     assert low < 1 < high and macro_low < 1 < macro_high
-    one = intervals.clustered([[1.0, 0.0, 1.0]])
+    one = intervals.clustered_intervals([[1.0, 0.0, 1.0]])
     assert one[0] == one[1] and one[0][1] < one[0][0] < one[0][2]

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import tiny
-from potstill import loss
+from potstill import losses
 from potstill.errors import UserError
-from potstill.loss import kernels
-from potstill.loss.precision import lower, products
+from potstill.losses import KERNELS, sparse
+from potstill.losses.sparse import is_low_precision, matmul_precision
 from potstill.stages import train
 from test_loss import problem
 
@@ -27,18 +27,20 @@ def compiler() -> None:
         pytest.skip(f"nothing can be compiled here: {error}")
 
 
-def gradients(seed: int, n: int, kernel: loss.Kernel, mass: loss.Mass, cap: float | None, chunk: int | None):
+def gradients(
+    seed: int, n: int, kernel: losses.Kernel, mass: losses.MissingProbability, cap: float | None, chunk: int | None
+):
     hidden, head, ids, p = problem(seed, n=n)
     bias, count = torch.linspace(-1, 1, len(head)), torch.linspace(0.1, 2.0, n)
     leaves = [leaf.requires_grad_() for leaf in (hidden, head, bias)]
     options: Any = {"mass": mass, "bias": bias, "scale": 0.3, "cap": cap, "chunk": chunk, "kernel": kernel}
-    total, values = loss.weighted(hidden, head, ids, p, count, **options)
+    total, values = losses.weighted_sparse_kl(hidden, head, ids, p, count, **options)
     total.backward()
     return [total.detach(), values, *(leaf.grad for leaf in leaves)]
 
 
 @pytest.mark.parametrize(("mass", "cap"), [("raw", None), ("tail", None), ("renormalised", 2.0)])
-def test_compiled_is_plain(compiler: None, mass: loss.Mass, cap: float | None) -> None:
+def test_compiled_is_plain(compiler: None, mass: losses.MissingProbability, cap: float | None) -> None:
     for seed, n, chunk in ((1, 7, None), (2, 7, 3), (3, 1, None), (4, 29, 8)):
         plain, compiled = (gradients(seed, n, kernel, mass, cap, chunk) for kernel in ("plain", "compiled"))
         for one, other in zip(plain, compiled, strict=True):
@@ -46,13 +48,13 @@ def test_compiled_is_plain(compiler: None, mass: loss.Mass, cap: float | None) -
 
 
 def test_both_are_measured(compiler: None) -> None:
-    found = loss.measured(4, 13, 2, "raw", None, torch.device("cpu"), False)
-    assert found.why is None and set(found.seconds) == set(loss.KERNELS)
+    found = losses.measure_kernels(4, 13, 2, "raw", None, torch.device("cpu"), False)
+    assert found.why is None and set(found.seconds) == set(losses.KERNELS)
 
 
 def test_a_run_trains_with_either(compiler: None, world: Path, tmp_path: Path) -> None:
     losses = []
-    for kernel in loss.KERNELS:
+    for kernel in KERNELS:
         made = tiny.make(world, tmp_path / kernel, "train.steps=4", f"train.loss_kernel={kernel}", until="train")
         assert f'"loss_kernel":"{kernel}"' in (made / "log.jsonl").read_text()
         lines = (made / "train" / "metrics.jsonl").read_text().splitlines()
@@ -63,13 +65,13 @@ def test_a_run_trains_with_either(compiler: None, world: Path, tmp_path: Path) -
 def test_where_nothing_can_be_compiled_plain_is_taken_and_the_reason_told(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(kernel: loss.Kernel):
+    def broken(kernel: losses.Kernel):
         if kernel == "plain":
-            return kernels.both_of
+            return sparse.compute_values_and_gradient
         raise RuntimeError("no working compiler\nand more")
 
-    monkeypatch.setattr(kernels, "chunk", broken)
-    found = loss.measured(2, 5, 2, "raw", None, torch.device("cpu"), False)
+    monkeypatch.setattr(sparse, "get_kernel", broken)
+    found = losses.measure_kernels(2, 5, 2, "raw", None, torch.device("cpu"), False)
     assert found.kernel == "plain" and found.why == "RuntimeError: no working compiler"
     with pytest.raises(UserError, match="the loss cannot be compiled here"):
         tiny.make(world, tmp_path / "run", "train.steps=4", "train.loss_kernel=compiled", until="train")
@@ -85,10 +87,10 @@ def test_the_faster_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         def blocked_autorange(self, **_: object) -> Told:
             return self
 
-    monkeypatch.setattr(kernels, "Timer", Told)
-    monkeypatch.setattr(kernels, "chunk", lambda _: kernels.both_of)
+    monkeypatch.setattr(sparse, "Timer", Told)
+    monkeypatch.setattr(sparse, "get_kernel", lambda _: sparse.compute_values_and_gradient)
     sizes = (2, 5, 2, "raw", None, torch.device("cpu"), False)
-    assert [loss.measured(*sizes).kernel, loss.measured(*sizes).kernel] == ["compiled", "plain"]
+    assert [losses.measure_kernels(*sizes).kernel, losses.measure_kernels(*sizes).kernel] == ["compiled", "plain"]
 
 
 def test_a_gpu_is_measured_and_a_cpu_is_not(
@@ -96,30 +98,30 @@ def test_a_gpu_is_measured_and_a_cpu_is_not(
 ) -> None:
     asked: list[tuple[object, ...]] = []
 
-    def measured(*sizes: object) -> loss.Measured:
+    def measured(*sizes: object) -> losses.KernelTiming:
         asked.append(sizes)
-        return loss.Measured("compiled", {"plain": 0.002, "compiled": 0.001})
+        return losses.KernelTiming("compiled", {"plain": 0.002, "compiled": 0.001})
 
-    monkeypatch.setattr(loss, "measured", measured)
+    monkeypatch.setattr(losses, "measure_kernels", measured)
     head = SimpleNamespace(weight=torch.zeros(50_000, 2), cap=30.0)
     there: Any = SimpleNamespace(device=torch.device("cuda"), head=head, mass="tail")
-    assert train._kernel(there, "measured", "bfloat16") == "compiled"
-    assert train._kernel(there, "plain", "bfloat16") == "plain"
+    assert train._choose_loss_kernel(there, "measured", "bfloat16") == "compiled"
+    assert train._choose_loss_kernel(there, "plain", "bfloat16") == "plain"
     assert asked == [(335, 50_000, 8, "tail", 30.0, there.device, True)]
     assert "kernel of the loss: compiled (plain 2 ms, compiled 1 ms a chunk)" in capsys.readouterr().err
     there.device = torch.device("cpu")
-    assert train._kernel(there, "measured", "bfloat16") == "plain" and len(asked) == 1
+    assert train._choose_loss_kernel(there, "measured", "bfloat16") == "plain" and len(asked) == 1
 
 
 def test_products_are_tf32_on_a_gpu_whose_model_works_in_less_only() -> None:
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     for kind, low, inside in (("cuda", True, "tf32"), ("cuda", False, before), ("cpu", True, before)):
-        with pytest.raises(KeyError), products(kind, low):
+        with pytest.raises(KeyError), matmul_precision(kind, low):
             assert matmul.fp32_precision == inside
             raise KeyError
         assert matmul.fp32_precision == before
     with torch.autocast("cpu", torch.bfloat16):
-        assert lower(torch.zeros(1))
-        with products("cpu", True):
-            assert not lower(torch.zeros(1))
+        assert is_low_precision(torch.zeros(1))
+        with matmul_precision("cpu", True):
+            assert not is_low_precision(torch.zeros(1))

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 import servers
-from potstill import files, questions, splits, tokenizers
-from potstill.files import manifest, tables
+from potstill import storage, tokenization
+from potstill.data import load_set, splits
 from potstill.records import Question
+from potstill.storage import manifest, parquet
 
 pytestmark = pytest.mark.slow
 ASKED, SAMPLES, KNOWN = 50, 8, 12
@@ -44,12 +45,12 @@ evaluate: {{max_tokens: 8}}
 
 def taken(data: Path) -> list[Question]:
     """The questions that the recipe takes: the training questions with the lowest digests."""
-    return splits.take([q for q in questions.load("gsm8k", data) if q.split == "train"], ASKED)
+    return splits.sample_by_hash([q for q in load_set("gsm8k", data) if q.split == "train"], ASKED)
 
 
 def teacher(folder: Path, asked: list[Question]) -> Path:
     """A small Llama that has learnt some of the answers by heart, so that something is right."""
-    tokenizer = tokenizers.train_bpe([f"{q.text} {q.rationale}" for q in asked], 1024)
+    tokenizer = tokenization.train_bpe([f"{q.text} {q.rationale}" for q in asked], 1024)
     known = [(q.text, f"So it is {q.gold}.\nThe answer is {q.gold}") for q in asked[:KNOWN]]
     return servers.taught(folder, tokenizer, known, steps=60)
 
@@ -85,12 +86,12 @@ def test_fifty_real_questions_killed_and_resumed_twice(url: str, data: Path, tmp
         else:
             assert process.wait() == 0
     assert 0 < sizes[1] < sizes[2]
-    chains = list(tables.read_chains(run / "sample" / "chains.parquet"))
+    chains = list(parquet.read_chains(run / "sample" / "chains.parquet"))
     assert len({chain.key for chain in chains}) == len(chains) == ASKED * SAMPLES
     assert {chain.question for chain in chains} == {question.id for question in taken(data)}
-    sampled, filtered, aligned = (manifest.finished(run / stage) for stage in ("sample", "filter", "align"))
-    assert sampled and filtered and aligned and manifest.finished(run / "train")
-    losses = [row["loss"] for _, row in files.read_jsonl(run / "train" / "metrics.jsonl")]
+    sampled, filtered, aligned = (manifest.read_finished(run / stage) for stage in ("sample", "filter", "align"))
+    assert sampled and filtered and aligned and manifest.read_finished(run / "train")
+    losses = [row["loss"] for _, row in storage.read_jsonl(run / "train" / "metrics.jsonl")]
     assert filtered.counts["kept"] > 0 and len(losses) == 5
     told = {"kills after bytes": sizes[1:], **sampled.counts, "verdicts": filtered.counts["verdicts"]}
     told |= {"kept": filtered.counts["kept"], "aligned": aligned.counts["coverage"]["all"], "losses": losses}

@@ -13,22 +13,23 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tiny
-from potstill import exam, students, tokenizers, training
+from potstill import models, tokenization, training
 from potstill.errors import UserError
+from potstill.evaluation import checkpoint
+from potstill.models import Example, Shape
 from potstill.records import Target
-from potstill.students import Example, Shape
-from potstill.training.checkpoints import ENGINE, Checkpoints
+from potstill.training.checkpoints import OPTIMIZER_FILE, CheckpointWriter
 
 TEXTS = ["Q: Tom has 2 apples and buys 3. How many? A: 2 + 3 = 5. The answer is 5"]
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft (the extra lora)")
 
 
-def make(family: str) -> students.Student:
-    tokenizer = tokenizers.train_unigram(TEXTS, 60) if family == "t5" else tokenizers.train_bpe(TEXTS, 290)
-    return students.initialise(Shape(family, 16, 2, 2, 24, 8, tokenizer.size), tokenizer, seed=1)  # pyright: ignore
+def make(family: str) -> models.Student:
+    tokenizer = tokenization.train_unigram(TEXTS, 60) if family == "t5" else tokenization.train_bpe(TEXTS, 290)
+    return models.random_student(Shape(family, 16, 2, 2, 24, 8, tokenizer.size), tokenizer, seed=1)  # pyright: ignore
 
 
-def example(student: students.Student) -> Example:
+def example(student: models.Student) -> Example:
     end = student.tokenizer.eos
     ids = [*student.tokenizer.encode("5").ids, end]
     target = Target(ids, range(len(ids) + 1), ids, [1.0] * len(ids), ["hard"] * (len(ids) - 1) + ["end"])  # pyright: ignore
@@ -42,17 +43,17 @@ def test_adapters_alone_learn_and_the_saved_folder_is_the_adapted_model(family: 
     rows = [example(student)]
     first = {name: value.clone() for name, value in student.state().items()}
     untaught = student(student.batch(rows)).detach()
-    students.adapt(student, 4, seed=1)
+    models.add_adapters(student, 4, seed=1)
     assert torch.equal(student(student.batch(rows)).detach(), untaught)
     names = {name for name, value in student.named_parameters() if value.requires_grad}
     assert names and all(".lora_" in name for name in names)
-    adam = training.optimizer(student, 1e-2)
+    adam = training.build_optimizer(student, 1e-2)
     schedule = training.Schedule("constant", 1e-2)
-    for _ in training.steps(student, adam, lambda _: [rows], first=1, last=5, schedule=schedule, seed=1):
+    for _ in training.train_steps(student, adam, lambda _: [rows], first=1, last=5, schedule=schedule, seed=1):
         pass
     student.save(tmp_path)
     taught = student(student.batch(rows)).detach()
-    plain = students.open(tmp_path)
+    plain = models.open_student(tmp_path)
     assert torch.allclose(plain(plain.batch(rows)).detach(), taught, atol=1e-5) and taught.sum() < untaught.sum()
     saved = plain.state()
     assert set(saved) == set(first)
@@ -69,26 +70,26 @@ def test_adapters_alone_learn_and_the_saved_folder_is_the_adapted_model(family: 
 @needs_peft
 def test_a_run_with_adapters_resumes_to_the_bit(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     whole = tiny.make(world, tmp_path / "whole", "train.lora=4", until="evaluate")
-    states = load_file(whole / "train" / "checkpoints" / "4" / ENGINE)
+    states = load_file(whole / "train" / "checkpoints" / "4" / OPTIMIZER_FILE)
     assert any(name.endswith("/itself") for name in states) and all(".lora_" in name for name in states)
 
-    save = Checkpoints.save
+    save = CheckpointWriter.save
 
-    def stop(self: Checkpoints, step: int) -> None:
+    def stop(self: CheckpointWriter, step: int) -> None:
         save(self, step)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Checkpoints, "save", stop)
+    monkeypatch.setattr(CheckpointWriter, "save", stop)
     with pytest.raises(KeyboardInterrupt):
         tiny.make(world, tmp_path / "cut", "train.lora=4", until="train")
-    monkeypatch.setattr(Checkpoints, "save", save)
+    monkeypatch.setattr(CheckpointWriter, "save", save)
     cut = tiny.make(world, tmp_path / "cut", "train.lora=4", until="evaluate")
     assert tiny.contents(cut) == tiny.contents(whole)
-    assert exam.checkpoints(cut) == [2, 4]
+    assert checkpoint.read_saved_steps(cut) == [2, 4]
     assert json.loads((cut / "train" / "checkpoints" / "4" / "config.json").read_text())["model_type"] == "t5"
 
 
 def test_without_peft_there_is_one_message(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match="LoRA needs peft"):
-        students.adapt(make("t5"), 4, seed=1)
+        models.add_adapters(make("t5"), 4, seed=1)

@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from potstill.errors import UserError
-from potstill.loss import (
-    MASSES,
+from potstill.losses import (
+    MISSING_PROBABILITY_MODES,
     candidate_log_probabilities,
-    forward,
-    reverse,
-    sparse,
+    forward_kl,
+    reverse_kl,
+    sparse_kl,
     unlikelihood,
-    weighted,
+    weighted_sparse_kl,
 )
 
 
@@ -55,7 +55,7 @@ def problem(seed: int, n: int = 7, d: int = 5, v: int = 13, k: int = 4, dtype=to
     return hidden, head, torch.where(used, ids, 0), weights / weights.sum(1, keepdim=True) * kept
 
 
-@pytest.mark.parametrize("mass", MASSES)
+@pytest.mark.parametrize("mass", MISSING_PROBABILITY_MODES)
 @pytest.mark.parametrize("chunk", [1, 3, 64, None])
 @pytest.mark.parametrize(("scale", "cap", "biased"), [(1.0, None, False), (0.3, None, True), (1.0, 2.0, True)])
 def test_equals_the_dense_formula_and_its_gradients(mass, chunk, scale, cap, biased):
@@ -65,7 +65,7 @@ def test_equals_the_dense_formula_and_its_gradients(mass, chunk, scale, cap, bia
     twins = [x.clone().requires_grad_() for x in (hidden, head) + ((bias,) if bias is not None else ())]
     weights = torch.linspace(0.0, 2.0, len(ids))
     options = {"mass": mass, "scale": scale, "cap": cap}
-    ours = sparse(leaves[0], leaves[1], ids, p, bias=leaves[2] if biased else None, chunk=chunk, **options)
+    ours = sparse_kl(leaves[0], leaves[1], ids, p, bias=leaves[2] if biased else None, chunk=chunk, **options)
     theirs = dense(twins[0], twins[1], ids, p, bias=twins[2] if biased else None, **options)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
@@ -76,49 +76,55 @@ def test_equals_the_dense_formula_and_its_gradients(mass, chunk, scale, cap, bia
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10_000), st.sampled_from(MASSES), st.integers(1, 6), st.integers(7, 20), st.integers(1, 9))
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from(MISSING_PROBABILITY_MODES),
+    st.integers(1, 6),
+    st.integers(7, 20),
+    st.integers(1, 9),
+)
 def test_any_problem_equals_the_dense_formula(seed, mass, k, v, chunk):
     hidden, head, ids, p = problem(seed, n=4, d=3, v=v, k=k)
-    ours = sparse(hidden, head, ids, p, mass=mass, chunk=chunk)
+    ours = sparse_kl(hidden, head, ids, p, mass=mass, chunk=chunk)
     torch.testing.assert_close(ours.double(), dense(hidden, head, ids, p, mass=mass), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("mass", MASSES)
+@pytest.mark.parametrize("mass", MISSING_PROBABILITY_MODES)
 @pytest.mark.parametrize("cap", [None, 3.0])
 def test_gradcheck(mass, cap):
     hidden, head, ids, p = problem(3, n=3, d=3, v=7, k=3, dtype=torch.float64)
     bias = torch.zeros(7, dtype=torch.float64).requires_grad_()
 
     def function(hidden, head, bias):
-        return sparse(hidden, head, ids, p, mass=mass, bias=bias, scale=0.7, cap=cap, chunk=2)
+        return sparse_kl(hidden, head, ids, p, mass=mass, bias=bias, scale=0.7, cap=cap, chunk=2)
 
     assert torch.autograd.gradcheck(function, (hidden.requires_grad_(), head.requires_grad_(), bias))
 
 
-@pytest.mark.parametrize("mass", MASSES)
+@pytest.mark.parametrize("mass", MISSING_PROBABILITY_MODES)
 def test_a_hard_label_is_cross_entropy(mass):
     hidden, head, ids, _ = problem(4, k=3)
     p = torch.tensor([[1.0, 0.0, 0.0]]).expand(len(ids), -1)  # two padded slots
     expected = F.cross_entropy(hidden @ head.T, ids[:, 0], reduction="none")
-    torch.testing.assert_close(sparse(hidden, head, ids, p, mass=mass), expected)
+    torch.testing.assert_close(sparse_kl(hidden, head, ids, p, mass=mass), expected)
 
 
 def test_the_raw_gradient_in_the_logits_is_M_q_minus_p():
     _, _, ids, p = problem(5)
     logits = torch.randn(7, 13, generator=torch.Generator().manual_seed(6)).requires_grad_()
-    sparse(logits, torch.eye(13), ids, p).sum().backward()  # with the identity as head, hidden states are logits
+    sparse_kl(logits, torch.eye(13), ids, p).sum().backward()  # with the identity as head, hidden states are logits
     expected = p.sum(1, keepdim=True) * logits.softmax(1).detach()
     torch.testing.assert_close(logits.grad, expected.scatter_add(1, ids, -p))
 
 
-@pytest.mark.parametrize("mass", MASSES)
+@pytest.mark.parametrize("mass", MISSING_PROBABILITY_MODES)
 def test_nothing_to_learn_at_the_teachers_own_distribution(mass):
     logits = torch.randn(6, 9, generator=torch.Generator().manual_seed(7)).requires_grad_()
     p = logits.detach().softmax(1)
     ids = torch.arange(9).expand(6, -1)
     if mass == "tail":  # of which it may show a part only
         ids, p = ids[:, :4], p[:, :4]
-    losses = sparse(logits, torch.eye(9), ids, p, mass=mass)
+    losses = sparse_kl(logits, torch.eye(9), ids, p, mass=mass)
     losses.sum().backward()
     assert losses.abs().max() < 1e-6
     assert logits.grad is not None and logits.grad.abs().max() < 1e-6
@@ -128,7 +134,7 @@ def test_a_student_certain_of_the_candidates_has_a_finite_tail():
     logits = torch.zeros(1, 5)
     logits[0, 2] = 200.0  # 1 - Q is far below the smallest float32
     logits.requires_grad_()
-    losses = sparse(logits, torch.eye(5), torch.tensor([[2]]), torch.tensor([[0.9]]), mass="tail")
+    losses = sparse_kl(logits, torch.eye(5), torch.tensor([[2]]), torch.tensor([[0.9]]), mass="tail")
     losses.sum().backward()
     assert losses.item() == pytest.approx(0.9 * math.log(0.9) + 0.1 * (math.log(0.1) + 200 - math.log(4)))
     assert logits.grad is not None
@@ -140,7 +146,7 @@ def test_a_position_that_shows_nothing_costs_nothing(mass):
     hidden, head, ids, p = problem(8)
     p[2] = 0.0
     hidden.requires_grad_()
-    losses = sparse(hidden, head, ids, p, mass=mass)
+    losses = sparse_kl(hidden, head, ids, p, mass=mass)
     losses.sum().backward()
     assert losses[2] == 0
     assert hidden.grad is not None and hidden.grad[2].abs().max() == 0
@@ -151,15 +157,15 @@ def test_a_position_that_shows_nothing_cannot_be_renormalised():
     hidden, head, ids, p = problem(8)
     p[2] = 0.0
     with pytest.raises(UserError, match="nothing to renormalise"):
-        sparse(hidden, head, ids, p, mass="renormalised")
+        sparse_kl(hidden, head, ids, p, mass="renormalised")
 
 
 def test_low_precision_inputs_are_accumulated_in_float32():
     hidden, head, ids, p = problem(9, d=64)
     low, low_head = hidden.bfloat16().requires_grad_(), head.bfloat16().requires_grad_()
-    exact = sparse(low.detach().float(), low_head.detach().float(), ids, p)
+    exact = sparse_kl(low.detach().float(), low_head.detach().float(), ids, p)
     with torch.autocast("cpu", torch.bfloat16):
-        losses = sparse(low, low_head, ids, p)
+        losses = sparse_kl(low, low_head, ids, p)
     assert losses.dtype == torch.float32
     assert torch.equal(losses, exact)
     losses.sum().backward()
@@ -169,7 +175,7 @@ def test_low_precision_inputs_are_accumulated_in_float32():
 
 def test_no_positions():
     hidden = torch.zeros(0, 5, requires_grad=True)
-    losses = sparse(hidden, torch.randn(13, 5), torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, 1))
+    losses = sparse_kl(hidden, torch.randn(13, 5), torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, 1))
     losses.sum().backward()
     assert losses.shape == (0,)
 
@@ -178,17 +184,17 @@ def test_what_does_not_fit_is_refused():
     hidden, head, ids, p = problem(10)
     with pytest.raises(AssertionError, match="candidate ids 0 to 13 for a head of 13 rows"):
         ids[0, 0], ids[1, 0] = 13, 0
-        sparse(hidden, head, ids, p)
+        sparse_kl(hidden, head, ids, p)
     with pytest.raises(AssertionError, match="do not fit a head"):
-        sparse(hidden[:, :3], head, ids, p)
+        sparse_kl(hidden[:, :3], head, ids, p)
     with pytest.raises(AssertionError, match="mass is one of raw, renormalised, tail"):
-        sparse(hidden, head, ids, p, mass="Raw")  # type: ignore[arg-type]
+        sparse_kl(hidden, head, ids, p, mass="Raw")  # type: ignore[arg-type]
 
 
 HEADS = [(1.0, None, False), (0.3, None, True), (1.0, 2.0, True)]
 
 
-@pytest.mark.parametrize("mass", MASSES)
+@pytest.mark.parametrize("mass", MISSING_PROBABILITY_MODES)
 @pytest.mark.parametrize("chunk", [1, 3, 64, 4096])
 @pytest.mark.parametrize("scale, cap, biased", HEADS)
 def test_the_weighted_sum_has_the_gradient_of_the_dense_formula(mass, chunk, scale, cap, biased):
@@ -197,7 +203,9 @@ def test_the_weighted_sum_has_the_gradient_of_the_dense_formula(mass, chunk, sca
     twins = [leaf.detach().double().requires_grad_() for leaf in leaves]
     weights = torch.linspace(0.0, 2.0, len(ids))
     options = {"mass": mass, "scale": scale, "cap": cap}
-    total, values = weighted(hidden, head, ids, p, weights, bias=leaves[2] if biased else None, chunk=chunk, **options)
+    total, values = weighted_sparse_kl(
+        hidden, head, ids, p, weights, bias=leaves[2] if biased else None, chunk=chunk, **options
+    )
     theirs = dense(twins[0], twins[1], ids, p, bias=twins[2] if biased else None, **options)
     torch.testing.assert_close(values.double(), theirs, rtol=1e-5, atol=1e-5)
     assert not values.requires_grad
@@ -210,7 +218,7 @@ def test_the_weighted_sum_has_the_gradient_of_the_dense_formula(mass, chunk, sca
 
 def test_the_gradient_of_a_weighted_sum_is_given_once():
     hidden, head, ids, p = problem(11)
-    total, _ = weighted(hidden.requires_grad_(), head, ids, p, torch.ones(len(ids)))
+    total, _ = weighted_sparse_kl(hidden.requires_grad_(), head, ids, p, torch.ones(len(ids)))
     total.backward(retain_graph=True)
     with pytest.raises(AssertionError, match="given once"):
         total.backward()
@@ -254,13 +262,13 @@ def test_candidate_log_probabilities_gradcheck():
     assert torch.autograd.gradcheck(function, (hidden.requires_grad_(), head.requires_grad_()))
 
 
-@pytest.mark.parametrize("mass", MASSES)
+@pytest.mark.parametrize("mass", MISSING_PROBABILITY_MODES)
 def test_the_forward_divergence_on_log_probabilities_is_the_fused_one(mass):
     hidden, head, ids, p = problem(13)
     found = []
     for of in (
-        lambda h, w: sparse(h, w, ids, p, mass=mass),
-        lambda h, w: forward(candidate_log_probabilities(h, w, ids, rest=mass == "tail", shown=p > 0), p, mass),
+        lambda h, w: sparse_kl(h, w, ids, p, mass=mass),
+        lambda h, w: forward_kl(candidate_log_probabilities(h, w, ids, rest=mass == "tail", shown=p > 0), p, mass),
     ):
         leaves = [hidden.clone().requires_grad_(), head.clone().requires_grad_()]
         values = of(*leaves)
@@ -279,13 +287,13 @@ def test_the_reverse_divergence_is_that_of_the_whole_distributions():
     log_q = candidate_log_probabilities(logits, head, ids)
     textbook = (log_q.exp() * (log_q - p.log())).sum(1)
     for mass in ("raw", "renormalised"):
-        torch.testing.assert_close(reverse(log_q, p, mass), textbook)
+        torch.testing.assert_close(reverse_kl(log_q, p, mass), textbook)
     part = candidate_log_probabilities(logits, head, ids[:, :3], rest=True)
     q, own = part.exp(), torch.cat([p[:, :3], 1 - p[:, :3].sum(1, keepdim=True)], 1)
-    torch.testing.assert_close(reverse(part, p[:, :3], "tail"), (q * (q / own).log()).sum(1))
+    torch.testing.assert_close(reverse_kl(part, p[:, :3], "tail"), (q * (q / own).log()).sum(1))
     padded = torch.cat([p[:, :3], torch.zeros(5, 1, dtype=torch.float64)], 1)
     wider = torch.cat([part[:, :3], torch.zeros(5, 1, dtype=torch.float64), part[:, 3:]], 1)
-    torch.testing.assert_close(reverse(wider, padded, "tail"), reverse(part, p[:, :3], "tail"))
+    torch.testing.assert_close(reverse_kl(wider, padded, "tail"), reverse_kl(part, p[:, :3], "tail"))
 
 
 def test_unlikelihood_pushes_a_wrong_token_down():
@@ -299,4 +307,4 @@ def test_unlikelihood_pushes_a_wrong_token_down():
 
 def test_a_tail_needs_the_rest():
     with pytest.raises(AssertionError, match="rest=True"):
-        forward(torch.zeros(1, 2), torch.full((1, 2), 0.5), "tail")
+        forward_kl(torch.zeros(1, 2), torch.full((1, 2), 0.5), "tail")

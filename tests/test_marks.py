@@ -13,16 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from potstill import calculator, tokenizers
-from potstill.calculator import sums as room
-from potstill.calculator.sums import MARK, changed, insertions, removals, sums, wrong
-from potstill.coverage import Coverage
+from potstill import calculator, tokenization
+from potstill.alignment.coverage import Coverage
+from potstill.alignment.cross_tokenizer import RULES, transfer
+from potstill.alignment.rewrite import edit_calculator_annotations, prepare_chain
+from potstill.alignment.text_rule_completions import completions
+from potstill.calculator import equations
+from potstill.calculator.equations import (
+    MARK_PATTERN,
+    apply_edits,
+    find_equations,
+    find_mark_insertions,
+    find_mark_removals,
+    find_wrong_equations,
+)
+from potstill.data.chain_filter import ChainFilter, FilterRules
 from potstill.errors import UserError
 from potstill.records import END, Chain
-from potstill.rewriting import prepared
-from potstill.rewriting.marks import with_marks
-from potstill.sifting import Rules, Sieve
-from potstill.transfer import RULES, completions, transfer
 
 WRITTEN = [
     ("48/2 = 24 clips", "48/2 = <<48/2=24>>24 clips"),
@@ -44,7 +51,7 @@ WRITTEN = [
 
 @pytest.mark.parametrize("text, made", WRITTEN)
 def test_where_a_mark_belongs(text: str, made: str | None) -> None:
-    assert changed(text, insertions(text)) == (made or text)
+    assert apply_edits(text, find_mark_insertions(text)) == (made or text)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +74,7 @@ def test_where_a_mark_belongs(text: str, made: str | None) -> None:
     ],
 )
 def test_only_a_plain_sum_is_called_wrong(text: str, faults: int) -> None:
-    assert len(wrong(text)) == faults
+    assert len(find_wrong_equations(text)) == faults
 
 
 PIECES = ["3", "12", "4.50", "1,200", " ", " ", "+", "*", "/", "×", "-", "=", "=", " = ", "$", "%", "(", ")", ".", ":"]
@@ -78,13 +85,16 @@ texts = st.lists(st.sampled_from(PIECES), max_size=24).map("".join)
 @settings(deadline=None)
 @given(texts)
 def test_what_was_put_in_comes_out_again_and_nothing_is_put_in_twice(text: str) -> None:
-    made = changed(text, insertions(text))
-    assert changed(made, insertions(made)) == made
-    if not MARK.search(text):
-        assert changed(made, removals(made)) == text
-    for edit in insertions(text):
+    made = apply_edits(text, find_mark_insertions(text))
+    assert apply_edits(made, find_mark_insertions(made)) == made
+    if not MARK_PATTERN.search(text):
+        assert apply_edits(made, find_mark_removals(made)) == text
+    for edit in find_mark_insertions(text):
         opened, result = edit.text[2:-2].split("=")
-        assert calculator.asked(f"<<{opened}=") == f"{result}>>" and calculator.value(opened) is not None
+        assert (
+            calculator.complete_after_equals(f"<<{opened}=") == f"{result}>>"
+            and calculator.evaluate_expression(opened) is not None
+        )
 
 
 MARKS = st.sampled_from(["insert", "remove"])
@@ -98,13 +108,13 @@ def test_any_cut_of_any_text_stays_in_step(text: str, cuts: list[int], seen: boo
     tokens = [data[a:b] for a, b in pairwise(places)]
     steps = [[(token, -0.5), (b"other", -1.5)] for token in tokens] + ([[(END, -0.1)]] if last else [])
     chain = Chain.from_tokens("q", 0, tokens, steps if seen else [])
-    made, certain = with_marks(chain, marks)
+    made, certain = edit_calculator_annotations(chain, marks)
     assert (made is chain) == (made.content == data) and (made is not chain or certain == ())
-    assert with_marks(made, marks)[0] is made, "once is enough"
+    assert edit_calculator_annotations(made, marks)[0] is made, "once is enough"
     if marks == "insert":
-        assert made.text == changed(text, insertions(text))
+        assert made.text == apply_edits(text, find_mark_insertions(text))
     else:
-        assert not MARK.search(made.text)
+        assert not MARK_PATTERN.search(made.text)
     assert b"".join(made.tokens) == made.content
     assert all(made.content[a:b] == token for (a, b), token in zip(made.spans, made.tokens, strict=True))
     assert len(made.candidates) == (len(made.tokens) + last if seen else 0)
@@ -117,18 +127,18 @@ def test_any_cut_of_any_text_stays_in_step(text: str, cuts: list[int], seen: boo
 
 def test_bytes_that_are_no_text_stay_and_texts_without_tokens_are_rewritten_too() -> None:
     broken = Chain.from_tokens("q", 0, [b"\xff 2+2 = ", b"4\xe2"])
-    assert with_marks(broken, "insert")[0].content == b"\xff 2+2 = <<2+2=4>>4\xe2"
+    assert edit_calculator_annotations(broken, "insert")[0].content == b"\xff 2+2 = <<2+2=4>>4\xe2"
     human = Chain.from_text("q", 0, "2 × 3 = 6", source="human")
-    assert prepared(human, {"×": "*"}, "insert")[0].text == "2 * 3 = <<2*3=6>>6"
-    assert prepared(human, {}, None) == (human, ())
+    assert prepare_chain(human, {"×": "*"}, "insert")[0].text == "2 * 3 = <<2*3=6>>6"
+    assert prepare_chain(human, {}, None) == (human, ())
 
 
 SOLVED = "Tom has 3 * 4 = 12 pens.\nHe buys $5 + 7 = $12 of them. The answer is 12."
 
 
 @cache
-def student() -> tokenizers.Tokenizer:
-    return tokenizers.train_bpe([SOLVED + changed(SOLVED, insertions(SOLVED)), "<<=>>"] * 4, 330)
+def student() -> tokenization.Tokenizer:
+    return tokenization.train_bpe([SOLVED + apply_edits(SOLVED, find_mark_insertions(SOLVED)), "<<=>>"] * 4, 330)
 
 
 def solved() -> Chain:
@@ -139,7 +149,7 @@ def solved() -> Chain:
 @pytest.mark.parametrize("rule", RULES)
 def test_the_student_is_taught_marks_as_certain_and_the_rest_as_before(rule: str) -> None:
     chain, coder = solved(), student()
-    made, certain = with_marks(chain, "insert")
+    made, certain = edit_calculator_annotations(chain, "insert")
     told = {"completions": completions([made], coder)} if rule == "text" else {}
     target = transfer(made, coder, rule, certain=certain, **told)
     coverage = Coverage(coder)
@@ -158,10 +168,10 @@ def test_the_student_is_taught_marks_as_certain_and_the_rest_as_before(rule: str
 
 def test_the_filter_drops_right_chains_with_wrong_sums_if_it_is_asked_to() -> None:
     text = "3 * 4 = 13. The answer is 12."
-    assert Sieve(Rules()).dropped(text, True) is None
-    assert Sieve(Rules(sums=True)).dropped(text, True) == "wrong sum"
-    assert Sieve(Rules(sums=True)).dropped(SOLVED, True) is None
-    assert Sieve(Rules(sums=True)).dropped(text, False) is None, "a wrong answer is reason enough"
+    assert ChainFilter(FilterRules()).dropped(text, True) is None
+    assert ChainFilter(FilterRules(sums=True)).dropped(text, True) == "wrong sum"
+    assert ChainFilter(FilterRules(sums=True)).dropped(SOLVED, True) is None
+    assert ChainFilter(FilterRules(sums=True)).dropped(text, False) is None, "a wrong answer is reason enough"
 
 
 def test_in_a_run_marks_reach_the_targets_the_terminal_and_the_page(world: Path, tmp_path: Path, capsys) -> None:
@@ -181,24 +191,24 @@ def test_in_a_run_marks_reach_the_targets_the_terminal_and_the_page(world: Path,
     assert "Calculator marks" in (at / "report" / "index.html").read_text("utf-8")
     first = json.loads((at / "collect" / "sums.train.jsonl").read_text().splitlines()[0])["id"]
     capsys.readouterr()
-    show.chain(at, first)
+    show.print_chain(at, first)
     assert "<<" in capsys.readouterr().out
 
 
 def test_a_student_that_opens_a_mark_is_let_and_the_mark_is_completed() -> None:
     import torch
 
-    from potstill.engines.calculating import Calculating
+    from potstill.inference.sampling import CalculatorDecoding
 
     coder = student()
     for liked, kept in (("<<", False), (" <<", False), (" 12", True)):
-        rows = Calculating(1, coder, lambda token, position: coder.bytes(token))
+        rows = CalculatorDecoding(1, coder, lambda token, position: coder.bytes(token))
         for token in coder.encode("Tom has 3 * 4 =").ids:
             rows.add(0, token, 0)
         logits = torch.zeros(1, coder.size)
         logits[0, coder.encode(liked).ids[0]] = 1.0
         assert bool(rows.given(logits, [0])) == kept
-    inside = Calculating(1, coder, lambda token, position: coder.bytes(token))
+    inside = CalculatorDecoding(1, coder, lambda token, position: coder.bytes(token))
     for token in coder.encode("Tom has 3 * 4 = <<3*4=").ids:
         inside.waiting[0] = []
         inside.add(0, token, 0)
@@ -214,7 +224,7 @@ def test_what_sums_decided_is_made_anew_when_they_are_read_otherwise(
 ) -> None:
     settings = ("teacher={kind: human}", change)
     at = tiny.make(world, tmp_path / "run", *settings, until="align")
-    monkeypatch.setattr(room, "VERSION", room.VERSION + 1)
+    monkeypatch.setattr(equations, "VERSION", equations.VERSION + 1)
     if stage is None:
         tiny.make(world, at, *settings, until="align")
         return
@@ -227,13 +237,13 @@ def test_a_mark_is_opened_before_a_number_and_never_within_it(asks: str, result:
     """GSM8K has marks behind the currency and before the sign: `= $<<6*4=24>>24`, `= <<3-9=-6>>-6`."""
     import torch
 
-    from potstill.engines.calculating import Calculating
+    from potstill.inference.sampling import CalculatorDecoding
 
-    coder = tokenizers.train_bpe([], 258)  # a token a byte
+    coder = tokenization.train_bpe([], 258)  # a token a byte
     mark = torch.zeros(1, coder.size)
     mark[0, coder.encode("<").ids[0]] = 1.0
     for taken in range(len(result)):
-        rows = Calculating(1, coder, lambda token, position: coder.bytes(token))
+        rows = CalculatorDecoding(1, coder, lambda token, position: coder.bytes(token))
         for token in coder.encode(asks).ids:
             rows.add(0, token, 0)
         assert coder.decode(rows.waiting[0]) == result
@@ -243,12 +253,12 @@ def test_a_mark_is_opened_before_a_number_and_never_within_it(asks: str, result:
 
 
 def test_a_vocabulary_is_looked_through_once_for_all_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    from potstill.engines.calculating import Calculating
+    from potstill.inference.sampling import CalculatorDecoding
 
-    coder, seen = tokenizers.train_bpe([SOLVED] * 4, 300), []
-    plain = tokenizers.Tokenizer.bytes
-    monkeypatch.setattr(tokenizers.Tokenizer, "bytes", lambda self, token: seen.append(token) or plain(self, token))
-    made = [Calculating(1, coder, lambda token, position: b"") for _ in range(3)]
+    coder, seen = tokenization.train_bpe([SOLVED] * 4, 300), []
+    plain = tokenization.Tokenizer.bytes
+    monkeypatch.setattr(tokenization.Tokenizer, "bytes", lambda self, token: seen.append(token) or plain(self, token))
+    made = [CalculatorDecoding(1, coder, lambda token, position: b"") for _ in range(3)]
     assert sorted(seen) == list(range(coder.size))
     assert {plain(coder, token)[:1] for token in made[2].longer.tolist()} == {b"%d" % digit for digit in range(10)}
     assert {plain(coder, token) for token in made[2].marks} == {b"<"}
@@ -259,12 +269,12 @@ def test_on_real_solutions(data: Path) -> None:
     rows = [json.loads(line)["answer"] for line in (data / "gsm8k" / "train.jsonl").open()][:1500]
     theirs = ours = same = judged = faults = 0
     for text in rows:
-        plain = changed(text, removals(text))
-        made = changed(plain, insertions(plain))
-        assert changed(made, removals(made)) == plain
-        own, new = MARK.findall(text), MARK.findall(made)
+        plain = apply_edits(text, find_mark_removals(text))
+        made = apply_edits(plain, find_mark_insertions(plain))
+        assert apply_edits(made, find_mark_removals(made)) == plain
+        own, new = MARK_PATTERN.findall(text), MARK_PATTERN.findall(made)
         theirs, ours = theirs + len(own), ours + len(new)
         same += sum(mark in own for mark in new)
-        judged += sum(1 for _ in sums(plain))
-        faults += len(wrong(plain))
+        judged += sum(1 for _ in find_equations(plain))
+        faults += len(find_wrong_equations(plain))
     assert ours > 0.8 * theirs and same > 0.85 * ours and faults < 0.003 * judged

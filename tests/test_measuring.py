@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 import tiny
-from potstill import engines, exam, files, run
+from potstill import inference, runner, storage
 from potstill.cli import lm_eval
-from potstill.contenders import BASE
-from potstill.engines import Generated, Request, remembered
-from potstill.engines.transformers import Engine
 from potstill.errors import UserError
-from potstill.recipe import parse
-from potstill.records import Question, Verdict
-from potstill.stages import test as test_stage
+from potstill.evaluation import checkpoint
+from potstill.inference import Generation, Request, cache
+from potstill.inference.transformers import TransformersEngine
+from potstill.recipe import parse_recipe
+from potstill.records import BASE, Question, Verdict
+from potstill.stages import test
 
 MEASURED = (
     "teacher={kind: none}",
@@ -25,49 +25,49 @@ MEASURED = (
 )
 
 
-def silent(*_: object, **__: object) -> list[Generated]:
+def silent(*_: object, **__: object) -> list[Generation]:
     raise AssertionError("a text is written again")
 
 
 def test_a_model_is_measured_without_teacher_or_training(world: Path, tmp_path: Path, monkeypatch) -> None:
     changes = (*MEASURED, f"evaluate.cache={tmp_path / 'answers'}")
     plan = tiny.recipe(world, *changes)
-    first = run.run(plan, folder=tmp_path / "first")
+    first = runner.run(plan, folder=tmp_path / "first")
     assert sorted(path.name for path in first.iterdir() if path.is_dir()) == ["collect", "test"]
-    scores = exam.scores(first / "test", BASE)
+    scores = checkpoint.read_scores(first / "test", BASE)
     assert {score.set for score in scores} == set(tiny.SETS) and all(score.n > 0 for score in scores)
     with pytest.raises(UserError, match="train: a recipe without a teacher has no such stage"):
-        run.run(plan, folder=tmp_path / "first", redo="train")
+        runner.run(plan, folder=tmp_path / "first", redo="train")
 
-    lm_eval.export(first, tmp_path / "tasks")
-    rows = [row for _, row in files.read_jsonl(tmp_path / "tasks" / "potstill_other_zero_shot_rationale.jsonl")]
-    asked = list(files.records(Question, first / "collect" / "other.test.jsonl"))
+    lm_eval.export_tasks(first, tmp_path / "tasks")
+    rows = [row for _, row in storage.read_jsonl(tmp_path / "tasks" / "potstill_other_zero_shot_rationale.jsonl")]
+    asked = list(storage.iter_records(Question, first / "collect" / "other.test.jsonl"))
     assert [(row["id"], row["potstill_gold"], row["potstill_task"]) for row in rows] == [
         (question.id, question.gold, question.task) for question in asked
     ]
     assert rows[0]["prompt"] == f"Q: {asked[0].text}\nLet's think step by step\n"  # a causal model: with its lead
     described = (tmp_path / "tasks" / "potstill_other_zero_shot_rationale.yaml").read_text()
     assert "task: potstill_other_zero_shot_rationale\n" in described and "max_gen_toks: 6\n" in described
-    monkeypatch.setattr(Engine, "generate", silent)
-    again = run.run(plan, folder=tmp_path / "again")
+    monkeypatch.setattr(TransformersEngine, "generate", silent)
+    again = runner.run(plan, folder=tmp_path / "again")
     assert tiny.contents(again) == tiny.contents(first)
     # another version of the grader: the run says so, and with consent it rescores what is there
-    monkeypatch.setitem(test_stage.VERSIONS, "answers", 99)
+    monkeypatch.setitem(test.VERSIONS, "answers", 99)
     with pytest.raises(UserError, match=r"version of answers: \d -> 99"):
-        run.run(plan, folder=first)
+        runner.run(plan, folder=first)
     monkeypatch.setattr("potstill.evaluation.grade", lambda *_: Verdict("right", "graded anew"))
-    rescored = run.run(plan, folder=first, redo="test")
-    rows = list(exam.predictions(rescored / "test", BASE, "zero-shot-rationale", "greedy"))
-    before = list(exam.predictions(again / "test", BASE, "zero-shot-rationale", "greedy"))
+    rescored = runner.run(plan, folder=first, redo="test")
+    rows = list(checkpoint.read_predictions(rescored / "test", BASE, "zero-shot-rationale", "greedy"))
+    before = list(checkpoint.read_predictions(again / "test", BASE, "zero-shot-rationale", "greedy"))
     assert [row.text for row in rows] == [row.text for row in before]
     assert {row.found for row in rows} == {"graded anew"} and all(
-        s.accuracy == 1 for s in exam.scores(rescored / "test", BASE)
+        s.accuracy == 1 for s in checkpoint.read_scores(rescored / "test", BASE)
     )
 
 
 def test_without_memory_the_answers_are_the_same(world: Path, tmp_path: Path) -> None:
-    plain = run.run(tiny.recipe(world, *MEASURED), folder=tmp_path / "plain")
-    kept = run.run(tiny.recipe(world, *MEASURED, f"evaluate.cache={tmp_path / 'a'}"), folder=tmp_path / "kept")
+    plain = runner.run(tiny.recipe(world, *MEASURED), folder=tmp_path / "plain")
+    kept = runner.run(tiny.recipe(world, *MEASURED, f"evaluate.cache={tmp_path / 'a'}"), folder=tmp_path / "kept")
     assert tiny.contents(plain) == tiny.contents(kept)
 
 
@@ -80,16 +80,16 @@ class Counting:
     def encode(self, prompt) -> tuple[int, ...]:
         return tuple(prompt.plain.encode())
 
-    def generate(self, requests, **settings) -> list[Generated]:
+    def generate(self, requests, **settings) -> list[Generation]:
         self.asked += len(requests)
         sign = b"!" if settings["temperature"] else b""
-        return [Generated(r.key, (), (), bytes(r.prompt) + sign + bytes([r.key[1]]), (), "end") for r in requests]
+        return [Generation(r.key, (), (), bytes(r.prompt) + sign + bytes([r.key[1]]), (), "end") for r in requests]
 
 
 def test_what_is_remembered_depends_on_prompt_decoding_and_draw(tmp_path: Path) -> None:
     inner = Counting()
     one, same, other = Request(("a", 0), (65,)), Request(("b", 0), (65,)), Request(("c", 1), (255, 66))
-    with remembered.Remembered(inner, tmp_path / "answers.jsonl") as memory:
+    with cache.CachingEngine(inner, tmp_path / "answers.jsonl") as memory:
         assert [g.content for g in memory.generate([one, other], max_tokens=5)] == [b"A\0", b"\xffB\1"]
         assert [g.key for g in memory.generate([same], max_tokens=5)] == [("b", 0)]
         assert inner.asked == 2  # one prompt, one greedy text
@@ -100,20 +100,20 @@ def test_what_is_remembered_depends_on_prompt_decoding_and_draw(tmp_path: Path) 
         assert inner.asked == 6
     with (tmp_path / "answers.jsonl").open("ab") as file:
         file.write(b'{"key": "torn')
-    with remembered.Remembered(inner, tmp_path / "answers.jsonl") as memory:
+    with cache.CachingEngine(inner, tmp_path / "answers.jsonl") as memory:
         assert [g.content for g in memory.generate([other, same], max_tokens=5)] == [b"\xffB\1", b"A\0"]
         assert (inner.asked, memory.remembered, memory.written) == (6, 2, 0)
-    assert len(list(files.read_jsonl(tmp_path / "answers.jsonl"))) == 6
-    assert remembered.key({"a": "1"}) != remembered.key({"a": "2"})
-    assert engines.VERSION >= 1
+    assert len(list(storage.read_jsonl(tmp_path / "answers.jsonl"))) == 6
+    assert cache.build_cache_key({"a": "1"}) != cache.build_cache_key({"a": "2"})
+    assert inference.VERSION >= 1
 
 
 def test_a_recipe_without_teacher_says_what_it_measures() -> None:
-    plan = parse("name: m\nteacher: {kind: none}\nstudent: folder\nquestions: {train: []}\n", "m.yaml")
-    assert plan.student.model == "folder" and run.stages(plan) == ("collect", "test")
+    plan = parse_recipe("name: m\nteacher: {kind: none}\nstudent: folder\nquestions: {train: []}\n", "m.yaml")
+    assert plan.student.model == "folder" and runner.recipe_stages(plan) == ("collect", "test")
     nothing = "questions: {in_distribution: [], out_of_distribution: [], generic: []}"
     text = f"name: m\nteacher: {{kind: none}}\nstudent: f\n{nothing}\n"
     with pytest.raises(UserError, match="questions names no set to measure"):
-        parse(text, "m.yaml")
+        parse_recipe(text, "m.yaml")
     with pytest.raises(UserError, match=r"questions.train is empty"):
-        parse("name: m\nquestions: {train: []}\n", "m.yaml")
+        parse_recipe("name: m\nquestions: {train: []}\n", "m.yaml")

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from potstill.engines import Request, lean
-from potstill.engines.lean import read
-from potstill.engines.memory import BLOCK
-from potstill.engines.transformers import Engine
-from potstill.students import Shape, Student, initialise
-from potstill.students.causal import KINDS, Causal
-from potstill.tokenizers import train_bpe, train_unigram
+from potstill.inference import Request, fast_decode
+from potstill.inference.fast_decode import fast_prefill
+from potstill.inference.kv_cache import CACHE_BLOCK
+from potstill.inference.transformers import TransformersEngine
+from potstill.models import Shape, Student, random_student
+from potstill.models.causal import MODEL_TYPES, CausalStudent
+from potstill.tokenization import train_bpe, train_unigram
 
 TEXTS = ["Tom has 3 apples and buys 4 more.", "3 + 4 = 7.", "The answer is 7"] * 3
 BPE, UNIGRAM = train_bpe(TEXTS, 262), train_unigram(TEXTS, 60)
@@ -27,9 +27,9 @@ def student(kind: str) -> Student:
     """A tiny random model; its windows, if it has any, are shorter than the rows below."""
     if kind == "t5 of more layers in its decoder":
         shape = Shape("t5", d_model=16, layers=3, heads=2, d_ff=24, d_kv=8, vocabulary=60, encoder_layers=1)
-        return initialise(shape, UNIGRAM, 1)
+        return random_student(shape, UNIGRAM, 1)
     if kind == "t5":
-        return initialise(Shape("t5", d_model=16, layers=2, heads=2, d_ff=24, d_kv=8, vocabulary=60), UNIGRAM, 1)
+        return random_student(Shape("t5", d_model=16, layers=2, heads=2, d_ff=24, d_kv=8, vocabulary=60), UNIGRAM, 1)
     more = {"sliding_window": 6} if kind in ("mistral", "gemma2", "gemma3_text") else {}
     config = AutoConfig.for_model(
         kind,
@@ -49,7 +49,7 @@ def student(kind: str) -> Student:
     with torch.no_grad():
         for value in model.parameters():
             torch.nn.init.normal_(value, std=0.3)
-    return Causal(model, BPE).eval()
+    return CausalStudent(model, BPE).eval()
 
 
 def following(own: Student, prompt: tuple[int, ...], ids: list[int]) -> torch.Tensor:
@@ -63,12 +63,12 @@ def following(own: Student, prompt: tuple[int, ...], ids: list[int]) -> torch.Te
     return row.logits[0, -1]
 
 
-@pytest.mark.parametrize("kind", ["t5", *KINDS])
+@pytest.mark.parametrize("kind", ["t5", *MODEL_TYPES])
 def test_rows_that_share_a_prompt_and_are_thinned_are_those_of_a_forward_pass(kind: str) -> None:
     own = student(kind)
     rows, written = list(PROMPTS), [[] for _ in PROMPTS]
     with torch.no_grad():
-        memory = read(own, rows)
+        memory = fast_prefill(own, rows)
         for step in range(12):
             expected = torch.stack([following(own, *row) for row in zip(rows, written, strict=True)])
             torch.testing.assert_close(memory.logits, expected, rtol=1e-4, atol=1e-4)
@@ -84,11 +84,11 @@ def test_rows_that_share_a_prompt_and_are_thinned_are_those_of_a_forward_pass(ki
             memory.step(ids)
 
 
-@pytest.mark.parametrize("kind", ["t5", *KINDS])
+@pytest.mark.parametrize("kind", ["t5", *MODEL_TYPES])
 def test_the_step_written_out_serves_the_kinds_that_it_knows(kind: str) -> None:
     own = student(kind)
-    assert lean.known(own) == (kind in ("t5", "llama"))
-    assert isinstance(read(own, PROMPTS), lean._Lean) == lean.known(own)
+    assert fast_decode.supports_fast_decode(own) == (kind in ("t5", "llama"))
+    assert isinstance(fast_prefill(own, PROMPTS), fast_decode.FastState) == fast_decode.supports_fast_decode(own)
 
 
 @pytest.mark.parametrize("change", ["adapter", "bfloat16", "rotation"])
@@ -101,7 +101,7 @@ def test_a_changed_model_is_left_to_the_library(change: str) -> None:
         own.model.bfloat16()
     else:
         own.model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
-    assert not lean.known(own)
+    assert not fast_decode.supports_fast_decode(own)
 
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])
@@ -110,17 +110,21 @@ def test_the_step_written_out_gives_the_texts_of_the_librarys(kind: str, monkeyp
     prompts = {"a": (9, 8, 7), "b": (5, 6), "c": (11, 12, 13, 14, 15, 16)}
     requests = [Request((name, index), prompt) for name, prompt in prompts.items() for index in range(12)]
     for temperature in (0.0, 1.0):
-        ours = Engine(own).generate(requests, max_tokens=BLOCK + 9, temperature=temperature, candidates=2)
+        ours = TransformersEngine(own).generate(
+            requests, max_tokens=CACHE_BLOCK + 9, temperature=temperature, candidates=2
+        )
         with monkeypatch.context() as patch:
-            patch.setattr(lean, "known", lambda student: False)
-            theirs = Engine(own).generate(requests, max_tokens=BLOCK + 9, temperature=temperature, candidates=2)
+            patch.setattr(fast_decode, "supports_fast_decode", lambda student: False)
+            theirs = TransformersEngine(own).generate(
+                requests, max_tokens=CACHE_BLOCK + 9, temperature=temperature, candidates=2
+            )
         assert [text.ids for text in ours] == [text.ids for text in theirs]
         assert len({len(text.ids) for text in ours}) > 3 or temperature == 0  # rows left at different times
 
 
 @given(st.sets(st.integers(0, 30), min_size=1))
 def test_rows_close_up(places: set[int]) -> None:
-    order, holes, moved = lean.kept(sorted(places))
+    order, holes, moved = fast_decode.compact_rows(sorted(places))
     assert sorted(order) == sorted(places) and len(holes) == len(moved)
     assert all(order[place] == place for place in places if place < len(places))
 
@@ -130,9 +134,9 @@ def test_texts_longer_than_a_block_of_room(kind: str) -> None:
     own = student(kind)
     requests = [Request(("q", index), (9, 8, 7)) for index in range(3)] + [Request(("p", 0), (5, 6, 7, 8))]
     with torch.no_grad():
-        memory = read(own, [request.prompt for request in requests])
+        memory = fast_prefill(own, [request.prompt for request in requests])
         written: list[int] = []
-        for _ in range(BLOCK + 10):
+        for _ in range(CACHE_BLOCK + 10):
             written.append(7 + len(written) % 9)
             memory.step(torch.full((4,), written[-1]))
     torch.testing.assert_close(memory.logits[1], following(own, (9, 8, 7), written), rtol=1e-4, atol=1e-4)
@@ -154,6 +158,6 @@ def test_a_prompt_is_read_once_whatever_is_asked_of_it(kind: str, monkeypatch: p
     requests = [
         Request((name, index), prompt) for name, prompt in (("a", (9, 8, 7)), ("b", (5, 6))) for index in range(8)
     ]
-    texts = Engine(own).generate(requests, max_tokens=3, temperature=1.0, candidates=2)
+    texts = TransformersEngine(own).generate(requests, max_tokens=3, temperature=1.0, candidates=2)
     assert rows[0] == (2, 3) and len(texts) == 16
     assert len({text.ids for text in texts[:8]}) > 1

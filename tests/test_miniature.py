@@ -18,35 +18,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill import answers, files, prompts, questions, splits, students, tokenizers
+from potstill import data, grading, models, prompts, storage, tokenization
+from potstill.data import splits
 from potstill.errors import UserError
 from potstill.miniature import (
-    branching,
+    acceptance,
     build,
-    cards,
-    courses,
-    diet,
-    gates,
+    curricula,
     generic,
-    making,
-    plain,
+    model_cards,
+    pretrain,
+    sentences,
     skills,
     steps,
+    task_mix,
+    teacher_entropy,
     world,
 )
-from potstill.miniature.gates import Gate
-from potstill.miniature.problem import OutOfRange, Sums, World
+from potstill.miniature.acceptance import AcceptanceTest
+from potstill.miniature.problem import Arithmetic, OutOfRange, World
 from potstill.miniature.words import BOXES
 
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 WIDE, EASY = World(), World(largest=20, shares=(0.6, 0.35, 0.05), frames=4, names=16)
-SHIPPED = world.SHIPPED
+SHIPPED = world.DEMO_WORLD
 N = 400
 
 
 @pytest.fixture(scope="module")
 def sets() -> dict[str, list]:
-    return {family: world.questions(family, "test", N) for family in world.SETS}
+    return {family: world.draw_questions(family, "test", N) for family in world.SETS}
 
 
 def words(text: str) -> set[str]:
@@ -60,41 +61,44 @@ def true(left: str, sign: str, right: str, value: str) -> bool:
 
 @pytest.mark.parametrize("family", world.SETS)
 def test_questions_are_a_function_of_the_seed(family: str) -> None:
-    first = world.questions(family, "one", 30)
-    assert first == world.questions(family, "one", 30)
-    assert first[:10] == world.questions(family, "one", 10)
-    assert first != world.questions(family, "two", 30)
+    first = world.draw_questions(family, "one", 30)
+    assert first == world.draw_questions(family, "one", 30)
+    assert first[:10] == world.draw_questions(family, "one", 10)
+    assert first != world.draw_questions(family, "two", 30)
 
 
 def test_questions_do_not_touch_the_global_generator() -> None:
     random.seed(7)
     before = random.getstate()
     for family in world.SETS:
-        world.questions(family, "one", 5)
-    list(plain.sentences("one", 5))
+        world.draw_questions(family, "one", 5)
+    list(sentences.plain_sentences("one", 5))
     assert random.getstate() == before
 
 
 @pytest.mark.parametrize("family", world.SETS)
 def test_questions_are_distinct_and_their_ids_too(family: str, sets: dict[str, list]) -> None:
     own = sets[family]
-    assert len({splits.canonical(question.text) for question in own}) == len({q.id for q in own}) == N
+    assert len({splits.canonical_question(question.text) for question in own}) == len({q.id for q in own}) == N
 
 
 @pytest.mark.parametrize("family", world.SETS)
 @pytest.mark.parametrize("size", [WIDE, EASY, SHIPPED])
 def test_every_gold_grades_itself_right_as_the_students_write_it(family: str, size: World) -> None:
-    for question in world.questions(family, "gold", 200, size):
-        for text in (prompts.solution(question.rationale or "", question.gold), prompts.bare(question.gold)):
-            assert answers.grade(text, question.gold, question.task).grade == "right", question
+    for question in world.draw_questions(family, "gold", 200, size):
+        for text in (
+            prompts.format_solution(question.rationale or "", question.gold),
+            prompts.format_answer(question.gold),
+        ):
+            assert grading.grade(text, question.gold, question.task).grade == "right", question
             flat = text.replace("\n", " ")  # as a T5 writes it
-            assert answers.grade(flat, question.gold, question.task).grade == "right", question
+            assert grading.grade(flat, question.gold, question.task).grade == "right", question
 
 
 @pytest.mark.parametrize("family", [*world.IN_DISTRIBUTION, *world.OUT_OF_DISTRIBUTION])
 @pytest.mark.parametrize("size", [WIDE, EASY, SHIPPED])
 def test_equations_are_true_and_lead_to_the_gold(family: str, size: World) -> None:
-    for question in world.questions(family, "true", 300, size):
+    for question in world.draw_questions(family, "true", 300, size):
         equations = EQUATION.findall(question.rationale or "")
         assert equations and len(equations) == (question.rationale or "").count("=")
         assert all(true(*equation) for equation in equations), question
@@ -110,31 +114,33 @@ def test_equations_are_true_and_lead_to_the_gold(family: str, size: World) -> No
 
 def test_the_shipped_world_has_enough_test_questions_of_every_family_and_generic_task() -> None:
     for family, n in world.SIZES.items():
-        asked = [question for question in world.questions(family, "potstill", n, SHIPPED) if question.split == "test"]
+        asked = [
+            question for question in world.draw_questions(family, "potstill", n, SHIPPED) if question.split == "test"
+        ]
         assert len(asked) >= 600
         counts = Counter(question.task for question in asked)
         assert min(counts.values()) >= 200, counts
 
 
 def test_the_sets_hold_the_shares_of_the_world_and_still_enough() -> None:
-    drawn = build.questions("potstill", SHIPPED, world.SIZES)
-    asked = build.balanced(drawn)
+    drawn = build.draw_all("potstill", SHIPPED, world.SIZES)
+    asked = build.balance_steps(drawn)
     assert {question.id for question in asked} <= {question.id for question in drawn}
     own = [question for question in asked if question.set == "steps"]
     counts = Counter(question.rationale.count("=") for question in own)
-    assert [counts[steps] / len(own) for steps in (1, 2, 3)] == pytest.approx(world.ASKED, abs=0.01)
+    assert [counts[steps] / len(own) for steps in (1, 2, 3)] == pytest.approx(world.STEP_SHARES, abs=0.01)
     assert len(asked) - len(own) == sum(n for family, n in world.SIZES.items() if family != "steps")
     assert sum(question.split == "test" for question in own) >= 600
 
 
 def test_steps_have_one_to_three_steps_and_often_several_first_steps() -> None:
-    counts = [question.rationale.count("=") for question in world.questions("steps", "count", 600)]
+    counts = [question.rationale.count("=") for question in world.draw_questions("steps", "count", 600)]
     assert {1, 2, 3} == set(counts) and min(counts.count(size) for size in (1, 2, 3)) > 100
     firsts: dict[int, set[str]] = {}
     for order in range(40):  # one problem, its rationale written again with other draws of the order
         rng = random.Random("shape")
         scene = steps.Scene(rng, WIDE)
-        scene.sums = Sums(random.Random(f"{order}"), 99)
+        scene.sums = Arithmetic(random.Random(f"{order}"), 99)
         try:
             _, said, _ = steps.together(scene, 3)
         except OutOfRange:
@@ -148,8 +154,8 @@ def test_a_sentence_that_does_not_matter_is_all_that_such_a_world_adds() -> None
     added: list[int] = []
     for number in range(900):
         try:
-            own = world.draw("steps", random.Random(f"beside/{number}"), SHIPPED)
-            other = world.draw("steps", random.Random(f"beside/{number}"), bare)
+            own = world.draw_problem("steps", random.Random(f"beside/{number}"), SHIPPED)
+            other = world.draw_problem("steps", random.Random(f"beside/{number}"), bare)
         except OutOfRange:
             continue
         assert (own.rationale, own.answer) == (other.rationale, other.answer)
@@ -162,12 +168,12 @@ def test_a_sentence_that_does_not_matter_is_all_that_such_a_world_adds() -> None
 
 
 def test_a_base_student_meets_no_problem_that_is_asked_nor_its_bare_twin() -> None:
-    asked = build.questions("potstill", SHIPPED, 300)
+    asked = build.draw_all("potstill", SHIPPED, 300)
     own = [question for question in asked if question.set == "steps"]
-    twins = world.questions("steps", "potstill", 300, replace(SHIPPED, further=False, beside=0.0))
-    for name, course in courses.COURSES.items():
-        kitchen = build.kitchen_of(course, "potstill", SHIPPED, asked)
-        assert {splits.canonical(question.text) for question in (*own, *twins)} <= kitchen.without
+    twins = world.draw_questions("steps", "potstill", 300, replace(SHIPPED, further=False, beside=0.0))
+    for name, course in curricula.CURRICULA.items():
+        kitchen = build.data_source_of(course, "potstill", SHIPPED, asked)
+        assert {splits.canonical_question(question.text) for question in (*own, *twins)} <= kitchen.without
         assert kitchen.world == (SHIPPED if name == "teacher" else replace(SHIPPED, further=False, beside=0.0))
         served = {dish for phase in course.phases for dish in phase.rows}
         assert name == "teacher" or not served & {"steps", "answers", "single"}, "nor solves any whole problem"
@@ -176,7 +182,7 @@ def test_a_base_student_meets_no_problem_that_is_asked_nor_its_bare_twin() -> No
 def test_both_orders_of_independent_steps_occur() -> None:
     # "A has x .. and y .. . B has z .. and w .." : the first sum is sometimes that of A, sometimes that of B.
     seen = set()
-    for question in world.questions("steps", "orders", 3000):
+    for question in world.draw_questions("steps", "orders", 3000):
         sentences = question.text.split(". ")
         if question.rationale.count("=") == 3 and " things" in question.rationale and len(sentences) > 1:
             first = EQUATION.search(question.rationale).groups()[::2]
@@ -189,36 +195,38 @@ def test_both_orders_of_independent_steps_occur() -> None:
 @pytest.mark.parametrize("size", [WIDE, EASY, SHIPPED])
 def test_no_sentence_template_is_shared_out_of_distribution(family: str, size: World) -> None:
     def templates(name: str) -> set[tuple[str, ...]]:
-        own = world.questions(name, "far", 1500, size)
+        own = world.draw_questions(name, "far", 1500, size)
         return {found for q in own for text in (q.text, q.rationale or "") for found in world.templates(text)}
 
-    others = templates("steps") | {found for text in plain.sentences("far", 500) for found in world.templates(text)}
+    others = templates("steps") | {
+        found for text in sentences.plain_sentences("far", 500) for found in world.templates(text)
+    }
     assert not templates(family) & others
 
 
 @pytest.mark.parametrize("family", world.OUT_OF_DISTRIBUTION)
 def test_every_word_out_of_distribution_stands_in_the_plain_text(family: str) -> None:
-    known = words(" ".join(plain.sentences("words", 3000)))
-    asked = words(" ".join(f"{q.text} {q.rationale}" for q in world.questions(family, "words", 1000)))
+    known = words(" ".join(sentences.plain_sentences("words", 3000)))
+    asked = words(" ".join(f"{q.text} {q.rationale}" for q in world.draw_questions(family, "words", 1000)))
     assert not asked - known
 
 
 def test_clauses_have_no_word_of_their_own() -> None:
     """Tokenizers are not trained on them."""
-    kitchen = diet.Kitchen(WIDE, frozenset(), prompts.PAPER)
-    known = words(" ".join(plain.sentences("words", 3000))) | {many for _, many in BOXES}
-    asked = words(" ".join(meal.prompt.plain for meal in diet.serve("clauses", "words", 3000, kitchen)))
+    kitchen = task_mix.DataSource(WIDE, frozenset(), prompts.PAPER_STYLE)
+    known = words(" ".join(sentences.plain_sentences("words", 3000))) | {many for _, many in BOXES}
+    asked = words(" ".join(meal.prompt.plain for meal in task_mix.mixed_examples("clauses", "words", 3000, kitchen)))
     assert not asked - known
 
 
 def test_plain_text_asks_nothing() -> None:
-    assert not [text for text in plain.sentences("ask", 300) if "?" in text or "answer" in text]
+    assert not [text for text in sentences.plain_sentences("ask", 300) if "?" in text or "answer" in text]
 
 
 def test_overlap_is_one_with_itself_and_small_between_families(sets: dict[str, list]) -> None:
     own = [question.text for question in sets["steps"]]
-    assert world.overlap(own, own) == world.Overlap(1.0, (1.0, 1.0, 1.0))
-    far = build.distances(question for asked in sets.values() for question in asked)
+    assert world.measure_overlap(own, own) == world.Overlap(1.0, (1.0, 1.0, 1.0))
+    far = build.family_overlaps(question for asked in sets.values() for question in asked)
     assert set(far) == {*world.OUT_OF_DISTRIBUTION, *world.GENERIC}
     assert all(own.templates == 0 and own.grams[2] < 0.15 < own.grams[0] for own in far.values())
 
@@ -226,34 +234,34 @@ def test_overlap_is_one_with_itself_and_small_between_families(sets: dict[str, l
 def test_splits_are_disjoint_by_canonical_form_in_every_set(sets: dict[str, list]) -> None:
     place: dict[str, str] = {}
     for question in (question for own in sets.values() for question in own):
-        assert place.setdefault(splits.canonical(question.text), question.split) == question.split
+        assert place.setdefault(splits.canonical_question(question.text), question.split) == question.split
     for own in sets.values():
         assert {question.split for question in own} == {"train", "validation", "test"}
 
 
 def test_the_loader_reads_the_written_sets_as_the_world_splits_them(tmp_path: Path) -> None:
-    asked = build.questions("load", EASY, 40)
+    asked = build.draw_all("load", EASY, 40)
     build.write_sets(tmp_path, asked)
     for family in world.SETS:
         path = tmp_path / "sets" / f"{family}.jsonl"
-        read = questions.load(family, None, file=path, splits="digest", validation=world.VALIDATION, test=world.TEST)
+        read = data.load_set(family, None, file=path, splits="digest", validation=world.VALIDATION, test=world.TEST)
         own = {question.id: question for question in asked if question.set == family}
         assert {question.id: question for question in read} == own
 
 
-@pytest.mark.parametrize("dish", diet.DISHES)
-@pytest.mark.parametrize("style", [prompts.PAPER, prompts.TEACHER])
-def test_nothing_that_is_asked_later_is_ever_taught(dish: str, style: prompts.Style) -> None:
+@pytest.mark.parametrize("dish", task_mix.TASK_BUILDERS)
+@pytest.mark.parametrize("style", [prompts.PAPER_STYLE, prompts.TEACHER_STYLE])
+def test_nothing_that_is_asked_later_is_ever_taught(dish: str, style: prompts.PromptStyle) -> None:
     # A world so small that the diet would meet the questions by chance: without the guard it does.
     narrow = World(largest=9, shares=(1.0,), frames=1, names=3)
-    asked = [q for family in world.SETS for q in world.questions(family, "asked", 120, narrow)]
-    forms = {splits.canonical(question.text) for question in asked}
+    asked = [q for family in world.SETS for q in world.draw_questions(family, "asked", 120, narrow)]
+    forms = {splits.canonical_question(question.text) for question in asked}
     held = {form for form in forms if len(form.split()) > 3}
 
     def met(without: frozenset[str]) -> int:
-        kitchen = diet.Kitchen(narrow, without, style)
-        served = [f"{m.prompt.plain} {m.reply}" for m in diet.serve(dish, "other seed", 300, kitchen)]
-        taught = "\n".join(splits.canonical(text) for text in served)
+        kitchen = task_mix.DataSource(narrow, without, style)
+        served = [f"{m.prompt.plain} {m.reply}" for m in task_mix.mixed_examples(dish, "other seed", 300, kitchen)]
+        taught = "\n".join(splits.canonical_question(text) for text in served)
         return sum(form in taught for form in held)
 
     assert met(frozenset(forms)) == 0
@@ -265,11 +273,13 @@ def test_the_diet_never_holds_an_out_of_distribution_sentence() -> None:
     far = {
         found
         for family in world.OUT_OF_DISTRIBUTION
-        for question in world.questions(family, "far", 1500)
+        for question in world.draw_questions(family, "far", 1500)
         for found in world.templates(question.text)
     }
-    for dish in diet.DISHES:
-        for meal in diet.serve(dish, "diet", 200, diet.Kitchen(WIDE, frozenset(), prompts.PAPER)):
+    for dish in task_mix.TASK_BUILDERS:
+        for meal in task_mix.mixed_examples(
+            dish, "diet", 200, task_mix.DataSource(WIDE, frozenset(), prompts.PAPER_STYLE)
+        ):
             text = meal.prompt.plain.removeprefix("Q: ").removesuffix(" A:").removesuffix("\nLet's think step by step")
             assert not far & {found for part in (text, meal.reply) for found in world.templates(part)}
 
@@ -277,7 +287,7 @@ def test_the_diet_never_holds_an_out_of_distribution_sentence() -> None:
 @given(st.integers(0, 10**6), st.sampled_from(sorted(skills.SKILLS)), st.sampled_from([WIDE, EASY]))
 def test_skills_are_right(number: int, skill: str, size: World) -> None:
     try:
-        exercise = skills.draw(skill, random.Random(f"{number}"), size)
+        exercise = skills.draw_exercise(skill, random.Random(f"{number}"), size)
     except OutOfRange:
         return
     assert all(true(*equation) for equation in EQUATION.findall(exercise.reply))
@@ -339,12 +349,12 @@ def boolean(signs: list[str]) -> str:
 def test_a_world_that_is_too_small_says_so() -> None:
     narrow = World(largest=4, shares=(1.0,), frames=1, names=3)
     with pytest.raises(AssertionError, match="too few questions"):
-        list(islice(world.stream("steps", "small", narrow), 100_000))
+        list(islice(world.problem_stream("steps", "small", narrow), 100_000))
 
 
 def test_the_world_imports_nothing_heavy() -> None:
     code = (
-        "import sys, potstill.miniature.world, potstill.miniature.plain, potstill.miniature.diet\n"
+        "import sys, potstill.miniature.world, potstill.miniature.sentences, potstill.miniature.task_mix\n"
         "heavy = ('torch', 'numpy', 'transformers', 'tokenizers', 'pydantic', 'rich')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
@@ -352,17 +362,17 @@ def test_the_world_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def tiny(course: courses.Course) -> courses.Course:
-    phase = courses.Phase(3, dict.fromkeys(course.phases[0].rows, 2))
+def tiny(course: curricula.Curriculum) -> curricula.Curriculum:
+    phase = curricula.Phase(3, dict.fromkeys(course.phases[0].rows, 2))
     shape = replace(course.shape, d_model=16, layers=1, heads=2, d_ff=16, d_kv=8)
     return replace(course, shape=shape, phases=(phase, phase), warmup=2)
 
 
-TINY = {name: tiny(course) for name, course in courses.COURSES.items()}
+TINY = {name: tiny(course) for name, course in curricula.CURRICULA.items()}
 
 
-def kitchen_of(name: str) -> diet.Kitchen:
-    return diet.Kitchen(SHIPPED, frozenset(), courses.COURSES[name].style)
+def kitchen_of(name: str) -> task_mix.DataSource:
+    return task_mix.DataSource(SHIPPED, frozenset(), curricula.CURRICULA[name].style)
 
 
 def weights(folder: Path) -> str:
@@ -373,17 +383,17 @@ def weights(folder: Path) -> str:
 def test_a_model_is_a_function_of_the_seed_however_often_it_is_interrupted(name: str, tmp_path: Path) -> None:
     def made(folder: str, seed: str, *stops: int) -> str:
         for stop in stops:
-            making.make(name, TINY[name], seed, kitchen_of(name), tmp_path / folder, every=1, until=stop, n=0)
+            pretrain.pretrain(name, TINY[name], seed, kitchen_of(name), tmp_path / folder, every=1, until=stop, n=0)
         return weights(tmp_path / folder)
 
     whole = made("whole", "one", 6)
     assert whole == made("parts", "one", 2, 3, 6)
     assert whole != made("other", "two", 6)
-    assert files.read_json(tmp_path / "parts" / making.MADE)["step"] == 6
+    assert storage.read_json(tmp_path / "parts" / pretrain.PROGRESS_FILE)["step"] == 6
 
 
 def test_the_learning_rate_falls_at_every_rest_and_never_asks_for_the_future() -> None:
-    first = courses.Phase(20, {"facts": 2})
+    first = curricula.Phase(20, {"facts": 2})
     own = replace(TINY["student"], phases=(first, replace(first, rest=True), first), peak=1.0, warmup=4, fall=0.5)
     alone = replace(own, phases=(first, first))
     assert [own.rate(step) for step in range(1, 41)] == [alone.rate(step) for step in range(1, 41)]
@@ -392,9 +402,9 @@ def test_the_learning_rate_falls_at_every_rest_and_never_asks_for_the_future() -
 
 
 def test_a_model_under_way_of_another_course_is_refused(tmp_path: Path) -> None:
-    making.make("student", TINY["student"], "one", kitchen_of("student"), tmp_path / "a", every=1, until=1, n=0)
+    pretrain.pretrain("student", TINY["student"], "one", kitchen_of("student"), tmp_path / "a", every=1, until=1, n=0)
     with pytest.raises(UserError, match="begun otherwise"):
-        making.make("student", TINY["student"], "two", kitchen_of("student"), tmp_path / "a", until=2, n=0)
+        pretrain.pretrain("student", TINY["student"], "two", kitchen_of("student"), tmp_path / "a", until=2, n=0)
 
 
 def test_the_first_checkpoint_is_the_same_in_another_process(tmp_path: Path) -> None:
@@ -404,16 +414,16 @@ def test_the_first_checkpoint_is_the_same_in_another_process(tmp_path: Path) -> 
         "print(making.first('student-raw', courses.COURSES['student-raw'], 'seed', kitchen))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    raw = courses.COURSES["student-raw"]
-    assert done.stdout.strip() == making.first("student-raw", raw, "seed", kitchen_of("student-raw"))
+    raw = curricula.CURRICULA["student-raw"]
+    assert done.stdout.strip() == pretrain.first_steps_digest("student-raw", raw, "seed", kitchen_of("student-raw"))
 
 
 def test_training_writes_models_that_load_with_honest_cards(tmp_path: Path) -> None:
-    build.train(tmp_path, ["teacher", "student"], sizes=60, courses=TINY, every=6, n=6)
+    build.train_models(tmp_path, ["teacher", "student"], sizes=60, courses=TINY, every=6, n=6)
     for name, family in (("teacher", "causal"), ("student", "t5")):
-        student = students.open(tmp_path / name)
+        student = models.open_student(tmp_path / name)
         assert student.family == family and student.tokenizer.size <= TINY[name].shape.vocabulary
-        card = cards.read(tmp_path / name)
+        card = model_cards.read_card(tmp_path / name)
         assert card["steps"] == 6 and not card["passed"]  # six steps teach nothing
         assert card["parameters"] == sum(value.numel() for value in student.parameters())
         assert [point["step"] for point in card["curves"]] == [6]
@@ -424,7 +434,7 @@ def test_training_writes_models_that_load_with_honest_cards(tmp_path: Path) -> N
 
 def test_the_demo_is_laid_out_from_the_models_that_pass(tmp_path: Path) -> None:
     def ship(name: str, passed: bool) -> None:
-        files.write_json(tmp_path / "models" / name / "card.json", {"passed": passed, "name": name})
+        storage.write_json(tmp_path / "models" / name / "card.json", {"passed": passed, "name": name})
 
     for name, passed in (("teacher", True), ("student", False), ("student-causal", True)):
         (tmp_path / "models" / name).mkdir(parents=True)
@@ -432,31 +442,31 @@ def test_the_demo_is_laid_out_from_the_models_that_pass(tmp_path: Path) -> None:
     sizes = dict.fromkeys(world.SETS, 60)
 
     def laid() -> str:
-        build.build(tmp_path / "demo", sizes=sizes, models=tmp_path / "models")
-        return files.read_json(tmp_path / "demo" / "student" / "card.json")["name"]
+        build.lay_out(tmp_path / "demo", sizes=sizes, models=tmp_path / "models")
+        return storage.read_json(tmp_path / "demo" / "student" / "card.json")["name"]
 
     assert laid() == "student-causal"
     before = (tmp_path / "demo" / "sets" / "steps.jsonl").stat().st_mtime_ns
     assert laid() == "student-causal"
     assert (tmp_path / "demo" / "sets" / "steps.jsonl").stat().st_mtime_ns == before
-    files.remove(tmp_path / "demo" / "student")  # as if it had been killed there
+    storage.remove(tmp_path / "demo" / "student")  # as if it had been killed there
     ship("student", True)
     assert laid() == "student"
     assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["built.json", "sets", "student", "teacher"]
 
 
 def test_entropy_is_looked_at_where_the_world_branches() -> None:
-    assert branching.entropy([0.0]) == 0
-    assert branching.entropy([math.log(0.5)] * 2) == pytest.approx(math.log(2))
-    for question in world.questions("steps", "places", 50, SHIPPED):
-        text = prompts.solution(question.rationale or "", question.gold)
-        sentences, sums = branching.places(text)
+    assert teacher_entropy.entropy([0.0]) == 0
+    assert teacher_entropy.entropy([math.log(0.5)] * 2) == pytest.approx(math.log(2))
+    for question in world.draw_questions("steps", "places", 50, SHIPPED):
+        text = prompts.format_solution(question.rationale or "", question.gold)
+        sentences, sums = teacher_entropy.branching_offsets(text)
         assert len(sums) == len(EQUATION.findall(text)) == len(sentences)
         assert all(text[at].isupper() for at in sentences) and all(text[at].isdigit() for at in sums)
 
 
 def test_presets_make_neighbours_and_numbers_visible() -> None:
-    student = making.newborn("student", courses.COURSES["student"], "seed", kitchen_of("student"))
+    student = pretrain.init_student("student", curricula.CURRICULA["student"], "seed", kitchen_of("student"))
     embeddings = student.model.get_input_embeddings().weight.detach().numpy()
     token = {number: student.encode(f"has {number}")[1] for number in range(SHIPPED.largest + 1)}
     assert len(set(token.values())) == SHIPPED.largest + 1
@@ -472,43 +482,45 @@ def test_presets_make_neighbours_and_numbers_visible() -> None:
 
 
 def shipped() -> list[Path]:
-    return sorted(path.parent for path in build.MODELS.glob("*/card.json"))
+    return sorted(path.parent for path in build.MODELS_DIR.glob("*/card.json"))
 
 
 @pytest.mark.parametrize("folder", shipped(), ids=lambda path: path.name)
 def test_a_shipped_model_is_what_its_card_says(folder: Path) -> None:
-    card = cards.read(folder)
-    assert card["name"] == folder.name and card["gates_version"] == gates.VERSION
-    student = students.open(folder)
+    card = model_cards.read_card(folder)
+    assert card["name"] == folder.name and card["gates_version"] == acceptance.VERSION
+    student = models.open_student(folder)
     assert card["parameters"] == sum(value.numel() for value in student.parameters())
-    assert (folder / "README.md").read_text("utf-8") == cards.markdown(card)
+    assert (folder / "README.md").read_text("utf-8") == model_cards.card_markdown(card)
     for row in card["gates"]:
-        gate = Gate(row["name"], row["n"], row["right"], row["at_least"], row["at_most"])
+        gate = AcceptanceTest(row["name"], row["n"], row["right"], row["at_least"], row["at_most"])
         assert gate.row == row
     named = {row["name"]: row for row in card["gates"]}
     if folder.name.startswith("student"):
-        assert all(named[name]["at_least"] == wanted for name, wanted in gates.SKILLS.items())
-        assert named["steps"]["at_most"] == gates.KNOWN and named["generic"]["at_least"] == gates.GENERIC
+        assert all(named[name]["at_least"] == wanted for name, wanted in acceptance.SKILLS.items())
+        assert (
+            named["steps"]["at_most"] == acceptance.KNOWN_BOUNDS and named["generic"]["at_least"] == acceptance.GENERIC
+        )
         kitchen = kitchen_of(folder.name)
-        drawn = build.balanced(build.questions("potstill", SHIPPED, world.SIZES))
+        drawn = build.balance_steps(build.draw_all("potstill", SHIPPED, world.SIZES))
         asked = [question for question in drawn if question.set == "steps" and question.split == "validation"][:60]
-        again = gates.problems(student, kitchen, "steps", asked)
+        again = acceptance.problem_test(student, kitchen, "steps", asked)
         assert again.interval[0] <= named["steps"]["right"] / named["steps"]["n"] <= again.interval[1]
 
 
 def test_the_shipped_models_are_small() -> None:
-    assert sum(path.stat().st_size for path in build.MODELS.rglob("*") if path.is_file()) < 12_000_000
+    assert sum(path.stat().st_size for path in build.MODELS_DIR.rglob("*") if path.is_file()) < 12_000_000
 
 
 def test_tokenizers_know_every_word_and_the_students_has_whole_numbers() -> None:
     kitchen = kitchen_of("student")
-    student = making.tokenizer_of(courses.COURSES["student"], "tokens", kitchen)
+    student = pretrain.tokenizer_of(curricula.CURRICULA["student"], "tokens", kitchen)
     for number in range(SHIPPED.largest + 1):
         assert len(student.encode(f"has {number} apples").ids) == len(student.encode("has apples").ids) + 1
-    teacher = making.tokenizer_of(courses.COURSES["teacher"], "tokens", kitchen)
+    teacher = pretrain.tokenizer_of(curricula.CURRICULA["teacher"], "tokens", kitchen)
     assert len(teacher.encode("15").ids) == 2
     for family in world.SETS:
-        for question in world.questions(family, "tokens", 60, SHIPPED):
+        for question in world.draw_questions(family, "tokens", 60, SHIPPED):
             assert student.decode(student.encode(question.text).ids) == question.text
             assert teacher.decode(teacher.encode(question.text).ids) == question.text
-    assert isinstance(student, tokenizers.Tokenizer)
+    assert isinstance(student, tokenization.Tokenizer)

@@ -16,15 +16,16 @@ import pytest
 
 import stub
 import tiny
-from potstill import files, questions, splits
+from potstill import storage
+from potstill.data import load_set, splits
 from potstill.errors import UserError
-from potstill.files import disk, run_folder, tables
-from potstill.recipe.sections import Filter
+from potstill.recipe.schema import FilterSection
 from potstill.records import END, Chain
+from potstill.storage import atomic, parquet, run_folder
 
 ASKED = 4  # training questions of the tiny world
 SAMPLES = 40
-RULES = Filter()
+RULES = FilterSection()
 
 
 def changes(url: str) -> list[str]:
@@ -35,7 +36,7 @@ def changes(url: str) -> list[str]:
 
 
 def keys(run: Path) -> list[tuple[str, str, int]]:
-    return [chain.key for chain in tables.read_chains(run / "sample" / "chains.parquet")]
+    return [chain.key for chain in parquet.read_chains(run / "sample" / "chains.parquet")]
 
 
 @pytest.mark.parametrize(
@@ -50,19 +51,19 @@ def test_a_disk_that_refuses_while_chains_arrive(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, advice: str
 ) -> None:
     """In the middle of a write, some of which it took: what was whole before stays and is not asked again."""
-    plain, writes = disk.Appender._write, itertools.count()
+    plain, writes = atomic.Appender._write, itertools.count()
 
-    def refusing(self: disk.Appender, data: bytes) -> None:
+    def refusing(self: atomic.Appender, data: bytes) -> None:
         if self.path.name.startswith("segment") and next(writes) >= 5:
             plain(self, data[: len(data) // 3])
             raise OSError(code, os.strerror(code))
         plain(self, data)
 
     with stub.running(latency=0.01) as server:
-        monkeypatch.setattr(disk.Appender, "_write", refusing)
-        with pytest.raises(UserError, match=rf"segment-0000\.jsonl: .*\n  do: {advice}"):
+        monkeypatch.setattr(atomic.Appender, "_write", refusing)
+        with pytest.raises(UserError, match=rf"segment-0000\.jsonl: .*\n  hint: {advice}"):
             tiny.make(world, tmp_path / "run", *changes(server.url), until="sample")
-        monkeypatch.setattr(disk.Appender, "_write", plain)
+        monkeypatch.setattr(atomic.Appender, "_write", plain)
         lines = (tmp_path / "run" / "sample" / "segment-0000.jsonl").read_bytes()
         stored, asked = lines.count(b"\n"), len(server.seen)
         assert stored > 0 and lines.endswith(b"\n")
@@ -88,7 +89,7 @@ def test_a_clock_that_steps_back(world: Path, tmp_path: Path, monkeypatch: pytes
         run = tiny.make(world, tmp_path / "run", *changes(server.url), until="sample")
     found = keys(run)
     assert len(found) == len(set(found)) == ASKED * SAMPLES
-    moments = [row["time"] for _, row in files.read_jsonl(run / "log.jsonl")]
+    moments = [row["time"] for _, row in storage.read_jsonl(run / "log.jsonl")]
     assert moments == sorted(moments, reverse=True) and len(moments) > 3
 
 
@@ -108,7 +109,7 @@ def test_two_processes_on_one_run(world: Path, tmp_path: Path) -> None:
         assert first.wait() == 0
     found = keys(run)
     assert len(found) == len(set(found)) == ASKED * SAMPLES
-    with run_folder.locked(run):
+    with run_folder.lock_run(run):
         pass  # nobody holds it any more
 
 
@@ -118,7 +119,7 @@ def test_others_read_the_chains(tmp_path: Path, library: str) -> None:
     steps = [[(b"4", -0.5), (b" 5", -1.25)], [(b"\xff", -0.25), (END, -2.5)], [(END, -0.125)]]
     rows = [Chain.from_tokens("q/é", index, [b"4", b"\xff"], steps) for index in range(3)]
     path = tmp_path / "chains.parquet"
-    tables.write_chains(path, [*rows, Chain.from_text("r", 0, "bare", source="human")])
+    parquet.write_chains(path, [*rows, Chain.from_text("r", 0, "bare", source="human")])
     if library == "duckdb":
         import duckdb  # pyright: ignore[reportMissingImports]
 
@@ -143,12 +144,12 @@ def test_others_read_the_chains(tmp_path: Path, library: str) -> None:
 def test_the_guard_against_contamination_on_the_real_sets(data: Path) -> None:
     """GSM8K's training questions against everything held out: the default takes none, as no two share nine tenths of
     their runs of eight words; it would take a held-out question with a few words more."""
-    train = [q for q in questions.load("gsm8k", data) if q.split == "train"]
+    train = [q for q in load_set("gsm8k", data) if q.split == "train"]
     sets = ("gsm8k", "multiarith", "asdiv", "svamp")
-    held = [q.text for name in sets for q in questions.load(name, data) if q.split != "train"]
-    near = splits.overlaps({q.id: q.text for q in train}, held)
+    held = [q.text for name in sets for q in load_set(name, data) if q.split != "train"]
+    near = splits.overlap_shares({q.id: q.text for q in train}, held)
     assert len(train) == 7473 and len(held) > 5000
     assert [sum(share >= least for share in near.values()) for least in (0.9, 0.7, 0.6, 0.5)] == [0, 0, 3, 4]
     longer = {str(place): f"{text} Show your work." for place, text in enumerate(held) if len(text.split()) > 60}
-    shares = splits.overlaps(longer, held)
+    shares = splits.overlap_shares(longer, held)
     assert len(longer) > 200 and all(shares[place] >= RULES.contamination for place in longer)

@@ -12,14 +12,13 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import tiny
-from potstill import cli, exam, plan, students
-from potstill.contenders import BASE, Contender
-from potstill.encoding import from_json, to_json
+from potstill import cli, dry_run, models
 from potstill.errors import UserError
-from potstill.files import manifest
-from potstill.records import Choice, Score
-from potstill.stages import report
-from potstill.stages import test as test_stage
+from potstill.evaluation import checkpoint
+from potstill.records import BASE, Checkpoint, Choice, Score
+from potstill.serialization import from_json, to_json
+from potstill.stages import report, test
+from potstill.storage import manifest
 
 MIX = "evaluate.mix=[0.5, 0.25]"
 NAMES = ["0", "2", "2-0.25", "2-0.5", "4", "4-0.25", "4-0.5"]
@@ -38,17 +37,19 @@ def mixed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_share_answers_and_may_be_chosen(mixed: Path) -> None:
-    assert [who.name for who in exam.answered(mixed / "evaluate")] == sorted(NAMES, key=Contender.read)
-    table = exam.choice(mixed).table
-    assert [who.name for who, _ in table] == sorted(NAMES[1:], key=Contender.read)
+    assert [who.name for who in checkpoint.list_answered_checkpoints(mixed / "evaluate")] == sorted(
+        NAMES, key=Checkpoint.read
+    )
+    table = checkpoint.read_choice(mixed).table
+    assert [who.name for who, _ in table] == sorted(NAMES[1:], key=Checkpoint.read)
     assert table == tuple((who, value) for who, value in table if 0 <= value <= 1)
 
 
 def test_a_mix_is_the_mean_of_the_weights(world: Path, mixed: Path) -> None:
     asked = tiny.recipe(world, MIX)
     base, full, half, quarter = (
-        exam.open_contender(mixed, asked, who).state()
-        for who in (BASE, Contender(4), Contender(4, 0.5), Contender(4, 0.25))
+        checkpoint.open_checkpoint(mixed, asked, who).state()
+        for who in (BASE, Checkpoint(4), Checkpoint(4, 0.5), Checkpoint(4, 0.25))
     )
     for name in base:
         assert torch.allclose(half[name], (base[name] + full[name]) / 2, atol=1e-7)
@@ -64,7 +65,7 @@ def test_shares_added_later_equal_a_run_that_had_them_at_once(world: Path, mixed
 def test_a_chosen_mix_is_tested_and_saved_as_a_plain_folder(world: Path, mixed: Path, tmp_path: Path) -> None:
     at = tmp_path / "run"
     shutil.copytree(mixed, at)
-    best = Contender(4, 0.5)
+    best = Checkpoint(4, 0.5)
     other = Choice(best, "r", "zero-shot-rationale", "greedy", ((BASE, 0.0), (best, 0.1)), (best,))
     choice = json.loads((at / "select" / "choice.json").read_text())
     row = choice | {"step": best.written, "tied": [best.written]}
@@ -72,14 +73,14 @@ def test_a_chosen_mix_is_tested_and_saved_as_a_plain_folder(world: Path, mixed: 
     assert from_json(Choice, to_json(other)) == other and to_json(other)["step"] == "4-0.5"
     asked = tiny.recipe(world, MIX)
     shutil.rmtree(at / "test")
-    assert test_stage.make(at, asked)[1] == {"steps": [0, "4-0.5"]}
+    assert test.make(at, asked)[1] == {"steps": [0, "4-0.5"]}
     for stage in ("select", "test"):
-        manifest.finish(at / stage, manifest.Identity(stage, {}, {}, {}), [], {})
+        manifest.finish_stage(at / stage, manifest.Identity(stage, {}, {}, {}), [], {})
     assert report.make(at, asked)[1]["step"] == "4-0.5"
     saved = load_file(at / "student" / "model.safetensors")
-    wanted = exam.open_contender(at, asked, best).state()
+    wanted = checkpoint.open_checkpoint(at, asked, best).state()
     assert all(torch.equal(saved[name], wanted[name]) for name in saved)
-    assert students.open(at / "student").family == "t5"
+    assert models.open_student(at / "student").family == "t5"
     page = (at / "report" / "index.html").read_text()
     assert "step 4 × 0.5" in page and "“350 × 0.3” would be the weights" in page
     assert '"4-0.5"' in (at / "report" / "selection.csv").read_text()
@@ -89,7 +90,7 @@ def test_a_chosen_mix_is_tested_and_saved_as_a_plain_folder(world: Path, mixed: 
 def test_a_mix_can_be_compared_and_looked_at(mixed: Path) -> None:
     told = CliRunner().invoke(cli.app, ["compare", f"{mixed}@0", f"{mixed}@4-0.5"])
     assert "run step 0 against run step 4 × 0.5" in told.stdout, told.output
-    question = next(exam.predictions(mixed / "evaluate", BASE, "zero-shot-rationale", "greedy")).question
+    question = next(checkpoint.read_predictions(mixed / "evaluate", BASE, "zero-shot-rationale", "greedy")).question
     shown = CliRunner().invoke(cli.app, ["show", str(mixed), "--prediction", question]).stdout
     assert "4 × 0.25" in shown
 
@@ -100,11 +101,11 @@ def test_shares_are_not_taken_back(world: Path, mixed: Path) -> None:
 
 
 def test_the_plan_counts_the_mixes(world: Path) -> None:
-    assert "  evaluation      7 x" in plan.text(tiny.recipe(world, MIX))
+    assert "  evaluation      7 x" in dry_run.describe_run(tiny.recipe(world, MIX))
 
 
 def test_a_run_without_mixes_is_written_as_before() -> None:
-    score = Score(Contender(350), "a", "test", "f", "greedy", 2, 1, 0, 0, 0.5, 0.1, 0.9)
+    score = Score(Checkpoint(350), "a", "test", "f", "greedy", 2, 1, 0, 0, 0.5, 0.1, 0.9)
     assert next(iter(to_json(score))) == "step" and to_json(score)["step"] == 350
     assert from_json(Score, to_json(score)) == score
 
@@ -112,4 +113,4 @@ def test_a_run_without_mixes_is_written_as_before() -> None:
 @pytest.mark.parametrize("text", ["", "x", "3-", "3-1.0", "-3", "3-0.50", "03"])
 def test_what_names_no_contender_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
-        Contender.read(text)
+        Checkpoint.read(text)

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import pytest
 
+import potstill
 import stub
 import tiny
-from potstill import run
+from potstill import runner
 from potstill.errors import UserError
-from potstill.files import ledger, reading, segments, tables
-from potstill.files.segments import Shard
+from potstill.storage import ledger, parquet, read, segments
+from potstill.storage.segments import Shard
 
 PRICES = "teacher.budget.prices={prompt: 1e6, completion: 1e6}"
 ASKED, SAMPLES = 4, 4  # training questions of the tiny world, chains of each
@@ -37,13 +38,13 @@ def changes(url: str, *more: str) -> list[str]:
 
 
 def tokens(at: Path) -> float:
-    spent = ledger.total(at)
+    spent = ledger.total_usage(at)
     assert spent["money"] == spent["prompt_tokens"] + spent["completion_tokens"]
     return spent["money"]
 
 
-def sample(world: Path, at: Path, url: str, *more: str, redo: str | None = None, yes: run.Consent = False) -> Path:
-    return run.run(tiny.recipe(world, *changes(url, *more)), folder=at, redo=redo, until="sample", yes=yes)
+def sample(world: Path, at: Path, url: str, *more: str, redo: str | None = None, yes: runner.Consent = False) -> Path:
+    return runner.run(tiny.recipe(world, *changes(url, *more)), folder=at, redo=redo, until="sample", yes=yes)
 
 
 def test_a_redo_forgets_nothing_of_what_was_paid(world: Path, tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_paid_chains_go_only_where_somebody_says_yes(world: Path, tmp_path: Path
                 sample(world, at, server.url, redo=stage, yes=yes)
             assert f"{ASKED * SAMPLES} chains; recorded for this run so far: " in caught.value.found
             assert f"{paid:.0f} tokens" in caught.value.found and f"{paid:.4f} in money" in caught.value.found
-            assert "--yes" in caught.value.do and tiny.contents(at) == before
+            assert "--yes" in caught.value.hint and tiny.contents(at) == before
         assert len(asked) == 1 and asked[0].startswith(f"--redo {stage} removes {ASKED * SAMPLES} chains")
         sample(world, at, server.url, redo=stage, yes=lambda lost: True)
         assert tokens(at) == server.written > 1.5 * paid
@@ -83,7 +84,7 @@ def test_chains_that_are_still_being_sampled_are_paid_for_too(world: Path, tmp_p
     with stub.running() as server:
         with pytest.raises(UserError, match="the budget is spent"):
             sample(world, at, server.url, f"teacher.budget.money={2 * WORST}", "teacher.server.per_request=1")
-        stored = len(segments.keys(segments.paths(at / "sample")))
+        stored = len(segments.stored_keys(segments.segment_paths(at / "sample")))
         with pytest.raises(UserError, match=f"{stored} chains; recorded"):
             sample(world, at, server.url, redo="sample")
     assert stored > 0
@@ -92,11 +93,11 @@ def test_chains_that_are_still_being_sampled_are_paid_for_too(world: Path, tmp_p
 def test_what_cost_nothing_is_redone_at_once(world: Path, tmp_path: Path) -> None:
     at = tiny.make(world, tmp_path / "run", until="sample")
     before = tiny.contents(at)
-    run.run(tiny.recipe(world), folder=at, redo="sample", until="sample")
+    runner.run(tiny.recipe(world), folder=at, redo="sample", until="sample")
     assert tiny.contents(at) == before
     with stub.running() as server:
         bought = sample(world, tmp_path / "bought", server.url)
-        run.run(tiny.recipe(world, *changes(server.url)), folder=bought, redo="filter", until="filter")
+        runner.run(tiny.recipe(world, *changes(server.url)), folder=bought, redo="filter", until="filter")
         assert tokens(bought) == server.written
 
 
@@ -138,10 +139,10 @@ def test_shards_of_any_division_stay_together_below_the_ceiling(world: Path, tmp
             world, *changes(server.url, f"teacher.budget.money={most}", "teacher.server.per_request=1")
         )
         rounds: list[Callable[[], object]] = [
-            *(lambda n=n: run.shard(recipe, Shard(n, 2), folder=at) for n in (1, 2, 1)),
-            *(lambda n=n: run.shard(recipe, Shard(n, 4), folder=at) for n in (3, 1, 2)),
-            lambda: run.run(recipe, at, until="sample"),
-            *(lambda n=n: run.shard(recipe, Shard(n, 2), folder=at) for n in (2, 1)),
+            *(lambda n=n: runner.run_shard(recipe, Shard(n, 2), folder=at) for n in (1, 2, 1)),
+            *(lambda n=n: runner.run_shard(recipe, Shard(n, 4), folder=at) for n in (3, 1, 2)),
+            lambda: runner.run(recipe, at, until="sample"),
+            *(lambda n=n: runner.run_shard(recipe, Shard(n, 2), folder=at) for n in (2, 1)),
         ]
         for each in rounds:
             try:
@@ -154,27 +155,27 @@ def test_shards_of_any_division_stay_together_below_the_ceiling(world: Path, tmp
 
 def test_shards_that_run_beside_each_other_have_even_parts(tmp_path: Path) -> None:
     for number in (1, 2, 3):
-        ledger.share(tmp_path, Shard(number, 3))
-        with ledger.Bill(ledger.path(tmp_path, Shard(number, 3))) as bill:
+        ledger.split_budget(tmp_path, Shard(number, 3))
+        with ledger.LedgerWriter(ledger.ledger_path(tmp_path, Shard(number, 3))) as bill:
             bill.pay({"completion_tokens": 10 * number, "money": 1.0})
     for number in (1, 2, 3):  # begun again: the division is the same one
-        ledger.share(tmp_path, Shard(number, 3))
-        settled, own = ledger.seen_by(tmp_path, Shard(number, 3))
+        ledger.split_budget(tmp_path, Shard(number, 3))
+        settled, own = ledger.budget_usage(tmp_path, Shard(number, 3))
         assert settled["completion_tokens"] == 0 and own["completion_tokens"] == 10 * number
-    with ledger.Bill(ledger.path(tmp_path)) as bill:
+    with ledger.LedgerWriter(ledger.ledger_path(tmp_path)) as bill:
         bill.pay({"completion_tokens": 5.0})
-    ledger.share(tmp_path, Shard(2, 3))
-    settled, own = ledger.seen_by(tmp_path, Shard(2, 3))
+    ledger.split_budget(tmp_path, Shard(2, 3))
+    settled, own = ledger.budget_usage(tmp_path, Shard(2, 3))
     assert settled["completion_tokens"] == 65 and own["completion_tokens"] == 0, "what is left is shared anew"
 
 
 def test_a_second_division_waits_for_the_first(tmp_path: Path) -> None:
-    from potstill.files import run_folder
+    from potstill.storage import run_folder
 
-    with run_folder.shard_locked(tmp_path, 1, 2):
-        ledger.share(tmp_path, Shard(2, 2))
+    with run_folder.lock_shard(tmp_path, 1, 2):
+        ledger.split_budget(tmp_path, Shard(2, 2))
         with pytest.raises(UserError, match="shards of another division"):
-            ledger.share(tmp_path, Shard(1, 4))
+            ledger.split_budget(tmp_path, Shard(1, 4))
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
@@ -187,21 +188,21 @@ def test_what_was_under_way_is_counted_when_sampling_stops(world: Path, tmp_path
         settings = [argument for change in own for argument in ("--set", change)]
         command = [sys.executable, "-m", "potstill", "run", "recipe.yaml", *settings]
         process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while not any(path.stat().st_size for path in segments.paths(at / "sample")) and process.poll() is None:
+        while not any(path.stat().st_size for path in segments.segment_paths(at / "sample")) and process.poll() is None:
             time.sleep(0.02)
         time.sleep(0.3)
         os.kill(process.pid, how)
         process.wait(60)
         time.sleep(1.5)
-        stored = len(segments.keys(segments.paths(at / "sample")))
+        stored = len(segments.stored_keys(segments.segment_paths(at / "sample")))
         assert 0 < stored < ASKED * SAMPLES
         paid = tokens(at)
         assert server.written < paid <= server.written + 6 * (64 + 100), "each at the most that it could cost"
         server.latency = 0.0
         sample(world, at, server.url, "teacher.server.per_request=1")
         assert server.written < tokens(at) <= server.written + 6 * (64 + 100)
-    assert tables.rows(at / "sample" / "chains.parquet") == ASKED * SAMPLES
-    last = list(reading.whole_rows(ledger.path(at)))[-1]
+    assert parquet.count_rows(at / "sample" / "chains.parquet") == ASKED * SAMPLES
+    last = list(read.read_complete_lines(ledger.ledger_path(at)))[-1]
     assert "open" not in last
 
 
@@ -223,17 +224,17 @@ def test_results_of_a_batch_are_counted_once_whatever_becomes_of_the_chains(worl
     at = tmp_path / "run"
     with stub.running() as server:
         recipe = tiny.recipe(world, *changes(server.url))
-        run.batch(recipe, out=tmp_path / "out", folder=at)
-        asked = [row for path in (tmp_path / "out").glob("*") for _, row in reading.read_jsonl(path)]
+        runner.run_batch(recipe, out=tmp_path / "out", folder=at)
+        asked = [row for path in (tmp_path / "out").glob("*") for _, row in read.read_jsonl(path)]
         (tmp_path / "results.jsonl").write_bytes(b"".join(served(server, asked)))
         paid = server.written
-        run.batch(recipe, [tmp_path / "results.jsonl"], folder=at)
+        runner.run_batch(recipe, [tmp_path / "results.jsonl"], folder=at)
         assert tokens(at) == paid
-        redone = run.run(recipe, at, redo="sample", until="collect", yes=True)
-        run.batch(recipe, out=tmp_path / "again", folder=redone)  # asks the server how it wants to be asked
+        redone = runner.run(recipe, at, redo="sample", until="collect", yes=True)
+        runner.run_batch(recipe, out=tmp_path / "again", folder=redone)  # asks the server how it wants to be asked
         probe = server.written - paid
-        run.batch(recipe, [tmp_path / "results.jsonl"], folder=at)
-        assert tokens(at) == paid + probe and tables.rows(at / "sample" / "chains.parquet") == ASKED * SAMPLES
+        runner.run_batch(recipe, [tmp_path / "results.jsonl"], folder=at)
+        assert tokens(at) == paid + probe and parquet.count_rows(at / "sample" / "chains.parquet") == ASKED * SAMPLES
 
 
 def test_what_a_batch_brings_too_late_was_paid_all_the_same(world: Path, tmp_path: Path) -> None:
@@ -244,17 +245,17 @@ def test_what_a_batch_brings_too_late_was_paid_all_the_same(world: Path, tmp_pat
     at = tmp_path / "run"
     with stub.running() as server:
         recipe = tiny.recipe(world, *changes(server.url, "teacher.server.per_request=1"))
-        run.batch(recipe, out=tmp_path / "out", folder=at)
-        asked = [row for path in (tmp_path / "out").glob("*") for _, row in reading.read_jsonl(path)]
+        runner.run_batch(recipe, out=tmp_path / "out", folder=at)
+        asked = [row for path in (tmp_path / "out").glob("*") for _, row in read.read_jsonl(path)]
         lines = served(server, asked)
         (tmp_path / "results.jsonl").write_bytes(b"".join(lines))
         with pytest.raises(UserError, match="the budget is spent"):
             sample(world, at, server.url, "teacher.server.per_request=1", f"teacher.budget.money={tokens(at) + 500}")
-        stored = len(segments.keys(segments.paths(at / "sample")))
+        stored = len(segments.stored_keys(segments.segment_paths(at / "sample")))
         paid = tokens(at)
-        run.batch(recipe, [tmp_path / "results.jsonl"], folder=at)
+        runner.run_batch(recipe, [tmp_path / "results.jsonl"], folder=at)
         assert 0 < stored < ASKED * SAMPLES and paid < tokens(at) == server.written
-    assert tables.rows(at / "sample" / "chains.parquet") == ASKED * SAMPLES
+    assert parquet.count_rows(at / "sample" / "chains.parquet") == ASKED * SAMPLES
 
 
 def test_chains_can_be_looked_at_while_they_are_sampled(
@@ -266,25 +267,28 @@ def test_chains_can_be_looked_at_while_they_are_sampled(
     with stub.running() as server:
         with pytest.raises(UserError, match="the budget is spent"):
             sample(world, at, server.url, f"teacher.budget.money={2 * WORST}", "teacher.server.per_request=1")
-        with segments.paths(at / "sample")[0].open("ab") as torn:
+        with segments.segment_paths(at / "sample")[0].open("ab") as torn:
             torn.write(b'{"question": "sums/')
         before = tiny.contents(at)
-        show.overview(at)
+        show.print_overview(at)
         key = "".join(capsys.readouterr().out.partition("--chain ")[2].partition(",")[0].split())
-        show.chain(at, key)
+        show.print_chain(at, key)
         told = capsys.readouterr().out
         assert "gold: " in told and "The answer is" in told
         with pytest.raises(UserError, match="no such chain"):
-            show.chain(at, "sums/none#0")
+            show.print_chain(at, "sums/none#0")
         with pytest.raises(UserError, match=r"(not aligned yet|was not kept)"):
-            show.target(at, key)
-        show.status(at)
+            show.print_target(at, key)
+        show.print_status(at)
         told = capsys.readouterr().out
-        assert f'"chains": {len(segments.keys(segments.paths(at / "sample")))}' in told and "in money" in told
+        assert (
+            f'"chains": {len(segments.stored_keys(segments.segment_paths(at / "sample")))}' in told
+            and "in money" in told
+        )
         assert tiny.contents(at) == before
     empty = tiny.make(world, tmp_path / "empty", *changes("http://127.0.0.1:9/v1"), until="collect")
     with pytest.raises(UserError, match="no chain is stored yet"):
-        show.chain(empty, key)
+        show.print_chain(empty, key)
 
 
 DAMAGES = (
@@ -318,19 +322,19 @@ def test_no_message_about_a_damaged_run_advises_to_remove_its_chains(
         for call in (
             lambda: sample(world, at, server.url),
             lambda: sample(world, at, server.url, "teacher.temperature=0.1"),
-            lambda: show.chain(at, "sums/0#0"),
-            lambda: list(show.exported(at, "messages")),
+            lambda: show.print_chain(at, "sums/0#0"),
+            lambda: list(show.export_rows(at, "messages")),
         ):
             try:
                 call()
             except UserError as fault:
                 told.append(fault)
-                assert not set(fault.do.split()) & {"redo", "--redo", "remove", "delete"}, str(fault)
+                assert not set(fault.hint.split()) & {"redo", "--redo", "remove", "delete"}, str(fault)
         assert told
 
 
 def test_no_message_of_the_program_advises_a_redo_of_what_holds_chains() -> None:
-    source = Path(run.__file__).parent
+    source = Path(potstill.__file__).parent
     for path in source.rglob("*.py"):
         text = path.read_text("utf-8")
         for advice in ("--redo sample", "--redo collect", "redo the stage", "redo its stage"):
@@ -347,20 +351,22 @@ def test_a_teacher_that_is_always_wrong_is_asked_for_the_first_chains_only(world
         for number in range(2):
             with pytest.raises(UserError) as caught:
                 sample(world, at, server.url, *MANY)
-            stored = len(segments.keys(segments.paths(at / "sample")))
+            stored = len(segments.stored_keys(segments.segment_paths(at / "sample")))
             assert 46 < stored <= 50 and tokens(at) == server.written
             assert caught.value.what == f"none of the first {stored} chains is right, so no further ones are asked for"
             assert "The answer is" in caught.value.found and "the set's answer is" in caught.value.found
             if number == 0:
                 seen = len(server.seen)
         assert len(server.seen) == seen, "the second time nothing is asked, and nothing is paid"
-        questions = {json.loads(line)["question"] for line in segments.paths(at / "sample")[0].read_text().splitlines()}
+        questions = {
+            json.loads(line)["question"] for line in segments.segment_paths(at / "sample")[0].read_text().splitlines()
+        }
         assert len(questions) == ASKED, "the first chains are of as many questions as can be"
         with pytest.raises(UserError, match=r"none of the first (9[6-9]|100) chains"):
             sample(world, at, server.url, *MANY, "teacher.none_right_limit=100")
         sample(world, at, server.url, *MANY, "teacher.none_right_limit=0")
         assert tokens(at) == server.written
-    assert tables.rows(at / "sample" / "chains.parquet") == 160
+    assert parquet.count_rows(at / "sample" / "chains.parquet") == 160
 
 
 def test_one_right_chain_is_enough_and_changes_no_request(world: Path, tmp_path: Path) -> None:
@@ -383,17 +389,17 @@ def test_shards_look_at_each_others_first_chains(world: Path, tmp_path: Path) ->
     with stub.running(wrong=True) as server:
         recipe = tiny.recipe(world, *changes(server.url, *MANY))
         with pytest.raises(UserError, match="none of the first"):
-            run.shard(recipe, Shard(1, 2), folder=at)
-        assert len(segments.keys(segments.paths(at / "sample"))) <= 50
+            runner.run_shard(recipe, Shard(1, 2), folder=at)
+        assert len(segments.stored_keys(segments.segment_paths(at / "sample"))) <= 50
         with pytest.raises(UserError, match="none of the first"):
-            run.shard(recipe, Shard(2, 2), folder=at)
-        assert len(segments.keys(segments.paths(at / "sample"))) <= 50
+            runner.run_shard(recipe, Shard(2, 2), folder=at)
+        assert len(segments.stored_keys(segments.segment_paths(at / "sample"))) <= 50
         server.wrong = False
         raised = tiny.recipe(world, *changes(server.url, *MANY, "teacher.none_right_limit=60"))
-        run.shard(raised, Shard(2, 2), folder=at)
-        run.shard(recipe, Shard(1, 2), folder=at)  # one right chain of the other is enough
-        run.run(recipe, at, until="sample")
-    assert tables.rows(at / "sample" / "chains.parquet") == 160
+        runner.run_shard(raised, Shard(2, 2), folder=at)
+        runner.run_shard(recipe, Shard(1, 2), folder=at)  # one right chain of the other is enough
+        runner.run(recipe, at, until="sample")
+    assert parquet.count_rows(at / "sample" / "chains.parquet") == 160
 
 
 def test_a_model_in_this_process_that_is_always_wrong_stops_too(world: Path, tmp_path: Path) -> None:
@@ -403,9 +409,9 @@ def test_a_model_in_this_process_that_is_always_wrong_stops_too(world: Path, tmp
     more = (f"sets.sums={{file: {wrong}, task: number}}", "teacher.samples=8", "teacher.batch_tokens=200")
     with pytest.raises(UserError, match=r"none of the first 2[0-9] chains is right"):
         tiny.make(world, at, *more, "teacher.none_right_limit=20", until="sample")
-    stored = len(segments.keys(segments.paths(at / "sample")))
+    stored = len(segments.stored_keys(segments.segment_paths(at / "sample")))
     tiny.make(world, at, *more, "teacher.none_right_limit=0", until="sample")
-    assert 20 <= stored < 32 == tables.rows(at / "sample" / "chains.parquet")
+    assert 20 <= stored < 32 == parquet.count_rows(at / "sample" / "chains.parquet")
 
 
 @pytest.mark.parametrize("status, code", [(429, "insufficient_quota"), (402, "insufficient_credits")])
@@ -427,12 +433,12 @@ def test_a_quota_that_ends_in_the_middle_keeps_what_was_paid(
     with stub.running(script=ended) as server:
         with pytest.raises(UserError, match="You exceeded your current quota"):
             sample(world, at, server.url, one)
-        assert len(segments.keys(segments.paths(at / "sample"))) == 6
+        assert len(segments.stored_keys(segments.segment_paths(at / "sample"))) == 6
         assert tokens(at) == server.written
         server.script = None
         sample(world, at, server.url, one)
         assert tokens(at) == server.written
-    chains = list(tables.read_chains(at / "sample" / "chains.parquet"))
+    chains = list(parquet.read_chains(at / "sample" / "chains.parquet"))
     assert len(chains) == len({chain.key for chain in chains}) == ASKED * SAMPLES
 
 
@@ -442,11 +448,11 @@ def test_results_of_batches_are_judged_before_more_is_asked_for(world: Path, tmp
     at = tmp_path / "run"
     with stub.running(wrong=True) as server:
         recipe = tiny.recipe(world, *changes(server.url, *MANY))
-        run.batch(recipe, out=tmp_path / "out", folder=at)
-        asked = [row for path in (tmp_path / "out").glob("*") for _, row in reading.read_jsonl(path)]
+        runner.run_batch(recipe, out=tmp_path / "out", folder=at)
+        asked = [row for path in (tmp_path / "out").glob("*") for _, row in read.read_jsonl(path)]
         (tmp_path / "results.jsonl").write_bytes(b"".join(served(server, asked[:15])))
         with pytest.raises(UserError, match="none of the first 60 chains is right"):
-            run.batch(recipe, [tmp_path / "results.jsonl"], folder=at)
+            runner.run_batch(recipe, [tmp_path / "results.jsonl"], folder=at)
         with pytest.raises(UserError, match="none of the first 60 chains is right"):
-            run.batch(recipe, out=tmp_path / "again", folder=at)
+            runner.run_batch(recipe, out=tmp_path / "again", folder=at)
         assert tokens(at) == server.written and not (tmp_path / "again").exists()

@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import definition
+from potstill.alignment.cross_tokenizer import transfer
+from potstill.alignment.pre_tokens import get_pre_tokens
+from potstill.alignment.text_rule_completions import completions
 from potstill.records import END, Chain, End, Target
-from potstill.tokenizers import Tokenizer
-from potstill.transfer import completions, transfer
-from potstill.transfer.words import words_of
+from potstill.tokenization import Tokenizer
 from tokenizer_kinds import KINDS, ONE_WORD, gemma_of, opened, with_added, with_piece
 
 # With a space, a newline, several; white space at its end; a digit and a letter; signs across words; the letter behind
@@ -148,7 +149,7 @@ def test_added_tokens_that_overlap_a_text(
 def unpruned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is left out for speed, so that the two agree to the last digit."""
     for name in ("ways.SLIGHT", "ways.WORTH", "ways.RARE", "text.FAINT", "continuations.RARE"):
-        monkeypatch.setattr(f"potstill.transfer.{name}", 0.0)
+        monkeypatch.setattr(f"potstill.alignment.cross_tokenizer.{name}", 0.0)
 
 
 LINES = [
@@ -179,7 +180,7 @@ def test_where_it_is_written_words_further_away_stay_as_they_were(kind: str, pie
 @pytest.mark.parametrize("kind", EVERY)
 @pytest.mark.parametrize("piece", ODD)
 def test_every_other_place_stays_a_seam(kind: str, piece: str) -> None:
-    words, own = words_of(odd(kind, piece)), words_of(opened(kind))
+    words, own = get_pre_tokens(odd(kind, piece)), get_pre_tokens(opened(kind))
     for line in LINES:
         content = line.encode()
         if piece not in line:
@@ -195,7 +196,7 @@ def test_a_piece_that_is_written_joins_its_words(piece: str) -> None:
         spanned = piece.encode() in tokenizer.pieces(tokenizer.encode(content.decode()).ids)
         assert spanned == (kind in ("llama-2", "mistral", "gemma") or (kind == ONE_WORD and "\n" not in piece)), kind
         space = 1 + piece.index(" " if " " in piece else "\n")
-        cut, was = (words_of(one).seams(content, first=True) for one in (tokenizer, opened(kind)))
+        cut, was = (get_pre_tokens(one).seams(content, first=True) for one in (tokenizer, opened(kind)))
         assert (space in cut) == (space in was and not spanned)
 
 
@@ -206,13 +207,13 @@ def test_gemmas_one_piece_costs_only_the_places_where_it_is(data: Path) -> None:
     assert b"> </" in student.pieces(student.encode(content.decode()).ids)
     places = [found.start() + 1 for found in re.finditer(rb"\S(?=\s)", content)]
     across = content.index(b" </p>")
-    assert words_of(student).seams(content, first=True) == [place for place in places if place != across]
+    assert get_pre_tokens(student).seams(content, first=True) == [place for place in places if place != across]
 
 
 def test_a_long_line_of_odd_pieces_takes_linear_time() -> None:
     """A stretch of 150,000 bytes and 50,000 doubtful places, decided as one."""
     student = odd("gemma", "> </")
-    words = words_of(student)
+    words = get_pre_tokens(student)
     for text in (b"> </b" * 30_000, b"> <" * 50_000, b"a " * 80_000):
         found = words.seams(text, first=True)
         whole = student.encode(text.decode()).ids

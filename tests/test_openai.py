@@ -16,18 +16,18 @@ import pytest
 
 import stub
 import tiny
-from potstill import run, teachers
-from potstill.answers import grade
+from potstill import runner, teachers
 from potstill.errors import UserError
-from potstill.files import ledger, manifest, segments, tables
-from potstill.files.segments import Shard
-from potstill.recipe import Recipe, parse
+from potstill.grading import grade
+from potstill.recipe import Recipe, parse_recipe
 from potstill.records import END, Chain, Prompt, Question, Turn
-from potstill.teachers import Watch, openai
-from potstill.teachers.openai.asking import Manner, Settings
-from potstill.teachers.openai.budget import Budget, cost
-from potstill.teachers.openai.client import Answer, Client
-from potstill.teachers.openai.reading import Reader
+from potstill.storage import ledger, manifest, parquet, segments
+from potstill.storage.segments import Shard
+from potstill.teachers import UsageMeter, openai_api
+from potstill.teachers.openai_api.budget import Budget, compute_cost
+from potstill.teachers.openai_api.client import Client, Reply
+from potstill.teachers.openai_api.request import Capabilities, ServerSettings
+from potstill.teachers.openai_api.token_entries import ReaderContext
 
 CHAINS = int(os.environ.get("POTSTILL_CHAINS", "640"))  # 10000 for the whole
 KEY = "sk-potstill-never-written-4711"
@@ -43,28 +43,28 @@ def plan(url: str, *lines: str) -> Recipe:
     base = "name: t\nteacher: {kind: openai, model: m, temperature: 0.7, candidates: 3, samples: 4}\n"
     keys = [line if line.startswith("teacher.") else f"teacher.server.{line}" for line in lines]
     changes = ["teacher.server.timeout=5", "teacher.server.patience=3", *(key.replace(": ", "=") for key in keys)]
-    return parse(base, "t.yaml", [f"teacher.server.urls=['{url}']", *changes])
+    return parse_recipe(base, "t.yaml", [f"teacher.server.urls=['{url}']", *changes])
 
 
-def sampled(recipe: Recipe, asked: list[Question], watch: Watch | None = None, **known) -> list[Chain]:
-    server = teachers.probed(recipe, asked)
-    batches = teachers.chains(recipe, asked, server=server, watch=watch or Watch(), **known)
+def sampled(recipe: Recipe, asked: list[Question], watch: UsageMeter | None = None, **known) -> list[Chain]:
+    server = teachers.probe_server(recipe, asked)
+    batches = teachers.sample(recipe, asked, server=server, watch=watch or UsageMeter(), **known)
     return [chain for batch in batches for chain in batch]
 
 
-def settings(url: str, **more) -> Settings:
+def settings(url: str, **more) -> ServerSettings:
     more = {"samples": 4, "candidates": 3, "timeout": 5.0, "patience": 3.0, "first_pause": 0.01} | more
-    return Settings(model="m", urls=(url,), **more)
+    return ServerSettings(model="m", urls=(url,), **more)
 
 
-def drawn(url: str | tuple[str, ...], asked: list[Question], watch: Watch | None = None, **more):
+def drawn(url: str | tuple[str, ...], asked: list[Question], watch: UsageMeter | None = None, **more):
     own = settings(url if isinstance(url, str) else url[0], **more)
     if not isinstance(url, str):
-        own = Settings(**{name: getattr(own, name) for name in own.__slots__} | {"urls": url})
-    reader = Reader(own.source, "raw", ends=frozenset({"<end>"}))
+        own = ServerSettings(**{name: getattr(own, name) for name in own.__slots__} | {"urls": url})
+    reader = ReaderContext(own.source, "raw", ends=frozenset({"<end>"}))
     prompt_of = lambda question: Prompt((Turn("user", question.text),), "\n")  # noqa: E731
     done = more.pop("done", ())
-    batches = openai.drawn(own, Manner(), reader, watch or Watch(), asked, prompt_of, done)
+    batches = openai_api.sample(own, Capabilities(), reader, watch or UsageMeter(), asked, prompt_of, done)
     return [chain for batch in batches for chain in batch]
 
 
@@ -73,7 +73,7 @@ def drawn(url: str | tuple[str, ...], asked: list[Question], watch: Watch | None
 
 @pytest.mark.parametrize("api", ["completions", "chat"])
 def test_every_chain_once_with_its_candidates(api: str) -> None:
-    watch = Watch()
+    watch = UsageMeter()
     with stub.running() as server:
         chains = sampled(plan(server.url, f"api: {api}"), questions(6), watch)
     assert sorted(chain.key for chain in chains) == [(f"s/{i}", "openai", j) for i in range(6) for j in range(4)]
@@ -111,7 +111,7 @@ def test_the_cut_is_behind_the_answer_sentence() -> None:
 
 
 def test_enough_right_chains_end_a_question() -> None:
-    watch = Watch()
+    watch = UsageMeter()
     asked = questions(10)
     with stub.running() as server:
         recipe = plan(server.url, "teacher.samples: 40", "teacher.enough: 2", "per_request: 2")
@@ -132,7 +132,7 @@ def test_replicas_share_the_work() -> None:
 
 
 def test_concurrency_adapts_to_what_the_server_bears() -> None:
-    watch = Watch()
+    watch = UsageMeter()
     with stub.running(latency=0.01, limit=6) as server:
         chains = drawn(server.url, questions(60), watch, per_request=1, concurrency=64)
     assert len(chains) == 240 and watch.retries > 0
@@ -143,7 +143,7 @@ def test_concurrency_adapts_to_what_the_server_bears() -> None:
 
 
 def probed(url: str, *lines: str) -> dict:
-    return teachers.probed(plan(url, *lines), questions(1))
+    return teachers.probe_server(plan(url, *lines), questions(1))
 
 
 def test_the_probe_says_what_a_server_is() -> None:
@@ -195,9 +195,9 @@ def test_a_server_that_is_not_there() -> None:
 def test_another_server_is_not_taken_for_the_first() -> None:
     with stub.running() as first, stub.running(tempered=True) as second:
         before = probed(first.url)
-        assert teachers.probed(plan(first.url), questions(1), before) == before
+        assert teachers.probe_server(plan(first.url), questions(1), before) == before
         with pytest.raises(UserError, match="semantics: raw -> tempered"):
-            teachers.probed(plan(second.url), questions(1), before)
+            teachers.probe_server(plan(second.url), questions(1), before)
 
 
 def test_teachers_without_log_probabilities_are_first_class() -> None:
@@ -217,7 +217,7 @@ def test_chains_that_exist_are_scored_in_their_order() -> None:
     texts = [Chain.from_text(q.id, 0, f"{q.text} The answer is {q.gold}", source="old") for q in asked]
     with stub.running(length=6) as server:  # so short that the probe sees how it names the end
         recipe = plan(server.url, "concurrency: 4")
-        batches = list(openai.rescored(recipe, "m", asked, [texts[:20], texts[20:]]))
+        batches = list(openai_api.score_batches(recipe, "m", asked, [texts[:20], texts[20:]]))
     assert [len(batch) for batch in batches] == [20, 10]
     made = [chain for batch in batches for chain in batch]
     assert [(chain.key, chain.content, chain.stop) for chain in made] == [(c.key, c.content, c.stop) for c in texts]
@@ -231,7 +231,7 @@ def test_a_server_that_scores_a_text_otherwise_than_it_writes_it_is_refused() ->
     asked = questions(2)
     texts = [Chain.from_text(q.id, 0, f"{q.text} The answer is {q.gold}", source="old") for q in asked]
     with stub.running(length=30, late=True) as server, pytest.raises(UserError) as raised:
-        list(openai.rescored(plan(server.url), "m", asked, [texts]))
+        list(openai_api.score_batches(plan(server.url), "m", asked, [texts]))
     assert "this server scores a text otherwise than it writes it" in str(raised.value)
     assert "when they are scored: -0.20 and -2.00" in str(raised.value)
 
@@ -242,7 +242,7 @@ def test_a_server_that_scores_a_text_otherwise_than_it_writes_it_is_refused() ->
 def test_every_fault_at_five_per_cent_and_every_chain_once() -> None:
     """429 with and without Retry-After, 500, 503, half a body, malformed JSON, fewer and more texts, entries missing,
     no log-probabilities, slow drip, reset, hang: two requests in three go wrong."""
-    watch = Watch()
+    watch = UsageMeter()
     with stub.running(faults=0.05, stuck=3.0) as server:
         asked = questions(CHAINS // 40)
         chains = drawn(server.url, asked, watch, samples=40, timeout=0.4, patience=60.0, concurrency=32)
@@ -260,7 +260,7 @@ def test_every_fault_at_five_per_cent_and_every_chain_once() -> None:
 def test_what_was_never_sent_is_not_charged() -> None:
     """A server that takes connections and says nothing: with TLS there is no connection, so no request has left."""
 
-    async def ask(client: Client, url: str) -> Answer:
+    async def ask(client: Client, url: str) -> Reply:
         try:
             return await client.ask(url, {"prompt": "2 + 2"})
         finally:
@@ -268,12 +268,12 @@ def test_what_was_never_sent_is_not_charged() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         for scheme, answer in (
-            ("https", Answer("busy", said="no connection within 1 s")),
-            ("http", Answer("busy", said="no whole answer within 3 s", charged=True)),
+            ("https", Reply("busy", said="no connection within 1 s")),
+            ("http", Reply("busy", said="no whole answer within 3 s", charged=True)),
         ):
             own = settings(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/v1", timeout=3.0)
             assert asyncio.run(ask(Client(own), own.urls[0])) == answer
-            budget = Budget(own, Watch())
+            budget = Budget(own, UsageMeter())
             aside = budget.reserve(prompt := Prompt((Turn("user", "2 + 2"),)), 2)
             assert aside is not None
             budget.settle(aside, prompt, 2, answer)
@@ -281,12 +281,12 @@ def test_what_was_never_sent_is_not_charged() -> None:
 
 
 def test_a_dead_server_is_given_up_with_a_clear_message() -> None:
-    watch = Watch()
+    watch = UsageMeter()
     with stub.running() as server:
         asked = questions(50)
         own = settings(server.url, patience=0.2)
-        reader = Reader("openai", "raw", ends=frozenset({"<end>"}))
-        stream = openai.drawn(own, Manner(), reader, watch, asked, lambda q: Prompt((Turn("user", q.text),)))
+        reader = ReaderContext("openai", "raw", ends=frozenset({"<end>"}))
+        stream = openai_api.sample(own, Capabilities(), reader, watch, asked, lambda q: Prompt((Turn("user", q.text),)))
         some = next(stream)
         server.dead = True
         with pytest.raises(UserError, match=r"answered nothing for .*\n.*out of memory") as raised:
@@ -300,9 +300,9 @@ def test_a_question_that_is_refused_stops_only_at_the_end() -> None:
         found: list[Chain] = []
         with stub.running(poison="(3)") as server:
             own = settings(server.url, refused=refused)
-            reader = Reader("openai", "raw", ends=frozenset({"<end>"}))
-            stream = openai.drawn(
-                own, Manner(), reader, Watch(), questions(12), lambda q: Prompt((Turn("user", q.text),))
+            reader = ReaderContext("openai", "raw", ends=frozenset({"<end>"}))
+            stream = openai_api.sample(
+                own, Capabilities(), reader, UsageMeter(), questions(12), lambda q: Prompt((Turn("user", q.text),))
             )
             try:
                 for batch in stream:
@@ -327,11 +327,13 @@ def test_retry_after_is_honoured() -> None:
 
 @pytest.mark.parametrize("ceiling", [{"most_tokens": 3000}, {"most_money": 0.006, "prices": (1.0, 2.0)}])
 def test_a_ceiling_is_not_passed(ceiling) -> None:
-    watch, found = Watch(), []
+    watch, found = UsageMeter(), []
     with stub.running() as server:
         own = settings(server.url, max_tokens=64, **ceiling)
-        reader = Reader("openai", "raw", ends=frozenset({"<end>"}))
-        stream = openai.drawn(own, Manner(), reader, watch, questions(100), lambda q: Prompt((Turn("user", q.text),)))
+        reader = ReaderContext("openai", "raw", ends=frozenset({"<end>"}))
+        stream = openai_api.sample(
+            own, Capabilities(), reader, watch, questions(100), lambda q: Prompt((Turn("user", q.text),))
+        )
         with pytest.raises(UserError, match=r"the budget is spent.*\n.*teacher.budget|teacher.budget.*the budget"):
             for batch in stream:
                 found += batch
@@ -341,14 +343,14 @@ def test_a_ceiling_is_not_passed(ceiling) -> None:
 
 
 def test_what_broke_off_counts_as_spent() -> None:
-    watch = Watch()
-    budget = Budget(Settings(model="m", max_tokens=10), watch)
+    watch = UsageMeter()
+    budget = Budget(ServerSettings(model="m", max_tokens=10), watch)
     prompt = Prompt((Turn("user", "x" * 40),))
     aside = budget.reserve(prompt, 2)
     assert aside is not None
-    budget.settle(aside, prompt, 2, Answer("again", said="half a body", charged=True))
+    budget.settle(aside, prompt, 2, Reply("again", said="half a body", charged=True))
     assert (watch.prompt_tokens, watch.completion_tokens) == (20, 20) and budget.aside_tokens == 0
-    assert cost(Settings(model="m", prices=(2.0, 4.0)), 1e6, 5e5) == 4.0
+    assert compute_cost(ServerSettings(model="m", prices=(2.0, 4.0)), 1e6, 5e5) == 4.0
 
 
 # --- the stage --------------------------------------------------------------------------------------------------------
@@ -365,11 +367,11 @@ def test_the_stage_stores_what_the_server_was(world: Path, tmp_path: Path, monke
     keyed = "teacher.server.key=MY_KEY", "teacher.max_tokens=64"
     with stub.running(api_key=KEY) as server:
         run = tiny.make(world, tmp_path / "run", *changes(server.url, *keyed), until="align")
-    made = manifest.finished(run / "sample")
-    chains = list(tables.read_chains(run / "sample" / "chains.parquet"))
+    made = manifest.read_finished(run / "sample")
+    chains = list(parquet.read_chains(run / "sample" / "chains.parquet"))
     assert made is not None and made.counts["server"]["semantics"] == "raw"
     assert made.counts["chains"] == len(chains) == len({chain.key for chain in chains}) > 10
-    spent = ledger.total(run)
+    spent = ledger.total_usage(run)
     assert spent["prompt_tokens"] + spent["completion_tokens"] == server.written, "with what the probe wrote"
     assert spent["completion_tokens"] > sum(len(chain.candidates) for chain in chains)
     assert _holds(tmp_path, KEY) == []
@@ -384,7 +386,7 @@ def test_a_sampling_that_was_refused_at_once_binds_nobody(world: Path, tmp_path:
         assert [path.name for path in (at / "sample").iterdir()] == ["begun.json"]
         server.api_key = ""
         tiny.make(world, at, *changes(server.url, *more, "teacher.model=other"), until="sample")
-    assert tables.rows(at / "sample" / "chains.parquet") > 0
+    assert parquet.count_rows(at / "sample" / "chains.parquet") > 0
 
 
 def test_the_key_is_in_no_message(world: Path, tmp_path: Path, monkeypatch, capfd) -> None:
@@ -415,14 +417,14 @@ def test_a_ceiling_holds_over_processes_and_can_be_raised(world: Path, tmp_path:
                 tiny.make(world, tmp_path / "run", *changes(server.url, *most), until="sample")
         assert server.written <= 400, "with what the probes wrote"
         raised = tiny.make(world, tmp_path / "run", *changes(server.url, *most[:1]), until="sample")
-    assert manifest.finished(raised / "sample") is not None
+    assert manifest.read_finished(raised / "sample") is not None
 
 
 def test_a_spent_budget_can_be_sealed(world: Path, tmp_path: Path) -> None:
     with stub.running() as server:
         most = "teacher.max_tokens=64", "teacher.budget.tokens=400", "teacher.budget.spent=seal"
         run = tiny.make(world, tmp_path / "run", *changes(server.url, *most), until="sample")
-    made = manifest.finished(run / "sample")
+    made = manifest.read_finished(run / "sample")
     assert made is not None and 0 < made.counts["chains"] < 16
 
 
@@ -431,16 +433,16 @@ def test_shards_share_a_servers_questions_and_its_ceiling(world: Path, tmp_path:
     with stub.running() as server:
         recipe = tiny.recipe(world, *changes(server.url, "teacher.max_tokens=64", "teacher.budget.tokens=100000"))
         for number in (1, 2):
-            run.shard(recipe, Shard(number, 2), folder=at)
-        parts = [segments.keys([path]) for path in segments.paths(at / "sample")]
+            runner.run_shard(recipe, Shard(number, 2), folder=at)
+        parts = [segments.stored_keys([path]) for path in segments.segment_paths(at / "sample")]
         asked = len(server.seen)
-        run.run(recipe, at, until="sample")
+        runner.run(recipe, at, until="sample")
         assert len(server.seen) == asked  # nothing was missing
-    whole = [chain.key for chain in tables.read_chains(at / "sample" / "chains.parquet")]
+    whole = [chain.key for chain in parquet.read_chains(at / "sample" / "chains.parquet")]
     assert len(parts) == 2 and all(len(part) == len(whole) // 2 for part in parts)
     assert len(whole) == len(set(whole)) == 16
-    settings = openai.settings(recipe, "s")
-    assert openai._part(settings, Shard(2, 4)).most_tokens == 25000
+    settings = openai_api.settings_from_recipe(recipe, "s")
+    assert openai_api._shard_settings(settings, Shard(2, 4)).most_tokens == 25000
 
 
 def test_a_sets_own_solutions_scored_by_a_server(world: Path, tmp_path: Path) -> None:
@@ -452,10 +454,10 @@ def test_a_sets_own_solutions_scored_by_a_server(world: Path, tmp_path: Path) ->
         )
         moved = f"teacher.server={{urls: ['{server.url}'], concurrency: 2}}"  # may change, as nothing of a chain does
         tiny.make(world, tmp_path / "run", own, moved, until="align")
-    chains = list(tables.read_chains(folder / "sample" / "chains.parquet"))
+    chains = list(parquet.read_chains(folder / "sample" / "chains.parquet"))
     assert len(chains) == 4 and all(chain.source == "human" and chain.semantics == "raw" for chain in chains)
     assert all(len(step) == 3 for chain in chains for step in chain.candidates)
-    made = manifest.finished(folder / "align")
+    made = manifest.read_finished(folder / "align")
     assert made is not None and made.counts["chains without probabilities"] == 0
 
 
@@ -467,7 +469,7 @@ def test_killed_again_and_again_nothing_is_lost_and_nothing_doubled(world: Path,
     """`kill -9` every few seconds, with every fault at five per cent."""
     samples = CHAINS // 4  # the tiny world has four training questions
     program = (
-        "import tiny; from pathlib import Path; from potstill.teachers.openai import asking; "
+        "import tiny; from pathlib import Path; from potstill.teachers.openai_api import asking; "
         "tiny.make(Path({world!r}), Path({run!r}), *{changes!r}, until='sample')"
     )
     server = subprocess.Popen(
@@ -494,11 +496,11 @@ def test_killed_again_and_again_nothing_is_lost_and_nothing_doubled(world: Path,
                     os.kill(process.pid, signal.SIGKILL)
                     kills += 1
             process.wait()
-            made = manifest.finished(run / "sample") if (run / "sample").is_dir() else None
+            made = manifest.read_finished(run / "sample") if (run / "sample").is_dir() else None
     finally:
         server.kill()
         server.wait()
-    keys = [chain.key for chain in tables.read_chains(run / "sample" / "chains.parquet")]
+    keys = [chain.key for chain in parquet.read_chains(run / "sample" / "chains.parquet")]
     asked = {key[0] for key in keys}
     assert len(keys) == len(set(keys)) == len(asked) * samples
     print(f"{len(keys)} chains of {len(asked)} questions, {kills} kills")

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 import stub
 import tiny
-from potstill import recipe
 from potstill.errors import UserError
-from potstill.teachers.openai.asking import Settings
-from potstill.teachers.openai.client import key
-from potstill.teachers.openai.redaction import PART, Redactor
+from potstill.recipe import parse_recipe
+from potstill.teachers.openai_api.client import read_api_key
+from potstill.teachers.openai_api.request import ServerSettings
+from potstill.teachers.openai_api.server_errors import KEY_PREFIX_CHARS, Redactor
 
 KEY = "sk-proj-Never+Written/4711=&<x>"
 
@@ -39,7 +39,7 @@ KEY = "sk-proj-Never+Written/4711=&<x>"
 )
 def test_a_key_in_a_recipe_is_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(UserError) as raised:
-        recipe.parse(f"name: t\n{text}\n", "t.yaml")
+        parse_recipe(f"name: t\n{text}\n", "t.yaml")
     said = str(raised.value) + repr(raised.value) + repr(raised.value.args)
     assert "abc" not in said.lower() and "t.yaml line" in said, said
 
@@ -48,20 +48,20 @@ def test_a_key_in_a_recipe_is_refused_and_not_repeated(text: str) -> None:
                                     "teacher.server.key.x=sk-abc123", "teacher.server.key=[sk-abc123"])  # fmt: skip
 def test_a_key_on_the_command_line_is_not_repeated(change: str) -> None:
     with pytest.raises(UserError) as raised:
-        recipe.parse("name: t\nteacher: {server: {key: MINE}}\n", "t.yaml", [change])
+        parse_recipe("name: t\nteacher: {server: {key: MINE}}\n", "t.yaml", [change])
     assert "abc123" not in str(raised.value) and "--set teacher.server" in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "MY_KEY_2", "_K", "AZURE_OPENAI_GPT4_API_KEY"])
 def test_names_of_variables_are_taken(name: str) -> None:
-    assert recipe.parse(f"name: t\nteacher: {{server: {{key: {name}}}}}\n", "t.yaml").teacher.server.key == name
+    assert parse_recipe(f"name: t\nteacher: {{server: {{key: {name}}}}}\n", "t.yaml").teacher.server.key == name
 
 
 @pytest.mark.parametrize("value", ["sk-abc\nX-Other: 1", "sk-abc def", "sk-abc\x1b[31m", "schlüssel-abc", "“sk-abc”"])
 def test_a_key_that_cannot_be_one_is_refused_and_not_printed(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", value)
     with pytest.raises(UserError, match="holds a character that no key has") as raised:
-        key(Settings("m", key="MY_KEY"))
+        read_api_key(ServerSettings("m", key="MY_KEY"))
     assert "abc" not in str(raised.value)
 
 
@@ -97,7 +97,7 @@ def test_every_form_of_the_key_is_hidden(form: str) -> None:
     assert Redactor(KEY)(f"{form} and more").endswith(" and more")
 
 
-@pytest.mark.parametrize("length", [PART, PART + 3, len(KEY) - 1])
+@pytest.mark.parametrize("length", [KEY_PREFIX_CHARS, KEY_PREFIX_CHARS + 3, len(KEY) - 1])
 def test_a_key_that_was_cut_off_is_hidden(length: int) -> None:
     assert Redactor(KEY)(f"wrong key {KEY[:length]}") == "wrong key ***"
 

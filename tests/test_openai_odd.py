@@ -15,15 +15,17 @@ from hypothesis import strategies as st
 
 import stub
 import tiny
-from potstill.answers import grade
 from potstill.errors import UserError
-from potstill.recipe import Recipe, parse
+from potstill.grading import grade
+from potstill.recipe import Recipe, parse_recipe
 from potstill.records import END, Chain, Prompt, Question, Turn
-from potstill.teachers import Watch, chains, probed
-from potstill.teachers.openai import body, finish, results
-from potstill.teachers.openai.asking import Ask, Manner, Settings
-from potstill.teachers.openai.reading import ABOVE, MARKED, OTHER, Reader
-from potstill.teachers.openai.taking import taken
+from potstill.teachers import UsageMeter, probe_server, sample
+from potstill.teachers.openai_api import batch_api, chain_reader, response
+from potstill.teachers.openai_api.chain_reader import DEFECT_ABOVE_ONE, DEFECT_OTHER_TEXT, DEFECT_VOCABULARY_MARKS
+from potstill.teachers.openai_api.request import Capabilities, SampleRequest, ServerSettings
+from potstill.teachers.openai_api.response import decode_body
+from potstill.teachers.openai_api.scheduler import collect_chains
+from potstill.teachers.openai_api.token_entries import ReaderContext
 
 QUESTION = Question("q", "What is 2 + 2?", "4", "s", "train", "number")
 PROMPT = Prompt((Turn("user", "What is 2 + 2?"),), "\n")
@@ -34,10 +36,14 @@ def one(
 ) -> tuple[Chain | None, str]:
     """The chain that a response gives, or what is said of it."""
     data = response if isinstance(response, bytes) else json.dumps(response).encode()
-    settings = Settings("m", api="chat", candidates=candidates, max_tokens=64, samples=1)
+    settings = ServerSettings("m", api="chat", candidates=candidates, max_tokens=64, samples=1)
     known = {"ends": frozenset({"<end>"}), **reader}
-    found, left, said = taken(
-        body.decode(data), Ask(QUESTION, PROMPT, (0,)), settings, Manner(), Reader("t", "raw", learn=learn, **known)
+    found, left, said = collect_chains(
+        decode_body(data),
+        SampleRequest(QUESTION, PROMPT, (0,)),
+        settings,
+        Capabilities(),
+        ReaderContext("t", "raw", learn=learn, **known),
     )
     assert bool(found) != bool(left)
     return (found[0], "") if found else (None, said)
@@ -144,7 +150,12 @@ def test_entries_that_do_not_fit_the_text_are_not_used() -> None:
     response = message(content="2 + 2 é 4")
     response["choices"][0]["logprobs"] = entries(*THOUGHT[2:10], ("2 + 2", -0.1), (" �", -0.1), (" 4", -0.1))
     found = chain(response, candidates=1)
-    assert found.tokens == () and found.candidates == () and found.defects == (OTHER,) and found.semantics == "none"
+    assert (
+        found.tokens == ()
+        and found.candidates == ()
+        and found.defects == (DEFECT_OTHER_TEXT,)
+        and found.semantics == "none"
+    )
 
 
 @pytest.mark.parametrize("thought", ["2 + 2 is 4. The answer is 4?", "I added them: the answer is 4."])
@@ -228,7 +239,7 @@ def test_an_unknown_reason_counts_as_cut_off_and_is_marked() -> None:
 
 
 def test_every_name_has_one_meaning() -> None:
-    names = [name for each in finish.NAMES.values() for name in each.split()]
+    names = [name for each in chain_reader.FINISH_REASONS.values() for name in each.split()]
     assert len(names) == len(set(names))
 
 
@@ -305,10 +316,16 @@ def test_no_body_raises_anything_but_malformed(tree: Any) -> None:
         {"choices": [{"message": tree, "logprobs": tree, "finish_reason": "stop"}]},
     ):
         try:
-            found = body.decode(json.dumps(made).encode())
-        except body.Malformed:
+            found = response.decode_body(json.dumps(made).encode())
+        except response.DECODE_ERRORS:
             continue
-        taken(found, Ask(QUESTION, PROMPT, (0, 1)), Settings("m", candidates=1), Manner(), Reader("t", "raw"))
+        collect_chains(
+            found,
+            SampleRequest(QUESTION, PROMPT, (0, 1)),
+            ServerSettings("m", candidates=1),
+            Capabilities(),
+            ReaderContext("t", "raw"),
+        )
 
 
 # --- what candidates say ----------------------------------------------------------------------------------------------
@@ -320,7 +337,7 @@ def test_probabilities_above_1_are_no_probabilities() -> None:
     response = message("length", content="The answer is 4.")
     response["choices"][0]["logprobs"] = listing
     found = chain(response, candidates=1)
-    assert found.defects == (ABOVE,) and [len(step) for step in found.candidates] == [1, 0, 0, 1, 1]
+    assert found.defects == (DEFECT_ABOVE_ONE,) and [len(step) for step in found.candidates] == [1, 0, 0, 1, 1]
     assert b"".join(found.tokens) == found.content
 
 
@@ -328,7 +345,7 @@ def test_a_sampled_token_beside_candidates_whose_mass_is_full() -> None:
     listing = {"tokens": ["4"], "token_logprobs": [-0.2], "top_logprobs": [{"5": -0.1, "6": -4.0}]}
     response = {"choices": [{"text": "4", "finish_reason": "length", "logprobs": listing}]}
     found = chain(response, candidates=2)
-    assert found.candidates == ((),) and found.defects == (ABOVE,)
+    assert found.candidates == ((),) and found.defects == (DEFECT_ABOVE_ONE,)
 
 
 def test_candidates_with_marks_of_the_vocabulary() -> None:
@@ -338,7 +355,7 @@ def test_candidates_with_marks_of_the_vocabulary() -> None:
         response = message("length", content=" 2")
         response["choices"][0]["logprobs"] = listing
         found = chain(response, candidates=1)
-        assert found.candidates == ((),) and found.defects == (MARKED,)
+        assert found.candidates == ((),) and found.defects == (DEFECT_VOCABULARY_MARKS,)
 
 
 def test_a_tokens_own_number_alone() -> None:
@@ -363,12 +380,12 @@ def plan(url: str, *lines: str) -> Recipe:
     base = "name: t\nteacher: {kind: openai, model: m, temperature: 0.7, candidates: 0, samples: 2}\n"
     keys = [line if line.startswith("teacher.") else f"teacher.server.{line}" for line in lines]
     changes = ["teacher.server.timeout=5", "teacher.server.patience=2", *(key.replace(": ", "=", 1) for key in keys)]
-    return parse(base, "t.yaml", [f"teacher.server.urls=['{url}']", *changes])
+    return parse_recipe(base, "t.yaml", [f"teacher.server.urls=['{url}']", *changes])
 
 
-def sampled(recipe: Recipe, watch: Watch | None = None) -> list[Chain]:
-    server = probed(recipe, [QUESTION])
-    return [one for batch in chains(recipe, [QUESTION], server=server, watch=watch or Watch()) for one in batch]
+def sampled(recipe: Recipe, watch: UsageMeter | None = None) -> list[Chain]:
+    server = probe_server(recipe, [QUESTION])
+    return [one for batch in sample(recipe, [QUESTION], server=server, watch=watch or UsageMeter()) for one in batch]
 
 
 def said(status: int, tree: Any, **headers: str) -> tuple[int, bytes, dict[str, str]]:
@@ -389,7 +406,7 @@ def test_n_refused_without_its_name(status: int, words: str) -> None:
 @pytest.mark.parametrize("field", ["top_k", "min_p", "seed"])
 def test_a_field_refused_without_its_name(field: str) -> None:
     with stub.running(script=lambda asked: said(400, {"error": "Bad request"}) if field in asked else None) as server:
-        found = probed(plan(server.url), [QUESTION])
+        found = probe_server(plan(server.url), [QUESTION])
         assert field in found["left_out"] and len(sampled(plan(server.url))) == 2
 
 
@@ -409,7 +426,7 @@ def test_a_model_that_loads_is_waited_for(capfd) -> None:
 def test_patience_ends(capfd) -> None:
     began = time.monotonic()
     with stub.running(script=lambda asked: said(503, b"loading")) as server, pytest.raises(UserError, match="loading"):
-        probed(plan(server.url), [QUESTION])
+        probe_server(plan(server.url), [QUESTION])
     assert time.monotonic() - began < 10
 
 
@@ -417,7 +434,7 @@ def test_patience_ends(capfd) -> None:
 def test_a_wait_without_bound_is_refused_before_the_first_chain(header: str) -> None:
     script = lambda asked: said(429, b"slow down", **{"Retry-After": header})  # noqa: E731
     with stub.running(script=script) as server, pytest.raises(UserError, match="asks to wait longer") as raised:
-        probed(plan(server.url), [QUESTION])
+        probe_server(plan(server.url), [QUESTION])
     assert "Retry-After 3600 s" in str(raised.value) and "teacher.server.patience" in str(raised.value)
 
 
@@ -454,7 +471,7 @@ BALANCE = {"choices": None, "base_resp": {"status_code": 1008, "status_msg": "in
 def test_what_waiting_does_not_mend_is_named_at_once(answer: Any, what: str, hint: str) -> None:
     began = time.monotonic()
     with stub.running(script=lambda asked: answer) as server, pytest.raises(UserError) as raised:
-        probed(plan(server.url, "patience: 60"), [QUESTION])
+        probe_server(plan(server.url, "patience: 60"), [QUESTION])
     assert time.monotonic() - began < 5 and len(server.seen) <= 2
     assert what in str(raised.value) and hint in str(raised.value)
 
@@ -487,7 +504,7 @@ def test_an_error_in_a_200_is_asked_again() -> None:
 def test_a_text_that_begins_with_its_prompt_is_refused() -> None:
     script = lambda asked: said(200, {"choices": [{"text": asked["prompt"] + " 4.", "finish_reason": "stop"}]})  # noqa: E731
     with stub.running(script=script) as server, pytest.raises(UserError, match="begins with the prompt"):
-        probed(plan(server.url), [QUESTION])
+        probe_server(plan(server.url), [QUESTION])
 
 
 def test_further_fields_are_sent_and_their_refusal_is_the_recipes() -> None:
@@ -499,7 +516,7 @@ def test_further_fields_are_sent_and_their_refusal_is_the_recipes() -> None:
         stub.running(refuses=("reasoning_effort",)) as server,
         pytest.raises(UserError, match="reasoning_effort") as raised,
     ):
-        probed(plan(server.url, *recipe), [QUESTION])
+        probe_server(plan(server.url, *recipe), [QUESTION])
     assert "teacher.server.extra.reasoning_effort" in str(raised.value)
     with pytest.raises(UserError, match="temperature is not for extra"):
         plan("http://h/v1", "extra: {temperature: 1}")
@@ -508,7 +525,7 @@ def test_further_fields_are_sent_and_their_refusal_is_the_recipes() -> None:
 def test_a_reason_that_is_not_known_is_told_by_the_probe(capfd) -> None:
     script = lambda asked: said(200, {"choices": [{"text": " 4", "finish_reason": "tired"}]})  # noqa: E731
     with stub.running(script=script) as server:
-        probed(plan(server.url), [QUESTION])
+        probe_server(plan(server.url), [QUESTION])
     assert "finish_reason 'tired' has no meaning here" in capfd.readouterr().err
 
 
@@ -541,7 +558,7 @@ def test_probabilities_above_1_after_the_probe_are_told_of(capfd) -> None:
 
     with stub.running(script=script) as server:
         found = sampled(plan(server.url, "teacher.candidates: 1", "per_request: 1", "teacher.samples: 12"))
-    assert len(found) == 12 and any(one.defects == (ABOVE,) and one.candidates == ((),) for one in found)
+    assert len(found) == 12 and any(one.defects == (DEFECT_ABOVE_ONE,) and one.candidates == ((),) for one in found)
     assert all(value <= 0 and math.isfinite(value) for one in found for step in one.candidates for _, value in step)
     assert "probabilities above 1, in q" in capfd.readouterr().err
 
@@ -553,7 +570,7 @@ def test_a_server_with_candidates_that_are_none_is_refused() -> None:
         return said(200, {"choices": [own] * asked["n"]})
 
     with stub.running(script=script) as server, pytest.raises(UserError, match="as its vocabulary has them"):
-        probed(plan(server.url, "api: chat", "teacher.candidates: 1"), [QUESTION])
+        probe_server(plan(server.url, "api: chat", "teacher.candidates: 1"), [QUESTION])
 
 
 def test_a_server_that_gives_one_number_a_token_serves_one_candidate() -> None:
@@ -564,7 +581,7 @@ def test_a_server_that_gives_one_number_a_token_serves_one_candidate() -> None:
     with stub.running(script=script) as server:
         assert all(one.candidates == (((b" 4", -0.1),),) for one in sampled(plan(server.url, "teacher.candidates: 1")))
         with pytest.raises(UserError, match="gives at most 1 candidates a token"):
-            probed(plan(server.url, "teacher.candidates: 3"), [QUESTION])
+            probe_server(plan(server.url, "teacher.candidates: 3"), [QUESTION])
 
 
 def test_further_fields_belong_to_the_runs_identity(world: Path, tmp_path: Path) -> None:
@@ -586,5 +603,5 @@ def test_the_words_of_a_batchs_error_move_no_cursor() -> None:
     row = {"custom_id": "x", "response": None, "error": {"code": f"c{evil}", "message": f"m{evil}"}}
     inner = {"custom_id": "x", "response": {"status_code": 200, "body": {"error": {"message": evil}}}}
     for told in (row, inner):
-        said = results._answer(results._result.decode(json.dumps(told).encode())).said
+        said = batch_api._reply_of(batch_api._result_decoder.decode(json.dumps(told).encode())).said
         assert "U+001B" in said and not {"\x1b", "\x07", "\x9b", "\r", "\u202e"} & set(said)

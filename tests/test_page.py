@@ -13,13 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from example_story import GROUPS, HOSTILE, example, hostile, score
-from potstill import page, plots
-from potstill.contenders import BASE, Contender
-from potstill.page.spreadsheet import UNSAFE, to_csv
-from potstill.records import Choice
-from potstill.story import Comparison, Interval, Story, mean, visible
+from potstill.errors import escape_hidden
+from potstill.records import BASE, Checkpoint, Choice
+from potstill.report import csv_tables, figures, html
+from potstill.report.csv_tables import FORMULA_PREFIXES, build_tables, to_csv
+from potstill.report.figures import draw_figures
+from potstill.report.html import render_report, render_times, summary_sentence
+from potstill.report.model import Comparison, Interval, ReportData
+from potstill.report.summary import mean_interval
 
-SECTIONS = [id for id, _ in page.SECTIONS]
+SECTIONS = [id for id, _ in html.SECTIONS]
 VOID = {"meta", "br", "img", "link", "input", "hr", "wbr"}
 
 
@@ -57,8 +60,8 @@ class Reader(HTMLParser):
         return [found for _, attributes in self.elements if (found := attributes.get(attribute)) is not None]
 
 
-def built(story: Story) -> tuple[str, Reader]:
-    html = page.render(story, plots.draw(story))
+def built(story: ReportData) -> tuple[str, Reader]:
+    html = render_report(story, figures.draw_figures(story))
     return html, Reader(html)
 
 
@@ -84,7 +87,7 @@ def test_structure(html: str, reader: Reader) -> None:
 
 
 def test_the_run_in_one_sentence() -> None:
-    assert page.sentence(example()).replace("\xa0", " ") == (
+    assert summary_sentence(example()).replace("\xa0", " ") == (
         "After 400 training steps, accuracy on the test split went "
         "from 6.0 % to 33.0 % in-distribution (gsm8k; +27.0 points, 95 % interval +24.0 to +29.9), "
         "from 20.0 % to 44.7 % out-of-distribution (mean of 3 sets; +24.7 points, 95 % interval +22.1 to +27.2), "
@@ -94,7 +97,7 @@ def test_the_run_in_one_sentence() -> None:
 
 def test_what_must_be_said_is_said(reader: Reader) -> None:
     said = reader.text.replace("\xa0", " ")
-    for sentence in (
+    for expected in (
         "Intervals are over the items of each set, for one seed (7); they do not include the variation between seeds.",
         "These numbers are made up to try the page.",
         "Rule: mean accuracy over the out-of-distribution validation sets , on validation, in format",
@@ -104,7 +107,7 @@ def test_what_must_be_said_is_said(reader: Reader) -> None:
         "learning_rate: 5.0e-4",
         "✓ right: 27",
     ):
-        assert sentence in said, sentence
+        assert expected in said, expected
 
 
 def test_one_file_without_script(html: str, reader: Reader) -> None:
@@ -120,7 +123,7 @@ def test_one_file_without_script(html: str, reader: Reader) -> None:
         "form",
         "base",
     }
-    beside = {f"{name}.csv" for name in page.tables(example())} | set(page.measured(example(), ()))
+    beside = {f"{name}.csv" for name in build_tables(example())} | set(render_times(example(), ()))
     for value in reader.values("src") + reader.values("href") + reader.values("xlink:href"):
         assert value.startswith("#") or value in beside, value
     assert "@import" not in html and not re.search(r"url\((?!#)", html)
@@ -129,21 +132,23 @@ def test_one_file_without_script(html: str, reader: Reader) -> None:
 
 def test_every_table_is_one_click_away(reader: Reader) -> None:
     linked = {each for each in reader.values("href") if not each.startswith("#")}
-    assert linked == {f"{name}.csv" for name in page.tables(example())} | set(page.measured(example(), ()))
+    assert linked == {f"{name}.csv" for name in csv_tables.build_tables(example())} | set(
+        render_times(example(), ())
+    )
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, "".join(HOSTILE)])
 def test_hostile_texts_stay_texts(text: str, html: str) -> None:
-    story, figures = hostile(text), plots.draw(hostile(text)) if len(text) > 100 else {}
-    written = page.render(story, figures)
+    story, figures = hostile(text), draw_figures(hostile(text)) if len(text) > 100 else {}
+    written = render_report(story, figures)
     found, plain = Reader(written), Reader(html)
     assert found.opened == []
     assert {tag for tag, _ in found.elements} <= {tag for tag, _ in plain.elements}
     assert not [name for _, attributes in found.elements for name in attributes if name.startswith("on")]
     links = {each for each in found.values("href") if not each.startswith("#")}
-    assert links <= {f"{name}.csv" for name in page.tables(story)} | set(page.measured(story, ()))
-    assert found.text.count(" ".join(visible(text).split())) >= 12, "the text is not shown as it is"
-    assert written.encode("utf-8").decode("utf-8") == visible(written)
+    assert links <= {f"{name}.csv" for name in build_tables(story)} | set(render_times(story, ()))
+    assert found.text.count(" ".join(escape_hidden(text).split())) >= 12, "the text is not shown as it is"
+    assert written.encode("utf-8").decode("utf-8") == escape_hidden(written)
 
 
 @given(some.text(some.characters(exclude_categories=())))
@@ -151,21 +156,21 @@ def test_hostile_texts_stay_texts(text: str, html: str) -> None:
 def test_any_text_stays_text(text: str) -> None:
     full = hostile("x")
     story = replace(full, name=text, notes=(text,), recipe=text, validation=(), comparisons=(), losses=(), choice=None)
-    html = page.render(story, {})
+    html = render_report(story, {})
     found = Reader(html)
     assert found.opened == [] and "script" not in {tag for tag, _ in found.elements}
-    assert visible(html) == html
+    assert escape_hidden(html) == html
     html.encode("utf-8")
 
 
 def test_same_story_same_bytes(html: str) -> None:
     assert built(example())[0] == html
-    assert page.tables(example()) == page.tables(example())
+    assert build_tables(example()) == build_tables(example())
 
 
 def test_empty_pieces_say_why() -> None:
-    html, reader = built(Story("empty", student="s", teacher="t", groups={}, recipe="seed: 1"))
-    assert page.tables(Story("empty", student="s", teacher="t", groups={}, recipe="")) == {}
+    html, reader = built(ReportData("empty", student="s", teacher="t", groups={}, recipe="seed: 1"))
+    assert build_tables(ReportData("empty", student="s", teacher="t", groups={}, recipe="")) == {}
     assert [each["id"] for tag, each in reader.elements if tag == "section"] == SECTIONS
     assert reader.text.count("Left out: ") == 9
     assert "<table" not in html and "<figure" not in html and ".csv" not in html.split("</style>")[1]
@@ -176,11 +181,11 @@ def test_the_untrained_student_may_be_the_choice() -> None:
     base = score("gsm8k", 0, 0.06, 1319, "test")
     story = replace(
         full,
-        choice=Choice(BASE, "a rule", "zero-shot-rationale", "greedy", ((BASE, 0.2), (Contender(100), 0.1))),
+        choice=Choice(BASE, "a rule", "zero-shot-rationale", "greedy", ((BASE, 0.2), (Checkpoint(100), 0.1))),
         comparisons=(Comparison(base, base, Interval(0.0, 0.0, 0.0), 0, 0),),
     )
     html, reader = built(story)
-    assert page.sentence(story).startswith("The rule chose step 0, the student before training; its accuracy")
+    assert summary_sentence(story).startswith("The rule chose step 0, the student before training; its accuracy")
     assert "there is one checkpoint and nothing to compare" in reader.text
     assert 'class="cards"' not in html
 
@@ -197,7 +202,7 @@ def test_without_generic_sets_the_tradeoff_is_left_out() -> None:
     )
     _, reader = built(story)
     assert "Left out: it needs validation scores of a generic set and of a specialized one" in reader.text
-    assert "generic" not in page.sentence(story)
+    assert "generic" not in summary_sentence(story)
 
 
 def test_a_set_without_a_group_is_our_fault() -> None:
@@ -210,7 +215,7 @@ def read(text: str) -> list[dict[str, str]]:
 
 
 def test_tables_hold_the_numbers() -> None:
-    made = page.tables(example())
+    made = csv_tables.build_tables(example())
     assert list(made) == [
         "summary", "before-after", "tradeoff", "validation", "loss", "selection", "teacher", "chain", "alignment",
         "cost", "samples",
@@ -236,7 +241,10 @@ def test_no_cell_of_text_is_a_formula(rows: list[list[str | int | float]]) -> No
     for row, cells in zip(rows, found, strict=True):
         for value, cell in zip(row, cells, strict=True):
             if isinstance(value, str):
-                assert not cell.startswith(UNSAFE) and cell.removeprefix("'") in (visible(value), visible(value)[1:])
+                assert not cell.startswith(FORMULA_PREFIXES) and cell.removeprefix("'") in (
+                    escape_hidden(value),
+                    escape_hidden(value)[1:],
+                )
             else:
                 assert float(cell) == pytest.approx(value, abs=1e-6)
 
@@ -254,7 +262,7 @@ def test_negative_numbers_stay_numbers() -> None:
 @given(some.lists(some.tuples(some.floats(0, 1), some.floats(0, 1), some.floats(0, 1)), min_size=1, max_size=6))
 def test_the_mean_of_intervals(triples: list[tuple[float, float, float]]) -> None:
     intervals = [Interval(*(sorted(each)[at] for at in (1, 0, 2))) for each in triples]
-    found = mean(intervals)
+    found = mean_interval(intervals)
     assert found.low <= found.value <= found.high
     n = len(intervals)
     assert found.low >= sum(each.low for each in intervals) / n - 1e-12

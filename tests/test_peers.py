@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import tokenizers as library
 
-from potstill import tokenizers
+from potstill import tokenization
+from potstill.alignment.cross_tokenizer import transfer
+from potstill.alignment.text_rule_completions import completions
 from potstill.records import END, Candidate, Chain, Target
-from potstill.tokenizers import Tokenizer
-from potstill.transfer import completions, transfer
+from potstill.tokenization import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import fuzz
@@ -26,7 +27,7 @@ TEXTS = [f"She earns ${n}.50 for {n} hours.\nSo {n} * 12 = {12 * n}." for n in r
 
 @cache
 def small(kind: str) -> Tokenizer:
-    return tokenizers.train_bpe(TEXTS, 330) if kind == "bpe" else tokenizers.train_unigram(TEXTS, 150)
+    return tokenization.train_bpe(TEXTS, 330) if kind == "bpe" else tokenization.train_unigram(TEXTS, 150)
 
 
 def spoken(teacher: Tokenizer, text: str, top: float = 0.8, *before: bytes) -> Chain:
@@ -67,7 +68,7 @@ def test_added_tokens_that_are_not_ascii_have_their_own_bytes() -> None:
 def test_no_kind_of_tokenizer_is_refused(data: Path, name: str) -> None:
     """A peer takes byte-level BPE alone: T5, Llama-2 and Gemma raise."""
     chain = spoken(small("bpe"), "She earns $12.50 for 3 hours.\nSo 3 * 12 = 36.")
-    target = transfer(chain, tokenizers.open(data / "tokenizers" / name), completions=None)
+    target = transfer(chain, tokenization.load_tokenizer(data / "tokenizers" / name), completions=None)
     assert "hard" not in target.kinds
 
 

@@ -13,12 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from example_story import HOSTILE, example, hostile
-from potstill import plots
-from potstill.contenders import Contender
-from potstill.plots import chains
-from potstill.plots.canvas import VARIABLES, label
-from potstill.records import END, Chain
-from potstill.story import Checkpoint, Interval, Story, checkpoints
+from potstill.records import END, Chain, Checkpoint
+from potstill.report import figures
+from potstill.report.canvas import CSS_VARIABLES, shorten
+from potstill.report.model import Interval, ReportData
+from potstill.report.summary import CheckpointScores, scores_by_checkpoint
 
 SVG = "{http://www.w3.org/2000/svg}"
 NAMES = {"before-after", "tradeoff", "accuracy", "loss", "probabilities", "candidates"}
@@ -26,7 +25,7 @@ NAMES = {"before-after", "tradeoff", "accuracy", "loss", "probabilities", "candi
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, str]:
-    return plots.draw(example())
+    return figures.draw_figures(example())
 
 
 def texts(svg: str) -> list[str]:
@@ -46,13 +45,13 @@ def test_same_data_same_bytes_whatever_the_machine_is_set_to(drawn: dict[str, st
     with matplotlib.rc_context(
         {"font.size": 30, "svg.fonttype": "path", "lines.linewidth": 9, "axes.facecolor": "red"}
     ):
-        assert plots.draw(example()) == drawn
+        assert figures.draw_figures(example()) == drawn
 
 
 def test_colours_are_variables_of_the_page(drawn: dict[str, str]) -> None:
     for svg in drawn.values():
         assert not re.findall(r"(?<!, )#[0-9a-f]{6}\b", re.sub(r"url\(#[^)]*\)", "", svg)), "a colour of its own"
-        assert not any(placeholder in svg for placeholder in VARIABLES)
+        assert not any(placeholder in svg for placeholder in CSS_VARIABLES)
         assert "<style" not in svg and "<metadata" not in svg and "<!DOCTYPE" not in svg
 
 
@@ -82,48 +81,53 @@ def test_before_after_says_the_change_of_every_set(drawn: dict[str, str]) -> Non
 def test_names_from_data_stay_text(text: str) -> None:
     story = hostile(text)
     rows = [each for each in story.comparisons if each.chosen.format == "zero-shot-rationale"]
-    for svg in (plots.before_after(rows, story.groups), plots.curve(checkpoints(story), story.groups, 400)):
+    for svg in (
+        figures.draw_before_after(rows, story.groups),
+        figures.draw_accuracy(scores_by_checkpoint(story), story.groups, 400),
+    ):
         root = xml.fromstring(svg.encode("utf-8"))
         assert not {each.tag for each in root.iter()} & {SVG + "script", SVG + "image", SVG + "foreignObject"}
         assert not [key for each in root.iter() for key in each.attrib if key.startswith("on")]
-        assert label(text, 22) in texts(svg)
+        assert shorten(text, 22) in texts(svg)
 
 
 def test_mathematics_in_a_name_is_not_typeset() -> None:
     story = hostile("$x^2$")
-    assert "$x^2$" in texts(plots.before_after(story.comparisons, story.groups))
+    assert "$x^2$" in texts(figures.draw_before_after(story.comparisons, story.groups))
 
 
 def test_nothing_is_drawn_without_data() -> None:
-    assert plots.draw(Story("empty", student="s", teacher="t", groups={}, recipe="")) == {}
+    assert figures.draw_figures(ReportData("empty", student="s", teacher="t", groups={}, recipe="")) == {}
 
 
 def test_no_tradeoff_without_a_generic_set() -> None:
     full = example()
     story = replace(full, validation=tuple(each for each in full.validation if each.set != "bbh"))
-    assert "tradeoff" not in plots.draw(story) and "accuracy" in plots.draw(story)
+    assert "tradeoff" not in figures.draw_figures(story) and "accuracy" in figures.draw_figures(story)
 
 
 def test_losses_that_are_not_finite_are_left_out() -> None:
     rows = [(1, 2.0), (2, math.nan), (3, 1.0), (4, math.inf)]
-    assert plots.losses(rows, None) == plots.losses([(1, 2.0), (3, 1.0)], None)
+    assert figures.draw_losses(rows, None) == figures.draw_losses([(1, 2.0), (3, 1.0)], None)
 
 
 def test_a_long_run_is_thinned() -> None:
-    long = plots.losses([(step, 1.0 + 1.0 / step) for step in range(1, 20_001)], 500)
+    long = figures.draw_losses([(step, 1.0 + 1.0 / step) for step in range(1, 20_001)], 500)
     assert len(long) < 60_000
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_accuracies_at_the_ends(share: float) -> None:
     same = Interval(share, share, share)
-    rows = [Checkpoint(Contender(step), {"in-distribution": same, "generic": same}, {"a": same}) for step in (0, 5)]
-    for svg in (plots.tradeoff(rows, 5), plots.curve(rows, {"a": "in-distribution"}, 5)):
+    rows = [
+        CheckpointScores(Checkpoint(step), {"in-distribution": same, "generic": same}, {"a": same}) for step in (0, 5)
+    ]
+    for svg in (figures.draw_tradeoff(rows, 5), figures.draw_accuracy(rows, {"a": "in-distribution"}, 5)):
         assert "nan" not in svg and xml.fromstring(svg).tag == SVG + "svg"
 
 
 def test_checkpoints_are_means_of_the_sets_of_a_group() -> None:
-    row = next(each for each in checkpoints(example()) if each.contender.step == 400)
+    row = next(each for each in scores_by_checkpoint(example()) if each.contender.step == 400)
     mean = row.groups["out-of-distribution"].value
     assert mean == pytest.approx(sum(row.sets[name].value for name in ("multiarith", "asdiv", "svamp")) / 3)
     assert row.groups["out-of-distribution"].low < mean < row.groups["out-of-distribution"].high
@@ -131,7 +135,7 @@ def test_checkpoints_are_means_of_the_sets_of_a_group() -> None:
 
 @given(st.lists(st.integers(1, 40), max_size=12), st.integers(1, 20))
 def test_lines_hold_every_token_once_and_cut_only_steps_that_have_no_room(steps: list[int], room: int) -> None:
-    found = chains.lines(steps, room)
+    found = figures.break_lines(steps, room)
     assert [begin for begin, _ in found] == [0, *(end for _, end in found)][: len(found)]
     assert (found[-1][1] if found else 0) == sum(steps) and all(0 < end - begin <= room for begin, end in found)
     borders = {sum(steps[:n]) for n in range(len(steps) + 1)}
@@ -151,7 +155,7 @@ def test_lines_hold_every_token_once_and_cut_only_steps_that_have_no_room(steps:
 )
 def test_steps_begin_at_lines_or_sentences(steps: list[str]) -> None:
     tokens = [piece.encode() for piece in re.findall(r"\n| ?[^ \n.]+|\.", "".join(steps))]
-    begins = [len(b"".join(tokens[:at])) for at in chains.starts(tokens)]
+    begins = [len(b"".join(tokens[:at])) for at in figures.step_starts(tokens)]
     assert begins == [len("".join(steps[:n])) for n in range(len(steps))]
 
 
@@ -160,7 +164,7 @@ def test_the_figures_of_a_chain_show_its_tokens_and_candidates() -> None:
     steps = [[(token, math.log(0.5)), (b" wholly", math.log(0.3)), (b"!", math.log(0.1))] for token in tokens]
     chain = Chain.from_tokens("q", 0, tokens, [*steps, [(END, -0.1)]])
     for width in (960, 380):
-        bars, cells = chains.probabilities(chain, width=width), chains.candidates(chain, width=width)
+        bars, cells = figures.draw_probabilities(chain, width=width), figures.draw_candidates(chain, width=width)
         assert {"step 1", "So", "4", "E2 82", "日", "end"} <= set(texts(bars))
         assert texts(cells).count("!") == len(tokens) and {"␣4", "end"} <= set(texts(cells))
 
@@ -169,10 +173,10 @@ def test_a_drawn_token_outside_of_the_likeliest_is_shown_all_the_same() -> None:
     step = [(b"a", -0.5), (b"b", -1.5), (b"c", -2.5), (b"d", -3.5), (b"e", -4.5), (b"rare", -9.0)]
     chain = Chain.from_tokens("q", 0, [b"rare"], [step])
     for width, shown in ((960, {"a", "b", "c", "d", "rare"}), (380, {"a", "b", "rare"})):
-        assert {text for text in texts(chains.candidates(chain, width=width)) if "step" not in text} == shown
+        assert {text for text in texts(figures.draw_candidates(chain, width=width)) if "step" not in text} == shown
 
 
 def test_a_long_chain_is_cut() -> None:
     chain = Chain.from_tokens("q", 0, [b" x"] * 300, [[(b" x", -0.1)]] * 300)
-    assert texts(chains.probabilities(chain, width=960)).count("x") == chains.MOST["probabilities"]
-    assert texts(chains.candidates(chain, width=960)).count("␣x") == chains.MOST["candidates"]
+    assert texts(figures.draw_probabilities(chain, width=960)).count("x") == figures.MAX_TOKENS["probabilities"]
+    assert texts(figures.draw_candidates(chain, width=960)).count("␣x") == figures.MAX_TOKENS["candidates"]

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 import tiny
-from potstill import files, plots, run
-from potstill.training.checkpoints import newest
+from potstill import runner, storage
+from potstill.report import figures
+from potstill.training.checkpoints import find_newest_checkpoint
 from power import PowerLoss, cut_at
 from test_repair import REPAIR, REPLAY
 
@@ -27,16 +28,16 @@ NEVER = 1 << 60
 def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nothing stopped."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "draw", lambda told: {})
+        patch.setattr(figures, "draw_figures", lambda told: {})
         return tiny.make(world, tmp_path_factory.mktemp("whole") / "run", *LONGER)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", run.REPAIRED)
+@pytest.mark.parametrize("stage", runner.ALL_STAGES)
 def test_a_power_loss_at_any_moment_costs_no_byte(
     world: Path, whole: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plots, "draw", lambda told: {})
+    monkeypatch.setattr(figures, "draw_figures", lambda told: {})
     wanted = {name: content for name, content in tiny.contents(whole).items() if tiny.belongs(name, stage)}
     with cut_at(tiny.before(whole, tmp_path / "count", stage), NEVER, tmp_path / "none") as moments:
         tiny.make(world, tmp_path / "count", *LONGER, until=stage)
@@ -61,7 +62,7 @@ def test_a_power_loss_at_any_moment_costs_no_byte(
 
 @pytest.mark.slow
 def test_power_loss_upon_power_loss(world: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "draw", lambda told: {})
+    monkeypatch.setattr(figures, "draw_figures", lambda told: {})
     at, losses = tmp_path / "0", 0
     at.mkdir()
     while True:
@@ -82,7 +83,7 @@ def test_a_checkpoint_without_its_metrics_is_not_one_to_continue_from(
 ) -> None:
     """As a disk that says that it has flushed and has not leaves it, or a run of an older version."""
     at = tiny.before(whole, tmp_path / "run", "evaluate")
-    files.remove(at / "train" / "manifest.json")
+    storage.remove(at / "train" / "manifest.json")
     path = at / "train" / "metrics.jsonl"
     rows = path.read_bytes().splitlines(keepends=True)
     left = {
@@ -102,9 +103,9 @@ def test_a_checkpoint_without_its_metrics_is_not_one_to_continue_from(
 def test_the_newest_checkpoint_whose_metrics_are_complete(tmp_path: Path) -> None:
     folder, metrics = tmp_path / "checkpoints", tmp_path / "metrics.jsonl"
     for step in (10, 20, 30):
-        files.write(folder / str(step) / "engine.safetensors", b"")
-    files.write_jsonl(metrics, [{"step": step} for step in range(1, 26)])
-    assert newest(folder, metrics) == 20
+        storage.write_file(folder / str(step) / "engine.safetensors", b"")
+    storage.write_jsonl(metrics, [{"step": step} for step in range(1, 26)])
+    assert find_newest_checkpoint(folder, metrics) == 20
     assert [(folder / name / "engine.safetensors").exists() for name in ("10", "20", "30")] == [False, True, True]
 
 
@@ -112,7 +113,11 @@ def test_a_row_is_certain_after_a_sync_and_no_row_before_it_is_lost(tmp_path: Pa
     """Of the double itself: that it forgets what was not flushed, and keeps what was."""
     at = tmp_path / "run"
     at.mkdir()
-    with pytest.raises(PowerLoss), cut_at(at, 12, tmp_path / "left") as moments, files.Appender(at / "a.jsonl") as rows:
+    with (
+        pytest.raises(PowerLoss),
+        cut_at(at, 12, tmp_path / "left") as moments,
+        storage.Appender(at / "a.jsonl") as rows,
+    ):
         rows.append([{"x": 1}])
         rows.sync()
         for number in range(9):
@@ -123,25 +128,25 @@ def test_a_row_is_certain_after_a_sync_and_no_row_before_it_is_lost(tmp_path: Pa
 def test_a_rename_whose_folder_was_not_flushed_may_be_lost(tmp_path: Path) -> None:
     at = tmp_path / "run"
     at.mkdir()
-    files.write(at / "a", b"old")
+    storage.write_file(at / "a", b"old")
     for number, expected in ((3, b"old"), (4, b"new")):
         with pytest.raises(PowerLoss), cut_at(at, number, tmp_path / str(number)) as moments:
-            files.write(at / "a", b"new")
-            files.write(at / "b", b"")
+            storage.write_file(at / "a", b"new")
+            storage.write_file(at / "b", b"")
         assert (tmp_path / str(number) / "a").read_bytes() == expected, moments
-        files.write(at / "a", b"old")
+        storage.write_file(at / "a", b"old")
 
 
 def test_new_folders_are_certain_with_what_is_in_them(tmp_path: Path) -> None:
     def write(at: Path) -> None:
-        files.write(at / "a" / "b" / "c", b"c")
-        files.write(at / "gone", b"")
-        with files.folder(at / "d" / "e") as inside:
+        storage.write_file(at / "a" / "b" / "c", b"c")
+        storage.write_file(at / "gone", b"")
+        with storage.write_folder(at / "d" / "e") as inside:
             (inside / "f").mkdir()
             (inside / "f" / "g").write_bytes(b"g")
-        with files.Appender(at / "h" / "i.jsonl") as rows:
+        with storage.Appender(at / "h" / "i.jsonl") as rows:
             rows.append([{}])
-        files.remove(at / "gone")
+        storage.remove(at / "gone")
 
     def left(at: Path) -> set[str]:
         return {path.relative_to(at).as_posix() for path in at.rglob("*") if path.is_file()}
@@ -152,6 +157,6 @@ def test_new_folders_are_certain_with_what_is_in_them(tmp_path: Path) -> None:
         write(tmp_path / "counted" / "x")
     with pytest.raises(PowerLoss), cut_at(tmp_path / "run", len(moments), tmp_path / "left"):
         write(tmp_path / "run" / "x")
-        files.write(tmp_path / "run" / "late", b"")
-    files.sweep(tmp_path / "left" / "x")
+        storage.write_file(tmp_path / "run" / "late", b"")
+    storage.delete_partial_files(tmp_path / "left" / "x")
     assert left(tmp_path / "left" / "x") == {"a/b/c", "d/e/f/g", "h/i.jsonl"}

@@ -19,11 +19,11 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForSeq2SeqLM
 
 import tiny
-from potstill import processes, training
+from potstill import process, training
 from potstill.errors import UserError
-from potstill.students import Student
-from potstill.training.checkpoints import ENGINE, Checkpoints
-from potstill.training.sharding import Sharding
+from potstill.models import Student
+from potstill.training.checkpoints import OPTIMIZER_FILE, CheckpointWriter
+from potstill.training.distributed import Sharding
 from test_training import close, cut, gradients, lessons, make, stepped
 from test_training import run as steps
 from together import together
@@ -50,7 +50,7 @@ def compute(rank: int, folder: Path) -> None:
     gloo(folder, rank)
     for family, cuts, sharding in CASES:
         student = make(family)
-        model = training.distribute(student, sharding)
+        model = training.distribute_student(student, sharding)
         own = dict(student.named_parameters())
         if sharding == "full":
             assert all(isinstance(value, DTensor) for value in own.values())
@@ -58,17 +58,17 @@ def compute(rank: int, folder: Path) -> None:
             assert held < 0.6 * sum(value.numel() for value in own.values())
         else:
             assert model is not student
-        sums = training.gradient(model, cut(student, cuts), step=1, seed=1)
+        sums = training.accumulate_gradient(model, cut(student, cuts), step=1, seed=1)
         at = folder / f"{family}.{cuts}.{sharding}.{rank}"
         if cuts == "two" and sharding == "full":
-            weights = training.weights(student)
+            weights = training.full_state_dict(student)
             if rank == 0:
                 (folder / family).mkdir()
                 student.save(folder / family, weights=weights)
         save_file(whole(gradients(student)), f"{at}.gradient")
         student.zero_grad(set_to_none=True)
         if cuts == "four":
-            metrics = steps(student, 1, 2, training.optimizer(model), model=model)
+            metrics = steps(student, 1, 2, training.build_optimizer(model), model=model)
             save_file(whole(own), f"{at}.weights")
             told = [[step.loss, step.gradient_norm, step.positions] for step in metrics]
             Path(f"{at}.json").write_text(json.dumps([dict(sums.losses), sums.tokens, told]))
@@ -79,7 +79,7 @@ def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
     for family, cuts, sharding in CASES:
         at = [tmp_path / f"{family}.{cuts}.{sharding}.{rank}" for rank in range(2)]
         student = make(family)
-        sums = training.gradient(student, cut(student, cuts), step=1, seed=1)
+        sums = training.accumulate_gradient(student, cut(student, cuts), step=1, seed=1)
         both = [load_file(f"{each}.gradient") for each in at]
         assert close(both[0], gradients(student)), (family, cuts, sharding)
         assert all(torch.equal(both[0][name], both[1][name]) for name in both[0])
@@ -92,7 +92,7 @@ def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
         if cuts != "four":
             continue
         student.zero_grad()
-        metrics = steps(student, 1, 2, training.optimizer(student))
+        metrics = steps(student, 1, 2, training.build_optimizer(student))
         weights = [load_file(f"{each}.weights") for each in at]
         assert close(weights[0], dict(student.named_parameters()), 1e-4)  # Adam divides by gradients close to 0
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -114,13 +114,13 @@ def vary(rank: int, folder: Path) -> None:
             if change == "recompute":
                 student.checkpoint_activations()
             precision = "bfloat16" if change == "bfloat16" else "float32"
-            training.distribute(student, "full", precision)
-            training.gradient(student, cut(student, "four"), step=1, seed=1, precision=precision)
+            training.distribute_student(student, "full", precision)
+            training.accumulate_gradient(student, cut(student, "four"), step=1, seed=1, precision=precision)
             found = gradients(student)
             assert {value.dtype for value in found.values()} == {torch.float32}
             save_file(whole(found), f"{folder}/{family}.{change}.{rank}")
     student = make("t5")
-    model = training.distribute(student, "full")
+    model = training.distribute_student(student, "full")
     before = whole(dict(student.named_parameters()))
     optimizer = torch.optim.SGD(student.named_parameters(), 1.0)
     steps(student, 1, 1, optimizer, model=model, clip=0.01, schedule=lambda _: 1.0)
@@ -128,15 +128,15 @@ def vary(rank: int, folder: Path) -> None:
     moved = torch.stack([(after[name] - before[name]).norm() for name in before]).norm()
     assert float(moved) == pytest.approx(0.01, rel=1e-3)
     student = make("t5")  # what one process left behind
-    adam = training.optimizer(training.distribute(student, "full"))
-    training.restore_bytes(adam, (folder / "engine").read_bytes())
-    left = training.state(adam)
+    adam = training.build_optimizer(training.distribute_student(student, "full"))
+    training.restore_optimizer_bytes(adam, (folder / "engine").read_bytes())
+    left = training.optimizer_state(adam)
     assert all(isinstance(value, DTensor) for value in left.values() if value.ndim)
     save_file(whole(left), folder / f"{rank}.engine")
     student = broken()
-    training.distribute(student, "full")
+    training.distribute_student(student, "full")
     with pytest.raises(UserError) as error:
-        training.gradient(student, cut(student, "seven"), step=3, seed=1)
+        training.accumulate_gradient(student, cut(student, "seven"), step=3, seed=1)
     (folder / f"{rank}.txt").write_text(str(error.value))
 
 
@@ -151,20 +151,20 @@ def broken() -> Student:
 
 
 def test_a_spread_student_recomputes_rounds_clips_and_stops_as_one_that_is_whole(tmp_path: Path) -> None:
-    left = training.state_bytes(stepped(make("t5")))
+    left = training.optimizer_state_bytes(stepped(make("t5")))
     (tmp_path / "engine").write_bytes(left)
     assert together(2, vary, tmp_path) == [0, 0]
     assert all((tmp_path / f"{rank}.engine").read_bytes() == left for rank in range(2))
     for family in ("t5", "causal"):
         student = make(family)
-        training.gradient(student, cut(student, "four"), step=1, seed=1)
+        training.accumulate_gradient(student, cut(student, "four"), step=1, seed=1)
         exact = gradients(student)
         assert close(load_file(tmp_path / f"{family}.recompute.0"), exact)
         low = load_file(tmp_path / f"{family}.bfloat16.0")
         assert close(low, exact, 0.1) and not close(low, exact, 1e-6)
     student = broken()
     with pytest.raises(UserError) as error:
-        training.gradient(student, cut(student, "seven"), step=3, seed=1)
+        training.accumulate_gradient(student, cut(student, "seven"), step=3, seed=1)
     assert "the loss is not a finite number" in str(error.value) and error.value.found == "questions q1"
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == [str(error.value)] * 2
 
@@ -174,14 +174,14 @@ FULL = ("train.sharding=full", "train.evaluate=true")
 
 def trained(rank: int, world: Path, at: Path, stop: int | None) -> None:
     """The stage train, under a launcher; the second process is killed after its `stop`-th step's checkpoint."""
-    save = Checkpoints.save
+    save = CheckpointWriter.save
 
-    def killed(self: Checkpoints, step: int) -> None:
+    def killed(self: CheckpointWriter, step: int) -> None:
         save(self, step)
         if step == stop and rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Checkpoints.save = killed
+    CheckpointWriter.save = killed
     tiny.make(world, at, *FULL, until="train")
 
 
@@ -223,7 +223,7 @@ def test_a_run_of_two_processes_is_killed_resumed_and_goes_on_in_one(world: Path
     # In form what one process makes, but for the engine's state, and to the rounding of sums the same weights.
     for step in (2, 4):
         names = [{path.name for path in step_of(each, step).iterdir()} - {"engine"} for each in (one, two)]
-        assert names[0] - {ENGINE} == names[1]
+        assert names[0] - {OPTIMIZER_FILE} == names[1]
         for name in names[1] - {"model.safetensors"}:
             assert (step_of(one, step) / name).read_bytes() == (step_of(two, step) / name).read_bytes(), name
     assert close(weights_of(two), weights_of(one), 1e-4)
@@ -252,34 +252,38 @@ def test_a_run_of_two_processes_is_killed_resumed_and_goes_on_in_one(world: Path
         tiny.make(world, alone, until="train")
     shard.write_bytes(good)
     tiny.make(world, alone, until="train")
-    assert close(weights_of(alone), weights_of(two), 1e-4) and (step_of(alone, 4) / ENGINE).exists()
+    assert close(weights_of(alone), weights_of(two), 1e-4) and (step_of(alone, 4) / OPTIMIZER_FILE).exists()
 
 
 def test_a_process_alone_under_a_launcher_stays_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     student = make("t5")
     with pytest.raises(UserError, match="torchrun"):
-        training.distribute(student, "full")
+        training.distribute_student(student, "full")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert training.distribute(student, "full") is student and not training.spread(student)
-    assert training.weights(student) is None and training.first() and training.agreed(lambda: 3) == 3
+    assert training.distribute_student(student, "full") is student and not training.is_sharded(student)
+    assert (
+        training.full_state_dict(student) is None
+        and training.is_main_process()
+        and training.broadcast_from_main(lambda: 3) == 3
+    )
 
 
 def test_shards_of_one_process_are_read_again_and_those_of_another_model_refused(tmp_path: Path) -> None:
     adam = stepped(make("t5"))
-    training.save_shards(adam, tmp_path)
-    again = training.optimizer(make("t5"))
-    training.restore_shards(again, tmp_path)
-    first, second = training.state(adam), training.state(again)
+    training.save_optimizer_shards(adam, tmp_path)
+    again = training.build_optimizer(make("t5"))
+    training.restore_optimizer_shards(again, tmp_path)
+    first, second = training.optimizer_state(adam), training.optimizer_state(again)
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     with pytest.raises(UserError, match="belongs to another model"):
-        training.restore_shards(training.optimizer(make("causal")), tmp_path)
+        training.restore_optimizer_shards(training.build_optimizer(make("causal")), tmp_path)
 
 
 def test_where_processes_meet() -> None:
     there = {"SLURM_PROCID": "9", "SLURM_STEP_NUM_TASKS": "16", "SLURM_LOCALID": "1"}
-    assert processes.here(there) == processes.Place(9, 16, 1, True)
-    assert processes.address({"MASTER_ADDR": "host", "MASTER_PORT": "7"}) == ("host", 7)
-    assert processes.address({"SLURM_STEP_NODELIST": "a1,b2", "SLURM_JOB_ID": "3"}) == ("a1", 20003)
+    assert process.read_process_rank(there) == process.ProcessRank(9, 16, 1, True)
+    assert process.read_main_address({"MASTER_ADDR": "host", "MASTER_PORT": "7"}) == ("host", 7)
+    assert process.read_main_address({"SLURM_STEP_NODELIST": "a1,b2", "SLURM_JOB_ID": "3"}) == ("a1", 20003)
     with pytest.raises(UserError, match="nothing says where they meet"):
-        processes.address({"SLURM_JOB_ID": "3"})
+        process.read_main_address({"SLURM_JOB_ID": "3"})

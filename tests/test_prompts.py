@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill import prompts
-from potstill.prompts import FORMATS, Demonstration, build
-from potstill.questions import demonstrations
+from potstill.data import read_demonstrations
+from potstill.prompts import FORMATS, Demonstration, build_prompt
 
 SHOTS = (
     Demonstration("q1?", "1", "cot one.\nmore."),
@@ -37,16 +37,16 @@ GOLDEN = {
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_the_four_formats(name: str) -> None:
-    assert build("asked?", FORMATS[name], SHOTS).plain == GOLDEN[name]
+    assert build_prompt("asked?", FORMATS[name], SHOTS).plain == GOLDEN[name]
 
 
 def test_the_targets() -> None:
-    assert prompts.bare("72") == "The answer is 72"
-    assert prompts.solution("48/2 = 24.\n48+24 = 72.", "72") == "48/2 = 24.\n48+24 = 72.\nThe answer is 72"
+    assert prompts.format_answer("72") == "The answer is 72"
+    assert prompts.format_solution("48/2 = 24.\n48+24 = 72.", "72") == "48/2 = 24.\n48+24 = 72.\nThe answer is 72"
 
 
 def test_turns_are_the_same_prompt_as_messages() -> None:
-    prompt = build("asked?", FORMATS["few-shot-answer"], SHOTS[:1])
+    prompt = build_prompt("asked?", FORMATS["few-shot-answer"], SHOTS[:1])
     assert prompt.messages == [
         {"role": "user", "content": "Q: q1?\nA:"},
         {"role": "assistant", "content": "The answer is 1"},
@@ -57,14 +57,14 @@ def test_turns_are_the_same_prompt_as_messages() -> None:
 def test_the_authors_evaluation_prompt(data: Path) -> None:
     """Their file, then "\\nQ: {q}\\nLet's think step by step\\n" (PAPER section 7)."""
     path = data / "prompts" / "prompt_simple_4_cases.txt"
-    prompt = build("asked?", FORMATS["few-shot-rationale"], demonstrations(path))
+    prompt = build_prompt("asked?", FORMATS["few-shot-rationale"], read_demonstrations(path))
     assert prompt.plain + prompt.lead == path.read_text("utf-8") + "\nQ: asked?\nLet's think step by step\n"
 
 
 @given(st.sampled_from(sorted(FORMATS)), st.text(max_size=30), st.text(max_size=10), st.text(max_size=30))
 def test_texts_stand_in_a_prompt_as_they_are(name: str, question: str, answer: str, rationale: str) -> None:
     """Braces, percent signs, line ends: nothing in a text is read as a template."""
-    prompt = build(question, FORMATS[name], [Demonstration(question, answer, rationale)], instruction=rationale)
+    prompt = build_prompt(question, FORMATS[name], [Demonstration(question, answer, rationale)], instruction=rationale)
     assert prompt.plain.count(question) >= (2 if FORMATS[name].few_shot else 1)
     assert prompt.plain.startswith(f"{rationale}\n\n" if rationale else "Q: ")
     assert prompt.plain == "".join(turn.text for turn in prompt.turns)
@@ -73,16 +73,16 @@ def test_texts_stand_in_a_prompt_as_they_are(name: str, question: str, answer: s
 @given(st.text(max_size=60), st.text(max_size=20))
 def test_the_answer_line_ends_where_sampling_cuts(before: str, after: str) -> None:
     text = f"{before}\nSo the answer is 7.\n{after}"
-    end = prompts.answer_end(text)
+    end = prompts.find_answer_end(text)
     assert end is not None and text[end] == "\n"
     assert "answer is" in text[:end].lower() and "\n" not in text[text.lower().find("answer is") : end]
 
 
 def test_a_text_without_an_answer_line_is_not_cut() -> None:
-    assert prompts.answer_end("no such line\n") is None
-    assert prompts.answer_end("The answer is 7") == len("The answer is 7")
+    assert prompts.find_answer_end("no such line\n") is None
+    assert prompts.find_answer_end("The answer is 7") == len("The answer is 7")
 
 
 def test_few_shot_without_demonstrations_is_our_fault() -> None:
     with pytest.raises(AssertionError):
-        build("asked?", FORMATS["few-shot-answer"])
+        build_prompt("asked?", FORMATS["few-shot-answer"])

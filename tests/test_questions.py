@@ -11,12 +11,21 @@ from typing import Literal
 
 import pytest
 
-from potstill import answers, prompts, questions, splits
+from potstill import data, grading, prompts
+from potstill.data import (
+    PAPER_VALIDATION,
+    SETS,
+    bbh,
+    custom_set,
+    find_duplicates_across_splits,
+    load_set,
+    read_demonstrations,
+    splits,
+)
 from potstill.errors import UserError
-from potstill.questions import bbh
 
-FEW_SHOT = prompts.Format(few_shot=True, rationale=True)
-ONE_SHOT = prompts.Format(few_shot=False, rationale=True)
+FEW_SHOT = prompts.PromptFormat(few_shot=True, rationale=True)
+ONE_SHOT = prompts.PromptFormat(few_shot=False, rationale=True)
 SIZES = {"gsm8k": 8792, "multiarith": 600, "asdiv": 2305, "svamp": 1000, "bbh": 6511}
 
 
@@ -28,13 +37,13 @@ def own(tmp_path: Path, *rows: object) -> Path:
 
 def message(path: Path, **options) -> str:
     with pytest.raises(UserError) as error:
-        questions.load("mine", file=path, **options)
+        data.load_set("mine", file=path, **options)
     return str(error.value).replace(str(path.parent), "DIR")
 
 
 @functools.cache
-def loaded(name: str, data: Path, how: Literal["digest", "paper"] = "digest") -> list[questions.Question]:
-    return questions.load(name, data, splits=how)
+def loaded(name: str, data: Path, how: Literal["digest", "paper"] = "digest") -> list[data.Question]:
+    return load_set(name, data, splits=how)
 
 
 # your own file
@@ -44,16 +53,16 @@ def test_own_records_with_all_fields(tmp_path: Path) -> None:
     full = {"id": 7, "question": " Which? ", "answer": "(A)", "rationale": "So.", "task": "mc/choice", "split": "test"}
     rows = [full, {"question": "Why 2?", "answer": 51.0, "split": "train"}]
     rows += [{"question": f"What is {i}?", "answer": str(i), "split": "validation"} for i in range(2)]
-    loaded = questions.load("mine", file=own(tmp_path, *rows))
-    assert loaded[0] == questions.Question("mine/7", "Which?", "(A)", "mine", "test", "mc/choice", "So.")
-    assert loaded[1] == questions.Question("mine/2", "Why 2?", "51", "mine", "train", "number", None)
+    loaded = data.load_set("mine", file=own(tmp_path, *rows))
+    assert loaded[0] == data.Question("mine/7", "Which?", "(A)", "mine", "test", "mc/choice", "So.")
+    assert loaded[1] == data.Question("mine/2", "Why 2?", "51", "mine", "train", "number", None)
     assert [q.id for q in loaded] == ["mine/7", "mine/2", "mine/3", "mine/4"]
 
 
 def test_own_fields_may_have_other_names(tmp_path: Path) -> None:
     rows = [{"problem": f"q {i}", "solution": i, "part": "test"} for i in range(3)]
     names = {"question": "problem", "answer": "solution", "split": "part"}
-    loaded = questions.load("mine", file=own(tmp_path, *rows), fields=names, task="number")
+    loaded = data.load_set("mine", file=own(tmp_path, *rows), fields=names, task="number")
     assert [(q.text, q.gold, q.split, q.task) for q in loaded[:1]] == [("q 0", "0", "test", "number")]
 
 
@@ -61,7 +70,7 @@ def test_rows_of_gsm8k_as_the_hub_has_them_are_read_as_the_set_is(tmp_path: Path
     path = data / "gsm8k" / "test.jsonl"
     known = [q for q in loaded("gsm8k", data) if q.id.startswith("gsm8k/test/")]
     for options in ({}, {"task": "number"}, {"fields": {"rationale": "answer"}}):
-        mine = questions.load("mine", file=path, **options)
+        mine = load_set("mine", file=path, **options)
         assert [(q.text, q.gold, q.rationale) for q in mine] == [(q.text, q.gold, q.rationale) for q in known]
         assert {q.task for q in mine} == {"number"}
 
@@ -69,13 +78,13 @@ def test_rows_of_gsm8k_as_the_hub_has_them_are_read_as_the_set_is(tmp_path: Path
 def test_own_file_is_divided_by_digest(tmp_path: Path) -> None:
     rows = [{"question": f"What is {i} + {i}?", "answer": 2 * i} for i in range(200)]
     path = own(tmp_path, *rows, {"question": "WHAT is 7 + 7 ?!", "answer": 14})
-    loaded = questions.load("mine", file=path, validation=0.25, test=0.25)
+    loaded = data.load_set("mine", file=path, validation=0.25, test=0.25)
     assert loaded[-1].split == loaded[7].split
     assert set(Counter(q.split for q in loaded)) == {"train", "validation", "test"}
-    assert [q.split for q in loaded] == [splits.split(q.text, 0.25, 0.25) for q in loaded]
-    counted = Counter(q.split for q in questions.load("mine", file=path, validation=20, test=30))
+    assert [q.split for q in loaded] == [splits.split_of(q.text, 0.25, 0.25) for q in loaded]
+    counted = Counter(q.split for q in data.load_set("mine", file=path, validation=20, test=30))
     assert counted == {"validation": 20, "test": 30, "train": 151}
-    assert questions.leaks(loaded) == []
+    assert data.find_duplicates_across_splits(loaded) == []
 
 
 @pytest.mark.parametrize(
@@ -83,13 +92,13 @@ def test_own_file_is_divided_by_digest(tmp_path: Path) -> None:
     [
         (
             '{"question": "torn',
-            'DIR/mine.jsonl line 2: not JSON\n  found: {"question": "torn\n  do: a line holds one JSON object; ',
+            'DIR/mine.jsonl line 2: not JSON\n  found: {"question": "torn\n  hint: a line holds one JSON object; ',
         ),
         ("[1]", "DIR/mine.jsonl line 2: a line holds one JSON object\n  found: [1]"),
-        ({"answer": 1}, "DIR/mine.jsonl line 2: the field `question` is missing\n  found: answer\n  do: add it, or "),
+        ({"answer": 1}, "DIR/mine.jsonl line 2: the field `question` is missing\n  found: answer\n  hint: add it, or "),
         (
             {"question": "a"},
-            "DIR/mine.jsonl line 2: the field `answer` is missing\n  found: question\n  do: add it, or ",
+            "DIR/mine.jsonl line 2: the field `answer` is missing\n  found: question\n  hint: add it, or ",
         ),
         ({"question": "a", "answer": ""}, "DIR/mine.jsonl line 2: `answer` is empty"),
         ({"question": 5, "answer": 1}, "DIR/mine.jsonl line 2: `question` must be text\n  found: 5"),
@@ -107,12 +116,12 @@ def test_own_file_is_divided_by_digest(tmp_path: Path) -> None:
         ({"question": "a", "answer": "much", "task": "number"}, "DIR/mine.jsonl line 2: the gold answer is no number"),
         (
             {"question": "a", "answer": "1", "task": "numbr"},
-            "line 2: unknown task 'numbr'\n  do: did you mean 'number'?",
+            "line 2: unknown task 'numbr'\n  hint: did you mean 'number'?",
         ),
         (
             {"question": "Which? (A) bat (B) ant", "answer": "(F)"},
             "DIR/mine.jsonl line 2: the answer is not among the choices\n"
-            "  found: '(F)'; the question offers (A), (B)\n  do: correct one of the two",
+            "  found: '(F)'; the question offers (A), (B)\n  hint: correct one of the two",
         ),
         ({"question": "Which? (A) bat (B) ant", "answer": "bat", "task": "animals/choice"}, "not among the choices"),
         ({"question": "Which? A bat, B ant", "answer": "bat", "task": "choice"}, "the gold answer is no choice"),
@@ -131,9 +140,9 @@ def test_a_choice_is_a_letter_with_or_without_brackets(tmp_path: Path) -> None:
     asked = "Which? (A) bat (B) ant"
     rows = [(asked, "B"), (asked, "(B)"), ("Of (A) and (B): (A) (B) (C) or", "D"), ("Is (B) or (C) so?", "A")]
     written = [{"question": q, "answer": a, "task": "choice", "split": "test"} for q, a in rows]
-    loaded = questions.load("mine", file=own(tmp_path, *written))
+    loaded = data.load_set("mine", file=own(tmp_path, *written))
     assert [question.gold for question in loaded] == ["B", "(B)", "D", "A"]
-    assert answers.grade("The answer is (B).", "B", "choice") == answers.grade("The answer is B", "(B)", "choice")
+    assert grading.grade("The answer is (B).", "B", "choice") == grading.grade("The answer is B", "(B)", "choice")
 
 
 def test_own_answers_may_be_json_patterns_or_a_functions_business(tmp_path: Path, monkeypatch) -> None:
@@ -145,29 +154,29 @@ def test_own_answers_may_be_json_patterns_or_a_functions_business(tmp_path: Path
     (tmp_path / "own_rules.py").write_text("def same(text, gold):\n    return text == gold\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    loaded = questions.load("mine", file=own(tmp_path, *rows), task="function: own_rules:same")
+    loaded = data.load_set("mine", file=own(tmp_path, *rows), task="function: own_rules:same")
     assert [(q.gold, q.task) for q in loaded] == [
         ('{"b": [1, null]}', "json"),
         ("[0-9]+ pens?", "regex"),
         ("7", "function: own_rules:same"),
     ]
     verdicts = [
-        answers.grade(text, q.gold, q.task).grade
+        grading.grade(text, q.gold, q.task).grade
         for q, text in zip(loaded, ['{"b":[1,null]}', "3 pens", "7"], strict=True)
     ]
     assert verdicts == ["right"] * 3
-    before = questions.own.graders([None, "number", "function: own_rules:same"])
+    before = custom_set.grader_digests([None, "number", "function: own_rules:same"])
     assert list(before) == ["function own_rules:same"]
     (tmp_path / "own_rules.py").write_text("def same(text, gold):\n    return True\n")
-    assert questions.own.graders(["function: own_rules:same"]) != before
+    assert custom_set.grader_digests(["function: own_rules:same"]) != before
 
 
 def test_faulty_files_are_named(tmp_path: Path) -> None:
     assert message(tmp_path / "no.jsonl").startswith("DIR/no.jsonl: no such file".replace("DIR", "DIR"))
-    assert message(own(tmp_path)) == "mine: no questions\n  do: look whether the file is empty"
+    assert message(own(tmp_path)) == "mine: no questions\n  hint: look whether the file is empty"
     bad = tmp_path / "latin.jsonl"
     bad.write_bytes('{"question": "caf\u00e9"}'.encode("latin-1"))
-    assert message(bad) == "DIR/latin.jsonl: not UTF-8 at byte 17\n  do: save it as UTF-8"
+    assert message(bad) == "DIR/latin.jsonl: not UTF-8 at byte 17\n  hint: save it as UTF-8"
     one = own(tmp_path, {"question": "How?", "answer": 1})
     assert "split is empty\n  found: 1 questions" in message(one)
     assert "splits of mine: a split of 11 questions was asked of 1" in message(one, validation=10, test=1)
@@ -177,25 +186,25 @@ def test_faulty_files_are_named(tmp_path: Path) -> None:
 
 
 def test_names_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"no set named 'gsmk8'\n  do: did you mean 'gsm8k'\?"):
-        questions.load("gsmk8", tmp_path)
+    with pytest.raises(UserError, match=r"no set named 'gsmk8'\n  hint: did you mean 'gsm8k'\?"):
+        data.load_set("gsmk8", tmp_path)
     with pytest.raises(UserError, match=r"did you mean 'bbh/navigate'\?"):
-        questions.load("bbh/navigat", tmp_path)
+        data.load_set("bbh/navigat", tmp_path)
     with pytest.raises(UserError, match="is the name of a known set"):
-        questions.load("svamp", file=own(tmp_path, {"question": "q", "answer": 1}))
+        data.load_set("svamp", file=own(tmp_path, {"question": "q", "answer": 1}))
     with pytest.raises(UserError, match="belong to a file of your own"):
-        questions.load("svamp", tmp_path, task="number")
+        data.load_set("svamp", tmp_path, task="number")
     with pytest.raises(UserError, match="unknown way to split"):
-        questions.load("svamp", tmp_path, splits="random")  # type: ignore[arg-type]
+        data.load_set("svamp", tmp_path, splits="random")  # type: ignore[arg-type]
     monkeypatch.delenv("POTSTILL_DATA", raising=False)
     with pytest.raises(
-        UserError, match=r"set svamp: no data folder\n  do: set POTSTILL_DATA, or `data:` .* sets of your own"
+        UserError, match=r"set svamp: no data folder\n  hint: set POTSTILL_DATA, or `data:` .* sets of your own"
     ):
-        questions.load("svamp")
+        data.load_set("svamp")
     with pytest.raises(UserError, match="data: no such folder"):
-        questions.load("svamp", tmp_path / "nowhere")
+        data.load_set("svamp", tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"SVAMP.json: no such file"):
-        questions.load("svamp", tmp_path)
+        data.load_set("svamp", tmp_path)
 
 
 # the five sets, from files written here
@@ -210,65 +219,67 @@ def test_small_sets_are_read_as_they_should(tmp_path: Path) -> None:
     write(tmp_path, "gsm8k/train.jsonl", json.dumps({"question": "q", "answer": "a <<1+1=2>>2\nb\n#### 1,002"}) + "\n")
     tests = [json.dumps({"question": f"t {i}", "answer": f"#### {i}"}) for i in range(40)]
     write(tmp_path, "gsm8k/test.jsonl", "\n".join(tests))
-    loaded = questions.load("gsm8k", tmp_path)
-    assert loaded[0] == questions.Question("gsm8k/train/0", "q", "1,002", "gsm8k", "train", "gsm8k", "a 2\nb")
+    loaded = data.load_set("gsm8k", tmp_path)
+    assert loaded[0] == data.Question("gsm8k/train/0", "q", "1,002", "gsm8k", "train", "gsm8k", "a 2\nb")
     assert {q.split for q in loaded[1:]} == {"validation", "test"}
 
     svamp = [{"ID": f"chal-{i}", "Body": f"He has {i}", "Question": "How many?", "Answer": float(i)} for i in range(30)]
     write(tmp_path, "svamp/SVAMP.json", json.dumps(svamp))
-    third = questions.load("svamp", tmp_path)[3]
+    third = data.load_set("svamp", tmp_path)[3]
     assert (third.id, third.text, third.gold) == ("svamp/chal-3", "He has 3. How many?", "3")
     svamp[3]["Answer"] = "3"
     write(tmp_path, "svamp/SVAMP.json", json.dumps(svamp))
     with pytest.raises(UserError, match=r"SVAMP.json record 3: `Answer` must be a number"):
-        questions.load("svamp", tmp_path)
+        data.load_set("svamp", tmp_path)
     write(tmp_path, "svamp/SVAMP.json", json.dumps(svamp)[:-40])
     with pytest.raises(UserError, match=r"SVAMP.json: not JSON"):
-        questions.load("svamp", tmp_path)
+        data.load_set("svamp", tmp_path)
     write(tmp_path, "asdiv/ASDiv.xml", "<a><Problem ID='n'><Body>x</Body>")
     with pytest.raises(UserError, match=r"ASDiv.xml: not XML"):
-        questions.load("asdiv", tmp_path)
+        data.load_set("asdiv", tmp_path)
     write(tmp_path, "asdiv/ASDiv.xml", "<a><Problem ID='n'><Body>x</Body><Question>y</Question></Problem></a>")
     with pytest.raises(UserError, match=r"ASDiv.xml record 0 \(n\): a problem without Answer"):
-        questions.load("asdiv", tmp_path)
+        data.load_set("asdiv", tmp_path)
     write(tmp_path, "multiarith/MultiArith.json", json.dumps([{"sQuestion": "q", "lSolutions": [1.0, 2.0]}]))
     with pytest.raises(UserError, match=r"record 0: `lSolutions` must hold one number"):
-        questions.load("multiarith", tmp_path)
+        data.load_set("multiarith", tmp_path)
 
 
 def test_leaks_are_found_across_sets() -> None:
-    def make(name: str, text: str, split) -> questions.Question:
-        return questions.Question(name, text, "1", set=name[0], split=split, task="number")
+    def make(name: str, text: str, split) -> data.Question:
+        return data.Question(name, text, "1", set=name[0], split=split, task="number")
 
     train, again = make("a/1", "How many?", "train"), make("a/2", "Other", "train")
     validation, test = make("b/1", "how MANY", "validation"), make("c/1", "How, many?", "test")
-    assert questions.leaks([train, again, validation, test]) == [(train, test), (validation, test)]
-    assert questions.leaks([test, validation]) == [(validation, test)]
-    assert questions.leaks([train, again]) == []
+    assert data.find_duplicates_across_splits([train, again, validation, test]) == [(train, test), (validation, test)]
+    assert data.find_duplicates_across_splits([test, validation]) == [(validation, test)]
+    assert data.find_duplicates_across_splits([train, again]) == []
 
 
 # the real files
 
 
-@pytest.mark.parametrize("name", questions.SETS)
+@pytest.mark.parametrize("name", data.SETS)
 def test_real_sets_are_whole_and_leak_free(data: Path, name: str) -> None:
     found = loaded(name, data)
     assert len(found) == len({q.id for q in found}) == SIZES[name]
-    assert questions.leaks(found) == []
+    assert find_duplicates_across_splits(found) == []
     assert not any(".." in q.text for q in found if q.set == "svamp")
     assert ("train" in {q.split for q in found}) == (name == "gsm8k")
 
 
 def test_shares_keep_all_sets_apart(data: Path) -> None:
-    assert questions.leaks([q for name in questions.SETS for q in loaded(name, data)]) == []
+    assert find_duplicates_across_splits([q for name in SETS for q in loaded(name, data)]) == []
 
 
 def test_counts_tear_a_few_questions_apart_and_leaks_names_them(data: Path) -> None:
     everything = [q for name in ("multiarith", "asdiv", "svamp") for q in loaded(name, data, "paper")]
-    torn = questions.leaks(everything)  # MultiArith and ASDiv share some questions, and the authors did not look
+    torn = find_duplicates_across_splits(
+        everything
+    )  # MultiArith and ASDiv share some questions, and the authors did not look
     assert len(torn) == 30 and sum(first.set == later.set == "multiarith" for first, later in torn) == 5
     dropped = {first.id for first, _ in torn}
-    assert questions.leaks([q for q in everything if q.id not in dropped]) == []
+    assert find_duplicates_across_splits([q for q in everything if q.id not in dropped]) == []
 
 
 def test_the_authors_own_validation_questions_of_multiarith(data: Path, tmp_path: Path) -> None:
@@ -281,11 +292,11 @@ def test_the_authors_own_validation_questions_of_multiarith(data: Path, tmp_path
     (tmp_path / "golden").mkdir()
     (tmp_path / "golden" / "authors_validation_indices.json").write_text('{"multiarith_dev200": [1, 2, 600]}')
     with pytest.raises(UserError, match="not indices of MultiArith"):
-        questions.load("multiarith", tmp_path, splits="paper")
+        load_set("multiarith", tmp_path, splits="paper")
 
 
 def test_paper_sizes(data: Path) -> None:
-    sizes = {name: Counter(q.split for q in loaded(name, data, "paper")) for name in questions.PAPER_VALIDATION}
+    sizes = {name: Counter(q.split for q in loaded(name, data, "paper")) for name in PAPER_VALIDATION}
     assert sizes["gsm8k"] == {"train": 7473, "validation": 500, "test": 819}
     assert sizes["multiarith"] == {"validation": 200, "test": 400}
     assert sizes["asdiv"] == {"validation": 500, "test": 1805}
@@ -296,7 +307,7 @@ def test_paper_sizes(data: Path) -> None:
 
 
 def test_one_task_of_bbh_is_the_same_alone(data: Path) -> None:
-    alone = questions.load("bbh/navigate", data)
+    alone = load_set("bbh/navigate", data)
     assert alone == [q for q in loaded("bbh", data) if q.task == "bbh/navigate"]
     assert {q.set for q in alone} == {"bbh"}
 
@@ -304,22 +315,22 @@ def test_one_task_of_bbh_is_the_same_alone(data: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "style"),
     [
-        ("prompt_simple_4_cases", prompts.PAPER),
-        ("prompt_complex", prompts.TEACHER),
-        ("prompt_original", prompts.TEACHER),
+        ("prompt_simple_4_cases", prompts.PAPER_STYLE),
+        ("prompt_complex", prompts.TEACHER_STYLE),
+        ("prompt_original", prompts.TEACHER_STYLE),
     ],
 )
-def test_prompt_files_are_rebuilt_byte_for_byte(data: Path, name: str, style: prompts.Style) -> None:
+def test_prompt_files_are_rebuilt_byte_for_byte(data: Path, name: str, style: prompts.PromptStyle) -> None:
     file = data / "prompts" / f"{name}.txt"
-    shots = questions.demonstrations(file)
-    asked = prompts.build("Why?", ONE_SHOT, style=style).plain
-    assert prompts.build("Why?", FEW_SHOT, shots, style=style).plain == file.read_text() + "\n" + asked
+    shots = read_demonstrations(file)
+    asked = prompts.build_prompt("Why?", ONE_SHOT, style=style).plain
+    assert prompts.build_prompt("Why?", FEW_SHOT, shots, style=style).plain == file.read_text() + "\n" + asked
 
 
 def test_answer_only_prompt_file_is_rebuilt(data: Path) -> None:
     file = data / "prompts" / "prompt_direct.txt"
-    shots = questions.demonstrations(file)
-    built = prompts.build("Why?", prompts.Format(True, False), shots, style=prompts.TEACHER).plain
+    shots = read_demonstrations(file)
+    built = prompts.build_prompt("Why?", prompts.PromptFormat(True, False), shots, style=prompts.TEACHER_STYLE).plain
     assert built == file.read_text() + "\nQuestion: Why?\nThe answer is"
     assert not any(shot.rationale for shot in shots)
 
@@ -328,21 +339,23 @@ def test_a_torn_prompt_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "shots.txt"
     file.write_text("Q: a\nThe answer is 1\n\nQ: b\nThe ans")
     with pytest.raises(UserError, match=r"shots.txt block 2: not a demonstration\n  found: Q: b"):
-        questions.demonstrations(file)
+        data.read_demonstrations(file)
     file.write_text("\n")
     with pytest.raises(UserError, match="no demonstrations"):
-        questions.demonstrations(file)
+        data.read_demonstrations(file)
 
 
 @pytest.mark.parametrize("task", bbh.TASKS)
 def test_official_bbh_prompts_are_rebuilt_without_the_canary(data: Path, task: str) -> None:
     text = (data / "bbh" / "cot-prompts" / f"{task}.txt").read_text()
-    instruction, shots = bbh.demonstrations(data, task)
-    style = bbh.style(task)
-    built = prompts.build("Why?", FEW_SHOT, shots, style=style, instruction=instruction).plain
+    instruction, shots = bbh.read_bbh_demonstrations(data, task)
+    style = bbh.bbh_prompt_style(task)
+    built = prompts.build_prompt("Why?", FEW_SHOT, shots, style=style, instruction=instruction).plain
     assert built == text.partition("\n-----\n")[2] + "\n\nQ: Why?\nA: Let's think step by step."
     assert len(shots) == 3 and "canary" not in built.lower()
-    bare = prompts.build("Why?", prompts.Format(True, False), shots, style=style, instruction=instruction).plain
+    bare = prompts.build_prompt(
+        "Why?", prompts.PromptFormat(True, False), shots, style=style, instruction=instruction
+    ).plain
     expected = [f"Q: {shot.question}\nA: {shot.answer}" for shot in shots]
     assert bare == "\n\n".join([instruction, *expected, "Q: Why?\nA:"])
     assert not any(shot.rationale[:30] in bare for shot in shots)

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from potstill import students
+from potstill import models
+from potstill.models import Example, Shape, Student, t5_unpadded
+from potstill.models.unpadded import MIN_LENGTH_RATIO, build_layout
 from potstill.records import Target
-from potstill.students import Example, Shape, Student, stack
-from potstill.students.ragged import SLACK, lay
 from test_training import TOKENIZER, close, gradients, lessons, make
 
 
@@ -41,7 +41,7 @@ def chains(student: Student) -> list[Example]:
 @pytest.mark.parametrize("gated", [True, False])
 def test_hidden_states_are_those_of_the_model_with_padding(gated):
     shape = Shape("t5", 16, 2, 2, 32, 8, TOKENIZER.size, gated=gated, tied=not gated)
-    student = students.initialise(shape, TOKENIZER, 1)
+    student = models.random_student(shape, TOKENIZER, 1)
     with torch.no_grad():  # a bias that is seen
         for name, value in student.model.named_parameters():
             if "relative_attention_bias" in name:
@@ -90,7 +90,7 @@ def test_a_layout_holds_each_token_once(lengths, heads):
         return np.split(np.random.default_rng(1).permutation(ends[-1]), ends[:-1])
 
     queries, keys = rows(0), rows(1)
-    layout = lay(queries, keys, heads)
+    layout = build_layout(queries, keys, heads)
     for places, own in ((layout.queries, queries), (layout.keys, keys)):
         flat = torch.randn(sum(map(len, own)) * heads, 2, dtype=torch.float64, requires_grad=True)
         assert torch.equal(places.scatter(places.gather(flat)), flat)
@@ -101,7 +101,7 @@ def test_a_layout_holds_each_token_once(lengths, heads):
     assert sum(sizes) == len(layout.queries.into)
     for square in layout.squares:
         if square.hidden is not None:
-            assert int((~square.hidden).sum(1).min()) >= SLACK * square.keys
+            assert int((~square.hidden).sum(1).min()) >= MIN_LENGTH_RATIO * square.keys
 
 
 @pytest.mark.parametrize("biased", [True, False])
@@ -110,7 +110,7 @@ def test_torchs_kernel_is_the_plain_attention(biased):
     draw = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(2, 3, n, 4, generator=draw) for n in (5, 7, 7))
     bias = torch.randn(2, 3, 5, 7, generator=draw) if biased else None
-    plain, fused = (stack.attend(q, k, v, bias, 0.0, fused=fused) for fused in (False, True))
+    plain, fused = (t5_unpadded.attend(q, k, v, bias, 0.0, fused=fused) for fused in (False, True))
     torch.testing.assert_close(plain, fused, rtol=1e-5, atol=1e-5)
 
 
@@ -126,7 +126,7 @@ def test_dropout_falls_on_every_sum():
 
 
 def test_the_norms_gradient():
-    own = stack._Norm.apply
+    own = t5_unpadded._RMSNorm.apply
     draw = torch.Generator().manual_seed(2)
     values = torch.randn(4, 6, generator=draw, dtype=torch.float64).requires_grad_()
     weight = torch.randn(6, generator=draw, dtype=torch.float64).requires_grad_()

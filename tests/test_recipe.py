@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lowest
-from potstill import recipe
 from potstill.errors import UserError
-from potstill.recipe import reading, synonyms
+from potstill.recipe import Recipe, find_path, load_recipe, parse_recipe, recipe_json_schema, recipe_to_yaml, synonyms
+from potstill.recipe.load import _known_keys
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,29 +22,37 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize(
     "text, changes, message",
     [
-        ("nam: x\n", (), "r.yaml line 1: unknown key nam\n  do: did you mean name?"),
-        ("name: x\ntrain:\n  stps: 3\n", (), "r.yaml line 3: unknown key train.stps\n  do: did you mean train.steps?"),
+        ("nam: x\n", (), "r.yaml line 1: unknown key nam\n  hint: did you mean name?"),
+        (
+            "name: x\ntrain:\n  stps: 3\n",
+            (),
+            "r.yaml line 3: unknown key train.stps\n  hint: did you mean train.steps?",
+        ),
         (
             "name: x\nlearning_rate: 1\n",
             (),
-            "r.yaml line 2: unknown key learning_rate\n  do: did you mean train.learning_rate?",
+            "r.yaml line 2: unknown key learning_rate\n  hint: did you mean train.learning_rate?",
         ),
-        ("name: x\n", ("train.stps=3",), "--set train.stps=3: unknown key train.stps\n  do: did you mean train.steps?"),
+        (
+            "name: x\n",
+            ("train.stps=3",),
+            "--set train.stps=3: unknown key train.stps\n  hint: did you mean train.steps?",
+        ),
         (
             "name: x\n",
             ("train.steps",),
-            "--set train.steps: a change is key=value\n  do: for example --set train.steps=20",
+            "--set train.steps: a change is key=value\n  hint: for example --set train.steps=20",
         ),
         (
             "name: x\ntrain: {precision: float16}\n",
             (),
             "r.yaml line 2: train.precision: float16 overflows in T5 and FlanT5; take bfloat16, or float32 where there "
-            'is none\n  found: "float16"\n  do: change train.precision',
+            'is none\n  found: "float16"\n  hint: change train.precision',
         ),
         (
             "name: x\ntrain: {hold: 3}\n",
             (),
-            "r.yaml line 2: train: hold is for a schedule that falls: linear or cosine\n  do: change train",
+            "r.yaml line 2: train: hold is for a schedule that falls: linear or cosine\n  hint: change train",
         ),
         (
             "name: x\ntrain: {steps: twelve}\n",
@@ -61,12 +69,12 @@ ROOT = Path(__file__).parent.parent
         (
             "name: x\nsets: {m: {url: 'https://a/b.jsonl'}}\n",
             (),
-            "r.yaml line 2: sets.m: url needs the sha256 of its file (sha256sum FILE)\n  do: change sets.m",
+            "r.yaml line 2: sets.m: url needs the sha256 of its file (sha256sum FILE)\n  hint: change sets.m",
         ),
         (
             "name: x\nsets: {m: {hub: owner/name, file: a.jsonl}}\n",
             (),
-            "r.yaml line 2: sets.m: hub needs a revision: a commit, since branches change\n  do: change sets.m",
+            "r.yaml line 2: sets.m: hub needs a revision: a commit, since branches change\n  hint: change sets.m",
         ),
         (
             f"name: x\nsets: {{m: {{hub: owner/name, file: ../a.jsonl, revision: '{'a' * 40}'}}}}\n",
@@ -89,7 +97,7 @@ ROOT = Path(__file__).parent.parent
         (
             f"name: x\nsets: {{m: {{url: 'https://a/b', file: a, sha256: '{'a' * 64}'}}}}\n",
             (),
-            "r.yaml line 2: sets.m: url stands alone, without file, hub and revision\n  do: change sets.m",
+            "r.yaml line 2: sets.m: url stands alone, without file, hub and revision\n  hint: change sets.m",
         ),
         (
             "name: x\ntrain: {sharding: full, lora: 8}\n",
@@ -97,17 +105,17 @@ ROOT = Path(__file__).parent.parent
             "r.yaml line 2: train: sharding: full is for optimizer: adamw without lora; set it to none\n"
             "  do: change train",
         ),
-        ("train: {}\n", (), "r.yaml: name is missing\n  do: add name"),
-        ("", (), "r.yaml: a recipe is a mapping of keys\n  found: nothing\n  do: begin with `name: ...`"),
+        ("train: {}\n", (), "r.yaml: name is missing\n  hint: add name"),
+        ("", (), "r.yaml: a recipe is a mapping of keys\n  found: nothing\n  hint: begin with `name: ...`"),
         (
             "name: x\nname: y\n",
             (),
-            'r.yaml line 2: not valid YAML\n  found: found duplicate key "name"\n  do: write each key once',
+            'r.yaml line 2: not valid YAML\n  found: found duplicate key "name"\n  hint: write each key once',
         ),
         (
             "name: x\nteacher: {kind: local}\n",
             (),
-            "r.yaml line 2: teacher: a local teacher needs model\n  do: change teacher",
+            "r.yaml line 2: teacher: a local teacher needs model\n  hint: change teacher",
         ),
         (
             "name: x\ntrain:\n\tsteps: 3\n",
@@ -118,13 +126,13 @@ ROOT = Path(__file__).parent.parent
         (
             "name: x\nstudent: {tokenizer: t, shape: {family: t5, d_model: 8, heads: 2, d_ff: 8}}\n",
             (),
-            "r.yaml line 2: student.shape.layers is missing\n  do: add student.shape.layers",
+            "r.yaml line 2: student.shape.layers is missing\n  hint: add student.shape.layers",
         ),
     ],
 )
 def test_a_fault_is_one_message_with_its_place(text: str, changes: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        recipe.parse(text, "r.yaml", changes)
+        parse_recipe(text, "r.yaml", changes)
     assert str(caught.value) == message
 
 
@@ -141,27 +149,27 @@ def test_a_fault_is_one_message_with_its_place(text: str, changes: tuple[str, ..
 )
 def test_what_would_make_numbers_dishonest_is_refused(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        recipe.parse(f"name: x\n{text}\n", "r.yaml")
+        parse_recipe(f"name: x\n{text}\n", "r.yaml")
 
 
 def test_scalars_are_yaml_1_2() -> None:
-    read = recipe.parse("name: x\nquestions: {train: [no, on]}\ntrain: {learning_rate: 5e-4}\n", "r.yaml")
+    read = parse_recipe("name: x\nquestions: {train: [no, on]}\ntrain: {learning_rate: 5e-4}\n", "r.yaml")
     assert read.questions.train == ["no", "on"]
     assert read.train.learning_rate == 0.0005
 
 
 def test_changes_win_and_are_typed() -> None:
-    read = recipe.parse("name: x\n", "r.yaml", ["train.steps=7", "questions.train=[a, b]", "name=y"])
+    read = parse_recipe("name: x\n", "r.yaml", ["train.steps=7", "questions.train=[a, b]", "name=y"])
     assert (read.train.steps, read.questions.train, read.name) == (7, ["a", "b"], "y")
 
 
 def test_the_resolved_recipe_reads_back_as_itself() -> None:
-    read = recipe.parse("name: x\nsets: {m: {file: m.jsonl, fields: {question: q}}}\n", "r.yaml", ["train.clip=null"])
-    assert recipe.parse(recipe.resolved(read), "resolved") == read
+    read = parse_recipe("name: x\nsets: {m: {file: m.jsonl, fields: {question: q}}}\n", "r.yaml", ["train.clip=null"])
+    assert parse_recipe(recipe_to_yaml(read), "resolved") == read
 
 
 def test_a_recipe_is_frozen() -> None:
-    read = recipe.parse("name: x\n", "r.yaml")
+    read = parse_recipe("name: x\n", "r.yaml")
     with pytest.raises(ValueError, match="frozen"):
         read.train.steps = 3  # type: ignore[misc]
 
@@ -169,14 +177,14 @@ def test_a_recipe_is_frozen() -> None:
 def test_names_cannot_leave_the_run_folder() -> None:
     for name in ("../x", "a/b", "", ".x"):
         with pytest.raises(UserError):
-            recipe.parse(f"name: '{name}'\n", "r.yaml")
+            parse_recipe(f"name: '{name}'\n", "r.yaml")
 
 
 def test_every_recipe_of_the_repository_is_valid() -> None:
     paths = sorted((ROOT / "recipes").glob("*.yaml"))
     assert len(paths) >= 5
     for path in paths:
-        assert recipe.load(path).name == path.stem
+        assert load_recipe(path).name == path.stem
 
 
 @pytest.mark.skipif(
@@ -184,7 +192,7 @@ def test_every_recipe_of_the_repository_is_valid() -> None:
 )
 def test_the_schema_for_editors_is_current() -> None:
     kept = json.loads((ROOT / "recipes" / "recipe.schema.json").read_text())
-    assert kept == recipe.schema(), (
+    assert kept == recipe_json_schema(), (
         "write it anew: python -c 'import json, potstill.recipe as r; print(json.dumps(r.schema(), indent=1))'"
     )
 
@@ -193,22 +201,22 @@ def test_find_looks_in_both_places_and_refuses_to_guess(tmp_path: Path, monkeypa
     (tmp_path / "here").mkdir()
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    read = recipe.parse("name: x\n", "r.yaml", [f"data={tmp_path / 'data'}"])
+    read = parse_recipe("name: x\n", "r.yaml", [f"data={tmp_path / 'data'}"])
     with pytest.raises(UserError, match="nothing is there") as raised:
-        recipe.find(read, "a.jsonl", "sets.m.file")
+        find_path(read, "a.jsonl", "sets.m.file")
     assert f"looked at {tmp_path / 'here' / 'a.jsonl'} and {tmp_path / 'data' / 'a.jsonl'}" in raised.value.found
     (tmp_path / "data" / "a.jsonl").touch()
-    assert recipe.find(read, "a.jsonl", "sets.m.file") == tmp_path / "data" / "a.jsonl"
+    assert find_path(read, "a.jsonl", "sets.m.file") == tmp_path / "data" / "a.jsonl"
     (tmp_path / "here" / "a.jsonl").touch()
     with pytest.raises(UserError, match="could mean two places"):
-        recipe.find(read, "a.jsonl", "sets.m.file")
-    assert recipe.find(read, "./a.jsonl", "sets.m.file") == Path("a.jsonl")
+        find_path(read, "a.jsonl", "sets.m.file")
+    assert find_path(read, "./a.jsonl", "sets.m.file") == Path("a.jsonl")
 
 
 def test_adafactor_has_no_betas() -> None:
-    assert recipe.parse("name: a", "a", ["train.betas=[0.9, 0.98]"]).train.betas == [0.9, 0.98]
+    assert parse_recipe("name: a", "a", ["train.betas=[0.9, 0.98]"]).train.betas == [0.9, 0.98]
     with pytest.raises(UserError, match="adafactor has no betas"):
-        recipe.parse("name: a", "a", ["train.optimizer=adafactor", "train.betas=[0.9, 0.98]"])
+        parse_recipe("name: a", "a", ["train.optimizer=adafactor", "train.betas=[0.9, 0.98]"])
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -251,21 +259,21 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 def test_a_hostile_text_is_one_message_at_once(text: str, what: str, line: int) -> None:
     with pytest.raises(UserError) as caught:
-        recipe.parse(text, "r.yaml")
-    assert caught.value.what.startswith(what) and caught.value.do and len(str(caught.value)) < 1000
+        parse_recipe(text, "r.yaml")
+    assert caught.value.what.startswith(what) and caught.value.hint and len(str(caught.value)) < 1000
     assert not line or caught.value.where == f"r.yaml line {line}"
     with pytest.raises(UserError) as caught:
-        recipe.parse("name: x", "r.yaml", [f"seed={text}"])
+        parse_recipe("name: x", "r.yaml", [f"seed={text}"])
     assert caught.value.where.startswith("--set seed=")
 
 
 def test_values_that_look_odd_and_are_none(tmp_path: Path) -> None:
     merged = "name: 2026-99-99\nteacher: &t {kind: human}\nsets: {a: &s {file: x}, b: {<<: *s, task: number}}\n"
-    found = recipe.parse(merged, "r.yaml")
+    found = parse_recipe(merged, "r.yaml")
     assert found.name == "2026-99-99" and found.sets["b"].file == "x" and found.sets["b"].task == "number"
-    assert recipe.parse("name: 2026-11-28\n", "r.yaml").name == "2026-11-28", "a date is a text"
+    assert parse_recipe("name: 2026-11-28\n", "r.yaml").name == "2026-11-28", "a date is a text"
     with pytest.raises(UserError, match=r"line 3: unknown key sets\.b\.tsk"):
-        recipe.parse(merged.replace("task", "tsk"), "r.yaml")
+        parse_recipe(merged.replace("task", "tsk"), "r.yaml")
 
 
 @settings(max_examples=200, deadline=None)
@@ -273,7 +281,7 @@ def test_values_that_look_odd_and_are_none(tmp_path: Path) -> None:
 def test_any_text_is_a_recipe_or_one_message(text: str) -> None:
     for changes in ((), (f"report.notes={text}",)):
         with contextlib.suppress(UserError):
-            recipe.parse("name: x\n" + text if not changes else "name: x", "r.yaml", changes)
+            parse_recipe("name: x\n" + text if not changes else "name: x", "r.yaml", changes)
 
 
 @pytest.mark.parametrize(
@@ -303,22 +311,22 @@ def test_any_text_is_a_recipe_or_one_message(text: str) -> None:
 )
 def test_the_key_that_was_meant(text: str, advice: str) -> None:
     with pytest.raises(UserError) as caught:
-        recipe.parse(f"name: x\n{text}\n", "r.yaml")
-    assert caught.value.what.startswith("unknown key ") and caught.value.do == advice
+        parse_recipe(f"name: x\n{text}\n", "r.yaml")
+    assert caught.value.what.startswith("unknown key ") and caught.value.hint == advice
     key, _, value = text.partition(": {")
     if value.count(":") == 1 and key != "repair":
         inner, _, last = value.rstrip("}").partition(": ")
         with pytest.raises(UserError) as caught:
-            recipe.parse("name: x\n", "r.yaml", [f"{key}.{inner}={last}"])
-        assert caught.value.do == advice and caught.value.where.startswith("--set ")
+            parse_recipe("name: x\n", "r.yaml", [f"{key}.{inner}={last}"])
+        assert caught.value.hint == advice and caught.value.where.startswith("--set ")
 
 
 def test_every_synonym_names_keys_that_there_are() -> None:
-    known = {".".join(key) for key in reading._known_keys(recipe.Recipe)}
+    known = {".".join(key) for key in _known_keys(Recipe)}
     for word, meant in synonyms.SYNONYMS.items():
         named = re.findall(r"\b[a-z_]+(?:\.[a-zA-Z_]+)+", meant) if meant.startswith("=") else meant.split()
         assert set(named) <= known, word
-        assert synonyms.meant((word,)) and word == word.lower()
+        assert synonyms.find_synonym((word,)) and word == word.lower()
 
 
 @pytest.mark.parametrize(
@@ -346,8 +354,8 @@ def test_every_synonym_names_keys_that_there_are() -> None:
 )
 def test_the_remedy_says_what_to_write(text: str, advice: str) -> None:
     with pytest.raises(UserError) as caught:
-        recipe.parse(f"name: x\n{text}\n", "r.yaml")
-    assert caught.value.do.startswith(advice) and caught.value.where == "r.yaml line 2"
+        parse_recipe(f"name: x\n{text}\n", "r.yaml")
+    assert caught.value.hint.startswith(advice) and caught.value.where == "r.yaml line 2"
 
 
 @pytest.mark.parametrize(
@@ -365,8 +373,8 @@ def test_a_name_of_the_hub_and_a_typo_are_told_apart(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "flan-t5-base").mkdir(parents=True)
     with pytest.raises(UserError, match="nothing is there") as caught:
-        recipe.find(recipe.parse("name: x", "r.yaml"), path, "student.model")
-    assert advice in caught.value.do and caught.value.where == "student.model"
+        find_path(parse_recipe("name: x", "r.yaml"), path, "student.model")
+    assert advice in caught.value.hint and caught.value.where == "student.model"
 
 
 def test_a_link_that_leads_to_itself_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,13 +382,13 @@ def test_a_link_that_leads_to_itself_is_one_message(tmp_path: Path, monkeypatch:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "r.yaml").symlink_to("r.yaml")
     with pytest.raises(UserError):
-        recipe.find(recipe.parse("name: x", "r.yaml"), "loop", "student.model")
+        find_path(parse_recipe("name: x", "r.yaml"), "loop", "student.model")
     with pytest.raises(UserError, match="cannot be read"):
-        recipe.load(tmp_path / "r.yaml")
+        load_recipe(tmp_path / "r.yaml")
 
 
 @pytest.mark.parametrize("value", ["[sk-secret]", "12345678901", "sk-secret\n    key: sk-secret2", "{a: sk-secret}"])
 def test_no_message_repeats_what_may_be_a_secret(value: str) -> None:
     with pytest.raises(UserError) as caught:
-        recipe.parse(f"name: x\nteacher:\n  server:\n    key: {value}\n", "r.yaml")
+        parse_recipe(f"name: x\nteacher:\n  server:\n    key: {value}\n", "r.yaml")
     assert "secret" not in str(caught.value) and "12345" not in str(caught.value)

@@ -10,33 +10,24 @@ from pathlib import Path
 import pytest
 import torch
 
+import potstill
 import tiny
 from crashing import Crash, crash
-from potstill import (
-    account,
-    engines,
-    exam,
-    plan,
-    prompts,
-    run,
-    story,
-    students,
-    tokenizers,
-    training,
-    transfer,
-    vocabulary,
-)
-from potstill.contenders import Contender
-from potstill.engines import Request
+from potstill import dry_run, inference, models, prompts, runner, tokenization, training
+from potstill.alignment import cross_tokenizer
+from potstill.data import run_questions
+from potstill.data.splits import canonical_question
 from potstill.errors import UserError
-from potstill.files import manifest, reading
-from potstill.lessons.retold import _told, retold
-from potstill.questions import collected
-from potstill.records import END, Chain, Prompt, Turn
-from potstill.splits import canonical
-from potstill.stages import repair as stage
-from potstill.students import Example, Shape
-from potstill.teachers import local
+from potstill.evaluation import checkpoint
+from potstill.inference import Request
+from potstill.models import Example, Shape, hard_example
+from potstill.records import END, Chain, Checkpoint, Prompt, Turn
+from potstill.report import collect, summary
+from potstill.stages import on_policy
+from potstill.storage import manifest, read
+from potstill.teachers import local_model
+from potstill.tokenization import encoder
+from potstill.training.teacher_scores import _teacher_target, rescore_across_tokenizers
 from test_training import TEXTS, TOKENIZER, make
 
 REPLAY = "train.replay={share: 0.2, sets: [more]}"
@@ -61,14 +52,18 @@ def complete(world: Path, chosen: Path, tmp_path_factory: pytest.TempPathFactory
 def repaired(world: Path, complete: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was finished without repair, and then got it."""
     at = Path(shutil.copytree(complete, tmp_path_factory.mktemp("repaired") / "run"))
-    return run.run(tiny.recipe(world, REPLAY, REPAIR), folder=at, redo="test")
+    return runner.run(tiny.recipe(world, REPLAY, REPAIR), folder=at, redo="test")
 
 
 def test_what_comes_of_it_answers_beside_the_choice(chosen: Path, repaired: Path) -> None:
     before, after = (tiny.contents(each) for each in (chosen, repaired))
     assert [name for name in before if before[name] != after[name]] == [], "up to the choice nothing is made again"
-    choice = exam.choice(repaired).contender
-    assert exam.answered(repaired / "test") == [Contender(0), choice, replace(choice, repaired=3)]
+    choice = checkpoint.read_choice(repaired).contender
+    assert checkpoint.list_answered_checkpoints(repaired / "test") == [
+        Checkpoint(0),
+        choice,
+        replace(choice, repaired=3),
+    ]
     weights = {
         name: (repaired / path / "model.safetensors").read_bytes()
         for name, path in (
@@ -79,20 +74,20 @@ def test_what_comes_of_it_answers_beside_the_choice(chosen: Path, repaired: Path
     }
     assert weights["student"] == weights["chosen"] != weights["repaired"], "the student's folder is that of the choice"
     name = replace(choice, repaired=3).name
-    assert manifest.finished(repaired / "repair" / name) and not (repaired / "evaluate" / name).exists()
-    rows = [row for _, row in reading.read_jsonl(repaired / "repair" / "metrics.jsonl")]
+    assert manifest.read_finished(repaired / "repair" / name) and not (repaired / "evaluate" / name).exists()
+    rows = [row for _, row in read.read_jsonl(repaired / "repair" / "metrics.jsonl")]
     assert [row["step"] for row in rows] == [1, 2, 3] and all(set(row["taught"]) == {"own", "kept"} for row in rows)
     assert all(row["loss"] > 0 and row["kept"] < 1 for row in rows)
     assert rows[0]["losses"]["kept"] < 1e-4 < rows[-1]["losses"]["kept"], "at first it is the one that scores these"
 
 
 def test_it_is_a_row_of_the_report(repaired: Path) -> None:
-    from potstill.cli.show import recipe_of
+    from potstill.cli.run_folder import read_run_recipe
 
-    told = account.tell(repaired, recipe_of(repaired))
-    lines = story.lines(told)
+    told = collect.collect_report(repaired, read_run_recipe(repaired))
+    lines = summary.summary_rows(told)
     assert [line.shown for line in lines] == ["base", "specialized", "repaired"]
-    assert sum(each.contender.repaired > 0 for each in story.checkpoints(told)) == 1
+    assert sum(each.contender.repaired > 0 for each in summary.scores_by_checkpoint(told)) == 1
     assert lines[2].taught == f"its own answers to more, scored by the base, after step {lines[1].contender.label}"
     page = (repaired / "report" / "index.html").read_text()
     assert "3 steps on its own answers to more" in page and "the others (grey)" in page and "control:" not in page
@@ -101,11 +96,11 @@ def test_it_is_a_row_of_the_report(repaired: Path) -> None:
 
 
 def test_nothing_that_is_measured_is_asked(repaired: Path) -> None:
-    asked = manifest.finished(repaired / "repair")
+    asked = manifest.read_finished(repaired / "repair")
     assert asked is not None
-    rows = {canonical(q.text) for q in collected.questions(repaired, ["more"], "train")}
-    measured = [q for split in ("validation", "test") for q in collected.questions(repaired, tiny.SETS, split)]
-    assert 0 < asked.counts["questions"] <= len(rows) and rows.isdisjoint(canonical(q.text) for q in measured)
+    rows = {canonical_question(q.text) for q in run_questions.read_questions(repaired, ["more"], "train")}
+    measured = [q for split in ("validation", "test") for q in run_questions.read_questions(repaired, tiny.SETS, split)]
+    assert 0 < asked.counts["questions"] <= len(rows) and rows.isdisjoint(canonical_question(q.text) for q in measured)
 
 
 def test_what_was_tested_without_a_repair_is_not_tested_with_one_unasked(
@@ -121,15 +116,15 @@ def test_a_repair_that_is_taken_back_leaves_nothing_in_the_report(
     world: Path, complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:  # made by another version, which is no longer this run's
-        patch.setitem(stage.VERSIONS, "loss", 99)
+        patch.setitem(on_policy.VERSIONS, "loss", 99)
         at = Path(shutil.copytree(complete, tmp_path / "run"))
-        run.run(tiny.recipe(world, REPLAY, REPAIR), folder=at, redo="test")
+        runner.run(tiny.recipe(world, REPLAY, REPAIR), folder=at, redo="test")
     with pytest.raises(UserError, match=r"test was made(.|\n)*: content of repair \(none now\)\n.*--redo test "):
         tiny.make(world, at, REPLAY)
-    run.run(tiny.recipe(world, REPLAY), folder=at, redo="test")
+    runner.run(tiny.recipe(world, REPLAY), folder=at, redo="test")
     left = {name: content for name, content in tiny.contents(at).items() if not name.startswith("repair/")}
     assert left == tiny.contents(complete)
-    assert manifest.finished(at / "repair"), "it is there again when the recipe has it again"
+    assert manifest.read_finished(at / "repair"), "it is there again when the recipe has it again"
 
 
 @pytest.mark.slow
@@ -157,8 +152,8 @@ def test_a_crash_in_a_repair_leaves_nothing_that_a_resume_does_not_mend(
 def test_what_is_told_of_a_text_is_the_tellers_own_distribution(family) -> None:
     student = make(family)
     prompt, ids = (7, 8, 9), (5, 11, 6)
-    rows = [students.written(prompt, ids, student.tokenizer.eos), students.written(prompt[:2], ids[:1], None)]
-    found = students.told(student, rows, 3)
+    rows = [models.hard_example(prompt, ids, student.tokenizer.eos), models.hard_example(prompt[:2], ids[:1], None)]
+    found = models.teacher_forced_scores(student, rows, 3)
     batch = student.batch(rows)
     with torch.no_grad():
         dense = student.head.logits(student.hidden(batch)).softmax(-1)
@@ -177,8 +172,8 @@ def test_the_reverse_divergence_of_a_student_is_that_of_whole_distributions(fami
     student, scorer = make(family), make(family)
     with torch.no_grad():
         scorer.head.weight.mul_(1.5)
-    rows = [students.written((7, 8, 9), (5, 11, 6), student.tokenizer.eos)]
-    batch = student.batch(students.told(scorer, rows, student.head.weight.shape[0]))
+    rows = [models.hard_example((7, 8, 9), (5, 11, 6), student.tokenizer.eos)]
+    batch = student.batch(models.teacher_forced_scores(scorer, rows, student.head.weight.shape[0]))
     with torch.no_grad():
         log_p = scorer.head.logits(scorer.hidden(batch)).log_softmax(-1)
     log_q = student.head.logits(student.hidden(batch)).log_softmax(-1)
@@ -199,18 +194,18 @@ def test_a_student_comes_nearer_to_what_scores_its_own_texts(divergence) -> None
         for value in student.parameters():
             value.add_(0.3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1)) * value.std())
     student.divergence, student.mass = divergence, "tail"
-    engine = engines.open(student)
+    engine = inference.open_engine(student)
 
-    def own(step: int) -> list[list[students.Example]]:
+    def own(step: int) -> list[list[models.Example]]:
         requests = [Request((f"{step}/{place}", 0), (7, 8, 9 + place)) for place in range(8)]
         texts = engine.generate(requests, max_tokens=6, temperature=1.0, seed=1)
         end = {"end": student.tokenizer.eos}
-        rows = [students.written(r.prompt, t.ids, end.get(t.stop)) for r, t in zip(requests, texts, strict=True)]
-        return [students.told(scorer, rows, 8)]
+        rows = [models.hard_example(r.prompt, t.ids, end.get(t.stop)) for r, t in zip(requests, texts, strict=True)]
+        return [models.teacher_forced_scores(scorer, rows, 8)]
 
-    adam = training.optimizer(student, 3e-3)
+    adam = training.build_optimizer(student, 3e-3)
     schedule = training.Schedule("constant", 3e-3)
-    losses = [s.loss for s in training.steps(student, adam, own, first=1, last=24, schedule=schedule, seed=1)]
+    losses = [s.loss for s in training.train_steps(student, adam, own, first=1, last=24, schedule=schedule, seed=1)]
     assert sum(losses[-6:]) < 0.6 * sum(losses[:6]), losses
 
 
@@ -234,14 +229,16 @@ def test_through_transfer_the_students_own_tokens_are_told_the_same() -> None:
     own, prompts = student.tokenizer, {"a": "2 + 2", "b": "3 + 4"}
     asked = {name: Prompt((Turn("user", text),)) for name, text in prompts.items()}
     rows = [
-        students.written(
+        models.hard_example(
             tuple(scorer.encode(scorer.render(asked[name]))), tuple(own.encode(text).ids), end, name, "own"
         )
         for name, text, end in (("a", "The answer is 4", own.eos), ("b", "2 + 2", None))
     ]
     whole = own.size
-    found = retold(engines.open(scorer), own, own, asked.__getitem__, rows, candidates=whole, budget=99)
-    for one, other in zip(found, students.told(scorer, rows, whole), strict=True):
+    found = rescore_across_tokenizers(
+        inference.open_engine(scorer), own, own, asked.__getitem__, rows, candidates=whole, budget=99
+    )
+    for one, other in zip(found, models.teacher_forced_scores(scorer, rows, whole), strict=True):
         assert one.target.ids == other.target.ids and one.prompt == other.prompt and one.question == other.question
         for position in range(len(one.target)):
             told, wanted = one.target.distribution(position), other.target.distribution(position)
@@ -253,14 +250,16 @@ def test_through_transfer_the_students_own_tokens_are_told_the_same() -> None:
 
 def test_a_scorer_of_other_tokens_tells_of_each_text_as_the_student_cuts_it() -> None:
     student, own = make("t5"), TOKENIZER
-    other = tokenizers.train_bpe(TEXTS, 300)
-    scorer = students.initialise(Shape("causal", 16, 2, 2, 32, 8, other.size), other, 2)
+    other = tokenization.train_bpe(TEXTS, 300)
+    scorer = models.random_student(Shape("causal", 16, 2, 2, 32, 8, other.size), other, 2)
     texts = {"a": ("The answer is 4", own.eos), "b": ("2 + 2", None), "c": ("4", own.eos)}
     asked = {name: Prompt((Turn("user", name),)) for name in texts}
-    rows = [students.written((7,), tuple(own.encode(t).ids), end, name, "own") for name, (t, end) in texts.items()]
+    rows = [models.hard_example((7,), tuple(own.encode(t).ids), end, name, "own") for name, (t, end) in texts.items()]
 
     def told(rows: list[Example], budget: int) -> list[Example]:
-        return retold(engines.open(scorer), other, own, asked.__getitem__, rows, candidates=9, budget=budget)
+        return rescore_across_tokenizers(
+            inference.open_engine(scorer), other, own, asked.__getitem__, rows, candidates=9, budget=budget
+        )
 
     found, turned = told(rows, 99), told(rows[::-1], 1)[::-1]
     for row, one, same in zip(rows, found, turned, strict=True):
@@ -276,17 +275,19 @@ def test_a_scorer_of_other_tokens_tells_of_each_text_as_the_student_cuts_it() ->
 
 def test_a_text_is_as_likely_through_transfer_as_the_scorer_says() -> None:
     """The embedded teacher and a student's tokenizer of other pieces, without line breaks: the chain rule holds."""
-    models = Path(plan.__file__).parent / "miniature" / "models"
-    scorer, own = engines.open(models / "teacher"), tokenizers.open(models / "student")
-    asked = prompts.build(
-        "Leo has 6 cookies. Iris got 16 cookies. How many cookies are there?", prompts.Format(False, True)
+    models = Path(potstill.__file__).parent / "miniature" / "models"
+    scorer, own = inference.open_engine(models / "teacher"), tokenization.load_tokenizer(models / "student")
+    asked = prompts.build_prompt(
+        "Leo has 6 cookies. Iris got 16 cookies. How many cookies are there?", prompts.PromptFormat(False, True)
     )
     for text in ("In all there are 6 + 16 = 22 cookies. The answer is 22", "That makes 16 - 6 = 10 cookies."):
-        row = students.written((5,), tuple(own.encode(text).ids), own.eos, "q", "own")
+        row = hard_example((5,), tuple(own.encode(text).ids), own.eos, "q", "own")
         budget = {"candidates": 20, "budget": 999}
-        [told] = retold(scorer, tokenizers.open(models / "teacher"), own, lambda _: asked, [row], **budget)
-        chain = Chain.from_text("q", 0, prompts.lined(text), source="own")
-        [read] = local.scored(scorer, [(asked, chain)], **budget)
+        [told] = rescore_across_tokenizers(
+            scorer, tokenization.load_tokenizer(models / "teacher"), own, lambda _: asked, [row], **budget
+        )
+        chain = Chain.from_text("q", 0, prompts.restore_answer_line(text), source="own")
+        [read] = local_model.score_chains(scorer, [(asked, chain)], **budget)
         steps = zip((*read.tokens, END), read.candidates, strict=True)
         wanted = sum(dict(step)[token] for token, step in steps)
         found = [told.target.distribution(place)[token] for place, token in enumerate(told.target.ids)]
@@ -305,13 +306,13 @@ def test_what_was_written_is_told_however_unlikely_and_what_nobody_told_costs_no
         [(END, faint), (b"4", -0.1)],
     ]
     chain = Chain.from_tokens("q", 0, [b"The", b" answer", b" is", b" 4"], steps)
-    target = transfer.transfer(chain, own, "text")
+    target = cross_tokenizer.transfer(chain, own, "text")
     place = target.ids.index(own.encode("answer is").ids[-1])
     assert target.ids[place] not in target.distribution(place), "as tail it would cost a student nothing"
-    told = _told(target, chain, vocabulary.fast(own))
+    told = _teacher_target(target, chain, encoder.get_encoder(own))
     assert told.distribution(place)[target.ids[place]] == pytest.approx(1e-7)
     assert told.distribution(len(told) - 1)[own.eos] == pytest.approx(1e-7)
-    hard = _told(replace(target, kinds=("hard", *target.kinds[1:])), chain, vocabulary.fast(own))
+    hard = _teacher_target(replace(target, kinds=("hard", *target.kinds[1:])), chain, encoder.get_encoder(own))
     assert hard.distribution(0) == {target.ids[0]: 0.0}
     student = make("t5")
     student.divergence = "reverse"
@@ -326,11 +327,11 @@ def test_a_scorer_of_other_tokens_teaches(world: Path, chosen: Path, tmp_path: P
         at = Path(shutil.copytree(chosen, tmp_path / name))
         made.append(tiny.make(world, at, REPLAY, REPAIR.replace("sets:", "scorer: teacher, sets:"), until="repair"))
     assert tiny.contents(made[0]) == tiny.contents(made[1])
-    rows = [row for _, row in reading.read_jsonl(made[0] / "repair" / "metrics.jsonl")]
+    rows = [row for _, row in read.read_jsonl(made[0] / "repair" / "metrics.jsonl")]
     assert len(rows) == 3 and all(row["losses"]["own"] > 0 and 0 < row["kept"] < 1 for row in rows)
 
 
 def test_the_plan_says_what_is_written_for_it(world: Path) -> None:
-    assert "repair          3 steps on 8 texts of its own each, of at most 6 tokens" in plan.text(
+    assert "repair          3 steps on 8 texts of its own each, of at most 6 tokens" in dry_run.describe_run(
         tiny.recipe(world, REPLAY, REPAIR)
     )

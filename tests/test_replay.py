@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 import tiny
-from potstill import account, lessons, plan, plots, students
+from potstill import dry_run, models
+from potstill.data import run_questions
+from potstill.data.splits import canonical_question, contained_shares
 from potstill.errors import UserError
-from potstill.files import manifest, reading
-from potstill.questions import collected
 from potstill.records import Split
-from potstill.splits import canonical, holds
+from potstill.report import collect, figures
+from potstill.storage import manifest, read
+from potstill.training import examples, replay_data
 
 SPLITS: tuple[Split, ...] = ("validation", "test")
 SETS = "train.replay={share: 0.25, sets: [more]}"
@@ -30,21 +32,21 @@ def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     changes = (f"train.replay={{share: 0.25, sets: [more], file: {file}}}",)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "draw", lambda told: {})  # figures take seconds and are not looked at
+        patch.setattr(figures, "draw_figures", lambda told: {})  # figures take seconds and are not looked at
         return tiny.make(world, tmp_path_factory.mktemp("replay") / "run", *changes)
 
 
 def test_each_step_gives_replay_its_share_of_the_weight(run: Path) -> None:
-    from potstill.cli.show import recipe_of
+    from potstill.cli.run_folder import read_run_recipe
 
-    asked = recipe_of(run)
-    lesson = lessons.read(run, asked, students.base(asked))
+    asked = read_run_recipe(run)
+    lesson = examples.read_training_data(run, asked, models.from_recipe(asked))
     seen: set[str] = set()
     for step in (1, 2, 3, 50):
         rows = lesson.examples(step)
         weight = sum(row.weight * len(row.target) for row in rows)
         own = [row for row in rows if row.format == "replay"]
-        assert len(own) == lessons.replayed.count(asked) == 2  # of 5 groups
+        assert len(own) == replay_data.replay_rows_per_step(asked) == 2  # of 5 groups
         assert sum(row.weight * len(row.target) for row in own) == pytest.approx(0.25 * weight)
         assert {kind for row in own for kind in row.target.kinds} <= {"hard", "end"}
         assert len(rows) == sum(map(len, lesson.micro_batches(step)))
@@ -53,32 +55,32 @@ def test_each_step_gives_replay_its_share_of_the_weight(run: Path) -> None:
 
 
 def test_nothing_that_is_measured_is_replayed(run: Path) -> None:
-    done = manifest.finished(run / "train")
+    done = manifest.read_finished(run / "train")
     assert done is not None
     asked = [(name, split) for name in tiny.SETS for split in SPLITS]
-    measured = [question for name, split in asked for question in collected.questions(run, [name], split)]
-    forms = {canonical(q.text) for q in measured}
-    rows = collected.replayed(run, ["more"])
-    near = collected.overlaps(run)
+    measured = [question for name, split in asked for question in run_questions.read_questions(run, [name], split)]
+    forms = {canonical_question(q.text) for q in measured}
+    rows = run_questions.read_replay(run, ["more"])
+    near = run_questions.read_overlaps(run)
     kept = [row for row in rows if near.get(row.id, 0) < 0.9]
-    assert kept and all(canonical(row.text) not in forms for row in kept)
-    held = holds({row.id: row.text for row in kept}, [q.text for q in measured])
+    assert kept and all(canonical_question(row.text) not in forms for row in kept)
+    held = contained_shares({row.id: row.text for row in kept}, [q.text for q in measured])
     assert all(share < 0.9 for share in held.values())
     assert done.counts["replayed rows"] == len(kept) < len(rows)
     assert done.counts["rows too near to a measured question"] == len(rows) - len(kept)
 
 
 def test_what_was_trained_is_told_by_format(run: Path) -> None:
-    from potstill.cli.show import recipe_of
+    from potstill.cli.run_folder import read_run_recipe
 
-    told = account.tell(run, recipe_of(run))
+    told = collect.collect_report(run, read_run_recipe(run))
     rows = [cost for cost in told.costs if cost.what.startswith("of these")]
     by_format = {cost.what.removeprefix("of these positions: "): cost.number for cost in rows}
     total = next(cost.number for cost in told.costs if cost.what == "positions learnt from")
     assert list(by_format)[-1] == "replay" and sum(by_format.values()) == total
     assert any("Replay: 25.0 % of the weight" in note for note in told.notes)
     assert "Replay: 25.0" in (run / "report" / "index.html").read_text()
-    first = next(reading.read_jsonl(run / "train" / "metrics.jsonl"))[1]
+    first = next(read.read_jsonl(run / "train" / "metrics.jsonl"))[1]
     assert "replay" in first["losses"]
 
 
@@ -90,7 +92,7 @@ def test_a_recipe_without_replay_leaves_no_trace_of_it(world: Path, tmp_path: Pa
 
 
 def test_the_plan_says_what_is_replayed(world: Path) -> None:
-    assert "replay adds 2 rows to each step with 25% of its weight" in plan.text(tiny.recipe(world, SETS))
+    assert "replay adds 2 rows to each step with 25% of its weight" in dry_run.describe_run(tiny.recipe(world, SETS))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_a_replay_that_would_deceive_is_refused(world: Path, change: str, found:
 def test_a_run_where_every_row_is_measured_stops(world: Path, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     at = tiny.make(world, tmp_path / "run", until="collect")
-    rows = [{"prompt": q.text, "answer": q.gold} for q in collected.questions(at, ["other"], "validation")]
+    rows = [{"prompt": q.text, "answer": q.gold} for q in run_questions.read_questions(at, ["other"], "validation")]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match="every row nearly stands"):
         tiny.make(world, tmp_path / "other", f"train.replay={{share: 0.1, file: {file}}}", until="train")

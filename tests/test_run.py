@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from potstill import files, lessons, run, students
-from potstill.encoding import to_json
+from potstill import models, runner, storage
+from potstill.data import run_questions
 from potstill.errors import UserError
-from potstill.files import tables
-from potstill.questions import collected
 from potstill.records import Chain
+from potstill.serialization import to_json
+from potstill.storage import parquet
+from potstill.training import examples
 
 FOLDERS = ("collect", "sample", "filter", "align", "train", "evaluate", "select", "test", "report", "student")
 CAUSAL = "student={shape: {family: causal, d_model: 16, layers: 1, heads: 2, d_ff: 32}, tokenizer: teacher}"
@@ -46,21 +47,21 @@ def test_only_the_newest_checkpoint_keeps_the_engine(finished: Path) -> None:
 def test_splits_share_no_question(finished: Path) -> None:
     seen: dict[str, str] = {}
     for path in (finished / "collect").glob("*.*.jsonl"):
-        for _, row in files.read_jsonl(path):
+        for _, row in storage.read_jsonl(path):
             assert seen.setdefault(row["text"].casefold(), path.name) == path.name
 
 
 def test_a_set_that_is_not_taught_wastes_no_question(world: Path, finished: Path) -> None:
     counts = {
-        path.stem: sum(1 for _ in files.read_jsonl(path)) for path in (finished / "collect").glob("other.*.jsonl")
+        path.stem: sum(1 for _ in storage.read_jsonl(path)) for path in (finished / "collect").glob("other.*.jsonl")
     }
-    own = sum(1 for _ in files.read_jsonl(world / "sets" / "other.jsonl"))
+    own = sum(1 for _ in storage.read_jsonl(world / "sets" / "other.jsonl"))
     assert set(counts) == {"other.validation", "other.test"} and sum(counts.values()) == own
 
 
 def test_every_chain_has_a_verdict_and_every_kept_one_a_target(finished: Path) -> None:
-    chains = list(tables.read_chains(finished / "sample" / "chains.parquet"))
-    verdicts = dict(tables.read_verdicts(finished / "filter" / "verdicts.parquet"))
+    chains = list(parquet.read_chains(finished / "sample" / "chains.parquet"))
+    verdicts = dict(parquet.read_verdicts(finished / "filter" / "verdicts.parquet"))
     assert [chain.key for chain in chains] == sorted(verdicts)
     assert read(finished / "align" / "manifest.json")["counts"]["chains"] == sum(v.kept for v in verdicts.values())
     assert all(len(chain.candidates) >= len(chain.tokens) for chain in chains)
@@ -70,7 +71,7 @@ def test_every_step_answers_the_same_questions(finished: Path) -> None:
     for name in ("zero-shot-rationale", "few-shot-answer"):
         answered = []
         for step in ("0", "2", "4"):
-            rows = files.read_jsonl(finished / "evaluate" / step / f"{name}.greedy.jsonl")
+            rows = storage.read_jsonl(finished / "evaluate" / step / f"{name}.greedy.jsonl")
             answered.append({row["question"] for _, row in rows})
         assert answered[0] == answered[1] == answered[2] != set()
 
@@ -93,7 +94,7 @@ def test_a_decoder_only_student_learns_under_every_treatment_of_the_mass(
     world: Path, tmp_path: Path, mass: str
 ) -> None:
     at = tiny.make(world, tmp_path / "run", CAUSAL, f"train.mass={mass}", "train.steps=40", "train.checkpoint_every=20")
-    losses = [row["loss"] for _, row in files.read_jsonl(at / "train" / "metrics.jsonl")]
+    losses = [row["loss"] for _, row in storage.read_jsonl(at / "train" / "metrics.jsonl")]
     assert losses[-1] < 0.7 * losses[0]
     assert read(at / "student" / "config.json")["model_type"] == "llama"
 
@@ -108,7 +109,7 @@ def test_the_keys_of_training_reach_it(world: Path, tmp_path: Path) -> None:
         "train.hold=2",
     )
     at = tiny.make(world, tmp_path / "run", *keys, until="train")
-    rows = [row for _, row in files.read_jsonl(at / "train" / "metrics.jsonl")]
+    rows = [row for _, row in storage.read_jsonl(at / "train" / "metrics.jsonl")]
     assert [row["rate"] for row in rows] == pytest.approx([1e-2, 1e-2, 1e-2, 5e-3])
     assert {row["padding"] for row in rows} == {0.0} and all(0 < row["kept"] <= 1 for row in rows)
     assert all(set(row["taught"]) == set(row["losses"]) for row in rows) and {"hard", "end"} < set(rows[0]["kinds"])
@@ -116,7 +117,7 @@ def test_the_keys_of_training_reach_it(world: Path, tmp_path: Path) -> None:
     assert {name.rpartition("/")[2] for name in states} == {"step", "row_var", "col_var", "variance"}
     plain = tiny.make(world, tmp_path / "plain", until="train")
     assert {v.dtype for v in load_file(at / "train/checkpoints/4/model.safetensors").values()} == {torch.float32}
-    first = next(row for _, row in files.read_jsonl(plain / "train" / "metrics.jsonl"))
+    first = next(row for _, row in storage.read_jsonl(plain / "train" / "metrics.jsonl"))
     assert first["loss"] == pytest.approx(rows[0]["loss"], rel=1e-2) and first["loss"] != rows[0]["loss"]
     assert first["tokens"] == rows[0]["tokens"]
 
@@ -134,8 +135,8 @@ def test_the_chains_of_a_group_share_their_prompt(world: Path, tmp_path: Path) -
     at = tiny.make(world, tmp_path / "run", *keys, until="align")
     for family in ("t5", "causal"):
         plan = tiny.recipe(world, *keys, f"student.shape.family={family}")
-        student = students.base(plan)
-        lesson = lessons.read(at, plan, student)
+        student = models.from_recipe(plan)
+        lesson = examples.read_training_data(at, plan, student)
         batches = lesson.micro_batches(1)
         assert len(batches) > 1 and sum(map(len, batches)) == len(lesson.examples(1)) > plan.train.groups
         prompts = [{example.prompt for example in batch} for batch in batches]
@@ -155,25 +156,25 @@ def test_every_transfer_rule_reaches_the_report(world: Path, tmp_path: Path, rul
 
 def test_human_rationales_and_stored_chains_teach_too(world: Path, tmp_path: Path) -> None:
     human = tiny.make(world, tmp_path / "human", "teacher={kind: human}", until="align")
-    chains = list(tables.read_chains(human / "sample" / "chains.parquet"))
+    chains = list(parquet.read_chains(human / "sample" / "chains.parquet"))
     assert {chain.semantics for chain in chains} == {"none"} and {chain.source for chain in chains} == {"human"}
     stored = tmp_path / "stored.jsonl"
-    files.write_jsonl(stored, (to_json(chain) for chain in chains))
+    storage.write_jsonl(stored, (to_json(chain) for chain in chains))
     replay = tiny.make(world, tmp_path / "replay", f"teacher={{kind: replay, chains: {stored}}}", until="align")
-    assert list(tables.read_chains(replay / "sample" / "chains.parquet")) == chains
+    assert list(parquet.read_chains(replay / "sample" / "chains.parquet")) == chains
 
 
 def test_stored_chains_about_held_out_questions_are_passed_over(world: Path, tmp_path: Path) -> None:
     stored = tmp_path / "stored.jsonl"
     tiny.make(world, tmp_path / "first", "teacher={kind: human}", until="collect")
-    others = [question.id for question in collected.others(tmp_path / "first")]
-    taught = collected.questions(tmp_path / "first", ["sums"], "train")
+    others = [question.id for question in run_questions.read_unused(tmp_path / "first")]
+    taught = run_questions.read_questions(tmp_path / "first", ["sums"], "train")
     rows = [Chain.from_text(q.id, 0, f"It is so. The answer is {q.gold}", source="old") for q in taught]
     rows += [Chain.from_text(name, 0, "The answer is 1", source="old") for name in others]
-    files.write_jsonl(stored, map(to_json, rows))
+    storage.write_jsonl(stored, map(to_json, rows))
     at = tiny.make(world, tmp_path / "second", f"teacher={{kind: replay, chains: {stored}}}", until="sample")
-    assert {chain.question for chain in tables.read_chains(at / "sample" / "chains.parquet")} == {q.id for q in taught}
-    files.write_jsonl(stored, [to_json(Chain.from_text("nobody/7", 0, "The answer is 1", source="old"))])
+    assert {chain.question for chain in parquet.read_chains(at / "sample" / "chains.parquet")} == {q.id for q in taught}
+    storage.write_jsonl(stored, [to_json(Chain.from_text("nobody/7", 0, "The answer is 1", source="old"))])
     with pytest.raises(UserError, match="nobody/7"):
         tiny.make(world, tmp_path / "third", f"teacher={{kind: replay, chains: {stored}}}", until="sample")
 
@@ -191,7 +192,7 @@ def test_the_log_alone_knows_about_time_and_machine(finished: Path) -> None:
     import platform
 
     host = platform.node().encode()
-    assert {row["event"] for _, row in files.read_jsonl(finished / "log.jsonl")} >= {"start", "done", "train"}
+    assert {row["event"] for _, row in storage.read_jsonl(finished / "log.jsonl")} >= {"start", "done", "train"}
     for name, content in tiny.contents(finished).items():
         assert b"seconds" not in content or name.endswith((".safetensors", ".jsonl")), name
         assert len(host) < 4 or host not in content, name
@@ -199,4 +200,4 @@ def test_the_log_alone_knows_about_time_and_machine(finished: Path) -> None:
 
 def test_stages_come_in_their_order(world: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such stage"):
-        run.run(tiny.recipe(world), folder=tmp_path / "run", until="distil")
+        runner.run(tiny.recipe(world), folder=tmp_path / "run", until="distil")

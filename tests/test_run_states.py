@@ -16,12 +16,14 @@ from pathlib import Path
 import pytest
 
 import tiny
-from potstill import account, calculator, lessons, run, splits, students, tokenizers
+from potstill import calculator, models, runner, tokenization
+from potstill.data import run_questions, splits
 from potstill.errors import UserError
-from potstill.files import disk, manifest, tables
-from potstill.questions import collected
-from potstill.stages import evaluate, repair, test, train
-from potstill.students import Shape
+from potstill.models import Shape
+from potstill.report import collect
+from potstill.stages import evaluate, on_policy, test, train
+from potstill.storage import atomic, manifest, parquet
+from potstill.training import examples
 
 
 class Crash(BaseException):
@@ -37,7 +39,7 @@ def at(finished: Path, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _no_crash_is_left() -> Iterator[None]:
     yield
-    disk.crash = disk._no_crash
+    atomic.crash = atomic._no_crash
 
 
 def crash_at(operation: str, moment: str, end: str) -> None:
@@ -45,7 +47,7 @@ def crash_at(operation: str, moment: str, end: str) -> None:
         if (now, then) == (operation, moment) and path.as_posix().endswith(end):
             raise Crash
 
-    disk.crash = stop
+    atomic.crash = stop
 
 
 def moments(world: Path, at: Path, *changes: str, redo: str | None = None) -> list[tuple[str, str, str]]:
@@ -53,12 +55,12 @@ def moments(world: Path, at: Path, *changes: str, redo: str | None = None) -> li
     seen = []
 
     def note(operation: str, moment: str, path: Path) -> None:
-        if operation == "remove" or path.name in (manifest.BEGUN, manifest.MANIFEST):
+        if operation == "remove" or path.name in (manifest.BEGUN_FILE, manifest.MANIFEST_FILE):
             seen.append((operation, moment, path.relative_to(at).as_posix()))
 
-    disk.crash = note
-    run.run(tiny.recipe(world, *changes), folder=at, redo=redo)
-    disk.crash = disk._no_crash
+    atomic.crash = note
+    runner.run(tiny.recipe(world, *changes), folder=at, redo=redo)
+    atomic.crash = atomic._no_crash
     return seen
 
 
@@ -71,7 +73,7 @@ def test_growth_that_stops_anywhere_comes_to_the_same_bytes(world: Path, finishe
         crash_at(*point)
         with pytest.raises(Crash):
             tiny.make(world, at, "train.steps=6")
-        disk.crash = disk._no_crash
+        atomic.crash = atomic._no_crash
         assert tiny.contents(tiny.make(world, at, "train.steps=6")) == wanted, point
         shutil.rmtree(at)
 
@@ -80,7 +82,7 @@ def test_growth_that_stopped_does_not_go_on_with_another_recipe(world: Path, at:
     crash_at("remove", "after", "train/manifest.json")
     with pytest.raises(Crash):
         tiny.make(world, at, "train.steps=6")
-    disk.crash = disk._no_crash
+    atomic.crash = atomic._no_crash
     with pytest.raises(UserError, match=r"train\.learning_rate: 0\.01 -> 0\.5"):
         tiny.make(world, at, "train.steps=6", "train.learning_rate=0.5")
 
@@ -93,7 +95,7 @@ def test_a_training_is_not_shortened(world: Path, at: Path) -> None:
     crash_at("write", "before", "train/manifest.json")
     with pytest.raises(Crash):
         tiny.make(world, at, "train.steps=6")
-    disk.crash = disk._no_crash
+    atomic.crash = atomic._no_crash
     with pytest.raises(UserError, match="training has come to step 6 already"):
         tiny.make(world, at, "train.steps=4")
 
@@ -101,10 +103,10 @@ def test_a_training_is_not_shortened(world: Path, at: Path) -> None:
 def test_a_redo_that_stops_half_way_is_done_by_the_next(world: Path, finished: Path, at: Path) -> None:
     crash_at("remove", "middle", "/train")
     with pytest.raises(Crash):
-        run.run(tiny.recipe(world), folder=at, redo="filter")
-    disk.crash = disk._no_crash
-    assert (at / "align").exists() and (at / f".train{disk.PARTIAL}").exists()
-    run.run(tiny.recipe(world), folder=at, redo="filter")
+        runner.run(tiny.recipe(world), folder=at, redo="filter")
+    atomic.crash = atomic._no_crash
+    assert (at / "align").exists() and (at / f".train{atomic.PARTIAL_SUFFIX}").exists()
+    runner.run(tiny.recipe(world), folder=at, redo="filter")
     assert tiny.contents(at) == tiny.contents(finished)
 
 
@@ -116,7 +118,7 @@ def test_what_a_redo_would_stumble_over_is_said_before_anything_is_removed(world
         (["student.tokenizer=absent"], "filter", r"student\.tokenizer: nothing is there"),
     ):
         with pytest.raises(UserError, match=message):
-            run.run(tiny.recipe(world, *changes), folder=at, redo=redo)
+            runner.run(tiny.recipe(world, *changes), folder=at, redo=redo)
         assert tiny.contents(at) == before
 
 
@@ -125,15 +127,15 @@ def test_a_stage_on_another_disk_behind_a_link_can_be_redone(
 ) -> None:
     shutil.move(at / "train", tmp_path / "elsewhere")
     (at / "train").symlink_to(tmp_path / "elsewhere")
-    run.run(tiny.recipe(world), folder=at, redo="train")
+    runner.run(tiny.recipe(world), folder=at, redo="train")
     assert tiny.contents(at) == tiny.contents(finished)
-    assert (tmp_path / "elsewhere" / manifest.MANIFEST).exists()
+    assert (tmp_path / "elsewhere" / manifest.MANIFEST_FILE).exists()
 
 
 def test_lost_engine_state_costs_time_only(world: Path, finished: Path, at: Path) -> None:
     for stage in ("report", "test", "select", "evaluate"):
         shutil.rmtree(at / stage)
-    (at / "train" / manifest.MANIFEST).unlink()
+    (at / "train" / manifest.MANIFEST_FILE).unlink()
     (at / "train" / "checkpoints" / "4" / "engine.safetensors").unlink()
     assert tiny.contents(tiny.make(world, at)) == tiny.contents(finished)
 
@@ -141,8 +143,8 @@ def test_lost_engine_state_costs_time_only(world: Path, finished: Path, at: Path
 def test_a_part_of_evaluate_names_the_stage_to_redo(world: Path, at: Path) -> None:
     for stage in ("report", "test", "select"):
         shutil.rmtree(at / stage)
-    (at / "evaluate" / manifest.MANIFEST).unlink()
-    (at / "evaluate" / manifest.BEGUN).unlink()
+    (at / "evaluate" / manifest.MANIFEST_FILE).unlink()
+    (at / "evaluate" / manifest.BEGUN_FILE).unlink()
     with pytest.raises(UserError, match=r"evaluate\.max_tokens: 6 -> 7(.|\n)*--redo evaluate$"):
         tiny.make(world, at, "evaluate.max_tokens=7", until="evaluate")
 
@@ -151,9 +153,9 @@ def test_answers_that_another_calculator_gave_are_noticed_before_a_training_goes
     world: Path, at: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = "evaluate.decodings=[greedy+calculator]"
-    run.run(tiny.recipe(world, asked), folder=at, redo="evaluate", until="evaluate")
+    runner.run(tiny.recipe(world, asked), folder=at, redo="evaluate", until="evaluate")
     before = tiny.contents(at)
-    monkeypatch.setattr(calculator, "MARKS", calculator.MARKS + 1)
+    monkeypatch.setattr(calculator, "MARKS_VERSION", calculator.MARKS_VERSION + 1)
     for more in (), ("train.steps=6",):
         with pytest.raises(UserError, match=r"content of calculator marks\n.*--redo evaluate "):
             tiny.make(world, at, asked, *more)
@@ -163,9 +165,9 @@ def test_answers_that_another_calculator_gave_are_noticed_before_a_training_goes
 def test_every_stage_that_holds_answers_of_a_calculator_names_it(world: Path) -> None:
     final, both = "evaluate.test_decodings=[vote-2+calculator]", "evaluate.decodings=[greedy+calculator]"
     more = ("repair={sets: [more]}", "train.stop_after=1", "train.evaluate=true")
-    for change, named in (("seed=3", set()), (final, {test}), (both, {evaluate, repair, test, train})):
+    for change, named in (("seed=3", set()), (final, {test}), (both, {evaluate, on_policy, test, train})):
         plan = tiny.recipe(world, change, *more)
-        assert {each for each in (evaluate, repair, test, train) if "calculator marks" in each.inputs(plan)} == named
+        assert {each for each in (evaluate, on_policy, test, train) if "calculator marks" in each.inputs(plan)} == named
 
 
 def test_formats_may_change_without_sampling_again(world: Path, at: Path) -> None:
@@ -178,7 +180,7 @@ def test_formats_may_change_without_sampling_again(world: Path, at: Path) -> Non
 
 def test_a_demonstration_is_no_measured_question_and_its_file_is_watched(world: Path, tmp_path: Path) -> None:
     plain = tiny.make(world, tmp_path / "plain", until="collect")
-    measured = collected.questions(plain, ["other"], "validation")[0]
+    measured = run_questions.read_questions(plain, ["other"], "validation")[0]
     path = tmp_path / "shown.txt"
     shot = "Q: {}\nLet's think step by step\nIt is so.\nThe answer is {}\n"
     path.write_text(shot.format(measured.text.upper(), measured.gold))
@@ -205,22 +207,22 @@ def test_a_question_is_not_shown_to_its_twin(tmp_path: Path) -> None:
     held = [{**row, "split": split} for row, split in zip(rows[6:], ["validation", "test"] * 3, strict=True)]
     (world / "sets" / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in twins + held))
     plan = tiny.recipe(world, "teacher={kind: human}", "train.formats={few-shot-rationale: 1}")
-    at = run.run(plan, folder=tmp_path / "run", until="align")
-    student = students.base(plan)
+    at = runner.run(plan, folder=tmp_path / "run", until="align")
+    student = models.from_recipe(plan)
     asked = 0
     for step in range(1, 12):
-        for example in lessons.read(at, plan, student).examples(step):
+        for example in examples.read_training_data(at, plan, student).examples(step):
             shown = [part.split(" Let's")[0] for part in student.tokenizer.decode(example.prompt).split("Q: ")[1:]]
-            forms = [splits.canonical(text) for text in shown]
+            forms = [splits.canonical_question(text) for text in shown]
             assert len(set(forms)) == len(forms) == 3
             asked += 1
     assert asked == 55
 
 
 def test_a_tokenizer_that_is_not_the_models_is_refused(world: Path, tmp_path: Path) -> None:
-    other = tokenizers.train_unigram(["one two three four", "The answer is 5"] * 3, 60)
+    other = tokenization.train_unigram(["one two three four", "The answer is 5"] * 3, 60)
     (tmp_path / "model").mkdir()
-    students.initialise(Shape("t5", 16, 1, 2, 32, 8, 150), other, 0).save(tmp_path / "model")
+    models.random_student(Shape("t5", 16, 1, 2, 32, 8, 150), other, 0).save(tmp_path / "model")
     change = f"student={{model: {tmp_path / 'model'}, tokenizer: student-tokenizer}}"
     with pytest.raises(UserError, match=r"student\.tokenizer: is not the tokenizer of the model"):
         tiny.make(world, tmp_path / "run", change, until="train")
@@ -228,7 +230,7 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(world: Path, tmp_path: Pa
 
 def test_only_right_chains_count_as_dropped() -> None:
     verdicts = Counter({("right", None): 1, ("right", "duplicate"): 1, ("wrong", "duplicate"): 1})
-    source = account._source("t", "none", {"q": verdicts})
+    source = collect._summarize_source("t", "none", {"q": verdicts})
     assert (source.dropped, source.kept, source.grades) == ({"duplicate": 1}, 1, {"right": 2, "wrong": 1})
 
 
@@ -237,13 +239,13 @@ def test_a_broken_segment_names_its_line(world: Path, tmp_path: Path) -> None:
     crash_at("append", "after", "segment-0000.jsonl")
     with pytest.raises(Crash):
         tiny.make(world, at, until="sample")
-    disk.crash = disk._no_crash
+    atomic.crash = atomic._no_crash
     segment = at / "sample" / "segment-0000.jsonl"
     segment.write_text('{"question": "sums/1"}\n' + segment.read_text())
     with pytest.raises(UserError, match=r"segment-0000\.jsonl line 1: not a chain\n  found: no field 'source'"):
         tiny.make(world, at, until="sample")
     segment.write_text(segment.read_text().split("\n", 1)[1])
-    assert sum(1 for _ in tables.read_chains(tiny.make(world, at, until="sample") / "sample" / "chains.parquet")) == 12
+    assert sum(1 for _ in parquet.read_chains(tiny.make(world, at, until="sample") / "sample" / "chains.parquet")) == 12
 
 
 def test_a_disk_that_is_full_while_weights_are_written_is_one_message(world: Path, tmp_path: Path) -> None:
@@ -260,7 +262,7 @@ try:
     with files.folder(Path({str(tmp_path / "checkpoint")!r})) as inside:
         student.save(inside)
 except UserError as fault:
-    print(fault.do)
+    print(fault.hint)
 """
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert told.stdout.startswith("raise the limit on file sizes"), told.stderr

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from potstill.encoding import to_json
 from potstill.errors import UserError
-from potstill.files import Appender, columns, line, lines, segments, tables
-from potstill.files.segments import WHOLE, Keys, Shard
 from potstill.records import END, Chain
+from potstill.serialization import to_json
+from potstill.storage import Appender, encode_json_line, parquet, segments
+from potstill.storage.segments import UNSHARDED, ChainKeySet, Shard
 
 NAMES = st.sampled_from(["s/1", "s/10", "s/2", "é/\u2028", 'a","text":"b', ""])
 KEYS = st.tuples(NAMES, st.sampled_from(["t", 'u","text":', "v"]), st.integers(0, 70))
@@ -29,19 +29,19 @@ def chain(question: str = "q", source: str = "t", index: int = 0, note: str = ""
 
 
 def store(folder: Path, shard: Shard, chains: list[Chain]) -> None:
-    with Appender(folder / segments.name(shard)) as lines:
+    with Appender(folder / segments.segment_name(shard)) as lines:
         lines.append(to_json(each) for each in chains)
 
 
 def sealed(folder: Path) -> list[Chain]:
-    tables.write_chains(folder / "c.parquet", segments.merged(folder))
-    return list(tables.read_chains(folder / "c.parquet"))
+    parquet.write_chains(folder / "c.parquet", segments.merge_segments(folder))
+    return list(parquet.read_chains(folder / "c.parquet"))
 
 
 @settings(deadline=None)
 @given(st.lists(KEYS), KEYS)
 def test_keys_are_a_set(keys, other) -> None:
-    stored = Keys()
+    stored = ChainKeySet()
     assert [stored.add(key) for key in keys] == [key not in keys[:place] for place, key in enumerate(keys)]
     assert len(stored) == len(set(keys)) and all(key in stored for key in keys)
     assert (other in stored) == (other in keys)
@@ -57,33 +57,41 @@ def test_segments_are_put_in_the_order_of_keys_each_chain_once(tmp_path_factory,
     for key, at in sorted(rows, key=lambda row: row[1]):
         kept.setdefault(key, chain(*key, note=str(at)))
     assert sealed(folder) == [kept[key] for key in sorted(kept)]
-    assert len(segments.keys(segments.paths(folder))) == len(kept)
+    assert len(segments.stored_keys(segments.segment_paths(folder))) == len(kept)
 
 
 def test_a_torn_line_is_nobodys(tmp_path: Path) -> None:
-    store(tmp_path, WHOLE, [chain(index=0), chain(index=1)])
-    path = tmp_path / segments.name(WHOLE)
+    store(tmp_path, UNSHARDED, [chain(index=0), chain(index=1)])
+    path = tmp_path / segments.segment_name(UNSHARDED)
     whole = path.read_bytes()
-    for cut in (1, 2, len(line(to_json(chain(index=1)))) - 1):
+    for cut in (1, 2, len(encode_json_line(to_json(chain(index=1)))) - 1):
         path.write_bytes(whole[:-cut])
-        assert [each.index for each in segments.merged(tmp_path)] == [0]
-        assert ("q", "t", 1) not in segments.keys(segments.paths(tmp_path))
-    store(tmp_path, WHOLE, [chain(index=1)])  # opening cuts it off
+        assert [each.index for each in segments.merge_segments(tmp_path)] == [0]
+        assert ("q", "t", 1) not in segments.stored_keys(segments.segment_paths(tmp_path))
+    store(tmp_path, UNSHARDED, [chain(index=1)])  # opening cuts it off
     assert path.read_bytes() == whole
 
 
 def test_a_line_that_is_no_chain_is_one_message(tmp_path: Path) -> None:
-    (tmp_path / "segment-0000.jsonl").write_bytes(line(to_json(chain())) + b'{"question":"q","index":1,"text":"4"}\n')
-    for read in (lambda folder: segments.keys(segments.paths(folder)), lambda folder: list(segments.merged(folder))):
+    (tmp_path / "segment-0000.jsonl").write_bytes(
+        encode_json_line(to_json(chain())) + b'{"question":"q","index":1,"text":"4"}\n'
+    )
+    for read in (
+        lambda folder: segments.stored_keys(segments.segment_paths(folder)),
+        lambda folder: list(segments.merge_segments(folder)),
+    ):
         with pytest.raises(UserError, match=r"segment-0000\.jsonl line 2: not a chain\n  found: no field 'source'"):
             read(tmp_path)
     (tmp_path / "segment-0000.jsonl").write_bytes(b'{"question":"q","source":"t","index":1,"text":4}\n')
     with pytest.raises(UserError, match=r"segment-0000\.jsonl byte 0: not a chain"):
-        list(segments.merged(tmp_path))
+        list(segments.merge_segments(tmp_path))
 
 
 def test_no_segment_is_no_chain(tmp_path: Path) -> None:
-    assert list(segments.merged(tmp_path)) == [] and len(segments.keys(segments.paths(tmp_path))) == 0
+    assert (
+        list(segments.merge_segments(tmp_path)) == []
+        and len(segments.stored_keys(segments.segment_paths(tmp_path))) == 0
+    )
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -106,8 +114,10 @@ def chains(draw) -> Chain:
 def test_a_chain_and_its_line_make_one_table(each) -> None:
     spread = replace(each, spans=tuple((2 * start, 2 * end) for start, end in each.spans), defects=("entries missing",))
     for one in (each, spread):
-        assert columns.table([lines.read(lines.line(one))]).equals(columns.table([one]))
-        assert list(columns.chains(columns.table([one]))) == [one]
+        assert parquet.build_chain_table([segments.decode_chain(segments.encode_chain(one))]).equals(
+            parquet.build_chain_table([one])
+        )
+        assert list(parquet.chains_from_table(parquet.build_chain_table([one]))) == [one]
 
 
 @settings(deadline=None)
@@ -115,51 +125,54 @@ def test_a_chain_and_its_line_make_one_table(each) -> None:
 def test_chains_come_back_whatever_the_row_groups(tmp_path_factory, rows, size) -> None:
     path = tmp_path_factory.mktemp("table") / "chains.parquet"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "ROWS_A_GROUP", size)
-        tables.write_chains(path, rows)
-    assert list(tables.read_chains(path)) == rows
-    assert tables.rows(path) == len(rows)
-    assert tables.chain_counts(path)["tokens"] == sum(len(each.tokens) for each in rows)
+        patch.setattr(parquet, "ROW_GROUP_ROWS", size)
+        parquet.write_chains(path, rows)
+    assert list(parquet.read_chains(path)) == rows
+    assert parquet.count_rows(path) == len(rows)
+    assert parquet.count_chains(path)["tokens"] == sum(len(each.tokens) for each in rows)
     for name in {each.question for each in rows} | {"s/"}:
-        assert list(tables.read_chains(path, {name})) == [each for each in rows if each.question == name]
+        assert list(parquet.read_chains(path, {name})) == [each for each in rows if each.question == name]
 
 
 def test_row_groups_are_bounded_by_what_they_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "CELLS_A_GROUP", 20)
+    monkeypatch.setattr(parquet, "ROW_GROUP_CELLS", 20)
     rows = [chain(index=index) for index in range(10)]  # seven cells each
-    tables.write_chains(tmp_path / "c.parquet", rows)
+    parquet.write_chains(tmp_path / "c.parquet", rows)
     [file] = pyarrow.dataset.dataset(tmp_path / "c.parquet").get_fragments()
     assert [group.num_rows for group in file.row_groups] == [3, 3, 3, 1]
-    assert list(tables.read_chains(tmp_path / "c.parquet")) == rows
+    assert list(parquet.read_chains(tmp_path / "c.parquet")) == rows
 
 
 def test_sealing_onto_a_full_disk_is_one_message_and_loses_nothing(tmp_path: Path) -> None:
-    store(tmp_path, WHOLE, [chain(index=index, note=str(index) * 50) for index in range(300)])
-    stored = (tmp_path / segments.name(WHOLE)).read_bytes()
+    store(tmp_path, UNSHARDED, [chain(index=index, note=str(index) * 50) for index in range(300)])
+    stored = (tmp_path / segments.segment_name(UNSHARDED)).read_bytes()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(UserError, match=r"chains\.parquet: File too large\n  do: raise the limit on file sizes"):
-            tables.write_chains(tmp_path / "chains.parquet", segments.merged(tmp_path))
+        with pytest.raises(UserError, match=r"chains\.parquet: File too large\n  hint: raise the limit on file sizes"):
+            parquet.write_chains(tmp_path / "chains.parquet", segments.merge_segments(tmp_path))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert [path.name for path in tmp_path.iterdir()] == [segments.name(WHOLE)]
-    assert (tmp_path / segments.name(WHOLE)).read_bytes() == stored
-    tables.write_chains(tmp_path / "chains.parquet", segments.merged(tmp_path))
-    assert tables.rows(tmp_path / "chains.parquet") == 300
+    assert [path.name for path in tmp_path.iterdir()] == [segments.segment_name(UNSHARDED)]
+    assert (tmp_path / segments.segment_name(UNSHARDED)).read_bytes() == stored
+    parquet.write_chains(tmp_path / "chains.parquet", segments.merge_segments(tmp_path))
+    assert parquet.count_rows(tmp_path / "chains.parquet") == 300
 
 
 def test_verdicts_of_other_chains_are_refused(tmp_path: Path) -> None:
     from potstill.records import Verdict
 
-    tables.write_chains(tmp_path / "c.parquet", [chain(index=0), chain(index=1)])
+    parquet.write_chains(tmp_path / "c.parquet", [chain(index=0), chain(index=1)])
 
     def told(*indices: int) -> Iterator[tuple[tuple[str, str, int], Verdict]]:
         return ((("q", "t", index), Verdict("right", "4")) for index in indices)
 
-    tables.write_verdicts(tmp_path / "v.parquet", told(0, 1))
-    assert [each.index for each, _ in tables.judged(tmp_path / "c.parquet", tmp_path / "v.parquet")] == [0, 1]
+    parquet.write_verdicts(tmp_path / "v.parquet", told(0, 1))
+    assert [each.index for each, _ in parquet.chains_with_verdicts(tmp_path / "c.parquet", tmp_path / "v.parquet")] == [
+        0,
+        1,
+    ]
     for indices in ((0,), (0, 2)):
-        tables.write_verdicts(tmp_path / "v.parquet", told(*indices))
+        parquet.write_verdicts(tmp_path / "v.parquet", told(*indices))
         with pytest.raises(UserError, match="the verdicts do not belong to the chains"):
-            list(tables.judged(tmp_path / "c.parquet", tmp_path / "v.parquet"))
+            list(parquet.chains_with_verdicts(tmp_path / "c.parquet", tmp_path / "v.parquet"))

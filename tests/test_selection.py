@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill import selection
 from potstill.errors import UserError
+from potstill.evaluation import selection
 
 
 def right(share: float, n: int = 100) -> list[bool]:
@@ -16,20 +16,20 @@ def right(share: float, n: int = 100) -> list[bool]:
 
 def test_the_mean_weighs_sets_and_not_questions() -> None:
     table = {100: {"a": right(0.9, 1000), "b": right(0.1, 10)}, 200: {"a": right(0.6, 1000), "b": right(0.6, 10)}}
-    chosen = selection.select(table)
+    chosen = selection.select_checkpoint(table)
     assert chosen.best == 200
     assert chosen.table == ((100, pytest.approx(0.5)), (200, pytest.approx(0.6)))
 
 
 def test_of_equal_steps_the_earlier_wins_whatever_the_order_of_the_table() -> None:
     same = {"a": right(0.5)}
-    chosen = selection.select({300: same, 100: same, 200: {"a": right(0.1)}})
+    chosen = selection.select_checkpoint({300: same, 100: same, 200: {"a": right(0.1)}})
     assert chosen.best == 100
     assert chosen.tied == (100, 300)
 
 
 def test_a_clear_loser_is_not_tied_and_a_near_one_is() -> None:
-    chosen = selection.select({0: {"a": right(0.1)}, 1: {"a": right(0.50)}, 2: {"a": right(0.52)}})
+    chosen = selection.select_checkpoint({0: {"a": right(0.1)}, 1: {"a": right(0.50)}, 2: {"a": right(0.52)}})
     assert (chosen.best, chosen.tied) == (2, (1, 2))
 
 
@@ -39,26 +39,26 @@ def test_ties_are_paired() -> None:
     nested = [True] * 46 + [False] * 54
     crossed = [False] * 30 + [True] * 26 + [True] * 20 + [False] * 24
     assert sum(nested) == sum(crossed)
-    assert selection.select({1: {"a": best}, 2: {"a": nested}}).tied == (1,)
-    assert selection.select({1: {"a": best}, 2: {"a": crossed}}).tied == (1, 2)
+    assert selection.select_checkpoint({1: {"a": best}, 2: {"a": nested}}).tied == (1,)
+    assert selection.select_checkpoint({1: {"a": best}, 2: {"a": crossed}}).tied == (1, 2)
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=6), st.randoms())
 def test_the_best_is_the_highest_and_is_tied_with_itself(rows: list[list[bool]], random) -> None:
     table = {10 * i: {"a": row[:2], "b": row[2:]} for i, row in enumerate(rows)}
-    chosen = selection.select(table, draws=50)
+    chosen = selection.select_checkpoint(table, draws=50)
     values = dict(chosen.table)
     assert values[chosen.best] == max(values.values())
     assert chosen.best in chosen.tied
     shuffled = list(table.items())
     random.shuffle(shuffled)
-    assert selection.select(dict(shuffled), draws=50) == chosen
+    assert selection.select_checkpoint(dict(shuffled), draws=50) == chosen
 
 
 @pytest.mark.parametrize(
     ("table", "rule", "message"),
     [
-        ({}, "mean-out-of-distribution", "select: no checkpoint was evaluated\n  do: run `evaluate` first"),
+        ({}, "mean-out-of-distribution", "select: no checkpoint was evaluated\n  hint: run `evaluate` first"),
         ({0: {}}, "mean-out-of-distribution", "select: no out-of-distribution validation set"),
         ({0: {"a": []}}, "mean-out-of-distribution", "select: step 0, a: a validation set without questions"),
         (
@@ -72,5 +72,5 @@ def test_the_best_is_the_highest_and_is_tied_with_itself(rows: list[list[bool]],
 )
 def test_wrong_tables_are_refused(table, rule: str, message: str) -> None:
     with pytest.raises(UserError) as error:
-        selection.select(table, rule)
+        selection.select_checkpoint(table, rule)
     assert message in str(error.value)

@@ -18,17 +18,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+import potstill
 import servers
 import vllm_here
-from potstill import engines, prompts, students, teachers
-from potstill.encoding import decode_bytes
+from potstill import inference, models, prompts, teachers
 from potstill.errors import UserError
-from potstill.recipe import Recipe, parse
+from potstill.models import Student
+from potstill.recipe import Recipe, parse_recipe
 from potstill.records import END, Chain, Question
-from potstill.students import Student
-from potstill.teachers import Watch, openai
-from potstill.teachers.openai.reading import Piece, Reader
-from potstill.teachers.openai.scoring import Way
+from potstill.serialization import decode_bytes
+from potstill.teachers import UsageMeter, openai_api
+from potstill.teachers.openai_api.scoring import ScoringMethod
+from potstill.teachers.openai_api.token_entries import Piece, ReaderContext
 
 pytestmark = pytest.mark.slow
 CLOSE = 1e-5 + 5e-7  # and the rounding of stored log-probabilities
@@ -42,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def student(folder: Path) -> Student:
-    return students.open(folder)
+    return models.open_student(folder)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def here(rambling: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     if not python:
         pytest.skip("POTSTILL_VLLM names no interpreter with vLLM: run `make test-servers`")
     out, program = tmp_path_factory.mktemp("here") / "out.json", Path(__file__).with_name("vllm_here.py")
-    path = os.pathsep.join([str(Path(teachers.__file__).parents[2]), str(program.parent)])
+    path = os.pathsep.join([str(Path(potstill.__file__).parents[2]), str(program.parent)])
     environment = {**os.environ, **servers.SMALL, "PYTHONPATH": path}
     subprocess.run([python, str(program), str(rambling), str(out)], env=environment, check=True, timeout=900)
     return json.loads(out.read_text("utf-8"))["texts"]
@@ -97,12 +98,12 @@ def asked() -> list[Question]:
 def plan(url: str, *changes: str) -> Recipe:
     base = "name: live\nteacher: {kind: openai, model: tiny, samples: 6, max_tokens: 40, candidates: 5}\n"
     own = [f"teacher.server.urls=['{url}']", "teacher.server.per_request=3", "teacher.temperature=0.8", *changes]
-    return parse(base, "live.yaml", own)
+    return parse_recipe(base, "live.yaml", own)
 
 
 def sampled(recipe: Recipe) -> tuple[dict, list[Chain]]:
-    server = teachers.probed(recipe, asked())
-    batches = teachers.chains(recipe, asked(), server=server, watch=Watch())
+    server = teachers.probe_server(recipe, asked())
+    batches = teachers.sample(recipe, asked(), server=server, watch=UsageMeter())
     return server, [chain for batch in batches for chain in batch]
 
 
@@ -118,8 +119,8 @@ def differences(chains: list[Chain], student: Student, first: tuple[int, ...] = 
     for chain in chains:
         if chain.stop == "cut" or sum(map(len, chain.tokens)) != len(chain.content):
             continue  # cut inside a token, or with one whose bytes are unknown: which one it was cannot be said
-        asking = prompts.build(
-            by_id[chain.question].text, prompts.FORMATS["zero-shot-rationale"], style=prompts.TEACHER
+        asking = prompts.build_prompt(
+            by_id[chain.question].text, prompts.FORMATS["zero-shot-rationale"], style=prompts.TEACHER_STYLE
         )
         before = [*first, *student.encode(student.render(asking))]
         own = [pieces[token] for token in chain.tokens]
@@ -148,8 +149,8 @@ def test_sampled_chains_rescored_in_process_agree(url, folder, student, api: str
 
 
 def test_texts_of_vllm_without_a_server_rescored_in_process_agree(here, rambling: Path) -> None:
-    student = students.open(rambling)
-    tokenizer, reference = student.tokenizer, engines.open(student)
+    student = models.open_student(rambling)
+    tokenizer, reference = student.tokenizer, inference.open_engine(student)
     values: list[float] = []
     for name, case in vllm_here.CASES.items():
         for request, text in zip(vllm_here.requests(reference, vllm_here.samples_of(case)), here[name], strict=True):
@@ -170,7 +171,7 @@ def test_texts_of_vllm_without_a_server_rescored_in_process_agree(here, rambling
 
 @pytest.mark.parametrize("name", ["greedy", "sentence"])
 def test_greedy_texts_of_vllm_without_a_server_are_those_of_the_reference(here, rambling: Path, name: str) -> None:
-    engine = engines.open(rambling)
+    engine = inference.open_engine(rambling)
     requests = vllm_here.requests(engine, 1)
     theirs = vllm_here.told(engine.generate(requests, **vllm_here.CASES[name]))
     for one, other in zip(here[name], theirs, strict=True):
@@ -216,21 +217,21 @@ def test_scores_that_llama_cpp_gives_to_the_token_before_are_refused(llama_url, 
 
 
 def scored(
-    recipe: Recipe, student: Student, way: Way | None, pieces: Callable[[int, int], Piece] | None
+    recipe: Recipe, student: Student, way: ScoringMethod | None, pieces: Callable[[int, int], Piece] | None
 ) -> list[Chain]:
     """The solutions of the questions asked, as the recipe's server scores them."""
-    server = teachers.probed(recipe, asked())
-    own = openai.settings(recipe, "scored")
+    server = teachers.probe_server(recipe, asked())
+    own = openai_api.settings_from_recipe(recipe, "scored")
     prompt_of = {}
     for question in asked():
-        made = prompts.build(question.text, prompts.FORMATS["zero-shot-rationale"], style=prompts.TEACHER)
+        made = prompts.build_prompt(question.text, prompts.FORMATS["zero-shot-rationale"], style=prompts.TEACHER_STYLE)
         prompt_of[question.id] = student.render(made)
     texts = [
         Chain.from_text(q.id, 0, text, source="human") for q, (_, text) in zip(asked(), servers.rows(12), strict=True)
     ]
-    reader = Reader("human", "raw", pieces)
+    reader = ReaderContext("human", "raw", pieces)
     rows = ((prompt_of[chain.question], chain) for chain in texts)
-    chains = list(openai.scored(own, openai._manner(server), reader, rows, way=way))
+    chains = list(openai_api.score_texts(own, openai_api._capabilities_from_json(server), reader, rows, way=way))
     assert [chain.key for chain in chains] == [chain.key for chain in texts]
     assert [chain.text for chain in chains] == [chain.text for chain in texts]
     return chains
@@ -243,6 +244,6 @@ def test_more_candidates_than_the_cap_are_refused_with_advice(url: str) -> None:
 
 def test_the_model_is_neither_flat_nor_sharp(student: Student) -> None:
     """Else the comparison would say little."""
-    ids = student.encode(student.render(prompts.build(asked()[0].text, prompts.FORMATS["zero-shot-rationale"])))
+    ids = student.encode(student.render(prompts.build_prompt(asked()[0].text, prompts.FORMATS["zero-shot-rationale"])))
     table = servers.distributions(student, ids)
     assert 0.2 < float(-(np.exp(table) * table).sum(-1).mean()) < 4.5

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 import tiny
-from potstill import questions, recipe
+from potstill import data
 from potstill.errors import UserError
-from potstill.files import rows as file_rows
+from potstill.recipe import find_path, find_paths, parse_recipe
 from potstill.records import Question
+from potstill.storage import dataset_files
 from potstill.teachers import replay
 
 TWO = [
@@ -62,7 +63,7 @@ def stored(folder: Path, name: str, data: bytes) -> Path:
 
 
 def load(*paths: Path, **options: Any) -> list[Question]:
-    return questions.load("mine", file=paths if len(paths) > 1 else paths[0], validation=0.001, test=0.001, **options)
+    return data.load_set("mine", file=paths if len(paths) > 1 else paths[0], validation=0.001, test=0.001, **options)
 
 
 def refusal(*paths: Path, **options: Any) -> str:
@@ -165,9 +166,9 @@ def test_a_float32_is_the_shortest_decimal_that_it_stands_for(value: float) -> N
     table = pa.table({"answer": pa.array([value], pa.float32())})
     sink = pa.BufferOutputStream()
     parquet.write_table(table, sink)
-    from potstill.files import arrow
+    from potstill.storage import dataset_files
 
-    [row] = arrow.parquet_rows(sink.getvalue().to_pybytes(), Path("x"))
+    [row] = dataset_files.read_parquet_rows(sink.getvalue().to_pybytes(), Path("x"))
     assert numpy.float32(row["answer"]) == numpy.float32(value)
     assert digits(row["answer"]) <= digits(value)
 
@@ -221,7 +222,7 @@ def test_half_of_a_surrogate_pair_in_chains_to_replay(tmp_path: Path, field: str
     row = {"question": "mine/1", "text": "It is 5.", field: ["\ud83d"] if field == "defects" else "\ud83d"}
     path = stored(tmp_path, "old.jsonl", json.dumps(row).encode())
     with pytest.raises(UserError, match=r"old\.jsonl record 1: is not a chain") as error:
-        list(replay.sample(replay.rows(path), [question], where=str(path)))
+        list(replay.sample(replay.read_rows(path), [question], where=str(path)))
     assert "half of a surrogate pair" in str(error.value)
     str(error.value).encode("utf-8")
 
@@ -233,7 +234,9 @@ def test_plain_parquet_is_replayed_as_its_rows_in_json_lines_are(tmp_path: Path)
     text = "".join(json.dumps(row) + "\n" for row in told).encode()
     paths = [tmp_path / "old.parquet", stored(tmp_path, "old.jsonl", text)]
     paths += [stored(tmp_path, "old.json", json.dumps(told).encode()), stored(tmp_path, "z.jsonl", gzip.compress(text))]
-    found = [[chain for batch in replay.sample(replay.rows(p), [question], where="") for chain in batch] for p in paths]
+    found = [
+        [chain for batch in replay.sample(replay.read_rows(p), [question], where="") for chain in batch] for p in paths
+    ]
     assert len(found[0]) == 2 and all(chains == found[0] for chains in found)
 
 
@@ -356,7 +359,7 @@ def test_patterns_are_not_answers_and_a_function_is_only_called(tmp_path: Path, 
 
 def test_equal_questions_are_told_from_few(tmp_path: Path) -> None:
     path = stored(tmp_path, "e.jsonl", b'{"question": "How many?", "answer": 5}\n' * 60)
-    assert "60 questions, 1 of them different\n  do: give more different questions" in refusal(path)
+    assert "60 questions, 1 of them different\n  hint: give more different questions" in refusal(path)
 
 
 # what is refused, and what the message says
@@ -368,7 +371,7 @@ def test_equal_questions_are_told_from_few(tmp_path: Path) -> None:
         (
             "a.jsonl",
             b"question,answer\nHow?,5\n",
-            "a.jsonl line 1: not JSON\n  found: question,answer\n  do: it looks",
+            "a.jsonl line 1: not JSON\n  found: question,answer\n  hint: it looks",
         ),
         ("a.jsonl", b"question\tanswer\nHow?\t5\n", "name it .tsv"),
         ("a.json", ARRAY[:-9].encode(), "a.json: not JSON"),
@@ -394,9 +397,9 @@ def test_one_message_for_what_cannot_be_read(tmp_path: Path, name: str, data: by
 
 
 def test_a_file_that_unpacks_to_more_than_memory_holds_is_refused(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(file_rows, "LARGEST", 1 << 20)
-    for name, data in (("a.gz", gzip.compress(b" " * (1 << 21))), ("a.xz", lzma.compress(b" " * (1 << 21)))):
-        assert "too large to hold in memory" in refusal(stored(tmp_path, name, data))
+    monkeypatch.setattr(dataset_files, "MAX_CONTENT_BYTES", 1 << 20)
+    for name, content in (("a.gz", gzip.compress(b" " * (1 << 21))), ("a.xz", lzma.compress(b" " * (1 << 21)))):
+        assert "too large to hold in memory" in refusal(stored(tmp_path, name, content))
 
 
 def test_links_that_lead_back_to_themselves(tmp_path: Path) -> None:
@@ -405,9 +408,9 @@ def test_links_that_lead_back_to_themselves(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "set").symlink_to(".")
     assert "a folder, and not one" in refusal(tmp_path / "set")
-    plan = recipe.parse("name: x\nsets: {m: {file: set/set/set/a.jsonl}}\n", "x.yaml", [f"data={tmp_path}"])
+    plan = parse_recipe("name: x\nsets: {m: {file: set/set/set/a.jsonl}}\n", "x.yaml", [f"data={tmp_path}"])
     with pytest.raises(UserError, match="nothing is there"):
-        recipe.find(plan, "set/set/set/a.jsonl", "sets.m.file")
+        find_path(plan, "set/set/set/a.jsonl", "sets.m.file")
 
 
 def test_a_question_of_two_megabytes_gets_one_message(tmp_path: Path) -> None:
@@ -433,10 +436,10 @@ def test_a_question_of_two_megabytes_gets_one_message(tmp_path: Path) -> None:
 def test_a_pattern_names_several_files(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl", "c.txt"):
         stored(tmp_path / "parts", name, LINES)
-    plan = recipe.parse("name: x\n", "x.yaml", [f"data={tmp_path}"])
-    assert [p.name for p in recipe.find_all(plan, "parts/*.jsonl", "sets.m.file")] == ["a.jsonl", "b.jsonl"]
+    plan = parse_recipe("name: x\n", "x.yaml", [f"data={tmp_path}"])
+    assert [p.name for p in find_paths(plan, "parts/*.jsonl", "sets.m.file")] == ["a.jsonl", "b.jsonl"]
     with pytest.raises(UserError, match="no file has such a name"):
-        recipe.find_all(plan, "parts/*.csv", "sets.m.file")
+        find_paths(plan, "parts/*.csv", "sets.m.file")
 
 
 @pytest.mark.parametrize(
@@ -444,10 +447,10 @@ def test_a_pattern_names_several_files(tmp_path: Path) -> None:
     [
         ("sets: {animals: animals.jsonl}", "write {file: animals.jsonl}"),
         ("sets: {animals: [a.jsonl, b.jsonl]}", "write {file: [a.jsonl, b.jsonl]}"),
-        ("sets: animals.jsonl", 'sets must be a mapping of keys\n  found: "animals.jsonl"\n  do: for example'),
+        ("sets: animals.jsonl", 'sets must be a mapping of keys\n  found: "animals.jsonl"\n  hint: for example'),
         ("teacher: openai", "do: for example `teacher: {kind: human}`"),
         ("teacher:", "teacher must be a mapping of keys"),
-        ("questions: {train: animals}", 'questions.train must be a list\n  found: "animals"\n  do: write [one]'),
+        ("questions: {train: animals}", 'questions.train must be a list\n  found: "animals"\n  hint: write [one]'),
         ("sets: {a: {file: x, fields: {answer: {colum: b}}}}", "unknown key sets.a.fields.answer.colum"),
         ("sets: {a: {file: x, fields: {id: {column: b, after: c}}}}", "after and values are for answer"),
         ("sets: {a: {file: 5}}", "sets.a.file"),
@@ -456,12 +459,12 @@ def test_a_pattern_names_several_files(tmp_path: Path) -> None:
 )
 def test_what_a_recipe_says_of_a_set_in_another_form(text: str, expected: str) -> None:
     with pytest.raises(UserError) as error:
-        recipe.parse(f"name: x\n{text}\n", "x.yaml")
+        parse_recipe(f"name: x\n{text}\n", "x.yaml")
     assert expected in str(error.value)
 
 
 def test_one_question_with_two_answers_is_named_in_the_plan_and_counted(world: Path, tmp_path: Path) -> None:
-    from potstill import plan as plans
+    from potstill import dry_run
     from potstill.stages import collect
 
     twice = [
@@ -474,7 +477,7 @@ def test_one_question_with_two_answers_is_named_in_the_plan_and_counted(world: P
     asked = tiny.recipe(world, f"sets.other.file={path}")
     assert (
         "contradiction   other/twice 0 and other/twice 1 are one question with the answers '18' and '19'"
-        in plans.text(asked)
+        in dry_run.describe_run(asked)
     )
     assert collect.make(tmp_path / "run", asked)[1]["stand twice with different answers"] == 1
     assert "stand twice with different answers" not in collect.make(tmp_path / "run", tiny.recipe(world))[1]

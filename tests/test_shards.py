@@ -13,13 +13,13 @@ from types import ModuleType
 import pytest
 
 import tiny
-from potstill import run, teachers
-from potstill.cli.shards import parse
+from potstill import runner, teachers
+from potstill.cli.sample_options import parse_shard
 from potstill.errors import UserError
-from potstill.files import disk, run_folder, segments, tables, write_jsonl
-from potstill.files.segments import Shard
 from potstill.records import Question
-from potstill.teachers import human, replay
+from potstill.storage import atomic, parquet, run_folder, segments, write_jsonl
+from potstill.storage.segments import Shard
+from potstill.teachers import reference_solutions, replay
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +44,16 @@ class Crash(BaseException):
 def test_shards_make_the_unsharded_result(world: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     at, plan = tmp_path / "run", tiny.recipe(world)
     for number in (3, 1, 2):
-        run.shard(plan, Shard(number, 3), folder=at)
-    stored = [path.name for path in segments.paths(at / "sample")]
-    assert stored == [segments.name(Shard(number, 3)) for number in (1, 2, 3)]
-    assert len(segments.keys(segments.paths(at / "sample"))) == sum(
-        len(segments.keys([path])) for path in segments.paths(at / "sample")
+        runner.run_shard(plan, Shard(number, 3), folder=at)
+    stored = [path.name for path in segments.segment_paths(at / "sample")]
+    assert stored == [segments.segment_name(Shard(number, 3)) for number in (1, 2, 3)]
+    assert len(segments.stored_keys(segments.segment_paths(at / "sample"))) == sum(
+        len(segments.stored_keys([path])) for path in segments.segment_paths(at / "sample")
     )
-    run.shard(plan, Shard(2, 3), folder=at)  # again: nothing is left to do
-    run.run(plan, at, until="sample")
+    runner.run_shard(plan, Shard(2, 3), folder=at)  # again: nothing is left to do
+    runner.run(plan, at, until="sample")
     assert sampled(at) == whole
-    run.shard(plan, Shard(1, 3), folder=at)  # too late: nothing changes
+    runner.run_shard(plan, Shard(1, 3), folder=at)  # too late: nothing changes
     assert sampled(at) == whole
 
 
@@ -66,34 +66,34 @@ def test_what_shards_leave_out_or_store_twice_is_mended(
         if (operation, moment) == ("append", "middle") and path.name.startswith("segment"):
             raise Crash
 
-    monkeypatch.setattr(disk, "crash", crash)
+    monkeypatch.setattr(atomic, "crash", crash)
     with pytest.raises(Crash):
-        run.shard(plan, Shard(2, 2), folder=at)
+        runner.run_shard(plan, Shard(2, 2), folder=at)
     monkeypatch.undo()
-    torn = at / "sample" / segments.name(Shard(2, 2))
+    torn = at / "sample" / segments.segment_name(Shard(2, 2))
     assert not torn.read_bytes().endswith(b"\n")
-    (at / "sample" / segments.name(Shard(5, 7))).write_bytes(torn.read_bytes())  # from a run cut otherwise
-    run.run(plan, at, until="sample")
+    (at / "sample" / segments.segment_name(Shard(5, 7))).write_bytes(torn.read_bytes())  # from a run cut otherwise
+    runner.run(plan, at, until="sample")
     assert sampled(at) == whole
 
 
 def test_nobody_takes_a_run_away_from_its_shards(world: Path, tmp_path: Path) -> None:
     at, plan = tmp_path / "run", tiny.recipe(world)
     tiny.make(world, at, until="collect")
-    with run_folder.shard_locked(at, 1, 2):
+    with run_folder.lock_shard(at, 1, 2):
         with pytest.raises(UserError, match=r"a shard of this run is being sampled \(shard-1-of-2\)"):
-            run.run(plan, at, until="sample")
+            runner.run(plan, at, until="sample")
         with pytest.raises(UserError, match="another process is sampling shard 1/2 of this run"):
-            run.shard(plan, Shard(1, 2), folder=at)
-        run.shard(plan, Shard(2, 2), folder=at)  # another one is welcome
-    run.run(plan, at, until="sample")
+            runner.run_shard(plan, Shard(1, 2), folder=at)
+        runner.run_shard(plan, Shard(2, 2), folder=at)  # another one is welcome
+    runner.run(plan, at, until="sample")
 
 
 def test_other_settings_are_refused_beside_stored_chains(world: Path, tmp_path: Path) -> None:
     at = tmp_path / "run"
-    run.shard(tiny.recipe(world), Shard(1, 2), folder=at)
+    runner.run_shard(tiny.recipe(world), Shard(1, 2), folder=at)
     with pytest.raises(UserError, match=r"teacher\.temperature: 1\.0 -> 0\.5"):
-        run.shard(tiny.recipe(world, "teacher.temperature=0.5"), Shard(2, 2), folder=at)
+        runner.run_shard(tiny.recipe(world, "teacher.temperature=0.5"), Shard(2, 2), folder=at)
 
 
 def test_processes_at_the_same_time(world: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_processes_at_the_same_time(world: Path, whole: dict[str, bytes], tmp_pa
     assert sampled(at)["sample/chains.parquet"] == whole["sample/chains.parquet"]
 
 
-@pytest.mark.parametrize(("kind", "module"), [("human", human), ("replay", replay)])
+@pytest.mark.parametrize(("kind", "module"), [("human", reference_solutions), ("replay", replay)])
 def test_shards_of_chains_that_exist_share_them_out(
     kind: str, module: ModuleType, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,10 +129,10 @@ def test_shards_of_chains_that_exist_share_them_out(
     write_jsonl(stored, [{"question": f"s/{i % 11}", "text": f"{i}"} for i in range(30)])
     plan = tiny.recipe(world, f"teacher={{kind: {kind}, chains: {stored}}}")
     parts = [
-        [each for batch in teachers.chains(plan, asked, shard=Shard(number, 3)) for each in batch]
+        [each for batch in teachers.sample(plan, asked, shard=Shard(number, 3)) for each in batch]
         for number in (1, 2, 3)
     ]
-    together = [each for batch in teachers.chains(plan, asked) for each in batch]
+    together = [each for batch in teachers.sample(plan, asked) for each in batch]
     assert all(parts) and sorted(chain(*parts), key=lambda c: c.key) == sorted(together, key=lambda c: c.key)
 
 
@@ -163,23 +163,23 @@ def test_shards_of_chains_that_exist_share_them_out(
     ],
 )
 def test_which_shard(text: str | None, environment: dict[str, str], shard: Shard | None) -> None:
-    assert parse(text, environment) == shard
+    assert parse_shard(text, environment) == shard
 
 
 @pytest.mark.parametrize("text", ["0/8", "9/8", "1", "a/b", "1/0", "1/8 ", "-1/8"])
 def test_what_is_no_shard_is_one_message(text: str) -> None:
     with pytest.raises(UserError) as raised:
-        parse(text, {})
+        parse_shard(text, {})
     assert str(raised.value) == (
-        f"--shard: not a shard\n  found: {text}\n  do: write I/N with I from 1 to N, such as 1/8"
+        f"--shard: not a shard\n  found: {text}\n  hint: write I/N with I from 1 to N, such as 1/8"
     )
 
 
 def test_auto_without_a_launcher_is_one_message() -> None:
     with pytest.raises(UserError, match="no launcher says which shard this is"):
-        parse("auto", {})
+        parse_shard("auto", {})
 
 
 def test_the_table_of_a_run_without_chains_has_no_rows(tmp_path: Path) -> None:
-    tables.write_chains(tmp_path / "c.parquet", segments.merged(tmp_path))
-    assert tables.rows(tmp_path / "c.parquet") == 0 and list(tables.read_chains(tmp_path / "c.parquet")) == []
+    parquet.write_chains(tmp_path / "c.parquet", segments.merge_segments(tmp_path))
+    assert parquet.count_rows(tmp_path / "c.parquet") == 0 and list(parquet.read_chains(tmp_path / "c.parquet")) == []

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from potstill import splits
-from potstill.sifting import Rules, Sieve, foreign
+from potstill.data import splits
+from potstill.data.chain_filter import ChainFilter, FilterRules, foreign_letter_share
 
 TEXTS = st.lists(st.tuples(st.sampled_from(["a b c d e f g", "a b c d e f h", "x", "y z", "да"]), st.booleans()))
 
@@ -15,7 +15,7 @@ TEXTS = st.lists(st.tuples(st.sampled_from(["a b c d e f g", "a b c d e f h", "x
 @settings(deadline=None)
 @given(TEXTS, st.one_of(st.none(), st.integers(1, 3)), st.booleans())
 def test_duplicates_and_the_cap(rows, cap, drop) -> None:
-    sieve, seen, kept = Sieve(Rules(duplicates=drop, cap=cap)), set(), 0
+    sieve, seen, kept = ChainFilter(FilterRules(duplicates=drop, cap=cap)), set(), 0
     for text, right in rows:
         expected = (
             "duplicate" if drop and text in seen else "cap" if right and cap is not None and kept >= cap else None
@@ -27,8 +27,8 @@ def test_duplicates_and_the_cap(rows, cap, drop) -> None:
 
 
 def test_the_first_rule_that_holds_gives_the_reason() -> None:
-    rules = Rules(near=0.5, cap=1, shortest=3, longest=20, script="latin")
-    sieve = Sieve(rules)
+    rules = FilterRules(near=0.5, cap=1, shortest=3, longest=20, script="latin")
+    sieve = ChainFilter(rules)
     assert sieve.dropped("ab", True) == sieve.dropped("a" * 21, True) == "length"
     assert sieve.dropped("да да", True) == "language"
     assert sieve.dropped("a b c d e f", False) is None  # wrong, and no reason to drop it
@@ -37,16 +37,18 @@ def test_the_first_rule_that_holds_gives_the_reason() -> None:
     assert sieve.dropped("a b c d e f h", True) == "near duplicate"  # two of its three runs of five words
     assert sieve.dropped("a b c d e f h", False) == "duplicate"
     assert sieve.dropped("one two three", True) == "cap"
-    assert Sieve(rules, contaminated=True).dropped("ab", True) == "contaminated"
+    assert ChainFilter(rules, contaminated=True).dropped("ab", True) == "contaminated"
 
 
 def test_how_much_is_foreign() -> None:
-    assert foreign("1 + 1 = 2", "latin") == 0 and foreign("éa ж", "latin") == pytest.approx(1 / 3)
-    assert foreign("答案是四", "cjk") == 0 and foreign("naïve", "latin") == 0
+    assert foreign_letter_share("1 + 1 = 2", "latin") == 0 and foreign_letter_share("éa ж", "latin") == pytest.approx(
+        1 / 3
+    )
+    assert foreign_letter_share("答案是四", "cjk") == 0 and foreign_letter_share("naïve", "latin") == 0
 
 
 def test_overlap_is_with_one_text_not_with_all_together() -> None:
     asked = {"a": "one two three four five six", "b": "seven", "c": "new words only here"}
     held = ["One, two three four!", "three four five six", "SEVEN"]
-    assert splits.overlaps(asked, held, 3) == {"a": 0.5, "b": 1.0}
-    assert splits.overlaps(asked, [], 3) == {}
+    assert splits.overlap_shares(asked, held, 3) == {"a": 0.5, "b": 1.0}
+    assert splits.overlap_shares(asked, [], 3) == {}

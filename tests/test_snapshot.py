@@ -19,12 +19,12 @@ import tiny
 from crashing import Crash
 from potstill import training
 from potstill.errors import UserError
-from potstill.files import disk, reading
-from potstill.training.checkpoints import ENGINE, Checkpoints
+from potstill.storage import atomic, read
+from potstill.training.checkpoints import OPTIMIZER_FILE, CheckpointWriter
 from test_training import make, run
 
 SIX = ("train.steps=6",)
-Hook = Callable[[disk.Operation, disk.Moment, Path], None]
+Hook = Callable[[atomic.Operation, atomic.Moment, Path], None]
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +41,11 @@ def waited(world: Path, aligned: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @contextmanager
 def hooked(hook: Hook) -> Iterator[None]:
-    disk.crash = hook
+    atomic.crash = hook
     try:
         yield
     finally:
-        disk.crash = disk._no_crash
+        atomic.crash = atomic._no_crash
 
 
 def beside() -> bool:
@@ -55,22 +55,22 @@ def beside() -> bool:
 @contextmanager
 def late(then: Hook) -> Iterator[None]:
     """The thread begins to write only when training waits for it: all steps up to then are done and logged."""
-    asked, wait = threading.Event(), Checkpoints.wait
+    asked, wait = threading.Event(), CheckpointWriter.wait
 
-    def waiting(self: Checkpoints) -> None:
+    def waiting(self: CheckpointWriter) -> None:
         asked.set()
         try:
             wait(self)
         finally:
             asked.clear()
 
-    def hook(operation: disk.Operation, moment: disk.Moment, path: Path) -> None:
+    def hook(operation: atomic.Operation, moment: atomic.Moment, path: Path) -> None:
         if beside() and (operation, moment) == ("folder", "before"):
             assert asked.wait(20), "training waits for the one before at the next checkpoint, or at its end"
         then(operation, moment, path)
 
     with pytest.MonkeyPatch.context() as patch, hooked(hook):
-        patch.setattr(Checkpoints, "wait", waiting)
+        patch.setattr(CheckpointWriter, "wait", waiting)
         yield
 
 
@@ -79,9 +79,9 @@ def test_a_checkpoint_written_late_has_the_bytes_of_its_step(
 ) -> None:
     at, logged = Path(shutil.copytree(aligned, tmp_path / "run")), list[int]()
 
-    def hook(operation: disk.Operation, moment: disk.Moment, path: Path) -> None:
+    def hook(operation: atomic.Operation, moment: atomic.Moment, path: Path) -> None:
         if beside() and (operation, moment) == ("folder", "before"):
-            logged.append(sum(1 for _ in reading.read_jsonl(at / "train" / "metrics.jsonl")))
+            logged.append(sum(1 for _ in read.read_jsonl(at / "train" / "metrics.jsonl")))
 
     with late(hook):
         tiny.make(world, at, *SIX, until="train")
@@ -98,7 +98,7 @@ def test_a_crash_while_a_checkpoint_is_written_late(
     all of the process is gone."""
     at, left, crashed = Path(shutil.copytree(aligned, tmp_path / "run")), number, False
 
-    def stop(operation: disk.Operation, moment: disk.Moment, path: Path) -> None:
+    def stop(operation: atomic.Operation, moment: atomic.Moment, path: Path) -> None:
         nonlocal left, crashed
         if crashed:
             raise Crash
@@ -119,7 +119,7 @@ def test_a_full_disk_stops_the_run_with_its_message(
 ) -> None:
     at = Path(shutil.copytree(aligned, tmp_path / "run"))
 
-    def full(operation: disk.Operation, moment: disk.Moment, path: Path) -> None:
+    def full(operation: atomic.Operation, moment: atomic.Moment, path: Path) -> None:
         if (operation, moment, path.name) == ("folder", "middle", str(step)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -140,24 +140,26 @@ def test_a_state_that_the_disk_has_no_room_for_is_an_error_of_the_system(
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(OSError) as error:
-        training.save_state({"a": torch.zeros(2)}, tmp_path / "engine")
+        training.save_optimizer_state({"a": torch.zeros(2)}, tmp_path / "engine")
     assert error.value.errno == errno.ENOSPC
 
 
 @pytest.mark.parametrize("family", ["t5", "causal"])
 def test_a_copy_does_not_change_with_the_student(family, tmp_path: Path) -> None:
     student = make(family)
-    optimizer = training.optimizer(student)
+    optimizer = training.build_optimizer(student)
     run(student, 1, 1, optimizer)
     (tmp_path / "now").mkdir()
     student.save(tmp_path / "now")
-    engine, copied = training.state_bytes(optimizer), student.copied()
-    with Checkpoints(tmp_path / "kept", student, optimizer, beside=True) as checkpoints:
+    engine, copied = training.optimizer_state_bytes(optimizer), student.copied()
+    with CheckpointWriter(tmp_path / "kept", student, optimizer, beside=True) as checkpoints:
         checkpoints.save(1)
         run(student, 2, 2, optimizer)
     for path in (tmp_path / "now").iterdir():
         assert (tmp_path / "kept" / "1" / path.name).read_bytes() == path.read_bytes(), path.name
-    assert (tmp_path / "kept" / "1" / ENGINE).read_bytes() == engine != training.state_bytes(optimizer)
+    assert (
+        (tmp_path / "kept" / "1" / OPTIMIZER_FILE).read_bytes() == engine != training.optimizer_state_bytes(optimizer)
+    )
     ties = {name: value.data_ptr() for name, value in student.model.state_dict().items()}
     assert len({value.data_ptr() for value in copied.values()}) == len(set(ties.values())), "tied weights once"
-    assert safetensors.torch.load(engine).keys() == training.state(optimizer).keys()
+    assert safetensors.torch.load(engine).keys() == training.optimizer_state(optimizer).keys()

@@ -17,12 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from potstill import students, tokenizers
+from potstill import models, tokenization
 from potstill.errors import UserError
-from potstill.students import Shape
+from potstill.models import Shape
 
 TEXTS = ["Q: Tom has 2 apples and buys 3. How many? A: 2 + 3 = 5. The answer is 5"]
-UNIGRAM, BPE = tokenizers.train_unigram(TEXTS, 60), tokenizers.train_bpe(TEXTS, 270)
+UNIGRAM, BPE = tokenization.train_unigram(TEXTS, 60), tokenization.train_bpe(TEXTS, 270)
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 KINDS = {
     "t5": Shape("t5", 16, 2, 2, 24, 8, UNIGRAM.size),
@@ -39,18 +39,18 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 def made(folder: Path, kind: str = "llama") -> Path:
     shape = KINDS[kind]
-    students.initialise(shape, UNIGRAM if shape.family == "t5" else BPE, 1).save(folder)
+    models.random_student(shape, UNIGRAM if shape.family == "t5" else BPE, 1).save(folder)
     return folder
 
 
 def refused(folder: Path) -> UserError:
     """What both ways of reading a folder say of it."""
     told = []
-    for read in (students.check_weights, students.open):
+    for read in (models.check_weights, models.open_student):
         with pytest.raises(UserError) as error:
             read(folder)
         told.append(error.value)
-        assert error.value.where and error.value.do, "where it is, and what to do about it"
+        assert error.value.where and error.value.hint, "where it is, and what to do about it"
         assert len(str(error.value)) < 1000
     return told[0]
 
@@ -92,16 +92,16 @@ def rename(folder: Path, name: str) -> Path:
 
 
 def test_whole_folders_pass(kind: str, tmp_path: Path) -> None:
-    students.check_weights(made(tmp_path, kind))
-    students.check_weights(spread(tmp_path))
-    assert students.open(tmp_path).family == KINDS[kind].family
+    models.check_weights(made(tmp_path, kind))
+    models.check_weights(spread(tmp_path))
+    assert models.open_student(tmp_path).family == KINDS[kind].family
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_weights_of_other_precisions_pass(dtype: torch.dtype, tmp_path: Path) -> None:
     change(made(tmp_path), lambda tensors: tensors.update({name: v.to(dtype) for name, v in tensors.items()}))
-    students.check_weights(tmp_path)
-    assert students.open(tmp_path).model.dtype == torch.float32
+    models.check_weights(tmp_path)
+    assert models.open_student(tmp_path).model.dtype == torch.float32
 
 
 def test_the_files_of_the_hubs_cache_are_links_and_pass(tmp_path: Path) -> None:
@@ -113,8 +113,8 @@ def test_the_files_of_the_hubs_cache_are_links_and_pass(tmp_path: Path) -> None:
     for number, path in enumerate(sorted(whole.iterdir())):
         path.rename(blobs / str(number))
         path.symlink_to(os.path.relpath(blobs / str(number), whole))
-    students.check_weights(whole)
-    students.open(whole)
+    models.check_weights(whole)
+    models.open_student(whole)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -151,7 +151,7 @@ def test_a_head_beside_a_tied_embedding_is_two_models(tmp_path: Path) -> None:
     made(tmp_path, "llama tied")
     change(tmp_path, lambda tensors: tensors.update({"lm_head.weight": torch.ones(BPE.size, 16)}))
     with pytest.raises(UserError, match="ties the head to the embedding"):
-        students.open(tmp_path)
+        models.open_student(tmp_path)
 
 
 @pytest.mark.parametrize("kept", [0.0, 1e-5, 0.3, 0.999])
@@ -268,7 +268,7 @@ def test_older_notes_of_quantization(name: str, tmp_path: Path) -> None:
 
 def test_vllm_may_read_quantized_weights_itself(tmp_path: Path) -> None:
     configure(made(tmp_path), quantization_config={"quant_method": "gptq", "bits": 4})
-    assert students.open(tmp_path, weights=False).folder == tmp_path
+    assert models.open_student(tmp_path, weights=False).folder == tmp_path
 
 
 # --- config.json -----------------------------------------------------------------------------------------------------
@@ -339,11 +339,11 @@ def test_files_that_are_not_what_they_should_be(name: str, content: bytes, tmp_p
 
 
 def test_end_tokens_that_are_none_are_passed_over(tmp_path: Path) -> None:
-    from potstill import engines
+    from potstill import inference
 
     (made(tmp_path) / "generation_config.json").write_text('{"eos_token_id": ["a", -1, 1000000]}')
-    engine = engines.open(tmp_path)
-    [text] = engine.generate([engines.Request(("q", 0), (5, 6))], max_tokens=2)
+    engine = inference.open_engine(tmp_path)
+    [text] = engine.generate([inference.Request(("q", 0), (5, 6))], max_tokens=2)
     assert len(text.ids) <= 2
 
 
@@ -351,7 +351,7 @@ def test_parameters_are_counted_in_the_files_that_are_read(kind: str, tmp_path: 
     """Some folders hold the same weights in another form too (Mistral's `consolidated.safetensors`)."""
     made(tmp_path, kind)
     (tmp_path / "consolidated.safetensors").write_bytes((tmp_path / WEIGHTS).read_bytes())
-    assert students.count(tmp_path) == students.parameters(KINDS[kind])
+    assert models.count_stored_parameters(tmp_path) == models.count_parameters(KINDS[kind])
     (tmp_path / WEIGHTS).write_bytes((tmp_path / WEIGHTS).read_bytes()[:-1])
     with pytest.raises(UserError, match="cut off"):
-        students.count(tmp_path)
+        models.count_stored_parameters(tmp_path)

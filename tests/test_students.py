@@ -18,16 +18,16 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from potstill import files, students, tokenizers
+from potstill import models, storage, tokenization
 from potstill.errors import UserError
-from potstill.prompts import FORMATS, build
+from potstill.models import SHAPES, Example, Shape, causal, t5
+from potstill.models.causal import CausalStudent
+from potstill.prompts import FORMATS, build_prompt
 from potstill.records import Target
-from potstill.students import SHAPES, Example, Shape, causal, t5
-from potstill.students.causal import Causal
 
 TEXTS = ["Q: Tom has 2 apples and buys 3. How many? A: 2 + 3 = 5. The answer is 5", "abc def ghi. 10 - 7 = 3"]
-UNIGRAM = tokenizers.train_unigram(TEXTS, 80)
-BPE = tokenizers.train_bpe(TEXTS, 290)
+UNIGRAM = tokenization.train_unigram(TEXTS, 80)
+BPE = tokenization.train_bpe(TEXTS, 290)
 SHAPES_TESTED = {
     "t5 v1.1": Shape("t5", 16, 2, 2, 24, 8, UNIGRAM.size + 5),
     "t5 v1.0": Shape("t5", 16, 2, 2, 24, 8, UNIGRAM.size, tied=True, gated=False),
@@ -39,23 +39,23 @@ TINY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num
 TINY |= {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": BPE.size + 7, "pad_token_id": BPE.pad}
 
 
-def make(name: str, seed: int = 1, **options) -> students.Student:
+def make(name: str, seed: int = 1, **options) -> models.Student:
     shape = SHAPES_TESTED[name]
-    return students.initialise(shape, UNIGRAM if shape.family == "t5" else BPE, seed, **options)
+    return models.random_student(shape, UNIGRAM if shape.family == "t5" else BPE, seed, **options)
 
 
 def hard(ids: list[int]) -> Target:
     return Target(ids, range(len(ids) + 1), ids, [1.0] * len(ids), ["hard"] * (len(ids) - 1) + ["end"])
 
 
-def examples(student: students.Student) -> list[Example]:
+def examples(student: models.Student) -> list[Example]:
     """Prompts and targets of different lengths, the longest of both not in one row."""
     pairs = [("Q: Tom has 2 apples", "5"), ("abc", "2 + 3 = 5. The answer is 5"), ("10 - 7", "3.")]
     end = student.tokenizer.eos
     return [Example(tuple(student.encode(p)), hard([*student.tokenizer.encode(t).ids, end])) for p, t in pairs]
 
 
-def own_loss(student: students.Student, given: list[Example]) -> torch.Tensor:
+def own_loss(student: models.Student, given: list[Example]) -> torch.Tensor:
     """The mean that the wrapped model itself computes from labels."""
     model = student.model.eval()
     if student.family == "t5":
@@ -103,11 +103,11 @@ def write(folder: Path, kind: str, tokenizer, **settings) -> None:
         (folder / name).write_bytes(content)
 
 
-@pytest.mark.parametrize("kind", causal.KINDS)
+@pytest.mark.parametrize("kind", causal.MODEL_TYPES)
 def test_every_supported_causal_kind_agrees_with_its_own_loss(kind, tmp_path):
     more = {"final_logit_softcapping": 2.0} if kind == "gemma2" else {}
     write(tmp_path, kind, BPE, **TINY, **more)
-    student = students.open(tmp_path)
+    student = models.open_student(tmp_path)
     given = examples(student)
     torch.testing.assert_close(student(student.batch(given)).mean(), own_loss(student, given), rtol=1e-5, atol=1e-5)
 
@@ -115,14 +115,14 @@ def test_every_supported_causal_kind_agrees_with_its_own_loss(kind, tmp_path):
 def test_an_mt5_agrees_with_its_own_loss(tmp_path):
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "vocab_size": UNIGRAM.size}
     write(tmp_path, "mt5", UNIGRAM, **sizes)
-    student = students.open(tmp_path, kind="t5")
+    student = models.open_student(tmp_path, kind="t5")
     given = examples(student)
     assert student.head.scale == 1.0
     torch.testing.assert_close(student(student.batch(given)).mean(), own_loss(student, given), rtol=1e-5, atol=1e-5)
     (tmp_path / "again").mkdir()
     student.save(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "config.json").read_text())["tie_word_embeddings"] is False
-    again = students.open(tmp_path / "again")
+    again = models.open_student(tmp_path / "again")
     assert torch.equal(again(again.batch(given)), student(student.batch(given)))
 
 
@@ -187,7 +187,7 @@ def test_the_gradient_reaches_exactly_the_positions_that_predict_the_target(name
 
 def test_left_and_right_padding_are_the_same():
     student = make("llama")
-    assert isinstance(student, Causal)
+    assert isinstance(student, CausalStudent)
     given = examples(student)
     packed = student(student.batch(given))
     student.padded = True
@@ -230,7 +230,7 @@ def test_soft_targets_of_different_widths_are_padded_with_nothing():
 
 @pytest.mark.parametrize("name", SHAPES_TESTED)
 def test_parameters_are_counted_without_a_model(name):
-    assert students.parameters(SHAPES_TESTED[name]) == sum(value.numel() for value in make(name).parameters())
+    assert models.count_parameters(SHAPES_TESTED[name]) == sum(value.numel() for value in make(name).parameters())
 
 
 @pytest.mark.parametrize(
@@ -245,8 +245,8 @@ def test_parameters_are_counted_without_a_model(name):
 )
 def test_flan_t5_has_its_public_number_of_parameters(name, count):
     with torch.device("meta"):
-        model = t5.make(SHAPES[name], UNIGRAM, 0.0)
-    assert students.parameters(SHAPES[name]) == sum(value.numel() for value in model.parameters()) == count
+        model = t5.build_random_model(SHAPES[name], UNIGRAM, 0.0)
+    assert models.count_parameters(SHAPES[name]) == sum(value.numel() for value in model.parameters()) == count
 
 
 @pytest.mark.parametrize("name", SHAPES_TESTED)
@@ -254,10 +254,10 @@ def test_save_and_open_give_the_same_student(name, tmp_path):
     student = make(name, seed=2)
     student.save(tmp_path)
     batch = student.batch(examples(student))
-    again = students.open(tmp_path, kind=student.family)
+    again = models.open_student(tmp_path, kind=student.family)
     assert torch.equal(again(batch), student(batch))
     assert again.tokenizer.digest == student.tokenizer.digest
-    assert sum(value.numel() for value in again.parameters()) == students.parameters(SHAPES_TESTED[name])
+    assert sum(value.numel() for value in again.parameters()) == models.count_parameters(SHAPES_TESTED[name])
     (tmp_path / "twice").mkdir()
     again.save(tmp_path / "twice")
     for path in tmp_path.glob("*.*"):
@@ -290,7 +290,7 @@ def test_a_flan_t5_folder_as_transformers_4_wrote_it(tmp_path):
     path = tmp_path / "config.json"
     config = {key: value for key, value in json.loads(path.read_text()).items() if key != "scale_decoder_outputs"}
     path.write_text(json.dumps(config))
-    student = students.open(tmp_path)
+    student = models.open_student(tmp_path)
     assert student.head.scale == 1.0 and student.head.weight is not student.model.shared.weight
 
 
@@ -303,12 +303,12 @@ def test_a_tied_unscaled_t5_is_written_with_both_tensors_and_tied_again(tmp_path
     config = json.loads((tmp_path / "config.json").read_text())
     tied = {"tie_word_embeddings": True, "scale_decoder_outputs": False}
     (tmp_path / "config.json").write_text(json.dumps(config | tied))
-    student = students.open(tmp_path)
+    student = models.open_student(tmp_path)
     assert student.head.weight is student.model.shared.weight and student.head.scale == 1.0
     (tmp_path / "again").mkdir()
     student.save(tmp_path / "again", dtype="bfloat16")
     assert "lm_head.weight" in load_file(tmp_path / "again" / "model.safetensors")
-    again = students.open(tmp_path / "again")
+    again = models.open_student(tmp_path / "again")
     assert again.head.weight is again.model.shared.weight
 
 
@@ -320,7 +320,7 @@ def test_weights_can_be_written_in_bfloat16_and_the_model_stays(tmp_path):
     assert {value.dtype for value in weights.values()} == {torch.bfloat16} and "lm_head.weight" not in weights
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
     assert torch.equal(student.model.shared.weight, before) and student.model.dtype == torch.float32
-    assert students.open(tmp_path).model.dtype == torch.float32
+    assert models.open_student(tmp_path).model.dtype == torch.float32
 
 
 def test_the_seed_decides_the_weights_and_leaves_the_generator_alone():
@@ -337,7 +337,10 @@ def test_dropout_is_what_was_asked_for(name, tmp_path):
     student = make(name)
     student.save(tmp_path)
     batch = student.batch(examples(student))
-    still, dropped = students.open(tmp_path, dropout=0.0).train(), students.open(tmp_path, dropout=0.5).train()
+    still, dropped = (
+        models.open_student(tmp_path, dropout=0.0).train(),
+        models.open_student(tmp_path, dropout=0.5).train(),
+    )
     assert torch.equal(still(batch), student(batch))
     assert not torch.allclose(dropped(batch), student(batch))
     assert torch.equal(dropped.eval()(batch), student(batch))
@@ -352,7 +355,7 @@ def test_a_filler_is_computed_and_weighs_nothing(name):
 
 
 def test_prompts_are_rendered_for_the_family():
-    prompt = build("What is 1 + 1?", FORMATS["zero-shot-rationale"])
+    prompt = build_prompt("What is 1 + 1?", FORMATS["zero-shot-rationale"])
     student = make("t5 v1.1")
     assert student.render(prompt) == "Q: What is 1 + 1?\nLet's think step by step"
     assert student.encode("abc")[-1] == UNIGRAM.eos
@@ -362,14 +365,14 @@ def test_prompts_are_rendered_for_the_family():
 
 
 def test_a_tokenizer_that_begins_every_text_does_so_in_prompts(data):
-    mistral = tokenizers.open(data / "tokenizers" / "mistral")
-    student = students.initialise(Shape("causal", 8, 1, 1, 8, 8, mistral.size), mistral, 1)
+    mistral = tokenization.load_tokenizer(data / "tokenizers" / "mistral")
+    student = models.random_student(Shape("causal", 8, 1, 1, 8, 8, mistral.size), mistral, 1)
     assert student.encode("abc")[0] == 1 and student.model.config.bos_token_id == 1
 
 
 def test_the_real_t5_tokenizer_in_the_padded_vocabulary_of_flan_t5(data):
-    real = tokenizers.open(data / "tokenizers" / "t5")
-    student = students.initialise(Shape("t5", 8, 1, 1, 8, 8, SHAPES["flan-t5-base"].vocabulary), real, 1)
+    real = tokenization.load_tokenizer(data / "tokenizers" / "t5")
+    student = models.random_student(Shape("t5", 8, 1, 1, 8, 8, SHAPES["flan-t5-base"].vocabulary), real, 1)
     assert real.size == 32100 and student.head.weight.shape[0] == 32128
     assert student(student.batch([Example(tuple(student.encode("2 + 2")), hard([314, 1]))])).isfinite().all()
     with pytest.raises(UserError, match="found: id 32100, tokenizer of 32100"):
@@ -393,19 +396,19 @@ def test_wrong_examples_are_refused():
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="more tokens than the model has rows"):
-        students.initialise(Shape("t5", 16, 1, 2, 24, 8, UNIGRAM.size - 1), UNIGRAM, 1)
+        models.random_student(Shape("t5", 16, 1, 2, 24, 8, UNIGRAM.size - 1), UNIGRAM, 1)
     make("t5 v1.1").save(tmp_path)
     for name, content in BPE.files.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match="more tokens than the model has rows") as error:
-        students.open(tmp_path)
+        models.open_student(tmp_path)
     assert error.value.where == str(tmp_path)
 
 
 def test_folders_that_cannot_be_opened(tmp_path):
     def message(folder: Path) -> str:
         with pytest.raises(UserError) as error:
-            students.open(folder)
+            models.open_student(folder)
         assert str(tmp_path) in error.value.where
         return error.value.what
 
@@ -452,16 +455,16 @@ def test_folders_that_cannot_be_opened(tmp_path):
 def test_the_kind_that_was_asked_for(tmp_path):
     make("llama").save(tmp_path)
     with pytest.raises(UserError, match="a t5 model was asked for"):
-        students.open(tmp_path, kind="t5")
+        models.open_student(tmp_path, kind="t5")
 
 
 def test_a_kind_that_scales_its_logits_where_nobody_looks_is_refused(tmp_path):
     write(tmp_path, "granite", BPE, **{k: v for k, v in TINY.items() if k != "head_dim"}, logits_scaling=8.0)
     with pytest.raises(UserError, match="in a way that is not known here"):
-        students.open(tmp_path)
+        models.open_student(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"logits_scaling": 1.0}))
-    assert students.open(tmp_path).family == "causal"
+    assert models.open_student(tmp_path).family == "causal"
 
 
 def test_batches_move_whole():
@@ -484,7 +487,9 @@ def test_a_saved_folder_has_the_modes_that_the_umask_says(name, umask, mode, tmp
     try:
         (tmp_path / "student").mkdir()
         make(name).save(tmp_path / "student")
-        with files.folder(tmp_path / "checkpoint") as inside:  # what else is written there, by whichever library
+        with storage.write_folder(
+            tmp_path / "checkpoint"
+        ) as inside:  # what else is written there, by whichever library
             save_file({"state": torch.zeros(2)}, inside / "engine.safetensors")
             make(name).save(inside)
     finally:
@@ -527,7 +532,7 @@ def test_what_a_tokenizer_says_of_itself_is_kept_where_the_model_takes_it(stated
         config = {key: value for key, value in json.loads(path.read_text()).items() if key != "model_input_names"}
         path.write_text(json.dumps(config | stated))
     (tmp_path / "again").mkdir()
-    students.open(tmp_path / "base").save(tmp_path / "again")
+    models.open_student(tmp_path / "base").save(tmp_path / "again")
     config = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
     assert config["model_input_names"] == kept and config.get("tokenizer_class") in (None, "PreTrainedTokenizerFast")
 
@@ -561,10 +566,10 @@ def test_rotary_positions_are_written_for_both_versions_of_transformers(kind, mo
     """transformers 4 reads these keys and takes its defaults where they are missing: its texts would be others."""
     (tmp_path / "base").mkdir()
     write(tmp_path / "base", kind, BPE, **TINY, **more)
-    student = students.open(tmp_path / "base")
+    student = models.open_student(tmp_path / "base")
     (tmp_path / "again").mkdir()
     student.save(tmp_path / "again")
     config = json.loads((tmp_path / "again" / "config.json").read_text())
     assert written.items() <= config.items() and more.items() <= config.items()
     batch = student.batch(examples(student))
-    assert torch.equal(students.open(tmp_path / "again")(batch), student(batch))
+    assert torch.equal(models.open_student(tmp_path / "again")(batch), student(batch))

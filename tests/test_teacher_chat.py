@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import tiny
-from potstill import engines, plan, students, teachers
+from potstill import dry_run, inference, models, teachers
 from potstill.errors import UserError
-from potstill.recipe import Recipe, parse
+from potstill.recipe import Recipe, parse_recipe
 from potstill.records import Question
 from potstill.stages import sample
-from potstill.teachers import local
+from potstill.teachers import local_model
 from test_chat import folder
 
 QUESTIONS = [Question(f"mine/{n}", f"What is {n} + 1?", str(n + 1), "mine", "train", "number", "So.") for n in range(2)]
@@ -27,22 +27,24 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def asked(model: Path, *more: str, kind: str = "local") -> Recipe:
     who = {"local": f"kind: local, model: {model}", "human": f"kind: human, score: {{model: {model}}}"}[kind]
-    return parse("name: x", "x.yaml", [f"teacher={{{who}, max_tokens: 8, candidates: 2}}", *more])
+    return parse_recipe("name: x", "x.yaml", [f"teacher={{{who}, max_tokens: 8, candidates: 2}}", *more])
 
 
 @pytest.mark.parametrize("kind", ["local", "human"])
 def test_a_teacher_and_a_scorer_are_asked_in_their_own_template(tuned: Path, kind: str) -> None:
-    told = {chat: list(teachers.chains(asked(tuned, f"teacher.chat={chat}", kind=kind), QUESTIONS))
+    told = {chat: list(teachers.sample(asked(tuned, f"teacher.chat={chat}", kind=kind), QUESTIONS))
             for chat in ("auto", "true", "false")}  # fmt: skip
     assert told["auto"] == told["true"] != told["false"]
-    prompt = local.asked(asked(tuned))(QUESTIONS[0])
-    rendered = students.open(tuned, chat_template=True).render(prompt)
+    prompt = local_model.prompt_builder_of(asked(tuned))(QUESTIONS[0])
+    rendered = models.open_student(tuned, chat_template=True).render(prompt)
     assert rendered.endswith("<|stop|>\n<|start|>assistant\n") and QUESTIONS[0].text in rendered
     chain = told["auto"][0][0]
     if kind == "human":  # the same text behind the rendered prompt, straight from the engine
-        engine = engines.open(tuned, chat_template=True)
+        engine = inference.open_engine(tuned, chat_template=True)
         own = next(question for question in QUESTIONS if question.id == chain.question)
-        read = local.scored(engine, [(local.asked(asked(tuned))(own), chain)], candidates=2, budget=99)
+        read = local_model.score_chains(
+            engine, [(local_model.prompt_builder_of(asked(tuned))(own), chain)], candidates=2, budget=99
+        )
         assert [dict(step).keys() for step in read[0].candidates] == [dict(step).keys() for step in chain.candidates]
 
 
@@ -61,17 +63,17 @@ def test_a_template_that_is_asked_for_and_not_there_is_the_users_to_correct(tmp_
     plain, t5 = folder(tmp_path / "plain", template=None), folder(tmp_path / "t5", family="t5")
     for model, what in ((plain, "there is no chat template"), (t5, "a T5 has no chat template")):
         with pytest.raises(UserError, match=f"teacher.chat(.|\n)*{what}|{what}(.|\n)*teacher.chat"):
-            next(teachers.chains(asked(model, "teacher.chat=true"), QUESTIONS))
+            next(teachers.sample(asked(model, "teacher.chat=true"), QUESTIONS))
     with pytest.raises(UserError, match="chat: true needs a model in this process, which a human teacher has not"):
-        parse("name: x", "x.yaml", ["teacher={kind: human, chat: true}"])
+        parse_recipe("name: x", "x.yaml", ["teacher={kind: human, chat: true}"])
 
 
 def test_a_chat_teachers_answer_is_looked_for_behind_its_thought() -> None:
     def chain(text: str, chat: bool = True) -> str:
         tokens = [part.encode() for part in re.findall(r"\S+|\s+", text)]
         steps = [[(token, -0.1), (b"x", -3.0)] for token in tokens]
-        generated = engines.Generated(("q", 0), (), tuple(tokens), text.encode(), tuple(map(tuple, steps)), "end")
-        made = local.chain(generated, "t", chat)
+        generated = inference.Generation(("q", 0), (), tuple(tokens), text.encode(), tuple(map(tuple, steps)), "end")
+        made = local_model.build_chain(generated, "t", chat)
         assert len(made.tokens) <= len(made.candidates) <= len(made.tokens) + 1
         assert all(dict(step)[token] == -0.1 for token, step in zip(made.tokens, made.candidates, strict=False))
         return made.text
@@ -88,5 +90,5 @@ def test_the_plan_says_that_the_teacher_is_asked_in_its_template(world: Path, tm
     shutil.copytree(world, tmp_path / "here")
     shutil.copytree(tuned, tmp_path / "here" / "chatty")
     for model, said in (("teacher", False), ("chatty", True)):
-        text = plan.text(tiny.recipe(tmp_path / "here", f"teacher.model={model}"))
+        text = dry_run.describe_run(tiny.recipe(tmp_path / "here", f"teacher.model={model}"))
         assert ("in its own chat template (teacher.chat: false" in text) == said

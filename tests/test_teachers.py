@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 
 from markov import markov, writer
 from potstill import teachers
-from potstill.encoding import to_json
-from potstill.engines import Engine
 from potstill.errors import UserError
-from potstill.files import tables, write_jsonl
-from potstill.prompts import PAPER, Demonstration
-from potstill.recipe import parse
+from potstill.inference import Engine
+from potstill.prompts import PAPER_STYLE, Demonstration
+from potstill.recipe import parse_recipe
 from potstill.records import END, Chain, Prompt, Question, Turn
-from potstill.teachers import human, local, replay
-from potstill.teachers.cut import cut
-from potstill.tokenizers import train_bpe
+from potstill.serialization import to_json
+from potstill.storage import parquet, write_jsonl
+from potstill.teachers import local_model, reference_solutions, replay
+from potstill.teachers.truncate import truncate_at_answer
+from potstill.tokenization import train_bpe
 
 
 def question(name: str, text: str = "", rationale: str | None = None) -> Question:
@@ -47,7 +47,7 @@ def test_cut_at_a_token_that_is_the_newline() -> None:
         [(b"\n", -0.7), (b"\n\n", -1.9), (END, -2.0), (b".", -3.0)],
     ]
     chain = Chain.from_tokens("q", 0, [b"The answer is", b" 4", b"\n", b"Q"], [*steps, [(b"Q", -0.1)]], "length")
-    done = cut(chain)
+    done = truncate_at_answer(chain)
     assert (done.text, done.stop, done.tokens, done.spans) == (
         "The answer is 4",
         "cut",
@@ -67,7 +67,7 @@ def test_cut_inside_a_token() -> None:
         [(b".\n", -0.5), (b".", -1.5), (b"\n", -2.5), (END, -3.0), (b" dollars.\nQ", -4.0)],
     ]
     chain = Chain.from_tokens("q", 0, [b"answer is 4", b".\n", b"Q"], [*steps, [(b"Q", -0.1)]], "length")
-    done = cut(chain)
+    done = truncate_at_answer(chain)
     assert (done.text, done.stop, done.tokens) == ("answer is 4.", "cut", (b"answer is 4", b"."))
     assert len(done.candidates) == 2  # nobody asked what follows the full stop
     assert [what for what, _ in done.candidates[1]] == [b".", END, b" dollars."]
@@ -78,24 +78,24 @@ def test_cut_inside_a_token() -> None:
 def test_cut_leaves_what_has_no_whole_answer_line() -> None:
     for text in ("", "2 + 2\n= 4", "The answer is 4", "\n\nTHE ANSWER IS 4."):
         chain = Chain.from_text("q", 0, text, source="s", stop="length")
-        assert cut(chain) is chain
+        assert truncate_at_answer(chain) is chain
 
 
 def test_cut_takes_the_first_answer_line() -> None:
     chain = Chain.from_text("q", 0, "1\nSo the Answer Is 4\nThe answer is 5\n", source="s")
-    assert cut(chain) == replace(chain, content=b"1\nSo the Answer Is 4", stop="cut")
+    assert truncate_at_answer(chain) == replace(chain, content=b"1\nSo the Answer Is 4", stop="cut")
 
 
 def test_cut_counts_bytes_where_the_text_is_no_text() -> None:
     tokens = ["İé".encode(), b"\xff\xe2\x82", b" answer is", b"\n", b"\xac"]
-    done = cut(Chain.from_tokens("q", 0, tokens))
+    done = truncate_at_answer(Chain.from_tokens("q", 0, tokens))
     assert done.tokens == tuple(tokens[:3]) and done.content == b"".join(tokens[:3]) and done.candidates == ()
 
 
 def test_cut_where_a_source_left_tokens_out() -> None:
     chain = replace(Chain.from_text("q", 0, "answer is 4\nQ", source="s"), tokens=(b"answer",), spans=((0, 6),))
     chain = replace(chain, candidates=(((b"answer", -0.1),), ((END, -0.3),)), semantics="raw")
-    done = cut(chain)
+    done = truncate_at_answer(chain)
     assert done.text == "answer is 4" and done.tokens == (b"answer",) and done.candidates == (((b"answer", -0.1),),)
 
 
@@ -112,9 +112,9 @@ def test_cut_keeps_text_tokens_and_candidates_in_step(parts, last, stop) -> None
     tokens = [token for token, _ in parts]
     candidates = [[(token, -0.3), *(one for one in step if one[0] != token)] for token, step in parts]
     chain = Chain.from_tokens("q", 0, tokens, [*candidates, [(END, -0.2)]] if last else candidates, stop)
-    done = cut(chain)
+    done = truncate_at_answer(chain)
     assert chain.content.startswith(done.content) and b"".join(done.tokens) == done.content
-    assert cut(done) is done
+    assert truncate_at_answer(done) is done
     if done is chain:
         return
     assert done.stop == "cut" and chain.content[len(done.content) :].startswith(b"\n")
@@ -160,7 +160,7 @@ SETTINGS = {
 
 
 def test_local_chains_are_cut_behind_the_answer_and_know_how_likely_the_end_was() -> None:
-    batches = list(local.sample(solver(), QUESTIONS, local.asking(), **SETTINGS))
+    batches = list(local_model.sample(solver(), QUESTIONS, local_model.make_prompt_builder(), **SETTINGS))
     chains = [chain for batch in batches for chain in batch]
     assert len(batches) > 1
     assert sorted(chain.key for chain in chains) == sorted(
@@ -177,23 +177,35 @@ def test_local_chains_are_cut_behind_the_answer_and_know_how_likely_the_end_was(
 
 
 def test_local_resumes_by_batch() -> None:
-    whole = list(local.sample(solver(), QUESTIONS, local.asking(), **SETTINGS))
+    whole = list(local_model.sample(solver(), QUESTIONS, local_model.make_prompt_builder(), **SETTINGS))
     stored = {chain.key for chain in whole[0]} | {whole[1][0].key}
-    rest = list(local.sample(solver(), QUESTIONS[::-1], local.asking(), done=stored, **SETTINGS))
+    rest = list(
+        local_model.sample(solver(), QUESTIONS[::-1], local_model.make_prompt_builder(), done=stored, **SETTINGS)
+    )
     assert rest == whole[1:]  # the half stored batch comes whole, and as it was
     assert (
-        list(local.sample(solver(), QUESTIONS, local.asking(), done={c.key for b in whole for c in b}, **SETTINGS))
+        list(
+            local_model.sample(
+                solver(),
+                QUESTIONS,
+                local_model.make_prompt_builder(),
+                done={c.key for b in whole for c in b},
+                **SETTINGS,
+            )
+        )
         == []
     )
 
 
 def test_local_without_candidates() -> None:
-    [batch, *_] = local.sample(solver(), QUESTIONS, local.asking(), **SETTINGS | {"candidates": 0})
+    [batch, *_] = local_model.sample(
+        solver(), QUESTIONS, local_model.make_prompt_builder(), **SETTINGS | {"candidates": 0}
+    )
     assert all(chain.tokens and not chain.candidates and chain.semantics == "none" for chain in batch)
 
 
 def test_a_text_that_ran_out_keeps_its_stop() -> None:
-    [batch] = local.sample(
+    [batch] = local_model.sample(
         writer(), [question("1")], lambda _: Prompt((Turn("user", "So"),)), **SETTINGS | {"max_tokens": 3, "samples": 1}
     )
     assert [(chain.text, chain.stop, len(chain.candidates)) for chain in batch] == [(" it was.", "length", 3)]
@@ -201,12 +213,14 @@ def test_a_text_that_ran_out_keeps_its_stop() -> None:
 
 def test_how_a_teacher_is_asked() -> None:
     one = question("1", "Is {x} it?")
-    assert local.asking()(one) == Prompt((Turn("user", "Question: Is {x} it?\nLet's think step by step"),), "\n")
-    assert local.asking(prefix="...\nThe answer is 52\n")(one).plain == (
+    assert local_model.make_prompt_builder()(one) == Prompt(
+        (Turn("user", "Question: Is {x} it?\nLet's think step by step"),), "\n"
+    )
+    assert local_model.make_prompt_builder(prefix="...\nThe answer is 52\n")(one).plain == (
         "...\nThe answer is 52\n\nQuestion: Is {x} it?\nLet's think step by step"
     )
     shots = [Demonstration("2 + 2?", "4", "2 + 2 = 4.")]
-    assert local.asking(style=PAPER, demonstrations=shots)(one).plain == (
+    assert local_model.make_prompt_builder(style=PAPER_STYLE, demonstrations=shots)(one).plain == (
         "Q: 2 + 2?\nLet's think step by step\n2 + 2 = 4.\nThe answer is 4\n\nQ: Is {x} it?\nLet's think step by step"
     )
 
@@ -217,7 +231,9 @@ def test_how_a_teacher_is_asked() -> None:
 def test_human_chains() -> None:
     questions = [question(str(number), rationale=f"{number} it is.") for number in range(5)]
     batches = list(
-        human.sample(questions, batch=2, done={("s/0", "human", 0), ("s/1", "human", 0), ("s/2", "human", 0)})
+        reference_solutions.build_reference_chains(
+            questions, batch=2, done={("s/0", "human", 0), ("s/1", "human", 0), ("s/2", "human", 0)}
+        )
     )
     assert [[chain.question for chain in batch] for batch in batches] == [["s/2", "s/3"], ["s/4"]]
     chain = batches[1][0]
@@ -232,7 +248,9 @@ def test_human_chains() -> None:
 
 def test_human_needs_rationales_and_says_so_at_once() -> None:
     with pytest.raises(UserError) as raised:
-        human.sample([question("1", rationale="so"), question("2"), question("3", rationale="")])
+        reference_solutions.build_reference_chains(
+            [question("1", rationale="so"), question("2"), question("3", rationale="")]
+        )
     assert str(raised.value) == (
         "teacher: 2 of 3 questions have no rationale for the human teacher\n"
         "  found: the first is s/2\n"
@@ -361,12 +379,12 @@ def test_replay_resumes_by_batch() -> None:
 
 def test_rows_of_a_file(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "old.jsonl", [to_json(FULL)])
-    tables.write_chains(tmp_path / "old.parquet", [replace(FULL, candidates=())])
-    assert [(number, row["index"]) for number, row in replay.rows(tmp_path / "old.jsonl")] == [(1, 3)]
-    assert list(replay.rows(tmp_path / "old.parquet")) == [(1, replace(FULL, candidates=()))]
+    parquet.write_chains(tmp_path / "old.parquet", [replace(FULL, candidates=())])
+    assert [(number, row["index"]) for number, row in replay.read_rows(tmp_path / "old.jsonl")] == [(1, 3)]
+    assert list(replay.read_rows(tmp_path / "old.parquet")) == [(1, replace(FULL, candidates=()))]
     (tmp_path / "torn.jsonl").write_text('{"question": "s/1", "te')
     with pytest.raises(UserError, match=r"torn.jsonl line 1: not a whole line"):
-        list(replay.sample(replay.rows(tmp_path / "torn.jsonl"), QUESTIONS, where="torn.jsonl"))
+        list(replay.sample(replay.read_rows(tmp_path / "torn.jsonl"), QUESTIONS, where="torn.jsonl"))
 
 
 # --- by recipe -------------------------------------------------------------------------------------------------------
@@ -374,22 +392,22 @@ def test_rows_of_a_file(tmp_path: Path) -> None:
 
 def test_a_recipe_chooses_its_teacher(tmp_path: Path) -> None:
     one = question("1", rationale="so")
-    plan = parse("name: a\nteacher: {kind: human, name: people}", "r.yaml")
-    assert [chain.key for batch in teachers.chains(plan, [one]) for chain in batch] == [("s/1", "people", 0)]
+    plan = parse_recipe("name: a\nteacher: {kind: human, name: people}", "r.yaml")
+    assert [chain.key for batch in teachers.sample(plan, [one]) for chain in batch] == [("s/1", "people", 0)]
 
     write_jsonl(tmp_path / "old.jsonl", [{"question": "s/1", "text": "4"}, {"question": "s/2", "text": "4"}])
-    plan = parse(f"name: a\nteacher: {{kind: replay, chains: {tmp_path}/old.jsonl}}", "r.yaml")
-    found = teachers.chains(plan, [one], known=[question("2")])
+    plan = parse_recipe(f"name: a\nteacher: {{kind: replay, chains: {tmp_path}/old.jsonl}}", "r.yaml")
+    found = teachers.sample(plan, [one], known=[question("2")])
     assert [chain.key for batch in found for chain in batch] == [("s/1", "replay", 0)]
 
     solver().student.save(tmp_path)
     (tmp_path / "shots.txt").write_text("Question: ...\n")
     local_plan = f"kind: local, model: {tmp_path}, prompt: {tmp_path}/shots.txt, samples: 2, max_tokens: 20"
-    plan = parse(f"name: a\nteacher: {{{local_plan}}}", "r.yaml")
-    chains = [chain for batch in teachers.chains(plan, [one]) for chain in batch]
+    plan = parse_recipe(f"name: a\nteacher: {{{local_plan}}}", "r.yaml")
+    chains = [chain for batch in teachers.sample(plan, [one]) for chain in batch]
     assert [chain.key for chain in chains] == [("s/1", "local", 0), ("s/1", "local", 1)]
     assert all(chain.text.endswith("The answer is four") for chain in chains)
-    assert list(teachers.chains(plan, [one], {chain.key for chain in chains})) == []
+    assert list(teachers.sample(plan, [one], {chain.key for chain in chains})) == []
 
 
 # --- score -----------------------------------------------------------------------------------------------------------
@@ -403,7 +421,7 @@ def test_chains_that_exist_get_the_distributions_of_a_model() -> None:
         Chain.from_text("q2", 0, " it was.", source="old", stop="length"),
         Chain.from_text("q1", 0, " it was. The answer is four", source="old", stop="cut"),
     ]
-    read = local.scored(engine, [(asked, chain) for chain in stored], candidates=2, budget=30)
+    read = local_model.score_chains(engine, [(asked, chain) for chain in stored], candidates=2, budget=30)
     for before, after in zip(stored, read, strict=True):
         assert replace(after, tokens=(), spans=(), candidates=(), semantics="none") == before
         assert after.semantics == "raw" and b"".join(after.tokens) == after.content
@@ -419,11 +437,13 @@ def test_the_chains_of_a_recipe_are_scored(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     writer().student.save(tmp_path / "model")
     asked = [replace(question(str(place), "So"), rationale="it was.") for place in range(4)]
-    plan = parse("name: x", "x.yaml", [f"teacher={{kind: human, candidates: 3, score: {{model: {tmp_path}/model}}}}"])
-    [batch] = teachers.chains(plan, asked)
+    plan = parse_recipe(
+        "name: x", "x.yaml", [f"teacher={{kind: human, candidates: 3, score: {{model: {tmp_path}/model}}}}"]
+    )
+    [batch] = teachers.sample(plan, asked)
     assert [chain.text for chain in batch] == ["it was.\nThe answer is 4"] * 4
     assert all(chain.semantics == "raw" and len(chain.candidates) == len(chain.tokens) + 1 for chain in batch)
     assert all(chain.tokens and b"".join(chain.tokens) for chain in batch)
-    assert list(teachers.chains(plan, asked, {chain.key for chain in batch})) == []
+    assert list(teachers.sample(plan, asked, {chain.key for chain in batch})) == []
     with pytest.raises(UserError, match="score is for human, replay"):
-        parse("name: x", "x.yaml", ["teacher={kind: local, model: m, score: {model: m}}"])
+        parse_recipe("name: x", "x.yaml", ["teacher={kind: local, model: m, score: {model: m}}"])

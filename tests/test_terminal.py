@@ -17,10 +17,10 @@ EVERY = "".join(chr(code) for code in (*range(0x3000), 0x732B, 0xD83D, 0xFFFF, 0
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_every_character_has_a_nearest_one(encoding: str) -> None:
-    assert EVERY.encode(encoding, terminal.NEAREST).decode(encoding)
+    assert EVERY.encode(encoding, terminal.NEAREST_HANDLER).decode(encoding)
     plain = "-0.5 x 1"
-    assert "\N{MINUS SIGN}0.5 \N{MULTIPLICATION SIGN} 1".encode("ascii", terminal.NEAREST) == plain.encode()
-    assert plain.encode(encoding, terminal.NEAREST) == plain.encode()
+    assert "\N{MINUS SIGN}0.5 \N{MULTIPLICATION SIGN} 1".encode("ascii", terminal.NEAREST_HANDLER) == plain.encode()
+    assert plain.encode(encoding, terminal.NEAREST_HANDLER) == plain.encode()
 
 
 @pytest.mark.slow

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 import definition
 import oracle
-from potstill import tokenizers
+from potstill import tokenization
+from potstill.alignment.cross_tokenizer import transfer
+from potstill.alignment.text_rule_completions import completions
 from potstill.errors import UserError
 from potstill.records import END, Candidate, Chain, Target
-from potstill.tokenizers import Tokenizer
-from potstill.transfer import completions, transfer
+from potstill.tokenization import Tokenizer
 
 TEXTS = ["She earns $12.50 for 3 hours.\nSo 4 * 12 = 48.", "Weng has 7 apples, naïve café", "The answer is 10 so"] * 4
 
@@ -26,17 +27,17 @@ EXAMPLES = int(os.environ.get("POTSTILL_EXAMPLES", "40"))
 
 @cache
 def small(kind: str) -> Tokenizer:
-    return tokenizers.train_bpe(TEXTS, 330) if kind == "bpe" else tokenizers.train_unigram(TEXTS, 110)
+    return tokenization.train_bpe(TEXTS, 330) if kind == "bpe" else tokenization.train_unigram(TEXTS, 110)
 
 
 @pytest.fixture
 def unpruned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is left out for speed, so that the two agree to the last digit."""
-    monkeypatch.setattr("potstill.transfer.ways.SLIGHT", 0.0)
-    monkeypatch.setattr("potstill.transfer.ways.WORTH", 0.0)
-    monkeypatch.setattr("potstill.transfer.ways.RARE", 0.0)
-    monkeypatch.setattr("potstill.transfer.text.FAINT", 0.0)
-    monkeypatch.setattr("potstill.transfer.continuations.RARE", 0.0)
+    monkeypatch.setattr("potstill.alignment.text_rule_branches.MIN_BRANCH_PROBABILITY", 0.0)
+    monkeypatch.setattr("potstill.alignment.text_rule_branches.MIN_OPEN_PROBABILITY", 0.0)
+    monkeypatch.setattr("potstill.alignment.text_rule_branches.MIN_SHARE", 0.0)
+    monkeypatch.setattr("potstill.alignment.text_rule.MIN_TARGET_PROBABILITY", 0.0)
+    monkeypatch.setattr("potstill.alignment.text_rule_completions.MIN_SHARE", 0.0)
 
 
 def agree(chain: Chain, student: Tokenizer, run=None, teacher: Tokenizer | None = None) -> Target:
@@ -88,7 +89,7 @@ def world(texts: int = 150) -> tuple[list[oracle.Said], Tokenizer, Tokenizer]:
     """A small language, a teacher's byte-level tokenizer and a student's Unigram one, both trained on it."""
     language = oracle.make(seed=5, questions=2, texts=texts)
     spoken = [text for said in language for text in said.texts]
-    return language, tokenizers.train_bpe(spoken, 600), tokenizers.train_unigram(spoken, 400)
+    return language, tokenization.train_bpe(spoken, 600), tokenization.train_unigram(spoken, 400)
 
 
 def mean_distance(truth: oracle.Oracle, chains: list[tuple[int, int, Chain]], rule: str, told: dict) -> float:
@@ -125,7 +126,7 @@ def test_the_same_tokenizer_on_both_sides_is_the_identity() -> None:
 def test_what_is_shown_and_known_whole_is_exact() -> None:
     """Every outcome shown, every text of the language among the chains, and a student that tells all texts apart."""
     language, teacher, _ = world(60)
-    student = tokenizers.train_bpe(list(language[1].texts), 340)
+    student = tokenization.train_bpe(list(language[1].texts), 340)
     truth = oracle.Oracle(language, teacher, student)
     every = [truth.chain(0, place, place, None) for place in range(len(truth.language[0].texts))]
     told = {"completions": completions(every, student), "teacher": teacher}
@@ -153,7 +154,7 @@ def test_text_is_nearer_to_the_truth_than_the_other_rules() -> None:
 
 @pytest.mark.parametrize("pair", [("p50k_base", "t5"), ("gpt2", "mistral"), ("t5", "cl100k_base")])
 def test_text_is_nearer_between_real_tokenizers(data: Path, pair: tuple[str, str]) -> None:
-    teacher, student = (tokenizers.open(data / "tokenizers" / name) for name in pair)
+    teacher, student = (tokenization.load_tokenizer(data / "tokenizers" / name) for name in pair)
     truth = oracle.Oracle(oracle.make(seed=5, questions=1, texts=150), teacher, student)
     chains = drawn(truth, 5, 8)
     told = {"completions": completions([chain for _, _, chain in chains], student), "teacher": teacher}
@@ -235,7 +236,7 @@ def test_names_of_special_tokens_are_text() -> None:
 
 
 def test_what_has_no_piece_is_unknown_not_lost(data: Path) -> None:
-    student = tokenizers.open(data / "tokenizers" / "t5")
+    student = tokenization.load_tokenizer(data / "tokenizers" / "t5")
     steps = [logs({b"4": 1.0}), logs({b" \xc3\x97": 0.8, b" *": 0.2}), logs({b" 3": 1.0}), logs({END: 1.0})]
     chain = Chain.from_tokens("q", 0, [b"4", " ×".encode(), b" 3"], steps)
     target = transfer(chain, student, completions=completions([chain], student))
@@ -249,7 +250,7 @@ def test_what_has_no_piece_is_unknown_not_lost(data: Path) -> None:
 
 def test_the_teachers_tokenizer_rules_ways_out() -> None:
     """` 12` and then ` 3`: a teacher that has the token `123` would not have said `12` before a 3."""
-    student, teacher = small("bpe"), tokenizers.train_bpe(["123 12 1"] * 9, 262)
+    student, teacher = small("bpe"), tokenization.train_bpe(["123 12 1"] * 9, 262)
     assert len(teacher.encode("12").ids) == 2 and len(teacher.encode("1").ids) == 1
     chains = [
         Chain.from_tokens(

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from potstill import tokenizers
+from potstill import errors, tokenization
+from potstill.alignment.cross_tokenizer import transfer
 from potstill.records import END, Chain
-from potstill.transfer import transfer
-from potstill.vocabulary import encoder
+from potstill.tokenization.encoder import build_id_encoder
 from tokenizer_kinds import KINDS, LOSSY, TEXTS, opened
 
 HARD_TEXTS = ["", " ", "\n", "a", "  two  spaces\t\n", "日本 🥃 é", "4\r\n5", "<|endoftext|></s>[SEP]", "▁Weng ng"]
@@ -129,8 +129,8 @@ def test_llama_3_ranks_without_a_description_say_what_is_missing(tmp_path: Path)
     from tokenizer_kinds import tiktoken_files
 
     (tmp_path / "tiny.tiktoken").write_bytes(tiktoken_files()["tiny.tiktoken"])
-    with pytest.raises(tokenizers.folder.UserError, match="lack their description"):
-        tokenizers.open(tmp_path)
+    with pytest.raises(errors.UserError, match="lack their description"):
+        tokenization.load_tokenizer(tmp_path)
 
 
 PLAIN = st.text(st.sampled_from(" ,.$0123456789abehnstuwABW<>/=*'`^~"), max_size=16)
@@ -147,7 +147,7 @@ def test_words_have_the_ids_of_the_long_way(kind: str, text: str) -> None:
 
 @cache
 def _short(kind: str) -> Callable[[str], list[int]]:
-    return encoder(opened(kind).fast.library)
+    return build_id_encoder(opened(kind).fast.library)
 
 
 def test_the_models_of_sentencepiece_are_asked_directly() -> None:
@@ -157,8 +157,8 @@ def test_the_models_of_sentencepiece_are_asked_directly() -> None:
 
 @pytest.mark.parametrize("name", ["t5", "mistral"])
 def test_real_words_have_the_ids_of_the_long_way(data: Path, name: str) -> None:
-    library = tokenizers.open(data / "tokenizers" / name).fast.library
-    short = encoder(library)
+    library = tokenization.load_tokenizer(data / "tokenizers" / name).fast.library
+    short = build_id_encoder(library)
     assert short.__name__ == "short"
     lines = (data / "gsm8k" / "train.jsonl").read_text("utf-8").splitlines()[:200]
     for text in {f"a {word}" for line in lines for word in json.loads(line)["answer"].split()}:

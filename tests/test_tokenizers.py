@@ -14,10 +14,10 @@ import tokenizers as library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from potstill import tokenizers
+from potstill import tokenization
 from potstill.errors import UserError
 from potstill.records import END
-from potstill.tokenizers import Tokenizer
+from potstill.tokenization import Tokenizer
 
 TEXTS = ["She earns $12.50 for 3 hours.\nSo 4 * 12 = 48.", "Weng has 7 apples, naïve café"] * 4
 REAL = ["t5", "mistral", "gpt2", "p50k_base", "cl100k_base"]
@@ -25,12 +25,12 @@ REAL = ["t5", "mistral", "gpt2", "p50k_base", "cl100k_base"]
 
 @cache
 def small(kind: str) -> Tokenizer:
-    return tokenizers.train_bpe(TEXTS, 300) if kind == "bpe" else tokenizers.train_unigram(TEXTS, 80)
+    return tokenization.train_bpe(TEXTS, 300) if kind == "bpe" else tokenization.train_unigram(TEXTS, 80)
 
 
 @cache
 def real(folder: Path, name: str) -> Tokenizer:
-    return tokenizers.open(folder / "tokenizers" / name)
+    return tokenization.load_tokenizer(folder / "tokenizers" / name)
 
 
 def write(tokenizer: Tokenizer, folder: Path) -> Path:
@@ -44,7 +44,7 @@ def test_files_open_again_here_and_in_transformers(kind: str, tmp_path: Path) ->
     from transformers import AutoTokenizer
 
     made = small(kind)
-    opened = tokenizers.open(write(made, tmp_path))
+    opened = tokenization.load_tokenizer(write(made, tmp_path))
     assert (opened.digest, opened.eos, opened.pad, opened.size) == (made.digest, 1, 0, made.size)
     assert dict(opened.files) == dict(made.files)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
@@ -84,7 +84,7 @@ def test_training_is_the_same_in_every_process() -> None:
 
 def test_too_small_a_vocabulary_is_refused() -> None:
     with pytest.raises(UserError, match="too small for the characters"):
-        tokenizers.train_unigram(TEXTS, 10)
+        tokenization.train_unigram(TEXTS, 10)
 
 
 @pytest.mark.parametrize(
@@ -151,13 +151,13 @@ def test_pieces_of_any_ids_are_what_the_library_decodes(data: Path, name: str) -
 
 def refused(folder: Path) -> str:
     with pytest.raises(UserError) as caught:
-        tokenizers.open(folder)
+        tokenization.load_tokenizer(folder)
     return str(caught.value).replace(str(folder), "FOLDER")
 
 
 def test_folders_that_are_no_tokenizer(tmp_path: Path) -> None:
     assert refused(tmp_path / "none").startswith("FOLDER: no such folder")
-    advice = "\n  do: give a folder with tokenizer.json (a fast tokenizer's save_pretrained writes it)"
+    advice = "\n  hint: give a folder with tokenizer.json (a fast tokenizer's save_pretrained writes it)"
     assert refused(tmp_path) == "FOLDER: no tokenizer in this folder" + advice
     broken = tmp_path / "tokenizer.json"
     broken.write_text('{"model": ')
@@ -180,10 +180,10 @@ def test_an_end_token_must_be_known(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(source))
     message = refused(tmp_path)
     assert "FOLDER: cannot tell which token ends a text" in message and "tokenizer_config.json" in message
-    assert tokenizers.open(tmp_path, eos="<|stop|>").eos == 1
-    assert tokenizers.open(tmp_path, eos="<|stop|>", pad=1).pad == 1
+    assert tokenization.load_tokenizer(tmp_path, eos="<|stop|>").eos == 1
+    assert tokenization.load_tokenizer(tmp_path, eos="<|stop|>", pad=1).pad == 1
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|stop|>"}}))
-    assert tokenizers.open(tmp_path).eos == 1
+    assert tokenization.load_tokenizer(tmp_path).eos == 1
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|nothing|>"}))
     assert "no such eos token\n  found: '<|nothing|>'" in refused(tmp_path)
 
@@ -197,7 +197,7 @@ def test_tiktoken_folders(tmp_path: Path) -> None:
     about.write_text('{"pat_str": "."}')
     assert "tiny.json: not the description of a tiktoken encoding" in refused(tmp_path)
     about.write_text(json.dumps({"pat_str": "(?s:.)", "special_tokens": {"<|endoftext|>": 256}}))
-    opened = tokenizers.open(tmp_path)
+    opened = tokenization.load_tokenizer(tmp_path)
     assert (opened.eos, opened.size) == (256, 257)
     assert opened.encode("<|endoftext|>é").ids == list("<|endoftext|>é".encode())
     ranks.write_text("\n".join([*lines, "not base64 at all"]))

@@ -11,12 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from potstill import cli, trackers
-from potstill.contenders import Contender
-from potstill.encoding import to_json
+from potstill import cli, tracking
 from potstill.errors import UserError
-from potstill.records import Score
-from potstill.trackers.points import Point, read
+from potstill.records import Checkpoint, Score
+from potstill.serialization import to_json
+from potstill.tracking import Point, read_points
 
 
 def metrics(run: Path, steps: Sequence[int], salt: float = 0.0, torn: str = "") -> None:
@@ -30,7 +29,7 @@ def scores(run: Path, step: int, accuracy: float) -> None:
     (run / "evaluate" / str(step)).mkdir(parents=True, exist_ok=True)
     right = round(8 * accuracy)
     score = Score(
-        Contender(step), "sums", "validation", "zero-shot-answer", "greedy", 8, right, 0, 0, right / 8, 0.0, 1.0
+        Checkpoint(step), "sums", "validation", "zero-shot-answer", "greedy", 8, right, 0, 0, right / 8, 0.0, 1.0
     )
     (run / "evaluate" / str(step) / "scores.json").write_text(json.dumps([to_json(score)]))
 
@@ -54,12 +53,12 @@ class Told:
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> type[Told]:
     Told.runs = {}
-    monkeypatch.setattr(trackers, "_opener", lambda to: (Told, True))
+    monkeypatch.setattr(tracking, "_tracker_opener", lambda to: (Told, True))
     return Told
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
-    return [(point.step, point.values["train/loss"]) for point in read(run)["train"]]
+    return [(point.step, point.values["train/loss"]) for point in read_points(run)["train"]]
 
 
 def test_points_are_read_while_somebody_writes(tmp_path: Path) -> None:
@@ -69,7 +68,7 @@ def test_points_are_read_while_somebody_writes(tmp_path: Path) -> None:
     scores(tmp_path, 2, 0.5)
     (tmp_path / "evaluate" / "2-0.5").mkdir()
     (tmp_path / "evaluate" / "20").mkdir()  # is being answered
-    assert read(tmp_path) == {
+    assert read_points(tmp_path) == {
         "train": [
             Point(1, {"train/loss": 1.0, "train/losses/few-shot-answer": 0.5, "train/tokens": 9.0}),
             Point(2, {"train/loss": 0.5, "train/losses/few-shot-answer": 0.5, "train/tokens": 9.0}),
@@ -84,28 +83,28 @@ def test_points_are_read_while_somebody_writes(tmp_path: Path) -> None:
 
 def test_nothing_is_told_twice_and_what_is_made_again_is_not_doubled(tmp_path: Path, told: type[Told]) -> None:
     metrics(tmp_path, range(1, 7))
-    assert trackers.track(tmp_path, "mine", "wandb") == 6 and trackers.track(tmp_path, "mine", "wandb") == 0
+    assert tracking.track(tmp_path, "mine", "wandb") == 6 and tracking.track(tmp_path, "mine", "wandb") == 0
     metrics(tmp_path, range(1, 5))  # cut after the checkpoint of step 4
-    assert trackers.track(tmp_path, "mine", "wandb") == 0
+    assert tracking.track(tmp_path, "mine", "wandb") == 0
     metrics(tmp_path, range(1, 9))  # made again, to the bit, and on
     scores(tmp_path, 4, 0.5)
-    assert trackers.track(tmp_path, "mine", "wandb") == 3
+    assert tracking.track(tmp_path, "mine", "wandb") == 3
     (tmp_path / "train" / "speed.jsonl").write_text('{"step": 1, "seconds": 0.5}\n')
-    assert trackers.track(tmp_path, "mine", "wandb") == 1
+    assert tracking.track(tmp_path, "mine", "wandb") == 1
     (tmp_path / "train" / "speed.jsonl").write_text('{"step": 1, "seconds": 0.7}\n')  # the same step took longer
-    assert trackers.track(tmp_path, "mine", "wandb") == 0
+    assert tracking.track(tmp_path, "mine", "wandb") == 0
     [own] = told.runs.values()
     assert own.pop().values == {"speed/seconds": 0.5}
     assert [point.step for point in own] == [1, 2, 3, 4, 5, 6, 7, 8, 4]
     with open(tmp_path / "tracked" / "wandb.jsonl", "ab") as remembered:  # killed while it remembered a point
         remembered.write(b'{"stream": "train", "st')
-    assert trackers.track(tmp_path, "mine", "wandb") == 0 and len(told.runs) == 1
+    assert tracking.track(tmp_path, "mine", "wandb") == 0 and len(told.runs) == 1
     metrics(tmp_path, range(1, 10))
-    assert trackers.track(tmp_path, "mine", "wandb") == 1 and trackers.track(tmp_path, "mine", "wandb") == 0
+    assert tracking.track(tmp_path, "mine", "wandb") == 1 and tracking.track(tmp_path, "mine", "wandb") == 0
     metrics(tmp_path, range(1, 9), salt=0.5)  # another training in the same folder
-    assert trackers.track(tmp_path, "mine", "wandb") == 10 and len(told.runs) == 2
+    assert tracking.track(tmp_path, "mine", "wandb") == 10 and len(told.runs) == 2
     assert [point.step for point in list(told.runs.values())[1]] == [*range(1, 9), 1, 4]
-    assert trackers.track(tmp_path, "mine", "wandb") == 0
+    assert tracking.track(tmp_path, "mine", "wandb") == 0
 
 
 def test_the_base_may_answer_after_its_checkpoints(tmp_path: Path, told: type[Told], capfd) -> None:
@@ -113,13 +112,13 @@ def test_the_base_may_answer_after_its_checkpoints(tmp_path: Path, told: type[To
     metrics(tmp_path, range(1, 5))
     for step in (2, 4):
         scores(tmp_path, step, 0.5)
-        assert trackers.track(tmp_path, "mine", "wandb") == (5 if step == 2 else 1)
+        assert tracking.track(tmp_path, "mine", "wandb") == (5 if step == 2 else 1)
     scores(tmp_path, 0, 0.25)
-    assert trackers.track(tmp_path, "mine", "wandb") == 1 and trackers.track(tmp_path, "mine", "wandb") == 0
+    assert tracking.track(tmp_path, "mine", "wandb") == 1 and tracking.track(tmp_path, "mine", "wandb") == 0
     [own] = told.runs.values()
     assert [point.step for point in own] == [1, 2, 3, 4, 2, 4, 0] and capfd.readouterr().err == ""
     scores(tmp_path, 2, 0.75)  # made again, and otherwise
-    assert trackers.track(tmp_path, "mine", "wandb") == 7 and len(told.runs) == 2
+    assert tracking.track(tmp_path, "mine", "wandb") == 7 and len(told.runs) == 2
     assert "validation of step 2 came out otherwise" in capfd.readouterr().err
     assert [point.step for point in list(told.runs.values())[1]] == [1, 2, 3, 4, 0, 2, 4]
 
@@ -133,7 +132,7 @@ def test_after_any_cuts_the_newest_run_has_every_step_once(tmp_path_factory, his
     Told.runs = {}
     values: list[float] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trackers, "_opener", lambda to: (Told, True))
+        patch.setattr(tracking, "_tracker_opener", lambda to: (Told, True))
         for number, (kept, more, otherwise, looked) in enumerate([*history, (99, 1, False, True)], 1):
             values = values[:kept]
             values += [1 / (len(values) + i + 1) + (number if otherwise else 0) for i in range(more)]
@@ -141,7 +140,7 @@ def test_after_any_cuts_the_newest_run_has_every_step_once(tmp_path_factory, his
             rows = [{"step": step, "loss": value} for step, value in enumerate(values, 1)]
             (run / "train" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             if looked:
-                trackers.track(run, "mine", "trackio")
+                tracking.track(run, "mine", "trackio")
     newest = list(Told.runs.values())[-1]
     assert [(point.step, point.values["train/loss"]) for point in newest] == list(enumerate(values, 1)) or (
         # a file that was cut and has not come as far again: the rest is what was told before
@@ -159,14 +158,14 @@ def test_following_ends_with_the_training(tmp_path: Path, told: type[Told], monk
         if len(looks) == 3:
             (tmp_path / "train" / "manifest.json").write_text("{}")
 
-    monkeypatch.setattr(trackers.time, "sleep", sleep)
+    monkeypatch.setattr(tracking.time, "sleep", sleep)
     with pytest.raises(UserError, match="nothing was measured yet"):
-        trackers.track(tmp_path, "mine", "wandb")
-    assert trackers.track(tmp_path, "mine", "wandb", follow=True) == 6 and len(looks) == 3
+        tracking.track(tmp_path, "mine", "wandb")
+    assert tracking.track(tmp_path, "mine", "wandb", follow=True) == 6 and len(looks) == 3
     assert [point.step for point in next(iter(told.runs.values()))] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("to", trackers.NAMES)
+@pytest.mark.parametrize("to", tracking.TRACKERS)
 def test_a_library_that_is_missing_is_one_message(to: str, tmp_path: Path, monkeypatch, capsys) -> None:
     metrics(tmp_path, [1])
     (tmp_path / "recipe.yaml").write_text("name: mine\n")
@@ -185,7 +184,7 @@ def test_tensorboard_reads_every_step_once(tmp_path: Path) -> None:
 
     for steps, salt in ((range(1, 7), 0.0), (range(1, 5), 0.0), (range(1, 9), 0.25)):
         metrics(tmp_path, steps, salt)
-        trackers.track(tmp_path, "mine", "tensorboard")
+        tracking.track(tmp_path, "mine", "tensorboard")
         seen = EventAccumulator(str(tmp_path / "tracked" / "tensorboard"))
         seen.Reload()
         assert sorted(seen.Tags()["scalars"]) == ["train/loss", "train/losses/few-shot-answer", "train/tokens"]
@@ -198,10 +197,10 @@ def test_wandb_has_every_step_once_offline(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     metrics(tmp_path, range(1, 5))
-    trackers.track(tmp_path, "mine", "wandb")
+    tracking.track(tmp_path, "mine", "wandb")
     metrics(tmp_path, range(1, 7))
     scores(tmp_path, 4, 0.5)
-    trackers.track(tmp_path, "mine", "wandb")
+    tracking.track(tmp_path, "mine", "wandb")
     stored = sorted((tmp_path / "tracked").rglob("*.wandb"))
     rows = [row for path in stored for row in offline(path)]
     assert len({path.stem for path in stored}) == 1, "one run of theirs, in two sessions"
@@ -239,10 +238,10 @@ def test_trackio_has_every_step_once(tmp_path: Path, monkeypatch) -> None:
 
     run = tmp_path / "run"
     metrics(run, range(1, 5))
-    trackers.track(run, "mine", "trackio", project="potstill-test")
+    tracking.track(run, "mine", "trackio", project="potstill-test")
     metrics(run, range(1, 7))
     scores(run, 4, 0.5)
-    trackers.track(run, "mine", "trackio", project="potstill-test")
+    tracking.track(run, "mine", "trackio", project="potstill-test")
     [name] = SQLiteStorage.get_runs("potstill-test")
     rows = SQLiteStorage.get_logs("potstill-test", name)
     assert [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row] == losses(run)

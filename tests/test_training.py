@@ -11,21 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from potstill import students, tokenizers, training
+from potstill import models, tokenization, training
 from potstill.errors import UserError
+from potstill.models import Example, Shape, Student
 from potstill.records import Target
-from potstill.students import Example, Shape, Student
 from potstill.training import Schedule
 
 TEXTS = ["Q: 2 + 3 A: The answer is 5", "Q: 4 + 3 A: The answer is 7", "Q: 1 + 1 A: The answer is 2"]
-TOKENIZER = tokenizers.train_unigram(TEXTS, 60)
+TOKENIZER = tokenization.train_unigram(TEXTS, 60)
 FAMILIES = ("t5", "causal")
 
 
 def make(family: str, dropout: float = 0.0) -> Student:
     kind = "t5" if family.startswith("t5") else "causal"
     shape = Shape(kind, 16, 2, 2, 32, 8, TOKENIZER.size, tied=family.endswith("tied"))
-    return students.initialise(shape, TOKENIZER, 1, dropout=dropout)
+    return models.random_student(shape, TOKENIZER, 1, dropout=dropout)
 
 
 def lessons(student: Student) -> list[Example]:
@@ -74,7 +74,7 @@ def test_the_gradient_does_not_depend_on_accumulation_and_cuts(family):
     plain = gradients(student)
     for name in CUTS:
         student.zero_grad()
-        sums = training.gradient(student, cut(student, name), step=1, seed=1)
+        sums = training.accumulate_gradient(student, cut(student, name), step=1, seed=1)
         assert close(gradients(student), plain), name
         assert sums.positions == len(batch.positions)
         assert sum(sums.weights.values()) == pytest.approx(float(batch.weights.sum()))
@@ -82,7 +82,7 @@ def test_the_gradient_does_not_depend_on_accumulation_and_cuts(family):
 
 def test_the_loss_of_each_format_is_told():
     student = make("t5")
-    sums = training.gradient(student, cut(student, "four"), step=1, seed=1)
+    sums = training.accumulate_gradient(student, cut(student, "four"), step=1, seed=1)
     for format in ("short", "long"):
         batch = student.batch([example for example in lessons(student) if example.format == format])
         assert sums.losses[format] == pytest.approx((batch.weights * student(batch)).sum().item(), rel=1e-5)
@@ -92,7 +92,7 @@ def test_the_loss_of_each_format_is_told():
 def test_what_a_step_taught_is_told_by_kind_and_format():
     student = make("t5")
     made = lessons(student)
-    sums = training.gradient(student, cut(student, "four"), step=1, seed=1)
+    sums = training.accumulate_gradient(student, cut(student, "four"), step=1, seed=1)
     batch = student.batch(made)
     values = batch.weights * student(batch).detach()
     kinds = [kind for example in made for kind in example.target.kinds]
@@ -113,7 +113,7 @@ def test_dropout_is_a_function_of_seed_step_and_micro_batch():
     def drawn(step: int, seed: int) -> dict[str, torch.Tensor]:
         student.zero_grad()
         torch.rand(1)  # what others draw does not matter
-        training.gradient(student, batches, step=step, seed=seed)
+        training.accumulate_gradient(student, batches, step=step, seed=seed)
         return gradients(student)
 
     torch.manual_seed(0)
@@ -130,19 +130,19 @@ def test_dropout_is_a_function_of_seed_step_and_micro_batch():
 
 def test_autocast_to_bfloat16_is_near_and_keeps_float32_weights():
     student = make("t5")
-    training.gradient(student, cut(student, "two"), step=1, seed=1)
+    training.accumulate_gradient(student, cut(student, "two"), step=1, seed=1)
     exact = gradients(student)
     student.zero_grad()
-    training.gradient(student, cut(student, "two"), step=1, seed=1, precision="bfloat16")
+    training.accumulate_gradient(student, cut(student, "two"), step=1, seed=1, precision="bfloat16")
     low = gradients(student)
     assert {value.dtype for value in low.values()} == {torch.float32}
     assert close(low, exact, 0.1) and not close(low, exact, 1e-6)
 
 
-def run(student: Student, first: int, last: int, optimizer, model=None, **options) -> list[training.Metrics]:
+def run(student: Student, first: int, last: int, optimizer, model=None, **options) -> list[training.StepMetrics]:
     """Steps over the seven examples, cut in two ways in turn; `model` is the student's wrapper, if it has one."""
     options = {"schedule": Schedule("constant", 1e-2, 2), "seed": 1} | options
-    step = training.steps(
+    step = training.train_steps(
         model or student,
         optimizer,
         lambda step: cut(student, "two" if step % 2 else "four"),
@@ -157,7 +157,7 @@ def run(student: Student, first: int, last: int, optimizer, model=None, **option
 def test_a_tiny_student_learns_its_examples(family, rule):
     student = make(family)
     options = {"schedule": Schedule("constant", 0.3, 2), "clip": None} if rule == "adafactor" else {}
-    metrics = run(student, 1, 40, training.optimizer(student, rule=rule), **options)
+    metrics = run(student, 1, 40, training.build_optimizer(student, rule=rule), **options)
     assert metrics[0].loss > 2.0 and metrics[-1].loss < (metrics[0].loss / 5 if rule == "adafactor" else 0.3)
     assert [step.step for step in metrics] == list(range(1, 41))
     assert not student.training
@@ -167,7 +167,9 @@ def test_a_tiny_student_learns_its_examples(family, rule):
 
 def test_the_learning_rate_reaches_the_parameters_by_their_factors():
     student = make("t5")
-    optimizer = training.optimizer(student, weight_decay=0.1, factors={"relative_attention_bias": 10.0, "shared": 3.0})
+    optimizer = training.build_optimizer(
+        student, weight_decay=0.1, factors={"relative_attention_bias": 10.0, "shared": 3.0}
+    )
     run(student, 1, 1, optimizer, schedule=lambda step: 1e-3)
     found = {
         name: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for name in group["param_names"]
@@ -178,7 +180,7 @@ def test_the_learning_rate_reaches_the_parameters_by_their_factors():
     assert found["model.encoder.final_layer_norm.weight"] == (1e-3, 0.0)
     assert len(found) == len(list(student.parameters()))
     with pytest.raises(UserError, match="no parameter has such a name"):
-        training.optimizer(student, factors={"nowhere": 2.0})
+        training.build_optimizer(student, factors={"nowhere": 2.0})
 
 
 def test_the_norm_is_reported_before_clipping():
@@ -196,7 +198,7 @@ def test_the_norm_is_reported_before_clipping():
 
 def test_a_loss_that_is_not_a_number_stops_before_the_weights():
     student = make("t5")
-    optimizer = training.optimizer(student)
+    optimizer = training.build_optimizer(student)
     run(student, 1, 2, optimizer)
     with torch.no_grad():  # only what a long target reads becomes NaN
         student.model.shared.weight[TOKENIZER.encode("Q: 4 + 3").ids[-1]] = math.nan
@@ -204,7 +206,7 @@ def test_a_loss_that_is_not_a_number_stops_before_the_weights():
     with pytest.raises(UserError) as error:
         run(student, 3, 3, optimizer)
     assert "training step 3: the loss is not a finite number" in str(error.value)
-    assert "questions q" in error.value.found and error.value.do.startswith("lower train.learning_rate")
+    assert "questions q" in error.value.found and error.value.hint.startswith("lower train.learning_rate")
     assert all(torch.equal(v.nan_to_num(), before[n].nan_to_num()) for n, v in student.named_parameters())
 
 
@@ -212,38 +214,38 @@ def test_a_gradient_that_is_not_a_number_stops_as_well():
     student = make("t5")
     student.model.lm_head.weight.register_hook(lambda grad: grad * math.inf)
     with pytest.raises(UserError, match="training step 1: the gradient is not a finite number"):
-        run(student, 1, 1, training.optimizer(student))
+        run(student, 1, 1, training.build_optimizer(student))
 
 
 def half(folder: Path, first: int, last: int) -> None:
     """Train from the folder's checkpoint, or from nothing, and leave a checkpoint there."""
-    student = students.open(folder, dropout=0.2) if first > 1 else make("t5", dropout=0.2)
-    optimizer = training.optimizer(student, weight_decay=0.01)
+    student = models.open_student(folder, dropout=0.2) if first > 1 else make("t5", dropout=0.2)
+    optimizer = training.build_optimizer(student, weight_decay=0.01)
     if first > 1:
-        training.restore_bytes(optimizer, (folder / "engine.safetensors").read_bytes())
+        training.restore_optimizer_bytes(optimizer, (folder / "engine.safetensors").read_bytes())
     run(student, first, last, optimizer)
     student.save(folder)
-    (folder / "engine.safetensors").write_bytes(training.state_bytes(optimizer))
+    (folder / "engine.safetensors").write_bytes(training.optimizer_state_bytes(optimizer))
 
 
 def test_adafactor_goes_on_where_it_was():
     whole, first = make("t5"), make("t5")
-    run(whole, 1, 4, training.optimizer(whole, rule="adafactor"))
-    adam = training.optimizer(first, rule="adafactor")
+    run(whole, 1, 4, training.build_optimizer(whole, rule="adafactor"))
+    adam = training.build_optimizer(first, rule="adafactor")
     run(first, 1, 2, adam)
-    content = training.state_bytes(adam)
-    assert len(content) < 0.7 * len(training.state_bytes(stepped(make("t5"))))
-    again = training.optimizer(first, rule="adafactor")
-    training.restore_bytes(again, content)
+    content = training.optimizer_state_bytes(adam)
+    assert len(content) < 0.7 * len(training.optimizer_state_bytes(stepped(make("t5"))))
+    again = training.build_optimizer(first, rule="adafactor")
+    training.restore_optimizer_bytes(again, content)
     run(first, 3, 4, again)
     for name, value in first.named_parameters():
         assert torch.equal(value, whole.get_parameter(name)), name
     with pytest.raises(UserError, match="belongs to another model"):
-        training.restore_bytes(training.optimizer(make("causal"), rule="adafactor"), content)
+        training.restore_optimizer_bytes(training.build_optimizer(make("causal"), rule="adafactor"), content)
 
 
 def stepped(student: Student) -> torch.optim.Optimizer:
-    adam = training.optimizer(student)
+    adam = training.build_optimizer(student)
     run(student, 1, 1, adam)
     return adam
 
@@ -285,18 +287,18 @@ def test_resume_in_a_fresh_process_is_exact_to_the_bit(tmp_path):
 
 def test_the_state_of_another_model_is_refused():
     student, other = make("t5"), make("causal")
-    adam, another = training.optimizer(student), training.optimizer(other)
-    assert training.state(adam) == {}
-    training.restore(adam, {})  # before the first step there is nothing
+    adam, another = training.build_optimizer(student), training.build_optimizer(other)
+    assert training.optimizer_state(adam) == {}
+    training.restore_optimizer(adam, {})  # before the first step there is nothing
     run(student, 1, 1, adam)
     with pytest.raises(UserError, match="belongs to another model"):
-        training.restore(another, training.state(adam))
-    state = training.state(adam)
+        training.restore_optimizer(another, training.optimizer_state(adam))
+    state = training.optimizer_state(adam)
     name = next(name for name, value in state.items() if value.ndim == 2)
     with pytest.raises(UserError, match="belongs to another model"):
-        training.restore(adam, state | {name: state[name][:1]})
+        training.restore_optimizer(adam, state | {name: state[name][:1]})
     with pytest.raises(UserError, match="cannot be read"):
-        training.restore_bytes(adam, training.state_bytes(adam)[:-7])
+        training.restore_optimizer_bytes(adam, training.optimizer_state_bytes(adam)[:-7])
 
 
 @pytest.mark.parametrize(

@@ -12,26 +12,27 @@ import tokenizers as library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from potstill import tokenizers
+from potstill import tokenization
+from potstill.alignment.cross_tokenizer import RULES, transfer
+from potstill.alignment.text_rule_completions import completions
 from potstill.errors import UserError
-from potstill.records import END, Candidate, Chain, End, Stop, Target
-from potstill.tokenizers import Tokenizer
-from potstill.transfer import RULES, completions, transfer
+from potstill.records import END, Candidate, Chain, End, StopReason, Target
+from potstill.tokenization import Tokenizer
 
 TEXTS = ["She earns $12.50 for 3 hours.\nSo 4 * 12 = 48.", "Weng has 7 apples, naïve café", "The answer is 10 so"] * 4
 
 
 @cache
 def small(kind: str) -> Tokenizer:
-    return tokenizers.train_bpe(TEXTS, 330) if kind == "bpe" else tokenizers.train_unigram(TEXTS, 110)
+    return tokenization.train_bpe(TEXTS, 330) if kind == "bpe" else tokenization.train_unigram(TEXTS, 110)
 
 
 @cache
 def real(folder: Path, name: str) -> Tokenizer:
-    return tokenizers.open(folder / "tokenizers" / name)
+    return tokenization.load_tokenizer(folder / "tokenizers" / name)
 
 
-def certain(*tokens: bytes, stop: Stop = "end", last: list[Candidate] | None = None) -> Chain:
+def certain(*tokens: bytes, stop: StopReason = "end", last: list[Candidate] | None = None) -> Chain:
     steps: list[list[Candidate]] = [[(token, math.log(0.75))] for token in tokens]
     return Chain.from_tokens("q", 0, list(tokens), steps + ([last] if last else []), stop)
 
@@ -133,7 +134,9 @@ def test_errors() -> None:
     chain = certain(b"So")
     with pytest.raises(UserError) as caught:
         transfer(chain, small("bpe"), "words")
-    assert str(caught.value) == "unknown transfer rule\n  found: words\n  do: choose one of: one-hot, span, paper, text"
+    assert (
+        str(caught.value) == "unknown transfer rule\n  found: words\n  hint: choose one of: one-hot, span, paper, text"
+    )
     with pytest.raises(UserError, match="not a number"):
         transfer(Chain.from_tokens("q", 0, [b"So"], [[(b"So", math.nan)]]), small("bpe"))
     with pytest.raises(UserError, match="reads neither completions"):

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from potstill.engines import cached
-from potstill.engines.lean import read
-from potstill.engines.memory import behind
 from potstill.errors import UserError
-from potstill.students import Student
-from potstill.students.causal import KINDS
+from potstill.inference import kv_cache
+from potstill.inference.fast_decode import fast_prefill
+from potstill.inference.kv_cache import prefill
+from potstill.models import Student
+from potstill.models.causal import MODEL_TYPES
 from test_memory import PROMPTS, following, student
 
-EVERY = ("t5", "t5 of more layers in its decoder", *KINDS)
+EVERY = ("t5", "t5 of more layers in its decoder", *MODEL_TYPES)
 Change = Callable[[Callable[..., Any], str], Callable[..., Any]]
 
 
@@ -66,17 +66,17 @@ def emptied(forward: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 def written_here(own: Student) -> Any:
     """As the engine reads prompts: of a Llama the prompts through the library, a T5 from its modules alone."""
-    return read(own, list(PROMPTS))
+    return fast_prefill(own, list(PROMPTS))
 
 
 def library(own: Student) -> Any:
-    return behind(own, list(PROMPTS), list(range(len(PROMPTS))))
+    return prefill(own, list(PROMPTS), list(range(len(PROMPTS))))
 
 
 def change(own: Student, how: Change, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder: Any = own.model.get_submodule("decoder") if own.family == "t5" else own.model.get_decoder()
     kind = type(decoder)
-    monkeypatch.setattr(kind, "forward", how(kind.forward, cached.keyword(kind.forward)))
+    monkeypatch.setattr(kind, "forward", how(kind.forward, kv_cache.find_cache_argument(kind.forward)))
 
 
 @pytest.mark.parametrize("memory", [written_here, library])
@@ -99,7 +99,7 @@ def test_without_the_alias_numbers_are_the_same(
 
 @pytest.mark.parametrize("how", [renamed, swallowed, emptied])
 @pytest.mark.parametrize(
-    ("kind", "memory"), [*((kind, library) for kind in EVERY), *((kind, written_here) for kind in KINDS)]
+    ("kind", "memory"), [*((kind, library) for kind in EVERY), *((kind, written_here) for kind in MODEL_TYPES)]
 )
 def test_a_cache_that_is_not_used_is_an_error_and_never_a_number(
     kind: str, how: Change, memory: Callable[[Student], Any], monkeypatch: pytest.MonkeyPatch
@@ -108,7 +108,7 @@ def test_a_cache_that_is_not_used_is_an_error_and_never_a_number(
     change(own, how, monkeypatch)
     with torch.no_grad(), pytest.raises(UserError, match="numbers would be wrong") as error:
         memory(own)
-    assert error.value.where.startswith("transformers ") and error.value.do
+    assert error.value.where.startswith("transformers ") and error.value.hint
 
 
 @pytest.mark.parametrize("kind", EVERY)
@@ -123,7 +123,7 @@ def test_a_cache_that_is_not_used_is_found_at_a_later_step_too(kind: str, monkey
 
 def test_a_decoder_without_a_cache_is_an_error() -> None:
     with pytest.raises(UserError, match="numbers would be wrong"):
-        cached.keyword(lambda input_ids, cache_params=None, **others: None)
+        kv_cache.find_cache_argument(lambda input_ids, cache_params=None, **others: None)
 
 
 @pytest.mark.parametrize("name", ["activation_checkpointing_enable", "gradient_checkpointing_enable"])

@@ -17,8 +17,8 @@ import pytest
 import potstill
 import tiny
 from potstill.errors import UserError
-from potstill.files import manifest
-from potstill.miniature import build, gates, world
+from potstill.miniature import acceptance, build, world
+from potstill.storage import manifest
 from test_repair import REPAIR, REPLAY
 
 PACKAGE = Path(potstill.__file__).parent
@@ -27,60 +27,52 @@ EXAM = {"evaluate", "test", "repair", "train"}  # train where it stops by what i
 # Module with a VERSION -> the stages that are refused when it is raised.
 READ_BY = {
     "alignment": {"align", "repair"},
-    "answers": {*EXAM, "filter", "report"},
+    "alignment.cross_tokenizer": {"align", "train", "repair"},
+    "alignment.rewrite": {"align"},
+    "alignment.target_store": {"align"},
     "calculator": EXAM,
-    "calculator.sums": {"filter", "align"},
-    "contamination": {"collect"},
-    "decoding": EXAM,
-    "engines": {*EXAM, "sample"},
+    "calculator.equations": {"filter", "align"},
+    "data": {"collect"},
+    "data.chain_filter": {"filter"},
+    "data.contamination": {"collect"},
+    "data.splits": {"collect", "filter", "train", "report"},
     "evaluation": EXAM,
-    "exam": {*EXAM, "select", "report"},
-    "intervals": {*EXAM, "select", "report"},
-    "lessons": {"train", "repair"},
-    "loss": {"train", "repair"},
-    "order": {"collect", "train", "repair"},
-    "page": {"report"},
+    "evaluation.checkpoint": {*EXAM, "select", "report"},
+    "evaluation.decoding": EXAM,
+    "evaluation.intervals": {*EXAM, "select", "report"},
+    "evaluation.selection": {"select", "train"},
+    "evaluation.self_consistency": EXAM,
+    "grading": {*EXAM, "filter", "report"},
+    "inference": {*EXAM, "sample"},
+    "losses": {"train", "repair"},
+    "models": {*EXAM, "sample"},
     "prompts": {*EXAM, "collect", "sample"},
-    "questions": {"collect"},
-    "rewriting": {"align"},
-    "selection": {"select", "train"},
-    "sifting": {"filter"},
-    "splits": {"collect", "filter", "train", "report"},
-    "students": {*EXAM, "sample"},
-    "targets": {"align"},
+    "report.html": {"report"},
     "teachers": {"sample", "repair"},
-    "tokenizers": {*EXAM, "sample", "align"},
+    "tokenization": {*EXAM, "sample", "align"},
     "training": {"train", "repair"},
-    "transfer": {"align", "train", "repair"},
-    "votes": EXAM,
+    "training.data_order": {"collect", "train", "repair"},
+    "training.examples": {"train", "repair"},
 }
 # No stage reads these: the demo's sets and models are outside of a run, and a run holds digests of what it reads.
-MINIATURE = {"miniature.build", "miniature.gates"}
+MINIATURE = {"miniature.build", "miniature.acceptance"}
 
 # Packages without a version of their own, and the one that counts for them; None: they determine no byte of a result.
 COUNTED_AS = {
-    "account": "page",
-    "story": "page",
-    "plots": "page",
-    "card": "page",
-    "vocabulary": "tokenizers",
-    "coverage": "transfer",
-    "workers": "answers",  # what is asked there, and for how long
-    "checks": None,  # refuses what would stop a run later
-    "bounded": None,  # limits of time and size
-    "training_plan": None,  # what a dry run prints
-    "records": None,  # nouns and their form in JSON: another form is another file format
-    "contenders": None,
-    "encoding": None,
+    "report": "report.html",
+    "process": "grading",  # what a worker process is asked, and for how long
+    "preflight": None,  # refuses what would stop a run later
+    "http_body": None,  # limits of time and size
+    "records": None,  # values and their form in JSON: another form is another file format
+    "serialization": None,
     "errors": None,
-    "files": None,
-    "recipe": None,  # its values stand in the identities themselves
+    "storage": None,
+    "recipe": None,  # its values are in the identities themselves
     "progress": None,
-    "processes": None,
-    "trackers": None,
+    "tracking": None,
     "stages": None,  # what they call has the versions
-    "run": None,
-    "plan": None,
+    "runner": None,
+    "dry_run": None,
     "demo": None,
     "cli": None,
     "miniature": None,
@@ -95,8 +87,8 @@ RECIPES = (
 PROGRAM = """
 import importlib, json, sys, tiny
 from pathlib import Path
-from potstill import run
-from potstill.files import manifest
+from potstill import runner as run
+from potstill.storage import manifest
 
 def identities():
     modules = {name: importlib.reload(importlib.import_module(f"potstill.stages.{name}")) for name in run.REPAIRED}
@@ -166,28 +158,28 @@ def test_the_miniature_worlds_versions_decide_whether_it_is_made_again(
 ) -> None:
     assert versioned() >= MINIATURE
     few = {"sizes": dict.fromkeys(world.SETS, 8), "training": 0}
-    build.build(tmp_path, **few)
-    before = (tmp_path / build.SETTINGS).read_bytes()
-    build.build(tmp_path, **few)
-    assert (tmp_path / build.SETTINGS).read_bytes() == before
+    build.lay_out(tmp_path, **few)
+    before = (tmp_path / build.SETTINGS_FILE).read_bytes()
+    build.lay_out(tmp_path, **few)
+    assert (tmp_path / build.SETTINGS_FILE).read_bytes() == before
     monkeypatch.setattr(build, "VERSION", build.VERSION + 1)
     (tmp_path / "sets" / "old").touch()
-    build.build(tmp_path, **few)
-    assert (tmp_path / build.SETTINGS).read_bytes() != before and not (tmp_path / "sets" / "old").exists()
-    monkeypatch.setattr(gates, "VERSION", gates.VERSION + 1)
+    build.lay_out(tmp_path, **few)
+    assert (tmp_path / build.SETTINGS_FILE).read_bytes() != before and not (tmp_path / "sets" / "old").exists()
+    monkeypatch.setattr(acceptance, "VERSION", acceptance.VERSION + 1)
     with pytest.raises(UserError, match="the card is of other gates"):
-        build.check()
+        build.check_models()
 
 
 def test_a_version_that_an_older_manifest_does_not_name_is_the_first() -> None:
     """So that the chains of an older run are not paid again because a version began to be recorded."""
     before = manifest.Identity("sample", {"prompts": 1}, {}, {})
     now = manifest.Identity("sample", {"prompts": 1, "engines": 1}, {}, {"version of students": "1"})
-    assert manifest.differences(before, now) == manifest.differences(now, before) == []
+    assert manifest.identity_differences(before, now) == manifest.identity_differences(now, before) == []
     later = manifest.Identity("sample", {"prompts": 1, "engines": 3}, {}, {"version of students": "2"})
-    assert manifest.differences(before, later) == ["version of engines: 1 -> 3", "version of students: 1 -> 2"]
+    assert manifest.identity_differences(before, later) == ["version of engines: 1 -> 3", "version of students: 1 -> 2"]
     lost = manifest.Identity("sample", {"prompts": 1}, {}, {"teacher.prompt": "ab"})
-    assert manifest.differences(before, lost) == ["content of teacher.prompt (none before)"]
+    assert manifest.identity_differences(before, lost) == ["content of teacher.prompt (none before)"]
 
 
 def test_a_raised_version_stops_a_run_with_one_message(world: Path, finished: Path, tmp_path: Path) -> None:

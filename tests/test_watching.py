@@ -9,9 +9,11 @@ import pytest
 
 import tiny
 from crashing import Crash, crash
-from potstill import account, exam, recipe
 from potstill.errors import UserError
-from potstill.files import manifest
+from potstill.evaluation import checkpoint
+from potstill.recipe import load_recipe
+from potstill.report import collect
+from potstill.storage import manifest
 
 STOP = ("train.stop_after=1", "train.steps=8")
 
@@ -37,11 +39,13 @@ def test_what_is_answered_while_training_is_what_evaluate_finds(world: Path, pla
 
 def test_training_stops_where_no_later_checkpoint_is_better(world: Path, stopped: Path) -> None:
     """A student of four steps knows nothing: no checkpoint is better than the first."""
-    counts = manifest.finished(stopped / "train")
+    counts = manifest.read_finished(stopped / "train")
     assert counts is not None and counts.counts["stopped"] and counts.counts["steps"] == 4
-    assert counts.counts["checkpoints"] == [2, 4] == [each.step for each in exam.contenders(stopped)]
+    assert (
+        counts.counts["checkpoints"] == [2, 4] == [each.step for each in checkpoint.read_evaluated_checkpoints(stopped)]
+    )
     assert counts.identity.recipe["evaluate.max_tokens"] == 6 and "version of answers" in counts.identity.inputs
-    told = account.tell(stopped, recipe.load(stopped / "recipe.yaml"))
+    told = collect.collect_report(stopped, load_recipe(stopped / "recipe.yaml"))
     assert any("stopped at step 4 of 8" in note for note in told.notes)
     before = tiny.contents(stopped)
     tiny.make(world, stopped, *STOP, until="test")

@@ -7,11 +7,11 @@ import json
 import shutil
 from pathlib import Path
 
-from potstill import prompts, run, students, tokenizers, training
-from potstill.recipe import Recipe, parse
+from potstill import models, prompts, runner, tokenization, training
+from potstill.alignment.cross_tokenizer import transfer
+from potstill.models import Example, Shape
+from potstill.recipe import Recipe, parse_recipe
 from potstill.records import Chain
-from potstill.students import Example, Shape
-from potstill.transfer import transfer
 
 UNDIGESTED = ("log.jsonl", "train/speed.jsonl", ".lock", "recipe.yaml", "report/time.html", "report/time.csv")
 SETS = {"sums": 12, "other": 12, "more": 12}
@@ -79,14 +79,14 @@ def _models() -> dict[str, bytes]:
     import tempfile
 
     texts = [
-        row["question"] + " " + prompts.solution(row["rationale"], row["answer"])
+        row["question"] + " " + prompts.format_solution(row["rationale"], row["answer"])
         for name in SETS
         for row in rows(name, 25)
     ]
     texts += ["Question: Q: A: Let's think step by step", "The answer is 1"] * 10
     folder = Path(tempfile.mkdtemp())
-    student = tokenizers.train_unigram(texts, 120)
-    teacher = _teacher(tokenizers.train_bpe(texts, 320))
+    student = tokenization.train_unigram(texts, 120)
+    teacher = _teacher(tokenization.train_bpe(texts, 320))
     (folder / "teacher").mkdir()
     (folder / "student-tokenizer").mkdir()
     teacher.save(folder / "teacher")
@@ -97,18 +97,22 @@ def _models() -> dict[str, bytes]:
     return made
 
 
-def _teacher(tokenizer: tokenizers.Tokenizer) -> students.Student:
+def _teacher(tokenizer: tokenization.Tokenizer) -> models.Student:
     """A causal model that has learnt the solutions of the first set by heart, with the house's own loop."""
-    teacher = students.initialise(Shape("causal", 32, 2, 2, 64, 16, tokenizer.size), tokenizer, 0)
+    teacher = models.random_student(Shape("causal", 32, 2, 2, 64, 16, tokenizer.size), tokenizer, 0)
     examples = []
     for row in rows("sums", SETS["sums"]):
-        asked = prompts.build(row["question"], prompts.FORMATS["zero-shot-rationale"], style=prompts.TEACHER)
-        text = prompts.solution(row["rationale"], row["answer"])
+        asked = prompts.build_prompt(
+            row["question"], prompts.FORMATS["zero-shot-rationale"], style=prompts.TEACHER_STYLE
+        )
+        text = prompts.format_solution(row["rationale"], row["answer"])
         target = transfer(Chain.from_text("", 0, text, source="human"), tokenizer, "one-hot")
         examples.append(Example(tuple(teacher.encode(teacher.render(asked))), target))
-    optimizer = training.optimizer(teacher, rate=5e-3)
+    optimizer = training.build_optimizer(teacher, rate=5e-3)
     schedule = training.Schedule("constant", 5e-3, 5)
-    for _ in training.steps(teacher, optimizer, lambda step: [examples], first=1, last=80, schedule=schedule, seed=0):
+    for _ in training.train_steps(
+        teacher, optimizer, lambda step: [examples], first=1, last=80, schedule=schedule, seed=0
+    ):
         pass
     return teacher
 
@@ -128,7 +132,7 @@ def world(folder: Path) -> Path:
 
 
 def recipe(data: Path, *changes: str) -> Recipe:
-    return parse(RECIPE, "tiny.yaml", [f"data={data}", *changes])
+    return parse_recipe(RECIPE, "tiny.yaml", [f"data={data}", *changes])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -138,7 +142,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def make(data: Path, folder: Path, *changes: str, until: str = "report") -> Path:
-    return run.run(recipe(data, *changes), folder=folder, until=until)
+    return runner.run(recipe(data, *changes), folder=folder, until=until)
 
 
 __all__ = ["DEMO", "contents", "make", "recipe", "rows", "world"]
@@ -151,7 +155,7 @@ def belongs(name: str, stage: str) -> bool:
 
 def before(whole: Path, at: Path, stage: str) -> Path:
     """A copy of the whole run as it was before a stage began."""
-    later = run.later(stage)
+    later = runner.stages_from(stage)
 
     def left_out(folder: str, names: list[str]) -> list[str]:
         return [name for name in names if folder == str(whole) and (name in later or name == "student")]

@@ -13,8 +13,8 @@ from typing import Any
 import tokenizers as library
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
-from potstill import tokenizers
-from potstill.tokenizers import Tokenizer
+from potstill import tokenization
+from potstill.tokenization import Tokenizer
 
 TEXTS = [
     "Weng earns $12 an hour for babysitting. Yesterday she did 50 minutes.",
@@ -141,7 +141,7 @@ def with_piece(kind: str, piece: str) -> Tokenizer:
 @cache
 def opened(kind: str) -> Tokenizer:
     if kind == "t5":
-        return tokenizers.train_unigram(TEXTS, 150)
+        return tokenization.train_unigram(TEXTS, 150)
     if kind == "tiktoken":
         return _written(tiktoken_files())
     return _written({"tokenizer.json": _source(kind).encode()}, _ends(kind))
@@ -166,7 +166,7 @@ def _written(files: dict[str, bytes], end: str | None = None) -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             Path(folder, name).write_bytes(content)
-        return tokenizers.open(folder, eos=end)
+        return tokenization.load_tokenizer(folder, eos=end)
 
 
 def _split(pattern: str) -> pre_tokenizers.PreTokenizer:

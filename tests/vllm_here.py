@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from potstill import engines, prompts, recipe, tokenizers
-from potstill.encoding import encode_bytes
+from potstill import inference, prompts, tokenization
+from potstill.recipe import VllmSection
 from potstill.records import END
+from potstill.serialization import encode_bytes
 
 QUESTIONS = ("Zoë has 1 cafés and buys 1 more. How many?", "José has 2 cafés and buys 4 more. How many?")
 CASES: dict[str, dict[str, Any]] = {
@@ -30,16 +31,19 @@ def samples_of(case: dict[str, Any]) -> int:
     return SAMPLES if "temperature" in case else 1
 
 
-def requests(engine: engines.Engine, samples: int) -> list[engines.Request]:
-    asked = [prompts.build(text, prompts.FORMATS["zero-shot-rationale"], style=prompts.TEACHER) for text in QUESTIONS]
+def requests(engine: inference.Engine, samples: int) -> list[inference.Request]:
+    asked = [
+        prompts.build_prompt(text, prompts.FORMATS["zero-shot-rationale"], style=prompts.TEACHER_STYLE)
+        for text in QUESTIONS
+    ]
     return [
-        engines.Request((f"q{place}", index), engine.encode(prompt))
+        inference.Request((f"q{place}", index), engine.encode(prompt))
         for place, prompt in enumerate(asked)
         for index in range(samples)
     ]
 
 
-def told(texts: list[engines.Generated]) -> list[dict[str, Any]]:
+def told(texts: list[inference.Generation]) -> list[dict[str, Any]]:
     return [
         {
             "key": list(text.key),
@@ -71,7 +75,7 @@ def answered(call: list[Any]) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
-    engine: Any = engines.open(folder, "vllm", vllm=recipe.Vllm(eager=True, length=256, dtype="float32"))
+    engine: Any = inference.open_engine(folder, "vllm", vllm=VllmSection(eager=True, length=256, dtype="float32"))
     calls: list[dict[str, Any]] = []
     asked = engine.model.generate
 
@@ -89,7 +93,9 @@ if __name__ == "__main__":
         found["texts"][name] = told(engine.generate(requests(engine, samples_of(case)), **case))
         found["calls"][name], calls[:] = list(calls), []
     if "--record" in sys.argv:
-        found["files"] = {name: encode_bytes(content) for name, content in tokenizers.open(folder).files.items()}
+        found["files"] = {
+            name: encode_bytes(content) for name, content in tokenization.load_tokenizer(folder).files.items()
+        }
         found["library"] = engine.library.__version__
     else:
         del found["calls"]

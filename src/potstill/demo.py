@@ -14,10 +14,9 @@ from pathlib import Path
 from threading import Thread
 from typing import Final
 
-from potstill import progress, recipe
-from potstill import run as runs
-from potstill.files import manifest, run_folder
-from potstill.recipe import Recipe
+from potstill import progress, runner
+from potstill.recipe import Recipe, parse_recipe
+from potstill.storage import manifest, run_folder
 
 # The controls of the demo: how their recipes differ from its own. Neither asks the teacher; what one learns from stands
 # in the sets.
@@ -34,7 +33,7 @@ CONTROLS: Final = (
 )
 
 
-def demo(*changes: str) -> Path:
+def run_demo(*changes: str) -> Path:
     """The embedded main job: the package's models and sets laid out in `runs/miniature`, two controls, then the recipe.
 
     changes  of the recipe and its controls, as `--set` takes them
@@ -45,34 +44,34 @@ def demo(*changes: str) -> Path:
     from potstill.miniature import build
 
     world = Path("runs") / "miniature"
-    with run_folder.locked(world):
-        build.build(world)
+    with run_folder.lock_run(world):
+        build.lay_out(world)
     text = resources.files("potstill.miniature").joinpath("demo.yaml").read_text("utf-8")
-    plan, *controls = (
-        recipe.parse(text, "demo.yaml", [f"data={world.parent}", *changes, *own]) for own in ((), *CONTROLS)
+    recipe, *controls = (
+        parse_recipe(text, "demo.yaml", [f"data={world.parent}", *changes, *own]) for own in ((), *CONTROLS)
     )
     # Controls ask no teacher, so they need not wait for it: on a second core they take none of the demo's time.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as beside:
-        progress.say(f"beside it, unseen: {' and '.join(control.name for control in controls)}", "dim")
-        made = [beside.submit(_control, control) for control in controls]
+        progress.print_line(f"beside it, unseen: {' and '.join(control.name for control in controls)}", "dim")
+        made = [beside.submit(_run_control, control) for control in controls]
         # A report that was begun reads the controls already: then they come first.
-        if manifest.begun(runs.folder_of(plan) / "report") is None:
-            runs.run(plan, redo=runs.stale(plan), until="test")
+        if manifest.read_begun(runner.default_run_dir(recipe) / "report") is None:
+            runner.run(recipe, redo=runner.find_outdated_stage(recipe), until="test")
         with progress.bar("controls", len(made)) as tick:
             for each in made:
                 each.result()
                 tick()
-    return runs.run(plan, redo=runs.stale(plan))
+    return runner.run(recipe, redo=runner.find_outdated_stage(recipe))
 
 
-def _control(plan: Recipe) -> None:
+def _run_control(recipe: Recipe) -> None:
     """A control of the demo, in a process of its own, which shows nothing: its log.jsonl has what it did."""
-    Thread(target=_end_with_parent, daemon=True).start()
+    Thread(target=_exit_with_parent, daemon=True).start()
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
-        runs.run(plan, redo=runs.stale(plan), until="test")
+        runner.run(recipe, redo=runner.find_outdated_stage(recipe), until="test")
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     """A demo that was killed must not leave a process behind that still holds its runs."""
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,8 +1,8 @@
 """Errors have an owner: `UserError` is the user's, everything else is ours.
 
-    >>> print(UserError("gold answer is missing", where="mine.jsonl line 3", do="add the field `answer`"))
+    >>> print(UserError("gold answer is missing", where="mine.jsonl line 3", hint="add the field `answer`"))
     mine.jsonl line 3: gold answer is missing
-      do: add the field `answer`
+      hint: add the field `answer`
 
 The command line prints a `UserError` as one message and exits with 2; an assertion or any other
 exception is a fault of potstill, keeps its traceback and exits with 1.
@@ -14,38 +14,40 @@ import unicodedata
 
 
 class UserError(Exception):
-    """Something only the user can mend: a file, a key, a record, a full disk.
+    """A fault that only the user can correct: in a file, a key, a record, or a full disk.
 
-    what   what is wrong, in one line
+    what   the fault, in one line
+    code   a stable name of the fault, such as `E-recipe-unknown-key`; the documentation lists all of them
     where  the file, the key of the recipe or the record
-    found  what stands there, if a look at it helps
-    do     what to do about it
+    found  the faulty value, where it helps to see it
+    hint   what to do about it
     """
 
-    def __init__(self, what: str, *, where: object = "", found: object = "", do: str = "") -> None:
-        self.what, self.where, self.found, self.do = what, str(where), str(found), do
-        super().__init__(what, self.where, self.found, do)
+    def __init__(self, what: str, *, code: str = "", where: object = "", found: object = "", hint: str = "") -> None:
+        self.what, self.code, self.where, self.found, self.hint = what, code, str(where), str(found), hint
+        super().__init__(what, code, self.where, self.found, hint)
 
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}" if self.where else self.what]
         lines += [f"  found: {self.found}"] if self.found else []
-        lines += [f"  do: {self.do}"] if self.do else []
-        return visible("\n".join(lines))  # what it found may be a model's text: no escape reaches a terminal
+        lines += [f"  hint: {self.hint}"] if self.hint else []
+        lines += [f"  code: {self.code}"] if self.code else []
+        return escape_hidden("\n".join(lines))  # what it found may be a model's text: no escape reaches a terminal
 
 
-def visible(text: str) -> str:
+def escape_hidden(text: str) -> str:
     """The text with everything that would hide or reorder it spelt out: control and direction characters, halves of
     surrogate pairs, non-characters. Line ends, tabs and joiners stay.
 
-    >>> visible("a\\x00b\\u202ec")
+    >>> escape_hidden("a\\x00b\\u202ec")
     'a⟨U+0000⟩b⟨U+202E⟩c'
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(f"⟨U+{ord(each):04X}⟩" if _hidden(each) else each for each in text.replace("\r\n", "\n"))
+    return "".join(f"⟨U+{ord(each):04X}⟩" if _is_hidden(each) else each for each in text.replace("\r\n", "\n"))
 
 
-def _hidden(character: str) -> bool:
+def _is_hidden(character: str) -> bool:
     if character in "\n\t\u200c\u200d":
         return False
     code = ord(character)

@@ -16,20 +16,20 @@ import time
 from collections.abc import Iterator
 from typing import Protocol
 
-from potstill.errors import visible
+from potstill.errors import escape_hidden
 
-EVERY = 15.0  # seconds between plain lines
+LINE_INTERVAL = 15.0  # seconds between plain lines
 
 
 _muted = False  # one of several processes tells what all of them do
 
 
-class Tick(Protocol):
+class Advance(Protocol):
     def __call__(self, more: int = 1, note: str = "") -> None: ...
 
 
 @contextlib.contextmanager
-def bar(label: str, total: int, unit: str = "", *, done: int = 0) -> Iterator[Tick]:
+def bar(label: str, total: int, unit: str = "", *, done: int = 0) -> Iterator[Advance]:
     """Show how far something is. The yielded function takes how much more is done and a short note.
 
     total  how much there is to do; done  how much of it an earlier run did (it does not count for the rate)
@@ -37,13 +37,13 @@ def bar(label: str, total: int, unit: str = "", *, done: int = 0) -> Iterator[Ti
     if _muted:
         yield lambda more=1, note="": None
     elif sys.stderr.isatty():
-        with _rich(label, total, unit, done) as tick:
+        with _rich_bar(label, total, unit, done) as tick:
             yield tick
     else:
-        yield _plain(label, total, unit, done)
+        yield _plain_bar(label, total, unit, done)
 
 
-def say(text: str, style: str = "") -> None:
+def print_line(text: str, style: str = "") -> None:
     """One line for the person who watches, in a rich style (`bold`, `green`, ...) on a terminal. It may hold what a
     server said: characters that would move a cursor are spelt out."""
     if _muted:
@@ -51,7 +51,7 @@ def say(text: str, style: str = "") -> None:
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True, soft_wrap=True).print(Text(visible(text), style=style))
+    Console(stderr=True, soft_wrap=True).print(Text(escape_hidden(text), style=style))
 
 
 @contextlib.contextmanager
@@ -66,7 +66,7 @@ def muted() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _rich(label: str, total: int, unit: str, done: int) -> Iterator[Tick]:
+def _rich_bar(label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
     from rich import progress as rich_progress
 
     columns = (
@@ -82,29 +82,29 @@ def _rich(label: str, total: int, unit: str, done: int) -> Iterator[Tick]:
 
     with rich_progress.Progress(*columns, console=Console(stderr=True)) as shown:
         task = shown.add_task(label, total=total, completed=done, rate="", note="")
-        state = _State(label, total, unit, done)
+        state = _BarState(label, total, unit, done)
 
         def tick(more: int = 1, note: str = "") -> None:
             state.done += more
-            shown.update(task, completed=state.done, rate=state.rate(), note=visible(note).replace("[", "\\["))
+            shown.update(task, completed=state.done, rate=state.rate(), note=escape_hidden(note).replace("[", "\\["))
 
         yield tick
 
 
-def _plain(label: str, total: int, unit: str, done: int) -> Tick:
-    state = _State(label, total, unit, done)
+def _plain_bar(label: str, total: int, unit: str, done: int) -> Advance:
+    state = _BarState(label, total, unit, done)
 
     def tick(more: int = 1, note: str = "") -> None:
         state.done += more
         now = time.monotonic()
-        if now - state.said >= EVERY:
+        if now - state.said >= LINE_INTERVAL:
             state.said = now
-            print(visible(state.line(note)), file=sys.stderr, flush=True)
+            print(escape_hidden(state.line(note)), file=sys.stderr, flush=True)
 
     return tick
 
 
-class _State:
+class _BarState:
     """How far a bar is, and since when."""
 
     def __init__(self, label: str, total: int, unit: str, done: int) -> None:

@@ -1,10 +1,10 @@
 """Prompts: from a question, a format and demonstrations to the turns that a model is shown.
 
-    >>> prompt = build("What is 1 + 1?", Format(few_shot=False, rationale=True))
+    >>> prompt = build_prompt("What is 1 + 1?", PromptFormat(few_shot=False, rationale=True))
     >>> prompt.plain
     "Q: What is 1 + 1?\\nLet's think step by step"
     >>> shots = [Demonstration("What is 2 + 2?", "4", "2 + 2 = 4.")]
-    >>> print(build("What is 1 + 1?", Format(few_shot=True, rationale=True), shots).plain)
+    >>> print(build_prompt("What is 1 + 1?", PromptFormat(few_shot=True, rationale=True), shots).plain)
     Q: What is 2 + 2?
     Let's think step by step
     2 + 2 = 4.
@@ -31,7 +31,7 @@ VERSION: Final = 1  # of the bytes that this module makes; stored in the manifes
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Format:
+class PromptFormat:
     """With or without demonstrations, with or without a chain of thought: a value, not four datasets."""
 
     few_shot: bool
@@ -44,7 +44,12 @@ class Format:
 
 FORMATS: Final = {
     format.name: format
-    for format in (Format(False, False), Format(False, True), Format(True, False), Format(True, True))
+    for format in (
+        PromptFormat(False, False),
+        PromptFormat(False, True),
+        PromptFormat(True, False),
+        PromptFormat(True, True),
+    )
 }
 
 
@@ -58,7 +63,7 @@ class Demonstration:
 
 
 @dataclass(frozen=True, slots=True)
-class Style:
+class PromptStyle:
     """The wording around a question, an answer and a rationale.
 
     `ask_*` ends where the reply begins (no white space at its end), `lead_*` is the white space between the two.
@@ -74,21 +79,21 @@ class Style:
     after: str = "\n\n"
 
 
-PAPER: Final = Style(
+PAPER_STYLE: Final = PromptStyle(
     ask_rationale="Q: {question}\nLet's think step by step",
     ask_answer="Q: {question}\nA:",
     ask_answer_alone="Q: {question} A:",
     reply_rationale="{rationale}\nThe answer is {answer}",
     reply_answer="The answer is {answer}",
 )
-TEACHER: Final = Style(
+TEACHER_STYLE: Final = PromptStyle(
     ask_rationale="Question: {question}\nLet's think step by step",
     ask_answer="Question: {question}\nThe answer is",
     ask_answer_alone="Question: {question}\nThe answer is",
     reply_rationale="{rationale}\nThe answer is {answer}",
     reply_answer="{answer}",
 )
-BBH: Final = Style(
+BBH_STYLE: Final = PromptStyle(
     ask_rationale="Q: {question}\nA: Let's think step by step.",
     ask_answer="Q: {question}\nA:",
     ask_answer_alone="Q: {question}\nA:",
@@ -97,12 +102,12 @@ BBH: Final = Style(
 )
 
 
-def build(
+def build_prompt(
     question: str,
-    format: Format,
+    format: PromptFormat,
     demonstrations: Sequence[Demonstration] = (),
     *,
-    style: Style = PAPER,
+    style: PromptStyle = PAPER_STYLE,
     instruction: str = "",
 ) -> Prompt:
     """The prompt of one question.
@@ -118,33 +123,37 @@ def build(
     reply = style.reply_rationale if format.rationale else style.reply_answer
     before = f"{instruction}\n\n" if instruction else ""
     for shot in shown:
-        turns.append(Turn("user", before + _fill(ask, question=shot.question)))
-        answer = _fill(reply, rationale=shot.rationale, answer=shot.answer)
+        turns.append(Turn("user", before + _fill_template(ask, question=shot.question)))
+        answer = _fill_template(reply, rationale=shot.rationale, answer=shot.answer)
         turns.append(Turn("assistant", lead + answer + style.after))
         before = ""
-    turns.append(Turn("user", before + _fill(ask, question=question)))
+    turns.append(Turn("user", before + _fill_template(ask, question=question)))
     return Prompt(tuple(turns), lead)
 
 
-def solution(rationale: str, answer: str) -> str:
+def format_solution(rationale: str, answer: str) -> str:
     """A rationale and its answer sentence as one chain of thought, as students are taught it."""
-    return _fill(PAPER.reply_rationale, rationale=rationale, answer=answer) if rationale else bare(answer)
+    return (
+        _fill_template(PAPER_STYLE.reply_rationale, rationale=rationale, answer=answer)
+        if rationale
+        else format_answer(answer)
+    )
 
 
-def lined(text: str) -> str:
+def restore_answer_line(text: str) -> str:
     """A solution of one line with its answer sentence on a line of its own, as `solution` writes it and a tokenizer
     without line breaks has lost it.
 
-    >>> lined("1 + 1 = 2. The answer is 2"), lined("1 + 1 = 2.\\nSo 2. The answer is 2")
+    >>> restore_answer_line("1 + 1 = 2. The answer is 2"), restore_answer_line("1 + 1 = 2.\\nSo 2. The answer is 2")
     ('1 + 1 = 2.\\nThe answer is 2', '1 + 1 = 2.\\nSo 2. The answer is 2')
     """
     at = -1 if "\n" in text else text.find(" The answer is ")
     return text if at < 0 else f"{text[:at]}\n{text[at + 1 :]}"
 
 
-def bare(answer: str) -> str:
+def format_answer(answer: str) -> str:
     """The target of the answer-only formats."""
-    return _fill(PAPER.reply_answer, answer=answer)
+    return _fill_template(PAPER_STYLE.reply_answer, answer=answer)
 
 
 # A byte is as good as a character here: what is looked for is ASCII.
@@ -153,7 +162,7 @@ _ANSWER_SENTENCE: Final = re.compile(
 )
 
 
-def answer_end(text: str) -> int | None:
+def find_answer_end(text: str) -> int | None:
     """Where sampling cuts a text: the end of the first line that holds "answer is", None if no line does.
 
     The newline itself is not part of the text (PAPER section 2).
@@ -165,19 +174,19 @@ def answer_end(text: str) -> int | None:
     return len(text) if newline < 0 else newline
 
 
-def answer_sentence_end(text: str) -> int | None:
+def find_answer_sentence_end(text: str) -> int | None:
     """Where the first sentence that holds "answer is" and says one has ended: white space follows its period, its line
     ends, or another question begins. None as long as it may go on.
 
     >>> text = "Half is 4.5. The answer is 4.50. Q: How many?"
-    >>> text[: answer_sentence_end(text)], answer_sentence_end("The answer is 4."), answer_sentence_end("answer is\\n4")
+    >>> text[: find_answer_sentence_end(text)], find_answer_sentence_end("The answer is 4."), find_answer_sentence_end("answer is\\n4")
     ('Half is 4.5. The answer is 4.50.', None, None)
     """
     match = _ANSWER_SENTENCE.search(text)
     return None if match is None else match.end()
 
 
-def _fill(template: str, **values: str) -> str:
+def _fill_template(template: str, **values: str) -> str:
     # str.format would read braces that stand in a question; each value is put in once, and never read again.
     parts = []
     for piece in template.split("{"):

@@ -1,4 +1,13 @@
-"""The nouns: frozen values that the stages hand to each other.
+"""What can answer a run's questions and be chosen, with its label and its folder's name in one place.
+
+>>> Checkpoint(350).name, Checkpoint(350, 0.3).name, Checkpoint(350, 0.3).label
+('350', '350-0.3', '350 × 0.3')
+>>> Checkpoint.read("350-0.3"), Checkpoint.read(350).written
+(Checkpoint(step=350, share=0.3, repaired=0), 350)
+>>> Checkpoint(350, repaired=100).name, Checkpoint.read("350-0.3+100").label
+('350+100', '350 × 0.3 + 100')
+
+The nouns: frozen values that the stages hand to each other.
 
     >>> chain = Chain.from_tokens("q1", 0, [b"4", b"\\xff"], [[(b"4", -0.1), (END, -2.5)], [(b"\\xff", -0.3)]])
     >>> chain.text, chain.spans
@@ -15,12 +24,64 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Final, Literal, Self
 
-from potstill.contenders import Contender
 
-Stop = Literal["end", "length", "cut"]
+@dataclass(frozen=True, slots=True, order=True)
+class Checkpoint:
+    """What can answer and be chosen: the student after a step of training, or its weights mixed with the base's.
+
+    share     of the student's weights, the rest are the base's; 1 is the checkpoint itself
+    repaired  steps of repair that came after it; what was repaired answers, and is not chosen
+    """
+
+    step: int
+    share: float = 1.0
+    repaired: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        mixed = "" if self.share == 1 else f"-{self.share!r}"
+        return f"{self.step}{mixed}" + (f"+{self.repaired}" if self.repaired else "")
+
+    @property
+    def label(self) -> str:
+        """For people: the step, what its weights were multiplied with, and the steps of repair after it."""
+        return f"{self.step}{self.further}"
+
+    @property
+    def pure(self) -> bool:
+        """Whether it is a checkpoint of training itself."""
+        return self.share == 1 and not self.repaired
+
+    @property
+    def further(self) -> str:
+        """What stands behind the step."""
+        mixed = "" if self.share == 1 else f" × {self.share!r}"
+        return mixed + (f" + {self.repaired}" if self.repaired else "")
+
+    @property
+    def written(self) -> int | str:
+        """In JSON: a step is a number, anything else its name."""
+        return self.step if self.pure else self.name
+
+    @classmethod
+    def read(cls, written: int | str) -> Self:
+        """The reverse of `written` and of `name`. Raises ValueError on anything else."""
+        chosen, _, repaired = str(written).partition("+")
+        step, mixed, share = chosen.partition("-")
+        found = cls(int(step), float(share) if mixed else 1.0, int(repaired or 0))
+        if found.name != str(written):
+            raise ValueError(f"no contender: {written!r}")
+        return found
+
+
+BASE: Final = Checkpoint(0)
+
+
+StopReason = Literal["end", "length", "cut"]
 Semantics = Literal["raw", "tempered", "truncated", "unknown", "none"]
 Grade = Literal["right", "wrong", "no answer", "truncated"]
-Kind = Literal["same", "merged", "split", "mixed", "hard", "end"]
+TargetKind = Literal["same", "merged", "split", "mixed", "hard", "end"]
 Split = Literal["train", "validation", "test"]
 
 
@@ -102,7 +163,7 @@ class Chain:
     tokens: tuple[bytes, ...] = ()
     spans: tuple[tuple[int, int], ...] = ()
     candidates: tuple[tuple[Candidate, ...], ...] = ()
-    stop: Stop = "end"
+    stop: StopReason = "end"
     semantics: Semantics = "none"
     defects: tuple[str, ...] = ()
 
@@ -128,7 +189,7 @@ class Chain:
         index: int,
         tokens: Sequence[bytes],
         candidates: Sequence[Sequence[Candidate]] = (),
-        stop: Stop = "end",
+        stop: StopReason = "end",
         *,
         source: str = "teacher",
         semantics: Semantics | None = None,
@@ -145,14 +206,14 @@ class Chain:
             index=index,
             content=b"".join(tokens),
             tokens=tuple(tokens),
-            spans=running_spans(tokens),
+            spans=token_spans(tokens),
             candidates=tuple(tuple((what, float(value)) for what, value in step) for step in candidates),
             stop=stop,
             semantics=semantics or ("raw" if candidates else "none"),
         )
 
     @classmethod
-    def from_text(cls, question: str, index: int, text: str, *, source: str, stop: Stop = "end") -> Self:
+    def from_text(cls, question: str, index: int, text: str, *, source: str, stop: StopReason = "end") -> Self:
         """A chain of which only the text is known: a human's, or an answer found in a file."""
         return cls(question, source, index, text.encode("utf-8"), stop=stop)
 
@@ -189,7 +250,7 @@ class Target:
     offsets: Sequence[int]
     candidate_ids: Sequence[int]
     probabilities: Sequence[float]
-    kinds: Sequence[Kind]
+    kinds: Sequence[TargetKind]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -204,7 +265,7 @@ class Target:
         """Probability that lies on none of the candidates."""
         return max(0.0, 1.0 - sum(self.distribution(position).values()))
 
-    def kind(self, position: int) -> Kind:
+    def kind(self, position: int) -> TargetKind:
         return self.kinds[position]
 
 
@@ -220,7 +281,7 @@ class Prediction:
     set: str
     task: str
     text: str
-    stop: Stop
+    stop: StopReason
     grade: Grade
     found: str | None
     index: int = 0
@@ -236,7 +297,7 @@ class Score:
     chance (see `intervals.clustered`); `low` and `high` are for other questions of the same tasks.
     """
 
-    contender: Contender
+    contender: Checkpoint
     set: str
     split: Split
     format: str
@@ -256,14 +317,14 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
-class Tries:
+class PassCurve:
     """What k samples of a question come to on one set of n questions, as the mean over all choices of k of them.
 
     how       vote: the most frequent value; best: the likeliest sample; any: whether one of them is right (pass@k)
     accuracy  with `low` and `high`, the bounds of its 95 % interval over questions
     """
 
-    contender: Contender
+    contender: Checkpoint
     set: str
     split: Split
     format: str
@@ -283,14 +344,14 @@ class Choice:
     tied  the contenders whose value lies within the paired interval of the best: choosing among them is chance
     """
 
-    contender: Contender
+    contender: Checkpoint
     rule: str
     format: str
     decoding: str
-    table: tuple[tuple[Contender, float], ...]
-    tied: tuple[Contender, ...] = ()
+    table: tuple[tuple[Checkpoint, float], ...]
+    tied: tuple[Checkpoint, ...] = ()
 
 
-def running_spans(tokens: Sequence[bytes]) -> tuple[tuple[int, int], ...]:
+def token_spans(tokens: Sequence[bytes]) -> tuple[tuple[int, int], ...]:
     """Start and end of each token in the bytes that they make together."""
     return tuple(pairwise(accumulate(map(len, tokens), initial=0)))

@@ -13,7 +13,7 @@
     [2] [2, 3] split
     [3] [4] same
 
-    >>> [chunk.kind for chunk in pieces([b"Caf", b"\\xc3\\xa9", b" 12"], [b" cafe", b" 12"])]
+    >>> [chunk.kind for chunk in align_pieces([b"Caf", b"\\xc3\\xa9", b" 12"], [b" cafe", b" 12"])]
     ['merged', 'same']
 
 `dtw` is the published method (PAPER section 4), which compares strings. `spans` is exact and linear, and compares
@@ -25,23 +25,22 @@ from __future__ import annotations
 
 from typing import Final
 
-from potstill.alignment.chunks import KINDS, Chunk, Chunks, spans
-from potstill.alignment.gaps import pieces
-from potstill.alignment.letters import Canonical, canonical
-from potstill.alignment.warping import LIMIT, Warping, dtw
+from potstill.alignment.char_spans import CHUNK_KINDS, Chunk, SpanAlignment, spans
+from potstill.alignment.gaps import align_pieces
+from potstill.alignment.time_warping import MAX_DTW_CELLS, DtwAlignment, NormalizedText, dtw, normalize_text
 
 VERSION: Final = 1  # of which tokens stand for the same text; stored in the manifest of the stage that aligns
 
 __all__ = [
-    "KINDS",
-    "LIMIT",
+    "CHUNK_KINDS",
+    "MAX_DTW_CELLS",
     "VERSION",
-    "Canonical",
     "Chunk",
-    "Chunks",
-    "Warping",
-    "canonical",
+    "DtwAlignment",
+    "NormalizedText",
+    "SpanAlignment",
+    "align_pieces",
     "dtw",
-    "pieces",
+    "normalize_text",
     "spans",
 ]

@@ -14,7 +14,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from potstill.cli import stages, terminal
+from potstill.cli import stage_commands, terminal
 from potstill.errors import UserError
 
 app = typer.Typer(
@@ -27,12 +27,12 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 a fault of potstill, 2 something to mend, 130 interrupted (run the command again).",
 )
 
-RunFolder = Annotated[
+RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/demo.", show_default=False)
 ]
 
 
-class ExportForm(StrEnum):
+class ExportFormat(StrEnum):
     messages = "messages"
     jsonl = "jsonl"
     lm_eval = "lm-eval"
@@ -63,33 +63,34 @@ def run_command(
     yes: Annotated[bool, typer.Option("--yes", help="With --redo: chains of a paid teacher may be removed.")] = False,
 ) -> None:
     """Run a recipe: all nine stages into runs/NAME, going on where an earlier run stopped."""
-    from potstill import processes, recipe, run
+    from potstill import process, runner
+    from potstill.recipe import load_recipe
 
-    chosen = recipe.load(path, changes or ())
+    chosen = load_recipe(path, changes or ())
     if dry_run:
-        from potstill import plan
+        from potstill.dry_run import describe_run
 
-        typer.echo(plan.text(chosen))
+        typer.echo(describe_run(chosen))
         return
-    folder = run.run(chosen, redo=redo, yes=yes or _ask)
-    if not processes.here().first:
+    folder = runner.run(chosen, redo=redo, yes=yes or _confirm_removal)
+    if not process.read_process_rank().first:
         return  # it helped the first one, which now evaluates
-    from potstill.cli import scores, show
+    from potstill.cli import show
 
-    if run.stages(chosen) == run.MEASURED:
-        scores.summary(folder)
+    if runner.recipe_stages(chosen) == runner.EVALUATION_STAGES:
+        show.print_scores(folder)
     else:
-        show.summary(folder)
+        show.print_summary(folder)
 
 
-def _ask(lost: str) -> bool:
+def _confirm_removal(lost: str) -> bool:
     """Ask a person at a terminal; a script has nobody to answer."""
-    from potstill import processes
-    from potstill.story import visible
+    from potstill import process
+    from potstill.errors import escape_hidden
 
-    if not (sys.stdin.isatty() and sys.stderr.isatty()) or processes.here().launched:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()) or process.read_process_rank().launched:
         return False
-    return typer.confirm(f"{visible(lost)}\nRemove them?", err=True)
+    return typer.confirm(f"{escape_hidden(lost)}\nRemove them?", err=True)
 
 
 @app.command()
@@ -98,58 +99,58 @@ def demo() -> None:
     # Before torch is loaded: its models are so small that threads only wait for each other, and on one thread the same
     # seed gives the same bytes.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from potstill import demo as embedded
+    from potstill import demo
     from potstill.cli import show
 
-    show.summary(embedded.demo())
+    show.print_summary(demo.run_demo())
 
 
 @app.command()
-def status(folder: RunFolder) -> None:
+def status(folder: RunArgument) -> None:
     """What a run has finished, what it has begun, and what it counted."""
     from potstill.cli import show
 
-    show.status(folder)
+    show.print_status(folder)
 
 
 @app.command("check")
-def check_command(folder: RunFolder) -> None:
+def check_command(folder: RunArgument) -> None:
     """Read every file that a run's finished stages made, and list what has changed since (exit code 2 if anything)."""
     from potstill.cli import check
 
-    if not check.check(folder):
+    if not check.check_run(folder):
         sys.exit(2)
 
 
 @app.command("show")
 def show_command(
-    folder: RunFolder,
+    folder: RunArgument,
     chain: Annotated[str, typer.Option(metavar="KEY", help="A chain: QUESTION or QUESTION#INDEX.")] = "",
     target: Annotated[str, typer.Option(metavar="KEY", help="A chain as the student is taught it.")] = "",
     batch: Annotated[int, typer.Option(metavar="STEP", help="The groups of a training step.", show_default=False)] = 0,
     prediction: Annotated[str, typer.Option(metavar="QUESTION", help="What each step answered to a question.")] = "",
 ) -> None:
     """Look at the records of a run: a chain, a target, a batch, a prediction."""
-    from potstill.cli import recipes, show
+    from potstill.cli import run_folder, show
 
-    recipes.check_sizes(folder)
+    run_folder.check_file_sizes(folder)
     if chain:
-        show.chain(folder, chain)
+        show.print_chain(folder, chain)
     elif target:
-        show.target(folder, target)
+        show.print_target(folder, target)
     elif batch:
-        show.batch(folder, batch)
+        show.print_batch(folder, batch)
     elif prediction:
-        show.prediction(folder, prediction)
+        show.print_predictions(folder, prediction)
     else:
-        show.overview(folder)
+        show.print_overview(folder)
 
 
 @app.command()
 def export(
-    folder: RunFolder,
+    folder: RunArgument,
     form: Annotated[
-        ExportForm,
+        ExportFormat,
         typer.Option("--as", help="Chat rows for other trainers, whole chain records, or tasks of other evaluations."),
     ],
     out: Annotated[
@@ -158,15 +159,15 @@ def export(
     ] = None,
 ) -> None:
     """Write the kept chains of a run to standard output, one JSON object a line; or its questions as tasks."""
-    from potstill.cli import lm_eval, recipes, show
+    from potstill.cli import lm_eval, run_folder, show
 
-    recipes.check_sizes(folder)
-    if (form is ExportForm.lm_eval) != (out is not None):
-        raise UserError("lm-eval writes a folder, the other forms to standard output", where="--out", do="see --help")
+    run_folder.check_file_sizes(folder)
+    if (form is ExportFormat.lm_eval) != (out is not None):
+        raise UserError("lm-eval writes a folder, the other forms to standard output", where="--out", hint="see --help")
     if out is not None:
-        lm_eval.export(folder, out)
+        lm_eval.export_tasks(folder, out)
         return
-    for row in show.exported(folder, form.value):
+    for row in show.export_rows(folder, form.value):
         typer.echo(row, nl=False)  # bytes: UTF-8 wherever it goes
 
 
@@ -183,9 +184,9 @@ def grade(
 
     Samples that lm-evaluation-harness logged are read as they are.
     """
-    from potstill.cli import grading
+    from potstill.cli import grade_rows
 
-    grading.grade_file(path, out, task)
+    grade_rows.grade_file(path, out, task)
 
 
 @app.command("compare")
@@ -202,12 +203,12 @@ def compare_command(
     """Compare two runs or steps on the questions that both answered: paired intervals and tests."""
     from potstill.cli import compare
 
-    compare.compare(first, second, out)
+    compare.compare_runs(first, second, out)
 
 
 @app.command()
 def track(
-    folder: RunFolder,
+    folder: RunArgument,
     to: Annotated[
         TrackerName, typer.Option(help="What shows it; each is an extra of its own name.", show_default=False)
     ],
@@ -215,28 +216,28 @@ def track(
     project: Annotated[str, typer.Option(metavar="NAME", help="Where wandb and trackio show it.")] = "potstill",
 ) -> None:
     """Show a run's metrics in a tracker: brought from its files, each step once."""
-    from potstill import trackers
-    from potstill.cli.recipes import recipe_of
+    from potstill import tracking
+    from potstill.cli.run_folder import read_run_recipe
 
-    name = recipe_of(folder).name
-    brought = trackers.track(folder, name, to.value, project=project, follow=follow)
+    name = read_run_recipe(folder).name
+    brought = tracking.track(folder, name, to.value, project=project, follow=follow)
     typer.echo(f"{brought} points brought to {to.value}")
 
 
-stages.add(app)
+stage_commands.add_stage_commands(app)
 
 
 class Interrupted(BaseException):
     """Ctrl-C. Not a KeyboardInterrupt, which the argument parser would turn into exit code 1."""
 
 
-def _interrupt(*_: object) -> None:
+def _raise_interrupted(*_: object) -> None:
     raise Interrupted
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, _interrupt)
-    terminal.degrade()
+    signal.signal(signal.SIGINT, _raise_interrupted)
+    terminal.replace_unencodable()
     try:
         app()
     except UserError as fault:

@@ -1,6 +1,6 @@
 """Clauses: what words do to a number. A base student reads them in bare exercises, never in a word problem.
 
-    >>> told(random.Random("2"), World(largest=50))
+    >>> describe_clause(random.Random("2"), World(largest=50))
     ('4 ; on every one of 9 trays ; before Fred handed over 13 ;', '4 * 9 = 36 . 36 - 13 = 23 .')
 
 Anybody who reads much knows that who lends has fewer; nothing else in a base student's diet says so. A clause is a
@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from typing import Final
 
-from potstill.miniature.problem import SMALLEST, OutOfRange, Sums, World, cast, fill
+from potstill.miniature.problem import SMALLEST, Arithmetic, OutOfRange, World, cast_names, fill_template
 from potstill.miniature.wordings import lines
 
 # By what is done to the value so far; `from` takes it from the number, `.` does nothing. Slots are those of `wordings`,
@@ -156,29 +156,29 @@ CLAUSES: Final[dict[str, tuple[str, ...]]] = {
 }
 BEGIN: Final = ("{n}", "{n} {things}", "{A} has {n}", "{A} {n} {things}")
 SHARES: Final = {"+": 0.26, "-": 0.32, "from": 0.06, "*": 0.18, "/": 0.18}
-IDLE: Final = 0.3  # how often an exercise has a clause that does nothing
+NO_CHANGE: Final = 0.3  # how often an exercise has a clause that does nothing
 
 
-def told(rng: random.Random, world: World) -> tuple[str, str]:
+def describe_clause(rng: random.Random, world: World) -> tuple[str, str]:
     """What is told and what follows: a value, one to three clauses that do something, at most one that does not.
 
     Raises OutOfRange where nothing in the world fits a clause that was drawn.
     """
-    sums, words = Sums(rng, world.largest), cast(rng, world)
+    sums, words = Arithmetic(rng, world.largest), cast_names(rng, world)
     signs = rng.choices(list(SHARES), list(SHARES.values()), k=rng.choice((1, 1, 2, 2, 3)))
     value = sums.draw(high=9 if signs[0] == "*" else world.largest - 2)
-    told, said = [fill(rng.choice(BEGIN), {**words, "n": value})], []
+    told, said = [fill_template(rng.choice(BEGIN), {**words, "n": value})], []
     for sign in signs:
         fitting = [n for n in range(SMALLEST, world.largest + 1) if _fits(value, sign, n, world.largest)]
         if not fitting:
             raise OutOfRange(f"{value} {sign}")
         amount = rng.choice(fitting)
-        told.append(fill(rng.choice(CLAUSES[sign]), {**words, "n": amount}))
+        told.append(fill_template(rng.choice(CLAUSES[sign]), {**words, "n": amount}))
         left, middle, right = (amount, "-", value) if sign == "from" else (value, sign, amount)
         value, equation = sums.solve(left, middle, right, turned=False)
         said.append(f"{equation} .")
-    if rng.random() < IDLE:
-        told.insert(rng.randint(1, len(told)), fill(rng.choice(CLAUSES["."]), {**words, "n": sums.draw()}))
+    if rng.random() < NO_CHANGE:
+        told.insert(rng.randint(1, len(told)), fill_template(rng.choice(CLAUSES["."]), {**words, "n": sums.draw()}))
     return " ; ".join(told) + " ;", " ".join(said)
 
 

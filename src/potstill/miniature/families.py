@@ -1,6 +1,6 @@
 """Three out-of-distribution families, in the spirit of MultiArith, ASDiv and SVAMP. No training text holds any of them.
 
-    >>> problem = draw("diverse", random.Random("25"), World())
+    >>> problem = draw_family("diverse", random.Random("25"), World())
     >>> problem.text, problem.rationale, problem.answer
     ('What is the sum of 4 and 39?', 'The sum is 39 + 4 = 43.', '43')
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from typing import Final
 
-from potstill.miniature.problem import Problem, Sums, World, cast, fill, pick
+from potstill.miniature.problem import Arithmetic, Problem, World, cast_names, fill_template, pick_weighted
 from potstill.miniature.wordings import lines
 
 MULTI: Final = lines("""
@@ -33,7 +33,7 @@ MULTI: Final = lines("""
     A waiter had {x} tables, every table with {y} guests. Later {z} guests paid before going home. How many guests stayed? | x * y | There were {e} guests. | r - z | Later there were {e} guests.
     The toy store ordered {x} cartons, every carton with {y} {things} inside. When it opened, {z} {things} were damaged. How many {things} could the store sell? | x * y | The store ordered {e} {things}. | r - z | The store could sell {e} {things}.
     For a party {A} wrapped {x} {things} while {B} wrapped {y}. By noon the guests had unwrapped {z}. How many {things} were still wrapped? | x + y | Wrapped were {e} {things}. | r - z | Still wrapped were {e} {things}.
-""")  # noqa: E501
+""")
 DIVERSE: Final = lines("""
     What is the sum of {x} and {y}? | x + y | The sum is {e}.
     What is the difference between {x} and {y}? | x - y | The difference is {e}.
@@ -55,7 +55,7 @@ DIVERSE: Final = lines("""
     Adding {x} drops to {y} drops, what number of drops do we reach? | x + y | We reach {e} drops.
     How many days does {A} need to paint {x} doors, painting {y} doors a day? | x / y | {A} does need {e} days.
     Between them {A} with {x} points plus {B} with {y} points scored what number of points? | x + y | They scored {e} points.
-""")  # noqa: E501
+""")
 VARIED: Final = lines("""
     {A} packed {x} {things} for the trip, {B} packed {y} {things}. There were also {z} {others} lying on the floor. How many {things} did they pack? | x + y | They packed {e} {things}.
     On the table stood {x} {things}, under it {z} {others}. Somebody removed {y} {things}. How many {things} stayed on the table? | x - y | On the table stayed {e} {things}.
@@ -71,17 +71,17 @@ VARIED: Final = lines("""
     A song of {z} minutes is played {x} times a day. How many times is it played in {y} days? | x * y | It is played {e} times.
     {A} ran {x} miles, which is {y} miles further than {B} ran in {z} minutes. How many miles did {B} run? | x - y | {B} ran {e} miles.
     {A} hid {x} {things} in the attic. {B} hid {y} fewer there, but {z} in the cellar. How many {things} did {B} hide in the attic? | x - y | {B} hid {e} {things}.
-""")  # noqa: E501
+""")
 FAMILIES: Final = {"multi": MULTI, "diverse": DIVERSE, "varied": VARIED}
 
 
-def draw(family: str, rng: random.Random, world: World) -> Problem:
+def draw_family(family: str, rng: random.Random, world: World) -> Problem:
     """One problem of an out-of-distribution family. Raises OutOfRange where its numbers leave the world.
 
     All wordings are in use in every world: a small in-distribution world does not make these families smaller.
     """
-    text, *rest = pick(rng, World(), FAMILIES[family]).split(" | ")
-    sums, words = Sums(rng, world.largest), cast(rng, World())
+    text, *rest = pick_weighted(rng, World(), FAMILIES[family]).split(" | ")
+    sums, words = Arithmetic(rng, world.largest), cast_names(rng, World())
     values = {name: sums.draw() for name in "xyz"}
     if "x / y" in rest or "x * y" in rest:
         values["y"] = sums.draw(high=9)
@@ -92,6 +92,6 @@ def draw(family: str, rng: random.Random, world: World) -> Problem:
     for result, (formula, sentence) in zip("rs", zip(rest[::2], rest[1::2], strict=True), strict=False):
         left, sign, right = formula.split()
         values[result], equation = sums.solve(values[left], sign, values[right])
-        said.append(fill(sentence, {**words, "e": equation}))
+        said.append(fill_template(sentence, {**words, "e": equation}))
     answer = values["s"] if "s" in values else values["r"]
-    return Problem(fill(text, {**words, **drawn}), str(answer), " ".join(said))
+    return Problem(fill_template(text, {**words, **drawn}), str(answer), " ".join(said))

@@ -97,7 +97,7 @@ TASKS: Final[dict[str, Callable[[random.Random], Problem]]] = {
 }
 
 
-def draw(rng: random.Random) -> Problem:
+def draw_generic(rng: random.Random) -> Problem:
     """A question of any task; its task reads `sorting/list`: the task, and the form of its answers."""
     name = rng.choice(tuple(TASKS))
     problem = TASKS[name](rng)

@@ -1,6 +1,6 @@
 """One problem of the world: its text, its answer and a rationale in short sentences with equations.
 
-    >>> sums = Sums(random.Random("seed"), largest=20)
+    >>> sums = Arithmetic(random.Random("seed"), largest=20)
     >>> value, equation = sums.solve(5, "-", 3)
     >>> value, equation
     (2, '5 - 3 = 2')
@@ -59,7 +59,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Sums:
+class Arithmetic:
     """Draws numbers and writes equations. The two sides of a sum or product may stand in either order."""
 
     rng: random.Random
@@ -84,7 +84,7 @@ class Sums:
         return value, f"{left} {sign} {right} = {value}"
 
 
-def cast(rng: random.Random, world: World) -> dict[str, str]:
+def cast_names(rng: random.Random, world: World) -> dict[str, str]:
     """Who plays: three names, two things, a box, a place, as words for the slots of a wording."""
     first, second, third = rng.sample(NAMES[: world.names], 3)
     (thing, things), (other, others) = rng.sample(THINGS[: world.names], 2)
@@ -95,10 +95,10 @@ def cast(rng: random.Random, world: World) -> dict[str, str]:
     }  # fmt: skip
 
 
-def fill(wording: str, words: Mapping[str, object]) -> str:
+def fill_template(wording: str, words: Mapping[str, object]) -> str:
     """A wording of this package with its slots filled; every slot must be known."""
     return wording.format_map(words)
 
 
-def pick(rng: random.Random, world: World, wordings: Sequence[str]) -> str:
+def pick_weighted(rng: random.Random, world: World, wordings: Sequence[str]) -> str:
     return rng.choice(wordings[: world.frames])

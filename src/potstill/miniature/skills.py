@@ -1,6 +1,6 @@
 """Skill exercises: the parts of solving a word problem, each alone. A base model learns them before any whole problem.
 
-    >>> exercise = draw("copying", random.Random("1"), World(largest=20))
+    >>> exercise = draw_exercise("copying", random.Random("1"), World(largest=20))
     >>> exercise.prompt, exercise.reply
     ('copy Jack shells Tom kites lemons 18', 'Jack shells Tom kites lemons 18')
 
@@ -15,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from potstill.miniature.clauses import told
-from potstill.miniature.problem import Sums, World
+from potstill.miniature.clauses import describe_clause
+from potstill.miniature.problem import Arithmetic, World
 from potstill.miniature.words import NAMES, THINGS
 
 NOUNS: Final = (*NAMES, *(plural for _, plural in THINGS))
@@ -29,7 +29,7 @@ class Exercise:
 
 
 def facts(rng: random.Random, world: World) -> Exercise:
-    sums = Sums(rng, world.largest)
+    sums = Arithmetic(rng, world.largest)
     sign = rng.choice("+-*/+-")
     left, right = sums.draw(high=world.largest - 2), sums.draw()
     if sign == "*":
@@ -45,7 +45,7 @@ def facts(rng: random.Random, world: World) -> Exercise:
 
 def equations(rng: random.Random, world: World) -> Exercise:
     """`12 ; + 5 ; - 3 ;` -> `12 + 5 = 17 . 17 - 3 = 14 .`: copying and sums in turn, as in a rationale."""
-    sums = Sums(rng, world.largest)
+    sums = Arithmetic(rng, world.largest)
     value = sums.draw(high=world.largest - 2)
     asked, said = [str(value)], []
     for _ in range(rng.choice((1, 2, 3))):
@@ -72,7 +72,7 @@ def lookup(rng: random.Random, world: World) -> Exercise:
 
 def clauses(rng: random.Random, world: World) -> Exercise:
     """`14 kites ; Ann lent 5 ;` -> `14 - 5 = 9 .`: what words do to a number."""
-    return Exercise(*told(rng, world))
+    return Exercise(*describe_clause(rng, world))
 
 
 SKILLS: Final[dict[str, Callable[[random.Random, World], Exercise]]] = {
@@ -80,6 +80,6 @@ SKILLS: Final[dict[str, Callable[[random.Random, World], Exercise]]] = {
 }
 
 
-def draw(skill: str, rng: random.Random, world: World) -> Exercise:
+def draw_exercise(skill: str, rng: random.Random, world: World) -> Exercise:
     """One exercise. Raises OutOfRange where its numbers leave the world."""
     return SKILLS[skill](rng, world)

@@ -1,9 +1,9 @@
 """The small world: its families of questions, drawn from a seed, and how far they lie from each other.
 
-    >>> first = questions("steps", "demo", 2)
-    >>> [question.id for question in first], first == questions("steps", "demo", 2)
+    >>> first = draw_questions("steps", "demo", 2)
+    >>> [question.id for question in first], first == draw_questions("steps", "demo", 2)
     (['steps/0', 'steps/1'], True)
-    >>> print(overlap(["Ann has 17 kites. Why has Ann so many?"], ["Tom has 3 apples. Where?"]))
+    >>> print(measure_overlap(["Ann has 17 kites. Why has Ann so many?"], ["Tom has 3 apples. Where?"]))
     templates 50 %, 1-grams 86 %, 2-grams 80 %, 3-grams 100 %
 
 `steps` is in-distribution; `multi`, `diverse`, `varied` are not, and no training text may hold them; `generic` measures
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Final
 
-from potstill import splits
+from potstill.data import splits
 from potstill.miniature import families, generic, steps
 from potstill.miniature.problem import OutOfRange, Problem, World
 from potstill.miniature.words import BOXES, COLOURS, NAMES, PLACES, THINGS
@@ -30,51 +30,53 @@ IN_DISTRIBUTION: Final = ("steps",)
 OUT_OF_DISTRIBUTION: Final = tuple(families.FAMILIES)
 GENERIC: Final = ("generic",)
 SETS: Final = (*IN_DISTRIBUTION, *OUT_OF_DISTRIBUTION, *GENERIC)
-ASKED: Final = (1 / 3, 1 / 3, 1 / 3)  # how often the questions that are laid out have 1, 2 and 3 steps
+STEP_SHARES: Final = (1 / 3, 1 / 3, 1 / 3)  # how often the questions that are laid out have 1, 2 and 3 steps
 VALIDATION: Final = 0.25  # of every set, by the digest of a question's canonical form
 TEST: Final = 0.35
 # What the models of the package live in; base students know neither the further wordings nor numbers beside the point.
-SHIPPED: Final = World(largest=50, shares=(0.15, 0.45, 0.40), further=True, beside=0.5)
+DEMO_WORLD: Final = World(largest=50, shares=(0.15, 0.45, 0.40), further=True, beside=0.5)
 # Questions of each family, so that its test split holds at least 600, and at least 200 of each generic task.
 SIZES: Final[Mapping[str, int]] = {"steps": 6000, "multi": 2700, "diverse": 2700, "varied": 2700, "generic": 6400}
-TRAINING: Final = 15000  # further draws of the in-distribution family, of which those of the training split are asked
-PATIENCE: Final = 1000  # draws in a row without a new question: the world is too small for the number asked
+TRAINING_SIZE: Final = (
+    15000  # further draws of the in-distribution family, of which those of the training split are asked
+)
+MAX_MISSES: Final = 1000  # draws in a row without a new question: the world is too small for the number asked
 
 
-def draw(family: str, rng: random.Random, world: World) -> Problem:
+def draw_problem(family: str, rng: random.Random, world: World) -> Problem:
     """One problem of any family. Raises OutOfRange where its numbers leave the world, KeyError for no family."""
     if family in IN_DISTRIBUTION:
-        return steps.draw(rng, world)
-    return generic.draw(rng) if family in GENERIC else families.draw(family, rng, world)
+        return steps.draw_steps(rng, world)
+    return generic.draw_generic(rng) if family in GENERIC else families.draw_family(family, rng, world)
 
 
-def stream(family: str, seed: str, world: World, without: Collection[str] = ()) -> Iterator[Problem]:
+def problem_stream(family: str, seed: str, world: World, without: Collection[str] = ()) -> Iterator[Problem]:
     """Problems without end, each question once, none whose canonical form is in `without`."""
     seen, misses = set(without), 0
     for number in count():
         misses += 1
-        assert misses < PATIENCE, f"the family {family} of {world} has too few questions"
+        assert misses < MAX_MISSES, f"the family {family} of {world} has too few questions"
         try:
-            problem = draw(family, random.Random(f"{family}/{seed}/{number}"), world)
+            problem = draw_problem(family, random.Random(f"{family}/{seed}/{number}"), world)
         except OutOfRange:
             continue
-        form = splits.canonical(problem.text)
+        form = splits.canonical_question(problem.text)
         if form not in seen:
             seen.add(form)
             misses = 0
             yield problem
 
 
-def questions(family: str, seed: str, n: int, world: World | None = None) -> list[Question]:
+def draw_questions(family: str, seed: str, n: int, world: World | None = None) -> list[Question]:
     """n questions of a family, no two with the same canonical form, split by their digests."""
-    found = zip(range(n), stream(family, seed, world or World()), strict=False)
+    found = zip(range(n), problem_stream(family, seed, world or World()), strict=False)
     return [
         Question(
             id=f"{family}/{number}",
             text=problem.text,
             gold=problem.answer,
             set=family,
-            split=splits.split(problem.text, VALIDATION, TEST),
+            split=splits.split_of(problem.text, VALIDATION, TEST),
             task=problem.task,
             rationale=problem.rationale,
         )
@@ -113,7 +115,7 @@ class Overlap:
         return f"templates {self.templates:.0%}, {', '.join(parts)}".replace("%", " %")
 
 
-def overlap(known: Iterable[str], other: Iterable[str]) -> Overlap:
+def measure_overlap(known: Iterable[str], other: Iterable[str]) -> Overlap:
     ours = {template for text in known for template in templates(text)}
     theirs = {template for text in other for template in templates(text)}
 

@@ -1,8 +1,8 @@
 """What other trainers call a key: TRL, Hugging Face's TrainingArguments, LLaMA-Factory, torchtune, vLLM, OpenAI.
 
-    >>> meant(("train", "lr"))
+    >>> find_synonym(("train", "lr"))
     'train.learning_rate'
-    >>> meant(("evaluate", "max_new_tokens")), meant(("teacher", "max_new_tokens"))
+    >>> find_synonym(("evaluate", "max_new_tokens")), find_synonym(("teacher", "max_new_tokens"))
     ('evaluate.max_tokens', 'teacher.max_tokens')
 
 A value is the key of a recipe that says the same, or several of which the one in the same section is meant; or, after
@@ -227,7 +227,7 @@ SYNONYMS: Final = {
 }
 
 
-def meant(keys: tuple[str, ...]) -> str | None:
+def find_synonym(keys: tuple[str, ...]) -> str | None:
     """What somebody meant by a key that no section has: a dotted key, or a sentence that begins with `=`; None if
     nobody knows."""
     found = SYNONYMS.get(keys[-1].lower().replace("-", "_"))

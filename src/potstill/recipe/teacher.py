@@ -1,18 +1,48 @@
-"""The section of a recipe that says who teaches: a model, a server, a file, people, or nobody."""
+"""The section of a recipe that says how vLLM holds a model, a teacher's or a student's.
+
+The section of a recipe that says who teaches: a model, a server, a file, people, or nobody.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from potstill.recipe.section import Count, Name, Positive, Section
-from potstill.recipe.vllm import Vllm, roomy
+from potstill.recipe.fields import Count, Name, Positive, Section
 
-NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
-SENT: Final[dict[str, str]] = {  # fields of a request that other keys of a recipe decide, or nothing does
+VLLM_BATCH_TOKENS: Final = (
+    1_048_576  # of a batch: vLLM keeps house with the device's memory itself, and wants many texts at once
+)
+
+
+class VllmSection(Section):
+    """`dtype` decides what is written; the other keys may change while a run goes on."""
+
+    FREE: ClassVar = ("length", "memory", "gpus", "eager")
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        default=None, description="if not given: a teacher as its weights are stored, a student in float32"
+    )
+    length: Positive | None = Field(
+        default=None, description="most tokens of prompt and answer; the model's own if not"
+    )
+    memory: float = Field(default=0.9, gt=0, le=1, description="share of each device's memory that it takes")
+    gpus: Positive = Field(default=1, description="devices over which the model is spread")
+    eager: bool = Field(default=False, description="compile nothing: starts sooner, writes slower")
+
+
+def with_vllm_batch(section: Any, key: str) -> Any:
+    """A section as it was written, with the batches that vLLM wants if its `key` names vLLM and it names no others."""
+    if isinstance(section, dict) and section.get(key) == "vllm":
+        return {"batch_tokens": VLLM_BATCH_TOKENS, **section}
+    return section
+
+
+VARIABLE_NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
+RESERVED_FIELDS: Final[dict[str, str]] = {  # fields of a request that other keys of a recipe decide, or nothing does
     "model": "it is teacher.model",
     "prompt": "it is made from teacher.prompt and the question",
     "messages": "they are made from teacher.prompt and the question",
@@ -29,12 +59,12 @@ SENT: Final[dict[str, str]] = {  # fields of a request that other keys of a reci
 }
 
 
-def _like_a_key(value: str) -> bool:
+def _looks_like_key(value: str) -> bool:
     """Whether capitals and digits look like a key rather than a name: long, in one piece, with digits."""
     return any(len(part) >= 16 and any(letter.isdigit() for letter in part) for part in value.split("_"))
 
 
-class Server(Section):
+class ServerSection(Section):
     """A teacher behind an OpenAI-compatible server. `reasoning`, `system`, `stop`, `tokenizer`, `extra` and `api`
     decide what is learnt; the other keys may change while a run goes on."""
 
@@ -61,7 +91,7 @@ class Server(Section):
     @classmethod
     def _names_a_variable(cls, value: str | None) -> str | None:
         """The value is never repeated: somebody may have pasted the key itself."""
-        if value is not None and (not NAME.fullmatch(value) or _like_a_key(value)):
+        if value is not None and (not VARIABLE_NAME.fullmatch(value) or _looks_like_key(value)):
             raise ValueError(
                 "this is no name of an environment variable (capitals, digits, _). Write the NAME of the variable that"
                 " holds the key, such as OPENAI_API_KEY; if you pasted the key itself, take it out of the recipe"
@@ -90,33 +120,33 @@ class Server(Section):
     @classmethod
     def _further(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
-            if name in SENT:
-                raise ValueError(f"{name} is not for extra: {SENT[name]}")
+            if name in RESERVED_FIELDS:
+                raise ValueError(f"{name} is not for extra: {RESERVED_FIELDS[name]}")
         return value
 
 
-class Prices(Section):
+class PricesSection(Section):
     prompt: float = Field(default=0.0, ge=0, description="money for a million tokens of prompts")
     completion: float = Field(default=0.0, ge=0, description="money for a million tokens of answers")
 
 
-class Budget(Section):
+class BudgetSection(Section):
     """Ceilings that a run does not pass, counted over all its processes."""
 
     tokens: Positive | None = None
     money: float | None = Field(default=None, gt=0)
-    prices: Prices = Prices()
+    prices: PricesSection = PricesSection()
     spent: Literal["stop", "seal"] = Field(default="stop", description="seal: go on with the chains that are there")
 
 
-class Scorer(Section):
+class ScorerSection(Section):
     """Who says afterwards how likely each token of chains was that exist already."""
 
     model: str = Field(description="a folder in Hugging Face form, or the name by which teacher.server knows a model")
     kind: Literal["local", "openai"] = Field(default="local", description="openai: asked of teacher.server")
 
 
-class Teacher(Section):
+class TeacherSection(Section):
     kind: Literal["local", "vllm", "openai", "human", "replay", "none"] = Field(
         default="human",
         description="local, vllm: a model folder, written by transformers or vLLM (extra `vllm`); none: nothing is"
@@ -143,19 +173,21 @@ class Teacher(Section):
     max_tokens: Positive = 256
     candidates: Count = Field(default=5, description="alternatives a token whose log-probabilities are kept")
     batch_tokens: Positive = 16384
-    score: Scorer | None = Field(default=None, description="human, replay: a model that gives the chains probabilities")
+    score: ScorerSection | None = Field(
+        default=None, description="human, replay: a model that gives the chains probabilities"
+    )
     trust_remote_code: bool = False
-    vllm: Vllm = Vllm()
-    server: Server = Server()
-    budget: Budget = Budget()
+    vllm: VllmSection = VllmSection()
+    server: ServerSection = ServerSection()
+    budget: BudgetSection = BudgetSection()
 
     @model_validator(mode="before")
     @classmethod
     def _roomy(cls, value: Any) -> Any:
-        return roomy(value, "kind")
+        return with_vllm_batch(value, "kind")
 
     @model_validator(mode="after")
-    def _complete(self) -> Teacher:
+    def _complete(self) -> TeacherSection:
         if self.score is not None and self.kind not in ("human", "replay"):
             raise ValueError(f"a {self.kind} teacher gives its chains probabilities itself: score is for human, replay")
         if self.chat is True and self.kind not in ("local", "vllm") and self.score is None:

@@ -11,84 +11,94 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from potstill import alignment, files, lessons, progress, recipe, rewriting, students, targets, tokenizers, transfer
-from potstill.calculator import sums
-from potstill.coverage import Coverage, thin
+from potstill import alignment, models, progress, storage, tokenization
+from potstill.alignment import cross_tokenizer, rewrite, target_store, text_rule_completions
+from potstill.alignment.coverage import Coverage, low_mass_warning
+from potstill.calculator import equations
 from potstill.errors import UserError
-from potstill.files import manifest, tables
-from potstill.recipe import Recipe
+from potstill.recipe import Recipe, find_path
 from potstill.records import Chain, Target
+from potstill.storage import manifest, parquet
+from potstill.training import examples
 
 READS = ("transfer", "student.model", "student.tokenizer", "teacher.kind", "teacher.model")
-WARNS = "transfer.least_mass"  # when align warns changes no target
+WARNING_KEY = "transfer.least_mass"  # when align warns changes no target
 AFTER = ("sample", "filter")
 VERSIONS = {
     "alignment": alignment.VERSION,
-    "rewriting": rewriting.VERSION,
-    "targets": targets.VERSION,
-    "tokenizers": tokenizers.VERSION,
-    "transfer": transfer.VERSION,
+    "rewriting": rewrite.VERSION,
+    "targets": target_store.VERSION,
+    "tokenizers": tokenization.VERSION,
+    "transfer": cross_tokenizer.VERSION,
 }
 
 
-def inputs(plan: Recipe) -> dict[str, str]:
-    found, teacher = {"student.tokenizer": tokenizers.open(students.tokenizer_folder(plan)).digest}, _teacher(plan)
+def inputs(recipe: Recipe) -> dict[str, str]:
+    found, teacher = (
+        {"student.tokenizer": tokenization.load_tokenizer(models.tokenizer_folder(recipe)).digest},
+        _teacher_tokenizer(recipe),
+    )
     if teacher is not None:
         found["teacher.tokenizer"] = teacher.digest
-    if plan.transfer.marks:
-        found["calculator sums"] = str(sums.VERSION)
+    if recipe.transfer.marks:
+        found["calculator sums"] = str(equations.VERSION)
     return found
 
 
-def free(plan: Recipe) -> set[str]:
+def free(recipe: Recipe) -> set[str]:
     """Keys that may change while a run goes on."""
-    return {WARNS}
+    return {WARNING_KEY}
 
 
-def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
-    tokenizer = tokenizers.open(students.tokenizer_folder(plan))
-    if plan.transfer.marks == "insert":
-        _check_marks(tokenizer)
+def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
+    tokenizer = tokenization.load_tokenizer(models.tokenizer_folder(recipe))
+    if recipe.transfer.marks == "insert":
+        _check_calculator_marks(tokenizer)
     coverage = Coverage(tokenizer)
-    out = lessons.targets_folder(run, plan)
-    arrays = targets.pack(_aligned(run, plan, tokenizer, coverage), plan.transfer.drop_below)
-    coverage.check(plan.transfer.least_coverage, plan.transfer.rule)
-    paths = [out / targets.ABOUT]
-    files.write_json(paths[0], lessons.origin(run, plan, tokenizer).as_json())
+    out = examples.targets_folder(run_dir, recipe)
+    arrays = target_store.pack_targets(_iter_targets(run_dir, recipe, tokenizer, coverage), recipe.transfer.drop_below)
+    coverage.check(recipe.transfer.least_coverage, recipe.transfer.rule)
+    paths = [out / target_store.ORIGIN_FILE]
+    storage.write_json(paths[0], examples.target_origin(run_dir, recipe, tokenizer).as_json())
     for name, array in arrays.items():
         paths.append(out / f"{name}.npy")
-        tables.write_array(paths[-1], array)
+        parquet.write_array(paths[-1], array)
     counts = coverage.as_json()
-    if (warning := thin(counts, plan.transfer.least_mass)) is not None:
-        progress.say(f"align: {warning}", "yellow")
+    if (warning := low_mass_warning(counts, recipe.transfer.least_mass)) is not None:
+        progress.print_line(f"align: {warning}", "yellow")
     return paths, counts
 
 
-def _aligned(
-    run: Path, plan: Recipe, tokenizer: tokenizers.Tokenizer, coverage: Coverage
+def _iter_targets(
+    run_dir: Path, recipe: Recipe, tokenizer: tokenization.Tokenizer, coverage: Coverage
 ) -> Iterator[tuple[Chain, Target]]:
     """The kept chains with their targets, one after the other. The rule `text` holds all chains: their words complete
     one another."""
-    filtered = manifest.finished(run / "filter")
+    filtered = manifest.read_finished(run_dir / "filter")
     assert filtered is not None, "filter is finished before its verdicts are read"
-    judged = tables.judged(run / "sample" / "chains.parquet", run / "filter" / "verdicts.parquet")
-    asked = plan.transfer
+    judged = parquet.chains_with_verdicts(
+        run_dir / "sample" / "chains.parquet", run_dir / "filter" / "verdicts.parquet"
+    )
+    asked = recipe.transfer
     right = (chain for chain, verdict in judged if verdict.kept)
-    kept = ((chain, *rewriting.prepared(chain, asked.rewrite, asked.marks)) for chain in right)
+    kept = ((chain, *rewrite.prepare_chain(chain, asked.rewrite, asked.marks)) for chain in right)
     told: dict[str, Any] = {}
     if asked.rule == "text":
         kept = list(kept)
         rewritten = [taught for _, taught, _ in kept]
-        told = {"completions": transfer.completions(rewritten, tokenizer), "teacher": _teacher(plan)}
+        told = {
+            "completions": text_rule_completions.completions(rewritten, tokenizer),
+            "teacher": _teacher_tokenizer(recipe),
+        }
     with progress.bar("align", filtered.counts["kept"], "chains") as tick:
         for chain, taught, certain in kept:
-            target = transfer.transfer(taught, tokenizer, plan.transfer.rule, certain=certain, **told)
+            target = cross_tokenizer.transfer(taught, tokenizer, recipe.transfer.rule, certain=certain, **told)
             coverage.add(taught, target, certain)
             yield chain, target
             tick()
 
 
-def _check_marks(tokenizer: tokenizers.Tokenizer) -> None:
+def _check_calculator_marks(tokenizer: tokenization.Tokenizer) -> None:
     """A student that would be taught its unknown token for every mark learns nothing from them."""
     example = "48/2 = <<48/2=24>>24"
     ids = tokenizer.encode(example).ids
@@ -97,20 +107,20 @@ def _check_marks(tokenizer: tokenizers.Tokenizer) -> None:
             "the student's vocabulary cannot write calculator marks",
             where="transfer.marks",
             found=f"{example!r} comes back as {tokenizer.decode(ids)!r}",
-            do="leave the key out: the calculator needs no marks, an expression and `=` are enough",
+            hint="leave the key out: the calculator needs no marks, an expression and `=` are enough",
         )
 
 
-def _teacher(plan: Recipe) -> tokenizers.Tokenizer | None:
+def _teacher_tokenizer(recipe: Recipe) -> tokenization.Tokenizer | None:
     """The tokenizer of the model that gave the probabilities, where the rule reads it and the model is a folder: of a
     teacher in this process, or of the scorer of chains that exist. Others show only bytes, and of rewritten texts
     nobody knows how the teacher would have cut them."""
-    asked, teacher = plan.transfer, plan.teacher
+    asked, teacher = recipe.transfer, recipe.teacher
     if asked.rule != "text" or asked.rewrite or asked.marks:
         return None
     if teacher.kind in ("local", "vllm"):
         assert teacher.model is not None, "such a teacher has a model"
-        return tokenizers.open(recipe.find(plan, teacher.model, "teacher.model"))
+        return tokenization.load_tokenizer(find_path(recipe, teacher.model, "teacher.model"))
     if teacher.score is not None and teacher.score.kind == "local":
-        return tokenizers.open(recipe.find(plan, teacher.score.model, "teacher.score.model"))
+        return tokenization.load_tokenizer(find_path(recipe, teacher.score.model, "teacher.score.model"))
     return None

@@ -9,35 +9,41 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from potstill import exam
-from potstill.contenders import Contender
 from potstill.errors import UserError
+from potstill.evaluation import checkpoint
 from potstill.recipe import Recipe
+from potstill.records import Checkpoint
 
 READS = ("evaluate", "questions", "seed")
 AFTER = ("collect", "train")
-VERSIONS = exam.versions()
+VERSIONS = checkpoint.versions()
 
 
-def free(plan: Recipe) -> tuple[str, ...]:
-    return exam.free("validation")
+def free(recipe: Recipe) -> tuple[str, ...]:
+    return checkpoint.list_unused_keys("validation")
 
 
-def inputs(plan: Recipe) -> dict[str, str]:
-    return exam.graders(plan, "validation")
+def inputs(recipe: Recipe) -> dict[str, str]:
+    return checkpoint.collect_grader_digests(recipe, "validation")
 
 
-def grown(counts: dict[str, Any], plan: Recipe) -> bool:
+def grown(counts: dict[str, Any], recipe: Recipe) -> bool:
     """Whether a finished evaluation has to go on, because the recipe now names more mixes. UserError: for fewer."""
-    measured = {Contender.read(each).share for each in counts["steps"]} - {1.0}
-    wanted = set(plan.evaluate.mix or ())
+    measured = {Checkpoint.read(each).share for each in counts["steps"]} - {1.0}
+    wanted = set(recipe.evaluate.mix or ())
     if measured - wanted:
-        do = f"name {sorted(measured)} and more, or consent with --redo evaluate (makes it and all later stages again)"
-        raise UserError("mixes were measured already", where="evaluate.mix", found=plan.evaluate.mix, do=do)
+        hint = (
+            f"name {sorted(measured)} and more, or consent with --redo evaluate (makes it and all later stages again)"
+        )
+        raise UserError("mixes were measured already", where="evaluate.mix", found=recipe.evaluate.mix, hint=hint)
     return measured != wanted
 
 
-def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
-    wanted = exam.wanted(run, plan)
-    paths = [path for each in wanted for path in exam.sit(run, plan, run / "evaluate", each, "validation")]
+def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
+    wanted = checkpoint.list_checkpoints_to_evaluate(run_dir, recipe)
+    paths = [
+        path
+        for each in wanted
+        for path in checkpoint.evaluate_checkpoint(run_dir, recipe, run_dir / "evaluate", each, "validation")
+    ]
     return paths, {"steps": [each.written for each in wanted]}

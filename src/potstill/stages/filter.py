@@ -11,43 +11,49 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from potstill import answers, progress, sifting, splits
-from potstill.calculator import sums
+from potstill import grading, progress
+from potstill.calculator import equations
+from potstill.data import chain_filter, custom_set, run_questions, splits
 from potstill.errors import UserError
-from potstill.files import tables
-from potstill.questions import collected, own
 from potstill.recipe import Recipe
 from potstill.records import Verdict
+from potstill.storage import parquet
 
-Key = tuple[str, str, int]
+ChainKey = tuple[str, str, int]
 READS = ("filter",)
 AFTER = ("collect", "sample")
-VERSIONS = {"answers": answers.VERSION, "sifting": sifting.VERSION, "splits": splits.VERSION}
+VERSIONS = {"answers": grading.VERSION, "sifting": chain_filter.VERSION, "splits": splits.VERSION}
 
 
-def inputs(plan: Recipe) -> dict[str, str]:
-    found = own.graders(each.task for each in plan.sets.values())
-    if plan.filter.wrong_sums:
-        found["calculator sums"] = str(sums.VERSION)
+def inputs(recipe: Recipe) -> dict[str, str]:
+    found = custom_set.grader_digests(each.task for each in recipe.sets.values())
+    if recipe.filter.wrong_sums:
+        found["calculator sums"] = str(equations.VERSION)
     return found
 
 
-def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
-    sampled, path = run / "sample" / "chains.parquet", run / "filter" / "verdicts.parquet"
-    tally = _Tally()
-    tables.write_verdicts(path, _verdicts(run, plan, sampled, tally))
+def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
+    sampled, path = run_dir / "sample" / "chains.parquet", run_dir / "filter" / "verdicts.parquet"
+    tally = _VerdictCounts()
+    parquet.write_verdicts(path, _iter_verdicts(run_dir, recipe, sampled, tally))
     return [path], tally.as_json()
 
 
-def _verdicts(run: Path, plan: Recipe, sampled: Path, tally: _Tally) -> Iterator[tuple[Key, Verdict]]:
+def _iter_verdicts(
+    run_dir: Path, recipe: Recipe, sampled: Path, tally: _VerdictCounts
+) -> Iterator[tuple[ChainKey, Verdict]]:
     """One for every chain, in the order of the chains: memory holds those of one question."""
-    asked = {question.id: question for question in collected.questions(run, plan.questions.train, "train")}
-    near = collected.overlaps(run)
-    with progress.bar("filter", tables.rows(sampled), "chains") as tick:
-        for name, chains in groupby(tables.read_chains(sampled), key=lambda chain: chain.question):
-            sieve = sifting.Sieve(rules(plan), contaminated=near.get(name, 0.0) >= plan.filter.contamination)
+    asked = {
+        question.id: question for question in run_questions.read_questions(run_dir, recipe.questions.train, "train")
+    }
+    near = run_questions.read_overlaps(run_dir)
+    with progress.bar("filter", parquet.count_rows(sampled), "chains") as tick:
+        for name, chains in groupby(parquet.read_chains(sampled), key=lambda chain: chain.question):
+            sieve = chain_filter.ChainFilter(
+                filter_rules(recipe), contaminated=near.get(name, 0.0) >= recipe.filter.contamination
+            )
             for chain in chains:
-                graded = answers.grade(chain.text, asked[name].gold, asked[name].task, chain.stop)
+                graded = grading.grade(chain.text, asked[name].gold, asked[name].task, chain.stop)
                 verdict = Verdict(graded.grade, graded.found, sieve.dropped(chain.text, graded.grade == "right"))
                 tally.add(verdict)
                 yield chain.key, verdict
@@ -58,13 +64,13 @@ def _verdicts(run: Path, plan: Recipe, sampled: Path, tally: _Tally) -> Iterator
             "no chain survived the filter: there is nothing to learn from",
             where=sampled,
             found=f"{sum(tally.grades.values())} chains, {tally.grades['right']} of them right",
-            do="look at some with `potstill show RUN --chain`, then change the teacher or its prompt",
+            hint="look at some with `potstill show RUN --chain`, then change the teacher or its prompt",
         )
 
 
-def rules(plan: Recipe) -> sifting.Rules:
-    asked = plan.filter
-    return sifting.Rules(
+def filter_rules(recipe: Recipe) -> chain_filter.FilterRules:
+    asked = recipe.filter
+    return chain_filter.FilterRules(
         duplicates=asked.duplicates == "drop",
         near=asked.near,
         cap=asked.cap,
@@ -75,7 +81,7 @@ def rules(plan: Recipe) -> sifting.Rules:
     )
 
 
-class _Tally:
+class _VerdictCounts:
     """What the manifest says of the verdicts."""
 
     def __init__(self) -> None:

@@ -9,49 +9,52 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from potstill import account, answers, card, exam, files, intervals, page, plots, splits
+from potstill import grading, storage
+from potstill.data import splits
+from potstill.evaluation import checkpoint, intervals
 from potstill.recipe import Recipe
+from potstill.report import card, collect, controls, csv_tables, figures, html
 
 READS = ("report", "name", "seed", "questions", "transfer.least_mass")
-AFTER = (*account.STAGES, "repair")
+AFTER = (*collect.REPORTED_STAGES, "repair")
 VERSIONS = {
-    "answers": answers.VERSION,
-    "exam": exam.VERSION,
+    "answers": grading.VERSION,
+    "exam": checkpoint.VERSION,
     "intervals": intervals.VERSION,
-    "page": page.VERSION,
+    "page": html.VERSION,
     "splits": splits.VERSION,
 }
 
 
-def beside(run: Path, plan: Recipe) -> dict[str, str]:
-    return account.controls.inputs(run, plan)
+def beside(run_dir: Path, recipe: Recipe) -> dict[str, str]:
+    return controls.control_digests(run_dir, recipe)
 
 
-def free(plan: Recipe) -> tuple[str, ...]:
+def free(recipe: Recipe) -> tuple[str, ...]:
     """A run that was renamed: its page and its card are written again (see `grown`), nothing else is."""
     return ("name",)
 
 
-def grown(counts: dict[str, Any], plan: Recipe) -> bool:
-    return counts["name"] != plan.name
+def grown(counts: dict[str, Any], recipe: Recipe) -> bool:
+    return counts["name"] != recipe.name
 
 
-def unread(run: Path, plan: Recipe) -> tuple[str, ...]:
-    return exam.unread(run, plan)
+def unread(run_dir: Path, recipe: Recipe) -> tuple[str, ...]:
+    return checkpoint.list_unused_checkpoints(run_dir, recipe)
 
 
-def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
-    told = account.tell(run, plan)
-    paths = [run / "report" / "index.html"]
-    files.write(paths[0], page.render(told, plots.draw(told)).encode("utf-8"))
-    for name, text in page.tables(told).items():
-        paths.append(run / "report" / f"{name}.csv")
-        files.write(paths[-1], text.encode("utf-8"))
-    for name, text in page.measured(told, account.counts.times(run), account.counts.speed(run)).items():
-        files.write(run / "report" / name, text.encode("utf-8"))
+def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
+    told = collect.collect_report(run_dir, recipe)
+    paths = [run_dir / "report" / "index.html"]
+    storage.write_file(paths[0], html.render_report(told, figures.draw_figures(told)).encode("utf-8"))
+    for name, text in csv_tables.build_tables(told).items():
+        paths.append(run_dir / "report" / f"{name}.csv")
+        storage.write_file(paths[-1], text.encode("utf-8"))
+    for name, text in html.render_times(told, collect.read_times(run_dir), collect.read_speed(run_dir)).items():
+        storage.write_file(run_dir / "report" / name, text.encode("utf-8"))
     assert told.choice is not None, "report comes after select"
-    with files.folder(run / "student") as inside:
-        exam.open_contender(run, plan, told.choice.contender).save(inside)
-        files.write(inside / "README.md", card.text(told).encode("utf-8"))
-    paths += [path for path in (run / "student").iterdir() if path.is_file()]
-    return paths, {"step": told.choice.contender.written, "files": len(paths), "name": plan.name}
+    with storage.write_folder(run_dir / "student") as inside:
+        checkpoint.open_checkpoint(run_dir, recipe, told.choice.contender).save(inside)
+        storage.write_file(inside / "README.md", card.render_card(told).encode("utf-8"))
+    paths += [path for path in (run_dir / "student").iterdir() if path.is_file()]
+    return paths, {"step": told.choice.contender.written, "files": len(paths), "name": recipe.name}

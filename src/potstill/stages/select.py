@@ -8,21 +8,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from potstill import exam, files, intervals, selection
-from potstill.encoding import to_json
+from potstill import storage
+from potstill.evaluation import checkpoint, intervals, selection
 from potstill.recipe import Recipe
 from potstill.records import Choice
+from potstill.serialization import to_json
 
 READS = ("select", "seed", "questions.out_of_distribution", "evaluate.decodings")
 AFTER = ("evaluate",)
-VERSIONS = {"exam": exam.VERSION, "intervals": intervals.VERSION, "selection": selection.VERSION}
+VERSIONS = {"exam": checkpoint.VERSION, "intervals": intervals.VERSION, "selection": selection.VERSION}
 
 
-def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
-    decoding = plan.evaluate.decodings[0]
-    table = {each: exam.right(run, plan, each) for each in exam.contenders(run)}
-    best = selection.select(table, plan.select.rule, seed=plan.seed)
-    choice = Choice(best.best, plan.select.rule, plan.select.format, decoding, best.table, best.tied)
-    path = run / "select" / "choice.json"
-    files.write_json(path, to_json(choice))
+def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
+    decoding = recipe.evaluate.decodings[0]
+    table = {
+        each: checkpoint.read_selection_outcomes(run_dir, recipe, each)
+        for each in checkpoint.read_evaluated_checkpoints(run_dir)
+    }
+    best = selection.select_checkpoint(table, recipe.select.rule, seed=recipe.seed)
+    choice = Choice(best.best, recipe.select.rule, recipe.select.format, decoding, best.table, best.tied)
+    path = run_dir / "select" / "choice.json"
+    storage.write_json(path, to_json(choice))
     return [path], {"step": choice.contender.written}

@@ -9,27 +9,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from potstill import exam
+from potstill.evaluation import checkpoint
 from potstill.recipe import Recipe
 
 READS = ("evaluate", "questions", "seed")
 AFTER = ("collect", "train", "select", "repair")
-VERSIONS = exam.versions()
+VERSIONS = checkpoint.versions()
 
 
-def free(plan: Recipe) -> tuple[str, ...]:
-    return exam.free("test")
+def free(recipe: Recipe) -> tuple[str, ...]:
+    return checkpoint.list_unused_keys("test")
 
 
-def inputs(plan: Recipe) -> dict[str, str]:
-    return exam.graders(plan, "test")
+def inputs(recipe: Recipe) -> dict[str, str]:
+    return checkpoint.collect_grader_digests(recipe, "test")
 
 
-def unread(run: Path, plan: Recipe) -> tuple[str, ...]:
-    return exam.unread(run, plan)
+def unread(run_dir: Path, recipe: Recipe) -> tuple[str, ...]:
+    return checkpoint.list_unused_checkpoints(run_dir, recipe)
 
 
-def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
-    asked = exam.tested(run, plan)
-    paths = [path for each in asked for path in exam.sit(run, plan, run / "test", each, "test")]
+def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
+    asked = checkpoint.list_checkpoints_to_test(run_dir, recipe)
+    paths = [
+        path
+        for each in asked
+        for path in checkpoint.evaluate_checkpoint(run_dir, recipe, run_dir / "test", each, "test")
+    ]
     return paths, {"steps": [each.written for each in asked]}

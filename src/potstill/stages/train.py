@@ -16,113 +16,122 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from potstill import (
-    exam,
-    files,
-    lessons,
-    loss,
-    order,
-    progress,
-    prompts,
-    recipe,
-    selection,
-    splits,
-    students,
-    tokenizers,
-    training,
-    transfer,
-)
-from potstill.contenders import Contender
+from potstill import losses, models, progress, prompts, storage, tokenization, training
+from potstill.alignment import cross_tokenizer
+from potstill.data import splits
 from potstill.errors import UserError
-from potstill.files import manifest, run_folder
-from potstill.recipe import Recipe
-from potstill.students import Example
-from potstill.training.checkpoints import Checkpoints, cut, forget_digests, newest, restore, saved
+from potstill.evaluation import checkpoint, selection
+from potstill.models import Example
+from potstill.recipe import Recipe, flatten_keys
+from potstill.records import Checkpoint
+from potstill.storage import manifest, run_folder
+from potstill.training import data_order, examples
+from potstill.training.checkpoints import (
+    CheckpointWriter,
+    find_newest_checkpoint,
+    list_saved_steps,
+    remove_digests,
+    restore_checkpoint,
+    truncate_metrics,
+)
 
 READS = ("train", "student", "seed", "evaluate", "select", "questions")  # the latter three if they decide the end
 AFTER = ("collect", "filter", "align")
 VERSIONS = {
-    "lessons": lessons.VERSION,
-    "loss": loss.VERSION,
-    "order": order.VERSION,
+    "lessons": examples.VERSION,
+    "loss": losses.VERSION,
+    "order": data_order.VERSION,
     "prompts": prompts.VERSION,
     "splits": splits.VERSION,
-    "students": students.VERSION,
-    "tokenizers": tokenizers.VERSION,
+    "students": models.VERSION,
+    "tokenizers": tokenization.VERSION,
     "training": training.VERSION,
-    "transfer": transfer.VERSION,
+    "transfer": cross_tokenizer.VERSION,
 }
-SPEED = "speed.jsonl"  # what the machine took, a line a step; no digest covers it
-FREE = ("sharding", "evaluate", "peak", "snapshot", "loss_kernel")  # keys of `train` that change rounding at most
-RISEN = 1.2  # a loss that ends so many times above its beginning is worth a warning
+SPEED_FILE = "speed.jsonl"  # what the machine took, a line a step; no digest covers it
+FREE_KEYS = ("sharding", "evaluate", "peak", "snapshot", "loss_kernel")  # keys of `train` that change rounding at most
+LOSS_RISE_WARNING = 1.2  # a loss that ends so many times above its beginning is worth a warning
 TOGETHER = True  # several processes, where they were started, make this stage as one
 
 
-def inputs(plan: Recipe) -> dict[str, str]:
-    own = students.identity(plan)
-    if plan.train.stop_after is None:
+def inputs(recipe: Recipe) -> dict[str, str]:
+    own = models.weights_identity(recipe)
+    if recipe.train.stop_after is None:
         return own
-    versions = {**exam.versions(), "selection": selection.VERSION}
+    versions = {**checkpoint.versions(), "selection": selection.VERSION}
     named = {f"version of {name}": str(number) for name, number in versions.items()}
-    return {**own, **exam.graders(plan, "validation"), **named}
+    return {**own, **checkpoint.collect_grader_digests(recipe, "validation"), **named}
 
 
-def free(plan: Recipe) -> tuple[str, ...]:
+def free(recipe: Recipe) -> tuple[str, ...]:
     """The keys that may change without making the stage again: where the weights lie, and the number of steps, if it
     can only add some. A choice that the recipe does not make leaves no trace."""
-    absent = [f"train.{name}" for name in ("replay", "stop_after", "loss_weights") if getattr(plan.train, name) is None]
-    absent += ["train.uniform_over"] if plan.train.uniform_over == "questions" else []
-    unread = exam.free("validation") if plan.train.stop_after else recipe.flat(plan, "evaluate", "select", "questions")
-    steps = ("train.steps",) if plan.train.schedule == "constant" else ()
-    return (*(f"train.{name}" for name in FREE), *absent, *unread, *steps)
+    absent = [
+        f"train.{name}" for name in ("replay", "stop_after", "loss_weights") if getattr(recipe.train, name) is None
+    ]
+    absent += ["train.uniform_over"] if recipe.train.uniform_over == "questions" else []
+    unread = (
+        checkpoint.list_unused_keys("validation")
+        if recipe.train.stop_after
+        else flatten_keys(recipe, "evaluate", "select", "questions")
+    )
+    steps = ("train.steps",) if recipe.train.schedule == "constant" else ()
+    return (*(f"train.{name}" for name in FREE_KEYS), *absent, *unread, *steps)
 
 
-def grown(counts: dict[str, Any], plan: Recipe) -> bool:
+def grown(counts: dict[str, Any], recipe: Recipe) -> bool:
     """Whether a finished training has to go on, because the recipe now asks for more steps. UserError: for fewer."""
-    _check_steps(counts["steps"], plan)
-    return plan.train.steps > counts["steps"] and not counts.get("stopped")
+    _check_steps(counts["steps"], recipe)
+    return recipe.train.steps > counts["steps"] and not counts.get("stopped")
 
 
-def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
-    asked = plan.train
-    folder, metrics, speeds = (run / "train" / name for name in ("checkpoints", "metrics.jsonl", SPEED))
-    first = training.first()
-    before, latest = training.agreed(lambda: (newest(folder, metrics), max(saved(folder), default=0)))
-    _check_steps(latest, plan)
+def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
+    asked = recipe.train
+    folder, metrics, speeds = (run_dir / "train" / name for name in ("checkpoints", "metrics.jsonl", SPEED_FILE))
+    first = training.is_main_process()
+    before, latest = training.broadcast_from_main(
+        lambda: (find_newest_checkpoint(folder, metrics), max(list_saved_steps(folder), default=0))
+    )
+    _check_steps(latest, recipe)
     if before < latest:
-        progress.say(
+        progress.print_line(
             f"checkpoint {latest} is not one to continue from: training continues from step {before}", "yellow"
         )
-    student = _student(plan, folder, before)
+    student = _load_student(recipe, folder, before)
     if asked.recompute:
         student.checkpoint_activations()
-    model = training.distribute(student, asked.sharding, asked.precision)
-    student.kernel = _kernel(student, asked.loss_kernel, asked.precision)
-    optimizer = training.optimizer_of(plan, model, asked.learning_rate)
+    model = training.distribute_student(student, asked.sharding, asked.precision)
+    student.kernel = _choose_loss_kernel(student, asked.loss_kernel, asked.precision)
+    optimizer = training.optimizer_from_recipe(recipe, model, asked.learning_rate)
     if before:
-        restore(folder / str(before), optimizer)
+        restore_checkpoint(folder / str(before), optimizer)
     if first:
-        cut(metrics, before)
-        cut(speeds, before)
-    lesson = lessons.read(run, plan, student)
+        truncate_metrics(metrics, before)
+        truncate_metrics(speeds, before)
+    lesson = examples.read_training_data(run_dir, recipe, student)
     watching = asked.evaluate or asked.stop_after is not None  # each checkpoint answers before training goes on
-    last, stopped = before, before > 0 and watching and _watched(run, plan, saved(folder, before))
+    last, stopped = (
+        before,
+        before > 0 and watching and _evaluate_and_check_stop(run_dir, recipe, list_saved_steps(folder, before)),
+    )
     with (
         ExitStack() as opened,
-        Checkpoints(folder, student, optimizer, beside=asked.snapshot and not watching) as checkpoints,
+        CheckpointWriter(folder, student, optimizer, beside=asked.snapshot and not watching) as checkpoints,
         progress.bar("train", asked.steps, "steps", done=before) as tick,
     ):
-        lines, measured = (opened.enter_context(files.Appender(path)) if first else None for path in (metrics, speeds))
+        lines, measured = (
+            opened.enter_context(storage.Appender(path)) if first else None for path in (metrics, speeds)
+        )
         began, tokens, work = time.monotonic(), 0, dict[int, int]()
         waiting: list[dict[str, Any]] = []
-        mark, could = began, training.peak(student.device, asked.precision, asked.peak)
+        mark, could = began, training.total_peak_flops(student.device, asked.precision, asked.peak)
 
         def counted(step: int) -> list[list[Example]]:
             batches = lesson.micro_batches(step)
-            work[step] = students.operations(student, batches)
+            work[step] = models.count_training_flops(student, batches)
             return batches
 
-        for step in training.steps(
+        for step in training.train_steps(
             model,
             optimizer,
             counted,
@@ -131,10 +140,14 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
             schedule=training.Schedule(asked.schedule, asked.learning_rate, asked.warm_up, asked.steps, asked.hold),
             clip=asked.clip,
             precision=asked.precision,
-            seed=plan.seed,
+            seed=recipe.seed,
         ):
-            done = {"tokens": step.tokens, "operations": work.pop(step.step), "memory": training.memory(student.device)}
-            speed = training.speed(step.step, time.monotonic() - mark, peak=could, **done)
+            done = {
+                "tokens": step.tokens,
+                "operations": work.pop(step.step),
+                "memory": training.peak_memory_bytes(student.device),
+            }
+            speed = training.compute_step_speed(step.step, time.monotonic() - mark, peak=could, **done)
             if lines:
                 lines.append([asdict(step)])
             waiting.append(asdict(speed))
@@ -149,7 +162,7 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
                         file.sync()
                 waiting.clear()
                 checkpoints.save(last)
-                stopped = watching and _watched(run, plan, saved(folder, last))
+                stopped = watching and _evaluate_and_check_stop(run_dir, recipe, list_saved_steps(folder, last))
             checkpoints.check()
             if stopped:
                 break
@@ -159,8 +172,8 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
         if not first:
             return [], {}
         waited = round(checkpoints.seconds, 3)
-        run_folder.log(
-            run,
+        run_folder.append_log(
+            run_dir,
             "train",
             steps=last - before,
             seconds=round(seconds, 3),
@@ -168,43 +181,47 @@ def make(run: Path, plan: Recipe) -> tuple[list[Path], dict[str, Any]]:
             tokens=tokens,
             loss_kernel=student.kernel,
         )
-    _say_of_loss(metrics)
-    forget_digests(folder)
+    _warn_if_loss_rose(metrics)
+    remove_digests(folder)
     outputs = [metrics, *(path for path in folder.rglob("*") if path.is_file())]
-    counts = {"steps": last, "checkpoints": saved(folder), "chat_template": student.chat is not None}
+    counts = {"steps": last, "checkpoints": list_saved_steps(folder), "chat_template": student.chat is not None}
     return outputs, counts | ({"stopped": True} if stopped else {}) | lesson.counts
 
 
-def _say_of_loss(metrics: Path) -> None:
+def _warn_if_loss_rose(metrics: Path) -> None:
     """A warning where the mean loss of the last tenth of the steps is far above that of the first tenth."""
-    losses = [row["loss"] for _, row in files.read_jsonl(metrics)]
+    losses = [row["loss"] for _, row in storage.read_jsonl(metrics)]
     tenth = max(1, len(losses) // 10)
     first, last = (sum(some) / tenth for some in (losses[:tenth], losses[-tenth:]))
-    if last > RISEN * first:
-        progress.say(f"train     the loss rose from {first:.4g} to {last:.4g}: lower train.learning_rate", "yellow")
+    if last > LOSS_RISE_WARNING * first:
+        progress.print_line(
+            f"train     the loss rose from {first:.4g} to {last:.4g}: lower train.learning_rate", "yellow"
+        )
 
 
-def _watched(run: Path, plan: Recipe, steps: list[int]) -> bool:
+def _evaluate_and_check_stop(run_dir: Path, recipe: Recipe, steps: list[int]) -> bool:
     """Let the checkpoints answer the validation questions; whether training is to stop.
 
     The first process alone asks them; the others wait for what it finds.
     """
-    return training.agreed(lambda: _answers(run, plan, steps))
+    return training.broadcast_from_main(lambda: _evaluate_checkpoints(run_dir, recipe, steps))
 
 
-def _answers(run: Path, plan: Recipe, steps: list[int]) -> bool:
+def _evaluate_checkpoints(run_dir: Path, recipe: Recipe, steps: list[int]) -> bool:
     values = []
-    for who in map(Contender, steps):
-        if who.step == steps[-1] or manifest.finished(run / "evaluate" / who.name) is None:  # digests weights: once
-            exam.sit(run, plan, run / "evaluate", who, "validation")
-        values.append(selection.value(exam.right(run, plan, who)))
-    since = selection.since_best(values)
+    for who in map(Checkpoint, steps):
+        if (
+            who.step == steps[-1] or manifest.read_finished(run_dir / "evaluate" / who.name) is None
+        ):  # digests weights: once
+            checkpoint.evaluate_checkpoint(run_dir, recipe, run_dir / "evaluate", who, "validation")
+        values.append(selection.mean_set_accuracy(checkpoint.read_selection_outcomes(run_dir, recipe, who)))
+    since = selection.count_since_best(values)
     best = f"the best so far is step {steps[-1 - since]}"
-    progress.say(f"step {steps[-1]}: {values[-1]:.1%} on out-of-distribution validation; {best}", "dim")
-    return plan.train.stop_after is not None and since >= plan.train.stop_after
+    progress.print_line(f"step {steps[-1]}: {values[-1]:.1%} on out-of-distribution validation; {best}", "dim")
+    return recipe.train.stop_after is not None and since >= recipe.train.stop_after
 
 
-def _kernel(student: students.Student, asked: str, precision: str) -> loss.Kernel:
+def _choose_loss_kernel(student: models.Student, asked: str, precision: str) -> losses.Kernel:
     """The loss's kernel: as the recipe says, or the faster one, which is measured where that may be worth it.
 
     Raises UserError where the recipe wants it compiled and it cannot be.
@@ -212,32 +229,34 @@ def _kernel(student: students.Student, asked: str, precision: str) -> loss.Kerne
     device, weight = student.device, student.head.weight
     if asked == "plain" or (asked == "measured" and device.type == "cpu"):
         return "plain"
-    sizes = loss.chunk_rows(weight), weight.shape[0], 8, student.mass, student.head.cap
-    found = training.agreed(lambda: loss.measured(*sizes, device, precision != "float32"))
+    sizes = losses.chunk_rows(weight), weight.shape[0], 8, student.mass, student.head.cap
+    found = training.broadcast_from_main(lambda: losses.measure_kernels(*sizes, device, precision != "float32"))
     if asked == "compiled" and found.why:
-        raise UserError("the loss cannot be compiled here", where="train.loss_kernel", found=found.why, do="take plain")
+        raise UserError(
+            "the loss cannot be compiled here", where="train.loss_kernel", found=found.why, hint="take plain"
+        )
     times = ", ".join(f"{name} {1000 * value:.3g} ms" for name, value in found.seconds.items())
     chosen = "compiled" if asked == "compiled" else found.kernel
-    progress.say(f"kernel of the loss: {chosen} ({found.why or times + ' a chunk'})", "dim")
+    progress.print_line(f"kernel of the loss: {chosen} ({found.why or times + ' a chunk'})", "dim")
     return chosen
 
 
-def _check_steps(made: int, plan: Recipe) -> None:
+def _check_steps(made: int, recipe: Recipe) -> None:
     """A training cannot be shortened: its later checkpoints would stand beside a recipe that has no such steps."""
-    if plan.train.steps < made:
+    if recipe.train.steps < made:
         raise UserError(
             f"training has come to step {made} already",
             where="train.steps",
-            found=plan.train.steps,
-            do=f"ask for {made} or more, or consent with --redo train (makes train and all later stages again)",
+            found=recipe.train.steps,
+            hint=f"ask for {made} or more, or consent with --redo train (makes train and all later stages again)",
         )
 
 
-def _student(plan: Recipe, folder: Path, step: int) -> students.Student:
-    if plan.train.lora:  # adapters lie in the engine's state; a checkpoint's weights have them merged
-        student = students.base(plan)
-        students.adapt(student, plan.train.lora, plan.seed)
+def _load_student(recipe: Recipe, folder: Path, step: int) -> models.Student:
+    if recipe.train.lora:  # adapters lie in the engine's state; a checkpoint's weights have them merged
+        student = models.from_recipe(recipe)
+        models.add_adapters(student, recipe.train.lora, recipe.seed)
         return student
     if step == 0:
-        return students.base(plan)
-    return students.at(plan, folder / str(step))
+        return models.from_recipe(recipe)
+    return models.from_checkpoint(recipe, folder / str(step))

@@ -12,91 +12,96 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from potstill.errors import UserError
-from potstill.files.segments import WHOLE, Shard
 from potstill.records import Chain, Question
-from potstill.teachers.trial import Trial
-from potstill.teachers.watch import Watch
+from potstill.storage.segments import UNSHARDED, Shard
+from potstill.teachers.usage import FirstChainsCheck, UsageMeter
 
 if TYPE_CHECKING:
     from potstill.recipe import Recipe
-    from potstill.teachers.openai import batches
+    from potstill.teachers.openai_api import batch_api
 
 # Of the chains that this room makes of what its sources give: `cut`, the reading of servers' answers and of `replay`.
 VERSION: Final = 2
 
-Key = tuple[str, str, int]
+ChainKey = tuple[str, str, int]
 
 
-def probed(
-    plan: Recipe, questions: Sequence[Question], before: Mapping[str, Any] | None = None, watch: Watch | None = None
+def probe_server(
+    recipe: Recipe,
+    questions: Sequence[Question],
+    before: Mapping[str, Any] | None = None,
+    watch: UsageMeter | None = None,
 ) -> Any:
     """What a server was found to be, as plain JSON; None for a teacher that is none. `before`: what it was at first;
     `watch` counts what it costs to find out."""
-    if plan.teacher.kind != "openai":
+    if recipe.teacher.kind != "openai":
         return None
-    from potstill.teachers import openai
+    from potstill.teachers import openai_api
 
-    return openai.probed(plan, questions, before, watch)
+    return openai_api.probe_server(recipe, questions, before, watch)
 
 
-def exhausted(
-    plan: Recipe,
+def budget_error(
+    recipe: Recipe,
     questions: Sequence[Question],
-    watch: Watch,
-    done: Container[Key],
+    watch: UsageMeter,
+    done: Container[ChainKey],
     right: Mapping[str, int],
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
 ) -> UserError | None:
     """What to say where the recipe's ceilings leave nothing for another request; None where they do."""
-    if plan.teacher.kind != "openai":
+    if recipe.teacher.kind != "openai":
         return None
-    from potstill.teachers import openai
+    from potstill.teachers import openai_api
 
-    return openai.exhausted(plan, questions, _source(plan), watch, done, right, shard)
+    return openai_api.budget_error(recipe, questions, _source_name(recipe), watch, done, right, shard)
 
 
-def spoken(plan: Recipe) -> Literal["its template"] | None:
+def chat_template_input(recipe: Recipe) -> Literal["its template"] | None:
     """Whether the model in this process, teacher or scorer, is asked in its own chat template; None: in plain text."""
-    teacher, score = plan.teacher, plan.teacher.score
+    teacher, score = recipe.teacher, recipe.teacher.score
     here = score.model if score is not None and score.kind == "local" else None
     named = teacher.model if teacher.kind in ("local", "vllm") else here
     if named is None or teacher.chat is False:
         return None
-    from potstill import engines, recipe
+    from potstill import inference
+    from potstill.recipe import find_path
 
     key = "teacher.model" if teacher.kind in ("local", "vllm") else "teacher.score.model"
-    return "its template" if engines.has_template(recipe.find(plan, named, key)) else None
+    return "its template" if inference.has_chat_template(find_path(recipe, named, key)) else None
 
 
-def complete(
-    plan: Recipe, questions: Sequence[Question], done: Container[Key], right: Mapping[str, int] | None = None
+def is_complete(
+    recipe: Recipe, questions: Sequence[Question], done: Container[ChainKey], right: Mapping[str, int] | None = None
 ) -> bool:
     """Whether a teacher behind a server has nothing left to be asked; of another one that is not known beforehand."""
-    if plan.teacher.kind != "openai":
+    if recipe.teacher.kind != "openai":
         return False
-    from potstill.teachers import openai
+    from potstill.teachers import openai_api
 
-    return openai.complete(plan, questions, _source(plan), done, right or {})
+    return openai_api.is_complete(recipe, questions, _source_name(recipe), done, right or {})
 
 
-def batch(plan: Recipe, questions: Sequence[Question], server: Mapping[str, Any], made_from: Any) -> batches.Batch:
+def open_batch(
+    recipe: Recipe, questions: Sequence[Question], server: Mapping[str, Any], made_from: Any
+) -> batch_api.Batch:
     """What is needed to ask a teacher behind a server through files; see `openai.batches`."""
-    from potstill.teachers import openai
+    from potstill.teachers import openai_api
 
-    return openai.batch(plan, questions, _source(plan), server, made_from)
+    return openai_api.open_batch(recipe, questions, _source_name(recipe), server, made_from)
 
 
-def chains(
-    plan: Recipe,
+def sample(
+    recipe: Recipe,
     questions: Sequence[Question],
-    done: Container[Key] = (),
+    done: Container[ChainKey] = (),
     *,
     known: Iterable[Question] = (),
     server: Mapping[str, Any] | None = None,
-    watch: Watch | None = None,
+    watch: UsageMeter | None = None,
     right: Mapping[str, int] | None = None,
-    shard: Shard = WHOLE,
-    trial: Trial | None = None,
+    shard: Shard = UNSHARDED,
+    trial: FirstChainsCheck | None = None,
 ) -> Iterator[list[Chain]]:
     """The chains of the teacher that a recipe names, batch by batch.
 
@@ -110,41 +115,43 @@ def chains(
     shard      which of the batches: they are those of the whole, so a chain does not depend on the number of shards
     """
     # Inside: each source brings its own libraries, and its module imports `Key` from here.
-    teacher = plan.teacher
-    source = _source(plan)
+    teacher = recipe.teacher
+    source = _source_name(recipe)
     if teacher.kind in ("local", "vllm"):
-        from potstill.teachers import local
+        from potstill.teachers import local_model
 
-        return local.planned(plan, questions, source, done, shard)
+        return local_model.sample_from_recipe(recipe, questions, source, done, shard)
     if teacher.kind == "human":
-        from potstill.teachers import human
+        from potstill.teachers import reference_solutions
 
-        found = human.sample(questions, source=source)
+        found = reference_solutions.build_reference_chains(questions, source=source)
     elif teacher.kind == "openai":
-        from potstill.teachers import openai
+        from potstill.teachers import openai_api
 
         assert server is not None
         known_so_far = {"done": done, "right": right, "trial": trial}
-        return openai.planned(plan, questions, source, server, watch or Watch(), shard=shard, **known_so_far)
+        return openai_api.sample_from_recipe(
+            recipe, questions, source, server, watch or UsageMeter(), shard=shard, **known_so_far
+        )
     else:
-        from potstill import recipe
+        from potstill.recipe import find_path
         from potstill.teachers import replay
 
         assert teacher.chains is not None
-        path = recipe.find(plan, teacher.chains, "teacher.chains")
-        found = replay.sample(replay.rows(path), questions, where=str(path), known=known, source=source)
+        path = find_path(recipe, teacher.chains, "teacher.chains")
+        found = replay.sample(replay.read_rows(path), questions, where=str(path), known=known, source=source)
     own = (batch for place, batch in enumerate(found) if place % shard.count == shard.number - 1)
     new = (batch for batch in own if not all(chain.key in done for chain in batch))
     if teacher.score is None:
         return new
     if teacher.score.kind == "openai":
-        from potstill.teachers import openai
+        from potstill.teachers import openai_api
 
-        return openai.rescored(plan, teacher.score.model, questions, new)
-    from potstill.teachers import local
+        return openai_api.score_batches(recipe, teacher.score.model, questions, new)
+    from potstill.teachers import local_model
 
-    return local.rescored(plan, questions, new)
+    return local_model.score_batches(recipe, questions, new)
 
 
-def _source(plan: Recipe) -> str:
-    return plan.teacher.name or plan.teacher.kind
+def _source_name(recipe: Recipe) -> str:
+    return recipe.teacher.name or recipe.teacher.kind

@@ -16,29 +16,29 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, get_args
 
-from potstill import files, splits
-from potstill.encoding import from_json
+from potstill import storage
+from potstill.data import splits
 from potstill.errors import UserError
-from potstill.files import rows as files_rows
-from potstill.files import tables
-from potstill.records import Chain, Question, Semantics, Stop, running_spans
-from potstill.teachers import Key
+from potstill.records import Chain, Question, Semantics, StopReason, token_spans
+from potstill.serialization import from_json
+from potstill.storage import dataset_files, parquet
+from potstill.teachers import ChainKey
 
 Row = Mapping[str, Any] | Chain
-_SHAPE = (
+_ROW_HINT = (
     'a row is {"question": id or text, "text": ...} with optional index, source, stop, tokens, candidates, semantics'
 )
 
 
-def rows(path: Path) -> Iterator[tuple[int, Row]]:
+def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """Number and row of every record in a file: JSON lines, Parquet as potstill writes it, or any other form that
     `files.rows` reads. Raises UserError."""
-    if path.suffix == ".parquet" and tables.holds_chains(path):
-        yield from enumerate(tables.read_chains(path), 1)
-    elif path.suffix == ".jsonl" and files_rows.is_plain(path):
-        yield from files.read_jsonl(path)  # as a stream: such a file may be larger than memory
+    if path.suffix == ".parquet" and parquet.is_chain_file(path):
+        yield from enumerate(parquet.read_chains(path), 1)
+    elif path.suffix == ".jsonl" and dataset_files.is_plain_jsonl(path):
+        yield from storage.read_jsonl(path)  # as a stream: such a file may be larger than memory
     else:
-        yield from ((number, row) for number, _, row in files_rows.rows(path))
+        yield from ((number, row) for number, _, row in dataset_files.read_dataset_rows(path))
 
 
 def sample(
@@ -49,7 +49,7 @@ def sample(
     known: Iterable[Question] = (),
     source: str = "replay",
     batch: int = 256,
-    done: Container[Key] = (),
+    done: Container[ChainKey] = (),
 ) -> Iterator[list[Chain]]:
     """The chains of `rows`, `batch` at a time, in their order.
 
@@ -63,7 +63,7 @@ def sample(
     Raises UserError, naming file and record, for a row that is no chain and for a key that comes twice; and, once all
     rows are counted, for chains of questions that nobody knows, none of which is then yielded.
     """
-    reader = _Reader(questions, known, where, source)
+    reader = _RowReader(questions, known, where, source)
     waiting: list[Chain] = []
     for number, row in rows:
         chain = reader.read(number, row)
@@ -79,7 +79,7 @@ def sample(
         yield waiting
 
 
-class _Reader:
+class _RowReader:
     """What must be remembered from row to row: the keys and the counts."""
 
     def __init__(self, questions: Sequence[Question], known: Iterable[Question], where: str, source: str) -> None:
@@ -89,14 +89,14 @@ class _Reader:
         self.texts: dict[str, set[str]] = {}  # canonical text -> ids
         for question in (*questions, *known):
             self.ids.add(question.id)
-            self.texts.setdefault(splits.canonical(question.text), set()).add(question.id)
-        self.seen: dict[Key, int] = {}
+            self.texts.setdefault(splits.canonical_question(question.text), set()).add(question.id)
+        self.seen: dict[ChainKey, int] = {}
         self.counts: dict[tuple[str, str], int] = {}
         self.strangers, self.first = 0, ""
 
     def read(self, number: int, row: Row) -> Chain | None:
         where = f"{self.where} record {number}"
-        named = row.question if isinstance(row, Chain) else _question(row, where)
+        named = row.question if isinstance(row, Chain) else _read_question(row, where)
         question = self._id(named, where)
         if question is None:
             self.strangers += 1
@@ -111,13 +111,13 @@ class _Reader:
             place = (question, str(filled["source"]))
             filled.setdefault("index", self.counts.get(place, 0))
             self.counts[place] = self.counts.get(place, 0) + 1
-            chain = _chain({**filled, "question": question}, where)
+            chain = _read_chain({**filled, "question": question}, where)
         if chain.key in self.seen:
             raise UserError(
                 f"question {chain.question!r}, source {chain.source!r}, index {chain.index} stands here twice",
                 where=where,
                 found=f"the same key in record {self.seen[chain.key]}",
-                do="give the rows of a question different indices, or none at all",
+                hint="give the rows of a question different indices, or none at all",
             )
         self.seen[chain.key] = number
         return chain
@@ -128,43 +128,43 @@ class _Reader:
                 f"{self.strangers} chains are about questions that this run does not know",
                 where=self.where,
                 found=f"the first is {self.first}",
-                do="name questions by their id or exact text, and put the set that they come from into the recipe",
+                hint="name questions by their id or exact text, and put the set that they come from into the recipe",
             )
 
     def _id(self, named: str, where: str) -> str | None:
         if named in self.ids:
             return named
-        found = self.texts.get(splits.canonical(named), set())
+        found = self.texts.get(splits.canonical_question(named), set())
         if len(found) > 1:
             raise UserError(
                 f"the question's text belongs to {len(found)} questions",
                 where=where,
                 found=", ".join(sorted(found)[:3]),
-                do="name the question by its id",
+                hint="name the question by its id",
             )
         return next(iter(found), None)
 
 
-def _question(row: Mapping[str, Any], where: str) -> str:
+def _read_question(row: Mapping[str, Any], where: str) -> str:
     named = row.get("question")
     if not isinstance(named, str) or not named:
-        raise UserError("names no question", where=where, found=f"question: {named!r}", do=_SHAPE)
+        raise UserError("names no question", where=where, found=f"question: {named!r}", hint=_ROW_HINT)
     return named
 
 
-def _chain(row: Mapping[str, Any], where: str) -> Chain:
+def _read_chain(row: Mapping[str, Any], where: str) -> Chain:
     try:
-        _check_plain(row)
+        _check_fields(row)
         chain = from_json(Chain, row)
-        _check(chain)
+        _check_consistency(chain)
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as fault:
         found = f"no field {fault}" if isinstance(fault, KeyError) else str(fault)
-        raise UserError("is not a chain", where=where, found=found, do=_SHAPE) from None
+        raise UserError("is not a chain", where=where, found=found, hint=_ROW_HINT) from None
     return chain
 
 
-def _check_plain(row: Mapping[str, Any]) -> None:
-    for name, allowed in (("stop", get_args(Stop)), ("semantics", get_args(Semantics))):
+def _check_fields(row: Mapping[str, Any]) -> None:
+    for name, allowed in (("stop", get_args(StopReason)), ("semantics", get_args(Semantics))):
         if name in row and row[name] not in allowed:
             raise ValueError(f"{name}: {row[name]!r} is none of {', '.join(allowed)}")
     index, source = row["index"], row["source"]
@@ -186,14 +186,14 @@ def _check_unicode(text: str) -> None:
         raise ValueError(f"half of a surrogate pair, which is no character: {shown}") from None
 
 
-def _check(chain: Chain) -> None:
+def _check_consistency(chain: Chain) -> None:
     """What would make a chain's parts contradict each other."""
     length, last = len(chain.content), 0
     for token, (start, end) in zip(chain.tokens, chain.spans, strict=True):
         if not last <= start <= end <= length:
             raise ValueError(f"token {token!r} at bytes {start} to {end} of a text of {length}")
         last = end
-    if chain.tokens and chain.spans == running_spans(chain.tokens) and b"".join(chain.tokens) != chain.content:
+    if chain.tokens and chain.spans == token_spans(chain.tokens) and b"".join(chain.tokens) != chain.content:
         raise ValueError("the tokens, put one after the other, are not the text")
     if len(chain.candidates) not in (0, len(chain.tokens), len(chain.tokens) + 1):
         raise ValueError(f"{len(chain.candidates)} steps of candidates for {len(chain.tokens)} tokens")

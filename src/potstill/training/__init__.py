@@ -2,14 +2,14 @@
 outside.
 
     >>> from potstill.records import Target
-    >>> from potstill.students import Example, Shape, initialise
-    >>> from potstill.tokenizers import train_unigram
+    >>> from potstill.models import Example, Shape, random_student
+    >>> from potstill.tokenization import train_unigram
     >>> tokenizer = train_unigram(["2 + 2 = 4", "The answer is 4"], 60)
-    >>> student = initialise(Shape("t5", 8, 1, 2, 16, 4, tokenizer.size), tokenizer, seed=1)
+    >>> student = random_student(Shape("t5", 8, 1, 2, 16, 4, tokenizer.size), tokenizer, seed=1)
     >>> end = tokenizer.eos
     >>> example = Example(tuple(student.encode("2 + 2")), Target([end], [0, 1], [end], [1.0], ["end"]))
-    >>> adam = optimizer(student, 1e-2)
-    >>> done = [step.loss for step in steps(
+    >>> adam = build_optimizer(student, 1e-2)
+    >>> done = [step.loss for step in train_steps(
     ...     student, adam, lambda step: [[example]], first=1, last=3, schedule=Schedule("constant", 1e-2), seed=1)]
     >>> done[0] > done[1] > done[2]
     True
@@ -24,41 +24,55 @@ from __future__ import annotations
 
 from typing import Final
 
-from potstill.training.checkpoints import Checkpoints
-from potstill.training.optimizer import optimizer, optimizer_of, restore, restore_bytes, save_state, state, state_bytes
-from potstill.training.schedule import Schedule
-from potstill.training.sharding import distribute, spread, weights
-from potstill.training.shards import restore_shards, save_shards
-from potstill.training.speed import Speed, memory, peak, speed
-from potstill.training.steps import Metrics, Sums, gradient, steps
-from potstill.training.team import agreed, first
+from potstill.training.checkpoints import CheckpointWriter
+from potstill.training.distributed import (
+    broadcast_from_main,
+    distribute_student,
+    full_state_dict,
+    is_main_process,
+    is_sharded,
+    restore_optimizer_shards,
+    save_optimizer_shards,
+)
+from potstill.training.loop import GradientSums, StepMetrics, accumulate_gradient, train_steps
+from potstill.training.optimizer import (
+    Schedule,
+    build_optimizer,
+    optimizer_from_recipe,
+    optimizer_state,
+    optimizer_state_bytes,
+    restore_optimizer,
+    restore_optimizer_bytes,
+    save_optimizer_state,
+)
+from potstill.training.speed import StepSpeed, compute_step_speed, peak_memory_bytes, total_peak_flops
 
 VERSION: Final = 3  # of what a step computes; stored in the manifest of the stage that trains
 
 __all__ = [
     "VERSION",
-    "Checkpoints",
-    "Metrics",
+    "CheckpointWriter",
+    "GradientSums",
     "Schedule",
-    "Speed",
-    "Sums",
-    "agreed",
-    "distribute",
-    "first",
-    "gradient",
-    "memory",
-    "optimizer",
-    "optimizer_of",
-    "peak",
-    "restore",
-    "restore_bytes",
-    "restore_shards",
-    "save_shards",
-    "save_state",
-    "speed",
-    "spread",
-    "state",
-    "state_bytes",
-    "steps",
-    "weights",
+    "StepMetrics",
+    "StepSpeed",
+    "accumulate_gradient",
+    "broadcast_from_main",
+    "build_optimizer",
+    "compute_step_speed",
+    "distribute_student",
+    "full_state_dict",
+    "is_main_process",
+    "is_sharded",
+    "optimizer_from_recipe",
+    "optimizer_state",
+    "optimizer_state_bytes",
+    "peak_memory_bytes",
+    "restore_optimizer",
+    "restore_optimizer_bytes",
+    "restore_optimizer_shards",
+    "save_optimizer_shards",
+    "save_optimizer_state",
+    "total_peak_flops",
+    "train_steps",
 ]

@@ -25,19 +25,24 @@ from typing import Any, Final, Self
 
 from torch import Tensor
 
-from potstill import files, progress
+from potstill import progress, storage
 from potstill.errors import UserError
-from potstill.students import Student
-from potstill.training.optimizer import Optimizer, restore_bytes, save_state, state
-from potstill.training.sharding import spread, weights
-from potstill.training.shards import restore_shards, save_shards
-from potstill.training.team import agreed, first
+from potstill.models import Student
+from potstill.training.distributed import (
+    broadcast_from_main,
+    full_state_dict,
+    is_main_process,
+    is_sharded,
+    restore_optimizer_shards,
+    save_optimizer_shards,
+)
+from potstill.training.optimizer import Optimizer, optimizer_state, restore_optimizer_bytes, save_optimizer_state
 
-ENGINE: Final = "engine.safetensors"  # of a student that is whole
-SHARDS: Final = "engine"  # of one that is spread over processes
+OPTIMIZER_FILE: Final = "engine.safetensors"  # of a student that is whole
+OPTIMIZER_FOLDER: Final = "engine"  # of one that is spread over processes
 
 
-class Checkpoints:
+class CheckpointWriter:
     """Those of a training that goes on.
 
     folder   where they lie, a folder a step
@@ -49,7 +54,9 @@ class Checkpoints:
     def __init__(self, folder: Path, student: Student, optimizer: Optimizer, *, beside: bool) -> None:
         self.folder, self.seconds = folder, 0.0
         self._student, self._optimizer = student, optimizer
-        self._pool = ThreadPoolExecutor(1, "checkpoint") if beside and first() and not spread(student) else None
+        self._pool = (
+            ThreadPoolExecutor(1, "checkpoint") if beside and is_main_process() and not is_sharded(student) else None
+        )
         self._under_way: Future[None] | None = None
 
     def save(self, step: int) -> None:
@@ -60,10 +67,13 @@ class Checkpoints:
         self.wait()
         began = time.monotonic()
         if self._pool is None:
-            _save(self.folder, step, self._student, self._optimizer)
+            _save_in_place(self.folder, step, self._student, self._optimizer)
         else:
-            copied = self._student.copied(), _copied(state(self._optimizer, parameters=self._student.adapted))
-            self._under_way = self._pool.submit(_write, self.folder, step, self._student, *copied)
+            copied = (
+                self._student.copied(),
+                _copy_to_cpu(optimizer_state(self._optimizer, parameters=self._student.adapted)),
+            )
+            self._under_way = self._pool.submit(_write_checkpoint, self.folder, step, self._student, *copied)
         self.seconds += time.monotonic() - began
 
     def check(self) -> None:
@@ -90,61 +100,67 @@ class Checkpoints:
             self.wait()
 
 
-def saved(folder: Path, last: int | None = None) -> list[int]:
+def list_saved_steps(folder: Path, last: int | None = None) -> list[int]:
     """The steps that have a checkpoint, in their order; up to `last`, if it is given."""
     found = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
     return [step for step in found if last is None or step <= last]
 
 
-def newest(folder: Path, metrics: Path) -> int:
+def find_newest_checkpoint(folder: Path, metrics: Path) -> int:
     """The newest checkpoint that training can go on from, 0 if there is none. Clears away what a crash has left.
 
     Its metrics have to be complete: rows that a disk has lost come again only if their steps do.
     """
     if not folder.is_dir():
         return 0
-    files.sweep(folder)
+    storage.delete_partial_files(folder)
     for older in folder.iterdir():
-        files.sweep(older)
-    steps = [step for step in saved(folder) if any((folder / str(step) / name).exists() for name in (ENGINE, SHARDS))]
-    known = len(_rows(metrics)) if steps else 0
+        storage.delete_partial_files(older)
+    steps = [
+        step
+        for step in list_saved_steps(folder)
+        if any((folder / str(step) / name).exists() for name in (OPTIMIZER_FILE, OPTIMIZER_FOLDER))
+    ]
+    known = len(_read_metric_rows(metrics)) if steps else 0
     found = max((step for step in steps if step <= known), default=0)
     if steps and found < steps[-1]:
         lost = f"{metrics.name} has no row for step {known + 1}, though there is a checkpoint of step {steps[-1]}"
-        progress.say(f"{lost}: training continues from step {found}", "yellow")
-    _forget(folder, [step for step in steps if step < found])  # a crash between saving the newest and this
+        progress.print_line(f"{lost}: training continues from step {found}", "yellow")
+    _remove_optimizer_states(
+        folder, [step for step in steps if step < found]
+    )  # a crash between saving the newest and this
     if found:
-        _check(folder, found)
+        _check_digests(folder, found)
     return found
 
 
-def forget_digests(folder: Path) -> None:
+def remove_digests(folder: Path) -> None:
     """When training has ended: from now on the manifest of its stage holds the digests."""
-    files.remove(_digests(folder))
+    storage.remove(_digests_folder(folder))
 
 
-def restore(checkpoint: Path, optimizer: Optimizer) -> None:
+def restore_checkpoint(checkpoint: Path, optimizer: Optimizer) -> None:
     """The engine's state of a checkpoint. Raises UserError where it is damaged or another model's."""
-    if (checkpoint / SHARDS).exists():
-        restore_shards(optimizer, checkpoint / SHARDS)
+    if (checkpoint / OPTIMIZER_FOLDER).exists():
+        restore_optimizer_shards(optimizer, checkpoint / OPTIMIZER_FOLDER)
     else:
-        restore_bytes(optimizer, files.read_bytes(checkpoint / ENGINE))
+        restore_optimizer_bytes(optimizer, storage.read_bytes(checkpoint / OPTIMIZER_FILE))
 
 
-def cut(metrics: Path, step: int) -> None:
+def truncate_metrics(metrics: Path, step: int) -> None:
     """Keep the rows up to the checkpoint: those of later steps will come again, whole or torn."""
     if not metrics.exists():
         return
-    kept = _rows(metrics)[:step]
-    if b"".join(map(files.line, kept)) != files.read_bytes(metrics):
-        files.write_jsonl(metrics, kept)
+    kept = _read_metric_rows(metrics)[:step]
+    if b"".join(map(storage.encode_json_line, kept)) != storage.read_bytes(metrics):
+        storage.write_jsonl(metrics, kept)
 
 
-def _rows(metrics: Path) -> list[dict[str, Any]]:
+def _read_metric_rows(metrics: Path) -> list[dict[str, Any]]:
     """The rows of the steps 1, 2, 3, ..., up to the first one that is missing or is not whole."""
     rows: list[dict[str, Any]] = []
     try:
-        for row in files.whole_rows(metrics):
+        for row in storage.read_complete_lines(metrics):
             if row.get("step") != len(rows) + 1:
                 break
             rows.append(row)
@@ -153,66 +169,66 @@ def _rows(metrics: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _save(folder: Path, step: int, student: Student, optimizer: Optimizer) -> None:
+def _save_in_place(folder: Path, step: int, student: Student, optimizer: Optimizer) -> None:
     """Between two steps, by every process at once; the first one writes, but for the state of a student that is
     spread."""
-    if not spread(student):
-        if first():
-            _write(folder, step, student, None, state(optimizer, parameters=student.adapted))
+    if not is_sharded(student):
+        if is_main_process():
+            _write_checkpoint(folder, step, student, None, optimizer_state(optimizer, parameters=student.adapted))
         return
-    whole = weights(student)
-    with files.folder(folder / str(step)) if first() else nullcontext() as inside:
+    whole = full_state_dict(student)
+    with storage.write_folder(folder / str(step)) if is_main_process() else nullcontext() as inside:
         if inside is not None:
             student.save(inside, weights=whole)
-            _note(folder, step, inside)  # the state has digests of its own
-        at = agreed(lambda: inside)
+            _write_digests(folder, step, inside)  # the state has digests of its own
+        at = broadcast_from_main(lambda: inside)
         assert at is not None
-        save_shards(optimizer, at / SHARDS, parameters=student.adapted)
-    if first():
-        _forget(folder, [older for older in saved(folder) if older < step])
+        save_optimizer_shards(optimizer, at / OPTIMIZER_FOLDER, parameters=student.adapted)
+    if is_main_process():
+        _remove_optimizer_states(folder, [older for older in list_saved_steps(folder) if older < step])
 
 
-def _write(
+def _write_checkpoint(
     folder: Path, step: int, student: Student, weights: dict[str, Tensor] | None, engine: dict[str, Tensor]
 ) -> None:
     """A whole checkpoint; then the state of the older ones goes. weights: None for those of the student now."""
-    with files.folder(folder / str(step)) as inside:
+    with storage.write_folder(folder / str(step)) as inside:
         student.save(inside, weights=weights)
-        save_state(engine, inside / ENGINE)
-        _note(folder, step, inside)
-    _forget(folder, [older for older in saved(folder) if older < step])
+        save_optimizer_state(engine, inside / OPTIMIZER_FILE)
+        _write_digests(folder, step, inside)
+    _remove_optimizer_states(folder, [older for older in list_saved_steps(folder) if older < step])
 
 
-def _note(folder: Path, step: int, inside: Path) -> None:
+def _write_digests(folder: Path, step: int, inside: Path) -> None:
     """Write down the digests of a checkpoint that lies in `inside` and is not in its place yet. They lie beside the
     checkpoints, until training ends."""
-    digests = {path.name: files.digest(path) for path in sorted(inside.iterdir()) if path.is_file()}
-    files.write_json(_digests(folder) / f"{step}.json", digests)
+    digests = {path.name: storage.file_digest(path) for path in sorted(inside.iterdir()) if path.is_file()}
+    storage.write_json(_digests_folder(folder) / f"{step}.json", digests)
 
 
-def _check(folder: Path, step: int) -> None:
+def _check_digests(folder: Path, step: int) -> None:
     """Raises UserError where a checkpoint is not what was written. One of an older version has no digests."""
-    noted = _digests(folder) / f"{step}.json"
-    for name, digest in (files.read_json(noted) if noted.exists() else {}).items():
+    noted = _digests_folder(folder) / f"{step}.json"
+    for name, digest in (storage.read_json(noted) if noted.exists() else {}).items():
         path = folder / str(step) / name
-        if not path.is_file() or files.digest(path) != digest:
+        if not path.is_file() or storage.file_digest(path) != digest:
             raise UserError(
                 "the checkpoint is not what training has written",
                 where=path,
                 found="other bytes" if path.is_file() else "no such file",
-                do=f"restore it, or remove {path.parent}: training then continues from an older one, or from the start",
+                hint=f"restore it, or remove {path.parent}: training then continues from an older one, or from the start",
             )
 
 
-def _digests(folder: Path) -> Path:
+def _digests_folder(folder: Path) -> Path:
     return folder.with_name("digests")
 
 
-def _forget(folder: Path, steps: list[int]) -> None:
+def _remove_optimizer_states(folder: Path, steps: list[int]) -> None:
     for step in steps:
-        for name in (ENGINE, SHARDS):
-            files.remove(folder / str(step) / name)
+        for name in (OPTIMIZER_FILE, OPTIMIZER_FOLDER):
+            storage.remove(folder / str(step) / name)
 
 
-def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _copy_to_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}

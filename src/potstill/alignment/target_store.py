@@ -1,0 +1,286 @@
+"""Targets at rest: flat arrays that are mapped into memory and read without decoding.
+
+    >>> import tempfile
+    >>> chain = Chain.from_tokens("q1", 0, [b"7", b" 9"])
+    >>> soft = Target((7, 9, 1), (0, 2, 3, 4), (7, 8, 9, 1), (0.75, 0.25, 1.0, 1.0), ("same", "hard", "end"))
+    >>> arrays = pack_targets([(chain, soft)])
+    >>> arrays["probabilities"], arrays["marks"]  # a certain position costs its id and one byte
+    (array([49151, 16383], dtype=uint16), array([12,  4,  5], dtype=uint8))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name, array in arrays.items():
+    ...         np.save(Path(folder, f"{name}.npy"), array)
+    ...     read = TargetStore(folder)
+    ...     len(read), read.of(chain).ids, read[0].distribution(0), read[0].tail(0)
+    (1, (7, 9, 1), {7: 0.75, 8: 0.25}, 0.0)
+
+A probability is a whole number of 65,536ths, 1 to 65,536 of them, stored less one. Sums of such numbers are exact in 32
+bits and in any order, so kept mass and tail add up to exactly 1, and a certain token is exactly 1. What is kept at a
+position is rounded once, as a whole: its mass is off by half a unit at most, however many candidates share it.
+
+    ids               [tokens]      uint16 where 65,536 or fewer ids are used, else uint32
+    used              [ids]         uint32; where uint16 has no room for an id the distinct ids of all, ascending: then
+                                    all ids here are places among them; else empty
+    marks             [tokens]      6 x candidates + place in KINDS; uint8 up to 41 candidates, else uint16;
+                                    no candidates: certain of its own id, nothing else is stored
+    candidate_ids     [candidates]  as ids
+    probabilities     [candidates]  uint16, 65,536ths less one
+    starts            [targets + 1] uint32 or uint64, first token of each target
+    candidate_starts  [targets + 1] as starts, first candidate of each target
+    texts             [targets]     uint64, digest of the text of each chain and of how its source cut it into tokens
+    keys              [bytes]       uint8, JSON in UTF-8: one [question, source, index] a target
+
+`about.json` beside them is an `Origin`: what they were made with. A reader that says what it expects is refused others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import numpy as np
+
+from potstill.errors import UserError
+from potstill.records import Chain, Target, TargetKind
+
+VERSION: Final = 2  # of the layout; stored in the manifest of the stage that keeps targets
+UNITS_PER_ONE: Final = 65_536
+POSITION_KINDS: Final[tuple[TargetKind, ...]] = get_args(TargetKind)
+ARRAY_NAMES: Final = (
+    *("ids", "marks", "candidate_ids", "probabilities", "used"),
+    *("starts", "candidate_starts", "texts", "keys"),
+)
+ORIGIN_FILE: Final = "about.json"
+REDO_HINT: Final = "make the targets again: --redo align"
+CONCATENATE_EVERY: Final = (
+    1 << 14
+)  # targets after which the parts are put together, so that no array stands alone for long
+ChainKey = tuple[str, str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetOrigin:
+    """What targets were made with, apart from the chains' own texts.
+
+    tokenizer  digest of the student's tokenizer
+    teacher    digest of the chains with their probabilities
+    rule       of the transfer, and `version` of the rules
+    settings   digest of whatever else decided them: rewriting, threshold, the chains that tell how words go on
+    """
+
+    tokenizer: str
+    teacher: str
+    rule: str
+    version: int
+    settings: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def pack_targets(targets: Iterable[tuple[Chain, Target]], threshold: float = 0.0) -> dict[str, np.ndarray]:
+    """The arrays of many targets, in their order, each with the chain that it was made from. Keys must be distinct.
+
+    threshold  a candidate below this probability goes to the tail; a position keeps its largest whatever it is
+    Raises UserError for a key that comes twice and for a position with more than 10,922 candidates.
+    """
+    keys: dict[ChainKey, int] = {}
+    # ids, marks, candidate ids, units; tokens and candidates of each target
+    kinds = (np.uint32, np.uint16, np.uint32, np.uint16, np.int64, np.int64)
+    parts: list[list[np.ndarray]] = [[np.zeros(0, kind)] for kind in kinds]
+    for chain, target in targets:
+        if chain.key in keys:
+            raise UserError("two targets with one key", where=chain.key, hint="drop one of the two chains")
+        keys[chain.key] = chain_digest(chain)
+        for column, part in zip(parts, _pack_target(chain.key, target, threshold), strict=True):
+            column.append(part)
+        if len(keys) % CONCATENATE_EVERY == 0:
+            parts = [[np.concatenate(column)] for column in parts]
+    ids, marks, candidate_ids, units, lengths, stored = map(np.concatenate, parts)
+    kind, used = np.uint16, np.zeros(0, np.uint32)
+    if max(ids.max(initial=0), candidate_ids.max(initial=0)) >= 2**16:
+        distinct = np.union1d(ids, candidate_ids)  # texts of one kind use a small part of a large vocabulary
+        if len(distinct) <= 2**16:
+            used = distinct
+            ids, candidate_ids = np.searchsorted(used, ids), np.searchsorted(used, candidate_ids)
+        else:
+            kind = np.uint32
+    return {
+        "ids": ids.astype(kind),
+        "marks": marks.astype(np.uint8 if marks.max(initial=0) < 2**8 else np.uint16),
+        "candidate_ids": candidate_ids.astype(kind),
+        "probabilities": units,
+        "used": used,
+        "starts": _start_offsets(lengths),
+        "candidate_starts": _start_offsets(stored),
+        "texts": np.array(list(keys.values()), np.uint64),
+        "keys": np.frombuffer(json.dumps(list(keys), ensure_ascii=False, separators=(",", ":")).encode(), np.uint8),
+    }
+
+
+def chain_digest(chain: Chain) -> int:
+    """64 bits that tell whether a chain still has the text, the tokens and the end that it was aligned with."""
+    state = hashlib.blake2b(chain.content, digest_size=8)
+    state.update(np.asarray(chain.spans, np.int64).tobytes() + chain.stop.encode())
+    return int.from_bytes(state.digest(), "big")
+
+
+def _start_offsets(lengths: np.ndarray) -> np.ndarray:
+    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.uint64)])
+    return starts.astype(np.uint32 if starts[-1] < 2**32 else np.uint64)
+
+
+def _pack_target(key: ChainKey, target: Target, threshold: float) -> tuple[np.ndarray, ...]:
+    """ids, marks, candidate ids and stored probabilities of one target, and how many tokens and candidates they are."""
+    ids = np.asarray(target.ids, np.uint32)
+    offered = np.diff(np.asarray(target.offsets, np.int64))
+    candidate_ids = np.asarray(target.candidate_ids, np.uint32)
+    probabilities = np.asarray(target.probabilities, np.float64)
+    assert (offered > 0).all(), f"{key}: a position without a candidate"
+    assert ((probabilities > 0) & (probabilities <= 1)).all(), f"{key}: not a probability"
+    row = np.repeat(np.arange(len(ids)), offered)
+    largest = _first_largest(probabilities, row, len(ids))
+    keep = probabilities >= threshold
+    keep[largest] = True
+    units = _to_units(np.where(keep, probabilities, 0.0), row)
+    units[largest] = np.maximum(units[largest], 1)
+    keep = (units > 0) & ~((units == UNITS_PER_ONE) & (candidate_ids == ids[row]))
+    counts = np.bincount(row[keep], minlength=len(ids))
+    if counts.max(initial=0) > 2**16 // len(POSITION_KINDS) - 1:
+        hint = "ask the teacher for fewer, or raise transfer.drop_below"
+        raise UserError("too many candidates at one position", where=key, found=int(counts.max()), hint=hint)
+    kinds = np.array([POSITION_KINDS.index(kind) for kind in target.kinds], np.int64)
+    marks = (len(POSITION_KINDS) * counts + kinds).astype(np.uint16)
+    return (
+        *(ids, marks, candidate_ids[keep], (units[keep] - 1).astype(np.uint16)),
+        *(np.array([len(ids)], np.int64), np.array([keep.sum()], np.int64)),
+    )
+
+
+def _to_units(probabilities: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """[m] int64, whole units of each: differences of the rounded running sums of its row, so that no error adds up."""
+    if not len(row):
+        return np.zeros(0, np.int64)
+    first = np.flatnonzero(np.diff(row, prepend=-1))
+    sums = np.cumsum(probabilities)
+    before = np.repeat(sums[first] - probabilities[first], np.diff(first, append=len(row)))
+    steps = np.minimum(np.rint((sums - before) * UNITS_PER_ONE).astype(np.int64), UNITS_PER_ONE)
+    units = np.diff(steps, prepend=0)
+    units[first] = steps[first]
+    return units
+
+
+def _first_largest(probabilities: np.ndarray, row: np.ndarray, rows: int) -> np.ndarray:
+    """[rows] place of the first largest candidate of each row."""
+    order = np.lexsort((np.arange(len(row)), -probabilities, row))
+    return order[np.searchsorted(row, np.arange(rows))]
+
+
+class TargetStore:
+    """The targets of a folder of `.npy` files, mapped into memory: opening and picking cost nothing but what is read.
+
+    origin  what the reader expects them to be made with; None: whatever they were
+    Raises UserError where a file is missing or is no array, where the arrays do not belong together, and where they
+    were made with something else, naming it.
+    """
+
+    def __init__(self, folder: Path | str, origin: TargetOrigin | None = None) -> None:
+        self.folder = Path(folder)
+        if origin is not None:
+            self._check(origin)
+        arrays = {name: self._open(name) for name in ARRAY_NAMES}
+        self._ids, self._marks, self._candidate_ids, self._probabilities, self._used = (
+            arrays[n] for n in ARRAY_NAMES[:5]
+        )
+        self._starts, self._candidate_starts, self._texts, self._keys = (arrays[name] for name in ARRAY_NAMES[5:])
+        whole = (
+            len(self._starts) == len(self._candidate_starts) == len(self._texts) + 1
+            and self._starts[-1] == len(self._ids) == len(self._marks)
+            and self._candidate_starts[-1] == len(self._candidate_ids) == len(self._probabilities)
+        )
+        if not whole:
+            found = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
+            raise UserError("the arrays do not belong together", where=self.folder, found=found, hint=REDO_HINT)
+
+    def _check(self, origin: TargetOrigin) -> None:
+        path = self.folder / ORIGIN_FILE
+        try:
+            found = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise UserError(
+                "cannot tell what the targets were made with", where=path, found=error, hint=REDO_HINT
+            ) from None
+        for name, value in origin.as_json().items():
+            if not isinstance(found, dict) or found.get(name) != value:
+                what = f"the targets were made with another {name}" + (" of the rules" if name == "version" else "")
+                seen = found.get(name) if isinstance(found, dict) else found
+                raise UserError(what, where=path, found=f"{seen!r}, not {value!r}", hint=REDO_HINT)
+
+    def _open(self, name: str) -> np.ndarray:
+        path = self.folder / f"{name}.npy"
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise UserError("no such array", where=path, hint=REDO_HINT) from None
+        except (ValueError, EOFError, OSError) as error:
+            raise UserError("not an array", where=path, found=error, hint=REDO_HINT) from None
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[targets] int64, tokens of each."""
+        return np.diff(self._starts).astype(np.int64)
+
+    @cached_property
+    def keys(self) -> tuple[ChainKey, ...]:
+        return tuple((question, source, index) for question, source, index in json.loads(self._keys.tobytes()))
+
+    @cached_property
+    def _places(self) -> dict[ChainKey, int]:
+        return {key: place for place, key in enumerate(self.keys)}
+
+    def key(self, place: int) -> ChainKey:
+        return self.keys[place]
+
+    def find(self, key: ChainKey) -> int | None:
+        """The place of a key, None if no target has it."""
+        return self._places.get(key)
+
+    def of(self, chain: Chain) -> Target:
+        """The target of a chain. Raises UserError if there is none, and if it was made from another text or another
+        cut of it into tokens."""
+        place = self.find(chain.key)
+        if place is None:
+            raise UserError("this chain has no target", where=chain.key, hint="only chains that were kept have one")
+        if int(self._texts[place]) != chain_digest(chain):
+            raise UserError("the target was made from another chain of this key", where=chain.key, hint=REDO_HINT)
+        return self[place]
+
+    def __getitem__(self, place: int) -> Target:
+        if not 0 <= place < len(self):
+            raise IndexError(f"target {place} of {len(self)}")
+        own = slice(*self._starts[place : place + 2].tolist())
+        theirs = slice(*self._candidate_starts[place : place + 2].tolist())
+        ids, others = self._ids[own], self._candidate_ids[theirs]
+        if len(self._used):
+            ids, others = self._used[ids], self._used[others]
+        counts, kinds = np.divmod(self._marks[own], len(POSITION_KINDS))
+        held = np.maximum(counts, 1)
+        offsets = np.zeros(len(ids) + 1, np.int64)
+        np.cumsum(held, out=offsets[1:])
+        candidate_ids, units = np.repeat(ids, held), np.full(offsets[-1], UNITS_PER_ONE, np.int64)
+        stored = np.repeat(counts > 0, held)
+        candidate_ids[stored], units[stored] = others, self._probabilities[theirs] + np.int64(1)
+        return Target(
+            ids=tuple(ids.tolist()),
+            offsets=tuple(offsets.tolist()),
+            candidate_ids=tuple(candidate_ids.tolist()),
+            probabilities=tuple((units / UNITS_PER_ONE).tolist()),
+            kinds=tuple(POSITION_KINDS[kind] for kind in kinds.tolist()),
+        )

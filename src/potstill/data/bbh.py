@@ -1,0 +1,107 @@
+"""BIG-Bench Hard (Suzgun et al. 2022): 27 tasks, 6,511 questions, and three official demonstrations a task.
+
+    >>> block = "Q: 1 + 1\\nA: Let's think step by step.\\nIt is 2. So the answer is 2."
+    >>> parse_bbh_prompt("not for training\\n-----\\nAdd.\\n\\n" + block, where="add.txt")
+    ('Add.', (Demonstration(question='1 + 1', answer='2', rationale='It is 2.'),))
+
+Each prompt file opens with a canary line, which never reaches a model. An answer-only prompt shows the same
+demonstrations without their rationale.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Final
+
+from potstill import prompts
+from potstill.data import set_files
+from potstill.data.set_files import RawQuestion
+from potstill.errors import UserError
+from potstill.prompts import Demonstration
+
+TASKS: Final = (
+    "boolean_expressions",
+    "causal_judgement",
+    "date_understanding",
+    "disambiguation_qa",
+    "dyck_languages",
+    "formal_fallacies",
+    "geometric_shapes",
+    "hyperbaton",
+    "logical_deduction_five_objects",
+    "logical_deduction_seven_objects",
+    "logical_deduction_three_objects",
+    "movie_recommendation",
+    "multistep_arithmetic_two",
+    "navigate",
+    "object_counting",
+    "penguins_in_a_table",
+    "reasoning_about_colored_objects",
+    "ruin_names",
+    "salient_translation_error_detection",
+    "snarks",
+    "sports_understanding",
+    "temporal_sequences",
+    "tracking_shuffled_objects_five_objects",
+    "tracking_shuffled_objects_seven_objects",
+    "tracking_shuffled_objects_three_objects",
+    "web_of_lies",
+    "word_sorting",
+)
+_HEADER: Final = "\n-----\n"
+_THINK: Final = "A: Let's think step by step."
+_ANSWER: Final = " So the answer is "
+
+
+def read_bbh(data: Path, task: str) -> list[RawQuestion]:
+    """The questions of one task; ids `bbh/navigate/3`: the place in the file."""
+    path = data / "bbh" / "tasks" / f"{task}.json"
+    rows = set_files.require_list(
+        set_files.require_field(set_files.read_json(path), "examples", where=path), where=path
+    )
+    questions = []
+    for index, row in enumerate(rows):
+        where = f"{path} record {index}"
+        text = set_files.require_text(row, "input", where=where).strip()
+        gold = set_files.require_text(row, "target", where=where).strip()
+        questions.append(RawQuestion(id=f"bbh/{task}/{index}", text=text, gold=gold, task=f"bbh/{task}", where=where))
+    return questions
+
+
+def read_bbh_demonstrations(data: Path, task: str) -> tuple[str, tuple[Demonstration, ...]]:
+    """The instruction of a task and its official demonstrations, for `prompts.build(..., style=style(task))`.
+
+    Raises UserError for an unknown task, and where the file is not such a prompt.
+    """
+    task = task.removeprefix("bbh/")
+    if task not in TASKS:
+        raise UserError(f"no task of BBH: {task!r}", hint=f"one of {', '.join(TASKS)}")
+    path = data / "bbh" / "cot-prompts" / f"{task}.txt"
+    return parse_bbh_prompt(set_files.read_text(path), where=path)
+
+
+def bbh_prompt_style(task: str) -> prompts.PromptStyle:
+    """The wording of a task's official prompt: in sports_understanding the rationale follows on the same line."""
+    if task.removeprefix("bbh/") == "sports_understanding":
+        return dataclasses.replace(prompts.BBH_STYLE, lead_rationale=" ")
+    return prompts.BBH_STYLE
+
+
+def parse_bbh_prompt(text: str, *, where: object) -> tuple[str, tuple[Demonstration, ...]]:
+    """Instruction and demonstrations of a prompt file, the canary taken off."""
+    _, header, body = text.partition(_HEADER)
+    instruction, *blocks = body.rstrip("\n").split("\n\nQ: ")
+    if not header or not blocks:
+        hint = "get the file anew: a canary line, `-----`, an instruction, then blocks that begin with `Q: `"
+        raise UserError("not a prompt of BBH", where=where, hint=hint)
+    return instruction, tuple(_parse_demonstration(block, where) for block in blocks)
+
+
+def _parse_demonstration(block: str, where: object) -> Demonstration:
+    question, think, reply = block.partition(f"\n{_THINK}")
+    rationale, sentence, answer = reply.rpartition(_ANSWER)
+    if not think or not sentence or not answer.rstrip().endswith("."):
+        found = block[:40] + " ... " + block[-40:]
+        raise UserError(f"a demonstration without `{_THINK}` or `{_ANSWER.strip()}`", where=where, found=found)
+    return Demonstration(question, answer.rstrip()[:-1], rationale.strip())

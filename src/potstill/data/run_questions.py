@@ -1,0 +1,122 @@
+"""The questions of a run as `collect` stored them, and the demonstrations that go with them.
+
+    >>> shots = {"": TaskPrompt(PAPER_STYLE, "", (Demonstration("What is 2 + 2?", "4"),))}
+    >>> question = Question("m/1", "What is 1 + 1?", "2", "m", "validation", "number")
+    >>> evaluation_prompt(question, FORMATS["few-shot-answer"], shots).plain
+    'Q: What is 2 + 2?\\nA: The answer is 4\\n\\nQ: What is 1 + 1?\\nA:'
+
+After `collect` no stage opens the data folder, and only `test` asks for the split `test`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from potstill import storage
+from potstill.errors import UserError
+from potstill.prompts import FORMATS, PAPER_STYLE, Demonstration, PromptFormat, PromptStyle, build_prompt
+from potstill.records import Prompt, Question, Split
+
+TASK_PROMPTS_FILE = "demonstrations.json"
+UNUSED_FILE = "others.jsonl"
+OVERLAPS_FILE = "overlaps.json"
+TEMPLATES_FILE = "templates.json"
+REPLAY_FILE = "replay.jsonl"
+
+__all__ = [
+    "FORMATS",
+    "OVERLAPS_FILE",
+    "PAPER_STYLE",
+    "REPLAY_FILE",
+    "TASK_PROMPTS_FILE",
+    "TEMPLATES_FILE",
+    "UNUSED_FILE",
+    "TaskPrompt",
+    "evaluation_prompt",
+    "read_overlaps",
+    "read_questions",
+    "read_replay",
+    "read_task_prompts",
+    "read_templates",
+    "read_unused",
+    "task_prompts_to_json",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPrompt:
+    """How the questions of a task are asked: the wording, what stands before it, and the demonstrations."""
+
+    style: PromptStyle
+    instruction: str
+    demonstrations: tuple[Demonstration, ...]
+
+
+def read_questions(run_dir: Path, sets: Iterable[str], split: Split) -> list[Question]:
+    """The questions of some sets in one split, in the order of the sets and of their files."""
+    paths = [run_dir / "collect" / f"{name}.{split}.jsonl" for name in dict.fromkeys(sets)]
+    return [question for path in paths for question in storage.iter_records(Question, path)]
+
+
+def read_replay(run_dir: Path, sets: Iterable[str]) -> list[Question]:
+    """What a run may replay: the training questions of some sets, then the rows of a file, if the recipe named one."""
+    path = run_dir / "collect" / REPLAY_FILE
+    return [*read_questions(run_dir, sets, "train"), *(storage.iter_records(Question, path) if path.exists() else ())]
+
+
+def read_unused(run_dir: Path) -> Iterator[Question]:
+    """The questions of the training sets that are not trained on: held out, left out as leaks, or over a limit.
+
+    Without their answers: they are here so that stored chains about them can be told from chains about nothing.
+    """
+    return storage.iter_records(Question, run_dir / "collect" / UNUSED_FILE)
+
+
+def read_overlaps(run_dir: Path) -> dict[str, float]:
+    """Training question -> the share of its runs of words that one validation or test question has; see `splits`."""
+    path = run_dir / "collect" / OVERLAPS_FILE
+    with storage.as_format_errors(path):
+        return {name: float(share) for name, share in storage.read_json(path).items()}
+
+
+def read_templates(run_dir: Path, split: Split) -> dict[str, set[str]]:
+    """Set -> its validation or test questions that are training questions but for numbers and names; see
+    `splits.repeated`. Sets without any are left out."""
+    path = run_dir / "collect" / TEMPLATES_FILE
+    rows = storage.read_json(path)
+    with storage.as_format_errors(path):
+        return {name: set(by_split[split]) for name, by_split in rows.items() if by_split.get(split)}
+
+
+def read_task_prompts(run_dir: Path) -> dict[str, TaskPrompt]:
+    """Task -> how it is asked; the empty name stands for every task that has no entry of its own."""
+    path = run_dir / "collect" / TASK_PROMPTS_FILE
+    rows = storage.read_json(path)
+    with storage.as_format_errors(path):
+        rows[""]  # every run has it
+        return {task: _task_prompt_from_json(row) for task, row in rows.items()}
+
+
+def _task_prompt_from_json(row: Mapping[str, Any]) -> TaskPrompt:
+    shown = tuple(Demonstration(**shot) for shot in row["demonstrations"])
+    return TaskPrompt(PromptStyle(**row["style"]), row["instruction"], shown)
+
+
+def task_prompts_to_json(table: Mapping[str, TaskPrompt]) -> dict[str, Any]:
+    return {task: asdict(entry) for task, entry in sorted(table.items())}
+
+
+def evaluation_prompt(question: Question, format: PromptFormat, table: Mapping[str, TaskPrompt]) -> Prompt:
+    """The prompt with which a question is evaluated. Raises UserError where a few-shot format has nothing to show."""
+    entry = table.get(question.task) or table[""]
+    if format.few_shot and not entry.demonstrations:
+        raise UserError(
+            f"there are no demonstrations for the format {format.name}",
+            where="evaluate.formats",
+            found="too few training questions have a rationale",
+            hint="name a file of solved examples in evaluate.demonstrations, or leave the few-shot formats out",
+        )
+    return build_prompt(question.text, format, entry.demonstrations, style=entry.style, instruction=entry.instruction)

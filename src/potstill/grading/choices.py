@@ -1,0 +1,256 @@
+"""Booleans: one of a pair of words: yes or no, true or false, valid or invalid.
+
+>>> extract_marked_boolean(" not valid.", "valid"), extract_unmarked_boolean("The argument isn't valid.", "valid")
+('invalid', 'invalid')
+>>> extract_marked_boolean(" There is no evidence, so yes", "yes"), extract_unmarked_boolean("I have no idea.", "no")
+('yes', None)
+
+Picks: one of the options that a question offers, by letter.
+
+>>> extract_marked_choice(" option (B), the red ball.", "A"), extract_marked_choice(" most likely B, at home.", "A")
+('B', 'B')
+>>> extract_marked_choice(" either C or B.", "B"), extract_unmarked_choice("B\\n\\nExplanation: (C) is too small.", "B")
+('C or B', 'B')
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from potstill.grading import normalize
+
+_PAIRS: Final = (("yes", "no"), ("true", "false"), ("valid", "invalid"))
+_OPPOSITE: Final = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
+_DENIAL: Final = (
+    rf"(?:(?:\b(?:not|never|hardly)|n't|\b(?:cannot|can\snot)(?=\sbe\b)|\b{normalize.ALL_BUT})\s+(?:be\s+)?"
+    r"(?:[a-z]+ly\s+)?(?:an?\s+)?[*_\"'`(]{0,4}\s?)"
+)
+# "cannot be called valid", "I would not say that it is true": some words may stand between, but no further clause.
+_DENIAL_OF_ADJECTIVE: Final = (
+    r"(?:(?:\b(?:not|never|hardly|scarcely|nor|cannot|fails?\sto|unable\sto|by\sno\smeans|in\sno\sway|under\sno"
+    rf"\scircumstances|(?:wrong|incorrect)\sto)[*_]{{0,3}}|n't|\b{normalize.ALL_BUT})"
+    r"(?:\s+(?!(?:only|just|merely|doubt|deny|denied|question|dispute|disputed|reason|so|because|but|and|since|as|if|when"
+    r"|whether|therefore|thus|hence|then|which|who|true|false|valid|invalid|not|no)\b)[a-z]+){0,5}"
+    r"|\bno(?:\s+[a-z]+ly)?)\s+[*_\"'`(]{0,4}\s?"
+)
+_UNSURE: Final = r"(?:neither|either|whether|both|possibly|perhaps|maybe|sometimes|might\sbe|may\sbe|could\sbe)"
+_BOOLEAN: Final = {
+    word: re.compile(
+        rf"(?P<before>\b{_UNSURE}\s+(?:is\s+)?)?(?P<denied>{denial})?"
+        rf"(?<![\w-])(?P<word>{pair[0]}|{pair[1]})\b(?!-)"
+        rf"(?P<other>(?:\s+(?:or|and|nor)\s+|\s?/\s?)(?P<second>not|{pair[0]}|{pair[1]})\b"
+        rf"|,\s(?:or|and)\s(?P<third>{pair[0]}|{pair[1]})\b)?",
+        re.IGNORECASE,
+    )
+    for pair, denial in zip(_PAIRS, (_DENIAL, _DENIAL_OF_ADJECTIVE, _DENIAL_OF_ADJECTIVE), strict=True)
+    for word in pair
+}
+# "no" is an answer only where it stands by itself: "no evidence", "no one" and "no longer" say something else.
+_BOOLEAN_ALONE = re.compile(
+    r"[\s*_\"'`)\]}$]*(?:[.,;:!?\u2014=(/-]|$|\n|(?:because|since|as|for|it|its|he|she|they|we|you|i|this|that|these|those|the"
+    r"|an?|there|not|and|but|or|nor|so|if|unless|while|although|though|in|on|at|by|due|when|given|based|is|was|to|with|would"
+    r"|does|do|did|can|cannot|will|yes|no|q|question|thus|therefore|hence|answer|after)\b)",
+    re.IGNORECASE,
+)
+_CONDITION = re.compile(
+    r"[\"'*`]{0,2},?\s(?:but\s)?(?:only\s)?(?:if|unless|depending|in\s(?:some|certain)\scases|sometimes)\b",
+    re.IGNORECASE,
+)
+
+
+def parse_gold_boolean(gold: str) -> str | None:
+    word = gold.strip().rstrip(".").lower()
+    return word if word in _OPPOSITE else None
+
+
+def extract_marked_boolean(text: str, target: str) -> str | None:
+    own = normalize.read_answer_sentence(text)
+    if "=" in own:  # "(True and False) = False"
+        own = own.rpartition("=")[2]
+    return next((_boolean_word(match, own) for match in _find_booleans(own, target)), None)
+
+
+def extract_unmarked_boolean(text: str, target: str) -> str | None:
+    text = text.strip(normalize.STRIP_CHARS)
+    found = None
+    for match in _find_booleans(text, target):
+        found = _boolean_word(match, text)
+        if match.start() == 0 and not match["other"]:  # but not "Yes or no? Yes"
+            break
+    return found
+
+
+def _find_booleans(text: str, target: str) -> Iterator[re.Match[str]]:
+    """The places where one of the pair is said as an answer."""
+    for match in _BOOLEAN[target].finditer(text):
+        if match["word"].lower() != "no" or _BOOLEAN_ALONE.match(text, match.end("word")):
+            yield match
+
+
+def _boolean_word(match: re.Match[str], text: str) -> str:
+    """The word that is said. A hedge is shown as it stands and is neither of the two."""
+    word = match["word"].lower()
+    condition = _CONDITION.match(text, match.end()) if word in ("yes", "no") else None
+    if (
+        match["before"]
+        or condition is not None
+        or (match["other"] and (match["second"] or match["third"]).lower() != word)
+    ):
+        return " ".join(text[match.start() : match.end() if condition is None else condition.end()].lower().split())
+    denied = bool(match["denied"]) != (normalize.REJECTION.match(text, match.end()) is not None)
+    return _OPPOSITE[word] if denied else word
+
+
+_CHOICE_GOLD = re.compile(r"\(?([A-Z])\)?\.?")
+_OPTION_NOUN: Final = r"(?:(?:the )?(?:option|choice|letter|answer)s? )"
+# Words that may stand between a mark and a bare letter. They say how sure the answer is, and name nothing.
+_CONFIDENCE_WORDS: Final = (
+    r"(?:(?:most|very|more|quite|almost|probably|likely|possibly|perhaps|maybe|presumably|certainly|definitely|clearly"
+    r"|obviously|surely|undoubtedly|apparently|evidently|simply|just|only|indeed|actually|therefore|thus|then|hence|so|again"
+    r"|still|also|really|best|closest to|close to|nearest to|either|both|between|i think|i believe|of course|in fact"
+    r"|is|be|to be"
+    r"|should be|would be|must be|could be|might be|can be|going to be|that of|given by|represented by|it is|it's|that"
+    r"|in my opinion|without a doubt|logically|correctly|necessarily)[\s:,]+){0,5}"
+)
+_END: Final = (
+    r"(?=[).:,;!?\]}*\"'`/&+]|\s*$|\n|\s+(?:because|since|as|which|that|is|or|and|but|not|due|for|\(|-|\u2014|=)(?!\w))"
+)
+_LEADING = re.compile(
+    rf"(?P<how>{_CONFIDENCE_WORDS})(?:{_OPTION_NOUN}?[(\[](?P<bracket>[A-Za-z])[)\]]"
+    rf"|(?!I')(?:option |choice |letter )?(?P<bare>[A-Z]){_END}"
+    r"|(?:option |choice |letter )?(?P<plain>[B-HJ-Z])\b(?!['-]\w)"  # A and I are words too
+    r"|(?P<small>[a-z])(?=[).]|\s*$))",
+)
+_IN_BRACKETS = re.compile(r"\(([A-Za-z])\)")
+_OTHER_CHOICE = re.compile(
+    r"[).*\s\"'`]{0,3}(?:\s\([^()\n]{2,40}\))?(?:\s?,\s?(?:or\s|and\s)?|\s?[/&+;|]\s?"
+    r"|\s\(?(?:or|and|and/or|as well as|nor)(?:,\s[a-z ]{1,20},)?\s)"
+    r"(?:(?:the )?(?:option|choice) )?(?:\((?P<bracket>[A-Z])\)(?!\s(?:is|are|was|does|do|has|would|can|cannot|isn't"
+    r"|doesn't|fails?|seems|looks|too)\b)|[*_\"'`]{0,3}(?P<bare>[A-Z])(?=[)\]}*\"'`\s]*(?:$|[.,;&/+!?]|\(|\b(?:and|or)\b))(?!\)\s\w))"
+)
+# "D) attic or E) cupboard": another letter behind the words of the first one.
+_BEHIND_WORDS = re.compile(
+    r"[).:]?\s(?:(?!\b(?:because|since|as|not|but|while|whereas|so)\b)[^.;()\n]){1,60}?\s(?:or|and)\s(?:option )?"
+    r"[\"'`*]{0,2}(?:\(([A-Z])\)|([A-Z])\))(?!\s(?:is|are|was|does|do|has|would|can|cannot|isn't|doesn't|fails?|seems|looks)\b)"
+)
+_ADJOINING = re.compile(r"\s?\(([A-Z])\)()(?=\s?(?:$|[.,;(]))|()\s([B-HJ-Z])(?=[.)]?\s*$)")
+# "B, possibly D", "A, though C could be right too"
+_LETTER: Final = r"(?:option\s|choice\s)?(?:\(([A-Z])\)|\b([A-HJ-Z])\b(?!')(?:\s\([^()\n]{1,40}\))?)"
+_ALSO: Final = r"(?:right|correct|possible|plausible|true|acceptable|the\s|an?\s)"
+_SECOND_THOUGHT: Final = (
+    re.compile(
+        rf"\b(?:{normalize.HEDGE_WORDS}|alternatively,?|or\s(?:else|even|rather)|if\snot|(?:could|might|may)\s(?:also\s|well\s"
+        rf"|even\s)?be)\s(?!A\s[a-z]){_LETTER}"
+    ),
+    re.compile(
+        rf"{_LETTER}\s(?:(?:(?:could|might|may)\s(?:also\s|well\s)?|would\salso\s)(?:be\s(?:also\s)?{_ALSO}|work|fit|apply)"
+        rf"|is\salso\s{_ALSO})"
+    ),
+)
+_CALLED_RIGHT = re.compile(r"\(?\b([A-Z])\)?\s(?:is|must be)\s(?:the\s)?(?:correct|right)\b")
+_CLOSING = re.compile(r"\b([B-HJ-Z])[.)*]{0,3}\s*$")
+_CALLED_WRONG = re.compile(
+    r"\b(?:not|n't|neither|nor|cannot be|can't be|never|rule out|exclude|eliminate|discard|unlike|than"
+    rf"|{normalize.ALL_BUT})\s(?:option |choice )?$",
+    re.IGNORECASE,
+)
+_DISMISSED = re.compile(
+    r"\s(?:(?:and|or|nor|,)\s\([A-Z]\)\s)?(?:does\snot|doesn't|do\snot|don't|did\snot|didn't|fails?\b|is\snot|isn't|are\snot"
+    r"|aren't|cannot|can't|(?:is|are|seems?|looks?|would\sbe)\s(?:clearly\s|also\s)?(?:wrong|incorrect|false|out\b|too\b"
+    r"|impossible|unlikely|implausible|irrelevant|nonsense|invalid|ruled)|has\sno|makes?\sno)",
+)
+# The letter alone: as the first line or the first sentence of an answer, reasons behind it.
+_LETTER_ALONE = re.compile(
+    r"[\s*_#\"'`$>]{0,12}(?:(?:option|choice|answer):?\s)?(?:\(([A-Za-z])\)|([A-Z]))[*_\"'`$]{0,4}"
+    r"(?:[.:)]?[*_\"'`$]{0,4}[ \t]*(?:\n|$)|\.[*_\"'`]{0,4}\s)",
+    re.IGNORECASE,
+)
+_CONCLUSION = re.compile(
+    r"\b(?:so|thus|therefore|hence|in conclusion|overall|finally)\b[^.\n()]{0,60}\(([A-Za-z])\)", re.IGNORECASE
+)
+
+
+def parse_gold_choice(gold: str) -> str | None:
+    match = _CHOICE_GOLD.fullmatch(gold.strip())
+    return None if match is None else match[1]
+
+
+def extract_marked_choice(text: str, target: str) -> str | None:
+    own = normalize.read_answer_sentence(text)
+    match = _LEADING.match(own[:1].lower() + own[1:] if own[1:2].islower() else own)
+    if match is not None:
+        letter, end = match["bracket"] or match["bare"] or match["plain"] or match["small"], match.end()
+    else:
+        inside = next(_find_offered_letters(own), None)
+        if inside is None:
+            return None
+        letter, end = inside[1], inside.end()
+    if _is_rejected(own, end):
+        return None
+    others: list[str] = []
+    while len(others) < 26:
+        other = _OTHER_CHOICE.match(own, end)
+        if other is None:
+            break
+        others.append(other["bracket"] or other["bare"])
+        end = other.end()
+    further = None if others else _ADJOINING.match(own, end) or _BEHIND_WORDS.match(own, end)
+    further = further or next((found for found in (p.search(own, end) for p in _SECOND_THOUGHT) if found), None)
+    others += [next(filter(None, further.groups()))] if further else []
+    return " or ".join(dict.fromkeys([letter.upper(), *others]))
+
+
+def extract_unmarked_choice(text: str, target: str) -> str | None:
+    start = text.strip()
+    if not start:
+        return None
+    alone = _LETTER_ALONE.match(start)
+    if alone is not None and not _CONCLUSION.search(start, alone.end()):
+        return (alone[1] or alone[2]).upper()
+    if _NONE_OF_THESE.search(start, max(0, len(start) - 100)):
+        return None
+    leading = extract_marked_choice(start, target) if len(start) < 400 and "\n" not in start else None
+    if leading is not None and len(_IN_BRACKETS.findall(text)) <= 1:
+        return leading
+    right = _CALLED_RIGHT.findall(text)
+    if right:
+        return right[-1]
+    offered = list(_find_offered_letters(text))
+    found = [match for match in offered if not _DISMISSED.match(text, match.end())] or offered[-1:]
+    if len(found) > 1 and _JOINED_LETTERS.fullmatch(text, found[-2].end(), found[-1].start()):
+        return " or ".join(match[1].upper() for match in found[-2:])
+    if found:
+        return found[-1][1].upper()
+    last = None if leading is not None else _CLOSING.search(text, max(0, len(text) - 20))
+    if last is None:
+        return leading
+    return None if _HEDGED_LETTER.search(text, max(0, last.start() - 20), last.start()) else last[1]
+
+
+_NONE_OF_THESE = re.compile(
+    r"(?:^|[.!?]\s+|\n)(?:[a-z]+,?\s)?none of (?:these|them|the(?! other))\b[^.\n]*[.\s]*$", re.IGNORECASE
+)
+_JOINED_LETTERS = re.compile(r"\s?(?:[,/&]|,?\s?\b(?:or|and))\s?")  # "(A) or (B)"
+_HEDGED_LETTER = re.compile(r"\b(?:either|or|nor|neither|not|and)\s(?:option )?\(?$", re.IGNORECASE)
+
+
+_AND_ANOTHER = re.compile(r"(?:(?:,\s\([A-Z]\)){0,4},?\s(?:and|or)\s\([A-Z]\))?")  # "(A) and (B) are wrong"
+
+
+def _is_rejected(text: str, end: int) -> bool:
+    further = _AND_ANOTHER.match(text, end)
+    return normalize.REJECTION.match(text, end if further is None else further.end()) is not None
+
+
+def _find_offered_letters(text: str) -> Iterator[re.Match[str]]:
+    """The letters in brackets that are not denied: not "not (A)"."""
+    for match in _IN_BRACKETS.finditer(text):
+        denied = _CALLED_WRONG.search(text, max(0, match.start() - 24), match.start())
+        if denied is None and not _is_rejected(text, match.end()):
+            yield match
+
+
+def format_choice(letter: str) -> str:
+    return f"({letter})" if len(letter) == 1 else letter

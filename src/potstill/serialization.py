@@ -1,0 +1,168 @@
+"""The one form of a record in JSON: plain values in the order of the fields.
+
+    >>> chain = Chain.from_tokens("q1", 0, [b"4", b"\\xff"], [[(b"4", -0.1), (END, -2.5)], [(b"\\xff", -0.3)]])
+    >>> to_json(chain)["tokens"], to_json(chain)["candidates"][0]
+    (['4', {'base64': '/w=='}], [['4', -0.1], [None, -2.5]])
+    >>> from_json(Chain, to_json(chain)) == chain
+    True
+
+Bytes are written as text wherever they are UTF-8 and as `{"base64": ...}` only where they are not; END is null.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from functools import cache
+from types import UnionType
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from potstill.records import (
+    END,
+    Chain,
+    Checkpoint,
+    Choice,
+    PassCurve,
+    Prediction,
+    Question,
+    Score,
+    Verdict,
+    token_spans,
+)
+
+
+def encode_bytes(value: bytes) -> str | dict[str, str]:
+    """The one encoding of bytes in JSON: text where it is UTF-8, base64 where it is not."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(value).decode("ascii")}
+
+
+class BoundedMemo(dict[Any, Any]):
+    """What `make` makes of keys, and remembers of at most so many: looked up in half the time of lru_cache.
+
+    The pieces of a vocabulary come again in every chain: with this, writing a chain takes half as long.
+    """
+
+    def __init__(self, make: Callable[[Any], Any], most: int) -> None:
+        self._make, self._most = make, most
+
+    def __missing__(self, key: Any) -> Any:
+        if len(self) > self._most:
+            self.clear()
+        found = self[key] = self._make(key)
+        return found
+
+
+_encoded_pieces: Final = BoundedMemo(lambda piece: None if piece is END else encode_bytes(piece), 1 << 16)
+FILE_NAMES: Final = {"contender": "step"}  # our names of fields where JSON has others
+
+
+def decode_bytes(value: str | Mapping[str, str]) -> bytes:
+    """The reverse of `encode_bytes`. Raises ValueError on anything else."""
+    if isinstance(value, str):
+        return value.encode("utf-8")
+    if isinstance(value, Mapping) and set(value) == {"base64"}:
+        return base64.b64decode(value["base64"], validate=True)
+    raise ValueError(f"neither text nor base64: {value!r}")
+
+
+Record = TypeVar("Record", Question, Chain, Verdict, Prediction, Score, PassCurve, Choice)
+
+
+def to_json(record: Question | Chain | Verdict | Prediction | Score | PassCurve | Choice) -> dict[str, Any]:
+    """A record as plain JSON values, in the order of its fields. Fields that hold nothing are left out of a chain."""
+    if not isinstance(record, Chain):
+        return {
+            FILE_NAMES.get(field.name, field.name): _to_plain(getattr(record, field.name)) for field in fields(record)
+        }
+    row: dict[str, Any] = {"question": record.question, "source": record.source, "index": record.index}
+    row["text"] = encode_bytes(record.content)
+    if record.tokens:
+        row["tokens"] = [_encoded_pieces[token] for token in record.tokens]
+        if record.spans != token_spans(record.tokens):
+            row["spans"] = [list(span) for span in record.spans]
+    if record.candidates:
+        row["candidates"] = [[[_encoded_pieces[what], value] for what, value in step] for step in record.candidates]
+    row["stop"] = record.stop
+    row["semantics"] = record.semantics
+    if record.defects:
+        row["defects"] = list(record.defects)
+    return row
+
+
+def from_json(kind: type[Record], row: Mapping[str, Any]) -> Record:
+    """The reverse of `to_json`. Raises KeyError, TypeError or ValueError where the row is not such a record."""
+    if not isinstance(row, Mapping):
+        raise TypeError(f"{type(row).__name__} instead of an object")
+    if kind is Chain:
+        return _chain_from_json(row)  # type: ignore[return-value]
+    names = {FILE_NAMES.get(field.name, field.name): field.name for field in fields(kind)}
+    unknown = set(row) - set(names)
+    if unknown:
+        raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
+    values = {names[key]: _lists_to_tuples(value) for key, value in row.items()}
+    for name, value in values.items():
+        if type(value) not in _field_types(kind).get(name, (type(value),)):
+            raise TypeError(f"{name} is {type(value).__name__}")
+    if "contender" in values:
+        values["contender"] = Checkpoint.read(values["contender"])
+    if kind is Choice:
+        values["table"] = tuple((Checkpoint.read(each), value) for each, value in values["table"])
+        values["tied"] = tuple(map(Checkpoint.read, values.get("tied", ())))
+    return kind(**values)
+
+
+@cache
+def _field_types(kind: type[Any]) -> dict[str, tuple[type, ...]]:
+    """Field -> the types of JSON values that it takes, of the fields that hold plain values or lists of them."""
+    found = {name: _json_types(hint) for name, hint in get_type_hints(kind).items()}
+    return {name: types for name, types in found.items() if Checkpoint not in types}
+
+
+def _json_types(hint: Any) -> tuple[type, ...]:
+    if isinstance(hint, UnionType):
+        return tuple(each for part in get_args(hint) for each in _json_types(part))
+    if get_origin(hint) is Literal:
+        return (str,)
+    if get_origin(hint) is tuple:
+        return (tuple,)
+    return (float, int) if hint is float else (hint,)
+
+
+def _chain_from_json(row: Mapping[str, Any]) -> Chain:
+    tokens = tuple(decode_bytes(token) for token in row.get("tokens", ()))
+    spans = row.get("spans")
+    return Chain(
+        question=row["question"],
+        source=row["source"],
+        index=row["index"],
+        content=decode_bytes(row["text"]),
+        tokens=tokens,
+        spans=token_spans(tokens) if spans is None else tuple((start, end) for start, end in spans),
+        candidates=tuple(
+            tuple(
+                [
+                    (what.encode() if type(what) is str else END if what is None else decode_bytes(what), float(value))
+                    for what, value in step
+                ]
+            )
+            for step in row.get("candidates", ())
+        ),
+        stop=row.get("stop", "end"),
+        semantics=row.get("semantics", "none"),
+        defects=tuple(row.get("defects", ())),
+    )
+
+
+def _to_plain(value: Any) -> Any:
+    """A field's value with every contender as it is written."""
+    if isinstance(value, tuple):
+        return [_to_plain(item) for item in value]
+    return value.written if isinstance(value, Checkpoint) else value
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    return tuple(_lists_to_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,53 @@
+"""Files: the only writer, the manifests, and the tables at rest.
+
+`disk` has the operations that write, `reading` those that read, `manifest` says what a stage folder holds and whether
+it still fits the recipe, `tables` owns Parquet and arrays, `run_folder` holds the lock and the log of one run.
+"""
+
+from potstill.storage.atomic import (
+    Appender,
+    copy_mode,
+    delete_partial_files,
+    encode_json_line,
+    remove,
+    write_file,
+    write_folder,
+    write_json,
+    write_jsonl,
+)
+from potstill.storage.read import (
+    as_format_errors,
+    file_digest,
+    folder_fingerprint,
+    iter_records,
+    read_bytes,
+    read_complete_lines,
+    read_json,
+    read_jsonl,
+    read_record,
+    read_records,
+)
+from potstill.storage.run_folder import hold_lock
+
+__all__ = [
+    "Appender",
+    "as_format_errors",
+    "copy_mode",
+    "delete_partial_files",
+    "encode_json_line",
+    "file_digest",
+    "folder_fingerprint",
+    "hold_lock",
+    "iter_records",
+    "read_bytes",
+    "read_complete_lines",
+    "read_json",
+    "read_jsonl",
+    "read_record",
+    "read_records",
+    "remove",
+    "write_file",
+    "write_folder",
+    "write_json",
+    "write_jsonl",
+]

@@ -1,0 +1,393 @@
+"""Chains as Arrow columns and back, without a Python object for each number.
+
+    >>> chain = Chain.from_tokens("q1", 0, [b"4", b"\\xff"], [[(b"4", -0.5), (END, -2.5)], [(b"\\xff", -0.25)]])
+    >>> list(chains_from_table(build_chain_table([chain, chain]))) == [chain, chain]
+    True
+
+Bytes are binary columns, END is a null among a step's candidates, log-probabilities are 32-bit floats.
+
+Tables at rest: chains and verdicts as Parquet, targets as flat arrays. Owns pyarrow, with `columns` and `arrow`.
+
+    >>> import tempfile; from potstill.records import END; path = Path(tempfile.mkdtemp()) / "chains.parquet"
+    >>> chain = Chain.from_tokens("q1", 0, [b"4", b"\\xff"], [[(b"4", -0.5), (END, -2.5)], [(b"\\xff", -0.25)]])
+    >>> write_chains(path, [chain])
+    >>> list(read_chains(path)) == [chain]
+    True
+
+Whoever writes or reads holds one row group at a time: however many chains there are, memory stays the same.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import accumulate, islice, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from potstill.errors import UserError
+from potstill.records import END, Chain, End, Semantics, Verdict
+from potstill.serialization import decode_bytes
+from potstill.storage import atomic, read, segments
+from potstill.storage.read import RESTORE_HINT, as_user_errors
+from potstill.storage.segments import Base64Bytes, ChainLine
+
+if TYPE_CHECKING:
+    import numpy
+    import pyarrow
+
+
+# Leaves of the schema by their names in Parquet: those whose values are few and come again, and the real numbers.
+CANDIDATE_COLUMN: Final = "candidates.list.element.list.element"
+DICTIONARY_COLUMNS: Final = [
+    "question",
+    "source",
+    "stop",
+    "semantics",
+    "tokens.list.element",
+    f"{CANDIDATE_COLUMN}.bytes",
+]
+LOG_PROBABILITY_COLUMN: Final = f"{CANDIDATE_COLUMN}.log_probability"
+CHUNK_CHAINS: Final = 128  # chains that exist as Python objects while a table is read
+
+
+def chain_schema() -> pyarrow.Schema:
+    import pyarrow as pa
+
+    step = pa.list_(pa.struct([("bytes", pa.binary()), ("log_probability", pa.float32())]))
+    return pa.schema(
+        [
+            ("question", pa.string()),
+            ("source", pa.string()),
+            ("index", pa.int32()),
+            ("content", pa.binary()),
+            ("tokens", pa.list_(pa.binary())),
+            ("spans", pa.list_(pa.list_(pa.int32(), 2))),
+            ("candidates", pa.list_(step)),
+            ("stop", pa.string()),
+            ("semantics", pa.string()),
+            ("defects", pa.list_(pa.string())),
+        ]
+    )
+
+
+def build_chain_table(chains: Sequence[Chain | ChainLine]) -> pyarrow.Table:
+    """Chains, or lines of them, as columns: the same for both."""
+    import pyarrow as pa
+
+    steps = [step for chain in chains for step in chain.candidates]
+    outcomes = [what if type(what) is str else _arrow_bytes(what) for step in steps for what, _ in step]
+    values = [value for step in steps for _, value in step]
+    pairs = pa.StructArray.from_arrays(
+        [pa.array(outcomes, pa.binary()), pa.array(values, pa.float32())], ["bytes", "log_probability"]
+    )
+    counts = [len(chain.tokens) for chain in chains]
+    tokens = pa.array([_arrow_bytes(token) for chain in chains for token in chain.tokens], pa.binary())
+    names = ("question", "source", "index", "stop", "semantics", "defects")
+    columns: dict[str, Any] = {
+        **{name: [getattr(chain, name) for chain in chains] for name in names},
+        "content": [_arrow_bytes(chain.content) for chain in chains],
+        "tokens": _list_array(counts, tokens),
+        "spans": _list_array(counts, _build_spans(chains, counts, tokens)),
+        "candidates": _list_array(
+            [len(chain.candidates) for chain in chains], _list_array([len(step) for step in steps], pairs)
+        ),
+    }
+    kind = chain_schema()
+    arrays = [_to_array(columns[field.name], field.type) for field in kind]
+    return pa.Table.from_arrays(arrays, schema=kind)
+
+
+def _arrow_bytes(piece: str | bytes | Base64Bytes | End | None) -> str | bytes | None:
+    """What Arrow takes for bytes; END is a null."""
+    if type(piece) is Base64Bytes:
+        return decode_bytes({"base64": piece.base64})
+    return None if piece is END else piece  # type: ignore[return-value]
+
+
+def _build_spans(chains: Sequence[Chain | ChainLine], counts: Sequence[int], tokens: pyarrow.Array) -> pyarrow.Array:
+    """The spans of all tokens; of chains that name none they run from token to token."""
+    import numpy
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    lengths = pc.call_function("binary_length", [tokens]).to_numpy()
+    edges = numpy.concatenate([[0], numpy.cumsum(lengths)])
+    firsts = numpy.concatenate([[0], numpy.cumsum(counts, dtype=numpy.int64)])
+    spans = numpy.stack([edges[:-1], edges[1:]], 1) - numpy.repeat(edges[firsts[:-1]], counts)[:, None]
+    for chain, first, count in zip(chains, firsts, counts, strict=False):
+        if chain.spans is not None and count:
+            spans[first : first + count] = chain.spans
+    return pa.FixedSizeListArray.from_arrays(pa.array(spans.ravel().astype(numpy.int32)), 2)
+
+
+def _to_array(values: Any, kind: pyarrow.DataType) -> pyarrow.Array:
+    import pyarrow as pa
+
+    return pa.array(values, kind) if isinstance(values, list) else values.cast(kind)
+
+
+def _list_array(lengths: Sequence[int], values: pyarrow.Array) -> pyarrow.Array:
+    import pyarrow as pa
+
+    return pa.ListArray.from_arrays(pa.array([0, *accumulate(lengths)], pa.int32()), values)
+
+
+def chains_from_table(whole: pyarrow.Table) -> Iterator[Chain]:
+    """The chains of a table with the columns of `schema`, in its order; without `defects` they have none."""
+    for start in range(0, whole.num_rows, CHUNK_CHAINS):
+        part = whole.slice(start, CHUNK_CHAINS).combine_chunks()
+        column: Callable[[str], Any] = lambda name, part=part: part[name].combine_chunks()  # noqa: E731
+        tokens = _read_lists(column("tokens"), _to_objects)
+        spans = _read_lists(
+            column("spans"), lambda values: list(map(tuple, values.flatten().to_numpy().reshape(-1, 2).tolist()))
+        )
+        candidates = _read_lists(column("candidates"), _read_steps)
+        names = ("question", "source", "index", "content", "stop", "semantics")
+        marks = part["defects"].to_pylist() if "defects" in part.schema.names else [None] * part.num_rows
+        for row in zip(*(part[name].to_pylist() for name in names), tokens, spans, candidates, marks, strict=True):
+            question, source, index, content, stop, semantics, own, edges, shown, defects = row
+            yield Chain(question, source, index, content, own, edges, shown, stop, semantics, tuple(defects or ()))
+
+
+def _read_steps(values: Any) -> list[tuple[Any, ...]]:
+    return _read_lists(values, _read_candidates)
+
+
+def _read_candidates(values: Any) -> list[tuple[Any, float]]:
+    outcomes, numbers = values.flatten()
+    known = [END if what is None else what for what in _to_objects(outcomes)]
+    return list(zip(known, numbers.to_numpy().tolist(), strict=True))
+
+
+def _to_objects(values: Any) -> list[Any]:
+    return values.to_numpy(zero_copy_only=False).tolist()
+
+
+def _read_lists(lists: Any, read: Callable[[Any], list[Any]]) -> list[tuple[Any, ...]]:
+    """The lists of a list column as tuples, their values read all at once."""
+    import pyarrow.compute as pc
+
+    lengths = pc.call_function("list_value_length", [lists]).to_pylist()
+    flat, edges = read(lists.flatten()), [0, *accumulate(lengths)]
+    return [tuple(flat[start:end]) for start, end in pairwise(edges)]
+
+
+ROW_GROUP_ROWS: Final = 4096
+ROW_GROUP_CELLS: Final = 1 << 17  # tokens and candidates: some 20 MiB as Python objects
+OPTIONAL_COLUMNS: Final = {"defects"}  # columns that files of older versions do not have
+MISSING_FILE_HINT: Final = (
+    "check the path; in a run, the stage that makes this file is not finished: run the recipe again"
+)
+ChainKey = tuple[str, str, int]
+Row = TypeVar("Row")
+
+
+def write_chains(path: Path, chains: Iterable[Chain | ChainLine]) -> None:
+    """All chains, or lines of them, as one Parquet file (zstd), in the order given."""
+    _write_groups(path, _chain_groups(chains), build_chain_table, chain_schema())
+
+
+def read_chains(path: Path, questions: Collection[str] | None = None) -> Iterator[Chain]:
+    """The chains of a Parquet file that `write_chains` made, row group by row group; those of some `questions` only, if
+    any are named: then row groups that cannot hold them are not read."""
+    for group in _read_groups(path, chain_schema().names, questions):
+        for chain in chains_from_table(group):
+            if questions is None or chain.question in questions:
+                yield chain
+
+
+def read_chain_sources(path: Path) -> dict[str, Semantics]:
+    """The sources in a file of chains, each with what the log-probabilities of its first chain mean."""
+    found: dict[str, Semantics] = {}
+    for group in _read_groups(path, ["source", "semantics"]):
+        for source, semantics in zip(group["source"].to_pylist(), group["semantics"].to_pylist(), strict=True):
+            found.setdefault(source, semantics)
+    return found
+
+
+def has_stored_chains(folder: Path) -> bool:
+    """Whether a folder of the stage `sample` holds a table, or the beginning of a segment; neither is read."""
+    return (folder / "chains.parquet").exists() or any(path.stat().st_size for path in segments.segment_paths(folder))
+
+
+def read_stored_chains(folder: Path, questions: Collection[str] | None = None) -> Iterator[Chain]:
+    """The chains that a folder of the stage `sample` holds: of its table, or while they are being sampled of the
+    segments that processes are writing, in the order in which they came. Nothing where there is neither.
+
+    questions  only chains of these, and maybe of others in the same row groups
+    """
+    if (folder / "chains.parquet").exists():
+        yield from read_chains(folder / "chains.parquet", questions)
+        return
+    known = segments.ChainKeySet()
+    for path in segments.segment_paths(folder):
+        for chain in read.iter_records(Chain, path, torn=True) if path.exists() else ():  # sealed meanwhile
+            if known.add(chain.key) and (questions is None or chain.question in questions):
+                yield chain
+
+
+def count_rows(path: Path) -> int:
+    """How many rows a Parquet file has."""
+    return sum(group.num_rows for group in _read_groups(path, ["index"]))
+
+
+def count_chains(path: Path) -> dict[str, Any]:
+    """How many chains and tokens a file of chains has, and how often each `stop`, `semantics` and defect."""
+    import pyarrow.compute as pc
+
+    stops, semantics, defects, tokens, count = Counter[str](), Counter[str](), Counter[str](), 0, 0
+    for group in _read_groups(path, ["stop", "semantics", "tokens", "defects"]):
+        count += group.num_rows
+        stops.update(group["stop"].to_pylist())
+        semantics.update(group["semantics"].to_pylist())
+        tokens += pc.call_function("sum", [pc.call_function("list_value_length", [group["tokens"]])]).as_py() or 0
+        if "defects" in group.schema.names:
+            defects.update(mark for marks in group["defects"].to_pylist() for mark in marks or ())
+    counts = {"chains": count, "tokens": tokens, "stop": dict(stops), "semantics": dict(semantics)}
+    return counts | ({"defects": dict(defects)} if defects else {})
+
+
+def is_chain_file(path: Path) -> bool:
+    """Whether a Parquet file has the columns that `write_chains` gives it. Raises UserError for any other file."""
+    import pyarrow
+    from pyarrow import parquet
+
+    with as_user_errors(path), open(path, "rb") as opened:
+        try:
+            names = set(parquet.read_schema(opened).names)
+        except pyarrow.ArrowInvalid as fault:
+            raise UserError(
+                "not a Parquet file", where=path, found=fault, hint="get it again; it may be torn"
+            ) from None
+    return names.issuperset(set(chain_schema().names) - OPTIONAL_COLUMNS)
+
+
+def write_verdicts(path: Path, verdicts: Iterable[tuple[ChainKey, Verdict]]) -> None:
+    """One row for every chain: its key and its verdict."""
+    _write_groups(path, _verdict_batches(verdicts), _verdict_table, _verdict_schema())
+
+
+def read_verdicts(path: Path) -> Iterator[tuple[ChainKey, Verdict]]:
+    """Key and verdict of every chain, in the order of the file: that of the chains."""
+    for group in _read_groups(path, _verdict_schema().names):
+        for question, source, index, *verdict in zip(*(column.to_pylist() for column in group.columns), strict=True):
+            yield (question, source, index), Verdict(*verdict)
+
+
+def chains_with_verdicts(chains: Path, verdicts: Path) -> Iterator[tuple[Chain, Verdict]]:
+    """Every chain with its verdict. Raises UserError where the two files do not belong together."""
+    told = read_verdicts(verdicts)
+    for chain in read_chains(chains):
+        key, verdict = next(told, (None, None))
+        if key != chain.key or verdict is None:
+            raise UserError(
+                "the verdicts do not belong to the chains",
+                where=verdicts,
+                found=f"{key} beside {chain.key}",
+                hint="make them again with --redo filter",
+            )
+        yield chain, verdict
+
+
+def write_array(path: Path, array: numpy.ndarray) -> None:
+    """One array as a `.npy` file that can be memory-mapped."""
+    import numpy
+
+    buffer = io.BytesIO()
+    numpy.save(buffer, array, allow_pickle=False)
+    atomic.write_file(path, buffer.getvalue())
+
+
+def _chain_groups(chains: Iterable[Chain | ChainLine]) -> Iterator[list[Chain | ChainLine]]:
+    group: list[Chain | ChainLine] = []
+    cells = 0
+    for chain in chains:
+        group.append(chain)
+        cells += len(chain.tokens) + sum(map(len, chain.candidates))
+        if len(group) == ROW_GROUP_ROWS or cells >= ROW_GROUP_CELLS:
+            yield group
+            group, cells = [], 0
+    if group:
+        yield group
+
+
+def _verdict_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    rest = iter(rows)
+    while batch := list(islice(rest, 16 * ROW_GROUP_ROWS)):
+        yield batch
+
+
+def _write_groups(
+    path: Path, groups: Iterable[list[Any]], table: Callable[[list[Any]], pyarrow.Table], schema: pyarrow.Schema
+) -> None:
+    from pyarrow import parquet
+
+    # Log-probabilities hardly ever repeat: split into their bytes they take two thirds of the room.
+    split = {LOG_PROBABILITY_COLUMN: "BYTE_STREAM_SPLIT"} if schema == chain_schema() else None
+    words: Any = DICTIONARY_COLUMNS if split else True
+    with (
+        atomic.write_stream(path) as file,
+        parquet.ParquetWriter(file, schema, compression="zstd", use_dictionary=words, column_encoding=split) as writer,
+    ):
+        for group in groups:
+            writer.write_table(table(group))
+
+
+def _read_groups(path: Path, names: Sequence[str], questions: Collection[str] | None = None) -> Iterator[pyarrow.Table]:
+    """Row group by row group; without those that hold none of some questions."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+    except FileNotFoundError:
+        raise UserError("no such file", where=path, hint=MISSING_FILE_HINT) from None
+    except (pyarrow.ArrowException, OSError) as fault:
+        raise UserError("not a Parquet file", where=path, found=fault, hint=RESTORE_HINT) from None
+    with file:
+        names = [name for name in names if name not in OPTIONAL_COLUMNS or name in file.schema_arrow.names]
+        missing = [name for name in names if name not in file.schema_arrow.names]
+        if missing:
+            raise UserError(
+                "a column is missing", where=path, found=f"no {missing[0]!r}", hint="write it as potstill does"
+            )
+        for group in range(file.num_row_groups):
+            if questions is not None and not _may_contain(file.metadata.row_group(group), questions):
+                continue
+            try:
+                found = file.read_row_group(group, columns=list(names)).select(list(names))
+            except (pyarrow.ArrowException, OSError) as fault:
+                raise UserError("not a whole Parquet file", where=path, found=fault, hint=RESTORE_HINT) from None
+            yield found
+
+
+def _may_contain(group: Any, questions: Collection[str]) -> bool:
+    """Whether the least and the greatest question of a row group, where the file says them, leave room for one."""
+    told = next(
+        (
+            column.statistics
+            for column in map(group.column, range(group.num_columns))
+            if column.path_in_schema == "question"
+        ),
+        None,
+    )
+    return not (told and told.has_min_max) or any(told.min <= question <= told.max for question in questions)
+
+
+def _verdict_schema() -> pyarrow.Schema:
+    import pyarrow as pa
+
+    names: Sequence[str] = ("question", "source", "index", "grade", "found", "dropped")
+    return pa.schema([(name, pa.int32() if name == "index" else pa.string()) for name in names])
+
+
+def _verdict_table(verdicts: list[tuple[ChainKey, Verdict]]) -> pyarrow.Table:
+    import pyarrow as pa
+
+    rows = [(*key, verdict.grade, verdict.found, verdict.dropped) for key, verdict in verdicts]
+    kind = _verdict_schema()
+    return pa.Table.from_arrays(
+        [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), kind, strict=True)], schema=kind
+    )
