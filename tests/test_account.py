@@ -75,7 +75,7 @@ def test_a_missing_control_is_said_with_what_to_do(data: Path, own: Path) -> Non
     assert str(fault.value) == (
         "report.controls: the control run nowhere has not finished test\n"
         f"  found: {own / 'nowhere'} is not there\n"
-        "  do: run its recipe first (`potstill run RECIPE`, with `name: nowhere`), or take it out of report.controls"
+        "  hint: run its recipe first (`potstill run RECIPE`, with `name: nowhere`), or take it out of report.controls"
     )
 
 

@@ -401,7 +401,7 @@ def test_a_prompt_that_does_not_fit_is_refused() -> None:
     assert str(raised.value) == (
         "question set/7: the prompt and its answer do not fit into the model\n"
         "  found: 13 tokens of prompt + 8 new tokens; the model has 20 positions\n"
-        "  do: lower max_tokens, show fewer demonstrations, or leave the question out"
+        "  hint: lower max_tokens, show fewer demonstrations, or leave the question out"
     )
 
 

@@ -115,7 +115,7 @@ def test_a_changed_download_is_refused_and_nothing_stays(site: Site, tmp_path: P
     assert refused(by_url(site), site) == (
         "sets.mine: is not the file that sets.mine.sha256 pins\n"
         f"  found: SHA-256 {found}, {len(ROWS) - 9} bytes from SITE/mine.jsonl\n"
-        "  do: run again if it may have been cut off; if the new file is wanted, pin its digest"
+        "  hint: run again if it may have been cut off; if the new file is wanted, pin its digest"
     )
     assert not (tmp_path / "cache").exists()
 
@@ -194,7 +194,7 @@ def test_a_file_of_the_hub_stays_what_it_was(site: Site, tmp_path: Path, monkeyp
     assert told == (
         "sets.mine: is not here, and the hub may not be asked\n"
         f"  found: HF_HUB_OFFLINE is set; no verified copy at DIR/cache/hub/owner/name/{COMMIT}/data/a b.jsonl\n"
-        "  do: run once without HF_HUB_OFFLINE, or get the file by any other tool and name it with `file`"
+        "  hint: run once without HF_HUB_OFFLINE, or get the file by any other tool and name it with `file`"
     )
     path.write_bytes(ROWS)
     assert download.fetch_file(by_hub()) == path and len(site.asked) == asked

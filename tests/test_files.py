@@ -256,7 +256,7 @@ def test_a_stage_made_from_something_else_names_the_keys_and_the_stages(tmp_path
     assert str(caught.value) == (
         f"{at}: filter was made from something else\n"
         "  found: filter.cap: null -> 4; version of answers: 1 -> 2\n"
-        "  do: put the old values back, or consent with --redo filter (makes filter, align again)"
+        "  hint: put the old values back, or consent with --redo filter (makes filter, align again)"
     )
 
 

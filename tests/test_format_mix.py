@@ -319,7 +319,7 @@ def test_a_step_without_a_weighted_format_is_refused_before_a_teacher_is_asked(w
         "train.loss_weights: some steps have no group of zero-shot-answer, "
         "so its weight would go to other formats there\n"
         "  found: 1 of 22 groups, 5 groups a step\n"
-        "  do: raise train.groups, or the quota of zero-shot-answer in train.formats"
+        "  hint: raise train.groups, or the quota of zero-shot-answer in train.formats"
     )
     assert not (at / "sample").exists(), "no teacher was asked"
     assert "would stop it     at train: train.loss_weights: some steps have no group of" in dry_run.describe_run(asked)

@@ -226,7 +226,7 @@ def test_plans_that_name_nothing_are_refused():
     assert str(error.value) == (
         "train.formats: there is no question to train on in the format zero-shot-rationale\n"
         "  found: 1 questions, none with a chain\n"
-        "  do: look at what the filter kept, or leave this format out"
+        "  hint: look at what the filter kept, or leave this format out"
     )
     with pytest.raises(AssertionError, match="stands twice"):
         DataOrder(1, 1, {FORMATS["zero-shot-answer"]: 1}, (("a", 0), ("a", 0)))

@@ -132,9 +132,7 @@ def test_one_file_without_script(html: str, reader: Reader) -> None:
 
 def test_every_table_is_one_click_away(reader: Reader) -> None:
     linked = {each for each in reader.values("href") if not each.startswith("#")}
-    assert linked == {f"{name}.csv" for name in csv_tables.build_tables(example())} | set(
-        render_times(example(), ())
-    )
+    assert linked == {f"{name}.csv" for name in csv_tables.build_tables(example())} | set(render_times(example(), ()))
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, "".join(HOSTILE)])

@@ -58,13 +58,13 @@ ROOT = Path(__file__).parent.parent
             "name: x\ntrain: {steps: twelve}\n",
             (),
             'r.yaml line 2: train.steps: Input should be a valid integer\n  found: "twelve"\n'
-            "  do: write a number in digits, without quotes, such as 4",
+            "  hint: write a number in digits, without quotes, such as 4",
         ),
         (
             "name: x\ntrain: {steps: yes}\n",
             (),
             'r.yaml line 2: train.steps: Input should be a valid integer\n  found: "yes"\n'
-            "  do: write a number in digits, without quotes, such as 4",
+            "  hint: write a number in digits, without quotes, such as 4",
         ),
         (
             "name: x\nsets: {m: {url: 'https://a/b.jsonl'}}\n",
@@ -80,19 +80,19 @@ ROOT = Path(__file__).parent.parent
             f"name: x\nsets: {{m: {{hub: owner/name, file: ../a.jsonl, revision: '{'a' * 40}'}}}}\n",
             (),
             "r.yaml line 2: sets.m: with hub, file is a path in its repository such as data/test.jsonl\n"
-            "  do: change sets.m",
+            "  hint: change sets.m",
         ),
         (
             "name: x\nsets: {m: {task: number}}\n",
             (),
             "r.yaml line 2: sets.m: a set is a file, a url with sha256, or a file of hub at a revision\n"
-            "  do: change sets.m",
+            "  hint: change sets.m",
         ),
         (
             f"name: x\nsets: {{m: {{file: a.jsonl, sha256: '{'a' * 64}'}}}}\n",
             (),
             "r.yaml line 2: sets.m: sha256 and revision are for url and hub; a file here is digested by the run\n"
-            "  do: change sets.m",
+            "  hint: change sets.m",
         ),
         (
             f"name: x\nsets: {{m: {{url: 'https://a/b', file: a, sha256: '{'a' * 64}'}}}}\n",
@@ -103,7 +103,7 @@ ROOT = Path(__file__).parent.parent
             "name: x\ntrain: {sharding: full, lora: 8}\n",
             (),
             "r.yaml line 2: train: sharding: full is for optimizer: adamw without lora; set it to none\n"
-            "  do: change train",
+            "  hint: change train",
         ),
         ("train: {}\n", (), "r.yaml: name is missing\n  hint: add name"),
         ("", (), "r.yaml: a recipe is a mapping of keys\n  found: nothing\n  hint: begin with `name: ...`"),
@@ -121,7 +121,7 @@ ROOT = Path(__file__).parent.parent
             "name: x\ntrain:\n\tsteps: 3\n",
             (),
             "r.yaml line 3: not valid YAML\n  found: found character '\\t' that cannot start any token\n"
-            "  do: indent with spaces, not with tabs",
+            "  hint: indent with spaces, not with tabs",
         ),
         (
             "name: x\nstudent: {tokenizer: t, shape: {family: t5, d_model: 8, heads: 2, d_ff: 8}}\n",

@@ -386,7 +386,7 @@ def test_wrong_examples_are_refused():
     assert str(error.value) == (
         "gsm8k/7: a token of this target is not in the student's vocabulary\n"
         f"  found: id {UNIGRAM.size}, tokenizer of {UNIGRAM.size}\n"
-        "  do: align the chains again with this student's tokenizer (--redo align)"
+        "  hint: align the chains again with this student's tokenizer (--redo align)"
     )
     with pytest.raises(UserError, match="the target has no tokens"):
         student.batch([Example((5, 1), Target([], [0], [], [], []))])

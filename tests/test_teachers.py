@@ -254,7 +254,7 @@ def test_human_needs_rationales_and_says_so_at_once() -> None:
     assert str(raised.value) == (
         "teacher: 2 of 3 questions have no rationale for the human teacher\n"
         "  found: the first is s/2\n"
-        "  do: give each training question a rationale (sets.NAME.fields names its field), take out those that have "
+        "  hint: give each training question a rationale (sets.NAME.fields names its field), take out those that have "
         "none, or ask another teacher"
     )
 
@@ -312,7 +312,7 @@ def test_replay_counts_strangers_and_yields_nothing_behind_them() -> None:
     assert refused(*rows) == (
         "old.jsonl: 2 chains are about questions that this run does not know\n"
         "  found: the first is record 2: 't/1'\n"
-        "  do: name questions by their id or exact text, and put the set that they come from into the recipe"
+        "  hint: name questions by their id or exact text, and put the set that they come from into the recipe"
     )
 
 
@@ -325,7 +325,7 @@ def test_replay_refuses_a_key_that_comes_twice() -> None:
     assert refused(*rows, questions=[question("0"), question("00")]) == (
         "old.jsonl record 3: question 's/0', source 'replay', index 0 stands here twice\n"
         "  found: the same key in record 1\n"
-        "  do: give the rows of a question different indices, or none at all"
+        "  hint: give the rows of a question different indices, or none at all"
     )
 
 

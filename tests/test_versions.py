@@ -91,11 +91,11 @@ from potstill import runner as run
 from potstill.storage import manifest
 
 def identities():
-    modules = {name: importlib.reload(importlib.import_module(f"potstill.stages.{name}")) for name in run.REPAIRED}
+    modules = {name: importlib.reload(importlib.import_module(f"potstill.stages.{name}")) for name in run.ALL_STAGES}
     found = {}
     for number, changes in enumerate(recipes):
         plan = tiny.recipe(Path(world), *changes)
-        for stage in run.stages(plan):
+        for stage in run.recipe_stages(plan):
             module = modules[stage]
             inputs = dict(module.inputs(plan)) if hasattr(module, "inputs") else {}
             found[stage, number] = manifest.Identity(stage, dict(module.VERSIONS), {}, inputs)

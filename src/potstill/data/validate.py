@@ -5,7 +5,7 @@
     Traceback (most recent call last):
     potstill.errors.UserError: m: 1 of 1 gold answers are not graded right where a text says "The answer is ..."
       found: mine.jsonl line 1: 'Stop. Go.' (text) is wrong, read as 'stop'
-      do: correct these answers, or say in the recipe how they are graded (sets.NAME.task)
+      hint: correct these answers, or say in the recipe how they are graded (sets.NAME.task)
 
 A student is taught to end with "The answer is <gold>", and a teacher is asked for that: where the sentence with the
 gold answer itself is not right, no chain ever is. A `regex` gold is a pattern and no answer, so that only its syntax is

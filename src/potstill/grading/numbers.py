@@ -13,8 +13,6 @@ Context: what stands around a number and makes it another one, or none: a power,
 >>> is_denied_or_index("18, not 20", 8, 10), is_denied_or_index("18 m^2", 5, 6), is_denied_or_index("18 m", 0, 2)
 (True, True, False)
 
-Units: whether one quantity is said in two units ("2 hours and 30 minutes"), which no single number of it is.
-
 >>> [bool(match_second_unit(text, 1)) for text in ("2 hours and 30 minutes", "5 miles in 2 hours", "2h30")]
 [True, False, True]
 

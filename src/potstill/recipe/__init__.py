@@ -6,7 +6,7 @@
     >>> parse_recipe("name: mine\\ntrain:\\n  stps: 3\\n", "mine.yaml")
     Traceback (most recent call last):
     potstill.errors.UserError: mine.yaml line 3: unknown key train.stps
-      do: did you mean train.steps?
+      hint: did you mean train.steps?
 
 YAML 1.2: `5e-4` is a number and `no` a word. A recipe is frozen; unknown keys are refused with a suggestion and the
 place. `resolved(recipe)` writes every default out. A relative path in a recipe is looked up from the working folder and

@@ -6,7 +6,7 @@
     Traceback (most recent call last):
     potstill.errors.UserError: mine.yaml line 1: a recipe has no tags
       found: !foo
-      do: write the value without it; what stands in quotes is a text
+      hint: write the value without it; what stands in quotes is a text
 
 Before anything is built, the text is read once as a stream of events: how deep it goes, how large it is with every
 alias written out, and whether it has tags. A date stays the text that was written.

@@ -2,7 +2,7 @@
 
 >>> listing = Logprobs(tokens=[" 4", "token_id:17"], token_logprobs=[-0.1, -0.2])
 >>> read_entries(Choice(text=" 4", logprobs=listing), ReaderContext("teacher", "raw"))[1]
-Step(piece=b'', name=17, value=-0.2, tops=[])
+TokenEntry(piece=b'', name=17, value=-0.2, tops=[])
 
 Matching: which of a server's entries speak of a text. A server may hide or change what a model thought, and still
 list the log-probabilities of it; they must not come to stand on the words of the answer.
