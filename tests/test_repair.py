@@ -23,7 +23,7 @@ from potstill.inference import Request
 from potstill.models import Example, Shape, hard_example
 from potstill.records import END, Chain, Checkpoint, Prompt, Turn
 from potstill.report import collect, summary
-from potstill.stages import on_policy
+from potstill.stages import repair
 from potstill.storage import manifest, read
 from potstill.teachers import local_model
 from potstill.tokenization import encoder
@@ -116,7 +116,7 @@ def test_a_repair_that_is_taken_back_leaves_nothing_in_the_report(
     world: Path, complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:  # made by another version, which is no longer this run's
-        patch.setitem(on_policy.VERSIONS, "loss", 99)
+        patch.setitem(repair.VERSIONS, "loss", 99)
         at = Path(shutil.copytree(complete, tmp_path / "run"))
         runner.run(tiny.recipe(world, REPLAY, REPAIR), folder=at, redo="test")
     with pytest.raises(UserError, match=r"test was made(.|\n)*: content of repair \(none now\)\n.*--redo test "):

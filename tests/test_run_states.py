@@ -21,7 +21,7 @@ from potstill.data import run_questions, splits
 from potstill.errors import UserError
 from potstill.models import Shape
 from potstill.report import collect
-from potstill.stages import evaluate, on_policy, test, train
+from potstill.stages import evaluate, repair, test, train
 from potstill.storage import atomic, manifest, parquet
 from potstill.training import examples
 
@@ -165,9 +165,9 @@ def test_answers_that_another_calculator_gave_are_noticed_before_a_training_goes
 def test_every_stage_that_holds_answers_of_a_calculator_names_it(world: Path) -> None:
     final, both = "evaluate.test_decodings=[vote-2+calculator]", "evaluate.decodings=[greedy+calculator]"
     more = ("repair={sets: [more]}", "train.stop_after=1", "train.evaluate=true")
-    for change, named in (("seed=3", set()), (final, {test}), (both, {evaluate, on_policy, test, train})):
+    for change, named in (("seed=3", set()), (final, {test}), (both, {evaluate, repair, test, train})):
         plan = tiny.recipe(world, change, *more)
-        assert {each for each in (evaluate, on_policy, test, train) if "calculator marks" in each.inputs(plan)} == named
+        assert {each for each in (evaluate, repair, test, train) if "calculator marks" in each.inputs(plan)} == named
 
 
 def test_formats_may_change_without_sampling_again(world: Path, at: Path) -> None:
