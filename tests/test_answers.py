@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +17,7 @@ from answers_cases import CASES, TRUNCATED
 from potstill import data, grading
 from potstill.data import SETS, load_set
 from potstill.errors import UserError
-from potstill.grading import canonicalize_gold, custom, grade, infer_answer_type
+from potstill.grading import canonicalize_gold, grade, infer_answer_type
 from potstill.records import Verdict
 
 PAIRS = [(category, *case) for category, cases in CASES.items() for case in cases]
@@ -106,7 +108,7 @@ GOLDS = {
 }  # fmt: skip
 
 
-@given(st.text(), st.sampled_from(grading.ANSWER_TYPE_NAMES), st.sampled_from([None, "end", "length"]))
+@given(st.text(), st.sampled_from(sorted(grading.ANSWER_TYPES)), st.sampled_from([None, "end", "length"]))
 def test_any_text_gets_a_verdict(text: str, name: str, stop: str | None) -> None:
     gold = GOLDS.get(name, "some words")
     verdict = grade(text, gold, name, stop)
@@ -166,7 +168,7 @@ EVIL = [
 
 @pytest.mark.parametrize("number", range(len(EVIL)))
 def test_no_text_takes_long(number: int) -> None:
-    for name in grading.ANSWER_TYPE_NAMES:
+    for name in grading.ANSWER_TYPES:
         gold = GOLDS.get(name, "some words")
         bare = [EVIL[number]] if name in ("number", "choice", "boolean", "text", "json") else []
         for text in ["The answer is " + EVIL[number], *bare]:
@@ -218,18 +220,18 @@ def test_a_function_grades_for_whoever_names_it(tmp_path: Path, monkeypatch: pyt
     assert grade("?", "18", "function: close:silent").grade == "no answer"
     assert grade("?", "18", "function: close:silent", "length").grade == "truncated"
     assert grading.infer_answer_type("18", "function: close:near") == "function"
-    before = custom.function_digest("close:near")
-    assert len(before) == 64 and before != custom.function_digest("json:dumps")
-    for task, message in (
-        ("function: close:odd", "function close:odd: the grading function returned something else\n  found: 3"),
-        ("function: close:broken", "function close:broken: the grading function failed\n  found: ZeroDivisionError"),
-        ("function: close:none", "function close:none: no such function\n  hint: define none(text, gold) in close"),
-        ("function: nowhere:f", "function nowhere:f: no such module"),
-        ("function: close", "task 'function: close': not a function\n  hint: write `function: module:name`"),
+    before = grading.function_digest("close:near")
+    assert len(before) == 64 and before != grading.function_digest("json:dumps")
+    for task, code, where, found in (
+        ("function: close:odd", "E-grade-function-result", "function close:odd", "3"),
+        ("function: close:broken", "E-grade-function-failed", "function close:broken", "ZeroDivisionError: "),
+        ("function: close:none", "E-grade-function-missing", "function close:none", ""),
+        ("function: nowhere:f", "E-grade-function-module", "function nowhere:f", ""),
+        ("function: close", "E-grade-function-name", "task 'function: close'", ""),
     ):
         with pytest.raises(UserError) as error:
             grade("x", "y", task)
-        assert str(error.value).startswith(message)
+        assert (error.value.code, error.value.where) == (code, where) and error.value.found.startswith(found)
 
 
 def test_nothing_is_evaluated() -> None:
@@ -240,30 +242,23 @@ def test_nothing_is_evaluated() -> None:
         assert not names & {"eval", "exec", "compile", "__import__"}, path.name
 
 
-@pytest.mark.parametrize(
-    ("gold", "task", "message"),
-    [
-        (
-            "many",
-            "gsm8k",
-            "the gold answer is no number\n  found: 'many'\n  hint: correct the answer, or name another task",
-        ),
-        ("", None, "the gold answer is no text\n  found: ''\n  hint: correct the answer, or name another task"),
-        (
-            "3",
-            "boolean",
-            "the gold answer is no boolean\n  found: '3'\n  hint: correct the answer, or name another task",
-        ),
-    ],
-)
-def test_a_gold_that_cannot_be_read_is_the_users_fault(gold: str, task: str | None, message: str) -> None:
+@pytest.mark.parametrize(("gold", "task"), [("many", "gsm8k"), ("", None), ("3", "boolean")])
+def test_a_gold_answer_of_another_type_is_refused(gold: str, task: str | None) -> None:
     with pytest.raises(UserError) as error:
         grade("18", gold, task)
-    assert str(error.value) == message
+    assert (error.value.code, error.value.found) == ("E-grade-gold-type", repr(gold))
 
 
-def test_an_unknown_task_is_named_with_the_nearest() -> None:
-    with pytest.raises(UserError, match="unknown task 'bbh/navigat'\n  hint: did you mean 'bbh/navigate'"):
+@pytest.mark.parametrize(("text", "gold"), [("18", 18), ("18", None), (b"18", "18")])
+def test_a_text_or_gold_answer_that_is_no_string_is_refused(text: Any, gold: Any) -> None:
+    with pytest.raises(UserError) as error:
+        inspect.unwrap(grade)(text, gold)  # without the type checks of the tests
+    assert error.value.code == "E-grade-not-a-string"
+
+
+def test_an_unknown_task_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(UserError) as error:
         grade("18", "18", "bbh/navigat")
+    assert error.value.code == "E-grade-unknown-task" and "'bbh/navigate'" in error.value.hint
     assert grade("b a", "b a", "miniature-sorting/list").grade == "right"
     assert grading.VERSION == 4

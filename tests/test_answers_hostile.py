@@ -65,7 +65,7 @@ BEHIND = ["", " 5", " (B)", " yes", " Tom", " unknown", " none of the above.", "
           " not 5",
           " cannot be determined", " 18 or 20", " below", " 2:3", " ...", " ?", " most likely B", " that we cannot say",
           " \\boxed{}", " **", " ] }", " ant bee cat"]  # fmt: skip
-FORMS = [name for name in grading.ANSWER_TYPE_NAMES if not name.startswith("paper") and name not in ("json", "math")]
+FORMS = [name for name in grading.ANSWER_TYPES if not name.startswith("paper") and name not in ("json", "math")]
 
 
 @given(
@@ -123,13 +123,13 @@ HOSTILE = [
 PARTS = st.lists(st.sampled_from(HOSTILE) | st.text(st.characters(), max_size=6), max_size=8).map("".join)
 
 
-@given(PARTS, st.sampled_from([*grading.ANSWER_TYPE_NAMES, None]), st.sampled_from([None, "end", "length"]))
+@given(PARTS, st.sampled_from([*grading.ANSWER_TYPES, None]), st.sampled_from([None, "end", "length"]))
 def test_no_text_makes_the_grader_raise(text: str, form: str | None, stop: str | None) -> None:
     verdict = grade(text, SAMPLES.get(form or "number", "some words"), form, stop)
     (verdict.found or "").encode("utf-8")  # what is found can be written to a file
 
 
-@given(PARTS, st.sampled_from([*grading.ANSWER_TYPE_NAMES, None]))
+@given(PARTS, st.sampled_from([*grading.ANSWER_TYPES, None]))
 def test_a_gold_is_read_or_refused(gold: str, form: str | None) -> None:
     try:
         grade("The answer is 18", gold, form)
@@ -144,7 +144,7 @@ def test_a_number_of_json_may_be_of_any_size(number: str) -> None:
     assert grade('{"n": 10.0}', '{"n": 1e1}', "json").grade == "right"
 
 
-@pytest.mark.parametrize("form", grading.ANSWER_TYPE_NAMES)
+@pytest.mark.parametrize("form", grading.ANSWER_TYPES)
 def test_a_number_of_five_million_digits_is_not_computed(form: str) -> None:
     digits = "7" * 5_000_000
     for text in (f"The answer is {digits}", f'{{"n": {digits}}}'):
@@ -184,8 +184,9 @@ def test_a_pattern_that_would_take_for_ever_takes_linear_time() -> None:
 
 @pytest.mark.parametrize("pattern", [r"(a)\1", "(?=a)b", "(?<!a)b", "(", "a++", r"\Z", "a{5000}"])
 def test_a_pattern_beyond_a_linear_engine_is_refused_with_its_reason(pattern: str) -> None:
-    with pytest.raises(UserError, match=r"the gold answer is no regex that can be used\n  found: .*\n  hint: .*RE2"):
+    with pytest.raises(UserError) as error:
         grading.canonicalize_gold(pattern, "regex")
+    assert error.value.code == "E-grade-invalid-regex" and len(error.value.found) > len(repr(pattern))
 
 
 SYMBOLIC = [
@@ -219,7 +220,7 @@ def test_an_expression_that_takes_too_long_is_wrong_and_the_next_one_is_compared
     monkeypatch.setattr(expressions, "TIMEOUT_SECONDS", 0.0)
     assert grade("\\boxed{\\sqrt{20}}", "2\\sqrt{5}", "math").grade == "wrong"
     monkeypatch.undo()
-    expressions._is_equal.cache_clear()
+    expressions.compare_by_value.cache_clear()
     found: list[str] = []
     thread = threading.Thread(target=lambda: found.append(grade("\\boxed{\\sqrt{20}}", "2\\sqrt{5}", "math").grade))
     thread.start()
@@ -244,8 +245,9 @@ def test_a_worker_that_ends_answers_none_and_is_started_again(tmp_path: Path, mo
 
 def test_without_the_extra_the_task_math_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"Math-Verify, which is not installed\n  hint: pip install 'potstill\[math\]'"):
+    with pytest.raises(UserError) as error:
         grading.canonicalize_gold("\\frac{1}{2}", "math")
+    assert error.value.code == "E-grade-missing-math" and "potstill[math]" in error.value.hint
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,10 @@ def test_own_file_is_divided_by_digest(tmp_path: Path) -> None:
             {"question": "a", "answer": 1, "split": "dev"},
             '`split` must be one of train, validation, test\n  found: "dev"',
         ),
-        ({"question": "a", "answer": "much", "task": "number"}, "DIR/mine.jsonl line 2: the gold answer is no number"),
+        (
+            {"question": "a", "answer": "much", "task": "number"},
+            "DIR/mine.jsonl line 2: the gold answer is not of type number",
+        ),
         (
             {"question": "a", "answer": "1", "task": "numbr"},
             "line 2: unknown task 'numbr'\n  hint: did you mean 'number'?",
@@ -124,10 +127,13 @@ def test_own_file_is_divided_by_digest(tmp_path: Path) -> None:
             "  found: '(F)'; the question offers (A), (B)\n  hint: correct one of the two",
         ),
         ({"question": "Which? (A) bat (B) ant", "answer": "bat", "task": "animals/choice"}, "not among the choices"),
-        ({"question": "Which? A bat, B ant", "answer": "bat", "task": "choice"}, "the gold answer is no choice"),
+        (
+            {"question": "Which? A bat, B ant", "answer": "bat", "task": "choice"},
+            "the gold answer is not of type choice",
+        ),
         ({"question": "a", "answer": "1", "task": "function: os:system"}, "a record cannot name a function to run"),
-        ({"question": "a", "answer": "(", "task": "regex"}, "the gold answer is no regex"),
-        ({"question": "a", "answer": "{", "task": "json"}, "the gold answer is no json"),
+        ({"question": "a", "answer": "(", "task": "regex"}, "the gold answer is not a valid regex"),
+        ({"question": "a", "answer": "{", "task": "json"}, "the gold answer is not of type json"),
     ],
 )
 def test_a_faulty_record_is_named(tmp_path: Path, row: object, expected: str) -> None:

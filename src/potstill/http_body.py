@@ -1,15 +1,15 @@
-"""Bounded reading: what arrives over a network, unpacked as it comes and never beyond a limit.
+"""Decode HTTP bodies as they arrive, up to a maximum size.
 
     >>> import gzip
-    >>> unpack = BodyDecoder("gzip", most=10)
-    >>> unpack(gzip.compress(b"2 + 2 = 4"))
+    >>> decode = BodyDecoder("gzip", max_bytes=10)
+    >>> decode(gzip.compress(b"2 + 2 = 4"))
     b'2 + 2 = 4'
-    >>> BodyDecoder("gzip", most=1000)(gzip.compress(bytes(10_000_000)))
+    >>> BodyDecoder("gzip", max_bytes=1000)(gzip.compress(bytes(10_000_000)))
     Traceback (most recent call last):
     potstill.http_body.BodyTooLarge: more than 1000 bytes
 
-An HTTP library unpacks a chunk whole, and a chunk of 64 KiB may hold 64 MiB, or as many times more as it was packed:
-so these two forms are unpacked here, and any other is refused.
+HTTP libraries decompress whole chunks, and a chunk of 64 KiB may hold 64 MiB or, compressed repeatedly, far more. So
+gzip and deflate are decompressed here, and other encodings are refused.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ import zlib
 
 
 class BodyTooLarge(Exception):
-    """More arrived than may."""
+    """The body has more bytes than allowed."""
 
 
 class BodyDecoder:
-    """Turns chunks of a body as they arrive into its content, of at most `most` bytes.
+    """Turns the chunks of a body into its content, of at most `max_bytes` bytes.
 
-    encoding  the header Content-Encoding. Raises ValueError for one that is not asked for, or wrong.
+    encoding  the header Content-Encoding. Raises ValueError for an encoding that no request accepts.
     """
 
-    def __init__(self, encoding: str | None, most: int) -> None:
-        self.most, self.size = most, 0
+    def __init__(self, encoding: str | None, max_bytes: int) -> None:
+        self.max_bytes, self.size = max_bytes, 0
         name = (encoding or "identity").strip().lower()
         if name not in ("identity", "gzip", "x-gzip", "deflate"):
-            raise ValueError(f"a body that is packed as {name[:40]!r}")
-        self._packed, self._stream = name != "identity", zlib.decompressobj(47)
+            raise ValueError(f"the body has the unknown encoding {name[:40]!r}")
+        self._compressed, self._stream = name != "identity", zlib.decompressobj(47)  # 47: gzip or zlib, by its header
 
     def __call__(self, chunk: bytes) -> bytes:
-        """The content of the next chunk. Raises TooLarge, and ValueError where it cannot be unpacked."""
-        if not self._packed:
-            return self._counted(chunk)
+        """The content of the next chunk. Raises BodyTooLarge, and ValueError if it cannot be decompressed."""
+        if not self._compressed:
+            return self._count(chunk)
         parts = []
         while chunk:
             try:
-                parts.append(self._counted(self._stream.decompress(chunk, self.most - self.size + 1)))
-            except zlib.error as fault:
-                raise ValueError(f"a body that cannot be unpacked ({fault})") from None
+                parts.append(self._count(self._stream.decompress(chunk, self.max_bytes - self.size + 1)))
+            except zlib.error as error:
+                raise ValueError(f"the body cannot be decompressed ({error})") from None
             chunk = self._stream.unused_data
-            if self._stream.eof:  # packed files may stand one behind the other
+            if self._stream.eof:  # one compressed file may follow another
                 self._stream = zlib.decompressobj(47)
         return b"".join(parts)
 
-    def _counted(self, data: bytes) -> bytes:
+    def _count(self, data: bytes) -> bytes:
         self.size += len(data)
-        if self.size > self.most:
-            raise BodyTooLarge(f"more than {self.most} bytes")
+        if self.size > self.max_bytes:
+            raise BodyTooLarge(f"more than {self.max_bytes} bytes")
         return data

@@ -1,4 +1,4 @@
-"""Which of several processes this is, as torchrun or srun have told it, and what memory it took.
+"""The rank of this process among those that torchrun or srun started, its peak memory, and worker processes.
 
     >>> read_process_rank({"RANK": "3", "WORLD_SIZE": "16", "LOCAL_RANK": "3"})
     ProcessRank(rank=3, world=16, local=3, launched=True)
@@ -7,13 +7,8 @@
     >>> read_main_address({"SLURM_JOB_NODELIST": "gpu[003-010],big1", "SLURM_JOB_ID": "20007"})
     ('gpu003', 20007)
 
-Only what a step of SLURM has says that there are others: SLURM_NTASKS stands in a batch script too, which runs once.
-
-Workers: a process of its own that answers one request after the other, and is ended when it takes too long.
-
-A library that may not come to an end (symbolic algebra) runs there. A signal would not do: it reaches the main thread
-only, and no call that is busy inside a C library. A worker starts when it is first asked and ends with the process that
-asked.
+SLURM_NTASKS does not count, because a batch script, which runs once, has it, too; only a job step has the variables of
+`LAUNCHER_VARIABLES`.
 """
 
 from __future__ import annotations
@@ -35,17 +30,17 @@ from typing import Any, Final
 
 from potstill.errors import UserError
 
-# Rank from 0, number of processes, rank on this machine.
+# The variables of rank, number of processes and rank on this machine, by launcher.
 LAUNCHER_VARIABLES: Final = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 )
-PORT_RANGE: Final = 20000  # so many, from the port of the same number on
+PORT_RANGE: Final = 20000  # number of ports, and the first of them
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessRank:
-    """`rank` of `world` processes, the `local`-th on its machine; `launched`: whether somebody said so."""
+    """Process `rank` of `world`, `local` on its machine; all count from 0. `launched`: a launcher started it."""
 
     rank: int = 0
     world: int = 1
@@ -58,44 +53,50 @@ class ProcessRank:
 
 
 def read_process_rank(environment: Mapping[str, str] | None = None) -> ProcessRank:
-    """This process among those that were started together."""
-    known = os.environ if environment is None else environment
+    """The rank of this process, from the environment variables of its launcher; rank 0 of 1 without a launcher."""
+    variables = os.environ if environment is None else environment
     for rank, world, local in LAUNCHER_VARIABLES:
-        if rank in known and world in known:
-            return ProcessRank(int(known[rank]), int(known[world]), int(known.get(local, "0")), True)
+        if rank in variables and world in variables:
+            return ProcessRank(int(variables[rank]), int(variables[world]), int(variables.get(local, "0")), True)
     return ProcessRank()
 
 
 def read_main_address(environment: Mapping[str, str] | None = None) -> tuple[str, int]:
-    """Host and port where the first process is found: MASTER_ADDR and MASTER_PORT, which torchrun sets; in a job of
-    SLURM the job's first machine, and a port from the job's number. Raises UserError where nothing says it."""
-    known = os.environ if environment is None else environment
-    host, port = known.get("MASTER_ADDR"), known.get("MASTER_PORT")
-    machines = known.get("SLURM_STEP_NODELIST") or known.get("SLURM_JOB_NODELIST", "")
-    if not host and (found := re.match(r"([^\[,]+)(?:\[([0-9]+))?", machines)):
-        host = found[1] + (found[2] or "")
-    if not port and "SLURM_JOB_ID" in known:
-        port = str(PORT_RANGE + int(known["SLURM_JOB_ID"]) % PORT_RANGE)
+    """Host and port of the first process: MASTER_ADDR and MASTER_PORT, which torchrun sets; in a SLURM job the first
+    machine of the job and a port computed from the job's number. Raises UserError if neither is set."""
+    variables = os.environ if environment is None else environment
+    host, port = variables.get("MASTER_ADDR"), variables.get("MASTER_PORT")
+    nodes = variables.get("SLURM_STEP_NODELIST") or variables.get("SLURM_JOB_NODELIST", "")
+    if not host and (match := re.match(r"([^\[,]+)(?:\[([0-9]+))?", nodes)):
+        host = match[1] + (match[2] or "")
+    if not port and "SLURM_JOB_ID" in variables:
+        port = str(PORT_RANGE + int(variables["SLURM_JOB_ID"]) % PORT_RANGE)
     if not host or not port:
         raise UserError(
-            "several processes were started, but nothing says where they meet",
+            "several processes were started, but their common address is not set",
+            code="E-run-missing-main-address",
             where="MASTER_ADDR, MASTER_PORT",
-            hint="start them with torchrun or srun, or set both",
+            hint="start them with torchrun or srun, or set both variables",
         )
     return host, int(port)
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held so far."""
+    """The largest number of bytes that this process has used so far."""
     unit = 1 if platform.system() == "Darwin" else 1 << 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-WORKER_START_SECONDS = 120.0  # seconds that a worker may take to load its libraries
+WORKER_START_SECONDS = 120.0  # for loading its libraries
 
 
 class WorkerProcess:
-    """A process `python -m module` that reads a JSON value a line and writes one a line, the first when it is ready."""
+    """A process `python -m module` that reads one JSON value per line and writes one JSON value per line.
+
+    For a library that may never return, such as symbolic algebra: a request that takes too long kills the process. A
+    signal would not help, because it reaches only the main thread and interrupts no C code. The process starts with the
+    first request, writes one value when it is ready, and ends with this process.
+    """
 
     def __init__(self, module: str) -> None:
         self.module = module
@@ -105,9 +106,9 @@ class WorkerProcess:
         atexit.register(self.close)
 
     def ask(self, request: Any, seconds: float) -> Any:
-        """The answer to a request, None where none came in time or the worker ended. Any thread may ask."""
+        """The answer to a request; None if it took longer than `seconds` or the worker ended. Thread-safe."""
         with self._lock:
-            if self._owner != os.getpid():  # after a fork the worker is the parent's
+            if self._owner != os.getpid():  # after a fork the worker belongs to the parent
                 self._process, self._owner = None, os.getpid()
             if self._process is None or self._process.poll() is not None:
                 self._start()
@@ -116,13 +117,13 @@ class WorkerProcess:
             try:
                 process.stdin.write(json.dumps(request).encode() + b"\n")
                 process.stdin.flush()
-                return self._line(seconds)
+                return self._read_line(seconds)
             except OSError:
                 self._stop()
                 return None
 
     def close(self) -> None:
-        """End the worker, if this process has one."""
+        """End the worker process if this process started one."""
         if self._owner == os.getpid():
             self._stop()
 
@@ -135,11 +136,11 @@ class WorkerProcess:
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": paths},
         )
-        if self._line(WORKER_START_SECONDS) is None:
+        if self._read_line(WORKER_START_SECONDS) is None:
             raise RuntimeError(f"{self.module} did not start")
 
-    def _line(self, seconds: float) -> Any:
-        """The next line of the worker; None, and no worker any more, where it does not come in time."""
+    def _read_line(self, seconds: float) -> Any:
+        """The value of the worker's next line. If it takes longer than `seconds`, ends the worker and returns None."""
         assert self._process is not None and self._process.stdout is not None
         descriptor, line = self._process.stdout.fileno(), b""
         end = time.monotonic() + seconds

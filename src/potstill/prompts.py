@@ -1,10 +1,9 @@
-"""Prompts: from a question, a format and demonstrations to the turns that a model is shown.
+"""Prompts: the turns that a model sees, from a question, a format and demonstrations.
 
-    >>> prompt = build_prompt("What is 1 + 1?", PromptFormat(few_shot=False, rationale=True))
-    >>> prompt.plain
+    >>> build_prompt("What is 1 + 1?", PromptFormat(few_shot=False, rationale=True)).plain
     "Q: What is 1 + 1?\\nLet's think step by step"
-    >>> shots = [Demonstration("What is 2 + 2?", "4", "2 + 2 = 4.")]
-    >>> print(build_prompt("What is 1 + 1?", PromptFormat(few_shot=True, rationale=True), shots).plain)
+    >>> demonstrations = [Demonstration("What is 2 + 2?", "4", "2 + 2 = 4.")]
+    >>> print(build_prompt("What is 1 + 1?", PromptFormat(few_shot=True, rationale=True), demonstrations).plain)
     Q: What is 2 + 2?
     Let's think step by step
     2 + 2 = 4.
@@ -13,9 +12,9 @@
     Q: What is 1 + 1?
     Let's think step by step
 
-The four formats and their bytes are those of Fu et al. 2023 (PAPER style). A prompt never ends in white space: what
-stands between it and its answer is its `lead`, which a plain causal model needs and T5 and chat models do not.
-Pure: no tokenizer, no file.
+The four formats and their bytes are those of Fu et al. 2023 (PAPER_STYLE). A prompt never ends in white space: the
+white space between it and its answer is its `lead`, which a causal model without a chat template needs, and T5 and chat
+models do not. Pure: no tokenizer, no file.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from typing import Final
 
 from potstill.records import Prompt, Turn
 
-VERSION: Final = 1  # of the bytes that this module makes; stored in the manifests of the stages that use it
+VERSION: Final = 1  # counts changes of the bytes of prompts; stored in the manifests of the stages that use them
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class PromptFormat:
-    """With or without demonstrations, with or without a chain of thought: a value, not four datasets."""
+    """Whether a prompt has demonstrations (`few_shot`), and whether its answer has a chain of thought (`rationale`)."""
 
     few_shot: bool
     rationale: bool
@@ -55,7 +54,7 @@ FORMATS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A solved example. `rationale` is the solution in words without its answer sentence, empty if it has none."""
+    """A solved example. `rationale` is the solution without its answer sentence; it may be empty."""
 
     question: str
     answer: str
@@ -64,9 +63,14 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class PromptStyle:
-    """The wording around a question, an answer and a rationale.
+    """The templates of a question and its reply, with {question}, {rationale} and {answer}.
 
-    `ask_*` ends where the reply begins (no white space at its end), `lead_*` is the white space between the two.
+    ask_rationale      the question if a rationale is expected; no `ask_*` ends in white space
+    ask_answer         the question of a few-shot prompt without rationales
+    ask_answer_alone   the question of a zero-shot prompt without a rationale
+    reply_*            the reply of a demonstration
+    lead_*             the white space between question and reply
+    after              the text between a demonstration and the next question
     """
 
     ask_rationale: str
@@ -112,84 +116,83 @@ def build_prompt(
 ) -> Prompt:
     """The prompt of one question.
 
-    demonstrations  shown in this order if the format is few-shot, ignored otherwise
-    instruction     stands before everything, set off by a blank line (the description of a BBH task)
+    demonstrations  used in this order by a few-shot format, ignored by a zero-shot format
+    instruction     precedes everything, followed by a blank line (the description of a BBH task)
     """
+    demonstrations = demonstrations if format.few_shot else ()
+    assert demonstrations or not format.few_shot, "a few-shot prompt without demonstrations"
+    if format.rationale:
+        ask, lead, reply = style.ask_rationale, style.lead_rationale, style.reply_rationale
+    else:
+        ask = style.ask_answer if format.few_shot else style.ask_answer_alone
+        lead, reply = style.lead_answer, style.reply_answer
     turns: list[Turn] = []
-    lead = style.lead_rationale if format.rationale else style.lead_answer
-    shown = demonstrations if format.few_shot else ()
-    assert shown or not format.few_shot, "a few-shot prompt without demonstrations"
-    ask = style.ask_rationale if format.rationale else style.ask_answer if format.few_shot else style.ask_answer_alone
-    reply = style.reply_rationale if format.rationale else style.reply_answer
-    before = f"{instruction}\n\n" if instruction else ""
-    for shot in shown:
-        turns.append(Turn("user", before + _fill_template(ask, question=shot.question)))
-        answer = _fill_template(reply, rationale=shot.rationale, answer=shot.answer)
+    for demonstration in demonstrations:
+        answer = _fill_template(reply, rationale=demonstration.rationale, answer=demonstration.answer)
+        turns.append(Turn("user", _fill_template(ask, question=demonstration.question)))
         turns.append(Turn("assistant", lead + answer + style.after))
-        before = ""
-    turns.append(Turn("user", before + _fill_template(ask, question=question)))
+    turns.append(Turn("user", _fill_template(ask, question=question)))
+    if instruction:
+        turns[0] = Turn("user", f"{instruction}\n\n{turns[0].text}")
     return Prompt(tuple(turns), lead)
 
 
 def format_solution(rationale: str, answer: str) -> str:
-    """A rationale and its answer sentence as one chain of thought, as students are taught it."""
-    return (
-        _fill_template(PAPER_STYLE.reply_rationale, rationale=rationale, answer=answer)
-        if rationale
-        else format_answer(answer)
-    )
+    """A rationale and its answer sentence as one chain of thought: the training target of the rationale formats."""
+    if not rationale:
+        return format_answer(answer)
+    return _fill_template(PAPER_STYLE.reply_rationale, rationale=rationale, answer=answer)
 
 
 def restore_answer_line(text: str) -> str:
-    """A solution of one line with its answer sentence on a line of its own, as `solution` writes it and a tokenizer
-    without line breaks has lost it.
+    """A one-line solution with its answer sentence on its own line, as `format_solution` writes it. The vocabulary of
+    T5 has no newline and loses it.
 
     >>> restore_answer_line("1 + 1 = 2. The answer is 2"), restore_answer_line("1 + 1 = 2.\\nSo 2. The answer is 2")
     ('1 + 1 = 2.\\nThe answer is 2', '1 + 1 = 2.\\nSo 2. The answer is 2')
     """
-    at = -1 if "\n" in text else text.find(" The answer is ")
-    return text if at < 0 else f"{text[:at]}\n{text[at + 1 :]}"
+    space = -1 if "\n" in text else text.find(" The answer is ")
+    return text if space < 0 else f"{text[:space]}\n{text[space + 1 :]}"
 
 
 def format_answer(answer: str) -> str:
-    """The target of the answer-only formats."""
+    """The answer sentence: the training target of the answer formats."""
     return _fill_template(PAPER_STYLE.reply_answer, answer=answer)
 
 
-# A byte is as good as a character here: what is looked for is ASCII.
 _ANSWER_SENTENCE: Final = re.compile(
     r"answer is\b(?!\s+not\b)[\s:]*[^\s:][^\n]*?(?:[.!?][\"')\]*]*(?=\s)|(?=\n|\s+(?:Q|Question)\s?:))", re.IGNORECASE
 )
 
 
 def find_answer_end(text: str) -> int | None:
-    """Where sampling cuts a text: the end of the first line that holds "answer is", None if no line does.
-
-    The newline itself is not part of the text (PAPER section 2).
-    """
-    at = text.lower().find("answer is")
-    if at < 0:
+    """Where sampling truncates a text: the end of the first line with "answer is", without its newline; None if there
+    is no such line."""
+    start = text.lower().find("answer is")
+    if start < 0:
         return None
-    newline = text.find("\n", at)
+    newline = text.find("\n", start)
     return len(text) if newline < 0 else newline
 
 
 def find_answer_sentence_end(text: str) -> int | None:
-    """Where the first sentence that holds "answer is" and says one has ended: white space follows its period, its line
-    ends, or another question begins. None as long as it may go on.
+    """The end of the first complete sentence with "answer is": white space follows its period, its line ends, or
+    another question begins. None as long as the sentence may continue.
 
     >>> text = "Half is 4.5. The answer is 4.50. Q: How many?"
-    >>> text[: find_answer_sentence_end(text)], find_answer_sentence_end("The answer is 4."), find_answer_sentence_end("answer is\\n4")
-    ('Half is 4.5. The answer is 4.50.', None, None)
+    >>> text[: find_answer_sentence_end(text)]
+    'Half is 4.5. The answer is 4.50.'
+    >>> find_answer_sentence_end("The answer is 4."), find_answer_sentence_end("answer is\\n4")
+    (None, None)
     """
     match = _ANSWER_SENTENCE.search(text)
     return None if match is None else match.end()
 
 
 def _fill_template(template: str, **values: str) -> str:
-    # str.format would read braces that stand in a question; each value is put in once, and never read again.
+    # str.format would interpret braces in a value that is itself a template; here each value is inserted as it is.
     parts = []
     for piece in template.split("{"):
-        name, closed, rest = piece.partition("}")
-        parts.append(values[name] + rest if closed else piece)
+        name, brace, rest = piece.partition("}")
+        parts.append(values[name] + rest if brace else piece)
     return "".join(parts)

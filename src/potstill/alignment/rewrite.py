@@ -96,7 +96,7 @@ def _apply_edits(chain: Chain, find: Callable[[str], Sequence[Edit]], earlier: S
     def at(place: int) -> int:
         return len(text[:place].encode("utf-8", DECODE_ERRORS))
 
-    written = [(at(each.start), at(each.end), each.text.encode(), at(each.until)) for each in edits]
+    written = [(at(each.start), at(each.end), each.text.encode(), at(each.number_end)) for each in edits]
     places: list[tuple[int, int]] = []
     for start, end, new, until in reversed(written):  # from the back, so that the places before stay
         chain, own = _apply_edit(chain, start, end, new, until)

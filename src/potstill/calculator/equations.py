@@ -1,14 +1,14 @@
-"""Where a text calculates: its sums, GSM8K's marks around their results, and which sums are wrong.
+"""The equations of a text, GSM8K's calculator marks around their results, and the equations that are wrong.
 
     >>> text = "He has 48/2 = 24 pens, at $1.50 x 4 = $6."
     >>> marked = apply_edits(text, find_mark_insertions(text))
     >>> marked
     'He has 48/2 = <<48/2=24>>24 pens, at $1.50 x 4 = $<<1.50*4=6>>6.'
-    >>> apply_edits(marked, find_mark_removals(marked)) == text, find_wrong_equations("So 3 * 4 = 13 and 10 / 3 = 3.33")
+    >>> apply_edits(marked, find_mark_removals(marked)) == text, find_wrong_equations("3 * 4 = 13 and 10 / 3 = 3.33")
     (True, ('3 * 4 = 13',))
 
-A mark is what the authors of GSM8K wrote into its solutions for a calculator to complete. It is inserted only where the
-text has the calculator's own result, so it never says anything that the calculator would not. Pure.
+The authors of GSM8K wrote marks into its solutions so that a calculator can complete them. A mark is inserted only
+before a result that equals the calculator's, so a mark never says anything else than the calculator would. Pure.
 """
 
 from __future__ import annotations
@@ -30,140 +30,151 @@ from potstill.calculator import (
     format_result,
 )
 
-VERSION: Final = 1  # of where marks stand, what they hold, and which sums count as wrong
+VERSION: Final = 1  # counts changes of the places and contents of marks, and of which equations are wrong
 
 MARK_PATTERN: Final = re.compile(r"<<[^<>=\n]*=[^<>\n]*>>")
 STATED_RESULT: Final = re.compile(r"[ \t]*(-?\$?-?)(\d(?:[\d,]*\d)?(?:\.\d+)?|\.\d+)")
-CONTINUATION: Final = re.compile(r"\s*[-+*/×÷−–xX(]\s*[\d$(.]|[:^]|[.,]\d|\s+\d+/")  # what is said is no number alone
-# What else makes a number another one, where only a plain sum may be called wrong.
+# Behind a stated result: it is only a part of another expression or number.
+CONTINUATION: Final = re.compile(r"\s*[-+*/×÷−–xX(]\s*[\d$(.]|[:^]|[.,]\d|\s+\d+/")
+# Behind a stated result: words that change its value.
 UNIT_PATTERN: Final = re.compile(
     r"\s*(?:%|°|k\b|m\b|hundred|thousand|million|billion|dozen|cent|per ?cent|and a )", re.I
 )
 TIMES_SIGN: Final = re.compile(r"(?<=[\d)]) ?[xX] ?(?=[\d($.])")
-# Signs in a row, and two divisions in a row: 2 / 1/5 is read in two ways.
+# Two operators in a row, and two divisions in a row: 2 / 1/5 has two readings.
 AMBIGUOUS_EXPRESSION: Final = re.compile(r"[-+*/×÷−–xX]\s*[-+*×÷−–xX]|[/÷]\s*[\d,.]+\s*[/÷]")
 
 
 @dataclass(frozen=True, slots=True)
 class Equation:
-    """An expression of the text, its equals sign and the number behind it.
+    """An expression in a text, its equals sign and the number behind it.
 
-    start, end  of the whole in the text
-    at          where the number begins, behind a space and a currency sign
-    expression  as the text writes it; `value` is what it comes to
-    said        the number that stands there
-    goes_on     whether something stands behind the number that makes it a part of another expression
+    start, end    of the whole equation in the text
+    number_start  where the stated number begins, behind a space and a currency sign
+    expression    as written
+    value         of the expression
+    stated        the number that the text states
+    continues     whether the text behind the number makes it a part of another expression
     """
 
     start: int
-    at: int
+    number_start: int
     end: int
     expression: str
     value: Fraction
-    said: Fraction
-    goes_on: bool
+    stated: Fraction
+    continues: bool
 
     @property
     def mark(self) -> str | None:
-        """What belongs before the number; None where the text does not have the calculator's own result."""
+        """The mark to insert before the number; None if the text does not state the calculator's result."""
         result = format_result(self.value)
-        if self.said != self.value or self.goes_on or result is None:
+        if self.stated != self.value or self.continues or result is None:
             return None
         return f"<<{compact_expression(self.expression)}={result}>>"
 
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """The characters from `start` to `end` become `text`; `until` is where the number behind them ends."""
+    """Replace the characters from `start` to `end` by `text`. The number behind them ends at `number_end`."""
 
     start: int
     end: int
     text: str
-    until: int
+    number_end: int
 
 
 def find_equations(text: str) -> Iterator[Equation]:
-    """The sums of a text in their order; those inside of marks, finished or open, are left out."""
-    marks = [found.span() for found in MARK_PATTERN.finditer(text)]
+    """The equations of a text in their order, except those inside marks, closed or open."""
+    marks = [match.span() for match in MARK_PATTERN.finditer(text)]
     equals = -1
     while (equals := text.find("=", equals + 1)) >= 0:
         low = max(0, equals - LOOKBACK_CHARS)
         opened = text.rfind("<<", low, equals)
         if any(start < equals < end for start, end in marks) or (opened >= 0 and ">>" not in text[opened:equals]):
             continue
-        expression, said = find_trailing_expression(text[low:equals]), STATED_RESULT.match(text, equals + 1)
-        if expression is None or said is None or not NUMBER_PATTERN.fullmatch(said[2]):
+        expression, result = find_trailing_expression(text[low:equals]), STATED_RESULT.match(text, equals + 1)
+        if expression is None or result is None or not NUMBER_PATTERN.fullmatch(result[2]):
             continue
-        found = evaluate_expression(expression)
-        assert found is not None, "a tail has a value"
-        number = Fraction(said[2].replace(",", "")) * (-1 if "-" in said[1] else 1)
-        at = said.start(1) if said[1].startswith("-") else said.end(1)
-        start = text.rindex(expression, low, equals)
+        value = evaluate_expression(expression)
+        assert value is not None, "a trailing expression has a value"
         yield Equation(
-            start, at, said.end(), expression, found, number, CONTINUATION.match(text, said.end()) is not None
+            start=text.rindex(expression, low, equals),
+            number_start=result.start(1) if result[1].startswith("-") else result.end(1),
+            end=result.end(),
+            expression=expression,
+            value=value,
+            stated=Fraction(result[2].replace(",", "")) * (-1 if "-" in result[1] else 1),
+            continues=CONTINUATION.match(text, result.end()) is not None,
         )
 
 
 def find_mark_insertions(text: str) -> list[Edit]:
-    """A mark before every number that is the calculator's result of the expression before it, where none stands yet."""
-    return [Edit(each.at, each.at, each.mark, each.end) for each in find_equations(text) if each.mark is not None]
+    """A mark before every stated number that equals the calculator's result and has no mark yet."""
+    return [
+        Edit(equation.number_start, equation.number_start, equation.mark, equation.end)
+        for equation in find_equations(text)
+        if equation.mark is not None
+    ]
 
 
 def find_mark_removals(text: str) -> list[Edit]:
-    """Every mark taken away. Where one stands inside of another, the outer one is left to the next call."""
-    found = []
+    """The removal of every mark. If one mark is inside another, the next call removes the outer one."""
+    edits = []
     for mark in MARK_PATTERN.finditer(text):
-        behind = STATED_RESULT.match(text, mark.end())
-        found.append(Edit(*mark.span(), "", mark.end() if behind is None else behind.end()))
-    return found
+        number = STATED_RESULT.match(text, mark.end())
+        edits.append(Edit(*mark.span(), "", mark.end() if number is None else number.end()))
+    return edits
 
 
 def apply_edits(text: str, edits: Sequence[Edit]) -> str:
-    """The text with edits made that do not overlap, in their order."""
-    parts, place = [], 0
+    """The text after edits that do not overlap, in their order."""
+    parts, position = [], 0
     for edit in edits:
-        parts += [text[place : edit.start], edit.text]
-        place = edit.end
-    return "".join([*parts, text[place:]])
+        parts += [text[position : edit.start], edit.text]
+        position = edit.end
+    return "".join([*parts, text[position:]])
 
 
 def find_wrong_equations(text: str) -> tuple[str, ...]:
-    """The sums that say another number than they come to, as they stand there. A rounded or cut number is not wrong;
-    what may be read in two ways (a part of a longer expression, algebra, times, units) is not judged."""
+    """The equations that state another number than their value, as written. A rounded or truncated number is right.
+    Ambiguous equations (a part of a longer expression, algebra, times of day, units) are not judged."""
     return tuple(
-        text[each.start : each.end]
-        for each in find_equations(text)
-        if _is_judgeable(text, each) and not _is_rounded(text, each)
+        text[equation.start : equation.end]
+        for equation in find_equations(text)
+        if _is_judgeable(text, equation) and not _is_rounded(text, equation)
     )
 
 
 def compact_expression(expression: str) -> str:
-    """An expression as marks have it: no spaces, no currency, no commas in numbers, `*` and `/` for other signs.
+    """An expression as marks write it: no spaces, currency signs and commas, and `*` and `/` for other operators.
 
     >>> compact_expression("$1,200 × (3 − 1)")
     '1200*(3-1)'
     """
-    parts, place = [], 0
-    while found := EXPRESSION_TOKEN.match(expression, place):
-        number, sign = found.groups()
-        parts.append(OPERATORS.get(sign, sign) if sign else number.replace(",", ""))
-        place = found.end()
+    parts, position = [], 0
+    while match := EXPRESSION_TOKEN.match(expression, position):
+        number, operator = match.groups()
+        parts.append(OPERATORS.get(operator, operator) if operator else number.replace(",", ""))
+        position = match.end()
     return "".join(parts)
 
 
-def _is_judgeable(text: str, each: Equation) -> bool:
-    """Whether a sum is a plain one: nothing before it that it might belong to, nothing in it that is a letter."""
-    found = EXPRESSION_TAIL.search(text[max(0, each.start - LOOKBACK_CHARS) : each.start])
-    assert found is not None
-    before = text[each.start - 1 : each.start]
-    apart = not found[0].strip(" \t.,$") and not before.isalnum() and before not in tuple(":%^_#\\'\"°|")
-    last = text[: each.start].rstrip()[-1:]
-    plain = not re.search("[xX]", TIMES_SIGN.sub("*", each.expression)) and not AMBIGUOUS_EXPRESSION.search(
-        each.expression
-    )
-    return apart and last not in tuple("%^/") and plain and not each.goes_on and not UNIT_PATTERN.match(text, each.end)
+def _is_judgeable(text: str, equation: Equation) -> bool:
+    """Whether an equation has one reading: nothing before it belongs to it, and it has no letters or units."""
+    start = equation.start
+    tail = EXPRESSION_TAIL.search(text[max(0, start - LOOKBACK_CHARS) : start])
+    assert tail is not None
+    before = text[start - 1 : start]
+    separate = not tail[0].strip(" \t.,$") and not before.isalnum() and before not in tuple(":%^_#\\'\"°|")
+    separate = separate and text[:start].rstrip()[-1:] not in tuple("%^/")
+    has_letters = re.search("[xX]", TIMES_SIGN.sub("*", equation.expression))
+    plain = not has_letters and not AMBIGUOUS_EXPRESSION.search(equation.expression)
+    return separate and plain and not equation.continues and not UNIT_PATTERN.match(text, equation.end)
 
 
-def _is_rounded(text: str, each: Equation) -> bool:
-    decimals = len(text[each.at : each.end].partition(".")[2])
-    return each.said == each.value or abs(each.said - each.value) < Fraction(1, 10**decimals)
+def _is_rounded(text: str, equation: Equation) -> bool:
+    """Whether the stated number equals the value, or differs by less than its last decimal."""
+    decimals = len(text[equation.number_start : equation.end].partition(".")[2])
+    difference = abs(equation.stated - equation.value)
+    return difference == 0 or difference < Fraction(1, 10**decimals)

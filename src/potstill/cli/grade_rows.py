@@ -16,7 +16,6 @@ from potstill import grading, progress, storage
 from potstill.cli import lm_eval
 from potstill.data import custom_set
 from potstill.errors import UserError
-from potstill.grading import custom
 from potstill.records import StopReason, Verdict
 from potstill.storage import dataset_files
 
@@ -73,12 +72,12 @@ def _grade_row(where: str, row: Mapping[str, Any], task: str | None, tick: progr
     if stated is not None and not isinstance(stated, str):
         raise UserError("task must be text", where=where, found=repr(stated), hint="correct or leave out task")
     try:
-        if stated and custom.parse_function_name(stated) is not None:
+        if stated and grading.parse_function_name(stated) is not None:
             hint = "leave `task` out of the rows, and say --task, which is yours"
             raise UserError("a row cannot name a function to run", found=stated, hint=hint)
         verdict = _grade_answer(text, row["gold"], stated or task, _read_stop(row, where), where)
     except UserError as fault:
-        raise UserError(fault.what, where=where, found=fault.found, hint=fault.hint) from None
+        raise UserError(fault.what, code=fault.code, where=where, found=fault.found, hint=fault.hint) from None
     tick()
     return {**own, "verdict": verdict.grade, "found": verdict.found}
 
@@ -96,7 +95,7 @@ def _answer_type(task: str | None) -> str | None:
     if task is None:
         return None
     known = grading.BBH_ANSWER_TYPES.get(task)
-    return "function" if custom.parse_function_name(task) is not None else known or task.rpartition("/")[2]
+    return "function" if grading.parse_function_name(task) is not None else known or task.rpartition("/")[2]
 
 
 def _read_stop(row: Mapping[str, Any], where: str) -> StopReason | None:

@@ -60,7 +60,7 @@ def check_questions(raws: Sequence[RawQuestion], name: str) -> None:
                 raise UserError("several choices cannot be graded as text", found=repr(raw.gold), hint=hint)
             verdict = grading.grade(prompts.format_answer(raw.gold), raw.gold, raw.task)
         except UserError as error:
-            raise UserError(error.what, where=raw.where, found=error.found, hint=error.hint) from None
+            raise UserError(error.what, code=error.code, where=raw.where, found=error.found, hint=error.hint) from None
         if verdict.grade != "right" and form != grading.FUNCTION_TYPE:
             failed.append((raw, verdict))
     if failed:

@@ -1,12 +1,9 @@
-"""Booleans: one of a pair of words: yes or no, true or false, valid or invalid.
+"""The answer types boolean (yes or no, true or false, valid or invalid) and choice (the letter of an option).
 
 >>> extract_marked_boolean(" not valid.", "valid"), extract_unmarked_boolean("The argument isn't valid.", "valid")
 ('invalid', 'invalid')
 >>> extract_marked_boolean(" There is no evidence, so yes", "yes"), extract_unmarked_boolean("I have no idea.", "no")
 ('yes', None)
-
-Picks: one of the options that a question offers, by letter.
-
 >>> extract_marked_choice(" option (B), the red ball.", "A"), extract_marked_choice(" most likely B, at home.", "A")
 ('B', 'B')
 >>> extract_marked_choice(" either C or B.", "B"), extract_unmarked_choice("B\\n\\nExplanation: (C) is too small.", "B")
@@ -27,7 +24,7 @@ _DENIAL: Final = (
     rf"(?:(?:\b(?:not|never|hardly)|n't|\b(?:cannot|can\snot)(?=\sbe\b)|\b{normalize.ALL_BUT})\s+(?:be\s+)?"
     r"(?:[a-z]+ly\s+)?(?:an?\s+)?[*_\"'`(]{0,4}\s?)"
 )
-# "cannot be called valid", "I would not say that it is true": some words may stand between, but no further clause.
+# "cannot be called valid", "I would not say that it is true": words may stand in between, but no further clause.
 _DENIAL_OF_ADJECTIVE: Final = (
     r"(?:(?:\b(?:not|never|hardly|scarcely|nor|cannot|fails?\sto|unable\sto|by\sno\smeans|in\sno\sway|under\sno"
     rf"\scircumstances|(?:wrong|incorrect)\sto)[*_]{{0,3}}|n't|\b{normalize.ALL_BUT})"
@@ -47,7 +44,7 @@ _BOOLEAN: Final = {
     for pair, denial in zip(_PAIRS, (_DENIAL, _DENIAL_OF_ADJECTIVE, _DENIAL_OF_ADJECTIVE), strict=True)
     for word in pair
 }
-# "no" is an answer only where it stands by itself: "no evidence", "no one" and "no longer" say something else.
+# "no" is an answer only if it stands alone, not in "no evidence", "no one" and "no longer".
 _BOOLEAN_ALONE = re.compile(
     r"[\s*_\"'`)\]}$]*(?:[.,;:!?\u2014=(/-]|$|\n|(?:because|since|as|for|it|its|he|she|they|we|you|i|this|that|these|those|the"
     r"|an?|there|not|and|but|or|nor|so|if|unless|while|although|though|in|on|at|by|due|when|given|based|is|was|to|with|would"
@@ -65,47 +62,46 @@ def parse_gold_boolean(gold: str) -> str | None:
     return word if word in _OPPOSITE else None
 
 
-def extract_marked_boolean(text: str, target: str) -> str | None:
-    own = normalize.read_answer_sentence(text)
-    if "=" in own:  # "(True and False) = False"
-        own = own.rpartition("=")[2]
-    return next((_boolean_word(match, own) for match in _find_booleans(own, target)), None)
+def extract_marked_boolean(text: str, gold: str) -> str | None:
+    sentence = normalize.read_answer_sentence(text)
+    if "=" in sentence:  # "(True and False) = False"
+        sentence = sentence.rpartition("=")[2]
+    return next((_boolean_of(match, sentence) for match in _find_booleans(sentence, gold)), None)
 
 
-def extract_unmarked_boolean(text: str, target: str) -> str | None:
+def extract_unmarked_boolean(text: str, gold: str) -> str | None:
+    """The word that the text begins with, else the last one."""
     text = text.strip(normalize.STRIP_CHARS)
-    found = None
-    for match in _find_booleans(text, target):
-        found = _boolean_word(match, text)
+    answer = None
+    for match in _find_booleans(text, gold):
+        answer = _boolean_of(match, text)
         if match.start() == 0 and not match["other"]:  # but not "Yes or no? Yes"
             break
-    return found
+    return answer
 
 
-def _find_booleans(text: str, target: str) -> Iterator[re.Match[str]]:
-    """The places where one of the pair is said as an answer."""
-    for match in _BOOLEAN[target].finditer(text):
+def _find_booleans(text: str, gold: str) -> Iterator[re.Match[str]]:
+    """The words of the gold answer's pair that may be an answer."""
+    for match in _BOOLEAN[gold].finditer(text):
         if match["word"].lower() != "no" or _BOOLEAN_ALONE.match(text, match.end("word")):
             yield match
 
 
-def _boolean_word(match: re.Match[str], text: str) -> str:
-    """The word that is said. A hedge is shown as it stands and is neither of the two."""
+def _boolean_of(match: re.Match[str], text: str) -> str:
+    """The word that the text asserts. A hedge is neither word; its text is returned."""
     word = match["word"].lower()
     condition = _CONDITION.match(text, match.end()) if word in ("yes", "no") else None
-    if (
-        match["before"]
-        or condition is not None
-        or (match["other"] and (match["second"] or match["third"]).lower() != word)
-    ):
-        return " ".join(text[match.start() : match.end() if condition is None else condition.end()].lower().split())
+    has_other = match["other"] and (match["second"] or match["third"]).lower() != word
+    if match["before"] or condition is not None or has_other:
+        end = match.end() if condition is None else condition.end()
+        return " ".join(text[match.start() : end].lower().split())
     denied = bool(match["denied"]) != (normalize.REJECTION.match(text, match.end()) is not None)
     return _OPPOSITE[word] if denied else word
 
 
 _CHOICE_GOLD = re.compile(r"\(?([A-Z])\)?\.?")
 _OPTION_NOUN: Final = r"(?:(?:the )?(?:option|choice|letter|answer)s? )"
-# Words that may stand between a mark and a bare letter. They say how sure the answer is, and name nothing.
+# Words that may stand between a marker and a letter without brackets. They say how certain the answer is.
 _CONFIDENCE_WORDS: Final = (
     r"(?:(?:most|very|more|quite|almost|probably|likely|possibly|perhaps|maybe|presumably|certainly|definitely|clearly"
     r"|obviously|surely|undoubtedly|apparently|evidently|simply|just|only|indeed|actually|therefore|thus|then|hence|so|again"
@@ -118,7 +114,7 @@ _END: Final = (
     r"(?=[).:,;!?\]}*\"'`/&+]|\s*$|\n|\s+(?:because|since|as|which|that|is|or|and|but|not|due|for|\(|-|\u2014|=)(?!\w))"
 )
 _LEADING = re.compile(
-    rf"(?P<how>{_CONFIDENCE_WORDS})(?:{_OPTION_NOUN}?[(\[](?P<bracket>[A-Za-z])[)\]]"
+    rf"(?:{_CONFIDENCE_WORDS})(?:{_OPTION_NOUN}?[(\[](?P<bracket>[A-Za-z])[)\]]"
     rf"|(?!I')(?:option |choice |letter )?(?P<bare>[A-Z]){_END}"
     r"|(?:option |choice |letter )?(?P<plain>[B-HJ-Z])\b(?!['-]\w)"  # A and I are words too
     r"|(?P<small>[a-z])(?=[).]|\s*$))",
@@ -130,7 +126,7 @@ _OTHER_CHOICE = re.compile(
     r"(?:(?:the )?(?:option|choice) )?(?:\((?P<bracket>[A-Z])\)(?!\s(?:is|are|was|does|do|has|would|can|cannot|isn't"
     r"|doesn't|fails?|seems|looks|too)\b)|[*_\"'`]{0,3}(?P<bare>[A-Z])(?=[)\]}*\"'`\s]*(?:$|[.,;&/+!?]|\(|\b(?:and|or)\b))(?!\)\s\w))"
 )
-# "D) attic or E) cupboard": another letter behind the words of the first one.
+# "D) attic or E) cupboard": another letter behind the words of the first option.
 _BEHIND_WORDS = re.compile(
     r"[).:]?\s(?:(?!\b(?:because|since|as|not|but|while|whereas|so)\b)[^.;()\n]){1,60}?\s(?:or|and)\s(?:option )?"
     r"[\"'`*]{0,2}(?:\(([A-Z])\)|([A-Z])\))(?!\s(?:is|are|was|does|do|has|would|can|cannot|isn't|doesn't|fails?|seems|looks)\b)"
@@ -161,7 +157,7 @@ _DISMISSED = re.compile(
     r"|aren't|cannot|can't|(?:is|are|seems?|looks?|would\sbe)\s(?:clearly\s|also\s)?(?:wrong|incorrect|false|out\b|too\b"
     r"|impossible|unlikely|implausible|irrelevant|nonsense|invalid|ruled)|has\sno|makes?\sno)",
 )
-# The letter alone: as the first line or the first sentence of an answer, reasons behind it.
+# The letter alone, as the first line or sentence of an answer; reasons may follow.
 _LETTER_ALONE = re.compile(
     r"[\s*_#\"'`$>]{0,12}(?:(?:option|choice|answer):?\s)?(?:\(([A-Za-z])\)|([A-Z]))[*_\"'`$]{0,4}"
     r"(?:[.:)]?[*_\"'`$]{0,4}[ \t]*(?:\n|$)|\.[*_\"'`]{0,4}\s)",
@@ -177,32 +173,34 @@ def parse_gold_choice(gold: str) -> str | None:
     return None if match is None else match[1]
 
 
-def extract_marked_choice(text: str, target: str) -> str | None:
-    own = normalize.read_answer_sentence(text)
-    match = _LEADING.match(own[:1].lower() + own[1:] if own[1:2].islower() else own)
+def extract_marked_choice(text: str, gold: str) -> str | None:
+    """The letter of the first sentence; several joined by "or" if it names further options."""
+    sentence = normalize.read_answer_sentence(text)
+    match = _LEADING.match(sentence[:1].lower() + sentence[1:] if sentence[1:2].islower() else sentence)
     if match is not None:
         letter, end = match["bracket"] or match["bare"] or match["plain"] or match["small"], match.end()
     else:
-        inside = next(_find_offered_letters(own), None)
-        if inside is None:
+        offered = next(_find_offered_letters(sentence), None)
+        if offered is None:
             return None
-        letter, end = inside[1], inside.end()
-    if _is_rejected(own, end):
+        letter, end = offered[1], offered.end()
+    if _is_rejected(sentence, end):
         return None
     others: list[str] = []
     while len(others) < 26:
-        other = _OTHER_CHOICE.match(own, end)
+        other = _OTHER_CHOICE.match(sentence, end)
         if other is None:
             break
         others.append(other["bracket"] or other["bare"])
         end = other.end()
-    further = None if others else _ADJOINING.match(own, end) or _BEHIND_WORDS.match(own, end)
-    further = further or next((found for found in (p.search(own, end) for p in _SECOND_THOUGHT) if found), None)
+    further = None if others else _ADJOINING.match(sentence, end) or _BEHIND_WORDS.match(sentence, end)
+    further = further or next(filter(None, (pattern.search(sentence, end) for pattern in _SECOND_THOUGHT)), None)
     others += [next(filter(None, further.groups()))] if further else []
     return " or ".join(dict.fromkeys([letter.upper(), *others]))
 
 
-def extract_unmarked_choice(text: str, target: str) -> str | None:
+def extract_unmarked_choice(text: str, gold: str) -> str | None:
+    """In this order: a letter alone at the beginning, one that is called right, the last that is not dismissed."""
     start = text.strip()
     if not start:
         return None
@@ -211,18 +209,18 @@ def extract_unmarked_choice(text: str, target: str) -> str | None:
         return (alone[1] or alone[2]).upper()
     if _NONE_OF_THESE.search(start, max(0, len(start) - 100)):
         return None
-    leading = extract_marked_choice(start, target) if len(start) < 400 and "\n" not in start else None
+    leading = extract_marked_choice(start, gold) if len(start) < 400 and "\n" not in start else None
     if leading is not None and len(_IN_BRACKETS.findall(text)) <= 1:
         return leading
-    right = _CALLED_RIGHT.findall(text)
-    if right:
-        return right[-1]
+    called_right = _CALLED_RIGHT.findall(text)
+    if called_right:
+        return called_right[-1]
     offered = list(_find_offered_letters(text))
-    found = [match for match in offered if not _DISMISSED.match(text, match.end())] or offered[-1:]
-    if len(found) > 1 and _JOINED_LETTERS.fullmatch(text, found[-2].end(), found[-1].start()):
-        return " or ".join(match[1].upper() for match in found[-2:])
-    if found:
-        return found[-1][1].upper()
+    remaining = [match for match in offered if not _DISMISSED.match(text, match.end())] or offered[-1:]
+    if len(remaining) > 1 and _JOINED_LETTERS.fullmatch(text, remaining[-2].end(), remaining[-1].start()):
+        return " or ".join(match[1].upper() for match in remaining[-2:])
+    if remaining:
+        return remaining[-1][1].upper()
     last = None if leading is not None else _CLOSING.search(text, max(0, len(text) - 20))
     if last is None:
         return leading
@@ -234,18 +232,16 @@ _NONE_OF_THESE = re.compile(
 )
 _JOINED_LETTERS = re.compile(r"\s?(?:[,/&]|,?\s?\b(?:or|and))\s?")  # "(A) or (B)"
 _HEDGED_LETTER = re.compile(r"\b(?:either|or|nor|neither|not|and)\s(?:option )?\(?$", re.IGNORECASE)
-
-
 _AND_ANOTHER = re.compile(r"(?:(?:,\s\([A-Z]\)){0,4},?\s(?:and|or)\s\([A-Z]\))?")  # "(A) and (B) are wrong"
 
 
 def _is_rejected(text: str, end: int) -> bool:
-    further = _AND_ANOTHER.match(text, end)
-    return normalize.REJECTION.match(text, end if further is None else further.end()) is not None
+    another = _AND_ANOTHER.match(text, end)
+    return normalize.REJECTION.match(text, end if another is None else another.end()) is not None
 
 
 def _find_offered_letters(text: str) -> Iterator[re.Match[str]]:
-    """The letters in brackets that are not denied: not "not (A)"."""
+    """The letters in brackets that the text does not deny."""
     for match in _IN_BRACKETS.finditer(text):
         denied = _CALLED_WRONG.search(text, max(0, match.start() - 24), match.start())
         if denied is None and not _is_rejected(text, match.end()):

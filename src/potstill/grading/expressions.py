@@ -1,12 +1,12 @@
-"""Symbolic: answers that are expressions (sets, intervals, radicals, matrices, polynomials), compared by Math-Verify.
+"""The answer type math: expressions (sets, intervals, radicals, matrices, polynomials), compared by Math-Verify.
 
->>> gold = parse_gold_expression("$\\\\boxed{12\\\\pi}$")
->>> gold, extract_marked_expression(" 12\u03c0 square units.", gold), is_same_expression(gold, "12\\\\pi")
-('12\\\\pi', '12\\\\pi', True)
+    >>> gold = parse_gold_expression("$\\\\boxed{12\\\\pi}$")
+    >>> gold, extract_marked_expression(" 12\u03c0 square units.", gold), is_same_expression(gold, "12\\\\pi")
+    ('12\\\\pi', '12\\\\pi', True)
 
-Math-Verify (the extra `math`) works in a process of its own, which is ended after `SECONDS`: an expression may take
-forever to simplify. What is too long, too deep or too large for any answer is not given to it. Equal texts need no
-process.
+Math-Verify (the extra `math`) runs in a worker process, which is stopped after `TIMEOUT_SECONDS`, because simplifying
+an expression may never end. Expressions that are longer, deeper or larger than any answer are not compared. Equal
+texts need no process.
 """
 
 from __future__ import annotations
@@ -44,48 +44,56 @@ _LETTERS_ONLY = re.compile(r"\s*[A-Za-z]+(?:\s[A-Za-z]+){0,2}\s*")
 _PROSE = re.compile(
     r"\s*(?:correct|right|wrong|incorrect|below|above|clear|as follows|reasonable|known|given)\b", re.IGNORECASE
 )
-# What no answer has, and what would keep algebra busy: powers of powers, huge exponents, factorials of large numbers.
+# No answer has these, and algebra would not end: powers of powers, huge exponents, factorials of large numbers.
 _HUGE = re.compile(
     r"\^\s?\{?\s?-?[0-9]{4,}|\\binom\s?\{\s?[0-9]{4,}|[0-9]{4,}\s?!|!\s?!|\^[^\s+*/=,-]{0,40}\^[^\s+*/=,-]{0,40}\^|[0-9]{120,}"
 )
 
 
 def parse_gold_expression(gold: str) -> str | None:
-    """The expression of a gold answer, None where it is empty. Raises UserError where the extra `math` is missing."""
+    """The expression of a gold answer; None if it is empty. Raises UserError if the extra `math` is not installed."""
     if importlib.util.find_spec("math_verify") is None:
-        hint = "pip install 'potstill[math]', or name another task"
-        raise UserError("the task math needs Math-Verify, which is not installed", hint=hint)
+        raise UserError(
+            "the task math needs Math-Verify, which is not installed",
+            code="E-grade-missing-math",
+            hint="pip install 'potstill[math]', or name another task",
+        )
     return _clean_expression(gold) or None
 
 
-def extract_marked_expression(text: str, target: str) -> str | None:
-    """What a mark marks, as LaTeX, None where it is no expression."""
+def extract_marked_expression(text: str, gold: str) -> str | None:
+    """The marked expression in LaTeX; None if the text is none."""
     boxed = _BOXED.fullmatch(text[:2000])
     line = boxed[1] if boxed else text[:2000].strip().split("\n")[0]
     if _PROSE.match(line):
         return None
-    inside = None if boxed else _IN_DOLLARS.search(line)
-    if inside and _ANOTHER.match(line, inside.end()):
-        return line[inside.start() : inside.start() + 200]
-    own = (inside[1] or inside[2]) if inside else line if "\\" in line else normalize.read_answer_sentence(line)
-    if not _READABLE.search(own) and not _LETTERS_ONLY.fullmatch(own):
+    formula = None if boxed else _IN_DOLLARS.search(line)
+    if formula and _ANOTHER.match(line, formula.end()):
+        return line[formula.start() : formula.start() + 200]
+    if formula:
+        answer = formula[1] or formula[2]
+    elif "\\" in line:
+        answer = line
+    else:
+        answer = normalize.read_answer_sentence(line)
+    if not _READABLE.search(answer) and not _LETTERS_ONLY.fullmatch(answer):
         return None
-    return _clean_expression(own) or None
+    return _clean_expression(answer) or None
 
 
-def extract_unmarked_expression(text: str, target: str) -> str | None:
-    """The last formula of a text, else what its last line says."""
-    found = list(_IN_DOLLARS.finditer(text, max(0, len(text) - 4000)))
-    if found:
-        return _clean_expression(found[-1][1] or found[-1][2]) or None
+def extract_unmarked_expression(text: str, gold: str) -> str | None:
+    """The last formula of a text, else the answer of its last line."""
+    formulas = list(_IN_DOLLARS.finditer(text, max(0, len(text) - 4000)))
+    if formulas:
+        return _clean_expression(formulas[-1][1] or formulas[-1][2]) or None
     last = normalize.read_last_line(text)
-    return extract_marked_expression(last.rpartition("=")[2] if last.count("=") else last, target)
+    return extract_marked_expression(last.rpartition("=")[2] if last.count("=") else last, gold)
 
 
-def is_same_expression(gold: str, found: str) -> bool:
-    return _remove_spacing(gold) == _remove_spacing(found) or (
-        _is_checkable(gold) and _is_checkable(found) and _is_equal(gold, found)
-    )
+def is_same_expression(gold: str, answer: str) -> bool:
+    if _remove_spacing(gold) == _remove_spacing(answer):
+        return True
+    return _is_checkable(gold) and _is_checkable(answer) and compare_by_value(gold, answer)
 
 
 def format_expression(value: str) -> str:
@@ -93,7 +101,7 @@ def format_expression(value: str) -> str:
 
 
 def _clean_expression(text: str) -> str:
-    """An expression without dollars, boxes, units and its final period, its signs those of LaTeX."""
+    """An expression without dollars, boxes, units and its final period, with LaTeX commands for Unicode signs."""
     text = text[:2000].strip().translate(_TABLE)
     text = _ROOT.sub(lambda m: f"\\sqrt{{{m[1] or m[2]}}}", text)
     boxed = _BOXED.fullmatch(text.strip("$ "))
@@ -117,20 +125,20 @@ def _is_checkable(text: str) -> bool:
 
 
 def _has_prose(text: str) -> bool:
-    """Whether words stand between the signs: then this is a sentence, and a part of it is not the answer."""
+    """Whether this is a sentence around formulas; then no part of it is the answer."""
     return len(_WORDS.findall(_WRAPPED.sub("", text))) > 1 and re.search(r"[0-9\\]", text) is not None
 
 
 @lru_cache(maxsize=1 << 14)
-def _is_equal(gold: str, found: str) -> bool:
-    return _WORKER.ask([gold, found], TIMEOUT_SECONDS) is True
+def compare_by_value(gold: str, answer: str) -> bool:
+    return _WORKER.ask([gold, answer], TIMEOUT_SECONDS) is True
 
 
 _WORKER: Final = process.WorkerProcess("potstill.grading.expressions")
 
 
 def _serve_requests() -> None:
-    """Answer pairs of expressions on standard input until it ends."""
+    """The worker's loop: compare pairs of expressions from standard input until it ends."""
     import logging
     import resource
 
@@ -144,23 +152,24 @@ def _serve_requests() -> None:
         used = resource.getrusage(resource.RUSAGE_SELF).ru_utime
         resource.setrlimit(
             resource.RLIMIT_CPU, (int(used + 2 * TIMEOUT_SECONDS), resource.RLIM_INFINITY)
-        )  # if nobody ends it
+        )  # in case the parent does not stop it
         print(json.dumps(verify(*json.loads(line))), file=answers, flush=True)
 
 
 def _build_verifier() -> Any:
     import math_verify
 
-    library: Any = math_verify  # None turns its own timeouts off, which its annotations do not say
-    how = [library.LatexExtractionConfig()]  # its grammar only: the reader of plain expressions would evaluate the text
+    library: Any = math_verify  # None disables its timeouts, which its annotations do not allow
+    latex_only = [library.LatexExtractionConfig()]  # the reader of plain expressions would evaluate the text
 
-    def equal(gold: str, found: str) -> bool:
+    def equal(gold: str, answer: str) -> bool:
         try:
             sides = [
-                library.parse(f"${text}$", how, parsing_timeout=None, raise_on_error=False) for text in (gold, found)
+                library.parse(f"${text}$", latex_only, parsing_timeout=None, raise_on_error=False)
+                for text in (gold, answer)
             ]
             return all(sides) and bool(library.verify(*sides, timeout_seconds=None, raise_on_error=False))
-        except Exception:  # a library that fails on an expression finds it not equal
+        except Exception:  # an expression on which the library fails is not equal
             return False
 
     return equal

@@ -1,27 +1,17 @@
-"""LaTeX: what models write in it, in the few signs that the readers know.
+"""Normalization of model texts and gold answers, and the sentence, line or list of a text that holds its answer.
 
->>> convert_latex(r"is \\frac{3}{4} cups"), convert_latex(r"1\\frac12"), convert_latex(r"\\frac{\\frac{1}{2}}{3}")
-('is 3/4 cups', '1 1/2', '1/6')
->>> convert_latex(r"3\\sqrt{2}"), convert_latex(r"0.\\overline{3}")
-('3\u221a(2)', '1/3')
->>> convert_latex(r"1 \\text{ or } 2"), convert_latex(r"\\frac{\\pi}{4}")
-('1 or 2', '(\u03c0)/(4)')
-
-Plain text: what models write in Unicode, Markdown and LaTeX, in the few signs that the readers know.
-
-    >>> to_plain_text("It is \\\\boxed{\\\\frac{1}{2}}"), to_plain_text("\u2212\uff15")
-    ('It is \\\\boxed{1/2}', '-5')
-    >>> to_plain_text("2 \u00bd cups"), to_plain_text("7\u202f200")
-    ('2 1/2 cups', '7,200')
-    >>> to_plain_text("1'000'000"), to_plain_text("10\\\\,000"), to_plain_text("~~20~~ 18"), to_plain_text("x\\n```text\\n18\\n```")
-    ('1,000,000', '10,000', ' 18', 'x\\n18\\n')
+    >>> to_plain_text("It is \\\\boxed{\\\\frac{1}{2}}"), to_plain_text("\u2212\uff15"), to_plain_text("2 \u00bd cups")
+    ('It is \\\\boxed{1/2}', '-5', '2 1/2 cups')
+    >>> [to_plain_text(text) for text in ("7\u202f200", "1'000'000", "10\\\\,000", "~~2~~ 18", "x\\n```py\\n18\\n```")]
+    ['7,200', '1,000,000', '10,000', ' 18', 'x\\n18\\n']
+    >>> convert_latex(r"is 1\\frac{3}{4} cups"), convert_latex(r"\\frac{\\frac{1}{2}}{3}")
+    ('is 1 3/4 cups', '1/6')
+    >>> convert_latex(r"\\frac{\\pi}{4}"), convert_latex(r"3\\sqrt{2}"), convert_latex(r"0.\\overline{3} \\text{m}")
+    ('(\u03c0)/(4)', '3\u221a(2)', '1/3 m')
+    >>> read_answer_sentence(": **Mrs. Hilt**. She has 5 apples."), read_last_line("First.\\nLast.\\n")
+    ('Mrs. Hilt', 'Last.')
 
 Every rule takes time linear in the text. Case, words and lines stay as they are.
-
-Sentences: the piece of a text that holds an answer.
-
->>> read_answer_sentence(": **Mrs. Hilt**. She has 5 apples."), read_last_line("First.\\nLast.\\n")
-('Mrs. Hilt', 'Last.')
 """
 
 from __future__ import annotations
@@ -31,7 +21,7 @@ import unicodedata
 from fractions import Fraction
 from typing import Final
 
-_PASSES: Final = 4  # fractions, roots and wrappers within each other
+_PASSES: Final = 4  # levels of nested fractions, roots and wrappers
 _LATEX_WRAPPER = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf|tt)|mbox|emph|operatorname|underline|hbox)\s?\{([^{}]*)\}"
 )
@@ -60,9 +50,9 @@ _SPACES = re.compile(r"(?<=\S) {2,}")
 
 
 def convert_latex(text: str) -> str:
-    """The text with LaTeX's fractions, roots, wrappers and signs in plain ones. Linear: a few passes over it.
+    """The text with fractions, roots and signs in plain text instead of LaTeX, and without wrappers such as `\\text`.
 
-    A fraction of numbers becomes a number, one of anything else stays an expression.
+    A fraction of numbers becomes a number, a fraction of anything else stays an expression.
     """
     for tex, sign in _LATEX_SIGNS:
         text = text.replace(tex, sign)
@@ -79,45 +69,44 @@ def convert_latex(text: str) -> str:
 
 
 def convert_repeating_decimals(text: str) -> str:
-    """0.(3) as a fraction."""
+    """The text with repeating decimals as fractions: 0.(3) becomes 1/3."""
     return _REPEATING.sub(_expand_repeating, text)
 
 
 def _expand_repeating(match: re.Match[str]) -> str:
     whole, start = match[1], match[2]
     period = match[3] or match[4] or match[5]
-    below = 10 ** len(start) * (10 ** len(period) - 1)
-    value = Fraction(int(whole + start + period) - int(whole + start), below)
+    denominator = 10 ** len(start) * (10 ** len(period) - 1)
+    value = Fraction(int(whole + start + period) - int(whole + start), denominator)
     return f"{value.numerator}/{value.denominator}"
 
 
 def _convert_fraction(match: re.Match[str]) -> str:
     whole, space = match[1], match[2]
     top, bottom = (match[3] or match[4] or ""), (match[5] or match[6] or "")
-    above, below = _parse_rational(top), _parse_rational(bottom)
-    if above is None or below is None or not below[0]:
+    numerator, denominator = _parse_rational(top), _parse_rational(bottom)
+    if numerator is None or denominator is None or not denominator[0]:
         return f"{whole or ''}{space}({top})/({bottom})"
-    if above[1] and below[1]:
-        share = f"{above[2]}/{below[2]}"
+    if numerator[1] and denominator[1]:
+        fraction = f"{numerator[1]}/{denominator[1]}"
     else:
-        value = above[0] / below[0]
-        share = f"{value.numerator}/{value.denominator}"
-    return f"{whole} {share}" if whole else f"{space}{share}"
+        value = numerator[0] / denominator[0]
+        fraction = f"{value.numerator}/{value.denominator}"
+    return f"{whole} {fraction}" if whole else f"{space}{fraction}"
 
 
-def _parse_rational(text: str) -> tuple[Fraction, bool, str] | None:
-    """Value, whether it is written without a fraction, and the writing. None where it is no plain number."""
+def _parse_rational(text: str) -> tuple[Fraction, str] | None:
+    """The value of a number and its digits as written, "" if it is a fraction. None if the text is not a number."""
     match = _RATIONAL.fullmatch(text)
     if match is None or (match[4] and not int(match[4])):
         return None
     digits = match[1] + match[2].replace(",", "") + (match[3] or "")
-    value = Fraction(digits)
-    return (value / int(match[4]) if match[4] else value), not match[4], digits
+    return (Fraction(digits) / int(match[4]), "") if match[4] else (Fraction(digits), digits)
 
 
 _SPECIAL_CHARACTERS: Final = {
     "\u2212": "-",  # minus sign
-    "\u2013": "-",  # en dash, written for a minus between numbers
+    "\u2013": "-",  # en dash, used as a minus sign
     "\u2010": "-",
     "\u2011": "-",
     "\ufe63": "-",
@@ -138,12 +127,12 @@ _SPECIAL_CHARACTERS: Final = {
     "\u2026": "...",
     "\u2a7e": "\u2265",
     "\u2a7d": "\u2264",
-    # These may stand between thousands: kept until numbers are joined.
+    # These may separate thousands. They stay until the digits are joined.
     "\u2009": "\u2009",
     "\u202f": "\u2009",
     "\u00a0": "\u2009",
     "\u2007": "\u2009",
-    "\ufe0f": "",  # how a sign is drawn, and the frame of a keycap
+    "\ufe0f": "",  # variation selectors, and the frame of a keycap
     "\ufe0e": "",
     "\u20e3": "",
     "\u066c": ",",
@@ -164,7 +153,7 @@ _HTML = re.compile(
 _BREAK = re.compile(r"<br\s?/?>", re.IGNORECASE)
 _EMPHASIS = re.compile(r"(?<![\w\\])(_{1,3})(?=[^\s_])([^_\n]{1,200})(?<!\s)\1(?!\w)")
 _FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*[\w+#.-]*[ \t]*(?:\n|\Z)", re.MULTILINE)
-# GLM's box is a box.
+# GLM's boxes
 _BOX_TOKENS: Final = (("<|begin_of_box|>", "\\boxed{"), ("<|end_of_box|>", "}"))
 _PERIOD = re.compile(r"\.[0-9]+\([0-9]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -172,39 +161,38 @@ _PIECE = re.compile(r"[\s\S]{1,1000}(?=[\x00-\x7f])|[\s\S]{1,1000}")
 
 
 class _CharacterTable(dict[int, str]):
-    """What each code point becomes, found out when it is first met."""
+    """The replacement of each code point, computed when it first occurs."""
 
     def __missing__(self, code: int) -> str:
-        sign = chr(code)
-        self[code] = result = _replace_character(sign)
-        return result
+        self[code] = replacement = _replace_character(chr(code))
+        return replacement
 
 
-def _replace_character(sign: str) -> str:
-    if sign in _SPECIAL_CHARACTERS or ord(sign) < 128:
-        return _SPECIAL_CHARACTERS.get(sign, sign)
-    kind = unicodedata.category(sign)
-    if kind == "Nd":
-        return str(unicodedata.decimal(sign))
-    if kind == "Zs":
+def _replace_character(character: str) -> str:
+    if character in _SPECIAL_CHARACTERS or ord(character) < 128:
+        return _SPECIAL_CHARACTERS.get(character, character)
+    category = unicodedata.category(character)
+    if category == "Nd":
+        return str(unicodedata.decimal(character))
+    if category == "Zs":
         return " "
-    if kind == "Cf":  # zero-width signs
+    if category == "Cf":  # zero-width characters
         return ""
-    if 0xFF01 <= ord(sign) <= 0xFF5E:  # full-width forms of ASCII
-        return chr(ord(sign) - 0xFEE0)
-    made = unicodedata.decomposition(sign)
-    if made.startswith("<fraction>"):
-        return " " + unicodedata.normalize("NFKC", sign).replace("\u2044", "/")
-    if made.startswith("<circle>") and kind == "No":
-        return f" {unicodedata.normalize('NFKC', sign)} "
-    return sign
+    if 0xFF01 <= ord(character) <= 0xFF5E:  # full-width forms of ASCII
+        return chr(ord(character) - 0xFEE0)
+    decomposition = unicodedata.decomposition(character)
+    if decomposition.startswith("<fraction>"):
+        return " " + unicodedata.normalize("NFKC", character).replace("\u2044", "/")
+    if decomposition.startswith("<circle>") and category == "No":
+        return f" {unicodedata.normalize('NFKC', character)} "
+    return character
 
 
 _CHARACTER_TABLE: Final = _CharacterTable()
 
 
 def replace_lone_surrogates(text: str) -> str:
-    """The text without halves of surrogate pairs: two halves become their sign, one alone U+FFFD."""
+    """The text without surrogates: a pair becomes its character, a lone surrogate becomes U+FFFD."""
     if text.isascii() or _SURROGATE.search(text) is None:
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
@@ -213,8 +201,8 @@ def replace_lone_surrogates(text: str) -> str:
 def to_nfc(text: str) -> str:
     """The text in Unicode's composed form (NFC).
 
-    In pieces, which begin with ASCII signs where there are any: a long run of combining signs would take the square of
-    its length.
+    It is composed in pieces that begin with an ASCII character if possible, because a long run of combining characters
+    would take quadratic time.
     """
     if text.isascii() or unicodedata.is_normalized("NFC", text):
         return text
@@ -222,17 +210,17 @@ def to_nfc(text: str) -> str:
 
 
 def to_exact_text(text: str) -> str:
-    """The text as it is, but for its Unicode form and the lines of a code fence."""
+    """The text in composed form, without the lines of code fences; everything else stays."""
     return remove_code_fences(to_nfc(text))
 
 
 def remove_code_fences(text: str) -> str:
-    """The text without the lines that open and close a block of code."""
+    """The text without the lines that open and close a code block."""
     return _FENCE.sub("", text) if "```" in text or "~~~" in text else text
 
 
 def to_plain_text(text: str) -> str:
-    """The text with Unicode digits, signs and spaces as ASCII, and without the dress of Markdown, HTML and LaTeX."""
+    """The text with ASCII digits, signs and spaces, and without the markup of Markdown, HTML and LaTeX."""
     if "<" in text:
         for token, sign in _BOX_TOKENS:
             text = text.replace(token, sign)
@@ -262,7 +250,7 @@ _SENTENCE_END = re.compile(
 WORD_PATTERN = re.compile(r"[ \t]?[^\s{}$.,;]+(?:[.,][0-9]+)*")
 STRIP_CHARS: Final = " \t\n:=*_\"'`$"
 
-# What makes a second answer behind a first one, and what says that the answer is another than the one that follows.
+# Words before a second answer, and words which say that the answer is not the one that follows.
 HEDGE_WORDS: Final = r"(?:maybe|perhaps|possibly|potentially|conceivably)"
 ALL_BUT: Final = (
     r"(?:(?:any|every|all)[a-z]*(?:\s[a-z]+){0,3}?\s(?:but|except(?:\sfor)?|besides)|other\sthan|different\sfrom"
@@ -272,7 +260,7 @@ _RIGHT_ANSWER: Final = (
     r"(?:[a-z]+ly\s|quite\s|even\s)?(?:right|correct|possible|it\b|(?:the|my|our|an?)\s(?:final\s|correct\s|right\s|best\s)?"
     r"(?:answer|solution|result|option|choice|one)\b)"
 )
-# Behind an answer: "5 is not right", "(C) is wrong", "yes isn't the answer".
+# Words behind an answer that reject it: "5 is not right", "(C) is wrong", "yes isn't the answer".
 REJECTION = re.compile(
     rf"[*_\"'`)$.]{{0,4}}(?:\s[a-z]{{2,20}})?\s(?:(?:is|was|are|were)\s(?:[a-z]+ly\s)?(?:wrong\b|incorrect\b|not\s{_RIGHT_ANSWER})"
     rf"|(?:isn't|wasn't|aren't|cannot\sbe|can\snot\sbe|can't\sbe|couldn't\sbe|could\snot\sbe|won't\sbe)\s{_RIGHT_ANSWER}|(?:doesn't|does\snot)\swork\b|must\sbe\s(?:wrong|incorrect)\b)"
@@ -282,29 +270,28 @@ _LIST_ITEM = re.compile(rf"\s*{BULLET_PATTERN}\s+(?=\S)")
 
 
 def read_answer_sentence(text: str) -> str:
-    """The first sentence of what follows a mark, its dressing taken off."""
+    """The first sentence of the text behind a marker, without markup and quotes around it."""
     return read_first_sentence(text.lstrip(STRIP_CHARS + ".")).rstrip(STRIP_CHARS)
 
 
 def read_first_sentence(text: str) -> str:
-    """The text up to the end of its first sentence or line. The period of Mrs. or sq. ends none."""
+    """The text up to the end of its first sentence or line. The period of "Mrs." or "sq." ends no sentence."""
     match = _SENTENCE_END.search(text)
     return text if match is None else text[: match.start()]
 
 
 def read_list_items(text: str, last: bool = False) -> list[str]:
-    """The lines of the list with which a text begins, or ends, without their bullets; none if it has no list."""
-    found: list[str] = []
+    """The items of the list that the text begins with (`last`: ends with), without bullets; empty if there is none."""
+    items: list[str] = []
     lines = [line for line in text.split("\n") if line.strip(STRIP_CHARS)]
     for line in reversed(lines) if last else lines:
         match = _LIST_ITEM.match(line)
         if match is None:
             break
-        found.append(line[match.end() :])
-    return found[::-1] if last else found
+        items.append(line[match.end() :])
+    return items[::-1] if last else items
 
 
 def read_last_line(text: str) -> str:
-    """The last line that holds anything."""
-    lines = [line for line in text.strip().split("\n") if line.strip()]
-    return lines[-1] if lines else ""
+    """The last line that is not empty."""
+    return next((line for line in reversed(text.strip().split("\n")) if line.strip()), "")

@@ -1,22 +1,4 @@
-"""Spelled: numbers in words, as exact fractions.
-
->>> texts = ("twenty-one apples", "negative five", "two and a half", "two and three quarters", "two point five")
->>> [str(extract_spelled_number(text)) for text in texts]
-['21', '-5', '5/2', '11/4', '5/2']
->>> extract_spelled_number("one thousand, two hundred"), extract_spelled_number("the one that left"), extract_spelled_numbers("two and three")
-(Fraction(1200, 1), None, [Fraction(2, 1), Fraction(3, 1)])
-
-Context: what stands around a number and makes it another one, or none: a power, a root, a letter, a bound, a unit.
-
->>> is_part_of_expression("2\u03c0", 0, 1, 1), is_part_of_expression("x+5", 2, 3, 3), is_part_of_expression("more than 18", 10, 12, 12), is_part_of_expression("18 apples", 0, 2, 2)
-(True, True, True, False)
->>> is_denied_or_index("18, not 20", 8, 10), is_denied_or_index("18 m^2", 5, 6), is_denied_or_index("18 m", 0, 2)
-(True, True, False)
-
->>> [bool(match_second_unit(text, 1)) for text in ("2 hours and 30 minutes", "5 miles in 2 hours", "2h30")]
-[True, False, True]
-
-Numerals: numbers as people and models write them, as exact fractions.
+"""Numbers as people and models write them, in digits or in words, as exact fractions.
 
     >>> for text in ("$7,200.50", "1 1/2 cups", "-5", "3 x 10^4", "1.5 million", "eighteen", "20-12 = 8", "3,50"):
     ...     number = extract_first_number(text)
@@ -29,6 +11,21 @@ Numerals: numbers as people and models write them, as exact fractions.
     eighteen -> 18
     20-12 = 8 -> 8
     3,50 -> 3.5
+
+Numbers in words:
+
+    >>> texts = ("twenty-one apples", "negative five", "two and three quarters", "two point five", "the one that left")
+    >>> [[str(value) for _, _, value in iter_spelled_numbers(text)] for text in texts]
+    [['21'], ['-5'], ['11/4'], ['5/2'], []]
+
+The context of a number may make it a part of something else (a power, a root, a bound), or deny it; two units of one
+quantity are no single number:
+
+    >>> texts = ("2\u03c0", "5+x", "3 or more", "2 hours and 30 minutes", "5 miles in 2 hours")
+    >>> [is_part_of_expression(text, 0, 1, 1) for text in texts]
+    [True, True, True, True, False]
+    >>> is_denied_or_index("18, not 20", 8, 10), is_denied_or_index("18 m^2", 5, 6), is_denied_or_index("18 m", 0, 2)
+    (True, True, False)
 
 A number of more than 400 digits is not read: it is shown by its length and equals nothing. No text is evaluated.
 """
@@ -52,7 +49,7 @@ _ONES: Final = {
 _TENS: Final = {
     "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90,
 }  # fmt: skip
-# One third, but two thirds: "twenty fifth" is an ordinal.
+# "one third" is a fraction and so is "two thirds"; "twenty fifth" is an ordinal.
 _FRACTION_WORDS: Final = {
     "half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9,
     "tenth": 10, "twelfth": 12,
@@ -71,53 +68,36 @@ _FRACTION_PLURAL: Final = "halves|" + "|".join(f"{part}s" for part in _FRACTION_
 _SPELLED_NUMBER = re.compile(
     rf"\b(?P<minus>(?:negative|minus)\s)?(?:(?P<whole>{_SPELLED_WHOLE})"
     rf"(?:\spoint(?P<places>(?:[\s-](?:oh|{'|'.join(_TENS)}|{_ONES_WORD})\b){{1,12}})"
-    rf"|\sand\s(?:(?P<many>{_BELOW_HUNDRED})[\s-](?P<shares>{_FRACTION_PLURAL}|{_FRACTION_SINGULAR})|(?:an?\s)(?P<rest>{_FRACTION_SINGULAR}))\b"
-    rf"|[\s-](?P<parts>{_FRACTION_PLURAL})\b|(?P<one>[\s-](?:{_FRACTION_SINGULAR})\b))?"
-    rf"|(?:a\s)(?P<part>{_FRACTION_SINGULAR})\b|(?P<half>half)\b)",
+    rf"|\sand\s(?:(?P<numerator>{_BELOW_HUNDRED})[\s-](?P<denominator>{_FRACTION_PLURAL}|{_FRACTION_SINGULAR})|(?:an?\s)(?P<addend>{_FRACTION_SINGULAR}))\b"
+    rf"|[\s-](?P<plural>{_FRACTION_PLURAL})\b|(?P<one>[\s-](?:{_FRACTION_SINGULAR})\b))?"
+    rf"|(?:a\s)(?P<a_part>{_FRACTION_SINGULAR})\b|(?P<half>half)\b)",
     re.IGNORECASE,
 )
-# "one" is also a word of another sense: "the one that left". These may stand before it.
+# "one" is not always a number ("the one that left"). It is one behind these words only.
 _BEFORE_ONE = re.compile(
     r"(?:[\W_]*(?:only|just|exactly|about|around|approximately|roughly|simply|therefore|thus|so|is|are|that|there))*[\W_]*",
     re.IGNORECASE,
 )
 
 
-def extract_spelled_number(text: str) -> Fraction | None:
-    """The first number in words, None if there is none; "the one that left" is none."""
-    return next((own for _, _, own in iter_spelled_numbers(text)), None)
-
-
-def extract_spelled_numbers(text: str) -> list[Fraction]:
-    """All numbers in words, in their order."""
-    return [own for _, _, own in iter_spelled_numbers(text)]
-
-
 def iter_spelled_numbers(text: str) -> Iterator[tuple[int, int, Fraction]]:
     """Start, end and value of every number in words."""
     for match in _SPELLED_NUMBER.finditer(text):
-        alone = (match["whole"] or "").lower() == "one" and match[0].lower() == "one"
-        if alone and (match.start() > 200 or not _BEFORE_ONE.fullmatch(text, 0, match.start())):
+        if match[0].lower() == "one" and (match.start() > 200 or not _BEFORE_ONE.fullmatch(text, 0, match.start())):
             continue
-        number = _spelled_value(match)
-        yield match.start(), match.end(), -number if match["minus"] else number
-
-
-def parse_spelled_fraction(text: str) -> Fraction | None:
-    """The number of a text that is nothing but one."""
-    match = _SPELLED_NUMBER.fullmatch(text.strip(" .!*\n")) if len(text) < 300 else None
-    return None if match is None else extract_spelled_number(match[0])
+        value = _spelled_value(match)
+        yield match.start(), match.end(), -value if match["minus"] else value
 
 
 def parse_fraction_word(word: str) -> Fraction:
-    """The share that a half, a third, a quarter is."""
-    single = word.lower()
-    return Fraction(1, 2 if single == "halves" else _FRACTION_WORDS[single.removesuffix("s")])
+    """The value of "half", "third", "quarters"."""
+    word = word.lower()
+    return Fraction(1, 2 if word == "halves" else _FRACTION_WORDS[word.removesuffix("s")])
 
 
 def _spelled_value(match: re.Match[str]) -> Fraction:
     if match["whole"] is None:
-        return parse_fraction_word(match["part"] or match["half"])
+        return parse_fraction_word(match["a_part"] or match["half"])
     words = [word for word in re.split(r"[\s,-]+", match["whole"].lower()) if word not in ("and", "")]
     whole = Fraction(_sum_words(words))
     if match["places"]:
@@ -127,13 +107,13 @@ def _spelled_value(match: re.Match[str]) -> Fraction:
             )
         )
         return whole + Fraction(int(digits), 10 ** len(digits))
-    if match["rest"]:
-        return whole + parse_fraction_word(match["rest"])
-    if match["many"]:
-        many = [word for word in re.split(r"[\s-]+", match["many"].lower()) if word]
-        return whole + _sum_words(many) * parse_fraction_word(match["shares"])
-    if match["parts"]:
-        return whole * parse_fraction_word(match["parts"])
+    if match["addend"]:
+        return whole + parse_fraction_word(match["addend"])
+    if match["numerator"]:
+        numerator = [word for word in re.split(r"[\s-]+", match["numerator"].lower()) if word]
+        return whole + _sum_words(numerator) * parse_fraction_word(match["denominator"])
+    if match["plural"]:
+        return whole * parse_fraction_word(match["plural"])
     return parse_fraction_word(match["one"].strip(" -\n\t")) if match["one"] and words == ["one"] else whole
 
 
@@ -153,9 +133,9 @@ def _sum_words(words: list[str]) -> int:
     return total + current
 
 
-_CONTEXT_CHARS: Final = 40  # signs looked at before a number
+_CONTEXT_CHARS: Final = 40  # characters examined before a number
 _LETTER: Final = r"[xyzniajuvwqe]"  # unknowns and constants; m, g, l, s, h, k and their like are units
-# Right behind the digits: more digits in a way that is no numeral, a power, a root, a letter.
+# Directly behind the digits: more digits that do not form a numeral, a power, a letter.
 _CONTINUED_NUMERAL = re.compile(
     r"[.,:;/'_~][0-9]|[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b\u0305]|\^|\*\*(?=\s?[-0-9(])"
 )
@@ -190,39 +170,40 @@ _NUMBER_BEFORE = re.compile(r"[0-9](?:\s?-?[a-z]+)?[.,]?\s?(?:,|\band|&)?\s?[$]?
 _PLAIN_DIGITS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
-def is_part_of_expression(text: str, start: int, end: int, stop: int, behind: bool = False) -> bool:
-    """Whether the number at text[start:stop], whose digits end at `end`, is part of something that it is not equal to.
+def is_part_of_expression(text: str, start: int, digits_end: int, end: int, check_before: bool = False) -> bool:
+    """Whether the number at text[start:end] is part of something that does not equal it: 2\u03c0, "at least 5", 2h30.
 
-    behind  also look whether it is the second part of a compound: "2 hours and 30 minutes"
+    digits_end    where its digits end; an exponent or fraction may follow up to `end`
+    check_before  also check whether it is the second part of a compound quantity: "2 hours and 30 minutes"
     """
     before = text[max(0, start - _CONTEXT_CHARS) : start]
-    if _CONTINUED_NUMERAL.match(text, end) and end == stop:
+    if _CONTINUED_NUMERAL.match(text, digits_end) and digits_end == end:
         return True
-    if _FACTOR.match(text, stop) or _TERM.match(text, stop) or _BOUND_BEHIND.match(text, stop):
+    if _FACTOR.match(text, end) or _TERM.match(text, end) or _BOUND_BEHIND.match(text, end):
         return True
     if _BOUND_OR_OPERATION.search(before) or (text[start] == "-" and _MINUS_LETTER.search(before)):
         return True
-    if match_second_unit(text, stop) is not None:
+    if match_second_unit(text, end) is not None:
         return True
-    return behind and _is_second_unit(text, start, stop)
+    return check_before and _is_second_unit(text, start, end)
 
 
-def is_denied_or_index(text: str, start: int, stop: int) -> bool:
-    """Whether the number at text[start:stop] is denied ("not 20", "20 is wrong"), or an exponent or index (m^2)."""
-    if normalize.REJECTION.match(text, stop):
+def is_denied_or_index(text: str, start: int, end: int) -> bool:
+    """Whether the number at text[start:end] is denied ("not 20", "20 is wrong"), or is an exponent or index (m^2)."""
+    if normalize.REJECTION.match(text, end):
         return True
     before = text[max(0, start - _CONTEXT_CHARS) : start]
     return _EXPONENT.search(before) is not None or _DENIED.search(before) is not None
 
 
-def _is_second_unit(text: str, start: int, stop: int) -> bool:
+def _is_second_unit(text: str, start: int, end: int) -> bool:
     before = text[max(0, start - _CONTEXT_CHARS) : start]
-    if _NUMBER_BEFORE.search(before) is None:
+    if not _NUMBER_BEFORE.search(before):
         return False
     offset = max(0, start - _CONTEXT_CHARS)
     for number in _PLAIN_DIGITS.finditer(before):
-        found = match_second_unit(text, offset + number.end())
-        if found is not None and found.end() >= stop:
+        match = match_second_unit(text, offset + number.end())
+        if match is not None and match.end() >= end:
             return True
     return False
 
@@ -251,12 +232,12 @@ _HOURS_MINUTES: Final = re.compile(r"\s?h\s?[0-5]?[0-9]\b")  # 2h30
 _ZERO = re.compile(r"[$]?0+(?:\.0+)?|zero", re.IGNORECASE)
 
 
-def match_second_unit(text: str, at: int) -> re.Match[str] | None:
-    """A second quantity of the same kind right behind the number that ends at `at`; none if it is zero."""
-    if _HOURS_MINUTES.match(text, at):
-        return _HOURS_MINUTES.match(text, at)
+def match_second_unit(text: str, end: int) -> re.Match[str] | None:
+    """A second quantity of the same kind ("30 minutes") behind the number that ends at `end`, if it is not zero."""
+    if match := _HOURS_MINUTES.match(text, end):
+        return match
     for pattern in _COMPOUND_UNITS:
-        match = pattern.match(text, at)
+        match = pattern.match(text, end)
         if match is None:
             continue
         first, second = match["first"].lower().rstrip("s"), (match["second"] or "").lower().rstrip("s")
@@ -294,8 +275,8 @@ _OPERATION = re.compile(r"\s?(?:%\s?)?(?:\*\*|[-+*/^]|x|times|plus|minus|divided
 _CALCULATION_WITH_WORDS = re.compile(
     r"[a-z]\s?=|(?:(?!\b(?:because|since|as|so)\b)[^=,;()\n0-9]){1,40}[0-9][^=,;()\n]{0,40}="
 )
-# "18 or 20", "18 to 20", "18 and 20", "18 cups or 20 cups", and a bare list to the end of the
-# sentence; "18, 6 for each" is no list.
+# "18 or 20", "18 to 20", "18 and 20", "18 cups or 20 cups", and a list without words up to the end of the sentence;
+# "18, 6 for each" is no list.
 _HEDGE = re.compile(
     rf"\s{{0,3}}(?:or|to|and|&)\s{{1,3}}[$]?[0-9]|(?:\s[a-z]+)?[,(]?\s?\(?(?:or\s|and\s)?{normalize.HEDGE_WORDS}\s[$]?[0-9]"
     r"|\s?\(or\s[$]?[0-9][0-9,.]*+\)|,?\s(?:though|although|but|or)\s(?:it|this|that)\s(?:could|might|may)\s(?:also\s|well\s)?"
@@ -309,8 +290,9 @@ _EQUALS = re.compile(r"=|\bwhich (?:is|makes|equals|gives)\b")
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """value   exact; None where it is not one number (a calculation, a hedge, too many digits): `text` says what
-    places  decimals as written
+    """value   exact; None if the text is not one number (a calculation, a hedge, too many digits)
+    places  decimal places as written
+    text    what the text says instead of one number
     """
 
     value: Fraction | None
@@ -319,45 +301,46 @@ class Number:
 
 
 def extract_first_number(text: str) -> Number | None:
-    """The number that an answer begins with or comes to; None if it holds none.
+    """The number that an answer begins with or comes to; None if it has none.
 
     "20-12 = 8" and "8 = 20-12" are 8; "20-12" alone and "18 or 20" are no number.
     """
-    bare = text.lstrip(" $*\n").rstrip(" .$*\n")
-    if bare.isdecimal() and bare.isascii() and len(bare) <= MAX_DIGITS:
-        return Number(Fraction(int(bare)))
+    digits = text.lstrip(" $*\n").rstrip(" .$*\n")
+    if digits.isdecimal() and digits.isascii() and len(digits) <= MAX_DIGITS:
+        return Number(Fraction(int(digits)))
     match = NUMBER_PATTERN.search(text)
     if match is None:
         return _first_spelled_number(text)
     hedge = _HEDGE.match(text, match.end())
     if hedge is not None and not _EQUALS.search(text, match.end()):
-        several = extract_all_numbers(
-            text[match.start() :] if hedge.end() > match.end() + 40 else text[match.start() : hedge.end() + 40]
-        )
-        if len(several) > 1 and several[0].value is not None and _is_repetition(several, text, match, hedge):
-            return several[0]
+        # The unit of a hedge may be long; then its second number lies further behind.
+        end = len(text) if hedge.end() > match.end() + 40 else hedge.end() + 40
+        alternatives = extract_all_numbers(text[match.start() : end])
+        if (
+            len(alternatives) > 1
+            and alternatives[0].value is not None
+            and _is_repetition(alternatives, text, match, hedge)
+        ):
+            return alternatives[0]
         return _unreadable_number(text, match)
-    odd = is_part_of_expression(text, match.start(), match.end("whole"), match.end())
-    if (
-        hedge is None
-        and not odd
-        and not _is_in_expression(text, match)
-        and not _CALCULATION_WITH_WORDS.match(text, match.end())
-    ):
+    if hedge is None and not _is_calculation(text, match) and not _CALCULATION_WITH_WORDS.match(text, match.end()):
         return parse_number_match(match)
     for part in reversed(_EQUALS.split(text, 9)[1:]):
-        own = NUMBER_PATTERN.search(part)
-        if own is not None and not _is_in_expression(part, own):
-            odd = is_part_of_expression(part, own.start(), own.end("whole"), own.end())
-            return _unreadable_number(part, own) if odd else parse_number_match(own)
+        result = NUMBER_PATTERN.search(part)
+        if result is not None and not _is_in_expression(part, result):
+            return _unreadable_number(part, result) if _is_calculation(part, result) else parse_number_match(result)
     return _unreadable_number(text, match)
 
 
-def _is_repetition(several: list[Number], text: str, match: re.Match[str], hedge: re.Match[str]) -> bool:
-    """Whether all numbers of a hedge are one: "18 18 18", "0.6 or 3/5"."""
+def _is_calculation(text: str, match: re.Match[str]) -> bool:
+    return _is_in_expression(text, match) or is_part_of_expression(text, match.start(), match.end("whole"), match.end())
+
+
+def _is_repetition(alternatives: list[Number], text: str, match: re.Match[str], hedge: re.Match[str]) -> bool:
+    """Whether all numbers of a hedge are equal: "18 18 18", "0.6 or 3/5"."""
     if hedge.end() == len(text):
         return len({number.value for number in extract_all_numbers(text[match.start() :])}) == 1
-    return several[0].value == several[1].value and len(several) == 2
+    return alternatives[0].value == alternatives[1].value and len(alternatives) == 2
 
 
 def _unreadable_number(text: str, match: re.Match[str]) -> Number:
@@ -365,34 +348,33 @@ def _unreadable_number(text: str, match: re.Match[str]) -> Number:
 
 
 def _first_spelled_number(text: str) -> Number | None:
-    said = iter_spelled_numbers(text)
-    own = next(said, None)
-    if own is None:
+    spelled = iter_spelled_numbers(text)
+    first = next(spelled, None)
+    if first is None:
         return None
-    start, end, value = own
-    further = next(said, None)
-    hedged = further is not None and further[2] != value and _SPELLED_HEDGE.fullmatch(text, end, further[0])
+    start, end, value = first
+    second = next(spelled, None)
+    hedged = second is not None and second[2] != value and _SPELLED_HEDGE.fullmatch(text, end, second[0])
     if hedged or is_part_of_expression(text, start, end, end):
         return Number(None, text=text[start : start + 40].strip())
     return Number(value)
 
 
 def extract_all_numbers(text: str) -> list[Number]:
-    """All numbers of a text, in their order; those in words where it has no digits."""
-    return [parse_number_match(match) for match in NUMBER_PATTERN.finditer(text)] or [
-        Number(value) for value in extract_spelled_numbers(text)
-    ]
+    """All numbers of a text, in their order; its numbers in words only if it has no digits."""
+    in_digits = [parse_number_match(match) for match in NUMBER_PATTERN.finditer(text)]
+    return in_digits or [Number(value) for _, _, value in iter_spelled_numbers(text)]
 
 
 def extract_last_number(text: str) -> Number | None:
-    """The last number of a text, whatever it stands for; not one that is denied, and no exponent."""
+    """The last number of a text that is neither denied nor an exponent."""
     tail = max(0, len(text) - 160)
     match = _last_match(text, tail)
-    if tail and (match is None or match.start() < tail + 80):  # it may have begun before the tail
+    if tail and (match is None or match.start() < tail + 80):  # the number may have begun before the tail
         match = _last_match(text, 0)
     if match is None:
         return None
-    if is_part_of_expression(text, match.start(), match.end("whole"), match.end(), behind=True):
+    if is_part_of_expression(text, match.start(), match.end("whole"), match.end(), check_before=True):
         return _unreadable_number(text, match)
     return parse_number_match(match)
 
@@ -406,23 +388,21 @@ def _last_match(text: str, start: int) -> re.Match[str] | None:
 
 
 def parse_spelled_number(text: str) -> Number | None:
-    """The number of a text that is nothing but a number in words."""
-    value = parse_spelled_fraction(text)
-    return None if value is None else Number(value)
+    """The number of a text that consists of nothing but a number in words."""
+    match = _SPELLED_NUMBER.fullmatch(text.strip(" .!*\n")) if len(text) < 300 else None
+    return None if match is None else next((Number(value) for _, _, value in iter_spelled_numbers(match[0])), None)
 
 
 def parse_number_match(match: re.Match[str]) -> Number:
-    """The number of a match of ITEM."""
+    """The number of a match of NUMBER_PATTERN."""
     digits = _plain_numeral(match["whole"])
     if len(digits) > MAX_DIGITS:
         return Number(None, text=f"a number of {len(digits)} digits")
     value = Fraction(int(digits)) if digits.isdecimal() else Fraction(digits)
     places = len(digits.partition(".")[2])
     if match.lastgroup not in (None, "whole", "minus"):
-        exponent = match["exponent"] or match["power"]
-        if exponent:
-            value *= Fraction(10) ** int(exponent)
-            places = 0
+        if exponent := match["exponent"] or match["power"]:
+            value, places = value * Fraction(10) ** int(exponent), 0
         elif match["ten"]:
             value, places = Fraction(10) ** int(match["ten"]), 0
         elif match["top"]:
@@ -446,7 +426,7 @@ _DECIMAL_COMMA = re.compile(r"0,[0-9]+|[0-9]+,(?:[0-9]{1,2}|[0-9]{4,})")
 
 
 def _plain_numeral(whole: str) -> str:
-    """The digits of a numeral with a decimal point and nothing else."""
+    """The numeral without separators, with a decimal point."""
     if "," not in whole and whole.count(".") < 2:
         return whole
     if _POINT_GROUPED.fullmatch(whole):
@@ -455,9 +435,9 @@ def _plain_numeral(whole: str) -> str:
 
 
 def is_same_number(a: Number, b: Number) -> bool:
-    """Equal, or the longer one is the shorter one before rounding, if the shorter one has two decimals or more.
+    """Whether two numbers are equal, or one is the other rounded to at least two decimals.
 
-    What a program's floating point adds (17.999999999999996) is no difference: nine decimals, one part in 10^9.
+    Floating-point noise (17.999999999999996) is no difference: with nine decimals or more, one part in 10^9 is allowed.
     """
     if a.value is None or b.value is None:
         return False
@@ -474,12 +454,13 @@ def is_same_number(a: Number, b: Number) -> bool:
 
 
 def format_number(number: Number) -> str:
-    """The one way a number is written: 18, -0.5, 1/3."""
+    """The canonical form: 18, -0.5, 1/3."""
     value = number.value
     if value is None:
         return number.text
     if value.denominator == 1:
         return str(value.numerator)
+    # A fraction has finitely many decimals if its denominator has no prime factor but 2 and 5.
     rest, twos, fives = value.denominator, 0, 0
     while rest % 2 == 0:
         rest, twos = rest // 2, twos + 1
@@ -495,5 +476,5 @@ def format_number(number: Number) -> str:
 def _is_in_expression(text: str, match: re.Match[str]) -> bool:
     if _OPERATION.match(text, match.end()):
         return True
-    # "48/2 = 24" reads as a fraction; what it equals is the answer.
+    # "48/2 = 24" looks like a fraction, but its result is the answer.
     return match["over"] is not None and text[match.end() : match.end() + 2].lstrip().startswith("=")

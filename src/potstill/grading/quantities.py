@@ -1,11 +1,8 @@
-"""Quantities: a number, or several numbers in any order.
+"""The answer types number, several numbers in any order, ratio, and time of day.
 
->>> target = parse_gold_several("5 (years old); 15 (years old)")
->>> is_same_several(target, extract_marked_several(" 15 and 5.", target)), format_several(target)
+>>> gold = parse_gold_several("5 (years old); 15 (years old)")
+>>> is_same_several(gold, extract_marked_several(" 15 and 5.", gold)), format_several(gold)
 (True, '5; 15')
-
-Clock: ratios, and times of day, which may look alike (9:10).
-
 >>> is_same_time(parse_gold_time("3:30 p.m."), extract_marked_time("at 15:30 sharp", parse_gold_time("3:30 p.m.")))
 True
 >>> parse_gold_ratio("4:6") == extract_marked_ratio("2 to 3", parse_gold_ratio("4:6"))
@@ -19,14 +16,12 @@ import re
 from fractions import Fraction
 
 from potstill.grading import normalize, numbers
-from potstill.grading.numbers import Number, format_number
+from potstill.grading.numbers import Number
 
 # number
 
 _UNIT = re.compile(r"\s*(?:%|\([^()]*\)|[^0-9;:]{0,60})\.?\s*")
-
-
-# What makes a gold answer algebra: $12\pi$, $3-i$, $7 x$. Letters and signs there are no unit.
+# Letters and signs that make a gold answer algebra ($12\pi$, $3-i$, $7 x$) and are no unit.
 _ALGEBRA = re.compile(
     r"[\\^{}=+*_\u221a\u03c0\u221e\u03b8\u00b1<>\u2264\u2265\u2070\u00b9\u00b2\u00b3\u2074-\u2079]"
     r"|-\s?[a-z](?![A-Za-z])|(?<![A-Za-z])[xyzn](?![A-Za-z'])|^[iabnuvwjqe](?![A-Za-z'])|\b(?:pi|sqrt)\b"
@@ -36,22 +31,23 @@ _LONE_LETTER = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
 
 
 def parse_gold_number(gold: str) -> Number | None:
-    """The number of a gold answer, with its unit; None for algebra, which only begins with a number."""
-    number = _parse_number_with_unit(gold)
-    if number is None or gold.strip().isdecimal():
+    """The number of a gold answer, which may have a unit; None for algebra, which only begins with a number."""
+    number, stripped = _parse_number_with_unit(gold), gold.strip()
+    if number is None or stripped.isdecimal():
         return number
-    rest = _RAISED_UNIT.sub("", re.sub(r"\([^()]*\)\s*$", "", numbers.NUMBER_PATTERN.sub("", gold, 1).strip(" $.")))
-    maths = gold.strip().startswith("$") and gold.strip().endswith("$") and len(gold.strip()) > 1
-    return None if _ALGEBRA.search(rest) or (maths and _LONE_LETTER.search(rest)) else number
+    rest = re.sub(r"\([^()]*\)\s*$", "", numbers.NUMBER_PATTERN.sub("", gold, 1).strip(" $."))
+    rest = _RAISED_UNIT.sub("", rest)
+    in_dollars = stripped.startswith("$") and stripped.endswith("$") and len(stripped) > 1
+    return None if _ALGEBRA.search(rest) or (in_dollars and _LONE_LETTER.search(rest)) else number
 
 
 def _parse_number_with_unit(gold: str) -> Number | None:
-    gold = _RAISED_UNIT.sub("", gold)
-    text = gold.strip().lstrip("$\u00a3\u20ac").removesuffix("$").strip()
-    match = numbers.NUMBER_PATTERN.match(text) or numbers.NUMBER_PATTERN.match(gold.strip())
+    gold = _RAISED_UNIT.sub("", gold).strip()
+    text = gold.lstrip("$\u00a3\u20ac").removesuffix("$").strip()
+    match = numbers.NUMBER_PATTERN.match(text) or numbers.NUMBER_PATTERN.match(gold)
     if match is None:
         return numbers.parse_spelled_number(gold)
-    rest = text[match.end() :] if match.string is text else gold.strip()[match.end() :]
+    rest = match.string[match.end() :]
     rest = rest.removeprefix(")") if match["minus"] and "(" in match[0] else rest
     number = numbers.parse_number_match(match)
     return number if number.value is not None and _UNIT.fullmatch(rest) else None
@@ -62,23 +58,24 @@ _NUMERAL_LINE = re.compile(r"[\s*_$]*-?[$]?[0-9][0-9.,]*+(?:\s[a-z]+)?[*_$.\s]*"
 _SPACED_MINUS = re.compile(r"-\s+(?=[$]?[.0-9])")
 
 
-def extract_marked_number(text: str, target: Number) -> Number | None:
-    bare = text.lstrip(" $*\n").rstrip(" .$*\n")
-    if bare.isdecimal() and bare.isascii() and len(bare) < 100:
-        return Number(Fraction(int(bare)))
-    bulleted = "\n" in text[:8]  # "The answer is - 5" is no list
-    listed = normalize.read_list_items(text) if "\n" in text else []
+def extract_marked_number(text: str, gold: Number) -> Number | None:
+    digits = text.lstrip(" $*\n").rstrip(" .$*\n")
+    if digits.isdecimal() and digits.isascii() and len(digits) < 100:
+        return Number(Fraction(int(digits)))
+    on_new_line = "\n" in text[:8]  # "The answer is - 5" is no list
+    items = normalize.read_list_items(text) if "\n" in text else []
     text = text.lstrip(" \t\n:=*_\"'`")
-    if len(listed) > 1 and _FIRST_STEP.match(text):
-        return None if any(_NUMERAL_LINE.fullmatch(item) is None for item in listed) else Number(None, text=text[:40])
-    text = listed[0] if len(listed) == 1 and bulleted else text
+    if len(items) > 1 and _FIRST_STEP.match(text):
+        # A list of numbers is a hedge; a list of anything else is a solution, which is read as unmarked text.
+        return Number(None, text=text[:40]) if all(map(_NUMERAL_LINE.fullmatch, items)) else None
+    text = items[0] if len(items) == 1 and on_new_line else text
     match = _SPACED_MINUS.match(text)
     if match is not None:
         text = "-" + text[match.end() :]
     return numbers.extract_first_number(normalize.read_first_sentence(text))
 
 
-# "So 5 * 4 =", "She sells 9 *", "The total is": what would follow is not there, and nothing earlier stands in for it.
+# "So 5 * 4 =", "She sells 9 *", "The total is": the text breaks off before its answer. No earlier number replaces it.
 _UNFINISHED = re.compile(
     r"(?:=\s?[$]?|[0-9)]\s?(?:[-+/^\u00f7]|\*{1,2}|x|plus|minus|divided by)|[0-9a-z)]\s\*{1,2}"
     r"|\b(?:is|are|equals?|makes|gives|becomes|totals))[\s?_.]*$",
@@ -87,9 +84,8 @@ _UNFINISHED = re.compile(
 _BOLD = re.compile(r"\*\*[^*\n]{1,80}\*\*[\s.]*$")
 
 
-def extract_unmarked_number(text: str, target: Number) -> Number | None:
-    end = text[-60:].rstrip()
-    if _UNFINISHED.search(end) and not _BOLD.search(text[-120:]):
+def extract_unmarked_number(text: str, gold: Number) -> Number | None:
+    if _UNFINISHED.search(text[-60:].rstrip()) and not _BOLD.search(text[-120:]):
         return None
     return numbers.extract_last_number(text) or numbers.parse_spelled_number(text)
 
@@ -101,63 +97,63 @@ _SEVERAL_SEPARATOR = re.compile(r";|,\s+")
 
 def parse_gold_several(gold: str) -> tuple[Number, ...] | None:
     parts = [parse_gold_number(part) for part in _SEVERAL_SEPARATOR.split(gold)]
-    numbers = [part for part in parts if part is not None]
-    return _sort_numbers(numbers) if len(numbers) == len(parts) > 1 else None
+    values = [part for part in parts if part is not None]
+    return _sort_numbers(values) if len(values) == len(parts) > 1 else None
 
 
-def extract_marked_several(text: str, target: tuple[Number, ...]) -> tuple[Number, ...] | None:
-    listed = _numbers_of_list(text, target)
+def extract_marked_several(text: str, gold: tuple[Number, ...]) -> tuple[Number, ...] | None:
+    listed = _numbers_of_list(text, len(gold))
     if listed is not None:
         return listed
-    own = normalize.read_first_sentence(text.lstrip(normalize.STRIP_CHARS))
-    found = numbers.extract_all_numbers(own)
-    if len(found) != len(target):
-        apart = numbers.extract_all_numbers(own.replace(",", ", "))  # "500,700" are two numbers where two are asked for
-        found = apart if len(apart) == len(target) else found
-    if len(found) != len(target):
-        found = numbers.extract_all_numbers(_ITEM_NUMBER.sub(" ", own)) or found  # "(1) 5 and (2) 15"
-    return _sort_numbers(found) if found else None
+    sentence = normalize.read_first_sentence(text.lstrip(normalize.STRIP_CHARS))
+    values = numbers.extract_all_numbers(sentence)
+    if len(values) != len(gold):
+        separated = numbers.extract_all_numbers(sentence.replace(",", ", "))  # "500,700" may be two numbers
+        values = separated if len(separated) == len(gold) else values
+    if len(values) != len(gold):
+        values = numbers.extract_all_numbers(_ITEM_NUMBER.sub(" ", sentence)) or values  # "(1) 5 and (2) 15"
+    return _sort_numbers(values) if values else None
 
 
-def extract_unmarked_several(text: str, target: tuple[Number, ...]) -> tuple[Number, ...] | None:
-    listed = _numbers_of_list(text, target, last=True)
+def extract_unmarked_several(text: str, gold: tuple[Number, ...]) -> tuple[Number, ...] | None:
+    listed = _numbers_of_list(text, len(gold), last=True)
     if listed is not None:
         return listed
-    found = numbers.extract_all_numbers(normalize.read_last_line(text)) or numbers.extract_all_numbers(text)
-    return _sort_numbers(found[-len(target) :]) if found else None
+    values = numbers.extract_all_numbers(normalize.read_last_line(text)) or numbers.extract_all_numbers(text)
+    return _sort_numbers(values[-len(gold) :]) if values else None
 
 
 _ITEM_NUMBER = re.compile(r"(?<![^\s:])\(?[1-9][.)]\s(?=\s?[$]?-?[A-Za-z0-9])")
 
 
-def _numbers_of_list(text: str, target: tuple[Number, ...], last: bool = False) -> tuple[Number, ...] | None:
-    """The numbers of a list over several lines, with bullets or of one number each; None where there is no list."""
+def _numbers_of_list(text: str, count: int, last: bool = False) -> tuple[Number, ...] | None:
+    """The numbers of a list over several lines, with bullets or one number a line; None if there is no list."""
     items = normalize.read_list_items(text[-2000:] if last else text, last)
     if len(items) < 2:
-        lines = [line for line in text[:2000].split("\n") if line.strip(normalize.STRIP_CHARS)][: len(target)]
+        lines = [line for line in text[:2000].split("\n") if line.strip(normalize.STRIP_CHARS)][:count]
         items = lines if not last and all(map(_NUMERAL_LINE.fullmatch, lines)) else []
-    found = [number for item in items for number in numbers.extract_all_numbers(item)]
-    return _sort_numbers(found) if len(items) > 1 and found else None
+    values = [number for item in items for number in numbers.extract_all_numbers(item)]
+    return _sort_numbers(values) if len(items) > 1 and values else None
 
 
-def _sort_numbers(numbers: list[Number]) -> tuple[Number, ...]:
-    return tuple(sorted(numbers, key=lambda n: (n.value is None, n.value or 0)))
+def _sort_numbers(values: list[Number]) -> tuple[Number, ...]:
+    return tuple(sorted(values, key=lambda number: (number.value is None, number.value or 0)))
 
 
-def is_same_several(a: tuple[Number, ...], b: tuple[Number, ...]) -> bool:
-    return len(a) == len(b) and all(numbers.is_same_number(x, y) for x, y in zip(a, b, strict=True))
+def is_same_several(gold: tuple[Number, ...], values: tuple[Number, ...]) -> bool:
+    return len(gold) == len(values) and all(map(numbers.is_same_number, gold, values))
 
 
-def format_several(numbers: tuple[Number, ...]) -> str:
-    return "; ".join(map(format_number, numbers))[:200]
+def format_several(values: tuple[Number, ...]) -> str:
+    return "; ".join(map(numbers.format_number, values))[:200]
 
 
-# ratio, and time, which may be a ratio (9:10)
+# ratio, and time of day, which may look like a ratio (9:10)
 
 _RATIO_PART = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,9})(?:\.[0-9]{1,9})?"
 _RATIO = re.compile(
-    rf"(?<![0-9.:,])({_RATIO_PART})(?:\s[A-Za-z]{{1,20}}){{0,2}}?\s?(?::|\bto\b|-to-|\bout of\b|\bfor every\b|\bper\b|/)"
-    rf"\s?({_RATIO_PART})(?![0-9:]|,[0-9])"
+    rf"(?<![0-9.:,])({_RATIO_PART})(?:\s[A-Za-z]{{1,20}}){{0,2}}?\s?(?::|\bto\b|-to-|\bout of\b|\bfor every\b|\bper\b"
+    rf"|/)\s?({_RATIO_PART})(?![0-9:]|,[0-9])"
 )
 _GOLD_RATIO = re.compile(rf"({_RATIO_PART})\s?:\s?({_RATIO_PART})")
 _TIME = re.compile(
@@ -166,7 +162,7 @@ _TIME = re.compile(
 )
 _TIME_WITH_POINT = re.compile(r"(?<![0-9.])([0-9]{1,2})\.([0-5][0-9])(?=\s?[aApP]\.?\s?[mM]\b)")  # 3.30 p.m.
 _JOINED_ANSWERS = re.compile(r"\s?(?:,?\s?(?:or|and|to|till|until)\s|-)\s?")  # between two times or ratios
-TimeOfDay = tuple[int, int, int, str]
+TimeOfDay = tuple[int, int, int, str]  # hour, minute, second, and "a", "p" or ""
 
 
 def parse_gold_ratio(gold: str) -> Fraction | None:
@@ -175,12 +171,12 @@ def parse_gold_ratio(gold: str) -> Fraction | None:
 
 
 def _parse_ratio(match: re.Match[str]) -> Fraction | None:
-    below = Fraction(match[2].replace(",", ""))
-    return Fraction(match[1].replace(",", "")) / below if below else None
+    denominator = Fraction(match[2].replace(",", ""))
+    return Fraction(match[1].replace(",", "")) / denominator if denominator else None
 
 
-def extract_marked_ratio(text: str, target: Fraction) -> Fraction | str | None:
-    """The first ratio; two of them joined ("2:3 or 3:2") are neither, and are shown as they stand."""
+def extract_marked_ratio(text: str, gold: Fraction) -> Fraction | str | None:
+    """The first ratio. Two joined ratios ("2:3 or 3:2") are no ratio; their text is returned."""
     matches = list(itertools.islice(_RATIO.finditer(text), 2))
     if not matches:
         return None
@@ -189,13 +185,13 @@ def extract_marked_ratio(text: str, target: Fraction) -> Fraction | str | None:
 
 
 def _open_alternatives(text: str, matches: list[re.Match[str]], agree: bool) -> str | None:
-    """Two values that a text leaves open, as it has them; None where it names one."""
+    """The text of two joined values, neither of which is chosen; None if the text names one value."""
     if len(matches) < 2 or agree or not _JOINED_ANSWERS.fullmatch(text, matches[0].end(), matches[1].start()):
         return None
     return text[matches[0].start() : matches[1].end()]
 
 
-def extract_unmarked_ratio(text: str, target: Fraction) -> Fraction | None:
+def extract_unmarked_ratio(text: str, gold: Fraction) -> Fraction | None:
     matches = list(_RATIO.finditer(text))
     return _parse_ratio(matches[-1]) if matches else None
 
@@ -209,32 +205,39 @@ def _parse_time(match: re.Match[str]) -> TimeOfDay:
     return int(match[1]), int(match[2] or 0), int(match[3] or 0), (match[4] or match[5] or "").lower()
 
 
-def extract_marked_time(text: str, target: TimeOfDay, which: int = 0) -> TimeOfDay | str | None:
-    """The first time (-1: the last one); two of them joined ("3:30 or 4:30") are neither."""
+def extract_marked_time(text: str, gold: TimeOfDay) -> TimeOfDay | str | None:
+    """The first time. Two joined times ("3:30 or 4:30") are no time; their text is returned."""
+    text, matches, times = _find_times(text, gold)
+    if len(matches) > 1 and (alternatives := _open_alternatives(text, matches, is_same_time(*times[:2]))):
+        return alternatives
+    return times[0] if times else None
+
+
+def extract_unmarked_time(text: str, gold: TimeOfDay) -> TimeOfDay | str | None:
+    _, _, times = _find_times(text, gold)
+    return times[-1] if times else None
+
+
+def _find_times(text: str, gold: TimeOfDay) -> tuple[str, list[re.Match[str]], list[TimeOfDay]]:
+    """The text with colons in its times, the times that it names, and their values; if none, its ratios as times."""
     text = _TIME_WITH_POINT.sub(r"\1:\2", text)
     matches = list(_TIME.finditer(text))
-    found = [_parse_time(match) for match in matches]
-    if not found and not target[3]:
-        found = [(int(m[1]), int(m[2]), 0, "") for m in _RATIO.finditer(text) if m[1].isdecimal() and m[2].isdecimal()]
-    either = _open_alternatives(text, matches, is_same_time(*found[:2])) if len(matches) > 1 and which == 0 else None
-    return either or (found[which] if found else None)
+    times = [_parse_time(match) for match in matches]
+    if not times and not gold[3]:
+        ratios = (match.groups() for match in _RATIO.finditer(text))
+        times = [(int(a), int(b), 0, "") for a, b in ratios if a.isdecimal() and b.isdecimal()]
+    return text, matches, times
 
 
-def extract_unmarked_time(text: str, target: TimeOfDay) -> TimeOfDay | str | None:
-    return extract_marked_time(text, target, -1)
-
-
-def is_same_time(a: TimeOfDay, b: TimeOfDay | str) -> bool:
-    if isinstance(b, str):
+def is_same_time(gold: TimeOfDay, time: TimeOfDay | str) -> bool:
+    """Whether two times agree. 5:45 without a.m. or p.m. may be either."""
+    if isinstance(time, str) or gold[1:3] != time[1:3]:
         return False
-    if a[1:3] != b[1:3]:
-        return False
-    if a[0] == b[0] and a[3] == b[3]:
+    if gold[0] == time[0] and gold[3] == time[3]:
         return True
-    vague = any(not time[3] and 1 <= time[0] <= 12 for time in (a, b))  # 5:45 may be morning or evening
-    if vague:
-        return a[0] % 12 == b[0] % 12 and max(a[0], b[0]) < 24
-    return _hour_of_day(a) == _hour_of_day(b)
+    if any(not half and 1 <= hour <= 12 for hour, _, _, half in (gold, time)):
+        return gold[0] % 12 == time[0] % 12 and max(gold[0], time[0]) < 24
+    return _hour_of_day(gold) == _hour_of_day(time)
 
 
 def _hour_of_day(time: TimeOfDay) -> int:

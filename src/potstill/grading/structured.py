@@ -1,6 +1,6 @@
-"""Formal: an answer that a regular expression describes, and an answer in JSON.
+"""The answer types regex (the gold answer is a pattern) and JSON.
 
->>> is_same_json(parse_gold_json('{"n": 1, "of": ["a"]}'), extract_unmarked_json('So:\\n{"of": ["a"], "n": 1.0}\\nDone.', None))
+>>> is_same_json(parse_gold_json('{"n": 1, "of": ["a"]}'), extract_unmarked_json('So: {"of": ["a"], "n": 1.0}.', None))
 True
 >>> pattern = parse_gold_regex("[0-9]{4}-[0-9]{2}")
 >>> extract_marked_regex(" 2024-05.", pattern), extract_marked_regex(" May 2024.", pattern)
@@ -16,22 +16,28 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final, TypeGuard
 
+from potstill.errors import UserError
 from potstill.grading import normalize
 
-# regex: the gold answer is the pattern, and may come from a file that somebody else wrote. RE2 takes linear time.
+# regex: the pattern may come from a file that somebody else wrote, so RE2, which takes linear time, matches it.
 
 _MAX_CHARS: Final = 2000
-Pattern = Any  # of RE2, which is loaded where a pattern is first read
+Pattern = Any  # RE2's; the library is loaded with the first pattern
 
 
 def parse_gold_regex(gold: str) -> Pattern | None:
-    """The pattern; None where it is empty, or has what a linear engine cannot offer (see `why_no_regex`)."""
-    return _compile_pattern(gold)[0] if gold.strip() else None
-
-
-def regex_error(gold: str) -> str | None:
-    """What RE2 says against a pattern, None where it takes it."""
-    return _compile_pattern(gold)[1]
+    """The pattern; None for an empty one. Raises UserError for a pattern that RE2 cannot match."""
+    if not gold.strip():
+        return None
+    pattern, error = _compile_pattern(gold)
+    if error is not None:
+        raise UserError(
+            "the gold answer is not a valid regex",
+            code="E-grade-invalid-regex",
+            found=f"{gold[:80]!r}: {error}",
+            hint="RE2 takes linear time and has no look-around, back-references, \\Z and possessive repeats",
+        )
+    return pattern
 
 
 @lru_cache(maxsize=4096)
@@ -42,58 +48,55 @@ def _compile_pattern(gold: str) -> tuple[Pattern | None, str | None]:
     options.log_errors = False
     try:
         return re2.compile(gold, options), None
-    except re2.error as fault:
-        told = fault.args[0] if fault.args else ""
-        return None, told.decode("utf-8", "replace") if isinstance(told, bytes) else str(told)
+    except re2.error as error:
+        message = error.args[0] if error.args else ""
+        return None, message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message)
 
 
-def extract_marked_regex(text: str, target: Pattern) -> str | None:
-    """What the pattern matches from end to end: the line or the sentence, with or without its final period."""
+def extract_marked_regex(text: str, gold: Pattern) -> str | None:
+    """The line or sentence that the pattern matches from end to end, with or without its final period."""
     line = text.strip()[:_MAX_CHARS].split("\n", 1)[0].strip()
     sentence = normalize.read_answer_sentence(text[:_MAX_CHARS])
-    options = [line, line.strip(normalize.STRIP_CHARS), sentence, line.rstrip("."), sentence.rstrip(".")]
-    return next((option for option in options if option and target.fullmatch(option)), sentence or None)
+    candidates = [line, line.strip(normalize.STRIP_CHARS), sentence, line.rstrip("."), sentence.rstrip(".")]
+    return next((candidate for candidate in candidates if candidate and gold.fullmatch(candidate)), sentence or None)
 
 
-def extract_unmarked_regex(text: str, target: Pattern) -> str | None:
+def extract_unmarked_regex(text: str, gold: Pattern) -> str | None:
     whole = text.strip()
-    if len(whole) <= _MAX_CHARS and target.fullmatch(whole):
+    if len(whole) <= _MAX_CHARS and gold.fullmatch(whole):
         return whole
-    return extract_marked_regex(normalize.read_last_line(text), target)
+    return extract_marked_regex(normalize.read_last_line(text), gold)
 
 
-def is_same_regex(target: Pattern, found: str) -> bool:
-    return target.fullmatch(found) is not None
+def is_same_regex(gold: Pattern, text: str) -> bool:
+    return gold.fullmatch(text) is not None
 
 
 def format_regex(value: Pattern | str) -> str:
     return value[:200] if isinstance(value, str) else value.pattern
 
 
-# json: values, not bytes. Fields may come in any order, 1 is 1.0 and true is not 1.
+# JSON: equal as values. Fields may have any order, 1 is 1.0, and true is not 1. A value is in a tuple, because null is
+# None, which stands for "no value" everywhere else.
 
 _MAX_DEPTH: Final = 60
-_MAX_UNCLOSED: Final = 20  # brackets that open and never close, before looking for JSON is given up
+_MAX_UNCLOSED: Final = 20  # opening brackets without JSON behind them, after which the search ends
 _SIGNS = re.compile(r'[\[\]{}"\\]')
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _FENCE = re.compile(r"\s*(?:```(?:json)?|`)?\s*")
 
 
-class _Missing:
-    """JSON has null, which is None here, so that "no value" needs a sign of its own."""
-
-
-_MISSING: Final = _Missing()
+_INVALID: Final = object()
 
 
 def escape_json_strings(text: str) -> str:
-    """The text with the strings of its objects and lists in escapes, the same values: no words in them are a mark."""
+    """The text with the strings of its JSON in escapes: an equal value, in which no word can be a marker."""
     parts: list[str] = []
-    at = 0
+    previous_end = 0
     for start, end, _ in _iter_structures(text):
-        parts += text[at:start], _STRING.sub(_escape_string, text[start:end])
-        at = end
-    return "".join([*parts, text[at:]])
+        parts += text[previous_end:start], _STRING.sub(_escape_string, text[start:end])
+        previous_end = end
+    return "".join([*parts, text[previous_end:]])
 
 
 def _escape_string(string: re.Match[str]) -> str:
@@ -103,34 +106,30 @@ def _escape_string(string: re.Match[str]) -> str:
 
 def parse_gold_json(gold: str) -> tuple[Any] | None:
     value = _parse_json(gold.strip())
-    return None if value is _MISSING else (value,)
+    return None if value is _INVALID else (value,)
 
 
-def extract_marked_json(text: str, target: Any) -> tuple[Any] | None:
-    """The value behind a mark: an object or a list, else a string, number, true, false or null up to the line's end."""
-    start = _FENCE.match(text)
-    assert start is not None, "it may match nothing"
-    rest = text[start.end() :]
+def extract_marked_json(text: str, gold: Any) -> tuple[Any] | None:
+    """The value behind a marker: an object, a list, or the rest of the line as a string, number, boolean or null."""
+    fence = _FENCE.match(text)
+    rest = text[fence.end() :] if fence else text
     if rest[:1] in ("{", "["):
         return _first_structure(rest)
     line = rest.split("\n", 1)[0].strip().strip("`*").strip()
-    value = next(
-        (value for value in (_parse_json(line), _parse_json(line.rstrip("."))) if value is not _MISSING), _MISSING
-    )
-    return _first_structure(rest) if value is _MISSING else (value,)
+    for candidate in (line, line.rstrip(".")):
+        if (value := _parse_json(candidate)) is not _INVALID:
+            return (value,)
+    return _first_structure(rest)
 
 
-def extract_unmarked_json(text: str, target: Any) -> tuple[Any] | None:
-    """The last object or list of a text; the whole text if that is a value."""
-    last = None
-    for _, _, last in _iter_structures(text):  # noqa: B007
-        pass
-    whole = _parse_json(text.strip()) if last is None else _MISSING
-    return last if whole is _MISSING else (whole,)
+def extract_unmarked_json(text: str, gold: Any) -> tuple[Any] | None:
+    """The last object or list of a text; without one the whole text, if it is a value."""
+    structures = [value for _, _, value in _iter_structures(text)]
+    return structures[-1] if structures else parse_gold_json(text)
 
 
-def is_same_json(a: tuple[Any], b: tuple[Any]) -> bool:
-    return _is_equal_json(a[0], b[0])
+def is_same_json(gold: tuple[Any], value: tuple[Any]) -> bool:
+    return _is_equal_json(gold[0], value[0])
 
 
 def format_json(value: tuple[Any]) -> str:
@@ -138,7 +137,7 @@ def format_json(value: tuple[Any]) -> str:
 
 
 def _plain_number(value: Any) -> Any:
-    """What a number with a point or an exponent is shown as. Nothing is written out that would not fit a line."""
+    """A number with a point or an exponent, as JSON; as text if its digits would not fit a line."""
     assert isinstance(value, Decimal), value
     if not -30 <= value.adjusted() <= 30:
         return str(value) if value else 0
@@ -146,24 +145,20 @@ def _plain_number(value: Any) -> Any:
 
 
 def _iter_structures(text: str) -> Iterator[tuple[int, int, tuple[Any]]]:
-    """Start, end and value of the outermost objects and lists that are JSON, in order. Looks at a sign a few times."""
-    at = unclosed = 0
-    while unclosed <= _MAX_UNCLOSED:
-        start = min((place for place in (text.find("{", at), text.find("[", at)) if place >= 0), default=-1)
+    """Start, end and value of the outermost objects and lists that are JSON. Takes time linear in the text."""
+    position = failures = 0
+    while failures <= _MAX_UNCLOSED:
+        start = min((i for i in (text.find("{", position), text.find("[", position)) if i >= 0), default=-1)
         if start < 0:
             return
         end = _closing_position(text, start)
-        if end < 0:
-            unclosed += 1
-            at = start + 1
-            continue
-        value = _parse_json(text[start:end])
-        if value is _MISSING:
-            unclosed += 1
-            at = start + 1
+        value = _INVALID if end < 0 else _parse_json(text[start:end])
+        if value is _INVALID:
+            failures += 1
+            position = start + 1
             continue
         yield start, end, (value,)
-        at = end
+        position = end
 
 
 def _first_structure(text: str) -> tuple[Any] | None:
@@ -171,14 +166,14 @@ def _first_structure(text: str) -> tuple[Any] | None:
 
 
 def _closing_position(text: str, start: int) -> int:
-    """Where the bracket at `start` is closed, -1 if nowhere or if it holds more than `_DEEPEST` levels."""
-    depth, quoted, skip = 0, False, -1
+    """The position behind the bracket that closes the one at `start`; -1 if none does, or below `_MAX_DEPTH` levels."""
+    depth, quoted, escaped = 0, False, -1
     for match in _SIGNS.finditer(text, start):
-        sign, place = match[0], match.start()
-        if place == skip:
+        sign, position = match[0], match.start()
+        if position == escaped:
             continue
         if sign == "\\":
-            skip = place + 1 if quoted else skip
+            escaped = position + 1 if quoted else escaped
         elif sign == '"':
             quoted = not quoted
         elif not quoted:
@@ -192,15 +187,15 @@ def _closing_position(text: str, start: int) -> int:
 
 def _parse_json(text: str) -> Any:
     if text[:1] in ("[", "{") and _closing_position(text, 0) < 0:
-        return _MISSING  # not closed, or deeper than anything here goes
+        return _INVALID
     try:
         return json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
     except (ValueError, RecursionError, ArithmeticError):
-        return _MISSING
+        return _INVALID
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _is_equal_json(a: Any, b: Any) -> bool:
@@ -218,7 +213,7 @@ def _is_number(value: Any) -> TypeGuard[int | Decimal]:
 
 
 def _is_equal_decimal(a: Decimal, b: Decimal) -> bool:
-    """Exactly equal. Decimal's own comparison writes 1e999999999 out; two numbers with unlike first places differ."""
+    """Exactly equal. Decimal's own comparison would write out 1e999999999, so magnitudes are compared first."""
     if not a or not b:
         return not a and not b
     return a.adjusted() == b.adjusted() and a == b
