@@ -31,7 +31,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from potstill import inference, models, prompts, tokenization
-from potstill.inference import Engine, EngineKind, Generation, Request, batch_requests
+from potstill.inference import Decode, Engine, EngineKind, Generation, Request, batch_requests
 from potstill.inference.kv_cache import pad_prompts
 from potstill.miniature import build
 from potstill.models import SHAPES, Student
@@ -115,7 +115,7 @@ def write(engine: Engine, rows: Sequence[tuple[int, ...]], most: int, samples: i
     found: dict[inference.SampleKey, Generation] = {}
     for batch in batch_requests(asked, BUDGET, max_tokens=most):
         own = [asked[index] for index in batch]
-        for text in engine.generate(own, max_tokens=most, temperature=0.0 if samples == 1 else 0.7):
+        for text in engine.generate(own, Decode(max_tokens=most, temperature=0.0 if samples == 1 else 0.7)):
             found[text.key] = text
     return [found[request.key] for request in asked]
 

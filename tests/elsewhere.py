@@ -20,7 +20,7 @@ import tiny
 from potstill import inference, models, training
 from potstill.alignment import cross_tokenizer
 from potstill.evaluation import checkpoint
-from potstill.inference import Request, transformers
+from potstill.inference import Decode, Request, transformers
 from potstill.models import Example, Shape, Student
 from potstill.records import BASE, Chain
 from potstill.tokenization import Tokenizer, train_unigram
@@ -146,9 +146,13 @@ def case_texts_and_scores_are_those_of_the_cpu(kind: str, tokenizer: Tokenizer) 
     found = []
     for student in (make(kind, tokenizer), move(make(kind, tokenizer))):
         engine = transformers.TransformersEngine(student)
-        for temperature, more in ((0.0, {}), (1.0, {"calculator": True}), (1.0, {"candidates": 3, "likelihood": True})):
-            found.append(engine.generate(requests, max_tokens=12, temperature=temperature, **more))  # type: ignore
-        found.append(engine.score(requests[:2], TEXTS[:2], candidates=2))
+        for temperature, more in (
+            (0.0, {}),
+            (1.0, {"calculator": True}),
+            (1.0, {"top_logprobs": 3, "likelihood": True}),
+        ):
+            found.append(engine.generate(requests, Decode(max_tokens=12, temperature=temperature, **more)))  # type: ignore
+        found.append(engine.score(requests[:2], TEXTS[:2], top_logprobs=2))
     for here, there in zip(found[:4], found[4:], strict=True):
         for one, other in zip(here, there, strict=True):
             assert one.ids == other.ids, (kind, one, other)
@@ -185,30 +189,30 @@ def case_an_engine_computes_where_the_process_does(kind: str, tokenizer: Tokeniz
     """What it opens from a folder, and what an exam opens for it."""
     plan = tiny.recipe(Path())
     _computes_elsewhere(make(kind, tokenizer), lambda: contextlib.nullcontext(inference.open_engine("a folder")))
-    _computes_elsewhere(make(kind, tokenizer), lambda: checkpoint._open_engine(Path("a run"), plan, BASE))
+    _computes_elsewhere(make(kind, tokenizer), lambda: checkpoint.open_checkpoint_engine(Path("a run"), plan, BASE))
 
 
 def _computes_elsewhere(student: Student, opened: Callable[[], Any]) -> None:
     asked: list[Any] = []
     with (
-        mock.patch.object(models, "device", lambda: ELSEWHERE),
-        mock.patch.object(models, "open", lambda *_, **__: student),
-        mock.patch.object(checkpoint, "open_contender", lambda *_, **__: student),
+        mock.patch.object(models, "default_device", lambda: ELSEWHERE),
+        mock.patch.object(models, "open_student", lambda *_, **__: student),
+        mock.patch.object(checkpoint, "open_checkpoint", lambda *_, **__: student),
         mock.patch.object(student, "to", lambda where: asked.append(where) or move(student)),
         opened() as engine,
     ):
-        assert asked == [ELSEWHERE] and engine.generate([Request(("a", 0), (5,))], max_tokens=2)
+        assert asked == [ELSEWHERE] and engine.generate([Request(("a", 0), (5,))], Decode(max_tokens=2))
 
 
 def case_an_engine_leaves_a_student_that_is_open_where_it_is(kind: str, tokenizer: Tokenizer) -> None:
     """One that is taught has its optimizer's moments beside its weights."""
     student = make(kind, tokenizer)
     with (
-        mock.patch.object(models, "device", lambda: ELSEWHERE),
+        mock.patch.object(models, "default_device", lambda: ELSEWHERE),
         mock.patch.object(student, "to", lambda where: move(student)),
     ):
         engine = inference.open_engine(student)
-    assert engine.generate([Request(("a", 0), (5,))], max_tokens=2) and student.device.type == "cpu"
+    assert engine.generate([Request(("a", 0), (5,))], Decode(max_tokens=2)) and student.device.type == "cpu"
 
 
 def case_devices_that_mix_are_found(kind: str, tokenizer: Tokenizer) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from potstill import inference, models, prompts
-from potstill.inference import Request, batch_requests
+from potstill.inference import Decode, Request, batch_requests
 from potstill.models import Student
 
 NOISE = 1e-4  # between the two best logits
@@ -51,7 +51,7 @@ def some() -> list:
 def greedy(student: Student, asked: list[Request], budget: int) -> dict[str, tuple[int, ...]]:
     engine, found = inference.open_engine(student), {}
     for batch in batch_requests(asked, budget, max_tokens=48):
-        for text in engine.generate([asked[index] for index in batch], max_tokens=48):
+        for text in engine.generate([asked[index] for index in batch], Decode(max_tokens=48)):
             found[text.key[0]] = text.ids
     return found
 

@@ -19,7 +19,7 @@ from potstill.calculator import (
     find_trailing_expression,
     format_result,
 )
-from potstill.inference import Request
+from potstill.inference import Decode, Request
 from potstill.inference.transformers import TransformersEngine
 from potstill.models import Shape, random_student
 from potstill.tokenization import Tokenizer, train_bpe, train_unigram
@@ -146,7 +146,7 @@ def test_a_random_student_that_writes_sums_has_them_right(family: str, sampled: 
     with_bias(monkeypatch, student, liked)
     requests = [Request((f"q{at}", index), tuple(student.encode("Sum: 3"))) for at in range(3) for index in range(16)]
     texts = engine.generate(
-        requests, max_tokens=40, temperature=1.0 if sampled else 0.0, calculator=True, likelihood=True
+        requests, Decode(max_tokens=40, temperature=1.0 if sampled else 0.0, calculator=True, likelihood=True)
     )
     completed = 0
     for text in texts:
@@ -159,7 +159,7 @@ def test_a_random_student_that_writes_sums_has_them_right(family: str, sampled: 
                 assert not re.match(r"[.,]?\d", text.text[found.end() + len(result) :])
                 completed += 1
     assert completed > 2 or not sampled
-    alone = engine.generate(requests[:1], max_tokens=40, temperature=1.0 if sampled else 0.0, calculator=True)
+    alone = engine.generate(requests[:1], Decode(max_tokens=40, temperature=1.0 if sampled else 0.0, calculator=True))
     assert alone[0].ids == texts[0].ids
 
 
@@ -178,6 +178,6 @@ def test_a_result_that_the_vocabulary_cannot_write_is_left_to_the_model() -> Non
 
     tokenizer: Tokenizer = train_unigram(["3 + 4 = 7"] * 9, 40)
     rows = CalculatorDecoding(1, tokenizer, lambda token, position: tokenizer.bytes(token))
-    assert rows._tokens("3 + 4 =", " 7") == tokenizer.encode("7").ids
-    assert rows._tokens("9 + 4 =", " 13") == [] or b"13" in tokenizer.text(rows._tokens("9 + 4 =", " 13"))
-    assert rows._tokens("<<3+4=", "7>>") == []
+    assert rows.result_tokens("3 + 4 =", " 7") == tokenizer.encode("7").ids
+    assert rows.result_tokens("9 + 4 =", " 13") == [] or b"13" in tokenizer.text(rows.result_tokens("9 + 4 =", " 13"))
+    assert rows.result_tokens("<<3+4=", "7>>") == []

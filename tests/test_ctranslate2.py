@@ -12,7 +12,7 @@ import tiny
 from potstill import runner
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint
-from potstill.inference import Request, ctranslate2
+from potstill.inference import Decode, Request, ctranslate2
 from potstill.inference.transformers import TransformersEngine
 from potstill.models import Head, Shape, Student, random_student
 from potstill.recipe import parse_recipe
@@ -48,8 +48,8 @@ def asked(student: Student, samples: int = 1) -> list[Request]:
 @pytest.mark.parametrize("shortest", [1, 3])
 def test_greedy_texts_are_those_of_the_reference(student: Student, shortest: int) -> None:
     requests = [request for request in asked(student) if len(request.prompt) >= shortest]
-    ours = ctranslate2.CTranslate2Engine(student).generate(requests, max_tokens=12, likelihood=True)
-    theirs = TransformersEngine(student).generate(requests, max_tokens=12, likelihood=True)
+    ours = ctranslate2.CTranslate2Engine(student).generate(requests, Decode(max_tokens=12, likelihood=True))
+    theirs = TransformersEngine(student).generate(requests, Decode(max_tokens=12, likelihood=True))
     for one, other in zip(ours, theirs, strict=True):
         assert (one.key, one.ids, one.tokens, one.stop) == (other.key, other.ids, other.tokens, other.stop)
         assert one.likelihood == pytest.approx(other.likelihood, abs=1e-3)
@@ -60,13 +60,14 @@ def test_a_long_input_is_not_cut() -> None:
     words = student.encode("Tom has 3 apples and buys 4 more.")
     ends = [tuple((words * 200)[:1500]), (*(words * 200)[:1499], words[3])]
     requests = [Request((f"q{row}", 0), prompt) for row, prompt in enumerate(ends)]
-    ours = ctranslate2.CTranslate2Engine(student).generate(requests, max_tokens=8, likelihood=True)
-    theirs = TransformersEngine(student).generate(requests, max_tokens=8, likelihood=True)
+    ours = ctranslate2.CTranslate2Engine(student).generate(requests, Decode(max_tokens=8, likelihood=True))
+    theirs = TransformersEngine(student).generate(requests, Decode(max_tokens=8, likelihood=True))
     assert [text.ids for text in ours] == [text.ids for text in theirs]
     assert [text.likelihood for text in ours] == pytest.approx([text.likelihood for text in theirs], abs=1e-3)
     short = random_student(Shape("causal", 8, 1, 1, 8, 8, 262, length=20), train_bpe(TEXTS, 262), 1)
-    with pytest.raises(UserError, match="do not fit"):
-        ctranslate2.CTranslate2Engine(short).generate([Request(("q", 0), (5,) * 13)], max_tokens=8)
+    with pytest.raises(UserError) as raised:
+        ctranslate2.CTranslate2Engine(short).generate([Request(("q", 0), (5,) * 13)], Decode(max_tokens=8))
+    assert raised.value.code == "E-inference-prompt-too-long"
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -80,18 +81,19 @@ def test_a_conversion_with_other_scores_is_refused(tied: bool, monkeypatch: pyte
     monkeypatch.setattr(
         type(student), "head", property(lambda self: Head(plain(self).weight, scale=wrong)), raising=True
     )
-    with pytest.raises(UserError, match=r"scores are not those of the model(.|\n)*differ by up to"):
+    with pytest.raises(UserError) as raised:
         ctranslate2.CTranslate2Engine(student)
+    assert raised.value.code == "E-inference-ctranslate2-parity"
 
 
 def test_samples_follow_the_distribution_whatever_their_index(student: Student) -> None:
     request = asked(student)[1]
     requests = [Request(("q", index), request.prompt) for index in range(1200)]
     engine = ctranslate2.CTranslate2Engine(student)
-    texts = engine.generate(requests, max_tokens=1, temperature=1.0, seed=4)
-    again = engine.generate(requests, max_tokens=1, temperature=1.0, seed=4)
-    assert texts == again != engine.generate(requests, max_tokens=1, temperature=1.0, seed=5)
-    [shown] = TransformersEngine(student).generate([request], max_tokens=1, candidates=2)
+    texts = engine.generate(requests, Decode(max_tokens=1, temperature=1.0, seed=4))
+    again = engine.generate(requests, Decode(max_tokens=1, temperature=1.0, seed=4))
+    assert texts == again != engine.generate(requests, Decode(max_tokens=1, temperature=1.0, seed=5))
+    [shown] = TransformersEngine(student).generate([request], Decode(max_tokens=1, top_logprobs=2))
     outcome, log = shown.candidates[0][0]
     share = float(torch.tensor(log).exp())
     for part in (texts[:600], texts[600:]):
@@ -100,16 +102,18 @@ def test_samples_follow_the_distribution_whatever_their_index(student: Student) 
 
 
 def test_int8_writes_texts(student: Student) -> None:
-    texts = ctranslate2.CTranslate2Engine(student, int8=True).generate(asked(student), max_tokens=12)
+    texts = ctranslate2.CTranslate2Engine(student, int8=True).generate(asked(student), Decode(max_tokens=12))
     assert all(b"".join(text.tokens) == text.content and len(text.ids) <= 12 for text in texts)
 
 
 def test_what_it_does_not_have_is_refused(student: Student) -> None:
     engine = ctranslate2.CTranslate2Engine(student)
-    with pytest.raises(UserError, match="shows no candidates"):
-        engine.generate(asked(student), max_tokens=2, candidates=2)
-    with pytest.raises(UserError, match="has no calculator"):
-        engine.generate(asked(student), max_tokens=2, calculator=True)
+    with pytest.raises(UserError) as raised:
+        engine.generate(asked(student), Decode(max_tokens=2, top_logprobs=2))
+    assert raised.value.code == "E-inference-unsupported-option"
+    with pytest.raises(UserError) as raised:
+        engine.generate(asked(student), Decode(max_tokens=2, calculator=True))
+    assert raised.value.code == "E-inference-unsupported-option"
     with pytest.raises(UserError, match=r"with a calculator needs evaluate\.engine"):
         parse_recipe("name: x\nevaluate: {engine: ctranslate2, decodings: [greedy+calculator]}\n", "x.yaml")
 

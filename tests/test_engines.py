@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from markov import NEVER, markov, writer
 from potstill import inference
 from potstill.errors import UserError
-from potstill.inference import Request, batch_requests, draw_uniform
+from potstill.inference import Decode, Request, batch_requests, draw_uniform
 from potstill.inference.sampling import AnswerDetector, sample_inverse_cdf
 from potstill.inference.transformers import TransformersEngine
 from potstill.models import Shape, Student, random_student
@@ -127,7 +127,7 @@ def test_impossible_tokens_are_never_drawn() -> None:
 
 def test_greedy_texts_are_those_of_generate(engine: TransformersEngine) -> None:
     student, requests = engine.student, asked(engine)
-    ours = engine.generate(requests, max_tokens=12)
+    ours = engine.generate(requests, Decode(max_tokens=12))
     for request, text in zip(requests, ours, strict=True):
         settings = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": student.tokenizer.eos}
         whole = student.model.generate(torch.tensor([request.prompt]), pad_token_id=student.tokenizer.pad, **settings)
@@ -141,7 +141,7 @@ def test_greedy_texts_are_those_of_generate(engine: TransformersEngine) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_log_probabilities_are_raw_and_those_of_a_forward_pass(engine: TransformersEngine, temperature: float) -> None:
     tokenizer, requests, k = engine.student.tokenizer, asked(engine, 3), 4
-    texts = engine.generate(requests, max_tokens=16, temperature=temperature, seed=5, candidates=k)
+    texts = engine.generate(requests, Decode(max_tokens=16, temperature=temperature, seed=5, top_logprobs=k))
     for request, text in zip(requests, texts, strict=True):
         logs = distribution(engine, request.prompt, text.ids)
         drawn = [*text.ids, tokenizer.eos] if text.stop == "end" else [*text.ids]
@@ -163,7 +163,7 @@ def test_log_probabilities_are_raw_and_those_of_a_forward_pass(engine: Transform
 
 
 def test_tokens_spell_the_text(engine: TransformersEngine) -> None:
-    for text in engine.generate(asked(engine, 4), max_tokens=16, temperature=1.0, candidates=2):
+    for text in engine.generate(asked(engine, 4), Decode(max_tokens=16, temperature=1.0, top_logprobs=2)):
         assert b"".join(text.tokens) == text.content
         assert len(text.tokens) == len(text.ids)
         assert text.tokens == tuple(engine.student.tokenizer.pieces(text.ids))
@@ -173,7 +173,7 @@ def test_texts_that_are_scored_get_the_numbers_of_a_forward_pass(engine: Transfo
     tokenizer, k = engine.student.tokenizer, 4
     texts = ["3 + 4 = 7.", "Tom", "The answer is 7", "Tom buys 4 apples.", "", "7"]
     requests = asked(engine)
-    for request, text, read in zip(requests, texts, engine.score(requests, texts, candidates=k), strict=True):
+    for request, text, read in zip(requests, texts, engine.score(requests, texts, top_logprobs=k), strict=True):
         assert read.ids == tuple(tokenizer.encode(text).ids) and len(read.candidates) == len(read.ids) + 1
         assert read.tokens == tuple(tokenizer.pieces(read.ids))
         assert all(
@@ -187,7 +187,7 @@ def test_texts_that_are_scored_get_the_numbers_of_a_forward_pass(engine: Transfo
             same = [logs[position, each] for each in shown if tokenizer.candidate(each, position) == own]
             assert dict(step)[own] == pytest.approx(float(torch.stack(same).logsumexp(0)), abs=1e-5)
             assert len(step) <= k + 1 and math.exp(max(value for _, value in step)) <= 1
-    assert engine.score([], [], candidates=k) == []
+    assert engine.score([], [], top_logprobs=k) == []
 
 
 # --- what a draw depends on ------------------------------------------------------------------------------------------
@@ -195,19 +195,19 @@ def test_texts_that_are_scored_get_the_numbers_of_a_forward_pass(engine: Transfo
 
 def test_the_same_batch_gives_the_same_bits(engine: TransformersEngine) -> None:
     requests = asked(engine, 2)
-    first = engine.generate(requests, max_tokens=12, temperature=0.9, seed=2, candidates=3)
+    first = engine.generate(requests, Decode(max_tokens=12, temperature=0.9, seed=2, top_logprobs=3))
     torch.rand(3)  # a shared generator would be moved by this
-    assert engine.generate(requests, max_tokens=12, temperature=0.9, seed=2, candidates=3) == first
-    assert engine.generate(requests, max_tokens=12, temperature=0.9, seed=3, candidates=3) != first
+    assert engine.generate(requests, Decode(max_tokens=12, temperature=0.9, seed=2, top_logprobs=3)) == first
+    assert engine.generate(requests, Decode(max_tokens=12, temperature=0.9, seed=3, top_logprobs=3)) != first
 
 
 def test_a_text_does_not_depend_on_its_batch(engine: TransformersEngine) -> None:
     requests = asked(engine, 4)
-    together = engine.generate(requests, max_tokens=12, temperature=0.9, seed=2, candidates=3)
+    together = engine.generate(requests, Decode(max_tokens=12, temperature=0.9, seed=2, top_logprobs=3))
     ids = {text.key: text.ids for text in together}
     assert len(set(ids.values())) > len(ids) // 2  # samples differ from each other
-    backwards = engine.generate(requests[::-1], max_tokens=12, temperature=0.9, seed=2)
-    alone = [engine.generate([request], max_tokens=12, temperature=0.9, seed=2)[0] for request in requests]
+    backwards = engine.generate(requests[::-1], Decode(max_tokens=12, temperature=0.9, seed=2))
+    alone = [engine.generate([request], Decode(max_tokens=12, temperature=0.9, seed=2))[0] for request in requests]
     assert {text.key: text.ids for text in backwards} == ids
     assert {text.key: text.ids for text in alone} == ids
     assert [text.key for text in backwards] == [request.key for request in requests[::-1]]
@@ -215,22 +215,22 @@ def test_a_text_does_not_depend_on_its_batch(engine: TransformersEngine) -> None
 
 def test_more_tokens_continue_the_same_text(engine: TransformersEngine) -> None:
     requests = asked(engine, 2)
-    short = engine.generate(requests, max_tokens=4, temperature=0.9, seed=2)
-    long = engine.generate(requests, max_tokens=9, temperature=0.9, seed=2)
+    short = engine.generate(requests, Decode(max_tokens=4, temperature=0.9, seed=2))
+    long = engine.generate(requests, Decode(max_tokens=9, temperature=0.9, seed=2))
     for few, many in zip(short, long, strict=True):
         assert few.ids == many.ids[:4] and (few.stop == "length" or few == many)
 
 
 def test_candidates_change_no_text(engine: TransformersEngine) -> None:
     requests = asked(engine, 2)
-    plain = engine.generate(requests, max_tokens=8, temperature=0.9)
+    plain = engine.generate(requests, Decode(max_tokens=8, temperature=0.9))
     assert all(text.candidates == () for text in plain)
-    shown = engine.generate(requests, max_tokens=8, temperature=0.9, candidates=3)
+    shown = engine.generate(requests, Decode(max_tokens=8, temperature=0.9, top_logprobs=3))
     assert [replace(text, candidates=()) for text in shown] == plain
 
 
 def test_some_texts_end_and_some_run_out(engine: TransformersEngine) -> None:
-    texts = engine.generate(asked(engine, 40), max_tokens=16, temperature=1.3, candidates=1)
+    texts = engine.generate(asked(engine, 40), Decode(max_tokens=16, temperature=1.3, top_logprobs=1))
     stops = Counter(text.stop for text in texts)
     assert stops["end"] and stops["length"] and not stops["cut"]
     for text in texts:
@@ -241,7 +241,7 @@ def test_some_texts_end_and_some_run_out(engine: TransformersEngine) -> None:
 
 def test_what_a_checkpoint_says_about_generation_is_not_obeyed(engine: TransformersEngine) -> None:
     requests, model = asked(engine), engine.student.model
-    before = engine.generate(requests, max_tokens=12, candidates=2)
+    before = engine.generate(requests, Decode(max_tokens=12, top_logprobs=2))
     own = model.generation_config
     told = type(own)(
         **own.to_dict() | {"repetition_penalty": 5.0, "min_new_tokens": 12, "top_k": 1, "bad_words_ids": [[5]]}
@@ -249,7 +249,7 @@ def test_what_a_checkpoint_says_about_generation_is_not_obeyed(engine: Transform
     model.generation_config = told
     model.train()
     try:
-        assert engine.generate(requests, max_tokens=12, candidates=2) == before
+        assert engine.generate(requests, Decode(max_tokens=12, top_logprobs=2)) == before
         assert model.generation_config is told and model.training
     finally:
         model.generation_config = own
@@ -260,7 +260,7 @@ def test_an_open_student_is_an_engine(engine: TransformersEngine) -> None:
     prompt = Prompt((Turn("user", "Tom has 3"),), "\n")
     opened = inference.open_engine(engine.student)
     assert opened.encode(prompt) == tuple(engine.student.encode(engine.student.render(prompt)))
-    assert opened.generate([], max_tokens=3) == []
+    assert opened.generate([], Decode(max_tokens=3)) == []
 
 
 # --- vocabularies ----------------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def test_rows_of_a_padded_head_write_nothing(family: str) -> None:
     student = tiny(family, spare=200)
     size = student.tokenizer.size
     texts = TransformersEngine(student).generate(
-        asked(TransformersEngine(student), 3), max_tokens=10, temperature=1.0, candidates=300
+        asked(TransformersEngine(student), 3), Decode(max_tokens=10, temperature=1.0, top_logprobs=300)
     )
     unknown = [(text, place) for text in texts for place, token in enumerate(text.ids) if token >= size]
     assert unknown
@@ -287,9 +287,9 @@ def test_two_end_tokens_are_one_outcome() -> None:
     other = student.tokenizer.pad  # a special token that is no text
     student.model.generation_config.eos_token_id = [student.tokenizer.eos, other, 40]
     engine = TransformersEngine(student)
-    assert engine.ends == (student.tokenizer.eos, other)  # 40 is text
+    assert engine.end_tokens == (student.tokenizer.eos, other)  # 40 is text
     request = asked(engine)[0]
-    [text] = engine.generate([request], max_tokens=1, candidates=student.tokenizer.size)
+    [text] = engine.generate([request], Decode(max_tokens=1, top_logprobs=student.tokenizer.size))
     logs = distribution(engine, request.prompt, ())[0]
     expected = torch.logsumexp(logs[[student.tokenizer.eos, other]], 0)
     assert dict(text.candidates[0])[END] == pytest.approx(float(expected), abs=1e-5)
@@ -305,17 +305,17 @@ def ask(engine: TransformersEngine, *prompts: str) -> list[Request]:
 
 def test_a_text_stops_once_its_answer_line_is_whole() -> None:
     engine = writer()
-    [text] = engine.generate(ask(engine, "So"), max_tokens=40, stop_at_answer="line", candidates=2)
+    [text] = engine.generate(ask(engine, "So"), Decode(max_tokens=40, stop_at_answer="line", top_logprobs=2))
     assert (text.text, text.stop) == (" it was. The answer is four\n", "cut")
     assert len(text.candidates) == len(text.tokens) == len(text.ids)
-    [whole] = engine.generate(ask(engine, "So"), max_tokens=40, candidates=2)
+    [whole] = engine.generate(ask(engine, "So"), Decode(max_tokens=40, top_logprobs=2))
     assert whole.text.startswith(text.text + "QQQ") and whole.stop == "length"
     assert whole.candidates[: len(text.tokens)] == text.candidates
 
 
 def test_a_line_without_the_words_and_words_without_a_whole_line_stop_nothing() -> None:
     engine = writer("So it was\nThe answer is four. Q", last=" Q")
-    [text] = engine.generate(ask(engine, "So"), max_tokens=20, stop_at_answer="line")
+    [text] = engine.generate(ask(engine, "So"), Decode(max_tokens=20, stop_at_answer="line"))
     assert (text.text[:30], text.stop) == (" it was\nThe answer is four. Q ", "length")
 
 
@@ -343,26 +343,30 @@ def test_where_the_sentence_of_an_answer_ends(written: str, kept: str | None, fa
     found = [line.add(0, token, position) for position, token in enumerate(ids)]
     assert found == sorted(found) and any(found) == (kept is not None)
     if kept is not None:
-        assert b"".join(pieces[: line.at[0]]).decode() == f"So{kept}"
+        assert b"".join(pieces[: line.lengths[0]]).decode() == f"So{kept}"
 
 
 def test_a_text_stops_behind_the_sentence_of_its_answer() -> None:
     engine = writer("So it was\nThe answer is four. Q", last=" Q")
-    [text] = engine.generate(ask(engine, "So"), max_tokens=40, stop_at_answer="sentence", candidates=2, likelihood=True)
+    [text] = engine.generate(
+        ask(engine, "So"), Decode(max_tokens=40, stop_at_answer="sentence", top_logprobs=2, likelihood=True)
+    )
     assert (text.text, text.stop) == (" it was\nThe answer is four.", "cut")
     assert len(text.candidates) == len(text.tokens) == len(text.ids)
-    [whole] = engine.generate(ask(engine, "So"), max_tokens=len(text.ids), likelihood=True)
+    [whole] = engine.generate(ask(engine, "So"), Decode(max_tokens=len(text.ids), likelihood=True))
     assert whole.ids == text.ids and whole.likelihood == text.likelihood
 
 
 def test_rows_stop_each_on_its_own() -> None:
     engine = writer()
     requests = ask(engine, "So", "So it was. The answer is", " it was.", "Q")
-    texts = engine.generate(requests, max_tokens=12, stop_at_answer="line", candidates=2)
+    texts = engine.generate(requests, Decode(max_tokens=12, stop_at_answer="line", top_logprobs=2))
     # The second and the last write no line with the words: the prompt is not their text.
     assert [text.stop for text in texts] == ["cut", "length", "cut", "length"]
     assert [text.text.endswith("four\n") for text in texts] == [True, False, True, False]
-    assert texts == [engine.generate([one], max_tokens=12, stop_at_answer="line", candidates=2)[0] for one in requests]
+    assert texts == [
+        engine.generate([one], Decode(max_tokens=12, stop_at_answer="line", top_logprobs=2))[0] for one in requests
+    ]
 
 
 def test_draws_follow_the_distribution() -> None:
@@ -374,7 +378,7 @@ def test_draws_follow_the_distribution() -> None:
         shares = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64) ** (1 / temperature)
         rest = (tokenizer.size - 3) * math.exp(NEVER / temperature)
         shares = shares / (shares.sum() + rest)
-        texts = engine.generate(requests, max_tokens=1, temperature=temperature, candidates=3)
+        texts = engine.generate(requests, Decode(max_tokens=1, temperature=temperature, top_logprobs=3))
         counts = Counter(text.ids[0] if text.ids else tokenizer.eos for text in texts)
         for token, share in zip((a, b, tokenizer.eos), shares.tolist(), strict=True):
             assert abs(counts[token] / 2000 - share) < 4 * math.sqrt(share * (1 - share) / 2000)
@@ -395,24 +399,23 @@ def test_a_prompt_that_does_not_fit_is_refused() -> None:
         1,
     )
     engine = TransformersEngine(student)
-    assert len(engine.generate([Request(("q", 0), (5,) * 12)], max_tokens=8)) == 1
+    assert len(engine.generate([Request(("q", 0), (5,) * 12)], Decode(max_tokens=8))) == 1
     with pytest.raises(UserError) as raised:
-        engine.generate([Request(("set/7", 0), (5,) * 13)], max_tokens=8)
-    assert str(raised.value) == (
-        "question set/7: the prompt and its answer do not fit into the model\n"
-        "  found: 13 tokens of prompt + 8 new tokens; the model has 20 positions\n"
-        "  hint: lower max_tokens, show fewer demonstrations, or leave the question out"
-    )
+        engine.generate([Request(("set/7", 0), (5,) * 13)], Decode(max_tokens=8))
+    assert (raised.value.code, raised.value.where) == ("E-inference-prompt-too-long", "question set/7")
+    assert "13 prompt tokens + 8 new tokens" in raised.value.found and raised.value.hint
 
 
 def test_an_empty_prompt_is_refused(engine: TransformersEngine) -> None:
-    with pytest.raises(UserError, match="question q: the prompt is empty"):
-        engine.generate([Request(("q", 0), ())], max_tokens=2)
+    with pytest.raises(UserError) as raised:
+        engine.generate([Request(("q", 0), ())], Decode(max_tokens=2))
+    assert (raised.value.code, raised.value.where) == ("E-inference-empty-prompt", "question q")
 
 
 def test_logits_that_are_not_numbers_are_refused() -> None:
     student = tiny("t5")
     with torch.no_grad():
         student.head.weight[3, 3] = math.nan
-    with pytest.raises(UserError, match="not numbers"):
-        TransformersEngine(student).generate([Request(("q", 0), (5, 6))], max_tokens=2)
+    with pytest.raises(UserError) as raised:
+        TransformersEngine(student).generate([Request(("q", 0), (5, 6))], Decode(max_tokens=2))
+    assert raised.value.code == "E-inference-nan-logits"

@@ -207,13 +207,13 @@ def test_a_student_that_opens_a_mark_is_let_and_the_mark_is_completed() -> None:
             rows.add(0, token, 0)
         logits = torch.zeros(1, coder.size)
         logits[0, coder.encode(liked).ids[0]] = 1.0
-        assert bool(rows.given(logits, [0])) == kept
+        assert bool(rows.forced_tokens(logits, [0])) == kept
     inside = CalculatorDecoding(1, coder, lambda token, position: coder.bytes(token))
     for token in coder.encode("Tom has 3 * 4 = <<3*4=").ids:
-        inside.waiting[0] = []
+        inside.pending[0] = []
         inside.add(0, token, 0)
     logits[0, coder.encode("<<").ids[0]] = 2.0
-    assert inside.given(logits, [0]) and coder.decode(inside.waiting[0]) == "12>>"
+    assert inside.forced_tokens(logits, [0]) and coder.decode(inside.pending[0]) == "12>>"
 
 
 @pytest.mark.parametrize(
@@ -246,10 +246,10 @@ def test_a_mark_is_opened_before_a_number_and_never_within_it(asks: str, result:
         rows = CalculatorDecoding(1, coder, lambda token, position: coder.bytes(token))
         for token in coder.encode(asks).ids:
             rows.add(0, token, 0)
-        assert coder.decode(rows.waiting[0]) == result
+        assert coder.decode(rows.pending[0]) == result
         for _ in range(taken):
-            rows.add(0, rows.waiting[0][0], 0)
-        assert bool(rows.given(mark, [0])) == (result[:taken].strip(" $") != ""), taken
+            rows.add(0, rows.pending[0][0], 0)
+        assert bool(rows.forced_tokens(mark, [0])) == (result[:taken].strip(" $") != ""), taken
 
 
 def test_a_vocabulary_is_looked_through_once_for_all_calls(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,8 +260,10 @@ def test_a_vocabulary_is_looked_through_once_for_all_calls(monkeypatch: pytest.M
     monkeypatch.setattr(tokenization.Tokenizer, "bytes", lambda self, token: seen.append(token) or plain(self, token))
     made = [CalculatorDecoding(1, coder, lambda token, position: b"") for _ in range(3)]
     assert sorted(seen) == list(range(coder.size))
-    assert {plain(coder, token)[:1] for token in made[2].longer.tolist()} == {b"%d" % digit for digit in range(10)}
-    assert {plain(coder, token) for token in made[2].marks} == {b"<"}
+    assert {plain(coder, token)[:1] for token in made[2].number_tokens.tolist()} == {
+        b"%d" % digit for digit in range(10)
+    }
+    assert {plain(coder, token) for token in made[2].mark_tokens} == {b"<"}
 
 
 def test_on_real_solutions(data: Path) -> None:

@@ -11,7 +11,7 @@ from potstill import inference, runner, storage
 from potstill.cli import lm_eval
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint
-from potstill.inference import Generation, Request, cache
+from potstill.inference import Decode, Generation, Request, cache
 from potstill.inference.transformers import TransformersEngine
 from potstill.recipe import parse_recipe
 from potstill.records import BASE, Question, Verdict
@@ -80,9 +80,9 @@ class Counting:
     def encode(self, prompt) -> tuple[int, ...]:
         return tuple(prompt.plain.encode())
 
-    def generate(self, requests, **settings) -> list[Generation]:
+    def generate(self, requests, decode) -> list[Generation]:
         self.asked += len(requests)
-        sign = b"!" if settings["temperature"] else b""
+        sign = b"!" if decode.temperature else b""
         return [Generation(r.key, (), (), bytes(r.prompt) + sign + bytes([r.key[1]]), (), "end") for r in requests]
 
 
@@ -90,19 +90,19 @@ def test_what_is_remembered_depends_on_prompt_decoding_and_draw(tmp_path: Path) 
     inner = Counting()
     one, same, other = Request(("a", 0), (65,)), Request(("b", 0), (65,)), Request(("c", 1), (255, 66))
     with cache.CachingEngine(inner, tmp_path / "answers.jsonl") as memory:
-        assert [g.content for g in memory.generate([one, other], max_tokens=5)] == [b"A\0", b"\xffB\1"]
-        assert [g.key for g in memory.generate([same], max_tokens=5)] == [("b", 0)]
+        assert [g.content for g in memory.generate([one, other], Decode(max_tokens=5))] == [b"A\0", b"\xffB\1"]
+        assert [g.key for g in memory.generate([same], Decode(max_tokens=5))] == [("b", 0)]
         assert inner.asked == 2  # one prompt, one greedy text
-        memory.generate([one], max_tokens=6)
-        memory.generate([one], max_tokens=5, temperature=1.0)
-        memory.generate([one], max_tokens=5, temperature=1.0, seed=1)
-        memory.generate([same], max_tokens=5, temperature=1.0)
+        memory.generate([one], Decode(max_tokens=6))
+        memory.generate([one], Decode(max_tokens=5, temperature=1.0))
+        memory.generate([one], Decode(max_tokens=5, temperature=1.0, seed=1))
+        memory.generate([same], Decode(max_tokens=5, temperature=1.0))
         assert inner.asked == 6
     with (tmp_path / "answers.jsonl").open("ab") as file:
         file.write(b'{"key": "torn')
     with cache.CachingEngine(inner, tmp_path / "answers.jsonl") as memory:
-        assert [g.content for g in memory.generate([other, same], max_tokens=5)] == [b"\xffB\1", b"A\0"]
-        assert (inner.asked, memory.remembered, memory.written) == (6, 2, 0)
+        assert [g.content for g in memory.generate([other, same], Decode(max_tokens=5))] == [b"\xffB\1", b"A\0"]
+        assert (inner.asked, memory.reused, memory.generated) == (6, 2, 0)
     assert len(list(storage.read_jsonl(tmp_path / "answers.jsonl"))) == 6
     assert cache.build_cache_key({"a": "1"}) != cache.build_cache_key({"a": "2"})
     assert inference.VERSION >= 1

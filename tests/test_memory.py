@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from potstill.inference import Request, fast_decode
+from potstill.inference import Decode, Request, fast_decode
 from potstill.inference.fast_decode import fast_prefill
 from potstill.inference.kv_cache import CACHE_BLOCK
 from potstill.inference.transformers import TransformersEngine
@@ -111,12 +111,12 @@ def test_the_step_written_out_gives_the_texts_of_the_librarys(kind: str, monkeyp
     requests = [Request((name, index), prompt) for name, prompt in prompts.items() for index in range(12)]
     for temperature in (0.0, 1.0):
         ours = TransformersEngine(own).generate(
-            requests, max_tokens=CACHE_BLOCK + 9, temperature=temperature, candidates=2
+            requests, Decode(max_tokens=CACHE_BLOCK + 9, temperature=temperature, top_logprobs=2)
         )
         with monkeypatch.context() as patch:
             patch.setattr(fast_decode, "supports_fast_decode", lambda student: False)
             theirs = TransformersEngine(own).generate(
-                requests, max_tokens=CACHE_BLOCK + 9, temperature=temperature, candidates=2
+                requests, Decode(max_tokens=CACHE_BLOCK + 9, temperature=temperature, top_logprobs=2)
             )
         assert [text.ids for text in ours] == [text.ids for text in theirs]
         assert len({len(text.ids) for text in ours}) > 3 or temperature == 0  # rows left at different times
@@ -158,6 +158,6 @@ def test_a_prompt_is_read_once_whatever_is_asked_of_it(kind: str, monkeypatch: p
     requests = [
         Request((name, index), prompt) for name, prompt in (("a", (9, 8, 7)), ("b", (5, 6))) for index in range(8)
     ]
-    texts = TransformersEngine(own).generate(requests, max_tokens=3, temperature=1.0, candidates=2)
+    texts = TransformersEngine(own).generate(requests, Decode(max_tokens=3, temperature=1.0, top_logprobs=2))
     assert rows[0] == (2, 3) and len(texts) == 16
     assert len({text.ids for text in texts[:8]}) > 1

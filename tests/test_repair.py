@@ -19,7 +19,7 @@ from potstill.data import run_questions
 from potstill.data.splits import canonical_question
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint
-from potstill.inference import Request
+from potstill.inference import Decode, Request
 from potstill.models import Example, Shape, hard_example
 from potstill.records import END, Chain, Checkpoint, Prompt, Turn
 from potstill.report import collect, summary
@@ -198,7 +198,7 @@ def test_a_student_comes_nearer_to_what_scores_its_own_texts(divergence) -> None
 
     def own(step: int) -> list[list[models.Example]]:
         requests = [Request((f"{step}/{place}", 0), (7, 8, 9 + place)) for place in range(8)]
-        texts = engine.generate(requests, max_tokens=6, temperature=1.0, seed=1)
+        texts = engine.generate(requests, Decode(max_tokens=6, temperature=1.0, seed=1))
         end = {"end": student.tokenizer.eos}
         rows = [models.hard_example(r.prompt, t.ids, end.get(t.stop)) for r, t in zip(requests, texts, strict=True)]
         return [models.teacher_forced_scores(scorer, rows, 8)]

@@ -161,7 +161,7 @@ def test_texts_of_vllm_without_a_server_rescored_in_process_agree(here, rambling
                 assert text["likelihood"] == pytest.approx(sum(own), abs=CLOSE * len(own))
             for place, step in enumerate(text["candidates"]):
                 shown = {what if what is None else decode_bytes(what): value for what, value in step}
-                for token in np.argsort(-table[place])[: case["candidates"]]:
+                for token in np.argsort(-table[place])[: case["top_logprobs"]]:
                     what = None if token == tokenizer.eos else tokenizer.bytes(int(token))
                     if what is None or what:  # else a special token, which adds nothing to a text
                         values.append(abs(shown[what] - float(table[place, token])))
@@ -173,7 +173,7 @@ def test_texts_of_vllm_without_a_server_rescored_in_process_agree(here, rambling
 def test_greedy_texts_of_vllm_without_a_server_are_those_of_the_reference(here, rambling: Path, name: str) -> None:
     engine = inference.open_engine(rambling)
     requests = vllm_here.requests(engine, 1)
-    theirs = vllm_here.told(engine.generate(requests, **vllm_here.CASES[name]))
+    theirs = vllm_here.told(engine.generate(requests, inference.Decode(**vllm_here.CASES[name])))
     for one, other in zip(here[name], theirs, strict=True):
         assert [one[key] for key in ("key", "ids", "content", "stop")] == [
             other[key] for key in ("key", "ids", "content", "stop")

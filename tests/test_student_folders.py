@@ -343,7 +343,7 @@ def test_end_tokens_that_are_none_are_passed_over(tmp_path: Path) -> None:
 
     (made(tmp_path) / "generation_config.json").write_text('{"eos_token_id": ["a", -1, 1000000]}')
     engine = inference.open_engine(tmp_path)
-    [text] = engine.generate([inference.Request(("q", 0), (5, 6))], max_tokens=2)
+    [text] = engine.generate([inference.Request(("q", 0), (5, 6))], inference.Decode(max_tokens=2))
     assert len(text.ids) <= 2
 
 

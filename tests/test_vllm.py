@@ -23,7 +23,7 @@ import vllm_here
 from potstill import cli, inference, models, runner, tokenization
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint
-from potstill.inference import Request, vllm
+from potstill.inference import Decode, Request, vllm
 from potstill.models import Shape, random_student
 from potstill.recipe import VllmSection, parse_recipe, recipe_to_yaml
 from potstill.records import BASE, END, Checkpoint, Question
@@ -102,7 +102,7 @@ def recorded_steps(name: str) -> list[list[list[tuple[int, float]]]]:
 @pytest.mark.parametrize("name", vllm_here.CASES)
 def test_recorded_answers_are_read_as_they_were(folder: Path, name: str) -> None:
     engine, asked, case = opened(folder, name)
-    for one, other in zip(vllm_here.told(engine.generate(asked, **case)), RECORDED["texts"][name], strict=True):
+    for one, other in zip(vllm_here.told(engine.generate(asked, Decode(**case))), RECORDED["texts"][name], strict=True):
         for ours, theirs in zip(one.pop("candidates"), other["candidates"], strict=True):
             assert [what for what, _ in ours] == [what for what, _ in theirs]
             assert [value for _, value in ours] == pytest.approx([value for _, value in theirs], abs=1.5e-6)
@@ -115,7 +115,7 @@ def test_recorded_answers_are_read_as_they_were(folder: Path, name: str) -> None
 def test_bytes_are_the_tokenizers_and_numbers_are_vllms(folder: Path, name: str) -> None:
     engine, asked, case = opened(folder, name)
     tokenizer = tokenization.load_tokenizer(folder)
-    for text, steps in zip(engine.generate(asked, **case), recorded_steps(name), strict=True):
+    for text, steps in zip(engine.generate(asked, Decode(**case)), recorded_steps(name), strict=True):
         drawn = [step[0] for step in steps]
         ended = text.stop == "end"
         assert [token for token, _ in drawn] == [*text.ids, *([tokenizer.eos] if ended else [])]
@@ -123,7 +123,7 @@ def test_bytes_are_the_tokenizers_and_numbers_are_vllms(folder: Path, name: str)
         assert list(text.tokens) == known and text.content == b"".join(known)
         if text.likelihood is not None:
             assert text.likelihood == pytest.approx(math.fsum(value for _, value in drawn), abs=1e-5)
-        if not case.get("candidates"):
+        if not case.get("top_logprobs"):
             assert text.candidates == ()
             continue
         assert len(text.candidates) == len(drawn)
@@ -150,7 +150,7 @@ def test_the_recording_holds_the_nasty_cases(folder: Path) -> None:
 
 def test_texts_become_chains_cut_behind_their_answer(folder: Path) -> None:
     engine, asked, case = opened(folder, "line")
-    texts = engine.generate(asked, **case)
+    texts = engine.generate(asked, Decode(**case))
     chains = [local_model.build_chain(text, "vllm") for text in texts]
     cut = [chain for chain in chains if chain.stop == "cut"]
     assert cut and all(chain.semantics == "raw" for chain in chains)
@@ -193,8 +193,8 @@ def test_a_text_is_written_in_rounds_until_it_has_its_answer(
     written = [*tokenizer.encode("2 + 2 = 4.\nThe answer is 4.\nQuestion: and so on, to the end").ids, tokenizer.eos]
     requests = [Request(("q", index), (5, 6, 7)) for index in range(2)]
     engine.model = script = Script(requests[0].prompt, written)
-    asked = {"max_tokens": max_tokens, "stop_at_answer": unit, "candidates": 1, "likelihood": True}
-    for text in engine.generate(requests, **asked):
+    asked = {"max_tokens": max_tokens, "stop_at_answer": unit, "top_logprobs": 1, "likelihood": True}
+    for text in engine.generate(requests, Decode(**asked)):
         whole = tokenizer.decode(written[:max_tokens])
         expected = whole if kept is None or len(whole) < len(kept) + 2 else kept
         assert text.text == expected and len(text.candidates) == len(text.ids) + (text.stop == "end")
@@ -211,8 +211,10 @@ def test_greedy_texts_are_those_of_the_reference(world: Path, unit: inference.St
     ours, theirs = inference.open_engine(world / "teacher", "vllm"), inference.open_engine(world / "teacher")
     asked = [ours.encode(local_model.make_prompt_builder()(question)) for question in _questions()]
     requests = [Request((f"q{place}", 0), prompt) for place, prompt in enumerate(asked)]
-    case = {"max_tokens": 16, "candidates": 2, "likelihood": True, "stop_at_answer": unit}
-    for one, other in zip(ours.generate(requests, **case), theirs.generate(requests, **case), strict=True):
+    case = {"max_tokens": 16, "top_logprobs": 2, "likelihood": True, "stop_at_answer": unit}
+    for one, other in zip(
+        ours.generate(requests, Decode(**case)), theirs.generate(requests, Decode(**case)), strict=True
+    ):
         assert (one.key, one.ids, one.tokens, one.stop) == (other.key, other.ids, other.tokens, other.stop)
         assert one.likelihood == pytest.approx(other.likelihood, abs=1e-4)
         for own, reference in zip(one.candidates, other.candidates, strict=True):
@@ -231,9 +233,10 @@ def test_how_a_model_is_held_is_said_and_it_ends_with_its_engine(folder: Path, w
     assert told["model"] == str(folder) and told["dtype"] == "float32" and told["skip_tokenizer_init"]
     assert (told["tensor_parallel_size"], told["gpu_memory_utilization"]) == (2, 0.5)
     assert told["max_model_len"] == 64 and told["enforce_eager"] and told["logprobs_mode"] == "raw_logprobs"
-    with pytest.raises(UserError, match="do not fit into the model"):
-        engine.generate([Request(("q", 0), (5,) * 60)], max_tokens=5)
-    del engine
+    with pytest.raises(UserError) as raised:
+        engine.generate([Request(("q", 0), (5,) * 60)], Decode(max_tokens=5))
+    assert raised.value.code == "E-inference-prompt-too-long"
+    del engine, raised  # its traceback holds the engine
     assert [*plain_vllm.ENDED] == [str(folder)]
     student = models.open_student(folder)
     inference.open_engine(student, "vllm", vllm=VllmSection(dtype="bfloat16"))
@@ -253,21 +256,26 @@ def test_a_folder_is_taken_as_its_weights_are_stored(folder: Path, tmp_path: Pat
 def test_what_it_does_not_have_is_refused(folder: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = inference.open_engine(folder, "vllm")
     one = [Request(("q", 0), (5, 6))]
-    with pytest.raises(UserError, match="has no calculator"):
-        engine.generate(one, max_tokens=2, calculator=True)
+    with pytest.raises(UserError) as raised:
+        engine.generate(one, Decode(max_tokens=2, calculator=True))
+    assert raised.value.code == "E-inference-unsupported-option"
     for temperature in (0.001, 2.5):
-        with pytest.raises(UserError, match="temperatures from"):
-            engine.generate(one, max_tokens=2, temperature=temperature)
-    with pytest.raises(UserError, match="the prompt is empty"):
-        engine.generate([Request(("q", 0), ())], max_tokens=2)
-    with pytest.raises(UserError, match="does not run encoder-decoder models"):
+        with pytest.raises(UserError) as raised:
+            engine.generate(one, Decode(max_tokens=2, temperature=temperature))
+        assert raised.value.code == "E-inference-unsupported-temperature"
+    with pytest.raises(UserError) as raised:
+        engine.generate([Request(("q", 0), ())], Decode(max_tokens=2))
+    assert raised.value.code == "E-inference-empty-prompt"
+    with pytest.raises(UserError) as raised:
         tokenizer = tokenization.load_tokenizer(world / "student-tokenizer")
         inference.open_engine(random_student(Shape("t5", 8, 1, 2, 16, 4, tokenizer.size), tokenizer, 1), "vllm")
+    assert raised.value.code == "E-inference-unsupported-model"
     with pytest.raises(UserError, match=r"with a calculator needs evaluate\.engine"):
         parse_recipe("name: x\nevaluate: {engine: vllm, decodings: [greedy+calculator]}\n", "x.yaml")
     monkeypatch.setattr(plain_vllm.LLM, "__init__", _fails)
-    with pytest.raises(UserError, match=r"does not start with this model(.|\n)*no memory"):
+    with pytest.raises(UserError) as raised:
         inference.open_engine(folder, "vllm")
+    assert (raised.value.code, raised.value.found) == ("E-inference-vllm-start", "no memory")
 
 
 def _fails(*_: Any, **__: Any) -> None:
@@ -278,8 +286,9 @@ def test_logits_that_are_not_numbers_are_told(folder: Path) -> None:
     student = models.open_student(folder)
     with torch.no_grad():
         student.head.weight.fill_(3e38)  # finite, and every logit overflows
-    with pytest.raises(UserError, match="not numbers"):
-        inference.open_engine(student, "vllm").generate([Request(("q", 0), (5, 6))], max_tokens=2)
+    with pytest.raises(UserError) as raised:
+        inference.open_engine(student, "vllm").generate([Request(("q", 0), (5, 6))], Decode(max_tokens=2))
+    assert raised.value.code == "E-inference-nan-logits"
 
 
 def test_without_vllm_a_run_stops_with_how_to_install_it(

@@ -19,9 +19,9 @@ from potstill.serialization import encode_bytes
 QUESTIONS = ("Zoë has 1 cafés and buys 1 more. How many?", "José has 2 cafés and buys 4 more. How many?")
 CASES: dict[str, dict[str, Any]] = {
     "greedy": {"max_tokens": 70, "likelihood": True},
-    "sampled": {"max_tokens": 40, "temperature": 1.0, "seed": 3, "candidates": 3, "likelihood": True},
-    "wild": {"max_tokens": 12, "temperature": 2.0, "seed": 1, "candidates": 2},
-    "line": {"max_tokens": 70, "temperature": 0.7, "seed": 2, "candidates": 2, "stop_at_answer": "line"},
+    "sampled": {"max_tokens": 40, "temperature": 1.0, "seed": 3, "top_logprobs": 3, "likelihood": True},
+    "wild": {"max_tokens": 12, "temperature": 2.0, "seed": 1, "top_logprobs": 2},
+    "line": {"max_tokens": 70, "temperature": 0.7, "seed": 2, "top_logprobs": 2, "stop_at_answer": "line"},
     "sentence": {"max_tokens": 70, "stop_at_answer": "sentence"},
 }
 SAMPLES = 3
@@ -90,7 +90,7 @@ if __name__ == "__main__":
     engine.model.generate = generate
     found: dict[str, Any] = {"texts": {}, "calls": {}}
     for name, case in CASES.items():
-        found["texts"][name] = told(engine.generate(requests(engine, samples_of(case)), **case))
+        found["texts"][name] = told(engine.generate(requests(engine, samples_of(case)), inference.Decode(**case)))
         found["calls"][name], calls[:] = list(calls), []
     if "--record" in sys.argv:
         found["files"] = {

@@ -18,7 +18,7 @@ from typing import Final
 from potstill.evaluation import intervals
 from potstill.evaluation.decoding import GREEDY, SamplingSpec
 from potstill.grading import grade
-from potstill.inference import Engine, Request, SampleKey, batch_requests
+from potstill.inference import Decode, Engine, Request, SampleKey, batch_requests
 from potstill.records import Checkpoint, Prediction, Prompt, Question, Score, Split
 
 VERSION: Final = 1  # of how predictions are made and scores are counted, beside the versions of prompts and answers
@@ -62,12 +62,14 @@ def predict_answers(
             continue
         written = engine.generate(
             asked,
-            max_tokens=max_tokens,
-            temperature=temperature if drawing.sampled else 0.0,
-            seed=seed,
-            calculator=drawing.calculator,
-            likelihood=drawing.sampled,
-            stop_at_answer="sentence" if stop_at_answer else None,
+            Decode(
+                max_tokens=max_tokens,
+                temperature=temperature if drawing.sampled else 0.0,
+                seed=seed,
+                calculator=drawing.calculator,
+                likelihood=drawing.sampled,
+                stop_at_answer="sentence" if stop_at_answer else None,
+            ),
         )
         predictions = []
         for text in written:

@@ -98,7 +98,7 @@ def evaluate_checkpoint(run_dir: Path, recipe: Recipe, folder: Path, contender: 
     else:
         asked = _read_questions(run_dir, recipe, split)
         paths = []
-        with _open_engine(run_dir, recipe, contender) as engine:
+        with open_checkpoint_engine(run_dir, recipe, contender) as engine:
             for name in recipe.evaluate.formats:
                 for drawing in decoding.list_sampling_specs(names):
                     paths.append(_write_predictions(run_dir, recipe, at, engine, asked, name, drawing, contender))
@@ -286,7 +286,7 @@ def _write_predictions(
 
 
 @contextlib.contextmanager
-def _open_engine(run_dir: Path, recipe: Recipe, contender: Checkpoint) -> Iterator[Engine]:
+def open_checkpoint_engine(run_dir: Path, recipe: Recipe, contender: Checkpoint) -> Iterator[Engine]:
     """The engine of a contender, remembering what it wrote if the recipe names a folder for that."""
     from potstill import models
     from potstill.inference import cache
@@ -309,7 +309,7 @@ def _open_engine(run_dir: Path, recipe: Recipe, contender: Checkpoint) -> Iterat
     at = Path(recipe.evaluate.cache) / cache.build_cache_key(weights)
     with run_folder.lock_run(at), cache.CachingEngine(engine, at / "answers.jsonl") as memory:
         yield memory
-        progress.print_line(f"{memory.remembered} answers remembered, {memory.written} written", "dim")
+        progress.print_line(f"{memory.reused} answers from the cache, {memory.generated} generated", "dim")
 
 
 def _write_chosen_answers(at: Path, name: str, each: str, contender: Checkpoint) -> Path:

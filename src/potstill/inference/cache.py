@@ -1,13 +1,13 @@
-"""Remembered: an engine that writes no text twice.
+"""A cache of generated texts around an engine: no text is generated twice.
 
-    engine = Remembered(engines.open(student), folder / f"{key}.jsonl")
+    engine = CachingEngine(open_engine(student), folder / f"{build_cache_key(weights)}.jsonl")
 
-The key of the file stands for all that decides a text beside its prompt and its draw: the digests of the weights, the
-version of the engines (see `key`). A line holds the digest of prompt and decoding, the text and why it ended. Grading
-is no part of it, so another version of the grader rescores what is there. A batch is stored after it was written.
+The name of the file identifies the weights and the version of the engines; a line holds the digest of prompt and
+`Decode`, the text, and why it ended. Grades are not stored, so another version of the grader rescores cached texts.
+A batch is stored once it is complete.
 
-What is not stored is written in batches of its own: across batches of another make-up float noise differs, so where
-the two likeliest tokens are as good as equal a text can differ from that of a run without such a memory.
+Texts that are missing are generated in batches of their own. Their float noise differs from that of the whole batch, so
+where two tokens are almost equally likely a text may differ from that of a run without a cache.
 """
 
 from __future__ import annotations
@@ -19,79 +19,74 @@ from pathlib import Path
 from typing import Any
 
 from potstill import calculator, inference, models, storage, tokenization
-from potstill.calculator import MARKS_VERSION
+from potstill.inference.engine import Decode, Engine, Generation, Request
 from potstill.records import Prompt
 from potstill.serialization import decode_bytes, encode_bytes
 
 
 def build_cache_key(weights: Mapping[str, str]) -> str:
-    """The name of the file for a checkpoint: a digest of the digests of its files, and of the versions of what reads a
-    prompt and writes a text."""
-    return _hash_json(
-        [sorted(weights.items()), inference.VERSION, calculator.VERSION, models.VERSION, tokenization.VERSION]
-    )
+    """The name of a checkpoint's file: a digest of its weights' digests and of the versions that determine a text."""
+    versions = [inference.VERSION, calculator.VERSION, models.VERSION, tokenization.VERSION]
+    return _hash_json([sorted(weights.items()), *versions])
 
 
 class CachingEngine:
-    """An engine around another one. `written` and `remembered` count the texts that were made and found."""
+    """An `Engine` around another one. `generated` and `reused` count texts."""
 
-    def __init__(self, engine: inference.Engine, path: Path) -> None:
+    def __init__(self, engine: Engine, path: Path) -> None:
         self._engine = engine
-        self._lines = storage.Appender(path)
-        self._known = {row["key"]: row for row in storage.read_complete_lines(path)}
-        self.written = self.remembered = 0
+        self._file = storage.Appender(path)
+        self._rows = {row["key"]: row for row in storage.read_complete_lines(path)}
+        self.generated = self.reused = 0
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         return self._engine.encode(prompt)
 
-    def generate(
-        self,
-        requests: Sequence[inference.Request],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        candidates: int = 0,
-        stop_at_answer: inference.StopUnit | None = None,
-        calculator: bool = False,
-        likelihood: bool = False,
-    ) -> list[inference.Generation]:
-        """As `engines.Engine` says. Tokens and candidates are not stored: a call that asks for these is handed on."""
-        settings: dict[str, Any] = {
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "seed": seed,
-            "stop_at_answer": stop_at_answer,
-            "calculator": calculator,
-            "likelihood": likelihood,
-        }
-        if candidates:
-            return self._engine.generate(requests, candidates=candidates, **settings)
-        drawn = temperature > 0
-        how = {**settings, "calculator": MARKS_VERSION} if calculator else settings
-        keys = [_hash_json([each.prompt, how, each.key if drawn else None]) for each in requests]
-        missing = [each for each, name in zip(requests, keys, strict=True) if name not in self._known]
-        names = {each.key: name for each, name in zip(requests, keys, strict=True)}
-        made = self._engine.generate(missing, **settings) if missing else []
+    def generate(self, requests: Sequence[Request], decode: Decode) -> list[Generation]:
+        """One batch; see `Engine`. Tokens and candidates are not cached: with `top_logprobs` all texts are generated."""
+        if decode.top_logprobs:
+            return self._engine.generate(requests, decode)
+        keys = {request.key: _hash_request(request, decode) for request in requests}
+        missing = [request for request in requests if keys[request.key] not in self._rows]
+        generated = self._engine.generate(missing, decode) if missing else []
         rows = [
-            {"key": names[one.key], "text": encode_bytes(one.content), "stop": one.stop, "likelihood": one.likelihood}
-            for one in made
+            {
+                "key": keys[text.key],
+                "text": encode_bytes(text.content),
+                "stop": text.stop,
+                "likelihood": text.likelihood,
+            }
+            for text in generated
         ]
-        self._lines.append(rows)
-        self._known.update({row["key"]: row for row in rows})
-        self.written, self.remembered = self.written + len(made), self.remembered + len(requests) - len(made)
+        self._file.append(rows)
+        self._rows.update({row["key"]: row for row in rows})
+        self.generated += len(generated)
+        self.reused += len(requests) - len(generated)
         return [
-            inference.Generation(each.key, (), (), decode_bytes(row["text"]), (), row["stop"], row["likelihood"])
-            for each, name in zip(requests, keys, strict=True)
-            for row in [self._known[name]]
+            Generation(request.key, (), (), decode_bytes(row["text"]), (), row["stop"], row["likelihood"])
+            for request in requests
+            for row in [self._rows[keys[request.key]]]
         ]
 
     def __enter__(self) -> CachingEngine:
-        self._lines.__enter__()
+        self._file.__enter__()
         return self
 
     def __exit__(self, *fault: object) -> None:
-        self._lines.__exit__(*fault)
+        self._file.__exit__(*fault)
+
+
+def _hash_request(request: Request, decode: Decode) -> str:
+    """A digest of all that determines a text beside the weights. A greedy text does not depend on its key."""
+    settings = {
+        "max_tokens": decode.max_tokens,
+        "temperature": decode.temperature,
+        "seed": decode.seed,
+        "stop_at_answer": decode.stop_at_answer,
+        "calculator": calculator.MARKS_VERSION if decode.calculator else False,
+        "likelihood": decode.likelihood,
+    }
+    return _hash_json([request.prompt, settings, request.key if decode.temperature > 0 else None])
 
 
 def _hash_json(value: Any) -> str:

@@ -1,21 +1,22 @@
-"""CTranslate2: a compiled engine for T5-style and Llama-kind students, float32 or int8 (extra `fast`).
+"""CTranslate2: a compiled engine for T5 and Llama students, in float32 or int8 (extra `fast`).
 
-    engine = open(student, int8=True)      # converts, compares its scores with the student's, then loads it as int8
+    engine = open_engine(student, "ctranslate2-int8")      # converts, compares its scores with the student's, loads it
 
-Its traps, and what is done about each:
-- its converter reads `tie_word_embeddings` as transformers 4 meant it and divides a FlanT5's logits by d_model^0.5:
-  greedy texts stay, scores and samples change. The scale is set from the student's own head, and a conversion whose
-  scores differ by more than `PARITY` is refused.
-- its converter takes a causal model apart: it is given a copy.
-- it cuts inputs at 1,024 tokens without a word: that limit is off, and what does not fit the model is refused.
-- its scores are divided by the length and its token strings are ambiguous: texts are scored again, token by token, and
-  the vocabulary is the numbers of the tokens.
-- beside a causal prompt of one token the others come back as if they had been written: it gets a call of its own.
-- samples come back in the order of their scores, so that the first ones would be better than the others: they are put
-  in the order of a draw of ours. A seed reaches only a translator that is opened after it: one is opened a batch.
+CTranslate2 changes results silently in several ways. What this module does about each:
+- Its converter reads `tie_word_embeddings` with the meaning of transformers 4 and divides a FlanT5's logits by
+  d_model^0.5, which changes scores and samples but not greedy texts. The scale is set from the student's own head, and
+  a conversion whose scores differ by more than PARITY_TOLERANCE is refused.
+- Its converter modifies a causal model: it receives a copy.
+- It truncates inputs at 1,024 tokens: that limit is disabled, and what does not fit the model is refused.
+- Its scores are divided by the length and its token strings are ambiguous: texts are scored again, token by token, and
+  the vocabulary consists of the token numbers.
+- In a batch with a causal prompt of one token, the other prompts are returned as part of their texts: such a prompt
+  gets a call of its own.
+- It returns samples sorted by score, so the first ones would be the best: they are put in a random order of our own.
+- A seed only affects a translator that is opened after it: one is opened per batch.
 
-Greedy texts are those of the reference but where two tokens are as likely as float noise (int8: as its rounding).
-Samples depend on the batch they are drawn in; batches are a function of the requests, so a resumed run draws the same.
+Greedy texts equal those of the reference except where two tokens are equally likely up to float noise (int8: up to its
+rounding). Samples depend on their batch; batches are a function of the requests, so a resumed run samples the same.
 """
 
 from __future__ import annotations
@@ -32,152 +33,157 @@ from typing import Any, Final
 import torch
 
 from potstill.errors import UserError
-from potstill.inference import Generation, Request, SampleKey, StopUnit, draw_uniform
+from potstill.inference.engine import Decode, Generation, Request, SampleKey, StopUnit, draw_uniform
 from potstill.inference.sampling import AnswerDetector
-from potstill.inference.transformers import TransformersEngine as Reference
+from potstill.inference.transformers import TransformersEngine
 from potstill.models import Student
 from potstill.records import Prompt
 
-PARITY_TOLERANCE: Final = 1e-3  # largest difference of a token's natural log-probability that a conversion may have
+PARITY_TOLERANCE: Final = 1e-3  # maximum difference of a token's log-probability (nats) between model and conversion
 SUPPORTED_CONFIGS: Final = ("T5Config", "LlamaConfig")
 
 
 class CTranslate2Engine:
-    """A student as CTranslate2 runs it. Fulfils `engines.Engine`, without candidates and without a calculator."""
+    """An `Engine` around a student, without `top_logprobs` and without a calculator."""
 
     def __init__(self, student: Student, *, int8: bool = False, threads: int | None = None) -> None:
         self.library = _import_ctranslate2()
-        self.reference = Reference(student)
-        self.kind = "int8" if int8 else "float32"
+        self.reference = TransformersEngine(student)
+        self.compute_type = "int8" if int8 else "float32"
         self.threads = threads or torch.get_num_threads()
         self.student, self.files = student, _convert_student(self.library, student)
-        exact = self._opened("float32")
-        worst = self._difference(exact)
-        if not worst <= PARITY_TOLERANCE:
+        exact = self._load("float32")
+        difference = self._measure_difference(exact)
+        if not difference <= PARITY_TOLERANCE:
             raise UserError(
-                "the converted model's scores are not those of the model",
+                "the converted model's scores differ from those of the model",
+                code="E-inference-ctranslate2-parity",
                 where=f"evaluate.engine (CTranslate2 {self.library.__version__})",
-                found=f"log-probabilities differ by up to {worst:.2g}, at most {PARITY_TOLERANCE:g} is rounding",
+                found=f"log-probabilities differ by up to {difference:.2g}; rounding explains {PARITY_TOLERANCE:g}",
                 hint="set evaluate.engine: transformers, and report this kind of model",
             )
-        self.model = self._opened(self.kind) if int8 else exact
+        self.model = self._load(self.compute_type) if int8 else exact
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         return self.reference.encode(prompt)
 
-    def generate(
-        self,
-        requests: Sequence[Request],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        candidates: int = 0,
-        stop_at_answer: StopUnit | None = None,
-        calculator: bool = False,
-        likelihood: bool = False,
-    ) -> list[Generation]:
-        """One batch; see `engines.Engine`. Raises UserError for candidates and a calculator, which it does not have."""
-        if candidates or calculator:
-            what = "shows no candidates" if candidates else "has no calculator"
+    def generate(self, requests: Sequence[Request], decode: Decode) -> list[Generation]:
+        """One batch; see `Engine`. Raises UserError for `top_logprobs` and for a calculator."""
+        if decode.top_logprobs or decode.calculator:
+            option = "log-probabilities of candidates" if decode.top_logprobs else "a calculator"
             raise UserError(
-                f"the engine ctranslate2 {what}", where="evaluate.engine", hint="use the engine transformers"
+                f"the engine ctranslate2 does not support {option}",
+                code="E-inference-unsupported-option",
+                where="evaluate.engine",
+                hint="use the engine transformers",
             )
         if not requests:
             return []
-        self.reference.check(requests, max_tokens)
-        groups: dict[tuple[int, ...], list[SampleKey]] = {}
+        self.reference.check_requests(requests, decode.max_tokens)
+        keys_of: dict[tuple[int, ...], list[SampleKey]] = {}
         for request in requests:
-            groups.setdefault(request.prompt, []).append(request.key)
-        model = self.model if temperature == 0 else self._opened(self.kind, _derive_batch_seed(seed, requests))
-        found: dict[SampleKey, list[int]] = {}
-        # One call a number of samples: the prompt of each is read once.
-        for number in sorted({len(keys) for keys in groups.values()}):
-            prompts = [prompt for prompt, keys in groups.items() if len(keys) == number]
-            written = self._write(model, prompts, 1 if temperature == 0 else number, max_tokens, temperature)
+            keys_of.setdefault(request.prompt, []).append(request.key)
+        greedy = decode.temperature == 0
+        model = self.model if greedy else self._load(self.compute_type, _derive_batch_seed(decode.seed, requests))
+        tokens: dict[SampleKey, list[int]] = {}
+        # One call per number of samples, so that each prompt is read once.
+        for number in sorted({len(keys) for keys in keys_of.values()}):
+            prompts = [prompt for prompt, keys in keys_of.items() if len(keys) == number]
+            written = self._generate(model, prompts, 1 if greedy else number, decode)
             for prompt, texts in zip(prompts, written, strict=True):
-                keys = groups[prompt]
-                order = sorted(
-                    range(len(texts)), key=lambda rank, keys=keys: draw_uniform(seed, (keys[0][0], rank), -1)
-                )
-                for at, key in enumerate(keys):
-                    found[key] = texts[order[at % len(texts)]]
-        texts = [self._collect(request.key, found[request.key], stop_at_answer) for request in requests]
-        return self._known(requests, texts) if likelihood else texts
+                keys = keys_of[prompt]
+                uniforms = [draw_uniform(decode.seed, (keys[0][0], rank), -1) for rank in range(len(texts))]
+                order = sorted(range(len(texts)), key=uniforms.__getitem__)
+                for index, key in enumerate(keys):
+                    tokens[key] = texts[order[index % len(texts)]]
+        texts = [self._to_generation(request.key, tokens[request.key], decode.stop_at_answer) for request in requests]
+        return self._with_likelihoods(requests, texts) if decode.likelihood else texts
 
-    def _write(
-        self, model: Any, prompts: Sequence[tuple[int, ...]], number: int, max_tokens: int, temperature: float
+    def _generate(
+        self, model: Any, prompts: Sequence[tuple[int, ...]], number: int, decode: Decode
     ) -> list[list[list[int]]]:
-        """Ids of every text of every prompt, its end token, if it has one, among them."""
+        """The ids of `number` texts for each prompt, each with its end token if it has one."""
         settings = {
             "beam_size": 1,
             "num_hypotheses": number,
-            "end_token": [str(token) for token in self.reference.ends],
+            "end_token": [str(token) for token in self.reference.end_tokens],
             "return_end_token": True,
-            "sampling_topk": 1 if temperature == 0 else 0,
-            "sampling_temperature": temperature or 1.0,
+            "sampling_topk": 1 if decode.temperature == 0 else 0,
+            "sampling_temperature": decode.temperature or 1.0,
         }
         rows = [[str(token) for token in prompt] for prompt in prompts]
         if self.student.family == "t5":
-            made = model.translate_batch(
-                rows, max_input_length=0, max_decoding_length=max_tokens, min_decoding_length=0, **settings
-            )
-            return [[[int(token) for token in text] for text in each.hypotheses] for each in made]
-        # Beside a prompt of one token the others come back as if they had been drawn: it gets a call of its own.
-        made = {}
-        for single in (True, False):
-            own = [row for row in rows if (len(row) == 1) == single]
-            if own:
-                told = model.generate_batch(own, max_length=max_tokens, include_prompt_in_result=False, **settings)
-                made.update(zip(map(tuple, own), told, strict=True))
-        return [[list(text) for text in made[tuple(row)].sequences_ids] for row in rows]
+            settings |= {"max_input_length": 0, "max_decoding_length": decode.max_tokens, "min_decoding_length": 0}
+            results = model.translate_batch(rows, **settings)
+            return [[[int(token) for token in text] for text in result.hypotheses] for result in results]
+        settings |= {"max_length": decode.max_tokens, "include_prompt_in_result": False}
+        results = {}
+        for single in (True, False):  # prompts of one token get a call of their own, see above
+            group = [row for row in rows if (len(row) == 1) == single]
+            if group:
+                results.update(zip(map(tuple, group), model.generate_batch(group, **settings), strict=True))
+        return [[list(text) for text in results[tuple(row)].sequences_ids] for row in rows]
 
-    def _collect(self, key: SampleKey, drawn: list[int], stop_at_answer: StopUnit | None) -> Generation:
-        line = None
-        if stop_at_answer:  # written to the end and cut: nothing can be said to the library while it writes
-            reader = AnswerDetector(1, self.reference.piece, stop_at_answer)
-            line = reader.at[0] if any(reader.add(0, token, at) for at, token in enumerate(drawn)) else None
-        return self.reference.collect(key, drawn, [], line)
+    def _to_generation(self, key: SampleKey, tokens: list[int], stop_at_answer: StopUnit | None) -> Generation:
+        length = None
+        if stop_at_answer:  # the library cannot stop there, so the text is complete and is truncated afterwards
+            detector = AnswerDetector(1, self.reference.token_bytes, stop_at_answer)
+            complete = any(detector.add(0, token, position) for position, token in enumerate(tokens))
+            length = detector.lengths[0] if complete else None
+        return self.reference.to_generation(key, tokens, [], length)
 
-    def _known(self, requests: Sequence[Request], texts: Sequence[Generation]) -> list[Generation]:
-        """The texts with their likelihoods, from one more reading at temperature 1."""
+    def _with_likelihoods(self, requests: Sequence[Request], texts: Sequence[Generation]) -> list[Generation]:
+        """The texts with their likelihoods, from one more forward pass at temperature 1."""
         end = (self.student.tokenizer.eos,)
         rows = [text.ids + (end if text.stop == "end" else ()) for text in texts]
-        known = self._scores(self.model, [request.prompt for request in requests], rows)
-        return [replace(text, likelihood=round(sum(row), 6) + 0.0) for text, row in zip(texts, known, strict=True)]
+        scores = self._score(self.model, [request.prompt for request in requests], rows)
+        return [replace(text, likelihood=round(sum(row), 6) + 0.0) for text, row in zip(texts, scores, strict=True)]
 
-    def _scores(self, model: Any, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Natural log-probabilities of the tokens of each row behind its prompt."""
-        asked, written = ([[str(token) for token in each] for each in table] for table in (prompts, rows))
+    def _score(self, model: Any, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Natural log-probabilities of the tokens of each row after its prompt."""
+        sources, targets = ([[str(token) for token in row] for row in table] for table in (prompts, rows))
         if self.student.family == "t5":
-            # It adds an end token of its own: what stands at it belongs to no text.
-            told = model.score_batch(asked, written, max_input_length=0, max_batch_size=32)
-            return [list(each.log_probs[: len(row)]) for each, row in zip(told, rows, strict=True)]
-        whole = [prompt + row for prompt, row in zip(asked, written, strict=True)]
-        told = model.score_batch(whole, max_input_length=0, max_batch_size=32)
-        return [list(each.log_probs[len(a) - 1 :][: len(b)]) for each, a, b in zip(told, asked, written, strict=True)]
+            # It appends an end token of its own, whose score belongs to no text.
+            results = model.score_batch(sources, targets, max_input_length=0, max_batch_size=32)
+            return [list(result.log_probs[: len(row)]) for result, row in zip(results, rows, strict=True)]
+        whole = [source + target for source, target in zip(sources, targets, strict=True)]
+        results = model.score_batch(whole, max_input_length=0, max_batch_size=32)
+        return [
+            list(result.log_probs[len(source) - 1 :][: len(target)])
+            for result, source, target in zip(results, sources, targets, strict=True)
+        ]
 
-    def _difference(self, model: Any) -> float:
-        """The largest difference between the two models' log-probabilities, on rows longer than T5's buckets reach."""
+    def _measure_difference(self, model: Any) -> float:
+        """The largest difference (nats) between the two models' log-probabilities of some tokens.
+
+        The rows are longer than T5's position buckets.
+        """
         size = self.student.tokenizer.size
-        prompts = [tuple((7 * at + 3 * row) % size for at in range(length)) for row, length in enumerate((150, 5, 40))]
-        rows = [tuple((5 * at + row) % size for at in range(length)) for row, length in enumerate((12, 150, 30))]
         limit = getattr(self.student.model.config, "max_position_embeddings", None) or 400
-        prompts, rows = ([each[: limit // 2] for each in table] for table in (prompts, rows))
-        theirs = self._scores(model, prompts, rows)
+        lengths = [(150, 12), (5, 150), (40, 30)]
+        prompts = [
+            tuple((7 * position + 3 * row) % size for position in range(min(length, limit // 2)))
+            for row, (length, _) in enumerate(lengths)
+        ]
+        rows = [
+            tuple((5 * position + row) % size for position in range(min(length, limit // 2)))
+            for row, (_, length) in enumerate(lengths)
+        ]
         worst = 0.0
-        for prompt, row, told in zip(prompts, rows, theirs, strict=True):
-            own = _compute_log_probabilities(self.student, prompt, row)
-            difference = (own - torch.tensor(told, dtype=torch.float64)).abs().max()
+        for prompt, row, score in zip(prompts, rows, self._score(model, prompts, rows), strict=True):
+            expected = _compute_log_probabilities(self.student, prompt, row)
+            difference = (expected - torch.tensor(score, dtype=torch.float64)).abs().max()
             worst = max(worst, float("inf") if difference.isnan() else float(difference))
         return worst
 
-    def _opened(self, kind: str, seed: int | None = None) -> Any:
+    def _load(self, compute_type: str, seed: int | None = None) -> Any:
         if seed is not None:
             self.library.set_random_seed(seed)
-        made = self.library.Translator if self.student.family == "t5" else self.library.Generator
+        model_type = self.library.Translator if self.student.family == "t5" else self.library.Generator
         files = {name: io.BytesIO(content) for name, content in self.files.items()}
-        return made("student", compute_type=kind, inter_threads=1, intra_threads=self.threads, files=files)
+        return model_type(
+            "student", compute_type=compute_type, inter_threads=1, intra_threads=self.threads, files=files
+        )
 
 
 def _import_ctranslate2() -> Any:
@@ -186,6 +192,7 @@ def _import_ctranslate2() -> Any:
     except ImportError:
         raise UserError(
             "CTranslate2 is not installed",
+            code="E-inference-not-installed",
             where="evaluate.engine",
             hint="pip install 'potstill[fast]', or use the engine transformers",
         ) from None
@@ -193,7 +200,7 @@ def _import_ctranslate2() -> Any:
 
 
 def _convert_student(library: Any, student: Student) -> dict[str, bytes]:
-    """The files of a student in CTranslate2's form. Tokens are called by their numbers, rows that pad a head too."""
+    """The files of a student in CTranslate2's format. The name of a token is its number, also in padding rows."""
     from ctranslate2.converters import transformers as converters  # pyright: ignore[reportMissingImports]
 
     name = type(student.model.config).__name__
@@ -201,13 +208,14 @@ def _convert_student(library: Any, student: Student) -> dict[str, bytes]:
     if loader is None:
         raise UserError(
             "CTranslate2 is not tested with this kind of model",
+            code="E-inference-unsupported-model",
             where="evaluate.engine",
             found=name,
             hint="use the engine transformers",
         )
     tokenizer, head = student.tokenizer, student.head
     with torch.no_grad():
-        spec = loader.get_model_spec(copy.deepcopy(student.model))  # it takes a causal model apart
+        spec = loader.get_model_spec(copy.deepcopy(student.model))
     tokens = [str(token) for token in range(head.weight.shape[0])]
     if student.family == "t5":
         spec.decoder.scale_outputs = head.scale
@@ -229,14 +237,14 @@ def _convert_student(library: Any, student: Student) -> dict[str, bytes]:
 
 
 def _compute_log_probabilities(student: Student, prompt: Sequence[int], row: Sequence[int]) -> torch.Tensor:
-    """Natural log-probabilities [n] of the tokens of a row behind a prompt, from one plain forward pass."""
+    """Natural log-probabilities [n] of the tokens of a row after a prompt, from one plain forward pass."""
     model, training = student.model, student.model.training
     model.eval()
     with torch.no_grad():
         if student.family == "t5":
             start: Any = model.config.decoder_start_token_id
-            read = torch.tensor([[start, *row[:-1]]])
-            logits = model(input_ids=torch.tensor([prompt]), decoder_input_ids=read).logits[0]
+            decoder_ids = torch.tensor([[start, *row[:-1]]])
+            logits = model(input_ids=torch.tensor([prompt]), decoder_input_ids=decoder_ids).logits[0]
         else:
             logits = model(input_ids=torch.tensor([[*prompt, *row[:-1]]])).logits[0, len(prompt) - 1 :]
     model.train(training)
@@ -244,6 +252,7 @@ def _compute_log_probabilities(student: Student, prompt: Sequence[int], row: Seq
 
 
 def _derive_batch_seed(seed: int, requests: Sequence[Request]) -> int:
-    """A seed for the whole batch: of the run's and of every key in it."""
-    text = "\n".join([str(seed), *(f"{question}#{index}" for question, index in (each.key for each in requests))])
+    """A seed for the whole batch: a hash of the run's seed and of every key in the batch."""
+    keys = (request.key for request in requests)
+    text = "\n".join([str(seed), *(f"{question}#{index}" for question, index in keys)])
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).digest(), "big")

@@ -1,15 +1,15 @@
-"""The step of a decoder written out: what reading one token a row costs where nearly all of it is attention's memory.
+"""Decoding steps for plain Llama and T5 models in float32, written out: faster where attention reads a large cache.
 
-    >>> compact_rows([0, 2, 3])      # of four rows the second ended: the last one moves into its place, the others stay
+    >>> compact_rows([0, 2, 3])      # of four rows, row 1 ended: the last row takes its slot, the others stay
     ([0, 3, 2], [1], [3])
 
-Attention reads what a row remembers at every step, so a step takes as long as that memory is large. Here the keys and
-values of a prompt exist once, however many texts are written behind it, and are read once for all of them; those of
-the texts stand apart and grow in place; a row that ended gives its place to the last one, so that taking rows out
-copies few of them.
+At each step attention reads the keys and values of every row, so a step takes as long as they are large. Three things
+make them smaller than in the library's modules (`kv_cache`), which every other model uses:
+- the keys and values of a prompt exist once, however many texts continue it, and are read once for all of them;
+- those of the generated tokens are stored apart and grow in place;
+- the slot of a row that ended goes to the last row, so removing rows copies few of them.
 
-For the plain Llama and T5 kinds in float32; `read` leaves every other model to the library's own modules (`memory`).
-Sums are made in another order than there, so numbers differ as float32 does (`tests/test_memory.py`).
+Sums are computed in another order than in the library, so the numbers differ by float32 rounding.
 """
 
 from __future__ import annotations
@@ -21,44 +21,41 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaForCausalLM, T5ForConditionalGeneration
 
-from potstill.inference import kv_cache
-from potstill.inference.kv_cache import CACHE_BLOCK, DecodeState, pad_prompts, prefill
+from potstill.inference.kv_cache import CACHE_BLOCK, DecodeState, pad_prompts, prefill, run_with_cache
 from potstill.models import Student
 
-SUPPORTED_ROPE_TYPES: Final = (
-    "default",
-    "linear",
-    "llama3",
-)  # kinds of rotary positions that do not change with the length
+SUPPORTED_ROPE_TYPES: Final = ("default", "linear", "llama3")  # rotary embeddings that do not depend on the length
+ATTENTION_LAYERS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "q", "k", "v", "o")
 
 
 def fast_prefill(student: Student, prompts: Sequence[tuple[int, ...]]) -> DecodeState:
-    """The state behind some prompts, one row each, in their order; equal ones are read once."""
-    places: dict[tuple[int, ...], int] = {}
-    rows = [places.setdefault(prompt, len(places)) for prompt in prompts]
+    """The state after the prompts, one row each, in their order. Equal prompts are read once."""
+    indices: dict[tuple[int, ...], int] = {}
+    owners = [indices.setdefault(prompt, len(indices)) for prompt in prompts]
     if not supports_fast_decode(student):
-        return prefill(student, list(places), rows)
-    return (_FastLlama if student.family == "causal" else _FastT5)(student, list(places), rows)
+        return prefill(student, list(indices), owners)
+    return (_FastLlama if student.family == "causal" else _FastT5)(student, list(indices), owners)
 
 
 def supports_fast_decode(student: Student) -> bool:
-    """Whether the model is exactly one of those that this module writes out: adapters, too, change a linear layer."""
+    """Whether this module computes exactly this model. Adapters replace linear layers, so such a model is excluded."""
     model = student.model
-    plain = all(
-        type(part) is nn.Linear
-        for name, part in model.named_modules()
-        if name.rpartition(".")[2] in ("q_proj", "k_proj", "v_proj", "o_proj", "q", "k", "v", "o")
+    supported = all(
+        type(layer) is nn.Linear for name, layer in model.named_modules() if name.rpartition(".")[2] in ATTENTION_LAYERS
     )
     if type(model) is LlamaForCausalLM:
-        rotation = (model.config.rope_parameters or {}).get("rope_type", "default")
-        plain = plain and rotation in SUPPORTED_ROPE_TYPES
-    return plain and type(model) in (LlamaForCausalLM, T5ForConditionalGeneration) and model.dtype == torch.float32
+        rope_type = (model.config.rope_parameters or {}).get("rope_type", "default")
+        supported = supported and rope_type in SUPPORTED_ROPE_TYPES
+    return supported and type(model) in (LlamaForCausalLM, T5ForConditionalGeneration) and model.dtype == torch.float32
 
 
 class _PromptCache:
-    """Keys and values [p, h, s, d] of p prompts, a pair a layer, and which rows read which prompt.
+    """Keys and values [p, h, s, d] of p prompts, a pair per layer. `owners` [n]: the prompt that each row continues.
 
-    A query [n, h, g, d] has g heads to each of h heads of keys. `owners` [n] says whose prompt a row reads.
+    Attention of n rows to p prompts is one batched matrix product over prompts. Its operands need the same number of
+    rows for every prompt, so each prompt gets `slots` of them, as many as the prompt with most rows needs; a row's slot
+    is `slot_of_row`, unused slots hold zeros and their results are never read. A query [n, h, g, d] has g query heads
+    per key head.
     """
 
     def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]], mask: Tensor, owners: list[int]) -> None:
@@ -67,117 +64,112 @@ class _PromptCache:
         if self.bias is not None:
             self.bias.masked_fill_(mask == 0, -torch.inf)
         self.count = len(mask)
-        self._seat(owners)
+        self._assign_slots(owners)
 
-    def _seat(self, owners: list[int]) -> None:
-        """Give every row a seat at its prompt: as many seats at each as the fullest has rows."""
+    def _assign_slots(self, owners: list[int]) -> None:
         self.owners = owners
-        taken = [0] * self.count
-        seats = []
+        used = [0] * self.count
+        slots = []
         for owner in owners:
-            seats.append(taken[owner])
-            taken[owner] += 1
-        self.width = max(taken)
-        self.alone = owners == list(range(self.count))
-        places = [owner * self.width + seat for owner, seat in zip(owners, seats, strict=True)]
-        self.places = torch.tensor(places, device=self.pairs[0][0].device)
+            slots.append(used[owner])
+            used[owner] += 1
+        self.slots = max(used)
+        self.one_to_one = owners == list(range(self.count))  # row i continues prompt i: nothing to rearrange
+        flat = [owner * self.slots + slot for owner, slot in zip(owners, slots, strict=True)]
+        self.slot_of_row = torch.tensor(flat, device=self.pairs[0][0].device)
 
-    def keep(self, order: list[int]) -> None:
-        """Rows `order` stay, in that order; prompts that nobody reads any more leave."""
-        owners = [self.owners[row] for row in order]
-        seats, holes, moved = compact_rows(sorted(set(owners)))
-        if len(seats) < self.count:
-            for tensor in (
-                *(held for pair in self.pairs for held in pair),
-                *([] if self.bias is None else [self.bias]),
-            ):
-                tensor[holes] = tensor[moved]
-            self.count = len(seats)
-        now = {before: after for after, before in enumerate(seats)}
-        self._seat([now[owner] for owner in owners])
+    def keep(self, rows: list[int]) -> None:
+        """Keep these rows, in this order, and drop the prompts that no row continues any more."""
+        owners = [self.owners[row] for row in rows]
+        prompts, holes, moved = compact_rows(sorted(set(owners)))
+        if len(prompts) < self.count:
+            buffers = [buffer for pair in self.pairs for buffer in pair]
+            for buffer in buffers if self.bias is None else [*buffers, self.bias]:
+                buffer[holes] = buffer[moved]
+            self.count = len(prompts)
+        new_index = {old: new for new, old in enumerate(prompts)}
+        self._assign_slots([new_index[owner] for owner in owners])
 
     def scores(self, query: Tensor, layer: int) -> Tensor:
-        """[n, h, g, d] -> [n * h, g, s]: every query against its prompt's keys."""
+        """[n, h, g, d] -> [n * h, g, s]: scores of each query against the keys of its prompt."""
         keys = self.pairs[layer][0][: self.count].flatten(0, 1)
-        found = torch.bmm(self._spread(query), keys.transpose(1, 2))
+        scores = torch.bmm(self._to_slots(query), keys.transpose(1, 2))
         if self.bias is not None:
-            found.view(self.count, query.shape[1], -1, found.shape[-1]).add_(self.bias[: self.count, None, None])
-        return self._gather(found, query.shape[1], query.shape[2])
+            scores.view(self.count, query.shape[1], -1, scores.shape[-1]).add_(self.bias[: self.count, None, None])
+        return self._from_slots(scores, query.shape[1], query.shape[2])
 
-    def mix(self, shares: Tensor, layer: int) -> Tensor:
-        """[n * h, g, s] -> [n * h, g, d]: the prompt's values in these shares."""
+    def mix(self, weights: Tensor, layer: int) -> Tensor:
+        """[n * h, g, s] -> [n * h, g, d]: the values of each row's prompt, averaged with these attention weights."""
         values = self.pairs[layer][1][: self.count].flatten(0, 1)
         heads = self.pairs[layer][1].shape[1]
-        spread = self._spread(shares.view(-1, heads, *shares.shape[1:]))
-        return self._gather(torch.bmm(spread, values), heads, shares.shape[1])
+        slotted = self._to_slots(weights.view(-1, heads, *weights.shape[1:]))
+        return self._from_slots(torch.bmm(slotted, values), heads, weights.shape[1])
 
-    def _spread(self, rows: Tensor) -> Tensor:
-        """[n, h, g, e] -> [p * h, seats * g, e]"""
-        if self.alone:
+    def _to_slots(self, rows: Tensor) -> Tensor:
+        """[n, h, g, e] -> [p * h, slots * g, e]"""
+        if self.one_to_one:
             return rows.reshape(-1, *rows.shape[2:])
         _, heads, group, width = rows.shape
-        seated = rows.new_zeros(self.count * self.width, heads, group, width)
-        seated[self.places] = rows
-        seated = seated.view(self.count, self.width, heads, group, width).transpose(1, 2)
-        return seated.reshape(self.count * heads, self.width * group, width)
+        slotted = rows.new_zeros(self.count * self.slots, heads, group, width)
+        slotted[self.slot_of_row] = rows
+        slotted = slotted.view(self.count, self.slots, heads, group, width).transpose(1, 2)
+        return slotted.reshape(self.count * heads, self.slots * group, width)
 
-    def _gather(self, seated: Tensor, heads: int, group: int) -> Tensor:
-        """[p * h, seats * g, e] -> [n * h, g, e]"""
-        if self.alone:
-            return seated
-        width = seated.shape[-1]
-        rows = seated.view(self.count, heads, self.width, group, width).transpose(1, 2)
-        return rows.reshape(-1, heads, group, width)[self.places].view(-1, group, width)
+    def _from_slots(self, slotted: Tensor, heads: int, group: int) -> Tensor:
+        """[p * h, slots * g, e] -> [n * h, g, e]"""
+        if self.one_to_one:
+            return slotted
+        width = slotted.shape[-1]
+        rows = slotted.view(self.count, heads, self.slots, group, width).transpose(1, 2)
+        return rows.reshape(-1, heads, group, width)[self.slot_of_row].view(-1, group, width)
 
 
 class _TextCache:
-    """Keys and values [rows, h, room, d] of what each row wrote, a pair a layer; `length` positions are filled."""
+    """Keys and values [rows, h, capacity, d] of the generated tokens, a pair per layer; `length` positions are used."""
 
-    def __init__(self, layers: int, rows: int, heads: int, width: int, like: Tensor) -> None:
+    def __init__(self, layers: int, rows: int, like: Tensor) -> None:
+        """like: keys [_, h, _, d] of a prompt, for the shape, dtype and device"""
         self.rows, self.length = rows, 0
-        self.pairs = [[like.new_empty(rows, heads, CACHE_BLOCK, width) for _ in range(2)] for _ in range(layers)]
+        shape = (rows, like.shape[1], CACHE_BLOCK, like.shape[3])
+        self.pairs = [[like.new_empty(shape) for _ in range(2)] for _ in range(layers)]
 
     def grow(self) -> None:
-        """Room for one more position; the next `add` of every layer fills it."""
+        """Make space for one more position, which the next `add` of every layer fills."""
         self.length += 1
         if self.length <= self.pairs[0][0].shape[2]:
             return
         for pair in self.pairs:
-            for which, held in enumerate(pair):
-                rows, heads, room, width = held.shape
-                pair[which] = held.new_empty(rows, heads, room + CACHE_BLOCK, width)
-                pair[which][:, :, :room] = held
+            for index, buffer in enumerate(pair):
+                rows, heads, capacity, width = buffer.shape
+                pair[index] = buffer.new_empty(rows, heads, capacity + CACHE_BLOCK, width)
+                pair[index][:, :, :capacity] = buffer
 
     def add(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """key, value [n, h, d] -> all keys and values so far, each [n * h, length, d]."""
-        for held, new in zip(self.pairs[layer], (key, value), strict=True):
-            held[: self.rows, :, self.length - 1] = new
-        keys, values = (held[: self.rows, :, : self.length].flatten(0, 1) for held in self.pairs[layer])
+        for buffer, new in zip(self.pairs[layer], (key, value), strict=True):
+            buffer[: self.rows, :, self.length - 1] = new
+        keys, values = (buffer[: self.rows, :, : self.length].flatten(0, 1) for buffer in self.pairs[layer])
         return keys, values
 
     def keep(self, holes: list[int], moved: list[int], rows: int) -> None:
         for pair in self.pairs:
-            for held in pair:
-                filled = held[:, :, : self.length]
-                filled[holes] = filled[moved]
+            for buffer in pair:
+                used = buffer[:, :, : self.length]
+                used[holes] = used[moved]
         self.rows = rows
 
 
 class FastState(DecodeState):
-    share = 0.95
-    shared: _PromptCache
-    own: _TextCache
+    keep_share = 0.95  # removing rows costs less here
+    prompt_cache: _PromptCache
+    text_cache: _TextCache
 
-    def keep(self, places: list[int]) -> list[int]:
-        order, holes, moved = compact_rows(places)
-        self.shared.keep(order)
-        self.own.keep(holes, moved, len(order))
+    def keep(self, rows: list[int]) -> list[int]:
+        order, holes, moved = compact_rows(rows)
+        self.prompt_cache.keep(order)
+        self.text_cache.keep(holes, moved, len(order))
         self.logits = self.logits[order]
-        self._keep(order)
         return order
-
-    def _keep(self, order: list[int]) -> None:
-        pass
 
 
 class _FastLlama(FastState):
@@ -187,41 +179,44 @@ class _FastLlama(FastState):
         ids, mask = pad_prompts(prompts, student.tokenizer.pad, left=True, device=student.device)
         positions = (mask.cumsum(1) - 1).clamp_min(0)
         cache = DynamicCache(config=student.model.config)
-        given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        states = kv_cache.run_with_cache(model, cache, ids.shape[1], **given)
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        states = run_with_cache(model, cache, ids.shape[1], **inputs)
         rows = torch.tensor(owners, device=student.device)
         self.logits = self.head.logits(states[:, -1])[rows]
-        self.next = positions[rows, -1] + 1
+        self.next_position = positions[rows, -1] + 1
         pairs: list[Any] = [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[attr-defined]
-        self.shared = _PromptCache(pairs, mask, owners)
-        self.own = _TextCache(len(pairs), len(owners), pairs[0][0].shape[1], pairs[0][0].shape[3], pairs[0][0])
+        self.prompt_cache = _PromptCache(pairs, mask, owners)
+        self.text_cache = _TextCache(len(pairs), len(owners), like=pairs[0][0])
 
     def step(self, ids: Tensor) -> None:
         states = self.model.embed_tokens(ids)
-        turns = self.model.rotary_emb(states, self.next[None])
-        self.own.grow()
-        for number, layer in enumerate(self.model.layers):
-            states = states + self._attention(layer.self_attn, _rms_norm(layer.input_layernorm, states), turns, number)
+        rotary = self.model.rotary_emb(states, self.next_position[None])
+        self.text_cache.grow()
+        for index, layer in enumerate(self.model.layers):
+            states = states + self._attention(layer.self_attn, _rms_norm(layer.input_layernorm, states), rotary, index)
             states = states + layer.mlp(_rms_norm(layer.post_attention_layernorm, states))
         self.logits = self.head.logits(_rms_norm(self.model.norm, states))
-        self.next = self.next + 1
+        self.next_position = self.next_position + 1
 
-    def _attention(self, layer: Any, states: Tensor, turns: tuple[Tensor, Tensor], number: int) -> Tensor:
+    def _attention(self, layer: Any, states: Tensor, rotary: tuple[Tensor, Tensor], index: int) -> Tensor:
         n, width = len(states), layer.head_dim
-        query = _rotate(layer.q_proj(states).view(n, -1, width), turns) * layer.scaling
-        key = _rotate(layer.k_proj(states).view(n, -1, width), turns)
+        query = _rotate(layer.q_proj(states).view(n, -1, width), rotary) * layer.scaling
+        key = _rotate(layer.k_proj(states).view(n, -1, width), rotary)
         heads = key.shape[1]
-        keys, values = self.own.add(number, key, layer.v_proj(states).view(n, heads, width))
+        keys, values = self.text_cache.add(index, key, layer.v_proj(states).view(n, heads, width))
         query = query.view(n, heads, -1, width)
-        before = self.shared.scores(query, number)
-        after = torch.bmm(query.flatten(0, 1), keys.transpose(1, 2))
-        shares = torch.cat([before, after], -1).softmax(-1)
-        split = before.shape[-1]
-        mixed = self.shared.mix(shares[..., :split], number) + torch.bmm(shares[..., split:], values)
+        # One softmax over the positions of the prompt and of the text; the values are averaged in two parts.
+        prompt_scores = self.prompt_cache.scores(query, index)
+        text_scores = torch.bmm(query.flatten(0, 1), keys.transpose(1, 2))
+        weights = torch.cat([prompt_scores, text_scores], -1).softmax(-1)
+        split = prompt_scores.shape[-1]
+        mixed = self.prompt_cache.mix(weights[..., :split], index) + torch.bmm(weights[..., split:], values)
         return layer.o_proj(mixed.reshape(n, -1))
 
-    def _keep(self, order: list[int]) -> None:
-        self.next = self.next[order]
+    def keep(self, rows: list[int]) -> list[int]:
+        order = super().keep(rows)
+        self.next_position = self.next_position[order]
+        return order
 
 
 class _FastT5(FastState):
@@ -230,14 +225,15 @@ class _FastT5(FastState):
         ids, mask = pad_prompts(prompts, student.tokenizer.pad, left=False, device=student.device)
         encoded = student.model.get_submodule("encoder")(input_ids=ids, attention_mask=mask).last_hidden_state
         blocks: Any = self.model.block
-        pairs = [self._pair(block.layer[1].EncDecAttention, encoded) for block in blocks]
-        self.shared = _PromptCache(pairs, mask, owners)
-        self.own = _TextCache(len(pairs), len(owners), pairs[0][0].shape[1], pairs[0][0].shape[3], pairs[0][0])
+        pairs = [self._project(block.layer[1].EncDecAttention, encoded) for block in blocks]
+        self.prompt_cache = _PromptCache(pairs, mask, owners)
+        self.text_cache = _TextCache(len(pairs), len(owners), like=pairs[0][0])
         start: Any = student.model.config.decoder_start_token_id
         self.step(torch.full((len(owners),), start, device=student.device))
 
     @staticmethod
-    def _pair(layer: Any, encoded: Tensor) -> tuple[Tensor, Tensor]:
+    def _project(layer: Any, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [p, h, s, d] of the encoder's states [p, s, d_model]."""
         shape = (*encoded.shape[:2], layer.n_heads, -1)
         keys, values = (linear(encoded).view(shape).transpose(1, 2) for linear in (layer.k, layer.v))
         return keys, values
@@ -245,39 +241,42 @@ class _FastT5(FastState):
     def step(self, ids: Tensor) -> None:
         model: Any = self.model
         states = model.embed_tokens(ids)
-        self.own.grow()
+        self.text_cache.grow()
         blocks = model.block
-        length = self.own.length
-        bias = blocks[0].layer[0].SelfAttention.compute_bias(1, length, past_seen_tokens=length - 1)[0]  # [h, 1, t]
-        for number, block in enumerate(blocks):
-            own, cross, mixing = block.layer
-            states = states + self._own(own.SelfAttention, _rms_norm(own.layer_norm, states), bias, number)
-            states = states + self._cross(cross.EncDecAttention, _rms_norm(cross.layer_norm, states), number)
-            states = states + mixing.DenseReluDense(_rms_norm(mixing.layer_norm, states))
+        length = self.text_cache.length
+        # T5 adds one relative position bias, the first block's, in every block: [h, 1, length].
+        bias = blocks[0].layer[0].SelfAttention.compute_bias(1, length, past_seen_tokens=length - 1)[0]
+        for index, block in enumerate(blocks):
+            attention, cross, mlp = block.layer
+            states = states + self._attend_text(
+                attention.SelfAttention, _rms_norm(attention.layer_norm, states), bias, index
+            )
+            states = states + self._attend_prompt(cross.EncDecAttention, _rms_norm(cross.layer_norm, states), index)
+            states = states + mlp.DenseReluDense(_rms_norm(mlp.layer_norm, states))
         self.logits = self.head.logits(_rms_norm(model.final_layer_norm, states))
 
-    def _own(self, layer: Any, states: Tensor, bias: Tensor, number: int) -> Tensor:
+    def _attend_text(self, layer: Any, states: Tensor, bias: Tensor, index: int) -> Tensor:
         n, heads = len(states), layer.n_heads
         query, key, value = (linear(states).view(n, heads, -1) for linear in (layer.q, layer.k, layer.v))
-        keys, values = self.own.add(number, key, value)
+        keys, values = self.text_cache.add(index, key, value)
         scores = torch.bmm(query.flatten(0, 1)[:, None], keys.transpose(1, 2))
         scores.view(n, heads, 1, -1).add_(bias)
         return layer.o(torch.bmm(scores.softmax(-1), values).view(n, -1))
 
-    def _cross(self, layer: Any, states: Tensor, number: int) -> Tensor:
+    def _attend_prompt(self, layer: Any, states: Tensor, index: int) -> Tensor:
         n = len(states)
-        scores = self.shared.scores(layer.q(states).view(n, layer.n_heads, 1, -1), number)
-        return layer.o(self.shared.mix(scores.softmax(-1), number).reshape(n, -1))
+        scores = self.prompt_cache.scores(layer.q(states).view(n, layer.n_heads, 1, -1), index)
+        return layer.o(self.prompt_cache.mix(scores.softmax(-1), index).reshape(n, -1))
 
 
-def compact_rows(places: list[int]) -> tuple[list[int], list[int], list[int]]:
-    """How rows close up: which row now stands where, the places that were freed, and the rows that move into them.
+def compact_rows(rows: list[int]) -> tuple[list[int], list[int], list[int]]:
+    """How to close the gaps when only `rows` (ascending) stay: (old row of each slot, freed slots, rows moved there).
 
-    places  rows that stay, ascending
+    Rows before the new end stay in their slots; the rows after it fill the freed ones.
     """
-    count, stay = len(places), set(places)
-    holes = [place for place in range(count) if place not in stay]
-    moved = [place for place in places if place >= count]
+    count, kept = len(rows), set(rows)
+    holes = [slot for slot in range(count) if slot not in kept]
+    moved = [row for row in rows if row >= count]
     order = list(range(count))
     for hole, row in zip(holes, moved, strict=True):
         order[hole] = row
@@ -288,8 +287,8 @@ def _rms_norm(layer: Any, states: Tensor) -> Tensor:
     return nn.functional.rms_norm(states, states.shape[-1:], layer.weight, layer.variance_epsilon)
 
 
-def _rotate(heads: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary positions: heads [n, h, d], turns (cosine, sine) [1, n, d]."""
-    cosine, sine = (turn[0][:, None] for turn in turns)
+def _rotate(heads: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary position embedding: heads [n, h, d], rotary (cosine, sine) [1, n, d]."""
+    cosine, sine = (table[0][:, None] for table in rotary)
     half = heads.shape[-1] // 2
     return heads * cosine + torch.cat([-heads[..., half:], heads[..., :half]], -1) * sine

@@ -1,17 +1,10 @@
-"""Which token is taken at each step, what was seen there, and when a row has its answer.
+"""What decides the next token of each row: sampling from the logits, the end of the answer, and the calculator.
 
     >>> logits = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]]))
     >>> sample_inverse_cdf(logits, 1.0, [0.49, 0.51]).tolist()      # cumulative sums 0.5, 0.75, 1
     [0, 1]
 
-A row that has ended may go on being drawn for some steps; whoever reads cuts behind its end.
-
-Results that are calculated while a model writes: which rows ask for one, and the tokens that write it.
-
-A result is written in the tokens that its text has behind the expression, and the token after it may not make its
-number longer. Where the vocabulary cannot write a result exactly, the model goes on by itself; and where it would
-rather open a mark (`48/2 = <<48/2=`), as some are taught, it is left to do that, and the mark is completed. A number
-that has begun is written to its end.
+A row that has ended may still receive tokens for some steps; the engine discards what follows its end.
 """
 
 from __future__ import annotations
@@ -27,193 +20,200 @@ from typing import Final
 import torch
 
 from potstill import calculator, prompts
-from potstill.inference import SampleKey, StopUnit, draw_uniform
+from potstill.inference.engine import Decode, SampleKey, StopUnit, draw_uniform
 from potstill.tokenization import Tokenizer
 
 NO_FORCED_TOKENS: Final[Mapping[int, int]] = MappingProxyType({})
+NUMBER_CONTINUATION: Final = re.compile(rb"[.,]?\d")  # the beginning of a token that would lengthen a number
+MARK_PREFIX: Final = b" $"  # bytes that may precede a calculator mark: `= $<<6*4=24>>24`
+CONTEXT_CHARS: Final = 80  # characters of the text that are tokenized together with a result
+
+StepLogprobs = tuple[list[int], list[float]]  # ids and log-probabilities of the top k, then of the sampled token
 
 
 class TokenSampler:
-    """Takes one token a row from the raw logits and remembers what it saw: the ids, and, if asked for, the `count`
-    likeliest ids and the drawn one with their log-probabilities."""
+    """Selects one token per row from raw logits, and records ids and log-probabilities on request."""
 
-    def __init__(
-        self, keys: Sequence[SampleKey], temperature: float, seed: int, count: int, likelihood: bool = False
-    ) -> None:
-        self.keys, self.temperature, self.seed, self.count = keys, temperature, seed, count
-        self.likelihood = likelihood
-        self.drawn: list[list[int]] = [[] for _ in keys]  # of each row
-        self.broken: torch.Tensor | None = None
-        self._rows: list[Sequence[int]] = []  # of each step
+    def __init__(self, keys: Sequence[SampleKey], decode: Decode) -> None:
+        self.keys, self.decode = keys, decode
+        self.tokens: list[list[int]] = [[] for _ in keys]  # of each row
+        self.has_nan: torch.Tensor | None = None
+        # One entry per step. They stay on the device until the end: a copy per step would wait for the GPU.
+        self._rows: list[Sequence[int]] = []
         self._top: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._own: list[torch.Tensor] = []  # log-probabilities of what was drawn, of each step
+        self._logprobs: list[torch.Tensor] = []
 
-    def take(
-        self, logits: torch.Tensor, rows: Sequence[int], given: Mapping[int, int] = NO_FORCED_TOKENS
+    def sample(
+        self, logits: torch.Tensor, rows: Sequence[int], forced: Mapping[int, int] = NO_FORCED_TOKENS
     ) -> torch.Tensor:
-        """logits [n, v] raw, of the texts `rows` -> ids [n].
+        """logits [n, v], raw, of the texts `rows` [n] -> ids [n].
 
-        given  place among the rows -> the token that is written there without being drawn
+        forced  index into `rows` -> the token that is written there instead of a sampled one
         """
-        broken = logits.isnan().any()
-        self.broken = broken if self.broken is None else self.broken | broken
-        if self.temperature == 0:
+        has_nan = logits.isnan().any()
+        self.has_nan = has_nan if self.has_nan is None else self.has_nan | has_nan
+        if self.decode.temperature == 0:
             ids = logits.argmax(-1)
         else:
-            points = [draw_uniform(self.seed, self.keys[row], len(self._rows)) for row in rows]
-            ids = sample_inverse_cdf(logits, self.temperature, points)
-        for place, token in given.items():
-            ids[place] = token
-        if self.likelihood:
-            own = logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
-            for place in given:
-                own[place] = 0.0
-            self._own.append(own)
-        if self.count:
-            logs = logits.float().log_softmax(-1)
-            values, top = logs.topk(min(self.count, logs.shape[-1]), dim=-1)
-            own = logs.gather(-1, ids[:, None])
-            self._top.append((torch.cat([top, ids[:, None]], -1), torch.cat([values, own], -1)))
+            uniforms = [draw_uniform(self.decode.seed, self.keys[row], len(self._rows)) for row in rows]
+            ids = sample_inverse_cdf(logits, self.decode.temperature, uniforms)
+        for index, token in forced.items():
+            ids[index] = token
+        if self.decode.likelihood:
+            logprobs = logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+            for index in forced:
+                logprobs[index] = 0.0  # the calculator's tokens are not the model's
+            self._logprobs.append(logprobs)
+        if self.decode.top_logprobs:
+            logprobs = logits.float().log_softmax(-1)
+            values, top = logprobs.topk(min(self.decode.top_logprobs, logprobs.shape[-1]), dim=-1)
+            sampled = logprobs.gather(-1, ids[:, None])
+            self._top.append((torch.cat([top, ids[:, None]], -1), torch.cat([values, sampled], -1)))
         self._rows.append(rows)
         for row, token in zip(rows, ids.tolist(), strict=True):
-            self.drawn[row].append(token)
+            self.tokens[row].append(token)
         return ids
 
     def likelihoods(self, lengths: Sequence[int]) -> list[float | None]:
-        """Of each row, the sum over its first so many tokens; None if nobody asked."""
-        if not self.likelihood:
+        """For each row, the log-probability of its first `lengths[row]` tokens; None unless requested."""
+        if not self.decode.likelihood:
             return [None] * len(self.keys)
-        found: list[list[float]] = [[] for _ in self.keys]
+        by_row: list[list[float]] = [[] for _ in self.keys]
         order = [row for rows in self._rows for row in rows]
-        for row, value in zip(order, torch.cat(self._own).tolist(), strict=True):
-            found[row].append(value)
-        return [round(math.fsum(own[:length]), 6) + 0.0 for own, length in zip(found, lengths, strict=True)]
+        for row, value in zip(order, torch.cat(self._logprobs).tolist(), strict=True):
+            by_row[row].append(value)
+        return [round(math.fsum(values[:length]), 6) + 0.0 for values, length in zip(by_row, lengths, strict=True)]
 
-    def seen(self) -> list[list[tuple[list[int], list[float]]]]:
-        """Of each row, at each step: ids and log-probabilities of the likeliest, and those of the drawn token last."""
-        seen: list[list[tuple[list[int], list[float]]]] = [[] for _ in self.keys]
+    def top_logprobs(self) -> list[list[StepLogprobs]]:
+        """The recorded steps of each row; empty unless requested."""
+        by_row: list[list[StepLogprobs]] = [[] for _ in self.keys]
         if self._top:
-            # One copy from the device when all is written, none between the steps.
             ids = torch.cat([step[0] for step in self._top]).tolist()
             values = torch.cat([step[1] for step in self._top]).tolist()
             order = [row for rows in self._rows for row in rows]
-            for row, own, logs in zip(order, ids, values, strict=True):
-                seen[row].append((own, logs))
-        return seen
-
-
-class AnswerDetector:
-    """Tells of each row when its text has a whole line, or sentence, that holds "answer is"; `at` [rows] is the number
-    of tokens of the text up to its end, None for a row that has none. A line's newline belongs to it; the token that
-    shows that a sentence has ended does not."""
-
-    def __init__(self, rows: int, piece: Callable[[int, int], bytes], unit: StopUnit) -> None:
-        self.piece = piece
-        self.unit: StopUnit = unit
-        self.texts = [bytearray() for _ in range(rows)]
-        self.starts: list[list[int]] = [[] for _ in range(rows)]  # of each token
-        self.at: list[int | None] = [None] * rows
-
-    def add(self, row: int, token: int, position: int) -> bool:
-        """The token at `position` of a row; whether the row now has its answer."""
-        piece = self.piece(token, position)
-        self.starts[row].append(len(self.texts[row]))
-        self.texts[row] += piece
-        if self.at[row] is None and (b"\n" in piece or (self.unit == "sentence" and (b" " in piece or b":" in piece))):
-            end = _find_answer_end(self.texts[row], self.unit)
-            if end is not None:
-                self.at[row] = bisect_left(self.starts[row], end + (self.unit == "line"))
-        return self.at[row] is not None
-
-
-def _find_answer_end(text: bytes | bytearray, unit: StopUnit) -> int | None:
-    """Bytes up to the end of the answer, None if it has not ended."""
-    # Read as Latin-1 a character is a byte, and what is asked for is ASCII, which no other character holds in UTF-8.
-    readable = text.decode("latin-1")
-    if unit == "sentence":
-        return prompts.find_answer_sentence_end(readable)
-    end = prompts.find_answer_end(readable)
-    return end if end is not None and end < len(readable) else None
+            for row, step_ids, step_values in zip(order, ids, values, strict=True):
+                by_row[row].append((step_ids, step_values))
+        return by_row
 
 
 def sample_inverse_cdf(logits: torch.Tensor, temperature: float, uniforms: Sequence[float]) -> torch.Tensor:
-    """Inverse of the cumulative distribution. logits [rows, v] raw; uniforms [rows] in [0, 1) -> ids [rows].
+    """Sampling by the inverse of the cumulative distribution: logits [rows, v], uniforms [rows] in [0, 1) -> ids [rows].
 
-    In float64: with fp32 sums over a vocabulary of 150 thousand the tail would be drawn wrongly often enough to see.
+    In float64: with float32 sums over a vocabulary of 150,000 the tail is sampled measurably wrongly.
     """
     sums = (logits.double() / temperature).softmax(-1).cumsum(-1)
     points = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None] * sums[:, -1:]
     return torch.searchsorted(sums, points, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
 
 
-NUMBER_CONTINUATION: Final = re.compile(rb"[.,]?\d")  # what a token that makes a number longer begins with
-MARK_PREFIX: Final = b" $"  # what stands before a mark: `= $<<6*4=24>>24`
-CONTEXT_CHARS: Final = 80  # characters of the text that the tokenizer is shown before a result
+class AnswerDetector:
+    """Detects when a row has a complete line, or sentence, that contains "answer is".
+
+    `lengths` [rows]: number of tokens up to the end of the answer; None while there is none. The newline of a line is
+    included; the token that shows that a sentence is complete is not.
+    """
+
+    def __init__(self, rows: int, token_bytes: Callable[[int, int], bytes], unit: StopUnit) -> None:
+        """token_bytes: (token, position in the text) -> the bytes that it adds"""
+        self.token_bytes, self.unit = token_bytes, unit
+        self.texts = [bytearray() for _ in range(rows)]
+        self.starts: list[list[int]] = [[] for _ in range(rows)]  # of each token, in bytes
+        self.lengths: list[int | None] = [None] * rows
+
+    def add(self, row: int, token: int, position: int) -> bool:
+        """Append a token to a row; returns whether the row now has its answer."""
+        added = self.token_bytes(token, position)
+        self.starts[row].append(len(self.texts[row]))
+        self.texts[row] += added
+        may_end = b"\n" in added or (self.unit == "sentence" and (b" " in added or b":" in added))
+        if self.lengths[row] is None and may_end:
+            end = _find_answer_end(self.texts[row], self.unit)
+            if end is not None:
+                self.lengths[row] = bisect_left(self.starts[row], end + (self.unit == "line"))
+        return self.lengths[row] is not None
+
+
+def _find_answer_end(text: bytes | bytearray, unit: StopUnit) -> int | None:
+    """Length of the text up to the end of its answer, in bytes; None while the answer is incomplete."""
+    # In Latin-1 each byte is a character, so offsets are bytes. The phrases are ASCII, whose bytes occur in UTF-8 only
+    # as themselves.
+    decoded = text.decode("latin-1")
+    if unit == "sentence":
+        return prompts.find_answer_sentence_end(decoded)
+    end = prompts.find_answer_end(decoded)
+    return end if end is not None and end < len(decoded) else None
 
 
 class CalculatorDecoding:
-    """The texts of a batch, and the tokens that each still has to take."""
+    """Writes the results of arithmetic expressions into a batch of texts (Cobbe et al. 2021).
 
-    def __init__(self, rows: int, tokenizer: Tokenizer, piece: Callable[[int, int], bytes]) -> None:
-        self.tokenizer, self.piece = tokenizer, piece
+    A result is written in the tokens that the text with it has, and the token after it may not lengthen its number.
+    The model continues on its own where the vocabulary cannot write a result exactly, and where its most likely token
+    opens a calculator mark (`48/2 = <<48/2=`) as it was trained to: then the mark is completed. A number that was begun
+    is written to its end.
+    """
+
+    def __init__(self, rows: int, tokenizer: Tokenizer, token_bytes: Callable[[int, int], bytes]) -> None:
+        """token_bytes: (token, position in the text) -> the bytes that it adds"""
+        self.tokenizer, self.token_bytes = tokenizer, token_bytes
         self.texts = [bytearray() for _ in range(rows)]
-        self.waiting: list[list[int]] = [[] for _ in range(rows)]
-        self.closed: set[int] = set()  # rows whose next token must not go on with a number
-        self.bare: set[int] = set()  # rows that wait behind an expression outside of marks, before its number
-        self.marks, self.longer = _classify_tokens(tokenizer)
+        self.pending: list[list[int]] = [[] for _ in range(rows)]  # result tokens that a row still has to take
+        self.after_result: set[int] = set()  # rows whose next token must not lengthen the result
+        self.may_open_mark: set[int] = set()  # rows outside a mark, before the number of a pending result
+        self.mark_tokens, self.number_tokens = _classify_tokens(tokenizer)
 
-    def given(self, logits: torch.Tensor, live: list[int]) -> dict[int, int]:
-        """Place among the live rows -> the token that it has to take now.
+    def forced_tokens(self, logits: torch.Tensor, live: list[int]) -> dict[int, int]:
+        """Index into `live` -> the token that this row has to take now. logits [live rows, v]"""
+        waiting = [(index, row) for index, row in enumerate(live) if self.pending[row]]
+        for index, row in waiting if self.mark_tokens else ():
+            if row in self.may_open_mark and int(logits[index].argmax()) in self.mark_tokens:
+                self.pending[row] = []
+        return {index: self.pending[row][0] for index, row in waiting if self.pending[row]}
 
-        logits  [rows, vocabulary] of the live rows
-        """
-        waits = [(place, row) for place, row in enumerate(live) if self.waiting[row]]
-        for place, row in waits if self.marks else ():
-            if row in self.bare and int(logits[place].argmax()) in self.marks:
-                self.waiting[row] = []
-        return {place: self.waiting[row][0] for place, row in waits if self.waiting[row]}
-
-    def bar(self, logits: torch.Tensor, live: list[int]) -> torch.Tensor:
-        """The logits without tokens that would make a calculated number longer."""
-        places = [place for place, row in enumerate(live) if row in self.closed]
-        if not places or not len(self.longer):
+    def mask_logits(self, logits: torch.Tensor, live: list[int]) -> torch.Tensor:
+        """The logits [live rows, v] without tokens that would lengthen a calculated number."""
+        masked = [index for index, row in enumerate(live) if row in self.after_result]
+        if not masked or not len(self.number_tokens):
             return logits
         logits = logits.clone()
-        rows = torch.tensor(places, device=logits.device)[:, None]
-        logits[rows, self.longer.to(logits.device)] = -torch.inf
+        rows = torch.tensor(masked, device=logits.device)[:, None]
+        logits[rows, self.number_tokens.to(logits.device)] = -torch.inf
         return logits
 
     def add(self, row: int, token: int, position: int) -> None:
-        """The token that a row took."""
-        piece = self.piece(token, position)
-        self.texts[row] += piece
-        self.closed.discard(row)
-        if self.waiting[row]:
-            del self.waiting[row][0]
-            if piece.strip(MARK_PREFIX):
-                self.bare.discard(row)
-            if not self.waiting[row] and self.texts[row][-1:].isdigit():
-                self.closed.add(row)
-        elif piece.endswith(b"="):
+        """Append the token that a row took."""
+        added = self.token_bytes(token, position)
+        self.texts[row] += added
+        self.after_result.discard(row)
+        if self.pending[row]:
+            del self.pending[row][0]
+            if added.strip(MARK_PREFIX):
+                self.may_open_mark.discard(row)
+            if not self.pending[row] and self.texts[row][-1:].isdigit():
+                self.after_result.add(row)
+        elif added.endswith(b"="):
             text = self.texts[row].decode("utf-8", "replace")
             result = calculator.complete_after_equals(text)
             if result is not None:
-                self.waiting[row] = self._tokens(text[-CONTEXT_CHARS:], result)
-                (self.bare.discard if result.endswith(">>") else self.bare.add)(row)
+                self.pending[row] = self.result_tokens(text[-CONTEXT_CHARS:], result)
+                if result.endswith(">>"):
+                    self.may_open_mark.discard(row)
+                else:
+                    self.may_open_mark.add(row)
 
-    def _tokens(self, before: str, result: str) -> list[int]:
-        """The tokens that write `result` behind a text; none where they would write anything else."""
-        shown = self.tokenizer.encode(before).ids
-        whole = self.tokenizer.encode(before + result).ids
-        tokens = whole[len(shown) :] if whole[: len(shown)] == shown else self.tokenizer.encode(result).ids
+    def result_tokens(self, text: str, result: str) -> list[int]:
+        """The tokens that write `result` after a text; none if they would write anything else."""
+        before = self.tokenizer.encode(text).ids
+        whole = self.tokenizer.encode(text + result).ids
+        tokens = whole[len(before) :] if whole[: len(before)] == before else self.tokenizer.encode(result).ids
         written = b"".join(self.tokenizer.bytes(token) for token in tokens)
         return tokens if written == result.encode() else []
 
 
 @lru_cache(maxsize=2)
 def _classify_tokens(tokenizer: Tokenizer) -> tuple[frozenset[int], torch.Tensor]:
-    """The tokens that open a mark, and those that make a number longer."""
-    pieces = [tokenizer.bytes(token) for token in range(tokenizer.size)]
-    marks = frozenset(token for token, piece in enumerate(pieces) if piece.lstrip().startswith(b"<"))
-    longer = [token for token, piece in enumerate(pieces) if NUMBER_CONTINUATION.match(piece)]
-    return marks, torch.tensor(longer, dtype=torch.long)
+    """The tokens that open a calculator mark, and those that lengthen a number before them."""
+    vocabulary = [tokenizer.bytes(token) for token in range(tokenizer.size)]
+    marks = frozenset(token for token, text in enumerate(vocabulary) if text.lstrip().startswith(b"<"))
+    numbers = [token for token, text in enumerate(vocabulary) if NUMBER_CONTINUATION.match(text)]
+    return marks, torch.tensor(numbers, dtype=torch.long)

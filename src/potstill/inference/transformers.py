@@ -1,17 +1,18 @@
-"""The reference engine: transformers models, decoder-only and encoder-decoder, and the one loop that writes texts.
+"""The reference engine: transformers models, decoder-only and encoder-decoder, and the loop that generates texts.
 
     >>> from potstill.models import Shape, random_student
     >>> from potstill.tokenization import train_unigram
     >>> tokenizer = train_unigram(["2 + 2 = 4", "The answer is 4"], 60)
     >>> shape = Shape("t5", d_model=8, layers=1, heads=2, d_ff=16, d_kv=4, vocabulary=tokenizer.size)
     >>> engine = TransformersEngine(random_student(shape, tokenizer, seed=1))
-    >>> [text] = engine.generate([Request(("q1", 0), (5, 6))], max_tokens=3, temperature=1.0, candidates=2)
+    >>> decode = Decode(max_tokens=3, temperature=1.0, top_logprobs=2)
+    >>> [text] = engine.generate([Request(("q1", 0), (5, 6))], decode)
     >>> len(text.ids), len(text.candidates), text.stop
     (3, 3, 'length')
 
-The model only says what may follow; which token is taken is decided by `choice`, on the raw logits. Sampling policies
-that a checkpoint brings along in its generation_config.json (a repetition penalty, say) never reach the text. Prompts
-are read once each (`memory`), rows that have ended leave the batch.
+The model computes raw logits only; `sampling` selects the tokens. The sampling settings in a checkpoint's
+generation_config.json (a repetition penalty, for example) are ignored. Each distinct prompt is read once, and rows
+that have ended leave the batch.
 """
 
 from __future__ import annotations
@@ -26,221 +27,220 @@ from typing import Any, Final
 import torch
 
 from potstill.errors import UserError
-from potstill.inference import Generation, Request, SampleKey, ScoredText, StopUnit
+from potstill.inference.engine import Decode, Generation, Request, SampleKey, ScoredText
 from potstill.inference.fast_decode import fast_prefill
-from potstill.inference.sampling import AnswerDetector, CalculatorDecoding, TokenSampler
+from potstill.inference.sampling import AnswerDetector, CalculatorDecoding, StepLogprobs, TokenSampler
 from potstill.models import Example, Student
 from potstill.records import END, Candidate, End, Prompt, StopReason, Target, TargetKind
 from potstill.tokenization import Tokenizer
 
-SCORE_CHUNK: Final = 1024  # positions whose logits exist at a time
+SCORE_CHUNK: Final = 1024  # positions whose logits exist at a time while texts are scored
 
 
 class TransformersEngine:
-    """A student, or any local model opened as one, that writes texts. Fulfils `engines.Engine`."""
+    """An `Engine` and `ScoringEngine` around a student, or around any local model that is opened as one."""
 
     def __init__(self, student: Student) -> None:
         self.student = student
-        # An instruction-tuned model may end a turn with one token and a document with another; both are END. But a
-        # configuration that was never adapted to its tokenizer may name a token that is plain text.
-        named = student.model.generation_config.eos_token_id
-        others = named if isinstance(named, list) else [] if named is None else [named]
+        # An instruction-tuned model may end a turn with one token and a document with another; both are END. A
+        # configuration that was never adapted to its tokenizer may name a token of plain text: it is ignored.
+        eos = student.model.generation_config.eos_token_id
+        eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
         tokenizer = student.tokenizer
-        known = [token for token in others if type(token) is int and 0 <= token < tokenizer.size]
+        known = [token for token in eos_ids if type(token) is int and 0 <= token < tokenizer.size]
         special = {token for token in known if not tokenizer.bytes(token)}
-        self.ends = (tokenizer.eos, *sorted(special - {tokenizer.eos}))
-        # T5 counts distances, not positions, so it has no limit; its n_positions is only what it was trained on.
+        self.end_tokens = (tokenizer.eos, *sorted(special - {tokenizer.eos}))
+        # T5 has relative positions and no limit; its `n_positions` is only the length it was trained on.
         config, causal = student.model.config, student.family == "causal"
-        self.limit: int | None = getattr(config, "max_position_embeddings", None) if causal else None
-        self._start, self._inside = (_TokenOutcomes(tokenizer, self.ends, position) for position in (0, 1))
+        self.max_positions: int | None = getattr(config, "max_position_embeddings", None) if causal else None
+        self._start, self._inside = (_TokenOutcomes(tokenizer, self.end_tokens, position) for position in (0, 1))
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         return tuple(self.student.encode(self.student.render(prompt)))
 
-    def generate(
-        self,
-        requests: Sequence[Request],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        candidates: int = 0,
-        stop_at_answer: StopUnit | None = None,
-        calculator: bool = False,
-        likelihood: bool = False,
-    ) -> list[Generation]:
-        """One batch. Beside the cache and one row of logits a text, memory holds k numbers a step, never a vocabulary.
+    def generate(self, requests: Sequence[Request], decode: Decode) -> list[Generation]:
+        """One batch. Memory: the cache, one row of logits per text and k numbers per step, never k vocabularies.
 
-        Raises UserError for a prompt that is empty or does not fit, and for logits that are not numbers.
+        Raises UserError for a prompt that is empty or too long, and for logits that are NaN.
         """
-        assert max_tokens > 0 and temperature >= 0 and candidates >= 0, (max_tokens, temperature, candidates)
         if not requests:
             return []
-        self.check(requests, max_tokens)
-        choice = TokenSampler([request.key for request in requests], temperature, seed, candidates, likelihood)
-        line = AnswerDetector(len(requests), self.piece, stop_at_answer) if stop_at_answer else None
-        sums = CalculatorDecoding(len(requests), self.student.tokenizer, self.piece) if calculator else None
+        self.check_requests(requests, decode.max_tokens)
+        sampler = TokenSampler([request.key for request in requests], decode)
+        detector = (
+            AnswerDetector(len(requests), self.token_bytes, decode.stop_at_answer) if decode.stop_at_answer else None
+        )
+        calculator = None
+        if decode.calculator:
+            calculator = CalculatorDecoding(len(requests), self.student.tokenizer, self.token_bytes)
         with _eval_mode(self.student.model), torch.no_grad():
-            self._write(requests, choice, line, sums, max_tokens)
-        if choice.broken:
+            self._generate(requests, decode.max_tokens, sampler, detector, calculator)
+        if sampler.has_nan:
             raise nan_logits_error()
-        lines = line.at if line else [None] * len(requests)
-        rows = zip(requests, choice.drawn, choice.seen(), lines, strict=True)
-        texts = [self.collect(request.key, drawn, seen, at) for request, drawn, seen, at in rows]
-        known = choice.likelihoods([len(text.ids) + (text.stop == "end") for text in texts])
-        return [replace(text, likelihood=value) for text, value in zip(texts, known, strict=True)]
+        answer_lengths = detector.lengths if detector else [None] * len(requests)
+        rows = zip(requests, sampler.tokens, sampler.top_logprobs(), answer_lengths, strict=True)
+        texts = [self.to_generation(request.key, tokens, steps, length) for request, tokens, steps, length in rows]
+        likelihoods = sampler.likelihoods([len(text.ids) + (text.stop == "end") for text in texts])
+        return [replace(text, likelihood=value) for text, value in zip(texts, likelihoods, strict=True)]
 
-    def score(self, requests: Sequence[Request], texts: Sequence[str], *, candidates: int) -> list[ScoredText]:
-        """Memory holds the states of the texts' positions and, for CHUNK of them at a time, their logits."""
+    def score(self, requests: Sequence[Request], texts: Sequence[str], *, top_logprobs: int) -> list[ScoredText]:
+        """Memory: the states of all positions and the logits of SCORE_CHUNK of them."""
         if not requests:
             return []
         tokenizer = self.student.tokenizer
-        written = tokenizer.encode_batch(list(texts))
-        for request, encoding in zip(requests, written, strict=True):
-            self.check([request], len(encoding.ids) + 1)
+        encodings = tokenizer.encode_batch(list(texts))
+        for request, encoding in zip(requests, encodings, strict=True):
+            self.check_requests([request], len(encoding.ids) + 1)
         rows = [
             Example(request.prompt, _hard_target((*encoding.ids, tokenizer.eos)))
-            for request, encoding in zip(requests, written, strict=True)
+            for request, encoding in zip(requests, encodings, strict=True)
         ]
         ids, values = [], []
         with _eval_mode(self.student.model), torch.no_grad():
             batch = self.student.batch(rows).to(self.student.device)
-            own = torch.tensor([token for row in rows for token in row.target.ids], device=self.student.device)
-            for states, drawn in zip(
-                self.student.hidden(batch).split(SCORE_CHUNK), own.split(SCORE_CHUNK), strict=True
-            ):
-                logs = self.student.head.logits(states).float().log_softmax(-1)
-                if logs.isnan().any():
+            tokens = torch.tensor([token for row in rows for token in row.target.ids], device=self.student.device)
+            chunks = zip(self.student.hidden(batch).split(SCORE_CHUNK), tokens.split(SCORE_CHUNK), strict=True)
+            for states, chunk in chunks:
+                logprobs = self.student.head.logits(states).float().log_softmax(-1)
+                if logprobs.isnan().any():
                     raise nan_logits_error()
-                likeliest, top = logs.topk(min(candidates, logs.shape[-1]), dim=-1)
-                ids += torch.cat([top, drawn[:, None]], -1).tolist()
-                values += torch.cat([likeliest, logs.gather(-1, drawn[:, None])], -1).tolist()
-        result, start = [], 0
-        for encoding in written:
+                top_values, top = logprobs.topk(min(top_logprobs, logprobs.shape[-1]), dim=-1)
+                ids += torch.cat([top, chunk[:, None]], -1).tolist()
+                values += torch.cat([top_values, logprobs.gather(-1, chunk[:, None])], -1).tolist()
+        scored, start = [], 0
+        for encoding in encodings:
             end = start + len(encoding.ids) + 1
-            places = range(start, end)
-            result.append(
+            scored.append(
                 ScoredText(
                     ids=tuple(encoding.ids),
-                    tokens=tuple(self.piece(token, place) for place, token in enumerate(encoding.ids)),
+                    tokens=tuple(self.token_bytes(token, position) for position, token in enumerate(encoding.ids)),
                     spans=tuple(encoding.spans),
-                    candidates=tuple(self._step(ids[place], values[place], place - start) for place in places),
+                    candidates=tuple(self._step(ids[row], values[row], row - start) for row in range(start, end)),
                 )
             )
             start = end
-        return result
+        return scored
 
-    def _write(
+    def _generate(
         self,
         requests: Sequence[Request],
-        choice: TokenSampler,
-        line: AnswerDetector | None,
-        sums: CalculatorDecoding | None,
         max_tokens: int,
+        sampler: TokenSampler,
+        detector: AnswerDetector | None,
+        calculator: CalculatorDecoding | None,
     ) -> None:
-        """The loop: one token a row and step, until every row has ended or has `max_tokens`."""
-        ends, live = frozenset(self.ends), list(range(len(requests)))
-        memory, ended = fast_prefill(self.student, [request.prompt for request in requests]), set[int]()
+        """One token per row and step, until every row has ended or has `max_tokens`."""
+        end_tokens, ended = frozenset(self.end_tokens), set[int]()
+        state = fast_prefill(self.student, [request.prompt for request in requests])
+        live = list(range(len(requests)))  # the request of each row of the state; some of them may have ended
         for position in range(max_tokens):
-            if sums:
-                ids = choice.take(sums.bar(memory.logits, live), live, sums.given(memory.logits, live))
+            if calculator:
+                logits = calculator.mask_logits(state.logits, live)
+                ids = sampler.sample(logits, live, calculator.forced_tokens(state.logits, live))
             else:
-                ids = choice.take(memory.logits, live)
+                ids = sampler.sample(state.logits, live)
             for row in live:
-                token = choice.drawn[row][-1]
-                if sums:
-                    sums.add(row, token, position)
-                if row not in ended and (token in ends or (line and line.add(row, token, position))):
+                token = sampler.tokens[row][-1]
+                if calculator:
+                    calculator.add(row, token, position)
+                if row not in ended and (token in end_tokens or (detector and detector.add(row, token, position))):
                     ended.add(row)
             if len(ended) == len(requests) or position + 1 == max_tokens:
                 break
-            places = [place for place, row in enumerate(live) if row not in ended]
-            if len(places) <= memory.share * len(live):
-                order = memory.keep(places)
-                live, ids = [live[place] for place in order], ids[order]
-            memory.step(ids)
+            unfinished = [index for index, row in enumerate(live) if row not in ended]
+            if len(unfinished) <= state.keep_share * len(live):
+                order = state.keep(unfinished)
+                live, ids = [live[index] for index in order], ids[order]
+            state.step(ids)
 
-    def check(self, requests: Sequence[Request], max_tokens: int) -> None:
-        """Raises UserError for a prompt that is empty or does not fit with its answer."""
+    def check_requests(self, requests: Sequence[Request], max_tokens: int) -> None:
+        """Raises UserError for a prompt that is empty or, together with `max_tokens`, too long for the model."""
         for request in requests:
-            length = len(request.prompt)
+            length, where = len(request.prompt), f"question {request.key[0]}"
             if not length:
-                raise UserError("the prompt is empty", where=f"question {request.key[0]}")
-            if self.limit is not None and length + max_tokens > self.limit:
+                raise UserError("the prompt is empty", code="E-inference-empty-prompt", where=where)
+            if self.max_positions is not None and length + max_tokens > self.max_positions:
                 raise UserError(
                     "the prompt and its answer do not fit into the model",
-                    where=f"question {request.key[0]}",
-                    found=f"{length} tokens of prompt + {max_tokens} new tokens; the model has {self.limit} positions",
-                    hint="lower max_tokens, show fewer demonstrations, or leave the question out",
+                    code="E-inference-prompt-too-long",
+                    where=where,
+                    found=f"{length} prompt tokens + {max_tokens} new tokens; the model has {self.max_positions} positions",
+                    hint="lower max_tokens, use fewer demonstrations, or remove the question",
                 )
 
-    def collect(
-        self, key: SampleKey, drawn: list[int], seen: list[tuple[list[int], list[float]]], line: int | None
+    def to_generation(
+        self, key: SampleKey, tokens: list[int], steps: list[StepLogprobs], answer_length: int | None
     ) -> Generation:
-        """A row as its text: what was drawn, what was seen, and where its answer line ends if it was stopped there."""
-        # Behind its end a row may have gone on for some steps.
-        ended = next((position for position, token in enumerate(drawn) if token in self.ends), None)
-        stop: StopReason = "end" if ended is not None else "length"
-        if line is not None:
-            ended, stop = line, "cut"
-        ids = drawn[:ended]
-        # Up to the first token that is text (before it only specials can stand) a dummy space is no part of the text.
+        """A row as a text, without the tokens after its end.
+
+        tokens         all tokens that the row took
+        steps          one per token, or empty
+        answer_length  number of tokens up to the end of the answer, if the row was stopped there
+        """
+        length = next((position for position, token in enumerate(tokens) if token in self.end_tokens), None)
+        stop: StopReason = "end" if length is not None else "length"
+        if answer_length is not None:
+            length, stop = answer_length, "cut"
+        ids = tokens[:length]
+        # The first token that is text (only special tokens can precede it) does not contribute its dummy space.
         first = next((position for position, token in enumerate(ids) if isinstance(self._start[token], bytes)), 0)
-        tokens = [self.piece(token, max(0, position - first)) for position, token in enumerate(ids)]
-        steps = seen[: len(tokens) + (stop == "end")]
+        contents = [self.token_bytes(token, max(0, position - first)) for position, token in enumerate(ids)]
+        steps = steps[: len(contents) + (stop == "end")]
         return Generation(
             key=key,
             ids=tuple(ids),
-            tokens=tuple(tokens),
-            content=b"".join(tokens),
+            tokens=tuple(contents),
+            content=b"".join(contents),
             candidates=tuple(self._step(*step, max(0, position - first)) for position, step in enumerate(steps)),
             stop=stop,
         )
 
     def _step(self, ids: list[int], values: list[float], position: int) -> tuple[Candidate, ...]:
-        """One step's outcomes; the last of `ids` was drawn, and may stand among the others too."""
-        drawn = ids[-1]
-        if drawn in ids[:-1]:
+        """The outcomes of one step. The last id was sampled and may also be among the others."""
+        sampled = ids[-1]
+        if sampled in ids[:-1]:
             ids, values = ids[:-1], values[:-1]
-        known = self._start if position == 0 else self._inside
-        found = [known[token] for token in ids]
-        if None not in found and len(set(found)) == len(found) and values[-1] != -math.inf:
-            # likeliest first, as they came
-            return tuple(zip(found, map(_round_logprob, values), strict=True))  # type: ignore[return-value]
-        outcomes: dict[bytes | End, float] = {}
-        for token, outcome, value in zip(ids, found, values, strict=True):
-            if outcome is None and token == drawn:
-                outcome = b""  # it was written, so it is shown
+        table = self._start if position == 0 else self._inside
+        outcomes = [table[token] for token in ids]
+        if None not in outcomes and len(set(outcomes)) == len(outcomes) and values[-1] != -math.inf:
+            # The common case: distinct outcomes, already sorted by probability.
+            return tuple(zip(outcomes, map(_round_logprob, values), strict=True))  # type: ignore[return-value]
+        merged: dict[bytes | End, float] = {}
+        for token, outcome, value in zip(ids, outcomes, values, strict=True):
+            if outcome is None and token == sampled:
+                outcome = b""  # a sampled token is always listed
             if outcome is None or value == -math.inf:
                 continue
-            # Two tokens that write the same bytes (a byte token beside a letter) are one outcome of the text.
-            first = outcomes.get(outcome)
-            outcomes[outcome] = value if first is None else first + math.log1p(math.exp(value - first))
-        rounded = [(outcome, _round_logprob(value)) for outcome, value in outcomes.items()]
+            # Two tokens that write the same bytes (a byte token and a letter) are one outcome: add their probabilities.
+            known = merged.get(outcome)
+            merged[outcome] = value if known is None else known + math.log1p(math.exp(value - known))
+        rounded = [(outcome, _round_logprob(value)) for outcome, value in merged.items()]
         return tuple(sorted(rounded, key=itemgetter(1), reverse=True))
 
-    def piece(self, token: int, position: int) -> bytes:
-        """The bytes that a drawn token adds to the text, none if it is the end or no text."""
+    def token_bytes(self, token: int, position: int) -> bytes:
+        """The bytes that a token adds to a text at a position; empty for an end or another special token."""
         outcome = (self._start if position == 0 else self._inside)[token]
         return outcome if isinstance(outcome, bytes) else b""
 
 
 class _TokenOutcomes(dict[int, bytes | End | None]):
-    """What each token would do to a text, at its start or inside it; None for a special one that does nothing, and for
-    an id that the tokenizer does not know: a head may have more rows than the vocabulary has items."""
+    """What each token does to a text, at its start or inside it, computed when first needed.
 
-    def __init__(self, tokenizer: Tokenizer, ends: Sequence[int], position: int) -> None:
+    None for a special token without effect, and for an id outside the vocabulary (a head may have more rows than that).
+    """
+
+    def __init__(self, tokenizer: Tokenizer, end_tokens: Sequence[int], position: int) -> None:
         super().__init__()
-        self.tokenizer, self.ends, self.position = tokenizer, ends, position
+        self.tokenizer, self.end_tokens, self.position = tokenizer, end_tokens, position
 
     def __missing__(self, token: int) -> bytes | End | None:
-        known = self.tokenizer.candidate(token, self.position) if token < self.tokenizer.size else None
-        self[token] = END if token in self.ends else known
+        outcome = self.tokenizer.candidate(token, self.position) if token < self.tokenizer.size else None
+        self[token] = END if token in self.end_tokens else outcome
         return self[token]
 
 
 def _round_logprob(value: float) -> float:
-    """Six decimals are a tenth of fp32's own noise here, and a third of the bytes at rest. (+ 0.0: never "-0.0".)"""
+    """Six decimals: a tenth of float32's own noise, and a third of the bytes on disk. (+ 0.0: never "-0.0".)"""
     return round(min(value, 0.0), 6) + 0.0
 
 
@@ -252,6 +252,7 @@ def _hard_target(ids: tuple[int, ...]) -> Target:
 def nan_logits_error() -> UserError:
     return UserError(
         "the model's logits are not numbers",
+        code="E-inference-nan-logits",
         found="NaN",
         hint="check its weights and its dtype; a student that diverged needs a lower learning rate",
     )
@@ -259,7 +260,7 @@ def nan_logits_error() -> UserError:
 
 @contextmanager
 def _eval_mode(model: Any) -> Iterator[None]:
-    """The model without dropout."""
+    """Disable dropout for a while."""
     training = model.training
     model.eval()
     try:

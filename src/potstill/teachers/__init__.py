@@ -64,11 +64,11 @@ def chat_template_input(recipe: Recipe) -> Literal["its template"] | None:
     named = teacher.model if teacher.kind in ("local", "vllm") else here
     if named is None or teacher.chat is False:
         return None
-    from potstill import inference
+    from potstill import models
     from potstill.recipe import find_path
 
     key = "teacher.model" if teacher.kind in ("local", "vllm") else "teacher.score.model"
-    return "its template" if inference.has_chat_template(find_path(recipe, named, key)) else None
+    return "its template" if models.auto_uses_chat_template(find_path(recipe, named, key)) else None
 
 
 def is_complete(

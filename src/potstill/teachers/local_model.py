@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from potstill import inference, prompts, storage
 from potstill.errors import UserError
-from potstill.inference import Engine, Generation, Request, ScoredText, ScoringEngine, batch_requests
+from potstill.inference import Decode, Engine, Generation, Request, ScoredText, ScoringEngine, batch_requests
 from potstill.prompts import Demonstration, PromptFormat, PromptStyle
 from potstill.records import Chain, Prompt, Question, Turn
 from potstill.storage.segments import UNSHARDED, Shard
@@ -143,11 +143,13 @@ def sample(
             continue
         written = engine.generate(
             asked,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-            candidates=candidates,
-            stop_at_answer=None if chat else "line",
+            Decode(
+                max_tokens=max_tokens,
+                temperature=temperature,
+                seed=seed,
+                top_logprobs=candidates,
+                stop_at_answer=None if chat else "line",
+            ),
         )
         yield [build_chain(text, source, chat) for text in written]
 
@@ -166,7 +168,7 @@ def score_chains(
     found: dict[int, ScoredText] = {}
     for batch in batch_requests(requests, max(budget, 1), max_tokens=longest):
         told = engine.score(
-            [requests[place] for place in batch], [texts[place] for place in batch], candidates=candidates
+            [requests[place] for place in batch], [texts[place] for place in batch], top_logprobs=candidates
         )
         found.update(zip(batch, told, strict=True))
     return [_with_scores(one, found[place]) for place, (_, one) in enumerate(rows)]

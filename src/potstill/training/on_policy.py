@@ -22,7 +22,7 @@ from typing import Final
 
 from potstill import inference, models, prompts
 from potstill.data import run_questions
-from potstill.inference import Request, ScoringEngine
+from potstill.inference import Decode, Request, ScoringEngine
 from potstill.models import Example, Student
 from potstill.recipe import Recipe
 from potstill.records import Prompt
@@ -87,7 +87,9 @@ def build_rollouts(
         found: dict[inference.SampleKey, Example] = {}
         for batch in inference.batch_requests(requests, recipe.train.batch_tokens, max_tokens=asked.max_tokens):
             own = [requests[place] for place in batch]
-            texts = engine.generate(own, max_tokens=asked.max_tokens, temperature=asked.temperature, seed=recipe.seed)
+            texts = engine.generate(
+                own, Decode(max_tokens=asked.max_tokens, temperature=asked.temperature, seed=recipe.seed)
+            )
             for request, text in zip(own, texts, strict=True):
                 # A head may have more rows than the tokenizer has tokens; a text ends before such a one.
                 ids = tuple(takewhile(lambda token: token < student.tokenizer.size, text.ids))

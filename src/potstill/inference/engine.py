@@ -1,0 +1,173 @@
+"""The engine protocol: a batch of prompts goes in, one text per prompt comes out, with log-probabilities on request.
+
+    >>> requests = [Request(("q1", 0), (5, 6, 7)), Request(("q2", 0), (5, 6)), Request(("q3", 0), (9, 8, 7, 6))]
+    >>> batch_requests(requests, budget=6)      # 1 x 4, then 2 x 3 tokens
+    ((2,), (0, 1))
+    >>> batch_requests(requests, budget=8, max_tokens=2)      # 1 x 6, 1 x 5, 1 x 4
+    ((2,), (0,), (1,))
+
+A run resumes by batch. The batches are a pure function of the set of requests and the budget, so an interrupted run
+computes its missing batches exactly as the uninterrupted run would have, to the last bit on one machine. A text in a
+batch of other composition differs by floating-point noise only, because its random numbers come from a counter
+(`draw_uniform`) and not from a generator with state.
+
+This module imports no model library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from potstill.records import Candidate, Prompt, StopReason
+
+SampleKey = tuple[str, int]  # id of the question, index of the sample
+EngineKind = Literal["transformers", "ctranslate2", "ctranslate2-int8", "vllm"]
+StopUnit = Literal["line", "sentence"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One text to generate.
+
+    key     decides the random numbers of the text and its position in a batch
+    prompt  token ids exactly as the model reads them. The samples of one question share one tuple.
+    """
+
+    key: SampleKey
+    prompt: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """How texts are generated.
+
+    max_tokens      maximum number of new tokens, the end token included
+    temperature     0 takes the most likely token; otherwise logits are divided by it before sampling
+    seed            decides the sampled tokens, together with the key of the request and the position
+    top_logprobs    number of outcomes recorded at each step; their log-probabilities are raw at every temperature
+    stop_at_answer  "line" stops a text after the first complete line that contains "answer is" (the newline is kept);
+                    "sentence" stops it after the first such sentence, for models that write no newlines
+    calculator      write the exact result after an arithmetic expression and `=`, instead of the model's own tokens
+    likelihood      also return the log-probability of each text
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+    top_logprobs: int = 0
+    stop_at_answer: StopUnit | None = None
+    calculator: bool = False
+    likelihood: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.max_tokens > 0 and self.temperature >= 0 and self.top_logprobs >= 0, self
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One generated text.
+
+    ids         [n] token ids, without the end token
+    tokens      [n] the bytes that each token adds to the text
+    content     the bytes of the text: the tokens concatenated
+    candidates  empty without `top_logprobs`; otherwise one step per token and, if `stop` is `end`, one more for the
+                end. A step holds the k most likely outcomes and the sampled one (k or k + 1; fewer where fewer are
+                possible), most likely first and each once, with raw natural log-probabilities to six decimals
+    likelihood  sum of the raw natural log-probabilities of all tokens that the model wrote itself, the end included;
+                None unless requested
+    stop        end: the model ended the text; length: it has `max_tokens` tokens; cut: it was stopped after its answer.
+                A line's newline is still part of `content` (`truncate_at_answer` removes it)
+    """
+
+    key: SampleKey
+    ids: tuple[int, ...]
+    tokens: tuple[bytes, ...]
+    content: bytes
+    candidates: tuple[tuple[Candidate, ...], ...]
+    stop: StopReason
+    likelihood: float | None = None
+
+    @property
+    def text(self) -> str:
+        return self.content.decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredText:
+    """An existing text with the log-probabilities that a model assigns to it.
+
+    ids         [n] token ids
+    tokens      [n] the bytes of each token
+    spans       [n] start and end of each token in the text, in bytes
+    candidates  [n + 1] steps as in `Generation`, each with the token of the text; the last step holds the end
+    """
+
+    ids: tuple[int, ...]
+    tokens: tuple[bytes, ...]
+    spans: tuple[tuple[int, int], ...]
+    candidates: tuple[tuple[Candidate, ...], ...]
+
+
+class Engine(Protocol):
+    """A model that generates texts, whatever library computes it."""
+
+    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        """The token ids of a prompt, rendered as this model expects it."""
+        ...
+
+    def generate(self, requests: Sequence[Request], decode: Decode) -> list[Generation]:
+        """One batch of texts, in the order of the requests.
+
+        Raises UserError if a prompt together with `max_tokens` exceeds the positions of the model (nothing is ever
+        truncated silently), or if the engine does not support an option of `decode`.
+        """
+        ...
+
+
+class ScoringEngine(Engine, Protocol):
+    """An engine that also scores existing texts."""
+
+    def score(self, requests: Sequence[Request], texts: Sequence[str], *, top_logprobs: int) -> list[ScoredText]:
+        """The texts, scored after their prompts in one forward pass, in the order of the requests.
+
+        Raises UserError as `generate` does.
+        """
+        ...
+
+
+def batch_requests(requests: Sequence[Request], budget: int, *, max_tokens: int = 0) -> tuple[tuple[int, ...], ...]:
+    """Indices of the requests, batch by batch: longest prompts first, samples of one question next to each other.
+
+    budget      maximum number of tokens in a batch: rows x (longest prompt + `max_tokens`). A request that exceeds it
+                alone becomes a batch of its own.
+    max_tokens  new tokens per row
+
+    Which requests share a batch depends on the set of requests only, not on their order or on what is already done.
+    """
+    assert budget > 0 and max_tokens >= 0, (budget, max_tokens)
+    assert len({request.key for request in requests}) == len(requests), "two requests with one key"
+    order = sorted(range(len(requests)), key=lambda index: (-len(requests[index].prompt), requests[index].key))
+    batches, start = [], 0
+    while start < len(order):
+        longest = len(requests[order[start]].prompt) + max_tokens
+        rows = max(1, budget // max(1, longest))
+        batches.append(tuple(order[start : start + rows]))
+        start += rows
+    return tuple(batches)
+
+
+def draw_uniform(seed: int, key: SampleKey, position: int) -> float:
+    """A number in [0, 1) that decides the token at `position` of the text `key`.
+
+    A hash of its arguments (a counter-based generator), so it does not depend on what was sampled before.
+
+    >>> draw_uniform(0, ("gsm8k/1", 0), 0) == draw_uniform(0, ("gsm8k/1", 0), 0) != draw_uniform(0, ("gsm8k/1", 1), 0)
+    True
+    """
+    question, index = key
+    counter = f"{seed}/{index}/{position}/{question}".encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(counter, digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) * 2.0**-53
