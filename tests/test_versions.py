@@ -107,7 +107,7 @@ for name in names:
     module = importlib.import_module(f"potstill.{name}")
     module.VERSION += 1
     now = identities()
-    refused[name] = sorted({key[0] for key in now if manifest.(before[key], now[key])})
+    refused[name] = sorted({key[0] for key in now if manifest.identity_differences(before[key], now[key])})
     module.VERSION -= 1
 print(json.dumps(refused))
 """
