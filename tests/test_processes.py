@@ -280,10 +280,11 @@ def test_shards_of_one_process_are_read_again_and_those_of_another_model_refused
         training.restore_optimizer_shards(training.build_optimizer(make("causal")), tmp_path)
 
 
-def test_where_processes_meet() -> None:
-    there = {"SLURM_PROCID": "9", "SLURM_STEP_NUM_TASKS": "16", "SLURM_LOCALID": "1"}
-    assert process.read_process_rank(there) == process.ProcessRank(9, 16, 1, True)
+def test_the_address_of_the_first_process() -> None:
+    slurm = {"SLURM_PROCID": "9", "SLURM_STEP_NUM_TASKS": "16", "SLURM_LOCALID": "1"}
+    assert process.read_process_rank(slurm) == process.ProcessRank(9, 16, 1, True)
     assert process.read_main_address({"MASTER_ADDR": "host", "MASTER_PORT": "7"}) == ("host", 7)
     assert process.read_main_address({"SLURM_STEP_NODELIST": "a1,b2", "SLURM_JOB_ID": "3"}) == ("a1", 20003)
-    with pytest.raises(UserError, match="nothing says where they meet"):
+    with pytest.raises(UserError) as error:
         process.read_main_address({"SLURM_JOB_ID": "3"})
+    assert error.value.code == "E-run-missing-main-address"

@@ -40,7 +40,7 @@ PORT_RANGE: Final = 20000  # number of ports, and the first of them
 
 @dataclass(frozen=True, slots=True)
 class ProcessRank:
-    """Process `rank` of `world`, `local` on its machine; all count from 0. `launched`: a launcher started it."""
+    """Process number `rank` of `world` processes, number `local` on its machine. `launched`: a launcher started it."""
 
     rank: int = 0
     world: int = 1
@@ -48,7 +48,7 @@ class ProcessRank:
     launched: bool = False
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
 

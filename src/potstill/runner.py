@@ -150,7 +150,7 @@ def _process_group(folder: Path, recipe: Recipe) -> Iterator[tuple[bool, Process
     from potstill.training.distributed import ProcessGroup
 
     team = ProcessGroup(place)
-    if place.first:
+    if place.is_main:
         try:
             yield True, team
         finally:

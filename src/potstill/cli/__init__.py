@@ -73,7 +73,7 @@ def run_command(
         typer.echo(describe_run(chosen))
         return
     folder = runner.run(chosen, redo=redo, yes=yes or _confirm_removal)
-    if not process.read_process_rank().first:
+    if not process.read_process_rank().is_main:
         return  # it helped the first one, which now evaluates
     from potstill.cli import show
 

@@ -8,6 +8,8 @@
 ('B', 'B')
 >>> extract_marked_choice(" either C or B.", "B"), extract_unmarked_choice("B\\n\\nExplanation: (C) is too small.", "B")
 ('C or B', 'B')
+
+`answer_types.AnswerType` explains the five functions of a type.
 """
 
 from __future__ import annotations

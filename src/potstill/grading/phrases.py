@@ -4,6 +4,8 @@
 True
 >>> extract_marked_list(" 1. ant, 2. bee.", ()), extract_marked_brackets(" `] }`.", "")
 (('ant', 'bee'), ']}')
+
+`answer_types.AnswerType` explains the five functions of a type.
 """
 
 from __future__ import annotations

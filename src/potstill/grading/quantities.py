@@ -7,6 +7,8 @@
 True
 >>> parse_gold_ratio("4:6") == extract_marked_ratio("2 to 3", parse_gold_ratio("4:6"))
 True
+
+`answer_types.AnswerType` explains the five functions of a type.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ True
 >>> pattern = parse_gold_regex("[0-9]{4}-[0-9]{2}")
 >>> extract_marked_regex(" 2024-05.", pattern), extract_marked_regex(" May 2024.", pattern)
 ('2024-05', 'May 2024')
+
+`answer_types.AnswerType` explains the five functions of a type.
 """
 
 from __future__ import annotations
