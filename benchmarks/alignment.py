@@ -72,7 +72,7 @@ def warping(data: Path, texts: list[str], peers: str | None) -> None:
     text = " ".join(texts[:14])
     own, theirs = [], []
     for tokenizer, into in ((teacher, own), (student, theirs)):
-        pieces = [tokenizer.bytes(token).decode("utf-8", "replace") for token in tokenizer.encode(text).ids]
+        pieces = [tokenizer.token_bytes(token).decode("utf-8", "replace") for token in tokenizer.encode(text).ids]
         into += pieces[:650] if tokenizer is teacher else [piece.replace(" ", "▁") for piece in pieces[:690]]
     name = f"dynamic time warping, {len(own)} x {len(theirs)}"
     ours = best(lambda: dtw(own, theirs), 7)
@@ -149,7 +149,7 @@ def whole(
     else:
         other = "not offered: tiktoken files"
     line(name, "TRL 1.16 GOLD, texts to groups", *rates(count, ours, other), "student tokens/s")
-    bare = best(lambda: student.fast.library.encode_batch(texts, add_special_tokens=False), 3)
+    bare = best(lambda: student.encoder.library.encode_batch(texts, add_special_tokens=False), 3)
     line(name, "encode_batch of the student alone", *rates(count, ours, bare), "student tokens/s")
 
 
@@ -195,7 +195,7 @@ def imagined(texts: list[str], teacher: Tokenizer, share: int) -> list[Chain]:
     made = []
     for index, row in enumerate(rows):
         steps: list[list[Any]] = []
-        pieces = teacher.pieces(row)
+        pieces = teacher.split(row)
         for place, token in enumerate(row):
             own = 1.0 - 10 ** -draw.uniform(0.3, 5.0) if draw.random() < 0.8 else draw.uniform(0.15, 0.7)
             others = [other for other, _ in after[row[place - 1]].most_common(6) if other != token][:4] if place else []

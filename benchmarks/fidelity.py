@@ -112,7 +112,7 @@ def _kinds(truth: oracle.Oracle, question: int, place: int) -> Iterator[list[str
 
 
 def _piece(tokenizer: Tokenizer, token: int) -> bytes:
-    return tokenizer.bytes(token)
+    return tokenizer.token_bytes(token)
 
 
 def summary(rows: dict[tuple[str, str], list[tuple[float, float, float]]]) -> dict[str, Any]:

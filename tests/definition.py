@@ -39,7 +39,7 @@ def distributions(
     unseen = [max(0.0, 1.0 - sum(row.values())) for row in rows]
     ways = [list(branches(chain, step, row, student, run, teacher)) for step, row in enumerate(rows)]
     places = words(student, content)  # (start in the content, first piece) of each word
-    spans = encode_chain_text(chain, student.fast)[1].tolist()
+    spans = encode_chain_text(chain, student.encoder)[1].tolist()
     found = []
     for j in range(len(ids)):
         word = max(k for k, (_, first) in enumerate(places) if first <= j)
@@ -122,7 +122,7 @@ def grown(chain, text, token, apart, start, student, run, teacher):
         return [(whole[: finished[0]], False, 1.0)]
     if run is None:
         return []
-    node = run.nodes(chain.question).get(whole)
+    node = run.prefix_tree(chain.question).get(whole)
     found = []
     if node:
         for what, p in node.items():
@@ -135,11 +135,11 @@ def grown(chain, text, token, apart, start, student, run, teacher):
                 ]
         return found
     word = max([0, *(seam for seam in seams(student, whole, goes_on=True) if seam <= len(text))])
-    for rest, ended, share in run.rests(chain.question, text[word:], token):
+    for rest, ended, share in run.suffixes(chain.question, text[word:], token):
         if teacher:
             ends = {0}
             for piece in encode(teacher, whole[word:] + rest, inside=True):
-                ends.add(max(ends) + len(teacher.bytes(piece)))
+                ends.add(max(ends) + len(teacher.token_bytes(piece)))
             if not {len(text) - word, len(whole) - word} <= ends:
                 continue
         found.append((whole + rest, ended, share))

@@ -19,7 +19,7 @@ def writer(text: str = SOLUTION, *, last: str = "Q") -> TransformersEngine:
     """An engine that goes on as `text` does from whatever token of it a prompt ends in, and repeats `last`."""
     tokenizer = train_bpe([text] * 20, 290)
     ids = tokenizer.encode(text).ids
-    assert len(set(ids)) == len(ids), [tokenizer.bytes(token) for token in ids]
+    assert len(set(ids)) == len(ids), [tokenizer.token_bytes(token) for token in ids]
     table = {here: {there: 0.0} for here, there in zip(ids, [*ids[1:], *tokenizer.encode(last).ids], strict=True)}
     return markov(tokenizer, table)
 

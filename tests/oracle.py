@@ -217,7 +217,7 @@ class Oracle:
     def chain(self, question: int, place: int, index: int, k: int | None) -> Chain:
         """A text as a teacher would return it: at each step its k likeliest outcomes, and the sampled one."""
         tree = self.tree(question, student=False)
-        pieces = self.teacher.pieces(tree.ids[place][:-1])
+        pieces = self.teacher.split(tree.ids[place][:-1])
         steps = [
             [self._outcome(tree, token, position, probability) for token, probability in shown]
             for position, shown in enumerate(self._shown(tree, place, k))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
 from potstill.alignment import CHUNK_KINDS, MAX_DTW_CELLS, SpanAlignment, align_pieces, dtw, normalize_text, spans
+from potstill.alignment.char_spans import align_spans
 from potstill.errors import UserError
 from potstill.records import token_spans
 
@@ -62,7 +63,7 @@ def test_dtw_of_long_strings_does_not_overflow() -> None:
 
 def test_dtw_refuses_what_does_not_fit() -> None:
     side = math.isqrt(MAX_DTW_CELLS) + 1
-    with pytest.raises(UserError, match="too long for dynamic time warping") as caught:
+    with pytest.raises(UserError, match="E-align-too-long") as caught:
         dtw(["a"] * side, ["a"] * side)
     assert f"found: {side} x {side} tokens" in str(caught.value)
 
@@ -175,7 +176,7 @@ ANY = st.lists(SPAN, max_size=12)
 def test_any_spans_are_cut_into_chunks_that_hold_everything_once(teacher: Spans, student: Spans, ordered: bool) -> None:
     if ordered:
         teacher, student = sorted(teacher), sorted(student)
-    chunks = spans(teacher, student)
+    chunks = align_spans(*(np.array(side, np.int64).reshape(-1, 2) for side in (teacher, student)))
     assert [token for chunk in chunks for token in chunk.teacher] == list(range(len(teacher)))
     assert [token for chunk in chunks for token in chunk.student] == list(range(len(student)))
     for chunk in chunks:
@@ -277,3 +278,23 @@ def test_pieces_of_one_text_are_its_spans(own: list[int], theirs: list[int]) -> 
         student += [text[at : at + width].encode()] if text[at : at + width] else []
         at += width
     assert shown(align_pieces(teacher, student)) == shown(spans(token_spans(teacher), token_spans(student)))
+
+
+@pytest.mark.parametrize(
+    "teacher, code, where",
+    [
+        ([(0, 0), (0, 2), (2, 4), (0, 0)], "E-align-special-token", "token 3 of the teacher"),
+        ([(0, 2), (4, 3)], "E-align-offsets", "token 1 of the teacher"),
+        ([(0, 2), (-1, 3)], "E-align-offsets", "token 1 of the teacher"),
+    ],
+)
+def test_wrong_offsets_get_a_message(teacher: list, code: str, where: str) -> None:
+    with pytest.raises(UserError) as error:
+        spans(teacher, [(0, 2), (2, 4)])
+    assert (error.value.code, error.value.where) == (code, where)
+
+
+def test_reprs_are_short() -> None:
+    assert (
+        repr(spans([(0, 1)] * 500, [(0, 1)] * 400)) == "SpanAlignment(1 chunks: 500 teacher tokens, 400 student tokens)"
+    )

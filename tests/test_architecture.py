@@ -39,7 +39,7 @@ INSIDE: dict[str, set[str]] = {
 }
 # Library -> the packages or modules that may import it.
 OWNERS: dict[str, set[str]] = {
-    "torch": {"losses", "models", "inference", "training"},
+    "torch": {"records", "losses", "models", "inference", "training"},
     "transformers": {"models", "inference"},
     "safetensors": {"models", "training"},
     "peft": {"models.lora"},
@@ -79,13 +79,10 @@ PURE = {
     "alignment.gaps",
     "alignment.cross_tokenizer",
     "alignment.exact_rules",
-    "alignment.chain_path",
     "alignment.pre_tokens",
     "alignment.text_rule",
     "alignment.text_rule_branches",
-    "alignment.text_rule_boundaries",
     "alignment.text_rule_completions",
-    "alignment.offsets",
     "alignment.rewrite",
     "alignment.coverage",
     "data.splits",

@@ -177,7 +177,9 @@ def test_a_result_that_the_vocabulary_cannot_write_is_left_to_the_model() -> Non
     from potstill.inference.sampling import CalculatorDecoding
 
     tokenizer: Tokenizer = train_unigram(["3 + 4 = 7"] * 9, 40)
-    rows = CalculatorDecoding(1, tokenizer, lambda token, position: tokenizer.bytes(token))
+    rows = CalculatorDecoding(1, tokenizer, lambda token, position: tokenizer.token_bytes(token))
     assert rows.result_tokens("3 + 4 =", " 7") == tokenizer.encode("7").ids
-    assert rows.result_tokens("9 + 4 =", " 13") == [] or b"13" in tokenizer.text(rows.result_tokens("9 + 4 =", " 13"))
+    assert rows.result_tokens("9 + 4 =", " 13") == [] or b"13" in tokenizer.decode_bytes(
+        rows.result_tokens("9 + 4 =", " 13")
+    )
     assert rows.result_tokens("<<3+4=", "7>>") == []

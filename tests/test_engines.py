@@ -166,7 +166,7 @@ def test_tokens_spell_the_text(engine: TransformersEngine) -> None:
     for text in engine.generate(asked(engine, 4), Decode(max_tokens=16, temperature=1.0, top_logprobs=2)):
         assert b"".join(text.tokens) == text.content
         assert len(text.tokens) == len(text.ids)
-        assert text.tokens == tuple(engine.student.tokenizer.pieces(text.ids))
+        assert text.tokens == tuple(engine.student.tokenizer.split(text.ids))
 
 
 def test_texts_that_are_scored_get_the_numbers_of_a_forward_pass(engine: TransformersEngine) -> None:
@@ -175,7 +175,7 @@ def test_texts_that_are_scored_get_the_numbers_of_a_forward_pass(engine: Transfo
     requests = asked(engine)
     for request, text, read in zip(requests, texts, engine.score(requests, texts, top_logprobs=k), strict=True):
         assert read.ids == tuple(tokenizer.encode(text).ids) and len(read.candidates) == len(read.ids) + 1
-        assert read.tokens == tuple(tokenizer.pieces(read.ids))
+        assert read.tokens == tuple(tokenizer.split(read.ids))
         assert all(
             text.encode()[start:end] in (own, b" " + own)
             for own, (start, end) in zip(read.tokens, read.spans, strict=True)
@@ -338,7 +338,7 @@ def test_where_the_sentence_of_an_answer_ends(written: str, kept: str | None, fa
         return
     tokenizer = train_unigram([written] * 9, 60) if family == "t5" else train_bpe([written] * 9, 280)
     ids = tokenizer.encode(written).ids
-    pieces = tokenizer.pieces(ids)
+    pieces = tokenizer.split(ids)
     line = AnswerDetector(1, lambda token, position: pieces[position], "sentence")
     found = [line.add(0, token, position) for position, token in enumerate(ids)]
     assert found == sorted(found) and any(found) == (kept is not None)

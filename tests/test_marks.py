@@ -156,7 +156,7 @@ def test_the_student_is_taught_marks_as_certain_and_the_rest_as_before(rule: str
     coverage.add(made, target, certain)
     spans = coder.encode(made.text).spans
     inside = {p for p, (a, b) in enumerate(spans) if any(a < high and b > low for low, high in certain)}
-    assert "".join(coder.bytes(target.ids[place]).decode() for place in sorted(inside)).count("<<") == 2
+    assert "".join(coder.token_bytes(target.ids[place]).decode() for place in sorted(inside)).count("<<") == 2
     for place in inside:
         assert target.kind(place) == "hard" and target.distribution(place) == {target.ids[place]: 1.0}
     told = coverage.as_json()["coverage"]["rewritten"]
@@ -202,13 +202,13 @@ def test_a_student_that_opens_a_mark_is_let_and_the_mark_is_completed() -> None:
 
     coder = student()
     for liked, kept in (("<<", False), (" <<", False), (" 12", True)):
-        rows = CalculatorDecoding(1, coder, lambda token, position: coder.bytes(token))
+        rows = CalculatorDecoding(1, coder, lambda token, position: coder.token_bytes(token))
         for token in coder.encode("Tom has 3 * 4 =").ids:
             rows.add(0, token, 0)
         logits = torch.zeros(1, coder.size)
         logits[0, coder.encode(liked).ids[0]] = 1.0
         assert bool(rows.forced_tokens(logits, [0])) == kept
-    inside = CalculatorDecoding(1, coder, lambda token, position: coder.bytes(token))
+    inside = CalculatorDecoding(1, coder, lambda token, position: coder.token_bytes(token))
     for token in coder.encode("Tom has 3 * 4 = <<3*4=").ids:
         inside.pending[0] = []
         inside.add(0, token, 0)
@@ -243,7 +243,7 @@ def test_a_mark_is_opened_before_a_number_and_never_within_it(asks: str, result:
     mark = torch.zeros(1, coder.size)
     mark[0, coder.encode("<").ids[0]] = 1.0
     for taken in range(len(result)):
-        rows = CalculatorDecoding(1, coder, lambda token, position: coder.bytes(token))
+        rows = CalculatorDecoding(1, coder, lambda token, position: coder.token_bytes(token))
         for token in coder.encode(asks).ids:
             rows.add(0, token, 0)
         assert coder.decode(rows.pending[0]) == result
@@ -256,8 +256,10 @@ def test_a_vocabulary_is_looked_through_once_for_all_calls(monkeypatch: pytest.M
     from potstill.inference.sampling import CalculatorDecoding
 
     coder, seen = tokenization.train_bpe([SOLVED] * 4, 300), []
-    plain = tokenization.Tokenizer.bytes
-    monkeypatch.setattr(tokenization.Tokenizer, "bytes", lambda self, token: seen.append(token) or plain(self, token))
+    plain = tokenization.Tokenizer.token_bytes
+    monkeypatch.setattr(
+        tokenization.Tokenizer, "token_bytes", lambda self, token: seen.append(token) or plain(self, token)
+    )
     made = [CalculatorDecoding(1, coder, lambda token, position: b"") for _ in range(3)]
     assert sorted(seen) == list(range(coder.size))
     assert {plain(coder, token)[:1] for token in made[2].number_tokens.tolist()} == {

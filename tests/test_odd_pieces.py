@@ -61,7 +61,7 @@ def said(target: Target, tokenizer: Tokenizer) -> list[tuple[str, dict[bytes | E
     """The rows of a target by what their tokens mean: ids of two vocabularies may differ."""
     names: dict[int, bytes | End] = {tokenizer.eos: END}
     for token in {*target.candidate_ids}:
-        data = tokenizer.bytes(token) or b"unknown" * (token == tokenizer.vocabulary.unk)
+        data = tokenizer.token_bytes(token) or b"unknown" * (token == tokenizer.vocabulary.unk)
         names.setdefault(token, data + b" as byte" * (token in tokenizer.vocabulary.fallback))
     assert len(set(names.values())) == len(names)
     rows = [{names[token]: p for token, p in target.distribution(place).items()} for place in range(len(target))]
@@ -148,8 +148,10 @@ def test_added_tokens_that_overlap_a_text(
 @pytest.fixture
 def unpruned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is left out for speed, so that the two agree to the last digit."""
-    for name in ("ways.SLIGHT", "ways.WORTH", "ways.RARE", "text.FAINT", "continuations.RARE"):
-        monkeypatch.setattr(f"potstill.alignment.cross_tokenizer.{name}", 0.0)
+    for name in ("MIN_BRANCH_PROBABILITY", "MIN_OPEN_PROBABILITY", "MIN_SHARE"):
+        monkeypatch.setattr(f"potstill.alignment.text_rule_branches.{name}", 0.0)
+    monkeypatch.setattr("potstill.alignment.text_rule.MIN_TARGET_PROBABILITY", 0.0)
+    monkeypatch.setattr("potstill.alignment.text_rule_completions.MIN_SHARE", 0.0)
 
 
 LINES = [
@@ -184,7 +186,7 @@ def test_every_other_place_stays_a_seam(kind: str, piece: str) -> None:
     for line in LINES:
         content = line.encode()
         if piece not in line:
-            assert words.seams(content, first=True) == own.seams(content, first=True)
+            assert words.boundaries(content, first=True) == own.boundaries(content, first=True)
 
 
 @pytest.mark.parametrize("piece", ["> </", "s a", "), x", ".\nSo"])
@@ -193,10 +195,10 @@ def test_a_piece_that_is_written_joins_its_words(piece: str) -> None:
     for kind in EVERY:
         tokenizer = odd(kind, piece)
         content = f"q{piece} b".encode()
-        spanned = piece.encode() in tokenizer.pieces(tokenizer.encode(content.decode()).ids)
+        spanned = piece.encode() in tokenizer.split(tokenizer.encode(content.decode()).ids)
         assert spanned == (kind in ("llama-2", "mistral", "gemma") or (kind == ONE_WORD and "\n" not in piece)), kind
         space = 1 + piece.index(" " if " " in piece else "\n")
-        cut, was = (get_pre_tokens(one).seams(content, first=True) for one in (tokenizer, opened(kind)))
+        cut, was = (get_pre_tokens(one).boundaries(content, first=True) for one in (tokenizer, opened(kind)))
         assert (space in cut) == (space in was and not spanned)
 
 
@@ -204,10 +206,10 @@ def test_gemmas_one_piece_costs_only_the_places_where_it_is(data: Path) -> None:
     """Before, no space behind a visible letter was a boundary for it, and a line was one word."""
     student = gemma_of(data / "tokenizers" / "mistral")
     content = b"She earns 3 > 2 dollars.\nSo 4 <2> </p> now"
-    assert b"> </" in student.pieces(student.encode(content.decode()).ids)
+    assert b"> </" in student.split(student.encode(content.decode()).ids)
     places = [found.start() + 1 for found in re.finditer(rb"\S(?=\s)", content)]
     across = content.index(b" </p>")
-    assert get_pre_tokens(student).seams(content, first=True) == [place for place in places if place != across]
+    assert get_pre_tokens(student).boundaries(content, first=True) == [place for place in places if place != across]
 
 
 def test_a_long_line_of_odd_pieces_takes_linear_time() -> None:
@@ -215,7 +217,7 @@ def test_a_long_line_of_odd_pieces_takes_linear_time() -> None:
     student = odd("gemma", "> </")
     words = get_pre_tokens(student)
     for text in (b"> </b" * 30_000, b"> <" * 50_000, b"a " * 80_000):
-        found = words.seams(text, first=True)
+        found = words.boundaries(text, first=True)
         whole = student.encode(text.decode()).ids
         cut = [text[start:end] for start, end in zip([0, *found], [*found, len(text)], strict=True)]
         assert [token for place, word in enumerate(cut) for token in words.ids(word, not place)] == whole

@@ -32,7 +32,7 @@ def small(kind: str) -> Tokenizer:
 
 def spoken(teacher: Tokenizer, text: str, top: float = 0.8, *before: bytes) -> Chain:
     """A text in a teacher's tokens, each of them shown with one other outcome."""
-    tokens = [*before, *teacher.pieces(teacher.encode(text).ids)]
+    tokens = [*before, *teacher.split(teacher.encode(text).ids)]
     steps: list[list[Candidate]] = [[(token, math.log(top)), (b" never", math.log(0.1))] for token in tokens]
     return Chain.from_tokens("q", 0, tokens, [*steps, [(END, math.log(0.9))]])
 
@@ -98,7 +98,7 @@ def test_numbers_that_are_cut_differently_keep_their_distribution() -> None:
     for own, other in ((teacher, student), (student, teacher)):
         chain = spoken(own, text)
         run = completions([chain], other)
-        digits = [any(48 <= b <= 57 for b in other.bytes(token)) for token in other.encode(text).ids]
+        digits = [any(48 <= b <= 57 for b in other.token_bytes(token)) for token in other.encode(text).ids]
         by_text = [s for s, digit in zip(soft(transfer(chain, other, completions=run)), digits, strict=False) if digit]
         by_paper = [s for s, digit in zip(soft(transfer(chain, other, "paper")), digits, strict=False) if digit]
         assert sum(by_text) > sum(by_paper) and sum(by_text) >= 0.5 * len(by_text)
@@ -107,7 +107,7 @@ def test_numbers_that_are_cut_differently_keep_their_distribution() -> None:
 def test_line_starts_keep_their_distribution() -> None:
     teacher, student = small("bpe"), small("unigram")
     chain = spoken(teacher, "She earns 12.\nSo 12 * 3 = 36.")
-    place = [student.bytes(token) for token in student.encode(chain.text).ids].index(b" So")
+    place = [student.token_bytes(token) for token in student.encode(chain.text).ids].index(b" So")
     assert soft(transfer(chain, student))[place] and not soft(transfer(chain, student, "span"))[place]
 
 

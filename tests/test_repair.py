@@ -242,7 +242,7 @@ def test_through_transfer_the_students_own_tokens_are_told_the_same() -> None:
         assert one.target.ids == other.target.ids and one.prompt == other.prompt and one.question == other.question
         for position in range(len(one.target)):
             told, wanted = one.target.distribution(position), other.target.distribution(position)
-            visible = {token: p for token, p in wanted.items() if own.bytes(token) or token == own.eos}
+            visible = {token: p for token, p in wanted.items() if own.token_bytes(token) or token == own.eos}
             assert sum(told.values()) == pytest.approx(sum(visible.values()), abs=1e-5)
             if position:  # a text begins alike with "2" and " 2", which are one outcome there
                 assert told == pytest.approx(visible, abs=1e-5)

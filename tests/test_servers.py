@@ -113,7 +113,9 @@ def differences(chains: list[Chain], student: Student, first: tuple[int, ...] = 
     first  tokens that the server puts before a prompt
     """
     tokenizer = student.tokenizer
-    pieces = {tokenizer.bytes(token): token for token in reversed(range(tokenizer.size)) if tokenizer.bytes(token)}
+    pieces = {
+        tokenizer.token_bytes(token): token for token in reversed(range(tokenizer.size)) if tokenizer.token_bytes(token)
+    }
     by_id = {question.id: question for question in asked()}
     found: list[float] = []
     for chain in chains:
@@ -162,7 +164,7 @@ def test_texts_of_vllm_without_a_server_rescored_in_process_agree(here, rambling
             for place, step in enumerate(text["candidates"]):
                 shown = {what if what is None else decode_bytes(what): value for what, value in step}
                 for token in np.argsort(-table[place])[: case["top_logprobs"]]:
-                    what = None if token == tokenizer.eos else tokenizer.bytes(int(token))
+                    what = None if token == tokenizer.eos else tokenizer.token_bytes(int(token))
                     if what is None or what:  # else a special token, which adds nothing to a text
                         values.append(abs(shown[what] - float(table[place, token])))
     print(f"vLLM without a server: {len(values)} values, largest difference {max(values):.2e}")

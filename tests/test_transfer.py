@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -42,7 +44,7 @@ def logs(step: dict[bytes | End, float]) -> list[Candidate]:
 
 
 def texts(target: Target, tokenizer: Tokenizer) -> list[str]:
-    return [tokenizer.bytes(token).decode() for token in target.ids]
+    return [tokenizer.token_bytes(token).decode() for token in target.ids]
 
 
 def test_one_hot_is_certain_of_everything() -> None:
@@ -132,24 +134,26 @@ def test_bytes_that_are_no_text() -> None:
 
 def test_errors() -> None:
     chain = certain(b"So")
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         transfer(chain, small("bpe"), "words")
-    assert (
-        str(caught.value) == "unknown transfer rule\n  found: words\n  hint: choose one of: one-hot, span, paper, text"
-    )
-    with pytest.raises(UserError, match="not a number"):
+    assert (error.value.code, error.value.found) == ("E-align-unknown-rule", "words")
+    for rule in ("span", "paper", "text"):
+        with pytest.raises(UserError, match="E-align-not-a-log-probability") as error:
+            transfer(Chain.from_tokens("q", 0, [b"So"], [[(b"So", 0.6), (b" 4", 0.3)]]), small("bpe"), rule)
+        assert error.value.where == "chain ('q', 'teacher', 0) step 0"
+    with pytest.raises(UserError, match="E-align-not-a-number"):
         transfer(Chain.from_tokens("q", 0, [b"So"], [[(b"So", math.nan)]]), small("bpe"))
-    with pytest.raises(UserError, match="reads neither completions"):
+    with pytest.raises(UserError, match="E-align-unused-argument"):
         transfer(chain, small("bpe"), "span", completions=completions([], small("bpe")))
     endless = library.Tokenizer(library.models.BPE({"a": 0}, []))
-    with pytest.raises(UserError, match="ends a text"):
+    with pytest.raises(UserError, match="E-tokenizer-no-eos"):
         transfer(chain, endless, "span")
 
 
 def test_the_same_tokenizer_on_both_sides_is_the_identity() -> None:
     student = small("bpe")
     text = "Weng has 7 apples, naïve 日 café\n\n4 * 12"
-    tokens = student.pieces(student.encode(text).ids)
+    tokens = student.split(student.encode(text).ids)
     steps: list[list[Candidate]] = [[(token, math.log(0.6)), (b" has", math.log(0.3))] for token in tokens]
     target = transfer(Chain.from_tokens("q", 0, tokens, [*steps, [(END, -0.5)]]), student, "span")
     assert set(target.kinds[:-1]) == {"same"} and target.distribution(len(tokens)) == {student.eos: math.exp(-0.5)}
@@ -252,7 +256,69 @@ def test_any_fast_tokenizer_will_do(data: Path) -> None:
 def test_an_invalid_byte_misaligns_nothing_after_it(data: Path) -> None:
     teacher, student = real(data, "cl100k_base"), real(data, "t5")
     text = "So she earned 12 dollars for every hour of the day. " * 40
-    tokens = [b"\xff", b"\xf0\x9f", *teacher.pieces(teacher.encode(text).ids)]
+    tokens = [b"\xff", b"\xf0\x9f", *teacher.split(teacher.encode(text).ids)]
     target = transfer(certain(*tokens), student, "span")
     clean = transfer(certain(*tokens[2:]), student, "span")
     assert target.kinds[-400:] == clean.kinds[-400:] and clean.kinds.count("same") > 0.9 * len(clean)
+
+
+WRONG_TYPES = {
+    "a.transfer('So', bpe)": "E-align-not-a-chain",
+    "a.completions(['So'], bpe)": "E-align-not-a-chain",
+    "a.transfer(chain, bpe, completions=[chain])": "E-align-not-completions",
+    "a.transfer(chain, 't5-small')": "E-tokenizer-not-fast",
+    "a.spans([0, 2, 4], [(0, 4)])": "E-align-offsets",
+    "a.spans([(0.0, 4.0)], [(0, 4)])": "E-align-offsets",
+    "a.align_pieces(['4'], [b'4'])": "E-align-text-for-bytes",
+    "a.dtw(['4'], [b'4'])": "E-align-not-strings",
+    "a.dtw('4', ['4'])": "E-align-not-strings",
+    "bpe.encode(b'So')": "E-tokenizer-not-text",
+}
+
+
+def test_wrong_types_get_a_message() -> None:
+    """In a process of its own: here the type hints are checked before any message."""
+    code = f"""
+import potstill.alignment as a
+from potstill import errors, records, tokenization
+chain, bpe = records.Chain.from_tokens("q", 0, [b"So"]), tokenization.train_bpe(["So"], 260)
+for call in {list(WRONG_TYPES)!r}:
+    try:
+        print(eval(call))
+    except errors.UserError as error:
+        print(error.code)
+"""
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.split() == list(WRONG_TYPES.values())
+
+
+def test_tensors_are_the_inputs_of_the_loss() -> None:
+    import torch
+
+    from potstill.losses import sparse_kl
+
+    rows: tuple[dict[int, float], ...] = ({7: 0.25, 5: 0.5, 6: 0.125}, {3: 1.0})
+    target = Target((5, 3), (0, 3, 4), (7, 5, 6, 3), (0.25, 0.5, 0.125, 1.0), ("same", "hard"))
+    ids, probabilities = target.tensors(k=2)
+    assert ids.tolist() == [[5, 7], [3, 0]] and probabilities.tolist() == [[0.5, 0.25], [1.0, 0.0]]
+    assert (ids.dtype, probabilities.dtype) == (torch.int64, torch.float32)
+    ids, probabilities = target.tensors()
+    for position, row in enumerate(rows):
+        pairs = zip(ids[position].tolist(), probabilities[position].tolist(), strict=True)
+        assert {token: p for token, p in pairs if p > 0} == row
+    assert target.tensors(k=8)[0].shape == (2, 8) and Target((), (0,), (), (), ()).tensors(k=8)[0].shape == (0, 8)
+    assert sparse_kl(torch.randn(2, 4), torch.randn(9, 4), *target.tensors(k=8)).shape == (2,)
+
+
+def test_reprs_are_short(data: Path) -> None:
+    student = real(data, "t5")
+    chain = certain(*[b" so"] * 400)
+    for value in (
+        student,
+        student.encoder,
+        student.vocabulary,
+        chain,
+        transfer(chain, student),
+        completions([chain], student),
+    ):
+        assert len(repr(value)) < 160

@@ -119,7 +119,7 @@ def test_bytes_are_the_tokenizers_and_numbers_are_vllms(folder: Path, name: str)
         drawn = [step[0] for step in steps]
         ended = text.stop == "end"
         assert [token for token, _ in drawn] == [*text.ids, *([tokenizer.eos] if ended else [])]
-        known = [tokenizer.bytes(token) if token < tokenizer.size else b"" for token in text.ids]
+        known = [tokenizer.token_bytes(token) if token < tokenizer.size else b"" for token in text.ids]
         assert list(text.tokens) == known and text.content == b"".join(known)
         if text.likelihood is not None:
             assert text.likelihood == pytest.approx(math.fsum(value for _, value in drawn), abs=1e-5)
@@ -145,7 +145,7 @@ def test_the_recording_holds_the_nasty_cases(folder: Path) -> None:
     assert outside  # two were asked for, and the drawn one came on top
     tokenizer = tokenization.load_tokenizer(folder)
     drawn = [token for text in RECORDED["texts"]["wild"] for token in text["ids"]]
-    assert any(token >= tokenizer.size or not tokenizer.bytes(token) for token in drawn)  # special
+    assert any(token >= tokenizer.size or not tokenizer.token_bytes(token) for token in drawn)  # special
 
 
 def test_texts_become_chains_cut_behind_their_answer(folder: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from potstill import tokenization
 from potstill.errors import UserError
 from potstill.records import END
-from potstill.tokenization.encoder import get_encoder
+from potstill.tokenization.encoder import MAX_RECENT, get_encoder
 from potstill.tokenization.vocabulary import Vocabulary, parse_tokenizer_json, replace_special_tokens
 
 TEXTS = ["She earns $12.50 for 3 hours.\nSo 4 * 12 = 48.", "Weng has 7 apples, naïve café", "a  b\tc"] * 4
@@ -90,7 +90,7 @@ def test_a_file_of_before_models_had_types() -> None:
 
 @pytest.mark.parametrize("model", [{"type": "WordLevel", "vocab": {}}, {"type": "BPE", "end_of_word_suffix": "</w>"}])
 def test_a_model_whose_pieces_have_no_fixed_bytes_is_refused(model: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="unsupported tokenizer model"):
+    with pytest.raises(UserError, match="E-tokenizer-unsupported-model"):
         parse_tokenizer_json({"model": model})
 
 
@@ -102,9 +102,9 @@ def test_end_tokens_are_named_known_or_unknown() -> None:
     assert replace_special_tokens(parse_tokenizer_json(source), pad=6).bytes_of(6) is None, (
         "what ends or pads is no text"
     )
-    with pytest.raises(UserError, match="no such eos token"):
+    with pytest.raises(UserError, match="E-tokenizer-no-such-token"):
         parse_tokenizer_json(source, eos="<nothing>")
-    with pytest.raises(UserError, match="no such pad token"):
+    with pytest.raises(UserError, match="E-tokenizer-no-such-token"):
         replace_special_tokens(parse_tokenizer_json(source), pad=99)
 
 
@@ -142,13 +142,13 @@ def test_fast_takes_transformers_and_refuses_others() -> None:
     theirs = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|endoftext|>")
     assert get_encoder(theirs).encode("7 apples").ids == small()["bpe"].encode("7 apples").ids
     assert get_encoder(theirs).vocabulary.eos == theirs.eos_token_id
-    assert get_encoder(small()["bpe"]) is small()["bpe"].fast
-    with pytest.raises(UserError, match="not a fast tokenizer"):
+    assert get_encoder(small()["bpe"]) is small()["bpe"].encoder
+    with pytest.raises(UserError, match="E-tokenizer-not-fast"):
         get_encoder("t5-small")
 
 
 def test_half_a_surrogate_pair_is_the_users_to_mend() -> None:
-    with pytest.raises(UserError, match="half a surrogate pair"):
+    with pytest.raises(UserError, match="E-tokenizer-not-unicode"):
         small()["bpe"].encode("a \ud83d b")
 
 
@@ -187,8 +187,8 @@ def test_spans_of_any_text(text: str) -> None:
         check(tokenizer, text)
     bpe = small()["bpe"]
     encoding = bpe.encode(text)
-    assert bpe.text(encoding.ids) == text.encode()
-    assert [text.encode()[a:b] for a, b in encoding.spans] == bpe.pieces(encoding.ids)
+    assert bpe.decode_bytes(encoding.ids) == text.encode()
+    assert [text.encode()[a:b] for a, b in encoding.spans] == bpe.split(encoding.ids)
 
 
 def test_offsets_that_stay_behind_are_not_believed(data: Path) -> None:
@@ -224,10 +224,8 @@ def test_a_vocabulary_is_data() -> None:
         vocabulary.eos = 1  # type: ignore[misc]
 
 
-class Strong:
-    """A library's tokenizer that takes no weak reference, as those of tokenizers before 0.23."""
-
-    __slots__ = ("inner", "read")
+class Counting:
+    """A library's tokenizer that counts how often it is read."""
 
     def __init__(self, inner: library.Tokenizer) -> None:
         self.inner, self.read = inner, 0
@@ -244,13 +242,11 @@ class Strong:
         return library.Tokenizer.from_str(text)
 
 
-def test_a_tokenizer_that_takes_no_weak_reference_is_read_once_all_the_same() -> None:
-    from potstill.tokenization import train_bpe
-    from potstill.tokenization.encoder import MAX_RECENT, _recent
-
-    own = train_bpe(["2 + 2 = 4"], 262)
-    made = [Strong(library.Tokenizer.from_str(own.files["tokenizer.json"].decode())) for _ in range(MAX_RECENT + 2)]
-    for one in made:
-        assert get_encoder(one).encode("2 + 2 = 4") == own.encode("2 + 2 = 4")
-        assert get_encoder(one) is get_encoder(one) and one.read == 1
-    assert len(_recent) == MAX_RECENT
+def test_a_tokenizer_is_read_once_while_it_is_in_use() -> None:
+    own = small()["bpe"]
+    made = [Counting(library.Tokenizer.from_str(own.files["tokenizer.json"].decode())) for _ in range(MAX_RECENT + 1)]
+    for tokenizer in made:
+        assert get_encoder(tokenizer).encode("2 + 2 = 4") == own.encode("2 + 2 = 4")
+        assert get_encoder(tokenizer) is get_encoder(tokenizer) and tokenizer.read == 1
+    get_encoder(made[0])
+    assert made[0].read == 2, "it was the one used longest ago"

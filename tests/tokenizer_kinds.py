@@ -108,7 +108,7 @@ def with_piece(kind: str, piece: str) -> Tokenizer:
         ranks = {
             base64.b64decode(line.split()[0]): int(line.split()[1]) for line in files["tiny.tiktoken"].splitlines()
         }
-        parts = [opened("tiktoken").bytes(token) for token in opened("tiktoken").encode(piece).ids]
+        parts = [opened("tiktoken").token_bytes(token) for token in opened("tiktoken").encode(piece).ids]
         for place in range(len(parts) - 2, -1, -1):
             ranks.setdefault(b"".join(parts[place:]), len(ranks) + 1)
         lines = [base64.b64encode(data) + b" %d" % rank for data, rank in ranks.items()]
@@ -125,7 +125,7 @@ def with_piece(kind: str, piece: str) -> Tokenizer:
         names = {token: name for name, token in model["vocab"].items()}
         own = opened(kind)
         ids = own.encode("x" + piece).ids[len(own.encode("x").ids) :]
-        parts = [own.bytes(token).decode() if token in own.vocabulary.fallback else names[token] for token in ids]
+        parts = [own.token_bytes(token).decode() if token in own.vocabulary.fallback else names[token] for token in ids]
         for part in parts:
             model["vocab"].setdefault(part, len(model["vocab"]))
         for place in range(len(parts) - 2, -1, -1):

@@ -22,7 +22,10 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -141,7 +144,7 @@ class Prompt:
         return [{"role": turn.role, "content": turn.text.strip()} for turn in self.turns]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Chain:
     """One solution of one question, with what its source says about how likely each token was.
 
@@ -173,6 +176,10 @@ class Chain:
         assert len(self.candidates) in allowed, (
             f"{self.key}: {len(self.candidates)} steps for {len(self.tokens)} tokens"
         )
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= 60 else f"{self.text[:60]}…"
+        return f"Chain({self.question!r}, {self.source!r}, {self.index}: {len(self.tokens)} tokens, {text!r})"
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -235,7 +242,7 @@ class Verdict:
         return self.grade == "right" and self.dropped is None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Target:
     """A chain in a student's vocabulary: at every position the token and a sparse distribution.
 
@@ -267,6 +274,25 @@ class Target:
 
     def kind(self, position: int) -> TargetKind:
         return self.kinds[position]
+
+    def tensors(self, k: int | None = None) -> tuple[Tensor, Tensor]:
+        """The inputs of the loss: candidate ids [n, k] int64 and their probabilities [n, k] float32, the largest first.
+
+        k  candidates of a position that are kept, None keeps all; what is dropped belongs to the tail
+
+        Positions with fewer candidates are padded with id 0 and probability 0.
+        """
+        import torch  # the only use of a heavy library here: the records stay light until somebody trains
+
+        rows = [sorted(self.distribution(i).items(), key=lambda pair: -pair[1])[:k] for i in range(len(self))]
+        width = k if k is not None else max(map(len, rows), default=0)
+        padded = [row + [(0, 0.0)] * (width - len(row)) for row in rows]
+        ids = torch.tensor([[token for token, _ in row] for row in padded], dtype=torch.int64)
+        probabilities = torch.tensor([[p for _, p in row] for row in padded], dtype=torch.float32)
+        return ids.reshape(len(rows), width), probabilities.reshape(len(rows), width)
+
+    def __repr__(self) -> str:
+        return f"Target({len(self)} tokens, {len(self.candidate_ids)} candidates)"
 
 
 @dataclass(frozen=True, slots=True)

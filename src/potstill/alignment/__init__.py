@@ -1,4 +1,4 @@
-"""Which tokens of a teacher and of a student stand for the same text.
+"""Which tokens of a teacher and of a student stand for the same text, and the targets made from that.
 
     >>> aligned = dtw(["W", "eng", " earns", " $", "12", ".", "\\n", "She"], "▁We ng ▁earn s ▁$12 . ▁She".split())
     >>> aligned.cost, aligned.groups
@@ -16,9 +16,10 @@
     >>> [chunk.kind for chunk in align_pieces([b"Caf", b"\\xc3\\xa9", b" 12"], [b" cafe", b" 12"])]
     ['merged', 'same']
 
-`dtw` is the published method (PAPER section 4), which compares strings. `spans` is exact and linear, and compares
-places in one text. `pieces` is for tokens of which only their own bytes are known, and for texts that a tokenizer has
-changed: it finds the places first. All are pure.
+`dtw` is the published method (Fu et al. 2023, section 4), which compares strings. `spans` is exact and linear, and
+compares offsets in one text. `align_pieces` is for tokens of which only their own bytes are known, and for texts that a
+tokenizer has changed: it finds the offsets first. `transfer` makes the target of a chain, with the help of
+`completions`. All are pure functions.
 """
 
 from __future__ import annotations
@@ -26,21 +27,27 @@ from __future__ import annotations
 from typing import Final
 
 from potstill.alignment.char_spans import CHUNK_KINDS, Chunk, SpanAlignment, spans
-from potstill.alignment.gaps import align_pieces
-from potstill.alignment.time_warping import MAX_DTW_CELLS, DtwAlignment, NormalizedText, dtw, normalize_text
+from potstill.alignment.cross_tokenizer import RULES, transfer
+from potstill.alignment.gaps import NormalizedText, align_pieces, normalize_text
+from potstill.alignment.text_rule_completions import Completions, completions
+from potstill.alignment.time_warping import MAX_DTW_CELLS, DtwAlignment, dtw
 
 VERSION: Final = 1  # of which tokens stand for the same text; stored in the manifest of the stage that aligns
 
 __all__ = [
     "CHUNK_KINDS",
     "MAX_DTW_CELLS",
+    "RULES",
     "VERSION",
     "Chunk",
+    "Completions",
     "DtwAlignment",
     "NormalizedText",
     "SpanAlignment",
     "align_pieces",
+    "completions",
     "dtw",
     "normalize_text",
     "spans",
+    "transfer",
 ]

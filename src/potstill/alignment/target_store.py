@@ -1,4 +1,4 @@
-"""Targets at rest: flat arrays that are mapped into memory and read without decoding.
+"""Stores targets as flat arrays that are mapped into memory and read without decoding.
 
     >>> import tempfile
     >>> chain = Chain.from_tokens("q1", 0, [b"7", b" 9"])
@@ -9,27 +9,27 @@
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     for name, array in arrays.items():
     ...         np.save(Path(folder, f"{name}.npy"), array)
-    ...     read = TargetStore(folder)
-    ...     len(read), read.of(chain).ids, read[0].distribution(0), read[0].tail(0)
+    ...     store = TargetStore(folder)
+    ...     len(store), store.get(chain).ids, store[0].distribution(0), store[0].tail(0)
     (1, (7, 9, 1), {7: 0.75, 8: 0.25}, 0.0)
 
-A probability is a whole number of 65,536ths, 1 to 65,536 of them, stored less one. Sums of such numbers are exact in 32
-bits and in any order, so kept mass and tail add up to exactly 1, and a certain token is exactly 1. What is kept at a
-position is rounded once, as a whole: its mass is off by half a unit at most, however many candidates share it.
+A probability is a whole number of units of 1/65,536, from 1 to 65,536, stored less one. Sums of such numbers are exact
+in 32 bits and in any order, so kept mass and tail add up to exactly 1, and a certain token is exactly 1. What is kept
+at a position is rounded once, as a whole: its mass is off by half a unit at most, however many candidates share it.
 
     ids               [tokens]      uint16 where 65,536 or fewer ids are used, else uint32
-    used              [ids]         uint32; where uint16 has no room for an id the distinct ids of all, ascending: then
-                                    all ids here are places among them; else empty
-    marks             [tokens]      6 x candidates + place in KINDS; uint8 up to 41 candidates, else uint16;
+    used              [ids]         uint32; where uint16 has no room for an id, all distinct ids, ascending: then all
+                                    ids here are indices in it; else empty
+    marks             [tokens]      6 x candidates + index in POSITION_KINDS; uint8 up to 41 candidates, else uint16;
                                     no candidates: certain of its own id, nothing else is stored
     candidate_ids     [candidates]  as ids
-    probabilities     [candidates]  uint16, 65,536ths less one
+    probabilities     [candidates]  uint16, units less one
     starts            [targets + 1] uint32 or uint64, first token of each target
     candidate_starts  [targets + 1] as starts, first candidate of each target
     texts             [targets]     uint64, digest of the text of each chain and of how its source cut it into tokens
     keys              [bytes]       uint8, JSON in UTF-8: one [question, source, index] a target
 
-`about.json` beside them is an `Origin`: what they were made with. A reader that says what it expects is refused others.
+`about.json` beside them is a `TargetOrigin`: what they were made with. A reader that expects another origin is refused.
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ ARRAY_NAMES: Final = (
 )
 ORIGIN_FILE: Final = "about.json"
 REDO_HINT: Final = "make the targets again: --redo align"
-CONCATENATE_EVERY: Final = (
-    1 << 14
-)  # targets after which the parts are put together, so that no array stands alone for long
+CONCATENATE_EVERY: Final = 1 << 14  # targets: many small arrays would take more memory than one
 ChainKey = tuple[str, str, int]
 
 
@@ -69,7 +67,7 @@ class TargetOrigin:
     tokenizer  digest of the student's tokenizer
     teacher    digest of the chains with their probabilities
     rule       of the transfer, and `version` of the rules
-    settings   digest of whatever else decided them: rewriting, threshold, the chains that tell how words go on
+    settings   digest of whatever else decided them: rewriting, threshold, the chains that completions were made from
     """
 
     tokenizer: str
@@ -83,42 +81,49 @@ class TargetOrigin:
 
 
 def pack_targets(targets: Iterable[tuple[Chain, Target]], threshold: float = 0.0) -> dict[str, np.ndarray]:
-    """The arrays of many targets, in their order, each with the chain that it was made from. Keys must be distinct.
+    """The arrays of many targets, in their order, each with the chain that it was made from.
 
     threshold  a candidate below this probability goes to the tail; a position keeps its largest whatever it is
-    Raises UserError for a key that comes twice and for a position with more than 10,922 candidates.
+
+    Raises UserError for a key that comes twice, and for a position with more than 10,922 candidates.
     """
-    keys: dict[ChainKey, int] = {}
+    digests: dict[ChainKey, int] = {}
     # ids, marks, candidate ids, units; tokens and candidates of each target
-    kinds = (np.uint32, np.uint16, np.uint32, np.uint16, np.int64, np.int64)
-    parts: list[list[np.ndarray]] = [[np.zeros(0, kind)] for kind in kinds]
+    dtypes = (np.uint32, np.uint16, np.uint32, np.uint16, np.int64, np.int64)
+    columns: list[list[np.ndarray]] = [[np.zeros(0, dtype)] for dtype in dtypes]
     for chain, target in targets:
-        if chain.key in keys:
-            raise UserError("two targets with one key", where=chain.key, hint="drop one of the two chains")
-        keys[chain.key] = chain_digest(chain)
-        for column, part in zip(parts, _pack_target(chain.key, target, threshold), strict=True):
-            column.append(part)
-        if len(keys) % CONCATENATE_EVERY == 0:
-            parts = [[np.concatenate(column)] for column in parts]
-    ids, marks, candidate_ids, units, lengths, stored = map(np.concatenate, parts)
-    kind, used = np.uint16, np.zeros(0, np.uint32)
+        if chain.key in digests:
+            raise UserError(
+                "two targets have one key",
+                code="E-align-duplicate-key",
+                where=chain.key,
+                hint="drop one of the two chains",
+            )
+        digests[chain.key] = chain_digest(chain)
+        for column, array in zip(columns, _pack_target(chain.key, target, threshold), strict=True):
+            column.append(array)
+        if len(digests) % CONCATENATE_EVERY == 0:
+            columns = [[np.concatenate(column)] for column in columns]
+    ids, marks, candidate_ids, units, lengths, stored = map(np.concatenate, columns)
+    id_dtype, used = np.uint16, np.zeros(0, np.uint32)
     if max(ids.max(initial=0), candidate_ids.max(initial=0)) >= 2**16:
         distinct = np.union1d(ids, candidate_ids)  # texts of one kind use a small part of a large vocabulary
         if len(distinct) <= 2**16:
             used = distinct
             ids, candidate_ids = np.searchsorted(used, ids), np.searchsorted(used, candidate_ids)
         else:
-            kind = np.uint32
+            id_dtype = np.uint32
+    keys = json.dumps(list(digests), ensure_ascii=False, separators=(",", ":")).encode()
     return {
-        "ids": ids.astype(kind),
+        "ids": ids.astype(id_dtype),
         "marks": marks.astype(np.uint8 if marks.max(initial=0) < 2**8 else np.uint16),
-        "candidate_ids": candidate_ids.astype(kind),
+        "candidate_ids": candidate_ids.astype(id_dtype),
         "probabilities": units,
         "used": used,
         "starts": _start_offsets(lengths),
         "candidate_starts": _start_offsets(stored),
-        "texts": np.array(list(keys.values()), np.uint64),
-        "keys": np.frombuffer(json.dumps(list(keys), ensure_ascii=False, separators=(",", ":")).encode(), np.uint8),
+        "texts": np.array(list(digests.values()), np.uint64),
+        "keys": np.frombuffer(keys, np.uint8),
     }
 
 
@@ -135,14 +140,14 @@ def _start_offsets(lengths: np.ndarray) -> np.ndarray:
 
 
 def _pack_target(key: ChainKey, target: Target, threshold: float) -> tuple[np.ndarray, ...]:
-    """ids, marks, candidate ids and stored probabilities of one target, and how many tokens and candidates they are."""
+    """ids, marks, candidate ids and stored units of one target, and how many tokens and candidates they are."""
     ids = np.asarray(target.ids, np.uint32)
-    offered = np.diff(np.asarray(target.offsets, np.int64))
+    widths = np.diff(np.asarray(target.offsets, np.int64))
     candidate_ids = np.asarray(target.candidate_ids, np.uint32)
     probabilities = np.asarray(target.probabilities, np.float64)
-    assert (offered > 0).all(), f"{key}: a position without a candidate"
+    assert (widths > 0).all(), f"{key}: a position without a candidate"
     assert ((probabilities > 0) & (probabilities <= 1)).all(), f"{key}: not a probability"
-    row = np.repeat(np.arange(len(ids)), offered)
+    row = np.repeat(np.arange(len(ids)), widths)
     largest = _first_largest(probabilities, row, len(ids))
     keep = probabilities >= threshold
     keep[largest] = True
@@ -151,8 +156,13 @@ def _pack_target(key: ChainKey, target: Target, threshold: float) -> tuple[np.nd
     keep = (units > 0) & ~((units == UNITS_PER_ONE) & (candidate_ids == ids[row]))
     counts = np.bincount(row[keep], minlength=len(ids))
     if counts.max(initial=0) > 2**16 // len(POSITION_KINDS) - 1:
-        hint = "ask the teacher for fewer, or raise transfer.drop_below"
-        raise UserError("too many candidates at one position", where=key, found=int(counts.max()), hint=hint)
+        raise UserError(
+            "too many candidates at one position",
+            code="E-align-too-many-candidates",
+            where=key,
+            found=int(counts.max()),
+            hint="ask the teacher for fewer, or raise transfer.min_probability",
+        )
     kinds = np.array([POSITION_KINDS.index(kind) for kind in target.kinds], np.int64)
     marks = (len(POSITION_KINDS) * counts + kinds).astype(np.uint16)
     return (
@@ -162,7 +172,10 @@ def _pack_target(key: ChainKey, target: Target, threshold: float) -> tuple[np.nd
 
 
 def _to_units(probabilities: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """[m] int64, whole units of each: differences of the rounded running sums of its row, so that no error adds up."""
+    """[m] int64, whole units of each probability.
+
+    They are differences of the rounded running sums of a row, so that rounding errors do not add up.
+    """
     if not len(row):
         return np.zeros(0, np.int64)
     first = np.flatnonzero(np.diff(row, prepend=-1))
@@ -175,62 +188,82 @@ def _to_units(probabilities: np.ndarray, row: np.ndarray) -> np.ndarray:
 
 
 def _first_largest(probabilities: np.ndarray, row: np.ndarray, rows: int) -> np.ndarray:
-    """[rows] place of the first largest candidate of each row."""
+    """[rows] index of the first largest candidate of each row."""
     order = np.lexsort((np.arange(len(row)), -probabilities, row))
     return order[np.searchsorted(row, np.arange(rows))]
 
 
 class TargetStore:
-    """The targets of a folder of `.npy` files, mapped into memory: opening and picking cost nothing but what is read.
+    """The targets of a folder of `.npy` files, mapped into memory: only what is used is read from disk.
 
-    origin  what the reader expects them to be made with; None: whatever they were
-    Raises UserError where a file is missing or is no array, where the arrays do not belong together, and where they
-    were made with something else, naming it.
+    origin  what the reader expects them to be made with; None accepts any
+
+    Raises UserError where a file is missing or is not an array, where the arrays do not belong together, and where they
+    were made with something else, which the message names.
     """
 
     def __init__(self, folder: Path | str, origin: TargetOrigin | None = None) -> None:
         self.folder = Path(folder)
         if origin is not None:
-            self._check(origin)
+            self._check_origin(origin)
         arrays = {name: self._open(name) for name in ARRAY_NAMES}
-        self._ids, self._marks, self._candidate_ids, self._probabilities, self._used = (
-            arrays[n] for n in ARRAY_NAMES[:5]
-        )
+        self._ids, self._marks, self._candidate_ids, self._units, self._used = (arrays[n] for n in ARRAY_NAMES[:5])
         self._starts, self._candidate_starts, self._texts, self._keys = (arrays[name] for name in ARRAY_NAMES[5:])
-        whole = (
+        consistent = (
             len(self._starts) == len(self._candidate_starts) == len(self._texts) + 1
             and self._starts[-1] == len(self._ids) == len(self._marks)
-            and self._candidate_starts[-1] == len(self._candidate_ids) == len(self._probabilities)
+            and self._candidate_starts[-1] == len(self._candidate_ids) == len(self._units)
         )
-        if not whole:
-            found = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
-            raise UserError("the arrays do not belong together", where=self.folder, found=found, hint=REDO_HINT)
+        if not consistent:
+            raise UserError(
+                "the arrays do not belong together",
+                code="E-align-torn-store",
+                where=self.folder,
+                found=", ".join(f"{name} {len(array)}" for name, array in arrays.items()),
+                hint=REDO_HINT,
+            )
 
-    def _check(self, origin: TargetOrigin) -> None:
+    def _check_origin(self, origin: TargetOrigin) -> None:
         path = self.folder / ORIGIN_FILE
         try:
-            found = json.loads(path.read_bytes())
+            stored = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
             raise UserError(
-                "cannot tell what the targets were made with", where=path, found=error, hint=REDO_HINT
+                "cannot read what the targets were made with",
+                code="E-align-no-origin",
+                where=path,
+                found=error,
+                hint=REDO_HINT,
             ) from None
         for name, value in origin.as_json().items():
-            if not isinstance(found, dict) or found.get(name) != value:
-                what = f"the targets were made with another {name}" + (" of the rules" if name == "version" else "")
-                seen = found.get(name) if isinstance(found, dict) else found
-                raise UserError(what, where=path, found=f"{seen!r}, not {value!r}", hint=REDO_HINT)
+            actual = stored.get(name) if isinstance(stored, dict) else stored
+            if actual != value:
+                raise UserError(
+                    f"the targets were made with another {name}" + (" of the rules" if name == "version" else ""),
+                    code="E-align-other-origin",
+                    where=path,
+                    found=f"{actual!r}, not {value!r}",
+                    hint=REDO_HINT,
+                )
 
     def _open(self, name: str) -> np.ndarray:
         path = self.folder / f"{name}.npy"
         try:
             return np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
-            raise UserError("no such array", where=path, hint=REDO_HINT) from None
+            raise UserError(
+                "an array of the targets is missing", code="E-align-no-array", where=path, hint=REDO_HINT
+            ) from None
         except (ValueError, EOFError, OSError) as error:
-            raise UserError("not an array", where=path, found=error, hint=REDO_HINT) from None
+            raise UserError(
+                "this file is not an array", code="E-align-not-an-array", where=path, found=error, hint=REDO_HINT
+            ) from None
 
     def __len__(self) -> int:
         return len(self._texts)
+
+    def __repr__(self) -> str:
+        return f"TargetStore({str(self.folder)!r}: {len(self)} targets)"
 
     @property
     def lengths(self) -> np.ndarray:
@@ -242,41 +275,49 @@ class TargetStore:
         return tuple((question, source, index) for question, source, index in json.loads(self._keys.tobytes()))
 
     @cached_property
-    def _places(self) -> dict[ChainKey, int]:
-        return {key: place for place, key in enumerate(self.keys)}
-
-    def key(self, place: int) -> ChainKey:
-        return self.keys[place]
+    def _indices(self) -> dict[ChainKey, int]:
+        return {key: index for index, key in enumerate(self.keys)}
 
     def find(self, key: ChainKey) -> int | None:
-        """The place of a key, None if no target has it."""
-        return self._places.get(key)
+        """The index of a key's target, None if no target has it."""
+        return self._indices.get(key)
 
-    def of(self, chain: Chain) -> Target:
-        """The target of a chain. Raises UserError if there is none, and if it was made from another text or another
-        cut of it into tokens."""
-        place = self.find(chain.key)
-        if place is None:
-            raise UserError("this chain has no target", where=chain.key, hint="only chains that were kept have one")
-        if int(self._texts[place]) != chain_digest(chain):
-            raise UserError("the target was made from another chain of this key", where=chain.key, hint=REDO_HINT)
-        return self[place]
+    def get(self, chain: Chain) -> Target:
+        """The target of a chain. Raises UserError if it has none, and if its target was made from another text or from
+        another cut of it into tokens."""
+        index = self.find(chain.key)
+        if index is None:
+            raise UserError(
+                "this chain has no target",
+                code="E-align-no-target",
+                where=chain.key,
+                hint="only chains that were kept have one",
+            )
+        if int(self._texts[index]) != chain_digest(chain):
+            raise UserError(
+                "the target was made from another chain of this key",
+                code="E-align-other-chain",
+                where=chain.key,
+                hint=REDO_HINT,
+            )
+        return self[index]
 
-    def __getitem__(self, place: int) -> Target:
-        if not 0 <= place < len(self):
-            raise IndexError(f"target {place} of {len(self)}")
-        own = slice(*self._starts[place : place + 2].tolist())
-        theirs = slice(*self._candidate_starts[place : place + 2].tolist())
-        ids, others = self._ids[own], self._candidate_ids[theirs]
+    def __getitem__(self, index: int) -> Target:
+        if not 0 <= index < len(self):
+            raise IndexError(f"target {index} of {len(self)}")
+        tokens = slice(*self._starts[index : index + 2].tolist())
+        candidates = slice(*self._candidate_starts[index : index + 2].tolist())
+        ids, stored_ids = self._ids[tokens], self._candidate_ids[candidates]
         if len(self._used):
-            ids, others = self._used[ids], self._used[others]
-        counts, kinds = np.divmod(self._marks[own], len(POSITION_KINDS))
-        held = np.maximum(counts, 1)
+            ids, stored_ids = self._used[ids], self._used[stored_ids]
+        counts, kinds = np.divmod(self._marks[tokens], len(POSITION_KINDS))
+        widths = np.maximum(counts, 1)
         offsets = np.zeros(len(ids) + 1, np.int64)
-        np.cumsum(held, out=offsets[1:])
-        candidate_ids, units = np.repeat(ids, held), np.full(offsets[-1], UNITS_PER_ONE, np.int64)
-        stored = np.repeat(counts > 0, held)
-        candidate_ids[stored], units[stored] = others, self._probabilities[theirs] + np.int64(1)
+        np.cumsum(widths, out=offsets[1:])
+        # A position without stored candidates is certain of its own id.
+        candidate_ids, units = np.repeat(ids, widths), np.full(offsets[-1], UNITS_PER_ONE, np.int64)
+        stored = np.repeat(counts > 0, widths)
+        candidate_ids[stored], units[stored] = stored_ids, self._units[candidates] + np.int64(1)
         return Target(
             ids=tuple(ids.tolist()),
             offsets=tuple(offsets.tolist()),

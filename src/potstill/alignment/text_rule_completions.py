@@ -1,23 +1,26 @@
-"""What the chains of a run say about how a word goes on.
+"""How pre-tokens continue in the chains of a run: what the rule `text` knows about an outcome that was not taken.
 
-    >>> from potstill.tokenization.encoder import Encoder
-    >>> from potstill.tokenization.vocabulary import Vocabulary
     >>> class Letters:  # stands in for a tokenizer: one token a letter
     ...     def encode(self, text, add_special_tokens):
     ...         self.ids = list(text.encode())
     ...         return self
-    >>> every = tuple(bytes([byte]) for byte in range(256))
-    >>> words = PreTokens(Encoder(Vocabulary(every, {}, None, None, None, False, ""), Letters()))
+    >>> from potstill.tokenization.encoder import Encoder
+    >>> from potstill.tokenization.vocabulary import Vocabulary
+    >>> table = tuple(bytes([byte]) for byte in range(256))
+    >>> pre_tokens = PreTokens(Encoder(Vocabulary(table, {}, None, None, None, False, ""), Letters()))
     >>> texts = [b"4", b"8", b" pens"], [b"4", b"8"], [b"4", b"8"], [b"4", b" pens"]
-    >>> run = Completions([Chain.from_tokens("q", i, tokens) for i, tokens in enumerate(texts)], words)
-    >>> run.rests("q", b"", b"4")  # (the rest of its word, whether the text ended there, share)
+    >>> run = Completions([Chain.from_tokens("q", i, tokens) for i, tokens in enumerate(texts)], pre_tokens)
+    >>> run.suffixes("q", b"", b"4")  # (the rest of its pre-token, whether the text ended there, share)
     ((b'8', True, 0.5), (b'8', False, 0.25), (b'', False, 0.25))
 
-Two sources, the nearer one first. A chain of the same question with the same text before says what its source saw at
-the next step (`nodes`): probabilities, not counts. Else `rests`: how words went on behind the same token at the same
-place in a word (the same letters before it), in the chains of the question, and as much as one more chain in those of
-the run; where neither has that place, behind the token at any start or any inside of a word; and where no chain has the
-token, behind numbers of as many digits.
+There are two sources, the nearer one first:
+
+- The prefix tree of the question. A chain of the same question with the same text before says what its source saw at
+  the next step: probabilities, not counts.
+- Suffixes. How pre-tokens continued behind the same token in the same context (the same bytes before it in its
+  pre-token): in the chains of the question, and with the weight of one more chain in those of the run. Where neither
+  has that context: behind the token at the start, or anywhere inside, of a pre-token. Where no chain has the token:
+  behind numbers of as many digits.
 """
 
 from __future__ import annotations
@@ -29,172 +32,193 @@ from typing import Final
 
 from potstill.alignment.exact_rules import StepProbabilities, step_distributions
 from potstill.alignment.pre_tokens import PreTokens, get_pre_tokens
+from potstill.errors import UserError
 from potstill.records import Chain
 
-MAX_SUFFIXES: Final = 24  # rests remembered of one token at one place: what is rarer stays open
-Suffix = tuple[bytes, bool, float]
-TokenContext = tuple[bytes, bytes]
-ChainKey = tuple[str, str, int]
-Ending = tuple[bytes, bool]
-SuffixCounts = dict[TokenContext, Counter[Ending]]
-CommonSuffixes = list[tuple[Ending, int]]
-WrittenTokens = tuple[tuple[int, ...], float]
-SuffixCache = dict[tuple[bytes, bytes, bool, PreTokens | None], tuple[list[WrittenTokens], list[Suffix]]]
-MAX_CACHED_CONTEXTS: Final = 50_000  # places remembered; then all are forgotten, which changes no result
-MIN_SHARE: Final = 5e-3  # a way with a smaller share of its outcome is not followed
+MAX_SUFFIXES: Final = 24  # that are kept of one token in one context: what is rarer stays open
+MAX_CACHED_CONTEXTS: Final = 50_000  # then the cache is emptied, which changes no result
+MIN_SHARE: Final = 5e-3  # a branch with a smaller share of its outcome is not followed
 RUN_WEIGHT: Final = 1.0  # chains that the whole run counts for beside those of the question
 _DIGIT: Final = re.compile(rb"[0-9]")
+TokenContext = tuple[bytes, bytes]  # what stands before a token in its pre-token, and the token
+ChainKey = tuple[str, str, int]
+Ending = tuple[bytes, bool]  # the rest of a pre-token, and whether the text ended there
+Suffix = tuple[bytes, bool, float]  # the same with its share
+SuffixCounts = dict[TokenContext, Counter[Ending]]
+CommonSuffixes = list[tuple[Ending, int]]
+WrittenTokens = tuple[tuple[int, ...], float]  # the student's tokens of a text, and its share
+SuffixCache = dict[tuple[bytes, bytes, bool, PreTokens | None], tuple[list[WrittenTokens], list[Suffix]]]
 
 
 class Completions:
-    """How words go on in some chains. It holds the chains; what belongs to one question is made when it is asked for,
-    so that chains should be transferred question by question."""
+    """How pre-tokens continue in some chains. It holds the chains; what belongs to one question is computed when it is
+    needed and replaced by the next question's, so transfer chains question by question."""
 
-    def __init__(self, chains: Iterable[Chain], words: PreTokens) -> None:
-        self.words = words
+    def __init__(self, chains: Iterable[Chain], pre_tokens: PreTokens) -> None:
+        self.pre_tokens = pre_tokens
         self._chains: dict[str, list[Chain]] = defaultdict(list)
         for chain in chains:
             if chain.tokens:
                 self._chains[chain.question].append(chain)
+        # Counts over the run, from the most to the least specific context.
         self._exact: SuffixCounts = defaultdict(Counter)
         self._shape: SuffixCounts = defaultdict(Counter)
-        for own in self._chains.values():
-            for before, token, rest in _token_suffixes(own, words):
-                self._exact[before, token][rest] += 1
+        for group in self._chains.values():
+            for before, token, ending in _token_suffixes(group, pre_tokens):
+                self._exact[before, token][ending] += 1
                 if _DIGIT.search(token):
-                    self._shape[_digit_shape(before), _digit_shape(token)][rest] += 1
+                    self._shape[_digit_shape(before), _digit_shape(token)][ending] += 1
         self._loose: SuffixCounts = defaultdict(Counter)
-        for (before, token), rests in self._exact.items():
-            self._loose[b"" if before else b" ", token].update(rests)
+        for (before, token), endings in self._exact.items():
+            self._loose[b"" if before else b" ", token].update(endings)
         self._common: dict[int, CommonSuffixes] = {}
         self._question: str | None = None
-        self._nodes: dict[bytes, StepProbabilities] = {}
+        self._prefix_tree: dict[bytes, StepProbabilities] = {}
         self._steps: dict[ChainKey, tuple[Chain, Sequence[StepProbabilities]]] = {}
         self._near: SuffixCounts = {}
-        # (before, token, first, teacher) to what is written of its words, and the rests that nobody needed yet: of the
-        # places that this question's chains have, and of all others, which are the same for every question.
-        self._here: SuffixCache = {}
-        self._anywhere: SuffixCache = {}
+        # Per (before, token, first, teacher): the tokens written so far, and the suffixes that nobody needed yet. One
+        # cache is for the contexts that this question's chains have, the other for all others, whose suffixes are the
+        # same for every question.
+        self._question_cache: SuffixCache = {}
+        self._run_cache: SuffixCache = {}
 
-    def nodes(self, question: str) -> Mapping[bytes, StepProbabilities]:
-        """Content to the outcomes, with their probabilities, that a chain of this question saw behind it."""
+    def __repr__(self) -> str:
+        chains = sum(map(len, self._chains.values()))
+        return f"Completions({chains} chains of {len(self._chains)} questions)"
+
+    def prefix_tree(self, question: str) -> Mapping[bytes, StepProbabilities]:
+        """Content to the outcomes that a chain of this question saw behind it, with their probabilities."""
         self._open(question)
-        return self._nodes
+        return self._prefix_tree
 
-    def rests(self, question: str, before: bytes, token: bytes) -> tuple[Suffix, ...]:
-        """How a word goes on behind a token that stands behind `before` in it; shares add up to at most 1."""
+    def suffixes(self, question: str, before: bytes, token: bytes) -> tuple[Suffix, ...]:
+        """How a pre-token continues behind `before` and the token; the shares add up to at most 1."""
         self._open(question)
-        place = self.words.place(before, token)
-        wide = self._exact.get(place) or self._loose.get((b"" if place[0] else b" ", token))
-        if wide is None:
-            wide = self._shape.get((_digit_shape(place[0]), _digit_shape(token)))
-        return _suffix_shares(self._near.get(place), wide, self._commonest(wide))
+        context = self.pre_tokens.context(before, token)
+        counts = self._exact.get(context) or self._loose.get((b"" if context[0] else b" ", token))
+        if counts is None:
+            counts = self._shape.get((_digit_shape(context[0]), _digit_shape(token)))
+        return _suffix_shares(self._near.get(context), counts, self._most_common(counts))
 
-    def _commonest(self, wide: Counter[Ending] | None) -> CommonSuffixes:
-        """The most frequent rests of a place of the run, found once."""
-        if wide is None:
+    def _most_common(self, counts: Counter[Ending] | None) -> CommonSuffixes:
+        """The most frequent suffixes of a context of the run, sorted once."""
+        if counts is None:
             return []
-        known = self._common.get(id(wide))
-        if known is None:
-            known = self._common[id(wide)] = wide.most_common(MAX_SUFFIXES)
-        return known
+        cached = self._common.get(id(counts))
+        if cached is None:
+            cached = self._common[id(counts)] = counts.most_common(MAX_SUFFIXES)
+        return cached
 
-    def words_from(
+    def continuations(
         self, question: str, before: bytes, token: bytes, first: bool, teacher: PreTokens | None, least: float = 0.0
     ) -> list[WrittenTokens]:
-        """The student's tokens of the words that begin with `before` and the token, each with its share, the likeliest
-        first; the end token included where the text ended. All those of at least a share, and perhaps others.
+        """The student's tokens of the pre-tokens that begin with `before` and the token, each with its share, the
+        likeliest first; the end token included where the text ended.
 
-        first    whether the word begins the text
-        teacher  ways that it would have cut differently do not count
+        first    whether the pre-token begins the text
+        teacher  pre-tokens that it would have cut differently do not count
+        least    all continuations of at least this share are returned, and perhaps others
         """
         self._open(question)
         key = before, token, first, teacher
-        memory = self._here if self.words.place(before, token) in self._near else self._anywhere
-        known = memory.get(key)
-        if known is None:
-            if len(memory) >= MAX_CACHED_CONTEXTS:
-                memory.clear()
-            rests = sorted(self.rests(question, before, token), key=lambda rest: -rest[2])
-            known = memory[key] = [], rests[::-1]
-        written, waiting = known
+        in_question = self.pre_tokens.context(before, token) in self._near
+        cache = self._question_cache if in_question else self._run_cache
+        cached = cache.get(key)
+        if cached is None:
+            if len(cache) >= MAX_CACHED_CONTEXTS:
+                cache.clear()
+            suffixes = sorted(self.suffixes(question, before, token), key=lambda suffix: -suffix[2])
+            cached = cache[key] = [], suffixes[::-1]
+        # Encoding is what costs: only as many suffixes are written as a caller's least share asks for.
+        written, waiting = cached
         least = max(least, MIN_SHARE)
         while waiting and waiting[-1][2] >= least:
             rest, ended, share = waiting.pop()
-            word = before + token + rest
-            if teacher is None or teacher.cuts(word, len(before), len(before) + len(token)):
-                eos = self.words.coder.vocabulary.eos if ended else None
-                tokens = self.words.tokens(word, first)
+            pre_token = before + token + rest
+            if teacher is None or teacher.cuts(pre_token, len(before), len(before) + len(token)):
+                eos = self.pre_tokens.encoder.vocabulary.eos if ended else None
+                tokens = self.pre_tokens.tokens(pre_token, first)
                 written.append((tokens if eos is None else (*tokens, eos), share))
         return written
 
     def steps(self, chain: Chain) -> Sequence[StepProbabilities]:
         """The probabilities of the outcomes of each step of a chain."""
         self._open(chain.question)
-        known = self._steps.get(chain.key)
-        return known[1] if known and known[0] is chain else step_distributions(chain)
+        cached = self._steps.get(chain.key)
+        return cached[1] if cached and cached[0] is chain else step_distributions(chain)
 
     def _open(self, question: str) -> None:
+        """Compute what belongs to one question, unless it is the current one."""
         if question == self._question:
             return
-        own = self._chains.get(question, [])
-        self._question, self._nodes, self._steps, self._here = question, {}, {}, {}
-        for chain in own:
+        chains = self._chains.get(question, [])
+        self._question, self._prefix_tree, self._steps, self._question_cache = question, {}, {}, {}
+        for chain in chains:
             rows = step_distributions(chain)
             self._steps[chain.key] = chain, rows
             for (start, _), row in zip([*chain.spans, (len(chain.content), 0)], rows, strict=False):
-                self._nodes.setdefault(chain.content[:start], row)
+                self._prefix_tree.setdefault(chain.content[:start], row)
         self._near = defaultdict(Counter)
-        for before, token, rest in _token_suffixes(own, self.words):
-            self._near[before, token][rest] += 1
+        for before, token, ending in _token_suffixes(chains, self.pre_tokens):
+            self._near[before, token][ending] += 1
 
 
 def completions(chains: Iterable[Chain], tokenizer: object) -> Completions:
-    """How words go on in the chains of a run, for `transfer` with the rule `text` and the same tokenizer.
+    """How pre-tokens continue in the chains of a run, for `transfer` with the rule `text` and the same tokenizer.
 
-    chains     those that will be transferred, at least; only those with tokens say anything
-    tokenizer  the student's: it decides what a word is
+    chains     at least those that will be transferred; only chains with tokens say anything
+    tokenizer  the student's: it decides where pre-tokens begin
     """
+    chains = list(chains)
+    wrong = next((chain for chain in chains if not isinstance(chain, Chain)), None)
+    if wrong is not None:
+        raise UserError(
+            "completions are made from chains",
+            code="E-align-not-a-chain",
+            found=type(wrong).__name__,
+            hint="make chains with potstill.records.Chain.from_tokens or .from_text",
+        )
     return Completions(chains, get_pre_tokens(tokenizer))
 
 
-def _token_suffixes(chains: Sequence[Chain], words: PreTokens) -> Iterator[tuple[bytes, bytes, tuple[bytes, bool]]]:
-    """Of each token: what is before it since the last white space, itself, and the rest of its word with whether the
-    text ends."""
+def _token_suffixes(chains: Sequence[Chain], pre_tokens: PreTokens) -> Iterator[tuple[bytes, bytes, Ending]]:
+    """Of each token: what stands before it since the last white space, itself, and the rest of its pre-token with
+    whether the text ends there."""
     for chain in chains:
         content = chain.content
-        seams = [*words.seams(content), len(content)]
-        word = at = 0
+        bounds = [*pre_tokens.boundaries(content), len(content)]
+        begin = index = 0
         for token, (start, end) in zip(chain.tokens, chain.spans, strict=True):
-            while seams[at] <= start and at + 1 < len(seams):
-                word, at = seams[at], at + 1
-            behind = at
-            while seams[behind] < end:
+            while bounds[index] <= start and index + 1 < len(bounds):
+                begin, index = bounds[index], index + 1
+            # A token may reach into a later pre-token: the rest is that one's.
+            behind = index
+            while bounds[behind] < end:
                 behind += 1
-            stop = seams[behind]
+            stop = bounds[behind]
             if stop < len(content):
-                yield *words.place(content[word:start], token), (content[end:stop], False)
+                yield *pre_tokens.context(content[begin:start], token), (content[end:stop], False)
             elif chain.stop != "length":
-                yield *words.place(content[word:start], token), (content[end:], True)
+                yield *pre_tokens.context(content[begin:start], token), (content[end:], True)
 
 
 def _suffix_shares(
-    near: Counter[Ending] | None, wide: Counter[Ending] | None, common: CommonSuffixes
+    near: Counter[Ending] | None, counts: Counter[Ending] | None, common: CommonSuffixes
 ) -> tuple[Suffix, ...]:
-    """Shares of rests: what the question's own chains say, and as much as one more chain of what the run's say.
+    """Shares of suffixes: what the question's own chains say, and with the weight of one more chain what the run's say.
 
-    common  the most frequent of what the run's say
+    common  the most frequent of the run's `counts`
     """
     shares: dict[Ending, float] = {}
-    own = sum(near.values()) if near else 0
-    prior = RUN_WEIGHT if own and wide else 0.0 if own else 1.0
+    total_near = sum(near.values()) if near else 0
+    weight = RUN_WEIGHT if total_near and counts else 0.0 if total_near else 1.0
     if near:
-        for rest, times in near.most_common(MAX_SUFFIXES):
-            shares[rest] = times / (own + prior)
-    if wide and prior:
-        total = wide.total()
-        for rest, times in common:
-            shares[rest] = shares.get(rest, 0.0) + prior * times / total / (own + prior)
+        for ending, count in near.most_common(MAX_SUFFIXES):
+            shares[ending] = count / (total_near + weight)
+    if counts and weight:
+        total = counts.total()
+        for ending, count in common:
+            shares[ending] = shares.get(ending, 0.0) + weight * count / total / (total_near + weight)
     return tuple((rest, ended, share) for (rest, ended), share in shares.items())
 
 

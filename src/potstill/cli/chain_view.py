@@ -58,7 +58,7 @@ class AlignedBlock:
 
 def aligned_blocks(chain: Chain, target: Target, tokenizer: Tokenizer) -> list[AlignedBlock]:
     """The blocks of a chain and its target, in order; every step and every position lies in one."""
-    _, places = encode_chain_text(chain, tokenizer.fast)
+    _, places = encode_chain_text(chain, tokenizer.encoder)
     found = []
     for chunk in spans(chain.spans, places):
         kinds: set[TargetKind] = {target.kind(position) for position in chunk.student}
@@ -151,7 +151,7 @@ def _student_cells(target: Target, tokenizer: Tokenizer, position: int) -> tuple
 
 def student_token_text(tokenizer: Tokenizer, token: int) -> str:
     """A token of the student in a table: its bytes, or its name where it has none."""
-    data = tokenizer.bytes(token)
+    data = tokenizer.token_bytes(token)
     return token_text(data) if data else next((n for n, i in tokenizer.vocabulary.specials.items() if i == token), "∅")
 
 

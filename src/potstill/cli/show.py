@@ -310,7 +310,7 @@ def _find_target(folder: Path, found: Chain, verdict: Verdict) -> tuple[Chain, T
         return None
     recipe = read_run_recipe(folder)
     tokenizer = tokenization.load_tokenizer(models.tokenizer_folder(recipe))
-    own = TargetStore(examples.targets_folder(folder, recipe), examples.target_origin(folder, recipe, tokenizer)).of(
+    own = TargetStore(examples.targets_folder(folder, recipe), examples.target_origin(folder, recipe, tokenizer)).get(
         found
     )
     taught, _ = rewrite.prepare_chain(found, recipe.transfer.rewrite, recipe.transfer.marks)

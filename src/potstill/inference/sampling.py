@@ -206,14 +206,14 @@ class CalculatorDecoding:
         before = self.tokenizer.encode(text).ids
         whole = self.tokenizer.encode(text + result).ids
         tokens = whole[len(before) :] if whole[: len(before)] == before else self.tokenizer.encode(result).ids
-        written = b"".join(self.tokenizer.bytes(token) for token in tokens)
+        written = b"".join(self.tokenizer.token_bytes(token) for token in tokens)
         return tokens if written == result.encode() else []
 
 
 @lru_cache(maxsize=2)
 def _classify_tokens(tokenizer: Tokenizer) -> tuple[frozenset[int], torch.Tensor]:
     """The tokens that open a calculator mark, and those that lengthen a number before them."""
-    vocabulary = [tokenizer.bytes(token) for token in range(tokenizer.size)]
+    vocabulary = [tokenizer.token_bytes(token) for token in range(tokenizer.size)]
     marks = frozenset(token for token, text in enumerate(vocabulary) if text.lstrip().startswith(b"<"))
     numbers = [token for token, text in enumerate(vocabulary) if NUMBER_CONTINUATION.match(text)]
     return marks, torch.tensor(numbers, dtype=torch.long)

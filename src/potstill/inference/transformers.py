@@ -48,7 +48,7 @@ class TransformersEngine:
         eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
         tokenizer = student.tokenizer
         known = [token for token in eos_ids if type(token) is int and 0 <= token < tokenizer.size]
-        special = {token for token in known if not tokenizer.bytes(token)}
+        special = {token for token in known if not tokenizer.token_bytes(token)}
         self.end_tokens = (tokenizer.eos, *sorted(special - {tokenizer.eos}))
         # T5 has relative positions and no limit; its `n_positions` is only the length it was trained on.
         config, causal = student.model.config, student.family == "causal"

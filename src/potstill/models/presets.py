@@ -69,5 +69,5 @@ def init_number_embeddings(student: Student, seed: int, share: float = 0.8) -> i
 
 
 def _number(student: Student, token: int) -> int | None:
-    text = student.tokenizer.bytes(token).strip()
+    text = student.tokenizer.token_bytes(token).strip()
     return int(text) if text.isdigit() and len(text) < 5 else None

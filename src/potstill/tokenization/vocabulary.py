@@ -1,15 +1,10 @@
-"""Vocabularies: what the tokens of a tokenizer mean (`pieces`) and text to tokens with byte spans (`encoder`).
-
->>> Vocabulary((b"a", b" b"), {}, eos=None, pad=None, unk=None, dummy=True, digest="").split([1, 0, 1])
-[b'b', b'a', b' b']
-
-What the tokens of a tokenizer say, as a plain value: the bytes of every piece.
+"""What the tokens of a tokenizer mean, as a plain value: the bytes of every piece.
 
 >>> pieces = [["</s>", 0], ["<pad>", 0], ["<unk>", 0], ["▁We", -1], ["ng", -2]]
 >>> added = [{"id": 0, "content": "</s>", "special": True}, {"id": 1, "content": "<pad>", "special": True}]
->>> space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"}
+>>> metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"}
 >>> model = {"type": "Unigram", "unk_id": 2, "vocab": pieces}
->>> vocabulary = parse_tokenizer_json({"model": model, "pre_tokenizer": space, "added_tokens": added})
+>>> vocabulary = parse_tokenizer_json({"model": model, "pre_tokenizer": metaspace, "added_tokens": added})
 >>> vocabulary.bytes_of(3), vocabulary.bytes_of(0), vocabulary.eos, vocabulary.unk, vocabulary.size
 (b' We', None, 0, 2, 5)
 >>> vocabulary.split([3, 4, 0]), vocabulary.find(b"We", first=True)
@@ -35,17 +30,17 @@ MAX_TOKEN_ID: Final = 2**24  # more tokens than any vocabulary has
 _BYTE_PIECE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Vocabulary:
     """The pieces of a tokenizer.
 
-    table     [size] the bytes that a token adds to a text, at any place but its start; None for what is no text:
-              special tokens, the unknown token, ids without a piece
-    specials  name to id of the tokens that are no text
-    eos, pad, unk   ids, None where the tokenizer does not say
-    dummy     a text is encoded as if a space stood before it: its first token loses that space
-    digest    of everything that decides which ids a text gets: normaliser, pre-tokenizer, model, added tokens
-    fallback  ids that stand for one byte of a character without a piece of its own
+    table          [size] the bytes that a token adds to a text, anywhere but at its start; None for what is not text:
+                   special tokens, the unknown token, ids without a piece
+    specials       name to id of the tokens that are not text
+    eos, pad, unk  ids, None where the tokenizer does not say
+    dummy          a text is encoded as if a space stood before it: its first token loses that space
+    digest         of everything that decides which ids a text gets: normalizer, pre-tokenizer, model, added tokens
+    fallback       ids that stand for one byte of a character without a piece of its own
     """
 
     table: tuple[bytes | None, ...]
@@ -57,27 +52,31 @@ class Vocabulary:
     digest: str
     fallback: frozenset[int] = frozenset()
 
+    def __repr__(self) -> str:
+        return f"Vocabulary({self.size} tokens, eos={self.eos}, digest={self.digest[:12]!r})"
+
     @property
     def size(self) -> int:
         """One more than the largest id. A model may have more rows than that (padding), never fewer."""
         return len(self.table)
 
     def bytes_of(self, token: int) -> bytes | None:
-        """The bytes that the token adds inside a text; None for a token that is no text."""
+        """The bytes that the token adds inside a text; None for a token that is not text."""
         return self.table[token]
 
     def split(self, ids: Sequence[int]) -> list[bytes]:
-        """One piece a token, which put one after the other are exactly the bytes of the text: the first one that is
-        text loses its dummy space, what is no text is empty."""
+        """One piece a token, which joined are exactly the bytes of the text: the first one that is text loses its dummy
+        space, and what is not text is empty."""
         pieces = [self.table[token] or b"" for token in ids]
         if self.dummy:
-            first = next((place for place, token in enumerate(ids) if self.table[token] is not None), None)
+            first = next((i for i, token in enumerate(ids) if self.table[token] is not None), None)
             if first is not None and pieces[first].startswith(b" "):
                 pieces[first] = pieces[first][1:]
         return pieces
 
     def candidate(self, token: int, position: int) -> bytes | End | None:
-        """What the token would mean as the position-th of a text: bytes, END, or None for any other special token."""
+        """The outcome that the token is as the position-th of a text: bytes, END, or None for any other special
+        token."""
         if token == self.eos:
             return END
         data = self.table[token]
@@ -91,13 +90,13 @@ class Vocabulary:
 
     @cached_property
     def _ids(self) -> dict[bytes, int]:
-        # `<0x41>` and `A` are the same bytes: the piece proper wins, it is the one that encoding uses.
+        # `<0x41>` and `A` are the same bytes: the proper piece wins, because encoding uses it.
         order = sorted(range(self.size), key=self.fallback.__contains__)
-        found: dict[bytes, int] = {}
+        ids: dict[bytes, int] = {}
         for token in order:
             if data := self.table[token]:
-                found.setdefault(data, token)
-        return found
+                ids.setdefault(data, token)
+        return ids
 
 
 def parse_tokenizer_json(
@@ -105,22 +104,29 @@ def parse_tokenizer_json(
 ) -> Vocabulary:
     """The vocabulary of a `tokenizer.json`.
 
-    eos, pad  ids or names; without them the one well-known name that the tokenizer has, None if it has none or several
-    Raises UserError for a kind of model whose pieces have no fixed bytes, and for a name that is no token.
+    eos, pad  ids or names; by default the one well-known name that the tokenizer has, None if it has none or several
+
+    Raises UserError for a kind of model whose pieces have no fixed bytes, and for a name that is not a token.
     """
     read: Mapping[str, Any] = json.loads(source) if isinstance(source, str) else source
     model = read["model"]
     kind = get_model_type(model)
     if kind not in ("BPE", "Unigram", "WordPiece") or model.get("end_of_word_suffix"):
-        found = f"{kind} with end_of_word_suffix" if model.get("end_of_word_suffix") else kind
-        raise UserError("unsupported tokenizer model", found=found, hint="use a BPE, Unigram or WordPiece tokenizer")
+        raise UserError(
+            "unsupported tokenizer model",
+            code="E-tokenizer-unsupported-model",
+            found=f"{kind} with end_of_word_suffix" if model.get("end_of_word_suffix") else kind,
+            hint="use a BPE, Unigram or WordPiece tokenizer",
+        )
     pairs = [(p, i) for i, (p, _) in enumerate(model["vocab"])] if kind == "Unigram" else list(model["vocab"].items())
     added = list(read.get("added_tokens") or ())
-    before = [*_flatten_steps(read.get("normalizer")), *_flatten_steps(read.get("pre_tokenizer"))]
-    byte_level = any(part["type"] == "ByteLevel" for part in before)
-    space = next((found for part in before if (found := _space_character(part))), None)
-    _check_ids([*(i for _, i in pairs), *(token["id"] for token in added)])
-    table: list[bytes | None] = [None] * (1 + max([i for _, i in pairs] + [token["id"] for token in added], default=-1))
+    steps = [*_flatten_steps(read.get("normalizer")), *_flatten_steps(read.get("pre_tokenizer"))]
+    byte_level = any(step["type"] == "ByteLevel" for step in steps)
+    space = next((character for step in steps if (character := _space_character(step))), None)
+    ids = [*(i for _, i in pairs), *(token["id"] for token in added)]
+    _check_ids(ids)
+    # Pieces to bytes, by the convention of each kind of model.
+    table: list[bytes | None] = [None] * (1 + max(ids, default=-1))
     fallback = set()
     for piece, token in pairs:
         if kind == "WordPiece":
@@ -133,6 +139,7 @@ def parse_tokenizer_json(
             fallback.add(token)
         else:
             table[token] = (piece.replace(space, " ") if space else piece).encode()
+    # Special tokens are not text, whatever their piece says.
     specials: dict[str, int] = {}
     for token in added:
         text = token["content"].replace(space, " ") if space and not byte_level else token["content"]
@@ -144,9 +151,9 @@ def parse_tokenizer_json(
     if unk is not None:
         table[unk] = None
         specials.setdefault(next(name for name, token in names.items() if token == unk), unk)
-    ends = [_resolve_token(what, wanted, names, len(table)) for what, wanted in (("eos", eos), ("pad", pad))]
-    eos_id = _find_well_known(KNOWN_EOS_TOKENS, specials) if eos is None else ends[0]
-    pad_id = _find_well_known(KNOWN_PAD_TOKENS, specials) if pad is None else ends[1]
+    given_eos, given_pad = (_resolve_token(*row, names, len(table)) for row in (("eos", eos), ("pad", pad)))
+    eos_id = _find_well_known(KNOWN_EOS_TOKENS, specials) if eos is None else given_eos
+    pad_id = _find_well_known(KNOWN_PAD_TOKENS, specials) if pad is None else given_pad
     for name, token in names.items():
         if token in (eos_id, pad_id):
             table[token] = None
@@ -159,23 +166,26 @@ def parse_tokenizer_json(
         eos=eos_id,
         pad=pad_id,
         unk=unk,
-        dummy=kind == "WordPiece" or any(_adds_dummy_space(part) for part in before),
+        dummy=kind == "WordPiece" or any(_adds_dummy_space(step) for step in steps),
         digest=hash_vocabulary(json.dumps(digested, sort_keys=True).encode()),
         fallback=frozenset(fallback),
     )
 
 
 def _check_ids(ids: Sequence[Any]) -> None:
-    """Raises UserError for what is no row of an embedding: a table of all ids is made."""
+    """Raises UserError for an id that cannot be a row of an embedding, before a table of all ids is made."""
     wrong = next((token for token in ids if type(token) is not int or not 0 <= token < MAX_TOKEN_ID), None)
     if wrong is not None:
         raise UserError(
-            "a token has an id that no model has a row for", found=str(wrong)[:40], hint="get the file again"
+            "a token has an id that cannot be a row of a model's embedding",
+            code="E-tokenizer-bad-id",
+            found=str(wrong)[:40],
+            hint="get the tokenizer's files again",
         )
 
 
 def get_model_type(model: Mapping[str, Any]) -> str | None:
-    """Unigram, BPE, WordPiece or another; files of before 2021 do not say it."""
+    """Unigram, BPE, WordPiece or another; files from before 2021 do not say it."""
     by_shape = "Unigram" if isinstance(model.get("vocab"), list) else "BPE" if "merges" in model else None
     return model.get("type") or by_shape
 
@@ -195,44 +205,44 @@ def hash_vocabulary(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _flatten_steps(part: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+def _flatten_steps(step: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
     """The steps of a pipeline, those of its sequences one by one."""
-    if part is None:
+    if step is None:
         return
-    if part["type"] == "Sequence":
-        for inner in part.get("normalizers") or part.get("pretokenizers") or part.get("decoders") or ():
+    if step["type"] == "Sequence":
+        for inner in step.get("normalizers") or step.get("pretokenizers") or step.get("decoders") or ():
             yield from _flatten_steps(inner)
     else:
-        yield part
+        yield step
 
 
-def _space_character(part: Mapping[str, Any]) -> str | None:
+def _space_character(step: Mapping[str, Any]) -> str | None:
     """The character that stands for a space in the pieces."""
-    if part["type"] == "Metaspace":
-        return part.get("replacement", "▁")
-    if part["type"] == "Replace" and part.get("pattern") == {"String": " "} and "content" in part:
-        return part["content"]
+    if step["type"] == "Metaspace":
+        return step.get("replacement", "▁")
+    if step["type"] == "Replace" and step.get("pattern") == {"String": " "} and "content" in step:
+        return step["content"]
     return None
 
 
-def _adds_dummy_space(part: Mapping[str, Any]) -> bool:
-    if part["type"] == "Metaspace":
-        return part.get("prepend_scheme", "always" if part.get("add_prefix_space", True) else "never") != "never"
-    return part["type"] == "Prepend" or (part["type"] == "ByteLevel" and bool(part.get("add_prefix_space")))
+def _adds_dummy_space(step: Mapping[str, Any]) -> bool:
+    if step["type"] == "Metaspace":
+        return step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never") != "never"
+    return step["type"] == "Prepend" or (step["type"] == "ByteLevel" and bool(step.get("add_prefix_space")))
 
 
 def _decode_byte_level(piece: str) -> bytes:
     try:
         return bytes(_BYTE_OF[character] for character in piece)
-    except KeyError:  # an added token that stands in the vocabulary as plain text
+    except KeyError:  # an added token that the vocabulary lists as plain text
         return piece.encode()
 
 
 def _byte_characters() -> dict[str, int]:
-    """The printable stand-in of each byte in byte-level BPE: itself if it is visible, else the next one from 256 on."""
+    """The printable character of each byte in byte-level BPE: itself if it is visible, else the next one from 256 on."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible]
-    return {chr(b): b for b in visible} | {chr(256 + place): b for place, b in enumerate(hidden)}
+    return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
 
 
 _BYTE_OF: Final = _byte_characters()
@@ -243,10 +253,14 @@ def _find_well_known(names: Sequence[str], specials: Mapping[str, int]) -> int |
     return present[0] if len(present) == 1 else None
 
 
-def _resolve_token(what: str, wanted: int | str | None, names: Mapping[str, int], size: int) -> int | None:
+def _resolve_token(role: str, wanted: int | str | None, names: Mapping[str, int], size: int) -> int | None:
+    """The id of a token given by id or name. Raises UserError if there is no such token."""
     token = names.get(wanted) if isinstance(wanted, str) else wanted
     if wanted is not None and (token is None or not 0 <= token < size):
         raise UserError(
-            f"no such {what} token", found=repr(wanted), hint="name a token of the tokenizer, or give its id"
+            f"the tokenizer has no such {role} token",
+            code="E-tokenizer-no-such-token",
+            found=repr(wanted),
+            hint="name a token of the tokenizer, or give its id",
         )
     return token

@@ -15,6 +15,7 @@ targets. A chain is a target in the formats with rationale; the bare answer, har
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from potstill.models import Example, Student, tokenizer_folder
 from potstill.recipe import Recipe, flatten_keys
 from potstill.records import Chain, Prompt, Question, Target
 from potstill.storage import manifest
-from potstill.tokenization import Tokenizer, vocabulary
+from potstill.tokenization import Tokenizer
 from potstill.training import data_order, format_mix, replay_data
 
 
@@ -79,7 +80,7 @@ def read_training_data(run_dir: Path, recipe: Recipe, student: Student) -> Train
     targets = TargetStore(targets_folder(run_dir, recipe), target_origin(run_dir, recipe, student.tokenizer))
     own: dict[str, list[int]] = {name: [] for name in asked}
     for place in range(len(targets)):
-        own[targets.key(place)[0]].append(place)
+        own[targets.keys[place][0]].append(place)
     course = format_mix.build_data_order(recipe, [(name, len(places)) for name, places in own.items()])
     replay = replay_data.read_replay_rows(run_dir, recipe, student)
     weights: Mapping[str, float] | None = {**recipe.train.loss_weights} if recipe.train.loss_weights else None
@@ -157,7 +158,7 @@ def target_origin(run_dir: Path, recipe: Recipe, tokenizer: Tokenizer) -> Target
         sampled.digest,
         recipe.transfer.rule,
         cross_tokenizer.VERSION,
-        vocabulary.hash_vocabulary(settings.encode()),
+        hashlib.sha256(settings.encode()).hexdigest(),
     )
 
 

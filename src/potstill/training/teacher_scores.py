@@ -48,7 +48,9 @@ def rescore_across_tokenizers(
     """
     stops: list[StopReason] = ["end" if row.target.kinds[-1] == "end" else "length" for row in rows]
     texts = [own.decode(row.target.ids) for row in rows]
-    if b"\n" not in own.text(own.encode("a\nb").ids):  # the scorer expects the line break that the student cannot write
+    if b"\n" not in own.decode_bytes(
+        own.encode("a\nb").ids
+    ):  # the scorer expects the line break that the student cannot write
         texts = [prompts.restore_answer_line(text) for text in texts]
     chains = [
         Chain.from_text(row.question, place, text, source=row.format, stop=stop)
