@@ -1,6 +1,6 @@
 """Hard pairs of text and gold answer, by category: (text, gold, task or None, expected grade).
 
-Each was written by hand as something a model might say; what is expected follows from the policies in
+Each is written by hand as a text that a model might write. The expected grades follow from the rules in
 `potstill.grading`.
 """
 

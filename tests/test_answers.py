@@ -1,4 +1,4 @@
-"""The grader: hard cases by category, every real gold answer, any text in linear time."""
+"""The grader on hard cases, on every gold answer of the data sets, and on texts that would take quadratic time."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def test_there_are_hundreds_of_hard_cases() -> None:
 
 
 @pytest.mark.parametrize(("text", "gold", "task"), TRUNCATED)
-def test_a_cut_text_without_a_marked_answer_is_truncated(text: str, gold: str, task: str | None) -> None:
+def test_a_truncated_text_without_a_marked_answer_is_truncated(text: str, gold: str, task: str | None) -> None:
     assert grade(text, gold, task, stop="length").grade == "truncated"
     assert grade(text, gold, task, stop="end").grade != "truncated"
 
 
-def test_a_cut_text_with_a_marked_answer_is_graded() -> None:
+def test_a_truncated_text_with_a_marked_answer_is_graded() -> None:
     assert grade("The answer is 18. And then", "18", stop="length").grade == "right"
     assert grade("The answer is 17. And then", "18", stop="length").grade == "wrong"
 
@@ -79,7 +79,7 @@ def test_every_gsm8k_reference_solution_is_right(data: Path) -> None:
             assert grade(text, question.gold, "gsm8k").grade == "right", question.id
 
 
-def test_asdiv_golds_are_of_these_forms(real: list[data.Question]) -> None:
+def test_the_answer_types_of_asdiv(real: list[data.Question]) -> None:
     counts: dict[str, int] = {}
     for q in real:
         if q.set == "asdiv":
@@ -88,8 +88,8 @@ def test_asdiv_golds_are_of_these_forms(real: list[data.Question]) -> None:
 
 
 @given(st.integers(-(10**12), 10**12), st.sampled_from(["{}", "{:,}", "${:,}", "{}.00", "{} apples", "**{}**"]))
-def test_a_number_is_itself_however_it_is_written(n: int, how: str) -> None:
-    text = f"So the answer is {how.format(n)}."
+def test_a_number_is_right_in_every_notation(n: int, notation: str) -> None:
+    text = f"So the answer is {notation.format(n)}."
     assert grade(text, str(n)).grade == "right"
     assert grade(text, str(n + 1)).grade == "wrong"
     assert grade(text, str(n)).found == str(n)
@@ -173,10 +173,10 @@ def test_no_text_takes_long(number: int) -> None:
         bare = [EVIL[number]] if name in ("number", "choice", "boolean", "text", "json") else []
         for text in ["The answer is " + EVIL[number], *bare]:
             assert grade(text, gold, name).grade in ("right", "wrong", "no answer")
-        # No time is asserted: one that grows with the square of 50,000 signs would hold the suite up for minutes.
+        # No time limit is asserted: quadratic time in 50,000 characters would take minutes.
 
 
-# What marks an answer, ends a thought or begins the next question where no JSON is.
+# Outside of JSON these mark an answer, end reasoning or begin the next question.
 WORDS = [
     "</think>",
     "Question: a",
@@ -205,7 +205,7 @@ def test_json_is_itself_in_any_order_and_layout(value) -> None:
     assert grade(json.dumps([value, 1]), gold, "json").grade == "wrong"
 
 
-def test_a_function_grades_for_whoever_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grading_function_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "close.py").write_text(
         "def near(text, gold):\n    last = text.split()[-1]\n    return abs(float(last) - float(gold)) < 1, last\n"
         "def silent(text, gold):\n    return None\n"

@@ -1,4 +1,4 @@
-"""The grader under texts that nobody would write: properties of any text, hostile numbers, nesting, patterns, time."""
+"""The grader on hostile texts: properties that hold for any text, huge numbers, nesting, regexes, running time."""
 
 from __future__ import annotations
 
@@ -23,17 +23,15 @@ SAMPLES = {**GOLDS, "math": "\\frac{1}{2}", "regex": "[0-9]+"}
 
 
 @pytest.mark.parametrize(("kind", "text", "gold", "task", "stop", "expected"), ROWS)
-def test_further_inputs_of_each_kind(
-    kind: str, text: str, gold: str, task: str | None, stop: str | None, expected: str
-) -> None:
+def test_further_cases(kind: str, text: str, gold: str, task: str | None, stop: str | None, expected: str) -> None:
     verdict = grade(text, gold, task, stop)
     assert verdict.grade == expected or (expected == "not right" and verdict.grade in ("wrong", "no answer")), verdict
 
 
-def test_every_case_that_was_reported(data: Path) -> None:
+def test_every_reported_case(data: Path) -> None:
     path = data / "cases" / "grading.jsonl"
     if not path.is_file():
-        pytest.skip(f"no file {path}: the reported cases lie outside of the project")
+        pytest.skip(f"no file {path}: the reported cases are not part of the project")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     failing = []
     for row in rows:
@@ -44,7 +42,7 @@ def test_every_case_that_was_reported(data: Path) -> None:
     assert rows and failing == []
 
 
-# The principle: what stands before the last mark makes no difference.
+# The principle: the text before the last marker makes no difference.
 BEFORE = st.lists(
     st.sampled_from(
         ["It is 5. ", "(B) is a fact. ", "Yes, so it seems. ", "True! ", "3 + 2 = 5\n", "He is Tom.\n", "ant bee cat\n",
@@ -52,7 +50,7 @@ BEFORE = st.lists(
     ),
     max_size=5,
 ).map("".join)  # fmt: skip
-MARKS = [
+MARKERS = [
     "The answer is",
     "So the answer is:",
     "Answer:",
@@ -69,18 +67,22 @@ FORMS = [name for name in grading.ANSWER_TYPES if not name.startswith("paper") a
 
 
 @given(
-    BEFORE, st.sampled_from(MARKS), st.sampled_from(BEHIND), st.sampled_from(FORMS), st.sampled_from(["end", "length"])
+    BEFORE,
+    st.sampled_from(MARKERS),
+    st.sampled_from(BEHIND),
+    st.sampled_from(FORMS),
+    st.sampled_from(["end", "length"]),
 )
-def test_what_stands_before_the_last_mark_makes_no_difference(
+def test_the_text_before_the_last_marker_makes_no_difference(
     before: str, mark: str, behind: str, form: str, stop: str
 ) -> None:
     gold = SAMPLES.get(form, "Tom")
     if behind == " below" and form not in ("text", "list", "exact", "regex"):
-        behind = f" below: {gold}"  # the one word of these that prose has too
+        behind = f" below: {gold}"  # the only one of these words that also occurs in prose
     assert grade(before + mark + behind, gold, form, stop) == grade(mark + behind, gold, form, stop)
 
 
-DRESSES = ["{} apples", "${}", "{} dollars", "{} km", "{}%", "\u20ac{}", "**{}**", "`{}`", "${}$", "{} square feet",
+MARKUPS = ["{} apples", "${}", "{} dollars", "{} km", "{}%", "\u20ac{}", "**{}**", "`{}`", "${}$", "{} square feet",
            "\\({}\\)", "<b>{}</b>", "{}.", "{} kg", "\\text{{{}}}", "{} m^2", "{} (in all)", "_{}_",
            "{} cm\u00b2", "{} hours"]  # fmt: skip
 SENTENCES = ["The answer is {}", "So the answer is: {}", "#### {}", "\\boxed{{{}}}", "It comes to {}"]
@@ -89,14 +91,14 @@ SENTENCES = ["The answer is {}", "So the answer is: {}", "#### {}", "\\boxed{{{}
 @given(
     st.integers(0, 10**6),
     st.integers(0, 2),
-    st.sampled_from(DRESSES),
+    st.sampled_from(MARKUPS),
     st.sampled_from(SENTENCES),
     st.sampled_from(["", "-"]),
 )
-def test_a_unit_a_currency_or_bold_changes_no_verdict(n: int, more: int, dress: str, sentence: str, sign: str) -> None:
+def test_a_unit_a_currency_or_bold_changes_no_verdict(n: int, more: int, markup: str, sentence: str, sign: str) -> None:
     gold, number = str(n), f"{sign}{n + more}"
-    plain, dressed = (grade(sentence.format(how), gold) for how in (number, dress.format(number)))
-    assert plain == dressed
+    plain, decorated = (grade(sentence.format(how), gold) for how in (number, markup.format(number)))
+    assert plain == decorated
 
 
 @given(
@@ -126,11 +128,11 @@ PARTS = st.lists(st.sampled_from(HOSTILE) | st.text(st.characters(), max_size=6)
 @given(PARTS, st.sampled_from([*grading.ANSWER_TYPES, None]), st.sampled_from([None, "end", "length"]))
 def test_no_text_makes_the_grader_raise(text: str, form: str | None, stop: str | None) -> None:
     verdict = grade(text, SAMPLES.get(form or "number", "some words"), form, stop)
-    (verdict.found or "").encode("utf-8")  # what is found can be written to a file
+    (verdict.found or "").encode("utf-8")  # the extracted answer can be written to a file
 
 
 @given(PARTS, st.sampled_from([*grading.ANSWER_TYPES, None]))
-def test_a_gold_is_read_or_refused(gold: str, form: str | None) -> None:
+def test_a_gold_answer_is_parsed_or_refused(gold: str, form: str | None) -> None:
     try:
         grade("The answer is 18", gold, form)
     except UserError:
@@ -152,7 +154,7 @@ def test_a_number_of_five_million_digits_is_not_computed(form: str) -> None:
 
 
 def calls(text: str, gold: str, form: str) -> int:
-    """How many functions are called while a text is graded."""
+    """The number of function calls while a text is graded."""
     count = 0
 
     def see(frame, event, argument) -> None:
@@ -171,12 +173,12 @@ def calls(text: str, gold: str, form: str) -> int:
 def test_twice_the_text_is_at_most_twice_the_work(number: int) -> None:
     for form in FORMS:
         gold, unit = SAMPLES.get(form, "some words"), "The answer is " + EVIL[number][:2000]
-        calls(unit, gold, form)  # what is done once only
+        calls(unit, gold, form)  # caches are filled once
         small, large = calls(unit, gold, form), calls(unit + EVIL[number][:2000], gold, form)
         assert large <= 2 * small + 400, (form, small, large)
 
 
-def test_a_pattern_that_would_take_for_ever_takes_linear_time() -> None:
+def test_a_pattern_with_exponential_backtracking_takes_linear_time() -> None:
     for pattern in ("(a+)+b", "(a|aa)+$", "(a*)*c", "(.*)*x"):
         assert grade("a" * 1900, pattern, "regex").grade in ("wrong", "right")
     assert grade("aaab", "(a+)+b", "regex").grade == "right"
@@ -228,7 +230,7 @@ def test_an_expression_that_takes_too_long_is_wrong_and_the_next_one_is_compared
     assert found == ["right"]
 
 
-def test_a_worker_that_ends_answers_none_and_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_process_that_ends_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "echoing.py").write_text(
         "import sys\nprint('true', flush=True)\nfor line in sys.stdin:\n"
         "    if 'end' in line:\n        sys.exit()\n    print(line, end='', flush=True)\n"
@@ -243,7 +245,7 @@ def test_a_worker_that_ends_answers_none_and_is_started_again(tmp_path: Path, mo
         worker.close()
 
 
-def test_without_the_extra_the_task_math_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_task_math_needs_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError) as error:
         grading.canonicalize_gold("\\frac{1}{2}", "math")

@@ -1,4 +1,4 @@
-"""Calculator marks in training chains: put in where the calculator agrees, taken out, never the teacher's."""
+"""Calculator marks in training chains: inserted where the calculator agrees, removed, and never the teacher's."""
 
 from __future__ import annotations
 

@@ -53,6 +53,7 @@ _BOOLEAN_ALONE = re.compile(
     r"|does|do|did|can|cannot|will|yes|no|q|question|thus|therefore|hence|answer|after)\b)",
     re.IGNORECASE,
 )
+# Behind yes or no: "yes, but only if", "no, unless".
 _CONDITION = re.compile(
     r"[\"'*`]{0,2},?\s(?:but\s)?(?:only\s)?(?:if|unless|depending|in\s(?:some|certain)\scases|sometimes)\b",
     re.IGNORECASE,
@@ -115,6 +116,7 @@ _CONFIDENCE_WORDS: Final = (
 _END: Final = (
     r"(?=[).:,;!?\]}*\"'`/&+]|\s*$|\n|\s+(?:because|since|as|which|that|is|or|and|but|not|due|for|\(|-|\u2014|=)(?!\w))"
 )
+# At the beginning of an answer: "(B)", "option B", "most likely B", "b.".
 _LEADING = re.compile(
     rf"(?:{_CONFIDENCE_WORDS})(?:{_OPTION_NOUN}?[(\[](?P<bracket>[A-Za-z])[)\]]"
     rf"|(?!I')(?:option |choice |letter )?(?P<bare>[A-Z]){_END}"
@@ -122,6 +124,7 @@ _LEADING = re.compile(
     r"|(?P<small>[a-z])(?=[).]|\s*$))",
 )
 _IN_BRACKETS = re.compile(r"\(([A-Za-z])\)")
+# Behind a letter: "or (C)", ", C", "and/or option C".
 _OTHER_CHOICE = re.compile(
     r"[).*\s\"'`]{0,3}(?:\s\([^()\n]{2,40}\))?(?:\s?,\s?(?:or\s|and\s)?|\s?[/&+;|]\s?"
     r"|\s\(?(?:or|and|and/or|as well as|nor)(?:,\s[a-z ]{1,20},)?\s)"
@@ -133,6 +136,7 @@ _BEHIND_WORDS = re.compile(
     r"[).:]?\s(?:(?!\b(?:because|since|as|not|but|while|whereas|so)\b)[^.;()\n]){1,60}?\s(?:or|and)\s(?:option )?"
     r"[\"'`*]{0,2}(?:\(([A-Z])\)|([A-Z])\))(?!\s(?:is|are|was|does|do|has|would|can|cannot|isn't|doesn't|fails?|seems|looks)\b)"
 )
+# "(A) (C)" and "A C".
 _ADJOINING = re.compile(r"\s?\(([A-Z])\)()(?=\s?(?:$|[.,;(]))|()\s([B-HJ-Z])(?=[.)]?\s*$)")
 # "B, possibly D", "A, though C could be right too"
 _LETTER: Final = r"(?:option\s|choice\s)?(?:\(([A-Z])\)|\b([A-HJ-Z])\b(?!')(?:\s\([^()\n]{1,40}\))?)"
@@ -149,11 +153,13 @@ _SECOND_THOUGHT: Final = (
 )
 _CALLED_RIGHT = re.compile(r"\(?\b([A-Z])\)?\s(?:is|must be)\s(?:the\s)?(?:correct|right)\b")
 _CLOSING = re.compile(r"\b([B-HJ-Z])[.)*]{0,3}\s*$")
+# Before a letter: "not", "rule out", "unlike".
 _CALLED_WRONG = re.compile(
     r"\b(?:not|n't|neither|nor|cannot be|can't be|never|rule out|exclude|eliminate|discard|unlike|than"
     rf"|{normalize.ALL_BUT})\s(?:option |choice )?$",
     re.IGNORECASE,
 )
+# Behind a letter: "does not fit", "is too small", "makes no sense".
 _DISMISSED = re.compile(
     r"\s(?:(?:and|or|nor|,)\s\([A-Z]\)\s)?(?:does\snot|doesn't|do\snot|don't|did\snot|didn't|fails?\b|is\snot|isn't|are\snot"
     r"|aren't|cannot|can't|(?:is|are|seems?|looks?|would\sbe)\s(?:clearly\s|also\s)?(?:wrong|incorrect|false|out\b|too\b"

@@ -50,6 +50,7 @@ _BARE_CHANNEL = re.compile(r"\s?analysis(?=[A-Z0-9\"'])")
 _BARE_FINAL: Final = "assistantfinal"
 
 _VERBS: Final = r"(?:is|are|was|were|be|equals?|becomes|comes\s(?:out\s)?to)\b"
+# Behind the word "answer": "is", "=", ":", "to the question is"; `words` are those in between.
 _CONNECTION = re.compile(
     rf"s?[*_\"')\]]{{0,3}}(?:\s?(?:(?P<sign>[:=])|\b{_VERBS}|\b(?P<never>(?:is|are|was)n't)\b)"
     rf"|\s(?P<words>[^.,\n?!:=]{{1,60}}?)(?:\s?[:=]|\s{_VERBS}))(?:\s?[:=]){{0,2}}"
@@ -74,6 +75,7 @@ _CERTAIN_WORDS = re.compile(
     r"|(?:we|i) (?:get|got|find|found|have|seek|obtain)|in (?:words|numbers|[a-z]+s)|choice|option|key|letter"
     r"|then|thus|therefore|hence|here|now|[a-z]+ly|" + _DENYING.pattern + r".*)"
 )
+# "the answer is correct", "... is obtained by", "... is as follows": prose, unless an answer follows in the sentence.
 _PROSE = re.compile(
     r"\s+(?:also\s|indeed\s|in fact\s|really\s|still\s|now\s|clearly\s|not\s)?(?:correct|right|wrong|incorrect|false"
     r"|reasonable|consistent|accurate|plausible|sensible|verified|confirmed|checked|found|obtained|given|based|derived"
@@ -100,11 +102,13 @@ _SOLUTION = re.compile(
     rf"|under|between|either|plus|most|likely|probably|possibly|perhaps|maybe|{numbers.NUMBER_WORD})\b)(?:[a-z']+[\s]+[a-z']{{2}}|[a-z]+\s[0-9]+\s?:)",
     re.IGNORECASE,
 )
+# "to answer this", "we can answer".
 _ANSWER_AS_VERB = re.compile(
     r"\b(?:to|can|can't|cannot|we|you|could|must|will|please|not|no|who|that)\s+$", re.IGNORECASE
 )
-# "another answer: ..." speaks of answers in general.
+# "another answer: ..." is about answers in general.
 _GENERIC_ANSWER = re.compile(r"\b(?:another|any|an|no|other|such|each|every|wrong|incorrect|different)\s+$")
+# A line or an emphasis that contains nothing else than "Final answer".
 _HEADING = re.compile(
     r"(?:(?:^|\n)[#*_> \t]{0,12}|#[*_ ]{0,4}|\*\*)(?:(?:the|my|our)\s)?(?:(?:final|correct|short)\s)?$"
 )

@@ -138,19 +138,24 @@ _SPECIAL_CHARACTERS: Final = {
     "\u066c": ",",
     "\u066b": ".",
 }
+# Separators between thousands: "1 000" with a thin space, "1'000", "1_000", "10\,000", "10{,}000".
 _GAP: Final = r"(?:\u2009|~|'|_|\\[,;:! ]|,\\!|\{\\?,\}(?:\\!)?)"
 _GROUPED = re.compile(rf"(?<![\w.,'])[0-9]{{1,3}}(?:{_GAP}[0-9]{{3}}(?![0-9]))+")
 _GAPS = re.compile(_GAP)
 _RAISED = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b", "0123456789-")
+# "10³" is a way to write 1000; other powers stay as they are.
 _POWER_OF_TEN = re.compile(r"(?<=10)[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b]+")
+# "2  1/2", from "2 ½", becomes a mixed number.
 _WIDE = re.compile(r"(?<=[0-9]) {2,}(?=[0-9]{1,9}/[0-9])")
 
+# Struck-out text is not part of an answer.
 _STRUCK = re.compile(r"~~[^~\n]{1,200}~~|<(del|strike)>[^<>]{0,200}</\1>")
 _HTML = re.compile(
     r"</?(?:b|i|u|em|strong|span|font|p|div|mark|big|small|code|pre|sub|center|h[1-6]|li|ul|ol)(?:\s[^<>]{0,200})?/?>",
     re.IGNORECASE,
 )
 _BREAK = re.compile(r"<br\s?/?>", re.IGNORECASE)
+# "_18_" and "__18__", but not "a_b" and "1_000".
 _EMPHASIS = re.compile(r"(?<![\w\\])(_{1,3})(?=[^\s_])([^_\n]{1,200})(?<!\s)\1(?!\w)")
 _FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*[\w+#.-]*[ \t]*(?:\n|\Z)", re.MULTILINE)
 # GLM's boxes

@@ -40,6 +40,8 @@ from typing import Final
 
 from potstill.grading import normalize
 
+# numbers in words
+
 SCALE_VALUES: Final = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _ONES: Final = {
     "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
@@ -101,11 +103,8 @@ def _spelled_value(match: re.Match[str]) -> Fraction:
     words = [word for word in re.split(r"[\s,-]+", match["whole"].lower()) if word not in ("and", "")]
     whole = Fraction(_sum_words(words))
     if match["places"]:
-        digits = "".join(
-            map(
-                _spelled_digits, re.findall(rf"(?:{'|'.join(_TENS)})[\s-](?:{_ONES_WORD})|\w+", match["places"].lower())
-            )
-        )
+        groups = re.findall(rf"(?:{'|'.join(_TENS)})[\s-](?:{_ONES_WORD})|\w+", match["places"].lower())
+        digits = "".join(map(_spelled_digits, groups))  # "point five", "point twenty-five", "point oh five"
         return whole + Fraction(int(digits), 10 ** len(digits))
     if match["addend"]:
         return whole + parse_fraction_word(match["addend"])
@@ -133,22 +132,28 @@ def _sum_words(words: list[str]) -> int:
     return total + current
 
 
+# the context of a number
+
 _CONTEXT_CHARS: Final = 40  # characters examined before a number
 _LETTER: Final = r"[xyzniajuvwqe]"  # unknowns and constants; m, g, l, s, h, k and their like are units
 # Directly behind the digits: more digits that do not form a numeral, a power, a letter.
 _CONTINUED_NUMERAL = re.compile(
     r"[.,:;/'_~][0-9]|[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b\u0305]|\^|\*\*(?=\s?[-0-9(])"
 )
+# Behind a number: "2π", "3 sqrt(2)", "5x", "2(x + 1)".
 _FACTOR = re.compile(
     r"\s?[*]?\s?(?:\u221a|\u03c0|\u221e|\u03b8|pi\b|sqrt\b|(?:log|ln|sin|cos|tan|exp)\b)"
     rf"|{_LETTER}(?![\w'.])|{_LETTER}\.?(?=\s?[.$)}}\]]*$)|\s[xyz](?![\w'])(?!\s?[-$(]{{0,2}}[0-9])"
     r"|\([a-z]\s?[-+]"
 )
+# Behind a number: "2 + x", "3 - √2".
 _TERM = re.compile(r"\s?[-+*/^]\s?\(?(?:[xyzni](?![\w'])|\u221a|\u03c0|\\|[0-9]{0,9}(?:[xyzn](?![\w'])|\u221a|\u03c0))")
+# Behind a number: "18 ± 2", "18 or more", "20% of 50", "5 squared", "18+".
 _BOUND_BEHIND = re.compile(
     r"\s?(?:[^\W\d]+\s?)?[,(]?\s?\(?(?:\u00b1|\+/?-(?=\s?[0-9])|-/?\+(?=\s?[0-9])|%\sof\s[$]?[0-9]|(?:plus\sor\sminus|give\sor\stake\s[a-z0-9]+|at\s(?:most|least)"
     r"|squared|cubed|to\sthe\spower)\b)|\s?(?:[^\W\d]+\s)?(?:or|and)\s(?:more|less|fewer|greater|higher|lower|above|below|over|under|so|up)\b|\+(?![\s]?[0-9(])"
 )
+# Before a number: "more than 18", "at least 18", "x >= 18", "twice 9", "x + 18", "√(2) * 18".
 _BOUND_OR_OPERATION = re.compile(
     r"(?:\u00b1|\+/-|\+-|-\+|plus or minus|(?<![0-9<>])(?<![0-9] )[<>]=?|[\u2264\u2265\u2260]|!=|\u221a\(?"
     r"|\b(?:sqrt|log|ln|sin|cos|tan|exp)\s?\(?"
@@ -160,18 +165,20 @@ _BOUND_OR_OPERATION = re.compile(
     re.IGNORECASE,
 )
 _MINUS_LETTER = re.compile(rf"(?<![A-Za-z]){_LETTER}\s$")
+# Before a number: "not 18", "anything but 18".
 _DENIED = re.compile(
     r"\b(?:not|never|cannot be|isn't|wasn't|aren't|can't be|couldn't be|instead of|rather than|no longer"
     rf"|\b{normalize.ALL_BUT})(?:\s(?:be|just|only|a|the|exactly|equal to))?\s?[$\u00a3\u20ac(]{{0,2}}$",
     re.IGNORECASE,
 )
 _EXPONENT = re.compile(r"[\^_][{(]?-?$")
+# Before a number: "2 hours and", which may begin a quantity in two units.
 _NUMBER_BEFORE = re.compile(r"[0-9](?:\s?-?[a-z]+)?[.,]?\s?(?:,|\band|&)?\s?[$]?$", re.IGNORECASE)
 _PLAIN_DIGITS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
 def is_part_of_expression(text: str, start: int, digits_end: int, end: int, check_before: bool = False) -> bool:
-    """Whether the number at text[start:end] is part of something that does not equal it: 2\u03c0, "at least 5", 2h30.
+    """Whether the number at text[start:end] is part of something that does not equal it: 2π, "at least 5", 2h30.
 
     digits_end    where its digits end; an exponent or fraction may follow up to `end`
     check_before  also check whether it is the second part of a compound quantity: "2 hours and 30 minutes"
@@ -208,6 +215,7 @@ def _is_second_unit(text: str, start: int, end: int) -> bool:
     return False
 
 
+# The units that may be combined in one quantity: "2 hours and 30 minutes", "5 feet 6 inches".
 _UNIT_FAMILIES: Final = (
     r"hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s|days?|d|weeks?|wks?|months?|mos?|years?|yrs?|decades?|centur(?:y|ies)",
     r"feet|foot|ft|inch(?:es)?|in|yards?|yds?|miles?|mi|met(?:er|re)s?|m|centimet(?:er|re)s?|cm|kilomet(?:er|re)s?|km"
@@ -245,6 +253,8 @@ def match_second_unit(text: str, end: int) -> re.Match[str] | None:
             return match
     return None
 
+
+# numbers in digits
 
 MAX_DIGITS: Final = 400
 
