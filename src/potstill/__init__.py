@@ -1,0 +1,80 @@
+"""Distil one ability of a large language model into a small one, and measure what it cost.
+
+    >>> import potstill as ps
+    >>> ps.grade("So she pays 2 x 9 dollars. The answer is $18.", "18", task="gsm8k").grade
+    'right'
+    >>> chunks = ps.align.spans([(0, 2), (2, 5)], [(0, 5)])
+
+Every name is loaded when it is first used, so that `import potstill` is fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from potstill import alignment as align
+    from potstill import losses, teachers
+    from potstill.alignment.cross_tokenizer import transfer
+    from potstill.alignment.text_rule_completions import completions
+    from potstill.errors import UserError
+    from potstill.grading import grade
+    from potstill.records import Chain, Checkpoint, Prediction, Question, Score, Target, Verdict
+    from potstill.run_reader import Run, open_run, run
+
+__version__: Final = "0.1.0"
+
+# Public name -> (module, name in it); None: the module itself.
+_EXPORTS: Final[dict[str, tuple[str, str | None]]] = {
+    "run": ("run_reader", "run"),
+    "open_run": ("run_reader", "open_run"),
+    "Run": ("run_reader", "Run"),
+    "grade": ("grading", "grade"),
+    "align": ("alignment", None),
+    "transfer": ("alignment.cross_tokenizer", "transfer"),
+    "completions": ("alignment.text_rule_completions", "completions"),
+    "losses": ("losses", None),
+    "teachers": ("teachers", None),
+    "UserError": ("errors", "UserError"),
+    "Chain": ("records", "Chain"),
+    "Checkpoint": ("records", "Checkpoint"),
+    "Prediction": ("records", "Prediction"),
+    "Question": ("records", "Question"),
+    "Score": ("records", "Score"),
+    "Target": ("records", "Target"),
+    "Verdict": ("records", "Verdict"),
+}
+
+__all__ = [
+    "Chain",
+    "Checkpoint",
+    "Prediction",
+    "Question",
+    "Run",
+    "Score",
+    "Target",
+    "UserError",
+    "Verdict",
+    "__version__",
+    "align",
+    "completions",
+    "grade",
+    "losses",
+    "open_run",
+    "run",
+    "teachers",
+    "transfer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'potstill' has no attribute {name!r}")
+    module, attribute = _EXPORTS[name]
+    loaded = importlib.import_module(f"potstill.{module}")
+    return loaded if attribute is None else getattr(loaded, attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,191 @@
+"""A run as a Python value: run a recipe, open a run's folder, iterate over its records.
+
+    import potstill as ps
+    run = ps.open_run("runs/demo")
+    chain, verdict = next(run.chains())
+    [row.accuracy for row in run.scores("test") if row.checkpoint == run.choice]
+
+Nothing is read before it is asked for, and every record is a frozen value of `potstill.records`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from potstill.errors import UserError
+from potstill.records import BASE, Chain, Checkpoint, Prediction, Question, Score, Split, Target, Verdict
+
+if TYPE_CHECKING:
+    from potstill.models import Student
+    from potstill.recipe import Recipe
+
+STAGE_OF: dict[str, str] = {"validation": "evaluate", "test": "test"}
+
+
+def run(
+    recipe: str | Path,
+    set: Mapping[str, Any] | None = None,
+    *,
+    run_dir: str | Path | None = None,
+    until: str = "report",
+    redo: str | None = None,
+    yes: bool | Callable[[str], bool] = False,
+) -> Run:
+    """Run a recipe, as `potstill run RECIPE` does, and return the run.
+
+    recipe   the path of a recipe (YAML)
+    set      keys to change, dotted, with their values: `{"train.steps": 500}`, as `--set train.steps=500`
+    run_dir  the folder of the run; `runs/NAME` by default, with the recipe's name
+    until    the last stage to run
+    redo     a stage to run again, with all later ones
+    yes      whether `redo` may remove chains that were paid for; or a function that is called with a sentence that
+             says what would be lost, and that returns True or False
+
+    A stage that is up to date is not run again, and a stage that was interrupted continues. Raises `UserError` for
+    everything that only the user can correct.
+    """
+    from potstill import runner
+    from potstill.recipe import load_recipe
+
+    changes = [f"{key}={json.dumps(value)}" for key, value in (set or {}).items()]
+    folder = None if run_dir is None else Path(run_dir)
+    return Run(runner.run(load_recipe(Path(recipe), changes), folder, until=until, redo=redo, yes=yes))
+
+
+def open_run(run_dir: str | Path) -> Run:
+    """Open the folder of a run, finished or not. Raises `UserError` where it is not the folder of a run."""
+    if not (Path(run_dir) / "recipe.yaml").is_file():
+        raise UserError(
+            "not the folder of a run",
+            code="E-run-not-a-run",
+            where=run_dir,
+            found="no recipe.yaml",
+            hint="give a folder such as runs/demo",
+        )
+    return Run(Path(run_dir))
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of a run, whose files are read when a method is called.
+
+    Every method raises `UserError` where the stage that writes its files has not finished.
+    """
+
+    run_dir: Path
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.run_dir)!r})"
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe of the run, with every default written out."""
+        from potstill.recipe import load_recipe
+
+        return load_recipe(self.run_dir / "recipe.yaml")
+
+    def questions(self, split: Split = "train") -> Iterator[Question]:
+        """The questions of a split: those of the training sets, or those that are evaluated in that split."""
+        from potstill.data import run_questions
+
+        folder = self._finished("collect")
+        names = sorted(path.name.removesuffix(f".{split}.jsonl") for path in folder.glob(f"*.{split}.jsonl"))
+        yield from run_questions.read_questions(self.run_dir, names, split)
+
+    def chains(self, *, kept: bool = False) -> Iterator[tuple[Chain, Verdict]]:
+        """Every sampled chain with its verdict. kept: only those that the student is trained on."""
+        from potstill.storage import parquet
+
+        chains, verdicts = self._finished("sample") / "chains.parquet", self._finished("filter") / "verdicts.parquet"
+        for chain, verdict in parquet.chains_with_verdicts(chains, verdicts):
+            if verdict.kept or not kept:
+                yield chain, verdict
+
+    def targets(self) -> Iterator[tuple[Chain, Target]]:
+        """Every kept chain with its target: the teacher's distributions in the student's vocabulary."""
+        from potstill.alignment.target_store import TargetStore
+        from potstill.training.examples import targets_folder
+
+        self._finished("align")
+        store = TargetStore(targets_folder(self.run_dir, self.recipe))
+        for chain, _ in self.chains(kept=True):
+            if store.find(chain.key) is not None:
+                yield chain, store.of(chain)
+
+    def scores(self, split: Literal["validation", "test"]) -> list[Score]:
+        """The scores of every checkpoint that was evaluated on a split: one for each set, format and decoding."""
+        from potstill.evaluation import checkpoint
+
+        folder = self._evaluated(split)
+        return [
+            row for each in checkpoint.list_answered_checkpoints(folder) for row in checkpoint.read_scores(folder, each)
+        ]
+
+    def predictions(
+        self,
+        split: Literal["validation", "test"],
+        checkpoint: Checkpoint | int | None = None,
+        *,
+        format: str = "zero-shot-rationale",
+        decoding: str = "greedy",
+    ) -> Iterator[Prediction]:
+        """The answers of one checkpoint (the selected one by default; 0 is the base) with their grades."""
+        from potstill.evaluation.checkpoint import read_predictions
+
+        folder = self._evaluated(split)
+        yield from read_predictions(folder, self._checkpoint(checkpoint), format, decoding)
+
+    @property
+    def choice(self) -> Checkpoint:
+        """The checkpoint that was selected on out-of-distribution validation."""
+        from potstill.evaluation.checkpoint import read_choice
+
+        self._finished("select")
+        return read_choice(self.run_dir).contender
+
+    def student(self, checkpoint: Checkpoint | int | None = None) -> Student:
+        """The student of a checkpoint (the selected one by default; 0 is the base), ready for inference.
+
+        `student.model` is the Hugging Face model, `student.tokenizer` the tokenizer.
+        """
+        from potstill.evaluation.checkpoint import open_checkpoint
+
+        return open_checkpoint(self.run_dir, self.recipe, self._checkpoint(checkpoint))
+
+    def _checkpoint(self, checkpoint: Checkpoint | int | None) -> Checkpoint:
+        if checkpoint is None:
+            return self.choice
+        return Checkpoint(checkpoint) if isinstance(checkpoint, int) else checkpoint
+
+    def _evaluated(self, split: str) -> Path:
+        if split not in STAGE_OF:
+            raise UserError(
+                "no such split is evaluated",
+                code="E-run-unknown-split",
+                where=self.run_dir,
+                found=repr(split),
+                hint="give validation or test",
+            )
+        return self._finished(STAGE_OF[split])
+
+    def _finished(self, stage: str) -> Path:
+        """The folder of a stage that has finished."""
+        from potstill.storage import manifest
+
+        folder = self.run_dir / stage
+        if manifest.read_finished(folder) is None:
+            raise UserError(
+                f"the stage {stage} has not finished",
+                code="E-run-stage-not-finished",
+                where=self.run_dir,
+                hint=f"run the recipe until {stage}",
+            )
+        return folder
+
+
+__all__ = ["BASE", "Run", "open_run", "run"]
