@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import time
-from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,11 +23,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from potstill import evaluation, inference, prompts
+from potstill import demo, evaluation, inference, prompts
 from potstill.data import splits
 from potstill.evaluation import decoding, intervals
-from potstill.miniature import build
 from potstill.records import BASE, Prediction, Question
+
+ROOT = Path(__file__).parent.parent
+TOY_MODELS = {
+    path.name: path
+    for folder in ("src/potstill/demo/models", "tools/toy_models/models")
+    for path in sorted((ROOT / folder).iterdir())
+}
 
 
 def main() -> None:
@@ -43,12 +48,11 @@ def main() -> None:
     names = [f"{choice}{end}" for end in ("", "+calculator") for choice in choices(told.samples)]
     table = ["| model | set | decoding | right | 95 % interval | against greedy | 95 % interval, paired |"]
     with TemporaryDirectory() as folder:
-        build.lay_out(Path(folder) / "world")
-        asked_of = {name: of_world(Path(folder) / "world" / "sets" / f"{name}.jsonl", name) for name in told.sets}
+        demo.copy_data(Path(folder))
+        asked_of = {name: of_world(Path(folder) / "sets" / f"{name}.jsonl", name) for name in told.sets}
     for model in told.models:
-        models = Path(str(resources.files("potstill.miniature"))) / "models"
-        own = model in [path.name for path in models.iterdir()]
-        at = models / model if own else Path(model)
+        own = model in TOY_MODELS
+        at = TOY_MODELS[model] if own else Path(model)
         shown_as = model if own else at.parent.name if at.name == "student" else at.name
         engine = inference.open_engine(at)
         for name, found in asked_of.items():

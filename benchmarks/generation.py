@@ -21,7 +21,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,15 +29,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from potstill import inference, models, prompts, tokenization
+from potstill import demo, inference, models, prompts, tokenization
 from potstill.inference import Decode, Engine, EngineKind, Generation, Request, batch_requests
 from potstill.inference.kv_cache import pad_prompts
-from potstill.miniature import build
 from potstill.models import SHAPES, Student
 
 BATCH = 16  # rows of a call of `generate`
 BUDGET = 16384  # tokens of a batch of ours, a recipe's default
 KINDS: tuple[EngineKind, ...] = ("transformers", "ctranslate2", "ctranslate2-int8")
+
+ROOT = Path(__file__).parent.parent
+TOY_MODELS = {
+    path.name: path
+    for folder in ("src/potstill/demo/models", "tools/toy_models/models")
+    for path in sorted((ROOT / folder).iterdir())
+}
 
 
 def main() -> None:
@@ -59,7 +64,7 @@ def main() -> None:
             student = models.random_student(SHAPES[f"flan-t5-{case}"], tokenizer, 0)
             texts, most = solved_prompts(Path(told.data), told.questions), told.tokens
         else:
-            student = models.open_student(Path(str(resources.files("potstill.miniature"))) / "models" / case)
+            student = models.open_student(TOY_MODELS[case])
             texts, most = own_prompts(told.own), 64
         rows = [tuple(student.encode(student.render(text))) for text in texts]
         measure(case, student, rows, most, told.samples, told.engines)
@@ -153,8 +158,8 @@ def solved_prompts(data: Path, count: int) -> list:
 
 def own_prompts(count: int) -> list:
     with TemporaryDirectory() as folder:
-        build.lay_out(Path(folder) / "world")
-        rows = read(Path(folder) / "world" / "sets" / "steps.jsonl")[:count]
+        demo.copy_data(Path(folder))
+        rows = read(Path(folder) / "sets" / "steps.jsonl")[:count]
     return [prompts.build_prompt(row["question"], prompts.FORMATS["zero-shot-rationale"]) for row in rows]
 
 

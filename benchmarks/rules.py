@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def plan_of(source: Path, rule: str, seed: int, steps: int, more: list[str]) -> Recipe:
-    text = resources.files("potstill.miniature").joinpath("demo.yaml").read_text("utf-8")
+    text = resources.files("potstill.demo").joinpath("demo.yaml").read_text("utf-8")
     chains = (source / "sample" / "chains.parquet").absolute()
     changes = (
         f"data={source.parent}",

@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evaluation", "teachers"),
     ("training", "tracking"),
     ("report",),
-    ("stages", "miniature"),
+    ("stages",),
     ("preflight", "runner", "run_reader", "dry_run", "demo"),
     ("cli",),
 )

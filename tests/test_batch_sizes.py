@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,13 @@ from potstill.inference import Decode, Request, batch_requests
 from potstill.models import Student
 
 NOISE = 1e-4  # between the two best logits
-MODELS = Path(str(resources.files("potstill.miniature"))) / "models"
+ROOT = Path(__file__).parent.parent
 BUDGETS = (64, 500, 4096, 40000)
 
 
-@pytest.mark.parametrize("model", ["student", "student-causal"])
-def test_texts_differ_only_where_two_tokens_are_equally_likely(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    student = models.open_student(MODELS / model)
+@pytest.mark.parametrize("folder", ["src/potstill/demo/models/student", "tools/toy_models/models/student-causal"])
+def test_texts_differ_only_where_two_tokens_are_equally_likely(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    student = models.open_student(ROOT / folder)
     asked = [Request((str(row), 0), tuple(student.encode(student.render(prompt)))) for row, prompt in enumerate(some())]
     found = [greedy(student, asked, budget) for budget in BUDGETS]
     differing = 0
@@ -35,7 +34,7 @@ def test_texts_differ_only_where_two_tokens_are_equally_likely(model: str, capsy
                 assert margin(student, prompt, first[:at]) < NOISE
     with capsys.disabled():
         count = len(asked) * (len(BUDGETS) - 1)
-        print(f"\n{model}: {differing} of {count} greedy texts differ from those of the smallest batches")
+        print(f"\n{Path(folder).name}: {differing} of {count} greedy texts differ from those of the smallest batches")
 
 
 def some() -> list:

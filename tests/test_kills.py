@@ -70,7 +70,7 @@ def test_a_killed_run_comes_to_the_same_bytes(
 
 def test_a_killed_demo_comes_to_the_same_bytes(tmp_path: Path) -> None:
     """With everything beside it: the laid-out world, and the controls in a process that ends with its parent."""
-    program = f"from potstill import demo; demo.demo(*{tiny.DEMO!r})"
+    program = f"from potstill.demo import run_demo; run_demo(*{tiny.DEMO!r})"
     draw = random.Random("demo")
 
     def demo(folder: Path) -> subprocess.Popen[bytes]:

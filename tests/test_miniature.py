@@ -1,8 +1,9 @@
-"""The small world: seeded, distinct, true; its families apart; its builder honest and the same twice."""
+"""The toy task: seeded, distinct, true; its families apart; its models honest, and the same when trained twice."""
 
 from __future__ import annotations
 
 import hashlib
+import lzma
 import math
 import random
 import re
@@ -18,10 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill import data, grading, models, prompts, storage, tokenization
+from potstill import data, demo, grading, models, prompts, storage, tokenization
 from potstill.data import splits
 from potstill.errors import UserError
-from potstill.miniature import (
+from tools.toy_models import (
     acceptance,
     build,
     curricula,
@@ -35,10 +36,11 @@ from potstill.miniature import (
     teacher_entropy,
     world,
 )
-from potstill.miniature.acceptance import AcceptanceTest
-from potstill.miniature.problem import Arithmetic, OutOfRange, World
-from potstill.miniature.words import BOXES
+from tools.toy_models.acceptance import AcceptanceTest
+from tools.toy_models.problem import Arithmetic, OutOfRange, World
+from tools.toy_models.words import BOXES
 
+ROOT = Path(__file__).parent.parent
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 WIDE, EASY = World(), World(largest=20, shares=(0.6, 0.35, 0.05), frames=4, names=16)
 SHIPPED = world.DEMO_WORLD
@@ -171,11 +173,11 @@ def test_a_base_student_meets_no_problem_that_is_asked_nor_its_bare_twin() -> No
     asked = build.draw_all("potstill", SHIPPED, 300)
     own = [question for question in asked if question.set == "steps"]
     twins = world.draw_questions("steps", "potstill", 300, replace(SHIPPED, further=False, beside=0.0))
-    for name, course in curricula.CURRICULA.items():
-        kitchen = build.data_source_of(course, "potstill", SHIPPED, asked)
-        assert {splits.canonical_question(question.text) for question in (*own, *twins)} <= kitchen.without
-        assert kitchen.world == (SHIPPED if name == "teacher" else replace(SHIPPED, further=False, beside=0.0))
-        served = {dish for phase in course.phases for dish in phase.rows}
+    for name, curriculum in curricula.CURRICULA.items():
+        source = build.data_source_of(curriculum, "potstill", SHIPPED, asked)
+        assert {splits.canonical_question(question.text) for question in (*own, *twins)} <= source.without
+        assert source.world == (SHIPPED if name == "teacher" else replace(SHIPPED, further=False, beside=0.0))
+        served = {task for phase in curriculum.phases for task in phase.rows}
         assert name == "teacher" or not served & {"steps", "answers", "single"}, "nor solves any whole problem"
 
 
@@ -213,9 +215,9 @@ def test_every_word_out_of_distribution_stands_in_the_plain_text(family: str) ->
 
 def test_clauses_have_no_word_of_their_own() -> None:
     """Tokenizers are not trained on them."""
-    kitchen = task_mix.DataSource(WIDE, frozenset(), prompts.PAPER_STYLE)
+    source = task_mix.DataSource(WIDE, frozenset(), prompts.PAPER_STYLE)
     known = words(" ".join(sentences.plain_sentences("words", 3000))) | {many for _, many in BOXES}
-    asked = words(" ".join(meal.prompt.plain for meal in task_mix.mixed_examples("clauses", "words", 3000, kitchen)))
+    asked = words(" ".join(row.prompt.plain for row in task_mix.draw_examples("clauses", "words", 3000, source)))
     assert not asked - known
 
 
@@ -243,29 +245,29 @@ def test_the_loader_reads_the_written_sets_as_the_world_splits_them(tmp_path: Pa
     asked = build.draw_all("load", EASY, 40)
     build.write_sets(tmp_path, asked)
     for family in world.SETS:
-        path = tmp_path / "sets" / f"{family}.jsonl"
+        path = tmp_path / f"{family}.jsonl.xz"
         read = data.load_set(family, None, file=path, splits="digest", validation=world.VALIDATION, test=world.TEST)
         own = {question.id: question for question in asked if question.set == family}
         assert {question.id: question for question in read} == own
 
 
-@pytest.mark.parametrize("dish", task_mix.TASK_BUILDERS)
+@pytest.mark.parametrize("task", task_mix.TASKS)
 @pytest.mark.parametrize("style", [prompts.PAPER_STYLE, prompts.TEACHER_STYLE])
-def test_nothing_that_is_asked_later_is_ever_taught(dish: str, style: prompts.PromptStyle) -> None:
-    # A world so small that the diet would meet the questions by chance: without the guard it does.
+def test_nothing_that_is_asked_later_is_ever_taught(task: str, style: prompts.PromptStyle) -> None:
+    # A world so small that the task mix would meet the questions by chance: without the guard it does.
     narrow = World(largest=9, shares=(1.0,), frames=1, names=3)
     asked = [q for family in world.SETS for q in world.draw_questions(family, "asked", 120, narrow)]
     forms = {splits.canonical_question(question.text) for question in asked}
     held = {form for form in forms if len(form.split()) > 3}
 
     def met(without: frozenset[str]) -> int:
-        kitchen = task_mix.DataSource(narrow, without, style)
-        served = [f"{m.prompt.plain} {m.reply}" for m in task_mix.mixed_examples(dish, "other seed", 300, kitchen)]
+        source = task_mix.DataSource(narrow, without, style)
+        served = [f"{m.prompt.plain} {m.reply}" for m in task_mix.draw_examples(task, "other seed", 300, source)]
         taught = "\n".join(splits.canonical_question(text) for text in served)
         return sum(form in taught for form in held)
 
     assert met(frozenset(forms)) == 0
-    if dish in ("steps", "answers", "single", "extraction"):
+    if task in ("steps", "answers", "single", "extraction"):
         assert met(frozenset()) > 0
 
 
@@ -276,12 +278,12 @@ def test_the_diet_never_holds_an_out_of_distribution_sentence() -> None:
         for question in world.draw_questions(family, "far", 1500)
         for found in world.templates(question.text)
     }
-    for dish in task_mix.TASK_BUILDERS:
-        for meal in task_mix.mixed_examples(
-            dish, "diet", 200, task_mix.DataSource(WIDE, frozenset(), prompts.PAPER_STYLE)
+    for task in task_mix.TASKS:
+        for row in task_mix.draw_examples(
+            task, "task mix", 200, task_mix.DataSource(WIDE, frozenset(), prompts.PAPER_STYLE)
         ):
-            text = meal.prompt.plain.removeprefix("Q: ").removesuffix(" A:").removesuffix("\nLet's think step by step")
-            assert not far & {found for part in (text, meal.reply) for found in world.templates(part)}
+            text = row.prompt.plain.removeprefix("Q: ").removesuffix(" A:").removesuffix("\nLet's think step by step")
+            assert not far & {found for part in (text, row.reply) for found in world.templates(part)}
 
 
 @given(st.integers(0, 10**6), st.sampled_from(sorted(skills.SKILLS)), st.sampled_from([WIDE, EASY]))
@@ -354,24 +356,24 @@ def test_a_world_that_is_too_small_says_so() -> None:
 
 def test_the_world_imports_nothing_heavy() -> None:
     code = (
-        "import sys, potstill.miniature.world, potstill.miniature.sentences, potstill.miniature.task_mix\n"
+        "import sys, tools.toy_models.world, tools.toy_models.sentences, tools.toy_models.task_mix\n"
         "heavy = ('torch', 'numpy', 'transformers', 'tokenizers', 'pydantic', 'rich')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 
 
-def tiny(course: curricula.Curriculum) -> curricula.Curriculum:
-    phase = curricula.Phase(3, dict.fromkeys(course.phases[0].rows, 2))
-    shape = replace(course.shape, d_model=16, layers=1, heads=2, d_ff=16, d_kv=8)
-    return replace(course, shape=shape, phases=(phase, phase), warmup=2)
+def tiny(curriculum: curricula.Curriculum) -> curricula.Curriculum:
+    phase = curricula.Phase(3, dict.fromkeys(curriculum.phases[0].rows, 2))
+    shape = replace(curriculum.shape, d_model=16, layers=1, heads=2, d_ff=16, d_kv=8)
+    return replace(curriculum, shape=shape, phases=(phase, phase), warmup=2)
 
 
-TINY = {name: tiny(course) for name, course in curricula.CURRICULA.items()}
+TINY = {name: tiny(curriculum) for name, curriculum in curricula.CURRICULA.items()}
 
 
-def kitchen_of(name: str) -> task_mix.DataSource:
+def source_of(name: str) -> task_mix.DataSource:
     return task_mix.DataSource(SHIPPED, frozenset(), curricula.CURRICULA[name].style)
 
 
@@ -383,7 +385,7 @@ def weights(folder: Path) -> str:
 def test_a_model_is_a_function_of_the_seed_however_often_it_is_interrupted(name: str, tmp_path: Path) -> None:
     def made(folder: str, seed: str, *stops: int) -> str:
         for stop in stops:
-            pretrain.pretrain(name, TINY[name], seed, kitchen_of(name), tmp_path / folder, every=1, until=stop, n=0)
+            pretrain.pretrain(name, TINY[name], seed, source_of(name), tmp_path / folder, every=1, until=stop, n=0)
         return weights(tmp_path / folder)
 
     whole = made("whole", "one", 6)
@@ -402,24 +404,25 @@ def test_the_learning_rate_falls_at_every_rest_and_never_asks_for_the_future() -
 
 
 def test_a_model_under_way_of_another_course_is_refused(tmp_path: Path) -> None:
-    pretrain.pretrain("student", TINY["student"], "one", kitchen_of("student"), tmp_path / "a", every=1, until=1, n=0)
-    with pytest.raises(UserError, match="begun otherwise"):
-        pretrain.pretrain("student", TINY["student"], "two", kitchen_of("student"), tmp_path / "a", until=2, n=0)
+    pretrain.pretrain("student", TINY["student"], "one", source_of("student"), tmp_path / "a", every=1, until=1, n=0)
+    with pytest.raises(UserError) as caught:
+        pretrain.pretrain("student", TINY["student"], "two", source_of("student"), tmp_path / "a", until=2, n=0)
+    assert caught.value.code == "E-toy-partial-settings"
 
 
 def test_the_first_checkpoint_is_the_same_in_another_process(tmp_path: Path) -> None:
     code = (
-        "from potstill.miniature import courses, diet, making, world\n"
-        "kitchen = diet.Kitchen(world.SHIPPED, frozenset(), courses.COURSES['student-raw'].style)\n"
-        "print(making.first('student-raw', courses.COURSES['student-raw'], 'seed', kitchen))"
+        "from tools.toy_models import curricula, pretrain, task_mix, world\n"
+        "source = task_mix.DataSource(world.DEMO_WORLD, frozenset(), curricula.CURRICULA['student-raw'].style)\n"
+        "print(pretrain.first_steps_digest('student-raw', curricula.CURRICULA['student-raw'], 'seed', source))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     raw = curricula.CURRICULA["student-raw"]
-    assert done.stdout.strip() == pretrain.first_steps_digest("student-raw", raw, "seed", kitchen_of("student-raw"))
+    assert done.stdout.strip() == pretrain.first_steps_digest("student-raw", raw, "seed", source_of("student-raw"))
 
 
 def test_training_writes_models_that_load_with_honest_cards(tmp_path: Path) -> None:
-    build.train_models(tmp_path, ["teacher", "student"], sizes=60, courses=TINY, every=6, n=6)
+    build.train_models(tmp_path, ["teacher", "student"], sizes=60, curricula=TINY, every=6, n=6)
     for name, family in (("teacher", "causal"), ("student", "t5")):
         student = models.open_student(tmp_path / name)
         assert student.family == family and student.tokenizer.size <= TINY[name].shape.vocabulary
@@ -432,27 +435,24 @@ def test_training_writes_models_that_load_with_honest_cards(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["student", "teacher"]
 
 
-def test_the_demo_is_laid_out_from_the_models_that_pass(tmp_path: Path) -> None:
-    def ship(name: str, passed: bool) -> None:
-        storage.write_json(tmp_path / "models" / name / "card.json", {"passed": passed, "name": name})
+def test_the_demo_copies_what_is_not_equal_and_touches_nothing_else(tmp_path: Path) -> None:
+    demo.copy_data(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    steps, teacher = tmp_path / "sets" / "steps.jsonl", tmp_path / "teacher"
+    content = steps.read_bytes()
+    steps.write_bytes(content[:-9])  # as if an older version had other questions
+    storage.remove(teacher)  # as if it had been killed there
+    demo.copy_data(tmp_path)
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    changed = {path.relative_to(tmp_path).parts[0] for path in after if path.is_file() and after[path] != before[path]}
+    assert after.keys() == before.keys() and changed == {"sets", "teacher"} and steps.read_bytes() == content
 
-    for name, passed in (("teacher", True), ("student", False), ("student-causal", True)):
-        (tmp_path / "models" / name).mkdir(parents=True)
-        ship(name, passed)
-    sizes = dict.fromkeys(world.SETS, 60)
 
-    def laid() -> str:
-        build.lay_out(tmp_path / "demo", sizes=sizes, models=tmp_path / "models")
-        return storage.read_json(tmp_path / "demo" / "student" / "card.json")["name"]
-
-    assert laid() == "student-causal"
-    before = (tmp_path / "demo" / "sets" / "steps.jsonl").stat().st_mtime_ns
-    assert laid() == "student-causal"
-    assert (tmp_path / "demo" / "sets" / "steps.jsonl").stat().st_mtime_ns == before
-    storage.remove(tmp_path / "demo" / "student")  # as if it had been killed there
-    ship("student", True)
-    assert laid() == "student"
-    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["built.json", "sets", "student", "teacher"]
+@pytest.mark.slow
+def test_the_demos_sets_are_what_the_generator_makes(tmp_path: Path) -> None:
+    build.write_sets(tmp_path / "sets", build.draw_demo_sets())
+    for path in (tmp_path / "sets").iterdir():
+        assert lzma.decompress(path.read_bytes()) == lzma.decompress((demo.DATA / "sets" / path.name).read_bytes())
 
 
 def test_entropy_is_looked_at_where_the_world_branches() -> None:
@@ -466,7 +466,7 @@ def test_entropy_is_looked_at_where_the_world_branches() -> None:
 
 
 def test_presets_make_neighbours_and_numbers_visible() -> None:
-    student = pretrain.init_student("student", curricula.CURRICULA["student"], "seed", kitchen_of("student"))
+    student = pretrain.init_student("student", curricula.CURRICULA["student"], "seed", source_of("student"))
     embeddings = student.model.get_input_embeddings().weight.detach().numpy()
     token = {number: student.encode(f"has {number}")[1] for number in range(SHIPPED.largest + 1)}
     assert len(set(token.values())) == SHIPPED.largest + 1
@@ -482,7 +482,7 @@ def test_presets_make_neighbours_and_numbers_visible() -> None:
 
 
 def shipped() -> list[Path]:
-    return sorted(path.parent for path in build.MODELS_DIR.glob("*/card.json"))
+    return sorted(path.parent for folder in build.MODEL_DIRS for path in folder.glob("*/card.json"))
 
 
 @pytest.mark.parametrize("folder", shipped(), ids=lambda path: path.name)
@@ -498,26 +498,27 @@ def test_a_shipped_model_is_what_its_card_says(folder: Path) -> None:
     named = {row["name"]: row for row in card["gates"]}
     if folder.name.startswith("student"):
         assert all(named[name]["at_least"] == wanted for name, wanted in acceptance.SKILLS.items())
-        assert (
-            named["steps"]["at_most"] == acceptance.KNOWN_BOUNDS and named["generic"]["at_least"] == acceptance.GENERIC
-        )
-        kitchen = kitchen_of(folder.name)
+        assert named["steps"]["at_most"] == acceptance.MAX_KNOWN and named["generic"]["at_least"] == acceptance.GENERIC
+        source = source_of(folder.name)
         drawn = build.balance_steps(build.draw_all("potstill", SHIPPED, world.SIZES))
         asked = [question for question in drawn if question.set == "steps" and question.split == "validation"][:60]
-        again = acceptance.problem_test(student, kitchen, "steps", asked)
+        again = acceptance.problem_test(student, source, "steps", asked)
         assert again.interval[0] <= named["steps"]["right"] / named["steps"]["n"] <= again.interval[1]
 
 
 def test_the_shipped_models_are_small() -> None:
-    assert sum(path.stat().st_size for path in build.MODELS_DIR.rglob("*") if path.is_file()) < 12_000_000
+    assert (
+        sum(path.stat().st_size for folder in build.MODEL_DIRS for path in folder.rglob("*") if path.is_file())
+        < 12_000_000
+    )
 
 
 def test_tokenizers_know_every_word_and_the_students_has_whole_numbers() -> None:
-    kitchen = kitchen_of("student")
-    student = pretrain.tokenizer_of(curricula.CURRICULA["student"], "tokens", kitchen)
+    source = source_of("student")
+    student = pretrain.tokenizer_of(curricula.CURRICULA["student"], "tokens", source)
     for number in range(SHIPPED.largest + 1):
         assert len(student.encode(f"has {number} apples").ids) == len(student.encode("has apples").ids) + 1
-    teacher = pretrain.tokenizer_of(curricula.CURRICULA["teacher"], "tokens", kitchen)
+    teacher = pretrain.tokenizer_of(curricula.CURRICULA["teacher"], "tokens", source)
     assert len(teacher.encode("15").ids) == 2
     for family in world.SETS:
         for question in world.draw_questions(family, "tokens", 60, SHIPPED):

@@ -275,7 +275,7 @@ def test_a_scorer_of_other_tokens_tells_of_each_text_as_the_student_cuts_it() ->
 
 def test_a_text_is_as_likely_through_transfer_as_the_scorer_says() -> None:
     """The embedded teacher and a student's tokenizer of other pieces, without line breaks: the chain rule holds."""
-    models = Path(potstill.__file__).parent / "miniature" / "models"
+    models = Path(potstill.__file__).parent / "demo" / "models"
     scorer, own = inference.open_engine(models / "teacher"), tokenization.load_tokenizer(models / "student")
     asked = prompts.build_prompt(
         "Leo has 6 cookies. Iris got 16 cookies. How many cookies are there?", prompts.PromptFormat(False, True)

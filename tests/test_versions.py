@@ -12,12 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import potstill
 import tiny
-from potstill.errors import UserError
-from potstill.miniature import acceptance, build, world
 from potstill.storage import manifest
 from test_repair import REPAIR, REPLAY
 
@@ -54,8 +50,6 @@ READ_BY = {
     "training.data_order": {"collect", "train", "repair"},
     "training.examples": {"train", "repair"},
 }
-# No stage reads these: the demo's sets and models are outside of a run, and a run holds digests of what it reads.
-MINIATURE = {"miniature.build", "miniature.acceptance"}
 
 # Packages without a version of their own, and the one that counts for them; None: they determine no byte of a result.
 COUNTED_AS = {
@@ -75,7 +69,6 @@ COUNTED_AS = {
     "dry_run": None,
     "demo": None,
     "cli": None,
-    "miniature": None,
     "__main__": None,
 }
 
@@ -130,7 +123,7 @@ def versioned() -> set[str]:
 
 
 def test_every_version_that_is_raised_is_refused_by_the_stages_that_depend_on_it(world: Path) -> None:
-    asked = json.dumps([str(world), RECIPES, sorted(versioned() - MINIATURE)])
+    asked = json.dumps([str(world), RECIPES, sorted(versioned())])
     told = subprocess.run(
         [sys.executable, "-c", PROGRAM, asked], cwd=Path(__file__).parent, capture_output=True, text=True
     )
@@ -151,24 +144,6 @@ def test_every_package_has_a_version_or_is_counted_by_one() -> None:
     )
     assert not own & COUNTED_AS.keys()
     assert {name for name in COUNTED_AS.values() if name} <= READ_BY.keys()
-
-
-def test_the_miniature_worlds_versions_decide_whether_it_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert versioned() >= MINIATURE
-    few = {"sizes": dict.fromkeys(world.SETS, 8), "training": 0}
-    build.lay_out(tmp_path, **few)
-    before = (tmp_path / build.SETTINGS_FILE).read_bytes()
-    build.lay_out(tmp_path, **few)
-    assert (tmp_path / build.SETTINGS_FILE).read_bytes() == before
-    monkeypatch.setattr(build, "VERSION", build.VERSION + 1)
-    (tmp_path / "sets" / "old").touch()
-    build.lay_out(tmp_path, **few)
-    assert (tmp_path / build.SETTINGS_FILE).read_bytes() != before and not (tmp_path / "sets" / "old").exists()
-    monkeypatch.setattr(acceptance, "VERSION", acceptance.VERSION + 1)
-    with pytest.raises(UserError, match="the card is of other gates"):
-        build.check_models()
 
 
 def test_a_version_that_an_older_manifest_does_not_name_is_the_first() -> None:

@@ -1,0 +1,95 @@
+"""The demo: a toy task with a tiny teacher and a tiny base student, its recipe and two control runs.
+
+    from potstill.demo import run_demo
+    run_dir = run_demo()      # runs/demo; also runs/miniature, runs/demo-answers, runs/demo-rationales
+
+The question sets and the models are data of the package; `tools/toy_models` in the repository made them from seeds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import lzma
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from threading import Thread
+from typing import Final
+
+from potstill import progress, runner, storage
+from potstill.recipe import Recipe, parse_recipe
+from potstill.storage import manifest, run_folder
+
+DATA: Final = Path(__file__).parent
+MODELS: Final = ("teacher", "student")
+# How the recipes of the control runs differ from the demo's. Neither has a teacher: they train on the sets' own solutions.
+CONTROLS: Final = (
+    (
+        "name=demo-answers",
+        "teacher={kind: human}",
+        "train.formats={zero-shot-answer: 1}",
+        "evaluate.formats=[zero-shot-answer]",
+        "select.format=zero-shot-answer",
+        "report.controls=[]",
+    ),
+    ("name=demo-rationales", "teacher={kind: human}", "report.controls=[]"),
+)
+
+
+def run_demo(*changes: str) -> Path:
+    """Runs the demo's recipe and its two controls; returns the run directory.
+
+    changes  overrides of all three recipes, in the form of `--set`
+
+    If this version of potstill has other sets or models, the stages that an older version ran on them run again.
+    """
+    toy_dir = Path("runs") / "miniature"
+    with run_folder.lock_run(toy_dir):
+        copy_data(toy_dir)
+    text = (DATA / "demo.yaml").read_text("utf-8")
+    recipe, *controls = (
+        parse_recipe(text, "demo.yaml", [f"data={toy_dir.parent}", *changes, *own]) for own in ((), *CONTROLS)
+    )
+    # The controls do not use the teacher, so they need not wait for it: a second core runs them at the same time.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        names = " and ".join(control.name for control in controls)
+        progress.print_line(f"control runs in the background: {names}", "dim")
+        futures = [pool.submit(_run_control, control) for control in controls]
+        # A report that has begun needs the finished controls, so it waits for them.
+        if manifest.read_begun(runner.default_run_dir(recipe) / "report") is None:
+            runner.run(recipe, redo=runner.find_outdated_stage(recipe), until="test")
+        with progress.bar("controls", len(futures)) as advance:
+            for future in futures:
+                future.result()
+                advance()
+    return runner.run(recipe, redo=runner.find_outdated_stage(recipe))
+
+
+def copy_data(folder: Path) -> None:
+    """Copies the question sets, the teacher and the base student into a folder; what is equal stays untouched."""
+    for path in sorted((DATA / "sets").glob("*.jsonl.xz")):
+        copy, content = folder / "sets" / path.stem, lzma.decompress(path.read_bytes())
+        if not copy.is_file() or copy.read_bytes() != content:
+            storage.write_file(copy, content)
+    for name in MODELS:
+        source, target = DATA / "models" / name, folder / name
+        if not target.is_dir() or storage.folder_fingerprint(target) != storage.folder_fingerprint(source):
+            with storage.write_folder(target) as new_folder:
+                for path in sorted(source.iterdir()):
+                    storage.write_file(new_folder / path.name, path.read_bytes())
+
+
+def _run_control(recipe: Recipe) -> None:
+    """Runs a control in a process of its own, without output: log.jsonl in its run directory has the events."""
+    Thread(target=_exit_with_parent, daemon=True).start()
+    with Path(os.devnull).open("w") as devnull, contextlib.redirect_stderr(devnull):
+        runner.run(recipe, redo=runner.find_outdated_stage(recipe), until="test")
+
+
+def _exit_with_parent() -> None:
+    """Ends this process with the demo's: a killed demo must not leave a process that holds locks on its runs."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

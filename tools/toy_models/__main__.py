@@ -1,0 +1,3 @@
+from tools.toy_models.build import main
+
+raise SystemExit(main())
