@@ -93,11 +93,15 @@ def answers(
         engine,
         questions,
         lambda question: prompts.build_prompt(question.text, form, style=style),
-        max_tokens=96 if taught else 64,
+        inference.Decode(
+            max_tokens=96 if taught else 64,
+            temperature=temperature if drawing.sampled else 0.0,
+            seed=1,
+            calculator=drawing.calculator,
+            likelihood=drawing.sampled,
+        ),
+        samples=drawing.samples,
         budget=32768,
-        drawing=drawing,
-        temperature=temperature,
-        seed=1,
     )
     return [each for batch in batches for each in batch]
 
@@ -107,7 +111,7 @@ def report(model: str, name: str, names: list[str], drawn: dict[str, list[Predic
     right: dict[str, dict[str, bool]] = {}
     table = []
     for each in names:
-        chosen = decoding.choose_answers(each, drawn[decoding.find_sampling_name(each)])
+        chosen = decoding.choose_answers(each, drawn[decoding.parse_decoding(each).spec.name])
         right[each] = {one.question: one.grade == "right" for one in chosen}
     order = sorted(right["greedy"])
     for each, own in right.items():
@@ -125,7 +129,7 @@ def report(model: str, name: str, names: list[str], drawn: dict[str, list[Predic
         if drawing.startswith("greedy"):
             continue
         for one in decoding.compute_pass_curves(
-            samples, contender=BASE, split="test", format="zero-shot-rationale", drawing=drawing
+            samples, checkpoint=BASE, split="test", format="zero-shot-rationale", drawing=drawing
         ):
             if one.k & (one.k - 1) == 0 or one.k == len(samples) // one.n:
                 row = {"name": "tries", "model": model, "set": name, "drawing": drawing, "how": one.how, "k": one.k}

@@ -80,7 +80,7 @@ def test_one_answer_is_chosen() -> None:
 
 
 def test_tries_of_a_set() -> None:
-    rows = compute_pass_curves(answers(), contender=Checkpoint(3), split="test", format="f", drawing="samples")
+    rows = compute_pass_curves(answers(), checkpoint=Checkpoint(3), split="test", format="f", drawing="samples")
     told = {(row.how, row.k): row.accuracy for row in rows}
     assert told["vote", 3] == 1.0 and told["any", 1] == pytest.approx((2 / 3 + 1 / 3) / 2) == told["best", 1]
     assert told["best", 3] == 0.0
@@ -92,7 +92,7 @@ def test_names() -> None:
         assert parse_decoding(name).name == name
     drawn = list_sampling_specs(["vote-8", "best-40", "greedy", "vote-2+calculator"])
     assert [(each.name, each.samples) for each in drawn] == [("samples", 40), ("greedy", 1), ("samples+calculator", 2)]
-    definition = recipe_json_schema()["$defs"]["Evaluate"]["properties"]["decodings"]["items"]
+    definition = recipe_json_schema()["$defs"]["EvaluateSection"]["properties"]["decodings"]["items"]
     assert definition["pattern"] == DECODING_PATTERN
 
 

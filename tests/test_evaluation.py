@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 from markov import SOLUTION, writer
 from potstill.evaluation import predict_answers, score_predictions
-from potstill.evaluation.decoding import SamplingSpec
 from potstill.evaluation.intervals import wilson_interval
 from potstill.grading import grade
-from potstill.inference import Generation, Request, batch_requests
+from potstill.inference import Decode, Generation, Request, batch_requests
 from potstill.records import Checkpoint, Prediction, Prompt, Question, Turn
 
 
@@ -24,14 +23,14 @@ class Scripted:
 
     stop: str = "end"
     asked: list[list[tuple[str, int]]] = field(default_factory=list)
-    settings: list[dict] = field(default_factory=list)
+    decodes: list[Decode] = field(default_factory=list)
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         return tuple(prompt.plain.encode())
 
-    def generate(self, requests: Sequence[Request], **settings) -> list[Generation]:
+    def generate(self, requests: Sequence[Request], decode: Decode) -> list[Generation]:
         self.asked.append([request.key for request in requests])
-        self.settings.append(settings)
+        self.decodes.append(decode)
         texts = [bytes(request.prompt).partition(b"#")[2] for request in requests]
         return [Generation(one.key, (), (), text, (), self.stop) for one, text in zip(requests, texts, strict=True)]  # type: ignore[arg-type]
 
@@ -55,7 +54,9 @@ QUESTIONS = [
 
 def test_predictions_are_graded_answers() -> None:
     engine = Scripted()
-    found = [one for batch in predict_answers(engine, QUESTIONS, ask, max_tokens=9, budget=100) for one in batch]
+    found = [
+        one for batch in predict_answers(engine, QUESTIONS, ask, Decode(max_tokens=9), budget=100) for one in batch
+    ]
     assert {one.question for one in found} == {one.id for one in QUESTIONS} and len(found) == len(QUESTIONS)
     by_id = {one.id: one for one in QUESTIONS}
     for one in found:
@@ -66,14 +67,13 @@ def test_predictions_are_graded_answers() -> None:
         assert one.text == asked.text.partition("#")[2]
     assert {one.question: one.grade for one in found}["mine/a"] == "right"
     assert {one.question: one.grade for one in found}["mine/bb"] == "wrong"
-    told = {"max_tokens": 9, "temperature": 0.0, "seed": 0, "calculator": False, "likelihood": False}
-    assert engine.settings == [told | {"stop_at_answer": None}] * len(engine.asked)
-    [*_] = predict_answers(engine, QUESTIONS[:1], ask, max_tokens=9, budget=100, stop_at_answer=True)
-    assert engine.settings[-1] == told | {"stop_at_answer": "sentence"}
+    assert engine.decodes == [Decode(max_tokens=9)] * len(engine.asked)
 
 
 def test_an_answer_that_ran_out_is_truncated() -> None:
-    [[one]] = predict_answers(Scripted("length"), [question("a", "First 2 + 2 is")], ask, max_tokens=9, budget=100)
+    [[one]] = predict_answers(
+        Scripted("length"), [question("a", "First 2 + 2 is")], ask, Decode(max_tokens=9), budget=100
+    )
     assert (one.grade, one.stop) == ("truncated", "length")
 
 
@@ -82,32 +82,28 @@ def test_batches_are_those_of_all_questions_whatever_is_done() -> None:
     expected = [[requests[index].key for index in batch] for batch in batch_requests(requests, 60, max_tokens=9)]
     assert len(expected) > 2
     engine = Scripted()
-    whole = list(predict_answers(engine, QUESTIONS[::-1], ask, max_tokens=9, budget=60))
+    whole = list(predict_answers(engine, QUESTIONS[::-1], ask, Decode(max_tokens=9), budget=60))
     assert engine.asked == expected
     resumed = Scripted()
     done = {*expected[0], expected[1][0]}
-    assert list(predict_answers(resumed, QUESTIONS, ask, max_tokens=9, budget=60, done=done)) == whole[1:]
+    assert list(predict_answers(resumed, QUESTIONS, ask, Decode(max_tokens=9), budget=60, done=done)) == whole[1:]
     assert resumed.asked == expected[1:]
 
 
 def test_samples_are_drawn_with_the_decoding_and_keep_their_index() -> None:
     engine = Scripted()
-    drawing = SamplingSpec(sampled=True, samples=3)
-    answered = predict_answers(
-        engine, QUESTIONS, ask, max_tokens=9, budget=70, drawing=drawing, temperature=0.6, seed=5
-    )
+    decode = Decode(max_tokens=9, temperature=0.6, seed=5, likelihood=True)
+    answered = predict_answers(engine, QUESTIONS, ask, decode, samples=3, budget=70)
     found = [one for batch in answered for one in batch]
     assert sorted((one.question, one.index) for one in found) == sorted((q.id, i) for q in QUESTIONS for i in range(3))
-    told = {"max_tokens": 9, "temperature": 0.6, "seed": 5, "calculator": False, "likelihood": True}
-    told |= {"stop_at_answer": None}
-    assert all(settings == told for settings in engine.settings)
+    assert all(one == decode for one in engine.decodes)
     with pytest.raises(AssertionError, match="counted twice"):
-        score_predictions(found, contender=Checkpoint(0), split="validation", format="f", decoding="vote-3")
+        score_predictions(found, checkpoint=Checkpoint(0), split="validation", format="f", decoding="vote-3")
 
 
 def test_a_real_engine_answers() -> None:
     so = Question("m/1", "So", "four", "m", "test", "text")
-    [[one]] = predict_answers(writer(), [so], ask, max_tokens=len(SOLUTION), budget=99)
+    [[one]] = predict_answers(writer(), [so], ask, Decode(max_tokens=len(SOLUTION)), budget=99)
     assert one.text.startswith(" it was. The answer is four\nQQ") and one.stop == "length"
 
 
@@ -124,7 +120,7 @@ def test_scores_are_the_counts(rows, random) -> None:
         for number, (name, task, verdict) in enumerate(rows)
     ]
     scores = score_predictions(
-        predictions, contender=Checkpoint(7), split="test", format="zero-shot-answer", decoding="greedy"
+        predictions, checkpoint=Checkpoint(7), split="test", format="zero-shot-answer", decoding="greedy"
     )
     assert [one.set for one in scores] == sorted({name for name, _, _ in rows})
     for one in scores:
@@ -144,7 +140,7 @@ def test_scores_are_the_counts(rows, random) -> None:
     random.shuffle(predictions)
     assert (
         score_predictions(
-            predictions, contender=Checkpoint(7), split="test", format="zero-shot-answer", decoding="greedy"
+            predictions, checkpoint=Checkpoint(7), split="test", format="zero-shot-answer", decoding="greedy"
         )
         == scores
     )

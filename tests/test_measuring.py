@@ -55,7 +55,7 @@ def test_a_model_is_measured_without_teacher_or_training(world: Path, tmp_path: 
     monkeypatch.setitem(test.VERSIONS, "answers", 99)
     with pytest.raises(UserError, match=r"version of answers: \d -> 99"):
         runner.run(plan, folder=first)
-    monkeypatch.setattr("potstill.evaluation.grade", lambda *_: Verdict("right", "graded anew"))
+    monkeypatch.setattr("potstill.evaluation.scores.grade", lambda *_: Verdict("right", "graded anew"))
     rescored = runner.run(plan, folder=first, redo="test")
     rows = list(checkpoint.read_predictions(rescored / "test", BASE, "zero-shot-rationale", "greedy"))
     before = list(checkpoint.read_predictions(again / "test", BASE, "zero-shot-rationale", "greedy"))

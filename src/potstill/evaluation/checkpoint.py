@@ -1,43 +1,48 @@
-"""Exams: one checkpoint answers one split of every set, in every format; shared by `evaluate` and `test`.
+"""Evaluation of one checkpoint: it answers one split of every set, in every prompt format and decoding.
 
-Every contender has its own folder with its own manifest, so that more training adds some and repeats none. In it lie
-`<format>.<decoding>.jsonl` (every prediction, the set as a field) and `scores.json`. Decodings that choose among
-samples have `<format>.samples.jsonl` beside them, with every sample, and `tries.json`: what fewer of them come to.
+    paths = evaluate_checkpoint(run_dir, recipe, run_dir / "test", BASE, "test")
+
+Each checkpoint has its own folder with its own manifest, so more training adds folders and repeats none:
+
+    <format>.<decoding>.jsonl   one prediction per question
+    <format>.samples.jsonl      all samples, if a decoding chooses among samples
+    scores.json                 one `Score` per set, format and decoding
+    tries.json                  `PassCurve`s: accuracy by number of samples, if there are samples
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from potstill import calculator, grading, inference, progress, prompts, storage
+from potstill import calculator, evaluation, grading, inference, progress, prompts, storage
 from potstill.data import custom_set, run_questions
 from potstill.errors import UserError
-from potstill.evaluation import decoding, self_consistency
+from potstill.evaluation import decoding, intervals, self_consistency
 from potstill.evaluation.decoding import SamplingSpec
-from potstill.prompts import FORMATS
+from potstill.evaluation.scores import predict_answers, score_predictions
+from potstill.inference import Decode, Engine
 from potstill.recipe import Recipe, VllmSection, flatten_keys
-from potstill.records import BASE, Checkpoint, Choice, PassCurve, Prediction, Question, Score, Split
+from potstill.records import BASE, Checkpoint, Choice, PassCurve, Prediction, Prompt, Question, Score, Split
 from potstill.serialization import to_json
 from potstill.storage import manifest, run_folder
 
 if TYPE_CHECKING:
-    from potstill.inference import Engine
     from potstill.models import Student
 
-VERSION = 1  # of who answers what, and in which order
+VERSION = 1  # of which questions a checkpoint answers, and in which order
 SCORES_FILE = "scores.json"
 PASS_CURVE_FILE = "tries.json"
 CHOICE_FILE = "choice.json"
 
 
 def versions() -> dict[str, int]:
-    """Of the packages that an answer and its score come from."""
-    from potstill import evaluation, models, tokenization
-    from potstill.evaluation import intervals
+    """The versions of all packages that determine an answer and its score, under their names in manifests."""
+    from potstill import models, tokenization
 
     return {
         "answers": grading.VERSION,
@@ -55,284 +60,285 @@ def versions() -> dict[str, int]:
 
 
 def read_saved_steps(run_dir: Path) -> list[int]:
-    """The steps that training kept, step 0 not among them."""
+    """The steps of the checkpoints that training kept, without step 0."""
     done = manifest.read_finished(run_dir / "train")
     assert done is not None, "train is finished before its checkpoints are read"
     return list(done.counts["checkpoints"])
 
 
 def read_evaluated_checkpoints(run_dir: Path) -> list[Checkpoint]:
-    """What `evaluate` measured and the rule may choose from: the checkpoints and their mixes."""
+    """The checkpoints that `evaluate` has scored and that can be selected: all but the base."""
     done = manifest.read_finished(run_dir / "evaluate")
-    assert done is not None, "evaluate is finished before its contenders are read"
-    return [each for each in map(Checkpoint.read, done.counts["steps"]) if each != BASE]
+    assert done is not None, "evaluate is finished before its checkpoints are read"
+    checkpoints = map(Checkpoint.read, done.counts["steps"])
+    return [checkpoint for checkpoint in checkpoints if checkpoint != BASE]
 
 
 def list_checkpoints_to_evaluate(run_dir: Path, recipe: Recipe) -> list[Checkpoint]:
-    """What a recipe wants measured: the base, every checkpoint, and after each its mixes with the base."""
+    """The base, then each saved checkpoint and its interpolations with the base."""
     shares = sorted({*(recipe.evaluate.mix or ()), 1.0})
     return [BASE, *(Checkpoint(step, share) for step in read_saved_steps(run_dir) for share in shares)]
 
 
 def list_checkpoints_to_test(run_dir: Path, recipe: Recipe) -> list[Checkpoint]:
-    """What answers the test questions: the base, the choice, and what became of the choice where it was repaired."""
+    """The base, the selected checkpoint, and that checkpoint after on-policy distillation if there is any."""
     if recipe.teacher.kind == "none":
         return [BASE]
-    chosen = read_choice(run_dir).contender
-    return [BASE, chosen, *([replace(chosen, repaired=recipe.repair.steps)] if recipe.repair else [])]
+    choice = read_choice(run_dir).contender
+    return [BASE, choice, *([replace(choice, repaired=recipe.repair.steps)] if recipe.repair else [])]
 
 
-def evaluate_checkpoint(run_dir: Path, recipe: Recipe, folder: Path, contender: Checkpoint, split: Split) -> list[Path]:
-    """Let one contender answer; resumes by batch. Returns the files made, those of an earlier run included."""
-    at, names = folder / contender.name, list_decodings(recipe, split)
-    keys = {
-        key: value
-        for key, value in flatten_keys(recipe, "evaluate", "questions").items()
-        if key not in list_unused_keys(split)
-    }
-    inputs = {**_collect_inputs(run_dir, recipe, contender), **collect_grader_digests(recipe, split)}
-    identity = manifest.Identity(f"{folder.name}/{contender.name}", versions(), keys, inputs)
-    done = manifest.begin_stage(at, identity)
-    if done is not None:
-        manifest.verify_files(folder, done)  # before its files are taken for this stage's own
+def evaluate_checkpoint(
+    run_dir: Path, recipe: Recipe, folder: Path, checkpoint: Checkpoint, split: Split
+) -> list[Path]:
+    """Generate, grade and score the answers of one checkpoint. Returns all its files, those made earlier included.
+
+    folder  the stage's; the files are in its folder `checkpoint.name`
+
+    An interrupted evaluation continues with the first missing batch.
+    """
+    checkpoint_dir = folder / checkpoint.name
+    keys, unused = flatten_keys(recipe, "evaluate", "questions"), list_unused_keys(split)
+    keys = {key: value for key, value in keys.items() if key not in unused}
+    inputs = {**_collect_inputs(run_dir, recipe, checkpoint), **collect_grader_digests(recipe, split)}
+    identity = manifest.Identity(f"{folder.name}/{checkpoint.name}", versions(), keys, inputs)
+    done = manifest.begin_stage(checkpoint_dir, identity)
+    if done is None:
+        paths, questions = _write_answers(run_dir, recipe, checkpoint_dir, checkpoint, split)
+        paths += _write_scores(recipe, checkpoint_dir, checkpoint, split)
+        done = manifest.finish_stage(checkpoint_dir, identity, paths, {"questions": questions})
     else:
-        asked = _read_questions(run_dir, recipe, split)
-        paths = []
-        with open_checkpoint_engine(run_dir, recipe, contender) as engine:
-            for name in recipe.evaluate.formats:
-                for drawing in decoding.list_sampling_specs(names):
-                    paths.append(_write_predictions(run_dir, recipe, at, engine, asked, name, drawing, contender))
-                paths += [
-                    _write_chosen_answers(at, name, each, contender)
-                    for each in names
-                    if each != decoding.find_sampling_name(each)
-                ]
-        scores = [
-            s
-            for name in recipe.evaluate.formats
-            for each in names
-            for s in _score_decoding(at, name, each, contender, split)
-        ]
-        storage.write_json(at / SCORES_FILE, [to_json(score) for score in scores])
-        tried = [
-            row for name in recipe.evaluate.formats for row in _compute_pass_curves(at, name, names, contender, split)
-        ]
-        if tried:
-            storage.write_json(at / PASS_CURVE_FILE, [to_json(row) for row in tried])
-        paths += [at / SCORES_FILE, *([at / PASS_CURVE_FILE] if tried else [])]
-        done = manifest.finish_stage(at, identity, paths, {"questions": len(asked)})
+        manifest.verify_files(folder, done)  # before the stage lists them as its own
     return [folder / name for name in done.outputs]
 
 
+def _write_answers(
+    run_dir: Path, recipe: Recipe, checkpoint_dir: Path, checkpoint: Checkpoint, split: Split
+) -> tuple[list[Path], int]:
+    """All files of predictions, and the number of questions."""
+    sets, decodings = recipe.questions, list_decodings(recipe, split)
+    set_names = [*sets.in_distribution, *sets.out_of_distribution, *sets.generic]
+    questions = run_questions.read_questions(run_dir, set_names, split)
+    task_prompts = run_questions.read_task_prompts(run_dir)
+    paths = []
+    with open_checkpoint_engine(run_dir, recipe, checkpoint) as engine:
+        for format in recipe.evaluate.formats:
+            prompt_of = partial(run_questions.evaluation_prompt, format=prompts.FORMATS[format], table=task_prompts)
+            for spec in decoding.list_sampling_specs(decodings):
+                paths.append(checkpoint_dir / f"{format}.{spec.name}.jsonl")
+                label, note = f"step {checkpoint.label}", f"{format} {spec.name}"
+                _generate_predictions(paths[-1], engine, recipe, questions, prompt_of, spec, label, note)
+            for name in decodings:
+                source = decoding.parse_decoding(name).spec.name
+                if name != source:
+                    samples = read_predictions(checkpoint_dir.parent, checkpoint, format, source)
+                    paths.append(checkpoint_dir / f"{format}.{name}.jsonl")
+                    storage.write_jsonl(paths[-1], map(to_json, decoding.choose_answers(name, samples)))
+    return paths, len(questions)
+
+
+def _generate_predictions(
+    path: Path,
+    engine: Engine,
+    recipe: Recipe,
+    questions: Sequence[Question],
+    prompt_of: Callable[[Question], Prompt],
+    spec: SamplingSpec,
+    label: str,
+    note: str,
+) -> None:
+    """Append the missing predictions to a file. label, note: for the progress bar"""
+    evaluate = recipe.evaluate
+    decode = Decode(
+        max_tokens=evaluate.max_tokens,
+        temperature=evaluate.temperature if spec.sampled else 0.0,
+        seed=recipe.seed,
+        stop_at_answer="sentence" if evaluate.stop_at_answer else None,
+        calculator=spec.calculator,
+        likelihood=spec.sampled,
+    )
+    with storage.Appender(path, ordered=True) as file:
+        done = {(row["question"], row["index"]) for _, row in storage.read_jsonl(path)}
+        batches = predict_answers(
+            engine, questions, prompt_of, decode, samples=spec.samples, budget=evaluate.batch_tokens, done=done
+        )
+        with progress.bar(label, len(questions) * spec.samples, "answers", done=len(done)) as advance:
+            for batch in batches:
+                new = [prediction for prediction in batch if (prediction.question, prediction.index) not in done]
+                file.append(map(to_json, new))
+                advance(len(new), note)
+
+
+def _write_scores(recipe: Recipe, checkpoint_dir: Path, checkpoint: Checkpoint, split: Split) -> list[Path]:
+    """The files of scores and, if answers were sampled, of pass curves."""
+    decodings = list_decodings(recipe, split)
+    specs = [spec for spec in decoding.list_sampling_specs(decodings) if spec.sampled]
+    scores: list[Score] = []
+    curves: list[PassCurve] = []
+    for format in recipe.evaluate.formats:
+        labels: Any = {"checkpoint": checkpoint, "split": split, "format": format}
+        for name in decodings:
+            predictions = read_predictions(checkpoint_dir.parent, checkpoint, format, name)
+            scores += score_predictions(predictions, decoding=name, **labels)
+        for spec in specs:
+            samples = read_predictions(checkpoint_dir.parent, checkpoint, format, spec.name)
+            curves += decoding.compute_pass_curves(samples, drawing=spec.name, **labels)
+    storage.write_json(checkpoint_dir / SCORES_FILE, [to_json(score) for score in scores])
+    if not curves:
+        return [checkpoint_dir / SCORES_FILE]
+    storage.write_json(checkpoint_dir / PASS_CURVE_FILE, [to_json(curve) for curve in curves])
+    return [checkpoint_dir / SCORES_FILE, checkpoint_dir / PASS_CURVE_FILE]
+
+
+@contextlib.contextmanager
+def open_checkpoint_engine(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> Iterator[Engine]:
+    """The engine of a checkpoint, with a cache around it if the recipe names a folder for one."""
+    from potstill import models
+    from potstill.inference import cache
+
+    evaluate = recipe.evaluate
+    student = open_checkpoint(run_dir, recipe, checkpoint, weights=evaluate.engine != "vllm")
+    if evaluate.engine == "transformers":
+        student.to(models.default_device())
+    engine = inference.open_engine(
+        student, evaluate.engine, trust_remote_code=recipe.student.trust_remote_code, vllm=evaluate.vllm
+    )
+    if evaluate.cache is None:
+        yield engine
+        return
+    weights = {**_collect_weight_digests(run_dir, recipe, checkpoint), "engine": evaluate.engine}
+    if evaluate.engine == "vllm":
+        weights["dtype"] = evaluate.vllm.dtype or "float32"
+    if checkpoint == BASE and recipe.student.model is None:  # random weights: a function of shape and seed
+        weights |= {"seed": str(recipe.seed), "shape": repr(recipe.student.shape)}
+    cache_dir = Path(evaluate.cache) / cache.build_cache_key(weights)
+    with run_folder.lock_run(cache_dir), cache.CachingEngine(engine, cache_dir / "answers.jsonl") as caching_engine:
+        yield caching_engine
+        counts = f"{caching_engine.reused} answers from the cache, {caching_engine.generated} generated"
+        progress.print_line(counts, "dim")
+
+
+def open_checkpoint(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint, *, weights: bool = True) -> Student:
+    """The student of a checkpoint: the base, a checkpoint of the run, or an interpolation of the two, computed here.
+
+    weights  False: open it without weights if they are in a folder (see `models.open_student`)
+
+    Raises UserError if the run has no such checkpoint.
+    """
+    from potstill import models
+
+    if checkpoint == BASE:
+        return models.from_recipe(recipe, weights=weights)
+    path = _checkpoint_dir(run_dir, checkpoint)
+    if checkpoint.repaired:
+        return models.from_checkpoint(recipe, path, weights=weights)
+    if not path.is_dir():
+        raise UserError(
+            "there is no such checkpoint",
+            code="E-evaluate-no-checkpoint",
+            where=path,
+            hint=f"use one of {read_saved_steps(run_dir)}",
+        )
+    student = models.from_checkpoint(recipe, path, weights=weights or checkpoint.share != 1)
+    if checkpoint.share != 1:
+        models.interpolate_weights(student, models.from_recipe(recipe), checkpoint.share)
+    return student
+
+
 def list_unused_checkpoints(run_dir: Path, recipe: Recipe) -> tuple[str, ...]:
-    """Names of checkpoints that nobody opens after the choice: those of other steps."""
+    """Folders of checkpoints that nothing reads after the selection, relative to the run."""
     try:
-        opened = {_checkpoint_dir(run_dir, each) for each in list_checkpoints_to_test(run_dir, recipe) if each != BASE}
-    except UserError:  # there is no choice, or a damaged one: who asks finds that out by its digest
+        checkpoints = list_checkpoints_to_test(run_dir, recipe)
+    except UserError:  # no selection, or a damaged one, which its own digest will reveal
         return ()
-    kept = [path for stage in ("train", "repair") for path in (run_dir / stage / "checkpoints").glob("[0-9]*")]
-    return tuple(f"{path.relative_to(run_dir).as_posix()}/" for path in kept if path not in opened)
+    used = {_checkpoint_dir(run_dir, checkpoint) for checkpoint in checkpoints if checkpoint != BASE}
+    saved = [path for stage in ("train", "repair") for path in (run_dir / stage / "checkpoints").glob("[0-9]*")]
+    return tuple(f"{path.relative_to(run_dir).as_posix()}/" for path in saved if path not in used)
 
 
-def _checkpoint_dir(run_dir: Path, contender: Checkpoint) -> Path:
-    """The checkpoint of a contender that is not the base, before it is mixed with the base."""
-    stage, step = ("repair", contender.repaired) if contender.repaired else ("train", contender.step)
+def _checkpoint_dir(run_dir: Path, checkpoint: Checkpoint) -> Path:
+    """The folder with the weights of a checkpoint other than the base, before interpolation."""
+    stage, step = ("repair", checkpoint.repaired) if checkpoint.repaired else ("train", checkpoint.step)
     return run_dir / stage / "checkpoints" / str(step)
 
 
-def read_selection_outcomes(run_dir: Path, recipe: Recipe, contender: Checkpoint) -> dict[str, list[bool]]:
-    """What the rule of selection reads: of every out-of-distribution set, by question, whether the answer was right."""
-    sets, found = set(recipe.questions.out_of_distribution), dict[str, list[tuple[str, bool]]]()
-    for each in read_predictions(run_dir / "evaluate", contender, recipe.select.format, recipe.evaluate.decodings[0]):
-        if each.set in sets:
-            found.setdefault(each.set, []).append((each.question, each.grade == "right"))
-    return {name: [value for _, value in sorted(rows)] for name, rows in found.items()}
+def read_selection_outcomes(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> dict[str, list[bool]]:
+    """For each out-of-distribution set, whether each answer is right, sorted by question id."""
+    sets = set(recipe.questions.out_of_distribution)
+    outcomes: dict[str, list[tuple[str, bool]]] = {}
+    format, name = recipe.select.format, recipe.evaluate.decodings[0]
+    for prediction in read_predictions(run_dir / "evaluate", checkpoint, format, name):
+        if prediction.set in sets:
+            outcomes.setdefault(prediction.set, []).append((prediction.question, prediction.grade == "right"))
+    return {name: [right for _, right in sorted(rows)] for name, rows in outcomes.items()}
 
 
 def list_decodings(recipe: Recipe, split: Split) -> list[str]:
-    """The decodings that a split is answered with; the first one is that of the choice."""
+    """The decodings with which a split is answered; the selection uses the first one."""
     return [*recipe.evaluate.decodings, *(recipe.evaluate.test_decodings if split == "test" else ())]
 
 
 def list_unused_keys(split: Split) -> tuple[str, ...]:
-    """Recipe keys of `evaluate` that the answers of a split do not depend on."""
-    own = ("evaluate.cache", "evaluate.mix", *(f"evaluate.vllm.{name}" for name in VllmSection.FREE))
-    return own if split == "test" else (*own, "evaluate.test_decodings")
+    """Recipe keys of `evaluate` on which the answers of a split do not depend."""
+    keys = ("evaluate.cache", "evaluate.mix", *(f"evaluate.vllm.{name}" for name in VllmSection.FREE))
+    return keys if split == "test" else (*keys, "evaluate.test_decodings")
 
 
-def read_predictions(folder: Path, contender: Checkpoint, format: str, decoding: str) -> Iterator[Prediction]:
-    """What a contender answered, in the order of its file."""
-    return storage.iter_records(Prediction, folder / contender.name / f"{format}.{decoding}.jsonl")
+def read_predictions(folder: Path, checkpoint: Checkpoint, format: str, decoding: str) -> Iterator[Prediction]:
+    """The answers of a checkpoint in a stage's folder, in the order of their file."""
+    return storage.iter_records(Prediction, folder / checkpoint.name / f"{format}.{decoding}.jsonl")
 
 
 def list_answered_checkpoints(folder: Path) -> list[Checkpoint]:
-    """The contenders that have a folder of answers, finished or not, in their order."""
-    names = [path.name for path in folder.glob("*") if path.name[0].isdigit()]
-    return sorted(map(Checkpoint.read, names))
+    """The checkpoints with answers in a stage's folder, finished or not, sorted."""
+    return sorted(Checkpoint.read(path.name) for path in folder.glob("[0-9]*"))
 
 
-def read_scores(folder: Path, contender: Checkpoint) -> list[Score]:
-    return storage.read_records(Score, folder / contender.name / SCORES_FILE)
+def read_scores(folder: Path, checkpoint: Checkpoint) -> list[Score]:
+    return storage.read_records(Score, folder / checkpoint.name / SCORES_FILE)
 
 
-def read_pass_curve(folder: Path, contender: Checkpoint) -> list[PassCurve]:
-    """What fewer samples come to; empty where no decoding draws samples."""
-    path = folder / contender.name / PASS_CURVE_FILE
+def read_pass_curve(folder: Path, checkpoint: Checkpoint) -> list[PassCurve]:
+    """Accuracies by number of samples; empty if no decoding samples."""
+    path = folder / checkpoint.name / PASS_CURVE_FILE
     return storage.read_records(PassCurve, path) if path.exists() else []
 
 
 def read_choice(run_dir: Path) -> Choice:
-    """The selected checkpoint, as `select` stored it."""
+    """The selected checkpoint, as the stage `select` stored it."""
     return storage.read_record(Choice, run_dir / "select" / CHOICE_FILE)
 
 
-def open_checkpoint(run_dir: Path, recipe: Recipe, contender: Checkpoint, *, weights: bool = True) -> Student:
-    """The student of a contender: the base, from the recipe; a checkpoint of the run; or a mix of the two, which is
-    made here and lies in no folder.
-
-    weights  False: without them, if they lie in a folder; see `students.open`
-    """
-    from potstill import models
-
-    if contender == BASE:
-        return models.from_recipe(recipe, weights=weights)
-    path = _checkpoint_dir(run_dir, contender)
-    if contender.repaired:
-        return models.from_checkpoint(recipe, path, weights=weights)
-    if not path.is_dir():
-        raise UserError("no such checkpoint", where=path, hint=f"one of {read_saved_steps(run_dir)}")
-    student = models.from_checkpoint(recipe, path, weights=weights or contender.share != 1)
-    if contender.share != 1:
-        models.interpolate_weights(student, models.from_recipe(recipe), contender.share)
-    return student
-
-
-def _collect_inputs(run_dir: Path, recipe: Recipe, contender: Checkpoint) -> dict[str, str]:
+def _collect_inputs(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
     collect = manifest.read_finished(run_dir / "collect")
     assert collect is not None
-    return {"collect": collect.digest, **_collect_weight_digests(run_dir, recipe, contender)}
+    return {"collect": collect.digest, **_collect_weight_digests(run_dir, recipe, checkpoint)}
 
 
-def _collect_weight_digests(run_dir: Path, recipe: Recipe, contender: Checkpoint) -> dict[str, str]:
-    """Digests of what the weights of a contender are made from."""
+def _collect_weight_digests(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
+    """Digests of everything that determines the weights of a checkpoint."""
     from potstill import models
 
-    if contender == BASE:
+    if checkpoint == BASE:
         return models.weights_identity(recipe)
-    folder = _checkpoint_dir(run_dir, contender)
+    folder = _checkpoint_dir(run_dir, checkpoint)
     train = manifest.read_finished(folder.parent.parent)
     prefix = f"{folder.relative_to(run_dir).as_posix()}/"
-    if train is None:  # training itself asks
-        own = sorted(path for path in folder.iterdir() if path.is_file())
-        digests = {prefix + path.name: storage.file_digest(path) for path in own}
+    if train is None:  # evaluated while training is still running
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        digests = {prefix + path.name: storage.file_digest(path) for path in files}
     else:
         digests = {name: row["sha256"] for name, row in train.outputs.items() if name.startswith(prefix)}
-    # The engine's state (one file, or a folder of them) is not part of what answers, and older steps lose it.
+    # The optimizer's state (`engine...`, a file or a folder) does not affect answers, and older steps lose it.
     weights = {name: digest for name, digest in digests.items() if not name.startswith(f"{prefix}engine")}
-    if contender.share == 1 or contender.repaired:
+    if checkpoint.share == 1 or checkpoint.repaired:
         return weights
-    return {**models.weights_identity(recipe), **weights, "share": repr(contender.share)}
+    return {**models.weights_identity(recipe), **weights, "share": repr(checkpoint.share)}
 
 
 def collect_grader_digests(recipe: Recipe, split: Split) -> dict[str, str]:
-    """Digests of the functions of the user that grade answers, and how a calculator deals with marks if one answers."""
-    found = custom_set.grader_digests(each.task for each in recipe.sets.values())
-    if any(drawing.calculator for drawing in decoding.list_sampling_specs(list_decodings(recipe, split))):
-        found["calculator marks"] = str(calculator.MARKS_VERSION)
-    return found
-
-
-def _read_questions(run_dir: Path, recipe: Recipe, split: Split) -> list[Question]:
-    sets = recipe.questions
-    return run_questions.read_questions(
-        run_dir, [*sets.in_distribution, *sets.out_of_distribution, *sets.generic], split
-    )
-
-
-def _write_predictions(
-    run_dir: Path,
-    recipe: Recipe,
-    at: Path,
-    engine: Engine,
-    asked: list[Question],
-    name: str,
-    drawing: SamplingSpec,
-    who: Checkpoint,
-) -> Path:
-    from potstill import evaluation
-
-    path = at / f"{name}.{drawing.name}.jsonl"
-    table = run_questions.read_task_prompts(run_dir)
-    with storage.Appender(path, ordered=True) as lines:
-        done = {(row["question"], row["index"]) for _, row in storage.read_jsonl(path)}
-        total = len(asked) * drawing.samples
-        with progress.bar(f"step {who.label}", total, "answers", done=len(done)) as tick:
-            for batch in evaluation.predict_answers(
-                engine,
-                asked,
-                lambda question: run_questions.evaluation_prompt(question, FORMATS[name], table),
-                max_tokens=recipe.evaluate.max_tokens,
-                budget=recipe.evaluate.batch_tokens,
-                drawing=drawing,
-                temperature=recipe.evaluate.temperature,
-                seed=recipe.seed,
-                stop_at_answer=recipe.evaluate.stop_at_answer,
-                done=done,
-            ):
-                new = [prediction for prediction in batch if (prediction.question, prediction.index) not in done]
-                lines.append(to_json(prediction) for prediction in new)
-                tick(len(new), f"{name} {drawing.name}")
-    return path
-
-
-@contextlib.contextmanager
-def open_checkpoint_engine(run_dir: Path, recipe: Recipe, contender: Checkpoint) -> Iterator[Engine]:
-    """The engine of a contender, remembering what it wrote if the recipe names a folder for that."""
-    from potstill import models
-    from potstill.inference import cache
-
-    asked = recipe.evaluate
-    student = open_checkpoint(run_dir, recipe, contender, weights=asked.engine != "vllm")
-    if asked.engine == "transformers":
-        student.to(models.default_device())
-    engine = inference.open_engine(
-        student, asked.engine, trust_remote_code=recipe.student.trust_remote_code, vllm=asked.vllm
-    )
-    if recipe.evaluate.cache is None:
-        yield engine
-        return
-    weights = {**_collect_weight_digests(run_dir, recipe, contender), "engine": asked.engine}
-    if asked.engine == "vllm":
-        weights["dtype"] = asked.vllm.dtype or "float32"
-    if contender == BASE and recipe.student.model is None:  # random weights: a function of shape and seed
-        weights |= {"seed": str(recipe.seed), "shape": repr(recipe.student.shape)}
-    at = Path(recipe.evaluate.cache) / cache.build_cache_key(weights)
-    with run_folder.lock_run(at), cache.CachingEngine(engine, at / "answers.jsonl") as memory:
-        yield memory
-        progress.print_line(f"{memory.reused} answers from the cache, {memory.generated} generated", "dim")
-
-
-def _write_chosen_answers(at: Path, name: str, each: str, contender: Checkpoint) -> Path:
-    """The answers that a decoding chooses from its drawing's samples, as a file of their own."""
-    path = at / f"{name}.{each}.jsonl"
-    drawn = read_predictions(at.parent, contender, name, decoding.find_sampling_name(each))
-    storage.write_jsonl(path, (to_json(chosen) for chosen in decoding.choose_answers(each, drawn)))
-    return path
-
-
-def _score_decoding(at: Path, name: str, each: str, contender: Checkpoint, split: Split) -> list[Score]:
-    from potstill import evaluation
-
-    answered = list(read_predictions(at.parent, contender, name, each))
-    return evaluation.score_predictions(answered, contender=contender, split=split, format=name, decoding=each)
-
-
-def _compute_pass_curves(at: Path, name: str, names: list[str], contender: Checkpoint, split: Split) -> list[PassCurve]:
-    found = []
-    for drawing in decoding.list_sampling_specs(names):
-        if drawing.sampled:
-            drawn = read_predictions(at.parent, contender, name, drawing.name)
-            found += decoding.compute_pass_curves(
-                drawn, contender=contender, split=split, format=name, drawing=drawing.name
-            )
-    return found
+    """Digests of the user's grading functions and, if a decoding has a calculator, its rule for calculator marks."""
+    digests = custom_set.grader_digests(entry.task for entry in recipe.sets.values())
+    if any(spec.calculator for spec in decoding.list_sampling_specs(list_decodings(recipe, split))):
+        digests["calculator marks"] = str(calculator.MARKS_VERSION)
+    return digests

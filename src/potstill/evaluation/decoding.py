@@ -1,17 +1,17 @@
-"""Decodings: how one answer is taken from a student, by name.
+"""Decodings: how a student's one answer to a question is obtained, by name.
 
     >>> parse_decoding("vote-8+calculator")
     Decoding(choice='vote', samples=8, calculator=True)
-    >>> [drawing.name for drawing in list_sampling_specs(["greedy", "vote-8", "best-40", "vote-8+calculator"])]
+    >>> [spec.name for spec in list_sampling_specs(["greedy", "vote-8", "best-40", "vote-8+calculator"])]
     ['greedy', 'samples', 'samples+calculator']
 
-    greedy          the likeliest token at every step
-    vote-8          self-consistency: the value that most of 8 samples found (Wang et al. 2022)
-    best-8          of 8 samples the one that the student itself finds likeliest
-    ...+calculator  what stands behind an arithmetic expression and `=` is calculated, not written by the student
+    greedy          the most likely token at every step
+    vote-8          self-consistency: the most frequent value of 8 samples (Wang et al. 2022)
+    best-8          the sample, of 8, that the student itself finds most likely
+    ...+calculator  the result after an arithmetic expression and `=` is calculated, not generated
 
-Decodings that differ only in how they choose share one *drawing*, and so do 8 of 40 samples: a sample's draws depend
-on its index, never on how many there are. Pure.
+Decodings that differ only in how they choose share one `SamplingSpec`, and so do 8 of 40 samples: the random numbers
+of a sample depend on its index and never on how many there are.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from potstill.evaluation import self_consistency
 from potstill.evaluation.intervals import wilson_interval
 from potstill.records import Checkpoint, PassCurve, Prediction, Split
 
-VERSION: Final = 1  # of what a decoding draws and chooses; stored with the scores
+VERSION: Final = 1  # of what a decoding samples and chooses; stored with the scores
 DECODING_PATTERN: Final = r"^(greedy|vote-[1-9][0-9]{0,3}|best-[1-9][0-9]{0,3})(\+calculator)?$"
 
 
@@ -40,10 +40,15 @@ class Decoding:
         number = "" if self.choice == "greedy" else f"-{self.samples}"
         return f"{self.choice}{number}{'+calculator' if self.calculator else ''}"
 
+    @property
+    def spec(self) -> SamplingSpec:
+        """What has to be generated."""
+        return SamplingSpec(self.choice != "greedy", self.samples, self.calculator)
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingSpec:
-    """What is generated: `samples` texts a question, or one greedy one."""
+    """What is generated per question: `samples` sampled texts, or one greedy text."""
 
     sampled: bool = False
     samples: int = 1
@@ -54,11 +59,8 @@ class SamplingSpec:
         return f"{'samples' if self.sampled else 'greedy'}{'+calculator' if self.calculator else ''}"
 
 
-GREEDY: Final = SamplingSpec()
-
-
 def parse_decoding(name: str) -> Decoding:
-    """The decoding of a name that fits `PATTERN`."""
+    """The decoding of a name that matches DECODING_PATTERN."""
     assert re.match(DECODING_PATTERN, name), f"no decoding: {name!r}"
     first, _, calculator = name.partition("+")
     choice, _, samples = first.partition("-")
@@ -66,69 +68,65 @@ def parse_decoding(name: str) -> Decoding:
 
 
 def list_sampling_specs(names: Iterable[str]) -> list[SamplingSpec]:
-    """What has to be generated for some decodings, each once, with as many samples as the largest asks for."""
-    found: dict[str, SamplingSpec] = {}
-    for each in map(parse_decoding, names):
-        drawn = SamplingSpec(each.choice != "greedy", each.samples, each.calculator)
-        before = found.get(drawn.name)
-        if before is None or before.samples < drawn.samples:
-            found[drawn.name] = drawn
-    return list(found.values())
-
-
-def find_sampling_name(name: str) -> str:
-    """The name of the drawing that a decoding chooses from."""
-    return list_sampling_specs([name])[0].name
+    """What has to be generated for these decodings, each kind once, with the largest number of samples."""
+    specs: dict[str, SamplingSpec] = {}
+    for name in names:
+        spec = parse_decoding(name).spec
+        known = specs.get(spec.name)
+        if known is None or known.samples < spec.samples:
+            specs[spec.name] = spec
+    return list(specs.values())
 
 
 def choose_answers(name: str, samples: Iterable[Prediction]) -> list[Prediction]:
-    """One answer a question, in the order in which the questions come first."""
-    asked = parse_decoding(name)
+    """The answer that a decoding chooses for each question, in the order in which the questions first occur."""
+    decoding = parse_decoding(name)
     chosen = []
-    for own in _group_by_question(samples, asked.samples):
-        if asked.choice == "best":
-            chosen.append(own[self_consistency.most_likely_index([_require_likelihood(each) for each in own])])
+    for group in _group_by_question(samples, decoding.samples):
+        if decoding.choice == "best":
+            index = self_consistency.most_likely_index([_require_likelihood(sample) for sample in group])
         else:
-            chosen.append(own[self_consistency.majority_index([each.found for each in own])])
+            index = self_consistency.majority_index([sample.found for sample in group])
+        chosen.append(group[index])
     return chosen
 
 
 def compute_pass_curves(
-    samples: Iterable[Prediction], *, contender: Checkpoint, split: Split, format: str, drawing: str
+    samples: Iterable[Prediction], *, checkpoint: Checkpoint, split: Split, format: str, drawing: str
 ) -> list[PassCurve]:
-    """Of every set, what k of the samples come to, for each k up to their number: by vote, by the student's own
-    likelihood, and if any right one counted.
+    """For each set and each k up to the number of samples: accuracy by vote, by likelihood, and pass@k.
 
-    Each is the mean over all ways to take k of a question's samples, and over the questions. The intervals are Wilson's
-    for shares, which is wide enough for means of values in [0, 1]: their variance is at most p (1 - p).
+    Each is the mean over all ways to choose k of a question's samples, and over the questions. The intervals are
+    Wilson's for shares, which are wide enough for means of values in [0, 1]: their variance is at most p (1 - p).
     """
     sets: dict[str, list[list[Prediction]]] = {}
-    for own in _group_by_question(samples):
-        sets.setdefault(own[0].set, []).append(own)
-    found = []
+    for group in _group_by_question(samples):
+        sets.setdefault(group[0].set, []).append(group)
+    curves = []
     for name in sorted(sets):
         rows: dict[str, list[list[float]]] = {"vote": [], "best": [], "any": []}
-        for own in sets[name]:
-            rows["vote"].append(self_consistency.vote_accuracy([(each.found, each.grade == "right") for each in own]))
-            rows["best"].append(
-                self_consistency.best_of_accuracy([(_require_likelihood(each), each.grade == "right") for each in own])
-            )
-            rows["any"].append(self_consistency.pass_at_k(len(own), sum(each.grade == "right" for each in own)))
+        for group in sets[name]:
+            right = [sample.grade == "right" for sample in group]
+            values = [sample.found for sample in group]
+            likelihoods = [_require_likelihood(sample) for sample in group]
+            rows["vote"].append(self_consistency.vote_accuracy(list(zip(values, right, strict=True))))
+            rows["best"].append(self_consistency.best_of_accuracy(list(zip(likelihoods, right, strict=True))))
+            rows["any"].append(self_consistency.pass_at_k(len(group), sum(right)))
         n = len(sets[name])
-        for how, values in rows.items():
-            for k in range(1, min(map(len, values)) + 1):
-                total = sum(value[k - 1] for value in values)
+        for how, accuracies in rows.items():
+            for k in range(1, min(map(len, accuracies)) + 1):
+                total = sum(curve[k - 1] for curve in accuracies)
                 low, high = wilson_interval(min(total, n), n)
-                found.append(PassCurve(contender, name, split, format, drawing, how, k, n, total / n, low, high))  # type: ignore[arg-type]
-    return found
+                curves.append(PassCurve(checkpoint, name, split, format, drawing, how, k, n, total / n, low, high))  # type: ignore[arg-type]
+    return curves
 
 
-def _group_by_question(samples: Iterable[Prediction], most: int | None = None) -> list[list[Prediction]]:
-    """The samples of each question in the order of their indices, at most the first so many."""
-    found: dict[str, list[Prediction]] = {}
-    for each in samples:
-        found.setdefault(each.question, []).append(each)
-    return [sorted(own, key=lambda each: each.index)[:most] for own in found.values()]
+def _group_by_question(samples: Iterable[Prediction], limit: int | None = None) -> list[list[Prediction]]:
+    """The samples of each question in the order of their indices, at most the first `limit`."""
+    groups: dict[str, list[Prediction]] = {}
+    for sample in samples:
+        groups.setdefault(sample.question, []).append(sample)
+    return [sorted(group, key=lambda sample: sample.index)[:limit] for group in groups.values()]
 
 
 def _require_likelihood(prediction: Prediction) -> float:

@@ -1,13 +1,13 @@
-"""What n samples of a question say about k of them: exact means over every choice of k, not one choice's luck.
+"""How accurate k of n samples per question are: exact means over all ways to choose k, not one random choice.
 
-    >>> samples = [("8", True), ("8", True), ("9", False), (None, False)]      # what each found, whether it is right
-    >>> majority_index([found for found, _ in samples])  # the first sample with the voted answer
+    >>> samples = [("8", True), ("8", True), ("9", False), (None, False)]      # extracted value, whether it is right
+    >>> majority_index([value for value, _ in samples])  # the first sample with the most frequent value
     0
     >>> [round(share, 3) for share in vote_accuracy(samples)], round(pass_at_k(4, 2)[1], 3)
     ([0.5, 0.667, 0.75, 1.0], 0.833)
 
-A vote counts canonical values; a sample without one has no vote. Of values with equally many votes the one wins that
-was drawn first, which for samples in random order is each of them with equal chance. Pure.
+A vote counts canonical values; a sample without a value does not vote. Of values with equally many votes, the one that
+was sampled first wins; for samples in random order each of them wins with equal probability.
 """
 
 from __future__ import annotations
@@ -21,44 +21,55 @@ from typing import Final
 VERSION: Final = 1  # of how votes are counted
 
 
-def majority_index(found: Sequence[str | None]) -> int:
-    """The place of the sample whose value has most votes; 0 where none has a value."""
-    counts = Counter(value for value in found if value is not None)
+def majority_index(values: Sequence[str | None]) -> int:
+    """The index of the first sample with the most frequent value; 0 if no sample has a value."""
+    counts = Counter(value for value in values if value is not None)
     if not counts:
         return 0
     most = max(counts.values())
-    return next(at for at, value in enumerate(found) if value is not None and counts[value] == most)
+    return next(index for index, value in enumerate(values) if value is not None and counts[value] == most)
 
 
 def vote_accuracy(samples: Sequence[tuple[str | None, bool]]) -> list[float]:
-    """For k = 1 to n: the chance that the vote of k samples, drawn without replacement, is right."""
+    """For k = 1 to n: the probability that the vote of k samples, chosen without replacement, is right.
+
+    samples  (value, whether it is right)
+
+    A right value v wins with `votes` votes if `votes` of its samples are chosen and no other value gets more; of t
+    other values with equally many votes, v wins with probability 1 / (t + 1). Summed exactly over v and `votes`.
+    """
     n = len(samples)
     right = {value for value, is_right in samples if is_right and value is not None}
     counts = Counter(value for value, _ in samples if value is not None)
-    silent = n - sum(counts.values())
-    found = [Fraction(0)] * n
+    without_value = n - sum(counts.values())
+    wins = [Fraction(0)] * n  # number of choices of k samples that are right, ties counted partly
     for value in sorted(right):
         others = sorted(count for other, count in counts.items() if other != value)
         for votes in range(1, counts[value] + 1):
             ways = comb(counts[value], votes)
-            for size, credit in _count_losing_draws(others, silent, votes).items():
+            for size, credit in _count_losing_draws(others, without_value, votes).items():
                 if 1 <= votes + size <= n:
-                    found[votes + size - 1] += ways * credit
-    return [float(share / comb(n, k)) for k, share in enumerate(found, 1)]
+                    wins[votes + size - 1] += ways * credit
+    return [float(count / comb(n, k)) for k, count in enumerate(wins, 1)]
 
 
-def _count_losing_draws(others: Sequence[int], silent: int, votes: int) -> dict[int, Fraction]:
-    """Ways to draw from the other values (how often each occurs) and the silent samples so that none has more than
-    `votes` votes, by the number drawn; a way in which t of them have equally many counts 1 / (t + 1)."""
-    free = silent + sum(count for count in others if count < votes)
-    ways = {(size, 0): comb(free, size) for size in range(free + 1)}  # (drawn, tied) -> ways
+def _count_losing_draws(others: Sequence[int], without_value: int, votes: int) -> dict[int, Fraction]:
+    """Number of samples chosen from the other values -> number of ways in which none of these gets more than `votes`.
+
+    others  how often each other value occurs
+
+    A way in which t of them get exactly `votes` counts 1 / (t + 1).
+    """
+    # Values that occur less than `votes` times can neither win nor tie: all their samples are interchangeable.
+    free = without_value + sum(count for count in others if count < votes)
+    ways = {(size, 0): comb(free, size) for size in range(free + 1)}  # (chosen, tied) -> ways
     for count in (count for count in others if count >= votes):
-        after: dict[tuple[int, int], int] = {}
+        extended: dict[tuple[int, int], int] = {}
         for (size, tied), known in ways.items():
-            for drawn in range(votes + 1):
-                key = (size + drawn, tied + (drawn == votes))
-                after[key] = after.get(key, 0) + known * comb(count, drawn)
-        ways = after
+            for chosen in range(votes + 1):
+                key = (size + chosen, tied + (chosen == votes))
+                extended[key] = extended.get(key, 0) + known * comb(count, chosen)
+        ways = extended
     credit: dict[int, Fraction] = {}
     for (size, tied), known in ways.items():
         credit[size] = credit.get(size, Fraction(0)) + Fraction(known, tied + 1)
@@ -66,24 +77,27 @@ def _count_losing_draws(others: Sequence[int], silent: int, votes: int) -> dict[
 
 
 def pass_at_k(n: int, right: int) -> list[float]:
-    """For k = 1 to n: the chance that k of the n samples hold a right one (pass@k; Chen et al. 2021, section 2.1)."""
+    """For k = 1 to n: the probability that k of the n samples contain a right one (Chen et al. 2021, section 2.1)."""
     return [float(1 - Fraction(comb(n - right, k), comb(n, k))) for k in range(1, n + 1)]
 
 
 def most_likely_index(likelihoods: Sequence[float]) -> int:
-    """The place of the likeliest sample, of equal ones the first."""
-    return max(range(len(likelihoods)), key=lambda at: (likelihoods[at], -at))
+    """The index of the most likely sample, the first of equal ones."""
+    return max(range(len(likelihoods)), key=likelihoods.__getitem__)
 
 
 def best_of_accuracy(samples: Sequence[tuple[float, bool]]) -> list[float]:
-    """For k = 1 to n: the chance that the likeliest of k samples is right. samples: (log-likelihood, right).
+    """For k = 1 to n: the probability that the most likely of k samples is right.
+
+    samples  (log-probability, whether it is right)
 
     >>> best_of_accuracy([(-1.0, True), (-2.0, False)])
     [0.5, 1.0]
     """
-    order = sorted(range(len(samples)), key=lambda at: (-samples[at][0], at))
-    n, found = len(samples), []
+    order = sorted(range(len(samples)), key=lambda index: (-samples[index][0], index))
+    n, accuracies = len(samples), []
     for k in range(1, n + 1):
-        ways = sum(comb(n - 1 - rank, k - 1) for rank, at in enumerate(order) if samples[at][1])
-        found.append(float(Fraction(ways, comb(n, k))))
-    return found
+        # The sample of rank r is the most likely of k if the other k - 1 come from the n - 1 - r less likely ones.
+        ways = sum(comb(n - 1 - rank, k - 1) for rank, index in enumerate(order) if samples[index][1])
+        accuracies.append(float(Fraction(ways, comb(n, k))))
+    return accuracies

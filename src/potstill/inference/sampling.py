@@ -115,7 +115,8 @@ class AnswerDetector:
 
     def __init__(self, rows: int, token_bytes: Callable[[int, int], bytes], unit: StopUnit) -> None:
         """token_bytes: (token, position in the text) -> the bytes that it adds"""
-        self.token_bytes, self.unit = token_bytes, unit
+        self.token_bytes = token_bytes
+        self.unit: StopUnit = unit
         self.texts = [bytearray() for _ in range(rows)]
         self.starts: list[list[int]] = [[] for _ in range(rows)]  # of each token, in bytes
         self.lengths: list[int | None] = [None] * rows
