@@ -3,7 +3,7 @@
     python benchmarks/checkpoints.py [--layers 2] [--checkpoints 3] [--steps 6] [--rows 4] [--threads 1]
 
     bytes     between two steps, the optimizer's state made as bytes in memory and then written (as it was)
-    between   between two steps, `train.snapshot: false`
+    between   between two steps, `train.async_checkpoints: false`
     beside    a copy between two steps, written by a thread beside the next ones (the default)
     none      no checkpoint at all
 

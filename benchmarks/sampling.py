@@ -55,7 +55,7 @@ teacher:
   kind: openai
   model: stub
   samples: {samples}
-  server: {{urls: ["{url}"], per_request: {per_request}, concurrency: {concurrency}}}
+  server: {{urls: ["{url}"], samples_per_request: {per_request}, concurrency: {concurrency}}}
 """
 
 

@@ -65,7 +65,7 @@ def test_the_page_has_questions_to_read_with_the_teachers_chains(data: Path, own
     plan = tiny.recipe(data)
     read = collect.collect_report(own / "tiny", plan).samples
     taught = [sample for sample in read if sample.chains]
-    assert 0 < len(taught) <= plan.report.read and len(read) > len(taught)
+    assert 0 < len(taught) <= plan.report.examples and len(read) > len(taught)
     assert all(chain.question == sample.question.id for sample in taught for chain, _ in sample.chains)
 
 
@@ -107,7 +107,7 @@ def test_counts_are_those_of_the_run(data: Path, own: Path) -> None:
     assert sum(right * n for right, n in source.solved.items()) == source.grades.get("right", 0)
     assert source.kept + sum(source.dropped.values()) == source.grades.get("right", 0)
     assert sum(told.outcomes.values()) == sum(
-        s.n for s in told.validation if s.contender.step == 0 and "answer" not in s.format
+        s.n for s in told.validation if s.checkpoint.step == 0 and "answer" not in s.format
     )
 
 

@@ -26,8 +26,8 @@ PAIRS = [(category, *case) for category, cases in CASES.items() for case in case
 @pytest.mark.parametrize(("category", "text", "gold", "task", "expected"), PAIRS)
 def test_hard_case(category: str, text: str, gold: str, task: str | None, expected: str) -> None:
     verdict = grade(text, gold, task)
-    assert verdict.grade == expected, f"{category}: found {verdict.found!r}"
-    assert (verdict.found is None) == (expected == "no answer")
+    assert verdict.grade == expected, f"{category}: found {verdict.answer!r}"
+    assert (verdict.answer is None) == (expected == "no answer")
 
 
 def test_there_are_hundreds_of_hard_cases() -> None:
@@ -92,7 +92,7 @@ def test_a_number_is_right_in_every_notation(n: int, notation: str) -> None:
     text = f"So the answer is {notation.format(n)}."
     assert grade(text, str(n)).grade == "right"
     assert grade(text, str(n + 1)).grade == "wrong"
-    assert grade(text, str(n)).found == str(n)
+    assert grade(text, str(n)).answer == str(n)
 
 
 @given(st.fractions(max_denominator=1000))
@@ -112,8 +112,8 @@ GOLDS = {
 def test_any_text_gets_a_verdict(text: str, name: str, stop: str | None) -> None:
     gold = GOLDS.get(name, "some words")
     verdict = grade(text, gold, name, stop)
-    assert (verdict.found is None) == (verdict.grade in ("no answer", "truncated"))
-    assert verdict.found is None or len(verdict.found) <= 2000
+    assert (verdict.answer is None) == (verdict.grade in ("no answer", "truncated"))
+    assert verdict.answer is None or len(verdict.answer) <= 2000
 
 
 @given(st.text(alphabet="answer is:#=18,.-/(A)\n$ \\boxed{}Q", max_size=60))

@@ -128,7 +128,7 @@ PARTS = st.lists(st.sampled_from(HOSTILE) | st.text(st.characters(), max_size=6)
 @given(PARTS, st.sampled_from([*grading.ANSWER_TYPES, None]), st.sampled_from([None, "end", "length"]))
 def test_no_text_makes_the_grader_raise(text: str, form: str | None, stop: str | None) -> None:
     verdict = grade(text, SAMPLES.get(form or "number", "some words"), form, stop)
-    (verdict.found or "").encode("utf-8")  # the extracted answer can be written to a file
+    (verdict.answer or "").encode("utf-8")  # the extracted answer can be written to a file
 
 
 @given(PARTS, st.sampled_from([*grading.ANSWER_TYPES, None]))

@@ -42,7 +42,7 @@ Change = Callable[[dict[str, Any]], dict[str, Any] | None]
 def changes(url: str, *more: str) -> list[str]:
     return [
         "teacher.kind=openai", "teacher.model=m", f"teacher.samples={SAMPLES}", "teacher.max_tokens=64",
-        f"teacher.server.urls=['{url}']", "teacher.server.per_request=4", *more,
+        f"teacher.server.urls=['{url}']", "teacher.server.samples_per_request=4", *more,
     ]  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def test_the_same_requests_and_of_their_answers_the_same_chains(world: Path, tmp
 
 def test_chat_without_log_probabilities(world: Path, tmp_path: Path) -> None:
     """A paid reasoning model, which refuses parameters: the probe finds out which, the requests leave them out."""
-    more = ("teacher.server.api=chat", "teacher.candidates=0")
+    more = ("teacher.server.api=chat", "teacher.top_logprobs=0")
     with stub.running(refuses=("top_k", "min_p"), reasoning="It is 4.") as server:
         at = tiny.make(world, tmp_path / "live", *changes(server.url, *more), until="sample")
         requests = asked(world, tmp_path / "run", server.url, "out", *more)
@@ -190,7 +190,7 @@ def test_a_table_of_the_server_is_sealed_without_it(world: Path, tmp_path: Path,
 
 
 def test_enough_right_chains_end_a_question(world: Path, tmp_path: Path) -> None:
-    at, more = tmp_path / "run", ("teacher.enough=3", "teacher.samples=40", "teacher.server.per_request=2")
+    at, more = tmp_path / "run", ("teacher.enough=3", "teacher.samples=40", "teacher.server.samples_per_request=2")
     with stub.running() as server:
         for number in range(12):
             requests = asked(world, at, server.url, f"out-{number}", *more)
@@ -302,7 +302,7 @@ def _asked_once(world: Path, at: Path, url: str, name: str, *more: str) -> None:
 @pytest.mark.parametrize("shard", [segments.UNSHARDED, Shard(2, 3)], ids=str)
 def test_a_torn_segment_does_not_keep_enough_from_being_counted(world: Path, tmp_path: Path, shard: Shard) -> None:
     """The process was killed while it stored a chain: its own segment, or one that somebody else goes on with."""
-    at, more = tmp_path / "run", ("teacher.enough=2", "teacher.samples=40", "teacher.server.per_request=2")
+    at, more = tmp_path / "run", ("teacher.enough=2", "teacher.samples=40", "teacher.server.samples_per_request=2")
     with stub.running() as server:
         plan = tiny.recipe(world, *changes(server.url, *more))
         with pytest.raises(Crash), _torn(segments.segment_name(shard)):

@@ -204,8 +204,8 @@ def test_no_label_of_the_tradeoff_covers_another(browser: Any, tmp_path: Path, w
     """Not even where checkpoints coincide."""
     full = example()
     near = tuple(
-        replace(each, accuracy=0.3 + 0.001 * (each.contender.step // 100), low=0.28, high=0.33)
-        if each.contender.step > 100
+        replace(each, accuracy=0.3 + 0.001 * (each.checkpoint.step // 100), low=0.28, high=0.33)
+        if each.checkpoint.step > 100
         else each
         for each in full.validation
     )

@@ -62,14 +62,14 @@ MISSING = (
     (("evaluate.engine=vllm",), "evaluate", "vllm"),
     (("teacher.kind=vllm",), "sample", "vllm"),
     (("teacher.temperature=0",), "sample", "one text 3 times"),
-    (("teacher.model=nowhere",), "sample", "nothing is there"),
-    (("teacher.prompt=nowhere.txt",), "sample", "nothing is there"),
-    (("teacher={kind: replay, chains: nowhere.jsonl}",), "sample", "nothing is there"),
-    (("teacher={kind: human, score: {kind: local, model: nowhere}}",), "sample", "nothing is there"),
-    (("student={shape: flan-t5-base, tokenizer: nowhere}",), "align", "nothing is there"),
+    (("teacher.model=nowhere",), "sample", "E-recipe-missing-path"),
+    (("teacher.prompt=nowhere.txt",), "sample", "E-recipe-missing-path"),
+    (("teacher={kind: replay, chains: nowhere.jsonl}",), "sample", "E-recipe-missing-path"),
+    (("teacher={kind: human, score: {kind: local, model: nowhere}}",), "sample", "E-recipe-missing-path"),
+    (("student={shape: flan-t5-base, tokenizer: nowhere}",), "align", "E-recipe-missing-path"),
     (("student={shape: flan-t5-tiny, tokenizer: student-tokenizer}",), "align", "no such shape"),
-    (("student={model: nowhere}",), "align", "nothing is there"),
-    (("repair={scorer: nowhere, sets: [sums], steps: 1}",), "repair", "nothing is there"),
+    (("student={model: nowhere}",), "align", "E-recipe-missing-path"),
+    (("on_policy={scorer: nowhere, sets: [sums], steps: 1}",), "repair", "E-recipe-missing-path"),
 )
 
 

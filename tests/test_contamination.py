@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 import tiny
 from potstill import dry_run
-from potstill.data import assemble, contamination, run_questions, splits
-from potstill.data.contamination import mask_numbers_and_names
-from potstill.data.splits import canonical_question, word_ngrams
+from potstill.data import assemble, contamination, run_questions
+from potstill.data.contamination import mask_numbers_and_names, word_ngrams
+from potstill.data.splits import canonical_question
+from potstill.errors import UserError
 from potstill.stages import collect
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "d", "5", "7", "."]), max_size=14).map(" ".join)
@@ -51,8 +52,8 @@ def plain_holds(texts: dict[str, str], held: list[str], n: int) -> dict[str, flo
 @given(TEXTS, TEXTS, st.integers(1, 4))
 def test_overlaps_and_holds_are_what_comparing_each_with_each_gives(left: list[str], right: list[str], n: int) -> None:
     texts = {str(i): text for i, text in enumerate(left)}
-    assert splits.overlap_shares(texts, right, n) == plain_overlaps(texts, right, n)
-    assert splits.contained_shares(texts, right, n) == pytest.approx(plain_holds(texts, right, n))
+    assert contamination.overlap_shares(texts, right, n) == plain_overlaps(texts, right, n)
+    assert contamination.contained_shares(texts, right, n) == pytest.approx(plain_holds(texts, right, n))
 
 
 @given(
@@ -70,7 +71,7 @@ def test_the_index_finds_the_most_shared(held: list[frozenset[int]], own: frozen
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contamination, "MAX_NODES", nodes)
         patch.setattr(contamination, "MAX_CANDIDATES", few)
-        assert contamination.OverlapIndex(held).most(own) == expected
+        assert contamination.OverlapIndex(held).max_shared(own) == expected
 
 
 def test_ten_thousand_questions_of_one_template_take_no_pairs() -> None:
@@ -85,10 +86,10 @@ def test_ten_thousand_questions_of_one_template_take_no_pairs() -> None:
         )
 
     train, held = {str(i): made() for i in range(7000)}, [made() for _ in range(3000)]
-    found = splits.overlap_shares(train, held)
+    found = contamination.overlap_shares(train, held)
     some = {name: train[name] for name in list(train)[:20]}
     assert {name: found[name] for name in some} == plain_overlaps(some, held, 8)
-    taking, same = splits.find_same_templates(train, {str(i): text for i, text in enumerate(held)})
+    taking, same = contamination.find_same_templates(train, {str(i): text for i, text in enumerate(held)})
     assert (len(taking), len(same)) == (7000, 3000)
 
 
@@ -121,15 +122,15 @@ def test_multiarith_repeats_its_templates_and_gsm8k_does_not(data: Path) -> None
     own = data.assign_splits(raws, "ma", validation=0.25, test=0.25)
     train, test = ({q.id: q.text for q in own if q.split == split} for split in ("train", "test"))
     assert (
-        splits.overlap_shares(test, train.values()).values()
-        and max(splits.overlap_shares(test, train.values()).values()) < 0.9
+        contamination.overlap_shares(test, train.values()).values()
+        and max(contamination.overlap_shares(test, train.values()).values()) < 0.9
     )
-    _, found = splits.find_same_templates(train, test)
+    _, found = contamination.find_same_templates(train, test)
     assert len(found) / len(test) > 0.75
     gsm8k = {q.id: q.text for q in data.load_set("gsm8k", data) if q.split == "train"}
     for name, most in (("svamp", 0), ("multiarith", 0), ("asdiv", 8)):
         measured = {q.id: q.text for q in data.load_set(name, data) if q.split == "test"}
-        assert len(splits.find_same_templates(gsm8k, measured)[1]) <= most
+        assert len(contamination.find_same_templates(gsm8k, measured)[1]) <= most
 
 
 # in a run: the tiny sets have one template each, so that all of one set's questions are the same but for numbers
@@ -172,8 +173,9 @@ def test_training_questions_of_a_measured_template_can_be_dropped(world: Path, t
     asked = tiny.recipe(world, own, "questions.templates=drop")
     assert f"templates       {dropped.dropped} training questions left out" in dry_run.describe_run(asked)
     assert collect.make(tmp_path / "run", asked)[1]["left out as templates"] == dropped.dropped
-    with pytest.raises(Exception, match="no training question of sums is left"):
+    with pytest.raises(UserError) as error:
         gathered(world, "questions.templates=drop")
+    assert error.value.code == "E-data-templates"
 
 
 def test_the_page_says_how_the_student_did_on_other_templates(finished: Path, world: Path) -> None:

@@ -27,7 +27,7 @@ def test_a_run_without_what_it_was_made_from_reports_again(
     for call in (show.print_status, show.print_overview, lambda at: list(show.export_rows(at, "messages"))):
         call(at)
     compare.compare_runs(f"{at}@0", f"{at}@4")
-    with pytest.raises(UserError, match="nothing is there"):  # this needs more than its folder, and loses nothing
+    with pytest.raises(UserError, match="E-recipe-missing-path"):  # this needs more than its folder, and loses nothing
         runner.run(recipe, folder=at, redo="evaluate")
     assert tiny.contents(at) == before
 

@@ -115,7 +115,7 @@ def test_a_flat_teacher_is_no_loss() -> None:
 def test_in_a_run_it_is_said_at_align_and_on_the_page(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    at = tiny.make(world, tmp_path / "run", "transfer.least_mass=0")
+    at = tiny.make(world, tmp_path / "run", "transfer.min_transferred_probability=0")
     assert "Little of the teacher" not in capsys.readouterr().err + (at / "report" / "index.html").read_text("utf-8")
     sampled = tiny.make(world, tmp_path / "sampled", until="sample")
     rows = [to_json(each) for each in parquet.read_chains(sampled / "sample" / "chains.parquet")]
@@ -123,17 +123,17 @@ def test_in_a_run_it_is_said_at_align_and_on_the_page(
         row["candidates"] = [[[token, math.log(0.05)], ["qzqz", math.log(0.9)]] for token in row["tokens"]]
     storage.write_jsonl(tmp_path / "odd.jsonl", rows)
     teacher = f"teacher={{kind: replay, chains: {tmp_path / 'odd.jsonl'}}}"
-    at = tiny.make(world, tmp_path / "odd", teacher, "transfer.rule=span", "transfer.least_coverage=0")
+    at = tiny.make(world, tmp_path / "odd", teacher, "transfer.rule=span", "transfer.min_coverage=0")
     assert "align: Little of the teacher" in capsys.readouterr().err
     assert "Little of the teacher" in (at / "report" / "index.html").read_text("utf-8")
 
 
 def test_a_local_scorers_tokenizer_serves_the_rule_text_as_a_local_teachers_does(world: Path, tmp_path: Path) -> None:
     own = tokenization.load_tokenizer(world / "teacher").digest
-    scored = "teacher={kind: human, candidates: 3, score: {model: teacher}}"
+    scored = "teacher={kind: human, top_logprobs: 3, score: {model: teacher}}"
     assert align.inputs(tiny.recipe(world))["teacher.tokenizer"] == own
     assert align.inputs(tiny.recipe(world, scored))["teacher.tokenizer"] == own
-    for change in ("transfer.rule=span", "transfer.marks=insert", "transfer.rewrite={×: '*'}"):
+    for change in ("transfer.rule=span", "transfer.calculator_marks=insert", "transfer.rewrite={×: '*'}"):
         assert "teacher.tokenizer" not in align.inputs(tiny.recipe(world, scored, change))
     served = "teacher={kind: human, score: {kind: openai, model: m}}"
     for other in (served, "teacher={kind: human}"):

@@ -108,17 +108,17 @@ def test_a_run_with_every_decoding(tmp_path: Path) -> None:
     run = tiny.make(data, tmp_path / "run", *asked)
     choice = checkpoint.read_choice(run)
     assert choice.decoding == "vote-3"
-    at = run / "test" / choice.contender.name
+    at = run / "test" / choice.checkpoint.name
     drawn = list(storage.iter_records(Prediction, at / "zero-shot-rationale.samples+calculator.jsonl"))
     chosen = list(
-        checkpoint.read_predictions(run / "test", choice.contender, "zero-shot-rationale", "best-4+calculator")
+        checkpoint.read_predictions(run / "test", choice.checkpoint, "zero-shot-rationale", "best-4+calculator")
     )
     assert len(drawn) == 4 * len(chosen) and {each.index for each in drawn} == {0, 1, 2, 3}
     for each in chosen:
         own = [row for row in drawn if row.question == each.question]
         assert each in own and each.likelihood == max(row.likelihood or 0 for row in own)
-    assert not (run / "evaluate" / choice.contender.name / "zero-shot-rationale.best-4+calculator.jsonl").exists()
-    names = {score.decoding for score in checkpoint.read_scores(run / "test", choice.contender)}
+    assert not (run / "evaluate" / choice.checkpoint.name / "zero-shot-rationale.best-4+calculator.jsonl").exists()
+    names = {score.decoding for score in checkpoint.read_scores(run / "test", choice.checkpoint)}
     assert names == {"vote-3", "greedy", "best-4+calculator"}
     assert {row.k for row in checkpoint.read_pass_curve(run / "test", BASE)} == {1, 2, 3, 4}
     page = (run / "report" / "index.html").read_text()

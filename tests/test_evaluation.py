@@ -62,7 +62,7 @@ def test_predictions_are_graded_answers() -> None:
     for one in found:
         asked = by_id[one.question]
         verdict = grade(one.text, asked.gold, asked.task, one.stop)
-        assert (one.grade, one.found) == (verdict.grade, verdict.found)
+        assert (one.grade, one.answer) == (verdict.grade, verdict.answer)
         assert (one.set, one.task, one.index) == (asked.set, asked.task, 0)
         assert one.text == asked.text.partition("#")[2]
     assert {one.question: one.grade for one in found}["mine/a"] == "right"
@@ -127,7 +127,7 @@ def test_scores_are_the_counts(rows, random) -> None:
         own = [(task, verdict) for name, task, verdict in rows if name == one.set]
         counts = [sum(verdict == name for _, verdict in own) for name in ("right", "no answer", "truncated")]
         assert (one.n, one.right, one.no_answer, one.truncated) == (len(own), *counts)
-        assert (one.contender.step, one.split, one.format, one.decoding) == (7, "test", "zero-shot-answer", "greedy")
+        assert (one.checkpoint.step, one.split, one.format, one.decoding) == (7, "test", "zero-shot-answer", "greedy")
         assert one.accuracy == one.right / one.n and (one.low, one.high) == wilson_interval(one.right, one.n)
         shares = {name: [verdict == "right" for task, verdict in own if task == name] for name, _ in own}
         means = [sum(verdicts) / len(verdicts) for verdicts in shares.values()]

@@ -229,7 +229,12 @@ def test_a_fingerprint_sees_names_sizes_and_ends(tmp_path: Path) -> None:
 
 
 def _identity(**change: object) -> manifest.Identity:
-    values = {"stage": "filter", "versions": {"answers": 1}, "recipe": {"filter.cap": None}, "inputs": {"sample": "ab"}}
+    values = {
+        "stage": "filter",
+        "versions": {"answers": 1},
+        "recipe": {"filter.max_per_question": None},
+        "inputs": {"sample": "ab"},
+    }
     return manifest.Identity(**{**values, **change})  # type: ignore[arg-type]
 
 
@@ -252,10 +257,12 @@ def test_a_stage_made_from_something_else_names_the_keys_and_the_stages(tmp_path
     manifest.begin_stage(at, _identity())
     storage.write_file(at / "verdicts", b"v")
     with pytest.raises(UserError) as caught:
-        manifest.begin_stage(at, _identity(recipe={"filter.cap": 4}, versions={"answers": 2}), ("filter", "align"))
+        manifest.begin_stage(
+            at, _identity(recipe={"filter.max_per_question": 4}, versions={"answers": 2}), ("filter", "align")
+        )
     assert str(caught.value) == (
         f"{at}: filter was made from something else\n"
-        "  found: filter.cap: null -> 4; version of answers: 1 -> 2\n"
+        "  found: filter.max_per_question: null -> 4; version of answers: 1 -> 2\n"
         "  hint: put the old values back, or consent with --redo filter (makes filter, align again)"
     )
 
@@ -455,7 +462,7 @@ CHOICE = {"step": 2, "rule": "r", "format": "f", "decoding": "greedy", "table": 
 def test_a_hostile_record_is_one_message(tmp_path: Path, change: dict[str, object]) -> None:
     path = tmp_path / "choice.json"
     storage.write_json(path, CHOICE)
-    assert storage.read_record(Choice, path).contender.step == 2
+    assert storage.read_record(Choice, path).checkpoint.step == 2
     for row in ({**CHOICE, **change}, [CHOICE], None, {}):
         storage.write_json(path, row)
         with pytest.raises(UserError, match="not a choice"):

@@ -35,10 +35,10 @@ teacher:
   samples: {samples}
   temperature: 0.7
   max_tokens: 48
-  candidates: 5
-  server: {{urls: ["{url}"], per_request: 2, concurrency: 4}}
+  top_logprobs: 5
+  server: {{urls: ["{url}"], samples_per_request: 2, concurrency: 4}}
 student: {{shape: {{family: t5, d_model: 32, layers: 1, heads: 2, d_ff: 64}}, tokenizer: tokenizers/t5}}
-train: {{steps: 5, groups: 4, checkpoint_every: 5}}
+train: {{steps: 5, prompts_per_step: 4, checkpoint_every: 5}}
 evaluate: {{max_tokens: 8}}
 """
 

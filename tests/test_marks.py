@@ -168,10 +168,10 @@ def test_the_student_is_taught_marks_as_certain_and_the_rest_as_before(rule: str
 
 def test_the_filter_drops_right_chains_with_wrong_sums_if_it_is_asked_to() -> None:
     text = "3 * 4 = 13. The answer is 12."
-    assert ChainFilter(FilterRules()).dropped(text, True) is None
-    assert ChainFilter(FilterRules(sums=True)).dropped(text, True) == "wrong sum"
+    assert ChainFilter(FilterRules()).drop_reason(text, True) is None
+    assert ChainFilter(FilterRules(sums=True)).drop_reason(text, True) == "wrong sum"
     assert ChainFilter(FilterRules(sums=True)).dropped(SOLVED, True) is None
-    assert ChainFilter(FilterRules(sums=True)).dropped(text, False) is None, "a wrong answer is reason enough"
+    assert ChainFilter(FilterRules(sums=True)).drop_reason(text, False) is None, "a wrong answer is reason enough"
 
 
 def test_in_a_run_marks_reach_the_targets_the_terminal_and_the_page(world: Path, tmp_path: Path, capsys) -> None:
@@ -181,7 +181,7 @@ def test_in_a_run_marks_reach_the_targets_the_terminal_and_the_page(world: Path,
     solved = {row["id"]: f"{row['rationale']} The answer is {row['answer']}" for row in rows}
     chains = [{"question": f"sums/{name}", "text": text} for name, text in solved.items()]
     (tmp_path / "chains.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chains))
-    settings = (f"teacher={{kind: replay, chains: {tmp_path / 'chains.jsonl'}}}", "transfer.marks=insert")
+    settings = (f"teacher={{kind: replay, chains: {tmp_path / 'chains.jsonl'}}}", "transfer.calculator_marks=insert")
     with pytest.raises(UserError, match="cannot write calculator marks"):
         tiny.make(world, tmp_path / "t5", *settings, until="align")
     own = "student={shape: {family: causal, d_model: 16, layers: 1, heads: 2, d_ff: 32}, tokenizer: teacher}"
@@ -217,7 +217,8 @@ def test_a_student_that_opens_a_mark_is_let_and_the_mark_is_completed() -> None:
 
 
 @pytest.mark.parametrize(
-    "change, stage", [("filter.wrong_sums=drop", "filter"), ("transfer.marks=remove", "align"), ("seed=3", None)]
+    "change, stage",
+    [("filter.wrong_sums=drop", "filter"), ("transfer.calculator_marks=remove", "align"), ("seed=3", None)],
 )
 def test_what_sums_decided_is_made_anew_when_they_are_read_otherwise(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, stage: str | None

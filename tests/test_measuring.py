@@ -60,7 +60,7 @@ def test_a_model_is_measured_without_teacher_or_training(world: Path, tmp_path: 
     rows = list(checkpoint.read_predictions(rescored / "test", BASE, "zero-shot-rationale", "greedy"))
     before = list(checkpoint.read_predictions(again / "test", BASE, "zero-shot-rationale", "greedy"))
     assert [row.text for row in rows] == [row.text for row in before]
-    assert {row.found for row in rows} == {"graded anew"} and all(
+    assert {row.answer for row in rows} == {"graded anew"} and all(
         s.accuracy == 1 for s in checkpoint.read_scores(rescored / "test", BASE)
     )
 
@@ -113,7 +113,7 @@ def test_a_recipe_without_teacher_says_what_it_measures() -> None:
     assert plan.student.model == "folder" and runner.recipe_stages(plan) == ("collect", "test")
     nothing = "questions: {in_distribution: [], out_of_distribution: [], generic: []}"
     text = f"name: m\nteacher: {{kind: none}}\nstudent: f\n{nothing}\n"
-    with pytest.raises(UserError, match="questions names no set to measure"):
+    with pytest.raises(UserError, match="E-recipe-no-evaluation-set"):
         parse_recipe(text, "m.yaml")
-    with pytest.raises(UserError, match=r"questions.train is empty"):
+    with pytest.raises(UserError, match="E-recipe-no-training-set"):
         parse_recipe("name: m\nquestions: {train: []}\n", "m.yaml")

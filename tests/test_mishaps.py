@@ -17,7 +17,7 @@ import pytest
 import stub
 import tiny
 from potstill import storage
-from potstill.data import load_set, splits
+from potstill.data import contamination, load_set
 from potstill.errors import UserError
 from potstill.recipe.schema import FilterSection
 from potstill.records import END, Chain
@@ -31,7 +31,7 @@ RULES = FilterSection()
 def changes(url: str) -> list[str]:
     return [
         "teacher.kind=openai", "teacher.model=m", f"teacher.samples={SAMPLES}", "teacher.max_tokens=64",
-        f"teacher.server.urls=['{url}']", "teacher.server.per_request=2", "teacher.server.concurrency=4",
+        f"teacher.server.urls=['{url}']", "teacher.server.samples_per_request=2", "teacher.server.concurrency=4",
     ]  # fmt: skip
 
 
@@ -147,9 +147,9 @@ def test_the_guard_against_contamination_on_the_real_sets(data: Path) -> None:
     train = [q for q in load_set("gsm8k", data) if q.split == "train"]
     sets = ("gsm8k", "multiarith", "asdiv", "svamp")
     held = [q.text for name in sets for q in load_set(name, data) if q.split != "train"]
-    near = splits.overlap_shares({q.id: q.text for q in train}, held)
+    near = contamination.overlap_shares({q.id: q.text for q in train}, held)
     assert len(train) == 7473 and len(held) > 5000
     assert [sum(share >= least for share in near.values()) for least in (0.9, 0.7, 0.6, 0.5)] == [0, 0, 3, 4]
     longer = {str(place): f"{text} Show your work." for place, text in enumerate(held) if len(text.split()) > 60}
-    shares = splits.overlap_shares(longer, held)
+    shares = contamination.overlap_shares(longer, held)
     assert len(longer) > 200 and all(shares[place] >= RULES.contamination for place in longer)

@@ -20,7 +20,7 @@ from potstill.serialization import from_json, to_json
 from potstill.stages import report, test
 from potstill.storage import manifest
 
-MIX = "evaluate.mix=[0.5, 0.25]"
+MIX = "evaluate.interpolate=[0.5, 0.25]"
 NAMES = ["0", "2", "2-0.25", "2-0.5", "4", "4-0.25", "4-0.5"]
 
 
@@ -29,7 +29,10 @@ def mixed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that gets shares afterwards."""
     at = tiny.make(world, tmp_path_factory.mktemp("mix") / "run", until="select")
     assert json.loads((at / "evaluate" / "manifest.json").read_text())["counts"]["steps"] == [0, 2, 4]
-    assert "mix" not in (at / "evaluate" / "manifest.json").read_text() + (at / "evaluate/2/manifest.json").read_text()
+    assert (
+        "interpolate"
+        not in (at / "evaluate" / "manifest.json").read_text() + (at / "evaluate/2/manifest.json").read_text()
+    )
     before = {path: path.stat().st_mtime_ns for path in (at / "evaluate" / "2").iterdir()}
     tiny.make(world, at, MIX, until="test")
     assert before == {path: path.stat().st_mtime_ns for path in (at / "evaluate" / "2").iterdir()}, "answered again"
@@ -38,10 +41,10 @@ def mixed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_share_answers_and_may_be_chosen(mixed: Path) -> None:
     assert [who.name for who in checkpoint.list_answered_checkpoints(mixed / "evaluate")] == sorted(
-        NAMES, key=Checkpoint.read
+        NAMES, key=Checkpoint.parse
     )
     table = checkpoint.read_choice(mixed).table
-    assert [who.name for who, _ in table] == sorted(NAMES[1:], key=Checkpoint.read)
+    assert [who.name for who, _ in table] == sorted(NAMES[1:], key=Checkpoint.parse)
     assert table == tuple((who, value) for who, value in table if 0 <= value <= 1)
 
 
@@ -68,7 +71,7 @@ def test_a_chosen_mix_is_tested_and_saved_as_a_plain_folder(world: Path, mixed: 
     best = Checkpoint(4, 0.5)
     other = Choice(best, "r", "zero-shot-rationale", "greedy", ((BASE, 0.0), (best, 0.1)), (best,))
     choice = json.loads((at / "select" / "choice.json").read_text())
-    row = choice | {"step": best.written, "tied": [best.written]}
+    row = choice | {"step": best.json_value, "tied": [best.json_value]}
     (at / "select" / "choice.json").write_text(json.dumps(row, indent=1))
     assert from_json(Choice, to_json(other)) == other and to_json(other)["step"] == "4-0.5"
     asked = tiny.recipe(world, MIX)
@@ -113,4 +116,4 @@ def test_a_run_without_mixes_is_written_as_before() -> None:
 @pytest.mark.parametrize("text", ["", "x", "3-", "3-1.0", "-3", "3-0.50", "03"])
 def test_what_names_no_contender_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
-        Checkpoint.read(text)
+        Checkpoint.parse(text)

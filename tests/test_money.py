@@ -83,7 +83,7 @@ def test_chains_that_are_still_being_sampled_are_paid_for_too(world: Path, tmp_p
     at = tmp_path / "run"
     with stub.running() as server:
         with pytest.raises(UserError, match="the budget is spent"):
-            sample(world, at, server.url, f"teacher.budget.money={2 * WORST}", "teacher.server.per_request=1")
+            sample(world, at, server.url, f"teacher.budget.money={2 * WORST}", "teacher.server.samples_per_request=1")
         stored = len(segments.stored_keys(segments.segment_paths(at / "sample")))
         with pytest.raises(UserError, match=f"{stored} chains; recorded"):
             sample(world, at, server.url, redo="sample")
@@ -136,7 +136,7 @@ def test_shards_of_any_division_stay_together_below_the_ceiling(world: Path, tmp
     at, most = tmp_path / "run", 900
     with stub.running() as server:
         recipe = tiny.recipe(
-            world, *changes(server.url, f"teacher.budget.money={most}", "teacher.server.per_request=1")
+            world, *changes(server.url, f"teacher.budget.money={most}", "teacher.server.samples_per_request=1")
         )
         rounds: list[Callable[[], object]] = [
             *(lambda n=n: runner.run_shard(recipe, Shard(n, 2), folder=at) for n in (1, 2, 1)),
@@ -184,7 +184,7 @@ def test_what_was_under_way_is_counted_when_sampling_stops(world: Path, tmp_path
     at = tmp_path / "runs" / "tiny"
     (tmp_path / "recipe.yaml").write_text(tiny.RECIPE + f"data: {world}\n")
     with stub.running(latency=1.0) as server:
-        own = changes(server.url, "teacher.server.per_request=1", "teacher.server.concurrency=6")
+        own = changes(server.url, "teacher.server.samples_per_request=1", "teacher.server.concurrency=6")
         settings = [argument for change in own for argument in ("--set", change)]
         command = [sys.executable, "-m", "potstill", "run", "recipe.yaml", *settings]
         process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -199,7 +199,7 @@ def test_what_was_under_way_is_counted_when_sampling_stops(world: Path, tmp_path
         paid = tokens(at)
         assert server.written < paid <= server.written + 6 * (64 + 100), "each at the most that it could cost"
         server.latency = 0.0
-        sample(world, at, server.url, "teacher.server.per_request=1")
+        sample(world, at, server.url, "teacher.server.samples_per_request=1")
         assert server.written < tokens(at) <= server.written + 6 * (64 + 100)
     assert parquet.count_rows(at / "sample" / "chains.parquet") == ASKED * SAMPLES
     last = list(read.read_complete_lines(ledger.ledger_path(at)))[-1]
@@ -244,13 +244,19 @@ def test_what_a_batch_brings_too_late_was_paid_all_the_same(world: Path, tmp_pat
 
     at = tmp_path / "run"
     with stub.running() as server:
-        recipe = tiny.recipe(world, *changes(server.url, "teacher.server.per_request=1"))
+        recipe = tiny.recipe(world, *changes(server.url, "teacher.server.samples_per_request=1"))
         runner.run_batch(recipe, out=tmp_path / "out", folder=at)
         asked = [row for path in (tmp_path / "out").glob("*") for _, row in read.read_jsonl(path)]
         lines = served(server, asked)
         (tmp_path / "results.jsonl").write_bytes(b"".join(lines))
         with pytest.raises(UserError, match="the budget is spent"):
-            sample(world, at, server.url, "teacher.server.per_request=1", f"teacher.budget.money={tokens(at) + 500}")
+            sample(
+                world,
+                at,
+                server.url,
+                "teacher.server.samples_per_request=1",
+                f"teacher.budget.money={tokens(at) + 500}",
+            )
         stored = len(segments.stored_keys(segments.segment_paths(at / "sample")))
         paid = tokens(at)
         runner.run_batch(recipe, [tmp_path / "results.jsonl"], folder=at)
@@ -266,7 +272,7 @@ def test_chains_can_be_looked_at_while_they_are_sampled(
     at = tmp_path / "run"
     with stub.running() as server:
         with pytest.raises(UserError, match="the budget is spent"):
-            sample(world, at, server.url, f"teacher.budget.money={2 * WORST}", "teacher.server.per_request=1")
+            sample(world, at, server.url, f"teacher.budget.money={2 * WORST}", "teacher.server.samples_per_request=1")
         with segments.segment_paths(at / "sample")[0].open("ab") as torn:
             torn.write(b'{"question": "sums/')
         before = tiny.contents(at)
@@ -341,7 +347,7 @@ def test_no_message_of_the_program_advises_a_redo_of_what_holds_chains() -> None
             assert advice not in text, path
 
 
-MANY = ("teacher.samples=40", "teacher.server.per_request=4")  # 160 chains in 40 requests
+MANY = ("teacher.samples=40", "teacher.server.samples_per_request=4")  # 160 chains in 40 requests
 
 
 def test_a_teacher_that_is_always_wrong_is_asked_for_the_first_chains_only(world: Path, tmp_path: Path) -> None:
@@ -420,7 +426,7 @@ def test_a_quota_that_ends_in_the_middle_keeps_what_was_paid(
 ) -> None:
     """Answers under way when the first refusal comes are stored, and the ledger holds them to the token; a later run
     pays only for what is missing."""
-    at, one = tmp_path / "run", "teacher.server.per_request=1"
+    at, one = tmp_path / "run", "teacher.server.samples_per_request=1"
     sent = {"requests": 0}
 
     def ended(asked: dict) -> tuple[int, bytes, dict[str, str]] | None:

@@ -40,7 +40,7 @@ def questions(n: int) -> list[Question]:
 
 def plan(url: str, *lines: str) -> Recipe:
     """A recipe for the server at `url`; lines are keys of `teacher.server`, or of `teacher` where they say so."""
-    base = "name: t\nteacher: {kind: openai, model: m, temperature: 0.7, candidates: 3, samples: 4}\n"
+    base = "name: t\nteacher: {kind: openai, model: m, temperature: 0.7, top_logprobs: 3, samples: 4}\n"
     keys = [line if line.startswith("teacher.") else f"teacher.server.{line}" for line in lines]
     changes = ["teacher.server.timeout=5", "teacher.server.patience=3", *(key.replace(": ", "=") for key in keys)]
     return parse_recipe(base, "t.yaml", [f"teacher.server.urls=['{url}']", *changes])
@@ -114,7 +114,7 @@ def test_enough_right_chains_end_a_question() -> None:
     watch = UsageMeter()
     asked = questions(10)
     with stub.running() as server:
-        recipe = plan(server.url, "teacher.samples: 40", "teacher.enough: 2", "per_request: 2")
+        recipe = plan(server.url, "teacher.samples: 40", "teacher.enough: 2", "samples_per_request: 2")
         chains = sampled(recipe, asked, watch, right={"s/3": 2})
     of = {question.id: [chain for chain in chains if chain.question == question.id] for question in asked}
     assert of["s/3"] == []
@@ -175,7 +175,7 @@ def test_a_server_that_passes_over_n_gets_one_request_a_text() -> None:
 @pytest.mark.parametrize(
     "server, lines, message",
     [
-        ({"silent": ("logprobs",)}, (), "gives no log-probabilities.*teacher.candidates to 0"),
+        ({"silent": ("logprobs",)}, (), "gives no log-probabilities.*teacher.top_logprobs to 0"),
         ({"cap": 2}, (), "does not give 3 candidates.*max allowed: 2"),
         ({"dead": True}, (), "does not answer.*500"),
         ({"poison": "What"}, (), "refuses the request.*context length"),
@@ -202,9 +202,9 @@ def test_another_server_is_not_taken_for_the_first() -> None:
 
 def test_teachers_without_log_probabilities_are_first_class() -> None:
     with stub.running(silent=("logprobs",), reasoning="3 + 4 = 7.", refuses=("top_k",)) as server:
-        recipe = plan(server.url, "api: chat", "teacher.candidates: 0")
+        recipe = plan(server.url, "api: chat", "teacher.top_logprobs: 0")
         chains = sampled(recipe, questions(2))
-        recipe = plan(server.url, "api: chat", "teacher.candidates: 0", "reasoning: answer")
+        recipe = plan(server.url, "api: chat", "teacher.top_logprobs: 0", "reasoning: answer")
         answers = sampled(recipe, questions(2))
     assert all(chain.semantics == "none" and not chain.tokens for chain in chains)
     assert all(chain.text.startswith("3 + 4 = 7.\n") for chain in chains)
@@ -401,7 +401,7 @@ def test_the_key_is_in_no_message(world: Path, tmp_path: Path, monkeypatch, capf
     monkeypatch.delenv("MY_KEY")
     with pytest.raises(UserError, match="MY_KEY is not set"):
         tiny.make(world, tmp_path / "run", *changes(server.url, "teacher.server.key=MY_KEY"), until="sample")
-    with pytest.raises(UserError, match="a name and a password"):
+    with pytest.raises(UserError, match="E-recipe-url"):
         tiny.make(world, tmp_path / "run", *changes("http://me:secret@host/v1"), until="sample")
 
 
@@ -411,7 +411,7 @@ def _holds(folder: Path, text: str) -> list[Path]:
 
 def test_a_ceiling_holds_over_processes_and_can_be_raised(world: Path, tmp_path: Path) -> None:
     with stub.running() as server:
-        most = "teacher.max_tokens=64", "teacher.budget.tokens=400", "teacher.server.per_request=1"
+        most = "teacher.max_tokens=64", "teacher.budget.tokens=400", "teacher.server.samples_per_request=1"
         for _ in range(2):  # the second knows what the first spent
             with pytest.raises(UserError, match="the budget is spent"):
                 tiny.make(world, tmp_path / "run", *changes(server.url, *most), until="sample")
@@ -448,7 +448,7 @@ def test_shards_share_a_servers_questions_and_its_ceiling(world: Path, tmp_path:
 def test_a_sets_own_solutions_scored_by_a_server(world: Path, tmp_path: Path) -> None:
     """`teacher.score` with a server: the texts are people's, the probabilities the server's."""
     with stub.running(length=6) as server:
-        own = "teacher={kind: human, candidates: 3, score: {kind: openai, model: m}}"
+        own = "teacher={kind: human, top_logprobs: 3, score: {kind: openai, model: m}}"
         folder = tiny.make(
             world, tmp_path / "run", own, f"teacher.server={{urls: ['{server.url}'], concurrency: 4}}", until="align"
         )

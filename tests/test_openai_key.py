@@ -117,7 +117,7 @@ def _holds(folder: Path, text: str) -> list[Path]:
 
 def changes(url: str) -> tuple[str, ...]:
     return ("teacher.kind=openai", "teacher.model=m", "teacher.samples=2", f"teacher.server.urls=['{url}']",
-            "teacher.server.key=MY_KEY", "teacher.max_tokens=64", "teacher.candidates=0",
+            "teacher.server.key=MY_KEY", "teacher.max_tokens=64", "teacher.top_logprobs=0",
             "teacher.server.patience=1", "teacher.server.timeout=5")  # fmt: skip
 
 

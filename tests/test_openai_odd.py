@@ -377,7 +377,7 @@ def test_a_token_named_like_an_id(name: str) -> None:
 
 
 def plan(url: str, *lines: str) -> Recipe:
-    base = "name: t\nteacher: {kind: openai, model: m, temperature: 0.7, candidates: 0, samples: 2}\n"
+    base = "name: t\nteacher: {kind: openai, model: m, temperature: 0.7, top_logprobs: 0, samples: 2}\n"
     keys = [line if line.startswith("teacher.") else f"teacher.server.{line}" for line in lines]
     changes = ["teacher.server.timeout=5", "teacher.server.patience=2", *(key.replace(": ", "=", 1) for key in keys)]
     return parse_recipe(base, "t.yaml", [f"teacher.server.urls=['{url}']", *changes])
@@ -491,7 +491,7 @@ def test_a_spent_quota_in_the_middle_stops_at_once() -> None:
         return said(429, spent) if state["left"] < 0 else None
 
     with stub.running(script=script) as server, pytest.raises(UserError, match="exceeded your current quota") as raised:
-        sampled(plan(server.url, "per_request: 1", "teacher.samples: 500", "patience: 60", "concurrency: 2"))
+        sampled(plan(server.url, "samples_per_request: 1", "teacher.samples: 500", "patience: 60", "concurrency: 2"))
     assert "add credit" in str(raised.value) and len(server.seen) < 20
 
 
@@ -539,7 +539,9 @@ def test_a_server_that_switches_its_model_is_told_of_and_taught_hard(capfd) -> N
         return said(200, {"model": "b" if state["number"] > 6 else "a", "choices": [text] * asked["n"]})
 
     with stub.running(script=script) as server:
-        recipe = plan(server.url, "teacher.candidates: 1", "per_request: 1", "teacher.samples: 12", "concurrency: 1")
+        recipe = plan(
+            server.url, "teacher.top_logprobs: 1", "samples_per_request: 1", "teacher.samples: 12", "concurrency: 1"
+        )
         found = sampled(recipe)
     marked = [one for one in found if "another model" in one.defects]
     assert 0 < len(marked) < 12 and all(not one.candidates and one.semantics == "none" for one in marked)
@@ -557,7 +559,7 @@ def test_probabilities_above_1_after_the_probe_are_told_of(capfd) -> None:
         return said(200, {"choices": [{"text": " 4", "finish_reason": "length", "logprobs": listing}] * asked["n"]})
 
     with stub.running(script=script) as server:
-        found = sampled(plan(server.url, "teacher.candidates: 1", "per_request: 1", "teacher.samples: 12"))
+        found = sampled(plan(server.url, "teacher.top_logprobs: 1", "samples_per_request: 1", "teacher.samples: 12"))
     assert len(found) == 12 and any(one.defects == (DEFECT_ABOVE_ONE,) and one.candidates == ((),) for one in found)
     assert all(value <= 0 and math.isfinite(value) for one in found for step in one.candidates for _, value in step)
     assert "probabilities above 1, in q" in capfd.readouterr().err
@@ -570,7 +572,7 @@ def test_a_server_with_candidates_that_are_none_is_refused() -> None:
         return said(200, {"choices": [own] * asked["n"]})
 
     with stub.running(script=script) as server, pytest.raises(UserError, match="as its vocabulary has them"):
-        probe_server(plan(server.url, "api: chat", "teacher.candidates: 1"), [QUESTION])
+        probe_server(plan(server.url, "api: chat", "teacher.top_logprobs: 1"), [QUESTION])
 
 
 def test_a_server_that_gives_one_number_a_token_serves_one_candidate() -> None:
@@ -579,14 +581,16 @@ def test_a_server_that_gives_one_number_a_token_serves_one_candidate() -> None:
         return said(200, {"choices": [{"text": " 4", "finish_reason": "length", "logprobs": listing}] * asked["n"]})
 
     with stub.running(script=script) as server:
-        assert all(one.candidates == (((b" 4", -0.1),),) for one in sampled(plan(server.url, "teacher.candidates: 1")))
+        assert all(
+            one.candidates == (((b" 4", -0.1),),) for one in sampled(plan(server.url, "teacher.top_logprobs: 1"))
+        )
         with pytest.raises(UserError, match="gives at most 1 candidates a token"):
-            probe_server(plan(server.url, "teacher.candidates: 3"), [QUESTION])
+            probe_server(plan(server.url, "teacher.top_logprobs: 3"), [QUESTION])
 
 
 def test_further_fields_belong_to_the_runs_identity(world: Path, tmp_path: Path) -> None:
     def made(url: str, *more: str) -> None:
-        keys = ("teacher.kind=openai", "teacher.model=m", "teacher.candidates=0", "teacher.max_tokens=64")
+        keys = ("teacher.kind=openai", "teacher.model=m", "teacher.top_logprobs=0", "teacher.max_tokens=64")
         tiny.make(world, tmp_path / "run", *keys, f"teacher.server.urls=['{url}']", *more, until="sample")
 
     with stub.running() as server:

@@ -127,7 +127,7 @@ def test_accuracies_at_the_ends(share: float) -> None:
 
 
 def test_checkpoints_are_means_of_the_sets_of_a_group() -> None:
-    row = next(each for each in scores_by_checkpoint(example()) if each.contender.step == 400)
+    row = next(each for each in scores_by_checkpoint(example()) if each.checkpoint.step == 400)
     mean = row.groups["out-of-distribution"].value
     assert mean == pytest.approx(sum(row.sets[name].value for name in ("multiarith", "asdiv", "svamp")) / 3)
     assert row.groups["out-of-distribution"].low < mean < row.groups["out-of-distribution"].high

@@ -109,9 +109,9 @@ def vary(rank: int, folder: Path) -> None:
     number."""
     gloo(folder, rank)
     for family in ("t5", "causal"):
-        for change in ("recompute", "bfloat16"):
+        for change in ("gradient_checkpointing", "bfloat16"):
             student = make(family)
-            if change == "recompute":
+            if change == "gradient_checkpointing":
                 student.checkpoint_activations()
             precision = "bfloat16" if change == "bfloat16" else "float32"
             training.distribute_student(student, "full", precision)

@@ -45,7 +45,9 @@ def test_a_run_gives_its_records(finished: Path) -> None:
     for chain, target in run.targets():
         assert chain.key in {each.key for each, _ in kept} and len(target.ids) > 0
     scores = run.scores("test")
-    assert {score.split for score in scores} == {"test"} and {BASE, run.choice} <= {score.contender for score in scores}
+    assert {score.split for score in scores} == {"test"} and {BASE, run.choice} <= {
+        score.checkpoint for score in scores
+    }
     for prediction in itertools.islice(run.predictions("test"), 3):
         assert prediction.grade in ("right", "wrong", "no answer", "truncated")
     student = run.student()

@@ -32,8 +32,8 @@ from test_training import TEXTS, TOKENIZER, make
 
 REPLAY = "train.replay={share: 0.2, sets: [more]}"
 REPAIR = (
-    "repair={sets: [more], steps: 3, groups: 3, max_tokens: 6, checkpoint_every: 2, candidates: 4, samples: 2,"
-    " learning_rate: 1e-2, warm_up: 1, keep: 0.3}"
+    "on_policy={sets: [more], steps: 3, prompts_per_step: 3, max_tokens: 6, checkpoint_every: 2, top_logprobs: 4, samples: 2,"
+    " learning_rate: 1e-2, warmup_steps: 1, keep: 0.3}"
 )
 
 
@@ -58,11 +58,11 @@ def repaired(world: Path, complete: Path, tmp_path_factory: pytest.TempPathFacto
 def test_what_comes_of_it_answers_beside_the_choice(chosen: Path, repaired: Path) -> None:
     before, after = (tiny.contents(each) for each in (chosen, repaired))
     assert [name for name in before if before[name] != after[name]] == [], "up to the choice nothing is made again"
-    choice = checkpoint.read_choice(repaired).contender
+    choice = checkpoint.read_choice(repaired).checkpoint
     assert checkpoint.list_answered_checkpoints(repaired / "test") == [
         Checkpoint(0),
         choice,
-        replace(choice, repaired=3),
+        replace(choice, on_policy_steps=3),
     ]
     weights = {
         name: (repaired / path / "model.safetensors").read_bytes()
@@ -73,7 +73,7 @@ def test_what_comes_of_it_answers_beside_the_choice(chosen: Path, repaired: Path
         )
     }
     assert weights["student"] == weights["chosen"] != weights["repaired"], "the student's folder is that of the choice"
-    name = replace(choice, repaired=3).name
+    name = replace(choice, on_policy_steps=3).name
     assert manifest.read_finished(repaired / "repair" / name) and not (repaired / "evaluate" / name).exists()
     rows = [row for _, row in read.read_jsonl(repaired / "repair" / "metrics.jsonl")]
     assert [row["step"] for row in rows] == [1, 2, 3] and all(set(row["taught"]) == {"own", "kept"} for row in rows)
@@ -87,8 +87,8 @@ def test_it_is_a_row_of_the_report(repaired: Path) -> None:
     told = collect.collect_report(repaired, read_run_recipe(repaired))
     lines = summary.summary_rows(told)
     assert [line.shown for line in lines] == ["base", "specialized", "repaired"]
-    assert sum(each.contender.repaired > 0 for each in summary.scores_by_checkpoint(told)) == 1
-    assert lines[2].taught == f"its own answers to more, scored by the base, after step {lines[1].contender.label}"
+    assert sum(each.checkpoint.on_policy_steps > 0 for each in summary.scores_by_checkpoint(told)) == 1
+    assert lines[2].taught == f"its own answers to more, scored by the base, after step {lines[1].checkpoint.label}"
     page = (repaired / "report" / "index.html").read_text()
     assert "3 steps on its own answers to more" in page and "the others (grey)" in page and "control:" not in page
     assert "Repair: in 3 further steps" in (repaired / "student" / "README.md").read_text()
@@ -210,16 +210,17 @@ def test_a_student_comes_nearer_to_what_scores_its_own_texts(divergence) -> None
 
 
 @pytest.mark.parametrize(
-    "change, found",
+    "change, code",
     [
-        (("repair={sets: [other]}",), "repair names other, on which the checkpoint is chosen"),
-        (("repair={sets: [more]}", "teacher={kind: none}"), "repair needs a teacher"),
-        (("repair={sets: []}",), "repair.sets"),
+        (("on_policy={sets: [other]}",), "E-recipe-set-selects"),
+        (("on_policy={sets: [more]}", "teacher={kind: none}"), "E-recipe-on-policy-teacher"),
+        (("on_policy={sets: []}",), "E-recipe-value"),
     ],
 )
-def test_a_repair_that_cannot_be_is_refused(world: Path, change: tuple[str, ...], found: str) -> None:
-    with pytest.raises(UserError, match=found):
+def test_a_repair_that_cannot_be_is_refused(world: Path, change: tuple[str, ...], code: str) -> None:
+    with pytest.raises(UserError) as error:
         tiny.recipe(world, *change)
+    assert error.value.code == code
 
 
 def test_through_transfer_the_students_own_tokens_are_told_the_same() -> None:

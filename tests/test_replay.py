@@ -98,10 +98,10 @@ def test_the_plan_says_what_is_replayed(world: Path) -> None:
 @pytest.mark.parametrize(
     "change, found",
     [
-        ("{share: 0.1}", "replay needs sets, or a file"),
-        ("{share: 0.1, sets: [sums]}", "teaches already"),
-        ("{share: 0.1, sets: [other]}", "on which the checkpoint is chosen"),
-        ("{share: 1.0, sets: [more]}", "less than 1"),
+        ("{share: 0.1}", "E-recipe-replay-empty"),
+        ("{share: 0.1, sets: [sums]}", "E-recipe-set-trained"),
+        ("{share: 0.1, sets: [other]}", "E-recipe-set-selects"),
+        ("{share: 1.0, sets: [more]}", "E-recipe-value"),
     ],
 )
 def test_a_replay_that_would_deceive_is_refused(world: Path, change: str, found: str) -> None:

@@ -93,7 +93,14 @@ def test_any_hugging_face_tool_loads_the_student(finished: Path) -> None:
 def test_a_decoder_only_student_learns_under_every_treatment_of_the_mass(
     world: Path, tmp_path: Path, mass: str
 ) -> None:
-    at = tiny.make(world, tmp_path / "run", CAUSAL, f"train.mass={mass}", "train.steps=40", "train.checkpoint_every=20")
+    at = tiny.make(
+        world,
+        tmp_path / "run",
+        CAUSAL,
+        f"train.missing_probability={mass}",
+        "train.steps=40",
+        "train.checkpoint_every=20",
+    )
     losses = [row["loss"] for _, row in storage.read_jsonl(at / "train" / "metrics.jsonl")]
     assert losses[-1] < 0.7 * losses[0]
     assert read(at / "student" / "config.json")["model_type"] == "llama"
@@ -103,10 +110,10 @@ def test_the_keys_of_training_reach_it(world: Path, tmp_path: Path) -> None:
     keys = (
         "train.optimizer=adafactor",
         "train.precision=bfloat16",
-        "train.recompute=true",
+        "train.gradient_checkpointing=true",
         "train.schedule=linear",
-        "train.warm_up=1",
-        "train.hold=2",
+        "train.warmup_steps=1",
+        "train.stable_steps=2",
     )
     at = tiny.make(world, tmp_path / "run", *keys, until="train")
     rows = [row for _, row in storage.read_jsonl(at / "train" / "metrics.jsonl")]
@@ -123,7 +130,7 @@ def test_the_keys_of_training_reach_it(world: Path, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_rises_is_said(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny.make(world, tmp_path / "wild", "train.learning_rate=50", "train.clip=null", until="train")
+    tiny.make(world, tmp_path / "wild", "train.learning_rate=50", "train.max_grad_norm=null", until="train")
     assert "lower train.learning_rate" in capsys.readouterr().err
     tiny.make(world, tmp_path / "calm", until="train")
     assert "lower train.learning_rate" not in capsys.readouterr().err
@@ -138,9 +145,9 @@ def test_the_chains_of_a_group_share_their_prompt(world: Path, tmp_path: Path) -
         student = models.from_recipe(plan)
         lesson = examples.read_training_data(at, plan, student)
         batches = lesson.micro_batches(1)
-        assert len(batches) > 1 and sum(map(len, batches)) == len(lesson.examples(1)) > plan.train.groups
+        assert len(batches) > 1 and sum(map(len, batches)) == len(lesson.examples(1)) > plan.train.prompts_per_step
         prompts = [{example.prompt for example in batch} for batch in batches]
-        assert sum(map(len, prompts)) <= plan.train.groups  # fewer where a question comes twice
+        assert sum(map(len, prompts)) <= plan.train.prompts_per_step  # fewer where a question comes twice
         read = sum(student.batch(batch).tokens for batch in batches)
         unshared = sum(len(row.prompt) + len(row.target) for row in lesson.examples(1))
         assert read < 0.8 * unshared
@@ -149,7 +156,7 @@ def test_the_chains_of_a_group_share_their_prompt(world: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("rule", ["one-hot", "paper", "span", "text"])
 def test_every_transfer_rule_reaches_the_report(world: Path, tmp_path: Path, rule: str) -> None:
-    at = tiny.make(world, tmp_path / "run", f"transfer.rule={rule}", "transfer.least_coverage=0.05")
+    at = tiny.make(world, tmp_path / "run", f"transfer.rule={rule}", "transfer.min_coverage=0.05")
     kinds = read(at / "align" / "manifest.json")["counts"]["coverage"]["all"]
     assert ("same" in kinds) == (rule != "one-hot")
 

@@ -96,8 +96,13 @@ def asked() -> list[Question]:
 
 
 def plan(url: str, *changes: str) -> Recipe:
-    base = "name: live\nteacher: {kind: openai, model: tiny, samples: 6, max_tokens: 40, candidates: 5}\n"
-    own = [f"teacher.server.urls=['{url}']", "teacher.server.per_request=3", "teacher.temperature=0.8", *changes]
+    base = "name: live\nteacher: {kind: openai, model: tiny, samples: 6, max_tokens: 40, top_logprobs: 5}\n"
+    own = [
+        f"teacher.server.urls=['{url}']",
+        "teacher.server.samples_per_request=3",
+        "teacher.temperature=0.8",
+        *changes,
+    ]
     return parse_recipe(base, "live.yaml", own)
 
 
@@ -241,7 +246,7 @@ def scored(
 
 def test_more_candidates_than_the_cap_are_refused_with_advice(url: str) -> None:
     with pytest.raises(UserError, match="does not give 50 candidates"):
-        sampled(plan(url, "teacher.candidates=50"))
+        sampled(plan(url, "teacher.top_logprobs=50"))
 
 
 def test_the_model_is_neither_flat_nor_sharp(student: Student) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from potstill.data import splits
+from potstill.data import contamination
 from potstill.data.chain_filter import ChainFilter, FilterRules, foreign_letter_share
 
 TEXTS = st.lists(st.tuples(st.sampled_from(["a b c d e f g", "a b c d e f h", "x", "y z", "да"]), st.booleans()))
@@ -15,29 +15,29 @@ TEXTS = st.lists(st.tuples(st.sampled_from(["a b c d e f g", "a b c d e f h", "x
 @settings(deadline=None)
 @given(TEXTS, st.one_of(st.none(), st.integers(1, 3)), st.booleans())
 def test_duplicates_and_the_cap(rows, cap, drop) -> None:
-    sieve, seen, kept = ChainFilter(FilterRules(duplicates=drop, cap=cap)), set(), 0
+    sieve, seen, kept = ChainFilter(FilterRules(duplicates=drop, max_per_question=cap)), set(), 0
     for text, right in rows:
         expected = (
             "duplicate" if drop and text in seen else "cap" if right and cap is not None and kept >= cap else None
         )
-        assert sieve.dropped(text, right) == expected
+        assert sieve.drop_reason(text, right) == expected
         seen.add(text)
         kept += right and expected is None
     assert sieve.kept == kept
 
 
 def test_the_first_rule_that_holds_gives_the_reason() -> None:
-    rules = FilterRules(near=0.5, cap=1, shortest=3, longest=20, script="latin")
+    rules = FilterRules(near_duplicate_threshold=0.5, max_per_question=1, min_chars=3, max_chars=20, script="latin")
     sieve = ChainFilter(rules)
-    assert sieve.dropped("ab", True) == sieve.dropped("a" * 21, True) == "length"
-    assert sieve.dropped("да да", True) == "language"
-    assert sieve.dropped("a b c d e f", False) is None  # wrong, and no reason to drop it
-    assert sieve.dropped("a b c d e f", True) == "duplicate"
-    assert sieve.dropped("A b c d e f g", True) is None
-    assert sieve.dropped("a b c d e f h", True) == "near duplicate"  # two of its three runs of five words
-    assert sieve.dropped("a b c d e f h", False) == "duplicate"
-    assert sieve.dropped("one two three", True) == "cap"
-    assert ChainFilter(rules, contaminated=True).dropped("ab", True) == "contaminated"
+    assert sieve.drop_reason("ab", True) == sieve.drop_reason("a" * 21, True) == "length"
+    assert sieve.drop_reason("да да", True) == "language"
+    assert sieve.drop_reason("a b c d e f", False) is None  # wrong, and no reason to drop it
+    assert sieve.drop_reason("a b c d e f", True) == "duplicate"
+    assert sieve.drop_reason("A b c d e f g", True) is None
+    assert sieve.drop_reason("a b c d e f h", True) == "near duplicate"  # two of its three runs of five words
+    assert sieve.drop_reason("a b c d e f h", False) == "duplicate"
+    assert sieve.drop_reason("one two three", True) == "cap"
+    assert ChainFilter(rules, contaminated=True).drop_reason("ab", True) == "contaminated"
 
 
 def test_how_much_is_foreign() -> None:
@@ -50,5 +50,5 @@ def test_how_much_is_foreign() -> None:
 def test_overlap_is_with_one_text_not_with_all_together() -> None:
     asked = {"a": "one two three four five six", "b": "seven", "c": "new words only here"}
     held = ["One, two three four!", "three four five six", "SEVEN"]
-    assert splits.overlap_shares(asked, held, 3) == {"a": 0.5, "b": 1.0}
-    assert splits.overlap_shares(asked, [], 3) == {}
+    assert contamination.overlap_shares(asked, held, 3) == {"a": 0.5, "b": 1.0}
+    assert contamination.overlap_shares(asked, [], 3) == {}

@@ -36,7 +36,7 @@ def aligned(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def waited(world: Path, aligned: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What a training leaves that waits for its checkpoints."""
     at = Path(shutil.copytree(aligned, tmp_path_factory.mktemp("waited") / "run"))
-    return tiny.contents(tiny.make(world, at, *SIX, "train.snapshot=false", until="train"))
+    return tiny.contents(tiny.make(world, at, *SIX, "train.async_checkpoints=false", until="train"))
 
 
 @contextmanager

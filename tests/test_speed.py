@@ -37,7 +37,7 @@ def test_operations_are_those_that_torch_counts(world: Path, tmp_path: Path, fam
 
 def test_speed_is_told_beside_the_run(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "draw_figures", lambda told: {})  # figures take seconds and are not looked at
-    at = tiny.make(world, tmp_path / "run", "train.peak=1e9")
+    at = tiny.make(world, tmp_path / "run", "train.peak_flops=1e9")
     rows = [row for _, row in read.read_jsonl(at / "train" / "speed.jsonl")]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     for row in rows:
@@ -47,12 +47,12 @@ def test_speed_is_told_beside_the_run(world: Path, tmp_path: Path, monkeypatch: 
     assert "of the device's peak" in (at / "report" / "time.html").read_text()
     speed = collect.read_speed(at)
     assert speed is not None and speed.steps == 4 and speed.utilisation is not None
-    assert "peak" not in json.loads((at / "train" / "manifest.json").read_text())["recipe"]
+    assert "peak_flops" not in json.loads((at / "train" / "manifest.json").read_text())["recipe"]
 
 
 def test_on_a_cpu_nothing_is_claimed_of_its_peak(world: Path) -> None:
     plan: Recipe = tiny.recipe(world)
-    assert plan.train.peak is None and training.total_peak_flops(torch.device("cpu"), "float32") is None
+    assert plan.train.peak_flops is None and training.total_peak_flops(torch.device("cpu"), "float32") is None
     told = training.compute_step_speed(1, 2.0, tokens=10, operations=100, peak=None, memory=1 << 21)
     assert (told.utilisation, told.tokens_per_second, told.memory_mib) == (None, 5.0, 2)
 
@@ -69,4 +69,4 @@ def test_the_recipe_refuses_a_peak_of_nothing(world: Path) -> None:
     from potstill.errors import UserError
 
     with pytest.raises(UserError, match=r"train\.peak"):
-        parse_recipe(tiny.RECIPE, "tiny.yaml", [f"data={world}", "train.peak=0"])
+        parse_recipe(tiny.RECIPE, "tiny.yaml", [f"data={world}", "train.peak_flops=0"])

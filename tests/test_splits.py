@@ -103,16 +103,17 @@ def test_take_is_nested_and_keeps_the_order(n: int, m: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("validation", "test", "message"),
+    ("validation", "test"),
     [
-        (0.7, 0.7, "shares of a split lie between 0 and 1"),
-        (-0.1, None, "shares of a split lie between 0 and 1"),
-        (float("nan"), None, "shares of a split lie between 0 and 1"),
-        (-1, None, "a split of -1 questions was asked of 2"),
-        (2, 1, "a split of 3 questions was asked of 2"),
-        (1, 0.5, "one size is a count, the other a share"),
+        (0.7, 0.7),
+        (-0.1, None),
+        (float("nan"), None),
+        (-1, None),
+        (2, 1),
+        (1, 0.5),
     ],
 )
-def test_wrong_sizes_are_refused(validation: float, test: float | None, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_wrong_sizes_are_refused(validation: float, test: float | None) -> None:
+    with pytest.raises(UserError) as caught:
         splits.split_questions(["a", "b"], validation, test)
+    assert caught.value.code == "E-data-split-size"

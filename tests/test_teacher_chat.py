@@ -27,7 +27,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def asked(model: Path, *more: str, kind: str = "local") -> Recipe:
     who = {"local": f"kind: local, model: {model}", "human": f"kind: human, score: {{model: {model}}}"}[kind]
-    return parse_recipe("name: x", "x.yaml", [f"teacher={{{who}, max_tokens: 8, candidates: 2}}", *more])
+    return parse_recipe("name: x", "x.yaml", [f"teacher={{{who}, max_tokens: 8, top_logprobs: 2}}", *more])
 
 
 @pytest.mark.parametrize("kind", ["local", "human"])

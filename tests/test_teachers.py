@@ -438,12 +438,12 @@ def test_the_chains_of_a_recipe_are_scored(tmp_path: Path) -> None:
     writer().student.save(tmp_path / "model")
     asked = [replace(question(str(place), "So"), rationale="it was.") for place in range(4)]
     plan = parse_recipe(
-        "name: x", "x.yaml", [f"teacher={{kind: human, candidates: 3, score: {{model: {tmp_path}/model}}}}"]
+        "name: x", "x.yaml", [f"teacher={{kind: human, top_logprobs: 3, score: {{model: {tmp_path}/model}}}}"]
     )
     [batch] = teachers.sample(plan, asked)
     assert [chain.text for chain in batch] == ["it was.\nThe answer is 4"] * 4
     assert all(chain.semantics == "raw" and len(chain.candidates) == len(chain.tokens) + 1 for chain in batch)
     assert all(chain.tokens and b"".join(chain.tokens) for chain in batch)
     assert list(teachers.sample(plan, asked, {chain.key for chain in batch})) == []
-    with pytest.raises(UserError, match="score is for human, replay"):
+    with pytest.raises(UserError, match="E-recipe-teacher-score"):
         parse_recipe("name: x", "x.yaml", ["teacher={kind: local, model: m, score: {model: m}}"])

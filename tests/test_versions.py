@@ -74,8 +74,12 @@ COUNTED_AS = {
 
 # Together these read everything.
 RECIPES = (
-    (REPLAY, REPAIR, "transfer.marks=insert", "filter.wrong_sums=drop"),
-    ("train.stop_after=1", REPLAY, REPAIR.replace("repair={", "repair={scorer: teacher, ").replace(", keep: 0.3", "")),
+    (REPLAY, REPAIR, "transfer.calculator_marks=insert", "filter.wrong_sums=drop"),
+    (
+        "train.early_stopping_patience=1",
+        REPLAY,
+        REPAIR.replace("on_policy={", "on_policy={scorer: teacher, ").replace(", keep: 0.3", ""),
+    ),
 )
 PROGRAM = """
 import importlib, json, sys, tiny

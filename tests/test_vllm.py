@@ -270,7 +270,7 @@ def test_what_it_does_not_have_is_refused(folder: Path, world: Path, monkeypatch
         tokenizer = tokenization.load_tokenizer(world / "student-tokenizer")
         inference.open_engine(random_student(Shape("t5", 8, 1, 2, 16, 4, tokenizer.size), tokenizer, 1), "vllm")
     assert raised.value.code == "E-inference-unsupported-model"
-    with pytest.raises(UserError, match=r"with a calculator needs evaluate\.engine"):
+    with pytest.raises(UserError, match="E-recipe-calculator-engine"):
         parse_recipe("name: x\nevaluate: {engine: vllm, decodings: [greedy+calculator]}\n", "x.yaml")
     monkeypatch.setattr(plain_vllm.LLM, "__init__", _fails)
     with pytest.raises(UserError) as raised:
@@ -337,7 +337,13 @@ def test_chains_are_the_same_sampled_at_once_in_shards_or_after_a_crash(
 
 def test_a_run_answers_as_with_the_reference(world: Path, tmp_path: Path) -> None:
     causal = "student.shape={family: causal, d_model: 16, layers: 1, heads: 2, d_ff: 32}"
-    changes = (SMALL[0], causal, "train.steps=2", "evaluate.formats=[zero-shot-rationale]", "evaluate.mix=[0.5]")
+    changes = (
+        SMALL[0],
+        causal,
+        "train.steps=2",
+        "evaluate.formats=[zero-shot-rationale]",
+        "evaluate.interpolate=[0.5]",
+    )
     folder = tiny.make(world, tmp_path / "run", *changes, until="evaluate")
     asked = [BASE, Checkpoint(2), Checkpoint(2, 0.5)]
     before = [_answers(folder, who, "greedy") for who in asked]

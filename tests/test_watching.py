@@ -15,7 +15,7 @@ from potstill.recipe import load_recipe
 from potstill.report import collect
 from potstill.storage import manifest
 
-STOP = ("train.stop_after=1", "train.steps=8")
+STOP = ("train.early_stopping_patience=1", "train.steps=8")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_what_decided_the_end_must_not_change(world: Path, stopped: Path) -> Non
 def test_without_it_training_does_not_read_how_it_is_evaluated(plain: Path) -> None:
     row = json.loads((plain / "train" / "manifest.json").read_text())
     assert not [key for key in row["recipe"] if key.split(".")[0] in ("evaluate", "select", "questions")]
-    assert not {"train.stop_after", "train.evaluate", "train.replay"} & set(row["recipe"])
+    assert not {"train.early_stopping_patience", "train.evaluate", "train.replay"} & set(row["recipe"])
     assert "stopped" not in row["counts"]
 
 

@@ -29,18 +29,18 @@ questions:
   generic: [more]
   validation: 0.3
   test: 0.3
-teacher: {kind: local, model: teacher, samples: 3, temperature: 1.0, max_tokens: 24, candidates: 3, batch_tokens: 400}
+teacher: {kind: local, model: teacher, samples: 3, temperature: 1.0, max_tokens: 24, top_logprobs: 3, batch_tokens: 400}
 student: {shape: {family: t5, d_model: 16, layers: 1, heads: 2, d_ff: 32}, tokenizer: student-tokenizer}
 train:
   formats: {zero-shot-rationale: 2, zero-shot-answer: 1, few-shot-rationale: 1, few-shot-answer: 1}
   demonstrations: 2
   steps: 4
-  groups: 5
+  prompts_per_step: 5
   batch_tokens: 400
   checkpoint_every: 2
   learning_rate: 1e-2
 evaluate: {formats: [zero-shot-rationale, few-shot-answer], max_tokens: 6, batch_tokens: 400}
-report: {read: 3}
+report: {examples: 3}
 """
 
 # The demo in a minute: the same models and stages, fewer questions and steps.
@@ -48,7 +48,7 @@ DEMO = (
     "questions.limit={train: 40, validation: 20, test: 20}",
     "train.steps=4",
     "train.checkpoint_every=2",
-    "train.warm_up=1",
+    "train.warmup_steps=1",
 )
 
 

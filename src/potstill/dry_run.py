@@ -66,10 +66,10 @@ def describe_training(recipe: Recipe, train: Sequence[Question], parameters: int
         tokens += share * (prompt + target * rows)  # the chains of a group share its prompt
         supervised += share * target * rows
     made = _format_lines(recipe, train, chains, prompt_tokens, targets)
-    a_step = tokens * recipe.train.groups
-    total, taught = a_step * recipe.train.steps, supervised * recipe.train.groups * recipe.train.steps
+    a_step = tokens * recipe.train.prompts_per_step
+    total, taught = a_step * recipe.train.steps, supervised * recipe.train.prompts_per_step * recipe.train.steps
     made += [
-        f"  steps           {recipe.train.steps} of {recipe.train.groups} groups: {a_step:.0f} tokens a step,",
+        f"  steps           {recipe.train.steps} of {recipe.train.prompts_per_step} groups: {a_step:.0f} tokens a step,",
         f"                  {total:.3g} in all, of which {taught:.3g} supervised",
     ]
     if parameters is not None:
@@ -81,9 +81,11 @@ def describe_training(recipe: Recipe, train: Sequence[Question], parameters: int
             f"                  {', '.join(times)};",
             f"                  {_format_duration(work / here)} at the {here / 1e12:.3f} TFLOP/s of one matrix product here",
         ]
-    if recipe.train.stop_after is not None:
-        made.append(f"  may stop        once {recipe.train.stop_after} checkpoints came after the best on validation")
-    if recipe.repair is not None:
+    if recipe.train.early_stopping_patience is not None:
+        made.append(
+            f"  may stop        once {recipe.train.early_stopping_patience} checkpoints came after the best on validation"
+        )
+    if recipe.on_policy is not None:
         made.append(f"  repair          {_on_policy_line(recipe)}")
     return [*made, ""]
 
@@ -119,7 +121,7 @@ def _format_lines(
 
 def _max_chains(recipe: Recipe, train: Sequence[Question]) -> int | None:
     """How many chains there are to learn from at most; None if nothing is known of it."""
-    teacher, cap = recipe.teacher, recipe.filter.cap
+    teacher, cap = recipe.teacher, recipe.filter.max_per_question
     if teacher.kind == "human":
         return sum(bool(question.rationale) for question in train) or None
     if teacher.kind != "replay":
@@ -132,9 +134,9 @@ def _max_chains(recipe: Recipe, train: Sequence[Question]) -> int | None:
 
 
 def _on_policy_line(recipe: Recipe) -> str:
-    asked = recipe.repair
+    asked = recipe.on_policy
     assert asked is not None
-    texts = (asked.groups + on_policy.task_questions_per_step(recipe)) * asked.samples
+    texts = (asked.prompts_per_step + on_policy.task_questions_per_step(recipe)) * asked.samples
     return f"{asked.steps} steps on {texts} texts of its own each, of at most {asked.max_tokens} tokens"
 
 
@@ -276,7 +278,7 @@ def _teacher_lines(recipe: Recipe, train: Sequence[Question]) -> list[str]:
     return [
         f"teacher           {teacher.kind}: {there}",
         f"  asks            {count} questions x {teacher.samples} = {chains} chains of at most {tokens} tokens",
-        f"  keeps           {teacher.candidates} candidates a token, temperature {teacher.temperature}",
+        f"  keeps           {teacher.top_logprobs} candidates a token, temperature {teacher.temperature}",
         *(["  prompts         in its own chat template (teacher.chat: false for plain ones)"] if chat else []),
         "",
     ]
@@ -288,7 +290,7 @@ def _server_lines(recipe: Recipe, train: Sequence[Question]) -> list[str]:
         return [f"teacher           openai: {teacher.prompt} is not here; the run would stop at sample", ""]
     asked = openai_api.forecast(recipe, train)
     prices, ceiling = teacher.budget.prices, teacher.budget
-    kept = f"{teacher.candidates} candidates a token" if teacher.candidates else "texts alone: hard targets"
+    kept = f"{teacher.top_logprobs} candidates a token" if teacher.top_logprobs else "texts alone: hard targets"
     lines = [
         f"teacher           openai: {teacher.model} at {', '.join(teacher.server.urls)} (not asked yet)",
         f"  asks            {asked.questions} questions x {teacher.samples} = {asked.chains} chains"
@@ -352,10 +354,10 @@ def _evaluation_only_lines(recipe: Recipe, loaded: dict[str, dict[str, list[Ques
 def _evaluation_lines(recipe: Recipe, loaded: dict[str, dict[str, list[Question]]]) -> list[str]:
     formats = len(recipe.evaluate.formats)
     counts = {split: sum(len(found.get(split, [])) for found in loaded.values()) for split in ("validation", "test")}
-    steps = _checkpoint_count(recipe) * (1 + len(recipe.evaluate.mix or ())) + 1
+    steps = _checkpoint_count(recipe) * (1 + len(recipe.evaluate.interpolate or ())) + 1
     rows: list[tuple[str, int, Split]] = [
         ("evaluation", steps, "validation"),
-        ("test", 3 if recipe.repair else 2, "test"),
+        ("test", 3 if recipe.on_policy else 2, "test"),
     ]
     drawn = [
         sum(each.samples for each in decoding.list_sampling_specs(checkpoint.list_decodings(recipe, split)))

@@ -89,11 +89,11 @@ def _iter_checks(
     for stage in ("evaluate", "test"):
         yield stage, lambda: _check_engine(recipe)
         yield stage, lambda: models.weights_identity(recipe)
-    if recipe.repair is not None and recipe.repair.scorer is not None and weights:
-        scorer = recipe.repair.scorer
+    if recipe.on_policy is not None and recipe.on_policy.scorer is not None and weights:
+        scorer = recipe.on_policy.scorer
         yield (
             "repair",
-            lambda: _check_weights(find_path(recipe, scorer, "repair.scorer"), recipe.student.trust_remote_code),
+            lambda: _check_weights(find_path(recipe, scorer, "on_policy.scorer"), recipe.student.trust_remote_code),
         )
     if at is not None:
         yield "report", lambda: controls.control_digests(at, recipe)

@@ -1,19 +1,12 @@
-"""What can answer a run's questions and be chosen, with its label and its folder's name in one place.
-
->>> Checkpoint(350).name, Checkpoint(350, 0.3).name, Checkpoint(350, 0.3).label
-('350', '350-0.3', '350 × 0.3')
->>> Checkpoint.read("350-0.3"), Checkpoint.read(350).written
-(Checkpoint(step=350, share=0.3, repaired=0), 350)
->>> Checkpoint(350, repaired=100).name, Checkpoint.read("350-0.3+100").label
-('350+100', '350 × 0.3 + 100')
-
-The nouns: frozen values that the stages hand to each other.
+"""Records: the frozen values that the stages pass to each other. Log-probabilities are natural logarithms.
 
     >>> chain = Chain.from_tokens("q1", 0, [b"4", b"\\xff"], [[(b"4", -0.1), (END, -2.5)], [(b"\\xff", -0.3)]])
     >>> chain.text, chain.spans
     ('4\\ufffd', ((0, 1), (1, 2)))
+    >>> Checkpoint(350, 0.3).name, Checkpoint(350, 0.3).label, Checkpoint.parse("350-0.3")
+    ('350-0.3', '350 × 0.3', Checkpoint(step=350, share=0.3, on_policy_steps=0))
 
-Natural logarithms everywhere. It imports no other library; `encoding` has the form in JSON.
+This module imports no other library; `serialization` has the JSON form of each record.
 """
 
 from __future__ import annotations
@@ -30,56 +23,55 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Checkpoint:
-    """What can answer and be chosen: the student after a step of training, or its weights mixed with the base's.
+    """Weights that are evaluated: the student after a training step, or an interpolation of it with the base.
 
-    share     of the student's weights, the rest are the base's; 1 is the checkpoint itself
-    repaired  steps of repair that came after it; what was repaired answers, and is not chosen
+    share            of the student's weights; the base's have the rest. 1: the checkpoint itself
+    on_policy_steps  steps of on-policy distillation after it; such a checkpoint is evaluated and never selected
     """
 
     step: int
     share: float = 1.0
-    repaired: int = 0
+    on_policy_steps: int = 0
 
     @property
     def name(self) -> str:
-        """Of its folder."""
-        mixed = "" if self.share == 1 else f"-{self.share!r}"
-        return f"{self.step}{mixed}" + (f"+{self.repaired}" if self.repaired else "")
+        """The name of its folder."""
+        share = "" if self.share == 1 else f"-{self.share!r}"
+        return f"{self.step}{share}" + (f"+{self.on_policy_steps}" if self.on_policy_steps else "")
 
     @property
     def label(self) -> str:
-        """For people: the step, what its weights were multiplied with, and the steps of repair after it."""
-        return f"{self.step}{self.further}"
+        """For people: the step and the suffix."""
+        return f"{self.step}{self.suffix}"
 
     @property
-    def pure(self) -> bool:
+    def suffix(self) -> str:
+        """For people: the share of the student's weights, and the on-policy steps."""
+        share = "" if self.share == 1 else f" × {self.share!r}"
+        return share + (f" + {self.on_policy_steps}" if self.on_policy_steps else "")
+
+    @property
+    def is_plain(self) -> bool:
         """Whether it is a checkpoint of training itself."""
-        return self.share == 1 and not self.repaired
+        return self.share == 1 and not self.on_policy_steps
 
     @property
-    def further(self) -> str:
-        """What stands behind the step."""
-        mixed = "" if self.share == 1 else f" × {self.share!r}"
-        return mixed + (f" + {self.repaired}" if self.repaired else "")
-
-    @property
-    def written(self) -> int | str:
-        """In JSON: a step is a number, anything else its name."""
-        return self.step if self.pure else self.name
+    def json_value(self) -> int | str:
+        """Its form in JSON: a plain step is a number, anything else its name."""
+        return self.step if self.is_plain else self.name
 
     @classmethod
-    def read(cls, written: int | str) -> Self:
-        """The reverse of `written` and of `name`. Raises ValueError on anything else."""
-        chosen, _, repaired = str(written).partition("+")
-        step, mixed, share = chosen.partition("-")
-        found = cls(int(step), float(share) if mixed else 1.0, int(repaired or 0))
-        if found.name != str(written):
-            raise ValueError(f"no contender: {written!r}")
-        return found
+    def parse(cls, value: int | str) -> Self:
+        """The inverse of `json_value` and of `name`. Raises ValueError for anything else."""
+        selected, _, on_policy = str(value).partition("+")
+        step, dash, share = selected.partition("-")
+        checkpoint = cls(int(step), float(share) if dash else 1.0, int(on_policy or 0))
+        if checkpoint.name != str(value):
+            raise ValueError(f"not a checkpoint: {value!r}")
+        return checkpoint
 
 
 BASE: Final = Checkpoint(0)
-
 
 StopReason = Literal["end", "length", "cut"]
 Semantics = Literal["raw", "tempered", "truncated", "unknown", "none"]
@@ -89,7 +81,7 @@ Split = Literal["train", "validation", "test"]
 
 
 class End(enum.Enum):
-    """The outcome "the text stops here", whatever token a model writes it with."""
+    """The outcome "the text ends here", whichever token a model uses for it."""
 
     END = "end"
 
@@ -103,12 +95,12 @@ Candidate = tuple[bytes | End, float]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One problem whose answer can be checked.
+    """A problem with a gold answer.
 
     id         unique in a run, `set/...`
     gold       the right answer as the set writes it ("72", "9 (apples)", "(A)", "valid")
     task       how it is graded and grouped: `gsm8k`, `asdiv`, `bbh/navigate`, `number`, `choice`, ...
-    rationale  the set's own solution in words, without its answer sentence; None where it has none
+    rationale  the set's own solution in words, without its answer sentence; None if there is none
     """
 
     id: str
@@ -128,9 +120,8 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a model is asked, as turns. The texts of the turns put one after the other are the plain prompt, byte for
-    byte; a chat model gets the same turns as messages, stripped of outer white space. `lead` is the white space that
-    belongs between the plain prompt and its answer."""
+    """A prompt as turns. Their texts concatenated are the plain prompt, byte for byte; a chat model gets the same turns
+    as messages, without outer white space. `lead` is the white space between the plain prompt and its answer."""
 
     turns: tuple[Turn, ...]
     lead: str = ""
@@ -146,17 +137,18 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Chain:
-    """One solution of one question, with what its source says about how likely each token was.
+    """A solution of a question (a chain of thought), with the log-probabilities that its source gives.
 
     content     the text as bytes (a sampled text need not be UTF-8); `text` is its readable form
-    tokens      the bytes of each of the teacher's tokens; empty where the source knows none (a human, a text file)
+    tokens      the bytes of each of the source's tokens; empty if the source has none (a human, a text file)
     spans       start and end of each token in `content`, in bytes
-    candidates  per token the alternatives that the source showed, the sampled one among them, each with its natural
-                log-probability; empty, as long as `tokens`, or one longer: then the last step says how likely END was
-    stop        end: the source ended the text; length: its token budget ran out; cut: we cut it after the answer
-    semantics   what the log-probabilities mean: of the raw distribution, after temperature, after truncation,
-                unknown, or none
-    defects     what its source got wrong about it, each in a few words ("entries missing")
+    candidates  per token its alternatives with their log-probabilities, the sampled token among them; empty, as long as
+                `tokens`, or one longer: then the last step has the log-probability of END
+    stop        end: the source ended the text; length: its token limit was reached; cut: potstill cut it after the
+                answer
+    semantics   distribution of the log-probabilities: raw, tempered (after temperature), truncated (after top-k or
+                top-p), unknown, or none
+    defects     faults of what the source sent, each in a few words ("entries missing")
     """
 
     question: str
@@ -201,11 +193,11 @@ class Chain:
         source: str = "teacher",
         semantics: Semantics | None = None,
     ) -> Self:
-        """A chain whose tokens, put one after the other, are its text.
+        """A chain whose text is the concatenation of its tokens.
 
-        candidates  natural logarithms, the sampled token among them; one list more than tokens if the last step, at
-                    which the text ended, is known.
-        semantics   `raw` unless said otherwise, `none` without candidates
+        candidates  per token, the sampled token among them; one more list if the last step, where the text ended, is
+                    known
+        semantics   None: `raw` with candidates, `none` without
         """
         return cls(
             question=question,
@@ -214,27 +206,27 @@ class Chain:
             content=b"".join(tokens),
             tokens=tuple(tokens),
             spans=token_spans(tokens),
-            candidates=tuple(tuple((what, float(value)) for what, value in step) for step in candidates),
+            candidates=tuple(tuple((piece, float(value)) for piece, value in step) for step in candidates),
             stop=stop,
             semantics=semantics or ("raw" if candidates else "none"),
         )
 
     @classmethod
     def from_text(cls, question: str, index: int, text: str, *, source: str, stop: StopReason = "end") -> Self:
-        """A chain of which only the text is known: a human's, or an answer found in a file."""
+        """A chain without tokens: a human's solution, or a text from a file."""
         return cls(question, source, index, text.encode("utf-8"), stop=stop)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What grading found in a text, and, apart from that, why a chain was dropped if it was.
+    """The grade of a text, and for a chain why the filter dropped it.
 
-    found    the canonical answer, None where there is none
-    dropped  duplicate, cap, contaminated, length, language, wrong sum; None for a chain that was not dropped
+    answer   the extracted answer in canonical form, None if there is none
+    dropped  contaminated, length, language, wrong sum, duplicate, near duplicate or cap; None if not dropped
     """
 
     grade: Grade
-    found: str | None = None
+    answer: str | None = None
     dropped: str | None = None
 
     @property
@@ -244,12 +236,12 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Target:
-    """A chain in a student's vocabulary: at every position the token and a sparse distribution.
+    """A chain in the student's vocabulary: at every position its token and a sparse distribution.
 
-    ids            [n] tokens of the text, the end token included where the chain has an end
-    offsets        [n + 1] position p owns candidates offsets[p] to offsets[p + 1]
+    ids            [n] tokens of the text, with the end token if the chain has ended
+    offsets        [n + 1] position p has the candidates from offsets[p] up to offsets[p + 1]
     candidate_ids  [m] token ids, distinct within a position
-    probabilities  [m] in (0, 1]; what is missing to 1 is the position's tail
+    probabilities  [m] in (0, 1]; the rest to 1 is the position's tail
     kinds          [n] same, merged, split, mixed, hard, end
     """
 
@@ -263,13 +255,13 @@ class Target:
         return len(self.ids)
 
     def distribution(self, position: int) -> dict[int, float]:
-        """Token id to probability; sums to 1 - tail."""
-        own = slice(self.offsets[position], self.offsets[position + 1])
-        pairs = zip(self.candidate_ids[own], self.probabilities[own], strict=True)
+        """Token id -> probability; the sum is 1 - tail."""
+        part = slice(self.offsets[position], self.offsets[position + 1])
+        pairs = zip(self.candidate_ids[part], self.probabilities[part], strict=True)
         return {int(token): float(probability) for token, probability in pairs}
 
     def tail(self, position: int) -> float:
-        """Probability that lies on none of the candidates."""
+        """Probability of all tokens that are not candidates."""
         return max(0.0, 1.0 - sum(self.distribution(position).values()))
 
     def kind(self, position: int) -> TargetKind:
@@ -297,10 +289,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One student answer to one question, with its verdict. `index` counts samples of the same question.
+    """A student's answer to a question, with its verdict. `index` counts the samples of a question.
 
-    likelihood  natural log-probability of the whole text, at temperature 1 and as far as the student wrote it itself;
-                None where nobody asked for it
+    answer      the extracted answer in canonical form, None if there is none
+    likelihood  log-probability of the part of the text that the student wrote itself, at temperature 1; None if it was
+                not requested
     """
 
     question: str
@@ -309,21 +302,21 @@ class Prediction:
     text: str
     stop: StopReason
     grade: Grade
-    found: str | None
+    answer: str | None
     index: int = 0
     likelihood: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How a checkpoint did on one set. `accuracy` is right / n; `low` and `high` bound its 95 % interval.
+    """The accuracy of a checkpoint on a set: right / n. `low` and `high` bound its 95 % interval.
 
-    For a set of several tasks (BBH), else None: `macro` is the unweighted mean over tasks of their accuracies, and
-    `macro_low`, `macro_high`, `tasks_low` and `tasks_high` bound it and `accuracy` if the tasks, too, were drawn by
-    chance (see `intervals.clustered`); `low` and `high` are for other questions of the same tasks.
+    For a set of several tasks (BBH), else None: `macro` is the unweighted mean of the tasks' accuracies. `macro_low`,
+    `macro_high` and `tasks_low`, `tasks_high` bound it and `accuracy` for other tasks, `low` and `high` bound
+    `accuracy` for other questions of the same tasks.
     """
 
-    contender: Checkpoint
+    checkpoint: Checkpoint
     set: str
     split: Split
     format: str
@@ -344,13 +337,13 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class PassCurve:
-    """What k samples of a question come to on one set of n questions, as the mean over all choices of k of them.
+    """Accuracy with k samples per question on a set of n questions, as the mean over all choices of k samples.
 
-    how       vote: the most frequent value; best: the likeliest sample; any: whether one of them is right (pass@k)
-    accuracy  with `low` and `high`, the bounds of its 95 % interval over questions
+    how       vote: the most frequent answer; best: the most likely sample; any: whether one is right (pass@k)
+    accuracy  `low` and `high` bound its 95 % interval over questions
     """
 
-    contender: Checkpoint
+    checkpoint: Checkpoint
     set: str
     split: Split
     format: str
@@ -365,12 +358,12 @@ class PassCurve:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The selected checkpoint, the rule, and the table it was chosen from: one row a contender, with its value.
+    """The selected checkpoint, the rule, and the table it was selected from: the value of each checkpoint.
 
-    tied  the contenders whose value lies within the paired interval of the best: choosing among them is chance
+    tied  the checkpoints whose value lies in the paired interval of the best one: selection among them is by chance
     """
 
-    contender: Checkpoint
+    checkpoint: Checkpoint
     rule: str
     format: str
     decoding: str
@@ -379,5 +372,5 @@ class Choice:
 
 
 def token_spans(tokens: Sequence[bytes]) -> tuple[tuple[int, int], ...]:
-    """Start and end of each token in the bytes that they make together."""
+    """Start and end of each token in the concatenation of the tokens, in bytes."""
     return tuple(pairwise(accumulate(map(len, tokens), initial=0)))

@@ -146,7 +146,7 @@ class Run:
         from potstill.evaluation.checkpoint import read_choice
 
         self._finished("select")
-        return read_choice(self.run_dir).contender
+        return read_choice(self.run_dir).checkpoint
 
     def student(self, checkpoint: Checkpoint | int | None = None) -> Student:
         """The student of a checkpoint (the selected one by default; 0 is the base), ready for inference.

@@ -48,7 +48,7 @@ def recipe_stages(recipe: Recipe) -> tuple[str, ...]:
     """The stages that a recipe has: without a teacher nothing is trained, chosen or reported, only measured."""
     if recipe.teacher.kind == "none":
         return EVALUATION_STAGES
-    return STAGES if recipe.repair is None else ALL_STAGES
+    return STAGES if recipe.on_policy is None else ALL_STAGES
 
 
 def default_run_dir(recipe: Recipe) -> Path:

@@ -1,4 +1,4 @@
-"""The one form of a record in JSON: plain values in the order of the fields.
+"""The JSON form of a record: plain values in the order of its fields.
 
     >>> chain = Chain.from_tokens("q1", 0, [b"4", b"\\xff"], [[(b"4", -0.1), (END, -2.5)], [(b"\\xff", -0.3)]])
     >>> to_json(chain)["tokens"], to_json(chain)["candidates"][0]
@@ -6,7 +6,7 @@
     >>> from_json(Chain, to_json(chain)) == chain
     True
 
-Bytes are written as text wherever they are UTF-8 and as `{"base64": ...}` only where they are not; END is null.
+Bytes are text if they are UTF-8, else `{"base64": ...}`; END is null.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from potstill.records import (
 
 
 def encode_bytes(value: bytes) -> str | dict[str, str]:
-    """The one encoding of bytes in JSON: text where it is UTF-8, base64 where it is not."""
+    """Bytes in JSON: text if they are UTF-8, base64 if not."""
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:
@@ -41,9 +41,9 @@ def encode_bytes(value: bytes) -> str | dict[str, str]:
 
 
 class BoundedMemo(dict[Any, Any]):
-    """What `make` makes of keys, and remembers of at most so many: looked up in half the time of lru_cache.
+    """Memoizes `make` for at most `most` keys, with lookups twice as fast as lru_cache's.
 
-    The pieces of a vocabulary come again in every chain: with this, writing a chain takes half as long.
+    The tokens of a vocabulary occur in every chain: with this, encoding a chain takes half the time.
     """
 
     def __init__(self, make: Callable[[Any], Any], most: int) -> None:
@@ -52,16 +52,16 @@ class BoundedMemo(dict[Any, Any]):
     def __missing__(self, key: Any) -> Any:
         if len(self) > self._most:
             self.clear()
-        found = self[key] = self._make(key)
-        return found
+        value = self[key] = self._make(key)
+        return value
 
 
 _encoded_pieces: Final = BoundedMemo(lambda piece: None if piece is END else encode_bytes(piece), 1 << 16)
-FILE_NAMES: Final = {"contender": "step"}  # our names of fields where JSON has others
+FILE_NAMES: Final = {"checkpoint": "step", "answer": "found"}  # fields that have another name in JSON
 
 
 def decode_bytes(value: str | Mapping[str, str]) -> bytes:
-    """The reverse of `encode_bytes`. Raises ValueError on anything else."""
+    """The inverse of `encode_bytes`. Raises ValueError for anything else."""
     if isinstance(value, str):
         return value.encode("utf-8")
     if isinstance(value, Mapping) and set(value) == {"base64"}:
@@ -73,7 +73,7 @@ Record = TypeVar("Record", Question, Chain, Verdict, Prediction, Score, PassCurv
 
 
 def to_json(record: Question | Chain | Verdict | Prediction | Score | PassCurve | Choice) -> dict[str, Any]:
-    """A record as plain JSON values, in the order of its fields. Fields that hold nothing are left out of a chain."""
+    """A record as plain JSON values, in the order of its fields. Empty fields of a chain are left out."""
     if not isinstance(record, Chain):
         return {
             FILE_NAMES.get(field.name, field.name): _to_plain(getattr(record, field.name)) for field in fields(record)
@@ -85,7 +85,7 @@ def to_json(record: Question | Chain | Verdict | Prediction | Score | PassCurve 
         if record.spans != token_spans(record.tokens):
             row["spans"] = [list(span) for span in record.spans]
     if record.candidates:
-        row["candidates"] = [[[_encoded_pieces[what], value] for what, value in step] for step in record.candidates]
+        row["candidates"] = [[[_encoded_pieces[piece], value] for piece, value in step] for step in record.candidates]
     row["stop"] = record.stop
     row["semantics"] = record.semantics
     if record.defects:
@@ -94,7 +94,7 @@ def to_json(record: Question | Chain | Verdict | Prediction | Score | PassCurve 
 
 
 def from_json(kind: type[Record], row: Mapping[str, Any]) -> Record:
-    """The reverse of `to_json`. Raises KeyError, TypeError or ValueError where the row is not such a record."""
+    """The inverse of `to_json`. Raises KeyError, TypeError or ValueError if the row is not such a record."""
     if not isinstance(row, Mapping):
         raise TypeError(f"{type(row).__name__} instead of an object")
     if kind is Chain:
@@ -107,24 +107,24 @@ def from_json(kind: type[Record], row: Mapping[str, Any]) -> Record:
     for name, value in values.items():
         if type(value) not in _field_types(kind).get(name, (type(value),)):
             raise TypeError(f"{name} is {type(value).__name__}")
-    if "contender" in values:
-        values["contender"] = Checkpoint.read(values["contender"])
+    if "checkpoint" in values:
+        values["checkpoint"] = Checkpoint.parse(values["checkpoint"])
     if kind is Choice:
-        values["table"] = tuple((Checkpoint.read(each), value) for each, value in values["table"])
-        values["tied"] = tuple(map(Checkpoint.read, values.get("tied", ())))
+        values["table"] = tuple((Checkpoint.parse(name), value) for name, value in values["table"])
+        values["tied"] = tuple(map(Checkpoint.parse, values.get("tied", ())))
     return kind(**values)
 
 
 @cache
 def _field_types(kind: type[Any]) -> dict[str, tuple[type, ...]]:
-    """Field -> the types of JSON values that it takes, of the fields that hold plain values or lists of them."""
-    found = {name: _json_types(hint) for name, hint in get_type_hints(kind).items()}
-    return {name: types for name, types in found.items() if Checkpoint not in types}
+    """Field -> the types of its JSON values, for fields with plain values or lists of them."""
+    types = {name: _json_types(hint) for name, hint in get_type_hints(kind).items()}
+    return {name: allowed for name, allowed in types.items() if Checkpoint not in allowed}
 
 
 def _json_types(hint: Any) -> tuple[type, ...]:
     if isinstance(hint, UnionType):
-        return tuple(each for part in get_args(hint) for each in _json_types(part))
+        return tuple(allowed for part in get_args(hint) for allowed in _json_types(part))
     if get_origin(hint) is Literal:
         return (str,)
     if get_origin(hint) is tuple:
@@ -145,8 +145,11 @@ def _chain_from_json(row: Mapping[str, Any]) -> Chain:
         candidates=tuple(
             tuple(
                 [
-                    (what.encode() if type(what) is str else END if what is None else decode_bytes(what), float(value))
-                    for what, value in step
+                    (
+                        piece.encode() if type(piece) is str else END if piece is None else decode_bytes(piece),
+                        float(value),
+                    )
+                    for piece, value in step
                 ]
             )
             for step in row.get("candidates", ())
@@ -158,10 +161,9 @@ def _chain_from_json(row: Mapping[str, Any]) -> Chain:
 
 
 def _to_plain(value: Any) -> Any:
-    """A field's value with every contender as it is written."""
     if isinstance(value, tuple):
         return [_to_plain(item) for item in value]
-    return value.written if isinstance(value, Checkpoint) else value
+    return value.json_value if isinstance(value, Checkpoint) else value
 
 
 def _lists_to_tuples(value: Any) -> Any:

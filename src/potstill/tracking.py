@@ -83,7 +83,7 @@ def _point(stream: str, row: Mapping[str, Any]) -> Point:
 def _iter_validation(folder: Path) -> Iterator[Point]:
     """The checkpoints that have answered, in their order; mixes with the base share their steps and are left out."""
     for who in checkpoint.list_answered_checkpoints(folder):
-        if who.pure and (folder / who.name / checkpoint.SCORES_FILE).exists():
+        if who.is_plain and (folder / who.name / checkpoint.SCORES_FILE).exists():
             scores = checkpoint.read_scores(folder, who)
             names = {f"validation/{score.format}.{score.decoding}/{score.set}": score.accuracy for score in scores}
             yield Point(who.step, names)

@@ -110,8 +110,8 @@ def _changed_rows(name: str, pairs: list[tuple[Prediction, Prediction]]) -> Iter
                 "set": first.set,
                 "task": first.task,
                 "format": name,
-                "first": {"grade": first.grade, "found": first.found, "text": first.text},
-                "second": {"grade": second.grade, "found": second.found, "text": second.text},
+                "first": {"grade": first.grade, "found": first.answer, "text": first.text},
+                "second": {"grade": second.grade, "found": second.answer, "text": second.text},
             }
 
 
@@ -149,7 +149,7 @@ def _parse_run(text: str) -> tuple[Path, Checkpoint | None]:
     found = None
     if at:
         with contextlib.suppress(ValueError):
-            found = Checkpoint.read(name)
+            found = Checkpoint.parse(name)
     path = Path(text if found is None else path)
     read_run_recipe(path)
     return path, found
@@ -160,7 +160,7 @@ def _resolve_checkpoint(run_dir: Path, named: Checkpoint | None, stage: str) -> 
     if named is not None:
         return named
     if (run_dir / "select" / "choice.json").is_file():
-        return checkpoint.read_choice(run_dir).contender
+        return checkpoint.read_choice(run_dir).checkpoint
     there = checkpoint.list_answered_checkpoints(run_dir / stage)
     return there[0] if len(there) == 1 else None
 

@@ -79,7 +79,7 @@ def _grade_row(where: str, row: Mapping[str, Any], task: str | None, tick: progr
     except UserError as fault:
         raise UserError(fault.what, code=fault.code, where=where, found=fault.found, hint=fault.hint) from None
     tick()
-    return {**own, "verdict": verdict.grade, "found": verdict.found}
+    return {**own, "verdict": verdict.grade, "found": verdict.answer}
 
 
 def _grade_answer(text: str, gold: Any, task: str | None, stop: StopReason | None, where: str) -> Verdict:
@@ -88,7 +88,9 @@ def _grade_answer(text: str, gold: Any, task: str | None, stop: StopReason | Non
         words = ("yes", "true", "valid") if gold else ("no", "false", "invalid")
         verdicts = [grading.grade(text, word, task, stop) for word in words]
         return next((each for each in verdicts if each.grade in ("right", "wrong")), verdicts[0])
-    return grading.grade(text, custom_set.read_gold(gold, where, name="gold", form=_answer_type(task)).text, task, stop)
+    return grading.grade(
+        text, custom_set.read_gold(gold, where, name="gold", answer_type=_answer_type(task)).text, task, stop
+    )
 
 
 def _answer_type(task: str | None) -> str | None:

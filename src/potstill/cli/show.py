@@ -133,7 +133,7 @@ def print_chain(folder: Path, key: str) -> None:
     console = Console()
     console.print(_plain_text(question.text, "bold"), _plain_text(f"\ngold: {question.gold}\n"))
     console.print(_plain_text(found.text))
-    line = f"\n{verdict.grade}" + (f" ({verdict.found})" if verdict.found else "")
+    line = f"\n{verdict.grade}" + (f" ({verdict.answer})" if verdict.answer else "")
     fate = "kept" if verdict.kept else f"dropped: {verdict.dropped}" if verdict.dropped else "not kept"
     console.print(_plain_text(line, GRADE_COLOURS[verdict.grade]), Text(fate))
     marks = f", defects: {', '.join(found.defects)}" if found.defects else ""
@@ -217,7 +217,7 @@ def print_predictions(folder: Path, question: str) -> None:
                 example = example or f", such as {answer.question}"
                 if answer.question == question:
                     grade = Text(answer.grade, GRADE_COLOURS[answer.grade])
-                    table.add_row(who.label, name, grade, _plain_text(answer.found or ""), _plain_text(answer.text))
+                    table.add_row(who.label, name, grade, _plain_text(answer.answer or ""), _plain_text(answer.text))
                     rows += 1
     if not rows:
         raise UserError("no answer to this question", where=question, hint=f"name a validation question{example}")
@@ -247,7 +247,7 @@ def print_summary(folder: Path) -> None:
     if others := [" ".join(each) for each in formats if each != summary.main_format(told)]:
         console.print(_plain_text(f"also measured, on the page: {', '.join(others)}", "dim"))
     choice = checkpoint.read_choice(folder)
-    console.print(f"chosen: step {choice.contender.label} ({choice.rule})", style="dim")
+    console.print(f"chosen: step {choice.checkpoint.label} ({choice.rule})", style="dim")
     over = "intervals are over the questions of one seed; they do not include the variation between seeds"
     console.print(over, style="dim", soft_wrap=True)
     console.print(_plain_text(f"page: {folder / 'report' / 'index.html'}"), soft_wrap=True)
@@ -313,7 +313,7 @@ def _find_target(folder: Path, found: Chain, verdict: Verdict) -> tuple[Chain, T
     own = TargetStore(examples.targets_folder(folder, recipe), examples.target_origin(folder, recipe, tokenizer)).get(
         found
     )
-    taught, _ = rewrite.prepare_chain(found, recipe.transfer.rewrite, recipe.transfer.marks)
+    taught, _ = rewrite.prepare_chain(found, recipe.transfer.rewrite, recipe.transfer.calculator_marks)
     return taught, own, tokenizer
 
 

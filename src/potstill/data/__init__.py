@@ -1,21 +1,23 @@
-"""Questions: the sets a student learns from and is measured on, each question with its split.
+"""The questions to learn from and to evaluate on, each with its split.
 
-    >>> mine = [RawQuestion(id=f"m/{i}", text=f"What is {i} + 1?", gold=f"{i + 1}", task="number", where="") for i in range(9)]
-    >>> [question.split for question in assign_splits(mine, "m", validation=3, test=3)]
+    >>> raws = [RawQuestion(f"m/{i}", f"What is {i} + 1?", f"{i + 1}", "number", where="") for i in range(9)]
+    >>> [question.split for question in assign_splits(raws, "m", validation=3, test=3)]
     ['validation', 'train', 'train', 'test', 'test', 'test', 'train', 'validation', 'validation']
 
-    gsm8k        gsm8k/train.jsonl, gsm8k/test.jsonl   its training file is train; its test file is divided
+    gsm8k        gsm8k/train.jsonl, gsm8k/test.jsonl   the training file is train, the test file is divided
     multiarith   multiarith/MultiArith.json            divided into validation and test
     asdiv        asdiv/ASDiv.xml                       divided into validation and test
     svamp        svamp/SVAMP.json                      divided into validation and test
-    bbh          bbh/tasks/*.json                      each of its 27 tasks divided; `bbh/navigate` is one task alone
-    your own     files of many forms (`own`)           its `split` field, else divided into train, validation and test
+    bbh          bbh/tasks/*.json                      each of 27 tasks is divided; `bbh/navigate` is one task alone
+    custom sets  files of many formats (`custom_set`)  the `split` field, else train, validation and test
 
-`splits="digest"` divides by the digests of the questions' canonical forms. `splits="paper"` has the paper's sizes: 500
-validation questions of a set, of MultiArith 200, the rest test. MultiArith's are the authors' own where the folder has
-their file of indices (`golden/authors_validation_indices.json`); else, and of the other sets, they are those of lowest
-digest, since no other index file of questions outside of training was released. Of each BBH task a fifth is validation,
-in both.
+`splits="digest"` divides a set by the digests of its questions. `splits="paper"` gives the paper's sizes: 500
+validation questions per set, 200 for MultiArith, and the rest test. MultiArith's validation questions are the authors'
+own if the data folder has their file of indices (`golden/authors_validation_indices.json`); otherwise, and for the
+other sets, they are those of lowest digest, because the authors released no other index file of evaluation questions.
+A fifth of each BBH task is validation, in both.
+
+To add a built-in set, write its file next to `svamp.py` and add its `SET` to the table `SETS`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from typing import Final, Literal
 
 from potstill import grading
 from potstill.data import asdiv, bbh, custom_set, gsm8k, multiarith, splits, svamp, validate
-from potstill.data.set_files import RawQuestion, read_demonstrations
+from potstill.data.set_files import BuiltinSet, RawQuestion, read_demonstrations
 from potstill.data.validate import find_contradictions
 from potstill.errors import UserError
 from potstill.records import Question
@@ -36,6 +38,7 @@ from potstill.records import Question
 __all__ = [
     "SETS",
     "VERSION",
+    "BuiltinSet",
     "RawQuestion",
     "assign_splits",
     "find_contradictions",
@@ -43,18 +46,18 @@ __all__ = [
     "find_duplicates_across_splits",
     "load_set",
     "read_demonstrations",
-    "validation_index_file",
 ]
 
-VERSION: Final = 4  # of the questions that this room reads out of the sets; stored by the stage that collects them
-SETS: Final = ("gsm8k", "multiarith", "asdiv", "svamp", "bbh")
-PAPER_VALIDATION: Final = {"gsm8k": 500, "multiarith": 200, "asdiv": 500, "svamp": 500}
-DEFAULT_SHARE: Final = 0.2
+VERSION: Final = 4  # of the questions read from the sets; the stage `collect` stores it
+DEFAULT_SHARE: Final = 0.2  # of a set's questions in validation, and in test
+SETS: Final[dict[str, BuiltinSet]] = {
+    builtin.name: builtin for builtin in (gsm8k.SET, multiarith.SET, asdiv.SET, svamp.SET, bbh.SET)
+}
 
 
 def load_set(
     name: str,
-    data: Path | None = None,
+    data_dir: Path | None = None,
     *,
     file: Path | Sequence[Path] | None = None,
     fields: custom_set.FieldMap | None = None,
@@ -62,88 +65,82 @@ def load_set(
     splits: Literal["digest", "paper"] = "digest",
     validation: int | float | None = None,
     test: int | float | None = None,
-    others: Sequence[str] = (),
+    custom_names: Sequence[str] = (),
 ) -> list[Question]:
-    """Every question of a set, in the order of its files, with its split.
+    """Every question of a set with its split, in the order of the set's files.
 
-    name        one of SETS, `bbh/<task>`, or with `file` a name of your own
-    data        the folder of the five sets; None: the folder that POTSTILL_DATA names
-    file, fields, task   of your own file or files (see `own`); task grades the records that name none
-    splits      how a set without splits of its own is divided; `paper` is for the five sets only
-    validation  a share (float) or a count (int) of each set, of each task of BBH; 0.2 if None
-    test        the same, for your own file only; 0.2 if None, and a count where validation is one
-    others      names of one's own sets, for the message about a name that is nobody's
-    Raises UserError, with file and record, for whatever is wrong with a name, a file, a record or a size.
+    name          a name in SETS, `bbh/<task>`, or with `file` a new name
+    data_dir      folder of the built-in sets; None: the folder in POTSTILL_DATA
+    file, fields, task   of a custom set (see `custom_set`); task grades the records that name none
+    splits        how to divide a set that has no splits; `paper` is for built-in sets only
+    validation    fraction (float) or number (int) of questions of each set, or of each BBH task; 0.2 if None
+    test          the same, for a custom set only; 0.2 if None, or `validation` if that is a number
+    custom_names  names of the recipe's custom sets, for the message about an unknown name
+    Raises UserError, with file and record, for a wrong name, file, record or size.
     """
     if file is None and (fields or task or test is not None):
         raise UserError(
-            "fields, task and test belong to a file of your own", where=name, hint="give `file`, or drop them"
+            "fields, task and test need a file",
+            code="E-data-custom-options",
+            where=name,
+            hint="pass `file`, or remove these arguments",
         )
     _check_splits(name, file, splits, validation)
     if file is not None:
         return _load_custom(name, file, fields, task, validation, test)
-    if name.startswith("bbh/"):
-        name = _check_set_name(name, tuple(f"bbh/{task}" for task in bbh.TASKS))
-        tasks: tuple[str, ...] = (name.removeprefix("bbh/"),)
-    else:
-        name = _check_set_name(name, (*others, *SETS))
-        tasks = bbh.TASKS if name == "bbh" else ()
-    root = find_data_folder(data, name)
-    if tasks:
-        share = DEFAULT_SHARE if validation is None else validation
-        return [question for task in tasks for question in _split_bbh(bbh.read_bbh(root, task), task, share)]
-    readers = {
-        "gsm8k": gsm8k.read_gsm8k,
-        "multiarith": multiarith.read_multiarith,
-        "asdiv": asdiv.read_asdiv,
-        "svamp": svamp.read_svamp,
-    }
+    builtin, data_dir = _builtin(name, custom_names), find_data_folder(data_dir, name)
+    raws = builtin.read(data_dir)
     if validation is None:
-        validation = PAPER_VALIDATION[name] if splits == "paper" else DEFAULT_SHARE
-    raws = readers[name](root)
-    if name == "multiarith" and splits == "paper":
-        raws = multiarith.assign_authors_splits(raws, root)
-    return assign_splits(raws, name, validation=validation, test=None)
-
-
-def validation_index_file(data: Path | None) -> Path:
-    """Where the authors' file of indices lies, if it is there. Raises UserError where there is no data folder."""
-    return find_data_folder(data) / multiarith.INDEX_FILE
+        validation = builtin.paper_validation if splits == "paper" else DEFAULT_SHARE
+    if splits == "paper" and builtin.apply_split_file is not None:
+        raws = builtin.apply_split_file(raws, data_dir)
+    if not builtin.tasks:
+        return assign_splits(raws, builtin.name, validation=validation, test=None)
+    questions = []
+    for task in builtin.tasks:
+        if name in (builtin.name, f"{builtin.name}/{task}"):
+            of_task = [raw for raw in raws if raw.task == f"{builtin.name}/{task}"]
+            # An exact number of lowest digests: with some 200 questions per task, a share would vary by chance.
+            count = validation if isinstance(validation, int) else int(len(of_task) * validation)
+            questions += assign_splits(of_task, builtin.name, validation=count, test=None)
+    return questions
 
 
 def assign_splits(
     raws: Sequence[RawQuestion], name: str, *, validation: int | float, test: int | float | None
 ) -> list[Question]:
-    """Raw questions with their splits: those that say none are divided by digest (see `splits.divide`).
+    """The questions with their splits: those without one are divided by digest (see `splits.split_questions`).
 
-    Raises UserError where ids are double, a gold answer cannot be read, or a wanted split is empty.
+    Raises UserError for a repeated id, an unreadable gold answer or an empty split.
     """
     if not raws:
-        raise UserError("no questions", where=name, hint="look whether the file is empty")
+        raise UserError("the set has no questions", code="E-data-empty-set", where=name, hint="check the file")
     validate.check_questions(raws, name)
-    open_ones = [i for i, raw in enumerate(raws) if raw.split is None]
+    undivided = [index for index, raw in enumerate(raws) if raw.split is None]
     try:
-        parts = splits.split_questions([raws[i].text for i in open_ones], validation, test) if open_ones else []
+        parts = splits.split_questions([raws[i].text for i in undivided], validation, test) if undivided else []
     except UserError as error:
-        raise UserError(error.what, where=f"splits of {name}", found=error.found, hint=error.hint) from None
-    if open_ones:
+        raise UserError(
+            error.what, code=error.code, where=f"splits of {name}", found=error.found, hint=error.hint
+        ) from None
+    if undivided:
         for part, size in (("validation", validation), ("test", 1 if test is None else test)):
             if size and part not in parts and not any(raw.split == part for raw in raws):
                 raise _empty_split_error(part, raws, name)
-    place_of = dict(zip(open_ones, parts, strict=True))
+    assigned = dict(zip(undivided, parts, strict=True))
     return [
         Question(
-            raw.id, raw.text, raw.gold, set=name, split=raw.split or place_of[i], task=raw.task, rationale=raw.rationale
+            raw.id, raw.text, raw.gold, set=name, split=raw.split or assigned[i], task=raw.task, rationale=raw.rationale
         )
         for i, raw in enumerate(raws)
     ]
 
 
 def find_duplicates_across_splits(questions: Sequence[Question]) -> list[tuple[Question, Question]]:
-    """Questions that stand on two sides: each leaking one with the later one that it equals in canonical form.
+    """Pairs of an earlier-split question and the later-split question that equals it in canonical form.
 
-    A training question leaks if it equals any validation or test question of any set, a validation question if it
-    equals a test question. Dropping the first of every pair mends it.
+    A training question leaks if it equals a validation or test question of any set, a validation question if it equals
+    a test question. Dropping the first question of every pair removes the leaks.
     """
     order = {"train": 0, "validation": 1, "test": 2}
     forms = [splits.canonical_question(question.text) for question in questions]
@@ -155,44 +152,59 @@ def find_duplicates_across_splits(questions: Sequence[Question]) -> list[tuple[Q
     return [(question, later) for question, later in pairs if order[question.split] < order[later.split]]
 
 
-def find_data_folder(data: Path | None, wanted: str = "") -> Path:
-    """The folder of the sets: the one given, or the one that POTSTILL_DATA names. `wanted` names a set in messages."""
-    named = data if data is not None else os.environ.get("POTSTILL_DATA")
-    if not named:
-        hint = (
-            "set POTSTILL_DATA, or `data:` in the recipe, to the folder that holds gsm8k/, svamp/, ...; without it, "
-            "name sets of your own in questions.train, in_distribution, out_of_distribution and generic, or none ([]): "
-            "each that is left out means the real sets"
-        )
-        raise UserError("no data folder", where=wanted and f"set {wanted}", hint=hint)
-    path = Path(named)
-    if not path.is_dir():
-        where = "data" if data is not None else "POTSTILL_DATA"
+def find_data_folder(data_dir: Path | None, set_name: str = "") -> Path:
+    """The folder of the built-in sets: the given one, or the one in POTSTILL_DATA. Messages name `set_name`."""
+    path = data_dir if data_dir is not None else os.environ.get("POTSTILL_DATA")
+    if not path:
         raise UserError(
-            "no such folder", where=where, found=path, hint="name the folder that holds gsm8k/, svamp/, ..."
+            "no data folder is set",
+            code="E-data-no-folder",
+            where=set_name and f"set {set_name}",
+            hint="set POTSTILL_DATA, or `data` in the recipe, to the folder that contains gsm8k/, svamp/, ...; without "
+            "it, name custom sets in questions.train, in_distribution, out_of_distribution and generic, or none ([]): "
+            "their defaults are built-in sets",
         )
-    return path
+    if not Path(path).is_dir():
+        raise UserError(
+            "the data folder does not exist",
+            code="E-data-no-folder",
+            where="data" if data_dir is not None else "POTSTILL_DATA",
+            found=path,
+            hint="name the folder that contains gsm8k/, svamp/, ...",
+        )
+    return Path(path)
 
 
 def _empty_split_error(part: str, raws: Sequence[RawQuestion], name: str) -> UserError:
-    """The error for a split without questions, told apart by why there are none."""
     different = len({splits.canonical_question(raw.text) for raw in raws})
     hint = "give more questions, a larger share, or a `split` field"
     if different < len(raws) / 2:
-        hint = "give more different questions: equal ones stay together in one split, so that none is in two"
+        hint = "give more different questions: equal questions stay together in one split"
     found = f"{len(raws)} questions, {different} of them different"
-    return UserError(f"the {part} split is empty", where=name, found=found, hint=hint)
+    return UserError(f"the {part} split is empty", code="E-data-empty-split", where=name, found=found, hint=hint)
 
 
 def _check_splits(name: str, file: Path | Sequence[Path] | None, splits: str, validation: int | float | None) -> None:
+    where = f"splits of {name}"
     if splits not in ("digest", "paper"):
-        raise UserError("unknown way to split", where=f"splits of {name}", found=splits, hint="digest or paper")
+        raise UserError(
+            "unknown value of splits", code="E-data-splits", where=where, found=splits, hint="write digest or paper"
+        )
     if splits == "paper" and file is not None:
-        hint = "set `splits: digest`, or give each record a `split` field"
-        raise UserError("the paper knows no split of your own file", where=f"splits of {name}", hint=hint)
+        raise UserError(
+            "the paper has no split of a custom set",
+            code="E-data-splits",
+            where=where,
+            hint="set `splits: digest`, or give each record a `split` field",
+        )
     if splits == "paper" and validation is not None:
-        hint = "drop `validation`, or set `splits: digest`"
-        raise UserError("the paper's split has its own size", where=f"splits of {name}", found=validation, hint=hint)
+        raise UserError(
+            "the paper's split has a fixed size",
+            code="E-data-splits",
+            where=where,
+            found=validation,
+            hint="remove `validation`, or set `splits: digest`",
+        )
 
 
 def _load_custom(
@@ -204,8 +216,13 @@ def _load_custom(
     test: int | float | None,
 ) -> list[Question]:
     paths = [file] if isinstance(file, Path) else list(file)
-    if name in SETS or name.startswith("bbh/"):
-        raise UserError(f"{name!r} is the name of a known set", where=paths[0], hint="give your file a name of its own")
+    if name.partition("/")[0] in SETS:
+        raise UserError(
+            f"{name!r} is the name of a built-in set",
+            code="E-data-reserved-name",
+            where=paths[0],
+            hint="choose another name",
+        )
     if task is not None:
         grading.check_task(task)
     validation = DEFAULT_SHARE if validation is None else validation
@@ -213,18 +230,16 @@ def _load_custom(
     return assign_splits(custom_set.read_custom(name, paths, fields, task), name, validation=validation, test=test)
 
 
-def _split_bbh(raws: Sequence[RawQuestion], task: str, share: int | float) -> list[Question]:
-    # Exactly the share, lowest digests first: with some 200 questions a task, chance would make the parts uneven.
-    count = share if isinstance(share, int) else int(len(raws) * share)
-    questions = assign_splits(raws, f"bbh/{task}", validation=count, test=None)
-    return [Question(q.id, q.text, q.gold, set="bbh", split=q.split, task=q.task) for q in questions]
-
-
-def _check_set_name(name: str, names: Sequence[str]) -> str:
-    if name in names:
-        return name
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+def _builtin(name: str, custom_names: Sequence[str]) -> BuiltinSet:
+    set_name, _, task = name.partition("/")
+    builtin = SETS.get(set_name)
+    if builtin is not None and (not task or task in builtin.tasks):
+        return builtin
+    known = [f"{set_name}/{task}" for task in builtin.tasks] if builtin else [*custom_names, *SETS]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    suggestion = f"did you mean {near[0]!r}? " if near else ""
     raise UserError(
-        f"no set named {name!r}", hint=f"{hint}one of {', '.join(names)}, or give `file` (sets.{name}.file)"
+        f"no set is named {name!r}",
+        code="E-data-unknown-set",
+        hint=f"{suggestion}use one of {', '.join(known)}, or name a file (sets.{name}.file)",
     )

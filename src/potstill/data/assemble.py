@@ -1,7 +1,7 @@
-"""Divided: the questions of a run, each in one split of one set.
+"""Assemble the questions of a run: each in one split of one set.
 
-Training questions whose canonical form also stands in a validation or test set are left out. Those that are such a
-question but for numbers and names are counted, or left out too, as the recipe says.
+Training questions with the canonical form of a validation or test question are dropped. Those that differ from one only
+in numbers and names are counted, or dropped too, as the recipe says.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from potstill import data
-from potstill.data import download, splits
+from potstill.data import contamination, download, splits
 from potstill.errors import UserError
 from potstill.recipe import Column, Recipe, find_paths, recipe_data_folder
 from potstill.records import Question, Split
@@ -22,18 +22,18 @@ Templates = dict[str, dict[Split, list[str]]]
 
 @dataclass(frozen=True, slots=True)
 class AssembledQuestions:
-    """What a run would have.
+    """The questions of a run.
 
     questions  set -> split -> its questions
-    held       questions of the training sets that are not taught: held out, left out, or over a limit
-    unused     set -> how many are neither taught nor asked
-    leaks      how many were left out because they stand in a later split too
-    templates  set -> split -> ids of its questions that are training questions but for numbers and names
-    dropped    training questions that were left out for that
+    held_out   questions of the training sets that are not trained on: other splits, leaks, or over a limit
+    unused     set -> number of questions that the run does not use
+    leaks      number of questions dropped because a later split has them too
+    templates  set -> split -> ids of its questions that differ from a training question only in numbers and names
+    dropped    number of training questions dropped as such templates
     """
 
     questions: dict[str, dict[str, list[Question]]]
-    held: list[Question]
+    held_out: list[Question]
     unused: dict[str, int]
     leaks: int
     templates: Templates
@@ -41,127 +41,127 @@ class AssembledQuestions:
 
 
 def assemble_questions(recipe: Recipe) -> AssembledQuestions:
-    """Load, check and divide every set that a recipe names; nothing is written. Raises UserError for whatever is wrong
-    with one of them."""
-    asked = recipe.questions
-    wanted: dict[str, tuple[Split, ...]] = dict.fromkeys(asked.train, ("train",))
-    for name in asked.in_distribution + asked.out_of_distribution + asked.generic:
+    """Load, check and split every set that a recipe names, without writing a file. Raises UserError for any fault."""
+    section = recipe.questions
+    wanted: dict[str, tuple[Split, ...]] = dict.fromkeys(section.train, ("train",))
+    for name in section.in_distribution + section.out_of_distribution + section.generic:
         wanted[name] = (*[split for split in wanted.get(name, ()) if split == "train"], "validation", "test")
     for name in replayed_sets(recipe):
         wanted[name] = ("train", *(split for split in wanted.get(name, ()) if split != "train"))
     loaded = {name: _load_set(recipe, name) for name in wanted}
-    used = [question for name, found in loaded.items() for question in found if question.split in wanted[name]]
-    leaked = {first.id for first, _ in data.find_duplicates_across_splits(used)}
+    used = [question for name, rows in loaded.items() for question in rows if question.split in wanted[name]]
+    leaked = {earlier.id for earlier, _ in data.find_duplicates_across_splits(used)}
     kept: dict[str, dict[str, list[Question]]] = {}
-    for name, found in loaded.items():
+    for name, questions in loaded.items():
         kept[name] = {}
         for split in wanted[name]:
-            rows = [question for question in found if question.split == split and question.id not in leaked]
-            limit = getattr(asked.limit, split)
+            rows = [question for question in questions if question.split == split and question.id not in leaked]
+            limit = getattr(section.limit, split)
             kept[name][split] = rows if limit is None else _limit_questions(rows, limit)
             if not kept[name][split]:
-                raise _empty_set_error(name, split, found, leaked)
+                raise _empty_set_error(name, split, questions, leaked)
     templates, dropped = _find_templates(recipe, kept)
-    taught = {question.id for name in asked.train for question in kept[name]["train"]}
-    held = [question for name in asked.train for question in loaded[name] if question.id not in taught]
-    unused = {name: len(found) - sum(map(len, kept[name].values())) for name, found in loaded.items()}
-    return AssembledQuestions(kept, held, unused, len(leaked), templates, dropped)
+    trained = {question.id for name in section.train for question in kept[name]["train"]}
+    held_out = [question for name in section.train for question in loaded[name] if question.id not in trained]
+    unused = {name: len(questions) - sum(map(len, kept[name].values())) for name, questions in loaded.items()}
+    return AssembledQuestions(kept, held_out, unused, len(leaked), templates, dropped)
 
 
-def _empty_set_error(name: str, split: Split, found: list[Question], leaked: set[str]) -> UserError:
-    """The error for a set without a question in a split, told apart by why there is none."""
-    different = len({splits.canonical_question(question.text) for question in found})
-    left_out = sum(question.id in leaked for question in found)
+def _empty_set_error(name: str, split: Split, questions: list[Question], leaked: set[str]) -> UserError:
+    different = len({splits.canonical_question(question.text) for question in questions})
+    leaks = sum(question.id in leaked for question in questions)
     hint = "give the set more questions, change questions.validation and questions.test, or correct its `split` field"
-    if different < len(found) / 2:
-        hint = "give more different questions: equal ones stay together in one split, so that none is in two"
-    elif left_out > len(found) / 2:
-        hint = "give it questions that do not stand in a validation or test set too"
+    if different < len(questions) / 2:
+        hint = "give more different questions: equal questions stay together in one split"
+    elif leaks > len(questions) / 2:
+        hint = "give it questions that no validation or test set contains"
     return UserError(
-        f"no question of {name} is in {split}",
+        f"{name} has no question in {split}",
+        code="E-data-empty-split",
         where=f"questions ({name})",
-        found=f"{len(found)} questions in all, {different} different, {left_out} left out as leaks",
+        found=f"{len(questions)} questions in all, {different} different, {leaks} dropped as leaks",
         hint=hint,
     )
 
 
 def _find_templates(recipe: Recipe, kept: dict[str, dict[str, list[Question]]]) -> tuple[Templates, int]:
-    """Which measured questions are training questions but for numbers and names. Where the recipe drops such training
-    questions, they are taken out of `kept`, and how many there were is returned beside what is left: nothing."""
+    """Evaluation questions that differ from a training question only in numbers and names. If the recipe drops such
+    training questions, they are removed from `kept`, and their number is returned with no templates."""
     train = {q.id: q.text for by_split in kept.values() for q in by_split.get("train", ())}
-    measured = {
-        q.id: q.text for by_split in kept.values() for part in EVALUATION_SPLITS for q in by_split.get(part, ())
+    evaluated = {
+        q.id: q.text for by_split in kept.values() for split in EVALUATION_SPLITS for q in by_split.get(split, ())
     }
-    taking, found = splits.find_same_templates(train, measured)
+    same_train, same_evaluated = contamination.find_same_templates(train, evaluated)
     if recipe.questions.templates == "keep":
         templates: Templates = {}
         for name, by_split in kept.items():
-            own: dict[Split, list[str]] = {
-                part: [q.id for q in by_split.get(part, ()) if q.id in found] for part in EVALUATION_SPLITS
+            ids: dict[Split, list[str]] = {
+                split: [q.id for q in by_split.get(split, ()) if q.id in same_evaluated] for split in EVALUATION_SPLITS
             }
-            if any(own.values()):
-                templates[name] = own
+            if any(ids.values()):
+                templates[name] = ids
         return templates, 0
     for name, by_split in kept.items():
         rows = by_split.get("train")
         if rows is not None:
-            by_split["train"] = [question for question in rows if question.id not in taking]
+            by_split["train"] = [question for question in rows if question.id not in same_train]
             if not by_split["train"]:
                 raise UserError(
                     f"no training question of {name} is left",
+                    code="E-data-templates",
                     where="questions.templates",
-                    found=f"{len(rows)} are validation or test questions but for numbers and names",
+                    found=f"{len(rows)} questions differ from a validation or test question only in numbers and names",
                     hint="give the set other questions, or set questions.templates: keep",
                 )
-    return {}, len(taking)
+    return {}, len(same_train)
 
 
 def replayed_sets(recipe: Recipe) -> list[str]:
-    """The sets whose training questions are replayed, or answered by the student that is repaired."""
-    sections = (recipe.train.replay, recipe.repair)
-    return list(dict.fromkeys(name for asked in sections if asked for name in asked.sets))
+    """The sets whose training questions are replayed, or answered in on-policy distillation."""
+    sections = (recipe.train.replay, recipe.on_policy)
+    return list(dict.fromkeys(name for section in sections if section for name in section.sets))
 
 
 def _load_set(recipe: Recipe, name: str) -> list[Question]:
-    own = recipe.sets.get(name)
-    asked = recipe.questions
-    taught = name in asked.train or name in replayed_sets(recipe)
-    test = asked.test if taught else 1.0 - asked.validation  # what is not taught needs no training part
+    custom, section = recipe.sets.get(name), recipe.questions
+    trained = name in section.train or name in replayed_sets(recipe)
+    test = section.test if trained else 1.0 - section.validation  # a set for evaluation needs no training split
     return data.load_set(
         name,
         recipe_data_folder(recipe),
-        file=set_paths(recipe, name) if own else None,
-        fields={ours: _column_dict(named) for ours, named in own.fields.items()} if own else None,
-        task=own.task if own else None,
-        splits=asked.splits,
-        validation=None if asked.splits == "paper" else asked.validation,
-        test=test if own else None,
-        others=tuple(recipe.sets),
+        file=set_paths(recipe, name) if custom else None,
+        fields={field: _column_dict(column) for field, column in custom.fields.items()} if custom else None,
+        task=custom.task if custom else None,
+        splits=section.splits,
+        validation=None if section.splits == "paper" else section.validation,
+        test=test if custom else None,
+        custom_names=tuple(recipe.sets),
     )
 
 
 def set_paths(recipe: Recipe, name: str) -> list[Path]:
-    """The files of a set of one's own: where the recipe says, or the verified copies of what it says to fetch."""
-    own, key = recipe.sets[name], f"sets.{name}"
-    if own.url is not None:
-        return [download.fetch_file(download.remote_file_from_url(key, own.url, own.sha256 or ""))]
-    if own.hub is not None:
-        commit = own.revision or ""
+    """The files of a custom set: local paths, or verified copies of remote files."""
+    custom, key = recipe.sets[name], f"sets.{name}"
+    if custom.url is not None:
+        return [download.fetch_file(download.remote_file_from_url(key, custom.url, custom.sha256 or ""))]
+    if custom.hub is not None:
         return [
-            download.fetch_file(download.remote_file_from_hub(key, own.hub, path, commit, own.sha256))
-            for path in own.paths
+            download.fetch_file(
+                download.remote_file_from_hub(key, custom.hub, path, custom.revision or "", custom.sha256)
+            )
+            for path in custom.paths
         ]
-    return [found for path in own.paths for found in find_paths(recipe, path, f"{key}.file")]
+    return [found for path in custom.paths for found in find_paths(recipe, path, f"{key}.file")]
 
 
-def _column_dict(named: str | Column) -> str | dict[str, Any]:
-    return named if isinstance(named, str) else named.model_dump()
+def _column_dict(column: str | Column) -> str | dict[str, Any]:
+    return column if isinstance(column, str) else column.model_dump()
 
 
 def _limit_questions(rows: list[Question], limit: int) -> list[Question]:
-    """At most `limit` questions, as many of each task as possible."""
+    """At most `limit` questions, equally many of each task where possible."""
     tasks = sorted({question.task for question in rows})
     share = {task: limit // len(tasks) + (rank < limit % len(tasks)) for rank, task in enumerate(tasks)}
-    taken = [splits.sample_by_hash([q for q in rows if q.task == task], share[task]) for task in tasks]
-    chosen = {question.id for group in taken for question in group}
+    samples = [splits.sample_by_hash([q for q in rows if q.task == task], share[task]) for task in tasks]
+    chosen = {question.id for sample in samples for question in sample}
     return [question for question in rows if question.id in chosen]

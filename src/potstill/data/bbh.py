@@ -1,11 +1,11 @@
-"""BIG-Bench Hard (Suzgun et al. 2022): 27 tasks, 6,511 questions, and three official demonstrations a task.
+"""BIG-Bench Hard (Suzgun et al. 2022): 27 tasks, 6,511 questions, and three official demonstrations per task.
 
     >>> block = "Q: 1 + 1\\nA: Let's think step by step.\\nIt is 2. So the answer is 2."
     >>> parse_bbh_prompt("not for training\\n-----\\nAdd.\\n\\n" + block, where="add.txt")
     ('Add.', (Demonstration(question='1 + 1', answer='2', rationale='It is 2.'),))
 
-Each prompt file opens with a canary line, which never reaches a model. An answer-only prompt shows the same
-demonstrations without their rationale.
+Each prompt file begins with a canary line, which no model sees. An answer-only prompt shows the same demonstrations
+without their rationale.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Final
 
 from potstill import prompts
 from potstill.data import set_files
-from potstill.data.set_files import RawQuestion
+from potstill.data.run_questions import TaskPrompt
+from potstill.data.set_files import BuiltinSet, RawQuestion
 from potstill.errors import UserError
 from potstill.prompts import Demonstration
 
@@ -54,30 +55,41 @@ _THINK: Final = "A: Let's think step by step."
 _ANSWER: Final = " So the answer is "
 
 
-def read_bbh(data: Path, task: str) -> list[RawQuestion]:
-    """The questions of one task; ids `bbh/navigate/3`: the place in the file."""
-    path = data / "bbh" / "tasks" / f"{task}.json"
-    rows = set_files.require_list(
-        set_files.require_field(set_files.read_json(path), "examples", where=path), where=path
-    )
+def read_bbh(data_dir: Path) -> list[RawQuestion]:
+    """The questions of all tasks; ids `bbh/navigate/3` count the records of each task's file from 0."""
+    return [question for task in TASKS for question in _read_task(data_dir, task)]
+
+
+def _read_task(data_dir: Path, task: str) -> list[RawQuestion]:
+    path = data_dir / "bbh" / "tasks" / f"{task}.json"
+    examples = set_files.require_field(set_files.read_json(path), "examples", where=path)
     questions = []
-    for index, row in enumerate(rows):
+    for index, row in enumerate(set_files.require_list(examples, where=path)):
         where = f"{path} record {index}"
-        text = set_files.require_text(row, "input", where=where).strip()
-        gold = set_files.require_text(row, "target", where=where).strip()
-        questions.append(RawQuestion(id=f"bbh/{task}/{index}", text=text, gold=gold, task=f"bbh/{task}", where=where))
+        text, gold = (set_files.require_text(row, key, where=where).strip() for key in ("input", "target"))
+        questions.append(RawQuestion(f"bbh/{task}/{index}", text, gold, task=f"bbh/{task}", where=where))
     return questions
 
 
-def read_bbh_demonstrations(data: Path, task: str) -> tuple[str, tuple[Demonstration, ...]]:
-    """The instruction of a task and its official demonstrations, for `prompts.build(..., style=style(task))`.
+def read_task_prompts(data_dir: Path) -> dict[str, TaskPrompt]:
+    """The official prompt of each task."""
+    return {
+        f"bbh/{task}": TaskPrompt(bbh_prompt_style(task), *read_bbh_demonstrations(data_dir, task)) for task in TASKS
+    }
 
-    Raises UserError for an unknown task, and where the file is not such a prompt.
+
+SET: Final = BuiltinSet("bbh", read_bbh, paper_validation=0.2, tasks=TASKS, task_prompts=read_task_prompts)
+
+
+def read_bbh_demonstrations(data_dir: Path, task: str) -> tuple[str, tuple[Demonstration, ...]]:
+    """The instruction of a task and its official demonstrations, for `prompts.build_prompt` with `bbh_prompt_style(task)`.
+
+    Raises UserError for an unknown task, and for a file that is not such a prompt.
     """
     task = task.removeprefix("bbh/")
     if task not in TASKS:
-        raise UserError(f"no task of BBH: {task!r}", hint=f"one of {', '.join(TASKS)}")
-    path = data / "bbh" / "cot-prompts" / f"{task}.txt"
+        raise UserError(f"BBH has no task {task!r}", code="E-data-unknown-set", hint=f"use one of {', '.join(TASKS)}")
+    path = data_dir / "bbh" / "cot-prompts" / f"{task}.txt"
     return parse_bbh_prompt(set_files.read_text(path), where=path)
 
 
@@ -89,12 +101,16 @@ def bbh_prompt_style(task: str) -> prompts.PromptStyle:
 
 
 def parse_bbh_prompt(text: str, *, where: object) -> tuple[str, tuple[Demonstration, ...]]:
-    """Instruction and demonstrations of a prompt file, the canary taken off."""
+    """Instruction and demonstrations of a prompt file, without its canary line."""
     _, header, body = text.partition(_HEADER)
     instruction, *blocks = body.rstrip("\n").split("\n\nQ: ")
     if not header or not blocks:
-        hint = "get the file anew: a canary line, `-----`, an instruction, then blocks that begin with `Q: `"
-        raise UserError("not a prompt of BBH", where=where, hint=hint)
+        raise UserError(
+            "the file is not a prompt of BBH",
+            code="E-data-demonstration",
+            where=where,
+            hint="get the file again: a canary line, `-----`, an instruction, then blocks that begin with `Q: `",
+        )
     return instruction, tuple(_parse_demonstration(block, where) for block in blocks)
 
 
@@ -102,6 +118,10 @@ def _parse_demonstration(block: str, where: object) -> Demonstration:
     question, think, reply = block.partition(f"\n{_THINK}")
     rationale, sentence, answer = reply.rpartition(_ANSWER)
     if not think or not sentence or not answer.rstrip().endswith("."):
-        found = block[:40] + " ... " + block[-40:]
-        raise UserError(f"a demonstration without `{_THINK}` or `{_ANSWER.strip()}`", where=where, found=found)
+        raise UserError(
+            f"a demonstration has no `{_THINK}` or no `{_ANSWER.strip()}`",
+            code="E-data-demonstration",
+            where=where,
+            found=block[:40] + " ... " + block[-40:],
+        )
     return Demonstration(question, answer.rstrip()[:-1], rationale.strip())

@@ -1,10 +1,10 @@
-"""Sifting: which of a question's chains are dropped, and why, whatever their answers are worth.
+"""Chain filter: which chains of a question are dropped and why, apart from whether their answers are right.
 
-    >>> sieve = ChainFilter(FilterRules(cap=1))
-    >>> [sieve.dropped(text, True) for text in ("1 + 1 = 2", "1 + 1 = 2", "Two.")]
+    >>> chain_filter = ChainFilter(FilterRules(max_per_question=1))
+    >>> [chain_filter.drop_reason(text, True) for text in ("1 + 1 = 2", "1 + 1 = 2", "Two.")]
     [None, 'duplicate', 'cap']
 
-The first rule that holds gives the reason: contaminated, length, language, wrong sum, duplicate, near duplicate, cap.
+The first rule that applies gives the reason: contaminated, length, language, wrong sum, duplicate, near duplicate, cap.
 """
 
 from __future__ import annotations
@@ -14,77 +14,77 @@ from dataclasses import dataclass
 from typing import Final
 
 from potstill.calculator import equations
-from potstill.data import splits
+from potstill.data.contamination import word_ngrams
 
 VERSION: Final = 1
-NGRAM_WORDS: Final = 5  # in a row, by which near duplicates are told
-MAX_FOREIGN_SHARE: Final = 0.1  # most of a text's letters that may be of another script
+NGRAM_WORDS: Final = 5  # n-gram length for near duplicates
+MAX_FOREIGN_SHARE: Final = 0.1  # of a text's letters in another script
 
 
 @dataclass(frozen=True, slots=True)
 class FilterRules:
-    """duplicates  whether a text that the question has already is dropped
-    near        share of its runs of words that a kept chain of the question may have, None for any
-    cap         right chains kept
-    shortest, longest  characters
-    script      as Unicode names it, in small letters; None for any
-    sums        whether a text that says a wrong sum is dropped
+    """duplicates                drop a text that the question has already
+    near_duplicate_threshold  drop a text that shares at least this fraction of its 5-grams with a kept chain
+    max_per_question          right chains kept per question
+    min_chars, max_chars      length of a text in characters
+    script                    lower-case Unicode name of the script, such as "latin"
+    drop_wrong_equations      drop a text that contains a wrong equation
     """
 
     duplicates: bool = True
-    near: float | None = None
-    cap: int | None = None
-    shortest: int = 0
-    longest: int | None = None
+    near_duplicate_threshold: float | None = None
+    max_per_question: int | None = None
+    min_chars: int = 0
+    max_chars: int | None = None
     script: str | None = None
-    sums: bool = False
+    drop_wrong_equations: bool = False
 
 
 class ChainFilter:
-    """The chains of one question, one after the other."""
+    """Filters the chains of one question, one after the other."""
 
     def __init__(self, rules: FilterRules, *, contaminated: bool = False) -> None:
         self.rules, self.contaminated, self.kept = rules, contaminated, 0
         self._texts: set[str] = set()
-        self._grams: list[frozenset[tuple[str, ...]]] = []
+        self._ngrams: list[frozenset[tuple[str, ...]]] = []
 
-    def dropped(self, text: str, right: bool) -> str | None:
-        """Why this chain is dropped; None where it is not, and then, if it is right, it is kept."""
-        reason = self._reason(text, right)
+    def drop_reason(self, text: str, right: bool) -> str | None:
+        """Why the next chain is dropped, or None. A right chain that is not dropped counts as kept."""
+        reason = self._first_reason(text, right)
         self._texts.add(text)
         if reason is None and right:
             self.kept += 1
-            if self.rules.near is not None:
-                self._grams.append(splits.word_ngrams(text, NGRAM_WORDS))
+            if self.rules.near_duplicate_threshold is not None:
+                self._ngrams.append(word_ngrams(text, NGRAM_WORDS))
         return reason
 
-    def _reason(self, text: str, right: bool) -> str | None:
+    def _first_reason(self, text: str, right: bool) -> str | None:
         rules = self.rules
         if self.contaminated:
             return "contaminated"
-        if len(text) < rules.shortest or (rules.longest is not None and len(text) > rules.longest):
+        if len(text) < rules.min_chars or (rules.max_chars is not None and len(text) > rules.max_chars):
             return "length"
         if rules.script is not None and foreign_letter_share(text, rules.script) > MAX_FOREIGN_SHARE:
             return "language"
-        if right and rules.sums and equations.find_wrong_equations(text):
+        if right and rules.drop_wrong_equations and equations.find_wrong_equations(text):
             return "wrong sum"
         if rules.duplicates and text in self._texts:
             return "duplicate"
-        if right and rules.near is not None and self._is_near(text, rules.near):
+        if right and rules.near_duplicate_threshold is not None and self._is_near(text, rules.near_duplicate_threshold):
             return "near duplicate"
-        return "cap" if right and rules.cap is not None and self.kept >= rules.cap else None
+        return "cap" if right and rules.max_per_question is not None and self.kept >= rules.max_per_question else None
 
-    def _is_near(self, text: str, share: float) -> bool:
-        own = splits.word_ngrams(text, NGRAM_WORDS)
-        return any(len(own & other) >= share * len(own) for other in self._grams)
+    def _is_near(self, text: str, threshold: float) -> bool:
+        ngrams = word_ngrams(text, NGRAM_WORDS)
+        return any(len(ngrams & kept) >= threshold * len(ngrams) for kept in self._ngrams)
 
 
 def foreign_letter_share(text: str, script: str) -> float:
-    """Share of the letters that are of another script than this one; 0 for a text without letters.
+    """Fraction of the letters that are in another script than `script`; 0 for a text without letters.
 
     >>> foreign_letter_share("2 + 2 = vier", "latin"), foreign_letter_share("да ok", "cyrillic")
     (0.0, 0.5)
     """
-    letters = [each for each in text if each.isalpha()]
-    other = sum(not unicodedata.name(each, "").startswith(script.upper()) for each in letters)
-    return other / len(letters) if letters else 0.0
+    letters = [letter for letter in text if letter.isalpha()]
+    foreign = sum(not unicodedata.name(letter, "").startswith(script.upper()) for letter in letters)
+    return foreign / len(letters) if letters else 0.0

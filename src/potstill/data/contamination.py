@@ -1,15 +1,15 @@
-"""Contamination: the most that a text shares with one of many others, without looking at each pair of them.
+"""Contamination: how much of a text stands in one of many other texts, without comparing each pair.
 
     >>> index = OverlapIndex([frozenset("abc"), frozenset("abd"), frozenset("xy")])
-    >>> sorted(index.most(frozenset("abdx")).items())
+    >>> sorted(index.max_shared(frozenset("abdx")).items())
     [(2, 1), (3, 3)]
-    >>> mask_numbers_and_names("Tom Hill has 12 pens. He buys five more.") == mask_numbers_and_names("Ann has 3.5 pens. She buys 9 more.")
-    True
+    >>> mask_numbers_and_names("Tom Hill has 12 pens. He buys five more.")
+    'name has 0 pens. he buys 0 more.'
 
 Questions made from templates share their fixed words with all others of the template, so a list of the pairs that share
-something grows with the square of their number. Here pieces that occur in the very same texts are one piece with a
-weight, and of the texts that hold a piece only as many are looked at as can still beat the best one found.
-Pure: no file, no clock.
+something grows with the square of their number. `OverlapIndex` avoids it: n-grams that occur in exactly the same texts
+are one class with a weight, and a branch-and-bound search visits only texts that can still beat the best one found.
+Pure: reads no file and no clock.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Final
 
+from potstill.data import splits
+
 VERSION: Final = 1  # of what is masked, and so of which questions count as the same
-MAX_CANDIDATES: Final = 16  # texts that are looked at one by one
-MAX_NODES: Final = 400  # combinations of pieces that are tried before the texts are counted instead
+SAME_TEMPLATE: Final = 0.9  # share of a question's masked n-grams that another question of its template contains
+MAX_CANDIDATES: Final = 16  # texts that are compared one by one
+MAX_NODES: Final = 400  # search nodes before all texts are counted instead
 
 _NUMBER = re.compile(
     r"\d+(?:[.,/:]\d+)*|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh"
@@ -36,8 +39,8 @@ _PERSONS = re.compile(r"\b(?:he|she|him|her|his|hers|himself|herself)\b", re.IGN
 
 
 def mask_numbers_and_names(text: str) -> str:
-    """A question with one word for every number, one for every name and one for every he or she, so that questions of
-    one template look alike. A word that begins with a capital letter counts as a name, unless no letter is small."""
+    """A question with 0 for every number, `name` for every name and `he` for every he or she, so that questions of one
+    template become equal. A word with a capital initial counts as a name, unless the text has no small letters."""
     text = unicodedata.normalize("NFKC", text)
     text = _NUMBERS.sub("0", _NUMBER.sub("0", text))
     if any(letter.islower() for letter in text):
@@ -45,75 +48,153 @@ def mask_numbers_and_names(text: str) -> str:
     return text
 
 
+def word_ngrams(text: str, n: int = 8) -> frozenset[tuple[str, ...]]:
+    """The word n-grams of a text in canonical form; all its words as one n-gram if it has fewer than n.
+
+    >>> sorted(word_ngrams("Two and 2 make four.", 4))
+    [('and', '2', 'make', 'four'), ('two', 'and', '2', 'make')]
+    """
+    words = splits.canonical_question(text).split()
+    return frozenset(tuple(words[start : start + n]) for start in range(max(1, len(words) - n + 1)))
+
+
+def overlap_shares(texts: Mapping[str, str], held_out: Iterable[str], n: int = 8) -> dict[str, float]:
+    """Text id -> the largest fraction of the text's n-grams that one held-out text contains; only ids above 0.
+
+    >>> overlap_shares({"a": "one two three four five", "b": "six"}, ["zero one two three four"], 3)
+    {'a': 0.6666666666666666}
+    """
+    index = OverlapIndex(word_ngrams(text, n) for text in held_out)
+    shares = {}
+    for name, text in texts.items():
+        ngrams = word_ngrams(text, n)
+        shared = index.max_shared(ngrams)
+        if shared:
+            shares[name] = max(shared.values()) / len(ngrams)
+    return shares
+
+
+def contained_shares(texts: Mapping[str, str], held_out: Iterable[str], n: int = 8) -> dict[str, float]:
+    """Text id -> the largest fraction of one held-out text's n-grams that the text contains; only ids above 0.
+
+    >>> texts = {"a": "Q: how old is Tom? A: 7. Q: how far is it?", "b": "how far"}
+    >>> contained_shares(texts, ["How far is it?", "Why?"])
+    {'a': 1.0}
+    """
+    held = [word_ngrams(text, n) - {()} for text in held_out]
+    lengths = {len(ngram) for ngrams in held for ngram in ngrams}  # a short held-out text is one n-gram of its length
+    index = OverlapIndex(held)
+    shares = {}
+    for name, text in texts.items():
+        words = splits.canonical_question(text).split()
+        ngrams = {tuple(words[start : start + k]) for k in lengths for start in range(len(words) - k + 1)}
+        shared = index.max_shared(ngrams)
+        if shared:
+            shares[name] = max(count / size for size, count in shared.items())
+    return shares
+
+
+def find_same_templates(texts: Mapping[str, str], held_out: Mapping[str, str], n: int = 8) -> tuple[set[str], set[str]]:
+    """Ids of the texts and of the held-out texts that differ from one of the other side only in numbers and names: the
+    text contains at least SAME_TEMPLATE of the held-out text's masked n-grams.
+
+    >>> texts = {"a": "Tom has 3 pens.", "b": "Why?"}
+    >>> find_same_templates(texts, {"x": "Ann has twelve pens.", "y": "Who has 3 hens?"})
+    ({'a'}, {'x'})
+    """
+    text_ngrams = {name: word_ngrams(mask_numbers_and_names(text), n) for name, text in texts.items()}
+    held_ngrams = {name: word_ngrams(mask_numbers_and_names(text), n) for name, text in held_out.items()}
+    of_texts, of_held_out = OverlapIndex(text_ngrams.values()), OverlapIndex(held_ngrams.values())
+    same_held_out = {
+        name
+        for name, ngrams in held_ngrams.items()
+        if max(of_texts.max_shared(ngrams).values(), default=0) >= SAME_TEMPLATE * max(1, len(ngrams))
+    }
+    same_texts = {
+        name
+        for name, ngrams in text_ngrams.items()
+        if any(count >= SAME_TEMPLATE * size for size, count in of_held_out.max_shared(ngrams).items())
+    }
+    return same_texts, same_held_out
+
+
 class OverlapIndex:
-    """Sets of pieces, to be asked which shares most with another one."""
+    """Texts as sets of n-grams, to find the one that shares most n-grams with another text."""
 
-    def __init__(self, held: Iterable[frozenset[Hashable]]) -> None:
-        """held: of each text its pieces."""
-        self._texts = list(dict.fromkeys(held))
-        places: dict[Hashable, list[int]] = {}
-        for place, pieces in enumerate(self._texts):
-            for piece in pieces:
-                places.setdefault(piece, []).append(place)
-        numbers: dict[tuple[int, ...], int] = {}
-        # of every piece, by the size of the texts that hold it, the class of pieces that are in the same ones
-        self._classes: dict[Hashable, tuple[tuple[int, int], ...]] = {}
-        self._members: list[frozenset[int]] = []
-        kept: dict[tuple[int, ...], tuple[tuple[int, int], ...]] = {}
-        for piece, own in places.items():
-            key = tuple(own)
-            if key not in kept:
+    def __init__(self, texts: Iterable[frozenset[Hashable]]) -> None:
+        """texts: the n-grams of each text."""
+        distinct = list(dict.fromkeys(texts))
+        occurrences: dict[Hashable, list[int]] = {}
+        for index, ngrams in enumerate(distinct):
+            for ngram in ngrams:
+                occurrences.setdefault(ngram, []).append(index)
+        # A class is a set of texts of one size that contain exactly the same n-grams among those of the index.
+        self._members: list[frozenset[int]] = []  # class -> its texts
+        self._classes: dict[Hashable, tuple[tuple[int, int], ...]] = {}  # n-gram -> (size of its texts, class)
+        class_of: dict[tuple[int, ...], int] = {}
+        classes_of: dict[tuple[int, ...], tuple[tuple[int, int], ...]] = {}
+        for ngram, indices in occurrences.items():
+            key = tuple(indices)
+            if key not in classes_of:
                 by_size: dict[int, list[int]] = {}
-                for place in own:
-                    by_size.setdefault(len(self._texts[place]), []).append(place)
-                kept[key] = tuple((size, self._class(numbers, tuple(some))) for size, some in by_size.items())
-            self._classes[piece] = kept[key]
+                for index in indices:
+                    by_size.setdefault(len(distinct[index]), []).append(index)
+                classes_of[key] = tuple(
+                    (size, self._class_number(class_of, tuple(members))) for size, members in by_size.items()
+                )
+            self._classes[ngram] = classes_of[key]
 
-    def _class(self, numbers: dict[tuple[int, ...], int], key: tuple[int, ...]) -> int:
-        number = numbers.setdefault(key, len(self._members))
+    def _class_number(self, class_of: dict[tuple[int, ...], int], members: tuple[int, ...]) -> int:
+        number = class_of.setdefault(members, len(self._members))
         if number == len(self._members):
-            self._members.append(frozenset(key))
+            self._members.append(frozenset(members))
         return number
 
-    def most(self, own: Iterable[Hashable]) -> dict[int, int]:
-        """Size of held texts -> the most of `own` that one of this size holds; sizes that hold none are left out."""
+    def max_shared(self, ngrams: Iterable[Hashable]) -> dict[int, int]:
+        """Size of indexed texts -> the largest number of `ngrams` that one text of this size contains, where not 0."""
         weights: dict[int, Counter[int]] = {}
-        for piece in own:
-            for size, number in self._classes.get(piece, ()):
+        for ngram in ngrams:
+            for size, number in self._classes.get(ngram, ()):
                 weights.setdefault(size, Counter())[number] += 1
-        return {size: self._most(found) for size, found in weights.items()}
+        return {size: self._max_weight(of_size) for size, of_size in weights.items()}
 
-    def _most(self, weights: Counter[int]) -> int:
-        order = sorted(weights, key=lambda number: len(self._members[number]))  # the rarest first
+    def _max_weight(self, weights: Counter[int]) -> int:
+        """The largest total weight of classes that contain one common text.
+
+        Branch and bound: take or leave each class, rarest first. A branch ends when even all further classes cannot
+        beat the best total; when few texts are left, each is counted.
+        """
+        order = sorted(weights, key=lambda number: len(self._members[number]))
         members = [self._members[number] for number in order]
         values = [weights[number] for number in order]
-        left = [0] * (len(order) + 1)  # what all classes from here on weigh
-        for at in reversed(range(len(order))):
-            left[at] = left[at + 1] + values[at]
+        remaining = [0] * (len(order) + 1)  # total weight of the classes from a depth on: the bound
+        for depth in reversed(range(len(order))):
+            remaining[depth] = remaining[depth + 1] + values[depth]
         best = nodes = 0
-        waiting: list[tuple[int, frozenset[int] | None, int]] = [(0, None, 0)]  # next class, texts that hold all so far
-        while waiting:
-            at, inside, weight = waiting.pop()
-            best = max(best, weight)
-            if at == len(order) or weight + left[at] <= best:
+        stack: list[tuple[int, frozenset[int] | None, int]] = [(0, None, 0)]  # depth, texts in all taken classes, total
+        while stack:
+            depth, common, total = stack.pop()
+            best = max(best, total)
+            if depth == len(order) or total + remaining[depth] <= best:
                 continue
             nodes += 1
             if nodes > MAX_NODES:
-                return self._counted(members, values)
-            waiting.append((at + 1, inside, weight))  # without this class: looked at after all that is with it
-            both = members[at] if inside is None else inside & members[at]
-            if len(both) > MAX_CANDIDATES:
-                waiting.append((at + 1, both, weight + values[at]))
+                return self._max_count(members, values)
+            stack.append((depth + 1, common, total))  # leave this class; visited after every branch that takes it
+            taken = members[depth] if common is None else common & members[depth]
+            if len(taken) > MAX_CANDIDATES:
+                stack.append((depth + 1, taken, total + values[depth]))
                 continue
-            for place in both:
-                held = sum(value for own, value in zip(members[at:], values[at:], strict=True) if place in own)
-                best = max(best, weight + held)
+            for text in taken:
+                rest = sum(value for texts, value in zip(members[depth:], values[depth:], strict=True) if text in texts)
+                best = max(best, total + rest)
         return best
 
     @staticmethod
-    def _counted(members: list[frozenset[int]], values: list[int]) -> int:
+    def _max_count(members: list[frozenset[int]], values: list[int]) -> int:
+        """The same, by counting every text of every class."""
         counts = Counter[int]()
-        for own, value in zip(members, values, strict=True):
-            for _ in range(value):
-                counts.update(own)
+        for texts, value in zip(members, values, strict=True):
+            for text in texts:
+                counts[text] += value
         return max(counts.values())

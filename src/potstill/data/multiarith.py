@@ -6,22 +6,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from potstill.data import set_files
-from potstill.data.set_files import RawQuestion
+from potstill.data.set_files import BuiltinSet, RawQuestion
 from potstill.errors import UserError
 
 FILE: Final = "multiarith/MultiArith.json"
 INDEX_FILE: Final = "golden/authors_validation_indices.json"
 
 
-def read_multiarith(data: Path) -> list[RawQuestion]:
-    """ids `multiarith/0`: the place in the file."""
-    path = data / FILE
+def read_multiarith(data_dir: Path) -> list[RawQuestion]:
+    """The questions; ids `multiarith/0` count the records of the file from 0."""
+    path = data_dir / FILE
     questions = []
     for index, row in enumerate(set_files.require_list(set_files.read_json(path), where=path)):
         where = f"{path} record {index}"
@@ -30,29 +29,46 @@ def read_multiarith(data: Path) -> list[RawQuestion]:
     return questions
 
 
-def assign_authors_splits(raws: Sequence[RawQuestion], data: Path) -> list[RawQuestion]:
-    """The questions with the split of the paper's authors, where the folder has their file of indices; else as they
-    are. Raises UserError for a file that is none."""
-    path = data / INDEX_FILE
+def assign_authors_splits(questions: list[RawQuestion], data_dir: Path) -> list[RawQuestion]:
+    """The questions with the splits of the paper's authors; unchanged if the data folder lacks their file of indices.
+
+    Raises UserError for a file that does not hold such indices.
+    """
+    path = data_dir / INDEX_FILE
     if not path.exists():
-        return list(raws)
-    row = set_files.read_json(path)
-    indices = set_files.require_list(
-        set_files.require_field(row, "multiarith_dev200", where=path), where=f"{path}, multiarith_dev200"
-    )
-    if not all(type(index) is int and 0 <= index < len(raws) for index in indices) or len(set(indices)) != len(indices):
-        hint = f"each index must be a whole number from 0 to {len(raws) - 1} and stand once"
-        raise UserError("not indices of MultiArith", where=path, found=indices[:5], hint=hint)
-    held = set(indices)
-    return [replace(raw, split="validation" if index in held else "test") for index, raw in enumerate(raws)]
+        return questions
+    values = set_files.require_field(set_files.read_json(path), "multiarith_dev200", where=path)
+    indices = set_files.require_list(values, where=f"{path}, multiarith_dev200")
+    valid = all(type(index) is int and 0 <= index < len(questions) for index in indices)
+    if not valid or len(set(indices)) != len(indices):
+        raise UserError(
+            "the file does not hold indices of MultiArith",
+            code="E-data-split-file",
+            where=path,
+            found=indices[:5],
+            hint=f"write different whole numbers from 0 to {len(questions) - 1}",
+        )
+    validation = set(indices)
+    return [
+        replace(question, split="validation" if index in validation else "test")
+        for index, question in enumerate(questions)
+    ]
+
+
+SET: Final = BuiltinSet(
+    "multiarith",
+    read_multiarith,
+    paper_validation=200,
+    split_file=INDEX_FILE,
+    apply_split_file=assign_authors_splits,
+)
 
 
 def parse_problem(row: Any, *, where: object) -> tuple[str, str]:
     """Text and gold answer of a record."""
-    solutions = set_files.require_list(
-        set_files.require_field(row, "lSolutions", where=where), where=f"{where}, lSolutions"
-    )
+    values = set_files.require_field(row, "lSolutions", where=where)
+    solutions = set_files.require_list(values, where=f"{where}, lSolutions")
     if len(solutions) != 1:
-        raise UserError("`lSolutions` must hold one number", where=where, found=solutions)
+        raise UserError("`lSolutions` must hold one number", code="E-data-missing-gold", where=where, found=solutions)
     gold = set_files.number_to_text(solutions[0], "lSolutions", where=where)
     return set_files.require_text(row, "sQuestion", where=where).strip(), gold

@@ -1,11 +1,11 @@
-"""The questions of a run as `collect` stored them, and the demonstrations that go with them.
+"""The questions of a run as the stage `collect` stored them, and the prompts that go with them.
 
-    >>> shots = {"": TaskPrompt(PAPER_STYLE, "", (Demonstration("What is 2 + 2?", "4"),))}
+    >>> table = {"": TaskPrompt(PAPER_STYLE, "", (Demonstration("What is 2 + 2?", "4"),))}
     >>> question = Question("m/1", "What is 1 + 1?", "2", "m", "validation", "number")
-    >>> evaluation_prompt(question, FORMATS["few-shot-answer"], shots).plain
+    >>> evaluation_prompt(question, FORMATS["few-shot-answer"], table).plain
     'Q: What is 2 + 2?\\nA: The answer is 4\\n\\nQ: What is 1 + 1?\\nA:'
 
-After `collect` no stage opens the data folder, and only `test` asks for the split `test`.
+After `collect` no stage opens the data folder, and only `test` reads the split `test`.
 """
 
 from __future__ import annotations
@@ -13,18 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from potstill import storage
 from potstill.errors import UserError
 from potstill.prompts import FORMATS, PAPER_STYLE, Demonstration, PromptFormat, PromptStyle, build_prompt
 from potstill.records import Prompt, Question, Split
-
-TASK_PROMPTS_FILE = "demonstrations.json"
-UNUSED_FILE = "others.jsonl"
-OVERLAPS_FILE = "overlaps.json"
-TEMPLATES_FILE = "templates.json"
-REPLAY_FILE = "replay.jsonl"
 
 __all__ = [
     "FORMATS",
@@ -45,10 +39,16 @@ __all__ = [
     "task_prompts_to_json",
 ]
 
+TASK_PROMPTS_FILE: Final = "demonstrations.json"
+UNUSED_FILE: Final = "others.jsonl"
+OVERLAPS_FILE: Final = "overlaps.json"
+TEMPLATES_FILE: Final = "templates.json"
+REPLAY_FILE: Final = "replay.jsonl"
+
 
 @dataclass(frozen=True, slots=True)
 class TaskPrompt:
-    """How the questions of a task are asked: the wording, what stands before it, and the demonstrations."""
+    """The prompt of a task: its wording, its instruction and its demonstrations."""
 
     style: PromptStyle
     instruction: str
@@ -62,29 +62,30 @@ def read_questions(run_dir: Path, sets: Iterable[str], split: Split) -> list[Que
 
 
 def read_replay(run_dir: Path, sets: Iterable[str]) -> list[Question]:
-    """What a run may replay: the training questions of some sets, then the rows of a file, if the recipe named one."""
+    """The training questions of some sets, then the rows of the replay file, if the recipe names one."""
     path = run_dir / "collect" / REPLAY_FILE
-    return [*read_questions(run_dir, sets, "train"), *(storage.iter_records(Question, path) if path.exists() else ())]
+    rows = storage.iter_records(Question, path) if path.exists() else ()
+    return [*read_questions(run_dir, sets, "train"), *rows]
 
 
 def read_unused(run_dir: Path) -> Iterator[Question]:
-    """The questions of the training sets that are not trained on: held out, left out as leaks, or over a limit.
+    """The questions of the training sets that are not trained on: held out, dropped as leaks, or over a limit.
 
-    Without their answers: they are here so that stored chains about them can be told from chains about nothing.
+    They have no answers: they serve to recognize stored chains about them.
     """
     return storage.iter_records(Question, run_dir / "collect" / UNUSED_FILE)
 
 
 def read_overlaps(run_dir: Path) -> dict[str, float]:
-    """Training question -> the share of its runs of words that one validation or test question has; see `splits`."""
+    """Training question id -> see `contamination.overlap_shares`."""
     path = run_dir / "collect" / OVERLAPS_FILE
     with storage.as_format_errors(path):
         return {name: float(share) for name, share in storage.read_json(path).items()}
 
 
 def read_templates(run_dir: Path, split: Split) -> dict[str, set[str]]:
-    """Set -> its validation or test questions that are training questions but for numbers and names; see
-    `splits.repeated`. Sets without any are left out."""
+    """Set -> ids of its validation or test questions that differ from a training question only in numbers and names
+    (see `contamination.find_same_templates`), without sets that have none."""
     path = run_dir / "collect" / TEMPLATES_FILE
     rows = storage.read_json(path)
     with storage.as_format_errors(path):
@@ -92,7 +93,7 @@ def read_templates(run_dir: Path, split: Split) -> dict[str, set[str]]:
 
 
 def read_task_prompts(run_dir: Path) -> dict[str, TaskPrompt]:
-    """Task -> how it is asked; the empty name stands for every task that has no entry of its own."""
+    """Task -> its prompt; the empty name stands for every task without an entry."""
     path = run_dir / "collect" / TASK_PROMPTS_FILE
     rows = storage.read_json(path)
     with storage.as_format_errors(path):
@@ -101,8 +102,8 @@ def read_task_prompts(run_dir: Path) -> dict[str, TaskPrompt]:
 
 
 def _task_prompt_from_json(row: Mapping[str, Any]) -> TaskPrompt:
-    shown = tuple(Demonstration(**shot) for shot in row["demonstrations"])
-    return TaskPrompt(PromptStyle(**row["style"]), row["instruction"], shown)
+    demonstrations = tuple(Demonstration(**demonstration) for demonstration in row["demonstrations"])
+    return TaskPrompt(PromptStyle(**row["style"]), row["instruction"], demonstrations)
 
 
 def task_prompts_to_json(table: Mapping[str, TaskPrompt]) -> dict[str, Any]:
@@ -110,13 +111,14 @@ def task_prompts_to_json(table: Mapping[str, TaskPrompt]) -> dict[str, Any]:
 
 
 def evaluation_prompt(question: Question, format: PromptFormat, table: Mapping[str, TaskPrompt]) -> Prompt:
-    """The prompt with which a question is evaluated. Raises UserError where a few-shot format has nothing to show."""
+    """The prompt with which a question is evaluated. Raises UserError if a few-shot format has no demonstrations."""
     entry = table.get(question.task) or table[""]
     if format.few_shot and not entry.demonstrations:
         raise UserError(
-            f"there are no demonstrations for the format {format.name}",
+            f"the format {format.name} has no demonstrations",
+            code="E-data-no-demonstrations",
             where="evaluate.formats",
             found="too few training questions have a rationale",
-            hint="name a file of solved examples in evaluate.demonstrations, or leave the few-shot formats out",
+            hint="name a file of solved examples in evaluate.demonstrations, or remove the few-shot formats",
         )
     return build_prompt(question.text, format, entry.demonstrations, style=entry.style, instruction=entry.instruction)

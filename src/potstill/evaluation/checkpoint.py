@@ -70,13 +70,13 @@ def read_evaluated_checkpoints(run_dir: Path) -> list[Checkpoint]:
     """The checkpoints that `evaluate` has scored and that can be selected: all but the base."""
     done = manifest.read_finished(run_dir / "evaluate")
     assert done is not None, "evaluate is finished before its checkpoints are read"
-    checkpoints = map(Checkpoint.read, done.counts["steps"])
+    checkpoints = map(Checkpoint.parse, done.counts["steps"])
     return [checkpoint for checkpoint in checkpoints if checkpoint != BASE]
 
 
 def list_checkpoints_to_evaluate(run_dir: Path, recipe: Recipe) -> list[Checkpoint]:
     """The base, then each saved checkpoint and its interpolations with the base."""
-    shares = sorted({*(recipe.evaluate.mix or ()), 1.0})
+    shares = sorted({*(recipe.evaluate.interpolate or ()), 1.0})
     return [BASE, *(Checkpoint(step, share) for step in read_saved_steps(run_dir) for share in shares)]
 
 
@@ -84,8 +84,8 @@ def list_checkpoints_to_test(run_dir: Path, recipe: Recipe) -> list[Checkpoint]:
     """The base, the selected checkpoint, and that checkpoint after on-policy distillation if there is any."""
     if recipe.teacher.kind == "none":
         return [BASE]
-    choice = read_choice(run_dir).contender
-    return [BASE, choice, *([replace(choice, repaired=recipe.repair.steps)] if recipe.repair else [])]
+    choice = read_choice(run_dir).checkpoint
+    return [BASE, choice, *([replace(choice, on_policy_steps=recipe.on_policy.steps)] if recipe.on_policy else [])]
 
 
 def evaluate_checkpoint(
@@ -230,7 +230,7 @@ def open_checkpoint(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint, *, we
     if checkpoint == BASE:
         return models.from_recipe(recipe, weights=weights)
     path = _checkpoint_dir(run_dir, checkpoint)
-    if checkpoint.repaired:
+    if checkpoint.on_policy_steps:
         return models.from_checkpoint(recipe, path, weights=weights)
     if not path.is_dir():
         raise UserError(
@@ -258,7 +258,7 @@ def list_unused_checkpoints(run_dir: Path, recipe: Recipe) -> tuple[str, ...]:
 
 def _checkpoint_dir(run_dir: Path, checkpoint: Checkpoint) -> Path:
     """The folder with the weights of a checkpoint other than the base, before interpolation."""
-    stage, step = ("repair", checkpoint.repaired) if checkpoint.repaired else ("train", checkpoint.step)
+    stage, step = ("repair", checkpoint.on_policy_steps) if checkpoint.on_policy_steps else ("train", checkpoint.step)
     return run_dir / stage / "checkpoints" / str(step)
 
 
@@ -280,7 +280,7 @@ def list_decodings(recipe: Recipe, split: Split) -> list[str]:
 
 def list_unused_keys(split: Split) -> tuple[str, ...]:
     """Recipe keys of `evaluate` on which the answers of a split do not depend."""
-    keys = ("evaluate.cache", "evaluate.mix", *(f"evaluate.vllm.{name}" for name in VllmSection.FREE))
+    keys = ("evaluate.cache", "evaluate.interpolate", *(f"evaluate.vllm.{name}" for name in VllmSection.FREE))
     return keys if split == "test" else (*keys, "evaluate.test_decodings")
 
 
@@ -291,7 +291,7 @@ def read_predictions(folder: Path, checkpoint: Checkpoint, format: str, decoding
 
 def list_answered_checkpoints(folder: Path) -> list[Checkpoint]:
     """The checkpoints with answers in a stage's folder, finished or not, sorted."""
-    return sorted(Checkpoint.read(path.name) for path in folder.glob("[0-9]*"))
+    return sorted(Checkpoint.parse(path.name) for path in folder.glob("[0-9]*"))
 
 
 def read_scores(folder: Path, checkpoint: Checkpoint) -> list[Score]:
@@ -331,7 +331,7 @@ def _collect_weight_digests(run_dir: Path, recipe: Recipe, checkpoint: Checkpoin
         digests = {name: row["sha256"] for name, row in train.outputs.items() if name.startswith(prefix)}
     # The optimizer's state (`engine...`, a file or a folder) does not affect answers, and older steps lose it.
     weights = {name: digest for name, digest in digests.items() if not name.startswith(f"{prefix}engine")}
-    if checkpoint.share == 1 or checkpoint.repaired:
+    if checkpoint.share == 1 or checkpoint.on_policy_steps:
         return weights
     return {**models.weights_identity(recipe), **weights, "share": repr(checkpoint.share)}
 

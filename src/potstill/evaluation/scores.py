@@ -106,7 +106,7 @@ def _score_set(
     }
     by_tasks = {"macro": macro, **{name: min(1.0, max(0.0, bound)) for name, bound in bounds.items()}}
     return Score(
-        contender=checkpoint,
+        checkpoint=checkpoint,
         set=name,
         split=split,
         format=format,

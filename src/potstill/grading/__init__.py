@@ -1,6 +1,6 @@
 """Grading: the verdict on a model's text, given a gold answer: right, wrong, no answer or truncated.
 
-    >>> grade("6 x 3 = 18. The answer is $18.00 a day. Question: What is 2 + 2? The answer is 4", "18").found
+    >>> grade("6 x 3 = 18. The answer is $18.00 a day. Question: What is 2 + 2? The answer is 4", "18").answer
     '18'
     >>> grade("I do not know.", "18").grade, grade("He has 6 x", "18", stop="length").grade
     ('no answer', 'truncated')

@@ -3,7 +3,7 @@
     >>> parse_function_name("mine/function: operator:eq"), parse_function_name("number")
     ('operator:eq', None)
     >>> grade_with_function("operator:eq", "yes", "yes"), grade_with_function("operator:eq", "no", "yes")
-    (Verdict(grade='right', found='yes', dropped=None), Verdict(grade='wrong', found='no', dropped=None))
+    (Verdict(grade='right', answer='yes', dropped=None), Verdict(grade='wrong', answer='no', dropped=None))
 
 The task calls `name(text, gold)` of a module that can be imported, or that is in the working folder. The function
 returns True, False, or None for no answer, or one of these with the extracted answer as text: `(True, "18")`. It runs

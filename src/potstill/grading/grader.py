@@ -1,7 +1,7 @@
 """`grade`: the verdict on a model's text, given a gold answer and its task.
 
     >>> grade("He pays 2 x 9 = $18. The answer is $18.", "18", "gsm8k")
-    Verdict(grade='right', found='18', dropped=None)
+    Verdict(grade='right', answer='18', dropped=None)
     >>> grade("He pays", "18", "gsm8k", stop="length").grade
     'truncated'
 

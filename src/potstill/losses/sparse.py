@@ -326,7 +326,7 @@ def _check_inputs(
         raise UserError(
             "a position has no kept probability, so there is nothing to renormalise",
             where="loss",
-            hint="use mass: raw or tail, or a transfer rule that keeps the written token",
+            hint="use missing_probability: raw or tail, or a transfer rule that keeps the written token",
         )
 
 

@@ -13,7 +13,7 @@
 A product of [n, a] and [a, b] is 2 n a b operations; its backward pass has two such products, one where the matrix does
 not learn. Counted are the products with the model's matrices, those inside attention (whole squares, as is usual,
 though a decoder needs half of them) and the head at supervised positions. A prompt that is computed once is counted
-once; layers that are computed again (`train.recompute`) are not, nor are norms, embeddings and the optimizer.
+once; layers that are computed again (`train.gradient_checkpointing`) are not, nor are norms, embeddings and the optimizer.
 """
 
 from __future__ import annotations

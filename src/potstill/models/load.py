@@ -55,7 +55,9 @@ def interpolate_weights(student: Student, base: Student, share: float) -> None:
     own = dict(student.model.named_parameters())
     if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in theirs.items()}:
         raise UserError(
-            "the checkpoint is not of the base student's shape", where="evaluate.mix", hint="train again (--redo train)"
+            "the checkpoint is not of the base student's shape",
+            where="evaluate.interpolate",
+            hint="train again (--redo train)",
         )
     with torch.no_grad():
         for name, value in own.items():
@@ -341,7 +343,11 @@ def from_recipe(recipe: Recipe, *, weights: bool = True) -> Student:
         return from_checkpoint(recipe, folder, weights=weights)
     tokenizer = tokenization.load_tokenizer(tokenizer_folder(recipe))
     return random_student(
-        shape_from_recipe(recipe, tokenizer.size), tokenizer, recipe.seed, mass=recipe.train.mass, dropout=asked.dropout
+        shape_from_recipe(recipe, tokenizer.size),
+        tokenizer,
+        recipe.seed,
+        mass=recipe.train.missing_probability,
+        dropout=asked.dropout,
     )
 
 
@@ -350,7 +356,7 @@ def from_checkpoint(recipe: Recipe, folder: Path, *, weights: bool = True) -> St
     asked = recipe.student
     return open_student(
         folder,
-        mass=recipe.train.mass,
+        mass=recipe.train.missing_probability,
         dropout=asked.dropout,
         trust_remote_code=asked.trust_remote_code,
         chat_template=False if asked.model is None else asked.chat,

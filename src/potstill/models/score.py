@@ -53,7 +53,9 @@ def teacher_forced_scores(teller: Student, rows: Sequence[Example], candidates: 
         for states, own in zip(teller.hidden(batch).split(CHUNK_POSITIONS), stood.split(CHUNK_POSITIONS), strict=True):
             logs = teller.head.logits(states).float().log_softmax(-1)[:, :size]
             if logs.isnan().any():
-                raise UserError("the logits of what scores a text are not numbers", where="repair.scorer", found="NaN")
+                raise UserError(
+                    "the logits of what scores a text are not numbers", where="on_policy.scorer", found="NaN"
+                )
             values, ids = logs.topk(min(candidates, size), dim=-1)
             values, ids = torch.cat([values, logs.gather(-1, own)], 1), torch.cat([ids, own], 1)
             new = torch.ones_like(ids, dtype=torch.bool)

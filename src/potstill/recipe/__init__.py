@@ -1,4 +1,4 @@
-"""Recipes: one YAML file says everything that a run does. `sections` has the keys, `reading` the reader.
+"""Recipes: one YAML file determines a run. `schema` has the keys, `load` reads a file.
 
     >>> recipe = parse_recipe("name: mine\\nteacher: {kind: human}\\ntrain: {learning_rate: 5e-4}\\n", "mine.yaml")
     >>> recipe.train.learning_rate, recipe.train.formats
@@ -7,10 +7,11 @@
     Traceback (most recent call last):
     potstill.errors.UserError: mine.yaml line 3: unknown key train.stps
       hint: did you mean train.steps?
+      code: E-recipe-unknown-key
 
-YAML 1.2: `5e-4` is a number and `no` a word. A recipe is frozen; unknown keys are refused with a suggestion and the
-place. `resolved(recipe)` writes every default out. A relative path in a recipe is looked up from the working folder and
-from the data folder (`find`).
+The text is YAML 1.2: `5e-4` is a number and `no` a word. A recipe is frozen, and unknown keys are refused with a
+suggestion. `recipe_to_yaml` writes every default. A relative path in a recipe is looked up in the working folder and in
+the data folder (`find_path`).
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ __all__ = [
     "recipe_to_yaml",
 ]
 
-HUB_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")  # how a model is called there
+HUB_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")  # of a model on the hub
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
-    """The recipe as YAML with every default written out, in the order of the fields."""
+    """The recipe as YAML with every default, in the order of the fields."""
     out = io.StringIO()
     writer = YAML(typ="rt", pure=True)
     writer.width = 1000
@@ -65,45 +66,54 @@ def recipe_json_schema() -> dict[str, Any]:
 
 
 def recipe_data_folder(recipe: Recipe) -> Path | None:
-    """Where the sets lie: the recipe's `data`, else POTSTILL_DATA, else nowhere."""
-    named = recipe.data or os.environ.get("POTSTILL_DATA")
-    if not named:
+    """The data folder: the recipe's `data`, else POTSTILL_DATA, else None."""
+    path = recipe.data or os.environ.get("POTSTILL_DATA")
+    if not path:
         return None
-    folder = Path(named)
-    if not folder.is_dir():
-        where = "data" if recipe.data else "POTSTILL_DATA"
-        raise UserError("names no folder", where=where, found=named, hint="name the folder that holds the sets")
-    return folder
+    if not Path(path).is_dir():
+        raise UserError(
+            "the data folder does not exist",
+            code="E-data-no-folder",
+            where="data" if recipe.data else "POTSTILL_DATA",
+            found=path,
+            hint="name the folder that contains the sets",
+        )
+    return Path(path)
 
 
 def find_path(recipe: Recipe, path: str, key: str) -> Path:
-    """The file or folder that a recipe's key names: absolute, or under the working folder or the data folder.
+    """The file or folder that a key of the recipe names: absolute, or in the working folder or the data folder.
 
-    Raises UserError if it is nowhere, or in both places (then say which with an absolute or `./` path).
+    Raises UserError if it is in neither, or in both.
     """
     if Path(path).is_absolute() or path.startswith("."):
         places = [Path(path)]
     else:
-        data = recipe_data_folder(recipe)
-        places = [Path(path)] + ([data / path] if data else [])
-    there = [place for place in places if place.exists()]
-    if len({place.resolve() for place in there}) == 1:
-        return there[0]
-    if there:
+        data_dir = recipe_data_folder(recipe)
+        places = [Path(path)] + ([data_dir / path] if data_dir else [])
+    existing = [place for place in places if place.exists()]
+    if len({place.resolve() for place in existing}) == 1:
+        return existing[0]
+    if existing:
         raise UserError(
-            "could mean two places",
+            "the path exists in two folders",
+            code="E-recipe-ambiguous-path",
             where=key,
-            found=" and ".join(map(str, there)),
-            hint="write the one you mean with ./",
+            found=" and ".join(map(str, existing)),
+            hint="write ./ before the path of the working folder, or an absolute path",
         )
     looked = " and ".join(str(place.absolute()) for place in places)
     raise UserError(
-        "nothing is there", where=key, found=f"{path!r}; looked at {looked}", hint=_path_hint(path, places, key)
+        "the file does not exist",
+        code="E-recipe-missing-path",
+        where=key,
+        found=f"{path!r}; looked at {looked}",
+        hint=_path_hint(path, places, key),
     )
 
 
 def _path_hint(path: str, places: list[Path], key: str) -> str:
-    """What to do about a path where nothing is: a likely typo, a name on the hub, or one of another folder."""
+    """The likely fix for a missing path: a similar name, a download from the hub, or another folder."""
     for place in places:
         with contextlib.suppress(OSError):
             near = difflib.get_close_matches(place.name, os.listdir(place.parent), 1, 0.8)
@@ -112,27 +122,31 @@ def _path_hint(path: str, places: list[Path], key: str) -> str:
     if key.endswith((".model", ".tokenizer", ".scorer")) and HUB_NAME.fullmatch(path):
         name = path if "/" in path else f"OWNER/{path}"
         return f"if this is a model's name on the hub, download it (`hf download {name} --local-dir {path}`)"
-    return "correct the path (it counts from the folder where you run the command), or set data"
+    return "correct the path (it is relative to the folder in which you run the command), or set data"
 
 
 def find_paths(recipe: Recipe, path: str, key: str) -> list[Path]:
-    """The files that a recipe's key names: one, or all whose name a pattern such as `parts/*.parquet` fits, sorted.
+    """The files that a key names: one, or all that match a pattern such as `parts/*.parquet`, sorted.
 
-    Raises UserError as `find` does, and where nothing fits.
+    Raises UserError as `find_path` does, and if no file matches.
     """
     folder, _, pattern = path.rpartition("/")
     if "*" not in path or "*" in folder:
         return [find_path(recipe, path, key)]
-    found = sorted(each for each in find_path(recipe, folder or ".", key).glob(pattern) if each.is_file())
-    if not found:
+    paths = sorted(match for match in find_path(recipe, folder or ".", key).glob(pattern) if match.is_file())
+    if not paths:
         raise UserError(
-            "no file has such a name", where=key, found=path, hint="correct the path; only its last part may hold *"
+            "no file matches the pattern",
+            code="E-recipe-missing-path",
+            where=key,
+            found=path,
+            hint="correct the path; only its last part may contain *",
         )
-    return found
+    return paths
 
 
 def flatten_keys(recipe: Recipe, *prefixes: str) -> dict[str, Any]:
-    """Dotted key -> plain value for every key at or under the prefixes."""
+    """Dotted key -> plain value, for every key at or under the prefixes."""
     rows: dict[str, Any] = {}
 
     def walk(value: Any, key: str) -> None:

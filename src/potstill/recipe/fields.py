@@ -1,13 +1,15 @@
-"""What every section of a recipe is, and the kinds of its values.
+"""The base of every section of a recipe, the value types that sections share, and the section of a custom set.
 
-Sets of your own: where each lies and how it is read and graded.
+>>> CustomSet(file="mine.jsonl", task="number").paths
+['mine.jsonl']
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 FormatName = Literal["zero-shot-answer", "zero-shot-rationale", "few-shot-answer", "few-shot-rationale"]
 DECODING_PATTERN: Final = r"^(greedy|vote-[1-9][0-9]{0,3}|best-[1-9][0-9]{0,3})(\+calculator)?$"
@@ -22,21 +24,26 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Character = Annotated[str, Field(min_length=1, max_length=1)]
 
 
+def refuse(code: str, message: str) -> NoReturn:
+    """Refuse a value inside a validator; `load` turns the code and the message into a `UserError` with its place."""
+    raise PydanticCustomError(code, message)  # type: ignore[arg-type]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Column(Section):
-    """A field of a set whose column does not hold the answer alone."""
+    """A column that holds more than the answer, or spells answers in its own way."""
 
-    column: str = Field(description="what the file calls it")
+    column: str = Field(description="Name of the column in the file.")
     after: str | None = Field(
         default=None,
         min_length=1,
-        description=r"what the answer stands behind, such as '####'; '\boxed': in its braces",
+        description=r"Text that precedes the answer in the column, such as '####'; '\boxed' takes the text in braces.",
     )
     values: dict[str, str] = Field(
-        default={}, description="whole answers -> how a text gives them, such as {true: yes, false: no}"
+        default={}, description="Replacements for whole answers, such as {true: yes, false: no}."
     )
 
 
@@ -44,7 +51,7 @@ def _yaml_kind(value: Any) -> str:
     return "[text]" if isinstance(value, str) else "[list]" if isinstance(value, list) else "[keys]"
 
 
-# Tagged, so that a fault inside of a column or a list is not reported as "not a string".
+# Tagged unions: an error inside a column or a list is then not reported as "not a string".
 ColumnOrName = Annotated[Annotated[str, Tag("[text]")] | Annotated[Column, Tag("[keys]")], Discriminator(_yaml_kind)]
 Paths = Annotated[
     Annotated[str, Tag("[text]")] | Annotated[list[str], Field(min_length=1), Tag("[list]")], Discriminator(_yaml_kind)
@@ -52,37 +59,43 @@ Paths = Annotated[
 
 
 class CustomSet(Section):
-    """A set of your own, one question a record: JSON lines or an array, CSV, TSV, Parquet, Arrow, or a folder that
-    `datasets` saved; here, at a URL, or on the Hugging Face hub."""
+    """A custom set with one question per record: JSON lines, a JSON array, CSV, TSV, Parquet, Arrow, or a folder that
+    `datasets` saved. It is a local file, a file at a URL, or a file of a dataset on the Hugging Face hub."""
 
     file: Paths | None = Field(
         default=None,
-        description="a path here, or several; with hub the paths in its repository; here * stands for names",
+        description="Path of the file, or a list of paths; * matches any characters of a local file name. "
+        "With `hub`, paths in its repository.",
     )
-    url: str | None = Field(default=None, pattern=r"^https?://", description="where the file lies, with its sha256")
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="digest of what is fetched")
+    url: str | None = Field(default=None, pattern=r"^https?://", description="Address of the file; needs `sha256`.")
+    sha256: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 digest of the downloaded file, 64 hex digits."
+    )
     hub: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}/[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
-        description="owner/name of a dataset on the Hugging Face hub, with file and revision",
+        description="Dataset on the Hugging Face hub as owner/name; needs `file` and `revision`.",
     )
-    revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$", description="commit of hub, in full")
+    revision: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{40}$", description="Commit of the hub dataset, all 40 hex digits."
+    )
     task: str | None = Field(
         default=None,
-        description="how answers are graded: number, choice, boolean, text, regex, json, ..., function: module:name",
+        description="How answers are graded: number, choice, boolean, text, regex, json, ..., or `function: "
+        "module:name` for your own function. If not given, the form of each answer decides.",
     )
     fields: dict[str, ColumnOrName] = Field(
         {},
-        description="our name -> the file's name, for question, answer, id, rationale, choices, ...; for answer also "
-        "{column, after, values}",
+        description="Names of the file's columns for question, answer, id, rationale, task, split and choices; for "
+        "answer also {column, after, values}.",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _mapping(cls, value: Any) -> Any:
         if isinstance(value, str | list):
-            named = value if isinstance(value, str) else f"[{', '.join(map(str, value))}]"
-            raise ValueError(f"a set is a mapping of keys; write {{file: {named}}}")
+            path = value if isinstance(value, str) else f"[{', '.join(map(str, value))}]"
+            refuse("E-recipe-set-not-a-mapping", f"a set must be a mapping of keys: write {{file: {path}}}")
         return value
 
     @property
@@ -91,25 +104,31 @@ class CustomSet(Section):
         return [] if self.file is None else [self.file] if isinstance(self.file, str) else self.file
 
     @model_validator(mode="after")
-    def _one_place(self) -> CustomSet:
+    def _one_source(self) -> CustomSet:
         if self.url is not None:
             if self.file is not None or self.hub is not None or self.revision is not None:
-                raise ValueError("url stands alone, without file, hub and revision")
+                refuse("E-recipe-set-source", "url cannot be combined with file, hub or revision")
             if self.sha256 is None:
-                raise ValueError("url needs the sha256 of its file (sha256sum FILE)")
+                refuse("E-recipe-set-digest", "url needs the sha256 of its file (sha256sum FILE)")
         elif self.file is None:
-            raise ValueError("a set is a file, a url with sha256, or a file of hub at a revision")
+            refuse("E-recipe-set-source", "a set needs file, or url with sha256, or hub with file and revision")
         elif self.hub is not None:
             if self.revision is None:
-                raise ValueError("hub needs a revision: a commit, since branches change")
+                refuse("E-recipe-set-revision", "hub needs a revision: a commit, because branches change")
             for path in self.paths:
                 if "\\" in path or any(part in ("", ".", "..") for part in path.split("/")) or "*" in path:
-                    raise ValueError("with hub, file is a path in its repository such as data/test.jsonl")
+                    refuse(
+                        "E-recipe-set-hub-path",
+                        "with hub, file must be a path in its repository such as data/test.jsonl",
+                    )
             if self.sha256 is not None and len(self.paths) > 1:
-                raise ValueError("sha256 is the digest of one file, and hub names several")
+                refuse("E-recipe-set-digest", "sha256 is the digest of one file, but hub names several")
         elif self.sha256 is not None or self.revision is not None:
-            raise ValueError("sha256 and revision are for url and hub; a file here is digested by the run")
-        for ours, named in self.fields.items():
-            if isinstance(named, Column) and ours != "answer" and (named.after or named.values):
-                raise ValueError(f"fields.{ours}: after and values are for answer")
+            refuse(
+                "E-recipe-set-digest",
+                "sha256 and revision are for url and hub; the run computes the digest of a local file itself",
+            )
+        for field, column in self.fields.items():
+            if isinstance(column, Column) and field != "answer" and (column.after or column.values):
+                refuse("E-recipe-set-fields", f"fields.{field}: only answer can have after and values")
         return self

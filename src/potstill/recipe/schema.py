@@ -1,8 +1,7 @@
-"""The section of a recipe that says how the chosen student is repaired.
+"""The sections of a recipe: each key with its type, its default and its meaning.
 
-The section of a recipe that says how the student learns, and what is replayed beside what is taught.
-
-The sections of a recipe: every key, its type, its default. The only owner of pydantic, with `reading`.
+>>> Recipe(name="mine").train.learning_rate
+0.0005
 """
 
 from __future__ import annotations
@@ -24,259 +23,144 @@ from potstill.recipe.fields import (
     Probability,
     Section,
     Share,
+    refuse,
 )
 from potstill.recipe.teacher import TeacherSection, VllmSection, with_vllm_batch
 
 
-class OnPolicySection(Section):
-    """After the choice: the chosen student answers questions of generic sets itself, and is taught by what the base (or
-    another model) says of each token of these answers. What comes of it is tested beside the choice.
-    """
-
-    sets: list[Name] = Field(min_length=1, description="sets whose training questions it answers")
-    scorer: str | None = Field(
-        default=None,
-        description="a folder: the model that scores, of the student's tokens or others; the base if not given",
-    )
-    divergence: Literal["reverse", "forward"] = Field(
-        default="reverse",
-        description="reverse: of the scorer from the student; forward: of the student from the scorer",
-    )
-    candidates: Positive = Field(default=20, description="of the scorer's likeliest tokens at each position")
-    keep: Share | None = Field(
-        default=None,
-        description="share of all questions that are training ones of the task, scored by the chosen student as it was",
-    )
-    steps: Positive = 100
-    groups: Positive = Field(default=32, description="questions a step")
-    samples: Positive = Field(default=1, description="answers a question")
-    temperature: float = Field(default=1.0, gt=0, description="of the answers")
-    max_tokens: Positive = Field(default=256, description="most tokens of an answer")
-    learning_rate: float = Field(default=1e-4, gt=0)
-    warm_up: Positive = 10
-    checkpoint_every: Positive = Field(default=50, description="from which an interrupted repair goes on")
-
-
-class ReplaySection(Section):
-    """Generic rows mixed into every step, so that what the student could do before is not lost."""
-
-    share: Share = Field(description="of the weight of each step")
-    sets: list[Name] = Field(
-        default=[], description="sets whose training questions are replayed, with their rationale or the bare answer"
-    )
-    file: str | None = Field(default=None, description="rows with prompt and answer (JSONL or Parquet)")
-
-    @model_validator(mode="after")
-    def _complete(self) -> ReplaySection:
-        if not self.sets and self.file is None:
-            raise ValueError("replay needs sets, or a file of rows with prompt and answer")
-        return self
-
-
-class TrainSection(Section):
-    formats: dict[FormatName, Count] = Field(
-        default={"zero-shot-rationale": 1},
-        description="quota of each format: of the groups of each step; {a: 3, b: 1} are three of a for one of b",
-    )
-    loss_weights: dict[FormatName, Annotated[float, Field(ge=1e-6, le=1e6)]] | None = Field(
-        default=None,
-        description="weight of each format in the gradient of every step, relative to the others, however many rows it"
-        " has; if not given, every supervised token weighs the same",
-    )
-    uniform_over: Literal["questions", "chains"] = Field(
-        default="questions",
-        description="how chains are drawn: every question equally often, or every chain equally often (a question with"
-        " 40 right chains counts forty times as much as a question with one)",
-    )
-    demonstrations: Positive = Field(default=4, description="in each few-shot prompt")
-    replay: ReplaySection | None = None
-    mass: Literal["raw", "renormalised", "tail"] = Field(
-        default="raw", description="what becomes of the mass that was not seen"
-    )
-    steps: Positive = 1000
-    groups: Positive = Field(default=32, description="groups a step: one question, one format, some chains")
-    chains_per_prompt: Positive = 1
-    batch_tokens: Positive = Field(default=8192, description="tokens a micro-batch; changes no result, only memory")
-    learning_rate: float = Field(default=5e-4, gt=0)
-    optimizer: Literal["adamw", "adafactor"] = "adamw"
-    betas: list[Decay] = Field(default=[0.9, 0.999], min_length=2, max_length=2, description="of AdamW")
-    factors: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default={}, description="of the learning rate, by a part of a parameter's name: {relative_attention_bias: 10}"
-    )
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="of the products; weights and loss stay in float32"
-    )
-    loss_kernel: Literal["measured", "plain", "compiled"] = Field(
-        default="measured",
-        description="of the loss between its products: measured takes the faster one on a GPU, and plain on a CPU",
-    )
-    lora: Count = Field(
-        default=0, description="rank of LoRA's adapters, merged when saved (extra `lora`); 0: all weights learn"
-    )
-    sharding: Literal["none", "full"] = Field(
-        default="none",
-        description="full: weights, gradients and optimizer spread over the processes that torchrun or srun started",
-    )
-    peak: float | None = Field(
-        default=None,
-        gt=0,
-        description="operations a second that the device could do, for the share that is used",
-    )
-    recompute: bool = Field(default=False, description="layers twice: memory of one layer, a third more time")
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warm_up: Count = 10
-    hold: Count = Field(default=0, description="steps at the peak before linear and cosine fall")
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip: float | None = Field(default=1.0, gt=0)
-    checkpoint_every: Positive = 250
-    snapshot: bool = Field(
-        default=True,
-        description="checkpoints are copied and written beside the next steps; false: these wait, and the host's memory"
-        " holds no copy (12 bytes a parameter with AdamW)",
-    )
-    evaluate: bool = Field(default=False, description="each checkpoint answers validation as soon as it is saved")
-    stop_after: Positive | None = Field(
-        default=None, description="stop when so many checkpoints came after the best by select.rule; implies evaluate"
-    )
-
-    @field_validator("precision", mode="before")
-    @classmethod
-    def _no_half(cls, value: Any) -> Any:
-        if value in ("float16", "fp16", "half"):
-            raise ValueError("float16 overflows in T5 and FlanT5; take bfloat16, or float32 where there is none")
-        return value
-
-    @model_validator(mode="after")
-    def _agrees(self) -> TrainSection:
-        if self.optimizer == "adafactor" and self.betas != [0.9, 0.999]:
-            raise ValueError("adafactor has no betas")
-        if self.sharding == "full" and (self.optimizer == "adafactor" or self.lora):
-            raise ValueError("sharding: full is for optimizer: adamw without lora; set it to none")
-        if self.hold and self.schedule == "constant":
-            raise ValueError("hold is for a schedule that falls: linear or cosine")
-        if self.hold and self.warm_up + self.hold > self.steps:
-            raise ValueError(f"warm_up and hold are {self.warm_up} and {self.hold} of {self.steps} steps")
-        if sum(self.formats.values()) > 1_000_000:
-            raise ValueError(
-                "formats are quotas; write smaller numbers in the same proportion, a million in all at most"
-            )
-        if self.loss_weights is not None:
-            taught = {name for name, quota in self.formats.items() if quota}
-            for name in sorted(taught ^ set(self.loss_weights)):
-                fault = "has no weight" if name in taught else "has a weight, but no quota in train.formats"
-                raise ValueError(f"loss_weights names each format that is trained, and no other: {name} {fault}")
-        return self
-
-
 class LimitsSection(Section):
-    train: Positive | None = None
-    validation: Positive | None = None
-    test: Positive | None = None
+    train: Positive | None = Field(default=None, description="Maximum number of training questions per set.")
+    validation: Positive | None = Field(default=None, description="Maximum number of validation questions per set.")
+    test: Positive | None = Field(default=None, description="Maximum number of test questions per set.")
 
 
 class QuestionsSection(Section):
-    """What is learnt and what is measured, by names of sets."""
+    """The sets to learn from and the sets to evaluate on."""
 
-    train: list[Name] = Field(default=["gsm8k"])
-    in_distribution: list[Name] = Field(default=["gsm8k"])
-    out_of_distribution: list[Name] = Field(default=["multiarith", "asdiv", "svamp"])
-    generic: list[Name] = Field(default=["bbh"])
-    splits: Literal["digest", "paper"] = Field(
-        default="digest", description="paper: 500 validation questions a set, the rest test"
+    train: list[Name] = Field(default=["gsm8k"], description="Sets whose training questions are learnt.")
+    in_distribution: list[Name] = Field(
+        default=["gsm8k"], description="Evaluation sets of the task that the student learns."
     )
-    validation: Share = Field(default=0.25, description="share of a set's questions, for splits by digest")
-    test: Share = 0.25
+    out_of_distribution: list[Name] = Field(
+        default=["multiarith", "asdiv", "svamp"], description="Evaluation sets on which the checkpoint is selected."
+    )
+    generic: list[Name] = Field(default=["bbh"], description="Evaluation sets of other abilities.")
+    splits: Literal["digest", "paper"] = Field(
+        default="digest",
+        description="How sets are split: by the digests of their questions, or with the paper's 500 validation "
+        "questions per set and the rest test.",
+    )
+    validation: Share = Field(
+        default=0.25, description="Fraction of a set's questions in its validation split, for splits: digest."
+    )
+    test: Share = Field(default=0.25, description="Fraction of a set's questions in its test split.")
     limit: LimitsSection = Field(
-        default=LimitsSection(), description="at most so many questions of each set, lowest digests first"
+        default=LimitsSection(), description="Maximum questions per set and split; those of lowest digest are kept."
     )
     templates: Literal["keep", "drop"] = Field(
         default="keep",
-        description="training questions that are a validation or test question but for numbers and names: keep them, "
-        "with a count in the plan and on the page, or drop them",
+        description="Whether to keep or drop training questions that differ from a validation or test question only "
+        "in numbers and names; the dry run and the report count them.",
     )
 
 
 class FilterSection(Section):
-    cap: Positive | None = Field(default=None, description="right chains kept a question")
-    duplicates: Literal["drop", "keep"] = "drop"
-    near: Share | None = Field(
-        default=None, description="drop a chain that shares so much of its runs of five words with a kept one"
+    max_per_question: Positive | None = Field(
+        default=None, description="Maximum number of right chains kept per question."
     )
-    shortest: Count = Field(default=0, description="least characters of a chain")
-    longest: Positive | None = Field(default=None, description="most characters of a chain")
+    duplicates: Literal["drop", "keep"] = Field(
+        default="drop", description="Whether to drop or keep a chain whose text the question has already."
+    )
+    near_duplicate_threshold: Share | None = Field(
+        default=None,
+        description="Drop a chain that shares at least this fraction of its word 5-grams with a kept chain.",
+    )
+    min_chars: Count = Field(default=0, description="Minimum length of a chain, in characters.")
+    max_chars: Positive | None = Field(default=None, description="Maximum length of a chain, in characters.")
     script: Literal["latin", "cyrillic", "greek", "arabic", "hebrew", "cjk", "hangul", "devanagari", "thai"] | None = (
-        Field(default=None, description="drop a chain of whose letters more than a tenth are of another script")
+        Field(default=None, description="Drop a chain with more than a tenth of its letters in another script.")
     )
     wrong_sums: Literal["drop"] | None = Field(
-        default=None, description="drop a chain that says a wrong sum, such as 3 * 4 = 13, whatever its answer"
+        default=None,
+        description="Drop a chain that contains a wrong equation such as 3 * 4 = 13, even if its answer is right.",
     )
-    contamination: float = Field(
+    contamination_threshold: float = Field(
         default=0.9,
         gt=0,
         le=1,
-        description="drop a question that shares so much of its runs of eight words with a validation or test question",
+        description="Drop a question that shares at least this fraction of its word 8-grams with a validation or test "
+        "question.",
     )
 
 
 class TransferSection(Section):
     rule: Literal["one-hot", "paper", "span", "text"] = Field(
-        default="text", description="how the teacher's probabilities reach the student's tokens"
+        default="text", description="How the teacher's probabilities are mapped to the student's tokens."
     )
     rewrite: dict[Character, str] = Field(
-        default={}, description="characters of a chain -> what the student is taught instead, such as ×: '*'"
+        default={}, description="Characters of a chain to replace before the student learns it, such as ×: '*'."
     )
-    marks: Literal["insert", "remove"] | None = Field(
-        default=None, description="calculator marks before the results of sums in chains, as in 48/2 = <<48/2=24>>24"
+    calculator_marks: Literal["insert", "remove"] | None = Field(
+        default=None,
+        description="Insert or remove calculator marks before the results of equations, as in 48/2 = <<48/2=24>>24.",
     )
-    drop_below: Probability = Field(default=3e-4, description="candidates less likely than this go to the tail")
-    least_coverage: Probability = Field(
+    min_probability: Probability = Field(
+        default=3e-4, description="Candidates with a smaller probability are added to the tail."
+    )
+    min_coverage: Probability = Field(
         default=0.2,
-        description="share of positions that must have the teacher's distribution, if it gives any, or the run stops",
+        description="Minimum fraction of positions with a teacher distribution; the run stops below it, if the teacher "
+        "has log-probabilities.",
     )
-    least_mass: Probability = Field(
+    min_transferred_probability: Probability = Field(
         default=0.5,
-        description="share of the probability that the teacher's candidates hold; if less of it reaches the positions"
-        " on whole tokens of the teacher, align and the page warn",
+        description="Minimum fraction of the candidates' probability that reaches positions on whole teacher tokens; "
+        "align and the report warn below it.",
     )
 
 
 class ShapeSection(Section):
-    """The size of a model that starts from random weights."""
+    """The size of a model with random weights."""
 
-    family: Literal["t5", "causal"]
-    d_model: Positive
-    layers: Positive
-    heads: Positive
-    d_ff: Positive
-    d_kv: Positive | None = None
+    family: Literal["t5", "causal"] = Field(description="Encoder-decoder (t5) or decoder-only (causal).")
+    d_model: Positive = Field(description="Width of the hidden states.")
+    layers: Positive = Field(description="Number of decoder layers, and for t5 of encoder layers.")
+    heads: Positive = Field(description="Number of attention heads.")
+    d_ff: Positive = Field(description="Width of the feed-forward layers.")
+    d_kv: Positive | None = Field(default=None, description="Width of an attention head; d_model / heads by default.")
 
 
-def _named(shape: Any) -> str:
+def _shape_tag(shape: Any) -> str:
     return "name" if isinstance(shape, str) else "numbers"
 
 
-# Tagged, so that a fault in the numbers of a shape is not reported as "not a string".
-ShapeOrName = Annotated[Annotated[str, Tag("name")] | Annotated[ShapeSection, Tag("numbers")], Discriminator(_named)]
+# A tagged union: an error in the numbers of a shape is then not reported as "not a string".
+ShapeOrName = Annotated[
+    Annotated[str, Tag("name")] | Annotated[ShapeSection, Tag("numbers")], Discriminator(_shape_tag)
+]
 
 
 class StudentSection(Section):
-    model: str | None = Field(default=None, description="a folder in Hugging Face form")
+    model: str | None = Field(default=None, description="Model folder in Hugging Face format.")
     shape: ShapeOrName | None = Field(
-        default=None, description="random weights of this size: numbers, or flan-t5-base, ..."
+        default=None, description="Size of a model with random weights: numbers, or a name such as flan-t5-base."
     )
-    tokenizer: str | None = Field(default=None, description="a folder; the model's own if not given")
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    tokenizer: str | None = Field(default=None, description="Tokenizer folder; the model's own if not given.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout probability in training.")
     chat: Literal["auto"] | bool = Field(
-        default="auto", description="prompts in the model's own chat template; auto: if a decoder-only one has any"
+        default="auto",
+        description="Whether prompts use the model's chat template; auto: if a decoder-only model has one.",
     )
-    trust_remote_code: bool = False
+    trust_remote_code: bool = Field(
+        default=False, description="Whether to run Python code that comes with the model folder."
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> StudentSection:
         if self.model is None and (self.shape is None or self.tokenizer is None):
-            raise ValueError("a student is a model, or a shape (random weights) with a tokenizer")
+            refuse("E-recipe-student-incomplete", "a student needs a model, or a shape with a tokenizer")
         if self.chat is True and self.model is None:
-            raise ValueError("chat: true needs a model, whose folder has the template; random weights know none")
+            refuse("E-recipe-student-chat", "chat: true needs a model: only a model folder has a chat template")
         return self
 
     @model_validator(mode="before")
@@ -286,73 +170,262 @@ class StudentSection(Section):
         return {"model": value} if isinstance(value, str) else value
 
 
+class ReplaySection(Section):
+    """Generic rows in every training step, so that the student keeps what it could do before."""
+
+    share: Share = Field(description="Fraction of each step's loss weight that goes to the replayed rows.")
+    sets: list[Name] = Field(
+        default=[],
+        description="Sets whose training questions are replayed with their rationale, or else the bare answer.",
+    )
+    file: str | None = Field(default=None, description="File of rows with prompt and answer, JSONL or Parquet.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> ReplaySection:
+        if not self.sets and self.file is None:
+            refuse("E-recipe-replay-empty", "replay needs sets, or a file of rows with prompt and answer")
+        return self
+
+
+class TrainSection(Section):
+    formats: dict[FormatName, Count] = Field(
+        default={"zero-shot-rationale": 1},
+        description="Quota of each prompt format among the prompts of a step; {a: 3, b: 1} gives three a for one b.",
+    )
+    loss_weights: dict[FormatName, Annotated[float, Field(ge=1e-6, le=1e6)]] | None = Field(
+        default=None,
+        description="Relative weight of each format in the gradient of every step, whatever its number of rows; if not "
+        "given, all supervised tokens have the same weight.",
+    )
+    uniform_over: Literal["questions", "chains"] = Field(
+        default="questions",
+        description="Whether all questions or all chains are drawn equally often; with chains, a question with 40 "
+        "right chains counts forty times as much as a question with one.",
+    )
+    demonstrations: Positive = Field(default=4, description="Number of demonstrations in a few-shot prompt.")
+    replay: ReplaySection | None = Field(default=None, description="Generic rows that are mixed into every step.")
+    missing_probability: Literal["raw", "renormalised", "tail"] = Field(
+        default="raw",
+        description="What the loss does with the probability outside the candidates: leave it out (raw), scale the "
+        "candidates to 1 (renormalised), or compare it as one further outcome (tail).",
+    )
+    steps: Positive = Field(default=1000, description="Number of optimizer steps.")
+    prompts_per_step: Positive = Field(
+        default=32, description="Number of prompts per step; a prompt is one question in one format with some chains."
+    )
+    chains_per_prompt: Positive = Field(default=1, description="Maximum number of chains per prompt of a step.")
+    batch_tokens: Positive = Field(
+        default=8192, description="Maximum number of tokens per micro-batch; changes memory, not the result."
+    )
+    learning_rate: float = Field(default=5e-4, gt=0, description="Peak learning rate.")
+    optimizer: Literal["adamw", "adafactor"] = Field(default="adamw", description="Optimizer.")
+    betas: list[Decay] = Field(
+        default=[0.9, 0.999], min_length=2, max_length=2, description="Decay rates of AdamW's two moments."
+    )
+    lr_multipliers: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={},
+        description="Factors of the learning rate by part of a parameter's name: {relative_attention_bias: 10}.",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Type of the matrix products; weights and loss stay in float32."
+    )
+    loss_kernel: Literal["measured", "plain", "compiled"] = Field(
+        default="measured",
+        description="Implementation of the loss; measured: the faster one on a GPU, plain on a CPU.",
+    )
+    lora: Count = Field(
+        default=0, description="Rank of LoRA adapters, merged when saved (extra `lora`); 0: train all weights."
+    )
+    sharding: Literal["none", "full"] = Field(
+        default="none",
+        description="full: shard weights, gradients and optimizer state over the processes of torchrun or srun.",
+    )
+    peak_flops: float | None = Field(
+        default=None, gt=0, description="Peak speed of the device for the reported utilization, in operations/s."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Recompute activations in the backward pass: less memory, about a third more time.",
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="Course of the learning rate after the warmup."
+    )
+    warmup_steps: Count = Field(default=10, description="Number of steps of linear warmup.")
+    stable_steps: Count = Field(
+        default=0, description="Number of steps at the peak before a linear or cosine schedule falls."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay; norms and biases have none.")
+    max_grad_norm: float | None = Field(
+        default=1.0, gt=0, description="Norm to which gradients are clipped; null: no clipping."
+    )
+    checkpoint_every: Positive = Field(default=250, description="Number of steps between two checkpoints.")
+    async_checkpoints: bool = Field(
+        default=True,
+        description="Write checkpoints from a copy in host memory during the next steps (12 bytes per parameter with "
+        "AdamW); false: wait, without a copy.",
+    )
+    evaluate: bool = Field(default=False, description="Evaluate each checkpoint on validation as soon as it is saved.")
+    early_stopping_patience: Positive | None = Field(
+        default=None,
+        description="Number of checkpoints without a better value of select.rule after which training stops; implies "
+        "evaluate.",
+    )
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_float16(cls, value: Any) -> Any:
+        if value in ("float16", "fp16", "half"):
+            refuse("E-recipe-float16", "float16 overflows in T5 and FlanT5; use bfloat16 or float32")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainSection:
+        if self.optimizer == "adafactor" and self.betas != [0.9, 0.999]:
+            refuse("E-recipe-adafactor-betas", "adafactor has no betas")
+        if self.sharding == "full" and (self.optimizer == "adafactor" or self.lora):
+            refuse("E-recipe-sharding", "sharding: full needs optimizer: adamw without lora; set it to none")
+        if self.stable_steps and self.schedule == "constant":
+            refuse("E-recipe-schedule", "stable_steps needs a schedule that falls: linear or cosine")
+        if self.stable_steps and self.warmup_steps + self.stable_steps > self.steps:
+            refuse(
+                "E-recipe-schedule",
+                f"warmup_steps {self.warmup_steps} and stable_steps {self.stable_steps} exceed steps {self.steps}",
+            )
+        if sum(self.formats.values()) > 1_000_000:
+            refuse(
+                "E-recipe-formats",
+                "the quotas in formats exceed a million together; write smaller numbers in the same proportion",
+            )
+        if self.loss_weights is not None:
+            taught = {name for name, quota in self.formats.items() if quota}
+            for name in sorted(taught ^ set(self.loss_weights)):
+                fault = "has no weight" if name in taught else "has a weight but no quota in train.formats"
+                refuse(
+                    "E-recipe-loss-weights",
+                    f"loss_weights must name exactly the formats that are trained: {name} {fault}",
+                )
+        return self
+
+
 class EvaluateSection(Section):
-    formats: list[FormatName] = Field(default=["zero-shot-rationale"], min_length=1)
+    formats: list[FormatName] = Field(
+        default=["zero-shot-rationale"], min_length=1, description="Prompt formats in which checkpoints are evaluated."
+    )
     decodings: list[DecodingName] = Field(
         default=["greedy"],
         min_length=1,
-        description="greedy; vote-N or best-N of N samples; each also as NAME+calculator. The first one chooses",
+        description="Decodings of every evaluation: greedy, vote-N or best-N over N samples, each also as "
+        "NAME+calculator. The first one selects the checkpoint.",
     )
     test_decodings: list[DecodingName] = Field(
-        default=[], description="further ones, of the base and the chosen checkpoint on test only"
+        default=[], description="Further decodings, for the base and the selected checkpoint on test only."
     )
-    temperature: float = Field(default=0.7, gt=0, description="of samples")
+    temperature: float = Field(default=0.7, gt=0, description="Sampling temperature of vote-N and best-N.")
     engine: Literal["transformers", "ctranslate2", "ctranslate2-int8", "vllm"] = Field(
         default="transformers",
-        description="what answers; CTranslate2 needs the extra `fast`, vLLM the extra `vllm`; neither has a calculator",
+        description="Inference engine; CTranslate2 needs the extra `fast`, vLLM the extra `vllm`. Only transformers "
+        "has a calculator.",
     )
     vllm: VllmSection = VllmSection()
-    mix: list[Share] | None = Field(
+    interpolate: list[Share] | None = Field(
         default=None,
-        description="shares: of each checkpoint's weights, mixed with the base's, as further contenders",
+        description="Shares of each checkpoint's weights to interpolate with the base's; each interpolation is "
+        "evaluated and can be selected.",
     )
-    demonstrations: str | None = Field(default=None, description="a text file of demonstrations for few-shot formats")
-    max_tokens: Positive = 256
+    demonstrations: str | None = Field(
+        default=None, description="Text file of demonstrations for the few-shot formats; training questions by default."
+    )
+    max_tokens: Positive = Field(default=256, description="Maximum number of tokens per answer.")
     stop_at_answer: bool = Field(
         default=False,
-        description="write no further than the first sentence that holds 'answer is': for models that go on. What would"
-        " follow, a correction too, does not count",
+        description="Stop an answer after the first sentence that contains 'answer is', for models that continue; "
+        "later text, even a correction, does not count.",
     )
-    batch_tokens: Positive = 16384
+    batch_tokens: Positive = Field(default=16384, description="Maximum number of tokens per batch.")
     cache: str | None = Field(
-        default=None,
-        description="a folder that remembers texts by checkpoint, prompt and decoding, whatever grades them",
+        default=None, description="Folder that caches answers by checkpoint, prompt and decoding."
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _roomy(cls, value: Any) -> Any:
+    def _vllm_batch(cls, value: Any) -> Any:
         return with_vllm_batch(value, "engine")
 
 
 class SelectSection(Section):
-    rule: Literal["mean-out-of-distribution"] = "mean-out-of-distribution"
-    format: FormatName = "zero-shot-rationale"
+    rule: Literal["mean-out-of-distribution"] = Field(
+        default="mean-out-of-distribution",
+        description="Value that selects the checkpoint: mean validation accuracy on the out-of-distribution sets.",
+    )
+    format: FormatName = Field(
+        default="zero-shot-rationale", description="Prompt format whose scores select the checkpoint."
+    )
+
+
+class OnPolicySection(Section):
+    """On-policy distillation after the selection: the selected student answers training questions of generic sets, and
+    learns the scores that the base student, or another model, gives to each token. The result is tested next to the
+    selected checkpoint and is not selected itself."""
+
+    sets: list[Name] = Field(min_length=1, description="Sets whose training questions the student answers.")
+    scorer: str | None = Field(
+        default=None,
+        description="Folder of the model that scores the answers, with the student's tokens or others; the base "
+        "student if not given.",
+    )
+    divergence: Literal["reverse", "forward"] = Field(
+        default="reverse",
+        description="reverse: KL(student, scorer); forward: KL(scorer, student).",
+    )
+    top_logprobs: Positive = Field(
+        default=20, description="Number of the scorer's most likely tokens used at each position."
+    )
+    keep: Share | None = Field(
+        default=None,
+        description="Fraction of the questions that are training questions of the task, scored by the selected student "
+        "as it was before.",
+    )
+    steps: Positive = Field(default=100, description="Number of optimizer steps.")
+    prompts_per_step: Positive = Field(default=32, description="Number of questions per step.")
+    samples: Positive = Field(default=1, description="Number of answers per question.")
+    temperature: float = Field(default=1.0, gt=0, description="Sampling temperature of the student's answers.")
+    max_tokens: Positive = Field(default=256, description="Maximum number of tokens per answer.")
+    learning_rate: float = Field(default=1e-4, gt=0, description="Learning rate, constant after the warmup.")
+    warmup_steps: Positive = Field(default=10, description="Number of steps of linear warmup.")
+    checkpoint_every: Positive = Field(
+        default=50, description="Number of steps between two checkpoints, from which an interrupted run resumes."
+    )
 
 
 class ReportSection(Section):
-    read: Count = Field(
+    examples: Count = Field(
         default=6,
-        description="questions to read: so many with the teacher's chains, so many of each outcome",
+        description="Number of example questions on the page: this many with the teacher's chains, and this many of "
+        "each outcome.",
     )
     chain: str | None = Field(
-        default=None, description="QUESTION#INDEX: the chain that the page draws; one of those to read if not given"
+        default=None,
+        description="Chain that the page draws, as QUESTION#INDEX; one of the examples if not given.",
     )
     controls: list[Name] = Field(
-        default=[], description="finished runs beside this one, from the same base on the same test questions"
+        default=[], description="Finished runs to compare with, from the same base and on the same test questions."
     )
-    licences: dict[Name, str] = Field(default={}, description="set or model -> its licence, for the page and the card")
+    licences: dict[Name, str] = Field(
+        default={}, description="Licence of each set and model, shown on the page and the model card."
+    )
     terms: str | None = Field(
-        default=None, description="a line on the teacher's terms of use, for the page and the card"
+        default=None, description="A sentence on the teacher's terms of use, shown on the page and the model card."
     )
-    notes: list[str] = Field(default=[], description="sentences that the page shows: sources, licences, what to expect")
+    notes: list[str] = Field(default=[], description="Sentences that the page shows, such as sources and licences.")
 
 
 class Recipe(Section):
-    name: Name
-    seed: Count = 0
-    data: str | None = Field(default=None, description="folder of the sets; POTSTILL_DATA if not given")
-    sets: dict[Name, CustomSet] = Field(default={})
+    name: Name = Field(description="Name of the run; its folder is runs/NAME.")
+    seed: Count = Field(default=0, description="Seed of every random choice of the run.")
+    data: str | None = Field(
+        default=None, description="Folder of the built-in sets; the environment variable POTSTILL_DATA if not given."
+    )
+    sets: dict[Name, CustomSet] = Field(default={}, description="Custom sets by name.")
     questions: QuestionsSection = QuestionsSection()
     teacher: TeacherSection = TeacherSection()
     filter: FilterSection = FilterSection()
@@ -361,51 +434,57 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
     select: SelectSection = SelectSection()
-    repair: OnPolicySection | None = None
+    on_policy: OnPolicySection | None = Field(
+        default=None, description="On-policy distillation of the selected checkpoint; none if not given."
+    )
     report: ReportSection = ReportSection()
 
     @model_validator(mode="after")
-    def _agrees(self) -> Recipe:
+    def _consistent(self) -> Recipe:
         if self.select.format not in self.evaluate.formats:
-            raise ValueError(f"select.format {self.select.format!r} is not among evaluate.formats")
+            refuse("E-recipe-select-format", f"select.format {self.select.format!r} is not among evaluate.formats")
         if not any(self.train.formats.values()):
-            raise ValueError("train.formats gives every format the quota 0")
-        asked = self.questions
+            refuse("E-recipe-formats", "train.formats gives every format the quota 0")
         if self.teacher.kind == "none":
-            if self.repair:
-                raise ValueError("repair needs a teacher: without one nothing is trained, and nothing is chosen")
-            return self._measures()
-        if not asked.train:
-            raise ValueError("questions.train is empty: there is nothing to learn from")
-        if not asked.out_of_distribution:
-            raise ValueError("questions.out_of_distribution is empty: the checkpoint is chosen on these sets")
-        for name in asked.out_of_distribution:
-            if name in asked.train:
-                raise ValueError(f"questions.out_of_distribution names {name}, which is trained on")
-        self._replays()
-        return self._measures()
+            if self.on_policy:
+                refuse("E-recipe-on-policy-teacher", "on_policy needs a teacher: without one nothing is trained")
+        else:
+            self._check_training_sets()
+        self._check_evaluation()
+        return self
 
-    def _replays(self) -> None:
+    def _check_training_sets(self) -> None:
+        questions = self.questions
+        if not questions.train:
+            refuse("E-recipe-no-training-set", "questions.train is empty: there is nothing to learn from")
+        if not questions.out_of_distribution:
+            refuse(
+                "E-recipe-no-selection-set",
+                "questions.out_of_distribution is empty: the checkpoint is selected on these sets",
+            )
+        for name in questions.out_of_distribution:
+            if name in questions.train:
+                refuse("E-recipe-set-trained", f"questions.out_of_distribution names {name}, which is trained on")
         for name in self.train.replay.sets if self.train.replay else ():
-            if name in self.questions.train:
-                raise ValueError(f"train.replay names {name}, which questions.train teaches already")
-        for key, asked in (("train.replay", self.train.replay), ("repair", self.repair)):
-            for name in asked.sets if asked else ():
-                if name in self.questions.out_of_distribution:
-                    raise ValueError(f"{key} names {name}, on which the checkpoint is chosen")
+            if name in questions.train:
+                refuse("E-recipe-set-trained", f"train.replay names {name}, which questions.train names already")
+        for key, section in (("train.replay", self.train.replay), ("on_policy", self.on_policy)):
+            for name in section.sets if section else ():
+                if name in questions.out_of_distribution:
+                    refuse("E-recipe-set-selects", f"{key} names {name}, on which the checkpoint is selected")
 
-    def _measures(self) -> Recipe:
-        asked = self.questions
-        measured = asked.in_distribution + asked.out_of_distribution + asked.generic
-        if not measured:
-            raise ValueError("questions names no set to measure")
+    def _check_evaluation(self) -> None:
+        questions = self.questions
+        evaluated = questions.in_distribution + questions.out_of_distribution + questions.generic
+        if not evaluated:
+            refuse("E-recipe-no-evaluation-set", "questions names no set to evaluate on")
         decodings = self.evaluate.decodings + self.evaluate.test_decodings
         if self.evaluate.engine != "transformers" and any(name.endswith("+calculator") for name in decodings):
-            raise ValueError("a decoding with a calculator needs evaluate.engine: transformers")
-        for counts in (Counter(asked.train), Counter(measured), Counter(self.evaluate.formats), Counter(decodings)):
-            for name, times in counts.items():
+            refuse("E-recipe-calculator-engine", "a decoding with a calculator needs evaluate.engine: transformers")
+        for names in (questions.train, evaluated, self.evaluate.formats, decodings):
+            for name, times in Counter(names).items():
                 if times > 1:
-                    raise ValueError(
-                        f"{name} is named twice: a set has one group, and a format or a decoding is evaluated once"
+                    refuse(
+                        "E-recipe-named-twice",
+                        f"{name} is named twice: a set has one group, and a format or decoding is evaluated once",
                     )
-        return self

@@ -1,12 +1,15 @@
-"""What other trainers call a key: TRL, Hugging Face's TrainingArguments, LLaMA-Factory, torchtune, vLLM, OpenAI.
+"""Other names of recipe keys: those of other trainers (TRL, Hugging Face's TrainingArguments, LLaMA-Factory, torchtune,
+vLLM, OpenAI), and those that the keys had before.
 
     >>> find_synonym(("train", "lr"))
     'train.learning_rate'
     >>> find_synonym(("evaluate", "max_new_tokens")), find_synonym(("teacher", "max_new_tokens"))
     ('evaluate.max_tokens', 'teacher.max_tokens')
+    >>> RENAMED_KEYS["train.clip"]
+    'train.max_grad_norm'
 
-A value is the key of a recipe that says the same, or several of which the one in the same section is meant; or, after
-`=`, a sentence where no key says the same.
+The value of a synonym is the key with the same meaning, or several keys, of which the one in the same section applies;
+or, after `=`, a sentence if no key has this meaning.
 """
 
 from __future__ import annotations
@@ -14,21 +17,21 @@ from __future__ import annotations
 from typing import Final
 
 _BATCH: Final = (
-    "= train.groups says how many questions a step has, train.batch_tokens how many tokens fit into memory at once"
+    "= train.prompts_per_step is the number of questions per step, train.batch_tokens that of tokens per micro-batch"
 )
-_STEPS: Final = "= train.steps counts optimizer steps, each of train.groups questions"
+_STEPS: Final = "= train.steps is the number of optimizer steps, each with train.prompts_per_step questions"
 _DATA: Final = "= write `sets: {NAME: {file: FILE.jsonl}}` and name the set in questions.train"
-_LENGTH: Final = "= no row is cut off; train.batch_tokens bounds the tokens that fit into memory at once"
+_LENGTH: Final = "= no row is truncated; train.batch_tokens limits the tokens per micro-batch"
 _EVALUATE: Final = (
-    "= train.evaluate: true lets every checkpoint answer validation; train.checkpoint_every says how often"
+    "= train.evaluate: true evaluates every checkpoint on validation; train.checkpoint_every sets the interval"
 )
-_TRACK: Final = "= metrics lie in the run's folder; show them with `potstill track RUN --to tensorboard|wandb|trackio`"
-_FOLDER: Final = "= a run is written to runs/NAME: set name"
-_NONE: Final = "= there is no such key; take it out"
-_NUCLEUS: Final = "= chains are drawn from the whole distribution; teacher.temperature is the only setting"
+_TRACK: Final = "= the run folder has the metrics; send them with `potstill track RUN --to tensorboard|wandb|trackio`"
+_FOLDER: Final = "= a run's folder is runs/NAME: set name"
+_NONE: Final = "= there is no such setting; remove it"
+_NUCLEUS: Final = "= chains are sampled from the whole distribution; teacher.temperature is the only setting"
 _MODEL: Final = "student.model teacher.model"
 _PRECISION: Final = "= write train.precision: bfloat16"
-_LORA: Final = "= train.lora is the rank of the adapters, and their only setting"
+_LORA: Final = "= train.lora is the rank of the adapters and their only setting"
 
 SYNONYMS: Final = {
     "lr": "train.learning_rate",
@@ -46,15 +49,15 @@ SYNONYMS: Final = {
     "num_train_epochs": _STEPS,
     "num_epochs": _STEPS,
     "epochs": _STEPS,
-    "max_steps": "train.steps repair.steps",
+    "max_steps": "train.steps on_policy.steps",
     "max_steps_per_epoch": "train.steps",
-    "num_steps": "train.steps repair.steps",
+    "num_steps": "train.steps on_policy.steps",
     "total_steps": "train.steps",
     "train_steps": "train.steps",
-    "warmup": "train.warm_up repair.warm_up",
-    "warmup_steps": "train.warm_up repair.warm_up",
-    "num_warmup_steps": "train.warm_up repair.warm_up",
-    "warmup_ratio": "= train.warm_up is a number of steps, not a share",
+    "warmup": "train.warmup_steps on_policy.warmup_steps",
+    "warmup_steps": "train.warmup_steps on_policy.warmup_steps",
+    "num_warmup_steps": "train.warmup_steps on_policy.warmup_steps",
+    "warmup_ratio": "= train.warmup_steps is a number of steps, not a ratio",
     "lr_scheduler": "train.schedule",
     "lr_scheduler_type": "train.schedule",
     "scheduler": "train.schedule",
@@ -62,36 +65,36 @@ SYNONYMS: Final = {
     "adam_beta2": "train.betas",
     "beta1": "train.betas",
     "beta2": "train.betas",
-    "gradient_checkpointing": "train.recompute",
-    "activation_checkpointing": "train.recompute",
-    "enable_activation_checkpointing": "train.recompute",
-    "enable_gradient_checkpointing": "train.recompute",
+    "gradient_checkpointing": "train.gradient_checkpointing",
+    "activation_checkpointing": "train.gradient_checkpointing",
+    "enable_activation_checkpointing": "train.gradient_checkpointing",
+    "enable_gradient_checkpointing": "train.gradient_checkpointing",
     "bf16": _PRECISION,
     "pure_bf16": _PRECISION,
     "mixed_precision": _PRECISION,
     "fp16": "= write train.precision: bfloat16 (float16 overflows in T5), or leave it at float32",
     "torch_dtype": "train.precision teacher.vllm.dtype evaluate.vllm.dtype",
     "dtype": "train.precision teacher.vllm.dtype evaluate.vllm.dtype",
-    "save_steps": "train.checkpoint_every repair.checkpoint_every",
-    "save_every": "train.checkpoint_every repair.checkpoint_every",
-    "checkpoint_steps": "train.checkpoint_every repair.checkpoint_every",
-    "save_every_n_steps": "train.checkpoint_every repair.checkpoint_every",
+    "save_steps": "train.checkpoint_every on_policy.checkpoint_every",
+    "save_every": "train.checkpoint_every on_policy.checkpoint_every",
+    "checkpoint_steps": "train.checkpoint_every on_policy.checkpoint_every",
+    "save_every_n_steps": "train.checkpoint_every on_policy.checkpoint_every",
     "save_strategy": "train.checkpoint_every",
-    "save_total_limit": "= every checkpoint stays, because each can be chosen; train.checkpoint_every says how many",
+    "save_total_limit": "= all checkpoints are kept, for the selection; train.checkpoint_every sets the interval",
     "eval_steps": _EVALUATE,
     "eval_strategy": _EVALUATE,
     "evaluation_strategy": _EVALUATE,
     "do_eval": _EVALUATE,
-    "early_stopping": "train.stop_after",
-    "early_stopping_patience": "train.stop_after",
+    "early_stopping": "train.early_stopping_patience",
+    "early_stopping_patience": "train.early_stopping_patience",
     "metric_for_best_model": "select.rule",
-    "load_best_model_at_end": "= the stage select chooses a checkpoint by select.rule, always",
-    "max_grad_norm": "train.clip",
-    "clip_grad": "train.clip",
-    "clip_grad_norm": "train.clip",
-    "grad_clip": "train.clip",
-    "gradient_clip_val": "train.clip",
-    "gradient_clipping": "train.clip",
+    "load_best_model_at_end": "= the stage `select` always selects a checkpoint by select.rule",
+    "max_grad_norm": "train.max_grad_norm",
+    "clip_grad": "train.max_grad_norm",
+    "clip_grad_norm": "train.max_grad_norm",
+    "grad_clip": "train.max_grad_norm",
+    "gradient_clip_val": "train.max_grad_norm",
+    "gradient_clipping": "train.max_grad_norm",
     "wd": "train.weight_decay",
     "use_lora": _LORA,
     "use_peft": _LORA,
@@ -116,26 +119,26 @@ SYNONYMS: Final = {
     "output_dir": _FOLDER,
     "save_path": _FOLDER,
     "output_path": _FOLDER,
-    "overwrite_output_dir": "= give `--redo STAGE` on the command line to make a stage again",
+    "overwrite_output_dir": "= pass `--redo STAGE` on the command line to repeat a stage",
     "resume_from_checkpoint": "= run the same command again: it continues from the newest checkpoint",
-    "max_new_tokens": "teacher.max_tokens evaluate.max_tokens repair.max_tokens",
-    "max_completion_tokens": "teacher.max_tokens evaluate.max_tokens repair.max_tokens",
+    "max_new_tokens": "teacher.max_tokens evaluate.max_tokens on_policy.max_tokens",
+    "max_completion_tokens": "teacher.max_tokens evaluate.max_tokens on_policy.max_tokens",
     "max_gen_toks": "evaluate.max_tokens teacher.max_tokens",
-    "max_output_tokens": "teacher.max_tokens evaluate.max_tokens repair.max_tokens",
-    "n": "teacher.samples repair.samples",
-    "num_samples": "teacher.samples repair.samples",
-    "num_return_sequences": "teacher.samples repair.samples",
-    "num_generations": "teacher.samples repair.samples",
+    "max_output_tokens": "teacher.max_tokens evaluate.max_tokens on_policy.max_tokens",
+    "n": "teacher.samples on_policy.samples",
+    "num_samples": "teacher.samples on_policy.samples",
+    "num_return_sequences": "teacher.samples on_policy.samples",
+    "num_generations": "teacher.samples on_policy.samples",
     "best_of": "teacher.samples",
-    "repeats": "= write evaluate.decodings: [vote-8] for eight samples a question",
-    "top_logprobs": "teacher.candidates repair.candidates",
-    "logprobs": "teacher.candidates repair.candidates",
-    "num_logprobs": "teacher.candidates repair.candidates",
+    "repeats": "= write evaluate.decodings: [vote-8] for eight samples per question",
+    "top_logprobs": "teacher.top_logprobs on_policy.top_logprobs",
+    "logprobs": "teacher.top_logprobs on_policy.top_logprobs",
+    "num_logprobs": "teacher.top_logprobs on_policy.top_logprobs",
     "top_p": _NUCLEUS,
     "top_k": _NUCLEUS,
     "min_p": _NUCLEUS,
-    "do_sample": "= evaluate.decodings names what is drawn (greedy, vote-8); a teacher draws by teacher.temperature",
-    "num_beams": "= there is no beam search; evaluate.decodings has greedy, vote-N and best-N",
+    "do_sample": "= evaluate.decodings selects greedy or vote-8; teacher.temperature sets the teacher's sampling",
+    "num_beams": "= there is no beam search; evaluate.decodings accepts greedy, vote-N and best-N",
     "model": _MODEL,
     "model_name": _MODEL,
     "model_path": _MODEL,
@@ -178,8 +181,8 @@ SYNONYMS: Final = {
     "dataset_text_field": "= write sets.NAME.fields: {question: COLUMN, answer: COLUMN}",
     "columns": "= write sets.NAME.fields: {question: COLUMN, answer: COLUMN}",
     "column_mapping": "= write sets.NAME.fields: {question: COLUMN, answer: COLUMN}",
-    "num_fewshot": "= name few-shot formats in evaluate.formats; train.demonstrations: examples in a prompt",
-    "few_shot": "= name few-shot formats in evaluate.formats; train.demonstrations: examples in a prompt",
+    "num_fewshot": "= list few-shot formats in evaluate.formats; train.demonstrations is the number of examples",
+    "few_shot": "= list few-shot formats in evaluate.formats; train.demonstrations is the number of examples",
     "base_url": "teacher.server.urls",
     "api_base": "teacher.server.urls",
     "url": "teacher.server.urls",
@@ -207,31 +210,60 @@ SYNONYMS: Final = {
     "cutoff_len": _LENGTH,
     "block_size": _LENGTH,
     "model_max_length": _LENGTH,
-    "packing": "= rows are never padded; there is nothing to switch on",
-    "sample_packing": "= rows are never padded; there is nothing to switch on",
+    "packing": "= rows are never padded, so packing is always on; remove it",
+    "sample_packing": "= rows are never padded, so packing is always on; remove it",
     "dropout_rate": "student.dropout",
     "random_seed": "seed",
     "data_seed": "seed",
     "manual_seed": "seed",
-    "device": "= the GPU is used if there is one; CUDA_VISIBLE_DEVICES chooses which",
-    "device_map": "= the GPU is used if there is one; CUDA_VISIBLE_DEVICES chooses which",
-    "load_in_4bit": "= models are not quantized; take it out",
-    "load_in_8bit": "= models are not quantized; take it out",
-    "quantization_bit": "= models are not quantized; take it out",
+    "device": "= potstill uses the GPU if there is one; CUDA_VISIBLE_DEVICES selects which",
+    "device_map": "= potstill uses the GPU if there is one; CUDA_VISIBLE_DEVICES selects which",
+    "load_in_4bit": "= potstill does not quantize models; remove it",
+    "load_in_8bit": "= potstill does not quantize models; remove it",
+    "quantization_bit": "= potstill does not quantize models; remove it",
     "label_smoothing_factor": _NONE,
     "neftune_noise_alpha": _NONE,
-    "do_train": "= leave teacher.kind: none away and the run trains; there is nothing to switch on",
-    "kl": "repair.divergence",
-    "loss_type": "repair.divergence",
+    "do_train": "= a run trains unless teacher.kind is none; remove it",
+    "kl": "on_policy.divergence",
+    "loss_type": "on_policy.divergence",
     "cache_dir": "evaluate.cache",
+}
+
+RENAMED_KEYS: Final = {  # keys that recipes had before: old -> new
+    "evaluate.mix": "evaluate.interpolate",
+    "filter.cap": "filter.max_per_question",
+    "filter.contamination": "filter.contamination_threshold",
+    "filter.longest": "filter.max_chars",
+    "filter.near": "filter.near_duplicate_threshold",
+    "filter.shortest": "filter.min_chars",
+    "on_policy.candidates": "on_policy.top_logprobs",
+    "on_policy.groups": "on_policy.prompts_per_step",
+    "on_policy.warm_up": "on_policy.warmup_steps",
+    "repair": "on_policy",
+    "report.read": "report.examples",
+    "teacher.candidates": "teacher.top_logprobs",
+    "teacher.server.per_request": "teacher.server.samples_per_request",
+    "train.clip": "train.max_grad_norm",
+    "train.factors": "train.lr_multipliers",
+    "train.groups": "train.prompts_per_step",
+    "train.hold": "train.stable_steps",
+    "train.mass": "train.missing_probability",
+    "train.peak": "train.peak_flops",
+    "train.recompute": "train.gradient_checkpointing",
+    "train.snapshot": "train.async_checkpoints",
+    "train.stop_after": "train.early_stopping_patience",
+    "train.warm_up": "train.warmup_steps",
+    "transfer.drop_below": "transfer.min_probability",
+    "transfer.least_coverage": "transfer.min_coverage",
+    "transfer.least_mass": "transfer.min_transferred_probability",
+    "transfer.marks": "transfer.calculator_marks",
 }
 
 
 def find_synonym(keys: tuple[str, ...]) -> str | None:
-    """What somebody meant by a key that no section has: a dotted key, or a sentence that begins with `=`; None if
-    nobody knows."""
-    found = SYNONYMS.get(keys[-1].lower().replace("-", "_"))
-    if found is None or found.startswith("="):
-        return found
-    several = found.split()
-    return next((key for key in several if key.split(".")[:-1] == list(keys[:-1])), several[0])
+    """The meaning of an unknown key: a dotted key, or a sentence that begins with `=`; None if it is not a synonym."""
+    meaning = SYNONYMS.get(keys[-1].lower().replace("-", "_"))
+    if meaning is None or meaning.startswith("="):
+        return meaning
+    candidates = meaning.split()
+    return next((key for key in candidates if key.split(".")[:-1] == list(keys[:-1])), candidates[0])

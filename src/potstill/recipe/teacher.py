@@ -1,6 +1,7 @@
-"""The section of a recipe that says how vLLM holds a model, a teacher's or a student's.
+"""The section `teacher` of a recipe: the source of the chains, and the settings of vLLM, servers and budgets.
 
-The section of a recipe that says who teaches: a model, a server, a file, people, or nobody.
+>>> TeacherSection(kind="local", model="models/qwen", samples=8).top_logprobs
+5
 """
 
 from __future__ import annotations
@@ -11,188 +12,213 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from potstill.recipe.fields import Count, Name, Positive, Section
+from potstill.recipe.fields import Count, Name, Positive, Section, refuse
 
-VLLM_BATCH_TOKENS: Final = (
-    1_048_576  # of a batch: vLLM keeps house with the device's memory itself, and wants many texts at once
-)
+VLLM_BATCH_TOKENS: Final = 1_048_576  # vLLM manages the device's memory itself and is fastest with many texts at once
 
 
 class VllmSection(Section):
-    """`dtype` decides what is written; the other keys may change while a run goes on."""
+    """`dtype` changes the texts; the other keys may change during a run."""
 
     FREE: ClassVar = ("length", "memory", "gpus", "eager")
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        default=None, description="if not given: a teacher as its weights are stored, a student in float32"
+        default=None,
+        description="Type of the weights. If not given: the stored type for a teacher, float32 for a student.",
     )
     length: Positive | None = Field(
-        default=None, description="most tokens of prompt and answer; the model's own if not"
+        default=None, description="Maximum number of tokens of prompt and answer; the model's own limit if not given."
     )
-    memory: float = Field(default=0.9, gt=0, le=1, description="share of each device's memory that it takes")
-    gpus: Positive = Field(default=1, description="devices over which the model is spread")
-    eager: bool = Field(default=False, description="compile nothing: starts sooner, writes slower")
+    memory: float = Field(default=0.9, gt=0, le=1, description="Fraction of each GPU's memory that vLLM uses.")
+    gpus: Positive = Field(default=1, description="Number of GPUs for tensor parallelism.")
+    eager: bool = Field(default=False, description="Skip compilation: vLLM starts sooner and runs slower.")
 
 
 def with_vllm_batch(section: Any, key: str) -> Any:
-    """A section as it was written, with the batches that vLLM wants if its `key` names vLLM and it names no others."""
+    """The section as written, with vLLM's default for `batch_tokens` if its `key` selects vLLM."""
     if isinstance(section, dict) and section.get(key) == "vllm":
         return {"batch_tokens": VLLM_BATCH_TOKENS, **section}
     return section
 
 
 VARIABLE_NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
-RESERVED_FIELDS: Final[dict[str, str]] = {  # fields of a request that other keys of a recipe decide, or nothing does
-    "model": "it is teacher.model",
-    "prompt": "it is made from teacher.prompt and the question",
-    "messages": "they are made from teacher.prompt and the question",
-    "temperature": "it is teacher.temperature",
-    "max_tokens": "it is teacher.max_tokens",
-    "max_completion_tokens": "it is teacher.max_tokens",
-    "logprobs": "it is teacher.candidates",
-    "top_logprobs": "it is teacher.candidates",
-    "stop": "it is teacher.server.stop",
-    "n": "it follows from teacher.server.per_request",
-    "seed": "every request has its own, from the run's seed",
-    "stream": "answers are read in one piece",
+RESERVED_FIELDS: Final[dict[str, str]] = {  # request fields that other keys decide
+    "model": "set teacher.model instead",
+    "prompt": "potstill builds it from teacher.prompt and the question",
+    "messages": "potstill builds them from teacher.prompt and the question",
+    "temperature": "set teacher.temperature instead",
+    "max_tokens": "set teacher.max_tokens instead",
+    "max_completion_tokens": "set teacher.max_tokens instead",
+    "logprobs": "set teacher.top_logprobs instead",
+    "top_logprobs": "set teacher.top_logprobs instead",
+    "stop": "set teacher.server.stop instead",
+    "n": "set teacher.server.samples_per_request instead",
+    "seed": "each request has its own seed, derived from the run's seed",
+    "stream": "potstill reads each answer in one piece",
     "prompt_logprobs": "scoring sends it itself",
 }
 
 
 def _looks_like_key(value: str) -> bool:
-    """Whether capitals and digits look like a key rather than a name: long, in one piece, with digits."""
+    """Whether capitals and digits look like an API key rather than a name: a long part that contains digits."""
     return any(len(part) >= 16 and any(letter.isdigit() for letter in part) for part in value.split("_"))
 
 
 class ServerSection(Section):
-    """A teacher behind an OpenAI-compatible server. `reasoning`, `system`, `stop`, `tokenizer`, `extra` and `api`
-    decide what is learnt; the other keys may change while a run goes on."""
+    """An OpenAI-compatible server. `reasoning`, `system`, `stop`, `tokenizer`, `extra` and `api` change what the
+    student learns; the other keys may change during a run."""
 
-    urls: list[str] = Field(default=["http://localhost:8000/v1"], min_length=1, description="one, or several replicas")
-    api: Literal["completions", "chat"] = "completions"
-    key: str | None = Field(default=None, description="name of the environment variable that holds the API key")
-    system: str | None = Field(default=None, description="chat: what the system message says")
-    stop: list[str] = Field(default=[], description="strings at which the server stops")
-    reasoning: Literal["both", "reasoning", "answer"] = Field(
-        default="both", description="of a model that thinks before it answers: what the student learns"
+    urls: list[str] = Field(
+        default=["http://localhost:8000/v1"],
+        min_length=1,
+        description="Base URL of the server, or of each of several replicas.",
     )
-    tokenizer: str | None = Field(default=None, description="a folder; with it vLLM's tokens are exact")
-    per_request: Positive = Field(default=8, description="chains a request, where the server honours n")
-    concurrency: Positive = Field(default=64, description="at most so many requests at once to each url")
-    timeout: float = Field(default=600.0, gt=0, description="seconds until a whole answer must be there")
-    patience: float = Field(default=300.0, gt=0, description="seconds without any answer until the run stops")
-    refused: Literal["stop", "skip"] = Field(default="stop", description="what becomes of questions it does not answer")
+    api: Literal["completions", "chat"] = Field(default="completions", description="Endpoint that is used.")
+    key: str | None = Field(default=None, description="Name of the environment variable that holds the API key.")
+    system: str | None = Field(default=None, description="System message, for api: chat.")
+    stop: list[str] = Field(default=[], description="Strings at which the server stops an answer.")
+    reasoning: Literal["both", "reasoning", "answer"] = Field(
+        default="both", description="Part of a reasoning model's output that the student learns."
+    )
+    tokenizer: str | None = Field(
+        default=None, description="Folder of the model's tokenizer; with it the tokens of vLLM are exact."
+    )
+    samples_per_request: Positive = Field(
+        default=8, description="Number of chains per request, where the server honours `n`."
+    )
+    concurrency: Positive = Field(default=64, description="Maximum number of concurrent requests to each URL.")
+    timeout: float = Field(default=600.0, gt=0, description="Maximum time for one complete answer, in seconds.")
+    patience: float = Field(
+        default=300.0, gt=0, description="Time without any answer after which the run stops, in seconds."
+    )
+    refused: Literal["stop", "skip"] = Field(
+        default="stop", description="What happens when the server refuses a question: stop the run, or skip it."
+    )
     extra: dict[str, Any] = Field(
         default={},
-        description="further fields of every request, such as {chat_template_kwargs: {enable_thinking: false}}",
+        description="Further fields of every request, such as {chat_template_kwargs: {enable_thinking: false}}.",
     )
 
     @field_validator("key")
     @classmethod
     def _names_a_variable(cls, value: str | None) -> str | None:
-        """The value is never repeated: somebody may have pasted the key itself."""
+        """No message repeats the value: somebody may have pasted the key itself."""
         if value is not None and (not VARIABLE_NAME.fullmatch(value) or _looks_like_key(value)):
-            raise ValueError(
-                "this is no name of an environment variable (capitals, digits, _). Write the NAME of the variable that"
-                " holds the key, such as OPENAI_API_KEY; if you pasted the key itself, take it out of the recipe"
+            refuse(
+                "E-recipe-key-variable",
+                "this is not the name of an environment variable (capitals, digits, _). Write the NAME of the variable "
+                "that holds the key, such as OPENAI_API_KEY; if you pasted the key itself, remove it from the recipe",
             )
         return value
 
     @field_validator("urls")
     @classmethod
-    def _addresses(cls, value: list[str]) -> list[str]:
+    def _without_secrets(cls, value: list[str]) -> list[str]:
         for url in value:
             try:
                 parts = urlsplit(url)
-                secret = (
-                    "a name and a password" if parts.username or parts.password else "a query" if parts.query else ""
-                )
+                fault = "a name and a password" if parts.username or parts.password else "a query" * bool(parts.query)
             except ValueError:
-                secret = "brackets that are no address"
-            if secret:
-                raise ValueError(
-                    f"an address with {secret}: write http://HOST:PORT/v1; a key comes from the environment"
-                    " (teacher.server.key)"
+                fault = "brackets that are not part of an address"
+            if fault:
+                refuse(
+                    "E-recipe-url",
+                    f"the address contains {fault}: write http://HOST:PORT/v1; the key comes from the environment "
+                    "(teacher.server.key)",
                 )
         return value
 
     @field_validator("extra")
     @classmethod
-    def _further(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _without_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
             if name in RESERVED_FIELDS:
-                raise ValueError(f"{name} is not for extra: {RESERVED_FIELDS[name]}")
+                refuse("E-recipe-extra-reserved", f"extra cannot hold {name}: {RESERVED_FIELDS[name]}")
         return value
 
 
 class PricesSection(Section):
-    prompt: float = Field(default=0.0, ge=0, description="money for a million tokens of prompts")
-    completion: float = Field(default=0.0, ge=0, description="money for a million tokens of answers")
+    prompt: float = Field(default=0.0, ge=0, description="Price of a million prompt tokens, in your currency.")
+    completion: float = Field(default=0.0, ge=0, description="Price of a million answer tokens, in your currency.")
 
 
 class BudgetSection(Section):
-    """Ceilings that a run does not pass, counted over all its processes."""
+    """Limits that all processes of a run together do not exceed."""
 
-    tokens: Positive | None = None
-    money: float | None = Field(default=None, gt=0)
+    tokens: Positive | None = Field(default=None, description="Maximum number of prompt and answer tokens.")
+    money: float | None = Field(default=None, gt=0, description="Maximum cost by `prices`, in your currency.")
     prices: PricesSection = PricesSection()
-    spent: Literal["stop", "seal"] = Field(default="stop", description="seal: go on with the chains that are there")
+    spent: Literal["stop", "seal"] = Field(
+        default="stop",
+        description="What happens when the budget is spent: stop the run, or continue with the chains so far (seal).",
+    )
 
 
 class ScorerSection(Section):
-    """Who says afterwards how likely each token of chains was that exist already."""
+    """A model that scores the tokens of existing chains."""
 
-    model: str = Field(description="a folder in Hugging Face form, or the name by which teacher.server knows a model")
-    kind: Literal["local", "openai"] = Field(default="local", description="openai: asked of teacher.server")
+    model: str = Field(description="Model folder, or for kind: openai the model's name on the server.")
+    kind: Literal["local", "openai"] = Field(
+        default="local", description="local: a model in this process; openai: the server of `teacher.server`."
+    )
 
 
 class TeacherSection(Section):
     kind: Literal["local", "vllm", "openai", "human", "replay", "none"] = Field(
         default="human",
-        description="local, vllm: a model folder, written by transformers or vLLM (extra `vllm`); none: nothing is"
-        " trained, the student is only measured on test",
+        description="Source of the chains: local or vllm (a model folder, run by transformers or vLLM), openai (a "
+        "server), human (the sets' own solutions), replay (a file), or none (only evaluate the student on test).",
     )
-    name: Name | None = Field(default=None, description="what its chains call their source; the kind if not given")
+    name: Name | None = Field(default=None, description="Source name stored with the chains; `kind` if not given.")
     model: str | None = Field(
-        default=None, description="local, vllm: a folder in Hugging Face form; openai: the server's name of the model"
+        default=None, description="Model folder for local and vllm; the model's name on the server for openai."
     )
-    chains: str | None = Field(default=None, description="replay: a file of chains, JSONL or Parquet")
-    prompt: str | None = Field(default=None, description="local, vllm, openai: a text file of demonstrations")
+    chains: str | None = Field(default=None, description="File of chains for replay, JSONL or Parquet.")
+    prompt: str | None = Field(default=None, description="Text file of demonstrations for the prompt.")
     chat: Literal["auto"] | bool = Field(
         default="auto",
-        description="local, vllm, score: prompts in the model's own chat template; auto: if it has any. A server is"
-        " asked as teacher.server.api says",
+        description="Whether prompts use the model's chat template, for local, vllm and score; auto: if the model has "
+        "one. A server follows `server.api` instead.",
     )
-    samples: Positive = Field(default=1, description="chains a question")
-    enough: Positive | None = Field(default=None, description="openai: no more chains once so many are right")
+    samples: Positive = Field(default=1, description="Number of chains per question.")
+    enough: Positive | None = Field(
+        default=None, description="Number of right chains after which openai stops asking a question."
+    )
     none_right_limit: Count = Field(
         default=50,
-        description="local, vllm, openai: sampling stops if none of the first so many chains is right; 0: never",
+        description="Number of first chains after which sampling stops if none is right; 0 turns this off.",
     )
-    temperature: float = Field(default=0.5, ge=0)
-    max_tokens: Positive = 256
-    candidates: Count = Field(default=5, description="alternatives a token whose log-probabilities are kept")
-    batch_tokens: Positive = 16384
-    score: ScorerSection | None = Field(
-        default=None, description="human, replay: a model that gives the chains probabilities"
+    temperature: float = Field(default=0.5, ge=0, description="Sampling temperature of the teacher.")
+    max_tokens: Positive = Field(default=256, description="Maximum number of tokens per chain.")
+    top_logprobs: Count = Field(
+        default=5, description="Number of alternatives stored per token with their log-probabilities; 0: none."
     )
-    trust_remote_code: bool = False
+    batch_tokens: Positive = Field(
+        default=16384, description="Maximum number of tokens per batch, for local and vllm; a crash loses one batch."
+    )
+    score: ScorerSection | None = Field(default=None, description="Model that scores chains of human and replay.")
+    trust_remote_code: bool = Field(
+        default=False, description="Whether to run Python code that comes with the model folder."
+    )
     vllm: VllmSection = VllmSection()
     server: ServerSection = ServerSection()
     budget: BudgetSection = BudgetSection()
 
     @model_validator(mode="before")
     @classmethod
-    def _roomy(cls, value: Any) -> Any:
+    def _vllm_batch(cls, value: Any) -> Any:
         return with_vllm_batch(value, "kind")
 
     @model_validator(mode="after")
     def _complete(self) -> TeacherSection:
         if self.score is not None and self.kind not in ("human", "replay"):
-            raise ValueError(f"a {self.kind} teacher gives its chains probabilities itself: score is for human, replay")
+            refuse(
+                "E-recipe-teacher-score",
+                f"a {self.kind} teacher scores its chains itself: score is only for human and replay",
+            )
         if self.chat is True and self.kind not in ("local", "vllm") and self.score is None:
-            raise ValueError(f"chat: true needs a model in this process, which a {self.kind} teacher has not")
+            refuse("E-recipe-teacher-chat", f"chat: true needs a local model, and a {self.kind} teacher has none")
         needed = {"local": "model", "vllm": "model", "openai": "model", "replay": "chains"}.get(self.kind)
         if needed and getattr(self, needed) is None:
-            raise ValueError(f"a {self.kind} teacher needs {needed}")
+            refuse("E-recipe-teacher-incomplete", f"a {self.kind} teacher needs {needed}")
         return self

@@ -50,7 +50,7 @@ def label_points(axes: Axes, dots: Sequence[LabelledPoint], chosen: Checkpoint |
     for (_, x, y), (across, up) in zip(dots, places, strict=True):
         lines.append((float(to_pixels((x.low, 0))[0]), up - 1, float(to_pixels((x.high, 0))[0]), up + 1))
         lines.append((across - 1, float(to_pixels((0, y.low))[1]), across + 1, float(to_pixels((0, y.high))[1])))
-    path = [place for (who, _, _), place in zip(dots, places, strict=True) if who.pure]
+    path = [place for (who, _, _), place in zip(dots, places, strict=True) if who.is_plain]
     for (x, y), (right, up) in pairwise(path):
         between = [(x + part / 8 * (right - x), y + part / 8 * (up - y)) for part in range(1, 8)]
         lines += [(a - 2, b - 2, a + 2, b + 2) for a, b in between]

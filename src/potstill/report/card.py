@@ -18,7 +18,7 @@ def render_card(told: ReportData) -> str:
     """The card as Markdown. Texts of others (the recipe, notes) stand in code or as plain sentences."""
     parts = [f"# {told.name}", summary_sentence(told)]
     if told.choice:
-        chosen = f"Step {checkpoint_label(told.choice.contender)} of a training run"
+        chosen = f"Step {checkpoint_label(told.choice.checkpoint)} of a training run"
         parts.append(
             f"{chosen}, chosen by {told.choice.rule} on validation questions. "
             f"Student: {told.student}. Teacher: {told.teacher}."

@@ -55,13 +55,13 @@ def count_costs(
     yield model.Cost("train", "positions learnt from", sum(row["positions"] for row in metrics))
     yield from _replay_costs(metrics)
     yield model.Cost("evaluate", "answers on validation", sum(score.n for score in validation))
-    if recipe.repair is not None:
+    if recipe.on_policy is not None:
         repaired = manifest.read_finished(run_dir / "repair")
         assert repaired is not None
         yield model.Cost("repair", "steps", repaired.counts["steps"])
         yield model.Cost("repair", "tokens of its own learnt from", repaired.counts["positions"])
     scores = [score for row in comparisons for score in (row.base, row.chosen)]
-    own = {(score.contender, score.set, score.format, score.decoding): score.n for score in scores}
+    own = {(score.checkpoint, score.set, score.format, score.decoding): score.n for score in scores}
     yield model.Cost("test", "answers on test", sum(own.values()))
 
 
@@ -124,7 +124,7 @@ def collect_report(run_dir: Path, recipe: Recipe) -> model.ReportData:
     answered = [BASE, *checkpoint.read_evaluated_checkpoints(run_dir)]
     metrics = [row for _, row in storage.read_jsonl(run_dir / "train" / "metrics.jsonl")]
     validation = tuple(score for each in answered for score in checkpoint.read_scores(run_dir / "evaluate", each))
-    if recipe.repair:
+    if recipe.on_policy:
         validation += tuple(
             checkpoint.read_scores(run_dir / "repair", checkpoint.list_checkpoints_to_test(run_dir, recipe)[-1])
         )
@@ -143,13 +143,13 @@ def collect_report(run_dir: Path, recipe: Recipe) -> model.ReportData:
         choice=choice,
         comparisons=comparisons,
         controls=(
-            *([controls.read_on_policy_control(run_dir, recipe, choice)] if recipe.repair else []),
+            *([controls.read_on_policy_control(run_dir, recipe, choice)] if recipe.on_policy else []),
             *(controls.read_control(run_dir, recipe, choice, name) for name in recipe.report.controls),
         ),
         validation=validation,
         tries=tuple(
             row
-            for who in dict.fromkeys((BASE, choice.contender))
+            for who in dict.fromkeys((BASE, choice.checkpoint))
             for row in checkpoint.read_pass_curve(run_dir / "test", who)
         ),
         losses=tuple((row["step"], row["loss"]) for row in metrics),
@@ -158,7 +158,7 @@ def collect_report(run_dir: Path, recipe: Recipe) -> model.ReportData:
             for name, semantics in sorted(parquet.read_chain_sources(chains).items())
         ),
         alignment=_read_alignment(run_dir, recipe),
-        costs=tuple(count_costs(run_dir, recipe, metrics, choice.contender.step, validation, comparisons)),
+        costs=tuple(count_costs(run_dir, recipe, metrics, choice.checkpoint.step, validation, comparisons)),
         outcomes=samples.count_outcomes(run_dir, choice),
         samples=read,
         pictured=samples.pick_figure_chain(run_dir, recipe, read),
@@ -166,7 +166,7 @@ def collect_report(run_dir: Path, recipe: Recipe) -> model.ReportData:
         notes=(
             *recipe.report.notes,
             *_licence_notes(recipe),
-            *([HARD_TARGETS_NOTE] if recipe.teacher.kind == "openai" and recipe.teacher.candidates == 0 else []),
+            *([HARD_TARGETS_NOTE] if recipe.teacher.kind == "openai" and recipe.teacher.top_logprobs == 0 else []),
             *([RANDOM_WEIGHTS_NOTE] if recipe.student.model is None else []),
             *(
                 [f"LoRA: adapters of rank {recipe.train.lora} learnt, the weights below them did not."]
@@ -179,7 +179,11 @@ def collect_report(run_dir: Path, recipe: Recipe) -> model.ReportData:
             *_early_stopping_notes(run_dir, recipe),
             *(
                 [warning]
-                if (warning := low_mass_warning(_stage_counts(run_dir, "align"), recipe.transfer.least_mass))
+                if (
+                    warning := low_mass_warning(
+                        _stage_counts(run_dir, "align"), recipe.transfer.min_transferred_probability
+                    )
+                )
                 else []
             ),
             *_on_policy_notes(run_dir, recipe),
@@ -226,14 +230,14 @@ def _early_stopping_notes(run_dir: Path, recipe: Recipe) -> Iterator[str]:
     if counts.get("stopped"):
         yield (
             f"Training stopped at step {counts['steps']} of {recipe.train.steps}:"
-            f" the last {recipe.train.stop_after} checkpoints were no better on validation than one before them."
+            f" the last {recipe.train.early_stopping_patience} checkpoints were no better on validation than one before them."
         )
 
 
 def _on_policy_notes(run_dir: Path, recipe: Recipe) -> Iterator[str]:
     """What was done to the choice after it was made."""
-    if recipe.repair is not None:
-        asked, steps = recipe.repair, _stage_counts(run_dir, "repair")["steps"]
+    if recipe.on_policy is not None:
+        asked, steps = recipe.on_policy, _stage_counts(run_dir, "repair")["steps"]
         yield (
             f"Repair: in {steps} further steps the chosen student learnt its own answers to questions of"
             f" {', '.join(asked.sets)}, none of them a validation or test question, by the {asked.divergence}"
@@ -285,7 +289,7 @@ def _count_verdicts(run_dir: Path) -> dict[str, dict[str, Counter[tuple[Grade, s
 
 
 def _compare_test_answers(run_dir: Path, choice: Choice, format: str, decoding: str) -> Iterator[model.Comparison]:
-    base, chosen = (controls.read_test_answers(run_dir, who, format, decoding) for who in (BASE, choice.contender))
+    base, chosen = (controls.read_test_answers(run_dir, who, format, decoding) for who in (BASE, choice.checkpoint))
     for name in chosen.scores:
         yield controls.compare_answers(base, chosen, name)
 
@@ -326,13 +330,15 @@ def _read_alignment(run_dir: Path, recipe: Recipe) -> model.AlignmentSummary:
     }
     tokenizer, unknown = folder.name.removesuffix(f"-{rule}"), made.counts["unknown characters"]
     asked = recipe.transfer
-    return model.AlignmentSummary(tokenizer, rule, parts, made.counts["covered"], unknown, asked.rewrite, asked.marks)
+    return model.AlignmentSummary(
+        tokenizer, rule, parts, made.counts["covered"], unknown, asked.rewrite, asked.calculator_marks
+    )
 
 
 def _read_versions(run_dir: Path, recipe: Recipe) -> dict[str, str]:
     """The versions of the rooms, as the manifests of all stages before the report hold them."""
     found = {}
-    for stage in (*REPORTED_STAGES, *(["repair"] if recipe.repair else [])):
+    for stage in (*REPORTED_STAGES, *(["repair"] if recipe.on_policy else [])):
         made = manifest.read_finished(run_dir / stage)
         assert made is not None, f"{stage} comes before the report"
         found.update({name: str(version) for name, version in made.identity.versions.items()})

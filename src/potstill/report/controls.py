@@ -41,7 +41,7 @@ def control_digests(run_dir: Path, recipe: Recipe) -> dict[str, str]:
 
 
 def read_test_answers(run_dir: Path, who: Checkpoint, format: str, decoding: str) -> TestAnswers:
-    """The test answers of a contender in a format and decoding, with their scores."""
+    """The test answers of a checkpoint in a format and decoding, with their scores."""
     right: dict[str, dict[str, bool]] = {}
     for prediction in checkpoint.read_predictions(run_dir / "test", who, format, decoding):
         right.setdefault(prediction.set, {})[prediction.question] = prediction.grade == "right"
@@ -74,7 +74,7 @@ def read_control(run_dir: Path, recipe: Recipe, choice: Choice, name: str) -> mo
     own = load_recipe(other / "recipe.yaml")
     theirs = checkpoint.read_choice(other)
     base = read_test_answers(run_dir, BASE, choice.format, choice.decoding)
-    chosen = read_test_answers(other, theirs.contender, theirs.format, theirs.decoding)
+    chosen = read_test_answers(other, theirs.checkpoint, theirs.format, theirs.decoding)
     rows = tuple(compare_answers(base, chosen, each) for each in base.scores)
     return model.ControlRun(
         name, describe_training(own), _finished_manifest(run_dir, name, "train").counts["steps"], rows
@@ -83,13 +83,13 @@ def read_control(run_dir: Path, recipe: Recipe, choice: Choice, name: str) -> mo
 
 def read_on_policy_control(run_dir: Path, recipe: Recipe, choice: Choice) -> model.ControlRun:
     """What became of the choice when it was repaired, as a further row on the same items."""
-    asked, (*_, who) = recipe.repair, checkpoint.list_checkpoints_to_test(run_dir, recipe)
-    assert asked is not None and who.repaired
+    asked, (*_, who) = recipe.on_policy, checkpoint.list_checkpoints_to_test(run_dir, recipe)
+    assert asked is not None and who.on_policy_steps
     base, after = (read_test_answers(run_dir, each, choice.format, choice.decoding) for each in (BASE, who))
     rows = tuple(compare_answers(base, after, each) for each in base.scores)
     scorer = asked.scorer or "the base"
-    own = f"its own answers to {', '.join(asked.sets)}, scored by {scorer}, after step {choice.contender.label}"
-    return model.ControlRun("repaired", own, who.repaired, rows, repaired=True)
+    own = f"its own answers to {', '.join(asked.sets)}, scored by {scorer}, after step {choice.checkpoint.label}"
+    return model.ControlRun("repaired", own, who.on_policy_steps, rows, repaired=True)
 
 
 def describe_training(recipe: Recipe) -> str:
@@ -162,10 +162,10 @@ def template_notes(run_dir: Path, choice: Choice) -> Iterator[str]:
     shared = run_questions.read_templates(run_dir, "test")
     if not shared:
         return
-    answers = {who: _predictions_by_set(run_dir, choice, who) for who in (choice.contender, BASE)}
+    answers = {who: _predictions_by_set(run_dir, choice, who) for who in (choice.checkpoint, BASE)}
     for name, ids in shared.items():
         shares = []
-        for own in (answers[choice.contender][name], answers[BASE][name]):
+        for own in (answers[choice.checkpoint][name], answers[BASE][name]):
             parts = [[each for each in own if (each.question in ids) is same] for same in (True, False)]
             shares.append([_format_accuracy(part) for part in parts])
         count = len(answers[BASE][name])

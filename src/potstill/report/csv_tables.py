@@ -90,7 +90,7 @@ def _summary_table(story: ReportData) -> Table:
     """One row a student and set, and one a student and group: the table that sums the run up."""
     rows: list[tuple[CellValue, ...]] = []
     for line in summary_rows(story):
-        who = (line.name, line.taught, line.contender.written, line.format)
+        who = (line.name, line.taught, line.checkpoint.json_value, line.format)
         rows += [(*who, "set", name, story.groups[name], *_cell_values(cell)) for name, cell in line.sets.items()]
         rows += [(*who, "mean over sets", group, group, *_cell_values(cell)) for group, cell in line.groups.items()]
     names = ("student", "taught", "step", "format", "of", "name", "group", "n", "accuracy", "low", "high")
@@ -116,7 +116,7 @@ def _before_after_table(story: ReportData) -> Table:
 
 
 def _score_values(story: ReportData, role: str, score: Score, against: Comparison | None) -> tuple[CellValue, ...]:
-    where = (score.set, story.groups[score.set], score.format, score.decoding, role, score.contender.written)
+    where = (score.set, story.groups[score.set], score.format, score.decoding, role, score.checkpoint.json_value)
     numbers = tuple(getattr(score, name) for name in (*SCORE_COLUMNS, *TASK_COLUMNS))
     if against is None:
         return (*where, *numbers, None, None, None, None, None, None)
@@ -126,13 +126,20 @@ def _score_values(story: ReportData, role: str, score: Score, against: Compariso
 
 def _pass_curve_table(story: ReportData) -> Table:
     names = ("step", "set", "format", "drawing", "how", "k", "n", "accuracy", "low", "high")
-    return names, [(each.contender.written, *(getattr(each, name) for name in names[1:])) for each in story.tries]
+    return names, [(each.checkpoint.json_value, *(getattr(each, name) for name in names[1:])) for each in story.tries]
 
 
 def _tradeoff_table(story: ReportData) -> Table:
-    chosen = story.choice.contender if story.choice else None
+    chosen = story.choice.checkpoint if story.choice else None
     rows: list[tuple[CellValue, ...]] = [
-        (row.contender.written, group, mean.value, mean.low, mean.high, "chosen" if row.contender == chosen else "")
+        (
+            row.checkpoint.json_value,
+            group,
+            mean.value,
+            mean.low,
+            mean.high,
+            "chosen" if row.checkpoint == chosen else "",
+        )
         for row in scores_by_checkpoint(story)
         for group, mean in row.groups.items()
     ]
@@ -142,7 +149,7 @@ def _tradeoff_table(story: ReportData) -> Table:
 def _validation_table(story: ReportData) -> Table:
     where = ("step", "set", "format", "decoding", *SCORE_COLUMNS)
     rows: list[tuple[CellValue, ...]] = [
-        (score.contender.written, *(getattr(score, name) for name in (*where[1:], *TASK_COLUMNS)))
+        (score.checkpoint.json_value, *(getattr(score, name) for name in (*where[1:], *TASK_COLUMNS)))
         for score in story.validation
     ]
     return (*where, *TASK_COLUMNS.values()), rows
@@ -153,7 +160,7 @@ def _selection_table(story: ReportData) -> Table:
         return (), []
     choice = story.choice
     rows = [
-        (each.written, value, "chosen" if each == choice.contender else "", "tied" if each in choice.tied else "")
+        (each.json_value, value, "chosen" if each == choice.checkpoint else "", "tied" if each in choice.tied else "")
         for each, value in choice.table
     ]
     return ("step", "value", "chosen", "tied"), list(rows)
@@ -211,7 +218,7 @@ def _examples_table(story: ReportData) -> Table:
             sample.question.gold,
         )
         for chain, verdict in sample.chains:
-            rows.append((*asked, chain.source, chain.index, chain.text, verdict.grade, verdict.found, verdict.dropped))
+            rows.append((*asked, chain.source, chain.index, chain.text, verdict.grade, verdict.answer, verdict.dropped))
         answers: list[tuple[str, Prediction | None]] = [("base", sample.before), ("chosen", sample.after)]
-        rows += [(*asked, who, each.index, each.text, each.grade, each.found, None) for who, each in answers if each]
+        rows += [(*asked, who, each.index, each.text, each.grade, each.answer, None) for who, each in answers if each]
     return ("question", "set", "split", "text", "gold", "from", "index", "answer", "verdict", "found", "dropped"), rows

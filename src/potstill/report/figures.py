@@ -208,8 +208,8 @@ SPECIALIZED_GROUPS: Final[tuple[SetGroup, ...]] = ("in-distribution", "out-of-di
 def draw_figures(story: ReportData) -> dict[str, str]:
     """Every figure that the story has data for: `name` for a wide page and `name-narrow` for a phone."""
     found: dict[str, str] = {}
-    steps, best = scores_by_checkpoint(story), story.choice.contender if story.choice else None
-    pure, chosen = [row for row in steps if row.contender.pure], best.step if best else None
+    steps, best = scores_by_checkpoint(story), story.choice.checkpoint if story.choice else None
+    pure, chosen = [row for row in steps if row.checkpoint.is_plain], best.step if best else None
     mine = main_comparisons(story)
     for suffix, width in (("", WIDE), ("-narrow", NARROW)):
         if mine and has_trained_choice(story):
@@ -299,8 +299,8 @@ def draw_tradeoff(rows: Sequence[CheckpointScores], chosen: Checkpoint | None, *
         start, below = (left, (lines - 1 - at) * panel) if narrow else (left + at * (each + gap), 0)
         axes = canvas.new_axes(figure, start, below + bottom, each, panel - top - bottom)
         both = [row for row in rows if {"generic", group} <= set(row.groups)]
-        dots = [(row.contender, row.groups["generic"], row.groups[group]) for row in both]
-        path = [(x.value, y.value) for who, x, y in dots if who.pure]
+        dots = [(row.checkpoint, row.groups["generic"], row.groups[group]) for row in both]
+        path = [(x.value, y.value) for who, x, y in dots if who.is_plain]
         hue = GROUP_COLOURS[group]
         percent_axis(axes, "x", values)
         percent_axis(axes, "y", values)
@@ -310,7 +310,7 @@ def draw_tradeoff(rows: Sequence[CheckpointScores], chosen: Checkpoint | None, *
         for who, x, y in dots:
             axes.hlines(y.value, x.low, x.high, color=hue, linewidth=1.2, alpha=0.3)
             axes.vlines(x.value, y.low, y.high, color=hue, linewidth=1.2, alpha=0.3)
-            face, size = (hue, 10) if who == chosen else (PAPER, 7 if who.pure else 5)
+            face, size = (hue, 10) if who == chosen else (PAPER, 7 if who.is_plain else 5)
             axes.plot(x.value, y.value, GROUP_MARKERS[group], color=hue, markerfacecolor=face, markersize=size)
         label_points(axes, dots, chosen)
     return canvas.to_svg(
@@ -336,9 +336,9 @@ def draw_accuracy(
         line, column = divmod(at, columns)
         start, below = left + column * (each + gap), height - (line + 1) * panel + foot
         axes = canvas.new_axes(figure, start, below, each, panel - head - foot)
-        dots = [(row.contender.step, row.sets[name]) for row in rows if name in row.sets]
+        dots = [(row.checkpoint.step, row.sets[name]) for row in rows if name in row.sets]
         percent_axis(axes, "y", values, ticks=4)
-        step_axis(axes, [row.contender.step for row in rows], chosen)
+        step_axis(axes, [row.checkpoint.step for row in rows], chosen)
         if column:
             axes.tick_params(labelleft=False)
         colour, marker = GROUP_COLOURS[groups[name]], GROUP_MARKERS[groups[name]]

@@ -163,7 +163,7 @@ def summary_sentence(story: ReportData) -> str:
     found = group_changes(story)
     if not found:
         return "Nothing was compared: the run has no scores on the test split."
-    if story.choice and story.choice.contender == BASE:
+    if story.choice and story.choice.checkpoint == BASE:
         scores = ", ".join(
             f"{format_percent(each.base)} {GROUP_PHRASES[each.group]} ({_describe_sets(each)}; 95\xa0% interval {_format_bounds(each.base)})"
             for each in found
@@ -175,7 +175,7 @@ def summary_sentence(story: ReportData) -> str:
         f"95\xa0% interval {format_points(each.difference.low)} to {format_points(each.difference.high)})"
         for each in found
     ]
-    step = f"After {_format_steps(story.choice.contender)}" if story.choice else "After training"
+    step = f"After {_format_steps(story.choice.checkpoint)}" if story.choice else "After training"
     return f"{step}, accuracy on the test split went {_join_words(parts)}."
 
 
@@ -202,12 +202,12 @@ def format_count(number: int) -> str:
 
 
 def checkpoint_label(who: Checkpoint) -> str:
-    """A contender in a table or beside a word: its step, its share where it is a mix, and its steps of repair.
+    """A checkpoint in a table or beside a word: its step, its share where it is a mix, and its steps of repair.
 
     >>> checkpoint_label(Checkpoint(350)), checkpoint_label(Checkpoint(350, 0.3))
     ('350', '350 × 0.3')
     """
-    return f"{format_count(who.step)}{who.further}"
+    return f"{format_count(who.step)}{who.suffix}"
 
 
 def format_duration(seconds: float) -> str:
@@ -283,8 +283,8 @@ def render_report(story: ReportData, figures: Mapping[str, str]) -> str:
         formats=_score_tables(story),
         tried=_pass_curve_tables(story),
         trained=has_trained_choice(story),
-        mixed=any(row.contender.share != 1 for row in scores_by_checkpoint(story)),
-        repaired=any(row.contender.repaired for row in scores_by_checkpoint(story)),
+        mixed=any(row.checkpoint.share != 1 for row in scores_by_checkpoint(story)),
+        repaired=any(row.checkpoint.on_policy_steps for row in scores_by_checkpoint(story)),
         unfinite=sum(not math.isfinite(loss) for _, loss in story.losses),
         groups=SET_GROUPS,
         costs=[(stage, list(rows)) for stage, rows in groupby(story.costs, lambda cost: cost.stage)],
@@ -394,7 +394,7 @@ def _pass_curve_tables(story: ReportData) -> list[tuple[str, str, list[tuple[str
     found: dict[tuple[str, str], dict[tuple[str, Checkpoint, int], list[PassCurve]]] = {}
     for each in story.tries:
         rows = found.setdefault((each.format, each.drawing), {})
-        rows.setdefault((each.set, each.contender, each.k), []).append(each)
+        rows.setdefault((each.set, each.checkpoint, each.k), []).append(each)
     told = []
     for (format, drawing), rows in found.items():
         most = max(k for _, _, k in rows)
@@ -413,7 +413,7 @@ def _set_rows(story: ReportData, row: Comparison, main: bool) -> list[StudentRow
     """The rows of one set: base, chosen checkpoint, and the controls where they are compared with."""
     rows: list[StudentRow] = [("base", row.base, None)]
     if has_trained_choice(story):
-        rows.append((_checkpoint_name(row.chosen.contender), row.chosen, row))
+        rows.append((_checkpoint_name(row.chosen.checkpoint), row.chosen, row))
         for control in story.controls if main else ():
             rows += [
                 (control.taught, each.chosen, each) for each in control.comparisons if each.chosen.set == row.chosen.set

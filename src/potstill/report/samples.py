@@ -33,14 +33,14 @@ def pick_examples(
     groups: Mapping[str, model.SetGroup],
     solved: Container[str],
 ) -> Iterator[model.ReportExample]:
-    """`report.read` of the training questions that have chains (`solved`), and as many validation questions of each
+    """`report.examples` of the training questions that have chains (`solved`), and as many validation questions of each
     outcome, spread over the sets.
 
     Within a set those with the lowest digests: nobody chose them by what they show.
     """
     train = [q for q in run_questions.read_questions(run_dir, recipe.questions.train, "train") if q.id in solved]
     asked = local_model.prompt_builder_of(recipe) if recipe.teacher.kind in ("local", "vllm", "openai") else None
-    chosen = splits.sample_by_hash(train, recipe.report.read)
+    chosen = splits.sample_by_hash(train, recipe.report.examples)
     chains = _read_chains(run_dir, {question.id for question in chosen})
     for question in chosen:
         prompt = asked(question).plain if asked else ""
@@ -50,7 +50,7 @@ def pick_examples(
     for question in run_questions.read_questions(run_dir, groups, "validation"):
         by_kind[summary.outcome_of(*answers[question.id])].setdefault(question.set, []).append(question)
     for kind in model.OUTCOMES:
-        for question in _take_in_turns(by_kind[kind], recipe.report.read):
+        for question in _take_in_turns(by_kind[kind], recipe.report.examples):
             prompt = run_questions.evaluation_prompt(question, FORMATS[choice.format], table).plain
             yield model.ReportExample(question, (), *answers[question.id], prompt=prompt)
 
@@ -102,7 +102,7 @@ def _read_chains(run_dir: Path, chosen: Collection[str]) -> dict[str, list[tuple
 def _read_answer_pairs(run_dir: Path, choice: Choice) -> AnswerPairs:
     """Validation question -> the answers of the base and of the chosen step."""
     before = {each.question: each for each in _read_predictions(run_dir, BASE, choice)}
-    after = {each.question: each for each in _read_predictions(run_dir, choice.contender, choice)}
+    after = {each.question: each for each in _read_predictions(run_dir, choice.checkpoint, choice)}
     return {name: (before[name], after[name]) for name in before}
 
 

@@ -29,9 +29,9 @@ class GroupChange:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointScores:
-    """One contender on validation: the unweighted mean over the sets of each group, and every set alone."""
+    """One checkpoint on validation: the unweighted mean over the sets of each group, and every set alone."""
 
-    contender: Checkpoint
+    checkpoint: Checkpoint
     groups: Mapping[SetGroup, Interval] = field(default_factory=dict)
     sets: Mapping[str, Interval] = field(default_factory=dict)
 
@@ -56,7 +56,7 @@ class SummaryRow:
 
     name: str
     taught: str
-    contender: Checkpoint
+    checkpoint: Checkpoint
     format: str
     sets: Mapping[str, ScoreCell]
     groups: Mapping[SetGroup, ScoreCell]
@@ -83,7 +83,7 @@ def mean_interval(intervals: Sequence[Interval]) -> Interval:
 
 def has_trained_choice(story: ReportData) -> bool:
     """Whether a checkpoint after step 0 was chosen, so that there is a before and an after."""
-    return story.choice is not None and story.choice.contender != BASE
+    return story.choice is not None and story.choice.checkpoint != BASE
 
 
 def main_format(story: ReportData) -> tuple[str, str] | None:
@@ -151,21 +151,21 @@ def _summary_row(
         group: ScoreCell(each.n, each.chosen, each.difference if against else None)
         for group, each in changes_by_group(rows, story.groups).items()
     }
-    return SummaryRow(name, taught, rows[0].chosen.contender, rows[0].chosen.format, sets, groups, shown)
+    return SummaryRow(name, taught, rows[0].chosen.checkpoint, rows[0].chosen.format, sets, groups, shown)
 
 
 def scores_by_checkpoint(story: ReportData) -> tuple[CheckpointScores, ...]:
-    """Validation by contender, in the main format and decoding."""
+    """Validation by checkpoint, in the main format and decoding."""
     mine = [each for each in story.validation if (each.format, each.decoding) == main_format(story)]
     found = []
-    for contender in sorted({each.contender for each in mine}):
-        sets = {each.set: accuracy_interval(each) for each in mine if each.contender == contender}
+    for checkpoint in sorted({each.checkpoint for each in mine}):
+        sets = {each.set: accuracy_interval(each) for each in mine if each.checkpoint == checkpoint}
         sets = {name: sets[name] for name in story.groups if name in sets}
         means: dict[SetGroup, Interval] = {}
         for group in SET_GROUPS:
             if rows := [value for name, value in sets.items() if story.groups[name] == group]:
                 means[group] = mean_interval(rows)
-        found.append(CheckpointScores(contender, means, sets))
+        found.append(CheckpointScores(checkpoint, means, sets))
     return tuple(found)
 
 

@@ -1,8 +1,8 @@
 """align: every kept chain in the student's vocabulary, once, whatever the formats.
 
 Writes flat arrays into `align/<tokenizer>-<rule>/` and what they were made with; the manifest holds the coverage:
-positions and kept mass by kind. Stops where fewer positions than `transfer.least_coverage` have the teacher's
-distribution, and warns where less of its probability than `transfer.least_mass` reached them.
+positions and kept mass by kind. Stops where fewer positions than `transfer.min_coverage` have the teacher's
+distribution, and warns where less of its probability than `transfer.min_transferred_probability` reached them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from potstill.storage import manifest, parquet
 from potstill.training import examples
 
 READS = ("transfer", "student.model", "student.tokenizer", "teacher.kind", "teacher.model")
-WARNING_KEY = "transfer.least_mass"  # when align warns changes no target
+WARNING_KEY = "transfer.min_transferred_probability"  # when align warns changes no target
 AFTER = ("sample", "filter")
 VERSIONS = {
     "alignment": alignment.VERSION,
@@ -40,7 +40,7 @@ def inputs(recipe: Recipe) -> dict[str, str]:
     )
     if teacher is not None:
         found["teacher.tokenizer"] = teacher.digest
-    if recipe.transfer.marks:
+    if recipe.transfer.calculator_marks:
         found["calculator sums"] = str(equations.VERSION)
     return found
 
@@ -52,19 +52,21 @@ def free(recipe: Recipe) -> set[str]:
 
 def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
     tokenizer = tokenization.load_tokenizer(models.tokenizer_folder(recipe))
-    if recipe.transfer.marks == "insert":
+    if recipe.transfer.calculator_marks == "insert":
         _check_calculator_marks(tokenizer)
     coverage = Coverage(tokenizer)
     out = examples.targets_folder(run_dir, recipe)
-    arrays = target_store.pack_targets(_iter_targets(run_dir, recipe, tokenizer, coverage), recipe.transfer.drop_below)
-    coverage.check(recipe.transfer.least_coverage, recipe.transfer.rule)
+    arrays = target_store.pack_targets(
+        _iter_targets(run_dir, recipe, tokenizer, coverage), recipe.transfer.min_probability
+    )
+    coverage.check(recipe.transfer.min_coverage, recipe.transfer.rule)
     paths = [out / target_store.ORIGIN_FILE]
     storage.write_json(paths[0], examples.target_origin(run_dir, recipe, tokenizer).as_json())
     for name, array in arrays.items():
         paths.append(out / f"{name}.npy")
         parquet.write_array(paths[-1], array)
     counts = coverage.as_json()
-    if (warning := low_mass_warning(counts, recipe.transfer.least_mass)) is not None:
+    if (warning := low_mass_warning(counts, recipe.transfer.min_transferred_probability)) is not None:
         progress.print_line(f"align: {warning}", "yellow")
     return paths, counts
 
@@ -81,7 +83,7 @@ def _iter_targets(
     )
     asked = recipe.transfer
     right = (chain for chain, verdict in judged if verdict.kept)
-    kept = ((chain, *rewrite.prepare_chain(chain, asked.rewrite, asked.marks)) for chain in right)
+    kept = ((chain, *rewrite.prepare_chain(chain, asked.rewrite, asked.calculator_marks)) for chain in right)
     told: dict[str, Any] = {}
     if asked.rule == "text":
         kept = list(kept)
@@ -105,7 +107,7 @@ def _check_calculator_marks(tokenizer: tokenization.Tokenizer) -> None:
     if tokenizer.vocabulary.unk in ids or tokenizer.decode(ids).strip() != example:
         raise UserError(
             "the student's vocabulary cannot write calculator marks",
-            where="transfer.marks",
+            where="transfer.calculator_marks",
             found=f"{example!r} comes back as {tokenizer.decode(ids)!r}",
             hint="leave the key out: the calculator needs no marks, an expression and `=` are enough",
         )
@@ -116,7 +118,7 @@ def _teacher_tokenizer(recipe: Recipe) -> tokenization.Tokenizer | None:
     teacher in this process, or of the scorer of chains that exist. Others show only bytes, and of rewritten texts
     nobody knows how the teacher would have cut them."""
     asked, teacher = recipe.transfer, recipe.teacher
-    if asked.rule != "text" or asked.rewrite or asked.marks:
+    if asked.rule != "text" or asked.rewrite or asked.calculator_marks:
         return None
     if teacher.kind in ("local", "vllm"):
         assert teacher.model is not None, "such a teacher has a model"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import data, progress, prompts, storage
-from potstill.data import assemble, bbh, contamination, find_data_folder, run_questions, splits
+from potstill.data import assemble, contamination, find_data_folder, run_questions, splits
 from potstill.data.assemble import AssembledQuestions, assemble_questions, replayed_sets
 from potstill.data.custom_set import read_replay_rows
 from potstill.errors import UserError
@@ -30,7 +30,7 @@ READS = (
     "train.demonstrations",
     "train.replay.sets",
     "train.replay.file",
-    "repair.sets",
+    "on_policy.sets",
 )
 AFTER: tuple[str, ...] = ()
 VERSIONS = {
@@ -54,9 +54,12 @@ def inputs(recipe: Recipe) -> dict[str, str]:
         key = "evaluate.demonstrations"
         named[key] = find_path(recipe, recipe.evaluate.demonstrations, key)
     asked = recipe.questions
-    if asked.splits == "paper" and "multiarith" in asked.in_distribution + asked.out_of_distribution + asked.generic:
-        indices = data.validation_index_file(recipe_data_folder(recipe))
-        named |= {"questions.splits": indices} if indices.exists() else {}
+    if asked.splits == "paper":
+        for name in asked.in_distribution + asked.out_of_distribution + asked.generic:
+            builtin = data.SETS.get(name)
+            if builtin is not None and builtin.split_file is not None:
+                path = find_data_folder(recipe_data_folder(recipe)) / builtin.split_file
+                named |= {"questions.splits": path} if path.exists() else {}
     if recipe.train.replay is not None and recipe.train.replay.file is not None:
         named["train.replay.file"] = find_path(recipe, recipe.train.replay.file, "train.replay.file")
     return {name: storage.file_digest(path) for name, path in named.items()}
@@ -65,7 +68,7 @@ def inputs(recipe: Recipe) -> dict[str, str]:
 def free(recipe: Recipe) -> tuple[str, ...]:
     """A set that is taught or replayed has a training part already."""
     there = {*recipe.questions.train, *(recipe.train.replay.sets if recipe.train.replay else ())}
-    return ("repair.sets",) if recipe.repair and there.issuperset(recipe.repair.sets) else ()
+    return ("on_policy.sets",) if recipe.on_policy and there.issuperset(recipe.on_policy.sets) else ()
 
 
 def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
@@ -81,12 +84,14 @@ def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
             storage.write_jsonl(paths[-1], (to_json(question) for question in rows))
             counts[f"{name}.{split}"] = len(rows)
     paths.append(run_dir / "collect" / run_questions.UNUSED_FILE)
-    storage.write_jsonl(paths[-1], (to_json(replace(question, gold="", rationale=None)) for question in gathered.held))
+    storage.write_jsonl(
+        paths[-1], (to_json(replace(question, gold="", rationale=None)) for question in gathered.held_out)
+    )
     paths.append(run_dir / "collect" / run_questions.OVERLAPS_FILE)
     measured = [
         q.text for by_split in kept.values() for split, rows in by_split.items() if split != "train" for q in rows
     ]
-    near = splits.overlap_shares({question.id: question.text for question in train}, measured)
+    near = contamination.overlap_shares({question.id: question.text for question in train}, measured)
     rows = _read_replay_rows(recipe)
     near |= _max_overlaps(
         [
@@ -128,23 +133,21 @@ def _max_overlaps(rows: list[Question], measured: list[str]) -> dict[str, float]
     """How much of each row stands in one measured question, or of a measured question in it: a prompt to replay may
     hold more than one question."""
     texts = {row.id: row.text for row in rows}
-    inside, around = splits.overlap_shares(texts, measured), splits.contained_shares(texts, measured)
+    inside, around = contamination.overlap_shares(texts, measured), contamination.contained_shares(texts, measured)
     return {name: max(inside.get(name, 0.0), around.get(name, 0.0)) for name in inside.keys() | around.keys()}
 
 
 def _build_task_prompts(recipe: Recipe, train: list[Question]) -> dict[str, run_questions.TaskPrompt]:
-    """How each task is asked: BBH with its official demonstrations, the rest with those of the recipe.
+    """The prompt of each task: a built-in set's official ones, and for the rest the demonstrations of the recipe.
 
     Whatever the formats of the recipe are, so that other formats do not need other files.
     """
     table = {"": run_questions.TaskPrompt(prompts.PAPER_STYLE, "", _choose_demonstrations(recipe, train))}
     asked = recipe.questions
-    if "bbh" in asked.in_distribution + asked.out_of_distribution + asked.generic:
-        data = find_data_folder(recipe_data_folder(recipe))
-        for task in bbh.TASKS:
-            table[f"bbh/{task}"] = run_questions.TaskPrompt(
-                bbh.bbh_prompt_style(task), *bbh.read_bbh_demonstrations(data, task)
-            )
+    for name in asked.in_distribution + asked.out_of_distribution + asked.generic:
+        builtin = data.SETS.get(name)
+        if builtin is not None and builtin.task_prompts is not None:
+            table |= builtin.task_prompts(find_data_folder(recipe_data_folder(recipe)))
     some = Question("", "", "", "", "train", "")
     for name in recipe.evaluate.formats:  # now, not after hours of training
         run_questions.evaluation_prompt(some, prompts.FORMATS[name], {"": table[""]})

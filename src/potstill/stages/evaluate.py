@@ -1,6 +1,6 @@
 """evaluate: the untrained student (step 0) and every checkpoint on the validation questions of every set.
 
-With `evaluate.mix` also the weights of each checkpoint mixed with those of the base. Shares may be added to a finished
+With `evaluate.interpolate` also the weights of each checkpoint mixed with those of the base. Shares may be added to a finished
 run: what is measured already stays.
 """
 
@@ -29,13 +29,15 @@ def inputs(recipe: Recipe) -> dict[str, str]:
 
 def grown(counts: dict[str, Any], recipe: Recipe) -> bool:
     """Whether a finished evaluation has to go on, because the recipe now names more mixes. UserError: for fewer."""
-    measured = {Checkpoint.read(each).share for each in counts["steps"]} - {1.0}
-    wanted = set(recipe.evaluate.mix or ())
+    measured = {Checkpoint.parse(each).share for each in counts["steps"]} - {1.0}
+    wanted = set(recipe.evaluate.interpolate or ())
     if measured - wanted:
         hint = (
             f"name {sorted(measured)} and more, or consent with --redo evaluate (makes it and all later stages again)"
         )
-        raise UserError("mixes were measured already", where="evaluate.mix", found=recipe.evaluate.mix, hint=hint)
+        raise UserError(
+            "mixes were measured already", where="evaluate.interpolate", found=recipe.evaluate.interpolate, hint=hint
+        )
     return measured != wanted
 
 
@@ -46,4 +48,4 @@ def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
         for each in wanted
         for path in checkpoint.evaluate_checkpoint(run_dir, recipe, run_dir / "evaluate", each, "validation")
     ]
-    return paths, {"steps": [each.written for each in wanted]}
+    return paths, {"steps": [each.json_value for each in wanted]}

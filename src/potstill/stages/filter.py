@@ -50,11 +50,11 @@ def _iter_verdicts(
     with progress.bar("filter", parquet.count_rows(sampled), "chains") as tick:
         for name, chains in groupby(parquet.read_chains(sampled), key=lambda chain: chain.question):
             sieve = chain_filter.ChainFilter(
-                filter_rules(recipe), contaminated=near.get(name, 0.0) >= recipe.filter.contamination
+                filter_rules(recipe), contaminated=near.get(name, 0.0) >= recipe.filter.contamination_threshold
             )
             for chain in chains:
                 graded = grading.grade(chain.text, asked[name].gold, asked[name].task, chain.stop)
-                verdict = Verdict(graded.grade, graded.found, sieve.dropped(chain.text, graded.grade == "right"))
+                verdict = Verdict(graded.grade, graded.answer, sieve.drop_reason(chain.text, graded.grade == "right"))
                 tally.add(verdict)
                 yield chain.key, verdict
                 tick()
@@ -72,12 +72,12 @@ def filter_rules(recipe: Recipe) -> chain_filter.FilterRules:
     asked = recipe.filter
     return chain_filter.FilterRules(
         duplicates=asked.duplicates == "drop",
-        near=asked.near,
-        cap=asked.cap,
-        shortest=asked.shortest,
-        longest=asked.longest,
+        near_duplicate_threshold=asked.near_duplicate_threshold,
+        max_per_question=asked.max_per_question,
+        min_chars=asked.min_chars,
+        max_chars=asked.max_chars,
         script=asked.script,
-        sums=asked.wrong_sums == "drop",
+        drop_wrong_equations=asked.wrong_sums == "drop",
     )
 
 

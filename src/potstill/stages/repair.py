@@ -31,8 +31,11 @@ from potstill.training.checkpoints import (
 )
 
 READS = (
-    *("repair", "student", "seed", "select.format", "filter.contamination", "evaluate", "questions"),
-    *(f"train.{name}" for name in ("optimizer", "betas", "factors", "weight_decay", "clip", "precision")),
+    *("on_policy", "student", "seed", "select.format", "filter.contamination_threshold", "evaluate", "questions"),
+    *(
+        f"train.{name}"
+        for name in ("optimizer", "betas", "lr_multipliers", "weight_decay", "max_grad_norm", "precision")
+    ),
     "train.batch_tokens",
 )
 AFTER = ("collect", "train", "select")
@@ -50,11 +53,11 @@ def free(recipe: Recipe) -> tuple[str, ...]:
 
 
 def inputs(recipe: Recipe) -> dict[str, str]:
-    asked = recipe.repair
+    asked = recipe.on_policy
     assert asked is not None, "the stage is there where the recipe has the section"
     named = {**models.weights_identity(recipe), **checkpoint.collect_grader_digests(recipe, "validation")}
     if asked.scorer is not None:
-        named["repair.scorer"] = storage.folder_fingerprint(find_path(recipe, asked.scorer, "repair.scorer"))
+        named["on_policy.scorer"] = storage.folder_fingerprint(find_path(recipe, asked.scorer, "on_policy.scorer"))
         # The probabilities of one with other tokens come through these.
         named |= {"teachers": str(teachers.VERSION), "transfer": str(cross_tokenizer.VERSION)}
         named["version of alignment"] = str(alignment.VERSION)
@@ -66,21 +69,21 @@ def unread(run_dir: Path, recipe: Recipe) -> tuple[str, ...]:
 
 
 def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
-    asked, taught = recipe.repair, recipe.train
+    asked, taught = recipe.on_policy, recipe.train
     assert asked is not None
     folder, metrics = run_dir / "repair" / "checkpoints", run_dir / "repair" / "metrics.jsonl"
     before = find_newest_checkpoint(folder, metrics)
     student = (
         models.from_checkpoint(recipe, folder / str(before))
         if before
-        else checkpoint.open_checkpoint(run_dir, recipe, checkpoint.read_choice(run_dir).contender)
+        else checkpoint.open_checkpoint(run_dir, recipe, checkpoint.read_choice(run_dir).checkpoint)
     )
     student.divergence, student.mass = asked.divergence, "tail"
     scorer = _load_scorer(recipe, student)
     keeper = (
         None
         if asked.keep is None
-        else checkpoint.open_checkpoint(run_dir, recipe, checkpoint.read_choice(run_dir).contender)
+        else checkpoint.open_checkpoint(run_dir, recipe, checkpoint.read_choice(run_dir).checkpoint)
     )
     training.distribute_student(student)
     scorer.to(student.device)
@@ -94,7 +97,7 @@ def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
     began = time.monotonic()
     with (
         ExitStack() as opened,
-        CheckpointWriter(folder, student, optimizer, beside=taught.snapshot) as checkpoints,
+        CheckpointWriter(folder, student, optimizer, beside=taught.async_checkpoints) as checkpoints,
         progress.bar("repair", asked.steps, "steps", done=before) as tick,
     ):
         lines = opened.enter_context(storage.Appender(metrics))
@@ -104,8 +107,8 @@ def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
             lesson.micro_batches,
             first=before + 1,
             last=asked.steps,
-            schedule=training.Schedule("constant", asked.learning_rate, asked.warm_up),
-            clip=taught.clip,
+            schedule=training.Schedule("constant", asked.learning_rate, asked.warmup_steps),
+            clip=taught.max_grad_norm,
             precision=taught.precision,
             seed=recipe.seed,
         ):
@@ -132,11 +135,11 @@ def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
 
 def _load_scorer(recipe: Recipe, student: Student) -> Student:
     """The base, or the model that the recipe names; one of other tokens is asked in its own chat template, if any."""
-    asked = recipe.repair
+    asked = recipe.on_policy
     assert asked is not None
     if asked.scorer is None:
         return models.from_recipe(recipe)
-    folder = find_path(recipe, asked.scorer, "repair.scorer")
+    folder = find_path(recipe, asked.scorer, "on_policy.scorer")
     if tokenization.load_tokenizer(folder).digest == student.tokenizer.digest:
         return models.from_checkpoint(recipe, folder)
     return models.open_student(folder, chat_template="auto", trust_remote_code=recipe.student.trust_remote_code)

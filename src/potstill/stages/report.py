@@ -15,7 +15,7 @@ from potstill.evaluation import checkpoint, intervals
 from potstill.recipe import Recipe
 from potstill.report import card, collect, controls, csv_tables, figures, html
 
-READS = ("report", "name", "seed", "questions", "transfer.least_mass")
+READS = ("report", "name", "seed", "questions", "transfer.min_transferred_probability")
 AFTER = (*collect.REPORTED_STAGES, "repair")
 VERSIONS = {
     "answers": grading.VERSION,
@@ -54,7 +54,7 @@ def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
         storage.write_file(run_dir / "report" / name, text.encode("utf-8"))
     assert told.choice is not None, "report comes after select"
     with storage.write_folder(run_dir / "student") as inside:
-        checkpoint.open_checkpoint(run_dir, recipe, told.choice.contender).save(inside)
+        checkpoint.open_checkpoint(run_dir, recipe, told.choice.checkpoint).save(inside)
         storage.write_file(inside / "README.md", card.render_card(told).encode("utf-8"))
     paths += [path for path in (run_dir / "student").iterdir() if path.is_file()]
-    return paths, {"step": told.choice.contender.written, "files": len(paths), "name": recipe.name}
+    return paths, {"step": told.choice.checkpoint.json_value, "files": len(paths), "name": recipe.name}

@@ -34,7 +34,7 @@ VERSIONS = {"prompts": prompts.VERSION, "engines": inference.VERSION, "teachers"
 MAX_CHAIN_CHARS = 600  # characters of a chain in a message
 TABLE_FILE, UNANSWERED_FILE = "chains.parquet", "unanswered.jsonl"
 # Of a server: where it is and how much is asked of it at once changes no chain.
-FREE_SERVER_KEYS = ("urls", "key", "per_request", "concurrency", "timeout", "patience", "refused")
+FREE_SERVER_KEYS = ("urls", "key", "samples_per_request", "concurrency", "timeout", "patience", "refused")
 
 
 def inputs(recipe: Recipe) -> dict[str, str]:
@@ -160,7 +160,7 @@ def _first_chains_check(
     def fault() -> UserError:
         chain, question, verdict = next(graded())
         text = chain.text if len(chain.text) <= MAX_CHAIN_CHARS else f"... {chain.text[-MAX_CHAIN_CHARS:]}"
-        read = "no answer" if verdict.found is None else f"the answer {verdict.found}"
+        read = "no answer" if verdict.answer is None else f"the answer {verdict.answer}"
         return UserError(
             f"none of the first {look()[0]} chains is right, so no further ones are asked for",
             where="teacher",
@@ -172,7 +172,9 @@ def _first_chains_check(
 
     trial = FirstChainsCheck(limit, look, fault, shard.count)
     stored, right = look()
-    a_request = min(recipe.teacher.samples, recipe.teacher.server.per_request) if recipe.teacher.kind == "openai" else 1
+    a_request = (
+        min(recipe.teacher.samples, recipe.teacher.server.samples_per_request) if recipe.teacher.kind == "openai" else 1
+    )
     if stored and not right and stored + a_request > limit:
         raise fault()
     return None if right else trial

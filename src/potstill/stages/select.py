@@ -29,4 +29,4 @@ def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
     choice = Choice(best.best, recipe.select.rule, recipe.select.format, decoding, best.table, best.tied)
     path = run_dir / "select" / "choice.json"
     storage.write_json(path, to_json(choice))
-    return [path], {"step": choice.contender.written}
+    return [path], {"step": choice.checkpoint.json_value}

@@ -36,4 +36,4 @@ def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
         for each in asked
         for path in checkpoint.evaluate_checkpoint(run_dir, recipe, run_dir / "test", each, "test")
     ]
-    return paths, {"steps": [each.written for each in asked]}
+    return paths, {"steps": [each.json_value for each in asked]}

@@ -4,7 +4,7 @@ Resume needs the newest checkpoint (weights and engine state) whose metrics are 
 `train.steps` may grow: under a constant schedule the later steps do not change the earlier ones.
 
 With `train.evaluate` every checkpoint answers the validation questions at once, opened from its folder, into the files
-that `evaluate` would write; it then finds them. With `train.stop_after` training ends where they say so. Both look at
+that `evaluate` would write; it then finds them. With `train.early_stopping_patience` training ends where they say so. Both look at
 files alone, so a killed training comes to the same end.
 """
 
@@ -49,14 +49,20 @@ VERSIONS = {
     "transfer": cross_tokenizer.VERSION,
 }
 SPEED_FILE = "speed.jsonl"  # what the machine took, a line a step; no digest covers it
-FREE_KEYS = ("sharding", "evaluate", "peak", "snapshot", "loss_kernel")  # keys of `train` that change rounding at most
+FREE_KEYS = (
+    "sharding",
+    "evaluate",
+    "peak_flops",
+    "async_checkpoints",
+    "loss_kernel",
+)  # keys of `train` that change rounding at most
 LOSS_RISE_WARNING = 1.2  # a loss that ends so many times above its beginning is worth a warning
 TOGETHER = True  # several processes, where they were started, make this stage as one
 
 
 def inputs(recipe: Recipe) -> dict[str, str]:
     own = models.weights_identity(recipe)
-    if recipe.train.stop_after is None:
+    if recipe.train.early_stopping_patience is None:
         return own
     versions = {**checkpoint.versions(), "selection": selection.VERSION}
     named = {f"version of {name}": str(number) for name, number in versions.items()}
@@ -67,12 +73,14 @@ def free(recipe: Recipe) -> tuple[str, ...]:
     """The keys that may change without making the stage again: where the weights lie, and the number of steps, if it
     can only add some. A choice that the recipe does not make leaves no trace."""
     absent = [
-        f"train.{name}" for name in ("replay", "stop_after", "loss_weights") if getattr(recipe.train, name) is None
+        f"train.{name}"
+        for name in ("replay", "early_stopping_patience", "loss_weights")
+        if getattr(recipe.train, name) is None
     ]
     absent += ["train.uniform_over"] if recipe.train.uniform_over == "questions" else []
     unread = (
         checkpoint.list_unused_keys("validation")
-        if recipe.train.stop_after
+        if recipe.train.early_stopping_patience
         else flatten_keys(recipe, "evaluate", "select", "questions")
     )
     steps = ("train.steps",) if recipe.train.schedule == "constant" else ()
@@ -98,7 +106,7 @@ def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
             f"checkpoint {latest} is not one to continue from: training continues from step {before}", "yellow"
         )
     student = _load_student(recipe, folder, before)
-    if asked.recompute:
+    if asked.gradient_checkpointing:
         student.checkpoint_activations()
     model = training.distribute_student(student, asked.sharding, asked.precision)
     student.kernel = _choose_loss_kernel(student, asked.loss_kernel, asked.precision)
@@ -109,14 +117,16 @@ def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
         truncate_metrics(metrics, before)
         truncate_metrics(speeds, before)
     lesson = examples.read_training_data(run_dir, recipe, student)
-    watching = asked.evaluate or asked.stop_after is not None  # each checkpoint answers before training goes on
+    watching = (
+        asked.evaluate or asked.early_stopping_patience is not None
+    )  # each checkpoint answers before training goes on
     last, stopped = (
         before,
         before > 0 and watching and _evaluate_and_check_stop(run_dir, recipe, list_saved_steps(folder, before)),
     )
     with (
         ExitStack() as opened,
-        CheckpointWriter(folder, student, optimizer, beside=asked.snapshot and not watching) as checkpoints,
+        CheckpointWriter(folder, student, optimizer, beside=asked.async_checkpoints and not watching) as checkpoints,
         progress.bar("train", asked.steps, "steps", done=before) as tick,
     ):
         lines, measured = (
@@ -124,7 +134,7 @@ def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
         )
         began, tokens, work = time.monotonic(), 0, dict[int, int]()
         waiting: list[dict[str, Any]] = []
-        mark, could = began, training.total_peak_flops(student.device, asked.precision, asked.peak)
+        mark, could = began, training.total_peak_flops(student.device, asked.precision, asked.peak_flops)
 
         def counted(step: int) -> list[list[Example]]:
             batches = lesson.micro_batches(step)
@@ -137,8 +147,10 @@ def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
             counted,
             first=before + 1,
             last=before if stopped else asked.steps,
-            schedule=training.Schedule(asked.schedule, asked.learning_rate, asked.warm_up, asked.steps, asked.hold),
-            clip=asked.clip,
+            schedule=training.Schedule(
+                asked.schedule, asked.learning_rate, asked.warmup_steps, asked.steps, asked.stable_steps
+            ),
+            clip=asked.max_grad_norm,
             precision=asked.precision,
             seed=recipe.seed,
         ):
@@ -218,7 +230,7 @@ def _evaluate_checkpoints(run_dir: Path, recipe: Recipe, steps: list[int]) -> bo
     since = selection.count_since_best(values)
     best = f"the best so far is step {steps[-1 - since]}"
     progress.print_line(f"step {steps[-1]}: {values[-1]:.1%} on out-of-distribution validation; {best}", "dim")
-    return recipe.train.stop_after is not None and since >= recipe.train.stop_after
+    return recipe.train.early_stopping_patience is not None and since >= recipe.train.early_stopping_patience
 
 
 def _choose_loss_kernel(student: models.Student, asked: str, precision: str) -> losses.Kernel:

@@ -1,9 +1,9 @@
 """Manifests: what a stage folder was made from, and whether it still fits.
 
-    >>> made = Identity("filter", {"answers": 1}, {"filter.cap": None}, {"sample": "ab12"})
-    >>> now = Identity("filter", {"answers": 2}, {"filter.cap": 4}, {"sample": "ab12"})
+    >>> made = Identity("filter", {"answers": 1}, {"filter.max_per_question": None}, {"sample": "ab12"})
+    >>> now = Identity("filter", {"answers": 2}, {"filter.max_per_question": 4}, {"sample": "ab12"})
     >>> identity_differences(made, now)
-    ['filter.cap: null -> 4', 'version of answers: 1 -> 2']
+    ['filter.max_per_question: null -> 4', 'version of answers: 1 -> 2']
 
 A stage folder holds `begun.json` from its first moment and `manifest.json` from its last: present means done. Both hold
 the identity: the versions of the rooms whose output it holds, the recipe keys that it read with their values, and one

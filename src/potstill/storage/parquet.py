@@ -386,7 +386,7 @@ def _verdict_schema() -> pyarrow.Schema:
 def _verdict_table(verdicts: list[tuple[ChainKey, Verdict]]) -> pyarrow.Table:
     import pyarrow as pa
 
-    rows = [(*key, verdict.grade, verdict.found, verdict.dropped) for key, verdict in verdicts]
+    rows = [(*key, verdict.grade, verdict.answer, verdict.dropped) for key, verdict in verdicts]
     kind = _verdict_schema()
     return pa.Table.from_arrays(
         [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), kind, strict=True)], schema=kind

@@ -5,7 +5,7 @@
 >>> _ = path.write_text('{"grade": "right", "found": "7"}\\n{"grade": "right", "fond": "8"}\\n')
 >>> verdicts = iter_records(Verdict, path)
 >>> next(verdicts)
-Verdict(grade='right', found='7', dropped=None)
+Verdict(grade='right', answer='7', dropped=None)
 >>> try: next(verdicts)
 ... except UserError as fault: print(fault.what, fault.found)
 not a verdict unknown field 'fond'

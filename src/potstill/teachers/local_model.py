@@ -57,7 +57,7 @@ def sample_from_recipe(
         samples=teacher.samples,
         temperature=teacher.temperature,
         max_tokens=teacher.max_tokens,
-        candidates=teacher.candidates,
+        candidates=teacher.top_logprobs,
         seed=recipe.seed,
         source=source,
         budget=teacher.batch_tokens,
@@ -195,7 +195,7 @@ def score_batches(recipe: Recipe, questions: Sequence[Question], found: Iterable
     prompt_of, by_id = prompt_builder_of(recipe), {question.id: question for question in questions}
     for batch in found:
         rows = [(prompt_of(by_id[one.question]), one) for one in batch]
-        yield score_chains(engine, rows, candidates=teacher.candidates, budget=teacher.batch_tokens)
+        yield score_chains(engine, rows, candidates=teacher.top_logprobs, budget=teacher.batch_tokens)
 
 
 def build_chain(text: Generation, source: str, chat: bool = False) -> Chain:

@@ -52,7 +52,7 @@ def compute_format_shares(
     chains     chains that are trained on; None if not known. A question has chains / questions of them on average
     """
     asked, own = recipe.train, {name: quota for name, quota in recipe.train.formats.items() if quota}
-    groups = {name: asked.groups * quota / sum(own.values()) for name, quota in own.items()}
+    groups = {name: asked.prompts_per_step * quota / sum(own.values()) for name, quota in own.items()}
     each = mean_chains_per_prompt(recipe, questions, chains)
     rows = {name: count * (each if prompts.FORMATS[name].rationale else 1) for name, count in groups.items()}
     tokens = {name: rows[name] * targets[name] for name in own}
@@ -91,7 +91,7 @@ def build_data_order(
     asked = recipe.train
     made = data_order.DataOrder(
         seed=recipe.seed,
-        groups_per_step=asked.groups,
+        groups_per_step=asked.prompts_per_step,
         quotas={prompts.FORMATS[name]: quota for name, quota in asked.formats.items() if quota},
         questions=questions,
         chains_per_prompt=asked.chains_per_prompt,
@@ -104,8 +104,8 @@ def build_data_order(
                 raise UserError(
                     f"some steps have no group of {format.name}, so its weight would go to other formats there",
                     where="train.loss_weights",
-                    found=f"{quotas[format.name]} of {sum(quotas.values())} groups, {asked.groups} groups a step",
-                    hint=f"raise train.groups, or the quota of {format.name} in train.formats",
+                    found=f"{quotas[format.name]} of {sum(quotas.values())} groups, {asked.prompts_per_step} groups a step",
+                    hint=f"raise train.prompts_per_step, or the quota of {format.name} in train.formats",
                 )
     return made
 

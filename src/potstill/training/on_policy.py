@@ -5,10 +5,10 @@
 
 Each step asks training questions of generic sets as evaluation does, in the format of the choice; the student answers
 with the weights that it has at that step, and the scorer gives its distribution at every token of the answer, through
-`retold` where its tokens are others. Nobody grades them. With `repair.keep` questions of the task are asked beside
+`retold` where its tokens are others. Nobody grades them. With `on_policy.keep` questions of the task are asked beside
 them, and the chosen student as it was scores these answers, so that it keeps what it was taught. Texts, and so a step,
 are a function of weights, seed and step. Generic questions that nearly stand in a validation or test question, or hold
-one, are left out (`filter.contamination`).
+one, are left out (`filter.contamination_threshold`).
 """
 
 from __future__ import annotations
@@ -45,30 +45,30 @@ class OnPolicyRollouts:
 def build_rollouts(
     run_dir: Path, recipe: Recipe, student: Student, scorer: Student, keeper: Student | None = None
 ) -> OnPolicyRollouts:
-    """The lesson of a run whose student was chosen. keeper: that student as it was, for `repair.keep`.
+    """The lesson of a run whose student was chosen. keeper: that student as it was, for `on_policy.keep`.
 
     Raises UserError where no question is left to ask.
     """
-    asked = recipe.repair
+    asked = recipe.on_policy
     assert asked is not None, "a run that is repaired"
-    rows = replay_data.read_generic_questions(run_dir, recipe, asked.sets, "repair.sets")
+    rows = replay_data.read_generic_questions(run_dir, recipe, asked.sets, "on_policy.sets")
     engine, table = inference.open_engine(student), run_questions.read_task_prompts(run_dir)
     form = prompts.FORMATS[recipe.select.format]
-    course, generic = _question_order(recipe, asked.groups, list(rows)), len(rows)
+    course, generic = _question_order(recipe, asked.prompts_per_step, list(rows)), len(rows)
 
     def prompt_of(name: str) -> Prompt:
         return run_questions.evaluation_prompt(rows[name], form, table)
 
     reader = None if scorer.tokenizer.digest == student.tokenizer.digest else inference.open_engine(scorer)
     tellers = (
-        {} if reader else {ROLLOUT_FORMAT: partial(models.teacher_forced_scores, scorer, candidates=asked.candidates)}
+        {} if reader else {ROLLOUT_FORMAT: partial(models.teacher_forced_scores, scorer, candidates=asked.top_logprobs)}
     )
     task = None
     if asked.keep is not None and keeper is not None:
         taught = {
             question.id: question for question in run_questions.read_questions(run_dir, recipe.questions.train, "train")
         }
-        tellers[TASK_FORMAT] = partial(models.teacher_forced_scores, keeper, candidates=asked.candidates)
+        tellers[TASK_FORMAT] = partial(models.teacher_forced_scores, keeper, candidates=asked.top_logprobs)
         task, rows = _question_order(recipe, task_questions_per_step(recipe), list(taught)), taught | rows
 
     @lru_cache(maxsize=1 << 16)
@@ -111,7 +111,7 @@ def build_rollouts(
     def read_by(reader: ScoringEngine, groups: list[list[Example]]) -> list[list[Example]]:
         """By a scorer of other tokens, a whole step at once: texts say of each other how words go on."""
         rows = [row for rows in groups for row in rows if row.format == ROLLOUT_FORMAT]
-        sizes = {"candidates": asked.candidates, "budget": recipe.train.batch_tokens}
+        sizes = {"candidates": asked.top_logprobs, "budget": recipe.train.batch_tokens}
         made = iter(rescore_across_tokenizers(reader, scorer.tokenizer, student.tokenizer, prompt_of, rows, **sizes))
         return [[next(made) if row.format == ROLLOUT_FORMAT else row for row in rows] for rows in groups]
 
@@ -127,8 +127,8 @@ def build_rollouts(
 
 def task_questions_per_step(recipe: Recipe) -> int:
     """How many questions of the task each step asks: their share of all, one at least."""
-    asked = recipe.repair
-    return 0 if asked is None or asked.keep is None else examples.rows_for_share(asked.groups, asked.keep)
+    asked = recipe.on_policy
+    return 0 if asked is None or asked.keep is None else examples.rows_for_share(asked.prompts_per_step, asked.keep)
 
 
 def _question_order(recipe: Recipe, groups: int, names: list[str]) -> data_order.DataOrder[RowFormat]:

@@ -97,7 +97,7 @@ def build_optimizer(
     named = [(name, value) for name, value in inner.named_parameters() if value.requires_grad]
     for part in factors:
         if not any(part in name for name, _ in named):
-            raise UserError("no parameter has such a name", where="train.factors", found=part)
+            raise UserError("no parameter has such a name", where="train.lr_multipliers", found=part)
     sets: dict[tuple[float, float], list[tuple[str, Tensor]]] = {}
     for name, value in named:
         factor = math.prod(factor for part, factor in factors.items() if part in name)
@@ -121,7 +121,7 @@ def optimizer_from_recipe(recipe: Recipe, model: nn.Module, rate: float) -> Opti
         rate,
         weight_decay=asked.weight_decay,
         betas=(first, second),
-        factors=asked.factors,
+        factors=asked.lr_multipliers,
         rule=asked.optimizer,
     )
 

@@ -3,7 +3,7 @@
 A row is a training question of a generic set, asked as it is in evaluation and answered with its own rationale (where
 it has none with the bare answer), or a prompt and its answer from a file. All are hard targets. Each step has a fixed
 number of them, as many for its groups as the share says, and together their positions weigh exactly that share of the
-step. Rows that nearly stand in a validation or test question, or hold one, are left out (`filter.contamination`).
+step. Rows that nearly stand in a validation or test question, or hold one, are left out (`filter.contamination_threshold`).
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ def read_generic_questions(run_dir: Path, recipe: Recipe, sets: Sequence[str], k
 
 def _drop_contaminated(run_dir: Path, recipe: Recipe, found: Sequence[Question], key: str) -> dict[str, Question]:
     near = run_questions.read_overlaps(run_dir)
-    rows = {row.id: row for row in found if near.get(row.id, 0.0) < recipe.filter.contamination}
+    rows = {row.id: row for row in found if near.get(row.id, 0.0) < recipe.filter.contamination_threshold}
     if not rows:
-        hint = "name other rows, or raise filter.contamination"
+        hint = "name other rows, or raise filter.contamination_threshold"
         what = "every row nearly stands in a validation or test question, or holds one"
         raise UserError(what, where=key, found=f"{len(found)} rows", hint=hint)
     return rows
@@ -96,7 +96,7 @@ def _drop_contaminated(run_dir: Path, recipe: Recipe, found: Sequence[Question],
 def replay_rows_per_step(recipe: Recipe) -> int:
     """How many rows each step replays: their share of all groups, one at least."""
     asked = recipe.train.replay
-    return 0 if asked is None else examples.rows_for_share(recipe.train.groups, asked.share)
+    return 0 if asked is None else examples.rows_for_share(recipe.train.prompts_per_step, asked.share)
 
 
 def _prompt_and_answer(row: Question, table: dict[str, run_questions.TaskPrompt]) -> tuple[Prompt, str]:

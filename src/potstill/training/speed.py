@@ -4,7 +4,7 @@
     0.5
 
 The peak of a device is what its maker says of dense products; where nobody knows it, nothing is claimed. On a CPU it is
-unknown unless the recipe gives it (`train.peak`).
+unknown unless the recipe gives it (`train.peak_flops`).
 """
 
 from __future__ import annotations

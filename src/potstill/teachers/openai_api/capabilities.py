@@ -40,7 +40,7 @@ async def probe(client: Client, settings: ServerSettings, prompt: Prompt, reader
         return await _probe(client, settings, prompt, reader)
     except DECODE_ERRORS as fault:
         raise UserError("the server's answer cannot be read", where=settings.urls[0], found=fault,
-                        hint="set teacher.candidates to 0, or use another server") from None  # fmt: skip
+                        hint="set teacher.top_logprobs to 0, or use another server") from None  # fmt: skip
 
 
 async def _probe(client: Client, settings: ServerSettings, prompt: Prompt, reader: ReaderContext) -> Capabilities:
@@ -65,7 +65,7 @@ async def _probe(client: Client, settings: ServerSettings, prompt: Prompt, reade
             "the server's log-probabilities are of other tokens than its text has",
             where=settings.urls[0],
             found=f"{chain.text[:60]!r}",
-            hint="set teacher.candidates to 0, or use another server",
+            hint="set teacher.top_logprobs to 0, or use another server",
         )
     return replace(
         manner,
@@ -100,7 +100,7 @@ async def _send(
                 f"the server does not give {settings.candidates} candidates a token",
                 where=settings.urls[0],
                 found=answer.said,
-                hint="set teacher.candidates to what it gives, or to 0 to learn from its texts alone (hard targets)",
+                hint="set teacher.top_logprobs to what it gives, or to 0 to learn from its texts alone (hard targets)",
             )
         if name in settings.extra:
             raise UserError("the server refuses a field of the recipe", where=f"teacher.server.extra.{name}",
@@ -171,7 +171,7 @@ def _check_top_logprobs(settings: ServerSettings, choice: Choice) -> None:
         raise UserError(
             "the server answers, but gives no log-probabilities",
             where=settings.urls[0],
-            hint="set teacher.candidates to 0 to learn from its texts alone (hard targets), or try the other"
+            hint="set teacher.top_logprobs to 0 to learn from its texts alone (hard targets), or try the other"
             " teacher.server.api",
         )
     most = max(len(step.tops) + (not _is_listed(step)) for step in steps)
@@ -179,8 +179,8 @@ def _check_top_logprobs(settings: ServerSettings, choice: Choice) -> None:
         raise UserError(
             f"the server gives at most {most} candidates a token",
             where=settings.urls[0],
-            found=f"teacher.candidates {settings.candidates}",
-            hint=f"set teacher.candidates to {most}",
+            found=f"teacher.top_logprobs {settings.candidates}",
+            hint=f"set teacher.top_logprobs to {most}",
         )
     for step in steps:
         values = [value for _, _, value in step.tops if value is not None and value > chain_reader.HIDDEN_LOGPROB]
@@ -189,14 +189,14 @@ def _check_top_logprobs(settings: ServerSettings, choice: Choice) -> None:
                 "the server writes its candidates as its vocabulary has them, not as they stand in a text",
                 where=settings.urls[0],
                 found=f"{step.name!r}, and the candidates {[name for _, name, _ in step.tops][:3]}",
-                hint="set teacher.candidates to 0, or use another server",
+                hint="set teacher.top_logprobs to 0, or use another server",
             )
         if not _is_listed(step) and step.value is not None and step.value > chain_reader.HIDDEN_LOGPROB:
             values.append(step.value)
         if chain_reader.exceeds_one(values):
             raise UserError("the server's log-probabilities are none: the probabilities of a token are above 1",
                             where=settings.urls[0], found=values[:3],
-                            hint="set teacher.candidates to 0, or use another server")  # fmt: skip
+                            hint="set teacher.top_logprobs to 0, or use another server")  # fmt: skip
 
 
 def _is_listed(step: token_entries.TokenEntry) -> bool:
