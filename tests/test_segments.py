@@ -111,12 +111,10 @@ def chains(draw) -> Chain:
 
 @settings(deadline=None)
 @given(chains())
-def test_a_chain_and_its_line_make_one_table(each) -> None:
+def test_a_chain_comes_back_from_its_line_and_from_its_table(each) -> None:
     spread = replace(each, spans=tuple((2 * start, 2 * end) for start, end in each.spans), defects=("entries missing",))
     for one in (each, spread):
-        assert parquet.build_chain_table([segments.decode_chain(segments.encode_chain(one))]).equals(
-            parquet.build_chain_table([one])
-        )
+        assert segments.decode_chain(segments.encode_chain(one)) == one
         assert list(parquet.chains_from_table(parquet.build_chain_table([one]))) == [one]
 
 

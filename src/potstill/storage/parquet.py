@@ -27,11 +27,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from potstill.errors import UserError
-from potstill.records import END, Chain, End, Semantics, Verdict
-from potstill.serialization import decode_bytes
+from potstill.records import END, Chain, Semantics, Verdict
 from potstill.storage import atomic, read, segments
 from potstill.storage.read import RESTORE_HINT, as_user_errors
-from potstill.storage.segments import Base64Bytes, ChainLine
 
 if TYPE_CHECKING:
     import numpy
@@ -72,24 +70,24 @@ def chain_schema() -> pyarrow.Schema:
     )
 
 
-def build_chain_table(chains: Sequence[Chain | ChainLine]) -> pyarrow.Table:
-    """Chains, or lines of them, as columns: the same for both."""
+def build_chain_table(chains: Sequence[Chain]) -> pyarrow.Table:
+    """Chains as columns."""
     import pyarrow as pa
 
     steps = [step for chain in chains for step in chain.candidates]
-    outcomes = [what if type(what) is str else _arrow_bytes(what) for step in steps for what, _ in step]
+    outcomes = [None if piece is END else piece for step in steps for piece, _ in step]
     values = [value for step in steps for _, value in step]
     pairs = pa.StructArray.from_arrays(
         [pa.array(outcomes, pa.binary()), pa.array(values, pa.float32())], ["bytes", "log_probability"]
     )
     counts = [len(chain.tokens) for chain in chains]
-    tokens = pa.array([_arrow_bytes(token) for chain in chains for token in chain.tokens], pa.binary())
-    names = ("question", "source", "index", "stop", "semantics", "defects")
+    tokens = pa.array([token for chain in chains for token in chain.tokens], pa.binary())
+    edges = pa.array([edge for chain in chains for span in chain.spans for edge in span], pa.int32())
+    names = ("question", "source", "index", "content", "stop", "semantics", "defects")
     columns: dict[str, Any] = {
         **{name: [getattr(chain, name) for chain in chains] for name in names},
-        "content": [_arrow_bytes(chain.content) for chain in chains],
         "tokens": _list_array(counts, tokens),
-        "spans": _list_array(counts, _build_spans(chains, counts, tokens)),
+        "spans": _list_array(counts, pa.FixedSizeListArray.from_arrays(edges, 2)),
         "candidates": _list_array(
             [len(chain.candidates) for chain in chains], _list_array([len(step) for step in steps], pairs)
         ),
@@ -97,29 +95,6 @@ def build_chain_table(chains: Sequence[Chain | ChainLine]) -> pyarrow.Table:
     kind = chain_schema()
     arrays = [_to_array(columns[field.name], field.type) for field in kind]
     return pa.Table.from_arrays(arrays, schema=kind)
-
-
-def _arrow_bytes(piece: str | bytes | Base64Bytes | End | None) -> str | bytes | None:
-    """What Arrow takes for bytes; END is a null."""
-    if type(piece) is Base64Bytes:
-        return decode_bytes({"base64": piece.base64})
-    return None if piece is END else piece  # type: ignore[return-value]
-
-
-def _build_spans(chains: Sequence[Chain | ChainLine], counts: Sequence[int], tokens: pyarrow.Array) -> pyarrow.Array:
-    """The spans of all tokens; of chains that name none they run from token to token."""
-    import numpy
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    lengths = pc.call_function("binary_length", [tokens]).to_numpy()
-    edges = numpy.concatenate([[0], numpy.cumsum(lengths)])
-    firsts = numpy.concatenate([[0], numpy.cumsum(counts, dtype=numpy.int64)])
-    spans = numpy.stack([edges[:-1], edges[1:]], 1) - numpy.repeat(edges[firsts[:-1]], counts)[:, None]
-    for chain, first, count in zip(chains, firsts, counts, strict=False):
-        if chain.spans is not None and count:
-            spans[first : first + count] = chain.spans
-    return pa.FixedSizeListArray.from_arrays(pa.array(spans.ravel().astype(numpy.int32)), 2)
 
 
 def _to_array(values: Any, kind: pyarrow.DataType) -> pyarrow.Array:
@@ -184,8 +159,8 @@ ChainKey = tuple[str, str, int]
 Row = TypeVar("Row")
 
 
-def write_chains(path: Path, chains: Iterable[Chain | ChainLine]) -> None:
-    """All chains, or lines of them, as one Parquet file (zstd), in the order given."""
+def write_chains(path: Path, chains: Iterable[Chain]) -> None:
+    """Chains as one Parquet file (zstd), in the order given."""
     _write_groups(path, _chain_groups(chains), build_chain_table, chain_schema())
 
 
@@ -300,8 +275,8 @@ def write_array(path: Path, array: numpy.ndarray) -> None:
     atomic.write_file(path, buffer.getvalue())
 
 
-def _chain_groups(chains: Iterable[Chain | ChainLine]) -> Iterator[list[Chain | ChainLine]]:
-    group: list[Chain | ChainLine] = []
+def _chain_groups(chains: Iterable[Chain]) -> Iterator[list[Chain]]:
+    group: list[Chain] = []
     cells = 0
     for chain in chains:
         group.append(chain)

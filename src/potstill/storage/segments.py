@@ -1,15 +1,4 @@
-"""A chain as one line of a segment, and the line read again as far as a table needs it.
-
-    >>> from potstill.records import END
-    >>> chain = Chain.from_tokens("q1", 0, [b"4"], [[(b"4", -0.5), (END, -2.5)]])
-    >>> encode_chain(chain)[:56]
-    b'{"question":"q1","source":"teacher","index":0,"text":"4"'
-    >>> decode_chain(encode_chain(chain)).candidates
-    [[('4', -0.5), (None, -2.5)]]
-
-What is read keeps its strings as strings: of a chain's hundreds of outcomes no bytes are made that a table puts back.
-
-Segments: chains as they arrive, one JSON line each, and how they are put in the order of their keys.
+"""Segments: chains as they arrive, one JSON line each, and how they are put in the order of their keys.
 
     >>> import tempfile; folder = Path(tempfile.mkdtemp())
     >>> from potstill.serialization import to_json; from potstill.storage import Appender
@@ -20,6 +9,11 @@ Segments: chains as they arrive, one JSON line each, and how they are put in the
     (True, False, 2)
     >>> [chain.index for chain in merge_segments(folder)]
     [0, 1]
+    >>> chain = Chain.from_text("q1", 0, "4", source="old")
+    >>> encode_chain(chain)[:52]
+    b'{"question":"q1","source":"old","index":0,"text":"4"'
+    >>> decode_chain(encode_chain(chain)) == chain
+    True
 
 Every process that samples has a segment of its own, so that none waits for another. A whole line is a stored chain; a
 torn last one is nobody's, and whoever writes the segment cuts it off. A line that a power loss has torn is skipped.
@@ -44,36 +38,8 @@ from potstill.serialization import from_json, to_json
 from potstill.storage import atomic
 from potstill.storage.read import NUL_BYTE, as_user_errors
 
-
-class Base64Bytes(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    """Bytes that are no text."""
-
-    base64: str
-
-
-class ChainLine(msgspec.Struct, gc=False):
-    """The fields of a chain as its line has them: bytes as text or `Odd`, END as None, spans only where they do not run
-    from token to token."""
-
-    question: str
-    source: str
-    index: int
-    content: str | Base64Bytes = msgspec.field(name="text")
-    tokens: list[str | Base64Bytes] = []
-    spans: list[tuple[int, int]] | None = None
-    candidates: list[list[tuple[str | Base64Bytes | None, float]]] = []
-    stop: str = "end"
-    semantics: str = "none"
-    defects: list[str] = []
-
-    def __post_init__(self) -> None:
-        count = len(self.tokens)
-        if (self.spans is not None and len(self.spans) != count) or len(self.candidates) not in (0, count, count + 1):
-            raise ValueError("parts that do not fit each other")
-
-
 _encode: Final = msgspec.json.Encoder().encode  # five times json's speed
-_decode: Final = msgspec.json.Decoder(ChainLine).decode
+_decode: Final = msgspec.json.Decoder().decode
 
 
 def encode_chain(chain: Chain) -> bytes:
@@ -88,13 +54,14 @@ def encode_chain(chain: Chain) -> bytes:
     return data + b"\n"
 
 
-def decode_chain(data: bytes) -> ChainLine | Chain:
-    """The reverse of `line`. Raises KeyError, TypeError, ValueError, AttributeError, AssertionError or RecursionError
-    where the line is no chain."""
+def decode_chain(data: bytes) -> Chain:
+    """The inverse of `encode_chain`. Raises KeyError, TypeError, ValueError, AttributeError, AssertionError or
+    RecursionError if the line is not a chain."""
     try:
-        return _decode(data)
-    except msgspec.DecodeError:  # stricter than the standard's reader, and says less of what is wrong
-        return from_json(Chain, json.loads(data))
+        row = _decode(data)
+    except msgspec.DecodeError:  # it refuses half of a surrogate pair, and says less about a fault
+        row = json.loads(data)
+    return from_json(Chain, row)
 
 
 ChainKey = tuple[str, str, int]
@@ -167,7 +134,7 @@ def stored_keys(files: Iterable[Path]) -> ChainKeySet:
     return stored
 
 
-def merge_segments(folder: Path) -> Iterator[ChainLine | Chain]:
+def merge_segments(folder: Path) -> Iterator[Chain]:
     """Every chain of a folder's segments once, in the order of the keys; of two with one key the one stored first in
     the first segment. Raises UserError for a line that is no chain."""
     import numpy
@@ -222,7 +189,7 @@ def _iter_lines(path: Path) -> Iterator[tuple[ChainKey, int, int]]:
             start += len(line)
 
 
-def _parse_line(data: bytes, path: Path, start: int) -> ChainLine | Chain:
+def _parse_line(data: bytes, path: Path, start: int) -> Chain:
     try:
         return decode_chain(data)
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RecursionError) as fault:
