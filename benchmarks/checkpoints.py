@@ -72,7 +72,7 @@ def measure(way: str, asked: argparse.Namespace, tokenizer: tokenization.Tokeniz
     with tempfile.TemporaryDirectory(dir=asked.folder) as at:
         folder = Path(at) / "checkpoints"
         began = mark = time.monotonic()
-        with CheckpointWriter(folder, student, optimizer, beside=way == "beside") as checkpoints:
+        with CheckpointWriter(folder, student, optimizer, background=way == "beside") as checkpoints:
             for step in training.train_steps(
                 student, optimizer, lambda _: batches, first=1, last=last, schedule=schedule, seed=1
             ):

@@ -112,7 +112,7 @@ def count(student: Student, examples: list[Example], told: argparse.Namespace) -
     squares = pairs = 0
     for cut, batch in zip(cuts, batches, strict=True):
         packing, first = batch.packing, batch.layouts[:1]
-        own = packing.squares if packing is not None else first[0].squares
+        own = packing.blocks if packing is not None else first[0].blocks
         squares += sum(square.rows * square.queries * square.keys for square in own)
         for part in (parts[place] for place in cut):
             prompt, read = len(part[0].prompt), [len(row.target) - 1 for row in part]

@@ -138,7 +138,7 @@ def make(kind: str, tokenizer: Tokenizer) -> Student:
     torch.manual_seed(1)
     from potstill.models import causal
 
-    return causal.CausalStudent(Gemma2ForCausalLM(config), tokenizer, mass="raw").eval()
+    return causal.CausalStudent(Gemma2ForCausalLM(config), tokenizer).eval()
 
 
 def case_texts_and_scores_are_those_of_the_cpu(kind: str, tokenizer: Tokenizer) -> None:
@@ -175,7 +175,7 @@ def case_gradients_and_steps_are_those_of_the_cpu(kind: str, tokenizer: Tokenize
         optimizer = training.build_optimizer(student, 1e-2)
         made = training.train_steps(
             student, optimizer, lambda _: [rows[:2], rows[2:]], first=1, last=2,
-            schedule=training.Schedule("constant", 1e-2), seed=1, clip=1.0,
+            schedule=training.Schedule("constant", 1e-2), seed=1, max_grad_norm=1.0,
         )  # fmt: skip
         losses.append([(step.loss, step.gradient_norm) for step in made])
     for own, other in zip(*losses, strict=True):

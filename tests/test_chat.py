@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 import tiny
+from expect import user_error
 from potstill import dry_run, models, runner, storage, tokenization
 from potstill.cli import lm_eval
 from potstill.data import run_questions
@@ -96,18 +97,18 @@ def test_a_template_in_the_tokenizers_configuration_is_found(tuned: Path, tmp_pa
 def test_what_cannot_be_is_one_message(tuned: Path, tmp_path: Path):
     without = folder(tmp_path / "without", template=None)
     assert models.open_student(without, chat_template="auto").render(PROMPT) == PROMPT.plain + PROMPT.lead
-    with pytest.raises(UserError, match="there is no chat template"):
+    with user_error("E-model-chat-template-missing"):
         models.open_student(without, chat_template=True)
     t5 = folder(tmp_path / "t5", family="t5")
     assert models.open_student(t5, chat_template="auto").render(PROMPT) == PROMPT.plain
-    with pytest.raises(UserError, match="a T5 has no chat template"):
+    with user_error("E-model-chat-template-unsupported"):
         models.open_student(t5, chat_template=True)
-    with pytest.raises(UserError, match="special token of the model"):
+    with user_error("E-model-special-token-in-prompt"):
         models.open_student(tuned, chat_template=True).render(
             build_prompt("Is <|stop|> a word?", FORMATS["zero-shot-answer"])
         )
     refusing = folder(tmp_path / "refusing", template="{{ raise_exception('no turns today') }}")
-    with pytest.raises(UserError, match="no turns today"):
+    with user_error("E-model-chat-template-refused", found="no turns today"):
         models.open_student(refusing, chat_template=True).render(PROMPT)
 
 

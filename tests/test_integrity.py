@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import tiny
+from expect import user_error
 from potstill import cli, runner, storage
 from potstill.errors import UserError
 from potstill.storage import atomic, manifest, read
@@ -120,7 +121,7 @@ def test_training_does_not_continue_from_a_changed_checkpoint(
     monkeypatch.undo()
     last = at / stage / "checkpoints" / ("4" if stage == "train" else "3")
     change(last / file)
-    with pytest.raises(UserError, match="not what training has written") as fault:
+    with user_error("E-train-checkpoint-changed") as fault:
         tiny.make(world, at, *ALL, until=stage)
     assert fault.value.where == str(last / file)
     storage.remove(last)

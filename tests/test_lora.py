@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tiny
+from expect import user_error
 from potstill import models, tokenization, training
-from potstill.errors import UserError
 from potstill.evaluation import checkpoint
 from potstill.models import Example, Shape
 from potstill.records import Target
@@ -41,9 +41,9 @@ def example(student: models.Student) -> Example:
 def test_adapters_alone_learn_and_the_saved_folder_is_the_adapted_model(family: str, tmp_path: Path):
     student = make(family)
     rows = [example(student)]
-    first = {name: value.clone() for name, value in student.state().items()}
+    first = {name: value.clone() for name, value in student.weights().items()}
     untaught = student(student.batch(rows)).detach()
-    models.add_adapters(student, 4, seed=1)
+    models.add_adapters(student.model, 4, seed=1)
     assert torch.equal(student(student.batch(rows)).detach(), untaught)
     names = {name for name, value in student.named_parameters() if value.requires_grad}
     assert names and all(".lora_" in name for name in names)
@@ -55,7 +55,7 @@ def test_adapters_alone_learn_and_the_saved_folder_is_the_adapted_model(family: 
     taught = student(student.batch(rows)).detach()
     plain = models.open_student(tmp_path)
     assert torch.allclose(plain(plain.batch(rows)).detach(), taught, atol=1e-5) and taught.sum() < untaught.sum()
-    saved = plain.state()
+    saved = plain.weights()
     assert set(saved) == set(first)
     changed = {name for name, value in saved.items() if not torch.equal(value, first[name])}
     assert changed and not any(
@@ -91,5 +91,5 @@ def test_a_run_with_adapters_resumes_to_the_bit(world: Path, tmp_path: Path, mon
 
 def test_without_peft_there_is_one_message(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(UserError, match="LoRA needs peft"):
-        models.add_adapters(make("t5"), 4, seed=1)
+    with user_error("E-train-missing-package"):
+        models.add_adapters(make("t5").model, 4, seed=1)

@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from expect import user_error
 from potstill.errors import UserError
 from potstill.losses import (
+    DIVERGENCES,
     MISSING_PROBABILITY_MODES,
+    Loss,
     candidate_log_probabilities,
     forward_kl,
+    generalized_jsd,
     reverse_kl,
     sparse_kl,
     unlikelihood,
@@ -23,19 +27,19 @@ from potstill.losses import (
 )
 
 
-def dense(hidden, head, ids, probabilities, *, mass, bias=None, scale=1.0, cap=None) -> Tensor:
+def dense(hidden, head, ids, probabilities, *, missing_probability, bias=None, scale=1.0, softcap=None) -> Tensor:
     """The definition, row by row over the whole vocabulary, with autograd's own gradient."""
     logits = hidden.double() @ head.double().T * scale
     logits = logits if bias is None else logits + bias.double()
-    logits = logits if cap is None else cap * torch.tanh(logits / cap)
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     losses = []
     for row, row_ids, row_p in zip(logits.log_softmax(1), ids, probabilities.double(), strict=True):
         pairs = [(int(i), p) for i, p in zip(row_ids, row_p, strict=True) if p > 0]
         kept = sum((p for _, p in pairs), torch.zeros((), dtype=torch.float64))
-        if mass == "renormalised":
+        if missing_probability == "renormalised":
             pairs = [(i, p / kept) for i, p in pairs]
         value = sum((p * (p.log() - row[i]) for i, p in pairs), row.sum() * 0)
-        if mass == "tail" and 1 - kept > 1e-6:
+        if missing_probability == "tail" and 1 - kept > 1e-6:
             others = [i for i in range(len(row)) if i not in {i for i, _ in pairs}]
             value = value + (1 - kept) * ((1 - kept).log() - row[others].logsumexp(0))
         losses.append(value)
@@ -55,17 +59,17 @@ def problem(seed: int, n: int = 7, d: int = 5, v: int = 13, k: int = 4, dtype=to
     return hidden, head, torch.where(used, ids, 0), weights / weights.sum(1, keepdim=True) * kept
 
 
-@pytest.mark.parametrize("mass", MISSING_PROBABILITY_MODES)
+@pytest.mark.parametrize("mode", MISSING_PROBABILITY_MODES)
 @pytest.mark.parametrize("chunk", [1, 3, 64, None])
 @pytest.mark.parametrize(("scale", "cap", "biased"), [(1.0, None, False), (0.3, None, True), (1.0, 2.0, True)])
-def test_equals_the_dense_formula_and_its_gradients(mass, chunk, scale, cap, biased):
+def test_equals_the_dense_formula_and_its_gradients(mode, chunk, scale, cap, biased):
     hidden, head, ids, p = problem(1)
     bias = torch.randn(13, generator=torch.Generator().manual_seed(2)) if biased else None
     leaves = [x.clone().requires_grad_() for x in (hidden, head) + ((bias,) if bias is not None else ())]
     twins = [x.clone().requires_grad_() for x in (hidden, head) + ((bias,) if bias is not None else ())]
     weights = torch.linspace(0.0, 2.0, len(ids))
-    options = {"mass": mass, "scale": scale, "cap": cap}
-    ours = sparse_kl(leaves[0], leaves[1], ids, p, bias=leaves[2] if biased else None, chunk=chunk, **options)
+    options = {"missing_probability": mode, "scale": scale, "softcap": cap}
+    ours = sparse_kl(leaves[0], leaves[1], ids, p, bias=leaves[2] if biased else None, chunk_rows=chunk, **options)
     theirs = dense(twins[0], twins[1], ids, p, bias=twins[2] if biased else None, **options)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
@@ -83,30 +87,34 @@ def test_equals_the_dense_formula_and_its_gradients(mass, chunk, scale, cap, bia
     st.integers(7, 20),
     st.integers(1, 9),
 )
-def test_any_problem_equals_the_dense_formula(seed, mass, k, v, chunk):
+def test_any_problem_equals_the_dense_formula(seed, mode, k, v, chunk):
     hidden, head, ids, p = problem(seed, n=4, d=3, v=v, k=k)
-    ours = sparse_kl(hidden, head, ids, p, mass=mass, chunk=chunk)
-    torch.testing.assert_close(ours.double(), dense(hidden, head, ids, p, mass=mass), rtol=1e-5, atol=1e-5)
+    ours = sparse_kl(hidden, head, ids, p, missing_probability=mode, chunk_rows=chunk)
+    torch.testing.assert_close(
+        ours.double(), dense(hidden, head, ids, p, missing_probability=mode), rtol=1e-5, atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("mass", MISSING_PROBABILITY_MODES)
+@pytest.mark.parametrize("mode", MISSING_PROBABILITY_MODES)
 @pytest.mark.parametrize("cap", [None, 3.0])
-def test_gradcheck(mass, cap):
+def test_gradcheck(mode, cap):
     hidden, head, ids, p = problem(3, n=3, d=3, v=7, k=3, dtype=torch.float64)
     bias = torch.zeros(7, dtype=torch.float64).requires_grad_()
 
     def function(hidden, head, bias):
-        return sparse_kl(hidden, head, ids, p, mass=mass, bias=bias, scale=0.7, cap=cap, chunk=2)
+        return sparse_kl(
+            hidden, head, ids, p, missing_probability=mode, bias=bias, scale=0.7, softcap=cap, chunk_rows=2
+        )
 
     assert torch.autograd.gradcheck(function, (hidden.requires_grad_(), head.requires_grad_(), bias))
 
 
-@pytest.mark.parametrize("mass", MISSING_PROBABILITY_MODES)
-def test_a_hard_label_is_cross_entropy(mass):
+@pytest.mark.parametrize("mode", MISSING_PROBABILITY_MODES)
+def test_a_hard_label_is_cross_entropy(mode):
     hidden, head, ids, _ = problem(4, k=3)
     p = torch.tensor([[1.0, 0.0, 0.0]]).expand(len(ids), -1)  # two padded slots
     expected = F.cross_entropy(hidden @ head.T, ids[:, 0], reduction="none")
-    torch.testing.assert_close(sparse_kl(hidden, head, ids, p, mass=mass), expected)
+    torch.testing.assert_close(sparse_kl(hidden, head, ids, p, missing_probability=mode), expected)
 
 
 def test_the_raw_gradient_in_the_logits_is_M_q_minus_p():
@@ -117,14 +125,14 @@ def test_the_raw_gradient_in_the_logits_is_M_q_minus_p():
     torch.testing.assert_close(logits.grad, expected.scatter_add(1, ids, -p))
 
 
-@pytest.mark.parametrize("mass", MISSING_PROBABILITY_MODES)
-def test_nothing_to_learn_at_the_teachers_own_distribution(mass):
+@pytest.mark.parametrize("mode", MISSING_PROBABILITY_MODES)
+def test_nothing_to_learn_at_the_teachers_own_distribution(mode):
     logits = torch.randn(6, 9, generator=torch.Generator().manual_seed(7)).requires_grad_()
     p = logits.detach().softmax(1)
     ids = torch.arange(9).expand(6, -1)
-    if mass == "tail":  # of which it may show a part only
+    if mode == "tail":  # of which it may show a part only
         ids, p = ids[:, :4], p[:, :4]
-    losses = sparse_kl(logits, torch.eye(9), ids, p, mass=mass)
+    losses = sparse_kl(logits, torch.eye(9), ids, p, missing_probability=mode)
     losses.sum().backward()
     assert losses.abs().max() < 1e-6
     assert logits.grad is not None and logits.grad.abs().max() < 1e-6
@@ -134,19 +142,19 @@ def test_a_student_certain_of_the_candidates_has_a_finite_tail():
     logits = torch.zeros(1, 5)
     logits[0, 2] = 200.0  # 1 - Q is far below the smallest float32
     logits.requires_grad_()
-    losses = sparse_kl(logits, torch.eye(5), torch.tensor([[2]]), torch.tensor([[0.9]]), mass="tail")
+    losses = sparse_kl(logits, torch.eye(5), torch.tensor([[2]]), torch.tensor([[0.9]]), missing_probability="tail")
     losses.sum().backward()
     assert losses.item() == pytest.approx(0.9 * math.log(0.9) + 0.1 * (math.log(0.1) + 200 - math.log(4)))
     assert logits.grad is not None
     torch.testing.assert_close(logits.grad, torch.tensor([[-0.025, -0.025, 0.1, -0.025, -0.025]]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("mass", ["raw", "tail"])
-def test_a_position_that_shows_nothing_costs_nothing(mass):
+@pytest.mark.parametrize("mode", ["raw", "tail"])
+def test_a_position_that_shows_nothing_costs_nothing(mode):
     hidden, head, ids, p = problem(8)
     p[2] = 0.0
     hidden.requires_grad_()
-    losses = sparse_kl(hidden, head, ids, p, mass=mass)
+    losses = sparse_kl(hidden, head, ids, p, missing_probability=mode)
     losses.sum().backward()
     assert losses[2] == 0
     assert hidden.grad is not None and hidden.grad[2].abs().max() == 0
@@ -156,8 +164,8 @@ def test_a_position_that_shows_nothing_costs_nothing(mass):
 def test_a_position_that_shows_nothing_cannot_be_renormalised():
     hidden, head, ids, p = problem(8)
     p[2] = 0.0
-    with pytest.raises(UserError, match="nothing to renormalise"):
-        sparse_kl(hidden, head, ids, p, mass="renormalised")
+    with user_error("E-train-nothing-to-renormalise"):
+        sparse_kl(hidden, head, ids, p, missing_probability="renormalised")
 
 
 def test_low_precision_inputs_are_accumulated_in_float32():
@@ -187,24 +195,24 @@ def test_what_does_not_fit_is_refused():
         sparse_kl(hidden, head, ids, p)
     with pytest.raises(AssertionError, match="do not fit a head"):
         sparse_kl(hidden[:, :3], head, ids, p)
-    with pytest.raises(AssertionError, match="mass is one of raw, renormalised, tail"):
-        sparse_kl(hidden, head, ids, p, mass="Raw")  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match="missing_probability is one of raw, renormalised, tail"):
+        sparse_kl(hidden, head, ids, p, missing_probability="Raw")  # type: ignore[arg-type]
 
 
 HEADS = [(1.0, None, False), (0.3, None, True), (1.0, 2.0, True)]
 
 
-@pytest.mark.parametrize("mass", MISSING_PROBABILITY_MODES)
+@pytest.mark.parametrize("mode", MISSING_PROBABILITY_MODES)
 @pytest.mark.parametrize("chunk", [1, 3, 64, 4096])
 @pytest.mark.parametrize("scale, cap, biased", HEADS)
-def test_the_weighted_sum_has_the_gradient_of_the_dense_formula(mass, chunk, scale, cap, biased):
+def test_the_weighted_sum_has_the_gradient_of_the_dense_formula(mode, chunk, scale, cap, biased):
     hidden, head, ids, p = problem(11)
     leaves = [hidden.requires_grad_(), head.requires_grad_(), torch.randn(len(head)).requires_grad_()]
     twins = [leaf.detach().double().requires_grad_() for leaf in leaves]
     weights = torch.linspace(0.0, 2.0, len(ids))
-    options = {"mass": mass, "scale": scale, "cap": cap}
+    options = {"missing_probability": mode, "scale": scale, "softcap": cap}
     total, values = weighted_sparse_kl(
-        hidden, head, ids, p, weights, bias=leaves[2] if biased else None, chunk=chunk, **options
+        hidden, head, ids, p, weights, bias=leaves[2] if biased else None, chunk_rows=chunk, **options
     )
     theirs = dense(twins[0], twins[1], ids, p, bias=twins[2] if biased else None, **options)
     torch.testing.assert_close(values.double(), theirs, rtol=1e-5, atol=1e-5)
@@ -220,7 +228,7 @@ def test_the_gradient_of_a_weighted_sum_is_given_once():
     hidden, head, ids, p = problem(11)
     total, _ = weighted_sparse_kl(hidden.requires_grad_(), head, ids, p, torch.ones(len(ids)))
     total.backward(retain_graph=True)
-    with pytest.raises(AssertionError, match="given once"):
+    with pytest.raises(AssertionError, match="can run once"):
         total.backward()
 
 
@@ -241,7 +249,15 @@ def test_candidate_log_probabilities_are_those_of_the_whole_softmax(chunk, scale
     leaves = [hidden.requires_grad_(), head.requires_grad_(), torch.randn(len(head)).requires_grad_()]
     twins = [leaf.detach().double().requires_grad_() for leaf in leaves]
     ours = candidate_log_probabilities(
-        hidden, head, ids, rest=True, shown=p > 0, bias=leaves[2] if biased else None, scale=scale, cap=cap, chunk=chunk
+        hidden,
+        head,
+        ids,
+        with_rest=True,
+        is_candidate=p > 0,
+        bias=leaves[2] if biased else None,
+        scale=scale,
+        softcap=cap,
+        chunk_rows=chunk,
     )
     theirs = plain_log_q(twins[0], twins[1], ids, p, twins[2] if biased else None, scale, cap)
     torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
@@ -257,18 +273,20 @@ def test_candidate_log_probabilities_gradcheck():
     hidden, head, ids, _ = problem(3, n=3, d=3, v=7, k=3, dtype=torch.float64)
 
     def function(hidden, head):
-        return candidate_log_probabilities(hidden, head, ids, rest=True, scale=0.7, cap=2.0, chunk=2)
+        return candidate_log_probabilities(hidden, head, ids, with_rest=True, scale=0.7, softcap=2.0, chunk_rows=2)
 
     assert torch.autograd.gradcheck(function, (hidden.requires_grad_(), head.requires_grad_()))
 
 
-@pytest.mark.parametrize("mass", MISSING_PROBABILITY_MODES)
-def test_the_forward_divergence_on_log_probabilities_is_the_fused_one(mass):
+@pytest.mark.parametrize("mode", MISSING_PROBABILITY_MODES)
+def test_the_forward_divergence_on_log_probabilities_is_the_fused_one(mode):
     hidden, head, ids, p = problem(13)
     found = []
     for of in (
-        lambda h, w: sparse_kl(h, w, ids, p, mass=mass),
-        lambda h, w: forward_kl(candidate_log_probabilities(h, w, ids, rest=mass == "tail", shown=p > 0), p, mass),
+        lambda h, w: sparse_kl(h, w, ids, p, missing_probability=mode),
+        lambda h, w: forward_kl(
+            candidate_log_probabilities(h, w, ids, with_rest=mode == "tail", is_candidate=p > 0), p, mode
+        ),
     ):
         leaves = [hidden.clone().requires_grad_(), head.clone().requires_grad_()]
         values = of(*leaves)
@@ -286,9 +304,8 @@ def test_the_reverse_divergence_is_that_of_the_whole_distributions():
     ids, head = torch.arange(6).expand(5, -1), torch.eye(6, dtype=torch.float64)
     log_q = candidate_log_probabilities(logits, head, ids)
     textbook = (log_q.exp() * (log_q - p.log())).sum(1)
-    for mass in ("raw", "renormalised"):
-        torch.testing.assert_close(reverse_kl(log_q, p, mass), textbook)
-    part = candidate_log_probabilities(logits, head, ids[:, :3], rest=True)
+    torch.testing.assert_close(reverse_kl(log_q, p, "renormalised"), textbook)
+    part = candidate_log_probabilities(logits, head, ids[:, :3], with_rest=True)
     q, own = part.exp(), torch.cat([p[:, :3], 1 - p[:, :3].sum(1, keepdim=True)], 1)
     torch.testing.assert_close(reverse_kl(part, p[:, :3], "tail"), (q * (q / own).log()).sum(1))
     padded = torch.cat([p[:, :3], torch.zeros(5, 1, dtype=torch.float64)], 1)
@@ -306,5 +323,101 @@ def test_unlikelihood_pushes_a_wrong_token_down():
 
 
 def test_a_tail_needs_the_rest():
-    with pytest.raises(AssertionError, match="rest=True"):
+    with pytest.raises(AssertionError, match="with_rest=True"):
         forward_kl(torch.zeros(1, 2), torch.full((1, 2), 0.5), "tail")
+
+
+# Every divergence of `train.divergence`, against its definition over the whole vocabulary with autograd's own gradient.
+
+
+def dense_divergence(name, hidden, head, ids, p, mode, *, beta, bias=None, scale=1.0, softcap=None) -> Tensor:
+    """The definition in float64. tail: all tokens that are not candidates are one outcome, at least 1e-6 to the teacher
+    for the divergences that would be infinite. renormalised: p alone for forward KL, else both sides."""
+    logits = hidden @ head.T * scale
+    logits = logits if bias is None else logits + bias
+    q_all = (logits if softcap is None else softcap * torch.tanh(logits / softcap)).softmax(1)
+    values = []
+    for q_row, row_ids, row_p in zip(q_all, ids, p, strict=True):
+        used = row_p > 0
+        q, own = q_row[row_ids[used]], row_p[used]
+        if mode == "tail":
+            rest = 1 - own.sum()
+            rest = rest.clamp_min(1e-6) if name != "forward_kl" else rest
+            q, own = torch.cat([q, (1 - q.sum())[None]]), torch.cat([own, rest[None]])
+        elif mode == "renormalised":
+            own = own / own.sum()
+            q = q if name == "forward_kl" else q / q.sum()
+        mixture = {"forward_kl": q, "reverse_kl": own}.get(name, beta * own + (1 - beta) * q)
+        weight = {"forward_kl": 1.0, "reverse_kl": 0.0}.get(name, beta)
+        values.append((weight * torch.xlogy(own, own / mixture) + (1 - weight) * q * (q / mixture).log()).sum())
+    return torch.stack(values)
+
+
+COMBINATIONS = [
+    (name, mode) for name in DIVERGENCES for mode in MISSING_PROBABILITY_MODES if mode != "raw" or name == "forward_kl"
+]
+
+
+@pytest.mark.parametrize(("name", "mode"), COMBINATIONS)
+@pytest.mark.parametrize(("scale", "softcap", "biased"), HEADS)
+@pytest.mark.parametrize("beta", [0.5, 0.1])
+def test_each_divergence_has_the_value_and_gradient_of_its_dense_definition(name, mode, scale, softcap, biased, beta):
+    hidden, head, ids, p = problem(21, dtype=torch.float64)
+    bias = torch.randn(13, generator=torch.Generator().manual_seed(2), dtype=torch.float64) if biased else None
+    inputs = [hidden, head, *([bias] if bias is not None else [])]
+    weights = torch.linspace(0.0, 2.0, len(ids), dtype=torch.float64)
+    loss, results = Loss(name, mode, beta=beta), []
+    options = {"scale": scale, "softcap": softcap}
+    for compute in (
+        lambda h, w, b=None: loss(h, w, ids, p, bias=b, chunk_rows=3, **options),
+        lambda h, w, b=None: loss.weighted_sum(h, w, ids, p, weights, bias=b, **options),
+        lambda h, w, b=None: dense_divergence(name, h, w, ids, p, mode, beta=beta, bias=b, **options),
+    ):
+        leaves = [value.clone().requires_grad_() for value in inputs]
+        result = compute(*leaves)
+        total, values = result if isinstance(result, tuple) else ((weights * result).sum(), result)
+        results.append((values.detach(), *torch.autograd.grad(total, leaves)))
+    for ours in results[:2]:
+        for one, dense_one in zip(ours, results[2], strict=True):
+            torch.testing.assert_close(one, dense_one, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_each_divergence_is_zero_with_gradient_zero_at_the_teachers_distribution(name):
+    logits = torch.randn(6, 9, generator=torch.Generator().manual_seed(7), dtype=torch.float64).requires_grad_()
+    ids, p = torch.arange(9).expand(6, -1)[:, :4], logits.detach().softmax(1)[:, :4]
+    values = Loss(name, "tail")(logits, torch.eye(9, dtype=torch.float64), ids, p)
+    values.sum().backward()
+    assert logits.grad is not None and values.abs().max() < 1e-9 and logits.grad.abs().max() < 1e-9
+
+
+def test_generalized_jsd_tends_to_both_kullback_leibler_divergences():
+    hidden, head, ids, p = problem(22, dtype=torch.float64)
+    log_q = candidate_log_probabilities(hidden, head, ids, with_rest=True, is_candidate=p > 0)
+    small = 1e-6
+    forward, reverse = forward_kl(log_q, p, "tail"), reverse_kl(log_q, p, "tail")
+    torch.testing.assert_close(generalized_jsd(log_q, p, beta=small) / small, forward, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(generalized_jsd(log_q, p, beta=1 - small) / small, reverse, rtol=1e-3, atol=1e-6)
+    assert (generalized_jsd(log_q, p) <= math.log(2)).all(), "Jensen-Shannon is bounded"
+
+
+@pytest.mark.parametrize("name", ["reverse_kl", "generalized_jsd"])
+def test_a_reverse_divergence_refuses_to_ignore_missing_probability(name):
+    with pytest.raises(UserError) as error:
+        Loss(name, "raw")
+    assert error.value.code == "E-train-divergence-needs-tail" and error.value.where == "train.missing_probability"
+
+
+def test_an_unknown_divergence_is_refused_with_the_known_ones():
+    with pytest.raises(UserError) as error:
+        Loss("hellinger")
+    assert error.value.code == "E-train-unknown-divergence" and "generalized_jsd" in error.value.hint
+
+
+def test_a_new_divergence_is_one_function_and_one_entry(monkeypatch: pytest.MonkeyPatch):
+    def total_variation(log_q, p, missing_probability):
+        return 0.5 * (log_q[:, : p.shape[1]].exp() - p).abs().sum(1)
+
+    monkeypatch.setitem(DIVERGENCES, "total_variation", total_variation)  # type: ignore[arg-type]
+    hidden, head, ids, p = problem(23)
+    assert Loss("total_variation")(hidden, head, ids, p).shape == (7,)

@@ -51,7 +51,7 @@ def test_every_share_answers_and_may_be_chosen(mixed: Path) -> None:
 def test_a_mix_is_the_mean_of_the_weights(world: Path, mixed: Path) -> None:
     asked = tiny.recipe(world, MIX)
     base, full, half, quarter = (
-        checkpoint.open_checkpoint(mixed, asked, who).state()
+        checkpoint.open_checkpoint(mixed, asked, who).weights()
         for who in (BASE, Checkpoint(4), Checkpoint(4, 0.5), Checkpoint(4, 0.25))
     )
     for name in base:
@@ -81,7 +81,7 @@ def test_a_chosen_mix_is_tested_and_saved_as_a_plain_folder(world: Path, mixed: 
         manifest.finish_stage(at / stage, manifest.Identity(stage, {}, {}, {}), [], {})
     assert report.make(at, asked)[1]["step"] == "4-0.5"
     saved = load_file(at / "student" / "model.safetensors")
-    wanted = checkpoint.open_checkpoint(at, asked, best).state()
+    wanted = checkpoint.open_checkpoint(at, asked, best).weights()
     assert all(torch.equal(saved[name], wanted[name]) for name in saved)
     assert models.open_student(at / "student").family == "t5"
     page = (at / "report" / "index.html").read_text()

@@ -164,7 +164,7 @@ def test_recomputing_the_layers_and_dropout(kind, tmp_path):
     found = []
     for recompute in (False, True):
         if recompute:
-            student.checkpoint_activations()
+            student.enable_gradient_checkpointing()
         student.zero_grad()
         torch.manual_seed(5)
         backward(student, examples())
@@ -199,23 +199,23 @@ def test_each_token_asks_once_and_reads_its_prompt_and_its_chain(groups):
         expected |= {token: shown[: place + 1] for place, token in enumerate(shown)}
         assert packing.positions[shown].tolist() == list(range(len(shown)))
     assert sorted(expected) == list(range(len(packing.positions)))
-    assert packing.asking[packing.back].tolist() == sorted(expected)
+    assert packing.query_tokens[packing.slot_of_token].tolist() == sorted(expected)
     for window in (None, 3, 50):
         seen: dict[int, list[int]] = {}
         asked = read = 0
-        for square in packing.squares:
-            rows, keys = square.rows * square.queries, square.rows * square.keys
-            asks = packing.asking[asked : asked + rows].view(square.rows, -1).tolist()
-            reads = packing.reading[read : read + keys].view(square.rows, -1)
+        for block in packing.blocks:
+            rows, keys = block.rows * block.queries, block.rows * block.keys
+            asks = packing.query_tokens[asked : asked + rows].view(block.rows, -1).tolist()
+            reads = packing.key_tokens[read : read + keys].view(block.rows, -1)
             asked, read = asked + rows, read + keys
-            mask = square.mask(window)
+            mask = block.mask(window)
             if mask is None:
-                mask = torch.ones(square.rows, 1, square.queries, square.keys, dtype=torch.bool).tril()
-                assert square.causal
+                mask = torch.ones(block.rows, 1, block.queries, block.keys, dtype=torch.bool).tril()
+                assert block.causal
             assert mask.any(-1).all()  # a row of a softmax without anything is not a number
             for row, tokens in enumerate(asks):
                 for place, token in enumerate(tokens):
                     seen.setdefault(token, reads[row][mask[row, 0, place]].tolist())
-            lengths = (square.read < 2**62).sum(1)
-            assert int(lengths.min()) >= MIN_LENGTH_RATIO * square.keys
+            lengths = (block.key_positions < 2**62).sum(1)
+            assert int(lengths.min()) >= MIN_LENGTH_RATIO * block.keys
         assert seen == {token: shown[-window:] if window else shown for token, shown in expected.items()}

@@ -74,7 +74,7 @@ def test_recomputing_the_layers_gives_the_same_gradient():
     found = []
     for keep in (True, False):
         if not keep:
-            student.checkpoint_activations()
+            student.enable_gradient_checkpointing()
         student.zero_grad()
         torch.manual_seed(5)
         student(batch).sum().backward()
@@ -97,11 +97,11 @@ def test_a_layout_holds_each_token_once(lengths, heads):
         weights = torch.randn(len(flat), 2, dtype=torch.float64)
         (places.scatter(3 * places.gather(flat)) * weights).sum().backward()
         torch.testing.assert_close(flat.grad, 3 * weights)
-    sizes = [square.rows * square.queries * heads for square in layout.squares]
-    assert sum(sizes) == len(layout.queries.into)
-    for square in layout.squares:
-        if square.hidden is not None:
-            assert int((~square.hidden).sum(1).min()) >= MIN_LENGTH_RATIO * square.keys
+    sizes = [block.rows * block.queries * heads for block in layout.blocks]
+    assert sum(sizes) == len(layout.queries.flat_of_slot)
+    for block in layout.blocks:
+        if block.key_padding is not None:
+            assert int((~block.key_padding).sum(1).min()) >= MIN_LENGTH_RATIO * block.keys
 
 
 @pytest.mark.parametrize("biased", [True, False])

@@ -20,14 +20,20 @@ from potstill.data.splits import canonical_question
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint
 from potstill.inference import Decode, Request
-from potstill.models import Example, Shape, hard_example
+from potstill.losses import Loss
+from potstill.models import Example, Shape
 from potstill.records import END, Chain, Checkpoint, Prompt, Turn
 from potstill.report import collect, summary
 from potstill.stages import repair
 from potstill.storage import manifest, read
 from potstill.teachers import local_model
 from potstill.tokenization import encoder
-from potstill.training.teacher_scores import _teacher_target, rescore_across_tokenizers
+from potstill.training.teacher_scores import (
+    _teacher_target,
+    hard_example,
+    rescore_across_tokenizers,
+    teacher_forced_scores,
+)
 from test_training import TEXTS, TOKENIZER, make
 
 REPLAY = "train.replay={share: 0.2, sets: [more]}"
@@ -152,8 +158,8 @@ def test_a_crash_in_a_repair_leaves_nothing_that_a_resume_does_not_mend(
 def test_what_is_told_of_a_text_is_the_tellers_own_distribution(family) -> None:
     student = make(family)
     prompt, ids = (7, 8, 9), (5, 11, 6)
-    rows = [models.hard_example(prompt, ids, student.tokenizer.eos), models.hard_example(prompt[:2], ids[:1], None)]
-    found = models.teacher_forced_scores(student, rows, 3)
+    rows = [hard_example(prompt, ids, student.tokenizer.eos), hard_example(prompt[:2], ids[:1], None)]
+    found = teacher_forced_scores(student, rows, 3)
     batch = student.batch(rows)
     with torch.no_grad():
         dense = student.head.logits(student.hidden(batch)).softmax(-1)
@@ -172,40 +178,41 @@ def test_the_reverse_divergence_of_a_student_is_that_of_whole_distributions(fami
     student, scorer = make(family), make(family)
     with torch.no_grad():
         scorer.head.weight.mul_(1.5)
-    rows = [models.hard_example((7, 8, 9), (5, 11, 6), student.tokenizer.eos)]
-    batch = student.batch(models.teacher_forced_scores(scorer, rows, student.head.weight.shape[0]))
+    rows = [hard_example((7, 8, 9), (5, 11, 6), student.tokenizer.eos)]
+    batch = student.batch(teacher_forced_scores(scorer, rows, student.head.weight.shape[0]))
     with torch.no_grad():
         log_p = scorer.head.logits(scorer.hidden(batch)).log_softmax(-1)
     log_q = student.head.logits(student.hidden(batch)).log_softmax(-1)
     plain = (log_q.exp() * (log_q - log_p)).sum(1)
     wanted = torch.autograd.grad(plain.sum(), student.head.weight)[0]
-    student.divergence = "reverse"
-    total, losses = student(batch, summed=True)
+    loss = Loss("reverse_kl", "tail")
+    total, losses = student(batch, loss, summed=True)
     assert torch.allclose(losses, plain, atol=1e-4) and not losses.requires_grad
-    assert torch.allclose(student(batch), plain, atol=1e-4)
+    assert torch.allclose(student(batch, loss), plain, atol=1e-4)
     found = torch.autograd.grad(total, student.head.weight)[0]
     assert torch.allclose(found, wanted, atol=1e-4 * float(wanted.abs().max()) + 1e-6)
 
 
-@pytest.mark.parametrize("divergence", ["reverse", "forward"])
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "generalized_jsd"])
 def test_a_student_comes_nearer_to_what_scores_its_own_texts(divergence) -> None:
     student, scorer = make("causal"), make("causal")
     with torch.no_grad():
         for value in student.parameters():
             value.add_(0.3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1)) * value.std())
-    student.divergence, student.mass = divergence, "tail"
     engine = inference.open_engine(student)
 
     def own(step: int) -> list[list[models.Example]]:
         requests = [Request((f"{step}/{place}", 0), (7, 8, 9 + place)) for place in range(8)]
         texts = engine.generate(requests, Decode(max_tokens=6, temperature=1.0, seed=1))
         end = {"end": student.tokenizer.eos}
-        rows = [models.hard_example(r.prompt, t.ids, end.get(t.stop)) for r, t in zip(requests, texts, strict=True)]
-        return [models.teacher_forced_scores(scorer, rows, 8)]
+        rows = [hard_example(r.prompt, t.ids, end.get(t.stop)) for r, t in zip(requests, texts, strict=True)]
+        return [teacher_forced_scores(scorer, rows, 8)]
 
     adam = training.build_optimizer(student, 3e-3)
     schedule = training.Schedule("constant", 3e-3)
-    losses = [s.loss for s in training.train_steps(student, adam, own, first=1, last=24, schedule=schedule, seed=1)]
+    loss = Loss(divergence, "tail")
+    steps = training.train_steps(student, adam, own, first=1, last=24, schedule=schedule, seed=1, loss=loss)
+    losses = [step.loss for step in steps]
     assert sum(losses[-6:]) < 0.6 * sum(losses[:6]), losses
 
 
@@ -230,16 +237,14 @@ def test_through_transfer_the_students_own_tokens_are_told_the_same() -> None:
     own, prompts = student.tokenizer, {"a": "2 + 2", "b": "3 + 4"}
     asked = {name: Prompt((Turn("user", text),)) for name, text in prompts.items()}
     rows = [
-        models.hard_example(
-            tuple(scorer.encode(scorer.render(asked[name]))), tuple(own.encode(text).ids), end, name, "own"
-        )
+        hard_example(tuple(scorer.encode(scorer.render(asked[name]))), tuple(own.encode(text).ids), end, name, "own")
         for name, text, end in (("a", "The answer is 4", own.eos), ("b", "2 + 2", None))
     ]
     whole = own.size
     found = rescore_across_tokenizers(
-        inference.open_engine(scorer), own, own, asked.__getitem__, rows, candidates=whole, budget=99
+        inference.open_engine(scorer), own, own, asked.__getitem__, rows, top_k=whole, budget=99
     )
-    for one, other in zip(found, models.teacher_forced_scores(scorer, rows, whole), strict=True):
+    for one, other in zip(found, teacher_forced_scores(scorer, rows, whole), strict=True):
         assert one.target.ids == other.target.ids and one.prompt == other.prompt and one.question == other.question
         for position in range(len(one.target)):
             told, wanted = one.target.distribution(position), other.target.distribution(position)
@@ -255,11 +260,11 @@ def test_a_scorer_of_other_tokens_tells_of_each_text_as_the_student_cuts_it() ->
     scorer = models.random_student(Shape("causal", 16, 2, 2, 32, 8, other.size), other, 2)
     texts = {"a": ("The answer is 4", own.eos), "b": ("2 + 2", None), "c": ("4", own.eos)}
     asked = {name: Prompt((Turn("user", name),)) for name in texts}
-    rows = [models.hard_example((7,), tuple(own.encode(t).ids), end, name, "own") for name, (t, end) in texts.items()]
+    rows = [hard_example((7,), tuple(own.encode(t).ids), end, name, "own") for name, (t, end) in texts.items()]
 
     def told(rows: list[Example], budget: int) -> list[Example]:
         return rescore_across_tokenizers(
-            inference.open_engine(scorer), other, own, asked.__getitem__, rows, candidates=9, budget=budget
+            inference.open_engine(scorer), other, own, asked.__getitem__, rows, top_k=9, budget=budget
         )
 
     found, turned = told(rows, 99), told(rows[::-1], 1)[::-1]
@@ -283,12 +288,11 @@ def test_a_text_is_as_likely_through_transfer_as_the_scorer_says() -> None:
     )
     for text in ("In all there are 6 + 16 = 22 cookies. The answer is 22", "That makes 16 - 6 = 10 cookies."):
         row = hard_example((5,), tuple(own.encode(text).ids), own.eos, "q", "own")
-        budget = {"candidates": 20, "budget": 999}
         [told] = rescore_across_tokenizers(
-            scorer, tokenization.load_tokenizer(models / "teacher"), own, lambda _: asked, [row], **budget
+            scorer, tokenization.load_tokenizer(models / "teacher"), own, lambda _: asked, [row], top_k=20, budget=999
         )
         chain = Chain.from_text("q", 0, prompts.restore_answer_line(text), source="own")
-        [read] = local_model.score_chains(scorer, [(asked, chain)], **budget)
+        [read] = local_model.score_chains(scorer, [(asked, chain)], candidates=20, budget=999)
         steps = zip((*read.tokens, END), read.candidates, strict=True)
         wanted = sum(dict(step)[token] for token, step in steps)
         found = [told.target.distribution(place)[token] for place, token in enumerate(told.target.ids)]
@@ -316,8 +320,7 @@ def test_what_was_written_is_told_however_unlikely_and_what_nobody_told_costs_no
     hard = _teacher_target(replace(target, kinds=("hard", *target.kinds[1:])), chain, encoder.get_encoder(own))
     assert hard.distribution(0) == {target.ids[0]: 0.0}
     student = make("t5")
-    student.divergence = "reverse"
-    losses = student(student.batch([Example((7, 8), hard)]))
+    losses = student(student.batch([Example((7, 8), hard)]), Loss("reverse_kl", "tail"))
     assert losses[0] == 0 and losses[1:].min() > 0
     assert not torch.autograd.grad(losses[0], student.head.weight)[0].any()
 

@@ -151,8 +151,8 @@ def test_a_copy_does_not_change_with_the_student(family, tmp_path: Path) -> None
     run(student, 1, 1, optimizer)
     (tmp_path / "now").mkdir()
     student.save(tmp_path / "now")
-    engine, copied = training.optimizer_state_bytes(optimizer), student.copied()
-    with CheckpointWriter(tmp_path / "kept", student, optimizer, beside=True) as checkpoints:
+    engine, copied = training.optimizer_state_bytes(optimizer), student.copy_weights()
+    with CheckpointWriter(tmp_path / "kept", student, optimizer, background=True) as checkpoints:
         checkpoints.save(1)
         run(student, 2, 2, optimizer)
     for path in (tmp_path / "now").iterdir():

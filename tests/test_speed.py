@@ -32,7 +32,7 @@ def test_operations_are_those_that_torch_counts(world: Path, tmp_path: Path, fam
             head, hidden = student.head, student.hidden(made)
             torch.nn.functional.linear(hidden, head.weight).sum().backward()
     # The program pads what is counted here without padding, and skips what needs no gradient (the input's).
-    assert models.count_training_flops(student, batches) == pytest.approx(counter.get_total_flops(), rel=0.12)
+    assert training.count_training_flops(student, batches) == pytest.approx(counter.get_total_flops(), rel=0.12)
 
 
 def test_speed_is_told_beside_the_run(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from potstill.recipe import Recipe, find_path
 from potstill.report import controls
 from potstill.storage import manifest, segments
 from potstill.teachers import local_model, openai_api, replay
-from potstill.training import format_mix, replay_data
+from potstill.training import format_mix, loss_from_recipe, replay_data
 
 # What an optional library is needed for: the extra that brings it.
 EXTRAS: Final = {"peft": "lora", "ctranslate2": "fast", "vllm": "vllm"}
@@ -82,6 +82,8 @@ def _iter_checks(
         )
     if recipe.train.lora:
         yield "train", lambda: _check_installed("peft", "train.lora", "leave train.lora out")
+    if recipe.teacher.kind != "none":
+        yield "train", lambda: loss_from_recipe(recipe)
     if recipe.train.loss_weights is not None and recipe.teacher.kind != "none":
         yield "train", lambda: format_mix.check_format_mix(recipe)
     if recipe.train.replay is not None:

@@ -70,7 +70,7 @@ class Curriculum:
         for length, scale in self._cycles():
             if step <= before + length:
                 hold = max(0, length - round(length * self.fall) - self.warmup)
-                return Schedule("linear", self.peak * scale, self.warmup, length, hold=hold)(step - before)
+                return Schedule("linear", self.peak * scale, self.warmup, length, stable=hold)(step - before)
             before += length
         raise AssertionError(f"step {step} of {before}")
 

@@ -67,7 +67,7 @@ def pretrain(
     else:
         made = {"made_of": made_of, "step": 0, "seconds": 0.0, "curves": []}
         student = init_student(name, curriculum, seed, source)
-    optimizer = training.build_optimizer(student, curriculum.peak, betas=(0.9, 0.98), factors=curriculum.factors)
+    optimizer = training.build_optimizer(student, curriculum.peak, betas=(0.9, 0.98), lr_multipliers=curriculum.factors)
     if made["step"]:
         training.restore_optimizer_bytes(optimizer, storage.read_bytes(under_way / OPTIMIZER))
     before, began = made["seconds"], time.monotonic()

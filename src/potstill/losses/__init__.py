@@ -1,29 +1,28 @@
-"""How far the student's next-token distribution is from a sparse distribution of the teacher.
+"""Losses: how far the student's next-token distribution is from a sparse distribution of the teacher.
 
     >>> import torch
-    >>> hidden, head = torch.zeros(1, 2), torch.zeros(4, 2)                   # the student says 1/4 to each of 4 tokens
-    >>> sparse_kl(hidden, head, torch.tensor([[3]]), torch.tensor([[1.0]]))      # a hard label: cross-entropy, log 4
+    >>> hidden, lm_head = torch.zeros(1, 2), torch.zeros(4, 2)               # the student gives 1/4 to each of 4 tokens
+    >>> sparse_kl(hidden, lm_head, torch.tensor([[3]]), torch.tensor([[1.0]]))   # a hard label: cross-entropy, log 4
     tensor([1.3863])
-    >>> ids, probabilities = torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.25]])
-    >>> round(sparse_kl(hidden, head, ids, probabilities, mass="tail").item(), 4)  # (log 2 - log 2 / 2) / 2
+    >>> ids, probs = torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.25]])
+    >>> value = sparse_kl(hidden, lm_head, ids, probs, missing_probability="tail")   # (log 2 - log 2 / 2) / 2
+    >>> round(value.item(), 4)
     0.1733
 
-A hard label is a distribution of one candidate with probability 1, so sample matching, answers, human rationales and
-distribution matching are the same function (PAPER section 5). Let p be the candidates' probabilities of a position,
-M their sum (the kept mass), q the student's softmax over the whole vocabulary and Q the student's mass on the
-candidates.
+A hard label is a distribution of one candidate with probability 1. So sample matching, answers, human rationales and
+distribution matching are one function (paper, section 5). For one position, let p be the candidates' probabilities,
+M their sum, q the student's softmax over the whole vocabulary and Q the student's probability of all candidates.
 
-    mass          value                                                      gradient in the logits
-    raw           sum p log(p / q)                                           M q - p          (the paper's)
-    renormalised  sum (p / M) log((p / M) / q)                               q - p / M
-    tail          sum p log(p / q) + (1 - M) log((1 - M) / (1 - Q))          q - p on the candidates,
+    missing_probability  forward KL                                          gradient in the logits
+    raw                  sum p log(p / q)                                    M q - p          (the paper's)
+    renormalised         sum (p / M) log((p / M) / q)                        q - p / M
+    tail                 sum p log(p / q) + (1 - M) log((1 - M) / (1 - Q))   q - p on the candidates,
                                                                              q (M - Q) / (1 - Q) elsewhere
 
-All of them are 0 with gradient 0 where q is the teacher's own distribution (`raw`: where it is shown whole, M = 1).
+All are 0 with gradient 0 where q is the teacher's own distribution (`raw`: if the candidates are complete, M = 1).
 
-Two tiers. `sparse` and `weighted` know this gradient, and never hold more than a chunk of logits.
-`candidate_log_probabilities` gives log q at the candidates, as differentiable as anything else in torch, for every
-other divergence: `forward`, `reverse` and `unlikelihood` are a few lines each on it.
+`sparse_kl` and `weighted_sparse_kl` know this gradient, and never hold more than one chunk of logits. Every other
+divergence is a few lines on `candidate_log_probabilities`; see `potstill.losses.divergences`.
 """
 
 from __future__ import annotations
@@ -31,31 +30,45 @@ from __future__ import annotations
 from typing import Final
 
 from potstill.losses.candidates import candidate_log_probabilities
-from potstill.losses.divergences import forward_kl, reverse_kl, unlikelihood
+from potstill.losses.divergences import (
+    DEFAULT_LOSS,
+    DIVERGENCES,
+    Divergence,
+    Loss,
+    forward_kl,
+    generalized_jsd,
+    reverse_kl,
+    unlikelihood,
+)
 from potstill.losses.sparse import (
     KERNELS,
     MISSING_PROBABILITY_MODES,
     Kernel,
     KernelTiming,
     MissingProbability,
-    chunk_rows,
+    default_chunk_rows,
     measure_kernels,
     sparse_kl,
     weighted_sparse_kl,
 )
 
-VERSION: Final = 2  # of the values that this room computes
+VERSION: Final = 2  # of the values that this package computes
 
 __all__ = [
+    "DEFAULT_LOSS",
+    "DIVERGENCES",
     "KERNELS",
     "MISSING_PROBABILITY_MODES",
     "VERSION",
+    "Divergence",
     "Kernel",
     "KernelTiming",
+    "Loss",
     "MissingProbability",
     "candidate_log_probabilities",
-    "chunk_rows",
+    "default_chunk_rows",
     "forward_kl",
+    "generalized_jsd",
     "measure_kernels",
     "reverse_kl",
     "sparse_kl",

@@ -1,11 +1,11 @@
-"""The student's log-probabilities of a few candidates a position: the tier under every divergence.
+"""The student's log-probabilities at the candidates of each position, which every divergence can be computed from.
 
-    >>> hidden, head = torch.zeros(1, 2), torch.zeros(4, 2)                   # 1/4 to each of 4 tokens
-    >>> candidate_log_probabilities(hidden, head, torch.tensor([[3, 0]]), rest=True).exp()
+    >>> hidden, lm_head = torch.zeros(1, 2), torch.zeros(4, 2)                   # 1/4 to each of 4 tokens
+    >>> candidate_log_probabilities(hidden, lm_head, torch.tensor([[3, 0]]), with_rest=True).exp()
     tensor([[0.2500, 0.2500, 0.5000]])
 
-The gradient of log q_c in the logits is [c] - q, so the backward pass needs the gradients of the candidates only, and
-makes the logits of a chunk a second time.
+The gradient of log q_c in the logits is [c] - q, so the backward pass needs only the gradients of the candidates and
+computes each chunk's logits a second time.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch.autograd.function import once_differentiable
 from potstill.losses.sparse import (
     HeadGradients,
     check_shapes,
-    chunk_rows,
     compute_logits,
+    default_chunk_rows,
     is_low_precision,
     mask_candidates,
     matmul_precision,
@@ -29,32 +29,34 @@ from potstill.losses.sparse import (
 
 def candidate_log_probabilities(
     hidden: Tensor,
-    head: Tensor,
+    lm_head: Tensor,
     ids: Tensor,
     *,
-    rest: bool = False,
-    shown: Tensor | None = None,
+    with_rest: bool = False,
+    is_candidate: Tensor | None = None,
     bias: Tensor | None = None,
     scale: float = 1.0,
-    cap: float | None = None,
-    chunk: int | None = None,
+    softcap: float | None = None,
+    chunk_rows: int | None = None,
 ) -> Tensor:
-    """Natural log-probabilities [n, k] of the candidates under softmax over the whole vocabulary.
+    """Natural log-probabilities [n, k] of the candidates under a softmax over the whole vocabulary.
 
-    hidden, head, ids, bias, scale, cap, chunk  as in `potstill.losses.sparse`
-    rest   one more column: the log-probability of everything that is not a candidate, [n, k + 1]; summed over what it
-           is made of, so that it has digits where the candidates have almost everything
-    shown  [n, k] bool: which slots are candidates; the others (padding) have the value of their id and belong to the
-           rest. None for all. Those shown are distinct in their row
+    hidden, lm_head, ids, bias, scale, softcap, chunk_rows  as in `potstill.losses.sparse_kl`
+    with_rest     one more column [n, k + 1]: the log-probability of all tokens that are not candidates. It is summed
+                  over these tokens, so it is exact also where the candidates have almost all probability
+    is_candidate  [n, k] bool: False for slots that are padding; they get the value of their id and belong to the rest.
+                  None if there is no padding. Candidates are distinct within a row
 
-    Returns float32 (float64 for float64 inputs), also for bfloat16 inputs and under autocast; -inf for a rest of
-    nothing. Memory beside the result: one chunk of logits. Raises as `sparse` does.
+    Returns float32 (float64 for float64 inputs), also for bfloat16 inputs and under autocast; -inf for an empty rest.
+    Memory beside the result: one chunk of logits. Asserts shapes and ids.
     """
-    check_shapes(hidden, head, ids, bias)
-    assert shown is None or shown.shape == ids.shape, "one mark for each candidate"
-    rows = chunk or chunk_rows(head)
-    marks = torch.ones_like(ids, dtype=torch.bool) if shown is None else shown
-    return _CandidateLogProbabilities.apply(hidden, head, bias, ids, marks, rest, float(scale), cap, rows)  # type: ignore[return-value]
+    check_shapes(hidden, lm_head, ids, bias)
+    assert is_candidate is None or is_candidate.shape == ids.shape, "is_candidate has the shape of ids"
+    rows = chunk_rows or default_chunk_rows(lm_head)
+    mask = torch.ones_like(ids, dtype=torch.bool) if is_candidate is None else is_candidate
+    return _CandidateLogProbabilities.apply(  # type: ignore[return-value]
+        hidden, lm_head, bias, ids, mask, with_rest, float(scale), softcap, rows
+    )
 
 
 class _CandidateLogProbabilities(torch.autograd.Function):
@@ -62,54 +64,57 @@ class _CandidateLogProbabilities(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any,
         hidden: Tensor,
-        head: Tensor,
+        lm_head: Tensor,
         bias: Tensor | None,
         ids: Tensor,
-        shown: Tensor,
-        rest: bool,
+        is_candidate: Tensor,
+        with_rest: bool,
         scale: float,
-        cap: float | None,
-        rows: int,
+        softcap: float | None,
+        chunk_rows: int,
     ) -> Tensor:
         low = is_low_precision(hidden)
         with matmul_precision(hidden.device.type, low):
-            kind = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-            wide, wide_bias = head.to(kind), None if bias is None else bias.to(kind)
-            found = hidden.new_empty(len(ids), ids.shape[1] + rest, dtype=kind)
-            normaliser = hidden.new_empty(len(ids), 1, dtype=kind)
-            for start in range(0, len(ids), rows):
-                at = slice(start, start + rows)
-                logits = compute_logits(hidden[at].to(kind), wide, wide_bias, scale, cap)
-                normaliser[at] = logits.logsumexp(1, keepdim=True)
-                found[at, : ids.shape[1]] = logits.gather(1, ids[at]) - normaliser[at]
-                if rest:
-                    found[at, -1:] = (
-                        mask_candidates(logits, ids[at], shown[at]).logsumexp(1, keepdim=True) - normaliser[at]
-                    )
-        ctx.save_for_backward(hidden, head, bias, ids, shown, normaliser, found)
-        ctx.settings = rest, scale, cap, rows, low
-        return found
+            dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+            head_product, bias_product = lm_head.to(dtype), None if bias is None else bias.to(dtype)
+            log_q = hidden.new_empty(len(ids), ids.shape[1] + with_rest, dtype=dtype)
+            normaliser = hidden.new_empty(len(ids), 1, dtype=dtype)
+            for start in range(0, len(ids), chunk_rows):
+                rows = slice(start, start + chunk_rows)
+                logits = compute_logits(hidden[rows].to(dtype), head_product, bias_product, scale, softcap)
+                normaliser[rows] = logits.logsumexp(1, keepdim=True)
+                log_q[rows, : ids.shape[1]] = logits.gather(1, ids[rows]) - normaliser[rows]
+                if with_rest:
+                    others = mask_candidates(logits, ids[rows], is_candidate[rows])
+                    log_q[rows, -1:] = others.logsumexp(1, keepdim=True) - normaliser[rows]
+        ctx.save_for_backward(hidden, lm_head, bias, ids, is_candidate, normaliser, log_q)
+        ctx.settings = with_rest, scale, softcap, chunk_rows, low
+        return log_q
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, head, bias, ids, shown, normaliser, found = ctx.saved_tensors
-        rest, scale, cap, rows, low = ctx.settings
-        width = ids.shape[1]
+        hidden, lm_head, bias, ids, is_candidate, normaliser, log_q = ctx.saved_tensors
+        with_rest, scale, softcap, chunk_rows, low = ctx.settings
+        k = ids.shape[1]
         with matmul_precision(hidden.device.type, low):
-            kind = found.dtype
-            wide, wide_bias = head.to(kind), None if bias is None else bias.to(kind)
-            gradients = HeadGradients(hidden, wide, wide_bias, ctx.needs_input_grad[:3], scale)
-            for start in range(0, len(ids), rows):
-                at = slice(start, start + rows)
-                states = hidden[at].to(kind)
-                logits = compute_logits(states, wide, wide_bias, scale, cap)
-                slope = (logits - normaliser[at]).exp_().mul_(-grad[at].sum(1, keepdim=True))
-                if rest:  # its own distribution: q over the rest
-                    beside = torch.where(found[at, -1:] > -torch.inf, normaliser[at] + found[at, -1:], torch.inf)
-                    slope.addcmul_((mask_candidates(logits, ids[at], shown[at]) - beside).exp_(), grad[at, -1:])
-                slope.scatter_add_(1, ids[at], grad[at, :width].contiguous())
-                if cap is not None:
-                    slope.mul_(1 - (logits / cap).square())
-                gradients.add(at, states, slope)
-        return (*gradients.made(head, bias), *[None] * 6)
+            dtype = log_q.dtype
+            head_product, bias_product = lm_head.to(dtype), None if bias is None else bias.to(dtype)
+            gradients = HeadGradients(hidden, head_product, bias_product, ctx.needs_input_grad[:3], scale)
+            for start in range(0, len(ids), chunk_rows):
+                rows = slice(start, start + chunk_rows)
+                states = hidden[rows].to(dtype)
+                logits = compute_logits(states, head_product, bias_product, scale, softcap)
+                # Every column of log q subtracts the normaliser, whose gradient is q: -q times the sum of gradients.
+                slope = (logits - normaliser[rows]).exp_().mul_(-grad[rows].sum(1, keepdim=True))
+                if with_rest:
+                    # d log(rest) / d logit is q over the rest's mass. An empty rest (-inf) gets exp(-inf) = 0.
+                    log_rest = log_q[rows, -1:]
+                    rest_normaliser = torch.where(log_rest > -torch.inf, normaliser[rows] + log_rest, torch.inf)
+                    others = mask_candidates(logits, ids[rows], is_candidate[rows])
+                    slope.addcmul_((others - rest_normaliser).exp_(), grad[rows, -1:])
+                slope.scatter_add_(1, ids[rows], grad[rows, :k].contiguous())
+                if softcap is not None:
+                    slope.mul_(1 - (logits / softcap).square())
+                gradients.add(rows, states, slope)
+        return (*gradients.finish(lm_head, bias), *[None] * 6)

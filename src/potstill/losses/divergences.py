@@ -1,67 +1,206 @@
-"""Divergences as plain formulas of log-probabilities at the candidates.
+"""Divergences between a sparse teacher and the student; `train.divergence` chooses one by its name in `DIVERGENCES`.
 
     >>> log_q, p = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.5, 0.25]])
-    >>> float(forward_kl(log_q, p, "tail")), float(reverse_kl(log_q, p, "tail"))
-    (0.0, 0.0)
+    >>> [round(float(divergence(log_q, p, "tail")), 6) for divergence in DIVERGENCES.values()]
+    [0.0, 0.0, 0.0]
     >>> round(float(unlikelihood(torch.tensor([[0.75]]).log(), torch.tensor([[1.0]]))), 4)  # -log(1 - 3/4)
     1.3863
 
-log_q [n, k] comes from `candidate_log_probabilities`, or [n, k + 1] with `rest=True`, which a tail needs; p [n, k] are
-the teacher's probabilities, where 0 is padding. All return [n], in nats, not reduced.
+A divergence is a function (log_q, p, missing_probability) -> [n] in nats, not reduced, and gradients flow through
+log_q. log_q [n, k] are the student's log-probabilities at the candidates (`candidate_log_probabilities`); under `tail`
+they are [n, k + 1], where the last column is the rest of the vocabulary (`with_rest=True`). p [n, k] are the teacher's
+probabilities, and a slot of probability 0 is padding.
+
+To add a divergence, write such a function and enter it in `DIVERGENCES`; nothing else changes. If it has a keyword
+`beta`, it gets `train.divergence_beta`.
+
+    missing_probability   forward_kl                        reverse_kl, generalized_jsd
+    raw                   missing probability counts as 0   refused: they need to know what the teacher leaves out
+    renormalised          p is scaled to 1                  p and q are both scaled to 1 over the candidates
+    tail                  the rest of the vocabulary is one more outcome; reverse_kl and generalized_jsd give it at
+                          least 1e-6 of the teacher's probability, because the reverse divergence from 0 is infinite
 """
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
 import torch
 from torch import Tensor
 
-from potstill.losses.sparse import MIN_TAIL, MissingProbability, tail_probability
+from potstill.errors import UserError
+from potstill.losses.candidates import candidate_log_probabilities
+from potstill.losses.sparse import (
+    MIN_TAIL,
+    MISSING_PROBABILITY_MODES,
+    Kernel,
+    MissingProbability,
+    check_renormalisable,
+    sparse_kl,
+    tail_probability,
+    weighted_sparse_kl,
+)
+
+Divergence = Callable[[Tensor, Tensor, MissingProbability], Tensor]
 
 
-def forward_kl(log_q: Tensor, p: Tensor, mass: MissingProbability = "raw") -> Tensor:
-    """sum p log(p / q): of the student from the teacher, as `sparse` computes it with a gradient of its own."""
-    taught, said = _terms(log_q, p, mass)
-    # A slot of probability 0 adds 0, whatever the student says there (where it says -inf, its product would be NaN).
-    return (torch.xlogy(taught, taught) - taught * torch.where(taught > 0, said, 0.0)).sum(1)
+def forward_kl(log_q: Tensor, p: Tensor, missing_probability: MissingProbability = "raw") -> Tensor:
+    """KL(teacher || student) = sum p log(p / q): the student covers everything that the teacher says.
 
-
-def reverse_kl(log_q: Tensor, p: Tensor, mass: MissingProbability = "tail") -> Tensor:
-    """sum q log(q / p) over the candidates: of the teacher from the student, which drops what the teacher does not say.
-
-    raw           over the candidates, neither side normalised: may be negative
-    renormalised  both normalised over the candidates
-    tail          the rest is one more outcome; a teacher who shows everything is taken to leave it 1e-6, since the
-                  divergence from 0 is infinite
+    `sparse_kl` computes the same with a gradient written out, and is what training uses.
     """
-    shown = p > 0
-    said = torch.where(shown, log_q[:, : p.shape[1]], -torch.inf)
-    if mass == "renormalised":
-        said, p = said - said.logsumexp(1, keepdim=True), p / p.sum(1, keepdim=True)
-    terms = torch.where(shown, said.exp() * (torch.where(shown, said, 0.0) - torch.where(shown, p, 1.0).log()), 0.0)
-    if mass != "tail":
-        return terms.sum(1)
-    rest = _rest(log_q, p)
-    some = rest > -torch.inf  # a rest of nothing adds 0, where its product would be NaN
-    rest = torch.where(some, rest, 0.0)
-    return terms.sum(1) + torch.where(some, rest.exp() * (rest - tail_probability(p).clamp_min(MIN_TAIL).log()), 0.0)
+    k = p.shape[1]
+    if missing_probability == "renormalised":
+        p = p / p.sum(1, keepdim=True)
+    elif missing_probability == "tail":
+        p = torch.cat([p, tail_probability(p).unsqueeze(1)], 1)
+        log_q = torch.cat([log_q[:, :k], _log_rest(log_q, k).unsqueeze(1)], 1)
+    # A slot of probability 0 adds 0, whatever the student says there: if it says -inf, the product would be NaN.
+    return (torch.xlogy(p, p) - p * torch.where(p > 0, log_q[:, : p.shape[1]], 0.0)).sum(1)
+
+
+def reverse_kl(log_q: Tensor, p: Tensor, missing_probability: MissingProbability = "tail") -> Tensor:
+    """KL(student || teacher) = sum q log(q / p): the student gives up what the teacher does not say."""
+    is_candidate = p > 0
+    log_q_candidates, p = _conditional(log_q, p, missing_probability)
+    zero_on_padding = torch.where(is_candidate, log_q_candidates, 0.0)
+    terms = log_q_candidates.exp() * (zero_on_padding - torch.where(is_candidate, p, 1.0).log())
+    values = torch.where(is_candidate, terms, 0.0).sum(1)
+    if missing_probability != "tail":
+        return values
+    log_rest = _log_rest(log_q, p.shape[1])
+    has_rest = log_rest > -torch.inf  # an empty rest adds 0, where the product would be NaN
+    log_rest = torch.where(has_rest, log_rest, 0.0)
+    log_tail = tail_probability(p).clamp_min(MIN_TAIL).log()
+    return values + torch.where(has_rest, log_rest.exp() * (log_rest - log_tail), 0.0)
+
+
+def generalized_jsd(
+    log_q: Tensor, p: Tensor, missing_probability: MissingProbability = "tail", *, beta: float = 0.5
+) -> Tensor:
+    """Generalized Jensen-Shannon divergence (Agarwal et al. 2024), as in TRL's GKD trainer:
+
+    beta KL(teacher || m) + (1 - beta) KL(student || m) with the mixture m = beta teacher + (1 - beta) student.
+
+    Divided by beta it tends to `forward_kl` as beta -> 0; divided by 1 - beta, to `reverse_kl` as beta -> 1.
+    """
+    assert 0 < beta < 1, f"beta is between 0 and 1, not {beta}: its limits are forward_kl and reverse_kl"
+    is_outcome = p > 0
+    log_q_outcomes, p = _conditional(log_q, p, missing_probability)
+    if missing_probability == "tail":
+        log_rest, tail = _log_rest(log_q, p.shape[1]), tail_probability(p).clamp_min(MIN_TAIL)
+        is_outcome = torch.cat([is_outcome, (log_rest > -torch.inf).unsqueeze(1)], 1)
+        log_q_outcomes = torch.cat([log_q_outcomes, log_rest.unsqueeze(1)], 1)
+        p = torch.cat([p, tail.unsqueeze(1)], 1)
+    # Padding gets log 1 on both sides, so that no infinity enters the mixture; its terms are dropped at the end.
+    log_q_outcomes = torch.where(is_outcome, log_q_outcomes, 0.0)
+    log_p = torch.where(is_outcome, p, 1.0).log()
+    log_m = torch.logaddexp(log_p + math.log(beta), log_q_outcomes + math.log1p(-beta))
+    terms = beta * log_p.exp() * (log_p - log_m) + (1 - beta) * log_q_outcomes.exp() * (log_q_outcomes - log_m)
+    return torch.where(is_outcome, terms, 0.0).sum(1)
+
+
+DIVERGENCES: Final[Mapping[str, Divergence]] = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "generalized_jsd": generalized_jsd,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What training minimises at each supervised position.
+
+    divergence           a name in `DIVERGENCES`
+    missing_probability  how probability that the candidates lack is treated: raw, renormalised or tail
+    beta                 for divergences that have one
+    kernel               how `weighted_sum` of forward_kl is computed; changes rounding only
+
+    Raises UserError for an unknown divergence, and for a combination that the divergence refuses.
+
+    >>> hidden, lm_head, ids, probs = torch.zeros(1, 2), torch.zeros(4, 2), torch.tensor([[0]]), torch.tensor([[0.5]])
+    >>> Loss("generalized_jsd", "tail")(hidden, lm_head, ids, probs)
+    tensor([0.0338])
+    """
+
+    divergence: str = "forward_kl"
+    missing_probability: MissingProbability = "raw"
+    beta: float = 0.5
+    kernel: Kernel = "plain"
+
+    def __post_init__(self) -> None:
+        modes = MISSING_PROBABILITY_MODES
+        assert self.missing_probability in modes, f"{self.missing_probability!r} is not one of {', '.join(modes)}"
+        if self.divergence not in DIVERGENCES:
+            raise UserError(
+                "there is no such divergence",
+                code="E-train-unknown-divergence",
+                where="train.divergence",
+                found=self.divergence,
+                hint=f"use one of {', '.join(DIVERGENCES)}",
+            )
+        self._function(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.5]]), self.missing_probability)
+
+    @property
+    def _function(self) -> Divergence:
+        function = DIVERGENCES[self.divergence]
+        return partial(function, beta=self.beta) if "beta" in inspect.signature(function).parameters else function
+
+    def __call__(self, hidden: Tensor, lm_head: Tensor, ids: Tensor, probs: Tensor, **head: Any) -> Tensor:
+        """Values [n], in nats, of hidden states [n, d]; head: bias, scale and softcap as in `sparse_kl`."""
+        if self.divergence == "forward_kl":
+            return sparse_kl(hidden, lm_head, ids, probs, missing_probability=self.missing_probability, **head)
+        if self.missing_probability == "renormalised":
+            check_renormalisable(probs)
+        log_q = candidate_log_probabilities(
+            hidden, lm_head, ids, with_rest=self.missing_probability == "tail", is_candidate=probs > 0, **head
+        )
+        return self._function(log_q, probs, self.missing_probability)
+
+    def weighted_sum(
+        self, hidden: Tensor, lm_head: Tensor, ids: Tensor, probs: Tensor, weights: Tensor, **head: Any
+    ) -> tuple[Tensor, Tensor]:
+        """sum(weights * values) with its gradient, and the values as constants."""
+        if self.divergence == "forward_kl":  # one matrix product less
+            mode, kernel = self.missing_probability, self.kernel
+            return weighted_sparse_kl(
+                hidden, lm_head, ids, probs, weights, missing_probability=mode, kernel=kernel, **head
+            )
+        values = self(hidden, lm_head, ids, probs, **head)
+        return (weights * values).sum(), values.detach()
+
+
+DEFAULT_LOSS: Final = Loss()  # forward KL of what the teacher shows, as in the paper
 
 
 def unlikelihood(log_q: Tensor, p: Tensor) -> Tensor:
-    """-sum p log(1 - q): what a wrong chain's tokens cost the more, the surer the student is of them (Welleck et al.
-    2020). q is taken as at most 1 - 1e-6, so that a student who is certain has a finite cost and no gradient."""
+    """-sum p log(1 - q): the cost of a wrong chain's tokens, which grows with the student's certainty (Welleck et al.
+    2020). q is taken as at most 1 - 1e-6, so that a certain student has a finite cost and no gradient."""
     q = log_q[:, : p.shape[1]].exp().clamp_max(1 - 1e-6)
     return -(p * torch.log1p(-q)).sum(1)
 
 
-def _terms(log_q: Tensor, p: Tensor, mass: MissingProbability) -> tuple[Tensor, Tensor]:
-    said = log_q[:, : p.shape[1]]
-    if mass == "renormalised":
-        return p / p.sum(1, keepdim=True), said
-    if mass == "tail":
-        return torch.cat([p, tail_probability(p).unsqueeze(1)], 1), torch.cat([said, _rest(log_q, p).unsqueeze(1)], 1)
-    return p, said
+def _conditional(log_q: Tensor, p: Tensor, missing_probability: MissingProbability) -> tuple[Tensor, Tensor]:
+    """The student's and the teacher's side over the candidates, [n, k] each: log_q is -inf on padding."""
+    if missing_probability == "raw":
+        raise UserError(
+            "this divergence needs to know what the teacher leaves out",
+            code="E-train-divergence-needs-tail",
+            where="train.missing_probability",
+            found="raw",
+            hint="set train.missing_probability: tail (or renormalised)",
+        )
+    log_q = torch.where(p > 0, log_q[:, : p.shape[1]], -torch.inf)
+    if missing_probability == "renormalised":
+        log_q, p = log_q - log_q.logsumexp(1, keepdim=True), p / p.sum(1, keepdim=True)
+    return log_q, p
 
 
-def _rest(log_q: Tensor, p: Tensor) -> Tensor:
-    assert log_q.shape[1] == p.shape[1] + 1, "a tail needs candidate_log_probabilities(..., rest=True)"
+def _log_rest(log_q: Tensor, k: int) -> Tensor:
+    assert log_q.shape[1] == k + 1, "a tail needs candidate_log_probabilities(..., with_rest=True)"
     return log_q[:, -1]

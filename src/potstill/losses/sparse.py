@@ -1,45 +1,20 @@
-"""The precision of a loss's matrix products, whatever the model's own products are made in.
+"""Kullback-Leibler divergence from a sparse teacher, with its gradient written out.
 
->>> is_low_precision(torch.zeros(1, dtype=torch.bfloat16)), is_low_precision(torch.zeros(1))
-(True, False)
-
-The formulas of one chunk of rows: logits, values, and the gradient of the values in the logits.
-
->>> logits = compute_logits(torch.zeros(1, 2), torch.zeros(4, 2), None, 1.0, None)
->>> compute_values(logits, torch.tensor([[3]]), torch.tensor([[1.0]]), "raw")[0]
-tensor([1.3863])
-
-Gradients of hidden states, head and bias, added up from the slopes of one chunk of logits after another.
-
->>> hidden, head = torch.ones(2, 1), torch.ones(3, 1)
->>> gradients = HeadGradients(hidden, head, None, (True, True, False), scale=1.0)
->>> gradients.add(slice(0, 2), hidden, torch.ones(2, 3))
->>> [None if own is None else own.tolist() for own in gradients.made(head, None)]
-[[[3.0], [3.0]], [[2.0], [2.0], [2.0]], None]
-
-Kernels: one chunk's formula as it is written, or compiled into fewer passes over the logits; which is faster where.
-
-    >>> logits, ids, p = torch.zeros(1, 4), torch.tensor([[3]]), torch.tensor([[1.0]])
-    >>> values, slope = get_kernel("plain")(logits, ids, p, torch.tensor([1.0]), "raw", None)
-    >>> values, slope
-    (tensor([1.3863]), tensor([[ 0.2500,  0.2500,  0.2500, -0.7500]]))
-
-Between its matrix products the loss reads and writes the logits of a chunk about ten times, compiled about four. On a
-CPU that is little beside the products, and other bits; on a GPU, whose products are faster than its memory, it may be
-as much as they are. So a CPU is never asked, and a GPU measured.
-
-Kullback-Leibler divergence from a sparse teacher, whose gradient in the logits is known.
-
-    >>> hidden, head = torch.randn(3, 2), torch.randn(9, 2)
-    >>> ids, p = torch.tensor([[3], [0], [8]]), torch.tensor([[1.0], [0.5], [1.0]])
+    >>> hidden, lm_head = torch.randn(3, 2), torch.randn(9, 2)
+    >>> ids, probs = torch.tensor([[3], [0], [8]]), torch.tensor([[1.0], [0.5], [1.0]])
     >>> weights = torch.tensor([1.0, 0.5, 2.0])
-    >>> total, values = weighted_sparse_kl(hidden, head, ids, p, weights)
-    >>> bool(torch.isclose(total, (weights * sparse_kl(hidden, head, ids, p)).sum()))
+    >>> total, values = weighted_sparse_kl(hidden, lm_head, ids, probs, weights)
+    >>> bool(torch.isclose(total, (weights * sparse_kl(hidden, lm_head, ids, probs)).sum()))
     True
 
-Two ways through the same formulas, row chunk by row chunk. `sparse` gives a value for every position and computes
-logits twice, once forward and once backward: four matrix products. `weighted` is told what each value counts, so the
-gradient is complete when its chunk of logits is there: three products, and nothing is computed again.
+Both functions walk over chunks of rows, so that only one chunk of logits exists at a time. `sparse_kl` returns a value
+for every position and computes the logits twice, once forward and once backward: four matrix products.
+`weighted_sparse_kl` knows the weight of every value in advance, so it can finish the gradient while the chunk's logits
+exist: three products.
+
+Between its matrix products the loss reads and writes a chunk's logits about ten times; compiled, about four times. On a
+CPU that is little beside the products, and compiling changes the rounding, so a CPU always takes the plain kernel. On a
+GPU the products are faster than its memory, so the faster kernel is measured there.
 """
 
 from __future__ import annotations
@@ -57,20 +32,146 @@ from torch.utils.benchmark import Timer
 
 from potstill.errors import UserError
 
+MissingProbability = Literal["raw", "renormalised", "tail"]
+MISSING_PROBABILITY_MODES: Final[tuple[str, ...]] = get_args(MissingProbability)
+MIN_TAIL: Final = 1e-6  # a smaller difference to 1 is the rounding of a sum, not a tail
+CHUNK_ELEMENTS: Final = 1 << 24  # logits that exist at a time: 64 MiB in float32
+MIN_CHUNK_ROWS: Final = 256  # each chunk reads the head once, and reads and writes the head's gradient once
+Kernel = Literal["plain", "compiled"]
+KERNELS: Final[tuple[str, ...]] = get_args(Kernel)
+ChunkFunction = Callable[[Tensor, Tensor, Tensor, Tensor, str, float | None], tuple[Tensor, Tensor]]
+
+
+def sparse_kl(
+    hidden: Tensor,
+    lm_head: Tensor,
+    ids: Tensor,
+    probs: Tensor,
+    *,
+    missing_probability: MissingProbability = "raw",
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    chunk_rows: int | None = None,
+) -> Tensor:
+    """KL(teacher || student) per position, in nats, not reduced: [n] float32 (float64 for float64 inputs).
+
+    hidden               [n, d] float: the last hidden states at the supervised positions only
+    lm_head              [v, d] float: the output embedding; rows beyond the tokenizer's size (padding) are part of the
+                         softmax, as they are when the model generates
+    ids                  [n, k] int64 in [0, v): the candidates of each position, distinct within it
+    probs                [n, k] float in [0, 1], not logarithms; a slot of probability 0 is padding, whatever its id
+    missing_probability  how probability that the candidates lack is treated: see the table in `potstill.losses`
+    bias                 [v], added to the logits; `scale` multiplies hidden @ lm_head.T (d_model^-0.5 in T5 v1.0)
+    softcap              logits become softcap * tanh(logits / softcap) (Gemma 2)
+    chunk_rows           rows whose logits exist at a time; the value does not depend on it
+
+    Products are computed in float32 also for bfloat16 inputs and under autocast (on a GPU then as TF32, see
+    `matmul_precision`); gradients have the dtypes of hidden, lm_head and bias. A position without any probability has
+    the loss 0 under `raw` and `tail`. Raises UserError if `renormalised` meets such a position; asserts shapes and ids.
+    """
+    _check_inputs(hidden, lm_head, ids, probs, missing_probability, bias)
+    rows = chunk_rows or default_chunk_rows(lm_head)
+    values = _SparseKL.apply(hidden, lm_head, bias, ids, probs, missing_probability, float(scale), softcap, rows)
+    assert isinstance(values, Tensor)
+    return values
+
+
+def weighted_sparse_kl(
+    hidden: Tensor,
+    lm_head: Tensor,
+    ids: Tensor,
+    probs: Tensor,
+    weights: Tensor,
+    *,
+    missing_probability: MissingProbability = "raw",
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    chunk_rows: int | None = None,
+    kernel: Kernel = "plain",
+) -> tuple[Tensor, Tensor]:
+    """sum(weights * sparse_kl(...)) as [] float32, and the values of `sparse_kl` as constants [n] float32.
+
+    weights  [n] float: constants
+    kernel   `plain` or `compiled`; the value depends on it by rounding only. Everything else is as in `sparse_kl`
+
+    The forward pass computes the gradient and keeps it until the backward pass, which can run once: as much memory as
+    hidden states and head take.
+    """
+    _check_inputs(hidden, lm_head, ids, probs, missing_probability, bias)
+    assert weights.shape == hidden.shape[:1] and not weights.requires_grad, f"weights of {tuple(weights.shape)}"
+    rows = chunk_rows or default_chunk_rows(lm_head)
+    result: Any = _WeightedSparseKL.apply(
+        hidden, lm_head, bias, ids, probs, weights, missing_probability, float(scale), softcap, rows, kernel
+    )
+    return result
+
+
+def default_chunk_rows(lm_head: Tensor) -> int:
+    """The number of rows whose logits exist at a time if the caller does not give one."""
+    return max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS // lm_head.shape[0])
+
+
+def check_shapes(hidden: Tensor, lm_head: Tensor, ids: Tensor, bias: Tensor | None) -> None:
+    """Asserts that the shapes fit. A head may have more rows than the tokenizer has tokens, never fewer."""
+    assert hidden.ndim == 2 and lm_head.ndim == 2 and hidden.shape[1] == lm_head.shape[1], (
+        f"hidden states {tuple(hidden.shape)} do not fit a head of {tuple(lm_head.shape)}"
+    )
+    assert hidden.shape[0] == ids.shape[0], f"{hidden.shape[0]} hidden states, candidates {tuple(ids.shape)}"
+    assert bias is None or bias.shape == (lm_head.shape[0],), (
+        f"a bias of {tuple(bias.shape)} for {lm_head.shape[0]} logits"
+    )
+    if len(ids):
+        low, high = int(ids.min()), int(ids.max())
+        assert low >= 0 and high < lm_head.shape[0], (
+            f"candidate ids {low} to {high} for a head of {lm_head.shape[0]} rows"
+        )
+
+
+def _check_inputs(
+    hidden: Tensor, lm_head: Tensor, ids: Tensor, probs: Tensor, missing_probability: str, bias: Tensor | None
+) -> None:
+    assert missing_probability in MISSING_PROBABILITY_MODES, (
+        f"missing_probability is one of {', '.join(MISSING_PROBABILITY_MODES)}, not {missing_probability!r}"
+    )
+    check_shapes(hidden, lm_head, ids, bias)
+    assert probs.shape == ids.shape, f"candidates {tuple(ids.shape)}, probabilities {tuple(probs.shape)}"
+    assert not probs.requires_grad, "the teacher's probabilities are constants"
+    assert not len(ids) or float(probs.min()) >= 0, "probs are negative: give probabilities, not log-probabilities"
+    if missing_probability == "renormalised":
+        check_renormalisable(probs)
+
+
+def check_renormalisable(probs: Tensor) -> None:
+    """Raises UserError if a position has no probability, which cannot be scaled to 1."""
+    if len(probs) and bool((probs.sum(1) <= 0).any()):
+        raise UserError(
+            "a position has no kept probability, so it cannot be renormalised",
+            code="E-train-nothing-to-renormalise",
+            where="train.missing_probability",
+            hint="use missing_probability: raw or tail, or a transfer rule that keeps the written token",
+        )
+
+
+# One chunk of rows: logits, values, and the gradient of the values in the logits.
+
 
 def is_low_precision(hidden: Tensor) -> bool:
-    """Whether a model works in less than float32 here: its states say so, or autocast does."""
+    """Whether the model computes in less than float32: its hidden states are narrower, or autocast is on."""
     return hidden.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled(hidden.device.type)
 
 
 @contextmanager
-def matmul_precision(kind: str, low: bool) -> Iterator[None]:
-    """Inside, products take float32 as it is, on this kind of device ("cuda"). Of a model that works in less, a GPU
-    makes them as TF32: factors are rounded to its 10 bits (a bfloat16 has 7), sums stay in float32, and tensor cores
-    compute it; a model in float32 keeps all its digits."""
+def matmul_precision(device_type: str, low: bool) -> Iterator[None]:
+    """Matrix products inside the block keep float32 inputs, whatever autocast says.
+
+    For a model that computes in less than float32 (`low`), a GPU ("cuda") multiplies as TF32: factors are rounded to 10
+    bits (a bfloat16 has 7), sums stay in float32, and tensor cores do the work. A float32 model keeps all its digits.
+    """
     matmul = torch.backends.cuda.matmul
-    with torch.autocast(kind, enabled=False):
-        if kind != "cuda" or not low:
+    with torch.autocast(device_type, enabled=False):
+        if device_type != "cuda" or not low:
             yield
             return
         before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
@@ -80,31 +181,35 @@ def matmul_precision(kind: str, low: bool) -> Iterator[None]:
             matmul.fp32_precision = before
 
 
-MIN_TAIL: Final = 1e-6  # what is missing to 1 below this is the rounding of a sum, not a tail
-
-
-def compute_logits(hidden: Tensor, head: Tensor, bias: Tensor | None, scale: float, cap: float | None) -> Tensor:
-    logits = hidden @ head.T
+def compute_logits(hidden: Tensor, lm_head: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
+    """[rows, d] -> [rows, v], each step in place: the chunk's logits are the largest tensor of the loss."""
+    logits = hidden @ lm_head.T
     if scale != 1.0:
         logits.mul_(scale)
     if bias is not None:
         logits.add_(bias)
-    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+    return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
 
-def compute_values(logits: Tensor, ids: Tensor, p: Tensor, mass: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, log-normalisers and the student's log-probability outside the candidates (0 where it is not needed)."""
+def compute_values(logits: Tensor, ids: Tensor, p: Tensor, missing_probability: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, log-normalisers, and the student's log-probability outside the candidates (0 where it is not needed).
+
+    >>> logits = compute_logits(torch.zeros(1, 2), torch.zeros(4, 2), None, 1.0, None)
+    >>> compute_values(logits, torch.tensor([[3]]), torch.tensor([[1.0]]), "raw")[0]
+    tensor([1.3863])
+    """
     normaliser = logits.logsumexp(1)
-    shown = p > 0
+    is_candidate = p > 0
     log_q = logits.gather(1, ids) - normaliser.unsqueeze(1)
-    values = torch.where(shown, torch.xlogy(p, p) - p * log_q, 0.0).sum(1)
-    if mass != "tail":
+    # xlogy is 0 at p = 0; the mask keeps 0 * -inf (a padded slot that the student excludes) from becoming NaN.
+    values = torch.where(is_candidate, torch.xlogy(p, p) - p * log_q, 0.0).sum(1)
+    if missing_probability != "tail":
         return values, normaliser, torch.zeros_like(values)
-    # The sum over what is not a candidate, not 1 - Q: near Q = 1 the difference would have no digits left.
-    rest = mask_candidates(logits, ids, shown).logsumexp(1) - normaliser
+    # Sum what is not a candidate instead of taking 1 - Q: near Q = 1 the difference would have no digits left.
+    log_rest = mask_candidates(logits, ids, is_candidate).logsumexp(1) - normaliser
     tail = tail_probability(p)
-    values = values + torch.where(tail > 0, torch.xlogy(tail, tail) - tail * rest, 0.0)
-    return values, normaliser, rest
+    values = values + torch.where(tail > 0, torch.xlogy(tail, tail) - tail * log_rest, 0.0)
+    return values, normaliser, log_rest
 
 
 def compute_logit_gradient(
@@ -112,290 +217,214 @@ def compute_logit_gradient(
     ids: Tensor,
     p: Tensor,
     normaliser: Tensor,
-    rest: Tensor,
-    mass: str,
-    count: Tensor,
+    log_rest: Tensor,
+    missing_probability: str,
+    weights: Tensor,
     *,
-    free: bool = False,
+    overwrite: bool = False,
 ) -> Tensor:
-    """The gradient of sum(count * values) in the logits, [rows, v]; `free`: whose memory may be written over."""
-    shifted = logits.sub_(normaliser.unsqueeze(1)) if free and mass != "tail" else logits - normaliser.unsqueeze(1)
+    """The gradient of sum(weights * values) in the logits, [rows, v]; `overwrite`: the memory of `logits` is free."""
+    tail_mode = missing_probability == "tail"
+    shifted = logits.sub_(normaliser.unsqueeze(1)) if overwrite and not tail_mode else logits - normaliser.unsqueeze(1)
     q = shifted.exp_()
-    if mass != "tail":
-        return q.mul_((p.sum(1) * count).unsqueeze(1)).scatter_add_(1, ids, p * -count.unsqueeze(1))
-    shown, tail = p > 0, tail_probability(p)
-    seen = torch.where(shown, q.gather(1, ids), 0.0)
-    # Elsewhere M q - (1 - M) Q q / (1 - Q), the last factor as one exponential; on a candidate M q + (1 - M) q - p.
-    relative = torch.where(tail > 0, normaliser + rest, torch.inf).unsqueeze(1)
-    elsewhere = (mask_candidates(logits, ids, shown) - relative).exp_().mul_((tail * seen.sum(1)).unsqueeze(1))
-    q.mul_((1 - tail).unsqueeze(1)).sub_(elsewhere)
-    q.scatter_add_(1, ids, torch.where(shown, seen * tail.unsqueeze(1) - p, 0.0))
-    return q.mul_(count.unsqueeze(1))
+    if not tail_mode:  # M q - p
+        return q.mul_((p.sum(1) * weights).unsqueeze(1)).scatter_add_(1, ids, p * -weights.unsqueeze(1))
+    is_candidate, tail = p > 0, tail_probability(p)
+    candidate_q = torch.where(is_candidate, q.gather(1, ids), 0.0)
+    # Outside the candidates q (M - Q) / (1 - Q) = M q - (1 - M) Q q / (1 - Q). The last factor q / (1 - Q) is one
+    # exponential, exp(logit - normaliser - log_rest), because both q and 1 - Q may underflow. On a candidate the
+    # gradient is q - p = M q + (1 - M) q - p, so M q is common to all columns and the rest is scattered.
+    relative = torch.where(tail > 0, normaliser + log_rest, torch.inf).unsqueeze(1)
+    outside = (mask_candidates(logits, ids, is_candidate) - relative).exp_()
+    outside.mul_((tail * candidate_q.sum(1)).unsqueeze(1))
+    q.mul_((1 - tail).unsqueeze(1)).sub_(outside)
+    q.scatter_add_(1, ids, torch.where(is_candidate, candidate_q * tail.unsqueeze(1) - p, 0.0))
+    return q.mul_(weights.unsqueeze(1))
 
 
 def compute_values_and_gradient(
-    logits: Tensor, ids: Tensor, p: Tensor, count: Tensor, mass: str, cap: float | None
+    logits: Tensor, ids: Tensor, p: Tensor, weights: Tensor, missing_probability: str, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Values, and the gradient of sum(count * values) in the logits as they were before the cap; writes over them."""
-    bend = None if cap is None else 1 - (logits / cap).square()
-    values, normaliser, rest = compute_values(logits, ids, p, mass)
-    slope = compute_logit_gradient(logits, ids, p, normaliser, rest, mass, count, free=True)
-    return values, slope if bend is None else slope.mul_(bend)
+    """Values, and the gradient of sum(weights * values) in the logits before the softcap. Overwrites `logits`.
+
+    >>> logits, ids, p = torch.zeros(1, 4), torch.tensor([[3]]), torch.tensor([[1.0]])
+    >>> compute_values_and_gradient(logits, ids, p, torch.tensor([1.0]), "raw", None)
+    (tensor([1.3863]), tensor([[ 0.2500,  0.2500,  0.2500, -0.7500]]))
+    """
+    # d softcap * tanh(x / softcap) / dx = 1 - tanh^2, taken before the logits are overwritten.
+    cap_slope = None if softcap is None else 1 - (logits / softcap).square()
+    values, normaliser, log_rest = compute_values(logits, ids, p, missing_probability)
+    gradient = compute_logit_gradient(
+        logits, ids, p, normaliser, log_rest, missing_probability, weights, overwrite=True
+    )
+    return values, gradient if cap_slope is None else gradient.mul_(cap_slope)
 
 
-def mask_candidates(logits: Tensor, ids: Tensor, shown: Tensor) -> Tensor:
-    """The logits with the candidates' own taken out; the ids of padded slots stay."""
-    hide = torch.where(shown, -torch.inf, torch.inf).to(logits.dtype)
-    return logits.scatter_reduce(1, ids, hide, "amin")
+def mask_candidates(logits: Tensor, ids: Tensor, is_candidate: Tensor) -> Tensor:
+    """The logits with -inf at the candidates. Padded slots change nothing: their minimum is taken with +inf."""
+    mask = torch.where(is_candidate, -torch.inf, torch.inf).to(logits.dtype)
+    return logits.scatter_reduce(1, ids, mask, "amin")
 
 
 def tail_probability(p: Tensor) -> Tensor:
+    """1 - sum(p) of each row, and 0 where that is only rounding."""
     tail = 1 - p.sum(1)
     return torch.where(tail > MIN_TAIL, tail, 0.0)
 
 
 class HeadGradients:
-    """Of logits = scale * hidden @ head.T + bias; two of the three matrix products of a loss.
+    """Gradients of hidden states, head and bias, added up over chunks; two of the three matrix products of a loss.
 
-    wide, wide_bias  head and bias in the dtype of the products
-    needs            which gradients are wanted: of hidden, head, bias
+    head_product, bias_product  head and bias in the dtype of the products
+    needs                       which gradients are wanted: of hidden, head, bias
+
+    >>> hidden, lm_head = torch.ones(2, 1), torch.ones(3, 1)
+    >>> gradients = HeadGradients(hidden, lm_head, None, (True, True, False), scale=1.0)
+    >>> gradients.add(slice(0, 2), hidden, torch.ones(2, 3))
+    >>> [None if gradient is None else gradient.tolist() for gradient in gradients.finish(lm_head, None)]
+    [[[3.0], [3.0]], [[2.0], [2.0], [2.0]], None]
     """
 
     def __init__(
-        self, hidden: Tensor, wide: Tensor, wide_bias: Tensor | None, needs: Sequence[bool], scale: float
+        self, hidden: Tensor, head_product: Tensor, bias_product: Tensor | None, needs: Sequence[bool], scale: float
     ) -> None:
-        self._wide, self._scale = wide, scale
+        self._head_product, self._scale = head_product, scale
         self._hidden = torch.empty_like(hidden) if needs[0] else None
-        self._head = torch.zeros_like(wide) if needs[1] else None
-        self._bias = torch.zeros_like(wide_bias) if needs[2] and wide_bias is not None else None
+        self._head = torch.zeros_like(head_product) if needs[1] else None
+        self._bias = torch.zeros_like(bias_product) if needs[2] and bias_product is not None else None
 
-    def add(self, at: slice, states: Tensor, slope: Tensor) -> None:
-        """at: the rows of the chunk; states: [rows, d], their hidden states; slope: [rows, v] in their logits."""
+    def add(self, rows: slice, hidden: Tensor, logit_gradient: Tensor) -> None:
+        """Add one chunk. hidden: [rows, d], the chunk's hidden states; logit_gradient: [rows, v]."""
         if self._bias is not None:
-            self._bias += slope.sum(0)
+            self._bias += logit_gradient.sum(0)
         if self._hidden is not None:
-            self._hidden[at] = (slope @ self._wide).mul_(self._scale)
+            self._hidden[rows] = (logit_gradient @ self._head_product).mul_(self._scale)
         if self._head is not None:
-            self._head.addmm_(slope.T, states, alpha=self._scale)
+            self._head.addmm_(logit_gradient.T, hidden, alpha=self._scale)
 
-    def made(self, head: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """All of them, in the dtypes of what they belong to."""
+    def finish(self, lm_head: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The gradients of hidden, head and bias in the dtypes of these."""
         return (
             self._hidden,
-            None if self._head is None else self._head.to(head.dtype),
+            None if self._head is None else self._head.to(lm_head.dtype),
             None if self._bias is None or bias is None else self._bias.to(bias.dtype),
         )
 
 
-Kernel = Literal["plain", "compiled"]
-KERNELS: Final[tuple[str, ...]] = get_args(Kernel)
-ChunkFunction = Callable[[Tensor, Tensor, Tensor, Tensor, str, float | None], tuple[Tensor, Tensor]]
+# Kernels: how the part between the matrix products is computed.
 
 
 @dataclass(frozen=True, slots=True)
 class KernelTiming:
-    """kernel: the faster one; seconds: of a chunk, by kernel; why: what stood against compiling, None if nothing."""
+    """kernel: the faster one; seconds: of one chunk, by kernel; failure: why compiling failed, None if it did not."""
 
     kernel: Kernel
     seconds: dict[Kernel, float]
-    why: str | None = None
+    failure: str | None = None
 
 
 @cache
 def get_kernel(kernel: Kernel) -> ChunkFunction:
-    """`formula.both_of`. Compiled, it raises torch's own errors at its first call where nothing can be compiled."""
+    """`compute_values_and_gradient`, compiled or not. Where nothing can be compiled, the first call of the compiled one
+    raises torch's error."""
     if kernel == "plain":
         return compute_values_and_gradient
-    # Sizes are left open, since every micro-batch has other ones and a compilation takes seconds. Sizes of one, and two
-    # that happen to be equal, still are compiled apart, for each mass: more often than torch expects.
-    return torch.compile(compute_values_and_gradient, dynamic=True, fullgraph=True, recompile_limit=64)  # type: ignore[return-value]
+    # Sizes stay dynamic, since every micro-batch has other ones and a compilation takes seconds. A size of one, and two
+    # sizes that are equal, are still compiled apart, for each mode: more often than torch's limit of 8 expects.
+    return torch.compile(  # type: ignore[return-value]
+        compute_values_and_gradient, dynamic=True, fullgraph=True, recompile_limit=64
+    )
 
 
 def measure_kernels(
-    rows: int, vocabulary: int, candidates: int, mass: str, cap: float | None, device: torch.device, low: bool
+    rows: int,
+    vocabulary: int,
+    candidates: int,
+    missing_probability: str,
+    softcap: float | None,
+    device: torch.device,
+    low: bool,
 ) -> KernelTiming:
-    """Both kernels on one chunk of float32 logits [rows, vocabulary] on this device: a fraction of a second each, after
-    compiling. Needs a few chunks of memory.
+    """Time both kernels on one chunk of float32 logits [rows, vocabulary]: a second or less for each after compiling.
 
-    low  whether the model works in less than float32, see `precision`: what is compiled here is what training runs
+    low  whether the model computes in less than float32 (`is_low_precision`), so that training runs what is timed here
+
+    Needs a few chunks of memory.
     """
     logits = torch.randn(rows, vocabulary, device=device)
     ids = torch.arange(candidates, device=device).expand(rows, -1).contiguous()
-    p, count = torch.full(ids.shape, 0.9 / candidates, device=device), torch.ones(rows, device=device)
+    p, weights = torch.full(ids.shape, 0.9 / candidates, device=device), torch.ones(rows, device=device)
 
     def seconds(kernel: Kernel) -> float:
-        own = get_kernel(kernel)
-        work = {"once": lambda: own(logits.clone(), ids, p, count, mass, cap)}  # a chunk's logits are written over
+        function = get_kernel(kernel)  # overwrites the logits that it gets
+        scope = {"run": lambda: function(logits.clone(), ids, p, weights, missing_probability, softcap)}
         with torch.no_grad(), matmul_precision(device.type, low):
-            work["once"]()
-            timer = Timer("once()", globals=work, num_threads=torch.get_num_threads())
+            scope["run"]()
+            timer = Timer("run()", globals=scope, num_threads=torch.get_num_threads())
             return timer.blocked_autorange(min_run_time=0.3).median
 
     plain = seconds("plain")
     try:
         compiled = seconds("compiled")
-    except Exception as error:  # whatever a compiler says
-        why = (str(error).strip() or "no reason given").splitlines()[0][:200]
-        return KernelTiming("plain", {"plain": plain}, f"{type(error).__name__}: {why}")
+    except Exception as error:  # a compiler may raise anything
+        reason = (str(error).strip() or "no reason given").splitlines()[0][:200]
+        return KernelTiming("plain", {"plain": plain}, f"{type(error).__name__}: {reason}")
     return KernelTiming("compiled" if compiled < plain else "plain", {"plain": plain, "compiled": compiled})
 
 
-MissingProbability = Literal["raw", "renormalised", "tail"]
-MISSING_PROBABILITY_MODES: Final[tuple[str, ...]] = get_args(MissingProbability)
-CHUNK_ELEMENTS: Final = 1 << 24  # logits that live at a time: 64 MiB in float32
-CHUNK_ROWS: Final = 256  # at least: for every chunk the head is read, and its gradient read and written
-
-
-def sparse_kl(
-    hidden: Tensor,
-    head: Tensor,
-    ids: Tensor,
-    probabilities: Tensor,
-    *,
-    mass: MissingProbability = "raw",
-    bias: Tensor | None = None,
-    scale: float = 1.0,
-    cap: float | None = None,
-    chunk: int | None = None,
-) -> Tensor:
-    """Kullback-Leibler divergence of the student from a sparse teacher, per position, in nats; not reduced.
-
-    hidden         [n, d] float: the last hidden state at the supervised positions only
-    head           [v, d] float: the output embedding; its rows beyond the tokenizer (padding) are part of the softmax,
-                   as they are when the model generates
-    ids            [n, k] int64 in [0, v): the candidates of each position, distinct within it
-    probabilities  [n, k] float in [0, 1]; a slot of probability 0 is padding, whatever its id
-    mass           what becomes of a kept mass under 1: see the table above
-    bias           [v] added to the logits; `scale` multiplies hidden @ head.T (d_model^-0.5 in T5 v1.0)
-    cap            logits become cap * tanh(logits / cap) (Gemma 2)
-    chunk          rows whose logits live at a time; the value does not depend on it
-
-    Returns [n] float32 (float64 for float64 inputs). Products are computed in float32 also for bfloat16 inputs and
-    under autocast (on a GPU then as TF32, see `precision`); gradients come back in the dtype of hidden, head and bias.
-    A position without any probability has the loss 0 under `raw` and `tail`. Raises UserError where `renormalised`
-    meets such a position; asserts shapes and ids.
-    """
-    _check_inputs(hidden, head, ids, probabilities, mass, bias)
-    rows = chunk or chunk_rows(head)
-    values = _SparseKL.apply(hidden, head, bias, ids, probabilities, mass, float(scale), cap, rows)
-    assert isinstance(values, Tensor)
-    return values
-
-
-def weighted_sparse_kl(
-    hidden: Tensor,
-    head: Tensor,
-    ids: Tensor,
-    probabilities: Tensor,
-    weights: Tensor,
-    *,
-    mass: MissingProbability = "raw",
-    bias: Tensor | None = None,
-    scale: float = 1.0,
-    cap: float | None = None,
-    chunk: int | None = None,
-    kernel: Kernel = "plain",
-) -> tuple[Tensor, Tensor]:
-    """sum(weights * sparse(...)), and the values of `sparse`, which are constants here.
-
-    weights  [n] float: constants
-    kernel   see `kernels`; the value does not depend on it but for rounding. All else as in `sparse`
-
-    The gradient is made in the forward pass and held until the backward pass, which can be run once: as much memory as
-    hidden states and head have. Returns ([] float32, [n] float32).
-    """
-    _check_inputs(hidden, head, ids, probabilities, mass, bias)
-    assert weights.shape == hidden.shape[:1] and not weights.requires_grad, f"weights of {tuple(weights.shape)}"
-    rows = chunk or chunk_rows(head)
-    found: Any = _WeightedSparseKL.apply(
-        hidden, head, bias, ids, probabilities, weights, mass, float(scale), cap, rows, kernel
-    )
-    return found
-
-
-def _check_inputs(
-    hidden: Tensor, head: Tensor, ids: Tensor, probabilities: Tensor, mass: str, bias: Tensor | None
-) -> None:
-    assert mass in MISSING_PROBABILITY_MODES, f"mass is one of {', '.join(MISSING_PROBABILITY_MODES)}, not {mass!r}"
-    check_shapes(hidden, head, ids, bias)
-    assert probabilities.shape == ids.shape, (
-        f"candidates {tuple(ids.shape)}, probabilities {tuple(probabilities.shape)}"
-    )
-    assert not probabilities.requires_grad, "the teacher's probabilities are constants"
-    if mass == "renormalised" and len(ids) and bool((probabilities.sum(1) <= 0).any()):
-        raise UserError(
-            "a position has no kept probability, so there is nothing to renormalise",
-            where="loss",
-            hint="use missing_probability: raw or tail, or a transfer rule that keeps the written token",
-        )
-
-
-def chunk_rows(head: Tensor) -> int:
-    """How many rows of logits live at a time where the caller does not say."""
-    return max(CHUNK_ROWS, CHUNK_ELEMENTS // head.shape[0])
-
-
-def check_shapes(hidden: Tensor, head: Tensor, ids: Tensor, bias: Tensor | None) -> None:
-    """Assertions on what cannot match. A head may have more rows than the tokenizer has tokens, never fewer."""
-    assert hidden.ndim == 2 and head.ndim == 2 and hidden.shape[1] == head.shape[1], (
-        f"hidden states {tuple(hidden.shape)} do not fit a head of {tuple(head.shape)}"
-    )
-    assert hidden.shape[0] == ids.shape[0], f"{hidden.shape[0]} hidden states, candidates {tuple(ids.shape)}"
-    assert bias is None or bias.shape == (head.shape[0],), f"a bias of {tuple(bias.shape)} for {head.shape[0]} logits"
-    if len(ids):
-        low, high = int(ids.min()), int(ids.max())
-        assert low >= 0 and high < head.shape[0], f"candidate ids {low} to {high} for a head of {head.shape[0]} rows"
-
-
 class _SparseKL(torch.autograd.Function):
-    """Keeps the log-normaliser of every row, and computes the logits of a chunk a second time in the backward pass."""
+    """Keeps the log-normaliser of every row, and computes each chunk's logits again in the backward pass."""
 
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
         hidden: Tensor,
-        head: Tensor,
+        lm_head: Tensor,
         bias: Tensor | None,
         ids: Tensor,
-        probabilities: Tensor,
-        mass: str,
+        probs: Tensor,
+        missing_probability: str,
         scale: float,
-        cap: float | None,
-        rows: int,
+        softcap: float | None,
+        chunk_rows: int,
     ) -> Tensor:
         low = is_low_precision(hidden)
         with matmul_precision(hidden.device.type, low):
-            kind = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-            p = probabilities.to(kind)
-            p = p / p.sum(1, keepdim=True) if mass == "renormalised" else p
-            wide, wide_bias = head.to(kind), None if bias is None else bias.to(kind)
-            values = hidden.new_empty(len(hidden), dtype=kind)
-            normaliser, rest = torch.empty_like(values), torch.empty_like(values)
-            for start in range(0, len(hidden), rows):
-                at = slice(start, start + rows)
-                logits = compute_logits(hidden[at].to(kind), wide, wide_bias, scale, cap)
-                values[at], normaliser[at], rest[at] = compute_values(logits, ids[at], p[at], mass)
-        ctx.save_for_backward(hidden, head, bias, ids, p, normaliser, rest)
-        ctx.settings = mass, scale, cap, rows, low
+            dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+            p = probs.to(dtype)
+            p = p / p.sum(1, keepdim=True) if missing_probability == "renormalised" else p
+            head_product, bias_product = lm_head.to(dtype), None if bias is None else bias.to(dtype)
+            values = hidden.new_empty(len(hidden), dtype=dtype)
+            normaliser, log_rest = torch.empty_like(values), torch.empty_like(values)
+            for start in range(0, len(hidden), chunk_rows):
+                rows = slice(start, start + chunk_rows)
+                logits = compute_logits(hidden[rows].to(dtype), head_product, bias_product, scale, softcap)
+                values[rows], normaliser[rows], log_rest[rows] = compute_values(
+                    logits, ids[rows], p[rows], missing_probability
+                )
+        ctx.save_for_backward(hidden, lm_head, bias, ids, p, normaliser, log_rest)
+        ctx.settings = missing_probability, scale, softcap, chunk_rows, low
         return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, head, bias, ids, p, normaliser, rest = ctx.saved_tensors
-        mass, scale, cap, rows, low = ctx.settings
+        hidden, lm_head, bias, ids, p, normaliser, log_rest = ctx.saved_tensors
+        missing_probability, scale, softcap, chunk_rows, low = ctx.settings
         with matmul_precision(hidden.device.type, low):
-            wide, wide_bias = head.to(p.dtype), None if bias is None else bias.to(p.dtype)
-            gradients = HeadGradients(hidden, wide, wide_bias, ctx.needs_input_grad[:3], scale)
-            for start in range(0, len(hidden), rows):
-                at = slice(start, start + rows)
-                states = hidden[at].to(p.dtype)
-                logits = compute_logits(states, wide, wide_bias, scale, cap)
-                slope = compute_logit_gradient(logits, ids[at], p[at], normaliser[at], rest[at], mass, grad[at])
-                if cap is not None:
-                    slope.mul_(1 - (logits / cap).square())
-                gradients.add(at, states, slope)
-        return (*gradients.made(head, bias), *[None] * 6)
+            head_product, bias_product = lm_head.to(p.dtype), None if bias is None else bias.to(p.dtype)
+            gradients = HeadGradients(hidden, head_product, bias_product, ctx.needs_input_grad[:3], scale)
+            for start in range(0, len(hidden), chunk_rows):
+                rows = slice(start, start + chunk_rows)
+                states = hidden[rows].to(p.dtype)
+                logits = compute_logits(states, head_product, bias_product, scale, softcap)
+                gradient = compute_logit_gradient(
+                    logits, ids[rows], p[rows], normaliser[rows], log_rest[rows], missing_probability, grad[rows]
+                )
+                if softcap is not None:
+                    gradient.mul_(1 - (logits / softcap).square())
+                gradients.add(rows, states, gradient)
+        return (*gradients.finish(lm_head, bias), *[None] * 6)
 
 
 class _WeightedSparseKL(torch.autograd.Function):
@@ -403,38 +432,40 @@ class _WeightedSparseKL(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any,
         hidden: Tensor,
-        head: Tensor,
+        lm_head: Tensor,
         bias: Tensor | None,
         ids: Tensor,
-        probabilities: Tensor,
+        probs: Tensor,
         weights: Tensor,
-        mass: str,
+        missing_probability: str,
         scale: float,
-        cap: float | None,
-        rows: int,
+        softcap: float | None,
+        chunk_rows: int,
         kernel: Kernel,
     ) -> tuple[Tensor, Tensor]:
-        both = get_kernel(kernel)
+        compute = get_kernel(kernel)
         with matmul_precision(hidden.device.type, is_low_precision(hidden)):
-            kind = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-            p, count = probabilities.to(kind), weights.to(kind)
-            p = p / p.sum(1, keepdim=True) if mass == "renormalised" else p
-            wide, wide_bias = head.to(kind), None if bias is None else bias.to(kind)
-            values = hidden.new_empty(len(hidden), dtype=kind)
-            gradients = HeadGradients(hidden, wide, wide_bias, ctx.needs_input_grad[:3], scale)
-            for start in range(0, len(hidden), rows):
-                at = slice(start, start + rows)
-                states = hidden[at].to(kind)
-                logits = compute_logits(states, wide, wide_bias, scale, cap)
-                values[at], slope = both(logits, ids[at], p[at], count[at], mass, cap)
-                gradients.add(at, states, slope)
-        ctx.made = gradients.made(head, bias)
+            dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+            p, weights = probs.to(dtype), weights.to(dtype)
+            p = p / p.sum(1, keepdim=True) if missing_probability == "renormalised" else p
+            head_product, bias_product = lm_head.to(dtype), None if bias is None else bias.to(dtype)
+            values = hidden.new_empty(len(hidden), dtype=dtype)
+            gradients = HeadGradients(hidden, head_product, bias_product, ctx.needs_input_grad[:3], scale)
+            for start in range(0, len(hidden), chunk_rows):
+                rows = slice(start, start + chunk_rows)
+                states = hidden[rows].to(dtype)
+                logits = compute_logits(states, head_product, bias_product, scale, softcap)
+                values[rows], gradient = compute(
+                    logits, ids[rows], p[rows], weights[rows], missing_probability, softcap
+                )
+                gradients.add(rows, states, gradient)
+        ctx.gradients = gradients.finish(lm_head, bias)
         ctx.mark_non_differentiable(values)
-        return (values * count).sum(), values
+        return (values * weights).sum(), values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        made, ctx.made = ctx.made, None
-        assert made is not None, "the gradient of a weighted sum is made once, and given once"
-        return (*(None if own is None else own.mul_(grad) for own in made), *[None] * 8)
+        gradients, ctx.gradients = ctx.gradients, None
+        assert gradients is not None, "weighted_sparse_kl computes its gradient once, so its backward pass can run once"
+        return (*(None if gradient is None else gradient.mul_(grad) for gradient in gradients), *[None] * 8)

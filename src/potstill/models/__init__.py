@@ -1,10 +1,10 @@
-"""Students: T5-style and decoder-only models that are taught by sparse distributions.
+"""Models: T5-style and decoder-only students that are trained on sparse distributions.
 
     >>> sorted(SHAPES)[:2], count_parameters(SHAPES["flan-t5-xl"])
     (['flan-t5-base', 'flan-t5-large'], 2849757184)
 
-`open` reads a Hugging Face folder, `initialise` makes random weights, `Student.save` writes a folder that any tool
-loads. `base` is the student that a recipe names.
+`open_student` reads a Hugging Face folder, `random_student` draws random weights, `from_recipe` is the base student of
+a recipe, and `Student.save` writes a folder that any tool can load.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Final
 
 from potstill.models.batch import Batch, Example
 from potstill.models.chat_template import ChatTemplate
-from potstill.models.flops import count_training_flops
 from potstill.models.load import (
     auto_uses_chat_template,
     chat_template_from_recipe,
@@ -31,11 +30,10 @@ from potstill.models.load import (
     weights_identity,
 )
 from potstill.models.lora import add_adapters
-from potstill.models.score import hard_example, teacher_forced_scores
 from potstill.models.shape import SHAPES, Shape, count_parameters
 from potstill.models.student import Head, Student, default_device, disk_full_as_oserror
 
-VERSION: Final = 1  # of prompts as a model reads them, of random weights, and of what the modules compute
+VERSION: Final = 1  # of prompts as a model reads them, of random weights, and of what the models compute
 
 __all__ = [
     "SHAPES",
@@ -53,18 +51,15 @@ __all__ = [
     "check_weights",
     "count_parameters",
     "count_stored_parameters",
-    "count_training_flops",
     "default_device",
     "disk_full_as_oserror",
     "from_checkpoint",
     "from_recipe",
-    "hard_example",
     "interpolate_weights",
     "open_student",
     "random_student",
     "read_family",
     "shape_from_recipe",
-    "teacher_forced_scores",
     "tokenizer_folder",
     "weights_identity",
 ]

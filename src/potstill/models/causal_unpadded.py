@@ -1,20 +1,21 @@
-"""Decoder-only rows without padding: all tokens of a batch in one row, and a prompt that several chains share once.
+"""Decoder-only rows without padding: all tokens of a batch in one row, and prompts that several chains share.
 
-    prompt a b c, its chains d e and f; prompt g, its chain h i            (ends of targets are never read)
+    prompt a b c with the chains d e and f; prompt g with the chain h i        (the model never reads a target's end)
     tokens        a b c d e f g h i
     positions     0 1 2 3 4 3 0 1 2
-    squares       [a b c] reads itself, [d e] reads a b c d e, [f] reads a b c f, [g h i] reads itself
+    attention     [a b c] reads itself, [d e] reads a b c d e, [f] reads a b c f, [g h i] reads itself
 
-Everything but attention works on tokens one by one, and positions are told, so attention alone must know the rows: the
-model calls `attention` (below) where it would call torch's kernel, and gets the packing handed through as an argument.
-Rows of like lengths make a *square*, as in `students.ragged`; a window (Gemma, Mistral) counts positions, not places.
+Everything but attention works on single tokens, and the positions are given, so only attention has to know the rows.
+The model calls `packed_attention` where it would call torch's kernel, and hands the packing through as an argument.
+Rows of similar lengths form a block, as in `potstill.models.unpadded`. A sliding window (Gemma, Mistral) counts
+positions.
 
     >>> packing = pack_rows([3, 1], [(0, 2), (0, 1), (1, 2)])
     >>> packing.positions.tolist(), packing.starts
     ([0, 1, 2, 3, 4, 3, 0, 1, 2], ((3, 2), (5, 2), (7, 6)))
-    >>> [(square.rows, square.queries, square.keys) for square in packing.squares]
+    >>> [(block.rows, block.queries, block.keys) for block in packing.blocks]
     [(2, 3, 3), (2, 2, 5)]
-    >>> packing.squares[1].mask(None)[:, 0].int().tolist()
+    >>> packing.blocks[1].mask(None)[:, 0].int().tolist()
     [[[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]], [[1, 1, 1, 1, 0], [1, 1, 1, 1, 0]]]
 """
 
@@ -34,117 +35,130 @@ from transformers.masking_utils import sdpa_mask
 
 from potstill.models.unpadded import group_rows_by_length
 
-ATTENTION_NAME: Final = "potstill"  # of the attention, where transformers looks it up
-PADDING_POSITION: Final = 2**62  # a position that nothing reads: padding
+ATTENTION_NAME: Final = "potstill"  # under which transformers finds `packed_attention`
+PADDING_POSITION: Final = 2**62  # beyond every query's position, so that causal order excludes padding
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionBlock:
-    """`rows` rows whose queries are padded to `queries` places and whose keys to `keys`.
+    """`rows` rows whose queries are padded to `queries` slots and whose keys are padded to `keys` slots.
 
-    causal  whether each row reads itself, so that without a window the kernel's own causal mask is enough
-    asked   [rows, queries] int64: positions of the queries; on padding that of the row's last query
-    read    [rows, keys] int64: positions of the keys; on padding FAR
+    causal           whether each row reads itself, so that without a window the kernel's own causal mask is enough
+    query_positions  [rows, queries] int64; on padding the position of the row's last query
+    key_positions    [rows, keys] int64; on padding PADDING_POSITION
     """
 
     rows: int
     queries: int
     keys: int
     causal: bool
-    asked: Tensor
-    read: Tensor
-    _masks: dict[int | None, Tensor] = field(default_factory=dict, compare=False)
+    query_positions: Tensor
+    key_positions: Tensor
+    _masks: dict[int | None, Tensor] = field(default_factory=dict, compare=False)  # by window: all layers share them
 
     def mask(self, window: int | None) -> Tensor | None:
-        """[rows, 1, queries, keys] bool: which keys a query reads. None where causal order says it all."""
+        """[rows, 1, queries, keys] bool: which keys a query reads. None where causal order alone decides."""
         if window is not None and window >= self.keys:
             window = None
         if self.causal and window is None:
             return None
         if window not in self._masks:
-            back = self.asked[:, :, None] - self.read[:, None, :]
-            seen = back >= 0 if window is None else (back >= 0) & (back < window)
-            self._masks[window] = seen[:, None]
+            distance = self.query_positions[:, :, None] - self.key_positions[:, None, :]
+            visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+            self._masks[window] = visible[:, None]
         return self._masks[window]
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Where the tokens of a batch stand.
+    """Where the tokens of a batch are.
 
-    positions  [tokens] int64: of each token in its row
-    squares    the rows of attention
-    asking     the tokens that ask, square after square [sum of rows * queries]; `reading` those that are read
-    back       [tokens]: the place of each token in `asking`
-    starts     of each example: the place of its first token behind the prompt, and that of the prompt's last token
+    positions        [tokens] int64: of each token in its row
+    blocks           the rows of attention
+    query_tokens     [sum of rows * queries]: the token of each query slot, block after block; `key_tokens` likewise
+    slot_of_token    [tokens]: the query slot of each token
+    starts           for each example: the index of its first token after the prompt, and of the prompt's last token
     """
 
     positions: Tensor
-    squares: tuple[AttentionBlock, ...]
-    asking: Tensor
-    reading: Tensor
-    back: Tensor
+    blocks: tuple[AttentionBlock, ...]
+    query_tokens: Tensor
+    key_tokens: Tensor
+    slot_of_token: Tensor
     starts: tuple[tuple[int, int], ...]
 
     def to(self, device: torch.device | str) -> Self:
-        squares = tuple(replace(s, asked=s.asked.to(device), read=s.read.to(device), _masks={}) for s in self.squares)
-        names = ("positions", "asking", "reading", "back")
-        return replace(self, squares=squares, **{name: getattr(self, name).to(device) for name in names})
+        blocks = tuple(
+            replace(
+                b, query_positions=b.query_positions.to(device), key_positions=b.key_positions.to(device), _masks={}
+            )
+            for b in self.blocks
+        )
+        names = ("positions", "query_tokens", "key_tokens", "slot_of_token")
+        return replace(self, blocks=blocks, **{name: getattr(self, name).to(device) for name in names})
 
 
 def pack_rows(prompts: Sequence[int], chains: Sequence[tuple[int, int]]) -> Packing:
-    """The packing of prompts of so many tokens, and of chains under them: (prompt, tokens that are read).
+    """The packing of prompts and of the chains under them.
 
-    The tokens of a prompt are followed by those of its chains. A chain that is alone makes one row with its prompt;
-    where there are more, each chain is a row that reads the prompt and itself.
+    prompts  the number of tokens of each prompt
+    chains   (prompt, number of tokens that the model reads) of each chain
+
+    The tokens of a prompt are followed by those of its chains. If a prompt has one chain, both form one row that reads
+    itself. If it has more, the prompt is a row, and each chain is a row that reads the prompt and itself.
     """
-    under: list[list[int]] = [[] for _ in prompts]
+    chains_of: list[list[int]] = [[] for _ in prompts]
     for chain, (prompt, _) in enumerate(chains):
-        under[prompt].append(chain)
-    place, starts = 0, [(0, 0)] * len(chains)
+        chains_of[prompt].append(chain)
+    end, starts = 0, [(0, 0)] * len(chains)
     positions: list[np.ndarray] = []
-    whole: list[np.ndarray] = []  # rows that read themselves
-    parts: list[tuple[np.ndarray, np.ndarray]] = []  # rows that read a prompt and themselves: queries, keys
-    for length, own in zip(prompts, under, strict=True):
-        first, place = place, place + length
+    whole_rows: list[np.ndarray] = []  # rows that read themselves
+    chain_queries: list[np.ndarray] = []  # rows that read a prompt and themselves
+    chain_keys: list[np.ndarray] = []
+    for length, prompt_chains in zip(prompts, chains_of, strict=True):
+        first, end = end, end + length
         positions.append(np.arange(length))
-        for chain in own:
+        for chain in prompt_chains:
             read = chains[chain][1]
-            starts[chain] = (place, first + length - 1)
+            starts[chain] = (end, first + length - 1)
             positions.append(np.arange(length, length + read))
-            if len(own) > 1 and read:
-                tokens = np.arange(place, place + read)
-                parts.append((tokens, np.concatenate([np.arange(first, first + length), tokens])))
-            place += read
-        whole.append(np.arange(first, first + length if len(own) > 1 else place))
-    at = np.concatenate(positions)
-    squares, asking, reading = [], [], []
-    for causal, queries, keys in ((True, whole, whole), (False, [row for row, _ in parts], [row for _, row in parts])):
-        for cut in group_rows_by_length(queries, keys):
-            asked, read = (_pad_with_last_token([rows[row] for row in cut]) for rows in (queries, keys))
-            padded = np.arange(read.shape[1]) >= np.array([[len(keys[row])] for row in cut])
-            known = np.where(padded, PADDING_POSITION, at[read])
-            tensors = (torch.from_numpy(at[asked]), torch.from_numpy(known))
-            squares.append(AttentionBlock(len(cut), asked.shape[1], read.shape[1], causal, *tensors))
-            asking.append(asked.ravel())
-            reading.append(read.ravel())
-    asks, reads = np.concatenate(asking), np.concatenate(reading)
-    back = np.empty(len(at), np.int64)
-    back[asks[::-1]] = np.arange(len(asks))[::-1]  # the first of those that stand twice, on padding
-    places, asks, reads, back = (torch.from_numpy(found) for found in (at, asks, reads, back))
-    return Packing(places, tuple(squares), asks, reads, back, tuple(starts))
+            if len(prompt_chains) > 1 and read:
+                tokens = np.arange(end, end + read)
+                chain_queries.append(tokens)
+                chain_keys.append(np.concatenate([np.arange(first, first + length), tokens]))
+            end += read
+        whole_rows.append(np.arange(first, first + length if len(prompt_chains) > 1 else end))
+    position_of = np.concatenate(positions)
+    blocks, query_parts, key_parts = [], [], []
+    for causal, queries, keys in ((True, whole_rows, whole_rows), (False, chain_queries, chain_keys)):
+        for group in group_rows_by_length(queries, keys):
+            query_tokens, key_tokens = (_pad_with_last_token([rows[row] for row in group]) for rows in (queries, keys))
+            padding = np.arange(key_tokens.shape[1]) >= np.array([[len(keys[row])] for row in group])
+            key_positions = torch.from_numpy(np.where(padding, PADDING_POSITION, position_of[key_tokens]))
+            query_positions = torch.from_numpy(position_of[query_tokens])
+            sizes = len(group), query_tokens.shape[1], key_tokens.shape[1]
+            blocks.append(AttentionBlock(*sizes, causal, query_positions, key_positions))
+            query_parts.append(query_tokens.ravel())
+            key_parts.append(key_tokens.ravel())
+    all_queries, all_keys = np.concatenate(query_parts), np.concatenate(key_parts)
+    slot_of_token = np.empty(len(position_of), np.int64)
+    # A row's last token also fills its padding. Written backwards, its first slot remains, which is the real one.
+    slot_of_token[all_queries[::-1]] = np.arange(len(all_queries))[::-1]
+    arrays = (torch.from_numpy(array) for array in (position_of, all_queries, all_keys, slot_of_token))
+    token_positions, all_queries, all_keys, slot_of_token = arrays
+    return Packing(token_positions, tuple(blocks), all_queries, all_keys, slot_of_token, tuple(starts))
 
 
 def _pad_with_last_token(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """[rows, longest], each row's last token on its padding: some token must stand there, and this one may ask."""
-    made = np.empty((len(rows), max(map(len, rows))), np.int64)
-    for place, row in enumerate(rows):
-        made[place, : len(row)], made[place, len(row) :] = row, row[-1]
-    return made
+    """[rows, longest], padded with each row's last token: a slot needs some token, and this one may be a query."""
+    padded = np.empty((len(rows), max(map(len, rows))), np.int64)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)], padded[index, len(row) :] = row, row[-1]
+    return padded
 
 
 def enable_packing(model: Any) -> None:
-    """Let a model ask `attention`, which does what torch's kernel does wherever no packing is handed to it."""
+    """Make a model call `packed_attention`, which does what torch's kernel does where it gets no packing."""
     AttentionInterface.register(ATTENTION_NAME, packed_attention)
     AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
     model.config._attn_implementation = ATTENTION_NAME
@@ -164,31 +178,35 @@ def packed_attention(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers asks of an attention: query [b, heads, t, w], key and value [b, some heads, s, w] to
-    [b, t, heads, w]. With a packing b is 1, and `attention_mask` means nothing."""
+    """The interface of transformers: query [b, heads, t, w], key and value [b, kv heads, s, w] -> [b, t, heads, w].
+
+    With a packing b is 1, and `attention_mask` is ignored.
+    """
     if packing is None:
         return _block_attention(module, query, key, value, attention_mask, softcap, scaling, dropout), None
     tokens = query.shape[2]
-    asked, keys, values = (
-        F.embedding(places, states[0].transpose(0, 1).reshape(tokens, -1))
-        for places, states in ((packing.asking, query), (packing.reading, key), (packing.reading, value))
-    )
-    squares = packing.squares
-    many, more = [s.rows * s.queries for s in squares], [s.rows * s.keys for s in squares]
-    found = []
-    for square, q, k, v in zip(squares, asked.split(many), keys.split(more), values.split(more), strict=True):
-        q, k, v = (
-            part.view(square.rows, -1, *_heads_and_width(states)).transpose(1, 2)
-            for part, states in ((q, query), (k, key), (v, value))
+    # Heads move behind the tokens, so that one lookup per block copies whole rows of [heads * width].
+    queries, keys, values = (
+        F.embedding(token_of_slot, states[0].transpose(0, 1).reshape(tokens, -1))
+        for token_of_slot, states in (
+            (packing.query_tokens, query),
+            (packing.key_tokens, key),
+            (packing.key_tokens, value),
         )
-        mixed = _block_attention(module, q, k, v, square.mask(sliding_window), softcap, scaling, dropout)
-        found.append(mixed.reshape(square.rows * square.queries, -1))
-    together = F.embedding(packing.back, found[0] if len(found) == 1 else torch.cat(found))
-    return together.view(1, tokens, query.shape[1], -1), None
-
-
-def _heads_and_width(states: Tensor) -> tuple[int, int]:
-    return states.shape[1], states.shape[3]
+    )
+    blocks = packing.blocks
+    query_sizes, key_sizes = [b.rows * b.queries for b in blocks], [b.rows * b.keys for b in blocks]
+    parts = zip(blocks, queries.split(query_sizes), keys.split(key_sizes), values.split(key_sizes), strict=True)
+    outputs = []
+    for block, block_queries, block_keys, block_values in parts:
+        q, k, v = (
+            part.view(block.rows, -1, states.shape[1], states.shape[3]).transpose(1, 2)
+            for part, states in ((block_queries, query), (block_keys, key), (block_values, value))
+        )
+        mixed = _block_attention(module, q, k, v, block.mask(sliding_window), softcap, scaling, dropout)
+        outputs.append(mixed.reshape(block.rows * block.queries, -1))
+    output = F.embedding(packing.slot_of_token, outputs[0] if len(outputs) == 1 else torch.cat(outputs))
+    return output.view(1, tokens, query.shape[1], -1), None
 
 
 def _block_attention(
@@ -201,7 +219,7 @@ def _block_attention(
     scaling: float,
     dropout: float,
 ) -> Tensor:
-    """[b, heads, t, w] to [b, t, heads, w]; without a mask in causal order. Scores that are capped have no kernel."""
+    """[b, heads, t, w] -> [b, t, heads, w]; causal if there is no mask. No torch kernel computes a softcap."""
     if softcap is None:
         return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling)[0]
     groups = module.num_key_value_groups
@@ -210,6 +228,7 @@ def _block_attention(
     if mask is None and query.shape[2] > 1:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)  # finite: a row of padding reads nothing
+        # Finite, not -inf: a padded query may see no key, and a softmax of -inf alone would be NaN.
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = F.dropout(scores.float().softmax(-1).to(value.dtype), dropout)
     return (weights @ value).transpose(1, 2)

@@ -1,11 +1,11 @@
-"""Chat templates: how an instruction-tuned decoder-only model is spoken to, a student or a teacher.
+"""Chat templates: how the prompts of an instruction-tuned decoder-only model are written, for a student or a teacher.
 
     turns      user: Q: 2 + 2 A:
     rendered   <|user|>Q: 2 + 2 A:<|end|><|assistant|>
 
-The template is the model's own, from its folder. Rendering and ids both come from transformers, so that the model reads
-what it read when it was tuned. What a template says of today is always the same day: sampling, training and evaluation
-happen on different ones.
+The template is the model's own, from its folder. transformers renders it and encodes the result, so the model reads
+what it read when it was tuned. A template that writes today's date always gets the same day, because sampling, training
+and evaluation happen on different days.
 
     >>> has_chat_template(Path("no/such/folder"))
     False
@@ -27,13 +27,13 @@ from potstill.storage import read_json
 ChatSetting = Literal["auto"] | bool
 TEMPLATE_FILE: Final = "chat_template.jinja"
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
-# A macro of the template's own wins over the clock that transformers hands to it.
+# transformers passes a function of this name to the template. A macro inside the template takes precedence.
 FIXED_DATE_MACRO: Final = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
 
 @dataclass(frozen=True, eq=False)
 class ChatTemplate:
-    """A template, and the tokenizer that knows its special tokens inside a text. key: of the recipe, for messages."""
+    """A template, and the tokenizer that encodes its special tokens. key: the recipe's key, for messages."""
 
     tokenizer: Any
     source: str
@@ -42,72 +42,99 @@ class ChatTemplate:
     key: str = "student.chat"
 
     def render(self, prompt: Prompt) -> str:
-        """The turns in the template, up to where the assistant speaks.
+        """The turns in the template, up to where the assistant's answer begins.
 
-        Raises UserError for a special token written in a turn, and where the template refuses the turns.
+        Raises UserError if a turn contains a special token as text, and if the template refuses the turns.
         """
         for turn in prompt.turns:
-            if self.special and (found := self.special.search(turn.text)):
+            if self.special and (match := self.special.search(turn.text)):
                 raise UserError(
-                    "a prompt holds a special token of the model, which would end or fake a turn",
+                    "a prompt contains a special token of the model, which would end or fake a turn",
+                    code="E-model-special-token-in-prompt",
                     where=turn.text[:60],
-                    found=found[0],
-                    hint=f"change the question, or set {self.key}: false, where it is text",
+                    found=match[0],
+                    hint=f"change the question, or set {self.key}: false, where it is plain text",
                 )
         try:
             return self.tokenizer.apply_chat_template(
                 prompt.messages, chat_template=self.source, tokenize=False, add_generation_prompt=True
             )
-        except Exception as error:  # jinja2's own, which transformers lets through
+        except Exception as error:  # transformers lets jinja2's errors through
             raise UserError(
-                "the chat template does not take the turns of a prompt",
+                "the chat template refuses the turns of a prompt",
+                code="E-model-chat-template-refused",
                 where=self.where,
                 found=error,
                 hint=f"correct the template, or set {self.key}: false",
             ) from None
 
     def encode(self, text: str) -> list[int]:
-        """A rendered prompt as ids: special tokens are found in it, and none is added."""
+        """A rendered prompt as token ids: its special tokens are recognised, and none is added."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def has_chat_template(folder: Path) -> bool:
-    """Whether a folder has a chat template."""
+    """Whether the folder of a model has a chat template."""
     if (folder / TEMPLATE_FILE).is_file():
         return True
-    read = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else None
-    return isinstance(read, dict) and bool(read.get("chat_template"))
+    config = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else None
+    return isinstance(config, dict) and bool(config.get("chat_template"))
 
 
-def open_chat_template(folder: Path, asked: ChatSetting, family: str, key: str = "student.chat") -> ChatTemplate | None:
-    """The chat of the model in a folder, as a key of the recipe asks: auto takes the template where there is one.
+def open_chat_template(
+    folder: Path, setting: ChatSetting, family: str, key: str = "student.chat"
+) -> ChatTemplate | None:
+    """The chat template of the model in a folder; None for plain prompts. setting: `auto` takes a template if there is
+    one, True requires it, False ignores it.
 
-    Raises UserError where it is asked for and there is none, and of a T5, which has no turns.
+    Raises UserError for True if there is no template or the model is a T5, which has no turns.
     """
-    if asked is True and family != "causal":
-        raise UserError("a T5 has no chat template", where=key, hint="leave it out, or set it to false")
-    if asked is False or family != "causal":
+    if setting is True and family != "causal":
+        raise UserError(
+            "a T5 has no chat template",
+            code="E-model-chat-template-unsupported",
+            where=key,
+            hint="leave it out, or set it to false",
+        )
+    if setting is False or family != "causal":
         return None
     if not has_chat_template(folder):
-        if asked is True:
+        if setting is True:
             raise UserError(
-                "there is no chat template",
+                "the folder has no chat template",
+                code="E-model-chat-template-missing",
                 where=folder,
-                hint=f"put {TEMPLATE_FILE} there, or set {key}: false (plain prompts)",
+                hint=f"add {TEMPLATE_FILE}, or set {key}: false (plain prompts)",
             )
         return None
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the library raises of all kinds where a file is not what it expects
-        hint = f"get the folder again, or set {key}: false"
-        raise UserError("the tokenizer cannot be opened", where=folder, found=f"{error}"[:300], hint=hint) from error
+    except Exception as error:  # the library raises errors of many types for a faulty file
+        raise UserError(
+            "the tokenizer cannot be opened",
+            code="E-model-tokenizer-unreadable",
+            where=folder,
+            found=f"{error}"[:300],
+            hint=f"download the folder again, or set {key}: false",
+        ) from error
     try:
         source = tokenizer.get_chat_template()
     except ValueError as error:
-        raise UserError("no chat template is the default one", where=folder, found=error) from None
+        raise UserError(
+            "the model has several chat templates and no default one",
+            code="E-model-chat-template-ambiguous",
+            where=folder,
+            found=error,
+        ) from None
     if not isinstance(source, str):
-        raise UserError("the chat template is not a text", where=folder, found=type(source).__name__)
+        raise UserError(
+            "the chat template is not a string",
+            code="E-model-chat-template-invalid",
+            where=folder,
+            found=type(source).__name__,
+        )
     added = tokenizer.added_tokens_decoder.values()
     names = sorted((token.content for token in added if token.special and token.content), key=len)
+    # Longest first: an alternation takes the first name that matches.
     special = re.compile("|".join(map(re.escape, reversed(names)))) if names else None
     return ChatTemplate(tokenizer, FIXED_DATE_MACRO + source, special, folder, key)

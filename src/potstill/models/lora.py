@@ -2,8 +2,8 @@
 
     W x      becomes      W x + (alpha / rank) B A x        B starts at zero, so that nothing changes at first
 
-A student with adapters is saved as one without: `merged` adds the products to the weights, under their own names, so
-that any tool loads the folder. Layers are those of peft (the extra `lora`).
+A student with adapters is saved as one without: `merge_adapters` adds the products to the weights under their own
+names, so any tool can load the folder. The layers are peft's (the extra `lora`).
 """
 
 from __future__ import annotations
@@ -15,39 +15,46 @@ import torch
 from torch import Tensor
 
 from potstill.errors import UserError
-from potstill.models.student import Student
 
-ALPHA_PER_RANK: Final = 2  # times the rank: what is added weighs the same whatever the rank
+ALPHA_PER_RANK: Final = 2  # alpha = 2 rank, so that the product has the same scale at every rank
 BASE_LAYER: Final = ".base_layer."
 
 
-def add_adapters(student: Student, rank: int, seed: int) -> None:
-    """Put adapters into a student, in place; they alone learn from then on. A function of rank and seed.
+def add_adapters(model: Any, rank: int, seed: int) -> None:
+    """Add adapters to a transformers model, in place; only they are trained from then on.
 
-    Raises UserError where peft is not installed.
+    Their initial values are a function of rank and seed. Raises UserError if peft is not installed.
     """
-    assert rank > 0 and not student.adapted, "adapters of at least one row, once"
+    assert rank > 0 and not has_adapters(model), "rank is at least 1, and adapters are added once"
     try:
         import peft  # pyright: ignore[reportMissingImports]
     except ImportError:
-        hint = "pip install 'potstill[lora]', or leave train.lora out"
-        raise UserError("LoRA needs peft", where="train.lora", hint=hint) from None
+        raise UserError(
+            "LoRA needs peft",
+            code="E-train-missing-package",
+            where="train.lora",
+            hint="pip install 'potstill[lora]', or leave train.lora out",
+        ) from None
     config = peft.LoraConfig(r=rank, lora_alpha=ALPHA_PER_RANK * rank, target_modules="all-linear")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        peft.inject_adapter_in_model(config, student.model)
-    student.adapted = True
+        peft.inject_adapter_in_model(config, model)
+
+
+def has_adapters(model: Any) -> bool:
+    """Whether a transformers model has adapters."""
+    return any(BASE_LAYER in name for name, _ in model.named_parameters())
 
 
 def merge_adapters(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state of a model with adapters as that of the plain model."""
-    plain = {}
+    """The state of a model with adapters as the state of the plain model; unchanged if it has no adapters."""
+    merged = {}
     for name, value in state.items():
         if BASE_LAYER in name:
-            own, _, last = name.partition(BASE_LAYER)
-            if last == "weight":
-                value = value + model.get_submodule(own).get_delta_weight("default").to(value.dtype)
-            plain[f"{own}.{last}"] = value
+            layer, _, parameter = name.partition(BASE_LAYER)
+            if parameter == "weight":
+                value = value + model.get_submodule(layer).get_delta_weight("default").to(value.dtype)
+            merged[f"{layer}.{parameter}"] = value
         elif ".lora_" not in name:
-            plain[name] = value
-    return plain
+            merged[name] = value
+    return merged

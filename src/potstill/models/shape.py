@@ -1,10 +1,10 @@
-"""The sizes of a model, named, and how many parameters they make without allocating one.
+"""Named sizes of models, and how many parameters a size has, without allocating a model.
 
     >>> base = SHAPES["flan-t5-base"]
     >>> base.layers, base.d_model, count_parameters(base)
     (12, 768, 247577856)
 
-FlanT5 has the shapes of T5 v1.1 (Raffel et al. 2020; Chung et al. 2022): a gated GELU and a head of its own.
+FlanT5 has the shapes of T5 v1.1 (Raffel et al. 2020; Chung et al. 2022): a gated GELU and an untied head.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ Family = Literal["t5", "causal"]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a model is made of. `t5`: encoder and decoder; `causal`: a decoder of the Llama kind.
+    """The size of a model. `t5`: encoder and decoder; `causal`: a decoder like Llama.
 
-    layers          of the decoder, and of the encoder too unless `encoder_layers` says otherwise
+    layers          of the decoder, and of the encoder unless `encoder_layers` is given
     d_kv            width of one attention head
     vocabulary      rows of the embedding; at least the tokenizer's size
-    kv_heads        causal only: heads that keys and values have (grouped attention); None for as many as `heads`
-    gated           t5 only: the feed-forward of v1.1 (gated GELU, three matrices) or of v1.0 (ReLU, two)
+    kv_heads        causal only: heads of keys and values (grouped-query attention); None for as many as `heads`
+    gated           t5 only: the feed-forward layer of v1.1 (gated GELU, three matrices) or of v1.0 (ReLU, two)
     tied            the head is the input embedding. A tied t5 is a v1.0: its logits are scaled by d_model^-0.5
-    buckets, reach  t5 only: relative position buckets, and the distance from which all share the last
-    length          causal only: the longest row that the rotary positions are made for
+    buckets, reach  t5 only: the number of relative position buckets, and the distance from which all share the last one
+    length          causal only: the longest row that the rotary positions support
     """
 
     family: Family
@@ -60,15 +60,15 @@ SHAPES: Final[Mapping[str, Shape]] = {
 
 
 def count_parameters(shape: Shape) -> int:
-    """The number of parameters, each counted once where it is tied."""
+    """The number of parameters; tied ones count once."""
     width = shape.heads * shape.d_kv
-    embedding = shape.vocabulary * shape.d_model * (1 if shape.tied else 2)
+    embeddings = shape.vocabulary * shape.d_model * (1 if shape.tied else 2)
     if shape.family == "causal":
-        narrow = (shape.kv_heads or shape.heads) * shape.d_kv
-        layer = shape.d_model * (2 * width + 2 * narrow + 3 * shape.d_ff + 2)
-        return embedding + shape.layers * layer + shape.d_model
+        kv_width = (shape.kv_heads or shape.heads) * shape.d_kv
+        layer = shape.d_model * (2 * width + 2 * kv_width + 3 * shape.d_ff + 2)
+        return embeddings + shape.layers * layer + shape.d_model
     attention = 4 * shape.d_model * width
-    forward = (3 if shape.gated else 2) * shape.d_model * shape.d_ff
-    encoder = (shape.encoder_layers or shape.layers) * (attention + forward + 2 * shape.d_model)
-    decoder = shape.layers * (2 * attention + forward + 3 * shape.d_model)
-    return embedding + encoder + decoder + 2 * (shape.buckets * shape.heads + shape.d_model)
+    feed_forward = (3 if shape.gated else 2) * shape.d_model * shape.d_ff
+    encoder = (shape.encoder_layers or shape.layers) * (attention + feed_forward + 2 * shape.d_model)
+    decoder = shape.layers * (2 * attention + feed_forward + 3 * shape.d_model)
+    return embeddings + encoder + decoder + 2 * (shape.buckets * shape.heads + shape.d_model)

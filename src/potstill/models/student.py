@@ -1,7 +1,7 @@
 """A student: a transformers model that is taught at the supervised positions of a batch, and nowhere else.
 
-`forward` is all that a wrapper (DDP, FSDP2) has to see: hidden states meet the head inside it, at supervised
-positions only, chunk by chunk, so the logits [rows, length, vocabulary] of a batch never exist.
+`forward` is all that a wrapper (DDP, FSDP2) has to see. Inside it, hidden states meet the head at supervised positions
+only, chunk by chunk, so the logits [rows, length, vocabulary] of a batch never exist.
 
     >>> from potstill.models import Shape, random_student
     >>> from potstill.tokenization import train_unigram
@@ -32,9 +32,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from potstill import losses, process, storage
+from potstill import process, storage
 from potstill.errors import UserError
-from potstill.losses import sparse_kl, weighted_sparse_kl
+from potstill.losses import DEFAULT_LOSS, Loss
+from potstill.models import lora
 from potstill.models.batch import Batch, Example, check_examples
 from potstill.models.chat_template import ChatTemplate
 from potstill.models.shape import Family
@@ -42,101 +43,69 @@ from potstill.records import Prompt, Target
 from potstill.tokenization import Tokenizer
 
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
-DEFAULT_INPUT_NAMES: Final = (
-    "input_ids",
-    "token_type_ids",
-    "attention_mask",
-)  # what transformers 4 takes where nothing is said
+DEFAULT_INPUT_NAMES: Final = ("input_ids", "token_type_ids", "attention_mask")  # of transformers 4
 DType = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """How hidden states become logits: scale * hidden @ weight.T + bias, then cap * tanh(. / cap) where there is a
-    cap."""
+    """How hidden states become logits: scale * hidden @ weight.T + bias, then cap * tanh(. / cap) if there is a
+    softcap."""
 
     weight: Tensor
     bias: Tensor | None = None
     scale: float = 1.0
-    cap: float | None = None
+    softcap: float | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[n, d] -> [n, v] with every logit at once: for looking and for checks, not for training."""
+        """[n, d] -> [n, v], all logits at once: for inspection and scoring, not for training."""
         logits = nn.functional.linear(hidden * self.scale, self.weight, self.bias)
-        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
 class Student(nn.Module):
-    """A model, its tokenizer, and how the loss treats a kept mass under 1.
+    """A transformers model, its tokenizer, and how it reads prompts.
 
-    model       the transformers model, its weights in float32 unless opened otherwise
-    tokenizer   potstill's; its size may be under the head's rows (a padded vocabulary), never over
-    mass        raw, renormalised or tail, see `potstill.losses`
-    divergence  forward: of the student from the targets; reverse: of the targets from the student, with a tail
-    kernel      how the loss is computed where losses are `summed`, see `potstill.losses`
-    chat        the template in which prompts stand; None for plain prompts
+    model      the transformers model; weights in float32 unless opened otherwise
+    tokenizer  potstill's; it may have fewer tokens than the head has rows (a padded vocabulary), never more
+    chat       the chat template of prompts; None for plain prompts
+    folder     where the weights are, for a student that was opened without them
     """
 
     family: ClassVar[Family]
-    padded: bool  # whether the model computes layers for places that hold no token
+    padded: bool  # whether the model computes layers for slots that hold no token
     model: PreTrainedModel
-    divergence: Literal["forward", "reverse"] = "forward"
-    kernel: losses.Kernel = "plain"
     chat: ChatTemplate | None = None
-    adapted: bool = False  # whether it has adapters, which alone learn; see `students.lora`
-    folder: Path | None = None  # where its weights lie, if it was opened without them
+    folder: Path | None = None
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: Tokenizer, *, mass: losses.MissingProbability = "raw"
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer) -> None:
         super().__init__()
-        assert mass in losses.MISSING_PROBABILITY_MODES, (
-            f"mass is one of {', '.join(losses.MISSING_PROBABILITY_MODES)}, not {mass!r}"
-        )
         self.model, self.tokenizer = model, tokenizer
-        self.mass: losses.MissingProbability = mass
         rows = self.head.weight.shape[0]
         if tokenizer.size > rows:
             raise UserError(
                 "the tokenizer has more tokens than the model has rows",
+                code="E-model-tokenizer-too-large",
                 where="student",
                 found=f"{tokenizer.size} tokens, {rows} rows",
-                hint="give the tokenizer that belongs to this model",
+                hint="use the tokenizer that belongs to this model",
             )
 
-    def forward(self, batch: Batch, *, summed: bool = False) -> Any:
-        """Losses [n] float32 of the supervised positions in (row, position) order, in nats, unweighted.
+    def forward(self, batch: Batch, loss: Loss = DEFAULT_LOSS, *, summed: bool = False) -> Any:
+        """Losses [n] float32 of the supervised positions in (example, position) order, in nats, unweighted.
 
-        summed  (sum(batch.weights * losses), losses) instead, the losses as constants: one matrix product less, and
-                the way that training goes
+        summed  return (sum(batch.weights * losses), losses) instead, the losses as constants: one matrix product less
+                for forward KL, and what training uses
         """
-        head, hidden = self.head, self.hidden(batch)
-        if self.divergence == "reverse":
-            losses = self._reversed(hidden, head, batch)
-            return ((batch.weights * losses).sum(), losses.detach()) if summed else losses
-        own = (hidden, head.weight, batch.candidate_ids, batch.probabilities)
-        how: Any = {"mass": self.mass, "bias": head.bias, "scale": head.scale, "cap": head.cap}
-        if summed:
-            return weighted_sparse_kl(*own, batch.weights, **how, kernel=self.kernel)
-        return sparse_kl(*own, **how)
-
-    def _reversed(self, hidden: Tensor, head: Head, batch: Batch) -> Tensor:
-        log_q = losses.candidate_log_probabilities(
-            hidden,
-            head.weight,
-            batch.candidate_ids,
-            rest=True,
-            shown=batch.probabilities > 0,
-            bias=head.bias,
-            scale=head.scale,
-            cap=head.cap,
-        )
-        return losses.reverse_kl(log_q, batch.probabilities, "tail")
+        head = self.head
+        inputs = (self.hidden(batch), head.weight, batch.candidate_ids, batch.probabilities)
+        options: dict[str, Any] = {"bias": head.bias, "scale": head.scale, "softcap": head.softcap}
+        return loss.weighted_sum(*inputs, batch.weights, **options) if summed else loss(*inputs, **options)
 
     @property
     @abstractmethod
     def head(self) -> Head:
-        """The parameters of the head themselves, not a copy."""
+        """The head's parameters themselves, not a copy."""
 
     @abstractmethod
     def hidden(self, batch: Batch) -> Tensor:
@@ -144,23 +113,23 @@ class Student(nn.Module):
 
     @abstractmethod
     def render(self, prompt: Prompt) -> str:
-        """The text that this student is shown for a prompt."""
+        """The text that this student reads for a prompt."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """A rendered prompt as token ids, special tokens included where the family has them."""
+        """A rendered prompt as token ids, with the special tokens of the family."""
 
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> Batch:
         """`batch` without its checks."""
 
     def batch(self, examples: Sequence[Example]) -> Batch:
-        """Examples as tensors, one row each, in the given order. Raises UserError on a token outside the tokenizer."""
+        """Examples as tensors in the given order. Raises UserError for a token outside of the tokenizer."""
         check_examples(examples, self.tokenizer.size)
         return self.collate(examples)
 
-    def filler(self) -> Batch:
-        """The smallest batch, of weight zero: what a process computes when the others still have a micro-batch."""
+    def filler_batch(self) -> Batch:
+        """The smallest batch, of weight 0: what a process computes while others still have a micro-batch."""
         end = self.tokenizer.eos
         return self.batch([Example((end,), Target([end], [0, 1], [end], [1.0], ["end"]), weight=0.0)])
 
@@ -168,115 +137,118 @@ class Student(nn.Module):
     def device(self) -> torch.device:
         return self.head.weight.device
 
-    def checkpoint_activations(self) -> None:
-        """Compute each layer again in the backward pass instead of keeping what it computed."""
+    @property
+    def has_adapters(self) -> bool:
+        """Whether it has LoRA adapters, which alone are trained."""
+        return lora.has_adapters(self.model)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Compute each layer again in the backward pass instead of keeping its activations."""
         model: Any = self.model
-        # The second is the older name of the first, which transformers 5.4 does not have and 6 will not have.
+        # The second is the older name of the first, which transformers 5.4 lacks and 6 will drop.
         (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
 
-    def parts(self) -> list[nn.Module]:
-        """The modules that are computed one after another, inner ones first: where weights are spread over processes,
-        each of them is gathered for itself. All other weights (embedding, head) are there as long as `forward` runs."""
+    def shardable_modules(self) -> list[nn.Module]:
+        """The modules that FSDP gathers one after another, inner ones first. All other weights (embedding, head) stay
+        gathered while `forward` runs."""
         return list(getattr(self.model.get_decoder(), "layers", ()))
 
-    def gathering(self) -> None:
-        """Told when `parts` have become FSDP modules: they have to be entered by a method that gathers."""
+    def register_fsdp_methods(self) -> None:
+        """Called when `shardable_modules` have become FSDP modules, which gather weights only in registered methods."""
 
-    def settings(self) -> Mapping[str, Any]:
-        """What must stand in config.json beyond what transformers writes."""
+    def config_overrides(self) -> Mapping[str, Any]:
+        """What config.json must contain beyond what transformers writes."""
         return {}
 
-    def state(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def weights(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The weights by their Hugging Face names; tied ones share their memory.
 
-        weights  the model's state_dict, where the model itself holds only a part of it
+        weights  the model's full state_dict, for a model that holds only a part of it
         """
         return dict(self.model.state_dict() if weights is None else weights)
 
-    def copied(self) -> dict[str, Tensor]:
-        """The plain model's state_dict as it is now, in memory of its own on the CPU: what `save` takes as weights."""
+    def copy_weights(self) -> dict[str, Tensor]:
+        """A copy of the plain model's state_dict on the CPU, which `save` accepts as weights."""
         state = {name: value.detach() for name, value in self.model.state_dict().items()}
-        return _map_shared_tensors(self._plain(state), lambda value: value.to("cpu", copy=True))
+        return _map_shared_tensors(self._merged(state), lambda value: value.to("cpu", copy=True))
 
-    def _plain(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Without adapters: what they add is in the weights."""
-        if not self.adapted:
+    def _merged(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not self.has_adapters:
             return state
-        from potstill.models import lora
-
         with torch.no_grad():
             return lora.merge_adapters(self.model, state)
 
     def save(
         self, folder: Path | str, *, dtype: DType | None = None, weights: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Write config.json, model.safetensors, generation_config.json and the tokenizer's files into an existing
-        folder.
+        """Write config.json, model.safetensors, generation_config.json and the tokenizer's files into a folder.
 
-        dtype    of the written weights; None for the dtype that they have
-        weights  as in `state`, or what `copied` gave at some time
-        Raises OSError where the disk is full or may not be written to.
+        folder   exists
+        dtype    of the written weights; None to keep their dtype
+        weights  as in `weights`, or an earlier result of `copy_weights`; None for the current ones
+
+        Raises OSError if the disk is full or read-only.
         """
         folder = Path(folder)
         assert folder.is_dir(), f"{folder} is not a folder"
-        state = self._plain({name: value.detach() for name, value in self.state(weights).items()})
+        state = self._merged({name: value.detach() for name, value in self.weights(weights).items()})
         if dtype is not None:
-            kind = getattr(torch, dtype)
-            state = _map_shared_tensors(state, lambda value: value.to(kind) if value.is_floating_point() else value)
+            target = getattr(torch, dtype)
+            state = _map_shared_tensors(state, lambda value: value.to(target) if value.is_floating_point() else value)
         with disk_full_as_oserror(), torch.no_grad(), quiet_transformers():
             self.model.save_pretrained(folder, state_dict=state)
         path = folder / "config.json"
-        written = json.loads(path.read_text("utf-8")) | dict(self.settings())
-        written["dtype"] = dtype or str(self.model.dtype).removeprefix("torch.")
-        storage.write_file(path, (json.dumps(written, indent=2, sort_keys=True) + "\n").encode())
+        config = json.loads(path.read_text("utf-8")) | dict(self.config_overrides())
+        config["dtype"] = dtype or str(self.model.dtype).removeprefix("torch.")
+        storage.write_file(path, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
         for weights_file in folder.glob("*.safetensors"):
             storage.copy_mode(path, weights_file)
         for name, content in {**self.tokenizer.files, **self._tokenizer_config()}.items():
             storage.write_file(folder / name, content)
 
     def _tokenizer_config(self) -> dict[str, bytes]:
-        """tokenizer_config.json where it must say more than it does: which inputs it makes, since transformers 4 makes
-        some that most models refuse, and a class that transformers 4 knows."""
+        """tokenizer_config.json if the tokenizer's own file lacks something: the inputs that the tokenizer makes, since
+        transformers 4 makes some that most models refuse, and a class that transformers 4 knows."""
         if "tokenizer.json" not in self.tokenizer.files:
             return {}
         config: dict[str, Any] = json.loads(self.tokenizer.files.get(TOKENIZER_CONFIG, b"{}"))
-        taken = inspect.signature(self.model.forward).parameters
-        asked = config.get("model_input_names") or DEFAULT_INPUT_NAMES
-        more: dict[str, Any] = {"model_input_names": [name for name in asked if name in taken]}
+        accepted = inspect.signature(self.model.forward).parameters
+        names = config.get("model_input_names") or DEFAULT_INPUT_NAMES
+        additions: dict[str, Any] = {"model_input_names": [name for name in names if name in accepted]}
         if config.get("tokenizer_class") == "TokenizersBackend":
-            more["tokenizer_class"] = "PreTrainedTokenizerFast"
-        if config.items() >= more.items():
+            additions["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if config.items() >= additions.items():
             return {}
-        return {TOKENIZER_CONFIG: json.dumps(config | more, ensure_ascii=False, indent=1).encode()}
+        return {TOKENIZER_CONFIG: json.dumps(config | additions, ensure_ascii=False, indent=1).encode()}
 
 
 def _map_shared_tensors(state: Mapping[str, Tensor], change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """A state whose tensors are changed. Tied weights are told by their shared memory when the file is written, so each
-    memory is changed once."""
-    seen: dict[tuple[int, torch.Size], Tensor] = {}
-    changed = {}
+    """A state with changed tensors. Saving recognises tied weights by their shared memory, so each memory is changed
+    once."""
+    changed: dict[tuple[int, torch.Size], Tensor] = {}
+    result = {}
     for name, value in state.items():
         key = (value.data_ptr(), value.shape)
-        if key not in seen:
-            seen[key] = change(value)
-        changed[name] = seen[key]
-    return changed
+        if key not in changed:
+            changed[key] = change(value)
+        result[name] = changed[key]
+    return result
 
 
 @contextmanager
 def disk_full_as_oserror() -> Iterator[None]:
-    """Safetensors tells of a full disk in words only; here it is the OSError that it was."""
+    """Turn safetensors' error for a full disk, which has the error number in its text only, back into an OSError."""
     try:
         yield
     except SafetensorError as fault:
-        if code := re.search(r"(?:os error |Os \{ code: )(\d+)", str(fault)):  # newer and older words
+        if code := re.search(r"(?:os error |Os \{ code: )(\d+)", str(fault)):  # newer and older versions
             raise OSError(int(code[1]), os.strerror(int(code[1]))) from fault
         raise
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    # Transformers warns of every head of its own in a T5, and draws a bar for a file of a megabyte.
+    # Transformers warns of every untied head of a T5, and draws a progress bar for a file of one megabyte.
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -289,8 +261,8 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def default_device() -> torch.device:
-    """Where this process computes: a GPU of its own, where the machine has any."""
+    """Where this process computes: its GPU if the machine has any, else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    # SLURM may show each process its own GPU only, which then is the first.
+    # SLURM may show each process only its own GPU, which then is the first.
     return torch.device("cuda", process.read_process_rank().local % torch.cuda.device_count())

@@ -5,12 +5,12 @@ Three things differ between members of the family, and transformers 5 blurs two 
 
     member            head               logits                  tie_word_embeddings in config.json
     T5 v1.0           the embedding      times d_model^-0.5      true
-    T5 v1.1, FlanT5   its own            as they are             false
-    mT5               its own            as they are             false
+    T5 v1.1, FlanT5   untied             as they are             false
+    mT5               untied             as they are             false
 
-In transformers 4 that one key decided both; 5 reads it as `scale_decoder_outputs`, ties unless the file holds another
-head, and writes true for everything. `save` writes what both understand, and a head of its own always as a tensor of
-its own.
+In transformers 4 that one key decides both. Version 5 reads it as `scale_decoder_outputs`, ties the head unless the
+file holds another one, and always writes true. `Student.save` writes what both versions understand, and an untied head
+always as a tensor of its own.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from potstill.records import Prompt
 from potstill.tokenization import Tokenizer
 
 MODEL_TYPES = ("t5", "mt5")
-# The tensors of a head and an embedding that are not tied, each by any of its names.
-UNTIED_TENSORS = (("lm_head.weight",), ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"))
-GELU_NEW, GELU_TANH = (
-    "gelu_new",
-    "gelu_pytorch_tanh",
-)  # one function (Hendrycks and Gimpel), written out and as one kernel
+# The tensors of an untied head and embedding, each under any of its names.
+UNTIED_TENSORS = (
+    ("lm_head.weight",),
+    ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
+)
+GELU_NEW, GELU_TANH = "gelu_new", "gelu_pytorch_tanh"  # one function, in several operations and as one kernel
 
 
 class T5Student(Student):
@@ -52,10 +52,11 @@ class T5Student(Student):
 
     def hidden(self, batch: Batch) -> Tensor:
         assert batch.prompt_ids is not None and batch.prompt_mask is not None
-        # Each supervised position is one token of a target, so the decoder's rows are the losses' in their order.
-        prompts, targets, across = batch.layouts
-        encoded = t5_unpadded.run_encoder(self.model, batch.prompt_ids[batch.prompt_mask], prompts)
-        return t5_unpadded.run_decoder(self.model, batch.input_ids[batch.input_mask], encoded, targets, across)
+        # Every token of a target is a supervised position, so the decoder's rows are those of the loss, in order.
+        prompt_layout, target_layout, cross_layout = batch.layouts
+        encoded = t5_unpadded.run_encoder(self.model, batch.prompt_ids[batch.prompt_mask], prompt_layout)
+        targets = batch.input_ids[batch.input_mask]
+        return t5_unpadded.run_decoder(self.model, targets, encoded, target_layout, cross_layout)
 
     def render(self, prompt: Prompt) -> str:
         return prompt.plain
@@ -64,9 +65,9 @@ class T5Student(Student):
         return [*self.tokenizer.encode(text).ids, self.tokenizer.eos]
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        seen: dict[tuple[int, ...], int] = {}
-        prompts = [seen.setdefault(example.prompt, len(seen)) for example in examples]
-        prompt_ids, prompt_mask = pad_rows(list(seen), self.tokenizer.pad)
+        index_of: dict[tuple[int, ...], int] = {}
+        prompts = [index_of.setdefault(example.prompt, len(index_of)) for example in examples]
+        prompt_ids, prompt_mask = pad_rows(list(index_of), self.tokenizer.pad)
         start = self.model.config.decoder_start_token_id
         inputs = [[start, *example.target.ids[:-1]] for example in examples]
         input_ids, input_mask = pad_rows(inputs, self.tokenizer.pad)
@@ -83,61 +84,63 @@ class T5Student(Student):
             prompt_mask,
             tuple(examples),
             tuple(prompts),
-            self._layouts([len(prompt) for prompt in seen], prompts, [len(read) for read in inputs]),
+            self._layouts([len(prompt) for prompt in index_of], prompts, [len(row) for row in inputs]),
         )
 
-    def _layouts(self, read: list[int], prompts: list[int], taught: list[int]) -> tuple[unpadded.Layout, ...]:
-        """Of prompts of `read` tokens, and of targets of `taught` tokens under them. In cross-attention a row is a
-        prompt with all its targets."""
+    def _layouts(
+        self, prompt_lengths: list[int], prompts: list[int], target_lengths: list[int]
+    ) -> tuple[unpadded.Layout, ...]:
+        """The layouts over prompts, over targets, and from targets to prompts. prompts: the index of each target's
+        prompt. In cross-attention a row is a prompt with all its targets."""
         heads = self.model.config.num_heads
-        own = np.split(np.arange(sum(read)), np.cumsum(read)[:-1])
-        targets = np.split(np.arange(sum(taught)), np.cumsum(taught)[:-1])
-        under: list[list[np.ndarray]] = [[] for _ in read]
-        for target, prompt in zip(targets, prompts, strict=True):
-            under[prompt].append(target)
-        asking = [np.concatenate(parts) for parts in under]
+        prompt_rows = np.split(np.arange(sum(prompt_lengths)), np.cumsum(prompt_lengths)[:-1])
+        target_rows = np.split(np.arange(sum(target_lengths)), np.cumsum(target_lengths)[:-1])
+        targets_of: list[list[np.ndarray]] = [[] for _ in prompt_lengths]
+        for target, prompt in zip(target_rows, prompts, strict=True):
+            targets_of[prompt].append(target)
+        cross_rows = [np.concatenate(targets) for targets in targets_of]
         return (
-            unpadded.build_layout(own, own, heads),
-            unpadded.build_layout(targets, targets, heads),
-            unpadded.build_layout(asking, own, heads),
+            unpadded.build_layout(prompt_rows, prompt_rows, heads),
+            unpadded.build_layout(target_rows, target_rows, heads),
+            unpadded.build_layout(cross_rows, prompt_rows, heads),
         )
 
-    def settings(self) -> dict[str, Any]:
+    def config_overrides(self) -> dict[str, Any]:
         scaled = getattr(self.model.config, "scale_decoder_outputs", False)
         activation = self.model.config.dense_act_fn
         return {"tie_word_embeddings": scaled, "dense_act_fn": GELU_NEW if activation == GELU_TANH else activation}
 
-    def parts(self) -> list[nn.Module]:
+    def shardable_modules(self) -> list[nn.Module]:
         stacks: list[Any] = [self.model.encoder, self.model.decoder]
-        # All layers use the first one's bias, so it stays when that layer's weights go.
-        biases = [each.block[0].layer[0].SelfAttention.relative_attention_bias for each in stacks]
-        return [*biases, *(block for each in stacks for block in each.block)]
+        # All layers use the first layer's position biases, so these stay gathered when that layer is released.
+        biases = [stack.block[0].layer[0].SelfAttention.relative_attention_bias for stack in stacks]
+        return [*biases, *(block for stack in stacks for block in stack.block)]
 
-    def gathering(self) -> None:
+    def register_fsdp_methods(self) -> None:
         t5_unpadded.register_fsdp_methods(self.model)
 
-    def state(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        state = super().state(weights)
-        if not self.settings()["tie_word_embeddings"]:
+    def weights(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        state = super().weights(weights)
+        if not self.config_overrides()["tie_word_embeddings"]:
             state["lm_head.weight"] = state["lm_head.weight"].clone()
         return state
 
 
-def check_tied_head(model: T5ForConditionalGeneration, where: object) -> T5ForConditionalGeneration:
-    """A model as it was loaded, checked: a scaled one with a head of its own means one thing to transformers 4,
-    another to 5."""
+def check_tied_head(model: T5ForConditionalGeneration, where: object) -> None:
+    """Raises UserError for scaled logits with an untied head: transformers 4 and 5 compute them differently."""
     scaled = getattr(model.config, "scale_decoder_outputs", False)
     if scaled and model.lm_head.weight is not model.shared.weight:
         raise UserError(
             "config.json ties the head to the embedding, but the weights hold another head",
+            code="E-model-tied-head",
             where=where,
-            hint='set "tie_word_embeddings": false if this is a T5 v1.1 or FlanT5, else take lm_head.weight out',
+            hint='set "tie_word_embeddings": false if this is a T5 v1.1 or FlanT5, else remove lm_head.weight',
         )
-    return model
 
 
 def prepare_config(config: Any, tokenizer: Tokenizer, dropout: float | None) -> None:
-    """The settings of a model that is about to be made or loaded, in place."""
+    """Complete the settings of a model that is about to be built or loaded, in place. Raises UserError for a faulty
+    decoder_start_token_id."""
     if dropout is not None:
         config.dropout_rate = dropout
     if config.dense_act_fn == GELU_NEW:
@@ -146,13 +149,18 @@ def prepare_config(config: Any, tokenizer: Tokenizer, dropout: float | None) -> 
         config.decoder_start_token_id = tokenizer.pad
     start = config.decoder_start_token_id
     if type(start) is not int or not 0 <= start < config.vocab_size:
-        hint = "correct config.json, or get the folder again"
-        raise UserError("decoder_start_token_id is no token", where="config.json", found=f"{start!r}"[:80], hint=hint)
+        raise UserError(
+            "decoder_start_token_id is not a token",
+            code="E-model-bad-config",
+            where="config.json",
+            found=f"{start!r}"[:80],
+            hint="correct config.json, or download the folder again",
+        )
 
 
 def build_random_model(shape: Shape, tokenizer: Tokenizer, dropout: float) -> T5ForConditionalGeneration:
-    """A random model from torch's current seed. A head of its own starts at d_model^-0.5, so that first logits are of
-    size 1."""
+    """A model with random weights from torch's current seed. An untied head starts with the standard deviation
+    d_model^-0.5, so that the first logits have a variance near 1."""
     config = T5Config(
         vocab_size=shape.vocabulary,
         d_model=shape.d_model,

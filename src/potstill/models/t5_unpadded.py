@@ -1,7 +1,10 @@
-"""The layers of a T5 over tokens without padding: the model's own modules, in another order of computing.
+"""The layers of a T5 over tokens without padding: the model's own modules, computed in another order.
 
-Equal to the model's own forward pass to the rounding of sums. What is left out is what padding costs: products of
-places that hold no token, masks, and encodings of a prompt that several chains share.
+The results equal those of the model's own forward pass up to the rounding of sums. What it saves is what padding costs:
+products for slots without a token, masks, and repeated encodings of a prompt that several chains share.
+
+    encoded = run_encoder(model, prompt_tokens, prompt_layout)                               # [s, d]
+    hidden = run_decoder(model, target_tokens, encoded, target_layout, cross_layout)         # [n, d]
 """
 
 from __future__ import annotations
@@ -19,32 +22,35 @@ from torch.utils.checkpoint import checkpoint
 
 from potstill.models.unpadded import Layout
 
-FSDP_METHOD: Final = "over_tokens"  # of a block whose weights are spread over processes
+FSDP_METHOD: Final = "over_tokens"  # the method of a block whose weights are sharded over processes
 
 
-def run_encoder(model: Any, ids: Tensor, own: Layout) -> Tensor:
-    """Prompts' tokens [s] to the encoder's last hidden states [s, d]."""
+def run_encoder(model: Any, ids: Tensor, layout: Layout) -> Tensor:
+    """Token ids of the prompts [s] -> the encoder's last hidden states [s, d]."""
     stack = model.encoder
     hidden = _dropout(stack, stack.embed_tokens(ids))
-    biases = _position_biases(stack, own)
+    biases = _position_biases(stack, layout)
     for block in stack.block:
-        hidden = _run_block(stack, _encoder_block, block, hidden, own, biases)
+        hidden = _run_block(stack, _encoder_block, block, hidden, layout, biases)
     return _dropout(stack, rms_norm(stack.final_layer_norm, hidden))
 
 
-def run_decoder(model: Any, ids: Tensor, encoded: Tensor, own: Layout, across: Layout) -> Tensor:
-    """Targets' tokens [n] to the decoder's last hidden states [n, d]; `across`: which of `encoded` each one reads."""
+def run_decoder(model: Any, ids: Tensor, encoded: Tensor, layout: Layout, cross_layout: Layout) -> Tensor:
+    """Token ids of the targets [n] -> the decoder's last hidden states [n, d].
+
+    cross_layout  which of the encoded tokens [s, d] each target token reads
+    """
     stack = model.decoder
     hidden = _dropout(stack, stack.embed_tokens(ids))
-    biases, masks = _position_biases(stack, own), _cross_attention_masks(across, encoded.dtype)
+    biases, masks = _position_biases(stack, layout), _cross_attention_masks(cross_layout, encoded.dtype)
     for block in stack.block:
-        hidden = _run_block(stack, _decoder_block, block, hidden, encoded, own, biases, across, masks)
+        hidden = _run_block(stack, _decoder_block, block, hidden, encoded, layout, biases, cross_layout, masks)
     return _dropout(stack, rms_norm(stack.final_layer_norm, hidden))
 
 
 def register_fsdp_methods(model: Any) -> None:
-    """For a model whose blocks are FSDP modules: what is computed with a block here becomes a method of it that
-    gathers its weights before and lets them go after, as calling the block would."""
+    """Prepare a model whose blocks are FSDP modules: the function that computes a block here becomes a method of the
+    block, which gathers its weights before and releases them after, as calling the block would."""
     for stack, layer in ((model.encoder, _encoder_block), (model.decoder, _decoder_block)):
         for block in stack.block:
             setattr(block, FSDP_METHOD, MethodType(layer, block))
@@ -58,60 +64,69 @@ def _run_block(stack: Any, layer: Any, block: Any, *values: Any) -> Tensor:
     return run(*values)
 
 
-def _encoder_block(block: Any, hidden: Tensor, own: Layout, biases: list[Tensor]) -> Tensor:
-    reading = block.layer[0]
-    normed = rms_norm(reading.layer_norm, hidden)
-    hidden = hidden + _dropout(reading, _attention(reading.SelfAttention, normed, normed, own, biases))
-    return _feed_forward(block.layer[-1], hidden)
+def _encoder_block(block: Any, hidden: Tensor, layout: Layout, biases: list[Tensor]) -> Tensor:
+    return _feed_forward(block.layer[-1], _self_attention(block.layer[0], hidden, layout, biases))
 
 
 def _decoder_block(
     block: Any,
     hidden: Tensor,
     encoded: Tensor,
-    own: Layout,
+    layout: Layout,
     biases: list[Tensor],
-    across: Layout,
+    cross_layout: Layout,
     masks: list[Tensor | None],
 ) -> Tensor:
-    reading, crossing = block.layer[0], block.layer[1]
-    normed = rms_norm(reading.layer_norm, hidden)
-    hidden = hidden + _dropout(reading, _attention(reading.SelfAttention, normed, normed, own, biases))
-    normed = rms_norm(crossing.layer_norm, hidden)
-    hidden = hidden + _dropout(crossing, _attention(crossing.EncDecAttention, normed, encoded, across, masks))
+    hidden, cross = _self_attention(block.layer[0], hidden, layout, biases), block.layer[1]
+    normed = rms_norm(cross.layer_norm, hidden)
+    hidden = hidden + _dropout(cross, _attention(cross.EncDecAttention, normed, encoded, cross_layout, masks))
     return _feed_forward(block.layer[-1], hidden)
 
 
+def _self_attention(layer: Any, hidden: Tensor, layout: Layout, biases: list[Tensor]) -> Tensor:
+    normed = rms_norm(layer.layer_norm, hidden)
+    return hidden + _dropout(layer, _attention(layer.SelfAttention, normed, normed, layout, biases))
+
+
 def _feed_forward(layer: Any, hidden: Tensor) -> Tensor:
-    inner, normed = layer.DenseReluDense, rms_norm(layer.layer_norm, hidden)
-    gated = hasattr(inner, "wi_0")
-    wide = inner.act(inner.wi_0(normed)) * inner.wi_1(normed) if gated else inner.act(inner.wi(normed))
-    return hidden + _dropout(layer, inner.wo(_dropout(inner, wide)))
+    dense, normed = layer.DenseReluDense, rms_norm(layer.layer_norm, hidden)
+    is_gated = hasattr(dense, "wi_0")  # T5 v1.1
+    wide = dense.act(dense.wi_0(normed)) * dense.wi_1(normed) if is_gated else dense.act(dense.wi(normed))
+    return hidden + _dropout(layer, dense.wo(_dropout(dense, wide)))
 
 
-def _attention(module: Any, asking: Tensor, read: Tensor, layout: Layout, biases: list[Any]) -> Tensor:
-    """[n, d], [s, d] -> [n, d]: attention of T5, whose scores are not scaled."""
-    width = module.key_value_proj_dim
-    asked = layout.queries.gather(module.q(asking).reshape(-1, width))
-    keys = layout.keys.gather(module.k(read).reshape(-1, width))
-    values = layout.keys.gather(module.v(read).reshape(-1, width))
-    heads = module.n_heads
-    many = [heads * square.rows * square.queries for square in layout.squares]
-    more = [heads * square.rows * square.keys for square in layout.squares]
-    found = []
-    parts = zip(layout.squares, biases, asked.split(many), keys.split(more), values.split(more), strict=True)
-    for square, bias, q, k, v in parts:
-        shape = (square.rows, heads, -1, width)
+def _attention(module: Any, query_states: Tensor, key_states: Tensor, layout: Layout, biases: list[Any]) -> Tensor:
+    """[n, d], [s, d] -> [n, d]. T5 does not scale its scores."""
+    width, heads = module.key_value_proj_dim, module.n_heads
+    # A token of one head is a row of [tokens * heads, width], so that one lookup brings each block into the order
+    # [rows, heads, slots] that attention needs, and no transpose has to copy it.
+    queries = layout.queries.gather(module.q(query_states).reshape(-1, width))
+    keys = layout.keys.gather(module.k(key_states).reshape(-1, width))
+    values = layout.keys.gather(module.v(key_states).reshape(-1, width))
+    query_sizes = [heads * block.rows * block.queries for block in layout.blocks]
+    key_sizes = [heads * block.rows * block.keys for block in layout.blocks]
+    parts = zip(
+        layout.blocks,
+        biases,
+        queries.split(query_sizes),
+        keys.split(key_sizes),
+        values.split(key_sizes),
+        strict=True,
+    )
+    outputs = []
+    for block, bias, q, k, v in parts:
+        shape = (block.rows, heads, -1, width)
         dropout = module.dropout if module.training else 0.0
-        found.append(attend(q.view(shape), k.view(shape), v.view(shape), bias, dropout, fused=q.is_cuda))
-    together = found[0] if len(found) == 1 else torch.cat(found)
-    return module.o(layout.queries.scatter(together).reshape(len(asking), -1))
+        outputs.append(attend(q.view(shape), k.view(shape), v.view(shape), bias, dropout, fused=q.is_cuda))
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return module.o(layout.queries.scatter(output).reshape(len(query_states), -1))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float, *, fused: bool) -> Tensor:
-    """q [r, h, t, w], k and v [r, h, s, w], bias to be added to scores [r, h, t, s] -> [r * h * t, w].
+    """Attention of one block: q [r, h, t, w], k and v [r, h, s, w], scores [r, h, t, s] -> [r * h * t, w].
 
-    fused  torch's own kernel, which on a CPU is slower where the bias has a gradient
+    bias   added to the scores: [r or 1, h or 1, t or 1, s]
+    fused  use torch's kernel, which is slower on a CPU if the bias has a gradient
     """
     if fused:
         bias = None if bias is None else bias.to(q.dtype)
@@ -120,40 +135,43 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float,
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
     if bias is None:
         scores = torch.bmm(q, k.mT)
-    else:
+    else:  # baddbmm adds the bias within the product, one pass over the scores less
         wide = bias.expand(-1, len(q) // len(bias), -1, -1)
         scores = torch.baddbmm(wide.flatten(0, 1), q, k.mT)
     weights = F.dropout(scores.softmax(-1), dropout) if dropout else scores.softmax(-1)
     return torch.bmm(weights.to(v.dtype), v).flatten(0, 1)
 
 
-def _position_biases(stack: Any, own: Layout) -> list[Tensor]:
-    """For each square what is added to the scores of self-attention [rows, heads, t, t]: all layers share it."""
+def _position_biases(stack: Any, layout: Layout) -> list[Tensor]:
+    """For each block what self-attention adds to its scores [rows, heads, t, t]; all layers share the first one's.
+
+    A relative bias depends on the distance only, so each block takes the upper left corner of the longest block's.
+    """
     attention = stack.block[0].layer[0].SelfAttention
-    longest = max(square.keys for square in own.squares)
-    whole = attention.compute_bias(longest, longest)  # [1, heads, longest, longest]
-    found = []
-    for square in own.squares:
-        bias = whole[:, :, : square.keys, : square.keys]
-        if stack.is_decoder:  # its padding stands on the right, where nothing looks
-            ahead = torch.ones(square.keys, square.keys, dtype=torch.bool, device=bias.device).triu_(1)
+    longest = max(block.keys for block in layout.blocks)
+    full = attention.compute_bias(longest, longest)  # [1, heads, longest, longest]
+    biases = []
+    for block in layout.blocks:
+        bias = full[:, :, : block.keys, : block.keys]
+        if stack.is_decoder:  # padding is on the right, so causal order excludes it too
+            ahead = torch.ones(block.keys, block.keys, dtype=torch.bool, device=bias.device).triu_(1)
             bias = bias.masked_fill(ahead, -torch.inf)
-        elif square.hidden is not None:
-            bias = bias.expand(square.rows, -1, -1, -1).masked_fill(square.hidden[:, None, None], -torch.inf)
-        found.append(bias.expand(square.rows, -1, -1, -1).contiguous())
-    return found
+        elif block.key_padding is not None:
+            bias = bias.expand(block.rows, -1, -1, -1).masked_fill(block.key_padding[:, None, None], -torch.inf)
+        biases.append(bias.expand(block.rows, -1, -1, -1).contiguous())
+    return biases
 
 
-def _cross_attention_masks(across: Layout, kind: torch.dtype) -> list[Tensor | None]:
-    """For each square what is added to the scores of cross-attention, [rows, 1, 1, keys]; None for nothing."""
-    found: list[Tensor | None] = []
-    for square in across.squares:
-        if square.hidden is None:
-            found.append(None)
+def _cross_attention_masks(layout: Layout, dtype: torch.dtype) -> list[Tensor | None]:
+    """For each block what cross-attention adds to its scores, [rows, 1, 1, keys]; None if no key is padding."""
+    masks: list[Tensor | None] = []
+    for block in layout.blocks:
+        if block.key_padding is None:
+            masks.append(None)
             continue
-        mask = torch.zeros(square.hidden.shape, dtype=kind, device=square.hidden.device)
-        found.append(mask.masked_fill_(square.hidden, -torch.inf)[:, None, None])
-    return found
+        mask = torch.zeros(block.key_padding.shape, dtype=dtype, device=block.key_padding.device)
+        masks.append(mask.masked_fill_(block.key_padding, -torch.inf)[:, None, None])
+    return masks
 
 
 def _dropout(module: Any, values: Tensor) -> Tensor:
@@ -162,26 +180,29 @@ def _dropout(module: Any, values: Tensor) -> Tensor:
 
 
 def rms_norm(module: Any, values: Tensor) -> Tensor:
-    """T5's norm: by the root of the mean square, without a bias. In float32 with few passes over memory."""
+    """T5's norm [n, d] -> [n, d]: divided by the root mean square, no bias. Float32 training takes fewer passes."""
     if values.dtype != torch.float32 or module.weight.dtype != torch.float32 or not torch.is_grad_enabled():
         return module(values)
     return _RMSNorm.apply(values, module.weight, module.variance_epsilon)  # type: ignore[return-value]
 
 
 class _RMSNorm(torch.autograd.Function):
+    """One node of autograd instead of the module's six: fewer passes over memory, and fewer tensors are kept."""
+
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor, epsilon: float) -> Tensor:  # type: ignore[override]
-        rate = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
-        rate = rate.square_().div_(values.shape[-1]).add_(epsilon).rsqrt_()
-        ctx.save_for_backward(values, weight, rate)
-        return (values * rate).mul_(weight)
+        inverse_rms = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+        inverse_rms = inverse_rms.square_().div_(values.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(values, weight, inverse_rms)
+        return (values * inverse_rms).mul_(weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        values, weight, rate = ctx.saved_tensors
-        unit = values * rate
-        slope = grad * unit
-        to_weight = slope.sum(0)
-        along = slope.mul_(weight).mean(-1, keepdim=True)
-        return (grad * weight).addcmul_(unit, along, value=-1).mul_(rate), to_weight, None
+        # With u = values / rms and g = grad * weight: d values = (g - u mean(g u)) / rms, d weight = sum(grad * u).
+        values, weight, inverse_rms = ctx.saved_tensors
+        unit = values * inverse_rms
+        product = grad * unit
+        weight_grad = product.sum(0)
+        projection = product.mul_(weight).mean(-1, keepdim=True)
+        return (grad * weight).addcmul_(unit, projection, value=-1).mul_(inverse_rms), weight_grad, None

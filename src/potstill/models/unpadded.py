@@ -1,18 +1,19 @@
-"""Rows of different lengths without padding: matrix products see tokens only, attention sees rows of like lengths.
+"""Rows of different lengths without padding: matrix products see tokens only, attention sees rows of similar lengths.
 
-All tokens of a batch stand in one matrix [n, width], row after row. Only attention needs them by rows; there, rows are
-sorted by length and cut into *squares*, in each of which the shortest has at least three quarters of the longest:
+All tokens of a batch form one matrix [n, width], row after row. Only attention needs them by rows. For it, rows are
+sorted by length and grouped into *blocks*, in each of which the shortest row has at least three quarters of the longest
+row's length:
 
-    lengths 9 9 8 3 3      ->      squares [9 9 8] of 9, [3 3] of 3: 33 places for 32 tokens, one square has 45
+    lengths 9 9 8 3 3      ->      blocks [9 9 8] of 9, [3 3] of 3: 33 slots for 32 tokens; one block would have 45
 
     >>> layout = build_layout([np.arange(2), np.arange(2, 3)], [np.arange(2), np.arange(2, 3)], heads=1)
-    >>> [(square.rows, square.queries, square.keys) for square in layout.squares]
+    >>> [(block.rows, block.queries, block.keys) for block in layout.blocks]
     [(1, 2, 2), (1, 1, 1)]
     >>> tokens = torch.tensor([[1.0], [2.0], [3.0]])
     >>> layout.queries.gather(tokens).tolist(), layout.queries.scatter(layout.queries.gather(tokens)).tolist()
     ([[1.0], [2.0], [3.0]], [[1.0], [2.0], [3.0]])
 
-A query row may read a key row of another length (cross-attention), and may hold several chains under one prompt: keys
+A query row may read a key row of another length (cross-attention), and may hold several chains under one prompt; keys
 and values of the prompt are then computed once.
 """
 
@@ -27,132 +28,137 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-MIN_LENGTH_RATIO = 0.75  # the shortest row of a square against its longest
+MIN_LENGTH_RATIO = 0.75  # of the shortest row in a block to its longest
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """`rows` rows whose queries are padded to `queries` places and whose keys to `keys`.
+    """`rows` rows whose queries are padded to `queries` slots and whose keys are padded to `keys` slots.
 
-    hidden  [rows, keys] bool: True on the padding of the keys; None where there is none
+    key_padding  [rows, keys] bool: True on the padding of the keys; None if there is none
     """
 
     rows: int
     queries: int
     keys: int
-    hidden: Tensor | None
+    key_padding: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
 class BlockIndices:
-    """Where each token of each head lies in the squares, one after another as [rows, heads, places].
+    """Where each token of each head is in the blocks, which follow each other as [rows, heads, slots], m in all.
 
-    into  [m] int64: for each place its row in [tokens * heads, width]; on padding a row beyond the last
-    back  [tokens * heads] int64: for each such row its place
-    fill  [m]: `into` with a token in place of padding
+    flat_of_slot    [m] int64: for each slot its row in [tokens * heads, width]; on padding one beyond the last row
+    slot_of_flat    [tokens * heads] int64: the inverse
+    filled_of_slot  [m] int64: `flat_of_slot` with the last row in place of padding
     """
 
-    into: Tensor
-    back: Tensor
-    fill: Tensor
+    flat_of_slot: Tensor
+    slot_of_flat: Tensor
+    filled_of_slot: Tensor
 
     def gather(self, flat: Tensor) -> Tensor:
-        """[tokens * heads, width] -> [m, width]; on padding stands a token, which nothing may depend on."""
-        return _Gather.apply(flat, self.fill, self.back)  # type: ignore[return-value]
+        """[tokens * heads, width] -> [m, width]. Padding holds some token, on which nothing may depend."""
+        return _Gather.apply(flat, self.filled_of_slot, self.slot_of_flat)  # type: ignore[return-value]
 
     def scatter(self, padded: Tensor) -> Tensor:
-        """[m, width] -> [tokens * heads, width], the reverse of `gather`."""
-        return _Scatter.apply(padded, self.back, self.into)  # type: ignore[return-value]
+        """[m, width] -> [tokens * heads, width]: the inverse of `gather`."""
+        return _Scatter.apply(padded, self.slot_of_flat, self.flat_of_slot)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """One attention over the rows of a batch."""
 
-    squares: tuple[Block, ...]
+    blocks: tuple[Block, ...]
     queries: BlockIndices
     keys: BlockIndices
 
     def to(self, device: torch.device | str) -> Self:
-        squares = tuple(
-            Block(s.rows, s.queries, s.keys, None if s.hidden is None else s.hidden.to(device)) for s in self.squares
+        blocks = tuple(
+            Block(b.rows, b.queries, b.keys, None if b.key_padding is None else b.key_padding.to(device))
+            for b in self.blocks
         )
-        moved = [
-            BlockIndices(*(getattr(own, name).to(device) for name in BlockIndices.__slots__)) for own in self._both()
-        ]
-        return type(self)(squares, moved[0], moved[-1])
-
-    def _both(self) -> list[BlockIndices]:
-        return [self.queries] if self.keys is self.queries else [self.queries, self.keys]
+        indices = [self.queries] if self.keys is self.queries else [self.queries, self.keys]
+        moved = [BlockIndices(*(getattr(i, name).to(device) for name in BlockIndices.__slots__)) for i in indices]
+        return type(self)(blocks, moved[0], moved[-1])
 
 
 def build_layout(queries: Sequence[np.ndarray], keys: Sequence[np.ndarray], heads: int) -> Layout:
-    """The layout of rows whose tokens have these numbers, each number once; `keys` is `queries` for self-attention.
+    """The layout of rows of tokens, given by the tokens' numbers; each number occurs once.
 
-    queries, keys  [rows] of [length] int64: the tokens of each row
+    queries, keys  [rows] of [length] int64: the tokens of each row; the same object for self-attention
     """
-    squares, cuts = [], group_rows_by_length(queries, keys)
-    asked = _block_indices(queries, cuts, heads)
-    read = asked if keys is queries else _block_indices(keys, cuts, heads)
-    for cut in cuts:
-        lengths = np.array([len(keys[row]) for row in cut])
+    groups = group_rows_by_length(queries, keys)
+    query_indices = _block_indices(queries, groups, heads)
+    key_indices = query_indices if keys is queries else _block_indices(keys, groups, heads)
+    blocks = []
+    for rows in groups:
+        lengths = np.array([len(keys[row]) for row in rows])
         longest = int(lengths[0])
-        hidden = torch.from_numpy(np.arange(longest) >= lengths[:, None]) if lengths[-1] < longest else None
-        squares.append(Block(len(cut), max(len(queries[row]) for row in cut), longest, hidden))
-    return Layout(tuple(squares), asked, read)
+        padding = torch.from_numpy(np.arange(longest) >= lengths[:, None]) if lengths[-1] < longest else None
+        blocks.append(Block(len(rows), max(len(queries[row]) for row in rows), longest, padding))
+    return Layout(tuple(blocks), query_indices, key_indices)
 
 
 def group_rows_by_length(queries: Sequence[np.ndarray], keys: Sequence[np.ndarray]) -> list[list[int]]:
-    """The rows of each square, longest first; `queries` and `keys` as `lay` takes them."""
-    cuts: list[list[int]] = []
+    """The row numbers of each block, longest keys first; `queries` and `keys` as in `build_layout`."""
+    groups: list[list[int]] = []
     for row in sorted(range(len(keys)), key=lambda row: (-len(keys[row]), -len(queries[row]), row)):
-        if cuts and len(keys[row]) >= MIN_LENGTH_RATIO * len(keys[cuts[-1][0]]):
-            cuts[-1].append(row)
+        if groups and len(keys[row]) >= MIN_LENGTH_RATIO * len(keys[groups[-1][0]]):
+            groups[-1].append(row)
         else:
-            cuts.append([row])
-    return cuts
+            groups.append([row])
+    return groups
 
 
-def _block_indices(rows: Sequence[np.ndarray], cuts: Sequence[Sequence[int]], heads: int) -> BlockIndices:
+def _block_indices(rows: Sequence[np.ndarray], groups: Sequence[Sequence[int]], heads: int) -> BlockIndices:
     total = sum(map(len, rows)) * heads
     head = np.arange(heads)[:, None]
     parts = []
-    for cut in cuts:
-        longest = max(len(rows[row]) for row in cut)
-        part = np.full((len(cut), heads, longest), total, np.int64)
-        for place, row in enumerate(cut):
-            part[place, :, : len(rows[row])] = rows[row] * heads + head
+    for group in groups:
+        longest = max(len(rows[row]) for row in group)
+        part = np.full((len(group), heads, longest), total, np.int64)
+        for index, row in enumerate(group):
+            part[index, :, : len(rows[row])] = rows[row] * heads + head
         parts.append(part.ravel())
-    into = np.concatenate(parts)
-    back = np.empty(total, np.int64)
-    real = np.flatnonzero(into < total)
-    back[into[real]] = real
-    return BlockIndices(*(torch.from_numpy(found) for found in (into, back, np.minimum(into, total - 1))))
+    flat_of_slot = np.concatenate(parts)
+    slot_of_flat = np.empty(total, np.int64)
+    tokens = np.flatnonzero(flat_of_slot < total)
+    slot_of_flat[flat_of_slot[tokens]] = tokens
+    arrays = (flat_of_slot, slot_of_flat, np.minimum(flat_of_slot, total - 1))
+    return BlockIndices(*(torch.from_numpy(array) for array in arrays))
+
+
+# The backward pass of a lookup would add the gradients of all slots into zeros. Here every row has exactly one slot, so
+# the backward pass is a lookup too: faster, and no sum depends on the order of its terms.
 
 
 class _Gather(torch.autograd.Function):
-    """Padding is read by nothing, so its gradient is 0 and need not be added: every sum keeps its order."""
+    """Nothing reads padding, so its gradient is 0 and need not be added: each row's gradient is one slot's."""
 
     @staticmethod
-    def forward(ctx: Any, flat: Tensor, fill: Tensor, back: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(back)
-        return torch.embedding(flat, fill)
+    def forward(ctx: Any, flat: Tensor, filled_of_slot: Tensor, slot_of_flat: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(slot_of_flat)
+        return torch.embedding(flat, filled_of_slot)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (back,) = ctx.saved_tensors
-        return torch.embedding(grad.contiguous(), back), None, None
+        (slot_of_flat,) = ctx.saved_tensors
+        return torch.embedding(grad.contiguous(), slot_of_flat), None, None
 
 
 class _Scatter(torch.autograd.Function):
+    """Padded slots get the gradient 0, from a row of zeros behind the last."""
+
     @staticmethod
-    def forward(ctx: Any, padded: Tensor, back: Tensor, into: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(into)
-        return torch.embedding(padded, back)
+    def forward(ctx: Any, padded: Tensor, slot_of_flat: Tensor, flat_of_slot: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(flat_of_slot)
+        return torch.embedding(padded, slot_of_flat)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (into,) = ctx.saved_tensors
-        return torch.embedding(torch.cat([grad, grad.new_zeros(1, grad.shape[1])]), into), None, None
+        (flat_of_slot,) = ctx.saved_tensors
+        return torch.embedding(torch.cat([grad, grad.new_zeros(1, grad.shape[1])]), flat_of_slot), None, None

@@ -1,5 +1,5 @@
-"""The weights of a model's folder: which files and tensors there are, whether they can be trained, and whether they are
-finite, all before a model is built.
+"""The weights in a model's folder: which files and tensors exist, whether they can be trained, and whether they are
+finite. All of that is checked before a model is built.
 
     >>> find_quantization({"quantization_config": {"quant_method": "gptq"}}, {})
     'gptq, in config.json'
@@ -26,24 +26,11 @@ from potstill.errors import UserError
 SINGLE_FILE: Final = "model.safetensors"
 INDEX_FILE: Final = "model.safetensors.index.json"
 FLOAT_DTYPES: Final = ("F64", "F32", "F16", "BF16")
-# Last parts of the names of tensors whose values the model multiplies with, in plain and in packed form.
-WEIGHT_SUFFIXES: Final = (
-    "weight",
-    "qweight",
-    "weight_packed",
-    "qzeros",
-    "packed",
-    "blocks",
-    "scb",
-    "absmax",
-    "quant_map",
-)
-QUANTIZATION_FILES: Final = (
-    "quantize_config.json",
-    "quant_config.json",
-    "hf_quant_config.json",
-)  # beside older quantized weights
-DOWNLOAD_AGAIN: Final = "get the folder again"
+# Last parts of the names of tensors that a model multiplies with, in plain and in quantized form.
+WEIGHT_PARTS: Final = ["weight", "qweight", "weight_packed", "qzeros", "packed", "blocks", "scb", "absmax", "quant_map"]
+QUANTIZATION_FILES: Final = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")  # of older tools
+DOWNLOAD_AGAIN: Final = "download the folder again"
+GIVE_MODEL_FOLDER: Final = "give the folder of a Hugging Face model"
 LFS_POINTER: Final = b"version https://git-lfs"
 
 
@@ -56,34 +43,42 @@ class TensorHeader:
 
 
 def list_tensors(folder: Path) -> dict[str, TensorHeader]:
-    """Every tensor of the model in a folder, by name; no values are read.
+    """Every tensor of the model in a folder, by name; reads no values.
 
-    Raises UserError where there are no safetensors, where a file is cut off or is none, and where an index names what
-    it may not.
+    Raises UserError if the folder has no safetensors, if a file is truncated or has another format, and if an index
+    names a file that it may not.
     """
-    found: dict[str, TensorHeader] = {}
-    for file in list_weight_files(folder):
+    tensors: dict[str, TensorHeader] = {}
+    for path in list_weight_files(folder):
         try:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118
-                    part = opened.get_slice(name)
-                    found[name] = TensorHeader(part.get_dtype(), tuple(part.get_shape()))
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    part = file.get_slice(name)
+                    tensors[name] = TensorHeader(part.get_dtype(), tuple(part.get_shape()))
         except (SafetensorError, OSError, ValueError) as error:
-            raise _unreadable_error(file, error) from None
-    lost = sorted(set(_read_index(folder)) - found.keys())
-    if lost:
-        what = "the index names tensors that its files do not hold"
-        raise UserError(what, where=folder / INDEX_FILE, found=f"{len(lost)}, first {lost[0]}", hint=DOWNLOAD_AGAIN)
-    if not found:
-        raise UserError("the weights hold no tensors", where=folder, hint=DOWNLOAD_AGAIN)
-    return found
+            raise _unreadable_error(path, error) from None
+    missing = sorted(set(_read_index(folder)) - tensors.keys())
+    if missing:
+        raise UserError(
+            "the index names tensors that its files do not hold",
+            code="E-model-weights-incomplete",
+            where=folder / INDEX_FILE,
+            found=f"{len(missing)}, first {missing[0]}",
+            hint=DOWNLOAD_AGAIN,
+        )
+    if not tensors:
+        raise UserError(
+            "the weight files hold no tensors", code="E-model-weights-incomplete", where=folder, hint=DOWNLOAD_AGAIN
+        )
+    return tensors
 
 
 def list_weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights, as transformers chooses them. Raises UserError as `tensors` does."""
+    """The files that hold the weights, as transformers chooses them. Raises UserError as `list_tensors` does."""
     if (folder / "adapter_config.json").is_file():
         raise UserError(
             "the folder holds adapters (LoRA), not a whole model",
+            code="E-model-adapters",
             where=folder / "adapter_config.json",
             hint="merge them into their base model (peft: merge_and_unload, then save_pretrained)",
         )
@@ -94,56 +89,60 @@ def list_weight_files(folder: Path) -> list[Path]:
         _check_index_entry(folder, name)
     if names:
         return [folder / name for name in names]
-    pickled = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pt*"))
-    if pickled:
+    pickles = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pt*"))
+    if pickles:
         raise UserError(
-            "the weights are a pickle, which runs code when it is read",
-            where=folder / pickled[0],
-            hint="convert them to safetensors in a place where that may happen",
+            "the weights are a pickle, which can run code when it is read",
+            code="E-model-pickled-weights",
+            where=folder / pickles[0],
+            hint="convert them to safetensors on a machine where that is acceptable",
         )
-    raise UserError("the folder has no model.safetensors", where=folder, hint="give the folder of a Hugging Face model")
+    raise UserError(
+        "the folder has no model.safetensors", code="E-model-no-weights", where=folder, hint=GIVE_MODEL_FOLDER
+    )
 
 
-def refuse_quantized(folder: Path, settings: Mapping[str, Any], found: Mapping[str, TensorHeader]) -> None:
-    """Raises UserError for weights that cannot be trained, and that transformers may load as something else."""
-    said = find_quantization(settings, found)
-    notes = [name for name in QUANTIZATION_FILES if (folder / name).is_file()]
-    if said is None and notes:
-        said = f"the folder has {notes[0]}"
-    if said is not None:
+def refuse_quantized(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> None:
+    """Raises UserError for weights that cannot be trained and that transformers may load as something else."""
+    evidence = find_quantization(config, tensors)
+    files = [name for name in QUANTIZATION_FILES if (folder / name).is_file()]
+    if evidence is None and files:
+        evidence = f"the folder has {files[0]}"
+    if evidence is not None:
         raise UserError(
-            "the weights are quantized, and only weights in 16, 32 or 64 bits can be trained or computed here",
+            "the weights are quantized; only weights of 16, 32 or 64 bits can be trained or computed here",
+            code="E-model-quantized",
             where=folder,
-            found=said,
-            hint="get the folder of the unquantized model; a quantized teacher can answer through a server"
+            found=evidence,
+            hint="use the folder of the unquantized model; a quantized teacher can run on a server"
             " (teacher.kind: openai)",
         )
 
 
-def find_quantization(settings: Mapping[str, Any], found: Mapping[str, TensorHeader]) -> str | None:
-    """How the weights are quantized, as config.json or the tensors themselves say; None if they are not."""
-    for section in (settings, *(value for value in settings.values() if isinstance(value, dict))):
+def find_quantization(config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> str | None:
+    """How the weights are quantized, by config.json or by the tensors themselves; None if they are not."""
+    for section in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in ("quantization_config", "compression_config"):
-            stated = section.get(key)
-            if stated is not None:
-                method = stated.get("quant_method") if isinstance(stated, dict) else None
+            settings = section.get(key)
+            if settings is not None:
+                method = settings.get("quant_method") if isinstance(settings, dict) else None
                 return f"{str(method or key)[:40]}, in config.json"
-    for name, tensor in found.items():
-        last = name.rpartition(".")[2].lower()
-        # Integers are also positions and masks, which no training touches.
-        if tensor.dtype not in FLOAT_DTYPES and (tensor.dtype[0] in "FC" or last.startswith(WEIGHT_SUFFIXES)):
+    for name, tensor in tensors.items():
+        last_part = name.rpartition(".")[2].lower()
+        # Other integers are positions and masks, which training does not change.
+        if tensor.dtype not in FLOAT_DTYPES and (tensor.dtype[0] in "FC" or last_part.startswith(tuple(WEIGHT_PARTS))):
             return f"{name} is of type {tensor.dtype}"
     return None
 
 
 def check_finite(folder: Path) -> None:
     """Read every value once. Raises UserError with the first tensor that holds NaN or an infinity."""
-    for file in list_weight_files(folder):
+    for path in list_weight_files(folder):
         try:
-            with safe_open(file, framework="pt") as opened:
-                refuse_non_finite(folder, ((name, opened.get_tensor(name)) for name in opened.keys()))  # noqa: SIM118
+            with safe_open(path, framework="pt") as file:
+                refuse_non_finite(folder, ((name, file.get_tensor(name)) for name in file.keys()))  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
-            raise _unreadable_error(file, error) from None
+            raise _unreadable_error(path, error) from None
 
 
 def refuse_non_finite(folder: Path, named: Iterator[tuple[str, torch.Tensor]]) -> None:
@@ -151,55 +150,70 @@ def refuse_non_finite(folder: Path, named: Iterator[tuple[str, torch.Tensor]]) -
     for name, value in named:
         if not value.is_floating_point() or not value.numel():
             continue
-        least, most = (float(end) for end in torch.aminmax(value.detach()))  # NaN if any value is
+        least, most = (float(end) for end in torch.aminmax(value.detach()))  # NaN if any value is NaN
         if not (-torch.inf < least and most < torch.inf):
             raise UserError(
                 "the weights are not finite numbers",
+                code="E-model-weights-not-finite",
                 where=folder,
                 found=f"{'NaN' if least != least else 'an infinity'} in {name}",
-                hint=f"{DOWNLOAD_AGAIN}; if training wrote it, it diverged: lower train.learning_rate",
+                hint=f"{DOWNLOAD_AGAIN}; if training wrote it, training diverged: lower train.learning_rate",
             )
 
 
 def _read_index(folder: Path) -> dict[str, str]:
-    """Tensor to file, of weights in several files; empty where they are one file or are missing."""
+    """Tensor name -> file name, of weights in several files; empty if there is one file or none."""
     path = folder / INDEX_FILE
     if (folder / SINGLE_FILE).is_file() or not path.is_file():
         return {}
     try:
-        read = json.loads(path.read_bytes())
+        index = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise UserError("not JSON", where=path, found=error, hint=DOWNLOAD_AGAIN) from None
-    named = read.get("weight_map") if isinstance(read, dict) else None
-    if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
-        raise UserError("not an index of weights", where=path, hint=DOWNLOAD_AGAIN)
-    return named
+        raise UserError(
+            "the file is not valid JSON", code="E-model-bad-json", where=path, found=error, hint=DOWNLOAD_AGAIN
+        ) from None
+    files = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
+        raise UserError(
+            "the file is not an index of weights", code="E-model-bad-index", where=path, hint=DOWNLOAD_AGAIN
+        )
+    return files
 
 
 def _check_index_entry(folder: Path, name: str) -> None:
     """Raises UserError unless a name in the index is a safetensors file of this folder."""
 
-    def refused(what: str, hint: str = DOWNLOAD_AGAIN) -> UserError:
-        return UserError(what, where=folder / INDEX_FILE, found=name[:200], hint=hint)
+    def error(what: str, hint: str = DOWNLOAD_AGAIN) -> UserError:
+        return UserError(what, code="E-model-bad-index", where=folder / INDEX_FILE, found=name[:200], hint=hint)
 
     if not name.endswith(".safetensors"):
-        raise refused("the index names a file that is not safetensors", "convert the weights to safetensors")
+        raise error("the index names a file that is not safetensors", "convert the weights to safetensors")
     if PurePosixPath(name).name != name or "\\" in name or "\0" in name:
-        raise refused("the index names a file outside of its folder")
+        raise error("the index names a file outside of its folder")
     path = folder / name
     if not path.is_file():
-        raise refused("the index names a file that does not exist")
+        raise error("the index names a file that does not exist")
     # The hub's cache keeps a model's files in `blobs`, and links to them from `snapshots/REVISION`.
     home, real = folder.resolve(), path.resolve()
     allowed = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
-    if not any(real.is_relative_to(place) for place in allowed):
-        raise refused("the index names a link to a file outside of its folder", "copy the file into the folder")
+    if not any(real.is_relative_to(parent) for parent in allowed):
+        raise error("the index names a link to a file outside of its folder", "copy the file into the folder")
 
 
-def _unreadable_error(file: Path, error: Exception) -> UserError:
-    with file.open("rb") as opened:
-        pointer = opened.read(len(LFS_POINTER)) == LFS_POINTER
-    if pointer:
-        hint = "git lfs pull, or get the folder again"
-        return UserError("the weights are a Git LFS pointer, not the file itself", where=file, hint=hint)
-    return UserError("the weights are cut off or damaged", where=file, found=error, hint=DOWNLOAD_AGAIN)
+def _unreadable_error(path: Path, error: Exception) -> UserError:
+    with path.open("rb") as file:
+        is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+    if is_pointer:
+        return UserError(
+            "the weights are a Git LFS pointer, not the file itself",
+            code="E-model-lfs-pointer",
+            where=path,
+            hint="run git lfs pull, or download the folder again",
+        )
+    return UserError(
+        "the weights are truncated or damaged",
+        code="E-model-weights-damaged",
+        where=path,
+        found=error,
+        hint=DOWNLOAD_AGAIN,
+    )

@@ -209,6 +209,14 @@ class TrainSection(Section):
         description="What the loss does with the probability outside the candidates: leave it out (raw), scale the "
         "candidates to 1 (renormalised), or compare it as one further outcome (tail).",
     )
+    divergence: str = Field(
+        default="forward_kl",
+        description="Name in losses/divergences.py: forward_kl, reverse_kl, generalized_jsd. The latter two need "
+        "missing_probability: tail or renormalised.",
+    )
+    divergence_beta: float = Field(
+        default=0.5, gt=0, lt=1, description="Weight of the teacher in the mixture of generalized_jsd."
+    )
     steps: Positive = Field(default=1000, description="Number of optimizer steps.")
     prompts_per_step: Positive = Field(
         default=32, description="Number of prompts per step; a prompt is one question in one format with some chains."
@@ -373,9 +381,8 @@ class OnPolicySection(Section):
         description="Folder of the model that scores the answers, with the student's tokens or others; the base "
         "student if not given.",
     )
-    divergence: Literal["reverse", "forward"] = Field(
-        default="reverse",
-        description="reverse: KL(student, scorer); forward: KL(scorer, student).",
+    divergence: str = Field(
+        default="reverse_kl", description="Divergence between scorer and student, as in train.divergence."
     )
     top_logprobs: Positive = Field(
         default=20, description="Number of the scorer's most likely tokens used at each position."

@@ -78,7 +78,7 @@ def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
         if before
         else checkpoint.open_checkpoint(run_dir, recipe, checkpoint.read_choice(run_dir).checkpoint)
     )
-    student.divergence, student.mass = asked.divergence, "tail"
+    loss = training.loss_from_recipe(recipe, "on_policy")
     scorer = _load_scorer(recipe, student)
     keeper = (
         None
@@ -97,7 +97,7 @@ def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
     began = time.monotonic()
     with (
         ExitStack() as opened,
-        CheckpointWriter(folder, student, optimizer, beside=taught.async_checkpoints) as checkpoints,
+        CheckpointWriter(folder, student, optimizer, background=taught.async_checkpoints) as checkpoints,
         progress.bar("repair", asked.steps, "steps", done=before) as tick,
     ):
         lines = opened.enter_context(storage.Appender(metrics))
@@ -108,9 +108,10 @@ def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
             first=before + 1,
             last=asked.steps,
             schedule=training.Schedule("constant", asked.learning_rate, asked.warmup_steps),
-            clip=taught.max_grad_norm,
+            max_grad_norm=taught.max_grad_norm,
             precision=taught.precision,
             seed=recipe.seed,
+            loss=loss,
         ):
             lines.append([asdict(step)])
             tick(1, f"{asked.divergence} divergence {step.loss:.4f}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ def free(recipe: Recipe) -> tuple[str, ...]:
         if getattr(recipe.train, name) is None
     ]
     absent += ["train.uniform_over"] if recipe.train.uniform_over == "questions" else []
+    absent += [f"train.{name}" for name in ("divergence", "divergence_beta") if recipe.train.divergence == "forward_kl"]
     unread = (
         checkpoint.list_unused_keys("validation")
         if recipe.train.early_stopping_patience
@@ -107,9 +108,10 @@ def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
         )
     student = _load_student(recipe, folder, before)
     if asked.gradient_checkpointing:
-        student.checkpoint_activations()
+        student.enable_gradient_checkpointing()
     model = training.distribute_student(student, asked.sharding, asked.precision)
-    student.kernel = _choose_loss_kernel(student, asked.loss_kernel, asked.precision)
+    loss = training.loss_from_recipe(recipe)
+    loss = replace(loss, kernel=_choose_loss_kernel(student, loss, asked.loss_kernel, asked.precision))
     optimizer = training.optimizer_from_recipe(recipe, model, asked.learning_rate)
     if before:
         restore_checkpoint(folder / str(before), optimizer)
@@ -126,7 +128,9 @@ def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
     )
     with (
         ExitStack() as opened,
-        CheckpointWriter(folder, student, optimizer, beside=asked.async_checkpoints and not watching) as checkpoints,
+        CheckpointWriter(
+            folder, student, optimizer, background=asked.async_checkpoints and not watching
+        ) as checkpoints,
         progress.bar("train", asked.steps, "steps", done=before) as tick,
     ):
         lines, measured = (
@@ -138,7 +142,7 @@ def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
 
         def counted(step: int) -> list[list[Example]]:
             batches = lesson.micro_batches(step)
-            work[step] = models.count_training_flops(student, batches)
+            work[step] = training.count_training_flops(student, batches)
             return batches
 
         for step in training.train_steps(
@@ -150,9 +154,10 @@ def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
             schedule=training.Schedule(
                 asked.schedule, asked.learning_rate, asked.warmup_steps, asked.steps, asked.stable_steps
             ),
-            clip=asked.max_grad_norm,
+            max_grad_norm=asked.max_grad_norm,
             precision=asked.precision,
             seed=recipe.seed,
+            loss=loss,
         ):
             done = {
                 "tokens": step.tokens,
@@ -191,7 +196,7 @@ def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
             seconds=round(seconds, 3),
             saving=waited,
             tokens=tokens,
-            loss_kernel=student.kernel,
+            loss_kernel=loss.kernel,
         )
     _warn_if_loss_rose(metrics)
     remove_digests(folder)
@@ -233,23 +238,27 @@ def _evaluate_checkpoints(run_dir: Path, recipe: Recipe, steps: list[int]) -> bo
     return recipe.train.early_stopping_patience is not None and since >= recipe.train.early_stopping_patience
 
 
-def _choose_loss_kernel(student: models.Student, asked: str, precision: str) -> losses.Kernel:
+def _choose_loss_kernel(student: models.Student, loss: losses.Loss, asked: str, precision: str) -> losses.Kernel:
     """The loss's kernel: as the recipe says, or the faster one, which is measured where that may be worth it.
 
     Raises UserError where the recipe wants it compiled and it cannot be.
     """
     device, weight = student.device, student.head.weight
-    if asked == "plain" or (asked == "measured" and device.type == "cpu"):
+    if asked == "plain" or loss.divergence != "forward_kl" or (asked == "measured" and device.type == "cpu"):
         return "plain"
-    sizes = losses.chunk_rows(weight), weight.shape[0], 8, student.mass, student.head.cap
+    sizes = losses.default_chunk_rows(weight), weight.shape[0], 8, loss.missing_probability, student.head.softcap
     found = training.broadcast_from_main(lambda: losses.measure_kernels(*sizes, device, precision != "float32"))
-    if asked == "compiled" and found.why:
+    if asked == "compiled" and found.failure:
         raise UserError(
-            "the loss cannot be compiled here", where="train.loss_kernel", found=found.why, hint="take plain"
+            "the loss cannot be compiled here",
+            code="E-train-loss-kernel",
+            where="train.loss_kernel",
+            found=found.failure,
+            hint="set train.loss_kernel: plain",
         )
     times = ", ".join(f"{name} {1000 * value:.3g} ms" for name, value in found.seconds.items())
     chosen = "compiled" if asked == "compiled" else found.kernel
-    progress.print_line(f"kernel of the loss: {chosen} ({found.why or times + ' a chunk'})", "dim")
+    progress.print_line(f"kernel of the loss: {chosen} ({found.failure or times + ' a chunk'})", "dim")
     return chosen
 
 
@@ -267,7 +276,7 @@ def _check_steps(made: int, recipe: Recipe) -> None:
 def _load_student(recipe: Recipe, folder: Path, step: int) -> models.Student:
     if recipe.train.lora:  # adapters lie in the engine's state; a checkpoint's weights have them merged
         student = models.from_recipe(recipe)
-        models.add_adapters(student, recipe.train.lora, recipe.seed)
+        models.add_adapters(student.model, recipe.train.lora, recipe.seed)
         return student
     if step == 0:
         return models.from_recipe(recipe)

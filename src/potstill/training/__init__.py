@@ -1,5 +1,4 @@
-"""Training as a generator: each value is one finished optimizer step, and what to save or to evaluate is decided
-outside.
+"""Training as a generator: each value is one finished optimizer step. The caller decides what to save and to evaluate.
 
     >>> from potstill.records import Target
     >>> from potstill.models import Example, Shape, random_student
@@ -9,15 +8,15 @@ outside.
     >>> end = tokenizer.eos
     >>> example = Example(tuple(student.encode("2 + 2")), Target([end], [0, 1], [end], [1.0], ["end"]))
     >>> adam = build_optimizer(student, 1e-2)
-    >>> done = [step.loss for step in train_steps(
+    >>> losses = [step.loss for step in train_steps(
     ...     student, adam, lambda step: [[example]], first=1, last=3, schedule=Schedule("constant", 1e-2), seed=1)]
-    >>> done[0] > done[1] > done[2]
+    >>> losses[0] > losses[1] > losses[2]
     True
 
-The gradient of a step is that of sum(w * loss) / sum(w) over all supervised positions of the whole step, whatever the
-micro-batches and however many processes: the divisor is known from the examples before anything is computed. Dropout
-is drawn from (seed, step, micro-batch). So a step is a function of weights, optimizer state and its number, and
-resume needs only these.
+The gradient of a step is that of sum(w * loss) / sum(w) over all supervised positions of the whole step, however it is
+split into micro-batches and over processes: the divisor is known from the examples before anything is computed. Dropout
+is drawn from (seed, step, micro-batch). So a step is a function of the weights, the optimizer's state and the step
+number, and these are all that a resume needs.
 """
 
 from __future__ import annotations
@@ -34,7 +33,14 @@ from potstill.training.distributed import (
     restore_optimizer_shards,
     save_optimizer_shards,
 )
-from potstill.training.loop import GradientSums, StepMetrics, accumulate_gradient, train_steps
+from potstill.training.flops import (
+    StepSpeed,
+    compute_step_speed,
+    count_training_flops,
+    peak_memory_bytes,
+    total_peak_flops,
+)
+from potstill.training.loop import GradientSums, StepMetrics, accumulate_gradient, loss_from_recipe, train_steps
 from potstill.training.optimizer import (
     Schedule,
     build_optimizer,
@@ -45,7 +51,6 @@ from potstill.training.optimizer import (
     restore_optimizer_bytes,
     save_optimizer_state,
 )
-from potstill.training.speed import StepSpeed, compute_step_speed, peak_memory_bytes, total_peak_flops
 
 VERSION: Final = 3  # of what a step computes; stored in the manifest of the stage that trains
 
@@ -60,10 +65,12 @@ __all__ = [
     "broadcast_from_main",
     "build_optimizer",
     "compute_step_speed",
+    "count_training_flops",
     "distribute_student",
     "full_state_dict",
     "is_main_process",
     "is_sharded",
+    "loss_from_recipe",
     "optimizer_from_recipe",
     "optimizer_state",
     "optimizer_state_bytes",

@@ -1,17 +1,17 @@
-"""Checkpoints: a Hugging Face folder of every candidate step, and the engine's state of the newest.
+"""Checkpoints: a Hugging Face folder for every saved step, and the optimizer's state of the newest one.
 
     checkpoints/250/model.safetensors ...
-    checkpoints/500/model.safetensors ... engine.safetensors      or engine/, of a student that is spread over processes
+    checkpoints/500/model.safetensors ... engine.safetensors      or engine/, for a student that is sharded
 
-    with Checkpoints(folder, student, optimizer, beside=True) as checkpoints:
-        for step in training.steps(...):
+    with CheckpointWriter(folder, student, optimizer, background=True) as checkpoints:
+        for step in train_steps(...):
             checkpoints.save(step.step)     # copies weights and state, and returns
-            checkpoints.check()             # raises what has gone wrong so far
+            checkpoints.check()             # raises the error of an earlier save, if there was one
 
-With `beside` a checkpoint is a copy in the host's memory, taken between two steps and written by a thread beside those
-that follow. One is written at a time: the next `save` waits for it. On the disk all is as if the loop had waited: a
-folder appears whole or not at all, and the state of an older one goes only after that. Whoever saves has flushed the
-metrics of all steps before: a checkpoint whose metrics are not complete is not one to go on from.
+With `background` a checkpoint is copied to the host's memory between two steps, and a thread writes it while the next
+steps run. Only one is written at a time: the next `save` waits for it. The files look as if the loop had waited: a
+folder appears complete or not at all, and only then is the older checkpoint's state removed. The caller must flush the
+metrics of all earlier steps before it saves: training never resumes from a checkpoint whose metrics are incomplete.
 """
 
 from __future__ import annotations
@@ -36,111 +36,110 @@ from potstill.training.distributed import (
     restore_optimizer_shards,
     save_optimizer_shards,
 )
-from potstill.training.optimizer import Optimizer, optimizer_state, restore_optimizer_bytes, save_optimizer_state
+from potstill.training.optimizer import (
+    Optimizer,
+    optimizer_state,
+    restore_optimizer_bytes,
+    save_optimizer_state,
+)
 
-OPTIMIZER_FILE: Final = "engine.safetensors"  # of a student that is whole
-OPTIMIZER_FOLDER: Final = "engine"  # of one that is spread over processes
+OPTIMIZER_FILE: Final = "engine.safetensors"
+OPTIMIZER_FOLDER: Final = "engine"  # of a sharded student
 
 
 class CheckpointWriter:
-    """Those of a training that goes on.
+    """Writes the checkpoints of a running training.
 
-    folder   where they lie, a folder a step
-    beside   whether a copy is written beside the next steps. What is spread over processes is always written between
-             two steps: its parts make one folder, and the processes have to agree when it is whole
-    seconds  for which the loop stood still, so far
+    folder      one folder for each step is written there
+    background  write while the next steps run. A sharded student is always written between two steps: its parts form
+                one folder, and the processes have to agree when it is complete
+    seconds     how long the training loop has waited so far
     """
 
-    def __init__(self, folder: Path, student: Student, optimizer: Optimizer, *, beside: bool) -> None:
+    def __init__(self, folder: Path, student: Student, optimizer: Optimizer, *, background: bool) -> None:
         self.folder, self.seconds = folder, 0.0
         self._student, self._optimizer = student, optimizer
-        self._pool = (
-            ThreadPoolExecutor(1, "checkpoint") if beside and is_main_process() and not is_sharded(student) else None
-        )
-        self._under_way: Future[None] | None = None
+        in_background = background and is_main_process() and not is_sharded(student)
+        self._executor = ThreadPoolExecutor(1, "checkpoint") if in_background else None
+        self._pending: Future[None] | None = None
 
     def save(self, step: int) -> None:
-        """The checkpoint of a step; returns when weights and state may change again.
+        """Save the checkpoint of a step; returns when weights and state may change again.
 
-        Raises what went wrong with the one before, as `check` does.
+        Raises the error of the previous checkpoint, as `check` does.
         """
         self.wait()
         began = time.monotonic()
-        if self._pool is None:
+        if self._executor is None:
             _save_in_place(self.folder, step, self._student, self._optimizer)
         else:
-            copied = (
-                self._student.copied(),
-                _copy_to_cpu(optimizer_state(self._optimizer, parameters=self._student.adapted)),
-            )
-            self._under_way = self._pool.submit(_write_checkpoint, self.folder, step, self._student, *copied)
+            state = _copy_to_cpu(optimizer_state(self._optimizer, parameters=self._student.has_adapters))
+            weights = self._student.copy_weights()
+            self._pending = self._executor.submit(_write_checkpoint, self.folder, step, self._student, weights, state)
         self.seconds += time.monotonic() - began
 
     def check(self) -> None:
-        """Raises what the writing of a checkpoint has raised, such as the UserError of a full disk; does not wait."""
-        if self._under_way is not None and self._under_way.done():
+        """Raise the error of a background write, such as a UserError for a full disk; does not wait."""
+        if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Until everything that was saved lies on the disk. Raises as `check` does."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
+        """Wait until everything that was saved is on the disk. Raises as `check` does."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
             began = time.monotonic()
-            under_way.result()
+            pending.result()
             self.seconds += time.monotonic() - began
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Waits for the one under way also where training fails: it is whole, and a resume begins there."""
-        if self._pool is not None:
-            self._pool.shutdown()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Waits for a background write also if training fails: its checkpoint is good, and a resume begins there."""
+        if self._executor is not None:
+            self._executor.shutdown()
         if error is None:
             self.wait()
 
 
 def list_saved_steps(folder: Path, last: int | None = None) -> list[int]:
-    """The steps that have a checkpoint, in their order; up to `last`, if it is given."""
-    found = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
-    return [step for step in found if last is None or step <= last]
+    """The steps that have a checkpoint, sorted; up to `last`, if it is given."""
+    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    return [step for step in steps if last is None or step <= last]
 
 
 def find_newest_checkpoint(folder: Path, metrics: Path) -> int:
-    """The newest checkpoint that training can go on from, 0 if there is none. Clears away what a crash has left.
+    """The newest step from which training can resume, 0 if there is none. Removes what a crash left behind.
 
-    Its metrics have to be complete: rows that a disk has lost come again only if their steps do.
+    Its metrics must be complete: rows that a disk lost come back only if their steps are trained again.
     """
     if not folder.is_dir():
         return 0
     storage.delete_partial_files(folder)
-    for older in folder.iterdir():
-        storage.delete_partial_files(older)
-    steps = [
-        step
-        for step in list_saved_steps(folder)
-        if any((folder / str(step) / name).exists() for name in (OPTIMIZER_FILE, OPTIMIZER_FOLDER))
-    ]
-    known = len(_read_metric_rows(metrics)) if steps else 0
-    found = max((step for step in steps if step <= known), default=0)
-    if steps and found < steps[-1]:
-        lost = f"{metrics.name} has no row for step {known + 1}, though there is a checkpoint of step {steps[-1]}"
-        progress.print_line(f"{lost}: training continues from step {found}", "yellow")
-    _remove_optimizer_states(
-        folder, [step for step in steps if step < found]
-    )  # a crash between saving the newest and this
-    if found:
-        _check_digests(folder, found)
-    return found
+    for checkpoint in folder.iterdir():
+        storage.delete_partial_files(checkpoint)
+    names = (OPTIMIZER_FILE, OPTIMIZER_FOLDER)
+    steps = [step for step in list_saved_steps(folder) if any((folder / str(step) / name).exists() for name in names)]
+    complete = len(_read_metric_rows(metrics)) if steps else 0
+    newest = max((step for step in steps if step <= complete), default=0)
+    if steps and newest < steps[-1]:
+        fault = f"{metrics.name} lacks step {complete + 1}, although there is a checkpoint of step {steps[-1]}"
+        progress.print_line(f"{fault}: training continues from step {newest}", "yellow")
+    _remove_optimizer_states(folder, [step for step in steps if step < newest])  # a crash may have left two
+    if newest:
+        _check_digests(folder, newest)
+    return newest
 
 
 def remove_digests(folder: Path) -> None:
-    """When training has ended: from now on the manifest of its stage holds the digests."""
+    """Call at the end of training: from then on the manifest of the stage has the digests."""
     storage.remove(_digests_folder(folder))
 
 
 def restore_checkpoint(checkpoint: Path, optimizer: Optimizer) -> None:
-    """The engine's state of a checkpoint. Raises UserError where it is damaged or another model's."""
+    """Restore the optimizer's state. Raises UserError if it is damaged or belongs to another model."""
     if (checkpoint / OPTIMIZER_FOLDER).exists():
         restore_optimizer_shards(optimizer, checkpoint / OPTIMIZER_FOLDER)
     else:
@@ -148,7 +147,7 @@ def restore_checkpoint(checkpoint: Path, optimizer: Optimizer) -> None:
 
 
 def truncate_metrics(metrics: Path, step: int) -> None:
-    """Keep the rows up to the checkpoint: those of later steps will come again, whole or torn."""
+    """Keep the rows up to the checkpoint's step: the later steps are trained again."""
     if not metrics.exists():
         return
     kept = _read_metric_rows(metrics)[:step]
@@ -157,66 +156,66 @@ def truncate_metrics(metrics: Path, step: int) -> None:
 
 
 def _read_metric_rows(metrics: Path) -> list[dict[str, Any]]:
-    """The rows of the steps 1, 2, 3, ..., up to the first one that is missing or is not whole."""
+    """The rows of the steps 1, 2, 3, ..., up to the first one that is missing or incomplete."""
     rows: list[dict[str, Any]] = []
     try:
         for row in storage.read_complete_lines(metrics):
             if row.get("step") != len(rows) + 1:
                 break
             rows.append(row)
-    except UserError:  # not a line of JSON: it ends here, and who asks says so
+    except UserError:  # a line that is not JSON ends the rows; the caller reports what is missing
         pass
     return rows
 
 
 def _save_in_place(folder: Path, step: int, student: Student, optimizer: Optimizer) -> None:
-    """Between two steps, by every process at once; the first one writes, but for the state of a student that is
-    spread."""
+    """Save between two steps. Every process calls it; the first one writes everything but a sharded optimizer state."""
     if not is_sharded(student):
         if is_main_process():
-            _write_checkpoint(folder, step, student, None, optimizer_state(optimizer, parameters=student.adapted))
+            _write_checkpoint(folder, step, student, None, optimizer_state(optimizer, parameters=student.has_adapters))
         return
-    whole = full_state_dict(student)
-    with storage.write_folder(folder / str(step)) if is_main_process() else nullcontext() as inside:
-        if inside is not None:
-            student.save(inside, weights=whole)
-            _write_digests(folder, step, inside)  # the state has digests of its own
-        at = broadcast_from_main(lambda: inside)
-        assert at is not None
-        save_optimizer_shards(optimizer, at / OPTIMIZER_FOLDER, parameters=student.adapted)
+    weights = full_state_dict(student)
+    with storage.write_folder(folder / str(step)) if is_main_process() else nullcontext() as unfinished:
+        if unfinished is not None:
+            student.save(unfinished, weights=weights)
+            _write_digests(folder, step, unfinished)  # the sharded state has digests of its own
+        target = broadcast_from_main(lambda: unfinished)
+        assert target is not None
+        save_optimizer_shards(optimizer, target / OPTIMIZER_FOLDER, parameters=student.has_adapters)
     if is_main_process():
         _remove_optimizer_states(folder, [older for older in list_saved_steps(folder) if older < step])
 
 
 def _write_checkpoint(
-    folder: Path, step: int, student: Student, weights: dict[str, Tensor] | None, engine: dict[str, Tensor]
+    folder: Path, step: int, student: Student, weights: dict[str, Tensor] | None, state: dict[str, Tensor]
 ) -> None:
-    """A whole checkpoint; then the state of the older ones goes. weights: None for those of the student now."""
-    with storage.write_folder(folder / str(step)) as inside:
-        student.save(inside, weights=weights)
-        save_optimizer_state(engine, inside / OPTIMIZER_FILE)
-        _write_digests(folder, step, inside)
+    """Write a whole checkpoint, then remove the state of older ones. weights: None for the student's current ones."""
+    with storage.write_folder(folder / str(step)) as unfinished:
+        student.save(unfinished, weights=weights)
+        save_optimizer_state(state, unfinished / OPTIMIZER_FILE)
+        _write_digests(folder, step, unfinished)
     _remove_optimizer_states(folder, [older for older in list_saved_steps(folder) if older < step])
 
 
-def _write_digests(folder: Path, step: int, inside: Path) -> None:
-    """Write down the digests of a checkpoint that lies in `inside` and is not in its place yet. They lie beside the
-    checkpoints, until training ends."""
-    digests = {path.name: storage.file_digest(path) for path in sorted(inside.iterdir()) if path.is_file()}
+def _write_digests(folder: Path, step: int, unfinished: Path) -> None:
+    """Record the digests of a checkpoint before it is moved into place, in a folder beside the checkpoints."""
+    digests = {path.name: storage.file_digest(path) for path in sorted(unfinished.iterdir()) if path.is_file()}
     storage.write_json(_digests_folder(folder) / f"{step}.json", digests)
 
 
 def _check_digests(folder: Path, step: int) -> None:
-    """Raises UserError where a checkpoint is not what was written. One of an older version has no digests."""
-    noted = _digests_folder(folder) / f"{step}.json"
-    for name, digest in (storage.read_json(noted) if noted.exists() else {}).items():
-        path = folder / str(step) / name
-        if not path.is_file() or storage.file_digest(path) != digest:
+    """Raises UserError if a checkpoint was changed. Checkpoints of older versions have no digests."""
+    path = _digests_folder(folder) / f"{step}.json"
+    for name, digest in (storage.read_json(path) if path.exists() else {}).items():
+        file = folder / str(step) / name
+        if not file.is_file() or storage.file_digest(file) != digest:
             raise UserError(
-                "the checkpoint is not what training has written",
-                where=path,
-                found="other bytes" if path.is_file() else "no such file",
-                hint=f"restore it, or remove {path.parent}: training then continues from an older one, or from the start",
+                "the checkpoint was changed after training wrote it",
+                code="E-train-checkpoint-changed",
+                where=file,
+                found="other bytes" if file.is_file() else "no such file",
+                hint=f"restore it, or remove {file.parent}: training then continues from an older checkpoint, or from"
+                " the start",
             )
 
 

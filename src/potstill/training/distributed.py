@@ -1,31 +1,33 @@
-"""The processes of one run, as torchrun or srun started them: one makes every stage, all of them train.
+"""Several processes in one run: how they meet, how the student is distributed, and how its optimizer's state is saved.
+
+torchrun or srun starts the processes. The first one makes every stage; all of them train.
 
     first process     collect ... align  call  train  evaluate ... report
     every other       wait ............  come  train  end
 
-The first alone takes the run's lock and writes; the others wait at a store of torch.distributed until it calls them to
-a stage, or dismisses them because no stage needs them. They read the run's folder, which all machines must see.
+Only the first process takes the run's lock and writes. The others wait at a store of torch.distributed until it calls
+them to a stage, or dismisses them because no stage needs them. They read the run's folder, which all machines must see.
 
-A student on several processes: whole on each of them, or spread over them with torch's FSDP2.
+The student is distributed in one of two ways (`train.sharding`):
 
     none   every process holds all weights, gradients and optimizer state; gradients are averaged (DDP)
-    full   of every weight, gradient and state a process holds one part; a layer's weights are gathered when it is
-           computed, forward and backward, and let go after it
+    full   every process holds one part of each weight, gradient and state (FSDP2); the weights of a layer are gathered
+           while it is computed, forward and backward, and released afterwards
 
-    >>> distribute_student(torch.nn.Linear(1, 1), "none")                       # one process: as it is
+    >>> distribute_student(torch.nn.Linear(1, 1), "none")                       # one process: unchanged
     Linear(in_features=1, out_features=1, bias=True)
 
-Embedding and head, one matrix where they are tied, belong to no layer. They are gathered when `Student.forward` begins
-and stay until its backward pass is through, so the loss reads the head as it does in one process.
+Embedding and head, which may be one matrix, belong to no layer. They are gathered when `Student.forward` begins and
+stay until its backward pass ends, so the loss reads the head as it does in one process.
 
-The optimizer's state where it is spread over processes: every process writes its own part, and any number reads it.
+Every process writes its own part of a sharded optimizer state, and any number of processes can read it:
 
     engine/shard-00001-model-00001-of-00001.safetensors    of the first process
-    engine/shard-00002-model-00001-of-00001.safetensors    of the second
-    engine/digests.json                                    of every file, and last
+    engine/shard-00002-model-00001-of-00001.safetensors    of the second process
+    engine/digests.json                                    of every file, written last
 
-Written and cut anew by torch.distributed.checkpoint in its safetensors form, which holds nothing but tensors: its own
-form has a pickle, which could run code when it is read.
+torch.distributed.checkpoint writes and reshards it in its safetensors form, which holds nothing but tensors. Its
+default form contains a pickle, which could run code when it is read.
 """
 
 from __future__ import annotations
@@ -58,71 +60,68 @@ from potstill.process import ProcessRank
 from potstill.training.optimizer import Optimizer, mismatch_error, named_parameters, optimizer_state, restore_optimizer
 
 T = TypeVar("T")
-RECIPE_KEY: Final = "verdict"
-RENDEZVOUS_TIMEOUT: Final = timedelta(minutes=30)  # until all processes are there
-STAGE_TIMEOUT: Final = timedelta(days=30)  # that the others wait for what the first makes alone
-COLLECTIVE_TIMEOUT: Final = timedelta(
-    hours=1
-)  # that one may be slower than the others, such as in writing a checkpoint
+RECIPE_KEY: Final = "verdict"  # in the store: the recipe of the called stage as text, or null to dismiss
+RENDEZVOUS_TIMEOUT: Final = timedelta(minutes=30)  # until all processes have started
+STAGE_TIMEOUT: Final = timedelta(days=30)  # while the first process makes stages alone
+COLLECTIVE_TIMEOUT: Final = timedelta(hours=1)  # how much slower one process may be, as when it writes a checkpoint
 
 
 class ProcessGroup:
-    """This process and its team. Made by every process at once: waits until all have come."""
+    """This process among the others. Every process creates one at the same time; this waits until all have come."""
 
-    def __init__(self, place: ProcessRank) -> None:
+    def __init__(self, rank: ProcessRank) -> None:
         host, port = process.read_main_address()
-        self.place, self._called = place, False
-        self._store, _, _ = next(
-            rendezvous(f"tcp://{host}:{port}", place.rank, place.world, timeout=RENDEZVOUS_TIMEOUT)
-        )
+        self.rank, self._called = rank, False
+        self._store, _, _ = next(rendezvous(f"tcp://{host}:{port}", rank.rank, rank.world, timeout=RENDEZVOUS_TIMEOUT))
 
     @contextmanager
     def call(self, recipe: str) -> Iterator[None]:
-        """The first process calls the others to the stage that is made in this block. plan: the recipe, as text."""
+        """The first process calls the others to the stage that this block makes. recipe: its text."""
         self._called = True
         self._store.set(RECIPE_KEY, json.dumps(recipe))
-        with self._group():
+        with self._collectives():
             yield
 
     @contextmanager
     def follow(self, recipe: str) -> Iterator[bool]:
-        """Wait for the first process. Yields whether it calls; if so, the block makes the stage with it.
+        """Wait for the first process. Yields True if it calls, and then the block makes the stage with it.
 
-        Raises UserError where it has another recipe.
+        Raises UserError if the first process has another recipe.
         """
         self._store.wait([RECIPE_KEY], STAGE_TIMEOUT)
-        verdict = json.loads(self._store.get(RECIPE_KEY))
-        self._store.set(f"heard {self.place.rank}", "")
-        if verdict is None:
+        called_with = json.loads(self._store.get(RECIPE_KEY))
+        self._store.set(f"heard {self.rank.rank}", "")
+        if called_with is None:
             yield False
             return
-        if verdict != recipe:
+        if called_with != recipe:
             raise UserError(
                 "the processes of this run were started with different recipes",
-                where=f"process {self.place.rank} of {self.place.world}",
+                code="E-train-different-recipes",
+                where=f"process {self.rank.rank} of {self.rank.world}",
                 hint="start all of them with the same command, on the same files",
             )
-        with self._group():
+        with self._collectives():
             yield True
 
     def dismiss(self) -> None:
-        """The first process needs the others no more. Does nothing where it called them."""
+        """Tell the other processes to end. Does nothing if they were called."""
         if self._called:
             return
         self._store.set(RECIPE_KEY, json.dumps(None))
-        with suppress(RuntimeError):  # one that was killed hears nothing
-            self._store.wait([f"heard {rank}" for rank in range(1, self.place.world)], timedelta(seconds=30))
+        with suppress(RuntimeError):  # a killed process never confirms
+            self._store.wait([f"heard {rank}" for rank in range(1, self.rank.world)], timedelta(seconds=30))
 
     @contextmanager
-    def _group(self) -> Iterator[None]:
-        own = default_device()
-        if own.type == "cuda":
-            torch.cuda.set_device(own)
+    def _collectives(self) -> Iterator[None]:
+        device = default_device()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo",
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             store=distributed.PrefixStore("group", self._store),  # pyright: ignore
-            rank=self.place.rank,
-            world_size=self.place.world,
+            rank=self.rank.rank,
+            world_size=self.rank.world,
             timeout=COLLECTIVE_TIMEOUT,
         )
         try:
@@ -136,22 +135,22 @@ def is_main_process() -> bool:
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
-def broadcast_from_main(find: Callable[[], T]) -> T:
-    """What the first process finds, on every process: where what they see may differ from moment to moment."""
+def broadcast_from_main(compute: Callable[[], T]) -> T:
+    """The first process's result on every process, for what they could see differently, such as the files of a run."""
     if not distributed.is_initialized():
-        return find()
-    found: list[Any] = [find() if is_main_process() else None]
-    distributed.broadcast_object_list(found, src=0, device=torch.device("cpu"))
-    return found[0]
+        return compute()
+    values: list[Any] = [compute() if is_main_process() else None]
+    distributed.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+    return values[0]
 
 
 def all_gather(value: T) -> list[T]:
-    """What every process has, on every process, in the order of their ranks."""
+    """The values of all processes on every process, in the order of their ranks."""
     if not distributed.is_initialized():
         return [value]
-    found: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
 
 
 Model = Student | DistributedDataParallel
@@ -160,16 +159,16 @@ Sharding = Literal["none", "full"]
 
 
 def distribute_student(student: Student, sharding: Sharding = "none", precision: Precision = "float32") -> Model:
-    """The student on this process's own GPU, where there is one; where torch.distributed was started with several
-    processes, wrapped so that gradients are summed, or spread over them in place.
+    """Move the student to this process's GPU, if there is one. With several processes, wrap it in DDP or shard it.
 
-    precision  bfloat16: the weights of layers are gathered in it; those that are kept and learn stay in float32
+    precision  bfloat16: the weights of layers are gathered in bfloat16; the stored ones stay in float32
 
-    Raises UserError for `full` where nobody started several processes (one that was started alone stays plain).
+    Raises UserError for `full` if nobody started several processes (torchrun with one process is fine).
     """
     if sharding == "full" and not distributed.is_initialized() and not process.read_process_rank().launched:
         raise UserError(
-            "weights are spread over several processes, and this is one that was started alone",
+            "sharding needs several processes, and this one was started alone",
+            code="E-train-sharding-needs-processes",
             where="train.sharding",
             found=sharding,
             hint="start it with torchrun --nproc-per-node N or srun (docs/training.md), or set train.sharding: none",
@@ -179,20 +178,22 @@ def distribute_student(student: Student, sharding: Sharding = "none", precision:
         return student
     if sharding == "none":
         return DistributedDataParallel(student, gradient_as_bucket_view=True)
-    parts = student.parts()
-    if not parts:
+    modules = student.shardable_modules()
+    if not modules:
         raise UserError(
-            "this kind of model does not say what its layers are",
+            "the layers of this kind of model are unknown, so it cannot be sharded",
+            code="E-train-sharding-unsupported",
             where="train.sharding",
             found=student.model.config.model_type,
-            hint="set it to none",
+            hint="set train.sharding: none",
         )
     mesh = init_device_mesh(default_device().type, (distributed.get_world_size(),))
     low = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    for part in parts:
-        layer = precision == "bfloat16" and not isinstance(part, nn.Embedding)
-        fully_shard(part, mesh=mesh, mp_policy=low if layer else MixedPrecisionPolicy())
-    student.gathering()
+    for module in modules:
+        # Embeddings (T5's position biases) are lookups, not products: they stay in float32.
+        use_low = precision == "bfloat16" and not isinstance(module, nn.Embedding)
+        fully_shard(module, mesh=mesh, mp_policy=low if use_low else MixedPrecisionPolicy())
+    student.register_fsdp_methods()
     fully_shard(student, mesh=mesh)
     return student
 
@@ -203,66 +204,66 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def full_state_dict(student: Student) -> dict[str, Tensor] | None:
-    """The model's state_dict in the memory of the first process, which alone gets it; every process takes part.
+    """The state_dict of a sharded student's model on the CPU of the first process, {} on others; all must call it.
 
-    None where the student is whole. Tied weights share their memory. Memory beside it: one weight on every process.
+    None for a student that is not sharded. Tied weights share their memory. Memory beside the result: one weight on
+    every process.
     """
     if not is_sharded(student):
         return None
-    cast(FSDPModule, student).reshard()  # what `forward` left gathered
-    whole: dict[int, Tensor] = {}
-    found = {}
+    cast(FSDPModule, student).reshard()  # `forward` leaves embedding and head gathered
+    by_identity: dict[int, Tensor] = {}
+    state = {}
     for name, value in student.model.state_dict(keep_vars=True).items():
-        if id(value) not in whole:
+        if id(value) not in by_identity:
             full = full_tensor(value.detach())
-            whole[id(value)] = full.cpu() if distributed.get_rank() == 0 else full.new_empty(0)
-        found[name] = whole[id(value)]
-    return found if distributed.get_rank() == 0 else {}
+            by_identity[id(value)] = full.cpu() if distributed.get_rank() == 0 else full.new_empty(0)
+        state[name] = by_identity[id(value)]
+    return state if distributed.get_rank() == 0 else {}
 
 
-def clip_gradients(parameters: Sequence[Tensor], most: float) -> float:
-    """Scale gradients so that the norm of all of them is at most `most`; returns the norm that they had, on every
-    process the same."""
-    return float(full_tensor(nn.utils.clip_grad_norm_(parameters, most)))
+def clip_gradients(parameters: Sequence[Tensor], max_norm: float) -> float:
+    """Scale the gradients so that their total norm is at most `max_norm`. Returns the norm before, the same on every
+    process."""
+    return float(full_tensor(nn.utils.clip_grad_norm_(parameters, max_norm)))
 
 
 def full_tensor(value: Any) -> Tensor:
-    """The whole of a tensor of which every process may hold a part. All of them have to ask for it."""
+    """The whole of a tensor that may be sharded. Every process must call it."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 DIGESTS_FILE: Final = "digests.json"
-_SHARD_PATTERN: Final = "shard-{:05d}-*.safetensors"  # of a process, counted from 1
+_SHARD_PATTERN: Final = "shard-{:05d}-*.safetensors"  # the files of one process, counted from 1
 
 
 def save_optimizer_shards(optimizer: Optimizer, folder: Path, *, parameters: bool = False) -> None:
-    """`state` into a new folder; every process takes part. `parameters` as there."""
-    # In the order of names: what was restored stands in another order than what grew.
-    tensors = {
-        name: value.detach() for name, value in sorted(optimizer_state(optimizer, parameters=parameters).items())
-    }
+    """Write `optimizer_state` into a new folder; every process must call it. `parameters` as in `optimizer_state`."""
+    # Sorted by name, because a restored state has another order than one that grew step by step.
+    state = sorted(optimizer_state(optimizer, parameters=parameters).items())
+    tensors = {name: value.detach() for name, value in state}
     with _ignore_user_warnings():
         save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
-    own = sorted(
-        folder.glob(_SHARD_PATTERN.format((distributed.get_rank() if distributed.is_initialized() else 0) + 1))
-    )
-    digests = all_gather({path.name: storage.file_digest(path) for path in own})
+    rank = distributed.get_rank() if distributed.is_initialized() else 0
+    files = sorted(folder.glob(_SHARD_PATTERN.format(rank + 1)))
+    digests = all_gather({path.name: storage.file_digest(path) for path in files})
     if is_main_process():
-        storage.write_json(folder / DIGESTS_FILE, {name: one for each in digests for name, one in sorted(each.items())})
+        merged = {name: digest for part in digests for name, digest in sorted(part.items())}
+        storage.write_json(folder / DIGESTS_FILE, merged)
 
 
 def restore_optimizer_shards(optimizer: Optimizer, folder: Path) -> None:
-    """The reverse of `save_shards`, by as many processes as there are now; every one takes part.
+    """The inverse of `save_optimizer_shards`, for any number of processes; every process must call it.
 
-    Raises UserError where a file is not the one that was written, or belongs to another model.
+    Raises UserError if a file is not the one that was written, or belongs to another model.
     """
     _check_shards(folder)
     reader = HuggingFaceStorageReader(str(folder))
     try:
-        found = reader.read_metadata().state_dict_metadata
+        metadata = reader.read_metadata().state_dict_metadata
         by_name = dict(named_parameters(optimizer))
         tensors: dict[str, Tensor] = {}
-        for key, stored in found.items():
+        for key, stored in metadata.items():
             assert isinstance(stored, TensorStorageMetadata)
             parameter = by_name.get(key.rpartition("/")[0])
             if parameter is None or (stored.size and stored.size != parameter.shape):
@@ -277,33 +278,34 @@ def restore_optimizer_shards(optimizer: Optimizer, folder: Path) -> None:
 
 
 def _check_shards(folder: Path) -> None:
-    """Each process looks at every so manieth file, and all agree on what is wrong."""
+    """Check the digests: each process reads its share of the files, and all raise the same error."""
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-    wrong: str | None = None
+    fault: str | None = None
     try:
         digests = storage.read_json(folder / DIGESTS_FILE)
         for name in sorted(digests)[rank::world]:
             if not (folder / name).is_file() or storage.file_digest(folder / name) != digests[name]:
-                wrong = name
+                fault = name
     except UserError as error:
-        wrong = str(error)
-    for each in all_gather(wrong):
-        if each is not None:
-            raise _damaged_error(folder, each)
+        fault = str(error)
+    for other in all_gather(fault):
+        if other is not None:
+            raise _damaged_error(folder, other)
 
 
 def _damaged_error(folder: Path, found: str) -> UserError:
     return UserError(
-        "the optimizer's state is not what was written",
+        "the optimizer's state was changed after it was written",
+        code="E-train-optimizer-state-damaged",
         where=folder,
         found=found,
-        hint="restore it, or remove the folder: training then goes on from an older state, or begins anew",
+        hint="restore it, or remove the folder: training then continues from an older checkpoint, or from the start",
     )
 
 
 @contextmanager
 def _ignore_user_warnings() -> Iterator[None]:
-    # One process alone saves and loads as a group of one, and torch says so every time.
+    # A single process saves and loads as a group of one, and torch warns of that every time.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield

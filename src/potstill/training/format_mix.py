@@ -7,9 +7,9 @@
     [[4.5], [0.125, 0.125]]
 
 With `train.loss_weights` the loss of a step is the sum over the formats of w times the mean loss of the format's
-supervised positions in that step, where w is the format's part of all weights. So the weight of a format is the same in
-every step and does not depend on its number of rows, on their lengths, on the micro-batches or on the processes.
-Without it every supervised position weighs the same.
+supervised positions in that step, where w is the format's share of all weights. So a format has the same weight in
+every step, whatever its number of rows, their lengths, the micro-batches and the processes. Without it every supervised
+position has the same weight.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from potstill.training import data_order, replay_data
 
 @dataclass(frozen=True, slots=True)
 class FormatShare:
-    """What training does with a format, or with replay, by what is known before the run.
+    """How much training uses a format, or replay, as far as that is known before the run.
 
     rows    share of the rows of a step
     tokens  share of the supervised tokens of all formats; None for replay
     weight  share of the gradient
-    epochs  how often training sees each chain, or each answer in an answer-only format; None where that is not known
+    epochs  how many times training sees each chain, or each answer in an answer-only format; None if unknown
     """
 
     name: str
@@ -43,40 +43,43 @@ class FormatShare:
 
 
 def compute_format_shares(
-    recipe: Recipe, targets: Mapping[str, float], questions: int, chains: int | None
+    recipe: Recipe, target_lengths: Mapping[str, float], questions: int, chains: int | None
 ) -> list[FormatShare]:
-    """The parts of a recipe's training: its formats, and replay where there is any.
+    """The shares of a recipe's formats, and of replay if there is any.
 
-    targets    mean number of tokens of a target, by format
-    questions  training questions, each of which has one answer
-    chains     chains that are trained on; None if not known. A question has chains / questions of them on average
+    target_lengths  mean number of tokens of a target, by format
+    questions       number of training questions, each of which has one answer
+    chains          number of chains; None if unknown. A question has chains / questions of them on average
     """
-    asked, own = recipe.train, {name: quota for name, quota in recipe.train.formats.items() if quota}
-    groups = {name: asked.prompts_per_step * quota / sum(own.values()) for name, quota in own.items()}
-    each = mean_chains_per_prompt(recipe, questions, chains)
-    rows = {name: count * (each if prompts.FORMATS[name].rationale else 1) for name, count in groups.items()}
-    tokens = {name: rows[name] * targets[name] for name in own}
-    weights: dict[str, float] = {**asked.loss_weights} if asked.loss_weights else tokens
-    more, replay = replay_data.replay_rows_per_step(recipe), asked.replay.share if asked.replay else 0.0
-    made = []
-    for name in own:
+    section = recipe.train
+    quotas = {name: quota for name, quota in section.formats.items() if quota}
+    groups = {name: section.prompts_per_step * quota / sum(quotas.values()) for name, quota in quotas.items()}
+    per_prompt = mean_chains_per_prompt(recipe, questions, chains)
+    rows = {name: count * (per_prompt if prompts.FORMATS[name].rationale else 1) for name, count in groups.items()}
+    tokens = {name: rows[name] * target_lengths[name] for name in quotas}
+    weights: dict[str, float] = {**section.loss_weights} if section.loss_weights else tokens
+    replay_rows = replay_data.replay_rows_per_step(recipe)
+    replay_share = section.replay.share if section.replay else 0.0
+    all_rows = sum(rows.values()) + replay_rows
+    shares = []
+    for name in quotas:
         data = chains if prompts.FORMATS[name].rationale else questions
-        made.append(
+        shares.append(
             FormatShare(
                 name,
-                rows[name] / (sum(rows.values()) + more),
+                rows[name] / all_rows,
                 tokens[name] / sum(tokens.values()),
-                (1 - replay) * weights[name] / sum(weights.values()),
-                rows[name] * asked.steps / data if data else None,
+                (1 - replay_share) * weights[name] / sum(weights.values()),
+                rows[name] * section.steps / data if data else None,
             )
         )
-    if more:
-        made.append(FormatShare(replay_data.REPLAY_FORMAT, more / (sum(rows.values()) + more), None, replay, None))
-    return made
+    if replay_rows:
+        shares.append(FormatShare(replay_data.REPLAY_FORMAT, replay_rows / all_rows, None, replay_share, None))
+    return shares
 
 
 def mean_chains_per_prompt(recipe: Recipe, questions: int, chains: int | None) -> float:
-    """How many chains a prompt has, at most and on average."""
+    """The mean number of chains in a prompt group; the maximum if the number of chains is unknown."""
     most = recipe.train.chains_per_prompt
     return most if chains is None else min(most, max(1.0, chains / questions))
 
@@ -84,40 +87,42 @@ def mean_chains_per_prompt(recipe: Recipe, questions: int, chains: int | None) -
 def build_data_order(
     recipe: Recipe, questions: Sequence[tuple[str, int]]
 ) -> data_order.DataOrder[prompts.PromptFormat]:
-    """The order of a run's training. questions: (id, number of chains).
+    """The data order of a run's training. questions: (id, number of chains).
 
-    Raises UserError where a step would have no row of a format that has a weight.
+    Raises UserError if a step would have no row of a format that has a weight.
     """
-    asked = recipe.train
-    made = data_order.DataOrder(
+    section = recipe.train
+    order = data_order.DataOrder(
         seed=recipe.seed,
-        groups_per_step=asked.prompts_per_step,
-        quotas={prompts.FORMATS[name]: quota for name, quota in asked.formats.items() if quota},
+        groups_per_step=section.prompts_per_step,
+        quotas={prompts.FORMATS[name]: quota for name, quota in section.formats.items() if quota},
         questions=questions,
-        chains_per_prompt=asked.chains_per_prompt,
-        uniform_over=asked.uniform_over,
+        chains_per_prompt=section.chains_per_prompt,
+        uniform_over=section.uniform_over,
     )
-    if asked.loss_weights is not None:
-        for format, count in data_order.min_groups_per_step(made).items():
+    if section.loss_weights is not None:
+        quotas: dict[str, int] = {**section.formats}
+        for format, count in data_order.min_groups_per_step(order).items():
             if count == 0:
-                quotas: dict[str, int] = {**asked.formats}
                 raise UserError(
-                    f"some steps have no group of {format.name}, so its weight would go to other formats there",
+                    f"some steps have no prompt in the format {format.name}, so other formats would get its weight",
+                    code="E-train-format-without-rows",
                     where="train.loss_weights",
-                    found=f"{quotas[format.name]} of {sum(quotas.values())} groups, {asked.prompts_per_step} groups a step",
+                    found=f"{quotas[format.name]} of {sum(quotas.values())} prompts, {section.prompts_per_step} prompts"
+                    " per step",
                     hint=f"raise train.prompts_per_step, or the quota of {format.name} in train.formats",
                 )
-    return made
+    return order
 
 
 def check_format_mix(recipe: Recipe) -> None:
-    """Raises UserError where a step would have no row of a format that has a weight, whatever the questions."""
+    """Raises UserError if a step would have no row of a format that has a weight, whatever the questions."""
     build_data_order(recipe, [("any question", 1)])
 
 
 def weight_formats(groups: list[list[Example]], weights: Mapping[str, float] | None) -> list[list[Example]]:
-    """The rows of a step by group, with weights such that each format has its part of the step's weight. The mean
-    weight of a position stays 1."""
+    """The rows of a step by group, weighted so that each format has its share of the step's weight. The mean weight of
+    a position stays 1."""
     if weights is None:
         return groups
     positions = Counter[str]()
@@ -126,5 +131,5 @@ def weight_formats(groups: list[list[Example]], weights: Mapping[str, float] | N
             positions[row.format] += len(row.target)
     assert positions.keys() == weights.keys(), f"{sorted(positions)} of {sorted(weights)}"
     scale = positions.total() / sum(weights.values())
-    each = {name: scale * weight / positions[name] for name, weight in weights.items()}
-    return [[replace(row, weight=each[row.format]) for row in rows] for rows in groups]
+    position_weights = {name: scale * weight / positions[name] for name, weight in weights.items()}
+    return [[replace(row, weight=position_weights[row.format]) for row in rows] for rows in groups]

@@ -1,4 +1,8 @@
-"""One step's gradient, and the loop over steps."""
+"""One step's gradient, and the loop over steps.
+
+for step in train_steps(student, optimizer, micro_batches, first=1, last=1000, schedule=schedule, seed=1):
+    print(step.loss)
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Final, get_args
+from typing import Final, Literal, get_args
 
 import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from potstill.errors import UserError
+from potstill.losses import DEFAULT_LOSS, Loss
 from potstill.models import Example, Student
+from potstill.recipe import Recipe
 from potstill.records import TargetKind
 from potstill.training.data_order import micro_batches_of_rank
-from potstill.training.distributed import Model, Precision
-from potstill.training.distributed import clip_gradients as clipped
+from potstill.training.distributed import Model, Precision, clip_gradients
 from potstill.training.optimizer import Optimizer
 
 POSITION_KINDS: Final[tuple[str, ...]] = get_args(TargetKind)
@@ -26,16 +31,16 @@ POSITION_KINDS: Final[tuple[str, ...]] = get_args(TargetKind)
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """What one optimizer step did. Same on every process.
+    """What one optimizer step did; the same on every process. A line of metrics.jsonl.
 
     loss           sum(w * loss) / sum(w) over the step's supervised positions, in nats
     losses         the same by format; `kinds` by kind of position (same, merged, split, mixed, hard, end)
-    kept           mean of the probability that the targets show, over the same positions with the same weights
+    kept           mean probability of all candidates of a target, over the same positions with the same weights
     taught         supervised positions by format
     gradient_norm  before clipping
-    rate           the learning rate that was used
+    rate           the learning rate of this step
     positions      supervised positions; `weight` is the sum of their weights
-    tokens         that the model read, a shared prompt once; `padding` is the share of places that held none
+    tokens         that the model read, a shared prompt once; `padding` is the share of slots without a token
     """
 
     step: int
@@ -54,8 +59,8 @@ class StepMetrics:
 
 @dataclass(frozen=True, slots=True)
 class GradientSums:
-    """What `gradient` adds up beside the gradient, over all processes. `losses` are sums(w * loss) by format, not
-    divided; `kinds` are means by kind of position, of those that the step has; `kept` is a mean."""
+    """What `accumulate_gradient` adds up beside the gradient, over all processes. `losses` are sums(w * loss) by
+    format, not divided; `kinds` are means by kind of position, for the kinds that occur; `kept` is a mean."""
 
     losses: Mapping[str, float]
     weights: Mapping[str, float]
@@ -74,14 +79,16 @@ def accumulate_gradient(
     step: int,
     seed: int,
     precision: Precision = "float32",
+    loss: Loss = DEFAULT_LOSS,
 ) -> GradientSums:
     """Add the gradient of a step to `.grad`, already divided by the weight of the whole step.
 
-    micro_batches  all of the step, on every process the same; each computes its share, and where it has none a filler
-                   of weight 0
-    precision      bfloat16: products under autocast, weights and loss in float32
+    micro_batches  all of the step, the same on every process; each process computes its share, and a filler of weight 0
+                   where others have one more
+    precision      bfloat16: matrix products under autocast; weights and loss stay in float32
+    loss           what is minimised at each supervised position
 
-    Raises UserError where a loss is not finite, with the questions of its micro-batch.
+    Raises UserError if a loss is not finite, with the questions of its micro-batch.
     """
     student = _unwrap(model)
     rank, world = _rank_and_world()
@@ -93,29 +100,30 @@ def accumulate_gradient(
             taught[example.format] += len(example.target)
     total = sum(weights.values())
     assert total > 0, f"step {step} has no weight"
-    own = micro_batches_of_rank(micro_batches, rank, world)
+    rank_batches = micro_batches_of_rank(micro_batches, rank, world)
+    # One vector, so that one all-reduce is enough: losses by format, losses and weights by kind, kept, tokens, slots.
     sums = torch.zeros(len(formats) + 2 * len(POSITION_KINDS) + 3, dtype=torch.float64)
-    wrong = len(micro_batches)  # the first micro-batch here whose loss is not finite
+    faulty = len(micro_batches)  # the index of the first micro-batch here whose loss is not finite
     model.train()
-    for turn, examples in enumerate(own):
-        batch = student.filler() if examples is None else student.batch(examples)
-        last = turn == len(own) - 1
-        hold = model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
-        with hold, torch.random.fork_rng(devices=_cuda_devices(student)):
+    for turn, examples in enumerate(rank_batches):
+        batch = student.filler_batch() if examples is None else student.batch(examples)
+        is_last = turn == len(rank_batches) - 1
+        # DDP sums gradients over processes in every backward pass; only the last one of a step needs it.
+        delay = model.no_sync() if isinstance(model, DistributedDataParallel) and not is_last else nullcontext()
+        with delay, torch.random.fork_rng(devices=_cuda_devices(student)):
             torch.manual_seed(_dropout_seed(seed, step, turn * world + rank))
-            there = batch.to(student.device)
+            device_batch = batch.to(student.device)
             with torch.autocast(student.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                summed, losses = model(there, summed=True)
+                summed, losses = model(device_batch, loss, summed=True)
             # DDP and FSDP take the mean over processes; the step's loss is a sum over them.
             (summed * (world / total)).backward()
         if examples is None:
             continue
-        weighted = (there.weights * losses).double().cpu()
-        first = len(formats)
+        weighted = (device_batch.weights * losses).double().cpu()
+        first_kind = len(formats)
         of_format = torch.tensor([formats.index(example.format) for example in examples])[batch.rows]
-        of_kind = torch.tensor(
-            [first + POSITION_KINDS.index(kind) for example in examples for kind in example.target.kinds]
-        )
+        kinds = [POSITION_KINDS.index(kind) for example in examples for kind in example.target.kinds]
+        of_kind = torch.tensor(kinds) + first_kind
         sums.index_add_(0, of_format, weighted).index_add_(0, of_kind, weighted)
         sums.index_add_(0, of_kind + len(POSITION_KINDS), batch.weights.double())
         kept = float((batch.probabilities.sum(1) * batch.weights).sum())
@@ -123,21 +131,22 @@ def accumulate_gradient(
         if not bool(torch.isfinite(sums).all()):
             if world == 1:
                 raise _not_finite_error(step, examples)
-            wrong = min(wrong, turn * world + rank)
+            faulty = min(faulty, turn * world + rank)
     if world > 1:
         reduced = sums.to(student.device) if student.device.type == "cuda" else sums
         distributed.all_reduce(reduced)
         sums = reduced.cpu()
         if not bool(torch.isfinite(sums).all()):  # on all processes at once, so that none waits for another
-            found = torch.tensor(wrong, device=reduced.device)
-            distributed.all_reduce(found, distributed.ReduceOp.MIN)
-            raise _not_finite_error(step, micro_batches[int(found)])
+            first_faulty = torch.tensor(faulty, device=reduced.device)
+            distributed.all_reduce(first_faulty, distributed.ReduceOp.MIN)
+            raise _not_finite_error(step, micro_batches[int(first_faulty)])
     values = sums.tolist()
-    parts = zip(POSITION_KINDS, values[len(formats) :], values[len(formats) + len(POSITION_KINDS) :], strict=False)
+    kind_losses, kind_weights = values[len(formats) :], values[len(formats) + len(POSITION_KINDS) :]
+    by_kind = zip(POSITION_KINDS, kind_losses, kind_weights, strict=False)
     return GradientSums(
         losses=dict(zip(formats, values, strict=False)),
         weights=weights,
-        kinds={kind: value / weight for kind, value, weight in parts if weight},
+        kinds={kind: value / weight for kind, value, weight in by_kind if weight},
         kept=values[-3] / total,
         taught=taught,
         tokens=int(values[-2]),
@@ -155,46 +164,63 @@ def train_steps(
     last: int,
     schedule: Callable[[int], float],
     seed: int,
-    clip: float | None = 1.0,
+    max_grad_norm: float | None = 1.0,
     precision: Precision = "float32",
+    loss: Loss = DEFAULT_LOSS,
 ) -> Iterator[StepMetrics]:
     """Train from step `first` to step `last`, both included; yields after each, with the model in evaluation mode.
 
     micro_batches  by step: all its micro-batches as examples, the same on every process
     schedule       learning rate by step
-    clip           the largest norm of the gradient; None to leave it as it is
+    max_grad_norm  the largest norm of the gradient; None to leave it as it is
 
-    Raises UserError where loss or gradient is not finite, before it reaches the weights.
+    Raises UserError if loss or gradient is not finite, before it reaches the weights.
     """
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
     optimizer.zero_grad(set_to_none=True)
     for step in range(first, last + 1):
         batches = micro_batches(step)
-        sums = accumulate_gradient(model, batches, step=step, seed=seed, precision=precision)
-        norm = clipped(parameters, math.inf if clip is None else clip)
+        sums = accumulate_gradient(model, batches, step=step, seed=seed, precision=precision, loss=loss)
+        norm = clip_gradients(parameters, math.inf if max_grad_norm is None else max_grad_norm)
         if not math.isfinite(norm):
             raise _not_finite_error(step, [example for batch in batches for example in batch], "the gradient")
         rate = schedule(step)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("factor", 1.0)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)  # so that what is done between steps has the memory
+        optimizer.zero_grad(set_to_none=True)  # frees the memory for what happens between steps
         model.eval()
-        weight = sum(sums.weights.values())
+        total = sum(sums.weights.values())
         yield StepMetrics(
             step=step,
-            loss=sum(sums.losses.values()) / weight,
-            losses={name: sums.losses[name] / own for name, own in sums.weights.items() if own},
+            loss=sum(sums.losses.values()) / total,
+            losses={name: sums.losses[name] / weight for name, weight in sums.weights.items() if weight},
             kinds=sums.kinds,
             kept=sums.kept,
             taught=sums.taught,
             gradient_norm=norm,
             rate=rate,
             positions=sums.positions,
-            weight=weight,
+            weight=total,
             tokens=sums.tokens,
             padding=1 - sums.tokens / sums.slots,
         )
+
+
+def loss_from_recipe(recipe: Recipe, section: Literal["train", "on_policy"] = "train") -> Loss:
+    """The loss of a recipe's section. On-policy targets are a model's top-k tokens, so their rest is always a tail.
+
+    Raises UserError for a divergence that does not exist or refuses the section's missing probability.
+    """
+    divergence, missing_probability = recipe.train.divergence, recipe.train.missing_probability
+    if section == "on_policy":
+        assert recipe.on_policy is not None, "the recipe has the section on_policy"
+        divergence, missing_probability = recipe.on_policy.divergence, "tail"
+    try:
+        return Loss(divergence, missing_probability, recipe.train.divergence_beta)
+    except UserError as error:
+        where = error.where.replace("train.", f"{section}.")
+        raise UserError(error.what, code=error.code, where=where, found=error.found, hint=error.hint) from None
 
 
 def _unwrap(model: Model) -> Student:
@@ -218,12 +244,13 @@ def _dropout_seed(seed: int, step: int, index: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def _not_finite_error(step: int, examples: Sequence[Example], what: str = "the loss") -> UserError:
+def _not_finite_error(step: int, examples: Sequence[Example], subject: str = "the loss") -> UserError:
     names = list(dict.fromkeys(example.question for example in examples if example.question))
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return UserError(
-        f"{what} is not a finite number",
+        f"{subject} is not a finite number",
+        code="E-train-not-finite",
         where=f"training step {step}",
         found=f"questions {', '.join(names[:5])}{more}",
-        hint="lower train.learning_rate, use float32, or look at these targets; the last checkpoint is whole",
+        hint="lower train.learning_rate, use float32, or check these targets; the last checkpoint is intact",
     )

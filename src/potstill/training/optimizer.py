@@ -1,13 +1,8 @@
-"""How the learning rate goes.
+"""Learning-rate schedule, optimizers (AdamW, Adafactor), and the optimizer's state as a flat file of tensors.
 
-    >>> schedule = Schedule("linear", peak=1e-3, warmup=2, last=10, hold=4)
+    >>> schedule = Schedule("linear", peak=1e-3, warmup=2, last=10, stable=4)
     >>> [round(schedule(step) * 1e3, 2) for step in (1, 2, 6, 8, 10)]
     [0.5, 1.0, 1.0, 0.6, 0.2]
-
-Counted in optimizer steps from 1, so that accumulation does not bend it (in the paper's code it did: PAPER section 6).
-
-AdamW and Adafactor, and what they remember as a flat file of tensors.
-
     >>> layer = torch.nn.Linear(2, 1)
     >>> adam = build_optimizer(layer, 0.1, weight_decay=0.01)
     >>> layer(torch.ones(1, 2)).sum().backward(); adam.step()
@@ -15,7 +10,8 @@ AdamW and Adafactor, and what they remember as a flat file of tensors.
     ['bias/exp_avg', 'bias/exp_avg_sq', 'bias/step']
     >>> restore_optimizer_bytes(adam, optimizer_state_bytes(adam))
 
-Names are those of the parameters, so a state of another model is refused, not shuffled.
+The schedule counts optimizer steps from 1, so gradient accumulation does not change it (in the paper's code it did:
+paper, section 6). The state is keyed by the names of the parameters, so the state of another model is refused.
 """
 
 from __future__ import annotations
@@ -39,26 +35,26 @@ from potstill.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Learning rate as a function of the optimizer step, counted from 1.
+    """The learning rate as a function of the optimizer step, counted from 1.
 
-    kind    constant, linear or cosine: how it falls after warm-up and hold
-    peak    the highest rate; step s of the warm-up has peak * s / warmup
+    kind    constant, linear or cosine: how the rate falls after the warmup and the stable steps
+    peak    the highest rate; step s of the warmup has peak * s / warmup
     warmup  steps until the peak is reached; 0 or 1 for none
     last    the last step of training, for linear and cosine; the step after it would have the rate 0
-    hold    steps at the peak between warm-up and fall
+    stable  steps at the peak between the warmup and the fall
     """
 
     kind: Literal["constant", "linear", "cosine"]
     peak: float
     warmup: int = 0
     last: int = 0
-    hold: int = 0
+    stable: int = 0
 
     def __call__(self, step: int) -> float:
         assert step >= 1, f"steps are counted from 1, not {step}"
         if step <= self.warmup:
             return self.peak * step / self.warmup
-        start = max(self.warmup, 1) + self.hold
+        start = max(self.warmup, 1) + self.stable
         if self.kind == "constant" or step <= start:
             return self.peak
         assert step <= self.last, f"step {step} of a schedule of {self.last}"
@@ -68,7 +64,7 @@ class Schedule:
 
 Optimizer = torch.optim.Optimizer
 OptimizerName = Literal["adamw", "adafactor"]
-PARAMETER_KEY: Final = "itself"
+PARAMETER_KEY: Final = "itself"  # the key of a parameter's value in the state
 
 
 def build_optimizer(
@@ -78,111 +74,139 @@ def build_optimizer(
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
-    factors: Mapping[str, float] | None = None,
+    lr_multipliers: Mapping[str, float] | None = None,
     rule: OptimizerName = "adamw",
 ) -> Optimizer:
     """AdamW or Adafactor over all parameters that need a gradient.
 
-    rule          adafactor (Shazeer and Stern 2018) keeps a row and a column of second moments for each matrix where
-                  AdamW keeps two matrices, and takes steps relative to the size of the parameter; it has no betas
-    rate          learning rate until a schedule sets it
-    weight_decay  decoupled, on matrices only (not on norms and biases)
-    factors       by a part of a parameter's name: what its learning rate is multiplied with
-                  (`relative_attention_bias`: 10)
+    rule            adafactor (Shazeer and Stern 2018) keeps a row and a column of second moments for each matrix where
+                    AdamW keeps two matrices, and takes steps relative to the size of the parameter; it has no betas
+    rate            learning rate until a schedule sets it
+    weight_decay    decoupled, on matrices only (not on norms and biases)
+    lr_multipliers  by a part of a parameter's name: the factor of its learning rate (`relative_attention_bias`: 10)
 
-    Raises UserError where a factor names no parameter.
+    Raises UserError if a multiplier matches no parameter.
     """
-    factors = factors or {}
+    lr_multipliers = lr_multipliers or {}
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     named = [(name, value) for name, value in inner.named_parameters() if value.requires_grad]
-    for part in factors:
+    for part in lr_multipliers:
         if not any(part in name for name, _ in named):
-            raise UserError("no parameter has such a name", where="train.lr_multipliers", found=part)
-    sets: dict[tuple[float, float], list[tuple[str, Tensor]]] = {}
+            raise UserError(
+                "no parameter's name contains this part",
+                code="E-train-no-such-parameter",
+                where="train.lr_multipliers",
+                found=part,
+            )
+    groups: dict[tuple[float, float], list[tuple[str, Tensor]]] = {}
     for name, value in named:
-        factor = math.prod(factor for part, factor in factors.items() if part in name)
-        sets.setdefault((factor, weight_decay if value.ndim > 1 else 0.0), []).append((name, value))
-    made = [
-        {"params": own, "factor": factor, "weight_decay": own_decay, "lr": rate * factor}
-        for (factor, own_decay), own in sets.items()
+        factor = math.prod(factor for part, factor in lr_multipliers.items() if part in name)
+        groups.setdefault((factor, weight_decay if value.ndim > 1 else 0.0), []).append((name, value))
+    param_groups = [
+        {"params": group, "factor": factor, "weight_decay": decay, "lr": rate * factor}
+        for (factor, decay), group in groups.items()
     ]
     if rule == "adafactor":
-        assert not any(isinstance(value, DTensor) for _, value in named), "Adafactor of weights that are spread"
-        return torch.optim.Adafactor(made)
-    return torch.optim.AdamW(made, betas=betas, eps=epsilon, fused=True)  # on a CPU a third of the time
+        assert not any(isinstance(value, DTensor) for _, value in named), "Adafactor does not support sharded weights"
+        return torch.optim.Adafactor(param_groups)
+    return torch.optim.AdamW(param_groups, betas=betas, eps=epsilon, fused=True)  # a third of the time on a CPU
 
 
 def optimizer_from_recipe(recipe: Recipe, model: nn.Module, rate: float) -> Optimizer:
-    """The optimizer that a recipe's section `train` names; rate and model may be others than there."""
-    asked = recipe.train
-    first, second = asked.betas
+    """The optimizer of a recipe's section `train`, with the given learning rate."""
+    settings = recipe.train
+    beta1, beta2 = settings.betas
     return build_optimizer(
         model,
         rate,
-        weight_decay=asked.weight_decay,
-        betas=(first, second),
-        factors=asked.lr_multipliers,
-        rule=asked.optimizer,
+        weight_decay=settings.weight_decay,
+        betas=(beta1, beta2),
+        lr_multipliers=settings.lr_multipliers,
+        rule=settings.optimizer,
     )
 
 
 def optimizer_state(optimizer: Optimizer, *, parameters: bool = False) -> dict[str, Tensor]:
-    """What the optimizer remembers, flat: `<parameter>/<what>` -> tensor. Empty before its first step.
+    """The optimizer's state as `<parameter>/<entry>` -> tensor; empty before its first step.
 
-    parameters  the parameters themselves as well, as `<parameter>/itself`: where the weights are not saved as they are
+    parameters  include the parameters as `<parameter>/itself`, for weights that are not saved as they are
     """
-    found = {}
+    state = {}
     for name, parameter in named_parameters(optimizer):
         if parameters:
-            found[f"{name}/{PARAMETER_KEY}"] = parameter
-        for what, value in optimizer.state.get(parameter, {}).items():
-            found[f"{name}/{what}"] = value
-    return found
+            state[f"{name}/{PARAMETER_KEY}"] = parameter
+        for entry, value in optimizer.state.get(parameter, {}).items():
+            state[f"{name}/{entry}"] = value
+    return state
 
 
 def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The reverse of `state`, into an optimizer over the same parameters. Raises UserError where names or sizes
-    differ."""
-    left = dict(tensors)
+    """The inverse of `optimizer_state`, for an optimizer over the same parameters.
+
+    Raises UserError if names or shapes differ.
+    """
+    unused = dict(tensors)
     for name, parameter in named_parameters(optimizer):
-        own = {key: value for key, value in left.items() if key.rpartition("/")[0] == name}
-        for key, value in own.items():
+        entries = {key: value for key, value in unused.items() if key.rpartition("/")[0] == name}
+        for key, value in entries.items():
             if value.ndim and value.shape != _state_shape(key.rpartition("/")[2], parameter):
                 raise mismatch_error(f"{key} of {tuple(value.shape)}, parameter of {tuple(parameter.shape)}")
-            del left[key]
-        if not own and tensors:
+            del unused[key]
+        if not entries and tensors:
             raise mismatch_error(f"nothing for {name}")
-        if (itself := own.pop(f"{name}/{PARAMETER_KEY}", None)) is not None:
+        if (saved := entries.pop(f"{name}/{PARAMETER_KEY}", None)) is not None:
             with torch.no_grad():
-                parameter.copy_(itself)
+                parameter.copy_(saved)
         optimizer.state[parameter] = {
-            key.rpartition("/")[2]: _move_state(value, parameter, optimizer) for key, value in own.items()
+            key.rpartition("/")[2]: _move_state(value, parameter, optimizer) for key, value in entries.items()
         }
-    if left:
-        raise mismatch_error(f"{next(iter(left))}, which no parameter has")
+    if unused:
+        raise mismatch_error(f"{next(iter(unused))}, which no parameter has")
 
 
 def optimizer_state_bytes(optimizer: Optimizer, *, parameters: bool = False) -> bytes:
-    """`state` as one safetensors file."""
+    """`optimizer_state` as one safetensors file."""
     return safetensors.torch.save(_cpu_tensors(optimizer_state(optimizer, parameters=parameters)))
 
 
 def save_optimizer_state(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """What `state` gave, as the file that `state_bytes` makes, without its bytes in memory: into a folder that is not
-    there yet for others (`files.folder`). Raises OSError where the disk is full or may not be written to."""
+    """Write what `optimizer_state` returned as one safetensors file, without holding its bytes in memory.
+
+    The folder must not be visible to others yet (`storage.write_folder`). Raises OSError if the disk is full or
+    read-only.
+    """
     with disk_full_as_oserror():
         safetensors.torch.save_file(_cpu_tensors(tensors), path)
 
 
 def restore_optimizer_bytes(optimizer: Optimizer, content: bytes) -> None:
-    """`restore` from what `state_bytes` made. Raises UserError also where it is no such file."""
+    """`restore_optimizer` from `optimizer_state_bytes`. Raises UserError also for other bytes."""
     try:
         tensors = safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
         raise UserError(
-            "the optimizer's state cannot be read", found=error, hint="train again (--redo train)"
+            "the optimizer's state cannot be read",
+            code="E-train-optimizer-state-damaged",
+            found=error,
+            hint="train again (--redo train)",
         ) from None
     restore_optimizer(optimizer, tensors)
+
+
+def named_parameters(optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """The parameters that the optimizer changes, with their names."""
+    for group in optimizer.param_groups:
+        yield from zip(group["param_names"], group["params"], strict=True)
+
+
+def mismatch_error(found: str) -> UserError:
+    """The error for a state that does not fit the model."""
+    return UserError(
+        "the optimizer's state belongs to another model",
+        code="E-train-optimizer-state-of-another-model",
+        found=found,
+        hint="train again from the start (--redo train)",
+    )
 
 
 def _cpu_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -190,30 +214,17 @@ def _cpu_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _move_state(value: Tensor, parameter: Tensor, optimizer: Optimizer) -> Tensor:
-    """A copy of what was remembered: on the parameter's device (a count only where the fused kernel reads it there),
-    and in as many parts as the parameter, where it comes whole."""
+    """A copy of an entry on the parameter's device, sharded like the parameter. A step count stays on the CPU unless
+    the fused kernel reads it."""
     if value.ndim == 0 and not optimizer.defaults.get("fused"):
         return value.clone()
     if isinstance(parameter, DTensor) and value.ndim and not isinstance(value, DTensor):
-        whole = value.to(parameter.device)
-        return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        full = value.to(parameter.device)
+        return distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
     return value.to(parameter.device, copy=True)
 
 
-def _state_shape(what: str, parameter: Tensor) -> tuple[int, ...]:
-    """Of what is remembered of a parameter: as large as itself, but for the row and the column that Adafactor keeps."""
-    whole = tuple(parameter.shape)
-    return {"row_var": (*whole[:-1], 1), "col_var": (*whole[:-2], 1, *whole[-1:])}.get(what, whole)
-
-
-def named_parameters(optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """The parameters that it changes, with their names."""
-    for group in optimizer.param_groups:
-        yield from zip(group["param_names"], group["params"], strict=True)
-
-
-def mismatch_error(found: str) -> UserError:
-    """What is said of a state that does not fit."""
-    return UserError(
-        "the optimizer's state belongs to another model", found=found, hint="train again from the start (--redo train)"
-    )
+def _state_shape(entry: str, parameter: Tensor) -> tuple[int, ...]:
+    """The shape of an entry: the parameter's, except for the row and the column that Adafactor keeps."""
+    shape = tuple(parameter.shape)
+    return {"row_var": (*shape[:-1], 1), "col_var": (*shape[:-2], 1, *shape[-1:])}.get(entry, shape)

@@ -1,0 +1,145 @@
+"""Floating-point operations of a training step, and the speed and memory of the machine. No result depends on them.
+
+    >>> from potstill.records import Target
+    >>> from potstill.models import Shape, random_student
+    >>> from potstill.tokenization import train_unigram
+    >>> tokenizer = train_unigram(["2 + 2 = 4", "The answer is 4"], 60)
+    >>> student = random_student(Shape("causal", 8, 1, 2, 16, 4, tokenizer.size), tokenizer, seed=1)
+    >>> row = Example((3, 4, 5), Target([7, 1], [0, 1, 2], [7, 1], [1.0, 1.0], ["hard", "end"]))
+    >>> matrices, attention, head = 4 * 8 * 8 + 3 * 8 * 16, 2 * 2 * 4 * (4 * 4), 2 * 8 * tokenizer.size
+    >>> count_training_flops(student, [[row]]) == 3 * 2 * (4 * matrices + attention + head)
+    True
+    >>> compute_step_speed(7, 0.5, tokens=1000, operations=4_000_000, peak=16e6, memory=1 << 30).utilisation
+    0.5
+
+A product of [n, a] and [a, b] takes 2 n a b operations. Its backward pass has two such products, one if the matrix is
+frozen. Counted are products with the model's matrices, products inside attention (whole squares, as is usual, though
+causal attention needs half of them) and the head at supervised positions. A prompt that is computed once counts once.
+Not counted are layers that are computed again (`train.gradient_checkpointing`), norms, embeddings and the optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import distributed, nn
+
+from potstill import process
+from potstill.models import Example, Student
+
+# Dense operations a second by the makers' data sheets, by a part of the device's name: bfloat16, float32 without TF32.
+DEVICE_PEAK_FLOPS: Final = {
+    "H200": (989e12, 67e12),
+    "H100 PCIe": (756e12, 51e12),
+    "H100": (989e12, 67e12),
+    "A100": (312e12, 19.5e12),
+    "L40S": (362e12, 91.6e12),
+    "L4": (121e12, 30.3e12),
+}
+
+
+def count_training_flops(student: Student, micro_batches: Sequence[Sequence[Example]]) -> int:
+    """The operations of one step's micro-batches, forward and backward."""
+    count = _t5_flops if student.family == "t5" else _causal_flops
+    return sum(count(student, batch) for batch in micro_batches)
+
+
+def _t5_flops(student: Student, examples: Sequence[Example]) -> int:
+    model: Any = student.model
+    width = model.config.num_heads * model.config.d_kv
+    target_tokens: dict[tuple[int, ...], int] = {}  # by prompt
+    for example in examples:
+        target_tokens[example.prompt] = target_tokens.get(example.prompt, 0) + len(example.target)
+    encoded, decoded = sum(map(len, target_tokens)), sum(target_tokens.values())
+    encoder_squares = sum(len(prompt) ** 2 for prompt in target_tokens) * len(model.encoder.block)
+    decoder_squares = sum(len(example.target) ** 2 for example in examples)
+    cross_rectangles = sum(len(prompt) * count for prompt, count in target_tokens.items())
+    cross = [block.layer[1].EncDecAttention for block in model.decoder.block]
+    keys = sum(_flops_per_token(layer.k) + _flops_per_token(layer.v) for layer in cross)  # for each token of the prompt
+    products = encoded * (_flops_per_token(model.encoder) + keys) + decoded * (_flops_per_token(model.decoder) - keys)
+    scores = encoder_squares + (decoder_squares + cross_rectangles) * len(model.decoder.block)
+    return products + 3 * 2 * 2 * width * scores + _head_flops(student, decoded)
+
+
+def _causal_flops(student: Student, examples: Sequence[Example]) -> int:
+    decoder: Any = student.model.get_decoder()
+    config: Any = student.model.config
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = config.num_attention_heads * head_width
+    rows: dict[tuple[int, ...] | int, list[tuple[int, int]]] = {}  # (prompt tokens, chain tokens) by shared prompt
+    for index, example in enumerate(examples):  # padded rows share no prompt
+        lengths = (len(example.prompt), len(example.target) - 1)
+        rows.setdefault(index if student.padded else example.prompt, []).append(lengths)
+    tokens = squares = 0
+    for row in rows.values():
+        prompt, first = row[0]
+        tokens += prompt + sum(chain for _, chain in row)
+        if len(row) == 1:
+            squares += (prompt + first) ** 2
+        else:  # the prompt is one row, and each chain is a row that reads the prompt and itself
+            squares += prompt**2 + sum(chain * (prompt + chain) for _, chain in row)
+    attention = 3 * 2 * 2 * width * squares * config.num_hidden_layers
+    supervised = sum(len(example.target) for example in examples)
+    return tokens * _flops_per_token(decoder) + attention + _head_flops(student, supervised)
+
+
+def _flops_per_token(module: nn.Module) -> int:
+    """Operations for one token, forward and backward, of all matrices of a module."""
+    linear = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    return sum((6 if layer.weight.requires_grad else 4) * layer.weight.numel() for layer in linear)
+
+
+def _head_flops(student: Student, positions: int) -> int:
+    weight = student.head.weight
+    return (6 if weight.requires_grad else 4) * weight.numel() * positions
+
+
+@dataclass(frozen=True, slots=True)
+class StepSpeed:
+    """The speed of one optimizer step, without the time for saving or evaluating after it.
+
+    tokens_per_second  of the tokens that the model read
+    operations         that the step needed by `count_training_flops`, over all processes
+    utilisation        operations a second over the peak of all devices together; None if the peak is unknown
+    memory_mib         the most memory so far, of the GPU or of this process
+    """
+
+    step: int
+    seconds: float
+    tokens_per_second: float
+    operations: int
+    utilisation: float | None
+    memory_mib: int
+
+
+def compute_step_speed(
+    step: int, seconds: float, *, tokens: int, operations: int, peak: float | None, memory: int
+) -> StepSpeed:
+    """peak in operations a second, memory in bytes."""
+    utilisation = None if peak is None else round(operations / seconds / peak, 6)
+    return StepSpeed(step, round(seconds, 6), round(tokens / seconds, 3), operations, utilisation, memory >> 20)
+
+
+def total_peak_flops(device: torch.device, precision: str, given: float | None = None) -> float | None:
+    """Peak operations a second of all processes' devices, which are taken to be equal.
+
+    given  the peak of one device (`train.peak_flops`); None to look it up in DEVICE_PEAK_FLOPS
+
+    Returns None for a device that the table lacks, such as a CPU.
+    """
+    processes = distributed.get_world_size() if distributed.is_initialized() else 1
+    if given is not None or device.type != "cuda":
+        return None if given is None else given * processes
+    name = torch.cuda.get_device_name(device)
+    peaks = next((peaks for part, peaks in DEVICE_PEAK_FLOPS.items() if part in name), None)
+    return None if peaks is None else peaks[0 if precision == "bfloat16" else 1] * processes
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory so far: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return process.peak_memory()
