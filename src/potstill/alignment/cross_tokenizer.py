@@ -70,8 +70,8 @@ def transfer(
     Returns a Target of n positions:
       ids            [n] the tokens that the student's tokenizer gives the chain's text (names of special tokens in it
                      are text; bytes that are not UTF-8 are U+FFFD), then its end token, unless chain.stop is "length"
-      distribution   of each position over at most as many tokens as the teacher showed outcomes: probabilities, not
-                     logarithms; those of candidates with the same token are added. What is missing to 1 is the tail
+      distribution   of each position: token id to probability (not logarithm); the probabilities of candidates with
+                     the same token are added. What is missing to 1 is the tail
       kinds          [n] `hard` where the token is certain because nothing was transferred, `end` for the end token;
                      else with `text` how the token lies to the teacher's (`same`, `merged`, `split`, `mixed`, as in
                      `spans`), with the other rules `same`
@@ -121,10 +121,7 @@ def _check(chain: Chain, rule: str, completions: Completions | None, teacher: An
         )
     if rule not in RULES:
         raise UserError(
-            "unknown transfer rule",
-            code="E-align-unknown-rule",
-            found=rule,
-            hint=f"choose one of: {', '.join(RULES)}",
+            "unknown transfer rule", code="E-align-unknown-rule", found=rule, hint=f"choose one of: {', '.join(RULES)}"
         )
     if rule != "text" and (completions is not None or teacher is not None):
         raise UserError(

@@ -79,6 +79,8 @@ class InnerEncoder:
         """The same, without the cache."""
         if first:
             return tuple(self._encode(text))
+        # Alone, a stretch would get what a tokenizer puts before a text (the dummy space of SentencePiece). If a piece
+        # joins the carrier to the stretch, the ids do not begin with the carrier's own: the next carrier is tried.
         for carrier in _CARRIERS:
             alone = self._carrier(carrier)
             ids = self._encode(carrier + text)
@@ -118,6 +120,7 @@ class Boundaries:
         self._crossing_reach = max((len(right) for rows in self._crossing.values() for _, right, _ in rows), default=0)
         self.reach = max(self._crossing_reach, MIN_LOOKBACK)
         self._joins = _joins_newlines(library)
+        # Many tokenizers are certain (T5, GPT-2): the pattern gives their boundaries, and nothing below is needed.
         self.certain = not self._crossing and not self._joins
         self._cache: dict[tuple[bytes, bool, bool], list[int]] = {}
 
@@ -133,6 +136,7 @@ class Boundaries:
     def next(self, text: bytes, start: int, first: bool = False) -> int | None:
         """The first boundary at or behind a position of a text that goes on; None if there is none."""
         match = _BOUNDARY.search(text, max(start, 0))
+        # Called for every outcome of every step: the whole text is decided only if the first match is doubtful.
         if match is None or self.certain or not self._is_doubtful(text, match.start(), False):
             return None if match is None else match.start()
         boundaries = self.all(text, first, ended=False)
@@ -253,6 +257,7 @@ class PreTokens:
 
     def cuts(self, pre_token: bytes, start: int, end: int) -> bool:
         """Whether tokens of a pre-token inside a text begin or end at both positions."""
+        # A teacher whose tokenizer would join a candidate to what follows could not have written it as this candidate.
         ends = self._token_ends.get(pre_token)
         if ends is None:
             if len(self._token_ends) >= MAX_CACHED_TEXTS:
@@ -283,6 +288,7 @@ class PreTokens:
         if _is_incomplete_utf8(beginning):
             return ()
 
+        # None for a continuation that the teacher rules out: it settles nothing and unsettles nothing.
         def tokens(more: bytes) -> tuple[int, ...] | None:
             if more and teacher and not teacher.cuts(beginning + more, len(before), len(beginning)):
                 return None
@@ -303,6 +309,7 @@ class PreTokens:
             dummy = pieces[index][: len(pieces[index]) - len(piece)]
             rest = dummy + beginning[len(beginning) - left :]
             left -= len(piece)
+            # The normalizer of T5 writes a newline as a space. A pre-token has white space only at its start.
             longer = self._longer_pieces(rest.replace(b"\n", b" ") if index == 0 else rest)
             if len(longer) > MAX_LONGER_PIECES:
                 return shared[:index]
@@ -313,6 +320,7 @@ class PreTokens:
 
     def _longer_pieces(self, start: bytes) -> list[bytes]:
         """What pieces that begin with these bytes have behind them, at most one more than MAX_LONGER_PIECES."""
+        # In sorted order the pieces with a common beginning follow one another.
         if self._sorted_pieces is None:
             self._sorted_pieces = sorted(piece for piece in self.encoder.vocabulary.table if piece)
         longer = []
@@ -360,6 +368,7 @@ def _group_doubtful(sure: list[int], doubtful: list[int]) -> Iterator[tuple[int,
 def _crossing_pieces(vocabulary: Vocabulary, library: Any) -> dict[bytes, list[tuple[bytes, bytes, int]]]:
     """The pieces that lie across a possible boundary, as (bytes before it, bytes behind it, token), by the two bytes
     around the boundary, the shortest piece first."""
+    # By the two bytes around the boundary, because a text is looked up at each of its possible boundaries.
     crossing: dict[bytes, list[tuple[bytes, bytes, int]]] = defaultdict(list)
     for token, piece in enumerate(vocabulary.table):
         if piece and len(piece) > 1:
@@ -378,6 +387,7 @@ def _crossing_pieces(vocabulary: Vocabulary, library: Any) -> dict[bytes, list[t
 def _joins_newlines(library: Any) -> bool:
     """Whether the pre-tokenizer joins newlines to the sign before them (`[^\\s\\p{L}\\p{N}]+[\\r\\n]*`), so that white
     space is cut otherwise behind a sign than elsewhere."""
+    # Tried instead of read: the pattern of a pre-tokenizer can be written in many ways.
     pre_tokenizer = getattr(library, "pre_tokenizer", None)
     if pre_tokenizer is not None:
         cuts = [cut for _, cut in pre_tokenizer.pre_tokenize_str("x!\ny")]

@@ -95,6 +95,7 @@ class Completions:
         """How a pre-token continues behind `before` and the token; the shares add up to at most 1."""
         self._open(question)
         context = self.pre_tokens.context(before, token)
+        # From the most to the least specific context; digits last, because numbers that no chain has are still numbers.
         counts = self._exact.get(context) or self._loose.get((b"" if context[0] else b" ", token))
         if counts is None:
             counts = self._shape.get((_digit_shape(context[0]), _digit_shape(token)))
@@ -104,6 +105,7 @@ class Completions:
         """The most frequent suffixes of a context of the run, sorted once."""
         if counts is None:
             return []
+        # The counters live as long as this object, so that their ids are keys.
         cached = self._common.get(id(counts))
         if cached is None:
             cached = self._common[id(counts)] = counts.most_common(MAX_SUFFIXES)
@@ -156,6 +158,7 @@ class Completions:
         for chain in chains:
             rows = step_distributions(chain)
             self._steps[chain.key] = chain, rows
+            # Chains that begin with the same text saw the same distribution behind it: the first one's is kept.
             for (start, _), row in zip([*chain.spans, (len(chain.content), 0)], rows, strict=False):
                 self._prefix_tree.setdefault(chain.content[:start], row)
         self._near = defaultdict(Counter)
@@ -189,6 +192,7 @@ def _token_suffixes(chains: Sequence[Chain], pre_tokens: PreTokens) -> Iterator[
         bounds = [*pre_tokens.boundaries(content), len(content)]
         begin = index = 0
         for token, (start, end) in zip(chain.tokens, chain.spans, strict=True):
+            # Tokens and boundaries both ascend: one pass over the two lists.
             while bounds[index] <= start and index + 1 < len(bounds):
                 begin, index = bounds[index], index + 1
             # A token may reach into a later pre-token: the rest is that one's.
@@ -198,7 +202,7 @@ def _token_suffixes(chains: Sequence[Chain], pre_tokens: PreTokens) -> Iterator[
             stop = bounds[behind]
             if stop < len(content):
                 yield *pre_tokens.context(content[begin:start], token), (content[end:stop], False)
-            elif chain.stop != "length":
+            elif chain.stop != "length":  # a text cut off by its budget does not say how its last pre-token ends
                 yield *pre_tokens.context(content[begin:start], token), (content[end:], True)
 
 
@@ -209,6 +213,8 @@ def _suffix_shares(
 
     common  the most frequent of the run's `counts`
     """
+    # The run's counts are a prior of the weight of one chain: they fill what few chains of the question leave open, and
+    # hardly change what many agree on. Without one of the two sources the other has all of the weight.
     shares: dict[Ending, float] = {}
     total_near = sum(near.values()) if near else 0
     weight = RUN_WEIGHT if total_near and counts else 0.0 if total_near else 1.0

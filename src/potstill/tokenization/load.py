@@ -294,11 +294,7 @@ def _parse_json(content: bytes, path: Path) -> dict[str, Any]:
         parsed = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(
-            "this file is not JSON",
-            code="E-tokenizer-not-json",
-            where=path,
-            found=error,
-            hint="copy the file again",
+            "this file is not JSON", code="E-tokenizer-not-json", where=path, found=error, hint="copy the file again"
         ) from None
     if not isinstance(parsed, dict):
         raise UserError(
