@@ -66,14 +66,14 @@ def spans(teacher_offsets: Sequence[Span] | np.ndarray, student_offsets: Sequenc
     teacher_offsets, student_offsets  [n, 2] start and end of each token, in the same unit (bytes or characters) of the
                                       same text, without special tokens
 
-    Text that no student token covers (white space that its tokenizer collapses or drops) has no width: lengths are
+    Text that no student token covers (whitespace that its tokenizer collapses or drops) has no width: lengths are
     counted in covered text. A token without width (a newline that the student drops, a dummy space) joins the chunk
     that *follows*, because what it decides is what comes next; at the end of the text it is a chunk of its own with
     nothing on the other side. Tokens that overlap (several in one character) stay together. Where the teacher's tokens
     leave a hole, the student's tokens in it make a chunk without a teacher token.
 
     Raises UserError where an array is not [n, 2] of whole numbers, where a span ends before it starts, and where the
-    offsets include a special token: (0, 0) behind a token that has a width.
+    offsets include a special token: (0, 0) after a token that has a width.
     """
     return align_spans(_checked(teacher_offsets, "teacher"), _checked(student_offsets, "student"))
 
@@ -98,7 +98,7 @@ def align_spans(teacher: np.ndarray, student: np.ndarray) -> SpanAlignment:
     )
     common, in_teacher, in_student = np.intersect1d(teacher_cuts, cuts, assume_unique=True, return_indices=True)
     bounds = np.stack([teacher_indices[in_teacher], indices[in_student]])
-    # Tokens without width at the end of the text lie behind the last cut: a chunk of their own.
+    # Tokens without width at the end of the text lie after the last cut: a chunk of their own.
     if tuple(bounds[:, -1]) != (len(left), len(right)):
         bounds = np.concatenate([bounds, [[len(left)], [len(right)]]], axis=1)
         common = np.append(common, cover.total)
@@ -138,14 +138,14 @@ def _checked(offsets: Sequence[Span] | np.ndarray, side: str) -> np.ndarray:
             where=f"token {token} of the {side}",
             found=tuple(array[token].tolist()),
         )
-    # Libraries give (0, 0) to special tokens (BOS, EOS, padding). Behind text no real token can begin at 0.
+    # Libraries give (0, 0) to special tokens (BOS, EOS, padding). After text no real token can begin at 0.
     special = (stops == 0) & (np.maximum.accumulate(stops) > 0)
     if special.any():
         raise UserError(
             "the offsets include a special token",
             code="E-align-special-token",
             where=f"token {int(np.flatnonzero(special)[0])} of the {side}",
-            found="(0, 0) behind tokens of the text",
+            found="(0, 0) after tokens of the text",
             hint="encode with add_special_tokens=False and without padding",
         )
     return array
@@ -201,7 +201,7 @@ class _CoveredText:
 
 
 def _unique_cuts(cuts: Sequence[ArrayLike], indices: Sequence[ArrayLike]) -> tuple[np.ndarray, np.ndarray]:
-    """Each cut once, with the first of its token indices: a token without width at a cut comes behind the cut."""
+    """Each cut once, with the first of its token indices: a token without width at a cut comes after the cut."""
     all_cuts, all_indices = np.concatenate([*map(np.asarray, cuts)]), np.concatenate([*map(np.asarray, indices)])
     keep = np.concatenate([[True], all_cuts[1:] != all_cuts[:-1]])
     return all_cuts[keep].astype(np.int64), all_indices[keep].astype(np.int64)

@@ -73,7 +73,7 @@ def transfer(
       distribution   of each position: token id to probability (not logarithm); the probabilities of candidates with
                      the same token are added. What is missing to 1 is the tail
       kinds          [n] `hard` where the token is certain because nothing was transferred, `end` for the end token;
-                     else with `text` how the token lies to the teacher's (`same`, `merged`, `split`, `mixed`, as in
+                     else with `text` how the token relates to the teacher's (`same`, `merged`, `split`, `mixed`, as in
                      `spans`), with the other rules `same`
       tensors(k)     ids [n, k] int64 and probabilities [n, k] float32, the inputs of `losses.sparse_kl`
 
@@ -160,7 +160,7 @@ def _text_distributions(
 
 
 def _chunk_kinds(chain: Chain, offsets: np.ndarray) -> list[TargetKind]:
-    """[tokens] how each student token lies to the teacher's."""
+    """[tokens] how each student token relates to the teacher's."""
     chunks = align_spans(np.asarray(chain.spans, np.int64).reshape(-1, 2), offsets)
     return [cast(TargetKind, CHUNK_KINDS[kind]) for kind in np.repeat(chunks.kinds, np.diff(chunks.student)).tolist()]
 

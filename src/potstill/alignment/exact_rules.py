@@ -24,7 +24,7 @@ from potstill.tokenization.encoder import Encoder
 from potstill.tokenization.vocabulary import Vocabulary
 
 _REPLACEMENT = "\ufffd"
-MAX_LOG_PROBABILITY: Final = 0.01  # a larger one is no rounding of 0: somebody gave a probability
+MAX_LOG_PROBABILITY: Final = 0.01  # a larger value is not a rounded 0, but a probability
 Distribution = dict[int, float]
 StepProbabilities = Mapping[bytes | End, float]
 Outcome = TypeVar("Outcome", bound=Hashable)

@@ -1,11 +1,11 @@
-"""Aligns tokens by their own bytes, also where the two texts differ: in case, Unicode form, white space, unknown tokens.
+"""Aligns tokens by their own bytes, also where the two texts differ: in case, Unicode form, whitespace, unknown tokens.
 
     >>> teacher, student = [b"4", b" \\xc3\\x97", b" 3"], [b"", b" 4", None, b"3"]  # BOS; a sign without a piece
     >>> [(list(chunk.teacher), list(chunk.student), chunk.kind) for chunk in align_pieces(teacher, student)]
     [([0], [0, 1], 'split'), ([1], [2], 'same'), ([2], [3], 'same')]
 
 Both sides are compared as normalized text: what tokenizers leave of a text, with the way back to its bytes. It has no
-white space (`▁` is some), no control characters and no combining marks; compatibility forms are decomposed, and case is
+whitespace (`▁` is some), no control characters and no combining marks; compatibility forms are decomposed, and case is
 folded. It serves only to find positions; whether two tokens are the same is not decided by it.
 
     >>> normalized = normalize_text("Caf\\u00e9 \\ufb01ve\\r\\n".encode())
@@ -146,7 +146,7 @@ def _match_letters(teacher: str, student: str) -> list[Range]:
 
 
 def _resynchronize(teacher: str, student: str, i: int, j: int) -> Range:
-    """The nearest positions behind i and j from which the two texts say the same; their ends where there are none."""
+    """The nearest positions after i and j from which the two texts say the same; their ends where there are none."""
     # Nearest first, by the sum of what both sides skip.
     for distance in range(1, MAX_GAP + 1):
         for step in range(distance + 1):

@@ -17,8 +17,8 @@
     >>> pre_tokens.next_boundary(b"3 >", 2), pre_tokens.next_boundary(b"3 > ", 2), pre_tokens.next_boundary(b"3 > 2", 2)
     (None, None, 3)
 
-A pre-token is white space and what follows it up to the next *boundary*. A boundary is a white byte behind a visible
-one, unless the tokenizer joins the two sides **in this text**. Nearly no piece has white space behind something
+A pre-token is whitespace and what follows it up to the next *boundary*. A boundary is a whitespace byte after a visible
+one, unless the tokenizer joins the two sides **in this text**. Nearly no piece has whitespace after something
 visible, so nearly every such position is a boundary. Where the bytes of a piece that has (`.` with a newline in cl100k,
 `> </` in Gemma) lie across a position, it is *doubtful*, and the tokens decide: it is a boundary if the tokens of its
 two sides are those of the whole. So an unusual piece changes nothing where it is not written.
@@ -48,7 +48,7 @@ _BOUNDARY: Final = re.compile(
 MIN_LOOKBACK: Final = 64  # at least so many bytes before the position where one text leaves another are cut again
 _CARRIERS: Final = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?-+*/=()[]<>'\""
 _ALNUM: Final = frozenset(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
-# A newline behind which a pre-tokenizer that joins newlines to signs may cut otherwise if no sign stands before it.
+# A newline after which a pre-tokenizer that joins newlines to signs may cut differently if no sign stands before it.
 _NEWLINE: Final = re.compile(rb"[\r\n](?![!-.0-~])")
 MAX_LONGER_PIECES: Final = 40  # that are tried: a beginning of more pieces than so many is not settled
 # The letters that change a beginning most often come first: then nothing of it is settled, and the rest need no try.
@@ -56,7 +56,7 @@ _NEXT_LETTERS: Final = [bytes([code]) for code in sorted(range(0x21, 0x7F), key=
 
 
 class InnerEncoder:
-    """The tokens of a stretch as they are inside a text: behind a letter, so that no dummy space is put before it. The
+    """The tokens of a stretch as they are inside a text: after a letter, so that no dummy space is put before it. The
     letter (the carrier) is the first one that no piece joins to the stretch."""
 
     def __init__(self, encoder: Encoder) -> None:
@@ -110,7 +110,7 @@ class Boundaries:
     """The boundaries of one tokenizer. A text begins with a pre-token; with `first` it begins a whole text.
 
     certain  no position of any text is doubtful
-    reach    so many bytes behind a boundary, what follows cannot join its two sides
+    reach    so many bytes after a boundary, what follows cannot join its two sides
     """
 
     def __init__(self, inner: InnerEncoder) -> None:
@@ -134,7 +134,7 @@ class Boundaries:
         return self._decide(text, positions, doubtful, first, ended) if doubtful else positions
 
     def next(self, text: bytes, start: int, first: bool = False) -> int | None:
-        """The first boundary at or behind a position of a text that goes on; None if there is none."""
+        """The first boundary at or after a position of a text that goes on; None if there is none."""
         match = _BOUNDARY.search(text, max(start, 0))
         # Called for every outcome of every step: the whole text is decided only if the first match is doubtful.
         if match is None or self.certain or not self._is_doubtful(text, match.start(), False):
@@ -150,16 +150,16 @@ class Boundaries:
             return position
         return max([boundary for boundary in self.all(text, first, ended=False) if boundary <= end], default=0)
 
-    def is_unsure(self, before: bytes, behind: bytes) -> bool:
-        """Whether a position between two bytes, the second one white, is doubtful in some texts."""
-        return (before + behind) in self._crossing or (self._joins and behind in b"\r\n" and before[0] not in _ALNUM)
+    def is_unsure(self, before: bytes, after: bytes) -> bool:
+        """Whether a position between two bytes, the second one whitespace, is doubtful in some texts."""
+        return (before + after) in self._crossing or (self._joins and after in b"\r\n" and before[0] not in _ALNUM)
 
     def _is_doubtful(self, text: bytes, position: int, ended: bool) -> bool:
         """Whether a piece lies across a position, or may do so where the text goes on."""
         for left, right, _ in self._crossing.get(text[position - 1 : position + 1], ()):
             if text.endswith(left, 0, position):
-                behind = text[position : position + len(right)]
-                if behind == right or (not ended and right.startswith(behind)):
+                after = text[position : position + len(right)]
+                if after == right or (not ended and right.startswith(after)):
                     return True
         return self._joins and text[position - 1] not in _ALNUM and _NEWLINE.match(text, position) is not None
 
@@ -193,19 +193,19 @@ class Boundaries:
             if readable not in inner and (ended or not self._begins_piece(stretch, position, first)):
                 likely.append(position)
         # That no token lies across is not enough: the tokens of the two sides alone must be those of the whole.
-        for before, position, behind in zip([0, *likely], likely, [*likely[1:], len(stretch)], strict=False):
+        for before, position, after in zip([0, *likely], likely, [*likely[1:], len(stretch)], strict=False):
             starts = first and not before
-            whole = self.inner.ids(stretch[before:behind], starts)
-            if self.inner.ids(stretch[before:position], starts) + self.inner.ids(stretch[position:behind]) == whole:
+            whole = self.inner.ids(stretch[before:after], starts)
+            if self.inner.ids(stretch[before:position], starts) + self.inner.ids(stretch[position:after]) == whole:
                 yield position
 
     def _begins_piece(self, stretch: bytes, position: int, first: bool) -> bool:
         """Whether the end of a text begins a piece across a position, which the tokenizer would write there."""
-        behind = stretch[position : position + self._crossing_reach]
-        if position + len(behind) < len(stretch):
+        after = stretch[position : position + self._crossing_reach]
+        if position + len(after) < len(stretch):
             return False
         for left, right, token in self._crossing.get(stretch[position - 1 : position + 1], ()):
-            if len(behind) < len(right) and right.startswith(behind) and stretch.endswith(left, 0, position):
+            if len(after) < len(right) and right.startswith(after) and stretch.endswith(left, 0, position):
                 ids = self.inner.ids(stretch[:position] + right, first)
                 if ids[-1:] == (token,) or not _is_utf8(right):
                     return True
@@ -216,7 +216,7 @@ class PreTokens:
     """The pre-tokens of one tokenizer, and their tokens as far as they were needed.
 
     certain  no position of any text is doubtful
-    reach    so many bytes behind a boundary, what follows cannot join its two sides
+    reach    so many bytes after a boundary, what follows cannot join its two sides
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -236,7 +236,7 @@ class PreTokens:
         return f"PreTokens({self.encoder!r})"
 
     def context(self, before: bytes, token: bytes) -> tuple[bytes, bytes]:
-        """Where a token stands in its pre-token: the bytes before it since the last white space, and itself. The pieces
+        """Where a token stands in its pre-token: the bytes before it since the last whitespace, and itself. The pieces
         of the tokenizer have no say in this: the context is the same whatever joins its pre-token to the one before."""
         if self.certain:
             return before, token
@@ -309,7 +309,7 @@ class PreTokens:
             dummy = pieces[index][: len(pieces[index]) - len(piece)]
             rest = dummy + beginning[len(beginning) - left :]
             left -= len(piece)
-            # The normalizer of T5 writes a newline as a space. A pre-token has white space only at its start.
+            # The normalizer of T5 writes a newline as a space. A pre-token has whitespace only at its start.
             longer = self._longer_pieces(rest.replace(b"\n", b" ") if index == 0 else rest)
             if len(longer) > MAX_LONGER_PIECES:
                 return shared[:index]
@@ -319,7 +319,7 @@ class PreTokens:
         return shared
 
     def _longer_pieces(self, start: bytes) -> list[bytes]:
-        """What pieces that begin with these bytes have behind them, at most one more than MAX_LONGER_PIECES."""
+        """What pieces that begin with these bytes have after them, at most one more than MAX_LONGER_PIECES."""
         # In sorted order the pieces with a common beginning follow one another.
         if self._sorted_pieces is None:
             self._sorted_pieces = sorted(piece for piece in self.encoder.vocabulary.table if piece)
@@ -342,12 +342,12 @@ def _pre_tokens_of(encoder: Encoder) -> PreTokens:
 
 
 def is_whitespace(byte: bytes) -> bool:
-    """Whether a byte begins a pre-token where it stands behind something visible; False for no byte."""
+    """Whether a byte begins a pre-token where it stands after something visible; False for no byte."""
     return byte != b"" and byte in WHITESPACE
 
 
 def last_possible_boundary(text: bytes, end: int) -> int:
-    """The last white byte behind a visible one up to a position, 0 if there is none: a boundary, but for crossing
+    """The last whitespace byte after a visible one up to a position, 0 if there is none: a boundary, but for crossing
     pieces."""
     if _BOUNDARY.match(text, end):
         return end
@@ -366,7 +366,7 @@ def _group_doubtful(sure: list[int], doubtful: list[int]) -> Iterator[tuple[int,
 
 
 def _crossing_pieces(vocabulary: Vocabulary, library: Any) -> dict[bytes, list[tuple[bytes, bytes, int]]]:
-    """The pieces that lie across a possible boundary, as (bytes before it, bytes behind it, token), by the two bytes
+    """The pieces that lie across a possible boundary, as (bytes before it, bytes after it, token), by the two bytes
     around the boundary, the shortest piece first."""
     # By the two bytes around the boundary, because a text is looked up at each of its possible boundaries.
     crossing: dict[bytes, list[tuple[bytes, bytes, int]]] = defaultdict(list)
@@ -376,7 +376,7 @@ def _crossing_pieces(vocabulary: Vocabulary, library: Any) -> dict[bytes, list[t
                 cut = match.start()
                 crossing[piece[cut - 1 : cut + 1]].append((piece[:cut], piece[cut:], token))
     added_tokens = getattr(library, "get_added_tokens_decoder", dict)()
-    for token, added in added_tokens.items():  # one that takes the white space behind it
+    for token, added in added_tokens.items():  # one that takes the whitespace after it
         if added.rstrip and not added.special and added.content.strip():
             name = added.content.encode()
             for white in WHITESPACE:
@@ -385,8 +385,8 @@ def _crossing_pieces(vocabulary: Vocabulary, library: Any) -> dict[bytes, list[t
 
 
 def _joins_newlines(library: Any) -> bool:
-    """Whether the pre-tokenizer joins newlines to the sign before them (`[^\\s\\p{L}\\p{N}]+[\\r\\n]*`), so that white
-    space is cut otherwise behind a sign than elsewhere."""
+    """Whether the pre-tokenizer joins newlines to the sign before them (`[^\\s\\p{L}\\p{N}]+[\\r\\n]*`), so that whitespace
+    is cut differently after a sign than elsewhere."""
     # Tried instead of read: the pattern of a pre-tokenizer can be written in many ways.
     pre_tokenizer = getattr(library, "pre_tokenizer", None)
     if pre_tokenizer is not None:

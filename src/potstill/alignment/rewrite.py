@@ -20,8 +20,8 @@ GSM8K's calculator annotations, inserted or removed:
     >>> edit_calculator_annotations(annotated, "remove")[0].text
     '3 * 4 = 12.'
 
-The teacher never said how likely an annotation is, nor what it would write behind one. So the tokens that an annotation
-touches, and the number behind it, become one token that is certain: hard targets, of which `certain` gives the spans.
+The teacher never said how likely an annotation is, nor what it would write after one. So the tokens that an annotation
+touches, and the number after it, become one token that is certain: hard targets, of which `certain` gives the spans.
 """
 
 from __future__ import annotations
@@ -124,10 +124,10 @@ def _apply_edit(chain: Chain, start: int, end: int, new: bytes, until: int) -> t
     """Bytes start to end written as `new`; what they and the bytes up to `until` touch is one certain token."""
     touched = [i for i, (low, high) in enumerate(chain.spans) if low < until and high > start]
     low, high = start, until
-    first = behind = sum(span[1] <= start for span in chain.spans)
+    first = after = sum(span[1] <= start for span in chain.spans)
     if touched:
-        first, behind = touched[0], touched[-1] + 1
-        low, high = min(low, chain.spans[first][0]), max(high, chain.spans[behind - 1][1])
+        first, after = touched[0], touched[-1] + 1
+        low, high = min(low, chain.spans[first][0]), max(high, chain.spans[after - 1][1])
     shift = len(new) - (end - start)
     written = chain.content[low:start] + new + chain.content[end:high]
     tokens, spans, steps = (), (), ()
@@ -136,9 +136,9 @@ def _apply_edit(chain: Chain, start: int, end: int, new: bytes, until: int) -> t
     edited = replace(
         chain,
         content=chain.content[:low] + written + chain.content[high:],
-        tokens=(*chain.tokens[:first], *tokens, *chain.tokens[behind:]),
-        spans=(*chain.spans[:first], *spans, *((a + shift, b + shift) for a, b in chain.spans[behind:])),
-        candidates=(*chain.candidates[:first], *steps, *chain.candidates[behind:]) if chain.candidates else (),
+        tokens=(*chain.tokens[:first], *tokens, *chain.tokens[after:]),
+        spans=(*chain.spans[:first], *spans, *((a + shift, b + shift) for a, b in chain.spans[after:])),
+        candidates=(*chain.candidates[:first], *steps, *chain.candidates[after:]) if chain.candidates else (),
     )
     return edited, (low, high + shift)
 

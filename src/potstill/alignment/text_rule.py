@@ -16,7 +16,7 @@
 Every outcome that was seen but not taken is followed to the end of its pre-token and written in the student's tokens: a
 *branch* (module `text_rule_branches`). At a position of the student, the branches that begin with the tokens already
 written vote for their next token, each with its probability; the others are impossible there. The chain's own text is
-one more branch. What nobody saw, and what nobody knows how to continue, is the tail.
+one more branch. What was not shown, and what has no known continuation, is the tail.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from potstill.alignment.text_rule_completions import Completions
 from potstill.records import Chain
 
 MIN_TARGET_PROBABILITY: Final = 1e-6  # a smaller probability in a target is tail
-# Of what a step did not show, the estimated share that begins with the tokens which were written into or behind it.
+# Of what a step did not show, the estimated share that begins with the tokens which were written into or after it.
 UNSEEN_AGREEMENT: Final = 0.1
-_MIN_TAKEN: Final = 1e-9  # behind a token that the chain took with less than this, earlier steps say nothing
+_MIN_TAKEN: Final = 1e-9  # after a token that the chain took with less than this, earlier steps say nothing
 
 
 def apply_text_rule(
@@ -61,7 +61,7 @@ def apply_text_rule(
     soft: dict[int, Distribution] = {}
     for position, start, low, high in _position_ranges(path, offsets):
         token = taken[position]
-        # Tokens without width share their offset with the one behind them; the first of them is the current step.
+        # Tokens without width share their offset with the one after them; the first of them is the current step.
         step = bisect_left(path.starts, start)
         if step == len(path.starts) or path.starts[step] > start:
             step -= 1
@@ -81,10 +81,10 @@ def _position_ranges(path: ChainPath, offsets: np.ndarray) -> Iterator[tuple[int
     begins = [*path.begins, content]
     starts = offsets[:, 0].tolist()
     for pre_token, low in enumerate(path.begins):
-        first, behind = path.firsts[pre_token], path.firsts[pre_token + 1]
+        first, after = path.firsts[pre_token], path.firsts[pre_token + 1]
         # The end token is one more position of the last pre-token.
         ends = pre_token + 1 == len(path.begins) and path.chain.stop != "length"
-        for position in range(first, behind + ends):
+        for position in range(first, after + ends):
             opens = position == first
             start = low if opens else starts[position] if position < len(starts) else content
             yield position, start, begins[pre_token - 1] if opens and pre_token else low, begins[pre_token + 1]
@@ -139,7 +139,7 @@ def _vote(
             if position < leaves:
                 token = taken  # still together with the chain
             elif token is None:
-                # Open: from here on nobody knows what it says. As far as it may still agree, it is tail.
+                # Open: what it says from here on is unknown. As far as it may still agree, it is tail.
                 if position <= until and apart >= start:
                     total += scale * probability
                 continue

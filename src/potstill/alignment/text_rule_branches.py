@@ -2,7 +2,7 @@
 
 An outcome branches off the chain's text. It is followed to the end of the pre-token in which it differs, with the
 probabilities of the run's chains (`text_rule_completions`), and written in the student's tokens. Of those only the
-first that is not the chain's own matters: up to it a branch says what the chain says, and behind it the chain's tokens
+first that is not the chain's own matters: up to it a branch says what the chain says, and after it the chain's tokens
 are impossible for it. So branches that leave the chain at the same position with the same token are one branch.
 
     >>> class Letters:  # stands in for a tokenizer: one token a letter
@@ -40,8 +40,8 @@ MIN_BRANCH_PROBABILITY: Final = 2e-5  # branches less likely than this are not t
 
 # (leaves, token, until, apart), a plain tuple because there are many:
 #   leaves  the first position of the student at which the branch does not say what the chain says
-#   token   what it says there; None: nobody knows, the branch is open
-#   until   of an open branch: the last position of which it may speak, the first one behind its pre-token; else 0
+#   token   what it says there; None: unknown, the branch is open
+#   until   of an open branch: the last position of which it may speak, the first one after its pre-token; else 0
 #   apart   of an open branch: the first byte of the content that it may not share; else 0
 Branch = tuple[int, int | None, int, int]
 
@@ -60,7 +60,7 @@ class ChainPath:
     within           [steps] the pre-token in which each step starts
     taken, unseen    [steps] the probability of what the chain says (0 if its source did not show it), and what was not
                      shown
-    answer           where the answer sentence begins, if it ends the text: behind it a newline ends the text too
+    answer           where the answer sentence begins, if it ends the text: after it a newline ends the text too
     """
 
     chain: Chain
@@ -81,7 +81,7 @@ def build_chain_path(
     chain: Chain, pre_tokens: PreTokens, ids: Sequence[int], steps: Sequence[StepProbabilities]
 ) -> ChainPath | None:
     """None where the tokens of the text are not those of its pre-tokens. A pre-token that the student's tokenizer drops
-    altogether belongs to the one behind it.
+    altogether belongs to the one after it.
 
     ids    the tokens of the chain's text
     steps  the probabilities of the outcomes of each step
@@ -148,7 +148,7 @@ def build_branches(
         while pre_token + 1 < len(path.begins) and path.begins[pre_token + 1] <= apart:
             pre_token += 1
         if pre_token and path.begins[pre_token] == apart and not is_whitespace(token[shared : shared + 1]):
-            pre_token -= 1  # no white space that would begin a new pre-token: the one before goes on
+            pre_token -= 1  # no whitespace that would begin a new pre-token: the one before goes on
         until = path.firsts[pre_token + 1]
         begin, pre_token = _comparison_start(path, step, token, apart, pre_token, isinstance(outcome, End), pre_tokens)
         first = path.firsts[pre_token]
@@ -185,9 +185,9 @@ def _comparison_start(
     in which it begins and in which it leaves the chain's text, or earlier ones where its own text has no boundary
     there."""
     content, start, begin = path.chain.content, path.starts[step], min(path.within[step], pre_token)
-    boundary, behind = path.begins[pre_token], token[apart - start : apart - start + 1]
+    boundary, after = path.begins[pre_token], token[apart - start : apart - start + 1]
     joined = path.unsure and not path.unsure.isdisjoint(range(begin, pre_token + 1))
-    leaves_at_unsure = boundary and boundary == apart and pre_tokens.is_unsure(content[boundary - 1 : boundary], behind)
+    leaves_at_unsure = boundary and boundary == apart and pre_tokens.is_unsure(content[boundary - 1 : boundary], after)
     if not joined and not leaves_at_unsure:
         return begin, pre_token
     # Some boundary on the way is doubtful in this outcome's text: cut that text again, from far enough back, and go
@@ -246,7 +246,7 @@ def _write_outcome(
     while growing:
         text, token, share = growing.pop()
         grown = text + token
-        # It is finished at the newline behind the answer, or at the end of the pre-token in which it leaves the chain.
+        # It is finished at the newline after the answer, or at the end of the pre-token in which it leaves the chain.
         if in_answer and (newline := grown.find(b"\n", start - low)) >= 0:
             written.append((pre_tokens.tokens(grown[:newline], first) + end, share))
             continue

@@ -17,10 +17,10 @@ There are two sources, the nearer one first:
 
 - The prefix tree of the question. A chain of the same question with the same text before says what its source saw at
   the next step: probabilities, not counts.
-- Suffixes. How pre-tokens continued behind the same token in the same context (the same bytes before it in its
+- Suffixes. How pre-tokens continued after the same token in the same context (the same bytes before it in its
   pre-token): in the chains of the question, and with the weight of one more chain in those of the run. Where neither
-  has that context: behind the token at the start, or anywhere inside, of a pre-token. Where no chain has the token:
-  behind numbers of as many digits.
+  has that context: after the token at the start, or anywhere inside, of a pre-token. Where no chain has the token:
+  after numbers of as many digits.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Completions:
         self._prefix_tree: dict[bytes, StepProbabilities] = {}
         self._steps: dict[ChainKey, tuple[Chain, Sequence[StepProbabilities]]] = {}
         self._near: SuffixCounts = {}
-        # Per (before, token, first, teacher): the tokens written so far, and the suffixes that nobody needed yet. One
+        # Per (before, token, first, teacher): the tokens written so far, and the suffixes that were not needed yet. One
         # cache is for the contexts that this question's chains have, the other for all others, whose suffixes are the
         # same for every question.
         self._question_cache: SuffixCache = {}
@@ -87,12 +87,12 @@ class Completions:
         return f"Completions({chains} chains of {len(self._chains)} questions)"
 
     def prefix_tree(self, question: str) -> Mapping[bytes, StepProbabilities]:
-        """Content to the outcomes that a chain of this question saw behind it, with their probabilities."""
+        """Content to the outcomes that a chain of this question saw after it, with their probabilities."""
         self._open(question)
         return self._prefix_tree
 
     def suffixes(self, question: str, before: bytes, token: bytes) -> tuple[Suffix, ...]:
-        """How a pre-token continues behind `before` and the token; the shares add up to at most 1."""
+        """How a pre-token continues after `before` and the token; the shares add up to at most 1."""
         self._open(question)
         context = self.pre_tokens.context(before, token)
         # From the most to the least specific context; digits last, because numbers that no chain has are still numbers.
@@ -158,7 +158,7 @@ class Completions:
         for chain in chains:
             rows = step_distributions(chain)
             self._steps[chain.key] = chain, rows
-            # Chains that begin with the same text saw the same distribution behind it: the first one's is kept.
+            # Chains that begin with the same text saw the same distribution after it: the first one's is kept.
             for (start, _), row in zip([*chain.spans, (len(chain.content), 0)], rows, strict=False):
                 self._prefix_tree.setdefault(chain.content[:start], row)
         self._near = defaultdict(Counter)
@@ -185,7 +185,7 @@ def completions(chains: Iterable[Chain], tokenizer: object) -> Completions:
 
 
 def _token_suffixes(chains: Sequence[Chain], pre_tokens: PreTokens) -> Iterator[tuple[bytes, bytes, Ending]]:
-    """Of each token: what stands before it since the last white space, itself, and the rest of its pre-token with
+    """Of each token: what stands before it since the last whitespace, itself, and the rest of its pre-token with
     whether the text ends there."""
     for chain in chains:
         content = chain.content
@@ -196,10 +196,10 @@ def _token_suffixes(chains: Sequence[Chain], pre_tokens: PreTokens) -> Iterator[
             while bounds[index] <= start and index + 1 < len(bounds):
                 begin, index = bounds[index], index + 1
             # A token may reach into a later pre-token: the rest is that one's.
-            behind = index
-            while bounds[behind] < end:
-                behind += 1
-            stop = bounds[behind]
+            after = index
+            while bounds[after] < end:
+                after += 1
+            stop = bounds[after]
             if stop < len(content):
                 yield *pre_tokens.context(content[begin:start], token), (content[end:stop], False)
             elif chain.stop != "length":  # a text cut off by its budget does not say how its last pre-token ends

@@ -33,7 +33,7 @@ _TO_SPACE: Final = bytes.maketrans(b"\t\n\v\f\r", b"     ")
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """ids    tokens of a text, without any that a template would add
-    spans  [n] start and end in `text.encode()`. Where the tokenizer drops bytes (white space) no span covers them;
+    spans  [n] start and end in `text.encode()`. Where the tokenizer drops bytes (whitespace) no span covers them;
            where several tokens share a character that cannot be divided, their spans overlap; a dummy space has width 0
     """
 
@@ -72,7 +72,7 @@ class Encoder:
         assert not ids or max(ids) < self.vocabulary.size, "the tokenizer gives ids beyond its vocabulary"
         pieces = self.vocabulary.split(ids)
         spelled = b"".join(pieces)
-        # The pieces spell the text, or do so once each white-space byte is a space and the last ones are dropped: then
+        # The pieces spell the text, or do so once each whitespace byte is a space and the last ones are dropped: then
         # their lengths are the spans, exact even inside a character.
         if spelled == data or (data.translate(_TO_SPACE).startswith(spelled) and not data[len(spelled) :].strip()):
             ends = [0, *accumulate(map(len, pieces))]
@@ -162,7 +162,7 @@ def encode_utf8(text: str) -> bytes:
 
 
 def _byte_spans(text: str, pieces: list[bytes | None], offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The library's character offsets as byte spans that cover everything but white space."""
+    """The library's character offsets as byte spans that cover everything but whitespace."""
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     widths = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
     byte_of = np.concatenate([[0], np.cumsum(widths)])
@@ -170,7 +170,7 @@ def _byte_spans(text: str, pieces: list[bytes | None], offsets: Sequence[tuple[i
     reached = 0
     for i, (start, end) in enumerate(offsets):
         if pieces[i] == b" " and i + 1 < len(offsets) and offsets[i + 1][0] == start < end:
-            end = start  # a dummy space: the library gives it the first character of the token behind it
+            end = start  # a dummy space: the library gives it the first character of the token after it
         # Characters that the normalizer removed belong to the token before them (a combining mark, a joiner).
         while spans and reached < start and not text[reached].isspace():
             reached += 1
@@ -186,8 +186,8 @@ def _byte_spans(text: str, pieces: list[bytes | None], offsets: Sequence[tuple[i
 def _repair_spans(data: bytes, pieces: Sequence[bytes | None], spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Spans that the text does not contradict.
 
-    Where the normalizer removes a character and soon makes two of one, the offsets of the library stay behind, in some
-    texts until the end. Such tokens share what they and their neighbours cover: a wide span instead of a wrong one.
+    Where the normalizer removes a character and soon makes two of one, the offsets of the library lag behind, in some
+    texts to the end. Such tokens share what they and their neighbours cover: a wide span instead of a wrong one.
     """
     matches = [_span_matches(data, pieces, spans, i) for i in range(len(spans))]
     start = 0

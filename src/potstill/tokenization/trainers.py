@@ -42,7 +42,7 @@ def train_bpe(texts: Sequence[str], size: int) -> Tokenizer:
 
 
 def train_unigram(texts: Sequence[str], size: int) -> Tokenizer:
-    """A Unigram model like T5's: pad 0, eos 1, unk 2, white space collapsed, `▁` for a space, a dummy space at the
+    """A Unigram model like T5's: pad 0, eos 1, unk 2, whitespace collapsed, `▁` for a space, a dummy space at the
     start, numbers whole where they are frequent; at most `size` tokens. A character that the texts lack is unk.
 
     The same texts give the same bytes. The library's own Unigram trainer does not (its sums run in the order of a hash
