@@ -59,24 +59,24 @@ THINGS = (
 
 
 @dataclass(frozen=True)
-class Said:
+class AnswerTexts:
     """The texts that answer one question, each once, and their weights, which add up to 1."""
 
     texts: tuple[str, ...]
     weights: tuple[float, ...]
 
 
-def make(seed: int = 0, questions: int = 8, texts: int = 3000) -> list[Said]:
+def make(seed: int = 0, questions: int = 8, texts: int = 3000) -> list[AnswerTexts]:
     """The language: a pure function of its arguments."""
-    return [_said(random.Random(f"{seed} {question}"), texts) for question in range(questions)]
+    return [_answer_texts(random.Random(f"{seed} {question}"), texts) for question in range(questions)]
 
 
-def sampled(said: Said, n: int, seed: object) -> list[int]:
-    """Places of n texts, drawn by weight with replacement."""
-    return random.Random(f"draw {seed}").choices(range(len(said.texts)), said.weights, k=n)
+def sampled(answers: AnswerTexts, n: int, seed: object) -> list[int]:
+    """Indices of n texts, drawn by weight with replacement."""
+    return random.Random(f"draw {seed}").choices(range(len(answers.texts)), answers.weights, k=n)
 
 
-def _said(draw: random.Random, wanted: int) -> Said:
+def _answer_texts(draw: random.Random, count: int) -> AnswerTexts:
     name, thing, helper = draw.choice(NAMES), draw.choice(THINGS), draw.choice(NAMES)
     a, b, times = draw.randint(3, 70), draw.randint(3, 150), draw.choice([2, 3, 4, 5, 6, 7, 8, 12, 25, 60])
     price = draw.choice([0.5, 1.5, 2, 2.5, 3, 4, 5, 12, 12.5, 15, 125])
@@ -84,14 +84,14 @@ def _said(draw: random.Random, wanted: int) -> Said:
     probability = [1.0]
 
     def pick(*options: str) -> str:
-        """One of the options: what is likelier is a taste of the question, the same at every place."""
+        """One of the options. Which ones are likelier is a taste of the question, the same in all of its texts."""
         taste = tastes.get(options)
         if taste is None:
             strengths = [draw.gammavariate(1.0, 1.0) + 0.02 for _ in options]
             taste = tastes[options] = [value / sum(strengths) for value in strengths]
-        place = draw.choices(range(len(options)), taste)[0]
-        probability[0] *= taste[place]
-        return options[place]
+        choice = draw.choices(range(len(options)), taste)[0]
+        probability[0] *= taste[choice]
+        return options[choice]
 
     def result(value: float) -> float:
         """Now and then wrong, in the ways that models are."""
@@ -100,14 +100,14 @@ def _said(draw: random.Random, wanted: int) -> Said:
         return value + int(pick("1", "-1", "10", "-10", "100", "2", "-3", "9", "20", "-5", "3", "50"))
 
     found: dict[str, float] = {}
-    for _ in range(200 * wanted):
+    for _ in range(200 * count):
         probability[0] = 1.0
         text = _text(pick, result, name, helper, thing, a, b, times, price)
         found[text] = probability[0]
-        if len(found) == wanted:
+        if len(found) == count:
             break
     total = math.fsum(found.values())
-    return Said(tuple(found), tuple(value / total for value in found.values()))
+    return AnswerTexts(tuple(found), tuple(value / total for value in found.values()))
 
 
 def _text(pick, result, name: str, helper: str, thing: str, a: int, b: int, times: int, price: float) -> str:
@@ -133,10 +133,10 @@ def _text(pick, result, name: str, helper: str, thing: str, a: int, b: int, time
         second = result(first * price)
         money = pick("$", "dollars")
         worth = f"${number(second)}" if money == "$" else f"{number(second)} dollars"
-        each = f"${number(price)}" if money == "$" else number(price)
+        unit_price = f"${number(price)}" if money == "$" else number(price)
         earned = pick("earns", "earned", "earning", "is paid")
         last = pick(f"Selling them, {name} {earned}", f"At this price {name} {earned}", "They cost")
-        last = f"{last} {number(first)} {star} {each} = {worth}."
+        last = f"{last} {number(first)} {star} {unit_price} = {worth}."
     else:
         second = result(first * times)
         last = pick("Each week it is", f"In {times} weeks it is", "Altogether that makes", "Therefore:")
@@ -146,12 +146,12 @@ def _text(pick, result, name: str, helper: str, thing: str, a: int, b: int, time
     return f"{body}\nThe answer is {number(second)}" + pick("", ".")
 
 
-def _spelled(said: Said, teacher: Tokenizer) -> Said:
+def _as_written(answers: AnswerTexts, teacher: Tokenizer) -> AnswerTexts:
     found: dict[str, float] = {}
-    for encoding, weight in zip(teacher.encode_batch(said.texts), said.weights, strict=True):
+    for encoding, weight in zip(teacher.encode_batch(answers.texts), answers.weights, strict=True):
         text = teacher.decode(encoding.ids)
         found[text] = found.get(text, 0.0) + weight
-    return Said(tuple(found), tuple(found.values()))
+    return AnswerTexts(tuple(found), tuple(found.values()))
 
 
 def variation(row: Mapping[int, float], truth: Mapping[int, float], unigram: np.ndarray) -> float:
@@ -175,20 +175,20 @@ class Tree:
     rows  [texts, length] tokens, the end included, filled with -1
     """
 
-    def __init__(self, said: Said, tokenizer: Tokenizer) -> None:
-        self.said, self.tokenizer = said, tokenizer
-        encodings = tokenizer.encode_batch(said.texts)
+    def __init__(self, answers: AnswerTexts, tokenizer: Tokenizer) -> None:
+        self.answers, self.tokenizer = answers, tokenizer
+        encodings = tokenizer.encode_batch(answers.texts)
         self.ids = [[*encoding.ids, tokenizer.eos] for encoding in encodings]
         self.spans = [encoding.spans for encoding in encodings]
         self.rows = np.full((len(self.ids), max(map(len, self.ids))), -1, np.int64)
         for row, ids in zip(self.rows, self.ids, strict=True):
             row[: len(ids)] = ids
-        self.weights = np.array(said.weights)
+        self.weights = np.array(answers.weights)
 
-    def along(self, place: int) -> Iterator[np.ndarray]:
+    def along(self, text_id: int) -> Iterator[np.ndarray]:
         """At each position of a text, [texts] which of them begin with the tokens before it."""
         alive = np.ones(len(self.ids), bool)
-        for position, token in enumerate(self.ids[place]):
+        for position, token in enumerate(self.ids[text_id]):
             yield alive.copy()
             alive &= self.rows[:, position] == token
 
@@ -202,9 +202,9 @@ class Tree:
 class Oracle:
     """A language between a teacher's tokenizer and a student's. `k` None shows every outcome."""
 
-    def __init__(self, language: Sequence[Said], teacher: Tokenizer, student: Tokenizer) -> None:
+    def __init__(self, language: Sequence[AnswerTexts], teacher: Tokenizer, student: Tokenizer) -> None:
         # A teacher that drops line breaks never wrote them.
-        self.language = [_spelled(said, teacher) for said in language]
+        self.language = [_as_written(answers, teacher) for answers in language]
         self.teacher, self.student = teacher, student
         self._trees: dict[tuple[int, bool], Tree] = {}
 
@@ -214,59 +214,63 @@ class Oracle:
             self._trees[key] = Tree(self.language[question], self.student if student else self.teacher)
         return self._trees[key]
 
-    def chain(self, question: int, place: int, index: int, k: int | None) -> Chain:
+    def chain(self, question: int, text_id: int, index: int, k: int | None) -> Chain:
         """A text as a teacher would return it: at each step its k likeliest outcomes, and the sampled one."""
         tree = self.tree(question, student=False)
-        pieces = self.teacher.split(tree.ids[place][:-1])
+        pieces = self.teacher.split(tree.ids[text_id][:-1])
         steps = [
             [self._outcome(tree, token, position, probability) for token, probability in shown]
-            for position, shown in enumerate(self._shown(tree, place, k))
+            for position, shown in enumerate(self._shown_outcomes(tree, text_id, k))
         ]
         return Chain.from_tokens(f"q{question}", index, pieces, steps)
 
-    def _shown(self, tree: Tree, place: int, k: int | None) -> Iterator[list[tuple[int, float]]]:
-        for position, alive in enumerate(tree.along(place)):
+    def _shown_outcomes(self, tree: Tree, text_id: int, k: int | None) -> Iterator[list[tuple[int, float]]]:
+        for position, alive in enumerate(tree.along(text_id)):
             ranked = sorted(tree.shares(position, alive).items(), key=lambda pair: (-pair[1], pair[0]))
-            own = tree.ids[place][position]
+            own = tree.ids[text_id][position]
             yield [pair for rank, pair in enumerate(ranked) if k is None or rank < k or pair[0] == own]
 
     def _outcome(self, tree: Tree, token: int, position: int, probability: float) -> Candidate:
-        what = END if token == self.teacher.eos else self.teacher.vocabulary.candidate(token, position)
-        assert what is not None
-        return what, math.log(probability)
+        outcome = END if token == self.teacher.eos else self.teacher.vocabulary.candidate(token, position)
+        assert outcome is not None
+        return outcome, math.log(probability)
 
-    def exact(self, question: int, place: int) -> list[dict[int, float]]:
+    def exact(self, question: int, text_id: int) -> list[dict[int, float]]:
         """The student's distribution at every position of a text, the end included."""
         tree = self.tree(question, student=True)
-        return [tree.shares(position, alive) for position, alive in enumerate(tree.along(place))]
+        return [tree.shares(position, alive) for position, alive in enumerate(tree.along(text_id))]
 
-    def ceiling(self, question: int, place: int, k: int | None) -> list[dict[int, float]]:
+    def ceiling(self, question: int, text_id: int, k: int | None) -> list[dict[int, float]]:
         """What perfect completion of the shown outcomes gives, along this chain.
 
-        A text counts as known if it is the chain's up to the word under way (the one that holds the piece before) and
-        leaves the teacher's path behind that by a shown outcome, or behind the step under way. What leaves it unseen
-        is tail. A text that was another one before, but looks the same to the student, no outcome of these steps shows.
+        A text counts as known if it is the chain's up to the current pre-token (the one that holds the token before)
+        and then leaves the teacher's path by a shown outcome, or after the current step. A text that leaves it by an
+        outcome that was not shown is tail. A text that left it earlier, but looks the same to the student, is not
+        shown by any outcome of these steps.
         """
-        mine, theirs = self.tree(question, student=True), self.tree(question, student=False)
-        shown = [{token for token, _ in row} for row in self._shown(theirs, place, k)]
-        own = theirs.rows[place]
-        differs = theirs.rows != own
-        first = np.where(differs.any(axis=1), differs.argmax(axis=1), theirs.rows.shape[1])
+        student_tree, teacher_tree = self.tree(question, student=True), self.tree(question, student=False)
+        shown = [{token for token, _ in row} for row in self._shown_outcomes(teacher_tree, text_id, k)]
+        own = teacher_tree.rows[text_id]
+        differs = teacher_tree.rows != own
+        first = np.where(differs.any(axis=1), differs.argmax(axis=1), teacher_tree.rows.shape[1])
         seen = np.array(
-            [at >= len(shown) or int(row[at]) in shown[at] for at, row in zip(first.tolist(), theirs.rows, strict=True)]
+            [
+                at >= len(shown) or int(row[at]) in shown[at]
+                for at, row in zip(first.tolist(), teacher_tree.rows, strict=True)
+            ]
         )
-        ends = [end for _, end in theirs.spans[place]]
-        content = self.language[question].texts[place].encode()
-        seams = [0, *(found.start() for found in re.finditer(rb"(?<=\S)\s", content))]
+        ends = [end for _, end in teacher_tree.spans[text_id]]
+        content = self.language[question].texts[text_id].encode()
+        boundaries = [0, *(match.start() for match in re.finditer(rb"(?<=\S)\s", content))]
         rows = []
-        for position, alive in enumerate(mine.along(place)):
-            # White space that the student drops belongs to the piece behind it.
-            start = max((end for _, end in mine.spans[place][:position]), default=0)
-            word = max(seam for seam in seams if seam < start or seam == 0)
-            known = alive & (first >= sum(end <= word for end in ends))
+        for position, alive in enumerate(student_tree.along(text_id)):
+            # Whitespace that the student drops belongs to the token after it.
+            start = max((end for _, end in student_tree.spans[text_id][:position]), default=0)
+            pre_token = max(boundary for boundary in boundaries if boundary < start or boundary == 0)
+            known = alive & (first >= sum(end <= pre_token for end in ends))
             counted = known & (seen | (first > sum(end <= start for end in ends)))
-            total, kept = mine.weights[known].sum(), mine.weights[counted].sum()
-            row = mine.shares(position, counted) if kept else {}
+            total, kept = student_tree.weights[known].sum(), student_tree.weights[counted].sum()
+            row = student_tree.shares(position, counted) if kept else {}
             rows.append({token: share * kept / total for token, share in row.items()})
         return rows
 

@@ -163,7 +163,7 @@ LINES = [
 
 @pytest.mark.parametrize("kind", EVERY)
 @pytest.mark.parametrize("piece", ODD)
-def test_where_it_is_written_words_further_away_stay_as_they_were(kind: str, piece: str) -> None:
+def test_where_it_is_written_pre_tokens_further_away_stay_as_they_were(kind: str, piece: str) -> None:
     before, after = opened(kind), odd(kind, piece)
     lead, tail = "Weng did 7 times", "ten minutes for 120 coins."
     content = f"{lead} q{piece}b {tail}"
@@ -181,16 +181,16 @@ def test_where_it_is_written_words_further_away_stay_as_they_were(kind: str, pie
 
 @pytest.mark.parametrize("kind", EVERY)
 @pytest.mark.parametrize("piece", ODD)
-def test_every_other_place_stays_a_seam(kind: str, piece: str) -> None:
-    words, own = get_pre_tokens(odd(kind, piece)), get_pre_tokens(opened(kind))
+def test_every_other_position_stays_a_boundary(kind: str, piece: str) -> None:
+    changed, original = get_pre_tokens(odd(kind, piece)), get_pre_tokens(opened(kind))
     for line in LINES:
         content = line.encode()
         if piece not in line:
-            assert words.boundaries(content, first=True) == own.boundaries(content, first=True)
+            assert changed.boundaries(content, first=True) == original.boundaries(content, first=True)
 
 
 @pytest.mark.parametrize("piece", ["> </", "s a", "), x", ".\nSo"])
-def test_a_piece_that_is_written_joins_its_words(piece: str) -> None:
+def test_a_piece_that_is_written_joins_its_pre_tokens(piece: str) -> None:
     """In every kind whose model sees words together; where a pre-tokenizer cuts, the piece is dead."""
     for kind in EVERY:
         tokenizer = odd(kind, piece)
@@ -203,7 +203,7 @@ def test_a_piece_that_is_written_joins_its_words(piece: str) -> None:
 
 
 def test_gemmas_one_piece_costs_only_the_places_where_it_is(data: Path) -> None:
-    """Before, no space behind a visible letter was a boundary for it, and a line was one word."""
+    """Before, no space behind a visible letter was a boundary for it, and a line was one pre-token."""
     student = gemma_of(data / "tokenizers" / "mistral")
     content = b"She earns 3 > 2 dollars.\nSo 4 <2> </p> now"
     assert b"> </" in student.split(student.encode(content.decode()).ids)
@@ -215,9 +215,9 @@ def test_gemmas_one_piece_costs_only_the_places_where_it_is(data: Path) -> None:
 def test_a_long_line_of_odd_pieces_takes_linear_time() -> None:
     """A stretch of 150,000 bytes and 50,000 doubtful places, decided as one."""
     student = odd("gemma", "> </")
-    words = get_pre_tokens(student)
+    pre_tokens = get_pre_tokens(student)
     for text in (b"> </b" * 30_000, b"> <" * 50_000, b"a " * 80_000):
-        found = words.boundaries(text, first=True)
+        found = pre_tokens.boundaries(text, first=True)
         whole = student.encode(text.decode()).ids
         cut = [text[start:end] for start, end in zip([0, *found], [*found, len(text)], strict=True)]
-        assert [token for place, word in enumerate(cut) for token in words.ids(word, not place)] == whole
+        assert [token for place, word in enumerate(cut) for token in pre_tokens.ids(word, not place)] == whole

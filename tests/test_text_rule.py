@@ -43,10 +43,10 @@ def unpruned(monkeypatch: pytest.MonkeyPatch) -> None:
 def agree(chain: Chain, student: Tokenizer, run=None, teacher: Tokenizer | None = None) -> Target:
     target = transfer(chain, student, "text", run, teacher)
     wanted = definition.distributions(chain, student, run, teacher)
-    for place, row in enumerate(wanted):
-        found = target.distribution(place)
-        assert set(found) == set(row or {target.ids[place]}), (place, found, row)
-        assert found == pytest.approx(row or {target.ids[place]: 1.0}, abs=1e-9), place
+    for position, row in enumerate(wanted):
+        found = target.distribution(position)
+        assert set(found) == set(row or {target.ids[position]}), (position, found, row)
+        assert found == pytest.approx(row or {target.ids[position]: 1.0}, abs=1e-9), position
     return target
 
 
@@ -85,18 +85,18 @@ def test_the_rule_is_its_definition(chains: list[Chain], known: bool, teacher: b
 
 
 @cache
-def world(texts: int = 150) -> tuple[list[oracle.Said], Tokenizer, Tokenizer]:
+def world(texts: int = 150) -> tuple[list[oracle.AnswerTexts], Tokenizer, Tokenizer]:
     """A small language, a teacher's byte-level tokenizer and a student's Unigram one, both trained on it."""
     language = oracle.make(seed=5, questions=2, texts=texts)
-    spoken = [text for said in language for text in said.texts]
+    spoken = [text for answers in language for text in answers.texts]
     return language, tokenization.train_bpe(spoken, 600), tokenization.train_unigram(spoken, 400)
 
 
-def mean_distance(truth: oracle.Oracle, chains: list[tuple[int, int, Chain]], rule: str, told: dict) -> float:
+def mean_distance(truth: oracle.Oracle, chains: list[tuple[int, int, Chain]], rule: str, options: dict) -> float:
     found = []
-    for question, place, chain in chains:
-        target = transfer(chain, truth.student, rule, **told)
-        rows = truth.exact(question, place)
+    for question, text_id, chain in chains:
+        target = transfer(chain, truth.student, rule, **options)
+        rows = truth.exact(question, text_id)
         assert len(rows) == len(target), "the student's tokens and its end"
         found += [
             oracle.variation(target.distribution(position), row, truth.unigram) for position, row in enumerate(rows)
@@ -106,9 +106,9 @@ def mean_distance(truth: oracle.Oracle, chains: list[tuple[int, int, Chain]], ru
 
 def drawn(truth: oracle.Oracle, k: int | None, n: int) -> list[tuple[int, int, Chain]]:
     return [
-        (question, place, truth.chain(question, place, index, k))
-        for question, said in enumerate(truth.language)
-        for index, place in enumerate(oracle.sampled(said, n, question))
+        (question, text_id, truth.chain(question, text_id, index, k))
+        for question, answers in enumerate(truth.language)
+        for index, text_id in enumerate(oracle.sampled(answers, n, question))
     ]
 
 
@@ -116,10 +116,10 @@ def test_the_same_tokenizer_on_both_sides_is_the_identity() -> None:
     language, teacher, student = world()
     for tokenizer in (teacher, student):
         truth = oracle.Oracle(language, tokenizer, tokenizer)
-        for question, place, chain in drawn(truth, None, 3):
+        for question, text_id, chain in drawn(truth, None, 3):
             target = transfer(chain, tokenizer, teacher=tokenizer)
             assert set(target.kinds) == {"same", "end"}
-            for position, row in enumerate(truth.exact(question, place)):
+            for position, row in enumerate(truth.exact(question, text_id)):
                 assert target.distribution(position) == pytest.approx(row)
 
 
@@ -128,14 +128,14 @@ def test_what_is_shown_and_known_whole_is_exact() -> None:
     language, teacher, _ = world(60)
     student = tokenization.train_bpe(list(language[1].texts), 340)
     truth = oracle.Oracle(language, teacher, student)
-    every = [truth.chain(0, place, place, None) for place in range(len(truth.language[0].texts))]
-    told = {"completions": completions(every, student), "teacher": teacher}
+    every = [truth.chain(0, text_id, text_id, None) for text_id in range(len(truth.language[0].texts))]
+    options = {"completions": completions(every, student), "teacher": teacher}
     pieces = 0
-    for place, chain in enumerate(every[:20]):
-        target = transfer(chain, student, **told)
+    for text_id, chain in enumerate(every[:20]):
+        target = transfer(chain, student, **options)
         pieces += target.kinds.count("split") + target.kinds.count("mixed")
-        for position, row in enumerate(truth.exact(0, place)):
-            assert oracle.variation(target.distribution(position), row, truth.unigram) < 0.01, (place, position)
+        for position, row in enumerate(truth.exact(0, text_id)):
+            assert oracle.variation(target.distribution(position), row, truth.unigram) < 0.01, (text_id, position)
     assert pieces > 100, "the two do cut differently"
 
 
@@ -157,8 +157,8 @@ def test_text_is_nearer_between_real_tokenizers(data: Path, pair: tuple[str, str
     teacher, student = (tokenization.load_tokenizer(data / "tokenizers" / name) for name in pair)
     truth = oracle.Oracle(oracle.make(seed=5, questions=1, texts=150), teacher, student)
     chains = drawn(truth, 5, 8)
-    told = {"completions": completions([chain for _, _, chain in chains], student), "teacher": teacher}
-    text = mean_distance(truth, chains, "text", told)
+    options = {"completions": completions([chain for _, _, chain in chains], student), "teacher": teacher}
+    text = mean_distance(truth, chains, "text", options)
     assert text < 0.6 * mean_distance(truth, chains, "span", {}), "at least 40 % of the error of spans is gone"
 
 
@@ -242,9 +242,9 @@ def test_what_has_no_piece_is_unknown_not_lost(data: Path) -> None:
     target = transfer(chain, student, completions=completions([chain], student))
     unknown = student.vocabulary.unk
     assert unknown in target.ids
-    place = target.ids.index(unknown)
-    assert target.distribution(place)[unknown] == pytest.approx(
-        0.8 if student.token_bytes(target.ids[place - 1]) != b" " else 1.0, abs=0.25
+    position = target.ids.index(unknown)
+    assert target.distribution(position)[unknown] == pytest.approx(
+        0.8 if student.token_bytes(target.ids[position - 1]) != b" " else 1.0, abs=0.25
     )
 
 
