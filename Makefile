@@ -1,5 +1,6 @@
 # make demo   the embedded main job, into runs/demo
 # make test   everything that must hold: lint, types, all tests
+# make docs   the documentation site, into build/site; a warning is an error
 # make search   property tests with random examples, a thousand where a test does not say fewer, in place of the fixed
 #               ones of make test
 # make test-lowest   the fast tests with every dependency at the lowest version that pyproject.toml allows
@@ -15,7 +16,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test search test-lowest test-servers clean
+.PHONY: demo test docs search test-lowest test-servers clean
 
 demo: $(VENV)/installed
 	$(BIN)/potstill demo
@@ -25,6 +26,14 @@ test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest
+
+docs: $(VENV)/docs
+	$(BIN)/python tools/docs/build.py
+	$(BIN)/zensical build --clean --strict
+
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 search: $(VENV)/installed
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=search

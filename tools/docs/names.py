@@ -1,0 +1,80 @@
+"""Every name of potstill that the documentation's generators use. A move or a new name in `src/` is followed here alone."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).parent.parent.parent
+SOURCE: Final = ROOT / "src" / "potstill"
+REFERENCE: Final = ROOT / "docs" / "reference"
+TOY_STUDENT: Final = SOURCE / "miniature" / "models" / "student"
+
+RECIPE: Final = "potstill.recipe:Recipe"
+CLI: Final = "potstill.cli:app"
+
+# What `import potstill as ps` exports is read from `potstill.__all__`. While it is empty, these are documented.
+API: Final = {
+    "Run and read": (),
+    "Align and transfer": (
+        "potstill.alignment:dtw",
+        "potstill.alignment:spans",
+        "potstill.transfer:transfer",
+        "potstill.transfer:completions",
+        "potstill.transfer:Target",
+    ),
+    "Losses": ("potstill.loss:sparse",),
+    "Grading": ("potstill.answers:grade",),
+    "Records": (
+        "potstill.records:Question",
+        "potstill.records:Chain",
+        "potstill.records:Verdict",
+        "potstill.records:Prediction",
+        "potstill.records:Score",
+    ),
+}
+
+# Recipe keys as they are still called in `src/`, and what the documentation calls them. An entry whose key is gone from
+# the recipe has no effect, so the whole table can go once the recipe has the new names.
+NEW_KEYS: Final = {
+    "teacher.candidates": "teacher.top_logprobs",
+    "teacher.server.per_request": "teacher.server.samples_per_request",
+    "filter.cap": "filter.max_per_question",
+    "filter.near": "filter.near_duplicate_threshold",
+    "filter.shortest": "filter.min_chars",
+    "filter.longest": "filter.max_chars",
+    "filter.contamination": "filter.contamination_threshold",
+    "transfer.marks": "transfer.calculator_marks",
+    "transfer.drop_below": "transfer.min_probability",
+    "transfer.least_coverage": "transfer.min_coverage",
+    "train.groups": "train.prompts_per_step",
+    "train.mass": "train.missing_probability",
+    "train.warm_up": "train.warmup_steps",
+    "train.hold": "train.stable_steps",
+    "train.clip": "train.max_grad_norm",
+    "train.recompute": "train.gradient_checkpointing",
+    "train.stop_after": "train.early_stopping_patience",
+    "train.snapshot": "train.async_checkpoints",
+    "train.peak": "train.peak_flops",
+    "train.factors": "train.lr_multipliers",
+    "evaluate.mix": "evaluate.interpolate",
+    "report.read": "report.examples",
+    "repair": "on_policy",
+}
+
+
+def load(name: str) -> Any:
+    """The object that `module:attribute` names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def new_key(key: str) -> str:
+    """What the documentation calls a recipe key."""
+    if key in NEW_KEYS:
+        return NEW_KEYS[key]
+    for old, new in NEW_KEYS.items():
+        if key.startswith(old + "."):
+            return new + key[len(old) :]
+    return key
