@@ -14,6 +14,14 @@ TOY_STUDENT: Final = SOURCE / "miniature" / "models" / "student"
 RECIPE: Final = "potstill.recipe:Recipe"
 CLI: Final = "potstill.cli:app"
 
+PROMPTS: Final = (  # build a prompt; its format; a demonstration; the style of all sets but BBH; the style of a BBH task
+    "potstill.prompts:build",
+    "potstill.prompts:Format",
+    "potstill.prompts:Demonstration",
+    "potstill.prompts:PAPER",
+    "potstill.questions.bbh:style",
+)
+
 # What `import potstill as ps` exports is read from `potstill.__all__`. While it is empty, these are documented.
 API: Final = {
     "Run and read": (),
