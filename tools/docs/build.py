@@ -1,6 +1,6 @@
 """Write the generated reference pages into docs/reference. Called by `make docs` before the site is built.
 
-    .venv/bin/python tools/docs/build.py
+.venv/bin/python tools/docs/build.py
 """
 
 from __future__ import annotations

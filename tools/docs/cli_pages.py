@@ -38,7 +38,9 @@ def _command(name: str, command: Any) -> list[str]:
         spelled = ", ".join(f"`{one}`" for one in [*each.opts, *each.secondary_opts])
         value = "" if each.is_flag else f" `{_metavar(each)}`"
         need = " Required." if each.required else ""
-        default = f" Default: `{each.default}`." if each.default and not each.is_flag and not callable(each.default) else ""
+        default = (
+            f" Default: `{each.default}`." if each.default and not each.is_flag and not callable(each.default) else ""
+        )
         lines.append(f"| {spelled}{value} | {_escape(each.help or '')}{need}{default} |")
     return lines
 
@@ -46,7 +48,9 @@ def _command(name: str, command: Any) -> list[str]:
 def _metavar(parameter: Any) -> str:
     if parameter.metavar:
         return parameter.metavar
-    kind = getattr(getattr(parameter, "type_descriptor", None), "annotation", None) or parameter.type  # before typer 0.29
+    kind = (
+        getattr(getattr(parameter, "type_descriptor", None), "annotation", None) or parameter.type
+    )  # before typer 0.29
     if isinstance(kind, type) and issubclass(kind, Enum):
         return "|".join(str(each.value) for each in kind)
     choices = getattr(kind, "choices", None)

@@ -1,4 +1,4 @@
-"""Reference page of error codes: every error of the source that has one, found by reading the source, not by running it."""
+"""Reference page of error codes: every error that has one, found by reading the source, not by running it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def page() -> str:
     lines = [
         HEADER.format(title="Error codes"),
         "# Error codes\n",
-        "An error that you can fix has four parts: what is wrong, where, what was found, and a hint. It also has a code",
-        "that does not change between versions, such as `E-recipe-unknown-key`. potstill prints the message and exits with",
-        "status 2. An error without a code is a fault of potstill: it prints a traceback and exits with status 1.",
+        "An error that you can fix has four parts: what is wrong, where, what was found, and a hint. It also has a",
+        "code that does not change between versions, such as `E-recipe-unknown-key`. potstill prints the message and",
+        "exits with status 2. Any other error is a fault of potstill: it prints a traceback and exits with status 1.",
         "`…` stands for a part that depends on your files.\n",
     ]
     for code in sorted(by_code):

@@ -1,4 +1,4 @@
-"""Every name of potstill that the documentation's generators use. A move or a new name in `src/` is followed here alone."""
+"""Every name of potstill that the documentation's generators use: a move in `src/` is followed here alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ TOY_STUDENT: Final = SOURCE / "miniature" / "models" / "student"
 RECIPE: Final = "potstill.recipe:Recipe"
 CLI: Final = "potstill.cli:app"
 
-PROMPTS: Final = (  # build a prompt; its format; a demonstration; the style of all sets but BBH; the style of a BBH task
+# Builds a prompt; its format; a demonstration; the style of all sets but BBH; the style of a BBH task.
+PROMPTS: Final = (
     "potstill.prompts:build",
     "potstill.prompts:Format",
     "potstill.prompts:Demonstration",
@@ -32,6 +33,7 @@ API: Final = {
         "potstill.transfer:completions",
         "potstill.transfer:Target",
     ),
+    "Teachers": ("potstill.teachers.openai:scored",),
     "Losses": ("potstill.loss:sparse",),
     "Grading": ("potstill.answers:grade",),
     "Records": (

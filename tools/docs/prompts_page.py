@@ -18,9 +18,10 @@ def page() -> str:
     lines = [
         HEADER.format(title="Prompts"),
         "# Prompts\n",
-        "The page shows each prompt as a T5 model reads it. A decoder-only model also reads the lead. `{question}` stands for",
-        "the question's text, and one demonstration for however many there are. The demonstrations of BBH are its three",
-        "official ones. A student with a chat template gets the same turns in its template, with demonstrations as earlier turns.\n",
+        "The page shows each prompt as a T5 model reads it. A decoder-only model also reads the lead. `{question}`",
+        "stands for the question's text, and one demonstration for however many there are. The demonstrations of BBH",
+        "are its three official ones. A student with a chat template gets the same turns in its template, with",
+        "demonstrations as earlier turns.\n",
     ]
     for title, style, instruction in styles:
         lines.append(f"## {title}\n")

@@ -18,7 +18,7 @@ def page() -> str:
     lines = [
         HEADER.format(title="Python API"),
         "# Python API\n",
-        "Every function works alone on plain data. The signature gives the types; the text gives shapes, units and errors.\n",
+        "Every function works alone on plain data. The signature gives the types; the text gives the rest.\n",
     ]
     package = importlib.import_module("potstill")
     exported = [name for name in getattr(package, "__all__", ()) if not name.startswith("__")]
@@ -69,7 +69,9 @@ def _signature(name: str, thing: Any) -> str:
     except (ValueError, TypeError):
         return line
     inside = "\n".join(f"    {each}," for each in _parameters(signature))
-    returned = "" if signature.return_annotation is inspect.Signature.empty else f" -> {_type(signature.return_annotation)}"
+    returned = (
+        "" if signature.return_annotation is inspect.Signature.empty else f" -> {_type(signature.return_annotation)}"
+    )
     return f"{name}(\n{inside}\n){returned}"
 
 
@@ -81,14 +83,19 @@ def _parameters(signature: inspect.Signature) -> Iterator[str]:
         if each.kind is each.KEYWORD_ONLY and not star:
             star = True
             yield "*"
-        yield str(each).replace("'", "")
+        yield _unquoted(str(each))
 
 
 def _shown(thing: Any) -> str:
     try:
-        return str(inspect.signature(thing)).replace("'", "")
+        return _unquoted(str(inspect.signature(thing)))
     except (ValueError, TypeError):
         return "(...)"
+
+
+def _unquoted(text: str) -> str:
+    """Annotations without the quotes that postponed evaluation gives them; defaults keep theirs."""
+    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", text)
 
 
 def _type(annotation: Any) -> str:

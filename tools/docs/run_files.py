@@ -17,7 +17,9 @@ from file_meanings import COLUMNS, FILES, FOLDERS, SOMETIMES
 from names import NEW_KEYS, ROOT, TOY_STUDENT
 from recipe_keys import HEADER
 
-QUESTIONS: Final = [(f"Ann has {a} kites and finds {b} more. How many kites has she?", a + b) for a in range(2, 12) for b in (3, 4, 6)]
+QUESTIONS: Final = [
+    (f"Ann has {a} kites and finds {b} more. How many kites has she?", a + b) for a in range(2, 12) for b in (3, 4, 6)
+]
 RECIPE: Final = {
     "name": "small",
     "sets": {"sums": {"file": "sums.jsonl"}, "other": {"file": "other.jsonl"}, "generic": {"file": "generic.jsonl"}},
@@ -48,8 +50,8 @@ def page() -> str:
     lines = [
         HEADER.format(title="Files of a run"),
         "# Files of a run\n",
-        "A run is the folder `runs/NAME`. Each stage has a folder of its own. `N` stands for a step, `SET` for a data set,",
-        "and `FORMAT` for a prompt format. JSONL files have one record on a line; chains and verdicts are Parquet files.",
+        "A run is the folder `runs/NAME`. Each stage has a folder of its own. `N` stands for a step, `SET` for a data",
+        "set, and `FORMAT` for a prompt format. A JSONL file has one record on each line.",
         "A file that is not listed here was not written by potstill.\n",
     ]
     for folder, meaning in FOLDERS.items():
@@ -61,7 +63,7 @@ def page() -> str:
         lines.append("")
         for name in names:
             if found.get(name) and not any(found[name] == found.get(earlier) for earlier in names[: names.index(name)]):
-                lines += [f"### `{name}`: columns\n", "| column | type | meaning |", "|---|---|---|"]
+                lines += [f"### `{name}`\n", "| column | type | meaning |", "|---|---|---|"]
                 lines += [f"| `{c}` | {kind} | {_meaning(name, c)} |" for c, kind in found[name].items()]
                 lines.append("")
     return "\n".join(lines) + "\n"
@@ -71,7 +73,8 @@ def make(at: Path) -> Path:
     """A small run with every stage, in the folder `at`."""
     for name, verb in (("sums", "finds"), ("other", "buys"), ("generic", "sees")):
         rows = [
-            {"question": q.replace("finds", verb), "answer": str(a), "rationale": f"The sum is {a}."} for q, a in QUESTIONS
+            {"question": q.replace("finds", verb), "answer": str(a), "rationale": f"The sum is {a}."}
+            for q, a in QUESTIONS
         ]
         (at / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     (at / "small.yaml").write_text(json.dumps(_as_the_code_knows_it(RECIPE)), "utf-8")
@@ -150,7 +153,14 @@ def _cells(cells: list[str]) -> str:
 
 
 def _kind(value: Any) -> str:
-    kinds = {"NoneType": "null", "str": "text", "int": "integer", "float": "number", "bool": "true or false", "dict": "object"}
+    kinds = {
+        "NoneType": "null",
+        "str": "text",
+        "int": "integer",
+        "float": "number",
+        "bool": "true or false",
+        "dict": "object",
+    }
     return kinds.get(type(value).__name__, type(value).__name__)
 
 
@@ -159,14 +169,11 @@ def _either(kinds: set[str]) -> str:
 
 
 def _folder(name: str) -> str:
-    first = name.partition("/")[0] if "/" in name else ""
-    return first
+    return name.partition("/")[0] if "/" in name else ""
 
 
 def _meaning(name: str, column: str) -> str | None:
     return COLUMNS.get(f"{name} {column}", COLUMNS.get(column))
-
-
 
 
 if __name__ == "__main__":
