@@ -11,7 +11,7 @@ from meanings import MEANINGS, UNITS
 from names import RECIPE, load, new_key
 
 SECTIONS: Final = {
-    "": "Top level",
+    "": "The name of the run, its seed, and the folder of the sets",
     "sets": "Data sets of your own",
     "questions": "Which sets are trained on and measured",
     "teacher": "Where chains of thought come from",
