@@ -26,6 +26,7 @@ import error_codes  # noqa: E402
 import prompts_page  # noqa: E402
 import python_api  # noqa: E402
 import recipe_keys  # noqa: E402
+from meanings import MEANINGS  # noqa: E402
 from names import CLI, load  # noqa: E402
 
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "reference" not in path.relative_to(DOCS).parts)
@@ -107,6 +108,12 @@ def leaves(node: Any) -> Iterator[str]:
     else:
         for inner in node.values() if isinstance(node, dict) else node:
             yield from leaves(inner)
+
+
+def test_no_meaning_is_written_for_a_key_that_is_gone_or_describes_itself() -> None:
+    described = {key.name for key in recipe_keys.every_key(written={}) if key.meaning}
+    known = {key.name for key in recipe_keys.every_key()}
+    assert set(MEANINGS) <= known and not set(MEANINGS) & described
 
 
 def test_a_key_a_command_and_a_name_each_have_a_heading() -> None:

@@ -53,10 +53,10 @@ def pages() -> dict[str, str]:
     return made
 
 
-def every_key() -> Iterator[Key]:
-    """Every key of a recipe with its dotted name."""
+def every_key(written: dict[str, str] = MEANINGS) -> Iterator[Key]:
+    """Every key of a recipe with its dotted name. `written` has the meanings that the schema lacks."""
     schema = load(RECIPE).model_json_schema()
-    yield from _keys(schema, schema["$defs"], "", set(schema.get("required", ())))
+    yield from _keys(schema, schema["$defs"], "", set(schema.get("required", ())), written)
 
 
 def keys_of_code() -> set[str]:
@@ -72,27 +72,30 @@ def _named(node: dict[str, Any], definitions: dict[str, Any], before: str) -> It
             yield from _named(inner, definitions, f"{before}{name}{prefix}.")
 
 
-def _keys(node: dict[str, Any], definitions: dict[str, Any], before: str, required: set[str]) -> Iterator[Key]:
+def _keys(
+    node: dict[str, Any], definitions: dict[str, Any], before: str, required: set[str], written: dict[str, str]
+) -> Iterator[Key]:
     for name, field in node.get("properties", {}).items():
         old = f"{before}{name}"
         dotted = new_key(old)
         default = "required" if name in required else _default(field)
-        said = field.get("description") or MEANINGS.get(dotted, "")
+        said = field.get("description") or written.get(dotted, "")
         yield Key(dotted, _type(field, definitions), default, field.get("unit") or _unit(dotted), said)
         for inner, prefix in _inside(field, definitions):
-            yield from _keys(inner, definitions, f"{old}{prefix}.", set(inner.get("required", ())))
+            yield from _keys(inner, definitions, f"{old}{prefix}.", set(inner.get("required", ())), written)
 
 
 def _inside(field: dict[str, Any], definitions: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     """The sections that a field may hold, with what stands between its name and theirs."""
-    for option in [field, *field.get("anyOf", ()), *field.get("oneOf", ())]:
-        if "$ref" in option:
-            inner = _resolve(option, definitions)
-            if inner.get("type") == "object" and "properties" in inner:
-                yield inner, ""
-        if values := _values(option):
-            for inner, _ in _inside(values, definitions):
-                yield inner, ".NAME"
+    if "$ref" in field:
+        inner = _resolve(field, definitions)
+        if "properties" in inner:
+            yield inner, ""
+    for option in [*field.get("anyOf", ()), *field.get("oneOf", ())]:
+        yield from _inside(option, definitions)
+    if values := _values(field):
+        for inner, _ in _inside(values, definitions):
+            yield inner, ".NAME"
 
 
 def _values(field: dict[str, Any]) -> dict[str, Any] | None:
