@@ -115,7 +115,7 @@ class Run:
         store = TargetStore(targets_folder(self.run_dir, self.recipe))
         for chain, _ in self.chains(kept=True):
             if store.find(chain.key) is not None:
-                yield chain, store.of(chain)
+                yield chain, store.get(chain)
 
     def scores(self, split: Literal["validation", "test"]) -> list[Score]:
         """The scores of every checkpoint that was evaluated on a split: one for each set, format and decoding."""

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - a table of sentences
 """What each file of a run and each of its columns means. A key of COLUMNS is a column, or a file and a column."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - a table of sentences
 """Units of recipe keys, and meanings of keys that the schema does not describe. A description in the schema is better:
 delete the entry here once the schema has it."""
 

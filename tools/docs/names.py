@@ -16,33 +16,26 @@ CLI: Final = "potstill.cli:app"
 
 # Builds a prompt; its format; a demonstration; the style of all sets but BBH; the style of a BBH task.
 PROMPTS: Final = (
-    "potstill.prompts:build",
-    "potstill.prompts:Format",
+    "potstill.prompts:build_prompt",
+    "potstill.prompts:PromptFormat",
     "potstill.prompts:Demonstration",
-    "potstill.prompts:PAPER",
-    "potstill.questions.bbh:style",
+    "potstill.prompts:PAPER_STYLE",
+    "potstill.data.bbh:bbh_prompt_style",
 )
 
-# What `import potstill as ps` exports is read from `potstill.__all__`. While it is empty, these are documented.
+# The public names by subject, as `import potstill as ps` has them.
 API: Final = {
-    "Run and read": (),
+    "Run and read": ("potstill:run", "potstill:open_run", "potstill:Run"),
     "Align and transfer": (
         "potstill.alignment:dtw",
         "potstill.alignment:spans",
-        "potstill.transfer:transfer",
-        "potstill.transfer:completions",
-        "potstill.transfer:Target",
+        "potstill:transfer",
+        "potstill:completions",
+        "potstill:Target",
     ),
-    "Teachers": ("potstill.teachers.openai:scored",),
-    "Losses": ("potstill.loss:sparse",),
-    "Grading": ("potstill.answers:grade",),
-    "Records": (
-        "potstill.records:Question",
-        "potstill.records:Chain",
-        "potstill.records:Verdict",
-        "potstill.records:Prediction",
-        "potstill.records:Score",
-    ),
+    "Losses": ("potstill.losses:sparse_kl",),
+    "Grading": ("potstill:grade",),
+    "Records": ("potstill:Question", "potstill:Chain", "potstill:Verdict", "potstill:Prediction", "potstill:Score"),
 }
 
 # Recipe keys as they are still called in `src/`, and what the documentation calls them. An entry whose key is gone from

