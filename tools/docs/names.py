@@ -9,7 +9,7 @@ from typing import Any, Final
 ROOT: Final = Path(__file__).parent.parent.parent
 SOURCE: Final = ROOT / "src" / "potstill"
 REFERENCE: Final = ROOT / "docs" / "reference"
-TOY_STUDENT: Final = SOURCE / "miniature" / "models" / "student"
+TOY_STUDENT: Final = SOURCE / "demo" / "models" / "student"
 
 RECIPE: Final = "potstill.recipe:Recipe"
 CLI: Final = "potstill.cli:app"
