@@ -86,7 +86,7 @@ def choose_answers(name: str, samples: Iterable[Prediction]) -> list[Prediction]
         if decoding.choice == "best":
             index = self_consistency.most_likely_index([_require_likelihood(sample) for sample in group])
         else:
-            index = self_consistency.majority_index([sample.found for sample in group])
+            index = self_consistency.majority_index([sample.answer for sample in group])
         chosen.append(group[index])
     return chosen
 
@@ -107,7 +107,7 @@ def compute_pass_curves(
         rows: dict[str, list[list[float]]] = {"vote": [], "best": [], "any": []}
         for group in sets[name]:
             right = [sample.grade == "right" for sample in group]
-            values = [sample.found for sample in group]
+            values = [sample.answer for sample in group]
             likelihoods = [_require_likelihood(sample) for sample in group]
             rows["vote"].append(self_consistency.vote_accuracy(list(zip(values, right, strict=True))))
             rows["best"].append(self_consistency.best_of_accuracy(list(zip(likelihoods, right, strict=True))))

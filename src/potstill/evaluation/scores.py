@@ -62,7 +62,7 @@ def predict_answers(
                     text=text.text,
                     stop=text.stop,
                     grade=verdict.grade,
-                    found=verdict.found,
+                    answer=verdict.answer,
                     index=text.key[1],
                     likelihood=text.likelihood,
                 )
