@@ -75,7 +75,7 @@ def prepared(folder: Path, url: str, requests: int, concurrency: int, per_reques
         per_request=per_request,
     )
     plan = parse_recipe(text, "bench.yaml", [f"questions.limit.train={rows}"])
-    return plan, runner.run(plan, folder=folder / "run", until="collect")
+    return plan, runner.run(plan, run_dir=folder / "run", until="collect")
 
 
 Rates = tuple[float, float, float]  # requests a second in all and under way, processor seconds a request
@@ -98,7 +98,7 @@ def ours(plan: Recipe, at: Path) -> Rates:
 
     shown, progress.bar = progress.bar, bar
     began, worked = time.perf_counter(), time.process_time()
-    _, counts = sample.make(at, plan)
+    _, counts = sample.Sample().make(at, plan)
     seconds, worked = time.perf_counter() - began, time.process_time() - worked
     progress.bar = shown
     for file in (at / "sample").iterdir():
@@ -192,7 +192,7 @@ def one(count: int, url: str, folder: Path) -> None:
     began = time.perf_counter()
     stored = sample.sample_missing(at, plan)
     sampled = time.perf_counter()
-    _, counts = sample.make(at, plan)
+    _, counts = sample.Sample().make(at, plan)
     ended = time.perf_counter()
     assert stored == counts["chains"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

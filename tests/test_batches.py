@@ -48,7 +48,7 @@ def changes(url: str, *more: str) -> list[str]:
 
 def asked(world: Path, at: Path, url: str, name: str, *more: str) -> list[dict[str, Any]]:
     """The requests that the run at `at` writes now."""
-    runner.run_batch(tiny.recipe(world, *changes(url, *more)), out=at.parent / name, folder=at)
+    runner.run_batch(tiny.recipe(world, *changes(url, *more)), out=at.parent / name, run_dir=at)
     found = sorted((at.parent / name).glob("*")) if (at.parent / name).exists() else []
     assert all(path.name.startswith("requests-") for path in found)
     return [row for path in found for _, row in storage.read_jsonl(path)]
@@ -80,7 +80,7 @@ def read(world: Path, at: Path, lines: list[bytes], *more: str, split: int = 1) 
     paths = [at.parent / f"results-{part}.jsonl" for part in range(split)]
     for part, path in enumerate(paths):
         path.write_bytes(b"".join(lines[part::split]))
-    runner.run_batch(tiny.recipe(world, *changes("http://127.0.0.1:9/v1", *more)), paths, folder=at)
+    runner.run_batch(tiny.recipe(world, *changes("http://127.0.0.1:9/v1", *more)), paths, run_dir=at)
     return at / "sample"
 
 
@@ -306,10 +306,10 @@ def test_a_torn_segment_does_not_keep_enough_from_being_counted(world: Path, tmp
     with stub.running() as server:
         plan = tiny.recipe(world, *changes(server.url, *more))
         with pytest.raises(Crash), _torn(segments.segment_name(shard)):
-            runner.run_shard(plan, shard, folder=at)
+            runner.run_shard(plan, shard, run_dir=at)
         torn = at / "sample" / segments.segment_name(shard)
         assert torn.stat().st_size and not torn.read_bytes().endswith(b"\n")
-        runner.run_shard(plan, Shard(1, 3), folder=at)  # beside a process that may be in the middle of a line
+        runner.run_shard(plan, Shard(1, 3), run_dir=at)  # beside a process that may be in the middle of a line
         requests = asked(world, at, server.url, "out", *more)
         assert 0 < len(requests) <= ASKED
         read(world, at, served(server, requests[:1]), *more)
@@ -347,10 +347,10 @@ def again(work: Callable[[], object]) -> int:
 
 def test_files_hold_no_more_than_they_may(tmp_path: Path) -> None:
     rows = [b"x" * size + b"\n" for size in (5, 90, 5, 5, 5, 5)]
-    paths = atomic.write_rolling_files(tmp_path / "out", iter(rows), "requests", most_lines=3, most_bytes=97)
+    paths = atomic.write_rolling_files(tmp_path / "out", iter(rows), "requests", max_lines=3, max_bytes=97)
     assert [path.read_bytes().count(b"\n") for path in paths] == [2, 3, 1]
     assert b"".join(path.read_bytes() for path in paths) == b"".join(rows)
-    assert atomic.write_rolling_files(tmp_path / "none", iter(()), "requests", most_lines=1, most_bytes=1) == []
+    assert atomic.write_rolling_files(tmp_path / "none", iter(()), "requests", max_lines=1, max_bytes=1) == []
     assert not (tmp_path / "none").exists()
 
 

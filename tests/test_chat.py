@@ -136,4 +136,4 @@ def test_training_and_evaluation_ask_with_the_same_ids(tuned: Path, world: Path,
     assert all(row["prompt"].endswith("<|stop|>\n<|start|>assistant\n") for _, row in documents)
     plain = tiny.recipe(world, *changes, "student.chat=false")
     with pytest.raises(UserError, match=r"student\.chat"):
-        runner.run(plain, folder=at)
+        runner.run(plain, run_dir=at)

@@ -10,7 +10,7 @@ import pytest
 
 import stub
 import tiny
-from potstill import dry_run, preflight, runner
+from potstill import dry_run, preflight, runner, stages
 from potstill.errors import UserError
 from potstill.storage import segments
 
@@ -61,7 +61,7 @@ MISSING = (
     (("evaluate.engine=ctranslate2",), "evaluate", "ctranslate2"),
     (("evaluate.engine=vllm",), "evaluate", "vllm"),
     (("teacher.kind=vllm",), "sample", "vllm"),
-    (("teacher.temperature=0",), "sample", "one text 3 times"),
+    (("teacher.temperature=0",), "sample", "E-recipe-equal-samples"),
     (("teacher.model=nowhere",), "sample", "E-recipe-missing-path"),
     (("teacher.prompt=nowhere.txt",), "sample", "E-recipe-missing-path"),
     (("teacher={kind: replay, chains: nowhere.jsonl}",), "sample", "E-recipe-missing-path"),
@@ -81,7 +81,7 @@ def test_what_is_missing_is_in_the_plan_and_stops_the_run_before_its_first_chain
     text = dry_run.describe_run(recipe)
     assert f"would stop it     at {stage}: " in text and said in text.partition("would stop it")[2]
     with pytest.raises(UserError, match=said):
-        runner.run(recipe, folder=tmp_path / "run")
+        runner.run(recipe, run_dir=tmp_path / "run")
     assert not segments.segment_paths(tmp_path / "run" / "sample")
 
 
@@ -103,7 +103,7 @@ def test_weights_that_cannot_be_used_are_found_before_anything_is_paid_for(
         stage = "train" if key == "student.model" else "sample"
         assert f"would stop it     at {stage}: {folder}" in dry_run.describe_run(recipe)
         with pytest.raises(UserError, match=r"(safetensors|finite)"):
-            runner.run(recipe, folder=tmp_path / "run")
+            runner.run(recipe, run_dir=tmp_path / "run")
         assert server.seen == []
 
 
@@ -121,16 +121,16 @@ def test_a_control_that_is_still_to_be_made_stops_nothing_before_the_report(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tiny.recipe(world, "report.controls=[other-run]")
-    runner.run(recipe, folder=tmp_path / "run", until="sample")
+    runner.run(recipe, run_dir=tmp_path / "run", until="sample")
     assert "later, at report: report.controls: the control run other-run" in capsys.readouterr().err
 
 
 def test_what_is_finished_is_not_checked_again(world: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(world, tmp_path / "data"))
     at = tiny.make(data, tmp_path / "run", until="train")
-    assert preflight.find_problems(tiny.recipe(data), runner.STAGES, at) == []
+    assert preflight.find_problems(tiny.recipe(data), stages.STAGES, at) == []
     more = "evaluate.engine=vllm"
-    assert {each.stage for each in preflight.find_problems(tiny.recipe(data, more), runner.STAGES, at)} <= {
+    assert {each.stage for each in preflight.find_problems(tiny.recipe(data, more), stages.STAGES, at)} <= {
         "evaluate",
         "test",
     }
@@ -153,7 +153,7 @@ def test_an_encoder_decoder_is_no_model_for_vllm(
     monkeypatch.setattr(preflight, "find_spec", lambda name: name)  # as if all were installed
     for changes in (("teacher.kind=vllm", f"teacher.model={encoder_decoder}"),
                     (f"student={{model: {encoder_decoder}}}", "evaluate.engine=vllm")):  # fmt: skip
-        found = preflight.find_problems(tiny.recipe(world, *changes), runner.STAGES)
+        found = preflight.find_problems(tiny.recipe(world, *changes), stages.STAGES)
         assert any("does not run encoder-decoder" in each.fault.what for each in found)
 
 

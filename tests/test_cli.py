@@ -167,7 +167,7 @@ def test_a_finished_run_refuses_other_keys_and_redo_consents(tmp_path: Path, wor
     assert tiny.contents(at) == before
     from potstill import runner
 
-    runner.run(tiny.recipe(world, "filter.max_per_question=1"), folder=at, redo="filter", until="filter")
+    runner.run(tiny.recipe(world, "filter.max_per_question=1"), run_dir=at, redo="filter", until="filter")
     after = tiny.contents(at)
     assert {name for name in after if after[name] != before.get(name)} <= {n for n in after if n.startswith("filter/")}
     assert b'"filter.max_per_question": 1' in after["filter/manifest.json"]

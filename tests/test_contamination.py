@@ -18,7 +18,7 @@ from potstill.data import assemble, contamination, run_questions
 from potstill.data.contamination import mask_numbers_and_names, word_ngrams
 from potstill.data.splits import canonical_question
 from potstill.errors import UserError
-from potstill.stages import collect
+from potstill.stages import open_stage
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "d", "5", "7", "."]), max_size=14).map(" ".join)
 TEXTS = st.lists(WORDS, max_size=24)
@@ -172,7 +172,7 @@ def test_training_questions_of_a_measured_template_can_be_dropped(world: Path, t
     assert {k: v["test"] for k, v in dropped.questions.items()} == {k: v["test"] for k, v in kept.questions.items()}
     asked = tiny.recipe(world, own, "questions.templates=drop")
     assert f"templates       {dropped.dropped} training questions left out" in dry_run.describe_run(asked)
-    assert collect.make(tmp_path / "run", asked)[1]["left out as templates"] == dropped.dropped
+    assert open_stage("collect").make(tmp_path / "run", asked)[1]["left out as templates"] == dropped.dropped
     with pytest.raises(UserError) as error:
         gathered(world, "questions.templates=drop")
     assert error.value.code == "E-data-templates"

@@ -22,13 +22,13 @@ def test_a_run_without_what_it_was_made_from_reports_again(
     (tmp_path / "data").mkdir()
     recipe = tiny.recipe(tmp_path / "data")
     before = tiny.contents(at)
-    runner.run(recipe, folder=at)
-    assert tiny.contents(at) == before and "stays as it was made" in capsys.readouterr().err
+    runner.run(recipe, run_dir=at)
+    assert tiny.contents(at) == before and "an input is missing here" in capsys.readouterr().err
     for call in (show.print_status, show.print_overview, lambda at: list(show.export_rows(at, "messages"))):
         call(at)
     compare.compare_runs(f"{at}@0", f"{at}@4")
     with pytest.raises(UserError, match="E-recipe-missing-path"):  # this needs more than its folder, and loses nothing
-        runner.run(recipe, folder=at, redo="evaluate")
+        runner.run(recipe, run_dir=at, redo="evaluate")
     assert tiny.contents(at) == before
 
 
@@ -37,7 +37,7 @@ def test_a_run_that_was_renamed_writes_its_page_again_and_nothing_else(
 ) -> None:
     at = Path(shutil.copytree(finished, tmp_path / "renamed"))
     before = tiny.contents(at)
-    runner.run(tiny.recipe(world, "name=renamed"), folder=at)
+    runner.run(tiny.recipe(world, "name=renamed"), run_dir=at)
     after = tiny.contents(at)
     assert before.keys() == after.keys()
     assert {name.partition("/")[0] for name in after if after[name] != before[name]} <= {"report", "student"}
@@ -48,13 +48,13 @@ def test_a_report_stays_where_its_controls_are_not(world: Path, tmp_path: Path, 
     other = Path(shutil.copytree(finished, tmp_path / "other"))
     at = Path(shutil.copytree(finished, tmp_path / "run"))
     recipe = tiny.recipe(world, f"report.controls=[{other.name}]")
-    runner.run(recipe, folder=at, redo="report")
+    runner.run(recipe, run_dir=at, redo="report")
     before = tiny.contents(at)
     other.rename(tmp_path / "moved")
-    runner.run(recipe, folder=at)
+    runner.run(recipe, run_dir=at)
     assert tiny.contents(at) == before
     with pytest.raises(UserError, match="the control run other has not finished"):
-        runner.run(recipe, folder=at, redo="report")
+        runner.run(recipe, run_dir=at, redo="report")
     assert tiny.contents(at) == before
 
 
@@ -64,7 +64,7 @@ def test_two_trainings_are_compared_without_p(
     """They differ in the seed of the order alone; a copy of a run is the same training."""
     monkeypatch.setenv("COLUMNS", "200")
     at = Path(shutil.copytree(finished, tmp_path / "seeded"))
-    runner.run(tiny.recipe(world, "train.learning_rate=5e-3"), folder=at, redo="train", until="test")
+    runner.run(tiny.recipe(world, "train.learning_rate=5e-3"), run_dir=at, redo="train", until="test")
     copied = Path(shutil.copytree(finished, tmp_path / "copied"))
     told = {}
     for name, first, second in (

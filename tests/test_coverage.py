@@ -18,7 +18,7 @@ from potstill.alignment.text_rule_completions import completions
 from potstill.errors import UserError
 from potstill.records import Chain
 from potstill.serialization import to_json
-from potstill.stages import align
+from potstill.stages import open_stage
 from potstill.storage import parquet
 from potstill.tokenization import Tokenizer
 
@@ -131,13 +131,15 @@ def test_in_a_run_it_is_said_at_align_and_on_the_page(
 def test_a_local_scorers_tokenizer_serves_the_rule_text_as_a_local_teachers_does(world: Path, tmp_path: Path) -> None:
     own = tokenization.load_tokenizer(world / "teacher").digest
     scored = "teacher={kind: human, top_logprobs: 3, score: {model: teacher}}"
-    assert align.inputs(tiny.recipe(world))["teacher.tokenizer"] == own
-    assert align.inputs(tiny.recipe(world, scored))["teacher.tokenizer"] == own
+    assert open_stage("align").inputs(tiny.recipe(world))["teacher.tokenizer"] == own
+    assert open_stage("align").inputs(tiny.recipe(world, scored))["teacher.tokenizer"] == own
     for change in ("transfer.rule=span", "transfer.calculator_marks=insert", "transfer.rewrite={×: '*'}"):
-        assert "teacher.tokenizer" not in align.inputs(tiny.recipe(world, scored, change))
+        assert "teacher.tokenizer" not in open_stage("align").inputs(tiny.recipe(world, scored, change))
     served = "teacher={kind: human, score: {kind: openai, model: m}}"
     for other in (served, "teacher={kind: human}"):
-        assert "teacher.tokenizer" not in align.inputs(tiny.recipe(world, other)), "only bytes are known of it"
+        assert "teacher.tokenizer" not in open_stage("align").inputs(tiny.recipe(world, other)), (
+            "only bytes are known of it"
+        )
     at = tiny.make(world, tmp_path / "run", scored, until="align")
     chains = list(parquet.read_chains(at / "sample" / "chains.parquet"))
     student = tokenization.load_tokenizer(world / "student-tokenizer")

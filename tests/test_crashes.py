@@ -14,7 +14,7 @@ import pytest
 
 import tiny
 from crashing import Crash, crash
-from potstill import runner
+from potstill import stages
 from potstill.report import figures
 from potstill.storage import atomic
 
@@ -35,7 +35,7 @@ def _no_figures() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("stage", runner.STAGES)
+@pytest.mark.parametrize("stage", stages.STAGES)
 def test_a_crash_at_any_operation_leaves_nothing_that_a_resume_does_not_mend(
     world: Path, whole: Path, tmp_path: Path, stage: str
 ) -> None:

@@ -130,5 +130,5 @@ def test_a_run_with_every_decoding(tmp_path: Path) -> None:
     plan = tiny.recipe(data, *more)
     from potstill import runner
 
-    runner.run(plan, folder=run, redo="test")
+    runner.run(plan, run_dir=run, redo="test")
     assert (run / "evaluate" / "manifest.json").read_bytes() == before

@@ -116,7 +116,7 @@ def test_a_line_reads_back(row: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    "code, advice", [(errno.ENOSPC, "make room on the disk"), (errno.EACCES, "give yourself the permission")]
+    "code, advice", [(errno.ENOSPC, "free some disk space"), (errno.EACCES, "give yourself the permission")]
 )
 def test_a_full_disk_is_one_message_and_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, advice: str
@@ -139,10 +139,10 @@ def test_a_disk_that_is_full_in_the_middle_of_an_append_takes_the_rows_back(tmp_
     program = f"""
 import resource, signal
 from pathlib import Path
-from potstill import files
+from potstill import storage
 from potstill.errors import UserError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-with files.Appender(Path({str(path)!r})) as lines:
+with storage.Appender(Path({str(path)!r})) as lines:
     lines.append([{{"x": 1}}])
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
     try:
@@ -160,11 +160,12 @@ def test_reading_names_the_file_and_the_line(tmp_path: Path) -> None:
     path.write_text('{"x": 1}\n{"x": \n')
     with pytest.raises(UserError) as caught:
         list(storage.read_jsonl(path))
-    assert str(caught.value).startswith(f"{path} line 2: not a whole line of JSON\n  found: ")
+    assert (caught.value.code, caught.value.where) == ("E-storage-invalid-json", f"{path} line 2")
+    assert caught.value.found
     path.write_text("[1]\n")
-    with pytest.raises(UserError, match="line 1: not a JSON object"):
+    with pytest.raises(UserError, match=r"line 1: (.|\n)*E-storage-invalid-record"):
         list(storage.read_jsonl(path))
-    with pytest.raises(UserError, match="check the path"):
+    with pytest.raises(UserError, match="E-storage-os-error"):
         list(storage.read_jsonl(tmp_path / "absent.jsonl"))
 
 
@@ -183,24 +184,24 @@ def test_whole_rows_are_those_that_were_written_to_their_end(tmp_path: Path) -> 
     path.write_bytes(b'{"x": 4}')
     assert list(storage.read_complete_lines(path)) == []
     path.write_bytes(b'{"x"\n{"x": 2}\n')
-    with pytest.raises(UserError, match="line 1: not a whole line of JSON"):
+    with pytest.raises(UserError, match=r"line 1: (.|\n)*E-storage-invalid-json"):
         list(storage.read_complete_lines(path))
 
 
 @pytest.mark.parametrize("content", [b'{"x": NaN}', b"[" * 100_000, b"\xff"])
 def test_what_is_no_json_is_one_message(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.jsonl").write_bytes(content + b"\n")
-    with pytest.raises(UserError, match="line 1: not a whole line of JSON"):
+    with pytest.raises(UserError, match=r"line 1: (.|\n)*E-storage-invalid-json"):
         list(storage.read_jsonl(tmp_path / "a.jsonl"))
 
 
 def test_a_file_where_a_folder_belongs_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
-    with pytest.raises(UserError, match="a file where a folder belongs"), run_folder.lock_run(tmp_path / "runs" / "x"):
+    with pytest.raises(UserError, match="E-storage-os-error"), run_folder.lock_run(tmp_path / "runs" / "x"):
         pass
-    with pytest.raises(UserError, match="a file stands where a folder belongs"):
+    with pytest.raises(UserError, match="E-storage-os-error"):
         storage.write_file(tmp_path / "runs" / "x", b"")
-    with pytest.raises(UserError, match="choose a shorter name"):
+    with pytest.raises(UserError, match="E-storage-os-error"):
         storage.write_file(tmp_path / ("a" * 300), b"")
 
 
@@ -213,7 +214,7 @@ def test_a_link_is_removed_and_what_it_leads_to_stays(tmp_path: Path) -> None:
 
 def test_a_manifest_without_its_fields_is_one_message(tmp_path: Path) -> None:
     storage.write_json(tmp_path / "filter" / manifest.BEGUN_FILE, {"format": manifest.FORMAT_VERSION})
-    with pytest.raises(UserError, match="not a whole manifest"):
+    with pytest.raises(UserError, match="E-run-invalid-manifest"):
         manifest.read_begun(tmp_path / "filter")
 
 
@@ -260,11 +261,9 @@ def test_a_stage_made_from_something_else_names_the_keys_and_the_stages(tmp_path
         manifest.begin_stage(
             at, _identity(recipe={"filter.max_per_question": 4}, versions={"answers": 2}), ("filter", "align")
         )
-    assert str(caught.value) == (
-        f"{at}: filter was made from something else\n"
-        "  found: filter.max_per_question: null -> 4; version of answers: 1 -> 2\n"
-        "  hint: put the old values back, or consent with --redo filter (makes filter, align again)"
-    )
+    assert (caught.value.code, caught.value.where) == ("E-run-stage-differs", str(at))
+    assert caught.value.found == "filter.max_per_question: null -> 4; version of answers: 1 -> 2"
+    assert "--redo filter (makes filter, align again)" in caught.value.hint
 
 
 def test_an_output_that_changed_since_is_refused(tmp_path: Path) -> None:
@@ -273,13 +272,13 @@ def test_an_output_that_changed_since_is_refused(tmp_path: Path) -> None:
     storage.write_file(at / "verdicts", b"v")
     manifest.finish_stage(at, _identity(), [at / "verdicts"], {})
     (at / "verdicts").write_bytes(b"longer")
-    with pytest.raises(UserError, match="changed since its stage was finished"):
+    with pytest.raises(UserError, match="E-run-file-changed"):
         manifest.read_finished(at)
 
 
 def test_a_run_of_another_format_is_refused(tmp_path: Path) -> None:
     storage.write_json(tmp_path / "filter" / manifest.BEGUN_FILE, {"format": 99})
-    with pytest.raises(UserError, match="reads file format 1"):
+    with pytest.raises(UserError, match="E-run-file-format"):
         manifest.read_begun(tmp_path / "filter")
 
 
@@ -287,12 +286,12 @@ def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
 from potstill.storage import run_folder
-with run_folder.locked(Path({str(tmp_path)!r})):
+with run_folder.lock_run(Path({str(tmp_path)!r})):
     pass
 """
     with run_folder.lock_run(tmp_path):
         told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "another process is working on this run" in told.stderr
+    assert "E-run-locked" in told.stderr
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
@@ -323,7 +322,7 @@ def test_verdicts_survive_parquet(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_parquet_is_the_users(tmp_path: Path) -> None:
     (tmp_path / "c.parquet").write_bytes(b"no")
-    with pytest.raises(UserError, match="not a Parquet file"):
+    with pytest.raises(UserError, match="E-storage-invalid-parquet"):
         list(parquet.read_chains(tmp_path / "c.parquet"))
 
 
@@ -445,7 +444,7 @@ def test_a_hostile_manifest_is_one_message(tmp_path: Path, content: bytes, name:
 def test_a_manifest_with_a_hostile_field_is_one_message(tmp_path: Path, change: dict[str, object]) -> None:
     row = {**_identity().as_json(), "outputs": {}, "counts": {}, **change}
     storage.write_json(tmp_path / "filter" / manifest.MANIFEST_FILE, row)
-    with pytest.raises(UserError, match="not a whole manifest"):
+    with pytest.raises(UserError, match="E-run-invalid-manifest"):
         manifest.read_finished(tmp_path / "filter")
 
 
@@ -465,10 +464,10 @@ def test_a_hostile_record_is_one_message(tmp_path: Path, change: dict[str, objec
     assert storage.read_record(Choice, path).checkpoint.step == 2
     for row in ({**CHOICE, **change}, [CHOICE], None, {}):
         storage.write_json(path, row)
-        with pytest.raises(UserError, match="not a choice"):
+        with pytest.raises(UserError, match="E-storage-invalid-record"):
             storage.read_record(Choice, path)
         storage.write_json(path, [row])
-        with pytest.raises(UserError, match="not a choice"):
+        with pytest.raises(UserError, match="E-storage-invalid-record"):
             storage.read_records(Choice, path)
 
 

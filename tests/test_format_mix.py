@@ -308,7 +308,7 @@ def test_what_a_recipe_does_not_choose_leaves_no_trace(world: Path, tmp_path: Pa
         if any(name in key for name in ("loss_weights", "uniform_over", "divergence"))
     ]
     for change in ("train.uniform_over=chains", FEW.replace("2", "1"), WEIGHTS):
-        with pytest.raises(UserError, match="consent with --redo train "):
+        with pytest.raises(UserError, match="--redo train "):
             tiny.make(world, at, change, until="train")
 
 
@@ -341,7 +341,7 @@ def test_a_step_without_a_weighted_format_is_refused_before_a_teacher_is_asked(w
     asked = tiny.recipe(world, change, WEIGHTS)
     at = tmp_path / "run"
     with user_error("E-train-format-without-rows", where="train.loss_weights", hint="zero-shot-answer"):
-        run_recipe(asked, folder=at, until="train")
+        run_recipe(asked, run_dir=at, until="train")
     assert not (at / "sample").exists(), "no teacher was asked"
     assert "would stop it     at train: train.loss_weights: " in dry_run.describe_run(asked)
     assert "train.loss_weights" not in dry_run.describe_run(
@@ -399,7 +399,7 @@ def test_a_divergence_that_cannot_be_computed_stops_before_a_teacher_is_asked(
     world: Path, tmp_path: Path, changes: list[str], code: str, where: str
 ) -> None:
     with user_error(code, where=where):
-        run_recipe(tiny.recipe(world, *changes), folder=tmp_path / "run", until="train")
+        run_recipe(tiny.recipe(world, *changes), run_dir=tmp_path / "run", until="train")
     assert not (tmp_path / "run" / "sample").exists()
 
 

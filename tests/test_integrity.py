@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import tiny
 from expect import user_error
-from potstill import cli, runner, storage
+from potstill import cli, runner, stages, storage
 from potstill.errors import UserError
 from potstill.storage import atomic, manifest, read
 from test_repair import REPAIR, REPLAY
@@ -39,7 +39,7 @@ def change(path: Path) -> None:
 
 
 def cut_before(at: Path, stage: str) -> None:
-    for later in runner.stages_from(stage):
+    for later in stages.stages_from(stage):
         storage.remove(at / later)
     storage.remove(at / "student")
 
@@ -73,7 +73,7 @@ def test_a_changed_byte_stops_the_stage_that_would_read_it(world: Path, at: Path
     path = path if path.exists() else next(path.parent.glob("*.npy"))
     change(path)
     before = tiny.contents(at)
-    with pytest.raises(UserError, match="changed since its stage was finished") as fault:
+    with pytest.raises(UserError, match="E-run-file-changed") as fault:
         tiny.make(world, at, *ALL, until=stage)
     assert fault.value.where == str(path) and fault.value.found.startswith("sha256 ")
     assert "potstill check RUN" in fault.value.hint
@@ -98,7 +98,7 @@ def test_an_interrupted_evaluation_does_not_take_over_a_changed_answer(world: Pa
     storage.remove(at / "evaluate" / "manifest.json")
     [answers] = (at / "evaluate" / "2").glob("zero-shot-rationale.*.jsonl")
     change(answers)
-    with pytest.raises(UserError, match="changed since its stage was finished"):
+    with pytest.raises(UserError, match="E-run-file-changed"):
         tiny.make(world, at, *ALL, until="evaluate")
 
 
@@ -141,7 +141,7 @@ def test_the_same_bytes_come_after_a_checkpoint_is_removed(world: Path, whole: P
 def test_a_training_that_grows_is_verified_first(world: Path, at: Path) -> None:
     change(at / "train" / "checkpoints" / "4" / "model.safetensors")
     before = tiny.contents(at)
-    with pytest.raises(UserError, match="changed since its stage was finished"):
+    with pytest.raises(UserError, match="E-run-file-changed"):
         tiny.make(world, at, *ALL, "train.steps=6")
     assert tiny.contents(at) == before
 
@@ -149,8 +149,8 @@ def test_a_training_that_grows_is_verified_first(world: Path, at: Path) -> None:
 def test_redo_verifies_what_the_stage_reads_before_it_removes_anything(world: Path, at: Path) -> None:
     change(at / "sample" / "chains.parquet")
     before = tiny.contents(at)
-    with pytest.raises(UserError, match="changed since its stage was finished"):
-        runner.run(tiny.recipe(world, *ALL), folder=at, redo="filter")
+    with pytest.raises(UserError, match="E-run-file-changed"):
+        runner.run(tiny.recipe(world, *ALL), run_dir=at, redo="filter")
     assert tiny.contents(at) == before
 
 
@@ -230,7 +230,7 @@ def test_check_of_what_is_no_run(tmp_path: Path) -> None:
 )
 def test_records_of_a_damaged_run_are_not_shown(at: Path, arguments: list[str]) -> None:
     (at / "collect" / "sums.train.jsonl").write_bytes(b"")
-    with pytest.raises(UserError, match="changed since its stage was finished"):
+    with pytest.raises(UserError, match="E-run-file-changed"):
         CliRunner().invoke(cli.app, [arguments[0], str(at), *arguments[1:]], catch_exceptions=False)
 
 
@@ -244,5 +244,5 @@ def test_a_damaged_file_of_collect_is_one_message(at: Path, content: str) -> Non
     ):
         (at / "collect" / name).write_text(content)
         if name == run_questions.TASK_PROMPTS_FILE or content not in ("{}", '{"": 3}'):
-            with pytest.raises(UserError, match="not what potstill has written"):
+            with pytest.raises(UserError, match="E-storage-invalid-format"):
                 read_file(at)

@@ -70,8 +70,8 @@ def test_fifty_real_questions_killed_and_resumed_twice(url: str, data: Path, tmp
     recipe, run = tmp_path / "live.yaml", tmp_path / "run"
     recipe.write_text(RECIPE.format(asked=ASKED, samples=SAMPLES, url=url))
     program = (
-        "from pathlib import Path; from potstill import recipe, run; "
-        f"run.run(recipe.load(Path({str(recipe)!r})), folder=Path({str(run)!r}), until='train')"
+        "from pathlib import Path; from potstill import recipe, runner; "
+        f"runner.run(recipe.load_recipe(Path({str(recipe)!r})), run_dir=Path({str(run)!r}), until='train')"
     )
     segment, sizes = run / "sample" / "segment-0000.jsonl", [0]
     for kill in (True, True, False):

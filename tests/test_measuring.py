@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from potstill import inference, runner, storage
+from potstill import grading, inference, runner, stages, storage
 from potstill.cli import lm_eval
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint
@@ -15,7 +15,6 @@ from potstill.inference import Decode, Generation, Request, cache
 from potstill.inference.transformers import TransformersEngine
 from potstill.recipe import parse_recipe
 from potstill.records import BASE, Question, Verdict
-from potstill.stages import test
 
 MEASURED = (
     "teacher={kind: none}",
@@ -32,12 +31,12 @@ def silent(*_: object, **__: object) -> list[Generation]:
 def test_a_model_is_measured_without_teacher_or_training(world: Path, tmp_path: Path, monkeypatch) -> None:
     changes = (*MEASURED, f"evaluate.cache={tmp_path / 'answers'}")
     plan = tiny.recipe(world, *changes)
-    first = runner.run(plan, folder=tmp_path / "first")
+    first = runner.run(plan, run_dir=tmp_path / "first")
     assert sorted(path.name for path in first.iterdir() if path.is_dir()) == ["collect", "test"]
     scores = checkpoint.read_scores(first / "test", BASE)
     assert {score.set for score in scores} == set(tiny.SETS) and all(score.n > 0 for score in scores)
-    with pytest.raises(UserError, match="train: a recipe without a teacher has no such stage"):
-        runner.run(plan, folder=tmp_path / "first", redo="train")
+    with pytest.raises(UserError, match=r"train: (.|\n)*E-run-unknown-stage"):
+        runner.run(plan, run_dir=tmp_path / "first", redo="train")
 
     lm_eval.export_tasks(first, tmp_path / "tasks")
     rows = [row for _, row in storage.read_jsonl(tmp_path / "tasks" / "potstill_other_zero_shot_rationale.jsonl")]
@@ -49,14 +48,14 @@ def test_a_model_is_measured_without_teacher_or_training(world: Path, tmp_path: 
     described = (tmp_path / "tasks" / "potstill_other_zero_shot_rationale.yaml").read_text()
     assert "task: potstill_other_zero_shot_rationale\n" in described and "max_gen_toks: 6\n" in described
     monkeypatch.setattr(TransformersEngine, "generate", silent)
-    again = runner.run(plan, folder=tmp_path / "again")
+    again = runner.run(plan, run_dir=tmp_path / "again")
     assert tiny.contents(again) == tiny.contents(first)
     # another version of the grader: the run says so, and with consent it rescores what is there
-    monkeypatch.setitem(test.VERSIONS, "answers", 99)
+    monkeypatch.setattr(grading, "VERSION", 99)
     with pytest.raises(UserError, match=r"version of answers: \d -> 99"):
-        runner.run(plan, folder=first)
+        runner.run(plan, run_dir=first)
     monkeypatch.setattr("potstill.evaluation.scores.grade", lambda *_: Verdict("right", "graded anew"))
-    rescored = runner.run(plan, folder=first, redo="test")
+    rescored = runner.run(plan, run_dir=first, redo="test")
     rows = list(checkpoint.read_predictions(rescored / "test", BASE, "zero-shot-rationale", "greedy"))
     before = list(checkpoint.read_predictions(again / "test", BASE, "zero-shot-rationale", "greedy"))
     assert [row.text for row in rows] == [row.text for row in before]
@@ -66,8 +65,8 @@ def test_a_model_is_measured_without_teacher_or_training(world: Path, tmp_path: 
 
 
 def test_without_memory_the_answers_are_the_same(world: Path, tmp_path: Path) -> None:
-    plain = runner.run(tiny.recipe(world, *MEASURED), folder=tmp_path / "plain")
-    kept = runner.run(tiny.recipe(world, *MEASURED, f"evaluate.cache={tmp_path / 'a'}"), folder=tmp_path / "kept")
+    plain = runner.run(tiny.recipe(world, *MEASURED), run_dir=tmp_path / "plain")
+    kept = runner.run(tiny.recipe(world, *MEASURED, f"evaluate.cache={tmp_path / 'a'}"), run_dir=tmp_path / "kept")
     assert tiny.contents(plain) == tiny.contents(kept)
 
 
@@ -110,7 +109,7 @@ def test_what_is_remembered_depends_on_prompt_decoding_and_draw(tmp_path: Path) 
 
 def test_a_recipe_without_teacher_says_what_it_measures() -> None:
     plan = parse_recipe("name: m\nteacher: {kind: none}\nstudent: folder\nquestions: {train: []}\n", "m.yaml")
-    assert plan.student.model == "folder" and runner.recipe_stages(plan) == ("collect", "test")
+    assert plan.student.model == "folder" and stages.recipe_stages(plan) == ("collect", "test")
     nothing = "questions: {in_distribution: [], out_of_distribution: [], generic: []}"
     text = f"name: m\nteacher: {{kind: none}}\nstudent: f\n{nothing}\n"
     with pytest.raises(UserError, match="E-recipe-no-evaluation-set"):

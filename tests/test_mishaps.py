@@ -42,7 +42,7 @@ def keys(run: Path) -> list[tuple[str, str, int]]:
 @pytest.mark.parametrize(
     "code, advice",
     [
-        (errno.ENOSPC, "make room on the disk"),
+        (errno.ENOSPC, "free some disk space"),
         (errno.EACCES, "give yourself the permission"),
         (errno.EROFS, "choose a folder on a disk that can be written to"),
     ],
@@ -104,7 +104,7 @@ def test_two_processes_on_one_run(world: Path, tmp_path: Path) -> None:
         segment = run / "sample" / "segment-0000.jsonl"
         while first.poll() is None and not (segment.exists() and segment.stat().st_size):
             time.sleep(0.02)
-        with pytest.raises(UserError, match="another process is working on this run"):
+        with pytest.raises(UserError, match="E-run-locked"):
             tiny.make(world, run, *changes(server.url), until="sample")
         assert first.wait() == 0
     found = keys(run)

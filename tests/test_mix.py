@@ -17,7 +17,7 @@ from potstill.errors import UserError
 from potstill.evaluation import checkpoint
 from potstill.records import BASE, Checkpoint, Choice, Score
 from potstill.serialization import from_json, to_json
-from potstill.stages import report, test
+from potstill.stages import open_stage
 from potstill.storage import manifest
 
 MIX = "evaluate.interpolate=[0.5, 0.25]"
@@ -76,10 +76,10 @@ def test_a_chosen_mix_is_tested_and_saved_as_a_plain_folder(world: Path, mixed: 
     assert from_json(Choice, to_json(other)) == other and to_json(other)["step"] == "4-0.5"
     asked = tiny.recipe(world, MIX)
     shutil.rmtree(at / "test")
-    assert test.make(at, asked)[1] == {"steps": [0, "4-0.5"]}
+    assert open_stage("test").make(at, asked)[1] == {"steps": [0, "4-0.5"]}
     for stage in ("select", "test"):
         manifest.finish_stage(at / stage, manifest.Identity(stage, {}, {}, {}), [], {})
-    assert report.make(at, asked)[1]["step"] == "4-0.5"
+    assert open_stage("report").make(at, asked)[1]["step"] == "4-0.5"
     saved = load_file(at / "student" / "model.safetensors")
     wanted = checkpoint.open_checkpoint(at, asked, best).weights()
     assert all(torch.equal(saved[name], wanted[name]) for name in saved)

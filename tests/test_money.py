@@ -44,7 +44,7 @@ def tokens(at: Path) -> float:
 
 
 def sample(world: Path, at: Path, url: str, *more: str, redo: str | None = None, yes: runner.Consent = False) -> Path:
-    return runner.run(tiny.recipe(world, *changes(url, *more)), folder=at, redo=redo, until="sample", yes=yes)
+    return runner.run(tiny.recipe(world, *changes(url, *more)), run_dir=at, redo=redo, until="sample", yes=yes)
 
 
 def test_a_redo_forgets_nothing_of_what_was_paid(world: Path, tmp_path: Path) -> None:
@@ -93,11 +93,11 @@ def test_chains_that_are_still_being_sampled_are_paid_for_too(world: Path, tmp_p
 def test_what_cost_nothing_is_redone_at_once(world: Path, tmp_path: Path) -> None:
     at = tiny.make(world, tmp_path / "run", until="sample")
     before = tiny.contents(at)
-    runner.run(tiny.recipe(world), folder=at, redo="sample", until="sample")
+    runner.run(tiny.recipe(world), run_dir=at, redo="sample", until="sample")
     assert tiny.contents(at) == before
     with stub.running() as server:
         bought = sample(world, tmp_path / "bought", server.url)
-        runner.run(tiny.recipe(world, *changes(server.url)), folder=bought, redo="filter", until="filter")
+        runner.run(tiny.recipe(world, *changes(server.url)), run_dir=bought, redo="filter", until="filter")
         assert tokens(bought) == server.written
 
 
@@ -139,10 +139,10 @@ def test_shards_of_any_division_stay_together_below_the_ceiling(world: Path, tmp
             world, *changes(server.url, f"teacher.budget.money={most}", "teacher.server.samples_per_request=1")
         )
         rounds: list[Callable[[], object]] = [
-            *(lambda n=n: runner.run_shard(recipe, Shard(n, 2), folder=at) for n in (1, 2, 1)),
-            *(lambda n=n: runner.run_shard(recipe, Shard(n, 4), folder=at) for n in (3, 1, 2)),
+            *(lambda n=n: runner.run_shard(recipe, Shard(n, 2), run_dir=at) for n in (1, 2, 1)),
+            *(lambda n=n: runner.run_shard(recipe, Shard(n, 4), run_dir=at) for n in (3, 1, 2)),
             lambda: runner.run(recipe, at, until="sample"),
-            *(lambda n=n: runner.run_shard(recipe, Shard(n, 2), folder=at) for n in (2, 1)),
+            *(lambda n=n: runner.run_shard(recipe, Shard(n, 2), run_dir=at) for n in (2, 1)),
         ]
         for each in rounds:
             try:
@@ -157,13 +157,13 @@ def test_shards_that_run_beside_each_other_have_even_parts(tmp_path: Path) -> No
     for number in (1, 2, 3):
         ledger.split_budget(tmp_path, Shard(number, 3))
         with ledger.LedgerWriter(ledger.ledger_path(tmp_path, Shard(number, 3))) as bill:
-            bill.pay({"completion_tokens": 10 * number, "money": 1.0})
+            bill.record({"completion_tokens": 10 * number, "money": 1.0})
     for number in (1, 2, 3):  # begun again: the division is the same one
         ledger.split_budget(tmp_path, Shard(number, 3))
         settled, own = ledger.budget_usage(tmp_path, Shard(number, 3))
         assert settled["completion_tokens"] == 0 and own["completion_tokens"] == 10 * number
     with ledger.LedgerWriter(ledger.ledger_path(tmp_path)) as bill:
-        bill.pay({"completion_tokens": 5.0})
+        bill.record({"completion_tokens": 5.0})
     ledger.split_budget(tmp_path, Shard(2, 3))
     settled, own = ledger.budget_usage(tmp_path, Shard(2, 3))
     assert settled["completion_tokens"] == 65 and own["completion_tokens"] == 0, "what is left is shared anew"
@@ -206,34 +206,22 @@ def test_what_was_under_way_is_counted_when_sampling_stops(world: Path, tmp_path
     assert "open" not in last
 
 
-def test_a_run_of_an_older_version_keeps_its_ledger(world: Path, tmp_path: Path) -> None:
-    """Bills used to lie in the stage's folder: they are counted, and a redo moves them out of its way."""
-    at = tmp_path / "run"
-    with stub.running() as server:
-        sample(world, at, server.url)
-        paid = tokens(at)
-        (at / "spent-0000.jsonl").rename(at / "sample" / "spent-0000.jsonl")
-        assert tokens(at) == paid
-        sample(world, at, server.url, redo="sample", yes=True)
-        assert tokens(at) == server.written and not list((at / "sample").glob("spent-*"))
-
-
 def test_results_of_a_batch_are_counted_once_whatever_becomes_of_the_chains(world: Path, tmp_path: Path) -> None:
     from test_batches import served
 
     at = tmp_path / "run"
     with stub.running() as server:
         recipe = tiny.recipe(world, *changes(server.url))
-        runner.run_batch(recipe, out=tmp_path / "out", folder=at)
+        runner.run_batch(recipe, out=tmp_path / "out", run_dir=at)
         asked = [row for path in (tmp_path / "out").glob("*") for _, row in read.read_jsonl(path)]
         (tmp_path / "results.jsonl").write_bytes(b"".join(served(server, asked)))
         paid = server.written
-        runner.run_batch(recipe, [tmp_path / "results.jsonl"], folder=at)
+        runner.run_batch(recipe, [tmp_path / "results.jsonl"], run_dir=at)
         assert tokens(at) == paid
         redone = runner.run(recipe, at, redo="sample", until="collect", yes=True)
-        runner.run_batch(recipe, out=tmp_path / "again", folder=redone)  # asks the server how it wants to be asked
+        runner.run_batch(recipe, out=tmp_path / "again", run_dir=redone)  # asks the server how it wants to be asked
         probe = server.written - paid
-        runner.run_batch(recipe, [tmp_path / "results.jsonl"], folder=at)
+        runner.run_batch(recipe, [tmp_path / "results.jsonl"], run_dir=at)
         assert tokens(at) == paid + probe and parquet.count_rows(at / "sample" / "chains.parquet") == ASKED * SAMPLES
 
 
@@ -245,7 +233,7 @@ def test_what_a_batch_brings_too_late_was_paid_all_the_same(world: Path, tmp_pat
     at = tmp_path / "run"
     with stub.running() as server:
         recipe = tiny.recipe(world, *changes(server.url, "teacher.server.samples_per_request=1"))
-        runner.run_batch(recipe, out=tmp_path / "out", folder=at)
+        runner.run_batch(recipe, out=tmp_path / "out", run_dir=at)
         asked = [row for path in (tmp_path / "out").glob("*") for _, row in read.read_jsonl(path)]
         lines = served(server, asked)
         (tmp_path / "results.jsonl").write_bytes(b"".join(lines))
@@ -259,7 +247,7 @@ def test_what_a_batch_brings_too_late_was_paid_all_the_same(world: Path, tmp_pat
             )
         stored = len(segments.stored_keys(segments.segment_paths(at / "sample")))
         paid = tokens(at)
-        runner.run_batch(recipe, [tmp_path / "results.jsonl"], folder=at)
+        runner.run_batch(recipe, [tmp_path / "results.jsonl"], run_dir=at)
         assert 0 < stored < ASKED * SAMPLES and paid < tokens(at) == server.written
     assert parquet.count_rows(at / "sample" / "chains.parquet") == ASKED * SAMPLES
 
@@ -395,15 +383,15 @@ def test_shards_look_at_each_others_first_chains(world: Path, tmp_path: Path) ->
     with stub.running(wrong=True) as server:
         recipe = tiny.recipe(world, *changes(server.url, *MANY))
         with pytest.raises(UserError, match="none of the first"):
-            runner.run_shard(recipe, Shard(1, 2), folder=at)
+            runner.run_shard(recipe, Shard(1, 2), run_dir=at)
         assert len(segments.stored_keys(segments.segment_paths(at / "sample"))) <= 50
         with pytest.raises(UserError, match="none of the first"):
-            runner.run_shard(recipe, Shard(2, 2), folder=at)
+            runner.run_shard(recipe, Shard(2, 2), run_dir=at)
         assert len(segments.stored_keys(segments.segment_paths(at / "sample"))) <= 50
         server.wrong = False
         raised = tiny.recipe(world, *changes(server.url, *MANY, "teacher.none_right_limit=60"))
-        runner.run_shard(raised, Shard(2, 2), folder=at)
-        runner.run_shard(recipe, Shard(1, 2), folder=at)  # one right chain of the other is enough
+        runner.run_shard(raised, Shard(2, 2), run_dir=at)
+        runner.run_shard(recipe, Shard(1, 2), run_dir=at)  # one right chain of the other is enough
         runner.run(recipe, at, until="sample")
     assert parquet.count_rows(at / "sample" / "chains.parquet") == 160
 
@@ -454,11 +442,11 @@ def test_results_of_batches_are_judged_before_more_is_asked_for(world: Path, tmp
     at = tmp_path / "run"
     with stub.running(wrong=True) as server:
         recipe = tiny.recipe(world, *changes(server.url, *MANY))
-        runner.run_batch(recipe, out=tmp_path / "out", folder=at)
+        runner.run_batch(recipe, out=tmp_path / "out", run_dir=at)
         asked = [row for path in (tmp_path / "out").glob("*") for _, row in read.read_jsonl(path)]
         (tmp_path / "results.jsonl").write_bytes(b"".join(served(server, asked[:15])))
         with pytest.raises(UserError, match="none of the first 60 chains is right"):
-            runner.run_batch(recipe, [tmp_path / "results.jsonl"], folder=at)
+            runner.run_batch(recipe, [tmp_path / "results.jsonl"], run_dir=at)
         with pytest.raises(UserError, match="none of the first 60 chains is right"):
-            runner.run_batch(recipe, out=tmp_path / "again", folder=at)
+            runner.run_batch(recipe, out=tmp_path / "again", run_dir=at)
         assert tokens(at) == server.written and not (tmp_path / "again").exists()

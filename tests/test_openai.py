@@ -433,7 +433,7 @@ def test_shards_share_a_servers_questions_and_its_ceiling(world: Path, tmp_path:
     with stub.running() as server:
         recipe = tiny.recipe(world, *changes(server.url, "teacher.max_tokens=64", "teacher.budget.tokens=100000"))
         for number in (1, 2):
-            runner.run_shard(recipe, Shard(number, 2), folder=at)
+            runner.run_shard(recipe, Shard(number, 2), run_dir=at)
         parts = [segments.stored_keys([path]) for path in segments.segment_paths(at / "sample")]
         asked = len(server.seen)
         runner.run(recipe, at, until="sample")

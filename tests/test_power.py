@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from potstill import runner, storage
+from potstill import stages, storage
 from potstill.report import figures
 from potstill.training.checkpoints import find_newest_checkpoint
 from power import PowerLoss, cut_at
@@ -33,7 +33,7 @@ def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", runner.ALL_STAGES)
+@pytest.mark.parametrize("stage", stages.ALL_STAGES)
 def test_a_power_loss_at_any_moment_costs_no_byte(
     world: Path, whole: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ import torch
 import potstill
 import tiny
 from crashing import Crash, crash
-from potstill import dry_run, inference, models, prompts, runner, tokenization, training
+from potstill import dry_run, inference, losses, models, prompts, runner, tokenization, training
 from potstill.alignment import cross_tokenizer
 from potstill.data import run_questions
 from potstill.data.splits import canonical_question
@@ -24,7 +24,6 @@ from potstill.losses import Loss
 from potstill.models import Example, Shape
 from potstill.records import END, Chain, Checkpoint, Prompt, Turn
 from potstill.report import collect, summary
-from potstill.stages import repair
 from potstill.storage import manifest, read
 from potstill.teachers import local_model
 from potstill.tokenization import encoder
@@ -58,7 +57,7 @@ def complete(world: Path, chosen: Path, tmp_path_factory: pytest.TempPathFactory
 def repaired(world: Path, complete: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was finished without repair, and then got it."""
     at = Path(shutil.copytree(complete, tmp_path_factory.mktemp("repaired") / "run"))
-    return runner.run(tiny.recipe(world, REPLAY, REPAIR), folder=at, redo="test")
+    return runner.run(tiny.recipe(world, REPLAY, REPAIR), run_dir=at, redo="test")
 
 
 def test_what_comes_of_it_answers_beside_the_choice(chosen: Path, repaired: Path) -> None:
@@ -122,12 +121,12 @@ def test_a_repair_that_is_taken_back_leaves_nothing_in_the_report(
     world: Path, complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:  # made by another version, which is no longer this run's
-        patch.setitem(repair.VERSIONS, "loss", 99)
+        patch.setattr(losses, "VERSION", 99)
         at = Path(shutil.copytree(complete, tmp_path / "run"))
-        runner.run(tiny.recipe(world, REPLAY, REPAIR), folder=at, redo="test")
+        runner.run(tiny.recipe(world, REPLAY, REPAIR), run_dir=at, redo="test")
     with pytest.raises(UserError, match=r"test was made(.|\n)*: content of repair \(none now\)\n.*--redo test "):
         tiny.make(world, at, REPLAY)
-    runner.run(tiny.recipe(world, REPLAY), folder=at, redo="test")
+    runner.run(tiny.recipe(world, REPLAY), run_dir=at, redo="test")
     left = {name: content for name, content in tiny.contents(at).items() if not name.startswith("repair/")}
     assert left == tiny.contents(complete)
     assert manifest.read_finished(at / "repair"), "it is there again when the recipe has it again"

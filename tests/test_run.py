@@ -206,5 +206,5 @@ def test_the_log_alone_knows_about_time_and_machine(finished: Path) -> None:
 
 
 def test_stages_come_in_their_order(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such stage"):
-        runner.run(tiny.recipe(world), folder=tmp_path / "run", until="distil")
+    with pytest.raises(UserError, match="E-run-unknown-stage"):
+        runner.run(tiny.recipe(world), run_dir=tmp_path / "run", until="distil")

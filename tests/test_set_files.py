@@ -468,7 +468,7 @@ def test_what_a_recipe_says_of_a_set_in_another_form(text: str, code: str, expec
 
 def test_one_question_with_two_answers_is_named_in_the_plan_and_counted(world: Path, tmp_path: Path) -> None:
     from potstill import dry_run
-    from potstill.stages import collect
+    from potstill.stages import open_stage
 
     twice = [
         {"id": f"twice {i}", "question": "What do 9 and 9 make?", "answer": 18 + i, "split": "test"} for i in (0, 1)
@@ -482,5 +482,7 @@ def test_one_question_with_two_answers_is_named_in_the_plan_and_counted(world: P
         "contradiction   other/twice 0 and other/twice 1 are one question with the answers '18' and '19'"
         in dry_run.describe_run(asked)
     )
-    assert collect.make(tmp_path / "run", asked)[1]["stand twice with different answers"] == 1
-    assert "stand twice with different answers" not in collect.make(tmp_path / "run", tiny.recipe(world))[1]
+    assert open_stage("collect").make(tmp_path / "run", asked)[1]["stand twice with different answers"] == 1
+    assert (
+        "stand twice with different answers" not in open_stage("collect").make(tmp_path / "run", tiny.recipe(world))[1]
+    )

@@ -44,16 +44,16 @@ class Crash(BaseException):
 def test_shards_make_the_unsharded_result(world: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     at, plan = tmp_path / "run", tiny.recipe(world)
     for number in (3, 1, 2):
-        runner.run_shard(plan, Shard(number, 3), folder=at)
+        runner.run_shard(plan, Shard(number, 3), run_dir=at)
     stored = [path.name for path in segments.segment_paths(at / "sample")]
     assert stored == [segments.segment_name(Shard(number, 3)) for number in (1, 2, 3)]
     assert len(segments.stored_keys(segments.segment_paths(at / "sample"))) == sum(
         len(segments.stored_keys([path])) for path in segments.segment_paths(at / "sample")
     )
-    runner.run_shard(plan, Shard(2, 3), folder=at)  # again: nothing is left to do
+    runner.run_shard(plan, Shard(2, 3), run_dir=at)  # again: nothing is left to do
     runner.run(plan, at, until="sample")
     assert sampled(at) == whole
-    runner.run_shard(plan, Shard(1, 3), folder=at)  # too late: nothing changes
+    runner.run_shard(plan, Shard(1, 3), run_dir=at)  # too late: nothing changes
     assert sampled(at) == whole
 
 
@@ -68,7 +68,7 @@ def test_what_shards_leave_out_or_store_twice_is_mended(
 
     monkeypatch.setattr(atomic, "crash", crash)
     with pytest.raises(Crash):
-        runner.run_shard(plan, Shard(2, 2), folder=at)
+        runner.run_shard(plan, Shard(2, 2), run_dir=at)
     monkeypatch.undo()
     torn = at / "sample" / segments.segment_name(Shard(2, 2))
     assert not torn.read_bytes().endswith(b"\n")
@@ -83,17 +83,17 @@ def test_nobody_takes_a_run_away_from_its_shards(world: Path, tmp_path: Path) ->
     with run_folder.lock_shard(at, 1, 2):
         with pytest.raises(UserError, match=r"a shard of this run is being sampled \(shard-1-of-2\)"):
             runner.run(plan, at, until="sample")
-        with pytest.raises(UserError, match="another process is sampling shard 1/2 of this run"):
-            runner.run_shard(plan, Shard(1, 2), folder=at)
-        runner.run_shard(plan, Shard(2, 2), folder=at)  # another one is welcome
+        with pytest.raises(UserError, match=r"sampling shard 1/2 of this run(.|\n)*E-run-locked"):
+            runner.run_shard(plan, Shard(1, 2), run_dir=at)
+        runner.run_shard(plan, Shard(2, 2), run_dir=at)  # another one is welcome
     runner.run(plan, at, until="sample")
 
 
 def test_other_settings_are_refused_beside_stored_chains(world: Path, tmp_path: Path) -> None:
     at = tmp_path / "run"
-    runner.run_shard(tiny.recipe(world), Shard(1, 2), folder=at)
+    runner.run_shard(tiny.recipe(world), Shard(1, 2), run_dir=at)
     with pytest.raises(UserError, match=r"teacher\.temperature: 1\.0 -> 0\.5"):
-        runner.run_shard(tiny.recipe(world, "teacher.temperature=0.5"), Shard(2, 2), folder=at)
+        runner.run_shard(tiny.recipe(world, "teacher.temperature=0.5"), Shard(2, 2), run_dir=at)
 
 
 def test_processes_at_the_same_time(world: Path, whole: dict[str, bytes], tmp_path: Path) -> None:

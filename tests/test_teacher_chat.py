@@ -13,7 +13,7 @@ from potstill import dry_run, inference, models, teachers
 from potstill.errors import UserError
 from potstill.recipe import Recipe, parse_recipe
 from potstill.records import Question
-from potstill.stages import sample
+from potstill.stages import open_stage
 from potstill.teachers import local_model
 from test_chat import folder
 
@@ -52,11 +52,11 @@ def test_what_the_template_comes_to_is_in_the_identity_and_a_plain_model_keeps_i
     plain = folder(tmp_path / "plain", template=None)
     t5 = folder(tmp_path / "t5", family="t5")
     for kind in ("local", "human"):
-        assert sample.inputs(asked(tuned, kind=kind))["teacher.chat"] == "its template"
-        assert "teacher.chat" not in sample.inputs(asked(tuned, "teacher.chat=false", kind=kind))
+        assert open_stage("sample").inputs(asked(tuned, kind=kind))["teacher.chat"] == "its template"
+        assert "teacher.chat" not in open_stage("sample").inputs(asked(tuned, "teacher.chat=false", kind=kind))
         for model in (plain, t5):
-            assert "teacher.chat" not in sample.inputs(asked(model, kind=kind))
-        assert "teacher.chat" in sample.free(asked(tuned, kind=kind)), "the key itself is in no identity"
+            assert "teacher.chat" not in open_stage("sample").inputs(asked(model, kind=kind))
+        assert "teacher.chat" in open_stage("sample").free(asked(tuned, kind=kind)), "the key itself is in no identity"
 
 
 def test_a_template_that_is_asked_for_and_not_there_is_the_users_to_correct(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Trackers: every step is told once, whatever became of the training; and each library really takes it."""
+"""Trackers: every step is sent once, whatever became of the training; and each library really takes it."""
 
 from __future__ import annotations
 
@@ -34,14 +34,21 @@ def scores(run: Path, step: int, accuracy: float) -> None:
     (run / "evaluate" / str(step) / "scores.json").write_text(json.dumps([to_json(score)]))
 
 
-class Told:
+def made_from(run: Path, stage: str, what: str) -> None:
+    """The stage began from something."""
+    (run / stage).mkdir(parents=True, exist_ok=True)
+    (run / stage / "begun.json").write_text(json.dumps(what))
+
+
+class Listener:
     """A tracker that only listens. `runs` are those that were begun, in their order, by id."""
 
+    resumes = True
     runs: dict[str, list[Point]] = {}  # noqa: RUF012
 
-    def __init__(self, folder: Path, name: str, id: str, project: str) -> None:
-        self.id = id
-        self.runs.setdefault(id, [])
+    def __init__(self, folder: Path, name: str, run_id: str, project: str) -> None:
+        self.id = run_id
+        self.runs.setdefault(run_id, [])
 
     def send(self, points: Sequence[Point]) -> None:
         self.runs[self.id] += points
@@ -51,10 +58,11 @@ class Told:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> type[Told]:
-    Told.runs = {}
-    monkeypatch.setattr(tracking, "_tracker_opener", lambda to: (Told, True))
-    return Told
+def listener(monkeypatch: pytest.MonkeyPatch) -> type[Listener]:
+    Listener.runs = {}
+    monkeypatch.setitem(tracking.TRACKER_CLASSES, "wandb", Listener)
+    monkeypatch.setattr(tracking, "check_installed", lambda to: None)
+    return Listener
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
@@ -81,7 +89,8 @@ def test_points_are_read_while_somebody_writes(tmp_path: Path) -> None:
     }
 
 
-def test_nothing_is_told_twice_and_what_is_made_again_is_not_doubled(tmp_path: Path, told: type[Told]) -> None:
+def test_nothing_is_sent_twice_and_what_is_made_again_is_not_doubled(tmp_path: Path, listener: type[Listener]) -> None:
+    made_from(tmp_path, "train", "a")
     metrics(tmp_path, range(1, 7))
     assert tracking.track(tmp_path, "mine", "wandb") == 6 and tracking.track(tmp_path, "mine", "wandb") == 0
     metrics(tmp_path, range(1, 5))  # cut after the checkpoint of step 4
@@ -93,63 +102,71 @@ def test_nothing_is_told_twice_and_what_is_made_again_is_not_doubled(tmp_path: P
     assert tracking.track(tmp_path, "mine", "wandb") == 1
     (tmp_path / "train" / "speed.jsonl").write_text('{"step": 1, "seconds": 0.7}\n')  # the same step took longer
     assert tracking.track(tmp_path, "mine", "wandb") == 0
-    [own] = told.runs.values()
+    [own] = listener.runs.values()
     assert own.pop().values == {"speed/seconds": 0.5}
     assert [point.step for point in own] == [1, 2, 3, 4, 5, 6, 7, 8, 4]
     with open(tmp_path / "tracked" / "wandb.jsonl", "ab") as remembered:  # killed while it remembered a point
         remembered.write(b'{"stream": "train", "st')
-    assert tracking.track(tmp_path, "mine", "wandb") == 0 and len(told.runs) == 1
+    assert tracking.track(tmp_path, "mine", "wandb") == 0 and len(listener.runs) == 1
     metrics(tmp_path, range(1, 10))
     assert tracking.track(tmp_path, "mine", "wandb") == 1 and tracking.track(tmp_path, "mine", "wandb") == 0
-    metrics(tmp_path, range(1, 9), salt=0.5)  # another training in the same folder
-    assert tracking.track(tmp_path, "mine", "wandb") == 10 and len(told.runs) == 2
-    assert [point.step for point in list(told.runs.values())[1]] == [*range(1, 9), 1, 4]
+    metrics(tmp_path, range(1, 9), salt=0.5)  # repeated on another machine: the same steps
+    assert tracking.track(tmp_path, "mine", "wandb") == 0
+    made_from(tmp_path, "train", "b")  # another training in the same folder
+    assert tracking.track(tmp_path, "mine", "wandb") == 10 and len(listener.runs) == 2
+    assert [point.step for point in list(listener.runs.values())[1]] == [*range(1, 9), 1, 4]
     assert tracking.track(tmp_path, "mine", "wandb") == 0
 
 
-def test_the_base_may_answer_after_its_checkpoints(tmp_path: Path, told: type[Told], capfd) -> None:
+def test_the_base_may_answer_after_its_checkpoints(tmp_path: Path, listener: type[Listener], capfd) -> None:
     """As where checkpoints answer while training goes on, and the base in `evaluate`."""
+    made_from(tmp_path, "train", "a")
     metrics(tmp_path, range(1, 5))
     for step in (2, 4):
         scores(tmp_path, step, 0.5)
         assert tracking.track(tmp_path, "mine", "wandb") == (5 if step == 2 else 1)
     scores(tmp_path, 0, 0.25)
     assert tracking.track(tmp_path, "mine", "wandb") == 1 and tracking.track(tmp_path, "mine", "wandb") == 0
-    [own] = told.runs.values()
+    [own] = listener.runs.values()
     assert [point.step for point in own] == [1, 2, 3, 4, 2, 4, 0] and capfd.readouterr().err == ""
-    scores(tmp_path, 2, 0.75)  # made again, and otherwise
-    assert tracking.track(tmp_path, "mine", "wandb") == 7 and len(told.runs) == 2
-    assert "validation of step 2 came out otherwise" in capfd.readouterr().err
-    assert [point.step for point in list(told.runs.values())[1]] == [1, 2, 3, 4, 0, 2, 4]
+    made_from(tmp_path, "evaluate", "a")
+    assert tracking.track(tmp_path, "mine", "wandb") == 0, "the stage began, as it was expected to"
+    made_from(tmp_path, "evaluate", "b")
+    scores(tmp_path, 2, 0.75)
+    assert tracking.track(tmp_path, "mine", "wandb") == 7 and len(listener.runs) == 2
+    assert "evaluate was made again" in capfd.readouterr().err
+    assert [point.step for point in list(listener.runs.values())[1]] == [1, 2, 3, 4, 0, 2, 4]
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 4), st.booleans(), st.booleans()), min_size=1, max_size=6))
 def test_after_any_cuts_the_newest_run_has_every_step_once(tmp_path_factory, history) -> None:
-    """Each life of a training: how much of the file is kept, how many steps follow, whether they come out otherwise,
-    and whether anybody looks."""
+    """Each life of a training: how much of the file is kept, how many steps follow, whether it is made from something
+    else, and whether anybody looks."""
     run = tmp_path_factory.mktemp("run")
-    Told.runs = {}
+    Listener.runs = {}
     values: list[float] = []
+    made, longest = 0, 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracking, "_tracker_opener", lambda to: (Told, True))
-        for number, (kept, more, otherwise, looked) in enumerate([*history, (99, 1, False, True)], 1):
+        patch.setitem(tracking.TRACKER_CLASSES, "trackio", Listener)
+        patch.setattr(tracking, "check_installed", lambda to: None)
+        for kept, more, otherwise, looked in [*history, (99, 1, False, True)]:
+            if otherwise:
+                made, longest, values = made + 1, 0, []
             values = values[:kept]
-            values += [1 / (len(values) + i + 1) + (number if otherwise else 0) for i in range(more)]
-            (run / "train").mkdir(exist_ok=True)
+            values += [1 / (len(values) + i + 1) + made for i in range(more)]
+            made_from(run, "train", str(made))
             rows = [{"step": step, "loss": value} for step, value in enumerate(values, 1)]
             (run / "train" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             if looked:
                 tracking.track(run, "mine", "trackio")
-    newest = list(Told.runs.values())[-1]
-    assert [(point.step, point.values["train/loss"]) for point in newest] == list(enumerate(values, 1)) or (
-        # a file that was cut and has not come as far again: the rest is what was told before
-        [(point.step, point.values["train/loss"]) for point in newest][: len(values)] == list(enumerate(values, 1))
-    )
-    assert len({point.step for point in newest}) == len(newest)
+                longest = max(longest, len(values))
+    newest = list(Listener.runs.values())[-1]
+    assert [point.step for point in newest] == list(range(1, longest + 1))
+    assert [point.values["train/loss"] for point in newest[: len(values)]] == values
 
 
-def test_following_ends_with_the_training(tmp_path: Path, told: type[Told], monkeypatch) -> None:
+def test_following_ends_with_the_training(tmp_path: Path, listener: type[Listener], monkeypatch) -> None:
     looks = []
 
     def sleep(seconds: float) -> None:  # the training goes on between two looks
@@ -159,10 +176,10 @@ def test_following_ends_with_the_training(tmp_path: Path, told: type[Told], monk
             (tmp_path / "train" / "manifest.json").write_text("{}")
 
     monkeypatch.setattr(tracking.time, "sleep", sleep)
-    with pytest.raises(UserError, match="nothing was measured yet"):
+    with pytest.raises(UserError, match="E-track-no-points"):
         tracking.track(tmp_path, "mine", "wandb")
     assert tracking.track(tmp_path, "mine", "wandb", follow=True) == 6 and len(looks) == 3
-    assert [point.step for point in next(iter(told.runs.values()))] == [1, 2, 3, 4, 5, 6]
+    assert [point.step for point in next(iter(listener.runs.values()))] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("to", tracking.TRACKERS)

@@ -1,6 +1,6 @@
 """Versions: everything that determines a score, a target or the order of data has one, and raising it is refused.
 
-Each version is raised in a process of its own, because stages take them when they are imported.
+The versions are raised in a process of its own.
 """
 
 from __future__ import annotations
@@ -84,18 +84,16 @@ RECIPES = (
 PROGRAM = """
 import importlib, json, sys, tiny
 from pathlib import Path
-from potstill import runner as run
+from potstill.stages import open_stage, recipe_stages
 from potstill.storage import manifest
 
 def identities():
-    modules = {name: importlib.reload(importlib.import_module(f"potstill.stages.{name}")) for name in run.ALL_STAGES}
     found = {}
     for number, changes in enumerate(recipes):
-        plan = tiny.recipe(Path(world), *changes)
-        for stage in run.recipe_stages(plan):
-            module = modules[stage]
-            inputs = dict(module.inputs(plan)) if hasattr(module, "inputs") else {}
-            found[stage, number] = manifest.Identity(stage, dict(module.VERSIONS), {}, inputs)
+        recipe = tiny.recipe(Path(world), *changes)
+        for name in recipe_stages(recipe):
+            stage = open_stage(name)
+            found[name, number] = manifest.Identity(name, stage.versions(), {}, stage.inputs(recipe))
     return found
 
 world, recipes, names = json.loads(sys.argv[1])
@@ -170,5 +168,5 @@ def test_a_raised_version_stops_a_run_with_one_message(world: Path, finished: Pa
     )
     told = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True)
     assert "UserError" in told.stderr and "version of evaluation: 1 -> 2" in told.stderr
-    assert "consent with --redo evaluate (makes evaluate, select, repair, test, report again)" in told.stderr
+    assert "--redo evaluate (makes evaluate, select, repair, test, report again)" in told.stderr
     assert tiny.contents(at) == tiny.contents(finished)

@@ -317,7 +317,7 @@ def test_chains_are_the_same_sampled_at_once_in_shards_or_after_a_crash(
     changes = (*SMALL, "teacher.kind=vllm", "teacher.batch_tokens=200")
     whole = tiny.contents(tiny.make(world, tmp_path / "whole", *changes, until="sample"))
     at, plan = tmp_path / "run", tiny.recipe(world, *changes)
-    runner.run_shard(plan, Shard(2, 2), folder=at)
+    runner.run_shard(plan, Shard(2, 2), run_dir=at)
 
     def crash(operation: str, moment: str, path: Path) -> None:
         if (operation, moment) == ("append", "middle") and path.name == segments.segment_name(segments.UNSHARDED):
@@ -348,7 +348,7 @@ def test_a_run_answers_as_with_the_reference(world: Path, tmp_path: Path) -> Non
     asked = [BASE, Checkpoint(2), Checkpoint(2, 0.5)]
     before = [_answers(folder, who, "greedy") for who in asked]
     plan = tiny.recipe(world, *changes, "evaluate.engine=vllm", "evaluate.decodings=[greedy, vote-2]")
-    runner.run(plan, folder=folder, redo="evaluate", until="evaluate")
+    runner.run(plan, run_dir=folder, redo="evaluate", until="evaluate")
     assert [_answers(folder, who, "greedy") for who in asked] == before
     assert len(_answers(folder, Checkpoint(2), "samples")) == len(before[0])
     started = [Path(told["model"]) for told in plain_vllm.STARTED]

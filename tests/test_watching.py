@@ -53,7 +53,7 @@ def test_training_stops_where_no_later_checkpoint_is_better(world: Path, stopped
 
 
 def test_what_decided_the_end_must_not_change(world: Path, stopped: Path) -> None:
-    with pytest.raises(UserError, match="train was made from something else") as fault:
+    with pytest.raises(UserError, match="E-run-stage-differs") as fault:
         tiny.make(world, stopped, *STOP, "evaluate.max_tokens=7")
     assert "evaluate.max_tokens: 6 -> 7" in str(fault.value)
 

@@ -7,7 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
-from potstill import models, prompts, runner, tokenization, training
+from potstill import models, prompts, runner, stages, tokenization, training
 from potstill.alignment.cross_tokenizer import transfer
 from potstill.models import Example, Shape
 from potstill.recipe import Recipe, parse_recipe
@@ -142,7 +142,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def make(data: Path, folder: Path, *changes: str, until: str = "report") -> Path:
-    return runner.run(recipe(data, *changes), folder=folder, until=until)
+    return runner.run(recipe(data, *changes), run_dir=folder, until=until)
 
 
 __all__ = ["DEMO", "contents", "make", "recipe", "rows", "world"]
@@ -155,7 +155,7 @@ def belongs(name: str, stage: str) -> bool:
 
 def before(whole: Path, at: Path, stage: str) -> Path:
     """A copy of the whole run as it was before a stage began."""
-    later = runner.stages_from(stage)
+    later = stages.stages_from(stage)
 
     def left_out(folder: str, names: list[str]) -> list[str]:
         return [name for name in names if folder == str(whole) and (name in later or name == "student")]

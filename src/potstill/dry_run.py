@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy
 
-from potstill import data, models, preflight, prompts, runner, teachers, tokenization
+from potstill import data, models, preflight, prompts, runner, stages, teachers, tokenization
 from potstill.data import assemble, splits
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint, decoding
@@ -202,7 +202,7 @@ def _section(made: Callable[[], list[str]], name: str) -> list[str]:
 
 def _problem_lines(recipe: Recipe) -> list[str]:
     """What would stop the run at one of its stages."""
-    found = preflight.find_problems(recipe, runner.recipe_stages(recipe), runner.default_run_dir(recipe))
+    found = preflight.find_problems(recipe, stages.recipe_stages(recipe), runner.default_run_dir(recipe))
     if not found:
         return ["would stop it     nothing that can be seen now"]
     lines = []

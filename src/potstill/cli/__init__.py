@@ -63,7 +63,7 @@ def run_command(
     yes: Annotated[bool, typer.Option("--yes", help="With --redo: chains of a paid teacher may be removed.")] = False,
 ) -> None:
     """Run a recipe: all nine stages into runs/NAME, going on where an earlier run stopped."""
-    from potstill import process, runner
+    from potstill import process, runner, stages
     from potstill.recipe import load_recipe
 
     chosen = load_recipe(path, changes or ())
@@ -77,7 +77,7 @@ def run_command(
         return  # it helped the first one, which now evaluates
     from potstill.cli import show
 
-    if runner.recipe_stages(chosen) == runner.EVALUATION_STAGES:
+    if stages.recipe_stages(chosen) == stages.EVALUATION_STAGES:
         show.print_scores(folder)
     else:
         show.print_summary(folder)

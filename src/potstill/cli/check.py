@@ -11,6 +11,7 @@ import typer
 from potstill import progress, runner
 from potstill.cli.run_folder import read_run_recipe
 from potstill.errors import UserError, escape_hidden
+from potstill.stages import ALL_STAGES
 from potstill.storage import manifest
 from potstill.storage.manifest import DamagedFile, Manifest
 
@@ -37,7 +38,7 @@ def check_run(folder: Path) -> bool:
         for at, done in finished:
             found += manifest.find_damaged_files(at.parent, done.outputs, manifest.mebibyte_counter(tick))
     for each in dict.fromkeys(found):
-        typer.echo(escape_hidden(f"{each.path}: {each.what}"))
+        typer.echo(escape_hidden(f"{each.path}: {each.problem}"))
     files = {at.parent / name for at, done in finished for name in done.outputs}
     stages = sum(at.parent == folder for at, _ in finished)
     typer.echo(
@@ -59,7 +60,7 @@ def _check_recipe(folder: Path) -> DamagedFile | None:
 
 def _stage_dirs(folder: Path) -> Iterator[Path]:
     """Every stage's folder, and those of what answered in it, which have manifests of their own."""
-    for stage in runner.ALL_STAGES:
+    for stage in ALL_STAGES:
         for at in (folder / stage, *sorted((folder / stage).glob("[0-9]*"))):
             if any((at / name).exists() for name in (manifest.BEGUN_FILE, manifest.MANIFEST_FILE)):
                 yield at

@@ -76,12 +76,12 @@ def export_tasks(folder: Path, out: Path) -> None:
     ends in the white space before the answer, or stands in the student's chat template. What follows it is
     written greedily, without a stop string.
     """
-    from potstill import models, runner  # torch, which nobody needs who grades
+    from potstill import models, stages  # torch, which nobody needs who grades
 
     recipe = read_run_recipe(folder)
     asked = recipe.questions
     sets = dict.fromkeys([*asked.in_distribution, *asked.out_of_distribution, *asked.generic])
-    split: Split = "test" if runner.recipe_stages(recipe) == runner.EVALUATION_STAGES else "validation"
+    split: Split = "test" if stages.recipe_stages(recipe) == stages.EVALUATION_STAGES else "validation"
     table = run_questions.read_task_prompts(folder)
     student = models.from_recipe(recipe)
     names = []

@@ -26,6 +26,7 @@ from potstill.recipe import Recipe, load_recipe
 from potstill.records import BASE, Chain, Question, Score, Target, Verdict
 from potstill.report import collect, model, summary
 from potstill.serialization import to_json
+from potstill.stages import STAGES, recipe_stages
 from potstill.storage import ledger, manifest, parquet, segments
 from potstill.training import examples, replay_data
 
@@ -86,10 +87,10 @@ def open_run_or_recipe(path: Path) -> tuple[Recipe, Path]:
 
 def print_status(folder: Path) -> None:
     """A table of the stages: finished, begun or absent, and what each counted."""
-    stages = runner.recipe_stages(read_run_recipe(folder))
+    names = recipe_stages(read_run_recipe(folder))
     title = _plain_text(folder)
     table = Table("stage", "state", "counted", title=title, title_justify="left", box=None, pad_edge=False)
-    for stage in stages if len(stages) > len(runner.STAGES) else runner.STAGES:
+    for stage in names if len(names) > len(STAGES) else STAGES:
         table.add_row(stage, *_stage_state(folder / stage))
     Console().print(table)
 

@@ -7,34 +7,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Final, Optional
+from typing import Annotated, Optional
 
 import typer
+
+from potstill import stages
 
 RunOrRecipe = Annotated[
     Path,
     typer.Argument(metavar="RUN", help="A run's folder, such as runs/demo, or a recipe (YAML).", show_default=False),
 ]
 
-STAGE_SUMMARIES: Final = (
-    ("collect", "Stage 1: gather the questions and divide them."),
-    ("sample", "Stage 2: sample the teacher's chains."),
-    ("filter", "Stage 3: give every chain a verdict."),
-    ("align", "Stage 4: bring the kept chains into the student's vocabulary."),
-    ("train", "Stage 5: train the student."),
-    ("evaluate", "Stage 6: let every checkpoint answer the validation questions."),
-    ("select", "Stage 7: choose the checkpoint."),
-    ("repair", "Where the recipe asks for it, after stage 7: teach the chosen student by its own texts."),
-    ("test", "Stage 8: let the base and the chosen step answer the test questions."),
-    ("report", "Stage 9: write the page and the student's folder."),
-)
-
 
 def add_stage_commands(app: typer.Typer) -> None:
     """Give an application the commands."""
-    for stage, summary in STAGE_SUMMARIES:
+    for stage, entry in stages.TABLE.items():
         make = _add_sample if stage == "sample" else _add_stage
-        make(app, stage, f"{summary} Earlier stages are made if they are missing.")
+        make(app, stage, f"{entry.summary} Earlier stages are made if they are missing.")
 
 
 def _add_stage(app: typer.Typer, stage: str, summary: str) -> None:
@@ -86,10 +75,10 @@ def _add_sample(app: typer.Typer, stage: str, summary: str) -> None:
         recipe, at = show.open_run_or_recipe(folder)
         if batch_out is not None or batch_in:
             sample_options.check_batch_options(recipe, part)
-            runner.run_batch(recipe, sample_options.batch_result_files(batch_in or ()), batch_out, folder=at)
+            runner.run_batch(recipe, sample_options.batch_result_files(batch_in or ()), batch_out, run_dir=at)
         elif part is None:
             runner.run(recipe, at, until=stage)
         else:
-            runner.run_shard(recipe, part, folder=at)
+            runner.run_shard(recipe, part, run_dir=at)
 
     app.command(stage, help=summary, rich_help_panel="Stages")(command)

@@ -1,51 +1,78 @@
-"""evaluate: the untrained student (step 0) and every checkpoint on the validation questions of every set.
+"""evaluate, select: every checkpoint answers the validation questions, then one of them is chosen (paper, section 7).
 
-With `evaluate.interpolate` also the weights of each checkpoint mixed with those of the base. Shares may be added to a finished
-run: what is measured already stays.
+With `evaluate.interpolate`, weights between the base and each checkpoint are evaluated too. More of these may be added to a
+finished run; what was measured stays. Step 0, the base, is evaluated for comparison and cannot be chosen.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from potstill import storage
 from potstill.errors import UserError
-from potstill.evaluation import checkpoint
+from potstill.evaluation import checkpoint, intervals, selection
 from potstill.recipe import Recipe
-from potstill.records import Checkpoint
-
-READS = ("evaluate", "questions", "seed")
-AFTER = ("collect", "train")
-VERSIONS = checkpoint.versions()
+from potstill.records import Checkpoint, Choice
+from potstill.serialization import to_json
+from potstill.stages import Stage, StageResult
 
 
-def free(recipe: Recipe) -> tuple[str, ...]:
-    return checkpoint.list_unused_keys("validation")
+class Evaluate(Stage):
+    reads = ("evaluate", "questions", "seed")
+    after = ("collect", "train")
+
+    def versions(self) -> dict[str, int]:
+        return checkpoint.versions()
+
+    def free(self, recipe: Recipe) -> tuple[str, ...]:
+        return checkpoint.list_unused_keys("validation")
+
+    def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
+        return checkpoint.collect_grader_digests(recipe, "validation")
+
+    def grown(self, recipe: Recipe, counts: Mapping[str, Any]) -> bool:
+        """Whether the recipe names more shares than were evaluated. Raises UserError if it names fewer."""
+        measured = {Checkpoint.parse(written).share for written in counts["steps"]} - {1.0}
+        wanted = set(recipe.evaluate.interpolate or ())
+        if measured - wanted:
+            raise UserError(
+                "the run has evaluated more shares than the recipe names",
+                code="E-run-shrinks",
+                where="evaluate.interpolate",
+                found=recipe.evaluate.interpolate,
+                hint=f"name at least {sorted(measured)}, or allow it with --redo evaluate"
+                " (makes it and all later stages again)",
+            )
+        return measured != wanted
+
+    def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
+        wanted = checkpoint.list_checkpoints_to_evaluate(run_dir, recipe)
+        paths = [
+            path
+            for who in wanted
+            for path in checkpoint.evaluate_checkpoint(run_dir, recipe, run_dir / "evaluate", who, "validation")
+        ]
+        return StageResult(paths, {"steps": [who.json_value for who in wanted]})
 
 
-def inputs(recipe: Recipe) -> dict[str, str]:
-    return checkpoint.collect_grader_digests(recipe, "validation")
+class Select(Stage):
+    reads = ("select", "seed", "questions.out_of_distribution", "evaluate.decodings")
+    after = ("evaluate",)
 
+    def versions(self) -> dict[str, int]:
+        return {"exam": checkpoint.VERSION, "intervals": intervals.VERSION, "selection": selection.VERSION}
 
-def grown(counts: dict[str, Any], recipe: Recipe) -> bool:
-    """Whether a finished evaluation has to go on, because the recipe now names more mixes. UserError: for fewer."""
-    measured = {Checkpoint.parse(each).share for each in counts["steps"]} - {1.0}
-    wanted = set(recipe.evaluate.interpolate or ())
-    if measured - wanted:
-        hint = (
-            f"name {sorted(measured)} and more, or consent with --redo evaluate (makes it and all later stages again)"
-        )
-        raise UserError(
-            "mixes were measured already", where="evaluate.interpolate", found=recipe.evaluate.interpolate, hint=hint
-        )
-    return measured != wanted
-
-
-def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
-    wanted = checkpoint.list_checkpoints_to_evaluate(run_dir, recipe)
-    paths = [
-        path
-        for each in wanted
-        for path in checkpoint.evaluate_checkpoint(run_dir, recipe, run_dir / "evaluate", each, "validation")
-    ]
-    return paths, {"steps": [each.json_value for each in wanted]}
+    def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
+        """Choose the checkpoint with the best mean accuracy on the out-of-distribution validation sets."""
+        decoding = recipe.evaluate.decodings[0]
+        outcomes = {
+            who: checkpoint.read_selection_outcomes(run_dir, recipe, who)
+            for who in checkpoint.read_evaluated_checkpoints(run_dir)
+        }
+        best = selection.select_checkpoint(outcomes, recipe.select.rule, seed=recipe.seed)
+        choice = Choice(best.best, recipe.select.rule, recipe.select.format, decoding, best.table, best.tied)
+        path = run_dir / "select" / "choice.json"
+        storage.write_json(path, to_json(choice))
+        return StageResult([path], {"step": choice.checkpoint.json_value})

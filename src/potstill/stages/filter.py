@@ -1,6 +1,6 @@
-"""filter: one verdict for every chain; nothing vanishes.
+"""filter: one verdict for every chain. A chain is kept if its answer is right and no rule of the recipe drops it.
 
-A chain is kept if its answer is right and no rule of `sifting` drops it. A wrong one keeps its verdict.
+No chain is deleted: a wrong or dropped one keeps its verdict.
 """
 
 from __future__ import annotations
@@ -17,72 +17,73 @@ from potstill.data import chain_filter, custom_set, run_questions, splits
 from potstill.errors import UserError
 from potstill.recipe import Recipe
 from potstill.records import Verdict
+from potstill.stages import Stage, StageResult
 from potstill.storage import parquet
-
-ChainKey = tuple[str, str, int]
-READS = ("filter",)
-AFTER = ("collect", "sample")
-VERSIONS = {"answers": grading.VERSION, "sifting": chain_filter.VERSION, "splits": splits.VERSION}
+from potstill.storage.segments import ChainKey
 
 
-def inputs(recipe: Recipe) -> dict[str, str]:
-    found = custom_set.grader_digests(each.task for each in recipe.sets.values())
-    if recipe.filter.wrong_sums:
-        found["calculator sums"] = str(equations.VERSION)
-    return found
+class Filter(Stage):
+    reads = ("filter",)
+    after = ("collect", "sample")
+
+    def versions(self) -> dict[str, int]:
+        return {"answers": grading.VERSION, "sifting": chain_filter.VERSION, "splits": splits.VERSION}
+
+    def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
+        digests = custom_set.grader_digests(spec.task for spec in recipe.sets.values())
+        if recipe.filter.wrong_sums:
+            digests["calculator sums"] = str(equations.VERSION)
+        return digests
+
+    def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
+        path, counts = run_dir / "filter" / "verdicts.parquet", _VerdictCounts()
+        parquet.write_verdicts(path, _iter_verdicts(run_dir, recipe, counts))
+        return StageResult([path], counts.as_json())
 
 
-def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
-    sampled, path = run_dir / "sample" / "chains.parquet", run_dir / "filter" / "verdicts.parquet"
-    tally = _VerdictCounts()
-    parquet.write_verdicts(path, _iter_verdicts(run_dir, recipe, sampled, tally))
-    return [path], tally.as_json()
-
-
-def _iter_verdicts(
-    run_dir: Path, recipe: Recipe, sampled: Path, tally: _VerdictCounts
-) -> Iterator[tuple[ChainKey, Verdict]]:
-    """One for every chain, in the order of the chains: memory holds those of one question."""
-    asked = {
-        question.id: question for question in run_questions.read_questions(run_dir, recipe.questions.train, "train")
-    }
-    near = run_questions.read_overlaps(run_dir)
-    with progress.bar("filter", parquet.count_rows(sampled), "chains") as tick:
-        for name, chains in groupby(parquet.read_chains(sampled), key=lambda chain: chain.question):
-            sieve = chain_filter.ChainFilter(
-                filter_rules(recipe), contaminated=near.get(name, 0.0) >= recipe.filter.contamination_threshold
-            )
+def _iter_verdicts(run_dir: Path, recipe: Recipe, counts: _VerdictCounts) -> Iterator[tuple[ChainKey, Verdict]]:
+    """The verdict of every chain, in the order of the chains. Memory holds the chains of one question."""
+    path = run_dir / "sample" / "chains.parquet"
+    train = run_questions.read_questions(run_dir, recipe.questions.train, "train")
+    questions = {question.id: question for question in train}
+    overlaps = run_questions.read_overlaps(run_dir)
+    with progress.bar("filter", parquet.count_rows(path), "chains") as tick:
+        for name, chains in groupby(parquet.read_chains(path), key=lambda chain: chain.question):
+            question, contaminated = questions[name], overlaps.get(name, 0.0) >= recipe.filter.contamination_threshold
+            chain_rules = chain_filter.ChainFilter(filter_rules(recipe), contaminated=contaminated)
             for chain in chains:
-                graded = grading.grade(chain.text, asked[name].gold, asked[name].task, chain.stop)
-                verdict = Verdict(graded.grade, graded.answer, sieve.drop_reason(chain.text, graded.grade == "right"))
-                tally.add(verdict)
+                graded = grading.grade(chain.text, question.gold, question.task, chain.stop)
+                dropped = chain_rules.drop_reason(chain.text, graded.grade == "right")
+                verdict = Verdict(graded.grade, graded.answer, dropped)
+                counts.add(verdict)
                 yield chain.key, verdict
                 tick()
-            tally.questions += sieve.kept > 0
-    if not tally.kept:
+            counts.questions += chain_rules.kept > 0
+    if not counts.kept:
         raise UserError(
-            "no chain survived the filter: there is nothing to learn from",
-            where=sampled,
-            found=f"{sum(tally.grades.values())} chains, {tally.grades['right']} of them right",
+            "the filter kept no chain, so there is nothing to learn from",
+            code="E-filter-nothing-kept",
+            where=path,
+            found=f"{sum(counts.grades.values())} chains, {counts.grades['right']} of them right",
             hint="look at some with `potstill show RUN --chain`, then change the teacher or its prompt",
         )
 
 
 def filter_rules(recipe: Recipe) -> chain_filter.FilterRules:
-    asked = recipe.filter
+    section = recipe.filter
     return chain_filter.FilterRules(
-        duplicates=asked.duplicates == "drop",
-        near_duplicate_threshold=asked.near_duplicate_threshold,
-        max_per_question=asked.max_per_question,
-        min_chars=asked.min_chars,
-        max_chars=asked.max_chars,
-        script=asked.script,
-        drop_wrong_equations=asked.wrong_sums == "drop",
+        duplicates=section.duplicates == "drop",
+        near_duplicate_threshold=section.near_duplicate_threshold,
+        max_per_question=section.max_per_question,
+        min_chars=section.min_chars,
+        max_chars=section.max_chars,
+        script=section.script,
+        drop_wrong_equations=section.wrong_sums == "drop",
     )
 
 
 class _VerdictCounts:
-    """What the manifest says of the verdicts."""
+    """The counts of the verdicts, for the manifest."""
 
     def __init__(self) -> None:
         self.grades, self.dropped = Counter[str](), Counter[str]()

@@ -1,24 +1,24 @@
-"""repair: the chosen student learns what another says of its own texts, so that it does again what the base could do.
+"""repair: on-policy training, which restores what the student could do before it was specialized.
 
-Where the recipe has a section `repair`, and after the choice, which it leaves as it is: what comes of it answers
-validation here, and `test` beside the chosen student. Every step samples anew from the student as it is then
-(on-policy), and its gradient is that of the divergence between student and scorer at each token. Resume as in `train`:
-weights, optimizer and one integer. All weights learn, in one process.
+The chosen student answers questions, and learns a scorer's distribution at every token of its own texts; the scorer is
+the base or another model. It exists if the recipe has the section `on_policy`, and comes after the choice, which it does
+not change. Its result answers the validation questions here, and the test questions next to the chosen student. Every
+step samples from the student as it is then, and its gradient is that of the divergence between student and scorer. As
+in `train`, it resumes from weights, optimizer and step. It trains all weights, in one process.
 """
 
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from potstill import alignment, losses, models, progress, storage, teachers, tokenization, training
 from potstill.alignment import cross_tokenizer
 from potstill.evaluation import checkpoint
 from potstill.models import Student
 from potstill.recipe import Recipe, find_path
+from potstill.stages import Stage, StageResult
 from potstill.storage import run_folder
 from potstill.training import data_order, examples, on_policy
 from potstill.training.checkpoints import (
@@ -30,117 +30,114 @@ from potstill.training.checkpoints import (
     truncate_metrics,
 )
 
-READS = (
-    *("on_policy", "student", "seed", "select.format", "filter.contamination_threshold", "evaluate", "questions"),
-    *(
-        f"train.{name}"
-        for name in ("optimizer", "betas", "lr_multipliers", "weight_decay", "max_grad_norm", "precision")
-    ),
-    "train.batch_tokens",
-)
-AFTER = ("collect", "train", "select")
-VERSIONS = {
-    **checkpoint.versions(),
-    "lessons": examples.VERSION,
-    "loss": losses.VERSION,
-    "order": data_order.VERSION,
-    "training": training.VERSION,
-}
 
-
-def free(recipe: Recipe) -> tuple[str, ...]:
-    return checkpoint.list_unused_keys("validation")
-
-
-def inputs(recipe: Recipe) -> dict[str, str]:
-    asked = recipe.on_policy
-    assert asked is not None, "the stage is there where the recipe has the section"
-    named = {**models.weights_identity(recipe), **checkpoint.collect_grader_digests(recipe, "validation")}
-    if asked.scorer is not None:
-        named["on_policy.scorer"] = storage.folder_fingerprint(find_path(recipe, asked.scorer, "on_policy.scorer"))
-        # The probabilities of one with other tokens come through these.
-        named |= {"teachers": str(teachers.VERSION), "transfer": str(cross_tokenizer.VERSION)}
-        named["version of alignment"] = str(alignment.VERSION)
-    return named
-
-
-def unread(run_dir: Path, recipe: Recipe) -> tuple[str, ...]:
-    return checkpoint.list_unused_checkpoints(run_dir, recipe)
-
-
-def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
-    asked, taught = recipe.on_policy, recipe.train
-    assert asked is not None
-    folder, metrics = run_dir / "repair" / "checkpoints", run_dir / "repair" / "metrics.jsonl"
-    before = find_newest_checkpoint(folder, metrics)
-    student = (
-        models.from_checkpoint(recipe, folder / str(before))
-        if before
-        else checkpoint.open_checkpoint(run_dir, recipe, checkpoint.read_choice(run_dir).checkpoint)
+class Repair(Stage):
+    reads = (
+        *("on_policy", "student", "seed", "select.format", "filter.contamination_threshold", "evaluate", "questions"),
+        *(
+            f"train.{name}"
+            for name in ("optimizer", "betas", "lr_multipliers", "weight_decay", "max_grad_norm", "precision")
+        ),
+        "train.batch_tokens",
     )
-    loss = training.loss_from_recipe(recipe, "on_policy")
-    scorer = _load_scorer(recipe, student)
-    keeper = (
-        None
-        if asked.keep is None
-        else checkpoint.open_checkpoint(run_dir, recipe, checkpoint.read_choice(run_dir).checkpoint)
-    )
-    training.distribute_student(student)
-    scorer.to(student.device)
-    if keeper is not None:
-        keeper.to(student.device)
-    optimizer = training.optimizer_from_recipe(recipe, student, asked.learning_rate)
-    if before:
-        restore_checkpoint(folder / str(before), optimizer)
-    truncate_metrics(metrics, before)
-    lesson = on_policy.build_rollouts(run_dir, recipe, student, scorer, keeper)
-    began = time.monotonic()
-    with (
-        ExitStack() as opened,
-        CheckpointWriter(folder, student, optimizer, background=taught.async_checkpoints) as checkpoints,
-        progress.bar("repair", asked.steps, "steps", done=before) as tick,
-    ):
-        lines = opened.enter_context(storage.Appender(metrics))
-        for step in training.train_steps(
-            student,
-            optimizer,
-            lesson.micro_batches,
-            first=before + 1,
-            last=asked.steps,
-            schedule=training.Schedule("constant", asked.learning_rate, asked.warmup_steps),
-            max_grad_norm=taught.max_grad_norm,
-            precision=taught.precision,
-            seed=recipe.seed,
-            loss=loss,
+    after = ("collect", "train", "select")
+
+    def versions(self) -> dict[str, int]:
+        return {
+            **checkpoint.versions(),
+            "lessons": examples.VERSION,
+            "loss": losses.VERSION,
+            "order": data_order.VERSION,
+            "training": training.VERSION,
+        }
+
+    def free(self, recipe: Recipe) -> tuple[str, ...]:
+        return checkpoint.list_unused_keys("validation")
+
+    def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
+        section = recipe.on_policy
+        assert section is not None, "the stage exists only if the recipe has the section"
+        digests = {**models.weights_identity(recipe), **checkpoint.collect_grader_digests(recipe, "validation")}
+        if section.scorer is not None:
+            digests["on_policy.scorer"] = storage.folder_fingerprint(
+                find_path(recipe, section.scorer, "on_policy.scorer")
+            )
+            # These transfer the probabilities of a scorer with another tokenizer.
+            digests |= {"teachers": str(teachers.VERSION), "transfer": str(cross_tokenizer.VERSION)}
+            digests["version of alignment"] = str(alignment.VERSION)
+        return digests
+
+    def unread(self, run_dir: Path, recipe: Recipe) -> tuple[str, ...]:
+        return checkpoint.list_unused_checkpoints(run_dir, recipe)
+
+    def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
+        section = recipe.on_policy
+        folder, metrics = run_dir / "repair" / "checkpoints", run_dir / "repair" / "metrics.jsonl"
+        assert section is not None, "the stage exists only if the recipe has the section"
+        first_step = find_newest_checkpoint(folder, metrics) + 1
+        newest = folder / str(first_step - 1) if first_step > 1 else None
+
+        def open_choice() -> Student:
+            return checkpoint.open_checkpoint(run_dir, recipe, checkpoint.read_choice(run_dir).checkpoint)
+
+        student = open_choice() if newest is None else models.from_checkpoint(recipe, newest)
+        loss = training.loss_from_recipe(recipe, "on_policy")
+        scorer = _load_scorer(recipe, student)
+        keeper = None if section.keep is None else open_choice()
+        training.distribute_student(student)
+        scorer.to(student.device)
+        if keeper is not None:
+            keeper.to(student.device)
+        optimizer = training.optimizer_from_recipe(recipe, student, section.learning_rate)
+        if newest is not None:
+            restore_checkpoint(newest, optimizer)
+        truncate_metrics(metrics, first_step - 1)
+        rollouts = on_policy.build_rollouts(run_dir, recipe, student, scorer, keeper)
+        start = time.monotonic()
+        with (
+            storage.Appender(metrics) as metrics_file,
+            CheckpointWriter(folder, student, optimizer, background=recipe.train.async_checkpoints) as checkpoints,
+            progress.bar("repair", section.steps, "steps", done=first_step - 1) as tick,
         ):
-            lines.append([asdict(step)])
-            tick(1, f"{asked.divergence} divergence {step.loss:.4f}")
-            if step.step % asked.checkpoint_every == 0 or step.step == asked.steps:
-                lines.sync()  # before the checkpoint: without them it is none to continue from
-                checkpoints.save(step.step)
-            checkpoints.check()
-    run_folder.append_log(run_dir, "repair", steps=asked.steps - before, seconds=round(time.monotonic() - began, 3))
-    who = checkpoint.list_checkpoints_to_test(run_dir, recipe)[-1]
-    remove_digests(folder)
-    outputs = [metrics, *checkpoint.evaluate_checkpoint(run_dir, recipe, run_dir / "repair", who, "validation")]
-    outputs += [path for path in folder.rglob("*") if path.is_file()]
-    learnt = sum(row["positions"] for _, row in storage.read_jsonl(metrics))
-    counts = {
-        "steps": asked.steps,
-        "checkpoints": list_saved_steps(folder),
-        "questions": lesson.questions,
-        "positions": learnt,
-    }
-    return outputs, counts
+            for step in training.train_steps(
+                student,
+                optimizer,
+                rollouts.micro_batches,
+                first=first_step,
+                last=section.steps,
+                schedule=training.Schedule("constant", section.learning_rate, section.warmup_steps),
+                max_grad_norm=recipe.train.max_grad_norm,
+                precision=recipe.train.precision,
+                loss=loss,
+                seed=recipe.seed,
+            ):
+                metrics_file.append([asdict(step)])
+                tick(1, f"{section.divergence} divergence {step.loss:.4f}")
+                if step.step % section.checkpoint_every == 0 or step.step == section.steps:
+                    metrics_file.sync()  # before the checkpoint, which is resumed only if its metrics are complete
+                    checkpoints.save(step.step)
+                checkpoints.check()
+        seconds = round(time.monotonic() - start, 3)
+        run_folder.append_log(run_dir, "repair", steps=section.steps - first_step + 1, seconds=seconds)
+        remove_digests(folder)
+        result = checkpoint.list_checkpoints_to_test(run_dir, recipe)[-1]
+        outputs = [metrics, *checkpoint.evaluate_checkpoint(run_dir, recipe, run_dir / "repair", result, "validation")]
+        outputs += [path for path in folder.rglob("*") if path.is_file()]
+        counts = {
+            "steps": section.steps,
+            "checkpoints": list_saved_steps(folder),
+            "questions": rollouts.questions,
+            "positions": sum(row["positions"] for _, row in storage.read_jsonl(metrics)),
+        }
+        return StageResult(outputs, counts)
 
 
 def _load_scorer(recipe: Recipe, student: Student) -> Student:
-    """The base, or the model that the recipe names; one of other tokens is asked in its own chat template, if any."""
-    asked = recipe.on_policy
-    assert asked is not None
-    if asked.scorer is None:
+    """The base, or the model that the recipe names. A model with another tokenizer uses its own chat template."""
+    assert recipe.on_policy is not None
+    if recipe.on_policy.scorer is None:
         return models.from_recipe(recipe)
-    folder = find_path(recipe, asked.scorer, "on_policy.scorer")
+    folder = find_path(recipe, recipe.on_policy.scorer, "on_policy.scorer")
     if tokenization.load_tokenizer(folder).digest == student.tokenizer.digest:
         return models.from_checkpoint(recipe, folder)
     return models.open_student(folder, chat_template="auto", trust_remote_code=recipe.student.trust_remote_code)

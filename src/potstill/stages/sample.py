@@ -23,72 +23,79 @@ from potstill.data import run_questions
 from potstill.errors import UserError
 from potstill.recipe import Recipe, VllmSection, find_path, flatten_keys
 from potstill.records import Chain, Question, Verdict
+from potstill.stages import Stage, StageResult
 from potstill.storage import atomic, ledger, manifest, parquet, run_folder, segments
 from potstill.storage.segments import UNSHARDED, Shard
 from potstill.teachers import UsageMeter
 from potstill.teachers.usage import FirstChainsCheck
 
-READS = ("teacher", "seed")
-AFTER = ("collect",)
-VERSIONS = {"prompts": prompts.VERSION, "engines": inference.VERSION, "teachers": teachers.VERSION}
 MAX_CHAIN_CHARS = 600  # characters of a chain in a message
 TABLE_FILE, UNANSWERED_FILE = "chains.parquet", "unanswered.jsonl"
 # Of a server: where it is and how much is asked of it at once changes no chain.
 FREE_SERVER_KEYS = ("urls", "key", "samples_per_request", "concurrency", "timeout", "patience", "refused")
 
 
-def inputs(recipe: Recipe) -> dict[str, str]:
-    teacher, score = recipe.teacher, recipe.teacher.score
-    asked = teacher.kind == "openai" or (score is not None and score.kind == "openai")
-    named = {
-        "teacher.model": teacher.model if teacher.kind in ("local", "vllm") else None,
-        "teacher.score.model": score.model if score is not None and score.kind == "local" else None,
-        "teacher.chains": teacher.chains,
-        "teacher.prompt": teacher.prompt,
-        "teacher.server.tokenizer": teacher.server.tokenizer if asked else None,
-    }
-    found = {
-        key: storage.folder_fingerprint(find_path(recipe, path, key)) for key, path in named.items() if path is not None
-    }
-    # What `teacher.chat` comes to; nothing of a model without a template, which is asked as ever.
-    found |= {key: said for key, said in [("teacher.chat", teachers.chat_template_input(recipe))] if said is not None}
-    model = teacher.kind in ("local", "vllm") or (score is not None and score.kind == "local")
-    if model:
-        from potstill import models  # which hold every model; a teacher behind a server needs no torch
+class Sample(Stage):
+    reads = ("teacher", "seed")
+    after = ("collect",)
 
-        found["version of students"] = str(models.VERSION)
-    if model or named["teacher.server.tokenizer"] is not None:
-        found["version of tokenizers"] = str(tokenization.VERSION)
-    return found
+    def versions(self) -> dict[str, int]:
+        return {"prompts": prompts.VERSION, "engines": inference.VERSION, "teachers": teachers.VERSION}
 
+    def free(self, recipe: Recipe) -> set[str]:
+        """Keys that may change while a run goes on; of a teacher that asks no server, all that speak of servers."""
+        budget, score = {*flatten_keys(recipe, "teacher.budget"), "teacher.none_right_limit"}, recipe.teacher.score
+        budget |= {f"teacher.vllm.{name}" for name in VllmSection.FREE} | {"teacher.chat"}  # see `inputs`
+        if recipe.teacher.kind != "openai":
+            budget |= set(flatten_keys(recipe, "teacher.enough"))
+            if score is None or score.kind == "local":
+                return budget | set(flatten_keys(recipe, "teacher.server"))
+        return budget | {f"teacher.server.{name}" for name in FREE_SERVER_KEYS}
 
-def free(recipe: Recipe) -> set[str]:
-    """Keys that may change while a run goes on; of a teacher that asks no server, all that speak of servers."""
-    budget, score = {*flatten_keys(recipe, "teacher.budget"), "teacher.none_right_limit"}, recipe.teacher.score
-    budget |= {f"teacher.vllm.{name}" for name in VllmSection.FREE} | {"teacher.chat"}  # see `inputs`
-    if recipe.teacher.kind != "openai":
-        budget |= set(flatten_keys(recipe, "teacher.enough"))
-        if score is None or score.kind == "local":
-            return budget | set(flatten_keys(recipe, "teacher.server"))
-    return budget | {f"teacher.server.{name}" for name in FREE_SERVER_KEYS}
+    def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
+        teacher, score = recipe.teacher, recipe.teacher.score
+        asked = teacher.kind == "openai" or (score is not None and score.kind == "openai")
+        named = {
+            "teacher.model": teacher.model if teacher.kind in ("local", "vllm") else None,
+            "teacher.score.model": score.model if score is not None and score.kind == "local" else None,
+            "teacher.chains": teacher.chains,
+            "teacher.prompt": teacher.prompt,
+            "teacher.server.tokenizer": teacher.server.tokenizer if asked else None,
+        }
+        found = {
+            key: storage.folder_fingerprint(find_path(recipe, path, key))
+            for key, path in named.items()
+            if path is not None
+        }
+        # What `teacher.chat` comes to; nothing of a model without a template, which is asked as ever.
+        found |= {
+            key: said for key, said in [("teacher.chat", teachers.chat_template_input(recipe))] if said is not None
+        }
+        model = teacher.kind in ("local", "vllm") or (score is not None and score.kind == "local")
+        if model:
+            from potstill import models  # which hold every model; a teacher behind a server needs no torch
 
+            found["version of students"] = str(models.VERSION)
+        if model or named["teacher.server.tokenizer"] is not None:
+            found["version of tokenizers"] = str(tokenization.VERSION)
+        return found
 
-def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
-    folder = run_dir / "sample"
-    table, server = folder / TABLE_FILE, folder / "server.json"
-    if not is_sealed(run_dir):
-        before = _report_shards(segments.segment_paths(folder))
-        stored = sample_missing(run_dir, recipe)
-        if before:
-            progress.print_line(f"{stored} chains were missing in them; sealed into {TABLE_FILE}")
-        with _infrequent_gc():
-            parquet.write_chains(table, segments.merge_segments(folder))
-    for segment in segments.segment_paths(folder):
-        storage.remove(segment)
-    counts = parquet.count_chains(table)
-    if server.exists():
-        return [table, server], counts | {"server": storage.read_json(server)}
-    return [table], counts
+    def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
+        folder = run_dir / "sample"
+        table, server = folder / TABLE_FILE, folder / "server.json"
+        if not is_sealed(run_dir):
+            before = _report_shards(segments.segment_paths(folder))
+            stored = sample_missing(run_dir, recipe)
+            if before:
+                progress.print_line(f"{stored} chains were missing in them; sealed into {TABLE_FILE}")
+            with _infrequent_gc():
+                parquet.write_chains(table, segments.merge_segments(folder))
+        for segment in segments.segment_paths(folder):
+            storage.remove(segment)
+        counts = parquet.count_chains(table)
+        if server.exists():
+            return StageResult([table, server], counts | {"server": storage.read_json(server)})
+        return StageResult([table], counts)
 
 
 def is_sealed(run_dir: Path) -> bool:
@@ -188,11 +195,11 @@ def _open_ledger(run_dir: Path, recipe: Recipe, watch: UsageMeter, shard: Shard)
         yield lambda: None
         return
     with ledger.LedgerWriter(ledger.ledger_path(run_dir, shard)) as bill:
-        watch.risk = bill.risk
+        watch.risk = bill.reserve
         try:
-            yield lambda: bill.pay(watch.spent())
+            yield lambda: bill.record(watch.spent())
         finally:
-            bill.pay(watch.spent())
+            bill.record(watch.spent())
             run_folder.append_log(run_dir, "sampled", **watch.as_json())
 
 
@@ -217,7 +224,7 @@ def write_batch_requests(run_dir: Path, recipe: Recipe, out: Path) -> None:
     ceiling = budget.Budget(batch.settings, UsageMeter(before=ledger.total_usage(run_dir)))
     written = batch_api.BatchSummary()
     rows = batch_api.iter_request_lines(batch, done, right, before, ceiling, written)
-    limits = {"most_lines": batch_api.MAX_REQUESTS, "most_bytes": batch_api.MAX_BYTES}
+    limits = {"max_lines": batch_api.MAX_REQUESTS, "max_bytes": batch_api.MAX_BYTES}
     paths = atomic.write_rolling_files(out, rows, "requests", **limits)
     if written.stopped and not paths:
         raise ceiling.reached()
@@ -249,7 +256,7 @@ def read_batch_results(run_dir: Path, recipe: Recipe, paths: Sequence[Path]) -> 
         total = len(asked) * recipe.teacher.samples
         tick = opened.enter_context(progress.bar("batch", total, "chains", done=len(done)))
         for chains, rows, billed in batch_api.read_results(batch, paths, done, right, before, counted, ceiling, watch):
-            bill.pay(watch.spent(), billed)  # first: should this stop here, the same result costs nothing again
+            bill.record(watch.spent(), billed)  # first: should this stop here, the same result costs nothing again
             stored.append_lines(segments.encode_chain(chain) for chain in chains if done.add(chain.key))
             notes.append(rows)
             tick(len(chains), watch.note())

@@ -1,39 +1,38 @@
-"""test: exactly the base and the chosen step on the test questions, once, and the chosen one repaired where the recipe
-asks for that. Nothing else opens a test split.
+"""test: the base and the chosen checkpoint answer the test questions, once; with `on_policy` its result does too.
 
-Where nothing is trained (`teacher: {kind: none}`) the student is the base.
+This is the only module that opens a test split. Without a teacher (`teacher: {kind: none}`) only the base answers.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from potstill.evaluation import checkpoint
 from potstill.recipe import Recipe
-
-READS = ("evaluate", "questions", "seed")
-AFTER = ("collect", "train", "select", "repair")
-VERSIONS = checkpoint.versions()
+from potstill.stages import Stage, StageResult
 
 
-def free(recipe: Recipe) -> tuple[str, ...]:
-    return checkpoint.list_unused_keys("test")
+class Test(Stage):
+    reads = ("evaluate", "questions", "seed")
+    after = ("collect", "train", "select", "repair")
 
+    def versions(self) -> dict[str, int]:
+        return checkpoint.versions()
 
-def inputs(recipe: Recipe) -> dict[str, str]:
-    return checkpoint.collect_grader_digests(recipe, "test")
+    def free(self, recipe: Recipe) -> tuple[str, ...]:
+        return checkpoint.list_unused_keys("test")
 
+    def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
+        return checkpoint.collect_grader_digests(recipe, "test")
 
-def unread(run_dir: Path, recipe: Recipe) -> tuple[str, ...]:
-    return checkpoint.list_unused_checkpoints(run_dir, recipe)
+    def unread(self, run_dir: Path, recipe: Recipe) -> tuple[str, ...]:
+        return checkpoint.list_unused_checkpoints(run_dir, recipe)
 
-
-def make(run_dir: Path, recipe: Recipe) -> tuple[list[Path], dict[str, Any]]:
-    asked = checkpoint.list_checkpoints_to_test(run_dir, recipe)
-    paths = [
-        path
-        for each in asked
-        for path in checkpoint.evaluate_checkpoint(run_dir, recipe, run_dir / "test", each, "test")
-    ]
-    return paths, {"steps": [each.json_value for each in asked]}
+    def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
+        wanted = checkpoint.list_checkpoints_to_test(run_dir, recipe)
+        paths = [
+            path
+            for who in wanted
+            for path in checkpoint.evaluate_checkpoint(run_dir, recipe, run_dir / "test", who, "test")
+        ]
+        return StageResult(paths, {"steps": [who.json_value for who in wanted]})

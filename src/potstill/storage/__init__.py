@@ -1,7 +1,7 @@
-"""Files: the only writer, the manifests, and the tables at rest.
+"""The files of a run: how they are written, read, locked and checked.
 
-`disk` has the operations that write, `reading` those that read, `manifest` says what a stage folder holds and whether
-it still fits the recipe, `tables` owns Parquet and arrays, `run_folder` holds the lock and the log of one run.
+`atomic` holds every operation that writes, `read` those that read, `manifest` records what a finished stage holds and
+what it was made from, `parquet` and `segments` store chains, and `run_folder` holds the lock and the log of a run.
 """
 
 from potstill.storage.atomic import (

@@ -1,27 +1,19 @@
-"""The only writer: every byte that potstill leaves on a disk goes through the operations of this module.
+"""Every operation of potstill that writes to a disk; an interrupted one leaves the old state or the new one.
 
     >>> import tempfile; folder = Path(tempfile.mkdtemp())
-    >>> write_file(folder / "a.txt", b"whole or not at all")
-    >>> with Appender(folder / "b.jsonl") as lines:
-    ...     lines.append([{"x": 1}, {"x": 2}])
+    >>> write_file(folder / "a.txt", b"all of it or nothing")
+    >>> with Appender(folder / "b.jsonl") as file:
+    ...     file.append([{"x": 1}, {"x": 2}])
     >>> (folder / "b.jsonl").read_text()
     '{"x":1}\\n{"x":2}\\n'
 
-Each operation can be crashed by a test before, in the middle of, and after it: set `crash` to a function that raises
-or kills. What an operation leaves behind then is either nothing, or a `.potstill-partial` that the next run deletes, or
-a torn last line that the next `Appender` cuts off.
+After a crash there may also be a `.potstill-partial` file, which the next run deletes, or an incomplete last line,
+which the next `Appender` cuts off. Tests set `crash` to a function that raises or kills before, during and after each
+operation.
 
-After a power loss only what was flushed (fsync) is certain: the content of files, and the names in a folder. `write`,
-`folder` and `remove` return when both are on the disk. Appended rows are when `sync` returns, or about a second later.
-What was not flushed may be lost or torn, and a part of it may read as NUL bytes.
-
-Parts: lines in a new folder of files, none longer or larger than it may be.
-
->>> import tempfile; out = Path(tempfile.mkdtemp()) / "out"
->>> [path.name for path in write_rolling_files(out, [b"a\\n", b"bb\\n", b"c\\n"], "lines", most_lines=2, most_bytes=5)]
-['lines-0001.jsonl', 'lines-0002.jsonl']
->>> (out / "lines-0002.jsonl").read_bytes()
-b'c\\n'
+After a power loss only flushed (fsync) data is certain: the content of files, and the names in a folder. `write_file`,
+`write_folder` and `remove` return when both are on the disk. Appended rows are on the disk when `sync` returns, or
+about a second later. Data that was not flushed may be lost or damaged; a part of it may read as NUL bytes.
 """
 
 from __future__ import annotations
@@ -43,22 +35,22 @@ from potstill.storage.read import NUL_BYTE, as_user_errors
 Operation = Literal["write", "append", "folder", "remove"]
 Moment = Literal["before", "middle", "after"]
 
-PARTIAL_SUFFIX = ".potstill-partial"  # a name that nobody else gives a file: these are deleted
+PARTIAL_SUFFIX = ".potstill-partial"  # files with this suffix are ours alone: the next run deletes them
 SYNC_INTERVAL = 1.0  # seconds after which appended rows are flushed to the disk
-FOLDER_SYNC_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # of file systems that cannot flush a folder
+FOLDER_SYNC_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # errors of file systems without folder sync
 
 
 def _no_crash(operation: Operation, moment: Moment, path: Path) -> None:
-    """Tests put their own function here."""
+    """Do nothing. Tests replace it."""
 
 
 crash: Callable[[Operation, Moment, Path], None] = _no_crash
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Put `data` at `path`, whole or not at all: written beside it, flushed to the disk, then renamed into place.
+    """Write `data` to `path` atomically: to a partial file, flushed to the disk, then renamed.
 
-    Raises UserError where the disk is full or may not be written to.
+    Raises UserError if the disk is full or not writable.
     """
     with write_stream(path) as file:
         file.write(data)
@@ -66,21 +58,21 @@ def write_file(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def write_stream(path: Path) -> Iterator[BinaryIO]:
-    """A file that is written piece by piece and appears at `path` only when the block ends well; see `write`."""
+    """Yield a file to write piece by piece. It appears at `path` only if the block succeeds; see `write_file`."""
     crash("write", "before", path)
-    beside = _partial_path(path)
+    partial = _partial_path(path)
     with as_user_errors(path):
         make_folder(path.parent)
         try:
-            with open(beside, "wb") as file:
+            with open(partial, "wb") as file:
                 yield file
                 file.flush()
                 crash("write", "middle", path)
                 os.fsync(file.fileno())
-            os.replace(beside, path)
+            os.replace(partial, path)
             _sync_folder(path.parent)
         except Exception:
-            beside.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             raise
     crash("write", "after", path)
 
@@ -94,22 +86,22 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def encode_json_line(row: Mapping[str, Any]) -> bytes:
-    """One record as one line of compact JSON."""
+    """One record as one line of compact JSON in UTF-8."""
     text = json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     try:
         return text.encode() + b"\n"
-    except UnicodeEncodeError:  # half of a surrogate pair has no UTF-8, but an escape in JSON
+    except UnicodeEncodeError:  # UTF-8 cannot hold half of a surrogate pair, a JSON escape can
         return json.dumps(row, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
 class Appender:
-    """A JSONL file that grows record by record. Opening it cuts a torn last line off.
+    """A JSONL file that grows record by record. Opening it cuts off an incomplete last line.
 
-    `append` hands its rows to the system as one write; a crash in it can tear them, at worst within a line. A power
-    loss may take or tear those of the last `SYNC_EVERY` seconds, in any order, but none from before the last `sync`.
+    `append` passes its rows to the system as one write. A crash may leave the last line incomplete. A power loss may
+    lose or damage rows of the last `SYNC_INTERVAL` seconds, in any order, but none from before the last `sync`.
 
-    ordered  whether the order of the rows is part of a result: then opening it also cuts off everything from the first
-             line on that a power loss has torn. Otherwise such a line stays, and those who read the file skip it.
+    ordered  whether the order of the rows is part of a result. If so, opening the file also cuts off everything from
+             the first damaged line on. Otherwise a damaged line stays, and readers skip it.
     """
 
     def __init__(self, path: Path, *, ordered: bool = False) -> None:
@@ -120,12 +112,12 @@ class Appender:
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by __exit__
             if new:
                 _sync_folder(path.parent)
-            self._cut_torn_line()
+            self._cut_incomplete_line()
             if ordered:
-                self._cut_from_hole()
+                self._cut_from_damaged_line()
         self._synced = time.monotonic()
 
-    def _cut_torn_line(self) -> None:
+    def _cut_incomplete_line(self) -> None:
         with open(self.path, "rb") as file:
             end = file.seek(0, os.SEEK_END)
             keep, block = end, 1 << 16
@@ -140,20 +132,20 @@ class Appender:
         if keep < end:
             os.truncate(self.path, keep)
 
-    def _cut_from_hole(self) -> None:
+    def _cut_from_damaged_line(self) -> None:
         keep = 0
         with open(self.path, "rb") as file:
-            for text in file:
-                if NUL_BYTE in text:
+            for line in file:
+                if NUL_BYTE in line:
                     os.truncate(self.path, keep)
                     return
-                keep += len(text)
+                keep += len(line)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         self.append_lines(encode_json_line(row) for row in rows)
 
     def append_lines(self, lines: Iterable[bytes]) -> None:
-        """Lines as `line` makes them, together in one write."""
+        """Append lines that `encode_json_line` made, in one write."""
         data = b"".join(lines)
         if not data:
             return
@@ -178,7 +170,7 @@ class Appender:
         self._synced = time.monotonic()
 
     def _write(self, data: bytes) -> None:
-        while data:  # an unbuffered write may take less than it was given
+        while data:  # an unbuffered write may write less than it was given
             data = data[self._file.write(data) :]
 
     def __enter__(self) -> Self:
@@ -191,43 +183,41 @@ class Appender:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it where they are missing; their names are on the disk when this returns."""
+    """Make a folder and its missing parents. Their names are on the disk when this returns."""
     missing = []
-    above = path
-    while not above.exists():
-        missing.append(above)
-        above = above.parent
+    parent = path
+    while not parent.exists():
+        missing.append(parent)
+        parent = parent.parent
     path.mkdir(parents=True, exist_ok=True)
-    for made in reversed(missing):
-        _sync_folder(made.parent)
+    for folder in reversed(missing):
+        _sync_folder(folder.parent)
 
 
 @contextlib.contextmanager
 def write_folder(path: Path) -> Iterator[Path]:
-    """A new folder that other libraries may write into; it appears at `path` only when the block ends well.
-
-    An older folder at `path` is replaced.
-    """
+    """Yield a new folder that other libraries may write into. It appears at `path` only if the block succeeds, and
+    replaces an older folder there."""
     crash("folder", "before", path)
-    beside, older = _partial_path(path), _partial_path(path, "older")
+    partial, older = _partial_path(path), _partial_path(path, "older")
     with as_user_errors(path):
-        _delete_any(beside)
-        make_folder(beside)
+        _delete_any(partial)
+        make_folder(partial)
         try:
-            yield beside
-            for made in beside.rglob("*"):
-                if made.is_file():
-                    copy_mode(beside, made)
-            _sync_tree(beside)
+            yield partial
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    copy_mode(partial, file)
+            _sync_tree(partial)
         except Exception:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
             raise
         crash("folder", "middle", path)
         _delete_any(older)
         replaced = os.path.lexists(path)
         if replaced:
             os.replace(path, older)
-        os.replace(beside, path)
+        os.replace(partial, path)
         _sync_folder(path.parent)
         if replaced:
             _delete_any(older)
@@ -236,45 +226,45 @@ def write_folder(path: Path) -> Iterator[Path]:
 
 
 def copy_mode(source: Path, path: Path) -> None:
-    """Let others read and write a file as they may a file or folder that was made here: safetensors makes files that
-    their owner alone may read, whatever the umask says."""
+    """Give a file the read and write permissions of a file or folder that was made here. safetensors makes files that
+    only their owner may read, whatever the umask is."""
     os.chmod(path, source.stat().st_mode & 0o666)
 
 
 def remove(path: Path) -> None:
-    """Take a file, a folder or a link away; it is gone from its name before its content is deleted.
+    """Remove a file, folder or link. It is renamed first, so nothing sees a half-deleted folder under its name.
 
-    Where a link stands for a folder, the link goes and the folder stays.
+    A link to a folder is removed; the folder stays.
     """
     if not os.path.lexists(path):
         return
     crash("remove", "before", path)
     with as_user_errors(path):
-        gone = _partial_path(path)
-        _delete_any(gone)
-        os.replace(path, gone)
+        partial = _partial_path(path)
+        _delete_any(partial)
+        os.replace(path, partial)
         _sync_folder(path.parent)
         crash("remove", "middle", path)
-        _delete_any(gone)
-        _sync_folder(path.parent)  # else it could come back under the name that nobody looks for any more
+        _delete_any(partial)
+        _sync_folder(path.parent)  # without it the partial name could reappear after a power loss
     crash("remove", "after", path)
 
 
 def delete_partial_files(path: Path) -> None:
-    """Delete what an interrupted operation left directly in a folder, and nothing that somebody else has put there."""
+    """Delete what interrupted operations left directly in a folder, and nothing else."""
     if path.is_dir():
-        for left in path.glob(f".*{PARTIAL_SUFFIX}"):
-            with as_user_errors(left):
-                _delete_any(left)
+        for partial in path.glob(f".*{PARTIAL_SUFFIX}"):
+            with as_user_errors(partial):
+                _delete_any(partial)
 
 
-def _partial_path(path: Path, what: str = "") -> Path:
-    """The name beside `path` of what is not whole yet, or not deleted yet."""
-    return path.with_name(f".{path.name}{'.' * bool(what)}{what}{PARTIAL_SUFFIX}")
+def _partial_path(path: Path, label: str = "") -> Path:
+    """The name next to `path` of something that is not complete yet, or not deleted yet."""
+    return path.with_name(f".{path.name}{'.' * bool(label)}{label}{PARTIAL_SUFFIX}")
 
 
 def _delete_any(path: Path) -> None:
-    """Delete whatever stands there, if anything does; `rmtree` refuses a link to a folder."""
+    """Delete a file, folder or link if it exists. `rmtree` refuses a link to a folder."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -282,17 +272,17 @@ def _delete_any(path: Path) -> None:
 
 
 def _sync_tree(path: Path) -> None:
-    """Flush the content of every file of a folder, and the names of all that is in it."""
-    for at, _, names in os.walk(path):
+    """Flush the content of every file in a folder, and all names in it."""
+    for folder, _, names in os.walk(path):
         for name in names:
-            if not os.path.islink(os.path.join(at, name)):
-                with open(os.path.join(at, name), "rb") as opened:
-                    os.fsync(opened.fileno())
-        _sync_folder(Path(at))
+            if not os.path.islink(os.path.join(folder, name)):
+                with open(os.path.join(folder, name), "rb") as file:
+                    os.fsync(file.fileno())
+        _sync_folder(Path(folder))
 
 
 def _sync_folder(path: Path) -> None:
-    """Flush the names in a folder: a new file or a rename is certain only after this."""
+    """Flush the names in a folder. A new file or a rename is certain only after this."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -304,28 +294,36 @@ def _sync_folder(path: Path) -> None:
 
 
 def write_rolling_files(
-    out: Path, lines: Iterable[bytes], name: str, *, most_lines: int, most_bytes: int
+    folder: Path, lines: Iterable[bytes], name: str, *, max_lines: int, max_bytes: int
 ) -> list[Path]:
-    """Put lines into as many files as they need; the folder appears with all of them or not at all. No line: no folder.
+    """Write lines into as many files as the limits require. The folder appears with all files or not at all; without
+    any line there is no folder.
 
-    Raises UserError where something stands at `out` already, before the first line is asked for.
+        >>> import tempfile; folder = Path(tempfile.mkdtemp()) / "out"
+        >>> paths = write_rolling_files(folder, [b"a\\n", b"bb\\n", b"c\\n"], "lines", max_lines=2, max_bytes=5)
+        >>> [(path.name, path.read_bytes()) for path in paths]
+        [('lines-0001.jsonl', b'a\\nbb\\n'), ('lines-0002.jsonl', b'c\\n')]
+
+    Raises UserError if `folder` exists and is not empty, before it takes the first line.
     """
-    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
-        raise UserError("there is something already", where=out, hint="name a new folder")
+    if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
+        raise UserError(
+            "the output folder is not empty", code="E-storage-folder-exists", where=folder, hint="name a new folder"
+        )
     rows = iter(lines)
     first = next(rows, None)
     if first is None:
         return []
     names: list[str] = []
-    with write_folder(out) as folder, contextlib.ExitStack() as opened:
+    with write_folder(folder) as partial, contextlib.ExitStack() as stack:
         file: BinaryIO | None = None
         count = size = 0
         for line in chain([first], rows):
-            if file is None or count == most_lines or size + len(line) > most_bytes:
-                opened.close()
+            if file is None or count == max_lines or size + len(line) > max_bytes:
+                stack.close()
                 names.append(f"{name}-{len(names) + 1:04}.jsonl")
-                file = opened.enter_context(write_stream(folder / names[-1]))
+                file = stack.enter_context(write_stream(partial / names[-1]))
                 count = size = 0
             file.write(line)
             count, size = count + 1, size + len(line)
-    return [out / each for each in names]
+    return [folder / name for name in names]

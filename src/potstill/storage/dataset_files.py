@@ -1,19 +1,16 @@
-"""Arrow: the rows of somebody else's Parquet and Arrow files as values that JSON knows. One of pyarrow's owners.
-
-Bytes are decoded as UTF-8 where they are that, 32-bit numbers are the shortest decimal that they stand for (0.1, not
-0.10000000149011612), dates and times are text.
-
-Rows: the records of a file that somebody else wrote, in whatever form people keep them.
+"""Rows of a data file in any common format, as dictionaries of JSON values.
 
     >>> import tempfile; path = Path(tempfile.mkdtemp()) / "mine.csv"
     >>> _ = path.write_text("question,answer\\nHow many?,5\\n")
     >>> list(read_dataset_rows(path))
     [(2, 'line 2', {'question': 'How many?', 'answer': '5'})]
 
-JSON lines, a JSON array (alone, or the `examples`, `data`, ... of one object), CSV and TSV with a header, Parquet,
-Arrow, and the folder that `datasets` saves; each but the folder also compressed with gzip, bzip2, xz or zstd. What a
-file is decides its content, and its name only where the content does not: a table of text. Each row comes with its
-number (from 1; of lines the number of the line) and with its place for messages.
+The formats are JSON lines, a JSON array (alone, or as the field `examples`, `data`, ... of an object), CSV and TSV
+with a header, Parquet, Arrow, and the folder that `datasets` saves. All but the folder may be compressed with gzip,
+bzip2, xz or zstd. The content of a file decides its format; the name decides only for a table of text.
+
+From Parquet and Arrow files, bytes are decoded as UTF-8 if they are valid, 32-bit numbers become the shortest decimal
+with that value (0.1, not 0.10000000149011612), and dates and times become text.
 """
 
 from __future__ import annotations
@@ -32,26 +29,126 @@ from potstill.storage.read import as_user_errors, read_bytes, read_json
 if TYPE_CHECKING:
     import pyarrow
 
-
-BATCH_ROWS: Final = 4096
-ARROW_MAGIC: Final = (b"ARROW1", b"\xff\xff\xff\xff")  # of an Arrow file, and of a stream
-DOWNLOAD_HINT: Final = "get it again; it may be torn"
+DatasetRow = tuple[int, str, dict[str, Any]]  # number from 1 (for text: of the line), place for messages, values
 Converter = Callable[[Any], Any]
+BATCH_ROWS: Final = 4096
+MAX_CONTENT_BYTES: Final = 1 << 31  # of a file's decompressed content, which is held in memory
+ARROW_MAGIC: Final = (b"ARROW1", b"\xff\xff\xff\xff")  # of an Arrow file, and of an Arrow stream
+PARQUET_MAGIC: Final = b"PAR1"
+COMPRESSION_MAGIC: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
+TABLE_SEPARATORS: Final = {".csv": ",", ".tsv": "\t"}
+LIST_FIELDS: Final = ("examples", "data", "rows", "records", "questions", "problems", "instances", "items", "samples")
+DOWNLOAD_HINT: Final = "download it again; it may be incomplete"
+JSON_LINE_HINT: Final = "write one JSON object per line; correct or delete this line (the last line may be incomplete)"
+BOM: Final = "\ufeff"
 
 
-def decompress(data: bytes, form: str, path: Path, most: int) -> bytes:
-    """What a compressed file holds. Raises UserError where it is torn, or holds more than `most` bytes."""
+def read_dataset_rows(path: Path) -> Iterator[DatasetRow]:
+    """Every row of a file or of a saved folder. Raises UserError, with the file and the place in it, for anything that
+    is not a row."""
+    if path.is_dir():
+        yield from _number_rows(read_saved_dataset(path))
+        return
+    data = read_decompressed(path)
+    if data.startswith(PARQUET_MAGIC):
+        yield from _number_rows(read_parquet_rows(data, path))
+    elif data.startswith(ARROW_MAGIC):
+        yield from _number_rows(read_arrow_rows(data, path))
+    else:
+        yield from _read_text_rows(decode_text(data, path), path)
+
+
+def is_plain_jsonl(path: Path) -> bool:
+    """Whether a file starts as JSON lines do: with an object, and not compressed."""
+    with as_user_errors(path), open(path, "rb") as file:
+        return file.read(1 << 12).removeprefix(BOM.encode()).lstrip()[:1] in (b"{", b"")
+
+
+def read_decompressed(path: Path) -> bytes:
+    """The bytes of a file, decompressed if it is compressed."""
+    data = read_bytes(path)
+    for _ in range(3):  # some compressed files are compressed again
+        method = next((method for magic, method in COMPRESSION_MAGIC.items() if data.startswith(magic)), None)
+        if method is None:
+            break
+        data = _decompress_xz(data, path) if method == "xz" else decompress(data, method, path, MAX_CONTENT_BYTES)
+    return data
+
+
+def decompress(data: bytes, method: str, path: Path, max_bytes: int) -> bytes:
+    """The content of compressed data. Raises UserError if it is incomplete or larger than `max_bytes`."""
     import pyarrow as pa
 
     try:
-        with pa.CompressedInputStream(pa.BufferReader(data), form) as stream:
-            found = stream.read(most + 1)
+        with pa.CompressedInputStream(pa.BufferReader(data), method) as stream:
+            content = stream.read(max_bytes + 1)
     except (OSError, pa.ArrowException) as fault:
-        raise UserError(f"not a whole {form} file", where=path, found=fault, hint=DOWNLOAD_HINT) from None
-    if len(found) > most:
-        hint = "unpack it, and name several smaller files"
-        raise UserError("too large to hold in memory", where=path, found=f"more than {most} bytes unpacked", hint=hint)
-    return found
+        raise UserError(
+            f"not a complete {method} file",
+            code="E-storage-invalid-compression",
+            where=path,
+            found=fault,
+            hint=DOWNLOAD_HINT,
+        ) from None
+    if len(content) > max_bytes:
+        raise UserError(
+            "the file is too large to hold in memory",
+            code="E-storage-too-large",
+            where=path,
+            found=f"more than {max_bytes} bytes decompressed",
+            hint="decompress it and name several smaller files",
+        )
+    return content
+
+
+def _decompress_xz(data: bytes, path: Path) -> bytes:
+    decompressor = lzma.LZMADecompressor()
+    try:
+        content = decompressor.decompress(data, MAX_CONTENT_BYTES)
+    except lzma.LZMAError as fault:
+        raise UserError(
+            "not a complete xz file",
+            code="E-storage-invalid-compression",
+            where=path,
+            found=fault,
+            hint=DOWNLOAD_HINT,
+        ) from None
+    if not decompressor.eof:
+        raise UserError(
+            "the xz file is incomplete, or too large to hold in memory",
+            code="E-storage-too-large",
+            where=path,
+            hint=f"{DOWNLOAD_HINT}; or decompress it and name its parts",
+        )
+    return content
+
+
+def decode_text(data: bytes, path: Path) -> str:
+    """UTF-8 as text with `\\n` line ends and without byte order marks. Raises UserError with the line and the byte."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as fault:
+        line = data.count(b"\n", 0, fault.start) + 1
+        hint = "save it as UTF-8"
+        if data[fault.start : fault.start + 1] == b"\xed":
+            hint = "half of a surrogate pair is not a character: write the whole pair, or U+FFFD instead"
+        elif data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            hint = "it looks like UTF-16: save it as UTF-8"
+        raise UserError(
+            f"not UTF-8 at byte {fault.start}",
+            code="E-storage-not-utf8",
+            where=f"{path} line {line}" if line > 1 else path,
+            hint=hint,
+        ) from None
+    text = text.replace("\r\n", "\n").removeprefix(BOM)
+    return text.replace(f"\n{BOM}", "\n") if BOM in text else text  # concatenated files, each with its own mark
+
+
+def shorten(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:60]} ... {text[-15:]}"
+
+
+# Parquet and Arrow
 
 
 def read_parquet_rows(data: bytes, path: Path) -> Iterator[dict[str, Any]]:
@@ -64,31 +161,35 @@ def read_parquet_rows(data: bytes, path: Path) -> Iterator[dict[str, Any]]:
             for batch in file.iter_batches(BATCH_ROWS):
                 yield from _batch_rows(batch)
     except (pa.ArrowException, OSError) as fault:
-        raise UserError("not a Parquet file", where=path, found=fault, hint=DOWNLOAD_HINT) from None
+        raise UserError(
+            "not a Parquet file", code="E-storage-invalid-parquet", where=path, found=fault, hint=DOWNLOAD_HINT
+        ) from None
 
 
 def read_arrow_rows(data: bytes, path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of an Arrow file or stream."""
+    """The rows of an Arrow file or stream that is held in memory."""
     import pyarrow as pa
 
-    opening = pa.ipc.open_file if data.startswith(ARROW_MAGIC[0]) else pa.ipc.open_stream
+    open_reader = pa.ipc.open_file if data.startswith(ARROW_MAGIC[0]) else pa.ipc.open_stream
     try:
-        with opening(data) as reader:
-            whole = reader.read_all()
-        for batch in whole.to_batches(BATCH_ROWS):
+        with open_reader(data) as reader:
+            table = reader.read_all()
+        for batch in table.to_batches(BATCH_ROWS):
             yield from _batch_rows(batch)
     except (pa.ArrowException, OSError) as fault:
-        raise UserError("not an Arrow file", where=path, found=fault, hint=DOWNLOAD_HINT) from None
+        raise UserError(
+            "not an Arrow file", code="E-storage-invalid-arrow", where=path, found=fault, hint=DOWNLOAD_HINT
+        ) from None
 
 
 def read_saved_dataset(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a folder that `datasets` saved; of one with several parts each row has its part as `split`, unless
-    it has such a field. Raises UserError for any other folder."""
-    parts = folder / "dataset_dict.json"
-    if parts.is_file():
-        for part in _read_list_field(parts, "splits"):
-            for row in _read_saved_split(folder / str(part)):
-                yield {"split": part, **row}
+    """The rows of a folder that `datasets` saved. In a folder with several splits, each row gets its split as the field
+    `split`, unless it has such a field. Raises UserError for any other folder."""
+    splits = folder / "dataset_dict.json"
+    if splits.is_file():
+        for split in _read_list_field(splits, "splits"):
+            for row in _read_saved_split(folder / str(split)):
+                yield {"split": split, **row}
         return
     yield from _read_saved_split(folder)
 
@@ -96,37 +197,48 @@ def read_saved_dataset(folder: Path) -> Iterator[dict[str, Any]]:
 def _read_saved_split(folder: Path) -> Iterator[dict[str, Any]]:
     state = folder / "state.json"
     if not state.is_file():
-        hint = "name its files: file: [a.jsonl, b.jsonl], or file: FOLDER/*.parquet"
-        raise UserError("a folder, and not one that `datasets` saved", where=folder, hint=hint)
-    told = read_json(state)
-    if isinstance(told, dict) and told.get("_indices_data_files"):
-        hint = "save it again with flatten_indices()"
-        raise UserError("a saved selection of rows", where=folder, hint=hint)
-    for each in _read_list_field(state, "_data_files"):
-        path = folder / Path(str(each.get("filename") if isinstance(each, dict) else each)).name
-        with as_user_errors(path):
-            data = path.read_bytes()
-        yield from read_arrow_rows(data, path)
+        raise UserError(
+            "the path is a folder that `datasets` did not save",
+            code="E-storage-not-a-dataset",
+            where=folder,
+            hint="name its files: file: [a.jsonl, b.jsonl], or file: FOLDER/*.parquet",
+        )
+    content = read_json(state)
+    if isinstance(content, dict) and content.get("_indices_data_files"):
+        raise UserError(
+            "a saved selection of rows cannot be read",
+            code="E-storage-not-a-dataset",
+            where=folder,
+            hint="save it again after flatten_indices()",
+        )
+    for entry in _read_list_field(state, "_data_files"):
+        path = folder / Path(str(entry.get("filename") if isinstance(entry, dict) else entry)).name
+        yield from read_arrow_rows(read_bytes(path), path)
 
 
 def _read_list_field(path: Path, name: str) -> list[Any]:
-    told = read_json(path)
-    found = told.get(name) if isinstance(told, dict) else None
-    if not isinstance(found, list):
-        raise UserError("not as `datasets` saves it", where=path, found=f"no list {name!r}", hint="save the set again")
-    return found
+    content = read_json(path)
+    values = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(values, list):
+        raise UserError(
+            "not a file that `datasets` saves",
+            code="E-storage-not-a-dataset",
+            where=path,
+            found=f"no list {name!r}",
+            hint="save the set again",
+        )
+    return values
 
 
 def _batch_rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any]]:
-    converts = {field.name: _build_converter(field.type) for field in batch.schema}
-    columns = {name: _column_values(batch.column(at)) for at, name in enumerate(batch.schema.names)}
-    for at in range(batch.num_rows):
-        row = {name: values[at] for name, values in columns.items()}
-        yield {name: _convert(value, converts[name]) for name, value in row.items()}
+    converters = {field.name: _build_converter(field.type) for field in batch.schema}
+    columns = {name: _column_values(batch.column(index)) for index, name in enumerate(batch.schema.names)}
+    for index in range(batch.num_rows):
+        yield {name: _convert(values[index], converters[name]) for name, values in columns.items()}
 
 
 def _column_values(column: pyarrow.Array) -> list[Any]:
-    """The values of a column; text that is not UTF-8 stays bytes, for whoever reads that field to refuse."""
+    """The values of a column. Text that is not UTF-8 stays bytes; the reader of that field refuses it."""
     import pyarrow as pa
 
     try:
@@ -146,12 +258,12 @@ def _decode_or_bytes(value: Any) -> Any:
         return value if isinstance(value, bytes) else b"\xff"
 
 
-def _convert(value: Any, convert: Converter | None) -> Any:
-    return value if value is None or convert is None else convert(value)
+def _convert(value: Any, converter: Converter | None) -> Any:
+    return value if value is None or converter is None else converter(value)
 
 
 def _build_converter(kind: pyarrow.DataType) -> Converter | None:
-    """How a value of a type becomes one that JSON knows; None where it is one."""
+    """A function from a value of an Arrow type to a JSON value; None if the value already is one."""
     import pyarrow.types as t
 
     if t.is_floating(kind):
@@ -162,17 +274,17 @@ def _build_converter(kind: pyarrow.DataType) -> Converter | None:
         return _build_converter(kind.value_type)
     if t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind):
         inner = _build_converter(kind.value_type)
-        return None if inner is None else lambda value: [_convert(each, inner) for each in value]
+        return None if inner is None else lambda values: [_convert(value, inner) for value in values]
     if t.is_struct(kind):
-        own = {kind.field(at).name: _build_converter(kind.field(at).type) for at in range(kind.num_fields)}
-        return lambda value: {name: _convert(each, own[name]) for name, each in value.items()}
+        fields = {kind.field(i).name: _build_converter(kind.field(i).type) for i in range(kind.num_fields)}
+        return lambda struct: {name: _convert(value, fields[name]) for name, value in struct.items()}
     if t.is_string(kind) or t.is_large_string(kind) or t.is_integer(kind) or t.is_boolean(kind) or t.is_null(kind):
         return None
     return lambda value: value if isinstance(value, bytes) else json.loads(json.dumps(value, default=str))
 
 
 def _shortest_float32(value: float) -> float:
-    """A 32-bit number as the shortest decimal that it stands for."""
+    """A 32-bit number as the shortest decimal with that value."""
     import numpy
 
     return float(str(numpy.float32(value)))
@@ -184,224 +296,174 @@ def _shortest_float16(value: float) -> float:
     return float(str(numpy.float16(value)))
 
 
-DatasetRow = tuple[int, str, dict[str, Any]]
-MAX_CONTENT_BYTES: Final = 1 << 31  # bytes of a file's content, which is held in memory
-LIST_FIELDS: Final = ("examples", "data", "rows", "records", "questions", "problems", "instances", "items", "samples")
-COMPRESSION_MAGIC: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
-PARQUET_MAGIC: Final = b"PAR1"
-TABLE_SEPARATORS: Final = {".csv": ",", ".tsv": "\t"}
-JSON_LINE_HINT: Final = "a line holds one JSON object; mend or drop it (the last line may have been cut off)"
-BOM: Final = "\ufeff"
+# Text: JSON lines, a JSON document, or a table
 
 
-def read_dataset_rows(path: Path) -> Iterator[DatasetRow]:
-    """Every record of a file or of a saved folder. Raises UserError, with the file and the place in it, for what is
-    no record."""
-    if path.is_dir():
-        yield from ((number, f"record {number}", row) for number, row in enumerate(read_saved_dataset(path), 1))
-        return
-    data = read_decompressed(path)
-    if data.startswith(PARQUET_MAGIC):
-        yield from _number_rows(read_parquet_rows(data, path))
-    elif data.startswith(ARROW_MAGIC):
-        yield from _number_rows(read_arrow_rows(data, path))
-    else:
-        yield from _read_text_rows(decode_text(data, path), path)
-
-
-def is_plain_jsonl(path: Path) -> bool:
-    """Whether a file begins as JSON lines do: with an object, not compressed."""
-    with as_user_errors(path), open(path, "rb") as file:
-        return file.read(1 << 12).removeprefix(BOM.encode()).lstrip()[:1] in (b"{", b"")
-
-
-def read_decompressed(path: Path) -> bytes:
-    """The bytes of a file, decompressed where they are compressed."""
-    data = read_bytes(path)
-    for _ in range(3):  # a compressed file is now and then compressed again
-        form = next((form for magic, form in COMPRESSION_MAGIC.items() if data.startswith(magic)), None)
-        if form is None:
-            break
-        data = _decompress_xz(data, path) if form == "xz" else decompress(data, form, path, MAX_CONTENT_BYTES)
-    return data
-
-
-def decode_text(data: bytes, path: Path) -> str:
-    """UTF-8 as text with plain line ends, without byte order marks. Raises UserError, naming line and byte."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as fault:
-        line = data.count(b"\n", 0, fault.start) + 1
-        what = f"not UTF-8 at byte {fault.start}"
-        hint = "save it as UTF-8"
-        if data[fault.start : fault.start + 1] == b"\xed":
-            hint = "half of a surrogate pair is no character: write the whole one, or put U+FFFD in its place"
-        elif data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            hint = "it looks like UTF-16: save it as UTF-8"
-        raise UserError(what, where=f"{path} line {line}" if line > 1 else path, hint=hint) from None
-    text = text.replace("\r\n", "\n").removeprefix(BOM)
-    return text.replace(f"\n{BOM}", "\n") if BOM in text else text  # files put one after the other, each with its own
-
-
-def shorten(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:60]} ... {text[-15:]}"
-
-
-def _number_rows(found: Iterator[dict[str, Any]]) -> Iterator[DatasetRow]:
-    return ((number, f"record {number}", row) for number, row in enumerate(found, 1))
-
-
-def _decompress_xz(data: bytes, path: Path) -> bytes:
-    try:
-        reader = lzma.LZMADecompressor()
-        found = reader.decompress(data, MAX_CONTENT_BYTES)
-    except lzma.LZMAError as fault:
-        raise UserError("not a whole xz file", where=path, found=fault, hint="get it again; it may be torn") from None
-    if not reader.eof:
-        hint = "get it again, it may be torn; or unpack it and name its parts"
-        raise UserError("not a whole xz file, or too large to hold in memory", where=path, hint=hint)
-    return found
+def _number_rows(rows: Iterator[dict[str, Any]]) -> Iterator[DatasetRow]:
+    return ((number, f"record {number}", row) for number, row in enumerate(rows, 1))
 
 
 def _read_text_rows(text: str, path: Path) -> Iterator[DatasetRow]:
-    name = path.name.lower()
-    ends = [f".{part}" for part in name.split(".")[1:]]
-    for end, sign in TABLE_SEPARATORS.items():
-        if end in ends:
-            yield from _read_table(text, sign, path)
+    suffixes = [f".{part}" for part in path.name.lower().split(".")[1:]]
+    for suffix, separator in TABLE_SEPARATORS.items():
+        if suffix in suffixes:
+            yield from _read_table(text, separator, path)
             return
-    start = text.lstrip()[:1]
-    if start == "[" or (start == "{" and not _is_json(text.lstrip().partition("\n")[0])):
-        whole = _parse_json_or_none(text)
-        if isinstance(whole, list):
-            yield from _iter_list_rows(whole, path)
+    stripped = text.lstrip()
+    first_line = stripped.partition("\n")[0]
+    # A document starts with a bracket, or with a brace whose line is not a complete object.
+    if stripped.startswith("[") or (stripped.startswith("{") and _parse_json(first_line)[1]):
+        document, error = _parse_json(text)
+        if isinstance(document, list):
+            yield from _iter_list_rows(document, path)
             return
-        if isinstance(whole, dict):
-            yield from _read_wrapped_list(whole, path)
+        if isinstance(document, dict):
+            yield from _read_wrapped_list(document, path)
             return
-        if start == "[" and not _is_json(text.lstrip().partition("\n")[0]):
+        if stripped.startswith("[") and _parse_json(first_line)[1]:
             raise UserError(
-                "not JSON", where=path, found=_json_error(text), hint="it looks like a JSON array that is not whole"
+                "not valid JSON",
+                code="E-storage-invalid-json",
+                where=path,
+                found=error,
+                hint="it looks like an incomplete JSON array",
             )
     yield from _read_json_lines(text, path)
 
 
 def _read_json_lines(text: str, path: Path) -> Iterator[DatasetRow]:
-    """JSON lines; one line alone may hold an object with a list of records."""
+    """JSON lines. A single line may also hold an object with a list of records."""
     lines = text.split("\n")
-    alone = sum(1 for line in lines if line.strip()) == 1
+    single = sum(1 for line in lines if line.strip()) == 1
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"{path} line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            raise UserError("not JSON", where=where, found=shorten(line), hint=_line_hint(line, number)) from None
+        row, error = _parse_json(line)
+        if error:
+            raise UserError(
+                "the line is not valid JSON",
+                code="E-storage-invalid-json",
+                where=where,
+                found=shorten(line),
+                hint=_line_hint(line, number),
+            )
         if not isinstance(row, dict):
-            raise UserError("a line holds one JSON object", where=where, found=shorten(line), hint='{"question": ...}')
-        if alone and _wrapped_list(row) is not None:
+            raise UserError(
+                "the line is not a JSON object",
+                code="E-storage-invalid-record",
+                where=where,
+                found=shorten(line),
+                hint='write one {"question": ...} per line',
+            )
+        if single and _wrapped_list(row) is not None:
             yield from _read_wrapped_list(row, path)
             return
         yield number, f"line {number}", row
 
 
 def _line_hint(line: str, number: int) -> str:
-    """What to do about a line that is no JSON."""
+    """What to do about a line that is not JSON."""
     if number > 1 or line.lstrip()[:1] in "{[":
-        return JSON_LINE_HINT if line.strip() not in ("{", "[") else "write one object a line (jq -c does that)"
+        return JSON_LINE_HINT if line.strip() not in ("{", "[") else "write one object per line (jq -c does that)"
     if line.count("\t") or line.count(","):
         return f"it looks like a table: name it {'.tsv' if line.count(chr(9)) else '.csv'}, or write JSON lines"
-    return "write one JSON object a line, or name a .csv, .tsv, .json, .parquet or .arrow file"
+    return "write one JSON object per line, or name a .csv, .tsv, .json, .parquet or .arrow file"
 
 
-def _is_json(line: str) -> bool:
+def _parse_json(text: str) -> tuple[Any, str]:
+    """The value of a JSON text, and an empty error; or None, and why it is not valid JSON."""
     try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _parse_json_or_none(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _json_error(text: str) -> str:
-    try:
-        json.loads(text)
+        return json.loads(text), ""
     except (ValueError, RecursionError) as fault:
-        return str(fault)
-    return ""
+        return None, str(fault)
 
 
-def _iter_list_rows(found: list[Any], path: Path) -> Iterator[DatasetRow]:
-    for number, row in enumerate(found, 1):
+def _iter_list_rows(rows: list[Any], path: Path) -> Iterator[DatasetRow]:
+    for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            where = f"{path} record {number}"
-            raise UserError("a record is an object with fields", where=where, found=shorten(json.dumps(row)))
+            raise UserError(
+                "the record is not a JSON object",
+                code="E-storage-invalid-record",
+                where=f"{path} record {number}",
+                found=shorten(json.dumps(row)),
+                hint='write one {"question": ...} per record',
+            )
         yield number, f"record {number}", row
 
 
-def _wrapped_list(row: dict[str, Any]) -> list[Any] | None:
-    """The records of an object that wraps them."""
-    lists = [row[name] for name in LIST_FIELDS if isinstance(row.get(name), list) and row[name]]
-    return lists[0] if len(lists) == 1 and all(isinstance(each, dict) for each in lists[0]) else None
+def _wrapped_list(document: dict[str, Any]) -> list[Any] | None:
+    """The records in an object that has one list of them; None if it has none or several."""
+    lists = [document[name] for name in LIST_FIELDS if isinstance(document.get(name), list) and document[name]]
+    return lists[0] if len(lists) == 1 and all(isinstance(row, dict) for row in lists[0]) else None
 
 
-def _read_wrapped_list(row: dict[str, Any], path: Path) -> Iterator[DatasetRow]:
-    found = _wrapped_list(row)
-    if found is None:
-        hint = f"write a list of records, or one object a line; a list may stand under one of {', '.join(LIST_FIELDS)}"
+def _read_wrapped_list(document: dict[str, Any], path: Path) -> Iterator[DatasetRow]:
+    rows = _wrapped_list(document)
+    if rows is None:
         raise UserError(
-            "one JSON object, and no list of records in it", where=path, found=shorten(", ".join(row)), hint=hint
+            "the JSON object has no list of records",
+            code="E-storage-invalid-record",
+            where=path,
+            found=shorten(", ".join(document)),
+            hint=f"write a list of records, one object per line, or a list in one of {', '.join(LIST_FIELDS)}",
         )
-    yield from _iter_list_rows(found, path)
+    yield from _iter_list_rows(rows, path)
 
 
-def _read_table(text: str, sign: str, path: Path) -> Iterator[DatasetRow]:
-    """A table with a header; every cell is text. A comma may be a semicolon or a tab, whichever the header has."""
-    if sign == ",":
+def _read_table(text: str, separator: str, path: Path) -> Iterator[DatasetRow]:
+    """A table with a header. Every cell is text. In a .csv file the separator may also be a semicolon or a tab; the
+    most frequent one in the header counts."""
+    if separator == ",":
         header = text.partition("\n")[0]
-        sign = max(",;\t", key=lambda each: (header.count(each), each == ","))
+        separator = max(",;\t", key=lambda sign: (header.count(sign), sign == ","))
     names: list[str] = []
-    for number, cells in _read_cells(text, sign, path):
+    for number, cells in _read_cells(text, separator, path):
         where = f"{path} line {number}"
         if not names:
             names = _parse_header(cells, where)
         elif len(cells) != len(names):
-            hint = "put a cell that holds the separator or a line break into quotation marks"
             raise UserError(
-                f"{len(cells)} cells under a header of {len(names)}", where=where, found=cells[:3], hint=hint
+                f"the row has {len(cells)} cells, the header has {len(names)}",
+                code="E-storage-invalid-table",
+                where=where,
+                found=cells[:3],
+                hint="quote a cell that contains the separator or a line break",
             )
         else:
             yield number, f"line {number}", dict(zip(names, cells, strict=True))
 
 
-def _read_cells(text: str, sign: str, path: Path) -> list[tuple[int, list[str]]]:
-    """The first line and the cells of every row that has any."""
-    before = csv.field_size_limit(MAX_CONTENT_BYTES)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True)
-    found, first = [], 1
+def _read_cells(text: str, separator: str, path: Path) -> list[tuple[int, list[str]]]:
+    """The first line and the cells of every row that is not empty."""
+    limit = csv.field_size_limit(MAX_CONTENT_BYTES)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows, first_line = [], 1
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                found.append((first, cells))
-            first = reader.line_num + 1
+                rows.append((first_line, cells))
+            first_line = reader.line_num + 1
     except csv.Error as fault:
-        hint = "close its quotation marks, and double those inside of a cell"
-        raise UserError(f"not a table: {fault}", where=f"{path} line {first}", hint=hint) from None
+        raise UserError(
+            f"not a table: {fault}",
+            code="E-storage-invalid-table",
+            where=f"{path} line {first_line}",
+            hint="close its quotation marks, and double those inside a cell",
+        ) from None
     finally:
-        csv.field_size_limit(before)
-    return found
+        csv.field_size_limit(limit)
+    return rows
 
 
 def _parse_header(cells: list[str], where: str) -> list[str]:
     names = [cell.strip() for cell in cells]
     if len(set(names)) < len(names) or "" in names:
-        hint = "the first line of a table names its columns, each once"
-        raise UserError("not a header", where=where, found=shorten(", ".join(names)), hint=hint)
+        raise UserError(
+            "not a valid header",
+            code="E-storage-invalid-table",
+            where=where,
+            found=shorten(", ".join(names)),
+            hint="name every column in the first line, each name once",
+        )
     return names

@@ -1,27 +1,26 @@
-"""Manifests: what a stage folder was made from, and whether it still fits.
+"""What a stage's folder was made from, whether that still fits the recipe, and whether its files are unchanged.
 
-    >>> made = Identity("filter", {"answers": 1}, {"filter.max_per_question": None}, {"sample": "ab12"})
+    >>> before = Identity("filter", {"answers": 1}, {"filter.max_per_question": None}, {"sample": "ab12"})
     >>> now = Identity("filter", {"answers": 2}, {"filter.max_per_question": 4}, {"sample": "ab12"})
-    >>> identity_differences(made, now)
+    >>> identity_differences(before, now)
     ['filter.max_per_question: null -> 4', 'version of answers: 1 -> 2']
 
-A stage folder holds `begun.json` from its first moment and `manifest.json` from its last: present means done. Both hold
-the identity: the versions of the rooms whose output it holds, the recipe keys that it read with their values, and one
-digest for each stage or outside folder that it read from.
+A stage writes `begun.json` first and `manifest.json` last: a stage with a manifest is finished. Both files hold the
+identity of the stage: the versions of the packages that determine its output, the recipe keys that it reads with their
+values, and a digest for each stage or outside folder that it reads. The manifest adds the size and SHA-256 of every
+file that the stage made.
 
-Integrity: whether the files of a finished stage still are what its manifest says, to the byte.
+    >>> import tempfile; run_dir = Path(tempfile.mkdtemp()); (run_dir / "filter").mkdir()
+    >>> _ = (run_dir / "filter" / "a").write_bytes(b"a")
+    >>> manifest = finish_stage(run_dir / "filter", before, [run_dir / "filter" / "a"], {"kept": 1})
+    >>> verify_files(run_dir, manifest)
+    >>> _ = (run_dir / "filter" / "a").write_bytes(b"b")
+    >>> try: verify_files(run_dir, manifest)
+    ... except UserError as fault: print(fault.code)
+    E-run-file-changed
 
-    >>> import tempfile; run = Path(tempfile.mkdtemp()); (run / "filter").mkdir()
-    >>> _ = (run / "filter" / "a").write_bytes(b"a")
-    >>> done = finish_stage(run / "filter", Identity("filter", {}, {}, {}), [run / "filter" / "a"], {})
-    >>> verify_files(run, done)
-    >>> _ = (run / "filter" / "a").write_bytes(b"b")
-    >>> try: verify_files(run, done)
-    ... except UserError as fault: print(fault.what)
-    changed since its stage was finished
-
-`manifest.finished` looks at sizes, which costs nothing. These read every byte: SHA-256 of a GB takes about a second.
-A file that this process has read already is not read again, as long as its size and times stay.
+`read_finished` only compares sizes, which takes no time. `verify_files` reads every byte, about one GB per second; it
+does not read a file again that this process has digested before and whose size and time stamps are the same.
 """
 
 from __future__ import annotations
@@ -38,16 +37,16 @@ from potstill.errors import UserError
 from potstill.storage import atomic, read
 
 FORMAT_VERSION: Final = 1  # of the files in a run folder
-FIRST_VERSION: Final = 1  # the version of what an older manifest does not name: packages count from 1
-VERSION_PREFIX: Final = (
-    "version of "  # what inputs that are versions begin with: of packages that only some recipes need
-)
+FIRST_VERSION: Final = 1  # the version of a package that an older manifest does not name
+VERSION_PREFIX: Final = "version of "  # of inputs that are versions: of packages that only some recipes need
 BEGUN_FILE, MANIFEST_FILE = "begun.json", "manifest.json"
+
+Outputs = Mapping[str, Mapping[str, Any]]  # path relative to the run's folder -> {"sha256": ..., "bytes": ...}
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """All that decides the bytes of a stage's output.
+    """Everything that determines the bytes of a stage's output.
 
     recipe  dotted key -> value as plain JSON
     inputs  name of a stage or of an outside folder -> digest
@@ -70,21 +69,50 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A finished stage: its identity, the digest and size of every file that it made, and what it counted."""
+    """A finished stage: its identity, the digest and size of every file that it made, and its counts."""
 
     identity: Identity
-    outputs: Mapping[str, Mapping[str, Any]]  # path from the folder above the stage's -> sha256, bytes
+    outputs: Outputs
     counts: Mapping[str, Any]
 
     @property
     def digest(self) -> str:
-        """One digest for all outputs: what a later stage names as its input."""
-        listing = json.dumps({name: row["sha256"] for name, row in sorted(self.outputs.items())})
-        return hashlib.sha256(listing.encode()).hexdigest()
+        """One digest of all outputs. A later stage names it as its input."""
+        rows = json.dumps({name: row["sha256"] for name, row in sorted(self.outputs.items())})
+        return hashlib.sha256(rows.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class StageState:
+    """What a stage's folder holds.
+
+    begun     the identity that the stage started with, None if it never started
+    manifest  None if the stage is not finished
+    is_empty  whether the stage has made nothing yet, so that nothing is lost if it starts again
+    """
+
+    begun: Identity | None
+    manifest: Manifest | None
+    is_empty: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedFile:
+    """A file that is not as its stage wrote it. problem: in one line."""
+
+    path: Path
+    problem: str
+
+
+def read_state(folder: Path) -> StageState:
+    """The state of a stage. It does not look at the outputs; see `check_sizes`."""
+    path = folder / MANIFEST_FILE
+    manifest = read_manifest(path) if path.exists() else None
+    return StageState(read_begun(folder), manifest, not folder.is_dir() or is_stage_empty(folder))
 
 
 def read_begun(folder: Path) -> Identity | None:
-    """The identity that a stage began with here, None if none did."""
+    """The identity that a stage started with, None if it never started."""
     path = folder / BEGUN_FILE
     return _parse_identity(path, read.read_json(path)) if path.exists() else None
 
@@ -92,85 +120,54 @@ def read_begun(folder: Path) -> Identity | None:
 def read_finished(folder: Path) -> Manifest | None:
     """The manifest of a finished stage, None if it is not finished.
 
-    Raises UserError if a file that it names is gone or has another size.
+    Raises UserError if a file that it names is missing or has another size.
     """
     path = folder / MANIFEST_FILE
     if not path.exists():
         return None
     manifest = read_manifest(path)
-    for name, output in manifest.outputs.items():
-        file = folder.parent / name
-        size = file.stat().st_size if file.is_file() else None
-        if size != output["bytes"]:
-            raise UserError(
-                "changed since its stage was finished",
-                where=file,
-                found="no such file" if size is None else f"{size} bytes, not {output['bytes']}",
-                hint=damage_hint(manifest.identity.stage, manifest.identity),
-            )
+    check_sizes(folder.parent, manifest)
     return manifest
 
 
 def read_manifest(path: Path) -> Manifest:
-    """A manifest, without a look at the files that it names. Raises UserError where it is none."""
+    """A manifest, without a look at the files that it names. Raises UserError if it is malformed."""
     row = read.read_json(path)
     identity = _parse_identity(path, row)
     outputs, counts = row.get("outputs"), row.get("counts")
     if not isinstance(outputs, dict) or not isinstance(counts, dict):
         raise _manifest_error(path, "no outputs or no counts")
     for name, output in outputs.items():
-        whole = isinstance(output, dict) and isinstance(output.get("sha256"), str) and type(output.get("bytes")) is int
-        if not whole or name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        valid = isinstance(output, dict) and isinstance(output.get("sha256"), str) and type(output.get("bytes")) is int
+        if not valid or name.startswith("/") or ".." in name.split("/") or "\0" in name:
             raise _manifest_error(path, f"an output {name[:80]!r} that potstill did not write")
     return Manifest(identity, outputs, counts)
 
 
-def damage_hint(stage: str, identity: Identity | None = None) -> str:
-    """What to do about a damaged file of a stage. Never to make paid chains again."""
-    name = _redo_stage(stage)
-    known = "restore it from a copy; `potstill check RUN` lists everything that differs"
-    if name == "collect":
-        return f"{known}. `potstill collect` makes the same bytes again from a copy of the recipe with another name"
-    kinds = {} if identity is None else identity.recipe
-    if name == "sample" and (not kinds or "openai" in (kinds.get("teacher.kind"), kinds.get("teacher.score.kind"))):
-        return known
-    return f"{known}. Or make the stage and all later ones again with --redo {name}"
-
-
-def begin_stage(folder: Path, identity: Identity, redone: Iterable[str] = ()) -> Manifest | None:
-    """Start or go on with a stage in its folder. Returns the manifest if it is finished already.
+def begin_stage(
+    folder: Path, identity: Identity, redone: Iterable[str] = (), state: StageState | None = None
+) -> Manifest | None:
+    """Start or resume a stage in its folder. Returns the manifest if it is already finished.
 
     redone  the stages that would have to be made again, for the message
-    Raises UserError, naming the keys, if the folder was begun with another identity.
+    state   of the stage, if the caller has read it
+
+    Raises UserError, with the differences, if the stage was started with another identity, and if an output is missing
+    or has another size.
     """
     atomic.delete_partial_files(folder)
-    before = read_begun(folder)
-    if before is None or (is_stage_empty(folder) and identity_differences(before, identity)):
+    state = read_state(folder) if state is None else state
+    if state.begun is None or (state.is_empty and identity_differences(state.begun, identity)):
         atomic.write_json(folder / BEGUN_FILE, identity.as_json())
         return None
-    check_identity(folder, before, identity, redone)
-    return read_finished(folder)
-
-
-def is_stage_empty(folder: Path) -> bool:
-    """Whether a stage was begun here and has made nothing yet, so that nothing is lost by beginning anew."""
-    return all(path.name == BEGUN_FILE or path.name.endswith(atomic.PARTIAL_SUFFIX) for path in folder.iterdir())
-
-
-def check_identity(folder: Path, before: Identity, now: Identity, redone: Iterable[str] = ()) -> None:
-    changed = identity_differences(before, now)
-    if changed:
-        stages = ", ".join(redone)
-        raise UserError(
-            f"{folder.name} was made from something else",
-            where=folder,
-            found="; ".join(changed),
-            hint=_identity_hint(folder, _redo_stage(now.stage), stages),
-        )
+    check_identity(folder, state.begun, identity, redone)
+    if state.manifest is not None:
+        check_sizes(folder.parent, state.manifest)
+    return state.manifest
 
 
 def finish_stage(folder: Path, identity: Identity, outputs: Iterable[Path], counts: Mapping[str, Any]) -> Manifest:
-    """Write the manifest: the last thing that a stage does. `outputs` lie under the folder that `folder` lies in."""
+    """Write the manifest, the last act of a stage. The outputs lie under the parent of `folder`."""
     rows = {
         path.relative_to(folder.parent).as_posix(): {"sha256": read.file_digest(path), "bytes": path.stat().st_size}
         for path in sorted(outputs)
@@ -179,8 +176,26 @@ def finish_stage(folder: Path, identity: Identity, outputs: Iterable[Path], coun
     return Manifest(identity, rows, counts)
 
 
+def is_stage_empty(folder: Path) -> bool:
+    """Whether a stage was started here and has made nothing yet."""
+    return all(path.name == BEGUN_FILE or path.name.endswith(atomic.PARTIAL_SUFFIX) for path in folder.iterdir())
+
+
+def check_identity(folder: Path, before: Identity, now: Identity, redone: Iterable[str] = ()) -> None:
+    """Raise UserError, with the differences, if a stage was started with another identity."""
+    differences = identity_differences(before, now)
+    if differences:
+        raise UserError(
+            f"{now.stage} was made from something else",
+            code="E-run-stage-differs",
+            where=folder,
+            found="; ".join(differences),
+            hint=_identity_hint(folder, _redo_stage(now.stage), ", ".join(redone)),
+        )
+
+
 def identity_differences(before: Identity, now: Identity) -> list[str]:
-    """What differs between two identities, one line each: key: old -> new."""
+    """What differs between two identities, one line per difference, such as `key: old -> new`."""
     lines = []
     for key in sorted(set(before.recipe) | set(now.recipe)):
         old, new = before.recipe.get(key), now.recipe.get(key)
@@ -191,86 +206,42 @@ def identity_differences(before: Identity, now: Identity) -> list[str]:
         if old != new:
             lines.append(f"version of {name}: {old} -> {new}")
     for name in sorted(set(before.inputs) | set(now.inputs)):
-        first = str(FIRST_VERSION) if name.startswith(VERSION_PREFIX) else None
-        old, new = before.inputs.get(name, first), now.inputs.get(name, first)
-        if old != new and first:
+        default = str(FIRST_VERSION) if name.startswith(VERSION_PREFIX) else None
+        old, new = before.inputs.get(name, default), now.inputs.get(name, default)
+        if old != new and default:
             lines.append(f"{name}: {old} -> {new}")
         elif old != new:
-            lack = " (none before)" if old is None else " (none now)" if new is None else ""
-            lines.append(f"content of {name}{lack}")
+            missing = " (none before)" if old is None else " (none now)" if new is None else ""
+            lines.append(f"content of {name}{missing}")
     return lines
 
 
-def _parse_identity(path: Path, row: Any) -> Identity:
-    if not isinstance(row, dict) or row.get("format") != FORMAT_VERSION:
-        found = row.get("format") if isinstance(row, dict) else type(row).__name__
-        raise UserError(
-            f"this potstill reads file format {FORMAT_VERSION}",
-            where=path,
-            found=found,
-            hint="use the version that made this run",
-        )
-    kinds = {"stage": str, "versions": dict, "recipe": dict, "inputs": dict}
-    for name, kind in kinds.items():
-        if not isinstance(row.get(name), kind):
-            raise _manifest_error(path, f"no field {name!r}" if name not in row else f"{name} is no {kind.__name__}")
-    return Identity(row["stage"], row["versions"], row["recipe"], row["inputs"])
-
-
-def _manifest_error(path: Path, found: str) -> UserError:
-    stage = path.parent.name if path.parent.name.isalpha() else path.parent.parent.name
-    return UserError("not a whole manifest", where=path, found=found, hint=damage_hint(stage))
-
-
-def _identity_hint(folder: Path, stage: str, redone: str) -> str:
-    """What to do about a stage that was made from something else. Chains of a server were paid for: nothing advises to
-    remove them."""
-    if stage in ("collect", "sample") and has_server_chains(folder.parent):
-        return "put the old values back, or give the recipe another name: this run keeps its chains as they are"
-    return f"put the old values back, or consent with --redo {stage}" + (f" (makes {redone} again)" if redone else "")
-
-
-def has_server_chains(run_dir: Path) -> bool:
-    """Whether the chains of a run, if it has any, came from a server, or were scored by one."""
-    before = read_begun(run_dir / "sample")
-    known = {} if before is None else before.recipe
-    return "openai" in (known.get("teacher.kind"), known.get("teacher.score.kind"))
-
-
-def _redo_stage(stage: str) -> str:
-    """The stage to name with --redo: `evaluate/250` is a part of `evaluate`."""
-    return stage.partition("/")[0]
-
-
-@dataclass(frozen=True, slots=True)
-class DamagedFile:
-    """A file that is not as it was written: what is wrong with it, in one line."""
-
-    path: Path
-    what: str
+def check_sizes(run_dir: Path, manifest: Manifest) -> None:
+    """Raise UserError if an output of a finished stage is missing or has another size."""
+    for name, output in manifest.outputs.items():
+        path = run_dir / name
+        size = path.stat().st_size if path.is_file() else None
+        if size != output["bytes"]:
+            problem = "no such file" if size is None else f"{size} bytes, not {output['bytes']}"
+            raise _changed_error(path, problem, manifest.identity)
 
 
 def verify_files(
-    run_dir: Path, done: Manifest, unread: Collection[str] = (), tick: Callable[[int], object] | None = None
+    run_dir: Path, manifest: Manifest, unread: Collection[str] = (), tick: Callable[[int], object] | None = None
 ) -> None:
     """Raise UserError for the first output of a finished stage whose bytes have changed.
 
-    unread  beginnings of the names of outputs that nobody is going to read
-    tick    is called with how many bytes more were read
+    unread  prefixes of the names of outputs that need no check because nothing will read them
+    tick    receives the number of bytes of each read
     """
-    for found in find_damaged_files(run_dir, _select_outputs(done.outputs, unread), tick):
-        raise UserError(
-            "changed since its stage was finished",
-            where=found.path,
-            found=found.what,
-            hint=damage_hint(done.identity.stage, done.identity),
-        )
+    for file in find_damaged_files(run_dir, _select_outputs(manifest.outputs, unread), tick):
+        raise _changed_error(file.path, file.problem, manifest.identity)
 
 
 def find_damaged_files(
-    run_dir: Path, outputs: Mapping[str, Mapping[str, Any]], tick: Callable[[int], object] | None = None
+    run_dir: Path, outputs: Outputs, tick: Callable[[int], object] | None = None
 ) -> Iterator[DamagedFile]:
-    """Every output that is gone, unreadable, of another size, or of another digest."""
+    """Every output that is missing or unreadable, or that has another size or digest."""
     for name, row in outputs.items():
         path = run_dir / name
         try:
@@ -278,32 +249,98 @@ def find_damaged_files(
                 yield DamagedFile(path, "no such file")
             elif (size := path.stat().st_size) != row["bytes"]:
                 yield DamagedFile(path, f"{size} bytes, not {row['bytes']}")
-            elif (now := read.file_digest(path, tick)) != row["sha256"]:
-                yield DamagedFile(path, f"sha256 {now[:16]}..., not {row['sha256'][:16]}...")
+            elif (digest := read.file_digest(path, tick)) != row["sha256"]:
+                yield DamagedFile(path, f"sha256 {digest[:16]}..., not {row['sha256'][:16]}...")
         except UserError as fault:
             yield DamagedFile(path, fault.what)
 
 
-def unverified_bytes(run_dir: Path, outputs: Mapping[str, Mapping[str, Any]], unread: Collection[str] = ()) -> int:
-    """How many bytes `verify` would have to read."""
+def unverified_bytes(run_dir: Path, outputs: Outputs, unread: Collection[str] = ()) -> int:
+    """How many bytes `verify_files` would have to read."""
     paths = [run_dir / name for name in _select_outputs(outputs, unread)]
     return sum(path.stat().st_size for path in paths if path.is_file() and not read.is_digest_cached(path))
 
 
 def mebibyte_counter(tick: progress.Advance | None) -> Callable[[int], object] | None:
-    """A bar that counts MiB, told of bytes."""
+    """A function that receives bytes and advances a progress bar that counts MiB."""
     if tick is None:
         return None
-    left = 0
+    remainder = 0
 
-    def more(count: int) -> None:
-        nonlocal left
-        whole, left = divmod(left + count, 1 << 20)
+    def advance(count: int) -> None:
+        nonlocal remainder
+        whole, remainder = divmod(remainder + count, 1 << 20)
         if whole:
             tick(whole)
 
-    return more
+    return advance
 
 
-def _select_outputs(outputs: Mapping[str, Mapping[str, Any]], unread: Collection[str]) -> dict[str, Mapping[str, Any]]:
+def damage_hint(stage: str, identity: Identity | None = None) -> str:
+    """What to do about a damaged file of a stage. It never advises to pay for chains again."""
+    stage = _redo_stage(stage)
+    restore = "restore it from a copy; `potstill check RUN` lists every changed file"
+    if stage == "collect":
+        return f"{restore}. `potstill collect` makes the same bytes again from a copy of the recipe with another name"
+    if stage == "sample" and (identity is None or not identity.recipe or _is_server_identity(identity)):
+        return restore
+    return f"{restore}. Or make the stage and all later ones again with --redo {stage}"
+
+
+def has_server_chains(run_dir: Path) -> bool:
+    """Whether the chains of a run, if it has any, came from a server or were scored by one."""
+    begun = read_begun(run_dir / "sample")
+    return begun is not None and _is_server_identity(begun)
+
+
+def _is_server_identity(identity: Identity) -> bool:
+    return "openai" in (identity.recipe.get("teacher.kind"), identity.recipe.get("teacher.score.kind"))
+
+
+def _select_outputs(outputs: Outputs, unread: Collection[str]) -> Outputs:
     return {name: row for name, row in outputs.items() if not name.startswith(tuple(unread))}
+
+
+def _parse_identity(path: Path, row: Any) -> Identity:
+    if not isinstance(row, dict) or row.get("format") != FORMAT_VERSION:
+        raise UserError(
+            f"this version of potstill reads file format {FORMAT_VERSION}",
+            code="E-run-file-format",
+            where=path,
+            found=row.get("format") if isinstance(row, dict) else type(row).__name__,
+            hint="use the version that made this run",
+        )
+    for name, kind in {"stage": str, "versions": dict, "recipe": dict, "inputs": dict}.items():
+        if not isinstance(row.get(name), kind):
+            raise _manifest_error(path, f"no field {name!r}" if name not in row else f"{name} is not a {kind.__name__}")
+    return Identity(row["stage"], row["versions"], row["recipe"], row["inputs"])
+
+
+def _manifest_error(path: Path, found: str) -> UserError:
+    stage = path.parent.name if path.parent.name.isalpha() else path.parent.parent.name
+    return UserError(
+        "the manifest is malformed", code="E-run-invalid-manifest", where=path, found=found, hint=damage_hint(stage)
+    )
+
+
+def _changed_error(path: Path, problem: str, identity: Identity) -> UserError:
+    return UserError(
+        "the file has changed since its stage was finished",
+        code="E-run-file-changed",
+        where=path,
+        found=problem,
+        hint=damage_hint(identity.stage, identity),
+    )
+
+
+def _identity_hint(folder: Path, stage: str, redone: str) -> str:
+    """What to do about a stage that was made from something else. It never advises to remove paid chains."""
+    if stage in ("collect", "sample") and has_server_chains(folder.parent):
+        return "restore the old values, or give the recipe another name: this run keeps its paid chains"
+    makes = f" (makes {redone} again)" if redone else ""
+    return f"restore the old values, or allow it with --redo {stage}{makes}"
+
+
+def _redo_stage(stage: str) -> str:
+    """The stage to name with --redo: `evaluate/250` is a part of `evaluate`."""
+    return stage.partition("/")[0]

@@ -1,20 +1,16 @@
-"""Chains as Arrow columns and back, without a Python object for each number.
+"""Chains, verdicts and arrays in the files of a finished stage: Parquet tables and `.npy` arrays.
 
+    >>> import tempfile; path = Path(tempfile.mkdtemp()) / "chains.parquet"
     >>> chain = Chain.from_tokens("q1", 0, [b"4", b"\\xff"], [[(b"4", -0.5), (END, -2.5)], [(b"\\xff", -0.25)]])
     >>> list(chains_from_table(build_chain_table([chain, chain]))) == [chain, chain]
     True
-
-Bytes are binary columns, END is a null among a step's candidates, log-probabilities are 32-bit floats.
-
-Tables at rest: chains and verdicts as Parquet, targets as flat arrays. Owns pyarrow, with `columns` and `arrow`.
-
-    >>> import tempfile; from potstill.records import END; path = Path(tempfile.mkdtemp()) / "chains.parquet"
-    >>> chain = Chain.from_tokens("q1", 0, [b"4", b"\\xff"], [[(b"4", -0.5), (END, -2.5)], [(b"\\xff", -0.25)]])
     >>> write_chains(path, [chain])
     >>> list(read_chains(path)) == [chain]
     True
 
-Whoever writes or reads holds one row group at a time: however many chains there are, memory stays the same.
+Bytes are binary columns, END is a null among a step's candidates, and log-probabilities are 32-bit floats. Columns are
+built without a Python object for each number. Readers and writers hold one row group at a time, so memory does not
+grow with the number of chains.
 """
 
 from __future__ import annotations
@@ -36,7 +32,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 
-# Leaves of the schema by their names in Parquet: those whose values are few and come again, and the real numbers.
+# Columns by their names in Parquet: those with few distinct values, and the real numbers.
 CANDIDATE_COLUMN: Final = "candidates.list.element.list.element"
 DICTIONARY_COLUMNS: Final = [
     "question",
@@ -47,7 +43,7 @@ DICTIONARY_COLUMNS: Final = [
     f"{CANDIDATE_COLUMN}.bytes",
 ]
 LOG_PROBABILITY_COLUMN: Final = f"{CANDIDATE_COLUMN}.log_probability"
-CHUNK_CHAINS: Final = 128  # chains that exist as Python objects while a table is read
+CHUNK_CHAINS: Final = 128  # chains that are Python objects at one time while a table is read
 
 
 def chain_schema() -> pyarrow.Schema:
@@ -92,9 +88,8 @@ def build_chain_table(chains: Sequence[Chain]) -> pyarrow.Table:
             [len(chain.candidates) for chain in chains], _list_array([len(step) for step in steps], pairs)
         ),
     }
-    kind = chain_schema()
-    arrays = [_to_array(columns[field.name], field.type) for field in kind]
-    return pa.Table.from_arrays(arrays, schema=kind)
+    schema = chain_schema()
+    return pa.Table.from_arrays([_to_array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
 def _to_array(values: Any, kind: pyarrow.DataType) -> pyarrow.Array:
@@ -109,21 +104,20 @@ def _list_array(lengths: Sequence[int], values: pyarrow.Array) -> pyarrow.Array:
     return pa.ListArray.from_arrays(pa.array([0, *accumulate(lengths)], pa.int32()), values)
 
 
-def chains_from_table(whole: pyarrow.Table) -> Iterator[Chain]:
-    """The chains of a table with the columns of `schema`, in its order; without `defects` they have none."""
-    for start in range(0, whole.num_rows, CHUNK_CHAINS):
-        part = whole.slice(start, CHUNK_CHAINS).combine_chunks()
+def chains_from_table(table: pyarrow.Table) -> Iterator[Chain]:
+    """The chains of a table with the columns of `chain_schema`, in its order."""
+    for start in range(0, table.num_rows, CHUNK_CHAINS):
+        part = table.slice(start, CHUNK_CHAINS).combine_chunks()
         column: Callable[[str], Any] = lambda name, part=part: part[name].combine_chunks()  # noqa: E731
         tokens = _read_lists(column("tokens"), _to_objects)
         spans = _read_lists(
             column("spans"), lambda values: list(map(tuple, values.flatten().to_numpy().reshape(-1, 2).tolist()))
         )
         candidates = _read_lists(column("candidates"), _read_steps)
-        names = ("question", "source", "index", "content", "stop", "semantics")
-        marks = part["defects"].to_pylist() if "defects" in part.schema.names else [None] * part.num_rows
-        for row in zip(*(part[name].to_pylist() for name in names), tokens, spans, candidates, marks, strict=True):
-            question, source, index, content, stop, semantics, own, edges, shown, defects = row
-            yield Chain(question, source, index, content, own, edges, shown, stop, semantics, tuple(defects or ()))
+        names = ("question", "source", "index", "content", "stop", "semantics", "defects")
+        for fields in zip(*(part[name].to_pylist() for name in names), tokens, spans, candidates, strict=True):
+            question, source, index, content, stop, semantics, defects, token, span, steps = fields
+            yield Chain(question, source, index, content, token, span, steps, stop, semantics, tuple(defects or ()))
 
 
 def _read_steps(values: Any) -> list[tuple[Any, ...]]:
@@ -132,8 +126,8 @@ def _read_steps(values: Any) -> list[tuple[Any, ...]]:
 
 def _read_candidates(values: Any) -> list[tuple[Any, float]]:
     outcomes, numbers = values.flatten()
-    known = [END if what is None else what for what in _to_objects(outcomes)]
-    return list(zip(known, numbers.to_numpy().tolist(), strict=True))
+    bytes_or_end = [END if outcome is None else outcome for outcome in _to_objects(outcomes)]
+    return list(zip(bytes_or_end, numbers.to_numpy().tolist(), strict=True))
 
 
 def _to_objects(values: Any) -> list[Any]:
@@ -141,7 +135,7 @@ def _to_objects(values: Any) -> list[Any]:
 
 
 def _read_lists(lists: Any, read: Callable[[Any], list[Any]]) -> list[tuple[Any, ...]]:
-    """The lists of a list column as tuples, their values read all at once."""
+    """The lists of a list column as tuples. `read` converts the values of all lists at once."""
     import pyarrow.compute as pc
 
     lengths = pc.call_function("list_value_length", [lists]).to_pylist()
@@ -150,23 +144,22 @@ def _read_lists(lists: Any, read: Callable[[Any], list[Any]]) -> list[tuple[Any,
 
 
 ROW_GROUP_ROWS: Final = 4096
-ROW_GROUP_CELLS: Final = 1 << 17  # tokens and candidates: some 20 MiB as Python objects
-OPTIONAL_COLUMNS: Final = {"defects"}  # columns that files of older versions do not have
-MISSING_FILE_HINT: Final = (
-    "check the path; in a run, the stage that makes this file is not finished: run the recipe again"
-)
+ROW_GROUP_CELLS: Final = 1 << 17  # tokens and candidates: about 20 MiB as Python objects
+MISSING_FILE_HINT: Final = "check the path; if it is in a run, a stage is not finished: run the recipe again"
 ChainKey = tuple[str, str, int]
 Row = TypeVar("Row")
 
 
 def write_chains(path: Path, chains: Iterable[Chain]) -> None:
-    """Chains as one Parquet file (zstd), in the order given."""
+    """Write chains as one Parquet file (zstd), in the given order."""
     _write_groups(path, _chain_groups(chains), build_chain_table, chain_schema())
 
 
 def read_chains(path: Path, questions: Collection[str] | None = None) -> Iterator[Chain]:
-    """The chains of a Parquet file that `write_chains` made, row group by row group; those of some `questions` only, if
-    any are named: then row groups that cannot hold them are not read."""
+    """The chains of a file that `write_chains` made.
+
+    questions  only chains of these questions; row groups that cannot contain them are not read
+    """
     for group in _read_groups(path, chain_schema().names, questions):
         for chain in chains_from_table(group):
             if questions is None or chain.question in questions:
@@ -174,42 +167,42 @@ def read_chains(path: Path, questions: Collection[str] | None = None) -> Iterato
 
 
 def read_chain_sources(path: Path) -> dict[str, Semantics]:
-    """The sources in a file of chains, each with what the log-probabilities of its first chain mean."""
-    found: dict[str, Semantics] = {}
+    """The sources in a file of chains, each with the semantics of its first chain's log-probabilities."""
+    sources: dict[str, Semantics] = {}
     for group in _read_groups(path, ["source", "semantics"]):
         for source, semantics in zip(group["source"].to_pylist(), group["semantics"].to_pylist(), strict=True):
-            found.setdefault(source, semantics)
-    return found
+            sources.setdefault(source, semantics)
+    return sources
 
 
 def has_stored_chains(folder: Path) -> bool:
-    """Whether a folder of the stage `sample` holds a table, or the beginning of a segment; neither is read."""
+    """Whether a folder of the stage `sample` has a table or a segment that is not empty. It reads neither."""
     return (folder / "chains.parquet").exists() or any(path.stat().st_size for path in segments.segment_paths(folder))
 
 
 def read_stored_chains(folder: Path, questions: Collection[str] | None = None) -> Iterator[Chain]:
-    """The chains that a folder of the stage `sample` holds: of its table, or while they are being sampled of the
-    segments that processes are writing, in the order in which they came. Nothing where there is neither.
+    """The chains in a folder of the stage `sample`: those of its table, or, while it is sampling, those of the segments
+    in the order in which they arrived.
 
-    questions  only chains of these, and maybe of others in the same row groups
+    questions  only chains of these questions
     """
     if (folder / "chains.parquet").exists():
         yield from read_chains(folder / "chains.parquet", questions)
         return
-    known = segments.ChainKeySet()
+    seen = segments.ChainKeySet()
     for path in segments.segment_paths(folder):
-        for chain in read.iter_records(Chain, path, torn=True) if path.exists() else ():  # sealed meanwhile
-            if known.add(chain.key) and (questions is None or chain.question in questions):
+        for chain in read.iter_records(Chain, path, torn=True) if path.exists() else ():  # merged meanwhile
+            if seen.add(chain.key) and (questions is None or chain.question in questions):
                 yield chain
 
 
 def count_rows(path: Path) -> int:
-    """How many rows a Parquet file has."""
+    """The number of rows of a Parquet file."""
     return sum(group.num_rows for group in _read_groups(path, ["index"]))
 
 
 def count_chains(path: Path) -> dict[str, Any]:
-    """How many chains and tokens a file of chains has, and how often each `stop`, `semantics` and defect."""
+    """The number of chains and tokens in a file, and how often each `stop`, `semantics` and defect occurs."""
     import pyarrow.compute as pc
 
     stops, semantics, defects, tokens, count = Counter[str](), Counter[str](), Counter[str](), 0, 0
@@ -218,14 +211,13 @@ def count_chains(path: Path) -> dict[str, Any]:
         stops.update(group["stop"].to_pylist())
         semantics.update(group["semantics"].to_pylist())
         tokens += pc.call_function("sum", [pc.call_function("list_value_length", [group["tokens"]])]).as_py() or 0
-        if "defects" in group.schema.names:
-            defects.update(mark for marks in group["defects"].to_pylist() for mark in marks or ())
+        defects.update(defect for row in group["defects"].to_pylist() for defect in row or ())
     counts = {"chains": count, "tokens": tokens, "stop": dict(stops), "semantics": dict(semantics)}
     return counts | ({"defects": dict(defects)} if defects else {})
 
 
 def is_chain_file(path: Path) -> bool:
-    """Whether a Parquet file has the columns that `write_chains` gives it. Raises UserError for any other file."""
+    """Whether a Parquet file has the columns of `write_chains`. Raises UserError if it is not a Parquet file."""
     import pyarrow
     from pyarrow import parquet
 
@@ -234,40 +226,45 @@ def is_chain_file(path: Path) -> bool:
             names = set(parquet.read_schema(opened).names)
         except pyarrow.ArrowInvalid as fault:
             raise UserError(
-                "not a Parquet file", where=path, found=fault, hint="get it again; it may be torn"
+                "not a Parquet file",
+                code="E-storage-invalid-parquet",
+                where=path,
+                found=fault,
+                hint="download it again; it may be incomplete",
             ) from None
-    return names.issuperset(set(chain_schema().names) - OPTIONAL_COLUMNS)
+    return names.issuperset(chain_schema().names)
 
 
 def write_verdicts(path: Path, verdicts: Iterable[tuple[ChainKey, Verdict]]) -> None:
-    """One row for every chain: its key and its verdict."""
+    """Write one row per chain: its key and its verdict."""
     _write_groups(path, _verdict_batches(verdicts), _verdict_table, _verdict_schema())
 
 
 def read_verdicts(path: Path) -> Iterator[tuple[ChainKey, Verdict]]:
-    """Key and verdict of every chain, in the order of the file: that of the chains."""
+    """The key and verdict of every chain, in the order of the file, which is that of the chains."""
     for group in _read_groups(path, _verdict_schema().names):
         for question, source, index, *verdict in zip(*(column.to_pylist() for column in group.columns), strict=True):
             yield (question, source, index), Verdict(*verdict)
 
 
 def chains_with_verdicts(chains: Path, verdicts: Path) -> Iterator[tuple[Chain, Verdict]]:
-    """Every chain with its verdict. Raises UserError where the two files do not belong together."""
-    told = read_verdicts(verdicts)
+    """Every chain with its verdict. Raises UserError if the files do not belong together."""
+    rows = read_verdicts(verdicts)
     for chain in read_chains(chains):
-        key, verdict = next(told, (None, None))
+        key, verdict = next(rows, (None, None))
         if key != chain.key or verdict is None:
             raise UserError(
                 "the verdicts do not belong to the chains",
+                code="E-run-verdicts-differ",
                 where=verdicts,
-                found=f"{key} beside {chain.key}",
+                found=f"verdict of {key}, chain {chain.key}",
                 hint="make them again with --redo filter",
             )
         yield chain, verdict
 
 
 def write_array(path: Path, array: numpy.ndarray) -> None:
-    """One array as a `.npy` file that can be memory-mapped."""
+    """Write an array as a `.npy` file, which can be memory-mapped."""
     import numpy
 
     buffer = io.BytesIO()
@@ -299,56 +296,63 @@ def _write_groups(
 ) -> None:
     from pyarrow import parquet
 
-    # Log-probabilities hardly ever repeat: split into their bytes they take two thirds of the room.
-    split = {LOG_PROBABILITY_COLUMN: "BYTE_STREAM_SPLIT"} if schema == chain_schema() else None
-    words: Any = DICTIONARY_COLUMNS if split else True
+    # Log-probabilities hardly ever repeat. Split into bytes they take two thirds of the space.
+    encoding = {LOG_PROBABILITY_COLUMN: "BYTE_STREAM_SPLIT"} if schema == chain_schema() else None
+    dictionary: Any = DICTIONARY_COLUMNS if encoding else True
     with (
         atomic.write_stream(path) as file,
-        parquet.ParquetWriter(file, schema, compression="zstd", use_dictionary=words, column_encoding=split) as writer,
+        parquet.ParquetWriter(
+            file, schema, compression="zstd", use_dictionary=dictionary, column_encoding=encoding
+        ) as writer,
     ):
         for group in groups:
             writer.write_table(table(group))
 
 
 def _read_groups(path: Path, names: Sequence[str], questions: Collection[str] | None = None) -> Iterator[pyarrow.Table]:
-    """Row group by row group; without those that hold none of some questions."""
+    """The row groups of a file, without those that cannot contain any of the questions."""
     import pyarrow
     from pyarrow import parquet
 
     try:
         file = parquet.ParquetFile(path)
     except FileNotFoundError:
-        raise UserError("no such file", where=path, hint=MISSING_FILE_HINT) from None
+        raise UserError("no such file", code="E-storage-os-error", where=path, hint=MISSING_FILE_HINT) from None
     except (pyarrow.ArrowException, OSError) as fault:
-        raise UserError("not a Parquet file", where=path, found=fault, hint=RESTORE_HINT) from None
+        raise UserError(
+            "not a Parquet file", code="E-storage-invalid-parquet", where=path, found=fault, hint=RESTORE_HINT
+        ) from None
     with file:
-        names = [name for name in names if name not in OPTIONAL_COLUMNS or name in file.schema_arrow.names]
         missing = [name for name in names if name not in file.schema_arrow.names]
         if missing:
             raise UserError(
-                "a column is missing", where=path, found=f"no {missing[0]!r}", hint="write it as potstill does"
+                "a column is missing",
+                code="E-storage-missing-column",
+                where=path,
+                found=f"no {missing[0]!r}",
+                hint="write the columns that potstill writes",
             )
         for group in range(file.num_row_groups):
             if questions is not None and not _may_contain(file.metadata.row_group(group), questions):
                 continue
             try:
-                found = file.read_row_group(group, columns=list(names)).select(list(names))
+                table = file.read_row_group(group, columns=list(names)).select(list(names))
             except (pyarrow.ArrowException, OSError) as fault:
-                raise UserError("not a whole Parquet file", where=path, found=fault, hint=RESTORE_HINT) from None
-            yield found
+                raise UserError(
+                    "the Parquet file is damaged",
+                    code="E-storage-invalid-parquet",
+                    where=path,
+                    found=fault,
+                    hint=RESTORE_HINT,
+                ) from None
+            yield table
 
 
 def _may_contain(group: Any, questions: Collection[str]) -> bool:
-    """Whether the least and the greatest question of a row group, where the file says them, leave room for one."""
-    told = next(
-        (
-            column.statistics
-            for column in map(group.column, range(group.num_columns))
-            if column.path_in_schema == "question"
-        ),
-        None,
-    )
-    return not (told and told.has_min_max) or any(told.min <= question <= told.max for question in questions)
+    """Whether a row group may contain one of the questions, by the minimum and maximum in the file's statistics."""
+    columns = map(group.column, range(group.num_columns))
+    stats = next((column.statistics for column in columns if column.path_in_schema == "question"), None)
+    return not (stats and stats.has_min_max) or any(stats.min <= question <= stats.max for question in questions)
 
 
 def _verdict_schema() -> pyarrow.Schema:
@@ -362,7 +366,6 @@ def _verdict_table(verdicts: list[tuple[ChainKey, Verdict]]) -> pyarrow.Table:
     import pyarrow as pa
 
     rows = [(*key, verdict.grade, verdict.answer, verdict.dropped) for key, verdict in verdicts]
-    kind = _verdict_schema()
-    return pa.Table.from_arrays(
-        [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), kind, strict=True)], schema=kind
-    )
+    schema = _verdict_schema()
+    arrays = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), schema, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=schema)

@@ -1,14 +1,14 @@
-"""Reading: files as bytes, JSON and records, and what the system says about a path as the user's error.
+"""Readers of files: bytes, JSON, records and digests, with what is wrong as a `UserError` that names file and line.
 
 >>> import tempfile; from potstill.records import Verdict
 >>> path = Path(tempfile.mkdtemp()) / "verdicts.jsonl"
 >>> _ = path.write_text('{"grade": "right", "found": "7"}\\n{"grade": "right", "fond": "8"}\\n')
 >>> verdicts = iter_records(Verdict, path)
->>> next(verdicts)
-Verdict(grade='right', answer='7', dropped=None)
+>>> next(verdicts).grade
+'right'
 >>> try: next(verdicts)
-... except UserError as fault: print(fault.what, fault.found)
-not a verdict unknown field 'fond'
+... except UserError as fault: print(fault.code, fault.found)
+E-storage-invalid-record unknown field 'fond'
 """
 
 from __future__ import annotations
@@ -26,43 +26,44 @@ from typing import Any, Final
 from potstill.errors import UserError
 from potstill.serialization import Record, from_json
 
-NUL_BYTE: Final = b"\0"  # JSON has none: a line with one was never on the disk as a whole when the power was lost
-RESTORE_HINT: Final = "restore the file from a copy; `potstill check RUN` lists everything of a run that differs"
+NUL_BYTE: Final = b"\0"  # never in JSON: a line that contains it was damaged by a power loss
+RESTORE_HINT: Final = "restore the file from a copy; `potstill check RUN` lists every changed file of a run"
 LINE_HINT: Final = "correct this line, or restore the file from a copy"
-RERUN_HINT: Final = "and run the same command again; nothing that was finished is lost"
-RACE_WINDOW_NS: Final = 50_000_000  # ns after a write within which another one could leave the same times
+RERUN_HINT: Final = "and run the same command again; all finished work is kept"
+RACE_WINDOW_NS: Final = 50_000_000  # two writes within this time may leave the same time stamps
 OS_ERROR_HINTS: Final = {
-    errno.ENOSPC: f"make room on the disk {RERUN_HINT}",
+    errno.ENOSPC: f"free some disk space {RERUN_HINT}",
     errno.EDQUOT: f"raise the quota {RERUN_HINT}",
     errno.EFBIG: f"raise the limit on file sizes {RERUN_HINT}",
     errno.EACCES: "give yourself the permission, or choose another folder",
     errno.EPERM: "give yourself the permission, or choose another folder",
-    errno.EROFS: "choose a folder on a disk that can be written to",
+    errno.EROFS: "choose a folder on a writable disk",
     errno.ENOENT: "check the path",
     errno.EISDIR: "name a file, not a folder",
-    errno.ENOTDIR: "a part of this path is a file where a folder belongs: move it, or choose another folder",
-    errno.EEXIST: "a file stands where a folder belongs: move it, or choose another folder",
+    errno.ENOTDIR: "a part of this path is a file and must be a folder: move the file, or choose another folder",
+    errno.EEXIST: "this path is a file and must be a folder: move the file, or choose another folder",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ELOOP: "a link in this path leads back to itself: remove it, or name another path",
-    errno.EIO: f"the disk has failed to read or write: check it {RERUN_HINT}",
-    errno.ESTALE: f"the network file system has lost this file: mount it again {RERUN_HINT}",
+    errno.EIO: f"the disk failed to read or write: check it {RERUN_HINT}",
+    errno.ESTALE: f"the network file system lost this file: mount it again {RERUN_HINT}",
     errno.EMFILE: f"raise the limit on open files (ulimit -n) {RERUN_HINT}",
-    errno.EBUSY: f"another program holds it: close that program {RERUN_HINT}",
+    errno.EBUSY: f"another program uses this file: close that program {RERUN_HINT}",
 }
-
 
 _digest_cache: dict[tuple[int, int, int, int, int], str] = {}
 
 
 @contextlib.contextmanager
 def as_user_errors(path: Path) -> Iterator[None]:
-    """Turn what the system says about a path into the user's error."""
+    """Raise operating-system errors about a path as UserError."""
     try:
         yield
     except OSError as fault:
         if fault.errno not in OS_ERROR_HINTS:
             raise
-        raise UserError(fault.strerror or str(fault), where=path, hint=OS_ERROR_HINTS[fault.errno]) from fault
+        raise UserError(
+            fault.strerror or str(fault), code="E-storage-os-error", where=path, hint=OS_ERROR_HINTS[fault.errno]
+        ) from fault
 
 
 def read_bytes(path: Path) -> bytes:
@@ -74,75 +75,92 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_bytes(path))
     except (ValueError, RecursionError) as fault:
-        raise UserError("not valid JSON", where=path, found=fault, hint=RESTORE_HINT) from None
+        raise UserError(
+            "not valid JSON", code="E-storage-invalid-json", where=path, found=fault, hint=RESTORE_HINT
+        ) from None
 
 
 def read_jsonl(path: Path, *, torn: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number (from 1) and record of each line. Raises UserError for a line that is not a JSON object.
 
-    torn  whether the file may end in a line that was not written to its end, and is left out; so is a line that a power
-          loss has torn
+    torn  whether to skip an incomplete last line, and lines that a power loss damaged
     """
     with as_user_errors(path), open(path, "rb") as file:
-        for number, text in enumerate(file, 1):
-            if torn and not text.endswith(b"\n"):
-                return  # its other half may be there by now, and is no line either
-            if not text.strip() or (torn and NUL_BYTE in text):
+        for number, line in enumerate(file, 1):
+            if torn and not line.endswith(b"\n"):
+                return  # another process may have written the rest by now, which is not a complete line either
+            if not line.strip() or (torn and NUL_BYTE in line):
                 continue
+            where = f"{path} line {number}"
             try:
-                row = json.loads(text, parse_constant=_refuse_non_finite)
+                row = json.loads(line, parse_constant=_refuse_non_finite)
             except (ValueError, RecursionError) as fault:
                 raise UserError(
-                    "not a whole line of JSON",
-                    where=f"{path} line {number}",
+                    "the line is not valid JSON",
+                    code="E-storage-invalid-json",
+                    where=where,
                     found=fault,
                     hint=LINE_HINT,
                 ) from None
             if not isinstance(row, dict):
                 raise UserError(
-                    "not a JSON object",
-                    where=f"{path} line {number}",
+                    "the line is not a JSON object",
+                    code="E-storage-invalid-record",
+                    where=where,
                     found=type(row).__name__,
-                    hint="one {...} a line",
+                    hint="write one {...} per line",
                 )
             yield number, row
 
 
 def read_complete_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file that somebody appends to, or did until they were killed: those of its whole lines, none
-    where it is not there yet. Cuts nothing off: who appends next does, by opening it."""
+    """The records in the complete lines of a file that another process may append to. A missing file has none.
+
+    An incomplete last line stays in the file: the next `Appender` cuts it off.
+    """
     if path.exists():
         for _, row in read_jsonl(path, torn=True):
             yield row
 
 
 def iter_records(kind: type[Record], path: Path, *, torn: bool = False) -> Iterator[Record]:
-    """The records of a JSONL file, one a line; see `read_jsonl`. Raises UserError for a line that is no such record."""
+    """The records of a JSONL file; see `read_jsonl`. Raises UserError for a line that is not a record of this kind."""
     for number, row in read_jsonl(path, torn=torn):
         yield _parse_record(kind, row, f"{path} line {number}")
 
 
 def read_record(kind: type[Record], path: Path) -> Record:
-    """The one record of a JSON file. Raises UserError where it holds no such record."""
+    """The record in a JSON file. Raises UserError if the file holds anything else."""
     return _parse_record(kind, read_json(path), str(path))
 
 
 def read_records(kind: type[Record], path: Path) -> list[Record]:
-    """The records of a JSON file that is a list of them. Raises UserError where it holds anything else."""
+    """The records in a JSON file that holds a list of them. Raises UserError if it holds anything else."""
     rows = read_json(path)
     if not isinstance(rows, list):
-        raise UserError("not a list", where=path, found=type(rows).__name__, hint=RESTORE_HINT)
+        raise UserError(
+            "the file does not hold a list",
+            code="E-storage-invalid-record",
+            where=path,
+            found=type(rows).__name__,
+            hint=RESTORE_HINT,
+        )
     return [_parse_record(kind, row, f"{path} entry {number}") for number, row in enumerate(rows, 1)]
 
 
 @contextlib.contextmanager
 def as_format_errors(path: Path) -> Iterator[None]:
-    """Taking a JSON file of a run apart: what does not fit is the user's error, for somebody has changed the file."""
+    """Raise the errors of taking a run's JSON file apart as UserError: somebody has changed the file."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as fault:
-        found = f"no field {fault}" if isinstance(fault, KeyError) else fault
-        raise UserError("not what potstill has written", where=path, found=found, hint=RESTORE_HINT) from None
+        raise UserError(
+            "the file is not in potstill's format",
+            code="E-storage-invalid-format",
+            where=path,
+            found=f"no field {fault}" if isinstance(fault, KeyError) else fault,
+            hint=RESTORE_HINT,
+        ) from None
 
 
 def _parse_record(kind: type[Record], row: Any, where: str) -> Record:
@@ -150,7 +168,8 @@ def _parse_record(kind: type[Record], row: Any, where: str) -> Record:
         return from_json(kind, row)
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RecursionError, OverflowError) as fault:
         raise UserError(
-            f"not a {kind.__name__.lower()}",
+            f"not a valid {kind.__name__.lower()}",
+            code="E-storage-invalid-record",
             where=where,
             found=f"no field {fault}" if isinstance(fault, KeyError) else fault,
             hint=RESTORE_HINT,
@@ -158,58 +177,60 @@ def _parse_record(kind: type[Record], row: Any, where: str) -> Record:
 
 
 def file_digest(path: Path, tick: Callable[[int], object] | None = None) -> str:
-    """SHA-256 of a file, in hexadecimal; of a folder, over the names and digests of its files.
+    """SHA-256 of a file in hexadecimal; for a folder, SHA-256 over the names and digests of its files.
 
-    tick  is called with how many bytes more were read
-    A file that this process has read before is not read again, as long as its size and times are the same.
+    A file that this process has digested before is not read again if its size and time stamps are the same.
+
+    tick  receives the number of bytes of each read
     """
     if path.is_dir():
-        inside = sorted(file for file in path.rglob("*") if file.is_file())
-        rows = [f"{file.relative_to(path).as_posix()} {file_digest(file, tick)}\n" for file in inside]
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        rows = [f"{file.relative_to(path).as_posix()} {file_digest(file, tick)}\n" for file in files]
         return hashlib.sha256("".join(rows).encode("utf-8", "surrogateescape")).hexdigest()
     with as_user_errors(path), open(path, "rb", buffering=0) as file:
-        before, began = _file_state(os.fstat(file.fileno())), time.time_ns()
-        if before in _digest_cache:
-            return _digest_cache[before]
-        state, block = hashlib.sha256(), bytearray(1 << 20)
+        state, start_ns = _file_state(os.fstat(file.fileno())), time.time_ns()
+        if state in _digest_cache:
+            return _digest_cache[state]
+        digest, block = hashlib.sha256(), bytearray(1 << 20)
         view = memoryview(block)
         while count := file.readinto(block):
-            state.update(view[:count])
+            digest.update(view[:count])
             if tick is not None:
                 tick(count)
-        if before == _file_state(os.fstat(file.fileno())) and began - max(before[3:]) > RACE_WINDOW_NS:
-            _digest_cache[before] = state.hexdigest()
-    return state.hexdigest()
+        # Not cached if the file changed meanwhile, or so shortly before that the time stamps may not show it.
+        if state == _file_state(os.fstat(file.fileno())) and start_ns - max(state[3:]) > RACE_WINDOW_NS:
+            _digest_cache[state] = digest.hexdigest()
+    return digest.hexdigest()
 
 
 def is_digest_cached(path: Path) -> bool:
-    """Whether `digest` would not have to read a file."""
+    """Whether `file_digest` would not have to read the file."""
     return _file_state(path.stat()) in _digest_cache
 
 
-def _file_state(found: os.stat_result) -> tuple[int, int, int, int, int]:
-    """What is other after a file was written to: device, inode, size, and two times in ns."""
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+def _file_state(stat: os.stat_result) -> tuple[int, int, int, int, int]:
+    """What a write to a file changes: device, inode, size, and two time stamps in ns."""
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def folder_fingerprint(path: Path) -> str:
-    """Identity of a folder of weights: SHA-256 over names, sizes, and the first and last MiB of each file.
+    """SHA-256 over the names, the sizes, and the first and last MiB of every file in a folder of weights.
 
-    Tens of gigabytes are known again in milliseconds; a change inside the middle of a file of equal size is not seen.
+    It takes milliseconds for tens of GB. It does not see a change in the middle of a file whose size stays the same.
     """
-    state = hashlib.sha256()
+    digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     for file in files:
-        with as_user_errors(file), open(file, "rb") as opened:
+        with as_user_errors(file), open(file, "rb") as stream:
             size = file.stat().st_size
-            state.update(f"{file.name if file == path else file.relative_to(path).as_posix()}\0{size}\0".encode())
-            state.update(opened.read(1 << 20))
+            digest.update(f"{file.name if file == path else file.relative_to(path).as_posix()}\0{size}\0".encode())
+            digest.update(stream.read(1 << 20))
             if size > 1 << 20:
-                opened.seek(max(1 << 20, size - (1 << 20)))
-                state.update(opened.read())
-    return state.hexdigest()
+                stream.seek(max(1 << 20, size - (1 << 20)))
+                digest.update(stream.read())
+    return digest.hexdigest()
 
 
 def _refuse_non_finite(name: str) -> None:
-    """NaN and the infinities, which Python writes and JSON does not know: no record of ours could hold them."""
-    raise ValueError(f"{name} is no JSON")
+    """Refuse NaN and the infinities, which Python's JSON reader accepts: no record of ours may hold them."""
+    raise ValueError(f"{name} is not valid JSON")

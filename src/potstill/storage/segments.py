@@ -1,23 +1,21 @@
-"""Segments: chains as they arrive, one JSON line each, and how they are put in the order of their keys.
+"""Segments hold chains as they arrive, one JSON line each; `merge_segments` puts them in the order of their keys.
 
-    >>> import tempfile; folder = Path(tempfile.mkdtemp())
-    >>> from potstill.serialization import to_json; from potstill.storage import Appender
-    >>> with Appender(folder / segment_name(Shard(2, 8))) as lines:
-    ...     lines.append(to_json(Chain.from_text("q1", index, "4", source="old")) for index in (1, 0))
+    >>> import tempfile; from dataclasses import replace; from potstill.records import END
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> chain = Chain.from_tokens("q1", 0, [b"4"], [[(b"4", -0.5), (END, -2.5)]])
+    >>> encode_chain(chain)[:56]
+    b'{"question":"q1","source":"teacher","index":0,"text":"4"'
+    >>> with atomic.Appender(folder / segment_name(Shard(2, 8))) as segment:
+    ...     segment.append_lines(encode_chain(replace(chain, index=index)) for index in (1, 0))
     >>> stored = stored_keys(segment_paths(folder))
-    >>> ("q1", "old", 1) in stored, ("q1", "old", 2) in stored, len(stored)
+    >>> ("q1", "teacher", 1) in stored, ("q1", "teacher", 2) in stored, len(stored)
     (True, False, 2)
-    >>> [chain.index for chain in merge_segments(folder)]
-    [0, 1]
-    >>> chain = Chain.from_text("q1", 0, "4", source="old")
-    >>> encode_chain(chain)[:52]
-    b'{"question":"q1","source":"old","index":0,"text":"4"'
-    >>> decode_chain(encode_chain(chain)) == chain
+    >>> list(merge_segments(folder)) == [chain, replace(chain, index=1)]
     True
 
-Every process that samples has a segment of its own, so that none waits for another. A whole line is a stored chain; a
-torn last one is nobody's, and whoever writes the segment cuts it off. A line that a power loss has torn is skipped.
-Memory holds a bit a chain while sampling and 32 bytes a chain while sealing, never the chains.
+Every process that samples has its own segment, so that none waits for another. A complete line is a stored chain. An
+incomplete last line is ignored, and the next writer cuts it off. Lines that a power loss damaged are skipped. Memory
+holds one bit per chain while sampling and 32 bytes per chain while merging, never the chains.
 """
 
 from __future__ import annotations
@@ -38,18 +36,24 @@ from potstill.serialization import from_json, to_json
 from potstill.storage import atomic
 from potstill.storage.read import NUL_BYTE, as_user_errors
 
-_encode: Final = msgspec.json.Encoder().encode  # five times json's speed
+ChainKey = tuple[str, str, int]  # question, source, index
+Item = TypeVar("Item")
+SEGMENT_PATTERN: Final = "segment-*.jsonl"
+TEXT_FIELD: Final = b',"text":'  # what follows a chain's key; inside a text its quotation marks would be escaped
+
+
+_encode: Final = msgspec.json.Encoder().encode  # five times as fast as json
 _decode: Final = msgspec.json.Decoder().decode
 
 
 def encode_chain(chain: Chain) -> bytes:
-    """A chain as one line. Raises ValueError for a log-probability that is no finite number."""
+    """A chain as one line. Raises ValueError for a log-probability that is not finite."""
     row = to_json(chain)
     try:
         data = _encode(row)
-    except UnicodeEncodeError:  # half of a surrogate pair in a name
+    except UnicodeEncodeError:  # half of a surrogate pair
         return atomic.encode_json_line(row)
-    if b",null]" in data:  # what the encoder writes for such a number, if it is not part of a text
+    if b",null]" in data:  # the encoder writes null for a number that is not finite; a text may also hold this
         return atomic.encode_json_line(row)
     return data + b"\n"
 
@@ -64,15 +68,9 @@ def decode_chain(data: bytes) -> Chain:
     return from_json(Chain, row)
 
 
-ChainKey = tuple[str, str, int]
-Item = TypeVar("Item")
-SEGMENT_PATTERN: Final = "segment-*.jsonl"
-TEXT_FIELD: Final = b',"text":'  # what follows a chain's key; inside a text its quotation marks would be escaped
-
-
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Part `number` of `count` of a stage's work, counted from 1.
+    """Part `number` (from 1) of `count` of a stage's work.
 
     >>> list(Shard(2, 3).of(range(8)))
     [1, 4, 7]
@@ -82,7 +80,7 @@ class Shard:
     count: int
 
     def of(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This part of the items: every `count`-th."""
+        """The items of this shard: every `count`-th."""
         return items[self.number - 1 :: self.count]
 
     def __str__(self) -> str:
@@ -93,25 +91,25 @@ UNSHARDED: Final = Shard(1, 1)
 
 
 class ChainKeySet:
-    """Which chains are stored: a set of keys that costs a bit a chain, and one entry a question and source."""
+    """The keys of the stored chains: one bit per chain, and one entry per question and source."""
 
     def __init__(self) -> None:
-        self._indices: dict[tuple[str, str], int] = {}
+        self._bits: dict[tuple[str, str], int] = {}
         self._count = 0
 
     def add(self, key: ChainKey) -> bool:
-        """Whether the key is new."""
+        """Add a key. Returns whether it is new."""
         question, source, index = key
-        held = self._indices.get((question, source), 0)
-        if held >> index & 1:
+        bits = self._bits.get((question, source), 0)
+        if bits >> index & 1:
             return False
-        self._indices[question, source] = held | 1 << index
+        self._bits[question, source] = bits | 1 << index
         self._count += 1
         return True
 
     def __contains__(self, key: object) -> bool:
         question, source, index = key  # type: ignore[misc]
-        return bool(self._indices.get((question, source), 0) >> index & 1)
+        return bool(self._bits.get((question, source), 0) >> index & 1)
 
     def __len__(self) -> int:
         return self._count
@@ -125,63 +123,63 @@ def segment_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob(SEGMENT_PATTERN))
 
 
-def stored_keys(files: Iterable[Path]) -> ChainKeySet:
-    """The keys of all whole lines of some segments. Raises UserError for a line that is no chain."""
+def stored_keys(paths: Iterable[Path]) -> ChainKeySet:
+    """The keys of all complete lines of some segments. Raises UserError for a line that is not a chain."""
     stored = ChainKeySet()
-    for path in files:
+    for path in paths:
         for key, _, _ in _iter_lines(path):
             stored.add(key)
     return stored
 
 
 def merge_segments(folder: Path) -> Iterator[Chain]:
-    """Every chain of a folder's segments once, in the order of the keys; of two with one key the one stored first in
-    the first segment. Raises UserError for a line that is no chain."""
+    """Every chain of a folder's segments once, in the order of the keys. If two chains have one key, it is the one that
+    was stored first in the first segment. Raises UserError for a line that is not a chain."""
     import numpy
 
-    files = segment_paths(folder)
-    names: dict[str, int] = {}
+    paths = segment_paths(folder)
+    names: dict[str, int] = {}  # question or source -> number; a row of the table holds numbers only
     columns = {column: array("q") for column in ("question", "source", "index", "file", "start", "length")}
-    for place, path in enumerate(files):
+    for file, path in enumerate(paths):
         for (question, source, index), start, length in _iter_lines(path):
-            row = (names.setdefault(question, len(names)), names.setdefault(source, len(names)), index, place)
+            row = (names.setdefault(question, len(names)), names.setdefault(source, len(names)), index, file)
             for column, value in zip(columns.values(), (*row, start, length), strict=True):
                 column.append(value)
     rank = numpy.empty(len(names), numpy.int64)
-    rank[[names[each] for each in sorted(names)]] = numpy.arange(len(names))
+    rank[[names[name] for name in sorted(names)]] = numpy.arange(len(names))
     table = {column: numpy.frombuffer(values, numpy.int64) for column, values in columns.items() if values}
     if not table:
         return
     question, source, index = rank[table["question"]], rank[table["source"]], table["index"]
     order = numpy.lexsort((table["start"], table["file"], index, source, question))
-    before = None
-    handles = [_open_segment(path) for path in files]
+    previous = None
+    handles = [_open_segment(path) for path in paths]
     try:
         for row in order:
             key = (question[row], source[row], index[row])
-            if key == before:
+            if key == previous:
                 continue
-            before = key
-            place, start, length = (int(table[column][row]) for column in ("file", "start", "length"))
-            with as_user_errors(files[place]):
-                data = os.pread(handles[place], length, start)
-            yield _parse_line(data, files[place], start)
+            previous = key
+            file, start, length = (int(table[column][row]) for column in ("file", "start", "length"))
+            with as_user_errors(paths[file]):
+                data = os.pread(handles[file], length, start)
+            yield _parse_line(data, paths[file], start)
     finally:
         for handle in handles:
             os.close(handle)
 
 
 def _iter_lines(path: Path) -> Iterator[tuple[ChainKey, int, int]]:
-    """Key, first byte and length of every whole line."""
+    """Key, first byte and length of every complete line. It parses only the part of a line before the text."""
     start = 0
     with as_user_errors(path), open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
             if line.strip() and NUL_BYTE not in line:
-                head, body, _ = line.partition(TEXT_FIELD)
+                head, text_field, _ = line.partition(TEXT_FIELD)
                 try:
-                    row = json.loads(head + b"}" if body else line)
+                    row = json.loads(head + b"}" if text_field else line)
                     key = (row["question"], row["source"], int(row["index"]))
                 except (KeyError, TypeError, ValueError, RecursionError) as fault:
                     raise _chain_error(f"{path} line {number}", fault) from None
@@ -197,12 +195,12 @@ def _parse_line(data: bytes, path: Path, start: int) -> Chain:
 
 
 def _chain_error(where: str, fault: Any) -> UserError:
-    found = f"no field {fault}" if isinstance(fault, KeyError) else fault
     return UserError(
-        "not a chain",
+        "the line is not a chain",
+        code="E-storage-invalid-chain",
         where=where,
-        found=found,
-        hint="restore this line from a copy, or move it to another file: then this one chain is made again",
+        found=f"no field {fault}" if isinstance(fault, KeyError) else fault,
+        hint="restore this line from a copy, or move it to another file: then this chain is sampled again",
     )
 
 
