@@ -14,42 +14,14 @@ import dataclasses
 from pathlib import Path
 from typing import Final
 
-from potstill import prompts
+from potstill import grading, prompts
 from potstill.data import set_files
 from potstill.data.run_questions import TaskPrompt
 from potstill.data.set_files import BuiltinSet, RawQuestion
 from potstill.errors import UserError
 from potstill.prompts import Demonstration
 
-TASKS: Final = (
-    "boolean_expressions",
-    "causal_judgement",
-    "date_understanding",
-    "disambiguation_qa",
-    "dyck_languages",
-    "formal_fallacies",
-    "geometric_shapes",
-    "hyperbaton",
-    "logical_deduction_five_objects",
-    "logical_deduction_seven_objects",
-    "logical_deduction_three_objects",
-    "movie_recommendation",
-    "multistep_arithmetic_two",
-    "navigate",
-    "object_counting",
-    "penguins_in_a_table",
-    "reasoning_about_colored_objects",
-    "ruin_names",
-    "salient_translation_error_detection",
-    "snarks",
-    "sports_understanding",
-    "temporal_sequences",
-    "tracking_shuffled_objects_five_objects",
-    "tracking_shuffled_objects_seven_objects",
-    "tracking_shuffled_objects_three_objects",
-    "web_of_lies",
-    "word_sorting",
-)
+TASKS: Final = tuple(sorted(task.removeprefix("bbh/") for task in grading.BBH_ANSWER_TYPES))
 _HEADER: Final = "\n-----\n"
 _THINK: Final = "A: Let's think step by step."
 _ANSWER: Final = " So the answer is "
