@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from potstill import calculator, evaluation, grading, inference, progress, prompts, storage
 from potstill.data import custom_set, run_questions
@@ -34,10 +34,10 @@ from potstill.storage import manifest, run_folder
 if TYPE_CHECKING:
     from potstill.models import Student
 
-VERSION = 1  # of which questions a checkpoint answers, and in which order
-SCORES_FILE = "scores.json"
-PASS_CURVE_FILE = "tries.json"
-CHOICE_FILE = "choice.json"
+VERSION: Final = 1  # of which questions a checkpoint answers, and in which order
+SCORES_FILE: Final = "scores.json"
+PASS_CURVE_FILE: Final = "tries.json"
+CHOICE_FILE: Final = "choice.json"
 
 
 def versions() -> dict[str, int]:

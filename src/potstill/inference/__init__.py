@@ -3,7 +3,8 @@
     engine = open_engine("models/qwen")
     texts = engine.generate([Request(("q1", 0), engine.encode(prompt))], Decode(max_tokens=256, temperature=0.7))
 
-Nothing here imports a model library until `open_engine` is called.
+Nothing here imports a model library until `open_engine` is called. A new engine is a module with a class that has
+`encode` and `generate`, a name in `EngineKind` and a branch in `open_engine`; `evaluate.engine` lists it for recipes.
 """
 
 from __future__ import annotations

@@ -9,7 +9,9 @@ make them smaller than in the library's modules (`kv_cache`), which every other 
 - those of the generated tokens are stored apart and grow in place;
 - the slot of a row that ended goes to the last row, so removing rows copies few of them.
 
-Sums are computed in another order than in the library, so the numbers differ by float32 rounding.
+Measured on one core (docs/log.md): 600 sampled chains of the toy teacher take 4.7 s instead of 7.7 s, 600 greedy
+answers of the toy student 1.6 s instead of 2.2 s. Sums are computed in another order than in the library, so the
+numbers differ by float32 rounding.
 """
 
 from __future__ import annotations
