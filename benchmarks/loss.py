@@ -4,7 +4,7 @@
 
     ours          `potstill.losses.weighted_sparse_kl`: value and gradient of the sparse divergence in one pass
     compiled      the same with its compiled kernel, without the seconds of compiling
-    sparse        `potstill.losses.sparse`: a value for every position, logits computed twice
+    sparse        `potstill.losses.sparse_kl`: a value for every position, logits computed twice
     products      hidden @ head.T, gradient @ head, gradient.T @ hidden, whole: what nobody can leave out
     dense         KL against a dense [n, v] teacher by torch's log_softmax
     gkd           TRL 1.16's generalized_jsd_loss (beta 0) on whole logits of both sides

@@ -22,7 +22,6 @@ from potstill.losses import (
     generalized_jsd,
     reverse_kl,
     sparse_kl,
-    unlikelihood,
     weighted_sparse_kl,
 )
 
@@ -311,15 +310,6 @@ def test_the_reverse_divergence_is_that_of_the_whole_distributions():
     padded = torch.cat([p[:, :3], torch.zeros(5, 1, dtype=torch.float64)], 1)
     wider = torch.cat([part[:, :3], torch.zeros(5, 1, dtype=torch.float64), part[:, 3:]], 1)
     torch.testing.assert_close(reverse_kl(wider, padded, "tail"), reverse_kl(part, p[:, :3], "tail"))
-
-
-def test_unlikelihood_pushes_a_wrong_token_down():
-    logits = torch.tensor([[0.0, 0.0], [100.0, 0.0]]).requires_grad_()
-    log_q = candidate_log_probabilities(logits, torch.eye(2), torch.zeros(2, 1, dtype=torch.long))
-    values = unlikelihood(log_q, torch.ones(2, 1))
-    assert values[0].item() == pytest.approx(math.log(2)) and math.isfinite(values[1].item())
-    values.sum().backward()
-    torch.testing.assert_close(logits.grad, torch.tensor([[0.5, -0.5], [0.0, 0.0]]))
 
 
 def test_a_tail_needs_the_rest():

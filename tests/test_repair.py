@@ -28,9 +28,9 @@ from potstill.storage import manifest, read
 from potstill.teachers import local_model
 from potstill.tokenization import encoder
 from potstill.training.teacher_scores import (
-    _teacher_target,
     hard_example,
     rescore_across_tokenizers,
+    self_written_target,
     teacher_forced_scores,
 )
 from test_training import TEXTS, TOKENIZER, make
@@ -313,10 +313,10 @@ def test_what_was_written_is_told_however_unlikely_and_what_nobody_told_costs_no
     target = cross_tokenizer.transfer(chain, own, "text")
     place = target.ids.index(own.encode("answer is").ids[-1])
     assert target.ids[place] not in target.distribution(place), "as tail it would cost a student nothing"
-    told = _teacher_target(target, chain, encoder.get_encoder(own))
+    told = self_written_target(target, chain, encoder.get_encoder(own))
     assert told.distribution(place)[target.ids[place]] == pytest.approx(1e-7)
     assert told.distribution(len(told) - 1)[own.eos] == pytest.approx(1e-7)
-    hard = _teacher_target(replace(target, kinds=("hard", *target.kinds[1:])), chain, encoder.get_encoder(own))
+    hard = self_written_target(replace(target, kinds=("hard", *target.kinds[1:])), chain, encoder.get_encoder(own))
     assert hard.distribution(0) == {target.ids[0]: 0.0}
     student = make("t5")
     losses = student(student.batch([Example((7, 8), hard)]), Loss("reverse_kl", "tail"))

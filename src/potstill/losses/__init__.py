@@ -38,7 +38,6 @@ from potstill.losses.divergences import (
     forward_kl,
     generalized_jsd,
     reverse_kl,
-    unlikelihood,
 )
 from potstill.losses.sparse import (
     KERNELS,
@@ -72,6 +71,5 @@ __all__ = [
     "measure_kernels",
     "reverse_kl",
     "sparse_kl",
-    "unlikelihood",
     "weighted_sparse_kl",
 ]

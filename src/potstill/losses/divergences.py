@@ -3,8 +3,6 @@
     >>> log_q, p = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.5, 0.25]])
     >>> [round(float(divergence(log_q, p, "tail")), 6) for divergence in DIVERGENCES.values()]
     [0.0, 0.0, 0.0]
-    >>> round(float(unlikelihood(torch.tensor([[0.75]]).log(), torch.tensor([[1.0]]))), 4)  # -log(1 - 3/4)
-    1.3863
 
 A divergence is a function (log_q, p, missing_probability) -> [n] in nats, not reduced, and gradients flow through
 log_q. log_q [n, k] are the student's log-probabilities at the candidates (`candidate_log_probabilities`); under `tail`
@@ -148,7 +146,7 @@ class Loss:
 
     @property
     def _function(self) -> Divergence:
-        function = DIVERGENCES[self.divergence]
+        function: Any = DIVERGENCES[self.divergence]
         return partial(function, beta=self.beta) if "beta" in inspect.signature(function).parameters else function
 
     def __call__(self, hidden: Tensor, lm_head: Tensor, ids: Tensor, probs: Tensor, **head: Any) -> Tensor:
@@ -176,13 +174,6 @@ class Loss:
 
 
 DEFAULT_LOSS: Final = Loss()  # forward KL of what the teacher shows, as in the paper
-
-
-def unlikelihood(log_q: Tensor, p: Tensor) -> Tensor:
-    """-sum p log(1 - q): the cost of a wrong chain's tokens, which grows with the student's certainty (Welleck et al.
-    2020). q is taken as at most 1 - 1e-6, so that a certain student has a finite cost and no gradient."""
-    q = log_q[:, : p.shape[1]].exp().clamp_max(1 - 1e-6)
-    return -(p * torch.log1p(-q)).sum(1)
 
 
 def _conditional(log_q: Tensor, p: Tensor, missing_probability: MissingProbability) -> tuple[Tensor, Tensor]:

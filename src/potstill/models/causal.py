@@ -25,12 +25,12 @@ from potstill.models import causal_unpadded
 from potstill.models.batch import Batch, Example, candidate_tensors, pad_rows
 from potstill.models.shape import Family, Shape
 from potstill.models.student import Head, Student
+from potstill.models.weight_files import FIX_CONFIG
 from potstill.records import Prompt
 from potstill.tokenization import Tokenizer
 
 # Each is tested with a tiny random model.
 MODEL_TYPES: Final = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
-FIX_CONFIG: Final = "correct config.json, or download the folder again"
 SOFTCAPPED_TYPES: Final = ("gemma2", "gemma3_text")  # the others ignore final_logit_softcapping
 
 

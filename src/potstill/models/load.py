@@ -35,11 +35,16 @@ from potstill.models import causal, t5, weight_files
 from potstill.models.chat_template import ChatSetting, ChatTemplate, has_chat_template, open_chat_template
 from potstill.models.shape import SHAPES, Family, Shape
 from potstill.models.student import DType, Student, quiet_transformers
-from potstill.models.weight_files import GIVE_MODEL_FOLDER, TensorHeader, refuse_non_finite, refuse_quantized
+from potstill.models.weight_files import (
+    FIX_CONFIG,
+    GIVE_MODEL_FOLDER,
+    TensorHeader,
+    refuse_non_finite,
+    refuse_quantized,
+)
 from potstill.recipe import Recipe, find_path
 from potstill.tokenization import Tokenizer
 
-FIX_CONFIG: Final = "download the folder again, or correct config.json"
 # Settings for which transformers allocates memory or builds modules before it reads the weights.
 LAYER_COUNT_KEYS: Final = [
     "num_layers",

@@ -27,6 +27,7 @@ from potstill.models import t5_unpadded, unpadded
 from potstill.models.batch import Batch, Example, candidate_tensors, pad_rows
 from potstill.models.shape import Family, Shape
 from potstill.models.student import Head, Student
+from potstill.models.weight_files import FIX_CONFIG
 from potstill.records import Prompt
 from potstill.tokenization import Tokenizer
 
@@ -154,7 +155,7 @@ def prepare_config(config: Any, tokenizer: Tokenizer, dropout: float | None) -> 
             code="E-model-bad-config",
             where="config.json",
             found=f"{start!r}"[:80],
-            hint="correct config.json, or download the folder again",
+            hint=FIX_CONFIG,
         )
 
 

@@ -30,6 +30,7 @@ FLOAT_DTYPES: Final = ("F64", "F32", "F16", "BF16")
 WEIGHT_PARTS: Final = ["weight", "qweight", "weight_packed", "qzeros", "packed", "blocks", "scb", "absmax", "quant_map"]
 QUANTIZATION_FILES: Final = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")  # of older tools
 DOWNLOAD_AGAIN: Final = "download the folder again"
+FIX_CONFIG: Final = "correct config.json, or download the folder again"
 GIVE_MODEL_FOLDER: Final = "give the folder of a Hugging Face model"
 LFS_POINTER: Final = b"version https://git-lfs"
 

@@ -131,14 +131,14 @@ def rescore_across_tokenizers(
     for row, chain in zip(rows, scored, strict=True):
         transferred = cross_tokenizer.transfer(chain, student_tokenizer, "text", completions, scorer_tokenizer)
         if len(transferred):
-            target = _teacher_target(transferred, chain, encoder)
+            target = self_written_target(transferred, chain, encoder)
         else:  # the tokens have no text (special ones, cut by the token limit): the row stays, without scores
             target = _target_with_rows(row.target, [{}] * len(row.target))
         result.append(replace(row, target=target))
     return result
 
 
-def _teacher_target(target: Target, chain: Chain, encoder: Encoder) -> Target:
+def self_written_target(target: Target, chain: Chain, encoder: Encoder) -> Target:
     """A transferred target for a student that wrote the text itself.
 
     A chain's hard positions teach that the teacher wrote this token; here the student wrote it, so hard positions lose
