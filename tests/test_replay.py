@@ -11,7 +11,8 @@ import tiny
 from expect import user_error
 from potstill import dry_run, models
 from potstill.data import run_questions
-from potstill.data.splits import canonical_question, contained_shares
+from potstill.data.contamination import contained_shares
+from potstill.data.splits import canonical_question
 from potstill.errors import UserError
 from potstill.records import Split
 from potstill.report import collect, figures
