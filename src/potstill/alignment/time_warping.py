@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -20,7 +21,7 @@ from potstill.errors import UserError
 MAX_DTW_CELLS: Final = 10**8  # at most about 12 bytes each
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class DtwAlignment:
     """cost    the least sum of edit distances; infinite where only one side has tokens
     groups  [students] for each student token the teacher tokens that it is aligned to, ascending
@@ -28,6 +29,9 @@ class DtwAlignment:
 
     cost: float
     groups: tuple[tuple[int, ...], ...]
+
+    def __repr__(self) -> str:
+        return f"DtwAlignment(cost={self.cost}, groups={reprlib.repr(self.groups)})"
 
 
 def dtw(teacher: Sequence[str], student: Sequence[str]) -> DtwAlignment:

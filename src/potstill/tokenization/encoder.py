@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -30,7 +31,7 @@ from potstill.tokenization.vocabulary import Vocabulary, get_model_type, parse_t
 _TO_SPACE: Final = bytes.maketrans(b"\t\n\v\f\r", b"     ")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Encoding:
     """ids    tokens of a text, without any that a template would add
     spans  [n] start and end in `text.encode()`. Where the tokenizer drops bytes (whitespace) no span covers them;
@@ -39,6 +40,9 @@ class Encoding:
 
     ids: list[int]
     spans: list[tuple[int, int]]
+
+    def __repr__(self) -> str:
+        return f"Encoding(ids={reprlib.repr(self.ids)}, spans={reprlib.repr(self.spans)})"
 
 
 class Encoder:
