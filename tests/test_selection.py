@@ -8,6 +8,16 @@ from hypothesis import strategies as st
 
 from potstill.errors import UserError
 from potstill.evaluation import selection
+from potstill.evaluation.selection import Selection
+from potstill.records import Checkpoint
+
+
+def select(table: dict, *rule: str, **settings: int) -> Selection:
+    return selection.select_checkpoint({Checkpoint(step): row for step, row in table.items()}, *rule, **settings)
+
+
+def steps(checkpoints: tuple[Checkpoint, ...]) -> tuple[int, ...]:
+    return tuple(checkpoint.step for checkpoint in checkpoints)
 
 
 def right(share: float, n: int = 100) -> list[bool]:
@@ -16,21 +26,21 @@ def right(share: float, n: int = 100) -> list[bool]:
 
 def test_the_mean_weighs_sets_and_not_questions() -> None:
     table = {100: {"a": right(0.9, 1000), "b": right(0.1, 10)}, 200: {"a": right(0.6, 1000), "b": right(0.6, 10)}}
-    chosen = selection.select_checkpoint(table)
-    assert chosen.best == 200
-    assert chosen.table == ((100, pytest.approx(0.5)), (200, pytest.approx(0.6)))
+    chosen = select(table)
+    assert chosen.best == Checkpoint(200)
+    assert [value for _, value in chosen.table] == pytest.approx([0.5, 0.6])
 
 
 def test_of_equal_steps_the_earlier_wins_whatever_the_order_of_the_table() -> None:
     same = {"a": right(0.5)}
-    chosen = selection.select_checkpoint({300: same, 100: same, 200: {"a": right(0.1)}})
-    assert chosen.best == 100
-    assert chosen.tied == (100, 300)
+    chosen = select({300: same, 100: same, 200: {"a": right(0.1)}})
+    assert chosen.best == Checkpoint(100)
+    assert steps(chosen.tied) == (100, 300)
 
 
 def test_a_clear_loser_is_not_tied_and_a_near_one_is() -> None:
-    chosen = selection.select_checkpoint({0: {"a": right(0.1)}, 1: {"a": right(0.50)}, 2: {"a": right(0.52)}})
-    assert (chosen.best, chosen.tied) == (2, (1, 2))
+    chosen = select({0: {"a": right(0.1)}, 1: {"a": right(0.50)}, 2: {"a": right(0.52)}})
+    assert (chosen.best.step, steps(chosen.tied)) == (2, (1, 2))
 
 
 def test_ties_are_paired() -> None:
@@ -39,20 +49,20 @@ def test_ties_are_paired() -> None:
     nested = [True] * 46 + [False] * 54
     crossed = [False] * 30 + [True] * 26 + [True] * 20 + [False] * 24
     assert sum(nested) == sum(crossed)
-    assert selection.select_checkpoint({1: {"a": best}, 2: {"a": nested}}).tied == (1,)
-    assert selection.select_checkpoint({1: {"a": best}, 2: {"a": crossed}}).tied == (1, 2)
+    assert steps(select({1: {"a": best}, 2: {"a": nested}}).tied) == (1,)
+    assert steps(select({1: {"a": best}, 2: {"a": crossed}}).tied) == (1, 2)
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=6), st.randoms())
 def test_the_best_is_the_highest_and_is_tied_with_itself(rows: list[list[bool]], random) -> None:
     table = {10 * i: {"a": row[:2], "b": row[2:]} for i, row in enumerate(rows)}
-    chosen = selection.select_checkpoint(table, draws=50)
+    chosen = select(table, draws=50)
     values = dict(chosen.table)
     assert values[chosen.best] == max(values.values())
     assert chosen.best in chosen.tied
     shuffled = list(table.items())
     random.shuffle(shuffled)
-    assert selection.select_checkpoint(dict(shuffled), draws=50) == chosen
+    assert select(dict(shuffled), draws=50) == chosen
 
 
 DIFFERENT = "E-select-different-questions"
@@ -71,5 +81,5 @@ DIFFERENT = "E-select-different-questions"
 )
 def test_wrong_tables_are_refused(table, rule: str, code: str, where: str) -> None:
     with pytest.raises(UserError) as error:
-        selection.select_checkpoint(table, rule)
+        select(table, rule)
     assert (error.value.code, error.value.where) == (code, where)

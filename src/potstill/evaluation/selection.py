@@ -1,9 +1,10 @@
 """Selection: the best checkpoint by accuracy on sets that it was not trained on.
 
     >>> before = {"svamp": [False, False], "asdiv": [True, False]}
-    >>> table = {0: before, 100: {"svamp": [True, False], "asdiv": [True, True]}}
-    >>> select_checkpoint(table, "mean-out-of-distribution")
-    Selection(best=100, table=((0, 0.25), (100, 0.75)), tied=(0, 100))
+    >>> after = {"svamp": [True, False], "asdiv": [True, True]}
+    >>> selection = select_checkpoint({Checkpoint(0): before, Checkpoint(100): after})
+    >>> selection.best.step, [value for _, value in selection.table], [checkpoint.step for checkpoint in selection.tied]
+    (100, [0.25, 0.75], [0, 100])
 
 The best checkpoint in distribution is not the best out of distribution (PAPER section 1, finding 7), so the rule takes
 the mean accuracy over the out-of-distribution validation sets. The best of many is partly the luckiest, so checkpoints
@@ -14,10 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Final
 
 from potstill.errors import UserError
 from potstill.evaluation import intervals
+from potstill.records import Checkpoint
 
 VERSION: Final = 1  # of the rules and their intervals; stored with the choice
 RULES: Final = ("mean-out-of-distribution",)
@@ -25,31 +27,23 @@ RULES: Final = ("mean-out-of-distribution",)
 Outcomes = Mapping[str, Sequence[bool]]  # set -> whether each answer is right
 
 
-@runtime_checkable
-class _Ordered(Protocol):
-    def __lt__(self, other: Any, /) -> bool: ...
-
-
-CheckpointT = TypeVar("CheckpointT", bound=_Ordered)  # a checkpoint, or anything else with an order
-
-
 @dataclass(frozen=True, slots=True)
-class Selection(Generic[CheckpointT]):
+class Selection:
     """The best checkpoint, the value of each one in their order, and those tied with the best (itself included)."""
 
-    best: CheckpointT
-    table: tuple[tuple[CheckpointT, float], ...]
-    tied: tuple[CheckpointT, ...]
+    best: Checkpoint
+    table: tuple[tuple[Checkpoint, float], ...]
+    tied: tuple[Checkpoint, ...]
 
 
 def select_checkpoint(
-    table: Mapping[CheckpointT, Outcomes],
+    table: Mapping[Checkpoint, Outcomes],
     rule: str = "mean-out-of-distribution",
     *,
     seed: int = 0,
     level: float = 0.95,
     draws: int = 2000,
-) -> Selection[CheckpointT]:
+) -> Selection:
     """The best checkpoint of `table`, the first of equal ones.
 
     table  checkpoint -> outcomes on the out-of-distribution validation sets, questions in the same order for all
@@ -97,7 +91,7 @@ def _is_tied(best: Outcomes, other: Outcomes, seed: int, level: float, draws: in
     return low <= 0 <= high
 
 
-def _check_table(table: Mapping[CheckpointT, Outcomes], checkpoints: Sequence[CheckpointT]) -> None:
+def _check_table(table: Mapping[Checkpoint, Outcomes], checkpoints: Sequence[Checkpoint]) -> None:
     if not checkpoints:
         raise UserError(
             "no checkpoint was evaluated",
@@ -119,13 +113,13 @@ def _check_table(table: Mapping[CheckpointT, Outcomes], checkpoints: Sequence[Ch
             raise UserError(
                 "a validation set has no questions",
                 code="E-select-empty-set",
-                where=f"select: step {first}, {name}",
+                where=f"select: step {first.label}, {name}",
             )
     for checkpoint in checkpoints[1:]:
         other = {name: len(answers) for name, answers in table[checkpoint].items()}
         if other != sizes:
             raise UserError(
-                f"step {checkpoint} answered different questions from step {first}",
+                f"step {checkpoint.label} answered different questions from step {first.label}",
                 code="E-select-different-questions",
                 where="select",
                 found=f"{other} against {sizes}",
