@@ -39,7 +39,7 @@ def student(request: pytest.FixtureRequest) -> Student:
     return small(family, tied=bool(tied))
 
 
-def asked(student: Student, samples: int = 1) -> list[Request]:
+def make_requests(student: Student, samples: int = 1) -> list[Request]:
     words = student.encode("Tom has 3 apples and buys 4 more.")
     prompts = [tuple((words * 3)[row : row + length]) for row, length in enumerate((3, 9, 1, 5, 9, 20))]
     return [Request((f"q{row}", index), prompt) for row, prompt in enumerate(prompts) for index in range(samples)]
@@ -47,7 +47,7 @@ def asked(student: Student, samples: int = 1) -> list[Request]:
 
 @pytest.mark.parametrize("shortest", [1, 3])
 def test_greedy_texts_are_those_of_the_reference(student: Student, shortest: int) -> None:
-    requests = [request for request in asked(student) if len(request.prompt) >= shortest]
+    requests = [request for request in make_requests(student) if len(request.prompt) >= shortest]
     ours = ctranslate2.CTranslate2Engine(student).generate(requests, Decode(max_tokens=12, likelihood=True))
     theirs = TransformersEngine(student).generate(requests, Decode(max_tokens=12, likelihood=True))
     for one, other in zip(ours, theirs, strict=True):
@@ -87,7 +87,7 @@ def test_a_conversion_with_other_scores_is_refused(tied: bool, monkeypatch: pyte
 
 
 def test_samples_follow_the_distribution_whatever_their_index(student: Student) -> None:
-    request = asked(student)[1]
+    request = make_requests(student)[1]
     requests = [Request(("q", index), request.prompt) for index in range(1200)]
     engine = ctranslate2.CTranslate2Engine(student)
     texts = engine.generate(requests, Decode(max_tokens=1, temperature=1.0, seed=4))
@@ -102,17 +102,17 @@ def test_samples_follow_the_distribution_whatever_their_index(student: Student) 
 
 
 def test_int8_writes_texts(student: Student) -> None:
-    texts = ctranslate2.CTranslate2Engine(student, int8=True).generate(asked(student), Decode(max_tokens=12))
+    texts = ctranslate2.CTranslate2Engine(student, int8=True).generate(make_requests(student), Decode(max_tokens=12))
     assert all(b"".join(text.tokens) == text.content and len(text.ids) <= 12 for text in texts)
 
 
 def test_what_it_does_not_have_is_refused(student: Student) -> None:
     engine = ctranslate2.CTranslate2Engine(student)
     with pytest.raises(UserError) as raised:
-        engine.generate(asked(student), Decode(max_tokens=2, top_logprobs=2))
+        engine.generate(make_requests(student), Decode(max_tokens=2, top_logprobs=2))
     assert raised.value.code == "E-inference-unsupported-option"
     with pytest.raises(UserError) as raised:
-        engine.generate(asked(student), Decode(max_tokens=2, calculator=True))
+        engine.generate(make_requests(student), Decode(max_tokens=2, calculator=True))
     assert raised.value.code == "E-inference-unsupported-option"
     with pytest.raises(UserError, match="E-recipe-calculator-engine"):
         parse_recipe("name: x\nevaluate: {engine: ctranslate2, decodings: [greedy+calculator]}\n", "x.yaml")

@@ -1,4 +1,5 @@
-"""Engines: batches and draws depend on keys alone, texts are those of `generate`, numbers those of a forward pass."""
+"""Engines: batches and random numbers depend on keys alone, texts equal those of transformers' `generate`, and
+log-probabilities those of a forward pass."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ def engine(request: pytest.FixtureRequest) -> TransformersEngine:
     return TransformersEngine(student)
 
 
-def asked(engine: TransformersEngine, samples: int = 1) -> list[Request]:
+def make_requests(engine: TransformersEngine, samples: int = 1) -> list[Request]:
     words = engine.student.encode("Tom has 3 apples and buys 4 more.")
     prompts = [tuple((words * 3)[row : row + length]) for row, length in enumerate(LENGTHS)]
     return [Request((f"q{row}", index), prompt) for row, prompt in enumerate(prompts) for index in range(samples)]
@@ -126,7 +127,7 @@ def test_impossible_tokens_are_never_drawn() -> None:
 
 
 def test_greedy_texts_are_those_of_generate(engine: TransformersEngine) -> None:
-    student, requests = engine.student, asked(engine)
+    student, requests = engine.student, make_requests(engine)
     ours = engine.generate(requests, Decode(max_tokens=12))
     for request, text in zip(requests, ours, strict=True):
         settings = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": student.tokenizer.eos}
@@ -140,7 +141,7 @@ def test_greedy_texts_are_those_of_generate(engine: TransformersEngine) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_log_probabilities_are_raw_and_those_of_a_forward_pass(engine: TransformersEngine, temperature: float) -> None:
-    tokenizer, requests, k = engine.student.tokenizer, asked(engine, 3), 4
+    tokenizer, requests, k = engine.student.tokenizer, make_requests(engine, 3), 4
     texts = engine.generate(requests, Decode(max_tokens=16, temperature=temperature, seed=5, top_logprobs=k))
     for request, text in zip(requests, texts, strict=True):
         logs = distribution(engine, request.prompt, text.ids)
@@ -163,7 +164,7 @@ def test_log_probabilities_are_raw_and_those_of_a_forward_pass(engine: Transform
 
 
 def test_tokens_spell_the_text(engine: TransformersEngine) -> None:
-    for text in engine.generate(asked(engine, 4), Decode(max_tokens=16, temperature=1.0, top_logprobs=2)):
+    for text in engine.generate(make_requests(engine, 4), Decode(max_tokens=16, temperature=1.0, top_logprobs=2)):
         assert b"".join(text.tokens) == text.content
         assert len(text.tokens) == len(text.ids)
         assert text.tokens == tuple(engine.student.tokenizer.split(text.ids))
@@ -172,7 +173,7 @@ def test_tokens_spell_the_text(engine: TransformersEngine) -> None:
 def test_texts_that_are_scored_get_the_numbers_of_a_forward_pass(engine: TransformersEngine) -> None:
     tokenizer, k = engine.student.tokenizer, 4
     texts = ["3 + 4 = 7.", "Tom", "The answer is 7", "Tom buys 4 apples.", "", "7"]
-    requests = asked(engine)
+    requests = make_requests(engine)
     for request, text, read in zip(requests, texts, engine.score(requests, texts, top_logprobs=k), strict=True):
         assert read.ids == tuple(tokenizer.encode(text).ids) and len(read.candidates) == len(read.ids) + 1
         assert read.tokens == tuple(tokenizer.split(read.ids))
@@ -190,11 +191,11 @@ def test_texts_that_are_scored_get_the_numbers_of_a_forward_pass(engine: Transfo
     assert engine.score([], [], top_logprobs=k) == []
 
 
-# --- what a draw depends on ------------------------------------------------------------------------------------------
+# --- what a sampled text depends on ------------------------------------------------------------------------------------------
 
 
 def test_the_same_batch_gives_the_same_bits(engine: TransformersEngine) -> None:
-    requests = asked(engine, 2)
+    requests = make_requests(engine, 2)
     first = engine.generate(requests, Decode(max_tokens=12, temperature=0.9, seed=2, top_logprobs=3))
     torch.rand(3)  # a shared generator would be moved by this
     assert engine.generate(requests, Decode(max_tokens=12, temperature=0.9, seed=2, top_logprobs=3)) == first
@@ -202,7 +203,7 @@ def test_the_same_batch_gives_the_same_bits(engine: TransformersEngine) -> None:
 
 
 def test_a_text_does_not_depend_on_its_batch(engine: TransformersEngine) -> None:
-    requests = asked(engine, 4)
+    requests = make_requests(engine, 4)
     together = engine.generate(requests, Decode(max_tokens=12, temperature=0.9, seed=2, top_logprobs=3))
     ids = {text.key: text.ids for text in together}
     assert len(set(ids.values())) > len(ids) // 2  # samples differ from each other
@@ -214,7 +215,7 @@ def test_a_text_does_not_depend_on_its_batch(engine: TransformersEngine) -> None
 
 
 def test_more_tokens_continue_the_same_text(engine: TransformersEngine) -> None:
-    requests = asked(engine, 2)
+    requests = make_requests(engine, 2)
     short = engine.generate(requests, Decode(max_tokens=4, temperature=0.9, seed=2))
     long = engine.generate(requests, Decode(max_tokens=9, temperature=0.9, seed=2))
     for few, many in zip(short, long, strict=True):
@@ -222,7 +223,7 @@ def test_more_tokens_continue_the_same_text(engine: TransformersEngine) -> None:
 
 
 def test_candidates_change_no_text(engine: TransformersEngine) -> None:
-    requests = asked(engine, 2)
+    requests = make_requests(engine, 2)
     plain = engine.generate(requests, Decode(max_tokens=8, temperature=0.9))
     assert all(text.candidates == () for text in plain)
     shown = engine.generate(requests, Decode(max_tokens=8, temperature=0.9, top_logprobs=3))
@@ -230,7 +231,7 @@ def test_candidates_change_no_text(engine: TransformersEngine) -> None:
 
 
 def test_some_texts_end_and_some_run_out(engine: TransformersEngine) -> None:
-    texts = engine.generate(asked(engine, 40), Decode(max_tokens=16, temperature=1.3, top_logprobs=1))
+    texts = engine.generate(make_requests(engine, 40), Decode(max_tokens=16, temperature=1.3, top_logprobs=1))
     stops = Counter(text.stop for text in texts)
     assert stops["end"] and stops["length"] and not stops["cut"]
     for text in texts:
@@ -240,19 +241,19 @@ def test_some_texts_end_and_some_run_out(engine: TransformersEngine) -> None:
 
 
 def test_what_a_checkpoint_says_about_generation_is_not_obeyed(engine: TransformersEngine) -> None:
-    requests, model = asked(engine), engine.student.model
+    requests, model = make_requests(engine), engine.student.model
     before = engine.generate(requests, Decode(max_tokens=12, top_logprobs=2))
-    own = model.generation_config
-    told = type(own)(
-        **own.to_dict() | {"repetition_penalty": 5.0, "min_new_tokens": 12, "top_k": 1, "bad_words_ids": [[5]]}
+    config = model.generation_config
+    changed = type(config)(
+        **config.to_dict() | {"repetition_penalty": 5.0, "min_new_tokens": 12, "top_k": 1, "bad_words_ids": [[5]]}
     )
-    model.generation_config = told
+    model.generation_config = changed
     model.train()
     try:
         assert engine.generate(requests, Decode(max_tokens=12, top_logprobs=2)) == before
-        assert model.generation_config is told and model.training
+        assert model.generation_config is changed and model.training
     finally:
-        model.generation_config = own
+        model.generation_config = config
         model.eval()
 
 
@@ -271,7 +272,7 @@ def test_rows_of_a_padded_head_write_nothing(family: str) -> None:
     student = tiny(family, spare=200)
     size = student.tokenizer.size
     texts = TransformersEngine(student).generate(
-        asked(TransformersEngine(student), 3), Decode(max_tokens=10, temperature=1.0, top_logprobs=300)
+        make_requests(TransformersEngine(student), 3), Decode(max_tokens=10, temperature=1.0, top_logprobs=300)
     )
     unknown = [(text, place) for text in texts for place, token in enumerate(text.ids) if token >= size]
     assert unknown
@@ -288,7 +289,7 @@ def test_two_end_tokens_are_one_outcome() -> None:
     student.model.generation_config.eos_token_id = [student.tokenizer.eos, other, 40]
     engine = TransformersEngine(student)
     assert engine.end_tokens == (student.tokenizer.eos, other)  # 40 is text
-    request = asked(engine)[0]
+    request = make_requests(engine)[0]
     [text] = engine.generate([request], Decode(max_tokens=1, top_logprobs=student.tokenizer.size))
     logs = distribution(engine, request.prompt, ())[0]
     expected = torch.logsumexp(logs[[student.tokenizer.eos, other]], 0)
@@ -296,26 +297,28 @@ def test_two_end_tokens_are_one_outcome() -> None:
     assert sum(math.exp(value) for _, value in text.candidates[0]) == pytest.approx(1.0, abs=1e-3)
 
 
-# --- stopping behind the answer --------------------------------------------------------------------------------------
+# --- stopping after the answer --------------------------------------------------------------------------------------
 
 
-def ask(engine: TransformersEngine, *prompts: str) -> list[Request]:
+def encode_requests(engine: TransformersEngine, *prompts: str) -> list[Request]:
     return [Request((f"q{row}", 0), tuple(engine.student.encode(prompt))) for row, prompt in enumerate(prompts)]
 
 
 def test_a_text_stops_once_its_answer_line_is_whole() -> None:
     engine = writer()
-    [text] = engine.generate(ask(engine, "So"), Decode(max_tokens=40, stop_at_answer="line", top_logprobs=2))
+    [text] = engine.generate(
+        encode_requests(engine, "So"), Decode(max_tokens=40, stop_at_answer="line", top_logprobs=2)
+    )
     assert (text.text, text.stop) == (" it was. The answer is four\n", "cut")
     assert len(text.candidates) == len(text.tokens) == len(text.ids)
-    [whole] = engine.generate(ask(engine, "So"), Decode(max_tokens=40, top_logprobs=2))
+    [whole] = engine.generate(encode_requests(engine, "So"), Decode(max_tokens=40, top_logprobs=2))
     assert whole.text.startswith(text.text + "QQQ") and whole.stop == "length"
     assert whole.candidates[: len(text.tokens)] == text.candidates
 
 
 def test_a_line_without_the_words_and_words_without_a_whole_line_stop_nothing() -> None:
     engine = writer("So it was\nThe answer is four. Q", last=" Q")
-    [text] = engine.generate(ask(engine, "So"), Decode(max_tokens=20, stop_at_answer="line"))
+    [text] = engine.generate(encode_requests(engine, "So"), Decode(max_tokens=20, stop_at_answer="line"))
     assert (text.text[:30], text.stop) == (" it was\nThe answer is four. Q ", "length")
 
 
@@ -349,17 +352,17 @@ def test_where_the_sentence_of_an_answer_ends(written: str, kept: str | None, fa
 def test_a_text_stops_behind_the_sentence_of_its_answer() -> None:
     engine = writer("So it was\nThe answer is four. Q", last=" Q")
     [text] = engine.generate(
-        ask(engine, "So"), Decode(max_tokens=40, stop_at_answer="sentence", top_logprobs=2, likelihood=True)
+        encode_requests(engine, "So"), Decode(max_tokens=40, stop_at_answer="sentence", top_logprobs=2, likelihood=True)
     )
     assert (text.text, text.stop) == (" it was\nThe answer is four.", "cut")
     assert len(text.candidates) == len(text.tokens) == len(text.ids)
-    [whole] = engine.generate(ask(engine, "So"), Decode(max_tokens=len(text.ids), likelihood=True))
+    [whole] = engine.generate(encode_requests(engine, "So"), Decode(max_tokens=len(text.ids), likelihood=True))
     assert whole.ids == text.ids and whole.likelihood == text.likelihood
 
 
 def test_rows_stop_each_on_its_own() -> None:
     engine = writer()
-    requests = ask(engine, "So", "So it was. The answer is", " it was.", "Q")
+    requests = encode_requests(engine, "So", "So it was. The answer is", " it was.", "Q")
     texts = engine.generate(requests, Decode(max_tokens=12, stop_at_answer="line", top_logprobs=2))
     # The second and the last write no line with the words: the prompt is not their text.
     assert [text.stop for text in texts] == ["cut", "length", "cut", "length"]
@@ -389,7 +392,7 @@ def test_draws_follow_the_distribution() -> None:
         }
 
 
-# --- what only the user can mend -------------------------------------------------------------------------------------
+# --- errors of the user -------------------------------------------------------------------------------------
 
 
 def test_a_prompt_that_does_not_fit_is_refused() -> None:
