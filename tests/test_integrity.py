@@ -154,6 +154,13 @@ def test_redo_verifies_what_the_stage_reads_before_it_removes_anything(world: Pa
     assert tiny.contents(at) == before
 
 
+def test_a_damaged_stage_can_be_made_again(world: Path, whole: Path, at: Path) -> None:
+    change(at / "filter" / "verdicts.parquet")
+    storage.remove(next((at / "align").glob("*/ids.npy")))
+    runner.run(tiny.recipe(world, *ALL), run_dir=at, redo="filter")
+    assert tiny.contents(at) == tiny.contents(whole)
+
+
 def test_a_stage_that_is_done_is_not_read_again(world: Path, at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
         raise AssertionError("read")

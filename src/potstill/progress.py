@@ -1,11 +1,11 @@
-"""Progress: what a person sees while something runs for more than two seconds.
+"""Progress bars and messages for the person who watches, on standard error. Standard output is for results.
 
     >>> with bar("train", total=2, unit="step") as tick:
     ...     tick(1, "loss 0.5")
     ...     tick(1, "loss 0.4")
 
-On a terminal a bar with rate and remaining time; elsewhere a plain line now and then (every `EVERY` seconds), so that
-a log file stays short. Everything goes to standard error: standard output is for results.
+On a terminal it draws a bar with rate and remaining time. Elsewhere it prints a plain line every `LINE_INTERVAL`
+seconds, so that a log file stays short.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from potstill.errors import escape_hidden
 
 LINE_INTERVAL = 15.0  # seconds between plain lines
 
-
-_muted = False  # one of several processes tells what all of them do
+_muted = False  # of several processes, only the main one prints
 
 
 class Advance(Protocol):
@@ -30,9 +29,11 @@ class Advance(Protocol):
 
 @contextlib.contextmanager
 def bar(label: str, total: int, unit: str = "", *, done: int = 0) -> Iterator[Advance]:
-    """Show how far something is. The yielded function takes how much more is done and a short note.
+    """Show the progress of something that may take more than two seconds. Call the yielded function with the amount done
+    since the last call, and a short note.
 
-    total  how much there is to do; done  how much of it an earlier run did (it does not count for the rate)
+    total  amount to do
+    done   part of it that an earlier run did, which does not count for the rate
     """
     if _muted:
         yield lambda more=1, note="": None
@@ -44,8 +45,8 @@ def bar(label: str, total: int, unit: str = "", *, done: int = 0) -> Iterator[Ad
 
 
 def print_line(text: str, style: str = "") -> None:
-    """One line for the person who watches, in a rich style (`bold`, `green`, ...) on a terminal. It may hold what a
-    server said: characters that would move a cursor are spelt out."""
+    """Print one line, on a terminal in a style of `rich` (`bold`, `green`, ...). Control characters are escaped, because
+    the text may come from a server."""
     if _muted:
         return
     from rich.console import Console
@@ -56,7 +57,7 @@ def print_line(text: str, style: str = "") -> None:
 
 @contextlib.contextmanager
 def muted() -> Iterator[None]:
-    """Nothing is shown while the block runs."""
+    """Show nothing during the block."""
     global _muted
     before, _muted = _muted, True
     try:
@@ -80,13 +81,15 @@ def _rich_bar(label: str, total: int, unit: str, done: int) -> Iterator[Advance]
     )
     from rich.console import Console
 
-    with rich_progress.Progress(*columns, console=Console(stderr=True)) as shown:
-        task = shown.add_task(label, total=total, completed=done, rate="", note="")
+    with rich_progress.Progress(*columns, console=Console(stderr=True)) as progress_bar:
+        task = progress_bar.add_task(label, total=total, completed=done, rate="", note="")
         state = _BarState(label, total, unit, done)
 
         def tick(more: int = 1, note: str = "") -> None:
             state.done += more
-            shown.update(task, completed=state.done, rate=state.rate(), note=escape_hidden(note).replace("[", "\\["))
+            progress_bar.update(
+                task, completed=state.done, rate=state.rate(), note=escape_hidden(note).replace("[", "\\[")
+            )
 
         yield tick
 
@@ -97,23 +100,23 @@ def _plain_bar(label: str, total: int, unit: str, done: int) -> Advance:
     def tick(more: int = 1, note: str = "") -> None:
         state.done += more
         now = time.monotonic()
-        if now - state.said >= LINE_INTERVAL:
-            state.said = now
+        if now - state.printed >= LINE_INTERVAL:
+            state.printed = now
             print(escape_hidden(state.line(note)), file=sys.stderr, flush=True)
 
     return tick
 
 
 class _BarState:
-    """How far a bar is, and since when."""
+    """The progress of a bar, and when it started."""
 
     def __init__(self, label: str, total: int, unit: str, done: int) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done = self.before = done
-        self.began = self.said = time.monotonic()
+        self.done = self.done_before = done
+        self.start = self.printed = time.monotonic()
 
     def speed(self) -> float:
-        return (self.done - self.before) / max(time.monotonic() - self.began, 1e-9)
+        return (self.done - self.done_before) / max(time.monotonic() - self.start, 1e-9)
 
     def rate(self) -> str:
         speed = self.speed()
