@@ -264,10 +264,12 @@ def _convert(value: Any, converter: Converter | None) -> Any:
 
 def _build_converter(kind: pyarrow.DataType) -> Converter | None:
     """A function from a value of an Arrow type to a JSON value; None if the value already is one."""
+    import numpy
     import pyarrow.types as t
 
     if t.is_floating(kind):
-        return None if t.is_float64(kind) else _shortest_float16 if t.is_float16(kind) else _shortest_float32
+        dtype = numpy.float16 if t.is_float16(kind) else numpy.float32
+        return None if t.is_float64(kind) else lambda value: float(str(dtype(value)))  # the shortest decimal
     if t.is_binary(kind) or t.is_large_binary(kind) or t.is_fixed_size_binary(kind):
         return _decode_or_bytes
     if t.is_dictionary(kind):
@@ -281,19 +283,6 @@ def _build_converter(kind: pyarrow.DataType) -> Converter | None:
     if t.is_string(kind) or t.is_large_string(kind) or t.is_integer(kind) or t.is_boolean(kind) or t.is_null(kind):
         return None
     return lambda value: value if isinstance(value, bytes) else json.loads(json.dumps(value, default=str))
-
-
-def _shortest_float32(value: float) -> float:
-    """A 32-bit number as the shortest decimal with that value."""
-    import numpy
-
-    return float(str(numpy.float32(value)))
-
-
-def _shortest_float16(value: float) -> float:
-    import numpy
-
-    return float(str(numpy.float16(value)))
 
 
 # Text: JSON lines, a JSON document, or a table
