@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import sys
 from collections import Counter
@@ -22,6 +23,7 @@ from potstill.data import (
     splits,
 )
 from potstill.errors import UserError
+from potstill.recipe import parse_recipe
 from potstill.records import Question
 
 FEW_SHOT = prompts.PromptFormat(few_shot=True, rationale=True)
@@ -182,6 +184,34 @@ def test_names_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert refused(None, "svamp") == ("E-data-no-folder", "set svamp")
     assert refused(None, "svamp", data_dir=tmp_path / "nowhere") == ("E-data-no-folder", "data")
     assert refused(None, "svamp", data_dir=tmp_path) == ("E-data-missing-file", f"{tmp_path}/svamp/SVAMP.json")
+
+
+def test_a_built_in_set_with_its_own_grader_is_one_file_and_an_entry_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "parity.py").write_text(
+        "from potstill.data.set_files import BuiltinSet, RawQuestion, read_rows, require_text\n\n"
+        "TASK = 'parity/function: parity:same_parity'\n\n"
+        "def read_parity(data_dir):\n"
+        "    return [\n"
+        "        RawQuestion(f'parity/{n}', require_text(row, 'q', where=where), str(n), TASK, where)\n"
+        "        for n, where, row in read_rows(data_dir / 'parity.jsonl')\n"
+        "    ]\n\n"
+        "def same_parity(text, gold):\n"
+        "    return int(text.split()[-1]) % 2 == int(gold) % 2\n\n"
+        "SET = BuiltinSet('parity', read_parity, paper_validation=0.2, grader=TASK)\n"
+    )
+    (tmp_path / "parity.jsonl").write_text("".join(f'{{"q": "Which parity has {n}?"}}\n' for n in range(1, 41)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    parity = importlib.import_module("parity")
+    monkeypatch.setitem(data.SETS, "parity", parity.SET)
+    questions = data.load_set("parity", tmp_path)
+    assert len(questions) == 40 and {question.split for question in questions} == {"validation", "test"}
+    verdict = grading.grade("The answer is 7", questions[0].gold, questions[0].task)
+    assert verdict.grade == "right"
+    recipe = parse_recipe("name: x\nquestions: {out_of_distribution: [parity]}\n", "x.yaml")
+    assert list(custom_set.grader_digests(data.grader_tasks(recipe))) == ["function parity:same_parity"]
 
 
 # the five sets, from files written here

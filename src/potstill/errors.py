@@ -1,11 +1,11 @@
-"""Errors have an owner: `UserError` is the user's, everything else is ours.
+"""Errors: a `UserError` is the user's fault, any other exception is a fault of potstill.
 
-    >>> print(UserError("gold answer is missing", where="mine.jsonl line 3", hint="add the field `answer`"))
-    mine.jsonl line 3: gold answer is missing
-      hint: add the field `answer`
+    >>> print(UserError("the gold answer is missing", code="E-data-missing-gold", where="mine.jsonl line 3"))
+    mine.jsonl line 3: the gold answer is missing
+      code: E-data-missing-gold
 
-The command line prints a `UserError` as one message and exits with 2; an assertion or any other
-exception is a fault of potstill, keeps its traceback and exits with 1.
+The command line prints a `UserError` as one message and exits with 2. Any other exception keeps its traceback and exits
+with 1.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ class UserError(Exception):
         lines += [f"  found: {self.found}"] if self.found else []
         lines += [f"  hint: {self.hint}"] if self.hint else []
         lines += [f"  code: {self.code}"] if self.code else []
-        return escape_hidden("\n".join(lines))  # what it found may be a model's text: no escape reaches a terminal
+        return escape_hidden("\n".join(lines))  # `found` may be a model's text with terminal escapes
 
 
 def escape_hidden(text: str) -> str:
-    """The text with everything that would hide or reorder it spelt out: control and direction characters, halves of
-    surrogate pairs, non-characters. Line ends, tabs and joiners stay.
+    """The text with invisible and reordering characters written as code points: control and direction characters, halves
+    of surrogate pairs and non-characters. Line ends, tabs and joiners stay.
 
     >>> escape_hidden("a\\x00b\\u202ec")
     'a⟨U+0000⟩b⟨U+202E⟩c'
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(f"⟨U+{ord(each):04X}⟩" if _is_hidden(each) else each for each in text.replace("\r\n", "\n"))
+    text = text.replace("\r\n", "\n")
+    return "".join(f"⟨U+{ord(character):04X}⟩" if _is_hidden(character) else character for character in text)
 
 
 def _is_hidden(character: str) -> bool:

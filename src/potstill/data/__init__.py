@@ -17,7 +17,8 @@ own if the data folder has their file of indices (`golden/authors_validation_ind
 other sets, they are those of lowest digest, because the authors released no other index file of evaluation questions.
 A fifth of each BBH task is validation, in both.
 
-To add a built-in set, write its file next to `svamp.py` and add its `SET` to the table `SETS`.
+To add a built-in set, write its file next to `svamp.py` and add its `SET` to the table `SETS`. A grader of its own is a
+function in this file: `grader="<set>/function: potstill.data.<set>:<name>"` (see `BuiltinSet`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from potstill import grading
 from potstill.data import asdiv, bbh, custom_set, gsm8k, multiarith, splits, svamp, validate
@@ -34,6 +35,9 @@ from potstill.data.set_files import BuiltinSet, RawQuestion, read_demonstrations
 from potstill.data.validate import find_contradictions
 from potstill.errors import UserError
 from potstill.records import Question
+
+if TYPE_CHECKING:
+    from potstill.recipe import Recipe
 
 __all__ = [
     "SETS",
@@ -44,6 +48,7 @@ __all__ = [
     "find_contradictions",
     "find_data_folder",
     "find_duplicates_across_splits",
+    "grader_tasks",
     "load_set",
     "read_demonstrations",
 ]
@@ -150,6 +155,15 @@ def find_duplicates_across_splits(questions: Sequence[Question]) -> list[tuple[Q
             latest[form] = question
     pairs = ((question, latest[form]) for form, question in zip(forms, questions, strict=True))
     return [(question, later) for question, later in pairs if order[question.split] < order[later.split]]
+
+
+def grader_tasks(recipe: Recipe) -> list[str]:
+    """The tasks of a recipe's custom sets, and of its built-in sets with a grading function."""
+    section = recipe.questions
+    names = dict.fromkeys(section.train + section.in_distribution + section.out_of_distribution + section.generic)
+    custom = [custom.task for custom in recipe.sets.values()]
+    builtin = [SETS[name].grader for name in names if name in SETS]
+    return [task for task in custom + builtin if task]
 
 
 def find_data_folder(data_dir: Path | None, set_name: str = "") -> Path:

@@ -49,9 +49,9 @@ class BuiltinSet:
     """A built-in set: an entry of the table `potstill.data.SETS`.
 
     read              data folder -> the questions of the set. A question's `task` says how it is graded: a task that
-                      `potstill.grading` knows, `<set>/<answer type>`, or `<set>/function: <module>:<name>` for a grader
-                      of its own. A question that has a split keeps it
+                      `potstill.grading` knows, or `<set>/<answer type>`. A question that has a split keeps it
     paper_validation  questions in the paper's validation split, or the fraction of them
+    grader            task of all questions if a function grades them: `<set>/function: <module>:<name>`
     tasks             names of the tasks of a set that is divided task by task; `<set>/<task>` is then a set, too
     split_file        path in the data folder of the file that lists the paper's validation questions
     apply_split_file  questions and data folder -> the questions with the splits of that file, if it exists
@@ -61,6 +61,7 @@ class BuiltinSet:
     name: str
     read: Callable[[Path], list[RawQuestion]]
     paper_validation: int | float
+    grader: str | None = None
     tasks: tuple[str, ...] = ()
     split_file: str | None = None
     apply_split_file: Callable[[list[RawQuestion], Path], list[RawQuestion]] | None = None

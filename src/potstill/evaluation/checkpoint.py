@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from potstill import calculator, evaluation, grading, inference, progress, prompts, storage
-from potstill.data import custom_set, run_questions
+from potstill.data import custom_set, grader_tasks, run_questions
 from potstill.errors import UserError
 from potstill.evaluation import decoding, intervals, self_consistency
 from potstill.evaluation.decoding import SamplingSpec
@@ -338,7 +338,7 @@ def _collect_weight_digests(run_dir: Path, recipe: Recipe, checkpoint: Checkpoin
 
 def collect_grader_digests(recipe: Recipe, split: Split) -> dict[str, str]:
     """Digests of the user's grading functions and, if a decoding has a calculator, its rule for calculator marks."""
-    digests = custom_set.grader_digests(entry.task for entry in recipe.sets.values())
+    digests = custom_set.grader_digests(grader_tasks(recipe))
     if any(spec.calculator for spec in decoding.list_sampling_specs(list_decodings(recipe, split))):
         digests["calculator marks"] = str(calculator.MARKS_VERSION)
     return digests

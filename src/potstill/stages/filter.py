@@ -13,7 +13,7 @@ from typing import Any
 
 from potstill import grading, progress
 from potstill.calculator import equations
-from potstill.data import chain_filter, custom_set, run_questions, splits
+from potstill.data import chain_filter, custom_set, grader_tasks, run_questions, splits
 from potstill.errors import UserError
 from potstill.recipe import Recipe
 from potstill.records import Verdict
@@ -30,7 +30,7 @@ class Filter(Stage):
         return {"answers": grading.VERSION, "sifting": chain_filter.VERSION, "splits": splits.VERSION}
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
-        digests = custom_set.grader_digests(spec.task for spec in recipe.sets.values())
+        digests = custom_set.grader_digests(grader_tasks(recipe))
         if recipe.filter.wrong_sums:
             digests["calculator sums"] = str(equations.VERSION)
         return digests
