@@ -130,14 +130,14 @@ EVIL = [
     "1 " * 25_000,
     "- " * 25_000,
     "(" * 50_000,
-    "\\boxed{" * 7_500,
+    "\\boxed{" * 3_000,
     "\\frac{" * 7_500,
-    "answer " * 7_500,
-    "answer is " * 5_000,
-    "answer is 5 " * 5_000,
-    "the answer of the " * 3_000,
-    "#### " * 10_000,
-    "answer is Q" * 5_000,
+    "answer " * 3_000,
+    "answer is " * 2_000,
+    "answer is 5 " * 2_000,
+    "the answer of the " * 1_500,
+    "#### " * 3_000,
+    "answer is Q" * 2_000,
     "x = " * 12_500,
     "twenty " * 7_500,
     "hundred and " * 4_500,
@@ -156,8 +156,8 @@ EVIL = [
     "{" * 50_000,
     '{"' * 25_000,
     "[]" * 25_000,
-    "<answer>" * 6_000,
-    "5 is the answer " * 4_000,
+    "<answer>" * 2_000,
+    "5 is the answer " * 1_500,
     "5, " * 25_000,
     "one and a " * 6_000,
     "</think> " * 6_000,
@@ -173,7 +173,7 @@ def test_no_text_takes_long(number: int) -> None:
         bare = [EVIL[number]] if name in ("number", "choice", "boolean", "text", "json") else []
         for text in ["The answer is " + EVIL[number], *bare]:
             assert grade(text, gold, name).grade in ("right", "wrong", "no answer")
-        # No time limit is asserted: quadratic time in 50,000 characters would take minutes.
+        # No time limit is asserted: quadratic time in so many characters would take minutes.
 
 
 # Outside of JSON these mark an answer, end reasoning or begin the next question.

@@ -147,8 +147,8 @@ def test_a_number_of_json_may_be_of_any_size(number: str) -> None:
 
 
 @pytest.mark.parametrize("form", grading.ANSWER_TYPES)
-def test_a_number_of_five_million_digits_is_not_computed(form: str) -> None:
-    digits = "7" * 5_000_000
+def test_a_number_of_a_million_digits_is_not_computed(form: str) -> None:
+    digits = "7" * 1_000_000
     for text in (f"The answer is {digits}", f'{{"n": {digits}}}'):
         assert grade(text, SAMPLES.get(form, "some words"), form).grade in ("wrong", "no answer", "right")
 
