@@ -40,8 +40,9 @@ from potstill import progress, runner
 from potstill.data import run_questions
 from potstill.recipe import Recipe, parse_recipe
 from potstill.stages import sample
-from potstill.teachers import local_model
-from potstill.teachers.openai_api import request, settings_from_recipe
+from potstill.teachers import protocol
+from potstill.teachers.openai_api import request
+from potstill.teachers.openai_api.teacher import settings_from_recipe
 
 STUB = Path(__file__).parent.parent / "tests" / "stub.py"
 RECIPE = """
@@ -109,7 +110,7 @@ def ours(plan: Recipe, at: Path) -> Rates:
 def theirs(plan: Recipe, at: Path) -> Rates:
     """Of a bare loop."""
     asked = settings_from_recipe(plan, "bench")
-    prompt_of = local_model.prompt_builder_of(plan)
+    prompt_of = protocol.load_prompt_builder(plan)
     bodies = [
         msgspec.json.encode(
             request.build_body(

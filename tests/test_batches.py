@@ -173,7 +173,7 @@ def test_what_is_missing_is_asked_again_and_nothing_else(world: Path, tmp_path: 
     keys = [chain.key for chain in parquet.read_chains(at / "sample" / "chains.parquet")]
     assert len(keys) == len(set(keys)) == ASKED * SAMPLES
     told = capfd.readouterr().err
-    assert "batch_expired too late" in told and "HTTP 500 oh dear" in told and "fewer texts than asked" in told
+    assert "batch_expired too late" in told and "HTTP 500 oh dear" in told and "fewer texts than requested" in told
     assert "--batch-out FOLDER writes their requests" in told
 
 
@@ -235,18 +235,21 @@ def test_what_is_no_result_of_this_run_is_named_by_file_and_line(world: Path, tm
         lines, strange = served(server, requests), served(server, others)
     at = tmp_path / "run"
     for line, message in (
-        (strange[0], "results-0.jsonl line 3: a result of another run"),
+        (strange[0], "results-0.jsonl line 3: the result belongs to another run"),
         (
             b'{"custom_id": "mine-1", "error": "x"}\n',
-            "line 3: a result of another run\n  found: custom_id mine-1, where",
+            "line 3: the result belongs to another run\n  found: custom_id mine-1; those",
         ),
-        (lines[2][:60] + b"\n", "results-0.jsonl line 3: not a whole result"),
-        (b"[]\n", "results-0.jsonl line 3: not a whole result"),
-        (json.dumps(requests[2]).encode() + b"\n", "line 3: neither a response nor an error\n  found: a request"),
+        (lines[2][:60] + b"\n", "results-0.jsonl line 3: the line is not a complete result"),
+        (b"[]\n", "results-0.jsonl line 3: the line is not a complete result"),
+        (
+            json.dumps(requests[2]).encode() + b"\n",
+            "line 3: the line has neither a response nor an error\n  found: a request",
+        ),
     ):
         with pytest.raises(UserError) as raised:
             read(world, at, [*lines[:2], line, *lines[2:4]])
-        assert message in str(raised.value) and "do: " in str(raised.value)
+        assert message in str(raised.value) and "hint: " in str(raised.value)
         assert len(segments.stored_keys(segments.segment_paths(at / "sample"))) == len(
             {key for row in requests[:2] for key in _keys(row)}
         ), "what came before it is stored"
@@ -267,11 +270,11 @@ def test_a_ceiling_leaves_requests_out(world: Path, tmp_path: Path, capfd) -> No
     with stub.running() as server:
         requests = asked(world, at, server.url, "out", most)
         told = capfd.readouterr().err
-        assert len(requests) == 2 and "2 requests for 8 chains" in told and "the budget pays no more" in told
-        assert "at most 512 written" in told and "cost      at most about 0.00, at 1 and 2" in told
+        assert len(requests) == 2 and "2 requests for 8 chains" in told and "it allows no more requests" in told
+        assert "at most 512 in answers" in told and "cost      at most about 0.00, at 1 and 2" in told
         read(world, at, served(server, requests), most)
         assert spent(at / "sample")["completion_tokens"] > 200
-        with pytest.raises(UserError, match="the budget is spent"):
+        with pytest.raises(UserError, match="E-teacher-budget-spent"):
             for number in itertools.count():
                 read(world, at, served(server, asked(world, at, server.url, f"out-{number}", most)), most)
 
@@ -372,7 +375,7 @@ def test_ids_say_everything() -> None:
 @hypothesis.settings(max_examples=40)
 def test_every_id_is_short_and_is_read_back(per_request, samples, stored, number, first, tries) -> None:
     """However many chains a request may have; of the first question as of the last that a run could have."""
-    settings = ServerSettings("m", samples=samples, per_request=per_request, candidates=0)
+    settings = ServerSettings("m", samples=samples, samples_per_request=per_request, top_logprobs=0)
     question, tag, asked = Question("q", "2 + 2?", "4", "s", "train", "number"), "0123456789ab", list[int]()
     batch = batch_api.Batch(
         tag, settings, Capabilities(), ReaderContext("openai", "none"), [question], lambda _: Prompt(())

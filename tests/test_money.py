@@ -82,7 +82,7 @@ def test_paid_chains_go_only_where_somebody_says_yes(world: Path, tmp_path: Path
 def test_chains_that_are_still_being_sampled_are_paid_for_too(world: Path, tmp_path: Path) -> None:
     at = tmp_path / "run"
     with stub.running() as server:
-        with pytest.raises(UserError, match="the budget is spent"):
+        with pytest.raises(UserError, match="E-teacher-budget-spent"):
             sample(world, at, server.url, f"teacher.budget.money={2 * WORST}", "teacher.server.samples_per_request=1")
         stored = len(segments.stored_keys(segments.segment_paths(at / "sample")))
         with pytest.raises(UserError, match=f"{stored} chains; recorded"):
@@ -118,14 +118,14 @@ def test_the_command_asks_for_yes(world: Path, tmp_path: Path) -> None:
 def test_a_ceiling_follows_a_run_that_is_copied_or_renamed(world: Path, tmp_path: Path) -> None:
     at, most = tmp_path / "run", f"teacher.budget.money={2 * WORST}"
     with stub.running() as server:
-        with pytest.raises(UserError, match="the budget is spent"):
+        with pytest.raises(UserError, match="E-teacher-budget-spent"):
             sample(world, at, server.url, most)
         paid, seen = tokens(at), len(server.seen)
         copied = Path(shutil.copytree(at, tmp_path / "copied"))
         renamed = at.rename(tmp_path / "renamed")
         shutil.rmtree(copied / "sample")  # by hand: what was paid was paid
         for each in (copied, renamed):
-            with pytest.raises(UserError, match="the budget is spent"):
+            with pytest.raises(UserError, match="E-teacher-budget-spent"):
                 sample(world, each, server.url, most)
             assert tokens(each) == paid
         assert len(server.seen) == seen, "not even a probe is sent where it could not be paid"
@@ -237,7 +237,7 @@ def test_what_a_batch_brings_too_late_was_paid_all_the_same(world: Path, tmp_pat
         asked = [row for path in (tmp_path / "out").glob("*") for _, row in read.read_jsonl(path)]
         lines = served(server, asked)
         (tmp_path / "results.jsonl").write_bytes(b"".join(lines))
-        with pytest.raises(UserError, match="the budget is spent"):
+        with pytest.raises(UserError, match="E-teacher-budget-spent"):
             sample(
                 world,
                 at,
@@ -259,7 +259,7 @@ def test_chains_can_be_looked_at_while_they_are_sampled(
 
     at = tmp_path / "run"
     with stub.running() as server:
-        with pytest.raises(UserError, match="the budget is spent"):
+        with pytest.raises(UserError, match="E-teacher-budget-spent"):
             sample(world, at, server.url, f"teacher.budget.money={2 * WORST}", "teacher.server.samples_per_request=1")
         with segments.segment_paths(at / "sample")[0].open("ab") as torn:
             torn.write(b'{"question": "sums/')

@@ -23,7 +23,8 @@ from potstill.recipe import Recipe, parse_recipe
 from potstill.records import END, Chain, Prompt, Question, Turn
 from potstill.storage import ledger, manifest, parquet, segments
 from potstill.storage.segments import Shard
-from potstill.teachers import UsageMeter, openai_api
+from potstill.teachers import SamplingState, UsageMeter
+from potstill.teachers.openai_api import teacher
 from potstill.teachers.openai_api.budget import Budget, compute_cost
 from potstill.teachers.openai_api.client import Client, Reply
 from potstill.teachers.openai_api.request import Capabilities, ServerSettings
@@ -47,13 +48,14 @@ def plan(url: str, *lines: str) -> Recipe:
 
 
 def sampled(recipe: Recipe, asked: list[Question], watch: UsageMeter | None = None, **known) -> list[Chain]:
-    server = teachers.probe_server(recipe, asked)
-    batches = teachers.sample(recipe, asked, server=server, watch=watch or UsageMeter(), **known)
+    server = teachers.from_recipe(recipe).probe(asked)
+    state = SamplingState(server=server, usage=watch or UsageMeter(), **known)
+    batches = teachers.from_recipe(recipe).sample(asked, state)
     return [chain for batch in batches for chain in batch]
 
 
 def settings(url: str, **more) -> ServerSettings:
-    more = {"samples": 4, "candidates": 3, "timeout": 5.0, "patience": 3.0, "first_pause": 0.01} | more
+    more = {"samples": 4, "candidates": 3, "timeout": 5.0, "patience": 3.0, "first_backoff": 0.01} | more
     return ServerSettings(model="m", urls=(url,), **more)
 
 
@@ -61,10 +63,10 @@ def drawn(url: str | tuple[str, ...], asked: list[Question], watch: UsageMeter |
     own = settings(url if isinstance(url, str) else url[0], **more)
     if not isinstance(url, str):
         own = ServerSettings(**{name: getattr(own, name) for name in own.__slots__} | {"urls": url})
-    reader = ReaderContext(own.source, "raw", ends=frozenset({"<end>"}))
+    reader = ReaderContext(own.source, "raw", end_names=frozenset({"<end>"}))
     prompt_of = lambda question: Prompt((Turn("user", question.text),), "\n")  # noqa: E731
     done = more.pop("done", ())
-    batches = openai_api.sample(own, Capabilities(), reader, watch or UsageMeter(), asked, prompt_of, done)
+    batches = teacher.sample(own, Capabilities(), reader, watch or UsageMeter(), asked, prompt_of, done)
     return [chain for batch in batches for chain in batch]
 
 
@@ -90,7 +92,7 @@ def test_every_chain_once_with_its_candidates(api: str) -> None:
 
 def test_seeds_differ_for_every_request() -> None:
     with stub.running() as server:
-        drawn(server.url, questions(20), per_request=2)
+        drawn(server.url, questions(20), samples_per_request=2)
     assert len({body["seed"] for body in server.seen}) == len(server.seen) == 40
 
 
@@ -126,7 +128,7 @@ def test_enough_right_chains_end_a_question() -> None:
 
 def test_replicas_share_the_work() -> None:
     with stub.running(latency=0.02) as one, stub.running(latency=0.02) as two, stub.running(dead=True) as three:
-        chains = drawn((one.url, two.url, three.url), questions(40), per_request=1, concurrency=4)
+        chains = drawn((one.url, two.url, three.url), questions(40), samples_per_request=1, concurrency=4)
     assert len(chains) == 160
     assert min(len(one.seen), len(two.seen)) > 30
 
@@ -134,7 +136,7 @@ def test_replicas_share_the_work() -> None:
 def test_concurrency_adapts_to_what_the_server_bears() -> None:
     watch = UsageMeter()
     with stub.running(latency=0.01, limit=6) as server:
-        chains = drawn(server.url, questions(60), watch, per_request=1, concurrency=64)
+        chains = drawn(server.url, questions(60), watch, samples_per_request=1, concurrency=64)
     assert len(chains) == 240 and watch.retries > 0
     assert watch.requests < 240 * 1.6, "it learns from refusals instead of hammering"
 
@@ -143,7 +145,7 @@ def test_concurrency_adapts_to_what_the_server_bears() -> None:
 
 
 def probed(url: str, *lines: str) -> dict:
-    return teachers.probe_server(plan(url, *lines), questions(1))
+    return teachers.from_recipe(plan(url, *lines)).probe(questions(1))
 
 
 def test_the_probe_says_what_a_server_is() -> None:
@@ -188,16 +190,16 @@ def test_less_than_asked_is_the_users_decision(server, lines, message) -> None:
 
 
 def test_a_server_that_is_not_there() -> None:
-    with pytest.raises(UserError, match="does not answer"):
+    with pytest.raises(UserError, match="E-teacher-no-answer"):
         probed("http://127.0.0.1:9/v1")
 
 
 def test_another_server_is_not_taken_for_the_first() -> None:
     with stub.running() as first, stub.running(tempered=True) as second:
         before = probed(first.url)
-        assert teachers.probe_server(plan(first.url), questions(1), before) == before
+        assert teachers.from_recipe(plan(first.url)).probe(questions(1), before) == before
         with pytest.raises(UserError, match="semantics: raw -> tempered"):
-            teachers.probe_server(plan(second.url), questions(1), before)
+            teachers.from_recipe(plan(second.url)).probe(questions(1), before)
 
 
 def test_teachers_without_log_probabilities_are_first_class() -> None:
@@ -217,7 +219,7 @@ def test_chains_that_exist_are_scored_in_their_order() -> None:
     texts = [Chain.from_text(q.id, 0, f"{q.text} The answer is {q.gold}", source="old") for q in asked]
     with stub.running(length=6) as server:  # so short that the probe sees how it names the end
         recipe = plan(server.url, "concurrency: 4")
-        batches = list(openai_api.score_batches(recipe, "m", asked, [texts[:20], texts[20:]]))
+        batches = list(teacher.OpenAITeacher(recipe).score(asked, [texts[:20], texts[20:]]))
     assert [len(batch) for batch in batches] == [20, 10]
     made = [chain for batch in batches for chain in batch]
     assert [(chain.key, chain.content, chain.stop) for chain in made] == [(c.key, c.content, c.stop) for c in texts]
@@ -231,9 +233,9 @@ def test_a_server_that_scores_a_text_otherwise_than_it_writes_it_is_refused() ->
     asked = questions(2)
     texts = [Chain.from_text(q.id, 0, f"{q.text} The answer is {q.gold}", source="old") for q in asked]
     with stub.running(length=30, late=True) as server, pytest.raises(UserError) as raised:
-        list(openai_api.score_batches(plan(server.url), "m", asked, [texts]))
-    assert "this server scores a text otherwise than it writes it" in str(raised.value)
-    assert "when they are scored: -0.20 and -2.00" in str(raised.value)
+        list(teacher.OpenAITeacher(plan(server.url)).score(asked, [texts]))
+    assert "E-teacher-inconsistent-scores" in str(raised.value)
+    assert "when scored: -0.20 and -2.00" in str(raised.value)
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
@@ -262,14 +264,14 @@ def test_what_was_never_sent_is_not_charged() -> None:
 
     async def ask(client: Client, url: str) -> Reply:
         try:
-            return await client.ask(url, {"prompt": "2 + 2"})
+            return await client.send(url, {"prompt": "2 + 2"})
         finally:
             await client.close()
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         for scheme, answer in (
-            ("https", Reply("busy", said="no connection within 1 s")),
-            ("http", Reply("busy", said="no whole answer within 3 s", charged=True)),
+            ("https", Reply("busy", message="no connection within 1 s")),
+            ("http", Reply("busy", message="no whole answer within 3 s", charged=True)),
         ):
             own = settings(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/v1", timeout=3.0)
             assert asyncio.run(ask(Client(own), own.urls[0])) == answer
@@ -285,8 +287,8 @@ def test_a_dead_server_is_given_up_with_a_clear_message() -> None:
     with stub.running() as server:
         asked = questions(50)
         own = settings(server.url, patience=0.2)
-        reader = ReaderContext("openai", "raw", ends=frozenset({"<end>"}))
-        stream = openai_api.sample(own, Capabilities(), reader, watch, asked, lambda q: Prompt((Turn("user", q.text),)))
+        reader = ReaderContext("openai", "raw", end_names=frozenset({"<end>"}))
+        stream = teacher.sample(own, Capabilities(), reader, watch, asked, lambda q: Prompt((Turn("user", q.text),)))
         some = next(stream)
         server.dead = True
         with pytest.raises(UserError, match=r"answered nothing for .*\n.*out of memory") as raised:
@@ -300,15 +302,15 @@ def test_a_question_that_is_refused_stops_only_at_the_end() -> None:
         found: list[Chain] = []
         with stub.running(poison="(3)") as server:
             own = settings(server.url, refused=refused)
-            reader = ReaderContext("openai", "raw", ends=frozenset({"<end>"}))
-            stream = openai_api.sample(
+            reader = ReaderContext("openai", "raw", end_names=frozenset({"<end>"}))
+            stream = teacher.sample(
                 own, Capabilities(), reader, UsageMeter(), questions(12), lambda q: Prompt((Turn("user", q.text),))
             )
             try:
                 for batch in stream:
                     found += batch
             except UserError as fault:
-                assert fails and "did not answer 1 questions" in str(fault) and "context length" in str(fault)
+                assert fails and "E-teacher-refused-questions" in str(fault) and "context length" in str(fault)
             else:
                 assert not fails
         assert len(found) == 11 * 4
@@ -317,7 +319,7 @@ def test_a_question_that_is_refused_stops_only_at_the_end() -> None:
 def test_retry_after_is_honoured() -> None:
     with stub.running(faults=0.3, kinds=("429 retry-after",), retry_after="0.1") as server:
         began = time.monotonic()
-        drawn(server.url, questions(2), per_request=1, concurrency=1, patience=60.0)
+        drawn(server.url, questions(2), samples_per_request=1, concurrency=1, patience=60.0)
         assert server.struck["429 retry-after"] > 0
         assert time.monotonic() - began > 0.1 * server.struck["429 retry-after"]
 
@@ -325,20 +327,20 @@ def test_retry_after_is_honoured() -> None:
 # --- the budget -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ceiling", [{"most_tokens": 3000}, {"most_money": 0.006, "prices": (1.0, 2.0)}])
+@pytest.mark.parametrize("ceiling", [{"budget_tokens": 3000}, {"budget_money": 0.006, "prices": (1.0, 2.0)}])
 def test_a_ceiling_is_not_passed(ceiling) -> None:
     watch, found = UsageMeter(), []
     with stub.running() as server:
         own = settings(server.url, max_tokens=64, **ceiling)
-        reader = ReaderContext("openai", "raw", ends=frozenset({"<end>"}))
-        stream = openai_api.sample(
+        reader = ReaderContext("openai", "raw", end_names=frozenset({"<end>"}))
+        stream = teacher.sample(
             own, Capabilities(), reader, watch, questions(100), lambda q: Prompt((Turn("user", q.text),))
         )
-        with pytest.raises(UserError, match=r"the budget is spent.*\n.*teacher.budget|teacher.budget.*the budget"):
+        with pytest.raises(UserError, match=r"teacher\.budget(.|\n)*E-teacher-budget-spent"):
             for batch in stream:
                 found += batch
     assert server.written <= 3000 and watch.prompt_tokens + watch.completion_tokens == server.written
-    assert watch.money <= 0.006 or not own.most_money
+    assert watch.money <= 0.006 or not own.budget_money
     assert found and server.written > 2000, "it uses what it may"
 
 
@@ -348,8 +350,8 @@ def test_what_broke_off_counts_as_spent() -> None:
     prompt = Prompt((Turn("user", "x" * 40),))
     aside = budget.reserve(prompt, 2)
     assert aside is not None
-    budget.settle(aside, prompt, 2, Reply("again", said="half a body", charged=True))
-    assert (watch.prompt_tokens, watch.completion_tokens) == (20, 20) and budget.aside_tokens == 0
+    budget.settle(aside, prompt, 2, Reply("again", message="half a body", charged=True))
+    assert (watch.prompt_tokens, watch.completion_tokens) == (20, 20) and budget.reserved_tokens == 0
     assert compute_cost(ServerSettings(model="m", prices=(2.0, 4.0)), 1e6, 5e5) == 4.0
 
 
@@ -413,7 +415,7 @@ def test_a_ceiling_holds_over_processes_and_can_be_raised(world: Path, tmp_path:
     with stub.running() as server:
         most = "teacher.max_tokens=64", "teacher.budget.tokens=400", "teacher.server.samples_per_request=1"
         for _ in range(2):  # the second knows what the first spent
-            with pytest.raises(UserError, match="the budget is spent"):
+            with pytest.raises(UserError, match="E-teacher-budget-spent"):
                 tiny.make(world, tmp_path / "run", *changes(server.url, *most), until="sample")
         assert server.written <= 400, "with what the probes wrote"
         raised = tiny.make(world, tmp_path / "run", *changes(server.url, *most[:1]), until="sample")
@@ -441,8 +443,8 @@ def test_shards_share_a_servers_questions_and_its_ceiling(world: Path, tmp_path:
     whole = [chain.key for chain in parquet.read_chains(at / "sample" / "chains.parquet")]
     assert len(parts) == 2 and all(len(part) == len(whole) // 2 for part in parts)
     assert len(whole) == len(set(whole)) == 16
-    settings = openai_api.settings_from_recipe(recipe, "s")
-    assert openai_api._shard_settings(settings, Shard(2, 4)).most_tokens == 25000
+    settings = teacher.settings_from_recipe(recipe)
+    assert teacher.split_budget(settings, Shard(2, 4)).budget_tokens == 25000
 
 
 def test_a_sets_own_solutions_scored_by_a_server(world: Path, tmp_path: Path) -> None:

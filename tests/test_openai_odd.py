@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 import stub
 import tiny
+from potstill import teachers
 from potstill.errors import UserError
 from potstill.grading import grade
 from potstill.recipe import Recipe, parse_recipe
 from potstill.records import END, Chain, Prompt, Question, Turn
-from potstill.teachers import UsageMeter, probe_server, sample
+from potstill.teachers import SamplingState, UsageMeter
 from potstill.teachers.openai_api import batch_api, chain_reader, response
 from potstill.teachers.openai_api.chain_reader import DEFECT_ABOVE_ONE, DEFECT_OTHER_TEXT, DEFECT_VOCABULARY_MARKS
 from potstill.teachers.openai_api.request import Capabilities, SampleRequest, ServerSettings
@@ -36,14 +37,14 @@ def one(
 ) -> tuple[Chain | None, str]:
     """The chain that a response gives, or what is said of it."""
     data = response if isinstance(response, bytes) else json.dumps(response).encode()
-    settings = ServerSettings("m", api="chat", candidates=candidates, max_tokens=64, samples=1)
-    known = {"ends": frozenset({"<end>"}), **reader}
+    settings = ServerSettings("m", api="chat", top_logprobs=candidates, max_tokens=64, samples=1)
+    known = {"end_names": frozenset({"<end>"}), **reader}
     found, left, said = collect_chains(
         decode_body(data),
         SampleRequest(QUESTION, PROMPT, (0,)),
         settings,
         Capabilities(),
-        ReaderContext("t", "raw", learn=learn, **known),
+        ReaderContext("t", "raw", reasoning=learn, **known),
     )
     assert bool(found) != bool(left)
     return (found[0], "") if found else (None, said)
@@ -322,7 +323,7 @@ def test_no_body_raises_anything_but_malformed(tree: Any) -> None:
         collect_chains(
             found,
             SampleRequest(QUESTION, PROMPT, (0, 1)),
-            ServerSettings("m", candidates=1),
+            ServerSettings("m", top_logprobs=1),
             Capabilities(),
             ReaderContext("t", "raw"),
         )
@@ -384,8 +385,9 @@ def plan(url: str, *lines: str) -> Recipe:
 
 
 def sampled(recipe: Recipe, watch: UsageMeter | None = None) -> list[Chain]:
-    server = probe_server(recipe, [QUESTION])
-    return [one for batch in sample(recipe, [QUESTION], server=server, watch=watch or UsageMeter()) for one in batch]
+    server = teachers.from_recipe(recipe).probe([QUESTION])
+    state = SamplingState(server=server, usage=watch or UsageMeter())
+    return [one for batch in teachers.from_recipe(recipe).sample([QUESTION], state) for one in batch]
 
 
 def said(status: int, tree: Any, **headers: str) -> tuple[int, bytes, dict[str, str]]:
@@ -406,7 +408,7 @@ def test_n_refused_without_its_name(status: int, words: str) -> None:
 @pytest.mark.parametrize("field", ["top_k", "min_p", "seed"])
 def test_a_field_refused_without_its_name(field: str) -> None:
     with stub.running(script=lambda asked: said(400, {"error": "Bad request"}) if field in asked else None) as server:
-        found = probe_server(plan(server.url), [QUESTION])
+        found = teachers.from_recipe(plan(server.url)).probe([QUESTION])
         assert field in found["left_out"] and len(sampled(plan(server.url))) == 2
 
 
@@ -420,21 +422,23 @@ def test_a_model_that_loads_is_waited_for(capfd) -> None:
     with stub.running(script=loading(3, *busy)) as server:
         assert len(sampled(plan(server.url, "patience: 30"))) == 2
     lines = capfd.readouterr().err
-    assert "is not ready (HTTP 503 Model is loading); asking again for 30 s" in lines and lines.count("not ready") == 1
+    assert (
+        "is not ready (HTTP 503 Model is loading); potstill retries for 30 s" in lines and lines.count("not ready") == 1
+    )
 
 
 def test_patience_ends(capfd) -> None:
     began = time.monotonic()
     with stub.running(script=lambda asked: said(503, b"loading")) as server, pytest.raises(UserError, match="loading"):
-        probe_server(plan(server.url), [QUESTION])
+        teachers.from_recipe(plan(server.url)).probe([QUESTION])
     assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("header", ["1771404540", "1e308", "inf", "Fri, 31 Dec 9999 23:59:59 GMT"])
 def test_a_wait_without_bound_is_refused_before_the_first_chain(header: str) -> None:
     script = lambda asked: said(429, b"slow down", **{"Retry-After": header})  # noqa: E731
-    with stub.running(script=script) as server, pytest.raises(UserError, match="asks to wait longer") as raised:
-        probe_server(plan(server.url), [QUESTION])
+    with stub.running(script=script) as server, pytest.raises(UserError, match="E-teacher-retry-after") as raised:
+        teachers.from_recipe(plan(server.url)).probe([QUESTION])
     assert "Retry-After 3600 s" in str(raised.value) and "teacher.server.patience" in str(raised.value)
 
 
@@ -456,11 +460,15 @@ BALANCE = {"choices": None, "base_resp": {"status_code": 1008, "status_msg": "in
 @pytest.mark.parametrize(
     "answer, what, hint",
     [
-        (said(307, b"", Location="https://host/v1/x"), "HTTP 307, which points to https://host/v1/x", "points"),
+        (
+            said(307, b"", Location="https://host/v1/x"),
+            "HTTP 307, a redirect to https://host/v1/x",
+            "redirect's target",
+        ),
         (said(402, {"error": CREDITS}), "HTTP 402 Insufficient credits", "add credit"),
         (said(429, QUOTA), "exceeded your current quota", "add credit"),
         (said(403, {"code": "Arrearage", "message": "not in good standing"}), "not in good standing", "add credit"),
-        (said(200, {"error": CREDITS}), "an error in a 200: Insufficient credits", "add credit"),
+        (said(200, {"error": CREDITS}), "an error in a response with status 200: Insufficient credits", "add credit"),
         (said(200, BALANCE), "insufficient balance", "add credit"),
         (said(200, STREAM, **{"Content-Type": "text/event-stream"}), "an event stream", "one piece"),
         (said(200, STREAM), "an event stream", "one piece"),
@@ -471,7 +479,7 @@ BALANCE = {"choices": None, "base_resp": {"status_code": 1008, "status_msg": "in
 def test_what_waiting_does_not_mend_is_named_at_once(answer: Any, what: str, hint: str) -> None:
     began = time.monotonic()
     with stub.running(script=lambda asked: answer) as server, pytest.raises(UserError) as raised:
-        probe_server(plan(server.url, "patience: 60"), [QUESTION])
+        teachers.from_recipe(plan(server.url, "patience: 60")).probe([QUESTION])
     assert time.monotonic() - began < 5 and len(server.seen) <= 2
     assert what in str(raised.value) and hint in str(raised.value)
 
@@ -503,8 +511,8 @@ def test_an_error_in_a_200_is_asked_again() -> None:
 
 def test_a_text_that_begins_with_its_prompt_is_refused() -> None:
     script = lambda asked: said(200, {"choices": [{"text": asked["prompt"] + " 4.", "finish_reason": "stop"}]})  # noqa: E731
-    with stub.running(script=script) as server, pytest.raises(UserError, match="begins with the prompt"):
-        probe_server(plan(server.url), [QUESTION])
+    with stub.running(script=script) as server, pytest.raises(UserError, match="E-teacher-echo"):
+        teachers.from_recipe(plan(server.url)).probe([QUESTION])
 
 
 def test_further_fields_are_sent_and_their_refusal_is_the_recipes() -> None:
@@ -516,17 +524,17 @@ def test_further_fields_are_sent_and_their_refusal_is_the_recipes() -> None:
         stub.running(refuses=("reasoning_effort",)) as server,
         pytest.raises(UserError, match="reasoning_effort") as raised,
     ):
-        probe_server(plan(server.url, *recipe), [QUESTION])
+        teachers.from_recipe(plan(server.url, *recipe)).probe([QUESTION])
     assert "teacher.server.extra.reasoning_effort" in str(raised.value)
-    with pytest.raises(UserError, match="temperature is not for extra"):
+    with pytest.raises(UserError, match="E-recipe-extra-reserved"):
         plan("http://h/v1", "extra: {temperature: 1}")
 
 
 def test_a_reason_that_is_not_known_is_told_by_the_probe(capfd) -> None:
     script = lambda asked: said(200, {"choices": [{"text": " 4", "finish_reason": "tired"}]})  # noqa: E731
     with stub.running(script=script) as server:
-        probe_server(plan(server.url), [QUESTION])
-    assert "finish_reason 'tired' has no meaning here" in capfd.readouterr().err
+        teachers.from_recipe(plan(server.url)).probe([QUESTION])
+    assert "finish_reason 'tired' is unknown" in capfd.readouterr().err
 
 
 def test_a_server_that_switches_its_model_is_told_of_and_taught_hard(capfd) -> None:
@@ -571,8 +579,8 @@ def test_a_server_with_candidates_that_are_none_is_refused() -> None:
         own = {"message": {"content": " 2"}, "logprobs": {"content": [entry]}, "finish_reason": "length"}
         return said(200, {"choices": [own] * asked["n"]})
 
-    with stub.running(script=script) as server, pytest.raises(UserError, match="as its vocabulary has them"):
-        probe_server(plan(server.url, "api: chat", "teacher.top_logprobs: 1"), [QUESTION])
+    with stub.running(script=script) as server, pytest.raises(UserError, match="E-teacher-vocabulary-marks"):
+        teachers.from_recipe(plan(server.url, "api: chat", "teacher.top_logprobs: 1")).probe([QUESTION])
 
 
 def test_a_server_that_gives_one_number_a_token_serves_one_candidate() -> None:
@@ -584,8 +592,8 @@ def test_a_server_that_gives_one_number_a_token_serves_one_candidate() -> None:
         assert all(
             one.candidates == (((b" 4", -0.1),),) for one in sampled(plan(server.url, "teacher.top_logprobs: 1"))
         )
-        with pytest.raises(UserError, match="gives at most 1 candidates a token"):
-            probe_server(plan(server.url, "teacher.top_logprobs: 3"), [QUESTION])
+        with pytest.raises(UserError, match="gives at most 1 log-probabilities per token"):
+            teachers.from_recipe(plan(server.url, "teacher.top_logprobs: 3")).probe([QUESTION])
 
 
 def test_further_fields_belong_to_the_runs_identity(world: Path, tmp_path: Path) -> None:
@@ -607,5 +615,5 @@ def test_the_words_of_a_batchs_error_move_no_cursor() -> None:
     row = {"custom_id": "x", "response": None, "error": {"code": f"c{evil}", "message": f"m{evil}"}}
     inner = {"custom_id": "x", "response": {"status_code": 200, "body": {"error": {"message": evil}}}}
     for told in (row, inner):
-        said = batch_api._reply_of(batch_api._result_decoder.decode(json.dumps(told).encode())).said
+        said = batch_api.read_result(json.dumps(told).encode()).message
         assert "U+001B" in said and not {"\x1b", "\x07", "\x9b", "\r", "\u202e"} & set(said)

@@ -21,8 +21,8 @@ import pytest
 import stub
 from potstill.errors import UserError
 from potstill.records import Chain, Prompt, Question, Turn
-from potstill.teachers import UsageMeter, openai_api
-from potstill.teachers.openai_api import scheduler
+from potstill.teachers import UsageMeter
+from potstill.teachers.openai_api import scheduler, teacher
 from potstill.teachers.openai_api.budget import Budget
 from potstill.teachers.openai_api.client import MAX_ERROR_BYTES, Client, Reply, max_response_bytes
 from potstill.teachers.openai_api.rate_limit import FAILURES_UNTIL_DOWN
@@ -75,10 +75,10 @@ class Server:
     def read(self, answer: Reply) -> Reply:
         return Client.read(self, answer)  # type: ignore[arg-type]
 
-    def _repeats(self, *_: object) -> bool:
+    def _contains_key(self, *_: object) -> bool:
         return False
 
-    def tell(self, line: str) -> None:
+    def warn(self, line: str) -> None:
         self.lines.append((self.clock.now, line))
 
     async def close(self) -> None:
@@ -90,8 +90,8 @@ def sampled(monkeypatch: pytest.MonkeyPatch, away: tuple[float, float], fault: R
     server, found = Server(clock, away, fault), list[Chain]()
     monkeypatch.setattr(scheduler, "time", SimpleNamespace(monotonic=lambda: clock.now))
     say = lambda line, style="": server.lines.append((clock.now, line))  # noqa: E731
-    monkeypatch.setattr(scheduler, "progress", SimpleNamespace(say=say))
-    settings = ServerSettings("m", samples=1, candidates=0, patience=300.0, **more)
+    monkeypatch.setattr(scheduler, "progress", SimpleNamespace(print_line=say))
+    settings = ServerSettings("m", samples=1, top_logprobs=0, patience=300.0, **more)
     error = None
     with asyncio.Runner(loop_factory=lambda: clock) as runner:
         made = scheduler.Scheduler(
@@ -99,44 +99,44 @@ def sampled(monkeypatch: pytest.MonkeyPatch, away: tuple[float, float], fault: R
         )  # fmt: skip
         try:
             while runner.run(made.wait()):
-                found += made.taken()
+                found += made.take()
         except UserError as raised:
             error = raised
         runner.run(made.close())
     return SimpleNamespace(chains=found, error=error, server=server, seconds=clock.now)
 
 
-GONE = Reply("away", said="no connection: refused")
+GONE = Reply("away", message="no connection: refused")
 FAULTS = [
     GONE,
-    Reply("again", said="ReadError", charged=True),
-    Reply("again", said="HTTP 500 EngineCore died: CPU Generator does not use offset"),
-    Reply("busy", said="HTTP 503 overloaded"),
-    Reply("busy", said="HTTP 429 slow down", wait=0.01),
-    Reply("busy", said="HTTP 429 slow down", wait=0.0),
+    Reply("again", message="ReadError", charged=True),
+    Reply("again", message="HTTP 500 EngineCore died: CPU Generator does not use offset"),
+    Reply("busy", message="HTTP 503 overloaded"),
+    Reply("busy", message="HTTP 429 slow down", retry_after=0.01),
+    Reply("busy", message="HTTP 429 slow down", retry_after=0.0),
 ]
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.said[:20])
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.message[:20])
 @pytest.mark.parametrize("concurrency", [1, 64])
 def test_a_server_that_goes_away_is_asked_seldom_and_taken_up_again(
     monkeypatch, fault: Reply, concurrency: int
 ) -> None:
-    made = sampled(monkeypatch, (10.0, 210.0), fault, 2000, concurrency=concurrency)
-    asked = [moment for moment in made.server.asked if 10.0 <= moment < 210.0]
+    made = sampled(monkeypatch, (10.0, 160.0), fault, 2000, concurrency=concurrency)
+    asked = [moment for moment in made.server.asked if 10.0 <= moment < 160.0]
     assert made.error is None and len({chain.key for chain in made.chains}) == len(made.chains) == 2000
     assert len(asked) <= concurrency + FAILURES_UNTIL_DOWN + 30, "it was 16,558 times in 300 s"
     gone = [moment for moment, line in made.server.lines if "does not answer" in line]
     assert gone and gone[0] < 30.0 and 1 <= len(gone) <= 5
     back = [moment for moment, line in made.server.lines if "answers again after" in line]
-    assert len(back) == 1 and back[0] < 210.0 + 31.0
+    assert len(back) == 1 and back[0] < 160.0 + 31.0
 
 
 @pytest.mark.parametrize("concurrency", [1, 64])
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.said[:20])
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.message[:20])
 def test_a_server_that_stays_away_ends_the_run(monkeypatch, concurrency: int, fault: Reply) -> None:
     made = sampled(monkeypatch, (10.0, 1e9), fault, 2000, concurrency=concurrency)
-    assert made.error is not None and "answered nothing for" in str(made.error) and fault.said in str(made.error)
+    assert made.error is not None and "answered nothing for" in str(made.error) and fault.message in str(made.error)
     assert 300.0 < made.seconds < 400.0 and made.chains
     assert len([moment for moment in made.server.asked if moment >= 10.0]) <= concurrency + FAILURES_UNTIL_DOWN + 30
 
@@ -154,13 +154,13 @@ def test_an_engine_that_ended_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_outage_longer_than_the_tries_of_a_request_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests that never left do not count as tries."""
-    settings = {"concurrency": 1, "tries": 3}
+    settings = {"concurrency": 1, "max_tries": 3}
     made = sampled(monkeypatch, (2.0, 150.0), GONE, 20, **settings)
     assert made.error is None and len(made.chains) == 20
 
 
 def test_a_wait_of_an_hour_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = sampled(monkeypatch, (2.0, 3.0), Reply("busy", said="HTTP 429", wait=3600.0), 50, concurrency=4)
+    made = sampled(monkeypatch, (2.0, 3.0), Reply("busy", message="HTTP 429", retry_after=3600.0), 50, concurrency=4)
     assert len(made.chains) == 50 and 3600 < made.seconds < 4000
     assert [line for _, line in made.server.lines if "asks to wait 3600 s" in line]
 
@@ -178,11 +178,11 @@ def test_a_port_that_closes_and_opens_again(capfd: pytest.CaptureFixture[str]) -
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     servers = [serve(port)]
-    more = {"patience": 60.0, "timeout": 10.0, "first_pause": 0.1, "concurrency": 16, "per_request": 1}
-    own = ServerSettings("m", urls=(f"http://127.0.0.1:{port}/v1",), samples=4, candidates=0, **more)  # type: ignore[arg-type]
+    more = {"patience": 60.0, "timeout": 10.0, "first_backoff": 0.1, "concurrency": 16, "samples_per_request": 1}
+    own = ServerSettings("m", urls=(f"http://127.0.0.1:{port}/v1",), samples=4, top_logprobs=0, **more)  # type: ignore[arg-type]
     watch, found, again = UsageMeter(), list[Chain](), None
     try:
-        for batch in openai_api.sample(
+        for batch in teacher.sample(
             own, Capabilities(), ReaderContext("openai", "none"), watch, questions(120), lambda _: PROMPT
         ):
             found += batch
@@ -210,7 +210,7 @@ def ask(server: stub.Stub, request: dict[str, Any] | None = None, timeout: float
     async def once() -> Reply:
         client = Client(ServerSettings("m", urls=(server.url,), timeout=timeout))
         try:
-            return await client.ask(server.url, request or {"prompt": "2 + 2", "max_tokens": 4})
+            return await client.send(server.url, request or {"prompt": "2 + 2", "max_tokens": 4})
         finally:
             await client.close()
 
@@ -240,7 +240,7 @@ def test_large_bodies_are_bounded(status: int, name: str, data: bytes, headers: 
             most = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-    assert answer.body is None and len(answer.said) <= 300
+    assert answer.body is None and len(answer.message) <= 300
     assert most < (1 << 26) or name == "plain", "less than the bomb alone; a plain one is the server's own memory here"
     if status == 200:
         assert answer.outcome == "again" and answer.charged
@@ -274,7 +274,7 @@ def test_an_endless_stream_of_events_is_not_read() -> None:
     thread.start()
     began = time.monotonic()
     answer = ask(SimpleNamespace(url=f"http://127.0.0.1:{listening.getsockname()[1]}/v1"), timeout=20.0)  # type: ignore[arg-type]
-    assert answer.said == "an event stream" and answer.lasting and time.monotonic() - began < 5
+    assert answer.message == "an event stream" and answer.permanent and time.monotonic() - began < 5
     thread.join()
 
 
@@ -301,7 +301,7 @@ def charged(usage: Usage | None, text: str = " The answer is 4.", n: int = 2) ->
     aside = budget.reserve(PROMPT, n)
     assert aside is not None
     budget.settle(aside, PROMPT, n, Reply("good", ResponseBody([Choice(text=text)] * n, usage)))
-    assert budget.aside_tokens == 0
+    assert budget.reserved_tokens == 0
     return watch.prompt_tokens, watch.completion_tokens
 
 
@@ -344,10 +344,10 @@ def test_no_count_moves_a_ceiling(usage: str) -> None:
 
     with stub.running(script=script) as server:
         own = ServerSettings(
-            "m", urls=(server.url,), samples=4, candidates=0, max_tokens=64, most_tokens=3000, prices=(1.0, 1.0)
+            "m", urls=(server.url,), samples=4, top_logprobs=0, max_tokens=64, budget_tokens=3000, prices=(1.0, 1.0)
         )
-        with pytest.raises(UserError, match="the budget is spent"):
-            for _ in openai_api.sample(
+        with pytest.raises(UserError, match="E-teacher-budget-spent"):
+            for _ in teacher.sample(
                 own, Capabilities(), ReaderContext("openai", "none"), watch, questions(100), lambda _: PROMPT
             ):
                 pass

@@ -291,7 +291,7 @@ def test_a_text_is_as_likely_through_transfer_as_the_scorer_says() -> None:
             scorer, tokenization.load_tokenizer(models / "teacher"), own, lambda _: asked, [row], top_k=20, budget=999
         )
         chain = Chain.from_text("q", 0, prompts.restore_answer_line(text), source="own")
-        [read] = local_model.score_chains(scorer, [(asked, chain)], candidates=20, budget=999)
+        [read] = local_model.score_chains(scorer, [(asked, chain)], top_logprobs=20, batch_tokens=999)
         steps = zip((*read.tokens, END), read.candidates, strict=True)
         wanted = sum(dict(step)[token] for token, step in steps)
         found = [told.target.distribution(place)[token] for place, token in enumerate(told.target.ids)]

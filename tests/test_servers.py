@@ -27,7 +27,8 @@ from potstill.models import Student
 from potstill.recipe import Recipe, parse_recipe
 from potstill.records import END, Chain, Question
 from potstill.serialization import decode_bytes
-from potstill.teachers import UsageMeter, openai_api
+from potstill.teachers import SamplingState, UsageMeter
+from potstill.teachers.openai_api import teacher
 from potstill.teachers.openai_api.scoring import ScoringMethod
 from potstill.teachers.openai_api.token_entries import Piece, ReaderContext
 
@@ -107,8 +108,8 @@ def plan(url: str, *changes: str) -> Recipe:
 
 
 def sampled(recipe: Recipe) -> tuple[dict, list[Chain]]:
-    server = teachers.probe_server(recipe, asked())
-    batches = teachers.sample(recipe, asked(), server=server, watch=UsageMeter())
+    server = teachers.from_recipe(recipe).probe(asked())
+    batches = teachers.from_recipe(recipe).sample(asked(), SamplingState(server=server, usage=UsageMeter()))
     return server, [chain for batch in batches for chain in batch]
 
 
@@ -218,7 +219,7 @@ def test_texts_that_exist_are_scored_by_llama_cpp(folder, student, tmp_path) -> 
 
 
 def test_scores_that_llama_cpp_gives_to_the_token_before_are_refused(llama_url, student) -> None:
-    with pytest.raises(UserError, match="scores a text otherwise than it writes it") as raised:
+    with pytest.raises(UserError, match="E-teacher-inconsistent-scores") as raised:
         scored(plan(llama_url, "teacher.server.concurrency=2"), student, None, None)
     print(raised.value)
 
@@ -227,8 +228,8 @@ def scored(
     recipe: Recipe, student: Student, way: ScoringMethod | None, pieces: Callable[[int, int], Piece] | None
 ) -> list[Chain]:
     """The solutions of the questions asked, as the recipe's server scores them."""
-    server = teachers.probe_server(recipe, asked())
-    own = openai_api.settings_from_recipe(recipe, "scored")
+    server = teachers.from_recipe(recipe).probe(asked())
+    own = teacher.settings_from_recipe(recipe)
     prompt_of = {}
     for question in asked():
         made = prompts.build_prompt(question.text, prompts.FORMATS["zero-shot-rationale"], style=prompts.TEACHER_STYLE)
@@ -238,14 +239,14 @@ def scored(
     ]
     reader = ReaderContext("human", "raw", pieces)
     rows = ((prompt_of[chain.question], chain) for chain in texts)
-    chains = list(openai_api.score_texts(own, openai_api._capabilities_from_json(server), reader, rows, way=way))
+    chains = list(teacher.score_texts(own, teacher.parse_capabilities(server), reader, rows, method=way))
     assert [chain.key for chain in chains] == [chain.key for chain in texts]
     assert [chain.text for chain in chains] == [chain.text for chain in texts]
     return chains
 
 
 def test_more_candidates_than_the_cap_are_refused_with_advice(url: str) -> None:
-    with pytest.raises(UserError, match="does not give 50 candidates"):
+    with pytest.raises(UserError, match="E-teacher-top-logprobs"):
         sampled(plan(url, "teacher.top_logprobs=50"))
 
 

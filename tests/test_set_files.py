@@ -222,8 +222,8 @@ def test_half_of_a_surrogate_pair_in_chains_to_replay(tmp_path: Path, field: str
     question = Question("mine/1", "How many?", "5", "mine", "train", "number")
     row = {"question": "mine/1", "text": "It is 5.", field: ["\ud83d"] if field == "defects" else "\ud83d"}
     path = stored(tmp_path, "old.jsonl", json.dumps(row).encode())
-    with pytest.raises(UserError, match=r"old\.jsonl record 1: is not a chain") as error:
-        list(replay.sample(replay.read_rows(path), [question], where=str(path)))
+    with pytest.raises(UserError, match=r"old\.jsonl record 1: the row is not a chain") as error:
+        list(replay.read_chains(replay.read_rows(path), [question], where=str(path)))
     assert "half of a surrogate pair" in str(error.value)
     str(error.value).encode("utf-8")
 
@@ -236,7 +236,8 @@ def test_plain_parquet_is_replayed_as_its_rows_in_json_lines_are(tmp_path: Path)
     paths = [tmp_path / "old.parquet", stored(tmp_path, "old.jsonl", text)]
     paths += [stored(tmp_path, "old.json", json.dumps(told).encode()), stored(tmp_path, "z.jsonl", gzip.compress(text))]
     found = [
-        [chain for batch in replay.sample(replay.read_rows(p), [question], where="") for chain in batch] for p in paths
+        [chain for batch in replay.read_chains(replay.read_rows(p), [question], where="") for chain in batch]
+        for p in paths
     ]
     assert len(found[0]) == 2 and all(chains == found[0] for chains in found)
 

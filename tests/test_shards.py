@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +18,7 @@ from potstill.errors import UserError
 from potstill.records import Question
 from potstill.storage import atomic, parquet, run_folder, segments, write_jsonl
 from potstill.storage.segments import Shard
-from potstill.teachers import reference_solutions, replay
+from potstill.teachers import SamplingState, reference_solutions, replay
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +80,7 @@ def test_nobody_takes_a_run_away_from_its_shards(world: Path, tmp_path: Path) ->
     at, plan = tmp_path / "run", tiny.recipe(world)
     tiny.make(world, at, until="collect")
     with run_folder.lock_shard(at, 1, 2):
-        with pytest.raises(UserError, match=r"a shard of this run is being sampled \(shard-1-of-2\)"):
+        with pytest.raises(UserError, match=r"\(shard-1-of-2\)(.|\n)*E-run-locked"):
             runner.run(plan, at, until="sample")
         with pytest.raises(UserError, match=r"sampling shard 1/2 of this run(.|\n)*E-run-locked"):
             runner.run_shard(plan, Shard(1, 2), run_dir=at)
@@ -111,7 +110,7 @@ def test_processes_at_the_same_time(world: Path, whole: dict[str, bytes], tmp_pa
         told = each.communicate()[1]
         assert each.returncode == 0, told
         assert f"shard {rank}/2: done, " in told
-        assert "when all 2 are done: potstill sample runs/tiny" in told
+        assert "potstill sample runs/tiny" in told
     last = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True)
     assert last.returncode == 0 and "segment-0001-of-0002: " in last.stderr, last.stderr
     assert "0 chains were missing in them; sealed into chains.parquet" in last.stderr
@@ -123,16 +122,17 @@ def test_processes_at_the_same_time(world: Path, whole: dict[str, bytes], tmp_pa
 def test_shards_of_chains_that_exist_share_them_out(
     kind: str, module: ModuleType, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "sample", partial(module.sample, batch=3))
+    monkeypatch.setattr(module, "BATCH_SIZE", 3)
     asked = [Question(f"s/{i}", f"What is {i}?", "4", "s", "train", "number", "It is 4.") for i in range(11)]
     stored = tmp_path / "old.jsonl"
     write_jsonl(stored, [{"question": f"s/{i % 11}", "text": f"{i}"} for i in range(30)])
     plan = tiny.recipe(world, f"teacher={{kind: {kind}, chains: {stored}}}")
+    teacher = teachers.from_recipe(plan)
     parts = [
-        [each for batch in teachers.sample(plan, asked, shard=Shard(number, 3)) for each in batch]
+        [each for batch in teacher.sample(asked, SamplingState(shard=Shard(number, 3))) for each in batch]
         for number in (1, 2, 3)
     ]
-    together = [each for batch in teachers.sample(plan, asked) for each in batch]
+    together = [each for batch in teacher.sample(asked) for each in batch]
     assert all(parts) and sorted(chain(*parts), key=lambda c: c.key) == sorted(together, key=lambda c: c.key)
 
 

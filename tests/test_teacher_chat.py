@@ -14,7 +14,7 @@ from potstill.errors import UserError
 from potstill.recipe import Recipe, parse_recipe
 from potstill.records import Question
 from potstill.stages import open_stage
-from potstill.teachers import local_model
+from potstill.teachers import local_model, protocol
 from test_chat import folder
 
 QUESTIONS = [Question(f"mine/{n}", f"What is {n} + 1?", str(n + 1), "mine", "train", "number", "So.") for n in range(2)]
@@ -32,10 +32,10 @@ def asked(model: Path, *more: str, kind: str = "local") -> Recipe:
 
 @pytest.mark.parametrize("kind", ["local", "human"])
 def test_a_teacher_and_a_scorer_are_asked_in_their_own_template(tuned: Path, kind: str) -> None:
-    told = {chat: list(teachers.sample(asked(tuned, f"teacher.chat={chat}", kind=kind), QUESTIONS))
+    told = {chat: list(teachers.from_recipe(asked(tuned, f"teacher.chat={chat}", kind=kind)).sample(QUESTIONS))
             for chat in ("auto", "true", "false")}  # fmt: skip
     assert told["auto"] == told["true"] != told["false"]
-    prompt = local_model.prompt_builder_of(asked(tuned))(QUESTIONS[0])
+    prompt = protocol.load_prompt_builder(asked(tuned))(QUESTIONS[0])
     rendered = models.open_student(tuned, chat_template=True).render(prompt)
     assert rendered.endswith("<|stop|>\n<|start|>assistant\n") and QUESTIONS[0].text in rendered
     chain = told["auto"][0][0]
@@ -43,7 +43,7 @@ def test_a_teacher_and_a_scorer_are_asked_in_their_own_template(tuned: Path, kin
         engine = inference.open_engine(tuned, chat_template=True)
         own = next(question for question in QUESTIONS if question.id == chain.question)
         read = local_model.score_chains(
-            engine, [(local_model.prompt_builder_of(asked(tuned))(own), chain)], candidates=2, budget=99
+            engine, [(protocol.load_prompt_builder(asked(tuned))(own), chain)], top_logprobs=2, batch_tokens=99
         )
         assert [dict(step).keys() for step in read[0].candidates] == [dict(step).keys() for step in chain.candidates]
 
@@ -61,10 +61,10 @@ def test_what_the_template_comes_to_is_in_the_identity_and_a_plain_model_keeps_i
 
 def test_a_template_that_is_asked_for_and_not_there_is_the_users_to_correct(tmp_path: Path) -> None:
     plain, t5 = folder(tmp_path / "plain", template=None), folder(tmp_path / "t5", family="t5")
-    for model, what in ((plain, "there is no chat template"), (t5, "a T5 has no chat template")):
-        with pytest.raises(UserError, match=f"teacher.chat(.|\n)*{what}|{what}(.|\n)*teacher.chat"):
-            next(teachers.sample(asked(model, "teacher.chat=true"), QUESTIONS))
-    with pytest.raises(UserError, match="chat: true needs a model in this process, which a human teacher has not"):
+    for model in (plain, t5):
+        with pytest.raises(UserError, match=r"teacher\.chat(.|\n)*E-model-chat-template-"):
+            next(teachers.from_recipe(asked(model, "teacher.chat=true")).sample(QUESTIONS))
+    with pytest.raises(UserError, match="E-recipe-teacher-chat"):
         parse_recipe("name: x", "x.yaml", ["teacher={kind: human, chat: true}"])
 
 

@@ -20,7 +20,7 @@ from potstill.recipe import parse_recipe
 from potstill.records import END, Chain, Prompt, Question, Turn
 from potstill.serialization import to_json
 from potstill.storage import parquet, write_jsonl
-from potstill.teachers import local_model, reference_solutions, replay
+from potstill.teachers import SamplingState, local_model, protocol, replay
 from potstill.teachers.truncate import truncate_at_answer
 from potstill.tokenization import train_bpe
 
@@ -152,15 +152,15 @@ SETTINGS = {
     "samples": 4,
     "temperature": 1.0,
     "max_tokens": 20,
-    "candidates": 3,
+    "top_logprobs": 3,
     "seed": 1,
     "source": "tiny",
-    "budget": 400,
+    "batch_tokens": 400,
 }
 
 
 def test_local_chains_are_cut_behind_the_answer_and_know_how_likely_the_end_was() -> None:
-    batches = list(local_model.sample(solver(), QUESTIONS, local_model.make_prompt_builder(), **SETTINGS))
+    batches = list(local_model.sample(solver(), QUESTIONS, protocol.make_prompt_builder(), **SETTINGS))
     chains = [chain for batch in batches for chain in batch]
     assert len(batches) > 1
     assert sorted(chain.key for chain in chains) == sorted(
@@ -177,10 +177,10 @@ def test_local_chains_are_cut_behind_the_answer_and_know_how_likely_the_end_was(
 
 
 def test_local_resumes_by_batch() -> None:
-    whole = list(local_model.sample(solver(), QUESTIONS, local_model.make_prompt_builder(), **SETTINGS))
+    whole = list(local_model.sample(solver(), QUESTIONS, protocol.make_prompt_builder(), **SETTINGS))
     stored = {chain.key for chain in whole[0]} | {whole[1][0].key}
     rest = list(
-        local_model.sample(solver(), QUESTIONS[::-1], local_model.make_prompt_builder(), done=stored, **SETTINGS)
+        local_model.sample(solver(), QUESTIONS[::-1], protocol.make_prompt_builder(), stored=stored, **SETTINGS)
     )
     assert rest == whole[1:]  # the half stored batch comes whole, and as it was
     assert (
@@ -188,8 +188,8 @@ def test_local_resumes_by_batch() -> None:
             local_model.sample(
                 solver(),
                 QUESTIONS,
-                local_model.make_prompt_builder(),
-                done={c.key for b in whole for c in b},
+                protocol.make_prompt_builder(),
+                stored={c.key for b in whole for c in b},
                 **SETTINGS,
             )
         )
@@ -199,7 +199,7 @@ def test_local_resumes_by_batch() -> None:
 
 def test_local_without_candidates() -> None:
     [batch, *_] = local_model.sample(
-        solver(), QUESTIONS, local_model.make_prompt_builder(), **SETTINGS | {"candidates": 0}
+        solver(), QUESTIONS, protocol.make_prompt_builder(), **SETTINGS | {"top_logprobs": 0}
     )
     assert all(chain.tokens and not chain.candidates and chain.semantics == "none" for chain in batch)
 
@@ -213,14 +213,14 @@ def test_a_text_that_ran_out_keeps_its_stop() -> None:
 
 def test_how_a_teacher_is_asked() -> None:
     one = question("1", "Is {x} it?")
-    assert local_model.make_prompt_builder()(one) == Prompt(
+    assert protocol.make_prompt_builder()(one) == Prompt(
         (Turn("user", "Question: Is {x} it?\nLet's think step by step"),), "\n"
     )
-    assert local_model.make_prompt_builder(prefix="...\nThe answer is 52\n")(one).plain == (
+    assert protocol.make_prompt_builder(prefix="...\nThe answer is 52\n")(one).plain == (
         "...\nThe answer is 52\n\nQuestion: Is {x} it?\nLet's think step by step"
     )
     shots = [Demonstration("2 + 2?", "4", "2 + 2 = 4.")]
-    assert local_model.make_prompt_builder(style=PAPER_STYLE, demonstrations=shots)(one).plain == (
+    assert protocol.make_prompt_builder(style=PAPER_STYLE, demonstrations=shots)(one).plain == (
         "Q: 2 + 2?\nLet's think step by step\n2 + 2 = 4.\nThe answer is 4\n\nQ: Is {x} it?\nLet's think step by step"
     )
 
@@ -230,13 +230,11 @@ def test_how_a_teacher_is_asked() -> None:
 
 def test_human_chains() -> None:
     questions = [question(str(number), rationale=f"{number} it is.") for number in range(5)]
-    batches = list(
-        reference_solutions.build_reference_chains(
-            questions, batch=2, done={("s/0", "human", 0), ("s/1", "human", 0), ("s/2", "human", 0)}
-        )
-    )
-    assert [[chain.question for chain in batch] for batch in batches] == [["s/2", "s/3"], ["s/4"]]
-    chain = batches[1][0]
+    teacher = teachers.from_recipe(parse_recipe("name: a", "a.yaml"))
+    [batch] = teacher.sample(questions)
+    assert [chain.key for chain in batch] == [(f"s/{number}", "human", 0) for number in range(5)]
+    assert list(teacher.sample(questions, SamplingState({chain.key for chain in batch}))) == []
+    chain = batch[4]
     assert (chain.text, chain.tokens, chain.candidates, chain.semantics, chain.stop) == (
         "4 it is.\nThe answer is 4",
         (),
@@ -247,16 +245,10 @@ def test_human_chains() -> None:
 
 
 def test_human_needs_rationales_and_says_so_at_once() -> None:
-    with pytest.raises(UserError) as raised:
-        reference_solutions.build_reference_chains(
-            [question("1", rationale="so"), question("2"), question("3", rationale="")]
-        )
-    assert str(raised.value) == (
-        "teacher: 2 of 3 questions have no rationale for the human teacher\n"
-        "  found: the first is s/2\n"
-        "  hint: give each training question a rationale (sets.NAME.fields names its field), take out those that have "
-        "none, or ask another teacher"
-    )
+    teacher = teachers.from_recipe(parse_recipe("name: a", "a.yaml"))
+    with pytest.raises(UserError, match="E-teacher-no-solutions") as raised:
+        teacher.sample([question("1", rationale="so"), question("2"), question("3", rationale="")])
+    assert raised.value.where == "teacher" and raised.value.found == "the first is s/2"
 
 
 # --- replay ----------------------------------------------------------------------------------------------------------
@@ -269,7 +261,7 @@ FULL = Chain.from_tokens(
 def replayed(*rows, questions=QUESTIONS, **settings) -> list[Chain]:
     return [
         chain
-        for batch in replay.sample(enumerate(rows, 1), questions, where="old.jsonl", **settings)
+        for batch in replay.read_chains(enumerate(rows, 1), questions, where="old.jsonl", **settings)
         for chain in batch
     ]
 
@@ -309,11 +301,9 @@ def test_replay_passes_over_what_the_run_knows_and_does_not_want() -> None:
 
 def test_replay_counts_strangers_and_yields_nothing_behind_them() -> None:
     rows = [{"question": "s/0", "text": "x"}, {"question": "t/1", "text": "x"}, {"question": "t/2", "text": "x"}]
-    assert refused(*rows) == (
-        "old.jsonl: 2 chains are about questions that this run does not know\n"
-        "  found: the first is record 2: 't/1'\n"
-        "  hint: name questions by their id or exact text, and put the set that they come from into the recipe"
-    )
+    message = refused(*rows)
+    assert message.startswith("old.jsonl: 2 chains ") and "\n  found: the first is record 2: 't/1'\n" in message
+    assert "E-data-unknown-question" in message
 
 
 def test_replay_refuses_a_key_that_comes_twice() -> None:
@@ -322,18 +312,15 @@ def test_replay_refuses_a_key_that_comes_twice() -> None:
         {"question": "s/00", "text": "y"},
         {"question": "s/0", "text": "z", "index": 0},
     ]
-    assert refused(*rows, questions=[question("0"), question("00")]) == (
-        "old.jsonl record 3: question 's/0', source 'replay', index 0 stands here twice\n"
-        "  found: the same key in record 1\n"
-        "  hint: give the rows of a question different indices, or none at all"
-    )
+    message = refused(*rows, questions=[question("0"), question("00")])
+    assert message.startswith("old.jsonl record 3: question 's/0', source 'replay', index 0 ")
+    assert "\n  found: the same key in record 1\n" in message and "E-data-duplicate-chain" in message
 
 
 def test_replay_refuses_an_ambiguous_text() -> None:
     twins = [question("1", "The same?"), question("2", "the SAME?")]
-    assert "record 1: the question's text belongs to 2 questions" in refused(
-        {"question": "The same?", "text": "x"}, questions=twins
-    )
+    message = refused({"question": "The same?", "text": "x"}, questions=twins)
+    assert message.startswith("old.jsonl record 1: ") and "E-data-ambiguous-question" in message
 
 
 GOOD = {"question": "s/0", "text": "4.", "tokens": ["4", "."], "candidates": [[["4", -0.1]], [[".", -0.1]]]}
@@ -345,19 +332,19 @@ GOOD = {"question": "s/0", "text": "4.", "tokens": ["4", "."], "candidates": [[[
         ({"question": None}, "question: None"),
         ({"text": 4}, "neither text nor base64: 4"),
         ({"text": {"base64": "*"}}, ""),
-        ({"tokens": ["4"]}, "the tokens, put one after the other, are not the text"),
+        ({"tokens": ["4"]}, "the joined tokens are not the text"),
         ({"spans": [[0, 1]]}, "1 spans"),
         ({"spans": [[0, 1], [1, 9]]}, "token b'.' at bytes 1 to 9 of a text of 2"),
         ({"candidates": [[["4", -0.1]]]}, "1 steps for 2 tokens"),
-        ({"candidates": [[["4", 0.9]], [[".", -0.1]]]}, "0.9 is no natural log-probability"),
-        ({"candidates": [[["4", float("nan")]], [[".", -0.1]]]}, "nan is no natural log-probability"),
+        ({"candidates": [[["4", 0.9]], [[".", -0.1]]]}, "0.9 is not a natural log-probability"),
+        ({"candidates": [[["4", float("nan")]], [[".", -0.1]]]}, "nan is not a natural log-probability"),
         ({"candidates": [["4"], [[".", -0.1]]]}, ""),
         ({"semantics": "none"}, "candidates with semantics none"),
-        ({"semantics": "exact"}, "semantics: 'exact' is none of raw,"),
-        ({"stop": "eos"}, "stop: 'eos' is none of end, length, cut"),
-        ({"index": "0"}, "index: '0' is no number"),
-        ({"index": True}, "index: True is no number"),
-        ({"source": ""}, "source: '' is no name"),
+        ({"semantics": "exact"}, "semantics: 'exact' is not one of raw,"),
+        ({"stop": "eos"}, "stop: 'eos' is not one of end, length, cut"),
+        ({"index": "0"}, "index: '0' is not a number"),
+        ({"index": True}, "index: True is not a number"),
+        ({"source": ""}, "source: '' is not a name"),
     ],
 )
 def test_replay_refuses_what_is_no_chain(change, found) -> None:
@@ -370,11 +357,15 @@ def test_replay_needs_a_text() -> None:
     assert "found: no field 'text'" in refused({"question": "s/0"})
 
 
-def test_replay_resumes_by_batch() -> None:
-    rows = [{"question": one.id, "text": "x"} for one in QUESTIONS]
-    batches = list(replay.sample(enumerate(rows, 1), QUESTIONS, where="old", batch=2))
-    done = {chain.key for chain in [*batches[0], batches[1][0]]}
-    assert list(replay.sample(enumerate(rows, 1), QUESTIONS, where="old", batch=2, done=done)) == batches[1:]
+def test_replay_resumes_by_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "BATCH_SIZE", 2)
+    write_jsonl(tmp_path / "old.jsonl", [{"question": one.id, "text": "x"} for one in QUESTIONS])
+    teacher = teachers.from_recipe(
+        parse_recipe(f"name: a\nteacher: {{kind: replay, chains: {tmp_path}/old.jsonl}}", "a.yaml")
+    )
+    batches = list(teacher.sample(QUESTIONS))
+    stored = {chain.key for chain in [*batches[0], batches[1][0]]}
+    assert list(teacher.sample(QUESTIONS, SamplingState(stored))) == batches[1:]
 
 
 def test_rows_of_a_file(tmp_path: Path) -> None:
@@ -383,8 +374,8 @@ def test_rows_of_a_file(tmp_path: Path) -> None:
     assert [(number, row["index"]) for number, row in replay.read_rows(tmp_path / "old.jsonl")] == [(1, 3)]
     assert list(replay.read_rows(tmp_path / "old.parquet")) == [(1, replace(FULL, candidates=()))]
     (tmp_path / "torn.jsonl").write_text('{"question": "s/1", "te')
-    with pytest.raises(UserError, match=r"torn.jsonl line 1: not a whole line"):
-        list(replay.sample(replay.read_rows(tmp_path / "torn.jsonl"), QUESTIONS, where="torn.jsonl"))
+    with pytest.raises(UserError, match=r"torn\.jsonl line 1: "):
+        list(replay.read_chains(replay.read_rows(tmp_path / "torn.jsonl"), QUESTIONS, where="torn.jsonl"))
 
 
 # --- by recipe -------------------------------------------------------------------------------------------------------
@@ -393,21 +384,23 @@ def test_rows_of_a_file(tmp_path: Path) -> None:
 def test_a_recipe_chooses_its_teacher(tmp_path: Path) -> None:
     one = question("1", rationale="so")
     plan = parse_recipe("name: a\nteacher: {kind: human, name: people}", "r.yaml")
-    assert [chain.key for batch in teachers.sample(plan, [one]) for chain in batch] == [("s/1", "people", 0)]
+    assert [chain.key for batch in teachers.from_recipe(plan).sample([one]) for chain in batch] == [
+        ("s/1", "people", 0)
+    ]
 
     write_jsonl(tmp_path / "old.jsonl", [{"question": "s/1", "text": "4"}, {"question": "s/2", "text": "4"}])
     plan = parse_recipe(f"name: a\nteacher: {{kind: replay, chains: {tmp_path}/old.jsonl}}", "r.yaml")
-    found = teachers.sample(plan, [one], known=[question("2")])
+    found = teachers.from_recipe(plan).sample([one], SamplingState(other_questions=[question("2")]))
     assert [chain.key for batch in found for chain in batch] == [("s/1", "replay", 0)]
 
     solver().student.save(tmp_path)
     (tmp_path / "shots.txt").write_text("Question: ...\n")
     local_plan = f"kind: local, model: {tmp_path}, prompt: {tmp_path}/shots.txt, samples: 2, max_tokens: 20"
     plan = parse_recipe(f"name: a\nteacher: {{{local_plan}}}", "r.yaml")
-    chains = [chain for batch in teachers.sample(plan, [one]) for chain in batch]
+    chains = [chain for batch in teachers.from_recipe(plan).sample([one]) for chain in batch]
     assert [chain.key for chain in chains] == [("s/1", "local", 0), ("s/1", "local", 1)]
     assert all(chain.text.endswith("The answer is four") for chain in chains)
-    assert list(teachers.sample(plan, [one], {chain.key for chain in chains})) == []
+    assert list(teachers.from_recipe(plan).sample([one], SamplingState({chain.key for chain in chains}))) == []
 
 
 # --- score -----------------------------------------------------------------------------------------------------------
@@ -421,7 +414,7 @@ def test_chains_that_exist_get_the_distributions_of_a_model() -> None:
         Chain.from_text("q2", 0, " it was.", source="old", stop="length"),
         Chain.from_text("q1", 0, " it was. The answer is four", source="old", stop="cut"),
     ]
-    read = local_model.score_chains(engine, [(asked, chain) for chain in stored], candidates=2, budget=30)
+    read = local_model.score_chains(engine, [(asked, chain) for chain in stored], top_logprobs=2, batch_tokens=30)
     for before, after in zip(stored, read, strict=True):
         assert replace(after, tokens=(), spans=(), candidates=(), semantics="none") == before
         assert after.semantics == "raw" and b"".join(after.tokens) == after.content
@@ -440,10 +433,10 @@ def test_the_chains_of_a_recipe_are_scored(tmp_path: Path) -> None:
     plan = parse_recipe(
         "name: x", "x.yaml", [f"teacher={{kind: human, top_logprobs: 3, score: {{model: {tmp_path}/model}}}}"]
     )
-    [batch] = teachers.sample(plan, asked)
+    [batch] = teachers.from_recipe(plan).sample(asked)
     assert [chain.text for chain in batch] == ["it was.\nThe answer is 4"] * 4
     assert all(chain.semantics == "raw" and len(chain.candidates) == len(chain.tokens) + 1 for chain in batch)
     assert all(chain.tokens and b"".join(chain.tokens) for chain in batch)
-    assert list(teachers.sample(plan, asked, {chain.key for chain in batch})) == []
+    assert list(teachers.from_recipe(plan).sample(asked, SamplingState({chain.key for chain in batch}))) == []
     with pytest.raises(UserError, match="E-recipe-teacher-score"):
         parse_recipe("name: x", "x.yaml", ["teacher={kind: local, model: m, score: {model: m}}"])

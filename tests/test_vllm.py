@@ -30,7 +30,7 @@ from potstill.records import BASE, END, Checkpoint, Question
 from potstill.serialization import decode_bytes
 from potstill.storage import atomic, segments
 from potstill.storage.segments import Shard
-from potstill.teachers import local_model
+from potstill.teachers import local_model, protocol
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "recorded" / "vllm.json").read_text("utf-8"))
 
@@ -209,7 +209,7 @@ def test_a_text_is_written_in_rounds_until_it_has_its_answer(
 @pytest.mark.parametrize("unit", [None, "line"])
 def test_greedy_texts_are_those_of_the_reference(world: Path, unit: inference.StopUnit | None) -> None:
     ours, theirs = inference.open_engine(world / "teacher", "vllm"), inference.open_engine(world / "teacher")
-    asked = [ours.encode(local_model.make_prompt_builder()(question)) for question in _questions()]
+    asked = [ours.encode(protocol.make_prompt_builder()(question)) for question in _questions()]
     requests = [Request((f"q{place}", 0), prompt) for place, prompt in enumerate(asked)]
     case = {"max_tokens": 16, "top_logprobs": 2, "likelihood": True, "stop_at_answer": unit}
     for one, other in zip(

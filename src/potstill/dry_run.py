@@ -26,7 +26,6 @@ from potstill.errors import UserError
 from potstill.evaluation import checkpoint, decoding
 from potstill.recipe import Recipe, find_path
 from potstill.records import Question, Split
-from potstill.teachers import openai_api, replay
 from potstill.training import format_mix, on_policy, replay_data
 
 SAMPLE_QUESTIONS = 200  # training questions whose prompts and solutions are tokenized to estimate lengths
@@ -99,7 +98,7 @@ def _format_lines(
 ) -> list[str]:
     """A line for each format, and what its columns are."""
     lines = ["training              rows  tokens  weight  epochs  prompt  target"]
-    least = ">=" if recipe.teacher.kind != "human" else ""
+    least = "" if teachers.from_recipe(recipe).right_by_definition else ">="
     for part in format_mix.compute_format_shares(recipe, targets, len(train), chains):
         tokens = "-" if part.tokens is None else f"{part.tokens:.1%}"
         about = least if part.name in targets and prompts.FORMATS[part.name].rationale else ""
@@ -121,16 +120,8 @@ def _format_lines(
 
 def _max_chains(recipe: Recipe, train: Sequence[Question]) -> int | None:
     """How many chains there are to learn from at most; None if nothing is known of it."""
-    teacher, cap = recipe.teacher, recipe.filter.max_per_question
-    if teacher.kind == "human":
-        return sum(bool(question.rationale) for question in train) or None
-    if teacher.kind != "replay":
-        return len(train) * min(teacher.samples, cap or teacher.samples)
-    path = find_local(recipe, teacher.chains or "", "teacher.chains")
-    if path is None:
-        return None
-    count = sum(1 for _ in replay.read_rows(path))
-    return (min(count, len(train) * cap) if cap else count) or None
+    chains, cap = teachers.from_recipe(recipe).count_chains(train), recipe.filter.max_per_question
+    return chains if chains is None or cap is None else min(chains, len(train) * cap) or None
 
 
 def _on_policy_line(recipe: Recipe) -> str:
@@ -183,9 +174,9 @@ def describe_run(recipe: Recipe) -> str:
     loaded = gathered.questions
     lines += _question_lines(gathered)
     train = [question for name in recipe.questions.train for question in loaded[name].get("train", [])]
-    if recipe.teacher.kind == "none":
+    if not recipe.has_teacher:
         return "\n".join([*lines, *_evaluation_only_lines(recipe, loaded), "", *_problem_lines(recipe)])
-    lines += _section(lambda: _teacher_lines(recipe, train), "teacher")
+    lines += _section(lambda: [*teachers.from_recipe(recipe).forecast(train), ""], "teacher")
     lines += _section(lambda: _student_lines(recipe), "student")
     lines += _section(lambda: describe_training(recipe, train, _parameter_count(recipe)), "training")
     lines += _section(lambda: _evaluation_lines(recipe, loaded), "answers")
@@ -250,63 +241,6 @@ def _template_lines(gathered: assemble.AssembledQuestions) -> list[str]:
 
 def _find_contradictions(loaded: dict[str, dict[str, list[Question]]]) -> list[tuple[Question, Question]]:
     return data.find_contradictions([q for by_split in loaded.values() for rows in by_split.values() for q in rows])
-
-
-def _teacher_lines(recipe: Recipe, train: Sequence[Question]) -> list[str]:
-    teacher, count = recipe.teacher, len(train)
-    if teacher.kind == "human":
-        silent = [question.id for question in train if not question.rationale]
-        lines = [f"teacher           human: {count - len(silent)} solutions of the sets themselves, no probabilities"]
-        if silent:
-            lines.append(
-                f"  missing         {len(silent)} of {count} questions have no rationale, the first is {silent[0]};"
-            )
-            lines.append("                  the run would stop at sample")
-        return [*lines, ""]
-    if teacher.kind == "replay":
-        path = find_local(recipe, teacher.chains or "", "teacher.chains")
-        if path is None:
-            return [f"teacher           replay: {teacher.chains} is not here; the run would stop at sample", ""]
-        return [f"teacher           replay: {sum(1 for _ in replay.read_rows(path))} chains in {path}", ""]
-    if teacher.kind == "openai":
-        return _server_lines(recipe, train)
-    path = find_local(recipe, teacher.model or "", "teacher.model")
-    there = path if path else f"{teacher.model} is not here; the run would stop at sample"
-    chains = count * teacher.samples
-    tokens = chains * teacher.max_tokens
-    chat = path is not None and teachers.chat_template_input(recipe) is not None
-    return [
-        f"teacher           {teacher.kind}: {there}",
-        f"  asks            {count} questions x {teacher.samples} = {chains} chains of at most {tokens} tokens",
-        f"  keeps           {teacher.top_logprobs} candidates a token, temperature {teacher.temperature}",
-        *(["  prompts         in its own chat template (teacher.chat: false for plain ones)"] if chat else []),
-        "",
-    ]
-
-
-def _server_lines(recipe: Recipe, train: Sequence[Question]) -> list[str]:
-    teacher = recipe.teacher
-    if teacher.prompt is not None and find_local(recipe, teacher.prompt, "teacher.prompt") is None:
-        return [f"teacher           openai: {teacher.prompt} is not here; the run would stop at sample", ""]
-    asked = openai_api.forecast(recipe, train)
-    prices, ceiling = teacher.budget.prices, teacher.budget
-    kept = f"{teacher.top_logprobs} candidates a token" if teacher.top_logprobs else "texts alone: hard targets"
-    lines = [
-        f"teacher           openai: {teacher.model} at {', '.join(teacher.server.urls)} (not asked yet)",
-        f"  asks            {asked.questions} questions x {teacher.samples} = {asked.chains} chains"
-        f" in {asked.requests} requests, if n is honoured",
-        f"  tokens          about {asked.prompt_tokens} of prompts, at most {asked.written} written",
-        f"  keeps           {kept}, temperature {teacher.temperature}",
-    ]
-    if prices.prompt or prices.completion:
-        lines.append(
-            f"  cost            at most about {asked.money:.2f}, at {prices.prompt:g} and {prices.completion:g}"
-        )
-    if ceiling.tokens or ceiling.money:
-        most = [f"{ceiling.tokens} tokens"] if ceiling.tokens else []
-        most += [f"{ceiling.money:g} in money"] if ceiling.money else []
-        lines.append(f"  ceiling         {', '.join(most)}")
-    return [*lines, "  time            told after the first minute, by the server's own rate", ""]
 
 
 def _student_lines(recipe: Recipe) -> list[str]:

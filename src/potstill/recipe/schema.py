@@ -446,17 +446,20 @@ class Recipe(Section):
     )
     report: ReportSection = ReportSection()
 
+    @property
+    def has_teacher(self) -> bool:  # without one the student is only evaluated
+        return self.teacher.kind != "none"
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.select.format not in self.evaluate.formats:
             refuse("E-recipe-select-format", f"select.format {self.select.format!r} is not among evaluate.formats")
         if not any(self.train.formats.values()):
             refuse("E-recipe-formats", "train.formats gives every format the quota 0")
-        if self.teacher.kind == "none":
-            if self.on_policy:
-                refuse("E-recipe-on-policy-teacher", "on_policy needs a teacher: without one nothing is trained")
-        else:
+        if self.has_teacher:
             self._check_training_sets()
+        elif self.on_policy:
+            refuse("E-recipe-on-policy-teacher", "on_policy needs a teacher: without one nothing is trained")
         self._check_evaluation()
         return self
 

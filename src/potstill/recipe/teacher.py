@@ -163,8 +163,19 @@ class ScorerSection(Section):
     )
 
 
+TeacherKind = Literal["local", "vllm", "openai", "human", "replay", "none"]
+# Teacher kind -> module and class in potstill.teachers. `none` has no teacher: the student is only evaluated.
+BACKENDS: Final[dict[str, str]] = {
+    "local": "local_model:LocalModel",
+    "vllm": "local_model:LocalModel",
+    "openai": "openai_api.teacher:OpenAITeacher",
+    "human": "reference_solutions:ReferenceSolutions",
+    "replay": "replay:StoredChains",
+}
+
+
 class TeacherSection(Section):
-    kind: Literal["local", "vllm", "openai", "human", "replay", "none"] = Field(
+    kind: TeacherKind = Field(
         default="human",
         description="Source of the chains: local or vllm (a model folder, run by transformers or vLLM), openai (a "
         "server), human (the sets' own solutions), replay (a file), or none (only evaluate the student on test).",

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from potstill import storage
+from potstill import storage, teachers
 from potstill.alignment.coverage import low_mass_warning
 from potstill.evaluation import checkpoint, intervals
 from potstill.recipe import Recipe, ShapeSection, recipe_to_yaml
@@ -102,10 +102,6 @@ def read_times(run_dir: Path) -> tuple[model.StageTime, ...]:
 __all__ = ["REPORTED_STAGES", "collect_report", "controls", "describe_training"]
 
 REPORTED_STAGES = ("collect", "sample", "filter", "align", "train", "evaluate", "select", "test")
-HARD_TARGETS_NOTE = (
-    "The teacher showed no probabilities of its words: the student learnt its texts as they are, each word as certain"
-    " (hard targets)."
-)
 RANDOM_WEIGHTS_NOTE = (
     "The student started from random weights and knew no language: scores near zero are what is to be expected."
 )
@@ -166,7 +162,7 @@ def collect_report(run_dir: Path, recipe: Recipe) -> model.ReportData:
         notes=(
             *recipe.report.notes,
             *_licence_notes(recipe),
-            *([HARD_TARGETS_NOTE] if recipe.teacher.kind == "openai" and recipe.teacher.top_logprobs == 0 else []),
+            *teachers.from_recipe(recipe).report_notes(),
             *([RANDOM_WEIGHTS_NOTE] if recipe.student.model is None else []),
             *(
                 [f"LoRA: adapters of rank {recipe.train.lora} learnt, the weights below them did not."]

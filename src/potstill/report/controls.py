@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from potstill import teachers
 from potstill.data import run_questions
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint, intervals
@@ -97,9 +98,7 @@ def describe_training(recipe: Recipe) -> str:
     rationale = any(quota and FORMATS[name].rationale for name, quota in recipe.train.formats.items())
     if not rationale:
         return "bare answers"
-    if recipe.teacher.kind == "human":
-        return "the sets' own rationales"
-    return f"chains of {recipe.teacher.name or recipe.teacher.kind}"
+    return teachers.from_recipe(recipe).describe_chains()
 
 
 def _finished_manifest(run_dir: Path, name: str, stage: str) -> manifest.Manifest:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from potstill import teachers
 from potstill.data import run_questions, splits
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint
@@ -14,7 +15,6 @@ from potstill.recipe import Recipe
 from potstill.records import BASE, Chain, Checkpoint, Choice, Prediction, Question, Verdict
 from potstill.report import model, summary
 from potstill.storage import parquet
-from potstill.teachers import local_model
 
 MAX_CHAINS = 6  # of one question
 AnswerPairs = dict[str, tuple[Prediction, Prediction]]
@@ -39,11 +39,11 @@ def pick_examples(
     Within a set those with the lowest digests: nobody chose them by what they show.
     """
     train = [q for q in run_questions.read_questions(run_dir, recipe.questions.train, "train") if q.id in solved]
-    asked = local_model.prompt_builder_of(recipe) if recipe.teacher.kind in ("local", "vllm", "openai") else None
+    build_prompt = teachers.from_recipe(recipe).prompt_builder()
     chosen = splits.sample_by_hash(train, recipe.report.examples)
     chains = _read_chains(run_dir, {question.id for question in chosen})
     for question in chosen:
-        prompt = asked(question).plain if asked else ""
+        prompt = build_prompt(question).plain if build_prompt else ""
         yield model.ReportExample(question, tuple(chains[question.id][:MAX_CHAINS]), prompt=prompt)
     table, answers = run_questions.read_task_prompts(run_dir), _read_answer_pairs(run_dir, choice)
     by_kind: dict[str | None, dict[str, list[Question]]] = {kind: {} for kind in model.OUTCOMES}

@@ -119,7 +119,7 @@ def open_stage(name: str) -> Stage:
 
 def recipe_stages(recipe: Recipe) -> tuple[str, ...]:
     """The stages of a recipe. Without a teacher there are only those that evaluate the base."""
-    if recipe.teacher.kind == "none":
+    if not recipe.has_teacher:
         return EVALUATION_STAGES
     return tuple(
         name for name, entry in TABLE.items() if not entry.section or getattr(recipe, entry.section) is not None

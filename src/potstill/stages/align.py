@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from potstill import alignment, models, progress, storage, tokenization
+from potstill import alignment, models, progress, storage, teachers, tokenization
 from potstill.alignment import cross_tokenizer, rewrite, target_store, text_rule_completions
 from potstill.alignment.coverage import Coverage, low_mass_warning
 from potstill.calculator import equations
 from potstill.errors import UserError
-from potstill.recipe import Recipe, find_path
+from potstill.recipe import Recipe
 from potstill.records import Chain, Target
 from potstill.stages import Stage, StageResult
 from potstill.storage import manifest, parquet
@@ -117,12 +117,8 @@ def _teacher_tokenizer(recipe: Recipe) -> tokenization.Tokenizer | None:
     """The tokenizer of the model that gave the probabilities, if the rule uses it and the model is a local folder: that of
     the teacher or of the scorer. None for a server, which gives only bytes, and for rewritten texts, whose tokens of the
     teacher are unknown."""
-    section, teacher = recipe.transfer, recipe.teacher
+    section = recipe.transfer
     if section.rule != "text" or section.rewrite or section.calculator_marks:
         return None
-    if teacher.kind in ("local", "vllm"):
-        assert teacher.model is not None, "such a teacher has a model"
-        return tokenization.load_tokenizer(find_path(recipe, teacher.model, "teacher.model"))
-    if teacher.score is not None and teacher.score.kind == "local":
-        return tokenization.load_tokenizer(find_path(recipe, teacher.score.model, "teacher.score.model"))
-    return None
+    folder = teachers.from_recipe(recipe).tokenizer_folder()
+    return None if folder is None else tokenization.load_tokenizer(folder)

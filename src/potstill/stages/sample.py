@@ -18,21 +18,19 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from potstill import grading, inference, progress, prompts, storage, teachers, tokenization
+from potstill import grading, inference, progress, prompts, storage, teachers
 from potstill.data import run_questions
 from potstill.errors import UserError
-from potstill.recipe import Recipe, VllmSection, find_path, flatten_keys
+from potstill.recipe import Recipe
 from potstill.records import Chain, Question, Verdict
 from potstill.stages import Stage, StageResult
 from potstill.storage import atomic, ledger, manifest, parquet, run_folder, segments
 from potstill.storage.segments import UNSHARDED, Shard
-from potstill.teachers import UsageMeter
+from potstill.teachers import SamplingState, UsageMeter
 from potstill.teachers.usage import FirstChainsCheck
 
 MAX_CHAIN_CHARS = 600  # characters of a chain in a message
 TABLE_FILE, UNANSWERED_FILE = "chains.parquet", "unanswered.jsonl"
-# Of a server: where it is and how much is asked of it at once changes no chain.
-FREE_SERVER_KEYS = ("urls", "key", "samples_per_request", "concurrency", "timeout", "patience", "refused")
 
 
 class Sample(Stage):
@@ -43,42 +41,10 @@ class Sample(Stage):
         return {"prompts": prompts.VERSION, "engines": inference.VERSION, "teachers": teachers.VERSION}
 
     def free(self, recipe: Recipe) -> set[str]:
-        """Keys that may change while a run goes on; of a teacher that asks no server, all that speak of servers."""
-        budget, score = {*flatten_keys(recipe, "teacher.budget"), "teacher.none_right_limit"}, recipe.teacher.score
-        budget |= {f"teacher.vllm.{name}" for name in VllmSection.FREE} | {"teacher.chat"}  # see `inputs`
-        if recipe.teacher.kind != "openai":
-            budget |= set(flatten_keys(recipe, "teacher.enough"))
-            if score is None or score.kind == "local":
-                return budget | set(flatten_keys(recipe, "teacher.server"))
-        return budget | {f"teacher.server.{name}" for name in FREE_SERVER_KEYS}
+        return teachers.from_recipe(recipe).free_keys()
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
-        teacher, score = recipe.teacher, recipe.teacher.score
-        asked = teacher.kind == "openai" or (score is not None and score.kind == "openai")
-        named = {
-            "teacher.model": teacher.model if teacher.kind in ("local", "vllm") else None,
-            "teacher.score.model": score.model if score is not None and score.kind == "local" else None,
-            "teacher.chains": teacher.chains,
-            "teacher.prompt": teacher.prompt,
-            "teacher.server.tokenizer": teacher.server.tokenizer if asked else None,
-        }
-        found = {
-            key: storage.folder_fingerprint(find_path(recipe, path, key))
-            for key, path in named.items()
-            if path is not None
-        }
-        # What `teacher.chat` comes to; nothing of a model without a template, which is asked as ever.
-        found |= {
-            key: said for key, said in [("teacher.chat", teachers.chat_template_input(recipe))] if said is not None
-        }
-        model = teacher.kind in ("local", "vllm") or (score is not None and score.kind == "local")
-        if model:
-            from potstill import models  # which hold every model; a teacher behind a server needs no torch
-
-            found["version of students"] = str(models.VERSION)
-        if model or named["teacher.server.tokenizer"] is not None:
-            found["version of tokenizers"] = str(tokenization.VERSION)
-        return found
+        return teachers.from_recipe(recipe).inputs()
 
     def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
         folder = run_dir / "sample"
@@ -110,34 +76,34 @@ def sample_missing(run_dir: Path, recipe: Recipe, shard: Shard = UNSHARDED) -> i
         return 0
     asked = _without_refused(folder, recipe, run_questions.read_questions(run_dir, recipe.questions.train, "train"))
     done, right = segments.stored_keys(segments.segment_paths(folder)), _count_right_chains(folder, recipe, asked)
-    if teachers.is_complete(recipe, shard.of(asked), done, right):
+    teacher, settled_and_before = teachers.from_recipe(recipe), ledger.budget_usage(run_dir, shard)
+    watch = UsageMeter(settled=settled_and_before[0], before=settled_and_before[1])
+    state = SamplingState(done, right, watch, shard, run_questions.read_unused(run_dir))
+    if teacher.is_complete(shard.of(asked), state):
         return 0
-    trial = _first_chains_check(folder, recipe, asked, shard)
-    settled, before = ledger.budget_usage(run_dir, shard)
-    watch = UsageMeter(before=before, settled=settled)
-    if (fault := teachers.budget_error(recipe, asked, watch, done, right, shard)) is not None:
+    trial = state.first_chains = _first_chains_check(folder, recipe, asked, shard)
+    if (fault := teacher.budget_error(asked, state)) is not None:
         if recipe.teacher.budget.spent == "stop":
             raise fault
         return 0
     stored = len(done)
     with contextlib.ExitStack() as opened:
         paid = opened.enter_context(_open_ledger(run_dir, recipe, watch, shard))
-        server = _probe_server(folder, recipe, asked, watch)
+        state.server = _probe_server(folder, recipe, asked, watch)
         segment = opened.enter_context(storage.Appender(folder / segments.segment_name(shard)))
         own = stored if shard == UNSHARDED else len(segments.stored_keys([segment.path]))
         total, title = len(asked) * recipe.teacher.samples // shard.count, f"shard {shard}"
         opened.enter_context(_infrequent_gc())
         tick = opened.enter_context(progress.bar("sample" if shard == UNSHARDED else title, total, "chains", done=own))
-        told = {"server": server, "watch": watch, "right": right, "shard": shard, "trial": trial}
-        chains = teachers.sample(recipe, asked, done, known=run_questions.read_unused(run_dir), **told)
+        chains = teacher.sample(asked, state)
         if isinstance(chains, Generator):  # closed before the bill is: what is given up then may have been billed
             opened.callback(chains.close)
         for batch in chains:
             new = [chain for chain in batch if done.add(chain.key)]
             segment.append_lines(segments.encode_chain(chain) for chain in new)
-            tick(len(new), watch.note())
+            tick(len(new), watch.progress_note())
             paid()
-            if trial is not None and server is None and (fault := trial.verdict(1)) is not None:
+            if trial is not None and not teacher.metered and (fault := trial.judge(1)) is not None:
                 raise fault
             trial = None if trial is not None and trial.passed else trial
     return len(done) - stored
@@ -149,7 +115,8 @@ def _first_chains_check(
     """What the first chains have to show before a teacher is asked for all; None where they have, or where the recipe
     does not want it. Raises UserError where enough are stored already and none of them is right."""
     limit, by_id = recipe.teacher.none_right_limit, {question.id: question for question in asked}
-    if not limit or recipe.teacher.kind not in ("local", "vllm", "openai"):
+    teacher = teachers.from_recipe(recipe)
+    if not limit or not teacher.generates:
         return None
 
     def graded() -> Iterator[tuple[Chain, Question, Verdict]]:
@@ -179,10 +146,7 @@ def _first_chains_check(
 
     trial = FirstChainsCheck(limit, look, fault, shard.count)
     stored, right = look()
-    a_request = (
-        min(recipe.teacher.samples, recipe.teacher.server.samples_per_request) if recipe.teacher.kind == "openai" else 1
-    )
-    if stored and not right and stored + a_request > limit:
+    if stored and not right and stored + teacher.samples_per_request > limit:
         raise fault()
     return None if right else trial
 
@@ -191,11 +155,11 @@ def _first_chains_check(
 def _open_ledger(run_dir: Path, recipe: Recipe, watch: UsageMeter, shard: Shard) -> Iterator[Callable[[], None]]:
     """What to call to write down what was spent, for a teacher behind a server; also done at the end, however it
     comes."""
-    if recipe.teacher.kind != "openai":
+    if not teachers.from_recipe(recipe).metered:
         yield lambda: None
         return
     with ledger.LedgerWriter(ledger.ledger_path(run_dir, shard)) as bill:
-        watch.risk = bill.reserve
+        watch.on_reserve = bill.reserve
         try:
             yield lambda: bill.record(watch.spent())
         finally:
@@ -216,8 +180,9 @@ def write_batch_requests(run_dir: Path, recipe: Recipe, out: Path) -> None:
     done, before = segments.stored_keys(segments.segment_paths(folder)), _read_failed_results(folder)
     right, watch = _count_right_chains(folder, recipe, asked), UsageMeter(before=ledger.total_usage(run_dir))
     if (server := _read_server(folder)) is None:
-        if (fault := teachers.budget_error(recipe, asked, watch, done, right)) is not None:
-            raise fault
+        error = teachers.from_recipe(recipe).budget_error(asked, SamplingState(done, right, watch))
+        if error is not None:
+            raise error
         with _open_ledger(run_dir, recipe, watch, UNSHARDED):
             server = _probe_server(folder, recipe, asked, watch)
     batch = _open_batch(folder, recipe, asked, server)
@@ -226,8 +191,8 @@ def write_batch_requests(run_dir: Path, recipe: Recipe, out: Path) -> None:
     rows = batch_api.iter_request_lines(batch, done, right, before, ceiling, written)
     limits = {"max_lines": batch_api.MAX_REQUESTS, "max_bytes": batch_api.MAX_BYTES}
     paths = atomic.write_rolling_files(out, rows, "requests", **limits)
-    if written.stopped and not paths:
-        raise ceiling.reached()
+    if written.over_budget and not paths:
+        raise ceiling.spent_error()
     for line in batch_api.describe(batch, written, paths):
         progress.print_line(line)
     run_folder.append_log(run_dir, "batch written", folder=str(out), requests=written.requests, chains=written.chains)
@@ -259,13 +224,14 @@ def read_batch_results(run_dir: Path, recipe: Recipe, paths: Sequence[Path]) -> 
             bill.record(watch.spent(), billed)  # first: should this stop here, the same result costs nothing again
             stored.append_lines(segments.encode_chain(chain) for chain in chains if done.add(chain.key))
             notes.append(rows)
-            tick(len(chains), watch.note())
+            tick(len(chains), watch.progress_note())
     run_folder.append_log(run_dir, "batch read", **watch.as_json())
     progress.print_line(f"batch     {watch.chains} chains stored now, {len(done)} in all")
     for said, times in sorted(watch.faults.items(), key=lambda fault: -fault[1])[:5]:
         progress.print_line(f"lacking   {times} results: {said}", "yellow")
     _first_chains_check(folder, recipe, asked)
-    complete = teachers.is_complete(recipe, _without_refused(folder, recipe, asked), done, right)
+    state = SamplingState(done, right)
+    complete = teachers.from_recipe(recipe).is_complete(_without_refused(folder, recipe, asked), state)
     if not complete:
         progress.print_line(
             "missing   some chains are; --batch-out FOLDER writes their requests, without it the server is asked"
@@ -288,9 +254,11 @@ def _infrequent_gc() -> Iterator[None]:
 
 
 def _open_batch(folder: Path, recipe: Recipe, asked: Sequence[Question], server: Any) -> Any:
+    from potstill.teachers.openai_api.teacher import OpenAITeacher
+
     begun = manifest.read_begun(folder)
     assert begun is not None
-    return teachers.open_batch(recipe, asked, server, begun.as_json())
+    return OpenAITeacher(recipe).open_batch(asked, server, begun.as_json())
 
 
 def _read_server(folder: Path) -> Any:
@@ -328,7 +296,7 @@ def _report_shards(paths: list[Path]) -> bool:
 def _probe_server(folder: Path, recipe: Recipe, asked: Sequence[Question], watch: UsageMeter) -> Any:
     """What the teacher's server is, as it was first found; None for a teacher that is none."""
     before = _read_server(folder)
-    found = teachers.probe_server(recipe, asked, before, watch)
+    found = teachers.from_recipe(recipe).probe(asked, before, watch)
     if found is not None and before is None:
         storage.write_json(folder / "server.json", found)
     return found

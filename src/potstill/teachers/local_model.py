@@ -1,211 +1,219 @@
-"""A model folder as teacher, in this process or in vLLM: sampled chains with the raw log-probabilities of its k
-likeliest outcomes.
+"""A model folder as teacher, run by transformers or vLLM: sampled chains with the raw log-probabilities of the k
+likeliest tokens.
 
-    >>> question = Question("mine/1", "What is 1 + 1?", "2", "mine", "train", "number")
-    >>> prompt_of = make_prompt_builder(prefix="Question: 2 + 2?\\nLet's think step by step\\n2 + 2 = 4.\\nThe answer is 4\\n")
-    >>> print(prompt_of(question).plain)
-    Question: 2 + 2?
-    Let's think step by step
-    2 + 2 = 4.
-    The answer is 4
-    <BLANKLINE>
-    Question: What is 1 + 1?
-    Let's think step by step
+    >>> generation = Generation(("mine/1", 0), (5, 6, 7), (b"The answer is", b" 2", b"\\n"),
+    ...                         b"The answer is 2\\n", (), None, "cut")
+    >>> build_chain(generation, "local").text
+    'The answer is 2'
 
-The engine does the work; this module turns questions into requests and texts into chains cut behind the answer.
+An engine of `potstill.inference` generates the texts. This module makes its requests from questions, and truncates the
+texts at their answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from potstill import inference, prompts, storage
-from potstill.errors import UserError
-from potstill.inference import Decode, Engine, Generation, Request, ScoredText, ScoringEngine, batch_requests
-from potstill.prompts import Demonstration, PromptFormat, PromptStyle
-from potstill.records import Chain, Prompt, Question, Turn
-from potstill.storage.segments import UNSHARDED, Shard
-from potstill.teachers import ChainKey, chat_template_input
+from potstill import inference
+from potstill.inference import (
+    Decode,
+    Engine,
+    Generation,
+    Request,
+    ScoredText,
+    ScoringEngine,
+    batch_requests,
+    requirements,
+)
+from potstill.recipe import Recipe
+from potstill.records import Chain, Prompt, Question
+from potstill.storage.segments import UNSHARDED, ChainKey, Shard
+from potstill.teachers import reasoning
+from potstill.teachers.protocol import PromptBuilder, SamplingState, Scorer, load_prompt_builder
 from potstill.teachers.truncate import merge_end_outcomes, truncate_at_answer
 
-if TYPE_CHECKING:
-    from potstill.recipe import Recipe
 
+class LocalModel(Scorer):
+    """The teachers `local` and `vllm`. As a scorer, it uses the model of `teacher.score`."""
 
-def sample_from_recipe(
-    recipe: Recipe, questions: Sequence[Question], source: str, done: Container[ChainKey], shard: Shard = UNSHARDED
-) -> Iterator[list[Chain]]:
-    """The chains of a recipe's teacher of kind local or vllm: its model and its prompt file opened, then `sample`."""
-    from potstill.recipe import find_path
+    generates = True
 
-    teacher = recipe.teacher
-    assert teacher.model is not None
-    folder = find_path(recipe, teacher.model, "teacher.model")
-    kind = "vllm" if teacher.kind == "vllm" else "transformers"
-    return sample(
-        inference.open_engine(
-            folder,
-            kind,
+    def __init__(self, recipe: Recipe, *, as_scorer: bool = False) -> None:
+        super().__init__(recipe)
+        score = self.recipe.teacher.score
+        self.model_key = "teacher.score.model" if as_scorer else "teacher.model"
+        self.model = score.model if as_scorer and score is not None else self.recipe.teacher.model
+        self.engine_kind = "vllm" if self.recipe.teacher.kind == "vllm" else "transformers"
+
+    @property
+    def folder(self) -> Path:
+        return self.find_path(self.model, self.model_key)
+
+    @property
+    def uses_chat_template(self) -> bool:
+        from potstill import models
+
+        return self.recipe.teacher.chat is not False and models.auto_uses_chat_template(self.folder)
+
+    def sample(self, questions: Sequence[Question], state: SamplingState | None = None) -> Iterator[list[Chain]]:
+        teacher, state = self.recipe.teacher, state or SamplingState()
+        engine = inference.open_engine(
+            self.folder,
+            self.engine_kind,
             trust_remote_code=teacher.trust_remote_code,
             chat_template=teacher.chat,
             vllm=teacher.vllm,
-        ),
-        questions,
-        prompt_builder_of(recipe),
-        samples=teacher.samples,
-        temperature=teacher.temperature,
-        max_tokens=teacher.max_tokens,
-        candidates=teacher.top_logprobs,
-        seed=recipe.seed,
-        source=source,
-        budget=teacher.batch_tokens,
-        done=done,
-        shard=shard,
-        chat=chat_template_input(recipe) is not None,
-    )
-
-
-def prompt_builder_of(recipe: Recipe) -> Callable[[Question], Prompt]:
-    """How the teacher of a recipe is asked: behind its prompt file, if it has one."""
-    from potstill.recipe import find_path
-
-    if recipe.teacher.prompt is None:
-        return make_prompt_builder()
-    path = find_path(recipe, recipe.teacher.prompt, "teacher.prompt")
-    try:
-        return make_prompt_builder(prefix=storage.read_bytes(path).decode("utf-8"))
-    except UnicodeDecodeError as fault:
-        raise UserError("is not UTF-8 text", where=path, found=fault.reason, hint="name a text file") from None
-
-
-def make_prompt_builder(
-    *, style: PromptStyle = prompts.TEACHER_STYLE, demonstrations: Sequence[Demonstration] = (), prefix: str = ""
-) -> Callable[[Question], Prompt]:
-    """How a teacher is asked for a chain: behind demonstrations, or behind a text that already holds them.
-
-    prefix  stands before the question as it is, with one newline between (Fu et al. 2023: the eight complex
-            demonstrations, whose file ends in a newline itself)
-    """
-    assert not (demonstrations and prefix), "demonstrations and a prefix text: which comes first is not defined"
-
-    def prompt(question: Question) -> Prompt:
-        asked = prompts.build_prompt(
-            question.text, PromptFormat(bool(demonstrations), True), demonstrations, style=style
         )
-        if not prefix:
-            return asked
-        first, *others = asked.turns
-        return Prompt((Turn(first.role, f"{prefix}\n{first.text}"), *others), asked.lead)
+        return sample(
+            engine,
+            questions,
+            load_prompt_builder(self.recipe),
+            samples=teacher.samples,
+            temperature=teacher.temperature,
+            max_tokens=teacher.max_tokens,
+            top_logprobs=teacher.top_logprobs,
+            seed=self.recipe.seed,
+            source=self.source,
+            batch_tokens=teacher.batch_tokens,
+            stored=state.stored,
+            shard=state.shard,
+            chat=self.uses_chat_template,
+        )
 
-    return prompt
+    def score(self, questions: Sequence[Question], batches: Iterable[list[Chain]]) -> Iterator[list[Chain]]:
+        teacher = self.recipe.teacher
+        trust = teacher.trust_remote_code
+        engine = inference.open_engine(self.folder, trust_remote_code=trust, chat_template=teacher.chat)
+        build_prompt, by_id = load_prompt_builder(self.recipe), {question.id: question for question in questions}
+        for batch in batches:
+            rows = [(build_prompt(by_id[chain.question]), chain) for chain in batch]
+            yield score_chains(engine, rows, top_logprobs=teacher.top_logprobs, batch_tokens=teacher.batch_tokens)
+
+    def input_files(self) -> dict[str, str]:
+        assert self.model is not None
+        return {self.model_key: self.model, **super().input_files()}
+
+    def inputs(self) -> dict[str, str]:
+        from potstill import models, tokenization
+
+        # The effect of `teacher.chat` instead of its value: without a template it changes nothing.
+        chat = {"teacher.chat": "its template"} if self.uses_chat_template else {}
+        versions = {"version of students": str(models.VERSION), "version of tokenizers": str(tokenization.VERSION)}
+        return super().inputs() | chat | versions
+
+    def checks(self, *, weights: bool = True) -> Iterator[Callable[[], object]]:
+        if self.model_key == "teacher.model":
+            yield lambda: load_prompt_builder(self.recipe)
+        if self.engine_kind == "vllm":
+            yield lambda: requirements.check_installed("vllm", "teacher.kind", "set teacher.kind: local")
+            yield lambda: requirements.check_decoder_only(self.folder, self.model_key)
+        elif weights:
+            yield lambda: requirements.check_weights(self.folder, self.recipe.teacher.trust_remote_code)
+
+    def forecast(self, questions: Sequence[Question]) -> list[str]:
+        teacher, folder = self.recipe.teacher, self.find_path_or_none(self.model, self.model_key)
+        chains = len(questions) * teacher.samples
+        chat = folder is not None and self.uses_chat_template
+        return [
+            f"teacher           {teacher.kind}: {folder or f'{teacher.model} does not exist; the run would stop at sample'}",
+            f"  requests        {len(questions)} questions x {teacher.samples} = {chains} chains of at most"
+            f" {chains * teacher.max_tokens} tokens",
+            f"  stores          {teacher.top_logprobs} log-probabilities per token, temperature {teacher.temperature}",
+            *(["  prompts         in its own chat template (teacher.chat: false for plain ones)"] if chat else []),
+        ]
+
+    def prompt_builder(self) -> PromptBuilder | None:
+        return load_prompt_builder(self.recipe)
+
+    def tokenizer_folder(self) -> Path | None:
+        return self.folder
 
 
 def sample(
     engine: Engine,
     questions: Sequence[Question],
-    prompt_of: Callable[[Question], Prompt],
+    build_prompt: PromptBuilder,
     *,
     samples: int,
     temperature: float,
     max_tokens: int,
-    candidates: int,
+    top_logprobs: int,
     seed: int,
     source: str,
-    budget: int,
-    done: Container[ChainKey] = (),
+    batch_tokens: int,
+    stored: Container[ChainKey] = (),
     shard: Shard = UNSHARDED,
     chat: bool = False,
 ) -> Iterator[list[Chain]]:
-    """`samples` chains of every question, one list a batch.
+    """`samples` chains of every question, batch by batch.
 
-    temperature  of the draws; the candidates' natural log-probabilities are those of the raw distribution
-    candidates   outcomes a step; 0 gives tokens without distributions
-    source       the name of this teacher in the keys of its chains
-    budget       tokens that a batch may hold, prompts and answers
-    done         keys that are stored: a batch of nothing else is not generated again, any other is, whole
-    shard        which of the batches: they are those of the whole, so a chain does not depend on the number of shards
-    chat         of a model that is asked in its chat template: it writes until it ends its turn, because it may say
-                 "the answer is" in a thought; the chain is cut behind the line of the answer part that says it
+    temperature   of sampling; the stored natural log-probabilities are those at temperature 1
+    top_logprobs  alternatives per token; 0 gives tokens without log-probabilities
+    source        the name of this teacher in the keys of its chains
+    batch_tokens  the most tokens of a batch, of prompts and answers
+    stored        keys of stored chains: a batch of only such chains is not generated again; any other is, whole
+    shard         the part of the batches, which do not depend on the number of shards
+    chat          whether the model uses its chat template. Then it writes until it ends its turn, because a thought may
+                  contain "the answer is", and the chain is truncated at the answer after the thought
 
-    Raises UserError if a prompt does not fit the model; the longest come first, so at once.
+    Raises UserError if a prompt does not fit the model, at once: the longest prompts come first.
     """
     requests = [
         Request((question.id, index), prompt)
         for question in questions
-        for prompt in [engine.encode(prompt_of(question))]
+        for prompt in [engine.encode(build_prompt(question))]
         for index in range(samples)
     ]
-    for batch in shard.of(batch_requests(requests, budget, max_tokens=max_tokens)):
-        asked = [requests[index] for index in batch]
-        if all((request.key[0], source, request.key[1]) in done for request in asked):
+    for indices in shard.of(batch_requests(requests, batch_tokens, max_tokens=max_tokens)):
+        batch = [requests[index] for index in indices]
+        if all((request.key[0], source, request.key[1]) in stored for request in batch):
             continue
-        written = engine.generate(
-            asked,
+        generations = engine.generate(
+            batch,
             Decode(
                 max_tokens=max_tokens,
                 temperature=temperature,
                 seed=seed,
-                top_logprobs=candidates,
+                top_logprobs=top_logprobs,
                 stop_at_answer=None if chat else "line",
             ),
         )
-        yield [build_chain(text, source, chat) for text in written]
+        yield [build_chain(generation, source, chat) for generation in generations]
 
 
 def score_chains(
-    engine: ScoringEngine, rows: Sequence[tuple[Prompt, Chain]], *, candidates: int, budget: int
+    engine: ScoringEngine, rows: Sequence[tuple[Prompt, Chain]], *, top_logprobs: int, batch_tokens: int
 ) -> list[Chain]:
-    """Chains that exist, as this model reads them: its tokens, and at each the raw log-probabilities of its outcomes.
+    """Existing chains with this model's tokens, and the raw log-probabilities of its likeliest tokens at each position.
 
-    rows  each chain with the prompt that the model would have been asked; texts and keys stay as they are
+    rows  each chain with the model's prompt for it; texts and keys stay unchanged
     Raises UserError if a chain does not fit the model.
     """
-    texts = [one.text for _, one in rows]
-    requests = [Request((one.question, place), engine.encode(prompt)) for place, (prompt, one) in enumerate(rows)]
-    longest = max((len(text.encode()) for text in texts), default=0) // 2  # tokens of fewer bytes are rare
-    found: dict[int, ScoredText] = {}
-    for batch in batch_requests(requests, max(budget, 1), max_tokens=longest):
-        told = engine.score(
-            [requests[place] for place in batch], [texts[place] for place in batch], top_logprobs=candidates
+    texts = [chain.text for _, chain in rows]
+    requests = [Request((chain.question, row), engine.encode(prompt)) for row, (prompt, chain) in enumerate(rows)]
+    longest = max((len(text.encode()) for text in texts), default=0) // 2  # most tokens have two bytes or more
+    scores: dict[int, ScoredText] = {}
+    for batch in batch_requests(requests, max(batch_tokens, 1), max_tokens=longest):
+        scored = engine.score(
+            [requests[row] for row in batch], [texts[row] for row in batch], top_logprobs=top_logprobs
         )
-        found.update(zip(batch, told, strict=True))
-    return [_with_scores(one, found[place]) for place, (_, one) in enumerate(rows)]
+        scores.update(zip(batch, scored, strict=True))
+    return [_with_scores(chain, scores[row]) for row, (_, chain) in enumerate(rows)]
 
 
-def _with_scores(one: Chain, read: ScoredText) -> Chain:
-    # What was cut off by a budget has no end; any other text ends where its last line does.
-    steps = (
-        read.candidates[:-1]
-        if one.stop == "length"
-        else (*read.candidates[:-1], merge_end_outcomes(read.candidates[-1]))
-    )
-    return replace(one, tokens=read.tokens, spans=read.spans, candidates=steps, semantics="raw")
+def _with_scores(chain: Chain, scored: ScoredText) -> Chain:
+    # A chain that was cut off at max_tokens has no end; any other text ends with its last line.
+    *steps, end = scored.candidates
+    candidates = steps if chain.stop == "length" else [*steps, merge_end_outcomes(end)]
+    return replace(chain, tokens=scored.tokens, spans=scored.spans, candidates=tuple(candidates), semantics="raw")
 
 
-def score_batches(recipe: Recipe, questions: Sequence[Question], found: Iterable[list[Chain]]) -> Iterator[list[Chain]]:
-    """Batches of chains, each chain with the distributions of the model that a recipe's `teacher.score` names."""
-    from potstill.recipe import find_path
-
-    teacher = recipe.teacher
-    assert teacher.score is not None
-    folder = find_path(recipe, teacher.score.model, "teacher.score.model")
-    engine = inference.open_engine(folder, trust_remote_code=teacher.trust_remote_code, chat_template=teacher.chat)
-    prompt_of, by_id = prompt_builder_of(recipe), {question.id: question for question in questions}
-    for batch in found:
-        rows = [(prompt_of(by_id[one.question]), one) for one in batch]
-        yield score_chains(engine, rows, candidates=teacher.top_logprobs, budget=teacher.batch_tokens)
-
-
-def build_chain(text: Generation, source: str, chat: bool = False) -> Chain:
-    """A generated text as a chain, cut behind its answer sentence. Of a chat model's the tags around a thought are
-    taken out, as of a server's, and the sentence is looked for behind the thought."""
-    question, index = text.key
-    made = Chain.from_tokens(question, index, text.tokens, text.candidates, text.stop, source=source)
-    if not chat or made.text.encode() != made.content:
-        return truncate_at_answer(made)
-    from potstill.teachers import reasoning  # brings the library for HTTP
-
-    parts = reasoning.split_tags(made.text)
-    return truncate_at_answer(*reasoning.select_parts(made, parts, "both")) if parts else truncate_at_answer(made)
+def build_chain(generation: Generation, source: str, chat: bool = False) -> Chain:
+    """The chain of a generated text, truncated at its answer sentence. For a chat model the tags around a thought are
+    removed, and the answer is searched after the thought."""
+    question, index = generation.key
+    chain = Chain.from_tokens(question, index, generation.tokens, generation.candidates, generation.stop, source=source)
+    parts = reasoning.split_tags(chain.text) if chat and chain.text.encode() == chain.content else []
+    return truncate_at_answer(*reasoning.select_parts(chain, parts, "both")) if parts else truncate_at_answer(chain)

@@ -1,51 +1,71 @@
-"""A set's own rationales as chains: one solution a question, in words, without tokens or probabilities.
+"""The solutions of a data set as chains: one text per question, without tokens or log-probabilities.
 
     >>> question = Question("gsm8k/1", "What is 1 + 1?", "2", "gsm8k", "train", "gsm8k", rationale="1 + 1 = 2.")
-    >>> [chains] = build_reference_chains([question])
+    >>> [chains] = ReferenceSolutions(Recipe(name="mine")).sample([question])
     >>> chains[0].text, chains[0].semantics
     ('1 + 1 = 2.\\nThe answer is 2', 'none')
 
-A student is taught them with hard targets.
+The student learns them with hard targets, unless `teacher.score` adds log-probabilities.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from potstill import prompts
 from potstill.errors import UserError
+from potstill.recipe import Recipe
 from potstill.records import Chain, Question
-from potstill.teachers import ChainKey
+from potstill.teachers.protocol import TextTeacher
+
+__all__ = ["Recipe", "ReferenceSolutions"]
+BATCH_SIZE = 256
 
 
-def build_reference_chains(
-    questions: Sequence[Question], *, source: str = "human", batch: int = 256, done: Container[ChainKey] = ()
-) -> Iterator[list[Chain]]:
-    """The chain with index 0 of every question, `batch` chains at a time, in the order of the questions.
+class ReferenceSolutions(TextTeacher):
+    """The teacher `human`."""
 
-    Raises UserError, before the first batch, if a question has no rationale.
-    """
-    silent = [question.id for question in questions if not question.rationale]
-    if silent:
-        raise UserError(
-            f"{len(silent)} of {len(questions)} questions have no rationale for the human teacher",
-            where="teacher",
-            found=f"the first is {silent[0]}",
-            hint="give each training question a rationale (sets.NAME.fields names its field), take out those that have "
-            "none, or ask another teacher",
+    right_by_definition = True
+
+    def read_chains(
+        self, questions: Sequence[Question], other_questions: Iterable[Question] = ()
+    ) -> Iterator[list[Chain]]:
+        """The chain with index 0 of every question, in the order of the questions.
+
+        Raises UserError, before the first batch, if a question has no solution.
+        """
+        missing = [question.id for question in questions if not question.rationale]
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {len(questions)} questions have no solution for the teacher `human`",
+                code="E-teacher-no-solutions",
+                where="teacher",
+                found=f"the first is {missing[0]}",
+                hint="give each training question a rationale (sets.NAME.fields names its field), remove the others, or"
+                " use another teacher",
+            )
+        return (
+            [self._build_chain(question) for question in questions[start : start + BATCH_SIZE]]
+            for start in range(0, len(questions), BATCH_SIZE)
         )
-    return _iter_batches(questions, source, batch, done)
 
+    def _build_chain(self, question: Question) -> Chain:
+        text = prompts.format_solution(question.rationale or "", question.gold)
+        return Chain.from_text(question.id, 0, text, source=self.source)
 
-def _iter_batches(
-    questions: Sequence[Question], source: str, batch: int, done: Container[ChainKey]
-) -> Iterator[list[Chain]]:
-    for start in range(0, len(questions), batch):
-        chains = [_build_chain(question, source) for question in questions[start : start + batch]]
-        if not all(chain.key in done for chain in chains):
-            yield chains
+    def count_chains(self, questions: Sequence[Question]) -> int | None:
+        return sum(bool(question.rationale) for question in questions) or None
 
+    def forecast(self, questions: Sequence[Question]) -> list[str]:
+        missing = [question.id for question in questions if not question.rationale]
+        count = len(questions) - len(missing)
+        lines = [f"teacher           human: {count} solutions of the sets, without log-probabilities"]
+        if missing:
+            lines += [
+                f"  missing         {len(missing)} of {len(questions)} questions have no solution, first {missing[0]};",
+                "                  the run would stop at sample",
+            ]
+        return lines
 
-def _build_chain(question: Question, source: str) -> Chain:
-    assert question.rationale
-    return Chain.from_text(question.id, 0, prompts.format_solution(question.rationale, question.gold), source=source)
+    def describe_chains(self) -> str:
+        return "the sets' own rationales"

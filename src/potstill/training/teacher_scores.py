@@ -124,7 +124,7 @@ def rescore_across_tokenizers(
         for index, (row, text, stop) in enumerate(zip(rows, texts, stops, strict=True))
     ]
     pairs = [(prompt_of(chain.question), chain) for chain in chains]
-    scored = local_model.score_chains(scorer, pairs, candidates=top_k, budget=budget)
+    scored = local_model.score_chains(scorer, pairs, top_logprobs=top_k, batch_tokens=budget)
     completions = text_rule_completions.completions(scored, student_tokenizer)
     encoder = get_encoder(student_tokenizer)
     result = []

@@ -1,16 +1,15 @@
-"""The budget: what a run may cost, what it has cost, and the ceiling that it does not pass.
+"""The budget of a run: what its requests may cost, what they have cost, and the limit that they do not exceed.
 
-    >>> settings = ServerSettings(model="m", max_tokens=100, prices=(1.0, 2.0), most_tokens=1000)
+    >>> settings = ServerSettings(model="m", max_tokens=100, prices=(1.0, 2.0), budget_tokens=1000)
     >>> budget = Budget(settings, UsageMeter())
     >>> prompt = Prompt((Turn("user", "x" * 200),))
-    >>> [budget.reserve(prompt, 4) for _ in range(3)]            # at most 100 + 400 tokens each
+    >>> [budget.reserve(prompt, 4) for _ in range(3)]            # each at most 100 + 400 tokens
     [(500.0, 0.0009), (500.0, 0.0009), None]
 
-Before a request is sent the most that it can cost is set aside: its prompt, and all the tokens that it may write. What
-comes back is counted as the server counts it; an answer that broke off may have been billed, so all that was set aside
-for it is spent. The same holds for an answer without a credible count (none, a negative one, two different ones, fewer
-tokens than its texts can have): then the larger of what was set aside and what arrived is spent.
-Requests that are given up when sampling stops are counted as broken off.
+Before a request is sent, the most that it can cost is reserved: its prompt, and the maximum length of all its texts.
+The response is then charged by the server's token counts. A broken response may have been billed, so its whole
+reservation is charged. If the counts are not credible (missing, negative, given twice, too small for the texts), the
+larger of the reservation and of an estimate of the received text is charged.
 """
 
 from __future__ import annotations
@@ -27,139 +26,137 @@ from potstill.teachers.usage import UsageMeter
 __all__ = ["Budget", "Prompt", "Turn", "forecast"]
 Reservation = tuple[float, float]  # tokens, money
 
-TOKENS_PER_BYTE_AT_MOST = 0.5  # tokens a byte of a prompt, before a server has said how many it counts
-TOKENS_PER_BYTE = 0.27  # for a plan: English and digits
-MILLION = 1e6
-MAX_BYTES_PER_TOKEN = 64  # bytes a token; a server that counts fewer tokens than this makes is not believed
+TOKENS_PER_BYTE_AT_MOST = 0.5  # of a prompt, until the server has counted one
+TOKENS_PER_BYTE = 0.27  # a typical value for English and digits
+MAX_BYTES_PER_TOKEN = 64  # a server that counts fewer tokens than this implies is not credible
 
 
 class Budget:
-    def __init__(self, settings: ServerSettings, watch: UsageMeter) -> None:
-        self.settings, self.watch = settings, watch
-        self.aside_tokens = self.aside_money = 0.0
-        self.most_aside = (0.0, 0.0)  # ever, at the same time
-        self.density = 0.0  # the most tokens a byte that a prompt had
-        self.longest = settings.max_tokens  # the most tokens a text that a server wrote, if it wrote more than it may
+    def __init__(self, settings: ServerSettings, usage: UsageMeter) -> None:
+        self.settings, self.usage = settings, usage
+        self.reserved_tokens = self.reserved_money = 0.0
+        self.max_reserved = (0.0, 0.0)  # tokens and money, the highest at any time
+        self.prompt_density = 0.0  # the most tokens per byte that a prompt had
+        self.longest_text = settings.max_tokens  # tokens; larger if the server exceeded the limit
 
     def reserve(self, prompt: Prompt, n: int) -> Reservation | None:
-        """Set tokens and money aside for n texts; None if they could pass a ceiling."""
-        tokens, money = self._most(prompt, n)
-        if not self._within(tokens, money):
+        """Reserve the most that n texts can cost; None if that could exceed the budget."""
+        tokens, money = self._max_cost(prompt, n)
+        if not self._is_within(tokens, money):
             return None
-        self.aside_tokens += tokens
-        self.aside_money += money
-        if self.aside_tokens > self.most_aside[0] or self.aside_money > self.most_aside[1]:
-            self.most_aside = max(self.aside_tokens, self.most_aside[0]), max(self.aside_money, self.most_aside[1])
-            self.watch.risk(*self.most_aside)
+        self.reserved_tokens += tokens
+        self.reserved_money += money
+        highest = max(self.reserved_tokens, self.max_reserved[0]), max(self.reserved_money, self.max_reserved[1])
+        if highest != self.max_reserved:
+            self.max_reserved = highest
+            self.usage.on_reserve(*highest)
         return tokens, money
 
-    def allows(self, prompt: Prompt, n: int, times: int, length: int) -> bool:
-        """Whether a request for n texts is within the ceilings, and so many small ones of two texts."""
-        size = _prompt_bytes(prompt) * TOKENS_PER_BYTE_AT_MOST * times
-        small = size + 2 * times * length
-        return self._within(*self._most(prompt, n)) and self._within(
-            small, compute_cost(self.settings, size, 2 * times * length)
+    def allows_probe(self, prompt: Prompt, n: int, probes: int, max_tokens: int) -> bool:
+        """Whether the budget allows a request for n texts, and also `probes` requests for two short texts."""
+        asked, written = _prompt_bytes(prompt) * TOKENS_PER_BYTE_AT_MOST * probes, 2 * probes * max_tokens
+        return self._is_within(*self._max_cost(prompt, n)) and self._is_within(
+            asked + written, compute_cost(self.settings, asked, written)
         )
 
-    def _within(self, tokens: float, money: float) -> bool:
-        s = self.settings
-        if s.most_tokens is not None and self.tokens + self.aside_tokens + tokens > s.most_tokens:
+    def _is_within(self, tokens: float, money: float) -> bool:
+        max_tokens, max_money = self.settings.budget_tokens, self.settings.budget_money
+        if max_tokens is not None and self.tokens + self.reserved_tokens + tokens > max_tokens:
             return False
-        return s.most_money is None or self.money + self.aside_money + money <= s.most_money
+        return max_money is None or self.money + self.reserved_money + money <= max_money
 
-    def settle(self, aside: Reservation, prompt: Prompt, n: int, answer: Reply) -> None:
-        """Give back what was set aside for n texts and count what was spent."""
-        self.aside_tokens -= aside[0]
-        self.aside_money -= aside[1]
-        if answer.body is None and not answer.charged:
+    def settle(self, reservation: Reservation, prompt: Prompt, n: int, reply: Reply) -> None:
+        """Release the reservation for n texts and charge what the reply cost."""
+        self.reserved_tokens -= reservation[0]
+        self.reserved_money -= reservation[1]
+        if reply.body is None and not reply.charged:
             return
-        asked, written = self._counted(prompt, n, answer.body)
-        self.watch.prompt_tokens += asked
-        self.watch.completion_tokens += written
-        self.watch.money += compute_cost(self.settings, asked, written)
+        asked, written = self._count_tokens(prompt, n, reply.body)
+        self.usage.prompt_tokens += asked
+        self.usage.completion_tokens += written
+        self.usage.money += compute_cost(self.settings, asked, written)
 
-    def _counted(self, prompt: Prompt, n: int, body: ResponseBody | None) -> tuple[int, int]:
-        """The tokens of an answer's prompt and texts: as the server counts them, if that can be."""
+    def _count_tokens(self, prompt: Prompt, n: int, body: ResponseBody | None) -> tuple[int, int]:
+        """The tokens of the prompt and of the texts: the server's counts if they are credible, else estimates."""
         size = _prompt_bytes(prompt)
-        asked, written = round(size * max(TOKENS_PER_BYTE_AT_MOST, self.density)), n * self.longest
+        asked, written = round(size * max(TOKENS_PER_BYTE_AT_MOST, self.prompt_density)), n * self.longest_text
         if body is None:
             return asked, written
-        usage, entries = body.usage or Usage(), sum(choice.entries() for choice in body.choices)
+        usage, entries = body.usage or Usage(), sum(choice.count_entries() for choice in body.choices)
+        text_bytes = sum(map(_text_bytes, body.choices))
         if usage.prompt_tokens is not None and usage.prompt_tokens * MAX_BYTES_PER_TOKEN >= size:
             asked = usage.prompt_tokens
-            self.density = max(self.density, asked / max(size, 1))
-        if usage.completion_tokens is not None and usage.completion_tokens * MAX_BYTES_PER_TOKEN >= sum(
-            map(_text_bytes, body.choices)
-        ):
+            self.prompt_density = max(self.prompt_density, asked / max(size, 1))
+        if usage.completion_tokens is not None and usage.completion_tokens * MAX_BYTES_PER_TOKEN >= text_bytes:
             written = max(usage.completion_tokens, entries)
-            self.longest = max(self.longest, -(-written // max(n, 1)))
+            self.longest_text = max(self.longest_text, -(-written // max(n, 1)))
             return asked, written
-        return asked, max(written, entries, round(sum(map(_text_bytes, body.choices)) * TOKENS_PER_BYTE))
+        return asked, max(written, entries, round(text_bytes * TOKENS_PER_BYTE))
 
     @property
     def tokens(self) -> float:
-        watch = self.watch
-        before = watch.before.get("prompt_tokens", 0) + watch.before.get("completion_tokens", 0)
-        return before + watch.prompt_tokens + watch.completion_tokens
+        """Tokens of prompts and texts that the run has spent, in earlier processes and in this one."""
+        before = self.usage.before
+        return sum(before.get(name, 0) + getattr(self.usage, name) for name in ("prompt_tokens", "completion_tokens"))
 
     @property
     def money(self) -> float:
-        return self.watch.before.get("money", 0.0) + self.watch.money
+        return self.usage.before.get("money", 0.0) + self.usage.money
 
-    def reached(self) -> UserError:
-        """What to say when nothing more can be asked."""
-        s = self.settings
-        key, found, ceiling = "tokens", self.tokens, s.most_tokens
-        if ceiling is None or (s.most_money is not None and self.money * ceiling >= self.tokens * s.most_money):
-            key, found, ceiling = "money", round(self.money, 4), s.most_money
+    def spent_error(self) -> UserError:
+        """The error of a run whose budget allows no further request."""
+        settings = self.settings
+        key, spent, limit = "tokens", self.tokens, settings.budget_tokens
+        if limit is None or (settings.budget_money is not None and self.money * limit >= spent * settings.budget_money):
+            key, spent, limit = "money", round(self.money, 4), settings.budget_money
         return UserError(
-            "the budget is spent: one more request could pass it",
+            "the budget is spent: one more request could exceed it",
+            code="E-teacher-budget-spent",
             where=f"teacher.budget.{key}",
-            found=f"{found:g} of {ceiling:g}" + (", this shard's part" if self.watch.settled else ""),
-            hint="raise it, or set teacher.budget.spent to seal to go on with what is stored; run the same command again",
+            found=f"{spent:g} of {limit:g}" + (" (the part of this shard)" if self.usage.settled else ""),
+            hint="raise it, or set teacher.budget.spent to seal to continue with the stored chains; then run the same"
+            " command again",
         )
 
-    def _most(self, prompt: Prompt, n: int) -> Reservation:
-        asked = _prompt_bytes(prompt) * (TOKENS_PER_BYTE_AT_MOST if self.density == 0 else max(self.density, 0.1))
-        written = n * self.longest
+    def _max_cost(self, prompt: Prompt, n: int) -> Reservation:
+        density = TOKENS_PER_BYTE_AT_MOST if self.prompt_density == 0 else max(self.prompt_density, 0.1)
+        asked, written = _prompt_bytes(prompt) * density, n * self.longest_text
         return asked + written, compute_cost(self.settings, asked, written)
 
 
-def compute_cost(settings: ServerSettings, asked: float, written: float) -> float:
-    """Money for so many tokens of prompts and of answers."""
-    return (asked * settings.prices[0] + written * settings.prices[1]) / MILLION
+def compute_cost(settings: ServerSettings, prompt_tokens: float, completion_tokens: float) -> float:
+    return (prompt_tokens * settings.prices[0] + completion_tokens * settings.prices[1]) / 1e6
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """chains and requests are exact if nothing fails; tokens of prompts are estimated, those written are the most."""
+    """chains and requests are exact if nothing fails; prompt_tokens is an estimate, completion_tokens a maximum."""
 
     questions: int
     chains: int
     requests: int
     prompt_tokens: int
-    written: int
+    completion_tokens: int
     money: float
 
 
 def forecast(settings: ServerSettings, prompts: list[Prompt]) -> Forecast:
-    """What asking all questions would take."""
-    requests = -(-settings.samples // settings.per_request)
+    """The work and the cost of sampling all chains of some questions, given their prompts."""
+    requests = -(-settings.samples // settings.samples_per_request)
     asked = round(sum(map(estimate_tokens, prompts)) * requests)
-    written = len(prompts) * settings.samples * settings.max_tokens
-    return Forecast(
-        len(prompts), len(prompts) * settings.samples, len(prompts) * requests, asked, written,
-        compute_cost(settings, asked, written),
-    )  # fmt: skip
+    chains = len(prompts) * settings.samples
+    written = chains * settings.max_tokens
+    money = compute_cost(settings, asked, written)
+    return Forecast(len(prompts), chains, len(prompts) * requests, asked, written, money)
 
 
 def estimate_tokens(prompt: Prompt) -> float:
-    """About how many tokens a prompt has."""
+    """The typical number of tokens of a prompt."""
     return _prompt_bytes(prompt) * TOKENS_PER_BYTE
 
 
 def _text_bytes(choice: Choice) -> int:
-    """Bytes of a text and of its thoughts."""
+    """The size of a text and of its thought in bytes."""
     thought, answer = message_texts(choice)
     return len((thought + answer).encode("utf-8", "replace"))
 

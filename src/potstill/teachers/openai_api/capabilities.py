@@ -1,7 +1,14 @@
-"""The probe: a few small requests that find out how a server wants to be asked and what it gives.
+"""The probe: a few small requests that find out which requests a server accepts and what it returns.
 
-By behaviour, never by name: whether log-probabilities come and how many, whether n is honoured, what the bytes and ids
-of tokens are worth, how the end is named, and whether temperature is in the numbers.
+    >>> at_temperature_1 = {"a": -0.1, "b": -2.4}
+    >>> compare_temperatures(at_temperature_1, {"a": -0.1, "b": -2.4}, 0.5)
+    'raw'
+    >>> compare_temperatures(at_temperature_1, {"a": -0.01, "b": -4.61}, 0.5)
+    'tempered'
+
+It judges behaviour, never the name of a server: whether log-probabilities arrive and how many, whether `n` is honoured,
+whether the bytes and ids of tokens are true, how the end token is named, and whether the log-probabilities include the
+temperature.
 """
 
 from __future__ import annotations
@@ -23,286 +30,322 @@ from potstill.teachers.openai_api.scheduler import starts_with_prompt
 from potstill.teachers.openai_api.server_errors import hint_for
 from potstill.teachers.openai_api.token_entries import ReaderContext
 
-PROBE_MAX_TOKENS = 24  # tokens that a probe may write
-RARE_PARAMETERS = ("top_k", "min_p", "repetition_penalty", "repeat_penalty")  # what only some servers know
+PROBE_MAX_TOKENS = 24
+PROBE_REQUESTS = 4  # answered ones: one for two texts, one at each of two temperatures, and one to spare
+MAX_FORMS = 24  # forms of the request that are tried
+RARE_PARAMETERS = ("top_k", "min_p", "repetition_penalty", "repeat_penalty")  # only some servers know them
 COMMON_PARAMETERS = ("presence_penalty", "frequency_penalty", "top_p", "seed", "n")
-PROBE_REQUESTS = (
-    4  # requests of a probe that a server answers: one of two texts, one each at two temperatures, one to spare
-)
+HARD_TARGETS_HINT = "set teacher.top_logprobs to 0 (hard targets), or use another server"
 
 
-async def probe(client: Client, settings: ServerSettings, prompt: Prompt, reader: ReaderContext) -> Capabilities:
-    """The manner of the first server of a recipe, found with one of its own prompts.
+async def probe(client: Client, settings: ServerSettings, prompt: Prompt, context: ReaderContext) -> Capabilities:
+    """The capabilities of the first server of a recipe, found with one of the recipe's own prompts.
 
-    Raises UserError where it gives less than the recipe asks: that must be the user's decision.
+    Raises UserError if the server gives less than the recipe asks for: the user must decide what to change.
     """
     try:
-        return await _probe(client, settings, prompt, reader)
-    except DECODE_ERRORS as fault:
-        raise UserError("the server's answer cannot be read", where=settings.urls[0], found=fault,
-                        hint="set teacher.top_logprobs to 0, or use another server") from None  # fmt: skip
+        return await _probe(client, settings, prompt, context)
+    except DECODE_ERRORS as error:
+        raise UserError(
+            "the server's response cannot be decoded",
+            code="E-teacher-invalid-response",
+            where=settings.urls[0],
+            found=error,
+            hint=HARD_TARGETS_HINT,
+        ) from None
 
 
-async def _probe(client: Client, settings: ServerSettings, prompt: Prompt, reader: ReaderContext) -> Capabilities:
-    manner = Capabilities(ids=reader.pieces is not None)
-    manner, body = await _send(client, settings, manner, prompt, n=2)
+async def _probe(client: Client, settings: ServerSettings, prompt: Prompt, context: ReaderContext) -> Capabilities:
+    capabilities = Capabilities(ids=context.lookup is not None)
+    capabilities, body = await _send(client, settings, capabilities, prompt, n=2)
     if not body.choices:
-        raise UserError("the server answers without a text", where=settings.urls[0], hint="look at its log")
-    manner = replace(manner, n=manner.n and len(body.choices) == 2, served=(body.model or "")[:200])
+        raise UserError(
+            "the server's response has no text",
+            code="E-teacher-no-text",
+            where=settings.urls[0],
+            hint="look at the server's log",
+        )
+    honours_n = capabilities.n and len(body.choices) == 2
+    capabilities = replace(capabilities, n=honours_n, served=(body.model or "")[:200])
     chain_reader.fill_finish_reasons(body, min(PROBE_MAX_TOKENS, settings.max_tokens))
     for reason in chain_reader.unknown_finish_reasons(body):
-        client.tell(f"finish_reason {reason!r} has no meaning here: such texts count as cut off")
+        client.warn(f"the finish_reason {reason!r} is unknown: such texts count as cut off")
     _check_echo(settings, body, prompt)
-    if settings.candidates == 0:
-        return manner
+    if settings.top_logprobs == 0:
+        return capabilities
     choice = body.choices[0]
     _check_top_logprobs(settings, choice)
-    chain = chain_reader.read_chain(choice, "probe", 0, replace(reader, learn="both"))
-    if reader.pieces is not None:
+    chain = chain_reader.read_chain(choice, "probe", 0, replace(context, reasoning="both"))
+    if context.lookup is not None:
         _check_tokenizer(settings, chain, choice)
     if chain_reader.DEFECT_OTHER_TEXT in chain.defects:
         raise UserError(
-            "the server's log-probabilities are of other tokens than its text has",
+            "the server's log-probabilities belong to other tokens than its text",
+            code="E-teacher-other-tokens",
             where=settings.urls[0],
             found=f"{chain.text[:60]!r}",
-            hint="set teacher.top_logprobs to 0, or use another server",
+            hint=HARD_TARGETS_HINT,
         )
     return replace(
-        manner,
+        capabilities,
         whole="entries missing" not in chain.defects,
-        bytes=_classify_bytes(choice, chain, reader),
-        ends=_find_end_names(body, chain, reader),
-        semantics=await _find_semantics(client, settings, manner, prompt, reader),
+        bytes=_classify_bytes(choice, chain, context),
+        ends=_find_end_names(body, context),
+        semantics=await _find_semantics(client, settings, capabilities, prompt, context),
     )
 
 
 async def _send(
     client: Client,
     settings: ServerSettings,
-    manner: Capabilities,
+    capabilities: Capabilities,
     prompt: Prompt,
     n: int = 1,
     temperature: float | None = None,
 ) -> tuple[Capabilities, ResponseBody]:
-    """A body, and the manner in which the server was willing to give it."""
-    length = min(PROBE_MAX_TOKENS, settings.max_tokens) if n > 1 else 1
-    first, less = Reply("refused"), list[Capabilities]()
-    for _ in range(24):
-        n = n if manner.n else 1
-        request = build_body(settings, manner, prompt, n=n, seed=1, max_tokens=length, temperature=temperature)
-        answer, alone = await _wait_for_reply(client, settings, request)
-        manner = replace(manner, n=False) if alone else manner
-        if answer.body is not None:
-            return manner, answer.body
-        name = _refused_parameter(answer, request)
+    """A response body, and the capabilities with which the server was willing to give it."""
+    max_tokens = min(PROBE_MAX_TOKENS, settings.max_tokens) if n > 1 else 1
+    first_refusal, reduced = Reply("refused"), list[Capabilities]()
+    for _ in range(MAX_FORMS):
+        n = n if capabilities.n else 1
+        body = build_body(settings, capabilities, prompt, n=n, seed=1, max_tokens=max_tokens, temperature=temperature)
+        reply, single_text = await _wait_for_reply(client, settings, body)
+        capabilities = replace(capabilities, n=False) if single_text else capabilities
+        if reply.body is not None:
+            return capabilities, reply.body
+        name = _refused_parameter(reply, body)
         if name in ("logprobs", "top_logprobs"):
             raise UserError(
-                f"the server does not give {settings.candidates} candidates a token",
+                f"the server does not give {settings.top_logprobs} log-probabilities per token",
+                code="E-teacher-top-logprobs",
                 where=settings.urls[0],
-                found=answer.said,
-                hint="set teacher.top_logprobs to what it gives, or to 0 to learn from its texts alone (hard targets)",
+                found=reply.message,
+                hint="set teacher.top_logprobs to a number that the server allows, or to 0 to learn from its texts alone"
+                " (hard targets)",
             )
         if name in settings.extra:
-            raise UserError("the server refuses a field of the recipe", where=f"teacher.server.extra.{name}",
-                            found=answer.said, hint="take it out, or correct its value")  # fmt: skip
-        other = manner.without(name) if name else None
-        if other is None and not first.said:  # it names nothing that can be left out: try with less
-            first, less = answer, _reduced_forms(manner, n)
-        if other is None and not less:
-            raise UserError("the server refuses the request", where=settings.urls[0], found=first.said,
-                            hint="correct what it names in the recipe")  # fmt: skip
-        manner = other or less.pop(0)
-    raise UserError("the server refuses every form of the request", where=settings.urls[0], hint="look at its log")
-
-
-def _reduced_forms(manner: Capabilities, n: int) -> list[Capabilities]:
-    """Manners that ask for less: one text, then without what only some servers know, then with the least."""
-    further = replace(
-        manner, left_out=(*manner.left_out, *(name for name in RARE_PARAMETERS if name not in manner.left_out))
+            raise UserError(
+                "the server refuses a field of the recipe",
+                code="E-teacher-refused-field",
+                where=f"teacher.server.extra.{name}",
+                found=reply.message,
+                hint="remove it, or correct its value",
+            )
+        without = capabilities.without(name) if name else None
+        if without is None and not first_refusal.message:  # the message names no optional parameter: try with fewer
+            first_refusal, reduced = reply, _reduced_forms(capabilities, n)
+        if without is None and not reduced:
+            raise UserError(
+                "the server refuses the request",
+                code="E-teacher-refused-request",
+                where=settings.urls[0],
+                found=first_refusal.message,
+                hint="correct in the recipe what the message names",
+            )
+        capabilities = without or reduced.pop(0)
+    raise UserError(
+        "the server refuses every form of the request",
+        code="E-teacher-refused-request",
+        where=settings.urls[0],
+        hint="look at the server's log",
     )
-    least = tuple(name for name in (*RARE_PARAMETERS, *COMMON_PARAMETERS) if name not in manner.left_out)
-    alone = [replace(manner, n=False), further, replace(further, n=False)] if n > 1 else [further]
-    return [*alone, replace(manner, n=False, left_out=(*manner.left_out, *least))]
 
 
-async def _wait_for_reply(client: Client, settings: ServerSettings, request: dict) -> tuple[Reply, bool]:
-    """An answer or a refusal of the first server, waited for as long as its patience says, as a model may still be
-    loading. And whether it was given to a request for one text, where one for several was a fault."""
-    url, draw, began, tries = settings.urls[0], random.Random(settings.seed), time.monotonic(), 0
+def _reduced_forms(capabilities: Capabilities, n: int) -> list[Capabilities]:
+    """Capabilities that ask for less: one text, then no rare parameters, then only the required ones."""
+    left_out = capabilities.left_out
+    rare = replace(capabilities, left_out=(*left_out, *(name for name in RARE_PARAMETERS if name not in left_out)))
+    optional = tuple(name for name in (*RARE_PARAMETERS, *COMMON_PARAMETERS) if name not in left_out)
+    forms = [replace(capabilities, n=False), rare, replace(rare, n=False)] if n > 1 else [rare]
+    return [*forms, replace(capabilities, n=False, left_out=(*left_out, *optional))]
+
+
+async def _wait_for_reply(client: Client, settings: ServerSettings, body: dict) -> tuple[Reply, bool]:
+    """A response or a refusal of the first server, which may still be loading its model: `settings.patience` limits
+    the wait. And whether the server answered only after the request for several texts became one for a single text."""
+    url, rng, started, tries = settings.urls[0], random.Random(settings.seed), time.monotonic(), 0
     while True:
-        answer = await client.ask(url, request)
-        if answer.outcome in ("good", "refused"):
-            return answer, False
-        if answer.outcome == "stop" or answer.lasting:
+        reply = await client.send(url, body)
+        if reply.outcome in ("good", "refused"):
+            return reply, False
+        if reply.outcome == "stop" or reply.permanent:
             break
-        if answer.outcome == "again" and request.get("n", 1) > 1:  # some refuse n with a fault of their own
-            alone = await client.ask(url, request | {"n": 1})
-            if alone.outcome in ("good", "refused"):
-                return alone, True
-        left = settings.patience - (time.monotonic() - began)
-        if answer.wait is not None and answer.wait > left:
+        if reply.outcome == "again" and body.get("n", 1) > 1:  # some servers fail instead of refusing n
+            single = await client.send(url, body | {"n": 1})
+            if single.outcome in ("good", "refused"):
+                return single, True
+        left = settings.patience - (time.monotonic() - started)
+        if reply.retry_after is not None and reply.retry_after > left:
             raise UserError(
                 "the server asks to wait longer than the recipe allows",
+                code="E-teacher-retry-after",
                 where=url,
-                found=f"Retry-After {answer.wait:.0f} s; {answer.said}",
+                found=f"Retry-After {reply.retry_after:.0f} s; {reply.message}",
                 hint=f"run the same command again later, or raise teacher.server.patience ({settings.patience:g} s)",
             )
-        seconds = answer.wait or backoff_seconds(tries, settings.first_pause, draw)
+        seconds = reply.retry_after or backoff_seconds(tries, settings.first_backoff, rng)
         if seconds > left:
             break
-        client.tell(f"{url} is not ready ({answer.said}); asking again for {settings.patience:g} s")
+        client.warn(f"{url} is not ready ({reply.message}); potstill retries for {settings.patience:g} s")
         await asyncio.sleep(seconds)
         tries += 1
-    raise UserError("the teacher does not answer", where=url, found=answer.said, hint=hint_for(answer.said))
+    raise UserError(
+        "the teacher does not answer",
+        code="E-teacher-no-answer",
+        where=url,
+        found=reply.message,
+        hint=hint_for(reply.message),
+    )
 
 
-def _refused_parameter(answer: Reply, request: dict) -> str:
-    """The parameter that a refusal speaks of: named, or the first of ours whose name stands in its text."""
-    if answer.named in request:
-        return answer.named
-    found = [(match.start(), name) for name in request if (match := re.search(rf"\b{re.escape(name)}\b", answer.said))]
-    optional = [place for place in found if place[1] not in REQUIRED_PARAMETERS]
-    return min(optional or found)[1] if found else ""
+def _refused_parameter(reply: Reply, body: dict) -> str:
+    """The parameter that a refusal is about: the one that it names, or the first of ours in its message."""
+    if reply.parameter in body:
+        return reply.parameter
+    message = reply.message
+    matches = [(match.start(), name) for name in body if (match := re.search(rf"\b{re.escape(name)}\b", message))]
+    optional = [match for match in matches if match[1] not in REQUIRED_PARAMETERS]
+    return min(optional or matches)[1] if matches else ""
 
 
 def _check_top_logprobs(settings: ServerSettings, choice: Choice) -> None:
-    steps = token_entries.read_entries(choice, ReaderContext("probe", "unknown"))
-    if not steps:
+    entries = token_entries.read_entries(choice, ReaderContext("probe", "unknown"))
+    if not entries:
         raise UserError(
-            "the server answers, but gives no log-probabilities",
+            "the server's response has no log-probabilities",
+            code="E-teacher-no-logprobs",
             where=settings.urls[0],
             hint="set teacher.top_logprobs to 0 to learn from its texts alone (hard targets), or try the other"
             " teacher.server.api",
         )
-    most = max(len(step.tops) + (not _is_listed(step)) for step in steps)
-    if most < 0.9 * settings.candidates:  # lists that are keyed by strings lose tokens of the same string
+    most = max(len(entry.alternatives) + (not _lists_itself(entry)) for entry in entries)
+    if most < 0.9 * settings.top_logprobs:  # lists keyed by strings lose tokens with equal strings
         raise UserError(
-            f"the server gives at most {most} candidates a token",
+            f"the server gives at most {most} log-probabilities per token",
+            code="E-teacher-top-logprobs",
             where=settings.urls[0],
-            found=f"teacher.top_logprobs {settings.candidates}",
+            found=f"teacher.top_logprobs {settings.top_logprobs}",
             hint=f"set teacher.top_logprobs to {most}",
         )
-    for step in steps:
-        values = [value for _, _, value in step.tops if value is not None and value > chain_reader.HIDDEN_LOGPROB]
-        if not _is_listed(step) and chain_reader.has_vocabulary_marks(step):
+    hidden = chain_reader.HIDDEN_LOGPROB
+    for entry in entries:
+        if not _lists_itself(entry) and chain_reader.has_vocabulary_marks(entry):
             raise UserError(
-                "the server writes its candidates as its vocabulary has them, not as they stand in a text",
+                "the server writes its alternatives as in its vocabulary, not as text",
+                code="E-teacher-vocabulary-marks",
                 where=settings.urls[0],
-                found=f"{step.name!r}, and the candidates {[name for _, name, _ in step.tops][:3]}",
-                hint="set teacher.top_logprobs to 0, or use another server",
+                found=f"{entry.name!r}, and the alternatives {[name for _, name, _ in entry.alternatives][:3]}",
+                hint=HARD_TARGETS_HINT,
             )
-        if not _is_listed(step) and step.value is not None and step.value > chain_reader.HIDDEN_LOGPROB:
-            values.append(step.value)
+        values = [value for _, _, value in entry.alternatives if value is not None and value > hidden]
+        if not _lists_itself(entry) and entry.logprob is not None and entry.logprob > hidden:
+            values.append(entry.logprob)
         if chain_reader.exceeds_one(values):
-            raise UserError("the server's log-probabilities are none: the probabilities of a token are above 1",
-                            where=settings.urls[0], found=values[:3],
-                            hint="set teacher.top_logprobs to 0, or use another server")  # fmt: skip
+            raise UserError(
+                "the server returned no valid log-probabilities: the probabilities of a token are above 1",
+                code="E-teacher-invalid-logprobs",
+                where=settings.urls[0],
+                found=values[:3],
+                hint=HARD_TARGETS_HINT,
+            )
 
 
-def _is_listed(step: token_entries.TokenEntry) -> bool:
-    """Whether the token is among its own candidates, or has no probability that could be put there."""
-    return step.value is None or any(name == step.name for _, name, _ in step.tops)
+def _lists_itself(entry: token_entries.TokenEntry) -> bool:
+    """Whether the token is one of its own alternatives, or has no log-probability to add there."""
+    return entry.logprob is None or any(name == entry.name for _, name, _ in entry.alternatives)
 
 
 def _check_echo(settings: ServerSettings, body: ResponseBody, prompt: Prompt) -> None:
     if any(starts_with_prompt(choice, prompt) for choice in body.choices):
         raise UserError(
             "the server's text begins with the prompt",
+            code="E-teacher-echo",
             where=settings.urls[0],
             found=message_texts(body.choices[0])[1][:80],
-            hint="have it return the new text alone, for example with teacher.server.extra: {echo: false}",
+            hint="make it return only the new text, for example with teacher.server.extra: {echo: false}",
         )
 
 
 def _check_tokenizer(settings: ServerSettings, chain: Chain, choice: Choice) -> None:
-    told = message_texts(choice)[1]
     if chain.tokens and not set(chain.defects) - {"candidates unknown", "tokens beyond the text"}:
         return
     raise UserError(
-        "teacher.server.tokenizer does not fit what the server writes",
+        "teacher.server.tokenizer does not fit the server's tokens",
+        code="E-teacher-wrong-tokenizer",
         where=settings.urls[0],
-        found=f"{told[:60]!r} with the tokens {list(chain.tokens)[:6]}",
+        found=f"{message_texts(choice)[1][:60]!r} with the tokens {list(chain.tokens)[:6]}",
         hint="name the tokenizer of the served model, or none",
     )
 
 
-def _classify_bytes(choice: Choice, chain: Chain, reader: ReaderContext) -> str:
-    if reader.pieces is not None:
+def _classify_bytes(choice: Choice, chain: Chain, context: ReaderContext) -> str:
+    """Where the bytes of tokens come from, see `Capabilities.bytes`."""
+    if context.lookup is not None:
         return "ids"
-    listing = choice.logprobs
-    entries = listing.content if listing else None
+    entries = choice.logprobs.content if choice.logprobs else None
     if not entries or all(token_bytes(entry) is None for entry in entries):
         return "strings"
-    made = all(
-        token_bytes(entry) == entry.token.encode("utf-8", "replace")
+    from_strings = all(
+        token_bytes(outcome) == outcome.token.encode("utf-8", "replace")
         for entry in entries
-        for entry in (entry, *(entry.top_logprobs or ()))
+        for outcome in (entry, *(entry.top_logprobs or ()))
     )
-    return "strings" if made and b"".join(chain.tokens) != chain.content else "true"
+    return "strings" if from_strings and b"".join(chain.tokens) != chain.content else "true"
 
 
-def _find_end_names(body: ResponseBody, chain: Chain, reader: ReaderContext) -> tuple[str, ...]:
-    """The strings by which the server named the end of a text, if it came to one."""
+def _find_end_names(body: ResponseBody, context: ReaderContext) -> tuple[str, ...]:
+    """The strings by which the server named the end token, if a text reached it."""
     names = set()
     for choice in body.choices:
-        steps = token_entries.read_entries(choice, reader)
-        whole = chain_reader.read_chain(choice, "probe", 0, reader)
-        if len(whole.candidates) > len(whole.tokens) and steps and isinstance(steps[-1].name, str) and steps[-1].name:
-            names.add(steps[-1].name)
-    return tuple(sorted(names))
+        entries = token_entries.read_entries(choice, context)
+        chain = chain_reader.read_chain(choice, "probe", 0, context)
+        if len(chain.candidates) > len(chain.tokens) and entries and isinstance(entries[-1].name, str):
+            names.add(entries[-1].name)
+    return tuple(sorted(names - {""}))
 
 
 async def _find_semantics(
-    client: Client, settings: ServerSettings, manner: Capabilities, prompt: Prompt, reader: ReaderContext
+    client: Client, settings: ServerSettings, capabilities: Capabilities, prompt: Prompt, context: ReaderContext
 ) -> Semantics:
-    """The same step at temperature 1 and at the recipe's: raw if the distance of two outcomes stays, tempered if it is
-    divided by the temperature."""
+    """Requests the first token at temperature 1 and at the recipe's temperature, and compares its log-probabilities."""
     if settings.temperature == 1.0:
-        return "raw"  # both are the same
-    if "temperature" in manner.left_out:
+        return "raw"  # there is no difference
+    if "temperature" in capabilities.left_out:
         return "unknown"
-    steps = []
-    both = (_send(client, settings, manner, prompt, temperature=each) for each in (1.0, settings.temperature))
-    for _, body in await asyncio.gather(*both):
-        found = token_entries.read_entries(body.choices[0], reader) if body.choices else []
-        if not found:
+    tables = []
+    temperatures = (1.0, settings.temperature)
+    requests = (_send(client, settings, capabilities, prompt, temperature=value) for value in temperatures)
+    for _, body in await asyncio.gather(*requests):
+        entries = token_entries.read_entries(body.choices[0], context) if body.choices else []
+        if not entries:
             return "unknown"
-        steps.append(
-            {
-                name: value
-                for _, name, value in found[0].tops
-                if value is not None and value > chain_reader.HIDDEN_LOGPROB
-            }
-        )
-    return compare_temperatures(steps[0], steps[1], settings.temperature)
+        alternatives = entries[0].alternatives
+        hidden = chain_reader.HIDDEN_LOGPROB
+        tables.append({name: value for _, name, value in alternatives if value is not None and value > hidden})
+    return compare_temperatures(tables[0], tables[1], settings.temperature)
 
 
-def compare_temperatures(one: dict, other: dict, temperature: float) -> Semantics:
-    """What the second list of outcomes means, the first being of temperature 1.
-
-    >>> one = {"a": -0.1, "b": -2.4}
-    >>> compare_temperatures(one, {"a": -0.1, "b": -2.4}, 0.5), compare_temperatures(one, {"a": -0.01, "b": -4.61}, 0.5)
-    ('raw', 'tempered')
-    """
-    shared = sorted(set(one) & set(other), key=lambda name: one[name])
-    if len(shared) < 2 or (before := one[shared[-1]] - one[shared[0]]) < 0.1:
+def compare_temperatures(at_one: dict, at_temperature: dict, temperature: float) -> Semantics:
+    """What log-probabilities mean, from those of one position at temperature 1 and at `temperature`: raw if the
+    difference of two outcomes stays, tempered if it is divided by the temperature."""
+    shared = sorted(set(at_one) & set(at_temperature), key=lambda name: at_one[name])
+    if len(shared) < 2 or (before := at_one[shared[-1]] - at_one[shared[0]]) < 0.1:
         return "unknown"
-    after = other[shared[-1]] - other[shared[0]]
+    after = at_temperature[shared[-1]] - at_temperature[shared[0]]
     if abs(after - before) < 0.03 * before:
         return "raw"
     return "tempered" if temperature > 0 and abs(after * temperature - before) < 0.03 * before else "unknown"
 
 
-def describe(settings: ServerSettings, manner: Capabilities) -> str:
-    """The manner in one line, for the person who watches."""
-    parts = [manner.served or settings.model]
-    if settings.candidates:
-        parts.append(
-            f"{settings.candidates} candidates a token, {manner.semantics} log-probabilities, bytes from {manner.bytes}"
-        )
+def describe(settings: ServerSettings, capabilities: Capabilities) -> str:
+    """The capabilities in one line, for the progress display."""
+    parts = [capabilities.served or settings.model]
+    if settings.top_logprobs:
+        semantics, source = capabilities.semantics, capabilities.bytes
+        parts.append(f"{settings.top_logprobs} {semantics} log-probabilities per token, bytes from {source}")
     else:
-        parts.append("no log-probabilities asked: hard targets")
-    parts.append("n honoured" if manner.n else "one text a request")
-    if manner.left_out:
-        parts.append(f"refuses {', '.join(manner.left_out)}")
+        parts.append("no log-probabilities requested: hard targets")
+    parts.append("n is honoured" if capabilities.n else "one text per request")
+    if capabilities.left_out:
+        parts.append(f"refuses {', '.join(capabilities.left_out)}")
     return "; ".join(parts)

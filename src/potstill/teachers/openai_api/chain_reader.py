@@ -1,31 +1,24 @@
-"""Plain answers: choices whose strings are the text and tell every byte. Nearly every chain is one; see `reading`.
-
->>> choice = Choice(text=" 4", logprobs=Logprobs(tokens=[" 4"], token_logprobs=[-0.25], top_logprobs=[{" 5": -2.0}]))
->>> read_plain_chain(choice, " 4", "length")
-(b' 4', (b' 4',), ((0, 2),), (((b' 5', -2.0), (b' 4', -0.25)),))
-
-Finishing: what a server's `finish_reason` means, by whichever of its names.
-
-    >>> [read_finish_reason(name) for name in ("stop", "COMPLETE", "MAX_TOKENS", "network_error", None, "tired")]
-    ['end', 'end', 'length', 'broken', 'unsaid', 'unknown']
-
-A text without a reason is complete if the server counts fewer tokens than it was allowed; without a count, if it closes
-with a finished answer sentence. An unknown reason counts as a text that was cut off: what else it may mean nobody can
-say, so the probe and the run report it.
-
-Reading: one choice of a body, of whatever shape, as a chain whose defects are marked.
+"""Reading a choice of a response, of any server, as a chain whose defects are marked.
 
     >>> top = [{" 4": -0.1, "<eos>": -3.0}, {}]
-    >>> listing = Logprobs(tokens=[" 4", "<eos>"], token_logprobs=[-0.1, -0.2], top_logprobs=top)
-    >>> choice = Choice(text=" 4", logprobs=listing, finish_reason="stop")
+    >>> logprobs = Logprobs(tokens=[" 4", "<eos>"], token_logprobs=[-0.1, -0.2], top_logprobs=top)
+    >>> choice = Choice(text=" 4", logprobs=logprobs, finish_reason="stop")
     >>> chain = read_chain(choice, "q", 0, ReaderContext("teacher", "raw"))
     >>> chain.content, chain.tokens, chain.candidates[0], chain.candidates[1], chain.stop
     (b' 4', (b' 4',), ((b' 4', -0.1), (END, -3.0)), ((END, -0.2),), 'end')
 
-What a server says of its tokens is one of: their true bytes, their ids, or strings made of them, in which a token that
-ends inside a character is empty or U+FFFD. Bytes are taken where they are true, ids where the teacher's tokenizer is
-known, else told from the text where that leaves one possibility. A token whose bytes stay unknown is left out of the
-chain (its bytes are a gap between spans), and so is such a candidate (its mass is the tail): never guessed.
+A server describes its tokens by their true bytes, by their ids, or by strings, in which a token that ends inside a
+character is empty or U+FFFD. True bytes are used as they are, ids if the teacher's tokenizer is known; otherwise the
+text decides if it leaves only one possibility. Nothing is guessed: a token whose bytes stay unknown is omitted from the
+chain (its bytes are a gap between spans), and so is such a candidate (its probability belongs to the tail).
+
+The names that servers give to finish reasons are mapped to a few meanings:
+
+    >>> [read_finish_reason(name) for name in ("stop", "COMPLETE", "MAX_TOKENS", "network_error", None, "tired")]
+    ['end', 'end', 'length', 'broken', 'unsaid', 'unknown']
+
+A text without a reason is complete if the server counts fewer tokens than the maximum; without a count, if the text
+ends with a complete answer sentence. A text with an unknown reason counts as cut off, and the run reports the reason.
 """
 
 from __future__ import annotations
@@ -49,108 +42,7 @@ from potstill.teachers.openai_api.response import Choice, Logprobs, ResponseBody
 from potstill.teachers.openai_api.token_entries import LearntPart, Piece, ReaderContext, TokenEntry, read_entries
 from potstill.teachers.truncate import DECIMALS
 
-__all__ = ["HIDDEN_LOGPROB", "Logprobs", "read_plain_chain"]
-VOCABULARY_MARKS: Final = ("Ġ", "Ċ", "▁")  # how vocabularies write a space or a line end at the beginning of a piece
-MAX_PROBABILITY_SUM: Final = 1.01  # that the probabilities of one step may add up to: they are rounded
-HIDDEN_LOGPROB: Final = -9000.0  # servers write -9999 for a log-probability that they will not show
-PlainChain = tuple[bytes, tuple[bytes, ...], tuple[tuple[int, int], ...], tuple[tuple[Candidate, ...], ...]]
-
-
-def read_plain_chain(choice: Choice, whole: str, stop: StopReason) -> PlainChain | None:
-    """What `read` makes of a choice whose strings are the text and tell every byte; None if they are not or do not.
-
-    Nearly every chain is such a one, and this takes a fifth of the time.
-    """
-    listing = choice.logprobs
-    if listing is None:
-        return None
-    if listing.content is not None:
-        names = [entry.token for entry in listing.content]
-        values = [entry.logprob for entry in listing.content]
-        shown = [entry.top_logprobs or () for entry in listing.content]
-        tokens = [one.token for some in shown for one in some]
-        numbers = [one.logprob for some in shown for one in some]
-    else:
-        names, values = listing.tokens or [], listing.token_logprobs or []
-        shown = [some or {} for some in listing.top_logprobs or [None] * len(names)]
-        tokens = [token for some in shown for token in some]
-        numbers = [number for some in shown for number in some.values()]
-    if not names or not (len(names) == len(values) == len(shown)) or not all(names):
-        return None
-    joined, end = "".join(names), None  # type: ignore[arg-type]
-    if joined != whole:
-        end = names[-1]
-        if stop == "length" or isinstance(choice.stop_reason, str) or joined[: -len(end or "")] != whole:
-            return None
-    if None in numbers:
-        return None
-    edges, array = list(accumulate(map(len, shown), initial=0)), np.array(numbers, np.float64)
-    outcomes = _read_outcomes(tokens, array, end)
-    if outcomes is None:
-        return None
-    totals = _step_totals(array, edges)
-    if max(totals) > MAX_PROBABILITY_SUM:
-        return None
-    candidates = []
-    for name, value, total, (start, stop_at) in zip(names, values, totals, pairwise(edges), strict=True):
-        step = outcomes[start:stop_at]
-        if name not in tokens[start:stop_at]:
-            own = None if value is None else _read_outcomes([name or ""], np.array([value]), end)
-            if (
-                own is None
-                or total + math.exp(own[0][1]) > MAX_PROBABILITY_SUM
-                or any(one[0] in VOCABULARY_MARKS for one in tokens[start:stop_at])
-            ):
-                return None
-            step += own
-        candidates.append(tuple(step))
-    pieces = tuple(map(_cached_bytes, names if end is None else names[:-1]))  # type: ignore[arg-type]
-    if None in pieces:
-        return None
-    return b"".join(pieces), pieces, token_spans(pieces), tuple(candidates)  # type: ignore[arg-type]
-
-
-def _read_outcomes(tokens: Sequence[str], values: np.ndarray, end: str | None) -> list[Candidate] | None:
-    """Strings and log-probabilities as outcomes, all at once; None if one of them does not tell its bytes or value."""
-    if not ((values >= HIDDEN_LOGPROB) & (values <= 0.0)).all():
-        return None
-    found: list[bytes | End | None] = list(map(_cached_bytes, tokens))
-    if end is not None and end in tokens:
-        found = [END if token == end else what for token, what in zip(tokens, found, strict=True)]
-    if None in found:
-        return None
-    return list(zip(found, _round6(values), strict=True))  # type: ignore[arg-type]
-
-
-def _step_totals(values: np.ndarray, edges: Sequence[int]) -> list[float]:
-    """The probabilities of each step, added up."""
-    sums = np.zeros(len(values) + 1)
-    np.cumsum(np.exp(values), out=sums[1:])
-    return np.diff(sums[edges]).tolist()
-
-
-def _round6(values: np.ndarray) -> list[float]:
-    """What `round` makes of each for 6 decimals, in a third of its time.
-
-    >>> _round6(np.array([-0.1234565, -2.0000004999, -0.0]))
-    [-0.123456, -2.0, -0.0]
-    """
-    scaled = values * 1e6
-    whole = np.rint(scaled)
-    found = (whole / 1e6).tolist()
-    for place in np.flatnonzero(np.abs(np.abs(scaled - whole) - 0.5) < 1e-4):  # the product itself is rounded
-        found[place] = round(float(values[place]), 6)
-    return found
-
-
-def _encode_token(token: str) -> bytes | None:
-    """The bytes of a string that tells them, None for another."""
-    told = token and "�" not in token and not token.startswith("token_id:")
-    return token.encode("utf-8", "replace") if told else None
-
-
-_cached_bytes = BoundedMemo(_encode_token, 1 << 17).__getitem__
-
+__all__ = ["HIDDEN_LOGPROB", "Logprobs", "read_chain", "read_chain_and_answer", "read_finish_reason"]
 
 FinishReason = Literal["end", "string", "length", "filter", "broken", "unsaid", "unknown"]
 FINISH_REASONS: Final[dict[FinishReason, str]] = {
@@ -175,302 +67,400 @@ _MEANING: Final[dict[str, FinishReason]] = {
 
 
 def read_finish_reason(reason: str | None) -> FinishReason:
-    """How a text came to its end."""
+    """The meaning of a server's finish reason."""
     if reason is None or not reason.strip():
         return "unsaid"
     name = "_".join(re.findall(r"[a-z0-9]+", reason.lower()))
     return _MEANING.get(name.removeprefix("finish_reason_").removeprefix("stop_reason_"), "unknown")
 
 
-def fill_finish_reasons(body: ResponseBody, most: int) -> ResponseBody:
-    """The body with a reason for every text that has none. most: tokens that a text was allowed."""
+def fill_finish_reasons(body: ResponseBody, max_tokens: int) -> ResponseBody:
+    """The body with a finish reason for every text that has none. max_tokens: the limit of each text."""
     for choice in body.choices:
         if choice.error:
             choice.finish_reason = "error"
         elif read_finish_reason(choice.finish_reason) == "unsaid":
-            usage = body.usage or Usage()
-            count = choice.entries() or usage.completion_tokens  # of all texts: at least as many as of one
-            if count is None or (count >= most and not choice.entries() and len(body.choices) > 1):
-                choice.finish_reason = "stop" if _has_complete_answer(message_texts(choice)[1]) else "length"
-            else:
-                choice.finish_reason = "stop" if count < most else "length"
+            entries, usage = choice.count_entries(), body.usage or Usage()
+            count = entries or usage.completion_tokens  # the latter is of all texts, so at least that of one
+            ambiguous = count is None or (count >= max_tokens and not entries and len(body.choices) > 1)
+            complete = _has_complete_answer(message_texts(choice)[1]) if ambiguous else (count or 0) < max_tokens
+            choice.finish_reason = "stop" if complete else "length"
     return body
 
 
 def unknown_finish_reasons(body: ResponseBody) -> list[str]:
-    """The reasons of a body that have no meaning here."""
-    return sorted(
-        {choice.finish_reason or "" for choice in body.choices if read_finish_reason(choice.finish_reason) == "unknown"}
-    )
+    """The finish reasons of a body whose meaning is unknown."""
+    reasons = {choice.finish_reason or "" for choice in body.choices}
+    return sorted(reason for reason in reasons if read_finish_reason(reason) == "unknown")
 
 
 def _has_complete_answer(text: str) -> bool:
-    """Whether a text closes with an answer sentence that has ended."""
+    """Whether a text ends with a complete answer sentence."""
     text = text.rstrip()
     return prompts.find_answer_end(text) == len(text) and text.endswith((".", "!", "?", ")", "]", "}", "$", "*"))
 
 
-__all__ = [
-    "HIDDEN_LOGPROB",
-    "LearntPart",
-    "Logprobs",
-    "Piece",
-    "ReaderContext",
-    "TokenEntry",
-    "compose_chain",
-    "read_chain",
-    "read_chain_and_answer",
-    "read_entries",
-]
 DEFECT_BEYOND_TEXT: Final = "tokens beyond the text"
 DEFECT_NO_ENTRIES: Final = "a part without entries"
 DEFECT_OTHER_TEXT: Final = "entries of another text"
 DEFECT_ABOVE_ONE: Final = "probabilities above 1"
 DEFECT_VOCABULARY_MARKS: Final = "candidates with marks of the vocabulary"
-MAX_STRAY_SHARE: Final = 0.1  # the share of entries that a text may lack and still be the text that they speak of
+MAX_STRAY_SHARE: Final = 0.1  # of entries that do not fit the text; with more of them they belong to another text
+VOCABULARY_MARKS: Final = ("Ġ", "Ċ", "▁")  # how vocabularies write a space or a line end at the start of a token
+MAX_PROBABILITY_SUM: Final = 1.01  # of the candidates of one token: servers round
+HIDDEN_LOGPROB: Final = -9000.0  # servers write -9999 for a log-probability that they hide
 
 
-def read_chain(choice: Choice, question: str, index: int, reader: ReaderContext) -> Chain:
-    """The chain of a choice, uncut, its log-probabilities rounded to 6 digits. Defects, each a short text:
+def read_chain(choice: Choice, question: str, index: int, context: ReaderContext) -> Chain:
+    """The chain of a choice, not truncated at its answer. Log-probabilities are rounded to 6 decimals. Defects:
 
     entries missing         part of the text has no entry
-    a part without entries  the thought or the answer has none
-    entries of another text the entries do not fit the text: it keeps none
-    bytes unknown           a token ends inside a character, and the server does not say with which byte
+    a part without entries  the thought or the answer has no entries
+    entries of another text the entries do not fit the text, which keeps none of them
+    bytes unknown           a token ends inside a character, and the server does not give its bytes
     candidates unknown      the same of a candidate
-    log-probability hidden  a placeholder stood where a number belongs
-    probabilities above 1   the candidates of a token cannot be right: it has none
-    candidates with marks of the vocabulary  they are not written as the text is: it has none
+    log-probability hidden  the server wrote a placeholder instead of a number
+    probabilities above 1   the candidates of a token cannot be right, and it keeps none
+    candidates with marks of the vocabulary  they are not written like the text, and the token keeps none
     no last step            the text ended, and the end has no entry
-    tokens beyond the text  the text was cut at a stop string, the entries were not
-    content filter          the server broke the text off: it is empty, so that nobody learns it
-    finish reason unknown   the server ended the text for a reason that has no meaning here
-    half a surrogate pair   the text held half a character, which was replaced
+    tokens beyond the text  the text was cut at a stop string, and the entries were not
+    content filter          the server broke the text off; the chain is empty, so no student learns it
+    finish reason unknown   the meaning of the finish reason is unknown
+    half a surrogate pair   the text contained half a character, which was replaced
     """
-    return read_chain_and_answer(choice, question, index, reader)[0]
+    return read_chain_and_answer(choice, question, index, context)[0]
 
 
-def read_chain_and_answer(choice: Choice, question: str, index: int, reader: ReaderContext) -> tuple[Chain, int]:
-    """The chain of a choice, and the byte at which its answer begins: 0 if it is nothing else, its length if it has
-    none. See `read`."""
-    key = {"question": question, "index": index, "source": reader.source}
-    ending = read_finish_reason(choice.finish_reason)
-    if ending == "filter":
+def read_chain_and_answer(choice: Choice, question: str, index: int, context: ReaderContext) -> tuple[Chain, int]:
+    """The chain of a choice (see `read_chain`), and the byte at which its answer begins: 0 if it is nothing but an
+    answer, its length if it has none."""
+    key = {"question": question, "index": index, "source": context.source}
+    finish_reason = read_finish_reason(choice.finish_reason)
+    if finish_reason == "filter":
         return Chain(**key, content=b"", stop="length", defects=("content filter",)), 0
-    stop = _read_stop(choice, ending, reader)
-    defects = {"finish reason unknown"} if ending == "unknown" else set()
+    stop = _read_stop(choice, finish_reason, context)
+    defects = {"finish reason unknown"} if finish_reason == "unknown" else set()
     if choice.replaced:
         defects.add("half a surrogate pair")
-    thought, whole = message_texts(choice)
-    parts = reasoning.split_tags(whole)
+    thought, text = message_texts(choice)
+    parts = reasoning.split_tags(text)
     if thought.strip() and not parts:
-        whole, parts = reasoning.join_fields(thought, whole)
-    quick = read_plain_chain(choice, whole, stop) if reader.pieces is None and not parts else None
-    if quick is not None:
-        content, tokens, spans, candidates = quick
+        text, parts = reasoning.join_fields(thought, text)
+    plain = read_plain_chain(choice, text, stop) if context.lookup is None and not parts else None
+    if plain is not None:
+        content, tokens, spans, candidates = plain
         if len(candidates) == len(tokens) and stop == "end":
-            stop, defects = ("cut", defects) if reader.stops else ("end", defects | {"no last step"})
+            stop, defects = ("cut", defects) if context.has_stop_strings else ("end", defects | {"no last step"})
         marks = tuple(sorted(defects))
         return Chain(**key, content=content, tokens=tokens, spans=spans, candidates=candidates, stop=stop,
-                     semantics=reader.semantics, defects=marks), 0  # fmt: skip
-    found = read_entries(choice, reader)
-    if not found:
-        chain, start = Chain.from_text(question, index, whole, source=reader.source), 0
+                     semantics=context.semantics, defects=marks), 0  # fmt: skip
+    entries = read_entries(choice, context)
+    if not entries:
+        chain, answer_start = Chain.from_text(question, index, text, source=context.source), 0
         if parts:
-            chain, start = reasoning.select_parts(chain, parts, reader.learn)
-        return replace(chain, stop=stop, defects=tuple(sorted(defects))), start
-    chain, start, ended = (
-        _read_parts(choice, whole, parts, found, stop, reader.learn, defects)
+            chain, answer_start = reasoning.select_parts(chain, parts, context.reasoning)
+        return replace(chain, stop=stop, defects=tuple(sorted(defects))), answer_start
+    chain, answer_start, has_end = (
+        _read_parts(choice, text, parts, entries, stop, context.reasoning, defects)
         if parts
-        else _read_single_part(choice, whole, found, stop, defects)
+        else _read_single_part(choice, text, entries, stop, defects)
     )
-    if stop == "end" and not ended and (reader.stops or DEFECT_BEYOND_TEXT in defects):
+    if stop == "end" and not has_end and (context.has_stop_strings or DEFECT_BEYOND_TEXT in defects):
         stop = "cut"
-    if stop == "end" and not ended and chain.tokens:
+    if stop == "end" and not has_end and chain.tokens:
         defects.add("no last step")
-    semantics = reader.semantics if chain.candidates else "none"
-    return replace(chain, **key, stop=stop, semantics=semantics, defects=tuple(sorted(defects))), start
+    semantics = context.semantics if chain.candidates else "none"
+    return replace(chain, **key, stop=stop, semantics=semantics, defects=tuple(sorted(defects))), answer_start
 
 
-def _read_stop(choice: Choice, ending: FinishReason, reader: ReaderContext) -> StopReason:
-    """How a text ended. vLLM names a stop string in `stop_reason`; others repeat the reason there."""
-    if ending not in ("end", "string"):
+def _read_stop(choice: Choice, finish_reason: FinishReason, context: ReaderContext) -> StopReason:
+    """How a text ended. vLLM names a stop string in `stop_reason`; other servers repeat the finish reason there."""
+    if finish_reason not in ("end", "string"):
         return "length"
-    named = choice.stop_reason
-    if isinstance(named, str) and (reader.stops or read_finish_reason(named) not in ("end", "string")):
+    stop_reason = choice.stop_reason
+    if isinstance(stop_reason, str) and (
+        context.has_stop_strings or read_finish_reason(stop_reason) not in ("end", "string")
+    ):
         return "cut"
-    return "cut" if ending == "string" and reader.stops else "end"
+    return "cut" if finish_reason == "string" and context.has_stop_strings else "end"
 
 
 def _read_single_part(
-    choice: Choice, whole: str, found: list[TokenEntry], stop: StopReason, defects: set[str]
+    choice: Choice, text: str, entries: list[TokenEntry], stop: StopReason, defects: set[str]
 ) -> tuple[Chain, int, bool]:
     """The chain of a text without parts; 0; and whether the end has an entry."""
-    first, _ = token_entries.match_text(found, whole.encode("utf-8", "replace"))
-    found = found[first:]
-    last = found.pop() if found and stop != "length" and _is_end_entry(found, whole, choice) else None
-    found, last = _name_end(found, last)
-    return compose_chain(whole, found, last, defects, strict=True), 0, last is not None
+    first, _ = token_entries.match_text(entries, text.encode("utf-8", "replace"))
+    entries = entries[first:]
+    end = entries.pop() if entries and stop != "length" and _is_end_entry(entries, text, choice) else None
+    entries, end = _name_end(entries, end)
+    return compose_chain(text, entries, end, defects, strict=True), 0, end is not None
 
 
 def _read_parts(
     choice: Choice,
-    whole: str,
-    parts: reasoning.Parts,
-    found: list[TokenEntry],
+    text: str,
+    parts: reasoning.TextParts,
+    entries: list[TokenEntry],
     stop: StopReason,
-    learn: LearntPart,
+    learnt: LearntPart,
     defects: set[str],
 ) -> tuple[Chain, int, bool]:
-    """The chain of the parts that are learnt, each with the entries that speak of it; the byte at which its answer
-    begins; and whether the end has an entry."""
-    text = whole.encode("utf-8", "replace")
-    windows = token_entries.match_parts(found, [text[start:end] for start, end, _ in parts])
-    last: TokenEntry | None = None
+    """The chain of the learnt parts with their entries; the byte at which its answer begins; and whether the end has
+    an entry."""
+    data = text.encode("utf-8", "replace")
+    ranges = token_entries.match_parts(entries, [data[start:end] for start, end, _ in parts])
+    end_entry: TokenEntry | None = None
     if stop == "end" and parts[-1].answer and not isinstance(choice.stop_reason, str):
-        after = found[windows[-1][1] :]
-        last = after[0] if after and (after[0].piece is END or len(after) == 1) else None
-    found, last = _name_end(found, last)
-    chosen = [place for place, part in enumerate(parts) if learn == "both" or part.answer == (learn == "answer")]
-    content, start, tokens, spans, candidates = b"", -1, [], [], []
-    for place in chosen:
-        begin, end, answer = parts[place]
-        if begin == end:
+        after = entries[ranges[-1][1] :]
+        end_entry = after[0] if after and (after[0].piece is END or len(after) == 1) else None
+    entries, end_entry = _name_end(entries, end_entry)
+    chosen = [number for number, part in enumerate(parts) if learnt == "both" or part.answer == (learnt == "answer")]
+    content, answer_start, tokens, spans, candidates = b"", -1, [], [], []
+    for number in chosen:
+        start, end, answer = parts[number]
+        if start == end:
             continue
         content += b"\n" if content else b""
-        start = len(content) if answer and start < 0 else start
-        at = len(content)
-        own = found[slice(*windows[place])]
-        if not own:
+        answer_start = len(content) if answer and answer_start < 0 else answer_start
+        offset = len(content)
+        part_entries = entries[slice(*ranges[number])]
+        if not part_entries:
             defects.add(DEFECT_NO_ENTRIES)
-            content += text[begin:end]
+            content += data[start:end]
             continue
-        part = compose_chain(text[begin:end].decode("utf-8", "replace"), own, None, defects, strict=True)
+        part = compose_chain(data[start:end].decode("utf-8", "replace"), part_entries, None, defects, strict=True)
         content += part.content
         tokens += part.tokens
-        spans += [(first + at, until + at) for first, until in part.spans]
+        spans += [(first + offset, until + offset) for first, until in part.spans]
         candidates += part.candidates
-    ended = last is not None and bool(chosen) and chosen[-1] == len(parts) - 1
-    if ended and tokens and last is not None:
-        candidates.append(_read_candidates(last, END, b"", defects))
+    has_end = end_entry is not None and bool(chosen) and chosen[-1] == len(parts) - 1
+    if has_end and tokens and end_entry is not None:
+        candidates.append(_read_candidates(end_entry, END, b"", defects))
     chain = Chain("", "", 0, content, tuple(tokens), tuple(spans), tuple(candidates), semantics="unknown")
-    return chain, start if start >= 0 else len(content), ended
+    return chain, answer_start if answer_start >= 0 else len(content), has_end
 
 
-def _name_end(found: list[TokenEntry], last: TokenEntry | None) -> tuple[list[TokenEntry], TokenEntry | None]:
-    """The steps, those outcomes being END that are named as the end is."""
-    if last is None or last.name == "":
-        return found, last
-    return [_replace_end(step, last.name) for step in found], _replace_end(last, last.name)
+def _name_end(entries: list[TokenEntry], end: TokenEntry | None) -> tuple[list[TokenEntry], TokenEntry | None]:
+    """The entries, with END for every alternative that has the name of the end's entry."""
+    if end is None or end.name == "":
+        return entries, end
+    return [_replace_end(entry, end.name) for entry in entries], _replace_end(end, end.name)
+
+
+def _replace_end(entry: TokenEntry, end: int | str) -> TokenEntry:
+    if all(name != end for _, name, _ in entry.alternatives):
+        return entry
+    alternatives = [(END if name == end else piece, name, value) for piece, name, value in entry.alternatives]
+    return entry._replace(alternatives=alternatives)
 
 
 def compose_chain(
-    whole: str, steps: Sequence[TokenEntry], last: TokenEntry | None, defects: set[str], *, strict: bool = False
+    text: str, entries: Sequence[TokenEntry], end: TokenEntry | None, defects: set[str], *, strict: bool = False
 ) -> Chain:
-    """A chain without a key: the text, its entries put in their places, and the entry of the end if there is one.
+    """A chain without a key: the text, its entries at their positions, and the entry of the end if there is one.
 
-    strict  entries that do not fit the text are not used, and neither are the others
+    strict  if the entries belong to another text, none of them is used
     """
-    pieces = [step.piece for step in steps]
+    pieces = [entry.piece for entry in entries]
     known = [piece for piece in pieces if isinstance(piece, bytes) and piece]
-    if len(known) == len(pieces) and b"".join(known) == whole.encode("utf-8", "replace"):
-        content, places = b"".join(known), token_entries.consecutive_spans(known)
+    if len(known) == len(pieces) and b"".join(known) == text.encode("utf-8", "replace"):
+        content, located = b"".join(known), token_entries.consecutive_spans(known)
     else:
-        content, places = token_entries.locate_tokens(whole, pieces, defects)
-        if strict and _is_other_text(pieces, places, DEFECT_BEYOND_TEXT in defects):
+        content, located = token_entries.locate_tokens(text, pieces, defects)
+        if strict and _is_other_text(pieces, located, DEFECT_BEYOND_TEXT in defects):
             defects -= {DEFECT_BEYOND_TEXT, "entries missing", "bytes unknown"}
             defects.add(DEFECT_OTHER_TEXT)
-            return Chain("", "", 0, whole.encode("utf-8", "replace"), semantics="none")
+            return Chain("", "", 0, text.encode("utf-8", "replace"), semantics="none")
     tokens, spans, candidates = [], [], []
-    for step, place in zip(steps, places, strict=True):
-        if place is not None:
-            own = content[place.start : place.end]
-            tokens.append(own)
-            spans.append((place.start, place.end))
-            candidates.append(_read_candidates(step, own, place.prefix, defects))
-    if last is not None:
-        candidates.append(_read_candidates(last, END, b"", defects))
+    for entry, span in zip(entries, located, strict=True):
+        if span is not None:
+            token = content[span.start : span.end]
+            tokens.append(token)
+            spans.append((span.start, span.end))
+            candidates.append(_read_candidates(entry, token, span.prefix, defects))
+    if end is not None:
+        candidates.append(_read_candidates(end, END, b"", defects))
     return Chain("", "", 0, content, tuple(tokens), tuple(spans), tuple(candidates), semantics="unknown")
 
 
-def _is_other_text(pieces: Sequence[Piece], places: Sequence[token_entries.TokenSpan | None], beyond: bool) -> bool:
-    """Whether so many known pieces have no place that they are of another text. White space may have been stripped."""
-    if beyond:
-        placed = [number for number, place in enumerate(places) if place is not None]
+def _is_other_text(
+    pieces: Sequence[Piece], located: Sequence[token_entries.TokenSpan | None], beyond_text: bool
+) -> bool:
+    """Whether so many known pieces have no span that they belong to another text. Stripped whitespace does not count."""
+    if beyond_text:
+        placed = [number for number, span in enumerate(located) if span is not None]
         pieces = pieces[: placed[-1] + 1 if placed else 0]
     known = [number for number, piece in enumerate(pieces) if isinstance(piece, bytes) and piece.strip()]
-    lost = [number for number in known if places[number] is None]
+    lost = [number for number in known if located[number] is None]
     return bool(lost) and (lost[0] == known[0] or len(lost) > MAX_STRAY_SHARE * len(known))
 
 
-def _is_end_entry(steps: Sequence[TokenEntry], whole: str, choice: Choice) -> bool:
+def _is_end_entry(entries: Sequence[TokenEntry], text: str, choice: Choice) -> bool:
     """Whether the last entry is that of the end."""
-    last = steps[-1]
+    last = entries[-1]
     if last.piece is END:
         return True
     if isinstance(choice.stop_reason, str):
         return False
-    before = [step.piece for step in steps[:-1] if isinstance(step.piece, bytes)]
-    if b"".join(before) == whole.encode("utf-8", "replace"):
+    before = [entry.piece for entry in entries[:-1] if isinstance(entry.piece, bytes)]
+    if b"".join(before) == text.encode("utf-8", "replace"):
         return True
     if isinstance(last.name, int) and not last.piece:
         return True
     offsets = choice.logprobs.text_offset if choice.logprobs else None
-    fits = offsets is not None and len(offsets) == len(steps) and not isinstance(last.name, int)
-    return bool(fits and offsets and whole and offsets[-1] - offsets[0] >= len(whole))
+    fits = offsets is not None and len(offsets) == len(entries) and not isinstance(last.name, int)
+    return bool(fits and offsets and text and offsets[-1] - offsets[0] >= len(text))
 
 
-def _replace_end(step: TokenEntry, end: int | str) -> TokenEntry:
-    """The step, the outcome of this name being END."""
-    if all(name != end for _, name, _ in step.tops):
-        return step
-    return step._replace(tops=[(END if name == end else piece, name, value) for piece, name, value in step.tops])
+def _read_candidates(entry: TokenEntry, token: bytes | End, prefix: bytes, defects: set[str]) -> tuple[Candidate, ...]:
+    """The candidates of a position, the sampled `token` among them.
 
-
-def _read_candidates(step: TokenEntry, own: bytes | End, prefix: bytes, defects: set[str]) -> tuple[Candidate, ...]:
-    """The outcomes of a step, the sampled one (whose meaning is `own`) among them.
-
-    prefix  bytes of an unfinished character before it, which strings of outcomes that finish it begin with
+    prefix  earlier bytes of an unfinished character, with which the strings of alternatives that finish it begin
     """
-    found: list[Candidate] = []
-    seen = False
-    for piece, name, value in step.tops:
-        mine = name == step.name and (name != "" or value == step.value)
-        if value is None or value < HIDDEN_LOGPROB:
+    candidates: list[Candidate] = []
+    has_token = False
+    for piece, name, logprob in entry.alternatives:
+        is_token = name == entry.name and (name != "" or logprob == entry.logprob)
+        if logprob is None or logprob < HIDDEN_LOGPROB:
             defects.add("log-probability hidden")
             continue
-        if mine:
-            piece, seen = own, True
+        if is_token:
+            piece, has_token = token, True
         elif isinstance(piece, bytes) and prefix and piece.startswith(prefix) and isinstance(name, str):
             piece = piece[len(prefix) :]
         if piece is None or piece == b"":
             defects.add("candidates unknown")
             continue
-        found.append((piece, value))
-    if not seen:
-        if has_vocabulary_marks(step):
+        candidates.append((piece, logprob))
+    if not has_token:
+        if has_vocabulary_marks(entry):
             defects.add(DEFECT_VOCABULARY_MARKS)
             return ()
-        if step.value is None or step.value < HIDDEN_LOGPROB:
+        if entry.logprob is None or entry.logprob < HIDDEN_LOGPROB:
             defects.add("log-probability hidden")
         else:
-            found.append((own, step.value))
-    if exceeds_one([value for _, value in found]):
+            candidates.append((token, entry.logprob))
+    if exceeds_one([logprob for _, logprob in candidates]):
         defects.add(DEFECT_ABOVE_ONE)
         return ()
-    found = [(piece, round(min(value, 0.0), 6) + 0.0) for piece, value in found]
-    return tuple(found) if len({what for what, _ in found}) == len(found) else merge_candidates(found, DECIMALS)
+    candidates = [(piece, round(min(logprob, 0.0), 6) + 0.0) for piece, logprob in candidates]
+    distinct = len({piece for piece, _ in candidates}) == len(candidates)
+    return tuple(candidates) if distinct else merge_candidates(candidates, DECIMALS)
 
 
-def has_vocabulary_marks(step: TokenEntry) -> bool:
-    """Whether outcomes are written as the vocabulary has them ("Ġ2") where the token itself is written as text."""
-    return not any(mark in str(step.name) for mark in VOCABULARY_MARKS) and any(
-        str(name).startswith(VOCABULARY_MARKS) for _, name, _ in step.tops
+def has_vocabulary_marks(entry: TokenEntry) -> bool:
+    """Whether the alternatives are written as in the vocabulary ("Ġ2") and the token itself is written as text."""
+    return not any(mark in str(entry.name) for mark in VOCABULARY_MARKS) and any(
+        str(name).startswith(VOCABULARY_MARKS) for _, name, _ in entry.alternatives
     )
 
 
-def exceeds_one(values: Sequence[float]) -> bool:
-    """Whether log-probabilities of outcomes of one step cannot all be right: one is above 1, or all together are."""
-    if any(value > 1e-3 for value in values):
+def exceeds_one(logprobs: Sequence[float]) -> bool:
+    """Whether a probability, or the sum of the probabilities of one position, is clearly above 1."""
+    if any(logprob > 1e-3 for logprob in logprobs):
         return True
-    return math.fsum(map(math.exp, values)) > MAX_PROBABILITY_SUM
+    return math.fsum(map(math.exp, logprobs)) > MAX_PROBABILITY_SUM
+
+
+PlainChain = tuple[bytes, tuple[bytes, ...], tuple[tuple[int, int], ...], tuple[tuple[Candidate, ...], ...]]
+
+
+def read_plain_chain(choice: Choice, text: str, stop: StopReason) -> PlainChain | None:
+    """Content, tokens, spans and candidates of a choice whose token strings are exactly the text; None for any other.
+
+    Nearly every chain is read here, in a fifth of the time of `_read_single_part`, with the same result.
+
+    >>> logprobs = Logprobs(tokens=[" 4"], token_logprobs=[-0.25], top_logprobs=[{" 5": -2.0}])
+    >>> read_plain_chain(Choice(text=" 4", logprobs=logprobs), " 4", "length")
+    (b' 4', (b' 4',), ((0, 2),), (((b' 5', -2.0), (b' 4', -0.25)),))
+    """
+    logprobs = choice.logprobs
+    if logprobs is None:
+        return None
+    # The alternatives of all positions are read as one flat list, whose conversion NumPy does at once.
+    if logprobs.content is not None:
+        names = [entry.token for entry in logprobs.content]
+        values = [entry.logprob for entry in logprobs.content]
+        tables = [entry.top_logprobs or () for entry in logprobs.content]
+        flat_tokens = [outcome.token for table in tables for outcome in table]
+        flat_values = [outcome.logprob for table in tables for outcome in table]
+    else:
+        names, values = logprobs.tokens or [], logprobs.token_logprobs or []
+        tables = [table or {} for table in logprobs.top_logprobs or [None] * len(names)]
+        flat_tokens = [token for table in tables for token in table]
+        flat_values = [value for table in tables for value in table.values()]
+    if not names or not (len(names) == len(values) == len(tables)) or not all(names):
+        return None
+    joined, end_name = "".join(names), None  # type: ignore[arg-type]
+    if joined != text:  # with the end token's string the tokens must be the text
+        end_name = names[-1]
+        if stop == "length" or isinstance(choice.stop_reason, str) or joined[: -len(end_name or "")] != text:
+            return None
+    if None in flat_values:
+        return None
+    bounds, array = list(accumulate(map(len, tables), initial=0)), np.array(flat_values, np.float64)
+    outcomes = _read_outcomes(flat_tokens, array, end_name)
+    if outcomes is None:
+        return None
+    totals = _sum_probabilities(array, bounds)
+    if max(totals) > MAX_PROBABILITY_SUM:
+        return None
+    candidates = []
+    for name, value, total, (start, end) in zip(names, values, totals, pairwise(bounds), strict=True):
+        step = outcomes[start:end]
+        if name not in flat_tokens[start:end]:
+            sampled = None if value is None else _read_outcomes([name or ""], np.array([value]), end_name)
+            if (
+                sampled is None
+                or total + math.exp(sampled[0][1]) > MAX_PROBABILITY_SUM
+                or any(token[0] in VOCABULARY_MARKS for token in flat_tokens[start:end])
+            ):
+                return None
+            step += sampled
+        candidates.append(tuple(step))
+    pieces = tuple(map(_cached_bytes, names if end_name is None else names[:-1]))  # type: ignore[arg-type]
+    if None in pieces:
+        return None
+    return b"".join(pieces), pieces, token_spans(pieces), tuple(candidates)  # type: ignore[arg-type]
+
+
+def _read_outcomes(tokens: Sequence[str], values: np.ndarray, end_name: str | None) -> list[Candidate] | None:
+    """Tokens and log-probabilities as candidates; None if the bytes or the value of one of them is unknown."""
+    if not ((values >= HIDDEN_LOGPROB) & (values <= 0.0)).all():
+        return None
+    pieces: list[bytes | End | None] = list(map(_cached_bytes, tokens))
+    if end_name is not None and end_name in tokens:
+        pieces = [END if token == end_name else piece for token, piece in zip(tokens, pieces, strict=True)]
+    if None in pieces:
+        return None
+    return list(zip(pieces, _round6(values), strict=True))  # type: ignore[arg-type]
+
+
+def _sum_probabilities(values: np.ndarray, bounds: Sequence[int]) -> list[float]:
+    """The sum of the probabilities of each position."""
+    sums = np.zeros(len(values) + 1)
+    np.cumsum(np.exp(values), out=sums[1:])
+    return np.diff(sums[bounds]).tolist()
+
+
+def _round6(values: np.ndarray) -> list[float]:
+    """The values rounded to 6 decimals exactly as `round` does, in a third of its time.
+
+    >>> _round6(np.array([-0.1234565, -2.0000004999, -0.0]))
+    [-0.123456, -2.0, -0.0]
+    """
+    scaled = values * 1e6
+    whole = np.rint(scaled)
+    rounded = (whole / 1e6).tolist()
+    for index in np.flatnonzero(np.abs(np.abs(scaled - whole) - 0.5) < 1e-4):  # near a tie: the product is inexact
+        rounded[index] = round(float(values[index]), 6)
+    return rounded
+
+
+def _encode_token(token: str) -> bytes | None:
+    """The bytes of a token's string; None if the string does not determine them."""
+    known = token and "�" not in token and not token.startswith("token_id:")
+    return token.encode("utf-8", "replace") if known else None
+
+
+_cached_bytes = BoundedMemo(_encode_token, 1 << 17).__getitem__

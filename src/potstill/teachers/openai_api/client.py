@@ -1,7 +1,10 @@
-"""The client: one request to one server, and what came of it. The only owner of the HTTP library.
+"""The HTTP client: it sends one request to one server and reports the outcome.
 
-The API key comes from the environment, stands in the header of a request and nowhere else: what a server says is
-cleared of it, and of what would move a terminal's cursor, before anybody sees it.
+    >>> parse_reply(b'{"error": {"message": "Rate limit reached", "code": 429}}').outcome
+    'busy'
+
+The API key comes from the environment and is only sent in the header of requests. Everything that a server says loses
+the key, and all characters that would move a terminal's cursor, before it is displayed or stored.
 """
 
 from __future__ import annotations
@@ -24,33 +27,37 @@ from potstill.http_body import BodyDecoder, BodyTooLarge
 from potstill.teachers.openai_api import response, server_errors
 from potstill.teachers.openai_api.rate_limit import parse_retry_after
 from potstill.teachers.openai_api.request import ENDPOINTS, ServerSettings
-from potstill.teachers.openai_api.response import ResponseBody, encode
-from potstill.teachers.openai_api.server_errors import Outcome, Redactor, ServerError, classify_error, hint_for
+from potstill.teachers.openai_api.response import ResponseBody
+from potstill.teachers.openai_api.server_errors import Outcome, Redactor, ServerError, classify_error
 
-__all__ = ["Client", "Outcome", "Reply", "classify_error", "hint_for", "parse_reply", "read_api_key"]
-CONNECTIONS_PER_POOL: Final = 8  # connections to one server that a pool keeps
-MAX_MESSAGE_CHARS: Final = 300  # characters of what a server says that are shown
-MAX_ERROR_BYTES: Final = 1 << 16  # bytes of an error's body that are read
-BYTES_PER_OUTCOME: Final = 512  # bytes that an outcome of a token may take in a body
-MAX_BODY_BYTES: Final = 1 << 30  # bytes of any body
-MAX_WARNINGS: Final = 20  # lines about what servers do oddly
+__all__ = ["Client", "Outcome", "Reply", "parse_reply", "read_api_key"]
+CONNECTIONS_PER_POOL: Final = 8
+MAX_MESSAGE_CHARS: Final = 300  # of a server's message
+MAX_ERROR_BYTES: Final = 1 << 16  # of an error's body
+BYTES_PER_OUTCOME: Final = 512  # the most that one alternative of a token takes in a body
+MAX_BODY_BYTES: Final = 1 << 30
+MAX_WARNINGS: Final = 20  # lines about the odd behaviour of servers
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """data     of a good answer as long as it is unread
-    charged  whether the server may have written (and billed) tokens that nobody saw
-    lasting  whether waiting would not help: what answers is not such a server
+    """What came of a request.
+
+    data         the undecoded body of a good response, until `Client.read` decodes it
+    parameter    the request parameter that an error names
+    retry_after  seconds, if the server asked for a pause
+    charged      whether the server may have written, and billed, tokens that were not received
+    permanent    whether a retry is pointless, because something else than an OpenAI-compatible server answers
     """
 
     outcome: Outcome
     body: ResponseBody | None = None
     data: bytes | None = None
-    said: str = ""
-    named: str = ""  # the parameter that an error names
-    wait: float | None = None  # seconds, if the server asked for them
+    message: str = ""
+    parameter: str = ""
+    retry_after: float | None = None
     charged: bool = False
-    lasting: bool = False
+    permanent: bool = False
 
 
 @dataclass(slots=True)
@@ -58,32 +65,29 @@ class _Pool:
     client: httpx2.AsyncClient
     running: int = 0
 
-    def busy(self) -> int:
-        return self.running
-
 
 class Client:
-    """Connections with the key in their headers; closed with `close`.
+    """Connections to the servers, with the key in their headers. Call `close` at the end.
 
-    Three things make the library's part of a request cheaper: it looks at every connection of a pool twice a request,
-    so there are many small pools; an address is parsed once; and its own timeouts, of which a request starts seven, are
-    not used but for the connection's: ours covers the whole answer.
+    The cost of a request inside the HTTP library is kept low: it scans all connections of a pool twice per request, so
+    there are many small pools; each address is parsed once; and of its seven timeouts only the one for connecting is
+    used, because one timeout here covers the whole response.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
-        secret = read_api_key(settings)
-        self._redact = Redactor(secret)
-        self._told: set[str] = set()
+        api_key = read_api_key(settings)
+        self._redact = Redactor(api_key)
+        self._warned: set[str] = set()
         headers = {"Content-Type": "application/json", "User-Agent": "potstill", "Accept-Encoding": "gzip, deflate"}
-        if secret:
-            headers["Authorization"] = f"Bearer {secret}"
+        if api_key:
+            headers["Authorization"] = f"Bearer {api_key}"
         self._timeout = settings.timeout
-        self._path = ENDPOINTS[settings.api]
-        secure = any(url.startswith("https:") for url in settings.urls)  # certificates take a while to load
-        verify = httpx2.create_ssl_context() if secure else False
-        # A third: connecting and TLS may each take so long, and both end before ours does, which is charged.
-        self._connect = min(10.0, settings.timeout / 3)
-        timeout = httpx2.Timeout(None, connect=self._connect)
+        self._endpoint = ENDPOINTS[settings.api]
+        https = any(url.startswith("https:") for url in settings.urls)  # loading certificates is slow
+        verify = httpx2.create_ssl_context() if https else False
+        # A third: connecting and TLS may each take this long and must end before our timeout, which counts as billed.
+        self._connect_timeout = min(10.0, settings.timeout / 3)
+        timeout = httpx2.Timeout(None, connect=self._connect_timeout)
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=CONNECTIONS_PER_POOL)
         self._pools = {
             url: [
@@ -93,106 +97,106 @@ class Client:
             for url in settings.urls
         }
         self._addresses: dict[str, httpx2.URL] = {}
-        self.heard: Callable[[dict[str, Any], Reply], None] | None = None  # is told of what `ask` brings
+        self.on_reply: Callable[[dict[str, Any], Reply], None] | None = None  # called after each `send`
 
-    async def ask(self, url: str, request: dict[str, Any], path: str | None = None) -> Reply:
-        """Send a request and say what came of it. Raises nothing that a server can cause."""
-        answer = self.read(await self.post(url, request, path))
-        if self.heard is not None:
-            self.heard(request, answer)
-        return answer
+    async def send(self, url: str, body: dict[str, Any], endpoint: str | None = None) -> Reply:
+        """Send a request and read its response. No behaviour of a server raises an exception."""
+        reply = self.read(await self.post(url, body, endpoint))
+        if self.on_reply is not None:
+            self.on_reply(body, reply)
+        return reply
 
-    async def post(self, url: str, request: dict[str, Any], path: str | None = None) -> Reply:
-        """As `ask`, but an answer that has arrived is not yet read."""
-        address = url + (path or self._path)
-        where = self._addresses.get(address) or self._addresses.setdefault(address, httpx2.URL(address))
-        pool = min(self._pools[url], key=_Pool.busy)
+    async def post(self, url: str, body: dict[str, Any], endpoint: str | None = None) -> Reply:
+        """As `send`, but a good response is not decoded yet."""
+        address = url + (endpoint or self._endpoint)
+        parsed = self._addresses.get(address) or self._addresses.setdefault(address, httpx2.URL(address))
+        pool = min(self._pools[url], key=lambda pool: pool.running)
         pool.running += 1
         try:
-            async with asyncio.timeout(self._timeout):  # a drip of bytes would never let the library's own run out
-                sent = pool.client.build_request("POST", where, content=encode(request))
-                response = await pool.client.send(sent, stream=True)
+            async with asyncio.timeout(self._timeout):  # a slow drip of bytes would never end the library's timeout
+                request = pool.client.build_request("POST", parsed, content=response.encode(body))
+                http_response = await pool.client.send(request, stream=True)
                 try:
-                    return await self._received(response, request)
+                    return await self._receive(http_response, body)
                 finally:
-                    await response.aclose()
+                    await http_response.aclose()
         except TimeoutError:
-            return Reply("busy", said=f"no whole answer within {self._timeout:g} s", charged=True)
-        except httpx2.ConnectTimeout:  # the only one of the library's own that is used; no request has left
-            return Reply("busy", said=f"no connection within {self._connect:g} s")
-        except httpx2.ConnectError as fault:
-            said, lasting = _connection_error(fault)
-            return Reply("away", said=self._shown(said), lasting=lasting)
-        except (BodyTooLarge, ValueError) as fault:
-            return Reply("again", said=self._shown(str(fault)), charged=True)
-        except (httpx2.RequestError, httpx2.StreamError) as fault:
-            return Reply("again", said=self._shown(f"{type(fault).__name__} {fault}".strip()), charged=True)
+            return Reply("busy", message=f"no complete response within {self._timeout:g} s", charged=True)
+        except httpx2.ConnectTimeout:  # no request was sent
+            return Reply("busy", message=f"no connection within {self._connect_timeout:g} s")
+        except httpx2.ConnectError as error:
+            message, permanent = _connection_error(error)
+            return Reply("away", message=self._clean(message), permanent=permanent)
+        except (BodyTooLarge, ValueError) as error:
+            return Reply("again", message=self._clean(str(error)), charged=True)
+        except (httpx2.RequestError, httpx2.StreamError) as error:
+            return Reply("again", message=self._clean(f"{type(error).__name__} {error}".strip()), charged=True)
         finally:
             pool.running -= 1
 
-    async def _received(self, response: httpx2.Response, request: dict[str, Any]) -> Reply:
-        status, headers = response.status_code, response.headers
-        kind = headers.get("content-type", "").lower()
-        if status == 200 and "event-stream" in kind:  # it may have no end
-            return Reply("again", said="an event stream", charged=True, lasting=True)
+    async def _receive(self, http_response: httpx2.Response, body: dict[str, Any]) -> Reply:
+        status, headers = http_response.status_code, http_response.headers
+        content_type = headers.get("content-type", "").lower()
+        if status == 200 and "event-stream" in content_type:  # it may never end
+            return Reply("again", message="an event stream", charged=True, permanent=True)
         if 300 <= status < 400:
-            said = f"HTTP {status}, which points to {headers.get('location', 'nothing')}"
-            return Reply("stop", said=self._shown(said), lasting=True)
-        packed = headers.get("content-encoding")
+            message = f"HTTP {status}, a redirect to {headers.get('location', 'nothing')}"
+            return Reply("stop", message=self._clean(message), permanent=True)
+        encoding = headers.get("content-encoding")
         if status == 200:
-            unpack = BodyDecoder(packed, max_response_bytes(request))
-            data = b"".join([unpack(chunk) async for chunk in response.aiter_raw()])
-            return self._unlike(data) or Reply("good", data=data)
-        said = server_errors.read_server_error(await _read_beginning(response, packed))
+            unpack = BodyDecoder(encoding, max_response_bytes(body))
+            data = b"".join([unpack(chunk) async for chunk in http_response.aiter_raw()])
+            return self._refuse_other_formats(data) or Reply("good", data=data)
+        error = server_errors.read_server_error(await _read_beginning(http_response, encoding))
         wait = parse_retry_after(headers.get("retry-after"), datetime.datetime.now(datetime.UTC))
-        found = classify_error(status, said, wait)
-        return Reply(found, said=self._shown(f"HTTP {status} {_error_text(said)}"), named=said.named, wait=wait)
+        message = self._clean(f"HTTP {status} {_error_text(error)}")
+        return Reply(classify_error(status, error, wait), message=message, parameter=error.parameter, retry_after=wait)
 
-    def _unlike(self, data: bytes) -> Reply | None:
-        """What to say of a body that is no JSON at all; None for one that may be."""
-        begin = data[:512].lstrip()
-        if begin.startswith((b"data:", b"event:", b": ")):
-            return Reply("again", said="an event stream", charged=True, lasting=True)
-        if begin.startswith(b"<"):
-            said = server_errors.read_server_error(data[:MAX_ERROR_BYTES]).said
-            return Reply("again", said=self._shown(said), charged=True, lasting=True)
+    def _refuse_other_formats(self, data: bytes) -> Reply | None:
+        """The reply for an event stream or a web page; None for a body that may be JSON."""
+        start = data[:512].lstrip()
+        if start.startswith((b"data:", b"event:", b": ")):
+            return Reply("again", message="an event stream", charged=True, permanent=True)
+        if start.startswith(b"<"):
+            error = server_errors.read_server_error(data[:MAX_ERROR_BYTES])
+            return Reply("again", message=self._clean(error.message), charged=True, permanent=True)
         return None
 
-    def read(self, answer: Reply) -> Reply:
-        """The answer with what its data say."""
-        if answer.data is None:
-            return answer
-        found = parse_reply(answer.data)
-        if found.body is None:
-            return replace(found, said=self._shown(found.said))
-        if self._repeats(answer.data, found.body):
-            return Reply("again", said="an answer that repeats the API key", charged=True)
-        if found.body.model is not None:
-            found.body.model = self._shown(found.body.model)
-        return found
+    def read(self, reply: Reply) -> Reply:
+        """The reply with its data decoded."""
+        if reply.data is None:
+            return reply
+        parsed = parse_reply(reply.data)
+        if parsed.body is None:
+            return replace(parsed, message=self._clean(parsed.message))
+        if self._contains_key(reply.data, parsed.body):
+            return Reply("again", message="the response contains the API key", charged=True)
+        if parsed.body.model is not None:
+            parsed.body.model = self._clean(parsed.body.model)
+        return parsed
 
-    def _repeats(self, data: bytes, found: ResponseBody) -> bool:
-        """Whether the key stands in an answer, but for the model's name, which is cleared of it."""
-        if self._redact.count(data) > self._redact.count((found.model or "").encode("utf-8", "replace")):
+    def _contains_key(self, data: bytes, body: ResponseBody) -> bool:
+        """Whether a response contains the key, other than in the model's name, which `read` cleans."""
+        if self._redact.count(data) > self._redact.count((body.model or "").encode("utf-8", "replace")):
             return True
         texts = (
             text
-            for one in found.choices
-            for text in (*response.message_texts(one), one.finish_reason, one.error)
+            for choice in body.choices
+            for text in (*response.message_texts(choice), choice.finish_reason, choice.error)
             if text
         )
         return any(self._redact.count(str(text).encode("utf-8", "replace")) for text in texts)
 
-    def _shown(self, text: str) -> str:
-        """What a server says, as it may be shown: first without the key, then in one line, then cut."""
+    def _clean(self, text: str) -> str:
+        """A server's message for display. The key must go first: a cut or a line break could hide a part of it."""
         return to_one_line(self._redact(text))
 
-    def tell(self, line: str) -> None:
-        """Say something of a server to the person who watches, once."""
-        line = self._redact(line)
-        if line not in self._told and len(self._told) < MAX_WARNINGS:
-            self._told.add(line)
-            progress.print_line(f"teacher   {line}", "yellow")
+    def warn(self, message: str) -> None:
+        """Display a message about a server, once."""
+        message = self._redact(message)
+        if message not in self._warned and len(self._warned) < MAX_WARNINGS:
+            self._warned.add(message)
+            progress.print_line(f"teacher   {message}", "yellow")
 
     async def close(self) -> None:
         for pool in chain(*self._pools.values()):
@@ -200,87 +204,89 @@ class Client:
 
 
 def to_one_line(text: str) -> str:
-    """A server's words in one line, of which no character moves a cursor, cut to a length that can be read."""
+    """A server's message in one line of at most MAX_MESSAGE_CHARS, with control characters made visible."""
     return " ".join(escape_hidden(text).split())[:MAX_MESSAGE_CHARS]
 
 
-async def _read_beginning(response: httpx2.Response, packed: str | None) -> bytes:
-    """The first bytes of an error's body, whatever comes behind them."""
+async def _read_beginning(http_response: httpx2.Response, encoding: str | None) -> bytes:
+    """The first bytes of an error's body."""
     try:
-        unpack, parts = BodyDecoder(packed, MAX_ERROR_BYTES), []
-        async for chunk in response.aiter_raw():
+        unpack, parts = BodyDecoder(encoding, MAX_ERROR_BYTES), []
+        async for chunk in http_response.aiter_raw():
             try:
                 parts.append(unpack(chunk))
             except BodyTooLarge:
-                parts.append(chunk[:MAX_ERROR_BYTES] if packed is None else b"")
+                parts.append(chunk[:MAX_ERROR_BYTES] if encoding is None else b"")
                 break
         return b"".join(parts)[:MAX_ERROR_BYTES]
     except (ValueError, httpx2.RequestError):
         return b""
 
 
-def max_response_bytes(request: dict[str, Any]) -> int:
-    """The most bytes that the answer to a request can have."""
-    tokens = request.get("n", 1) * (request.get("max_tokens") or request.get("max_completion_tokens") or 1)
-    asked = request.get("prompt") or "".join(str(turn) for turn in request.get("messages", ()))
-    shown = max(int(request.get(name) or 0) for name in ("logprobs", "top_logprobs", "prompt_logprobs"))
-    return min(MAX_BODY_BYTES, (1 << 22) + (tokens + len(str(asked))) * (shown + 2) * BYTES_PER_OUTCOME)
+def max_response_bytes(body: dict[str, Any]) -> int:
+    """The most bytes that the response to a request can have."""
+    tokens = body.get("n", 1) * (body.get("max_tokens") or body.get("max_completion_tokens") or 1)
+    prompt = body.get("prompt") or "".join(str(turn) for turn in body.get("messages", ()))
+    alternatives = max(int(body.get(name) or 0) for name in ("logprobs", "top_logprobs", "prompt_logprobs"))
+    return min(MAX_BODY_BYTES, (1 << 22) + (tokens + len(str(prompt))) * (alternatives + 2) * BYTES_PER_OUTCOME)
 
 
 def parse_reply(data: bytes) -> Reply:
-    """The answer that a good status came with."""
+    """The reply of a response with status 200."""
     try:
-        found = response.decode_body(data)
-    except response.DECODE_ERRORS as fault:
-        return Reply("again", said=f"no answer that can be read: {fault}", charged=True)
-    if found.error and not found.choices:
-        said = server_errors.parse_error(found.error)
-        what = (
-            "stop" if server_errors.is_out_of_credit(said) else classify_error(server_errors.error_status(said), said)
-        )
-        # It named a refusal or a limit: then it wrote nothing.
-        return Reply(what, said=f"an error in a 200: {_error_text(said)}", named=said.named, charged=what == "again")
-    return Reply("good", found)
+        body = response.decode_body(data)
+    except response.DECODE_ERRORS as error:
+        return Reply("again", message=f"the response cannot be decoded: {error}", charged=True)
+    if body.error and not body.choices:
+        error = server_errors.parse_error(body.error)
+        no_credit = server_errors.is_out_of_credit(error)
+        outcome = "stop" if no_credit else classify_error(server_errors.error_status(error), error)
+        message = f"an error in a response with status 200: {_error_text(error)}"
+        # A server that names a refusal or a limit wrote nothing.
+        return Reply(outcome, message=message, parameter=error.parameter, charged=outcome == "again")
+    return Reply("good", body)
 
 
-def _error_text(said: ServerError) -> str:
-    spent = said.code.lower() in server_errors.NO_CREDIT_CODES and said.code not in said.said
-    return f"{said.said} ({said.code})" if spent else said.said
+def _error_text(error: ServerError) -> str:
+    names_code = error.code.lower() in server_errors.NO_CREDIT_CODES and error.code not in error.message
+    return f"{error.message} ({error.code})" if names_code else error.message
 
 
-def _connection_error(fault: httpx2.ConnectError) -> tuple[str, bool]:
-    """Why there is no connection, and whether there will be none."""
-    inner: BaseException | None = fault
-    while inner is not None:
-        if isinstance(inner, socket.gaierror):
-            lasting = inner.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
-            return f"no connection: {inner.strerror}", lasting
-        if isinstance(inner, ssl.SSLError):
-            return f"no connection: {inner}", True
-        inner = inner.__cause__ or inner.__context__
-    text = str(fault)
+def _connection_error(error: httpx2.ConnectError) -> tuple[str, bool]:
+    """Why there is no connection, and whether a retry is pointless."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, socket.gaierror):
+            unknown_host = cause.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
+            return f"no connection: {cause.strerror}", unknown_host
+        if isinstance(cause, ssl.SSLError):
+            return f"no connection: {cause}", True
+        cause = cause.__cause__ or cause.__context__
+    text = str(error)
     return f"no connection: {text}", "SSL" in text or "CERTIFICATE" in text
 
 
 def read_api_key(settings: ServerSettings) -> str:
-    """The API key that the environment holds, empty if the recipe names none. Raises UserError, without the key, if it
-    is not there or cannot be one."""
+    """The API key from the environment; empty if the recipe names no variable. Raises UserError, which does not contain
+    the key, if the variable is missing or cannot be a key."""
     if settings.key is None:
         return ""
-    found = os.environ.get(settings.key, "").strip()
-    if not found:
+    api_key = os.environ.get(settings.key, "").strip()
+    if not api_key:
         raise UserError(
-            "the API key is not there",
+            "the API key is missing",
+            code="E-teacher-missing-key",
             where="teacher.server.key",
             found=f"{settings.key} is not set",
-            hint=f"put the key into the environment variable {settings.key}; it is written nowhere",
+            hint=f"put the key into the environment variable {settings.key}; potstill does not store it",
         )
-    odd = next((letter for letter in found if not "!" <= letter <= "~"), None)
-    if odd is not None:
+    invalid = next((letter for letter in api_key if not "!" <= letter <= "~"), None)
+    if invalid is not None:
         raise UserError(
-            "the API key holds a character that no key has",
+            "the API key contains a character that no key contains",
+            code="E-teacher-invalid-key",
             where="teacher.server.key",
-            found=f"{settings.key} has {len(found)} characters, among them U+{ord(odd):04X}",
-            hint=f"put the key alone into {settings.key}: one line, without spaces and quotation marks around it",
+            found=f"{settings.key} has {len(api_key)} characters, among them U+{ord(invalid):04X}",
+            hint=f"put only the key into {settings.key}: one line, without spaces and quotation marks around it",
         )
-    return found
+    return api_key

@@ -1,22 +1,21 @@
-"""Tolerant reading: a body that is not as its form says, made into one that is. Only such bodies take this way.
-
-    >>> told = b'{"choices": [{"index": null, "text": " 4", "logprobs": {"tokens": [" 4"], "token_logprobs": [NaN]}}]}'
-    >>> clean_body(told)
-    b'{"choices":[{"text":" 4","logprobs":{"tokens":[" 4"],"token_logprobs":[null]}}]}'
-
-Servers written in Python send NaN and Infinity, which JSON does not have, and others send numbers as strings, null for
-a list, or half of a surrogate pair. What has another type than it must have is left out; the rest is kept. NaN and
-infinities become null, which stands for a log-probability that is hidden. Half of a surrogate pair becomes U+FFFD, and
-its choice is marked `replaced`.
-
-Bodies: what an OpenAI-compatible server answers, as far as it is read. Unknown fields are passed over.
+"""Response bodies of OpenAI-compatible servers, decoded into the fields that potstill reads.
 
     >>> decode_body(b'{"choices": [{"text": " 4", "finish_reason": "stop"}], "usage": null, "id": "x"}').choices[0].text
     ' 4'
 
-One shape for legacy completions and chat completions: a choice has a `text` or a `message`, and its log-probabilities
-come as four parallel lists or as a list of entries, whichever endpoint gave them. What a body has by the hundred is not
-looked through for cycles (`gc`), of which it can have none: that takes half of what decoding costs.
+One shape serves legacy completions and chat completions: a choice has a `text` or a `message`, and its
+log-probabilities are four parallel lists or a list of entries. Unknown fields are ignored.
+
+A body that does not follow its schema is cleaned first (`clean_body`) and decoded again:
+
+    >>> body = b'{"choices": [{"index": null, "text": " 4", "logprobs": {"tokens": [" 4"], "token_logprobs": [NaN]}}]}'
+    >>> clean_body(body)
+    b'{"choices":[{"text":" 4","logprobs":{"tokens":[" 4"],"token_logprobs":[null]}}]}'
+
+Servers written in Python send NaN and Infinity, which JSON does not have; others send numbers as strings, null instead
+of a list, or half of a surrogate pair. Cleaning drops every value of a wrong type and keeps the rest. NaN and infinities
+become null, which stands for a hidden log-probability. Half of a surrogate pair becomes U+FFFD, and the choice is marked
+as `replaced`.
 """
 
 from __future__ import annotations
@@ -29,188 +28,35 @@ from typing import Any, Final
 
 import msgspec
 
-from potstill.records import Semantics
-
 MESSAGE_FIELDS: Final = ("content", "reasoning", "reasoning_content", "thinking")
 ERROR_FIELDS: Final = ("error", "errors", "detail", "message", "msg", "base_resp")
-PARALLEL_LISTS: Final = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
-_encode = msgspec.json.Encoder().encode
-
-
-def clean_body(data: bytes) -> bytes:
-    """The body as JSON in the form of `body.Body`. Raises ValueError or RecursionError where there is none in it."""
-    text = data.decode("utf-8", "replace")
-    tree = json.loads(text, parse_constant=lambda _: None)
-    if not isinstance(tree, dict):
-        raise ValueError("a body is an object")
-    choices = tree.get("choices")
-    if not isinstance(choices, list):
-        said = {name: tree[name] for name in ERROR_FIELDS if tree.get(name)}
-        if not said:
-            raise ValueError("a body without choices")
-        choices, tree["error"] = [], tree.get("error") or said
-    broken = len(text.encode("utf-8", "replace")) != len(data)  # bytes that are not UTF-8 were replaced
-    made: dict[str, Any] = {"choices": [_clean_choice(one, broken) for one in choices if isinstance(one, dict)]}
-    if isinstance(tree.get("usage"), dict):
-        made["usage"] = _clean_value(tree["usage"])
-    if isinstance(tree.get("model"), str):
-        made["model"] = _replace_surrogates(tree["model"])
-    if tree.get("error"):
-        made["error"] = _clean_value(tree["error"])
-    return _encode(made)
-
-
-def _clean_choice(row: dict[str, Any], broken: bool) -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    text, message = row.get("text"), row.get("message")
-    if isinstance(text, str):
-        made["text"] = text
-    if isinstance(message, str):
-        made["message"] = {"content": message}
-    elif isinstance(message, dict):
-        made["message"] = {name: message[name] for name in MESSAGE_FIELDS if isinstance(message.get(name), str | list)}
-    if isinstance(row.get("logprobs"), dict):
-        made["logprobs"] = _clean_logprobs(row["logprobs"])
-    reason = row.get("finish_reason")
-    if isinstance(reason, dict):
-        reason = reason.get("type") or reason.get("reason")
-    if reason is not None:
-        made["finish_reason"] = str(reason)[:100]
-    if type(row.get("stop_reason")) in (str, int):
-        made["stop_reason"] = row["stop_reason"]
-    if row.get("error"):
-        made["error"] = row["error"]
-    if isinstance(row.get("prompt_token_ids"), list) and all(type(one) is int for one in row["prompt_token_ids"]):
-        made["prompt_token_ids"] = row["prompt_token_ids"]
-    if isinstance(row.get("prompt_logprobs"), list):
-        made["prompt_logprobs"] = [_clean_prompt_logprobs(one) for one in row["prompt_logprobs"]]
-    found = _clean_value(made)
-    if broken or _has_surrogate([made.get("text"), made.get("message")]):
-        found["replaced"] = True
-    return found
-
-
-def _clean_logprobs(row: dict[str, Any]) -> dict[str, Any]:
-    if isinstance(row.get("content"), list):
-        return {"content": [_clean_entry(one) for one in row["content"] if isinstance(one, dict)]}
-    made: dict[str, Any] = {}
-    kinds: dict[str, Callable[[Any], Any]] = {
-        "tokens": lambda one: one if isinstance(one, str) else None,
-        "token_logprobs": _parse_number,
-        "top_logprobs": _clean_top_logprobs,
-        "text_offset": lambda one: one,
-    }
-    for name in PARALLEL_LISTS:
-        if isinstance(row.get(name), list):
-            made[name] = [kinds[name](one) for one in row[name]]
-    if any(type(one) is not int for one in made.get("text_offset", ())):
-        del made["text_offset"]
-    return made
-
-
-def _clean_entry(row: dict[str, Any]) -> dict[str, Any]:
-    made: dict[str, Any] = {"token": row["token"] if isinstance(row.get("token"), str) else ""}
-    for name in ("logprob", "prob"):
-        if name in row:
-            made[name] = _parse_number(row[name])
-    if type(row.get("id")) is int:
-        made["id"] = row["id"]
-    told = row.get("bytes")
-    if isinstance(told, list) and all(type(one) is int and 0 <= one < 256 for one in told):
-        made["bytes"] = told
-    for name in ("top_logprobs", "top_probs"):
-        if isinstance(row.get(name), list):
-            made[name] = [_clean_entry(one) for one in row[name] if isinstance(one, dict)]
-        elif isinstance(row.get(name), dict):
-            made[name] = [{"token": token, "logprob": _parse_number(value)} for token, value in row[name].items()]
-    return made
-
-
-def _clean_top_logprobs(row: Any) -> dict[str, float | None] | None:
-    return {token: _parse_number(value) for token, value in row.items()} if isinstance(row, dict) else None
-
-
-def _clean_prompt_logprobs(row: Any) -> dict[str, Any] | None:
-    if not isinstance(row, dict):
-        return None
-    return {
-        name: {
-            "logprob": _parse_number(one.get("logprob")),
-            "decoded_token": one["decoded_token"] if isinstance(one.get("decoded_token"), str) else None,
-        }
-        for name, one in row.items()
-        if isinstance(one, dict)
-    }
-
-
-def _parse_number(value: Any) -> float | None:
-    """A number, also one that is written as a string; None for any other value, NaN and infinities among them."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _clean_value(value: Any) -> Any:
-    """The value with whole strings and with numbers that JSON has."""
-    if isinstance(value, str):
-        return _replace_surrogates(value)
-    if isinstance(value, dict):
-        return {_replace_surrogates(key): _clean_value(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_clean_value(one) for one in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-        return None
-    return value
-
-
-def _replace_surrogates(text: str) -> str:
-    """The text with each half of a surrogate pair replaced by U+FFFD; halves that belong together make a character."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _has_surrogate(value: Any) -> bool:
-    """Whether half of a surrogate pair stands in a string of the value."""
-    if isinstance(value, str):
-        return _SURROGATE.search(value) is not None
-    if isinstance(value, dict):
-        return any(map(_has_surrogate, value.values()))
-    return isinstance(value, list) and any(map(_has_surrogate, value))
-
-
-COMPLETION_TOKENS_KEY: Final = (
-    b'"completion_tokens"'  # one look through a body shows whether its counts stand there twice
-)
-USAGE_WINDOW: Final = 4096  # bytes around them in which the other count stands
-MAX_COUNT: Final = 10**9  # tokens of one request: a number beyond counts nothing
 THOUGHT_TYPES: Final = ("thinking", "reasoning", "thought", "reasoning_text", "redacted_thinking")
 TEXT_FIELDS: Final = ("text", "content", "thinking", "reasoning", "summary", "output_text")
+COMPLETION_TOKENS_KEY: Final = b'"completion_tokens"'
+USAGE_WINDOW: Final = 4096  # bytes around that key in which the other count is searched
+MAX_COUNT: Final = 10**9  # tokens of one request; a larger count is ignored
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
+# gc=False: a body has hundreds of these, none of them in a cycle; tracking them would double the time of decoding.
 class TokenOutcome(msgspec.Struct, gc=False):
-    """One outcome of a step. `bytes` may be true, made of `token`, or missing: who reads it finds out; as the string
-    mostly tells them, the list is left as it came until somebody asks for it (`raw`)."""
+    """One alternative of a token position. `bytes` stays undecoded until `token_bytes` reads it, because the string
+    usually suffices."""
 
     token: str = ""
     logprob: float | None = None
     bytes: msgspec.Raw = msgspec.Raw(b"null")
     id: int | None = None
-    prob: float | None = None  # llama.cpp's own endpoint, if asked for probabilities after sampling
 
 
 class TokenLogprobs(TokenOutcome, gc=False):
+    """The sampled token of a position, with its alternatives."""
+
     top_logprobs: list[TokenOutcome] | None = None
-    top_probs: list[TokenOutcome] | None = None
 
 
-class Logprobs(msgspec.Struct, gc=False):
-    """Log-probabilities of a choice: the first four fields or `content`."""
+class Logprobs(msgspec.Struct):
+    """Log-probabilities of a choice: parallel lists (legacy completions) or `content` (chat completions)."""
 
     tokens: list[str | None] | None = None
     token_logprobs: list[float | None] | None = None
@@ -220,7 +66,8 @@ class Logprobs(msgspec.Struct, gc=False):
 
 
 class Message(msgspec.Struct):
-    """What a chat model answered. Each field may also be a list of parts, of which some are thoughts: see `spoken`."""
+    """The answer of a chat model. A field may also be a list of parts, some of which are thoughts: see
+    `message_texts`."""
 
     content: str | list[Any] | None = None
     reasoning: str | list[Any] | dict[str, Any] | None = None
@@ -229,7 +76,7 @@ class Message(msgspec.Struct):
 
 
 class PromptToken(msgspec.Struct, gc=False):
-    """A token of the prompt, by its id, as vLLM scores it."""
+    """One alternative of a prompt token, as vLLM scores it."""
 
     logprob: float | None = None
     decoded_token: str | None = None
@@ -243,19 +90,18 @@ class Choice(msgspec.Struct):
     stop_reason: str | int | None = None
     prompt_token_ids: list[int] | None = None
     prompt_logprobs: list[dict[str, PromptToken] | None] | None = None
-    error: Any = None  # what went wrong with this text alone
-    replaced: bool = False  # ours: whether half a surrogate pair was replaced in it
+    error: Any = None  # an error of this text alone
+    replaced: bool = False  # set by `clean_body`: half of a surrogate pair was replaced
 
-    def entries(self) -> int:
-        """How many tokens the server says something of."""
-        listing = self.logprobs
-        if listing is None:
+    def count_entries(self) -> int:
+        """The number of tokens that have an entry."""
+        if self.logprobs is None:
             return 0
-        return len(listing.content if listing.content is not None else listing.tokens or ())
+        return len(self.logprobs.content if self.logprobs.content is not None else self.logprobs.tokens or ())
 
 
 class Usage(msgspec.Struct):
-    """Tokens as the server counts them; None where it says nothing that can be a count."""
+    """Token counts of the server; None where it gives no credible count."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -263,23 +109,33 @@ class Usage(msgspec.Struct):
 
 class ResponseBody(msgspec.Struct):
     choices: list[Choice]
-    usage: Any = None  # as it came; `decode` makes it a Usage
+    usage: Any = None  # as received; `decode_body` replaces it by a Usage
     model: str | None = None
     error: Any = None
 
 
-class LlamaCppBody(msgspec.Struct):
-    """What llama.cpp's server answers at `/completion`."""
-
-    content: str
-    completion_probabilities: list[TokenLogprobs] | None = None
-    stop_type: str | None = None
-    stopping_word: str | None = None
+DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_body_decoder = msgspec.json.Decoder(ResponseBody)
+_bytes_decoder = msgspec.json.Decoder(list[int] | None)
+encode = msgspec.json.Encoder().encode
 
 
-def token_bytes(one: TokenOutcome) -> bytes | None:
-    """The bytes that a server gave an outcome; None where it gave none. Raises one of `Malformed`."""
-    numbers = _bytes_decoder.decode(one.bytes)
+def decode_body(data: bytes) -> ResponseBody:
+    """The body of a response, which has choices or says in `error` why not. Raises one of DECODE_ERRORS."""
+    try:
+        body = _body_decoder.decode(data)
+    except DECODE_ERRORS as error:
+        try:
+            body = _body_decoder.decode(clean_body(data))
+        except (ValueError, RecursionError):
+            raise msgspec.DecodeError(str(error)) from None
+    body.usage = parse_usage(body.usage, data)
+    return body
+
+
+def token_bytes(outcome: TokenOutcome) -> bytes | None:
+    """The bytes that the server gives for an outcome; None if it gives none. Raises one of DECODE_ERRORS."""
+    numbers = _bytes_decoder.decode(outcome.bytes)
     if numbers is None:
         return None
     if any(not 0 <= number < 256 for number in numbers):
@@ -288,7 +144,7 @@ def token_bytes(one: TokenOutcome) -> bytes | None:
 
 
 def message_texts(choice: Choice) -> tuple[str, str]:
-    """The thought that a choice has in a field or a part of its own, and its text; each empty where there is none.
+    """The thought that a choice carries in a field or part of its own, and its text; empty strings for missing ones.
 
     >>> parts = [{"type": "thinking", "thinking": "2 + 2"}, {"type": "text", "text": "4"}]
     >>> message_texts(Choice(message=Message(content=parts)))
@@ -309,7 +165,7 @@ def message_texts(choice: Choice) -> tuple[str, str]:
 
 
 def _flatten(value: Any) -> str:
-    """The text of a part, whatever its form."""
+    """The text of a message field: a string, a list of parts, or a part."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
@@ -319,32 +175,8 @@ def _flatten(value: Any) -> str:
     return ""
 
 
-DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_body_decoder = msgspec.json.Decoder(ResponseBody)
-_bytes_decoder = msgspec.json.Decoder(list[int] | None)
-_llama_cpp_decoder = msgspec.json.Decoder(LlamaCppBody)
-encode = msgspec.json.Encoder().encode
-
-
-def decode_body(data: bytes) -> ResponseBody:
-    """A body that answers, or that says in `error` why it does not. Raises one of `Malformed` for anything else."""
-    try:
-        found = _body_decoder.decode(data)
-    except DECODE_ERRORS as fault:
-        found = _decode_tolerantly(data, fault)
-    found.usage = parse_usage(found.usage, data)
-    return found
-
-
-def _decode_tolerantly(data: bytes, fault: Exception) -> ResponseBody:
-    try:
-        return _body_decoder.decode(clean_body(data))
-    except (ValueError, RecursionError):
-        raise msgspec.DecodeError(str(fault)) from None
-
-
 def parse_usage(row: Any, data: bytes = b"") -> Usage:
-    """What a server says that it counted; of numbers that cannot be, or that it gives twice and differently, nothing.
+    """The token counts of a body; None for an impossible count, and for one that `data` holds twice with two values.
 
     >>> parse_usage({"prompt_tokens": "5", "completion_tokens": -3}), parse_usage({"input_tokens": 5, "output_tokens": 7.0})
     (Usage(prompt_tokens=5, completion_tokens=None), Usage(prompt_tokens=5, completion_tokens=7))
@@ -353,46 +185,172 @@ def parse_usage(row: Any, data: bytes = b"") -> Usage:
     """
     if not isinstance(row, dict):
         return Usage()
+    # One search shows whether the key stands twice in the body; only then the whole body is searched.
     last = data.rfind(COMPLETION_TOKENS_KEY)
-    near = (
-        data
-        if data.find(COMPLETION_TOKENS_KEY, 0, max(last, 0)) >= 0
-        else data[max(0, last - USAGE_WINDOW) : last + USAGE_WINDOW]
-    )
-    found = []
-    for name, other in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")):
-        pattern = f'"{name}"'.encode()
-        # Within a string the quotes of a key would be escaped.
-        stated = set(re.findall(pattern + rb'\s*:\s*("?[^\s,}"]*)', near)) if near.count(pattern) > 1 else ()
-        found.append(_parse_count(row.get(name, row.get(other))) if len(stated) < 2 else None)
-    return Usage(*found)
+    twice = data.find(COMPLETION_TOKENS_KEY, 0, max(last, 0)) >= 0
+    searched = data if twice else data[max(0, last - USAGE_WINDOW) : last + USAGE_WINDOW]
+    counts = []
+    for name, other_name in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")):
+        key = f'"{name}"'.encode()  # within a JSON string its quotes would be escaped
+        values = set(re.findall(key + rb'\s*:\s*("?[^\s,}"]*)', searched)) if searched.count(key) > 1 else ()
+        counts.append(_parse_count(row.get(name, row.get(other_name))) if len(values) < 2 else None)
+    return Usage(*counts)
 
 
 def _parse_count(value: Any) -> int | None:
     if isinstance(value, str) and value.isascii() and value.isdecimal():
         value = float(value)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not 0 <= value <= MAX_COUNT
-        or value != int(value)
-    ):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_COUNT:
         return None
-    return int(value)
+    return int(value) if value == int(value) else None
 
 
-def decode_llama_cpp(data: bytes) -> tuple[Choice, Semantics]:
-    """A body of llama.cpp's own endpoint as a choice, and what its numbers mean. Raises one of `Malformed`."""
-    body = _llama_cpp_decoder.decode(data)
-    entries, semantics = body.completion_probabilities or [], "raw"
-    for entry in entries:
-        if entry.prob is not None:  # of what was left after top-k, top-p and the like
-            semantics = "truncated"
-            entry.top_logprobs = entry.top_probs
-            for one in (entry, *(entry.top_probs or ())):
-                one.logprob = math.log(one.prob) if one.prob else None
-    ended = {"eos": "stop", "word": "stop"}.get(body.stop_type or "", "length")
-    listing = Logprobs(content=entries) if entries else None
-    return Choice(
-        text=body.content, logprobs=listing, finish_reason=ended, stop_reason=body.stopping_word or None
-    ), semantics if entries else "none"
+def clean_body(data: bytes) -> bytes:
+    """The body as JSON that `ResponseBody` decodes. Raises ValueError or RecursionError if it has no choices."""
+    text = data.decode("utf-8", "replace")
+    tree = json.loads(text, parse_constant=lambda _: None)
+    if not isinstance(tree, dict):
+        raise ValueError("a body must be a JSON object")
+    choices = tree.get("choices")
+    if not isinstance(choices, list):
+        errors = {name: tree[name] for name in ERROR_FIELDS if tree.get(name)}
+        if not errors:
+            raise ValueError("the body has no choices")
+        choices, tree["error"] = [], tree.get("error") or errors
+    invalid_utf8 = len(text.encode("utf-8", "replace")) != len(data)
+    body: dict[str, Any] = {"choices": [_clean_choice(row, invalid_utf8) for row in choices if isinstance(row, dict)]}
+    if isinstance(tree.get("usage"), dict):
+        body["usage"] = _clean_value(tree["usage"])
+    if isinstance(tree.get("model"), str):
+        body["model"] = _replace_surrogates(tree["model"])
+    if tree.get("error"):
+        body["error"] = _clean_value(tree["error"])
+    return encode(body)
+
+
+def _clean_choice(row: dict[str, Any], replaced: bool) -> dict[str, Any]:
+    choice: dict[str, Any] = {}
+    text, message = row.get("text"), row.get("message")
+    if isinstance(text, str):
+        choice["text"] = text
+    if isinstance(message, str):
+        choice["message"] = {"content": message}
+    elif isinstance(message, dict):
+        choice["message"] = {
+            name: message[name] for name in MESSAGE_FIELDS if isinstance(message.get(name), str | list)
+        }
+    if isinstance(row.get("logprobs"), dict):
+        choice["logprobs"] = _clean_logprobs(row["logprobs"])
+    reason = row.get("finish_reason")
+    if isinstance(reason, dict):
+        reason = reason.get("type") or reason.get("reason")
+    if reason is not None:
+        choice["finish_reason"] = str(reason)[:100]
+    if type(row.get("stop_reason")) in (str, int):
+        choice["stop_reason"] = row["stop_reason"]
+    if row.get("error"):
+        choice["error"] = row["error"]
+    if _is_int_list(row.get("prompt_token_ids")):
+        choice["prompt_token_ids"] = row["prompt_token_ids"]
+    if isinstance(row.get("prompt_logprobs"), list):
+        choice["prompt_logprobs"] = [_clean_prompt_logprobs(alternatives) for alternatives in row["prompt_logprobs"]]
+    cleaned = _clean_value(choice)
+    if replaced or _has_surrogate([choice.get("text"), choice.get("message")]):
+        cleaned["replaced"] = True
+    return cleaned
+
+
+def _clean_logprobs(row: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(row.get("content"), list):
+        return {"content": [_clean_entry(entry) for entry in row["content"] if isinstance(entry, dict)]}
+    cleaners: dict[str, Callable[[Any], Any]] = {
+        "tokens": lambda token: token if isinstance(token, str) else None,
+        "token_logprobs": _parse_number,
+        "top_logprobs": lambda table: _clean_table(table) if isinstance(table, dict) else None,
+    }
+    logprobs: dict[str, Any] = {
+        name: [clean(value) for value in row[name]]
+        for name, clean in cleaners.items()
+        if isinstance(row.get(name), list)
+    }
+    if _is_int_list(row.get("text_offset")):
+        logprobs["text_offset"] = row["text_offset"]
+    return logprobs
+
+
+def _clean_entry(row: dict[str, Any]) -> dict[str, Any]:
+    entry: dict[str, Any] = {"token": row["token"] if isinstance(row.get("token"), str) else ""}
+    if "logprob" in row:
+        entry["logprob"] = _parse_number(row["logprob"])
+    if type(row.get("id")) is int:
+        entry["id"] = row["id"]
+    if _is_int_list(row.get("bytes")) and all(0 <= number < 256 for number in row["bytes"]):
+        entry["bytes"] = row["bytes"]
+    alternatives = row.get("top_logprobs")
+    if isinstance(alternatives, list):
+        entry["top_logprobs"] = [_clean_entry(outcome) for outcome in alternatives if isinstance(outcome, dict)]
+    elif isinstance(alternatives, dict):
+        entry["top_logprobs"] = [
+            {"token": token, "logprob": value} for token, value in _clean_table(alternatives).items()
+        ]
+    return entry
+
+
+def _clean_table(table: dict[str, Any]) -> dict[str, float | None]:
+    return {token: _parse_number(value) for token, value in table.items()}
+
+
+def _clean_prompt_logprobs(table: Any) -> dict[str, Any] | None:
+    if not isinstance(table, dict):
+        return None
+    return {
+        name: {
+            "logprob": _parse_number(row.get("logprob")),
+            "decoded_token": row["decoded_token"] if isinstance(row.get("decoded_token"), str) else None,
+        }
+        for name, row in table.items()
+        if isinstance(row, dict)
+    }
+
+
+def _is_int_list(value: Any) -> bool:
+    return isinstance(value, list) and all(type(number) is int for number in value)
+
+
+def _parse_number(value: Any) -> float | None:
+    """A number, or a string that contains one; None for any other value, NaN and infinities included."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _clean_value(value: Any) -> Any:
+    """The value with valid Unicode strings and with numbers that JSON and int64 can represent."""
+    if isinstance(value, str):
+        return _replace_surrogates(value)
+    if isinstance(value, dict):
+        return {_replace_surrogates(key): _clean_value(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_clean_value(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        return None
+    return value
+
+
+def _replace_surrogates(text: str) -> str:
+    """The text with each unpaired surrogate replaced by U+FFFD; a pair becomes the character that it stands for."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _has_surrogate(value: Any) -> bool:
+    if isinstance(value, str):
+        return _SURROGATE.search(value) is not None
+    if isinstance(value, dict):
+        return any(map(_has_surrogate, value.values()))
+    return isinstance(value, list) and any(map(_has_surrogate, value))

@@ -1,18 +1,16 @@
-"""Taking: the chains of one answer, and what it lacks; the same whether the answer came at once or in a file.
+"""The scheduler: requests for all missing chains, as many in flight as the servers can bear, and chains as they arrive.
 
->>> from potstill.records import Question
 >>> from potstill.teachers.openai_api import response
->>> answer = response.decode_body(b'{"choices": [{"text": "So.\\\\nThe answer is 4.\\\\nNext", "finish_reason": "stop"}]}')
->>> ask = SampleRequest(Question("q", "2 + 2?", "4", "s", "train", "number"), Prompt(()), (3, 4))
->>> chains, left, said = collect_chains(answer, ask, ServerSettings("m", candidates=0), Capabilities(), ReaderContext("teacher", "none"))
->>> [(chain.index, chain.text) for chain in chains], left, said
-([(3, 'So.\\nThe answer is 4.')], (4,), 'fewer texts than asked')
+>>> body = response.decode_body(b'{"choices": [{"text": "So.\\\\nThe answer is 4.\\\\nNext", "finish_reason": "stop"}]}')
+>>> request = SampleRequest(Question("q", "2 + 2?", "4", "s", "train", "number"), Prompt(()), (3, 4))
+>>> settings, context = ServerSettings("m", top_logprobs=0), ReaderContext("teacher", "none")
+>>> chains, left, message = collect_chains(body, request, settings, Capabilities(), context)
+>>> [(chain.index, chain.text) for chain in chains], left, message
+([(3, 'So.\\nThe answer is 4.')], (4,), 'fewer texts than requested')
 
-Sampling: questions in, chains out as they arrive, with as many requests under way as the servers can bear.
-
-One event loop, no threads: whoever takes the batches runs the loop while it waits for one (`drawn`), and requests come
-back into the sockets while it stores them. What is waiting is one iterator over questions; what is in memory is what is
-under way.
+There is one event loop and no thread. The caller that takes the chains runs the loop while it waits for them; while it
+stores them, responses arrive in the sockets. Waiting requests are one iterator over the questions, so memory holds only
+what is in flight.
 """
 
 from __future__ import annotations
@@ -26,16 +24,19 @@ from collections import deque
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
 
 from potstill import grading, progress
 from potstill.errors import UserError
 from potstill.records import Chain, Prompt, Question
-from potstill.teachers import ChainKey
 from potstill.teachers.openai_api import chain_reader, server_errors
 from potstill.teachers.openai_api.budget import Budget, Reservation
 from potstill.teachers.openai_api.client import Client, Reply
-from potstill.teachers.openai_api.rate_limit import OUTAGE_REPORT_INTERVAL, AimdLimiter, CircuitBreaker, backoff_seconds
+from potstill.teachers.openai_api.rate_limit import (
+    OUTAGE_REPORT_INTERVAL,
+    AimdLimiter,
+    CircuitBreaker,
+    backoff_seconds,
+)
 from potstill.teachers.openai_api.request import (
     Capabilities,
     SampleRequest,
@@ -47,383 +48,400 @@ from potstill.teachers.openai_api.request import (
 from potstill.teachers.openai_api.response import DECODE_ERRORS, Choice, ResponseBody
 from potstill.teachers.openai_api.server_errors import hint_for
 from potstill.teachers.openai_api.token_entries import ReaderContext
+from potstill.teachers.protocol import ChainKey
 from potstill.teachers.truncate import truncate_at_answer
 from potstill.teachers.usage import FirstChainsCheck, UsageMeter
 
-__all__ = ["Prompt", "collect_chains", "grade_and_count"]
+BATCH_SIZE = 64  # chains that are worth one write
+BATCH_DELAY = 0.05  # seconds after which a smaller batch is returned
+LONG_WAIT = 5.0  # seconds of a Retry-After that are reported
+SERVER_DEFECTS = (  # defects that every text of the server has
+    chain_reader.DEFECT_ABOVE_ONE,
+    chain_reader.DEFECT_VOCABULARY_MARKS,
+    chain_reader.DEFECT_OTHER_TEXT,
+)
 
 
 def collect_chains(
-    body: ResponseBody, ask: SampleRequest, settings: ServerSettings, manner: Capabilities, reader: ReaderContext
+    body: ResponseBody,
+    request: SampleRequest,
+    settings: ServerSettings,
+    capabilities: Capabilities,
+    context: ReaderContext,
 ) -> tuple[list[Chain], tuple[int, ...], str]:
-    """The chains of a body, cut behind their answers, under the indices that were asked, in order; the indices that are
-    left; and what is wrong with the texts that gave none."""
-    chains, left, said = [], list(ask.indices), "fewer texts than asked"
+    """The chains of a response, truncated at their answers, with the first requested indices; the indices that are
+    left; and the defect of the texts that gave no chain. The same for a response in a batch file."""
+    chains, left, message = [], list(request.indices), "fewer texts than requested"
     chain_reader.fill_finish_reasons(body, settings.max_tokens)
-    for choice in body.choices[: len(ask.indices)]:
-        chain, why = _read_choice(choice, ask, left[0], settings, manner, reader)
+    for choice in body.choices[: len(request.indices)]:
+        chain, defect = _read_choice(choice, request, left[0], settings, capabilities, context)
         if chain is None:
-            said = why
+            message = defect
             continue
         left.pop(0)
         chains.append(chain)
-    return chains, tuple(left), said
+    return chains, tuple(left), message
 
 
 def _read_choice(
     choice: Choice,
-    ask: SampleRequest,
+    request: SampleRequest,
     index: int,
     settings: ServerSettings,
-    manner: Capabilities,
-    reader: ReaderContext,
+    capabilities: Capabilities,
+    context: ReaderContext,
 ) -> tuple[Chain | None, str]:
     if chain_reader.read_finish_reason(choice.finish_reason) == "broken":
-        why = server_errors.parse_error(choice.error).said if choice.error else f"finish_reason {choice.finish_reason}"
-        return None, f"the server broke the text off: {why}"
+        error = server_errors.parse_error(choice.error) if choice.error else None
+        reason = error.message if error else f"finish_reason {choice.finish_reason}"
+        return None, f"the server broke the text off: {reason}"
     if choice.text is None and choice.message is None:
         return None, "a choice without a text"
-    if starts_with_prompt(choice, ask.prompt):
+    if starts_with_prompt(choice, request.prompt):
         return None, "the text begins with the prompt"
     try:
-        chain, answer = chain_reader.read_chain_and_answer(choice, ask.question.id, index, reader)
-    except DECODE_ERRORS as fault:  # bytes are looked at only where they are needed
-        return None, f"no answer that can be read: {fault}"
-    if (
-        settings.candidates
-        and not chain.candidates
-        and chain.content
-        and chain_reader.DEFECT_OTHER_TEXT not in chain.defects
-    ):
-        return None, "no log-probabilities this time"
-    if settings.candidates and manner.whole and not ask.mended and "entries missing" in chain.defects:
-        return None, "entries missing this time"
-    return truncate_at_answer(chain, answer), ""
+        chain, answer_start = chain_reader.read_chain_and_answer(choice, request.question.id, index, context)
+    except DECODE_ERRORS as error:  # the bytes of tokens are decoded only when they are needed
+        return None, f"the response cannot be decoded: {error}"
+    if settings.top_logprobs:
+        other_text = chain_reader.DEFECT_OTHER_TEXT in chain.defects
+        if not chain.candidates and chain.content and not other_text:
+            return None, "no log-probabilities this time"
+        if capabilities.whole and not request.accept_incomplete and "entries missing" in chain.defects:
+            return None, "entries missing this time"
+    return truncate_at_answer(chain, answer_start), ""
 
 
 def starts_with_prompt(choice: Choice, prompt: Prompt) -> bool:
-    """Whether a text of legacy completions begins with its prompt, as from a server that echoes."""
+    """Whether a text of legacy completions begins with its prompt, because the server echoes it."""
     return bool(prompt.plain) and choice.text is not None and choice.text.startswith(prompt.plain)
 
 
 def drop_probabilities(chain: Chain, defect: str) -> Chain:
-    """The chain as a text alone, marked: it gets hard targets."""
-    marks = tuple(sorted({*chain.defects, defect}))
-    return replace(chain, tokens=(), spans=(), candidates=(), semantics="none", defects=marks)
+    """The chain with its text only, which makes its targets hard, and with a defect."""
+    defects = tuple(sorted({*chain.defects, defect}))
+    return replace(chain, tokens=(), spans=(), candidates=(), semantics="none", defects=defects)
 
 
-def grade_and_count(chain: Chain, question: Question, watch: UsageMeter, right: dict[str, int]) -> None:
-    """Grade a chain on the fly and count it."""
-    watch.chains += 1
-    watch.graded += 1
+def grade_and_count(chain: Chain, question: Question, usage: UsageMeter, right: dict[str, int]) -> None:
+    """Grade a chain and count it in `usage` and, if it is right, in `right` (question id -> right chains)."""
+    usage.chains += 1
+    usage.graded += 1
     if grading.grade(chain.text, question.gold, question.task, chain.stop).grade == "right":
-        watch.right += 1
+        usage.right += 1
         right[question.id] = right.get(question.id, 0) + 1
 
 
-BATCH_SIZE = 64  # chains that are worth a write of their own
-BATCH_DELAY = 0.05  # seconds after which fewer are
-LONG_WAIT = 5.0  # seconds of a Retry-After that are worth a line
-SERVER_DEFECTS = (
-    chain_reader.DEFECT_ABOVE_ONE,
-    chain_reader.DEFECT_VOCABULARY_MARKS,
-    chain_reader.DEFECT_OTHER_TEXT,
-)  # defects of a server, not of one text
-
-
-class _UnionContainer:
-    """Two containers as one."""
-
-    def __init__(self, *parts: Container[Any]) -> None:
-        self.parts = parts
-
-    def __contains__(self, key: object) -> bool:
-        return any(key in part for part in self.parts)
-
-
 class Scheduler:
-    """Keeps requests under way until every chain is there, and collects what arrives in `ready`."""
+    """Keeps requests in flight until every chain has arrived.
+
+    Call `wait` for chains and `take` to get them, in turn; `close` at the end. Each finished request starts new ones
+    (`_fill`), as many as the limiters, the budget and the check of the first chains allow.
+    """
 
     def __init__(
         self,
         client: Client,
         settings: ServerSettings,
-        manner: Capabilities,
-        reader: ReaderContext,
-        watch: UsageMeter,
+        capabilities: Capabilities,
+        context: ReaderContext,
+        usage: UsageMeter,
         questions: Sequence[Question],
-        prompt_of: Callable[[Question], Prompt],
-        done: Container[ChainKey],
+        build_prompt: Callable[[Question], Prompt],
+        stored: Container[ChainKey],
         right: Mapping[str, int],
-        trial: FirstChainsCheck | None = None,
+        first_chains: FirstChainsCheck | None = None,
     ) -> None:
-        self.client, self.settings, self.manner, self.reader, self.watch = client, settings, manner, reader, watch
-        self.done, self.right = done, dict(right)
-        self.width = settings.per_request if manner.n else 1
-        self.gates = [AimdLimiter(url, settings.concurrency) for url in settings.urls]
+        self.client, self.settings, self.capabilities, self.context = client, settings, capabilities, context
+        self.usage, self.stored, self.right, self.first_chains = usage, stored, dict(right), first_chains
+        self.width = settings.samples_per_request if capabilities.n else 1
+        self.limiters = [AimdLimiter(url, settings.concurrency) for url in settings.urls]
         self.breaker = CircuitBreaker(settings.patience)
-        self.served = {settings.urls[0]: manner.served} if manner.served else {}  # url -> the model that it names
-        self.budget = Budget(settings, watch)
-        self.draw = random.Random()
-        self.trial = trial
-        self.fresh = iter_requests(settings, self.width, questions, prompt_of, done, self.right)
-        if trial is not None and settings.enough is None:  # the first chains are of as many questions as can be
-            once = replace(settings, samples=min(settings.samples, self.width))
-            first = list(islice(iter_requests(once, self.width, questions, prompt_of, done, self.right), trial.limit))
-            begun = _UnionContainer(
-                done, {(a.question.id, settings.source, index) for a in first for index in a.indices}
+        # url -> the model that the server names
+        self.served = {settings.urls[0]: capabilities.served} if capabilities.served else {}
+        self.budget = Budget(settings, usage)
+        self.rng = random.Random()
+        self.new_requests = iter_requests(settings, self.width, questions, build_prompt, stored, self.right)
+        if first_chains is not None and settings.enough is None:  # check the first chains of many questions
+            one_request = replace(settings, samples=min(settings.samples, self.width))
+            requests = iter_requests(one_request, self.width, questions, build_prompt, stored, self.right)
+            first = list(islice(requests, first_chains.limit))
+            keys = {(request.question.id, settings.source, index) for request in first for index in request.indices}
+            others = iter_requests(
+                settings, self.width, questions, build_prompt, _EitherContainer(stored, keys), self.right
             )
-            self.fresh = itertools.chain(
-                first, iter_requests(settings, self.width, questions, prompt_of, begun, self.right)
-            )
-        self.next: deque[SampleRequest] = deque()  # the next requests of questions that were asked already
-        self.later: list[tuple[float, int, SampleRequest]] = []  # tries that wait: a heap by moment
+            self.new_requests = itertools.chain(first, others)
+        self.next_requests: deque[SampleRequest] = deque()  # further requests of questions that already had one
+        self.retries: list[tuple[float, int, SampleRequest]] = []  # a heap by the time at which they are due
         self.running: set[asyncio.Task[None]] = set()
         self.ready: list[Chain] = []
-        self.fault: BaseException | None = None
-        self.over = False
-        self.held = False  # a request waits for the first chains to be judged
-        self.woken = asyncio.Event()
+        self.error: BaseException | None = None
+        self.stopped = False
+        self.waits_for_check = False  # a request waits until the first chains are judged
+        self.wake = asyncio.Event()
         self.timer: asyncio.TimerHandle | None = None
-        self.began = time.monotonic()
-        self.number = 0
+        self.started = time.monotonic()
+        self.request_count = 0
 
     async def wait(self) -> bool:
-        """Until there are chains to take, at least one; False once there is nothing left to come."""
-        if not self.number or (not self.running and not self.over):
-            self.fill()
-        while len(self.ready) < BATCH_SIZE and (self.running or not self.over):
-            self.woken.clear()
+        """Wait until at least one chain is ready; False if no chain will follow. Raises the error that stopped the
+        scheduler once all chains are taken."""
+        if not self.request_count or (not self.running and not self.stopped):
+            self._fill()
+        while len(self.ready) < BATCH_SIZE and (self.running or not self.stopped):
+            self.wake.clear()
             try:
                 async with asyncio.timeout(BATCH_DELAY if self.ready else None):
-                    await self.woken.wait()
+                    await self.wake.wait()
             except TimeoutError:
                 break
-        self.watch.seconds = time.monotonic() - self.began
-        if not self.ready and self.fault is not None:
-            raise self.fault
+        self.usage.seconds = time.monotonic() - self.started
+        if not self.ready and self.error is not None:
+            raise self.error
         return bool(self.ready)
 
-    def taken(self) -> list[Chain]:
-        """What has arrived since the last call. Not the result of `wait`: whoever runs a task writes out its result's
-        `repr` where signals are handled, which took as long as the chains had taken to read."""
-        found, self.ready = self.ready, []
-        return found
+    def take(self) -> list[Chain]:
+        """The chains that have arrived since the last call. `wait` does not return them itself: asyncio formats the
+        `repr` of a task's result where signals are handled, which took as long as reading the chains."""
+        chains, self.ready = self.ready, []
+        return chains
 
-    def fill(self) -> None:
-        """Start as many requests as there is room for; see whether everything is done."""
+    def _fill(self) -> None:
+        """Start as many requests as there are free slots; stop if nothing is left to do."""
         now = time.monotonic()
-        while not self.over and (gate := max(self.gates, key=lambda one: one.room(now))).room(now) > 0:
-            ask = self._due(now)
-            if ask is not None and not self._tried(ask):
+        while not self.stopped:
+            limiter = max(self.limiters, key=lambda limiter: limiter.free_slots(now))
+            if limiter.free_slots(now) <= 0:
                 break
-            if ask is None or (aside := self._affordable(ask)) is None:
+            request = self._next_request(now)
+            if request is None or not self._passes_check(request):
                 break
-            gate.running += 1
-            self.number += 1
-            task = asyncio.get_running_loop().create_task(self._one(gate, ask, aside, now))
+            if (reservation := self._reserve(request)) is None:
+                break
+            limiter.running += 1
+            self.request_count += 1
+            running = self._run_request(limiter, request, reservation, now)
+            task = asyncio.get_running_loop().create_task(running)
             self.running.add(task)
-            task.add_done_callback(self._ended)
-        self.watch.concurrency = len(self.running)
-        if self.over:
+            task.add_done_callback(self._on_task_done)
+        self.usage.concurrency = len(self.running)
+        if self.stopped:
             return
-        if self.held and not self.running and not self.later:
-            self.woken.set()  # what is ready is stored before the first chains are judged
-        elif not self.running and not self.later and not self.next and self._peek() is None:
-            self._stop(self._refusal())
-        elif len(self.running) < sum(gate.most for gate in self.gates):
-            self._wake_at(now)
+        if self.waits_for_check and not self.running and not self.retries:
+            self.wake.set()  # the ready chains are stored before the check
+        elif not self.running and not self.retries and not self.next_requests and not self._has_new_request():
+            self._stop(self._refusal_error())
+        elif len(self.running) < sum(limiter.maximum for limiter in self.limiters):
+            self._set_timer(now)
 
-    def _due(self, now: float) -> SampleRequest | None:
-        if self.later and self.later[0][0] <= now:
-            return heapq.heappop(self.later)[2]
-        return self.next.popleft() if self.next else next(self.fresh, None)
+    def _next_request(self, now: float) -> SampleRequest | None:
+        if self.retries and self.retries[0][0] <= now:
+            return heapq.heappop(self.retries)[2]
+        return self.next_requests.popleft() if self.next_requests else next(self.new_requests, None)
 
-    def _tried(self, ask: SampleRequest) -> bool:
-        """Whether a request may be sent as far as the first chains are concerned; if not, it waits until one of them is
-        right, and sampling stops where none is. Tries of a request that was sent before always may."""
-        self.held = False
-        if self.trial is None or self.trial.passed or ask.tries:
+    def _passes_check(self, request: SampleRequest) -> bool:
+        """Whether the check of the first chains allows a request. If not, the request waits until one of them is
+        right, and the scheduler stops if none is. Retries always pass."""
+        self.waits_for_check = False
+        check = self.first_chains
+        if check is None or check.passed or request.tries:
             return True
-        self.trial.passed = self.watch.right > 0
-        if self.trial.may(len(ask.indices)):
+        check.passed = self.usage.right > 0
+        if check.allow(len(request.indices)):
             return True
-        self.next.appendleft(ask)
-        if not self.running and not self.ready and not self.later:
-            if (fault := self.trial.verdict(len(ask.indices))) is not None:
-                self._stop(fault)
+        self.next_requests.appendleft(request)
+        if not self.running and not self.ready and not self.retries:
+            if (error := check.judge(len(request.indices))) is not None:
+                self._stop(error)
                 return False
-            return self._tried(self.next.popleft())
-        self.held = True
+            return self._passes_check(self.next_requests.popleft())
+        self.waits_for_check = True
         return False
 
-    def _peek(self) -> SampleRequest | None:
-        ask = next(self.fresh, None)
-        if ask is not None:
-            self.next.append(ask)
-        return ask
+    def _has_new_request(self) -> bool:
+        request = next(self.new_requests, None)
+        if request is not None:
+            self.next_requests.append(request)
+        return request is not None
 
-    def _wake_at(self, now: float) -> None:
-        moments = [gate.closed for gate in self.gates if gate.closed > now]
-        if self.later and self.later[0][0] > now:  # what is due already waits for a gate, or for a request to end
-            moments.append(self.later[0][0])
+    def _set_timer(self, now: float) -> None:
+        """Call `_fill` again when the next pause of a server or the next wait of a retry ends."""
+        times = [limiter.paused_until for limiter in self.limiters if limiter.paused_until > now]
+        if self.retries and self.retries[0][0] > now:  # a retry that is due already waits for a free slot
+            times.append(self.retries[0][0])
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        if moments:
-            self.timer = asyncio.get_running_loop().call_later(max(0.001, min(moments) - now), self.fill)
+        if times:
+            self.timer = asyncio.get_running_loop().call_later(max(0.001, min(times) - now), self._fill)
 
-    def _affordable(self, ask: SampleRequest) -> Reservation | None:
-        """What was set aside for a request; None if the ceiling forbids it now, and then it waits."""
-        if (aside := self.budget.reserve(ask.prompt, len(ask.indices))) is not None:
-            return aside
-        self.next.appendleft(ask)
+    def _reserve(self, request: SampleRequest) -> Reservation | None:
+        """The reservation of a request; None if the budget does not allow it now, and then the request waits."""
+        if (reservation := self.budget.reserve(request.prompt, len(request.indices))) is not None:
+            return reservation
+        self.next_requests.appendleft(request)
         if not self.running:
-            self._stop(self.budget.reached() if self.settings.spent == "stop" else None)
+            self._stop(self.budget.spent_error() if self.settings.spent == "stop" else None)
         return None
 
-    async def _one(self, gate: AimdLimiter, ask: SampleRequest, aside: Reservation, began: float) -> None:
+    async def _run_request(
+        self, limiter: AimdLimiter, request: SampleRequest, reservation: Reservation, started: float
+    ) -> None:
+        n = len(request.indices)
         try:
-            answer = await self.client.post(gate.url, build_request(self.settings, self.manner, ask))
-            gate.done(began)
-            if answer.data is not None:  # the next request is on its way before this answer is read
-                self.fill()
+            reply = await self.client.post(limiter.url, build_request(self.settings, self.capabilities, request))
+            limiter.release(started)
+            if reply.data is not None:  # send the next request before this response is decoded
+                self._fill()
                 await asyncio.sleep(0)
-                answer = self.client.read(answer)
+                reply = self.client.read(reply)
         except asyncio.CancelledError:  # the server may go on writing, and bill it
-            self.watch.requests += 1
-            self.budget.settle(aside, ask.prompt, len(ask.indices), Reply("again", charged=True))
+            self.usage.requests += 1
+            self.budget.settle(reservation, request.prompt, n, Reply("again", charged=True))
             raise
         now = time.monotonic()
-        self.watch.requests += 1
-        self.budget.settle(aside, ask.prompt, len(ask.indices), answer)
-        if answer.body is not None:
-            self._take(gate, ask, answer, now)
-            return
-        self._fault(gate, ask, answer, now, began)
+        self.usage.requests += 1
+        self.budget.settle(reservation, request.prompt, n, reply)
+        if reply.body is not None:
+            self._handle_chains(limiter, request, reply.body, now)
+        else:
+            self._handle_failure(limiter, request, reply, now, started)
 
-    def _fault(self, gate: AimdLimiter, ask: SampleRequest, answer: Reply, now: float, began: float) -> None:
-        """What becomes of a request that was not answered."""
-        if answer.said.startswith("HTTP 5"):
-            gate.fault = answer.said
-        if answer.outcome == "stop":
-            fault = UserError("the teacher refuses", where=gate.url, found=answer.said, hint=hint_for(answer.said))
-            self._stop(fault, drain=True)
-        elif answer.outcome == "refused":
-            self.watch.refused[ask.question.id] = answer.said
+    def _handle_failure(
+        self, limiter: AimdLimiter, request: SampleRequest, reply: Reply, now: float, started: float
+    ) -> None:
+        message = reply.message
+        if message.startswith("HTTP 5"):
+            limiter.last_error = message
+        if reply.outcome == "stop":
+            error = UserError(
+                "the teacher's server refuses all requests",
+                code="E-teacher-refuses",
+                where=limiter.url,
+                found=message,
+                hint=hint_for(message),
+            )
+            self._stop(error, drain=True)
+        elif reply.outcome == "refused":
+            self.usage.refused[request.question.id] = message
             self._check_refused()
         else:
-            if answer.outcome == "busy":
-                gate.bad(now, began)
-            first, away = self.settings.first_pause, answer.outcome == "away"
-            if gate.failed(now, began, away, first, self.draw):
-                progress.print_line(f"teacher   {describe_outage(gate, answer.said, self.settings.patience)}", "yellow")
-            if answer.wait:
-                gate.close(now, answer.wait)
-                if answer.wait >= LONG_WAIT:
-                    self.client.tell(f"{gate.url} asks to wait {answer.wait:.0f} s: {answer.said}")
-            self._again(ask, ask.indices, answer.said, now, wait=answer.wait or None, away=away)
+            if reply.outcome == "busy":
+                limiter.record_congestion(now, started)
+            unreachable = reply.outcome == "away"
+            if limiter.record_failure(now, started, unreachable, self.settings.first_backoff, self.rng):
+                progress.print_line(f"teacher   {describe_outage(limiter, message, self.settings.patience)}", "yellow")
+            if reply.retry_after:
+                limiter.pause(now, reply.retry_after)
+                if reply.retry_after >= LONG_WAIT:
+                    self.client.warn(f"{limiter.url} asks to wait {reply.retry_after:.0f} s: {message}")
+            self._retry(request, request.indices, message, now, wait=reply.retry_after or None, unreachable=unreachable)
 
-    def _take(self, gate: AimdLimiter, ask: SampleRequest, answer: Reply, now: float) -> None:
-        """Chains from a body; what it lacks is asked again."""
-        assert answer.body is not None
-        for reason in chain_reader.unknown_finish_reasons(answer.body):
-            self.client.tell(f"finish_reason {reason!r} has no meaning here: such texts count as cut off")
-        chains, left, said = collect_chains(answer.body, ask, self.settings, self.manner, self.reader)
-        if not self._same(gate.url, answer.body.model):
+    def _handle_chains(self, limiter: AimdLimiter, request: SampleRequest, body: ResponseBody, now: float) -> None:
+        """Take the chains of a response, and request again what it lacks."""
+        for reason in chain_reader.unknown_finish_reasons(body):
+            self.client.warn(f"the finish_reason {reason!r} is unknown: such texts count as cut off")
+        chains, left, message = collect_chains(body, request, self.settings, self.capabilities, self.context)
+        if not self._is_same_model(limiter.url, body.model):
             chains = [drop_probabilities(chain, "another model") for chain in chains]
         for chain in chains:
             for defect in chain.defects:
                 if defect in SERVER_DEFECTS:
-                    self.client.tell(f"{defect}, in {chain.question} and maybe others: such tokens get hard targets")
+                    self.client.warn(f"{defect}, in {chain.question} and maybe others: such tokens get hard targets")
         self.ready += chains
         for chain in chains:
-            grade_and_count(chain, ask.question, self.watch, self.right)
+            grade_and_count(chain, request.question, self.usage, self.right)
         if chains:
-            if gate.down:
-                progress.print_line(f"teacher   {gate.url} answers again after {now - gate.since:.0f} s", "green")
-                gate.told = now - OUTAGE_REPORT_INTERVAL
-            gate.good()
-            self.breaker.good()
+            if limiter.failures_while_down:
+                progress.print_line(
+                    f"teacher   {limiter.url} answers again after {now - limiter.down_since:.0f} s", "green"
+                )
+                limiter.reported_at = now - OUTAGE_REPORT_INTERVAL
+            limiter.record_success()
+            self.breaker.record_success()
+        enough = self.settings.enough
         if left:
-            mended = ask.mended or said.startswith("entries")
-            self._again(replace(ask, mended=mended), left, said, now)
-        elif self.settings.enough is not None and self.right.get(ask.question.id, 0) < self.settings.enough:
-            rest = iter_missing_indices(self.settings, self.width, ask.question, self.done, ask.indices[-1] + 1)
-            self.next.extend(SampleRequest(ask.question, ask.prompt, indices) for indices in islice(rest, 1))
-        self.woken.set()
+            accept_incomplete = request.accept_incomplete or message.startswith("entries")
+            self._retry(replace(request, accept_incomplete=accept_incomplete), left, message, now)
+        elif enough is not None and self.right.get(request.question.id, 0) < enough:
+            first = request.indices[-1] + 1
+            missing = iter_missing_indices(self.settings, self.width, request.question, self.stored, first)
+            if (indices := next(missing, None)) is not None:
+                self.next_requests.append(SampleRequest(request.question, request.prompt, indices))
+        self.wake.set()
 
-    def _same(self, url: str, model: str | None) -> bool:
-        """Whether a server names the model that it named first. Of a replica that is what its first answer says."""
+    def _is_same_model(self, url: str, model: str | None) -> bool:
+        """Whether a server names the model that it named first (a further replica: in its first response)."""
         first = self.served.setdefault(url, model or "")
         if not model or not first or model == first:
             return True
-        self.client.tell(f"{url} answers for the model {model!r}, first for {first!r}: such chains get hard targets")
+        self.client.warn(f"{url} answers for the model {model!r}, first for {first!r}: such chains get hard targets")
         return False
 
-    def _again(
+    def _retry(
         self,
-        ask: SampleRequest,
+        request: SampleRequest,
         indices: tuple[int, ...],
-        said: str,
+        message: str,
         now: float,
         wait: float | None = None,
-        away: bool = False,
+        unreachable: bool = False,
     ) -> None:
-        self.watch.fault(said)
-        if self.breaker.bad(now):
-            self._stop(
-                UserError(
-                    f"the teacher has answered nothing for {now - self.breaker.since:.0f} s",
-                    where=", ".join(self.settings.urls),
-                    found=f"{self.breaker.row} faults in a row; the last: {said}",
-                    hint=server_errors.crash_hint(self.gates[0].fault)
-                    or "see to the server and run the same command again; what was stored stays",
-                )
+        self.usage.count_failure(message)
+        if self.breaker.record_failure(now):
+            error = UserError(
+                f"the teacher has answered nothing for {now - self.breaker.failing_since:.0f} s",
+                code="E-teacher-no-answer",
+                where=", ".join(self.settings.urls),
+                found=f"{self.breaker.failures} failures in a row; the last: {message}",
+                hint=server_errors.crash_hint(self.limiters[0].last_error)
+                or "check the server and run the same command again; all stored chains are kept",
             )
-        elif ask.tries + 1 >= self.settings.tries and not away:
-            self.watch.refused[ask.question.id] = f"{ask.tries + 1} tries; the last: {said}"
+            self._stop(error)
+        elif request.tries + 1 >= self.settings.max_tries and not unreachable:
+            self.usage.refused[request.question.id] = f"{request.tries + 1} tries; the last: {message}"
             self._check_refused()
         else:
-            # A server that names its pause has closed its gate; a replica may take the request at once. While others
-            # are answered, one that was unlucky often need not wait longer and longer.
-            times = min(ask.tries, self.breaker.row - 1)
-            seconds = 0.0 if wait is not None else backoff_seconds(times, self.settings.first_pause, self.draw)
-            again = replace(ask, indices=indices, tries=ask.tries + (not away))  # no request has left
-            heapq.heappush(self.later, (now + seconds, self.watch.retries, again))  # retries: no two are alike
+            # A server that asks for a pause has paused its limiter, and a replica may take the request at once. While
+            # other requests succeed, one that failed often does not wait longer and longer.
+            tries = min(request.tries, self.breaker.failures - 1)
+            seconds = 0.0 if wait is not None else backoff_seconds(tries, self.settings.first_backoff, self.rng)
+            retry = replace(request, indices=indices, tries=request.tries + (not unreachable))  # no request was sent
+            heapq.heappush(self.retries, (now + seconds, self.usage.retries, retry))  # usage.retries breaks ties
 
     def _check_refused(self) -> None:
-        """A server that refuses one question in twenty refuses what we ask, not the questions."""
-        if len(self.watch.refused) > max(10, self.number // 20):
-            self._stop(self._refusal(always=True), drain=True)
+        """Stop if the server refuses more than one question in twenty: then the requests are wrong, not the questions."""
+        if len(self.usage.refused) > max(10, self.request_count // 20):
+            self._stop(self._refusal_error(always=True), drain=True)
 
-    def _refusal(self, always: bool = False) -> UserError | None:
-        refused = self.watch.refused
+    def _refusal_error(self, always: bool = False) -> UserError | None:
+        refused = self.usage.refused
         if not refused or (self.settings.refused == "skip" and not always):
             return None
-        question, said = next(iter(refused.items()))
+        question, message = next(iter(refused.items()))
         return UserError(
-            f"the teacher did not answer {len(refused)} questions; everything else is stored",
+            f"the teacher did not answer {len(refused)} questions; all other chains are stored",
+            code="E-teacher-refused-questions",
             where=question,
-            found=said,
-            hint="mend what it names, or set teacher.server.refused to skip, and run the same command again",
+            found=message,
+            hint="correct what the message names, or set teacher.server.refused to skip; then run the same command again",
         )
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self.running.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self._stop(task.exception())
-        self.fill()
-        if self.over:
-            self.woken.set()
+        self._fill()
+        if self.stopped:
+            self.wake.set()
 
-    def _stop(self, fault: BaseException | None, *, drain: bool = False) -> None:
-        """Send no more. drain: the server is there, so requests under way, which are paid for, may be answered."""
-        if not self.over:
-            self.over, self.fault = True, fault
+    def _stop(self, error: BaseException | None, *, drain: bool = False) -> None:
+        """Send no further request. drain: let the requests in flight finish, because the server works and bills them."""
+        if not self.stopped:
+            self.stopped, self.error = True, error
             if not drain:
                 self._cancel()
-        self.woken.set()
+        self.wake.set()
 
     def _cancel(self) -> None:
         for task in self.running:
@@ -437,9 +455,19 @@ class Scheduler:
         await asyncio.gather(*self.running, return_exceptions=True)
 
 
-def describe_outage(gate: AimdLimiter, said: str, patience: float) -> str:
-    """What to say of a server that has gone, or is still gone."""
-    line = f"{gate.url} does not answer ({said}); it is asked again, less and less often, for {patience:g} s"
-    if hint := server_errors.crash_hint(gate.fault):
-        line += f"\n          before that: {gate.fault}\n          {hint}"
+class _EitherContainer:
+    """Contains what one of two containers contains."""
+
+    def __init__(self, first: Container[ChainKey], second: Container[ChainKey]) -> None:
+        self.first, self.second = first, second
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.first or key in self.second
+
+
+def describe_outage(limiter: AimdLimiter, message: str, patience: float) -> str:
+    """What to display about a server that is unreachable."""
+    line = f"{limiter.url} does not answer ({message}); potstill retries, ever less often, for {patience:g} s"
+    if hint := server_errors.crash_hint(limiter.last_error):
+        line += f"\n          before that: {limiter.last_error}\n          {hint}"
     return line

@@ -1,10 +1,12 @@
-"""Scoring: a text that exists, with the distributions of a server that reads it instead of writing it.
+"""Scoring: the log-probabilities that a server assigns to the tokens of an existing text.
 
-    >>> build_scoring_request("m", Capabilities(), "2 + 2 =", " 4", k=3, way="echo")["echo"]
-    True
+    >>> body = build_scoring_request("m", Capabilities(), "2 + 2 =", " 4", k=3, method="echo")
+    >>> body["prompt"], body["echo"], body["max_tokens"]
+    ('2 + 2 = 4', True, 1)
 
-Two ways, found out by asking: `prompt_logprobs` (vLLM) and `echo` (legacy completions). In both the server is given
-prompt and text as one, and writes one token more, whose outcomes say how likely the end was.
+There are two methods, of which the first that works is used: `prompt_logprobs` (vLLM) and `echo` (legacy completions).
+In both the server receives prompt and text as one string and writes one further token, whose alternatives give the
+probability of the end.
 """
 
 from __future__ import annotations
@@ -29,62 +31,76 @@ from potstill.teachers.openai_api.token_entries import ReaderContext, TokenEntry
 
 ScoringMethod = Literal["prompt_logprobs", "echo"]
 SCORING_METHODS: Final[tuple[ScoringMethod, ...]] = ("prompt_logprobs", "echo")
-CANNOT_SCORE: Final = "this server does not score a text that it is given"
-INCONSISTENT_SCORES: Final = "this server scores a text otherwise than it writes it"
-CHECK_TOKENS: Final = 16  # tokens that it writes to be asked about them
+CANNOT_SCORE: Final = "E-teacher-cannot-score"
+INCONSISTENT_SCORES: Final = "E-teacher-inconsistent-scores"
+LOCAL_HINT: Final = "score the chains with a local model (teacher.score.kind: local)"
+CHECK_TOKENS: Final = 16  # tokens that the server writes and then scores, as a check
+
+
+def _cannot_score(where: str = "", found: str = "") -> UserError:
+    message = "the server does not score existing texts"
+    return UserError(message, code=CANNOT_SCORE, where=where, found=found, hint=LOCAL_HINT)
 
 
 def build_scoring_request(
-    model: str, manner: Capabilities, prompt: str, text: str, *, k: int, way: ScoringMethod
+    model: str, capabilities: Capabilities, prompt: str, text: str, *, k: int, method: ScoringMethod
 ) -> dict[str, Any]:
-    """The body of a request to `completions` that scores `text` behind `prompt`, with k outcomes a token.
+    """The body of a request to /completions that scores `text` after `prompt`, with k alternatives per token.
 
-    At temperature 1, where tempered log-probabilities are the raw ones.
+    The temperature is 1, at which tempered log-probabilities equal raw ones.
     """
     body: dict[str, Any] = {"model": model, "prompt": prompt + text, "max_tokens": 1, "temperature": 1.0}
     body |= {"logprobs": k, "seed": 0, "top_p": 1.0}
-    if manner.ids:
+    if capabilities.ids:
         body |= {"return_token_ids": True, "return_tokens_as_token_ids": True}
-    return body | ({"echo": True} if way == "echo" else {"prompt_logprobs": k})
+    return body | ({"echo": True} if method == "echo" else {"prompt_logprobs": k})
 
 
-def read_scored_chain(choice: Choice, prompt: str, text: str, reader: ReaderContext) -> Chain:
-    """The chain of `text` with what the server said of it; without a key. Its text is `text`, whatever was said.
+def read_scored_chain(choice: Choice, prompt: str, text: str, context: ReaderContext) -> Chain:
+    """The chain of `text`, without a key, with the log-probabilities of a response.
 
-    A token on both sides of the border is left out, and so is one whose bytes are unknown. Raises UserError if the
-    server did not score the text at all.
+    A token that spans the border of prompt and text is omitted, and so is a token of unknown bytes. Raises UserError
+    if the response does not score the text.
     """
-    before, own, given = len(prompt.encode()), text.encode(), prompt + text
-    found = _read_prompt_entries(choice, given, reader)
-    if len(found) < 2:
-        raise UserError(CANNOT_SCORE, hint="score it with a model in process")
+    border, content, request_text = len(prompt.encode()), text.encode(), prompt + text
+    entries = _read_prompt_entries(choice, request_text, context)
+    if len(entries) < 2:
+        raise _cannot_score()
     defects: set[str] = set()
-    after: TokenEntry | None = found[-1]  # what would have been written behind the text
-    chain = chain_reader.compose_chain(given, found[:-1], None, defects)
-    if not chain.spans or (chain.spans[-1][1] < len(chain.content) and chain.content.endswith(_entry_bytes(found[-1]))):
-        defects, after = set(), None  # some leave the end out of their list: the last entry is the text's
-        chain = chain_reader.compose_chain(given, found, None, defects)
+    after: TokenEntry | None = entries[-1]  # the token that the server would write after the text
+    chain = chain_reader.compose_chain(request_text, entries[:-1], None, defects)
+    last_bytes = entries[-1].piece if isinstance(entries[-1].piece, bytes) else b"\0"
+    if not chain.spans or (chain.spans[-1][1] < len(chain.content) and chain.content.endswith(last_bytes)):
+        defects, after = set(), None  # some servers omit the further token: the last entry belongs to the text
+        chain = chain_reader.compose_chain(request_text, entries, None, defects)
     tokens, spans, candidates = [], [], []
-    last = None
     for token, (start, end), step in zip(chain.tokens, chain.spans, chain.candidates, strict=True):
-        if start >= before and end <= before + len(own) and step:
+        if start >= border and end <= border + len(content) and step:
             tokens.append(token)
-            spans.append((start - before, end - before))
+            spans.append((start - border, end - border))
             candidates.append(step)
-        elif start < before < end:
+        elif start < border < end:
             defects.add("a token across the border")
-    if after is not None and any(piece is END for piece, _, _ in (*after.tops, (after.piece, 0, 0.0))):
-        last = tuple((p, round(min(v, 0.0), 6) + 0.0) for p, _, v in after.tops if p and v is not None)
     if not tokens:
-        raise UserError("the server's tokens do not fit the text", found=given[:80], hint="name teacher.tokenizer")
+        raise UserError(
+            "the server's tokens do not fit the text",
+            code="E-teacher-wrong-tokenizer",
+            found=request_text[:80],
+            hint="set teacher.server.tokenizer to the tokenizer of the served model",
+        )
+    if after is not None and any(piece is END for piece, _, _ in (*after.alternatives, (after.piece, 0, 0.0))):
+        outcomes = ((piece, value) for piece, _, value in after.alternatives if piece and value is not None)
+        candidates.append(tuple((piece, round(min(value, 0.0), 6) + 0.0) for piece, value in outcomes))
+    if not candidates[-1]:
+        candidates.pop()
     defects.discard("log-probability hidden")  # the first token of the prompt never has one
     return replace(
         chain,
-        content=own,
+        content=content,
         tokens=tuple(tokens),
         spans=tuple(spans),
-        candidates=(*candidates, last) if last else tuple(candidates),
-        source=reader.source,
+        candidates=tuple(candidates),
+        source=context.source,
         semantics="raw",
         defects=tuple(sorted(defects)),
     )
@@ -94,29 +110,28 @@ def score_all(
     runner: asyncio.Runner,
     client: Client,
     settings: ServerSettings,
-    manner: Capabilities,
-    reader: ReaderContext,
+    capabilities: Capabilities,
+    context: ReaderContext,
     rows: Iterable[tuple[str, Chain]],
-    way: ScoringMethod | None,
+    method: ScoringMethod | None,
 ) -> Iterator[Chain]:
-    """The chains of (prompt, chain), scored, in their order, `settings.concurrency` under way at once.
+    """The chains of (prompt, chain), scored, in their order, with `settings.concurrency` requests in flight.
 
-    A chain keeps its key and how it stopped.
+    A chain keeps its key and how it stopped. method: None finds it with the first row.
     """
-    waiting: deque[asyncio.Task[Chain]] = deque()
-    source = iter(rows)
+    pending: deque[asyncio.Task[Chain]] = deque()
     try:
-        for prompt, chain in source:
-            if way is None:
-                way = runner.run(_find_method(client, settings, manner, reader, prompt, chain))
-            task = _score_one(client, settings, manner, reader, prompt, chain, way)
-            waiting.append(runner.get_loop().create_task(task))
-            if len(waiting) >= settings.concurrency:
-                yield runner.run(_result_of(waiting.popleft()))
-        while waiting:
-            yield runner.run(_result_of(waiting.popleft()))
+        for prompt, chain in rows:
+            if method is None:
+                method = runner.run(_find_method(client, settings, capabilities, context, prompt, chain))
+            scoring = _score_one(client, settings, capabilities, context, prompt, chain, method)
+            pending.append(runner.get_loop().create_task(scoring))
+            if len(pending) >= settings.concurrency:
+                yield runner.run(_result_of(pending.popleft()))
+        while pending:
+            yield runner.run(_result_of(pending.popleft()))
     finally:
-        for task in waiting:
+        for task in pending:
             task.cancel()
 
 
@@ -125,56 +140,64 @@ async def _result_of(task: asyncio.Task[Chain]) -> Chain:
 
 
 async def _find_method(
-    client: Client, settings: ServerSettings, manner: Capabilities, reader: ReaderContext, prompt: str, chain: Chain
+    client: Client,
+    settings: ServerSettings,
+    capabilities: Capabilities,
+    context: ReaderContext,
+    prompt: str,
+    chain: Chain,
 ) -> ScoringMethod:
-    """How the server scores, found with one chain. Raises UserError if it does not, or not what it says it does."""
-    fault = UserError(CANNOT_SCORE, where=settings.urls[0], hint="score it with a model in process")
-    for way in SCORING_METHODS:
+    """The first method that works, tried with one chain. Raises UserError if none does."""
+    error = _cannot_score(settings.urls[0])
+    for method in SCORING_METHODS:
         try:
-            await _score_one(client, settings, manner, reader, prompt, chain, way)
-            await _check_consistency(client, settings, manner, reader, prompt, way)
-        except UserError as found:
-            if found.what not in (CANNOT_SCORE, INCONSISTENT_SCORES):
+            await _score_one(client, settings, capabilities, context, prompt, chain, method)
+            await _check_consistency(client, settings, capabilities, context, prompt, method)
+        except UserError as failure:
+            if failure.code not in (CANNOT_SCORE, INCONSISTENT_SCORES):
                 raise
-            fault = found if found.what == INCONSISTENT_SCORES else fault
+            error = failure if failure.code == INCONSISTENT_SCORES else error
         else:
-            return way
-    raise fault
+            return method
+    raise error
 
 
 async def _check_consistency(
     client: Client,
     settings: ServerSettings,
-    manner: Capabilities,
-    reader: ReaderContext,
+    capabilities: Capabilities,
+    context: ReaderContext,
     prompt: str,
-    way: ScoringMethod,
+    method: ScoringMethod,
 ) -> None:
-    """Have the server write a little and score what it wrote. Raises UserError where it says another thing of it: of a
-    model without a token for the beginning llama-cpp-python's `echo` says of each token what belongs to the next."""
-    body = build_scoring_request(settings.model, manner, prompt, "", k=settings.candidates, way="echo")
+    """Let the server write a short text and score it. Raises UserError if the log-probabilities differ.
+
+    For models without a token for the beginning, llama-cpp-python's `echo` gives each token the values of the next.
+    """
+    body = build_scoring_request(settings.model, capabilities, prompt, "", k=settings.top_logprobs, method="echo")
     del body["echo"]
-    answer = await client.ask(settings.urls[0], body | {"max_tokens": CHECK_TOKENS}, "/completions")
-    if answer.body is None or not answer.body.choices:
+    reply = await client.send(settings.urls[0], body | {"max_tokens": CHECK_TOKENS}, "/completions")
+    if reply.body is None or not reply.body.choices:
         return
-    written = replace(chain_reader.read_chain(answer.body.choices[0], "", 0, reader), stop="length")
+    written = replace(chain_reader.read_chain(reply.body.choices[0], "", 0, context), stop="length")
     if not written.text:
         return
-    again = await _score_one(client, settings, manner, reader, prompt, written, way)
-    before, after = _logprobs_by_span(written), _logprobs_by_span(again)
+    scored = await _score_one(client, settings, capabilities, context, prompt, written, method)
+    before, after = _logprobs_by_span(written), _logprobs_by_span(scored)
     shared = sorted(set(before) & set(after))
-    if sum(abs(before[at] - after[at]) > 0.1 + 0.1 * abs(before[at]) for at in shared) > len(shared) / 2:
-        pairs = ", ".join(f"{before[at]:.2f} and {after[at]:.2f}" for at in shared[:3])
+    if sum(abs(before[span] - after[span]) > 0.1 + 0.1 * abs(before[span]) for span in shared) > len(shared) / 2:
+        pairs = ", ".join(f"{before[span]:.2f} and {after[span]:.2f}" for span in shared[:3])
         raise UserError(
-            INCONSISTENT_SCORES,
-            where=f"{settings.urls[0]}, {way}",
-            found=f"of its own tokens when they are written and when they are scored: {pairs}, ...",
-            hint="score it with a model in process",
+            "the server scores its own text differently than it wrote it",
+            code=INCONSISTENT_SCORES,
+            where=f"{settings.urls[0]}, {method}",
+            found=f"log-probabilities of its tokens when written and when scored: {pairs}, ...",
+            hint=LOCAL_HINT,
         )
 
 
 def _logprobs_by_span(chain: Chain) -> dict[tuple[int, int], float]:
-    """What is said of each token, by the token's place."""
+    """The log-probability of each token, by the token's span."""
     steps = zip(chain.tokens, chain.spans, chain.candidates, strict=False)
     return {span: dict(step)[token] for token, span, step in steps if token in dict(step)}
 
@@ -182,65 +205,68 @@ def _logprobs_by_span(chain: Chain) -> dict[tuple[int, int], float]:
 async def _score_one(
     client: Client,
     settings: ServerSettings,
-    manner: Capabilities,
-    reader: ReaderContext,
+    capabilities: Capabilities,
+    context: ReaderContext,
     prompt: str,
     chain: Chain,
-    way: ScoringMethod,
+    method: ScoringMethod,
 ) -> Chain:
-    body = build_scoring_request(settings.model, manner, prompt, chain.text, k=settings.candidates, way=way)
-    draw = random.Random(settings.seed)
-    said, began = "", time.monotonic()
-    for tries in range(settings.tries):
-        answer = await client.ask(settings.urls[tries % len(settings.urls)], body, "/completions")
-        if answer.body is not None and answer.body.choices:
-            made = read_scored_chain(answer.body.choices[0], prompt, chain.text, reader)
-            steps = made.candidates[: len(made.tokens)] if chain.stop == "length" else made.candidates
+    k = settings.top_logprobs
+    body = build_scoring_request(settings.model, capabilities, prompt, chain.text, k=k, method=method)
+    rng = random.Random(settings.seed)
+    message, started = "", time.monotonic()
+    for tries in range(settings.max_tries):
+        reply = await client.send(settings.urls[tries % len(settings.urls)], body, "/completions")
+        if reply.body is not None and reply.body.choices:
+            scored = read_scored_chain(reply.body.choices[0], prompt, chain.text, context)
+            candidates = scored.candidates[: len(scored.tokens)] if chain.stop == "length" else scored.candidates
             key = {"question": chain.question, "source": chain.source, "index": chain.index}
-            return replace(made, candidates=steps, stop=chain.stop, **key)
-        said = answer.said
-        if answer.outcome == "refused":
-            raise UserError(CANNOT_SCORE, where=settings.urls[0], found=said, hint="score it with a model in process")
-        if answer.outcome == "stop" or answer.lasting or time.monotonic() - began > settings.patience:
+            return replace(scored, candidates=candidates, stop=chain.stop, **key)
+        message = reply.message
+        if reply.outcome == "refused":
+            raise _cannot_score(settings.urls[0], message)
+        if reply.outcome == "stop" or reply.permanent or time.monotonic() - started > settings.patience:
             break
-        client.tell(f"a request failed ({said}); asking again for {settings.patience:g} s")
-        await asyncio.sleep(answer.wait or backoff_seconds(tries, settings.first_pause, draw))
-    raise UserError("the teacher does not answer", where=settings.urls[0], found=said, hint=hint_for(said))
+        client.warn(f"a request failed ({message}); potstill retries for {settings.patience:g} s")
+        await asyncio.sleep(reply.retry_after or backoff_seconds(tries, settings.first_backoff, rng))
+    raise UserError(
+        "the teacher does not answer",
+        code="E-teacher-no-answer",
+        where=settings.urls[0],
+        found=message,
+        hint=hint_for(message),
+    )
 
 
-def _entry_bytes(step: TokenEntry) -> bytes:
-    return step.piece if isinstance(step.piece, bytes) else b"\0"
-
-
-def _read_prompt_entries(choice: Choice, given: str, reader: ReaderContext) -> list[TokenEntry]:
-    """An entry for every token of what was given, and that of the one written."""
-    if choice.prompt_logprobs is None or (choice.text or "").startswith(given):
-        return token_entries.read_entries(choice, reader)
-    found = []
-    for position, shown in enumerate(choice.prompt_logprobs):
-        ids = choice.prompt_token_ids
-        # The names are texts: what is made of a decoded string may begin with bytes of the token before.
-        own = str(ids[position]) if ids and position < len(ids) else next(iter(shown or {}), "")
-        tops = [
-            (_read_prompt_piece(name, one, position, reader), name, one.logprob) for name, one in (shown or {}).items()
+def _read_prompt_entries(choice: Choice, request_text: str, context: ReaderContext) -> list[TokenEntry]:
+    """An entry for every token of the request's text, and that of the further token."""
+    if choice.prompt_logprobs is None or (choice.text or "").startswith(request_text):
+        return token_entries.read_entries(choice, context)
+    entries, ids = [], choice.prompt_token_ids
+    for position, table in enumerate(choice.prompt_logprobs):
+        # Entries are named by ids: a decoded string may begin with bytes of the token before.
+        name = str(ids[position]) if ids and position < len(ids) else next(iter(table or {}), "")
+        alternatives = [
+            (_read_prompt_piece(other, row, position, context), other, row.logprob)
+            for other, row in (table or {}).items()
         ]
-        piece = next((piece for piece, name, _ in tops if name == own), None)
-        if piece is None and reader.pieces is not None and own:
-            piece = reader.pieces(int(own), position)
-        value = next((value for _, name, value in tops if name == own), None)
-        found.append(TokenEntry(piece, own, value, tops))
-    if found and not found[0].piece:  # nothing is said of the first token but what follows it
-        second = next((step.piece for step in found[1:] if isinstance(step.piece, bytes)), b"")
-        at = given.encode().find(second)
-        found[0] = found[0]._replace(piece=given.encode()[:at] or None)
-    written = token_entries.read_entries(choice, reader)
-    return [*found, *(written or [TokenEntry(None, "", None, ())])]
+        piece = next((piece for piece, other, _ in alternatives if other == name), None)
+        if piece is None and context.lookup is not None and name:
+            piece = context.lookup(int(name), position)
+        logprob = next((value for _, other, value in alternatives if other == name), None)
+        entries.append(TokenEntry(piece, name, logprob, alternatives))
+    if entries and not entries[0].piece:  # the first token is not described; it ends where the second begins
+        second = next((entry.piece for entry in entries[1:] if isinstance(entry.piece, bytes)), b"")
+        end = request_text.encode().find(second)
+        entries[0] = entries[0]._replace(piece=request_text.encode()[:end] or None)
+    written = token_entries.read_entries(choice, context)
+    return [*entries, *(written or [TokenEntry(None, "", None, ())])]
 
 
-def _read_prompt_piece(name: str, one: PromptToken, position: int, reader: ReaderContext) -> token_entries.Piece:
-    if reader.pieces is not None:
-        return reader.pieces(int(name), position)
-    if one.decoded_token in reader.ends:
+def _read_prompt_piece(name: str, row: PromptToken, position: int, context: ReaderContext) -> token_entries.Piece:
+    if context.lookup is not None:
+        return context.lookup(int(name), position)
+    if row.decoded_token in context.end_names:
         return END
-    text = one.decoded_token or ""
+    text = row.decoded_token or ""
     return text.encode("utf-8", "replace") if "�" not in text else None

@@ -1,0 +1,259 @@
+"""What the pipeline asks of a teacher: chains, the inputs that determine them, and forecasts.
+
+A backend is one class in a module of its own, and one entry of `recipe.teacher.BACKENDS`. Only `sample` is required, or
+for chains that exist already, `read_chains` of `TextTeacher`:
+
+    >>> class Echo(TextTeacher):
+    ...     def read_chains(self, questions, other_questions=()):
+    ...         yield [Chain.from_text(question.id, 0, question.text, source=self.source) for question in questions]
+    >>> question = Question("mine/1", "What is 1 + 1?", "2", "mine", "train", "number")
+    >>> [[chain.text for chain in batch] for batch in Echo(Recipe(name="mine")).sample([question])]
+    [['What is 1 + 1?']]
+
+Batches, and the chains within a batch, may come in any order. A batch whose chains are all stored is skipped; any other
+is yielded whole, and the caller drops the chains that it has.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from potstill import prompts, storage
+from potstill import recipe as recipes
+from potstill.errors import UserError
+from potstill.prompts import Demonstration, PromptFormat, PromptStyle
+from potstill.recipe import Recipe
+from potstill.records import Chain, Prompt, Question, Turn
+from potstill.storage.segments import UNSHARDED, ChainKey, Shard
+from potstill.teachers.usage import FirstChainsCheck, UsageMeter
+
+PromptBuilder = Callable[[Question], Prompt]
+
+
+@dataclass(slots=True)
+class SamplingState:
+    """What a run knows when it samples.
+
+    stored           keys of the chains that are stored
+    right            question id -> number of its right chains; used if the recipe has `teacher.enough`
+    usage            counts what this process spends
+    shard            the part of the batches to sample. They are those of the whole run, so that no chain depends on the
+                     number of shards
+    other_questions  questions of the run's sets that are not sampled: stored chains about them are skipped, and chains
+                     about unknown questions are an error
+    server           what `Teacher.probe` found
+    first_chains     stops sampling if none of the first chains is right
+    """
+
+    stored: Container[ChainKey] = ()
+    right: Mapping[str, int] = field(default_factory=dict)
+    usage: UsageMeter = field(default_factory=UsageMeter)
+    shard: Shard = UNSHARDED
+    other_questions: Iterable[Question] = ()
+    server: Mapping[str, Any] | None = None
+    first_chains: FirstChainsCheck | None = None
+
+
+class Teacher(Protocol):
+    """A source of chains, as a recipe describes it. Methods without `abstractmethod` have defaults that suit a teacher
+    which costs nothing and depends on no model.
+
+    metered              whether a server bills the chains: then the run keeps a ledger, and batch files work
+    generates            whether the chains are generated on request, from prompts
+    right_by_definition  whether every chain has the right answer
+    samples_per_request  chains that are generated and stored together, at most
+    """
+
+    metered: ClassVar[bool] = False
+    generates: ClassVar[bool] = False
+    right_by_definition: ClassVar[bool] = False
+    samples_per_request: int = 1
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    @abstractmethod
+    def sample(self, questions: Sequence[Question], state: SamplingState | None = None) -> Iterator[list[Chain]]:
+        """The chains of some questions, in batches. Raises UserError for what the user can fix."""
+        ...
+
+    # --- what the chains depend on
+
+    @property
+    def source(self) -> str:
+        """The name of the teacher in the keys of its chains."""
+        return self.recipe.teacher.name or self.recipe.teacher.kind
+
+    def input_files(self) -> dict[str, str]:
+        """Recipe key -> path of a file or folder whose content determines the chains."""
+        paths = {"teacher.chains": self.recipe.teacher.chains, "teacher.prompt": self.recipe.teacher.prompt}
+        return {key: path for key, path in paths.items() if path is not None}
+
+    def inputs(self) -> dict[str, str]:
+        """What determines the chains beside the recipe's keys: digests of files, and versions of other packages."""
+        return {key: storage.folder_fingerprint(self.find_path(path, key)) for key, path in self.input_files().items()}
+
+    def free_keys(self) -> set[str]:
+        """Recipe keys that may change during a run, because they change no chain."""
+        keys = {*recipes.flatten_keys(self.recipe, "teacher.budget"), "teacher.none_right_limit", "teacher.chat"}
+        keys |= {f"teacher.vllm.{name}" for name in recipes.VllmSection.FREE}  # teacher.chat: see LocalModel.inputs
+        return keys | set(recipes.flatten_keys(self.recipe, "teacher.enough", "teacher.server"))
+
+    # --- what can be said before a run
+
+    def checks(self, *, weights: bool = True) -> Iterator[Callable[[], object]]:
+        """Functions that raise UserError for what would stop sampling. weights: whether to read the weights of models,
+        which takes as long as reading their files once."""
+        return iter(())
+
+    def count_chains(self, questions: Sequence[Question]) -> int | None:
+        """The number of chains for some questions, at most; None if it is unknown."""
+        return len(questions) * self.recipe.teacher.samples
+
+    def forecast(self, questions: Sequence[Question]) -> list[str]:
+        """Lines for `potstill run --dry-run`: what sampling would do and cost."""
+        return [f"teacher           {self.recipe.teacher.kind}"]
+
+    # --- what other stages and the report need
+
+    def prompt_builder(self) -> PromptBuilder | None:
+        """How a question becomes the teacher's prompt; None for a teacher without prompts."""
+        return None
+
+    def tokenizer_folder(self) -> Path | None:
+        """The folder of the tokenizer whose tokens the log-probabilities belong to, if it is local."""
+        return None
+
+    def describe_chains(self) -> str:
+        """What a student of this teacher learns from, for the report."""
+        return f"chains of {self.source}"
+
+    def report_notes(self) -> list[str]:
+        """Sentences about the chains, for the report."""
+        return []
+
+    # --- servers: see `openai_api.teacher`
+
+    def probe(
+        self, questions: Sequence[Question], before: Mapping[str, Any] | None = None, usage: UsageMeter | None = None
+    ) -> dict[str, Any] | None:
+        """The capabilities of the teacher's server, as plain JSON; None without a server.
+
+        before  the capabilities that an earlier process of the run found. They are kept; a server that differs in what
+                determines the chains is an error
+        usage   counts what the probe costs
+        """
+        return None
+
+    def is_complete(self, questions: Sequence[Question], state: SamplingState) -> bool:
+        """Whether no request is left, if that can be known without asking the teacher."""
+        return False
+
+    def budget_error(self, questions: Sequence[Question], state: SamplingState) -> UserError | None:
+        """The error of a budget that does not allow another request; None if it does."""
+        return None
+
+    # --- helpers
+
+    def find_path(self, path: str | None, key: str) -> Path:
+        """The file or folder of a recipe key. Raises UserError if it does not exist."""
+        assert path is not None, f"the recipe's schema requires {key}"
+        return recipes.find_path(self.recipe, path, key)
+
+    def find_path_or_none(self, path: str | None, key: str) -> Path | None:
+        try:
+            return self.find_path(path, key)
+        except UserError:
+            return None
+
+
+class Scorer(Teacher, Protocol):
+    """A teacher that also assigns log-probabilities to the tokens of existing chains (`teacher.score`)."""
+
+    def score(self, questions: Sequence[Question], batches: Iterable[list[Chain]]) -> Iterator[list[Chain]]:
+        """The batches, each chain with its text and key, and with the tokens and log-probabilities of this model."""
+        ...
+
+
+class TextTeacher(Teacher, Protocol):
+    """A teacher whose chains exist already, as texts. A scorer may add log-probabilities to them."""
+
+    def __init__(self, recipe: Recipe, scorer: Scorer | None = None) -> None:
+        super().__init__(recipe)
+        self.scorer = scorer
+
+    @abstractmethod
+    def read_chains(
+        self, questions: Sequence[Question], other_questions: Iterable[Question] = ()
+    ) -> Iterator[list[Chain]]:
+        """All chains of some questions, in batches of a fixed order. other_questions: see `SamplingState`."""
+        ...
+
+    def sample(self, questions: Sequence[Question], state: SamplingState | None = None) -> Iterator[list[Chain]]:
+        state = state or SamplingState()
+        shard, batches = state.shard, self.read_chains(questions, state.other_questions)
+        batches = (batch for number, batch in enumerate(batches) if number % shard.count == shard.number - 1)
+        batches = (batch for batch in batches if not all(chain.key in state.stored for chain in batch))
+        return batches if self.scorer is None else self.scorer.score(questions, batches)
+
+    def inputs(self) -> dict[str, str]:
+        return super().inputs() if self.scorer is None else self.scorer.inputs()
+
+    def free_keys(self) -> set[str]:
+        return super().free_keys() if self.scorer is None else self.scorer.free_keys()
+
+    def checks(self, *, weights: bool = True) -> Iterator[Callable[[], object]]:
+        return iter(()) if self.scorer is None else self.scorer.checks(weights=weights)
+
+    def tokenizer_folder(self) -> Path | None:
+        return None if self.scorer is None else self.scorer.tokenizer_folder()
+
+
+def load_prompt_builder(recipe: Recipe) -> PromptBuilder:
+    """How the teacher of a recipe gets a question: after the text of `teacher.prompt`, if the recipe has one."""
+    if recipe.teacher.prompt is None:
+        return make_prompt_builder()
+    path = recipes.find_path(recipe, recipe.teacher.prompt, "teacher.prompt")
+    try:
+        return make_prompt_builder(prefix=storage.read_bytes(path).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            "the file is not UTF-8 text",
+            code="E-data-not-utf8",
+            where=path,
+            found=error.reason,
+            hint="name a text file",
+        ) from None
+
+
+def make_prompt_builder(
+    *, style: PromptStyle = prompts.TEACHER_STYLE, demonstrations: Sequence[Demonstration] = (), prefix: str = ""
+) -> PromptBuilder:
+    """How a teacher gets a question: after demonstrations, or after a text that contains them.
+
+    prefix  precedes the question unchanged, with one newline between (Fu et al. 2023: the eight complex demonstrations,
+            in a file that itself ends with a newline)
+
+    >>> question = Question("mine/1", "What is 1 + 1?", "2", "mine", "train", "number")
+    >>> print(make_prompt_builder(prefix="Question: 2 + 2?\\nThe answer is 4\\n")(question).plain)
+    Question: 2 + 2?
+    The answer is 4
+    <BLANKLINE>
+    Question: What is 1 + 1?
+    Let's think step by step
+    """
+    assert not (demonstrations and prefix), "the order of demonstrations and a prefix is not defined"
+
+    def build_prompt(question: Question) -> Prompt:
+        prompt_format = PromptFormat(bool(demonstrations), True)
+        prompt = prompts.build_prompt(question.text, prompt_format, demonstrations, style=style)
+        if not prefix:
+            return prompt
+        first, *others = prompt.turns
+        return Prompt((Turn(first.role, f"{prefix}\n{first.text}"), *others), prompt.lead)
+
+    return build_prompt
