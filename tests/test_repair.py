@@ -13,7 +13,7 @@ import torch
 import potstill
 import tiny
 from crashing import Crash, crash
-from potstill import dry_run, inference, losses, models, prompts, runner, tokenization, training
+from potstill import dry_run, inference, models, prompts, runner, tokenization, training
 from potstill.alignment import cross_tokenizer
 from potstill.data import run_questions
 from potstill.data.splits import canonical_question
@@ -24,6 +24,7 @@ from potstill.losses import Loss
 from potstill.models import Example, Shape
 from potstill.records import END, Chain, Checkpoint, Prompt, Turn
 from potstill.report import collect, summary
+from potstill.stages.repair import Repair
 from potstill.storage import manifest, read
 from potstill.teachers import local_model
 from potstill.tokenization import encoder
@@ -121,7 +122,8 @@ def test_a_repair_that_is_taken_back_leaves_nothing_in_the_report(
     world: Path, complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:  # made by another version, which is no longer this run's
-        patch.setattr(losses, "VERSION", 99)
+        versions = Repair.versions
+        patch.setattr(Repair, "versions", lambda stage: versions(stage) | {"loss": 99})
         at = Path(shutil.copytree(complete, tmp_path / "run"))
         runner.run(tiny.recipe(world, REPLAY, REPAIR), run_dir=at, redo="test")
     with pytest.raises(UserError, match=r"test was made(.|\n)*: content of repair \(none now\)\n.*--redo test "):

@@ -38,7 +38,7 @@ class Repair(Stage):
             f"train.{name}"
             for name in ("optimizer", "betas", "lr_multipliers", "weight_decay", "max_grad_norm", "precision")
         ),
-        "train.batch_tokens",
+        *("train.batch_tokens", "train.divergence_beta"),
     )
     after = ("collect", "train", "select")
 
@@ -52,7 +52,9 @@ class Repair(Stage):
         }
 
     def free(self, recipe: Recipe) -> tuple[str, ...]:
-        return checkpoint.list_unused_keys("validation")
+        plain = recipe.on_policy is None or recipe.on_policy.divergence in ("forward_kl", "reverse_kl")
+        unused = ("train.divergence_beta",) if plain else ()
+        return (*checkpoint.list_unused_keys("validation"), *unused)
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
         section = recipe.on_policy
