@@ -7,7 +7,7 @@
 
 The task calls `name(text, gold)` of a module that can be imported, or that is in the working folder. The function
 returns True, False, or None for no answer, or one of these with the extracted answer as text: `(True, "18")`. It runs
-with all your rights, so a record of a file cannot name one (`data.custom`, `cli.grading`).
+with all your rights, so a record of a file cannot name one (`data.custom_set`, `cli.grade_rows`).
 """
 
 from __future__ import annotations
