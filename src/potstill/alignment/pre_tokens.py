@@ -107,10 +107,10 @@ class InnerEncoder:
 
 
 class Boundaries:
-    """The boundaries of one tokenizer. A text begins with a pre-token; with `first` it begins a whole text.
+    """The boundaries of one tokenizer, in texts that begin with a pre-token; with `first`, with that of a whole text.
 
     certain  no position of any text is doubtful
-    reach    so many bytes after a boundary, what follows cannot join its two sides
+    reach    bytes after a boundary beyond which the text has no influence on it
     """
 
     def __init__(self, inner: InnerEncoder) -> None:
@@ -216,7 +216,7 @@ class PreTokens:
     """The pre-tokens of one tokenizer, and their tokens as far as they were needed.
 
     certain  no position of any text is doubtful
-    reach    so many bytes after a boundary, what follows cannot join its two sides
+    reach    bytes after a boundary beyond which the text has no influence on it
     """
 
     def __init__(self, encoder: Encoder) -> None:
