@@ -65,6 +65,7 @@ COUNTED_AS = {
     "progress": None,
     "tracking": None,
     "stages": None,  # what they call has the versions
+    "run_reader": None,  # reads what a run has written
     "runner": None,
     "dry_run": None,
     "demo": None,
