@@ -116,10 +116,10 @@ def test_a_mask_may_be_put_on_any_text(text: str) -> None:
 
 
 def test_multiarith_repeats_its_templates_and_gsm8k_does_not(data: Path) -> None:
-    from potstill import data
+    from potstill.data import RawQuestion, assign_splits, load_set
 
-    raws = [data.RawQuestion(q.id, q.text, q.gold, q.task, "") for q in data.load_set("multiarith", data)]
-    own = data.assign_splits(raws, "ma", validation=0.25, test=0.25)
+    raws = [RawQuestion(q.id, q.text, q.gold, q.task, "") for q in load_set("multiarith", data)]
+    own = assign_splits(raws, "ma", validation=0.25, test=0.25)
     train, test = ({q.id: q.text for q in own if q.split == split} for split in ("train", "test"))
     assert (
         contamination.overlap_shares(test, train.values()).values()
@@ -127,9 +127,9 @@ def test_multiarith_repeats_its_templates_and_gsm8k_does_not(data: Path) -> None
     )
     _, found = contamination.find_same_templates(train, test)
     assert len(found) / len(test) > 0.75
-    gsm8k = {q.id: q.text for q in data.load_set("gsm8k", data) if q.split == "train"}
+    gsm8k = {q.id: q.text for q in load_set("gsm8k", data) if q.split == "train"}
     for name, most in (("svamp", 0), ("multiarith", 0), ("asdiv", 8)):
-        measured = {q.id: q.text for q in data.load_set(name, data) if q.split == "test"}
+        measured = {q.id: q.text for q in load_set(name, data) if q.split == "test"}
         assert len(contamination.find_same_templates(gsm8k, measured)[1]) <= most
 
 

@@ -315,10 +315,10 @@ def test_what_a_recipe_does_not_choose_leaves_no_trace(world: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (["train.loss_weights={zero-shot-rationale: 1}"], "few-shot-answer has no weight"),
+        (["train.loss_weights={zero-shot-rationale: 1}"], "E-recipe-loss-weights"),
         (
             ["train.formats={zero-shot-answer: 1}", "train.loss_weights={zero-shot-answer: 1, few-shot-answer: 1}"],
-            "few-shot-answer has a weight, but no quota in train.formats",
+            "E-recipe-loss-weights",
         ),
         (
             ["train.formats={zero-shot-answer: 1}", "train.loss_weights={zero-shot-answer: 0}"],
@@ -326,7 +326,7 @@ def test_what_a_recipe_does_not_choose_leaves_no_trace(world: Path, tmp_path: Pa
         ),
         (["train.formats={zero-shot-answer: 1}", "train.loss_weights={zero-shot-answer: .inf}"], "finite"),
         (["train.formats={zero-shot-answer: 999999999, zero-shot-rationale: 1}"], "E-recipe-formats"),
-        (["train.loss_weights={}"], "few-shot-answer has no weight"),
+        (["train.loss_weights={}"], "E-recipe-loss-weights"),
         (["train.uniform_over=rows"], "'questions' or 'chains'"),
     ],
 )
