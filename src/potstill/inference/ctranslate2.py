@@ -33,6 +33,7 @@ from typing import Any, Final
 import torch
 
 from potstill.errors import UserError
+from potstill.inference import requirements
 from potstill.inference.engine import Decode, Generation, Request, SampleKey, StopUnit, draw_uniform
 from potstill.inference.sampling import AnswerDetector
 from potstill.inference.transformers import TransformersEngine
@@ -187,15 +188,9 @@ class CTranslate2Engine:
 
 
 def _import_ctranslate2() -> Any:
-    try:
-        import ctranslate2  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise UserError(
-            "CTranslate2 is not installed",
-            code="E-inference-not-installed",
-            where="evaluate.engine",
-            hint="pip install 'potstill[fast]', or use the engine transformers",
-        ) from None
+    requirements.check_installed("ctranslate2", "evaluate.engine", "use the engine transformers")
+    import ctranslate2  # pyright: ignore[reportMissingImports]
+
     return ctranslate2
 
 

