@@ -1,4 +1,4 @@
-"""A small made-up story for the tests of the page and of its figures. Its numbers mean nothing."""
+"""A small invented report for the tests of the page and of its figures. Its numbers mean nothing."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def comparison(name: str, format: str = "zero-shot-rationale") -> Comparison:
     return Comparison(base, chosen, Interval(value, value - half, value + half), won, lost)
 
 
-def control(name: str, taught: str, gain: float, format: str) -> ControlRun:
+def control(name: str, training: str, gain: float, format: str) -> ControlRun:
     """A control whose accuracies lie between those of the base and of the chosen checkpoint."""
     rows = []
     for each in GROUPS:
@@ -97,7 +97,7 @@ def control(name: str, taught: str, gain: float, format: str) -> ControlRun:
         reached = score(each, 600, share, TEST_SIZE[each], "test", format)
         value = reached.accuracy - full.base.accuracy
         rows.append(Comparison(full.base, reached, Interval(value, value - 0.02, value + 0.02), 50, 20))
-    return ControlRun(name, taught, 600, tuple(rows))
+    return ControlRun(name, training, 600, tuple(rows))
 
 
 def question(name: str, number: int, text: str, split: str = "test") -> Question:
@@ -137,7 +137,7 @@ def example() -> ReportData:
         name="example",
         student="flan-t5-base (248 M parameters)",
         teacher="local:teacher",
-        taught="chains of teacher",
+        training="chains of teacher",
         groups=GROUPS,
         recipe=RECIPE,
         choice=Choice(
@@ -201,7 +201,7 @@ def example() -> ReportData:
             },
             covered=0.955,
             unknown={"×": 290, "{": 22},
-            written={"÷": "/"},
+            rewrites={"÷": "/"},
         ),
         costs=(
             Cost("sample", "chains", 29092),
@@ -210,9 +210,9 @@ def example() -> ReportData:
             Cost("train", "tokens read", 21_004_112),
             Cost("test", "answers on test", 25_340),
         ),
-        pictured=ReportExample(train, chains[:1]),
+        figure_chain=ReportExample(train, chains[:1]),
         outcomes={"won": 410, "lost": 230, "still wrong": 1500, "still right": 360},
-        samples=(
+        examples=(
             ReportExample(train, chains, prompt="Question: " + text + "\nLet's think step by step"),
             ReportExample(won, (), prediction(won, WRONG), prediction(won, RIGHT), "Q: " + text),
             ReportExample(lost, (), prediction(lost, RIGHT), prediction(lost, WRONG), "Q: " + text),
@@ -225,7 +225,7 @@ def example() -> ReportData:
 
 
 def hostile(text: str) -> ReportData:
-    """The example with the text wherever a story holds one that came from data, a model or a user."""
+    """The example, with the text wherever a report has one that came from data, a model or a user."""
     full = example()
     groups = {(text if name == "svamp" else name): group for name, group in full.groups.items()}
     renamed = {"svamp": text}
@@ -254,13 +254,13 @@ def hostile(text: str) -> ReportData:
         ),
         validation=tuple(replace(each, set=renamed.get(each.set, each.set)) for each in full.validation),
         sources=(replace(full.sources[0], name=text, dropped={text: 3}),),
-        alignment=replace(full.alignment, tokenizer=text, rule=text, unknown={text: 3}, written={text: text}),
-        pictured=ReportExample(asked, ((drawn, Verdict("right", text)),)),
+        alignment=replace(full.alignment, tokenizer=text, rule=text, unknown={text: 3}, rewrites={text: text}),
+        figure_chain=ReportExample(asked, ((drawn, Verdict("right", text)),)),
         controls=tuple(
             replace(
                 each,
                 name=text,
-                taught=text,
+                training=text,
                 comparisons=tuple(
                     replace(
                         row,
@@ -272,7 +272,7 @@ def hostile(text: str) -> ReportData:
             )
             for each in full.controls
         ),
-        samples=(
+        examples=(
             ReportExample(
                 asked,
                 ((chain, Verdict("wrong", text, text)), (drawn, Verdict("wrong", text, text))),

@@ -41,7 +41,7 @@ def own(runs: Path, tmp_path: Path) -> Path:
 def test_a_control_is_held_against_the_same_base_item_by_item(data: Path, own: Path) -> None:
     told = collect.collect_report(own / "tiny", tiny.recipe(data, CONTROLLED))
     [control] = told.controls
-    assert (control.name, control.taught, control.steps) == ("answers", "bare answers", 4)
+    assert (control.name, control.training, control.steps) == ("answers", "bare answers", 4)
     base = {row.base.set: row.base for row in told.comparisons if row.base.format == "zero-shot-rationale"}
     for row in control.comparisons:
         assert row.base == base[row.base.set] and row.chosen.format == "zero-shot-answer"
@@ -57,13 +57,14 @@ def test_the_page_names_the_control_and_its_answers_are_an_input(data: Path, own
     begun = json.loads((made / "report" / "manifest.json").read_text("utf-8"))
     assert list(begun["inputs"]).count("report.controls answers") == 1
     shutil.rmtree(own / "answers" / "test")
-    with pytest.raises(UserError, match="the control run answers has not finished test"):
+    with pytest.raises(UserError) as caught:
         tiny.make(data, own / "tiny", CONTROLLED)
+    assert caught.value.code == "E-report-control-unfinished"
 
 
 def test_the_page_has_questions_to_read_with_the_teachers_chains(data: Path, own: Path) -> None:
     plan = tiny.recipe(data)
-    read = collect.collect_report(own / "tiny", plan).samples
+    read = collect.collect_report(own / "tiny", plan).examples
     taught = [sample for sample in read if sample.chains]
     assert 0 < len(taught) <= plan.report.examples and len(read) > len(taught)
     assert all(chain.question == sample.question.id for sample in taught for chain, _ in sample.chains)
@@ -72,11 +73,8 @@ def test_the_page_has_questions_to_read_with_the_teachers_chains(data: Path, own
 def test_a_missing_control_is_said_with_what_to_do(data: Path, own: Path) -> None:
     with pytest.raises(UserError) as fault:
         tiny.make(data, own / "tiny", "report.controls=[nowhere]")
-    assert str(fault.value) == (
-        "report.controls: the control run nowhere has not finished test\n"
-        f"  found: {own / 'nowhere'} is not there\n"
-        "  hint: run its recipe first (`potstill run RECIPE`, with `name: nowhere`), or take it out of report.controls"
-    )
+    assert (fault.value.code, fault.value.where) == ("E-report-control-unfinished", "report.controls")
+    assert fault.value.found == f"{own / 'nowhere'} is missing" and "`name: nowhere`" in fault.value.hint
 
 
 @pytest.mark.parametrize(
@@ -89,14 +87,14 @@ def test_a_missing_control_is_said_with_what_to_do(data: Path, own: Path) -> Non
 def test_a_control_that_cannot_be_compared_is_refused(data: Path, own: Path, change: str, found: str) -> None:
     shutil.rmtree(own / "answers")
     tiny.make(data, own / "answers", *ANSWERS, change, until="test")
-    with pytest.raises(UserError, match="the control run answers cannot be compared") as fault:
+    with pytest.raises(UserError) as fault:
         collect.collect_report(own / "tiny", tiny.recipe(data, CONTROLLED))
-    assert found in str(fault.value)
+    assert fault.value.code == "E-report-control-incomparable" and found in fault.value.found
 
 
 def test_counts_are_those_of_the_run(data: Path, own: Path) -> None:
     told = collect.collect_report(own / "tiny", tiny.recipe(data))
-    counted = {(cost.stage, cost.what): cost.number for cost in told.costs}
+    counted = {(cost.stage, cost.label): cost.number for cost in told.costs}
     metrics = [row for _, row in storage.read_jsonl(own / "tiny" / "train" / "metrics.jsonl")]
     assert counted["train", "steps"] == 4
     assert counted["train", "tokens read"] == sum(row["tokens"] for row in metrics) > 0
@@ -104,7 +102,7 @@ def test_counts_are_those_of_the_run(data: Path, own: Path) -> None:
     assert counted["test", "answers on test"] == answers
     [source] = told.sources
     assert sum(source.grades.values()) == source.chains == counted["sample", "chains"]
-    assert sum(right * n for right, n in source.solved.items()) == source.grades.get("right", 0)
+    assert sum(right * n for right, n in source.right_counts.items()) == source.grades.get("right", 0)
     assert source.kept + sum(source.dropped.values()) == source.grades.get("right", 0)
     assert sum(told.outcomes.values()) == sum(
         s.n for s in told.validation if s.checkpoint.step == 0 and "answer" not in s.format

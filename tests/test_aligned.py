@@ -63,5 +63,5 @@ def test_the_table_has_masses_and_what_is_certain_stays_bare() -> None:
     assert hard and not any(row.rstrip()[-1].isdigit() for row in hard), "a certain position has no masses to show"
     assert (
         "hard" in chain_view.kind_legend(target).plain
-        and "certain, nothing transferred" in chain_view.kind_legend(target).plain
+        and "one candidate, no teacher distribution" in chain_view.kind_legend(target).plain
     )

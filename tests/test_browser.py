@@ -31,12 +31,12 @@ def browser() -> Iterator[Any]:
         yield started
 
 
-def write(folder: Path, story: ReportData) -> Path:
-    """The page of a story with everything beside it, as the report stage leaves it."""
+def write(folder: Path, data: ReportData) -> Path:
+    """The page of a data with everything beside it, as the report stage leaves it."""
     folder.mkdir(exist_ok=True)
-    made = {"index.html": html.render_report(story, figures.draw_figures(story))}
-    made |= {f"{name}.csv": text for name, text in csv_tables.build_tables(story).items()}
-    made |= html.render_times(story, (StageTime("sample", 12.5, 800), StageTime("train", 90.25, 900)))
+    made = {"index.html": html.render_report(data, figures.draw_figures(data))}
+    made |= {f"{name}.csv": text for name, text in csv_tables.build_tables(data).items()}
+    made |= html.render_times(data, (StageTime("sample", 12.5, 800), StageTime("train", 90.25, 900)))
     for name, text in made.items():
         (folder / name).write_text(text, encoding="utf-8")
     return folder / "index.html"
@@ -142,7 +142,7 @@ def test_every_table_can_be_had(browser: Any, file: Path) -> None:
 def test_the_filter_shows_what_it_says(browser: Any, file: Path) -> None:
     with Opened(browser, file) as opened:
         every = opened.shown(".question")
-        assert len(every) == len(example().samples)
+        assert len(every) == len(example().examples)
         for choice in opened.page.locator(".filter input").all():
             kind = (choice.get_attribute("id") or "").removeprefix("show-")
             choice.check()
@@ -209,8 +209,8 @@ def test_no_label_of_the_tradeoff_covers_another(browser: Any, tmp_path: Path, w
         else each
         for each in full.validation
     )
-    for number, story in enumerate((full, replace(full, validation=near))):
-        with Opened(browser, write(tmp_path / str(number), story), width) as opened:
+    for number, data in enumerate((full, replace(full, validation=near))):
+        with Opened(browser, write(tmp_path / str(number), data), width) as opened:
             boxes = "all => all.map(e => [e.textContent.trim(), e.getBoundingClientRect()])"
             found = opened.page.locator("#tradeoff svg:visible text").evaluate_all(boxes)
             labels = [(text, box) for text, box in found if re.fullmatch(r"(step )?\d+(, chosen)?", text)]
@@ -244,6 +244,6 @@ def test_it_prints(browser: Any, file: Path) -> None:
     with Opened(browser, file) as opened:
         opened.page.emulate_media(media="print")
         assert opened.shown("nav, .filter, a.csv, .narrow") == []
-        assert len(opened.shown(".question")) == len(example().samples)
+        assert len(opened.shown(".question")) == len(example().examples)
         assert opened.page.locator(".question:not([open]) .texts").first.bounding_box() is not None
         assert opened.page.pdf().startswith(b"%PDF")

@@ -63,6 +63,8 @@ def test_help_is_what_it_was(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
     told = potstill("--help")
     assert told.returncode == 0 and told.stdout == (GOLDEN / "help.txt").read_text("utf-8")
+    commands = told.stdout.partition("Commands:")[2].partition("\n\n")[0]
+    assert not [line for line in commands.splitlines() if line.endswith("...") or len(line) > 80]
     monkeypatch.setenv("COLUMNS", "100")
     for name in ("", "run", "show", "grade", "export", "sample", "track"):
         with pytest.raises(SystemExit) as ended:
@@ -70,6 +72,14 @@ def test_help_is_what_it_was(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         golden = GOLDEN / f"help{'-' + name if name else ''}.txt"
         assert ended.value.code == 0
         assert capsys.readouterr().out == golden.read_text("utf-8"), f"python -m potstill {name} --help > {golden.name}"
+
+
+def test_every_command_has_an_example_and_the_version_is_printed(said: Callable[..., Told]) -> None:
+    from potstill import __version__
+    from potstill.cli import app
+
+    assert all((command.epilog or "").startswith("Example: potstill ") for command in app.registered_commands)
+    assert said("--version").stdout == f"potstill {__version__}\n"
 
 
 def test_a_recipe_that_is_not_there_is_one_message(tmp_path: Path) -> None:
@@ -198,7 +208,7 @@ def test_show_and_status_show_what_there_is(finished: Path, said: Callable[..., 
     assert status.returncode == 0 and status.stdout.count("done") == 9
     assert "kept" in said("show", finished, "--chain", key).stdout
     told = said("show", finished, "--chain", key).stdout
-    assert "END" in told and "one token each" in told and "is taught" in told
+    assert "END" in told and "one token each" in told and "target" in told
     assert "same" in said("show", finished, "--target", key).stdout
     batch = said("show", finished, "--batch", 1).stdout
     assert "zero-shot-rationale" in batch and "Let's think step by step" in batch
@@ -208,13 +218,13 @@ def test_show_and_status_show_what_there_is(finished: Path, said: Callable[..., 
 
 
 def test_what_is_not_there_to_show_is_one_message(finished: Path, tmp_path: Path, said: Callable[..., Told]) -> None:
-    assert "not a run's folder" in said("status", tmp_path).stderr
+    assert "code: E-cli-no-run" in said("status", tmp_path).stderr
     told = said("show", finished, "--chain", "sums/none#0")
-    assert (told.returncode, told.stderr.splitlines()[0]) == (2, "sums/none#0: no such chain")
-    example = told.stderr.split()[-1]
+    assert told.returncode == 2 and told.stderr.startswith("sums/none#0: ") and "E-cli-unknown-chain" in told.stderr
+    example = told.stderr.splitlines()[1].split()[-1]
     assert said("show", finished, "--chain", example).returncode == 0
     told = said("show", finished, "--prediction", example.partition("#")[0])
-    assert said("show", finished, "--prediction", told.stderr.split()[-1]).returncode == 0
+    assert said("show", finished, "--prediction", told.stderr.splitlines()[1].split()[-1]).returncode == 0
 
 
 def test_texts_of_others_reach_no_terminal_as_commands(
@@ -242,7 +252,7 @@ def test_texts_of_others_reach_no_terminal_as_commands(
         cli.main()
     told = capsys.readouterr()
     assert "\x1b" not in told.out + told.err
-    assert told.out.count("[31m[/red]") >= 4 and "[31m[/red]#1: no such chain" in told.err
+    assert told.out.count("[31m[/red]") >= 4 and "[31m[/red]#1: " in told.err and "E-cli-unknown-chain" in told.err
 
 
 def test_a_run_under_way_can_be_looked_at(tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,8 +272,9 @@ def test_a_run_under_way_can_be_looked_at(tmp_path: Path, finished: Path, capsys
     with run_folder.lock_run(at):
         show.print_status(at)
         show.print_predictions(at, asked)
-        with pytest.raises(UserError, match="steps are counted from 1"):
+        with pytest.raises(UserError) as caught:
             show.print_batch(at, -1)
+    assert caught.value.code == "E-cli-step"
     told = capsys.readouterr().out
     assert told.count("broken") == 2  # the moved student, and the torn answers, whose step is not shown
     assert told.count("begun") == 1 and told.count("few-shot-answer") == 2
@@ -309,7 +320,7 @@ def test_compare_prints_paired_differences_and_writes_what_changed(
         assert (row["first"]["grade"] == "right") != (row["second"]["grade"] == "right")
     same = said("compare", finished, finished, columns=160)
     assert same.returncode == 0 and " 0.0 " in same.stdout
-    for wrong, message in ((f"{finished}@3", "not both have answered"), ("nowhere", "not a run's folder")):
+    for wrong, message in ((f"{finished}@3", "E-cli-compare-unevaluated"), ("nowhere", "E-cli-no-run")):
         told = said("compare", finished, wrong, cwd=tmp_path)
         assert told.returncode == 2 and message in told.stderr
 
@@ -362,10 +373,10 @@ def test_grade_reads_samples_of_lm_evaluation_harness_and_functions_that_are_nam
 @pytest.mark.parametrize(
     "line, message",
     [
-        ('{"text": "x"}', "line 1: gold must be an answer\n  found: the fields text"),
-        ("{", "line 1: not a whole line"),
-        ('{"text": "x", "gold": "x", "task": "function: os:system"}', "line 1: a row cannot name a function to run"),
-        ('{"doc": {}, "target": "1", "resps": [[[-1.5, false]]]}', "line 1: a sample without a text"),
+        ('{"text": "x"}', "code: E-grade-gold"),
+        ("{", "code: E-storage-invalid-json"),
+        ('{"text": "x", "gold": "x", "task": "function: os:system"}', "code: E-grade-row-function"),
+        ('{"doc": {}, "target": "1", "resps": [[[-1.5, false]]]}', "code: E-grade-sample-text"),
     ],
 )
 def test_grade_names_the_line_and_writes_nothing(
@@ -416,10 +427,13 @@ def test_grade_refuses_an_end_that_nobody_knows(tmp_path: Path) -> None:
     from potstill.errors import UserError
 
     for name in ("stop", "finish_reason"):
-        with pytest.raises(UserError, match=f"line 1: {name} is no known way in which a text ends\n  found: 'tired'"):
+        with pytest.raises(UserError) as caught:
             graded(tmp_path, {"text": "He has 18", "gold": "18", name: "tired"})
-    with pytest.raises(UserError, match="line 1: stop must be text"):
+        error = caught.value
+        assert (error.code, error.found) == ("E-grade-stop-unknown", "'tired'") and error.where.endswith("line 1")
+    with pytest.raises(UserError) as caught:
         graded(tmp_path, {"text": "He has 18", "gold": "18", "stop": 3})
+    assert caught.value.code == "E-grade-stop-type" and caught.value.where.endswith("line 1")
 
 
 @pytest.mark.parametrize(
@@ -451,11 +465,12 @@ def test_grade_counts_a_document_once_however_many_filters_were_logged(tmp_path:
     rows = [sample(i, name, f"The answer is {18 - i}.") for name in filters for i in range(2)]
     assert [(row["doc_id"], row["verdict"]) for row in graded(tmp_path, *rows)] == [(0, "right"), (1, "wrong")]
     told = capsys.readouterr()
-    assert "2 filters (strict-match, flexible-extract)" in told.err + told.out
+    assert "2 filters: strict-match, flexible-extract" in told.err + told.out
     from potstill.errors import UserError
 
-    with pytest.raises(UserError, match="two filters have different responses"):
+    with pytest.raises(UserError) as caught:
         graded(tmp_path, sample(0, "a", "18"), sample(0, "b", "17"))
+    assert caught.value.code == "E-grade-filters"
     # the same number of a document in two tasks, put into one file, are two documents
     other = {**sample(0, "strict-match", "18"), "doc": {"q": "another"}}
     assert len(graded(tmp_path, sample(0, "strict-match", "18"), other)) == 2

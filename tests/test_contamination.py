@@ -185,15 +185,18 @@ def test_the_page_says_how_the_student_did_on_other_templates(finished: Path, wo
     assert list(shared) == ["sums"]
     notes = collect.collect_report(finished, tiny.recipe(world)).notes
     n = len(shared["sums"])
-    [note] = [note for note in notes if "but for numbers and names" in note]
-    assert note.startswith(f"Of the {n} test questions of sums, {n} are training questions but for numbers and names")
+    [note] = [note for note in notes if "differ from a training question only in numbers" in note]
+    assert note.startswith(
+        f"{n} of the {n} test questions of sums differ from a training question only in numbers and names."
+    )
     assert note in (finished / "report" / "index.html").read_text("utf-8").replace("&#39;", "'")
 
 
 def test_accuracy_is_given_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
     from potstill.evaluation import checkpoint
     from potstill.records import BASE, Checkpoint, Choice, Prediction
-    from potstill.report import controls
+    from potstill.report import collect
+    from potstill.report.run_files import RunFiles
 
     chosen = Checkpoint(4)
     right = {BASE: {"s/0"}, chosen: {"s/0", "s/1", "s/3"}}
@@ -204,9 +207,11 @@ def test_accuracy_is_given_with_and_without(monkeypatch: pytest.MonkeyPatch) -> 
         return [Prediction(n, "s", "number", "", "end", grade[n in right[who]], "") for n in names]  # type: ignore[arg-type]
 
     monkeypatch.setattr(checkpoint, "read_predictions", predictions)
+    monkeypatch.setattr(checkpoint, "read_scores", lambda folder, checkpoint: [])
     monkeypatch.setattr(run_questions, "read_templates", lambda run, split: {"s": {"s/0", "s/1"}})
-    choice = Choice(chosen, "", "zero-shot-rationale", "greedy", ())
-    assert list(controls.template_notes(Path(), choice)) == [
-        "Of the 4 test questions of s, 2 are training questions but for numbers and names: the chosen step is right on"
-        " 100.0 % of these and 50.0 % of the other 2 (the base: 50.0 % and 0.0 %)."
+    files = RunFiles(Path(), tiny.recipe(Path()))
+    files.choice = Choice(chosen, "", "zero-shot-rationale", "greedy", ())
+    assert list(collect.note_templates(files)) == [
+        "2 of the 4 test questions of s differ from a training question only in numbers and names. The chosen checkpoint"
+        " is right on 100.0 % of them and on 50.0 % of the other 2 (the base: 50.0 % and 0.0 %)."
     ]

@@ -85,7 +85,7 @@ def test_a_chosen_mix_is_tested_and_saved_as_a_plain_folder(world: Path, mixed: 
     assert all(torch.equal(saved[name], wanted[name]) for name in saved)
     assert models.open_student(at / "student").family == "t5"
     page = (at / "report" / "index.html").read_text()
-    assert "step 4 × 0.5" in page and "“350 × 0.3” would be the weights" in page
+    assert "step 4 × 0.5" in page and "“350 × 0.3” means 0.3 times the weights" in page
     assert '"4-0.5"' in (at / "report" / "selection.csv").read_text()
     assert "Step 4 × 0.5 of a training run" in (at / "student" / "README.md").read_text()
 

@@ -60,8 +60,8 @@ class Reader(HTMLParser):
         return [found for _, attributes in self.elements if (found := attributes.get(attribute)) is not None]
 
 
-def built(story: ReportData) -> tuple[str, Reader]:
-    html = render_report(story, figures.draw_figures(story))
+def built(data: ReportData) -> tuple[str, Reader]:
+    html = render_report(data, figures.draw_figures(data))
     return html, Reader(html)
 
 
@@ -98,10 +98,10 @@ def test_the_run_in_one_sentence() -> None:
 def test_what_must_be_said_is_said(reader: Reader) -> None:
     said = reader.text.replace("\xa0", " ")
     for expected in (
-        "Intervals are over the items of each set, for one seed (7); they do not include the variation between seeds.",
+        "Intervals are over the questions of each set, for one seed (7); they do not include the variation between seeds.",
         "These numbers are made up to try the page.",
         "Rule: mean accuracy over the out-of-distribution validation sets , on validation, in format",
-        "Log-probabilities are of the distribution after temperature.",
+        "The log-probabilities are those of the distribution after temperature.",
         "right, dropped: duplicate",
         "chosen, tied",
         "learning_rate: 5.0e-4",
@@ -137,14 +137,14 @@ def test_every_table_is_one_click_away(reader: Reader) -> None:
 
 @pytest.mark.parametrize("text", [*HOSTILE, "".join(HOSTILE)])
 def test_hostile_texts_stay_texts(text: str, html: str) -> None:
-    story, figures = hostile(text), draw_figures(hostile(text)) if len(text) > 100 else {}
-    written = render_report(story, figures)
+    data, figures = hostile(text), draw_figures(hostile(text)) if len(text) > 100 else {}
+    written = render_report(data, figures)
     found, plain = Reader(written), Reader(html)
     assert found.opened == []
     assert {tag for tag, _ in found.elements} <= {tag for tag, _ in plain.elements}
     assert not [name for _, attributes in found.elements for name in attributes if name.startswith("on")]
     links = {each for each in found.values("href") if not each.startswith("#")}
-    assert links <= {f"{name}.csv" for name in build_tables(story)} | set(render_times(story, ()))
+    assert links <= {f"{name}.csv" for name in build_tables(data)} | set(render_times(data, ()))
     assert found.text.count(" ".join(escape_hidden(text).split())) >= 12, "the text is not shown as it is"
     assert written.encode("utf-8").decode("utf-8") == escape_hidden(written)
 
@@ -153,15 +153,15 @@ def test_hostile_texts_stay_texts(text: str, html: str) -> None:
 @settings(max_examples=30, deadline=None)
 def test_any_text_stays_text(text: str) -> None:
     full = hostile("x")
-    story = replace(full, name=text, notes=(text,), recipe=text, validation=(), comparisons=(), losses=(), choice=None)
-    html = render_report(story, {})
+    data = replace(full, name=text, notes=(text,), recipe=text, validation=(), comparisons=(), losses=(), choice=None)
+    html = render_report(data, {})
     found = Reader(html)
     assert found.opened == [] and "script" not in {tag for tag, _ in found.elements}
     assert escape_hidden(html) == html
     html.encode("utf-8")
 
 
-def test_same_story_same_bytes(html: str) -> None:
+def test_the_same_data_give_the_same_bytes(html: str) -> None:
     assert built(example())[0] == html
     assert build_tables(example()) == build_tables(example())
 
@@ -170,20 +170,20 @@ def test_empty_pieces_say_why() -> None:
     html, reader = built(ReportData("empty", student="s", teacher="t", groups={}, recipe="seed: 1"))
     assert build_tables(ReportData("empty", student="s", teacher="t", groups={}, recipe="")) == {}
     assert [each["id"] for tag, each in reader.elements if tag == "section"] == SECTIONS
-    assert reader.text.count("Left out: ") == 9
+    assert reader.text.count("Omitted: ") == 9
     assert "<table" not in html and "<figure" not in html and ".csv" not in html.split("</style>")[1]
 
 
 def test_the_untrained_student_may_be_the_choice() -> None:
     full = example()
     base = score("gsm8k", 0, 0.06, 1319, "test")
-    story = replace(
+    data = replace(
         full,
         choice=Choice(BASE, "a rule", "zero-shot-rationale", "greedy", ((BASE, 0.2), (Checkpoint(100), 0.1))),
         comparisons=(Comparison(base, base, Interval(0.0, 0.0, 0.0), 0, 0),),
     )
-    html, reader = built(story)
-    assert summary_sentence(story).startswith("The rule chose step 0, the student before training; its accuracy")
+    html, reader = built(data)
+    assert summary_sentence(data).startswith("The rule chose step 0, the student before training; its accuracy")
     assert "there is one checkpoint and nothing to compare" in reader.text
     assert 'class="cards"' not in html
 
@@ -191,16 +191,16 @@ def test_the_untrained_student_may_be_the_choice() -> None:
 def test_without_generic_sets_the_tradeoff_is_left_out() -> None:
     full = example()
     keep = {name: group for name, group in GROUPS.items() if group != "generic"}
-    story = replace(
+    data = replace(
         full,
         groups=keep,
         validation=tuple(each for each in full.validation if each.set in keep),
         comparisons=tuple(each for each in full.comparisons if each.chosen.set in keep),
         controls=(),
     )
-    _, reader = built(story)
-    assert "Left out: it needs validation scores of a generic set and of a specialized one" in reader.text
-    assert "generic" not in summary_sentence(story)
+    _, reader = built(data)
+    assert "Omitted: this figure needs validation scores of a generic set and of a specialized one" in reader.text
+    assert "generic" not in summary_sentence(data)
 
 
 def test_a_set_without_a_group_is_our_fault() -> None:

@@ -79,11 +79,11 @@ def test_before_after_says_the_change_of_every_set(drawn: dict[str, str]) -> Non
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_names_from_data_stay_text(text: str) -> None:
-    story = hostile(text)
-    rows = [each for each in story.comparisons if each.chosen.format == "zero-shot-rationale"]
+    data = hostile(text)
+    rows = [each for each in data.comparisons if each.chosen.format == "zero-shot-rationale"]
     for svg in (
-        figures.draw_before_after(rows, story.groups),
-        figures.draw_accuracy(scores_by_checkpoint(story), story.groups, 400),
+        figures.draw_before_after(rows, data.groups),
+        figures.draw_accuracy(scores_by_checkpoint(data), data.groups, 400),
     ):
         root = xml.fromstring(svg.encode("utf-8"))
         assert not {each.tag for each in root.iter()} & {SVG + "script", SVG + "image", SVG + "foreignObject"}
@@ -92,8 +92,8 @@ def test_names_from_data_stay_text(text: str) -> None:
 
 
 def test_mathematics_in_a_name_is_not_typeset() -> None:
-    story = hostile("$x^2$")
-    assert "$x^2$" in texts(figures.draw_before_after(story.comparisons, story.groups))
+    data = hostile("$x^2$")
+    assert "$x^2$" in texts(figures.draw_before_after(data.comparisons, data.groups))
 
 
 def test_nothing_is_drawn_without_data() -> None:
@@ -102,8 +102,8 @@ def test_nothing_is_drawn_without_data() -> None:
 
 def test_no_tradeoff_without_a_generic_set() -> None:
     full = example()
-    story = replace(full, validation=tuple(each for each in full.validation if each.set != "bbh"))
-    assert "tradeoff" not in figures.draw_figures(story) and "accuracy" in figures.draw_figures(story)
+    data = replace(full, validation=tuple(each for each in full.validation if each.set != "bbh"))
+    assert "tradeoff" not in figures.draw_figures(data) and "accuracy" in figures.draw_figures(data)
 
 
 def test_losses_that_are_not_finite_are_left_out() -> None:

@@ -92,12 +92,12 @@ def test_it_is_a_row_of_the_report(repaired: Path) -> None:
 
     told = collect.collect_report(repaired, read_run_recipe(repaired))
     lines = summary.summary_rows(told)
-    assert [line.shown for line in lines] == ["base", "specialized", "repaired"]
+    assert [line.title for line in lines] == ["base", "specialized", "repaired"]
     assert sum(each.checkpoint.on_policy_steps > 0 for each in summary.scores_by_checkpoint(told)) == 1
-    assert lines[2].taught == f"its own answers to more, scored by the base, after step {lines[1].checkpoint.label}"
+    assert lines[2].training == f"its own answers to more, scored by the base, after step {lines[1].checkpoint.label}"
     page = (repaired / "report" / "index.html").read_text()
     assert "3 steps on its own answers to more" in page and "the others (grey)" in page and "control:" not in page
-    assert "Repair: in 3 further steps" in (repaired / "student" / "README.md").read_text()
+    assert "for 3 more steps" in (repaired / "student" / "README.md").read_text()
     assert '"repaired"' in (repaired / "report" / "summary.csv").read_text()
 
 

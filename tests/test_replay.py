@@ -76,9 +76,9 @@ def test_what_was_trained_is_told_by_format(run: Path) -> None:
     from potstill.cli.run_folder import read_run_recipe
 
     told = collect.collect_report(run, read_run_recipe(run))
-    rows = [cost for cost in told.costs if cost.what.startswith("of these")]
-    by_format = {cost.what.removeprefix("of these positions: "): cost.number for cost in rows}
-    total = next(cost.number for cost in told.costs if cost.what == "positions learnt from")
+    rows = [cost for cost in told.costs if cost.label.startswith("of these")]
+    by_format = {cost.label.removeprefix("of these positions: "): cost.number for cost in rows}
+    total = next(cost.number for cost in told.costs if cost.label == "positions learnt from")
     assert list(by_format)[-1] == "replay" and sum(by_format.values()) == total
     assert any("Replay: 25.0 % of the weight" in note for note in told.notes)
     assert "Replay: 25.0" in (run / "report" / "index.html").read_text()

@@ -40,8 +40,8 @@ def test_commands_in_the_c_locale(finished: Path, arguments: list[str]) -> None:
 def test_the_last_table_in_the_c_locale(finished: Path) -> None:
     """What `run` and `demo` print at their end."""
     program = (
-        "from potstill.cli import show, terminal; from pathlib import Path; terminal.degrade(); "
-        f"show.summary(Path({str(finished)!r}))"
+        "from potstill.cli import show, terminal; from pathlib import Path; terminal.replace_unencodable(); "
+        f"show.print_summary(Path({str(finished)!r}))"
     )
     environment = {**os.environ, **ASCII}
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment)

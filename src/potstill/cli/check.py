@@ -1,4 +1,4 @@
-"""Checking a run: is every file that its stages made still what their manifests say?"""
+"""`potstill check`: is every file of a run's finished stages still what its manifest says?"""
 
 from __future__ import annotations
 
@@ -16,68 +16,68 @@ from potstill.storage import manifest
 from potstill.storage.manifest import DamagedFile, Manifest
 
 
-def check_run(folder: Path) -> bool:
-    """Print everything of a run that differs from what was written; whether nothing does.
+def check_run(run_dir: Path) -> bool:
+    """Prints every difference between a run's files and its manifests; returns whether there is none.
 
-    Raises UserError where the folder is no run's.
+    Raises UserError if the directory is no run's.
     """
-    found = [fault for fault in [_check_recipe(folder)] if fault is not None]
+    damaged = list(_check_recipe(run_dir))
     finished: list[tuple[Path, Manifest]] = []
-    for at in _stage_dirs(folder):
+    for folder in _stage_dirs(run_dir):
         try:
-            manifest.read_begun(at)
-            if (at / manifest.MANIFEST_FILE).exists():
-                finished.append((at, manifest.read_manifest(at / manifest.MANIFEST_FILE)))
-            elif at.parent == folder:
-                typer.echo(f"{at.name}: begun and not finished, there is nothing to check yet")
-        except UserError as fault:
-            found.append(DamagedFile(Path(fault.where), _error_line(fault)))
-    found += _check_inputs(folder, {done.identity.stage: done for _, done in finished})
-    total = sum(manifest.unverified_bytes(at.parent, done.outputs) for at, done in finished)
-    with progress.bar("check", total >> 20, "MiB") if total > runner.SLOW_VERIFY_BYTES else nullcontext() as tick:
-        for at, done in finished:
-            found += manifest.find_damaged_files(at.parent, done.outputs, manifest.mebibyte_counter(tick))
-    for each in dict.fromkeys(found):
-        typer.echo(escape_hidden(f"{each.path}: {each.problem}"))
-    files = {at.parent / name for at, done in finished for name in done.outputs}
-    stages = sum(at.parent == folder for at, _ in finished)
-    typer.echo(
-        f"{len(files)} files of {stages} finished stages: "
-        + (_count_differences(set(found)) if found else "none differs")
+            manifest.read_begun(folder)
+            if (folder / manifest.MANIFEST_FILE).exists():
+                finished.append((folder, manifest.read_manifest(folder / manifest.MANIFEST_FILE)))
+            elif folder.parent == run_dir:
+                typer.echo(f"{folder.name}: not finished, nothing to check yet")
+        except UserError as error:
+            damaged.append(DamagedFile(Path(error.where), _error_line(error)))
+    damaged += _check_inputs(run_dir, {done.identity.stage: done for _, done in finished})
+    total = sum(manifest.unverified_bytes(folder.parent, done.outputs) for folder, done in finished)
+    with progress.bar("check", total >> 20, "MiB") if total > runner.SLOW_VERIFY_BYTES else nullcontext() as advance:
+        for folder, done in finished:
+            counter = manifest.mebibyte_counter(advance)
+            damaged += manifest.find_damaged_files(folder.parent, done.outputs, counter)
+    differences = list(dict.fromkeys(damaged))
+    for difference in differences:
+        typer.echo(escape_hidden(f"{difference.path}: {difference.problem}"))
+    files = {folder.parent / name for folder, done in finished for name in done.outputs}
+    stages = sum(folder.parent == run_dir for folder, _ in finished)
+    result = (
+        f"{len(differences)} differences"
+        if len(differences) > 1
+        else "1 difference"
+        if differences
+        else "no difference"
     )
-    return not found
+    typer.echo(f"{len(files)} files of {stages} finished stages: {result}")
+    return not differences
 
 
-def _check_recipe(folder: Path) -> DamagedFile | None:
-    if not folder.is_dir() or not (folder / "recipe.yaml").is_file():
-        read_run_recipe(folder)  # raises: this is not a run's folder
+def _check_recipe(run_dir: Path) -> Iterator[DamagedFile]:
     try:
-        read_run_recipe(folder)
-    except UserError as fault:
-        return DamagedFile(folder / "recipe.yaml", _error_line(fault))
-    return None
+        read_run_recipe(run_dir)
+    except UserError as error:
+        if not (run_dir / "recipe.yaml").is_file():
+            raise  # not a run directory
+        yield DamagedFile(run_dir / "recipe.yaml", _error_line(error))
 
 
-def _stage_dirs(folder: Path) -> Iterator[Path]:
-    """Every stage's folder, and those of what answered in it, which have manifests of their own."""
+def _stage_dirs(run_dir: Path) -> Iterator[Path]:
+    """The directory of every stage, and of every checkpoint in it, which has a manifest of its own."""
     for stage in ALL_STAGES:
-        for at in (folder / stage, *sorted((folder / stage).glob("[0-9]*"))):
-            if any((at / name).exists() for name in (manifest.BEGUN_FILE, manifest.MANIFEST_FILE)):
-                yield at
+        for folder in (run_dir / stage, *sorted((run_dir / stage).glob("[0-9]*"))):
+            if any((folder / name).exists() for name in (manifest.BEGUN_FILE, manifest.MANIFEST_FILE)):
+                yield folder
 
 
-def _check_inputs(folder: Path, finished: dict[str, Manifest]) -> Iterator[DamagedFile]:
-    """Whether each stage was made from what the stages before it hold now."""
+def _check_inputs(run_dir: Path, finished: dict[str, Manifest]) -> Iterator[DamagedFile]:
+    """The stages that were made from other files than those that their inputs hold now."""
     for stage, done in finished.items():
-        for before, digest in done.identity.inputs.items():
-            if before in finished and "/" not in stage and finished[before].digest != digest:
-                what = f"was made from other files than those that {before} holds now"
-                yield DamagedFile(folder / stage / manifest.MANIFEST_FILE, what)
+        for source, digest in done.identity.inputs.items():
+            if source in finished and "/" not in stage and finished[source].digest != digest:
+                yield DamagedFile(run_dir / stage / manifest.MANIFEST_FILE, f"was made from other files of {source}")
 
 
-def _error_line(fault: UserError) -> str:
-    return fault.what + (f" ({fault.found})" if fault.found else "")
-
-
-def _count_differences(found: set[DamagedFile]) -> str:
-    return f"{len(found)} {'differs' if len(found) == 1 else 'differ'}"
+def _error_line(error: UserError) -> str:
+    return error.what + (f" ({error.found})" if error.found else "")

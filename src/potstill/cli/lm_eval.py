@@ -1,11 +1,11 @@
-"""The bridge to lm-evaluation-harness: its logged samples as rows to grade, our sets as tasks of its own.
+"""The bridge to lm-evaluation-harness: converts its logged samples to rows, and a run's questions to its tasks.
 
     >>> sample = {"doc": {"answer": "6 x 3 = 18\\n#### 18"}, "target": "6 x 3 = 18\\n#### 18", "resps": [["It is 18."]]}
     >>> sample_to_row(sample, "samples.jsonl line 1")
     {'text': 'It is 18.', 'gold': '6 x 3 = 18\\n#### 18'}
 
-Its samples say neither how a text ended nor how it is to be graded: `--task` says the latter, or the documents of
-tasks that `export` made. Of several responses to one document the first is read.
+Its samples contain neither the stop reason nor the task. `--task` gives the task; documents that `export_tasks` wrote have
+it. Of several responses to one document the first is read.
 """
 
 from __future__ import annotations
@@ -30,69 +30,74 @@ def is_logged_sample(row: Mapping[str, Any]) -> bool:
 def deduplicate_filters(
     rows: Sequence[tuple[str, dict[str, Any]]],
 ) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
-    """Each document once where samples were logged for several filters, in the order of the file; and the filters.
+    """Each document once, in the order of the file, and the names of the filters that it was logged for.
 
-    A filter chooses from the responses, or cuts something out of them; the responses are the same. Raises UserError
-    where they are not.
+    A filter selects a response or extracts a part of it; the responses are the same. Raises UserError if they are not.
     """
-    first: dict[str, dict[str, tuple[str, Any]]] = {}  # document -> filter -> where, responses
+    by_document: dict[str, dict[str, tuple[str, Any]]] = {}  # document -> filter -> (position, responses)
     kept = []
     for where, row in rows:
         if is_logged_sample(row) and isinstance(row.get("filter"), str):
             document = json.dumps([row.get("doc_id"), row.get("doc_hash"), row["doc"]], sort_keys=True, default=str)
-            seen = first.setdefault(document, {})
-            if seen and row["filter"] not in seen:
-                other, responses = next(iter(seen.values()))
+            filters = by_document.setdefault(document, {})
+            if filters and row["filter"] not in filters:
+                other, responses = next(iter(filters.values()))
                 if responses != row["resps"]:
-                    hint = "grade the samples of each filter in a file of their own"
                     raise UserError(
-                        "two filters have different responses", where=where, found=f"see {other}", hint=hint
+                        "two filters have different responses",
+                        code="E-grade-filters",
+                        where=where,
+                        found=f"see {other}",
+                        hint="grade the samples of each filter in a file of their own",
                     )
-                seen[row["filter"]] = (where, responses)
+                filters[row["filter"]] = (where, responses)
                 continue
-            seen[row["filter"]] = (where, row["resps"])
+            filters[row["filter"]] = (where, row["resps"])
         kept.append((where, row))
-    return kept, list(dict.fromkeys(name for seen in first.values() for name in seen))
+    return kept, list(dict.fromkeys(name for filters in by_document.values() for name in filters))
 
 
 def sample_to_row(sample: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Text, gold answer and, where its document has them, task of a sample. Raises UserError where it has no text."""
+    """The text, gold answer and task (if its document has one) of a sample. Raises UserError if it has no text."""
     text = sample["resps"]
     while isinstance(text, list) and text:
         text = text[0]
     if not isinstance(text, str):
-        hint = "grade samples of generate_until tasks; scores of given choices need no grader"
-        raise UserError("a sample without a text", where=where, found=json.dumps(sample["resps"])[:80], hint=hint)
-    doc = sample["doc"] if isinstance(sample["doc"], dict) else {}
-    row = {"text": text, "gold": doc.get("potstill_gold", sample.get("target"))}
-    return {**row, "task": doc["potstill_task"]} if "potstill_task" in doc else row
+        raise UserError(
+            "a sample without a text",
+            code="E-grade-sample-text",
+            where=where,
+            found=json.dumps(sample["resps"])[:80],
+            hint="grade samples of generate_until tasks; multiple-choice tasks need no grader",
+        )
+    document = sample["doc"] if isinstance(sample["doc"], dict) else {}
+    row = {"text": text, "gold": document.get("potstill_gold", sample.get("target"))}
+    return {**row, "task": document["potstill_task"]} if "potstill_task" in document else row
 
 
-def export_tasks(folder: Path, out: Path) -> None:
-    """Write the questions of a run as tasks of lm-evaluation-harness, one for every set and format, into `out`.
+def export_tasks(run_dir: Path, out: Path) -> None:
+    """Writes the questions of a run as tasks of lm-evaluation-harness into `out`, one per set and format.
 
-    Of a run that trains nothing its test questions, of any other those of validation: which checkpoint is chosen must
-    not hang on the test split. The prompt is the document's own text, byte for byte; for a student that is no T5 it
-    ends in the white space before the answer, or stands in the student's chat template. What follows it is
-    written greedily, without a stop string.
+    A run that only evaluates exports its test questions; any other run its validation questions, so that the test split
+    has no influence on the choice of a checkpoint. The prompt is the document's own text, byte for byte: for a
+    decoder-only student it ends in the white space before the answer, or is in the student's chat template. The harness
+    decodes greedily, without a stop string.
     """
-    from potstill import models, stages  # torch, which nobody needs who grades
+    from potstill import models, stages  # they load torch, which `grade` does not need
 
-    recipe = read_run_recipe(folder)
-    asked = recipe.questions
-    sets = dict.fromkeys([*asked.in_distribution, *asked.out_of_distribution, *asked.generic])
+    recipe = read_run_recipe(run_dir)
+    section = recipe.questions
     split: Split = "test" if stages.recipe_stages(recipe) == stages.EVALUATION_STAGES else "validation"
-    table = run_questions.read_task_prompts(folder)
-    student = models.from_recipe(recipe)
+    task_prompts, student = run_questions.read_task_prompts(run_dir), models.from_recipe(recipe)
     names = []
-    for each in sets:
-        questions = run_questions.read_questions(folder, [each], split)
+    for set_name in dict.fromkeys([*section.in_distribution, *section.out_of_distribution, *section.generic]):
+        questions = run_questions.read_questions(run_dir, [set_name], split)
         for format in recipe.evaluate.formats:
-            name = f"potstill_{each}_{format}".replace("-", "_")
-            rows = [
-                _document(q, student.render(run_questions.evaluation_prompt(q, prompts.FORMATS[format], table)))
-                for q in questions
-            ]
+            name = f"potstill_{set_name}_{format}".replace("-", "_")
+            rows = []
+            for question in questions:
+                prompt = run_questions.evaluation_prompt(question, prompts.FORMATS[format], task_prompts)
+                rows.append(_document(question, student.render(prompt)))
             documents = out / f"{name}.jsonl"
             storage.write_jsonl(documents, rows)
             text = _TASK_YAML.format(name=name, path=documents.resolve(), max_tokens=recipe.evaluate.max_tokens)

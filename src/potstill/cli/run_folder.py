@@ -1,4 +1,4 @@
-"""The recipe that a run's folder holds: for commands that need nothing heavier."""
+"""Opens a run directory for a command: its recipe, and a check that its files have the right sizes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,34 @@ from potstill.recipe import Recipe, load_recipe
 from potstill.storage import manifest
 
 
-def read_run_recipe(folder: Path) -> Recipe:
-    """The recipe that a run folder holds. Raises UserError where there is none."""
-    path = folder / "recipe.yaml"
+def read_run_recipe(run_dir: Path) -> Recipe:
+    """The recipe of a run directory. Raises UserError if it has none."""
+    path = run_dir / "recipe.yaml"
     if not path.is_file():
         raise UserError(
-            "not a run's folder", where=folder, found="no recipe.yaml", hint="name a folder such as runs/demo"
+            "not a run directory",
+            code="E-cli-no-run",
+            where=run_dir,
+            found="no recipe.yaml",
+            hint="name a run directory such as runs/demo",
         )
     return load_recipe(path)
 
 
-def check_file_sizes(folder: Path) -> None:
-    """Raises UserError where a file of a finished stage is gone or has another size: who reads a run's records takes
-    them for what was written. `potstill check` reads every byte."""
-    for path in sorted(folder.glob(f"*/{manifest.MANIFEST_FILE}")):
+def open_run_or_recipe(path: Path) -> tuple[Recipe, Path]:
+    """The recipe and the directory of a run, given by its directory or by its recipe file."""
+    if path.is_file():
+        from potstill import runner
+
+        recipe = load_recipe(path)
+        return recipe, runner.default_run_dir(recipe)
+    return read_run_recipe(path), path
+
+
+def check_file_sizes(run_dir: Path) -> None:
+    """Raises UserError if a file of a finished stage is missing or has another size than its manifest says.
+
+    `potstill check` reads every byte.
+    """
+    for path in sorted(run_dir.glob(f"*/{manifest.MANIFEST_FILE}")):
         manifest.read_finished(path.parent)

@@ -1,9 +1,9 @@
-"""Output for a terminal that cannot show every character: the nearest one that it can, instead of a traceback.
+"""Output to a terminal that cannot show every character: a similar one instead of a traceback.
 
     >>> "−0.5 × “a” → é ␣ 猫".encode("ascii", NEAREST_HANDLER)
     b'-0.5 x "a" -> e _ ?'
 
-Such are the C locale and PYTHONIOENCODING=ascii. Files and what `export` writes are UTF-8 everywhere.
+The C locale and PYTHONIOENCODING=ascii need it. Files and the output of `export` are always UTF-8.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ _SIMILAR: Final = {
 
 
 def replace_unencodable() -> None:
-    """From now on standard output and error never raise for a character that they cannot write."""
+    """Makes standard output and error replace characters that they cannot encode."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=NEAREST_HANDLER)
 
 
-def _nearest(fault: UnicodeError) -> tuple[str, int]:
-    assert isinstance(fault, UnicodeEncodeError), "only what is written"
-    return "".join(map(_similar_character, fault.object[fault.start : fault.end])), fault.end
+def _nearest(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError), "only encoding"
+    return "".join(map(_similar_character, error.object[error.start : error.end])), error.end
 
 
 def _similar_character(character: str) -> str:
@@ -60,7 +60,7 @@ def _similar_character(character: str) -> str:
 
 
 def _is_combining(character: str) -> bool:
-    """Whether it only changes the character before it."""
+    """Whether a character only modifies the one before it."""
     return unicodedata.category(character) in ("Mn", "Me", "Cf")
 
 

@@ -1,19 +1,15 @@
-"""Labels beside points: each point's name where it covers least, with a thin line to it where that is not beside it.
+"""The canvas of the figures: colours, type, axes, labels beside points, and conversion to inline SVG.
 
+    >>> empty = to_svg(new_figure(380, 100), "empty", "Nothing.")
+    >>> empty.startswith('<svg class="figure" role="img" aria-label="Nothing." viewBox="0 0 380 100"')
+    True
     >>> best_label_box((50, 50), 30, [(50, 50)], [], (0, 0, 200, 200))
     (60.0, 43.0, 90.0, 57.0)
     >>> [round(edge) for edge in best_label_box((50, 50), 30, [(50, 50), (75, 50)], [], (0, 0, 200, 200))]
     [45, 59, 75, 73]
 
-Boxes are (left, lower, right, upper) in CSS pixels, heights counted upwards.
-
-The sheet that figures are drawn on: colours, type, axes, and the way to an inline SVG.
-
-    >>> empty = to_svg(new_figure(380, 100), "empty", "Nothing.")
-    >>> empty.startswith('<svg class="figure" role="img" aria-label="Nothing." viewBox="0 0 380 100"')
-    True
-
-Lengths are CSS pixels. Colours stand for the CSS variables of the page, so that one drawing serves light and dark.
+Lengths are CSS pixels. A box is (left, lower, right, upper), with heights counted upwards. Each colour stands for a CSS
+variable of the page, so that one drawing serves the light and the dark style.
 """
 
 from __future__ import annotations
@@ -36,60 +32,64 @@ from potstill.records import BASE, Checkpoint
 from potstill.report.model import Interval, SetGroup
 
 Box = tuple[float, float, float, float]
-LabelledPoint = tuple[Checkpoint, Interval, Interval]  # who, across, up
+LabelledPoint = tuple[Checkpoint, Interval, Interval]  # checkpoint, across, up
 LABEL_HEIGHT = 14.0  # of a line of small text
 RING_DISTANCES = (10, 22, 36, 52)
 RING_DIRECTIONS = 16
 
 
 def label_points(axes: Axes, dots: Sequence[LabelledPoint], chosen: Checkpoint | None) -> None:
-    """Write each point's label beside it. No two names overlap where the panel has room for them."""
+    """Writes each point's label beside it, with a thin line to points that are not adjacent. No two labels overlap if
+    the panel has room for them."""
     to_pixels, to_data = axes.transData.transform, axes.transData.inverted().transform
-    places = [tuple(map(float, to_pixels((x.value, y.value)))) for _, x, y in dots]
+    points = [tuple(map(float, to_pixels((x.value, y.value)))) for _, x, y in dots]
     lines: list[Box] = []
-    for (_, x, y), (across, up) in zip(dots, places, strict=True):
+    for (_, x, y), (across, up) in zip(dots, points, strict=True):
         lines.append((float(to_pixels((x.low, 0))[0]), up - 1, float(to_pixels((x.high, 0))[0]), up + 1))
         lines.append((across - 1, float(to_pixels((0, y.low))[1]), across + 1, float(to_pixels((0, y.high))[1])))
-    path = [place for (who, _, _), place in zip(dots, places, strict=True) if who.is_plain]
-    for (x, y), (right, up) in pairwise(path):
-        between = [(x + part / 8 * (right - x), y + part / 8 * (up - y)) for part in range(1, 8)]
+    path = [point for (checkpoint, _, _), point in zip(dots, points, strict=True) if checkpoint.is_plain]
+    for (x, y), (next_x, next_y) in pairwise(path):
+        between = [(x + part / 8 * (next_x - x), y + part / 8 * (next_y - y)) for part in range(1, 8)]
         lines += [(a - 2, b - 2, a + 2, b + 2) for a, b in between]
     frame = tuple(float(edge) for edge in axes.get_window_extent().extents)
-    taken: list[Box] = []
-    # The chosen one first: it gets the best place.
+    boxes: list[Box] = []
+    # The chosen checkpoint comes first, so that it gets the best box.
     for number in sorted(range(len(dots)), key=lambda number: dots[number][0] != chosen):
-        who, at = dots[number][0], places[number]
-        text = f"{who.label}, chosen" if who == chosen else "step 0" if who == BASE else who.label
-        box = best_label_box(at, 7.2 * len(text), places, taken, frame, lines)
-        taken.append(box)
+        checkpoint, point = dots[number][0], points[number]
+        if checkpoint == chosen:
+            text = f"{checkpoint.label}, chosen"
+        else:
+            text = "step 0" if checkpoint == BASE else checkpoint.label
+        box = best_label_box(point, 7.2 * len(text), points, boxes, frame, lines)
+        boxes.append(box)
         left, middle = to_data((box[0], (box[1] + box[3]) / 2))
-        near = (min(max(at[0], box[0]), box[2]), min(max(at[1], box[1]), box[3]))
-        if math.dist(near, at) > RING_DISTANCES[0] + 4:
-            ends = [to_data(at), to_data(near)]
+        nearest = (min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3]))
+        if math.dist(nearest, point) > RING_DISTANCES[0] + 4:
+            ends = [to_data(point), to_data(nearest)]
             axes.plot([x for x, _ in ends], [y for _, y in ends], color=SOFT, linewidth=0.8, zorder=1)
-        weight = "bold" if who == chosen else "normal"
+        weight = "bold" if checkpoint == chosen else "normal"
         axes.text(left, middle, text, ha="left", va="center_baseline", size=SMALL, weight=weight)
 
 
 def best_label_box(
-    at: Sequence[float],
-    wide: float,
+    point: Sequence[float],
+    text_width: float,
     points: Sequence[Sequence[float]],
-    taken: Sequence[Box],
+    boxes: Sequence[Box],
     frame: Sequence[float],
     lines: Sequence[Box] = (),
 ) -> Box:
-    """The box for a name of some width beside a point: off other names first, then off points, then off lines."""
+    """The box for a label beside a point: it avoids other labels and the frame first, then points, then lines."""
     marks = [(x - 7, y - 7, x + 7, y + 7) for x, y in points]
 
     def cost(ring: int, box: Box) -> float:
-        names = sum(overlap_area(box, (other[0] - 3, other[1], other[2] + 3, other[3])) for other in taken)
-        spots = sum(overlap_area(box, other) for other in marks)
-        crossed = sum(overlap_area(box, other) for other in lines)
-        outside = round(wide * LABEL_HEIGHT - overlap_area(box, frame), 6)
-        return round(100 * (names + outside) + 10 * spots + crossed + 150 * ring, 6)
+        labels = sum(overlap_area(box, (other[0] - 3, other[1], other[2] + 3, other[3])) for other in boxes)
+        covered = sum(overlap_area(box, mark) for mark in marks)
+        crossed = sum(overlap_area(box, line) for line in lines)
+        outside = round(text_width * LABEL_HEIGHT - overlap_area(box, frame), 6)
+        return round(100 * (labels + outside) + 10 * covered + crossed + 150 * ring, 6)
 
-    return min(_label_boxes(at, wide), key=lambda found: cost(*found))[1]
+    return min(_label_boxes(point, text_width), key=lambda candidate: cost(*candidate))[1]
 
 
 def overlap_area(a: Sequence[float], b: Sequence[float]) -> float:
@@ -97,21 +97,21 @@ def overlap_area(a: Sequence[float], b: Sequence[float]) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def _label_boxes(at: Sequence[float], wide: float) -> list[tuple[int, Box]]:
-    """Boxes in rings around a point, near ones first, the first of all to its right."""
-    x, y = at
-    found: list[tuple[int, Box]] = []
+def _label_boxes(point: Sequence[float], text_width: float) -> list[tuple[int, Box]]:
+    """(ring, box) for boxes around a point, near ones first, beginning to its right."""
+    x, y = point
+    boxes: list[tuple[int, Box]] = []
     for ring, distance in enumerate(RING_DISTANCES):
         for turn in range(RING_DIRECTIONS):
             angle = 2 * math.pi * turn / RING_DIRECTIONS
             across, up = math.cos(angle), math.sin(angle)
-            left = x + distance * across - wide * (1 - across) / 2
+            left = x + distance * across - text_width * (1 - across) / 2
             lower = y + distance * up - LABEL_HEIGHT * (1 - up) / 2
-            found.append((ring, (left, lower, left + wide, lower + LABEL_HEIGHT)))
-    return found
+            boxes.append((ring, (left, lower, left + text_width, lower + LABEL_HEIGHT)))
+    return boxes
 
 
-# Matplotlib wants colours that it can parse, CSS wants names: each of these stands for one variable of the page.
+# Matplotlib parses colours, so each of these stands for one CSS variable of the page; `to_svg` replaces them.
 INK, SOFT, RULE, PAPER, HEAT = "#010203", "#020304", "#030405", "#040506", "#08090a"
 GROUP_COLOURS: Final[Mapping[SetGroup, str]] = {
     "in-distribution": "#050607",
@@ -130,7 +130,7 @@ CSS_VARIABLES: Final = {
 }
 GROUP_MARKERS: Final[Mapping[SetGroup, str]] = {"in-distribution": "o", "out-of-distribution": "s", "generic": "D"}
 SIZE, SMALL = 13.0, 11.5  # of text, in CSS pixels
-# Every setting, so that a matplotlibrc of the machine changes nothing.
+# All settings, so that a matplotlibrc has no effect.
 MATPLOTLIB_STYLE: Final[dict[Any, Any]] = {
     **{key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"},
     "svg.fonttype": "none",
@@ -150,18 +150,18 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def new_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Bare axes at a place in CSS pixels, counted from the lower left corner."""
+    """Axes without frame at a position in CSS pixels from the lower left corner."""
     across, up = figure.get_size_inches() * 72
-    made = figure.add_axes((left / across, bottom / up, width / across, height / up))
-    made.patch.set_visible(False)
-    made.spines[:].set_visible(False)
-    made.tick_params(length=0, pad=6, labelcolor=SOFT, labelsize=SMALL)
-    made.set_axisbelow(True)
-    return made
+    axes = figure.add_axes((left / across, bottom / up, width / across, height / up))
+    axes.patch.set_visible(False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, pad=6, labelcolor=SOFT, labelsize=SMALL)
+    axes.set_axisbelow(True)
+    return axes
 
 
 def percent_axis(axes: Axes, which: Literal["x", "y"], values: Sequence[float], ticks: int = 5) -> float:
-    """Limits from 0 to a round number that holds all values, and a faint grid. Returns the upper limit."""
+    """Limits from 0 to a round number above all values, and a faint grid. Returns the upper limit."""
     limit = min(1.0, next(step / 20 for step in range(1, 21) if step / 20 >= max(values) or step == 20))
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xlim if which == "x" else axes.set_ylim)(0, limit)
@@ -187,16 +187,16 @@ def shorten(text: str, most: int) -> str:
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:
-    """The drawing as an `svg` element that can stand several times in one page and follows its colours and font."""
+    """The drawing as an `svg` element with unique ids, in the colours and the font of its page."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with warnings.catch_warnings():
-        # The font is for measuring only; a reader's own has the letters that this one lacks.
+        # The font is only for measuring; the reader's font has the letters that this one lacks.
         warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from font", UserWarning)
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
     width, height = (72 * length for length in figure.get_size_inches())
-    # The style element of matplotlib would hold for the whole page; ids would clash with those of the other figures.
+    # Matplotlib's style element would apply to the whole page, and its ids would clash with those of other figures.
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text[text.index("<svg") :], flags=re.DOTALL)
     used = set(re.findall(r'(?:xlink:href="#|url\(#)([^")]+)', text))
     prefix = f"{name}-{width:.0f}-"

@@ -1,7 +1,7 @@
-"""The model card: what a student is, what it was taught, what it gained and lost, as Markdown for its folder.
+"""The model card: what a student is, what it was trained on, what it gained and lost, as Markdown for its folder.
 
->>> story = ReportData("demo", student="tiny", teacher="local", groups={}, recipe="name: demo")
->>> render_card(story).splitlines()[0]
+>>> data = ReportData("demo", student="tiny", teacher="local", groups={}, recipe="name: demo")
+>>> render_card(data).splitlines()[0]
 '# demo'
 """
 
@@ -10,48 +10,45 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from potstill.errors import escape_hidden
-from potstill.report.html import checkpoint_label, controls_sentence, format_percent, summary_sentence
-from potstill.report.model import ONE_SEED_NOTE, ReportData, format_points
+from potstill.report.formatting import checkpoint_label, format_percent, format_points
+from potstill.report.html import controls_sentence, summary_sentence
+from potstill.report.model import ONE_SEED_NOTE, ReportData
 
 
-def render_card(told: ReportData) -> str:
-    """The card as Markdown. Texts of others (the recipe, notes) stand in code or as plain sentences."""
-    parts = [f"# {told.name}", summary_sentence(told)]
-    if told.choice:
-        chosen = f"Step {checkpoint_label(told.choice.checkpoint)} of a training run"
+def render_card(data: ReportData) -> str:
+    """The card as Markdown. Foreign texts (the recipe, notes) are in code blocks or plain sentences."""
+    parts = [f"# {data.name}", summary_sentence(data)]
+    if data.choice:
         parts.append(
-            f"{chosen}, chosen by {told.choice.rule} on validation questions. "
-            f"Student: {told.student}. Teacher: {told.teacher}."
+            f"Step {checkpoint_label(data.choice.checkpoint)} of a training run, chosen by {data.choice.rule} on"
+            f" validation questions. Student: {data.student}. Teacher: {data.teacher}."
         )
-    parts += told.notes
-    if told.comparisons:
-        parts += ["## Test", _table(told), "Intervals are 95 %, over the questions of one seed."]
-        parts += [f"{controls_sentence(told)} {ONE_SEED_NOTE}"] if told.controls else []
-    parts += ["## Recipe", _fenced(told.recipe)]
+    parts += data.notes
+    if data.comparisons:
+        parts += ["## Test", _table(data), "Intervals are 95 %, over the questions of one seed."]
+        parts += [f"{controls_sentence(data)} {ONE_SEED_NOTE}"] if data.controls else []
+    parts += ["## Recipe", _fenced(data.recipe)]
     return escape_hidden("\n\n".join(parts)) + "\n"
 
 
-def _table(told: ReportData) -> str:
-    rows = ["| set | group | format | n | before | after | difference |", "|---|---|---|---|---|---|---|"]
-    for row in told.comparisons:
-        interval = f"{format_points(row.difference.low)} to {format_points(row.difference.high)}"
-        rows.append(
-            _row(
-                (
-                    row.chosen.set,
-                    told.groups[row.chosen.set],
-                    f"{row.chosen.format}, {row.chosen.decoding}",
-                    str(row.chosen.n),
-                    format_percent(row.base.accuracy),
-                    format_percent(row.chosen.accuracy),
-                    f"{format_points(row.difference.value)} ({interval})",
-                )
-            )
+def _table(data: ReportData) -> str:
+    lines = ["| set | group | format | n | before | after | difference |", "|---|---|---|---|---|---|---|"]
+    for row in data.comparisons:
+        score, change = row.chosen, row.difference
+        cells = (
+            score.set,
+            data.groups[score.set],
+            f"{score.format}, {score.decoding}",
+            str(score.n),
+            format_percent(row.base.accuracy),
+            format_percent(score.accuracy),
+            f"{format_points(change.value)} ({format_points(change.low)} to {format_points(change.high)})",
         )
-    return "\n".join(rows)
+        lines.append(_table_line(cells))
+    return "\n".join(lines)
 
 
-def _row(cells: Iterable[str]) -> str:
+def _table_line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -1,7 +1,7 @@
-"""Means of a story: what its tables and figures show, computed from its pieces.
+"""What the tables and figures of a report show, computed from its data.
 
->>> thirds = mean_interval([Interval(0.2, 0.1, 0.3), Interval(0.4, 0.3, 0.5)])
->>> f"{thirds.value:.3f} ({thirds.low:.3f} to {thirds.high:.3f})"
+>>> mean = mean_interval([Interval(0.2, 0.1, 0.3), Interval(0.4, 0.3, 0.5)])
+>>> f"{mean.value:.3f} ({mean.low:.3f} to {mean.high:.3f})"
 '0.300 (0.229 to 0.371)'
 """
 
@@ -17,7 +17,7 @@ from potstill.report.model import SET_GROUPS, Comparison, Interval, Outcome, Rep
 
 @dataclass(frozen=True, slots=True)
 class GroupChange:
-    """A group of sets on the test split, base against chosen: unweighted means over its sets. `n` items in all."""
+    """A group of sets on the test split, base against chosen: unweighted means over its sets. `n` questions in all."""
 
     group: SetGroup
     sets: tuple[str, ...]
@@ -38,7 +38,8 @@ class CheckpointScores:
 
 @dataclass(frozen=True, slots=True)
 class ScoreCell:
-    """An accuracy on the test items of a set or of a group, and its paired difference from the base (None for it)."""
+    """The accuracy on the test questions of a set or a group, and its paired difference from the base (None: it is the
+    base)."""
 
     n: int
     accuracy: Interval
@@ -47,131 +48,140 @@ class ScoreCell:
 
 @dataclass(frozen=True, slots=True)
 class SummaryRow:
-    """One student of the table that sums a run up: the base, the specialized one, what was repaired, or a control.
+    """One student of the summary: the base, the specialized one, the one after on-policy distillation, or a control.
 
-    name    base, specialized, repaired, or the run of a control; `taught` is what the student learnt from
-    shown   what a table calls it
-    sets    in the order of the groups; groups are unweighted means over their sets
+    name      base, specialized, repaired (after on-policy distillation), or the name of a control run
+    training  what the student was trained on
+    title     its name in a table
+    sets      in the order of the groups; a group is the unweighted mean over its sets
     """
 
     name: str
-    taught: str
+    training: str
+    title: str
     checkpoint: Checkpoint
     format: str
     sets: Mapping[str, ScoreCell]
     groups: Mapping[SetGroup, ScoreCell]
-    shown: str
 
 
 def accuracy_interval(score: Score) -> Interval:
-    """The accuracy of a score."""
+    """The accuracy of a score with its bounds."""
     return Interval(score.accuracy, score.low, score.high)
 
 
 def mean_interval(intervals: Sequence[Interval]) -> Interval:
-    """The unweighted mean of independent estimates; its bounds from the distances of theirs.
+    """The unweighted mean of independent estimates.
 
-    Each side is the root of the summed squares of the distances on that side, divided by the number (the method of
-    variance estimates recovery, Zou and Donner 2008); it keeps the bounds of skewed intervals near 0 and 1 in range.
+    The distance of each bound is the root of the summed squares of the intervals' distances on that side, divided by
+    their number (variance estimates recovery, Zou and Donner 2008): skewed intervals near 0 and 1 stay within [0, 1].
     """
     assert intervals, "the mean of nothing"
-    n, value = len(intervals), sum(each.value for each in intervals) / len(intervals)
-    below = math.sqrt(sum((each.value - each.low) ** 2 for each in intervals)) / n
-    above = math.sqrt(sum((each.high - each.value) ** 2 for each in intervals)) / n
+    n, value = len(intervals), sum(part.value for part in intervals) / len(intervals)
+    below = math.sqrt(sum((part.value - part.low) ** 2 for part in intervals)) / n
+    above = math.sqrt(sum((part.high - part.value) ** 2 for part in intervals)) / n
     return Interval(value, value - below, value + above)
 
 
-def has_trained_choice(story: ReportData) -> bool:
+def has_trained_choice(data: ReportData) -> bool:
     """Whether a checkpoint after step 0 was chosen, so that there is a before and an after."""
-    return story.choice is not None and story.choice.checkpoint != BASE
+    return data.choice is not None and data.choice.checkpoint != BASE
 
 
-def main_format(story: ReportData) -> tuple[str, str] | None:
+def main_format(data: ReportData) -> tuple[str, str] | None:
     """The format and decoding that the page shows first: the choice's, without a choice those of the first score."""
-    scores = [each.chosen for each in story.comparisons] + list(story.validation)
-    first = story.choice or (scores[0] if scores else None)
+    scores = [row.chosen for row in data.comparisons] + list(data.validation)
+    first = data.choice or (scores[0] if scores else None)
     return (first.format, first.decoding) if first else None
 
 
-def main_comparisons(story: ReportData) -> tuple[Comparison, ...]:
+def main_comparisons(data: ReportData) -> tuple[Comparison, ...]:
     """The comparisons in the main format and decoding, in the order of the groups."""
-    mine = [each for each in story.comparisons if (each.chosen.format, each.chosen.decoding) == main_format(story)]
-    return tuple(each for group in SET_GROUPS for each in mine if story.groups[each.chosen.set] == group)
+    main = main_format(data)
+    return _sort_by_group(
+        [row for row in data.comparisons if (row.chosen.format, row.chosen.decoding) == main], data.groups
+    )
 
 
-def group_changes(story: ReportData) -> tuple[GroupChange, ...]:
+def group_changes(data: ReportData) -> tuple[GroupChange, ...]:
     """Each group that has a test set, in the main format and decoding."""
-    return tuple(changes_by_group(main_comparisons(story), story.groups).values())
+    return tuple(changes_by_group(main_comparisons(data), data.groups).values())
 
 
 def changes_by_group(comparisons: Sequence[Comparison], groups: Mapping[str, SetGroup]) -> dict[SetGroup, GroupChange]:
     """Comparisons as means over the sets of each group."""
-    found: dict[SetGroup, GroupChange] = {}
+    changes: dict[SetGroup, GroupChange] = {}
     for group in SET_GROUPS:
-        rows = [each for each in comparisons if groups[each.chosen.set] == group]
+        rows = [row for row in comparisons if groups[row.chosen.set] == group]
         if rows:
-            found[group] = GroupChange(
+            changes[group] = GroupChange(
                 group,
-                tuple(each.chosen.set for each in rows),
-                sum(each.chosen.n for each in rows),
-                mean_interval([accuracy_interval(each.base) for each in rows]),
-                mean_interval([accuracy_interval(each.chosen) for each in rows]),
-                mean_interval([each.difference for each in rows]),
+                tuple(row.chosen.set for row in rows),
+                sum(row.chosen.n for row in rows),
+                mean_interval([accuracy_interval(row.base) for row in rows]),
+                mean_interval([accuracy_interval(row.chosen) for row in rows]),
+                mean_interval([row.difference for row in rows]),
             )
-    return found
+    return changes
 
 
-def summary_rows(story: ReportData) -> tuple[SummaryRow, ...]:
-    """The run in one table: the base, the specialized student, and the controls on the same test items.
+def summary_rows(data: ReportData) -> tuple[SummaryRow, ...]:
+    """The run in one table: the base, the specialized student, and the controls on the same test questions.
 
-    Empty where nothing was compared; the base alone where the rule chose step 0.
+    Empty if nothing was compared; the base alone if the rule chose step 0.
     """
-    own = main_comparisons(story)
-    if not own:
+    comparisons = main_comparisons(data)
+    if not comparisons:
         return ()
-    base = [replace(each, chosen=each.base) for each in own]
-    found = [_summary_row("base", "", "base", story, base, against=False)]
-    if has_trained_choice(story):
-        found.append(_summary_row("specialized", story.taught, "specialized", story, own))
-        for each in story.controls:
-            shown = each.name if each.repaired else f"control: {each.taught}"
-            found.append(_summary_row(each.name, each.taught, shown, story, each.comparisons))
-    return tuple(found)
+    base = [replace(row, chosen=row.base) for row in comparisons]
+    rows = [_summary_row("base", "", "base", data, base, is_base=True)]
+    if has_trained_choice(data):
+        rows.append(_summary_row("specialized", data.training, "specialized", data, comparisons))
+        for control in data.controls:
+            title = control.name if control.on_policy else f"control: {control.training}"
+            rows.append(_summary_row(control.name, control.training, title, data, control.comparisons))
+    return tuple(rows)
 
 
 def _summary_row(
-    name: str, taught: str, shown: str, story: ReportData, rows: Sequence[Comparison], against: bool = True
+    name: str, training: str, title: str, data: ReportData, comparisons: Sequence[Comparison], is_base: bool = False
 ) -> SummaryRow:
-    rows = [each for group in SET_GROUPS for each in rows if story.groups[each.chosen.set] == group]
+    rows = _sort_by_group(comparisons, data.groups)
     sets = {
-        each.chosen.set: ScoreCell(each.chosen.n, accuracy_interval(each.chosen), each.difference if against else None)
-        for each in rows
+        row.chosen.set: ScoreCell(row.chosen.n, accuracy_interval(row.chosen), None if is_base else row.difference)
+        for row in rows
     }
     groups: dict[SetGroup, ScoreCell] = {
-        group: ScoreCell(each.n, each.chosen, each.difference if against else None)
-        for group, each in changes_by_group(rows, story.groups).items()
+        group: ScoreCell(change.n, change.chosen, None if is_base else change.difference)
+        for group, change in changes_by_group(rows, data.groups).items()
     }
-    return SummaryRow(name, taught, rows[0].chosen.checkpoint, rows[0].chosen.format, sets, groups, shown)
+    return SummaryRow(name, training, title, rows[0].chosen.checkpoint, rows[0].chosen.format, sets, groups)
 
 
-def scores_by_checkpoint(story: ReportData) -> tuple[CheckpointScores, ...]:
-    """Validation by checkpoint, in the main format and decoding."""
-    mine = [each for each in story.validation if (each.format, each.decoding) == main_format(story)]
-    found = []
-    for checkpoint in sorted({each.checkpoint for each in mine}):
-        sets = {each.set: accuracy_interval(each) for each in mine if each.checkpoint == checkpoint}
-        sets = {name: sets[name] for name in story.groups if name in sets}
-        means: dict[SetGroup, Interval] = {}
+def _sort_by_group(comparisons: Sequence[Comparison], groups: Mapping[str, SetGroup]) -> tuple[Comparison, ...]:
+    return tuple(sorted(comparisons, key=lambda row: SET_GROUPS.index(groups[row.chosen.set])))
+
+
+def scores_by_checkpoint(data: ReportData) -> tuple[CheckpointScores, ...]:
+    """Validation scores by checkpoint, in the main format and decoding."""
+    main = main_format(data)
+    scores = [score for score in data.validation if (score.format, score.decoding) == main]
+    rows = []
+    for checkpoint in sorted({score.checkpoint for score in scores}):
+        by_set = {score.set: accuracy_interval(score) for score in scores if score.checkpoint == checkpoint}
+        sets = {name: by_set[name] for name in data.groups if name in by_set}
+        groups: dict[SetGroup, Interval] = {}
         for group in SET_GROUPS:
-            if rows := [value for name, value in sets.items() if story.groups[name] == group]:
-                means[group] = mean_interval(rows)
-        found.append(CheckpointScores(checkpoint, means, sets))
-    return tuple(found)
+            if intervals := [value for name, value in sets.items() if data.groups[name] == group]:
+                groups[group] = mean_interval(intervals)
+        rows.append(CheckpointScores(checkpoint, groups, sets))
+    return tuple(rows)
 
 
 def outcome_of(before: Prediction | None, after: Prediction | None) -> Outcome | None:
     """What training changed about one question; None without two answers."""
     if before is None or after is None:
         return None
-    was, now = before.grade == "right", after.grade == "right"
-    return ("still right" if now else "lost") if was else ("won" if now else "still wrong")
+    if before.grade == "right":
+        return "still right" if after.grade == "right" else "lost"
+    return "won" if after.grade == "right" else "still wrong"

@@ -99,12 +99,8 @@ TABLE: Final[dict[str, StageEntry]] = {
     "train": StageEntry("train:Train", "Stage 5: train the student."),
     "evaluate": StageEntry("evaluate:Evaluate", "Stage 6: evaluate every checkpoint on the validation questions."),
     "select": StageEntry("evaluate:Select", "Stage 7: choose the checkpoint."),
-    "repair": StageEntry(
-        "repair:Repair",
-        "After stage 7, if the recipe asks for it: train on the student's own texts.",
-        "on_policy",
-    ),
-    "test": StageEntry("test:Test", "Stage 8: evaluate the base and the chosen checkpoint on the test questions."),
+    "repair": StageEntry("repair:Repair", "After stage 7, optional: distil the student on-policy.", "on_policy"),
+    "test": StageEntry("test:Test", "Stage 8: evaluate the base and the chosen checkpoint on test."),
     "report": StageEntry("report:Report", "Stage 9: write the report and the student's folder."),
 }
 ALL_STAGES: Final = tuple(TABLE)
