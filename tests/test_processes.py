@@ -160,7 +160,7 @@ def test_a_spread_student_recomputes_rounds_clips_and_stops_as_one_that_is_whole
         student = make(family)
         training.accumulate_gradient(student, cut(student, "four"), step=1, seed=1)
         exact = gradients(student)
-        assert close(load_file(tmp_path / f"{family}.recompute.0"), exact)
+        assert close(load_file(tmp_path / f"{family}.gradient_checkpointing.0"), exact)
         low = load_file(tmp_path / f"{family}.bfloat16.0")
         assert close(low, exact, 0.1) and not close(low, exact, 1e-6)
     student = broken()
