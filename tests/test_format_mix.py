@@ -404,8 +404,9 @@ def test_a_divergence_that_cannot_be_computed_stops_before_a_teacher_is_asked(
 
 
 def test_the_default_divergence_leaves_no_trace_in_the_identity_of_training(world: Path) -> None:
-    from potstill.stages import train
+    from potstill.stages import open_stage
 
+    train = open_stage("train")
     assert {"train.divergence", "train.divergence_beta"} <= set(train.free(tiny.recipe(world)))
     jsd = tiny.recipe(world, "train.divergence=generalized_jsd", "train.missing_probability=tail")
     assert not {"train.divergence", "train.divergence_beta"} & set(train.free(jsd))

@@ -224,8 +224,8 @@ SYNONYMS: Final = {
     "label_smoothing_factor": _NONE,
     "neftune_noise_alpha": _NONE,
     "do_train": "= a run trains unless teacher.kind is none; remove it",
-    "kl": "on_policy.divergence",
-    "loss_type": "on_policy.divergence",
+    "kl": "train.divergence on_policy.divergence",
+    "loss_type": "train.divergence on_policy.divergence",
     "cache_dir": "evaluate.cache",
 }
 
