@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from potstill import inference
 from potstill.inference import (
@@ -45,7 +46,9 @@ class LocalModel(Scorer):
         score = self.recipe.teacher.score
         self.model_key = "teacher.score.model" if as_scorer else "teacher.model"
         self.model = score.model if as_scorer and score is not None else self.recipe.teacher.model
-        self.engine_kind = "vllm" if self.recipe.teacher.kind == "vllm" else "transformers"
+        self.engine_kind: Literal["vllm", "transformers"] = (
+            "vllm" if self.recipe.teacher.kind == "vllm" else "transformers"
+        )
 
     @property
     def folder(self) -> Path:

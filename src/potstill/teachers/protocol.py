@@ -72,6 +72,7 @@ class Teacher(Protocol):
     generates: ClassVar[bool] = False
     right_by_definition: ClassVar[bool] = False
     samples_per_request: int = 1
+    recipe: Recipe
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -181,6 +182,8 @@ class Scorer(Teacher, Protocol):
 
 class TextTeacher(Teacher, Protocol):
     """A teacher whose chains exist already, as texts. A scorer may add log-probabilities to them."""
+
+    scorer: Scorer | None
 
     def __init__(self, recipe: Recipe, scorer: Scorer | None = None) -> None:
         super().__init__(recipe)

@@ -58,7 +58,9 @@ def split_tags(text: str) -> TextParts:
     answer = (len(text), len(text)) if thinking else (position, end)
     if thinking:
         thoughts.append((position, end))
-    return [_strip_part(text, *thought, False) for thought in thoughts] + [_strip_part(text, *answer, True)]
+    return [_strip_part(text, start, end, False) for start, end in thoughts] + [
+        _strip_part(text, answer[0], answer[1], True)
+    ]
 
 
 def _opens_thought(tag: re.Match[str]) -> bool:

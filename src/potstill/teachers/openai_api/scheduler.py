@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 from potstill import grading, progress
 from potstill.errors import UserError
@@ -458,11 +459,11 @@ class Scheduler:
 class _EitherContainer:
     """Contains what one of two containers contains."""
 
-    def __init__(self, first: Container[ChainKey], second: Container[ChainKey]) -> None:
-        self.first, self.second = first, second
+    def __init__(self, *containers: Container[Any]) -> None:
+        self.containers = containers
 
     def __contains__(self, key: object) -> bool:
-        return key in self.first or key in self.second
+        return any(key in container for container in self.containers)
 
 
 def describe_outage(limiter: AimdLimiter, message: str, patience: float) -> str:

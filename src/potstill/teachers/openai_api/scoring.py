@@ -39,7 +39,7 @@ CHECK_TOKENS: Final = 16  # tokens that the server writes and then scores, as a 
 
 def _cannot_score(where: str = "", found: str = "") -> UserError:
     message = "the server does not score existing texts"
-    return UserError(message, code=CANNOT_SCORE, where=where, found=found, hint=LOCAL_HINT)
+    return UserError(message, code="E-teacher-cannot-score", where=where, found=found, hint=LOCAL_HINT)
 
 
 def build_scoring_request(
@@ -189,7 +189,7 @@ async def _check_consistency(
         pairs = ", ".join(f"{before[span]:.2f} and {after[span]:.2f}" for span in shared[:3])
         raise UserError(
             "the server scores its own text differently than it wrote it",
-            code=INCONSISTENT_SCORES,
+            code="E-teacher-inconsistent-scores",
             where=f"{settings.urls[0]}, {method}",
             found=f"log-probabilities of its tokens when written and when scored: {pairs}, ...",
             hint=LOCAL_HINT,
