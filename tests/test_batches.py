@@ -255,7 +255,7 @@ def test_what_is_no_result_of_this_run_is_named_by_file_and_line(world: Path, tm
         ), "what came before it is stored"
     with pytest.raises(UserError, match="no requests were written for this run"):
         read(world, tmp_path / "new", lines)
-    with pytest.raises(UserError, match="there is something already"):
+    with pytest.raises(UserError, match="E-storage-folder-exists"):
         asked(world, at, server.url, "out")
 
 

@@ -55,7 +55,7 @@ def sampled(recipe: Recipe, asked: list[Question], watch: UsageMeter | None = No
 
 
 def settings(url: str, **more) -> ServerSettings:
-    more = {"samples": 4, "candidates": 3, "timeout": 5.0, "patience": 3.0, "first_backoff": 0.01} | more
+    more = {"samples": 4, "top_logprobs": 3, "timeout": 5.0, "patience": 3.0, "first_backoff": 0.01} | more
     return ServerSettings(model="m", urls=(url,), **more)
 
 
@@ -99,7 +99,7 @@ def test_seeds_differ_for_every_request() -> None:
 def test_what_is_stored_is_not_asked_again() -> None:
     done = {("s/0", "openai", 0), ("s/0", "openai", 2), ("s/1", "openai", 3)}
     with stub.running() as server:
-        chains = sampled(plan(server.url), questions(2), done=done)
+        chains = sampled(plan(server.url), questions(2), stored=done)
     assert sorted(chain.key for chain in chains) == sorted(
         {(f"s/{i}", "openai", j) for i in range(2) for j in range(4)} - done
     )
@@ -177,10 +177,10 @@ def test_a_server_that_passes_over_n_gets_one_request_a_text() -> None:
 @pytest.mark.parametrize(
     "server, lines, message",
     [
-        ({"silent": ("logprobs",)}, (), "gives no log-probabilities.*teacher.top_logprobs to 0"),
-        ({"cap": 2}, (), "does not give 3 candidates.*max allowed: 2"),
-        ({"dead": True}, (), "does not answer.*500"),
-        ({"poison": "What"}, (), "refuses the request.*context length"),
+        ({"silent": ("logprobs",)}, (), "teacher.top_logprobs to 0.*E-teacher-no-logprobs"),
+        ({"cap": 2}, (), "max allowed: 2.*E-teacher-top-logprobs"),
+        ({"dead": True}, (), "500.*E-teacher-no-answer"),
+        ({"poison": "What"}, (), "context length.*E-teacher-refused-request"),
     ],
 )
 def test_less_than_asked_is_the_users_decision(server, lines, message) -> None:
