@@ -271,7 +271,7 @@ def test_what_was_never_sent_is_not_charged() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         for scheme, answer in (
             ("https", Reply("busy", message="no connection within 1 s")),
-            ("http", Reply("busy", message="no whole answer within 3 s", charged=True)),
+            ("http", Reply("busy", message="no complete response within 3 s", charged=True)),
         ):
             own = settings(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/v1", timeout=3.0)
             assert asyncio.run(ask(Client(own), own.urls[0])) == answer
