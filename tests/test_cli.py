@@ -116,7 +116,7 @@ def wrong(said: Callable[..., Told], tmp_path: Path, world: Path) -> Callable[..
         (["teacher.model=absent"], "E-recipe-missing-path"),
         (["student.tokenizer=absent"], "E-recipe-missing-path"),
         (["student.shape=flan-t5-huge"], "no such shape"),
-        (["teacher.max_tokens=1"], "no chain survived the filter"),
+        (["teacher.max_tokens=1"], "E-filter-nothing-kept"),
         (["data=absent"], "E-data-no-folder"),
     ],
 )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from potstill.records import Chain, Checkpoint, Prediction, Question, Score, Target, Verdict
     from potstill.run_reader import Run, open_run, run
 
-__version__: Final = "0.1.0"
+__version__ = "0.1.0"
 
 # Public name -> (module, name in it); None: the module itself.
 _EXPORTS: Final[dict[str, tuple[str, str | None]]] = {
