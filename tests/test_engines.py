@@ -191,7 +191,7 @@ def test_texts_that_are_scored_get_the_numbers_of_a_forward_pass(engine: Transfo
     assert engine.score([], [], top_logprobs=k) == []
 
 
-# --- what a sampled text depends on ------------------------------------------------------------------------------------------
+# --- what a sampled text depends on ------------------------------------------------------------------------------
 
 
 def test_the_same_batch_gives_the_same_bits(engine: TransformersEngine) -> None:

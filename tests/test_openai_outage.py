@@ -95,7 +95,8 @@ def sampled(monkeypatch: pytest.MonkeyPatch, away: tuple[float, float], fault: R
     error = None
     with asyncio.Runner(loop_factory=lambda: clock) as runner:
         made = scheduler.Scheduler(
-            server, settings, Capabilities(), ReaderContext("openai", "none"), UsageMeter(), questions(n), lambda _: PROMPT, (), {}  # type: ignore[arg-type]
+            server, settings, Capabilities(), ReaderContext("openai", "none"), UsageMeter(),
+            questions(n), lambda _: PROMPT, (), {},
         )  # fmt: skip
         try:
             while runner.run(made.wait()):

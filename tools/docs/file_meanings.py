@@ -42,7 +42,7 @@ FILES: Final = {
     "sample/server.json": "How the server answered the first small requests. A resumed run compares it.",
     "sample/unanswered.jsonl": "Requests that the server did not answer, with the reason.",
     "filter/verdicts.parquet": "One row for each chain, in the order of `sample/chains.parquet`.",
-    "align/student-RULE/about.json": "What the targets were made with: digests of tokenizer, chains and settings, and the rule.",
+    "align/student-RULE/about.json": "The rule, and digests of the tokenizer, the chains and the settings.",
     "align/student-RULE/ids.npy": "The student's tokens of all chains, one after another.",
     "align/student-RULE/marks.npy": "For each token, 6 × the number of its candidates + the number of its kind.",
     "align/student-RULE/candidate_ids.npy": "The token ids of all candidates.",

@@ -117,7 +117,7 @@ def init_student(name: str, curriculum: Curriculum, seed: str, source: task_mix.
 
 
 def tokenizer_of(curriculum: Curriculum, seed: str, source: task_mix.DataSource) -> Tokenizer:
-    """A tokenizer that is trained on all tasks, on every number, and on the plain text, which has every word of every family."""
+    """A tokenizer that is trained on all tasks, every number, and the plain text with every word of every family."""
     texts = [
         row.prompt.plain + row.prompt.lead + row.reply
         for task in task_mix.TASKS

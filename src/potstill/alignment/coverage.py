@@ -170,7 +170,8 @@ def low_mass_warning(counts: Mapping[str, Any], least: float) -> str | None:
     return (
         f"Little of the teacher's probability reached the student: on average {mass:.3f} at the {positions} positions"
         f" on whole teacher tokens, where the teacher's candidates have {shown:.3f}"
-        f" (transfer.min_transferred_probability: {least:g}). The rest is the tail, from which the student learns nothing. `potstill show RUN --chain KEY` shows where it"
+        f" (transfer.min_transferred_probability: {least:g}). The rest is the tail, from which the"
+        " student learns nothing. `potstill show RUN --chain KEY` shows where it"
         " is lost."
     )
 

@@ -56,10 +56,8 @@ def label_points(axes: Axes, dots: Sequence[LabelledPoint], chosen: Checkpoint |
     # The chosen checkpoint comes first, so that it gets the best box.
     for number in sorted(range(len(dots)), key=lambda number: dots[number][0] != chosen):
         checkpoint, point = dots[number][0], points[number]
-        if checkpoint == chosen:
-            text = f"{checkpoint.label}, chosen"
-        else:
-            text = "step 0" if checkpoint == BASE else checkpoint.label
+        text = "step 0" if checkpoint == BASE and checkpoint != chosen else checkpoint.label
+        text += ", chosen" if checkpoint == chosen else ""
         box = best_label_box(point, 7.2 * len(text), points, boxes, frame, lines)
         boxes.append(box)
         left, middle = to_data((box[0], (box[1] + box[3]) / 2))

@@ -196,7 +196,8 @@ def build_body(
 def derive_seed(seed: int, question: str, indices: Sequence[int]) -> int:
     """A seed of 31 bits for one request. Servers count up from it for n texts, so the seeds of a run lie far apart.
 
-    >>> derive_seed(0, "q1", [0, 1]) == derive_seed(0, "q1", [0, 1]), derive_seed(0, "q1", [0, 1]) == derive_seed(0, "q1", [1])
+    >>> seed = derive_seed(0, "q1", [0, 1])
+    >>> seed == derive_seed(0, "q1", [0, 1]), seed == derive_seed(0, "q1", [1])
     (True, False)
     """
     state = hashlib.sha256(f"{seed}\0{question}\0{','.join(map(str, indices))}".encode())
