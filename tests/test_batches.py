@@ -253,7 +253,7 @@ def test_what_is_no_result_of_this_run_is_named_by_file_and_line(world: Path, tm
         assert len(segments.stored_keys(segments.segment_paths(at / "sample"))) == len(
             {key for row in requests[:2] for key in _keys(row)}
         ), "what came before it is stored"
-    with pytest.raises(UserError, match="no requests were written for this run"):
+    with pytest.raises(UserError, match="E-run-no-batch"):
         read(world, tmp_path / "new", lines)
     with pytest.raises(UserError, match="E-storage-folder-exists"):
         asked(world, at, server.url, "out")
@@ -411,7 +411,7 @@ def test_the_command(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError, match="a folder without"):
         sample("run", "--batch-in", "results", "--batch-in", "run/sample")
     told += sample("run", "--batch-in", "results", "--batch-out", "more")
-    assert "1 files in out: 12 requests for 40 chains" in told and "40 chains stored now, 40 in all" in told
+    assert "1 files in out: 12 requests for 40 chains" in told and "40 chains read, 40 stored in all" in told
     assert parquet.count_rows(Path("run/sample/chains.parquet")) == ASKED * SAMPLES and not Path("more").exists()
 
 

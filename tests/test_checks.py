@@ -79,7 +79,7 @@ def test_what_is_missing_is_in_the_plan_and_stops_the_run_before_its_first_chain
 ) -> None:
     recipe = tiny.recipe(world, *changes)
     text = dry_run.describe_run(recipe)
-    assert f"would stop it     at {stage}: " in text and said in text.partition("would stop it")[2]
+    assert f"problem           at {stage}: " in text and said in text.partition("problem  ")[2]
     with pytest.raises(UserError, match=said):
         runner.run(recipe, run_dir=tmp_path / "run")
     assert not segments.segment_paths(tmp_path / "run" / "sample")
@@ -101,7 +101,7 @@ def test_weights_that_cannot_be_used_are_found_before_anything_is_paid_for(
         }[key]
         recipe = tiny.recipe(world, *changes)
         stage = "train" if key == "student.model" else "sample"
-        assert f"would stop it     at {stage}: {folder}" in dry_run.describe_run(recipe)
+        assert f"problem           at {stage}: {folder}" in dry_run.describe_run(recipe)
         with pytest.raises(UserError, match=r"(safetensors|finite)"):
             runner.run(recipe, run_dir=tmp_path / "run")
         assert server.seen == []

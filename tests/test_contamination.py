@@ -147,7 +147,7 @@ def test_the_plan_says_how_many_measured_questions_have_the_template_of_a_traini
         assert ids == [question.id for question in found.questions["sums"][split]]
     n = len(found.questions["sums"]["test"])
     text = dry_run.describe_run(tiny.recipe(world))
-    assert f"templates       sums test: {n} of {n} are training questions but for numbers and names" in text
+    assert f"templates       sums test: {n} of {n} equal training questions except for numbers and names" in text
     assert "templates       other" not in text
 
 

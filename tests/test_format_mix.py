@@ -343,7 +343,7 @@ def test_a_step_without_a_weighted_format_is_refused_before_a_teacher_is_asked(w
     with user_error("E-train-format-without-rows", where="train.loss_weights", hint="zero-shot-answer"):
         run_recipe(asked, run_dir=at, until="train")
     assert not (at / "sample").exists(), "no teacher was asked"
-    assert "would stop it     at train: train.loss_weights: " in dry_run.describe_run(asked)
+    assert "problem           at train: train.loss_weights: " in dry_run.describe_run(asked)
     assert "train.loss_weights" not in dry_run.describe_run(
         tiny.recipe(world, change)
     )  # without weights it is as good as any

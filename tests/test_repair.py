@@ -337,6 +337,6 @@ def test_a_scorer_of_other_tokens_teaches(world: Path, chosen: Path, tmp_path: P
 
 
 def test_the_plan_says_what_is_written_for_it(world: Path) -> None:
-    assert "repair          3 steps on 8 texts of its own each, of at most 6 tokens" in dry_run.describe_run(
+    assert "repair          3 steps on 8 texts of the student each, of at most 6 tokens" in dry_run.describe_run(
         tiny.recipe(world, REPLAY, REPAIR)
     )

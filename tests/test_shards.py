@@ -113,7 +113,7 @@ def test_processes_at_the_same_time(world: Path, whole: dict[str, bytes], tmp_pa
         assert "potstill sample runs/tiny" in told
     last = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True)
     assert last.returncode == 0 and "segment-0001-of-0002: " in last.stderr, last.stderr
-    assert "0 chains were missing in them; sealed into chains.parquet" in last.stderr
+    assert "the shards lacked 0 chains; all are merged into chains.parquet" in last.stderr
     at = tmp_path / "runs" / "tiny"
     assert sampled(at)["sample/chains.parquet"] == whole["sample/chains.parquet"]
 

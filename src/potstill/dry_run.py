@@ -1,15 +1,10 @@
-"""What the plan of a run says about training: the mix of formats, tokens, operations and time.
+"""The plan of a run: what it would read, sample, train and evaluate, and about how much that is.
 
-    print("\n".join(lines(plan, train, parameters=250_000_000)))
+    print(describe_run(load_recipe(path)))        # what `potstill run RECIPE --dry-run` prints
 
-Lengths are means over the first training questions and their own solutions, which stand for the teacher's chains.
-
-The plan of a run before it is made: what it would read, sample, train and evaluate, and about how much that is.
-
-    print(text(recipe.load(path)))        # what `potstill run RECIPE --dry-run` prints
-
-Everything that is local is loaded; what is not (weights or chains still to be fetched) is said to be missing, and what
-does not depend on it is given all the same. Memory and time are estimates: each says from what.
+It loads everything that is on this machine. Models or chains that are missing are named, and everything that does not
+depend on them is still estimated. Lengths are means over the first training questions and their own solutions, in place
+of the teacher's chains. Memory and time are estimates, each with its basis.
 """
 
 from __future__ import annotations
@@ -29,20 +24,22 @@ from potstill.records import Question, Split
 from potstill.training import format_mix, on_policy, replay_data
 
 SAMPLE_QUESTIONS = 200  # training questions whose prompts and solutions are tokenized to estimate lengths
-FLOPS_RATES = (1e13, 1e14, 4e14)  # operations a second for which a time is given
+FLOPS_RATES = (1e13, 1e14, 4e14)  # operations per second; the plan gives a time for each
 
 
 def describe_training(recipe: Recipe, train: Sequence[Question], parameters: int | None) -> list[str]:
-    """The lines on training. parameters: of the student, None if its size is not known.
+    """The lines about training. parameters: of the student; None if its size is unknown.
 
-    Raises UserError for what would stop training.
+    Raises UserError for anything that would stop training.
     """
     tokenizer = tokenization.load_tokenizer(models.tokenizer_folder(recipe))
-    some = splits.sample_by_hash(train, SAMPLE_QUESTIONS)
+    sample = splits.sample_by_hash(train, SAMPLE_QUESTIONS)
     quotas = {prompts.FORMATS[name]: quota for name, quota in recipe.train.formats.items() if quota}
-    shots = [prompts.Demonstration(q.text, q.gold, q.rationale or "") for q in some[: recipe.train.demonstrations]]
+    demonstrations = [
+        prompts.Demonstration(q.text, q.gold, q.rationale or "") for q in sample[: recipe.train.demonstrations]
+    ]
     chains = _max_chains(recipe, train)
-    each = format_mix.mean_chains_per_prompt(recipe, len(train), chains)
+    chains_per_prompt = format_mix.mean_chains_per_prompt(recipe, len(train), chains)
     tokens = supervised = 0.0
     targets: dict[str, float] = {}
     prompt_tokens: dict[str, float] = {}
@@ -50,43 +47,43 @@ def describe_training(recipe: Recipe, train: Sequence[Question], parameters: int
     chat = models.chat_template_from_recipe(recipe, path) if path else None
     for format, quota in quotas.items():
         share = quota / sum(quotas.values())
-        asked = [prompts.build_prompt(q.text, format, shots) for q in some]
-        taught = [
+        inputs = [prompts.build_prompt(q.text, format, demonstrations) for q in sample]
+        solutions = [
             prompts.format_solution(q.rationale or "", q.gold) if format.rationale else prompts.format_answer(q.gold)
-            for q in some
+            for q in sample
         ]
-        target = targets[format.name] = _mean([len(ids.ids) + 1 for ids in tokenizer.encode_batch(taught)])
+        target = targets[format.name] = _mean([len(ids.ids) + 1 for ids in tokenizer.encode_batch(solutions)])
         if chat:
-            prompt = _mean([len(chat.encode(chat.render(one))) for one in asked])
+            prompt = _mean([len(chat.encode(chat.render(one))) for one in inputs])
         else:
-            prompt = _mean([len(ids.ids) + 1 for ids in tokenizer.encode_batch([one.plain for one in asked])])
+            prompt = _mean([len(ids.ids) + 1 for ids in tokenizer.encode_batch([one.plain for one in inputs])])
         prompt_tokens[format.name] = prompt
-        rows = each if format.rationale else 1
-        tokens += share * (prompt + target * rows)  # the chains of a group share its prompt
+        rows = chains_per_prompt if format.rationale else 1
+        tokens += share * (prompt + target * rows)  # the chains of a prompt share it
         supervised += share * target * rows
-    made = _format_lines(recipe, train, chains, prompt_tokens, targets)
-    a_step = tokens * recipe.train.prompts_per_step
-    total, taught = a_step * recipe.train.steps, supervised * recipe.train.prompts_per_step * recipe.train.steps
-    made += [
-        f"  steps           {recipe.train.steps} of {recipe.train.prompts_per_step} groups: {a_step:.0f} tokens a step,",
-        f"                  {total:.3g} in all, of which {taught:.3g} supervised",
+    lines = _format_lines(recipe, train, chains, prompt_tokens, targets)
+    step_tokens = tokens * recipe.train.prompts_per_step
+    total, learnt = step_tokens * recipe.train.steps, supervised * recipe.train.prompts_per_step * recipe.train.steps
+    lines += [
+        f"  steps           {recipe.train.steps} of {recipe.train.prompts_per_step} prompts: {step_tokens:.0f} tokens per step,",
+        f"                  {total:.3g} in all, {learnt:.3g} of them supervised",
     ]
     if parameters is not None:
-        work = 6 * parameters * total
-        here = _measure_flops()
-        times = [f"{_format_duration(work / rate)} at {rate / 1e12:.0f} TFLOP/s" for rate in FLOPS_RATES]
-        made += [
-            f"  time            {work:.2g} operations (6 x parameters x tokens):",
+        flops = 6 * parameters * total
+        local_rate = _measure_flops()
+        times = [f"{_format_duration(flops / rate)} at {rate / 1e12:.0f} TFLOP/s" for rate in FLOPS_RATES]
+        lines += [
+            f"  time            {flops:.2g} operations (6 x parameters x tokens):",
             f"                  {', '.join(times)};",
-            f"                  {_format_duration(work / here)} at the {here / 1e12:.3f} TFLOP/s of one matrix product here",
+            f"                  {_format_duration(flops / local_rate)} at {local_rate / 1e12:.3f} TFLOP/s, the speed of a matrix product here",
         ]
     if recipe.train.early_stopping_patience is not None:
-        made.append(
-            f"  may stop        once {recipe.train.early_stopping_patience} checkpoints came after the best on validation"
+        lines.append(
+            f"  may stop        after {recipe.train.early_stopping_patience} checkpoints without improvement on validation"
         )
     if recipe.on_policy is not None:
-        made.append(f"  repair          {_on_policy_line(recipe)}")
-    return [*made, ""]
+        lines.append(f"  repair          {_on_policy_line(recipe)}")
+    return [*lines, ""]
 
 
 def _format_lines(
@@ -96,39 +93,39 @@ def _format_lines(
     prompt_tokens: dict[str, float],
     targets: dict[str, float],
 ) -> list[str]:
-    """A line for each format, and what its columns are."""
+    """One line per format, and what the columns mean."""
     lines = ["training              rows  tokens  weight  epochs  prompt  target"]
-    least = "" if teachers.from_recipe(recipe).right_by_definition else ">="
+    at_least = "" if teachers.from_recipe(recipe).right_by_definition else ">="
     for part in format_mix.compute_format_shares(recipe, targets, len(train), chains):
         tokens = "-" if part.tokens is None else f"{part.tokens:.1%}"
-        about = least if part.name in targets and prompts.FORMATS[part.name].rationale else ""
-        epochs = "-" if part.epochs is None else f"{about}{part.epochs:.2f}"
+        bound = at_least if part.name in targets and prompts.FORMATS[part.name].rationale else ""
+        epochs = "-" if part.epochs is None else f"{bound}{part.epochs:.2f}"
         lengths = f" {prompt_tokens[part.name]:>7.0f} {targets[part.name]:>7.0f}" if part.name in targets else ""
         lines.append(f"  {part.name:<19} {part.rows:>5.1%} {tokens:>7} {part.weight:>7.1%} {epochs:>7}{lengths}")
     if recipe.train.replay is not None:
         rows, share = replay_data.replay_rows_per_step(recipe), recipe.train.replay.share
         lines.append(f"                  replay adds {rows} rows to each step with {share:.0%} of its weight")
     lines += [
-        "                  rows, tokens, weight: shares of the rows, of the supervised tokens and of the gradient",
-        "                  epochs: how often each chain is seen, or each answer in an answer-only format",
+        "                  rows, tokens, weight: shares of rows, supervised tokens and gradient",
+        "                  epochs: how often a chain is seen; in a format without rationales, an answer",
     ]
-    if least and chains is not None:
-        lines.append(f"                  (>=: if all {chains} chains are right and kept; fewer are seen more often)")
+    if at_least and chains is not None:
+        lines.append(f"                  (>= because some of the {chains} chains may be wrong or dropped)")
     n = min(len(train), SAMPLE_QUESTIONS)
     return [*lines, f"                  prompt, target: tokens, means over {n} questions and their own solutions"]
 
 
 def _max_chains(recipe: Recipe, train: Sequence[Question]) -> int | None:
-    """How many chains there are to learn from at most; None if nothing is known of it."""
+    """The maximum number of chains to learn from; None if it is unknown."""
     chains, cap = teachers.from_recipe(recipe).count_chains(train), recipe.filter.max_per_question
     return chains if chains is None or cap is None else min(chains, len(train) * cap) or None
 
 
 def _on_policy_line(recipe: Recipe) -> str:
-    asked = recipe.on_policy
-    assert asked is not None
-    texts = (asked.prompts_per_step + on_policy.task_questions_per_step(recipe)) * asked.samples
-    return f"{asked.steps} steps on {texts} texts of its own each, of at most {asked.max_tokens} tokens"
+    section = recipe.on_policy
+    assert section is not None
+    texts = (section.prompts_per_step + on_policy.task_questions_per_step(recipe)) * section.samples
+    return f"{section.steps} steps on {texts} texts of the student each, of at most {section.max_tokens} tokens"
 
 
 def find_local(recipe: Recipe, path: str, key: str) -> Path | None:
@@ -143,14 +140,14 @@ def _mean(values: Sequence[int]) -> float:
 
 
 def _measure_flops() -> float:
-    """Operations a second of one matrix product in 32 bits, the best of three."""
+    """Operations per second of a matrix product in 32 bits, the best of three."""
     n = 1024
-    left = numpy.ones((n, n), dtype=numpy.float32)
+    matrix = numpy.ones((n, n), dtype=numpy.float32)
     best = float("inf")
     for _ in range(3):
-        began = time.perf_counter()
-        numpy.matmul(left, left)
-        best = min(best, time.perf_counter() - began)
+        start = time.perf_counter()
+        numpy.matmul(matrix, matrix)
+        best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
 
 
@@ -161,55 +158,55 @@ def _format_duration(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-BYTES_PER_PARAMETER = 16  # a parameter: weight, gradient and two moments, 32 bits each
-FEW_QUESTIONS = 100  # questions; a score over fewer is said to be uncertain
+BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, 32 bits each
+FEW_QUESTIONS = 100  # the plan gives the uncertainty of a score over fewer questions
 
 
 def describe_run(recipe: Recipe) -> str:
-    """The plan as plain text. Raises UserError for what would stop the run before its first stage."""
-    away = any(own.file is None or own.hub is not None for own in recipe.sets.values())
-    kept = ", but fetched sets into the cache" if away else ""
-    lines = [f"plan of {recipe.name} (nothing is written{kept})", ""]
-    gathered = assemble.assemble_questions(recipe)
-    loaded = gathered.questions
-    lines += _question_lines(gathered)
-    train = [question for name in recipe.questions.train for question in loaded[name].get("train", [])]
+    """The plan as plain text. Raises UserError for anything that would stop the run before its first stage."""
+    downloads = any(spec.file is None or spec.hub is not None for spec in recipe.sets.values())
+    cache = " except downsets sets" if downloads else ""
+    lines = [f"plan of {recipe.name} (nothing is written{cache})", ""]
+    assembled = assemble.assemble_questions(recipe)
+    sets = assembled.questions
+    lines += _question_lines(assembled)
+    train = [question for name in recipe.questions.train for question in sets[name].get("train", [])]
     if not recipe.has_teacher:
-        return "\n".join([*lines, *_evaluation_only_lines(recipe, loaded), "", *_problem_lines(recipe)])
+        return "\n".join([*lines, *_evaluation_only_lines(recipe, sets), "", *_problem_lines(recipe)])
     lines += _section(lambda: [*teachers.from_recipe(recipe).forecast(train), ""], "teacher")
     lines += _section(lambda: _student_lines(recipe), "student")
     lines += _section(lambda: describe_training(recipe, train, _parameter_count(recipe)), "training")
-    lines += _section(lambda: _evaluation_lines(recipe, loaded), "answers")
+    lines += _section(lambda: _evaluation_lines(recipe, sets), "answers")
     return "\n".join([*lines, "", *_problem_lines(recipe)])
 
 
-def _section(made: Callable[[], list[str]], name: str) -> list[str]:
-    """A part of the plan; where something is missing for it, that is in the list of problems at the end."""
+def _section(build: Callable[[], list[str]], name: str) -> list[str]:
+    """A part of the plan. If something that it needs is missing, the list of problems at the end names it."""
     try:
-        return made()
+        return build()
     except UserError as fault:
-        return [f"{name:<17} not planned: {fault.where}: {fault.what}", ""]
+        return [f"{name:<17} no estimate: {fault.where}: {fault.what}", ""]
 
 
 def _problem_lines(recipe: Recipe) -> list[str]:
-    """What would stop the run at one of its stages."""
-    found = preflight.find_problems(recipe, stages.recipe_stages(recipe), runner.default_run_dir(recipe))
-    if not found:
-        return ["would stop it     nothing that can be seen now"]
+    """The problems that would stop the run at one of its stages."""
+    problems = preflight.find_problems(recipe, stages.recipe_stages(recipe), runner.default_run_dir(recipe))
+    if not problems:
+        return ["problems          none found"]
     lines = []
-    for problem in found:
+    for problem in problems:
         first, *rest = str(problem.fault).splitlines()
-        lines += [f"would stop it     at {problem.stage}: {first}", *(f"                {line}" for line in rest)]
+        lines += [f"problem           at {problem.stage}: {first}", *(f"                {line}" for line in rest)]
     return lines
 
 
-def _question_lines(gathered: assemble.AssembledQuestions) -> list[str]:
-    loaded, unused = gathered.questions, gathered.unused
+def _question_lines(assembled: assemble.AssembledQuestions) -> list[str]:
+    sets, unused = assembled.questions, assembled.unused
     lines = ["questions         train  validation    test  not used"]
-    for name, by_split in loaded.items():
+    for name, by_split in sets.items():
         counts = [str(len(by_split[split])) if split in by_split else "-" for split in ("train", "validation", "test")]
         lines.append(f"  {name:<12} {counts[0]:>8} {counts[1]:>11} {counts[2]:>7} {unused[name]:>9}")
-    for name, by_split in loaded.items():
+    for name, by_split in sets.items():
         for split in ("validation", "test"):
             n = len(by_split.get(split, ()))
             if 0 < n < FEW_QUESTIONS:
@@ -217,67 +214,68 @@ def _question_lines(gathered: assemble.AssembledQuestions) -> list[str]:
                     f"  few             {name} {split}: +/- {98 / n**0.5:.0f} points at n = {n} and 50 % right"
                 )
     lines += [
-        f"  contradiction   {first.id} and {other.id} are one question with the answers {first.gold[:30]!r} and"
+        f"  contradiction   {first.id} and {other.id} are the same question with the answers {first.gold[:30]!r} and"
         f" {other.gold[:30]!r}"
-        for first, other in _find_contradictions(loaded)[:3]
+        for first, other in _find_contradictions(sets)[:3]
     ]
-    return [*lines, *_template_lines(gathered), ""]
+    return [*lines, *_template_lines(assembled), ""]
 
 
-def _template_lines(gathered: assemble.AssembledQuestions) -> list[str]:
-    """How many measured questions of each set a student learns with other numbers and names."""
-    if gathered.dropped:
+def _template_lines(assembled: assemble.AssembledQuestions) -> list[str]:
+    """How many evaluated questions of each set equal a training question except for numbers and names."""
+    if assembled.dropped:
         return [
-            f"  templates       {gathered.dropped} training questions left out: measured ones but for numbers and names"
+            f"  templates       {assembled.dropped} training questions left out: they equal evaluated ones except for"
+            " numbers and names"
         ]
     return [
-        f"  templates       {name} {split}: {len(ids)} of {len(gathered.questions[name][split])} are training questions"
-        " but for numbers and names"
-        for name, by_split in gathered.templates.items()
+        f"  templates       {name} {split}: {len(ids)} of {len(assembled.questions[name][split])} equal training questions"
+        " except for numbers and names"
+        for name, by_split in assembled.templates.items()
         for split, ids in by_split.items()
         if ids
     ]
 
 
-def _find_contradictions(loaded: dict[str, dict[str, list[Question]]]) -> list[tuple[Question, Question]]:
-    return data.find_contradictions([q for by_split in loaded.values() for rows in by_split.values() for q in rows])
+def _find_contradictions(sets: dict[str, dict[str, list[Question]]]) -> list[tuple[Question, Question]]:
+    return data.find_contradictions([q for by_split in sets.values() for rows in by_split.values() for q in rows])
 
 
 def _student_lines(recipe: Recipe) -> list[str]:
     count = _parameter_count(recipe)
-    asked = recipe.student
+    section = recipe.student
     weights, chat = "random weights", None
-    if asked.model is not None:
-        path = find_local(recipe, asked.model, "student.model")
+    if section.model is not None:
+        path = find_local(recipe, section.model, "student.model")
         if path is not None:
             models.check_tokenizer(recipe, path)
             chat = models.chat_template_from_recipe(recipe, path)
-        weights = str(path) if path else f"{asked.model} is not here; the run would stop at train"
+        weights = str(path) if path else f"{section.model} is missing: the run would stop at train"
     if count is None:
-        return [f"student           {weights}; its size is not known without it (give student.shape too)", ""]
+        return [f"student           {weights}; its size is unknown without it (set student.shape too)", ""]
     gib, lora = count / 2**30, recipe.train.lora
-    held = 4 if lora else BYTES_PER_PARAMETER
+    per_parameter = 4 if lora else BYTES_PER_PARAMETER
     parts = f"weights; adapters of rank {lora} on top" if lora else "weights, gradients and AdamW"
-    engine = "the adapters' own" if lora else f"{8 * gib:.2f} GiB"
+    engine = "the adapters" if lora else f"{8 * gib:.2f} GiB"
     return [
         f"student           {weights}",
         f"  prompts         {'in its own chat template (student.chat: false for plain ones)' if chat else 'plain'}",
         f"  parameters      {count}",
-        f"  memory          {held * gib:.2f} GiB: {parts}, {held} bytes a parameter,",
+        f"  memory          {per_parameter * gib:.2f} GiB: {parts}, {per_parameter} bytes per parameter,",
         f"                  and the activations of {recipe.train.batch_tokens} tokens",
         *(
-            ["                  all but the latter spread over the processes"]
+            ["                  all but the activations split among the processes"]
             if recipe.train.sharding == "full"
             else []
         ),
-        f"  checkpoints     {_checkpoint_count(recipe)} of {4 * gib:.2f} GiB, and the newest's engine state of {engine}",
+        f"  checkpoints     {_checkpoint_count(recipe)} of {4 * gib:.2f} GiB, and the engine state of the newest: {engine}",
         "",
     ]
 
 
-def _evaluation_only_lines(recipe: Recipe, loaded: dict[str, dict[str, list[Question]]]) -> list[str]:
-    """What a recipe that trains nothing does."""
-    n, formats = sum(len(found.get("test", [])) for found in loaded.values()), len(recipe.evaluate.formats)
+def _evaluation_only_lines(recipe: Recipe, sets: dict[str, dict[str, list[Question]]]) -> list[str]:
+    """The lines of a recipe without training."""
+    n, formats = sum(len(by_split.get("test", [])) for by_split in sets.values()), len(recipe.evaluate.formats)
     answers = f"{n} x {formats} = {n * formats} of at most {recipe.evaluate.max_tokens} tokens"
     return [
         f"student           {recipe.student.model or 'random weights'}, not trained",
@@ -285,36 +283,38 @@ def _evaluation_only_lines(recipe: Recipe, loaded: dict[str, dict[str, list[Ques
     ]
 
 
-def _evaluation_lines(recipe: Recipe, loaded: dict[str, dict[str, list[Question]]]) -> list[str]:
+def _evaluation_lines(recipe: Recipe, sets: dict[str, dict[str, list[Question]]]) -> list[str]:
     formats = len(recipe.evaluate.formats)
-    counts = {split: sum(len(found.get(split, [])) for found in loaded.values()) for split in ("validation", "test")}
+    counts = {
+        split: sum(len(by_split.get(split, [])) for by_split in sets.values()) for split in ("validation", "test")
+    }
     steps = _checkpoint_count(recipe) * (1 + len(recipe.evaluate.interpolate or ())) + 1
     rows: list[tuple[str, int, Split]] = [
         ("evaluation", steps, "validation"),
         ("test", 3 if recipe.on_policy else 2, "test"),
     ]
-    drawn = [
-        sum(each.samples for each in decoding.list_sampling_specs(checkpoint.list_decodings(recipe, split)))
+    samples = [
+        sum(spec.samples for spec in decoding.list_sampling_specs(checkpoint.list_decodings(recipe, split)))
         for _, _, split in rows
     ]
-    told = " x texts drawn" if max(drawn) > 1 else ""
-    lines = [f"answers           of at most {recipe.evaluate.max_tokens} tokens; steps x questions x formats{told}"]
-    for (stage, times, split), texts in zip(rows, drawn, strict=True):
-        n, more = counts[split], f" x {texts}" if told else ""
+    column = " x samples" if max(samples) > 1 else ""
+    lines = [f"answers           of at most {recipe.evaluate.max_tokens} tokens; steps x questions x formats{column}"]
+    for (stage, times, split), texts in zip(rows, samples, strict=True):
+        n, more = counts[split], f" x {texts}" if column else ""
         lines.append(f"  {stage:<15} {times} x {n} x {formats}{more} = {times * n * formats * texts}")
     return lines
 
 
 def _parameter_count(recipe: Recipe) -> int | None:
-    asked = recipe.student
-    if asked.shape is not None:
+    section = recipe.student
+    if section.shape is not None:
         return models.count_parameters(
             models.shape_from_recipe(recipe, tokenization.load_tokenizer(models.tokenizer_folder(recipe)).size)
         )
-    path = find_local(recipe, asked.model or "", "student.model")
+    path = find_local(recipe, section.model or "", "student.model")
     return None if path is None else models.count_stored_parameters(path)
 
 
 def _checkpoint_count(recipe: Recipe) -> int:
-    """Checkpoints that training leaves."""
+    """The number of checkpoints that training saves."""
     return -(-recipe.train.steps // recipe.train.checkpoint_every)

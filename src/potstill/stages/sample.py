@@ -1,12 +1,12 @@
-"""sample: the teacher's chains, appended batch by batch, sealed in the order of their keys.
+"""sample: the teacher's chains, stored batch by batch and merged into one table in the order of their keys.
 
-A batch is the unit of resume: one that is stored whole is skipped, one that is not is made again whole, and what is
-stored of it already is not stored twice. Shards sample beside each other, each into a segment of its own; a run without
-a shard makes what they left out and seals all segments into one table, the same as if there had been no shards.
+Sampling resumes by batches: a stored batch is skipped, an incomplete one is sampled again, and its stored chains are not
+stored twice. Shards are sampled by several processes at the same time, each into its own segment. A run without a shard
+samples what they left out and merges all segments into the same table that one process would have made.
 
-A teacher behind a server leaves more: `server.json`, what it was found to be, and rows in the run's ledger. It may also
-be asked through files (`batch_out`, `batch_in`): with the same requests, and the same chains of the same answers;
-`unanswered.jsonl` has what came back without its chains.
+A teacher behind a server also leaves `server.json`, which describes the server, and rows in the run's ledger. It can be
+used through batch files too (`write_batch_requests`, `read_batch_results`), with the same requests, and the same chains
+for the same answers; `unanswered.jsonl` lists results without chains.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from potstill.storage.segments import UNSHARDED, Shard
 from potstill.teachers import SamplingState, UsageMeter
 from potstill.teachers.usage import FirstChainsCheck
 
-MAX_CHAIN_CHARS = 600  # characters of a chain in a message
+MAX_CHAIN_CHARS = 600  # of a chain in a message
 TABLE_FILE, UNANSWERED_FILE = "chains.parquet", "unanswered.jsonl"
 
 
@@ -50,10 +50,10 @@ class Sample(Stage):
         folder = run_dir / "sample"
         table, server = folder / TABLE_FILE, folder / "server.json"
         if not is_sealed(run_dir):
-            before = _report_shards(segments.segment_paths(folder))
+            has_shards = _print_shards(segments.segment_paths(folder))
             stored = sample_missing(run_dir, recipe)
-            if before:
-                progress.print_line(f"{stored} chains were missing in them; sealed into {TABLE_FILE}")
+            if has_shards:
+                progress.print_line(f"the shards lacked {stored} chains; all are merged into {TABLE_FILE}")
             with _infrequent_gc():
                 parquet.write_chains(table, segments.merge_segments(folder))
         for segment in segments.segment_paths(folder):
@@ -65,184 +65,197 @@ class Sample(Stage):
 
 
 def is_sealed(run_dir: Path) -> bool:
-    """Whether the chains are in their table: their segments may be gone, and nothing is missing."""
+    """Whether all chains are in their table. The segments may be removed then."""
     return (run_dir / "sample" / TABLE_FILE).exists()
 
 
 def sample_missing(run_dir: Path, recipe: Recipe, shard: Shard = UNSHARDED) -> int:
-    """Sample what is not stored of a shard, into its segment. How many chains this call stored."""
-    folder = run_dir / "sample"
+    """Sample the missing chains of a shard into its segment. Returns the number of chains that this call stored."""
+    folder, teacher = run_dir / "sample", teachers.from_recipe(recipe)
     if is_sealed(run_dir):
         return 0
-    asked = _without_refused(folder, recipe, run_questions.read_questions(run_dir, recipe.questions.train, "train"))
-    done, right = segments.stored_keys(segments.segment_paths(folder)), _count_right_chains(folder, recipe, asked)
-    teacher, settled_and_before = teachers.from_recipe(recipe), ledger.budget_usage(run_dir, shard)
-    watch = UsageMeter(settled=settled_and_before[0], before=settled_and_before[1])
-    state = SamplingState(done, right, watch, shard, run_questions.read_unused(run_dir))
-    if teacher.is_complete(shard.of(asked), state):
+    questions = _without_refused(folder, recipe, _read_train_questions(run_dir, recipe))
+    done = segments.stored_keys(segments.segment_paths(folder))
+    settled, before = ledger.budget_usage(run_dir, shard)
+    usage = UsageMeter(settled=settled, before=before)
+    right = _count_right_chains(folder, recipe, questions)
+    state = SamplingState(done, right, usage, shard, run_questions.read_unused(run_dir))
+    if teacher.is_complete(shard.of(questions), state):
         return 0
-    trial = state.first_chains = _first_chains_check(folder, recipe, asked, shard)
-    if (fault := teacher.budget_error(asked, state)) is not None:
+    first_chains = state.first_chains = _first_chains_check(folder, recipe, questions, shard)
+    if (fault := teacher.budget_error(questions, state)) is not None:
         if recipe.teacher.budget.spent == "stop":
             raise fault
         return 0
     stored = len(done)
-    with contextlib.ExitStack() as opened:
-        paid = opened.enter_context(_open_ledger(run_dir, recipe, watch, shard))
-        state.server = _probe_server(folder, recipe, asked, watch)
-        segment = opened.enter_context(storage.Appender(folder / segments.segment_name(shard)))
-        own = stored if shard == UNSHARDED else len(segments.stored_keys([segment.path]))
-        total, title = len(asked) * recipe.teacher.samples // shard.count, f"shard {shard}"
-        opened.enter_context(_infrequent_gc())
-        tick = opened.enter_context(progress.bar("sample" if shard == UNSHARDED else title, total, "chains", done=own))
-        chains = teacher.sample(asked, state)
-        if isinstance(chains, Generator):  # closed before the bill is: what is given up then may have been billed
-            opened.callback(chains.close)
-        for batch in chains:
+    with contextlib.ExitStack() as stack:
+        record_usage = stack.enter_context(_open_ledger(run_dir, recipe, usage, shard))
+        state.server = _probe_server(folder, recipe, questions, usage)
+        segment = stack.enter_context(storage.Appender(folder / segments.segment_name(shard)))
+        stack.enter_context(_infrequent_gc())
+        label = "sample" if shard == UNSHARDED else f"shard {shard}"
+        total = len(questions) * recipe.teacher.samples // shard.count
+        stored_of_shard = stored if shard == UNSHARDED else len(segments.stored_keys([segment.path]))
+        tick = stack.enter_context(progress.bar(label, total, "chains", done=stored_of_shard))
+        batches = teacher.sample(questions, state)
+        if isinstance(batches, Generator):  # closed before the ledger: requests given up then may have been billed
+            stack.callback(batches.close)
+        for batch in batches:
             new = [chain for chain in batch if done.add(chain.key)]
             segment.append_lines(segments.encode_chain(chain) for chain in new)
-            tick(len(new), watch.progress_note())
-            paid()
-            if trial is not None and not teacher.metered and (fault := trial.judge(1)) is not None:
+            tick(len(new), usage.progress_note())
+            record_usage()
+            if first_chains is not None and not teacher.metered and (fault := first_chains.judge(1)) is not None:
                 raise fault
-            trial = None if trial is not None and trial.passed else trial
+            if first_chains is not None and first_chains.passed:
+                first_chains = None
     return len(done) - stored
 
 
+def _read_train_questions(run_dir: Path, recipe: Recipe) -> list[Question]:
+    return run_questions.read_questions(run_dir, recipe.questions.train, "train")
+
+
 def _first_chains_check(
-    folder: Path, recipe: Recipe, asked: Sequence[Question], shard: Shard = UNSHARDED
+    folder: Path, recipe: Recipe, questions: Sequence[Question], shard: Shard = UNSHARDED
 ) -> FirstChainsCheck | None:
-    """What the first chains have to show before a teacher is asked for all; None where they have, or where the recipe
-    does not want it. Raises UserError where enough are stored already and none of them is right."""
-    limit, by_id = recipe.teacher.none_right_limit, {question.id: question for question in asked}
+    """The check that at least one of the first chains is right, before all are sampled; None if one is, or if the recipe
+    does not ask for it. Raises UserError if enough are stored already and none of them is right."""
+    limit, by_id = recipe.teacher.none_right_limit, {question.id: question for question in questions}
     teacher = teachers.from_recipe(recipe)
     if not limit or not teacher.generates:
         return None
 
-    def graded() -> Iterator[tuple[Chain, Question, Verdict]]:
+    def iter_graded() -> Iterator[tuple[Chain, Question, Verdict]]:
         for chain in parquet.read_stored_chains(folder):
             if (question := by_id.get(chain.question)) is not None:
                 yield chain, question, grading.grade(chain.text, question.gold, question.task, chain.stop)
 
-    def look() -> tuple[int, int]:
+    def count() -> tuple[int, int]:
         stored = 0
-        for stored, (_, _, verdict) in enumerate(graded(), 1):
+        for stored, (_, _, verdict) in enumerate(iter_graded(), 1):
             if verdict.grade == "right":
                 return stored, 1
         return stored, 0
 
     def fault() -> UserError:
-        chain, question, verdict = next(graded())
+        chain, question, verdict = next(iter_graded())
         text = chain.text if len(chain.text) <= MAX_CHAIN_CHARS else f"... {chain.text[-MAX_CHAIN_CHARS:]}"
-        read = "no answer" if verdict.answer is None else f"the answer {verdict.answer}"
+        answer = "no answer" if verdict.answer is None else f"the answer {verdict.answer}"
         return UserError(
-            f"none of the first {look()[0]} chains is right, so no further ones are asked for",
+            f"none of the first {count()[0]} chains is right, so sampling has stopped",
+            code="E-teacher-none-right",
             where="teacher",
-            found=f"{chain.question}#{chain.index} has {read} ({verdict.grade}); the set's answer is {question.gold}:\n"
+            found=f"{chain.question}#{chain.index} has {answer} ({verdict.grade}); the set's answer is {question.gold}:\n"
             + textwrap.indent(text, "    "),
-            hint="correct the set's answers or task, the prompt, max_tokens or the teacher. If nothing is wrong there,"
-            " raise teacher.none_right_limit or set it to 0, and run the same command again: every chain is kept",
+            hint="correct the set's answers or task, the prompt, max_tokens or the teacher. If they are right, raise"
+            " teacher.none_right_limit or set it to 0, and run the same command again: all stored chains are kept",
         )
 
-    trial = FirstChainsCheck(limit, look, fault, shard.count)
-    stored, right = look()
+    check = FirstChainsCheck(limit, count, fault, shard.count)
+    stored, right = count()
     if stored and not right and stored + teacher.samples_per_request > limit:
         raise fault()
-    return None if right else trial
+    return None if right else check
 
 
 @contextlib.contextmanager
-def _open_ledger(run_dir: Path, recipe: Recipe, watch: UsageMeter, shard: Shard) -> Iterator[Callable[[], None]]:
-    """What to call to write down what was spent, for a teacher behind a server; also done at the end, however it
-    comes."""
+def _open_ledger(run_dir: Path, recipe: Recipe, usage: UsageMeter, shard: Shard) -> Iterator[Callable[[], None]]:
+    """Yield a function that records the usage of a server in the ledger. It is also called at the end, even after an
+    error. For other teachers it does nothing."""
     if not teachers.from_recipe(recipe).metered:
         yield lambda: None
         return
-    with ledger.LedgerWriter(ledger.ledger_path(run_dir, shard)) as bill:
-        watch.on_reserve = bill.reserve
+    with ledger.LedgerWriter(ledger.ledger_path(run_dir, shard)) as writer:
+        usage.on_reserve = writer.reserve
         try:
-            yield lambda: bill.record(watch.spent())
+            yield lambda: writer.record(usage.spent())
         finally:
-            bill.record(watch.spent())
-            run_folder.append_log(run_dir, "sampled", **watch.as_json())
+            writer.record(usage.spent())
+            run_folder.append_log(run_dir, "sampled", **usage.as_json())
 
 
 def write_batch_requests(run_dir: Path, recipe: Recipe, out: Path) -> None:
-    """Write the requests for what is not stored into a new folder, as files that a service for batches takes.
+    """Write the requests for the missing chains into a new folder, as files for a batch service.
 
-    A server that was not asked before is probed. The same call writes the same requests, until results are read.
+    A server that was never used is probed first. Until results are read, the same call writes the same requests.
     """
     from potstill.teachers.openai_api import batch_api, budget
 
-    folder = run_dir / "sample"
-    asked = run_questions.read_questions(run_dir, recipe.questions.train, "train")
-    _first_chains_check(folder, recipe, asked)
-    done, before = segments.stored_keys(segments.segment_paths(folder)), _read_failed_results(folder)
-    right, watch = _count_right_chains(folder, recipe, asked), UsageMeter(before=ledger.total_usage(run_dir))
+    folder, questions = run_dir / "sample", _read_train_questions(run_dir, recipe)
+    _first_chains_check(folder, recipe, questions)
+    done, failed = segments.stored_keys(segments.segment_paths(folder)), _read_failed_results(folder)
+    right, usage = _count_right_chains(folder, recipe, questions), UsageMeter(before=ledger.total_usage(run_dir))
     if (server := _read_server(folder)) is None:
-        error = teachers.from_recipe(recipe).budget_error(asked, SamplingState(done, right, watch))
-        if error is not None:
-            raise error
-        with _open_ledger(run_dir, recipe, watch, UNSHARDED):
-            server = _probe_server(folder, recipe, asked, watch)
-    batch = _open_batch(folder, recipe, asked, server)
+        fault = teachers.from_recipe(recipe).budget_error(questions, SamplingState(done, right, usage))
+        if fault is not None:
+            raise fault
+        with _open_ledger(run_dir, recipe, usage, UNSHARDED):
+            server = _probe_server(folder, recipe, questions, usage)
+    batch = _open_batch(folder, recipe, questions, server)
     ceiling = budget.Budget(batch.settings, UsageMeter(before=ledger.total_usage(run_dir)))
-    written = batch_api.BatchSummary()
-    rows = batch_api.iter_request_lines(batch, done, right, before, ceiling, written)
+    summary = batch_api.BatchSummary()
+    lines = batch_api.iter_request_lines(batch, done, right, failed, ceiling, summary)
     limits = {"max_lines": batch_api.MAX_REQUESTS, "max_bytes": batch_api.MAX_BYTES}
-    paths = atomic.write_rolling_files(out, rows, "requests", **limits)
-    if written.over_budget and not paths:
+    paths = atomic.write_rolling_files(out, lines, "requests", **limits)
+    if summary.over_budget and not paths:
         raise ceiling.spent_error()
-    for line in batch_api.describe(batch, written, paths):
+    for line in batch_api.describe(batch, summary, paths):
         progress.print_line(line)
-    run_folder.append_log(run_dir, "batch written", folder=str(out), requests=written.requests, chains=written.chains)
+    run_folder.append_log(run_dir, "batch written", folder=str(out), requests=summary.requests, chains=summary.chains)
 
 
 def read_batch_results(run_dir: Path, recipe: Recipe, paths: Sequence[Path]) -> bool:
-    """Store the chains of results; whether all chains of the run are there now. A result may be read again and again.
+    """Store the chains of batch results. Returns whether all chains of the run are stored now. Reading a result again
+    does no harm.
 
-    Raises UserError for a line that is no result of this run; what came before it is stored.
+    Raises UserError for a line that is not a result of this run; the lines before it are stored.
     """
     from potstill.teachers.openai_api import batch_api, budget
 
-    folder = run_dir / "sample"
-    asked = run_questions.read_questions(run_dir, recipe.questions.train, "train")
+    folder, questions = run_dir / "sample", _read_train_questions(run_dir, recipe)
     if (server := _read_server(folder)) is None:
-        raise UserError("no requests were written for this run", where=run_dir, hint="begin with --batch-out FOLDER")
-    batch, before = _open_batch(folder, recipe, asked, server), _read_failed_results(folder)
-    segment = folder / segments.segment_name(UNSHARDED)
-    watch, counted = UsageMeter(before=ledger.total_usage(run_dir)), ledger.billed_result_ids(run_dir)
-    ceiling, right = budget.Budget(batch.settings, watch), _count_right_chains(folder, recipe, asked)
-    with contextlib.ExitStack() as opened:
-        stored, notes = (opened.enter_context(storage.Appender(path)) for path in (segment, folder / UNANSWERED_FILE))
-        bill = opened.enter_context(ledger.LedgerWriter(ledger.ledger_path(run_dir)))
+        raise UserError(
+            "no requests were written for this run",
+            code="E-run-no-batch",
+            where=run_dir,
+            hint="write them first with --batch-out FOLDER",
+        )
+    batch, failed = _open_batch(folder, recipe, questions, server), _read_failed_results(folder)
+    usage, billed = UsageMeter(before=ledger.total_usage(run_dir)), ledger.billed_result_ids(run_dir)
+    ceiling, right = budget.Budget(batch.settings, usage), _count_right_chains(folder, recipe, questions)
+    with contextlib.ExitStack() as stack:
+        segment = stack.enter_context(storage.Appender(folder / segments.segment_name(UNSHARDED)))
+        unanswered = stack.enter_context(storage.Appender(folder / UNANSWERED_FILE))
+        writer = stack.enter_context(ledger.LedgerWriter(ledger.ledger_path(run_dir)))
         done = segments.stored_keys(segments.segment_paths(folder))
-        opened.enter_context(_infrequent_gc())
-        total = len(asked) * recipe.teacher.samples
-        tick = opened.enter_context(progress.bar("batch", total, "chains", done=len(done)))
-        for chains, rows, billed in batch_api.read_results(batch, paths, done, right, before, counted, ceiling, watch):
-            bill.record(watch.spent(), billed)  # first: should this stop here, the same result costs nothing again
-            stored.append_lines(segments.encode_chain(chain) for chain in chains if done.add(chain.key))
-            notes.append(rows)
-            tick(len(chains), watch.progress_note())
-    run_folder.append_log(run_dir, "batch read", **watch.as_json())
-    progress.print_line(f"batch     {watch.chains} chains stored now, {len(done)} in all")
-    for said, times in sorted(watch.faults.items(), key=lambda fault: -fault[1])[:5]:
-        progress.print_line(f"lacking   {times} results: {said}", "yellow")
-    _first_chains_check(folder, recipe, asked)
-    state = SamplingState(done, right)
-    complete = teachers.from_recipe(recipe).is_complete(_without_refused(folder, recipe, asked), state)
+        stack.enter_context(_infrequent_gc())
+        total = len(questions) * recipe.teacher.samples
+        tick = stack.enter_context(progress.bar("batch", total, "chains", done=len(done)))
+        for chains, rows, ids in batch_api.read_results(batch, paths, done, right, failed, billed, ceiling, usage):
+            writer.record(usage.spent(), ids)  # first: after a crash here, the same result is not billed again
+            segment.append_lines(segments.encode_chain(chain) for chain in chains if done.add(chain.key))
+            unanswered.append(rows)
+            tick(len(chains), usage.progress_note())
+    run_folder.append_log(run_dir, "batch read", **usage.as_json())
+    progress.print_line(f"batch     {usage.chains} chains read, {len(done)} stored in all")
+    for message, times in sorted(usage.faults.items(), key=lambda fault: -fault[1])[:5]:
+        progress.print_line(f"failed    {times} results: {message}", "yellow")
+    _first_chains_check(folder, recipe, questions)
+    remaining = _without_refused(folder, recipe, questions)
+    complete = teachers.from_recipe(recipe).is_complete(remaining, SamplingState(done, right))
     if not complete:
         progress.print_line(
-            "missing   some chains are; --batch-out FOLDER writes their requests, without it the server is asked"
+            "missing   some chains are not stored yet: write their requests with --batch-out FOLDER, or sample without"
+            " it to send them to the server"
         )
     return complete
 
 
 @contextlib.contextmanager
 def _infrequent_gc() -> Iterator[None]:
-    """Chains are many small objects without cycles: they go when nobody needs them any more, and looking through them
-    for cycles takes a fifth of the time."""
+    """Run the garbage collector rarely. Chains are many small objects without cycles, and looking for cycles among them
+    takes a fifth of the time."""
     before = gc.get_threshold()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
@@ -253,62 +266,62 @@ def _infrequent_gc() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _open_batch(folder: Path, recipe: Recipe, asked: Sequence[Question], server: Any) -> Any:
+def _open_batch(folder: Path, recipe: Recipe, questions: Sequence[Question], server: Any) -> Any:
     from potstill.teachers.openai_api.teacher import OpenAITeacher
 
     begun = manifest.read_begun(folder)
     assert begun is not None
-    return OpenAITeacher(recipe).open_batch(asked, server, begun.as_json())
+    return OpenAITeacher(recipe).open_batch(questions, server, begun.as_json())
 
 
 def _read_server(folder: Path) -> Any:
-    """What the teacher's server was found to be; None if it was never asked."""
+    """The description of the teacher's server; None if it was never used."""
     path = folder / "server.json"
     return storage.read_json(path) if path.exists() else None
 
 
 def _read_failed_results(folder: Path) -> Any:
-    """What results of batches lacked."""
+    """The batch results that had no chains."""
     from potstill.teachers.openai_api import batch_api
 
-    before = batch_api.FailedResults()
+    failed = batch_api.FailedResults()
     for row in storage.read_complete_lines(folder / UNANSWERED_FILE):
-        before.add(row)
-    return before
+        failed.add(row)
+    return failed
 
 
-def _without_refused(folder: Path, recipe: Recipe, asked: Sequence[Question]) -> Sequence[Question]:
-    """The questions without those that were refused in a batch, where the recipe skips such."""
+def _without_refused(folder: Path, recipe: Recipe, questions: Sequence[Question]) -> Sequence[Question]:
+    """The questions without those that a batch refused, if the recipe skips them."""
     if recipe.teacher.server.refused != "skip" or not (folder / UNANSWERED_FILE).exists():
-        return asked
+        return questions
     refused = _read_failed_results(folder).refused
-    return [question for number, question in enumerate(asked) if number not in refused]
+    return [question for number, question in enumerate(questions) if number not in refused]
 
 
-def _report_shards(paths: list[Path]) -> bool:
-    """Tell what shards have left, if they have."""
-    left = [path for path in paths if path.name != segments.segment_name(UNSHARDED)]
-    for path in left:
+def _print_shards(paths: list[Path]) -> bool:
+    """Print the number of chains in the segment of each shard. Returns whether there are any shards."""
+    shards = [path for path in paths if path.name != segments.segment_name(UNSHARDED)]
+    for path in shards:
         progress.print_line(f"{path.stem}: {len(segments.stored_keys([path]))} chains", "dim")
-    return bool(left)
+    return bool(shards)
 
 
-def _probe_server(folder: Path, recipe: Recipe, asked: Sequence[Question], watch: UsageMeter) -> Any:
-    """What the teacher's server is, as it was first found; None for a teacher that is none."""
+def _probe_server(folder: Path, recipe: Recipe, questions: Sequence[Question], usage: UsageMeter) -> Any:
+    """The description of the teacher's server from its first use; None for other teachers."""
     before = _read_server(folder)
-    found = teachers.from_recipe(recipe).probe(asked, before, watch)
-    if found is not None and before is None:
-        storage.write_json(folder / "server.json", found)
-    return found
+    server = teachers.from_recipe(recipe).probe(questions, before, usage)
+    if server is not None and before is None:
+        storage.write_json(folder / "server.json", server)
+    return server
 
 
-def _count_right_chains(folder: Path, recipe: Recipe, asked: Sequence[Question]) -> dict[str, int]:
-    """How many right chains of each question are stored, where the recipe stops at enough of them. A torn last line is
-    nobody's, here as for `segments.keys`: its process was killed, or is writing it now."""
+def _count_right_chains(folder: Path, recipe: Recipe, questions: Sequence[Question]) -> dict[str, int]:
+    """The number of right stored chains by question, if the recipe stops at enough of them. An incomplete last line does
+    not count: its process was killed, or is writing it now."""
     right: dict[str, int] = {}
     if recipe.teacher.enough is None:
         return right
-    by_id = {question.id: question for question in asked}
+    by_id = {question.id: question for question in questions}
     for path in segments.segment_paths(folder):
         for chain in storage.iter_records(Chain, path, torn=True):
             question = by_id.get(chain.question)
