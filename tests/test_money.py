@@ -71,8 +71,8 @@ def test_paid_chains_go_only_where_somebody_says_yes(world: Path, tmp_path: Path
         for yes in (False, lambda lost: asked.append(lost) is not None):
             with pytest.raises(UserError) as caught:
                 sample(world, at, server.url, redo=stage, yes=yes)
-            assert f"{ASKED * SAMPLES} chains; recorded for this run so far: " in caught.value.found
-            assert f"{paid:.0f} tokens" in caught.value.found and f"{paid:.4f} in money" in caught.value.found
+            assert f"{ASKED * SAMPLES} chains; this run has used " in caught.value.found
+            assert f"{paid:.0f} tokens" in caught.value.found and f"cost {paid:.4f}" in caught.value.found
             assert "--yes" in caught.value.hint and tiny.contents(at) == before
         assert len(asked) == 1 and asked[0].startswith(f"--redo {stage} removes {ASKED * SAMPLES} chains")
         sample(world, at, server.url, redo=stage, yes=lambda lost: True)
@@ -85,7 +85,7 @@ def test_chains_that_are_still_being_sampled_are_paid_for_too(world: Path, tmp_p
         with pytest.raises(UserError, match="E-teacher-budget-spent"):
             sample(world, at, server.url, f"teacher.budget.money={2 * WORST}", "teacher.server.samples_per_request=1")
         stored = len(segments.stored_keys(segments.segment_paths(at / "sample")))
-        with pytest.raises(UserError, match=f"{stored} chains; recorded"):
+        with pytest.raises(UserError, match=f"{stored} chains; this run has used"):
             sample(world, at, server.url, redo="sample")
     assert stored > 0
 
@@ -174,7 +174,7 @@ def test_a_second_division_waits_for_the_first(tmp_path: Path) -> None:
 
     with run_folder.lock_shard(tmp_path, 1, 2):
         ledger.split_budget(tmp_path, Shard(2, 2))
-        with pytest.raises(UserError, match="shards of another division"):
+        with pytest.raises(UserError, match="E-run-shard-count"):
             ledger.split_budget(tmp_path, Shard(1, 4))
 
 
@@ -276,8 +276,7 @@ def test_chains_can_be_looked_at_while_they_are_sampled(
         show.print_status(at)
         told = capsys.readouterr().out
         assert (
-            f'"chains": {len(segments.stored_keys(segments.segment_paths(at / "sample")))}' in told
-            and "in money" in told
+            f'"chains": {len(segments.stored_keys(segments.segment_paths(at / "sample")))}' in told and "cost " in told
         )
         assert tiny.contents(at) == before
     empty = tiny.make(world, tmp_path / "empty", *changes("http://127.0.0.1:9/v1"), until="collect")

@@ -200,7 +200,7 @@ def test_a_demonstration_is_no_measured_question_and_its_file_is_watched(world: 
 
 
 def test_few_shot_answers_without_anything_to_show_are_refused_at_once(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no demonstrations for the format few-shot-answer"):
+    with pytest.raises(UserError, match="the format few-shot-answer has no demonstrations"):
         tiny.make(world, tmp_path / "run", "train.demonstrations=100", until="collect")
 
 
@@ -229,7 +229,7 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(world: Path, tmp_path: Pa
     (tmp_path / "model").mkdir()
     models.random_student(Shape("t5", 16, 1, 2, 32, 8, 150), other, 0).save(tmp_path / "model")
     change = f"student={{model: {tmp_path / 'model'}, tokenizer: student-tokenizer}}"
-    with pytest.raises(UserError, match=r"student\.tokenizer: is not the tokenizer of the model"):
+    with pytest.raises(UserError, match="E-model-other-tokenizer"):
         tiny.make(world, tmp_path / "run", change, until="train")
 
 
