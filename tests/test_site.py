@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(ROOT / "tools" / "docs"))
 
+import build  # noqa: E402
 import cli_pages  # noqa: E402
 import error_codes  # noqa: E402
 import prompts_page  # noqa: E402
@@ -27,8 +28,6 @@ import python_api  # noqa: E402
 import recipe_keys  # noqa: E402
 from meanings import MEANINGS  # noqa: E402
 from names import CLI, load  # noqa: E402
-
-import build  # noqa: E402
 
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "reference" not in path.relative_to(DOCS).parts)
 IDS = [path.relative_to(DOCS).as_posix() for path in PAGES]

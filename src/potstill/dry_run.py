@@ -65,7 +65,8 @@ def describe_training(recipe: Recipe, train: Sequence[Question], parameters: int
     step_tokens = tokens * recipe.train.prompts_per_step
     total, learnt = step_tokens * recipe.train.steps, supervised * recipe.train.prompts_per_step * recipe.train.steps
     lines += [
-        f"  steps           {recipe.train.steps} of {recipe.train.prompts_per_step} prompts: {step_tokens:.0f} tokens per step,",
+        f"  steps           {recipe.train.steps} of {recipe.train.prompts_per_step} prompts:"
+        f" {step_tokens:.0f} tokens per step,",
         f"                  {total:.3g} in all, {learnt:.3g} of them supervised",
     ]
     if parameters is not None:
@@ -75,7 +76,8 @@ def describe_training(recipe: Recipe, train: Sequence[Question], parameters: int
         lines += [
             f"  time            {flops:.2g} operations (6 x parameters x tokens):",
             f"                  {', '.join(times)};",
-            f"                  {_format_duration(flops / local_rate)} at {local_rate / 1e12:.3f} TFLOP/s, the speed of a matrix product here",
+            f"                  {_format_duration(flops / local_rate)} at {local_rate / 1e12:.3f} TFLOP/s,"
+            " the speed of a matrix product here",
         ]
     if recipe.train.early_stopping_patience is not None:
         lines.append(
