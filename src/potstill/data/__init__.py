@@ -17,8 +17,9 @@ own if the data folder has their file of indices (`golden/authors_validation_ind
 other sets, they are those of lowest digest, because the authors released no other index file of evaluation questions.
 A fifth of each BBH task is validation, in both.
 
-To add a built-in set, write its file next to `svamp.py` and add its `SET` to the table `SETS`. A grader of its own is a
-function in this file: `grader="<set>/function: potstill.data.<set>:<name>"` (see `BuiltinSet`).
+To add a built-in set, write its file next to `svamp.py` and add its `SET` to the table `SETS`. If no answer
+type fits, write a grading function in the file of the set, and give its name to `BuiltinSet.grader` and to the `task` of each
+question: `<set>/function: potstill.data.<set>:<name>`.
 """
 
 from __future__ import annotations
@@ -97,6 +98,10 @@ def load_set(
     raws = builtin.read(data_dir)
     if validation is None:
         validation = builtin.paper_validation if splits == "paper" else DEFAULT_SHARE
+    if builtin.grader is not None:
+        assert all(raw.task == builtin.grader for raw in raws), (
+            f"every question of {name} has the task {builtin.grader}"
+        )
     if splits == "paper" and builtin.apply_split_file is not None:
         raws = builtin.apply_split_file(raws, data_dir)
     if not builtin.tasks:
