@@ -471,8 +471,7 @@ def test_killed_again_and_again_nothing_is_lost_and_nothing_doubled(world: Path,
     """`kill -9` every few seconds, with every fault at five per cent."""
     samples = CHAINS // 4  # the tiny world has four training questions
     program = (
-        "import tiny; from pathlib import Path; from potstill.teachers.openai_api import asking; "
-        "tiny.make(Path({world!r}), Path({run!r}), *{changes!r}, until='sample')"
+        "import tiny; from pathlib import Path; tiny.make(Path({world!r}), Path({run!r}), *{changes!r}, until='sample')"
     )
     server = subprocess.Popen(
         [sys.executable, "stub.py", "--faults", "0.05", "--stuck", "8", "--latency", "0.05"],

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from potstill.errors import UserError
 from potstill.inference import Engine
 from potstill.prompts import PAPER_STYLE, Demonstration
 from potstill.recipe import parse_recipe
+from potstill.recipe.teacher import BACKENDS, TeacherKind
 from potstill.records import END, Chain, Prompt, Question, Turn
 from potstill.serialization import to_json
 from potstill.storage import parquet, write_jsonl
@@ -440,3 +442,24 @@ def test_the_chains_of_a_recipe_are_scored(tmp_path: Path) -> None:
     assert list(teachers.from_recipe(plan).sample(asked, SamplingState({chain.key for chain in batch}))) == []
     with pytest.raises(UserError, match="E-recipe-teacher-score"):
         parse_recipe("name: x", "x.yaml", ["teacher={kind: local, model: m, score: {model: m}}"])
+
+
+# --- backends --------------------------------------------------------------------------------------------------------
+
+
+def test_every_teacher_kind_has_a_backend_that_opens() -> None:
+    assert {*BACKENDS, "none"} == {*get_args(TeacherKind)}
+    needed = {"replay": "chains: old.jsonl", "human": "name: people"}
+    for kind in BACKENDS:
+        recipe = parse_recipe(f"name: a\nteacher: {{kind: {kind}, {needed.get(kind, 'model: m')}}}", "a.yaml")
+        assert teachers.Teacher in type(teachers.from_recipe(recipe)).__mro__
+
+
+def test_a_teacher_without_a_recipe(tmp_path: Path) -> None:
+    solver().student.save(tmp_path)
+    teacher = teachers.local(str(tmp_path), samples=2, max_tokens=20, top_logprobs=1)
+    chains = [chain for batch in teacher.sample([question("1")]) for chain in batch]
+    assert [chain.key for chain in chains] == [("s/1", "local", 0), ("s/1", "local", 1)]
+    assert teachers.openai("m", samples=3).samples_per_request == 3
+    with pytest.raises(UserError, match=r"did you mean teacher\.samples(.|\n)*E-recipe-unknown-key"):
+        teachers.local(str(tmp_path), sampels=2)
