@@ -176,4 +176,4 @@ def test_a_rewriting_in_the_recipe_reaches_the_targets_and_the_page(world: Path,
     plain = json.loads((tiny.make(world, tmp_path / "plain", until="align") / "align" / "manifest.json").read_text())
     assert counts["positions"] > plain["counts"]["positions"], "`plus` is spelt in letters"
     page = (at / "report" / "index.html").read_text("utf-8")
-    assert "Written in the chains before they were aligned" in page
+    assert "Replaced in the chains before alignment" in page

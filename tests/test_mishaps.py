@@ -44,7 +44,7 @@ def keys(run: Path) -> list[tuple[str, str, int]]:
     [
         (errno.ENOSPC, "free some disk space"),
         (errno.EACCES, "give yourself the permission"),
-        (errno.EROFS, "choose a folder on a disk that can be written to"),
+        (errno.EROFS, "choose a folder on a writable disk"),
     ],
 )
 def test_a_disk_that_refuses_while_chains_arrive(
@@ -152,4 +152,4 @@ def test_the_guard_against_contamination_on_the_real_sets(data: Path) -> None:
     assert [sum(share >= least for share in near.values()) for least in (0.9, 0.7, 0.6, 0.5)] == [0, 0, 3, 4]
     longer = {str(place): f"{text} Show your work." for place, text in enumerate(held) if len(text.split()) > 60}
     shares = contamination.overlap_shares(longer, held)
-    assert len(longer) > 200 and all(shares[place] >= RULES.contamination for place in longer)
+    assert len(longer) > 200 and all(shares[place] >= RULES.contamination_threshold for place in longer)

@@ -480,7 +480,7 @@ def test_one_question_with_two_answers_is_named_in_the_plan_and_counted(world: P
     )
     asked = tiny.recipe(world, f"sets.other.file={path}")
     assert (
-        "contradiction   other/twice 0 and other/twice 1 are one question with the answers '18' and '19'"
+        "contradiction   other/twice 0 and other/twice 1 are the same question with the answers '18' and '19'"
         in dry_run.describe_run(asked)
     )
     assert open_stage("collect").make(tmp_path / "run", asked)[1]["stand twice with different answers"] == 1
