@@ -410,3 +410,18 @@ def test_the_default_divergence_leaves_no_trace_in_the_identity_of_training(worl
     assert {"train.divergence", "train.divergence_beta"} <= set(train.free(tiny.recipe(world)))
     jsd = tiny.recipe(world, "train.divergence=generalized_jsd", "train.missing_probability=tail")
     assert not {"train.divergence", "train.divergence_beta"} & set(train.free(jsd))
+    reverse = tiny.recipe(world, "train.divergence=reverse_kl", "train.missing_probability=tail")
+    free = train.free(reverse)
+    assert "train.divergence" not in free and "train.divergence_beta" in free, "it has no beta"
+
+
+@pytest.mark.parametrize(
+    ("divergence", "has_beta"), [("forward_kl", False), ("reverse_kl", False), ("generalized_jsd", True)]
+)
+def test_beta_counts_in_the_identity_of_repair_where_the_divergence_has_one(
+    world: Path, divergence: str, has_beta: bool
+) -> None:
+    from potstill.stages import open_stage
+
+    recipe = tiny.recipe(world, f"on_policy={{sets: [more], divergence: {divergence}}}")
+    assert ("train.divergence_beta" not in open_stage("repair").free(recipe)) == has_beta

@@ -22,6 +22,7 @@ from potstill.losses import (
     generalized_jsd,
     reverse_kl,
     sparse_kl,
+    uses_beta,
     weighted_sparse_kl,
 )
 
@@ -320,9 +321,29 @@ def test_a_tail_needs_the_rest():
 # Every divergence of `train.divergence`, against its definition over the whole vocabulary with autograd's own gradient.
 
 
+def kl(one: Tensor, other: Tensor) -> Tensor:
+    return torch.xlogy(one, one / other).sum()
+
+
+def jsd(p: Tensor, q: Tensor, beta: float) -> Tensor:
+    mixture = beta * p + (1 - beta) * q
+    return beta * kl(p, mixture) + (1 - beta) * kl(q, mixture)
+
+
+# A new divergence needs a line here: its definition for two whole distributions (teacher's p, student's q, beta).
+DENSE = {
+    "forward_kl": lambda p, q, beta: kl(p, q),
+    "reverse_kl": lambda p, q, beta: kl(q, p),
+    "generalized_jsd": jsd,
+}
+RAISES_TAIL = {"reverse_kl", "generalized_jsd"}  # to at least 1e-6 of the teacher's probability
+SMOOTH = ["forward_kl", "reverse_kl", "generalized_jsd"]  # the gradient is 0 where p = q, and small near it
+
+
 def dense_divergence(name, hidden, head, ids, p, mode, *, beta, bias=None, scale=1.0, softcap=None) -> Tensor:
     """The definition in float64. tail: all tokens that are not candidates are one outcome, at least 1e-6 to the teacher
     for the divergences that would be infinite. renormalised: p alone for forward KL, else both sides."""
+    assert name in DENSE, f"no dense definition for {name}: add it to DENSE"
     logits = hidden @ head.T * scale
     logits = logits if bias is None else logits + bias
     q_all = (logits if softcap is None else softcap * torch.tanh(logits / softcap)).softmax(1)
@@ -332,20 +353,36 @@ def dense_divergence(name, hidden, head, ids, p, mode, *, beta, bias=None, scale
         q, own = q_row[row_ids[used]], row_p[used]
         if mode == "tail":
             rest = 1 - own.sum()
-            rest = rest.clamp_min(1e-6) if name != "forward_kl" else rest
+            rest = rest.clamp_min(1e-6) if name in RAISES_TAIL else rest
             q, own = torch.cat([q, (1 - q.sum())[None]]), torch.cat([own, rest[None]])
         elif mode == "renormalised":
             own = own / own.sum()
             q = q if name == "forward_kl" else q / q.sum()
-        mixture = {"forward_kl": q, "reverse_kl": own}.get(name, beta * own + (1 - beta) * q)
-        weight = {"forward_kl": 1.0, "reverse_kl": 0.0}.get(name, beta)
-        values.append((weight * torch.xlogy(own, own / mixture) + (1 - weight) * q * (q / mixture).log()).sum())
+        values.append(DENSE[name](own, q, beta))
     return torch.stack(values)
 
 
+def refuses_raw(name: str) -> bool:
+    try:
+        Loss(name, "raw")
+    except UserError:
+        return True
+    return False
+
+
+REFUSE_RAW = [name for name in DIVERGENCES if refuses_raw(name)]
 COMBINATIONS = [
-    (name, mode) for name in DIVERGENCES for mode in MISSING_PROBABILITY_MODES if mode != "raw" or name == "forward_kl"
+    (name, mode)
+    for name in DIVERGENCES
+    for mode in MISSING_PROBABILITY_MODES
+    if mode != "raw" or name not in REFUSE_RAW
 ]
+
+
+def test_a_divergence_without_a_dense_definition_is_told():
+    hidden, head, ids, p = problem(21, dtype=torch.float64)
+    with pytest.raises(AssertionError, match="no dense definition for half_l1"):
+        dense_divergence("half_l1", hidden, head, ids, p, "tail", beta=0.5)
 
 
 @pytest.mark.parametrize(("name", "mode"), COMBINATIONS)
@@ -373,12 +410,13 @@ def test_each_divergence_has_the_value_and_gradient_of_its_dense_definition(name
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
-def test_each_divergence_is_zero_with_gradient_zero_at_the_teachers_distribution(name):
+def test_each_divergence_is_zero_at_the_teachers_distribution_and_a_smooth_one_has_gradient_zero(name):
     logits = torch.randn(6, 9, generator=torch.Generator().manual_seed(7), dtype=torch.float64).requires_grad_()
     ids, p = torch.arange(9).expand(6, -1)[:, :4], logits.detach().softmax(1)[:, :4]
     values = Loss(name, "tail")(logits, torch.eye(9, dtype=torch.float64), ids, p)
     values.sum().backward()
-    assert logits.grad is not None and values.abs().max() < 1e-9 and logits.grad.abs().max() < 1e-9
+    assert values.abs().max() < 1e-9 and logits.grad is not None and logits.grad.isfinite().all()
+    assert name not in SMOOTH or logits.grad.abs().max() < 1e-9
 
 
 def test_generalized_jsd_tends_to_both_kullback_leibler_divergences():
@@ -391,11 +429,12 @@ def test_generalized_jsd_tends_to_both_kullback_leibler_divergences():
     assert (generalized_jsd(log_q, p) <= math.log(2)).all(), "Jensen-Shannon is bounded"
 
 
-@pytest.mark.parametrize("name", ["reverse_kl", "generalized_jsd"])
-def test_a_reverse_divergence_refuses_to_ignore_missing_probability(name):
-    with pytest.raises(UserError) as error:
-        Loss(name, "raw")
-    assert error.value.code == "E-train-divergence-needs-tail" and error.value.where == "train.missing_probability"
+def test_a_divergence_that_refuses_to_ignore_missing_probability_is_named():
+    assert {"reverse_kl", "generalized_jsd"} <= set(REFUSE_RAW) and "forward_kl" not in REFUSE_RAW
+    for name in REFUSE_RAW:
+        with user_error("E-train-divergence-needs-tail", where="train.missing_probability") as error:
+            Loss(name, "raw")
+        assert name in error.value.what
 
 
 def test_an_unknown_divergence_is_refused_with_the_known_ones():
@@ -405,9 +444,24 @@ def test_an_unknown_divergence_is_refused_with_the_known_ones():
 
 
 def test_a_new_divergence_is_one_function_and_one_entry(monkeypatch: pytest.MonkeyPatch):
-    def total_variation(log_q, p, missing_probability):
-        return 0.5 * (log_q[:, : p.shape[1]].exp() - p).abs().sum(1)
+    def half_l1(log_q, p, missing_probability="tail"):
+        q = torch.where(p > 0, log_q[:, : p.shape[1]].exp(), 0.0)
+        if missing_probability == "renormalised":
+            q, p = q / q.sum(1, keepdim=True), p / p.sum(1, keepdim=True)
+        values = (q - p).abs().sum(1)
+        if missing_probability == "tail":
+            values = values + (log_q[:, -1].exp() - (1 - p.sum(1))).abs()
+        return 0.5 * values
 
-    monkeypatch.setitem(DIVERGENCES, "total_variation", total_variation)  # type: ignore[arg-type]
-    hidden, head, ids, p = problem(23)
-    assert Loss("total_variation")(hidden, head, ids, p).shape == (7,)
+    def scaled_half_l1(log_q, p, missing_probability="tail", *, beta=0.5):
+        return beta * half_l1(log_q, p, missing_probability)
+
+    monkeypatch.setitem(DIVERGENCES, "half_l1", half_l1)  # type: ignore[arg-type]
+    monkeypatch.setitem(DIVERGENCES, "scaled_half_l1", scaled_half_l1)  # type: ignore[arg-type]
+    monkeypatch.setitem(DENSE, "half_l1", lambda p, q, beta: 0.5 * (p - q).abs().sum())
+    monkeypatch.setitem(DENSE, "scaled_half_l1", lambda p, q, beta: 0.5 * beta * (p - q).abs().sum())
+    assert not uses_beta("half_l1") and uses_beta("scaled_half_l1") and not uses_beta("no such divergence")
+    for name in ("half_l1", "scaled_half_l1"):
+        for mode in ("renormalised", "tail"):
+            test_each_divergence_has_the_value_and_gradient_of_its_dense_definition(name, mode, 1.0, None, False, 0.1)
+        test_each_divergence_is_zero_at_the_teachers_distribution_and_a_smooth_one_has_gradient_zero(name)

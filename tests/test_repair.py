@@ -34,6 +34,7 @@ from potstill.training.teacher_scores import (
     self_written_target,
     teacher_forced_scores,
 )
+from test_loss import SMOOTH
 from test_training import TEXTS, TOKENIZER, make
 
 REPLAY = "train.replay={share: 0.2, sets: [more]}"
@@ -194,7 +195,7 @@ def test_the_reverse_divergence_of_a_student_is_that_of_whole_distributions(fami
     assert torch.allclose(found, wanted, atol=1e-4 * float(wanted.abs().max()) + 1e-6)
 
 
-@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "generalized_jsd"])
+@pytest.mark.parametrize("divergence", SMOOTH)  # with a corner at p = q, steps do not shrink near it
 def test_a_student_comes_nearer_to_what_scores_its_own_texts(divergence) -> None:
     student, scorer = make("causal"), make("causal")
     with torch.no_grad():

@@ -22,7 +22,8 @@ M their sum, q the student's softmax over the whole vocabulary and Q the student
 All are 0 with gradient 0 where q is the teacher's own distribution (`raw`: if the candidates are complete, M = 1).
 
 `sparse_kl` and `weighted_sparse_kl` know this gradient, and never hold more than one chunk of logits. Every other
-divergence is a few lines on `candidate_log_probabilities`; see `potstill.losses.divergences`.
+divergence is a function in `potstill.losses.divergences`, computed from `candidate_log_probabilities`, with the
+gradient of autograd.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from potstill.losses.divergences import (
     forward_kl,
     generalized_jsd,
     reverse_kl,
+    uses_beta,
 )
 from potstill.losses.sparse import (
     KERNELS,
@@ -71,5 +73,6 @@ __all__ = [
     "measure_kernels",
     "reverse_kl",
     "sparse_kl",
+    "uses_beta",
     "weighted_sparse_kl",
 ]

@@ -44,8 +44,9 @@ def candidate_log_probabilities(
     hidden, lm_head, ids, bias, scale, softcap, chunk_rows  as in `potstill.losses.sparse_kl`
     with_rest     one more column [n, k + 1]: the log-probability of all tokens that are not candidates. It is summed
                   over these tokens, so it is exact also where the candidates have almost all probability
-    is_candidate  [n, k] bool: False for slots that are padding; they get the value of their id and belong to the rest.
-                  None if there is no padding. Candidates are distinct within a row
+    is_candidate  [n, k] bool: False for slots that are padding. Such a slot still gets the log-probability of the id
+                  that stands there, which the caller has to ignore; its token is in the rest, unless another slot of
+                  the row is a candidate with that id. None if there is no padding. Candidates are distinct within a row
 
     Returns float32 (float64 for float64 inputs), also for bfloat16 inputs and under autocast; -inf for an empty rest.
     Memory beside the result: one chunk of logits. Asserts shapes and ids.

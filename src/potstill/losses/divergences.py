@@ -1,22 +1,23 @@
 """Divergences between a sparse teacher and the student; `train.divergence` chooses one by its name in `DIVERGENCES`.
 
     >>> log_q, p = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.5, 0.25]])
-    >>> [round(float(divergence(log_q, p, "tail")), 6) for divergence in DIVERGENCES.values()]
-    [0.0, 0.0, 0.0]
+    >>> all(abs(divergence(log_q, p, "tail").item()) < 1e-6 for divergence in DIVERGENCES.values())
+    True
 
-A divergence is a function (log_q, p, missing_probability) -> [n] in nats, not reduced, and gradients flow through
-log_q. log_q [n, k] are the student's log-probabilities at the candidates (`candidate_log_probabilities`); under `tail`
-they are [n, k + 1], where the last column is the rest of the vocabulary (`with_rest=True`). p [n, k] are the teacher's
-probabilities, and a slot of probability 0 is padding.
+A divergence is a function (log_q, p, missing_probability) -> [n], in nats or a number without unit, not reduced.
+Autograd makes its gradient through log_q. log_q [n, k] are the student's log-probabilities at the candidates
+(`candidate_log_probabilities`); under `tail` they are [n, k + 1], where the last column is the rest of the vocabulary
+(`with_rest=True`). p [n, k] are the teacher's probabilities. A slot of p = 0 is padding and must add 0 to value and
+gradient, whatever log_q says there.
 
 To add a divergence, write such a function and enter it in `DIVERGENCES`; nothing else changes. If it has a keyword
-`beta`, it gets `train.divergence_beta`.
+`beta`, it gets `train.divergence_beta`, and the key counts in the identity of a run (`uses_beta`).
 
-    missing_probability   forward_kl                        reverse_kl, generalized_jsd
-    raw                   missing probability counts as 0   refused: they need to know what the teacher leaves out
+    missing_probability   forward_kl                        with `_mask_and_rescale`, as reverse_kl
+    raw                   missing probability counts as 0   refused: it needs to know what the teacher leaves out
     renormalised          p is scaled to 1                  p and q are both scaled to 1 over the candidates
-    tail                  the rest of the vocabulary is one more outcome; reverse_kl and generalized_jsd give it at
-                          least 1e-6 of the teacher's probability, because the reverse divergence from 0 is infinite
+    tail                  the rest of the vocabulary is one more outcome; reverse_kl and generalized_jsd raise the
+                          teacher's tail to at least 1e-6, because the reverse divergence from 0 is infinite
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def forward_kl(log_q: Tensor, p: Tensor, missing_probability: MissingProbability
 def reverse_kl(log_q: Tensor, p: Tensor, missing_probability: MissingProbability = "tail") -> Tensor:
     """KL(student || teacher) = sum q log(q / p): the student gives up what the teacher does not say."""
     is_candidate = p > 0
-    log_q_candidates, p = _conditional(log_q, p, missing_probability)
+    log_q_candidates, p = _mask_and_rescale("reverse_kl", log_q, p, missing_probability)
     zero_on_padding = torch.where(is_candidate, log_q_candidates, 0.0)
     terms = log_q_candidates.exp() * (zero_on_padding - torch.where(is_candidate, p, 1.0).log())
     values = torch.where(is_candidate, terms, 0.0).sum(1)
@@ -89,7 +90,7 @@ def generalized_jsd(
     """
     assert 0 < beta < 1, f"beta is between 0 and 1, not {beta}: its limits are forward_kl and reverse_kl"
     is_outcome = p > 0
-    log_q_outcomes, p = _conditional(log_q, p, missing_probability)
+    log_q_outcomes, p = _mask_and_rescale("generalized_jsd", log_q, p, missing_probability)
     if missing_probability == "tail":
         log_rest, tail = _log_rest(log_q, p.shape[1]), tail_probability(p).clamp_min(MIN_TAIL)
         is_outcome = torch.cat([is_outcome, (log_rest > -torch.inf).unsqueeze(1)], 1)
@@ -108,6 +109,17 @@ DIVERGENCES: Final[Mapping[str, Divergence]] = {
     "reverse_kl": reverse_kl,
     "generalized_jsd": generalized_jsd,
 }
+
+
+def uses_beta(name: str) -> bool:
+    """Whether the divergence has a keyword `beta`, so that `train.divergence_beta` changes it.
+
+    False for a name that is not in `DIVERGENCES`: `Loss` refuses it.
+
+    >>> uses_beta("generalized_jsd"), uses_beta("reverse_kl")
+    (True, False)
+    """
+    return name in DIVERGENCES and "beta" in inspect.signature(DIVERGENCES[name]).parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +159,10 @@ class Loss:
     @property
     def _function(self) -> Divergence:
         function: Any = DIVERGENCES[self.divergence]
-        return partial(function, beta=self.beta) if "beta" in inspect.signature(function).parameters else function
+        return partial(function, beta=self.beta) if uses_beta(self.divergence) else function
 
     def __call__(self, hidden: Tensor, lm_head: Tensor, ids: Tensor, probs: Tensor, **head: Any) -> Tensor:
-        """Values [n], in nats, of hidden states [n, d]; head: bias, scale and softcap as in `sparse_kl`."""
+        """Values [n] of hidden states [n, d], not reduced; head: bias, scale and softcap as in `sparse_kl`."""
         if self.divergence == "forward_kl":
             return sparse_kl(hidden, lm_head, ids, probs, missing_probability=self.missing_probability, **head)
         if self.missing_probability == "renormalised":
@@ -176,11 +188,17 @@ class Loss:
 DEFAULT_LOSS: Final = Loss()  # forward KL of what the teacher shows, as in the paper
 
 
-def _conditional(log_q: Tensor, p: Tensor, missing_probability: MissingProbability) -> tuple[Tensor, Tensor]:
-    """The student's and the teacher's side over the candidates, [n, k] each: log_q is -inf on padding."""
+def _mask_and_rescale(
+    name: str, log_q: Tensor, p: Tensor, missing_probability: MissingProbability
+) -> tuple[Tensor, Tensor]:
+    """The student's and the teacher's side at the candidates, [n, k] each: log_q is -inf on padding (p = 0).
+
+    Under `renormalised` both are rescaled to sum 1; under `tail` they stay as they are, and what is missing to 1 is
+    left to the caller. `raw` is refused with a UserError that names the divergence `name`.
+    """
     if missing_probability == "raw":
         raise UserError(
-            "this divergence needs to know what the teacher leaves out",
+            f"{name} cannot use missing_probability: raw, because it needs to know what the teacher leaves out",
             code="E-train-divergence-needs-tail",
             where="train.missing_probability",
             found="raw",
@@ -193,5 +211,6 @@ def _conditional(log_q: Tensor, p: Tensor, missing_probability: MissingProbabili
 
 
 def _log_rest(log_q: Tensor, k: int) -> Tensor:
+    """The student's log-probability [n] of the rest of the vocabulary: the last column under `tail`."""
     assert log_q.shape[1] == k + 1, "a tail needs candidate_log_probabilities(..., with_rest=True)"
     return log_q[:, -1]

@@ -211,11 +211,11 @@ class TrainSection(Section):
     )
     divergence: str = Field(
         default="forward_kl",
-        description="Name in losses/divergences.py: forward_kl, reverse_kl, generalized_jsd. The latter two need "
-        "missing_probability: tail or renormalised.",
+        description="Name in the table DIVERGENCES of losses/divergences.py. All but forward_kl may need "
+        "missing_probability: tail or renormalised; an unknown name is refused with the names there are.",
     )
     divergence_beta: float = Field(
-        default=0.5, gt=0, lt=1, description="Weight of the teacher in the mixture of generalized_jsd."
+        default=0.5, gt=0, lt=1, description="The beta of a divergence that has one: the teacher's weight in a mixture."
     )
     steps: Positive = Field(default=1000, description="Number of optimizer steps.")
     prompts_per_step: Positive = Field(

@@ -52,8 +52,8 @@ class Repair(Stage):
         }
 
     def free(self, recipe: Recipe) -> tuple[str, ...]:
-        plain = recipe.on_policy is None or recipe.on_policy.divergence in ("forward_kl", "reverse_kl")
-        unused = ("train.divergence_beta",) if plain else ()
+        has_beta = recipe.on_policy is not None and losses.uses_beta(recipe.on_policy.divergence)
+        unused = () if has_beta else ("train.divergence_beta",)
         return (*checkpoint.list_unused_keys("validation"), *unused)
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:

@@ -63,17 +63,17 @@ class Train(Stage):
         }
 
     def free(self, recipe: Recipe) -> tuple[str, ...]:
-        """Keys about speed, the number of steps under a constant schedule, keys of evaluation without early stopping, and
-        optional keys that are not set, so that a manifest does not name them."""
+        """Keys about speed, the number of steps under a constant schedule, keys of evaluation without early stopping,
+        `divergence_beta` where the divergence has no beta, and optional keys that are not set, so that a manifest does
+        not name them."""
         absent = [
             f"train.{name}"
             for name in ("replay", "early_stopping_patience", "loss_weights")
             if getattr(recipe.train, name) is None
         ]
         absent += ["train.uniform_over"] if recipe.train.uniform_over == "questions" else []
-        absent += [
-            f"train.{name}" for name in ("divergence", "divergence_beta") if recipe.train.divergence == "forward_kl"
-        ]
+        absent += ["train.divergence"] if recipe.train.divergence == losses.DEFAULT_LOSS.divergence else []
+        absent += [] if losses.uses_beta(recipe.train.divergence) else ["train.divergence_beta"]
         unread = (
             checkpoint.list_unused_keys("validation")
             if recipe.train.early_stopping_patience
