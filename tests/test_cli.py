@@ -300,7 +300,7 @@ def test_dry_run_plans_and_writes_nothing(tmp_path: Path, world: Path, said: Cal
     (tmp_path / "recipe.yaml").write_text(tiny.RECIPE)
     told = said("run", "recipe.yaml", "--dry-run", "--set", f"data={world}", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
-    for word in ("questions", "teacher", "parameters", "memory", "tokens a step", "time", "answers", "not used"):
+    for word in ("questions", "teacher", "parameters", "memory", "tokens per step", "time", "answers", "not used"):
         assert word in told.stdout
     assert "few             other test: +/- " in told.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
