@@ -4,7 +4,7 @@
     >>> value, equation = sums.solve(5, "-", 3)
     >>> value, equation
     (2, '5 - 3 = 2')
-    >>> sums.solve(15, "+", 15)
+    >>> sums.solve(15, "+", 15)  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
     tools.toy_models.problem.OutOfRange: 15 + 15
 

@@ -55,6 +55,7 @@ def checkpoint_label(checkpoint: Checkpoint) -> str:
 def readable_token(token: bytes | End) -> str:
     r"""A token as one short word: white space has symbols, bytes that are no text are hexadecimal.
 
+    >>> from potstill.records import END
     >>> readable_token(b" 12"), readable_token(b"\n"), readable_token(b"\xe2\x82"), readable_token(END)
     ('␣12', '⏎', 'E2 82', 'end')
     >>> readable_token(b"")
