@@ -171,7 +171,9 @@ def test_the_filter_drops_right_chains_with_wrong_sums_if_it_is_asked_to() -> No
     assert ChainFilter(FilterRules()).drop_reason(text, True) is None
     assert ChainFilter(FilterRules(drop_wrong_equations=True)).drop_reason(text, True) == "wrong sum"
     assert ChainFilter(FilterRules(drop_wrong_equations=True)).drop_reason(SOLVED, True) is None
-    assert ChainFilter(FilterRules(drop_wrong_equations=True)).drop_reason(text, False) is None, "a wrong answer is reason enough"
+    assert ChainFilter(FilterRules(drop_wrong_equations=True)).drop_reason(text, False) is None, (
+        "a wrong answer is reason enough"
+    )
 
 
 def test_in_a_run_marks_reach_the_targets_the_terminal_and_the_page(world: Path, tmp_path: Path, capsys) -> None:
