@@ -184,7 +184,10 @@ class TeacherSection(Section):
     model: str | None = Field(
         default=None, description="Model folder for local and vllm; the model's name on the server for openai."
     )
-    chains: str | None = Field(default=None, description="File of chains for replay, JSONL or Parquet.")
+    chains: str | None = Field(
+        default=None,
+        description="File of chains for replay: JSON lines, CSV, Parquet or another form that a set may have.",
+    )
     prompt: str | None = Field(default=None, description="Text file of demonstrations for the prompt.")
     chat: Literal["auto"] | bool = Field(
         default="auto",

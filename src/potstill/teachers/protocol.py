@@ -204,7 +204,7 @@ class TextTeacher(Teacher, Protocol):
         return batches if self.scorer is None else self.scorer.score(questions, batches)
 
     def inputs(self) -> dict[str, str]:
-        return super().inputs() if self.scorer is None else self.scorer.inputs()
+        return super().inputs() | ({} if self.scorer is None else self.scorer.inputs())
 
     def free_keys(self) -> set[str]:
         return super().free_keys() if self.scorer is None else self.scorer.free_keys()
