@@ -186,7 +186,7 @@ class TeacherSection(Section):
     )
     chains: str | None = Field(
         default=None,
-        description="File of chains for replay: JSON lines, CSV, Parquet or another form that a set may have.",
+        description="File of chains for replay: JSON lines, CSV, Parquet, or another form of a set.",
     )
     prompt: str | None = Field(default=None, description="Text file of demonstrations for the prompt.")
     chat: Literal["auto"] | bool = Field(
