@@ -218,7 +218,7 @@ def test_show_and_status_show_what_there_is(finished: Path, said: Callable[..., 
 
 
 def test_what_is_not_there_to_show_is_one_message(finished: Path, tmp_path: Path, said: Callable[..., Told]) -> None:
-    assert "code: E-cli-no-run" in said("status", tmp_path).stderr
+    assert "code: E-run-not-a-run" in said("status", tmp_path).stderr
     told = said("show", finished, "--chain", "sums/none#0")
     assert told.returncode == 2 and told.stderr.startswith("sums/none#0: ") and "E-cli-unknown-chain" in told.stderr
     example = told.stderr.splitlines()[1].split()[-1]
@@ -320,7 +320,7 @@ def test_compare_prints_paired_differences_and_writes_what_changed(
         assert (row["first"]["grade"] == "right") != (row["second"]["grade"] == "right")
     same = said("compare", finished, finished, columns=160)
     assert same.returncode == 0 and " 0.0 " in same.stdout
-    for wrong, message in ((f"{finished}@3", "E-cli-compare-unevaluated"), ("nowhere", "E-cli-no-run")):
+    for wrong, message in ((f"{finished}@3", "E-cli-compare-unevaluated"), ("nowhere", "E-run-not-a-run")):
         told = said("compare", finished, wrong, cwd=tmp_path)
         assert told.returncode == 2 and message in told.stderr
 

@@ -228,7 +228,7 @@ def test_check_sees_a_stage_from_another_run(world: Path, at: Path, tmp_path: Pa
 
 
 def test_check_of_what_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="E-cli-no-run"):
+    with pytest.raises(UserError, match="E-run-not-a-run"):
         CliRunner().invoke(cli.app, ["check", str(tmp_path)], catch_exceptions=False)
 
 

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from potstill.errors import UserError
 from potstill.recipe import Recipe, load_recipe
+from potstill.run_reader import open_run
 from potstill.storage import manifest
 
 
 def read_run_recipe(run_dir: Path) -> Recipe:
     """The recipe of a run directory. Raises UserError if it has none."""
-    path = run_dir / "recipe.yaml"
-    if not path.is_file():
-        raise UserError(
-            "not a run directory",
-            code="E-cli-no-run",
-            where=run_dir,
-            found="no recipe.yaml",
-            hint="name a run directory such as runs/demo",
-        )
-    return load_recipe(path)
+    return open_run(run_dir).recipe
 
 
 def open_run_or_recipe(path: Path) -> tuple[Recipe, Path]:
