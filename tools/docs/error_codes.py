@@ -48,31 +48,58 @@ def page() -> str:
 
 def raised() -> Iterator[Raised]:
     """Every call with an error code among its arguments."""
-    for path in sorted(SOURCE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    trees = {path: ast.parse(path.read_text("utf-8")) for path in sorted(SOURCE.rglob("*.py"))}
+    functions = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    parameters = {node.name: [argument.arg for argument in node.args.args] for node in functions}
+    for path, tree in trees.items():
+        assigned = _Assigned(tree)
+        for node in ast.walk(tree):
             if isinstance(node, ast.Call):
-                yield from _of_call(node, path.relative_to(SOURCE).parts[0])
+                yield from _of_call(node, path.relative_to(SOURCE).parts[0], parameters, assigned)
 
 
-def _of_call(node: ast.Call, package: str) -> Iterator[Raised]:
-    texts = [_text(each) for each in node.args]
-    named = {each.arg: _text(each.value) for each in node.keywords if each.arg}
+def _of_call(node: ast.Call, package: str, parameters: dict[str, list[str]], assigned: _Assigned) -> Iterator[Raised]:
+    """A helper's positional arguments have the names of its parameters."""
+    texts = [assigned.text(each) for each in node.args]
+    called = node.func.id if isinstance(node.func, ast.Name) else ""
+    named = dict(zip(parameters.get(called, ()), texts, strict=False))
+    named |= {each.arg: assigned.text(each.value) for each in node.keywords if each.arg}
     code = next((each for each in [named.get("code", ""), *texts] if CODE.fullmatch(each)), None)
     if code:
         what = named.get("what") or next((each for each in texts if each and each != code), "")
-        yield Raised(code, what, named.get("hint") or named.get("do") or "", package)
+        yield Raised(code, what, named.get("hint", ""), package)
 
 
-def _text(node: ast.expr) -> str:
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value
-    if isinstance(node, ast.JoinedStr):
-        return "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)  # type: ignore[misc]
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return _text(node.left) + _text(node.right)
-    if isinstance(node, ast.IfExp):
-        return " / ".join(filter(None, (_text(node.body), _text(node.orelse))))
-    return ""
+class _Assigned:
+    """The texts of a module, where a variable has the text that was assigned to it last above the call."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        self._texts: list[tuple[int, str, ast.expr]] = []
+        for node in ast.walk(tree):
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            value = getattr(node, "value", None)
+            if not isinstance(node, ast.Assign | ast.AnnAssign) or value is None:
+                continue
+            for target in targets:
+                pairs = [(target, value)]
+                if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+                    pairs = list(zip(target.elts, value.elts, strict=False))
+                self._texts += [(node.lineno, name.id, text) for name, text in pairs if isinstance(name, ast.Name)]
+        self._texts.sort(key=lambda row: row[0])
+
+    def text(self, node: ast.expr | None) -> str:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            return node.value
+        if isinstance(node, ast.JoinedStr):
+            return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            return self.text(node.left) + self.text(node.right)
+        if isinstance(node, ast.IfExp):
+            return " / ".join(filter(None, (self.text(node.body), self.text(node.orelse))))
+        if isinstance(node, ast.Name):
+            above = [value for line, name, value in self._texts if name == node.id and line < node.lineno]
+            return self.text(above[-1]) if above else ""
+        return ""
 
 
 def _escape(text: str) -> str:

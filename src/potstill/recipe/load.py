@@ -38,7 +38,73 @@ MAX_DEPTH: Final = 40
 MAX_VALUES: Final = 10_000  # with every alias expanded
 MAX_DIGITS: Final = 400  # of one number
 NUMBER: Final = re.compile(r"[-+]?(0x[0-9a-fA-F_]+|0o[0-7_]+|[0-9_.]+([eE][-+]?[0-9_]+)?)")
+# No message repeats the value of such a key.
+SECRET_KEY: Final = re.compile(
+    r"(?:^|[^a-z])(?:api.?key|key|password|secret|(?:access|api|auth).?token)s?(?:$|[^a-z])", re.IGNORECASE
+)
+ANY_NAME: Final = "NAME"  # in place of a name that the user chooses, such as a set's
 NOT_A_RECIPE: Final = "name a recipe file (YAML)"
+
+_COLON_HINT: Final = "write `key: value` with a space after the colon, and quote a text that contains a colon"
+_CONTROL_HINT: Final = "remove the control character, or write it as an escape in double quotes"
+_YAML_HINTS: Final = {  # part of ruamel's message -> what to do
+    r"'\t'": "indent with spaces, not with tabs",
+    "another document": "a file holds one recipe: remove the line `---` and everything after it",
+    "duplicate key": "write each key once",
+    "undefined alias": "quote a text that begins with *, or write the value instead of the alias",
+    "mapping values are not allowed": _COLON_HINT,
+    "could not find expected ':'": _COLON_HINT,
+    "special characters are not allowed": _CONTROL_HINT,
+    "control characters": _CONTROL_HINT,
+}
+_MAPPING_HINT: Final = ("a mapping of keys", "write its keys on the lines below it, indented")
+_CONTAINER_HINTS: Final = {  # pydantic's type of an error -> what the value must be, and how to write it
+    "model_type": _MAPPING_HINT,
+    "model_attributes_type": _MAPPING_HINT,
+    "dict_type": _MAPPING_HINT,
+    "list_type": ("a list", "write [one] or [one, another]"),
+}
+_SECTION_EXAMPLES: Final = {
+    "sets": "for example `sets: {animals: {file: animals.jsonl}}`",
+    "questions": "for example `questions: {train: [animals], out_of_distribution: [largest]}`",
+    "teacher": "for example `teacher: {kind: human}` or `teacher: {kind: openai, model: NAME}`",
+    "student": "for example `student: {model: FOLDER}`",
+    "train": "for example `train: {steps: 200}`",
+    "evaluate": "for example `evaluate: {max_tokens: 256}`",
+    "filter": "for example `filter: {max_per_question: 4}`",
+    "report": "for example `report: {examples: 6}`",
+}
+_TYPE_HINTS: Final = {
+    "int_type": "write a whole number, such as 4",
+    "int_from_float": "write a whole number, such as 4",
+    "float_type": "write a number, such as 0.5 or 5e-4",
+    "bool_type": "write true or false",
+    "string_type": "write one text",
+    "string_unicode": "remove the half of a surrogate pair, or write the whole character",
+    "string_too_short": "write at least one character",
+    "string_too_long": "write one character",
+    "too_short": "name at least one",
+    "too_long": "name fewer",
+    "finite_number": "write a finite number",
+    "none_required": "leave the value empty",
+}
+_BOUND_HINTS: Final = {  # pydantic's type of an error -> the limit in its context, and how to say it
+    "greater_than": ("gt", "greater than"),
+    "greater_than_equal": ("ge", "of at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "of at most"),
+}
+_PATTERN_HINTS: Final = {
+    NAME_PATTERN: "begin with a letter or a digit, then at most 99 letters, digits, dots, underscores or hyphens",
+    DECODING_PATTERN: "write greedy, vote-8 or best-8, with +calculator if a calculator computes the equations",
+    r"^[0-9a-f]{64}$": "write 64 hexadecimal digits (sha256sum FILE)",
+    r"^[0-9a-f]{40}$": "write the whole commit, 40 hexadecimal digits: the hub shows it under History",
+    r"^https?://": "begin with http:// or https://",
+}
+
+
+def _fault(code: str, what: str, where: object, found: object = "", hint: str = "") -> UserError:
+    return UserError(what, code=code, where=where, found=found, hint=hint)
 
 
 class _DateAsTextConstructor(RoundTripConstructor):
@@ -60,16 +126,18 @@ def load_yaml(text: str, where: str) -> Any:
     except YAMLError as fault:
         mark = getattr(fault, "problem_mark", None) or getattr(fault, "context_mark", None)
         place = f"{where} line {mark.line + 1}" if mark else where
-        problem = getattr(fault, "problem", None) or str(fault).partition("\n")[0]
-        problem = problem.partition(" with value ")[0]  # of a duplicate key: its value may be a secret
         if isinstance(fault, ReaderError):
             place = f"{where} line {text.count(chr(10), 0, fault.position) + 1}"
-        raise _invalid_yaml(place, problem, _yaml_hint(problem)) from None
+        problem = getattr(fault, "problem", None) or str(fault).partition("\n")[0]
+        problem = problem.partition(" with value ")[0]  # of a duplicate key: its value may be a secret
+        default = "correct this line or the one before it: an unclosed quote or bracket is noticed later"
+        hint = next((hint for part, hint in _YAML_HINTS.items() if part in problem), default)
     except RecursionError:
         raise _too_deep(where) from None
     except (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError) as fault:
         # ruamel's own conversion of a value or a directive failed
-        raise _invalid_yaml(where, fault, "write plain keys and values, and quote texts") from None
+        place, problem, hint = where, fault, "write plain keys and values, and quote texts"
+    raise _fault("E-recipe-yaml", "not valid YAML", place, _shorten(problem), hint)
 
 
 def plain_values(tree: Any, where: str) -> Any:
@@ -77,13 +145,8 @@ def plain_values(tree: Any, where: str) -> Any:
     try:
         return json.loads(json.dumps(tree, default=str))
     except (TypeError, ValueError, RecursionError) as fault:
-        raise UserError(
-            "these values do not belong in a recipe",
-            code="E-recipe-values",
-            where=where,
-            found=_shorten(fault),
-            hint="write plain keys and values",
-        ) from None
+        message, hint = "these values do not belong in a recipe", "write plain keys and values"
+        raise _fault("E-recipe-values", message, where, _shorten(fault), hint) from None
 
 
 def key_lines(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
@@ -118,23 +181,13 @@ def _check_events(text: str, where: str) -> None:
         anchor, tag = getattr(event, "anchor", None), getattr(event, "tag", None)
         if anchor is not None and kind != "AliasEvent":
             if str(anchor) in anchors:
-                raise UserError(
-                    "two anchors have the same name",
-                    code="E-recipe-yaml-anchor",
-                    where=place,
-                    found=f"&{anchor}",
-                    hint="give each anchor its own name",
-                )
+                hint = "give each anchor its own name"
+                raise _fault("E-recipe-yaml-anchor", "two anchors have the same name", place, f"&{anchor}", hint)
             anchors.add(str(anchor))
         if kind == "AliasEvent":
             if anchor in [name for name, _ in open_nodes]:
-                raise UserError(
-                    "a value contains itself",
-                    code="E-recipe-yaml-anchor",
-                    where=place,
-                    found=f"*{anchor}",
-                    hint="write the value instead of the alias",
-                )
+                hint = "write the value instead of the alias"
+                raise _fault("E-recipe-yaml-anchor", "a value contains itself", place, f"*{anchor}", hint)
             total += sizes.get(str(anchor), 1)
         elif kind in ("MappingStartEvent", "SequenceStartEvent"):
             open_nodes.append((None if anchor is None else str(anchor), total))
@@ -146,21 +199,13 @@ def _check_events(text: str, where: str) -> None:
         elif kind == "ScalarEvent":
             total += 1
             if event.style is None and len(event.value) > MAX_DIGITS and NUMBER.fullmatch(event.value):
-                raise UserError(
-                    "the number has too many digits",
-                    code="E-recipe-yaml-number",
-                    where=place,
-                    found=f"{event.value[:20]}... ({len(event.value)} digits)",
-                    hint=f"write a number of at most {MAX_DIGITS} digits",
-                )
+                found = f"{event.value[:20]}... ({len(event.value)} digits)"
+                hint = f"write a number of at most {MAX_DIGITS} digits"
+                raise _fault("E-recipe-yaml-number", "the number has too many digits", place, found, hint)
         if tag is not None and str(tag) != "!":
-            raise UserError(
-                "tags are not allowed in a recipe",
-                code="E-recipe-yaml-tag",
-                where=place,
-                found=_shorten(str(tag).replace("tag:yaml.org,2002:", "!!")),
-                hint="write the value without the tag; a quoted value is text",
-            )
+            found = _shorten(str(tag).replace("tag:yaml.org,2002:", "!!"))
+            hint = "write the value without the tag; a quoted value is text"
+            raise _fault("E-recipe-yaml-tag", "tags are not allowed in a recipe", place, found, hint)
         if len(open_nodes) > MAX_DEPTH:
             raise _too_deep(place)
         if total > MAX_VALUES:
@@ -168,90 +213,17 @@ def _check_events(text: str, where: str) -> None:
 
 
 def _too_large(where: str, found: str) -> UserError:
-    return UserError("too large for a recipe", code="E-recipe-too-large", where=where, found=found, hint=NOT_A_RECIPE)
+    return _fault("E-recipe-too-large", "too large for a recipe", where, found, NOT_A_RECIPE)
 
 
 def _too_deep(where: str) -> UserError:
-    return UserError(
-        "nested too deeply",
-        code="E-recipe-too-deep",
-        where=where,
-        found=f"more than {MAX_DEPTH} levels",
-        hint="a recipe has at most five levels: close the open brackets",
-    )
-
-
-def _invalid_yaml(where: str, problem: object, hint: str) -> UserError:
-    return UserError("not valid YAML", code="E-recipe-yaml", where=where, found=_shorten(problem), hint=hint)
-
-
-def _yaml_hint(problem: str) -> str:
-    if r"'\t'" in problem:
-        return "indent with spaces, not with tabs"
-    if "another document" in problem:
-        return "a file holds one recipe: remove the line `---` and everything after it"
-    if "duplicate key" in problem:
-        return "write each key once"
-    if "undefined alias" in problem:
-        return "quote a text that begins with *, or write the value instead of the alias"
-    if "mapping values are not allowed" in problem or "could not find expected ':'" in problem:
-        return "write `key: value` with a space after the colon, and quote a text that contains a colon"
-    if "special characters are not allowed" in problem or "control characters" in problem:
-        return "remove the control character, or write it as an escape in double quotes"
-    return "correct this line or the one before it: an unclosed quote or bracket is noticed later"
+    hint = "a recipe has at most five levels: close the open brackets"
+    return _fault("E-recipe-too-deep", "nested too deeply", where, f"more than {MAX_DEPTH} levels", hint)
 
 
 def _shorten(value: object) -> str:
     text = str(value)
     return text if len(text) <= 300 else f"{text[:300]}..."
-
-
-ANY_NAME: Final = "NAME"  # stands for a name that the user chooses, such as a set's
-
-_CONTAINER_HINTS: Final = {
-    "model_type": ("a mapping of keys", "write its keys on the lines below it, indented"),
-    "model_attributes_type": ("a mapping of keys", "write its keys on the lines below it, indented"),
-    "dict_type": ("a mapping of keys", "write its keys on the lines below it, indented"),
-    "list_type": ("a list", "write [one] or [one, another]"),
-}
-_SECTION_EXAMPLES: Final = {
-    "sets": "for example `sets: {animals: {file: animals.jsonl}}`",
-    "questions": "for example `questions: {train: [animals], out_of_distribution: [largest]}`",
-    "teacher": "for example `teacher: {kind: human}` or `teacher: {kind: openai, model: NAME}`",
-    "student": "for example `student: {model: FOLDER}`",
-    "train": "for example `train: {steps: 200}`",
-    "evaluate": "for example `evaluate: {max_tokens: 256}`",
-    "filter": "for example `filter: {max_per_question: 4}`",
-    "report": "for example `report: {examples: 6}`",
-}
-
-# No message repeats the value of such a key.
-SECRET_KEY: Final = re.compile(
-    r"(?:^|[^a-z])(?:api.?key|key|password|secret|(?:access|api|auth).?token)s?(?:$|[^a-z])", re.IGNORECASE
-)
-
-
-_TYPE_HINTS: Final = {
-    "int_type": "write a whole number, such as 4",
-    "int_from_float": "write a whole number, such as 4",
-    "float_type": "write a number, such as 0.5 or 5e-4",
-    "bool_type": "write true or false",
-    "string_type": "write one text",
-    "string_unicode": "remove the half of a surrogate pair, or write the whole character",
-    "string_too_short": "write at least one character",
-    "string_too_long": "write one character",
-    "too_short": "name at least one",
-    "too_long": "name fewer",
-    "finite_number": "write a finite number",
-    "none_required": "leave the value empty",
-}
-_PATTERN_HINTS: Final = {
-    NAME_PATTERN: "begin with a letter or a digit, then at most 99 letters, digits, dots, underscores or hyphens",
-    DECODING_PATTERN: "write greedy, vote-8 or best-8, with +calculator if a calculator computes the equations",
-    r"^[0-9a-f]{64}$": "write 64 hexadecimal digits (sha256sum FILE)",
-    r"^[0-9a-f]{40}$": "write the whole commit, 40 hexadecimal digits: the hub shows it under History",
-    r"^https?://": "begin with http:// or https://",
-}
 
 
 def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
@@ -262,39 +234,27 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as fault:
-        raise UserError(
-            "the recipe cannot be read", code="E-recipe-unreadable", where=path, found=fault.strerror, hint=NOT_A_RECIPE
-        ) from None
+        raise _fault("E-recipe-unreadable", "the recipe cannot be read", path, fault.strerror, NOT_A_RECIPE) from None
     except UnicodeDecodeError as fault:
-        raise UserError(
-            "the recipe is not UTF-8 text", code="E-recipe-utf8", where=path, found=fault.reason, hint=NOT_A_RECIPE
-        ) from None
+        raise _fault("E-recipe-utf8", "the recipe is not UTF-8 text", path, fault.reason, NOT_A_RECIPE) from None
     return parse_recipe(text, str(path), changes)
 
 
 def parse_recipe(text: str, where: str, changes: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML text. `where` names the text in messages."""
     tree = load_yaml(text, where)
-    if tree is None or not isinstance(tree, Mapping):
-        raise UserError(
-            "a recipe must be a mapping of keys",
-            code="E-recipe-not-a-mapping",
-            where=where,
-            found="nothing" if tree is None else "a list" if isinstance(tree, list) else repr(tree)[:80],
-            hint="begin with `name: ...`",
-        )
+    if not isinstance(tree, Mapping):
+        found = "nothing" if tree is None else "a list" if isinstance(tree, list) else repr(tree)[:80]
+        message = "a recipe must be a mapping of keys"
+        raise _fault("E-recipe-not-a-mapping", message, where, found, "begin with `name: ...`")
     lines = dict(key_lines(tree))
     values = plain_values(tree, where)
     origins: dict[tuple[str, ...], str] = {}
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals or not key:
-            raise UserError(
-                "a change must have the form key=value",
-                code="E-recipe-change",
-                where=f"--set {change}",
-                hint="for example --set train.steps=20",
-            )
+            hint = "for example --set train.steps=20"
+            raise _fault("E-recipe-change", "a change must have the form key=value", f"--set {change}", hint=hint)
         keys = tuple(key.split("."))
         origins[keys] = f"--set {_display_change(key, value)}"
         lines = {line_keys: line for line_keys, line in lines.items() if line_keys[: len(keys)] != keys}
@@ -311,13 +271,9 @@ def _set_key(values: dict[str, Any], keys: tuple[str, ...], value: Any, where: s
         if inner is None:
             inner = values[key] = {}
         if not isinstance(inner, dict):
-            raise UserError(
-                f"{key} is a value, not a mapping of keys",
-                code="E-recipe-change",
-                where=where,
-                found="" if _is_secret(keys) else inner,
-                hint="set the key itself",
-            )
+            found = "" if _is_secret(keys) else inner
+            message = f"{key} is a value, not a mapping of keys"
+            raise _fault("E-recipe-change", message, where, found, "set the key itself")
         values = inner
     values[keys[-1]] = value
 
@@ -339,30 +295,22 @@ def _error_of_validation(
     dotted = ".".join(keys)
     if error["type"] == "extra_forbidden":
         if renamed := synonyms.RENAMED_KEYS.get(dotted):
-            return UserError(
-                f"{dotted} is now called {renamed}",
-                code="E-recipe-renamed-key",
-                where=place,
-                hint=f"write {renamed}; its values are the same",
-            )
-        return UserError(f"unknown key {dotted}", code="E-recipe-unknown-key", where=place, hint=_suggest_key(keys))
+            hint = f"write {renamed}; its values are the same"
+            return _fault("E-recipe-renamed-key", f"{dotted} is now called {renamed}", place, hint=hint)
+        return _fault("E-recipe-unknown-key", f"unknown key {dotted}", place, hint=_suggest_key(keys))
     if error["type"] == "missing":
-        return UserError(f"{dotted} is missing", code="E-recipe-missing-key", where=place, hint=f"add {dotted}")
+        return _fault("E-recipe-missing-key", f"{dotted} is missing", place, hint=f"add {dotted}")
     hidden = isinstance(error["input"], dict) or _is_secret(keys)
     found = "" if hidden else json.dumps(error["input"], ensure_ascii=False, default=str)
     if error["type"] in _CONTAINER_HINTS:
         expected, hint = _CONTAINER_HINTS[error["type"]]
         if error["type"] != "list_type" and len(keys) < 3:
             hint = _SECTION_EXAMPLES.get(keys[0] if keys else "", hint)
-        return UserError(f"{dotted} must be {expected}", code="E-recipe-type", where=place, found=found, hint=hint)
-    hints = (_value_hint(other, dotted) for other in fault.errors() if _error_keys(other) == keys)
-    return UserError(
-        f"{dotted}: {error['msg']}" if dotted else error["msg"],
-        code=error["type"] if error["type"].startswith("E-") else "E-recipe-value",
-        where=place,
-        found=found,
-        hint=" or ".join(dict.fromkeys(hints)),
-    )
+        return _fault("E-recipe-type", f"{dotted} must be {expected}", place, found, hint)
+    hints = dict.fromkeys(_value_hint(other, dotted) for other in fault.errors() if _error_keys(other) == keys)
+    message = f"{dotted}: {error['msg']}" if dotted else error["msg"]
+    code = error["type"] if error["type"].startswith("E-") else "E-recipe-value"
+    return _fault(code, message, place, found, " or ".join(hints))
 
 
 def _error_keys(error: Any) -> tuple[str, ...]:
@@ -390,10 +338,9 @@ def _value_hint(error: Any, dotted: str) -> str:
     if kind == "string_type" and isinstance(written, int | float):
         secret = _is_secret(_error_keys(error))
         return "put it in quotes" if secret else f"put it in quotes: {json.dumps(str(written).lower())}"
-    bounds = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
-    if kind in bounds:
-        words = {"gt": "greater than", "ge": "of at least", "lt": "less than", "le": "of at most"}[bounds[kind]]
-        return f"write a number {words} {limits[bounds[kind]]}"
+    if kind in _BOUND_HINTS:
+        limit, comparison = _BOUND_HINTS[kind]
+        return f"write a number {comparison} {limits[limit]}"
     return _TYPE_HINTS.get(kind, f"change {dotted}" if dotted else "change one of the keys in this message")
 
 
@@ -410,7 +357,12 @@ def _display_change(key: str, value: str) -> str:
 
 def _suggest_key(keys: tuple[str, ...]) -> str:
     known = known_keys(Recipe)
-    siblings = [key for key in known if len(key) == len(keys) and all(map(_key_matches, key[:-1], keys[:-1]))]
+    siblings = [
+        key
+        for key in known
+        if len(key) == len(keys)
+        and all(part in (ANY_NAME, written) for part, written in zip(key[:-1], keys[:-1], strict=True))
+    ]
     for cutoff in (0.85, 0.6):
         near = difflib.get_close_matches(keys[-1], [key[-1] for key in siblings], 1, cutoff)
         if near:
@@ -421,10 +373,6 @@ def _suggest_key(keys: tuple[str, ...]) -> str:
     if elsewhere:
         return f"did you mean {'.'.join(elsewhere[0])}?"
     return f"known keys here: {', '.join(key[-1] for key in siblings)}" if siblings else "remove it"
-
-
-def _key_matches(known: str, written: str) -> bool:
-    return known in (ANY_NAME, written)
 
 
 def known_keys(section: type[BaseModel], before: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
