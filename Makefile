@@ -41,17 +41,17 @@ search: $(VENV)/installed
 test-lowest: $(VENV)-lowest/installed
 	$(VENV)-lowest/bin/python -m pytest -m "not slow"
 
-$(VENV)-lowest/installed: pyproject.toml constraints.txt tests/lowest.py
+$(VENV)-lowest/installed: pyproject.toml constraints.txt tests/support/lowest_versions.py
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)-lowest/bin/python tests/lowest.py > $(VENV)-lowest/lowest.txt
+	$(VENV)-lowest/bin/python tests/support/lowest_versions.py > $(VENV)-lowest/lowest.txt
 	$(VENV)-lowest/bin/python -m pip install --quiet --constraint constraints.txt \
 		--constraint $(VENV)-lowest/lowest.txt --editable '.[test]'
 	touch $@
 
 test-servers: $(VENV)/installed $(VENV)-vllm/installed $(VENV)-llama/installed
 	POTSTILL_VLLM=$(CURDIR)/$(VENV)-vllm/bin/python POTSTILL_LLAMA_CPP=$(CURDIR)/$(VENV)-llama/bin/python \
-		$(BIN)/python -m pytest tests/test_servers.py tests/test_live_run.py -s
+		$(BIN)/python -m pytest tests/live/test_servers.py tests/live/test_live_server.py -s
 
 $(VENV)-vllm/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-vllm

@@ -11,7 +11,7 @@ all positions and over those of pieces with a digit and at the start of lines:
     share      of the reachable gap closed: (paper - rule) / (paper - ceiling), by variation
 
 `text` knows the run's chains and the teacher's tokenizer, `text, bytes` the chains alone, `text, alone` neither. The
-ceiling knows perfectly how each shown outcome goes on. The language is `tests/oracle.py`; rules were tuned on seed 0.
+ceiling knows perfectly how each shown outcome goes on. The language is `tests/support/oracle.py`; rules were tuned on seed 0.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 import oracle
 from potstill import tokenization
 from potstill.alignment.cross_tokenizer import transfer

@@ -1,4 +1,4 @@
-"""How often is a grader right, and how fast is it? Ours beside others, on the pairs of tests/answers_cases.py.
+"""How often is a grader right, and how fast is it? Ours beside others, on the pairs of tests/support/grading_cases.py.
 
     POTSTILL_DATA=... python benchmarks/grading.py [--peers ENV/bin/python] [--categories]
 
@@ -22,11 +22,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 from alignment import machine
-from answers_cases import CASES
 from graders import GRADERS
+from grading_cases import CASES
 from potstill import data
 from potstill.grading import grade, infer_answer_type
 

@@ -44,7 +44,7 @@ from potstill.teachers import protocol
 from potstill.teachers.openai_api import request
 from potstill.teachers.openai_api.teacher import settings_from_recipe
 
-STUB = Path(__file__).parent.parent / "tests" / "stub.py"
+STUB = Path(__file__).parent.parent / "tests" / "support" / "stub.py"
 RECIPE = """
 name: bench
 sets:

@@ -49,7 +49,7 @@ class Announced(logging.Handler):
 
 logging.getLogger("transformers").addHandler(Announced(logging.WARNING))
 
-collect_ignore = ["elsewhere.py"]  # it makes a device for the whole process, so it has one of its own
+collect_ignore = ["support/pretended_device.py"]  # it makes a device for the whole process, so it has one of its own
 
 beartype_packages(tuple(f"potstill.{name}" for name in CHECKED))
 

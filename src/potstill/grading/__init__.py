@@ -16,7 +16,7 @@ To add an answer type, add an entry to the table in `answer_types`. A data set w
 questions may have the task `function: module:name` (see `custom`).
 
 VERSION counts the sets of rules; it is stored with every score. The rules of version 4, with their cases in
-`tests/answers_cases.py`:
+`tests/support/grading_cases.py`:
 
 Where the answer is
   - Markers are "the answer is 18", "Answer: 18", a heading "Final answer" with 18 below it, "<answer>18</answer>",

@@ -1,0 +1,500 @@
+"""The command line as a user meets it: help, exit codes, wrong input of every kind, and what each command shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import lowest_versions
+import tiny
+from potstill.storage import parquet
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def potstill(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    own = {name: value for name, value in os.environ.items() if name != "POTSTILL_DATA"}
+    command = [sys.executable, "-m", "potstill", *map(str, arguments)]
+    settings = {**own, "COLUMNS": "100", "NO_COLOR": "1", **environment}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=settings)
+
+
+Told = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Told]]:
+    """The command in this process, from its arguments to its exit code: a process of its own loads torch each time."""
+    from potstill import cli
+
+    before = signal.getsignal(signal.SIGINT)
+
+    def call(*arguments: object, cwd: Path | None = None, columns: int = 100) -> Told:
+        with monkeypatch.context() as patch:
+            patch.delenv("POTSTILL_DATA", raising=False)
+            for name, value in (("COLUMNS", str(columns)), ("NO_COLOR", "1")):
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", ["potstill", *map(str, arguments)])
+            if cwd is not None:
+                patch.chdir(cwd)
+            capsys.readouterr()
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+            told = capsys.readouterr()
+        code = ended.value.code or 0
+        assert isinstance(code, int)
+        return subprocess.CompletedProcess(["potstill"], code, told.out, told.err)
+
+    yield call
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.skipif(lowest_versions.older("typer", "0.29"), reason="earlier versions of typer word the same help in other ways")
+def test_help_is_what_it_was(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from potstill import cli
+
+    told = potstill("--help")
+    assert told.returncode == 0 and told.stdout == (GOLDEN / "help.txt").read_text("utf-8")
+    commands = told.stdout.partition("Commands:")[2].partition("\n\n")[0]
+    assert not [line for line in commands.splitlines() if line.endswith("...") or len(line) > 80]
+    monkeypatch.setenv("COLUMNS", "100")
+    for name in ("", "run", "show", "grade", "export", "sample", "track"):
+        with pytest.raises(SystemExit) as ended:
+            cli.app([*([name] if name else []), "--help"], prog_name="python -m potstill")
+        golden = GOLDEN / f"help{'-' + name if name else ''}.txt"
+        assert ended.value.code == 0
+        assert capsys.readouterr().out == golden.read_text("utf-8"), f"python -m potstill {name} --help > {golden.name}"
+
+
+def test_every_command_has_an_example_and_the_version_is_printed(said: Callable[..., Told]) -> None:
+    from potstill import __version__
+    from potstill.cli import app
+
+    assert all((command.epilog or "").startswith("Example: potstill ") for command in app.registered_commands)
+    assert said("--version").stdout == f"potstill {__version__}\n"
+
+
+def test_a_recipe_that_is_not_there_is_one_message(tmp_path: Path) -> None:
+    told = potstill("run", "absent.yaml", cwd=tmp_path)
+    assert told.returncode == 2
+    assert told.stderr.startswith("absent.yaml: ") and told.stderr.endswith("\n  code: E-recipe-unreadable\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def wrong(said: Callable[..., Told], tmp_path: Path, world: Path) -> Callable[..., str]:
+    """The message with which a run ends that cannot be made."""
+
+    def message(*changes: str) -> str:
+        (tmp_path / "recipe.yaml").write_text(tiny.RECIPE)
+        options = [part for change in (f"data={world}", *changes) for part in ("--set", change)]
+        told = said("run", "recipe.yaml", *options, cwd=tmp_path)
+        assert told.returncode == 2, told.stderr
+        assert "Traceback" not in told.stderr
+        return told.stderr
+
+    return message
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (["train.stps=3"], "E-recipe-unknown-key"),
+        (["train.steps=many"], "E-recipe-value"),
+        (["questions.out_of_distribution=[nowhere]"], "E-data-unknown-set"),
+        (["questions.train=[sum]"], "did you mean 'sums'?"),
+        (["questions.out_of_distribution=[svamp]"], "svamp"),
+        (["sets.other.file=sets/absent.jsonl"], "E-recipe-missing-path"),
+        (["teacher.model=absent"], "E-recipe-missing-path"),
+        (["student.tokenizer=absent"], "E-recipe-missing-path"),
+        (["student.shape=flan-t5-huge"], "no such shape"),
+        (["teacher.max_tokens=1"], "E-filter-nothing-kept"),
+        (["data=absent"], "E-data-no-folder"),
+    ],
+)
+def test_wrong_values_are_one_message(wrong: Callable[..., str], changes: list[str], message: str) -> None:
+    assert message in wrong(*changes)
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ('{"id": "0", "question": "Torn?", "answer": "1', "sums.jsonl line 13"),
+        ('{"id": "0", "question": "Again?", "answer": "1"}', "E-data-repeated-id"),
+        ('{"id": "x", "question": "No number?", "answer": "none"}', "sums.jsonl line 13"),
+        ('{"id": "x", "question": 7, "answer": "1"}', "sums.jsonl line 13"),
+        ('{"id": "x", "answer": "1"}', "sums.jsonl line 13"),
+        ("[]", "sums.jsonl line 13"),
+    ],
+)
+def test_wrong_records_name_their_line(
+    tmp_path: Path, world: Path, wrong: Callable[..., str], line: str, message: str
+) -> None:
+    path = tmp_path / "sums.jsonl"
+    path.write_text((world / "sets" / "sums.jsonl").read_text() + line + "\n")
+    assert message in wrong(f"sets.sums.file={path}")
+
+
+def test_an_empty_set_and_an_empty_split_are_told_apart(tmp_path: Path, wrong: Callable[..., str]) -> None:
+    path = tmp_path / "sums.jsonl"
+    path.write_text("")
+    assert "E-data-empty-set" in wrong(f"sets.sums.file={path}")
+    path.write_text(json.dumps({"id": "0", "question": "One?", "answer": "1"}) + "\n")
+    assert "E-data-empty-split" in wrong(f"sets.sums.file={path}")
+
+
+def test_a_vocabulary_that_is_too_small_for_the_tokenizer_is_refused(
+    tmp_path: Path, world: Path, wrong: Callable[..., str]
+) -> None:
+    """The teacher's folder with the student's larger or smaller tokenizer in it."""
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(world / "teacher", broken)
+    config = json.loads((broken / "config.json").read_text())
+    config["vocab_size"] = 7
+    (broken / "config.json").write_text(json.dumps(config))
+    assert str(broken) in wrong(f"teacher.model={broken}")
+
+
+def test_a_finished_run_refuses_other_keys_and_redo_consents(tmp_path: Path, world: Path) -> None:
+    at = tmp_path / "run"
+    tiny.make(world, at, until="filter")
+    before = tiny.contents(at)
+    from potstill.errors import UserError
+
+    with pytest.raises(UserError) as caught:
+        tiny.make(world, at, "filter.max_per_question=1", until="filter")
+    assert "filter.max_per_question: null -> 1" in str(caught.value) and "--redo filter" in str(caught.value)
+    assert tiny.contents(at) == before
+    from potstill import runner
+
+    runner.run(tiny.recipe(world, "filter.max_per_question=1"), run_dir=at, redo="filter", until="filter")
+    after = tiny.contents(at)
+    assert {name for name in after if after[name] != before.get(name)} <= {n for n in after if n.startswith("filter/")}
+    assert b'"filter.max_per_question": 1' in after["filter/manifest.json"]
+
+
+def test_training_may_grow(tmp_path: Path, world: Path, finished: Path) -> None:
+    """Two more steps keep every earlier checkpoint and every earlier answer, and equal a run that had them at once."""
+    import shutil
+
+    at = tmp_path / "run"
+    shutil.copytree(finished, at)
+    kept = (at / "evaluate" / "2" / "zero-shot-rationale.greedy.jsonl").stat().st_mtime_ns
+    tiny.make(world, at, "train.steps=6")
+    assert (at / "evaluate" / "2" / "zero-shot-rationale.greedy.jsonl").stat().st_mtime_ns == kept
+    assert tiny.contents(at) == tiny.contents(tiny.make(world, tmp_path / "at once", "train.steps=6"))
+
+
+def test_the_demonstrations_of_a_run_are_not_taken_from_elsewhere(finished: Path) -> None:
+    table = json.loads((finished / "collect" / "demonstrations.json").read_text())
+    asked = {json.loads(line)["text"] for line in (finished / "collect" / "sums.train.jsonl").read_text().splitlines()}
+    assert {shot["question"] for shot in table[""]["demonstrations"]} <= asked
+
+
+def test_show_and_status_show_what_there_is(finished: Path, said: Callable[..., Told]) -> None:
+    first = json.loads(said("export", finished, "--as", "jsonl").stdout.splitlines()[0])
+    key = f"{first['question']}#{first['index']}"
+    status = said("status", finished)
+    assert status.returncode == 0 and status.stdout.count("done") == 9
+    assert "kept" in said("show", finished, "--chain", key).stdout
+    told = said("show", finished, "--chain", key).stdout
+    assert "END" in told and "one token each" in told and "target" in told
+    assert "same" in said("show", finished, "--target", key).stdout
+    batch = said("show", finished, "--batch", 1).stdout
+    assert "zero-shot-rationale" in batch and "Let's think step by step" in batch
+    asked = (finished / "collect" / "other.validation.jsonl").read_text().splitlines()[0]
+    assert "few-shot-answer" in said("show", finished, "--prediction", json.loads(asked)["id"]).stdout
+    assert "sample" in said("show", finished).stdout
+
+
+def test_what_is_not_there_to_show_is_one_message(finished: Path, tmp_path: Path, said: Callable[..., Told]) -> None:
+    assert "code: E-run-not-a-run" in said("status", tmp_path).stderr
+    told = said("show", finished, "--chain", "sums/none#0")
+    assert told.returncode == 2 and told.stderr.startswith("sums/none#0: ") and "E-cli-unknown-chain" in told.stderr
+    example = told.stderr.splitlines()[1].split()[-1]
+    assert said("show", finished, "--chain", example).returncode == 0
+    told = said("show", finished, "--prediction", example.partition("#")[0])
+    assert said("show", finished, "--prediction", told.stderr.splitlines()[1].split()[-1]).returncode == 0
+
+
+def test_texts_of_others_reach_no_terminal_as_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A question, a gold and a source that hold markup and escapes: shown as they are, never obeyed."""
+    from potstill import cli
+    from potstill.cli import show
+
+    world, evil = tiny.world(tmp_path), "\x1b[31m[/red]"
+    rows = [{**row, "answer": f"{row['answer']} ({evil})", "split": "train"} for row in tiny.rows("sums", 6)]
+    rows += [
+        {**row, "split": split} for row, split in zip(tiny.rows("sums", 9)[6:8], ["validation", "test"], strict=True)
+    ]
+    for row in rows:
+        row["id"] += evil
+    (world / "sets" / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chains = [{"question": f"sums/{i}{evil}", "text": f"{evil} The answer is 1", "source": evil} for i in range(6)]
+    (world / "chains.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chains))
+    at = tiny.make(world, tmp_path / "run", "teacher={kind: replay, chains: chains.jsonl}", until="sample")
+    show.print_chain(at, f"sums/0{evil}#0")
+    show.print_overview(at)
+    monkeypatch.setattr(sys, "argv", ["potstill", "show", str(at), "--chain", f"{evil}#1"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    told = capsys.readouterr()
+    assert "\x1b" not in told.out + told.err
+    assert told.out.count("[31m[/red]") >= 4 and "[31m[/red]#1: " in told.err and "E-cli-unknown-chain" in told.err
+
+
+def test_a_run_under_way_can_be_looked_at(tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    from potstill.cli import show
+    from potstill.errors import UserError
+    from potstill.storage import run_folder
+
+    at = Path(shutil.copytree(finished, tmp_path / "run"))
+    shutil.rmtree(at / "student")
+    (at / "train" / "manifest.json").unlink()
+    (at / "evaluate" / "4" / "manifest.json").unlink()
+    with (at / "evaluate" / "4" / "few-shot-answer.greedy.jsonl").open("a") as torn:
+        torn.write('{"question": "oth')
+    asked = json.loads((at / "collect" / "other.validation.jsonl").read_text().splitlines()[0])["id"]
+    with run_folder.lock_run(at):
+        show.print_status(at)
+        show.print_predictions(at, asked)
+        with pytest.raises(UserError) as caught:
+            show.print_batch(at, -1)
+    assert caught.value.code == "E-cli-step"
+    told = capsys.readouterr().out
+    assert told.count("broken") == 2  # the moved student, and the torn answers, whose step is not shown
+    assert told.count("begun") == 1 and told.count("few-shot-answer") == 2
+
+
+def test_export_gives_chat_rows(finished: Path, said: Callable[..., Told]) -> None:
+    rows = [json.loads(line) for line in said("export", finished, "--as", "messages").stdout.splitlines()]
+    assert rows and all([m["role"] for m in row["messages"]] == ["user", "assistant"] for row in rows)
+    paths = (finished / "sample" / "chains.parquet", finished / "filter" / "verdicts.parquet")
+    kept = [chain.text for chain, verdict in parquet.chains_with_verdicts(*paths) if verdict.kept]
+    assert [row["messages"][1]["content"] for row in rows] == kept
+
+
+def test_a_stage_command_goes_up_to_its_stage(tmp_path: Path, world: Path, said: Callable[..., Told]) -> None:
+    at = tmp_path / "run"
+    tiny.make(world, at, until="collect")
+    told = said("filter", at)
+    assert told.returncode == 0, told.stderr
+    assert (at / "filter" / "manifest.json").exists() and not (at / "align").exists()
+
+
+def test_dry_run_plans_and_writes_nothing(tmp_path: Path, world: Path, said: Callable[..., Told]) -> None:
+    (tmp_path / "recipe.yaml").write_text(tiny.RECIPE)
+    told = said("run", "recipe.yaml", "--dry-run", "--set", f"data={world}", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    for word in ("questions", "teacher", "parameters", "memory", "tokens per step", "time", "answers", "not used"):
+        assert word in told.stdout
+    assert "few             other test: +/- " in told.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_compare_prints_paired_differences_and_writes_what_changed(
+    finished: Path, tmp_path: Path, said: Callable[..., Told]
+) -> None:
+    out = tmp_path / "changed.jsonl"
+    told = said("compare", f"{finished}@0", f"{finished}@4", "--out", out, columns=160)
+    assert told.returncode == 0, told.stderr
+    assert "zero-shot-rationale.greedy: run step 0 against run step 4" in told.stdout
+    assert "few-shot-answer.greedy" in told.stdout and "McNemar" not in told.stdout
+    assert [line.split()[0] for line in told.stdout.splitlines()[2:5]] == ["more", "other", "sums"]
+    for line in out.read_text().splitlines():
+        row = json.loads(line)
+        assert (row["first"]["grade"] == "right") != (row["second"]["grade"] == "right")
+    same = said("compare", finished, finished, columns=160)
+    assert same.returncode == 0 and " 0.0 " in same.stdout
+    for wrong, message in ((f"{finished}@3", "E-cli-compare-unevaluated"), ("nowhere", "E-run-not-a-run")):
+        told = said("compare", finished, wrong, cwd=tmp_path)
+        assert told.returncode == 2 and message in told.stderr
+
+
+def test_grade_keeps_order_and_fields(tmp_path: Path, said: Callable[..., Told]) -> None:
+    rows = [
+        {"text": "The answer is 18.", "gold": "18", "mine": [1]},
+        {"text": "The answer is 17.", "gold": "18", "task": "gsm8k"},
+        {"text": "I do not know.", "gold": "18"},
+        {"text": "So we have", "gold": "18", "stop": "length"},
+        {"text": "So the answer is (B).", "gold": "(B)"},
+    ]
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = said("grade", path, "--out", out)
+    assert told.returncode == 0, told.stderr
+    graded = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["verdict"] for row in graded] == ["right", "wrong", "no answer", "truncated", "right"]
+    assert [row["found"] for row in graded][:4] == ["18", "17", None, None]
+    assert [{k: v for k, v in row.items() if k not in ("verdict", "found")} for row in graded] == rows
+
+
+def test_grade_reads_samples_of_lm_evaluation_harness_and_functions_that_are_named(
+    tmp_path: Path, said: Callable[..., Told]
+) -> None:
+    samples = [
+        {
+            "doc_id": 0,
+            "doc": {"answer": "9\n#### 18"},
+            "target": "9\n#### 18",
+            "resps": [["It is 18."]],
+            "filter": "none",
+        },
+        {"doc_id": 1, "doc": {"potstill_gold": "(B)", "potstill_task": "choice"}, "target": "", "resps": [["b"]]},
+    ]
+    path, out = tmp_path / "samples.jsonl", tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in samples))
+    told = said("grade", path, "--out", out, "--task", "gsm8k")
+    assert told.returncode == 0, told.stderr
+    graded = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["verdict"], row["found"]) for row in graded] == [("right", "18"), ("right", "(B)")]
+    assert [row["doc_id"] for row in graded] == [0, 1] and "text" not in graded[0]
+    (tmp_path / "mine.py").write_text("def longer(text, gold):\n    return len(text) > int(gold)\n")
+    path.write_text(json.dumps({"text": "abc", "gold": "2"}) + "\n")
+    told = potstill("grade", path, "--out", out, "--task", "function: mine:longer", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert json.loads(out.read_text())["verdict"] == "right"
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ('{"text": "x"}', "code: E-grade-gold"),
+        ("{", "code: E-storage-invalid-json"),
+        ('{"text": "x", "gold": "x", "task": "function: os:system"}', "code: E-grade-row-function"),
+        ('{"doc": {}, "target": "1", "resps": [[[-1.5, false]]]}', "code: E-grade-sample-text"),
+    ],
+)
+def test_grade_names_the_line_and_writes_nothing(
+    tmp_path: Path, said: Callable[..., Told], line: str, message: str
+) -> None:
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text(line + "\n")
+    told = said("grade", path, "--out", out)
+    assert told.returncode == 2 and message in told.stderr and not out.exists()
+
+
+ENDED = [
+    ({"stop": "max_tokens"}, "truncated"),
+    ({"finish_reason": "length"}, "truncated"),
+    ({"finish_reason": "MAX_TOKENS"}, "truncated"),
+    ({"stop_reason": "max_tokens"}, "truncated"),
+    ({"finishReason": "MAX_TOKENS"}, "truncated"),
+    ({"done_reason": "length"}, "truncated"),
+    ({"stop_type": "limit", "stop": True}, "truncated"),
+    ({"truncated": True}, "truncated"),
+    ({"finish_reason": "content_filter"}, "truncated"),
+    ({"stop": "end", "finish_reason": "length"}, "truncated"),
+    ({"stop": ["Q:"], "finish_reason": "length"}, "truncated"),
+    ({"finish_reason": "stop", "stop_reason": "Q:"}, "right"),
+    ({"stop_reason": "end_turn"}, "right"),
+    ({"finish_reason": "STOP"}, "right"),
+    ({"finish_reason": None, "stop": ""}, "right"),
+    ({"stop": "cut"}, "right"),
+]
+
+
+def graded(tmp_path: Path, *rows: dict[str, object], task: str | None = None) -> list[dict[str, object]]:
+    from potstill.cli import grade_rows
+
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    grade_rows.grade_file(path, out, task)
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("ended, verdict", ENDED)
+def test_grade_reads_how_a_text_ended(tmp_path: Path, ended: dict[str, object], verdict: str) -> None:
+    """Without a marked answer a text that was cut off is truncated, whatever number it holds."""
+    assert [row["verdict"] for row in graded(tmp_path, {"text": "He has 18", "gold": "18", **ended})] == [verdict]
+
+
+def test_grade_refuses_an_end_that_nobody_knows(tmp_path: Path) -> None:
+    from potstill.errors import UserError
+
+    for name in ("stop", "finish_reason"):
+        with pytest.raises(UserError) as caught:
+            graded(tmp_path, {"text": "He has 18", "gold": "18", name: "tired"})
+        error = caught.value
+        assert (error.code, error.found) == ("E-grade-stop-unknown", "'tired'") and error.where.endswith("line 1")
+    with pytest.raises(UserError) as caught:
+        graded(tmp_path, {"text": "He has 18", "gold": "18", "stop": 3})
+    assert caught.value.code == "E-grade-stop-type" and caught.value.where.endswith("line 1")
+
+
+@pytest.mark.parametrize(
+    "text, gold, verdict",
+    [
+        ("The answer is 18.", 18, "right"),
+        ("The answer is 0.5.", 0.5, "right"),
+        ("The answer is 18.", 18.0, "right"),
+        ("The answer is 17.", 18, "wrong"),
+        ("The answer is yes.", True, "right"),
+        ("The answer is True.", True, "right"),
+        ("The answer is no.", True, "wrong"),
+        ("The answer is false.", False, "right"),
+        ("The answer is 18.", "9 x 2 = 18\n#### 18", "right"),
+        ("The answer is 18.", "so \\boxed{18}", "right"),
+        ("The answer is 18.", ["18"], "right"),
+    ],
+)
+def test_grade_takes_golds_in_the_forms_that_people_have(tmp_path: Path, text: str, gold: object, verdict: str) -> None:
+    [row] = graded(tmp_path, {"text": text, "gold": gold})
+    assert row["verdict"] == verdict and row["gold"] == gold
+
+
+def test_grade_counts_a_document_once_however_many_filters_were_logged(tmp_path: Path, capsys) -> None:
+    def sample(document: int, filter: str, text: str) -> dict[str, object]:
+        return {"doc_id": document, "doc": {"q": document}, "target": "18", "resps": [[text]], "filter": filter}
+
+    filters = ("strict-match", "flexible-extract")
+    rows = [sample(i, name, f"The answer is {18 - i}.") for name in filters for i in range(2)]
+    assert [(row["doc_id"], row["verdict"]) for row in graded(tmp_path, *rows)] == [(0, "right"), (1, "wrong")]
+    told = capsys.readouterr()
+    assert "2 filters: strict-match, flexible-extract" in told.err + told.out
+    from potstill.errors import UserError
+
+    with pytest.raises(UserError) as caught:
+        graded(tmp_path, sample(0, "a", "18"), sample(0, "b", "17"))
+    assert caught.value.code == "E-grade-filters"
+    # the same number of a document in two tasks, put into one file, are two documents
+    other = {**sample(0, "strict-match", "18"), "doc": {"q": "another"}}
+    assert len(graded(tmp_path, sample(0, "strict-match", "18"), other)) == 2
+
+
+def test_grade_reads_tables_and_arrays_too(tmp_path: Path) -> None:
+    from potstill.cli import grade_rows
+
+    out = tmp_path / "out.jsonl"
+    for name, text in (("a.csv", "text,gold\nIt is 18.,18\n"), ("a.json", '[{"text": "It is 18.", "gold": 18}]')):
+        (tmp_path / name).write_text(text)
+        grade_rows.grade_file(tmp_path / name, out)
+        assert json.loads(out.read_text())["verdict"] == "right"
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, world: Path) -> None:
+    import time
+
+    (tmp_path / "recipe.yaml").write_text(tiny.RECIPE)
+    options = ["--set", f"data={world}", "--set", "train.steps=100000"]
+    command = [sys.executable, "-m", "potstill", "run", "recipe.yaml", *options]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "runs" / "tiny" / "train" / "metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and "run the same command again" in told

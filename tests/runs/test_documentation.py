@@ -1,0 +1,136 @@
+"""The documentation: its examples run, its recipes have keys that exist, its commands exist, and no page is left out.
+
+That every link and anchor has a target is what `make docs` holds: a warning of the builder is an error there.
+"""
+
+from __future__ import annotations
+
+import doctest
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(ROOT / "tools" / "docs"))
+
+import build  # noqa: E402
+import cli_pages  # noqa: E402
+import error_codes  # noqa: E402
+import prompts_page  # noqa: E402
+import python_api  # noqa: E402
+import recipe_keys  # noqa: E402
+from meanings import MEANINGS  # noqa: E402
+from names import CLI, load  # noqa: E402
+
+PAGES = sorted(path for path in DOCS.rglob("*.md") if "reference" not in path.relative_to(DOCS).parts)
+IDS = [path.relative_to(DOCS).as_posix() for path in PAGES]
+# Mappings whose keys are the reader's own.
+FREE = {
+    "sets.NAME.fields",
+    "teacher.server.extra",
+    "transfer.rewrite",
+    "report.licences",
+    "train.lr_multipliers",
+    "train.formats",
+}
+FREE |= {"train.loss_weights"}
+
+
+def fences(path: Path, language: str) -> Iterator[str]:
+    """The code blocks of a page in one language, without their indentation."""
+    for indent, inside in re.findall(rf"^( *)```{language}\n(.*?)^ *```", path.read_text("utf-8"), re.M | re.S):
+        yield re.sub(rf"^{indent}", "", inside, flags=re.M)
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if ">>> " in path.read_text("utf-8")], ids=str)
+def test_examples_give_what_the_page_says(path: Path) -> None:
+    failed, tried = doctest.testfile(str(path), module_relative=False, encoding="utf-8")
+    assert tried and not failed
+
+
+@pytest.mark.parametrize("path", PAGES, ids=IDS)
+def test_recipes_on_pages_have_keys_that_exist(path: Path) -> None:
+    known = {key.name for key in recipe_keys.every_key()}
+    for block in fences(path, "yaml"):
+        written = YAML(typ="safe").load(block)
+        assert set(dotted(written)) <= known, set(dotted(written)) - known
+
+
+def dotted(node: Any, before: tuple[str, ...] = ()) -> Iterator[str]:
+    """The dotted names of all keys of a recipe; a set's own name is NAME, as in the reference."""
+    for name, value in node.items():
+        own = (*before, "NAME" if before == ("sets",) else name)
+        if own != ("sets", "NAME"):
+            yield ".".join(own)
+        if isinstance(value, dict) and ".".join(own) not in FREE:
+            yield from dotted(value, own)
+
+
+def commands() -> list[tuple[str, str]]:
+    found = []
+    for path in PAGES:
+        for block in fences(path, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                line = line.partition(" #")[0]
+                found += [(path.name, each) for each in re.findall(r"(?:^|-m )\s*(potstill \w+.*)", line)]
+    return found
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_commands_on_pages_exist_with_their_options(page: str, command: str) -> None:
+    import typer.main
+
+    group: Any = typer.main.get_command(load(CLI))
+    name = command.split()[1]
+    assert name in group.commands, f"{page}: {command}"
+    options = {option for each in group.commands[name].params for option in each.opts}
+    assert set(re.findall(r"(?<=\s)--[a-z][a-z-]*", command)) <= options, f"{page}: {command}"
+
+
+def test_the_navigation_has_every_page_and_no_other() -> None:
+    with open(ROOT / "zensical.toml", "rb") as opened:
+        listed = list(leaves(tomllib.load(opened)["project"]["nav"]))
+    generated = [f"reference/recipe/{name}.md" for name in recipe_keys.pages()]
+    generated += [f"reference/{name}.md" for name in ("index", "cli", "files", "prompts", "errors", "api")]
+    assert sorted(listed) == sorted(IDS + generated)
+
+
+def leaves(node: Any) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    else:
+        for inner in node.values() if isinstance(node, dict) else node:
+            yield from leaves(inner)
+
+
+def test_no_meaning_is_written_for_a_key_that_is_gone_or_describes_itself() -> None:
+    described = {key.name for key in recipe_keys.every_key(written={}) if key.meaning}
+    known = {key.name for key in recipe_keys.every_key()}
+    assert set(MEANINGS) <= known and not set(MEANINGS) & described
+
+
+def test_a_key_a_command_and_a_name_each_have_a_heading() -> None:
+    train = recipe_keys.pages()["train"]
+    assert "## `train.learning_rate` { #learning_rate }" in train and "**Default** `0.0005`" in train
+    assert "## potstill sample { #sample }" in cli_pages.page() and "`--batch-out` `FOLDER`" in cli_pages.page()
+    assert "transfer" in python_api.page() and "Let's think step by step" in prompts_page.page()
+    assert "reference" in build.INDEX.lower()
+
+
+def test_an_error_code_gets_a_heading_with_what_and_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "planted.py").write_text(
+        'raise UserError(f"unknown key {name}", where=w, code="E-recipe-unknown-key", hint="correct the key")\n'
+        'raise UserError("E-set-empty", "the set " + "is empty", hint="add a question" if x else "name another")\n'
+        'raise UserError("no code here")\n'
+    )
+    monkeypatch.setattr(error_codes, "SOURCE", tmp_path)
+    page = error_codes.page()
+    assert "## `E-recipe-unknown-key`" in page and "unknown key …" in page and "correct the key" in page
+    assert "the set is empty" in page and "add a question / name another" in page and "no code here" not in page

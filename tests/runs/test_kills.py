@@ -1,0 +1,134 @@
+"""Real kills: `kill -9` at random moments of sample, train and evaluate; the resumed run holds the same bytes.
+
+`POTSTILL_KILLS` says how many kills a stage gets (2 if not set: each costs a process that loads torch; then a training
+that evaluates as it goes is left out, whose crashes `test_watching` has).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import tiny
+
+pytestmark = pytest.mark.slow
+KILLS = int(os.environ.get("POTSTILL_KILLS", "2"))
+# Longer than the tiny run of other tests, so that a kill falls into the stage and not behind it.
+CHANGES = (
+    "teacher.samples=40",
+    "train.steps=60",
+    "train.checkpoint_every=10",
+    "evaluate.max_tokens=24",
+    "evaluate.decodings=[greedy, vote-3]",
+)
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make(world, tmp_path_factory.mktemp("whole") / "run", *CHANGES, until="evaluate")
+
+
+ONLY_MANY = pytest.mark.skipif("POTSTILL_KILLS" not in os.environ, reason="POTSTILL_KILLS is not set")
+
+
+@pytest.mark.parametrize(
+    "stage, more",
+    [
+        ("sample", ()),
+        ("train", ()),
+        pytest.param("train", ("train.evaluate=true",), marks=ONLY_MANY),
+        ("evaluate", ()),
+    ],
+)
+def test_a_killed_run_comes_to_the_same_bytes(
+    world: Path, whole: Path, tmp_path: Path, stage: str, more: tuple[str, ...]
+) -> None:
+    wanted = {name: content for name, content in tiny.contents(whole).items() if name.startswith(f"{stage}/")}
+    draw = random.Random(stage)
+    kills, at, number = 0, tmp_path / "0", 0
+    while kills < KILLS:
+        if _killed_within(world, at, stage, draw, more):
+            kills += 1
+        else:  # the stage ended first: it must be right, and the kills go on in a new run
+            _compare(at, wanted, stage)
+            number += 1
+            at = tmp_path / str(number)
+    tiny.make(world, at, *CHANGES, *more, until=stage)
+    _compare(at, wanted, stage)
+    if more:
+        tiny.make(world, at, *CHANGES, *more, until="evaluate")
+        answers = {name: content for name, content in tiny.contents(whole).items() if name.startswith("evaluate/")}
+        _compare(at, answers, "evaluate")
+
+
+def test_a_killed_demo_comes_to_the_same_bytes(tmp_path: Path) -> None:
+    """With everything beside it: the laid-out world, and the controls in a process that ends with its parent."""
+    program = f"from potstill.demo import run_demo; run_demo(*{tiny.DEMO!r})"
+    draw = random.Random("demo")
+
+    def demo(folder: Path) -> subprocess.Popen[bytes]:
+        folder.mkdir(exist_ok=True)
+        return subprocess.Popen([sys.executable, "-c", program], cwd=folder, stderr=subprocess.DEVNULL)
+
+    began = time.monotonic()
+    assert demo(tmp_path / "whole").wait() == 0
+    took = time.monotonic() - began
+    kills = 0
+    while kills < KILLS:
+        process = demo(tmp_path / "killed")
+        time.sleep(draw.uniform(0.1, 0.9) * took)
+        if process.poll() is not None:
+            assert process.returncode == 0
+            break  # it came through
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+        time.sleep(1.0)  # the process beside it sees that it is alone
+    assert demo(tmp_path / "killed").wait() == 0
+    for name in ("demo", "demo-answers", "demo-rationales"):
+        wanted, found = (tiny.contents(tmp_path / each / "runs" / name) for each in ("whole", "killed"))
+        assert found.keys() == wanted.keys()
+        assert [path for path in wanted if wanted[path] != found[path]] == []
+
+
+def _compare(at: Path, wanted: dict[str, bytes], stage: str) -> None:
+    found = {name: content for name, content in tiny.contents(at).items() if name.startswith(f"{stage}/")}
+    assert found.keys() == wanted.keys()
+    assert [name for name in wanted if wanted[name] != found[name]] == []
+
+
+def _killed_within(world: Path, at: Path, stage: str, draw: random.Random, more: tuple[str, ...]) -> bool:
+    """Run up to a stage in a process of its own and kill it a random moment after the stage began to write."""
+    program = (
+        "import tiny; from pathlib import Path; "
+        f"tiny.make(Path({str(world)!r}), Path({str(at)!r}), *{(*CHANGES, *more)!r}, until={stage!r})"
+    )
+    before = _written(at / stage)
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=Path(tiny.__file__).parent, stderr=subprocess.DEVNULL)
+    while process.poll() is None and _written(at / stage) == before:
+        time.sleep(0.002)
+    time.sleep(draw.uniform(0, 0.5))
+    if process.poll() is not None:
+        assert process.returncode == 0
+        return False
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    return True
+
+
+def _written(folder: Path) -> list[tuple[str, int]]:
+    """Names and sizes of the files of a stage: what changes when it works. Files may vanish while we look."""
+    found = []
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
+        try:
+            found.append((path.name, path.stat().st_size))
+        except FileNotFoundError:
+            continue
+    return found

@@ -1,0 +1,72 @@
+"""What a step took: operations counted from shapes equal what torch counts, and no digest covers the rest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import tiny
+from potstill import models, training
+from potstill.recipe import Recipe, parse_recipe
+from potstill.report import collect, figures
+from potstill.report.html import render_times
+from potstill.storage import read
+from potstill.training import examples
+
+
+@pytest.mark.parametrize("family", ["t5", "causal"])
+def test_operations_are_those_that_torch_counts(world: Path, tmp_path: Path, family: str) -> None:
+    asked = tiny.recipe(world, f"student.shape.family={family}", "train.formats={zero-shot-rationale: 1}")
+    at = tiny.make(world, tmp_path / "run", f"student.shape.family={family}", until="align")
+    student = models.from_recipe(asked)
+    [*batches] = examples.read_training_data(at, asked, student).micro_batches(1)
+    # The counter does not see inside fused attention on a CPU.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        for batch in batches:
+            made = student.batch(batch)
+            head, hidden = student.head, student.hidden(made)
+            torch.nn.functional.linear(hidden, head.weight).sum().backward()
+    # The program pads what is counted here without padding, and skips what needs no gradient (the input's).
+    assert training.count_training_flops(student, batches) == pytest.approx(counter.get_total_flops(), rel=0.12)
+
+
+def test_speed_is_told_beside_the_run(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "draw_figures", lambda told: {})  # figures take seconds and are not looked at
+    at = tiny.make(world, tmp_path / "run", "train.peak_flops=1e9")
+    rows = [row for _, row in read.read_jsonl(at / "train" / "speed.jsonl")]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        assert row["utilisation"] == pytest.approx(row["operations"] / row["seconds"] / 1e9, rel=1e-3)
+        assert row["tokens_per_second"] > 0 and row["memory_mib"] > 0
+    assert "speed" not in (at / "train" / "manifest.json").read_text()
+    assert "of the device's peak" in (at / "report" / "time.html").read_text()
+    speed = collect.read_speed(at)
+    assert speed is not None and speed.steps == 4 and speed.utilisation is not None
+    assert "peak_flops" not in json.loads((at / "train" / "manifest.json").read_text())["recipe"]
+
+
+def test_on_a_cpu_nothing_is_claimed_of_its_peak(world: Path) -> None:
+    plan: Recipe = tiny.recipe(world)
+    assert plan.train.peak_flops is None and training.total_peak_flops(torch.device("cpu"), "float32") is None
+    told = training.compute_step_speed(1, 2.0, tokens=10, operations=100, peak=None, memory=1 << 21)
+    assert (told.utilisation, told.tokens_per_second, told.memory_mib) == (None, 5.0, 2)
+
+
+def test_the_page_says_where_no_peak_is_known() -> None:
+    from example_report import example
+    from potstill.report.model import TrainingSpeed
+
+    html = render_times(example(), (), TrainingSpeed(3, 1234.5, 2e9))["time.html"]
+    assert "1234 tokens a second" in html and "peak is not known" in html
+
+
+def test_the_recipe_refuses_a_peak_of_nothing(world: Path) -> None:
+    from potstill.errors import UserError
+
+    with pytest.raises(UserError, match=r"train\.peak"):
+        parse_recipe(tiny.RECIPE, "tiny.yaml", [f"data={world}", "train.peak_flops=0"])

@@ -1,0 +1,64 @@
+"""What is shipped: the built wheel, installed into an empty folder, runs the embedded main job there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*command: object, cwd: Path, **environment: str) -> str:
+    own = {name: value for name, value in os.environ.items() if name != "POTSTILL_DATA"}
+    told = subprocess.run([*map(str, command)], cwd=cwd, env={**own, **environment}, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr[-3000:]
+    return told.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT, cwd=out)
+    return next(out.glob("*.whl"))
+
+
+def test_the_wheel_holds_code_and_package_data_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    kept = {name for name in names if ".dist-info/" not in name}
+    source = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src").rglob("*") if p.is_file()}
+    assert kept == {name for name in source if "__pycache__" not in name and ".egg-info" not in name}
+    assert any(name.endswith("LICENSE") for name in names)
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_the_demo_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    run(
+        sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel, cwd=empty
+    )
+    where = run(sys.executable, "-c", "import potstill; print(potstill.__file__)", cwd=empty, PYTHONPATH=str(site))
+    assert Path(where.strip()).is_relative_to(site)
+    code = (
+        f"from potstill.cli import show; from potstill.demo import run_demo; show.print_summary(run_demo(*{tiny.DEMO}))"
+    )
+    told = run(sys.executable, "-c", code, cwd=empty, PYTHONPATH=str(site))
+    assert "right answers on test" in told and "in-distribution" in told
+    for who in ("base", "specialized", "control: bare answers", "control: the sets' own rationales"):
+        assert told.count(f"    {who} ") == 6, who  # five sets, and the mean of three
+    assert (empty / "runs" / "demo" / "report" / "index.html").is_file()
+    made = [(path, path.stat().st_mtime_ns) for path in sorted(empty.rglob("demo*/**/manifest.json"))]
+    answers = empty / "runs" / "demo-answers"
+    shutil.rmtree(answers)  # the report was made from it: it is made again first, and nothing else is
+    assert run(sys.executable, "-c", code, cwd=empty, PYTHONPATH=str(site)) == told
+    now = [(path, path.stat().st_mtime_ns) for path in sorted(empty.rglob("demo*/**/manifest.json"))]
+    assert [path for path, _ in now] == [path for path, _ in made]
+    assert {path for path, _ in set(now) - set(made)} == set(answers.rglob("manifest.json"))

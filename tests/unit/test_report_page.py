@@ -1,0 +1,268 @@
+"""The page: what it says, that it is one file without a script, and that texts stay texts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from example_report import GROUPS, HOSTILE, example, hostile, score
+from potstill.errors import escape_hidden
+from potstill.records import BASE, Checkpoint, Choice
+from potstill.report import csv_tables, figures, html
+from potstill.report.csv_tables import FORMULA_PREFIXES, build_tables, to_csv
+from potstill.report.figures import draw_figures
+from potstill.report.html import render_report, render_times, summary_sentence
+from potstill.report.model import Comparison, Interval, ReportData
+from potstill.report.summary import mean_interval
+
+SECTIONS = [id for id, _ in html.SECTIONS]
+VOID = {"meta", "br", "img", "link", "input", "hr", "wbr"}
+
+
+class Reader(HTMLParser):
+    """Elements with their attributes, the text outside of style, and whether every element is closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.opened: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.opened.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.opened and self.opened.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data: str) -> None:
+        if self.opened[-1:] != ["style"]:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def values(self, attribute: str) -> list[str]:
+        return [found for _, attributes in self.elements if (found := attributes.get(attribute)) is not None]
+
+
+def built(data: ReportData) -> tuple[str, Reader]:
+    html = render_report(data, figures.draw_figures(data))
+    return html, Reader(html)
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return built(example())[0]
+
+
+@pytest.fixture(scope="module")
+def reader(html: str) -> Reader:
+    return Reader(html)
+
+
+def test_structure(html: str, reader: Reader) -> None:
+    assert html.startswith("<!doctype html>\n") and html.endswith("</html>\n")
+    assert reader.opened == []
+    assert [each["id"] for tag, each in reader.elements if tag == "section"] == SECTIONS
+    ids = reader.values("id")
+    assert len(ids) == len(set(ids))
+    inner = [each[1:] for each in reader.values("href") if each.startswith("#")]
+    assert set(inner) <= set(ids) and list(dict.fromkeys(each for each in inner if each in SECTIONS)) == SECTIONS
+    assert [tag for tag, _ in reader.elements if tag in ("h1", "main", "header")].count("h1") == 1
+
+
+def test_the_run_in_one_sentence() -> None:
+    assert summary_sentence(example()).replace("\xa0", " ") == (
+        "After 400 training steps, accuracy on the test split went "
+        "from 6.0 % to 33.0 % in-distribution (gsm8k; +27.0 points, 95 % interval +24.0 to +29.9), "
+        "from 20.0 % to 44.7 % out-of-distribution (mean of 3 sets; +24.7 points, 95 % interval +22.1 to +27.2), "
+        "and from 35.0 % to 13.0 % on generic tasks (bbh; −22.0 points, 95 % interval −24.3 to −19.8)."
+    )
+
+
+def test_what_must_be_said_is_said(reader: Reader) -> None:
+    said = reader.text.replace("\xa0", " ")
+    for expected in (
+        "Intervals are over the questions of each set, for one seed (7); they do not include the variation between seeds.",
+        "These numbers are made up to try the page.",
+        "Rule: mean accuracy over the out-of-distribution validation sets , on validation, in format",
+        "The log-probabilities are those of the distribution after temperature.",
+        "right, dropped: duplicate",
+        "chosen, tied",
+        "learning_rate: 5.0e-4",
+        "✓ right: 27",
+    ):
+        assert expected in said, expected
+
+
+def test_one_file_without_script(html: str, reader: Reader) -> None:
+    policy = [each["content"] for tag, each in reader.elements if each.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == ["default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"]
+    assert not {tag for tag, _ in reader.elements} & {
+        "script",
+        "img",
+        "link",
+        "iframe",
+        "object",
+        "embed",
+        "form",
+        "base",
+    }
+    beside = {f"{name}.csv" for name in build_tables(example())} | set(render_times(example(), ()))
+    for value in reader.values("src") + reader.values("href") + reader.values("xlink:href"):
+        assert value.startswith("#") or value in beside, value
+    assert "@import" not in html and not re.search(r"url\((?!#)", html)
+    assert not re.findall(r'(?<!xmlns=")(?<!xmlns:xlink=")https?://', html)
+
+
+def test_every_table_is_one_click_away(reader: Reader) -> None:
+    linked = {each for each in reader.values("href") if not each.startswith("#")}
+    assert linked == {f"{name}.csv" for name in csv_tables.build_tables(example())} | set(render_times(example(), ()))
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "".join(HOSTILE)])
+def test_hostile_texts_stay_texts(text: str, html: str) -> None:
+    data, figures = hostile(text), draw_figures(hostile(text)) if len(text) > 100 else {}
+    written = render_report(data, figures)
+    found, plain = Reader(written), Reader(html)
+    assert found.opened == []
+    assert {tag for tag, _ in found.elements} <= {tag for tag, _ in plain.elements}
+    assert not [name for _, attributes in found.elements for name in attributes if name.startswith("on")]
+    links = {each for each in found.values("href") if not each.startswith("#")}
+    assert links <= {f"{name}.csv" for name in build_tables(data)} | set(render_times(data, ()))
+    assert found.text.count(" ".join(escape_hidden(text).split())) >= 12, "the text is not shown as it is"
+    assert written.encode("utf-8").decode("utf-8") == escape_hidden(written)
+
+
+@given(some.text(some.characters(exclude_categories=())))
+@settings(max_examples=30, deadline=None)
+def test_any_text_stays_text(text: str) -> None:
+    full = hostile("x")
+    data = replace(full, name=text, notes=(text,), recipe=text, validation=(), comparisons=(), losses=(), choice=None)
+    html = render_report(data, {})
+    found = Reader(html)
+    assert found.opened == [] and "script" not in {tag for tag, _ in found.elements}
+    assert escape_hidden(html) == html
+    html.encode("utf-8")
+
+
+def test_the_same_data_give_the_same_bytes(html: str) -> None:
+    assert built(example())[0] == html
+    assert build_tables(example()) == build_tables(example())
+
+
+def test_empty_pieces_say_why() -> None:
+    html, reader = built(ReportData("empty", student="s", teacher="t", groups={}, recipe="seed: 1"))
+    assert build_tables(ReportData("empty", student="s", teacher="t", groups={}, recipe="")) == {}
+    assert [each["id"] for tag, each in reader.elements if tag == "section"] == SECTIONS
+    assert reader.text.count("Omitted: ") == 9
+    assert "<table" not in html and "<figure" not in html and ".csv" not in html.split("</style>")[1]
+
+
+def test_the_untrained_student_may_be_the_choice() -> None:
+    full = example()
+    base = score("gsm8k", 0, 0.06, 1319, "test")
+    data = replace(
+        full,
+        choice=Choice(BASE, "a rule", "zero-shot-rationale", "greedy", ((BASE, 0.2), (Checkpoint(100), 0.1))),
+        comparisons=(Comparison(base, base, Interval(0.0, 0.0, 0.0), 0, 0),),
+    )
+    html, reader = built(data)
+    assert summary_sentence(data).startswith("The rule chose step 0, the student before training; its accuracy")
+    assert "there is one checkpoint and nothing to compare" in reader.text
+    assert 'class="cards"' not in html
+
+
+def test_without_generic_sets_the_tradeoff_is_left_out() -> None:
+    full = example()
+    keep = {name: group for name, group in GROUPS.items() if group != "generic"}
+    data = replace(
+        full,
+        groups=keep,
+        validation=tuple(each for each in full.validation if each.set in keep),
+        comparisons=tuple(each for each in full.comparisons if each.chosen.set in keep),
+        controls=(),
+    )
+    _, reader = built(data)
+    assert "Omitted: this figure needs validation scores of a generic set and of a specialized one" in reader.text
+    assert "generic" not in summary_sentence(data)
+
+
+def test_a_set_without_a_group_is_our_fault() -> None:
+    with pytest.raises(AssertionError, match="without a group"):
+        replace(example(), groups={})
+
+
+def read(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_tables_hold_the_numbers() -> None:
+    made = csv_tables.build_tables(example())
+    assert list(made) == [
+        "summary", "before-after", "tradeoff", "validation", "loss", "selection", "teacher", "chain", "alignment",
+        "cost", "samples",
+    ]  # fmt: skip
+    rows = read(made["before-after"])
+    assert len(rows) == 2 * len(example().comparisons) + 2 * len(GROUPS)
+    bbh = next(row for row in rows if (row["set"], row["checkpoint"]) == ("bbh", "chosen"))
+    assert float(bbh["difference"]) == pytest.approx(-0.22, abs=0.001) and bbh["step"] == "400"
+    assert (int(bbh["n"]), int(bbh["right"])) == (2311, 300)
+    chosen = [row for row in read(made["selection"]) if row["chosen"]]
+    assert [(row["step"], row["tied"]) for row in chosen] == [("400", "tied")]
+    assert len(read(made["loss"])) == 600 and len(read(made["validation"])) == len(example().validation)
+    verdicts = {row["of"]: int(row["number"]) for row in read(made["teacher"]) if row["what"] == "verdict"}
+    assert verdicts == {"right": 18572, "wrong": 9100, "no answer": 420, "truncated": 1000}
+
+
+@given(some.lists(some.lists(some.one_of(some.text(), some.integers(), some.floats(-9, 9)), min_size=2, max_size=2)))
+@settings(max_examples=200, deadline=None)
+def test_no_cell_of_text_is_a_formula(rows: list[list[str | int | float]]) -> None:
+    text = to_csv(["a", "b"], rows)
+    found = list(csv.reader(io.StringIO(text, newline="")))[1:]
+    assert len(found) == len(rows)
+    for row, cells in zip(rows, found, strict=True):
+        for value, cell in zip(row, cells, strict=True):
+            if isinstance(value, str):
+                assert not cell.startswith(FORMULA_PREFIXES) and cell.removeprefix("'") in (
+                    escape_hidden(value),
+                    escape_hidden(value)[1:],
+                )
+            else:
+                assert float(cell) == pytest.approx(value, abs=1e-6)
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", " =", "\ufeff="])
+def test_a_text_that_begins_like_a_formula_is_marked(start: str) -> None:
+    cell = list(csv.reader(io.StringIO(to_csv(["a"], [[start + "1"]]), newline="")))[1][0]
+    assert cell == "'" + start + "1" if start[0] not in "\r\ufeff" else cell.startswith("⟨U+")
+
+
+def test_negative_numbers_stay_numbers() -> None:
+    assert to_csv(["a", "b"], [[-0.25, -3]]) == '"a","b"\n-0.25,-3\n'
+
+
+@given(some.lists(some.tuples(some.floats(0, 1), some.floats(0, 1), some.floats(0, 1)), min_size=1, max_size=6))
+def test_the_mean_of_intervals(triples: list[tuple[float, float, float]]) -> None:
+    intervals = [Interval(*(sorted(each)[at] for at in (1, 0, 2))) for each in triples]
+    found = mean_interval(intervals)
+    assert found.low <= found.value <= found.high
+    n = len(intervals)
+    assert found.low >= sum(each.low for each in intervals) / n - 1e-12
+    assert found.high <= sum(each.high for each in intervals) / n + 1e-12
+    assert found.low >= -1e-12 and found.high <= 1 + 1e-12

@@ -1,0 +1,94 @@
+"""A teacher in this process with a chat template: asked in it, as a student is, and read as one that thinks."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from test_chat_templates import folder
+
+import tiny
+from potstill import dry_run, inference, models, teachers
+from potstill.errors import UserError
+from potstill.recipe import Recipe, parse_recipe
+from potstill.records import Question
+from potstill.stages import open_stage
+from potstill.teachers import local_model, protocol
+
+QUESTIONS = [Question(f"mine/{n}", f"What is {n} + 1?", str(n + 1), "mine", "train", "number", "So.") for n in range(2)]
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder(tmp_path_factory.mktemp("models") / "tuned")
+
+
+def asked(model: Path, *more: str, kind: str = "local") -> Recipe:
+    who = {"local": f"kind: local, model: {model}", "human": f"kind: human, score: {{model: {model}}}"}[kind]
+    return parse_recipe("name: x", "x.yaml", [f"teacher={{{who}, max_tokens: 8, top_logprobs: 2}}", *more])
+
+
+@pytest.mark.parametrize("kind", ["local", "human"])
+def test_a_teacher_and_a_scorer_are_asked_in_their_own_template(tuned: Path, kind: str) -> None:
+    told = {chat: list(teachers.from_recipe(asked(tuned, f"teacher.chat={chat}", kind=kind)).sample(QUESTIONS))
+            for chat in ("auto", "true", "false")}  # fmt: skip
+    assert told["auto"] == told["true"] != told["false"]
+    prompt = protocol.load_prompt_builder(asked(tuned))(QUESTIONS[0])
+    rendered = models.open_student(tuned, chat_template=True).render(prompt)
+    assert rendered.endswith("<|stop|>\n<|start|>assistant\n") and QUESTIONS[0].text in rendered
+    chain = told["auto"][0][0]
+    if kind == "human":  # the same text behind the rendered prompt, straight from the engine
+        engine = inference.open_engine(tuned, chat_template=True)
+        own = next(question for question in QUESTIONS if question.id == chain.question)
+        read = local_model.score_chains(
+            engine, [(protocol.load_prompt_builder(asked(tuned))(own), chain)], top_logprobs=2, batch_tokens=99
+        )
+        assert [dict(step).keys() for step in read[0].candidates] == [dict(step).keys() for step in chain.candidates]
+
+
+def test_what_the_template_comes_to_is_in_the_identity_and_a_plain_model_keeps_its_own(tuned: Path, tmp_path: Path):
+    plain = folder(tmp_path / "plain", template=None)
+    t5 = folder(tmp_path / "t5", family="t5")
+    for kind in ("local", "human"):
+        assert open_stage("sample").inputs(asked(tuned, kind=kind))["teacher.chat"] == "its template"
+        assert "teacher.chat" not in open_stage("sample").inputs(asked(tuned, "teacher.chat=false", kind=kind))
+        for model in (plain, t5):
+            assert "teacher.chat" not in open_stage("sample").inputs(asked(model, kind=kind))
+        assert "teacher.chat" in open_stage("sample").free(asked(tuned, kind=kind)), "the key itself is in no identity"
+
+
+def test_a_template_that_is_asked_for_and_not_there_is_the_users_to_correct(tmp_path: Path) -> None:
+    plain, t5 = folder(tmp_path / "plain", template=None), folder(tmp_path / "t5", family="t5")
+    for model in (plain, t5):
+        with pytest.raises(UserError, match=r"teacher\.chat(.|\n)*E-model-chat-template-"):
+            next(teachers.from_recipe(asked(model, "teacher.chat=true")).sample(QUESTIONS))
+    with pytest.raises(UserError, match="E-recipe-teacher-chat"):
+        parse_recipe("name: x", "x.yaml", ["teacher={kind: human, chat: true}"])
+
+
+def test_a_chat_teachers_answer_is_looked_for_behind_its_thought() -> None:
+    def chain(text: str, chat: bool = True) -> str:
+        tokens = [part.encode() for part in re.findall(r"\S+|\s+", text)]
+        steps = [[(token, -0.1), (b"x", -3.0)] for token in tokens]
+        generated = inference.Generation(("q", 0), (), tuple(tokens), text.encode(), tuple(map(tuple, steps)), "end")
+        made = local_model.build_chain(generated, "t", chat)
+        assert len(made.tokens) <= len(made.candidates) <= len(made.tokens) + 1
+        assert all(dict(step)[token] == -0.1 for token, step in zip(made.tokens, made.candidates, strict=False))
+        return made.text
+
+    thought = "<think> Perhaps the answer is 4 \n no </think> \n 2 + 3 = 5 \n The answer is 5 \n Shall I go on?"
+    assert chain(thought) == "Perhaps the answer is 4 \n no\n2 + 3 = 5 \n The answer is 5 "
+    assert chain("2 + 3 = 5 \n The answer is 5 \n More") == "2 + 3 = 5 \n The answer is 5 "
+    assert chain("so 4 </think> \n The answer is 5") == "so 4\nThe answer is 5", "the template had opened the thought"
+    assert chain(thought, chat=False).endswith("the answer is 4 "), "a plain model has no thoughts: as before"
+    assert chain("<think> the answer is 4 \n and") == "the answer is 4 \n and", "cut off in its thought: nothing is cut"
+
+
+def test_the_plan_says_that_the_teacher_is_asked_in_its_template(world: Path, tmp_path: Path, tuned: Path) -> None:
+    shutil.copytree(world, tmp_path / "here")
+    shutil.copytree(tuned, tmp_path / "here" / "chatty")
+    for model, said in (("teacher", False), ("chatty", True)):
+        text = dry_run.describe_run(tiny.recipe(tmp_path / "here", f"teacher.model={model}"))
+        assert ("in its own chat template (teacher.chat: false" in text) == said
