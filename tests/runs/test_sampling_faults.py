@@ -19,7 +19,7 @@ import tiny
 from potstill import storage
 from potstill.data import contamination, load_set
 from potstill.errors import UserError
-from potstill.recipe.schema import FilterSection
+from potstill.recipe.teacher import FilterSection
 from potstill.records import END, Chain
 from potstill.storage import atomic, parquet, run_folder
 

@@ -91,7 +91,7 @@ class _Assigned:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             return node.value
         if isinstance(node, ast.JoinedStr):
-            return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+            return "".join(map(self._part, node.values))
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
             return self.text(node.left) + self.text(node.right)
         if isinstance(node, ast.IfExp):
@@ -100,6 +100,14 @@ class _Assigned:
             above = [value for line, name, value in self._texts if name == node.id and line < node.lineno]
             return self.text(above[-1]) if above else ""
         return ""
+
+    def _part(self, part: ast.expr) -> str:
+        """A part of an f-string: a variable is written out if it is a sentence."""
+        if isinstance(part, ast.Constant):
+            return str(part.value)
+        name = part.value if isinstance(part, ast.FormattedValue) else None
+        text = self.text(name) if isinstance(name, ast.Name) else ""
+        return text if text.count(" ") > 4 else "…"
 
 
 def _escape(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The base of every section of a recipe, the value types that sections share, and the section of a custom set.
+"""The base of every section of a recipe, the value types that sections share, and the sections `sets` and `questions`.
 
 >>> CustomSet(file="mine.jsonl", task="number").paths
 ['mine.jsonl']
@@ -106,7 +106,7 @@ class CustomSet(Section):
     @model_validator(mode="after")
     def _one_source(self) -> CustomSet:
         if self.url is not None:
-            if self.file is not None or self.hub is not None or self.revision is not None:
+            if (self.file, self.hub, self.revision) != (None, None, None):
                 refuse("E-recipe-set-source", "url cannot be combined with file, hub or revision")
             if self.sha256 is None:
                 refuse("E-recipe-set-digest", "url needs the sha256 of its file (sha256sum FILE)")
@@ -117,18 +117,50 @@ class CustomSet(Section):
                 refuse("E-recipe-set-revision", "hub needs a revision: a commit, because branches change")
             for path in self.paths:
                 if "\\" in path or any(part in ("", ".", "..") for part in path.split("/")) or "*" in path:
-                    refuse(
-                        "E-recipe-set-hub-path",
-                        "with hub, file must be a path in its repository such as data/test.jsonl",
-                    )
+                    message = "with hub, file must be a path in its repository such as data/test.jsonl"
+                    refuse("E-recipe-set-hub-path", message)
             if self.sha256 is not None and len(self.paths) > 1:
                 refuse("E-recipe-set-digest", "sha256 is the digest of one file, but hub names several")
         elif self.sha256 is not None or self.revision is not None:
-            refuse(
-                "E-recipe-set-digest",
-                "sha256 and revision are for url and hub; the run computes the digest of a local file itself",
-            )
+            message = "sha256 and revision are for url and hub; the run computes the digest of a local file itself"
+            refuse("E-recipe-set-digest", message)
         for field, column in self.fields.items():
             if isinstance(column, Column) and field != "answer" and (column.after or column.values):
                 refuse("E-recipe-set-fields", f"fields.{field}: only answer can have after and values")
         return self
+
+
+class LimitsSection(Section):
+    train: Positive | None = Field(default=None, description="Maximum number of training questions per set.")
+    validation: Positive | None = Field(default=None, description="Maximum number of validation questions per set.")
+    test: Positive | None = Field(default=None, description="Maximum number of test questions per set.")
+
+
+class QuestionsSection(Section):
+    """The sets to learn from and the sets to evaluate on."""
+
+    train: list[Name] = Field(default=["gsm8k"], description="Sets whose training questions are learnt.")
+    in_distribution: list[Name] = Field(
+        default=["gsm8k"], description="Evaluation sets of the task that the student learns."
+    )
+    out_of_distribution: list[Name] = Field(
+        default=["multiarith", "asdiv", "svamp"], description="Evaluation sets on which the checkpoint is selected."
+    )
+    generic: list[Name] = Field(default=["bbh"], description="Evaluation sets of other abilities.")
+    splits: Literal["digest", "paper"] = Field(
+        default="digest",
+        description="How sets are split: by the digests of their questions, or with the paper's 500 validation "
+        "questions per set and the rest test.",
+    )
+    validation: Share = Field(
+        default=0.25, description="Fraction of a set's questions in its validation split, for splits: digest."
+    )
+    test: Share = Field(default=0.25, description="Fraction of a set's questions in its test split.")
+    limit: LimitsSection = Field(
+        default=LimitsSection(), description="Maximum questions per set and split; those of lowest digest are kept."
+    )
+    templates: Literal["keep", "drop"] = Field(
+        default="keep",
+        description="Whether to keep or drop training questions that differ from a validation or test question only "
+        "in numbers and names; the dry run and the report count them.",
+    )

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from potstill.recipe.fields import (
-    Character,
     Count,
     CustomSet,
     Decay,
@@ -20,103 +19,12 @@ from potstill.recipe.fields import (
     FormatName,
     Name,
     Positive,
-    Probability,
+    QuestionsSection,
     Section,
     Share,
     refuse,
 )
-from potstill.recipe.teacher import TeacherSection, VllmSection, with_vllm_batch
-
-
-class LimitsSection(Section):
-    train: Positive | None = Field(default=None, description="Maximum number of training questions per set.")
-    validation: Positive | None = Field(default=None, description="Maximum number of validation questions per set.")
-    test: Positive | None = Field(default=None, description="Maximum number of test questions per set.")
-
-
-class QuestionsSection(Section):
-    """The sets to learn from and the sets to evaluate on."""
-
-    train: list[Name] = Field(default=["gsm8k"], description="Sets whose training questions are learnt.")
-    in_distribution: list[Name] = Field(
-        default=["gsm8k"], description="Evaluation sets of the task that the student learns."
-    )
-    out_of_distribution: list[Name] = Field(
-        default=["multiarith", "asdiv", "svamp"], description="Evaluation sets on which the checkpoint is selected."
-    )
-    generic: list[Name] = Field(default=["bbh"], description="Evaluation sets of other abilities.")
-    splits: Literal["digest", "paper"] = Field(
-        default="digest",
-        description="How sets are split: by the digests of their questions, or with the paper's 500 validation "
-        "questions per set and the rest test.",
-    )
-    validation: Share = Field(
-        default=0.25, description="Fraction of a set's questions in its validation split, for splits: digest."
-    )
-    test: Share = Field(default=0.25, description="Fraction of a set's questions in its test split.")
-    limit: LimitsSection = Field(
-        default=LimitsSection(), description="Maximum questions per set and split; those of lowest digest are kept."
-    )
-    templates: Literal["keep", "drop"] = Field(
-        default="keep",
-        description="Whether to keep or drop training questions that differ from a validation or test question only "
-        "in numbers and names; the dry run and the report count them.",
-    )
-
-
-class FilterSection(Section):
-    max_per_question: Positive | None = Field(
-        default=None, description="Maximum number of right chains kept per question."
-    )
-    duplicates: Literal["drop", "keep"] = Field(
-        default="drop", description="Whether to drop or keep a chain whose text the question has already."
-    )
-    near_duplicate_threshold: Share | None = Field(
-        default=None,
-        description="Drop a chain that shares at least this fraction of its word 5-grams with a kept chain.",
-    )
-    min_chars: Count = Field(default=0, description="Minimum length of a chain, in characters.")
-    max_chars: Positive | None = Field(default=None, description="Maximum length of a chain, in characters.")
-    script: Literal["latin", "cyrillic", "greek", "arabic", "hebrew", "cjk", "hangul", "devanagari", "thai"] | None = (
-        Field(default=None, description="Drop a chain with more than a tenth of its letters in another script.")
-    )
-    wrong_sums: Literal["drop"] | None = Field(
-        default=None,
-        description="Drop a chain that contains a wrong equation such as 3 * 4 = 13, even if its answer is right.",
-    )
-    contamination_threshold: float = Field(
-        default=0.9,
-        gt=0,
-        le=1,
-        description="Drop a question that shares at least this fraction of its word 8-grams with a validation or test "
-        "question.",
-    )
-
-
-class TransferSection(Section):
-    rule: Literal["one-hot", "paper", "span", "text"] = Field(
-        default="text", description="How the teacher's probabilities are mapped to the student's tokens."
-    )
-    rewrite: dict[Character, str] = Field(
-        default={}, description="Characters of a chain to replace before the student learns it, such as ×: '*'."
-    )
-    calculator_marks: Literal["insert", "remove"] | None = Field(
-        default=None,
-        description="Insert or remove calculator marks before the results of equations, as in 48/2 = <<48/2=24>>24.",
-    )
-    min_probability: Probability = Field(
-        default=3e-4, description="Candidates with a smaller probability are added to the tail."
-    )
-    min_coverage: Probability = Field(
-        default=0.2,
-        description="Minimum fraction of positions with a teacher distribution; the run stops below it, if the teacher "
-        "has log-probabilities.",
-    )
-    min_transferred_probability: Probability = Field(
-        default=0.5,
-        description="Minimum fraction of the candidates' probability that reaches positions on whole teacher tokens; "
-        "align and the report warn below it.",
-    )
+from potstill.recipe.teacher import FilterSection, TeacherSection, TransferSection, VllmSection, with_vllm_batch
 
 
 class ShapeSection(Section):
@@ -295,23 +203,16 @@ class TrainSection(Section):
         if self.stable_steps and self.schedule == "constant":
             refuse("E-recipe-schedule", "stable_steps needs a schedule that falls: linear or cosine")
         if self.stable_steps and self.warmup_steps + self.stable_steps > self.steps:
-            refuse(
-                "E-recipe-schedule",
-                f"warmup_steps {self.warmup_steps} and stable_steps {self.stable_steps} exceed steps {self.steps}",
-            )
+            both = f"warmup_steps {self.warmup_steps} and stable_steps {self.stable_steps}"
+            refuse("E-recipe-schedule", f"{both} exceed steps {self.steps}")
         if sum(self.formats.values()) > 1_000_000:
-            refuse(
-                "E-recipe-formats",
-                "the quotas in formats exceed a million together; write smaller numbers in the same proportion",
-            )
+            hint = "write smaller numbers in the same proportion"
+            refuse("E-recipe-formats", f"the quotas in formats exceed a million together; {hint}")
         if self.loss_weights is not None:
             taught = {name for name, quota in self.formats.items() if quota}
             for name in sorted(taught ^ set(self.loss_weights)):
-                fault = "has no weight" if name in taught else "has a weight but no quota in train.formats"
-                refuse(
-                    "E-recipe-loss-weights",
-                    f"loss_weights must name exactly the formats that are trained: {name} {fault}",
-                )
+                fault = f"{name} has no weight" if name in taught else f"{name} has no quota in train.formats"
+                refuse("E-recipe-loss-weights", f"loss_weights must name exactly the formats that are trained: {fault}")
         return self
 
 
@@ -468,10 +369,8 @@ class Recipe(Section):
         if not questions.train:
             refuse("E-recipe-no-training-set", "questions.train is empty: there is nothing to learn from")
         if not questions.out_of_distribution:
-            refuse(
-                "E-recipe-no-selection-set",
-                "questions.out_of_distribution is empty: the checkpoint is selected on these sets",
-            )
+            message = "questions.out_of_distribution is empty: the checkpoint is selected on these sets"
+            refuse("E-recipe-no-selection-set", message)
         for name in questions.out_of_distribution:
             if name in questions.train:
                 refuse("E-recipe-set-trained", f"questions.out_of_distribution names {name}, which is trained on")
@@ -494,7 +393,5 @@ class Recipe(Section):
         for names in (questions.train, evaluated, self.evaluate.formats, decodings):
             for name, times in Counter(names).items():
                 if times > 1:
-                    refuse(
-                        "E-recipe-named-twice",
-                        f"{name} is named twice: a set has one group, and a format or decoding is evaluated once",
-                    )
+                    once = "a set has one group, and a format or decoding is evaluated once"
+                    refuse("E-recipe-named-twice", f"{name} is named twice: {once}")

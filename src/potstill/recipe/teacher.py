@@ -1,4 +1,4 @@
-"""The section `teacher` of a recipe: the source of the chains, and the settings of vLLM, servers and budgets.
+"""The sections `teacher` (with the settings of vLLM, servers and budgets), `filter` and `transfer`.
 
 >>> TeacherSection(kind="local", model="models/qwen", samples=8).top_logprobs
 5
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from potstill.recipe.fields import Count, Name, Positive, Section, refuse
+from potstill.recipe.fields import Character, Count, Name, Positive, Probability, Section, Share, refuse
 
 VLLM_BATCH_TOKENS: Final = 1_048_576  # vLLM manages the device's memory itself and is fastest with many texts at once
 
@@ -121,11 +121,8 @@ class ServerSection(Section):
             except ValueError:
                 fault = "brackets that are not part of an address"
             if fault:
-                refuse(
-                    "E-recipe-url",
-                    f"the address contains {fault}: write http://HOST:PORT/v1; the key comes from the environment "
-                    "(teacher.server.key)",
-                )
+                hint = "write http://HOST:PORT/v1; the key comes from the environment (teacher.server.key)"
+                refuse("E-recipe-url", f"the address contains {fault}: {hint}")
         return value
 
     @field_validator("extra")
@@ -226,13 +223,66 @@ class TeacherSection(Section):
     @model_validator(mode="after")
     def _complete(self) -> TeacherSection:
         if self.score is not None and self.kind not in ("human", "replay"):
-            refuse(
-                "E-recipe-teacher-score",
-                f"a {self.kind} teacher scores its chains itself: score is only for human and replay",
-            )
+            message = f"a {self.kind} teacher scores its chains itself: score is only for human and replay"
+            refuse("E-recipe-teacher-score", message)
         if self.chat is True and self.kind not in ("local", "vllm") and self.score is None:
             refuse("E-recipe-teacher-chat", f"chat: true needs a local model, and a {self.kind} teacher has none")
         needed = {"local": "model", "vllm": "model", "openai": "model", "replay": "chains"}.get(self.kind)
         if needed and getattr(self, needed) is None:
             refuse("E-recipe-teacher-incomplete", f"a {self.kind} teacher needs {needed}")
         return self
+
+
+class FilterSection(Section):
+    max_per_question: Positive | None = Field(
+        default=None, description="Maximum number of right chains kept per question."
+    )
+    duplicates: Literal["drop", "keep"] = Field(
+        default="drop", description="Whether to drop or keep a chain whose text the question has already."
+    )
+    near_duplicate_threshold: Share | None = Field(
+        default=None,
+        description="Drop a chain that shares at least this fraction of its word 5-grams with a kept chain.",
+    )
+    min_chars: Count = Field(default=0, description="Minimum length of a chain, in characters.")
+    max_chars: Positive | None = Field(default=None, description="Maximum length of a chain, in characters.")
+    script: Literal["latin", "cyrillic", "greek", "arabic", "hebrew", "cjk", "hangul", "devanagari", "thai"] | None = (
+        Field(default=None, description="Drop a chain with more than a tenth of its letters in another script.")
+    )
+    wrong_sums: Literal["drop"] | None = Field(
+        default=None,
+        description="Drop a chain that contains a wrong equation such as 3 * 4 = 13, even if its answer is right.",
+    )
+    contamination_threshold: float = Field(
+        default=0.9,
+        gt=0,
+        le=1,
+        description="Drop a question that shares at least this fraction of its word 8-grams with a validation or test "
+        "question.",
+    )
+
+
+class TransferSection(Section):
+    rule: Literal["one-hot", "paper", "span", "text"] = Field(
+        default="text", description="How the teacher's probabilities are mapped to the student's tokens."
+    )
+    rewrite: dict[Character, str] = Field(
+        default={}, description="Characters of a chain to replace before the student learns it, such as ×: '*'."
+    )
+    calculator_marks: Literal["insert", "remove"] | None = Field(
+        default=None,
+        description="Insert or remove calculator marks before the results of equations, as in 48/2 = <<48/2=24>>24.",
+    )
+    min_probability: Probability = Field(
+        default=3e-4, description="Candidates with a smaller probability are added to the tail."
+    )
+    min_coverage: Probability = Field(
+        default=0.2,
+        description="Minimum fraction of positions with a teacher distribution; the run stops below it, if the teacher "
+        "has log-probabilities.",
+    )
+    min_transferred_probability: Probability = Field(
+        default=0.5,
+        description="Minimum fraction of the candidates' probability that reaches positions on whole teacher tokens; "
+        "align and the report warn below it.",
+    )
