@@ -66,19 +66,12 @@ def recipe_json_schema() -> dict[str, Any]:
 
 
 def recipe_data_folder(recipe: Recipe) -> Path | None:
-    """The data folder: the recipe's `data`, else POTSTILL_DATA, else None."""
+    """The data folder: the recipe's `data`, else POTSTILL_DATA, else None. Raises UserError if it does not exist."""
     path = recipe.data or os.environ.get("POTSTILL_DATA")
-    if not path:
-        return None
-    if not Path(path).is_dir():
-        raise UserError(
-            "the data folder does not exist",
-            code="E-data-no-folder",
-            where="data" if recipe.data else "POTSTILL_DATA",
-            found=path,
-            hint="name the folder that contains the sets",
-        )
-    return Path(path)
+    if path and not Path(path).is_dir():
+        key, hint = "data" if recipe.data else "POTSTILL_DATA", "name the folder that contains the sets"
+        raise UserError("the data folder does not exist", code="E-data-no-folder", where=key, found=path, hint=hint)
+    return Path(path) if path else None
 
 
 def find_path(recipe: Recipe, path: str, key: str) -> Path:
@@ -86,37 +79,29 @@ def find_path(recipe: Recipe, path: str, key: str) -> Path:
 
     Raises UserError if it is in neither, or in both.
     """
-    if Path(path).is_absolute() or path.startswith("."):
-        places = [Path(path)]
-    else:
-        data_dir = recipe_data_folder(recipe)
-        places = [Path(path)] + ([data_dir / path] if data_dir else [])
-    existing = [place for place in places if place.exists()]
-    if len({place.resolve() for place in existing}) == 1:
+    paths = [Path(path)]
+    if not Path(path).is_absolute() and not path.startswith(".") and (data_dir := recipe_data_folder(recipe)):
+        paths.append(data_dir / path)
+    existing = [candidate for candidate in paths if candidate.exists()]
+    if len({candidate.resolve() for candidate in existing}) == 1:
         return existing[0]
     if existing:
-        raise UserError(
+        found = " and ".join(map(str, existing))
+        what, hint = (
             "the path exists in two folders",
-            code="E-recipe-ambiguous-path",
-            where=key,
-            found=" and ".join(map(str, existing)),
-            hint="write ./ before the path of the working folder, or an absolute path",
+            "write ./ before the one in the working folder, or an absolute path",
         )
-    looked = " and ".join(str(place.absolute()) for place in places)
-    raise UserError(
-        "the file does not exist",
-        code="E-recipe-missing-path",
-        where=key,
-        found=f"{path!r}; looked at {looked}",
-        hint=_path_hint(path, places, key),
-    )
+        raise UserError(what, code="E-recipe-ambiguous-path", where=key, found=found, hint=hint)
+    found = f"{path!r}; looked at {' and '.join(str(candidate.absolute()) for candidate in paths)}"
+    what, hint = "the file does not exist", _path_hint(path, paths, key)
+    raise UserError(what, code="E-recipe-missing-path", where=key, found=found, hint=hint)
 
 
-def _path_hint(path: str, places: list[Path], key: str) -> str:
+def _path_hint(path: str, paths: list[Path], key: str) -> str:
     """The likely fix for a missing path: a similar name, a download from the hub, or another folder."""
-    for place in places:
+    for candidate in paths:
         with contextlib.suppress(OSError):
-            near = difflib.get_close_matches(place.name, os.listdir(place.parent), 1, 0.8)
+            near = difflib.get_close_matches(candidate.name, os.listdir(candidate.parent), 1, 0.8)
             if near:
                 return f"did you mean {Path(path).with_name(near[0]).as_posix()}?"
     if key.endswith((".model", ".tokenizer", ".scorer")) and HUB_NAME.fullmatch(path):
@@ -135,13 +120,8 @@ def find_paths(recipe: Recipe, path: str, key: str) -> list[Path]:
         return [find_path(recipe, path, key)]
     paths = sorted(match for match in find_path(recipe, folder or ".", key).glob(pattern) if match.is_file())
     if not paths:
-        raise UserError(
-            "no file matches the pattern",
-            code="E-recipe-missing-path",
-            where=key,
-            found=path,
-            hint="correct the path; only its last part may contain *",
-        )
+        what, hint = "no file matches the pattern", "correct the path; only its last part may contain *"
+        raise UserError(what, code="E-recipe-missing-path", where=key, found=path, hint=hint)
     return paths
 
 
