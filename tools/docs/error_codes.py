@@ -47,66 +47,94 @@ def page() -> str:
 
 
 def raised() -> Iterator[Raised]:
-    """Every call with an error code among its arguments."""
+    """Every call with an error code among its arguments, and every call of a helper that adds the code to a text."""
     trees = {path: ast.parse(path.read_text("utf-8")) for path in sorted(SOURCE.rglob("*.py"))}
-    functions = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    parameters = {node.name: [argument.arg for argument in node.args.args] for node in functions}
+    helpers = [_helper(node) for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    by_name = {helper.name: helper for helper in helpers}
     for path, tree in trees.items():
-        assigned = _Assigned(tree)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call):
-                yield from _of_call(node, path.relative_to(SOURCE).parts[0], parameters, assigned)
+        yield from _in_scope(tree, _Texts(tree, {}), path.relative_to(SOURCE).parts[0], by_name)
 
 
-def _of_call(node: ast.Call, package: str, parameters: dict[str, list[str]], assigned: _Assigned) -> Iterator[Raised]:
+class _Helper(NamedTuple):
+    """A function: its parameters, and the code of an error whose text is the parameter `what`; empty if there is none."""
+
+    name: str
+    parameters: list[str]
+    code: str = ""
+    what: str = "what"
+
+
+def _helper(function: ast.FunctionDef) -> _Helper:
+    helper = _Helper(function.name, [argument.arg for argument in function.args.args])
+    for node in ast.walk(function):
+        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Name):
+            given = {each.arg: each.value for each in node.keywords}.get("code")
+            if node.args[0].id in helper.parameters and isinstance(given, ast.Constant):
+                helper = helper._replace(code=str(given.value), what=node.args[0].id)
+    return helper
+
+
+def _in_scope(scope: ast.AST, texts: _Texts, package: str, helpers: dict[str, _Helper]) -> Iterator[Raised]:
+    for node in ast.iter_child_nodes(scope):
+        if isinstance(node, ast.FunctionDef):
+            yield from _in_scope(node, _Texts(node, texts.known), package, helpers)
+            continue
+        if isinstance(node, ast.Call):
+            yield from _of_call(node, texts, package, helpers)
+        yield from _in_scope(node, texts, package, helpers)
+
+
+def _of_call(node: ast.Call, texts: _Texts, package: str, helpers: dict[str, _Helper]) -> Iterator[Raised]:
     """A helper's positional arguments have the names of its parameters."""
-    texts = [assigned.text(each) for each in node.args]
-    called = node.func.id if isinstance(node.func, ast.Name) else ""
-    named = dict(zip(parameters.get(called, ()), texts, strict=False))
-    named |= {each.arg: assigned.text(each.value) for each in node.keywords if each.arg}
-    code = next((each for each in [named.get("code", ""), *texts] if CODE.fullmatch(each)), None)
+    values = [texts.read(each) for each in node.args]
+    called = helpers.get(ast.unparse(node.func).rpartition(".")[2], _Helper("", []))
+    named = dict(zip(called.parameters, values, strict=False))
+    named |= {each.arg: texts.read(each.value) for each in node.keywords if each.arg}
+    code = next((each for each in [named.get("code", ""), *values] if CODE.fullmatch(each)), called.code)
     if code:
-        what = named.get("what") or next((each for each in texts if each and each != code), "")
+        what = named.get(called.what) or next((each for each in values if each and each != code), "")
         yield Raised(code, what, named.get("hint", ""), package)
 
 
-class _Assigned:
-    """The texts of a module, where a variable has the text that was assigned to it last above the call."""
+class _Texts:
+    """The texts of the expressions of a function or a module. A variable has the text that was last assigned above."""
 
-    def __init__(self, tree: ast.Module) -> None:
-        self._texts: list[tuple[int, str, ast.expr]] = []
-        for node in ast.walk(tree):
-            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-            value = getattr(node, "value", None)
-            if not isinstance(node, ast.Assign | ast.AnnAssign) or value is None:
-                continue
-            for target in targets:
-                pairs = [(target, value)]
-                if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
-                    pairs = list(zip(target.elts, value.elts, strict=False))
-                self._texts += [(node.lineno, name.id, text) for name, text in pairs if isinstance(name, ast.Name)]
-        self._texts.sort(key=lambda row: row[0])
+    def __init__(self, scope: ast.Module | ast.FunctionDef, outer: dict[str, list[tuple[int, ast.expr]]]) -> None:
+        self.known = dict(outer)
+        if isinstance(scope, ast.FunctionDef):
+            self.known |= {argument.arg: [] for argument in scope.args.args + scope.args.kwonlyargs}
+        for node in scope.body if isinstance(scope, ast.Module) else ast.walk(scope):
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+                for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                    self._assign(target, node.value)
 
-    def text(self, node: ast.expr | None) -> str:
+    def _assign(self, target: ast.expr, value: ast.expr) -> None:
+        if isinstance(target, ast.Name):
+            self.known[target.id] = [*self.known.get(target.id, ()), (value.lineno, value)]
+        elif isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+            for inner, text in zip(target.elts, value.elts, strict=False):
+                self._assign(inner, text)
+
+    def read(self, node: ast.expr | None) -> str:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             return node.value
         if isinstance(node, ast.JoinedStr):
             return "".join(map(self._part, node.values))
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-            return self.text(node.left) + self.text(node.right)
+            return self.read(node.left) + self.read(node.right)
         if isinstance(node, ast.IfExp):
-            return " / ".join(filter(None, (self.text(node.body), self.text(node.orelse))))
+            return " / ".join(filter(None, (self.read(node.body), self.read(node.orelse))))
         if isinstance(node, ast.Name):
-            above = [value for line, name, value in self._texts if name == node.id and line < node.lineno]
-            return self.text(above[-1]) if above else ""
+            above = [value for line, value in self.known.get(node.id, ()) if line < node.lineno]
+            return self.read(max(above, key=lambda value: value.lineno)) if above else ""
         return ""
 
     def _part(self, part: ast.expr) -> str:
         """A part of an f-string: a variable is written out if it is a sentence."""
         if isinstance(part, ast.Constant):
             return str(part.value)
-        name = part.value if isinstance(part, ast.FormattedValue) else None
-        text = self.text(name) if isinstance(name, ast.Name) else ""
+        variable = part.value if isinstance(part, ast.FormattedValue) else None
+        text = self.read(variable) if isinstance(variable, ast.Name) else ""
         return text if text.count(" ") > 4 else "…"
 
 

@@ -83,21 +83,11 @@ def decompress(data: bytes, method: str, path: Path, max_bytes: int) -> bytes:
         with pa.CompressedInputStream(pa.BufferReader(data), method) as stream:
             content = stream.read(max_bytes + 1)
     except (OSError, pa.ArrowException) as fault:
-        raise UserError(
-            f"not a complete {method} file",
-            code="E-storage-invalid-compression",
-            where=path,
-            found=fault,
-            hint=DOWNLOAD_HINT,
-        ) from None
+        raise _compression_error(method, path, fault) from None
     if len(content) > max_bytes:
-        raise UserError(
-            "the file is too large to hold in memory",
-            code="E-storage-too-large",
-            where=path,
-            found=f"more than {max_bytes} bytes decompressed",
-            hint="decompress it and name several smaller files",
-        )
+        what, found = "the file is too large to hold in memory", f"more than {max_bytes} bytes decompressed"
+        hint = "decompress it and name several smaller files"
+        raise UserError(what, code="E-storage-too-large", where=path, found=found, hint=hint)
     return content
 
 
@@ -106,21 +96,16 @@ def _decompress_xz(data: bytes, path: Path) -> bytes:
     try:
         content = decompressor.decompress(data, MAX_CONTENT_BYTES)
     except lzma.LZMAError as fault:
-        raise UserError(
-            "not a complete xz file",
-            code="E-storage-invalid-compression",
-            where=path,
-            found=fault,
-            hint=DOWNLOAD_HINT,
-        ) from None
+        raise _compression_error("xz", path, fault) from None
     if not decompressor.eof:
-        raise UserError(
-            "the xz file is incomplete, or too large to hold in memory",
-            code="E-storage-too-large",
-            where=path,
-            hint=f"{DOWNLOAD_HINT}; or decompress it and name its parts",
-        )
+        what, hint = "the xz file is incomplete, or too large to hold in memory", "or decompress it and name its parts"
+        raise UserError(what, code="E-storage-too-large", where=path, hint=f"{DOWNLOAD_HINT}; {hint}")
     return content
+
+
+def _compression_error(method: str, path: Path, fault: Exception) -> UserError:
+    what = f"not a complete {method} file"
+    return UserError(what, code="E-storage-invalid-compression", where=path, found=fault, hint=DOWNLOAD_HINT)
 
 
 def decode_text(data: bytes, path: Path) -> str:
@@ -134,12 +119,8 @@ def decode_text(data: bytes, path: Path) -> str:
             hint = "half of a surrogate pair is not a character: write the whole pair, or U+FFFD instead"
         elif data[:2] in (b"\xff\xfe", b"\xfe\xff"):
             hint = "it looks like UTF-16: save it as UTF-8"
-        raise UserError(
-            f"not UTF-8 at byte {fault.start}",
-            code="E-storage-not-utf8",
-            where=f"{path} line {line}" if line > 1 else path,
-            hint=hint,
-        ) from None
+        what, where = f"not UTF-8 at byte {fault.start}", f"{path} line {line}" if line > 1 else path
+        raise UserError(what, code="E-storage-not-utf8", where=where, hint=hint) from None
     text = text.replace("\r\n", "\n").removeprefix(BOM)
     return text.replace(f"\n{BOM}", "\n") if BOM in text else text  # concatenated files, each with its own mark
 
@@ -161,9 +142,8 @@ def read_parquet_rows(data: bytes, path: Path) -> Iterator[dict[str, Any]]:
             for batch in file.iter_batches(BATCH_ROWS):
                 yield from _batch_rows(batch)
     except (pa.ArrowException, OSError) as fault:
-        raise UserError(
-            "not a Parquet file", code="E-storage-invalid-parquet", where=path, found=fault, hint=DOWNLOAD_HINT
-        ) from None
+        what, code = "not a Parquet file", "E-storage-invalid-parquet"
+        raise UserError(what, code=code, where=path, found=fault, hint=DOWNLOAD_HINT) from None
 
 
 def read_arrow_rows(data: bytes, path: Path) -> Iterator[dict[str, Any]]:
@@ -177,41 +157,33 @@ def read_arrow_rows(data: bytes, path: Path) -> Iterator[dict[str, Any]]:
         for batch in table.to_batches(BATCH_ROWS):
             yield from _batch_rows(batch)
     except (pa.ArrowException, OSError) as fault:
-        raise UserError(
-            "not an Arrow file", code="E-storage-invalid-arrow", where=path, found=fault, hint=DOWNLOAD_HINT
-        ) from None
+        what, code = "not an Arrow file", "E-storage-invalid-arrow"
+        raise UserError(what, code=code, where=path, found=fault, hint=DOWNLOAD_HINT) from None
 
 
 def read_saved_dataset(folder: Path) -> Iterator[dict[str, Any]]:
     """The rows of a folder that `datasets` saved. In a folder with several splits, each row gets its split as the field
     `split`, unless it has such a field. Raises UserError for any other folder."""
     splits = folder / "dataset_dict.json"
-    if splits.is_file():
-        for split in _read_list_field(splits, "splits"):
-            for row in _read_saved_split(folder / str(split)):
-                yield {"split": split, **row}
+    if not splits.is_file():
+        yield from _read_saved_split(folder)
         return
-    yield from _read_saved_split(folder)
+    for split in _read_list_field(splits, "splits"):
+        for row in _read_saved_split(folder / str(split)):
+            yield {"split": split, **row}
 
 
 def _read_saved_split(folder: Path) -> Iterator[dict[str, Any]]:
     state = folder / "state.json"
     if not state.is_file():
-        raise UserError(
-            "the path is a folder that `datasets` did not save",
-            code="E-storage-not-a-dataset",
-            where=folder,
-            hint="name its files: file: [a.jsonl, b.jsonl], or file: FOLDER/*.parquet",
-        )
-    content = read_json(state)
-    if isinstance(content, dict) and content.get("_indices_data_files"):
-        raise UserError(
-            "a saved selection of rows cannot be read",
-            code="E-storage-not-a-dataset",
-            where=folder,
-            hint="save it again after flatten_indices()",
-        )
-    for entry in _read_list_field(state, "_data_files"):
+        what = "the path is a folder that `datasets` did not save"
+        hint = "name its files: file: [a.jsonl, b.jsonl], or file: FOLDER/*.parquet"
+        raise UserError(what, code="E-storage-not-a-dataset", where=folder, hint=hint)
+    files = _read_list_field(state, "_data_files")
+    if read_json(state).get("_indices_data_files"):
+        what, hint = "a saved selection of rows cannot be read", "save it again after flatten_indices()"
+        raise UserError(what, code="E-storage-not-a-dataset", where=folder, hint=hint)
+    for entry in files:
         path = folder / Path(str(entry.get("filename") if isinstance(entry, dict) else entry)).name
         yield from read_arrow_rows(read_bytes(path), path)
 
@@ -220,21 +192,20 @@ def _read_list_field(path: Path, name: str) -> list[Any]:
     content = read_json(path)
     values = content.get(name) if isinstance(content, dict) else None
     if not isinstance(values, list):
-        raise UserError(
-            "not a file that `datasets` saves",
-            code="E-storage-not-a-dataset",
-            where=path,
-            found=f"no list {name!r}",
-            hint="save the set again",
-        )
+        what, found, hint = "not a file that `datasets` saves", f"no list {name!r}", "save the set again"
+        raise UserError(what, code="E-storage-not-a-dataset", where=path, found=found, hint=hint)
     return values
 
 
 def _batch_rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any]]:
-    converters = {field.name: _build_converter(field.type) for field in batch.schema}
-    columns = {name: _column_values(batch.column(index)) for index, name in enumerate(batch.schema.names)}
+    converters = [_build_converter(field.type) for field in batch.schema]
+    columns = [
+        values if convert is None else [convert(value) for value in values]
+        for values, convert in zip(map(_column_values, batch.columns), converters, strict=True)
+    ]
+    names = batch.schema.names
     for index in range(batch.num_rows):
-        yield {name: _convert(values[index], converters[name]) for name, values in columns.items()}
+        yield {name: values[index] for name, values in zip(names, columns, strict=True)}
 
 
 def _column_values(column: pyarrow.Array) -> list[Any]:
@@ -258,12 +229,13 @@ def _decode_or_bytes(value: Any) -> Any:
         return value if isinstance(value, bytes) else b"\xff"
 
 
-def _convert(value: Any, converter: Converter | None) -> Any:
-    return value if value is None or converter is None else converter(value)
-
-
 def _build_converter(kind: pyarrow.DataType) -> Converter | None:
-    """A function from a value of an Arrow type to a JSON value; None if the value already is one."""
+    """A function from a value of an Arrow type, or None, to a JSON value; None if the value already is one."""
+    convert = _build_value_converter(kind)
+    return None if convert is None else lambda value: None if value is None else convert(value)
+
+
+def _build_value_converter(kind: pyarrow.DataType) -> Converter | None:
     import numpy
     import pyarrow.types as t
 
@@ -276,10 +248,12 @@ def _build_converter(kind: pyarrow.DataType) -> Converter | None:
         return _build_converter(kind.value_type)
     if t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind):
         inner = _build_converter(kind.value_type)
-        return None if inner is None else lambda values: [_convert(value, inner) for value in values]
+        return None if inner is None else lambda values: [inner(value) for value in values]
     if t.is_struct(kind):
         fields = {kind.field(i).name: _build_converter(kind.field(i).type) for i in range(kind.num_fields)}
-        return lambda struct: {name: _convert(value, fields[name]) for name, value in struct.items()}
+        return lambda struct: {
+            name: value if (convert := fields[name]) is None else convert(value) for name, value in struct.items()
+        }
     if t.is_string(kind) or t.is_large_string(kind) or t.is_integer(kind) or t.is_boolean(kind) or t.is_null(kind):
         return None
     return lambda value: value if isinstance(value, bytes) else json.loads(json.dumps(value, default=str))
@@ -310,13 +284,8 @@ def _read_text_rows(text: str, path: Path) -> Iterator[DatasetRow]:
             yield from _read_wrapped_list(document, path)
             return
         if stripped.startswith("[") and _parse_json(first_line)[1]:
-            raise UserError(
-                "not valid JSON",
-                code="E-storage-invalid-json",
-                where=path,
-                found=error,
-                hint="it looks like an incomplete JSON array",
-            )
+            hint = "it looks like an incomplete JSON array"
+            raise UserError("not valid JSON", code="E-storage-invalid-json", where=path, found=error, hint=hint)
     yield from _read_json_lines(text, path)
 
 
@@ -330,25 +299,20 @@ def _read_json_lines(text: str, path: Path) -> Iterator[DatasetRow]:
         where = f"{path} line {number}"
         row, error = _parse_json(line)
         if error:
-            raise UserError(
-                "the line is not valid JSON",
-                code="E-storage-invalid-json",
-                where=where,
-                found=shorten(line),
-                hint=_line_hint(line, number),
-            )
+            what, hint = "the line is not valid JSON", _line_hint(line, number)
+            raise UserError(what, code="E-storage-invalid-json", where=where, found=shorten(line), hint=hint)
         if not isinstance(row, dict):
-            raise UserError(
-                "the line is not a JSON object",
-                code="E-storage-invalid-record",
-                where=where,
-                found=shorten(line),
-                hint='write one {"question": ...} per line',
+            raise _record_error(
+                "the line is not a JSON object", where, line, hint='write one {"question": ...} per line'
             )
         if single and _wrapped_list(row) is not None:
             yield from _read_wrapped_list(row, path)
             return
         yield number, f"line {number}", row
+
+
+def _record_error(what: str, where: object, found: str, hint: str) -> UserError:
+    return UserError(what, code="E-storage-invalid-record", where=where, found=shorten(found), hint=hint)
 
 
 def _line_hint(line: str, number: int) -> str:
@@ -370,15 +334,11 @@ def _parse_json(text: str) -> tuple[Any, str]:
 
 def _iter_list_rows(rows: list[Any], path: Path) -> Iterator[DatasetRow]:
     for number, row in enumerate(rows, 1):
+        where = f"record {number}"
         if not isinstance(row, dict):
-            raise UserError(
-                "the record is not a JSON object",
-                code="E-storage-invalid-record",
-                where=f"{path} record {number}",
-                found=shorten(json.dumps(row)),
-                hint='write one {"question": ...} per record',
-            )
-        yield number, f"record {number}", row
+            hint = 'write one {"question": ...} per record'
+            raise _record_error("the record is not a JSON object", f"{path} {where}", json.dumps(row), hint)
+        yield number, where, row
 
 
 def _wrapped_list(document: dict[str, Any]) -> list[Any] | None:
@@ -390,13 +350,8 @@ def _wrapped_list(document: dict[str, Any]) -> list[Any] | None:
 def _read_wrapped_list(document: dict[str, Any], path: Path) -> Iterator[DatasetRow]:
     rows = _wrapped_list(document)
     if rows is None:
-        raise UserError(
-            "the JSON object has no list of records",
-            code="E-storage-invalid-record",
-            where=path,
-            found=shorten(", ".join(document)),
-            hint=f"write a list of records, one object per line, or a list in one of {', '.join(LIST_FIELDS)}",
-        )
+        hint = f"write a list of records, one object per line, or a list in one of {', '.join(LIST_FIELDS)}"
+        raise _record_error("the JSON object has no list of records", path, ", ".join(document), hint)
     yield from _iter_list_rows(rows, path)
 
 
@@ -412,13 +367,8 @@ def _read_table(text: str, separator: str, path: Path) -> Iterator[DatasetRow]:
         if not names:
             names = _parse_header(cells, where)
         elif len(cells) != len(names):
-            raise UserError(
-                f"the row has {len(cells)} cells, the header has {len(names)}",
-                code="E-storage-invalid-table",
-                where=where,
-                found=cells[:3],
-                hint="quote a cell that contains the separator or a line break",
-            )
+            what = f"the row has {len(cells)} cells, the header has {len(names)}"
+            raise _table_error(what, where, cells[:3], "quote a cell that contains the separator or a line break")
         else:
             yield number, f"line {number}", dict(zip(names, cells, strict=True))
 
@@ -434,12 +384,8 @@ def _read_cells(text: str, separator: str, path: Path) -> list[tuple[int, list[s
                 rows.append((first_line, cells))
             first_line = reader.line_num + 1
     except csv.Error as fault:
-        raise UserError(
-            f"not a table: {fault}",
-            code="E-storage-invalid-table",
-            where=f"{path} line {first_line}",
-            hint="close its quotation marks, and double those inside a cell",
-        ) from None
+        hint = "close its quotation marks, and double those inside a cell"
+        raise _table_error(f"not a table: {fault}", f"{path} line {first_line}", "", hint) from None
     finally:
         csv.field_size_limit(limit)
     return rows
@@ -448,11 +394,10 @@ def _read_cells(text: str, separator: str, path: Path) -> list[tuple[int, list[s
 def _parse_header(cells: list[str], where: str) -> list[str]:
     names = [cell.strip() for cell in cells]
     if len(set(names)) < len(names) or "" in names:
-        raise UserError(
-            "not a valid header",
-            code="E-storage-invalid-table",
-            where=where,
-            found=shorten(", ".join(names)),
-            hint="name every column in the first line, each name once",
-        )
+        hint = "name every column in the first line, each name once"
+        raise _table_error("not a valid header", where, shorten(", ".join(names)), hint)
     return names
+
+
+def _table_error(what: str, where: str, found: object, hint: str) -> UserError:
+    return UserError(what, code="E-storage-invalid-table", where=where, found=found, hint=hint)
