@@ -48,7 +48,7 @@ import torch
 
 from potstill import models, prompts, tokenization
 from potstill.alignment import cross_tokenizer
-from potstill.data import gsm8k
+from potstill.data import word_problems
 from potstill.models import SHAPES, Example, Student
 from potstill.records import Chain
 from potstill.training import data_order
@@ -246,7 +246,7 @@ def step(student: Student, data: Path, m: int, examples: int) -> list[Example]:
     """About so many rows, in the paper's mix: a group of a rationale format has m of them, one of bare answers one."""
     quotas = {name: rows if prompts.FORMATS[name].rationale else rows * m for name, rows in ROWS.items()}
     each = sum(ROWS.values()) * m / sum(quotas.values())  # rows of a group, on average
-    asked = [raw for raw in gsm8k.read_gsm8k(data) if raw.rationale][:400]
+    asked = [raw for raw in word_problems.read_gsm8k(data) if raw.rationale][:400]
     plan = data_order.DataOrder(
         seed=1,
         groups_per_step=max(1, round(examples / each)),

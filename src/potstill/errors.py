@@ -27,6 +27,10 @@ class UserError(Exception):
         self.what, self.code, self.where, self.found, self.hint = what, code, str(where), str(found), hint
         super().__init__(what, code, self.where, self.found, hint)
 
+    def at(self, where: object) -> UserError:
+        """The same error at another place."""
+        return UserError(self.what, code=self.code, where=where, found=self.found, hint=self.hint)
+
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}" if self.where else self.what]
         lines += [f"  found: {self.found}"] if self.found else []

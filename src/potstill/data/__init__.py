@@ -17,48 +17,44 @@ own if the data folder has their file of indices (`golden/authors_validation_ind
 other sets, they are those of lowest digest, because the authors released no other index file of evaluation questions.
 A fifth of each BBH task is validation, in both.
 
-To add a built-in set, write its file next to `svamp.py` and add its `SET` to the table `SETS`. If no answer
-type fits, write a grading function in the file of the set, and give its name to `BuiltinSet.grader` and to the `task` of each
-question: `<set>/function: potstill.data.<set>:<name>`.
+To add a built-in set, write its file next to `word_problems.py`, whose loaders are examples, and add its `BuiltinSet`
+to the table `SETS`. If no answer type fits, write a grading function in the file of the set, and give its name to
+`BuiltinSet.grader` and to the `task` of each question: `<set>/function: potstill.data.<set>:<name>`.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from potstill import grading
-from potstill.data import asdiv, bbh, custom_set, gsm8k, multiarith, splits, svamp, validate
-from potstill.data.set_files import BuiltinSet, RawQuestion, read_demonstrations
-from potstill.data.validate import find_contradictions
+from potstill import grading, prompts
+from potstill.data import bbh, custom_set, splits, word_problems
+from potstill.data.set_files import BuiltinSet, RawQuestion, check_text, read_demonstrations
+from potstill.data.splits import canonical_question
 from potstill.errors import UserError
-from potstill.records import Question
+from potstill.records import Question, Verdict
+from potstill.storage.dataset_files import shorten
 
 if TYPE_CHECKING:
     from potstill.recipe import Recipe
 
 __all__ = [
-    "SETS",
-    "VERSION",
-    "BuiltinSet",
-    "RawQuestion",
-    "assign_splits",
-    "find_contradictions",
-    "find_data_folder",
-    "find_duplicates_across_splits",
-    "grader_tasks",
-    "load_set",
-    "read_demonstrations",
-]
+    "SETS", "VERSION", "BuiltinSet", "RawQuestion", "assign_splits", "check_questions", "find_contradictions",
+    "find_data_folder", "find_duplicates_across_splits", "grader_tasks", "load_set", "read_demonstrations",
+]  # fmt: skip
 
 VERSION: Final = 4  # of the questions read from the sets; the stage `collect` stores it
 DEFAULT_SHARE: Final = 0.2  # of a set's questions in validation, and in test
 SETS: Final[dict[str, BuiltinSet]] = {
-    builtin.name: builtin for builtin in (gsm8k.SET, multiarith.SET, asdiv.SET, svamp.SET, bbh.SET)
-}
+    builtin.name: builtin
+    for builtin in (
+        word_problems.GSM8K, word_problems.MULTIARITH, word_problems.ASDIV, word_problems.SVAMP, bbh.SET,
+    )
+}  # fmt: skip
 
 
 def load_set(
@@ -85,23 +81,23 @@ def load_set(
     Raises UserError, with file and record, for a wrong name, file, record or size.
     """
     if file is None and (fields or task or test is not None):
-        raise UserError(
-            "fields, task and test need a file",
-            code="E-data-custom-options",
-            where=name,
-            hint="pass `file`, or remove these arguments",
-        )
-    _check_splits(name, file, splits, validation)
+        what, hint = "fields, task and test need a file", "pass `file`, or remove these arguments"
+        raise UserError(what, code="E-data-custom-options", where=name, hint=hint)
+    if splits not in ("digest", "paper"):
+        raise _splits_error(name, "unknown value of splits", "write digest or paper", splits)
+    if splits == "paper" and file is not None:
+        hint = "set `splits: digest`, or give each record a `split` field"
+        raise _splits_error(name, "the paper has no split of a custom set", hint)
+    if splits == "paper" and validation is not None:
+        hint = "remove `validation`, or set `splits: digest`"
+        raise _splits_error(name, "the paper's split has a fixed size", hint, validation)
     if file is not None:
         return _load_custom(name, file, fields, task, validation, test)
     builtin, data_dir = _builtin(name, custom_names), find_data_folder(data_dir, name)
     raws = builtin.read(data_dir)
+    assert builtin.grader is None or {raw.task for raw in raws} == {builtin.grader}, "a question has another task"
     if validation is None:
         validation = builtin.paper_validation if splits == "paper" else DEFAULT_SHARE
-    if builtin.grader is not None:
-        assert all(raw.task == builtin.grader for raw in raws), (
-            f"every question of {name} has the task {builtin.grader}"
-        )
     if splits == "paper" and builtin.apply_split_file is not None:
         raws = builtin.apply_split_file(raws, data_dir)
     if not builtin.tasks:
@@ -116,114 +112,8 @@ def load_set(
     return questions
 
 
-def assign_splits(
-    raws: Sequence[RawQuestion], name: str, *, validation: int | float, test: int | float | None
-) -> list[Question]:
-    """The questions with their splits: those without one are divided by digest (see `splits.split_questions`).
-
-    Raises UserError for a repeated id, an unreadable gold answer or an empty split.
-    """
-    if not raws:
-        raise UserError("the set has no questions", code="E-data-empty-set", where=name, hint="check the file")
-    validate.check_questions(raws, name)
-    undivided = [index for index, raw in enumerate(raws) if raw.split is None]
-    try:
-        parts = splits.split_questions([raws[i].text for i in undivided], validation, test) if undivided else []
-    except UserError as error:
-        raise UserError(
-            error.what, code=error.code, where=f"splits of {name}", found=error.found, hint=error.hint
-        ) from None
-    if undivided:
-        for part, size in (("validation", validation), ("test", 1 if test is None else test)):
-            if size and part not in parts and not any(raw.split == part for raw in raws):
-                raise _empty_split_error(part, raws, name)
-    assigned = dict(zip(undivided, parts, strict=True))
-    return [
-        Question(
-            raw.id, raw.text, raw.gold, set=name, split=raw.split or assigned[i], task=raw.task, rationale=raw.rationale
-        )
-        for i, raw in enumerate(raws)
-    ]
-
-
-def find_duplicates_across_splits(questions: Sequence[Question]) -> list[tuple[Question, Question]]:
-    """Pairs of an earlier-split question and the later-split question that equals it in canonical form.
-
-    A training question leaks if it equals a validation or test question of any set, a validation question if it equals
-    a test question. Dropping the first question of every pair removes the leaks.
-    """
-    order = {"train": 0, "validation": 1, "test": 2}
-    forms = [splits.canonical_question(question.text) for question in questions]
-    latest: dict[str, Question] = {}
-    for form, question in zip(forms, questions, strict=True):
-        if form not in latest or order[question.split] > order[latest[form].split]:
-            latest[form] = question
-    pairs = ((question, latest[form]) for form, question in zip(forms, questions, strict=True))
-    return [(question, later) for question, later in pairs if order[question.split] < order[later.split]]
-
-
-def grader_tasks(recipe: Recipe) -> list[str]:
-    """The tasks of a recipe's custom sets, and of its built-in sets with a grading function."""
-    section = recipe.questions
-    names = dict.fromkeys(section.train + section.in_distribution + section.out_of_distribution + section.generic)
-    custom = [custom.task for custom in recipe.sets.values()]
-    builtin = [SETS[name].grader for name in names if name in SETS]
-    return [task for task in custom + builtin if task]
-
-
-def find_data_folder(data_dir: Path | None, set_name: str = "") -> Path:
-    """The folder of the built-in sets: the given one, or the one in POTSTILL_DATA. Messages name `set_name`."""
-    path = data_dir if data_dir is not None else os.environ.get("POTSTILL_DATA")
-    if not path:
-        raise UserError(
-            "no data folder is set",
-            code="E-data-no-folder",
-            where=set_name and f"set {set_name}",
-            hint="set POTSTILL_DATA, or `data` in the recipe, to the folder that contains gsm8k/, svamp/, ...; without "
-            "it, name custom sets in questions.train, in_distribution, out_of_distribution and generic, or none ([]): "
-            "their defaults are built-in sets",
-        )
-    if not Path(path).is_dir():
-        raise UserError(
-            "the data folder does not exist",
-            code="E-data-no-folder",
-            where="data" if data_dir is not None else "POTSTILL_DATA",
-            found=path,
-            hint="name the folder that contains gsm8k/, svamp/, ...",
-        )
-    return Path(path)
-
-
-def _empty_split_error(part: str, raws: Sequence[RawQuestion], name: str) -> UserError:
-    different = len({splits.canonical_question(raw.text) for raw in raws})
-    hint = "give more questions, a larger share, or a `split` field"
-    if different < len(raws) / 2:
-        hint = "give more different questions: equal questions stay together in one split"
-    found = f"{len(raws)} questions, {different} of them different"
-    return UserError(f"the {part} split is empty", code="E-data-empty-split", where=name, found=found, hint=hint)
-
-
-def _check_splits(name: str, file: Path | Sequence[Path] | None, splits: str, validation: int | float | None) -> None:
-    where = f"splits of {name}"
-    if splits not in ("digest", "paper"):
-        raise UserError(
-            "unknown value of splits", code="E-data-splits", where=where, found=splits, hint="write digest or paper"
-        )
-    if splits == "paper" and file is not None:
-        raise UserError(
-            "the paper has no split of a custom set",
-            code="E-data-splits",
-            where=where,
-            hint="set `splits: digest`, or give each record a `split` field",
-        )
-    if splits == "paper" and validation is not None:
-        raise UserError(
-            "the paper's split has a fixed size",
-            code="E-data-splits",
-            where=where,
-            found=validation,
-            hint="remove `validation`, or set `splits: digest`",
-        )
+def _splits_error(name: str, what: str, hint: str, found: object = "") -> UserError:
+    return UserError(what, code="E-data-splits", where=f"splits of {name}", found=found, hint=hint)
 
 
 def _load_custom(
@@ -236,12 +126,8 @@ def _load_custom(
 ) -> list[Question]:
     paths = [file] if isinstance(file, Path) else list(file)
     if name.partition("/")[0] in SETS:
-        raise UserError(
-            f"{name!r} is the name of a built-in set",
-            code="E-data-reserved-name",
-            where=paths[0],
-            hint="choose another name",
-        )
+        what = f"{name!r} is the name of a built-in set"
+        raise UserError(what, code="E-data-reserved-name", where=paths[0], hint="choose another name")
     if task is not None:
         grading.check_task(task)
     validation = DEFAULT_SHARE if validation is None else validation
@@ -257,8 +143,167 @@ def _builtin(name: str, custom_names: Sequence[str]) -> BuiltinSet:
     known = [f"{set_name}/{task}" for task in builtin.tasks] if builtin else [*custom_names, *SETS]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     suggestion = f"did you mean {near[0]!r}? " if near else ""
-    raise UserError(
-        f"no set is named {name!r}",
-        code="E-data-unknown-set",
-        hint=f"{suggestion}use one of {', '.join(known)}, or name a file (sets.{name}.file)",
-    )
+    hint = f"{suggestion}use one of {', '.join(known)}, or name a file (sets.{name}.file)"
+    raise UserError(f"no set is named {name!r}", code="E-data-unknown-set", hint=hint)
+
+
+def find_data_folder(data_dir: Path | None, set_name: str = "") -> Path:
+    """The folder of the built-in sets: the given one, or the one in POTSTILL_DATA. Messages name `set_name`."""
+    path = data_dir if data_dir is not None else os.environ.get("POTSTILL_DATA")
+    if not path:
+        raise UserError(
+            "no data folder is set",
+            code="E-data-no-folder",
+            where=set_name and f"set {set_name}",
+            hint="set POTSTILL_DATA, or `data` in the recipe, to the folder that contains gsm8k/, svamp/, ...; without "
+            "it, name custom sets in questions.train, in_distribution, out_of_distribution and generic, or none ([]): "
+            "their defaults are built-in sets",
+        )
+    if not Path(path).is_dir():
+        where = "data" if data_dir is not None else "POTSTILL_DATA"
+        hint = "name the folder that contains gsm8k/, svamp/, ..."
+        raise UserError("the data folder does not exist", code="E-data-no-folder", where=where, found=path, hint=hint)
+    return Path(path)
+
+
+def assign_splits(
+    raws: Sequence[RawQuestion], name: str, *, validation: int | float, test: int | float | None
+) -> list[Question]:
+    """The questions with their splits: those without one are divided by digest (see `splits.split_questions`).
+
+    Raises UserError for a repeated id, an unreadable gold answer or an empty split.
+    """
+    if not raws:
+        raise UserError("the set has no questions", code="E-data-empty-set", where=name, hint="check the file")
+    check_questions(raws, name)
+    undivided = [index for index, raw in enumerate(raws) if raw.split is None]
+    try:
+        parts = splits.split_questions([raws[i].text for i in undivided], validation, test) if undivided else []
+    except UserError as error:
+        raise error.at(f"splits of {name}") from None
+    if undivided:
+        for part, size in (("validation", validation), ("test", 1 if test is None else test)):
+            if size and part not in parts and not any(raw.split == part for raw in raws):
+                raise _empty_split_error(part, raws, name)
+    assigned = dict(zip(undivided, parts, strict=True))
+    return [
+        Question(raw.id, raw.text, raw.gold, name, raw.split or assigned[i], raw.task, raw.rationale)
+        for i, raw in enumerate(raws)
+    ]
+
+
+def _empty_split_error(part: str, raws: Sequence[RawQuestion], name: str) -> UserError:
+    different = len({canonical_question(raw.text) for raw in raws})
+    hint = "give more questions, a larger share, or a `split` field"
+    if different < len(raws) / 2:
+        hint = "give more different questions: equal questions stay together in one split"
+    found = f"{len(raws)} questions, {different} of them different"
+    return UserError(f"the {part} split is empty", code="E-data-empty-split", where=name, found=found, hint=hint)
+
+
+# Checks of every question of a set before any model is asked. The student learns to end with "The answer is <gold>",
+# and the teacher is prompted for that, so a gold answer that is not right in this sentence never has a right chain.
+
+_MAX_FUNCTION_CALLS: Final = 3  # questions for which a grading function is called
+_MAX_SHOWN: Final = 3  # faulty questions in a message
+# Letters of several options. As text, the article "A" among them would not count.
+_LETTERS: Final = re.compile(
+    r"\(?[A-Z]\)?(?:(?:\s?[,;/&]\s?(?:(?:and|or)\s)?|\s(?:and|or)\s|(?<=\))\s?(?=\())\(?[A-Z]\)?){1,25}"
+)
+
+
+def check_questions(raws: Sequence[RawQuestion], name: str) -> None:
+    """Raises UserError, naming the records, for a repeated id, a text that is not Unicode, or a gold answer that has
+    the wrong form or is not right in the answer sentence.
+
+    A `regex` gold is a pattern: only its syntax is checked. A grading function is called for the first questions and
+    must not fail; it may grade the sentence as wrong, because its gold may be anything (a test to run, for example).
+    """
+    places: dict[str, str] = {}
+    function_calls = 0
+    failed: list[tuple[RawQuestion, Verdict]] = []
+    for raw in raws:
+        if raw.id in places:
+            what, found = f"the id {raw.id!r} occurs twice", f"first in {places[raw.id]}"
+            raise UserError(what, code="E-data-repeated-id", where=raw.where, found=found)
+        places[raw.id] = raw.where
+        fields = {"id": raw.id, "question": raw.text, "answer": raw.gold, "rationale": raw.rationale}
+        for field, text in fields.items():
+            check_text(text or "", field, raw.where)
+        try:
+            answer_type = grading.infer_answer_type(raw.gold, raw.task)
+            grading.canonicalize_gold(raw.gold, answer_type)
+            is_function = answer_type == grading.FUNCTION_TYPE
+            function_calls += is_function
+            if answer_type == "regex" or (function_calls > _MAX_FUNCTION_CALLS and is_function):
+                continue
+            if answer_type == "text" and _LETTERS.fullmatch(raw.gold.strip()):
+                hint = "give one letter, or set task: list in the recipe, which compares all of them in order"
+                what = "several choices cannot be graded as text"
+                raise UserError(what, code="E-data-several-choices", found=repr(raw.gold), hint=hint)
+            verdict = grading.grade(prompts.format_answer(raw.gold), raw.gold, raw.task)
+        except UserError as error:
+            raise error.at(raw.where) from None
+        if verdict.grade != "right" and not is_function:
+            failed.append((raw, verdict))
+    if failed:
+        raise _ungradable_error(failed, len(raws), name)
+
+
+def _ungradable_error(failed: Sequence[tuple[RawQuestion, Verdict]], count: int, name: str) -> UserError:
+    shown = [
+        f"{raw.where}: {shorten(raw.gold)!r} ({raw.task}) is {verdict.grade}"
+        + (f", read as {shorten(verdict.answer)!r}" if verdict.answer is not None else "")
+        for raw, verdict in failed[:_MAX_SHOWN]
+    ]
+    hint = "correct these answers, or set sets.NAME.task in the recipe to how they are graded"
+    if any("\n" in raw.gold or len(raw.gold) > 120 for raw, _ in failed[:_MAX_SHOWN]):
+        hint = "if these are whole solutions, name the text that precedes the answer: "
+        hint += 'sets.NAME.fields: {answer: {column: answer, after: "####"}}'
+    what = f'{len(failed)} of {count} gold answers are not right in the sentence "The answer is ..."'
+    return UserError(what, code="E-data-ungradable-gold", where=name, found="\n         ".join(shown), hint=hint)
+
+
+def find_contradictions(questions: Sequence[Question]) -> list[tuple[Question, Question]]:
+    """Questions of one set with the same canonical form and different answers, each with the first of that form.
+
+    >>> mine = [Question(f"m/{gold}", "How many?", gold, "m", "train", "number") for gold in ("5", "5.0", "6")]
+    >>> [(first.id, other.id) for first, other in find_contradictions(mine)]
+    [('m/5', 'm/6')]
+    """
+    firsts: dict[tuple[str, str], Question] = {}
+    pairs = []
+    for question in questions:
+        first = firsts.setdefault((question.set, canonical_question(question.text)), question)
+        if first is not question and _canonical_gold(first) != _canonical_gold(question):
+            pairs.append((first, question))
+    return pairs
+
+
+def _canonical_gold(question: Question) -> str:
+    return grading.canonicalize_gold(question.gold, grading.infer_answer_type(question.gold, question.task))
+
+
+def find_duplicates_across_splits(questions: Sequence[Question]) -> list[tuple[Question, Question]]:
+    """Pairs of an earlier-split question and the later-split question that equals it in canonical form.
+
+    A training question leaks if it equals a validation or test question of any set, a validation question if it equals
+    a test question. Dropping the first question of every pair removes the leaks.
+    """
+    order = {"train": 0, "validation": 1, "test": 2}
+    forms = [canonical_question(question.text) for question in questions]
+    latest: dict[str, Question] = {}
+    for form, question in zip(forms, questions, strict=True):
+        if form not in latest or order[question.split] > order[latest[form].split]:
+            latest[form] = question
+    pairs = ((question, latest[form]) for form, question in zip(forms, questions, strict=True))
+    return [(question, later) for question, later in pairs if order[question.split] < order[later.split]]
+
+
+def grader_tasks(recipe: Recipe) -> list[str]:
+    """The tasks of a recipe's custom sets, and of its built-in sets with a grading function."""
+    section = recipe.questions
+    names = dict.fromkeys(section.train + section.in_distribution + section.out_of_distribution + section.generic)
+    custom = [custom.task for custom in recipe.sets.values()]
+    builtin = [SETS[name].grader for name in names if name in SETS]
+    return [task for task in custom + builtin if task]

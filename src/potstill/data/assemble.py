@@ -75,13 +75,9 @@ def _empty_set_error(name: str, split: Split, questions: list[Question], leaked:
         hint = "give more different questions: equal questions stay together in one split"
     elif leaks > len(questions) / 2:
         hint = "give it questions that no validation or test set contains"
-    return UserError(
-        f"{name} has no question in {split}",
-        code="E-data-empty-split",
-        where=f"questions ({name})",
-        found=f"{len(questions)} questions in all, {different} different, {leaks} dropped as leaks",
-        hint=hint,
-    )
+    what, where = f"{name} has no question in {split}", f"questions ({name})"
+    found = f"{len(questions)} questions in all, {different} different, {leaks} dropped as leaks"
+    return UserError(what, code="E-data-empty-split", where=where, found=found, hint=hint)
 
 
 def _find_templates(recipe: Recipe, kept: dict[str, dict[str, list[Question]]]) -> tuple[Templates, int]:
@@ -93,26 +89,23 @@ def _find_templates(recipe: Recipe, kept: dict[str, dict[str, list[Question]]]) 
     }
     same_train, same_evaluated = contamination.find_same_templates(train, evaluated)
     if recipe.questions.templates == "keep":
-        templates: Templates = {}
-        for name, by_split in kept.items():
-            ids: dict[Split, list[str]] = {
+        templates: Templates = {
+            name: {
                 split: [q.id for q in by_split.get(split, ()) if q.id in same_evaluated] for split in EVALUATION_SPLITS
             }
-            if any(ids.values()):
-                templates[name] = ids
-        return templates, 0
+            for name, by_split in kept.items()
+        }
+        return {name: by_split for name, by_split in templates.items() if any(by_split.values())}, 0
     for name, by_split in kept.items():
-        rows = by_split.get("train")
-        if rows is not None:
+        if rows := by_split.get("train"):
             by_split["train"] = [question for question in rows if question.id not in same_train]
             if not by_split["train"]:
-                raise UserError(
+                what, hint = (
                     f"no training question of {name} is left",
-                    code="E-data-templates",
-                    where="questions.templates",
-                    found=f"{len(rows)} questions differ from a validation or test question only in numbers and names",
-                    hint="give the set other questions, or set questions.templates: keep",
+                    "give the set other questions, or set questions.templates: keep",
                 )
+                found = f"{len(rows)} questions differ from a validation or test question only in numbers and names"
+                raise UserError(what, code="E-data-templates", where="questions.templates", found=found, hint=hint)
     return {}, len(same_train)
 
 
@@ -145,12 +138,9 @@ def set_paths(recipe: Recipe, name: str) -> list[Path]:
     if custom.url is not None:
         return [download.fetch_file(download.remote_file_from_url(key, custom.url, custom.sha256 or ""))]
     if custom.hub is not None:
-        return [
-            download.fetch_file(
-                download.remote_file_from_hub(key, custom.hub, path, custom.revision or "", custom.sha256)
-            )
-            for path in custom.paths
-        ]
+        hub, revision = custom.hub, custom.revision or ""
+        remotes = [download.remote_file_from_hub(key, hub, path, revision, custom.sha256) for path in custom.paths]
+        return [download.fetch_file(remote) for remote in remotes]
     return [found for path in custom.paths for found in find_paths(recipe, path, f"{key}.file")]
 
 

@@ -39,7 +39,7 @@ def _read_task(data_dir: Path, task: str) -> list[RawQuestion]:
     for index, row in enumerate(set_files.require_list(examples, where=path)):
         where = f"{path} record {index}"
         text, gold = (set_files.require_text(row, key, where=where).strip() for key in ("input", "target"))
-        questions.append(RawQuestion(f"bbh/{task}/{index}", text, gold, task=f"bbh/{task}", where=where))
+        questions.append(RawQuestion(f"bbh/{task}/{index}", text, gold, f"bbh/{task}", where))
     return questions
 
 
@@ -77,12 +77,8 @@ def parse_bbh_prompt(text: str, *, where: object) -> tuple[str, tuple[Demonstrat
     _, header, body = text.partition(_HEADER)
     instruction, *blocks = body.rstrip("\n").split("\n\nQ: ")
     if not header or not blocks:
-        raise UserError(
-            "the file is not a prompt of BBH",
-            code="E-data-demonstration",
-            where=where,
-            hint="get the file again: a canary line, `-----`, an instruction, then blocks that begin with `Q: `",
-        )
+        hint = "get the file again: a canary line, `-----`, an instruction, then blocks that begin with `Q: `"
+        raise UserError("the file is not a prompt of BBH", code="E-data-demonstration", where=where, hint=hint)
     return instruction, tuple(_parse_demonstration(block, where) for block in blocks)
 
 
@@ -90,10 +86,6 @@ def _parse_demonstration(block: str, where: object) -> Demonstration:
     question, think, reply = block.partition(f"\n{_THINK}")
     rationale, sentence, answer = reply.rpartition(_ANSWER)
     if not think or not sentence or not answer.rstrip().endswith("."):
-        raise UserError(
-            f"a demonstration has no `{_THINK}` or no `{_ANSWER.strip()}`",
-            code="E-data-demonstration",
-            where=where,
-            found=block[:40] + " ... " + block[-40:],
-        )
+        what, found = f"a demonstration has no `{_THINK}` or no `{_ANSWER.strip()}`", f"{block[:40]} ... {block[-40:]}"
+        raise UserError(what, code="E-data-demonstration", where=where, found=found)
     return Demonstration(question, answer.rstrip()[:-1], rationale.strip())

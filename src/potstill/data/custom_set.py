@@ -33,13 +33,13 @@ import json
 import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final, NamedTuple, get_args
 
 from potstill import grading
-from potstill.data import set_files, validate
+from potstill.data import set_files
 from potstill.data.set_files import RawQuestion
+from potstill.data.word_problems import CALCULATOR_MARK
 from potstill.errors import UserError
 from potstill.grading import custom
 from potstill.records import Question, Split
@@ -48,7 +48,6 @@ from potstill.storage.dataset_files import shorten
 FIELD_NAMES: Final = ("question", "answer", "id", "rationale", "task", "split", "choices")
 MISSING_FIELD_HINT: Final = "add it, or map its name in the recipe (sets.NAME.fields)"
 OPAQUE_TYPES: Final = ("exact", "json", "regex", "function")  # answer types whose gold is never a whole solution
-_CALCULATOR_MARK = re.compile(r"<<[^<>\n]*>>")
 _ANSWER_SENTENCE = re.compile(
     r"(?:^|(?<=[.!?:;,]\s))(?:(?:so|thus|hence|therefore),?\s)?(?:the\s)?(?:final\s|correct\s)?answer\s?(?:is\s?:?|:)\s*(\S.*)$",
     re.IGNORECASE,
@@ -74,6 +73,18 @@ def read_custom(name: str, paths: Sequence[Path], fields: FieldMap | None, task:
     ]
 
 
+def _resolve_columns(fields: FieldMap) -> dict[str, Mapping[str, Any]]:
+    """Field -> `column`, and for the answer `after` and `values`."""
+    for field in fields:
+        if field not in FIELD_NAMES:
+            hint = f"use one of {', '.join(FIELD_NAMES)}"
+            raise UserError(
+                f"a question has no field {field!r}", code="E-data-unknown-field", where="fields", hint=hint
+            )
+    columns = {field: fields.get(field, field) for field in FIELD_NAMES}
+    return {field: {"column": column} if isinstance(column, str) else column for field, column in columns.items()}
+
+
 def _parse_record(
     name: str,
     row: Mapping[str, Any],
@@ -85,42 +96,32 @@ def _parse_record(
     names = {field: str(column["column"]) for field, column in columns.items()}
     stated = _read_task(row, names["task"], where)
     answer_type = _stated_type(stated or task)
-    value = set_files.require_field(
-        row, names["answer"], where=where, hint=MISSING_FIELD_HINT, null=answer_type == "json"
-    )
-    question = set_files.require_text(row, names["question"], where=where, hint=MISSING_FIELD_HINT).strip()
+    hint, null = MISSING_FIELD_HINT, answer_type == "json"
+    value = set_files.require_field(row, names["answer"], where=where, hint=hint, null=null)
+    question = set_files.require_text(row, names["question"], where=where, hint=hint).strip()
     after, values = columns["answer"].get("after"), columns["answer"].get("values") or {}
     gold = None
     mapped = names["choices"] != "choices"  # a field that the recipe names must hold options
     options = _read_choices(row, names["choices"], question, answer_type, where, required=mapped)
     if options is not None:
         answer_type, question = "choice", append_options(question, options)
-        if not isinstance(value, bool) and isinstance(value, int | float | str):
+        if set_files.is_number(value) or isinstance(value, str):
             value = value if after is None else read_gold(value, where, answer_type=answer_type, after=after).text
             gold = Gold(find_gold_option(values.get(str(value), value), options, where))
     if gold is None:
         gold = read_gold(
-            value,
-            where,
-            name=names["answer"],
-            answer_type=answer_type,
-            question=question,
-            after=after,
-            values=values,
+            value, where, name=names["answer"], answer_type=answer_type, question=question, after=after, values=values
         )
     task = stated or task or ("choice" if options is not None else grading.infer_answer_type(gold.text))
     _check_choice(question, gold.text, task, where)
-    if names["rationale"] == names["answer"]:
-        rationale = gold.rationale
-    else:
-        rationale = _optional_text(row, names["rationale"], where) or gold.rationale
+    rationale = None if names["rationale"] == names["answer"] else _optional_text(row, names["rationale"], where)
     return RawQuestion(
         id=f"{name}/{_record_id(row, names['id'], number, where)}",
         text=question,
         gold=gold.text,
         task=task,
         where=where,
-        rationale=rationale,
+        rationale=rationale or gold.rationale,
         split=_read_split(row, names["split"], where),
     )
 
@@ -131,7 +132,7 @@ def read_replay_rows(file: Path) -> list[Question]:
     questions = []
     for number, where, row in set_files.read_rows(file):
         prompt, answer = (
-            validate.check_text(set_files.require_text(row, name, where=where, hint=hint), name, where)
+            set_files.check_text(set_files.require_text(row, name, where=where, hint=hint), name, where)
             for name in ("prompt", "answer")
         )
         questions.append(Question(f"replay:{number}", prompt, answer, set="replay", split="train", task="text"))
@@ -144,20 +145,6 @@ def grader_digests(tasks: Iterable[str | None]) -> dict[str, str]:
     """Digest of the file of each grading function among the tasks: another grader invalidates the grades."""
     names = {custom.parse_function_name(task) for task in tasks if task is not None}
     return {f"function {name}": custom.function_digest(name) for name in sorted(filter(None, names))}
-
-
-def _resolve_columns(fields: FieldMap) -> dict[str, Mapping[str, Any]]:
-    """Field -> `column`, and for the answer `after` and `values`."""
-    for field in fields:
-        if field not in FIELD_NAMES:
-            raise UserError(
-                f"a question has no field {field!r}",
-                code="E-data-unknown-field",
-                where="fields",
-                hint=f"use one of {', '.join(FIELD_NAMES)}",
-            )
-    columns = {field: fields.get(field, field) for field in FIELD_NAMES}
-    return {field: {"column": column} if isinstance(column, str) else column for field, column in columns.items()}
 
 
 # Single fields of a record
@@ -173,13 +160,8 @@ def _stated_type(task: str | None) -> str | None:
 def _read_task(row: Mapping[str, Any], name: str, where: str) -> str | None:
     task = _optional_text(row, name, where)
     if task is not None and custom.parse_function_name(task) is not None:
-        raise UserError(
-            "a record cannot name a function to run",
-            code="E-data-function-in-record",
-            where=where,
-            found=task,
-            hint="name the function in the recipe (sets.NAME.task)",
-        )
+        what, hint = "a record cannot name a function to run", "name the function in the recipe (sets.NAME.task)"
+        raise UserError(what, code="E-data-function-in-record", where=where, found=task, hint=hint)
     return task
 
 
@@ -188,12 +170,7 @@ def _record_id(row: Mapping[str, Any], name: str, number: str, where: str) -> st
     if value is None:
         return number
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise UserError(
-            f"`{name}` must be text or a whole number",
-            code="E-data-field-type",
-            where=where,
-            found=json.dumps(value, default=str),
-        )
+        raise set_files.field_type_error(f"`{name}` must be text or a whole number", value, where)
     return str(value).strip()
 
 
@@ -205,22 +182,16 @@ def _read_split(row: Mapping[str, Any], name: str, where: str) -> Split | None:
     value = row.get(name)
     if value in (None, ""):
         return None
-    for split in get_args(Split):
-        if value == split:
-            return split
-    raise UserError(
-        f"`{name}` must be one of train, validation, test",
-        code="E-data-split-name",
-        where=where,
-        found=json.dumps(value, default=str),
-    )
+    if value not in get_args(Split):
+        what, found = f"`{name}` must be one of train, validation, test", json.dumps(value, default=str)
+        raise UserError(what, code="E-data-split-name", where=where, found=found)
+    return value
 
 
 # The gold answer
 
 
-@dataclass(frozen=True, slots=True)
-class Gold:
+class Gold(NamedTuple):
     text: str
     rationale: str | None = None
 
@@ -256,16 +227,11 @@ def read_gold(
     if isinstance(value, int | float):
         return Gold(set_files.number_to_text(value, name, where=where))
     if not isinstance(value, str):
-        raise UserError(
-            f"`{name}` must be text, a number, true or false",
-            code="E-data-field-type",
-            where=where,
-            found=shorten(json.dumps(value, default=str)),
-            hint='write one text, such as "72", or "5; 15" for several numbers; other values need task json',
-        )
+        hint = 'write one text, such as "72", or "5; 15" for several numbers; other values need task json'
+        raise set_files.field_type_error(f"`{name}` must be text, a number, true or false", value, where, hint)
     text = value.strip()
     if not text:
-        raise UserError(f"`{name}` is empty", code="E-data-empty-field", where=where)
+        raise set_files.empty_field_error(name, where)
     if after is not None:
         return _text_after(text, after, name, where)
     return Gold(text) if answer_type in OPAQUE_TYPES else _split_solution(text) or Gold(text)
@@ -275,21 +241,17 @@ def _text_after(text: str, after: str, name: str, where: str) -> Gold:
     before, mark, rest = text.rpartition(after)
     rest = _brace_content(rest) if after.startswith("\\boxed") else rest.strip()
     if not mark or not rest:
-        raise UserError(
-            f"`{name}` has no text after {after!r}",
-            code="E-data-missing-gold",
-            where=where,
-            found=f"... {text[-60:]}" if len(text) > 60 else text,
-            hint="correct the record, or `after` in the recipe's sets.NAME.fields.answer",
-        )
-    return Gold(rest, _CALCULATOR_MARK.sub("", before).strip() or None)
+        what, found = f"`{name}` has no text after {after!r}", f"... {text[-60:]}" if len(text) > 60 else text
+        hint = "correct the record, or `after` in the recipe's sets.NAME.fields.answer"
+        raise UserError(what, code="E-data-missing-gold", where=where, found=found, hint=hint)
+    return Gold(rest, CALCULATOR_MARK.sub("", before).strip() or None)
 
 
 def _split_solution(text: str) -> Gold | None:
     """Answer and rationale of a solution that ends with its answer; None for any other text."""
     before, mark, rest = text.rpartition("####")
     if mark and 0 < len(rest.strip()) < _MAX_ANSWER and "\n" not in rest.strip():
-        return Gold(rest.strip(), _CALCULATOR_MARK.sub("", before).strip() or None)
+        return Gold(rest.strip(), CALCULATOR_MARK.sub("", before).strip() or None)
     start = text.rfind("\\boxed{")
     boxed = _brace_content(text[start + 6 :]) if start >= 0 else ""
     if boxed and not text[start + 6 + len(boxed) + 2 :].strip(" $.)\\]\n"):
@@ -323,23 +285,15 @@ def _read_choices(
     if name not in row or answer_type not in (None, "choice"):
         if required:
             missing = f"the field `{name}` is missing"
-            raise UserError(
-                missing if name not in row else f"a question graded as {answer_type} has options",
-                code="E-data-choices",
-                where=where,
-                found=", ".join(row),
-                hint="correct `choices` in the recipe's sets.NAME.fields",
-            )
+            what = missing if name not in row else f"a question graded as {answer_type} has options"
+            hint = "correct `choices` in the recipe's sets.NAME.fields"
+            raise UserError(what, code="E-data-choices", where=where, found=", ".join(row), hint=hint)
         return None
     options = read_options(row[name])
     if options is None and required:
-        raise UserError(
-            f"`{name}` must be a list of options",
-            code="E-data-choices",
-            where=where,
-            found=shorten(json.dumps(row[name], default=str)),
-            hint='write {"choices": ["a bat", "an ant"]}, or {"choices": {"text": [...], "label": [...]}}; at most 26',
-        )
+        what, found = f"`{name}` must be a list of options", shorten(json.dumps(row[name], default=str))
+        hint = 'write {"choices": ["a bat", "an ant"]}, or {"choices": {"text": [...], "label": [...]}}; at most 26'
+        raise UserError(what, code="E-data-choices", where=where, found=found, hint=hint)
     return None if options is None or _offered_letters(question) else options
 
 
@@ -354,12 +308,12 @@ def read_options(value: Any) -> Options | None:
         texts, labels = value, None
     if not isinstance(texts, list) or not 2 <= len(texts) <= 26:
         return None
-    texts = [set_files.format_number(text) if _is_number(text) else text for text in texts]
+    texts = [set_files.format_number(text) if set_files.is_number(text) else text for text in texts]
     if not all(isinstance(text, str) and text.strip() for text in texts):
         return None
-    labelled = isinstance(labels, list) and len(labels) == len(texts) and all(isinstance(text, str) for text in labels)
-    names = labels if labelled and labels is not None else list(string.ascii_uppercase[: len(texts)])
-    return [(label.strip(), text.strip()) for label, text in zip(names, texts, strict=True)]
+    if not isinstance(labels, list) or len(labels) != len(texts) or not all(isinstance(label, str) for label in labels):
+        labels = string.ascii_uppercase[: len(texts)]
+    return [(label.strip(), text.strip()) for label, text in zip(labels, texts, strict=True)]
 
 
 def append_options(question: str, options: Options) -> str:
@@ -370,7 +324,13 @@ def append_options(question: str, options: Options) -> str:
 
 def find_gold_option(value: Any, options: Options, where: str) -> str:
     """The letter of the right option, which the value names by label, letter, index from 0 or text."""
-    answer = set_files.format_number(value) if _is_number(value) else value.strip() if isinstance(value, str) else ""
+    answer = (
+        set_files.format_number(value)
+        if set_files.is_number(value)
+        else value.strip()
+        if isinstance(value, str)
+        else ""
+    )
     bare = answer.strip("().")
     letters = string.ascii_uppercase[: len(options)]
     matches = {
@@ -384,13 +344,7 @@ def find_gold_option(value: Any, options: Options, where: str) -> str:
     index = next((indices[0] for indices in matches.values() if len(indices) == 1), None)
     if index is None:
         shown = ", ".join(f"{label}: {shorten(text)}" for label, text in options[:5])
-        raise UserError(
-            "the answer is not among the choices",
-            code="E-data-gold-choice",
-            where=where,
-            found=f"{value!r} among {shown}",
-            hint="correct the answer or the choices",
-        )
+        raise _gold_choice_error(where, f"{value!r} among {shown}")
     return f"({string.ascii_uppercase[index]})"
 
 
@@ -404,14 +358,10 @@ def _check_choice(question: str, gold: str, task: str, where: str) -> None:
     """Raises UserError if the question offers letters and the answer is none of them."""
     offered = _offered_letters(question)
     if offered and task.rpartition("/")[2] == "choice" and gold.strip("().") not in offered:
-        raise UserError(
-            "the answer is not among the choices",
-            code="E-data-gold-choice",
-            where=where,
-            found=f"{gold!r}; the question offers {', '.join(f'({letter})' for letter in offered)}",
-            hint="correct the answer or the choices",
-        )
+        letters = ", ".join(f"({letter})" for letter in offered)
+        raise _gold_choice_error(where, f"{gold!r}; the question offers {letters}")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _gold_choice_error(where: str, found: str) -> UserError:
+    what, hint = "the answer is not among the choices", "correct the answer or the choices"
+    return UserError(what, code="E-data-gold-choice", where=where, found=found, hint=hint)

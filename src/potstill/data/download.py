@@ -93,24 +93,17 @@ def fetch_file(remote: RemoteFile) -> Path:
     if expected and path.is_file() and storage.file_digest(path) == expected:
         return path
     if remote.commit and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise UserError(
-            "the file is not in the cache, and HF_HUB_OFFLINE forbids to download it",
-            code="E-data-offline",
-            where=remote.key,
-            found=f"no verified copy at {path}",
-            hint=f"run once without HF_HUB_OFFLINE, or {OTHER_WAY}",
-        )
+        what = "the file is not in the cache, and HF_HUB_OFFLINE forbids to download it"
+        found, hint = f"no verified copy at {path}", f"run once without HF_HUB_OFFLINE, or {OTHER_WAY}"
+        raise UserError(what, code="E-data-offline", where=remote.key, found=found, hint=hint)
     content = _download(remote)
     digest = hashlib.sha256(content).hexdigest()
     if expected and digest != expected:
+        what = f"the file does not match {remote.key}.sha256" if remote.sha256 else "the file has changed on the hub"
+        found = f"SHA-256 {digest}, {len(content)} bytes from {remote.url}"
         update = "pin its digest" if remote.sha256 else f"remove {record}"
-        raise UserError(
-            f"the file does not match {remote.key}.sha256" if remote.sha256 else "the file has changed on the hub",
-            code="E-data-download-digest",
-            where=remote.key,
-            found=f"SHA-256 {digest}, {len(content)} bytes from {remote.url}",
-            hint=f"run again if the download was cut off; to use the new file, {update}",
-        )
+        hint = f"run again if the download was cut off; to use the new file, {update}"
+        raise UserError(what, code="E-data-download-digest", where=remote.key, found=found, hint=hint)
     with storage.hold_lock(cache_folder(), ".lock", 600, "another process is storing downloaded files"):
         storage.write_file(path, content)
         if remote.commit:
@@ -156,13 +149,8 @@ def _receive(remote: RemoteFile) -> bytes:
             _check_hub_digest(remote, responses, content)
         return content
     except BodyTooLarge:
-        raise UserError(
-            "the file is too large for a set",
-            code="E-data-download-size",
-            where=remote.key,
-            found=f"more than {MAX_BYTES} bytes",
-            hint=OTHER_WAY,
-        ) from None
+        what, found = "the file is too large for a set", f"more than {MAX_BYTES} bytes"
+        raise UserError(what, code="E-data-download-size", where=remote.key, found=found, hint=OTHER_WAY) from None
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, httpx2.TooManyRedirects) as fault:
         raise _failed(remote, f"{fault} ({remote.url})") from None
     except httpx2.RequestError as fault:
@@ -203,18 +191,10 @@ def _check_hub_digest(remote: RemoteFile, responses: list[httpx2.Response], cont
     blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
     digests = {40: blob, 64: hashlib.sha256(content).hexdigest()}
     if headers["x-repo-commit"] != remote.commit:
-        raise UserError(
-            "the hub sent a file of another commit",
-            code="E-data-download-commit",
-            where=remote.key,
-            found=f"commit {headers['x-repo-commit']} from {remote.url}",
-            hint="set `revision` to a whole commit",
-        )
+        what, hint = "the hub sent a file of another commit", "set `revision` to a whole commit"
+        found = f"commit {headers['x-repo-commit']} from {remote.url}"
+        raise UserError(what, code="E-data-download-commit", where=remote.key, found=found, hint=hint)
     if tag != digests.get(len(tag), tag):
-        raise UserError(
-            "the file was changed or cut off in transit",
-            code="E-data-download-digest",
-            where=remote.key,
-            found=f"{digests[len(tag)]}, not {tag}; {len(content)} bytes from {remote.url}",
-            hint="run the same command again",
-        )
+        what, hint = "the file was changed or cut off in transit", "run the same command again"
+        found = f"{digests[len(tag)]}, not {tag}; {len(content)} bytes from {remote.url}"
+        raise UserError(what, code="E-data-download-digest", where=remote.key, found=found, hint=hint)

@@ -1,5 +1,6 @@
 """The questions of a run as the stage `collect` stored them, and the prompts that go with them.
 
+    >>> from potstill.prompts import FORMATS, PAPER_STYLE
     >>> table = {"": TaskPrompt(PAPER_STYLE, "", (Demonstration("What is 2 + 2?", "4"),))}
     >>> question = Question("m/1", "What is 1 + 1?", "2", "m", "validation", "number")
     >>> evaluation_prompt(question, FORMATS["few-shot-answer"], table).plain
@@ -17,27 +18,8 @@ from typing import Any, Final
 
 from potstill import storage
 from potstill.errors import UserError
-from potstill.prompts import FORMATS, PAPER_STYLE, Demonstration, PromptFormat, PromptStyle, build_prompt
+from potstill.prompts import Demonstration, PromptFormat, PromptStyle, build_prompt
 from potstill.records import Prompt, Question, Split
-
-__all__ = [
-    "FORMATS",
-    "OVERLAPS_FILE",
-    "PAPER_STYLE",
-    "REPLAY_FILE",
-    "TASK_PROMPTS_FILE",
-    "TEMPLATES_FILE",
-    "UNUSED_FILE",
-    "TaskPrompt",
-    "evaluation_prompt",
-    "read_overlaps",
-    "read_questions",
-    "read_replay",
-    "read_task_prompts",
-    "read_templates",
-    "read_unused",
-    "task_prompts_to_json",
-]
 
 TASK_PROMPTS_FILE: Final = "demonstrations.json"
 UNUSED_FILE: Final = "others.jsonl"
@@ -98,12 +80,14 @@ def read_task_prompts(run_dir: Path) -> dict[str, TaskPrompt]:
     rows = storage.read_json(path)
     with storage.as_format_errors(path):
         rows[""]  # every run has it
-        return {task: _task_prompt_from_json(row) for task, row in rows.items()}
-
-
-def _task_prompt_from_json(row: Mapping[str, Any]) -> TaskPrompt:
-    demonstrations = tuple(Demonstration(**demonstration) for demonstration in row["demonstrations"])
-    return TaskPrompt(PromptStyle(**row["style"]), row["instruction"], demonstrations)
+        return {
+            task: TaskPrompt(
+                PromptStyle(**row["style"]),
+                row["instruction"],
+                tuple(Demonstration(**d) for d in row["demonstrations"]),
+            )
+            for task, row in rows.items()
+        }
 
 
 def task_prompts_to_json(table: Mapping[str, TaskPrompt]) -> dict[str, Any]:
@@ -114,11 +98,7 @@ def evaluation_prompt(question: Question, format: PromptFormat, table: Mapping[s
     """The prompt with which a question is evaluated. Raises UserError if a few-shot format has no demonstrations."""
     entry = table.get(question.task) or table[""]
     if format.few_shot and not entry.demonstrations:
-        raise UserError(
-            f"the format {format.name} has no demonstrations",
-            code="E-data-no-demonstrations",
-            where="evaluate.formats",
-            found="too few training questions have a rationale",
-            hint="name a file of solved examples in evaluate.demonstrations, or remove the few-shot formats",
-        )
+        what, found = f"the format {format.name} has no demonstrations", "too few training questions have a rationale"
+        hint = "name a file of solved examples in evaluate.demonstrations, or remove the few-shot formats"
+        raise UserError(what, code="E-data-no-demonstrations", where="evaluate.formats", found=found, hint=hint)
     return build_prompt(question.text, format, entry.demonstrations, style=entry.style, instruction=entry.instruction)

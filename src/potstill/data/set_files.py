@@ -14,6 +14,7 @@ Nothing is guessed: a torn line, a missing field or a value of another type is a
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from potstill.prompts import Demonstration
 from potstill.records import Split
 from potstill.storage import dataset_files
 from potstill.storage.dataset_files import shorten
+
+MAX_CHARACTERS: Final = 100_000  # of a text, about 25,000 tokens; attention over more does not fit into memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +83,11 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise UserError(
-            "the file does not exist",
-            code="E-data-missing-file",
-            where=path,
-            hint="check the path and the data folder (POTSTILL_DATA, or `data` in the recipe)",
-        ) from None
+        hint = "check the path and the data folder (POTSTILL_DATA, or `data` in the recipe)"
+        raise UserError("the file does not exist", code="E-data-missing-file", where=path, hint=hint) from None
     except OSError as error:
-        raise UserError(
-            error.strerror or "the file cannot be read", code="E-data-unreadable-file", where=path
-        ) from None
+        what = error.strerror or "the file cannot be read"
+        raise UserError(what, code="E-data-unreadable-file", where=path) from None
 
 
 def read_json(path: Path) -> Any:
@@ -97,12 +95,14 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"the file is not JSON: {error}",
-            code="E-data-json",
-            where=path,
-            hint="get the file again; it may be incomplete",
-        ) from None
+        hint = "get the file again; it may be incomplete"
+        raise UserError(f"the file is not JSON: {error}", code="E-data-json", where=path, hint=hint) from None
+
+
+def read_json_records(path: Path) -> Iterator[tuple[str, Any]]:
+    """File and record for messages, and the record, of each record of a JSON list."""
+    for index, row in enumerate(require_list(read_json(path), where=path)):
+        yield f"{path} record {index}", row
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
@@ -119,27 +119,14 @@ def read_rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
 def require_field(row: Any, name: str, *, where: object, hint: str = "", null: bool = False) -> Any:
     """A field that must exist and hold a value, which may be null only with `null`."""
     if not isinstance(row, Mapping):
-        raise UserError(
-            "a record must be an object with fields",
-            code="E-data-record",
-            where=where,
-            found=shorten(json.dumps(row, default=str)),
-        )
-    if name in row and row[name] is None and not null:
-        raise UserError(
-            f"the field `{name}` is null",
-            code="E-data-null-field",
-            where=where,
-            hint=f"give every record a value for `{name}`, or remove the records without one",
-        )
+        raise UserError("a record must be an object with fields", code="E-data-record", where=where, found=_shown(row))
     if name not in row:
-        raise UserError(
-            f"the field `{name}` is missing",
-            code="E-data-missing-field",
-            where=where,
-            found=", ".join(str(key) for key in row) or "no fields",
-            hint=hint,
-        )
+        found = ", ".join(map(str, row)) or "no fields"
+        what = f"the field `{name}` is missing"
+        raise UserError(what, code="E-data-missing-field", where=where, found=found, hint=hint)
+    if row[name] is None and not null:
+        hint = f"give every record a value for `{name}`, or remove the records without one"
+        raise UserError(f"the field `{name}` is null", code="E-data-null-field", where=where, hint=hint)
     return row[name]
 
 
@@ -147,22 +134,12 @@ def require_text(row: Any, name: str, *, where: object, hint: str = "") -> str:
     """A field that must hold text. `hint` is shown if the field is missing."""
     value = require_field(row, name, where=where, hint=hint)
     if isinstance(value, bytes):
-        raise UserError(
-            f"`{name}` is bytes that are not UTF-8",
-            code="E-data-utf8",
-            where=where,
-            found=repr(value[:40]),
-            hint="save the column as text, in UTF-8",
-        )
+        what, hint = f"`{name}` is bytes that are not UTF-8", "save the column as text, in UTF-8"
+        raise UserError(what, code="E-data-utf8", where=where, found=repr(value[:40]), hint=hint)
     if not isinstance(value, str):
-        raise UserError(
-            f"`{name}` must be text",
-            code="E-data-field-type",
-            where=where,
-            found=shorten(json.dumps(value, default=str)),
-        )
+        raise field_type_error(f"`{name}` must be text", value, where)
     if not value.strip():
-        raise UserError(f"`{name}` is empty", code="E-data-empty-field", where=where)
+        raise empty_field_error(name, where)
     return value
 
 
@@ -174,28 +151,30 @@ def require_number(row: Any, name: str, *, where: object) -> str:
 def require_list(value: Any, *, where: object) -> list[Any]:
     """A value that must be a list of records."""
     if not isinstance(value, list):
-        raise UserError(
-            "the value must be a list of records", code="E-data-list", where=where, found=type(value).__name__
-        )
+        found = type(value).__name__
+        raise UserError("the value must be a list of records", code="E-data-list", where=where, found=found)
     return value
 
 
-def check_unicode(text: str, name: str, where: object) -> str:
-    """The text. Raises UserError if it holds half of a surrogate pair, which no file, tokenizer or server accepts.
+def check_text(text: str, name: str, where: str) -> str:
+    """The text. Raises UserError if it is too long to learn or to answer, or holds half of a surrogate pair, which no
+    file, tokenizer or server accepts.
 
-    >>> check_unicode("How many? \\U0001f600", "question", "mine.jsonl line 1")[-1]
+    >>> check_text("How many? \\U0001f600", "question", "mine.jsonl line 1")[-1]
     '😀'
     """
+    if len(text) > MAX_CHARACTERS:
+        found, hint = f"{len(text)} characters; the maximum is {MAX_CHARACTERS}", "shorten it, or remove the record"
+        raise UserError(f"the {name} is too long", code="E-data-too-long", where=where, found=found, hint=hint)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as fault:
-        raise UserError(
+        what, found = (
             f"`{name}` contains half of a surrogate pair",
-            code="E-data-surrogate",
-            where=where,
-            found=ascii(text[max(0, fault.start - 30) : fault.start + 10]),
-            hint="write the whole character, or replace it with U+FFFD",
-        ) from None
+            ascii(text[max(0, fault.start - 30) : fault.start + 10]),
+        )
+        hint = "write the whole character, or replace it with U+FFFD"
+        raise UserError(what, code="E-data-surrogate", where=where, found=found, hint=hint) from None
     return text
 
 
@@ -204,16 +183,27 @@ def format_number(value: int | float) -> str:
     return str(int(value)) if float(value).is_integer() else repr(value)
 
 
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def number_to_text(value: Any, name: str, *, where: object) -> str:
     """A value that must be a finite number, as text."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) == float("inf"):
-        raise UserError(
-            f"`{name}` must be a number",
-            code="E-data-field-type",
-            where=where,
-            found=shorten(json.dumps(value, default=str)),
-        )
+    if not is_number(value) or not math.isfinite(value):
+        raise field_type_error(f"`{name}` must be a number", value, where)
     return format_number(value)
+
+
+def field_type_error(what: str, value: Any, where: object, hint: str = "") -> UserError:
+    return UserError(what, code="E-data-field-type", where=where, found=_shown(value), hint=hint)
+
+
+def empty_field_error(name: str, where: object) -> UserError:
+    return UserError(f"`{name}` is empty", code="E-data-empty-field", where=where)
+
+
+def _shown(value: Any) -> str:
+    return shorten(json.dumps(value, default=str))
 
 
 # Demonstrations: the solved examples of a prompt file, one block each, separated by blank lines. An answer is kept as
@@ -238,15 +228,13 @@ def parse_demonstrations(text: str, *, where: object) -> tuple[Demonstration, ..
 
 
 def _parse_demonstration(block: str, where: str) -> Demonstration:
-    prefix = next((prefix for prefix in _QUESTION_PREFIXES if block.startswith(prefix)), None)
+    prefix = next(filter(block.startswith, _QUESTION_PREFIXES), None)
     body, sentence, answer = block.rpartition(_ANSWER)
     if prefix is None or not sentence or not answer.strip():
-        raise UserError(
+        what, hint = (
             "the block is not a demonstration",
-            code="E-data-demonstration",
-            where=where,
-            found=block[:60],
-            hint="begin a block with `Q: ` or `Question: ` and end it with `The answer is ...`",
+            "begin a block with `Q: ` or `Question: ` and end it with `The answer is ...`",
         )
+        raise UserError(what, code="E-data-demonstration", where=where, found=block[:60], hint=hint)
     question, _, rationale = body.removeprefix(prefix).partition(_THINK)
     return Demonstration(question.strip(), answer.strip(), rationale.strip())

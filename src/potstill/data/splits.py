@@ -72,20 +72,15 @@ def split_questions(texts: Sequence[str], validation: int | float, test: int | f
     Raises UserError for a negative or too large size, and for a fraction with a number.
     """
     if test is not None and isinstance(validation, int) != isinstance(test, int):
-        raise UserError(
-            "one split size is a number and the other a fraction",
-            code="E-data-split-size",
-            found=f"validation {validation!r}, test {test!r}",
-            hint="give two numbers or two fractions",
-        )
+        what, hint = "one split size is a number and the other a fraction", "give two numbers or two fractions"
+        found = f"validation {validation!r}, test {test!r}"
+        raise UserError(what, code="E-data-split-size", found=found, hint=hint)
     if isinstance(validation, int):
         assert test is None or isinstance(test, int)
         return _split_by_count(texts, validation, test)
-    share = 1.0 - validation if test is None else test
-    _check_shares(validation, share)
-    if test is None:
-        return ["validation" if unit_hash(text) < validation else "test" for text in texts]
-    return [_split_of_fraction(unit_hash(text), validation, share) for text in texts]
+    _check_shares(validation, 1.0 - validation if test is None else test)
+    # Without a training split all that is not validation is test, whatever the rounding of 1 - validation.
+    return [_split_of_fraction(unit_hash(text), validation, 1.0 if test is None else test) for text in texts]
 
 
 def sample_by_hash(questions: Iterable[Question], n: int) -> list[Question]:
@@ -105,11 +100,8 @@ def _split_of_fraction(fraction: float, validation: float, test: float) -> Split
 def _split_by_count(texts: Sequence[str], validation: int, test: int | None) -> list[Split]:
     wanted = validation + (test or 0)
     if min(validation, test or 0) < 0 or wanted > len(texts):
-        raise UserError(
-            f"the splits need {wanted} questions, but there are {len(texts)}",
-            code="E-data-split-size",
-            hint="reduce the split sizes",
-        )
+        what = f"the splits need {wanted} questions, but there are {len(texts)}"
+        raise UserError(what, code="E-data-split-size", hint="reduce the split sizes")
     groups: dict[str, list[int]] = {}
     for i, text in enumerate(texts):
         groups.setdefault(question_digest(text), []).append(i)
@@ -127,8 +119,5 @@ def _split_by_count(texts: Sequence[str], validation: int, test: int | None) -> 
 
 def _check_shares(validation: float, test: float) -> None:
     if not (0 <= validation <= 1 and 0 <= test <= 1 and validation + test <= 1 + 1e-9):
-        raise UserError(
-            "the fractions of a split and their sum must be between 0 and 1",
-            code="E-data-split-size",
-            found=f"validation {validation}, test {test}",
-        )
+        what = "the fractions of a split and their sum must be between 0 and 1"
+        raise UserError(what, code="E-data-split-size", found=f"validation {validation}, test {test}")
