@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
 from potstill import data, grading, prompts
 from potstill.data import (
-    SETS,
     bbh,
     custom_set,
     find_duplicates_across_splits,
@@ -25,6 +22,7 @@ from potstill.data import (
 from potstill.errors import UserError
 from potstill.recipe import parse_recipe
 from potstill.records import Question
+from real_sets import present_sets, real_set
 
 FEW_SHOT = prompts.PromptFormat(few_shot=True, rationale=True)
 ONE_SHOT = prompts.PromptFormat(few_shot=False, rationale=True)
@@ -42,11 +40,6 @@ def refused(path: Path | None, name: str = "mine", **options) -> tuple[str, str]
     with pytest.raises(UserError) as error:
         data.load_set(name, file=path, **options) if path else data.load_set(name, **options)
     return error.value.code, error.value.where.replace(str(path.parent) if path else "", "DIR" if path else "")
-
-
-@functools.cache
-def loaded(name: str, data: Path, how: Literal["digest", "paper"] = "digest") -> list[Question]:
-    return load_set(name, data, splits=how)
 
 
 # your own file
@@ -71,7 +64,7 @@ def test_own_fields_may_have_other_names(tmp_path: Path) -> None:
 
 def test_rows_of_gsm8k_as_the_hub_has_them_are_read_as_the_set_is(tmp_path: Path, data: Path) -> None:
     path = data / "gsm8k" / "test.jsonl"
-    known = [q for q in loaded("gsm8k", data) if q.id.startswith("gsm8k/test/")]
+    known = [q for q in real_set("gsm8k", data) if q.id.startswith("gsm8k/test/")]
     for options in ({}, {"task": "number"}, {"fields": {"rationale": "answer"}}):
         mine = load_set("mine", file=path, **options)
         assert [(q.text, q.gold, q.rationale) for q in mine] == [(q.text, q.gold, q.rationale) for q in known]
@@ -273,19 +266,29 @@ def test_leaks_are_found_across_sets() -> None:
 
 @pytest.mark.parametrize("name", data.SETS)
 def test_real_sets_are_whole_and_leak_free(data: Path, name: str) -> None:
-    found = loaded(name, data)
+    found = real_set(name, data)
     assert len(found) == len({q.id for q in found}) == SIZES[name]
     assert find_duplicates_across_splits(found) == []
     assert not any(".." in q.text for q in found if q.set == "svamp")
     assert ("train" in {q.split for q in found}) == (name == "gsm8k")
 
 
+def test_a_set_without_its_files_is_skipped_and_no_other_fault_is(tmp_path: Path) -> None:
+    (tmp_path / "svamp").mkdir()
+    (tmp_path / "svamp" / "SVAMP.json").write_text("[]")
+    for name in ("gsm8k", "multiarith", "asdiv", "bbh"):
+        with pytest.raises(pytest.skip.Exception, match=name):
+            real_set(name, tmp_path)
+    with pytest.raises(UserError):
+        real_set("svamp", tmp_path)
+
+
 def test_shares_keep_all_sets_apart(data: Path) -> None:
-    assert find_duplicates_across_splits([q for name in SETS for q in loaded(name, data)]) == []
+    assert find_duplicates_across_splits([q for name in present_sets(data) for q in real_set(name, data)]) == []
 
 
 def test_counts_tear_a_few_questions_apart_and_leaks_names_them(data: Path) -> None:
-    everything = [q for name in ("multiarith", "asdiv", "svamp") for q in loaded(name, data, "paper")]
+    everything = [q for name in ("multiarith", "asdiv", "svamp") for q in real_set(name, data, "paper")]
     torn = find_duplicates_across_splits(
         everything
     )  # MultiArith and ASDiv share some questions, and the authors did not look
@@ -296,10 +299,10 @@ def test_counts_tear_a_few_questions_apart_and_leaks_names_them(data: Path) -> N
 
 def test_the_authors_own_validation_questions_of_multiarith(data: Path, tmp_path: Path) -> None:
     indices = json.loads((data / "golden" / "authors_validation_indices.json").read_bytes())["multiarith_dev200"]
-    held = {q.id for q in loaded("multiarith", data, "paper") if q.split == "validation"}
+    held = {q.id for q in real_set("multiarith", data, "paper") if q.split == "validation"}
     assert held == {f"multiarith/{index}" for index in indices} and len(held) == 200
     (tmp_path / "multiarith").symlink_to(data / "multiarith")
-    others = {q.id for q in loaded("multiarith", tmp_path, "paper") if q.split == "validation"}
+    others = {q.id for q in real_set("multiarith", tmp_path, "paper") if q.split == "validation"}
     assert len(others) == 200 and others != held  # without their file: those of lowest digest
     (tmp_path / "golden").mkdir()
     (tmp_path / "golden" / "authors_validation_indices.json").write_text('{"multiarith_dev200": [1, 2, 600]}')
@@ -310,21 +313,21 @@ def test_the_authors_own_validation_questions_of_multiarith(data: Path, tmp_path
 
 def test_paper_sizes(data: Path) -> None:
     sizes = {
-        name: Counter(q.split for q in loaded(name, data, "paper"))
+        name: Counter(q.split for q in real_set(name, data, "paper"))
         for name in ("gsm8k", "multiarith", "asdiv", "svamp")
     }
     assert sizes["gsm8k"] == {"train": 7473, "validation": 500, "test": 819}
     assert sizes["multiarith"] == {"validation": 200, "test": 400}
     assert sizes["asdiv"] == {"validation": 500, "test": 1805}
     assert sizes["svamp"] == {"validation": 500, "test": 500}
-    tasks = Counter((q.task, q.split) for q in loaded("bbh", data))
+    tasks = Counter((q.task, q.split) for q in real_set("bbh", data))
     assert tasks["bbh/navigate", "validation"] == 50
     assert tasks["bbh/snarks", "validation"] == 35
 
 
 def test_one_task_of_bbh_is_the_same_alone(data: Path) -> None:
     alone = load_set("bbh/navigate", data)
-    assert alone == [q for q in loaded("bbh", data) if q.task == "bbh/navigate"]
+    assert alone == [q for q in real_set("bbh", data) if q.task == "bbh/navigate"]
     assert {q.set for q in alone} == {"bbh"}
 
 

@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from potstill.data import SETS, load_set
 from potstill.errors import UserError
 from potstill.grading import canonicalize_gold, grade, infer_answer_type
 from potstill.records import Verdict
+from real_sets import real_set
 
 PAIRS = [(category, *case) for category, cases in CASES.items() for case in cases]
 
@@ -45,9 +47,9 @@ def test_a_truncated_text_with_a_marked_answer_is_graded() -> None:
     assert grade("The answer is 17. And then", "18", stop="length").grade == "wrong"
 
 
-@pytest.fixture(scope="module")
-def real(data: Path) -> list[data.Question]:
-    return [question for name in SETS for question in load_set(name, data)]
+@pytest.fixture(scope="module", params=SETS)
+def real(data: Path, request: pytest.FixtureRequest) -> list[data.Question]:
+    return real_set(request.param, data)
 
 
 @pytest.mark.parametrize("template", ["{}", "The answer is {}", "So the answer is {}.", "#### {}", "Answer: {}"])
@@ -79,11 +81,8 @@ def test_every_gsm8k_reference_solution_is_right(data: Path) -> None:
             assert grade(text, question.gold, "gsm8k").grade == "right", question.id
 
 
-def test_the_answer_types_of_asdiv(real: list[data.Question]) -> None:
-    counts: dict[str, int] = {}
-    for q in real:
-        if q.set == "asdiv":
-            counts[infer_answer_type(q.gold, q.task)] = counts.get(infer_answer_type(q.gold, q.task), 0) + 1
+def test_the_answer_types_of_asdiv(data: Path) -> None:
+    counts = Counter(infer_answer_type(q.gold, q.task) for q in real_set("asdiv", data))
     assert counts == {"number": 2095, "several": 90, "text": 55, "ratio": 32, "time": 28, "boolean": 5}
 
 
