@@ -64,7 +64,7 @@ _CONTAINER_HINTS: Final = {  # pydantic's type of an error -> what the value mus
     "dict_type": _MAPPING_HINT,
     "list_type": ("a list", "write [one] or [one, another]"),
 }
-_SECTION_EXAMPLES: Final = {
+_SECTION_EXAMPLES: Final[dict[str, str]] = {
     "sets": "for example `sets: {animals: {file: animals.jsonl}}`",
     "questions": "for example `questions: {train: [animals], out_of_distribution: [largest]}`",
     "teacher": "for example `teacher: {kind: human}` or `teacher: {kind: openai, model: NAME}`",
@@ -305,7 +305,7 @@ def _error_of_validation(
     if error["type"] in _CONTAINER_HINTS:
         expected, hint = _CONTAINER_HINTS[error["type"]]
         if error["type"] != "list_type" and len(keys) < 3:
-            hint = _SECTION_EXAMPLES.get(keys[0] if keys else "", hint)
+            hint = _SECTION_EXAMPLES.get(keys[0], hint) if keys else hint
         return _fault("E-recipe-type", f"{dotted} must be {expected}", place, found, hint)
     hints = dict.fromkeys(_value_hint(other, dotted) for other in fault.errors() if _error_keys(other) == keys)
     message = f"{dotted}: {error['msg']}" if dotted else error["msg"]

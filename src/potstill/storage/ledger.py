@@ -112,13 +112,10 @@ def split_budget(run_dir: Path, shard: Shard) -> None:
     """
     others = [name for name in run_folder.running_shards(run_dir) if not name.endswith(f"-of-{shard.count}")]
     if others:
-        raise UserError(
-            "this run is being sampled in another number of shards",
-            code="E-run-shard-count",
-            where=run_dir,
-            found=f"{others[0]}, and now {shard.number}-of-{shard.count}",
-            hint=f"wait until they end, or use {others[0].rpartition('-')[2]} shards too",
-        )
+        what = "this run is being sampled in another number of shards"
+        found = f"{others[0]}, and now {shard.number}-of-{shard.count}"
+        hint = f"wait until they end, or use {others[0].rpartition('-')[2]} shards too"
+        raise UserError(what, code="E-run-shard-count", where=run_dir, found=found, hint=hint)
     usage = {path.name: _ledger_usage(path) for path in ledger_paths(run_dir)}
     shares = _read_shares(run_dir)
     suffix = f"-of-{shard.count:04}.jsonl"

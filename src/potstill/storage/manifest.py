@@ -30,7 +30,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from potstill import progress
 from potstill.errors import UserError
@@ -58,13 +58,9 @@ class Identity:
     inputs: Mapping[str, str]
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT_VERSION,
-            "stage": self.stage,
-            "versions": dict(sorted(self.versions.items())),
-            "recipe": dict(sorted(self.recipe.items())),
-            "inputs": dict(sorted(self.inputs.items())),
-        }
+        parts = {"versions": self.versions, "recipe": self.recipe, "inputs": self.inputs}
+        sorted_parts = {name: dict(sorted(part.items())) for name, part in parts.items()}
+        return {"format": FORMAT_VERSION, "stage": self.stage, **sorted_parts}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +78,7 @@ class Manifest:
         return hashlib.sha256(rows.encode()).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class StageState:
+class StageState(NamedTuple):
     """What a stage's folder holds.
 
     begun     the identity that the stage started with, None if it never started
@@ -96,9 +91,8 @@ class StageState:
     is_empty: bool
 
 
-@dataclass(frozen=True, slots=True)
-class DamagedFile:
-    """A file that is not as its stage wrote it. problem: in one line."""
+class DamagedFile(NamedTuple):
+    """A file that is not as its stage wrote it, and in one line why not."""
 
     path: Path
     problem: str
@@ -107,8 +101,9 @@ class DamagedFile:
 def read_state(folder: Path) -> StageState:
     """The state of a stage. It does not look at the outputs; see `check_sizes`."""
     path = folder / MANIFEST_FILE
-    manifest = read_manifest(path) if path.exists() else None
-    return StageState(read_begun(folder), manifest, not folder.is_dir() or is_stage_empty(folder))
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    is_empty = all(name == BEGUN_FILE or name.endswith(atomic.PARTIAL_SUFFIX) for name in names)
+    return StageState(read_begun(folder), read_manifest(path) if path.exists() else None, is_empty)
 
 
 def read_begun(folder: Path) -> Identity | None:
@@ -176,54 +171,59 @@ def finish_stage(folder: Path, identity: Identity, outputs: Iterable[Path], coun
     return Manifest(identity, rows, counts)
 
 
-def is_stage_empty(folder: Path) -> bool:
-    """Whether a stage was started here and has made nothing yet."""
-    return all(path.name == BEGUN_FILE or path.name.endswith(atomic.PARTIAL_SUFFIX) for path in folder.iterdir())
-
-
 def check_identity(folder: Path, before: Identity, now: Identity, redone: Iterable[str] = ()) -> None:
     """Raise UserError, with the differences, if a stage was started with another identity."""
-    differences = identity_differences(before, now)
-    if differences:
-        raise UserError(
-            f"{now.stage} was made from something else",
-            code="E-run-stage-differs",
-            where=folder,
-            found="; ".join(differences),
-            hint=_identity_hint(folder, _redo_stage(now.stage), ", ".join(redone)),
-        )
+    if differences := identity_differences(before, now):
+        stage = _redo_stage(now.stage)
+        makes = f" (makes {', '.join(redone)} again)" if redone else ""
+        hint = f"restore the old values, or allow it with --redo {stage}{makes}"
+        if stage in ("collect", "sample") and has_server_chains(
+            folder.parent
+        ):  # it never advises to remove paid chains
+            hint = "restore the old values, or give the recipe another name: this run keeps its paid chains"
+        what, found = f"{now.stage} was made from something else", "; ".join(differences)
+        raise UserError(what, code="E-run-stage-differs", where=folder, found=found, hint=hint)
 
 
 def identity_differences(before: Identity, now: Identity) -> list[str]:
     """What differs between two identities, one line per difference, such as `key: old -> new`."""
     lines = []
-    for key in sorted(set(before.recipe) | set(now.recipe)):
-        old, new = before.recipe.get(key), now.recipe.get(key)
-        if old != new:
-            lines.append(f"{key}: {json.dumps(old, ensure_ascii=False)} -> {json.dumps(new, ensure_ascii=False)}")
-    for name in sorted(set(before.versions) | set(now.versions)):
-        old, new = before.versions.get(name, FIRST_VERSION), now.versions.get(name, FIRST_VERSION)
-        if old != new:
-            lines.append(f"version of {name}: {old} -> {new}")
-    for name in sorted(set(before.inputs) | set(now.inputs)):
-        default = str(FIRST_VERSION) if name.startswith(VERSION_PREFIX) else None
-        old, new = before.inputs.get(name, default), now.inputs.get(name, default)
-        if old != new and default:
-            lines.append(f"{name}: {old} -> {new}")
-        elif old != new:
+    for key, old, new in _changes(before.recipe, now.recipe):
+        lines.append(f"{key}: {json.dumps(old, ensure_ascii=False)} -> {json.dumps(new, ensure_ascii=False)}")
+    for name, old, new in _changes(before.versions, now.versions, FIRST_VERSION):
+        lines.append(f"version of {name}: {old} -> {new}")
+    for name, old, new in _changes(before.inputs, now.inputs):
+        if name.startswith(VERSION_PREFIX):
+            old, new = old or str(FIRST_VERSION), new or str(FIRST_VERSION)
+            lines += [f"{name}: {old} -> {new}"] if old != new else []
+        else:
             missing = " (none before)" if old is None else " (none now)" if new is None else ""
             lines.append(f"content of {name}{missing}")
     return lines
 
 
+def _changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], default: object = None
+) -> Iterator[tuple[str, Any, Any]]:
+    """Key, old and new value of everything that differs, sorted by key."""
+    for key in sorted(set(before) | set(now)):
+        old, new = before.get(key, default), now.get(key, default)
+        if old != new:
+            yield key, old, new
+
+
 def check_sizes(run_dir: Path, manifest: Manifest) -> None:
     """Raise UserError if an output of a finished stage is missing or has another size."""
     for name, output in manifest.outputs.items():
-        path = run_dir / name
-        size = path.stat().st_size if path.is_file() else None
-        if size != output["bytes"]:
-            problem = "no such file" if size is None else f"{size} bytes, not {output['bytes']}"
-            raise _changed_error(path, problem, manifest.identity)
+        if problem := _size_problem(run_dir / name, output):
+            raise _changed_error(run_dir / name, problem, manifest.identity)
+
+
+def _size_problem(path: Path, output: Mapping[str, Any]) -> str:
+    size = path.stat().st_size if path.is_file() else None
+    if size is None:
+        return "no such file"
+    return "" if size == output["bytes"] else f"{size} bytes, not {output['bytes']}"
 
 
 def verify_files(
@@ -245,14 +245,13 @@ def find_damaged_files(
     for name, row in outputs.items():
         path = run_dir / name
         try:
-            if not path.is_file():
-                yield DamagedFile(path, "no such file")
-            elif (size := path.stat().st_size) != row["bytes"]:
-                yield DamagedFile(path, f"{size} bytes, not {row['bytes']}")
-            elif (digest := read.file_digest(path, tick)) != row["sha256"]:
-                yield DamagedFile(path, f"sha256 {digest[:16]}..., not {row['sha256'][:16]}...")
+            problem = _size_problem(path, row)
+            if not problem and (digest := read.file_digest(path, tick)) != row["sha256"]:
+                problem = f"sha256 {digest[:16]}..., not {row['sha256'][:16]}..."
         except UserError as fault:
-            yield DamagedFile(path, fault.what)
+            problem = fault.what
+        if problem:
+            yield DamagedFile(path, problem)
 
 
 def unverified_bytes(run_dir: Path, outputs: Outputs, unread: Collection[str] = ()) -> int:
@@ -303,13 +302,10 @@ def _select_outputs(outputs: Outputs, unread: Collection[str]) -> Outputs:
 
 def _parse_identity(path: Path, row: Any) -> Identity:
     if not isinstance(row, dict) or row.get("format") != FORMAT_VERSION:
-        raise UserError(
-            f"this version of potstill reads file format {FORMAT_VERSION}",
-            code="E-run-file-format",
-            where=path,
-            found=row.get("format") if isinstance(row, dict) else type(row).__name__,
-            hint="use the version that made this run",
-        )
+        what = f"this version of potstill reads file format {FORMAT_VERSION}"
+        found = row.get("format") if isinstance(row, dict) else type(row).__name__
+        hint = "use the version that made this run"
+        raise UserError(what, code="E-run-file-format", where=path, found=found, hint=hint)
     for name, kind in {"stage": str, "versions": dict, "recipe": dict, "inputs": dict}.items():
         if not isinstance(row.get(name), kind):
             raise _manifest_error(path, f"no field {name!r}" if name not in row else f"{name} is not a {kind.__name__}")
@@ -318,27 +314,13 @@ def _parse_identity(path: Path, row: Any) -> Identity:
 
 def _manifest_error(path: Path, found: str) -> UserError:
     stage = path.parent.name if path.parent.name.isalpha() else path.parent.parent.name
-    return UserError(
-        "the manifest is malformed", code="E-run-invalid-manifest", where=path, found=found, hint=damage_hint(stage)
-    )
+    what, code = "the manifest is malformed", "E-run-invalid-manifest"
+    return UserError(what, code=code, where=path, found=found, hint=damage_hint(stage))
 
 
 def _changed_error(path: Path, problem: str, identity: Identity) -> UserError:
-    return UserError(
-        "the file has changed since its stage was finished",
-        code="E-run-file-changed",
-        where=path,
-        found=problem,
-        hint=damage_hint(identity.stage, identity),
-    )
-
-
-def _identity_hint(folder: Path, stage: str, redone: str) -> str:
-    """What to do about a stage that was made from something else. It never advises to remove paid chains."""
-    if stage in ("collect", "sample") and has_server_chains(folder.parent):
-        return "restore the old values, or give the recipe another name: this run keeps its paid chains"
-    makes = f" (makes {redone} again)" if redone else ""
-    return f"restore the old values, or allow it with --redo {stage}{makes}"
+    what, hint = "the file has changed since its stage was finished", damage_hint(identity.stage, identity)
+    return UserError(what, code="E-run-file-changed", where=path, found=problem, hint=hint)
 
 
 def _redo_stage(stage: str) -> str:

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from potstill.errors import UserError
 from potstill.records import END, Chain, Semantics, Verdict
@@ -44,6 +44,11 @@ DICTIONARY_COLUMNS: Final = [
 ]
 LOG_PROBABILITY_COLUMN: Final = f"{CANDIDATE_COLUMN}.log_probability"
 CHUNK_CHAINS: Final = 128  # chains that are Python objects at one time while a table is read
+ROW_GROUP_ROWS: Final = 4096
+ROW_GROUP_CELLS: Final = 1 << 17  # tokens and candidates: about 20 MiB as Python objects
+PLAIN_FIELDS: Final = ("question", "source", "index", "content", "stop", "semantics", "defects")
+VERDICT_FIELDS: Final = ("question", "source", "index", "grade", "found", "dropped")
+ChainKey = tuple[str, str, int]
 
 
 def chain_schema() -> pyarrow.Schema:
@@ -79,9 +84,8 @@ def build_chain_table(chains: Sequence[Chain]) -> pyarrow.Table:
     counts = [len(chain.tokens) for chain in chains]
     tokens = pa.array([token for chain in chains for token in chain.tokens], pa.binary())
     edges = pa.array([edge for chain in chains for span in chain.spans for edge in span], pa.int32())
-    names = ("question", "source", "index", "content", "stop", "semantics", "defects")
     columns: dict[str, Any] = {
-        **{name: [getattr(chain, name) for chain in chains] for name in names},
+        **{name: [getattr(chain, name) for chain in chains] for name in PLAIN_FIELDS},
         "tokens": _list_array(counts, tokens),
         "spans": _list_array(counts, pa.FixedSizeListArray.from_arrays(edges, 2)),
         "candidates": _list_array(
@@ -89,13 +93,11 @@ def build_chain_table(chains: Sequence[Chain]) -> pyarrow.Table:
         ),
     }
     schema = chain_schema()
-    return pa.Table.from_arrays([_to_array(columns[field.name], field.type) for field in schema], schema=schema)
-
-
-def _to_array(values: Any, kind: pyarrow.DataType) -> pyarrow.Array:
-    import pyarrow as pa
-
-    return pa.array(values, kind) if isinstance(values, list) else values.cast(kind)
+    arrays = [
+        pa.array(column, field.type) if isinstance(column, list) else column.cast(field.type)
+        for field, column in ((field, columns[field.name]) for field in schema)
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _list_array(lengths: Sequence[int], values: pyarrow.Array) -> pyarrow.Array:
@@ -113,15 +115,10 @@ def chains_from_table(table: pyarrow.Table) -> Iterator[Chain]:
         spans = _read_lists(
             column("spans"), lambda values: list(map(tuple, values.flatten().to_numpy().reshape(-1, 2).tolist()))
         )
-        candidates = _read_lists(column("candidates"), _read_steps)
-        names = ("question", "source", "index", "content", "stop", "semantics", "defects")
-        for fields in zip(*(part[name].to_pylist() for name in names), tokens, spans, candidates, strict=True):
+        candidates = _read_lists(column("candidates"), lambda steps: _read_lists(steps, _read_candidates))
+        for fields in zip(*(part[name].to_pylist() for name in PLAIN_FIELDS), tokens, spans, candidates, strict=True):
             question, source, index, content, stop, semantics, defects, token, span, steps = fields
             yield Chain(question, source, index, content, token, span, steps, stop, semantics, tuple(defects or ()))
-
-
-def _read_steps(values: Any) -> list[tuple[Any, ...]]:
-    return _read_lists(values, _read_candidates)
 
 
 def _read_candidates(values: Any) -> list[tuple[Any, float]]:
@@ -141,13 +138,6 @@ def _read_lists(lists: Any, read: Callable[[Any], list[Any]]) -> list[tuple[Any,
     lengths = pc.call_function("list_value_length", [lists]).to_pylist()
     flat, edges = read(lists.flatten()), [0, *accumulate(lengths)]
     return [tuple(flat[start:end]) for start, end in pairwise(edges)]
-
-
-ROW_GROUP_ROWS: Final = 4096
-ROW_GROUP_CELLS: Final = 1 << 17  # tokens and candidates: about 20 MiB as Python objects
-MISSING_FILE_HINT: Final = "check the path; if it is in a run, a stage is not finished: run the recipe again"
-ChainKey = tuple[str, str, int]
-Row = TypeVar("Row")
 
 
 def write_chains(path: Path, chains: Iterable[Chain]) -> None:
@@ -225,24 +215,32 @@ def is_chain_file(path: Path) -> bool:
         try:
             names = set(parquet.read_schema(opened).names)
         except pyarrow.ArrowInvalid as fault:
-            raise UserError(
-                "not a Parquet file",
-                code="E-storage-invalid-parquet",
-                where=path,
-                found=fault,
-                hint="download it again; it may be incomplete",
-            ) from None
+            raise _parquet_error("not a Parquet file", path, fault, "download it again; it may be incomplete") from None
     return names.issuperset(chain_schema().names)
+
+
+def _parquet_error(what: str, path: Path, fault: Exception, hint: str = RESTORE_HINT) -> UserError:
+    return UserError(what, code="E-storage-invalid-parquet", where=path, found=fault, hint=hint)
 
 
 def write_verdicts(path: Path, verdicts: Iterable[tuple[ChainKey, Verdict]]) -> None:
     """Write one row per chain: its key and its verdict."""
-    _write_groups(path, _verdict_batches(verdicts), _verdict_table, _verdict_schema())
+    import pyarrow as pa
+
+    schema = pa.schema([(name, pa.int32() if name == "index" else pa.string()) for name in VERDICT_FIELDS])
+
+    def table(batch: Sequence[tuple[ChainKey, Verdict]]) -> pyarrow.Table:
+        rows = [(*key, verdict.grade, verdict.answer, verdict.dropped) for key, verdict in batch]
+        arrays = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), schema, strict=True)]
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+    rest = iter(verdicts)
+    _write_groups(path, iter(lambda: list(islice(rest, 16 * ROW_GROUP_ROWS)), []), table, schema)
 
 
 def read_verdicts(path: Path) -> Iterator[tuple[ChainKey, Verdict]]:
     """The key and verdict of every chain, in the order of the file, which is that of the chains."""
-    for group in _read_groups(path, _verdict_schema().names):
+    for group in _read_groups(path, VERDICT_FIELDS):
         for question, source, index, *verdict in zip(*(column.to_pylist() for column in group.columns), strict=True):
             yield (question, source, index), Verdict(*verdict)
 
@@ -253,13 +251,9 @@ def chains_with_verdicts(chains: Path, verdicts: Path) -> Iterator[tuple[Chain, 
     for chain in read_chains(chains):
         key, verdict = next(rows, (None, None))
         if key != chain.key or verdict is None:
-            raise UserError(
-                "the verdicts do not belong to the chains",
-                code="E-run-verdicts-differ",
-                where=verdicts,
-                found=f"verdict of {key}, chain {chain.key}",
-                hint="make them again with --redo filter",
-            )
+            what, found = "the verdicts do not belong to the chains", f"verdict of {key}, chain {chain.key}"
+            hint = "make them again with --redo filter"
+            raise UserError(what, code="E-run-verdicts-differ", where=verdicts, found=found, hint=hint)
         yield chain, verdict
 
 
@@ -283,12 +277,6 @@ def _chain_groups(chains: Iterable[Chain]) -> Iterator[list[Chain]]:
             group, cells = [], 0
     if group:
         yield group
-
-
-def _verdict_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    rest = iter(rows)
-    while batch := list(islice(rest, 16 * ROW_GROUP_ROWS)):
-        yield batch
 
 
 def _write_groups(
@@ -317,34 +305,22 @@ def _read_groups(path: Path, names: Sequence[str], questions: Collection[str] | 
     try:
         file = parquet.ParquetFile(path)
     except FileNotFoundError:
-        raise UserError("no such file", code="E-storage-os-error", where=path, hint=MISSING_FILE_HINT) from None
+        hint = "check the path; if it is in a run, a stage is not finished: run the recipe again"
+        raise UserError("no such file", code="E-storage-os-error", where=path, hint=hint) from None
     except (pyarrow.ArrowException, OSError) as fault:
-        raise UserError(
-            "not a Parquet file", code="E-storage-invalid-parquet", where=path, found=fault, hint=RESTORE_HINT
-        ) from None
+        raise _parquet_error("not a Parquet file", path, fault) from None
     with file:
-        missing = [name for name in names if name not in file.schema_arrow.names]
-        if missing:
-            raise UserError(
-                "a column is missing",
-                code="E-storage-missing-column",
-                where=path,
-                found=f"no {missing[0]!r}",
-                hint="write the columns that potstill writes",
-            )
+        for name in names:
+            if name not in file.schema_arrow.names:
+                what, hint = "a column is missing", "write the columns that potstill writes"
+                raise UserError(what, code="E-storage-missing-column", where=path, found=f"no {name!r}", hint=hint)
         for group in range(file.num_row_groups):
             if questions is not None and not _may_contain(file.metadata.row_group(group), questions):
                 continue
             try:
                 table = file.read_row_group(group, columns=list(names)).select(list(names))
             except (pyarrow.ArrowException, OSError) as fault:
-                raise UserError(
-                    "the Parquet file is damaged",
-                    code="E-storage-invalid-parquet",
-                    where=path,
-                    found=fault,
-                    hint=RESTORE_HINT,
-                ) from None
+                raise _parquet_error("the Parquet file is damaged", path, fault) from None
             yield table
 
 
@@ -353,19 +329,3 @@ def _may_contain(group: Any, questions: Collection[str]) -> bool:
     columns = map(group.column, range(group.num_columns))
     stats = next((column.statistics for column in columns if column.path_in_schema == "question"), None)
     return not (stats and stats.has_min_max) or any(stats.min <= question <= stats.max for question in questions)
-
-
-def _verdict_schema() -> pyarrow.Schema:
-    import pyarrow as pa
-
-    names: Sequence[str] = ("question", "source", "index", "grade", "found", "dropped")
-    return pa.schema([(name, pa.int32() if name == "index" else pa.string()) for name in names])
-
-
-def _verdict_table(verdicts: list[tuple[ChainKey, Verdict]]) -> pyarrow.Table:
-    import pyarrow as pa
-
-    rows = [(*key, verdict.grade, verdict.answer, verdict.dropped) for key, verdict in verdicts]
-    schema = _verdict_schema()
-    arrays = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), schema, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=schema)

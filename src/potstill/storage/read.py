@@ -61,9 +61,8 @@ def as_user_errors(path: Path) -> Iterator[None]:
     except OSError as fault:
         if fault.errno not in OS_ERROR_HINTS:
             raise
-        raise UserError(
-            fault.strerror or str(fault), code="E-storage-os-error", where=path, hint=OS_ERROR_HINTS[fault.errno]
-        ) from fault
+        what, hint = fault.strerror or str(fault), OS_ERROR_HINTS[fault.errno]
+        raise UserError(what, code="E-storage-os-error", where=path, hint=hint) from fault
 
 
 def read_bytes(path: Path) -> bytes:
@@ -75,9 +74,8 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_bytes(path))
     except (ValueError, RecursionError) as fault:
-        raise UserError(
-            "not valid JSON", code="E-storage-invalid-json", where=path, found=fault, hint=RESTORE_HINT
-        ) from None
+        what, code = "not valid JSON", "E-storage-invalid-json"
+        raise UserError(what, code=code, where=path, found=fault, hint=RESTORE_HINT) from None
 
 
 def read_jsonl(path: Path, *, torn: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -95,21 +93,11 @@ def read_jsonl(path: Path, *, torn: bool = False) -> Iterator[tuple[int, dict[st
             try:
                 row = json.loads(line, parse_constant=_refuse_non_finite)
             except (ValueError, RecursionError) as fault:
-                raise UserError(
-                    "the line is not valid JSON",
-                    code="E-storage-invalid-json",
-                    where=where,
-                    found=fault,
-                    hint=LINE_HINT,
-                ) from None
+                what, code = "the line is not valid JSON", "E-storage-invalid-json"
+                raise UserError(what, code=code, where=where, found=fault, hint=LINE_HINT) from None
             if not isinstance(row, dict):
-                raise UserError(
-                    "the line is not a JSON object",
-                    code="E-storage-invalid-record",
-                    where=where,
-                    found=type(row).__name__,
-                    hint="write one {...} per line",
-                )
+                what, hint = "the line is not a JSON object", "write one {...} per line"
+                raise _record_error(what, where, type(row).__name__, hint)
             yield number, row
 
 
@@ -138,13 +126,7 @@ def read_records(kind: type[Record], path: Path) -> list[Record]:
     """The records in a JSON file that holds a list of them. Raises UserError if it holds anything else."""
     rows = read_json(path)
     if not isinstance(rows, list):
-        raise UserError(
-            "the file does not hold a list",
-            code="E-storage-invalid-record",
-            where=path,
-            found=type(rows).__name__,
-            hint=RESTORE_HINT,
-        )
+        raise _record_error("the file does not hold a list", path, type(rows).__name__)
     return [_parse_record(kind, row, f"{path} entry {number}") for number, row in enumerate(rows, 1)]
 
 
@@ -154,26 +136,21 @@ def as_format_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as fault:
-        raise UserError(
-            "the file is not in potstill's format",
-            code="E-storage-invalid-format",
-            where=path,
-            found=f"no field {fault}" if isinstance(fault, KeyError) else fault,
-            hint=RESTORE_HINT,
-        ) from None
+        found = f"no field {fault}" if isinstance(fault, KeyError) else fault
+        what, code = "the file is not in potstill's format", "E-storage-invalid-format"
+        raise UserError(what, code=code, where=path, found=found, hint=RESTORE_HINT) from None
 
 
 def _parse_record(kind: type[Record], row: Any, where: str) -> Record:
     try:
         return from_json(kind, row)
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RecursionError, OverflowError) as fault:
-        raise UserError(
-            f"not a valid {kind.__name__.lower()}",
-            code="E-storage-invalid-record",
-            where=where,
-            found=f"no field {fault}" if isinstance(fault, KeyError) else fault,
-            hint=RESTORE_HINT,
-        ) from None
+        found = f"no field {fault}" if isinstance(fault, KeyError) else fault
+        raise _record_error(f"not a valid {kind.__name__.lower()}", where, found) from None
+
+
+def _record_error(what: str, where: object, found: object, hint: str = RESTORE_HINT) -> UserError:
+    return UserError(what, code="E-storage-invalid-record", where=where, found=found, hint=hint)
 
 
 def file_digest(path: Path, tick: Callable[[int], object] | None = None) -> str:

@@ -69,22 +69,12 @@ def hold_lock(folder: Path, name: str, wait: float, message: str) -> Iterator[No
         with read.as_user_errors(folder / name):
             lock.acquire(timeout=wait)
     except filelock.Timeout:
-        raise UserError(
-            message,
-            code="E-run-locked",
-            where=folder,
-            found=_describe_holder(folder, name),
-            hint="wait until it ends, or choose another name",
-        ) from None
+        holder, hint = _describe_holder(folder, name), "wait until it ends, or choose another name"
+        raise UserError(message, code="E-run-locked", where=folder, found=holder, hint=hint) from None
     except (OSError, NotImplementedError) as fault:
-        raise UserError(
-            "this disk cannot lock files, so two processes could write to one run",
-            code="E-storage-no-locks",
-            where=folder / name,
-            found=fault,
-            hint="mount it with locks (NFS: with lockd, or -o local_lock=flock for one machine; Lustre: -o flock),"
-            " or put runs/ on another disk",
-        ) from None
+        what = "this disk cannot lock files, so two processes could write to one run"
+        hint = "mount it with locks (NFS: lockd or -o local_lock=flock; Lustre: -o flock), or put runs/ on another disk"
+        raise UserError(what, code="E-storage-no-locks", where=folder / name, found=fault, hint=hint) from None
     try:
         yield
     finally:
@@ -113,19 +103,16 @@ def _describe_holder(run_dir: Path, name: str) -> str:
             if row.get("event") == "start" and row.get("shard") == shard:
                 start = row
     pid, host = start.get("pid"), start.get("host")
-    if not isinstance(pid, int) or (host == platform.node() and not _is_process_alive(pid)):
+    if not isinstance(pid, int):
         return ""
+    if host == platform.node():
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return ""
+        except OSError:
+            pass  # another user's process
     return f"process {pid} on {host}, since {start.get('time')}"
-
-
-def _is_process_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # another user's process
-    return True
 
 
 def append_log(run_dir: Path, event: str, **values: object) -> None:

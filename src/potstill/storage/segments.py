@@ -26,7 +26,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -40,8 +40,7 @@ ChainKey = tuple[str, str, int]  # question, source, index
 Item = TypeVar("Item")
 SEGMENT_PATTERN: Final = "segment-*.jsonl"
 TEXT_FIELD: Final = b',"text":'  # what follows a chain's key; inside a text its quotation marks would be escaped
-
-
+CHAIN_FAULTS: Final = (KeyError, TypeError, ValueError, AttributeError, AssertionError, RecursionError)
 _encode: Final = msgspec.json.Encoder().encode  # five times as fast as json
 _decode: Final = msgspec.json.Decoder().decode
 
@@ -59,8 +58,7 @@ def encode_chain(chain: Chain) -> bytes:
 
 
 def decode_chain(data: bytes) -> Chain:
-    """The inverse of `encode_chain`. Raises KeyError, TypeError, ValueError, AttributeError, AssertionError or
-    RecursionError if the line is not a chain."""
+    """The inverse of `encode_chain`. Raises one of CHAIN_FAULTS if the line is not a chain."""
     try:
         row = _decode(data)
     except msgspec.DecodeError:  # it refuses half of a surrogate pair, and says less about a fault
@@ -163,7 +161,11 @@ def merge_segments(folder: Path) -> Iterator[Chain]:
             file, start, length = (int(table[column][row]) for column in ("file", "start", "length"))
             with as_user_errors(paths[file]):
                 data = os.pread(handles[file], length, start)
-            yield _parse_line(data, paths[file], start)
+            try:
+                chain = decode_chain(data)
+            except CHAIN_FAULTS as fault:
+                raise _chain_error(f"{paths[file]} byte {start}", fault) from None
+            yield chain
     finally:
         for handle in handles:
             os.close(handle)
@@ -187,21 +189,10 @@ def _iter_lines(path: Path) -> Iterator[tuple[ChainKey, int, int]]:
             start += len(line)
 
 
-def _parse_line(data: bytes, path: Path, start: int) -> Chain:
-    try:
-        return decode_chain(data)
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RecursionError) as fault:
-        raise _chain_error(f"{path} byte {start}", fault) from None
-
-
-def _chain_error(where: str, fault: Any) -> UserError:
-    return UserError(
-        "the line is not a chain",
-        code="E-storage-invalid-chain",
-        where=where,
-        found=f"no field {fault}" if isinstance(fault, KeyError) else fault,
-        hint="restore this line from a copy, or move it to another file: then this chain is sampled again",
-    )
+def _chain_error(where: str, fault: Exception) -> UserError:
+    what, found = "the line is not a chain", f"no field {fault}" if isinstance(fault, KeyError) else fault
+    hint = "restore this line from a copy, or move it to another file: then this chain is sampled again"
+    return UserError(what, code="E-storage-invalid-chain", where=where, found=found, hint=hint)
 
 
 def _open_segment(path: Path) -> int:
