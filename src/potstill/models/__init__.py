@@ -1,8 +1,5 @@
 """Models: T5-style and decoder-only students that are trained on sparse distributions.
 
-    >>> sorted(SHAPES)[:2], count_parameters(SHAPES["flan-t5-xl"])
-    (['flan-t5-base', 'flan-t5-large'], 2849757184)
-
 `open_student` reads a Hugging Face folder, `random_student` draws random weights, `from_recipe` is the base student of
 a recipe, and `Student.save` writes a folder that any tool can load.
 """
@@ -22,6 +19,7 @@ from potstill.models.load import (
     from_checkpoint,
     from_recipe,
     interpolate_weights,
+    model_folder,
     open_student,
     random_student,
     read_family,
@@ -30,8 +28,15 @@ from potstill.models.load import (
     weights_identity,
 )
 from potstill.models.lora import add_adapters
-from potstill.models.shape import SHAPES, Shape, count_parameters
-from potstill.models.student import Head, Student, default_device, disk_full_as_oserror
+from potstill.models.student import (
+    SHAPES,
+    Head,
+    Shape,
+    Student,
+    count_parameters,
+    default_device,
+    disk_full_as_oserror,
+)
 
 VERSION: Final = 1  # of prompts as a model reads them, of random weights, and of what the models compute
 
@@ -56,6 +61,7 @@ __all__ = [
     "from_checkpoint",
     "from_recipe",
     "interpolate_weights",
+    "model_folder",
     "open_student",
     "random_student",
     "read_family",

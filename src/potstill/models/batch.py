@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -56,11 +56,10 @@ class Batch:
     candidate_ids  [n, k] int64, probabilities [n, k] float32: the teacher's distributions, padded with probability 0
     weights        [n] float32: of each position
     rows           [n] int64: the index in `examples` of each position's example
-    prompt_ids     [p, s] int64, prompt_mask [p, s] bool: what the encoder reads, each prompt once; None without encoder
     examples       what the rows were built from
+    prompt_ids     [p, s] int64, prompt_mask [p, s] bool: what the encoder reads, each prompt once; None without encoder
     prompts        [b]: the index in `prompt_ids` of each row's prompt; () without encoder
-    layouts        unpadded attention over prompts, over targets, and from targets to prompts; () if the model computes
-                   padding or has a packing
+    layouts        unpadded attention over prompts, over targets, and from targets to prompts; () without encoder
     packing        decoder-only: where the tokens of each row are, without padding; None if rows are padded
     """
 
@@ -71,9 +70,9 @@ class Batch:
     probabilities: Tensor
     weights: Tensor
     rows: Tensor
-    prompt_ids: Tensor | None
-    prompt_mask: Tensor | None
     examples: tuple[Example, ...]
+    prompt_ids: Tensor | None = None
+    prompt_mask: Tensor | None = None
     prompts: tuple[int, ...] = ()
     layouts: tuple[Layout, ...] = ()
     packing: Packing | None = None
@@ -81,9 +80,8 @@ class Batch:
     def to(self, device: torch.device | str) -> Self:
         """The same batch with every tensor on the device."""
         values = {name: getattr(self, name) for name in self.__slots__}
-        tensors = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
-        packing = None if self.packing is None else self.packing.to(device)
-        return replace(self, **tensors, layouts=tuple(layout.to(device) for layout in self.layouts), packing=packing)
+        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor | Packing)}
+        return replace(self, **moved, layouts=tuple(layout.to(device) for layout in self.layouts))
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -91,9 +89,7 @@ class Batch:
     @property
     def slots(self) -> int:
         """The number of slots for which the model computes its layers, padding included if it computes any."""
-        if self.layouts:
-            return self.tokens
-        return self.input_ids.numel() + (0 if self.prompt_ids is None else self.prompt_ids.numel())
+        return self.tokens if self.layouts else self.input_ids.numel()
 
     @property
     def tokens(self) -> int:
@@ -101,34 +97,43 @@ class Batch:
         return int(self.input_mask.sum()) + (0 if self.prompt_mask is None else int(self.prompt_mask.sum()))
 
 
-def pad_rows(
-    rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"] = "right"
-) -> tuple[Tensor, Tensor]:
-    """Rows of different lengths as ids [b, longest] int64 and mask [b, longest] bool."""
+def pad_rows(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Rows of different lengths as ids [b, longest] int64 and mask [b, longest] bool.
+
+    >>> pad_rows([(5, 6, 7), (8,)], 0, left=True)[0].tolist()
+    [[5, 6, 7], [0, 0, 8]]
+    """
     ids = np.full((len(rows), max(map(len, rows))), value, np.int64)
     mask = np.zeros(ids.shape, bool)
     for i, row in enumerate(rows):
-        columns = slice(0, len(row)) if side == "right" else slice(ids.shape[1] - len(row), None)
+        columns = slice(ids.shape[1] - len(row), None) if left else slice(0, len(row))
         ids[i, columns], mask[i, columns] = row, True
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
 def candidate_tensors(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Candidate ids [n, k], probabilities [n, k], weights [n] and example indices [n] of all positions, in order."""
-    lengths = [len(example.target) for example in examples]
-    offsets = [np.asarray(example.target.offsets, np.int64) for example in examples]
+    targets = [example.target for example in examples]
+    offsets = [np.asarray(target.offsets, np.int64) for target in targets]
     counts = np.concatenate([np.diff(offset) for offset in offsets])
     ids = np.zeros((len(counts), max(1, int(counts.max(initial=0)))), np.int64)
     probabilities = np.zeros(ids.shape, np.float32)
     # Boolean indexing goes row by row, in the order in which the targets store their candidates.
     used = np.arange(ids.shape[1]) < counts[:, None]
-    parts = [slice(int(offset[0]), int(offset[-1])) for offset in offsets]
-    pairs = list(zip((example.target for example in examples), parts, strict=True))
-    ids[used] = np.concatenate([np.asarray(target.candidate_ids[part]) for target, part in pairs])
-    probabilities[used] = np.concatenate([np.asarray(target.probabilities[part], np.float32) for target, part in pairs])
+    parts = [(target, slice(int(offset[0]), int(offset[-1]))) for target, offset in zip(targets, offsets, strict=True)]
+    ids[used] = np.concatenate([np.asarray(target.candidate_ids[part]) for target, part in parts])
+    probabilities[used] = np.concatenate([np.asarray(target.probabilities[part], np.float32) for target, part in parts])
+    lengths = [len(target) for target in targets]
     weights = np.repeat(np.asarray([example.weight for example in examples], np.float32), lengths)
     rows = np.repeat(np.arange(len(examples)), lengths)
     return torch.from_numpy(ids), torch.from_numpy(probabilities), torch.from_numpy(weights), torch.from_numpy(rows)
+
+
+def index_prompts(examples: Sequence[Example]) -> tuple[list[tuple[int, ...]], list[int]]:
+    """The different prompts, and for each example the index of its prompt among them."""
+    index_of: dict[tuple[int, ...], int] = {}
+    indices = [index_of.setdefault(example.prompt, len(index_of)) for example in examples]
+    return list(index_of), indices
 
 
 def check_examples(examples: Sequence[Example], vocabulary_size: int) -> None:
@@ -139,11 +144,8 @@ def check_examples(examples: Sequence[Example], vocabulary_size: int) -> None:
         name, target = example.question or "a target", example.target
         assert example.weight >= 0, f"{name} has the weight {example.weight}"
         if not len(target) or not example.prompt:
-            raise UserError(
-                f"the {'target' if example.prompt else 'prompt'} has no tokens",
-                code="E-train-empty-example",
-                where=name,
-            )
+            part = "target" if example.prompt else "prompt"
+            raise UserError(f"the {part} has no tokens", code="E-train-empty-example", where=name)
         highest = max(int(np.max(values, initial=0)) for values in (example.prompt, target.ids, target.candidate_ids))
         if highest >= vocabulary_size:
             raise UserError(

@@ -22,10 +22,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from potstill.errors import UserError
 from potstill.models import causal_unpadded
-from potstill.models.batch import Batch, Example, candidate_tensors, pad_rows
-from potstill.models.shape import Family, Shape
-from potstill.models.student import Head, Student
-from potstill.models.weight_files import FIX_CONFIG
+from potstill.models.batch import Batch, Example, candidate_tensors, index_prompts, pad_rows
+from potstill.models.student import Family, Head, Shape, Student
+from potstill.models.weight_files import config_error
 from potstill.records import Prompt
 from potstill.tokenization import Tokenizer
 
@@ -87,22 +86,20 @@ class CausalStudent(Student):
     def collate(self, examples: Sequence[Example]) -> Batch:
         if not self.padded:
             return self._packed_batch(examples)
-        inputs = [[*example.prompt, *example.target.ids[:-1]] for example in examples]
-        input_ids, input_mask = pad_rows(inputs, self.tokenizer.pad, self.padding)
+        rows = [[*example.prompt, *example.target.ids[:-1]] for example in examples]
+        input_ids, input_mask = pad_rows(rows, self.tokenizer.pad, left=self.padding == "left")
         supervised = torch.zeros_like(input_mask)
-        for index, (row, example) in enumerate(zip(inputs, examples, strict=True)):
+        for index, (row, example) in enumerate(zip(rows, examples, strict=True)):
             end = len(row) if self.padding == "right" else supervised.shape[1]
             supervised[index, end - len(example.target) : end] = True
         positions = supervised.flatten().nonzero().squeeze(1)
-        ids, probabilities, weights, rows = candidate_tensors(examples)
-        return Batch(input_ids, input_mask, positions, ids, probabilities, weights, rows, None, None, tuple(examples))
+        return Batch(input_ids, input_mask, positions, *candidate_tensors(examples), tuple(examples))
 
     def _packed_batch(self, examples: Sequence[Example]) -> Batch:
-        index_of: dict[tuple[int, ...], int] = {}
-        prompts = [index_of.setdefault(example.prompt, len(index_of)) for example in examples]
+        prompts, prompt_indices = index_prompts(examples)
         read_targets = [example.target.ids[:-1] for example in examples]
-        chains = [(prompt, len(read)) for prompt, read in zip(prompts, read_targets, strict=True)]
-        packing = causal_unpadded.pack_rows([len(prompt) for prompt in index_of], chains)
+        chains = [(prompt, len(read)) for prompt, read in zip(prompt_indices, read_targets, strict=True)]
+        packing = causal_unpadded.pack_rows([len(prompt) for prompt in prompts], chains)
         input_ids = torch.empty(1, len(packing.positions), dtype=torch.int64)
         supervised = []
         for example, read, (start, prompt_end) in zip(examples, read_targets, packing.starts, strict=True):
@@ -110,33 +107,12 @@ class CausalStudent(Student):
             input_ids[0, prompt_end + 1 - len(example.prompt) : prompt_end + 1] = torch.tensor(example.prompt)
             input_ids[0, start : start + len(read)] = torch.as_tensor(np.asarray(read, np.int64))
             supervised += [prompt_end, *range(start, start + len(read))]
-        ids, probabilities, weights, rows = candidate_tensors(examples)
-        return Batch(
-            input_ids,
-            torch.ones_like(input_ids, dtype=torch.bool),
-            torch.tensor(supervised),
-            ids,
-            probabilities,
-            weights,
-            rows,
-            None,
-            None,
-            tuple(examples),
-            packing=packing,
-        )
+        input_mask, positions = torch.ones_like(input_ids, dtype=torch.bool), torch.tensor(supervised)
+        candidates = candidate_tensors(examples)
+        return Batch(input_ids, input_mask, positions, *candidates, tuple(examples), packing=packing)
 
 
-def check_tied_head(model: Any, where: object) -> None:
-    """Raises UserError if config.json ties the head to the embedding and the weights hold another head: transformers 5
-    computes with that head, transformers 4 and vLLM with the embedding."""
-    linear, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if getattr(model.config, "tie_word_embeddings", False) and linear.weight is not embedding.weight:
-        raise UserError(
-            "config.json ties the head to the embedding, but the weights hold another head",
-            code="E-model-tied-head",
-            where=where,
-            hint='set "tie_word_embeddings": false if the head is untied, else remove lm_head.weight',
-        )
+STUDENT: Final = CausalStudent
 
 
 def prepare_config(config: Any, tokenizer: Tokenizer, dropout: float | None) -> None:
@@ -145,30 +121,21 @@ def prepare_config(config: Any, tokenizer: Tokenizer, dropout: float | None) -> 
     softcap, rate = getattr(config, "final_logit_softcapping", None), getattr(config, "attention_dropout", 0.0)
     is_number = isinstance(softcap, int | float) and softcap > 0
     if softcap is not None and not (is_number and config.model_type in SOFTCAPPED_TYPES):
-        raise UserError(
-            "this kind of model has no such softcap",
-            code="E-model-bad-config",
-            where="config.json",
-            found=f"final_logit_softcapping: {softcap!r}"[:80],
-            hint=FIX_CONFIG,
+        raise config_error(
+            "E-model-bad-config", "this kind of model has no such softcap", f"final_logit_softcapping: {softcap!r}"
         )
     if rate is not None and not (isinstance(rate, int | float) and 0 <= rate < 1):
+        raise config_error("E-model-bad-config", "attention_dropout is not between 0 and 1", repr(rate))
+    if dropout is None:
+        return
+    if dropout and not hasattr(config, "attention_dropout"):
         raise UserError(
-            "attention_dropout is not between 0 and 1",
-            code="E-model-bad-config",
-            where="config.json",
-            found=f"{rate!r}"[:80],
-            hint=FIX_CONFIG,
+            "this kind of model has no dropout",
+            code="E-model-no-dropout",
+            where=f"student ({config.model_type})",
+            hint="set student.dropout to 0",
         )
-    if dropout is not None:
-        if dropout and not hasattr(config, "attention_dropout"):
-            raise UserError(
-                "this kind of model has no dropout",
-                code="E-model-no-dropout",
-                where=f"student ({config.model_type})",
-                hint="set student.dropout to 0",
-            )
-        config.attention_dropout = dropout
+    config.attention_dropout = dropout
 
 
 def build_random_model(shape: Shape, tokenizer: Tokenizer, dropout: float) -> LlamaForCausalLM:

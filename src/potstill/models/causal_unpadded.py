@@ -88,14 +88,11 @@ class Packing:
     starts: tuple[tuple[int, int], ...]
 
     def to(self, device: torch.device | str) -> Self:
-        blocks = tuple(
-            replace(
-                b, query_positions=b.query_positions.to(device), key_positions=b.key_positions.to(device), _masks={}
-            )
-            for b in self.blocks
-        )
-        names = ("positions", "query_tokens", "key_tokens", "slot_of_token")
-        return replace(self, blocks=blocks, **{name: getattr(self, name).to(device) for name in names})
+        def move(value: Any, names: Sequence[str], **changes: Any) -> Any:
+            return replace(value, **{name: getattr(value, name).to(device) for name in names}, **changes)
+
+        blocks = tuple(move(block, ("query_positions", "key_positions"), _masks={}) for block in self.blocks)
+        return move(self, ("positions", "query_tokens", "key_tokens", "slot_of_token"), blocks=blocks)
 
 
 def pack_rows(prompts: Sequence[int], chains: Sequence[tuple[int, int]]) -> Packing:
@@ -116,18 +113,18 @@ def pack_rows(prompts: Sequence[int], chains: Sequence[tuple[int, int]]) -> Pack
     chain_queries: list[np.ndarray] = []  # rows that read a prompt and themselves
     chain_keys: list[np.ndarray] = []
     for length, prompt_chains in zip(prompts, chains_of, strict=True):
-        first, end = end, end + length
+        first, end, is_shared = end, end + length, len(prompt_chains) > 1
         positions.append(np.arange(length))
         for chain in prompt_chains:
             read = chains[chain][1]
             starts[chain] = (end, first + length - 1)
             positions.append(np.arange(length, length + read))
-            if len(prompt_chains) > 1 and read:
+            if is_shared and read:
                 tokens = np.arange(end, end + read)
                 chain_queries.append(tokens)
                 chain_keys.append(np.concatenate([np.arange(first, first + length), tokens]))
             end += read
-        whole_rows.append(np.arange(first, first + length if len(prompt_chains) > 1 else end))
+        whole_rows.append(np.arange(first, first + length if is_shared else end))
     position_of = np.concatenate(positions)
     blocks, query_parts, key_parts = [], [], []
     for causal, queries, keys in ((True, whole_rows, whole_rows), (False, chain_queries, chain_keys)):
@@ -144,9 +141,10 @@ def pack_rows(prompts: Sequence[int], chains: Sequence[tuple[int, int]]) -> Pack
     slot_of_token = np.empty(len(position_of), np.int64)
     # A row's last token also fills its padding. Written backwards, its first slot remains, which is the real one.
     slot_of_token[all_queries[::-1]] = np.arange(len(all_queries))[::-1]
-    arrays = (torch.from_numpy(array) for array in (position_of, all_queries, all_keys, slot_of_token))
-    token_positions, all_queries, all_keys, slot_of_token = arrays
-    return Packing(token_positions, tuple(blocks), all_queries, all_keys, slot_of_token, tuple(starts))
+    token_positions, query_tokens, key_tokens, slots = (
+        torch.from_numpy(array) for array in (position_of, all_queries, all_keys, slot_of_token)
+    )
+    return Packing(token_positions, tuple(blocks), query_tokens, key_tokens, slots, tuple(starts))
 
 
 def _pad_with_last_token(rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -182,28 +180,27 @@ def packed_attention(
 
     With a packing b is 1, and `attention_mask` is ignored.
     """
+    settings = (softcap, scaling, dropout)
     if packing is None:
-        return _block_attention(module, query, key, value, attention_mask, softcap, scaling, dropout), None
-    tokens = query.shape[2]
-    # Heads move behind the tokens, so that one lookup per block copies whole rows of [heads * width].
-    queries, keys, values = (
-        F.embedding(token_of_slot, states[0].transpose(0, 1).reshape(tokens, -1))
-        for token_of_slot, states in (
-            (packing.query_tokens, query),
-            (packing.key_tokens, key),
-            (packing.key_tokens, value),
-        )
+        return _block_attention(module, query, key, value, attention_mask, *settings), None
+    tokens, blocks = query.shape[2], packing.blocks
+    lookups = (
+        (query, packing.query_tokens, [block.rows * block.queries for block in blocks]),
+        (key, packing.key_tokens, [block.rows * block.keys for block in blocks]),
+        (value, packing.key_tokens, [block.rows * block.keys for block in blocks]),
     )
-    blocks = packing.blocks
-    query_sizes, key_sizes = [b.rows * b.queries for b in blocks], [b.rows * b.keys for b in blocks]
-    parts = zip(blocks, queries.split(query_sizes), keys.split(key_sizes), values.split(key_sizes), strict=True)
+    # Heads move behind the tokens, so that one lookup per block copies whole rows of [heads * width].
+    split = [
+        F.embedding(token_of_slot, states[0].transpose(0, 1).reshape(tokens, -1)).split(sizes)
+        for states, token_of_slot, sizes in lookups
+    ]
     outputs = []
-    for block, block_queries, block_keys, block_values in parts:
+    for block, *parts in zip(blocks, *split, strict=True):
         q, k, v = (
             part.view(block.rows, -1, states.shape[1], states.shape[3]).transpose(1, 2)
-            for part, states in ((block_queries, query), (block_keys, key), (block_values, value))
+            for part, (states, _, _) in zip(parts, lookups, strict=True)
         )
-        mixed = _block_attention(module, q, k, v, block.mask(sliding_window), softcap, scaling, dropout)
+        mixed = _block_attention(module, q, k, v, block.mask(sliding_window), *settings)
         outputs.append(mixed.reshape(block.rows * block.queries, -1))
     output = F.embedding(packing.slot_of_token, outputs[0] if len(outputs) == 1 else torch.cat(outputs))
     return output.view(1, tokens, query.shape[1], -1), None

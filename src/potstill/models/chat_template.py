@@ -6,9 +6,6 @@
 The template is the model's own, from its folder. transformers renders it and encodes the result, so the model reads
 what it read when it was tuned. A template that writes today's date always gets the same day, because sampling, training
 and evaluation happen on different days.
-
-    >>> has_chat_template(Path("no/such/folder"))
-    False
 """
 
 from __future__ import annotations
@@ -90,22 +87,12 @@ def open_chat_template(
     Raises UserError for True if there is no template or the model is a T5, which has no turns.
     """
     if setting is True and family != "causal":
-        raise UserError(
-            "a T5 has no chat template",
-            code="E-model-chat-template-unsupported",
-            where=key,
-            hint="leave it out, or set it to false",
-        )
-    if setting is False or family != "causal":
-        return None
-    if not has_chat_template(folder):
-        if setting is True:
-            raise UserError(
-                "the folder has no chat template",
-                code="E-model-chat-template-missing",
-                where=folder,
-                hint=f"add {TEMPLATE_FILE}, or set {key}: false (plain prompts)",
-            )
+        hint = "leave it out, or set it to false"
+        raise UserError("a T5 has no chat template", code="E-model-chat-template-unsupported", where=key, hint=hint)
+    if setting is True and not has_chat_template(folder):
+        what, hint = "the folder has no chat template", f"add {TEMPLATE_FILE}, or set {key}: false (plain prompts)"
+        raise UserError(what, code="E-model-chat-template-missing", where=folder, hint=hint)
+    if setting is False or family != "causal" or not has_chat_template(folder):
         return None
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
@@ -120,19 +107,11 @@ def open_chat_template(
     try:
         source = tokenizer.get_chat_template()
     except ValueError as error:
-        raise UserError(
-            "the model has several chat templates and no default one",
-            code="E-model-chat-template-ambiguous",
-            where=folder,
-            found=error,
-        ) from None
+        what = "the model has several chat templates and no default one"
+        raise UserError(what, code="E-model-chat-template-ambiguous", where=folder, found=error) from None
     if not isinstance(source, str):
-        raise UserError(
-            "the chat template is not a string",
-            code="E-model-chat-template-invalid",
-            where=folder,
-            found=type(source).__name__,
-        )
+        what, found = "the chat template is not a string", type(source).__name__
+        raise UserError(what, code="E-model-chat-template-invalid", where=folder, found=found)
     added = tokenizer.added_tokens_decoder.values()
     names = sorted((token.content for token in added if token.special and token.content), key=len)
     # Longest first: an alternation takes the first name that matches.

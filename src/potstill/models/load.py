@@ -13,16 +13,13 @@ A folder holds what Hugging Face tools write: config.json, *.safetensors, and th
 and quantized weights, weights that are not finite, and weights that do not fill the model: transformers would draw the
 missing ones at random and only warn. `check_weights` finds all of that before a run costs anything.
 
-The base student of a recipe, step 0 of its run, comes from a folder, or has random weights that are a function of the
-recipe's shape and seed, so it is never stored.
+The base student of a recipe, step 0 of its run, comes from a folder (`model_folder`), or has random weights that are a
+function of the recipe's shape and seed, so it is never stored.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,30 +30,13 @@ from potstill import storage, tokenization
 from potstill.errors import UserError
 from potstill.models import causal, t5, weight_files
 from potstill.models.chat_template import ChatSetting, ChatTemplate, has_chat_template, open_chat_template
-from potstill.models.shape import SHAPES, Family, Shape
-from potstill.models.student import DType, Student, quiet_transformers
-from potstill.models.weight_files import (
-    FIX_CONFIG,
-    GIVE_MODEL_FOLDER,
-    TensorHeader,
-    refuse_non_finite,
-    refuse_quantized,
-)
+from potstill.models.student import SHAPES, DType, Family, Shape, Student, quiet_transformers
+from potstill.models.weight_files import FIX_CONFIG, TensorHeader
 from potstill.recipe import Recipe, find_path
 from potstill.tokenization import Tokenizer
 
-# Settings for which transformers allocates memory or builds modules before it reads the weights.
-LAYER_COUNT_KEYS: Final = [
-    "num_layers",
-    "num_hidden_layers",
-    "num_encoder_layers",
-    "num_decoder_layers",
-    "n_layer",
-    "n_layers",
-]
-LAYER_NAME: Final = re.compile(r"^(?:model\.|(?P<side>encoder|decoder)\.)?(?:layers|block)\.(?P<number>\d{1,9})\.")
-MAX_LABELS: Final = 100_000
-MAX_CONFIG_INTEGER: Final = 2**40
+TESTED_TYPES: Final = (*t5.MODEL_TYPES, *causal.MODEL_TYPES)
+FAMILY_MODULES: Final[dict[Family, Any]] = {"t5": t5, "causal": causal}
 
 
 def open_student(
@@ -84,60 +64,31 @@ def open_student(
     not finite, of an unsupported kind, or do not fit the tokenizer.
     """
     folder = Path(folder)
-    settings = _read_config(folder)
-    if settings.get("auto_map") and not trust_remote_code:
-        raise UserError(
-            "this model needs code from its own folder",
-            code="E-model-remote-code",
-            where=folder,
-            hint="read the code; then set student.trust_remote_code: true",
-        )
-    tensors = _list_checked_tensors(folder, settings)
-    if weights:
-        refuse_quantized(folder, settings, tensors)
+    tensors = _check_folder(folder, trust_remote_code, may_be_quantized=not weights)
     tokenizer = tokenization.load_tokenizer(folder)
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
         detected = _detect_family(config, folder, family)
-        if config.model_type in (*t5.MODEL_TYPES, *causal.MODEL_TYPES):
-            _check_layer_count(config, folder, tensors)
+        if config.model_type in TESTED_TYPES:
+            weight_files.check_layer_count(config, folder, tensors)
         chat = open_chat_template(folder, chat_template, detected, chat_key)
-        (t5 if detected == "t5" else causal).prepare_config(config, tokenizer, dropout)
-        auto_class: Any = AutoModelForSeq2SeqLM if detected == "t5" else AutoModelForCausalLM
-        if not weights:
-            return _build_without_weights(auto_class, config, tokenizer, folder, trust_remote_code, chat)
-        with quiet_transformers():
-            model, report = auto_class.from_pretrained(
-                folder,
-                config=config,
-                dtype=getattr(torch, dtype),
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-            )
-    except UserError:
-        raise
+        FAMILY_MODULES[detected].prepare_config(config, tokenizer, dropout)
+        load = _load_with_weights if weights else _build_without_weights
+        model = load(folder, config, dtype, trust_remote_code)
+        student: Student = FAMILY_MODULES[detected].STUDENT(model, tokenizer).eval()
+    except UserError as error:
+        if error.where != "student":
+            raise
+        raise UserError(error.what, code=error.code, where=folder, found=error.found, hint=error.hint) from None
     except Exception as error:  # the library raises errors of many types for a faulty file
         lines = [line.strip() for line in str(error).strip().splitlines()[:2]] or [type(error).__name__]
+        found = " ".join(lines)[:300]
         raise UserError(
-            "the model cannot be loaded",
-            code="E-model-unreadable",
-            where=folder,
-            found=" ".join(lines)[:300],
-            hint=FIX_CONFIG,
+            "the model cannot be loaded", code="E-model-unreadable", where=folder, found=found, hint=FIX_CONFIG
         ) from error
-    if report["missing_keys"]:
-        raise _missing_tensors_error(folder, sorted(report["missing_keys"]))
-    refuse_non_finite(folder, model.named_parameters())
-    (t5 if detected == "t5" else causal).check_tied_head(model, folder)
-    try:
-        student = (t5.T5Student if detected == "t5" else causal.CausalStudent)(model, tokenizer).eval()
-    except UserError as error:
-        raise UserError(error.what, code=error.code, where=folder, found=error.found, hint=error.hint) from None
-    student.chat = chat
-    if config.model_type not in (*t5.MODEL_TYPES, *causal.MODEL_TYPES):
+    student.chat, student.folder = chat, None if weights else folder
+    if weights and config.model_type not in TESTED_TYPES:
         _check_logits(student, folder)
     return student
 
@@ -149,12 +100,10 @@ def check_weights(folder: Path | str, *, trust_remote_code: bool = False) -> Non
     Raises UserError as `open_student` does.
     """
     folder = Path(folder)
-    settings = _read_config(folder)
-    tensors = _list_checked_tensors(folder, settings)
-    refuse_quantized(folder, settings, tensors)
-    student = open_student(folder, trust_remote_code=trust_remote_code, weights=False)
-    if student.model.config.model_type in (*t5.MODEL_TYPES, *causal.MODEL_TYPES):
-        _check_all_tensors_stored(student, folder, tensors)
+    tensors = _check_folder(folder, trust_remote_code)
+    model = open_student(folder, trust_remote_code=trust_remote_code, weights=False).model
+    if model.config.model_type in TESTED_TYPES:
+        weight_files.check_all_tensors_stored(model, folder, tensors)
     weight_files.check_finite(folder)
 
 
@@ -164,11 +113,11 @@ def random_student(
     """A student with random weights, a function of shape and seed alone (on one machine). Raises UserError if the
     vocabulary is too small for the tokenizer."""
     assert dropout >= 0, f"dropout {dropout}"
-    family: Any = t5 if shape.family == "t5" else causal
+    family = FAMILY_MODULES[shape.family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = family.build_random_model(shape, tokenizer, dropout).to(getattr(torch, dtype))
-    return (t5.T5Student if shape.family == "t5" else causal.CausalStudent)(model, tokenizer).eval()
+    return family.STUDENT(model, tokenizer).eval()
 
 
 def interpolate_weights(student: Student, base: Student, share: float) -> None:
@@ -177,10 +126,8 @@ def interpolate_weights(student: Student, base: Student, share: float) -> None:
     Raises UserError if the two have different shapes.
     """
     assert 0 <= share <= 1, f"a share of {share}"
-    base_weights = dict(base.model.named_parameters())
-    weights = dict(student.model.named_parameters())
-    shapes = ({name: value.shape for name, value in values.items()} for values in (weights, base_weights))
-    if next(shapes) != next(shapes):
+    weights, base_weights = (dict(model.named_parameters()) for model in (student.model, base.model))
+    if {name: value.shape for name, value in weights.items()} != {n: v.shape for n, v in base_weights.items()}:
         raise UserError(
             "the checkpoint does not have the base student's shape",
             code="E-evaluate-different-shapes",
@@ -192,146 +139,81 @@ def interpolate_weights(student: Student, base: Student, share: float) -> None:
             value.lerp_(base_weights[name].to(value), 1 - share)
 
 
-def _build_without_weights(
-    auto_class: Any,
-    config: Any,
-    tokenizer: Tokenizer,
-    folder: Path,
-    trust_remote_code: bool,
-    chat: ChatTemplate | None,
-) -> Student:
-    """The student in a folder, its weights with shapes but without values."""
-    with quiet_transformers(), torch.device("meta"):
-        model = auto_class.from_config(config, trust_remote_code=trust_remote_code)
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    is_t5 = config.model_type in t5.MODEL_TYPES
-    student = (t5.T5Student if is_t5 else causal.CausalStudent)(model, tokenizer).eval()
-    student.chat, student.folder = chat, folder
-    return student
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise UserError("the folder does not exist", code="E-model-no-folder", where=folder, hint=GIVE_MODEL_FOLDER)
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError("the folder has no config.json", code="E-model-no-config", where=folder, hint=GIVE_MODEL_FOLDER)
-    generation = folder / "generation_config.json"
-    if generation.is_file():
-        _read_json_object(generation)  # transformers skips an unreadable one, and with it the tokens that end a text
-    return _read_json_object(path)
-
-
-def _read_json_object(path: Path) -> dict[str, Any]:
-    hint = "download the file again"
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
+def _check_folder(folder: Path, trust_remote_code: bool, *, may_be_quantized: bool = False) -> dict[str, TensorHeader]:
+    """The tensors of a folder, after all checks of its files that need no model."""
+    settings = weight_files.read_config(folder)
+    if settings.get("auto_map") and not trust_remote_code:
         raise UserError(
-            "the file is not valid JSON", code="E-model-bad-json", where=path, found=error, hint=hint
-        ) from None
-    if not isinstance(value, dict):
-        raise UserError("the file is not a JSON object", code="E-model-bad-json", where=path, hint=hint)
-    return value
-
-
-def _list_checked_tensors(folder: Path, settings: Mapping[str, Any]) -> dict[str, TensorHeader]:
-    """The tensors of a folder, checked as far as config.json and the headers of the files allow."""
-    tensors = weight_files.list_tensors(folder)
-    for section in (settings, *(value for value in settings.values() if isinstance(value, dict))):
-        for key, value in section.items():
-            most = MAX_CONFIG_INTEGER if key != "num_labels" else MAX_LABELS
-            if key in LAYER_COUNT_KEYS:  # each layer has several tensors
-                most = len(tensors)
-            if type(value) is int and value > most:
-                raise UserError(
-                    "config.json belongs to another model",
-                    code="E-model-bad-config",
-                    where=folder,
-                    found=f"{key[:40]}: {str(value)[:20]}, the weights have {len(tensors)} tensors",
-                    hint=FIX_CONFIG,
-                )
-    if settings.get("model_type") in t5.MODEL_TYPES and settings.get("tie_word_embeddings") is False:
-        # If one of an untied head and embedding is missing, transformers 5 silently uses the other in its place.
-        for names in t5.UNTIED_TENSORS:
-            if not tensors.keys() & names:
-                raise _missing_tensors_error(folder, [names[0]])
+            "this model needs code from its own folder",
+            code="E-model-remote-code",
+            where=folder,
+            hint="read the code; then set student.trust_remote_code: true",
+        )
+    is_untied_t5 = settings.get("model_type") in t5.MODEL_TYPES and settings.get("tie_word_embeddings") is False
+    tensors = weight_files.list_checked_tensors(folder, settings, t5.UNTIED_TENSORS if is_untied_t5 else ())
+    if not may_be_quantized:
+        weight_files.refuse_quantized(folder, settings, tensors)
     return tensors
 
 
-def _check_layer_count(config: Any, folder: Path, tensors: Mapping[str, TensorHeader]) -> None:
-    """Raises UserError if the files hold more layers than config.json has, because transformers ignores them."""
-    for name in tensors:
-        if layer := LAYER_NAME.search(name):
-            key = "num_decoder_layers" if layer["side"] == "decoder" else "num_hidden_layers"
-            if int(layer["number"]) >= getattr(config, key):
-                raise UserError(
-                    "the model has fewer layers than its weights",
-                    code="E-model-bad-config",
-                    where=folder,
-                    found=f"{name}, by config.json {getattr(config, key)} layers",
-                    hint=FIX_CONFIG,
-                )
+def _load_with_weights(folder: Path, config: Any, dtype: DType, trust_remote_code: bool) -> Any:
+    with quiet_transformers():
+        model, report = _auto_class(config).from_pretrained(
+            folder,
+            config=config,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    if report["missing_keys"]:
+        raise weight_files.missing_tensors_error(folder, report["missing_keys"])
+    weight_files.refuse_non_finite(folder, model.named_parameters())
+    # transformers 5 computes with the head of the weights, transformers 4 and vLLM with the embedding.
+    tied_key = "scale_decoder_outputs" if config.model_type in t5.MODEL_TYPES else "tie_word_embeddings"
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if getattr(model.config, tied_key, False) and head.weight is not embedding.weight:
+        raise UserError(
+            "config.json ties the head to the embedding, but the weights hold another head",
+            code="E-model-tied-head",
+            where=folder,
+            hint='set "tie_word_embeddings": false if the head is untied (T5 v1.1, FlanT5), else remove lm_head.weight',
+        )
+    return model
 
 
-def _check_all_tensors_stored(student: Student, folder: Path, tensors: Mapping[str, TensorHeader]) -> None:
-    """Raises UserError unless the files hold every parameter of a model without values, in its shape."""
-    prefix = f"{student.model.base_model_prefix}."
-    aliases: dict[int, list[str]] = {}  # tied parameters are one object, and one stored name is enough
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, value in student.model.named_parameters(remove_duplicate=False):
-        aliases.setdefault(id(value), []).append(name)
-        shapes[name] = tuple(value.shape)
-    missing = []
-    for names in aliases.values():
-        stored = {name: tensors.get(name) or tensors.get(name.removeprefix(prefix)) for name in names}
-        if not any(stored.values()):
-            missing.append(names[0])
-        for name, tensor in stored.items():
-            if tensor is not None and tensor.shape != shapes[name]:
-                raise UserError(
-                    "the weights do not fit config.json",
-                    code="E-model-bad-config",
-                    where=folder,
-                    found=f"{name} of {list(tensor.shape)}, by config.json {list(shapes[name])}",
-                    hint=FIX_CONFIG,
-                )
-    if missing:
-        raise _missing_tensors_error(folder, sorted(missing))
+def _build_without_weights(folder: Path, config: Any, dtype: DType, trust_remote_code: bool) -> Any:
+    """The model in a folder, its weights with shapes but without values."""
+    with quiet_transformers(), torch.device("meta"):
+        model = _auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return model
 
 
-def _missing_tensors_error(folder: Path, names: list[str]) -> UserError:
-    return UserError(
-        "the weights do not fill the model",
-        code="E-model-weights-incomplete",
-        where=folder,
-        found=f"{len(names)} missing, first {names[0]}",
-        hint=FIX_CONFIG,
-    )
+def _auto_class(config: Any) -> Any:
+    return AutoModelForSeq2SeqLM if config.model_type in t5.MODEL_TYPES else AutoModelForCausalLM
 
 
 def _detect_family(config: Any, folder: Path, required: Family | None) -> Family:
-    if config.model_type in t5.MODEL_TYPES:
-        family: Family = "t5"
-    elif getattr(config, "is_encoder_decoder", False):
+    where, family = folder / "config.json", _family_of_type(config.model_type)
+    if family != "t5" and getattr(config, "is_encoder_decoder", False):
         raise UserError(
             "this kind of encoder-decoder model is not supported",
             code="E-model-unsupported",
-            where=folder / "config.json",
+            where=where,
             found=config.model_type,
             hint=f"use one of {', '.join(t5.MODEL_TYPES)}, or a decoder-only model",
         )
-    else:
-        family = "causal"
     if required not in (None, family):
-        raise UserError(
-            f"the folder must hold a {required} model",
-            code="E-model-wrong-family",
-            where=folder / "config.json",
-            found=f"{config.model_type} ({family})",
-        )
+        what, found = f"the folder must hold a {required} model", f"{config.model_type} ({family})"
+        raise UserError(what, code="E-model-wrong-family", where=where, found=found)
     return family
+
+
+def _family_of_type(model_type: object) -> Family:
+    return "t5" if model_type in t5.MODEL_TYPES else "causal"
 
 
 def _check_logits(student: Student, folder: Path) -> None:
@@ -359,7 +241,7 @@ def from_recipe(recipe: Recipe, *, weights: bool = True) -> Student:
     """
     section = recipe.student
     if section.model is not None:
-        folder = find_path(recipe, section.model, "student.model")
+        folder = model_folder(recipe)
         check_tokenizer(recipe, folder)
         return from_checkpoint(recipe, folder, weights=weights)
     tokenizer = tokenization.load_tokenizer(tokenizer_folder(recipe))
@@ -378,22 +260,16 @@ def from_checkpoint(recipe: Recipe, folder: Path, *, weights: bool = True) -> St
     )
 
 
-def chat_template_from_recipe(recipe: Recipe, folder: Path) -> ChatTemplate | None:
-    """The chat template of the student in a folder, without its weights; None for plain prompts."""
-    return open_chat_template(folder, recipe.student.chat, read_family(folder))
+def model_folder(recipe: Recipe) -> Path:
+    """The folder that `student.model` names."""
+    assert recipe.student.model is not None, "the recipe has a model"
+    return find_path(recipe, recipe.student.model, "student.model")
 
 
-def auto_uses_chat_template(folder: Path) -> bool:
-    """Whether `student.chat: auto` takes the chat template of the model in a folder."""
-    config = storage.read_json(folder / "config.json") if (folder / "config.json").is_file() else None
-    is_causal = isinstance(config, dict) and config.get("model_type") not in t5.MODEL_TYPES
-    return is_causal and has_chat_template(folder)
-
-
-def read_family(folder: Path) -> Family:
-    """The family of the model in a folder, by its config.json alone."""
-    config = storage.read_json(folder / "config.json")
-    return "t5" if isinstance(config, dict) and config.get("model_type") in t5.MODEL_TYPES else "causal"
+def tokenizer_folder(recipe: Recipe) -> Path:
+    """The folder of the student's tokenizer: `student.tokenizer`, else the model's folder."""
+    named = recipe.student.tokenizer
+    return model_folder(recipe) if named is None else find_path(recipe, named, "student.tokenizer")
 
 
 def check_tokenizer(recipe: Recipe, folder: Path) -> None:
@@ -412,23 +288,30 @@ def check_tokenizer(recipe: Recipe, folder: Path) -> None:
         )
 
 
+def chat_template_from_recipe(recipe: Recipe, folder: Path) -> ChatTemplate | None:
+    """The chat template of the student in a folder, without its weights; None for plain prompts."""
+    return open_chat_template(folder, recipe.student.chat, read_family(folder))
+
+
+def auto_uses_chat_template(folder: Path) -> bool:
+    """Whether `student.chat: auto` takes the chat template of the model in a folder."""
+    return (folder / "config.json").is_file() and read_family(folder) == "causal" and has_chat_template(folder)
+
+
+def read_family(folder: Path) -> Family:
+    """The family of the model in a folder, by its config.json alone."""
+    config = storage.read_json(folder / "config.json")
+    return _family_of_type(config.get("model_type") if isinstance(config, dict) else None)
+
+
 def weights_identity(recipe: Recipe) -> dict[str, str]:
     """Digests of what the base student is built from, by recipe key."""
     if recipe.student.model is None:
         return {"student.tokenizer": tokenization.load_tokenizer(tokenizer_folder(recipe)).digest}
-    folder = find_path(recipe, recipe.student.model, "student.model")
-    digests = {"student.model": storage.folder_fingerprint(folder)}
+    digests = {"student.model": storage.folder_fingerprint(model_folder(recipe))}
     # The folder alone decides what `auto` means.
     chat = recipe.student.chat
     return digests if chat == "auto" else digests | {"student.chat": str(chat).lower()}
-
-
-def tokenizer_folder(recipe: Recipe) -> Path:
-    """The folder of the student's tokenizer: `student.tokenizer`, else the model's folder."""
-    if recipe.student.tokenizer is not None:
-        return find_path(recipe, recipe.student.tokenizer, "student.tokenizer")
-    assert recipe.student.model is not None, "the recipe has a model or a tokenizer"
-    return find_path(recipe, recipe.student.model, "student.model")
 
 
 def shape_from_recipe(recipe: Recipe, vocabulary: int) -> Shape:
@@ -437,12 +320,9 @@ def shape_from_recipe(recipe: Recipe, vocabulary: int) -> Shape:
     assert shape is not None, "a student without weights has a shape"
     if isinstance(shape, str):
         if shape not in SHAPES:
+            hint = f"use one of {', '.join(SHAPES)}"
             raise UserError(
-                "there is no such shape",
-                code="E-model-unknown-shape",
-                where="student.shape",
-                found=shape,
-                hint=f"use one of {', '.join(SHAPES)}",
+                "there is no such shape", code="E-model-unknown-shape", where="student.shape", found=shape, hint=hint
             )
         return SHAPES[shape]
     d_kv = shape.d_kv or shape.d_model // shape.heads

@@ -29,12 +29,8 @@ def add_adapters(model: Any, rank: int, seed: int) -> None:
     try:
         import peft  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise UserError(
-            "LoRA needs peft",
-            code="E-train-missing-package",
-            where="train.lora",
-            hint="pip install 'potstill[lora]', or leave train.lora out",
-        ) from None
+        hint = "pip install 'potstill[lora]', or leave train.lora out"
+        raise UserError("LoRA needs peft", code="E-train-missing-package", where="train.lora", hint=hint) from None
     config = peft.LoraConfig(r=rank, lora_alpha=ALPHA_PER_RANK * rank, target_modules="all-linear")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -46,15 +42,14 @@ def has_adapters(model: Any) -> bool:
     return any(BASE_LAYER in name for name, _ in model.named_parameters())
 
 
+@torch.no_grad()
 def merge_adapters(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a model with adapters as the state of the plain model; unchanged if it has no adapters."""
+    """The state of a model, detached and with its adapters merged into the plain model's weights, if it has any."""
     merged = {}
     for name, value in state.items():
-        if BASE_LAYER in name:
-            layer, _, parameter = name.partition(BASE_LAYER)
-            if parameter == "weight":
-                value = value + model.get_submodule(layer).get_delta_weight("default").to(value.dtype)
-            merged[f"{layer}.{parameter}"] = value
-        elif ".lora_" not in name:
-            merged[name] = value
+        layer, is_adapted, parameter = name.partition(BASE_LAYER)
+        if is_adapted and parameter == "weight":
+            value = value + model.get_submodule(layer).get_delta_weight("default").to(value.dtype)
+        if is_adapted or ".lora_" not in name:
+            merged[f"{layer}.{parameter}" if is_adapted else name] = value.detach()
     return merged

@@ -3,6 +3,9 @@
 `forward` is all that a wrapper (DDP, FSDP2) has to see. Inside it, hidden states meet the head at supervised positions
 only, chunk by chunk, so the logits [rows, length, vocabulary] of a batch never exist.
 
+    >>> SHAPES["flan-t5-base"].layers, count_parameters(SHAPES["flan-t5-base"])
+    (12, 247577856)
+
     >>> from potstill.models import Shape, random_student
     >>> from potstill.tokenization import train_unigram
     >>> tokenizer = train_unigram(["2 + 2 = 4", "The answer is 4"], 60)
@@ -38,13 +41,71 @@ from potstill.losses import DEFAULT_LOSS, Loss
 from potstill.models import lora
 from potstill.models.batch import Batch, Example, check_examples
 from potstill.models.chat_template import ChatTemplate
-from potstill.models.shape import Family
 from potstill.records import Prompt, Target
 from potstill.tokenization import Tokenizer
 
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 DEFAULT_INPUT_NAMES: Final = ("input_ids", "token_type_ids", "attention_mask")  # of transformers 4
 DType = Literal["float32", "bfloat16"]
+Family = Literal["t5", "causal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The size of a model. `t5`: encoder and decoder; `causal`: a decoder like Llama.
+
+    layers          of the decoder, and of the encoder unless `encoder_layers` is given
+    d_kv            width of one attention head
+    vocabulary      rows of the embedding; at least the tokenizer's size
+    kv_heads        causal only: heads of keys and values (grouped-query attention); None for as many as `heads`
+    gated           t5 only: the feed-forward layer of v1.1 (gated GELU, three matrices) or of v1.0 (ReLU, two)
+    tied            the head is the input embedding. A tied t5 is a v1.0: its logits are scaled by d_model^-0.5
+    buckets, reach  t5 only: the number of relative position buckets, and the distance from which all share the last one
+    length          causal only: the longest row that the rotary positions support
+    """
+
+    family: Family
+    d_model: int
+    layers: int
+    heads: int
+    d_ff: int
+    d_kv: int
+    vocabulary: int
+    encoder_layers: int | None = None
+    kv_heads: int | None = None
+    gated: bool = True
+    tied: bool = False
+    buckets: int = 32
+    reach: int = 128
+    length: int = 2048
+
+
+def _flan_t5(d_model: int, d_ff: int, layers: int, heads: int) -> Shape:
+    return Shape("t5", d_model, layers, heads, d_ff, d_kv=64, vocabulary=32128)
+
+
+SHAPES: Final[Mapping[str, Shape]] = {
+    "flan-t5-small": _flan_t5(512, 1024, 8, 6),
+    "flan-t5-base": _flan_t5(768, 2048, 12, 12),
+    "flan-t5-large": _flan_t5(1024, 2816, 24, 16),
+    "flan-t5-xl": _flan_t5(2048, 5120, 24, 32),
+    "flan-t5-xxl": _flan_t5(4096, 10240, 24, 64),
+}
+
+
+def count_parameters(shape: Shape) -> int:
+    """The number of parameters; tied ones count once."""
+    width = shape.heads * shape.d_kv
+    embeddings = shape.vocabulary * shape.d_model * (1 if shape.tied else 2)
+    if shape.family == "causal":
+        kv_width = (shape.kv_heads or shape.heads) * shape.d_kv
+        layer = shape.d_model * (2 * width + 2 * kv_width + 3 * shape.d_ff + 2)
+        return embeddings + shape.layers * layer + shape.d_model
+    attention = 4 * shape.d_model * width
+    feed_forward = (3 if shape.gated else 2) * shape.d_model * shape.d_ff
+    encoder = (shape.encoder_layers or shape.layers) * (attention + feed_forward + 2 * shape.d_model)
+    decoder = shape.layers * (2 * attention + feed_forward + 3 * shape.d_model)
+    return embeddings + encoder + decoder + 2 * (shape.buckets * shape.heads + shape.d_model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +142,7 @@ class Student(nn.Module):
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
-        rows = self.head.weight.shape[0]
-        if tokenizer.size > rows:
+        if tokenizer.size > (rows := self.head.weight.shape[0]):
             raise UserError(
                 "the tokenizer has more tokens than the model has rows",
                 code="E-model-tokenizer-too-large",
@@ -145,7 +205,7 @@ class Student(nn.Module):
     def enable_gradient_checkpointing(self) -> None:
         """Compute each layer again in the backward pass instead of keeping its activations."""
         model: Any = self.model
-        # The second is the older name of the first, which transformers 5.4 lacks and 6 will drop.
+        # transformers 5.4 lacks the newer name, and 6 will drop the older one.
         (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
 
     def shardable_modules(self) -> list[nn.Module]:
@@ -169,14 +229,8 @@ class Student(nn.Module):
 
     def copy_weights(self) -> dict[str, Tensor]:
         """A copy of the plain model's state_dict on the CPU, which `save` accepts as weights."""
-        state = {name: value.detach() for name, value in self.model.state_dict().items()}
-        return _map_shared_tensors(self._merged(state), lambda value: value.to("cpu", copy=True))
-
-    def _merged(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        if not self.has_adapters:
-            return state
-        with torch.no_grad():
-            return lora.merge_adapters(self.model, state)
+        state = lora.merge_adapters(self.model, self.model.state_dict())
+        return _map_shared_tensors(state, lambda value: value.to("cpu", copy=True))
 
     def save(
         self, folder: Path | str, *, dtype: DType | None = None, weights: Mapping[str, Tensor] | None = None
@@ -191,7 +245,7 @@ class Student(nn.Module):
         """
         folder = Path(folder)
         assert folder.is_dir(), f"{folder} is not a folder"
-        state = self._merged({name: value.detach() for name, value in self.weights(weights).items()})
+        state = lora.merge_adapters(self.model, self.weights(weights))
         if dtype is not None:
             target = getattr(torch, dtype)
             state = _map_shared_tensors(state, lambda value: value.to(target) if value.is_floating_point() else value)
@@ -226,13 +280,10 @@ def _map_shared_tensors(state: Mapping[str, Tensor], change: Callable[[Tensor], 
     """A state with changed tensors. Saving recognises tied weights by their shared memory, so each memory is changed
     once."""
     changed: dict[tuple[int, torch.Size], Tensor] = {}
-    result = {}
-    for name, value in state.items():
-        key = (value.data_ptr(), value.shape)
-        if key not in changed:
+    for value in state.values():
+        if (key := (value.data_ptr(), value.shape)) not in changed:
             changed[key] = change(value)
-        result[name] = changed[key]
-    return result
+    return {name: changed[value.data_ptr(), value.shape] for name, value in state.items()}
 
 
 @contextmanager

@@ -16,27 +16,23 @@ always as a tensor of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
-from potstill.errors import UserError
-from potstill.models import t5_unpadded, unpadded
-from potstill.models.batch import Batch, Example, candidate_tensors, pad_rows
-from potstill.models.shape import Family, Shape
-from potstill.models.student import Head, Student
-from potstill.models.weight_files import FIX_CONFIG
+from potstill.models import t5_unpadded
+from potstill.models.batch import Batch, Example, candidate_tensors, index_prompts, pad_rows
+from potstill.models.student import Family, Head, Shape, Student
+from potstill.models.unpadded import Layout, build_layout
+from potstill.models.weight_files import config_error
 from potstill.records import Prompt
 from potstill.tokenization import Tokenizer
 
 MODEL_TYPES = ("t5", "mt5")
 # The tensors of an untied head and embedding, each under any of its names.
-UNTIED_TENSORS = (
-    ("lm_head.weight",),
-    ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
-)
+UNTIED_TENSORS = (("lm_head.weight",), ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"))
 GELU_NEW, GELU_TANH = "gelu_new", "gelu_pytorch_tanh"  # one function, in several operations and as one kernel
 
 
@@ -66,45 +62,35 @@ class T5Student(Student):
         return [*self.tokenizer.encode(text).ids, self.tokenizer.eos]
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        index_of: dict[tuple[int, ...], int] = {}
-        prompts = [index_of.setdefault(example.prompt, len(index_of)) for example in examples]
-        prompt_ids, prompt_mask = pad_rows(list(index_of), self.tokenizer.pad)
+        prompts, prompt_indices = index_prompts(examples)
         start = self.model.config.decoder_start_token_id
-        inputs = [[start, *example.target.ids[:-1]] for example in examples]
-        input_ids, input_mask = pad_rows(inputs, self.tokenizer.pad)
-        ids, probabilities, weights, rows = candidate_tensors(examples)
+        rows = [[start, *example.target.ids[:-1]] for example in examples]
+        prompt_ids, prompt_mask = pad_rows(prompts, self.tokenizer.pad)
+        input_ids, input_mask = pad_rows(rows, self.tokenizer.pad)
         return Batch(
             input_ids,
             input_mask,
             input_mask.flatten().nonzero().squeeze(1),
-            ids,
-            probabilities,
-            weights,
-            rows,
+            *candidate_tensors(examples),
+            tuple(examples),
             prompt_ids,
             prompt_mask,
-            tuple(examples),
-            tuple(prompts),
-            self._layouts([len(prompt) for prompt in index_of], prompts, [len(row) for row in inputs]),
+            tuple(prompt_indices),
+            self._layouts([len(prompt) for prompt in prompts], prompt_indices, [len(row) for row in rows]),
         )
 
-    def _layouts(
-        self, prompt_lengths: list[int], prompts: list[int], target_lengths: list[int]
-    ) -> tuple[unpadded.Layout, ...]:
+    def _layouts(self, prompt_lengths: list[int], prompts: list[int], target_lengths: list[int]) -> tuple[Layout, ...]:
         """The layouts over prompts, over targets, and from targets to prompts. prompts: the index of each target's
         prompt. In cross-attention a row is a prompt with all its targets."""
-        heads = self.model.config.num_heads
-        prompt_rows = np.split(np.arange(sum(prompt_lengths)), np.cumsum(prompt_lengths)[:-1])
-        target_rows = np.split(np.arange(sum(target_lengths)), np.cumsum(target_lengths)[:-1])
+        prompt_rows, target_rows = (
+            np.split(np.arange(sum(lengths)), np.cumsum(lengths)[:-1]) for lengths in (prompt_lengths, target_lengths)
+        )
         targets_of: list[list[np.ndarray]] = [[] for _ in prompt_lengths]
         for target, prompt in zip(target_rows, prompts, strict=True):
             targets_of[prompt].append(target)
         cross_rows = [np.concatenate(targets) for targets in targets_of]
-        return (
-            unpadded.build_layout(prompt_rows, prompt_rows, heads),
-            unpadded.build_layout(target_rows, target_rows, heads),
-            unpadded.build_layout(cross_rows, prompt_rows, heads),
-        )
+        pairs = ((prompt_rows, prompt_rows), (target_rows, target_rows), (cross_rows, prompt_rows))
+        return tuple(build_layout(queries, keys, self.model.config.num_heads) for queries, keys in pairs)
 
     def config_overrides(self) -> dict[str, Any]:
         scaled = getattr(self.model.config, "scale_decoder_outputs", False)
@@ -127,16 +113,7 @@ class T5Student(Student):
         return state
 
 
-def check_tied_head(model: T5ForConditionalGeneration, where: object) -> None:
-    """Raises UserError for scaled logits with an untied head: transformers 4 and 5 compute them differently."""
-    scaled = getattr(model.config, "scale_decoder_outputs", False)
-    if scaled and model.lm_head.weight is not model.shared.weight:
-        raise UserError(
-            "config.json ties the head to the embedding, but the weights hold another head",
-            code="E-model-tied-head",
-            where=where,
-            hint='set "tie_word_embeddings": false if this is a T5 v1.1 or FlanT5, else remove lm_head.weight',
-        )
+STUDENT: Final = T5Student
 
 
 def prepare_config(config: Any, tokenizer: Tokenizer, dropout: float | None) -> None:
@@ -150,13 +127,7 @@ def prepare_config(config: Any, tokenizer: Tokenizer, dropout: float | None) -> 
         config.decoder_start_token_id = tokenizer.pad
     start = config.decoder_start_token_id
     if type(start) is not int or not 0 <= start < config.vocab_size:
-        raise UserError(
-            "decoder_start_token_id is not a token",
-            code="E-model-bad-config",
-            where="config.json",
-            found=f"{start!r}"[:80],
-            hint=FIX_CONFIG,
-        )
+        raise config_error("E-model-bad-config", "decoder_start_token_id is not a token", repr(start))
 
 
 def build_random_model(shape: Shape, tokenizer: Tokenizer, dropout: float) -> T5ForConditionalGeneration:

@@ -69,13 +69,7 @@ def _encoder_block(block: Any, hidden: Tensor, layout: Layout, biases: list[Tens
 
 
 def _decoder_block(
-    block: Any,
-    hidden: Tensor,
-    encoded: Tensor,
-    layout: Layout,
-    biases: list[Tensor],
-    cross_layout: Layout,
-    masks: list[Tensor | None],
+    block: Any, hidden: Tensor, encoded: Tensor, layout: Layout, biases: list[Tensor], cross_layout: Layout, masks: Any
 ) -> Tensor:
     hidden, cross = _self_attention(block.layer[0], hidden, layout, biases), block.layer[1]
     normed = rms_norm(cross.layer_norm, hidden)
@@ -105,19 +99,12 @@ def _attention(module: Any, query_states: Tensor, key_states: Tensor, layout: La
     values = layout.keys.gather(module.v(key_states).reshape(-1, width))
     query_sizes = [heads * block.rows * block.queries for block in layout.blocks]
     key_sizes = [heads * block.rows * block.keys for block in layout.blocks]
-    parts = zip(
-        layout.blocks,
-        biases,
-        queries.split(query_sizes),
-        keys.split(key_sizes),
-        values.split(key_sizes),
-        strict=True,
-    )
+    split = (queries.split(query_sizes), keys.split(key_sizes), values.split(key_sizes))
+    dropout = module.dropout if module.training else 0.0
     outputs = []
-    for block, bias, q, k, v in parts:
-        shape = (block.rows, heads, -1, width)
-        dropout = module.dropout if module.training else 0.0
-        outputs.append(attend(q.view(shape), k.view(shape), v.view(shape), bias, dropout, fused=q.is_cuda))
+    for block, bias, *parts in zip(layout.blocks, biases, *split, strict=True):
+        q, k, v = (part.view(block.rows, heads, -1, width) for part in parts)
+        outputs.append(attend(q, k, v, bias, dropout, fused=q.is_cuda))
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return module.o(layout.queries.scatter(output).reshape(len(query_states), -1))
 
@@ -164,14 +151,11 @@ def _position_biases(stack: Any, layout: Layout) -> list[Tensor]:
 
 def _cross_attention_masks(layout: Layout, dtype: torch.dtype) -> list[Tensor | None]:
     """For each block what cross-attention adds to its scores, [rows, 1, 1, keys]; None if no key is padding."""
-    masks: list[Tensor | None] = []
-    for block in layout.blocks:
-        if block.key_padding is None:
-            masks.append(None)
-            continue
-        mask = torch.zeros(block.key_padding.shape, dtype=dtype, device=block.key_padding.device)
-        masks.append(mask.masked_fill_(block.key_padding, -torch.inf)[:, None, None])
-    return masks
+    return [None if b.key_padding is None else _mask(b.key_padding, dtype)[:, None, None] for b in layout.blocks]
+
+
+def _mask(padding: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(padding.shape, dtype=dtype, device=padding.device).masked_fill_(padding, -torch.inf)
 
 
 def _dropout(module: Any, values: Tensor) -> Tensor:

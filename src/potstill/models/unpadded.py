@@ -20,7 +20,7 @@ and values of the prompt are then computed once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -75,13 +75,13 @@ class Layout:
     keys: BlockIndices
 
     def to(self, device: torch.device | str) -> Self:
-        blocks = tuple(
-            Block(b.rows, b.queries, b.keys, None if b.key_padding is None else b.key_padding.to(device))
-            for b in self.blocks
-        )
-        indices = [self.queries] if self.keys is self.queries else [self.queries, self.keys]
-        moved = [BlockIndices(*(getattr(i, name).to(device) for name in BlockIndices.__slots__)) for i in indices]
-        return type(self)(blocks, moved[0], moved[-1])
+        def move(value: Any) -> Any:
+            tensors = {name: getattr(value, name) for name in value.__slots__}
+            return replace(value, **{name: t.to(device) for name, t in tensors.items() if isinstance(t, Tensor)})
+
+        queries = move(self.queries)
+        keys = queries if self.keys is self.queries else move(self.keys)
+        return type(self)(tuple(map(move, self.blocks)), queries, keys)
 
 
 def build_layout(queries: Sequence[np.ndarray], keys: Sequence[np.ndarray], heads: int) -> Layout:

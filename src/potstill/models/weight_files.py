@@ -1,5 +1,5 @@
-"""The weights in a model's folder: which files and tensors exist, whether they can be trained, and whether they are
-finite. All of that is checked before a model is built.
+"""The files of a model's folder, checked before a model is built: which tensors exist, whether config.json fits them,
+whether they can be trained, and whether they are finite.
 
     >>> find_quantization({"quantization_config": {"quant_method": "gptq"}}, {})
     'gptq, in config.json'
@@ -13,7 +13,9 @@ Only safetensors are read. An index may name files of its own folder and no othe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -26,9 +28,14 @@ from potstill.errors import UserError
 SINGLE_FILE: Final = "model.safetensors"
 INDEX_FILE: Final = "model.safetensors.index.json"
 FLOAT_DTYPES: Final = ("F64", "F32", "F16", "BF16")
-# Last parts of the names of tensors that a model multiplies with, in plain and in quantized form.
-WEIGHT_PARTS: Final = ["weight", "qweight", "weight_packed", "qzeros", "packed", "blocks", "scb", "absmax", "quant_map"]
+# Beginnings of the last parts of tensor names that a model multiplies with, in plain and in quantized form.
+WEIGHT_PARTS: Final = ("weight", "qweight", "weight_packed", "qzeros", "packed", "blocks", "scb", "absmax", "quant_map")
 QUANTIZATION_FILES: Final = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")  # of older tools
+# Settings for which transformers allocates memory or builds modules before it reads the weights.
+LAYER_COUNT_KEYS: Final = re.compile(r"num_(hidden_|encoder_|decoder_)?layers|n_layers?")
+LAYER_NAME: Final = re.compile(r"^(?:model\.|(?P<side>encoder|decoder)\.)?(?:layers|block)\.(?P<number>\d{1,9})\.")
+MAX_LABELS: Final = 100_000
+MAX_CONFIG_INTEGER: Final = 2**40
 DOWNLOAD_AGAIN: Final = "download the folder again"
 FIX_CONFIG: Final = "correct config.json, or download the folder again"
 GIVE_MODEL_FOLDER: Final = "give the folder of a Hugging Face model"
@@ -43,6 +50,19 @@ class TensorHeader:
     shape: tuple[int, ...]
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json. Raises UserError also for an unreadable generation_config.json: transformers would skip it, and with
+    it the tokens that end a text."""
+    if not folder.is_dir():
+        raise UserError("the folder does not exist", code="E-model-no-folder", where=folder, hint=GIVE_MODEL_FOLDER)
+    path, generation = folder / "config.json", folder / "generation_config.json"
+    if not path.is_file():
+        raise UserError("the folder has no config.json", code="E-model-no-config", where=folder, hint=GIVE_MODEL_FOLDER)
+    if generation.is_file():
+        _read_json_object(generation)
+    return _read_json_object(path)
+
+
 def list_tensors(folder: Path) -> dict[str, TensorHeader]:
     """Every tensor of the model in a folder, by name; reads no values.
 
@@ -50,57 +70,74 @@ def list_tensors(folder: Path) -> dict[str, TensorHeader]:
     names a file that it may not.
     """
     tensors: dict[str, TensorHeader] = {}
-    for path in list_weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118
-                    part = file.get_slice(name)
-                    tensors[name] = TensorHeader(part.get_dtype(), tuple(part.get_shape()))
-        except (SafetensorError, OSError, ValueError) as error:
-            raise _unreadable_error(path, error) from None
+    for path in _list_weight_files(folder):
+        with _open_weights(path) as file:
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                tensors[name] = TensorHeader(part.get_dtype(), tuple(part.get_shape()))
     missing = sorted(set(_read_index(folder)) - tensors.keys())
-    if missing:
+    if missing or not tensors:
         raise UserError(
-            "the index names tensors that its files do not hold",
+            "the weight files lack tensors that the index names" if missing else "the weight files hold no tensors",
             code="E-model-weights-incomplete",
-            where=folder / INDEX_FILE,
-            found=f"{len(missing)}, first {missing[0]}",
+            where=folder / INDEX_FILE if missing else folder,
+            found=f"{len(missing)}, first {missing[0]}" if missing else "",
             hint=DOWNLOAD_AGAIN,
-        )
-    if not tensors:
-        raise UserError(
-            "the weight files hold no tensors", code="E-model-weights-incomplete", where=folder, hint=DOWNLOAD_AGAIN
         )
     return tensors
 
 
-def list_weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights, as transformers chooses them. Raises UserError as `list_tensors` does."""
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(
-            "the folder holds adapters (LoRA), not a whole model",
-            code="E-model-adapters",
-            where=folder / "adapter_config.json",
-            hint="merge them into their base model (peft: merge_and_unload, then save_pretrained)",
-        )
-    if (folder / SINGLE_FILE).is_file():
-        return [folder / SINGLE_FILE]
-    names = sorted(set(_read_index(folder).values()))
-    for name in names:
-        _check_index_entry(folder, name)
-    if names:
-        return [folder / name for name in names]
-    pickles = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pt*"))
-    if pickles:
-        raise UserError(
-            "the weights are a pickle, which can run code when it is read",
-            code="E-model-pickled-weights",
-            where=folder / pickles[0],
-            hint="convert them to safetensors on a machine where that is acceptable",
-        )
-    raise UserError(
-        "the folder has no model.safetensors", code="E-model-no-weights", where=folder, hint=GIVE_MODEL_FOLDER
-    )
+def list_checked_tensors(
+    folder: Path, settings: Mapping[str, Any], untied: Iterable[tuple[str, ...]]
+) -> dict[str, TensorHeader]:
+    """The tensors of a folder, checked as far as config.json and the headers of the files allow.
+
+    untied  the tensors of an untied head and embedding, each under any of its names: if one of the two is missing,
+            transformers 5 silently uses the other in its place
+    """
+    tensors = list_tensors(folder)
+    for section in (settings, *(value for value in settings.values() if isinstance(value, dict))):
+        for key, value in section.items():
+            limit = MAX_LABELS if key == "num_labels" else MAX_CONFIG_INTEGER
+            if LAYER_COUNT_KEYS.fullmatch(key):  # each layer has several tensors
+                limit = len(tensors)
+            if type(value) is int and value > limit:
+                found = f"{key[:40]}: {str(value)[:20]}, the weights have {len(tensors)} tensors"
+                raise config_error("E-model-bad-config", "config.json belongs to another model", found, folder)
+    for names in untied:
+        if not tensors.keys() & names:
+            raise missing_tensors_error(folder, [names[0]])
+    return tensors
+
+
+def check_layer_count(config: Any, folder: Path, tensors: Iterable[str]) -> None:
+    """Raises UserError if the files hold more layers than config.json has, because transformers ignores them."""
+    for name in tensors:
+        if layer := LAYER_NAME.search(name):
+            layers = getattr(config, "num_decoder_layers" if layer["side"] == "decoder" else "num_hidden_layers")
+            if int(layer["number"]) >= layers:
+                found = f"{name}, by config.json {layers} layers"
+                raise config_error("E-model-bad-config", "the model has fewer layers than its weights", found, folder)
+
+
+def check_all_tensors_stored(model: Any, folder: Path, tensors: Mapping[str, TensorHeader]) -> None:
+    """Raises UserError unless the files hold every parameter of a model without values, in its shape."""
+    prefix = f"{model.base_model_prefix}."
+    aliases: dict[int, list[str]] = {}  # tied parameters are one object, and one stored name is enough
+    missing = []
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, value in parameters.items():
+        aliases.setdefault(id(value), []).append(name)
+    for names in aliases.values():
+        stored = {name: tensors.get(name) or tensors.get(name.removeprefix(prefix)) for name in names}
+        if not any(stored.values()):
+            missing.append(names[0])
+        for name, tensor in stored.items():
+            if tensor is not None and tensor.shape != tuple(parameters[name].shape):
+                found = f"{name} of {list(tensor.shape)}, by config.json {list(parameters[name].shape)}"
+                raise config_error("E-model-bad-config", "the weights do not fit config.json", found, folder)
+    if missing:
+        raise missing_tensors_error(folder, missing)
 
 
 def refuse_quantized(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> None:
@@ -115,8 +152,7 @@ def refuse_quantized(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
             code="E-model-quantized",
             where=folder,
             found=evidence,
-            hint="use the folder of the unquantized model; a quantized teacher can run on a server"
-            " (teacher.kind: openai)",
+            hint="use the unquantized model; a quantized teacher can run on a server (teacher.kind: openai)",
         )
 
 
@@ -131,19 +167,16 @@ def find_quantization(config: Mapping[str, Any], tensors: Mapping[str, TensorHea
     for name, tensor in tensors.items():
         last_part = name.rpartition(".")[2].lower()
         # Other integers are positions and masks, which training does not change.
-        if tensor.dtype not in FLOAT_DTYPES and (tensor.dtype[0] in "FC" or last_part.startswith(tuple(WEIGHT_PARTS))):
+        if tensor.dtype not in FLOAT_DTYPES and (tensor.dtype[0] in "FC" or last_part.startswith(WEIGHT_PARTS)):
             return f"{name} is of type {tensor.dtype}"
     return None
 
 
 def check_finite(folder: Path) -> None:
     """Read every value once. Raises UserError with the first tensor that holds NaN or an infinity."""
-    for path in list_weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                refuse_non_finite(folder, ((name, file.get_tensor(name)) for name in file.keys()))  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            raise _unreadable_error(path, error) from None
+    for path in _list_weight_files(folder):
+        with _open_weights(path) as file:
+            refuse_non_finite(folder, ((name, file.get_tensor(name)) for name in file.keys()))  # noqa: SIM118
 
 
 def refuse_non_finite(folder: Path, named: Iterator[tuple[str, torch.Tensor]]) -> None:
@@ -162,23 +195,83 @@ def refuse_non_finite(folder: Path, named: Iterator[tuple[str, torch.Tensor]]) -
             )
 
 
+def config_error(code: str, what: str, found: str, where: object = "config.json") -> UserError:
+    """The error for a value in config.json that the model or its weights contradict."""
+    return UserError(what, code=code, where=where, found=found[:300], hint=FIX_CONFIG)
+
+
+def missing_tensors_error(folder: Path, names: Iterable[str]) -> UserError:
+    first, *others = sorted(names)
+    found = f"{len(others) + 1} missing, first {first}"
+    return config_error("E-model-weights-incomplete", "the weights do not fill the model", found, folder)
+
+
+@contextmanager
+def _open_weights(path: Path) -> Iterator[Any]:
+    """A safetensors file; raises UserError if it, or a tensor in it, cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError) as error:
+        with path.open("rb") as stream:
+            is_pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
+        if is_pointer:
+            what, hint = "the weights are a Git LFS pointer, not the file itself", "run git lfs pull, or download again"
+            raise UserError(what, code="E-model-lfs-pointer", where=path, hint=hint) from None
+        what = "the weights are truncated or damaged"
+        raise UserError(what, code="E-model-weights-damaged", where=path, found=error, hint=DOWNLOAD_AGAIN) from None
+
+
+def _list_weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights, as transformers chooses them."""
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            "the folder holds adapters (LoRA), not a whole model",
+            code="E-model-adapters",
+            where=folder / "adapter_config.json",
+            hint="merge them into their base model (peft: merge_and_unload, then save_pretrained)",
+        )
+    if (folder / SINGLE_FILE).is_file():
+        return [folder / SINGLE_FILE]
+    names = sorted(set(_read_index(folder).values()))
+    for name in names:
+        _check_index_entry(folder, name)
+    if names:
+        return [folder / name for name in names]
+    pickles = [path for pattern in ("*.bin", "*.pt*") for path in sorted(folder.glob(pattern))]
+    if pickles:
+        raise UserError(
+            "the weights are a pickle, which can run code when it is read",
+            code="E-model-pickled-weights",
+            where=pickles[0],
+            hint="convert them to safetensors on a machine where that is acceptable",
+        )
+    what = "the folder has no model.safetensors"
+    raise UserError(what, code="E-model-no-weights", where=folder, hint=GIVE_MODEL_FOLDER)
+
+
 def _read_index(folder: Path) -> dict[str, str]:
     """Tensor name -> file name, of weights in several files; empty if there is one file or none."""
     path = folder / INDEX_FILE
     if (folder / SINGLE_FILE).is_file() or not path.is_file():
         return {}
-    try:
-        index = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            "the file is not valid JSON", code="E-model-bad-json", where=path, found=error, hint=DOWNLOAD_AGAIN
-        ) from None
-    files = index.get("weight_map") if isinstance(index, dict) else None
+    files = _read_json_object(path).get("weight_map")
     if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
-        raise UserError(
-            "the file is not an index of weights", code="E-model-bad-index", where=path, hint=DOWNLOAD_AGAIN
-        )
+        what = "the file is not an index of weights"
+        raise UserError(what, code="E-model-bad-index", where=path, hint=DOWNLOAD_AGAIN)
     return files
+
+
+def _read_json_object(path: Path) -> dict[str, Any]:
+    hint = "download the file again"
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        what = "the file is not valid JSON"
+        raise UserError(what, code="E-model-bad-json", where=path, found=error, hint=hint) from None
+    if not isinstance(value, dict):
+        raise UserError("the file is not a JSON object", code="E-model-bad-json", where=path, hint=hint)
+    return value
 
 
 def _check_index_entry(folder: Path, name: str) -> None:
@@ -199,22 +292,3 @@ def _check_index_entry(folder: Path, name: str) -> None:
     allowed = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     if not any(real.is_relative_to(parent) for parent in allowed):
         raise error("the index names a link to a file outside of its folder", "copy the file into the folder")
-
-
-def _unreadable_error(path: Path, error: Exception) -> UserError:
-    with path.open("rb") as file:
-        is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
-    if is_pointer:
-        return UserError(
-            "the weights are a Git LFS pointer, not the file itself",
-            code="E-model-lfs-pointer",
-            where=path,
-            hint="run git lfs pull, or download the folder again",
-        )
-    return UserError(
-        "the weights are truncated or damaged",
-        code="E-model-weights-damaged",
-        where=path,
-        found=error,
-        hint=DOWNLOAD_AGAIN,
-    )
