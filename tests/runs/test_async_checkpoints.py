@@ -21,7 +21,7 @@ from potstill import training
 from potstill.errors import UserError
 from potstill.storage import atomic, read
 from potstill.training.checkpoints import OPTIMIZER_FILE, CheckpointWriter
-from test_training import make, run
+from training_steps import make_student, train
 
 SIX = ("train.steps=6",)
 Hook = Callable[[atomic.Operation, atomic.Moment, Path], None]
@@ -146,15 +146,15 @@ def test_a_state_that_the_disk_has_no_room_for_is_an_error_of_the_system(
 
 @pytest.mark.parametrize("family", ["t5", "causal"])
 def test_a_copy_does_not_change_with_the_student(family, tmp_path: Path) -> None:
-    student = make(family)
+    student = make_student(family)
     optimizer = training.build_optimizer(student)
-    run(student, 1, 1, optimizer)
+    train(student, 1, 1, optimizer)
     (tmp_path / "now").mkdir()
     student.save(tmp_path / "now")
     engine, copied = training.optimizer_state_bytes(optimizer), student.copy_weights()
     with CheckpointWriter(tmp_path / "kept", student, optimizer, background=True) as checkpoints:
         checkpoints.save(1)
-        run(student, 2, 2, optimizer)
+        train(student, 2, 2, optimizer)
     for path in (tmp_path / "now").iterdir():
         assert (tmp_path / "kept" / "1" / path.name).read_bytes() == path.read_bytes(), path.name
     assert (

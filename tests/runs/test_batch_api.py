@@ -34,9 +34,9 @@ from potstill.teachers.openai_api.budget import Budget
 from potstill.teachers.openai_api.request import Capabilities, ServerSettings
 from potstill.teachers.openai_api.token_entries import ReaderContext
 from potstill.teachers.usage import UsageMeter
+from batch_service import Change, served
 
 ASKED, SAMPLES = 4, 10  # training questions of the tiny world
-Change = Callable[[dict[str, Any]], dict[str, Any] | None]
 
 
 def changes(url: str, *more: str) -> list[str]:
@@ -52,27 +52,6 @@ def asked(world: Path, at: Path, url: str, name: str, *more: str) -> list[dict[s
     found = sorted((at.parent / name).glob("*")) if (at.parent / name).exists() else []
     assert all(path.name.startswith("requests-") for path in found)
     return [row for path in found for _, row in storage.read_jsonl(path)]
-
-
-def served(server: stub.Stub, requests: Iterable[dict[str, Any]], change: Change = lambda row: row) -> list[bytes]:
-    """What a service gives back for requests: a line each, whose body a server wrote."""
-    lines = []
-    for request in requests:
-        assert request["method"] == "POST"
-        url = server.url.removesuffix("/v1") + request["url"]
-        sent = urllib.request.Request(url, json.dumps(request["body"]).encode(), {"Content-Type": "application/json"})
-        try:
-            with urllib.request.urlopen(sent) as answer:
-                status, body = answer.status, json.loads(answer.read())
-        except urllib.error.HTTPError as fault:
-            status, body = fault.code, json.loads(fault.read())
-        row = change({
-            "id": "batch_req_1", "custom_id": request["custom_id"],
-            "response": {"status_code": status, "request_id": "r", "body": body}, "error": None,
-        })  # fmt: skip
-        if row is not None:
-            lines.append(json.dumps(row).encode() + b"\n")
-    return lines
 
 
 def read(world: Path, at: Path, lines: list[bytes], *more: str, split: int = 1) -> Path:

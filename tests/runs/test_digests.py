@@ -14,9 +14,9 @@ from expect import user_error
 from potstill import cli, runner, stages, storage
 from potstill.errors import UserError
 from potstill.storage import atomic, manifest, read
-from test_on_policy import REPAIR, REPLAY
+from tiny import ON_POLICY, REPLAY
 
-ALL = (REPLAY, REPAIR)
+ALL = (REPLAY, ON_POLICY)
 
 
 @pytest.fixture(scope="module")

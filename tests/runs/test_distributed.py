@@ -25,9 +25,8 @@ from potstill.errors import UserError
 from potstill.models import Student
 from potstill.training.checkpoints import OPTIMIZER_FILE, CheckpointWriter
 from potstill.training.distributed import Sharding
-from test_training import close, cut, gradients, lessons, make, stepped
-from test_training import run as steps
-from process_group import together
+from process_group import gloo, together
+from training_steps import gradients_agree, micro_batches, gradients, training_examples, make_student, optimizer_after_a_step, train
 
 SHARDINGS: tuple[Sharding, ...] = ("none", "full")
 # Cuts `one`, `two` and `four` are accumulation 1, 2 and 4; all but `two` and `four` leave the second process a filler.
@@ -42,15 +41,11 @@ def whole(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {n: (v.full_tensor() if isinstance(v, DTensor) else v).detach().clone() for n, v in values.items()}
 
 
-def gloo(folder: Path, rank: int) -> None:
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-
-
 def compute(rank: int, folder: Path) -> None:
     """The gradients of all cases, and what two steps come to."""
     gloo(folder, rank)
     for family, cuts, sharding in CASES:
-        student = make(family)
+        student = make_student(family)
         model = training.distribute_student(student, sharding)
         own = dict(student.named_parameters())
         if sharding == "full":
@@ -59,7 +54,7 @@ def compute(rank: int, folder: Path) -> None:
             assert held < 0.6 * sum(value.numel() for value in own.values())
         else:
             assert model is not student
-        sums = training.accumulate_gradient(model, cut(student, cuts), step=1, seed=1)
+        sums = training.accumulate_gradient(model, micro_batches(student, cuts), step=1, seed=1)
         at = folder / f"{family}.{cuts}.{sharding}.{rank}"
         if cuts == "two" and sharding == "full":
             weights = training.full_state_dict(student)
@@ -69,7 +64,7 @@ def compute(rank: int, folder: Path) -> None:
         save_file(whole(gradients(student)), f"{at}.gradient")
         student.zero_grad(set_to_none=True)
         if cuts == "four":
-            metrics = steps(student, 1, 2, training.build_optimizer(model), model=model)
+            metrics = train(student, 1, 2, training.build_optimizer(model), model=model)
             save_file(whole(own), f"{at}.weights")
             told = [[step.loss, step.gradient_norm, step.positions] for step in metrics]
             Path(f"{at}.json").write_text(json.dumps([dict(sums.losses), sums.tokens, told]))
@@ -79,10 +74,10 @@ def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
     assert together(2, compute, tmp_path) == [0, 0]
     for family, cuts, sharding in CASES:
         at = [tmp_path / f"{family}.{cuts}.{sharding}.{rank}" for rank in range(2)]
-        student = make(family)
-        sums = training.accumulate_gradient(student, cut(student, cuts), step=1, seed=1)
+        student = make_student(family)
+        sums = training.accumulate_gradient(student, micro_batches(student, cuts), step=1, seed=1)
         both = [load_file(f"{each}.gradient") for each in at]
-        assert close(both[0], gradients(student)), (family, cuts, sharding)
+        assert gradients_agree(both[0], gradients(student)), (family, cuts, sharding)
         assert all(torch.equal(both[0][name], both[1][name]) for name in both[0])
         if (tmp_path / family).exists():  # gathered, it is the folder that one process saves
             plain = tmp_path / f"{family}.plain"
@@ -93,9 +88,9 @@ def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
         if cuts != "four":
             continue
         student.zero_grad()
-        metrics = steps(student, 1, 2, training.build_optimizer(student))
+        metrics = train(student, 1, 2, training.build_optimizer(student))
         weights = [load_file(f"{each}.weights") for each in at]
-        assert close(weights[0], dict(student.named_parameters()), 1e-4)  # Adam divides by gradients close to 0
+        assert gradients_agree(weights[0], dict(student.named_parameters()), 1e-4)  # Adam divides by gradients close to 0
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
         told = [json.loads(Path(f"{each}.json").read_text()) for each in at]
         assert told[0] == told[1]
@@ -111,24 +106,24 @@ def vary(rank: int, folder: Path) -> None:
     gloo(folder, rank)
     for family in ("t5", "causal"):
         for change in ("gradient_checkpointing", "bfloat16"):
-            student = make(family)
+            student = make_student(family)
             if change == "gradient_checkpointing":
                 student.enable_gradient_checkpointing()
             precision = "bfloat16" if change == "bfloat16" else "float32"
             training.distribute_student(student, "full", precision)
-            training.accumulate_gradient(student, cut(student, "four"), step=1, seed=1, precision=precision)
+            training.accumulate_gradient(student, micro_batches(student, "four"), step=1, seed=1, precision=precision)
             found = gradients(student)
             assert {value.dtype for value in found.values()} == {torch.float32}
             save_file(whole(found), f"{folder}/{family}.{change}.{rank}")
-    student = make("t5")
+    student = make_student("t5")
     model = training.distribute_student(student, "full")
     before = whole(dict(student.named_parameters()))
     optimizer = torch.optim.SGD(student.named_parameters(), 1.0)
-    steps(student, 1, 1, optimizer, model=model, max_grad_norm=0.01, schedule=lambda _: 1.0)
+    train(student, 1, 1, optimizer, model=model, max_grad_norm=0.01, schedule=lambda _: 1.0)
     after = whole(dict(student.named_parameters()))
     moved = torch.stack([(after[name] - before[name]).norm() for name in before]).norm()
     assert float(moved) == pytest.approx(0.01, rel=1e-3)
-    student = make("t5")  # what one process left behind
+    student = make_student("t5")  # what one process left behind
     adam = training.build_optimizer(training.distribute_student(student, "full"))
     training.restore_optimizer_bytes(adam, (folder / "engine").read_bytes())
     left = training.optimizer_state(adam)
@@ -137,14 +132,14 @@ def vary(rank: int, folder: Path) -> None:
     student = broken()
     training.distribute_student(student, "full")
     with pytest.raises(UserError) as error:
-        training.accumulate_gradient(student, cut(student, "seven"), step=3, seed=1)
+        training.accumulate_gradient(student, micro_batches(student, "seven"), step=3, seed=1)
     (folder / f"{rank}.txt").write_text(str(error.value))
 
 
 def broken() -> Student:
     """A student for whom only what the second process meets first is not a number."""
-    student = make("t5")
-    made = lessons(student)
+    student = make_student("t5")
+    made = training_examples(student)
     token = next(iter(set(made[1].prompt) - set(made[0].prompt)))
     with torch.no_grad():
         student.model.get_input_embeddings().weight[token] = torch.nan  # pyright: ignore
@@ -152,20 +147,20 @@ def broken() -> Student:
 
 
 def test_a_spread_student_recomputes_rounds_clips_and_stops_as_one_that_is_whole(tmp_path: Path) -> None:
-    left = training.optimizer_state_bytes(stepped(make("t5")))
+    left = training.optimizer_state_bytes(optimizer_after_a_step(make_student("t5")))
     (tmp_path / "engine").write_bytes(left)
     assert together(2, vary, tmp_path) == [0, 0]
     assert all((tmp_path / f"{rank}.engine").read_bytes() == left for rank in range(2))
     for family in ("t5", "causal"):
-        student = make(family)
-        training.accumulate_gradient(student, cut(student, "four"), step=1, seed=1)
+        student = make_student(family)
+        training.accumulate_gradient(student, micro_batches(student, "four"), step=1, seed=1)
         exact = gradients(student)
-        assert close(load_file(tmp_path / f"{family}.gradient_checkpointing.0"), exact)
+        assert gradients_agree(load_file(tmp_path / f"{family}.gradient_checkpointing.0"), exact)
         low = load_file(tmp_path / f"{family}.bfloat16.0")
-        assert close(low, exact, 0.1) and not close(low, exact, 1e-6)
+        assert gradients_agree(low, exact, 0.1) and not gradients_agree(low, exact, 1e-6)
     student = broken()
     with pytest.raises(UserError) as error:
-        training.accumulate_gradient(student, cut(student, "seven"), step=3, seed=1)
+        training.accumulate_gradient(student, micro_batches(student, "seven"), step=3, seed=1)
     assert error.value.code == "E-train-not-finite" and error.value.found == "questions q1"
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == [str(error.value)] * 2
 
@@ -227,7 +222,7 @@ def test_a_run_of_two_processes_is_killed_resumed_and_goes_on_in_one(world: Path
         assert names[0] - {OPTIMIZER_FILE} == names[1]
         for name in names[1] - {"model.safetensors"}:
             assert (step_of(one, step) / name).read_bytes() == (step_of(two, step) / name).read_bytes(), name
-    assert close(weights_of(two), weights_of(one), 1e-4)
+    assert gradients_agree(weights_of(two), weights_of(one), 1e-4)
     assert len(list(step_of(two, 4).glob("engine/*.safetensors"))) == 2 and not (step_of(two, 2) / "engine").exists()
     model, found = AutoModelForSeq2SeqLM.from_pretrained(step_of(two, 4), output_loading_info=True)
     assert not found["missing_keys"] and not found["unexpected_keys"]
@@ -253,11 +248,11 @@ def test_a_run_of_two_processes_is_killed_resumed_and_goes_on_in_one(world: Path
         tiny.make(world, alone, until="train")
     shard.write_bytes(good)
     tiny.make(world, alone, until="train")
-    assert close(weights_of(alone), weights_of(two), 1e-4) and (step_of(alone, 4) / OPTIMIZER_FILE).exists()
+    assert gradients_agree(weights_of(alone), weights_of(two), 1e-4) and (step_of(alone, 4) / OPTIMIZER_FILE).exists()
 
 
 def test_a_process_alone_under_a_launcher_stays_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    student = make("t5")
+    student = make_student("t5")
     with pytest.raises(UserError, match="torchrun"):
         training.distribute_student(student, "full")
     monkeypatch.setenv("RANK", "0")
@@ -271,14 +266,14 @@ def test_a_process_alone_under_a_launcher_stays_plain(monkeypatch: pytest.Monkey
 
 
 def test_shards_of_one_process_are_read_again_and_those_of_another_model_refused(tmp_path: Path) -> None:
-    adam = stepped(make("t5"))
+    adam = optimizer_after_a_step(make_student("t5"))
     training.save_optimizer_shards(adam, tmp_path)
-    again = training.build_optimizer(make("t5"))
+    again = training.build_optimizer(make_student("t5"))
     training.restore_optimizer_shards(again, tmp_path)
     first, second = training.optimizer_state(adam), training.optimizer_state(again)
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     with user_error("E-train-optimizer-state-of-another-model"):
-        training.restore_optimizer_shards(training.build_optimizer(make("causal")), tmp_path)
+        training.restore_optimizer_shards(training.build_optimizer(make_student("causal")), tmp_path)
 
 
 def test_the_address_of_the_first_process() -> None:

@@ -34,15 +34,9 @@ from potstill.training.teacher_scores import (
     self_written_target,
     teacher_forced_scores,
 )
-from test_loss import SMOOTH
-from test_training import TEXTS, TOKENIZER, make
-
-REPLAY = "train.replay={share: 0.2, sets: [more]}"
-REPAIR = (
-    "on_policy={sets: [more], steps: 3, prompts_per_step: 3, max_tokens: 6, checkpoint_every: 2, top_logprobs: 4, samples: 2,"
-    " learning_rate: 1e-2, warmup_steps: 1, keep: 0.3}"
-)
-
+from loss_inputs import SMOOTH
+from training_steps import TEXTS, TOKENIZER, make_student
+from tiny import ON_POLICY, REPLAY
 
 @pytest.fixture(scope="module")
 def chosen(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -59,7 +53,7 @@ def complete(world: Path, chosen: Path, tmp_path_factory: pytest.TempPathFactory
 def repaired(world: Path, complete: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was finished without repair, and then got it."""
     at = Path(shutil.copytree(complete, tmp_path_factory.mktemp("repaired") / "run"))
-    return runner.run(tiny.recipe(world, REPLAY, REPAIR), run_dir=at, redo="test")
+    return runner.run(tiny.recipe(world, REPLAY, ON_POLICY), run_dir=at, redo="test")
 
 
 def test_what_comes_of_it_answers_beside_the_choice(chosen: Path, repaired: Path) -> None:
@@ -115,7 +109,7 @@ def test_what_was_tested_without_a_repair_is_not_tested_with_one_unasked(
 ) -> None:
     at = Path(shutil.copytree(complete, tmp_path / "run"))
     with pytest.raises(UserError, match=r"test was made(.|\n)*: content of repair \(none before\)\n.*--redo test "):
-        tiny.make(world, at, REPLAY, REPAIR)
+        tiny.make(world, at, REPLAY, ON_POLICY)
     assert tiny.contents(at) == tiny.contents(complete), "it is said before the repair is made"
 
 
@@ -126,7 +120,7 @@ def test_a_repair_that_is_taken_back_leaves_nothing_in_the_report(
         versions = Repair.versions
         patch.setattr(Repair, "versions", lambda stage: versions(stage) | {"loss": 99})
         at = Path(shutil.copytree(complete, tmp_path / "run"))
-        runner.run(tiny.recipe(world, REPLAY, REPAIR), run_dir=at, redo="test")
+        runner.run(tiny.recipe(world, REPLAY, ON_POLICY), run_dir=at, redo="test")
     with pytest.raises(UserError, match=r"test was made(.|\n)*: content of repair \(none now\)\n.*--redo test "):
         tiny.make(world, at, REPLAY)
     runner.run(tiny.recipe(world, REPLAY), run_dir=at, redo="test")
@@ -145,11 +139,11 @@ def test_a_crash_in_a_repair_leaves_nothing_that_a_resume_does_not_mend(
         at = Path(shutil.copytree(chosen, tmp_path / str(number)))
         try:
             with crash(number):
-                tiny.make(world, at, REPLAY, REPAIR, until="repair")
+                tiny.make(world, at, REPLAY, ON_POLICY, until="repair")
             crashed = False
         except Crash:
             pass
-        tiny.make(world, at, REPLAY, REPAIR, until="repair")
+        tiny.make(world, at, REPLAY, ON_POLICY, until="repair")
         found = {name: content for name, content in tiny.contents(at).items() if name.startswith("repair/")}
         assert found == wanted, number
         number += 37
@@ -158,7 +152,7 @@ def test_a_crash_in_a_repair_leaves_nothing_that_a_resume_does_not_mend(
 
 @pytest.mark.parametrize("family", ["t5", "causal"])
 def test_what_is_told_of_a_text_is_the_tellers_own_distribution(family) -> None:
-    student = make(family)
+    student = make_student(family)
     prompt, ids = (7, 8, 9), (5, 11, 6)
     rows = [hard_example(prompt, ids, student.tokenizer.eos), hard_example(prompt[:2], ids[:1], None)]
     found = teacher_forced_scores(student, rows, 3)
@@ -177,7 +171,7 @@ def test_what_is_told_of_a_text_is_the_tellers_own_distribution(family) -> None:
 @pytest.mark.parametrize("family", ["t5", "causal"])
 def test_the_reverse_divergence_of_a_student_is_that_of_whole_distributions(family) -> None:
     """Over all tokens there is no tail: sum q log(q / p), value and gradient."""
-    student, scorer = make(family), make(family)
+    student, scorer = make_student(family), make_student(family)
     with torch.no_grad():
         scorer.head.weight.mul_(1.5)
     rows = [hard_example((7, 8, 9), (5, 11, 6), student.tokenizer.eos)]
@@ -197,7 +191,7 @@ def test_the_reverse_divergence_of_a_student_is_that_of_whole_distributions(fami
 
 @pytest.mark.parametrize("divergence", SMOOTH)  # with a corner at p = q, steps do not shrink near it
 def test_a_student_comes_nearer_to_what_scores_its_own_texts(divergence) -> None:
-    student, scorer = make("causal"), make("causal")
+    student, scorer = make_student("causal"), make_student("causal")
     with torch.no_grad():
         for value in student.parameters():
             value.add_(0.3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1)) * value.std())
@@ -233,7 +227,7 @@ def test_a_repair_that_cannot_be_is_refused(world: Path, change: tuple[str, ...]
 
 
 def test_through_transfer_the_students_own_tokens_are_told_the_same() -> None:
-    student, scorer = make("causal"), make("causal")
+    student, scorer = make_student("causal"), make_student("causal")
     with torch.no_grad():
         scorer.head.weight.mul_(1.5)
     own, prompts = student.tokenizer, {"a": "2 + 2", "b": "3 + 4"}
@@ -257,7 +251,7 @@ def test_through_transfer_the_students_own_tokens_are_told_the_same() -> None:
 
 
 def test_a_scorer_of_other_tokens_tells_of_each_text_as_the_student_cuts_it() -> None:
-    student, own = make("t5"), TOKENIZER
+    student, own = make_student("t5"), TOKENIZER
     other = tokenization.train_bpe(TEXTS, 300)
     scorer = models.random_student(Shape("causal", 16, 2, 2, 32, 8, other.size), other, 2)
     texts = {"a": ("The answer is 4", own.eos), "b": ("2 + 2", None), "c": ("4", own.eos)}
@@ -321,7 +315,7 @@ def test_what_was_written_is_told_however_unlikely_and_what_nobody_told_costs_no
     assert told.distribution(len(told) - 1)[own.eos] == pytest.approx(1e-7)
     hard = self_written_target(replace(target, kinds=("hard", *target.kinds[1:])), chain, encoder.get_encoder(own))
     assert hard.distribution(0) == {target.ids[0]: 0.0}
-    student = make("t5")
+    student = make_student("t5")
     losses = student(student.batch([Example((7, 8), hard)]), Loss("reverse_kl", "tail"))
     assert losses[0] == 0 and losses[1:].min() > 0
     assert not torch.autograd.grad(losses[0], student.head.weight)[0].any()
@@ -331,7 +325,7 @@ def test_a_scorer_of_other_tokens_teaches(world: Path, chosen: Path, tmp_path: P
     made = []
     for name in "ab":
         at = Path(shutil.copytree(chosen, tmp_path / name))
-        made.append(tiny.make(world, at, REPLAY, REPAIR.replace("sets:", "scorer: teacher, sets:"), until="repair"))
+        made.append(tiny.make(world, at, REPLAY, ON_POLICY.replace("sets:", "scorer: teacher, sets:"), until="repair"))
     assert tiny.contents(made[0]) == tiny.contents(made[1])
     rows = [row for _, row in read.read_jsonl(made[0] / "repair" / "metrics.jsonl")]
     assert len(rows) == 3 and all(row["losses"]["own"] > 0 and 0 < row["kept"] < 1 for row in rows)
@@ -339,5 +333,5 @@ def test_a_scorer_of_other_tokens_teaches(world: Path, chosen: Path, tmp_path: P
 
 def test_the_plan_says_what_is_written_for_it(world: Path) -> None:
     assert "repair          3 steps on 8 texts of the student each, of at most 6 tokens" in dry_run.describe_run(
-        tiny.recipe(world, REPLAY, REPAIR)
+        tiny.recipe(world, REPLAY, ON_POLICY)
     )

@@ -17,10 +17,10 @@ from potstill import stages, storage
 from potstill.report import figures
 from potstill.training.checkpoints import find_newest_checkpoint
 from power_loss import PowerLoss, cut_at
-from test_on_policy import REPAIR, REPLAY
+from tiny import ON_POLICY, REPLAY
 
 LOSSES = int(os.environ.get("POTSTILL_POWER", "20"))
-LONGER = ("train.steps=12", REPLAY, REPAIR.replace("steps: 3", "steps: 6"))
+LONGER = ("train.steps=12", REPLAY, ON_POLICY.replace("steps: 3", "steps: 6"))
 NEVER = 1 << 60
 
 

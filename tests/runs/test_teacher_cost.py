@@ -207,7 +207,7 @@ def test_what_was_under_way_is_counted_when_sampling_stops(world: Path, tmp_path
 
 
 def test_results_of_a_batch_are_counted_once_whatever_becomes_of_the_chains(world: Path, tmp_path: Path) -> None:
-    from test_batch_api import served
+    from batch_service import served
 
     at = tmp_path / "run"
     with stub.running() as server:
@@ -228,7 +228,7 @@ def test_results_of_a_batch_are_counted_once_whatever_becomes_of_the_chains(worl
 def test_what_a_batch_brings_too_late_was_paid_all_the_same(world: Path, tmp_path: Path) -> None:
     """All but one of the chains came from the server meanwhile: the results are in the ledger, and nothing is stored
     twice."""
-    from test_batch_api import served
+    from batch_service import served
 
     at = tmp_path / "run"
     with stub.running() as server:
@@ -439,7 +439,7 @@ def test_a_quota_that_ends_in_the_middle_keeps_what_was_paid(
 
 
 def test_results_of_batches_are_judged_before_more_is_asked_for(world: Path, tmp_path: Path) -> None:
-    from test_batch_api import served
+    from batch_service import served
 
     at = tmp_path / "run"
     with stub.running(wrong=True) as server:

@@ -15,7 +15,7 @@ from pathlib import Path
 import potstill
 import tiny
 from potstill.storage import manifest
-from test_on_policy import REPAIR, REPLAY
+from tiny import ON_POLICY, REPLAY
 
 PACKAGE = Path(potstill.__file__).parent
 EXAM = {"evaluate", "test", "repair", "train"}  # train where it stops by what its checkpoints answer
@@ -75,11 +75,11 @@ COUNTED_AS = {
 
 # Together these read everything.
 RECIPES = (
-    (REPLAY, REPAIR, "transfer.calculator_marks=insert", "filter.wrong_sums=drop"),
+    (REPLAY, ON_POLICY, "transfer.calculator_marks=insert", "filter.wrong_sums=drop"),
     (
         "train.early_stopping_patience=1",
         REPLAY,
-        REPAIR.replace("on_policy={", "on_policy={scorer: teacher, ").replace(", keep: 0.3", ""),
+        ON_POLICY.replace("on_policy={", "on_policy={scorer: teacher, ").replace(", keep: 0.3", ""),
     ),
 )
 PROGRAM = """

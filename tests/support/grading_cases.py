@@ -594,3 +594,53 @@ TRUNCATED: Final = [
     ("It is true that", "True", "bbh/boolean_expressions"),
     ("The answer is", "18", None),
 ]
+
+# A gold answer of each answer type.
+GOLDS = {
+    "number": "18", "several": "5; 15", "time": "3:30", "ratio": "2:3", "choice": "(A)", "boolean": "yes",
+    "brackets": ") ]", "json": '{"a": [1]}',
+}  # fmt: skip
+
+# Texts that would take quadratic time with a careless regular expression or parser.
+LONG_TEXTS = [
+    "1," * 25_000,
+    "1,111" + ",111" * 12_500 + "1",
+    "9" * 300_000,
+    "1/" * 25_000,
+    "1 " * 25_000,
+    "- " * 25_000,
+    "(" * 50_000,
+    "\\boxed{" * 3_000,
+    "\\frac{" * 7_500,
+    "answer " * 3_000,
+    "answer is " * 2_000,
+    "answer is 5 " * 2_000,
+    "the answer of the " * 1_500,
+    "#### " * 3_000,
+    "answer is Q" * 2_000,
+    "x = " * 12_500,
+    "twenty " * 7_500,
+    "hundred and " * 4_500,
+    " \n" * 25_000,
+    "not " * 12_500,
+    "(A) or " * 7_500,
+    "<<" * 25_000,
+    "1:" * 25_000,
+    "1 x 10 ^ " * 5_000,
+    "\u2009" * 50_000,
+    "A" * 50_000,
+    "*_\"')" * 10_000,
+    "\\text{" * 7_500,
+    "." * 50_000,
+    "-$" * 25_000,
+    "{" * 50_000,
+    '{"' * 25_000,
+    "[]" * 25_000,
+    "<answer>" * 2_000,
+    "5 is the answer " * 1_500,
+    "5, " * 25_000,
+    "one and a " * 6_000,
+    "</think> " * 6_000,
+    "Q: 1 " * 10_000,
+    "not (A), " * 6_000,
+]

@@ -8,9 +8,11 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 
 CONTEXT = multiprocessing.get_context("fork")
 
@@ -44,4 +46,8 @@ def _run(rank: int, world: int, port: int, work: Callable[..., Any], arguments: 
     os._exit(0)
 
 
-__all__ = ["together"]
+def gloo(folder: Path, rank: int) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+
+
+__all__ = ["gloo", "together"]

@@ -43,6 +43,12 @@ evaluate: {formats: [zero-shot-rationale, few-shot-answer], max_tokens: 6, batch
 report: {examples: 3}
 """
 
+REPLAY = "train.replay={share: 0.2, sets: [more]}"
+ON_POLICY = (
+    "on_policy={sets: [more], steps: 3, prompts_per_step: 3, max_tokens: 6, checkpoint_every: 2, top_logprobs: 4, samples: 2,"
+    " learning_rate: 1e-2, warmup_steps: 1, keep: 0.3}"
+)
+
 # The demo in a minute: the same models and stages, fewer questions and steps.
 DEMO = (
     "questions.limit={train: 40, validation: 20, test: 20}",
@@ -145,7 +151,7 @@ def make(data: Path, folder: Path, *changes: str, until: str = "report") -> Path
     return runner.run(recipe(data, *changes), run_dir=folder, until=until)
 
 
-__all__ = ["DEMO", "contents", "make", "recipe", "rows", "world"]
+__all__ = ["DEMO", "ON_POLICY", "REPLAY", "contents", "make", "recipe", "rows", "world"]
 
 
 def belongs(name: str, stage: str) -> bool:

@@ -9,25 +9,18 @@ import pytest
 from transformers import AutoTokenizer
 
 import tiny
+from chat_model import SPECIAL, TEMPLATE, save_chat_model
 from expect import user_error
-from potstill import dry_run, models, runner, storage, tokenization
+from potstill import dry_run, models, runner, storage
 from potstill.cli import lm_eval
 from potstill.data import run_questions
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint
 from potstill.inference.transformers import TransformersEngine
-from potstill.models import Shape
 from potstill.prompts import FORMATS, Demonstration, build_prompt
 from potstill.records import Checkpoint
 from potstill.training import examples
 
-TEXTS = ["Q: Tom has 2 apples and buys 3. How many? A: 2 + 3 = 5. The answer is 5", "user assistant system day"]
-SPECIAL = ["<|start|>", "<|stop|>"]
-TEMPLATE = (
-    "{{ bos_token }}{% if strftime_now is defined %}{{ strftime_now('%d') }}\n{% endif %}"
-    "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|stop|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
-)
 GOLDEN = """<|start|>26 Jul 2024
 <|start|>user
 Q: What is 2 + 2?
@@ -44,24 +37,9 @@ SHOTS = [Demonstration("What is 2 + 2?", "4", "2 + 2 = 4.")]
 PROMPT = build_prompt("What is 1 + 1?", FORMATS["few-shot-rationale"], SHOTS)
 
 
-def folder(at: Path, template: str | None = TEMPLATE, family: str = "causal") -> Path:
-    """A tiny student with random weights whose tokenizer has a template."""
-    at.mkdir()
-    base = tokenization.train_bpe(TEXTS, 290) if family == "causal" else tokenization.train_unigram(TEXTS, 60)
-    for name, content in base.files.items():
-        (at / name).write_bytes(content)
-    library = AutoTokenizer.from_pretrained(at)
-    library.add_special_tokens({"additional_special_tokens": SPECIAL, "bos_token": SPECIAL[0]})
-    library.chat_template = template
-    library.save_pretrained(at)
-    tokenizer = tokenization.load_tokenizer(at)
-    models.random_student(Shape(family, 16, 1, 2, 24, 8, tokenizer.size), tokenizer, seed=1).save(at)  # pyright: ignore
-    return at
-
-
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return folder(tmp_path_factory.mktemp("models") / "tuned")
+    return save_chat_model(tmp_path_factory.mktemp("models") / "tuned")
 
 
 def test_the_rendered_prompt_is_golden_and_its_day_never_changes(tuned: Path):
@@ -87,7 +65,7 @@ def test_a_saved_student_is_spoken_to_as_before(tuned: Path, tmp_path: Path):
 
 
 def test_a_template_in_the_tokenizers_configuration_is_found(tuned: Path, tmp_path: Path):
-    at = folder(tmp_path / "old")
+    at = save_chat_model(tmp_path / "old")
     (at / "chat_template.jinja").unlink()
     config = json.loads((at / "tokenizer_config.json").read_text())
     (at / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))
@@ -95,11 +73,11 @@ def test_a_template_in_the_tokenizers_configuration_is_found(tuned: Path, tmp_pa
 
 
 def test_what_cannot_be_is_one_message(tuned: Path, tmp_path: Path):
-    without = folder(tmp_path / "without", template=None)
+    without = save_chat_model(tmp_path / "without", template=None)
     assert models.open_student(without, chat_template="auto").render(PROMPT) == PROMPT.plain + PROMPT.lead
     with user_error("E-model-chat-template-missing"):
         models.open_student(without, chat_template=True)
-    t5 = folder(tmp_path / "t5", family="t5")
+    t5 = save_chat_model(tmp_path / "t5", family="t5")
     assert models.open_student(t5, chat_template="auto").render(PROMPT) == PROMPT.plain
     with user_error("E-model-chat-template-unsupported"):
         models.open_student(t5, chat_template=True)
@@ -107,7 +85,7 @@ def test_what_cannot_be_is_one_message(tuned: Path, tmp_path: Path):
         models.open_student(tuned, chat_template=True).render(
             build_prompt("Is <|stop|> a word?", FORMATS["zero-shot-answer"])
         )
-    refusing = folder(tmp_path / "refusing", template="{{ raise_exception('no turns today') }}")
+    refusing = save_chat_model(tmp_path / "refusing", template="{{ raise_exception('no turns today') }}")
     with user_error("E-model-chat-template-refused", found="no turns today"):
         models.open_student(refusing, chat_template=True).render(PROMPT)
 

@@ -16,9 +16,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from test_distributed import gloo
-from test_training import CUTS, FAMILIES, close, gradients, make
-from test_training import lessons as some_examples
 
 import tiny
 from expect import user_error
@@ -31,7 +28,8 @@ from potstill.report import collect
 from potstill.runner import run as run_recipe
 from potstill.storage import manifest, read
 from potstill.training import data_order, examples, format_mix
-from process_group import together
+from process_group import gloo, together
+from training_steps import FAMILIES, MICRO_BATCHES, gradients, gradients_agree, make_student, training_examples
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = ("few-shot-rationale", "few-shot-answer", "zero-shot-rationale", "zero-shot-answer")
@@ -211,16 +209,16 @@ def plain(student: Student, rows: list[Example], weights: dict[str, float]) -> d
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("weights", [{"short": 0.9, "long": 0.1}, {"short": 1.0, "long": 300.0}])
 def test_the_gradient_is_that_of_the_weighted_means_however_it_is_cut(family, weights):
-    student = make(family)
-    rows = some_examples(student)
+    student = make_student(family)
+    rows = training_examples(student)
     wanted = plain(student, rows, weights)
     made = [row for group in format_mix.weight_formats([[row] for row in rows], weights) for row in group]
     positions = sum(len(row.target) for row in rows)
     assert sum(row.weight * len(row.target) for row in made) == pytest.approx(positions)  # a mean weight of 1
-    for cuts in CUTS.values():
+    for cuts in MICRO_BATCHES.values():
         student.zero_grad()
         sums = training.accumulate_gradient(student, [[made[i] for i in batch] for batch in cuts], step=1, seed=1)
-        assert close(gradients(student), wanted)
+        assert gradients_agree(gradients(student), wanted)
         for name, weight in weights.items():
             share = sums.weights[name] / sum(sums.weights.values())
             assert share == pytest.approx(weight / sum(weights.values()))
@@ -229,21 +227,21 @@ def test_the_gradient_is_that_of_the_weighted_means_however_it_is_cut(family, we
 def compute(rank: int, folder: Path) -> None:
     gloo(folder, rank)
     for cuts in ("two", "seven"):
-        student = make("t5")
-        rows = format_mix.weight_formats([[row] for row in some_examples(student)], {"short": 0.9, "long": 0.1})
+        student = make_student("t5")
+        rows = format_mix.weight_formats([[row] for row in training_examples(student)], {"short": 0.9, "long": 0.1})
         made = [row for group in rows for row in group]
         model = training.distribute_student(student, "none")
-        training.accumulate_gradient(model, [[made[i] for i in batch] for batch in CUTS[cuts]], step=1, seed=1)
+        training.accumulate_gradient(model, [[made[i] for i in batch] for batch in MICRO_BATCHES[cuts]], step=1, seed=1)
         save_file(gradients(student), folder / f"{cuts}.{rank}")
 
 
 def test_two_processes_have_the_gradient_of_the_weighted_means(tmp_path: Path) -> None:
     assert together(2, compute, tmp_path) == [0, 0]
-    student = make("t5")
-    wanted = plain(student, some_examples(student), {"short": 0.9, "long": 0.1})
+    student = make_student("t5")
+    wanted = plain(student, training_examples(student), {"short": 0.9, "long": 0.1})
     for cuts in ("two", "seven"):
         for rank in range(2):
-            assert close(load_file(tmp_path / f"{cuts}.{rank}"), wanted)
+            assert gradients_agree(load_file(tmp_path / f"{cuts}.{rank}"), wanted)
 
 
 @pytest.fixture(scope="module")

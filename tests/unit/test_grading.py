@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grading_cases import CASES, TRUNCATED
+from grading_cases import CASES, GOLDS, LONG_TEXTS, TRUNCATED
 from potstill import data, grading
 from potstill.data import SETS, load_set
 from potstill.errors import UserError
@@ -101,12 +101,6 @@ def test_canonical_is_a_fixed_point(value) -> None:
     assert grade(f"The answer is {once}", str(value)).grade == "right"
 
 
-GOLDS = {
-    "number": "18", "several": "5; 15", "time": "3:30", "ratio": "2:3", "choice": "(A)", "boolean": "yes",
-    "brackets": ") ]", "json": '{"a": [1]}',
-}  # fmt: skip
-
-
 @given(st.text(), st.sampled_from(sorted(grading.ANSWER_TYPES)), st.sampled_from([None, "end", "length"]))
 def test_any_text_gets_a_verdict(text: str, name: str, stop: str | None) -> None:
     gold = GOLDS.get(name, "some words")
@@ -121,56 +115,12 @@ def test_what_follows_the_next_question_does_not_matter(text: str) -> None:
     assert before.grade == "right"
 
 
-EVIL = [
-    "1," * 25_000,
-    "1,111" + ",111" * 12_500 + "1",
-    "9" * 300_000,
-    "1/" * 25_000,
-    "1 " * 25_000,
-    "- " * 25_000,
-    "(" * 50_000,
-    "\\boxed{" * 3_000,
-    "\\frac{" * 7_500,
-    "answer " * 3_000,
-    "answer is " * 2_000,
-    "answer is 5 " * 2_000,
-    "the answer of the " * 1_500,
-    "#### " * 3_000,
-    "answer is Q" * 2_000,
-    "x = " * 12_500,
-    "twenty " * 7_500,
-    "hundred and " * 4_500,
-    " \n" * 25_000,
-    "not " * 12_500,
-    "(A) or " * 7_500,
-    "<<" * 25_000,
-    "1:" * 25_000,
-    "1 x 10 ^ " * 5_000,
-    "\u2009" * 50_000,
-    "A" * 50_000,
-    "*_\"')" * 10_000,
-    "\\text{" * 7_500,
-    "." * 50_000,
-    "-$" * 25_000,
-    "{" * 50_000,
-    '{"' * 25_000,
-    "[]" * 25_000,
-    "<answer>" * 2_000,
-    "5 is the answer " * 1_500,
-    "5, " * 25_000,
-    "one and a " * 6_000,
-    "</think> " * 6_000,
-    "Q: 1 " * 10_000,
-    "not (A), " * 6_000,
-]
-
-
-@pytest.mark.parametrize("number", range(len(EVIL)))
+@pytest.mark.parametrize("number", range(len(LONG_TEXTS)))
 def test_no_text_takes_long(number: int) -> None:
     for name in grading.ANSWER_TYPES:
         gold = GOLDS.get(name, "some words")
-        bare = [EVIL[number]] if name in ("number", "choice", "boolean", "text", "json") else []
-        for text in ["The answer is " + EVIL[number], *bare]:
+        bare = [LONG_TEXTS[number]] if name in ("number", "choice", "boolean", "text", "json") else []
+        for text in ["The answer is " + LONG_TEXTS[number], *bare]:
             assert grade(text, gold, name).grade in ("right", "wrong", "no answer")
         # No time limit is asserted: quadratic time in so many characters would take minutes.
 

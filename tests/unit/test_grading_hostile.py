@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_grading import EVIL, GOLDS
 
+from grading_cases import GOLDS, LONG_TEXTS
 from grading_mistakes import KINDS
 from potstill import grading
 from potstill.errors import UserError
@@ -169,12 +169,12 @@ def calls(text: str, gold: str, form: str) -> int:
     return count
 
 
-@pytest.mark.parametrize("number", range(len(EVIL)))
+@pytest.mark.parametrize("number", range(len(LONG_TEXTS)))
 def test_twice_the_text_is_at_most_twice_the_work(number: int) -> None:
     for form in FORMS:
-        gold, unit = SAMPLES.get(form, "some words"), "The answer is " + EVIL[number][:2000]
+        gold, unit = SAMPLES.get(form, "some words"), "The answer is " + LONG_TEXTS[number][:2000]
         calls(unit, gold, form)  # caches are filled once
-        small, large = calls(unit, gold, form), calls(unit + EVIL[number][:2000], gold, form)
+        small, large = calls(unit, gold, form), calls(unit + LONG_TEXTS[number][:2000], gold, form)
         assert large <= 2 * small + 400, (form, small, large)
 
 

@@ -8,69 +8,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForCausalLM
 
+from cache_models import PROMPTS, next_logits, random_model
 from potstill.inference import Decode, Request, fast_decode
 from potstill.inference.fast_decode import fast_prefill
 from potstill.inference.kv_cache import CACHE_BLOCK
 from potstill.inference.transformers import TransformersEngine
-from potstill.models import Shape, Student, random_student
-from potstill.models.causal import MODEL_TYPES, CausalStudent
-from potstill.tokenization import train_bpe, train_unigram
-
-TEXTS = ["Tom has 3 apples and buys 4 more.", "3 + 4 = 7.", "The answer is 7"] * 3
-BPE, UNIGRAM = train_bpe(TEXTS, 262), train_unigram(TEXTS, 60)
-PROMPTS = [(9, 8, 7, 6), (5, 6), (9, 8, 7, 6), (5, 6), (9, 8, 7, 6), (11, 12, 13, 14, 15, 16, 17)]
-
-
-def student(kind: str) -> Student:
-    """A tiny random model; its windows, if it has any, are shorter than the rows below."""
-    if kind == "t5 of more layers in its decoder":
-        shape = Shape("t5", d_model=16, layers=3, heads=2, d_ff=24, d_kv=8, vocabulary=60, encoder_layers=1)
-        return random_student(shape, UNIGRAM, 1)
-    if kind == "t5":
-        return random_student(Shape("t5", d_model=16, layers=2, heads=2, d_ff=24, d_kv=8, vocabulary=60), UNIGRAM, 1)
-    more = {"sliding_window": 6} if kind in ("mistral", "gemma2", "gemma3_text") else {}
-    config = AutoConfig.for_model(
-        kind,
-        vocab_size=BPE.size,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        eos_token_id=BPE.eos,
-        bos_token_id=None,
-        **more,
-    )
-    torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for value in model.parameters():
-            torch.nn.init.normal_(value, std=0.3)
-    return CausalStudent(model, BPE).eval()
-
-
-def following(own: Student, prompt: tuple[int, ...], ids: list[int]) -> torch.Tensor:
-    """Logits [v] behind a prompt and some tokens, without a cache."""
-    with torch.no_grad():
-        if own.family == "t5":
-            start = own.model.config.decoder_start_token_id
-            row = own.model(input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([[start, *ids]]))
-        else:
-            row = own.model(input_ids=torch.tensor([[*prompt, *ids]]), use_cache=False)
-    return row.logits[0, -1]
+from potstill.models.causal import MODEL_TYPES
 
 
 @pytest.mark.parametrize("kind", ["t5", *MODEL_TYPES])
 def test_rows_that_share_a_prompt_and_are_thinned_are_those_of_a_forward_pass(kind: str) -> None:
-    own = student(kind)
+    own = random_model(kind)
     rows, written = list(PROMPTS), [[] for _ in PROMPTS]
     with torch.no_grad():
         memory = fast_prefill(own, rows)
         for step in range(12):
-            expected = torch.stack([following(own, *row) for row in zip(rows, written, strict=True)])
+            expected = torch.stack([next_logits(own, *row) for row in zip(rows, written, strict=True)])
             torch.testing.assert_close(memory.logits, expected, rtol=1e-4, atol=1e-4)
             if step in (3, 7):
                 kept = [0, 1, 4, 5] if step == 3 else [1, 3]  # then the prompts of two rows are read no more
@@ -86,14 +40,14 @@ def test_rows_that_share_a_prompt_and_are_thinned_are_those_of_a_forward_pass(ki
 
 @pytest.mark.parametrize("kind", ["t5", *MODEL_TYPES])
 def test_the_step_written_out_serves_the_kinds_that_it_knows(kind: str) -> None:
-    own = student(kind)
+    own = random_model(kind)
     assert fast_decode.supports_fast_decode(own) == (kind in ("t5", "llama"))
     assert isinstance(fast_prefill(own, PROMPTS), fast_decode.FastState) == fast_decode.supports_fast_decode(own)
 
 
 @pytest.mark.parametrize("change", ["adapter", "bfloat16", "rotation"])
 def test_a_changed_model_is_left_to_the_library(change: str) -> None:
-    own = student("llama")
+    own = random_model("llama")
     if change == "adapter":
         layer = own.model.get_submodule("model.layers.1.self_attn")
         layer.v_proj = type("Adapted", (torch.nn.Linear,), {})(16, 8)
@@ -106,7 +60,7 @@ def test_a_changed_model_is_left_to_the_library(change: str) -> None:
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_the_step_written_out_gives_the_texts_of_the_librarys(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = student(kind)
+    own = random_model(kind)
     prompts = {"a": (9, 8, 7), "b": (5, 6), "c": (11, 12, 13, 14, 15, 16)}
     requests = [Request((name, index), prompt) for name, prompt in prompts.items() for index in range(12)]
     for temperature in (0.0, 1.0):
@@ -114,7 +68,7 @@ def test_the_step_written_out_gives_the_texts_of_the_librarys(kind: str, monkeyp
             requests, Decode(max_tokens=CACHE_BLOCK + 9, temperature=temperature, top_logprobs=2)
         )
         with monkeypatch.context() as patch:
-            patch.setattr(fast_decode, "supports_fast_decode", lambda student: False)
+            patch.setattr(fast_decode, "supports_fast_decode", lambda random_model: False)
             theirs = TransformersEngine(own).generate(
                 requests, Decode(max_tokens=CACHE_BLOCK + 9, temperature=temperature, top_logprobs=2)
             )
@@ -131,7 +85,7 @@ def test_rows_close_up(places: set[int]) -> None:
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_texts_longer_than_a_block_of_room(kind: str) -> None:
-    own = student(kind)
+    own = random_model(kind)
     requests = [Request(("q", index), (9, 8, 7)) for index in range(3)] + [Request(("p", 0), (5, 6, 7, 8))]
     with torch.no_grad():
         memory = fast_prefill(own, [request.prompt for request in requests])
@@ -139,13 +93,13 @@ def test_texts_longer_than_a_block_of_room(kind: str) -> None:
         for _ in range(CACHE_BLOCK + 10):
             written.append(7 + len(written) % 9)
             memory.step(torch.full((4,), written[-1]))
-    torch.testing.assert_close(memory.logits[1], following(own, (9, 8, 7), written), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(memory.logits[3], following(own, (5, 6, 7, 8), written), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(memory.logits[1], next_logits(own, (9, 8, 7), written), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(memory.logits[3], next_logits(own, (5, 6, 7, 8), written), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_a_prompt_is_read_once_whatever_is_asked_of_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = student(kind)
+    own = random_model(kind)
     first = own.model.get_submodule("encoder") if kind == "t5" else own.model.get_decoder()
     plain, rows = first.forward, []
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from expect import user_error
+from loss_inputs import SMOOTH, random_inputs
 from potstill.errors import UserError
 from potstill.losses import (
     DIVERGENCES,
@@ -46,24 +47,11 @@ def dense(hidden, head, ids, probabilities, *, missing_probability, bias=None, s
     return torch.stack(losses)
 
 
-def problem(seed: int, n: int = 7, d: int = 5, v: int = 13, k: int = 4, dtype=torch.float32):
-    """Random states and candidates: distinct ids, kept masses under 1, some padded slots."""
-    generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(n, d, generator=generator, dtype=dtype)
-    head = torch.randn(v, d, generator=generator, dtype=dtype)
-    ids = torch.stack([torch.randperm(v, generator=generator)[:k] for _ in range(n)])
-    weights = torch.rand(n, k, generator=generator, dtype=dtype) + 0.05
-    kept = 0.6 + 0.39 * torch.rand(n, 1, generator=generator, dtype=dtype)
-    used = torch.arange(k) < torch.randint(1, k + 1, (n, 1), generator=generator)
-    weights = weights * used
-    return hidden, head, torch.where(used, ids, 0), weights / weights.sum(1, keepdim=True) * kept
-
-
 @pytest.mark.parametrize("mode", MISSING_PROBABILITY_MODES)
 @pytest.mark.parametrize("chunk", [1, 3, 64, None])
 @pytest.mark.parametrize(("scale", "cap", "biased"), [(1.0, None, False), (0.3, None, True), (1.0, 2.0, True)])
 def test_equals_the_dense_formula_and_its_gradients(mode, chunk, scale, cap, biased):
-    hidden, head, ids, p = problem(1)
+    hidden, head, ids, p = random_inputs(1)
     bias = torch.randn(13, generator=torch.Generator().manual_seed(2)) if biased else None
     leaves = [x.clone().requires_grad_() for x in (hidden, head) + ((bias,) if bias is not None else ())]
     twins = [x.clone().requires_grad_() for x in (hidden, head) + ((bias,) if bias is not None else ())]
@@ -88,7 +76,7 @@ def test_equals_the_dense_formula_and_its_gradients(mode, chunk, scale, cap, bia
     st.integers(1, 9),
 )
 def test_any_problem_equals_the_dense_formula(seed, mode, k, v, chunk):
-    hidden, head, ids, p = problem(seed, n=4, d=3, v=v, k=k)
+    hidden, head, ids, p = random_inputs(seed, n=4, d=3, v=v, k=k)
     ours = sparse_kl(hidden, head, ids, p, missing_probability=mode, chunk_rows=chunk)
     torch.testing.assert_close(
         ours.double(), dense(hidden, head, ids, p, missing_probability=mode), rtol=1e-5, atol=1e-5
@@ -98,7 +86,7 @@ def test_any_problem_equals_the_dense_formula(seed, mode, k, v, chunk):
 @pytest.mark.parametrize("mode", MISSING_PROBABILITY_MODES)
 @pytest.mark.parametrize("cap", [None, 3.0])
 def test_gradcheck(mode, cap):
-    hidden, head, ids, p = problem(3, n=3, d=3, v=7, k=3, dtype=torch.float64)
+    hidden, head, ids, p = random_inputs(3, n=3, d=3, v=7, k=3, dtype=torch.float64)
     bias = torch.zeros(7, dtype=torch.float64).requires_grad_()
 
     def function(hidden, head, bias):
@@ -111,14 +99,14 @@ def test_gradcheck(mode, cap):
 
 @pytest.mark.parametrize("mode", MISSING_PROBABILITY_MODES)
 def test_a_hard_label_is_cross_entropy(mode):
-    hidden, head, ids, _ = problem(4, k=3)
+    hidden, head, ids, _ = random_inputs(4, k=3)
     p = torch.tensor([[1.0, 0.0, 0.0]]).expand(len(ids), -1)  # two padded slots
     expected = F.cross_entropy(hidden @ head.T, ids[:, 0], reduction="none")
     torch.testing.assert_close(sparse_kl(hidden, head, ids, p, missing_probability=mode), expected)
 
 
 def test_the_raw_gradient_in_the_logits_is_M_q_minus_p():
-    _, _, ids, p = problem(5)
+    _, _, ids, p = random_inputs(5)
     logits = torch.randn(7, 13, generator=torch.Generator().manual_seed(6)).requires_grad_()
     sparse_kl(logits, torch.eye(13), ids, p).sum().backward()  # with the identity as head, hidden states are logits
     expected = p.sum(1, keepdim=True) * logits.softmax(1).detach()
@@ -151,7 +139,7 @@ def test_a_student_certain_of_the_candidates_has_a_finite_tail():
 
 @pytest.mark.parametrize("mode", ["raw", "tail"])
 def test_a_position_that_shows_nothing_costs_nothing(mode):
-    hidden, head, ids, p = problem(8)
+    hidden, head, ids, p = random_inputs(8)
     p[2] = 0.0
     hidden.requires_grad_()
     losses = sparse_kl(hidden, head, ids, p, missing_probability=mode)
@@ -162,14 +150,14 @@ def test_a_position_that_shows_nothing_costs_nothing(mode):
 
 
 def test_a_position_that_shows_nothing_cannot_be_renormalised():
-    hidden, head, ids, p = problem(8)
+    hidden, head, ids, p = random_inputs(8)
     p[2] = 0.0
     with user_error("E-train-nothing-to-renormalise"):
         sparse_kl(hidden, head, ids, p, missing_probability="renormalised")
 
 
 def test_low_precision_inputs_are_accumulated_in_float32():
-    hidden, head, ids, p = problem(9, d=64)
+    hidden, head, ids, p = random_inputs(9, d=64)
     low, low_head = hidden.bfloat16().requires_grad_(), head.bfloat16().requires_grad_()
     exact = sparse_kl(low.detach().float(), low_head.detach().float(), ids, p)
     with torch.autocast("cpu", torch.bfloat16):
@@ -189,7 +177,7 @@ def test_no_positions():
 
 
 def test_what_does_not_fit_is_refused():
-    hidden, head, ids, p = problem(10)
+    hidden, head, ids, p = random_inputs(10)
     with pytest.raises(AssertionError, match="candidate ids 0 to 13 for a head of 13 rows"):
         ids[0, 0], ids[1, 0] = 13, 0
         sparse_kl(hidden, head, ids, p)
@@ -206,7 +194,7 @@ HEADS = [(1.0, None, False), (0.3, None, True), (1.0, 2.0, True)]
 @pytest.mark.parametrize("chunk", [1, 3, 64, 4096])
 @pytest.mark.parametrize("scale, cap, biased", HEADS)
 def test_the_weighted_sum_has_the_gradient_of_the_dense_formula(mode, chunk, scale, cap, biased):
-    hidden, head, ids, p = problem(11)
+    hidden, head, ids, p = random_inputs(11)
     leaves = [hidden.requires_grad_(), head.requires_grad_(), torch.randn(len(head)).requires_grad_()]
     twins = [leaf.detach().double().requires_grad_() for leaf in leaves]
     weights = torch.linspace(0.0, 2.0, len(ids))
@@ -225,7 +213,7 @@ def test_the_weighted_sum_has_the_gradient_of_the_dense_formula(mode, chunk, sca
 
 
 def test_the_gradient_of_a_weighted_sum_is_given_once():
-    hidden, head, ids, p = problem(11)
+    hidden, head, ids, p = random_inputs(11)
     total, _ = weighted_sparse_kl(hidden.requires_grad_(), head, ids, p, torch.ones(len(ids)))
     total.backward(retain_graph=True)
     with pytest.raises(AssertionError, match="can run once"):
@@ -245,7 +233,7 @@ def plain_log_q(hidden, head, ids, p, bias, scale, cap) -> Tensor:
 @pytest.mark.parametrize("scale, cap, biased", HEADS)
 @pytest.mark.parametrize("chunk", [2, 4096])
 def test_candidate_log_probabilities_are_those_of_the_whole_softmax(chunk, scale, cap, biased):
-    hidden, head, ids, p = problem(12)
+    hidden, head, ids, p = random_inputs(12)
     leaves = [hidden.requires_grad_(), head.requires_grad_(), torch.randn(len(head)).requires_grad_()]
     twins = [leaf.detach().double().requires_grad_() for leaf in leaves]
     ours = candidate_log_probabilities(
@@ -270,7 +258,7 @@ def test_candidate_log_probabilities_are_those_of_the_whole_softmax(chunk, scale
 
 
 def test_candidate_log_probabilities_gradcheck():
-    hidden, head, ids, _ = problem(3, n=3, d=3, v=7, k=3, dtype=torch.float64)
+    hidden, head, ids, _ = random_inputs(3, n=3, d=3, v=7, k=3, dtype=torch.float64)
 
     def function(hidden, head):
         return candidate_log_probabilities(hidden, head, ids, with_rest=True, scale=0.7, softcap=2.0, chunk_rows=2)
@@ -280,7 +268,7 @@ def test_candidate_log_probabilities_gradcheck():
 
 @pytest.mark.parametrize("mode", MISSING_PROBABILITY_MODES)
 def test_the_forward_divergence_on_log_probabilities_is_the_fused_one(mode):
-    hidden, head, ids, p = problem(13)
+    hidden, head, ids, p = random_inputs(13)
     found = []
     for of in (
         lambda h, w: sparse_kl(h, w, ids, p, missing_probability=mode),
@@ -337,7 +325,6 @@ DENSE = {
     "generalized_jsd": jsd,
 }
 RAISES_TAIL = {"reverse_kl", "generalized_jsd"}  # to at least 1e-6 of the teacher's probability
-SMOOTH = ["forward_kl", "reverse_kl", "generalized_jsd"]  # the gradient is 0 where p = q, and small near it
 
 
 def dense_divergence(name, hidden, head, ids, p, mode, *, beta, bias=None, scale=1.0, softcap=None) -> Tensor:
@@ -380,7 +367,7 @@ COMBINATIONS = [
 
 
 def test_a_divergence_without_a_dense_definition_is_told():
-    hidden, head, ids, p = problem(21, dtype=torch.float64)
+    hidden, head, ids, p = random_inputs(21, dtype=torch.float64)
     with pytest.raises(AssertionError, match="no dense definition for half_l1"):
         dense_divergence("half_l1", hidden, head, ids, p, "tail", beta=0.5)
 
@@ -389,7 +376,7 @@ def test_a_divergence_without_a_dense_definition_is_told():
 @pytest.mark.parametrize(("scale", "softcap", "biased"), HEADS)
 @pytest.mark.parametrize("beta", [0.5, 0.1])
 def test_each_divergence_has_the_value_and_gradient_of_its_dense_definition(name, mode, scale, softcap, biased, beta):
-    hidden, head, ids, p = problem(21, dtype=torch.float64)
+    hidden, head, ids, p = random_inputs(21, dtype=torch.float64)
     bias = torch.randn(13, generator=torch.Generator().manual_seed(2), dtype=torch.float64) if biased else None
     inputs = [hidden, head, *([bias] if bias is not None else [])]
     weights = torch.linspace(0.0, 2.0, len(ids), dtype=torch.float64)
@@ -420,7 +407,7 @@ def test_each_divergence_is_zero_at_the_teachers_distribution_and_a_smooth_one_h
 
 
 def test_generalized_jsd_tends_to_both_kullback_leibler_divergences():
-    hidden, head, ids, p = problem(22, dtype=torch.float64)
+    hidden, head, ids, p = random_inputs(22, dtype=torch.float64)
     log_q = candidate_log_probabilities(hidden, head, ids, with_rest=True, is_candidate=p > 0)
     small = 1e-6
     forward, reverse = forward_kl(log_q, p, "tail"), reverse_kl(log_q, p, "tail")

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_loss import problem
 
 import tiny
 from expect import user_error
+from loss_inputs import random_inputs
 from potstill import losses
 from potstill.losses import KERNELS, sparse
 from potstill.losses.sparse import is_low_precision, matmul_precision
@@ -30,7 +30,7 @@ def compiler() -> None:
 def gradients(
     seed: int, n: int, kernel: losses.Kernel, mode: losses.MissingProbability, cap: float | None, chunk: int | None
 ):
-    hidden, head, ids, p = problem(seed, n=n)
+    hidden, head, ids, p = random_inputs(seed, n=n)
     bias, count = torch.linspace(-1, 1, len(head)), torch.linspace(0.1, 2.0, n)
     leaves = [leaf.requires_grad_() for leaf in (hidden, head, bias)]
     options: Any = {

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_chat_templates import folder
 
 import tiny
+from chat_model import save_chat_model
 from potstill import dry_run, inference, models, teachers
 from potstill.errors import UserError
 from potstill.recipe import Recipe, parse_recipe
@@ -22,7 +22,7 @@ QUESTIONS = [Question(f"mine/{n}", f"What is {n} + 1?", str(n + 1), "mine", "tra
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return folder(tmp_path_factory.mktemp("models") / "tuned")
+    return save_chat_model(tmp_path_factory.mktemp("models") / "tuned")
 
 
 def asked(model: Path, *more: str, kind: str = "local") -> Recipe:
@@ -49,8 +49,8 @@ def test_a_teacher_and_a_scorer_are_asked_in_their_own_template(tuned: Path, kin
 
 
 def test_what_the_template_comes_to_is_in_the_identity_and_a_plain_model_keeps_its_own(tuned: Path, tmp_path: Path):
-    plain = folder(tmp_path / "plain", template=None)
-    t5 = folder(tmp_path / "t5", family="t5")
+    plain = save_chat_model(tmp_path / "plain", template=None)
+    t5 = save_chat_model(tmp_path / "t5", family="t5")
     for kind in ("local", "human"):
         assert open_stage("sample").inputs(asked(tuned, kind=kind))["teacher.chat"] == "its template"
         assert "teacher.chat" not in open_stage("sample").inputs(asked(tuned, "teacher.chat=false", kind=kind))
@@ -60,7 +60,7 @@ def test_what_the_template_comes_to_is_in_the_identity_and_a_plain_model_keeps_i
 
 
 def test_a_template_that_is_asked_for_and_not_there_is_the_users_to_correct(tmp_path: Path) -> None:
-    plain, t5 = folder(tmp_path / "plain", template=None), folder(tmp_path / "t5", family="t5")
+    plain, t5 = save_chat_model(tmp_path / "plain", template=None), save_chat_model(tmp_path / "t5", family="t5")
     for model in (plain, t5):
         with pytest.raises(UserError, match=r"teacher\.chat(.|\n)*E-model-chat-template-"):
             next(teachers.from_recipe(asked(model, "teacher.chat=true")).sample(QUESTIONS))

@@ -12,88 +12,53 @@ import pytest
 import torch
 
 from expect import user_error
-from potstill import models, tokenization, training
+from potstill import training
 from potstill.errors import UserError
-from potstill.models import Example, Shape, Student
-from potstill.records import Target
 from potstill.training import Schedule
-
-TEXTS = ["Q: 2 + 3 A: The answer is 5", "Q: 4 + 3 A: The answer is 7", "Q: 1 + 1 A: The answer is 2"]
-TOKENIZER = tokenization.train_unigram(TEXTS, 60)
-FAMILIES = ("t5", "causal")
-
-
-def make(family: str, dropout: float = 0.0) -> Student:
-    kind = "t5" if family.startswith("t5") else "causal"
-    shape = Shape(kind, 16, 2, 2, 32, 8, TOKENIZER.size, tied=family.endswith("tied"))
-    return models.random_student(shape, TOKENIZER, 1, dropout=dropout)
-
-
-def lessons(student: Student) -> list[Example]:
-    """Seven examples of unequal lengths and weights, one with soft targets, in two formats."""
-    made = []
-    for number, (question, answer) in enumerate([("2 + 3", "5"), ("4 + 3", "The answer is 7"), ("1 + 1", "2")] * 2):
-        ids = [*TOKENIZER.encode(answer).ids, TOKENIZER.eos]
-        target = Target(ids, range(len(ids) + 1), ids, [1.0] * len(ids), ["hard"] * len(ids))
-        prompt = tuple(student.encode(f"Q: {question}" + " A:" * (number % 3)))
-        made.append(Example(prompt, target, 1.0 + number / 4, f"q{number}", ("short", "long")[number % 2]))
-    soft = Target([5, 1], [0, 2, 3], [5, 6, 1], [0.7, 0.2, 1.0], ["mixed", "end"])
-    return [*made, Example(tuple(student.encode("Q:")), soft, 0.5, "q6", "long")]
-
-
-CUTS = {
-    "one": [[0, 1, 2, 3, 4, 5, 6]],
-    "two": [[6, 2, 4, 0], [1, 3, 5]],
-    "four": [[0], [1, 2], [3, 6], [5, 4]],
-    "seven": [[i] for i in range(7)],
-}
-
-
-def cut(student: Student, name: str) -> list[list[Example]]:
-    made = lessons(student)
-    return [[made[i] for i in batch] for batch in CUTS[name]]
-
-
-def gradients(student: Student) -> dict[str, torch.Tensor]:
-    return {name: value.grad.clone() for name, value in student.named_parameters() if value.grad is not None}
-
-
-def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], relative: float = 1e-5) -> bool:
-    """Each tensor within `relative` of its own norm."""
-    assert one.keys() == other.keys() and one
-    with torch.no_grad():
-        return all(float((one[n] - other[n]).norm()) <= relative * float(other[n].norm()) + 1e-9 for n in one)
+from training_steps import (
+    FAMILIES,
+    MICRO_BATCHES,
+    TOKENIZER,
+    gradients,
+    gradients_agree,
+    make_student,
+    micro_batches,
+    optimizer_after_a_step,
+    train,
+    train_and_save,
+    training_examples,
+)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_gradient_does_not_depend_on_accumulation_and_cuts(family):
     """A peer's gradient norm halves when accumulation doubles."""
-    student = make(family)
-    made = lessons(student)
+    student = make_student(family)
+    made = training_examples(student)
     batch = student.batch(made)
     (batch.weights * student(batch)).sum().div(batch.weights.sum()).backward()
     plain = gradients(student)
-    for name in CUTS:
+    for name in MICRO_BATCHES:
         student.zero_grad()
-        sums = training.accumulate_gradient(student, cut(student, name), step=1, seed=1)
-        assert close(gradients(student), plain), name
+        sums = training.accumulate_gradient(student, micro_batches(student, name), step=1, seed=1)
+        assert gradients_agree(gradients(student), plain), name
         assert sums.positions == len(batch.positions)
         assert sum(sums.weights.values()) == pytest.approx(float(batch.weights.sum()))
 
 
 def test_the_loss_of_each_format_is_told():
-    student = make("t5")
-    sums = training.accumulate_gradient(student, cut(student, "four"), step=1, seed=1)
+    student = make_student("t5")
+    sums = training.accumulate_gradient(student, micro_batches(student, "four"), step=1, seed=1)
     for format in ("short", "long"):
-        batch = student.batch([example for example in lessons(student) if example.format == format])
+        batch = student.batch([example for example in training_examples(student) if example.format == format])
         assert sums.losses[format] == pytest.approx((batch.weights * student(batch)).sum().item(), rel=1e-5)
         assert sums.weights[format] == pytest.approx(float(batch.weights.sum()))
 
 
 def test_what_a_step_taught_is_told_by_kind_and_format():
-    student = make("t5")
-    made = lessons(student)
-    sums = training.accumulate_gradient(student, cut(student, "four"), step=1, seed=1)
+    student = make_student("t5")
+    made = training_examples(student)
+    sums = training.accumulate_gradient(student, micro_batches(student, "four"), step=1, seed=1)
     batch = student.batch(made)
     values = batch.weights * student(batch).detach()
     kinds = [kind for example in made for kind in example.target.kinds]
@@ -108,8 +73,8 @@ def test_what_a_step_taught_is_told_by_kind_and_format():
 
 
 def test_dropout_is_a_function_of_seed_step_and_micro_batch():
-    student = make("t5", dropout=0.3)
-    batches = cut(student, "two")
+    student = make_student("t5", dropout=0.3)
+    batches = micro_batches(student, "two")
 
     def drawn(step: int, seed: int) -> dict[str, torch.Tensor]:
         student.zero_grad()
@@ -121,7 +86,7 @@ def test_dropout_is_a_function_of_seed_step_and_micro_batch():
     state = torch.get_rng_state()
     first = drawn(1, 1)
     assert all(torch.equal(first[name], value) for name, value in drawn(1, 1).items())
-    assert not close(first, drawn(2, 1), 1e-2) and not close(first, drawn(1, 2), 1e-2)
+    assert not gradients_agree(first, drawn(2, 1), 1e-2) and not gradients_agree(first, drawn(1, 2), 1e-2)
     torch.set_rng_state(state)
     expected = torch.rand(2)[1]
     torch.set_rng_state(state)
@@ -130,35 +95,21 @@ def test_dropout_is_a_function_of_seed_step_and_micro_batch():
 
 
 def test_autocast_to_bfloat16_is_near_and_keeps_float32_weights():
-    student = make("t5")
-    training.accumulate_gradient(student, cut(student, "two"), step=1, seed=1)
+    student = make_student("t5")
+    training.accumulate_gradient(student, micro_batches(student, "two"), step=1, seed=1)
     exact = gradients(student)
     student.zero_grad()
-    training.accumulate_gradient(student, cut(student, "two"), step=1, seed=1, precision="bfloat16")
+    training.accumulate_gradient(student, micro_batches(student, "two"), step=1, seed=1, precision="bfloat16")
     low = gradients(student)
     assert {value.dtype for value in low.values()} == {torch.float32}
-    assert close(low, exact, 0.1) and not close(low, exact, 1e-6)
-
-
-def run(student: Student, first: int, last: int, optimizer, model=None, **options) -> list[training.StepMetrics]:
-    """Steps over the seven examples, cut in two ways in turn; `model` is the student's wrapper, if it has one."""
-    options = {"schedule": Schedule("constant", 1e-2, 2), "seed": 1} | options
-    step = training.train_steps(
-        model or student,
-        optimizer,
-        lambda step: cut(student, "two" if step % 2 else "four"),
-        first=first,
-        last=last,
-        **options,
-    )
-    return list(step)
+    assert gradients_agree(low, exact, 0.1) and not gradients_agree(low, exact, 1e-6)
 
 
 @pytest.mark.parametrize(("family", "rule"), [("t5", "adamw"), ("causal", "adamw"), ("t5", "adafactor")])
 def test_a_tiny_student_learns_its_examples(family, rule):
-    student = make(family)
+    student = make_student(family)
     options = {"schedule": Schedule("constant", 0.3, 2), "max_grad_norm": None} if rule == "adafactor" else {}
-    metrics = run(student, 1, 40, training.build_optimizer(student, rule=rule), **options)
+    metrics = train(student, 1, 40, training.build_optimizer(student, rule=rule), **options)
     assert metrics[0].loss > 2.0 and metrics[-1].loss < (metrics[0].loss / 5 if rule == "adafactor" else 0.3)
     assert [step.step for step in metrics] == list(range(1, 41))
     assert not student.training
@@ -167,11 +118,11 @@ def test_a_tiny_student_learns_its_examples(family, rule):
 
 
 def test_the_learning_rate_reaches_the_parameters_by_their_factors():
-    student = make("t5")
+    student = make_student("t5")
     optimizer = training.build_optimizer(
         student, weight_decay=0.1, lr_multipliers={"relative_attention_bias": 10.0, "shared": 3.0}
     )
-    run(student, 1, 1, optimizer, schedule=lambda step: 1e-3)
+    train(student, 1, 1, optimizer, schedule=lambda step: 1e-3)
     found = {
         name: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for name in group["param_names"]
     }
@@ -185,13 +136,13 @@ def test_the_learning_rate_reaches_the_parameters_by_their_factors():
 
 
 def test_the_norm_is_reported_before_clipping():
-    free, clipped = make("t5"), make("t5")
-    first = run(free, 1, 1, torch.optim.SGD(free.parameters(), 1.0), schedule=lambda _: 1.0, max_grad_norm=None)[0]
-    second = run(clipped, 1, 1, torch.optim.SGD(clipped.parameters(), 1.0), schedule=lambda _: 1.0, max_grad_norm=0.01)[
-        0
-    ]
+    free, clipped = make_student("t5"), make_student("t5")
+    first = train(free, 1, 1, torch.optim.SGD(free.parameters(), 1.0), schedule=lambda _: 1.0, max_grad_norm=None)[0]
+    second = train(
+        clipped, 1, 1, torch.optim.SGD(clipped.parameters(), 1.0), schedule=lambda _: 1.0, max_grad_norm=0.01
+    )[0]
     assert first.gradient_norm == second.gradient_norm > 0.01
-    start = dict(make("t5").named_parameters())
+    start = dict(make_student("t5").named_parameters())
     moved = [
         math.sqrt(sum((value - start[name]).square().sum().item() for name, value in student.named_parameters()))
         for student in (free, clipped)
@@ -200,57 +151,40 @@ def test_the_norm_is_reported_before_clipping():
 
 
 def test_a_loss_that_is_not_a_number_stops_before_the_weights():
-    student = make("t5")
+    student = make_student("t5")
     optimizer = training.build_optimizer(student)
-    run(student, 1, 2, optimizer)
+    train(student, 1, 2, optimizer)
     with torch.no_grad():  # only what a long target reads becomes NaN
         student.model.shared.weight[TOKENIZER.encode("Q: 4 + 3").ids[-1]] = math.nan
         before = {name: value.clone() for name, value in student.named_parameters()}
     with pytest.raises(UserError) as error:
-        run(student, 3, 3, optimizer)
+        train(student, 3, 3, optimizer)
     assert error.value.code == "E-train-not-finite" and error.value.where == "training step 3"
     assert "questions q" in error.value.found
     assert all(torch.equal(v.nan_to_num(), before[n].nan_to_num()) for n, v in student.named_parameters())
 
 
 def test_a_gradient_that_is_not_a_number_stops_as_well():
-    student = make("t5")
+    student = make_student("t5")
     student.model.lm_head.weight.register_hook(lambda grad: grad * math.inf)
     with user_error("E-train-not-finite", where="training step 1"):
-        run(student, 1, 1, training.build_optimizer(student))
-
-
-def half(folder: Path, first: int, last: int) -> None:
-    """Train from the folder's checkpoint, or from nothing, and leave a checkpoint there."""
-    student = models.open_student(folder, dropout=0.2) if first > 1 else make("t5", dropout=0.2)
-    optimizer = training.build_optimizer(student, weight_decay=0.01)
-    if first > 1:
-        training.restore_optimizer_bytes(optimizer, (folder / "engine.safetensors").read_bytes())
-    run(student, first, last, optimizer)
-    student.save(folder)
-    (folder / "engine.safetensors").write_bytes(training.optimizer_state_bytes(optimizer))
+        train(student, 1, 1, training.build_optimizer(student))
 
 
 def test_adafactor_goes_on_where_it_was():
-    whole, first = make("t5"), make("t5")
-    run(whole, 1, 4, training.build_optimizer(whole, rule="adafactor"))
+    whole, first = make_student("t5"), make_student("t5")
+    train(whole, 1, 4, training.build_optimizer(whole, rule="adafactor"))
     adam = training.build_optimizer(first, rule="adafactor")
-    run(first, 1, 2, adam)
+    train(first, 1, 2, adam)
     content = training.optimizer_state_bytes(adam)
-    assert len(content) < 0.7 * len(training.optimizer_state_bytes(stepped(make("t5"))))
+    assert len(content) < 0.7 * len(training.optimizer_state_bytes(optimizer_after_a_step(make_student("t5"))))
     again = training.build_optimizer(first, rule="adafactor")
     training.restore_optimizer_bytes(again, content)
-    run(first, 3, 4, again)
+    train(first, 3, 4, again)
     for name, value in first.named_parameters():
         assert torch.equal(value, whole.get_parameter(name)), name
     with user_error("E-train-optimizer-state-of-another-model"):
-        training.restore_optimizer_bytes(training.build_optimizer(make("causal"), rule="adafactor"), content)
-
-
-def stepped(student: Student) -> torch.optim.Optimizer:
-    adam = training.build_optimizer(student)
-    run(student, 1, 1, adam)
-    return adam
+        training.restore_optimizer_bytes(training.build_optimizer(make_student("causal"), rule="adafactor"), content)
 
 
 RESUME = """
@@ -259,8 +193,8 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from test_training import half
-half(Path(sys.argv[2]), 4, 6)
+from training_steps import train_and_save
+train_and_save(Path(sys.argv[2]), 4, 6)
 """
 
 
@@ -280,8 +214,8 @@ def test_resume_in_a_fresh_process_is_exact_to_the_bit(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
-    half(whole, 1, 6)
-    half(parts, 1, 3)
+    train_and_save(whole, 1, 6)
+    train_and_save(parts, 1, 3)
     assert (whole / "model.safetensors").read_bytes() != (parts / "model.safetensors").read_bytes()
     finish(start(RESUME, parts))
     for name in ("model.safetensors", "engine.safetensors", "config.json"):
@@ -289,11 +223,11 @@ def test_resume_in_a_fresh_process_is_exact_to_the_bit(tmp_path):
 
 
 def test_the_state_of_another_model_is_refused():
-    student, other = make("t5"), make("causal")
+    student, other = make_student("t5"), make_student("causal")
     adam, another = training.build_optimizer(student), training.build_optimizer(other)
     assert training.optimizer_state(adam) == {}
     training.restore_optimizer(adam, {})  # before the first step there is nothing
-    run(student, 1, 1, adam)
+    train(student, 1, 1, adam)
     with user_error("E-train-optimizer-state-of-another-model"):
         training.restore_optimizer(another, training.optimizer_state(adam))
     state = training.optimizer_state(adam)

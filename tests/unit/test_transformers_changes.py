@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_kv_cache import PROMPTS, following, student
 
+from cache_models import PROMPTS, next_logits, random_model
 from potstill.errors import UserError
 from potstill.inference import kv_cache
 from potstill.inference.fast_decode import fast_prefill
@@ -84,12 +84,12 @@ def change(own: Student, how: Change, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_the_alias_numbers_are_the_same(
     kind: str, memory: Callable[[Student], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = student(kind)
+    own = random_model(kind)
     change(own, plain, monkeypatch)
     with torch.no_grad():
         state, written = memory(own), [[] for _ in PROMPTS]
         for step in range(3):
-            expected = torch.stack([following(own, *row) for row in zip(PROMPTS, written, strict=True)])
+            expected = torch.stack([next_logits(own, *row) for row in zip(PROMPTS, written, strict=True)])
             torch.testing.assert_close(state.logits, expected, rtol=1e-4, atol=1e-4)
             ids = torch.tensor([5 + (3 * step + row) % 40 for row in range(len(PROMPTS))])
             for row, token in zip(written, ids.tolist(), strict=True):
@@ -104,7 +104,7 @@ def test_without_the_alias_numbers_are_the_same(
 def test_a_cache_that_is_not_used_is_an_error_and_never_a_number(
     kind: str, how: Change, memory: Callable[[Student], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = student(kind)
+    own = random_model(kind)
     change(own, how, monkeypatch)
     with torch.no_grad(), pytest.raises(UserError) as error:
         memory(own)
@@ -114,7 +114,7 @@ def test_a_cache_that_is_not_used_is_an_error_and_never_a_number(
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_a_cache_that_is_not_used_is_found_at_a_later_step_too(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = student(kind)
+    own = random_model(kind)
     with torch.no_grad():
         state = library(own)
         change(own, swallowed, monkeypatch)
@@ -131,7 +131,7 @@ def test_a_decoder_without_a_cache_is_an_error() -> None:
 
 @pytest.mark.parametrize("name", ["activation_checkpointing_enable", "gradient_checkpointing_enable"])
 def test_layers_are_computed_again_under_either_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    own, called = student("t5"), []
+    own, called = random_model("t5"), []
     fake = type("Model", (), {name: lambda self: called.append(name)})()
     monkeypatch.setitem(own._modules, "model", fake)
     own.enable_gradient_checkpointing()

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_training import TOKENIZER, close, gradients, lessons, make
 
 from potstill import models
 from potstill.models import Example, Shape, Student, t5_unpadded
 from potstill.models.unpadded import MIN_LENGTH_RATIO, build_layout
 from potstill.records import Target
+from training_steps import TOKENIZER, gradients, gradients_agree, make_student, training_examples
 
 
 def padded_hidden(student: Student, given: list[Example]) -> torch.Tensor:
@@ -32,7 +32,7 @@ def padded_hidden(student: Student, given: list[Example]) -> torch.Tensor:
 
 def chains(student: Student) -> list[Example]:
     """Two prompts with three targets each, not side by side, beside a long prompt with one."""
-    made = lessons(student)
+    made = training_examples(student)
     prompts = [tuple(student.encode("Q: 2 + 3 A:")), tuple(student.encode("Q: 1 + 1"))]
     shared = [Example(prompts[i % 2], example.target, example.weight) for i, example in enumerate(made[:6])]
     return [*shared, Example(tuple(student.encode("Q: 4 + 3 A:" * 5)), made[6].target)]
@@ -46,13 +46,13 @@ def test_hidden_states_are_those_of_the_model_with_padding(gated):
         for name, value in student.model.named_parameters():
             if "relative_attention_bias" in name:
                 value.normal_(generator=torch.Generator().manual_seed(3))
-    for given_examples in (lessons(student), chains(student)):
+    for given_examples in (training_examples(student), chains(student)):
         ours = student.hidden(student.batch(given_examples))
         torch.testing.assert_close(ours, padded_hidden(student, given_examples), rtol=1e-5, atol=1e-5)
 
 
 def test_a_shared_prompt_is_read_once_and_has_the_same_gradient():
-    student = make("t5")
+    student = make_student("t5")
     made = chains(student)
     batch = student.batch(made)
     assert batch.prompt_ids is not None and len(batch.prompt_ids) == 3
@@ -63,13 +63,13 @@ def test_a_shared_prompt_is_read_once_and_has_the_same_gradient():
     for example in made:
         alone = student.batch([example])
         (alone.weights * student(alone)).sum().backward()
-    assert close(shared, gradients(student))
+    assert gradients_agree(shared, gradients(student))
     assert batch.slots == batch.tokens < sum(len(e.prompt) + len(e.target) for e in made)
 
 
 def test_recomputing_the_layers_gives_the_same_gradient():
-    student = make("t5", dropout=0.3)
-    batch = student.batch(lessons(student))
+    student = make_student("t5", dropout=0.3)
+    batch = student.batch(training_examples(student))
     student.train()
     found = []
     for keep in (True, False):
@@ -115,8 +115,8 @@ def test_torchs_kernel_is_the_plain_attention(biased):
 
 
 def test_dropout_falls_on_every_sum():
-    student = make("t5", dropout=0.5)
-    batch = student.batch(lessons(student))
+    student = make_student("t5", dropout=0.5)
+    batch = student.batch(training_examples(student))
     plain = student.hidden(batch)
     student.train()
     torch.manual_seed(1)
@@ -134,7 +134,7 @@ def test_the_norms_gradient():
 
 
 def test_targets_of_one_token_and_prompts_of_one_token():
-    student = make("t5")
+    student = make_student("t5")
     end = TOKENIZER.eos
     target = Target([end], [0, 1], [end], [1.0], ["end"])
     made = [Example((end,), target), Example((3, end), target)]

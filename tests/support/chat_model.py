@@ -1,0 +1,33 @@
+"""A tiny student whose tokenizer has a chat template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from potstill import models, tokenization
+from potstill.models import Shape
+
+TEXTS = ["Q: Tom has 2 apples and buys 3. How many? A: 2 + 3 = 5. The answer is 5", "user assistant system day"]
+SPECIAL = ["<|start|>", "<|stop|>"]
+TEMPLATE = (
+    "{{ bos_token }}{% if strftime_now is defined %}{{ strftime_now('%d') }}\n{% endif %}"
+    "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|stop|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+
+def save_chat_model(at: Path, template: str | None = TEMPLATE, family: str = "causal") -> Path:
+    """A tiny student with random weights whose tokenizer has a template."""
+    at.mkdir()
+    base = tokenization.train_bpe(TEXTS, 290) if family == "causal" else tokenization.train_unigram(TEXTS, 60)
+    for name, content in base.files.items():
+        (at / name).write_bytes(content)
+    library = AutoTokenizer.from_pretrained(at)
+    library.add_special_tokens({"additional_special_tokens": SPECIAL, "bos_token": SPECIAL[0]})
+    library.chat_template = template
+    library.save_pretrained(at)
+    tokenizer = tokenization.load_tokenizer(at)
+    models.random_student(Shape(family, 16, 1, 2, 24, 8, tokenizer.size), tokenizer, seed=1).save(at)  # pyright: ignore
+    return at
