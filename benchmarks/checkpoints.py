@@ -1,18 +1,21 @@
-"""What a checkpoint costs the loop, and how much memory: one JSON line a way.
+"""What a checkpoint costs the training loop, in time and memory.
 
     python benchmarks/checkpoints.py [--layers 2] [--checkpoints 3] [--steps 6] [--rows 4] [--threads 1]
 
-    bytes     between two steps, the optimizer's state made as bytes in memory and then written (as it was)
-    between   between two steps, `train.async_checkpoints: false`
-    beside    a copy between two steps, written by a thread beside the next ones (the default)
-    none      no checkpoint at all
+Prints one JSON line for each way to save:
 
-FlanT5-base's shape with `--layers` in place of 12 + 12 layers, random weights, AdamW in float32, `--rows` rows of
-64 + 32 tokens a step. A checkpoint comes after every `--steps` steps, the last at the end. `stood` is for how many
-seconds the loop stood still for each by the clock (one written beside: for its copy, the last also until it was
-written), `used` for how many it used the processor itself; `step` is the median of the seconds of a step, `step_after`
-of the first one after a checkpoint, `all` the seconds of everything. `peak` is the most memory that the process had,
-`before` what it had when it was ready to train, in MiB. Each way is a process of its own, in turn.
+    none      no checkpoint
+    bytes     between two steps, with the optimizer's state serialized in memory first (an earlier version)
+    between   between two steps, `train.async_checkpoints: false`
+    beside    a copy between two steps, written by a thread during the next steps (the default)
+
+The student has FlanT5-base's shape with `--layers` instead of 12 + 12 layers and random weights; AdamW, float32,
+`--rows` rows of 64 + 32 tokens a step. There is a checkpoint after every `--steps` steps. Each way runs in its own process.
+
+    stood            seconds for which the loop stood still at each checkpoint (with `beside`: for the copy, at the last
+                     one also until it was written); `used` is the loop's processor time in them
+    step, step_after median seconds of a step, and of the first step after a checkpoint; `all`: of everything
+    before, peak     memory in MiB before training and at most
 """
 
 from __future__ import annotations
@@ -35,9 +38,10 @@ import torch
 
 from potstill import models, storage, tokenization, training
 from potstill.models import SHAPES, Example
-from potstill.records import Target
+from potstill.records import Target, TargetKind
 from potstill.training.checkpoints import OPTIMIZER_FILE, CheckpointWriter
 
+HARD: list[TargetKind] = ["hard"] * 32
 WAYS = ("none", "bytes", "between", "beside")
 
 
@@ -47,70 +51,70 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
     parser.add_argument("--folder", help="on the disk that is to be measured; a temporary one if not given")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     tokenizer = tokenization.train_unigram(["Q: 2 + 3 A: The answer is 5"] * 3, 40)
     fork = multiprocessing.get_context("fork")
-    for way in asked.ways:
+    for way in args.ways:
         results = fork.SimpleQueue()
-        process = fork.Process(target=measure, args=(way, asked, tokenizer, results))
+        process = fork.Process(target=measure, args=(way, args, tokenizer, results))
         process.start()
         print(json.dumps({"name": f"checkpoint {way}", **results.get(), "machine": platform.machine()}), flush=True)
         process.join()
 
 
-def measure(way: str, asked: argparse.Namespace, tokenizer: tokenization.Tokenizer, results) -> None:
-    torch.set_num_threads(asked.threads)
-    student = models.random_student(replace(SHAPES["flan-t5-base"], layers=asked.layers), tokenizer, 1)
+def measure(way: str, args: argparse.Namespace, tokenizer: tokenization.Tokenizer, results) -> None:
+    torch.set_num_threads(args.threads)
+    student = models.random_student(replace(SHAPES["flan-t5-base"], layers=args.layers), tokenizer, 1)
     optimizer = training.build_optimizer(student)
-    ids = [1 + place % (tokenizer.size - 1) for place in range(64)]
-    target = Target(ids[:32], range(33), ids[:32], [1.0] * 32, ["hard"] * 32)
-    batches = [[Example(tuple(ids), target)] * asked.rows]
-    last = asked.checkpoints * asked.steps
+    ids = [1 + index % (tokenizer.size - 1) for index in range(64)]
+    target = Target(ids[:32], range(33), ids[:32], [1.0] * 32, HARD)
+    batches = [[Example(tuple(ids), target)] * args.rows]
+    last = args.checkpoints * args.steps
     stood, used, times = list[float](), list[float](), list[float]()
     schedule = training.Schedule("constant", 1e-4)
     before = resident()
-    with tempfile.TemporaryDirectory(dir=asked.folder) as at:
-        folder = Path(at) / "checkpoints"
+    with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
+        folder = Path(temporary) / "checkpoints"
         began = mark = time.monotonic()
         with CheckpointWriter(folder, student, optimizer, background=way == "beside") as checkpoints:
             for step in training.train_steps(
                 student, optimizer, lambda _: batches, first=1, last=last, schedule=schedule, seed=1
             ):
                 times.append(time.monotonic() - mark)
-                if step.step % asked.steps == 0 and way != "none":
-                    mark, own = time.monotonic(), time.thread_time()
+                if step.step % args.steps == 0 and way != "none":
+                    mark, thread_mark = time.monotonic(), time.thread_time()
                     if way == "bytes":
-                        as_it_was(folder, step.step, student, optimizer)
+                        save_serialized(folder, step.step, student, optimizer)
                     else:
                         checkpoints.save(step.step)
                     if step.step == last:
                         checkpoints.wait()
                     stood.append(time.monotonic() - mark)
-                    used.append(time.thread_time() - own)
+                    used.append(time.thread_time() - thread_mark)
                 checkpoints.check()
                 mark = time.monotonic()
-        whole = time.monotonic() - began
-        kept = sum(path.stat().st_size for path in (folder / str(last)).glob("*"))
-    after = times[asked.steps :: asked.steps]
-    plain = [value for place, value in enumerate(times) if place % asked.steps]
+        total = time.monotonic() - began
+        size = sum(path.stat().st_size for path in (folder / str(last)).glob("*"))
+    after = times[args.steps :: args.steps]
+    others = [seconds for index, seconds in enumerate(times) if index % args.steps]
     results.put(
         {
             "stood": [round(value, 2) for value in stood],
             "used": [round(value, 2) for value in used],
-            "step": round(statistics.median(plain), 2),
+            "step": round(statistics.median(others), 2),
             "step_after": round(statistics.median(after), 2) if after else None,
-            "all": round(whole, 1),
+            "all": round(total, 1),
             "before": before >> 20,
             "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
-            "checkpoint_mib": kept >> 20,
+            "checkpoint_mib": size >> 20,
             "parameters": sum(value.numel() for value in student.parameters()),
-            "threads": asked.threads,
+            "threads": args.threads,
             "load": round(os.getloadavg()[0], 1),
         }
     )
 
 
-def as_it_was(folder: Path, step: int, student: models.Student, optimizer: torch.optim.Optimizer) -> None:
+def save_serialized(folder: Path, step: int, student: models.Student, optimizer: torch.optim.Optimizer) -> None:
     with storage.write_folder(folder / str(step)) as inside:
         student.save(inside)
         storage.write_file(inside / OPTIMIZER_FILE, training.optimizer_state_bytes(optimizer))

@@ -1,13 +1,12 @@
-"""What each decoding makes of a student: the embedded world's test questions, every decoding, with intervals.
+"""Accuracy of every decoding on the demo's test questions, with intervals.
 
     python benchmarks/decodings.py [--models teacher FOLDER ...] [--questions 200] [--samples 8 40] [--sets steps]
 
-A model is the name of one of the package's (`teacher` is asked as it was taught) or a folder, such as the student of a
-finished run. One JSON line a model, set and decoding: accuracy with its 95 % interval (Wilson), and the paired
-difference against greedy on the same questions (Newcombe). Then one line a number of samples k: the vote, the
-likeliest, and any right one, as means over all choices of k of the largest number of samples; and one line of what was
-generated. The last lines are all decodings in one table. Every model and set stands alone: parts can be run one after
-the other.
+A model is the name of a toy model (the prompts of `teacher` are those it was trained on) or a folder, such as the student
+of a finished run. Prints one JSON line for each model, set and decoding: accuracy with its 95 % interval (Wilson), and
+the paired difference from greedy on the same questions (Newcombe). Then one line for each number of samples k: the
+vote, the likeliest text, and whether any is right, as means over all choices of k samples. The last lines are a table
+of all decodings. Models and sets can be measured in separate calls.
 """
 
 from __future__ import annotations
@@ -37,33 +36,33 @@ TOY_MODELS = {
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--models", nargs="+", default=["teacher", "student", "student-causal"])
-    asked.add_argument("--sets", nargs="+", default=["steps"])
-    asked.add_argument("--questions", type=int, default=200)
-    asked.add_argument("--samples", nargs="+", type=int, default=[8, 40])
-    asked.add_argument("--temperature", type=float, default=0.7)
-    told = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["teacher", "student", "student-causal"])
+    parser.add_argument("--sets", nargs="+", default=["steps"])
+    parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--samples", nargs="+", type=int, default=[8, 40])
+    parser.add_argument("--temperature", type=float, default=0.7)
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    names = [f"{choice}{end}" for end in ("", "+calculator") for choice in choices(told.samples)]
+    names = [f"{choice}{end}" for end in ("", "+calculator") for choice in choices(args.samples)]
     table = ["| model | set | decoding | right | 95 % interval | against greedy | 95 % interval, paired |"]
     with TemporaryDirectory() as folder:
         demo.copy_data(Path(folder))
-        asked_of = {name: of_world(Path(folder) / "sets" / f"{name}.jsonl", name) for name in told.sets}
-    for model in told.models:
-        own = model in TOY_MODELS
-        at = TOY_MODELS[model] if own else Path(model)
-        shown_as = model if own else at.parent.name if at.name == "student" else at.name
-        engine = inference.open_engine(at)
-        for name, found in asked_of.items():
-            questions, drawn = splits.sample_by_hash(found, told.questions), {}
-            for each in decoding.list_sampling_specs(names):
-                before = time.process_time()
-                drawn[each.name] = answers(engine, questions, each, told.temperature, model == "teacher")
-                row = {"name": "generated", "model": shown_as, "set": name, "drawing": each.name}
-                spent = round(time.process_time() - before, 1)
-                print(json.dumps(row | {"texts": len(drawn[each.name]), "seconds of CPU": spent}), flush=True)
-            table += report(shown_as, name, names, drawn)
+        sets = {name: read_questions(Path(folder) / "sets" / f"{name}.jsonl", name) for name in args.sets}
+    for model in args.models:
+        folder = TOY_MODELS.get(model, Path(model))
+        label = folder.parent.name if model not in TOY_MODELS and folder.name == "student" else folder.name
+        engine = inference.open_engine(folder)
+        for name, all_questions in sets.items():
+            questions = splits.sample_by_hash(all_questions, args.questions)
+            samples: dict[str, list[Prediction]] = {}
+            for spec in decoding.list_sampling_specs(names):
+                start = time.process_time()
+                samples[spec.name] = answers(engine, questions, spec, args.temperature, model == "teacher")
+                row = {"name": "generated", "model": label, "set": name, "drawing": spec.name}
+                seconds = round(time.process_time() - start, 1)
+                print(json.dumps(row | {"texts": len(samples[spec.name]), "seconds of CPU": seconds}), flush=True)
+            table += report(label, name, names, samples)
     print("\n".join([table[0], "|---|---|---|---|---|---|---|", *table[1:]]))
 
 
@@ -71,12 +70,12 @@ def choices(samples: list[int]) -> list[str]:
     return ["greedy", *(f"{choice}-{number}" for choice in ("vote", "best") for number in samples)]
 
 
-def of_world(path: Path, name: str) -> list[Question]:
-    """Test questions of a set of the embedded world."""
-    told = [json.loads(row) for row in path.read_text("utf-8").splitlines()]
+def read_questions(path: Path, name: str) -> list[Question]:
+    """The test questions of one of the demo's sets."""
+    rows = [json.loads(row) for row in path.read_text("utf-8").splitlines()]
     return [
         Question(f"{name}/{row['id']}", row["question"], row["answer"], name, "test", row["task"])
-        for row in told
+        for row in rows
         if splits.split_of(row["question"], 0.25, 0.25) == "test"
     ]
 
@@ -84,61 +83,73 @@ def of_world(path: Path, name: str) -> list[Question]:
 def answers(
     engine: inference.Engine,
     questions: list[Question],
-    drawing: decoding.SamplingSpec,
+    spec: decoding.SamplingSpec,
     temperature: float,
-    taught: bool,
+    teacher_prompts: bool,
 ) -> list[Prediction]:
-    form, style = prompts.FORMATS["zero-shot-rationale"], prompts.TEACHER_STYLE if taught else prompts.PAPER_STYLE
+    form, style = (
+        prompts.FORMATS["zero-shot-rationale"],
+        prompts.TEACHER_STYLE if teacher_prompts else prompts.PAPER_STYLE,
+    )
     batches = evaluation.predict_answers(
         engine,
         questions,
         lambda question: prompts.build_prompt(question.text, form, style=style),
         inference.Decode(
-            max_tokens=96 if taught else 64,
-            temperature=temperature if drawing.sampled else 0.0,
+            max_tokens=96 if teacher_prompts else 64,
+            temperature=temperature if spec.sampled else 0.0,
             seed=1,
-            calculator=drawing.calculator,
-            likelihood=drawing.sampled,
+            calculator=spec.calculator,
+            likelihood=spec.sampled,
         ),
-        samples=drawing.samples,
+        samples=spec.samples,
         budget=32768,
     )
-    return [each for batch in batches for each in batch]
+    return [prediction for batch in batches for prediction in batch]
 
 
-def report(model: str, name: str, names: list[str], drawn: dict[str, list[Prediction]]) -> list[str]:
-    """Prints the lines of one model and set; returns the rows of the table."""
+def report(model: str, name: str, names: list[str], samples_of: dict[str, list[Prediction]]) -> list[str]:
+    """Print the lines of one model and set, and return the rows of the table."""
     right: dict[str, dict[str, bool]] = {}
     table = []
-    for each in names:
-        chosen = decoding.choose_answers(each, drawn[decoding.parse_decoding(each).spec.name])
-        right[each] = {one.question: one.grade == "right" for one in chosen}
+    for decoder in names:
+        chosen = decoding.choose_answers(decoder, samples_of[decoding.parse_decoding(decoder).spec.name])
+        right[decoder] = {answer.question: answer.grade == "right" for answer in chosen}
     order = sorted(right["greedy"])
-    for each, own in right.items():
-        total, n = sum(own.values()), len(own)
+    for decoder, right_answers in right.items():
+        total, n = sum(right_answers.values()), len(right_answers)
         low, high = intervals.wilson_interval(total, n)
-        change = intervals.paired_difference([own[key] for key in order], [right["greedy"][key] for key in order])
-        row = {"name": "decoding", "model": model, "set": name, "decoding": each, "n": n, "right": shown(total / n)}
-        row |= {"interval": [shown(low), shown(high)], "against greedy": [shown(value) for value in change]}
+        change = intervals.paired_difference(
+            *([answers[key] for key in order] for answers in (right_answers, right["greedy"]))
+        )
+        row = {
+            "name": "decoding",
+            "model": model,
+            "set": name,
+            "decoding": decoder,
+            "n": n,
+            "right": percent(total / n),
+        }
+        row |= {"interval": [percent(low), percent(high)], "against greedy": [percent(value) for value in change]}
         print(json.dumps(row), flush=True)
-        against = [f"{shown(value):+}" for value in change]
-        cells = [model, f"{name}, {n}", each, shown(total / n), f"{shown(low)} to {shown(high)}"]
-        cells += [against[0], f"{against[1]} to {against[2]}"] if each != "greedy" else ["", ""]
+        against = [f"{percent(value):+}" for value in change]
+        cells = [model, f"{name}, {n}", decoder, percent(total / n), f"{percent(low)} to {percent(high)}"]
+        cells += [against[0], f"{against[1]} to {against[2]}"] if decoder != "greedy" else ["", ""]
         table.append(f"| {' | '.join(map(str, cells))} |")
-    for drawing, samples in drawn.items():
+    for drawing, samples in samples_of.items():
         if drawing.startswith("greedy"):
             continue
-        for one in decoding.compute_pass_curves(
+        for point in decoding.compute_pass_curves(
             samples, checkpoint=BASE, split="test", format="zero-shot-rationale", drawing=drawing
         ):
-            if one.k & (one.k - 1) == 0 or one.k == len(samples) // one.n:
-                row = {"name": "tries", "model": model, "set": name, "drawing": drawing, "how": one.how, "k": one.k}
-                row |= {"right": shown(one.accuracy), "interval": [shown(one.low), shown(one.high)]}
+            if point.k & (point.k - 1) == 0 or point.k == len(samples) // point.n:
+                row = {"name": "tries", "model": model, "set": name, "drawing": drawing, "how": point.how, "k": point.k}
+                row |= {"right": percent(point.accuracy), "interval": [percent(point.low), percent(point.high)]}
                 print(json.dumps(row), flush=True)
     return table
 
 
-def shown(share: float) -> float:
+def percent(share: float) -> float:
     return round(100 * share, 1)
 
 

@@ -1,17 +1,18 @@
-"""How near do transferred targets come to the truth? Rules between tokenizers, on a language whose truth is known.
+"""Distance of transferred targets from exact distributions, on a synthetic language in which these are known.
 
     POTSTILL_DATA=... python benchmarks/fidelity.py [--pairs p50k_base:t5 ...] [--shown 1 5 20 all] [--seed 1]
 
-One JSON line a case. A case is a pair of tokenizers and how many outcomes the teacher shows; of each rule it has, over
-all positions and over those of pieces with a digit and at the start of lines:
+Prints one JSON line for each case: a pair of tokenizers, and the number of candidates that the teacher shows. For each
+rule, over all positions, over those of pieces with a digit, and over those at the start of lines:
 
-    variation  total variation from the student's exact distribution, the tail filled by how often tokens come
-    divergence Kullback-Leibler divergence of the exact distribution from the filled one, nats
-    kept       mass that is not tail
-    share      of the reachable gap closed: (paper - rule) / (paper - ceiling), by variation
+    variation   total variation distance from the student's exact distribution; the tail is filled by token frequency
+    divergence  Kullback-Leibler divergence of the exact distribution from the filled one, in nats
+    kept        probability that is not tail
+    share       share of the possible gain: (paper - rule) / (paper - ceiling), by variation
 
-`text` knows the run's chains and the teacher's tokenizer, `text, bytes` the chains alone, `text, alone` neither. The
-ceiling knows perfectly how each shown outcome goes on. The language is `tests/support/oracle.py`; rules were tuned on seed 0.
+The rule `text` uses the run's chains and the teacher's tokenizer, `text, bytes` only the chains, `text, alone` neither.
+The ceiling knows exactly how each candidate continues. `tests/support/oracle.py` defines the language. The rules were
+tuned with seed 0.
 """
 
 from __future__ import annotations
@@ -28,99 +29,96 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
-import oracle
+import oracle  # type: ignore[import-not-found]
 from potstill import tokenization
 from potstill.alignment.cross_tokenizer import transfer
 from potstill.alignment.text_rule_completions import completions
-from potstill.tokenization import Tokenizer
 
 PAIRS = ("p50k_base:t5", "cl100k_base:t5", "gpt2:mistral", "mistral:t5", "t5:cl100k_base")
 RULES = ("one-hot", "paper", "span", "text", "text, bytes", "text, alone", "ceiling")
-PLACES = ("all", "digits", "line starts")
+POSITIONS = ("all", "digits", "line starts")
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--pairs", nargs="+", default=PAIRS, help="teacher:student, folders under tokenizers/")
-    asked.add_argument("--shown", nargs="+", default=["1", "5", "20", "all"], help="outcomes that the teacher shows")
-    asked.add_argument("--seed", type=int, default=1)
-    asked.add_argument("--questions", type=int, default=8)
-    asked.add_argument("--texts", type=int, default=3000, help="of each question")
-    asked.add_argument("--samples", type=int, default=40, help="chains of each question in the run")
-    asked.add_argument("--measured", type=int, default=6, help="of them")
-    told = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", nargs="+", default=PAIRS, help="teacher:student, folders under tokenizers/")
+    parser.add_argument("--shown", nargs="+", default=["1", "5", "20", "all"], help="outcomes that the teacher shows")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--questions", type=int, default=8)
+    parser.add_argument("--texts", type=int, default=3000, help="of each question")
+    parser.add_argument("--samples", type=int, default=40, help="chains of each question in the run")
+    parser.add_argument("--measured", type=int, default=6, help="of them")
+    args = parser.parse_args()
     folder = Path(os.environ["POTSTILL_DATA"]) / "tokenizers"
-    language = oracle.make(told.seed, told.questions, told.texts)
-    for pair in told.pairs:
+    language = oracle.make(args.seed, args.questions, args.texts)
+    for pair in args.pairs:
         teacher, student = (tokenization.load_tokenizer(folder / name) for name in pair.split(":"))
         truth = oracle.Oracle(language, teacher, student)
-        for shown in told.shown:
+        for shown in args.shown:
             k = None if shown == "all" else int(shown)
-            rows = measured(truth, k, told.samples, told.measured, told.seed)
-            case = {"name": "fidelity", "pair": pair, "shown": shown, "seed": told.seed, "chains": told.samples}
+            rows = measured(truth, k, args.samples, args.measured, args.seed)
+            case = {"name": "fidelity", "pair": pair, "shown": shown, "seed": args.seed, "chains": args.samples}
             print(json.dumps({**case, **summary(rows)}), flush=True)
 
 
 def measured(
     truth: oracle.Oracle, k: int | None, samples: int, n: int, seed: int
 ) -> dict[tuple[str, str], list[tuple[float, float, float]]]:
-    """(rule, place) to variation, divergence and kept mass of each position."""
-    drawn = [
-        (question, place, truth.chain(question, place, index, k))
-        for question, said in enumerate(truth.language)
-        for index, place in enumerate(oracle.sampled(said, samples, (seed, question)))
+    """(rule, kind of position) -> variation, divergence and kept probability of each position."""
+    chosen = [
+        (question, text_index, truth.chain(question, text_index, index, k))
+        for question, texts in enumerate(truth.language)
+        for index, text_index in enumerate(oracle.sampled(texts, samples, (seed, question)))
     ]
-    run = completions([chain for _, _, chain in drawn], truth.student)
-    found: dict[tuple[str, str], list[tuple[float, float, float]]] = defaultdict(list)
-    for question, place, chain in drawn:
+    run_completions = completions([chain for _, _, chain in chosen], truth.student)
+    rows: dict[tuple[str, str], list[tuple[float, float, float]]] = defaultdict(list)
+    for question, text_index, chain in chosen:
         if chain.index >= n:
             continue
-        known: dict[str, dict[str, Any]] = {
-            "text": {"completions": run, "teacher": truth.teacher},
-            "text, bytes": {"completions": run},
+        context: dict[str, dict[str, Any]] = {
+            "text": {"completions": run_completions, "teacher": truth.teacher},
+            "text, bytes": {"completions": run_completions},
         }
         targets = {
-            rule: transfer(chain, truth.student, rule.split(",")[0], **known.get(rule, {})) for rule in RULES[:-1]
+            rule: transfer(chain, truth.student, rule.split(",")[0], **context.get(rule, {})) for rule in RULES[:-1]
         }
-        ceiling = truth.ceiling(question, place, k)
-        kinds = list(_kinds(truth, question, place))
-        for position, exact in enumerate(truth.exact(question, place)):
+        ceiling = truth.ceiling(question, text_index, k)
+        kinds = list(position_kinds(truth, question, text_index))
+        for position, exact in enumerate(truth.exact(question, text_index)):
             for rule in RULES:
-                row = ceiling[position] if rule == "ceiling" else targets[rule].distribution(position)
+                distribution = ceiling[position] if rule == "ceiling" else targets[rule].distribution(position)
                 values = (
-                    oracle.variation(row, exact, truth.unigram),
-                    oracle.divergence(row, exact, truth.unigram),
-                    sum(row.values()),
+                    oracle.variation(distribution, exact, truth.unigram),
+                    oracle.divergence(distribution, exact, truth.unigram),
+                    sum(distribution.values()),
                 )
                 for kind in kinds[position]:
-                    found[rule, kind].append(values)
-    return found
+                    rows[rule, kind].append(values)
+    return rows
 
 
-def _kinds(truth: oracle.Oracle, question: int, place: int) -> Iterator[list[str]]:
-    """At each position of a text: which of PLACES it belongs to."""
+def position_kinds(truth: oracle.Oracle, question: int, text_index: int) -> Iterator[list[str]]:
+    """For each position of a text: the POSITIONS to which it belongs."""
     tree = truth.tree(question, student=True)
-    text = truth.language[question].texts[place].encode()
+    text = truth.language[question].texts[text_index].encode()
     reached = 0
-    for position, token in enumerate(tree.ids[place]):
-        piece = _piece(truth.student, token)
-        start, end = tree.spans[place][position] if position < len(tree.spans[place]) else (len(text), len(text))
+    for position, token in enumerate(tree.ids[text_index]):
+        piece = truth.student.token_bytes(token)
+        start, end = (
+            tree.spans[text_index][position] if position < len(tree.spans[text_index]) else (len(text), len(text))
+        )
         first = position == 0 or (b"\n" in text[reached:end] and bool(piece.strip()))
         reached = max(reached, end) if piece.strip() or end > start else reached
         digit = any(48 <= byte <= 57 for byte in piece)
         yield ["all", *(["digits"] if digit else []), *(["line starts"] if first else [])]
 
 
-def _piece(tokenizer: Tokenizer, token: int) -> bytes:
-    return tokenizer.token_bytes(token)
-
-
 def summary(rows: dict[tuple[str, str], list[tuple[float, float, float]]]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    for place in PLACES:
+    cases: dict[str, Any] = {}
+    for place in POSITIONS:
         means = {rule: np.array(rows[rule, place]).mean(axis=0) for rule in RULES}
         paper, ceiling = means["paper"][0], means["ceiling"][0]
-        made[place] = {"positions": len(rows["paper", place])} | {
+        cases[place] = {"positions": len(rows["paper", place])} | {
             rule: {
                 "variation": round(float(mean[0]), 4),
                 "divergence": round(float(mean[1]), 4),
@@ -129,7 +127,7 @@ def summary(rows: dict[tuple[str, str], list[tuple[float, float, float]]]) -> di
             }
             for rule, mean in means.items()
         }
-    return made
+    return cases
 
 
 if __name__ == "__main__":

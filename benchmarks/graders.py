@@ -1,12 +1,12 @@
-"""The other side of `grading.py`: graders of other projects, in an environment of their own.
+"""Graders of other projects for `grading.py`, in their own environment.
 
     python -m venv ENV
     ENV/bin/pip install lm_eval math-verify torch==2.13.0 --constraint constraints.txt
 
-Reads a job (JSON: `what`, `pairs` of text, gold answer, task, form) on its standard input and prints which pairs the
-grader calls right, its processor seconds, and how often it raised an error (not right, then). It imports nothing of
-potstill. lm-evaluation-harness' filters are read from its own task files; its stop strings are applied to the texts
-first, as its generation would. Math-Verify looks for letters where the answer is a choice, else for expressions.
+Reads a job (JSON: `what`, `pairs` of text, gold answer, task, answer type) from standard input. Prints which pairs the
+grader calls right, its processor seconds, and how often it raised an error, which counts as not right. Imports nothing of
+potstill. The filters of lm-evaluation-harness are read from its task files, and its stop strings are applied to the
+texts first, as in its generation. Math-Verify looks for letters if the answer is a choice, otherwise for expressions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 Pair = tuple[str, str, str, str]
-# a task of BBH whose filters fit a form of answer
+# answer type -> a BBH task with suitable filters
 LIKE = {"choice": "snarks", "list": "word_sorting", "brackets": "dyck_languages"}
 PAIRS_OF_WORDS = {"yes": "navigate", "no": "navigate", "true": "boolean_expressions", "false": "boolean_expressions"}
 
@@ -53,8 +53,8 @@ def authors() -> Any:
         text, gold, task, _ = pair
         if task.startswith("bbh/"):
             return "the answer is" in text and gold in text.split("the answer is")[1]
-        found, wanted = (re.findall(r"\d*\.?\d+", each) for each in (text, gold))
-        return not wanted or (bool(found) and float(found[-1]) == float(wanted[-1]))
+        numbers, gold_numbers = (re.findall(r"\d*\.?\d+", value) for value in (text, gold))
+        return not gold_numbers or (bool(numbers) and float(numbers[-1]) == float(gold_numbers[-1]))
 
     return grade
 
@@ -65,7 +65,8 @@ def math_verify() -> Any:
     letters = [StringExtractionConfig(strings=tuple("ABCDEFGHIJKLMNOPQR"))]
 
     def read(text: str, form: str) -> Any:
-        return parse(text, letters, parsing_timeout=None) if form == "choice" else parse(text, parsing_timeout=None)
+        timeout: Any = None
+        return parse(text, *([letters] if form == "choice" else []), parsing_timeout=timeout)
 
     def grade(pair: Pair) -> bool:
         text, gold, _, form = pair
@@ -81,41 +82,41 @@ def lm_eval(which: str) -> Any:
 
     @functools.cache
     def task(name: str) -> tuple[Any, list[str], dict[str, Any]]:
-        plan = _plan(name)
-        steps = next(each["filter"] for each in plan["filter_list"] if each["name"] == which)
+        config = read_task(name)
+        steps = next(filter["filter"] for filter in config["filter_list"] if filter["name"] == which)
         parts = [(step["function"], {k: v for k, v in step.items() if k != "function"} or None) for step in steps]
-        metric = plan["metric_list"][0]
+        metric = config["metric_list"][0]
         options = {k: v for k, v in metric.items() if k in ("ignore_case", "ignore_punctuation", "regexes_to_ignore")}
-        return build_filter_ensemble(which, parts), plan["generation_kwargs"]["until"], options
+        return build_filter_ensemble(which, parts), config["generation_kwargs"]["until"], options
 
     def grade(pair: Pair) -> bool:
         text, gold, name, form = pair
-        ensemble, until, options = task(_like(name, form, gold))
+        ensemble, until, options = task(similar_task(name, form, gold))
         for stop in until:
             text = text.split(stop)[0]
         filtered = [[text]]
         for step in ensemble.filters:
             filtered = list(step().apply(filtered, [{"input": "", "target": gold}]))
-        found = filtered[0] if isinstance(filtered[0], str) else filtered[0][0]
-        return bool(exact_match_hf_evaluate([found], [gold], **options)["exact_match"])
+        answer = filtered[0] if isinstance(filtered[0], str) else filtered[0][0]
+        return bool(exact_match_hf_evaluate([answer], [gold], **options)["exact_match"])
 
     return grade
 
 
-def _like(task: str, form: str, gold: str) -> str:
-    """The task file whose filters are meant for such answers: BBH's own, else one of the same form, else GSM8K's."""
+def similar_task(task: str, form: str, gold: str) -> str:
+    """The task file whose filters fit the answer: of the same BBH task, of the same answer type, or of GSM8K."""
     if task.startswith("bbh/"):
         return f"bbh/cot_zeroshot/{task.removeprefix('bbh/')}.yaml"
     like = LIKE.get(form) or PAIRS_OF_WORDS.get(gold.lower())
     return f"bbh/cot_zeroshot/{like}.yaml" if like else "gsm8k/gsm8k-cot.yaml"
 
 
-def _plan(name: str) -> dict[str, Any]:
+def read_task(name: str) -> dict[str, Any]:
     import yaml
 
-    found = importlib.util.find_spec("lm_eval")
-    assert found is not None and found.origin is not None
-    path = Path(found.origin).parent / "tasks" / name
+    package = importlib.util.find_spec("lm_eval")
+    assert package is not None and package.origin is not None
+    path = Path(package.origin).parent / "tasks" / name
 
     class Loader(yaml.SafeLoader):
         pass
@@ -129,9 +130,9 @@ def _plan(name: str) -> dict[str, Any]:
         return getattr(loaded, attribute)
 
     Loader.add_constructor("!function", function)
-    plan = yaml.load(path.read_text(), Loader)
-    included = plan.pop("include", None)
-    return {**(yaml.load((path.parent / included).read_text(), Loader) if included else {}), **plan}
+    config = yaml.load(path.read_text(), Loader)
+    included = config.pop("include", None)
+    return {**(yaml.load((path.parent / included).read_text(), Loader) if included else {}), **config}
 
 
 GRADERS = {

@@ -1,13 +1,13 @@
-"""How often is a grader right, and how fast is it? Ours beside others, on the pairs of tests/support/grading_cases.py.
+"""Accuracy and speed of the grader, compared with others, on the pairs of tests/support/grading_cases.py.
 
     POTSTILL_DATA=... python benchmarks/grading.py [--peers ENV/bin/python] [--categories]
 
-The pairs were written for this project, and what is right follows from its policies (percent is a unit, a hedge is
-wrong, ...): other graders were not made for all of them, so each form is counted apart, and `--categories` prints every
-category. Only right or not right is compared. Forms that no other grader has (regex, json, exact) are left out.
+The pairs were written for this project and follow its policies (percent is a unit, a hedge is wrong, ...). Other graders
+were not made for all of them, so each answer type is counted separately, and `--categories` prints every category. Only
+right or not right is compared. Answer types that no other grader has (regex, json, exact) are left out.
 
-One JSON line a case: name, ours, theirs, ratio, unit, machine. Speed: GSM8K's reference solutions, texts a second of
-processor time on one thread. `graders.py` says how to make the peers' environment.
+Prints one JSON line for each case: name, ours, theirs, ratio, unit, machine. Speed is texts per second of processor time on
+one thread, on GSM8K's reference solutions. `graders.py` describes the peers' environment.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 from alignment import machine
 from graders import GRADERS
-from grading_cases import CASES
+from grading_cases import CASES  # type: ignore[import-not-found]
 from potstill import data
 from potstill.grading import grade, infer_answer_type
 
@@ -35,11 +35,11 @@ PEERS = Path(__file__).parent / "graders.py"
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--peers", help="the python of the peers' environment")
-    asked.add_argument("--texts", type=int, default=2000, help="for the speed")
-    asked.add_argument("--categories", action="store_true")
-    told = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", help="the python of the peers' environment")
+    parser.add_argument("--texts", type=int, default=2000, help="for the speed")
+    parser.add_argument("--categories", action="store_true")
+    args = parser.parse_args()
     rows = [
         (category, infer_answer_type(gold, task), text, gold, task, expected == "right")
         for category, cases in CASES.items()
@@ -47,19 +47,19 @@ def main() -> None:
         if infer_answer_type(gold, task) not in OURS_ONLY and len(text) < 1000
     ]
     ours = [grade(text, gold, task).grade == "right" for _, _, text, gold, task, _ in rows]
-    # Others are given the number of "9 (apples)" only, as lm-evaluation-harness does with ASDiv.
+    # Other graders get only the number of "9 (apples)", as in lm-evaluation-harness with ASDiv.
     pairs = [
         (text, gold.split(" (")[0] if kind == "number" else gold, task or kind, kind)
         for _, kind, text, gold, task, _ in rows
     ]
-    solutions = [(f"{q.rationale}\nThe answer is {q.gold}", q.gold, "gsm8k", "number") for q in reference(told.texts)]
+    solutions = [(f"{q.rationale}\nThe answer is {q.gold}", q.gold, "gsm8k", "number") for q in reference(args.texts)]
     rate = speed(solutions)
     for name in GRADERS:
-        theirs = ask(told.peers, name, pairs)
+        theirs = ask(args.peers, name, pairs)
         accuracy(name, rows, ours, theirs)
-        if told.categories and isinstance(theirs, dict):
+        if args.categories and isinstance(theirs, dict):
             categories(name, rows, ours, theirs["right"])
-        fast = ask(told.peers, name, solutions)
+        fast = ask(args.peers, name, solutions)
         other = round(len(solutions) / fast["seconds"]) if isinstance(fast, dict) else fast
         if isinstance(theirs, dict):
             print(json.dumps({"name": f"errors raised; {name}", "theirs": theirs["errors"], "unit": "of all pairs"}))
@@ -71,48 +71,47 @@ def reference(n: int) -> list[data.Question]:
 
 
 def speed(pairs: list[tuple[str, str, str, str]]) -> int:
-    found = []
+    seconds = []
     for _ in range(5):
         start = time.process_time()
         for text, gold, task, _ in pairs:
             grade(text, gold, task)
-        found.append(time.process_time() - start)
-    return round(len(pairs) / min(found))
+        seconds.append(time.process_time() - start)
+    return round(len(pairs) / min(seconds))
 
 
 def accuracy(name: str, rows: list[Any], ours: list[bool], theirs: dict[str, Any] | str) -> None:
     groups: dict[str, list[int]] = {"all": list(range(len(rows)))}
     for index, row in enumerate(rows):
         groups.setdefault(row[1], []).append(index)
-    for group, own in groups.items():
-        share = [agreement(rows, own, ours)]
-        share.append(agreement(rows, own, theirs["right"]) if isinstance(theirs, dict) else theirs)
-        line(f"grading accuracy, {group}, {len(own)} pairs; {name}", *share, "%")
+    for group, indices in groups.items():
+        other = agreement(rows, indices, theirs["right"]) if isinstance(theirs, dict) else theirs
+        line(f"grading accuracy, {group}, {len(indices)} pairs; {name}", agreement(rows, indices, ours), other, "%")
 
 
-def agreement(rows: list[Any], own: list[int], said: list[bool]) -> float:
-    return round(100 * sum(said[index] == rows[index][5] for index in own) / len(own), 1)
+def agreement(rows: list[Any], indices: list[int], right: list[bool]) -> float:
+    return round(100 * sum(right[index] == rows[index][5] for index in indices) / len(indices), 1)
 
 
 def categories(name: str, rows: list[Any], ours: list[bool], theirs: list[bool]) -> None:
     groups: dict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
         groups[row[0]].append(index)
-    for group, own in groups.items():
-        shares = agreement(rows, own, ours), agreement(rows, own, theirs)
-        line(f"grading accuracy, category {group}, {len(own)} pairs; {name}", *shares, "%")
+    for group, indices in groups.items():
+        shares = agreement(rows, indices, ours), agreement(rows, indices, theirs)
+        line(f"grading accuracy, category {group}, {len(indices)} pairs; {name}", *shares, "%")
 
 
 def ask(python: str | None, what: str, pairs: list[Any]) -> dict[str, Any] | str:
-    """What a peer calls right and its seconds, or why there is nothing."""
+    """Which pairs a peer calls right and its seconds, or the reason why there is no answer."""
     if python is None:
         return "not installed"
     job = json.dumps({"what": what, "pairs": pairs})
     done = subprocess.run([python, str(PEERS)], input=job, capture_output=True, text=True)
     if done.returncode:
         return f"failed: {done.stderr.strip().splitlines()[-1]}"
-    told = json.loads(done.stdout.strip().splitlines()[-1])
-    return f"not installed: {told['missing']}" if "missing" in told else told
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    return f"not installed: {answer['missing']}" if "missing" in answer else answer
 
 
 def line(name: str, ours: float, theirs: float | str, unit: str) -> None:

@@ -1,19 +1,19 @@
-"""What the loss costs beside the matrix products that it cannot avoid: one JSON line a case.
+"""Time and memory of the loss, compared with its unavoidable matrix products and with other implementations.
 
     python benchmarks/loss.py [--peers ENV/bin/python] [--rows N] [--device cuda]
 
-    ours          `potstill.losses.weighted_sparse_kl`: value and gradient of the sparse divergence in one pass
-    compiled      the same with its compiled kernel, without the seconds of compiling
-    sparse        `potstill.losses.sparse_kl`: a value for every position, logits computed twice
-    products      hidden @ head.T, gradient @ head, gradient.T @ hidden, whole: what nobody can leave out
-    dense         KL against a dense [n, v] teacher by torch's log_softmax
-    gkd           TRL 1.16's generalized_jsd_loss (beta 0) on whole logits of both sides
-    chunked       TRL 1.16's chunked divergence, which makes the teacher's logits from its hidden states as well
+    ours          `potstill.losses.weighted_sparse_kl`: value and gradient in one pass
+    compiled      the same with the compiled kernel, without the time of compiling
+    sparse        `potstill.losses.sparse_kl`: a value for every position; logits are computed twice
+    products      hidden @ head.T, gradient @ head, gradient.T @ hidden: the unavoidable part
+    dense         KL against a dense [n, v] teacher with torch's log_softmax
+    gkd           TRL 1.16's generalized_jsd_loss (beta 0) on complete logits of both sides
+    chunked       TRL 1.16's chunked divergence, which also computes the teacher's logits from its hidden states
 
-Forward and backward, fp32, in a process of its own for each case: seconds of processor time (on a GPU of the wall) of
-the best of some runs, and peak memory beyond hidden states, head and candidates. For `dense` and `gkd` that holds the
-teacher's [n, v], which a cache of candidates does not have. `ratio` is theirs / ours. --rows cuts n: both sides alike.
-peers: see `peers.py`; of TRL the two functions are taken from its files, without its dependencies.
+Forward and backward in float32, each case in its own process. Prints one JSON line for each case: seconds of processor
+time (on a GPU, wall-clock time), the best of several runs; and peak memory beyond hidden states, head and candidates. For
+`dense` and `gkd` the memory includes the teacher's [n, v]. `ratio` is theirs / ours. `--rows` limits n for both sides.
+`peers.py` describes the peers' environment; TRL's two functions are taken from its files, without its dependencies.
 """
 
 from __future__ import annotations
@@ -44,36 +44,41 @@ THEIRS = ("gkd", "chunked")
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser()
-    asked.add_argument("--peers", help="the python of the peers' environment")
-    asked.add_argument("--rows", type=int, help="at most so many rows")
-    asked.add_argument("--device", default="cpu")
-    asked.add_argument("--runs", type=int, default=2)
-    asked.add_argument("--way", help="(used by this program itself)")
-    asked.add_argument("--size", help="(used by this program itself)")
-    told = asked.parse_args()
-    if told.way:
-        print(json.dumps(measure(told.way, tuple(map(int, told.size.split(","))), told.device, told.runs)))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--peers", help="the python of the peers' environment")
+    parser.add_argument("--rows", type=int, help="maximum number of rows")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--way", help="for internal use")
+    parser.add_argument("--size", help="for internal use")
+    args = parser.parse_args()
+    if args.way:
+        print(json.dumps(measure(args.way, tuple(map(int, args.size.split(","))), args.device, args.runs)))
         return
     for n, *rest in SIZES:
-        size = (min(n, told.rows or n), *rest)
-        found = {way: alone(way, size, told) for way in WAYS}
-        own = found["ours"]
+        size = (min(n, args.rows or n), *rest)
+        results = {way: run_alone(way, size, args) for way in WAYS}
+        ours = results["ours"]
         for way in WAYS[1:]:
             for unit in ("s", "MiB"):
-                other = found[way]
-                ratio = round(other[unit] / own[unit], 2) if unit in other and unit in own else None
-                theirs = other.get(unit, other.get("why"))
-                row = {"name": f"{way} {size}", "ours": own.get(unit), "theirs": theirs, "ratio": ratio, "unit": unit}
-                print(json.dumps({**row, "machine": machine(told.device)}), flush=True)
+                theirs = results[way]
+                ratio = round(theirs[unit] / ours[unit], 2) if unit in theirs and unit in ours else None
+                row = {
+                    "name": f"{way} {size}",
+                    "ours": ours.get(unit),
+                    "theirs": theirs.get(unit, theirs.get("why")),
+                    "ratio": ratio,
+                    "unit": unit,
+                }
+                print(json.dumps({**row, "machine": machine(args.device)}), flush=True)
 
 
-def alone(way: str, size: tuple[int, ...], told: argparse.Namespace) -> dict[str, Any]:
-    python = told.peers if way in THEIRS else sys.executable
+def run_alone(way: str, size: tuple[int, ...], args: argparse.Namespace) -> dict[str, Any]:
+    python = args.peers if way in THEIRS else sys.executable
     if python is None:
         return {"why": "not installed"}
-    command = [python, __file__, "--way", way, "--size", ",".join(map(str, size)), "--device", told.device]
-    done = subprocess.run([*command, "--runs", str(told.runs)], capture_output=True, text=True)
+    command = [python, __file__, "--way", way, "--size", ",".join(map(str, size)), "--device", args.device]
+    done = subprocess.run([*command, "--runs", str(args.runs)], capture_output=True, text=True)
     if done.returncode:
         return {"why": f"failed ({done.returncode}): {(done.stderr.strip().splitlines() or ['killed'])[-1][:200]}"}
     return json.loads(done.stdout.splitlines()[-1])
@@ -85,7 +90,7 @@ def measure(way: str, size: tuple[int, ...], device: str, runs: int) -> dict[str
     torch.manual_seed(1)
     hidden = torch.randn(n, d, device=device)
     head = torch.randn(v, d, device=device).div_(d**0.5)
-    # Not by permutations of the vocabulary: memory that was held before the start hides what is taken after it.
+    # No permutations of the vocabulary: memory that was used before the measurement would hide the peak.
     draws = random.Random(1)
     ids = torch.tensor([draws.sample(range(v), k) for _ in range(n)], device=device)
     p = torch.rand(n, k, device=device).softmax(1).mul_(0.97)
@@ -102,7 +107,7 @@ def measure(way: str, size: tuple[int, ...], device: str, runs: int) -> dict[str
 def prepare(
     way: str, hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tensor, p: torch.Tensor
 ) -> Callable[[], Any]:
-    """One forward and backward pass of a way. What only that way needs is made inside, so that it counts."""
+    """One forward and backward pass. Tensors that only this way needs are made inside, so that they count."""
     n = len(hidden)
 
     def teacher() -> torch.Tensor:
@@ -132,24 +137,24 @@ def prepare(
     if way == "gkd":
         divergence = function_of("trl/experimental/gkd/gkd_trainer.py", "generalized_jsd_loss")
         return lambda: divergence((hidden @ head.T)[None], teacher().log_()[None], beta=0).backward()
-    own, other = chunked(), (torch.randn_like(hidden), torch.randn_like(head).div_(head.shape[1] ** 0.5))
-    return lambda: own.apply(hidden, head, None, *other, None, 0.0)[0].mean().backward()
+    function, teacher_state = chunked(), (torch.randn_like(hidden), torch.randn_like(head).div_(head.shape[1] ** 0.5))
+    return lambda: function.apply(hidden, head, None, *teacher_state, None, 0.0)[0].mean().backward()
 
 
 def function_of(path: str, name: str) -> Callable[..., Any]:
-    """A function of a file that is not imported, with torch and F in reach."""
-    folder = next(Path(place) for place in sys.path if (Path(place) / path).is_file())
+    """A function from a file, without importing the file; its globals are torch and F."""
+    folder = next(Path(entry) for entry in sys.path if (Path(entry) / path).is_file())
     for node in ast.walk(ast.parse((folder / path).read_text("utf-8"))):
         if isinstance(node, ast.FunctionDef) and node.name == name:
             node.decorator_list = []
-            room: dict[str, Any] = {"torch": torch, "F": F}
-            exec(compile(ast.Module([node], []), path, "exec"), room)
-            return room[name]
+            namespace: dict[str, Any] = {"torch": torch, "F": F}
+            exec(compile(ast.Module([node], []), path, "exec"), namespace)
+            return namespace[name]
     raise LookupError(name)
 
 
 def chunked() -> Any:
-    """TRL's kernel module with an empty stand-in for its trainer, which would need a dozen packages."""
+    """TRL's kernel module with an empty module in place of its trainer, which would need a dozen packages."""
     for name in ("trl.trainer", "trl.trainer.utils"):
         sys.modules[name] = types.ModuleType(name)
     sys.modules["trl.trainer"].__path__ = []
@@ -166,7 +171,7 @@ def clock(device: str) -> float:
 
 
 def peak(device: str) -> float:
-    """MiB at the most so far."""
+    """The peak memory of the process so far, in MiB."""
     if device == "cpu":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return torch.cuda.max_memory_allocated() / 2**20

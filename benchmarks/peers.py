@@ -1,11 +1,11 @@
-"""The other side of `alignment.py`: aligners of other projects, in an environment of their own.
+"""Aligners of other projects for `alignment.py`, in their own environment.
 
     python -m venv ENV
     ENV/bin/pip install fastdtw spacy-alignments merge-tokenizers tokenizers numpy
     ENV/bin/pip install --no-deps trl==1.16.0
 
-Reads a job (JSON) on its standard input and prints seconds. It imports nothing of potstill. Of TRL only the functions
-of the alignment are run, taken from its files, so that none of its own dependencies is needed.
+Reads a job (JSON) from standard input and prints seconds. Imports nothing of potstill. Of TRL, only the alignment
+functions are taken from its files, so that its dependencies are not needed.
 """
 
 from __future__ import annotations
@@ -34,10 +34,17 @@ def merge_tokenizers(job: dict[str, Any]) -> dict[str, float]:
     from merge_tokenizers.types import TokenizedPair
 
     aligner = DTWAligner(distance_name="levenshtein")
-    own, theirs = job["teacher"], job["student"]
-    clean = [token.replace(" ", "") for token in own], [token.replace("▁", "") for token in theirs]
+    teacher_tokens, student_tokens = job["teacher"], job["student"]
+    normalized = (
+        [token.replace(" ", "") for token in teacher_tokens],
+        [token.replace("▁", "") for token in student_tokens],
+    )
     pair = TokenizedPair(
-        tokens_a=own, tokens_b=theirs, preprocessed_tokens_a=clean[0], preprocessed_tokens_b=clean[1], text=job["text"]
+        tokens_a=teacher_tokens,
+        tokens_b=student_tokens,
+        preprocessed_tokens_a=normalized[0],
+        preprocessed_tokens_b=normalized[1],
+        text=job["text"],
     )
     return {"seconds": best(lambda: aligner._align_pair(pair), 3)}
 
@@ -46,11 +53,14 @@ def fastdtw(job: dict[str, Any]) -> dict[str, float]:
     from fastdtw import fastdtw as warp
     from rapidfuzz.distance import Levenshtein
 
-    own, theirs = job["teacher"], job["student"]
-    numbers = [[i] for i in range(len(own))], [[i] for i in range(len(theirs))]
+    teacher_tokens, student_tokens = job["teacher"], job["student"]
+    numbers = [[i] for i in range(len(teacher_tokens))], [[i] for i in range(len(student_tokens))]
 
     def distance(a: Any, b: Any) -> float:
-        return Levenshtein.distance(own[min(int(a[0]), len(own) - 1)], theirs[min(int(b[0]), len(theirs) - 1)])
+        return Levenshtein.distance(
+            teacher_tokens[min(int(a[0]), len(teacher_tokens) - 1)],
+            student_tokens[min(int(b[0]), len(student_tokens) - 1)],
+        )
 
     return {"seconds": best(lambda: warp(*numbers, dist=distance), 3)}
 
@@ -58,38 +68,38 @@ def fastdtw(job: dict[str, Any]) -> dict[str, float]:
 def spacy_alignments(job: dict[str, Any]) -> dict[str, float]:
     from spacy_alignments import get_alignments
 
-    def every() -> None:
-        for own, theirs in job["pairs"]:
-            get_alignments(own, theirs)
+    def align_all() -> None:
+        for teacher_side, student_side in job["pairs"]:
+            get_alignments(teacher_side, student_side)
 
-    return {"seconds": best(every, 3)}
+    return {"seconds": best(align_all, 3)}
 
 
 def trl_walk(job: dict[str, Any]) -> dict[str, float]:
-    walk = _functions("experimental/gold/gold_trainer.py", ["_align_by_byte_offsets"])["_align_by_byte_offsets"]
+    walk = functions_of("experimental/gold/gold_trainer.py", ["_align_by_byte_offsets"])["_align_by_byte_offsets"]
 
-    def every() -> None:
-        for own, theirs in job["pairs"]:
-            walk(theirs, own)
+    def align_all() -> None:
+        for teacher_side, student_side in job["pairs"]:
+            walk(student_side, teacher_side)
 
-    return {"seconds": best(every, 5)}
+    return {"seconds": best(align_all, 5)}
 
 
-def trl_whole(job: dict[str, Any]) -> dict[str, float]:
+def trl_texts(job: dict[str, Any]) -> dict[str, float]:
     """Texts to aligned groups: both sides encoded with byte offsets, then the walk."""
     import tokenizers
 
     names = ["encode_with_byte_offsets", "_normalize_byte_offsets", "is_byte_level_tokenizer"]
-    encode = _functions("experimental/utils.py", names)["encode_with_byte_offsets"]
-    walk = _functions("experimental/gold/gold_trainer.py", ["_align_by_byte_offsets"])["_align_by_byte_offsets"]
+    encode = functions_of("experimental/utils.py", names)["encode_with_byte_offsets"]
+    walk = functions_of("experimental/gold/gold_trainer.py", ["_align_by_byte_offsets"])["_align_by_byte_offsets"]
     backends = [tokenizers.Tokenizer.from_file(path) for path in job["tokenizers"]]
 
-    def every() -> None:
-        own, theirs = (encode(backend, job["texts"]) for backend in backends)
-        for (_, first), (_, second) in zip(own, theirs, strict=True):
+    def align_all() -> None:
+        teacher_side, student_side = (encode(backend, job["texts"]) for backend in backends)
+        for (_, first), (_, second) in zip(teacher_side, student_side, strict=True):
             walk(second, first)
 
-    return {"seconds": best(every, 2)}
+    return {"seconds": best(align_all, 2)}
 
 
 JOBS = {
@@ -97,49 +107,50 @@ JOBS = {
     "fastdtw": fastdtw,
     "spacy-alignments": spacy_alignments,
     "TRL 1.16 GOLD's walk": trl_walk,
-    "TRL 1.16 GOLD, texts to groups": trl_whole,
+    "TRL 1.16 GOLD, texts to groups": trl_texts,
 }
 
 
 def best(call: Any, times: int) -> float:
-    """The least processor seconds of some calls: other work on the machine only ever adds."""
-    found = []
+    """The least processor seconds of several calls, because other load only adds to the time."""
+    seconds = []
     for _ in range(times):
         start = time.process_time()
         call()
-        found.append(time.process_time() - start)
-    return min(found)
+        seconds.append(time.process_time() - start)
+    return min(seconds)
 
 
-def _functions(file: str, names: list[str]) -> dict[str, Any]:
-    found = importlib.util.find_spec("trl")
-    if found is None or found.origin is None:
+def functions_of(file: str, names: list[str]) -> dict[str, Any]:
+    """Functions from a file of TRL, without importing the file, with the top-level helpers and constants that they use."""
+    package = importlib.util.find_spec("trl")
+    if package is None or package.origin is None:
         raise ImportError("trl")
-    tree = ast.parse((Path(found.origin).parent / file).read_text())
-    wanted = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name in names]
-    # Whatever small helpers and constants those name at the top of the file come along.
-    for _ in range(3):
-        used = {name.id for one in wanted for name in ast.walk(one) if isinstance(name, ast.Name)}
-        wanted += [
-            node
-            for node in tree.body
-            if node not in wanted
-            and (
-                (isinstance(node, ast.FunctionDef) and node.name in used)
-                or (
-                    isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id in used for t in node.targets)
-                )
-            )
-        ]
-    for node in wanted:
+    tree = ast.parse((Path(package.origin).parent / file).read_text())
+    nodes: list[ast.stmt] = [node for node in tree.body if defines(node) & set(names)]
+    for _ in range(3):  # helpers of helpers
+        used = {name.id for node in nodes for name in ast.walk(node) if isinstance(name, ast.Name)}
+        nodes += [node for node in tree.body if node not in nodes and defines(node) & used]
+    for node in nodes:
         if isinstance(node, ast.FunctionDef):
             node.decorator_list, node.returns = [], None
             for argument in [*node.args.args, *node.args.kwonlyargs]:
                 argument.annotation = None
-    space: dict[str, Any] = {"json": json}
-    wanted.sort(key=lambda node: node.lineno)
-    exec(compile(ast.Module(wanted, []), file, "exec"), space)
-    return space
+    namespace: dict[str, Any] = {"json": json}
+    nodes.sort(key=lambda node: node.lineno)
+    exec(compile(ast.Module(nodes, []), file, "exec"), namespace)
+    return namespace
+
+
+def defines(node: ast.stmt) -> set[str]:
+    """The names that a function definition or an assignment defines."""
+    if isinstance(node, ast.FunctionDef):
+        return {node.name}
+    return (
+        {target.id for target in node.targets if isinstance(target, ast.Name)}
+        if isinstance(node, ast.Assign)
+        else set()
+    )
 
 
 if __name__ == "__main__":

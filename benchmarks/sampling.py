@@ -1,20 +1,21 @@
-"""Requests a second of the stage `sample` against those of a bare loop with the same HTTP library.
+"""Requests per second of the stage `sample`, compared with a bare loop over the same HTTP library.
 
     python benchmarks/sampling.py [--requests 2000] [--latency 0 0.3]
 
-The server is the stub of the tests in a process of its own: about 100 tokens with 5 outcomes each, 50 KB a body. The
-bare loop posts the same bodies with the same number under way, from the first moment, and reads the answers; it does
-not decode them. Both keep their connections. The stage asks, decodes, grades, cuts, and stores. Without latency the
-processor is all that both sides wait for, which is the hardest case; with latency the server is the bottleneck, as with
-a model. Three JSON lines a case, each the median of `--repeat` pairs of runs, taken in turn:
+The server is the tests' stub in its own process: about 100 tokens with 5 candidates each, 50 KB a response. The bare loop
+sends the same requests with the same concurrency from the beginning, and reads the responses without decoding them. Both keep
+connections open. The stage also decodes, grades, truncates and stores. Without latency both sides wait only for the
+processor, which is the hardest case; with latency the server is the bottleneck, as with a model. Prints three JSON lines
+for each case, each the median of `--repeat` alternating pairs of runs:
 
-requests/s               of the whole stage: its probe, its ramp from a quarter of the concurrency, its sealing count
-requests/s under way     of both from the first quarter of the answers to the last answer stored, as in a run of hours
-processor ms a request   of this process alone, which other work on the machine changes less
+requests/s               the whole stage, including its probe, its ramp from a quarter of the concurrency, and sealing
+requests/s under way     from the first quarter of the answers to the last stored answer, as in a run of hours
+processor ms a request   of this process, which other load on the machine changes less
 
     python benchmarks/sampling.py --memory 1000 10000 100000
 
-Peak memory of a process that runs the stage for so many chains (of 27 tokens, 8 a request), and bytes a chain at rest.
+Prints the peak memory of a process that runs the stage for these numbers of chains (27 tokens, 8 a request), and the
+bytes of a stored chain. With fewer than about a thousand requests or chains a split may be empty, which is an error.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ teacher:
 """
 
 
-def prepared(folder: Path, url: str, requests: int, concurrency: int, per_request: int = 1) -> tuple[Recipe, Path]:
-    """A recipe and a run whose questions are collected: `requests` chains, ten or forty a question."""
+def prepare_run(folder: Path, url: str, requests: int, concurrency: int, per_request: int = 1) -> tuple[Recipe, Path]:
+    """A recipe and its run with collected questions: `requests` chains, ten or forty for each question."""
     samples = 10 if per_request == 1 else 40
     rows = max(2, requests // samples)
     for name, word in (("sums", "What is"), ("sums2", "Add")):
@@ -75,76 +76,76 @@ def prepared(folder: Path, url: str, requests: int, concurrency: int, per_reques
         concurrency=concurrency,
         per_request=per_request,
     )
-    plan = parse_recipe(text, "bench.yaml", [f"questions.limit.train={rows}"])
-    return plan, runner.run(plan, run_dir=folder / "run", until="collect")
+    recipe = parse_recipe(text, "bench.yaml", [f"questions.limit.train={rows}"])
+    return recipe, runner.run(recipe, run_dir=folder / "run", until="collect")
 
 
 Rates = tuple[float, float, float]  # requests a second in all and under way, processor seconds a request
 
 
 def under_way(moments: list[float]) -> float:
-    """Requests a second from the first quarter of some moments to the last."""
+    """Requests per second from the first quarter of the moments to the last."""
     first = len(moments) // 4
     return (len(moments) - 1 - first) / max(moments[-1] - moments[first], 1e-9)
 
 
-def ours(plan: Recipe, at: Path) -> Rates:
-    """Of the whole stage."""
-    (at / "sample").mkdir(exist_ok=True)
+def stage_rates(recipe: Recipe, run_dir: Path) -> Rates:
+    """The rates of the stage."""
+    (run_dir / "sample").mkdir(exist_ok=True)
     moments: list[float] = []
 
     @contextlib.contextmanager
     def bar(*_: object, **__: object) -> Iterator[progress.Advance]:
         yield lambda more=1, note="": moments.extend([time.perf_counter()] * more)
 
-    shown, progress.bar = progress.bar, bar
-    began, worked = time.perf_counter(), time.process_time()
-    _, counts = sample.Sample().make(at, plan)
-    seconds, worked = time.perf_counter() - began, time.process_time() - worked
-    progress.bar = shown
-    for file in (at / "sample").iterdir():
+    original, progress.bar = progress.bar, bar
+    start, processor_start = time.perf_counter(), time.process_time()
+    _, counts = sample.Sample().make(run_dir, recipe)
+    seconds, processor = time.perf_counter() - start, time.process_time() - processor_start
+    progress.bar = original
+    for file in (run_dir / "sample").iterdir():
         file.unlink()
-    return counts["chains"] / seconds, under_way(moments), worked / counts["chains"]
+    return counts["chains"] / seconds, under_way(moments), processor / counts["chains"]
 
 
-def theirs(plan: Recipe, at: Path) -> Rates:
-    """Of a bare loop."""
-    asked = settings_from_recipe(plan, "bench")
-    prompt_of = protocol.load_prompt_builder(plan)
+def bare_rates(recipe: Recipe, run_dir: Path) -> Rates:
+    """The rates of a bare loop."""
+    settings = settings_from_recipe(recipe, "bench")
+    prompt_of = protocol.load_prompt_builder(recipe)
     bodies = [
         msgspec.json.encode(
             request.build_body(
-                asked, request.Capabilities(), prompt_of(q), n=1, seed=request.derive_seed(0, q.id, (i,))
+                settings, request.Capabilities(), prompt_of(q), n=1, seed=request.derive_seed(0, q.id, (i,))
             )
         )
-        for q in run_questions.read_questions(at, plan.questions.train, "train")
-        for i in range(plan.teacher.samples)
+        for q in run_questions.read_questions(run_dir, recipe.questions.train, "train")
+        for i in range(recipe.teacher.samples)
     ]
 
     async def main() -> Rates:
         source, moments = iter(bodies), list[float]()
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=asked.concurrency)
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=settings.concurrency)
         async with httpx2.AsyncClient(
             limits=limits, timeout=60, headers={"Content-Type": "application/json"}
         ) as client:
 
             async def worker() -> None:
                 for body in source:
-                    response = await client.post(asked.urls[0] + "/completions", content=body)
+                    response = await client.post(settings.urls[0] + "/completions", content=body)
                     assert response.status_code == 200 and response.content
                     moments.append(time.perf_counter())
 
-            began, worked = time.perf_counter(), time.process_time()
-            await asyncio.gather(*(worker() for _ in range(asked.concurrency)))
-            seconds, worked = time.perf_counter() - began, time.process_time() - worked
-            return len(bodies) / seconds, under_way(moments), worked / len(bodies)
+            start, processor_start = time.perf_counter(), time.process_time()
+            await asyncio.gather(*(worker() for _ in range(settings.concurrency)))
+            seconds, processor = time.perf_counter() - start, time.process_time() - processor_start
+            return len(bodies) / seconds, under_way(moments), processor / len(bodies)
 
     return asyncio.run(main())
 
 
 @contextlib.contextmanager
 def stub(latency: float, length: int) -> Iterator[str]:
-    """The url of a stub in a process of its own."""
+    """The url of a stub in its own process."""
     command = [sys.executable, str(STUB), "--latency", str(latency), "--length", str(length)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -155,51 +156,51 @@ def stub(latency: float, length: int) -> Iterator[str]:
         server.wait()
 
 
-def say(name: str, ours: float, theirs: float | None, ratio: float | None, unit: str) -> None:
+def print_row(name: str, ours: float, theirs: float | None, ratio: float | None, unit: str) -> None:
     row = {"name": name, "ours": round(ours, 2), "theirs": theirs and round(theirs, 2), "ratio": ratio, "unit": unit}
     print(json.dumps(row | {"machine": platform.machine()}), flush=True)
 
 
 def rates(latency: float, concurrency: int, requests: int, repeat: int) -> None:
     with stub(latency, 93) as url, tempfile.TemporaryDirectory() as folder:
-        plan, at = prepared(Path(folder), url, requests, concurrency)
-        pairs = [(ours(plan, at), theirs(plan, at)) for _ in range(repeat)]
+        recipe, run_dir = prepare_run(Path(folder), url, requests, concurrency)
+        pairs = [(stage_rates(recipe, run_dir), bare_rates(recipe, run_dir)) for _ in range(repeat)]
     name = f"sampling, concurrency {concurrency}, latency {latency:g} s"
-    for place, unit in enumerate(("requests/s", "requests/s under way", "processor ms a request")):
-        scale = (1, 1, 1000)[place]
-        stage, bare = (statistics.median(pair[side][place] * scale for pair in pairs) for side in (0, 1))
-        ratio = statistics.median(one[place] / other[place] for one, other in pairs)
-        say(f"{name}, {requests} requests", stage, bare, round(ratio if place < 2 else 1 / ratio, 3), unit)
+    for index, unit in enumerate(("requests/s", "requests/s under way", "processor ms a request")):
+        scale = (1, 1, 1000)[index]
+        stage, bare = (statistics.median(pair[side][index] * scale for pair in pairs) for side in (0, 1))
+        ratio = statistics.median(stage_run[index] / bare_run[index] for stage_run, bare_run in pairs)
+        print_row(f"{name}, {requests} requests", stage, bare, round(ratio if index < 2 else 1 / ratio, 3), unit)
 
 
 def memory(count: int) -> None:
     with stub(0.0, 20) as url, tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--one", str(count), url, folder]
-        told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    say(f"sampling and sealing, {count} chains: peak memory", told["peak"], None, None, "MiB")
-    say(f"sampling and sealing, {count} chains: memory over the start", told["grown"], None, None, "MiB")
-    say(f"sampling and sealing, {count} chains: bytes a chain at rest", told["bytes"], None, None, "bytes")
-    say(f"sampling, {count} chains", told["rate"], None, None, "chains/s")
-    say(f"sealing, {count} chains", told["seal"], None, None, "s")
+        result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    print_row(f"sampling and sealing, {count} chains: peak memory", result["peak"], None, None, "MiB")
+    print_row(f"sampling and sealing, {count} chains: memory over the start", result["grown"], None, None, "MiB")
+    print_row(f"sampling and sealing, {count} chains: bytes a chain at rest", result["bytes"], None, None, "bytes")
+    print_row(f"sampling, {count} chains", result["rate"], None, None, "chains/s")
+    print_row(f"sealing, {count} chains", result["seal"], None, None, "s")
 
 
-def one(count: int, url: str, folder: Path) -> None:
-    """The stage in this process, measured."""
-    import pyarrow.parquet  # noqa: F401 - so that its own size is not counted as ours
+def measure_memory(count: int, url: str, folder: Path) -> None:
+    """Run the stage in this process and print its memory and times."""
+    import pyarrow.parquet  # noqa: F401 - so that its memory is not counted
 
-    plan, at = prepared(folder, url, count, 16, per_request=8)
-    (at / "sample").mkdir(exist_ok=True)
+    recipe, run_dir = prepare_run(folder, url, count, 16, per_request=8)
+    (run_dir / "sample").mkdir(exist_ok=True)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    began = time.perf_counter()
-    stored = sample.sample_missing(at, plan)
+    start = time.perf_counter()
+    stored = sample.sample_missing(run_dir, recipe)
     sampled = time.perf_counter()
-    _, counts = sample.Sample().make(at, plan)
+    _, counts = sample.Sample().make(run_dir, recipe)
     ended = time.perf_counter()
     assert stored == counts["chains"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    size = (at / "sample" / "chains.parquet").stat().st_size
-    told = {"peak": peak, "grown": peak - before, "bytes": size / stored, "rate": stored / (sampled - began)}
-    print(json.dumps(told | {"seal": ended - sampled}))
+    size = (run_dir / "sample" / "chains.parquet").stat().st_size
+    result = {"peak": peak, "grown": peak - before, "bytes": size / stored, "rate": stored / (sampled - start)}
+    print(json.dumps(result | {"seal": ended - sampled}))
 
 
 def main() -> None:
@@ -210,18 +211,18 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--memory", type=int, nargs="+")
     parser.add_argument("--one", nargs=3)
-    chosen = parser.parse_args()
-    if chosen.one:
-        one(int(chosen.one[0]), chosen.one[1], Path(chosen.one[2]))
+    args = parser.parse_args()
+    if args.one:
+        measure_memory(int(args.one[0]), args.one[1], Path(args.one[2]))
         return
-    for count in chosen.memory or ():
+    for count in args.memory or ():
         memory(count)
-    for latency in () if chosen.memory else chosen.latency:
-        for concurrency in chosen.concurrency:
-            requests = chosen.requests if concurrency > 1 else chosen.requests // 5
+    for latency in () if args.memory else args.latency:
+        for concurrency in args.concurrency:
+            requests = args.requests if concurrency > 1 else args.requests // 5
             if latency:
                 requests = min(requests, int(30 * concurrency / latency))
-            rates(latency, concurrency, requests, chosen.repeat)
+            rates(latency, concurrency, requests, args.repeat)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The other side of `training.py`: trainers of other projects, in an environment of their own.
+"""Trainers of other projects for `training.py`, in their own environment.
 
     python -m venv ENV
     ENV/bin/pip install torch==2.13.0 transformers==5.23.0 accelerate datasets trl==1.16.0
 
-Reads a job (JSON) from the first line of its standard input, takes one optimizer step for each further line and prints
-what it cost. It imports nothing of potstill. Every step sees all rows of the job, as micro-batches of `rows` that the
-trainer's own sampler groups by length.
+Reads a job (JSON) from the first line of standard input, then takes one optimizer step for each further line and prints
+its cost. Imports nothing of potstill. Every step sees all rows of the job, in micro-batches of `rows` rows that the
+trainer's sampler groups by length.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ import torch
 
 
 def main() -> None:
-    told = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # trainers print as they like
+    results = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what trainers print goes to stderr
     torch.set_num_threads(1)
     job = json.loads(sys.stdin.readline())
     try:
         trainer = WAYS[job["what"]](job)
     except ImportError as fault:
-        print(json.dumps({"why": f"not installed: {fault}"}), file=told, flush=True)
+        print(json.dumps({"why": f"not installed: {fault}"}), file=results, flush=True)
         return
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
-        """Waits for a line before each step, and tells what the step behind it cost."""
+        """Waits for a line before each step, and prints what the step cost."""
 
         def __init__(self) -> None:
             self.base, self.began, self.losses = held(), time.process_time(), []
@@ -42,14 +42,14 @@ def main() -> None:
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **others: Any) -> None:
             if logs and "loss" in logs:
                 seconds = time.process_time() - self.began
-                found = {"s": seconds, "loss": logs["loss"], "MiB": peak() - self.base}
-                print(json.dumps(found), file=told, flush=True)
+                row = {"s": seconds, "loss": logs["loss"], "MiB": peak() - self.base}
+                print(json.dumps(row), file=results, flush=True)
                 if not sys.stdin.readline().strip():
                     control.should_training_stop = True
                 self.began = time.process_time()
 
     trainer.add_callback(Clock())
-    print(json.dumps({"ready": True}), file=told, flush=True)
+    print(json.dumps({"ready": True}), file=results, flush=True)
     sys.stdin.readline()
     trainer.train()
 
@@ -119,7 +119,7 @@ WAYS = {"Seq2SeqTrainer": sequence_to_sequence, "SFTTrainer": supervised}
 
 
 def held() -> float:
-    """MiB of memory now."""
+    """Resident memory in MiB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 

@@ -1,9 +1,9 @@
-"""Our side of `training.py`: a step a line, with all parts or without some.
+"""potstill's side of `training.py`: one step for each line of input, complete or without some parts.
 
 ours            everything
-no sharing      each chain has a prompt of its own
-padding         and rows are padded, through transformers' own forward pass, cut for least padding
-whole logits    and the logits of every place are made, with torch's cross-entropy
+no sharing      each chain has its own prompt
+padding         also with padded rows, in transformers' forward pass, cut for the least padding
+whole logits    also with logits at every position and torch's cross-entropy
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from potstill.training import data_order
 from trainers import held, peak
 
 
-class Own(tuple[int, ...]):
-    """A prompt that is equal to no other, so that nothing shares it."""
+class UniquePrompt(tuple[int, ...]):
+    """A prompt that equals no other, so that nothing shares it."""
 
     __eq__, __hash__ = object.__eq__, object.__hash__
 
 
 def main() -> None:
-    """A job from the first line, then a step for each line."""
+    """Read a job from the first line, then take a step for each further line."""
     torch.set_num_threads(1)
     job = json.loads(sys.stdin.readline())
     student = models.open_student(job["folder"], dropout=0.0)
     sharing = job["what"] == "ours"
     examples = []
     for number, (prompt, ids) in enumerate(job["examples"]):
-        target = hard(ids)
-        examples.append(Example(tuple(prompt) if sharing else Own(prompt), target, 1.0, str(number), "all"))
+        target = hard_target(ids)
+        examples.append(Example(tuple(prompt) if sharing else UniquePrompt(prompt), target, 1.0, str(number), "all"))
     padded = job["what"] in ("padding", "whole logits")
     if padded:
         pad(student, whole=job["what"] == "whole logits")
-    parts = list(together(examples).values())
-    lengths = [(len(part[0].prompt), sum(len(row.target) for row in part)) for part in parts]
+    groups = list(group_by_prompt(examples).values())
+    lengths = [(len(group[0].prompt), sum(len(row.target) for row in group)) for group in groups]
 
     def micro_batches(_: int) -> list[list[Example]]:
         cuts = data_order.split_into_micro_batches(lengths, job["budget"], padded=padded)
-        return [[row for place in cut for row in parts[place]] for cut in cuts]
+        return [[row for index in cut for row in groups[index]] for cut in cuts]
 
     adam, base = training.build_optimizer(student, job["rate"]), held()
     steps = training.train_steps(
@@ -62,41 +62,41 @@ def main() -> None:
     )
     print(json.dumps({"ready": True}), flush=True)
     while sys.stdin.readline().strip():
-        began = time.process_time()
+        start = time.process_time()
         done = next(steps)
-        seconds = time.process_time() - began
+        seconds = time.process_time() - start
         print(json.dumps({"s": seconds, "loss": done.loss, "MiB": peak() - base}), flush=True)
 
 
-def together(examples: Sequence[Example]) -> dict[tuple[int, ...], list[Example]]:
-    found: dict[tuple[int, ...], list[Example]] = {}
+def group_by_prompt(examples: Sequence[Example]) -> dict[tuple[int, ...], list[Example]]:
+    groups: dict[tuple[int, ...], list[Example]] = {}
     for example in examples:
-        found.setdefault(example.prompt, []).append(example)
-    return found
+        groups.setdefault(example.prompt, []).append(example)
+    return groups
 
 
-def hard(ids: list[int]) -> Target:
+def hard_target(ids: list[int]) -> Target:
     kinds: list[TargetKind] = ["hard" for _ in ids]
     return Target(ids, range(len(ids) + 1), ids, [1.0] * len(ids), kinds)
 
 
 def pad(student: Student, *, whole: bool) -> None:
-    """Let a student compute padded rows as transformers does, and, if `whole`, the logits of every place."""
+    """Make a student compute padded rows as transformers does and, if `whole`, the logits of every position."""
 
     def states(batch: models.Batch) -> torch.Tensor:
         model: Any = student.model
         if student.family == "causal":
             positions = (batch.input_mask.cumsum(1) - 1).clamp_min(0)
-            told = {"attention_mask": batch.input_mask, "position_ids": positions, "use_cache": False}
-            return model.get_decoder()(input_ids=batch.input_ids, **told).last_hidden_state
+            options = {"attention_mask": batch.input_mask, "position_ids": positions, "use_cache": False}
+            return model.get_decoder()(input_ids=batch.input_ids, **options).last_hidden_state
         assert batch.prompt_ids is not None and batch.prompt_mask is not None
         rows = torch.tensor(batch.prompts)
         ids, mask = batch.prompt_ids[rows], batch.prompt_mask[rows]
-        read = model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        more = {"encoder_hidden_states": read, "encoder_attention_mask": mask, "use_cache": False}
-        return model.decoder(input_ids=batch.input_ids, **more).last_hidden_state
+        encoded = model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        options = {"encoder_hidden_states": encoded, "encoder_attention_mask": mask, "use_cache": False}
+        return model.decoder(input_ids=batch.input_ids, **options).last_hidden_state
 
-    def forward(batch: models.Batch, *, summed: bool = False) -> Any:
+    def forward(batch: models.Batch, loss: object = None, *, summed: bool = False) -> Any:
         assert summed
         logits = student.head.logits(states(batch))
         labels = torch.full(batch.input_ids.shape, -100).flatten()
