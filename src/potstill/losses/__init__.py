@@ -30,12 +30,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from potstill.losses.candidates import candidate_log_probabilities
 from potstill.losses.divergences import (
     DEFAULT_LOSS,
     DIVERGENCES,
     Divergence,
     Loss,
+    candidate_log_probabilities,
     forward_kl,
     generalized_jsd,
     reverse_kl,

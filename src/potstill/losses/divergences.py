@@ -4,11 +4,11 @@
     >>> all(abs(divergence(log_q, p, "tail").item()) < 1e-6 for divergence in DIVERGENCES.values())
     True
 
-A divergence is a function (log_q, p, missing_probability) -> [n], in nats or a number without unit, not reduced.
-Autograd makes its gradient through log_q. log_q [n, k] are the student's log-probabilities at the candidates
+A divergence is a function (log_q, p, missing_probability) -> [n], not reduced, in nats or without a unit. Autograd
+makes its gradient through log_q. log_q [n, k] are the student's log-probabilities at the candidates
 (`candidate_log_probabilities`); under `tail` they are [n, k + 1], where the last column is the rest of the vocabulary
 (`with_rest=True`). p [n, k] are the teacher's probabilities. A slot of p = 0 is padding and must add 0 to value and
-gradient, whatever log_q says there.
+gradient, whatever log_q is there.
 
 To add a divergence, write such a function and enter it in `DIVERGENCES`; nothing else changes. If it has a keyword
 `beta`, it gets `train.divergence_beta`, and the key counts in the identity of a run (`uses_beta`).
@@ -33,13 +33,17 @@ import torch
 from torch import Tensor
 
 from potstill.errors import UserError
-from potstill.losses.candidates import candidate_log_probabilities
 from potstill.losses.sparse import (
     MIN_TAIL,
     MISSING_PROBABILITY_MODES,
+    HeadSettings,
     Kernel,
     MissingProbability,
     check_renormalisable,
+    check_shapes,
+    chunked_logit_function,
+    default_chunk_rows,
+    mask_candidates,
     sparse_kl,
     tail_probability,
     weighted_sparse_kl,
@@ -48,18 +52,71 @@ from potstill.losses.sparse import (
 Divergence = Callable[[Tensor, Tensor, MissingProbability], Tensor]
 
 
-def forward_kl(log_q: Tensor, p: Tensor, missing_probability: MissingProbability = "raw") -> Tensor:
-    """KL(teacher || student) = sum p log(p / q): the student covers everything that the teacher says.
+def candidate_log_probabilities(
+    hidden: Tensor,
+    lm_head: Tensor,
+    ids: Tensor,
+    *,
+    with_rest: bool = False,
+    is_candidate: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    chunk_rows: int | None = None,
+) -> Tensor:
+    """Natural log-probabilities [n, k] of the candidates under a softmax over the whole vocabulary.
 
-    `sparse_kl` computes the same with a gradient written out, and is what training uses.
+    hidden, lm_head, ids, bias, scale, softcap, chunk_rows  as in `potstill.losses.sparse_kl`
+    with_rest     one more column [n, k + 1]: the log-probability of all tokens that are not candidates. It is summed
+                  over these tokens, so it is exact also where the candidates have almost all probability
+    is_candidate  [n, k] bool: False for slots that are padding, None if there is no padding. A padded slot still gets
+                  the log-probability of its id, which the caller has to ignore; its token is in the rest, unless
+                  another slot of the row is a candidate with that id. Candidates are distinct within a row
+
+    Returns float32 (float64 for float64 inputs), also for bfloat16 inputs and under autocast; -inf for an empty rest.
+    Memory beside the result: one chunk of logits. Asserts shapes and ids.
     """
+    check_shapes(hidden, lm_head, ids, bias)
+    is_candidate = torch.ones_like(ids, dtype=torch.bool) if is_candidate is None else is_candidate
+    assert is_candidate.shape == ids.shape, "is_candidate has the shape of ids"
+    k = ids.shape[1]
+
+    def compute(logits: Tensor, ids: Tensor, is_candidate: Tensor) -> tuple[Tensor, ...]:
+        normaliser = logits.logsumexp(1, keepdim=True)
+        log_q = logits.gather(1, ids) - normaliser
+        if with_rest:
+            others = mask_candidates(logits, ids, is_candidate)
+            log_q = torch.cat([log_q, others.logsumexp(1, keepdim=True) - normaliser], 1)
+        return log_q, normaliser
+
+    def differentiate(
+        logits: Tensor, grad: Tensor, log_q: Tensor, normaliser: Tensor, ids: Tensor, is_candidate: Tensor
+    ) -> Tensor:
+        # The gradient of log q_c is [c] - q. Every column subtracts the normaliser, whose gradient is q: -q times the
+        # sum of the columns' gradients.
+        gradient = (logits - normaliser).exp_().mul_(-grad.sum(1, keepdim=True))
+        if with_rest:
+            # d log(rest) / d logit is q over the rest's probability. An empty rest (-inf) gets exp(-inf) = 0.
+            log_rest = log_q[:, -1:]
+            rest_normaliser = torch.where(log_rest > -torch.inf, normaliser + log_rest, torch.inf)
+            others = mask_candidates(logits, ids, is_candidate)
+            gradient.addcmul_((others - rest_normaliser).exp_(), grad[:, -1:])
+        return gradient.scatter_add_(1, ids, grad[:, :k].contiguous())
+
+    settings = HeadSettings(float(scale), softcap, chunk_rows or default_chunk_rows(lm_head))
+    return chunked_logit_function(compute, differentiate, hidden, lm_head, bias, settings, ids, is_candidate)
+
+
+def forward_kl(log_q: Tensor, p: Tensor, missing_probability: MissingProbability = "raw") -> Tensor:
+    """KL(teacher || student) = sum p log(p / q): the student covers everything that the teacher says. Training uses
+    `sparse_kl`, which computes the same with a gradient written out."""
     k = p.shape[1]
     if missing_probability == "renormalised":
         p = p / p.sum(1, keepdim=True)
     elif missing_probability == "tail":
         p = torch.cat([p, tail_probability(p).unsqueeze(1)], 1)
         log_q = torch.cat([log_q[:, :k], _log_rest(log_q, k).unsqueeze(1)], 1)
-    # A slot of probability 0 adds 0, whatever the student says there: if it says -inf, the product would be NaN.
+    # A slot of probability 0 adds 0: where the student's log-probability is -inf, the product would be NaN.
     return (torch.xlogy(p, p) - p * torch.where(p > 0, log_q[:, : p.shape[1]], 0.0)).sum(1)
 
 
@@ -112,13 +169,8 @@ DIVERGENCES: Final[Mapping[str, Divergence]] = {
 
 
 def uses_beta(name: str) -> bool:
-    """Whether the divergence has a keyword `beta`, so that `train.divergence_beta` changes it.
-
-    False for a name that is not in `DIVERGENCES`: `Loss` refuses it.
-
-    >>> uses_beta("generalized_jsd"), uses_beta("reverse_kl")
-    (True, False)
-    """
+    """Whether the divergence has a keyword `beta`, so that `train.divergence_beta` changes it. False for a name that is
+    not in `DIVERGENCES`: `Loss` refuses it."""
     return name in DIVERGENCES and "beta" in inspect.signature(DIVERGENCES[name]).parameters
 
 
@@ -177,10 +229,8 @@ class Loss:
     ) -> tuple[Tensor, Tensor]:
         """sum(weights * values) with its gradient, and the values as constants."""
         if self.divergence == "forward_kl":  # one matrix product less
-            mode, kernel = self.missing_probability, self.kernel
-            return weighted_sparse_kl(
-                hidden, lm_head, ids, probs, weights, missing_probability=mode, kernel=kernel, **head
-            )
+            head = {"missing_probability": self.missing_probability, "kernel": self.kernel, **head}
+            return weighted_sparse_kl(hidden, lm_head, ids, probs, weights, **head)
         values = self(hidden, lm_head, ids, probs, **head)
         return (weights * values).sum(), values.detach()
 
@@ -191,11 +241,8 @@ DEFAULT_LOSS: Final = Loss()  # forward KL of what the teacher shows, as in the 
 def _mask_and_rescale(
     name: str, log_q: Tensor, p: Tensor, missing_probability: MissingProbability
 ) -> tuple[Tensor, Tensor]:
-    """The student's and the teacher's side at the candidates, [n, k] each: log_q is -inf on padding (p = 0).
-
-    Under `renormalised` both are rescaled to sum 1; under `tail` they stay as they are, and what is missing to 1 is
-    left to the caller. `raw` is refused with a UserError that names the divergence `name`.
-    """
+    """log_q and p at the candidates, [n, k] each: log_q is -inf on padding (p = 0). Under `renormalised` both are
+    rescaled to sum 1; under `tail` they keep what is missing to 1. Raises UserError for `raw`, which names `name`."""
     if missing_probability == "raw":
         raise UserError(
             f"{name} cannot use missing_probability: raw, because it needs to know what the teacher leaves out",

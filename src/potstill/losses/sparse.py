@@ -7,14 +7,14 @@
     >>> bool(torch.isclose(total, (weights * sparse_kl(hidden, lm_head, ids, probs)).sum()))
     True
 
-Both functions walk over chunks of rows, so that only one chunk of logits exists at a time. `sparse_kl` returns a value
+All functions walk over chunks of rows, so that only one chunk of logits exists at a time. `sparse_kl` returns a value
 for every position and computes the logits twice, once forward and once backward: four matrix products.
 `weighted_sparse_kl` knows the weight of every value in advance, so it can finish the gradient while the chunk's logits
-exist: three products.
+exist: three products. `chunked_logit_function` is the general form of `sparse_kl`.
 
 Between its matrix products the loss reads and writes a chunk's logits about ten times; compiled, about four times. On a
 CPU that is little beside the products, and compiling changes the rounding, so a CPU always takes the plain kernel. On a
-GPU the products are faster than its memory, so the faster kernel is measured there.
+GPU the products are faster than its memory, so training measures there which kernel is faster.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ CHUNK_ELEMENTS: Final = 1 << 24  # logits that exist at a time: 64 MiB in float3
 MIN_CHUNK_ROWS: Final = 256  # each chunk reads the head once, and reads and writes the head's gradient once
 Kernel = Literal["plain", "compiled"]
 KERNELS: Final[tuple[str, ...]] = get_args(Kernel)
-ChunkFunction = Callable[[Tensor, Tensor, Tensor, Tensor, str, float | None], tuple[Tensor, Tensor]]
+WeightedKernel = Callable[[Tensor, Tensor, Tensor, Tensor, str, float | None], tuple[Tensor, Tensor]]
 
 
 def sparse_kl(
@@ -70,11 +70,18 @@ def sparse_kl(
     `matmul_precision`); gradients have the dtypes of hidden, lm_head and bias. A position without any probability has
     the loss 0 under `raw` and `tail`. Raises UserError if `renormalised` meets such a position; asserts shapes and ids.
     """
-    _check_inputs(hidden, lm_head, ids, probs, missing_probability, bias)
-    rows = chunk_rows or default_chunk_rows(lm_head)
-    values = _SparseKL.apply(hidden, lm_head, bias, ids, probs, missing_probability, float(scale), softcap, rows)
-    assert isinstance(values, Tensor)
-    return values
+    p = _checked_probabilities(hidden, lm_head, ids, probs, missing_probability, bias)
+
+    def compute(logits: Tensor, ids: Tensor, p: Tensor) -> tuple[Tensor, ...]:
+        return compute_values(logits, ids, p, missing_probability)
+
+    def differentiate(
+        logits: Tensor, grad: Tensor, _: Tensor, normaliser: Tensor, log_rest: Tensor, ids: Tensor, p: Tensor
+    ) -> Tensor:
+        return compute_logit_gradient(logits, ids, p, normaliser, log_rest, missing_probability, grad)
+
+    settings = HeadSettings(float(scale), softcap, chunk_rows or default_chunk_rows(lm_head))
+    return chunked_logit_function(compute, differentiate, hidden, lm_head, bias, settings, ids, p)
 
 
 def weighted_sparse_kl(
@@ -99,11 +106,11 @@ def weighted_sparse_kl(
     The forward pass computes the gradient and keeps it until the backward pass, which can run once: as much memory as
     hidden states and head take.
     """
-    _check_inputs(hidden, lm_head, ids, probs, missing_probability, bias)
+    p = _checked_probabilities(hidden, lm_head, ids, probs, missing_probability, bias)
     assert weights.shape == hidden.shape[:1] and not weights.requires_grad, f"weights of {tuple(weights.shape)}"
-    rows = chunk_rows or default_chunk_rows(lm_head)
+    settings = HeadSettings(float(scale), softcap, chunk_rows or default_chunk_rows(lm_head))
     result: Any = _WeightedSparseKL.apply(
-        hidden, lm_head, bias, ids, probs, weights, missing_probability, float(scale), softcap, rows, kernel
+        hidden, lm_head, bias, settings, ids, p, weights.to(p.dtype), missing_probability, kernel
     )
     return result
 
@@ -115,32 +122,32 @@ def default_chunk_rows(lm_head: Tensor) -> int:
 
 def check_shapes(hidden: Tensor, lm_head: Tensor, ids: Tensor, bias: Tensor | None) -> None:
     """Asserts that the shapes fit. A head may have more rows than the tokenizer has tokens, never fewer."""
-    assert hidden.ndim == 2 and lm_head.ndim == 2 and hidden.shape[1] == lm_head.shape[1], (
-        f"hidden states {tuple(hidden.shape)} do not fit a head of {tuple(lm_head.shape)}"
-    )
+    size, fits = lm_head.shape[0], hidden.ndim == 2 and lm_head.ndim == 2 and hidden.shape[1] == lm_head.shape[1]
+    assert fits, f"hidden states {tuple(hidden.shape)} do not fit a head of {tuple(lm_head.shape)}"
     assert hidden.shape[0] == ids.shape[0], f"{hidden.shape[0]} hidden states, candidates {tuple(ids.shape)}"
-    assert bias is None or bias.shape == (lm_head.shape[0],), (
-        f"a bias of {tuple(bias.shape)} for {lm_head.shape[0]} logits"
-    )
+    assert bias is None or bias.shape == (size,), f"a bias of {tuple(bias.shape)} for {size} logits"
     if len(ids):
         low, high = int(ids.min()), int(ids.max())
-        assert low >= 0 and high < lm_head.shape[0], (
-            f"candidate ids {low} to {high} for a head of {lm_head.shape[0]} rows"
-        )
+        assert low >= 0 and high < size, f"candidate ids {low} to {high} for a head of {size} rows"
 
 
-def _check_inputs(
+def _checked_probabilities(
     hidden: Tensor, lm_head: Tensor, ids: Tensor, probs: Tensor, missing_probability: str, bias: Tensor | None
-) -> None:
-    assert missing_probability in MISSING_PROBABILITY_MODES, (
-        f"missing_probability is one of {', '.join(MISSING_PROBABILITY_MODES)}, not {missing_probability!r}"
+) -> Tensor:
+    """The probabilities in the dtype of the products, scaled to 1 under `renormalised`, once all inputs are checked."""
+    modes = MISSING_PROBABILITY_MODES
+    assert missing_probability in modes, (
+        f"missing_probability is one of {', '.join(modes)}, not {missing_probability!r}"
     )
     check_shapes(hidden, lm_head, ids, bias)
     assert probs.shape == ids.shape, f"candidates {tuple(ids.shape)}, probabilities {tuple(probs.shape)}"
     assert not probs.requires_grad, "the teacher's probabilities are constants"
     assert not len(ids) or float(probs.min()) >= 0, "probs are negative: give probabilities, not log-probabilities"
-    if missing_probability == "renormalised":
-        check_renormalisable(probs)
+    p = probs.to(_product_dtype(hidden))
+    if missing_probability != "renormalised":
+        return p
+    check_renormalisable(probs)
+    return p / p.sum(1, keepdim=True)
 
 
 def check_renormalisable(probs: Tensor) -> None:
@@ -154,7 +161,146 @@ def check_renormalisable(probs: Tensor) -> None:
         )
 
 
-# One chunk of rows: logits, values, and the gradient of the values in the logits.
+# One chunk of rows: values, and their gradient in the logits.
+
+
+def compute_values(logits: Tensor, ids: Tensor, p: Tensor, missing_probability: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, log-normalisers, and the student's log-probability outside the candidates (0 where it is not needed)."""
+    normaliser = logits.logsumexp(1)
+    is_candidate = p > 0
+    log_q = logits.gather(1, ids) - normaliser.unsqueeze(1)
+    # xlogy is 0 at p = 0; the mask keeps 0 * -inf (a padded slot that the student excludes) from becoming NaN.
+    values = torch.where(is_candidate, torch.xlogy(p, p) - p * log_q, 0.0).sum(1)
+    if missing_probability != "tail":
+        return values, normaliser, torch.zeros_like(values)
+    # Sum what is not a candidate instead of taking 1 - Q: near Q = 1 the difference would have no digits left.
+    log_rest = mask_candidates(logits, ids, is_candidate).logsumexp(1) - normaliser
+    tail = tail_probability(p)
+    values = values + torch.where(tail > 0, torch.xlogy(tail, tail) - tail * log_rest, 0.0)
+    return values, normaliser, log_rest
+
+
+def compute_logit_gradient(
+    logits: Tensor,
+    ids: Tensor,
+    p: Tensor,
+    normaliser: Tensor,
+    log_rest: Tensor,
+    missing_probability: str,
+    weights: Tensor,
+) -> Tensor:
+    """The gradient of sum(weights * values) in the logits, [rows, v]. May overwrite `logits`."""
+    if missing_probability != "tail":  # M q - p
+        q = logits.sub_(normaliser.unsqueeze(1)).exp_()
+        return q.mul_((p.sum(1) * weights).unsqueeze(1)).scatter_add_(1, ids, p * -weights.unsqueeze(1))
+    q = (logits - normaliser.unsqueeze(1)).exp_()
+    is_candidate, tail = p > 0, tail_probability(p)
+    candidate_q = torch.where(is_candidate, q.gather(1, ids), 0.0)
+    # Outside the candidates q (M - Q) / (1 - Q) = M q - (1 - M) Q q / (1 - Q). The last factor q / (1 - Q) is one
+    # exponential, exp(logit - normaliser - log_rest), because both q and 1 - Q may underflow. On a candidate the
+    # gradient is q - p = M q + (1 - M) q - p, so M q is common to all columns and the rest is scattered.
+    relative = torch.where(tail > 0, normaliser + log_rest, torch.inf).unsqueeze(1)
+    outside = (mask_candidates(logits, ids, is_candidate) - relative).exp_()
+    outside.mul_((tail * candidate_q.sum(1)).unsqueeze(1))
+    q.mul_((1 - tail).unsqueeze(1)).sub_(outside)
+    q.scatter_add_(1, ids, torch.where(is_candidate, candidate_q * tail.unsqueeze(1) - p, 0.0))
+    return q.mul_(weights.unsqueeze(1))
+
+
+def compute_values_and_gradient(
+    logits: Tensor, ids: Tensor, p: Tensor, weights: Tensor, missing_probability: str, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Values, and the gradient of sum(weights * values) in the logits before the softcap. May overwrite `logits`."""
+    slope = softcap_slope(logits, softcap)
+    values, normaliser, log_rest = compute_values(logits, ids, p, missing_probability)
+    gradient = compute_logit_gradient(logits, ids, p, normaliser, log_rest, missing_probability, weights)
+    return values, gradient if slope is None else gradient.mul_(slope)
+
+
+def mask_candidates(logits: Tensor, ids: Tensor, is_candidate: Tensor) -> Tensor:
+    """The logits with -inf at the candidates. Padded slots change nothing: their minimum is taken with +inf."""
+    mask = torch.where(is_candidate, -torch.inf, torch.inf).to(logits.dtype)
+    return logits.scatter_reduce(1, ids, mask, "amin")
+
+
+def tail_probability(p: Tensor) -> Tensor:
+    """1 - sum(p) of each row, and 0 where that is only rounding."""
+    tail = 1 - p.sum(1)
+    return torch.where(tail > MIN_TAIL, tail, 0.0)
+
+
+# Logits by chunks of rows.
+
+
+class HeadSettings(NamedTuple):
+    """logits = softcap * tanh((scale * hidden @ lm_head.T + bias) / softcap), `chunk_rows` rows of them at a time."""
+
+    scale: float
+    softcap: float | None
+    chunk_rows: int
+
+    def chunks(self, rows: int) -> Iterator[slice]:
+        return (slice(start, start + self.chunk_rows) for start in range(0, rows, self.chunk_rows))
+
+
+class _Head:
+    """The output layer in the dtype of its matrix products, and its gradients, added up over the chunks.
+
+    needs  which gradients are wanted: of hidden, lm_head, bias
+    """
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        lm_head: Tensor,
+        bias: Tensor | None,
+        settings: HeadSettings,
+        needs: Sequence[bool] = (False, False, False),
+    ) -> None:
+        dtype = _product_dtype(hidden)
+        self._inputs, self._settings = (hidden, lm_head, bias), settings
+        self._weight, self._bias = lm_head.to(dtype), None if bias is None else bias.to(dtype)
+        self._hidden_gradient = torch.empty_like(hidden) if needs[0] else None
+        self._weight_gradient = torch.zeros_like(self._weight) if needs[1] else None
+        self._bias_gradient = torch.zeros_like(self._bias) if needs[2] and self._bias is not None else None
+
+    def logits(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """The hidden states [rows, d] of a chunk in the dtype of the products, and its logits [rows, v]."""
+        states = self._inputs[0][rows].to(self._weight.dtype)
+        # Each step in place: the chunk's logits are the largest tensor of the loss.
+        logits = states @ self._weight.T
+        if self._settings.scale != 1.0:
+            logits.mul_(self._settings.scale)
+        if self._bias is not None:
+            logits.add_(self._bias)
+        softcap = self._settings.softcap
+        return states, logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
+
+    def add_gradient(self, rows: slice, states: Tensor, gradient: Tensor) -> None:
+        """Add a chunk's gradient in the logits before the softcap, [rows, v]."""
+        if self._bias_gradient is not None:
+            self._bias_gradient += gradient.sum(0)
+        if self._hidden_gradient is not None:
+            self._hidden_gradient[rows] = (gradient @ self._weight).mul_(self._settings.scale)
+        if self._weight_gradient is not None:
+            self._weight_gradient.addmm_(gradient.T, states, alpha=self._settings.scale)
+
+    def gradients(self) -> list[Tensor | None]:
+        """The gradients of hidden, lm_head and bias in the dtypes of these, None where one is not wanted."""
+        sums = self._hidden_gradient, self._weight_gradient, self._bias_gradient
+        return [
+            None if sum is None or tensor is None else sum.to(tensor.dtype)
+            for sum, tensor in zip(sums, self._inputs, strict=True)
+        ]
+
+
+def softcap_slope(logits: Tensor, softcap: float | None) -> Tensor | None:
+    """d softcap * tanh(x / softcap) / dx = 1 - tanh^2 at logits after the softcap."""
+    return None if softcap is None else 1 - (logits / softcap).square()
+
+
+def _product_dtype(hidden: Tensor) -> torch.dtype:
+    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
 
 def is_low_precision(hidden: Tensor) -> bool:
@@ -181,134 +327,102 @@ def matmul_precision(device_type: str, low: bool) -> Iterator[None]:
             matmul.fp32_precision = before
 
 
-def compute_logits(hidden: Tensor, lm_head: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
-    """[rows, d] -> [rows, v], each step in place: the chunk's logits are the largest tensor of the loss."""
-    logits = hidden @ lm_head.T
-    if scale != 1.0:
-        logits.mul_(scale)
-    if bias is not None:
-        logits.add_(bias)
-    return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
-
-
-def compute_values(logits: Tensor, ids: Tensor, p: Tensor, missing_probability: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, log-normalisers, and the student's log-probability outside the candidates (0 where it is not needed).
-
-    >>> logits = compute_logits(torch.zeros(1, 2), torch.zeros(4, 2), None, 1.0, None)
-    >>> compute_values(logits, torch.tensor([[3]]), torch.tensor([[1.0]]), "raw")[0]
-    tensor([1.3863])
-    """
-    normaliser = logits.logsumexp(1)
-    is_candidate = p > 0
-    log_q = logits.gather(1, ids) - normaliser.unsqueeze(1)
-    # xlogy is 0 at p = 0; the mask keeps 0 * -inf (a padded slot that the student excludes) from becoming NaN.
-    values = torch.where(is_candidate, torch.xlogy(p, p) - p * log_q, 0.0).sum(1)
-    if missing_probability != "tail":
-        return values, normaliser, torch.zeros_like(values)
-    # Sum what is not a candidate instead of taking 1 - Q: near Q = 1 the difference would have no digits left.
-    log_rest = mask_candidates(logits, ids, is_candidate).logsumexp(1) - normaliser
-    tail = tail_probability(p)
-    values = values + torch.where(tail > 0, torch.xlogy(tail, tail) - tail * log_rest, 0.0)
-    return values, normaliser, log_rest
-
-
-def compute_logit_gradient(
-    logits: Tensor,
-    ids: Tensor,
-    p: Tensor,
-    normaliser: Tensor,
-    log_rest: Tensor,
-    missing_probability: str,
-    weights: Tensor,
-    *,
-    overwrite: bool = False,
+def chunked_logit_function(
+    compute: Callable[..., tuple[Tensor, ...]],
+    differentiate: Callable[..., Tensor],
+    hidden: Tensor,
+    lm_head: Tensor,
+    bias: Tensor | None,
+    settings: HeadSettings,
+    *inputs: Tensor,
 ) -> Tensor:
-    """The gradient of sum(weights * values) in the logits, [rows, v]; `overwrite`: the memory of `logits` is free."""
-    tail_mode = missing_probability == "tail"
-    shifted = logits.sub_(normaliser.unsqueeze(1)) if overwrite and not tail_mode else logits - normaliser.unsqueeze(1)
-    q = shifted.exp_()
-    if not tail_mode:  # M q - p
-        return q.mul_((p.sum(1) * weights).unsqueeze(1)).scatter_add_(1, ids, p * -weights.unsqueeze(1))
-    is_candidate, tail = p > 0, tail_probability(p)
-    candidate_q = torch.where(is_candidate, q.gather(1, ids), 0.0)
-    # Outside the candidates q (M - Q) / (1 - Q) = M q - (1 - M) Q q / (1 - Q). The last factor q / (1 - Q) is one
-    # exponential, exp(logit - normaliser - log_rest), because both q and 1 - Q may underflow. On a candidate the
-    # gradient is q - p = M q + (1 - M) q - p, so M q is common to all columns and the rest is scattered.
-    relative = torch.where(tail > 0, normaliser + log_rest, torch.inf).unsqueeze(1)
-    outside = (mask_candidates(logits, ids, is_candidate) - relative).exp_()
-    outside.mul_((tail * candidate_q.sum(1)).unsqueeze(1))
-    q.mul_((1 - tail).unsqueeze(1)).sub_(outside)
-    q.scatter_add_(1, ids, torch.where(is_candidate, candidate_q * tail.unsqueeze(1) - p, 0.0))
-    return q.mul_(weights.unsqueeze(1))
+    """A function of the logits of hidden states, differentiable in hidden, lm_head and bias, in chunks of rows.
 
-
-def compute_values_and_gradient(
-    logits: Tensor, ids: Tensor, p: Tensor, weights: Tensor, missing_probability: str, softcap: float | None
-) -> tuple[Tensor, Tensor]:
-    """Values, and the gradient of sum(weights * values) in the logits before the softcap. Overwrites `logits`.
-
-    >>> logits, ids, p = torch.zeros(1, 4), torch.tensor([[3]]), torch.tensor([[1.0]])
-    >>> compute_values_and_gradient(logits, ids, p, torch.tensor([1.0]), "raw", None)
-    (tensor([1.3863]), tensor([[ 0.2500,  0.2500,  0.2500, -0.7500]]))
+    compute        (logits, *inputs) of a chunk -> its values, and what the gradient needs beside the logits
+    differentiate  (logits, gradient of the values, values, *what the gradient needs, *inputs) of a chunk -> the
+                   gradient in the logits [rows, v]; it may overwrite the logits
+    inputs         [n, ...] each, constants
     """
-    # d softcap * tanh(x / softcap) / dx = 1 - tanh^2, taken before the logits are overwritten.
-    cap_slope = None if softcap is None else 1 - (logits / softcap).square()
-    values, normaliser, log_rest = compute_values(logits, ids, p, missing_probability)
-    gradient = compute_logit_gradient(
-        logits, ids, p, normaliser, log_rest, missing_probability, weights, overwrite=True
+    return _ChunkedLogitFunction.apply(  # type: ignore[return-value]
+        hidden, lm_head, bias, settings, compute, differentiate, *inputs
     )
-    return values, gradient if cap_slope is None else gradient.mul_(cap_slope)
 
 
-def mask_candidates(logits: Tensor, ids: Tensor, is_candidate: Tensor) -> Tensor:
-    """The logits with -inf at the candidates. Padded slots change nothing: their minimum is taken with +inf."""
-    mask = torch.where(is_candidate, -torch.inf, torch.inf).to(logits.dtype)
-    return logits.scatter_reduce(1, ids, mask, "amin")
+class _ChunkedLogitFunction(torch.autograd.Function):
+    """Keeps no logits: the backward pass computes those of each chunk again."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden: Tensor,
+        lm_head: Tensor,
+        bias: Tensor | None,
+        settings: HeadSettings,
+        compute: Callable[..., tuple[Tensor, ...]],
+        differentiate: Callable[..., Tensor],
+        *inputs: Tensor,
+    ) -> Tensor:
+        low = is_low_precision(hidden)
+        with matmul_precision(hidden.device.type, low):
+            head = _Head(hidden, lm_head, bias, settings)
+            chunks = [
+                compute(head.logits(rows)[1], *(tensor[rows] for tensor in inputs))
+                for rows in settings.chunks(max(len(hidden), 1))  # without rows one empty chunk, for the shapes
+            ]
+        outputs = [torch.cat(parts) for parts in zip(*chunks, strict=True)]
+        ctx.save_for_backward(hidden, lm_head, bias, *outputs, *inputs)
+        ctx.constants = settings, differentiate, low
+        return outputs[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden, lm_head, bias, *tensors = ctx.saved_tensors
+        settings, differentiate, low = ctx.constants
+        with matmul_precision(hidden.device.type, low):
+            head = _Head(hidden, lm_head, bias, settings, ctx.needs_input_grad[:3])
+            for rows in settings.chunks(len(hidden)):
+                states, logits = head.logits(rows)
+                slope = softcap_slope(logits, settings.softcap)
+                gradient = differentiate(logits, grad[rows], *(tensor[rows] for tensor in tensors))
+                head.add_gradient(rows, states, gradient if slope is None else gradient.mul_(slope))
+        return (*head.gradients(), *[None] * (len(ctx.needs_input_grad) - 3))
 
 
-def tail_probability(p: Tensor) -> Tensor:
-    """1 - sum(p) of each row, and 0 where that is only rounding."""
-    tail = 1 - p.sum(1)
-    return torch.where(tail > MIN_TAIL, tail, 0.0)
+class _WeightedSparseKL(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden: Tensor,
+        lm_head: Tensor,
+        bias: Tensor | None,
+        settings: HeadSettings,
+        ids: Tensor,
+        p: Tensor,
+        weights: Tensor,
+        missing_probability: str,
+        kernel: Kernel,
+    ) -> tuple[Tensor, Tensor]:
+        compute = get_kernel(kernel)
+        with matmul_precision(hidden.device.type, is_low_precision(hidden)):
+            head = _Head(hidden, lm_head, bias, settings, ctx.needs_input_grad[:3])
+            values = torch.empty_like(weights)
+            for rows in settings.chunks(len(hidden)):
+                states, logits = head.logits(rows)
+                values[rows], gradient = compute(
+                    logits, ids[rows], p[rows], weights[rows], missing_probability, settings.softcap
+                )
+                head.add_gradient(rows, states, gradient)
+        ctx.gradients = head.gradients()
+        ctx.mark_non_differentiable(values)
+        return (values * weights).sum(), values
 
-
-class HeadGradients:
-    """Gradients of hidden states, head and bias, added up over chunks; two of the three matrix products of a loss.
-
-    head_product, bias_product  head and bias in the dtype of the products
-    needs                       which gradients are wanted: of hidden, head, bias
-
-    >>> hidden, lm_head = torch.ones(2, 1), torch.ones(3, 1)
-    >>> gradients = HeadGradients(hidden, lm_head, None, (True, True, False), scale=1.0)
-    >>> gradients.add(slice(0, 2), hidden, torch.ones(2, 3))
-    >>> [None if gradient is None else gradient.tolist() for gradient in gradients.finish(lm_head, None)]
-    [[[3.0], [3.0]], [[2.0], [2.0], [2.0]], None]
-    """
-
-    def __init__(
-        self, hidden: Tensor, head_product: Tensor, bias_product: Tensor | None, needs: Sequence[bool], scale: float
-    ) -> None:
-        self._head_product, self._scale = head_product, scale
-        self._hidden = torch.empty_like(hidden) if needs[0] else None
-        self._head = torch.zeros_like(head_product) if needs[1] else None
-        self._bias = torch.zeros_like(bias_product) if needs[2] and bias_product is not None else None
-
-    def add(self, rows: slice, hidden: Tensor, logit_gradient: Tensor) -> None:
-        """Add one chunk. hidden: [rows, d], the chunk's hidden states; logit_gradient: [rows, v]."""
-        if self._bias is not None:
-            self._bias += logit_gradient.sum(0)
-        if self._hidden is not None:
-            self._hidden[rows] = (logit_gradient @ self._head_product).mul_(self._scale)
-        if self._head is not None:
-            self._head.addmm_(logit_gradient.T, hidden, alpha=self._scale)
-
-    def finish(self, lm_head: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The gradients of hidden, head and bias in the dtypes of these."""
-        return (
-            self._hidden,
-            None if self._head is None else self._head.to(lm_head.dtype),
-            None if self._bias is None or bias is None else self._bias.to(bias.dtype),
-        )
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        gradients, ctx.gradients = ctx.gradients, None
+        assert gradients is not None, "weighted_sparse_kl computes its gradient once, so its backward pass can run once"
+        return (*(None if gradient is None else gradient.mul_(grad) for gradient in gradients), *[None] * 6)
 
 
 # Kernels: how the part between the matrix products is computed.
@@ -324,7 +438,7 @@ class KernelTiming:
 
 
 @cache
-def get_kernel(kernel: Kernel) -> ChunkFunction:
+def get_kernel(kernel: Kernel) -> WeightedKernel:
     """`compute_values_and_gradient`, compiled or not. Where nothing can be compiled, the first call of the compiled one
     raises torch's error."""
     if kernel == "plain":
@@ -370,102 +484,3 @@ def measure_kernels(
         reason = (str(error).strip() or "no reason given").splitlines()[0][:200]
         return KernelTiming("plain", {"plain": plain}, f"{type(error).__name__}: {reason}")
     return KernelTiming("compiled" if compiled < plain else "plain", {"plain": plain, "compiled": compiled})
-
-
-class _SparseKL(torch.autograd.Function):
-    """Keeps the log-normaliser of every row, and computes each chunk's logits again in the backward pass."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        hidden: Tensor,
-        lm_head: Tensor,
-        bias: Tensor | None,
-        ids: Tensor,
-        probs: Tensor,
-        missing_probability: str,
-        scale: float,
-        softcap: float | None,
-        chunk_rows: int,
-    ) -> Tensor:
-        low = is_low_precision(hidden)
-        with matmul_precision(hidden.device.type, low):
-            dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-            p = probs.to(dtype)
-            p = p / p.sum(1, keepdim=True) if missing_probability == "renormalised" else p
-            head_product, bias_product = lm_head.to(dtype), None if bias is None else bias.to(dtype)
-            values = hidden.new_empty(len(hidden), dtype=dtype)
-            normaliser, log_rest = torch.empty_like(values), torch.empty_like(values)
-            for start in range(0, len(hidden), chunk_rows):
-                rows = slice(start, start + chunk_rows)
-                logits = compute_logits(hidden[rows].to(dtype), head_product, bias_product, scale, softcap)
-                values[rows], normaliser[rows], log_rest[rows] = compute_values(
-                    logits, ids[rows], p[rows], missing_probability
-                )
-        ctx.save_for_backward(hidden, lm_head, bias, ids, p, normaliser, log_rest)
-        ctx.settings = missing_probability, scale, softcap, chunk_rows, low
-        return values
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, lm_head, bias, ids, p, normaliser, log_rest = ctx.saved_tensors
-        missing_probability, scale, softcap, chunk_rows, low = ctx.settings
-        with matmul_precision(hidden.device.type, low):
-            head_product, bias_product = lm_head.to(p.dtype), None if bias is None else bias.to(p.dtype)
-            gradients = HeadGradients(hidden, head_product, bias_product, ctx.needs_input_grad[:3], scale)
-            for start in range(0, len(hidden), chunk_rows):
-                rows = slice(start, start + chunk_rows)
-                states = hidden[rows].to(p.dtype)
-                logits = compute_logits(states, head_product, bias_product, scale, softcap)
-                gradient = compute_logit_gradient(
-                    logits, ids[rows], p[rows], normaliser[rows], log_rest[rows], missing_probability, grad[rows]
-                )
-                if softcap is not None:
-                    gradient.mul_(1 - (logits / softcap).square())
-                gradients.add(rows, states, gradient)
-        return (*gradients.finish(lm_head, bias), *[None] * 6)
-
-
-class _WeightedSparseKL(torch.autograd.Function):
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        hidden: Tensor,
-        lm_head: Tensor,
-        bias: Tensor | None,
-        ids: Tensor,
-        probs: Tensor,
-        weights: Tensor,
-        missing_probability: str,
-        scale: float,
-        softcap: float | None,
-        chunk_rows: int,
-        kernel: Kernel,
-    ) -> tuple[Tensor, Tensor]:
-        compute = get_kernel(kernel)
-        with matmul_precision(hidden.device.type, is_low_precision(hidden)):
-            dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-            p, weights = probs.to(dtype), weights.to(dtype)
-            p = p / p.sum(1, keepdim=True) if missing_probability == "renormalised" else p
-            head_product, bias_product = lm_head.to(dtype), None if bias is None else bias.to(dtype)
-            values = hidden.new_empty(len(hidden), dtype=dtype)
-            gradients = HeadGradients(hidden, head_product, bias_product, ctx.needs_input_grad[:3], scale)
-            for start in range(0, len(hidden), chunk_rows):
-                rows = slice(start, start + chunk_rows)
-                states = hidden[rows].to(dtype)
-                logits = compute_logits(states, head_product, bias_product, scale, softcap)
-                values[rows], gradient = compute(
-                    logits, ids[rows], p[rows], weights[rows], missing_probability, softcap
-                )
-                gradients.add(rows, states, gradient)
-        ctx.gradients = gradients.finish(lm_head, bias)
-        ctx.mark_non_differentiable(values)
-        return (values * weights).sum(), values
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        gradients, ctx.gradients = ctx.gradients, None
-        assert gradients is not None, "weighted_sparse_kl computes its gradient once, so its backward pass can run once"
-        return (*(None if gradient is None else gradient.mul_(grad) for gradient in gradients), *[None] * 8)
