@@ -1,12 +1,9 @@
 """Turns a text into the ids of a tokenizer, with the bytes of the text that each of them stands for.
 
-    >>> class Words:  # stands in for the library of a tokenizer
-    ...     ids, offsets = [1, 0], [(0, 1), (1, 3)]
-    ...     def encode(self, text, add_special_tokens):
-    ...         return self
-    >>> vocabulary = Vocabulary((b" b", b"a"), {}, None, None, None, False, "")
-    >>> Encoder(vocabulary, Words()).encode("a\\nb")
-    Encoding(ids=[1, 0], spans=[(0, 1), (1, 3)])
+    >>> from tokenizers import Tokenizer, models
+    >>> tokenizer = Tokenizer(models.BPE({"a": 0, "½": 1, "ab": 2, "b": 3}, [("a", "b")]))
+    >>> get_encoder(tokenizer).encode("½aab")
+    Encoding(ids=[1, 0, 2], spans=[(0, 2), (2, 3), (3, 5)])
 
 `get_encoder(tokenizer)` makes one for any fast tokenizer without importing its library: it reads the tokenizer as JSON
 once and works on a private copy, in which the text `</s>` is text and never the end token.
@@ -34,8 +31,8 @@ _TO_SPACE: Final = bytes.maketrans(b"\t\n\v\f\r", b"     ")
 @dataclass(frozen=True, slots=True, repr=False)
 class Encoding:
     """ids    tokens of a text, without any that a template would add
-    spans  [n] start and end in `text.encode()`. Where the tokenizer drops bytes (whitespace) no span covers them;
-           where several tokens share a character that cannot be divided, their spans overlap; a dummy space has width 0
+    spans  [n] start and end in `text.encode()`. No span covers bytes that the tokenizer drops (whitespace); the spans
+           of several tokens that share one character overlap; a dummy space has width 0
     """
 
     ids: list[int]
@@ -58,7 +55,7 @@ class Encoder:
 
     def encode(self, text: str) -> Encoding:
         """Ids and byte spans of a text. Names of special tokens in it are text. Raises UserError on lone surrogates.
-        The last encoding is cached: a chain is encoded when it is transferred, and again when its target is counted."""
+        The last encoding is cached, because `transfer` encodes a chain and then `Coverage` does so again."""
         last = self._last
         if last is None or last[0] != text:
             data = encode_utf8(text)
@@ -85,8 +82,7 @@ class Encoder:
         return Encoding(ids, _repair_spans(data, table, _byte_spans(text, table, encoding.offsets)))
 
 
-# The tokenizers that were used last, with their numbers of tokens and their encoders.
-_recent: list[tuple[Any, int, Encoder]] = []
+_recent: list[tuple[Any, int, Encoder]] = []  # the tokenizers that were used last, their numbers of tokens, encoders
 MAX_RECENT: Final = 4
 
 
@@ -125,7 +121,7 @@ def copy_without_special_tokens(source: Mapping[str, Any], library: Any) -> Any:
     """
     model, added = dict(source["model"]), list(source.get("added_tokens") or ())
     if get_model_type(model) == "Unigram":
-        # A Unigram model finds `</s>` as a piece nevertheless. No text has a space when it meets the model, so a name
+        # A Unigram model finds `</s>` as a piece nevertheless. No text has a space when it reaches the model, so a name
         # that begins with one is never found.
         dead = {token["content"] for token in added if token.get("special")}
         dead |= {model["vocab"][model["unk_id"]][0]} if model.get("unk_id") is not None else set()
@@ -152,7 +148,7 @@ def encode_utf8(text: str) -> bytes:
             "only text can be encoded",
             code="E-tokenizer-not-text",
             found=type(text).__name__,
-            hint="decode bytes first: data.decode()",
+            hint="decode bytes first",
         )
     try:
         return text.encode("utf-8")
@@ -196,6 +192,7 @@ def _repair_spans(data: bytes, pieces: Sequence[bytes | None], spans: list[tuple
     matches = [_span_matches(data, pieces, spans, i) for i in range(len(spans))]
     start = 0
     while start < len(spans):
+        # The tokens up to the next one whose span is surely right: if any is wrong, all of them may be.
         end = start
         while end < len(spans) and matches[end] is not True:
             end += 1
@@ -208,7 +205,7 @@ def _repair_spans(data: bytes, pieces: Sequence[bytes | None], spans: list[tuple
 
 
 def _span_matches(data: bytes, pieces: Sequence[bytes | None], spans: Sequence[tuple[int, int]], i: int) -> bool | None:
-    """Whether a piece is what its span holds; None where that cannot be told: not visible ASCII, or shared bytes."""
+    """Whether a span holds its piece; None if that cannot be known: the piece is not visible ASCII, or shares bytes."""
     piece, (start, end) = pieces[i], spans[i]
     shared = (i and spans[i - 1][1] > start) or (i + 1 < len(spans) and spans[i + 1][0] < end)
     if shared or piece is None or not piece.isascii() or not (letters := piece.decode().strip().casefold()):
@@ -228,14 +225,7 @@ NUM_TRIAL_TEXTS: Final = 200  # mixed texts on which both ways of encoding must 
 
 def build_id_encoder(library: Any) -> Callable[[str], list[int]]:
     """A function from a text to its ids, those of `library.encode` (or `library.encode_ids` where it has that), without
-    what an encoder does for texts: offsets, special tokens, alignment of normalized letters.
-
-    >>> class Letters:  # stands in for the library of a tokenizer: one token a letter
-    ...     def encode(self, text, add_special_tokens):
-    ...         self.ids = list(text.encode())
-    ...         return self
-    >>> build_id_encoder(Letters())("So 4")
-    [83, 111, 32, 52]
+    what else an encoder does for texts: offsets, special tokens, alignment of normalized letters.
 
     A SentencePiece tokenizer does nothing to visible ASCII with single spaces but write `▁` for a space and one before
     the text. Where that is so, its model is called directly, which takes a third to a half of the time. This is tried
@@ -265,7 +255,7 @@ def build_id_encoder(library: Any) -> Callable[[str], list[int]]:
 
 
 def _splits_at_spaces(library: Any) -> bool | None:
-    """Whether the model meets each part of a plain text alone; None where its spaces are not all that is changed."""
+    """Whether the model gets each part of a plain text alone; None where more than the spaces is changed before it."""
     steps: list[Any] = [getattr(library, name, None) for name in ("model", "normalizer", "pre_tokenizer")]
     model, normalizer, pre_tokenizer = steps
     if type(model).__name__ not in ("Unigram", "BPE") or getattr(model, "dropout", None):

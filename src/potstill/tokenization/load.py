@@ -7,12 +7,12 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 import tokenizers as library
@@ -41,12 +41,11 @@ TOKENIZER_FILES: Final = (
 class Tokenizer:
     """A vocabulary, its encoder, and the files that belong beside a model.
 
-    encoder  encoder and vocabulary
-    eos      the token that ends a text
-    pad      the token that fills rows; the end token where a tokenizer has none. Padding is known by its position in a
-             batch, never by its id
-    prefix   what the tokenizer's own template puts before a text (BOS)
-    files    name to content
+    eos     the token that ends a text
+    pad     the token that fills rows; the end token where a tokenizer has none. Padding is known by its position in a
+            batch, never by its id
+    prefix  the tokens that the tokenizer's own template puts before a text (BOS)
+    files   name to content
     """
 
     encoder: Encoder
@@ -89,18 +88,17 @@ class Tokenizer:
         return b"".join(self.vocabulary.split(ids))
 
     def split(self, ids: Sequence[int]) -> list[bytes]:
-        """The bytes of each token in the text that they make, empty for special ones. The first one loses its dummy
-        space."""
+        """The bytes of each token in the text that they make, empty for special ones, without a dummy space."""
         return self.vocabulary.split(ids)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that the token adds inside a text (`▁We` is b" We"), empty for a special one. At the start of a
-        text its dummy space must go, which `split` and `candidate` do."""
+        text the dummy space is no part of it: see `split` and `candidate`."""
         return self.vocabulary.bytes_of(token) or b""
 
     def candidate(self, token: int, position: int) -> bytes | End | None:
-        """The outcome that the token is as the position-th of a text: bytes, END, or None for another special token,
-        which is no outcome that a chain can hold."""
+        """The outcome in a chain that the token is at a position of a text: bytes, END, or None for another special
+        token."""
         return self.vocabulary.candidate(token, position)
 
 
@@ -113,18 +111,16 @@ def load_tokenizer(folder: Path | str, *, eos: int | str | None = None, pad: int
     Raises UserError where there is no such file, where it cannot be read, and where no token is known to end a text.
     """
     path = Path(folder)
+    ranks = sorted(path.glob("*.tiktoken"))
     if (path / "tokenizer.json").is_file():
         encoder, files = _load_json(path)
-    elif ranks := sorted(path.glob("*.tiktoken")):
-        if len(ranks) > 1:
-            raise UserError(
-                "several tiktoken files",
-                code="E-tokenizer-several",
-                where=path,
-                found=", ".join(rank.name for rank in ranks),
-                hint="keep one of them",
-            )
+    elif len(ranks) == 1:
         encoder, files = _load_tiktoken(ranks[0])
+    elif ranks:
+        found = ", ".join(rank.name for rank in ranks)
+        raise UserError(
+            "several tiktoken files", code="E-tokenizer-several", where=path, found=found, hint="keep one of them"
+        )
     else:
         raise UserError(
             "there is no tokenizer in this folder" if path.is_dir() else "there is no such folder",
@@ -172,14 +168,13 @@ def _load_json(folder: Path) -> tuple[Encoder, dict[str, bytes]]:
 
 @contextmanager
 def _library_errors(path: Path) -> Iterator[None]:
-    """Errors inside as the user's, with the path. For a file that is not what it expects the library raises a bare
+    """Turns errors of the library into UserErrors with the path. For a file that is not a tokenizer it raises a bare
     `Exception`, or a panic that is not even an `Exception`."""
     try:
         yield
     except UserError as error:
-        raise UserError(
-            error.what, code=error.code, where=error.where or path, found=error.found, hint=error.hint
-        ) from None
+        error.where = error.where or str(path)
+        raise
     except AssertionError:
         raise
     except BaseException as error:
@@ -219,7 +214,7 @@ def _load_tiktoken(path: Path) -> tuple[Encoder, dict[str, bytes]]:
         try:
             piece, rank = line.split()
             ranks[base64.b64decode(piece, validate=True)] = int(rank)
-        except (ValueError, binascii.Error):
+        except ValueError:
             raise UserError(
                 "this line of the tiktoken file cannot be read",
                 code="E-tokenizer-bad-line",
@@ -248,12 +243,6 @@ def _load_tiktoken(path: Path) -> tuple[Encoder, dict[str, bytes]]:
 
 
 @dataclass(frozen=True, slots=True)
-class _TiktokenEncoding:
-    ids: list[int]
-    offsets: tuple[tuple[int, int], ...] = ()  # never read: the pieces spell the text
-
-
-@dataclass(frozen=True, slots=True)
 class _TiktokenAdapter:
     """tiktoken with those methods of a `tokenizers.Tokenizer` that `Encoder` calls."""
 
@@ -263,8 +252,8 @@ class _TiktokenAdapter:
     def encode_ids(self, text: str) -> list[int]:
         return self.coder.encode_ordinary(text)
 
-    def encode(self, text: str, add_special_tokens: bool = False) -> _TiktokenEncoding:
-        return _TiktokenEncoding(self.encode_ids(text))
+    def encode(self, text: str, add_special_tokens: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(ids=self.encode_ids(text), offsets=())  # never read: the pieces spell the text
 
     def cuts(self, text: str) -> list[tuple[int, int]]:
         """The stretches that are encoded separately, in characters."""
@@ -272,12 +261,12 @@ class _TiktokenAdapter:
 
         return [match.span() for match in regex.finditer(self.pattern, text)]
 
-    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = False) -> list[_TiktokenEncoding]:
+    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = False) -> list[SimpleNamespace]:
         return [self.encode(text) for text in texts]
 
 
 def _read_special_tokens(files: Mapping[str, bytes], folder: Path) -> dict[str, str]:
-    """The names of the end and padding tokens in the configuration beside the tokenizer."""
+    """The names of the end and padding tokens (`eos`, `pad`) in the configuration beside the tokenizer."""
     names: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         config = _parse_json(files[name], folder / name) if name in files else {}
@@ -292,16 +281,11 @@ def _read_special_tokens(files: Mapping[str, bytes], folder: Path) -> dict[str, 
 def _parse_json(content: bytes, path: Path) -> dict[str, Any]:
     try:
         parsed = json.loads(content)
+        if isinstance(parsed, dict):
+            return parsed
+        found: object = str(parsed)[:80]
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            "this file is not JSON", code="E-tokenizer-not-json", where=path, found=error, hint="copy the file again"
-        ) from None
-    if not isinstance(parsed, dict):
-        raise UserError(
-            "this file is not a JSON object",
-            code="E-tokenizer-not-json",
-            where=path,
-            found=str(parsed)[:80],
-            hint="copy the file again",
-        )
-    return parsed
+        found = error
+    raise UserError(
+        "this file is not a JSON object", code="E-tokenizer-not-json", where=path, found=found, hint="copy it again"
+    )

@@ -37,10 +37,10 @@ class Vocabulary:
     table          [size] the bytes that a token adds to a text, anywhere but at its start; None for what is not text:
                    special tokens, the unknown token, ids without a piece
     specials       name to id of the tokens that are not text
-    eos, pad, unk  ids, None where the tokenizer does not say
+    eos, pad, unk  ids, None where the tokenizer names none
     dummy          a text is encoded as if a space stood before it: its first token loses that space
     digest         of everything that decides which ids a text gets: normalizer, pre-tokenizer, model, added tokens
-    fallback       ids that stand for one byte of a character without a piece of its own
+    fallback       ids of single bytes, for characters without a piece
     """
 
     table: tuple[bytes | None, ...]
@@ -65,8 +65,8 @@ class Vocabulary:
         return self.table[token]
 
     def split(self, ids: Sequence[int]) -> list[bytes]:
-        """One piece a token, which joined are exactly the bytes of the text: the first one that is text loses its dummy
-        space, and what is not text is empty."""
+        """The bytes of each token in the text that they make: joined they are the text. The first token that is text
+        loses its dummy space; a token that is not text is empty."""
         pieces = [self.table[token] or b"" for token in ids]
         if self.dummy:
             first = next((i for i, token in enumerate(ids) if self.table[token] is not None), None)
@@ -75,7 +75,7 @@ class Vocabulary:
         return pieces
 
     def candidate(self, token: int, position: int) -> bytes | End | None:
-        """The outcome that the token is as the position-th of a text: bytes, END, or None for any other special
+        """The outcome in a chain that the token is at a position of a text: bytes, END, or None for any other special
         token."""
         if token == self.eos:
             return END
@@ -83,7 +83,7 @@ class Vocabulary:
         return data[1:] if data and self.dummy and position == 0 and data.startswith(b" ") else data
 
     def find(self, data: bytes, first: bool = False) -> int | None:
-        """The one token that stands for exactly these bytes, at the start of a text if `first`; None if none does."""
+        """The token of exactly these bytes, at the start of a text if `first`; None if the bytes are not one token."""
         if first and self.dummy and (token := self._ids.get(b" " + data)) is not None:
             return token
         return self._ids.get(data)
@@ -104,9 +104,10 @@ def parse_tokenizer_json(
 ) -> Vocabulary:
     """The vocabulary of a `tokenizer.json`.
 
-    eos, pad  ids or names; by default the one well-known name that the tokenizer has, None if it has none or several
+    eos, pad  ids or names; by default the one well-known name that the tokenizer has, None if it has no or several names
 
-    Raises UserError for a kind of model whose pieces have no fixed bytes, and for a name that is not a token.
+    Raises UserError for a kind of model whose pieces have no fixed bytes, for an id that is no row of an embedding, and
+    for a name that is not a token.
     """
     read: Mapping[str, Any] = json.loads(source) if isinstance(source, str) else source
     model = read["model"]
@@ -124,7 +125,15 @@ def parse_tokenizer_json(
     byte_level = any(step["type"] == "ByteLevel" for step in steps)
     space = next((character for step in steps if (character := _space_character(step))), None)
     ids = [*(i for _, i in pairs), *(token["id"] for token in added)]
-    _check_ids(ids)
+    # Checked before a table of all ids is made, which a huge id would make larger than memory.
+    wrong = next((token for token in ids if type(token) is not int or not 0 <= token < MAX_TOKEN_ID), None)
+    if wrong is not None:
+        raise UserError(
+            "a token has an id that cannot be a row of a model's embedding",
+            code="E-tokenizer-bad-id",
+            found=str(wrong)[:40],
+            hint="get the tokenizer's files again",
+        )
     # Pieces to bytes, by the convention of each kind of model.
     table: list[bytes | None] = [None] * (1 + max(ids, default=-1))
     fallback = set()
@@ -172,20 +181,8 @@ def parse_tokenizer_json(
     )
 
 
-def _check_ids(ids: Sequence[Any]) -> None:
-    """Raises UserError for an id that cannot be a row of an embedding, before a table of all ids is made."""
-    wrong = next((token for token in ids if type(token) is not int or not 0 <= token < MAX_TOKEN_ID), None)
-    if wrong is not None:
-        raise UserError(
-            "a token has an id that cannot be a row of a model's embedding",
-            code="E-tokenizer-bad-id",
-            found=str(wrong)[:40],
-            hint="get the tokenizer's files again",
-        )
-
-
 def get_model_type(model: Mapping[str, Any]) -> str | None:
-    """Unigram, BPE, WordPiece or another; files from before 2021 do not say it."""
+    """Unigram, BPE, WordPiece or another; files from before 2021 do not name it."""
     by_shape = "Unigram" if isinstance(model.get("vocab"), list) else "BPE" if "merges" in model else None
     return model.get("type") or by_shape
 
@@ -193,7 +190,7 @@ def get_model_type(model: Mapping[str, Any]) -> str | None:
 def replace_special_tokens(
     vocabulary: Vocabulary, *, eos: int | str | None = None, pad: int | str | None = None
 ) -> Vocabulary:
-    """The same vocabulary with another end or padding token, by id or name. UserError if it has no such token."""
+    """The same vocabulary with another end or padding token, by id or name. Raises UserError if it has no such token."""
     names = {**{d.decode("utf-8", "replace"): i for i, d in enumerate(vocabulary.table) if d}, **vocabulary.specials}
     eos_id = _resolve_token("eos", eos, names, vocabulary.size) if eos is not None else vocabulary.eos
     pad_id = _resolve_token("pad", pad, names, vocabulary.size) if pad is not None else vocabulary.pad
@@ -207,12 +204,10 @@ def hash_vocabulary(data: bytes) -> str:
 
 def _flatten_steps(step: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
     """The steps of a pipeline, those of its sequences one by one."""
-    if step is None:
-        return
-    if step["type"] == "Sequence":
-        for inner in step.get("normalizers") or step.get("pretokenizers") or step.get("decoders") or ():
+    if step and step["type"] == "Sequence":
+        for inner in step.get("normalizers") or step.get("pretokenizers") or ():
             yield from _flatten_steps(inner)
-    else:
+    elif step:
         yield step
 
 
@@ -238,14 +233,10 @@ def _decode_byte_level(piece: str) -> bytes:
         return piece.encode()
 
 
-def _byte_characters() -> dict[str, int]:
-    """The printable character of each byte in byte-level BPE: itself if it is visible, else the next one from 256 on."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-
-
-_BYTE_OF: Final = _byte_characters()
+# Byte-level BPE writes a byte as a printable character: itself if it is visible, else the next one from 256 on.
+_VISIBLE: Final = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_HIDDEN: Final = [byte for byte in range(256) if byte not in _VISIBLE]
+_BYTE_OF: Final = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + i): byte for i, byte in enumerate(_HIDDEN)}
 
 
 def _find_well_known(names: Sequence[str], specials: Mapping[str, int]) -> int | None:
