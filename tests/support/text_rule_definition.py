@@ -19,8 +19,7 @@ from functools import cache
 from potstill import prompts
 from potstill.alignment.exact_rules import encode_chain_text, step_distributions
 from potstill.alignment.pre_tokens import get_pre_tokens
-from potstill.alignment.text_rule import UNSEEN_AGREEMENT
-from potstill.alignment.text_rule_branches import MIN_OUTCOME_PROBABILITY
+from potstill.alignment.text_rule import MIN_OUTCOME_PROBABILITY, UNSEEN_AGREEMENT
 from potstill.alignment.text_rule_completions import Completions
 from potstill.records import END, Chain
 from potstill.tokenization import Tokenizer

@@ -33,9 +33,9 @@ def small(kind: str) -> Tokenizer:
 @pytest.fixture
 def unpruned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is left out for speed, so that the two agree to the last digit."""
-    monkeypatch.setattr("potstill.alignment.text_rule_branches.MIN_BRANCH_PROBABILITY", 0.0)
-    monkeypatch.setattr("potstill.alignment.text_rule_branches.MIN_OPEN_PROBABILITY", 0.0)
-    monkeypatch.setattr("potstill.alignment.text_rule_branches.MIN_SHARE", 0.0)
+    monkeypatch.setattr("potstill.alignment.text_rule.MIN_BRANCH_PROBABILITY", 0.0)
+    monkeypatch.setattr("potstill.alignment.text_rule.MIN_OPEN_PROBABILITY", 0.0)
+    monkeypatch.setattr("potstill.alignment.text_rule.MIN_SHARE", 0.0)
     monkeypatch.setattr("potstill.alignment.text_rule.MIN_TARGET_PROBABILITY", 0.0)
     monkeypatch.setattr("potstill.alignment.text_rule_completions.MIN_SHARE", 0.0)
 

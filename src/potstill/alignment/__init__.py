@@ -13,11 +13,8 @@
     [2] [2, 3] split
     [3] [4] same
 
-    >>> [chunk.kind for chunk in align_pieces([b"Caf", b"\\xc3\\xa9", b" 12"], [b" cafe", b" 12"])]
-    ['merged', 'same']
-
 `dtw` is the published method (Fu et al. 2023, section 4), which compares strings. `spans` is exact and linear, and
-compares offsets in one text. `align_pieces` is for tokens of which only their own bytes are known, and for texts that a
+compares offsets in one text. `align_pieces` is for tokens of which only the bytes are known, and for texts that a
 tokenizer has changed: it finds the offsets first. `transfer` makes the target of a chain, with the help of
 `completions`. All are pure functions.
 """
@@ -26,9 +23,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from potstill.alignment.char_spans import CHUNK_KINDS, Chunk, SpanAlignment, spans
+from potstill.alignment.char_spans import (
+    CHUNK_KINDS,
+    Chunk,
+    NormalizedText,
+    SpanAlignment,
+    align_pieces,
+    normalize_text,
+    spans,
+)
 from potstill.alignment.cross_tokenizer import RULES, transfer
-from potstill.alignment.gaps import NormalizedText, align_pieces, normalize_text
 from potstill.alignment.text_rule_completions import Completions, completions
 from potstill.alignment.time_warping import MAX_DTW_CELLS, DtwAlignment, dtw
 

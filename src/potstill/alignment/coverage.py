@@ -1,12 +1,7 @@
-"""Coverage: how much of the teacher's probability reached the student's positions, by kind and by what they hold.
+"""Coverage: how much of the teacher's probability reached the student's positions, by kind and by their content.
 
-    >>> class Letters:  # stands in for the library of a tokenizer: one token a letter, 2 for what it does not know
-    ...     ids, offsets = [0, 2], [(0, 1), (1, 2)]
-    ...     def encode(self, text, add_special_tokens):
-    ...         return self
-    >>> from potstill.tokenization.encoder import Encoder
-    >>> from potstill.tokenization.vocabulary import Vocabulary
-    >>> student = Encoder(Vocabulary((b"1", b"2", None), {"<unk>": 2}, None, None, 2, False, ""), Letters())
+    >>> from tokenizers import Tokenizer, models
+    >>> student = Tokenizer(models.BPE({"1": 0, "2": 1, "<unk>": 2}, [], unk_token="<unk>"))
     >>> chain = Chain.from_tokens("q", 0, [b"1", b"x"], [[(b"1", -0.5), (b"2", -1.0)], [(b"x", 0.0)]])
     >>> coverage = Coverage(student)
     >>> coverage.add(chain, Target((0, 2), (0, 2, 3), (0, 1, 2), (0.6, 0.3, 1.0), ("same", "hard")))
@@ -20,8 +15,8 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
@@ -33,9 +28,10 @@ from potstill.tokenization.encoder import get_encoder
 
 Part = Literal["all", "digits", "line starts", "unknown", "rewritten"]
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
-POSITION_KINDS: Final = get_args(TargetKind)
+POSITION_KINDS: Final[tuple[TargetKind, ...]] = get_args(TargetKind)
 WHOLE_TOKEN_KINDS: Final = ("same", "merged")  # kinds of positions on whole teacher tokens
 MAX_LISTED_CHARACTERS: Final = 20  # unknown characters that a manifest lists with their counts
+_DIGIT: Final = re.compile(rb"[0-9]")
 _LINE_START: Final = re.compile(rb"(?:\A|\n)\s*(?=\S)")
 
 
@@ -48,7 +44,7 @@ class Coverage:
 
     tokenizer    the student's: potstill's, or any that `get_encoder` takes
     share        of positions other than the end, those that have the teacher's distribution; over chains whose source
-                 says that it gives probabilities; None where none does
+                 gives probabilities according to its `semantics`; None without such chains
     shown_mass   the probability that the teacher's candidates have together at a step, mean; None without steps
     """
 
@@ -58,8 +54,8 @@ class Coverage:
         self.promised = self.soft = 0
         self._steps, self._shown = 0, 0.0
         self.unknown_characters: Counter[str] = Counter()
-        self._tables: dict[Part, dict[str, list[float]]] = {part: {} for part in PARTS}
-        self._has_digit: dict[int, bool] = {}
+        self._positions: Counter[tuple[Part, TargetKind]] = Counter()
+        self._mass: dict[tuple[Part, TargetKind], float] = defaultdict(float)
 
     def add(self, chain: Chain, target: Target, certain: Sequence[tuple[int, int]] = ()) -> None:
         """Count one chain, as it was aligned, with its target and the spans that were written into it, in bytes."""
@@ -71,23 +67,26 @@ class Coverage:
         rows = step_distributions(chain)
         self._steps += len(rows)
         self._shown += sum(sum(row.values()) for row in rows)
+        vocabulary = self.encoder.vocabulary
         written = tokens_in_spans(encode_chain_text(chain, self.encoder)[1], certain) if certain else set[int]()
         if chain.semantics != "none":
             self.promised += len(target) - target.kinds.count("end") - len(written)
             self.soft += sum(kind not in ("hard", "end") for kind in target.kinds)
-        masses = np.add.reduceat(np.asarray(target.probabilities, np.float64), np.asarray(target.offsets[:-1])).tolist()
-        unknown = self.encoder.vocabulary.unk
         parts: dict[Part, set[int]] = {
-            "digits": {i for i, token in enumerate(target.ids) if self._holds_digit(token)},
-            "line starts": self._scan_text(chain.text, unknown in target.ids),
-            "unknown": {i for i, token in enumerate(target.ids) if token == unknown},
+            "all": set(range(len(target))),
+            "digits": {i for i, token in enumerate(target.ids) if _DIGIT.search(vocabulary.bytes_of(token) or b"")},
+            "line starts": self._line_starts(chain.text),
+            "unknown": {i for i, token in enumerate(target.ids) if token == vocabulary.unk},
             "rewritten": written,
         }
+        if parts["unknown"]:
+            self._count_unknown_characters(chain.text)
+        masses = np.add.reduceat(np.asarray(target.probabilities, np.float64), np.asarray(target.offsets[:-1])).tolist()
         for position, (kind, mass) in enumerate(zip(target.kinds, masses, strict=True)):
-            _add_position(self._tables["all"], kind, mass)
             for part, positions in parts.items():
                 if position in positions:
-                    _add_position(self._tables[part], kind, mass)
+                    self._positions[part, kind] += 1
+                    self._mass[part, kind] += mass
 
     @property
     def share(self) -> float | None:
@@ -115,35 +114,37 @@ class Coverage:
         )
 
     def as_json(self) -> dict[str, Any]:
-        tables = {part: _rows_as_json(table) for part, table in self._tables.items()}
-        share, shown = self.share, self.shown_mass
         characters = self.unknown_characters.most_common(MAX_LISTED_CHARACTERS)
         return {
             "chains": self.chains,
             "chains without probabilities": self.hard_chains,
-            "positions": sum(row["positions"] for row in tables["all"].values()),
-            "covered": None if share is None else round(share, 6),
-            "shown": None if shown is None else round(shown, 6),
-            "coverage": tables,
+            "positions": sum(count for (part, _), count in self._positions.items() if part == "all"),
+            "covered": None if self.share is None else round(self.share, 6),
+            "shown": None if self.shown_mass is None else round(self.shown_mass, 6),
+            "coverage": {
+                part: {
+                    kind: {"positions": count, "mass": round(self._mass[part, kind] / count, 6)}
+                    for kind in POSITION_KINDS
+                    if (count := self._positions[part, kind])
+                }
+                for part in PARTS
+            },
             "unknown characters": dict(sorted(characters, key=lambda row: (-row[1], row[0]))),
         }
 
-    def _holds_digit(self, token: int) -> bool:
-        cached = self._has_digit.get(token)
-        if cached is None:
-            data = self.encoder.vocabulary.bytes_of(token) or b""
-            cached = self._has_digit[token] = any(48 <= byte <= 57 for byte in data)
-        return cached
+    def _line_starts(self, text: str) -> set[int]:
+        """The positions whose tokens hold the first visible byte of a line."""
+        spans = self.encoder.encode(text).spans
+        starts = [start for start, _ in spans]
+        lines = [match.end() for match in _LINE_START.finditer(text.encode("utf-8"))]
+        tokens = [(bisect_right(starts, line) - 1, line) for line in lines]
+        return {token for token, line in tokens if token >= 0 and spans[token][1] > line}
 
-    def _scan_text(self, text: str, unknown: bool) -> set[int]:
-        """The positions at line starts; if `unknown`, the characters of unknown tokens are counted on the way."""
-        data = text.encode("utf-8")
-        encoding = self.encoder.encode(text)
-        if unknown:
-            for token, (start, end) in zip(encoding.ids, encoding.spans, strict=True):
-                if token == self.encoder.vocabulary.unk:
-                    self.unknown_characters.update("".join(data[start:end].decode("utf-8", "replace").split()))
-        return set(_line_start_tokens(data, encoding.spans))
+    def _count_unknown_characters(self, text: str) -> None:
+        data, encoding = text.encode("utf-8"), self.encoder.encode(text)
+        for token, (start, end) in zip(encoding.ids, encoding.spans, strict=True):
+            if token == self.encoder.vocabulary.unk:
+                self.unknown_characters.update("".join(data[start:end].decode("utf-8", "replace").split()))
 
 
 def low_mass_warning(counts: Mapping[str, Any], least: float) -> str | None:
@@ -153,11 +154,6 @@ def low_mass_warning(counts: Mapping[str, Any], least: float) -> str | None:
     counts  as `Coverage.as_json` returns them
     least   bound on the mass at positions on one teacher token or on several (`same`, `merged`), as a share of what the
             teacher's candidates had together at a step. Positions inside a teacher token are certain by themselves
-
-    >>> rows = {"same": {"positions": 3, "mass": 0.1}, "split": {"positions": 9, "mass": 1.0}}
-    >>> counts = {"shown": 0.8, "coverage": {"all": rows}}
-    >>> low_mass_warning(counts, 0.1), low_mass_warning(counts, 0.5)[:55]
-    (None, "Little of the teacher's probability reached the student")
     """
     shown = counts.get("shown")
     rows = [counts["coverage"]["all"][kind] for kind in WHOLE_TOKEN_KINDS if kind in counts["coverage"]["all"]]
@@ -170,29 +166,6 @@ def low_mass_warning(counts: Mapping[str, Any], least: float) -> str | None:
     return (
         f"Little of the teacher's probability reached the student: on average {mass:.3f} at the {positions} positions"
         f" on whole teacher tokens, where the teacher's candidates have {shown:.3f}"
-        f" (transfer.min_transferred_probability: {least:g}). The rest is the tail, from which the"
-        " student learns nothing. `potstill show RUN --chain KEY` shows where it"
-        " is lost."
+        f" (transfer.min_transferred_probability: {least:g}). The rest is the tail, from which the student learns"
+        " nothing. `potstill show RUN --chain KEY` shows where it is lost."
     )
-
-
-def _line_start_tokens(data: bytes, spans: list[tuple[int, int]]) -> Iterator[int]:
-    """The tokens that hold the first visible byte of each line."""
-    starts = [start for start, _ in spans]
-    for line in _LINE_START.finditer(data):
-        token = bisect_right(starts, line.end()) - 1
-        if token >= 0 and spans[token][1] > line.end():
-            yield token
-
-
-def _add_position(table: dict[str, list[float]], kind: str, mass: float) -> None:
-    row = table.setdefault(kind, [0.0, 0.0])
-    row[0] += 1.0
-    row[1] += mass
-
-
-def _rows_as_json(table: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
-    return {
-        kind: {"positions": int(positions), "mass": round(mass / positions, 6)}
-        for kind, (positions, mass) in sorted(table.items(), key=lambda row: POSITION_KINDS.index(row[0]))
-    }

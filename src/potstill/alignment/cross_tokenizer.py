@@ -1,10 +1,8 @@
 """From a chain to a `Target`: the teacher's distributions in the student's vocabulary, by one of four rules.
 
->>> class Letters:  # stands in for a tokenizer: one token a letter, 3 ends the text
-...     def encode(self, text, add_special_tokens):
-...         self.ids, self.offsets = ["abc".index(a) for a in text], [(i, i + 1) for i in range(len(text))]
-...         return self
->>> student = Encoder(Vocabulary((b"a", b"b", b"c", None), {"</s>": 3}, 3, None, None, False, ""), Letters())
+>>> from tokenizers import Tokenizer, models
+>>> student = Tokenizer(models.BPE({"a": 0, "b": 1, "c": 2, "</s>": 3}, []))  # one token a letter
+>>> _ = student.add_special_tokens(["</s>"])
 >>> step = [(b"b", -0.1), (b"c", -3.0), (b"cb", -4.0)]
 >>> chain = Chain.from_tokens("q", 0, [b"a", b"b"], [[(b"a", 0.0)], step])
 >>> target = transfer(chain, student, "span")
@@ -22,12 +20,14 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from potstill.alignment.char_spans import CHUNK_KINDS, align_spans
+from potstill.alignment.char_spans import CHUNK_KINDS
 from potstill.alignment.exact_rules import (
     Distribution,
+    align_chain,
     apply_dtw_rule,
     apply_same_tokenizer_rule,
     apply_span_rule,
+    check_chain,
     encode_chain_text,
     tokens_in_spans,
 )
@@ -37,7 +37,6 @@ from potstill.alignment.text_rule_completions import Completions
 from potstill.errors import UserError
 from potstill.records import Chain, Target, TargetKind
 from potstill.tokenization.encoder import Encoder, get_encoder
-from potstill.tokenization.vocabulary import Vocabulary
 
 RULES: Final = ("one-hot", "span", "paper", "text")
 VERSION: Final = 3  # of what the rules make; stored in the manifest of the stage that keeps targets
@@ -85,7 +84,6 @@ def transfer(
     vocabulary = encoder.vocabulary
     ids, offsets = encode_chain_text(chain, encoder)
     soft: dict[int, Distribution] = {}
-    kinds: list[TargetKind] = ["hard"] * len(ids)
     if chain.candidates and rule == "span":
         soft = apply_span_rule(chain, vocabulary, ids, offsets)
     elif chain.candidates and rule == "paper":
@@ -94,12 +92,20 @@ def transfer(
         soft = _text_distributions(chain, encoder, ids, offsets, completions, teacher)
     for position in tokens_in_spans(offsets, certain) if soft else ():
         soft.pop(position, None)
-    chunk_kinds = _chunk_kinds(chain, offsets) if rule == "text" and soft else []
-    for position in soft:
-        if position < len(ids):
-            kinds[position] = chunk_kinds[position] if chunk_kinds else "same"
+    kinds: list[TargetKind] = ["same"] * len(ids)
+    if rule == "text" and soft:
+        chunks = align_chain(chain, offsets)
+        by_token = np.repeat(chunks.kinds, np.diff(chunks.student)).tolist()
+        kinds = [cast(TargetKind, CHUNK_KINDS[kind]) for kind in by_token]
+    kinds = [kind if position in soft else "hard" for position, kind in enumerate(kinds)]
     if chain.stop != "length":
-        ids = [*ids, _require_eos(vocabulary)]
+        if vocabulary.eos is None:
+            raise UserError(
+                "the student's tokenizer does not say which token ends a text",
+                code="E-tokenizer-no-eos",
+                hint="load it with potstill.tokenization.load_tokenizer(folder, eos=...)",
+            )
+        ids = [*ids, vocabulary.eos]
         kinds.append("end")
     rows = [soft.get(position) or {token: 1.0} for position, token in enumerate(ids)]
     return Target(
@@ -112,13 +118,7 @@ def transfer(
 
 
 def _check(chain: Chain, rule: str, completions: Completions | None, teacher: Any) -> None:
-    if not isinstance(chain, Chain):
-        raise UserError(
-            "only a chain can be transferred",
-            code="E-align-not-a-chain",
-            found=type(chain).__name__,
-            hint="make one with potstill.records.Chain.from_tokens or .from_text",
-        )
+    check_chain(chain)
     if rule not in RULES:
         raise UserError(
             "unknown transfer rule", code="E-align-unknown-rule", found=rule, hint=f"choose one of: {', '.join(RULES)}"
@@ -142,34 +142,19 @@ def _text_distributions(
     chain: Chain, encoder: Encoder, ids: Sequence[int], offsets: np.ndarray, run: Completions | None, teacher: Any
 ) -> dict[int, Distribution]:
     student = get_pre_tokens(encoder) if run is None else run.pre_tokens
-    expected, known = encoder.vocabulary, student.encoder.vocabulary
-    if (known.digest, known.eos) != (expected.digest, expected.eos):
+    vocabulary, other = encoder.vocabulary, student.encoder.vocabulary
+    if (other.digest, other.eos) != (vocabulary.digest, vocabulary.eos):
         raise UserError(
             "these completions were made with another tokenizer",
             code="E-align-other-tokenizer",
             hint="make them with completions(chains, tokenizer) and this tokenizer",
         )
     teacher_encoder = None if teacher is None else get_encoder(teacher)
-    if teacher_encoder is not None and teacher_encoder.vocabulary.digest == expected.digest:
-        same = apply_same_tokenizer_rule(chain, expected, ids)
-        if same is not None:
-            return same
+    if teacher_encoder is not None and teacher_encoder.vocabulary.digest == vocabulary.digest:
+        own = apply_same_tokenizer_rule(chain, vocabulary, ids)
+        if own is not None:
+            return own
     teacher_pre_tokens = None if teacher_encoder is None else get_pre_tokens(teacher_encoder)
     soft = apply_text_rule(chain, student, ids, offsets, run, teacher_pre_tokens)
-    return apply_span_rule(chain, expected, ids, offsets) if soft is None else soft
-
-
-def _chunk_kinds(chain: Chain, offsets: np.ndarray) -> list[TargetKind]:
-    """[tokens] how each student token relates to the teacher's."""
-    chunks = align_spans(np.asarray(chain.spans, np.int64).reshape(-1, 2), offsets)
-    return [cast(TargetKind, CHUNK_KINDS[kind]) for kind in np.repeat(chunks.kinds, np.diff(chunks.student)).tolist()]
-
-
-def _require_eos(vocabulary: Vocabulary) -> int:
-    if vocabulary.eos is None:
-        raise UserError(
-            "the student's tokenizer does not say which token ends a text",
-            code="E-tokenizer-no-eos",
-            hint="load it with potstill.tokenization.load_tokenizer(folder, eos=...)",
-        )
-    return vocabulary.eos
+    # Where the text's tokens are not those of its pre-tokens, only tokens on the same bytes keep a distribution.
+    return apply_span_rule(chain, vocabulary, ids, offsets) if soft is None else soft

@@ -11,32 +11,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, TypeVar
 
 import numpy as np
 
-from potstill.alignment.char_spans import align_spans
+from potstill.alignment.char_spans import SpanAlignment, align_spans
 from potstill.alignment.time_warping import dtw
 from potstill.errors import UserError
 from potstill.records import Chain, End
 from potstill.tokenization.encoder import Encoder
 from potstill.tokenization.vocabulary import Vocabulary
 
-_REPLACEMENT = "\ufffd"
 MAX_LOG_PROBABILITY: Final = 0.01  # a larger value is not a rounded 0, but a probability
 Distribution = dict[int, float]
 StepProbabilities = Mapping[bytes | End, float]
-Outcome = TypeVar("Outcome", bound=Hashable)
+Outcome = TypeVar("Outcome", int, bytes | End)
+
+
+def check_chain(chain: object) -> None:
+    """Raises UserError for anything that is not a chain."""
+    if not isinstance(chain, Chain):
+        raise UserError(
+            "this is not a chain",
+            code="E-align-not-a-chain",
+            found=type(chain).__name__,
+            hint="make one with potstill.records.Chain.from_tokens or .from_text",
+        )
 
 
 def encode_chain_text(chain: Chain, encoder: Encoder) -> tuple[list[int], np.ndarray]:
     """Ids of the chain's text, and [n, 2] int64 their offsets in its content, in bytes."""
     encoding = encoder.encode(chain.text)
     offsets = np.asarray(encoding.spans, np.int64).reshape(-1, 2)
-    if (original := original_offsets(chain.content)) is not None:
-        offsets = original[offsets]
-    return encoding.ids, offsets
+    original = original_offsets(chain.content)
+    return encoding.ids, offsets if original is None else original[offsets]
 
 
 def tokens_in_spans(offsets: np.ndarray, spans: Iterable[tuple[int, int]]) -> set[int]:
@@ -49,36 +58,37 @@ def tokens_in_spans(offsets: np.ndarray, spans: Iterable[tuple[int, int]]) -> se
     return {int(token) for tokens in touched for token in tokens}
 
 
+def align_chain(chain: Chain, offsets: np.ndarray) -> SpanAlignment:
+    """The chain's own tokens against the student's tokens of its text, whose offsets are [n, 2]."""
+    return align_spans(np.asarray(chain.spans, np.int64).reshape(-1, 2), offsets)
+
+
 def original_offsets(content: bytes) -> np.ndarray | None:
     """[bytes of the readable text + 1] the offset of each byte in the content; None where the content is UTF-8, so that
     they are the same.
 
     All three bytes of a U+FFFD lie where the invalid bytes begin: a student token that ends inside it has no width.
     """
-    try:
-        content.decode("utf-8")
+    if not _invalid_length(content):
         return None
-    except UnicodeDecodeError:
-        pass
     offsets: list[int] = []
     start = 0
     for character in content.decode("utf-8", "replace"):
         width = len(character.encode())
-        if character == _REPLACEMENT and (invalid := _invalid_prefix_length(content[start : start + 4])):
-            offsets += [start] * width
-            start += invalid
-        else:
-            offsets += range(start, start + width)
-            start += width
+        # A U+FFFD may also be a character of the content.
+        invalid = _invalid_length(content[start : start + 4], at_start=True) if character == "\ufffd" else 0
+        offsets += [start] * width if invalid else range(start, start + width)
+        start += invalid or width
     return np.array([*offsets, start], np.int64)
 
 
-def _invalid_prefix_length(data: bytes) -> int:
-    """How many of the first bytes make one U+FFFD; 0 where they are a character."""
+def _invalid_length(data: bytes, at_start: bool = False) -> int:
+    """Where the first bytes end that are not UTF-8 and make one U+FFFD; 0 if all bytes are, or if the first ones are and
+    only these count (`at_start`)."""
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
-        return error.end if error.start == 0 else 0
+        return 0 if at_start and error.start else error.end
     return 0
 
 
@@ -100,18 +110,19 @@ def step_distributions(chain: Chain) -> list[dict[bytes | End, float]]:
 def _to_probability(value: float, chain: Chain, step: int) -> float:
     if value < 0.0:
         return math.exp(value)
+    where = f"chain {chain.key} step {step}"
     if math.isnan(value):
         raise UserError(
             "a log-probability is not a number",
             code="E-align-not-a-number",
-            where=f"chain {chain.key} step {step}",
+            where=where,
             hint="drop the chain, or its candidates",
         )
     if value > MAX_LOG_PROBABILITY:
         raise UserError(
             "a log-probability is above 0",
             code="E-align-not-a-log-probability",
-            where=f"chain {chain.key} step {step}",
+            where=where,
             found=value,
             hint="give natural logarithms of probabilities, not probabilities",
         )
@@ -132,17 +143,16 @@ def apply_span_rule(
     ids, offsets  the tokens of the chain's text and their offsets in its content
     """
     soft: dict[int, Distribution] = {}
-    chunks = align_spans(np.asarray(chain.spans, np.int64).reshape(-1, 2), offsets)
+    chunks = align_chain(chain, offsets)
     for i, j, kind in zip(chunks.teacher.tolist(), chunks.student.tolist(), chunks.kinds.tolist(), strict=False):
         if kind == 0:  # "same"
-            known = {chain.tokens[i]: ids[j]}
-            row = _student_distribution(chain, i, vocabulary, known, first=bool(offsets[j][0] == 0))
+            row = _student_distribution(chain, i, vocabulary, ids[j], first=bool(offsets[j][0] == 0))
             if row:
                 soft[j] = row
-    # The last step speaks of the end only if nothing that the student drops stands between its last token and the end.
+    # The last step is about the end only if nothing that the student drops stands between its last token and the end.
     touching = not len(chunks) or chunks.student[-1] > chunks.student[-2]
     if len(chain.candidates) > len(chain.tokens) and chain.stop == "end" and touching and vocabulary.eos is not None:
-        row = _student_distribution(chain, len(chain.tokens), vocabulary, {}, first=not ids)
+        row = _student_distribution(chain, len(chain.tokens), vocabulary, None, first=not ids)
         if vocabulary.eos in row:
             soft[len(ids)] = row
     return soft
@@ -156,9 +166,9 @@ def apply_same_tokenizer_rule(
         return None
     soft: dict[int, Distribution] = {}
     for step in range(len(chain.candidates)):
-        known = {chain.tokens[step]: ids[step]} if step < len(ids) else {}
-        row = _student_distribution(chain, step, vocabulary, known, first=step == 0)
-        if row and (step < len(ids) or vocabulary.eos in row):
+        written = ids[step] if step < len(ids) else None
+        row = _student_distribution(chain, step, vocabulary, written, first=step == 0)
+        if row and (written is not None or vocabulary.eos in row):
             soft[step] = row
     return soft
 
@@ -166,44 +176,36 @@ def apply_same_tokenizer_rule(
 def apply_dtw_rule(chain: Chain, vocabulary: Vocabulary, ids: Sequence[int]) -> dict[int, Distribution]:
     """The published rule: student tokens that are aligned to exactly one teacher token, of the same string once its
     spaces are `▁`."""
-    soft: dict[int, Distribution] = {}
     names = {token: name for name, token in vocabulary.specials.items()}
-    student = [_piece_string(vocabulary.bytes_of(token)) or names.get(token, "") for token in ids]
+    pieces = [(vocabulary.bytes_of(token) or b"").decode("utf-8", "replace").replace(" ", "▁") for token in ids]
+    student = [piece or names.get(token, "") for piece, token in zip(pieces, ids, strict=True)]
     teacher = [token.decode("utf-8", "replace") for token in chain.tokens]
+    soft: dict[int, Distribution] = {}
     for j, group in enumerate(dtw(teacher, student).groups):
         if len(group) == 1 and teacher[group[0]].replace(" ", "▁") == student[j]:
-            known = {chain.tokens[group[0]]: ids[j]}
-            row = _student_distribution(chain, group[0], vocabulary, known, first=False, end=False)
+            row = _student_distribution(chain, group[0], vocabulary, ids[j], first=False, end=False)
             if row:
                 soft[j] = row
     return soft
 
 
-def _piece_string(piece: bytes | None) -> str:
-    return "" if piece is None else piece.decode("utf-8", "replace").replace(" ", "▁")
-
-
 def _student_distribution(
-    chain: Chain, step: int, vocabulary: Vocabulary, known: dict[bytes, int], *, first: bool, end: bool = True
+    chain: Chain, step: int, vocabulary: Vocabulary, written: int | None, *, first: bool, end: bool = True
 ) -> Distribution:
-    """What the chain's source saw at a step, by student token; empty if it saw nothing that is one token.
+    """The outcomes of a step by student token; empty if none of them is one token.
 
-    known  the token of the text that was really written, whatever the tokenizer made of it
-    first  whether the position is the start of the text
-    end    whether END is the student's end token, else it is tail
+    written  the student's token for the teacher's token of this step, whatever its bytes; None at the end of the text
+    first    whether the position is the start of the text
+    end      whether END is the student's end token, else it is tail
     """
+    sampled = None if written is None else chain.tokens[step]
     row: Distribution = {}
     for outcome, value in chain.candidates[step]:
         probability = _to_probability(value, chain, step)
-        token = _outcome_token(outcome, vocabulary, known, first, end)
+        if isinstance(outcome, End):
+            token = vocabulary.eos if end else None
+        else:
+            token = written if outcome == sampled else vocabulary.find(outcome, first)
         if token is not None and probability > 0.0:
             row[token] = row.get(token, 0.0) + probability
     return _cap_total(row)
-
-
-def _outcome_token(
-    outcome: bytes | End, vocabulary: Vocabulary, known: dict[bytes, int], first: bool, end: bool
-) -> int | None:
-    if isinstance(outcome, End):
-        return vocabulary.eos if end else None
-    return known[outcome] if outcome in known else vocabulary.find(outcome, first)

@@ -8,8 +8,8 @@ Characters that the student's vocabulary lacks:
     >>> replaced.text, replaced.tokens, [(outcome, round(value, 3)) for outcome, value in replaced.candidates[1]]
     ('3 * 4', (b'3', b' *', b' 4'), [(b' *', -0.007)])
 
-A student whose vocabulary lacks a character (T5: `× ÷ − ~ < {`) would be taught its unknown token. What a recipe writes
-instead is a choice: `3 x 4` and `3 * 4` are other texts than the teacher's.
+Without it a student whose vocabulary lacks a character (T5: `× ÷ − ~ < {`) would be taught its unknown token. A recipe
+chooses what to write instead: `3 x 4` and `3 * 4` are other texts than the teacher's.
 
 GSM8K's calculator annotations, inserted or removed:
 
@@ -31,7 +31,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate
 from typing import Final, Literal
 
 from potstill.calculator import equations
@@ -41,61 +41,28 @@ from potstill.records import END, Candidate, Chain, End
 VERSION: Final = 1  # of rewritten chains; stored in the manifest of the stage that aligns
 DECODE_ERRORS: Final = "surrogateescape"  # bytes that are not UTF-8 stay what they are
 CalculatorMarks = Literal["insert", "remove"]
-Spans = tuple[tuple[int, int], ...]
+Span = tuple[int, int]
+Spans = tuple[Span, ...]
 Candidates = tuple[Candidate, ...]
 
 
 def prepare_chain(chain: Chain, characters: Mapping[str, str], marks: CalculatorMarks | None) -> tuple[Chain, Spans]:
-    """The chain as a recipe has it aligned; the chain itself where that changes nothing.
-
-    Returned with it: the spans of its content, in bytes, that the teacher did not write (hard targets).
-    """
+    """The chain as a recipe has it aligned, or the chain itself where that changes nothing; and the spans of its content,
+    in bytes, that the teacher did not write (hard targets)."""
     return edit_calculator_annotations(replace_characters(chain, characters), marks)
-
-
-class OffsetMap:
-    """Maps offsets of a text to a text in which some parts were written otherwise.
-
-    >>> moved = OffsetMap([(1, 2), (4, 4)], [3, 1])  # "*" becomes 3 bytes; 1 byte is inserted before the fifth
-    >>> [moved.map(offset) for offset in range(6)]
-    [0, 1, 4, 5, 7, 8]
-
-    spans    start and end of each part, in order, without overlap
-    lengths  what each part's length has become
-
-    An offset inside a part becomes the end of that part; so does the offset at which something was inserted.
-    """
-
-    def __init__(self, spans: Sequence[tuple[int, int]], lengths: Sequence[int]) -> None:
-        self.ends = [end for _, end in spans]
-        self.spans = spans
-        self.shifts = [0]
-        for (start, end), length in zip(spans, lengths, strict=True):
-            self.shifts.append(self.shifts[-1] + length - (end - start))
-        assert all(a <= b for (_, a), (b, _) in pairwise(spans))
-
-    def map(self, offset: int) -> int:
-        index = bisect_right(self.ends, offset)
-        if index < len(self.spans) and offset > self.spans[index][0]:
-            return self.ends[index] + self.shifts[index + 1]
-        return offset + self.shifts[index]
 
 
 def edit_calculator_annotations(chain: Chain, marks: CalculatorMarks | None) -> tuple[Chain, Spans]:
     """The chain with annotations before the results of its equations, or without any; the chain itself where that
-    changes nothing.
-
-    Returned with it: the spans of the new content, in bytes, that the rewriting made certain.
-    """
+    changes nothing. And the spans of the new content, in bytes, that the rewriting made certain."""
     if marks == "insert":
         return _apply_edits(chain, equations.find_mark_insertions, ())
     certain: Spans = ()
-    if marks == "remove":
-        while b"<<" in chain.content:  # an annotation may stand inside another
-            before = chain
-            chain, certain = _apply_edits(before, equations.find_mark_removals, certain)
-            if chain is before:
-                break
+    while marks == "remove" and b"<<" in chain.content:  # again, because an annotation may stand inside another
+        before = chain
+        chain, certain = _apply_edits(before, equations.find_mark_removals, certain)
+        if chain is before:
+            break
     return chain, certain
 
 
@@ -110,18 +77,19 @@ def _apply_edits(chain: Chain, find: Callable[[str], Sequence[Edit]], earlier: S
         return len(text[:characters].encode("utf-8", DECODE_ERRORS))
 
     in_bytes = [(to_bytes(e.start), to_bytes(e.end), e.text.encode(), to_bytes(e.number_end)) for e in edits]
-    certain: list[tuple[int, int]] = []
+    certain: list[Span] = []
     for start, end, new, until in reversed(in_bytes):  # from the back, so that the offsets before stay
         chain, span = _apply_edit(chain, start, end, new, until)
         shift = len(new) - (end - start)
         certain = [span, *((max(low + shift, span[1]), high + shift) for low, high in certain)]
-    moved = OffsetMap([(start, end) for start, end, _, _ in in_bytes], [len(new) for _, _, new, _ in in_bytes])
-    certain += [(moved.map(low), moved.map(high)) for low, high in earlier]
+    new_offset = _offset_map([(start, end) for start, end, _, _ in in_bytes], [len(new) for _, _, new, _ in in_bytes])
+    certain += [(new_offset(low), new_offset(high)) for low, high in earlier]
     return chain, tuple(sorted(span for span in certain if span[1] > span[0]))
 
 
-def _apply_edit(chain: Chain, start: int, end: int, new: bytes, until: int) -> tuple[Chain, tuple[int, int]]:
-    """Bytes start to end written as `new`; what they and the bytes up to `until` touch is one certain token."""
+def _apply_edit(chain: Chain, start: int, end: int, new: bytes, until: int) -> tuple[Chain, Span]:
+    """Bytes start to end written as `new`; the tokens that touch them and the bytes up to `until` become one certain
+    token, whose span is returned."""
     touched = [i for i, (low, high) in enumerate(chain.spans) if low < until and high > start]
     low, high = start, until
     first = after = sum(span[1] <= start for span in chain.spans)
@@ -129,26 +97,55 @@ def _apply_edit(chain: Chain, start: int, end: int, new: bytes, until: int) -> t
         first, after = touched[0], touched[-1] + 1
         low, high = min(low, chain.spans[first][0]), max(high, chain.spans[after - 1][1])
     shift = len(new) - (end - start)
-    written = chain.content[low:start] + new + chain.content[end:high]
-    tokens, spans, steps = (), (), ()
-    if touched and written:
-        tokens, spans, steps = (written,), ((low, high + shift),), (((written, 0.0),),)
-    edited = replace(
+    span, written = (low, high + shift), chain.content[low:start] + new + chain.content[end:high]
+    token = (written, span, ((written, 0.0),)) if touched and written else None
+    content = chain.content[:low] + written + chain.content[high:]
+    return _splice_token(chain, first, after, token, content, shift), span
+
+
+def _splice_token(
+    chain: Chain,
+    first: int,
+    after: int,
+    token: tuple[bytes, Span, Candidates] | None,
+    content: bytes | None = None,
+    shift: int = 0,
+) -> Chain:
+    """The chain with one token, or None, in place of tokens first to after - 1.
+
+    content  the new content, with the text of the later tokens moved by `shift` bytes
+    """
+    tokens, spans, steps = ((part,) for part in token) if token else ((), (), ())
+    return replace(
         chain,
-        content=chain.content[:low] + written + chain.content[high:],
+        content=chain.content if content is None else content,
         tokens=(*chain.tokens[:first], *tokens, *chain.tokens[after:]),
-        spans=(*chain.spans[:first], *spans, *((a + shift, b + shift) for a, b in chain.spans[after:])),
+        spans=(*chain.spans[:first], *spans, *((low + shift, high + shift) for low, high in chain.spans[after:])),
         candidates=(*chain.candidates[:first], *steps, *chain.candidates[after:]) if chain.candidates else (),
     )
-    return edited, (low, high + shift)
+
+
+def _offset_map(spans: Sequence[Span], lengths: Sequence[int]) -> Callable[[int], int]:
+    """Maps offsets of a text to a text in which parts of it (spans in order, without overlap) have other lengths. An
+    offset inside a part becomes the end of that part; so does the offset at which something was inserted."""
+    ends = [end for _, end in spans]
+    changes = [length - (end - start) for (start, end), length in zip(spans, lengths, strict=True)]
+    shifts = list(accumulate(changes, initial=0))
+
+    def new_offset(offset: int) -> int:
+        part = bisect_right(ends, offset)
+        is_inside = part < len(spans) and offset > spans[part][0]
+        return ends[part] + shifts[part + 1] if is_inside else offset + shifts[part]
+
+    return new_offset
 
 
 def replace_characters(chain: Chain, characters: Mapping[str, str]) -> Chain:
-    """The chain with each key of `characters` written as its value, wherever it stands; the chain itself if nowhere.
+    """The chain with each key of `characters` replaced by its value; the chain itself if it has none of the keys.
 
     Candidates that become equal are one, with the sum of their probabilities. Tokens that share a replaced character
-    become one token: its candidates are those of its first part, and the continuations of the parts that were drawn, by
-    the chain rule. What was written is not searched again.
+    become one token: its candidates are those of its first part, and the continuations of the parts that were sampled,
+    by the chain rule. Replaced text is not searched again.
     """
     if not characters:
         return chain
@@ -160,12 +157,12 @@ def replace_characters(chain: Chain, characters: Mapping[str, str]) -> Chain:
 
     spans = [match.span() for match in keys.finditer(chain.content)]
     merged = _merge_shared_tokens(chain, spans)
-    moved = OffsetMap(spans, [len(written[chain.content[start:end]]) for start, end in spans])
+    new_offset = _offset_map(spans, [len(written[chain.content[start:end]]) for start, end in spans])
     rewritten = replace(
         merged,
         content=replaced(chain.content),
         tokens=tuple(map(replaced, merged.tokens)),
-        spans=tuple((moved.map(start), moved.map(end)) for start, end in merged.spans),
+        spans=tuple((new_offset(start), new_offset(end)) for start, end in merged.spans),
         candidates=tuple(
             merge_candidates([(o if isinstance(o, End) else replaced(o), value) for o, value in step])
             for step in merged.candidates
@@ -183,32 +180,18 @@ def _merge_shared_tokens(chain: Chain, spans: Sequence[tuple[int, int]]) -> Chai
             runs[-1] = (runs[-1][0], max(runs[-1][1], tokens[-1] + 1))
         else:
             runs.append((tokens[0], tokens[-1] + 1))
-    for first, last in reversed(runs):
-        chain = _merge_tokens(chain, first, last)
+    for first, after in reversed(runs):
+        span = (chain.spans[first][0], chain.spans[after - 1][1])
+        step = _chain_candidates(chain.tokens[first:after], chain.candidates[first:after])
+        chain = _splice_token(chain, first, after, (b"".join(chain.tokens[first:after]), span, step))
     return chain
 
 
-def _merge_tokens(chain: Chain, first: int, last: int) -> Chain:
-    """Tokens first to last - 1 as one."""
-    steps: tuple[Candidates, ...] = ()
-    if chain.candidates:
-        step = _chain_candidates(chain.tokens[first:last], chain.candidates[first:last])
-        steps = (*chain.candidates[:first], step, *chain.candidates[last:])
-    span = (chain.spans[first][0], chain.spans[last - 1][1])
-    return replace(
-        chain,
-        tokens=(*chain.tokens[:first], b"".join(chain.tokens[first:last]), *chain.tokens[last:]),
-        spans=(*chain.spans[:first], span, *chain.spans[last:]),
-        candidates=steps,
-    )
-
-
 def _chain_candidates(tokens: Sequence[bytes], steps: Sequence[Candidates]) -> Candidates:
-    """What several steps show of the text that they write together, by the chain rule; nothing where a step does not
-    show what was drawn."""
+    """The candidates of several tokens as one token, by the chain rule; none where a step does not show its own token."""
     candidates: list[Candidate] = []
     written, log_probability = b"", 0.0
-    for index, (token, step) in enumerate(zip(tokens, steps, strict=True)):
+    for index, (token, step) in enumerate(zip(tokens, steps, strict=False)):
         drawn = next((value for outcome, value in step if outcome == token), None)
         if drawn is None:
             return ()
@@ -231,7 +214,7 @@ def merge_candidates(step: Sequence[Candidate], decimals: int | None = None) -> 
     values: dict[bytes | End, list[float]] = {}
     for outcome, value in step:
         values.setdefault(outcome, []).append(value)
-    return tuple((outcome, own[0] if len(own) == 1 else _log_sum(own, decimals)) for outcome, own in values.items())
+    return tuple((outcome, logs[0] if len(logs) == 1 else _log_sum(logs, decimals)) for outcome, logs in values.items())
 
 
 def _log_sum(values: Sequence[float], decimals: int | None) -> float:

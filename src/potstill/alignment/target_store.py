@@ -18,8 +18,8 @@ in 32 bits and in any order, so kept mass and tail add up to exactly 1, and a ce
 at a position is rounded once, as a whole: its mass is off by half a unit at most, however many candidates share it.
 
     ids               [tokens]      uint16 where 65,536 or fewer ids are used, else uint32
-    used              [ids]         uint32; where uint16 has no room for an id, all distinct ids, ascending: then all
-                                    ids here are indices in it; else empty
+    used              [ids]         uint32, empty unless an id is too large for uint16 but 65,536 or fewer are used: then
+                                    it has all of them, ascending, and the ids in the other arrays are indices in it
     marks             [tokens]      6 x candidates + index in POSITION_KINDS; uint8 up to 41 candidates, else uint16;
                                     no candidates: certain of its own id, nothing else is stored
     candidate_ids     [candidates]  as ids
@@ -29,7 +29,7 @@ at a position is rounded once, as a whole: its mass is off by half a unit at mos
     texts             [targets]     uint64, digest of the text of each chain and of how its source cut it into tokens
     keys              [bytes]       uint8, JSON in UTF-8: one [question, source, index] a target
 
-`about.json` beside them is a `TargetOrigin`: what they were made with. A reader that expects another origin is refused.
+`about.json` beside them is a `TargetOrigin`: what they were made with. A reader that expects another origin gets an error.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ ARRAY_NAMES: Final = (
     *("starts", "candidate_starts", "texts", "keys"),
 )
 ORIGIN_FILE: Final = "about.json"
-REDO_HINT: Final = "make the targets again: --redo align"
 CONCATENATE_EVERY: Final = 1 << 14  # targets: many small arrays would take more memory than one
 ChainKey = tuple[str, str, int]
 
@@ -83,7 +82,7 @@ class TargetOrigin:
 def pack_targets(targets: Iterable[tuple[Chain, Target]], threshold: float = 0.0) -> dict[str, np.ndarray]:
     """The arrays of many targets, in their order, each with the chain that it was made from.
 
-    threshold  a candidate below this probability goes to the tail; a position keeps its largest whatever it is
+    threshold  a candidate below this probability goes to the tail; every position keeps its most likely one
 
     Raises UserError for a key that comes twice, and for a position with more than 10,922 candidates.
     """
@@ -94,10 +93,7 @@ def pack_targets(targets: Iterable[tuple[Chain, Target]], threshold: float = 0.0
     for chain, target in targets:
         if chain.key in digests:
             raise UserError(
-                "two targets have one key",
-                code="E-align-duplicate-key",
-                where=chain.key,
-                hint="drop one of the two chains",
+                "two targets have one key", code="E-align-duplicate-key", where=chain.key, hint="drop one of the chains"
             )
         digests[chain.key] = chain_digest(chain)
         for column, array in zip(columns, _pack_target(chain.key, target, threshold), strict=True):
@@ -128,7 +124,7 @@ def pack_targets(targets: Iterable[tuple[Chain, Target]], threshold: float = 0.0
 
 
 def chain_digest(chain: Chain) -> int:
-    """64 bits that tell whether a chain still has the text, the tokens and the end that it was aligned with."""
+    """64 bits that change with the chain's text, tokens and stop reason, on which its target depends."""
     state = hashlib.blake2b(chain.content, digest_size=8)
     state.update(np.asarray(chain.spans, np.int64).tobytes() + chain.stop.encode())
     return int.from_bytes(state.digest(), "big")
@@ -208,56 +204,36 @@ class TargetStore:
             self._check_origin(origin)
         arrays = {name: self._open(name) for name in ARRAY_NAMES}
         self._ids, self._marks, self._candidate_ids, self._units, self._used = (arrays[n] for n in ARRAY_NAMES[:5])
-        self._starts, self._candidate_starts, self._texts, self._keys = (arrays[name] for name in ARRAY_NAMES[5:])
-        consistent = (
+        self._starts, self._candidate_starts, self._texts, self._keys = (arrays[n] for n in ARRAY_NAMES[5:])
+        if not (
             len(self._starts) == len(self._candidate_starts) == len(self._texts) + 1
             and self._starts[-1] == len(self._ids) == len(self._marks)
             and self._candidate_starts[-1] == len(self._candidate_ids) == len(self._units)
-        )
-        if not consistent:
-            raise UserError(
-                "the arrays do not belong together",
-                code="E-align-torn-store",
-                where=self.folder,
-                found=", ".join(f"{name} {len(array)}" for name, array in arrays.items()),
-                hint=REDO_HINT,
-            )
+        ):
+            lengths = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
+            raise _redo_error("the arrays do not belong together", "E-align-torn-store", self.folder, lengths)
 
     def _check_origin(self, origin: TargetOrigin) -> None:
         path = self.folder / ORIGIN_FILE
         try:
             stored = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
-            raise UserError(
-                "cannot read what the targets were made with",
-                code="E-align-no-origin",
-                where=path,
-                found=error,
-                hint=REDO_HINT,
-            ) from None
+            raise _redo_error("the origin of the targets cannot be read", "E-align-no-origin", path, error) from None
         for name, value in origin.as_json().items():
             actual = stored.get(name) if isinstance(stored, dict) else stored
             if actual != value:
-                raise UserError(
-                    f"the targets were made with another {name}" + (" of the rules" if name == "version" else ""),
-                    code="E-align-other-origin",
-                    where=path,
-                    found=f"{actual!r}, not {value!r}",
-                    hint=REDO_HINT,
-                )
+                subject = "version of the rules" if name == "version" else name
+                found = f"{actual!r}, not {value!r}"
+                raise _redo_error(f"the targets were made with another {subject}", "E-align-other-origin", path, found)
 
     def _open(self, name: str) -> np.ndarray:
         path = self.folder / f"{name}.npy"
         try:
             return np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
-            raise UserError(
-                "an array of the targets is missing", code="E-align-no-array", where=path, hint=REDO_HINT
-            ) from None
+            raise _redo_error("an array of the targets is missing", "E-align-no-array", path) from None
         except (ValueError, EOFError, OSError) as error:
-            raise UserError(
-                "this file is not an array", code="E-align-not-an-array", where=path, found=error, hint=REDO_HINT
-            ) from None
+            raise _redo_error("this file is not an array", "E-align-not-an-array", path, error) from None
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -294,11 +270,8 @@ class TargetStore:
                 hint="only chains that were kept have one",
             )
         if int(self._texts[index]) != chain_digest(chain):
-            raise UserError(
-                "the target was made from another chain of this key",
-                code="E-align-other-chain",
-                where=chain.key,
-                hint=REDO_HINT,
+            raise _redo_error(
+                "the target was made from another chain of this key", "E-align-other-chain", where=chain.key
             )
         return self[index]
 
@@ -325,3 +298,7 @@ class TargetStore:
             probabilities=tuple((units / UNITS_PER_ONE).tolist()),
             kinds=tuple(POSITION_KINDS[kind] for kind in kinds.tolist()),
         )
+
+
+def _redo_error(what: str, code: str, where: object, found: object = "") -> UserError:
+    return UserError(what, code=code, where=where, found=found, hint="make the targets again: --redo align")

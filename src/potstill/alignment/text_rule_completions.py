@@ -1,21 +1,15 @@
 """How pre-tokens continue in the chains of a run: what the rule `text` knows about an outcome that was not taken.
 
-    >>> class Letters:  # stands in for a tokenizer: one token a letter
-    ...     def encode(self, text, add_special_tokens):
-    ...         self.ids = list(text.encode())
-    ...         return self
-    >>> from potstill.tokenization.encoder import Encoder
-    >>> from potstill.tokenization.vocabulary import Vocabulary
-    >>> table = tuple(bytes([byte]) for byte in range(256))
-    >>> pre_tokens = PreTokens(Encoder(Vocabulary(table, {}, None, None, None, False, ""), Letters()))
+    >>> from tokenizers import Tokenizer, models
+    >>> letters = Tokenizer(models.BPE({letter: index for index, letter in enumerate("48 pens")}, []))
     >>> texts = [b"4", b"8", b" pens"], [b"4", b"8"], [b"4", b"8"], [b"4", b" pens"]
-    >>> run = Completions([Chain.from_tokens("q", i, tokens) for i, tokens in enumerate(texts)], pre_tokens)
+    >>> run = completions([Chain.from_tokens("q", i, tokens) for i, tokens in enumerate(texts)], letters)
     >>> run.suffixes("q", b"", b"4")  # (the rest of its pre-token, whether the text ended there, share)
     ((b'8', True, 0.5), (b'8', False, 0.25), (b'', False, 0.25))
 
 There are two sources, the nearer one first:
 
-- The prefix tree of the question. A chain of the same question with the same text before says what its source saw at
+- The prefix tree of the question. A chain of the same question with the same text before gives what its source saw at
   the next step: probabilities, not counts.
 - Suffixes. How pre-tokens continued after the same token in the same context (the same bytes before it in its
   pre-token): in the chains of the question, and with the weight of one more chain in those of the run. Where neither
@@ -30,9 +24,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from potstill.alignment.exact_rules import StepProbabilities, step_distributions
+from potstill.alignment.exact_rules import StepProbabilities, check_chain, step_distributions
 from potstill.alignment.pre_tokens import PreTokens, get_pre_tokens
-from potstill.errors import UserError
 from potstill.records import Chain
 
 MAX_SUFFIXES: Final = 24  # that are kept of one token in one context: what is rarer stays open
@@ -40,14 +33,10 @@ MAX_CACHED_CONTEXTS: Final = 50_000  # then the cache is emptied, which changes 
 MIN_SHARE: Final = 5e-3  # a branch with a smaller share of its outcome is not followed
 RUN_WEIGHT: Final = 1.0  # chains that the whole run counts for beside those of the question
 _DIGIT: Final = re.compile(rb"[0-9]")
-TokenContext = tuple[bytes, bytes]  # what stands before a token in its pre-token, and the token
-ChainKey = tuple[str, str, int]
 Ending = tuple[bytes, bool]  # the rest of a pre-token, and whether the text ended there
 Suffix = tuple[bytes, bool, float]  # the same with its share
-SuffixCounts = dict[TokenContext, Counter[Ending]]
-CommonSuffixes = list[tuple[Ending, int]]
+SuffixCounts = dict[tuple[bytes, bytes], Counter[Ending]]  # by what stands before a token in its pre-token, and itself
 WrittenTokens = tuple[tuple[int, ...], float]  # the student's tokens of a text, and its share
-SuffixCache = dict[tuple[bytes, bytes, bool, PreTokens | None], tuple[list[WrittenTokens], list[Suffix]]]
 
 
 class Completions:
@@ -60,27 +49,28 @@ class Completions:
         for chain in chains:
             if chain.tokens:
                 self._chains[chain.question].append(chain)
-        # Counts over the run, from the most to the least specific context.
+        # Counts over the run, from the most to the least specific context: of the same bytes before the token; of the
+        # token at the start or inside of a pre-token; of numbers with as many digits.
         self._exact: SuffixCounts = defaultdict(Counter)
+        self._loose: SuffixCounts = defaultdict(Counter)
         self._shape: SuffixCounts = defaultdict(Counter)
         for group in self._chains.values():
             for before, token, ending in _token_suffixes(group, pre_tokens):
                 self._exact[before, token][ending] += 1
                 if _DIGIT.search(token):
                     self._shape[_digit_shape(before), _digit_shape(token)][ending] += 1
-        self._loose: SuffixCounts = defaultdict(Counter)
         for (before, token), endings in self._exact.items():
             self._loose[b"" if before else b" ", token].update(endings)
-        self._common: dict[int, CommonSuffixes] = {}
+        self._most_common: dict[int, list[tuple[Ending, int]]] = {}  # by the id of one of these counters
+        # What belongs to the current question.
         self._question: str | None = None
         self._prefix_tree: dict[bytes, StepProbabilities] = {}
-        self._steps: dict[ChainKey, tuple[Chain, Sequence[StepProbabilities]]] = {}
+        self._steps: dict[tuple[str, str, int], tuple[Chain, Sequence[StepProbabilities]]] = {}
         self._near: SuffixCounts = {}
-        # Per (before, token, first, teacher): the tokens written so far, and the suffixes that were not needed yet. One
-        # cache is for the contexts that this question's chains have, the other for all others, whose suffixes are the
-        # same for every question.
-        self._question_cache: SuffixCache = {}
-        self._run_cache: SuffixCache = {}
+        # Per (before, token, first, teacher): the tokens written so far, and the suffixes that were not needed yet. The
+        # second cache is for contexts that no chain of the question has: their suffixes are the same for all questions.
+        self._question_cache: dict[tuple, tuple[list[WrittenTokens], list[Suffix]]] = {}
+        self._run_cache: dict[tuple, tuple[list[WrittenTokens], list[Suffix]]] = {}
 
     def __repr__(self) -> str:
         chains = sum(map(len, self._chains.values()))
@@ -95,21 +85,28 @@ class Completions:
         """How a pre-token continues after `before` and the token; the shares add up to at most 1."""
         self._open(question)
         context = self.pre_tokens.context(before, token)
-        # From the most to the least specific context; digits last, because numbers that no chain has are still numbers.
+        near = self._near.get(context)
+        # Digits last, because numbers that no chain has are still numbers.
         counts = self._exact.get(context) or self._loose.get((b"" if context[0] else b" ", token))
         if counts is None:
             counts = self._shape.get((_digit_shape(context[0]), _digit_shape(token)))
-        return _suffix_shares(self._near.get(context), counts, self._most_common(counts))
-
-    def _most_common(self, counts: Counter[Ending] | None) -> CommonSuffixes:
-        """The most frequent suffixes of a context of the run, sorted once."""
-        if counts is None:
-            return []
-        # The counters live as long as this object, so that their ids are keys.
-        cached = self._common.get(id(counts))
-        if cached is None:
-            cached = self._common[id(counts)] = counts.most_common(MAX_SUFFIXES)
-        return cached
+        # The run's counts are a prior with the weight of one chain: they fill what few chains of the question leave
+        # open, and hardly change what many agree on. Without one of the two sources the other has all of the weight.
+        shares: dict[Ending, float] = {}
+        total_near = sum(near.values()) if near else 0
+        weight = RUN_WEIGHT if total_near and counts else 0.0 if total_near else 1.0
+        if near:
+            for ending, count in near.most_common(MAX_SUFFIXES):
+                shares[ending] = count / (total_near + weight)
+        if counts and weight:
+            total = counts.total()
+            # The counters live as long as this object, so that their ids are keys. Sorting each of them once is enough.
+            common = self._most_common.get(id(counts))
+            if common is None:
+                common = self._most_common[id(counts)] = counts.most_common(MAX_SUFFIXES)
+            for ending, count in common:
+                shares[ending] = shares.get(ending, 0.0) + weight * count / total / (total_near + weight)
+        return tuple((rest, ended, share) for (rest, ended), share in shares.items())
 
     def continuations(
         self, question: str, before: bytes, token: bytes, first: bool, teacher: PreTokens | None, least: float = 0.0
@@ -131,7 +128,7 @@ class Completions:
                 cache.clear()
             suffixes = sorted(self.suffixes(question, before, token), key=lambda suffix: -suffix[2])
             cached = cache[key] = [], suffixes[::-1]
-        # Encoding is what costs: only as many suffixes are written as a caller's least share asks for.
+        # Encoding takes the time, so only as many suffixes are written as the least share requires.
         written, waiting = cached
         least = max(least, MIN_SHARE)
         while waiting and waiting[-1][2] >= least:
@@ -144,7 +141,7 @@ class Completions:
         return written
 
     def steps(self, chain: Chain) -> Sequence[StepProbabilities]:
-        """The probabilities of the outcomes of each step of a chain."""
+        """The probability of each outcome at each step of a chain."""
         self._open(chain.question)
         cached = self._steps.get(chain.key)
         return cached[1] if cached and cached[0] is chain else step_distributions(chain)
@@ -169,24 +166,17 @@ class Completions:
 def completions(chains: Iterable[Chain], tokenizer: object) -> Completions:
     """How pre-tokens continue in the chains of a run, for `transfer` with the rule `text` and the same tokenizer.
 
-    chains     at least those that will be transferred; only chains with tokens say anything
+    chains     at least those that will be transferred; chains without tokens count for nothing
     tokenizer  the student's: it decides where pre-tokens begin
     """
     chains = list(chains)
-    wrong = next((chain for chain in chains if not isinstance(chain, Chain)), None)
-    if wrong is not None:
-        raise UserError(
-            "completions are made from chains",
-            code="E-align-not-a-chain",
-            found=type(wrong).__name__,
-            hint="make chains with potstill.records.Chain.from_tokens or .from_text",
-        )
+    for chain in chains:
+        check_chain(chain)
     return Completions(chains, get_pre_tokens(tokenizer))
 
 
 def _token_suffixes(chains: Sequence[Chain], pre_tokens: PreTokens) -> Iterator[tuple[bytes, bytes, Ending]]:
-    """Of each token: what stands before it since the last whitespace, itself, and the rest of its pre-token with
-    whether the text ends there."""
+    """For each token: the bytes before it since the last whitespace, itself, and how its pre-token ends."""
     for chain in chains:
         content = chain.content
         bounds = [*pre_tokens.boundaries(content), len(content)]
@@ -195,37 +185,15 @@ def _token_suffixes(chains: Sequence[Chain], pre_tokens: PreTokens) -> Iterator[
             # Tokens and boundaries both ascend: one pass over the two lists.
             while bounds[index] <= start and index + 1 < len(bounds):
                 begin, index = bounds[index], index + 1
-            # A token may reach into a later pre-token: the rest is that one's.
+            # A token may reach into a later pre-token: the rest is the rest of that one.
             after = index
             while bounds[after] < end:
                 after += 1
             stop = bounds[after]
             if stop < len(content):
                 yield *pre_tokens.context(content[begin:start], token), (content[end:stop], False)
-            elif chain.stop != "length":  # a text cut off by its budget does not say how its last pre-token ends
+            elif chain.stop != "length":  # a text cut off by its token limit does not show how its last pre-token ends
                 yield *pre_tokens.context(content[begin:start], token), (content[end:], True)
-
-
-def _suffix_shares(
-    near: Counter[Ending] | None, counts: Counter[Ending] | None, common: CommonSuffixes
-) -> tuple[Suffix, ...]:
-    """Shares of suffixes: what the question's own chains say, and with the weight of one more chain what the run's say.
-
-    common  the most frequent of the run's `counts`
-    """
-    # The run's counts are a prior of the weight of one chain: they fill what few chains of the question leave open, and
-    # hardly change what many agree on. Without one of the two sources the other has all of the weight.
-    shares: dict[Ending, float] = {}
-    total_near = sum(near.values()) if near else 0
-    weight = RUN_WEIGHT if total_near and counts else 0.0 if total_near else 1.0
-    if near:
-        for ending, count in near.most_common(MAX_SUFFIXES):
-            shares[ending] = count / (total_near + weight)
-    if counts and weight:
-        total = counts.total()
-        for ending, count in common:
-            shares[ending] = shares.get(ending, 0.0) + weight * count / total / (total_near + weight)
-    return tuple((rest, ended, share) for (rest, ended), share in shares.items())
 
 
 def _digit_shape(data: bytes) -> bytes:

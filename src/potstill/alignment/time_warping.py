@@ -40,9 +40,9 @@ def dtw(teacher: Sequence[str], student: Sequence[str]) -> DtwAlignment:
         f(i, j) = c(i, j) + min(f(i - 1, j), f(i, j - 1), f(i - 1, j - 1)),  f(0, 0) = 0, infinite at the other borders,
         c(i, j) = Levenshtein(teacher i without " ", student j without "▁")
 
-    There is no gap penalty. On a tie the way back prefers the diagonal, then the step of the teacher.
-    Time and memory are proportional to the product of the lengths. Raises UserError above 10^8 cells, and for tokens
-    that are not strings.
+    There is no gap penalty. On a tie the way back prefers the diagonal, then the step of the teacher. Time and memory
+    are proportional to the product of the lengths. Raises UserError above 10^8 cells, and for tokens that are not
+    strings.
     """
     rows, columns = len(teacher), len(student)
     for side, tokens in (("teacher", teacher), ("student", student)):
