@@ -1,5 +1,6 @@
 # make demo   the embedded main job, into runs/demo
 # make test   everything that must hold: lint, types, all tests
+# make test-fast   the unit tests that are not marked slow
 # make docs   the documentation site, into build/site; a warning is an error
 # make search   property tests with random examples, a thousand where a test does not say fewer, in place of the fixed
 #               ones of make test
@@ -15,8 +16,14 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
+# The tests start dozens of processes, and each starts faster with the bytecode of an earlier one.
+export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test docs search test-lowest test-servers clean
+# One process of pytest per core; the tests of a file stay together, because they share its fixtures.
+JOBS ?= 2
+PYTEST = python -m pytest -n $(JOBS) --dist loadfile
+
+.PHONY: demo test test-fast docs search test-lowest test-servers clean
 
 demo: $(VENV)/installed
 	$(BIN)/potstill demo
@@ -25,7 +32,10 @@ test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest
+	$(BIN)/$(PYTEST)
+
+test-fast: $(VENV)/installed
+	$(BIN)/$(PYTEST) -m "not slow" tests/unit src
 
 docs: $(VENV)/docs
 	$(BIN)/python tools/docs/build.py
@@ -36,10 +46,10 @@ $(VENV)/docs: $(VENV)/installed
 	touch $@
 
 search: $(VENV)/installed
-	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=search
+	$(BIN)/$(PYTEST) -m hypothesis --hypothesis-profile=search
 
 test-lowest: $(VENV)-lowest/installed
-	$(VENV)-lowest/bin/python -m pytest -m "not slow"
+	$(VENV)-lowest/bin/$(PYTEST) -m "not slow"
 
 $(VENV)-lowest/installed: pyproject.toml constraints.txt tests/support/lowest_versions.py
 	$(PYTHON) -m venv $(VENV)-lowest

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import tiny
+from processes import start
 
 pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("POTSTILL_KILLS", "2"))
@@ -106,20 +107,16 @@ def _compare(at: Path, wanted: dict[str, bytes], stage: str) -> None:
 
 def _killed_within(world: Path, at: Path, stage: str, draw: random.Random, more: tuple[str, ...]) -> bool:
     """Run up to a stage in a process of its own and kill it a random moment after the stage began to write."""
-    program = (
-        "import tiny; from pathlib import Path; "
-        f"tiny.make(Path({str(world)!r}), Path({str(at)!r}), *{(*CHANGES, *more)!r}, until={stage!r})"
-    )
     before = _written(at / stage)
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=Path(tiny.__file__).parent, stderr=subprocess.DEVNULL)
-    while process.poll() is None and _written(at / stage) == before:
+    process = start(tiny.make, world, at, *CHANGES, *more, until=stage)
+    while process.is_alive() and _written(at / stage) == before:
         time.sleep(0.002)
     time.sleep(draw.uniform(0, 0.5))
-    if process.poll() is not None:
-        assert process.returncode == 0
+    if not process.is_alive():
+        assert process.exitcode == 0
         return False
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     return True
 
 

@@ -29,6 +29,7 @@ from potstill.teachers.openai_api.budget import Budget, compute_cost
 from potstill.teachers.openai_api.client import Client, Reply
 from potstill.teachers.openai_api.request import Capabilities, ServerSettings
 from potstill.teachers.openai_api.token_entries import ReaderContext
+from processes import start
 
 CHAINS = int(os.environ.get("POTSTILL_CHAINS", "640"))  # 10000 for the whole
 KEY = "sk-potstill-never-written-4711"
@@ -470,9 +471,6 @@ KILLS = int(os.environ.get("POTSTILL_KILLS", "2"))
 def test_killed_again_and_again_nothing_is_lost_and_nothing_doubled(world: Path, tmp_path: Path) -> None:
     """`kill -9` every few seconds, with every fault at five per cent."""
     samples = CHAINS // 4  # the tiny world has four training questions
-    program = (
-        "import tiny; from pathlib import Path; tiny.make(Path({world!r}), Path({run!r}), *{changes!r}, until='sample')"
-    )
     server = subprocess.Popen(
         [sys.executable, "stub.py", "--faults", "0.05", "--stuck", "8", "--latency", "0.05"],
         cwd=Path(tiny.__file__).parent, stdout=subprocess.PIPE, text=True,
@@ -484,19 +482,16 @@ def test_killed_again_and_again_nothing_is_lost_and_nothing_doubled(world: Path,
         run, kills = tmp_path / "run", 0
         made = None
         while made is None:
-            text = program.format(world=str(world), run=str(run), changes=changes(url, *more))
-            process = subprocess.Popen(
-                [sys.executable, "-c", text], cwd=Path(tiny.__file__).parent, stderr=subprocess.DEVNULL
-            )
+            process = start(tiny.make, world, run, *changes(url, *more), until="sample")
             if kills < KILLS:
                 before = _size(run)
-                while process.poll() is None and _size(run) == before:
+                while process.is_alive() and _size(run) == before:
                     time.sleep(0.05)
                 time.sleep(0.3 + kills % 3)
-                if process.poll() is None:
-                    os.kill(process.pid, signal.SIGKILL)
+                if process.is_alive():
+                    process.kill()
                     kills += 1
-            process.wait()
+            process.join()
             made = manifest.read_finished(run / "sample") if (run / "sample").is_dir() else None
     finally:
         server.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gzip
 import json
 import socket
@@ -218,21 +219,27 @@ def ask(server: stub.Stub, request: dict[str, Any] | None = None, timeout: float
     return asyncio.run(once())
 
 
-def bombs(size: int) -> Iterator[tuple[str, bytes, dict[str, str]]]:
+@functools.cache
+def bombs(size: int) -> dict[str, tuple[bytes, dict[str, str]]]:
+    """Bodies that are small as sent and of `size` bytes when decompressed, with their headers."""
     plain = bytes(size)
-    yield "plain", plain, {}
-    yield "gzip", gzip.compress(plain), {"Content-Encoding": "gzip"}
-    yield "deflate", zlib.compress(plain), {"Content-Encoding": "deflate"}
-    yield "twice", gzip.compress(gzip.compress(plain)), {"Content-Encoding": "gzip, gzip"}
-    yield "br", plain[:100], {"Content-Encoding": "br"}
-    yield "no gzip", b"{}", {"Content-Encoding": "gzip"}
-    yield "members", gzip.compress(b"") * 10_000 + gzip.compress(plain), {"Content-Encoding": "gzip"}
+    return {
+        "plain": (plain, {}),
+        "gzip": (gzip.compress(plain), {"Content-Encoding": "gzip"}),
+        "deflate": (zlib.compress(plain), {"Content-Encoding": "deflate"}),
+        "twice": (gzip.compress(gzip.compress(plain)), {"Content-Encoding": "gzip, gzip"}),
+        "br": (plain[:100], {"Content-Encoding": "br"}),
+        "no gzip": (b"{}", {"Content-Encoding": "gzip"}),
+        "members": (gzip.compress(b"") * 10_000 + gzip.compress(plain), {"Content-Encoding": "gzip"}),
+    }
 
 
 @pytest.mark.parametrize("status", [200, 400, 500])
-@pytest.mark.parametrize("name, data, headers", [pytest.param(*row, id=row[0]) for row in bombs(1 << 26)])
-def test_large_bodies_are_bounded(status: int, name: str, data: bytes, headers: dict[str, str]) -> None:
+@pytest.mark.parametrize("name", ["plain", "gzip", "deflate", "twice", "br", "no gzip", "members"])
+def test_large_bodies_are_bounded(status: int, name: str) -> None:
     import tracemalloc
+
+    data, headers = bombs(1 << 26)[name]
 
     with stub.running(script=lambda asked: (status, data, headers | {"Connection": "close"})) as server:
         tracemalloc.start()

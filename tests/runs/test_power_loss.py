@@ -1,6 +1,6 @@
 """Power losses: whatever was not flushed is lost or torn, and the resumed run still comes to the same bytes.
 
-`POTSTILL_POWER` says how many moments a stage gets (20 if not set, spread over all there are; 0: every one).
+`POTSTILL_POWER` says how many moments a stage gets (12 if not set, spread over all there are; 0: every one).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from potstill.training.checkpoints import find_newest_checkpoint
 from power_loss import PowerLoss, cut_at
 from tiny import ON_POLICY, REPLAY
 
-LOSSES = int(os.environ.get("POTSTILL_POWER", "20"))
+LOSSES = int(os.environ.get("POTSTILL_POWER", "12"))
 LONGER = ("train.steps=12", REPLAY, ON_POLICY.replace("steps: 3", "steps: 6"))
 NEVER = 1 << 60
 

@@ -22,6 +22,7 @@ from potstill.errors import UserError
 from potstill.recipe.teacher import FilterSection
 from potstill.records import END, Chain
 from potstill.storage import atomic, parquet, run_folder
+from processes import exit_code, start
 
 ASKED = 4  # training questions of the tiny world
 SAMPLES = 40
@@ -102,15 +103,13 @@ def test_two_processes_on_one_run(world: Path, tmp_path: Path) -> None:
     """The second is told and changes nothing; the first goes on."""
     run = tmp_path / "run"
     with stub.running(latency=0.3) as server:
-        made = f"Path({str(world)!r}), Path({str(run)!r}), *{changes(server.url)!r}, until='sample'"
-        program = f"import tiny; from pathlib import Path; tiny.make({made})"
-        first = subprocess.Popen([sys.executable, "-c", program], cwd=Path(tiny.__file__).parent, stderr=subprocess.DEVNULL)
+        first = start(tiny.make, world, run, *changes(server.url), until="sample")
         segment = run / "sample" / "segment-0000.jsonl"
-        while first.poll() is None and not (segment.exists() and segment.stat().st_size):
+        while first.is_alive() and not (segment.exists() and segment.stat().st_size):
             time.sleep(0.02)
         with pytest.raises(UserError, match="E-run-locked"):
             tiny.make(world, run, *changes(server.url), until="sample")
-        assert first.wait() == 0
+        assert exit_code(first) == 0
     found = keys(run)
     assert len(found) == len(set(found)) == ASKED * SAMPLES
     with run_folder.lock_run(run):

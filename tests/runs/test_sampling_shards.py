@@ -19,6 +19,7 @@ from potstill.records import Question
 from potstill.storage import atomic, parquet, run_folder, segments, write_jsonl
 from potstill.storage.segments import Shard
 from potstill.teachers import SamplingState, reference_solutions, replay
+from processes import exit_code, start_command
 
 
 @pytest.fixture(scope="module")
@@ -98,22 +99,22 @@ def test_other_settings_are_refused_beside_stored_chains(world: Path, tmp_path: 
 def test_processes_at_the_same_time(world: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(tiny.RECIPE + f"data: {world}\n")
-    settings = {**os.environ, "NO_COLOR": "1", "COLUMNS": "100"}
-    command = [sys.executable, "-m", "potstill", "sample", str(recipe)]
-    both = [
-        subprocess.Popen(
-            command, cwd=tmp_path, env={**settings, "RANK": rank, "WORLD_SIZE": "2"}, stderr=subprocess.PIPE, text=True
+    settings = {"NO_COLOR": "1", "COLUMNS": "100"}
+    outputs = [tmp_path / f"shard-{rank}.txt" for rank in "01"]
+    shards = [
+        start_command(
+            "sample", recipe, cwd=tmp_path, output=output, environment={**settings, "RANK": rank, "WORLD_SIZE": "2"}
         )
-        for rank in "01"
+        for rank, output in zip("01", outputs, strict=True)
     ]
-    for rank, each in enumerate(both, 1):
-        told = each.communicate()[1]
-        assert each.returncode == 0, told
-        assert f"shard {rank}/2: done, " in told
-        assert "potstill sample runs/tiny" in told
-    last = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True)
-    assert last.returncode == 0 and "segment-0001-of-0002: " in last.stderr, last.stderr
-    assert "the shards lacked 0 chains; all are merged into chains.parquet" in last.stderr
+    for rank, (shard, output) in enumerate(zip(shards, outputs, strict=True), 1):
+        assert exit_code(shard) == 0, output.read_text()
+        assert f"shard {rank}/2: done, " in output.read_text()
+        assert "potstill sample runs/tiny" in output.read_text()
+    merged = tmp_path / "merged.txt"
+    last = start_command("sample", recipe, cwd=tmp_path, output=merged, environment=settings)
+    assert exit_code(last) == 0 and "segment-0001-of-0002: " in merged.read_text(), merged.read_text()
+    assert "the shards lacked 0 chains; all are merged into chains.parquet" in merged.read_text()
     at = tmp_path / "runs" / "tiny"
     assert sampled(at)["sample/chains.parquet"] == whole["sample/chains.parquet"]
 

@@ -24,6 +24,7 @@ from potstill import runner
 from potstill.errors import UserError
 from potstill.storage import ledger, parquet, read, segments
 from potstill.storage.segments import Shard
+from processes import exit_code, start_command
 
 PRICES = "teacher.budget.prices={prompt: 1e6, completion: 1e6}"
 ASKED, SAMPLES = 4, 4  # training questions of the tiny world, chains of each
@@ -107,11 +108,10 @@ def test_the_command_asks_for_yes(world: Path, tmp_path: Path) -> None:
         settings = [argument for change in changes(server.url) for argument in ("--set", change)]
         (tmp_path / "recipe.yaml").write_text(tiny.RECIPE + f"data: {world}\n")
         sample(world, tmp_path / "runs" / "tiny", server.url)
-        command = [sys.executable, "-m", "potstill", "run", "recipe.yaml", *settings, "--redo", "collect"]
-        told = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120
-        )
-    assert told.returncode == 2 and "--yes" in told.stderr and "16 chains" in told.stderr and told.stdout == ""
+        output = tmp_path / "output.txt"
+        refused = start_command("run", "recipe.yaml", *settings, "--redo", "collect", cwd=tmp_path, output=output)
+        assert exit_code(refused) == 2
+    assert "--yes" in output.read_text() and "16 chains" in output.read_text()
     assert (tmp_path / "runs" / "tiny" / "sample" / "chains.parquet").exists()
 
 
@@ -186,13 +186,13 @@ def test_what_was_under_way_is_counted_when_sampling_stops(world: Path, tmp_path
     with stub.running(latency=1.0) as server:
         own = changes(server.url, "teacher.server.samples_per_request=1", "teacher.server.concurrency=6")
         settings = [argument for change in own for argument in ("--set", change)]
-        command = [sys.executable, "-m", "potstill", "run", "recipe.yaml", *settings]
-        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while not any(path.stat().st_size for path in segments.segment_paths(at / "sample")) and process.poll() is None:
+        process = start_command("run", "recipe.yaml", *settings, cwd=tmp_path)
+        while not any(path.stat().st_size for path in segments.segment_paths(at / "sample")) and process.is_alive():
             time.sleep(0.02)
         time.sleep(0.3)
+        assert process.pid is not None
         os.kill(process.pid, how)
-        process.wait(60)
+        process.join(60)
         time.sleep(1.5)
         stored = len(segments.stored_keys(segments.segment_paths(at / "sample")))
         assert 0 < stored < ASKED * SAMPLES

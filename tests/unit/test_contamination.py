@@ -115,6 +115,7 @@ def test_a_mask_may_be_put_on_any_text(text: str) -> None:
     mask_numbers_and_names(text)
 
 
+@pytest.mark.slow
 def test_multiarith_repeats_its_templates_and_gsm8k_does_not(data: Path) -> None:
     from potstill.data import RawQuestion, assign_splits, load_set
 

@@ -41,17 +41,17 @@ FORMS: dict[str, bytes] = {
     "array.jsonl": b"\n" + ARRAY.encode(),
     "wrapped.json": json.dumps({"canary": "x", "examples": TWO}).encode(),
     "wrapped-indented.json": json.dumps({"data": TWO}, indent=1).encode(),
-    "mine.jsonl.gz": gzip.compress(LINES[:90]) + gzip.compress(LINES[90:]),
-    "named-plainly.jsonl": gzip.compress(LINES),
+    "mine.jsonl.gz": gzip.compress(LINES[:90], mtime=0) + gzip.compress(LINES[90:], mtime=0),
+    "named-plainly.jsonl": gzip.compress(LINES, mtime=0),
     "mine.jsonl.zst": pa.compress(LINES, codec="zstd", asbytes=True),
     "mine.jsonl.bz2": bz2.compress(LINES),
     "mine.jsonl.xz": lzma.compress(LINES),
-    "array.json.gz": gzip.compress(ARRAY.encode()),
+    "array.json.gz": gzip.compress(ARRAY.encode(), mtime=0),
     "mine.csv": TABLE.encode(),
     "excel.csv": b"\xef\xbb\xbf" + TABLE.replace("\n", "\r\n").encode(),
     "semicolons.csv": "\n".join(";".join(map(str, row)) for row in [[*TWO[0]], *(r.values() for r in TWO)]).encode(),
     "mine.tsv": "\n".join("\t".join(map(str, row)) for row in [[*TWO[0]], *(r.values() for r in TWO)]).encode(),
-    "mine.csv.gz": gzip.compress(TABLE.encode()),
+    "mine.csv.gz": gzip.compress(TABLE.encode(), mtime=0),
 }
 
 
@@ -199,7 +199,7 @@ HALF = '{"question": "How many? \\ud83d", "answer": "5"}'
         ("d.jsonl", b'{"question": "?", "answer": 1, "id": "\\udc00"}', "d.jsonl line 1"),
         ("e.jsonl", LINES + b'{"question": "\xed\xa0\xbd", "answer": 1}', "e.jsonl line 3"),
         ("f.csv", TABLE.encode() + b"How \xed\xa0\xbd,5,test\n", "f.csv line 4"),
-        ("g.jsonl.gz", gzip.compress(HALF.encode()), "g.jsonl.gz line 1"),
+        ("g.jsonl.gz", gzip.compress(HALF.encode(), mtime=0), "g.jsonl.gz line 1"),
     ],
 )
 def test_half_of_a_surrogate_pair_is_refused_with_its_place(
@@ -234,7 +234,10 @@ def test_plain_parquet_is_replayed_as_its_rows_in_json_lines_are(tmp_path: Path)
     parquet.write_table(pa.Table.from_pylist(told), tmp_path / "old.parquet")
     text = "".join(json.dumps(row) + "\n" for row in told).encode()
     paths = [tmp_path / "old.parquet", stored(tmp_path, "old.jsonl", text)]
-    paths += [stored(tmp_path, "old.json", json.dumps(told).encode()), stored(tmp_path, "z.jsonl", gzip.compress(text))]
+    paths += [
+        stored(tmp_path, "old.json", json.dumps(told).encode()),
+        stored(tmp_path, "z.jsonl", gzip.compress(text, mtime=0)),
+    ]
     found = [
         [chain for batch in replay.read_chains(replay.read_rows(p), [question], where="") for chain in batch]
         for p in paths
@@ -387,7 +390,7 @@ def test_equal_questions_are_told_from_few(tmp_path: Path) -> None:
         ("a.csv", b"question,answer\nHow, then?,5\n", "a.csv line 2"),
         ("a.csv", b"question,question\nHow?,5\n", "a.csv line 1"),
         ("a.csv", b'question,answer\n"How?,5\n', "a.csv line 2"),
-        ("a.jsonl.gz", gzip.compress(LINES * 50)[:-9], "a.jsonl.gz"),
+        ("a.jsonl.gz", gzip.compress(LINES * 50, mtime=0)[:-9], "a.jsonl.gz"),
         ("a.jsonl.zst", pa.compress(LINES * 50, codec="zstd", asbytes=True)[:-9], "a.jsonl.zst"),
         ("a.jsonl.xz", lzma.compress(LINES * 50)[:-9], "a.jsonl.xz"),
         ("a.arrow", b"ARROW1\0\0torn", "a.arrow"),
@@ -401,7 +404,10 @@ def test_one_message_for_what_cannot_be_read(tmp_path: Path, name: str, data: by
 
 def test_a_file_that_unpacks_to_more_than_memory_holds_is_refused(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(dataset_files, "MAX_CONTENT_BYTES", 1 << 20)
-    for name, content in (("a.gz", gzip.compress(b" " * (1 << 21))), ("a.xz", lzma.compress(b" " * (1 << 21)))):
+    for name, content in (
+        ("a.gz", gzip.compress(b" " * (1 << 21), mtime=0)),
+        ("a.xz", lzma.compress(b" " * (1 << 21))),
+    ):
         assert refusal(stored(tmp_path, name, content))[1] == name
 
 

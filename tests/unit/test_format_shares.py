@@ -102,6 +102,7 @@ def test_the_recipes_train_sample_and_filter_as_the_authors_did(name: str) -> No
     assert asked.transfer.rule == "paper"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_the_order_of_the_recipes_has_these_shares(name: str) -> None:
     """By the real order over as many questions and chains as the authors had."""
@@ -374,6 +375,7 @@ def test_the_parts_of_a_recipe_by_hand(world: Path) -> None:
     )  # a question has one chain to show
 
 
+@pytest.mark.slow
 def test_the_dry_run_of_a_recipe_prints_the_mix(data: Path) -> None:
     told = dry_run.describe_run(load_recipe(RECIPES / "flan-t5-xl.yaml", [f"data={data}"]))
     rows = {line.split()[0]: line.split()[1:] for line in told.splitlines() if line.strip().startswith(NAMES)}

@@ -46,6 +46,7 @@ def gradients(
     return [total.detach(), values, *(leaf.grad for leaf in leaves)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "cap"), [("raw", None), ("tail", None), ("renormalised", 2.0)])
 def test_compiled_is_plain(compiler: None, mode: losses.MissingProbability, cap: float | None) -> None:
     for seed, n, chunk in ((1, 7, None), (2, 7, 3), (3, 1, None), (4, 29, 8)):
@@ -54,11 +55,13 @@ def test_compiled_is_plain(compiler: None, mode: losses.MissingProbability, cap:
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_both_are_measured(compiler: None) -> None:
     found = losses.measure_kernels(4, 13, 2, "raw", None, torch.device("cpu"), False)
     assert found.failure is None and set(found.seconds) == set(losses.KERNELS)
 
 
+@pytest.mark.slow
 def test_a_run_trains_with_either(compiler: None, world: Path, tmp_path: Path) -> None:
     losses = []
     for kernel in KERNELS:
