@@ -41,7 +41,6 @@ from potstill.data import set_files
 from potstill.data.set_files import RawQuestion
 from potstill.data.word_problems import CALCULATOR_MARK
 from potstill.errors import UserError
-from potstill.grading import custom
 from potstill.records import Question, Split
 from potstill.storage.dataset_files import shorten
 
@@ -143,8 +142,8 @@ def read_replay_rows(file: Path) -> list[Question]:
 
 def grader_digests(tasks: Iterable[str | None]) -> dict[str, str]:
     """Digest of the file of each grading function among the tasks: another grader invalidates the grades."""
-    names = {custom.parse_function_name(task) for task in tasks if task is not None}
-    return {f"function {name}": custom.function_digest(name) for name in sorted(filter(None, names))}
+    names = {grading.parse_function_name(task) for task in tasks if task is not None}
+    return {f"function {name}": grading.function_digest(name) for name in sorted(filter(None, names))}
 
 
 # Single fields of a record
@@ -154,12 +153,12 @@ def _stated_type(task: str | None) -> str | None:
     """The answer type that a task names: the last part of its name, or `function`."""
     if task is None:
         return None
-    return "function" if custom.parse_function_name(task) is not None else task.rpartition("/")[2]
+    return "function" if grading.parse_function_name(task) is not None else task.rpartition("/")[2]
 
 
 def _read_task(row: Mapping[str, Any], name: str, where: str) -> str | None:
     task = _optional_text(row, name, where)
-    if task is not None and custom.parse_function_name(task) is not None:
+    if task is not None and grading.parse_function_name(task) is not None:
         what, hint = "a record cannot name a function to run", "name the function in the recipe (sets.NAME.task)"
         raise UserError(what, code="E-data-function-in-record", where=where, found=task, hint=hint)
     return task

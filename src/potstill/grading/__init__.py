@@ -13,7 +13,7 @@ nothing before the marker replaces it.
     ('no answer', 'no answer')
 
 To add an answer type, add an entry to the table in `answer_types`. A data set with a grader of its own needs none: its
-questions may have the task `function: module:name` (see `custom`).
+questions may have the task `function: module:name` (see `grader`).
 
 VERSION counts the sets of rules; it is stored with every score. The rules of version 4, with their cases in
 `tests/support/grading_cases.py`:
@@ -90,27 +90,20 @@ and none raises.
 """
 
 from potstill.grading.answer_types import ANSWER_TYPES
-from potstill.grading.custom import function_digest, parse_function_name
 from potstill.grading.grader import (
     BBH_ANSWER_TYPES,
     FUNCTION_TYPE,
     canonicalize_gold,
     check_task,
+    function_digest,
     grade,
     infer_answer_type,
+    parse_function_name,
 )
 
 VERSION = 4
 
 __all__ = [
-    "ANSWER_TYPES",
-    "BBH_ANSWER_TYPES",
-    "FUNCTION_TYPE",
-    "VERSION",
-    "canonicalize_gold",
-    "check_task",
-    "function_digest",
-    "grade",
-    "infer_answer_type",
-    "parse_function_name",
-]
+    "ANSWER_TYPES", "BBH_ANSWER_TYPES", "FUNCTION_TYPE", "VERSION", "canonicalize_gold", "check_task", "function_digest",
+    "grade", "infer_answer_type", "parse_function_name",
+]  # fmt: skip

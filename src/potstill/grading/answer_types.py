@@ -4,6 +4,8 @@
     >>> gold = number.parse_gold("9 (apples)")
     >>> [number.format(read("5 + 4 = 9 apples.", gold)) for read in (number.extract_marked, number.extract_unmarked)]
     ['9', '9']
+    >>> ANSWER_TYPES["paper"].extract_unmarked("It is 7,200", None)
+    (200.0, '200')
 
 A new answer type is one entry of this table. Its functions know nothing of markers, questions or tasks.
 """
@@ -11,11 +13,12 @@ A new answer type is one entry of this table. Its functions know nothing of mark
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from potstill.grading import choices, expressions, numbers, paper_rules, phrases, quantities, structured
+from potstill.grading import expressions, numbers, quantities, structured, words
 from potstill.grading.markers import WORD_MARKERS, MarkerRules
 from potstill.grading.normalize import to_exact_text, to_plain_text
 
@@ -47,17 +50,52 @@ class AnswerType:
     hint: str = ""
 
 
+# The rules of Fu et al. 2023 with their faults, so that the tables of the paper can be recomputed beside ours. Source: the
+# repository FranxYao/FlanT5-CoT-Specialization, `notebooks/utils.py` (`test_answer`) and `test_bbh.py`
+# (`parse_ans_general`). Their numbers have no commas and no signs; a gold answer without a number makes every text with a
+# number right; on BBH the gold answer may be anywhere in the text, even inside a word ("valid" in "invalid"). These rules
+# know no other markers, no reasoning and no truncation.
+
+_PAPER_NUMBER: Final = re.compile(r"\d*\.?\d+")
+PaperNumber = tuple[float | None, str]  # value, None if a gold answer has no number, and the number as written
+
+
+def _parse_paper_number(gold: str) -> PaperNumber | None:
+    """The last number of a gold answer; the whole gold answer if it has none."""
+    return _extract_paper_number(gold) or ((None, " ".join(gold.split())) if gold.strip() else None)
+
+
+def _extract_paper_number(text: str, gold: PaperNumber | None = None) -> PaperNumber | None:
+    found = _PAPER_NUMBER.findall(text)
+    return (float(found[-1]), found[-1]) if found else None
+
+
+def _is_same_paper_number(gold: PaperNumber, number: PaperNumber) -> bool:
+    return gold[0] is None or gold[0] == number[0]
+
+
+def _find_in_answer(text: str, gold: str) -> str | None:
+    """The gold answer if it is between the first "the answer is" and the next; otherwise the text between them."""
+    parts = text.split("the answer is", 2)
+    return None if len(parts) < 2 else _find_in_text(parts[1], gold)
+
+
+def _find_in_text(text: str, gold: str) -> str | None:
+    """The gold answer if the text contains it; otherwise the text, or None if it is empty."""
+    return gold if gold in text else (text.strip()[:200] or None)
+
+
 _NUMERIC: Final = MarkerRules(before_solution=True, reversed=True, denial=True, refusal=True)
 _CHOICE: Final = MarkerRules(words=("answer", "option", "choice"), reversed=True, denial=True, refusal=True)
 
 ANSWER_TYPES: Final = {
     "choice": AnswerType(
-        choices.parse_gold_choice, choices.extract_marked_choice, choices.extract_unmarked_choice,
-        operator.eq, choices.format_choice, markers=_CHOICE, inferable=True,
+        words.parse_gold_choice, words.extract_marked_choice, words.extract_unmarked_choice,
+        operator.eq, words.format_choice, markers=_CHOICE, inferable=True,
         hint="a choice is a capital letter, such as (B)",
     ),
     "boolean": AnswerType(
-        choices.parse_gold_boolean, choices.extract_marked_boolean, choices.extract_unmarked_boolean,
+        words.parse_gold_boolean, words.extract_marked_boolean, words.extract_unmarked_boolean,
         operator.eq, str, markers=MarkerRules(refusal=True), inferable=True,
     ),
     "time": AnswerType(
@@ -77,20 +115,20 @@ ANSWER_TYPES: Final = {
         quantities.is_same_several, quantities.format_several, markers=_NUMERIC, inferable=True,
     ),
     "brackets": AnswerType(
-        phrases.parse_gold_brackets, phrases.extract_marked_brackets, phrases.extract_unmarked_brackets,
+        words.parse_gold_brackets, words.extract_marked_brackets, words.extract_unmarked_brackets,
         operator.eq, " ".join, inferable=True,
     ),
     "text": AnswerType(
-        phrases.parse_gold_text, phrases.extract_marked_text, phrases.extract_unmarked_text,
-        phrases.is_same_text, phrases.format_words, inferable=True,
+        words.parse_gold_text, words.extract_marked_text, words.extract_unmarked_text,
+        words.is_same_text, words.format_words, inferable=True,
     ),
     "list": AnswerType(
-        phrases.parse_gold_list, phrases.extract_marked_list, phrases.extract_unmarked_list,
-        operator.eq, phrases.format_words,
+        words.parse_gold_list, words.extract_marked_list, words.extract_unmarked_list,
+        operator.eq, words.format_words,
     ),
     "exact": AnswerType(
-        phrases.parse_gold_exact, phrases.extract_exact, phrases.extract_exact,
-        operator.eq, phrases.format_exact, normalize=to_exact_text, unwrap_gold=False,
+        words.parse_gold_exact, words.extract_exact, words.extract_exact,
+        operator.eq, words.format_exact, normalize=to_exact_text, unwrap_gold=False,
     ),
     "regex": AnswerType(
         structured.parse_gold_regex, structured.extract_marked_regex, structured.extract_unmarked_regex,
@@ -107,15 +145,15 @@ ANSWER_TYPES: Final = {
         normalize=to_exact_text, markers=MarkerRules(denial=True, refusal=True),
     ),
     "paper": AnswerType(
-        paper_rules.parse_gold_number, paper_rules.extract_last_number, paper_rules.extract_last_number,
-        paper_rules.is_same_number, paper_rules.format_number, normalize=str, markers=None, unwrap_gold=False,
+        _parse_paper_number, _extract_paper_number, _extract_paper_number,
+        _is_same_paper_number, lambda number: number[1][:200], normalize=str, markers=None, unwrap_gold=False,
     ),
     "paper-bbh": AnswerType(
-        paper_rules.parse_gold_text, paper_rules.find_in_answer, paper_rules.find_in_answer,
+        lambda gold: gold or None, _find_in_answer, _find_in_answer,
         operator.eq, str, normalize=str, markers=None, unwrap_gold=False,
     ),
     "paper-bbh-answer": AnswerType(
-        paper_rules.parse_gold_text, paper_rules.find_in_text, paper_rules.find_in_text,
+        lambda gold: gold or None, _find_in_text, _find_in_text,
         operator.eq, str, normalize=str, markers=None, unwrap_gold=False,
     ),
 }  # fmt: skip

@@ -11,16 +11,31 @@ The task determines the answer type; without a task the gold answer does:
     ('number', 'choice', 'boolean')
     >>> infer_answer_type("b a", "sorting/list"), canonicalize_gold("7,200.0", "number")
     ('list', '7200')
+
+The task `function: module:name` calls `name(text, gold)` of a module that can be imported, or that is in the working
+folder. The function returns True, False, or None for no answer, or one of these with the extracted answer as text:
+`(True, "18")`. It runs with all your rights, so a record of a file cannot name one (`data.custom_set`,
+`cli.grade_rows`).
+
+    >>> grade("yes", "yes", "mine/function: operator:eq").grade, grade("no", "yes", "function: operator:eq").answer
+    ('right', 'no')
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final
 
 from potstill.errors import UserError
-from potstill.grading import custom, markers
+from potstill.grading import markers
 from potstill.grading.answer_types import ANSWER_TYPES, AnswerType
 from potstill.grading.normalize import replace_lone_surrogates
 from potstill.records import Verdict
@@ -56,20 +71,18 @@ def grade(text: str, gold: str, task: str | None = None, stop: str | None = None
     """
     for name, value in (("text", text), ("gold", gold)):
         if not isinstance(value, str):
-            raise UserError(
-                f"{name} must be a string",
-                code="E-grade-not-a-string",
-                found=repr(value)[:80],
-                hint='grade("The answer is 18.", "18")',
-            )
+            what, hint = f"{name} must be a string", 'grade("The answer is 18.", "18")'
+            raise UserError(what, code="E-grade-not-a-string", found=repr(value)[:80], hint=hint)
     text, gold = replace_lone_surrogates(text), replace_lone_surrogates(gold)
-    function = None if task is None else custom.parse_function_name(task)
+    no_answer = Verdict("truncated" if stop == "length" else "no answer")
+    function = None if task is None else parse_function_name(task)
     if function is not None:
-        return custom.grade_with_function(function, text, gold, stop)
+        right, answer = _call_function(function, text, gold)
+        return no_answer if right is None else Verdict("right" if right else "wrong", answer[:200])
     answer_type, gold_value = _typed_gold(gold, task)
     value = _extract_answer(text, answer_type, gold_value, stop == "length")
     if value is None:
-        return Verdict("truncated" if stop == "length" else "no answer")
+        return no_answer
     return Verdict("right" if answer_type.is_same(gold_value, value) else "wrong", answer_type.format(value))
 
 
@@ -81,14 +94,18 @@ def _extract_answer(text: str, answer_type: AnswerType, gold_value: Any, truncat
     output = markers.remove_reasoning(answer_type.normalize(text), truncated)
     if output is None:
         return None
+
+    def extract_marked(span: str) -> Any:
+        return answer_type.extract_marked(span, gold_value)
+
     answer = markers.cut_at_next_question(output)
     complete = answer is not output  # a model that starts the next question has finished this answer
-    marked = markers.read_last_marker(answer, lambda span: answer_type.extract_marked(span, gold_value), rules)
+    marked = markers.read_last_marker(answer, extract_marked, rules)
     if marked is None and complete:
         value = answer_type.extract_unmarked(answer, gold_value)
         if value is not None:
             return value
-        marked = markers.read_last_marker(output, lambda span: answer_type.extract_marked(span, gold_value), rules)
+        marked = markers.read_last_marker(output, extract_marked, rules)
     if marked is not None:
         if marked.value is not None or not marked.rest.strip() or (truncated and not complete):
             return marked.value
@@ -98,9 +115,9 @@ def _extract_answer(text: str, answer_type: AnswerType, gold_value: Any, truncat
 
 def check_task(task: str) -> None:
     """Raises UserError for a task that `grade` does not know, and for a function that cannot be imported."""
-    name = custom.parse_function_name(task)
+    name = parse_function_name(task)
     if name is not None:
-        custom.load_function(name)
+        load_function(name)
     _type_of_task(task)
 
 
@@ -131,13 +148,9 @@ def _typed_gold(gold: str, task: str | None) -> tuple[AnswerType, Any]:
 def _require_gold(gold: str, type_name: str) -> Any:
     value = _parse_gold(gold, type_name)
     if value is None:
-        form = ANSWER_TYPES[type_name].hint
-        raise UserError(
-            f"the gold answer is not of type {type_name}",
-            code="E-grade-gold-type",
-            found=repr(gold[:80]),
-            hint=f"correct the gold answer{f' ({form})' if form else ''}, or name another task",
-        )
+        what, form = f"the gold answer is not of type {type_name}", ANSWER_TYPES[type_name].hint
+        hint = f"correct the gold answer{f' ({form})' if form else ''}, or name another task"
+        raise UserError(what, code="E-grade-gold-type", found=repr(gold[:80]), hint=hint)
     return value
 
 
@@ -148,7 +161,7 @@ def _parse_gold(gold: str, type_name: str) -> Any:
 
 def _type_of_task(task: str) -> str | None:
     """The answer type that a task declares; None for a data set whose gold answers are of several types."""
-    if custom.parse_function_name(task) is not None:
+    if parse_function_name(task) is not None:
         return FUNCTION_TYPE
     if task in _SET_ANSWER_TYPES:
         return _SET_ANSWER_TYPES[task]
@@ -158,10 +171,78 @@ def _type_of_task(task: str) -> str | None:
     if last in ANSWER_TYPES and not task.startswith("bbh/"):
         return last
     similar = difflib.get_close_matches(task, [*_SET_ANSWER_TYPES, *ANSWER_TYPES, *BBH_ANSWER_TYPES], n=1)
-    suggestion = f"did you mean {similar[0]!r}? " if similar else ""
-    raise UserError(
-        f"unknown task {task!r}",
-        code="E-grade-unknown-task",
-        hint=f"{suggestion}write a data set, bbh/<task>, one of {', '.join(ANSWER_TYPES)}, <any name>/<one of these>,"
-        " or function: module:name",
-    )
+    hint = f"did you mean {similar[0]!r}? " if similar else ""
+    hint += f"write a data set, bbh/<task>, one of {', '.join(ANSWER_TYPES)}, <any name>/<one of these>,"
+    hint += " or function: module:name"
+    raise UserError(f"unknown task {task!r}", code="E-grade-unknown-task", hint=hint)
+
+
+# Grading functions of the user
+
+_FUNCTION_TASK = re.compile(r"(?:.*/)?function:\s*(?P<name>[\w.]+:\w+)")
+
+
+def parse_function_name(task: str) -> str | None:
+    """`module:name` of a task; None if the task names no function. Raises UserError for an incomplete name."""
+    match = _FUNCTION_TASK.fullmatch(task)
+    if match is None and task.rpartition("/")[2].startswith("function"):
+        what, hint = "not the name of a function", "write `function: module:name`"
+        raise UserError(what, code="E-grade-function-name", where=f"task {task!r}", hint=hint)
+    return None if match is None else match["name"]
+
+
+def _call_function(name: str, text: str, gold: str) -> tuple[bool | None, Any]:
+    """Whether the answer is right, None if there is no answer; and the extracted answer."""
+    function, where = load_function(name), f"function {name}"
+    try:
+        result = function(text, gold)
+    except UserError:
+        raise
+    except Exception as error:
+        what, found = "the grading function failed", f"{type(error).__name__}: {error}"
+        raise UserError(
+            what, code="E-grade-function-failed", where=where, found=found, hint="fix the function"
+        ) from error
+    right, answer = result if isinstance(result, tuple) and len(result) == 2 else (result, text.strip())
+    if right is not None and (not isinstance(right, bool) or not isinstance(answer, str)):
+        what = "the grading function returned an unknown result"
+        hint = "return True, False or None, alone or in a tuple with the extracted answer as text"
+        raise UserError(what, code="E-grade-function-result", where=where, found=result, hint=hint)
+    return right, answer
+
+
+@lru_cache(maxsize=64)
+def load_function(name: str) -> Callable[[str, str], Any]:
+    """The function `module:name`. Raises UserError if there is none."""
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(_import_module(module), attribute, None)
+    except ImportError as error:
+        what, where = "the module cannot be imported", f"function {name}"
+        hint = "install the module, or run potstill from the folder that contains it"
+        raise UserError(what, code="E-grade-function-module", where=where, found=error, hint=hint) from None
+    if not callable(function):
+        what, hint = "the module has no such function", f"define {attribute}(text, gold) in {module}"
+        raise UserError(what, code="E-grade-function-missing", where=f"function {name}", hint=hint)
+    return function
+
+
+def function_digest(name: str) -> str:
+    """SHA-256 of the file that defines the function; of its name if there is no file."""
+    try:
+        path = inspect.getsourcefile(inspect.unwrap(load_function(name)))
+    except TypeError:  # written in C
+        path = None
+    return hashlib.sha256(name.encode() if path is None else Path(path).read_bytes()).hexdigest()
+
+
+def _import_module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        folder = str(Path.cwd())
+        if error.name != name.partition(".")[0] or folder in sys.path:
+            raise
+        sys.path.append(folder)  # last, so that it shadows no installed module
+        importlib.invalidate_caches()
+        return importlib.import_module(name)

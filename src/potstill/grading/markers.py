@@ -234,24 +234,15 @@ def unwrap_gold(gold: str) -> str:
     if _GOLD_MARKER.search(gold) is None:
         return gold
     if "####" in gold or "\\boxed" in gold or "\\fbox" in gold or "answer>" in gold.lower():
-        spans = _find_explicit_spans(gold)
-        last_line = spans[-1].strip().split("\n", 1)[0].strip() if spans else ""
-        return last_line or gold
+        lower = gold.lower()
+        explicit = _explicit_markers(gold, lower if len(lower) == len(gold) else "", MAX_SPAN_CHARS)
+        last = max(explicit, default=AnswerMarker(0, 0, 0))
+        return gold[last.start : last.end].strip().split("\n", 1)[0].strip() or gold
     for sentence in reversed(re.split(r"\n+|(?<=[.!?])\s+(?=[A-Z])", gold.strip())):
         match = _ANSWER_IS.match(sentence)
         if match is not None and sentence[match.end() :].strip(" .*$"):
             return sentence[match.end() :].strip()
     return gold
-
-
-def _find_explicit_spans(text: str) -> list[str]:
-    """The spans that `####`, `\\boxed{}` and `<answer>` mark, in their order."""
-    markers = [AnswerMarker(position, position + 4, len(text)) for position in _find_all(text, "####")]
-    markers += _tag_markers(text.lower()) if len(text.lower()) == len(text) else []
-    markers += [
-        AnswerMarker(box.start(), *_brace_span(text, box.end(), MAX_SPAN_CHARS)) for box in _BOXED.finditer(text)
-    ]
-    return [text[marker.start : marker.end] for marker in sorted(markers)]
 
 
 def read_last_marker(
@@ -305,21 +296,25 @@ def _find_markers(text: str, rules: MarkerRules) -> list[AnswerMarker]:
     if len(lower) != len(text):  # the lower-case forms of a few letters are longer
         lower = "".join(character.lower() if character.isascii() else character for character in text)
     markers = [marker for word in rules.words for marker in _word_markers(lower, word, rules)]
-    if "answer>" in lower or "[answer]" in lower:
-        markers += _tag_markers(lower)
-    if "####" in text:
-        markers += [AnswerMarker(position, position + 4, len(text)) for position in _find_all(text, "####")]
-    markers = [checked for marker in markers for checked in _check_solution(marker, text, rules)]
-    if "\\boxed" in text or "\\fbox" in text:
-        markers += [
-            AnswerMarker(box.start(), *_brace_span(text, box.end(), max_chars)) for box in _BOXED.finditer(text)
-        ]
-    markers.sort()
+    markers += _explicit_markers(text, lower, max_chars)
+    markers = sorted(checked for marker in markers for checked in _check_solution(marker, text, rules))
     next_begins = [*(marker.begin for marker in markers), len(text)][1:]
     return [
         replace(marker, end=min(marker.end, next_begin, marker.start + max_chars))
         for marker, next_begin in zip(markers, next_begins, strict=True)
     ]
+
+
+def _explicit_markers(text: str, lower: str, max_chars: int) -> list[AnswerMarker]:
+    """What `####`, `\\boxed{}` and `<answer>` mark."""
+    markers = [AnswerMarker(position, position + 4, len(text)) for position in _find_all(text, "####")]
+    if "answer>" in lower or "[answer]" in lower:
+        markers += _tag_markers(lower)
+    if "\\boxed" in text or "\\fbox" in text:
+        markers += [
+            AnswerMarker(box.start(), *_brace_span(text, box.end(), max_chars)) for box in _BOXED.finditer(text)
+        ]
+    return markers
 
 
 def _tag_markers(lower: str) -> Iterator[AnswerMarker]:

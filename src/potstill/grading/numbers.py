@@ -1,33 +1,11 @@
 """Numbers as people and models write them, in digits or in words, as exact fractions.
 
-    >>> for text in ("$7,200.50", "1 1/2 cups", "-5", "3 x 10^4", "1.5 million", "eighteen", "20-12 = 8", "3,50"):
-    ...     number = extract_first_number(text)
-    ...     print(text, "->", number and format_number(number))
-    $7,200.50 -> 7200.5
-    1 1/2 cups -> 1.5
-    -5 -> -5
-    3 x 10^4 -> 30000
-    1.5 million -> 1500000
-    eighteen -> 18
-    20-12 = 8 -> 8
-    3,50 -> 3.5
+    >>> texts = ("$7,200.50", "1 1/2 cups", "-5", "3 x 10^4", "two and three quarters", "20-12 = 8", "3,50", "5+x")
+    >>> [format_number(number) for text in texts if (number := extract_first_number(text))]
+    ['7200.5', '1.5', '-5', '30000', '2.75', '8', '3.5', '5+x']
 
-Numbers in words:
-
-    >>> texts = ("twenty-one apples", "negative five", "two and three quarters", "two point five", "the one that left")
-    >>> [[str(value) for _, _, value in iter_spelled_numbers(text)] for text in texts]
-    [['21'], ['-5'], ['11/4'], ['5/2'], []]
-
-The context of a number may make it a part of something else (a power, a root, a bound), or deny it; two units of one
-quantity are no single number:
-
-    >>> texts = ("2\u03c0", "5+x", "3 or more", "2 hours and 30 minutes", "5 miles in 2 hours")
-    >>> [is_part_of_expression(text, 0, 1, 1) for text in texts]
-    [True, True, True, True, False]
-    >>> is_denied_or_index("18, not 20", 8, 10), is_denied_or_index("18 m^2", 5, 6), is_denied_or_index("18 m", 0, 2)
-    (True, True, False)
-
-A number of more than 400 digits is not read: it is shown by its length and equals nothing. No text is evaluated.
+The context of a number may make it a part of something else (2π, "3 or more", "2 hours and 30 minutes") or deny it ("not
+20"). A number of more than 400 digits is not read: it is shown by its length and equals nothing. No text is evaluated.
 """
 
 from __future__ import annotations
@@ -177,42 +155,35 @@ _NUMBER_BEFORE = re.compile(r"[0-9](?:\s?-?[a-z]+)?[.,]?\s?(?:,|\band|&)?\s?[$]?
 _PLAIN_DIGITS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
-def is_part_of_expression(text: str, start: int, digits_end: int, end: int, check_before: bool = False) -> bool:
+def _is_part_of_expression(text: str, start: int, digits_end: int, end: int, check_before: bool = False) -> bool:
     """Whether the number at text[start:end] is part of something that does not equal it: 2π, "at least 5", 2h30.
 
     digits_end    where its digits end; an exponent or fraction may follow up to `end`
     check_before  also check whether it is the second part of a compound quantity: "2 hours and 30 minutes"
     """
     before = text[max(0, start - _CONTEXT_CHARS) : start]
-    if _CONTINUED_NUMERAL.match(text, digits_end) and digits_end == end:
-        return True
-    if _FACTOR.match(text, end) or _TERM.match(text, end) or _BOUND_BEHIND.match(text, end):
-        return True
-    if _BOUND_OR_OPERATION.search(before) or (text[start] == "-" and _MINUS_LETTER.search(before)):
-        return True
-    if match_second_unit(text, end) is not None:
-        return True
-    return check_before and _is_second_unit(text, start, end)
+    return bool(
+        (digits_end == end and _CONTINUED_NUMERAL.match(text, end))
+        or any(pattern.match(text, end) for pattern in (_FACTOR, _TERM, _BOUND_BEHIND))
+        or _BOUND_OR_OPERATION.search(before)
+        or (text[start] == "-" and _MINUS_LETTER.search(before))
+        or _match_second_unit(text, end)
+        or (check_before and _is_second_unit(text, before, start, end))
+    )
 
 
-def is_denied_or_index(text: str, start: int, end: int) -> bool:
-    """Whether the number at text[start:end] is denied ("not 20", "20 is wrong"), or is an exponent or index (m^2)."""
-    if normalize.REJECTION.match(text, end):
-        return True
-    before = text[max(0, start - _CONTEXT_CHARS) : start]
-    return _EXPONENT.search(before) is not None or _DENIED.search(before) is not None
-
-
-def _is_second_unit(text: str, start: int, end: int) -> bool:
-    before = text[max(0, start - _CONTEXT_CHARS) : start]
+def _is_second_unit(text: str, before: str, start: int, end: int) -> bool:
     if not _NUMBER_BEFORE.search(before):
         return False
-    offset = max(0, start - _CONTEXT_CHARS)
-    for number in _PLAIN_DIGITS.finditer(before):
-        match = match_second_unit(text, offset + number.end())
-        if match is not None and match.end() >= end:
-            return True
-    return False
+    first_ends = (start - len(before) + number.end() for number in _PLAIN_DIGITS.finditer(before))
+    seconds = (_match_second_unit(text, first_end) for first_end in first_ends)
+    return any(second is not None and second.end() >= end for second in seconds)
+
+
+def _is_denied_or_index(text: str, start: int, end: int) -> bool:
+    """Whether the number at text[start:end] is denied ("not 20", "20 is wrong"), or is an exponent or index (m^2)."""
+    before = text[max(0, start - _CONTEXT_CHARS) : start]
+    return bool(normalize.REJECTION.match(text, end) or _EXPONENT.search(before) or _DENIED.search(before))
 
 
 # The units that may be combined in one quantity: "2 hours and 30 minutes", "5 feet 6 inches".
@@ -240,16 +211,15 @@ _HOURS_MINUTES: Final = re.compile(r"\s?h\s?[0-5]?[0-9]\b")  # 2h30
 _ZERO = re.compile(r"[$]?0+(?:\.0+)?|zero", re.IGNORECASE)
 
 
-def match_second_unit(text: str, end: int) -> re.Match[str] | None:
+def _match_second_unit(text: str, end: int) -> re.Match[str] | None:
     """A second quantity of the same kind ("30 minutes") behind the number that ends at `end`, if it is not zero."""
     if match := _HOURS_MINUTES.match(text, end):
         return match
     for pattern in _COMPOUND_UNITS:
         match = pattern.match(text, end)
-        if match is None:
+        if match is None or _ZERO.fullmatch(match["number"]):
             continue
-        first, second = match["first"].lower().rstrip("s"), (match["second"] or "").lower().rstrip("s")
-        if first != second and not _ZERO.fullmatch(match["number"]):
+        if match["first"].lower().rstrip("s") != (match["second"] or "").lower().rstrip("s"):
             return match
     return None
 
@@ -323,38 +293,46 @@ def extract_first_number(text: str) -> Number | None:
         return _first_spelled_number(text)
     hedge = _HEDGE.match(text, match.end())
     if hedge is not None and not _EQUALS.search(text, match.end()):
-        # The unit of a hedge may be long; then its second number lies further behind.
-        end = len(text) if hedge.end() > match.end() + 40 else hedge.end() + 40
-        alternatives = extract_all_numbers(text[match.start() : end])
-        if (
-            len(alternatives) > 1
-            and alternatives[0].value is not None
-            and _is_repetition(alternatives, text, match, hedge)
-        ):
-            return alternatives[0]
-        return _unreadable_number(text, match)
+        return _same_alternative(text, match, hedge) or _unreadable_number(text, match.start())
     if hedge is None and not _is_calculation(text, match) and not _CALCULATION_WITH_WORDS.match(text, match.end()):
         return parse_number_match(match)
     for part in reversed(_EQUALS.split(text, 9)[1:]):
         result = NUMBER_PATTERN.search(part)
         if result is not None and not _is_in_expression(part, result):
-            return _unreadable_number(part, result) if _is_calculation(part, result) else parse_number_match(result)
-    return _unreadable_number(text, match)
+            is_calculation = _is_calculation(part, result)
+            return _unreadable_number(part, result.start()) if is_calculation else parse_number_match(result)
+    return _unreadable_number(text, match.start())
+
+
+def _is_in_expression(text: str, match: re.Match[str]) -> bool:
+    if _OPERATION.match(text, match.end()):
+        return True
+    # "48/2 = 24" looks like a fraction, but its result is the answer.
+    return match["over"] is not None and text[match.end() : match.end() + 2].lstrip().startswith("=")
 
 
 def _is_calculation(text: str, match: re.Match[str]) -> bool:
-    return _is_in_expression(text, match) or is_part_of_expression(text, match.start(), match.end("whole"), match.end())
+    return _is_in_expression(text, match) or _is_part_of_expression(
+        text, match.start(), match.end("whole"), match.end()
+    )
 
 
-def _is_repetition(alternatives: list[Number], text: str, match: re.Match[str], hedge: re.Match[str]) -> bool:
-    """Whether all numbers of a hedge are equal: "18 18 18", "0.6 or 3/5"."""
+def _same_alternative(text: str, match: re.Match[str], hedge: re.Match[str]) -> Number | None:
+    """The number of a hedge whose numbers are all equal: "18 18 18", "0.6 or 3/5"; else None."""
     if hedge.end() == len(text):
-        return len({number.value for number in extract_all_numbers(text[match.start() :])}) == 1
-    return alternatives[0].value == alternatives[1].value and len(alternatives) == 2
+        numbers = extract_all_numbers(text[match.start() :])
+    else:  # the unit of a hedge may be long; then its second number lies further behind
+        numbers = extract_all_numbers(
+            text[match.start() : None if hedge.end() > match.end() + 40 else hedge.end() + 40]
+        )
+        if len(numbers) > 2:
+            return None
+    values = {number.value for number in numbers}
+    return numbers[0] if len(numbers) > 1 and len(values) == 1 and None not in values else None
 
 
-def _unreadable_number(text: str, match: re.Match[str]) -> Number:
-    return Number(None, text=text[match.start() : match.start() + 40].strip())
+def _unreadable_number(text: str, start: int) -> Number:
+    return Number(None, text=text[start : start + 40].strip())
 
 
 def _first_spelled_number(text: str) -> Number | None:
@@ -365,8 +343,8 @@ def _first_spelled_number(text: str) -> Number | None:
     start, end, value = first
     second = next(spelled, None)
     hedged = second is not None and second[2] != value and _SPELLED_HEDGE.fullmatch(text, end, second[0])
-    if hedged or is_part_of_expression(text, start, end, end):
-        return Number(None, text=text[start : start + 40].strip())
+    if hedged or _is_part_of_expression(text, start, end, end):
+        return _unreadable_number(text, start)
     return Number(value)
 
 
@@ -384,15 +362,15 @@ def extract_last_number(text: str) -> Number | None:
         match = _last_match(text, 0)
     if match is None:
         return None
-    if is_part_of_expression(text, match.start(), match.end("whole"), match.end(), check_before=True):
-        return _unreadable_number(text, match)
+    if _is_part_of_expression(text, match.start(), match.end("whole"), match.end(), check_before=True):
+        return _unreadable_number(text, match.start())
     return parse_number_match(match)
 
 
 def _last_match(text: str, start: int) -> re.Match[str] | None:
     last = None
     for match in NUMBER_PATTERN.finditer(text, start):
-        if not is_denied_or_index(text, match.start(), match.end()):
+        if not _is_denied_or_index(text, match.start(), match.end()):
             last = match
     return last
 
@@ -410,24 +388,21 @@ def parse_number_match(match: re.Match[str]) -> Number:
         return Number(None, text=f"a number of {len(digits)} digits")
     value = Fraction(int(digits)) if digits.isdecimal() else Fraction(digits)
     places = len(digits.partition(".")[2])
-    if match.lastgroup not in (None, "whole", "minus"):
-        if exponent := match["exponent"] or match["power"]:
-            value, places = value * Fraction(10) ** int(exponent), 0
-        elif match["ten"]:
-            value, places = Fraction(10) ** int(match["ten"]), 0
-        elif match["top"]:
-            if int(match["bottom"]) == 0:
-                return Number(None, text=match[0].strip())
-            value += Fraction(int(match["top"]), int(match["bottom"]))
-        elif match["over"]:
-            divisor = Fraction(match["over"])
-            if divisor == 0:
-                return Number(None, text=match[0].strip())
-            value, places = value / divisor, 0
-        elif match["scale"]:
-            value, places = value * SCALE_VALUES[match["scale"]], 0
-        elif match["part"]:
-            value += parse_fraction_word(match["part"])
+    if exponent := match["exponent"] or match["power"]:
+        value, places = value * Fraction(10) ** int(exponent), 0
+    elif match["ten"]:
+        value, places = Fraction(10) ** int(match["ten"]), 0
+    elif match["scale"]:
+        value, places = value * SCALE_VALUES[match["scale"]], 0
+    elif match["part"]:
+        value += parse_fraction_word(match["part"])
+    elif divisor := match["bottom"] or match["over"]:
+        if Fraction(divisor) == 0:
+            return Number(None, text=match[0].strip())
+        if match["over"]:
+            value, places = value / Fraction(divisor), 0
+        else:
+            value += Fraction(int(match["top"]), int(divisor))
     return Number(-value if match["minus"] else value, places)
 
 
@@ -470,21 +445,9 @@ def format_number(number: Number) -> str:
         return number.text
     if value.denominator == 1:
         return str(value.numerator)
-    # A fraction has finitely many decimals if its denominator has no prime factor but 2 and 5.
-    rest, twos, fives = value.denominator, 0, 0
-    while rest % 2 == 0:
-        rest, twos = rest // 2, twos + 1
-    while rest % 5 == 0:
-        rest, fives = rest // 5, fives + 1
-    places = max(twos, fives)
-    if rest != 1 or places > 12:
-        return f"{value.numerator}/{value.denominator}"
-    digits = str(abs(value.numerator) * 10**places // value.denominator).rjust(places + 1, "0")
-    return f"{'-' if value < 0 else ''}{digits[:-places]}.{digits[-places:]}"
-
-
-def _is_in_expression(text: str, match: re.Match[str]) -> bool:
-    if _OPERATION.match(text, match.end()):
-        return True
-    # "48/2 = 24" looks like a fraction, but its result is the answer.
-    return match["over"] is not None and text[match.end() : match.end() + 2].lstrip().startswith("=")
+    for places in range(1, 13):
+        scaled = value * 10**places
+        if scaled.denominator == 1:
+            digits = str(abs(scaled.numerator)).rjust(places + 1, "0")
+            return f"{'-' if value < 0 else ''}{digits[:-places]}.{digits[-places:]}"
+    return f"{value.numerator}/{value.denominator}"

@@ -86,8 +86,6 @@ _MAX_UNCLOSED: Final = 20  # opening brackets without JSON behind them, after wh
 _SIGNS = re.compile(r'[\[\]{}"\\]')
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _FENCE = re.compile(r"\s*(?:```(?:json)?|`)?\s*")
-
-
 _INVALID: Final = object()
 
 
