@@ -139,17 +139,13 @@ def build_prompt(
 
 def format_solution(rationale: str, answer: str) -> str:
     """A rationale and its answer sentence as one chain of thought: the training target of the rationale formats."""
-    if not rationale:
-        return format_answer(answer)
-    return _fill_template(PAPER_STYLE.reply_rationale, rationale=rationale, answer=answer)
+    reply = PAPER_STYLE.reply_rationale if rationale else PAPER_STYLE.reply_answer
+    return _fill_template(reply, rationale=rationale, answer=answer)
 
 
 def restore_answer_line(text: str) -> str:
     """A one-line solution with its answer sentence on its own line, as `format_solution` writes it. The vocabulary of
     T5 has no newline and loses it.
-
-    >>> restore_answer_line("1 + 1 = 2. The answer is 2"), restore_answer_line("1 + 1 = 2.\\nSo 2. The answer is 2")
-    ('1 + 1 = 2.\\nThe answer is 2', '1 + 1 = 2.\\nSo 2. The answer is 2')
     """
     space = -1 if "\n" in text else text.find(" The answer is ")
     return text if space < 0 else f"{text[:space]}\n{text[space + 1 :]}"
@@ -182,8 +178,6 @@ def find_answer_sentence_end(text: str) -> int | None:
     >>> text = "Half is 4.5. The answer is 4.50. Q: How many?"
     >>> text[: find_answer_sentence_end(text)]
     'Half is 4.5. The answer is 4.50.'
-    >>> find_answer_sentence_end("The answer is 4."), find_answer_sentence_end("answer is\\n4")
-    (None, None)
     """
     match = _ANSWER_SENTENCE.search(text)
     return None if match is None else match.end()
@@ -191,8 +185,4 @@ def find_answer_sentence_end(text: str) -> int | None:
 
 def _fill_template(template: str, **values: str) -> str:
     # str.format would interpret braces in a value that is itself a template; here each value is inserted as it is.
-    parts = []
-    for piece in template.split("{"):
-        name, brace, rest = piece.partition("}")
-        parts.append(values[name] + rest if brace else piece)
-    return "".join(parts)
+    return re.sub(r"\{(\w+)\}", lambda field: values[field[1]], template)

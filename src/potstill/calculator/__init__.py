@@ -13,14 +13,13 @@ so every call is fast, and no text is executed as a program. Pure.
 
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 from typing import Final
 
 VERSION: Final = 1  # counts changes of which texts are completed, and how
-MARKS_VERSION: Final = (
-    3  # counts changes of decoding for a student that writes `<<`; only decoding with a calculator uses it
-)
+MARKS_VERSION: Final = 3  # counts changes of decoding for a student that writes `<<`; for decoding with a calculator
 
 MAX_DIGITS: Final = 15  # of a number
 MAX_TOKENS: Final = 40  # numbers, operators and parentheses of an expression
@@ -43,9 +42,9 @@ def complete_after_equals(text: str) -> str | None:
     if opened >= 0 and ">>" not in before[opened:]:
         result = _evaluate_and_format(before[opened + 2 :])
         return None if result is None else result + ">>"
-    expression = find_trailing_expression(before)
-    result = None if expression is None else _evaluate_and_format(expression)
-    if result is None or expression is None:
+    expression = find_trailing_expression(before) or ""
+    result = _evaluate_and_format(expression)
+    if result is None:
         return None
     currency = "$" if expression.lstrip("( ").startswith("$") else ""
     if currency and result.startswith("-"):
@@ -54,11 +53,7 @@ def complete_after_equals(text: str) -> str | None:
 
 
 def find_trailing_expression(text: str) -> str | None:
-    """The longest end of the text that is an expression with at least one operation; None if there is none.
-
-    >>> [find_trailing_expression(text) for text in ("Of 3, 4 + 5", "box 3", "2 + 2 = 4 - 1")]
-    ['4 + 5', None, '4 - 1']
-    """
+    """The longest end of the text that is an expression with at least one operation: "4 + 5" of "Of 3, 4 + 5"."""
     match = EXPRESSION_TAIL.search(text[-LOOKBACK_CHARS:])
     assert match is not None
     tail = match[0]
@@ -83,11 +78,7 @@ def evaluate_expression(expression: str) -> Fraction | None:
 
 
 def format_result(number: Fraction) -> str | None:
-    """A number as a solution writes it: 24, 1.5; None if it needs more than `MAX_DECIMALS` decimals.
-
-    >>> [format_result(value) for value in (Fraction(7, 2), Fraction(-1, 3), Fraction(4, 2), Fraction(1, 8))]
-    ['3.5', None, '2', '0.125']
-    """
+    """A number as a solution writes it: 24, 1.5; None if it needs more than `MAX_DECIMALS` decimals."""
     scaled = number * 10**MAX_DECIMALS
     if scaled.denominator != 1 or abs(number) >= 10**MAX_DIGITS:
         return None
@@ -126,10 +117,10 @@ def _tokenize_expression(expression: str) -> list[Fraction | str] | None:
         number, operator = match.groups()
         if operator is not None:
             tokens.append(OPERATORS.get(operator, operator))
-        else:
-            if not NUMBER_PATTERN.fullmatch(number) or len(number) > MAX_DIGITS:
-                return None
+        elif NUMBER_PATTERN.fullmatch(number) and len(number) <= MAX_DIGITS:
             tokens.append(Fraction(number.replace(",", "")))
+        else:
+            return None
         position = match.end()
     return tokens
 
@@ -149,9 +140,8 @@ def _parse_product(tokens: list[Fraction | str], index: int) -> tuple[Fraction, 
     value, index = _parse_operand(tokens, index)
     while index < len(tokens) and (operator := tokens[index]) in ("*", "/", "//"):
         operand, index = _parse_operand(tokens, index + 1)
-        value = (
-            value * operand if operator == "*" else value / operand if operator == "/" else Fraction(value // operand)
-        )
+        value = value * operand if operator == "*" else value / operand
+        value = Fraction(math.floor(value)) if operator == "//" else value
     return value, index
 
 

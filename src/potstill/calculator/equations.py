@@ -19,16 +19,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
-from potstill.calculator import (
-    EXPRESSION_TAIL,
-    EXPRESSION_TOKEN,
-    LOOKBACK_CHARS,
-    NUMBER_PATTERN,
-    OPERATORS,
-    evaluate_expression,
-    find_trailing_expression,
-    format_result,
-)
+from potstill import calculator
 
 VERSION: Final = 1  # counts changes of the places and contents of marks, and of which equations are wrong
 
@@ -68,7 +59,7 @@ class Equation:
     @property
     def mark(self) -> str | None:
         """The mark to insert before the number; None if the text does not state the calculator's result."""
-        result = format_result(self.value)
+        result = calculator.format_result(self.value)
         if self.stated != self.value or self.continues or result is None:
             return None
         return f"<<{compact_expression(self.expression)}={result}>>"
@@ -89,14 +80,17 @@ def find_equations(text: str) -> Iterator[Equation]:
     marks = [match.span() for match in MARK_PATTERN.finditer(text)]
     equals = -1
     while (equals := text.find("=", equals + 1)) >= 0:
-        low = max(0, equals - LOOKBACK_CHARS)
+        low = max(0, equals - calculator.LOOKBACK_CHARS)
         opened = text.rfind("<<", low, equals)
         if any(start < equals < end for start, end in marks) or (opened >= 0 and ">>" not in text[opened:equals]):
             continue
-        expression, result = find_trailing_expression(text[low:equals]), STATED_RESULT.match(text, equals + 1)
-        if expression is None or result is None or not NUMBER_PATTERN.fullmatch(result[2]):
+        expression, result = (
+            calculator.find_trailing_expression(text[low:equals]),
+            STATED_RESULT.match(text, equals + 1),
+        )
+        if expression is None or result is None or not calculator.NUMBER_PATTERN.fullmatch(result[2]):
             continue
-        value = evaluate_expression(expression)
+        value = calculator.evaluate_expression(expression)
         assert value is not None, "a trailing expression has a value"
         yield Equation(
             start=text.rindex(expression, low, equals),
@@ -120,11 +114,8 @@ def find_mark_insertions(text: str) -> list[Edit]:
 
 def find_mark_removals(text: str) -> list[Edit]:
     """The removal of every mark. If one mark is inside another, the next call removes the outer one."""
-    edits = []
-    for mark in MARK_PATTERN.finditer(text):
-        number = STATED_RESULT.match(text, mark.end())
-        edits.append(Edit(*mark.span(), "", mark.end() if number is None else number.end()))
-    return edits
+    marks = [(mark, STATED_RESULT.match(text, mark.end())) for mark in MARK_PATTERN.finditer(text)]
+    return [Edit(*mark.span(), "", (number or mark).end()) for mark, number in marks]
 
 
 def apply_edits(text: str, edits: Sequence[Edit]) -> str:
@@ -147,15 +138,11 @@ def find_wrong_equations(text: str) -> tuple[str, ...]:
 
 
 def compact_expression(expression: str) -> str:
-    """An expression as marks write it: no spaces, currency signs and commas, and `*` and `/` for other operators.
-
-    >>> compact_expression("$1,200 × (3 − 1)")
-    '1200*(3-1)'
-    """
+    """An expression as marks write it: no spaces, currency signs and commas, and `*` and `/` for other operators."""
     parts, position = [], 0
-    while match := EXPRESSION_TOKEN.match(expression, position):
+    while match := calculator.EXPRESSION_TOKEN.match(expression, position):
         number, operator = match.groups()
-        parts.append(OPERATORS.get(operator, operator) if operator else number.replace(",", ""))
+        parts.append(calculator.OPERATORS.get(operator, operator) if operator else number.replace(",", ""))
         position = match.end()
     return "".join(parts)
 
@@ -163,7 +150,7 @@ def compact_expression(expression: str) -> str:
 def _is_judgeable(text: str, equation: Equation) -> bool:
     """Whether an equation has one reading: nothing before it belongs to it, and it has no letters or units."""
     start = equation.start
-    tail = EXPRESSION_TAIL.search(text[max(0, start - LOOKBACK_CHARS) : start])
+    tail = calculator.EXPRESSION_TAIL.search(text[max(0, start - calculator.LOOKBACK_CHARS) : start])
     assert tail is not None
     before = text[start - 1 : start]
     separate = not tail[0].strip(" \t.,$") and not before.isalnum() and before not in tuple(":%^_#\\'\"°|")
@@ -176,5 +163,4 @@ def _is_judgeable(text: str, equation: Equation) -> bool:
 def _is_rounded(text: str, equation: Equation) -> bool:
     """Whether the stated number equals the value, or differs by less than its last decimal."""
     decimals = len(text[equation.number_start : equation.end].partition(".")[2])
-    difference = abs(equation.stated - equation.value)
-    return difference == 0 or difference < Fraction(1, 10**decimals)
+    return abs(equation.stated - equation.value) < Fraction(1, 10**decimals)

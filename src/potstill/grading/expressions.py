@@ -53,11 +53,11 @@ _HUGE = re.compile(
 def parse_gold_expression(gold: str) -> str | None:
     """The expression of a gold answer; None if it is empty. Raises UserError if the extra `math` is not installed."""
     if importlib.util.find_spec("math_verify") is None:
-        raise UserError(
+        what, hint = (
             "the task math needs Math-Verify, which is not installed",
-            code="E-grade-missing-math",
-            hint="pip install 'potstill[math]', or name another task",
+            "pip install 'potstill[math]', or name another task",
         )
+        raise UserError(what, code="E-grade-missing-math", hint=hint)
     return _clean_expression(gold) or None
 
 
@@ -149,10 +149,8 @@ def _serve_requests() -> None:
     verify = _build_verifier()
     print("true", file=answers, flush=True)
     for line in sys.stdin:
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_utime
-        resource.setrlimit(
-            resource.RLIMIT_CPU, (int(used + 2 * TIMEOUT_SECONDS), resource.RLIM_INFINITY)
-        )  # in case the parent does not stop it
+        limit = int(resource.getrusage(resource.RUSAGE_SELF).ru_utime + 2 * TIMEOUT_SECONDS)
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))  # in case the parent does not stop it
         print(json.dumps(verify(*json.loads(line))), file=answers, flush=True)
 
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
 from potstill.errors import UserError
 from potstill.grading import normalize
@@ -33,12 +33,9 @@ def parse_gold_regex(gold: str) -> Pattern | None:
         return None
     pattern, error = _compile_pattern(gold)
     if error is not None:
-        raise UserError(
-            "the gold answer is not a valid regex",
-            code="E-grade-invalid-regex",
-            found=f"{gold[:80]!r}: {error}",
-            hint="RE2 takes linear time and has no look-around, back-references, \\Z and possessive repeats",
-        )
+        what, found = "the gold answer is not a valid regex", f"{gold[:80]!r}: {error}"
+        hint = "RE2 takes linear time and has no look-around, back-references, \\Z and possessive repeats"
+        raise UserError(what, code="E-grade-invalid-regex", found=found, hint=hint)
     return pattern
 
 
@@ -84,6 +81,7 @@ def format_regex(value: Pattern | str) -> str:
 _MAX_DEPTH: Final = 60
 _MAX_UNCLOSED: Final = 20  # opening brackets without JSON behind them, after which the search ends
 _SIGNS = re.compile(r'[\[\]{}"\\]')
+_OPENING = re.compile(r"[\[{]")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _FENCE = re.compile(r"\s*(?:```(?:json)?|`)?\s*")
 _INVALID: Final = object()
@@ -147,18 +145,16 @@ def _plain_number(value: Any) -> Any:
 def _iter_structures(text: str) -> Iterator[tuple[int, int, tuple[Any]]]:
     """Start, end and value of the outermost objects and lists that are JSON. Takes time linear in the text."""
     position = failures = 0
-    while failures <= _MAX_UNCLOSED:
-        start = min((i for i in (text.find("{", position), text.find("[", position)) if i >= 0), default=-1)
-        if start < 0:
-            return
+    while failures <= _MAX_UNCLOSED and (opening := _OPENING.search(text, position)):
+        start = opening.start()
         end = _closing_position(text, start)
         value = _INVALID if end < 0 else _parse_json(text[start:end])
         if value is _INVALID:
             failures += 1
             position = start + 1
-            continue
-        yield start, end, (value,)
-        position = end
+        else:
+            yield start, end, (value,)
+            position = end
 
 
 def _first_structure(text: str) -> tuple[Any] | None:
@@ -203,17 +199,8 @@ def _is_equal_json(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(_is_equal_json(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(_is_equal_json(x, y) for x, y in zip(a, b, strict=True))
-    if _is_number(a) and _is_number(b):
-        return _is_equal_decimal(Decimal(a), Decimal(b))
+    if {type(a), type(b)} <= {int, Decimal}:
+        a, b = Decimal(a), Decimal(b)
+        # Decimal's own comparison would write out 1e999999999, so magnitudes are compared first.
+        return a.adjusted() == b.adjusted() and a == b if a and b else not a and not b
     return type(a) is type(b) and a == b
-
-
-def _is_number(value: Any) -> TypeGuard[int | Decimal]:
-    return isinstance(value, int | Decimal) and not isinstance(value, bool)
-
-
-def _is_equal_decimal(a: Decimal, b: Decimal) -> bool:
-    """Exactly equal. Decimal's own comparison would write out 1e999999999, so magnitudes are compared first."""
-    if not a or not b:
-        return not a and not b
-    return a.adjusted() == b.adjusted() and a == b
