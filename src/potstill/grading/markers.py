@@ -5,13 +5,8 @@
     >>> [read_last_marker(text, str.strip) for text in ("#### 72", "so \\\\boxed{72}", "I like answers")]
     [MarkedAnswer(value='72', rest=''), MarkedAnswer(value='72', rest=''), None]
 
-Markers are "answer is", "answer:" and similar words, a heading "Final answer", `<answer>`, `####`, `\\boxed{}`, "18 is
-the answer", and for a choice "option is" and "choice is". The last marker before the next question counts, even if no
-usable answer follows it. A few of these words also occur in prose ("the answer is correct"): there they are a marker
-only if an answer follows in their sentence. Whatever follows the next question does not answer this one: T5 writes no
-newline, so stop strings do not stop it.
-
-Reasoning that a model writes for itself is not its answer:
+`potstill.grading` states the rules. Whatever follows the next question does not answer this one: T5 writes no newline,
+so stop strings do not stop it. Reasoning that a model writes for itself is not its answer:
 
     >>> remove_reasoning("<think>20?</think> It is 18.", False), remove_reasoning("[THINK]20[/THINK]18", False)
     (' It is 18.', '18')
@@ -28,8 +23,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 from potstill.grading import normalize, numbers
 
@@ -155,8 +150,7 @@ class MarkerRules:
 WORD_MARKERS: Final = MarkerRules()
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class AnswerMarker:
+class AnswerMarker(NamedTuple):
     """begin       position where the marker begins
     start, end  the span that it marks
     certain     whether it counts even if no answer follows
@@ -170,8 +164,7 @@ class AnswerMarker:
     solution: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class MarkedAnswer:
+class MarkedAnswer(NamedTuple):
     """The value that the last marker marks; or no value, and the text behind the marker, which may still hold one."""
 
     value: Any
@@ -193,26 +186,16 @@ def remove_reasoning(text: str, truncated: bool) -> str | None:
             return final if final.strip() or not truncated else None
         if _CHANNEL.search(text) or _BARE_CHANNEL.match(text):
             return None if truncated else text
-    kept: list[str] = []
-    end, is_open, has_tag = 0, False, False
+    kept: list[str] = []  # the text outside of the tags
+    end, is_open = 0, False
     for tag in _REASONING_TAG.finditer(text):
-        has_tag = True
-        if tag["open"]:
-            if not is_open:
-                kept.append(text[end : tag.start()])
-                is_open = True
-            continue
-        if not is_open:
-            kept.clear()  # the reasoning began before the text, or before an earlier closing tag
-        end, is_open = tag.end(), False
-    if not has_tag or (is_open and not truncated):
+        if not is_open:  # a closing tag ends reasoning that began before the text, or before an earlier closing tag
+            kept = [*kept, text[end : tag.start()]] if tag["open"] else []
+        end, is_open = tag.end(), tag["open"] is not None
+    if is_open and not truncated:
         return text
-    if not is_open:
-        kept.append(text[end:])
-    outside = "".join(kept)
-    if outside.strip():
-        return outside
-    return None if truncated else text
+    outside = "".join(kept) + ("" if is_open else text[end:])
+    return outside if outside.strip() else (None if truncated else text)
 
 
 def _final_channel(text: str) -> str | None:
@@ -252,8 +235,7 @@ def read_last_marker(
 
     extract  marked span -> its value; None if it holds none
     """
-    answer: MarkedAnswer | None = None
-    rest = (0, 0)
+    answer: tuple[Any, int, int] | None = None  # value, and where the text begins and ends that may still hold one
     question = -1  # start of the next question behind the current marker; each part of the text is searched only once
     for marker in _find_markers(text, rules):
         if question < marker.start:
@@ -263,14 +245,12 @@ def read_last_marker(
             question = len(text) if match is None else match.start()
         span = text[marker.start : min(marker.end, question)]
         if rules.refusal and _REFUSAL.match(span):
-            answer, rest = MarkedAnswer(None), (0, 0)
-            continue
-        value = None if marker.solution else extract(span)
-        if value is not None:
-            answer, rest = MarkedAnswer(value), (0, 0)
+            answer = (None, 0, 0)
+        elif not marker.solution and (value := extract(span)) is not None:
+            answer = (value, 0, 0)
         elif marker.certain:
-            answer, rest = MarkedAnswer(None), (marker.start, question)
-    return answer if rest == (0, 0) or answer is None else MarkedAnswer(None, text[rest[0] : rest[1]])
+            answer = (None, marker.start, question)
+    return None if answer is None else MarkedAnswer(answer[0], text[answer[1] : answer[2]])
 
 
 def cut_at_next_turn(text: str) -> str:
@@ -280,9 +260,8 @@ def cut_at_next_turn(text: str) -> str:
 
 def cut_at_next_question(text: str) -> str:
     """The text up to a question that the model asks itself; the same object if it asks none or begins with one."""
-    if "Q" not in text and "Problem" not in text and "Exercise" not in text:
-        return text
-    return _cut_before(text, _QUESTION)
+    may_ask = "Q" in text or "Problem" in text or "Exercise" in text
+    return _cut_before(text, _QUESTION) if may_ask else text
 
 
 def _cut_before(text: str, pattern: re.Pattern[str]) -> str:
@@ -300,7 +279,7 @@ def _find_markers(text: str, rules: MarkerRules) -> list[AnswerMarker]:
     markers = sorted(checked for marker in markers for checked in _check_solution(marker, text, rules))
     next_begins = [*(marker.begin for marker in markers), len(text)][1:]
     return [
-        replace(marker, end=min(marker.end, next_begin, marker.start + max_chars))
+        marker._replace(end=min(marker.end, next_begin, marker.start + max_chars))
         for marker, next_begin in zip(markers, next_begins, strict=True)
     ]
 
@@ -334,9 +313,9 @@ def _check_solution(marker: AnswerMarker, text: str, rules: MarkerRules) -> Iter
     if sign not in ":=#\n" or not _SOLUTION.match(text, marker.start) or _REFUSAL.match(text, marker.start):
         yield marker
     elif sign != "#":
-        yield replace(marker, solution=rules.before_solution)
+        yield marker._replace(solution=rules.before_solution)
     elif not rules.before_solution:
-        yield replace(marker, certain=False)
+        yield marker._replace(certain=False)
 
 
 def _word_markers(lower: str, word: str, rules: MarkerRules) -> Iterator[AnswerMarker]:

@@ -69,9 +69,7 @@ def parse_gold_boolean(gold: str) -> str | None:
 
 
 def extract_marked_boolean(text: str, gold: str) -> str | None:
-    sentence = normalize.read_answer_sentence(text)
-    if "=" in sentence:  # "(True and False) = False"
-        sentence = sentence.rpartition("=")[2]
+    sentence = normalize.read_answer_sentence(text).rpartition("=")[2]  # "(True and False) = False"
     return next((_boolean_of(match, sentence) for match in _find_booleans(sentence, gold)), None)
 
 
@@ -198,10 +196,7 @@ def extract_marked_choice(text: str, gold: str) -> str | None:
     if _is_rejected(sentence, end):
         return None
     others: list[str] = []
-    while len(others) < 26:
-        other = _OTHER_CHOICE.match(sentence, end)
-        if other is None:
-            break
+    while len(others) < 26 and (other := _OTHER_CHOICE.match(sentence, end)):
         others.append(other["bracket"] or other["bare"])
         end = other.end()
     further = None if others else _ADJOINING.match(sentence, end) or _BEHIND_WORDS.match(sentence, end)
@@ -232,8 +227,8 @@ def extract_unmarked_choice(text: str, gold: str) -> str | None:
         return " or ".join(match[1].upper() for match in remaining[-2:])
     if remaining:
         return remaining[-1][1].upper()
-    last = None if leading is not None else _CLOSING.search(text, max(0, len(text) - 20))
-    if last is None:
+    last = _CLOSING.search(text, max(0, len(text) - 20))
+    if leading is not None or last is None:
         return leading
     return None if _HEDGED_LETTER.search(text, max(0, last.start() - 20), last.start()) else last[1]
 
@@ -271,7 +266,7 @@ _ARTICLES: Final = {"a", "an", "the"}
 _OPENINGS: Final = {"that", "it", "he", "she", "they", "is", "was", "are", "were", "on", "in", "at"}
 
 
-def _content_words(text: str) -> tuple[str, ...] | None:
+def parse_gold_text(text: str) -> tuple[str, ...] | None:
     """The words without articles, possessive 's and an opening such as "it is"; all words if none remains."""
     tokens = [_TOKEN_END.sub("", match[0].casefold()) for match in _TOKEN.finditer(text[:2000])]
     tokens = [token if any(map(str.isdigit, token)) else token.replace(".", "") for token in tokens]
@@ -280,10 +275,6 @@ def _content_words(text: str) -> tuple[str, ...] | None:
     while start < len(words) and words[start] in _OPENINGS:
         start += 1
     return tuple(words[start:] or words or tokens) or None
-
-
-def parse_gold_text(gold: str) -> tuple[str, ...] | None:
-    return _content_words(gold)
 
 
 def extract_marked_text(text: str, gold: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -304,11 +295,11 @@ _FURTHER_ANSWER = re.compile(
 
 def _mark_further_answers(sentence: str, gold: tuple[str, ...]) -> tuple[str, ...] | None:
     """The words of a sentence, with "and" behind the gold answer if another answer follows, "not" if it is denied."""
-    words = _content_words(sentence)
+    words = parse_gold_text(sentence)
     if words is None or words[: len(gold)] != gold or len(words) == len(gold):
         return words
     for match in _TOKEN.finditer(sentence[:2000]):
-        if _content_words(sentence[: match.end()]) == gold:
+        if parse_gold_text(sentence[: match.end()]) == gold:
             if normalize.REJECTION.match(sentence, match.end()):
                 return ("not", *gold)
             return (*gold, "and", *words[len(gold) :]) if _FURTHER_ANSWER.match(sentence, match.end()) else words
@@ -351,11 +342,7 @@ _ITEM_NUMBER = re.compile(r"(?:^|(?<=\s))(?:\(?[0-9]{1,3}[.)]|[-*\u2022])\s|(?m:
 _LIST_END = re.compile(r"\.(?:\s|$)|\n\s*\n")
 
 
-def parse_gold_list(gold: str) -> tuple[str, ...] | None:
-    return _split_list(gold)
-
-
-def _split_list(text: str) -> tuple[str, ...] | None:
+def parse_gold_list(text: str) -> tuple[str, ...] | None:
     parts = re.split(r"(?:[\s,;<>]|->|=>|[\u2190-\u21ff\u2794-\u27be])+", _ITEM_NUMBER.sub(" ", text))
     words = (part.strip("\"'`*[]().").lower() for part in parts)
     return tuple(word for word in words if word) or None
@@ -366,10 +353,10 @@ def extract_marked_list(text: str, gold: tuple[str, ...]) -> tuple[str, ...] | N
     text = _ITEM_NUMBER.sub(" ", text.strip(" \t\n:=*_`"))
     match = _LIST_END.search(text)
     paragraph = text if match is None else text[: match.start()]
-    words = _split_list(paragraph)
+    words = parse_gold_list(paragraph)
     if words == gold or words is None:
         return words
-    words = _split_list(paragraph.split("\n")[0]) or words
+    words = parse_gold_list(paragraph.split("\n")[0]) or words
     return words if "and" in gold else tuple(word for word in words if word not in ("and", "&")) or words
 
 
@@ -380,7 +367,7 @@ def extract_unmarked_list(text: str, gold: tuple[str, ...]) -> tuple[str, ...] |
     if len(text) < 2000 and extract_marked_list(text, gold) == gold:
         return gold
     last = _read_last_list(text)[:2000]
-    return extract_marked_list(last.rpartition(":")[2], gold) or _split_list(last)  # "The sorted list is: ant, bee"
+    return extract_marked_list(last.rpartition(":")[2], gold) or parse_gold_list(last)  # "The sorted list is: ant, bee"
 
 
 def _read_last_list(text: str) -> str:
