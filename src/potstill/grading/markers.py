@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from potstill.grading import normalize, numbers
 
@@ -150,7 +150,8 @@ class MarkerRules:
 WORD_MARKERS: Final = MarkerRules()
 
 
-class AnswerMarker(NamedTuple):
+@dataclass(frozen=True, slots=True, order=True)
+class AnswerMarker:
     """begin       position where the marker begins
     start, end  the span that it marks
     certain     whether it counts even if no answer follows
@@ -164,7 +165,8 @@ class AnswerMarker(NamedTuple):
     solution: bool = False
 
 
-class MarkedAnswer(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class MarkedAnswer:
     """The value that the last marker marks; or no value, and the text behind the marker, which may still hold one."""
 
     value: Any
@@ -279,7 +281,7 @@ def _find_markers(text: str, rules: MarkerRules) -> list[AnswerMarker]:
     markers = sorted(checked for marker in markers for checked in _check_solution(marker, text, rules))
     next_begins = [*(marker.begin for marker in markers), len(text)][1:]
     return [
-        marker._replace(end=min(marker.end, next_begin, marker.start + max_chars))
+        replace(marker, end=min(marker.end, next_begin, marker.start + max_chars))
         for marker, next_begin in zip(markers, next_begins, strict=True)
     ]
 
@@ -313,9 +315,9 @@ def _check_solution(marker: AnswerMarker, text: str, rules: MarkerRules) -> Iter
     if sign not in ":=#\n" or not _SOLUTION.match(text, marker.start) or _REFUSAL.match(text, marker.start):
         yield marker
     elif sign != "#":
-        yield marker._replace(solution=rules.before_solution)
+        yield replace(marker, solution=rules.before_solution)
     elif not rules.before_solution:
-        yield marker._replace(certain=False)
+        yield replace(marker, certain=False)
 
 
 def _word_markers(lower: str, word: str, rules: MarkerRules) -> Iterator[AnswerMarker]:
