@@ -5,16 +5,22 @@
     ...     tick(1, "loss 0.4")
 
 On a terminal it draws a bar with rate and remaining time. Elsewhere it prints a plain line every `LINE_INTERVAL`
-seconds, so that a log file stays short.
+seconds, so that a log file stays short. A terminal that cannot show a character gets a similar one:
+
+    >>> "−0.5 × “a” → é ␣ 猫".encode("ascii", NEAREST_HANDLER)
+    b'-0.5 x "a" -> e _ ?'
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Final, Protocol
 
 from potstill.errors import escape_hidden
 
@@ -69,6 +75,7 @@ def muted() -> Iterator[None]:
 @contextlib.contextmanager
 def _rich_bar(label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
     from rich import progress as rich_progress
+    from rich.console import Console
 
     columns = (
         rich_progress.TextColumn("{task.description:<10}"),
@@ -79,51 +86,93 @@ def _rich_bar(label: str, total: int, unit: str, done: int) -> Iterator[Advance]
         rich_progress.TimeRemainingColumn(compact=True),
         rich_progress.TextColumn("[dim]{task.fields[note]}"),
     )
-    from rich.console import Console
-
     with rich_progress.Progress(*columns, console=Console(stderr=True)) as progress_bar:
         task = progress_bar.add_task(label, total=total, completed=done, rate="", note="")
-        state = _BarState(label, total, unit, done)
+        completed, start = done, time.monotonic()
 
         def tick(more: int = 1, note: str = "") -> None:
-            state.done += more
-            progress_bar.update(
-                task, completed=state.done, rate=state.rate(), note=escape_hidden(note).replace("[", "\\[")
-            )
+            nonlocal completed
+            completed += more
+            rate = _format_rate(_speed(completed - done, start))
+            progress_bar.update(task, completed=completed, rate=rate, note=escape_hidden(note).replace("[", "\\["))
 
         yield tick
 
 
 def _plain_bar(label: str, total: int, unit: str, done: int) -> Advance:
-    state = _BarState(label, total, unit, done)
+    completed, start = done, time.monotonic()
+    printed = start
 
     def tick(more: int = 1, note: str = "") -> None:
-        state.done += more
-        now = time.monotonic()
-        if now - state.printed >= LINE_INTERVAL:
-            state.printed = now
-            print(escape_hidden(state.line(note)), file=sys.stderr, flush=True)
+        nonlocal completed, printed
+        completed += more
+        if time.monotonic() - printed >= LINE_INTERVAL:
+            printed, speed = time.monotonic(), _speed(completed - done, start)
+            left = f", {round((total - completed) / speed)} s left" if speed > 0 and total >= completed else ""
+            count = f"{completed}/{total}" + (f" {unit}" if unit else "")
+            text = f"{label}: {count}, {_format_rate(speed)}{left}" + (f", {note}" if note else "")
+            print(escape_hidden(text), file=sys.stderr, flush=True)
 
     return tick
 
 
-class _BarState:
-    """The progress of a bar, and when it started."""
+def _speed(amount: int, start: float) -> float:
+    return amount / max(time.monotonic() - start, 1e-9)
 
-    def __init__(self, label: str, total: int, unit: str, done: int) -> None:
-        self.label, self.total, self.unit = label, total, unit
-        self.done = self.done_before = done
-        self.start = self.printed = time.monotonic()
 
-    def speed(self) -> float:
-        return (self.done - self.done_before) / max(time.monotonic() - self.start, 1e-9)
+def _format_rate(speed: float) -> str:
+    return f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each" if speed > 0 else ""
 
-    def rate(self) -> str:
-        speed = self.speed()
-        return f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each" if speed > 0 else ""
 
-    def line(self, note: str) -> str:
-        speed = self.speed()
-        left = f", {round((self.total - self.done) / speed)} s left" if speed > 0 and self.total >= self.done else ""
-        unit = f" {self.unit}" if self.unit else ""
-        return f"{self.label}: {self.done}/{self.total}{unit}, {self.rate()}{left}" + (f", {note}" if note else "")
+# Terminals that cannot show every character (the C locale and PYTHONIOENCODING=ascii). Files and the output of `export`
+# are always UTF-8.
+
+NEAREST_HANDLER: Final = "potstill.nearest"  # the name of the error handler
+_SIMILAR: Final = {
+    "\N{MINUS SIGN}": "-",
+    "\N{EN DASH}": "-",
+    "\N{EM DASH}": "-",
+    "\N{MULTIPLICATION SIGN}": "x",
+    "\N{DIVISION SIGN}": "/",
+    "\N{PLUS-MINUS SIGN}": "+-",
+    "\N{LEFT DOUBLE QUOTATION MARK}": '"',
+    "\N{RIGHT DOUBLE QUOTATION MARK}": '"',
+    "\N{LEFT SINGLE QUOTATION MARK}": "'",
+    "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+    "\N{MATHEMATICAL LEFT ANGLE BRACKET}": "<",
+    "\N{MATHEMATICAL RIGHT ANGLE BRACKET}": ">",
+    "\N{RIGHTWARDS ARROW}": "->",
+    "\N{LEFTWARDS ARROW}": "<-",
+    "\N{RETURN SYMBOL}": "\\n",
+    "\N{RIGHTWARDS ARROW TO BAR}": "\\t",
+    "\N{OPEN BOX}": "_",
+    "\N{EMPTY SET}": "(empty)",
+    "\N{BULLET}": "*",
+    "\N{MIDDLE DOT}": ".",
+}
+
+
+def replace_unencodable() -> None:
+    """Make standard output and error replace characters that they cannot encode."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=NEAREST_HANDLER)
+
+
+def _nearest(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError), "only encoding"
+    return "".join(map(_similar_character, error.object[error.start : error.end])), error.end
+
+
+def _similar_character(character: str) -> str:
+    if character in _SIMILAR:
+        return _SIMILAR[character]
+    plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    if plain:
+        return plain
+    if 0x2500 <= ord(character) < 0x2580:  # lines of boxes
+        return "-" if ord(character) % 4 < 2 else "|"
+    return "" if unicodedata.category(character) in ("Mn", "Me", "Cf") else "?"
+
+
+codecs.register_error(NEAREST_HANDLER, _nearest)

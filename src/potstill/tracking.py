@@ -19,14 +19,14 @@ import importlib.util
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Literal, Protocol, Self, get_args
+from typing import Any, Final, Literal, Protocol, get_args
 
 from potstill import progress, storage
 from potstill.errors import UserError
-from potstill.evaluation import checkpoint
+from potstill.evaluation import checkpoint as checkpoints
 from potstill.storage import manifest
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
@@ -64,19 +64,15 @@ def track(run_dir: Path, name: str, to: TrackerName, *, project: str = "potstill
 
     Raises UserError if the library is missing, if nothing was measured yet, and if another process sends this run.
     """
-    folder, sent = run_dir / TRACKER_STATE, 0
-    lock = storage.hold_lock(folder, f".{to}.lock", 0, f"another process sends this run to {to}")
-    with lock, _TrackerSession(run_dir, name, to, project) as session:
+    sent = 0
+    lock = storage.hold_lock(run_dir / TRACKER_STATE, f".{to}.lock", 0, f"another process sends this run to {to}")
+    with lock, closing(_TrackerSession(run_dir, name, to, project)) as session:
         while True:
             finished = not follow or (run_dir / "train" / manifest.MANIFEST_FILE).exists()  # read before the points
             streams = read_points(run_dir)
             if finished and not any(streams.values()):
-                raise UserError(
-                    "the run has measured nothing yet",
-                    code="E-track-no-points",
-                    where=run_dir,
-                    hint="train first, or use --follow",
-                )
+                what, hint = "the run has measured nothing yet", "train first, or use --follow"
+                raise UserError(what, code="E-track-no-points", where=run_dir, hint=hint)
             sent += session.send_new(streams)
             if finished:
                 return sent
@@ -86,10 +82,10 @@ def track(run_dir: Path, name: str, to: TrackerName, *, project: str = "potstill
 def read_points(run_dir: Path) -> Streams:
     """The points of a run by stream, in the order of their files: `train` and `speed` have one per step, `validation` has
     one per evaluated checkpoint. Another process may be writing the files; an incomplete last line is skipped."""
-    streams = {
-        stream: [Point(row["step"], flat_numbers(stream, row)) for row in storage.read_complete_lines(path)]
-        for stream, path in ((stream, run_dir / "train" / file) for stream, file in STREAMS.items())
-    }
+    streams: Streams = {}
+    for stream, file in STREAMS.items():
+        rows = storage.read_complete_lines(run_dir / "train" / file)
+        streams[stream] = [Point(row["step"], flat_numbers(stream, row)) for row in rows]
     return {**streams, "validation": list(_iter_validation(run_dir / "evaluate"))}
 
 
@@ -106,54 +102,53 @@ def flat_numbers(stream: str, row: Mapping[str, Any]) -> dict[str, float]:
 
 def _iter_validation(folder: Path) -> Iterator[Point]:
     """The accuracies of the evaluated checkpoints, by step, without the interpolated ones, which share their steps."""
-    for who in checkpoint.list_answered_checkpoints(folder):
-        if who.is_plain and (folder / who.name / checkpoint.SCORES_FILE).exists():
-            scores = checkpoint.read_scores(folder, who)
+    for checkpoint in checkpoints.list_answered_checkpoints(folder):
+        if checkpoint.is_plain and (folder / checkpoint.name / checkpoints.SCORES_FILE).exists():
+            scores = checkpoints.read_scores(folder, checkpoint)
             names = {f"validation/{score.format}.{score.decoding}/{score.set}": score.accuracy for score in scores}
-            yield Point(who.step, names)
+            yield Point(checkpoint.step, names)
 
 
 class _TrackerSession:
     """A tracker's run, and the points that were sent to it. The tracker is opened when there is a point to send."""
 
     def __init__(self, run_dir: Path, name: str, to: TrackerName, project: str) -> None:
-        self.run_dir, self.name, self.to, self.project = run_dir, name, to, project
         check_installed(to)
+        self.run_dir, self.name, self.to, self.project = run_dir, name, to, project
         self.tracker_class = TRACKER_CLASSES[to]
         self.path = run_dir / TRACKER_STATE / f"{to}.jsonl"
         self.tracker: Tracker | None = None
         self.run_id = ""
-        self.sent: dict[str, set[int]] = {}  # stream -> steps
+        self.sent: set[tuple[str, int]] = set()  # (stream, step)
         self.identities: dict[str, str] = {}  # stage -> digest of what it was made from, when it was last seen
         for row in storage.read_complete_lines(self.path) if self.tracker_class.resumes else ():
             self.run_id = row.get("run", self.run_id)
             self.identities |= row.get("identities", {})
             if "stream" in row:
-                self.sent.setdefault(row["stream"], set()).add(row["step"])
+                self.sent.add((row["stream"], row["step"]))
         if not self.run_id:
             self._start_run()
 
     def _start_run(self) -> None:
         self.close()
-        self.run_id, self.sent, self.identities = uuid.uuid4().hex[:8], {}, {}
+        self.run_id, self.sent, self.identities = uuid.uuid4().hex[:8], set(), {}
         if self.tracker_class.resumes:
             storage.write_jsonl(self.path, [{"run": self.run_id}])
 
     def send_new(self, streams: Streams) -> int:
         """Send the points that the tracker does not have, and return their number."""
         self._check_identities()
-        new = {
-            stream: [point for point in points if point.step not in self.sent.get(stream, ())]
-            for stream, points in streams.items()
-        }
-        count = sum(map(len, new.values()))
-        if count and self.tracker is None:
-            self.tracker = self.tracker_class(self.run_dir / TRACKER_STATE, self.name, self.run_id, self.project)
-        for stream, points in new.items():
-            if self.tracker is not None and points:
-                self.tracker.send(points)
-                self.sent.setdefault(stream, set()).update(point.step for point in points)
-                self._remember({"stream": stream, "step": point.step, "values": dict(point.values)} for point in points)
+        count = 0
+        for stream, points in streams.items():
+            new = [point for point in points if (stream, point.step) not in self.sent]
+            if new:
+                if self.tracker is None:
+                    folder = self.run_dir / TRACKER_STATE
+                    self.tracker = self.tracker_class(folder, self.name, self.run_id, self.project)
+                self.tracker.send(new)
+                self.sent.update((stream, point.step) for point in new)
+                self._remember({"stream": stream, "step": point.step, "values": dict(point.values)} for point in new)
+                count += len(new)
         return count
 
     def _check_identities(self) -> None:
@@ -162,9 +157,8 @@ class _TrackerSession:
         now = {stage: storage.file_digest(path) for stage, path in paths.items() if path.exists()}
         changed = [stage for stage in now if self.identities.get(stage, now[stage]) != now[stage]]
         if changed:
-            progress.print_line(
-                f"{changed[0]} was made again from something else: a new {self.to} run begins", "yellow"
-            )
+            text = f"{changed[0]} was made again from something else: a new {self.to} run begins"
+            progress.print_line(text, "yellow")
             self._start_run()
         if now.items() - self.identities.items():
             self.identities |= now
@@ -179,14 +173,6 @@ class _TrackerSession:
         if self.tracker is not None:
             self.tracker.close()
             self.tracker = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class TensorBoardTracker:
@@ -275,6 +261,5 @@ def check_installed(to: TrackerName) -> None:
     """Raise UserError if the library of a tracker is not installed."""
     spec = importlib.util.find_spec(to)
     if spec is None or spec.origin is None:  # wandb leaves folders of its name behind, which Python takes for packages
-        raise UserError(
-            f"{to} is not installed", code="E-track-not-installed", where="--to", hint=f"pip install 'potstill[{to}]'"
-        )
+        hint = f"pip install 'potstill[{to}]'"
+        raise UserError(f"{to} is not installed", code="E-track-not-installed", where="--to", hint=hint)

@@ -232,7 +232,7 @@ def test_texts_of_others_reach_no_terminal_as_commands(
 ) -> None:
     """A question, a gold and a source that hold markup and escapes: shown as they are, never obeyed."""
     from potstill import cli
-    from potstill.cli import show
+    from potstill.cli import show, status
 
     world, evil = tiny.world(tmp_path), "\x1b[31m[/red]"
     rows = [{**row, "answer": f"{row['answer']} ({evil})", "split": "train"} for row in tiny.rows("sums", 6)]
@@ -246,7 +246,7 @@ def test_texts_of_others_reach_no_terminal_as_commands(
     (world / "chains.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chains))
     at = tiny.make(world, tmp_path / "run", "teacher={kind: replay, chains: chains.jsonl}", until="sample")
     show.print_chain(at, f"sums/0{evil}#0")
-    show.print_overview(at)
+    status.print_overview(at)
     monkeypatch.setattr(sys, "argv", ["potstill", "show", str(at), "--chain", f"{evil}#1"])
     with pytest.raises(SystemExit):
         cli.main()
@@ -258,7 +258,7 @@ def test_texts_of_others_reach_no_terminal_as_commands(
 def test_a_run_under_way_can_be_looked_at(tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import shutil
 
-    from potstill.cli import show
+    from potstill.cli import show, status
     from potstill.errors import UserError
     from potstill.storage import run_folder
 
@@ -270,7 +270,7 @@ def test_a_run_under_way_can_be_looked_at(tmp_path: Path, finished: Path, capsys
         torn.write('{"question": "oth')
     asked = json.loads((at / "collect" / "other.validation.jsonl").read_text().splitlines()[0])["id"]
     with run_folder.lock_run(at):
-        show.print_status(at)
+        status.print_status(at)
         show.print_predictions(at, asked)
         with pytest.raises(UserError) as caught:
             show.print_batch(at, -1)

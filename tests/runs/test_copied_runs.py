@@ -10,7 +10,7 @@ import pytest
 
 import tiny
 from potstill import runner
-from potstill.cli import compare, show
+from potstill.cli import compare, export, status
 from potstill.errors import UserError
 
 
@@ -24,7 +24,7 @@ def test_a_run_without_what_it_was_made_from_reports_again(
     before = tiny.contents(at)
     runner.run(recipe, run_dir=at)
     assert tiny.contents(at) == before and "an input is missing here" in capsys.readouterr().err
-    for call in (show.print_status, show.print_overview, lambda at: list(show.export_rows(at, "messages"))):
+    for call in (status.print_status, status.print_overview, lambda at: list(export.export_rows(at, "messages"))):
         call(at)
     compare.compare_runs(f"{at}@0", f"{at}@4")
     with pytest.raises(UserError, match="E-recipe-missing-path"):  # this needs more than its folder, and loses nothing

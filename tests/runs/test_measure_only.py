@@ -8,7 +8,7 @@ import pytest
 
 import tiny
 from potstill import grading, inference, runner, stages, storage
-from potstill.cli import lm_eval
+from potstill.cli import export
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint
 from potstill.inference import Decode, Generation, Request, cache
@@ -38,7 +38,7 @@ def test_a_model_is_measured_without_teacher_or_training(world: Path, tmp_path: 
     with pytest.raises(UserError, match=r"train: (.|\n)*E-run-unknown-stage"):
         runner.run(plan, run_dir=tmp_path / "first", redo="train")
 
-    lm_eval.export_tasks(first, tmp_path / "tasks")
+    export.export_tasks(first, tmp_path / "tasks")
     rows = [row for _, row in storage.read_jsonl(tmp_path / "tasks" / "potstill_other_zero_shot_rationale.jsonl")]
     asked = list(storage.iter_records(Question, first / "collect" / "other.test.jsonl"))
     assert [(row["id"], row["potstill_gold"], row["potstill_task"]) for row in rows] == [
@@ -54,7 +54,7 @@ def test_a_model_is_measured_without_teacher_or_training(world: Path, tmp_path: 
     monkeypatch.setattr(grading, "VERSION", 99)
     with pytest.raises(UserError, match=r"version of answers: \d -> 99"):
         runner.run(plan, run_dir=first)
-    monkeypatch.setattr("potstill.evaluation.scores.grade", lambda *_: Verdict("right", "graded anew"))
+    monkeypatch.setattr("potstill.evaluation.grade", lambda *_: Verdict("right", "graded anew"))
     rescored = runner.run(plan, run_dir=first, redo="test")
     rows = list(checkpoint.read_predictions(rescored / "test", BASE, "zero-shot-rationale", "greedy"))
     before = list(checkpoint.read_predictions(again / "test", BASE, "zero-shot-rationale", "greedy"))

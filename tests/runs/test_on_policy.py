@@ -83,9 +83,9 @@ def test_what_comes_of_it_answers_beside_the_choice(chosen: Path, repaired: Path
 
 
 def test_it_is_a_row_of_the_report(repaired: Path) -> None:
-    from potstill.cli.run_folder import read_run_recipe
+    from potstill.run_reader import open_run
 
-    told = collect.collect_report(repaired, read_run_recipe(repaired))
+    told = collect.collect_report(repaired, open_run(repaired).recipe)
     lines = summary.summary_rows(told)
     assert [line.title for line in lines] == ["base", "specialized", "repaired"]
     assert sum(each.checkpoint.on_policy_steps > 0 for each in summary.scores_by_checkpoint(told)) == 1

@@ -39,9 +39,9 @@ def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_step_gives_replay_its_share_of_the_weight(run: Path) -> None:
-    from potstill.cli.run_folder import read_run_recipe
+    from potstill.run_reader import open_run
 
-    asked = read_run_recipe(run)
+    asked = open_run(run).recipe
     lesson = examples.read_training_data(run, asked, models.from_recipe(asked))
     seen: set[str] = set()
     for step in (1, 2, 3, 50):
@@ -73,9 +73,9 @@ def test_nothing_that_is_measured_is_replayed(run: Path) -> None:
 
 
 def test_what_was_trained_is_told_by_format(run: Path) -> None:
-    from potstill.cli.run_folder import read_run_recipe
+    from potstill.run_reader import open_run
 
-    told = collect.collect_report(run, read_run_recipe(run))
+    told = collect.collect_report(run, open_run(run).recipe)
     rows = [cost for cost in told.costs if cost.label.startswith("of these")]
     by_format = {cost.label.removeprefix("of these positions: "): cost.number for cost in rows}
     total = next(cost.number for cost in told.costs if cost.label == "positions learnt from")

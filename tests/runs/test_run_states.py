@@ -235,7 +235,7 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(world: Path, tmp_path: Pa
 
 def test_only_right_chains_count_as_dropped() -> None:
     verdicts = Counter({("right", None): 1, ("right", "duplicate"): 1, ("wrong", "duplicate"): 1})
-    source = collect._summarize_source("t", "none", {"q": verdicts})
+    source = collect.summarize_source("t", "none", {"q": verdicts})
     assert (source.dropped, source.kept, source.grades) == ({"duplicate": 1}, 1, {"right": 2, "wrong": 1})
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import tiny
 from potstill import runner, teachers
-from potstill.cli.sample_options import parse_shard
+from potstill.cli.stage_commands import parse_shard
 from potstill.errors import UserError
 from potstill.records import Question
 from potstill.storage import atomic, parquet, run_folder, segments, write_jsonl

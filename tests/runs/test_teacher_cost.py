@@ -255,7 +255,7 @@ def test_what_a_batch_brings_too_late_was_paid_all_the_same(world: Path, tmp_pat
 def test_chains_can_be_looked_at_while_they_are_sampled(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from potstill.cli import show
+    from potstill.cli import show, status
 
     at = tmp_path / "run"
     with stub.running() as server:
@@ -264,7 +264,7 @@ def test_chains_can_be_looked_at_while_they_are_sampled(
         with segments.segment_paths(at / "sample")[0].open("ab") as torn:
             torn.write(b'{"question": "sums/')
         before = tiny.contents(at)
-        show.print_overview(at)
+        status.print_overview(at)
         key = "".join(capsys.readouterr().out.partition("--chain ")[2].partition(",")[0].split())
         show.print_chain(at, key)
         told = capsys.readouterr().out
@@ -273,7 +273,7 @@ def test_chains_can_be_looked_at_while_they_are_sampled(
             show.print_chain(at, "sums/none#0")
         with pytest.raises(UserError, match=r"(not aligned yet|was not kept)"):
             show.print_target(at, key)
-        show.print_status(at)
+        status.print_status(at)
         told = capsys.readouterr().out
         assert (
             f'"chains": {len(segments.stored_keys(segments.segment_paths(at / "sample")))}' in told and "cost " in told
@@ -302,7 +302,7 @@ DAMAGES = (
 def test_no_message_about_a_damaged_run_advises_to_remove_its_chains(
     world: Path, tmp_path: Path, name: str, content: bytes | None
 ) -> None:
-    from potstill.cli import show
+    from potstill.cli import export, show
 
     at = tmp_path / "run"
     with stub.running() as server:
@@ -316,7 +316,7 @@ def test_no_message_about_a_damaged_run_advises_to_remove_its_chains(
             lambda: sample(world, at, server.url),
             lambda: sample(world, at, server.url, "teacher.temperature=0.1"),
             lambda: show.print_chain(at, "sums/0#0"),
-            lambda: list(show.export_rows(at, "messages")),
+            lambda: list(export.export_rows(at, "messages")),
         ):
             try:
                 call()

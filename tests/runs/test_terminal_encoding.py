@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from potstill.cli import terminal
+from potstill import progress
 
 ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "COLUMNS": "100"}
 EVERY = "".join(chr(code) for code in (*range(0x3000), 0x732B, 0xD83D, 0xFFFF, 0x1F600))
@@ -17,10 +17,10 @@ EVERY = "".join(chr(code) for code in (*range(0x3000), 0x732B, 0xD83D, 0xFFFF, 0
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_every_character_has_a_nearest_one(encoding: str) -> None:
-    assert EVERY.encode(encoding, terminal.NEAREST_HANDLER).decode(encoding)
+    assert EVERY.encode(encoding, progress.NEAREST_HANDLER).decode(encoding)
     plain = "-0.5 x 1"
-    assert "\N{MINUS SIGN}0.5 \N{MULTIPLICATION SIGN} 1".encode("ascii", terminal.NEAREST_HANDLER) == plain.encode()
-    assert plain.encode(encoding, terminal.NEAREST_HANDLER) == plain.encode()
+    assert "\N{MINUS SIGN}0.5 \N{MULTIPLICATION SIGN} 1".encode("ascii", progress.NEAREST_HANDLER) == plain.encode()
+    assert plain.encode(encoding, progress.NEAREST_HANDLER) == plain.encode()
 
 
 @pytest.mark.slow
@@ -40,8 +40,8 @@ def test_commands_in_the_c_locale(finished: Path, arguments: list[str]) -> None:
 def test_the_last_table_in_the_c_locale(finished: Path) -> None:
     """What `run` and `demo` print at their end."""
     program = (
-        "from potstill.cli import show, terminal; from pathlib import Path; terminal.replace_unencodable(); "
-        f"show.print_summary(Path({str(finished)!r}))"
+        "from potstill import progress; from potstill.cli import status; from pathlib import Path; "
+        f"progress.replace_unencodable(); status.print_summary(Path({str(finished)!r}))"
     )
     environment = {**os.environ, **ASCII}
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment)

@@ -47,9 +47,8 @@ def test_the_wheel_runs_the_demo_in_an_empty_folder(wheel: Path, tmp_path: Path)
     )
     where = run(sys.executable, "-c", "import potstill; print(potstill.__file__)", cwd=empty, PYTHONPATH=str(site))
     assert Path(where.strip()).is_relative_to(site)
-    code = (
-        f"from potstill.cli import show; from potstill.demo import run_demo; show.print_summary(run_demo(*{tiny.DEMO}))"
-    )
+    imports = "from potstill.cli import status; from potstill.demo import run_demo"
+    code = f"{imports}; status.print_summary(run_demo(*{tiny.DEMO}))"
     told = run(sys.executable, "-c", code, cwd=empty, PYTHONPATH=str(site))
     assert "right answers on test" in told and "in-distribution" in told
     for who in ("base", "specialized", "control: bare answers", "control: the sets' own rationales"):

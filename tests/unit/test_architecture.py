@@ -58,7 +58,7 @@ OWNERS: dict[str, set[str]] = {
     "re2": {"grading"},
     "math_verify": {"grading.expressions"},
     "scipy": {"evaluation.intervals"},
-    "matplotlib": {"report.canvas", "report.figures", "report.chain_figure"},
+    "matplotlib": {"report.canvas", "report.figures"},
     "jinja2": {"report.html"},
     "markupsafe": {"report"},
     "ctranslate2": {"inference.ctranslate2"},

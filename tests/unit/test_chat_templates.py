@@ -12,7 +12,7 @@ import tiny
 from chat_model import SPECIAL, TEMPLATE, save_chat_model
 from expect import user_error
 from potstill import dry_run, models, runner, storage
-from potstill.cli import lm_eval
+from potstill.cli import export
 from potstill.data import run_questions
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint
@@ -109,7 +109,7 @@ def test_training_and_evaluation_ask_with_the_same_ids(tuned: Path, world: Path,
     }
     assert taught <= shown
     assert "own chat template" in (at / "student" / "README.md").read_text()
-    lm_eval.export_tasks(at, tmp_path / "tasks")
+    export.export_tasks(at, tmp_path / "tasks")
     documents = storage.read_jsonl(tmp_path / "tasks" / "potstill_other_zero_shot_rationale.jsonl")
     assert all(row["prompt"].endswith("<|stop|>\n<|start|>assistant\n") for _, row in documents)
     plain = tiny.recipe(world, *changes, "student.chat=false")

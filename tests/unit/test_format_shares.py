@@ -253,9 +253,9 @@ def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_step_of_a_run_gives_each_format_its_weight(run: Path) -> None:
-    from potstill.cli.run_folder import read_run_recipe
+    from potstill.run_reader import open_run
 
-    asked = read_run_recipe(run)
+    asked = open_run(run).recipe
     assert asked.train.loss_weights is not None
     lesson = examples.read_training_data(run, asked, models.from_recipe(asked))
     for step in (1, 2, 3, 40):
@@ -270,10 +270,10 @@ def test_every_step_of_a_run_gives_each_format_its_weight(run: Path) -> None:
 
 
 def test_a_token_budget_changes_no_weighted_step(world: Path, run: Path, tmp_path: Path) -> None:
-    from potstill.cli.run_folder import read_run_recipe
+    from potstill.run_reader import open_run
 
     other = tmp_path / "run"
-    asked = read_run_recipe(run)
+    asked = open_run(run).recipe
     first = list(read.read_jsonl(run / "train" / "metrics.jsonl"))
     for budget in (60, 4000):
         student = models.from_recipe(asked)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from potstill import tokenization
 from potstill.alignment.cross_tokenizer import transfer
-from potstill.cli import chain_view
+from potstill.cli import show
 from potstill.records import END, Chain
 from potstill.tokenization import Tokenizer
 
@@ -32,7 +32,7 @@ def weng(stop: str = "end", last: bool = True) -> Chain:
 def test_every_step_and_every_position_lies_in_one_block(rule: str, stop: str, last: bool) -> None:
     chain = weng(stop, last)
     target = transfer(chain, student(), rule)
-    found = chain_view.aligned_blocks(chain, target, student())
+    found = show.aligned_blocks(chain, target, student())
     assert [step for block in found for step in block.steps] == list(range(len(chain.tokens) + last))
     assert [place for block in found for place in block.positions] == list(range(len(target)))
 
@@ -41,7 +41,7 @@ def test_every_step_and_every_position_lies_in_one_block(rule: str, stop: str, l
 def test_lines_hold_both_sides_at_the_same_columns(width: int) -> None:
     chain = weng()
     target = transfer(chain, student(), "span")
-    lines = list(chain_view.interlinear_lines(chain, target, student(), width))
+    lines = list(show.interlinear_lines(chain, target, student(), width))
     above, below = lines[0::3], lines[1::3]
     assert [a.cell_len for a in above] == [b.cell_len for b in below]
     assert "W│eng" in above[0].plain and "␣$  12" in "".join(line.plain for line in above)
@@ -55,13 +55,13 @@ def test_the_table_has_masses_and_what_is_certain_stays_bare() -> None:
     target = transfer(chain, student(), "span")
     console = Console(width=140, record=True, file=None, quiet=False, force_terminal=False)
     with console.capture() as capture:
-        console.print(chain_view.candidate_table(chain, target, student()))
+        console.print(show.candidate_table(chain, target, student()))
     rows = capture.get().splitlines()
     [stop] = [row for row in rows if row.startswith(".")]
     assert "0.607" in stop and "␣other 0.135" in stop and "same" in stop and stop.rstrip().endswith("0.393")
     hard = [row for row in rows if " hard " in f"{row} "]
     assert hard and not any(row.rstrip()[-1].isdigit() for row in hard), "a certain position has no masses to show"
     assert (
-        "hard" in chain_view.kind_legend(target).plain
-        and "one candidate, no teacher distribution" in chain_view.kind_legend(target).plain
+        "hard" in show.kind_legend(target).plain
+        and "one candidate, no teacher distribution" in show.kind_legend(target).plain
     )

@@ -16,7 +16,8 @@ from typing import Annotated, Optional
 import typer
 
 import potstill
-from potstill.cli import stage_commands, terminal
+from potstill import progress
+from potstill.cli import stage_commands
 from potstill.errors import UserError, escape_hidden
 
 app = typer.Typer(
@@ -91,14 +92,11 @@ def run_command(
         typer.echo(describe_run(loaded))
         return
     run_dir = runner.run(loaded, redo=redo, yes=yes or _confirm_removal)
-    if not process.read_process_rank().is_main:
-        return  # only the first process prints the results
-    from potstill.cli import show
+    if process.read_process_rank().is_main:  # only the first process prints the results
+        from potstill.cli import status
 
-    if stages.recipe_stages(loaded) == stages.EVALUATION_STAGES:
-        show.print_scores(run_dir)
-    else:
-        show.print_summary(run_dir)
+        only_evaluates = stages.recipe_stages(loaded) == stages.EVALUATION_STAGES
+        (status.print_scores if only_evaluates else status.print_summary)(run_dir)
 
 
 def _confirm_removal(lost: str) -> bool:
@@ -119,17 +117,17 @@ def demo_command() -> None:
     # Before torch is loaded: models this small gain nothing from threads, and one thread makes results reproducible.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from potstill import demo
-    from potstill.cli import show
+    from potstill.cli import status
 
-    show.print_summary(demo.run_demo())
+    status.print_summary(demo.run_demo())
 
 
 @app.command("status", epilog="Example: potstill status runs/demo")
 def status_command(run_dir: RunArgument) -> None:
     """Show the state and the counts of each stage of a run."""
-    from potstill.cli import show
+    from potstill.cli import status
 
-    show.print_status(run_dir)
+    status.print_status(run_dir)
 
 
 @app.command("check", epilog="Example: potstill check runs/demo")
@@ -138,9 +136,9 @@ def check_command(run_dir: RunArgument) -> None:
 
     Reads every file in full and lists the differences. Exit code 2 if there are any.
     """
-    from potstill.cli import check
+    from potstill.cli import status
 
-    if not check.check_run(run_dir):
+    if not status.check_run(run_dir):
         sys.exit(2)
 
 
@@ -155,9 +153,9 @@ def show_command(
     ] = "",
 ) -> None:
     """Show a chain, target, training batch or prediction of a run."""
-    from potstill.cli import run_folder, show
+    from potstill.cli import show, status
 
-    run_folder.check_file_sizes(run_dir)
+    status.check_file_sizes(run_dir)
     if chain:
         show.print_chain(run_dir, chain)
     elif target:
@@ -167,7 +165,7 @@ def show_command(
     elif prediction:
         show.print_predictions(run_dir, prediction)
     else:
-        show.print_overview(run_dir)
+        status.print_overview(run_dir)
 
 
 @app.command("export", epilog="Example: potstill export runs/demo --as messages > chains.jsonl")
@@ -187,20 +185,17 @@ def export_command(
     ] = None,
 ) -> None:
     """Export kept chains as JSON lines, or questions as lm-eval tasks."""
-    from potstill.cli import lm_eval, run_folder, show
+    from potstill.cli import export, status
 
-    run_folder.check_file_sizes(run_dir)
+    status.check_file_sizes(run_dir)
     if (form is ExportFormat.lm_eval) != (out is not None):
-        raise UserError(
-            "--out is needed for lm-eval, and only there",
-            code="E-cli-export-out",
-            where="--out",
-            hint="add --out FOLDER for lm-eval; the other formats go to standard output",
-        )
+        what = "--out is needed for lm-eval, and only there"
+        hint = "add --out FOLDER for lm-eval; the other formats go to standard output"
+        raise UserError(what, code="E-cli-export-out", where="--out", hint=hint)
     if out is not None:
-        lm_eval.export_tasks(run_dir, out)
+        export.export_tasks(run_dir, out)
         return
-    for row in show.export_rows(run_dir, form.value):
+    for row in export.export_rows(run_dir, form.value):
         typer.echo(row, nl=False)  # bytes: UTF-8 on every system
 
 
@@ -254,9 +249,9 @@ def track_command(
 ) -> None:
     """Send a run's metrics to a tracker, each step once."""
     from potstill import tracking
-    from potstill.cli.run_folder import read_run_recipe
+    from potstill.run_reader import open_run
 
-    name = read_run_recipe(run_dir).name
+    name = open_run(run_dir).recipe.name
     points = tracking.track(run_dir, name, to.value, project=project, follow=follow)
     typer.echo(f"{points} points sent to {to.value}")
 
@@ -274,7 +269,7 @@ def _raise_interrupted(*_: object) -> None:
 
 def main() -> None:
     signal.signal(signal.SIGINT, _raise_interrupted)
-    terminal.replace_unencodable()
+    progress.replace_unencodable()
     try:
         app()
     except UserError as error:

@@ -1,24 +1,29 @@
 """`potstill grade`: grades the answers of any tool, one row each, in the order of the file.
 
-A row has `text` and `gold`, and optionally `task` and how its text ended, under one of `STOP_FIELDS`. A sample that
-lm-evaluation-harness logged is converted to such a row. A gold answer may be a text, a number, true or false, or a whole
-solution, as in a custom set (`data.custom_set`).
+    >>> sample = {"doc": {"answer": "6 x 3 = 18\\n#### 18"}, "target": "6 x 3 = 18\\n#### 18", "resps": [["It is 18."]]}
+    >>> _sample_to_row(sample, "samples.jsonl line 1")
+    {'text': 'It is 18.', 'gold': '6 x 3 = 18\\n#### 18'}
+
+A row has `text` and `gold`, and optionally `task` and how its text ended, under one of `STOP_FIELDS`. A gold answer may
+be a text, a number, true or false, or a whole solution, as in a custom set (`data.custom_set`). A sample that
+lm-evaluation-harness logged is converted to such a row; it contains neither the stop reason nor the task. `--task` gives
+the task; documents that `potstill export` wrote have it. Of several responses to one document the first is read.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from potstill import grading, progress, storage
-from potstill.cli import lm_eval
 from potstill.data import custom_set
 from potstill.errors import UserError
 from potstill.records import StopReason, Verdict
 from potstill.storage import dataset_files
 
+Row = dict[str, Any]
 # How tools name it: potstill; OpenAI and vLLM; Anthropic; Gemini; Ollama; llama.cpp.
 STOP_FIELDS: Final = ("stop", "finish_reason", "stop_reason", "finishReason", "done_reason", "stop_type")
 STOP_WORDS: Final[dict[str, StopReason]] = {"end": "end", "cut": "cut", "length": "length"}
@@ -34,19 +39,24 @@ def grade_file(path: Path, out: Path, task: str | None = None) -> None:
     """
     if task is not None:
         grading.check_task(task)
-    rows, filters = lm_eval.deduplicate_filters(list(_read_rows(path)))
+    rows, filters = _merge_filters(list(_read_rows(path)))
+    graded = []
     with progress.bar("grade", len(rows), "rows") as advance:
-        graded = [_grade_row(where, row, task, advance) for where, row in rows]
+        for where, row in rows:
+            graded.append(_grade_row(where, row, task))
+            advance()
     storage.write_jsonl(out, graded)
     if len(filters) > 1:
         progress.print_line(
             f"the file has each document once per filter, with the same responses ({len(filters)} filters:"
             f" {', '.join(filters)}); each document is graded once, by its whole response"
         )
-    progress.print_line(f"{len(graded)} rows: {_count_verdicts(graded)}")
+    verdicts = [row["verdict"] for row in graded]
+    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)) or "nothing"
+    progress.print_line(f"{len(graded)} rows: {counts}")
 
 
-def _read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     """(position, row) of every row. Raises UserError for a row that JSON cannot represent, such as one with NaN."""
     if dataset_files.is_plain_jsonl(path) and not path.name.endswith((".csv", ".tsv", ".json")):
         yield from ((f"{path} line {number}", row) for number, row in storage.read_jsonl(path))
@@ -55,70 +65,53 @@ def _read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             json.dumps(row, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise UserError(
+            what, where, hint = (
                 "JSON cannot represent this row",
-                code="E-grade-row-json",
-                where=f"{path} {position}",
-                found=error,
-                hint="remove the field, or write it as text",
-            ) from None
+                f"{path} {position}",
+                "remove the field, or write it as text",
+            )
+            raise UserError(what, code="E-grade-row-json", where=where, found=error, hint=hint) from None
         yield f"{path} {position}", row
 
 
-def _grade_row(where: str, row: Mapping[str, Any], task: str | None, advance: progress.Advance) -> dict[str, Any]:
-    answer = lm_eval.sample_to_row(row, where) if lm_eval.is_logged_sample(row) else row
-    text, row_task = answer.get("text"), answer.get("task")
-    fields = f"the fields {', '.join(answer)}"
+def _grade_row(where: str, row: Row, task: str | None) -> Row:
+    answer = _sample_to_row(row, where) if _is_logged_sample(row) else row
+    text, gold, row_task = answer.get("text"), answer.get("gold"), answer.get("task")
+
+    def error(what: str, code: str, field: str, hint: str) -> UserError:
+        value = answer.get(field)
+        found = value if isinstance(value, str) else "null" if value is None else repr(value)
+        found = found if field in answer else f"the fields {', '.join(answer)}"
+        return UserError(what, code=code, where=where, found=found, hint=hint)
+
     if not isinstance(text, str):
-        found = repr(text) if "text" in answer else fields
-        raise UserError(
-            "text must be text", code="E-grade-text", where=where, found=found, hint='write {"text": "..."}'
-        )
-    if answer.get("gold") is None:
-        found = "null" if "gold" in answer else fields
-        raise UserError(
-            "gold must be an answer", code="E-grade-gold", where=where, found=found, hint='write {"gold": "..."}'
-        )
+        raise error("text must be text", "E-grade-text", "text", 'write {"text": "..."}')
+    if gold is None:
+        raise error("gold must be an answer", "E-grade-gold", "gold", 'write {"gold": "..."}')
     if row_task is not None and not isinstance(row_task, str):
-        raise UserError(
-            "task must be text",
-            code="E-grade-task",
-            where=where,
-            found=repr(row_task),
-            hint="correct or remove `task`",
-        )
+        raise error("task must be text", "E-grade-task", "task", "correct or remove `task`")
     if row_task and grading.parse_function_name(row_task) is not None:
-        raise UserError(
-            "a row cannot name a function to run",
-            code="E-grade-row-function",
-            where=where,
-            found=row_task,
-            hint="remove `task` from the rows, and name the function with --task",
-        )
+        hint = "remove `task` from the rows, and name the function with --task"
+        raise error("a row cannot name a function to run", "E-grade-row-function", "task", hint)
     try:
-        verdict = _grade_answer(text, answer["gold"], row_task or task, _read_stop(answer, where), where)
-    except UserError as error:
-        raise UserError(error.what, code=error.code, where=where, found=error.found, hint=error.hint) from None
-    advance()
+        verdict = _grade_answer(text, gold, row_task or task, _read_stop(answer, where), where)
+    except UserError as fault:
+        raise UserError(fault.what, code=fault.code, where=where, found=fault.found, hint=fault.hint) from None
     return {**row, "verdict": verdict.grade, "found": verdict.answer}
 
 
 def _grade_answer(text: str, gold: Any, task: str | None, stop: StopReason | None, where: str) -> Verdict:
     """The verdict of a text. A gold of true or false is tried in the words yes/no, true/false and valid/invalid."""
-    answer_type = _answer_type(task)
+    answer_type = None
+    if task is not None:
+        is_function = grading.parse_function_name(task) is not None
+        answer_type = "function" if is_function else grading.BBH_ANSWER_TYPES.get(task) or task.rpartition("/")[2]
     if isinstance(gold, bool) and answer_type in (None, "boolean"):
         words = ("yes", "true", "valid") if gold else ("no", "false", "invalid")
         verdicts = [grading.grade(text, word, task, stop) for word in words]
         return next((verdict for verdict in verdicts if verdict.grade in ("right", "wrong")), verdicts[0])
     gold_text = custom_set.read_gold(gold, where, name="gold", answer_type=answer_type).text
     return grading.grade(text, gold_text, task, stop)
-
-
-def _answer_type(task: str | None) -> str | None:
-    if task is None:
-        return None
-    known = grading.BBH_ANSWER_TYPES.get(task)
-    return "function" if grading.parse_function_name(task) is not None else known or task.rpartition("/")[2]
 
 
 def _read_stop(row: Mapping[str, Any], where: str) -> StopReason | None:
@@ -131,32 +124,67 @@ def _read_stop(row: Mapping[str, Any], where: str) -> StopReason | None:
         words.pop("stop_reason", None)  # vLLM's: which string or token ended the text
     if len(words) > 1 and not isinstance(words.get("stop"), str):
         words.pop("stop", None)  # the requested stop strings, as a list; llama.cpp writes true
-    if "truncated" in row and isinstance(row["truncated"], bool) and not words:
+    if isinstance(row.get("truncated"), bool) and not words:
         return "length" if row["truncated"] else "end"
     stops = set[StopReason]()
     for name, word in words.items():
         if not isinstance(word, str):
-            raise UserError(
-                f"{name} must be text",
-                code="E-grade-stop-type",
-                where=where,
-                found=repr(word),
-                hint=f"correct or remove `{name}`",
-            )
+            what, hint = f"{name} must be text", f"correct or remove `{name}`"
+            raise UserError(what, code="E-grade-stop-type", where=where, found=repr(word), hint=hint)
         kind = STOP_WORDS.get(word) or chain_reader.read_finish_reason(word)
         if kind == "unknown":
-            raise UserError(
-                f"{name} is not a known stop reason",
-                code="E-grade-stop-unknown",
-                where=where,
-                found=repr(word),
-                hint=f"write {', '.join(STOP_WORDS)}, or remove `{name}`",
-            )
+            what, hint = f"{name} is not a known stop reason", f"write {', '.join(STOP_WORDS)}, or remove `{name}`"
+            raise UserError(what, code="E-grade-stop-unknown", where=where, found=repr(word), hint=hint)
         if kind != "unsaid":
             stops.add(STOP_WORDS.get(kind, "end" if kind == "string" else "length"))
     return "length" if "length" in stops else next(iter(stops), None)
 
 
-def _count_verdicts(graded: list[dict[str, Any]]) -> str:
-    verdicts = [row["verdict"] for row in graded]
-    return ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)) or "nothing"
+# Samples that lm-evaluation-harness logged
+
+
+def _is_logged_sample(row: Mapping[str, Any]) -> bool:
+    return "resps" in row and "doc" in row and "text" not in row
+
+
+def _merge_filters(rows: Sequence[tuple[str, Row]]) -> tuple[list[tuple[str, Row]], list[str]]:
+    """Each document once, in the order of the file, and the names of the filters that it was logged for.
+
+    A filter selects a response or extracts a part of it; the responses are the same. Raises UserError if they are not.
+    """
+    by_document: dict[str, dict[str, tuple[str, Any]]] = {}  # document -> filter -> (position, responses)
+    kept = []
+    for where, row in rows:
+        if _is_logged_sample(row) and isinstance(row.get("filter"), str):
+            document = json.dumps([row.get("doc_id"), row.get("doc_hash"), row["doc"]], sort_keys=True, default=str)
+            filters = by_document.setdefault(document, {})
+            is_repeated = bool(filters) and row["filter"] not in filters
+            if is_repeated:
+                other, responses = next(iter(filters.values()))
+                if responses != row["resps"]:
+                    what, hint = (
+                        "two filters have different responses",
+                        "grade the samples of each filter in a file of their own",
+                    )
+                    raise UserError(what, code="E-grade-filters", where=where, found=f"see {other}", hint=hint)
+            filters[row["filter"]] = (where, row["resps"])
+            if is_repeated:
+                continue
+        kept.append((where, row))
+    return kept, list(dict.fromkeys(name for filters in by_document.values() for name in filters))
+
+
+def _sample_to_row(sample: Row, where: str) -> Row:
+    """The text, gold answer and task (if its document has one) of a sample. Raises UserError if it has no text."""
+    text = sample["resps"]
+    while isinstance(text, list) and text:
+        text = text[0]
+    if not isinstance(text, str):
+        found, hint = (
+            json.dumps(sample["resps"])[:80],
+            "grade samples of generate_until tasks; multiple-choice tasks need no grader",
+        )
+        raise UserError("a sample without a text", code="E-grade-sample-text", where=where, found=found, hint=hint)
+    document = sample["doc"] if isinstance(sample["doc"], dict) else {}
+    row = {"text": text, "gold": document.get("potstill_gold", sample.get("target"))}
+    return {**row, "task": document["potstill_task"]} if "potstill_task" in document else row

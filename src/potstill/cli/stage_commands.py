@@ -1,4 +1,7 @@
-"""One command per stage, which runs all stages up to it that are not finished.
+"""One command per stage, which runs all stages up to it that are not finished, and the options of `potstill sample`.
+
+>>> parse_shard("2/8", {}), parse_shard(None, {"RANK": "3", "WORLD_SIZE": "4"}), parse_shard(None, {})
+(Shard(number=2, count=8), Shard(number=4, count=4), None)
 
 Nothing heavy is imported before a command runs.
 """
@@ -6,12 +9,19 @@ Nothing heavy is imported before a command runs.
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from potstill import stages
+from potstill.errors import UserError
+
+if TYPE_CHECKING:
+    from potstill.recipe import Recipe
+    from potstill.storage.segments import Shard
 
 RunOrRecipe = Annotated[
     Path,
@@ -22,64 +32,128 @@ RunOrRecipe = Annotated[
 def add_stage_commands(app: typer.Typer) -> None:
     """Adds the commands to an application."""
     for stage, entry in stages.TABLE.items():
-        add = _add_sample if stage == "sample" else _add_stage
-        add(app, stage, f"{entry.summary}\n\nEarlier stages that are not finished run first.")
+        command = _sample if stage == "sample" else _stage_command(stage)
+        text = f"{entry.summary}\n\nEarlier stages that are not finished run first."
+        example = f"potstill {stage} runs/demo" + (" --shard 1/8" if stage == "sample" else "")
+        app.command(stage, help=text, epilog=f"Example: {example}")(command)
 
 
-def _add_stage(app: typer.Typer, stage: str, help: str) -> None:
+def _stage_command(stage: str) -> Callable[[Path], None]:
     def command(path: RunOrRecipe) -> None:
         from potstill import runner
-        from potstill.cli.run_folder import open_run_or_recipe
 
-        runner.run(*open_run_or_recipe(path), until=stage)
+        runner.run(*_open_run_or_recipe(path), until=stage)
 
-    app.command(stage, help=help, epilog=f"Example: potstill {stage} runs/demo")(command)
+    return command
 
 
-def _add_sample(app: typer.Typer, stage: str, help: str) -> None:
-    def command(
-        path: RunOrRecipe,
-        shard: Annotated[
-            Optional[str],  # noqa: UP045
-            typer.Option(
-                metavar="I/N",
-                help="Sample only part I of N, counted from 1; several processes may each sample one. `auto`: the rank"
-                " of torchrun or srun, or the task of a SLURM array. Without this option: the rank of torchrun or"
-                " srun, else the whole run, which also merges the finished parts.",
-                show_default=False,
-            ),
-        ] = None,
-        batch_out: Annotated[
-            Optional[Path],  # noqa: UP045
-            typer.Option(
-                metavar="FOLDER",
-                help="Send nothing: write the missing requests into a new folder, as files for a batch service"
-                " (OpenAI's Batch API, vLLM's run-batch).",
-                show_default=False,
-            ),
-        ] = None,
-        batch_in: Annotated[
-            Optional[list[Path]],  # noqa: UP045
-            typer.Option(
-                metavar="FILE",
-                help="Read the results of such requests: a file, or a folder of files; repeatable. When no chain is"
-                " missing, the stage is finished.",
-                show_default=False,
-            ),
-        ] = None,
-    ) -> None:
-        from potstill import runner
-        from potstill.cli import sample_options
-        from potstill.cli.run_folder import open_run_or_recipe
+def _sample(
+    path: RunOrRecipe,
+    shard: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="I/N",
+            help="Sample only part I of N, counted from 1; several processes may each sample one. `auto`: the rank"
+            " of torchrun or srun, or the task of a SLURM array. Without this option: the rank of torchrun or"
+            " srun, else the whole run, which also merges the finished parts.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            metavar="FOLDER",
+            help="Send nothing: write the missing requests into a new folder, as files for a batch service"
+            " (OpenAI's Batch API, vLLM's run-batch).",
+            show_default=False,
+        ),
+    ] = None,
+    batch_in: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(
+            metavar="FILE",
+            help="Read the results of such requests: a file, or a folder of files; repeatable. When no chain is"
+            " missing, the stage is finished.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    from potstill import runner
 
-        part = sample_options.parse_shard(shard, os.environ)
-        recipe, run_dir = open_run_or_recipe(path)
-        if batch_out is not None or batch_in:
-            sample_options.check_batch_options(recipe, part)
-            runner.run_batch(recipe, sample_options.batch_result_files(batch_in or ()), batch_out, run_dir=run_dir)
-        elif part is None:
-            runner.run(recipe, run_dir, until=stage)
-        else:
-            runner.run_shard(recipe, part, run_dir=run_dir)
+    part = parse_shard(shard, os.environ)
+    recipe, run_dir = _open_run_or_recipe(path)
+    if batch_out is not None or batch_in:
+        _check_batch_options(recipe, part)
+        runner.run_batch(recipe, _list_batch_results(batch_in or ()), batch_out, run_dir=run_dir)
+    elif part is None:
+        runner.run(recipe, run_dir, until="sample")
+    else:
+        runner.run_shard(recipe, part, run_dir=run_dir)
 
-    app.command(stage, help=help, epilog="Example: potstill sample runs/demo --shard 1/8")(command)
+
+def _open_run_or_recipe(path: Path) -> tuple[Recipe, Path]:
+    """The recipe and the directory of a run, given by its directory or by its recipe file."""
+    from potstill import runner
+    from potstill.recipe import load_recipe
+    from potstill.run_reader import open_run
+
+    if path.is_file():
+        recipe = load_recipe(path)
+        return recipe, runner.default_run_dir(recipe)
+    return open_run(path).recipe, path
+
+
+def parse_shard(text: str | None, environment: Mapping[str, str]) -> Shard | None:
+    """The shard; None for the whole run. Raises UserError if the text is no shard.
+
+    text  `I/N`; `auto` for the launcher's rank or the task of a SLURM array; None for the launcher's rank alone, since
+          the tasks of an array may be different runs
+    """
+    from potstill import process
+    from potstill.storage.segments import Shard
+
+    if text is not None and text != "auto":
+        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            hint = "write I/N with I from 1 to N, such as 1/8"
+            raise UserError("not a shard", code="E-cli-shard", where="--shard", found=text, hint=hint)
+        number, count = int(match[1]), int(match[2])
+    elif (rank := process.read_process_rank(environment)).launched or text is None:
+        number, count = rank.rank + 1, rank.world
+    elif "SLURM_ARRAY_TASK_ID" in environment:
+        names = {"ID": "0", "MIN": "0", "MAX": "0", "STEP": "1"}
+        task, first, last, step = (int(environment.get(f"SLURM_ARRAY_TASK_{n}", names[n])) for n in names)
+        number, count = (task - first) // step + 1, (last - first) // step + 1
+    else:
+        what, found = "no launcher has set the shard of this process", "neither RANK nor SLURM variables"
+        hint = "start it with torchrun, srun or as a SLURM array, or write I/N"
+        raise UserError(what, code="E-cli-shard-launcher", where="--shard auto", found=found, hint=hint)
+    return Shard(number, count) if count > 1 else None
+
+
+def _check_batch_options(recipe: Recipe, shard: Shard | None) -> None:
+    """Raises UserError if the run cannot use batch files."""
+    from potstill import teachers
+
+    if not teachers.from_recipe(recipe).metered:
+        what, found = "this teacher is not behind a server", recipe.teacher.kind
+        hint = "batch files need a teacher of the kind openai"
+        raise UserError(what, code="E-cli-batch-teacher", where="teacher.kind", found=found, hint=hint)
+    if shard is not None:
+        what, hint = "batch files are for the whole run", "leave --shard out, and do not use torchrun or srun"
+        raise UserError(what, code="E-cli-batch-shard", where="--shard", found=shard, hint=hint)
+
+
+def _list_batch_results(paths: Sequence[Path]) -> list[Path]:
+    """The given files, and the *.jsonl files of the given folders in the order of their names.
+
+    Raises UserError for a folder without any.
+    """
+    files = []
+    for path in paths:
+        inside = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        if not inside:
+            found, hint = "a folder without *.jsonl", "name the files"
+            raise UserError("no batch results", code="E-cli-batch-empty", where=path, found=found, hint=hint)
+        files += inside
+    return files

@@ -48,17 +48,21 @@ def run_demo(*changes: str) -> Path:
     with run_folder.lock_run(toy_dir):
         copy_data(toy_dir)
     text = (DATA / "demo.yaml").read_text("utf-8")
-    recipe, *controls = (
-        parse_recipe(text, "demo.yaml", [f"data={toy_dir.parent}", *changes, *own]) for own in ((), *CONTROLS)
-    )
+
+    def read_recipe(*overrides: str) -> Recipe:
+        return parse_recipe(text, "demo.yaml", [f"data={toy_dir.parent}", *changes, *overrides])
+
+    recipe, controls = read_recipe(), [read_recipe(*overrides) for overrides in CONTROLS]
     # The controls do not use the teacher, so they need not wait for it: a second core runs them at the same time.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         names = " and ".join(control.name for control in controls)
         progress.print_line(f"control runs in the background: {names}", "dim")
         futures = [pool.submit(_run_control, control) for control in controls]
-        # A report that has begun needs the finished controls, so it waits for them.
+        # A report that has begun needs the finished controls, so it waits for them. Until then the recipe names none:
+        # the check ahead would say that they are missing.
         if manifest.read_begun(runner.default_run_dir(recipe) / "report") is None:
-            runner.run(recipe, redo=runner.find_outdated_stage(recipe), until="test")
+            outdated = runner.find_outdated_stage(recipe)
+            runner.run(read_recipe("report.controls=[]"), redo=outdated, until="test")
         with progress.bar("controls", len(futures)) as advance:
             for future in futures:
                 future.result()

@@ -13,7 +13,7 @@ Each checkpoint has its own folder with its own manifest, so more training adds 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,9 @@ from potstill.data import custom_set, grader_tasks, run_questions
 from potstill.errors import UserError
 from potstill.evaluation import decoding, intervals, self_consistency
 from potstill.evaluation.decoding import SamplingSpec
-from potstill.evaluation.scores import predict_answers, score_predictions
 from potstill.inference import Decode, Engine
 from potstill.recipe import Recipe, VllmSection, flatten_keys
-from potstill.records import BASE, Checkpoint, Choice, PassCurve, Prediction, Prompt, Question, Score, Split
+from potstill.records import BASE, Checkpoint, Choice, PassCurve, Prediction, Score, Split
 from potstill.serialization import to_json
 from potstill.storage import manifest, run_folder
 
@@ -59,18 +58,17 @@ def versions() -> dict[str, int]:
     }
 
 
+# Which checkpoints
+
+
 def read_saved_steps(run_dir: Path) -> list[int]:
     """The steps of the checkpoints that training kept, without step 0."""
-    done = manifest.read_finished(run_dir / "train")
-    assert done is not None, "train is finished before its checkpoints are read"
-    return list(done.counts["checkpoints"])
+    return list(_finished(run_dir, "train").counts["checkpoints"])
 
 
 def read_evaluated_checkpoints(run_dir: Path) -> list[Checkpoint]:
     """The checkpoints that `evaluate` has scored and that can be selected: all but the base."""
-    done = manifest.read_finished(run_dir / "evaluate")
-    assert done is not None, "evaluate is finished before its checkpoints are read"
-    checkpoints = map(Checkpoint.parse, done.counts["steps"])
+    checkpoints = map(Checkpoint.parse, _finished(run_dir, "evaluate").counts["steps"])
     return [checkpoint for checkpoint in checkpoints if checkpoint != BASE]
 
 
@@ -88,6 +86,37 @@ def list_checkpoints_to_test(run_dir: Path, recipe: Recipe) -> list[Checkpoint]:
     return [BASE, choice, *([replace(choice, on_policy_steps=recipe.on_policy.steps)] if recipe.on_policy else [])]
 
 
+def list_answered_checkpoints(folder: Path) -> list[Checkpoint]:
+    """The checkpoints with answers in a stage's folder, finished or not, sorted."""
+    return sorted(Checkpoint.parse(path.name) for path in folder.glob("[0-9]*"))
+
+
+def list_unused_checkpoints(run_dir: Path, recipe: Recipe) -> tuple[str, ...]:
+    """Folders of checkpoints that nothing reads after the selection, relative to the run."""
+    try:
+        checkpoints = list_checkpoints_to_test(run_dir, recipe)
+    except UserError:  # no selection, or a damaged one, which its own digest will reveal
+        return ()
+    used = {_checkpoint_dir(run_dir, checkpoint) for checkpoint in checkpoints if checkpoint != BASE}
+    saved = [path for stage in ("train", "repair") for path in (run_dir / stage / "checkpoints").glob("[0-9]*")]
+    return tuple(f"{path.relative_to(run_dir).as_posix()}/" for path in saved if path not in used)
+
+
+def _finished(run_dir: Path, stage: str) -> manifest.Manifest:
+    finished = manifest.read_finished(run_dir / stage)
+    assert finished is not None, f"{stage} is finished before its results are read"
+    return finished
+
+
+def _checkpoint_dir(run_dir: Path, checkpoint: Checkpoint) -> Path:
+    """The folder with the weights of a checkpoint other than the base, before interpolation."""
+    stage, step = ("repair", checkpoint.on_policy_steps) if checkpoint.on_policy_steps else ("train", checkpoint.step)
+    return run_dir / stage / "checkpoints" / str(step)
+
+
+# Answers and scores
+
+
 def evaluate_checkpoint(
     run_dir: Path, recipe: Recipe, folder: Path, checkpoint: Checkpoint, split: Split
 ) -> list[Path]:
@@ -97,37 +126,80 @@ def evaluate_checkpoint(
 
     An interrupted evaluation continues with the first missing batch.
     """
-    checkpoint_dir = folder / checkpoint.name
-    keys, unused = flatten_keys(recipe, "evaluate", "questions"), list_unused_keys(split)
-    keys = {key: value for key, value in keys.items() if key not in unused}
-    inputs = {**_collect_inputs(run_dir, recipe, checkpoint), **collect_grader_digests(recipe, split)}
+    checkpoint_dir, unused = folder / checkpoint.name, list_unused_keys(split)
+    keys = {k: value for k, value in flatten_keys(recipe, "evaluate", "questions").items() if k not in unused}
+    inputs = {
+        "collect": _finished(run_dir, "collect").digest,
+        **_weight_digests(run_dir, recipe, checkpoint),
+        **collect_grader_digests(recipe, split),
+    }
     identity = manifest.Identity(f"{folder.name}/{checkpoint.name}", versions(), keys, inputs)
-    done = manifest.begin_stage(checkpoint_dir, identity)
-    if done is None:
+    finished = manifest.begin_stage(checkpoint_dir, identity)
+    if finished is None:
         paths, questions = _write_answers(run_dir, recipe, checkpoint_dir, checkpoint, split)
         paths += _write_scores(recipe, checkpoint_dir, checkpoint, split)
-        done = manifest.finish_stage(checkpoint_dir, identity, paths, {"questions": questions})
+        finished = manifest.finish_stage(checkpoint_dir, identity, paths, {"questions": questions})
     else:
-        manifest.verify_files(folder, done)  # before the stage lists them as its own
-    return [folder / name for name in done.outputs]
+        manifest.verify_files(folder, finished)  # before the stage lists them as its own
+    return [folder / name for name in finished.outputs]
+
+
+def list_decodings(recipe: Recipe, split: Split) -> list[str]:
+    """The decodings with which a split is answered; the selection uses the first one."""
+    return [*recipe.evaluate.decodings, *(recipe.evaluate.test_decodings if split == "test" else ())]
+
+
+def list_unused_keys(split: Split) -> tuple[str, ...]:
+    """Recipe keys of `evaluate` on which the answers of a split do not depend."""
+    keys = ("evaluate.cache", "evaluate.interpolate", *(f"evaluate.vllm.{name}" for name in VllmSection.FREE))
+    return keys if split == "test" else (*keys, "evaluate.test_decodings")
+
+
+def collect_grader_digests(recipe: Recipe, split: Split) -> dict[str, str]:
+    """Digests of the user's grading functions and, if a decoding has a calculator, its rule for calculator marks."""
+    digests = custom_set.grader_digests(grader_tasks(recipe))
+    if any(spec.calculator for spec in decoding.list_sampling_specs(list_decodings(recipe, split))):
+        digests["calculator marks"] = str(calculator.MARKS_VERSION)
+    return digests
 
 
 def _write_answers(
     run_dir: Path, recipe: Recipe, checkpoint_dir: Path, checkpoint: Checkpoint, split: Split
 ) -> tuple[list[Path], int]:
     """All files of predictions, and the number of questions."""
-    sets, decodings = recipe.questions, list_decodings(recipe, split)
+    sets, decodings, evaluate = recipe.questions, list_decodings(recipe, split), recipe.evaluate
     set_names = [*sets.in_distribution, *sets.out_of_distribution, *sets.generic]
     questions = run_questions.read_questions(run_dir, set_names, split)
     task_prompts = run_questions.read_task_prompts(run_dir)
     paths = []
+
+    def generate(engine: Engine, format: str, spec: SamplingSpec) -> None:
+        """Append the missing predictions to their file."""
+        paths.append(path := checkpoint_dir / f"{format}.{spec.name}.jsonl")
+        prompt_of = partial(run_questions.evaluation_prompt, format=prompts.FORMATS[format], table=task_prompts)
+        decode = Decode(
+            max_tokens=evaluate.max_tokens,
+            temperature=evaluate.temperature if spec.sampled else 0.0,
+            seed=recipe.seed,
+            stop_at_answer="sentence" if evaluate.stop_at_answer else None,
+            calculator=spec.calculator,
+            likelihood=spec.sampled,
+        )
+        with storage.Appender(path, ordered=True) as file:
+            done = {(row["question"], row["index"]) for _, row in storage.read_jsonl(path)}
+            total = len(questions) * spec.samples
+            with progress.bar(f"step {checkpoint.label}", total, "answers", done=len(done)) as advance:
+                for batch in evaluation.predict_answers(
+                    engine, questions, prompt_of, decode, samples=spec.samples, budget=evaluate.batch_tokens, done=done
+                ):
+                    new = [prediction for prediction in batch if (prediction.question, prediction.index) not in done]
+                    file.append(map(to_json, new))
+                    advance(len(new), f"{format} {spec.name}")
+
     with open_checkpoint_engine(run_dir, recipe, checkpoint) as engine:
-        for format in recipe.evaluate.formats:
-            prompt_of = partial(run_questions.evaluation_prompt, format=prompts.FORMATS[format], table=task_prompts)
+        for format in evaluate.formats:
             for spec in decoding.list_sampling_specs(decodings):
-                paths.append(checkpoint_dir / f"{format}.{spec.name}.jsonl")
-                label, note = f"step {checkpoint.label}", f"{format} {spec.name}"
-                _generate_predictions(paths[-1], engine, recipe, questions, prompt_of, spec, label, note)
+                generate(engine, format, spec)
             for name in decodings:
                 source = decoding.parse_decoding(name).spec.name
                 if name != source:
@@ -137,57 +209,56 @@ def _write_answers(
     return paths, len(questions)
 
 
-def _generate_predictions(
-    path: Path,
-    engine: Engine,
-    recipe: Recipe,
-    questions: Sequence[Question],
-    prompt_of: Callable[[Question], Prompt],
-    spec: SamplingSpec,
-    label: str,
-    note: str,
-) -> None:
-    """Append the missing predictions to a file. label, note: for the progress bar"""
-    evaluate = recipe.evaluate
-    decode = Decode(
-        max_tokens=evaluate.max_tokens,
-        temperature=evaluate.temperature if spec.sampled else 0.0,
-        seed=recipe.seed,
-        stop_at_answer="sentence" if evaluate.stop_at_answer else None,
-        calculator=spec.calculator,
-        likelihood=spec.sampled,
-    )
-    with storage.Appender(path, ordered=True) as file:
-        done = {(row["question"], row["index"]) for _, row in storage.read_jsonl(path)}
-        batches = predict_answers(
-            engine, questions, prompt_of, decode, samples=spec.samples, budget=evaluate.batch_tokens, done=done
-        )
-        with progress.bar(label, len(questions) * spec.samples, "answers", done=len(done)) as advance:
-            for batch in batches:
-                new = [prediction for prediction in batch if (prediction.question, prediction.index) not in done]
-                file.append(map(to_json, new))
-                advance(len(new), note)
-
-
 def _write_scores(recipe: Recipe, checkpoint_dir: Path, checkpoint: Checkpoint, split: Split) -> list[Path]:
     """The files of scores and, if answers were sampled, of pass curves."""
     decodings = list_decodings(recipe, split)
-    specs = [spec for spec in decoding.list_sampling_specs(decodings) if spec.sampled]
     scores: list[Score] = []
     curves: list[PassCurve] = []
     for format in recipe.evaluate.formats:
         labels: Any = {"checkpoint": checkpoint, "split": split, "format": format}
+        read = partial(read_predictions, checkpoint_dir.parent, checkpoint, format)
         for name in decodings:
-            predictions = read_predictions(checkpoint_dir.parent, checkpoint, format, name)
-            scores += score_predictions(predictions, decoding=name, **labels)
-        for spec in specs:
-            samples = read_predictions(checkpoint_dir.parent, checkpoint, format, spec.name)
-            curves += decoding.compute_pass_curves(samples, drawing=spec.name, **labels)
-    storage.write_json(checkpoint_dir / SCORES_FILE, [to_json(score) for score in scores])
-    if not curves:
-        return [checkpoint_dir / SCORES_FILE]
-    storage.write_json(checkpoint_dir / PASS_CURVE_FILE, [to_json(curve) for curve in curves])
-    return [checkpoint_dir / SCORES_FILE, checkpoint_dir / PASS_CURVE_FILE]
+            scores += evaluation.score_predictions(read(name), decoding=name, **labels)
+        for spec in decoding.list_sampling_specs(decodings):
+            if spec.sampled:
+                curves += decoding.compute_pass_curves(read(spec.name), drawing=spec.name, **labels)
+    tables = {SCORES_FILE: scores, **({PASS_CURVE_FILE: curves} if curves else {})}
+    for name, rows in tables.items():
+        storage.write_json(checkpoint_dir / name, [to_json(row) for row in rows])
+    return [checkpoint_dir / name for name in tables]
+
+
+def read_predictions(folder: Path, checkpoint: Checkpoint, format: str, decoding: str) -> Iterator[Prediction]:
+    """The answers of a checkpoint in a stage's folder, in the order of their file."""
+    return storage.iter_records(Prediction, folder / checkpoint.name / f"{format}.{decoding}.jsonl")
+
+
+def read_scores(folder: Path, checkpoint: Checkpoint) -> list[Score]:
+    return storage.read_records(Score, folder / checkpoint.name / SCORES_FILE)
+
+
+def read_pass_curve(folder: Path, checkpoint: Checkpoint) -> list[PassCurve]:
+    """Accuracies by number of samples; empty if no decoding samples."""
+    path = folder / checkpoint.name / PASS_CURVE_FILE
+    return storage.read_records(PassCurve, path) if path.exists() else []
+
+
+def read_choice(run_dir: Path) -> Choice:
+    """The selected checkpoint, as the stage `select` stored it."""
+    return storage.read_record(Choice, run_dir / "select" / CHOICE_FILE)
+
+
+def read_selection_outcomes(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> dict[str, list[bool]]:
+    """For each out-of-distribution set, whether each answer is right, sorted by question id."""
+    outcomes: dict[str, dict[str, bool]] = {}
+    format, name = recipe.select.format, recipe.evaluate.decodings[0]
+    for prediction in read_predictions(run_dir / "evaluate", checkpoint, format, name):
+        if prediction.set in recipe.questions.out_of_distribution:
+            outcomes.setdefault(prediction.set, {})[prediction.question] = prediction.grade == "right"
+    return {name: [right for _, right in sorted(by_question.items())] for name, by_question in outcomes.items()}
+
+
+# Weights and engines
 
 
 @contextlib.contextmanager
@@ -206,7 +277,7 @@ def open_checkpoint_engine(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint
     if evaluate.cache is None:
         yield engine
         return
-    weights = {**_collect_weight_digests(run_dir, recipe, checkpoint), "engine": evaluate.engine}
+    weights = {**_weight_digests(run_dir, recipe, checkpoint), "engine": evaluate.engine}
     if evaluate.engine == "vllm":
         weights["dtype"] = evaluate.vllm.dtype or "float32"
     if checkpoint == BASE and recipe.student.model is None:  # random weights: a function of shape and seed
@@ -233,89 +304,15 @@ def open_checkpoint(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint, *, we
     if checkpoint.on_policy_steps:
         return models.from_checkpoint(recipe, path, weights=weights)
     if not path.is_dir():
-        raise UserError(
-            "there is no such checkpoint",
-            code="E-evaluate-no-checkpoint",
-            where=path,
-            hint=f"use one of {read_saved_steps(run_dir)}",
-        )
+        hint = f"use one of {read_saved_steps(run_dir)}"
+        raise UserError("there is no such checkpoint", code="E-evaluate-no-checkpoint", where=path, hint=hint)
     student = models.from_checkpoint(recipe, path, weights=weights or checkpoint.share != 1)
     if checkpoint.share != 1:
         models.interpolate_weights(student, models.from_recipe(recipe), checkpoint.share)
     return student
 
 
-def list_unused_checkpoints(run_dir: Path, recipe: Recipe) -> tuple[str, ...]:
-    """Folders of checkpoints that nothing reads after the selection, relative to the run."""
-    try:
-        checkpoints = list_checkpoints_to_test(run_dir, recipe)
-    except UserError:  # no selection, or a damaged one, which its own digest will reveal
-        return ()
-    used = {_checkpoint_dir(run_dir, checkpoint) for checkpoint in checkpoints if checkpoint != BASE}
-    saved = [path for stage in ("train", "repair") for path in (run_dir / stage / "checkpoints").glob("[0-9]*")]
-    return tuple(f"{path.relative_to(run_dir).as_posix()}/" for path in saved if path not in used)
-
-
-def _checkpoint_dir(run_dir: Path, checkpoint: Checkpoint) -> Path:
-    """The folder with the weights of a checkpoint other than the base, before interpolation."""
-    stage, step = ("repair", checkpoint.on_policy_steps) if checkpoint.on_policy_steps else ("train", checkpoint.step)
-    return run_dir / stage / "checkpoints" / str(step)
-
-
-def read_selection_outcomes(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> dict[str, list[bool]]:
-    """For each out-of-distribution set, whether each answer is right, sorted by question id."""
-    sets = set(recipe.questions.out_of_distribution)
-    outcomes: dict[str, list[tuple[str, bool]]] = {}
-    format, name = recipe.select.format, recipe.evaluate.decodings[0]
-    for prediction in read_predictions(run_dir / "evaluate", checkpoint, format, name):
-        if prediction.set in sets:
-            outcomes.setdefault(prediction.set, []).append((prediction.question, prediction.grade == "right"))
-    return {name: [right for _, right in sorted(rows)] for name, rows in outcomes.items()}
-
-
-def list_decodings(recipe: Recipe, split: Split) -> list[str]:
-    """The decodings with which a split is answered; the selection uses the first one."""
-    return [*recipe.evaluate.decodings, *(recipe.evaluate.test_decodings if split == "test" else ())]
-
-
-def list_unused_keys(split: Split) -> tuple[str, ...]:
-    """Recipe keys of `evaluate` on which the answers of a split do not depend."""
-    keys = ("evaluate.cache", "evaluate.interpolate", *(f"evaluate.vllm.{name}" for name in VllmSection.FREE))
-    return keys if split == "test" else (*keys, "evaluate.test_decodings")
-
-
-def read_predictions(folder: Path, checkpoint: Checkpoint, format: str, decoding: str) -> Iterator[Prediction]:
-    """The answers of a checkpoint in a stage's folder, in the order of their file."""
-    return storage.iter_records(Prediction, folder / checkpoint.name / f"{format}.{decoding}.jsonl")
-
-
-def list_answered_checkpoints(folder: Path) -> list[Checkpoint]:
-    """The checkpoints with answers in a stage's folder, finished or not, sorted."""
-    return sorted(Checkpoint.parse(path.name) for path in folder.glob("[0-9]*"))
-
-
-def read_scores(folder: Path, checkpoint: Checkpoint) -> list[Score]:
-    return storage.read_records(Score, folder / checkpoint.name / SCORES_FILE)
-
-
-def read_pass_curve(folder: Path, checkpoint: Checkpoint) -> list[PassCurve]:
-    """Accuracies by number of samples; empty if no decoding samples."""
-    path = folder / checkpoint.name / PASS_CURVE_FILE
-    return storage.read_records(PassCurve, path) if path.exists() else []
-
-
-def read_choice(run_dir: Path) -> Choice:
-    """The selected checkpoint, as the stage `select` stored it."""
-    return storage.read_record(Choice, run_dir / "select" / CHOICE_FILE)
-
-
-def _collect_inputs(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
-    collect = manifest.read_finished(run_dir / "collect")
-    assert collect is not None
-    return {"collect": collect.digest, **_collect_weight_digests(run_dir, recipe, checkpoint)}
-
-
-def _collect_weight_digests(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
+def _weight_digests(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
     """Digests of everything that determines the weights of a checkpoint."""
     from potstill import models
 
@@ -334,11 +331,3 @@ def _collect_weight_digests(run_dir: Path, recipe: Recipe, checkpoint: Checkpoin
     if checkpoint.share == 1 or checkpoint.on_policy_steps:
         return weights
     return {**models.weights_identity(recipe), **weights, "share": repr(checkpoint.share)}
-
-
-def collect_grader_digests(recipe: Recipe, split: Split) -> dict[str, str]:
-    """Digests of the user's grading functions and, if a decoding has a calculator, its rule for calculator marks."""
-    digests = custom_set.grader_digests(grader_tasks(recipe))
-    if any(spec.calculator for spec in decoding.list_sampling_specs(list_decodings(recipe, split))):
-        digests["calculator marks"] = str(calculator.MARKS_VERSION)
-    return digests

@@ -72,9 +72,7 @@ def list_sampling_specs(names: Iterable[str]) -> list[SamplingSpec]:
     specs: dict[str, SamplingSpec] = {}
     for name in names:
         spec = parse_decoding(name).spec
-        known = specs.get(spec.name)
-        if known is None or known.samples < spec.samples:
-            specs[spec.name] = spec
+        specs[spec.name] = max(spec, specs.get(spec.name, spec), key=lambda spec: spec.samples)
     return list(specs.values())
 
 
@@ -99,23 +97,21 @@ def compute_pass_curves(
     Each is the mean over all ways to choose k of a question's samples, and over the questions. The intervals are
     Wilson's for shares, which are wide enough for means of values in [0, 1]: their variance is at most p (1 - p).
     """
-    sets: dict[str, list[list[Prediction]]] = {}
+    accuracies: dict[str, dict[str, list[list[float]]]] = {}  # set -> how -> accuracies by k of each question
     for group in _group_by_question(samples):
-        sets.setdefault(group[0].set, []).append(group)
+        right = [sample.grade == "right" for sample in group]
+        votes = [(sample.answer, sample.grade == "right") for sample in group]
+        likelihoods = [(_require_likelihood(sample), sample.grade == "right") for sample in group]
+        by_how = accuracies.setdefault(group[0].set, {"vote": [], "best": [], "any": []})
+        by_how["vote"].append(self_consistency.vote_accuracy(votes))
+        by_how["best"].append(self_consistency.best_of_accuracy(likelihoods))
+        by_how["any"].append(self_consistency.pass_at_k(len(group), sum(right)))
     curves = []
-    for name in sorted(sets):
-        rows: dict[str, list[list[float]]] = {"vote": [], "best": [], "any": []}
-        for group in sets[name]:
-            right = [sample.grade == "right" for sample in group]
-            values = [sample.answer for sample in group]
-            likelihoods = [_require_likelihood(sample) for sample in group]
-            rows["vote"].append(self_consistency.vote_accuracy(list(zip(values, right, strict=True))))
-            rows["best"].append(self_consistency.best_of_accuracy(list(zip(likelihoods, right, strict=True))))
-            rows["any"].append(self_consistency.pass_at_k(len(group), sum(right)))
-        n = len(sets[name])
-        for how, accuracies in rows.items():
-            for k in range(1, min(map(len, accuracies)) + 1):
-                total = sum(curve[k - 1] for curve in accuracies)
+    for name in sorted(accuracies):
+        for how, questions in accuracies[name].items():
+            n = len(questions)
+            for k in range(1, min(map(len, questions)) + 1):
+                total = sum(by_k[k - 1] for by_k in questions)
                 low, high = wilson_interval(min(total, n), n)
                 curves.append(PassCurve(checkpoint, name, split, format, drawing, how, k, n, total / n, low, high))  # type: ignore[arg-type]
     return curves

@@ -52,22 +52,21 @@ def select_checkpoint(
     Raises UserError for an unknown rule, an empty table, and checkpoints with different sets or numbers of questions.
     """
     if rule not in RULES:
-        raise UserError(
-            "unknown rule",
-            code="E-select-unknown-rule",
-            where="select.rule",
-            found=rule,
-            hint=f"one of {', '.join(RULES)}",
-        )
+        hint = f"use one of {', '.join(RULES)}"
+        raise UserError("unknown rule", code="E-select-unknown-rule", where="select.rule", found=rule, hint=hint)
     checkpoints = sorted(table)
     _check_table(table, checkpoints)
     values = {checkpoint: mean_set_accuracy(table[checkpoint]) for checkpoint in checkpoints}
     best = max(checkpoints, key=values.__getitem__)  # the first of equal ones
-    tied = [
-        checkpoint
-        for checkpoint in checkpoints
-        if checkpoint == best or _is_tied(table[best], table[checkpoint], seed, level, draws)
-    ]
+    tied = []
+    for checkpoint in checkpoints:
+        pairs = [
+            ([float(right) for right in table[best][name]], [float(right) for right in table[checkpoint][name]])
+            for name in sorted(table[best])
+        ]
+        _, low, high = intervals.stratified_bootstrap(pairs, seed=seed, level=level, draws=draws)
+        if checkpoint == best or low <= 0 <= high:
+            tied.append(checkpoint)
     return Selection(best, tuple(values.items()), tuple(tied))
 
 
@@ -85,43 +84,22 @@ def count_since_best(values: Sequence[float]) -> int:
     return len(values) - 1 - max(range(len(values)), key=values.__getitem__)
 
 
-def _is_tied(best: Outcomes, other: Outcomes, seed: int, level: float, draws: int) -> bool:
-    pairs = [([float(x) for x in best[name]], [float(x) for x in other[name]]) for name in sorted(best)]
-    _, low, high = intervals.stratified_bootstrap(pairs, seed=seed, level=level, draws=draws)
-    return low <= 0 <= high
-
-
 def _check_table(table: Mapping[Checkpoint, Outcomes], checkpoints: Sequence[Checkpoint]) -> None:
     if not checkpoints:
-        raise UserError(
-            "no checkpoint was evaluated",
-            code="E-select-no-checkpoint",
-            where="select",
-            hint="run `evaluate` first",
-        )
-    first = checkpoints[0]
+        hint = "run `evaluate` first"
+        raise UserError("no checkpoint was evaluated", code="E-select-no-checkpoint", where="select", hint=hint)
+    first, *others = checkpoints
     sizes = {name: len(answers) for name, answers in table[first].items()}
     if not sizes:
-        raise UserError(
-            "there is no out-of-distribution validation set",
-            code="E-select-no-validation-set",
-            where="select",
-            hint="list at least one set that is not trained on under questions.out_of_distribution",
-        )
-    for name, size in sizes.items():
-        if size == 0:
-            raise UserError(
-                "a validation set has no questions",
-                code="E-select-empty-set",
-                where=f"select: step {first.label}, {name}",
-            )
-    for checkpoint in checkpoints[1:]:
+        what = "there is no out-of-distribution validation set"
+        hint = "list at least one set that is not trained on under questions.out_of_distribution"
+        raise UserError(what, code="E-select-no-validation-set", where="select", hint=hint)
+    if empty := [name for name, size in sizes.items() if size == 0]:
+        where = f"select: step {first.label}, {empty[0]}"
+        raise UserError("a validation set has no questions", code="E-select-empty-set", where=where)
+    for checkpoint in others:
         other = {name: len(answers) for name, answers in table[checkpoint].items()}
         if other != sizes:
-            raise UserError(
-                f"step {checkpoint.label} answered different questions from step {first.label}",
-                code="E-select-different-questions",
-                where="select",
-                found=f"{other} against {sizes}",
-                hint="evaluate every step on the same questions (`--redo evaluate`)",
-            )
+            what = f"step {checkpoint.label} answered different questions from step {first.label}"
+            found, hint = f"{other} against {sizes}", "evaluate every step on the same questions (`--redo evaluate`)"
+            raise UserError(what, code="E-select-different-questions", where="select", found=found, hint=hint)

@@ -37,78 +37,6 @@ LABEL_HEIGHT = 14.0  # of a line of small text
 RING_DISTANCES = (10, 22, 36, 52)
 RING_DIRECTIONS = 16
 
-
-def label_points(axes: Axes, dots: Sequence[LabelledPoint], chosen: Checkpoint | None) -> None:
-    """Writes each point's label beside it, with a thin line to points that are not adjacent. No two labels overlap if
-    the panel has room for them."""
-    to_pixels, to_data = axes.transData.transform, axes.transData.inverted().transform
-    points = [tuple(map(float, to_pixels((x.value, y.value)))) for _, x, y in dots]
-    lines: list[Box] = []
-    for (_, x, y), (across, up) in zip(dots, points, strict=True):
-        lines.append((float(to_pixels((x.low, 0))[0]), up - 1, float(to_pixels((x.high, 0))[0]), up + 1))
-        lines.append((across - 1, float(to_pixels((0, y.low))[1]), across + 1, float(to_pixels((0, y.high))[1])))
-    path = [point for (checkpoint, _, _), point in zip(dots, points, strict=True) if checkpoint.is_plain]
-    for (x, y), (next_x, next_y) in pairwise(path):
-        between = [(x + part / 8 * (next_x - x), y + part / 8 * (next_y - y)) for part in range(1, 8)]
-        lines += [(a - 2, b - 2, a + 2, b + 2) for a, b in between]
-    frame = tuple(float(edge) for edge in axes.get_window_extent().extents)
-    boxes: list[Box] = []
-    # The chosen checkpoint comes first, so that it gets the best box.
-    for number in sorted(range(len(dots)), key=lambda number: dots[number][0] != chosen):
-        checkpoint, point = dots[number][0], points[number]
-        text = "step 0" if checkpoint == BASE and checkpoint != chosen else checkpoint.label
-        text += ", chosen" if checkpoint == chosen else ""
-        box = best_label_box(point, 7.2 * len(text), points, boxes, frame, lines)
-        boxes.append(box)
-        left, middle = to_data((box[0], (box[1] + box[3]) / 2))
-        nearest = (min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3]))
-        if math.dist(nearest, point) > RING_DISTANCES[0] + 4:
-            ends = [to_data(point), to_data(nearest)]
-            axes.plot([x for x, _ in ends], [y for _, y in ends], color=SOFT, linewidth=0.8, zorder=1)
-        weight = "bold" if checkpoint == chosen else "normal"
-        axes.text(left, middle, text, ha="left", va="center_baseline", size=SMALL, weight=weight)
-
-
-def best_label_box(
-    point: Sequence[float],
-    text_width: float,
-    points: Sequence[Sequence[float]],
-    boxes: Sequence[Box],
-    frame: Sequence[float],
-    lines: Sequence[Box] = (),
-) -> Box:
-    """The box for a label beside a point: it avoids other labels and the frame first, then points, then lines."""
-    marks = [(x - 7, y - 7, x + 7, y + 7) for x, y in points]
-
-    def cost(ring: int, box: Box) -> float:
-        labels = sum(overlap_area(box, (other[0] - 3, other[1], other[2] + 3, other[3])) for other in boxes)
-        covered = sum(overlap_area(box, mark) for mark in marks)
-        crossed = sum(overlap_area(box, line) for line in lines)
-        outside = round(text_width * LABEL_HEIGHT - overlap_area(box, frame), 6)
-        return round(100 * (labels + outside) + 10 * covered + crossed + 150 * ring, 6)
-
-    return min(_label_boxes(point, text_width), key=lambda candidate: cost(*candidate))[1]
-
-
-def overlap_area(a: Sequence[float], b: Sequence[float]) -> float:
-    """The area that two boxes share."""
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
-def _label_boxes(point: Sequence[float], text_width: float) -> list[tuple[int, Box]]:
-    """(ring, box) for boxes around a point, near ones first, beginning to its right."""
-    x, y = point
-    boxes: list[tuple[int, Box]] = []
-    for ring, distance in enumerate(RING_DISTANCES):
-        for turn in range(RING_DIRECTIONS):
-            angle = 2 * math.pi * turn / RING_DIRECTIONS
-            across, up = math.cos(angle), math.sin(angle)
-            left = x + distance * across - text_width * (1 - across) / 2
-            lower = y + distance * up - LABEL_HEIGHT * (1 - up) / 2
-            boxes.append((ring, (left, lower, left + text_width, lower + LABEL_HEIGHT)))
-    return boxes
-
-
 # Matplotlib parses colours, so each of these stands for one CSS variable of the page; `to_svg` replaces them.
 INK, SOFT, RULE, PAPER, HEAT = "#010203", "#020304", "#030405", "#040506", "#08090a"
 GROUP_COLOURS: Final[Mapping[SetGroup, str]] = {
@@ -128,6 +56,7 @@ CSS_VARIABLES: Final = {
 }
 GROUP_MARKERS: Final[Mapping[SetGroup, str]] = {"in-distribution": "o", "out-of-distribution": "s", "generic": "D"}
 SIZE, SMALL = 13.0, 11.5  # of text, in CSS pixels
+DASHED = (0, (3, 3))
 # All settings, so that a matplotlibrc has no effect.
 MATPLOTLIB_STYLE: Final[dict[Any, Any]] = {
     **{key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"},
@@ -175,7 +104,7 @@ def step_axis(axes: Axes, steps: Sequence[int], chosen: int | None) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
     axes.axhline(axes.get_ylim()[0], color=SOFT, linewidth=1)
     if chosen is not None:
-        axes.axvline(chosen, color=SOFT, linewidth=1, linestyle=(0, (3, 3)))
+        axes.axvline(chosen, color=SOFT, linewidth=1, linestyle=DASHED)
 
 
 def shorten(text: str, most: int) -> str:
@@ -209,3 +138,69 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     )
     lines = [line.strip() for line in (head + text[text.index(">") + 1 :]).splitlines()]
     return "\n".join(line for line in lines if line and not line.startswith("<!--"))
+
+
+# Labels beside points
+
+
+def label_points(axes: Axes, dots: Sequence[LabelledPoint], chosen: Checkpoint | None) -> None:
+    """Writes each point's label beside it, with a thin line to points that are not adjacent. No two labels overlap if
+    the panel has room for them."""
+    to_pixels, to_data = axes.transData.transform, axes.transData.inverted().transform
+    points = [tuple(map(float, to_pixels((x.value, y.value)))) for _, x, y in dots]
+    lines: list[Box] = []
+    for (_, x, y), (across, up) in zip(dots, points, strict=True):
+        lines.append((float(to_pixels((x.low, 0))[0]), up - 1, float(to_pixels((x.high, 0))[0]), up + 1))
+        lines.append((across - 1, float(to_pixels((0, y.low))[1]), across + 1, float(to_pixels((0, y.high))[1])))
+    path = [point for (checkpoint, _, _), point in zip(dots, points, strict=True) if checkpoint.is_plain]
+    for (x, y), (next_x, next_y) in pairwise(path):
+        between = [(x + part / 8 * (next_x - x), y + part / 8 * (next_y - y)) for part in range(1, 8)]
+        lines += [(a - 2, b - 2, a + 2, b + 2) for a, b in between]
+    frame = tuple(float(edge) for edge in axes.get_window_extent().extents)
+    boxes: list[Box] = []
+    # The chosen checkpoint comes first, so that it gets the best box.
+    for number in sorted(range(len(dots)), key=lambda number: dots[number][0] != chosen):
+        checkpoint, point = dots[number][0], points[number]
+        text = "step 0" if checkpoint == BASE and checkpoint != chosen else checkpoint.label
+        text += ", chosen" if checkpoint == chosen else ""
+        box = best_label_box(point, 7.2 * len(text), points, boxes, frame, lines)
+        boxes.append(box)
+        left, middle = to_data((box[0], (box[1] + box[3]) / 2))
+        nearest = (min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3]))
+        if math.dist(nearest, point) > RING_DISTANCES[0] + 4:
+            ends = [to_data(point), to_data(nearest)]
+            axes.plot([x for x, _ in ends], [y for _, y in ends], color=SOFT, linewidth=0.8, zorder=1)
+        weight = "bold" if checkpoint == chosen else "normal"
+        axes.text(left, middle, text, ha="left", va="center_baseline", size=SMALL, weight=weight)
+
+
+def best_label_box(
+    point: Sequence[float],
+    text_width: float,
+    points: Sequence[Sequence[float]],
+    boxes: Sequence[Box],
+    frame: Sequence[float],
+    lines: Sequence[Box] = (),
+) -> Box:
+    """The box for a label beside a point: it avoids other labels and the frame first, then points, then lines."""
+    (x, y), best = point, (math.inf, (0.0, 0.0, 0.0, 0.0))
+    for ring, distance in enumerate(RING_DISTANCES):  # near boxes first, beginning to the right of the point
+        for turn in range(RING_DIRECTIONS):
+            angle = 2 * math.pi * turn / RING_DIRECTIONS
+            across, up = math.cos(angle), math.sin(angle)
+            left = x + distance * across - text_width * (1 - across) / 2
+            lower = y + distance * up - LABEL_HEIGHT * (1 - up) / 2
+            box = (left, lower, left + text_width, lower + LABEL_HEIGHT)
+            labels = sum(overlap_area(box, (other[0] - 3, other[1], other[2] + 3, other[3])) for other in boxes)
+            covered = sum(overlap_area(box, (a - 7, b - 7, a + 7, b + 7)) for a, b in points)
+            crossed = sum(overlap_area(box, line) for line in lines)
+            outside = round(text_width * LABEL_HEIGHT - overlap_area(box, frame), 6)
+            cost = round(100 * (labels + outside) + 10 * covered + crossed + 150 * ring, 6)
+            if cost < best[0]:
+                best = cost, box
+    return best[1]
+
+
+def overlap_area(a: Sequence[float], b: Sequence[float]) -> float:
+    """The area that two boxes share."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))

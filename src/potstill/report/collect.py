@@ -5,48 +5,60 @@
 
 Counts come from manifests and metrics; they are the same on every machine and stand on the page. Seconds and memory
 (`read_times`, `read_speed`) differ between machines; they go to a page of their own, which no manifest covers.
+
+The questions that the page shows in full are those with the lowest digests within a set: nobody selects them by what
+they show.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from potstill import storage, teachers
 from potstill.alignment.coverage import low_mass_warning
-from potstill.data import run_questions
+from potstill.data import run_questions, splits
+from potstill.errors import UserError
 from potstill.evaluation import checkpoint as checkpoints
 from potstill.evaluation import intervals
+from potstill.prompts import FORMATS
 from potstill.recipe import Recipe, ShapeSection, recipe_to_yaml
-from potstill.records import BASE, Grade, Semantics
-from potstill.report.controls import compare_answers, describe_training, read_control
-from potstill.report.formatting import percent_number
+from potstill.records import BASE, Chain, Grade, Question, Semantics, Verdict
 from potstill.report.model import (
+    OUTCOMES,
     AlignmentSummary,
     Comparison,
     ControlRun,
     Cost,
     Interval,
     KindCoverage,
+    Outcome,
     ReportData,
+    ReportExample,
     SourceSummary,
     StageTime,
     TrainingSpeed,
 )
-from potstill.report.run_files import RunFiles, VerdictCounts
-from potstill.report.samples import count_outcomes, pick_examples, pick_figure_chain
+from potstill.report.run_files import RunFiles, VerdictCounts, compare_answers, describe_training, read_control
+from potstill.report.summary import outcome_of, percent_number
 from potstill.storage import parquet
 from potstill.training import replay_data
 
 REPORTED_STAGES = ("collect", "sample", "filter", "align", "train", "evaluate", "select", "test")
+MAX_CHAINS = 6  # of one question that the page shows
+JudgedChain = tuple[Chain, Verdict]
 
 
 def collect_report(run_dir: Path, recipe: Recipe) -> ReportData:
     """The data of a run's report. Raises UserError if a control run is missing or cannot be compared."""
     files = RunFiles(run_dir, recipe)
-    comparisons, examples = tuple(_compare_test_answers(files)), tuple(pick_examples(files))
+    comparisons = tuple(_compare_test_answers(files))
+    examples = (*_pick_training_examples(files), *_pick_validation_examples(files))
+    sources = parquet.read_chain_sources(run_dir / "sample" / "chains.parquet")
+    outcomes = [outcome_of(before, after) for before, after in files.validation_answers.values()]
     return ReportData(
         name=recipe.name,
         student=_describe_student(recipe),
@@ -64,12 +76,14 @@ def collect_report(run_dir: Path, recipe: Recipe) -> ReportData:
             for curve in checkpoints.read_pass_curve(run_dir / "test", checkpoint)
         ),
         losses=tuple((row["step"], row["loss"]) for row in files.metrics),
-        sources=tuple(_summarize_sources(files)),
+        sources=tuple(
+            summarize_source(name, semantics, files.verdict_counts[name]) for name, semantics in sorted(sources.items())
+        ),
         alignment=_summarize_alignment(files),
         costs=tuple(_count_costs(files, comparisons)),
-        outcomes=count_outcomes(files),
+        outcomes={outcome: outcomes.count(outcome) for outcome in OUTCOMES},
         examples=examples,
-        figure_chain=pick_figure_chain(files, examples),
+        figure_chain=_pick_figure_chain(files, examples),
         versions=_collect_versions(files),
         notes=tuple(_collect_notes(files)),
         seed=recipe.seed,
@@ -123,31 +137,22 @@ def _compare_test_answers(files: RunFiles) -> Iterator[Comparison]:
 
 def _collect_controls(files: RunFiles) -> Iterator[ControlRun]:
     """The chosen checkpoint after on-policy distillation, if the recipe has it, and the control runs."""
-    if files.recipe.on_policy:
-        yield _compare_on_policy(files)
+    choice = files.choice
+    if section := files.recipe.on_policy:
+        after = checkpoints.list_checkpoints_to_test(files.run_dir, files.recipe)[-1]
+        base, answers = (files.test_answers(each, choice.format, choice.decoding) for each in (BASE, after))
+        training = (
+            f"its own answers to {', '.join(section.sets)}, scored by {section.scorer or 'the base'}, after step"
+            f" {choice.checkpoint.label}"
+        )
+        comparisons = tuple(compare_answers(base, answers, name) for name in base.scores)
+        yield ControlRun("repaired", training, after.on_policy_steps, comparisons, on_policy=True)
     for name in files.recipe.report.controls:
         yield read_control(files, name)
 
 
-def _compare_on_policy(files: RunFiles) -> ControlRun:
-    section, choice = files.recipe.on_policy, files.choice
-    after = checkpoints.list_checkpoints_to_test(files.run_dir, files.recipe)[-1]
-    assert section is not None and after.on_policy_steps
-    base, answers = (files.test_answers(each, choice.format, choice.decoding) for each in (BASE, after))
-    scorer = section.scorer or "the base"
-    sets = ", ".join(section.sets)
-    training = f"its own answers to {sets}, scored by {scorer}, after step {choice.checkpoint.label}"
-    comparisons = tuple(compare_answers(base, answers, name) for name in base.scores)
-    return ControlRun("repaired", training, after.on_policy_steps, comparisons, on_policy=True)
-
-
-def _summarize_sources(files: RunFiles) -> Iterator[SourceSummary]:
-    sources = parquet.read_chain_sources(files.run_dir / "sample" / "chains.parquet")
-    for name, semantics in sorted(sources.items()):
-        yield _summarize_source(name, semantics, files.verdict_counts[name])
-
-
-def _summarize_source(name: str, semantics: Semantics, by_question: Mapping[str, VerdictCounts]) -> SourceSummary:
+def summarize_source(name: str, semantics: Semantics, by_question: Mapping[str, VerdictCounts]) -> SourceSummary:
+    """The chains of one source: question id -> verdicts of its chains."""
     total = sum(by_question.values(), VerdictCounts())
     grades, dropped = Counter[Grade](), Counter[str]()
     for (grade, reason), number in total.items():
@@ -192,17 +197,23 @@ def _summarize_alignment(files: RunFiles) -> AlignmentSummary:
 def _count_costs(files: RunFiles, comparisons: tuple[Comparison, ...]) -> Iterator[Cost]:
     """What each stage counted, in the order of the stages. Tokens are those of the model that read or wrote them."""
     metrics, chosen = files.metrics, files.choice.checkpoint.step
-    yield Cost("sample", "chains", files.counts("sample")["chains"])
-    if tokens := files.counts("sample")["tokens"]:
-        yield Cost("sample", "tokens written by the teacher", tokens)
-    yield Cost("align", "chains brought into the student's vocabulary", files.counts("align")["chains"])
-    yield Cost("align", "positions with a target", files.counts("align")["positions"])
+    sample, align = files.counts("sample"), files.counts("align")
+    yield Cost("sample", "chains", sample["chains"])
+    if sample["tokens"]:
+        yield Cost("sample", "tokens written by the teacher", sample["tokens"])
+    yield Cost("align", "chains brought into the student's vocabulary", align["chains"])
+    yield Cost("align", "positions with a target", align["positions"])
     yield Cost("train", "steps", len(metrics))
     if 0 < chosen < len(metrics):
         yield Cost("train", "steps up to the chosen checkpoint", chosen)
     yield Cost("train", "tokens read", sum(row["tokens"] for row in metrics))
     yield Cost("train", "positions learnt from", sum(row["positions"] for row in metrics))
-    yield from _count_replay(files)
+    by_format, replayed = Counter[str](), replay_data.REPLAY_FORMAT
+    for row in metrics:
+        by_format.update(row["taught"])
+    if replayed in by_format:  # the replayed rows come last
+        for name, number in sorted(by_format.items(), key=lambda pair: (pair[0] == replayed, pair[0])):
+            yield Cost("train", f"of these positions: {name}", number)
     yield Cost("evaluate", "answers on validation", sum(score.n for score in files.validation_scores))
     if files.recipe.on_policy:
         yield Cost("repair", "steps", files.counts("repair")["steps"])
@@ -212,17 +223,6 @@ def _count_costs(files: RunFiles, comparisons: tuple[Comparison, ...]) -> Iterat
     yield Cost("test", "answers on test", sum(answers.values()))
 
 
-def _count_replay(files: RunFiles) -> Iterator[Cost]:
-    """Trained positions by format, the replayed rows last; nothing without replay."""
-    positions = Counter[str]()
-    for row in files.metrics:
-        positions.update(row["taught"])
-    replayed = replay_data.REPLAY_FORMAT
-    if replayed in positions:
-        for name, number in sorted(positions.items(), key=lambda pair: (pair[0] == replayed, pair[0])):
-            yield Cost("train", f"of these positions: {name}", number)
-
-
 def _collect_versions(files: RunFiles) -> tuple[tuple[str, str], ...]:
     """The versions that the manifests of all earlier stages hold, by name."""
     stages = (*REPORTED_STAGES, *(["repair"] if files.recipe.on_policy else []))
@@ -230,8 +230,10 @@ def _collect_versions(files: RunFiles) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(versions.items()))
 
 
+# Notes: sentences that a reader must know before the numbers
+
+
 def _collect_notes(files: RunFiles) -> Iterator[str]:
-    """Sentences that a reader must know before the numbers."""
     recipe, counts = files.recipe, files.counts("train")
     yield from recipe.report.notes
     for name, licence in recipe.report.licences.items():
@@ -282,28 +284,99 @@ def note_templates(files: RunFiles) -> Iterator[str]:
     """A sentence per test set that shares templates with the training questions: accuracy on those questions and on the
     others, in the format and decoding of the choice."""
     choice = files.choice
-    shared = run_questions.read_templates(files.run_dir, "test")
-    for name, ids in shared.items():
-        accuracies = []
-        for checkpoint in (choice.checkpoint, BASE):
-            correct = files.test_answers(checkpoint, choice.format, choice.decoding).correct[name]
-            parts = [
-                [right for question, right in correct.items() if (question in ids) is same] for same in (True, False)
-            ]
-            accuracies.append([_format_accuracy(part) for part in parts])
-        (shared_after, other_after), (shared_before, other_before) = accuracies
-        total = len(files.test_answers(BASE, choice.format, choice.decoding).correct[name])
-        other = total - len(ids)
+    for name, shared in run_questions.read_templates(files.run_dir, "test").items():
+        after, before = (
+            files.test_answers(checkpoint, choice.format, choice.decoding).correct[name]
+            for checkpoint in (choice.checkpoint, BASE)
+        )
+        on_shared = [
+            _format_accuracy(right for q, right in answers.items() if q in shared) for answers in (after, before)
+        ]
+        on_others = [
+            _format_accuracy(right for q, right in answers.items() if q not in shared) for answers in (after, before)
+        ]
+        others = len(before) - len(shared)
         comparison = (
-            f" and on {other_after} of the other {other} (the base: {shared_before} and {other_before})"
-            if other
-            else f" (the base: {shared_before})"
+            f" and on {on_others[0]} of the other {others} (the base: {on_shared[1]} and {on_others[1]})"
+            if others
+            else f" (the base: {on_shared[1]})"
         )
         yield (
-            f"{len(ids)} of the {total} test questions of {name} differ from a training question only in numbers and"
-            f" names. The chosen checkpoint is right on {shared_after} of them{comparison}."
+            f"{len(shared)} of the {len(before)} test questions of {name} differ from a training question only in numbers"
+            f" and names. The chosen checkpoint is right on {on_shared[0]} of them{comparison}."
         )
 
 
-def _format_accuracy(correct: list[bool]) -> str:
-    return f"{percent_number(sum(correct) / len(correct))} %" if correct else "none"
+def _format_accuracy(correct: Iterable[bool]) -> str:
+    answers = list(correct)
+    return f"{percent_number(sum(answers) / len(answers))} %" if answers else "none"
+
+
+# Questions and chains that the page shows
+
+
+def _pick_training_examples(files: RunFiles) -> Iterator[ReportExample]:
+    """`report.examples` training questions that have chains."""
+    recipe = files.recipe
+    with_chains = {question for by_question in files.verdict_counts.values() for question in by_question}
+    questions = [question for question in _training_questions(files) if question.id in with_chains]
+    picked = splits.sample_by_hash(questions, recipe.report.examples)
+    chains = _read_chains(files.run_dir, {question.id for question in picked})
+    prompt_of = teachers.from_recipe(recipe).prompt_builder()
+    for question in picked:
+        prompt = prompt_of(question).plain if prompt_of else ""
+        yield ReportExample(question, tuple(chains[question.id][:MAX_CHAINS]), prompt=prompt)
+
+
+def _pick_validation_examples(files: RunFiles) -> Iterator[ReportExample]:
+    """`report.examples` validation questions of each outcome, one from each set in turn."""
+    answers, count = files.validation_answers, files.recipe.report.examples
+    by_outcome: dict[Outcome | None, dict[str, list[Question]]] = {outcome: {} for outcome in OUTCOMES}
+    for question in run_questions.read_questions(files.run_dir, files.groups, "validation"):
+        by_outcome[outcome_of(*answers[question.id])].setdefault(question.set, []).append(question)
+    format, task_prompts = FORMATS[files.choice.format], run_questions.read_task_prompts(files.run_dir)
+    for outcome in OUTCOMES:
+        rows = [splits.sample_by_hash(questions, count) for questions in by_outcome[outcome].values()]
+        for question in [row[turn] for turn in range(count) for row in rows if turn < len(row)][:count]:
+            prompt = run_questions.evaluation_prompt(question, format, task_prompts).plain
+            before, after = answers[question.id]
+            yield ReportExample(question, (), before, after, prompt)
+
+
+def _pick_figure_chain(files: RunFiles, examples: Iterable[ReportExample]) -> ReportExample | None:
+    """The chain that the figures show token by token: `report.chain`, else the first kept chain with candidates, first
+    among the examples, then among all chains. None if no chain has candidates.
+
+    Raises UserError if `report.chain` names no chain with candidates.
+    """
+    name, folder = files.recipe.report.chain, files.run_dir
+    if name is None:
+        every = parquet.chains_with_verdicts(folder / "sample/chains.parquet", folder / "filter/verdicts.parquet")
+        shown = (judged for example in examples for judged in example.chains)
+        eligible = (judged for judged in itertools.chain(shown, every) if judged[1].kept)
+    else:
+        chains = _read_chains(folder, {name.rpartition("#")[0]})
+        eligible = [pair for row in chains.values() for pair in row if f"{pair[0].question}#{pair[0].index}" == name]
+    picked = next((judged for judged in eligible if judged[0].candidates), None)
+    if picked is not None:
+        question = next(question for question in _training_questions(files) if question.id == picked[0].question)
+        return ReportExample(question, (picked,))
+    if name is None:
+        return None
+    what = "this chain has no candidates" if eligible else "no such chain"
+    hint = "name a chain as QUESTION#INDEX, such as gsm8k/train/12#0"
+    raise UserError(what, code="E-report-chain", where="report.chain", found=name, hint=hint)
+
+
+def _training_questions(files: RunFiles) -> list[Question]:
+    return run_questions.read_questions(files.run_dir, files.recipe.questions.train, "train")
+
+
+def _read_chains(run_dir: Path, questions: Collection[str]) -> dict[str, list[JudgedChain]]:
+    """The chains of some questions with their verdicts."""
+    rows = parquet.read_verdicts(run_dir / "filter" / "verdicts.parquet")
+    verdicts = {key: verdict for key, verdict in rows if key[0] in questions}
+    chains: dict[str, list[JudgedChain]] = {question: [] for question in questions}
+    for chain in parquet.read_chains(run_dir / "sample" / "chains.parquet", questions):
+        chains[chain.question].append((chain, verdicts[chain.key]))
+    return chains

@@ -13,18 +13,16 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from potstill.errors import escape_hidden
-from potstill.records import END, Prediction, Score
-from potstill.report.formatting import readable_token
-from potstill.report.model import Comparison, ReportData, StageTime
-from potstill.report.summary import ScoreCell, scores_by_checkpoint, summary_rows
+from potstill.records import END, Score
+from potstill.report.model import Comparison, Interval, ReportData, StageTime
+from potstill.report.summary import readable_token, scores_by_checkpoint, summary_rows
 
 CellValue = str | int | float | None
-CellRow = tuple[CellValue, ...]
-Table = tuple[tuple[str, ...], list[CellRow]]
+Rows = Iterator[tuple[CellValue, ...]]
 # The characters that begin a formula in some spreadsheet, with their full-width forms.
 FORMULA_PREFIXES: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 INTERVAL_OVER: Final = "questions, one seed"  # intervals of differences leave out how seeds of a training vary
@@ -37,26 +35,38 @@ TASK_COLUMNS: Final = {
     "tasks_low": "low_by_task",
     "tasks_high": "high_by_task",
 }
+CURVE_COLUMNS: Final = ("set", "format", "drawing", "how", "k", "n", "accuracy", "low", "high")
 
 
 def build_tables(data: ReportData) -> dict[str, str]:
     """Every table and every figure's data as CSV text, by name; empty ones are left out. Shares are in [0, 1]."""
-    builders: dict[str, Callable[[ReportData], Table]] = {
-        "summary": _summary_table,
-        "before-after": _before_after_table,
-        "tries": _pass_curve_table,
-        "tradeoff": _tradeoff_table,
-        "validation": _validation_table,
-        "loss": lambda data: (("step", "loss"), list(data.losses)),
-        "selection": _selection_table,
-        "teacher": _teacher_table,
-        "chain": _chain_table,
-        "alignment": _alignment_table,
-        "cost": lambda data: (("stage", "what", "number"), [(c.stage, c.label, c.number) for c in data.costs]),
-        "samples": _examples_table,
+    tables: dict[str, tuple[str, Callable[[ReportData], Iterable[Sequence[CellValue]]]]] = {
+        "summary": (
+            "student taught step format of name group n accuracy low high difference difference_low difference_high"
+            " interval_over",
+            _summary_rows,
+        ),
+        "before-after": (
+            f"set group format decoding checkpoint step {' '.join((*SCORE_COLUMNS, *TASK_COLUMNS.values()))} difference"
+            " difference_low difference_high won lost interval_over",
+            _before_after_rows,
+        ),
+        "tries": (f"step {' '.join(CURVE_COLUMNS)}", _pass_curve_rows),
+        "tradeoff": ("step group mean_accuracy low high mark", _tradeoff_rows),
+        "validation": (
+            f"step set format decoding {' '.join((*SCORE_COLUMNS, *TASK_COLUMNS.values()))}",
+            _validation_rows,
+        ),
+        "loss": ("step loss", lambda data: data.losses),
+        "selection": ("step value chosen tied", _selection_rows),
+        "teacher": ("source what of number", _teacher_rows),
+        "chain": ("token candidate probability drawn", _chain_rows),
+        "alignment": ("part kind positions mass_kept", _alignment_rows),
+        "cost": ("stage what number", lambda data: [(cost.stage, cost.label, cost.number) for cost in data.costs]),
+        "samples": ("question set split text gold from index answer verdict found dropped", _example_rows),
     }
-    tables = {name: build(data) for name, build in builders.items()}
-    return {name: to_csv(columns, rows) for name, (columns, rows) in tables.items() if rows}
+    rows = {name: (columns.split(), list(build(data))) for name, (columns, build) in tables.items()}
+    return {name: to_csv(columns, lines) for name, (columns, lines) in rows.items() if lines}
 
 
 def to_csv(columns: Sequence[str], rows: Iterable[Sequence[CellValue]]) -> str:
@@ -82,147 +92,103 @@ def times_csv(times: Iterable[StageTime]) -> str:
     return to_csv(("stage", "seconds", "memory_mib"), [(time.stage, time.seconds, time.memory_mib) for time in times])
 
 
-def _summary_table(data: ReportData) -> Table:
+def _bounds(interval: Interval) -> tuple[float, float, float]:
+    return interval.value, interval.low, interval.high
+
+
+def _summary_rows(data: ReportData) -> Rows:
     """A row per student and set, and one per student and group."""
-    rows: list[CellRow] = []
     for row in summary_rows(data):
-        student = (row.name, row.training, row.checkpoint.json_value, row.format)
-        rows += [(*student, "set", name, data.groups[name], *_cell_values(cell)) for name, cell in row.sets.items()]
-        rows += [(*student, "mean over sets", group, group, *_cell_values(cell)) for group, cell in row.groups.items()]
-    names = ("student", "taught", "step", "format", "of", "name", "group", "n", "accuracy", "low", "high")
-    return (*names, "difference", "difference_low", "difference_high", "interval_over"), rows
+        of_sets = [("set", name, data.groups[name], cell) for name, cell in row.sets.items()]
+        of_groups = [("mean over sets", group, group, cell) for group, cell in row.groups.items()]
+        for *labels, cell in of_sets + of_groups:
+            change = (None,) * 4 if cell.difference is None else (*_bounds(cell.difference), INTERVAL_OVER)
+            student = (row.name, row.training, row.checkpoint.json_value, row.format)
+            yield (*student, *labels, cell.n, *_bounds(cell.accuracy), *change)
 
 
-def _cell_values(cell: ScoreCell) -> CellRow:
-    accuracy, change = cell.accuracy, cell.difference
-    differences = (None,) * 4 if change is None else (change.value, change.low, change.high, INTERVAL_OVER)
-    return (cell.n, accuracy.value, accuracy.low, accuracy.high, *differences)
+def _before_after_rows(data: ReportData) -> Rows:
+    def row(role: str, score: Score, against: Comparison | None) -> tuple[CellValue, ...]:
+        keys = (score.set, data.groups[score.set], score.format, score.decoding, role, score.checkpoint.json_value)
+        change = (*_bounds(against.difference), against.won, against.lost, INTERVAL_OVER) if against else (None,) * 6
+        return (*keys, *_score_values(score), *change)
 
-
-def _before_after_table(data: ReportData) -> Table:
-    rows: list[CellRow] = []
-    for row in data.comparisons:
-        rows.append(_score_values(data, "base", row.base, None))
-        rows.append(_score_values(data, "chosen", row.chosen, row))
+    for comparison in data.comparisons:
+        yield row("base", comparison.base, None)
+        yield row("chosen", comparison.chosen, comparison)
     for control in data.controls:
         role = control.name if control.on_policy else f"control {control.name}"
-        rows += [_score_values(data, role, row.chosen, row) for row in control.comparisons]
-    names = ("set", "group", "format", "decoding", "checkpoint", "step", *SCORE_COLUMNS, *TASK_COLUMNS.values())
-    return (*names, "difference", "difference_low", "difference_high", "won", "lost", "interval_over"), rows
+        yield from (row(role, comparison.chosen, comparison) for comparison in control.comparisons)
 
 
-def _score_values(data: ReportData, role: str, score: Score, comparison: Comparison | None) -> CellRow:
-    keys = (score.set, data.groups[score.set], score.format, score.decoding, role, score.checkpoint.json_value)
-    numbers = tuple(getattr(score, name) for name in (*SCORE_COLUMNS, *TASK_COLUMNS))
-    if comparison is None:
-        return (*keys, *numbers, *(None,) * 6)
-    change = comparison.difference
-    differences = (change.value, change.low, change.high, comparison.won, comparison.lost, INTERVAL_OVER)
-    return (*keys, *numbers, *differences)
+def _score_values(score: Score) -> tuple[CellValue, ...]:
+    return tuple(getattr(score, name) for name in (*SCORE_COLUMNS, *TASK_COLUMNS))
 
 
-def _pass_curve_table(data: ReportData) -> Table:
-    names = ("step", "set", "format", "drawing", "how", "k", "n", "accuracy", "low", "high")
-    rows: list[CellRow] = [
-        (curve.checkpoint.json_value, *(getattr(curve, name) for name in names[1:])) for curve in data.pass_curves
-    ]
-    return names, rows
+def _pass_curve_rows(data: ReportData) -> Rows:
+    for curve in data.pass_curves:
+        yield (curve.checkpoint.json_value, *(getattr(curve, name) for name in CURVE_COLUMNS))
 
 
-def _tradeoff_table(data: ReportData) -> Table:
+def _tradeoff_rows(data: ReportData) -> Rows:
     chosen = data.choice.checkpoint if data.choice else None
-    rows: list[CellRow] = [
-        (
-            row.checkpoint.json_value,
-            group,
-            mean.value,
-            mean.low,
-            mean.high,
-            "chosen" if row.checkpoint == chosen else "",
-        )
-        for row in scores_by_checkpoint(data)
-        for group, mean in row.groups.items()
-    ]
-    return ("step", "group", "mean_accuracy", "low", "high", "mark"), rows
+    for row in scores_by_checkpoint(data):
+        for group, mean in row.groups.items():
+            yield (row.checkpoint.json_value, group, *_bounds(mean), "chosen" if row.checkpoint == chosen else "")
 
 
-def _validation_table(data: ReportData) -> Table:
-    names = ("step", "set", "format", "decoding", *SCORE_COLUMNS)
-    rows: list[CellRow] = [
-        (score.checkpoint.json_value, *(getattr(score, name) for name in (*names[1:], *TASK_COLUMNS)))
-        for score in data.validation
-    ]
-    return (*names, *TASK_COLUMNS.values()), rows
+def _validation_rows(data: ReportData) -> Rows:
+    for score in data.validation:
+        yield (score.checkpoint.json_value, score.set, score.format, score.decoding, *_score_values(score))
 
 
-def _selection_table(data: ReportData) -> Table:
-    if data.choice is None:
-        return (), []
-    choice = data.choice
-    rows: list[CellRow] = [
-        (
-            checkpoint.json_value,
-            value,
-            "chosen" if checkpoint == choice.checkpoint else "",
-            "tied" if checkpoint in choice.tied else "",
-        )
-        for checkpoint, value in choice.table
-    ]
-    return ("step", "value", "chosen", "tied"), rows
+def _selection_rows(data: ReportData) -> Rows:
+    if choice := data.choice:
+        for checkpoint, value in choice.table:
+            chosen = "chosen" if checkpoint == choice.checkpoint else ""
+            yield checkpoint.json_value, value, chosen, "tied" if checkpoint in choice.tied else ""
 
 
-def _teacher_table(data: ReportData) -> Table:
-    rows: list[CellRow] = []
+def _teacher_rows(data: ReportData) -> Rows:
     for source in data.sources:
         name = source.name
-        rows += [(name, "asked", "questions", source.questions), (name, "asked", "chains", source.chains)]
-        rows += [(name, "verdict", grade, number) for grade, number in source.grades.items()]
-        rows += [(name, "dropped", reason, number) for reason, number in source.dropped.items()]
-        rows += [(name, "kept", "chains", source.kept), (name, "kept", "questions", source.kept_questions)]
-        rows += [(name, "questions with so many right", right, number) for right, number in source.right_counts.items()]
-        if single := source.single_sample:
-            shares = (("right", single.value), ("right_low", single.low), ("right_high", single.high))
-            rows += [(name, "single sample", column, share) for column, share in shares]
-    return ("source", "what", "of", "number"), rows
+        yield name, "asked", "questions", source.questions
+        yield name, "asked", "chains", source.chains
+        yield from ((name, "verdict", grade, number) for grade, number in source.grades.items())
+        yield from ((name, "dropped", reason, number) for reason, number in source.dropped.items())
+        yield name, "kept", "chains", source.kept
+        yield name, "kept", "questions", source.kept_questions
+        for right, number in source.right_counts.items():
+            yield name, "questions with so many right", right, number
+        if source.single_sample:
+            for column, share in zip(("right", "right_low", "right_high"), _bounds(source.single_sample), strict=True):
+                yield name, "single sample", column, share
 
 
-def _chain_table(data: ReportData) -> Table:
+def _chain_rows(data: ReportData) -> Rows:
     """The steps of the figures' chain: every candidate with its probability, and whether it was drawn."""
-    if data.figure_chain is None:
-        return (), []
-    [(chain, _)] = data.figure_chain.chains
-    rows: list[CellRow] = []
-    for number, step in enumerate(chain.candidates):
-        drawn = chain.tokens[number] if number < len(chain.tokens) else END
-        ranked = sorted(step, key=lambda candidate: -candidate[1])
-        rows += [
-            (number, readable_token(token), math.exp(log), "drawn" if token == drawn else "") for token, log in ranked
-        ]
-    return ("token", "candidate", "probability", "drawn"), rows
+    if data.figure_chain:
+        [(chain, _)] = data.figure_chain.chains
+        for number, step in enumerate(chain.candidates):
+            drawn = chain.tokens[number] if number < len(chain.tokens) else END
+            for token, log in sorted(step, key=lambda candidate: -candidate[1]):
+                yield number, readable_token(token), math.exp(log), "drawn" if token == drawn else ""
 
 
-def _alignment_table(data: ReportData) -> Table:
-    if data.alignment is None:
-        return (), []
-    rows: list[CellRow] = [
-        (part, row.kind, row.positions, row.mass) for part, kinds in data.alignment.parts.items() for row in kinds
-    ]
-    rows += [("unknown characters", character, number, None) for character, number in data.alignment.unknown.items()]
-    return ("part", "kind", "positions", "mass_kept"), rows
+def _alignment_rows(data: ReportData) -> Rows:
+    if data.alignment:
+        for part, kinds in data.alignment.parts.items():
+            yield from ((part, row.kind, row.positions, row.mass) for row in kinds)
+        for character, number in data.alignment.unknown.items():
+            yield "unknown characters", character, number, None
 
 
-def _examples_table(data: ReportData) -> Table:
-    rows: list[CellRow] = []
+def _example_rows(data: ReportData) -> Rows:
     for example in data.examples:
         question = example.question
         keys = (question.id, question.set, question.split, question.text, question.gold)
         for chain, verdict in example.chains:
-            rows.append((*keys, chain.source, chain.index, chain.text, verdict.grade, verdict.answer, verdict.dropped))
-        answers: list[tuple[str, Prediction | None]] = [("base", example.before), ("chosen", example.after)]
-        rows += [
-            (*keys, name, answer.index, answer.text, answer.grade, answer.answer, None)
-            for name, answer in answers
-            if answer
-        ]
-    columns = ("question", "set", "split", "text", "gold", "from", "index", "answer", "verdict", "found", "dropped")
-    return columns, rows
+            yield (*keys, chain.source, chain.index, chain.text, verdict.grade, verdict.answer, verdict.dropped)
+        for name, answer in (("base", example.before), ("chosen", example.after)):
+            if answer:
+                yield (*keys, name, answer.index, answer.text, answer.grade, answer.answer, None)

@@ -6,10 +6,8 @@
 
 The same data give the same bytes: no date, salted ids, and matplotlib's own font for measuring. Text stays text, in the
 page's font. `width` is in CSS pixels; no letter is smaller than 11 pixels at that width, so the page has every figure in
-two widths.
-
-Two figures show one chain token by token, in lines like a score: as many tokens per line as fit, the tokens of a
-reasoning step together.
+two widths. Two figures show one chain token by token: as many tokens per line as fit, and the tokens of a reasoning step
+together.
 
     >>> steps = [[(b"4", -0.1), (b"5", -2.4)], [(b".", -0.01)], [(b"\\n", -0.3)], [(b"So", -0.7), (b"The", -0.9)]]
     >>> chain = Chain.from_tokens("q", 0, [b"4", b".", b"\\n", b"So"], steps)
@@ -22,7 +20,8 @@ reasoning step together.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Final
 
@@ -34,6 +33,7 @@ from matplotlib.ticker import MaxNLocator
 from potstill.records import END, Candidate, Chain, Checkpoint, End
 from potstill.report import canvas
 from potstill.report.canvas import (
+    DASHED,
     GROUP_COLOURS,
     GROUP_MARKERS,
     HEAT,
@@ -49,9 +49,15 @@ from potstill.report.canvas import (
     shorten,
     step_axis,
 )
-from potstill.report.formatting import format_points, readable_token
-from potstill.report.model import Comparison, ControlRun, Interval, ReportData, SetGroup
-from potstill.report.summary import CheckpointScores, has_trained_choice, main_comparisons, scores_by_checkpoint
+from potstill.report.model import SET_GROUPS, Comparison, ControlRun, ReportData, SetGroup
+from potstill.report.summary import (
+    CheckpointScores,
+    format_change,
+    has_trained_choice,
+    main_comparisons,
+    readable_token,
+    scores_by_checkpoint,
+)
 
 WIDE, NARROW = 960, 380
 GLYPHS, CONTROLS = "▽△◁▷", "v^<>"  # markers of the controls, as text and for matplotlib
@@ -63,25 +69,25 @@ MAX_OPACITY: Final = 0.8  # opacity of a certain candidate
 
 def draw_figures(data: ReportData) -> dict[str, str]:
     """Every figure that the report has data for: `name` for a wide page and `name-narrow` for a phone."""
-    figures: dict[str, str] = {}
     rows, chosen = scores_by_checkpoint(data), data.choice.checkpoint if data.choice else None
     plain, step = [row for row in rows if row.checkpoint.is_plain], chosen.step if chosen else None
+    both = [row for row in rows if "generic" in row.groups and set(SPECIALIZED_GROUPS) & set(row.groups)]
     comparisons = main_comparisons(data)
-    for suffix, width in (("", WIDE), ("-narrow", NARROW)):
-        if comparisons and has_trained_choice(data):
-            before_after = draw_before_after(comparisons, data.groups, data.controls, width=width)
-            figures["before-after" + suffix] = before_after
-        if _has_tradeoff(rows):
-            figures["tradeoff" + suffix] = draw_tradeoff(rows, chosen, width=width)
-        if len(plain) > 1:
-            figures["accuracy" + suffix] = draw_accuracy(plain, data.groups, step, width=width)
-        if sum(math.isfinite(loss) for _, loss in data.losses) > 1:
-            figures["loss" + suffix] = draw_losses(data.losses, step, width=width)
-        if data.figure_chain:
-            [(chain, _)] = data.figure_chain.chains
-            figures["probabilities" + suffix] = draw_probabilities(chain, width=width)
-            figures["candidates" + suffix] = draw_candidates(chain, width=width)
-    return figures
+    drawings: dict[str, Callable[..., str]] = {}
+    if comparisons and has_trained_choice(data):
+        drawings["before-after"] = partial(draw_before_after, comparisons, data.groups, data.controls)
+    if len(both) > 1:
+        drawings["tradeoff"] = partial(draw_tradeoff, rows, chosen)
+    if len(plain) > 1:
+        drawings["accuracy"] = partial(draw_accuracy, plain, data.groups, step)
+    if sum(math.isfinite(loss) for _, loss in data.losses) > 1:
+        drawings["loss"] = partial(draw_losses, data.losses, step)
+    if data.figure_chain:
+        [(chain, _)] = data.figure_chain.chains
+        drawings["probabilities"] = partial(draw_probabilities, chain)
+        drawings["candidates"] = partial(draw_candidates, chain)
+    widths = {"": WIDE, "-narrow": NARROW}
+    return {name + suffix: draw(width=width) for suffix, width in widths.items() for name, draw in drawings.items()}
 
 
 @rc_context(MATPLOTLIB_STYLE)
@@ -93,38 +99,34 @@ def draw_before_after(
     width: int = WIDE,
 ) -> str:
     """A row per set: base (hollow), controls (grey) and chosen (filled) with intervals, and the difference as text."""
-    rows = sorted(rows, key=lambda row: list(GROUP_COLOURS).index(groups[row.base.set]))
-    narrow = width < 600
+    rows = sorted(rows, key=lambda row: SET_GROUPS.index(groups[row.base.set]))
+    narrow, heading = width < 600, "change in points (95 % interval)"
     gap = 9.0 if narrow else 10.0  # between the lines of one set
     span = gap * (len(controls) + 1)
-    key = [
-        "hollow: base, filled: chosen",
-        *(f"{GLYPHS[index % 4]} {shorten(c.training, 40)}" for index, c in enumerate(controls)),
-    ]
-    keys = key if narrow else [",  ".join(key)]
-    pitch, top, bottom = span + (44 if narrow else 32), 12 + 17 * len(keys) + (17 if narrow else 0), 34
+    keys = ["hollow: base, filled: chosen"]
+    keys += [f"{GLYPHS[index % 4]} {shorten(control.training, 40)}" for index, control in enumerate(controls)]
+    head = [*keys, heading] if narrow else [",  ".join(keys)]
+    pitch, top, bottom = span + (44 if narrow else 32), 12 + 17 * len(head), 34
     left, right = (10, 16) if narrow else (160, 225)
+    plot_width = width - left - right
     figure = canvas.new_figure(width, height := top + pitch * len(rows) + bottom)
-    axes = canvas.new_axes(figure, left, bottom, width - left - right, height - top - bottom)
+    axes = canvas.new_axes(figure, left, bottom, plot_width, height - top - bottom)
     by_set = [{row.chosen.set: row.chosen for row in control.comparisons} for control in controls]
     all_scores = [[row.base, *(scores[row.base.set] for scores in by_set), row.chosen] for row in rows]
     limit = percent_axis(axes, "x", [score.high for scores in all_scores for score in scores])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_yticks([])
     for index, (row, scores) in enumerate(zip(rows, all_scores, strict=True)):
-        colour, marker = GROUP_COLOURS[groups[row.base.set]], GROUP_MARKERS[groups[row.base.set]]
+        group = groups[row.base.set]
         for number, score in enumerate(scores):
             y = index + (number * gap - span / 2 + (10 if narrow else 0)) / pitch
-            control = 0 < number < len(scores) - 1
-            line_colour = SOFT if control else colour
-            axes.hlines(y, score.low, score.high, color=line_colour, linewidth=2, alpha=0.55)
-            dot = {
-                "color": line_colour,
-                "markerfacecolor": colour if number == len(scores) - 1 else PAPER,
-                "clip_on": False,
-            }
-            shape, size = (CONTROLS[(number - 1) % 4], 6.5) if control else (marker, 8)
-            axes.plot(score.accuracy, y, shape, markersize=size, **dot)
+            colour, face, shape, size = GROUP_COLOURS[group], PAPER, GROUP_MARKERS[group], 8.0
+            if number == len(scores) - 1:
+                face = colour
+            elif number:
+                colour, shape, size = SOFT, CONTROLS[(number - 1) % 4], 6.5
+            axes.hlines(y, score.low, score.high, color=colour, linewidth=2, alpha=0.55)
+            axes.plot(score.accuracy, y, shape, markersize=size, color=colour, markerfacecolor=face, clip_on=False)
         name, change = shorten(row.base.set, 22), format_change(row.difference)
         above = index - (span / 2 + 8) / pitch
         if narrow:
@@ -133,22 +135,14 @@ def draw_before_after(
         else:
             axes.text(-0.02 * limit, index, name, ha="right", va="center", weight="bold", clip_on=False)
             axes.text(1.03 * limit, index, change, ha="left", va="center", color=SOFT, clip_on=False)
-        if index and groups[rows[index - 1].base.set] != groups[row.base.set]:
-            plot_width = width - left - right
-            axes.axhline(
-                index - 0.5,
-                color=RULE,
-                linewidth=1,
-                xmin=-left / plot_width,
-                xmax=1 + right / plot_width,
-                clip_on=False,
-            )
-    for line, text in enumerate([*keys, "change in points (95 % interval)"] if narrow else keys):
-        figure.text(left / width, 1 - (12 + 17 * line) / height, text, ha="left", va="center", color=SOFT, size=SMALL)
+        if index and groups[rows[index - 1].base.set] != group:
+            start, end = -left / plot_width, 1 + right / plot_width
+            axes.axhline(index - 0.5, color=RULE, linewidth=1, xmin=start, xmax=end, clip_on=False)
+    style = {"ha": "left", "va": "center", "color": SOFT, "size": SMALL}
+    for line, text in enumerate(head):
+        figure.text(left / width, 1 - (12 + 17 * line) / height, text, **style)
     if not narrow:
-        end = (left + 1.03 * (width - left - right)) / width
-        heading = {"ha": "left", "va": "center", "color": SOFT, "size": SMALL}
-        figure.text(end, 1 - 12 / height, "change in points (95 % interval)", **heading)
+        figure.text((left + 1.03 * plot_width) / width, 1 - 12 / height, heading, **style)
     return canvas.to_svg(figure, "before-after", "Accuracy on the test split, base and chosen, with 95 % intervals.")
 
 
@@ -181,9 +175,8 @@ def draw_tradeoff(rows: Sequence[CheckpointScores], chosen: Checkpoint | None, *
             face, size = (colour, 10) if checkpoint == chosen else (PAPER, 7 if checkpoint.is_plain else 5)
             axes.plot(x.value, y.value, GROUP_MARKERS[group], color=colour, markerfacecolor=face, markersize=size)
         label_points(axes, dots, chosen)
-    return canvas.to_svg(
-        figure, "tradeoff", "Validation: specialized accuracy against generic, one point per checkpoint."
-    )
+    description = "Validation: specialized accuracy against generic, one point per checkpoint."
+    return canvas.to_svg(figure, "tradeoff", description)
 
 
 @rc_context(MATPLOTLIB_STYLE)
@@ -192,7 +185,7 @@ def draw_accuracy(
 ) -> str:
     """Accuracy by step with its interval: one panel per set, all on the same axes."""
     names = sorted({name for row in rows for name in row.sets}, key=list(groups).index)
-    names = sorted(names, key=lambda name: list(GROUP_COLOURS).index(groups[name]))
+    names = sorted(names, key=lambda name: SET_GROUPS.index(groups[name]))
     max_columns = 2 if width < 600 else 4
     lines = -(-len(names) // max_columns)
     columns = -(-len(names) // lines)
@@ -221,11 +214,13 @@ def draw_accuracy(
 @rc_context(MATPLOTLIB_STYLE)
 def draw_losses(rows: Sequence[tuple[int, float]], chosen: int | None, *, width: int = WIDE) -> str:
     """Training loss by step (faint) and its centred mean over a twentieth of the steps; finite losses only."""
-    rows = _average_runs([row for row in rows if math.isfinite(row[1])], 480)
-    steps, values = [step for step, _ in rows], [value for _, value in rows]
-    window = max(1, len(rows) // 20)
-    runs = [values[max(0, index - window // 2) : index + window // 2 + 1] for index in range(len(values))]
-    smooth = [sum(run) / len(run) for run in runs]
+    finite = [row for row in rows if math.isfinite(row[1])]
+    size = -(-len(finite) // 480)  # at most 480 points: the means of equal runs of steps
+    runs = [finite[index : index + size] for index in range(0, len(finite), size)]
+    steps, values = [run[-1][0] for run in runs], [sum(loss for _, loss in run) / len(run) for run in runs]
+    window = max(1, len(values) // 20)
+    windows = [values[max(0, index - window // 2) : index + window // 2 + 1] for index in range(len(values))]
+    smooth = [sum(losses) / len(losses) for losses in windows]
     figure = canvas.new_figure(width, 250)
     axes = canvas.new_axes(figure, 46, 46, width - 58, 250 - 62)
     axes.grid(axis="y", color=RULE, linewidth=1)
@@ -239,39 +234,21 @@ def draw_losses(rows: Sequence[tuple[int, float]], chosen: int | None, *, width:
     return canvas.to_svg(figure, "loss", "Training loss by step.")
 
 
-def format_change(change: Interval) -> str:
-    """A difference of shares in points, with its bounds."""
-    return f"{format_points(change.value)} ({format_points(change.low)} to {format_points(change.high)})"
-
-
-def _has_tradeoff(rows: Sequence[CheckpointScores]) -> bool:
-    """Whether two checkpoints have both a generic and a specialized accuracy."""
-    return len([row for row in rows if "generic" in row.groups and set(SPECIALIZED_GROUPS) & set(row.groups)]) > 1
-
-
-def _average_runs(rows: Sequence[tuple[int, float]], count: int) -> list[tuple[int, float]]:
-    """At most `count` rows: the means of equal runs of steps."""
-    size = -(-len(rows) // count)
-    runs = [rows[index : index + size] for index in range(0, len(rows), size)]
-    return [(run[-1][0], sum(value for _, value in run) / len(run)) for run in runs]
-
-
 # One chain, token by token
 
 
 def step_starts(tokens: Sequence[bytes]) -> list[int]:
     """The indices of the tokens that begin a reasoning step: at every line, or at every sentence in a chain of fewer than
     three lines."""
-    text = b"".join(tokens).strip()
-    by_line = text.count(b"\n") > 1
-    found, before = [0], b""
+    by_line = b"".join(tokens).strip().count(b"\n") > 1
+    starts, before = [0], b""
     for index, token in enumerate(tokens):
         after_line = before.rstrip(b" ").endswith(b"\n")
-        sentence = before.endswith((b".", b"!", b"?")) and token[:1] == b" "
-        if index and (after_line or (sentence and not by_line)):
-            found.append(index)
+        after_sentence = before.endswith((b".", b"!", b"?")) and token[:1] == b" "
+        if index and (after_line or (after_sentence and not by_line)):
+            starts.append(index)
         before += token
-    return found
+    return starts
 
 
 def break_lines(steps: Sequence[int], room: int) -> list[tuple[int, int]]:
@@ -280,45 +257,42 @@ def break_lines(steps: Sequence[int], room: int) -> list[tuple[int, int]]:
     A step that does not fit into the rest of a line starts a new one. A step longer than a line is cut into parts that
     are as equal as possible.
     """
-    found: list[tuple[int, int]] = []
+    lines: list[tuple[int, int]] = []
     begin = end = 0
     for length in steps:
         parts = -(-length // room)
         for part in range(parts):
             size = length * (part + 1) // parts - length * part // parts
             if end > begin and end + size - begin > room:
-                found.append((begin, end))
+                lines.append((begin, end))
                 begin = end
             end += size
-    return [*found, (begin, end)] if end > begin else found
+    return [*lines, (begin, end)] if end > begin else lines
 
 
 @rc_context(MATPLOTLIB_STYLE)
 def draw_probabilities(chain: Chain, *, width: int) -> str:
     """A bar per token, as high as its probability; a dashed line at the start of each reasoning step."""
     least, most, high, head, left = 15, 28, 84, 24, 46
-    tokens, starts = _visible_tokens(chain, "probabilities")
-    rows = _line_ranges(starts, len(tokens), int((width - left) // least))
-    cell = min(most, (width - left) / max(end - begin for begin, end in rows))
-    labels = [canvas.shorten(_bare_token(own), 11) for own, _ in tokens]
-    names = 22 + 7 * max(map(len, labels))
-    pitch = head + high + names
-    figure, axes = _new_sheet(width, height := pitch * len(rows))
-    for line, (begin, end) in enumerate(rows):
+    steps, starts = _visible_steps(chain, "probabilities")
+    lines = _line_ranges(starts, len(steps), int((width - left) // least))
+    cell = min(most, (width - left) / max(end - begin for begin, end in lines))
+    labels = [shorten(_bare_token(drawn), 11) for drawn, _ in steps]
+    pitch = head + high + 22 + 7 * max(map(len, labels))
+    figure, axes = _new_sheet(width, height := pitch * len(lines))
+    for line, (begin, end) in enumerate(lines):
         base = height - line * pitch - head - high
-        right = left + cell * (end - begin)
         for share in (0, 0.5, 1):
-            axes.hlines(base + high * share, left, right, color=RULE, linewidth=1)
-            axes.text(
-                left - 6, base + high * share, f"{100 * share:g} %", ha="right", va="center", size=SMALL, color=SOFT
-            )
+            y = base + high * share
+            axes.hlines(y, left, left + cell * (end - begin), color=RULE, linewidth=1)
+            axes.text(left - 6, y, f"{100 * share:g} %", ha="right", va="center", size=SMALL, color=SOFT)
         for index in range(begin, end):
             x = left + cell * (index - begin)
-            own, step = tokens[index]
-            value = _drawn_probability(own, step)
-            if value is not None:
-                colour, depth = (SOFT, 0.5) if value >= LIKELY_PROBABILITY else (HEAT, 0.95)
-                axes.bar(x + cell / 2, high * value, 0.74 * cell, base, color=colour, alpha=depth, linewidth=0)
+            drawn, candidates = steps[index]
+            probability = next((math.exp(log) for token, log in candidates if token == drawn), None)
+            if probability is not None:
+                colour, depth = (SOFT, 0.5) if probability >= LIKELY_PROBABILITY else (HEAT, 0.95)
+                axes.bar(x + cell / 2, high * probability, 0.74 * cell, base, color=colour, alpha=depth, linewidth=0)
             axes.text(x + cell / 2, base - 7, labels[index], ha="center", va="top", rotation=90, size=SMALL)
             if index in starts:
                 _mark_step(axes, starts.index(index) + 1, x, base, base + high + 11, inside=index > begin)
@@ -327,44 +301,42 @@ def draw_probabilities(chain: Chain, *, width: int) -> str:
 
 @rc_context(MATPLOTLIB_STYLE)
 def draw_candidates(chain: Chain, *, width: int) -> str:
-    """The likeliest candidates of each token above each other, deeper in colour the likelier; the drawn one has a frame."""
+    """The likeliest candidates of each token, the likeliest on top and deepest in colour; the drawn one has a frame."""
     narrow = width < 600
     cell, high, gap, ranks = (53, 21, 20, 3) if narrow else (63, 22, 22, 5)
-    tokens, starts = _visible_tokens(chain, "candidates")
-    ranks = min(ranks, max(len(step) for _, step in tokens))
-    rows, pitch = _line_ranges(starts, len(tokens), int(width // cell)), high * ranks + gap
-    cell = min(80, width / max(end - begin for begin, end in rows))
-    letters = int((cell - 10) / 7.2)
-    figure, axes = _new_sheet(width, height := pitch * len(rows))
-    for line, (begin, end) in enumerate(rows):
+    steps, starts = _visible_steps(chain, "candidates")
+    ranks = min(ranks, max(len(candidates) for _, candidates in steps))
+    lines, pitch = _line_ranges(starts, len(steps), int(width // cell)), high * ranks + gap
+    cell = min(80, width / max(end - begin for begin, end in lines))
+    figure, axes = _new_sheet(width, height := pitch * len(lines))
+    for line, (begin, end) in enumerate(lines):
         top = height - line * pitch - 16
         for index in range(begin, end):
             x = cell * (index - begin)
-            own, step = tokens[index]
-            for rank, (token, value) in enumerate(_top_candidates(own, step, ranks)):
-                drawn, below = token == own, top - high * (rank + 1)
-                depth = MAX_OPACITY * math.exp(value)
-                axes.bar(x + cell / 2, high - 3, cell - 3, below + 1.5, color=HEAT, alpha=depth, linewidth=0)
-                if drawn:
-                    frame = {"color": "none", "edgecolor": INK, "linewidth": 1.2}
-                    axes.bar(x + cell / 2, high - 3, cell - 3, below + 1.5, **frame)
-                name = canvas.shorten(readable_token(token), letters)
-                colour = INK if drawn or math.exp(value) >= 0.05 else SOFT
-                axes.text(
-                    x + cell / 2, below + high / 2, name, ha="center", va="center_baseline", size=SMALL, color=colour
-                )
+            drawn, candidates = steps[index]
+            for rank, (token, log) in enumerate(_top_candidates(drawn, candidates, ranks)):
+                below, probability = top - high * (rank + 1), math.exp(log)
+                box = (x + cell / 2, high - 3, cell - 3, below + 1.5)
+                axes.bar(*box, color=HEAT, alpha=MAX_OPACITY * probability, linewidth=0)
+                if token == drawn:
+                    axes.bar(*box, color="none", edgecolor=INK, linewidth=1.2)
+                name = shorten(readable_token(token), int((cell - 10) / 7.2))
+                colour = INK if token == drawn or probability >= 0.05 else SOFT
+                style = {"ha": "center", "va": "center_baseline", "size": SMALL, "color": colour}
+                axes.text(x + cell / 2, below + high / 2, name, **style)
             if index in starts:
                 _mark_step(axes, starts.index(index) + 1, x, top - high * ranks, top + 8, inside=index > begin)
     description = "The likeliest candidates of each of the teacher's tokens along one chain."
     return canvas.to_svg(figure, "candidates", description)
 
 
-def _visible_tokens(chain: Chain, figure: str) -> tuple[list[tuple[bytes | End, tuple[Candidate, ...]]], list[int]]:
-    """(token, candidates) of each step, with the end if its probability is known; and the starts of reasoning steps."""
-    own: list[bytes | End] = [*chain.tokens, *([END] if len(chain.candidates) > len(chain.tokens) else [])]
-    found = list(zip(own, chain.candidates, strict=True))[: MAX_TOKENS[figure]]
-    assert found, "a chain without candidates has no figure"
-    return found, [index for index in step_starts(chain.tokens) if index < len(found)]
+def _visible_steps(chain: Chain, figure: str) -> tuple[list[tuple[bytes | End, tuple[Candidate, ...]]], list[int]]:
+    """(drawn token, candidates) of each step, with the end if its probability is known; and the starts of reasoning
+    steps."""
+    drawn: list[bytes | End] = [*chain.tokens, *([END] if len(chain.candidates) > len(chain.tokens) else [])]
+    steps = list(zip(drawn, chain.candidates, strict=True))[: MAX_TOKENS[figure]]
+    assert steps, "a chain without candidates has no figure"
+    return steps, [index for index in step_starts(chain.tokens) if index < len(steps)]
 
 
 def _line_ranges(starts: Sequence[int], tokens: int, room: int) -> list[tuple[int, int]]:
@@ -384,20 +356,18 @@ def _new_sheet(width: float, height: float) -> tuple[Figure, Axes]:
 def _mark_step(axes: Axes, number: int, x: float, low: float, high: float, *, inside: bool) -> None:
     """The number of a reasoning step at its start; within a line of tokens, also a dashed line."""
     if inside:
-        axes.vlines(x, low, high + 4, color=SOFT, linewidth=1, linestyle=(0, (3, 3)))
+        axes.vlines(x, low, high + 4, color=SOFT, linewidth=1, linestyle=DASHED)
     text = f"step {number}" if number == 1 else f"{number}"
     axes.text(x + (5 if inside else 1), high, text, ha="left", va="center", size=SMALL, color=SOFT)
 
 
-def _drawn_probability(own: bytes | End, step: Sequence[Candidate]) -> float | None:
-    return next((math.exp(value) for token, value in step if token == own), None)
-
-
-def _top_candidates(own: bytes | End, step: Sequence[Candidate], ranks: int) -> list[Candidate]:
+def _top_candidates(drawn: bytes | End, step: Sequence[Candidate], ranks: int) -> list[Candidate]:
     """The likeliest candidates in order; if the drawn one is not among them, it takes the last rank."""
     ordered = sorted(step, key=lambda candidate: -candidate[1])
     first = ordered[:ranks]
-    return first if own in [token for token, _ in first] else first[: ranks - 1] + [c for c in ordered if c[0] == own]
+    if drawn in [token for token, _ in first]:
+        return first
+    return first[: ranks - 1] + [candidate for candidate in ordered if candidate[0] == drawn]
 
 
 def _bare_token(token: bytes | End) -> str:

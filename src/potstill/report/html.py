@@ -1,4 +1,4 @@
-"""The page of a run as one self-contained HTML text. The only module that uses jinja2.
+"""The page of a run as one self-contained HTML text, and the model card. The only module that uses jinja2.
 
     >>> data = ReportData("demo", student="tiny", teacher="local", groups={}, recipe="seed: 1")
     >>> summary_sentence(data)
@@ -6,6 +6,8 @@
     >>> html = render_report(data, figures={})
     >>> html.startswith("<!doctype html>"), "seed: 1" in html, "loss.csv" in html
     (True, True, False)
+    >>> render_card(data).splitlines()[0]
+    '# demo'
 
 Texts of models, data and users stay text: jinja2 escapes every value, the page has no script (its filters are style
 rules over radio buttons), and its Content-Security-Policy allows none. The same data give the same bytes. The page
@@ -37,19 +39,12 @@ from markupsafe import Markup
 from potstill.errors import escape_hidden
 from potstill.records import BASE, END, Candidate, Chain, Checkpoint, End, PassCurve, Score
 from potstill.report.csv_tables import build_tables, times_csv
-from potstill.report.formatting import (
-    checkpoint_label,
-    format_count,
-    format_duration,
-    format_percent,
-    format_points,
-    readable_token,
-)
 from potstill.report.model import (
+    ONE_SEED_NOTE,
     OUTCOMES,
     SET_GROUPS,
     Comparison,
-    Interval,
+    ControlRun,
     ReportData,
     ReportExample,
     SetGroup,
@@ -58,12 +53,18 @@ from potstill.report.model import (
 )
 from potstill.report.summary import (
     GroupChange,
-    SummaryRow,
-    group_changes,
+    changes_by_group,
+    checkpoint_label,
+    format_change,
+    format_count,
+    format_duration,
+    format_percent,
+    format_points,
     has_trained_choice,
     main_comparisons,
     main_format,
     outcome_of,
+    readable_token,
     scores_by_checkpoint,
     summary_rows,
 )
@@ -91,46 +92,45 @@ GROUP_PHRASES: Final[Mapping[SetGroup, str]] = {
 
 def render_report(data: ReportData, figures: Mapping[str, str]) -> str:
     """The page as HTML text. `figures` are those of `draw_figures`, trusted markup; a missing one is left out."""
-    examples = _view_examples(data)
-    html = _jinja_environment().get_template("page.html.jinja").render(
-        data=data,
-        css=Markup(_read_asset("page.css")),
-        figures={name: Markup(svg) for name, svg in figures.items()},
-        sections=SECTIONS,
-        sentence=summary_sentence(data),
-        controls=controls_sentence(data),
-        changes=group_changes(data),
-        checkpoints=scores_by_checkpoint(data),
-        students=summary_rows(data),
-        main=main_comparisons(data),
-        formats=_score_tables(data),
-        pass_curves=_pass_curve_tables(data),
-        trained=has_trained_choice(data),
-        interpolated=any(row.checkpoint.share != 1 for row in scores_by_checkpoint(data)),
-        on_policy=any(row.checkpoint.on_policy_steps for row in scores_by_checkpoint(data)),
-        non_finite=sum(not math.isfinite(loss) for _, loss in data.losses),
-        groups=SET_GROUPS,
-        costs=[(stage, list(rows)) for stage, rows in groupby(data.costs, lambda cost: cost.stage)],
-        examples=examples,
-        first_open=_first_open_example(data.examples),
-        kinds=_filter_choices([kind for _, kind, _ in examples]),
-        shaded=any(piece.shade for _, _, chains in examples for _, _, pieces in chains for piece in pieces),
-        shades=[f"under {100 * bound:.0f}\N{NO-BREAK SPACE}%" for bound in SHADE_BOUNDS],
-        tables=build_tables(data),
-    )  # fmt: skip
-    return _finish_page(html)
+    examples, checkpoints = _view_examples(data), scores_by_checkpoint(data)
+    values: dict[str, Any] = {
+        "figures": {name: Markup(svg) for name, svg in figures.items()},
+        "sections": SECTIONS,
+        "sentence": summary_sentence(data),
+        "controls": controls_sentence(data),
+        "changes": _group_changes(data),
+        "checkpoints": checkpoints,
+        "students": summary_rows(data),
+        "main": main_comparisons(data),
+        "formats": _score_tables(data),
+        "pass_curves": _pass_curve_tables(data),
+        "trained": has_trained_choice(data),
+        "interpolated": any(row.checkpoint.share != 1 for row in checkpoints),
+        "on_policy": any(row.checkpoint.on_policy_steps for row in checkpoints),
+        "non_finite": sum(not math.isfinite(loss) for _, loss in data.losses),
+        "groups": SET_GROUPS,
+        "costs": [(stage, list(rows)) for stage, rows in groupby(data.costs, lambda cost: cost.stage)],
+        "examples": examples,
+        "first_open": _first_open_example(data.examples),
+        "kinds": _filter_choices([kind for _, kind, _ in examples]),
+        "shaded": any(piece.shade for _, _, chains in examples for _, _, pieces in chains for piece in pieces),
+        "shades": [f"under {100 * bound:.0f}\N{NO-BREAK SPACE}%" for bound in SHADE_BOUNDS],
+        "tables": build_tables(data),
+    }
+    return _render("page.html.jinja", data, values)
 
 
 def render_times(data: ReportData, times: Sequence[StageTime], speed: TrainingSpeed | None = None) -> dict[str, str]:
     """File name -> text of what depends on the machine: a page and a table of seconds and memory."""
-    template = _jinja_environment().get_template("time.html.jinja")
-    html = template.render(data=data, css=Markup(_read_asset("page.css")), times=times, speed=speed)
-    return {"time.html": _finish_page(html), "time.csv": times_csv(times)}
+    return {
+        "time.html": _render("time.html.jinja", data, {"times": times, "speed": speed}),
+        "time.csv": times_csv(times),
+    }
 
 
-def _finish_page(html: str) -> str:
-    """Escapes the control and direction characters of all texts at once."""
-    return escape_hidden(html).strip() + "\n"
+def _render(template: str, data: ReportData, values: Mapping[str, Any]) -> str:
+    html = _jinja_environment().get_template(template).render(data=data, css=Markup(_read_asset("page.css")), **values)
+    return escape_hidden(html).strip() + "\n"  # the control and direction characters of all texts at once
 
 
 @functools.cache
@@ -142,13 +142,8 @@ def _jinja_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        percent=format_percent,
-        points=format_points,
-        count=format_count,
-        duration=format_duration,
-        label=checkpoint_label,
-    )
+    formats = {"percent": format_percent, "points": format_points, "count": format_count, "duration": format_duration}
+    environment.filters.update(formats, label=checkpoint_label)
     return environment
 
 
@@ -156,18 +151,18 @@ def _read_asset(name: str) -> str:
     return resources.files("potstill.report").joinpath("page", name).read_text("utf-8")
 
 
-# Sentences
+# Sentences, and the model card
 
 
 def summary_sentence(data: ReportData) -> str:
     """The run in one sentence: base against chosen on the test split, by group, with paired 95 % intervals."""
-    changes = group_changes(data)
+    changes = _group_changes(data)
     if not changes:
         return "Nothing was compared: the run has no scores on the test split."
     if data.choice and data.choice.checkpoint == BASE:
         scores = ", ".join(
-            f"{format_percent(change.base)} {GROUP_PHRASES[change.group]} ({_describe_sets(change)};"
-            f" 95\xa0% interval {_format_bounds(change.base)})"
+            f"{format_percent(change.base)} {GROUP_PHRASES[change.group]} ({_describe_sets(change)}; 95\xa0% interval"
+            f" {format_percent(change.base.low)} to {format_percent(change.base.high)})"
             for change in changes
         )
         return f"The rule chose step 0, the student before training; its accuracy on the test split: {scores}."
@@ -177,41 +172,70 @@ def summary_sentence(data: ReportData) -> str:
         f" {format_points(change.difference.low)} to {format_points(change.difference.high)})"
         for change in changes
     ]
-    steps = f"After {_format_steps(data.choice.checkpoint)}" if data.choice else "After training"
+    steps = f"After {_describe_steps(data.choice.checkpoint)}" if data.choice else "After training"
     return f"{steps}, accuracy on the test split went {_join_words(parts)}."
 
 
 def controls_sentence(data: ReportData) -> str:
     """What the controls reached from the same base on the same questions; empty without controls."""
-    rows = summary_rows(data)[2:]
-    if not rows:
-        return ""
     steps = {control.name: control.steps for control in data.controls}
-    parts = [f"{format_count(steps[row.name])} steps on {row.training} reached {_list_accuracies(row)}" for row in rows]
-    return f"For comparison, from the same base, each with one seed: {'; '.join(parts)}."
+    parts = []
+    for row in summary_rows(data)[2:]:
+        reached = [f"{format_percent(cell.accuracy)} {GROUP_PHRASES[group]}" for group, cell in row.groups.items()]
+        parts.append(f"{format_count(steps[row.name])} steps on {row.training} reached {_join_words(reached)}")
+    return f"For comparison, from the same base, each with one seed: {'; '.join(parts)}." if parts else ""
 
 
-def _list_accuracies(row: SummaryRow) -> str:
-    return _join_words(
-        [f"{format_percent(cell.accuracy)} {GROUP_PHRASES[group]}" for group, cell in row.groups.items()]
-    )
+def _group_changes(data: ReportData) -> list[GroupChange]:
+    """Each group that has a test set, in the main format and decoding."""
+    return list(changes_by_group(main_comparisons(data), data.groups).values())
 
 
 def _join_words(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}"
 
 
-def _format_bounds(interval: Interval) -> str:
-    return f"{format_percent(interval.low)} to {format_percent(interval.high)}"
-
-
-def _format_steps(checkpoint: Checkpoint) -> str:
+def _describe_steps(checkpoint: Checkpoint) -> str:
     steps = f"{format_count(checkpoint.step)} training steps"
     return steps if checkpoint.share == 1 else f"{steps}, {format_percent(checkpoint.share)} of what they changed"
 
 
 def _describe_sets(change: GroupChange) -> str:
     return change.sets[0] if len(change.sets) == 1 else f"mean of {len(change.sets)} sets"
+
+
+def render_card(data: ReportData) -> str:
+    """The README of the student's folder as Markdown: what it is, what it was trained on, what it gained and lost.
+    Foreign texts (the recipe, notes) are in code blocks or plain sentences."""
+    parts = [f"# {data.name}", summary_sentence(data)]
+    if data.choice:
+        parts.append(
+            f"Step {checkpoint_label(data.choice.checkpoint)} of a training run, chosen by {data.choice.rule} on"
+            f" validation questions. Student: {data.student}. Teacher: {data.teacher}."
+        )
+    parts += data.notes
+    if data.comparisons:
+        rows = ["| set | group | format | n | before | after | difference |", "|---|---|---|---|---|---|---|"]
+        for row in data.comparisons:
+            score = row.chosen
+            before, after = format_percent(row.base.accuracy), format_percent(score.accuracy)
+            cells = (
+                score.set,
+                data.groups[score.set],
+                f"{score.format}, {score.decoding}",
+                str(score.n),
+                before,
+                after,
+            )
+            escaped = (cell.replace("|", "\\|") for cell in (*cells, format_change(row.difference)))
+            rows.append(f"| {' | '.join(escaped)} |")
+        parts += ["## Test", "\n".join(rows), "Intervals are 95 %, over the questions of one seed."]
+        parts += [f"{controls_sentence(data)} {ONE_SEED_NOTE}"] if data.controls else []
+    fence = "```"
+    while fence in data.recipe:
+        fence += "`"
+    parts += ["## Recipe", f"{fence}yaml\n{data.recipe.rstrip()}\n{fence}"]
+    return escape_hidden("\n\n".join(parts)) + "\n"
 
 
 # Tables of the page
@@ -226,31 +250,25 @@ def _score_tables(data: ReportData) -> list[tuple[str, str, bool, GroupRows]]:
     keys = list(dict.fromkeys((row.chosen.format, row.chosen.decoding) for row in data.comparisons))
     tables = []
     for key in sorted(keys, key=lambda key: key != main_format(data)):
+        controls = data.controls if key == main_format(data) else ()
+        rows = [row for row in data.comparisons if (row.chosen.format, row.chosen.decoding) == key]
         groups: GroupRows = []
         for group in SET_GROUPS:
-            sets = [
-                _set_rows(data, row, with_controls=key == main_format(data))
-                for row in data.comparisons
-                if (row.chosen.format, row.chosen.decoding) == key and data.groups[row.chosen.set] == group
-            ]
-            if sets:
+            if sets := [_set_rows(data, row, controls) for row in rows if data.groups[row.chosen.set] == group]:
                 groups.append((group, sets))
-        has_tasks = any(score.macro is not None for _, sets in groups for rows in sets for _, score, _ in rows)
+        has_tasks = any(score.macro is not None for _, sets in groups for lines in sets for _, score, _ in lines)
         tables.append((*key, has_tasks, groups))
     return tables
 
 
-def _set_rows(data: ReportData, comparison: Comparison, with_controls: bool) -> list[StudentRow]:
+def _set_rows(data: ReportData, comparison: Comparison, controls: Sequence[ControlRun]) -> list[StudentRow]:
     """The rows of one set: the base, the chosen checkpoint and the controls."""
     rows: list[StudentRow] = [("base", comparison.base, None)]
     if has_trained_choice(data):
         rows.append((_checkpoint_name(comparison.chosen.checkpoint), comparison.chosen, comparison))
-        for control in data.controls if with_controls else ():
-            rows += [
-                (control.training, row.chosen, row)
-                for row in control.comparisons
-                if row.chosen.set == comparison.chosen.set
-            ]
+        for control in controls:
+            of_set = [row for row in control.comparisons if row.chosen.set == comparison.chosen.set]
+            rows += [(control.training, row.chosen, row) for row in of_set]
     return rows
 
 

@@ -1,10 +1,13 @@
-"""The files of a finished run as values, each file read when it is first needed and only once.
+"""The files of a finished run and of its controls as values. No test split is opened: `test` wrote the answers.
 
     files = RunFiles(Path("runs/demo"), recipe)
     files.choice.checkpoint, files.counts("train")["steps"]
     files.test_answers(BASE, "zero-shot-rationale", "greedy").correct["gsm8k"]    # question id -> bool
+    read_control(files, "demo-answers").comparisons
 
-No test split is opened: only the answers that `test` wrote are read.
+A control is another run from the same base, evaluated on the same test questions. It shows what else could have caused
+the difference: training on bare answers teaches the format; training on the set's own rationales teaches without a
+teacher. Each control is evaluated in its own format and compared with this run's base.
 """
 
 from __future__ import annotations
@@ -16,11 +19,14 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from potstill import storage
+from potstill import storage, teachers
+from potstill.errors import UserError
 from potstill.evaluation import checkpoint as checkpoints
-from potstill.recipe import Recipe
+from potstill.evaluation import intervals
+from potstill.prompts import FORMATS
+from potstill.recipe import Recipe, load_recipe
 from potstill.records import BASE, Checkpoint, Choice, Grade, Prediction, Score
-from potstill.report.model import SetGroup
+from potstill.report.model import SET_GROUPS, Comparison, ControlRun, Interval, SetGroup
 from potstill.storage import manifest, parquet
 from potstill.storage.manifest import Manifest
 
@@ -36,7 +42,7 @@ class TestAnswers:
 
 
 class RunFiles:
-    """A run directory, read lazily."""
+    """A run directory. Each file is read when it is first needed, and only once."""
 
     def __init__(self, run_dir: Path, recipe: Recipe) -> None:
         self.run_dir, self.recipe = run_dir, recipe
@@ -59,16 +65,12 @@ class RunFiles:
 
     @cached_property
     def groups(self) -> dict[str, SetGroup]:
-        """The group of every evaluation set."""
-        questions = self.recipe.questions
-        sets_by_group: tuple[tuple[SetGroup, list[str]], ...] = (
-            ("in-distribution", questions.in_distribution),
-            ("out-of-distribution", questions.out_of_distribution),
-            ("generic", questions.generic),
-        )
-        groups: dict[str, SetGroup] = {}
-        for group, sets in sets_by_group:
-            for name in sets:
+        """The group of every evaluation set, the first one if it is in several."""
+        sets, groups = self.recipe.questions, dict[str, SetGroup]()
+        for group, names in zip(
+            SET_GROUPS, (sets.in_distribution, sets.out_of_distribution, sets.generic), strict=True
+        ):
+            for name in names:
                 groups.setdefault(name, group)
         return groups
 
@@ -89,25 +91,23 @@ class RunFiles:
     @cached_property
     def validation_scores(self) -> tuple[Score, ...]:
         """Every score of `evaluate`, and those of the checkpoint after on-policy distillation."""
-        evaluated = [BASE, *checkpoints.read_evaluated_checkpoints(self.run_dir)]
-        scores = [score for each in evaluated for score in checkpoints.read_scores(self.run_dir / "evaluate", each)]
+        rows = [
+            ("evaluate", checkpoint) for checkpoint in (BASE, *checkpoints.read_evaluated_checkpoints(self.run_dir))
+        ]
         if self.recipe.on_policy:
-            last = checkpoints.list_checkpoints_to_test(self.run_dir, self.recipe)[-1]
-            scores += checkpoints.read_scores(self.run_dir / "repair", last)
-        return tuple(scores)
+            rows.append(("repair", checkpoints.list_checkpoints_to_test(self.run_dir, self.recipe)[-1]))
+        return tuple(score for stage, row in rows for score in checkpoints.read_scores(self.run_dir / stage, row))
 
     @cached_property
     def validation_answers(self) -> dict[str, tuple[Prediction, Prediction]]:
         """Validation question -> the answers of the base and of the chosen checkpoint, in the format of the choice."""
-        before, after = (
-            {answer.question: answer for answer in self._read_validation(checkpoint)}
-            for checkpoint in (BASE, self.choice.checkpoint)
-        )
-        return {question: (before[question], after[question]) for question in before}
 
-    def _read_validation(self, checkpoint: Checkpoint) -> Iterator[Prediction]:
-        folder = self.run_dir / "evaluate"
-        return checkpoints.read_predictions(folder, checkpoint, self.choice.format, self.choice.decoding)
+        def read(checkpoint: Checkpoint) -> Iterator[Prediction]:
+            folder = self.run_dir / "evaluate"
+            return checkpoints.read_predictions(folder, checkpoint, self.choice.format, self.choice.decoding)
+
+        after = {answer.question: answer for answer in read(self.choice.checkpoint)}
+        return {answer.question: (answer, after[answer.question]) for answer in read(BASE)}
 
     def _read_test_answers(self, checkpoint: Checkpoint, format: str, decoding: str) -> TestAnswers:
         """The test answers of a checkpoint in a format and decoding, with their scores."""
@@ -118,3 +118,90 @@ class RunFiles:
         scores = checkpoints.read_scores(folder, checkpoint)
         wanted = (format, decoding)
         return TestAnswers({score.set: score for score in scores if (score.format, score.decoding) == wanted}, correct)
+
+
+def compare_answers(base: TestAnswers, chosen: TestAnswers, name: str) -> Comparison:
+    """Two checkpoints, of one run or of two, on the test questions of the set `name`."""
+    before, after = base.correct[name], chosen.correct[name]
+    assert before.keys() == after.keys(), f"{name}: the two answered different questions"
+    pairs = [(before[question], after[question]) for question in before]
+    difference = intervals.paired_difference([now for _, now in pairs], [was for was, _ in pairs])
+    won, lost = pairs.count((False, True)), pairs.count((True, False))
+    return Comparison(base.scores[name], chosen.scores[name], Interval(*difference), won, lost)
+
+
+def describe_training(recipe: Recipe) -> str:
+    """What a recipe's student is trained on, in a few words."""
+    if not any(quota and FORMATS[name].rationale for name, quota in recipe.train.formats.items()):
+        return "bare answers"
+    return teachers.from_recipe(recipe).describe_chains()
+
+
+# Control runs
+
+
+def control_digests(run_dir: Path, recipe: Recipe) -> dict[str, str]:
+    """A digest of the test answers of each control of a recipe. Raises UserError if a control is not finished."""
+    names = recipe.report.controls
+    return {f"report.controls {name}": _read_control_manifest(run_dir, name, "test").digest for name in names}
+
+
+def read_control(files: RunFiles, name: str) -> ControlRun:
+    """A control of a run, from its folder next to the run's.
+
+    Raises UserError if it is not finished, has another base, or answered other questions.
+    """
+    run_dir, choice = files.run_dir, files.choice
+    _check_comparable(run_dir, name, list(files.groups))
+    control = RunFiles(run_dir.parent / name, load_recipe(run_dir.parent / name / "recipe.yaml"))
+    base = files.test_answers(BASE, choice.format, choice.decoding)
+    chosen = control.test_answers(control.choice.checkpoint, control.choice.format, control.choice.decoding)
+    comparisons = tuple(compare_answers(base, chosen, set_name) for set_name in base.scores)
+    steps = _read_control_manifest(run_dir, name, "train").counts["steps"]
+    return ControlRun(name, describe_training(control.recipe), steps, comparisons)
+
+
+def _read_control_manifest(run_dir: Path, name: str, stage: str) -> Manifest:
+    """The manifest of a stage of the run `name` next to `run_dir`."""
+    control_dir = run_dir.parent / name
+    finished = manifest.read_finished(control_dir / stage)
+    if finished is None:
+        state = f"a run without {stage}" if (control_dir / "recipe.yaml").is_file() else "missing"
+        raise UserError(
+            f"the control run {name} has not finished {stage}",
+            code="E-report-control-unfinished",
+            where="report.controls",
+            found=f"{control_dir} is {state}",
+            hint=f"run its recipe first (`potstill run RECIPE`, with `name: {name}`),"
+            " or remove it from report.controls",
+        )
+    return finished
+
+
+def _check_comparable(run_dir: Path, name: str, sets: list[str]) -> None:
+    """Raises UserError unless a control has the same base weights and the same test questions in every set."""
+    own, other = (_read_control_manifest(run_dir, run, "collect").outputs for run in (run_dir.name, name))
+    files = {set_name: f"collect/{set_name}.test.jsonl" for set_name in sets}
+    if _base_weights(run_dir, run_dir.name) != _base_weights(run_dir, name):
+        found, hint = "it started from another student", "give both recipes the same `student` and `seed`"
+    elif different := [set_name for set_name, file in files.items() if own[file] != other.get(file)]:
+        found, hint = f"it answered other test questions of {different[0]}", "give both recipes the same `questions`"
+    else:
+        return
+    raise UserError(
+        f"the control run {name} cannot be compared",
+        code="E-report-control-incomparable",
+        where="report.controls",
+        found=found,
+        hint=f"{hint}, and run the control under another name",
+    )
+
+
+def _base_weights(run_dir: Path, name: str) -> dict[str, object]:
+    """What determines the weights of a run's base: the digest of a folder, or the shape and seed of random weights."""
+    inputs = _read_control_manifest(run_dir, name, "test/0").identity.inputs
+    weights: dict[str, object] = {key: value for key, value in inputs.items() if key != "collect"}
+    if "student.model" in weights:
+        return weights
+    keys = _read_control_manifest(run_dir, name, "train").identity.recipe
+    return {**weights, **{key: keys[key] for key in keys if key.startswith("student.shape") or key == "seed"}}

@@ -1,8 +1,10 @@
-"""What the tables and figures of a report show, computed from its data.
+r"""What the tables and figures of a report show, computed from its data, and how numbers and tokens are written.
 
 >>> mean = mean_interval([Interval(0.2, 0.1, 0.3), Interval(0.4, 0.3, 0.5)])
 >>> f"{mean.value:.3f} ({mean.low:.3f} to {mean.high:.3f})"
 '0.300 (0.229 to 0.371)'
+>>> percent_number(0.125), format_percent(0.125), format_points(-0.125), format_count(12345), format_duration(272)
+('12.5', '12.5\xa0%', '−12.5', '12\u202f345', '4 min 32 s')
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from potstill.records import BASE, Checkpoint, Prediction, Score
+from potstill.records import BASE, Checkpoint, End, Prediction, Score
 from potstill.report.model import SET_GROUPS, Comparison, Interval, Outcome, ReportData, SetGroup
 
 
@@ -38,17 +40,17 @@ class CheckpointScores:
 
 @dataclass(frozen=True, slots=True)
 class ScoreCell:
-    """The accuracy on the test questions of a set or a group, and its paired difference from the base (None: it is the
+    """The accuracy on the n test questions of a set or a group, and its paired difference from the base (None for the
     base)."""
 
     n: int
     accuracy: Interval
-    difference: Interval | None = None
+    difference: Interval | None
 
 
 @dataclass(frozen=True, slots=True)
 class SummaryRow:
-    """One student of the summary: the base, the specialized one, the one after on-policy distillation, or a control.
+    """One student of the summary.
 
     name      base, specialized, repaired (after on-policy distillation), or the name of a control run
     training  what the student was trained on
@@ -66,7 +68,6 @@ class SummaryRow:
 
 
 def accuracy_interval(score: Score) -> Interval:
-    """The accuracy of a score with its bounds."""
     return Interval(score.accuracy, score.low, score.high)
 
 
@@ -98,18 +99,12 @@ def main_format(data: ReportData) -> tuple[str, str] | None:
 def main_comparisons(data: ReportData) -> tuple[Comparison, ...]:
     """The comparisons in the main format and decoding, in the order of the groups."""
     main = main_format(data)
-    return _sort_by_group(
-        [row for row in data.comparisons if (row.chosen.format, row.chosen.decoding) == main], data.groups
-    )
-
-
-def group_changes(data: ReportData) -> tuple[GroupChange, ...]:
-    """Each group that has a test set, in the main format and decoding."""
-    return tuple(changes_by_group(main_comparisons(data), data.groups).values())
+    rows = [row for row in data.comparisons if (row.chosen.format, row.chosen.decoding) == main]
+    return tuple(sorted(rows, key=lambda row: SET_GROUPS.index(data.groups[row.chosen.set])))
 
 
 def changes_by_group(comparisons: Sequence[Comparison], groups: Mapping[str, SetGroup]) -> dict[SetGroup, GroupChange]:
-    """Comparisons as means over the sets of each group."""
+    """Comparisons as means over the sets of each group that has a test set."""
     changes: dict[SetGroup, GroupChange] = {}
     for group in SET_GROUPS:
         rows = [row for row in comparisons if groups[row.chosen.set] == group]
@@ -134,7 +129,7 @@ def summary_rows(data: ReportData) -> tuple[SummaryRow, ...]:
     if not comparisons:
         return ()
     base = [replace(row, chosen=row.base) for row in comparisons]
-    rows = [_summary_row("base", "", "base", data, base, is_base=True)]
+    rows = [_summary_row("base", "", "base", data, base)]
     if has_trained_choice(data):
         rows.append(_summary_row("specialized", data.training, "specialized", data, comparisons))
         for control in data.controls:
@@ -144,31 +139,29 @@ def summary_rows(data: ReportData) -> tuple[SummaryRow, ...]:
 
 
 def _summary_row(
-    name: str, training: str, title: str, data: ReportData, comparisons: Sequence[Comparison], is_base: bool = False
+    name: str, training: str, title: str, data: ReportData, comparisons: Sequence[Comparison]
 ) -> SummaryRow:
-    rows = _sort_by_group(comparisons, data.groups)
-    sets = {
-        row.chosen.set: ScoreCell(row.chosen.n, accuracy_interval(row.chosen), None if is_base else row.difference)
-        for row in rows
-    }
+    rows = sorted(comparisons, key=lambda row: SET_GROUPS.index(data.groups[row.chosen.set]))
+
+    def cell(n: int, accuracy: Interval, difference: Interval) -> ScoreCell:
+        return ScoreCell(n, accuracy, None if name == "base" else difference)
+
+    sets = {row.chosen.set: cell(row.chosen.n, accuracy_interval(row.chosen), row.difference) for row in rows}
+    changes = changes_by_group(rows, data.groups)
     groups: dict[SetGroup, ScoreCell] = {
-        group: ScoreCell(change.n, change.chosen, None if is_base else change.difference)
-        for group, change in changes_by_group(rows, data.groups).items()
+        group: cell(change.n, change.chosen, change.difference) for group, change in changes.items()
     }
     return SummaryRow(name, training, title, rows[0].chosen.checkpoint, rows[0].chosen.format, sets, groups)
 
 
-def _sort_by_group(comparisons: Sequence[Comparison], groups: Mapping[str, SetGroup]) -> tuple[Comparison, ...]:
-    return tuple(sorted(comparisons, key=lambda row: SET_GROUPS.index(groups[row.chosen.set])))
-
-
 def scores_by_checkpoint(data: ReportData) -> tuple[CheckpointScores, ...]:
     """Validation scores by checkpoint, in the main format and decoding."""
-    main = main_format(data)
-    scores = [score for score in data.validation if (score.format, score.decoding) == main]
+    main, by_checkpoint = main_format(data), dict[Checkpoint, dict[str, Interval]]()
+    for score in data.validation:
+        if (score.format, score.decoding) == main:
+            by_checkpoint.setdefault(score.checkpoint, {})[score.set] = accuracy_interval(score)
     rows = []
-    for checkpoint in sorted({score.checkpoint for score in scores}):
-        by_set = {score.set: accuracy_interval(score) for score in scores if score.checkpoint == checkpoint}
+    for checkpoint, by_set in sorted(by_checkpoint.items()):
         sets = {name: by_set[name] for name in data.groups if name in by_set}
         groups: dict[SetGroup, Interval] = {}
         for group in SET_GROUPS:
@@ -185,3 +178,64 @@ def outcome_of(before: Prediction | None, after: Prediction | None) -> Outcome |
     if before.grade == "right":
         return "still right" if after.grade == "right" else "lost"
     return "won" if after.grade == "right" else "still wrong"
+
+
+# How the page, the card and the terminal write numbers, checkpoints and tokens
+
+
+def format_points(difference: float) -> str:
+    """A difference of shares in percentage points, with its sign unless it is zero.
+
+    >>> format_points(0.125), format_points(-0.0004)
+    ('+12.5', '0.0')
+    """
+    text = f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return text[1:] if text[1:] == "0.0" else text
+
+
+def format_change(change: Interval) -> str:
+    """A difference of shares in points, with its bounds."""
+    return f"{format_points(change.value)} ({format_points(change.low)} to {format_points(change.high)})"
+
+
+def percent_number(share: float) -> str:
+    """A share in percent, without the sign %."""
+    return f"{100 * share:.1f}"
+
+
+def format_percent(share: float | Interval) -> str:
+    """A share, or the value of an interval, as a percentage."""
+    return f"{percent_number(share.value if isinstance(share, Interval) else share)}\N{NO-BREAK SPACE}%"
+
+
+def format_count(number: int) -> str:
+    """An integer; from 10 000 on, a narrow space separates its thousands."""
+    return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}") if abs(number) > 9999 else str(number)
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds in hours, minutes and seconds."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def checkpoint_label(checkpoint: Checkpoint) -> str:
+    """A checkpoint in a table: its step, the share of an interpolation (`350 × 0.3`), its on-policy steps."""
+    return f"{format_count(checkpoint.step)}{checkpoint.suffix}"
+
+
+def readable_token(token: bytes | End) -> str:
+    r"""A token as one short word: white space has symbols, bytes that are no text are hexadecimal.
+
+    >>> readable_token(b" 12"), readable_token(b"\n"), readable_token(b"\xe2\x82"), readable_token(b"")
+    ('␣12', '⏎', 'E2 82', '∅')
+    """
+    if isinstance(token, End):
+        return "end"
+    try:
+        text = token.decode("utf-8")
+    except UnicodeDecodeError:
+        return " ".join(f"{byte:02X}" for byte in token)
+    return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") or "∅"

@@ -14,7 +14,7 @@ from potstill import grading, storage
 from potstill.data import splits
 from potstill.evaluation import checkpoint, intervals
 from potstill.recipe import Recipe
-from potstill.report import card, collect, controls, csv_tables, figures, html
+from potstill.report import collect, csv_tables, figures, html, run_files
 from potstill.stages import Stage, StageResult
 
 
@@ -36,7 +36,7 @@ class Report(Stage):
         return ("name",)
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
-        return {} if run_dir is None else controls.control_digests(run_dir, recipe)
+        return {} if run_dir is None else run_files.control_digests(run_dir, recipe)
 
     def keeps_inputs(self, run_dir: Path, recipe: Recipe) -> bool:
         """A control that is there, but not finished, will be another one."""
@@ -61,6 +61,6 @@ class Report(Stage):
         assert data.choice is not None, "report comes after select"
         with storage.write_folder(run_dir / "student") as student_folder:
             checkpoint.open_checkpoint(run_dir, recipe, data.choice.checkpoint).save(student_folder)
-            storage.write_file(student_folder / "README.md", card.render_card(data).encode("utf-8"))
+            storage.write_file(student_folder / "README.md", html.render_card(data).encode("utf-8"))
         paths += [path for path in (run_dir / "student").iterdir() if path.is_file()]
         return StageResult(paths, {"step": data.choice.checkpoint.json_value, "files": len(paths), "name": recipe.name})
