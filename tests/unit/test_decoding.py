@@ -15,6 +15,7 @@ from potstill.errors import UserError
 from potstill.evaluation import checkpoint
 from potstill.evaluation.decoding import (
     DECODING_PATTERN,
+    Decoding,
     choose_answers,
     compute_pass_curves,
     list_sampling_specs,
@@ -88,8 +89,15 @@ def test_tries_of_a_set() -> None:
 
 
 def test_names() -> None:
-    for name in ("greedy", "vote-8", "best-40", "greedy+calculator", "vote-3+calculator"):
-        assert parse_decoding(name).name == name
+    assert [
+        parse_decoding(name) for name in ("greedy", "vote-8", "best-40", "greedy+calculator", "vote-3+calculator")
+    ] == [
+        Decoding("greedy"),
+        Decoding("vote", 8),
+        Decoding("best", 40),
+        Decoding("greedy", calculator=True),
+        Decoding("vote", 3, calculator=True),
+    ]
     drawn = list_sampling_specs(["vote-8", "best-40", "greedy", "vote-2+calculator"])
     assert [(each.name, each.samples) for each in drawn] == [("samples", 40), ("greedy", 1), ("samples+calculator", 2)]
     definition = recipe_json_schema()["$defs"]["EvaluateSection"]["properties"]["decodings"]["items"]

@@ -78,21 +78,21 @@ def _grade_row(where: str, row: Row, task: str | None) -> Row:
     answer = _sample_to_row(row, where) if _is_logged_sample(row) else row
     text, gold, row_task = answer.get("text"), answer.get("gold"), answer.get("task")
 
-    def error(what: str, code: str, field: str, hint: str) -> UserError:
+    def row_error(what: str, code: str, field: str, hint: str) -> UserError:
         value = answer.get(field)
         found = value if isinstance(value, str) else "null" if value is None else repr(value)
         found = found if field in answer else f"the fields {', '.join(answer)}"
         return UserError(what, code=code, where=where, found=found, hint=hint)
 
     if not isinstance(text, str):
-        raise error("text must be text", "E-grade-text", "text", 'write {"text": "..."}')
+        raise row_error("text must be text", "E-grade-text", "text", 'write {"text": "..."}')
     if gold is None:
-        raise error("gold must be an answer", "E-grade-gold", "gold", 'write {"gold": "..."}')
+        raise row_error("gold must be an answer", "E-grade-gold", "gold", 'write {"gold": "..."}')
     if row_task is not None and not isinstance(row_task, str):
-        raise error("task must be text", "E-grade-task", "task", "correct or remove `task`")
+        raise row_error("task must be text", "E-grade-task", "task", "correct or remove `task`")
     if row_task and grading.parse_function_name(row_task) is not None:
         hint = "remove `task` from the rows, and name the function with --task"
-        raise error("a row cannot name a function to run", "E-grade-row-function", "task", hint)
+        raise row_error("a row cannot name a function to run", "E-grade-row-function", "task", hint)
     try:
         verdict = _grade_answer(text, gold, row_task or task, _read_stop(answer, where), where)
     except UserError as fault:

@@ -38,21 +38,13 @@ from potstill.tokenization import Tokenizer
 from potstill.training import examples, replay_data
 
 GRADE_COLOURS: Final = {"right": "green", "wrong": "red", "no answer": "yellow", "truncated": "yellow"}
-KIND_COLOURS: Final = {
-    "same": "green",
-    "merged": "cyan",
-    "split": "blue",
-    "mixed": "magenta",
-    "hard": "yellow",
-    "end": "bright_black",
-}
-KIND_MEANINGS: Final = {
-    "same": "one token each",
-    "merged": "several of the teacher's tokens, one of the student's",
-    "split": "one of the teacher's tokens, several of the student's",
-    "mixed": "several tokens each",
-    "hard": "one candidate, no teacher distribution",
-    "end": "the end",
+KINDS: Final = {  # kind of a position -> its colour and its meaning
+    "same": ("green", "one token each"),
+    "merged": ("cyan", "several of the teacher's tokens, one of the student's"),
+    "split": ("blue", "one of the teacher's tokens, several of the student's"),
+    "mixed": ("magenta", "several tokens each"),
+    "hard": ("yellow", "one candidate, no teacher distribution"),
+    "end": ("bright_black", "the end"),
 }
 MAX_CANDIDATES: Final = 5  # per row
 MIN_PROBABILITY: Final = 0.0005  # the least that three decimals can show
@@ -97,7 +89,7 @@ def print_target(run_dir: Path, key: str) -> None:
     _, target, tokenizer = aligned
     table = _new_table("token", "kind", "distribution", "tail")
     for position, token in enumerate(target.ids):
-        colour = KIND_COLOURS[target.kind(position)]
+        colour = KINDS[target.kind(position)][0]
         shares = sorted(target.distribution(position).items(), key=lambda item: -item[1])
         table.add_row(
             Text(_student_token(tokenizer, token), colour),
@@ -225,11 +217,9 @@ def interlinear_lines(chain: Chain, target: Target, tokenizer: Tokenizer, width:
     """Pairs of lines, the teacher's tokens above the student's, with an empty line after each pair."""
     above, below = Text(), Text()
     for block in aligned_blocks(chain, target, tokenizer):
-        teacher = Text(
-            "│".join(_token_text(_drawn_token(chain, step)) for step in block.steps), KIND_COLOURS[block.kind]
-        )
+        teacher = Text("│".join(_token_text(_drawn_token(chain, step)) for step in block.steps), KINDS[block.kind][0])
         student = Text("│").join(
-            Text(_student_token(tokenizer, target.ids[position]), KIND_COLOURS[target.kind(position)])
+            Text(_student_token(tokenizer, target.ids[position]), KINDS[target.kind(position)][0])
             for position in block.positions
         )
         columns = max(teacher.cell_len, student.cell_len)
@@ -245,8 +235,8 @@ def interlinear_lines(chain: Chain, target: Target, tokenizer: Tokenizer, width:
 def kind_legend(target: Target) -> Text:
     """The kinds that a target has, in their colours, with the number of positions of each."""
     parts = [
-        Text(f"{kind} {target.kinds.count(kind)}", colour).append(f" ({KIND_MEANINGS[kind]})", "dim")
-        for kind, colour in KIND_COLOURS.items()
+        Text(f"{kind} {target.kinds.count(kind)}", colour).append(f" ({meaning})", "dim")
+        for kind, (colour, meaning) in KINDS.items()
         if kind in target.kinds
     ]
     return Text("   ").join(parts)
@@ -286,8 +276,8 @@ def _student_cells(target: Target, tokenizer: Tokenizer, position: int) -> tuple
     shares = sorted(((p, token) for token, p in distribution.items() if p >= MIN_PROBABILITY), reverse=True)
     texts = "  ".join(f"{_student_token(tokenizer, token)} {p:.3f}" for p, token in shares[: MAX_CANDIDATES + 1])
     return (
-        Text(_student_token(tokenizer, target.ids[position]), KIND_COLOURS[kind]),
-        Text(kind, KIND_COLOURS[kind]),
+        Text(_student_token(tokenizer, target.ids[position]), KINDS[kind][0]),
+        Text(kind, KINDS[kind][0]),
         Text("" if len(distribution) == 1 and not tail else texts),
         f"{tail:.3f}" if tail else "",
     )

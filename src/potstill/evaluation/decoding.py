@@ -36,11 +36,6 @@ class Decoding:
     calculator: bool = False
 
     @property
-    def name(self) -> str:
-        number = "" if self.choice == "greedy" else f"-{self.samples}"
-        return f"{self.choice}{number}{'+calculator' if self.calculator else ''}"
-
-    @property
     def spec(self) -> SamplingSpec:
         """What has to be generated."""
         return SamplingSpec(self.choice != "greedy", self.samples, self.calculator)

@@ -38,21 +38,25 @@ RING_DISTANCES = (10, 22, 36, 52)
 RING_DIRECTIONS = 16
 
 # Matplotlib parses colours, so each of these stands for one CSS variable of the page; `to_svg` replaces them.
-INK, SOFT, RULE, PAPER, HEAT = "#010203", "#020304", "#030405", "#040506", "#08090a"
-GROUP_COLOURS: Final[Mapping[SetGroup, str]] = {
-    "in-distribution": "#050607",
-    "out-of-distribution": "#060708",
-    "generic": "#070809",
+_PALETTE: Final = {
+    "ink": "#1f1d1a",
+    "soft": "#6b665e",
+    "rule": "#dcd6cb",
+    "paper": "#fffdf9",
+    "inside": "#0b6aa8",
+    "outside": "#bd4b12",
+    "generic": "#21795c",
+    "heat": "#e0761f",
 }
 CSS_VARIABLES: Final = {
-    INK: "var(--ink, #1f1d1a)",
-    SOFT: "var(--soft, #6b665e)",
-    RULE: "var(--rule, #dcd6cb)",
-    PAPER: "var(--paper, #fffdf9)",
-    HEAT: "var(--heat, #e0761f)",
-    GROUP_COLOURS["in-distribution"]: "var(--inside, #0b6aa8)",
-    GROUP_COLOURS["out-of-distribution"]: "var(--outside, #bd4b12)",
-    GROUP_COLOURS["generic"]: "var(--generic, #21795c)",
+    f"#{number:02x}{number + 1:02x}{number + 2:02x}": f"var(--{name}, {colour})"
+    for number, (name, colour) in enumerate(_PALETTE.items(), 1)
+}
+INK, SOFT, RULE, PAPER, INSIDE, OUTSIDE, GENERIC, HEAT = CSS_VARIABLES
+GROUP_COLOURS: Final[Mapping[SetGroup, str]] = {
+    "in-distribution": INSIDE,
+    "out-of-distribution": OUTSIDE,
+    "generic": GENERIC,
 }
 GROUP_MARKERS: Final[Mapping[SetGroup, str]] = {"in-distribution": "o", "out-of-distribution": "s", "generic": "D"}
 SIZE, SMALL = 13.0, 11.5  # of text, in CSS pixels

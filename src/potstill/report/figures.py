@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from potstill.records import END, Candidate, Chain, Checkpoint, End
-from potstill.report import canvas
+from potstill.report import canvas, summary
 from potstill.report.canvas import (
     DASHED,
     GROUP_COLOURS,
@@ -50,14 +50,7 @@ from potstill.report.canvas import (
     step_axis,
 )
 from potstill.report.model import SET_GROUPS, Comparison, ControlRun, ReportData, SetGroup
-from potstill.report.summary import (
-    CheckpointScores,
-    format_change,
-    has_trained_choice,
-    main_comparisons,
-    readable_token,
-    scores_by_checkpoint,
-)
+from potstill.report.summary import CheckpointScores, readable_token
 
 WIDE, NARROW = 960, 380
 GLYPHS, CONTROLS = "▽△◁▷", "v^<>"  # markers of the controls, as text and for matplotlib
@@ -69,12 +62,12 @@ MAX_OPACITY: Final = 0.8  # opacity of a certain candidate
 
 def draw_figures(data: ReportData) -> dict[str, str]:
     """Every figure that the report has data for: `name` for a wide page and `name-narrow` for a phone."""
-    rows, chosen = scores_by_checkpoint(data), data.choice.checkpoint if data.choice else None
+    rows, chosen = summary.scores_by_checkpoint(data), data.choice.checkpoint if data.choice else None
     plain, step = [row for row in rows if row.checkpoint.is_plain], chosen.step if chosen else None
     both = [row for row in rows if "generic" in row.groups and set(SPECIALIZED_GROUPS) & set(row.groups)]
-    comparisons = main_comparisons(data)
+    comparisons = summary.main_comparisons(data)
     drawings: dict[str, Callable[..., str]] = {}
-    if comparisons and has_trained_choice(data):
+    if comparisons and summary.has_trained_choice(data):
         drawings["before-after"] = partial(draw_before_after, comparisons, data.groups, data.controls)
     if len(both) > 1:
         drawings["tradeoff"] = partial(draw_tradeoff, rows, chosen)
@@ -127,7 +120,7 @@ def draw_before_after(
                 colour, shape, size = SOFT, CONTROLS[(number - 1) % 4], 6.5
             axes.hlines(y, score.low, score.high, color=colour, linewidth=2, alpha=0.55)
             axes.plot(score.accuracy, y, shape, markersize=size, color=colour, markerfacecolor=face, clip_on=False)
-        name, change = shorten(row.base.set, 22), format_change(row.difference)
+        name, change = shorten(row.base.set, 22), summary.format_change(row.difference)
         above = index - (span / 2 + 8) / pitch
         if narrow:
             axes.text(0, above, name, ha="left", va="center", weight="bold")

@@ -27,7 +27,7 @@ from __future__ import annotations
 import codecs
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import groupby
@@ -38,35 +38,18 @@ from markupsafe import Markup
 
 from potstill.errors import escape_hidden
 from potstill.records import BASE, END, Candidate, Chain, Checkpoint, End, PassCurve, Score
+from potstill.report import summary
 from potstill.report.csv_tables import build_tables, times_csv
 from potstill.report.model import (
     ONE_SEED_NOTE,
     OUTCOMES,
     SET_GROUPS,
     Comparison,
-    ControlRun,
     ReportData,
     ReportExample,
     SetGroup,
     StageTime,
     TrainingSpeed,
-)
-from potstill.report.summary import (
-    GroupChange,
-    changes_by_group,
-    checkpoint_label,
-    format_change,
-    format_count,
-    format_duration,
-    format_percent,
-    format_points,
-    has_trained_choice,
-    main_comparisons,
-    main_format,
-    outcome_of,
-    readable_token,
-    scores_by_checkpoint,
-    summary_rows,
 )
 
 VERSION: Final = 5  # of what the page and its tables show; the report stage stores it
@@ -83,16 +66,13 @@ SECTIONS: Final = (
 )
 SHADE_BOUNDS: Final = (0.95, 0.8, 0.6, 0.4, 0.2)  # a piece gets one shade darker below each of these probabilities
 MAX_CANDIDATES: Final = 6  # shown per piece
-GROUP_PHRASES: Final[Mapping[SetGroup, str]] = {
-    "in-distribution": "in-distribution",
-    "out-of-distribution": "out-of-distribution",
-    "generic": "on generic tasks",
-}
 
 
 def render_report(data: ReportData, figures: Mapping[str, str]) -> str:
     """The page as HTML text. `figures` are those of `draw_figures`, trusted markup; a missing one is left out."""
-    examples, checkpoints = _view_examples(data), scores_by_checkpoint(data)
+    examples, checkpoints = _view_examples(data), summary.scores_by_checkpoint(data)
+    # The first question whose chains have different grades is open when the page loads.
+    grades = [{verdict.grade for _, verdict in example.chains} for example in data.examples]
     values: dict[str, Any] = {
         "figures": {name: Markup(svg) for name, svg in figures.items()},
         "sections": SECTIONS,
@@ -100,18 +80,18 @@ def render_report(data: ReportData, figures: Mapping[str, str]) -> str:
         "controls": controls_sentence(data),
         "changes": _group_changes(data),
         "checkpoints": checkpoints,
-        "students": summary_rows(data),
-        "main": main_comparisons(data),
+        "students": summary.summary_rows(data),
+        "main": summary.main_comparisons(data),
         "formats": _score_tables(data),
         "pass_curves": _pass_curve_tables(data),
-        "trained": has_trained_choice(data),
+        "trained": summary.has_trained_choice(data),
         "interpolated": any(row.checkpoint.share != 1 for row in checkpoints),
         "on_policy": any(row.checkpoint.on_policy_steps for row in checkpoints),
         "non_finite": sum(not math.isfinite(loss) for _, loss in data.losses),
         "groups": SET_GROUPS,
         "costs": [(stage, list(rows)) for stage, rows in groupby(data.costs, lambda cost: cost.stage)],
         "examples": examples,
-        "first_open": _first_open_example(data.examples),
+        "first_open": next((index for index, different in enumerate(grades) if len(different) > 1), 0),
         "kinds": _filter_choices([kind for _, kind, _ in examples]),
         "shaded": any(piece.shade for _, _, chains in examples for _, _, pieces in chains for piece in pieces),
         "shades": [f"under {100 * bound:.0f}\N{NO-BREAK SPACE}%" for bound in SHADE_BOUNDS],
@@ -142,8 +122,13 @@ def _jinja_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    formats = {"percent": format_percent, "points": format_points, "count": format_count, "duration": format_duration}
-    environment.filters.update(formats, label=checkpoint_label)
+    environment.filters.update(
+        percent=summary.format_percent,
+        points=summary.format_points,
+        count=summary.format_count,
+        duration=summary.format_duration,
+        label=summary.checkpoint_label,
+    )
     return environment
 
 
@@ -161,46 +146,51 @@ def summary_sentence(data: ReportData) -> str:
         return "Nothing was compared: the run has no scores on the test split."
     if data.choice and data.choice.checkpoint == BASE:
         scores = ", ".join(
-            f"{format_percent(change.base)} {GROUP_PHRASES[change.group]} ({_describe_sets(change)}; 95\xa0% interval"
-            f" {format_percent(change.base.low)} to {format_percent(change.base.high)})"
+            f"{summary.format_percent(change.base)} {_group_phrase(change.group)} ({_describe_sets(change)}; 95\xa0% interval"
+            f" {summary.format_percent(change.base.low)} to {summary.format_percent(change.base.high)})"
             for change in changes
         )
         return f"The rule chose step 0, the student before training; its accuracy on the test split: {scores}."
     parts = [
-        f"from {format_percent(change.base)} to {format_percent(change.chosen)} {GROUP_PHRASES[change.group]}"
-        f" ({_describe_sets(change)}; {format_points(change.difference.value)} points, 95\xa0% interval"
-        f" {format_points(change.difference.low)} to {format_points(change.difference.high)})"
+        f"from {summary.format_percent(change.base)} to {summary.format_percent(change.chosen)} {_group_phrase(change.group)}"
+        f" ({_describe_sets(change)}; {summary.format_points(change.difference.value)} points, 95\xa0% interval"
+        f" {summary.format_points(change.difference.low)} to {summary.format_points(change.difference.high)})"
         for change in changes
     ]
-    steps = f"After {_describe_steps(data.choice.checkpoint)}" if data.choice else "After training"
-    return f"{steps}, accuracy on the test split went {_join_words(parts)}."
+    start = "After training"
+    if data.choice:
+        share = data.choice.checkpoint.share
+        start = f"After {summary.format_count(data.choice.checkpoint.step)} training steps"
+        start += "" if share == 1 else f", {summary.format_percent(share)} of what they changed"
+    return f"{start}, accuracy on the test split went {_join_words(parts)}."
 
 
 def controls_sentence(data: ReportData) -> str:
     """What the controls reached from the same base on the same questions; empty without controls."""
     steps = {control.name: control.steps for control in data.controls}
     parts = []
-    for row in summary_rows(data)[2:]:
-        reached = [f"{format_percent(cell.accuracy)} {GROUP_PHRASES[group]}" for group, cell in row.groups.items()]
-        parts.append(f"{format_count(steps[row.name])} steps on {row.training} reached {_join_words(reached)}")
+    for row in summary.summary_rows(data)[2:]:
+        reached = [
+            f"{summary.format_percent(cell.accuracy)} {_group_phrase(group)}" for group, cell in row.groups.items()
+        ]
+        parts.append(f"{summary.format_count(steps[row.name])} steps on {row.training} reached {_join_words(reached)}")
     return f"For comparison, from the same base, each with one seed: {'; '.join(parts)}." if parts else ""
 
 
-def _group_changes(data: ReportData) -> list[GroupChange]:
+def _group_changes(data: ReportData) -> list[summary.GroupChange]:
     """Each group that has a test set, in the main format and decoding."""
-    return list(changes_by_group(main_comparisons(data), data.groups).values())
+    return list(summary.changes_by_group(summary.main_comparisons(data), data.groups).values())
+
+
+def _group_phrase(group: SetGroup) -> str:
+    return "on generic tasks" if group == "generic" else group
 
 
 def _join_words(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}"
 
 
-def _describe_steps(checkpoint: Checkpoint) -> str:
-    steps = f"{format_count(checkpoint.step)} training steps"
-    return steps if checkpoint.share == 1 else f"{steps}, {format_percent(checkpoint.share)} of what they changed"
-
-
-def _describe_sets(change: GroupChange) -> str:
+def _describe_sets(change: summary.GroupChange) -> str:
     return change.sets[0] if len(change.sets) == 1 else f"mean of {len(change.sets)} sets"
 
 
@@ -210,7 +200,7 @@ def render_card(data: ReportData) -> str:
     parts = [f"# {data.name}", summary_sentence(data)]
     if data.choice:
         parts.append(
-            f"Step {checkpoint_label(data.choice.checkpoint)} of a training run, chosen by {data.choice.rule} on"
+            f"Step {summary.checkpoint_label(data.choice.checkpoint)} of a training run, chosen by {data.choice.rule} on"
             f" validation questions. Student: {data.student}. Teacher: {data.teacher}."
         )
     parts += data.notes
@@ -218,7 +208,7 @@ def render_card(data: ReportData) -> str:
         rows = ["| set | group | format | n | before | after | difference |", "|---|---|---|---|---|---|---|"]
         for row in data.comparisons:
             score = row.chosen
-            before, after = format_percent(row.base.accuracy), format_percent(score.accuracy)
+            before, after = summary.format_percent(row.base.accuracy), summary.format_percent(score.accuracy)
             cells = (
                 score.set,
                 data.groups[score.set],
@@ -227,7 +217,7 @@ def render_card(data: ReportData) -> str:
                 before,
                 after,
             )
-            escaped = (cell.replace("|", "\\|") for cell in (*cells, format_change(row.difference)))
+            escaped = (cell.replace("|", "\\|") for cell in (*cells, summary.format_change(row.difference)))
             rows.append(f"| {' | '.join(escaped)} |")
         parts += ["## Test", "\n".join(rows), "Intervals are 95 %, over the questions of one seed."]
         parts += [f"{controls_sentence(data)} {ONE_SEED_NOTE}"] if data.controls else []
@@ -247,29 +237,25 @@ GroupRows = list[tuple[SetGroup, list[list[StudentRow]]]]
 def _score_tables(data: ReportData) -> list[tuple[str, str, bool, GroupRows]]:
     """(format, decoding, has sets of several tasks, rows) of every count: the main format first and with the controls;
     by group and set, one row per student."""
-    keys = list(dict.fromkeys((row.chosen.format, row.chosen.decoding) for row in data.comparisons))
-    tables = []
-    for key in sorted(keys, key=lambda key: key != main_format(data)):
-        controls = data.controls if key == main_format(data) else ()
-        rows = [row for row in data.comparisons if (row.chosen.format, row.chosen.decoding) == key]
-        groups: GroupRows = []
-        for group in SET_GROUPS:
-            if sets := [_set_rows(data, row, controls) for row in rows if data.groups[row.chosen.set] == group]:
-                groups.append((group, sets))
-        has_tasks = any(score.macro is not None for _, sets in groups for lines in sets for _, score, _ in lines)
-        tables.append((*key, has_tasks, groups))
-    return tables
-
-
-def _set_rows(data: ReportData, comparison: Comparison, controls: Sequence[ControlRun]) -> list[StudentRow]:
-    """The rows of one set: the base, the chosen checkpoint and the controls."""
-    rows: list[StudentRow] = [("base", comparison.base, None)]
-    if has_trained_choice(data):
-        rows.append((_checkpoint_name(comparison.chosen.checkpoint), comparison.chosen, comparison))
-        for control in controls:
-            of_set = [row for row in control.comparisons if row.chosen.set == comparison.chosen.set]
+    main, trained = summary.main_format(data), summary.has_trained_choice(data)
+    tables: dict[tuple[str, str], list[list[StudentRow]]] = {}
+    for comparison in data.comparisons:
+        score, key = comparison.chosen, (comparison.chosen.format, comparison.chosen.decoding)
+        rows: list[StudentRow] = [("base", comparison.base, None)]
+        if trained:
+            rows.append((_checkpoint_name(score.checkpoint), score, comparison))
+        for control in data.controls if trained and key == main else ():
+            of_set = [row for row in control.comparisons if row.chosen.set == score.set]
             rows += [(control.training, row.chosen, row) for row in of_set]
-    return rows
+        tables.setdefault(key, []).append(rows)
+    views = []
+    for key, sets in sorted(tables.items(), key=lambda table: table[0] != main):
+        has_tasks = any(score.macro is not None for rows in sets for _, score, _ in rows)
+        groups: GroupRows = [
+            (group, [rows for rows in sets if data.groups[rows[0][1].set] == group]) for group in SET_GROUPS
+        ]
+        views.append((*key, has_tasks, groups))
+    return views
 
 
 def _pass_curve_tables(data: ReportData) -> list[tuple[str, str, list[tuple[str, str, int, list[PassCurve]]]]]:
@@ -301,17 +287,11 @@ def _view_examples(data: ReportData) -> list[tuple[ReportExample, str, list[tupl
     return [
         (
             example,
-            (outcome_of(example.before, example.after) or "taught").replace(" ", "-"),
+            (summary.outcome_of(example.before, example.after) or "taught").replace(" ", "-"),
             [(chain, verdict, split_into_pieces(chain)) for chain, verdict in example.chains],
         )
         for example in data.examples
     ]
-
-
-def _first_open_example(examples: Sequence[ReportExample]) -> int:
-    """The index of the first question whose chains have different grades, else 0: it is open when the page loads."""
-    grades = [{verdict.grade for _, verdict in example.chains} for example in examples]
-    return next((index for index, different in enumerate(grades) if len(different) > 1), 0)
 
 
 def _filter_choices(kinds: Sequence[str]) -> list[tuple[str, str, int]]:
@@ -341,57 +321,47 @@ class TextPiece:
     @property
     def shade(self) -> int:
         """0 for a certain piece, up to the number of `SHADE_BOUNDS` for the least likely."""
-        if self.probability is None:
-            return 0
-        return sum(self.probability < bound for bound in SHADE_BOUNDS)
+        return 0 if self.probability is None else sum(self.probability < bound for bound in SHADE_BOUNDS)
 
 
 def split_into_pieces(chain: Chain) -> list[TextPiece]:
     """The whole text of a chain in order, then an empty piece for its end if that has a probability.
 
-    A token may be a part of a character: tokens that are readable only together make one piece.
+    A token may be a part of a character: tokens that are readable only together make one piece, with the candidates of
+    the first one and the product of their probabilities.
     """
     if not chain.candidates:
         return [TextPiece(chain.text)]
-    pieces = [*_join_characters(list(_token_pieces(chain)))]
+    parts: list[tuple[bytes, TextPiece]] = []  # the bytes of each token, and those between tokens
+    position = 0
+    for (start, end), token, step in zip(chain.spans, chain.tokens, chain.candidates, strict=False):
+        if start > position:
+            parts.append((chain.content[position:start], TextPiece("")))
+        parts.append((chain.content[max(position, start) : end], _make_piece(token, step)))
+        position = max(position, end)
+    if position < len(chain.content):
+        parts.append((chain.content[position:], TextPiece("")))
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    pieces: list[TextPiece] = []
+    waiting: TextPiece | None = None  # its bytes end within a character
+    for number, (content, piece) in enumerate(parts):
+        text = decoder.decode(content, final=number == len(parts) - 1)
+        if waiting is not None:
+            known = [p for p in (waiting.probability, piece.probability) if p is not None]
+            piece = replace(waiting, probability=math.prod(known) if known else None)
+        waiting = None if text or not content else piece
+        if waiting is None:
+            pieces.append(replace(piece, text=text))
     if len(chain.candidates) > len(chain.tokens) and chain.stop == "end":
         pieces.append(_make_piece(END, chain.candidates[-1]))
     return pieces
 
 
-def _token_pieces(chain: Chain) -> Iterator[tuple[bytes, TextPiece]]:
-    """The bytes of each token with its piece, and the bytes between tokens with an empty piece."""
-    position = 0
-    for (start, end), token, step in zip(chain.spans, chain.tokens, chain.candidates, strict=False):
-        if start > position:
-            yield chain.content[position:start], TextPiece("")
-        yield chain.content[max(position, start) : end], _make_piece(token, step)
-        position = max(position, end)
-    if position < len(chain.content):
-        yield chain.content[position:], TextPiece("")
-
-
-def _join_characters(parts: Sequence[tuple[bytes, TextPiece]]) -> Iterator[TextPiece]:
-    """The pieces with their texts. A piece whose bytes end within a character is joined with the next one: it keeps its
-    candidates, and the probabilities are multiplied."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    waiting: TextPiece | None = None
-    for number, (content, piece) in enumerate(parts):
-        text = decoder.decode(content, final=number == len(parts) - 1)
-        if waiting is not None:
-            piece = replace(waiting, probability=_multiply(waiting.probability, piece.probability))
-        waiting = None if text or not content else piece
-        if waiting is None:
-            yield replace(piece, text=text)
-
-
-def _multiply(a: float | None, b: float | None) -> float | None:
-    return a if b is None else b if a is None else a * b
-
-
 def _make_piece(drawn: bytes | End, step: Sequence[Candidate]) -> TextPiece:
     ranked = sorted(step, key=lambda candidate: -candidate[1])
     shown = ranked[:MAX_CANDIDATES] + [candidate for candidate in ranked[MAX_CANDIDATES:] if candidate[0] == drawn]
-    candidates = tuple(CandidateView(readable_token(token), math.exp(log), token == drawn) for token, log in shown)
+    candidates = tuple(
+        CandidateView(summary.readable_token(token), math.exp(log), token == drawn) for token, log in shown
+    )
     probability = next((candidate.probability for candidate in candidates if candidate.drawn), None)
     return TextPiece("", probability, candidates)
