@@ -304,8 +304,8 @@ def _error_of_validation(
     found = "" if hidden else json.dumps(error["input"], ensure_ascii=False, default=str)
     if error["type"] in _CONTAINER_HINTS:
         expected, hint = _CONTAINER_HINTS[error["type"]]
-        if error["type"] != "list_type" and len(keys) < 3:
-            hint = _SECTION_EXAMPLES.get(keys[0], hint) if keys else hint
+        if error["type"] != "list_type" and 0 < len(keys) < 3:
+            hint = _SECTION_EXAMPLES.get(keys[0]) or hint
         return _fault("E-recipe-type", f"{dotted} must be {expected}", place, found, hint)
     hints = dict.fromkeys(_value_hint(other, dotted) for other in fault.errors() if _error_keys(other) == keys)
     message = f"{dotted}: {error['msg']}" if dotted else error["msg"]
