@@ -3,9 +3,8 @@
     from potstill import recipe, runner
     run_dir = runner.run(recipe.load_recipe(Path("recipes/gsm8k-human.yaml")))
 
-Stages exchange files and nothing else. A finished stage that still fits the recipe is not made again. An interrupted
-stage is resumed. A stage that was made from something else is an error that lists the differences; `redo` allows it to
-be made again.
+A finished stage that still fits the recipe is not made again. An interrupted stage is resumed. A stage that was made from
+something else is an error that lists the differences; `redo` allows it to be made again.
 """
 
 from __future__ import annotations
@@ -23,14 +22,7 @@ from potstill.errors import UserError
 from potstill.recipe import Recipe, flatten_keys, recipe_to_yaml
 from potstill.stages import ALL_STAGES, STAGES, open_stage, recipe_stages, stages_from
 from potstill.storage import ledger, manifest, parquet, run_folder, segments
-from potstill.storage.manifest import (
-    Identity,
-    Manifest,
-    StageState,
-    mebibyte_counter,
-    unverified_bytes,
-    verify_files,
-)
+from potstill.storage.manifest import Identity, Manifest, StageState, mebibyte_counter, unverified_bytes, verify_files
 from potstill.storage.segments import Shard
 
 if TYPE_CHECKING:
@@ -67,12 +59,8 @@ def run(
     until = names[-1] if until == STAGES[-1] else until
     for name in (redo, until):
         if name is not None and name not in names:
-            raise UserError(
-                "this recipe has no such stage" if name in ALL_STAGES else "no such stage",
-                code="E-run-unknown-stage",
-                where=name,
-                hint=f"name one of {', '.join(names)}",
-            )
+            what = "this recipe has no such stage" if name in ALL_STAGES else "no such stage"
+            raise UserError(what, code="E-run-unknown-stage", where=name, hint=f"name one of {', '.join(names)}")
     with _process_group(run_dir, recipe) as (is_main, group):
         if is_main:
             with run_folder.lock_run(run_dir):
@@ -93,7 +81,6 @@ def run_shard(recipe: Recipe, shard: Shard, *, run_dir: Path | None = None) -> P
             current = _Run(run_dir, recipe)
             if current.begin_sample():
                 return run_dir
-            current.check_ahead(current.stages, "sample")
             stack.enter_context(run_folder.lock_shard(run_dir, shard.number, shard.count))
             run_folder.append_log(run_dir, "start", shard=str(shard), **_machine_info())
             if teachers.from_recipe(recipe).metered:
@@ -123,7 +110,6 @@ def run_batch(
         current = _Run(run_dir, recipe)
         if current.begin_sample():
             return run_dir
-        current.check_ahead(current.stages, "sample")
         run_folder.append_log(run_dir, "start", batch=True, **_machine_info())
         from potstill.stages import sample
 
@@ -185,7 +171,9 @@ class _Run:
                 self.check_ahead(redone, until, all_missing=True)
             self.verify(redo)
             self.confirm_removal(redo, yes)
-            self.remove_from(redo)
+            for folder in (*reversed(stages_from(redo)), "student"):  # `report`, the last stage, makes `student`
+                storage.remove(self.run_dir / folder)
+            self.forget_states(redo)
         first_missing = next((name for name in wanted if self.state(name).manifest is None), None)
         if first_missing is not None:
             self.verify(first_missing)  # before anything is read to check ahead
@@ -215,10 +203,12 @@ class _Run:
         seconds = time.monotonic() - start
         usage = {"seconds": round(seconds, 3), "peak_memory_mib": process.peak_memory() >> 20}
         run_folder.append_log(self.run_dir, "done", stage=name, **usage)
-        progress.print_line(f"{name:<9} {_summarize_counts(counts)}  ({seconds:.1f} s)", "green")
+        # One line without nested counts; `potstill status` shows all.
+        summary = ", ".join(f"{key} {value}" for key, value in counts.items() if isinstance(value, int | float | str))
+        progress.print_line(f"{name:<9} {summary}  ({seconds:.1f} s)", "green")
 
     def begin_sample(self) -> bool:
-        """Collect the questions and begin the stage `sample`. Returns whether it is already finished."""
+        """Collect the questions, begin the stage `sample` and check ahead. Returns whether it is already finished."""
         self.check(self.stages)
         self.write_recipe()
         self.make("collect")
@@ -227,6 +217,7 @@ class _Run:
             progress.print_line("sample    up to date: all chains are stored", "dim")
             return True
         self.verify("sample")
+        self.check_ahead(self.stages, "sample")
         return False
 
     def check(self, names: Collection[str]) -> None:
@@ -288,20 +279,17 @@ class _Run:
         stage = open_stage(name)
         keys, free = flatten_keys(self.recipe, *stage.reads), stage.free(self.recipe)
         if earlier is None:
-            earlier = {before: self.finished(before, name).digest for before in self.earlier(name)}
+            earlier = {before: self.digest(before, name) for before in self.earlier(name)}
         inputs = {**self.inputs(name), **earlier}
         return Identity(name, stage.versions(), {key: keys[key] for key in keys if key not in free}, inputs)
 
-    def finished(self, name: str, reader: str) -> Manifest:
+    def digest(self, name: str, reader: str) -> str:
+        """The digest of a finished stage that the stage `reader` needs."""
         done = self.state(name).manifest
         if done is None:
-            raise UserError(
-                f"{reader} needs {name}, which is not finished",
-                code="E-run-stage-missing",
-                where=self.run_dir,
-                hint=f"run `potstill {name}` first",
-            )
-        return done
+            what, hint = f"{reader} needs {name}, which is not finished", f"run `potstill {name}` first"
+            raise UserError(what, code="E-run-stage-missing", where=self.run_dir, hint=hint)
+        return done.digest
 
     def inputs(self, name: str) -> dict[str, str]:
         """Digests of what a stage reads from outside of the run. If that is missing, a finished stage keeps the digests
@@ -323,34 +311,19 @@ class _Run:
         keeps the folders of its checkpoints, which have manifests of their own.
         """
         storage.remove(self.run_dir / "student")
+        partly = {"evaluate": [manifest.MANIFEST_FILE, manifest.BEGUN_FILE], name: [manifest.MANIFEST_FILE]}
         for later in reversed(stages_from(name)):
-            folder = self.run_dir / later
-            if later == name:
-                storage.remove(folder / manifest.MANIFEST_FILE)
-            elif later == "evaluate":
-                storage.remove(folder / manifest.MANIFEST_FILE)
-                storage.remove(folder / manifest.BEGUN_FILE)
-            else:
-                storage.remove(folder)
+            for removed in partly.get(later, [""]):  # "": the whole folder
+                storage.remove(self.run_dir / later / removed)
 
     def confirm_removal(self, name: str, yes: Consent) -> None:
         """Raise UserError if a redo would remove chains of a server and the user does not agree."""
         paid = describe_paid_chains(self.run_dir) if "sample" in stages_from(name) else ""
         if not paid or yes is True or (yes is not False and yes(f"--redo {name} removes {paid}")):
             return
-        raise UserError(
-            f"--redo {name} would remove the chains of a server",
-            code="E-run-removes-paid-chains",
-            where=self.run_dir / "sample",
-            found=paid,
-            hint="nothing was removed: give the recipe another name to keep both, or add --yes to remove them",
-        )
-
-    def remove_from(self, name: str) -> None:
-        for later in reversed(stages_from(name)):
-            storage.remove(self.run_dir / later)
-        storage.remove(self.run_dir / "student")  # made by `report`, which is always among the later stages
-        self.forget_states(name)
+        what = f"--redo {name} would remove the chains of a server"
+        hint = "nothing was removed: give the recipe another name to keep both, or add --yes to remove them"
+        raise UserError(what, code="E-run-removes-paid-chains", where=self.run_dir / "sample", found=paid, hint=hint)
 
     def write_recipe(self) -> None:
         path, text = self.run_dir / "recipe.yaml", recipe_to_yaml(self.recipe).encode()
@@ -392,8 +365,3 @@ def _machine_info() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in names},
     }
-
-
-def _summarize_counts(counts: dict[str, Any]) -> str:
-    """The counts of a stage in one line, without nested ones; `potstill status` shows all."""
-    return ", ".join(f"{key} {value}" for key, value in counts.items() if isinstance(value, int | float | str))
