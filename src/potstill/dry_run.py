@@ -2,9 +2,8 @@
 
     print(describe_run(load_recipe(path)))        # what `potstill run RECIPE --dry-run` prints
 
-It loads everything that is on this machine. Models or chains that are missing are named, and everything that does not
-depend on them is still estimated. Lengths are means over the first training questions and their own solutions, in place
-of the teacher's chains. Memory and time are estimates, each with its basis.
+Models or chains that are missing are named, and everything that does not depend on them is still estimated. Lengths are
+means over the first training questions and their own solutions, in place of the teacher's chains.
 """
 
 from __future__ import annotations
@@ -25,120 +24,247 @@ from potstill.training import format_mix, on_policy, replay_data
 
 SAMPLE_QUESTIONS = 200  # training questions whose prompts and solutions are tokenized to estimate lengths
 FLOPS_RATES = (1e13, 1e14, 4e14)  # operations per second; the plan gives a time for each
+BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, 32 bits each
+FEW_QUESTIONS = 100  # the plan gives the uncertainty of a score over fewer questions
+INDENT = " " * 18
+Sets = dict[str, dict[str, list[Question]]]  # set -> split -> questions
 
 
-def describe_training(recipe: Recipe, train: Sequence[Question], parameters: int | None) -> list[str]:
-    """The lines about training. parameters: of the student; None if its size is unknown.
+def describe_run(recipe: Recipe) -> str:
+    """The plan as plain text. Raises UserError for anything that would stop the run before its first stage."""
+    downloads = any(spec.file is None or spec.hub is not None for spec in recipe.sets.values())
+    cache = " except downloaded sets" if downloads else ""
+    assembled = assemble.assemble_questions(recipe)
+    sets = assembled.questions
+    lines = [f"plan of {recipe.name} (nothing is written{cache})", "", *_question_lines(assembled)]
+    if recipe.has_teacher:
+        train = [question for name in recipe.questions.train for question in sets[name].get("train", [])]
+        lines += _section(lambda: [*teachers.from_recipe(recipe).forecast(train), ""], "teacher")
+        lines += _section(lambda: _student_lines(recipe), "student")
+        lines += _section(lambda: _training_lines(recipe, train), "training")
+        lines += _section(lambda: _evaluation_lines(recipe, sets), "answers")
+    else:
+        n, formats = sum(len(by_split.get("test", [])) for by_split in sets.values()), len(recipe.evaluate.formats)
+        answers = f"{n} x {formats} = {n * formats} of at most {recipe.evaluate.max_tokens} tokens"
+        lines.append(f"student           {recipe.student.model or 'random weights'}, not trained")
+        lines.append(f"answers           {answers}")
+    return "\n".join([*lines, "", *_problem_lines(recipe)])
 
-    Raises UserError for anything that would stop training.
-    """
-    tokenizer = tokenization.load_tokenizer(models.tokenizer_folder(recipe))
+
+def _section(build: Callable[[], list[str]], name: str) -> list[str]:
+    """A part of the plan. If something that it needs is missing, the list of problems at the end names it."""
+    try:
+        return build()
+    except UserError as fault:
+        return [f"{name:<17} no estimate: {fault.where}: {fault.what}", ""]
+
+
+def _problem_lines(recipe: Recipe) -> list[str]:
+    """The problems that would stop the run at one of its stages."""
+    problems = preflight.find_problems(recipe, stages.recipe_stages(recipe), runner.default_run_dir(recipe))
+    lines = []
+    for problem in problems:
+        first, *rest = str(problem.fault).splitlines()
+        lines += [f"problem           at {problem.stage}: {first}", *(f"                {line}" for line in rest)]
+    return lines or ["problems          none found"]
+
+
+def _question_lines(assembled: assemble.AssembledQuestions) -> list[str]:
+    sets = assembled.questions
+    lines = ["questions         train  validation    test  not used"]
+    for name, by_split in sets.items():
+        counts = [str(len(by_split[split])) if split in by_split else "-" for split in ("train", "validation", "test")]
+        lines.append(f"  {name:<12} {counts[0]:>8} {counts[1]:>11} {counts[2]:>7} {assembled.unused[name]:>9}")
+    for name, by_split in sets.items():
+        for split in ("validation", "test"):
+            n = len(by_split.get(split, ()))
+            if 0 < n < FEW_QUESTIONS:
+                interval = f"+/- {98 / n**0.5:.0f} points at n = {n} and 50 % right"
+                lines.append(f"  few             {name} {split}: {interval}")
+    questions = [question for by_split in sets.values() for rows in by_split.values() for question in rows]
+    for first, other in data.find_contradictions(questions)[:3]:
+        answers = f"the answers {first.gold[:30]!r} and {other.gold[:30]!r}"
+        lines.append(f"  contradiction   {first.id} and {other.id} are the same question with {answers}")
+    equal = "except for numbers and names"
+    if assembled.dropped:
+        lines.append(
+            f"  templates       {assembled.dropped} training questions left out: they equal evaluated ones {equal}"
+        )
+    else:
+        for name, by_split in assembled.templates.items():
+            for split, ids in by_split.items():
+                if ids:
+                    share = f"{len(ids)} of {len(sets[name][split])}"
+                    lines.append(f"  templates       {name} {split}: {share} equal training questions {equal}")
+    return [*lines, ""]
+
+
+def _student_lines(recipe: Recipe) -> list[str]:
+    count, section = _parameter_count(recipe), recipe.student
+    weights, chat = "random weights", None
+    if section.model is not None:
+        path = _find_local(recipe, section.model)
+        if path is not None:
+            models.check_tokenizer(recipe, path)
+            chat = models.chat_template_from_recipe(recipe, path)
+        weights = str(path) if path else f"{section.model} is missing: the run would stop at train"
+    if count is None:
+        return [f"student           {weights}; its size is unknown without it (set student.shape too)", ""]
+    gib, lora = count / 2**30, recipe.train.lora
+    per_parameter = 4 if lora else BYTES_PER_PARAMETER
+    parts = f"weights; adapters of rank {lora} on top" if lora else "weights, gradients and AdamW"
+    engine = "the adapters" if lora else f"{8 * gib:.2f} GiB"
+    lines = [
+        f"student           {weights}",
+        f"  prompts         {'in its own chat template (student.chat: false for plain ones)' if chat else 'plain'}",
+        f"  parameters      {count}",
+        f"  memory          {per_parameter * gib:.2f} GiB: {parts}, {per_parameter} bytes per parameter,",
+        f"{INDENT}and the activations of {recipe.train.batch_tokens} tokens",
+    ]
+    if recipe.train.sharding == "full":
+        lines.append(f"{INDENT}all but the activations split among the processes")
+    saved = f"{_checkpoint_count(recipe)} of {4 * gib:.2f} GiB"
+    return [*lines, f"  checkpoints     {saved}, and the engine state of the newest: {engine}", ""]
+
+
+def _training_lines(recipe: Recipe, train: Sequence[Question]) -> list[str]:
+    """The lines about training. Raises UserError for anything that would stop training."""
+    section = recipe.train
     sample = splits.sample_by_hash(train, SAMPLE_QUESTIONS)
-    quotas = {prompts.FORMATS[name]: quota for name, quota in recipe.train.formats.items() if quota}
+    lengths = _mean_lengths(recipe, sample)
+    chains, cap = teachers.from_recipe(recipe).count_chains(train), recipe.filter.max_per_question
+    if chains is not None and cap is not None:
+        chains = min(chains, len(train) * cap) or None
+    chains_per_prompt = format_mix.mean_chains_per_prompt(recipe, len(train), chains)
+    quotas = {name: quota for name, quota in section.formats.items() if quota}
+    tokens = supervised = 0.0
+    for name, quota in quotas.items():
+        prompt, target = lengths[name]
+        share, rows = quota / sum(quotas.values()), chains_per_prompt if prompts.FORMATS[name].rationale else 1
+        tokens += share * (prompt + target * rows)  # the chains of a prompt share it
+        supervised += share * target * rows
+    lines = _format_lines(recipe, train, chains, lengths)
+    step_tokens = tokens * section.prompts_per_step
+    total, learnt = step_tokens * section.steps, supervised * section.prompts_per_step * section.steps
+    lines += [
+        f"  steps           {section.steps} of {section.prompts_per_step} prompts: {step_tokens:.0f} tokens per step,",
+        f"{INDENT}{total:.3g} in all, {learnt:.3g} of them supervised",
+    ]
+    if (parameters := _parameter_count(recipe)) is not None:
+        flops, local_rate = 6 * parameters * total, _measure_flops()
+        times = [f"{_format_duration(flops / rate)} at {rate / 1e12:.0f} TFLOP/s" for rate in FLOPS_RATES]
+        local = f"{_format_duration(flops / local_rate)} at {local_rate / 1e12:.3f} TFLOP/s"
+        lines += [
+            f"  time            {flops:.2g} operations (6 x parameters x tokens):",
+            f"{INDENT}{', '.join(times)};",
+            f"{INDENT}{local}, the speed of a matrix product here",
+        ]
+    if section.early_stopping_patience is not None:
+        patience = f"{section.early_stopping_patience} checkpoints without improvement on validation"
+        lines.append(f"  may stop        after {patience}")
+    if (policy := recipe.on_policy) is not None:
+        texts = (policy.prompts_per_step + on_policy.task_questions_per_step(recipe)) * policy.samples
+        limit = f"of at most {policy.max_tokens} tokens"
+        lines.append(f"  repair          {policy.steps} steps on {texts} texts of the student each, {limit}")
+    return [*lines, ""]
+
+
+def _mean_lengths(recipe: Recipe, sample: Sequence[Question]) -> dict[str, tuple[float, float]]:
+    """By format: the mean numbers of tokens of a prompt and of its target, over some questions."""
+    tokenizer = tokenization.load_tokenizer(models.tokenizer_folder(recipe))
+    path = _find_local(recipe, recipe.student.model) if recipe.student.model else None
+    chat = models.chat_template_from_recipe(recipe, path) if path else None
     demonstrations = [
         prompts.Demonstration(q.text, q.gold, q.rationale or "") for q in sample[: recipe.train.demonstrations]
     ]
-    chains = _max_chains(recipe, train)
-    chains_per_prompt = format_mix.mean_chains_per_prompt(recipe, len(train), chains)
-    tokens = supervised = 0.0
-    targets: dict[str, float] = {}
-    prompt_tokens: dict[str, float] = {}
-    path = find_local(recipe, recipe.student.model, "student.model") if recipe.student.model else None
-    chat = models.chat_template_from_recipe(recipe, path) if path else None
-    for format, quota in quotas.items():
-        share = quota / sum(quotas.values())
+
+    def mean(counts: Sequence[int]) -> float:
+        return sum(counts) / len(counts) if counts else 0.0
+
+    def mean_tokens(texts: list[str]) -> float:
+        return mean([len(encoded.ids) + 1 for encoded in tokenizer.encode_batch(texts)])
+
+    lengths = {}
+    for name in (name for name, quota in recipe.train.formats.items() if quota):
+        format = prompts.FORMATS[name]
         inputs = [prompts.build_prompt(q.text, format, demonstrations) for q in sample]
         solutions = [
             prompts.format_solution(q.rationale or "", q.gold) if format.rationale else prompts.format_answer(q.gold)
             for q in sample
         ]
-        target = targets[format.name] = _mean([len(ids.ids) + 1 for ids in tokenizer.encode_batch(solutions)])
         if chat:
-            prompt = _mean([len(chat.encode(chat.render(one))) for one in inputs])
+            prompt = mean([len(chat.encode(chat.render(turns))) for turns in inputs])
         else:
-            prompt = _mean([len(ids.ids) + 1 for ids in tokenizer.encode_batch([one.plain for one in inputs])])
-        prompt_tokens[format.name] = prompt
-        rows = chains_per_prompt if format.rationale else 1
-        tokens += share * (prompt + target * rows)  # the chains of a prompt share it
-        supervised += share * target * rows
-    lines = _format_lines(recipe, train, chains, prompt_tokens, targets)
-    step_tokens = tokens * recipe.train.prompts_per_step
-    total, learnt = step_tokens * recipe.train.steps, supervised * recipe.train.prompts_per_step * recipe.train.steps
-    lines += [
-        f"  steps           {recipe.train.steps} of {recipe.train.prompts_per_step} prompts:"
-        f" {step_tokens:.0f} tokens per step,",
-        f"                  {total:.3g} in all, {learnt:.3g} of them supervised",
-    ]
-    if parameters is not None:
-        flops = 6 * parameters * total
-        local_rate = _measure_flops()
-        times = [f"{_format_duration(flops / rate)} at {rate / 1e12:.0f} TFLOP/s" for rate in FLOPS_RATES]
-        lines += [
-            f"  time            {flops:.2g} operations (6 x parameters x tokens):",
-            f"                  {', '.join(times)};",
-            f"                  {_format_duration(flops / local_rate)} at {local_rate / 1e12:.3f} TFLOP/s,"
-            " the speed of a matrix product here",
-        ]
-    if recipe.train.early_stopping_patience is not None:
-        lines.append(
-            f"  may stop        after {recipe.train.early_stopping_patience} checkpoints without improvement on validation"
-        )
-    if recipe.on_policy is not None:
-        lines.append(f"  repair          {_on_policy_line(recipe)}")
-    return [*lines, ""]
+            prompt = mean_tokens([turns.plain for turns in inputs])
+        lengths[name] = prompt, mean_tokens(solutions)
+    return lengths
 
 
 def _format_lines(
-    recipe: Recipe,
-    train: Sequence[Question],
-    chains: int | None,
-    prompt_tokens: dict[str, float],
-    targets: dict[str, float],
+    recipe: Recipe, train: Sequence[Question], chains: int | None, lengths: dict[str, tuple[float, float]]
 ) -> list[str]:
     """One line per format, and what the columns mean."""
     lines = ["training              rows  tokens  weight  epochs  prompt  target"]
     at_least = "" if teachers.from_recipe(recipe).right_by_definition else ">="
+    targets = {name: target for name, (_, target) in lengths.items()}
     for part in format_mix.compute_format_shares(recipe, targets, len(train), chains):
         tokens = "-" if part.tokens is None else f"{part.tokens:.1%}"
-        bound = at_least if part.name in targets and prompts.FORMATS[part.name].rationale else ""
+        bound = at_least if part.name in lengths and prompts.FORMATS[part.name].rationale else ""
         epochs = "-" if part.epochs is None else f"{bound}{part.epochs:.2f}"
-        lengths = f" {prompt_tokens[part.name]:>7.0f} {targets[part.name]:>7.0f}" if part.name in targets else ""
-        lines.append(f"  {part.name:<19} {part.rows:>5.1%} {tokens:>7} {part.weight:>7.1%} {epochs:>7}{lengths}")
+        columns = "".join(f" {length:>7.0f}" for length in lengths.get(part.name, ()))
+        lines.append(f"  {part.name:<19} {part.rows:>5.1%} {tokens:>7} {part.weight:>7.1%} {epochs:>7}{columns}")
     if recipe.train.replay is not None:
         rows, share = replay_data.replay_rows_per_step(recipe), recipe.train.replay.share
-        lines.append(f"                  replay adds {rows} rows to each step with {share:.0%} of its weight")
+        lines.append(f"{INDENT}replay adds {rows} rows to each step with {share:.0%} of its weight")
     lines += [
-        "                  rows, tokens, weight: shares of rows, supervised tokens and gradient",
-        "                  epochs: how often a chain is seen; in a format without rationales, an answer",
+        f"{INDENT}rows, tokens, weight: shares of rows, supervised tokens and gradient",
+        f"{INDENT}epochs: how often a chain is seen; in a format without rationales, an answer",
     ]
     if at_least and chains is not None:
-        lines.append(f"                  (>= because some of the {chains} chains may be wrong or dropped)")
+        lines.append(f"{INDENT}(>= because some of the {chains} chains may be wrong or dropped)")
     n = min(len(train), SAMPLE_QUESTIONS)
-    return [*lines, f"                  prompt, target: tokens, means over {n} questions and their own solutions"]
+    return [*lines, f"{INDENT}prompt, target: tokens, means over {n} questions and their own solutions"]
 
 
-def _max_chains(recipe: Recipe, train: Sequence[Question]) -> int | None:
-    """The maximum number of chains to learn from; None if it is unknown."""
-    chains, cap = teachers.from_recipe(recipe).count_chains(train), recipe.filter.max_per_question
-    return chains if chains is None or cap is None else min(chains, len(train) * cap) or None
+def _evaluation_lines(recipe: Recipe, sets: Sets) -> list[str]:
+    formats = len(recipe.evaluate.formats)
+    steps = _checkpoint_count(recipe) * (1 + len(recipe.evaluate.interpolate or ())) + 1
+    rows: list[tuple[str, int, Split]] = [
+        ("evaluation", steps, "validation"),
+        ("test", 3 if recipe.on_policy else 2, "test"),
+    ]
+    samples = [
+        sum(spec.samples for spec in decoding.list_sampling_specs(checkpoint.list_decodings(recipe, split)))
+        for _, _, split in rows
+    ]
+    column = " x samples" if max(samples) > 1 else ""
+    lines = [f"answers           of at most {recipe.evaluate.max_tokens} tokens; steps x questions x formats{column}"]
+    for (stage, times, split), texts in zip(rows, samples, strict=True):
+        n, more = sum(len(by_split.get(split, [])) for by_split in sets.values()), f" x {texts}" if column else ""
+        lines.append(f"  {stage:<15} {times} x {n} x {formats}{more} = {times * n * formats * texts}")
+    return lines
 
 
-def _on_policy_line(recipe: Recipe) -> str:
-    section = recipe.on_policy
-    assert section is not None
-    texts = (section.prompts_per_step + on_policy.task_questions_per_step(recipe)) * section.samples
-    return f"{section.steps} steps on {texts} texts of the student each, of at most {section.max_tokens} tokens"
-
-
-def find_local(recipe: Recipe, path: str, key: str) -> Path | None:
+def _find_local(recipe: Recipe, path: str) -> Path | None:
+    """The student's folder; None if it is not on this machine."""
     try:
-        return find_path(recipe, path, key)
+        return find_path(recipe, path, "student.model")
     except UserError:
         return None
 
 
-def _mean(values: Sequence[int]) -> float:
-    return sum(values) / len(values) if values else 0.0
+def _parameter_count(recipe: Recipe) -> int | None:
+    section = recipe.student
+    if section.shape is not None:
+        size = tokenization.load_tokenizer(models.tokenizer_folder(recipe)).size
+        return models.count_parameters(models.shape_from_recipe(recipe, size))
+    path = _find_local(recipe, section.model or "")
+    return None if path is None else models.count_stored_parameters(path)
+
+
+def _checkpoint_count(recipe: Recipe) -> int:
+    """The number of checkpoints that training saves."""
+    return -(-recipe.train.steps // recipe.train.checkpoint_every)
 
 
 def _measure_flops() -> float:
@@ -158,165 +284,3 @@ def _format_duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.1f} s"
-
-
-BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, 32 bits each
-FEW_QUESTIONS = 100  # the plan gives the uncertainty of a score over fewer questions
-
-
-def describe_run(recipe: Recipe) -> str:
-    """The plan as plain text. Raises UserError for anything that would stop the run before its first stage."""
-    downloads = any(spec.file is None or spec.hub is not None for spec in recipe.sets.values())
-    cache = " except downsets sets" if downloads else ""
-    lines = [f"plan of {recipe.name} (nothing is written{cache})", ""]
-    assembled = assemble.assemble_questions(recipe)
-    sets = assembled.questions
-    lines += _question_lines(assembled)
-    train = [question for name in recipe.questions.train for question in sets[name].get("train", [])]
-    if not recipe.has_teacher:
-        return "\n".join([*lines, *_evaluation_only_lines(recipe, sets), "", *_problem_lines(recipe)])
-    lines += _section(lambda: [*teachers.from_recipe(recipe).forecast(train), ""], "teacher")
-    lines += _section(lambda: _student_lines(recipe), "student")
-    lines += _section(lambda: describe_training(recipe, train, _parameter_count(recipe)), "training")
-    lines += _section(lambda: _evaluation_lines(recipe, sets), "answers")
-    return "\n".join([*lines, "", *_problem_lines(recipe)])
-
-
-def _section(build: Callable[[], list[str]], name: str) -> list[str]:
-    """A part of the plan. If something that it needs is missing, the list of problems at the end names it."""
-    try:
-        return build()
-    except UserError as fault:
-        return [f"{name:<17} no estimate: {fault.where}: {fault.what}", ""]
-
-
-def _problem_lines(recipe: Recipe) -> list[str]:
-    """The problems that would stop the run at one of its stages."""
-    problems = preflight.find_problems(recipe, stages.recipe_stages(recipe), runner.default_run_dir(recipe))
-    if not problems:
-        return ["problems          none found"]
-    lines = []
-    for problem in problems:
-        first, *rest = str(problem.fault).splitlines()
-        lines += [f"problem           at {problem.stage}: {first}", *(f"                {line}" for line in rest)]
-    return lines
-
-
-def _question_lines(assembled: assemble.AssembledQuestions) -> list[str]:
-    sets, unused = assembled.questions, assembled.unused
-    lines = ["questions         train  validation    test  not used"]
-    for name, by_split in sets.items():
-        counts = [str(len(by_split[split])) if split in by_split else "-" for split in ("train", "validation", "test")]
-        lines.append(f"  {name:<12} {counts[0]:>8} {counts[1]:>11} {counts[2]:>7} {unused[name]:>9}")
-    for name, by_split in sets.items():
-        for split in ("validation", "test"):
-            n = len(by_split.get(split, ()))
-            if 0 < n < FEW_QUESTIONS:
-                lines.append(
-                    f"  few             {name} {split}: +/- {98 / n**0.5:.0f} points at n = {n} and 50 % right"
-                )
-    lines += [
-        f"  contradiction   {first.id} and {other.id} are the same question with the answers {first.gold[:30]!r} and"
-        f" {other.gold[:30]!r}"
-        for first, other in _find_contradictions(sets)[:3]
-    ]
-    return [*lines, *_template_lines(assembled), ""]
-
-
-def _template_lines(assembled: assemble.AssembledQuestions) -> list[str]:
-    """How many evaluated questions of each set equal a training question except for numbers and names."""
-    if assembled.dropped:
-        return [
-            f"  templates       {assembled.dropped} training questions left out: they equal evaluated ones except for"
-            " numbers and names"
-        ]
-    return [
-        f"  templates       {name} {split}: {len(ids)} of {len(assembled.questions[name][split])} equal training questions"
-        " except for numbers and names"
-        for name, by_split in assembled.templates.items()
-        for split, ids in by_split.items()
-        if ids
-    ]
-
-
-def _find_contradictions(sets: dict[str, dict[str, list[Question]]]) -> list[tuple[Question, Question]]:
-    return data.find_contradictions([q for by_split in sets.values() for rows in by_split.values() for q in rows])
-
-
-def _student_lines(recipe: Recipe) -> list[str]:
-    count = _parameter_count(recipe)
-    section = recipe.student
-    weights, chat = "random weights", None
-    if section.model is not None:
-        path = find_local(recipe, section.model, "student.model")
-        if path is not None:
-            models.check_tokenizer(recipe, path)
-            chat = models.chat_template_from_recipe(recipe, path)
-        weights = str(path) if path else f"{section.model} is missing: the run would stop at train"
-    if count is None:
-        return [f"student           {weights}; its size is unknown without it (set student.shape too)", ""]
-    gib, lora = count / 2**30, recipe.train.lora
-    per_parameter = 4 if lora else BYTES_PER_PARAMETER
-    parts = f"weights; adapters of rank {lora} on top" if lora else "weights, gradients and AdamW"
-    engine = "the adapters" if lora else f"{8 * gib:.2f} GiB"
-    return [
-        f"student           {weights}",
-        f"  prompts         {'in its own chat template (student.chat: false for plain ones)' if chat else 'plain'}",
-        f"  parameters      {count}",
-        f"  memory          {per_parameter * gib:.2f} GiB: {parts}, {per_parameter} bytes per parameter,",
-        f"                  and the activations of {recipe.train.batch_tokens} tokens",
-        *(
-            ["                  all but the activations split among the processes"]
-            if recipe.train.sharding == "full"
-            else []
-        ),
-        f"  checkpoints     {_checkpoint_count(recipe)} of {4 * gib:.2f} GiB, and the engine state of the newest: {engine}",
-        "",
-    ]
-
-
-def _evaluation_only_lines(recipe: Recipe, sets: dict[str, dict[str, list[Question]]]) -> list[str]:
-    """The lines of a recipe without training."""
-    n, formats = sum(len(by_split.get("test", [])) for by_split in sets.values()), len(recipe.evaluate.formats)
-    answers = f"{n} x {formats} = {n * formats} of at most {recipe.evaluate.max_tokens} tokens"
-    return [
-        f"student           {recipe.student.model or 'random weights'}, not trained",
-        f"answers           {answers}",
-    ]
-
-
-def _evaluation_lines(recipe: Recipe, sets: dict[str, dict[str, list[Question]]]) -> list[str]:
-    formats = len(recipe.evaluate.formats)
-    counts = {
-        split: sum(len(by_split.get(split, [])) for by_split in sets.values()) for split in ("validation", "test")
-    }
-    steps = _checkpoint_count(recipe) * (1 + len(recipe.evaluate.interpolate or ())) + 1
-    rows: list[tuple[str, int, Split]] = [
-        ("evaluation", steps, "validation"),
-        ("test", 3 if recipe.on_policy else 2, "test"),
-    ]
-    samples = [
-        sum(spec.samples for spec in decoding.list_sampling_specs(checkpoint.list_decodings(recipe, split)))
-        for _, _, split in rows
-    ]
-    column = " x samples" if max(samples) > 1 else ""
-    lines = [f"answers           of at most {recipe.evaluate.max_tokens} tokens; steps x questions x formats{column}"]
-    for (stage, times, split), texts in zip(rows, samples, strict=True):
-        n, more = counts[split], f" x {texts}" if column else ""
-        lines.append(f"  {stage:<15} {times} x {n} x {formats}{more} = {times * n * formats * texts}")
-    return lines
-
-
-def _parameter_count(recipe: Recipe) -> int | None:
-    section = recipe.student
-    if section.shape is not None:
-        return models.count_parameters(
-            models.shape_from_recipe(recipe, tokenization.load_tokenizer(models.tokenizer_folder(recipe)).size)
-        )
-    path = find_local(recipe, section.model or "", "student.model")
-    return None if path is None else models.count_stored_parameters(path)
-
-
-def _checkpoint_count(recipe: Recipe) -> int:
-    """The number of checkpoints that training saves."""
-    return -(-recipe.train.steps // recipe.train.checkpoint_every)

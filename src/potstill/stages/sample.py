@@ -25,7 +25,7 @@ from potstill.recipe import Recipe
 from potstill.records import Chain, Question, Verdict
 from potstill.stages import Stage, StageResult
 from potstill.storage import atomic, ledger, manifest, parquet, run_folder, segments
-from potstill.storage.segments import UNSHARDED, Shard
+from potstill.storage.segments import UNSHARDED, ChainKeySet, Shard
 from potstill.teachers import SamplingState, UsageMeter
 from potstill.teachers.usage import FirstChainsCheck
 
@@ -50,9 +50,12 @@ class Sample(Stage):
         folder = run_dir / "sample"
         table, server = folder / TABLE_FILE, folder / "server.json"
         if not is_sealed(run_dir):
-            has_shards = _print_shards(segments.segment_paths(folder))
+            unsharded = segments.segment_name(UNSHARDED)
+            shards = [path for path in segments.segment_paths(folder) if path.name != unsharded]
+            for path in shards:
+                progress.print_line(f"{path.stem}: {len(segments.stored_keys([path]))} chains", "dim")
             stored = sample_missing(run_dir, recipe)
-            if has_shards:
+            if shards:
                 progress.print_line(f"the shards lacked {stored} chains; all are merged into {TABLE_FILE}")
             with _infrequent_gc():
                 parquet.write_chains(table, segments.merge_segments(folder))
@@ -71,27 +74,27 @@ def is_sealed(run_dir: Path) -> bool:
 
 def sample_missing(run_dir: Path, recipe: Recipe, shard: Shard = UNSHARDED) -> int:
     """Sample the missing chains of a shard into its segment. Returns the number of chains that this call stored."""
-    folder, teacher = run_dir / "sample", teachers.from_recipe(recipe)
     if is_sealed(run_dir):
         return 0
-    questions = _without_refused(folder, recipe, _read_train_questions(run_dir, recipe))
-    done = segments.stored_keys(segments.segment_paths(folder))
+    sampling = _Sampling(run_dir, recipe)
+    teacher, questions = sampling.teacher, sampling.unrefused_questions()
+    sampling.questions = questions
     settled, before = ledger.budget_usage(run_dir, shard)
     usage = UsageMeter(settled=settled, before=before)
-    right = _count_right_chains(folder, recipe, questions)
+    done, right = sampling.stored_keys(), sampling.count_right_chains()
     state = SamplingState(done, right, usage, shard, run_questions.read_unused(run_dir))
     if teacher.is_complete(shard.of(questions), state):
         return 0
-    first_chains = state.first_chains = _first_chains_check(folder, recipe, questions, shard)
+    first_chains = state.first_chains = sampling.check_first_chains(shard)
     if (fault := teacher.budget_error(questions, state)) is not None:
         if recipe.teacher.budget.spent == "stop":
             raise fault
         return 0
     stored = len(done)
     with contextlib.ExitStack() as stack:
-        record_usage = stack.enter_context(_open_ledger(run_dir, recipe, usage, shard))
-        state.server = _probe_server(folder, recipe, questions, usage)
-        segment = stack.enter_context(storage.Appender(folder / segments.segment_name(shard)))
+        record_usage = stack.enter_context(sampling.open_ledger(usage, shard))
+        state.server = sampling.probe_server(usage)
+        segment = stack.enter_context(storage.Appender(sampling.folder / segments.segment_name(shard)))
         stack.enter_context(_infrequent_gc())
         label = "sample" if shard == UNSHARDED else f"shard {shard}"
         total = len(questions) * recipe.teacher.samples // shard.count
@@ -112,69 +115,6 @@ def sample_missing(run_dir: Path, recipe: Recipe, shard: Shard = UNSHARDED) -> i
     return len(done) - stored
 
 
-def _read_train_questions(run_dir: Path, recipe: Recipe) -> list[Question]:
-    return run_questions.read_questions(run_dir, recipe.questions.train, "train")
-
-
-def _first_chains_check(
-    folder: Path, recipe: Recipe, questions: Sequence[Question], shard: Shard = UNSHARDED
-) -> FirstChainsCheck | None:
-    """The check that at least one of the first chains is right, before all are sampled; None if one is, or if the recipe
-    does not ask for it. Raises UserError if enough are stored already and none of them is right."""
-    limit, by_id = recipe.teacher.none_right_limit, {question.id: question for question in questions}
-    teacher = teachers.from_recipe(recipe)
-    if not limit or not teacher.generates:
-        return None
-
-    def iter_graded() -> Iterator[tuple[Chain, Question, Verdict]]:
-        for chain in parquet.read_stored_chains(folder):
-            if (question := by_id.get(chain.question)) is not None:
-                yield chain, question, grading.grade(chain.text, question.gold, question.task, chain.stop)
-
-    def count() -> tuple[int, int]:
-        stored = 0
-        for stored, (_, _, verdict) in enumerate(iter_graded(), 1):
-            if verdict.grade == "right":
-                return stored, 1
-        return stored, 0
-
-    def fault() -> UserError:
-        chain, question, verdict = next(iter_graded())
-        text = chain.text if len(chain.text) <= MAX_CHAIN_CHARS else f"... {chain.text[-MAX_CHAIN_CHARS:]}"
-        answer = "no answer" if verdict.answer is None else f"the answer {verdict.answer}"
-        return UserError(
-            f"none of the first {count()[0]} chains is right, so sampling has stopped",
-            code="E-teacher-none-right",
-            where="teacher",
-            found=f"{chain.question}#{chain.index} has {answer} ({verdict.grade}); the set's answer is {question.gold}:\n"
-            + textwrap.indent(text, "    "),
-            hint="correct the set's answers or task, the prompt, max_tokens or the teacher. If they are right, raise"
-            " teacher.none_right_limit or set it to 0, and run the same command again: all stored chains are kept",
-        )
-
-    check = FirstChainsCheck(limit, count, fault, shard.count)
-    stored, right = count()
-    if stored and not right and stored + teacher.samples_per_request > limit:
-        raise fault()
-    return None if right else check
-
-
-@contextlib.contextmanager
-def _open_ledger(run_dir: Path, recipe: Recipe, usage: UsageMeter, shard: Shard) -> Iterator[Callable[[], None]]:
-    """Yield a function that records the usage of a server in the ledger. It is also called at the end, even after an
-    error. For other teachers it does nothing."""
-    if not teachers.from_recipe(recipe).metered:
-        yield lambda: None
-        return
-    with ledger.LedgerWriter(ledger.ledger_path(run_dir, shard)) as writer:
-        usage.on_reserve = writer.reserve
-        try:
-            yield lambda: writer.record(usage.spent())
-        finally:
-            writer.record(usage.spent())
-            run_folder.append_log(run_dir, "sampled", **usage.as_json())
-
-
 def write_batch_requests(run_dir: Path, recipe: Recipe, out: Path) -> None:
     """Write the requests for the missing chains into a new folder, as files for a batch service.
 
@@ -182,17 +122,17 @@ def write_batch_requests(run_dir: Path, recipe: Recipe, out: Path) -> None:
     """
     from potstill.teachers.openai_api import batch_api, budget
 
-    folder, questions = run_dir / "sample", _read_train_questions(run_dir, recipe)
-    _first_chains_check(folder, recipe, questions)
-    done, failed = segments.stored_keys(segments.segment_paths(folder)), _read_failed_results(folder)
-    right, usage = _count_right_chains(folder, recipe, questions), UsageMeter(before=ledger.total_usage(run_dir))
-    if (server := _read_server(folder)) is None:
-        fault = teachers.from_recipe(recipe).budget_error(questions, SamplingState(done, right, usage))
+    sampling = _Sampling(run_dir, recipe)
+    sampling.check_first_chains()
+    done, failed, right = sampling.stored_keys(), sampling.read_failed_results(), sampling.count_right_chains()
+    usage = UsageMeter(before=ledger.total_usage(run_dir))
+    if (server := sampling.read_server()) is None:
+        fault = sampling.teacher.budget_error(sampling.questions, SamplingState(done, right, usage))
         if fault is not None:
             raise fault
-        with _open_ledger(run_dir, recipe, usage, UNSHARDED):
-            server = _probe_server(folder, recipe, questions, usage)
-    batch = _open_batch(folder, recipe, questions, server)
+        with sampling.open_ledger(usage):
+            server = sampling.probe_server(usage)
+    batch = sampling.open_batch(server)
     ceiling = budget.Budget(batch.settings, UsageMeter(before=ledger.total_usage(run_dir)))
     summary = batch_api.BatchSummary()
     lines = batch_api.iter_request_lines(batch, done, right, failed, ceiling, summary)
@@ -213,24 +153,21 @@ def read_batch_results(run_dir: Path, recipe: Recipe, paths: Sequence[Path]) -> 
     """
     from potstill.teachers.openai_api import batch_api, budget
 
-    folder, questions = run_dir / "sample", _read_train_questions(run_dir, recipe)
-    if (server := _read_server(folder)) is None:
-        raise UserError(
-            "no requests were written for this run",
-            code="E-run-no-batch",
-            where=run_dir,
-            hint="write them first with --batch-out FOLDER",
-        )
-    batch, failed = _open_batch(folder, recipe, questions, server), _read_failed_results(folder)
+    sampling = _Sampling(run_dir, recipe)
+    folder = sampling.folder
+    if (server := sampling.read_server()) is None:
+        what, hint = "no requests were written for this run", "write them first with --batch-out FOLDER"
+        raise UserError(what, code="E-run-no-batch", where=run_dir, hint=hint)
+    batch, failed = sampling.open_batch(server), sampling.read_failed_results()
     usage, billed = UsageMeter(before=ledger.total_usage(run_dir)), ledger.billed_result_ids(run_dir)
-    ceiling, right = budget.Budget(batch.settings, usage), _count_right_chains(folder, recipe, questions)
+    ceiling, right = budget.Budget(batch.settings, usage), sampling.count_right_chains()
     with contextlib.ExitStack() as stack:
         segment = stack.enter_context(storage.Appender(folder / segments.segment_name(UNSHARDED)))
         unanswered = stack.enter_context(storage.Appender(folder / UNANSWERED_FILE))
         writer = stack.enter_context(ledger.LedgerWriter(ledger.ledger_path(run_dir)))
-        done = segments.stored_keys(segments.segment_paths(folder))
+        done = sampling.stored_keys()
         stack.enter_context(_infrequent_gc())
-        total = len(questions) * recipe.teacher.samples
+        total = len(sampling.questions) * recipe.teacher.samples
         tick = stack.enter_context(progress.bar("batch", total, "chains", done=len(done)))
         for chains, rows, ids in batch_api.read_results(batch, paths, done, right, failed, billed, ceiling, usage):
             writer.record(usage.spent(), ids)  # first: after a crash here, the same result is not billed again
@@ -241,15 +178,135 @@ def read_batch_results(run_dir: Path, recipe: Recipe, paths: Sequence[Path]) -> 
     progress.print_line(f"batch     {usage.chains} chains read, {len(done)} stored in all")
     for message, times in sorted(usage.faults.items(), key=lambda fault: -fault[1])[:5]:
         progress.print_line(f"failed    {times} results: {message}", "yellow")
-    _first_chains_check(folder, recipe, questions)
-    remaining = _without_refused(folder, recipe, questions)
-    complete = teachers.from_recipe(recipe).is_complete(remaining, SamplingState(done, right))
+    sampling.check_first_chains()
+    complete = sampling.teacher.is_complete(sampling.unrefused_questions(), SamplingState(done, right))
     if not complete:
-        progress.print_line(
-            "missing   some chains are not stored yet: write their requests with --batch-out FOLDER, or sample without"
-            " it to send them to the server"
-        )
+        advice = "write their requests with --batch-out FOLDER, or sample without it to send them to the server"
+        progress.print_line(f"missing   some chains are not stored yet: {advice}")
     return complete
+
+
+class _Sampling:
+    """What the sampling of a run has stored so far, and the questions that it samples."""
+
+    def __init__(self, run_dir: Path, recipe: Recipe) -> None:
+        self.run_dir, self.recipe, self.folder = run_dir, recipe, run_dir / "sample"
+        self.teacher = teachers.from_recipe(recipe)
+        self.questions = run_questions.read_questions(run_dir, recipe.questions.train, "train")
+
+    def stored_keys(self) -> ChainKeySet:
+        return segments.stored_keys(segments.segment_paths(self.folder))
+
+    def read_server(self) -> Any:
+        """The description of the teacher's server; None if it was never used."""
+        path = self.folder / "server.json"
+        return storage.read_json(path) if path.exists() else None
+
+    def probe_server(self, usage: UsageMeter) -> Any:
+        """The description of the teacher's server from its first use; None for other teachers."""
+        before = self.read_server()
+        server = self.teacher.probe(self.questions, before, usage)
+        if server is not None and before is None:
+            storage.write_json(self.folder / "server.json", server)
+        return server
+
+    def read_failed_results(self) -> Any:
+        """The batch results that had no chains."""
+        from potstill.teachers.openai_api import batch_api
+
+        failed = batch_api.FailedResults()
+        for row in storage.read_complete_lines(self.folder / UNANSWERED_FILE):
+            failed.add(row)
+        return failed
+
+    def unrefused_questions(self) -> list[Question]:
+        """The questions without those that a batch refused, if the recipe skips them."""
+        if self.recipe.teacher.server.refused != "skip" or not (self.folder / UNANSWERED_FILE).exists():
+            return self.questions
+        refused = self.read_failed_results().refused
+        return [question for number, question in enumerate(self.questions) if number not in refused]
+
+    def open_batch(self, server: Any) -> Any:
+        from potstill.teachers.openai_api.teacher import OpenAITeacher
+
+        begun = manifest.read_begun(self.folder)
+        assert begun is not None
+        return OpenAITeacher(self.recipe).open_batch(self.questions, server, begun.as_json())
+
+    def count_right_chains(self) -> dict[str, int]:
+        """The number of right stored chains by question, if the recipe stops at enough of them. An incomplete last line
+        does not count: its process was killed, or is writing it now."""
+        right: dict[str, int] = {}
+        if self.recipe.teacher.enough is None:
+            return right
+        by_id = {question.id: question for question in self.questions}
+        for path in segments.segment_paths(self.folder):
+            for chain in storage.iter_records(Chain, path, torn=True):
+                question = by_id.get(chain.question)
+                if question is not None and _grade(chain, question).grade == "right":
+                    right[question.id] = right.get(question.id, 0) + 1
+        return right
+
+    def iter_graded(self) -> Iterator[tuple[Chain, Question, Verdict]]:
+        by_id = {question.id: question for question in self.questions}
+        for chain in parquet.read_stored_chains(self.folder):
+            if (question := by_id.get(chain.question)) is not None:
+                yield chain, question, _grade(chain, question)
+
+    def check_first_chains(self, shard: Shard = UNSHARDED) -> FirstChainsCheck | None:
+        """The check that at least one of the first chains is right, before all are sampled; None if one is, or if the
+        recipe does not ask for it. Raises UserError if enough are stored already and none of them is right."""
+        limit = self.recipe.teacher.none_right_limit
+        if not limit or not self.teacher.generates:
+            return None
+
+        def count() -> tuple[int, int]:
+            stored = 0
+            for stored, (_, _, verdict) in enumerate(self.iter_graded(), 1):
+                if verdict.grade == "right":
+                    return stored, 1
+            return stored, 0
+
+        def fault() -> UserError:
+            return _none_right_error(count()[0], *next(self.iter_graded()))
+
+        stored, right = count()
+        if stored and not right and stored + self.teacher.samples_per_request > limit:
+            raise fault()
+        return None if right else FirstChainsCheck(limit, count, fault, shard.count)
+
+    @contextlib.contextmanager
+    def open_ledger(self, usage: UsageMeter, shard: Shard = UNSHARDED) -> Iterator[Callable[[], None]]:
+        """Yield a function that records the usage of a server in the ledger. It is also called at the end, even after
+        an error. For other teachers it does nothing."""
+        if not self.teacher.metered:
+            yield lambda: None
+            return
+        with ledger.LedgerWriter(ledger.ledger_path(self.run_dir, shard)) as writer:
+            usage.on_reserve = writer.reserve
+            try:
+                yield lambda: writer.record(usage.spent())
+            finally:
+                writer.record(usage.spent())
+                run_folder.append_log(self.run_dir, "sampled", **usage.as_json())
+
+
+def _grade(chain: Chain, question: Question) -> Verdict:
+    return grading.grade(chain.text, question.gold, question.task, chain.stop)
+
+
+def _none_right_error(count: int, chain: Chain, question: Question, verdict: Verdict) -> UserError:
+    text = chain.text if len(chain.text) <= MAX_CHAIN_CHARS else f"... {chain.text[-MAX_CHAIN_CHARS:]}"
+    answer = "no answer" if verdict.answer is None else f"the answer {verdict.answer}"
+    found = f"{chain.question}#{chain.index} has {answer} ({verdict.grade}); the set's answer is {question.gold}:\n"
+    return UserError(
+        f"none of the first {count} chains is right, so sampling has stopped",
+        code="E-teacher-none-right",
+        where="teacher",
+        found=found + textwrap.indent(text, "    "),
+        hint="correct the set's answers or task, the prompt, max_tokens or the teacher. If they are right, raise"
+        " teacher.none_right_limit or set it to 0, and run the same command again: all stored chains are kept",
+    )
 
 
 @contextlib.contextmanager
@@ -264,67 +321,3 @@ def _infrequent_gc() -> Iterator[None]:
     finally:
         gc.set_threshold(*before)
         gc.unfreeze()
-
-
-def _open_batch(folder: Path, recipe: Recipe, questions: Sequence[Question], server: Any) -> Any:
-    from potstill.teachers.openai_api.teacher import OpenAITeacher
-
-    begun = manifest.read_begun(folder)
-    assert begun is not None
-    return OpenAITeacher(recipe).open_batch(questions, server, begun.as_json())
-
-
-def _read_server(folder: Path) -> Any:
-    """The description of the teacher's server; None if it was never used."""
-    path = folder / "server.json"
-    return storage.read_json(path) if path.exists() else None
-
-
-def _read_failed_results(folder: Path) -> Any:
-    """The batch results that had no chains."""
-    from potstill.teachers.openai_api import batch_api
-
-    failed = batch_api.FailedResults()
-    for row in storage.read_complete_lines(folder / UNANSWERED_FILE):
-        failed.add(row)
-    return failed
-
-
-def _without_refused(folder: Path, recipe: Recipe, questions: Sequence[Question]) -> Sequence[Question]:
-    """The questions without those that a batch refused, if the recipe skips them."""
-    if recipe.teacher.server.refused != "skip" or not (folder / UNANSWERED_FILE).exists():
-        return questions
-    refused = _read_failed_results(folder).refused
-    return [question for number, question in enumerate(questions) if number not in refused]
-
-
-def _print_shards(paths: list[Path]) -> bool:
-    """Print the number of chains in the segment of each shard. Returns whether there are any shards."""
-    shards = [path for path in paths if path.name != segments.segment_name(UNSHARDED)]
-    for path in shards:
-        progress.print_line(f"{path.stem}: {len(segments.stored_keys([path]))} chains", "dim")
-    return bool(shards)
-
-
-def _probe_server(folder: Path, recipe: Recipe, questions: Sequence[Question], usage: UsageMeter) -> Any:
-    """The description of the teacher's server from its first use; None for other teachers."""
-    before = _read_server(folder)
-    server = teachers.from_recipe(recipe).probe(questions, before, usage)
-    if server is not None and before is None:
-        storage.write_json(folder / "server.json", server)
-    return server
-
-
-def _count_right_chains(folder: Path, recipe: Recipe, questions: Sequence[Question]) -> dict[str, int]:
-    """The number of right stored chains by question, if the recipe stops at enough of them. An incomplete last line does
-    not count: its process was killed, or is writing it now."""
-    right: dict[str, int] = {}
-    if recipe.teacher.enough is None:
-        return right
-    by_id = {question.id: question for question in questions}
-    for path in segments.segment_paths(folder):
-        for chain in storage.iter_records(Chain, path, torn=True):
-            question = by_id.get(chain.question)
-            if question and grading.grade(chain.text, question.gold, question.task, chain.stop).grade == "right":
-                right[question.id] = right.get(question.id, 0) + 1
-    return right
