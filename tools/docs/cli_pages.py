@@ -26,33 +26,31 @@ def page() -> str:
 
 
 def _command(name: str, command: Any) -> list[str]:
-    arguments = [each for each in command.params if each.param_type_name == "argument"]
-    options = [each for each in command.params if each.param_type_name == "option"]
+    arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
+    options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
     usage = " ".join(["potstill", name, *["[OPTIONS]"] * bool(options), *map(_metavar, arguments)])
-    text = "\n\n".join(" ".join(each.split()) for each in (command.help or "").split("\n\n"))
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in (command.help or "").split("\n\n"))
     lines = [f"\n## potstill {name} {{ #{name} }}\n", f"{_escape(text)}\n", f"```text\n{usage}\n```\n"]
     lines += ["| argument or option | meaning |", "|---|---|"] if arguments or options else []
-    for each in arguments:
-        lines.append(f"| `{_metavar(each)}` | {_escape(each.help or '')} |")
-    for each in options:
-        spelled = ", ".join(f"`{one}`" for one in [*each.opts, *each.secondary_opts])
-        value = "" if each.is_flag else f" `{_metavar(each)}`"
-        need = " Required." if each.required else ""
-        default = (
-            f" Default: `{each.default}`." if each.default and not each.is_flag and not callable(each.default) else ""
-        )
-        lines.append(f"| {spelled}{value} | {_escape(each.help or '')}{need}{default} |")
+    for argument in arguments:
+        lines.append(f"| `{_metavar(argument)}` | {_escape(argument.help or '')} |")
+    for option in options:
+        names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
+        value = "" if option.is_flag else f" `{_metavar(option)}`"
+        required = " Required." if option.required else ""
+        has_default = option.default and not option.is_flag and not callable(option.default)
+        default = f" Default: `{option.default}`." if has_default else ""
+        lines.append(f"| {names}{value} | {_escape(option.help or '')}{required}{default} |")
     return lines
 
 
 def _metavar(parameter: Any) -> str:
     if parameter.metavar:
         return parameter.metavar
-    kind = (
-        getattr(getattr(parameter, "type_descriptor", None), "annotation", None) or parameter.type
-    )  # before typer 0.29
+    descriptor = getattr(parameter, "type_descriptor", None)  # since typer 0.29
+    kind = getattr(descriptor, "annotation", None) or parameter.type
     if isinstance(kind, type) and issubclass(kind, Enum):
-        return "|".join(str(each.value) for each in kind)
+        return "|".join(str(choice.value) for choice in kind)
     choices = getattr(kind, "choices", None)
     return "|".join(map(str, choices)) if choices else "TEXT"
 

@@ -1,4 +1,4 @@
-"""Reference page of error codes: every error that has one, found by reading the source, not by running it."""
+"""Reference page of error codes, from the source code of every error that has one."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Raised(NamedTuple):
 
 
 def page() -> str:
-    """One heading for each code with what is wrong and what to do."""
+    """One heading for each code, with its messages and hints."""
     by_code: dict[str, list[Raised]] = defaultdict(list)
-    for each in raised():
-        by_code[each.code].append(each)
+    for error in raised():
+        by_code[error.code].append(error)
     lines = [
         HEADER.format(title="Error codes"),
         "# Error codes\n",
@@ -36,13 +36,11 @@ def page() -> str:
     ]
     for code in sorted(by_code):
         lines.append(f"## `{code}` {{ #{code.lower()} }}\n")
-        whats = dict.fromkeys(each.what for each in by_code[code] if each.what)
-        hints = dict.fromkeys(each.hint for each in by_code[code] if each.hint)
+        whats = dict.fromkeys(error.what for error in by_code[code] if error.what)
+        hints = dict.fromkeys(error.hint for error in by_code[code] if error.hint)
         lines += [f"- **What**: {_escape(what)}" for what in whats]
         lines += [f"- **Hint**: {_escape(hint)}" for hint in hints]
         lines.append("")
-    if not by_code:
-        lines.append("This version gives no error a code yet.\n")
     return "\n".join(lines)
 
 
@@ -56,7 +54,7 @@ def raised() -> Iterator[Raised]:
 
 
 class _Helper(NamedTuple):
-    """A function: its parameters, and the code of an error whose text is the parameter `what`; empty if there is none."""
+    """A function's parameters, and the code of the error that it raises with the parameter `what`, if it raises one."""
 
     name: str
     parameters: list[str]
@@ -68,9 +66,9 @@ def _helper(function: ast.FunctionDef) -> _Helper:
     helper = _Helper(function.name, [argument.arg for argument in function.args.args])
     for node in ast.walk(function):
         if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Name):
-            given = {each.arg: each.value for each in node.keywords}.get("code")
-            if node.args[0].id in helper.parameters and isinstance(given, ast.Constant):
-                helper = helper._replace(code=str(given.value), what=node.args[0].id)
+            code = {keyword.arg: keyword.value for keyword in node.keywords}.get("code")
+            if node.args[0].id in helper.parameters and isinstance(code, ast.Constant):
+                helper = helper._replace(code=str(code.value), what=node.args[0].id)
     return helper
 
 
@@ -85,19 +83,19 @@ def _in_scope(scope: ast.AST, texts: _Texts, package: str, helpers: dict[str, _H
 
 
 def _of_call(node: ast.Call, texts: _Texts, package: str, helpers: dict[str, _Helper]) -> Iterator[Raised]:
-    """A helper's positional arguments have the names of its parameters."""
-    values = [texts.read(each) for each in node.args]
+    """The error of a call. Positional arguments of a helper get the names of its parameters."""
+    values = [texts.read(argument) for argument in node.args]
     called = helpers.get(ast.unparse(node.func).rpartition(".")[2], _Helper("", []))
     named = dict(zip(called.parameters, values, strict=False))
-    named |= {each.arg: texts.read(each.value) for each in node.keywords if each.arg}
-    code = next((each for each in [named.get("code", ""), *values] if CODE.fullmatch(each)), called.code)
+    named |= {keyword.arg: texts.read(keyword.value) for keyword in node.keywords if keyword.arg}
+    code = next((value for value in [named.get("code", ""), *values] if CODE.fullmatch(value)), called.code)
     if code:
-        what = named.get(called.what) or next((each for each in values if each and each != code), "")
+        what = named.get(called.what) or next((value for value in values if value and value != code), "")
         yield Raised(code, what, named.get("hint", ""), package)
 
 
 class _Texts:
-    """The texts of the expressions of a function or a module. A variable has the text that was last assigned above."""
+    """The texts of expressions in a function or module. A variable has the text that was last assigned above it."""
 
     def __init__(self, scope: ast.Module | ast.FunctionDef, outer: dict[str, list[tuple[int, ast.expr]]]) -> None:
         self.known = dict(outer)
@@ -130,7 +128,7 @@ class _Texts:
         return ""
 
     def _part(self, part: ast.expr) -> str:
-        """A part of an f-string: a variable is written out if it is a sentence."""
+        """A part of an f-string. The text of a variable is inserted if it is a sentence."""
         if isinstance(part, ast.Constant):
             return str(part.value)
         variable = part.value if isinstance(part, ast.FormattedValue) else None

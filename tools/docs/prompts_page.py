@@ -11,21 +11,21 @@ def page() -> str:
     build, make_format, demonstration, paper, bbh_style = (load(name) for name in PROMPTS)
     shots = (demonstration("{question of demonstration}", "{answer}", "{rationale}"),)
     styles = (
-        ("GSM8K, MultiArith, ASDiv, SVAMP and sets of your own", paper, ""),
+        ("GSM8K, MultiArith, ASDiv, SVAMP and custom sets", paper, ""),
         ("BBH", bbh_style("bbh/navigate"), "{instruction of the task}"),
         ("BBH, sports_understanding", bbh_style("bbh/sports_understanding"), "{instruction of the task}"),
     )
     lines = [
         HEADER.format(title="Prompts"),
         "# Prompts\n",
-        "The page shows each prompt as a T5 model reads it. A decoder-only model also reads the lead. `{question}`",
-        "stands for the question's text, and one demonstration for however many there are. The demonstrations of BBH",
-        "are its three official ones. A student with a chat template gets the same turns in its template, with",
-        "demonstrations as earlier turns.\n",
+        "Each prompt is shown as a T5 model reads it. A decoder-only model also reads the lead. `{question}` is the text",
+        "of the question. The examples have one demonstration; prompts may have several. BBH has its three official",
+        "demonstrations. A student with a chat template gets the same turns in its template, with demonstrations as",
+        "earlier turns.\n",
     ]
     for title, style, instruction in styles:
         lines.append(f"## {title}\n")
-        for chosen in (make_format(few, rationale) for few in (False, True) for rationale in (False, True)):
-            prompt = build("{question}", chosen, shots, style=style, instruction=instruction)
-            lines.append(f"### {chosen.name}\n\nLead: `{prompt.lead!r}`\n\n```text\n{prompt.plain}\n```\n")
+        for format in (make_format(few, rationale) for few in (False, True) for rationale in (False, True)):
+            prompt = build("{question}", format, shots, style=style, instruction=instruction)
+            lines.append(f"### {format.name}\n\nLead: `{prompt.lead!r}`\n\n```text\n{prompt.plain}\n```\n")
     return "\n".join(lines)

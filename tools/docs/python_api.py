@@ -9,27 +9,20 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from names import API, load
 from recipe_keys import HEADER
 
 
 def page() -> str:
-    """One heading for each public name. Of `potstill.__all__` where it is filled, else of the table in `names`."""
+    """One heading for each name in `potstill.__all__`."""
     lines = [
         HEADER.format(title="Python API"),
         "# Python API\n",
-        "Every function works alone on plain data. The signature gives the types; the text gives the rest.\n",
+        "Every function works on plain data, without a run. The signature has the types, the text the rest.\n",
     ]
     package = importlib.import_module("potstill")
-    exported = [name for name in getattr(package, "__all__", ()) if not name.startswith("__")]
-    if exported:
-        for name in exported:
+    for name in package.__all__:
+        if not name.startswith("__"):
             lines += _entry(f"ps.{name}", getattr(package, name))
-    else:
-        for title, listed in API.items():
-            lines += [f"## {title}\n"] if listed else []
-            for name in listed:
-                lines += _entry(name.replace(":", "."), load(name), level=3)
     return "\n".join(lines) + "\n"
 
 
@@ -68,7 +61,7 @@ def _signature(name: str, thing: Any) -> str:
         signature = inspect.signature(thing)
     except (ValueError, TypeError):
         return line
-    inside = "\n".join(f"    {each}," for each in _parameters(signature))
+    inside = "\n".join(f"    {parameter}," for parameter in _parameters(signature))
     returned = (
         "" if signature.return_annotation is inspect.Signature.empty else f" -> {_type(signature.return_annotation)}"
     )
@@ -77,13 +70,13 @@ def _signature(name: str, thing: Any) -> str:
 
 def _parameters(signature: inspect.Signature) -> Iterator[str]:
     star = False
-    for each in signature.parameters.values():
-        if each.kind is each.VAR_POSITIONAL:
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
             star = True
-        if each.kind is each.KEYWORD_ONLY and not star:
+        if parameter.kind is parameter.KEYWORD_ONLY and not star:
             star = True
             yield "*"
-        yield _unquoted(str(each))
+        yield _unquoted(str(parameter))
 
 
 def _shown(thing: Any) -> str:
@@ -94,7 +87,7 @@ def _shown(thing: Any) -> str:
 
 
 def _unquoted(text: str) -> str:
-    """Annotations without the quotes that postponed evaluation gives them; defaults keep theirs."""
+    """The text without the quotes around annotations, which come from postponed evaluation."""
     return re.sub(r"(: |-> )'([^']*)'", r"\1\2", text)
 
 
@@ -103,7 +96,7 @@ def _type(annotation: Any) -> str:
 
 
 def _markdown(text: str) -> Iterator[str]:
-    """A docstring as Markdown: examples and indented blocks become code, all else stays a paragraph."""
+    """A docstring as Markdown: examples and indented blocks become code, other text stays a paragraph."""
     for block in re.split(r"\n\s*\n", text.strip()):
         if not block.strip():
             continue
@@ -123,9 +116,9 @@ def _arguments(lines: list[str]) -> Iterator[str]:
     """`name   meaning` lines, continued by indentation, as a list."""
     items: list[str] = []
     for line in lines:
-        found = re.match(r"(\w[\w, ]*?)  +(.*)", line)
-        if found:
-            items.append(f"- `{found[1]}`: {found[2]}")
+        entry = re.match(r"(\w[\w, ]*?)  +(.*)", line)
+        if entry:
+            items.append(f"- `{entry[1]}`: {entry[2]}")
         elif items and line.startswith(" "):
             items[-1] += " " + line.strip()
         else:

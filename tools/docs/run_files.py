@@ -1,5 +1,6 @@
-"""Reference page of a run's files. It makes a small run, lists what is there with the columns that it finds, and joins
-both with the meanings below. A file or a column without a meaning stops the build."""
+"""Reference page of a run's files: makes a small run, lists its files and columns, and joins them with the meanings in
+`file_meanings`. A file or a column without a meaning stops the build.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from file_meanings import COLUMNS, FILES, FOLDERS, SOMETIMES
-from names import NEW_KEYS, ROOT, TOY_STUDENT
+from names import ROOT, TOY_STUDENT
 from recipe_keys import HEADER
 
 QUESTIONS: Final = [
@@ -40,85 +41,66 @@ RECIPE: Final = {
 
 def page() -> str:
     """One heading for each folder of a run: its files, and the columns of each."""
-    with tempfile.TemporaryDirectory() as made:
-        run = make(Path(made))
-        found = dict(sorted(contents(run).items()))
-    unclear = [name for name in found if name not in FILES]
-    unclear += [f"{n} {c}" for n, columns in found.items() for c in columns if _meaning(n, c) is None]
-    if unclear:
-        raise SystemExit("no meaning, in tools/docs/file_meanings.py: " + "; ".join(unclear))
+    with tempfile.TemporaryDirectory() as folder:
+        files = dict(sorted(contents(make_run(Path(folder))).items()))
+    unknown = [name for name in files if name not in FILES]
+    unknown += [f"{n} {c}" for n, columns in files.items() for c in columns if _meaning(n, c) is None]
+    if unknown:
+        raise SystemExit("no meaning in tools/docs/file_meanings.py: " + "; ".join(unknown))
     lines = [
         HEADER.format(title="Files of a run"),
         "# Files of a run\n",
-        "A run is the folder `runs/NAME`. Each stage has a folder of its own. `N` stands for a step, `SET` for a data",
-        "set, and `FORMAT` for a prompt format. A JSONL file has one record on each line.",
-        "A file that is not listed here was not written by potstill.\n",
+        "A run is the folder `runs/NAME`. Each stage has its own folder. `N` is a step, `SET` a data set, and `FORMAT`",
+        "a prompt format. A JSONL file has one record on each line. potstill writes no other files.\n",
     ]
     for folder, meaning in FOLDERS.items():
         title = f"`{folder}/`" if folder else "In the run's folder"
         lines += [f"## {title} {{ #{folder.replace('/', '-') or 'run'} }}\n", meaning + "\n"]
-        names = [name for name in FILES if _folder(name) == folder and (name in found or name in SOMETIMES)]
-        lines += ["| file | holds |", "|---|---|"]
+        names = [name for name in FILES if _folder(name) == folder and (name in files or name in SOMETIMES)]
+        lines += ["| file | content |", "|---|---|"]
         lines += [f"| `{name}` | {FILES[name]} {SOMETIMES.get(name, '')}|" for name in names]
         lines.append("")
         for name in names:
-            if found.get(name) and not any(found[name] == found.get(earlier) for earlier in names[: names.index(name)]):
+            if files.get(name) and not any(files[name] == files.get(earlier) for earlier in names[: names.index(name)]):
                 lines += [f"### `{name}`\n", "| column | type | meaning |", "|---|---|---|"]
-                lines += [f"| `{c}` | {kind} | {_meaning(name, c)} |" for c, kind in found[name].items()]
+                lines += [f"| `{c}` | {kind} | {_meaning(name, c)} |" for c, kind in files[name].items()]
                 lines.append("")
     return "\n".join(lines) + "\n"
 
 
-def make(at: Path) -> Path:
-    """A small run with every stage, in the folder `at`."""
+def make_run(folder: Path) -> Path:
+    """A small run with every stage, in a folder."""
     for name, verb in (("sums", "finds"), ("other", "buys"), ("generic", "sees")):
         rows = [
             {"question": q.replace("finds", verb), "answer": str(a), "rationale": f"The sum is {a}."}
             for q, a in QUESTIONS
         ]
-        (at / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    (at / "small.yaml").write_text(json.dumps(_as_the_code_knows_it(RECIPE)), "utf-8")
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (folder / "small.yaml").write_text(json.dumps(RECIPE), "utf-8")
     paths = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-m", "potstill", "run", "small.yaml"],
-        cwd=at,
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
     )
     if done.returncode:
         raise SystemExit(f"the small run failed:\n{done.stdout}{done.stderr}")
-    return at / "runs" / "small"
-
-
-def _as_the_code_knows_it(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe with the keys that `src/` still has."""
-    from recipe_keys import keys_of_code
-
-    known, old = keys_of_code(), {new: before for before, new in NEW_KEYS.items()}
-
-    def walk(node: dict[str, Any], prefix: str) -> dict[str, Any]:
-        out = {}
-        for key, value in node.items():
-            dotted = prefix + key
-            name = old[dotted] if dotted in old and dotted not in known else dotted
-            out[name.rpartition(".")[2]] = walk(value, dotted + ".") if isinstance(value, dict) else value
-        return out
-
-    return walk(recipe, "")
+    return folder / "runs" / "small"
 
 
 def contents(run: Path) -> dict[str, dict[str, str]]:
-    """Every file, by its pattern, with its columns and their types."""
-    found: dict[str, dict[str, str]] = {}
+    """Pattern of a file name -> its columns and their types."""
+    files: dict[str, dict[str, str]] = {}
     for path in sorted(run.rglob("*")):
         if path.is_file():
-            found.setdefault(pattern(path.relative_to(run).as_posix()), {}).update(columns(path))
-    return found
+            files.setdefault(pattern(path.relative_to(run).as_posix()), {}).update(columns(path))
+    return files
 
 
 def pattern(name: str) -> str:
-    """A file's name with N for a step, SET for a set, FORMAT for a format, and one name for folders of one kind."""
+    """A file name with N for a step, SET for a set, FORMAT for a format, and one name for folders of one kind."""
     name = re.sub(r"(?<=^collect/)(sums|other|generic)\.(train|validation|test)(?=\.jsonl$)", "SET.SPLIT", name)
     name = re.sub(r"(zero|few)-shot-(rationale|answer)(?=\.)", "FORMAT", name)
     name = re.sub(r"(?<=FORMAT\.)(greedy|(vote|best)-\d+)(?=\.)", "DECODING", name)
@@ -139,11 +121,11 @@ def columns(path: Path) -> dict[str, str]:
             rows = list(csv.DictReader(opened))
         return {name: _cells([row[name] for row in rows]) for name in (rows[0] if rows else ())}
     if path.suffix == ".jsonl":
-        found: dict[str, set[str]] = {}
+        kinds_of: dict[str, set[str]] = {}
         for line in path.read_text("utf-8").splitlines():
             for key, value in json.loads(line).items():
-                found.setdefault(key, set()).add(_kind(value))
-        return {key: _either(kinds) for key, kinds in found.items()}
+                kinds_of.setdefault(key, set()).add(_kind(value))
+        return {key: _either(kinds) for key, kinds in kinds_of.items()}
     return {}
 
 
@@ -174,9 +156,3 @@ def _folder(name: str) -> str:
 
 def _meaning(name: str, column: str) -> str | None:
     return COLUMNS.get(f"{name} {column}", COLUMNS.get(column))
-
-
-if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as made:
-        for name, found in contents(make(Path(made))).items():
-            print(name, found)

@@ -1,11 +1,11 @@
-"""Acceptance tests: what a model must be able to do, measured with intervals.
+"""Acceptance tests of the toy models' abilities, with intervals.
 
     >>> AcceptanceTest("facts", 600, 597, at_least=0.99).passed, AcceptanceTest("steps", 600, 150, at_most=0.20).passed
     (True, False)
 
-`facts`: one sum. `equations`: a chain of sums. `clauses`: the same in words. `copying`, `lookup`, and `extraction` of all
-numbers of a problem. The generic tasks, in both prompt formats. And the in-distribution family, of which a base student
-must know little and a teacher much. Skills are graded by the whole reply, problems by the grader.
+The tests are `facts` (one sum), `equations` (a chain of sums), `clauses` (the same in words), `copying`, `lookup`,
+`extraction` (all numbers of a problem), the generic tasks in both prompt formats, and the in-distribution family, in which
+a base student must score low and a teacher high. Skills are graded by the whole reply, problems by the grader.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tools.toy_models.problem import Problem
 
 VERSION: Final = 2  # of the questions and their grading; every card has it
 SKILLS: Final = {"facts": 0.99, "equations": 0.95, "copying": 0.95, "extraction": 0.95, "lookup": 0.95, "clauses": 0.9}
-GENERIC: Final = 0.5  # guessing gets about 0.28 of the six tasks: sorting and letters 0, the others 0.25 to 0.5
+GENERIC: Final = 0.5  # guessing gives about 0.28 over the six tasks: sorting and letters 0, the others 0.25 to 0.5
 MAX_KNOWN: Final = 0.2  # of the in-distribution family, at most
 N: Final = 600
 BUDGET: Final = 16384
@@ -58,14 +58,14 @@ class AcceptanceTest:
 
     @property
     def row(self) -> dict[str, Any]:
-        """Its row in a card."""
+        """The row of a card."""
         low, high = self.interval
         measured = {"name": self.name, "n": self.n, "right": self.right, "low": round(low, 4), "high": round(high, 4)}
         return {**measured, "at_least": self.at_least, "at_most": self.at_most, "passed": self.passed}
 
 
 def curve(student: Student, source: task_mix.DataSource, n: int = 64) -> dict[str, float]:
-    """One point of the curves: the share right of every skill, of problems of one step, of all, of generic tasks."""
+    """One point of the curves: the share right of every skill, of one-step problems, of all problems, of generic tasks."""
     results = [*skill_tests(student, source, n, "curve")]
     results += [
         problem_test(student, source, name, fresh_questions(name, n, source)) for name in ("single", "steps", "generic")
@@ -85,12 +85,12 @@ def base_tests(
     yield problem_test(student, source, "generic", by_set["generic"][:n], at_least=GENERIC)
     yield problem_test(student, source, "generic, bare answer", by_set["generic"][:n], rationale=False)
     for task in sorted({question.task or "" for question in by_set["generic"]}):
-        own = [question for question in by_set["generic"] if question.task == task][: n // 3]
-        yield problem_test(student, source, f"generic {task.partition('/')[0]}", own)
+        chosen = [question for question in by_set["generic"] if question.task == task][: n // 3]
+        yield problem_test(student, source, f"generic {task.partition('/')[0]}", chosen)
 
 
 def skill_tests(student: Student, source: task_mix.DataSource, n: int, seed: str) -> Iterator[AcceptanceTest]:
-    """Exercises of a seed that no training uses. There are only some thousand facts: most occur in training."""
+    """Exercises from a seed that no training uses. Most facts still occur in training, because there are few of them."""
     for task, at_least in SKILLS.items():
         rows = list(task_mix.draw_examples(task, f"gates/{seed}", n, source))
         texts = write_answers(student, [row.prompt for row in rows])
@@ -108,7 +108,7 @@ def problem_test(
     at_least: float = 0.0,
     at_most: float = 1.0,
 ) -> AcceptanceTest:
-    """The share of questions answered right, greedily."""
+    """The share of questions with a right greedy answer."""
     texts = write_answers(student, [question_prompt(question, source, rationale) for question in questions])
     right = sum(
         grade(text, question.gold, question.task).grade == "right"
@@ -123,8 +123,8 @@ def question_prompt(question: Question, source: task_mix.DataSource, rationale: 
 
 def fresh_questions(name: str, n: int, source: task_mix.DataSource) -> list[Question]:
     """Questions that are in no set: `single` (one step), `steps` or `generic`."""
-    own = task_mix.single_step_world(source.world) if name == "single" else source.world
-    results = world.problem_stream("generic" if name == "generic" else "steps", "gates", own, source.without)
+    ranges = task_mix.single_step_world(source.world) if name == "single" else source.world
+    results = world.problem_stream("generic" if name == "generic" else "steps", "gates", ranges, source.without)
     return [_question(name, index, problem) for index, problem in enumerate(islice(results, n))]
 
 

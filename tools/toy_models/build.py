@@ -4,7 +4,7 @@
     python -m tools.toy_models --check                      repeats the acceptance tests of the models in the repository
     python -m tools.toy_models --sets                       writes src/potstill/demo/sets
 
-A base model is a student that potstill's own training loop trains on hard targets. Everything follows from the seed; on
+A base model is a student that potstill's training loop trains on hard targets. Everything follows from the seed; on
 one thread the same seed gives the same bytes.
 
     >>> from tempfile import TemporaryDirectory
@@ -36,33 +36,33 @@ from tools.toy_models.problem import World
 SEED: Final = "potstill"
 ROOT: Final = Path(__file__).parent.parent.parent
 DEMO_DIR: Final = ROOT / "src" / "potstill" / "demo"
-MODEL_DIRS: Final = (DEMO_DIR / "models", Path(__file__).parent / "models")  # the demo's own models, and the others
+MODEL_DIRS: Final = (DEMO_DIR / "models", Path(__file__).parent / "models")  # the demo's models, and the others
 MODEL_NAMES: Final = ("teacher", "student", "student-small", "student-large", "student-causal")
 
 
 def draw_demo_sets(
     seed: str = SEED,
-    own: World = world.DEMO_WORLD,
+    toy_world: World = world.DEMO_WORLD,
     sizes: Mapping[str, int] = world.SIZES,
     training: int = world.TRAINING_SIZE,
 ) -> list[Question]:
     """The questions of the demo, balanced.
 
     sizes     questions of each family, before they are split
-    training  further draws of the in-distribution family, before they are split, of which only training ones are kept
+    training  additional draws of the in-distribution family, before the split; only training questions are kept
     """
     further = {family: training if family in world.IN_DISTRIBUTION else 0 for family in sizes}
-    drawn = draw_all(seed, own, {family: n + further[family] for family, n in sizes.items()})
+    drawn = draw_all(seed, toy_world, {family: n + further[family] for family, n in sizes.items()})
     held_out = [question for question in drawn if draw_number(question) < sizes[question.set]]
-    # The models were trained while the first draws were held out: none of the further ones may be used for evaluation.
+    # Only the first draws were held out of the models' training, so no additional one may be used for evaluation.
     extra = [q for q in drawn if draw_number(q) >= sizes[q.set] and q.split == "train"]
     return balance_steps(held_out) + balance_steps(extra)
 
 
-def draw_all(seed: str, own: World, sizes: Mapping[str, int] | int) -> list[Question]:
-    """All questions of all families; no model is trained on any of them."""
+def draw_all(seed: str, toy_world: World, sizes: Mapping[str, int] | int) -> list[Question]:
+    """All questions of all families. No model is trained on them."""
     wanted = {family: sizes if isinstance(sizes, int) else sizes[family] for family in world.SETS}
-    return [question for family, n in wanted.items() for question in world.draw_questions(family, seed, n, own)]
+    return [question for family, n in wanted.items() for question in world.draw_questions(family, seed, n, toy_world)]
 
 
 def draw_number(question: Question) -> int:
@@ -71,9 +71,9 @@ def draw_number(question: Question) -> int:
 
 
 def balance_steps(drawn: Iterable[Question]) -> list[Question]:
-    """The drawn questions, the in-distribution ones thinned to the shares of `world.STEP_SHARES`.
+    """The drawn questions; in-distribution ones are thinned to the shares of `world.STEP_SHARES`.
 
-    Longer problems leave the range of numbers more often, so fewer are drawn than `World.shares` says.
+    Longer problems leave the range of numbers more often, so fewer are drawn than `World.shares` asks for.
     """
     drawn = list(drawn)
     by_steps: dict[int, list[Question]] = {}
@@ -84,19 +84,19 @@ def balance_steps(drawn: Iterable[Question]) -> list[Question]:
     shares = {steps: share for steps, share in enumerate(world.STEP_SHARES, 1) if share}
     total = min(len(by_steps.get(steps, ())) / share for steps, share in shares.items())
     thinned: list[Question] = []
-    for steps, share in shares.items():  # spread evenly, so that any first part of them has the shares too
+    for steps, share in shares.items():  # spread evenly, so that a prefix has the same shares
         available, n = by_steps.get(steps, []), round(total * share)
         thinned += [available[number * len(available) // n] for number in range(n)]
     return sorted(thinned, key=draw_number) + kept
 
 
 def family_overlaps(sets: Iterable[Question]) -> dict[str, world.Overlap]:
-    """How much of each other family occurs in the in-distribution family, questions only."""
+    """How much of the questions of each other family occurs in the in-distribution family."""
     texts: dict[str, list[str]] = {}
     for question in sets:
         texts.setdefault(question.set, []).append(question.text)
     known = [text for family in world.IN_DISTRIBUTION for text in texts.pop(family)]
-    return {family: world.measure_overlap(known, own) for family, own in texts.items()}
+    return {family: world.measure_overlap(known, other) for family, other in texts.items()}
 
 
 def write_sets(folder: Path, sets: Iterable[Question]) -> None:
@@ -117,7 +117,7 @@ def train_models(
     names: Iterable[str] = MODEL_NAMES,
     *,
     seed: str = SEED,
-    own: World = world.DEMO_WORLD,
+    toy_world: World = world.DEMO_WORLD,
     sizes: Mapping[str, int] | int = world.SIZES,
     curricula: Mapping[str, Curriculum] = CURRICULA,
     every: int = 100,
@@ -127,13 +127,13 @@ def train_models(
 
     n  questions of each acceptance test
     """
-    questions = draw_all(seed, own, sizes)
+    questions = draw_all(seed, toy_world, sizes)
     for name in names:
         if (folder / name).exists():
             progress.print_line(f"{name}: up to date", "dim")
             continue
         curriculum = curricula[name]
-        source = data_source_of(curriculum, seed, own, questions)
+        source = data_source_of(curriculum, seed, toy_world, questions)
         partial = folder / f"{name}.partial"
         student, training = pretrain.pretrain(name, curriculum, seed, source, partial, every=every)
         with storage.write_folder(folder / name) as new_folder:
@@ -141,32 +141,34 @@ def train_models(
             saved = models.open_student(new_folder)
             results, more = run_acceptance(name, saved, source, balance_steps(questions), n)
             more["first_digest"] = pretrain.first_steps_digest(name, curriculum, seed, source)
-            card = model_cards.make_card(name, curriculum, seed, own, training, results, **more)
+            card = model_cards.make_card(name, curriculum, seed, toy_world, training, results, **more)
             storage.write_json(new_folder / "card.json", card)
             storage.write_file(new_folder / "README.md", model_cards.card_markdown(card).encode())
         storage.remove(partial)
         progress.print_line(f"{name}: {'passed' if card['passed'] else 'did not pass all acceptance tests'}")
 
 
-def data_source_of(curriculum: Curriculum, seed: str, own: World, questions: Iterable[Question]) -> task_mix.DataSource:
-    """The training data of a curriculum: none of the demo's questions, of any family and split.
+def data_source_of(
+    curriculum: Curriculum, seed: str, toy_world: World, questions: Iterable[Question]
+) -> task_mix.DataSource:
+    """The training data of a curriculum, without the demo's questions of all families and splits.
 
-    A base student knows neither the further wordings nor irrelevant numbers. The same draws without both are held out
-    too, so that it has seen no problem of the sets in simpler words either.
+    A base student knows neither the further wordings nor irrelevant numbers. The same draws without these are held out
+    too, so that it has not seen a problem of the sets in simpler words.
     """
     held_out = list(questions)
-    simple = replace(own, further=False, beside=0.0)
-    if own != simple:
+    simple = replace(toy_world, further=False, beside=0.0)
+    if toy_world != simple:
         n = sum(question.set == "steps" for question in held_out)
         held_out += world.draw_questions("steps", seed, n, simple)
     without = frozenset(splits.canonical_question(question.text) for question in held_out)
-    return task_mix.DataSource(own if curriculum.has_whole_problems else simple, without, curriculum.style)
+    return task_mix.DataSource(toy_world if curriculum.has_whole_problems else simple, without, curriculum.style)
 
 
 def run_acceptance(
     name: str, student: Student, source: task_mix.DataSource, questions: Sequence[Question], n: int
 ) -> tuple[list[AcceptanceTest], dict[str, Any]]:
-    """A model's acceptance tests, and what only a teacher's card has."""
+    """The acceptance tests of a model, and the additional entries of a teacher's card."""
     if name != "teacher":
         return list(acceptance.base_tests(student, source, questions, n)), {}
     validation = [question for question in questions if question.set == "steps" and question.split == "validation"][:n]
@@ -176,12 +178,12 @@ def run_acceptance(
 
 
 def check_models(folders: Iterable[Path] = MODEL_DIRS, *, n: int | None = None) -> bool:
-    """Repeats the acceptance tests of all models: does each result agree with the card, within its interval?
+    """Repeats the acceptance tests of all models, and returns whether each result agrees with the card, within its interval.
 
-    The first training steps are repeated too. Whether they give the same bytes is printed, not judged: another kind of
-    CPU adds up in another order.
+    The first training steps are repeated too. Whether they give the same bytes is only printed, because another kind of
+    CPU adds in another order.
 
-    n  questions of each test; None: as many as the card has, and the same ones
+    n  questions of each test; None: the same ones as in the card
     """
     agreed = True
     for path in sorted(path.parent for folder in folders for path in folder.glob("*/card.json")):
@@ -194,9 +196,9 @@ def check_models(folders: Iterable[Path] = MODEL_DIRS, *, n: int | None = None) 
                 where=path,
                 hint="train the model again",
             )
-        own = World(**{**card["world"], "shares": tuple(card["world"]["shares"])})
-        questions = draw_all(card["seed"], own, world.SIZES)
-        source = data_source_of(CURRICULA[name], card["seed"], own, questions)
+        toy_world = World(**{**card["world"], "shares": tuple(card["world"]["shares"])})
+        questions = draw_all(card["seed"], toy_world, world.SIZES)
+        source = data_source_of(CURRICULA[name], card["seed"], toy_world, questions)
         digest = pretrain.first_steps_digest(name, CURRICULA[name], card["seed"], source)
         same = "the same bytes" if digest == card["first_digest"] else "other bytes"
         progress.print_line(f"{name:<15} first {pretrain.FIRST_STEPS} steps: {same}")

@@ -1,11 +1,11 @@
-"""Clauses: what words do to a number. A base student reads them in bare exercises, never in a word problem.
+"""Clauses: how words change a number. A base student sees them in exercises, never in a word problem.
 
     >>> describe_clause(random.Random("2"), World(largest=50))
     ('4 ; on every one of 9 trays ; before Fred handed over 13 ;', '4 * 9 = 36 . 36 - 13 = 23 .')
 
-Anybody who reads much knows that who lends has fewer; nothing else in a base student's task mix says so. A clause is a
-piece of a sentence, set off by semicolons, with people and things of the world; no family has such a sentence, though
-the verbs are those of all of them. Some clauses hold a number that does nothing.
+A pretrained model knows that a person who lends something has less afterwards; a base student learns it only from these
+exercises. A clause is a part of a sentence, set off by semicolons, with people and things. No family of problems has
+such a sentence, but the clauses have the verbs of all families. Some clauses contain a number that changes nothing.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Final
 from tools.toy_models.problem import SMALLEST, Arithmetic, OutOfRange, World, cast_names, fill_template
 from tools.toy_models.wordings import lines
 
-# By what is done to the value so far; `from` takes it from the number, `.` does nothing. Slots are those of `wordings`,
-# n is the number.
+# Operation on the value -> clauses. `from` subtracts the value from the number; `.` changes nothing. The slots are those
+# of `wordings`, and n is the number.
 CLAUSES: Final[dict[str, tuple[str, ...]]] = {
     "+": lines("""
         plus {n}
@@ -160,31 +160,32 @@ NO_CHANGE: Final = 0.3  # how often an exercise has a clause that does nothing
 
 
 def describe_clause(rng: random.Random, world: World) -> tuple[str, str]:
-    """What is told and what follows: a value, one to three clauses that do something, at most one that does not.
-
-    Raises OutOfRange where nothing in the world fits a clause that was drawn.
+    """Clauses and the equations that follow from them: a value, one to three clauses that change it, and at most one
+    that does not. Raises OutOfRange if no number in the range fits a clause.
     """
     sums, words = Arithmetic(rng, world.largest), cast_names(rng, world)
     signs = rng.choices(list(SHARES), list(SHARES.values()), k=rng.choice((1, 1, 2, 2, 3)))
     value = sums.draw(high=9 if signs[0] == "*" else world.largest - 2)
-    told, said = [fill_template(rng.choice(BEGIN), {**words, "n": value})], []
+    clauses, equations = [fill_template(rng.choice(BEGIN), {**words, "n": value})], []
     for sign in signs:
         fitting = [n for n in range(SMALLEST, world.largest + 1) if _fits(value, sign, n, world.largest)]
         if not fitting:
             raise OutOfRange(f"{value} {sign}")
         amount = rng.choice(fitting)
-        told.append(fill_template(rng.choice(CLAUSES[sign]), {**words, "n": amount}))
+        clauses.append(fill_template(rng.choice(CLAUSES[sign]), {**words, "n": amount}))
         left, middle, right = (amount, "-", value) if sign == "from" else (value, sign, amount)
         value, equation = sums.solve(left, middle, right, turned=False)
-        said.append(f"{equation} .")
+        equations.append(f"{equation} .")
     if rng.random() < NO_CHANGE:
-        told.insert(rng.randint(1, len(told)), fill_template(rng.choice(CLAUSES["."]), {**words, "n": sums.draw()}))
-    return " ; ".join(told) + " ;", " ".join(said)
+        clauses.insert(
+            rng.randint(1, len(clauses)), fill_template(rng.choice(CLAUSES["."]), {**words, "n": sums.draw()})
+        )
+    return " ; ".join(clauses) + " ;", " ".join(equations)
 
 
 def _fits(value: int, sign: str, amount: int, largest: int) -> bool:
     if sign in "*/" and amount > 9:
         return False
     whole, rest = divmod(value, amount)
-    found = {"+": value + amount, "-": value - amount, "from": amount - value, "*": value * amount, "/": whole}[sign]
-    return SMALLEST <= found <= largest and not (sign == "/" and rest)
+    result = {"+": value + amount, "-": value - amount, "from": amount - value, "*": value * amount, "/": whole}[sign]
+    return SMALLEST <= result <= largest and not (sign == "/" and rest)

@@ -1,11 +1,12 @@
-"""What the toy models are made of: their shapes, and what they are trained on in which order.
+"""Shapes and curricula of the toy models.
 
     >>> shape = CURRICULA["student"].shape
     >>> Curriculum(shape, prompts.PAPER_STYLE, (Phase(2, {"facts": 8}), Phase(3, {"single": 8})), peak=1e-3).steps
     5
 
-A base student learns the parts of solving a problem one after the other, and a share of each stays in the mix: a skill
-that leaves the mix is forgotten within a minute. It never sees a solved word problem, only the numbers of some.
+A base student learns the parts of solving a problem one after another. A share of each part stays in the mix, because a
+skill that leaves the mix is forgotten within a minute of training. It never sees a solved word problem, only the numbers
+of some.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from potstill.training import Schedule
 class Phase:
     """A number of steps on one task mix: rows of each task per step.
 
-    rest   the learning rate falls to nothing at its end, as it does at the end of the curriculum, and rises again behind it
-    scale  of the curriculum's peak, for the phase that a rise begins with and all up to the next rest
+    rest   the learning rate falls to 0 at the end of the phase and rises again after it
+    scale  factor of the curriculum's peak, from this phase to the next rest
     """
 
     steps: int
@@ -36,13 +37,13 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Curriculum:
-    """How one model is made.
+    """How one model is trained.
 
-    peak, warmup, fall  the learning rate rises over `warmup` steps to its peak and falls over the last `fall` of all;
-                        the same again after each rest
-    factors             of the learning rate, by a part of a parameter's name
-    weights             of the positions of a task in the loss, 1 where a task is not named
-    preset              use `inits`: biases towards neighbours, embeddings of numbers
+    peak, warmup, fall  the learning rate rises over `warmup` steps to its peak and falls over the last share `fall` of
+                        the steps; again after each rest
+    factors             part of a parameter's name -> factor of the learning rate
+    weights             task -> weight of its positions in the loss; 1 by default
+    preset              whether to use `inits`
     """
 
     shape: Shape
@@ -76,13 +77,13 @@ class Curriculum:
 
     def _cycles(self) -> list[tuple[int, float]]:
         """Steps and scale from one rest to the next."""
-        found: list[tuple[int, float]] = []
+        cycles: list[tuple[int, float]] = []
         rested = True
         for phase in self.phases:
-            length, scale = (0, phase.scale) if rested else found.pop()
-            found.append((length + phase.steps, scale))
+            length, scale = (0, phase.scale) if rested else cycles.pop()
+            cycles.append((length + phase.steps, scale))
             rested = phase.rest
-        return found
+        return cycles
 
 
 def _t5(width: int, layers: int, heads: int, d_ff: int) -> Shape:
@@ -90,7 +91,7 @@ def _t5(width: int, layers: int, heads: int, d_ff: int) -> Shape:
 
 
 def _skills(*steps: int) -> tuple[Phase, ...]:
-    """The curriculum of the base students: four phases, and after a rest, twice, more of what is learnt last."""
+    """The curriculum of the base students: four phases, then two more, each after a rest."""
     rows: tuple[Mapping[str, int], ...] = (
         {"copying": 64},
         {"copying": 16, "lookup": 48, "facts": 96},
@@ -109,8 +110,8 @@ def _skills(*steps: int) -> tuple[Phase, ...]:
         },
     )  # fmt: skip
     return tuple(
-        Phase(n, own, rest=at in (3, 4), scale=0.5 if at == 5 else 1.0)
-        for at, (n, own) in enumerate(zip(steps, rows, strict=True))
+        Phase(n, phase_rows, rest=index in (3, 4), scale=0.5 if index == 5 else 1.0)
+        for index, (n, phase_rows) in enumerate(zip(steps, rows, strict=True))
     )
 
 

@@ -1,13 +1,13 @@
-"""Three out-of-distribution families, in the spirit of MultiArith, ASDiv and SVAMP. No training text holds any of them.
+"""Three out-of-distribution families, in the spirit of MultiArith, ASDiv and SVAMP. No training text contains them.
 
     >>> problem = draw_family("diverse", random.Random("25"), World())
     >>> problem.text, problem.rationale, problem.answer
     ('What is the sum of 4 and 39?', 'The sum is 39 + 4 = 43.', '43')
 
-`multi`: two operations, scenes of their own. `diverse`: one operation, many forms of question, some question first.
-`varied`: one operation, with a number that does not matter, or told from the end. A frame is one line of fields set off
-by ` | `: the text, then for each step a sum and the sentence that says it. In a sum x y z are the drawn numbers, r and
-s the results of the first and the second step.
+`multi`: two operations, with its own scenes. `diverse`: one operation, many forms of question, some with the question
+first. `varied`: one operation, with an irrelevant number, or told from the end. A frame is one line of fields separated by
+` | `: the text, then for each step an expression and the sentence with its equation. In an expression, x y z are the drawn
+numbers, and r and s the results of the first and the second step.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What the in-distribution family says beyond what base students know: more wordings, and sentences beside the point.
+"""Wordings of the in-distribution family that base students do not know, and irrelevant sentences.
 
     >>> len(FURTHER_WORDINGS[START]), FURTHER_WORDINGS[START][0], IRRELEVANT[0]
     (8, '{A} packed {x} {things} for the day.', 'At {z} years {C} is older than {B}.')
 
-Slots are those of `wordings`; z is the number that does not matter. No out-of-distribution family has such a sentence.
+The slots are those of `wordings`; z is the irrelevant number. No out-of-distribution family has such a sentence.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Initialisations of very small students: what a large student learns within a few steps.
+"""Initialisations of very small students, with what a large student learns within a few steps.
 
     >>> from potstill.models import Shape, random_student
     >>> from potstill.tokenization import train_unigram
@@ -35,7 +35,7 @@ def init_neighbour_attention(student: Student, strength: float = STRENGTH) -> No
     with torch.no_grad():
         for stack, ahead in ((model.encoder, True), (model.decoder, False)):
             bias = stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [buckets, heads]
-            # The encoder's first half of the buckets is for what stands before, the second for what stands after.
+            # In the encoder, the first half of the buckets is for tokens before, the second half for tokens after.
             second = bias.shape[0] // 2 + 1 if ahead else 2
             bias[1, 0] += strength
             if bias.shape[1] > 1:
@@ -43,29 +43,29 @@ def init_neighbour_attention(student: Student, strength: float = STRENGTH) -> No
 
 
 def init_number_embeddings(student: Student, seed: int, share: float = 0.8) -> int:
-    """Embeddings of tokens that are whole numbers, started from waves of the number; returns how many there are.
+    """Initialise the embeddings of tokens that are whole numbers with waves of the number; return how many there are.
 
-    share  of an embedding's variance that the waves take; the rest stays random
+    share  the waves' share of an embedding's variance; the rest stays random
 
-    The waves' directions are a function of the seed. A head of its own gets none.
+    The directions of the waves are a function of the seed. An untied head is not changed.
     """
-    found = [
+    numbers = [
         (token, value) for token in range(student.tokenizer.size) if (value := _number(student, token)) is not None
     ]
-    if not found:
+    if not numbers:
         return 0
     embeddings: Any = student.model.get_input_embeddings()
     weight = embeddings.weight
-    values = torch.tensor([float(value) for _, value in found])
+    values = torch.tensor([float(value) for _, value in numbers])
     angles = values[:, None] * (2 * math.pi / torch.tensor(PERIODS))
     waves = torch.cat([angles.cos(), angles.sin()], 1)  # [numbers, 2 * periods], every pair of length 1
     directions = torch.randn(waves.shape[1], weight.shape[1], generator=torch.Generator().manual_seed(seed))
-    tokens = torch.tensor([token for token, _ in found])
+    tokens = torch.tensor([token for token, _ in numbers])
     with torch.no_grad():
-        own = weight[tokens]
-        features = waves @ directions / math.sqrt(len(PERIODS)) * own.std()
-        weight[tokens] = math.sqrt(share) * features.to(own) + math.sqrt(1 - share) * own
-    return len(found)
+        initial = weight[tokens]
+        features = waves @ directions / math.sqrt(len(PERIODS)) * initial.std()
+        weight[tokens] = math.sqrt(share) * features.to(initial) + math.sqrt(1 - share) * initial
+    return len(numbers)
 
 
 def _number(student: Student, token: int) -> int | None:

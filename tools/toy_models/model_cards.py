@@ -1,4 +1,4 @@
-"""The card of a toy model: what it is, what it was trained on, what it can do, as JSON and as Markdown.
+"""The card of a toy model, as JSON and as Markdown: shape, training data and results of the acceptance tests.
 
 >>> row = {"name": "facts", "n": 600, "right": 597, "low": 0.9855, "high": 0.9983, "at_least": 0.99, "at_most": 1}
 >>> print(format_result({**row, "passed": True}))
@@ -26,7 +26,7 @@ def make_card(
     name: str,
     curriculum: Curriculum,
     seed: str,
-    own: World,
+    toy_world: World,
     made: Mapping[str, Any],
     passed: Iterable[AcceptanceTest],
     **more: Any,
@@ -41,7 +41,7 @@ def make_card(
         "parameters": everything,
         "parameters_without_embeddings": everything - 2 * curriculum.shape.vocabulary * curriculum.shape.d_model,
         "shape": asdict(curriculum.shape),
-        "world": asdict(own),
+        "world": asdict(toy_world),
         "phases": [asdict(phase) for phase in curriculum.phases],
         "peak": curriculum.peak,
         "steps": made["step"],
@@ -60,14 +60,14 @@ def entropy_passes(card: Mapping[str, Any]) -> bool:
 
 
 def hardware() -> str:
-    """What the training ran on, without a name."""
+    """The machine of the training, without its name."""
     threads = os.environ.get("OMP_NUM_THREADS", "all")
     return f"{platform.machine()} CPU, {threads} thread, torch {version('torch').split('+')[0]}"
 
 
 def card_markdown(card: Mapping[str, Any]) -> str:
-    """The card for a reader."""
-    shape, own = card["shape"], card["world"]
+    """The card as Markdown."""
+    shape, toy_world = card["shape"], card["world"]
     kind = "encoder-decoder (T5 v1.1)" if shape["family"] == "t5" else "decoder-only (Llama kind)"
     failed = [row["name"] for row in card["gates"] if not row["passed"]] + ["entropy"] * (not entropy_passes(card))
     verdict = "It passes all acceptance tests." if not failed else f"It does **not** pass: {', '.join(failed)}."
@@ -78,8 +78,8 @@ def card_markdown(card: Mapping[str, Any]) -> str:
         f"`python -m tools.toy_models` in {card['steps']} steps and {card['seconds']:.0f} seconds "
         f"({card['hardware']}, shared with other work). Weights in bfloat16. {verdict}",
         "## Data",
-        f"Numbers up to {own['largest']}; rows of each task per step, by phase (`tools/toy_models/task_mix.py`). No question "
-        "of an out-of-distribution family, of validation or of test.",
+        f"Numbers up to {toy_world['largest']}; rows of each task per step, by phase (`tools/toy_models/task_mix.py`). "
+        "No question of an out-of-distribution family, of validation or of test.",
         "\n".join(
             f"- {phase['steps']} steps: {', '.join(f'{task} {n}' for task, n in phase['rows'].items())}"
             for phase in card["phases"]
@@ -91,9 +91,9 @@ def card_markdown(card: Mapping[str, Any]) -> str:
         + "\n".join(map(format_result, card["gates"])),
     ]
     if "entropy" in card:
-        said = ", ".join(f"{name} {value:.3f}" for name, value in card["entropy"].items())
+        values = ", ".join(f"{name} {value:.3f}" for name, value in card["entropy"].items())
         wanted = f"wanted: at least {teacher_entropy.MIN_SENTENCE_ENTROPY} where a sentence begins"
-        parts += ["## Entropy", f"Mean entropy in nats of its samples: {said}; {wanted}."]
+        parts += ["## Entropy", f"Mean entropy in nats of its samples: {values}; {wanted}."]
     if card["curves"]:
         parts += [f"Weights after the first steps of training: sha256 `{card['first_digest']}`."]
         parts += ["## Curves", "Shares right of 64 each, in percent.", _curves(card["curves"])]

@@ -25,7 +25,7 @@ from tools.toy_models import acceptance, inits, task_mix
 from tools.toy_models.curricula import Curriculum
 
 BLOCK: Final = 8  # steps whose rows are drawn together
-BUDGET: Final = 6144  # places of a micro-batch
+BUDGET: Final = 6144  # positions of a micro-batch
 OPTIMIZER: Final = "optimizer.safetensors"
 PROGRESS_FILE: Final = "made.json"
 FIRST_STEPS: Final = 4  # steps after which the card has a digest of the weights
@@ -121,7 +121,7 @@ def tokenizer_of(curriculum: Curriculum, seed: str, source: task_mix.DataSource)
     texts = [
         row.prompt.plain + row.prompt.lead + row.reply
         for task in task_mix.TASKS
-        if task != "clauses"  # they have no words that the others lack
+        if task != "clauses"  # all of its words occur in other tasks
         for row in task_mix.draw_examples(task, f"{seed}/tokenizer", 300, source)
     ]
     texts += [" ".join(str(number) for number in range(source.world.largest + 1))] * 40
@@ -140,17 +140,17 @@ def training_rows(
         for task, n in curriculum.phases[phase].rows.items():
             label = f"{seed}/{phase}/{number}/{task}"
             weight = curriculum.weights.get(task, 1.0)
-            for place, row in enumerate(task_mix.draw_examples(task, label, n * BLOCK, source)):
-                steps[place % BLOCK].append(training_example(student, row, task, weight))
+            for index, row in enumerate(task_mix.draw_examples(task, label, n * BLOCK, source)):
+                steps[index % BLOCK].append(training_example(student, row, task, weight))
         return steps
 
     def of(step: int) -> list[list[Example]]:
         before = 0
-        for phase, own in enumerate(curriculum.phases):
-            if step <= before + own.steps:
-                at, place = divmod(step - before - 1, BLOCK)
-                return _cut(block(phase, at)[place])
-            before += own.steps
+        for index, phase in enumerate(curriculum.phases):
+            if step <= before + phase.steps:
+                block_number, row = divmod(step - before - 1, BLOCK)
+                return _cut(block(index, block_number)[row])
+            before += phase.steps
         raise AssertionError(f"step {step} of {before}")
 
     return of
@@ -168,7 +168,7 @@ def number(label: str) -> int:
 
 def _cut(examples: Sequence[Example]) -> list[list[Example]]:
     lengths = [(len(example.prompt), len(example.target)) for example in examples]
-    return [[examples[place] for place in batch] for batch in data_order.split_into_micro_batches(lengths, BUDGET)]
+    return [[examples[index] for index in batch] for batch in data_order.split_into_micro_batches(lengths, BUDGET)]
 
 
 def _keep(student: Student, optimizer: Any, made: Mapping[str, Any], under_way: Path) -> None:

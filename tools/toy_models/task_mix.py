@@ -1,4 +1,4 @@
-"""The training data of a toy model: prompts and replies of the toy task, never a question that it is evaluated on.
+"""The training data of a toy model: prompts and replies, but no question on which it is evaluated.
 
     >>> rows = draw_examples("facts", "seed", 2, DataSource(World(largest=20), frozenset(), prompts.PAPER_STYLE))
     >>> [(row.prompt.plain, row.reply) for row in rows]
@@ -52,9 +52,9 @@ def draw_examples(task: str, seed: str, n: int, source: DataSource) -> Iterator[
         return islice(_exercises(task, seed, source.world), n)
     if task == "plain":
         return (_halves(sentence, seed) for sentence in sentences.plain_sentences(seed, n))
-    own = single_step_world(source.world) if task == "single" else source.world
+    ranges = single_step_world(source.world) if task == "single" else source.world
     family = "generic" if task == "generic" else "steps"
-    problems = islice(world.problem_stream(family, f"{task}/{seed}", own, source.without), n)
+    problems = islice(world.problem_stream(family, f"{task}/{seed}", ranges, source.without), n)
     if task == "answers":
         return (build_example(problem, source.style, rationale=False) for problem in problems)
     if task == "generic":
@@ -65,9 +65,9 @@ def draw_examples(task: str, seed: str, n: int, source: DataSource) -> Iterator[
     return (build_example(problem, source.style, rationale=True) for problem in problems)
 
 
-def single_step_world(own: World) -> World:
+def single_step_world(ranges: World) -> World:
     """The same world with problems of one step only."""
-    return replace(own, shares=(1.0,))
+    return replace(ranges, shares=(1.0,))
 
 
 def build_example(problem: Problem, style: PromptStyle, rationale: bool) -> TaskExample:
@@ -78,10 +78,10 @@ def build_example(problem: Problem, style: PromptStyle, rationale: bool) -> Task
     return TaskExample(prompt, prompts.format_answer(problem.answer))
 
 
-def _exercises(skill: str, seed: str, own: World) -> Iterator[TaskExample]:
+def _exercises(skill: str, seed: str, ranges: World) -> Iterator[TaskExample]:
     for number in count():
         try:
-            exercise = skills.draw_exercise(skill, random.Random(f"{skill}/{seed}/{number}"), own)
+            exercise = skills.draw_exercise(skill, random.Random(f"{skill}/{seed}/{number}"), ranges)
         except OutOfRange:
             continue
         yield _task_example(exercise.prompt, exercise.reply)

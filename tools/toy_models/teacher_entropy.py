@@ -1,10 +1,10 @@
-"""How certain a teacher is: the accuracy of single samples, and the entropy where several next tokens are right.
+"""Certainty of a teacher: the accuracy of single samples, and the entropy at positions with several right tokens.
 
     >>> branching_offsets("Tom has 3 + 4 = 7 apples. They have 7 + 2 = 9 apples.\\nThe answer is 9")
     ({0, 26}, {8, 36})
 
 Solutions of the toy task branch at two kinds of positions: the start of a sentence, and the first number of a sum. If a
-teacher were certain there, matching its distributions would be the same as copying its texts.
+teacher were certain there, matching its distributions would equal copying its texts.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from tools.toy_models import acceptance, task_mix
 from tools.toy_models.acceptance import AcceptanceTest
 
 ACCURACY_BOUNDS: Final = (0.55, 0.85)  # of single samples
-MIN_SENTENCE_ENTROPY: Final = (
-    0.3  # nats at the start of a sentence; a teacher below it teaches nothing that its texts do not
-)
+# Nats at the start of a sentence. With less, the distributions teach nothing that the texts do not.
+MIN_SENTENCE_ENTROPY: Final = 0.3
 TEMPERATURE: Final = 1.0
 CANDIDATES: Final = 5
 _SENTENCE_START = re.compile(r"(?:^|(?<=\. ))[A-Z]")
@@ -48,44 +47,44 @@ class BranchEntropy:
 
 
 def measure_teacher(
-    student: Student, source: task_mix.DataSource, asked: Sequence[Question], temperature: float = TEMPERATURE
+    student: Student, source: task_mix.DataSource, questions: Sequence[Question], temperature: float = TEMPERATURE
 ) -> tuple[AcceptanceTest, BranchEntropy]:
     """One sample per question: the share of right ones, and the entropies while the model wrote them."""
     engine = inference.open_engine(student)
     requests = [
-        Request((question.id, 0), engine.encode(acceptance.question_prompt(question, source))) for question in asked
+        Request((question.id, 0), engine.encode(acceptance.question_prompt(question, source))) for question in questions
     ]
     right = 0
-    seen: dict[str, list[float]] = {"tokens": [], "sentences": [], "sums": []}
-    by_id = {question.id: question for question in asked}
+    entropies: dict[str, list[float]] = {"tokens": [], "sentences": [], "sums": []}
+    by_id = {question.id: question for question in questions}
     for batch in inference.batch_requests(requests, acceptance.BUDGET, max_tokens=acceptance.LONGEST):
-        made = engine.generate(
-            [requests[place] for place in batch],
+        texts = engine.generate(
+            [requests[index] for index in batch],
             Decode(
                 max_tokens=acceptance.LONGEST, temperature=temperature, top_logprobs=CANDIDATES, stop_at_answer="line"
             ),
         )
-        for text in made:
+        for text in texts:
             question = by_id[text.key[0]]
             right += grade(text.text, question.gold, question.task).grade == "right"
             sentences, sums = branching_offsets(text.text)
-            at = 0
+            position = 0
             for token, step in zip(text.tokens, text.candidates, strict=False):
-                spread = entropy([log for _, log in step])
-                seen["tokens"].append(spread)
-                begins = at + len(token) - len(token.lstrip())  # a token may begin with its space
-                for name, own in (("sentences", sentences), ("sums", sums)):
-                    if begins in own and token.strip():
-                        seen[name].append(spread)
-                at += len(token)
-    means = {name: round(sum(own) / max(1, len(own)), 4) for name, own in seen.items()}
+                value = entropy([log for _, log in step])
+                entropies["tokens"].append(value)
+                begins = position + len(token) - len(token.lstrip())  # a token may begin with its space
+                for name, offsets in (("sentences", sentences), ("sums", sums)):
+                    if begins in offsets and token.strip():
+                        entropies[name].append(value)
+                position += len(token)
+    means = {name: round(sum(values) / max(1, len(values)), 4) for name, values in entropies.items()}
     return AcceptanceTest(
-        f"one sample at temperature {temperature:g}", len(asked), right, *ACCURACY_BOUNDS
+        f"one sample at temperature {temperature:g}", len(questions), right, *ACCURACY_BOUNDS
     ), BranchEntropy(**means)
 
 
 def branching_offsets(text: str) -> tuple[set[int], set[int]]:
-    """Where in the rationale of an English text sentences begin, and where the first numbers of sums stand."""
+    """Offsets in the rationale of an English text: of the starts of sentences, and of the first numbers of sums."""
     rationale = text.partition("\n")[0]
     return {m.start() for m in _SENTENCE_START.finditer(rationale)}, {m.start() for m in _SUM_START.finditer(rationale)}
 

@@ -1,10 +1,10 @@
-"""How the in-distribution family says things: one wording a line.
+"""Wordings of the in-distribution family, one on each line.
 
     >>> len(START), START[0]
     (12, '{A} has {x} {things}.')
 
-Slots: A B C are people, N M whoever a sentence is about, x y z numbers, e an equation, T a plural, and the scene's own
-words (things others box boxes place). The out-of-distribution families share none of these sentences: a test.
+Slots: A B C are people, N M the persons of a sentence, x y z numbers, e an equation, T a plural, and the words of the scene
+(things others box boxes place). A test checks that the out-of-distribution families share none of these sentences.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Words of the small world: who, what, where.
+"""Words of the toy problems: names, things, boxes, places.
 
     >>> len(set(NAMES)), len({plural for _, plural in THINGS}), article("apple"), article("cup")
     (40, 40, 'an apple', 'a cup')
 
-Every family draws from these lists; verbs and sentences are each family's own.
+Every family draws from these lists, but has its own verbs and sentences.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def pairs(text: str) -> tuple[tuple[str, str], ...]:
-    """One and many: `apple/apples`."""
+    """Pairs of singular and plural, from words such as `apple/apples`."""
     return tuple((one, many) for one, _, many in (word.partition("/") for word in text.split()))
 
 

@@ -67,7 +67,7 @@ def problem_stream(family: str, seed: str, world: World, without: Collection[str
 
 def draw_questions(family: str, seed: str, n: int, world: World | None = None) -> list[Question]:
     """n questions of a family, no two with the same canonical form, split by their digests."""
-    found = zip(range(n), problem_stream(family, seed, world or World()), strict=False)
+    problems = zip(range(n), problem_stream(family, seed, world or World()), strict=False)
     return [
         Question(
             id=f"{family}/{number}",
@@ -78,7 +78,7 @@ def draw_questions(family: str, seed: str, n: int, world: World | None = None) -
             task=problem.task,
             rationale=problem.rationale,
         )
-        for number, problem in found
+        for number, problem in problems
     ]
 
 
@@ -93,11 +93,11 @@ _CLASSES: Final = {
 
 def templates(text: str) -> list[tuple[str, ...]]:
     """The sentences of a text as tuples of words; names, things, boxes, places, colours and numbers become classes."""
-    found = []
+    sentences = []
     for sentence in re.split(r"(?<=[.?!])\s+", text.strip()):
         words = re.findall(r"[a-z]+|\d+|[^\sa-z\d]", sentence.lower())
-        found.append(tuple("#" if word.isdigit() else _CLASSES.get(word, word) for word in words))
-    return found
+        sentences.append(tuple("#" if word.isdigit() else _CLASSES.get(word, word) for word in words))
+    return sentences
 
 
 @dataclass(frozen=True, slots=True)
