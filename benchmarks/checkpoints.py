@@ -36,7 +36,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from potstill import models, storage, tokenization, training
+from potstill import demo, models, storage, tokenization, training
 from potstill.models import SHAPES, Example
 from potstill.records import Target, TargetKind
 from potstill.training.checkpoints import OPTIMIZER_FILE, CheckpointWriter
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
     parser.add_argument("--folder", help="on the disk that is to be measured; a temporary one if not given")
     args = parser.parse_args()
-    tokenizer = tokenization.train_unigram(["Q: 2 + 3 A: The answer is 5"] * 3, 40)
+    tokenizer = tokenization.load_tokenizer(demo.DATA / "models" / "student")
     fork = multiprocessing.get_context("fork")
     for way in args.ways:
         results = fork.SimpleQueue()

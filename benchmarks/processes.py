@@ -28,7 +28,7 @@ import torch
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
-from potstill import models, tokenization, training
+from potstill import demo, models, tokenization, training
 from potstill.models import Example, Shape
 from potstill.records import Target, TargetKind
 
@@ -42,7 +42,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    tokenizer = tokenization.train_unigram(["Q: 2 + 3 A: The answer is 5"] * 3, 40)
+    tokenizer = tokenization.load_tokenizer(demo.DATA / "models" / "student")
     fork = multiprocessing.get_context("fork")
     for way, world in (("one", 1), ("none", 2), ("full", 2)):
         with tempfile.TemporaryDirectory() as folder:

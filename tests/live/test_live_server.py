@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 import servers
-from potstill import storage, tokenization
+from potstill import storage
 from potstill.data import load_set, splits
 from potstill.records import Question
 from potstill.storage import manifest, parquet
+from tools.toy_models.tokenizer_training import train_bpe
 
 pytestmark = pytest.mark.slow
 ASKED, SAMPLES, KNOWN = 50, 8, 12
@@ -50,7 +51,7 @@ def taken(data: Path) -> list[Question]:
 
 def teacher(folder: Path, asked: list[Question]) -> Path:
     """A small Llama that has learnt some of the answers by heart, so that something is right."""
-    tokenizer = tokenization.train_bpe([f"{q.text} {q.rationale}" for q in asked], 1024)
+    tokenizer = train_bpe([f"{q.text} {q.rationale}" for q in asked], 1024)
     known = [(q.text, f"So it is {q.gold}.\nThe answer is {q.gold}") for q in asked[:KNOWN]]
     return servers.taught(folder, tokenizer, known, steps=60)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tools.toy_models.tokenizer_training import train_bpe, train_unigram
+
 import math
 import shutil
 from dataclasses import replace
@@ -252,7 +254,7 @@ def test_through_transfer_the_students_own_tokens_are_told_the_same() -> None:
 
 def test_a_scorer_of_other_tokens_tells_of_each_text_as_the_student_cuts_it() -> None:
     student, own = make_student("t5"), TOKENIZER
-    other = tokenization.train_bpe(TEXTS, 300)
+    other = train_bpe(TEXTS, 300)
     scorer = models.random_student(Shape("causal", 16, 2, 2, 32, 8, other.size), other, 2)
     texts = {"a": ("The answer is 4", own.eos), "b": ("2 + 2", None), "c": ("4", own.eos)}
     asked = {name: Prompt((Turn("user", name),)) for name in texts}

@@ -5,6 +5,8 @@ Each ends in the right result or in one message that says how to get there; what
 
 from __future__ import annotations
 
+from tools.toy_models.tokenizer_training import train_bpe, train_unigram
+
 import json
 import shutil
 import subprocess
@@ -225,7 +227,7 @@ def test_a_question_is_not_shown_to_its_twin(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_is_not_the_models_is_refused(world: Path, tmp_path: Path) -> None:
-    other = tokenization.train_unigram(["one two three four", "The answer is 5"] * 3, 60)
+    other = train_unigram(["one two three four", "The answer is 5"] * 3, 60)
     (tmp_path / "model").mkdir()
     models.random_student(Shape("t5", 16, 1, 2, 32, 8, 150), other, 0).save(tmp_path / "model")
     change = f"student={{model: {tmp_path / 'model'}, tokenizer: student-tokenizer}}"

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from potstill.models import Shape, Student, random_student
 from potstill.models.causal import CausalStudent
-from potstill.tokenization import train_bpe, train_unigram
+from tools.toy_models.tokenizer_training import train_bpe, train_unigram
 
 TEXTS = ["Tom has 3 apples and buys 4 more.", "3 + 4 = 7.", "The answer is 7"] * 3
 BPE, UNIGRAM = train_bpe(TEXTS, 262), train_unigram(TEXTS, 60)

@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 
 from potstill import models, tokenization
 from potstill.models import Shape
+from tools.toy_models.tokenizer_training import train_bpe, train_unigram
 
 TEXTS = ["Q: Tom has 2 apples and buys 3. How many? A: 2 + 3 = 5. The answer is 5", "user assistant system day"]
 SPECIAL = ["<|start|>", "<|stop|>"]
@@ -21,7 +22,7 @@ TEMPLATE = (
 def save_chat_model(at: Path, template: str | None = TEMPLATE, family: str = "causal") -> Path:
     """A tiny student with random weights whose tokenizer has a template."""
     at.mkdir()
-    base = tokenization.train_bpe(TEXTS, 290) if family == "causal" else tokenization.train_unigram(TEXTS, 60)
+    base = train_bpe(TEXTS, 290) if family == "causal" else train_unigram(TEXTS, 60)
     for name, content in base.files.items():
         (at / name).write_bytes(content)
     library = AutoTokenizer.from_pretrained(at)

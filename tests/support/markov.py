@@ -8,7 +8,8 @@ import torch
 
 from potstill.inference.transformers import TransformersEngine
 from potstill.models import Shape, random_student
-from potstill.tokenization import Tokenizer, train_bpe
+from potstill.tokenization import Tokenizer
+from tools.toy_models.tokenizer_training import train_bpe
 
 NEVER = -30.0  # natural log-probability of what the chain does not say; not -inf, so that candidates can be seen
 

@@ -23,7 +23,8 @@ from potstill.evaluation import checkpoint
 from potstill.inference import Decode, Request, transformers
 from potstill.models import Example, Shape, Student
 from potstill.records import BASE, Chain
-from potstill.tokenization import Tokenizer, train_unigram
+from potstill.tokenization import Tokenizer
+from tools.toy_models.tokenizer_training import train_unigram
 
 
 class Backend(backend_registration._DummyBackendModule):

@@ -20,6 +20,7 @@ from potstill import models, prompts, tokenization, training
 from potstill.alignment.cross_tokenizer import transfer
 from potstill.models import Example, Shape
 from potstill.records import Chain
+from tools.toy_models.tokenizer_training import train_bpe
 
 SMALL = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}  # what vLLM is told
 NAMES = ("Zoë", "José", "Ann", "Tom", "Müller")
@@ -39,7 +40,7 @@ def rows(n: int) -> list[tuple[str, str]]:
 def model(folder: Path) -> Path:
     """A Llama of 0.3 M parameters that has half learnt its rows: its distributions are neither flat nor sharp."""
     texts = [f"{q} {a}" for q, a in rows(40)] + ["Question: Let's think step by step"] * 10
-    tokenizer = tokenization.train_bpe(texts, 320)
+    tokenizer = train_bpe(texts, 320)
     return taught(folder, tokenizer, rows(24), steps=40)
 
 
@@ -47,7 +48,7 @@ def rambling(folder: Path) -> Path:
     """Such a model that goes on behind every second answer, and that writes a token without any text now and then."""
     asked = rows(24)
     texts = [f"{q} {a}" for q, a in rows(40)] + ["Question: Let's think step by step"] * 10
-    tokenizer = tokenization.train_bpe(texts, 320)
+    tokenizer = train_bpe(texts, 320)
     known = [(q, a if place % 2 else f"{a}\nQuestion: {asked[place - 1][0]}") for place, (q, a) in enumerate(asked)]
     student = models.open_student(taught(folder, tokenizer, known, steps=40))
     head = student.head.weight

@@ -12,6 +12,7 @@ from potstill.alignment.cross_tokenizer import transfer
 from potstill.models import Example, Shape
 from potstill.recipe import Recipe, parse_recipe
 from potstill.records import Chain
+from tools.toy_models.tokenizer_training import train_bpe, train_unigram
 
 UNDIGESTED = ("log.jsonl", "train/speed.jsonl", ".lock", "recipe.yaml", "report/time.html", "report/time.csv")
 SETS = {"sums": 12, "other": 12, "more": 12}
@@ -91,8 +92,8 @@ def _models() -> dict[str, bytes]:
     ]
     texts += ["Question: Q: A: Let's think step by step", "The answer is 1"] * 10
     folder = Path(tempfile.mkdtemp())
-    student = tokenization.train_unigram(texts, 120)
-    teacher = _teacher(tokenization.train_bpe(texts, 320))
+    student = train_unigram(texts, 120)
+    teacher = _teacher(train_bpe(texts, 320))
     (folder / "teacher").mkdir()
     (folder / "student-tokenizer").mkdir()
     teacher.save(folder / "teacher")

@@ -15,6 +15,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
 from potstill import tokenization
 from potstill.tokenization import Tokenizer
+from tools.toy_models.tokenizer_training import train_unigram
 
 TEXTS = [
     "Weng earns $12 an hour for babysitting. Yesterday she did 50 minutes.",
@@ -141,7 +142,7 @@ def with_piece(kind: str, piece: str) -> Tokenizer:
 @cache
 def opened(kind: str) -> Tokenizer:
     if kind == "t5":
-        return tokenization.train_unigram(TEXTS, 150)
+        return train_unigram(TEXTS, 150)
     if kind == "tiktoken":
         return _written(tiktoken_files())
     return _written({"tokenizer.json": _source(kind).encode()}, _ends(kind))

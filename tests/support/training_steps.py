@@ -6,13 +6,14 @@ from pathlib import Path
 
 import torch
 
-from potstill import models, tokenization, training
+from potstill import models, training
 from potstill.models import Example, Shape, Student
 from potstill.records import Target
 from potstill.training import Schedule
+from tools.toy_models.tokenizer_training import train_unigram
 
 TEXTS = ["Q: 2 + 3 A: The answer is 5", "Q: 4 + 3 A: The answer is 7", "Q: 1 + 1 A: The answer is 2"]
-TOKENIZER = tokenization.train_unigram(TEXTS, 60)
+TOKENIZER = train_unigram(TEXTS, 60)
 FAMILIES = ("t5", "causal")
 
 

@@ -22,7 +22,8 @@ from potstill.calculator import (
 from potstill.inference import Decode, Request
 from potstill.inference.transformers import TransformersEngine
 from potstill.models import Shape, random_student
-from potstill.tokenization import Tokenizer, train_bpe, train_unigram
+from potstill.tokenization import Tokenizer
+from tools.toy_models.tokenizer_training import train_bpe, train_unigram
 
 ANNOTATION = re.compile(r"<<([^<>=]*)=([^<>]*)>>")
 

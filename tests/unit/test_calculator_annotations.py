@@ -30,6 +30,7 @@ from potstill.calculator.equations import (
 from potstill.data.chain_filter import ChainFilter, FilterRules
 from potstill.errors import UserError
 from potstill.records import END, Chain
+from tools.toy_models.tokenizer_training import train_bpe
 
 WRITTEN = [
     ("48/2 = 24 clips", "48/2 = <<48/2=24>>24 clips"),
@@ -138,7 +139,7 @@ SOLVED = "Tom has 3 * 4 = 12 pens.\nHe buys $5 + 7 = $12 of them. The answer is 
 
 @cache
 def student() -> tokenization.Tokenizer:
-    return tokenization.train_bpe([SOLVED + apply_edits(SOLVED, find_mark_insertions(SOLVED)), "<<=>>"] * 4, 330)
+    return train_bpe([SOLVED + apply_edits(SOLVED, find_mark_insertions(SOLVED)), "<<=>>"] * 4, 330)
 
 
 def solved() -> Chain:
@@ -242,7 +243,7 @@ def test_a_mark_is_opened_before_a_number_and_never_within_it(asks: str, result:
 
     from potstill.inference.sampling import CalculatorDecoding
 
-    coder = tokenization.train_bpe([], 258)  # a token a byte
+    coder = train_bpe([], 258)  # a token a byte
     mark = torch.zeros(1, coder.size)
     mark[0, coder.encode("<").ids[0]] = 1.0
     for taken in range(len(result)):
@@ -258,7 +259,7 @@ def test_a_mark_is_opened_before_a_number_and_never_within_it(asks: str, result:
 def test_a_vocabulary_is_looked_through_once_for_all_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     from potstill.inference.sampling import CalculatorDecoding
 
-    coder, seen = tokenization.train_bpe([SOLVED] * 4, 300), []
+    coder, seen = train_bpe([SOLVED] * 4, 300), []
     plain = tokenization.Tokenizer.token_bytes
     monkeypatch.setattr(
         tokenization.Tokenizer, "token_bytes", lambda self, token: seen.append(token) or plain(self, token)

@@ -21,13 +21,14 @@ from potstill.serialization import to_json
 from potstill.stages import open_stage
 from potstill.storage import parquet
 from potstill.tokenization import Tokenizer
+from tools.toy_models.tokenizer_training import train_bpe, train_unigram
 
 TEXTS = ["She earns $12 for 3 hours.\nSo 4 * 12 = 48.\nThe answer is 48"] * 4
 
 
 @cache
 def student() -> Tokenizer:
-    return tokenization.train_unigram(TEXTS, 90)
+    return train_unigram(TEXTS, 90)
 
 
 def chain(text: str, semantics: str = "raw", index: int = 0) -> Chain:
@@ -60,7 +61,7 @@ def test_parts_hold_what_they_say() -> None:
 
 
 def test_line_starts_are_tokens_of_the_first_visible_character() -> None:
-    coverage = Coverage(tokenization.train_bpe(TEXTS, 300))
+    coverage = Coverage(train_bpe(TEXTS, 300))
     for text, lines in (("", 0), ("\n \n", 0), ("a", 1), ("\n  b c\n\nd", 2), ("a\r\nb", 2)):
         own = chain(text)
         before = total(coverage.as_json()["coverage"]["line starts"])

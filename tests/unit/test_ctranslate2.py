@@ -17,7 +17,7 @@ from potstill.inference.transformers import TransformersEngine
 from potstill.models import Head, Shape, Student, random_student
 from potstill.recipe import parse_recipe
 from potstill.records import END, Checkpoint
-from potstill.tokenization import train_bpe, train_unigram
+from tools.toy_models.tokenizer_training import train_bpe, train_unigram
 
 library = pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed (pip install 'potstill[fast]')")
 TEXTS = ["Tom has 3 apples and buys 4 more.", "3 + 4 = 7.", "The answer is 7", "Let's think step by step"] * 3

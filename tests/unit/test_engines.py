@@ -21,7 +21,7 @@ from potstill.inference.sampling import AnswerDetector, sample_inverse_cdf
 from potstill.inference.transformers import TransformersEngine
 from potstill.models import Shape, Student, random_student
 from potstill.records import END, Prompt, Turn
-from potstill.tokenization import train_bpe, train_unigram
+from tools.toy_models.tokenizer_training import train_bpe, train_unigram
 
 TEXTS = ["Tom has 3 apples and buys 4 more.", "3 + 4 = 7.", "The answer is 7", "Let's think step by step"] * 3
 LENGTHS = (3, 9, 1, 5, 9, 2)

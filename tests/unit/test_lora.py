@@ -14,18 +14,19 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from expect import user_error
-from potstill import models, tokenization, training
+from potstill import models, training
 from potstill.evaluation import checkpoint
 from potstill.models import Example, Shape
 from potstill.records import Target
 from potstill.training.checkpoints import OPTIMIZER_FILE, CheckpointWriter
+from tools.toy_models.tokenizer_training import train_bpe, train_unigram
 
 TEXTS = ["Q: Tom has 2 apples and buys 3. How many? A: 2 + 3 = 5. The answer is 5"]
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft (the extra lora)")
 
 
 def make(family: str) -> models.Student:
-    tokenizer = tokenization.train_unigram(TEXTS, 60) if family == "t5" else tokenization.train_bpe(TEXTS, 290)
+    tokenizer = train_unigram(TEXTS, 60) if family == "t5" else train_bpe(TEXTS, 290)
     return models.random_student(Shape(family, 16, 2, 2, 24, 8, tokenizer.size), tokenizer, seed=1)  # pyright: ignore
 
 

@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from potstill import models, tokenization
+from potstill import models
 from potstill.models import Example, Student, causal
 from potstill.models.causal_unpadded import pack_rows
 from potstill.models.unpadded import MIN_LENGTH_RATIO
 from potstill.records import Target, TargetKind
+from tools.toy_models.tokenizer_training import train_bpe
 
-TOKENIZER = tokenization.train_bpe(["Q: Tom has 2 apples and buys 3. A: 2 + 3 = 5. The answer is 5"], 270)
+TOKENIZER = train_bpe(["Q: Tom has 2 apples and buys 3. A: 2 + 3 = 5. The answer is 5"], 270)
 TINY: dict[str, int | None] = {
     "hidden_size": 16,
     "intermediate_size": 24,

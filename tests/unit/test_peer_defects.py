@@ -18,6 +18,7 @@ from potstill.alignment.cross_tokenizer import transfer
 from potstill.alignment.text_rule_completions import completions
 from potstill.records import END, Candidate, Chain, Target
 from potstill.tokenization import Tokenizer
+from tools.toy_models.tokenizer_training import train_bpe, train_unigram
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import fuzz
@@ -27,7 +28,7 @@ TEXTS = [f"She earns ${n}.50 for {n} hours.\nSo {n} * 12 = {12 * n}." for n in r
 
 @cache
 def small(kind: str) -> Tokenizer:
-    return tokenization.train_bpe(TEXTS, 330) if kind == "bpe" else tokenization.train_unigram(TEXTS, 150)
+    return train_bpe(TEXTS, 330) if kind == "bpe" else train_unigram(TEXTS, 150)
 
 
 def spoken(teacher: Tokenizer, text: str, top: float = 0.8, *before: bytes) -> Chain:

@@ -7,18 +7,18 @@ from functools import cache
 import pytest
 from rich.console import Console
 
-from potstill import tokenization
 from potstill.alignment.cross_tokenizer import transfer
 from potstill.cli import show
 from potstill.records import END, Chain
 from potstill.tokenization import Tokenizer
+from tools.toy_models.tokenizer_training import train_unigram
 
 TEXTS = ["Weng earns $12 for 3 hours of babysitting.\nThe answer is 36"] * 4
 
 
 @cache
 def student() -> Tokenizer:
-    return tokenization.train_unigram(TEXTS, 70)
+    return train_unigram(TEXTS, 70)
 
 
 def weng(stop: str = "end", last: bool = True) -> Chain:

@@ -18,12 +18,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from expect import user_error
-from potstill import models, tokenization
+from potstill import models
 from potstill.errors import UserError
 from potstill.models import Shape
+from tools.toy_models.tokenizer_training import train_bpe, train_unigram
 
 TEXTS = ["Q: Tom has 2 apples and buys 3. How many? A: 2 + 3 = 5. The answer is 5"]
-UNIGRAM, BPE = tokenization.train_unigram(TEXTS, 60), tokenization.train_bpe(TEXTS, 270)
+UNIGRAM, BPE = train_unigram(TEXTS, 60), train_bpe(TEXTS, 270)
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 KINDS = {
     "t5": Shape("t5", 16, 2, 2, 24, 8, UNIGRAM.size),

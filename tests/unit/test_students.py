@@ -25,10 +25,11 @@ from potstill.models import SHAPES, Example, Shape, causal, t5
 from potstill.models.causal import CausalStudent
 from potstill.prompts import FORMATS, build_prompt
 from potstill.records import Target
+from tools.toy_models.tokenizer_training import train_bpe, train_unigram
 
 TEXTS = ["Q: Tom has 2 apples and buys 3. How many? A: 2 + 3 = 5. The answer is 5", "abc def ghi. 10 - 7 = 3"]
-UNIGRAM = tokenization.train_unigram(TEXTS, 80)
-BPE = tokenization.train_bpe(TEXTS, 290)
+UNIGRAM = train_unigram(TEXTS, 80)
+BPE = train_bpe(TEXTS, 290)
 SHAPES_TESTED = {
     "t5 v1.1": Shape("t5", 16, 2, 2, 24, 8, UNIGRAM.size + 5),
     "t5 v1.0": Shape("t5", 16, 2, 2, 24, 8, UNIGRAM.size, tied=True, gated=False),

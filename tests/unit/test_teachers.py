@@ -24,7 +24,7 @@ from potstill.serialization import to_json
 from potstill.storage import parquet, write_jsonl
 from potstill.teachers import SamplingState, local_model, protocol, replay
 from potstill.teachers.truncate import truncate_at_answer
-from potstill.tokenization import train_bpe
+from tools.toy_models.tokenizer_training import train_bpe
 
 
 def question(name: str, text: str = "", rationale: str | None = None) -> Question:

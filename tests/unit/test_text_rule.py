@@ -19,6 +19,7 @@ from potstill.alignment.text_rule_completions import completions
 from potstill.errors import UserError
 from potstill.records import END, Candidate, Chain, Target
 from potstill.tokenization import Tokenizer
+from tools.toy_models.tokenizer_training import train_bpe, train_unigram
 
 TEXTS = ["She earns $12.50 for 3 hours.\nSo 4 * 12 = 48.", "Weng has 7 apples, naïve café", "The answer is 10 so"] * 4
 
@@ -27,7 +28,7 @@ EXAMPLES = int(os.environ.get("POTSTILL_EXAMPLES", "40"))
 
 @cache
 def small(kind: str) -> Tokenizer:
-    return tokenization.train_bpe(TEXTS, 330) if kind == "bpe" else tokenization.train_unigram(TEXTS, 110)
+    return train_bpe(TEXTS, 330) if kind == "bpe" else train_unigram(TEXTS, 110)
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def world(texts: int = 150) -> tuple[list[oracle.AnswerTexts], Tokenizer, Tokeni
     """A small language, a teacher's byte-level tokenizer and a student's Unigram one, both trained on it."""
     language = oracle.make(seed=5, questions=2, texts=texts)
     spoken = [text for answers in language for text in answers.texts]
-    return language, tokenization.train_bpe(spoken, 600), tokenization.train_unigram(spoken, 400)
+    return language, train_bpe(spoken, 600), train_unigram(spoken, 400)
 
 
 def mean_distance(truth: oracle.Oracle, chains: list[tuple[int, int, Chain]], rule: str, options: dict) -> float:
@@ -126,7 +127,7 @@ def test_the_same_tokenizer_on_both_sides_is_the_identity() -> None:
 def test_what_is_shown_and_known_whole_is_exact() -> None:
     """Every outcome shown, every text of the language among the chains, and a student that tells all texts apart."""
     language, teacher, _ = world(60)
-    student = tokenization.train_bpe(list(language[1].texts), 340)
+    student = train_bpe(list(language[1].texts), 340)
     truth = oracle.Oracle(language, teacher, student)
     every = [truth.chain(0, text_id, text_id, None) for text_id in range(len(truth.language[0].texts))]
     options = {"completions": completions(every, student), "teacher": teacher}
@@ -250,7 +251,7 @@ def test_what_has_no_piece_is_unknown_not_lost(data: Path) -> None:
 
 def test_the_teachers_tokenizer_rules_ways_out() -> None:
     """` 12` and then ` 3`: a teacher that has the token `123` would not have said `12` before a 3."""
-    student, teacher = small("bpe"), tokenization.train_bpe(["123 12 1"] * 9, 262)
+    student, teacher = small("bpe"), train_bpe(["123 12 1"] * 9, 262)
     assert len(teacher.encode("12").ids) == 2 and len(teacher.encode("1").ids) == 1
     chains = [
         Chain.from_tokens(

@@ -18,6 +18,7 @@ from potstill import tokenization
 from potstill.errors import UserError
 from potstill.records import END
 from potstill.tokenization import Tokenizer
+from tools.toy_models.tokenizer_training import train_bpe, train_unigram
 
 TEXTS = ["She earns $12.50 for 3 hours.\nSo 4 * 12 = 48.", "Weng has 7 apples, naïve café"] * 4
 REAL = ["t5", "mistral", "gpt2", "p50k_base", "cl100k_base"]
@@ -25,7 +26,7 @@ REAL = ["t5", "mistral", "gpt2", "p50k_base", "cl100k_base"]
 
 @cache
 def small(kind: str) -> Tokenizer:
-    return tokenization.train_bpe(TEXTS, 300) if kind == "bpe" else tokenization.train_unigram(TEXTS, 80)
+    return train_bpe(TEXTS, 300) if kind == "bpe" else train_unigram(TEXTS, 80)
 
 
 @cache
@@ -73,8 +74,8 @@ def test_unigram_is_like_t5() -> None:
 
 def test_training_is_the_same_in_every_process() -> None:
     code = (
-        "import hashlib\nfrom potstill import tokenization\n"
-        f"for train, size in ((tokenization.train_bpe, 300), (tokenization.train_unigram, 80)):\n"
+        "import hashlib\nfrom tools.toy_models.tokenizer_training import train_bpe, train_unigram\n"
+        f"for train, size in ((train_bpe, 300), (train_unigram, 80)):\n"
         f"    files = train({TEXTS!r}, size).files\n"
         "    print(hashlib.sha256(b''.join(files.values())).hexdigest())\n"
     )
@@ -84,7 +85,7 @@ def test_training_is_the_same_in_every_process() -> None:
 
 def test_too_small_a_vocabulary_is_refused() -> None:
     with pytest.raises(UserError, match="E-tokenizer-too-small"):
-        tokenization.train_unigram(TEXTS, 10)
+        train_unigram(TEXTS, 10)
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,14 @@ from potstill.alignment import RULES, completions, dtw, transfer
 from potstill.errors import UserError
 from potstill.records import END, Candidate, Chain, End, StopReason, Target
 from potstill.tokenization import Tokenizer
+from tools.toy_models.tokenizer_training import train_bpe, train_unigram
 
 TEXTS = ["She earns $12.50 for 3 hours.\nSo 4 * 12 = 48.", "Weng has 7 apples, naïve café", "The answer is 10 so"] * 4
 
 
 @cache
 def small(kind: str) -> Tokenizer:
-    return tokenization.train_bpe(TEXTS, 330) if kind == "bpe" else tokenization.train_unigram(TEXTS, 110)
+    return train_bpe(TEXTS, 330) if kind == "bpe" else train_unigram(TEXTS, 110)
 
 
 @cache
@@ -279,8 +280,9 @@ def test_wrong_types_get_a_message() -> None:
     """In a process of its own: here the type hints are checked before any message."""
     code = f"""
 import potstill.alignment as a
-from potstill import errors, records, tokenization
-chain, bpe = records.Chain.from_tokens("q", 0, [b"So"]), tokenization.train_bpe(["So"], 260)
+from potstill import errors, records
+from tools.toy_models.tokenizer_training import train_bpe
+chain, bpe = records.Chain.from_tokens("q", 0, [b"So"]), train_bpe(["So"], 260)
 for call in {list(WRONG_TYPES)!r}:
     try:
         print(eval(call))

@@ -18,6 +18,7 @@ from potstill.errors import UserError
 from potstill.records import END
 from potstill.tokenization.encoder import MAX_RECENT, get_encoder
 from potstill.tokenization.vocabulary import Vocabulary, parse_tokenizer_json, replace_special_tokens
+from tools.toy_models.tokenizer_training import train_bpe, train_unigram
 
 TEXTS = ["She earns $12.50 for 3 hours.\nSo 4 * 12 = 48.", "Weng has 7 apples, naïve café", "a  b\tc"] * 4
 
@@ -117,7 +118,7 @@ def test_the_digest_is_of_what_decides_ids() -> None:
 
 @cache
 def small() -> dict[str, tokenization.Tokenizer]:
-    return {"bpe": tokenization.train_bpe(TEXTS, 300), "unigram": tokenization.train_unigram(TEXTS, 80)}
+    return {"bpe": train_bpe(TEXTS, 300), "unigram": train_unigram(TEXTS, 80)}
 
 
 def test_fast_reads_once_changes_nothing_and_ignores_truncation() -> None:

@@ -1,7 +1,7 @@
 """Initialisations of very small students, with what a large student learns within a few steps.
 
     >>> from potstill.models import Shape, random_student
-    >>> from potstill.tokenization import train_unigram
+    >>> from tools.toy_models.tokenizer_training import train_unigram
     >>> tokenizer = train_unigram(["2 + 2 = 4 and 4 + 4 = 8"] * 9, 40)
     >>> student = random_student(Shape("t5", 8, 1, 2, 16, 4, tokenizer.size), tokenizer, seed=1)
     >>> init_neighbour_attention(student)

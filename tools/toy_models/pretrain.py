@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from potstill import models, progress, storage, tokenization, training
+from potstill import models, progress, storage, training
 from potstill.alignment.cross_tokenizer import transfer
 from potstill.errors import UserError
 from potstill.models import Example, Student, random_student
@@ -23,6 +23,7 @@ from potstill.tokenization import Tokenizer
 from potstill.training import data_order
 from tools.toy_models import acceptance, inits, task_mix
 from tools.toy_models.curricula import Curriculum
+from tools.toy_models.tokenizer_training import train_bpe, train_unigram
 
 BLOCK: Final = 8  # steps whose rows are drawn together
 BUDGET: Final = 6144  # positions of a micro-batch
@@ -125,7 +126,7 @@ def tokenizer_of(curriculum: Curriculum, seed: str, source: task_mix.DataSource)
         for row in task_mix.draw_examples(task, f"{seed}/tokenizer", 300, source)
     ]
     texts += [" ".join(str(number) for number in range(source.world.largest + 1))] * 40
-    make = tokenization.train_bpe if curriculum.has_whole_problems else tokenization.train_unigram
+    make = train_bpe if curriculum.has_whole_problems else train_unigram
     return make(texts, curriculum.shape.vocabulary)
 
 

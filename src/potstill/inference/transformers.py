@@ -1,8 +1,8 @@
 """The reference engine: transformers models, decoder-only and encoder-decoder, and the loop that generates texts.
 
     >>> from potstill.models import Shape, random_student
-    >>> from potstill.tokenization import train_unigram
-    >>> tokenizer = train_unigram(["2 + 2 = 4", "The answer is 4"], 60)
+    >>> from potstill import demo, tokenization
+    >>> tokenizer = tokenization.load_tokenizer(demo.DATA / "models" / "student")
     >>> shape = Shape("t5", d_model=8, layers=1, heads=2, d_ff=16, d_kv=4, vocabulary=tokenizer.size)
     >>> engine = TransformersEngine(random_student(shape, tokenizer, seed=1))
     >>> decode = Decode(max_tokens=3, temperature=1.0, top_logprobs=2)

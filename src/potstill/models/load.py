@@ -1,8 +1,8 @@
 """Students from folders, from a recipe, and with random weights; interpolation between two students.
 
     >>> from potstill.models import Shape
-    >>> from potstill.tokenization import train_unigram
-    >>> tokenizer = train_unigram(["2 + 2 = 4", "The answer is 4"], 60)
+    >>> from potstill import demo, tokenization
+    >>> tokenizer = tokenization.load_tokenizer(demo.DATA / "models" / "student")
     >>> shape = Shape("t5", d_model=8, layers=1, heads=2, d_ff=16, d_kv=4, vocabulary=tokenizer.size)
     >>> student, other = (random_student(shape, tokenizer, seed) for seed in (1, 2))
     >>> interpolate_weights(student, random_student(shape, tokenizer, 1), 0.25)     # between a student and itself

@@ -7,8 +7,8 @@ only, chunk by chunk, so the logits [rows, length, vocabulary] of a batch never 
     (12, 247577856)
 
     >>> from potstill.models import Shape, random_student
-    >>> from potstill.tokenization import train_unigram
-    >>> tokenizer = train_unigram(["2 + 2 = 4", "The answer is 4"], 60)
+    >>> from potstill import demo, tokenization
+    >>> tokenizer = tokenization.load_tokenizer(demo.DATA / "models" / "student")
     >>> shape = Shape("t5", d_model=8, layers=1, heads=2, d_ff=16, d_kv=4, vocabulary=tokenizer.size)
     >>> student = random_student(shape, tokenizer, seed=1)
     >>> target = Target([tokenizer.eos], [0, 1], [tokenizer.eos], [1.0], ["end"])

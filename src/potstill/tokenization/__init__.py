@@ -1,9 +1,10 @@
-"""Tokenizers of students and local teachers: loaded from a folder, or trained. The only owner of their libraries.
+"""Tokenizers of students and local teachers, loaded from folders. The only owner of their libraries.
 
-    >>> tokenizer = train_bpe(["2 + 2 = 4", "2 + 3 = 5"], 270)
+    >>> from potstill import demo
+    >>> tokenizer = load_tokenizer(demo.DATA / "models" / "student")
     >>> encoding = tokenizer.encode("2 + 2")
     >>> [tokenizer.token_bytes(token) for token in encoding.ids], encoding.spans
-    ([b'2', b' +', b' ', b'2'], [(0, 1), (1, 3), (3, 4), (4, 5)])
+    ([b' 2', b' +', b' 2'], [(0, 1), (1, 3), (3, 5)])
     >>> tokenizer.decode([*encoding.ids, tokenizer.eos]), sorted(tokenizer.files)
     ('2 + 2', ['special_tokens_map.json', 'tokenizer.json', 'tokenizer_config.json'])
 
@@ -13,8 +14,7 @@
 from typing import Final
 
 from potstill.tokenization.load import Tokenizer, load_tokenizer
-from potstill.tokenization.trainers import train_bpe, train_unigram
 
 VERSION: Final = 1  # of the tokens of a text and their bytes; stored where a model reads or writes
 
-__all__ = ["VERSION", "Tokenizer", "load_tokenizer", "train_bpe", "train_unigram"]
+__all__ = ["VERSION", "Tokenizer", "load_tokenizer"]

@@ -2,8 +2,8 @@
 
     >>> from potstill.records import Target
     >>> from potstill.models import Example, Shape, random_student
-    >>> from potstill.tokenization import train_unigram
-    >>> tokenizer = train_unigram(["2 + 2 = 4", "The answer is 4"], 60)
+    >>> from potstill import demo, tokenization
+    >>> tokenizer = tokenization.load_tokenizer(demo.DATA / "models" / "student")
     >>> student = random_student(Shape("t5", 8, 1, 2, 16, 4, tokenizer.size), tokenizer, seed=1)
     >>> end = tokenizer.eos
     >>> example = Example(tuple(student.encode("2 + 2")), Target([end], [0, 1], [end], [1.0], ["end"]))

@@ -2,8 +2,8 @@
 
     >>> from potstill.records import Target
     >>> from potstill.models import Shape, random_student
-    >>> from potstill.tokenization import train_unigram
-    >>> tokenizer = train_unigram(["2 + 2 = 4", "The answer is 4"], 60)
+    >>> from potstill import demo, tokenization
+    >>> tokenizer = tokenization.load_tokenizer(demo.DATA / "models" / "student")
     >>> student = random_student(Shape("causal", 8, 1, 2, 16, 4, tokenizer.size), tokenizer, seed=1)
     >>> row = Example((3, 4, 5), Target([7, 1], [0, 1, 2], [7, 1], [1.0, 1.0], ["hard", "end"]))
     >>> matrices, attention, head = 4 * 8 * 8 + 3 * 8 * 16, 2 * 2 * 4 * (4 * 4), 2 * 8 * tokenizer.size

@@ -1,8 +1,8 @@
 """A model's next-token distributions at every position of texts that another model wrote, as training targets.
 
     >>> from potstill.models import Shape, random_student
-    >>> from potstill.tokenization import train_unigram
-    >>> tokenizer = train_unigram(["2 + 2 = 4", "The answer is 4"], 60)
+    >>> from potstill import demo, tokenization
+    >>> tokenizer = tokenization.load_tokenizer(demo.DATA / "models" / "student")
     >>> student = random_student(Shape("t5", 8, 1, 2, 16, 4, tokenizer.size), tokenizer, seed=1)
     >>> [row] = teacher_forced_scores(student, [hard_example((5, 6), (7, 8), tokenizer.eos)], 2)
     >>> row.target.ids, row.target.kinds, [len(row.target.distribution(p)) in (2, 3) for p in range(3)]
