@@ -26,7 +26,7 @@ from potstill.errors import escape_hidden
 
 LINE_INTERVAL = 15.0  # seconds between plain lines
 
-_muted = False  # of several processes, only the main one prints
+_muted = False  # if several processes run, only the main one prints
 
 
 class Advance(Protocol):
@@ -39,7 +39,7 @@ def bar(label: str, total: int, unit: str = "", *, done: int = 0) -> Iterator[Ad
     since the last call, and a short note.
 
     total  amount to do
-    done   part of it that an earlier run did, which does not count for the rate
+    done   the part that an earlier process did; it does not count for the rate
     """
     if _muted:
         yield lambda more=1, note="": None

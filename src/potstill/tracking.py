@@ -1,9 +1,9 @@
 """Sends what a run measures to TensorBoard, Weights & Biases or trackio, during training or afterwards.
 
-    track(run_dir, "mine", "tensorboard")                # what is there now
-    track(run_dir, "mine", "wandb", follow=True)         # and what comes, until training ends
+    track(run_dir, "mine", "tensorboard")                # the points so far
+    track(run_dir, "mine", "wandb", follow=True)         # and later ones, until training ends
 
-Training does not know of trackers: it writes `metrics.jsonl` and `speed.jsonl`, and `evaluate` writes the scores of each
+Training does not use trackers: it writes `metrics.jsonl` and `speed.jsonl`, and `evaluate` writes the scores of each
 checkpoint. A tracker receives every point of these files once, in the order of the file; nothing is read back from it.
 `tracked/<tracker>.jsonl` in the run's folder lists the points that were sent, so a later process sends only new ones.
 Steps that a resumed training repeats are the same points and are not sent again. If the stage `train` or `evaluate` was

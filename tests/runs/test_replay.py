@@ -78,7 +78,7 @@ def test_what_was_trained_is_told_by_format(run: Path) -> None:
     told = collect.collect_report(run, open_run(run).recipe)
     rows = [cost for cost in told.costs if cost.label.startswith("of these")]
     by_format = {cost.label.removeprefix("of these positions: "): cost.number for cost in rows}
-    total = next(cost.number for cost in told.costs if cost.label == "positions learnt from")
+    total = next(cost.number for cost in told.costs if cost.label == "positions trained on")
     assert list(by_format)[-1] == "replay" and sum(by_format.values()) == total
     assert any("Replay: 25.0 % of each step's weight" in note for note in told.notes)
     assert "Replay: 25.0" in (run / "report" / "index.html").read_text()

@@ -7,8 +7,8 @@ A difference is the first minus the second. Its interval is Newcombe's for paire
 mean over tasks is compared too, with an interval that is clustered by task. Both are over questions.
 
 McNemar's exact test (p) says whether these weights differ. It is printed for two checkpoints of one training, and for
-two students that potstill did not train. It is not printed for two trainings: one recipe with two seeds differs too, and
-one run of each cannot show by how much.
+two students that potstill did not train. It is not printed for two trainings: two seeds of one recipe differ too, and
+one run of each recipe cannot show by how much.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ STOP_WORDS: Final[dict[str, StopReason]] = {"end": "end", "cut": "cut", "length"
 def grade_file(path: Path, out: Path, task: str | None = None) -> None:
     """Reads rows with `text`, `gold`, optional `task` and `stop`; writes them to `out` with `verdict` and `found`.
 
-    task  of the rows that have none; only here may it be a function
+    task  for the rows without a task; unlike a task in a row, it may name a function
 
     Raises UserError naming the line for a row without text or gold, or with an unknown stop reason; then nothing is
     written.
@@ -164,7 +164,7 @@ def _merge_filters(rows: Sequence[tuple[str, Row]]) -> tuple[list[tuple[str, Row
                 if responses != row["resps"]:
                     what, hint = (
                         "two filters have different responses",
-                        "grade the samples of each filter in a file of their own",
+                        "put the samples of each filter into a separate file",
                     )
                     raise UserError(what, code="E-grade-filters", where=where, found=f"see {other}", hint=hint)
             filters[row["filter"]] = (where, row["resps"])
@@ -184,7 +184,7 @@ def _sample_to_row(sample: Row, where: str) -> Row:
             json.dumps(sample["resps"])[:80],
             "grade samples of generate_until tasks; multiple-choice tasks need no grader",
         )
-        raise UserError("a sample without a text", code="E-grade-sample-text", where=where, found=found, hint=hint)
+        raise UserError("the sample has no text", code="E-grade-sample-text", where=where, found=found, hint=hint)
     document = sample["doc"] if isinstance(sample["doc"], dict) else {}
     row = {"text": text, "gold": document.get("potstill_gold", sample.get("target"))}
     return {**row, "task": document["potstill_task"]} if "potstill_task" in document else row

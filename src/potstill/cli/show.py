@@ -1,6 +1,6 @@
 """What `potstill show` prints: a chain, its training target, a training batch, the answers to a question.
 
-A chain as its teacher tokenizes it stands above the same chain as the student does:
+A chain in the teacher's tokens is printed above the same chain in the student's tokens:
 
     W│eng   earns    $  12   every
     ▁We│ng  ▁earn│s  ▁$12    ▁every
@@ -51,7 +51,7 @@ MIN_PROBABILITY: Final = 0.0005  # the least that three decimals can show
 
 
 def print_chain(run_dir: Path, key: str) -> None:
-    """A chain with its verdict: the teacher's tokens above the student's, colored by kind, and the candidates of each."""
+    """A chain with its verdict: the teacher's tokens above the student's, coloured by kind, and the candidates of each."""
     chain, verdict = _find_chain(run_dir, key)
     question = _find_question(run_dir, chain.question)
     console = Console()
@@ -192,7 +192,7 @@ def _find_question(run_dir: Path, question_id: str) -> Question:
 class AlignedBlock:
     """A block: steps of the teacher, positions of the student, and its kind.
 
-    The last step and the end token are a block of their own.
+    The last step and the end token form a separate block.
     """
 
     steps: range

@@ -42,7 +42,7 @@ def _new_table(*columns: str, title: object) -> Table:
 
 
 def print_status(run_dir: Path) -> None:
-    """A table of the stages: done, begun or neither, and what each counted."""
+    """A table of the stages: done, begun or neither, and the counts of each."""
     names = recipe_stages(open_run(run_dir).recipe)
     columns = ("stage", "state", "counts")
     table = Table(*columns, title=plain_text(run_dir), title_justify="left", box=None, pad_edge=False)
@@ -131,7 +131,7 @@ def check_run(run_dir: Path) -> bool:
 
 
 def _stage_dirs(run_dir: Path) -> Iterator[Path]:
-    """The directory of every stage, and of every checkpoint in it, which has a manifest of its own."""
+    """The directory of every stage, and of every checkpoint in it that has a manifest."""
     for stage in ALL_STAGES:
         for folder in (run_dir / stage, *sorted((run_dir / stage).glob("[0-9]*"))):
             if any((folder / name).exists() for name in (manifest.BEGUN_FILE, manifest.MANIFEST_FILE)):

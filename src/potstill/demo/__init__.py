@@ -23,7 +23,7 @@ from potstill.storage import manifest, run_folder
 
 DATA: Final = Path(__file__).parent
 MODELS: Final = ("teacher", "student")
-# How the recipes of the control runs differ from the demo's. Neither has a teacher: they train on the sets' own solutions.
+# Overrides for the recipes of the control runs. They have no teacher: they train on the solutions of the sets.
 CONTROLS: Final = (
     (
         "name=demo-answers",
@@ -53,13 +53,13 @@ def run_demo(*changes: str) -> Path:
         return parse_recipe(text, "demo.yaml", [f"data={toy_dir.parent}", *changes, *overrides])
 
     recipe, controls = read_recipe(), [read_recipe(*overrides) for overrides in CONTROLS]
-    # The controls do not use the teacher, so they need not wait for it: a second core runs them at the same time.
+    # The controls do not use the teacher, so a second core runs them at the same time.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         names = " and ".join(control.name for control in controls)
         progress.print_line(f"control runs in the background: {names}", "dim")
         futures = [pool.submit(_run_control, control) for control in controls]
-        # A report that has begun needs the finished controls, so it waits for them. Until then the recipe names none:
-        # the check ahead would say that they are missing.
+        # A report that has begun needs the finished controls, so it waits for them. Before that, the recipe names no
+        # controls, so that the runner does not report them as missing.
         if manifest.read_begun(runner.default_run_dir(recipe) / "report") is None:
             outdated = runner.find_outdated_stage(recipe)
             runner.run(read_recipe("report.controls=[]"), redo=outdated, until="test")
@@ -85,7 +85,7 @@ def copy_data(folder: Path) -> None:
 
 
 def _run_control(recipe: Recipe) -> None:
-    """Runs a control in a process of its own, without output: log.jsonl in its run directory has the events."""
+    """Runs a control in a separate process, without output; log.jsonl in its run directory has the events."""
     Thread(target=_exit_with_parent, daemon=True).start()
     with Path(os.devnull).open("w") as devnull, contextlib.redirect_stderr(devnull):
         runner.run(recipe, redo=runner.find_outdated_stage(recipe), until="test")

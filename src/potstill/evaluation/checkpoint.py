@@ -2,7 +2,7 @@
 
     paths = evaluate_checkpoint(run_dir, recipe, run_dir / "test", BASE, "test")
 
-Each checkpoint has its own folder with its own manifest, so more training adds folders and repeats none:
+Each checkpoint has a folder with a manifest, so more training adds folders and repeats no evaluation:
 
     <format>.<decoding>.jsonl   one prediction per question
     <format>.samples.jsonl      all samples, if a decoding chooses among samples
@@ -95,7 +95,7 @@ def list_unused_checkpoints(run_dir: Path, recipe: Recipe) -> tuple[str, ...]:
     """Folders of checkpoints that nothing reads after the selection, relative to the run."""
     try:
         checkpoints = list_checkpoints_to_test(run_dir, recipe)
-    except UserError:  # no selection, or a damaged one, which its own digest will reveal
+    except UserError:  # there is no selection, or it is damaged, which its digest will reveal
         return ()
     used = {_checkpoint_dir(run_dir, checkpoint) for checkpoint in checkpoints if checkpoint != BASE}
     saved = [path for stage in ("train", "repair") for path in (run_dir / stage / "checkpoints").glob("[0-9]*")]
@@ -120,9 +120,9 @@ def _checkpoint_dir(run_dir: Path, checkpoint: Checkpoint) -> Path:
 def evaluate_checkpoint(
     run_dir: Path, recipe: Recipe, folder: Path, checkpoint: Checkpoint, split: Split
 ) -> list[Path]:
-    """Generate, grade and score the answers of one checkpoint. Returns all its files, those made earlier included.
+    """Generate, grade and score the answers of one checkpoint. Returns all its files, including earlier ones.
 
-    folder  the stage's; the files are in its folder `checkpoint.name`
+    folder  of the stage; the files are in its subfolder `checkpoint.name`
 
     An interrupted evaluation continues with the first missing batch.
     """

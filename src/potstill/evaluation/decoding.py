@@ -37,7 +37,7 @@ class Decoding:
 
     @property
     def spec(self) -> SamplingSpec:
-        """What has to be generated."""
+        """What must be generated."""
         return SamplingSpec(self.choice != "greedy", self.samples, self.calculator)
 
 
@@ -63,7 +63,7 @@ def parse_decoding(name: str) -> Decoding:
 
 
 def list_sampling_specs(names: Iterable[str]) -> list[SamplingSpec]:
-    """What has to be generated for these decodings, each kind once, with the largest number of samples."""
+    """What must be generated for these decodings: every kind once, with the largest number of samples."""
     specs: dict[str, SamplingSpec] = {}
     for name in names:
         spec = parse_decoding(name).spec

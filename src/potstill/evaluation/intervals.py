@@ -47,7 +47,7 @@ def paired_difference(a: Sequence[bool], b: Sequence[bool], level: float = 0.95)
     """Share of a minus share of b over the same questions, with its interval: (difference, low, high).
 
     Newcombe's square-and-add method for paired shares (Statistics in Medicine 1998, method 10). Unlike a bootstrap
-    interval, it has a width where the two never disagree: twenty unchanged questions do not prove that nothing changed.
+    interval, it is not empty where the two never disagree: twenty unchanged questions do not prove that nothing changed.
     """
     assert len(a) == len(b) > 0, f"{len(a)} answers against {len(b)}"
     n = len(a)
@@ -76,14 +76,14 @@ def paired_bootstrap(
 def stratified_bootstrap(
     pairs: Sequence[tuple[Sequence[float], Sequence[float]]], seed: int = 0, level: float = 0.95, draws: int = 2000
 ) -> tuple[float, float, float]:
-    """The same for several sets: the mean over sets of each set's mean of a - b, each set resampled within itself."""
-    assert pairs and all(len(a) == len(b) > 0 for a, b in pairs), "pairs of equal length, none empty"
+    """The same for several sets: the mean over sets of each set's mean of a - b. Every set is resampled separately."""
+    assert pairs and all(len(a) == len(b) > 0 for a, b in pairs), "pairs must have equal lengths and must not be empty"
     differences = [np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64) for a, b in pairs]
     point = float(np.mean([d.mean() for d in differences]))
     generator = np.random.Generator(np.random.PCG64(seed))
     means = np.zeros(draws)
     for d in differences:
-        # Resampling n questions is drawing how often each distinct difference occurs: exact, and only a few numbers.
+        # Resampling n questions means drawing how often each distinct difference occurs, which takes only a few numbers.
         values, counts = np.unique(d, return_counts=True)
         times = generator.multinomial(len(d), counts / len(d), size=draws)
         means += times @ values / len(d)
@@ -103,7 +103,7 @@ def clustered_intervals(
     that all agree would give width 0, so the variance is at least that of independent items, and at least that of half
     a wrong item.
     """
-    assert groups and all(len(group) > 0 for group in groups), "groups with items"
+    assert groups and all(len(group) > 0 for group in groups), "every group needs items"
     sizes = np.array([len(group) for group in groups], dtype=np.float64)
     sums = np.array([math.fsum(group) for group in groups])
     n, count = float(sizes.sum()), len(groups)

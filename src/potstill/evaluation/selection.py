@@ -29,7 +29,7 @@ Outcomes = Mapping[str, Sequence[bool]]  # set -> whether each answer is right
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The best checkpoint, the value of each one in their order, and those tied with the best (itself included)."""
+    """The best checkpoint, (checkpoint, value) in order, and the checkpoints tied with the best, itself included."""
 
     best: Checkpoint
     table: tuple[tuple[Checkpoint, float], ...]

@@ -6,8 +6,8 @@
     >>> [round(share, 3) for share in vote_accuracy(samples)], round(pass_at_k(4, 2)[1], 3)
     ([0.5, 0.667, 0.75, 1.0], 0.833)
 
-A vote counts canonical values; a sample without a value does not vote. Of values with equally many votes, the one that
-was sampled first wins; for samples in random order each of them wins with equal probability.
+A vote counts canonical values; a sample without a value does not vote. If several values have equally many votes, the
+one that was sampled first wins. For samples in random order, each of these values wins with equal probability.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def vote_accuracy(samples: Sequence[tuple[str | None, bool]]) -> list[float]:
 
 
 def _count_losing_draws(others: Sequence[int], without_value: int, votes: int) -> dict[int, Fraction]:
-    """Number of samples chosen from the other values -> number of ways in which none of these gets more than `votes`.
+    """Number of samples chosen from the other values -> number of ways in which no other value gets more than `votes`.
 
     others  how often each other value occurs
 

@@ -8,7 +8,7 @@
     >>> [round(edge) for edge in best_label_box((50, 50), 30, [(50, 50), (75, 50)], [], (0, 0, 200, 200))]
     [45, 59, 75, 73]
 
-Lengths are CSS pixels. A box is (left, lower, right, upper), with heights counted upwards. Each colour stands for a CSS
+Lengths are CSS pixels. A box is (left, lower, right, upper), with heights counted upwards. Each colour represents a CSS
 variable of the page, so that one drawing serves the light and the dark style.
 """
 
@@ -37,7 +37,7 @@ LABEL_HEIGHT = 14.0  # of a line of small text
 RING_DISTANCES = (10, 22, 36, 52)
 RING_DIRECTIONS = 16
 
-# Matplotlib parses colours, so each of these stands for one CSS variable of the page; `to_svg` replaces them.
+# Matplotlib parses colours, so each CSS variable of the page has a placeholder colour, which `to_svg` replaces.
 _PALETTE: Final = {
     "ink": "#1f1d1a",
     "soft": "#6b665e",

@@ -4,10 +4,9 @@
     data.comparisons        # the base and the chosen checkpoint on every test set
 
 Counts come from manifests and metrics; they are the same on every machine and stand on the page. Seconds and memory
-(`read_times`, `read_speed`) differ between machines; they go to a page of their own, which no manifest covers.
+(`read_times`, `read_speed`) differ between machines; they have a separate page, which no manifest covers.
 
-The questions that the page shows in full are those with the lowest digests within a set: nobody selects them by what
-they show.
+The page shows in full the questions with the lowest digests within a set: their content does not decide.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ def collect_report(run_dir: Path, recipe: Recipe) -> ReportData:
 
 
 def read_times(run_dir: Path) -> tuple[StageTime, ...]:
-    """Seconds and memory of the process that finished each stage last, in the order in which the stages ended first."""
+    """Seconds and memory of the last process that finished each stage, in the order in which the stages first ended."""
     times: dict[str, StageTime] = {}
     for _, row in storage.read_jsonl(run_dir / "log.jsonl"):
         if row["event"] == "done":
@@ -140,7 +139,7 @@ def _collect_controls(files: RunFiles) -> Iterator[ControlRun]:
     choice = files.choice
     if section := files.recipe.on_policy:
         after = checkpoints.list_checkpoints_to_test(files.run_dir, files.recipe)[-1]
-        base, answers = (files.test_answers(each, choice.format, choice.decoding) for each in (BASE, after))
+        base, answers = (files.test_answers(checkpoint, choice.format, choice.decoding) for checkpoint in (BASE, after))
         training = (
             f"its own answers to {', '.join(section.sets)}, scored by {section.scorer or 'the base'}, after step"
             f" {choice.checkpoint.label}"
@@ -201,13 +200,13 @@ def _count_costs(files: RunFiles, comparisons: tuple[Comparison, ...]) -> Iterat
     yield Cost("sample", "chains", sample["chains"])
     if sample["tokens"]:
         yield Cost("sample", "tokens written by the teacher", sample["tokens"])
-    yield Cost("align", "chains brought into the student's vocabulary", align["chains"])
+    yield Cost("align", "chains transferred to the student's vocabulary", align["chains"])
     yield Cost("align", "positions with a target", align["positions"])
     yield Cost("train", "steps", len(metrics))
     if 0 < chosen < len(metrics):
         yield Cost("train", "steps up to the chosen checkpoint", chosen)
     yield Cost("train", "tokens read", sum(row["tokens"] for row in metrics))
-    yield Cost("train", "positions learnt from", sum(row["positions"] for row in metrics))
+    yield Cost("train", "positions trained on", sum(row["positions"] for row in metrics))
     by_format, replayed = Counter[str](), replay_data.REPLAY_FORMAT
     for row in metrics:
         by_format.update(row["taught"])
@@ -217,7 +216,7 @@ def _count_costs(files: RunFiles, comparisons: tuple[Comparison, ...]) -> Iterat
     yield Cost("evaluate", "answers on validation", sum(score.n for score in files.validation_scores))
     if files.recipe.on_policy:
         yield Cost("repair", "steps", files.counts("repair")["steps"])
-        yield Cost("repair", "tokens of its own learnt from", files.counts("repair")["positions"])
+        yield Cost("repair", "tokens of its own answers trained on", files.counts("repair")["positions"])
     scores = [score for row in comparisons for score in (row.base, row.chosen)]
     answers = {(score.checkpoint, score.set, score.format, score.decoding): score.n for score in scores}
     yield Cost("test", "answers on test", sum(answers.values()))

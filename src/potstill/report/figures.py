@@ -4,7 +4,7 @@
     >>> svg.startswith('<svg class="figure"'), draw_losses([(1, 2.5), (2, 1.5), (3, 1.25)], chosen=2, width=380) == svg
     (True, True)
 
-The same data give the same bytes: no date, salted ids, and matplotlib's own font for measuring. Text stays text, in the
+The same data give the same bytes: no date, salted ids, and matplotlib's own font for measuring. Text remains text, in the
 page's font. `width` is in CSS pixels; no letter is smaller than 11 pixels at that width, so the page has every figure in
 two widths. Two figures show one chain token by token: as many tokens per line as fit, and the tokens of a reasoning step
 together.

@@ -10,7 +10,7 @@
     '# demo'
 
 Texts of models, data and users stay text: jinja2 escapes every value, the page has no script (its filters are style
-rules over radio buttons), and its Content-Security-Policy allows none. The same data give the same bytes. The page
+rules over radio buttons), and its Content-Security-Policy forbids scripts. The same data give the same bytes. The page
 links each table as `<name>.csv` in its folder, and the files of `render_times`.
 
 A chain is shown in pieces, each with the probability that its source gave it:

@@ -115,7 +115,7 @@ class KindCoverage:
 
 @dataclass(frozen=True, slots=True)
 class AlignmentSummary:
-    """How the chains were brought into the student's vocabulary.
+    """How the chains were transferred to the student's vocabulary.
 
     parts             `all` positions by kind; then the positions of the parts `digits`, `line starts`, `unknown`, ...
     covered           share of positions with the teacher's distribution; None if the teacher gave no probabilities

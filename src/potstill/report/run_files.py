@@ -1,13 +1,15 @@
-"""The files of a finished run and of its controls as values. No test split is opened: `test` wrote the answers.
+"""The files of a finished run and of its controls as values.
 
     files = RunFiles(Path("runs/demo"), recipe)
     files.choice.checkpoint, files.counts("train")["steps"]
     files.test_answers(BASE, "zero-shot-rationale", "greedy").correct["gsm8k"]    # question id -> bool
     read_control(files, "demo-answers").comparisons
 
+This module opens no test split: it reads the answers that `test` wrote.
+
 A control is another run from the same base, evaluated on the same test questions. It shows what else could have caused
-the difference: training on bare answers teaches the format; training on the set's own rationales teaches without a
-teacher. Each control is evaluated in its own format and compared with this run's base.
+the difference: training on bare answers shows what the format alone changes; training on the set's own rationales shows
+what is possible without a teacher. Each control is evaluated in its own format and compared with this run's base.
 """
 
 from __future__ import annotations

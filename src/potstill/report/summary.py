@@ -77,7 +77,7 @@ def mean_interval(intervals: Sequence[Interval]) -> Interval:
     The distance of each bound is the root of the summed squares of the intervals' distances on that side, divided by
     their number (variance estimates recovery, Zou and Donner 2008): skewed intervals near 0 and 1 stay within [0, 1].
     """
-    assert intervals, "the mean of nothing"
+    assert intervals, "no intervals to average"
     n, value = len(intervals), sum(part.value for part in intervals) / len(intervals)
     below = math.sqrt(sum((part.value - part.low) ** 2 for part in intervals)) / n
     above = math.sqrt(sum((part.high - part.value) ** 2 for part in intervals)) / n
