@@ -32,7 +32,7 @@ import torch
 
 from potstill import demo, inference, models, prompts, tokenization
 from potstill.inference import Decode, Engine, EngineKind, Generation, Request, batch_requests
-from potstill.inference.kv_cache import pad_prompts
+from potstill.inference.kv_cache import read_prompts
 from potstill.models import SHAPES, Student
 
 BATCH = 16  # rows of a call of `generate`
@@ -131,7 +131,7 @@ def generate(student: Student, rows: Sequence[tuple[int, ...]], max_tokens: int)
     texts, end = [], student.tokenizer.eos
     causal = student.family == "causal"
     for start in range(0, len(rows), BATCH):
-        ids, mask = pad_prompts(rows[start : start + BATCH], student.tokenizer.pad, left=causal, device=student.device)
+        ids, mask = read_prompts(student, rows[start : start + BATCH], left=causal)
         with torch.no_grad():
             output = student.model.generate(  # type: ignore[operator]
                 ids,

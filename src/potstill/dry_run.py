@@ -20,7 +20,7 @@ from potstill.errors import UserError
 from potstill.evaluation import checkpoint, decoding
 from potstill.recipe import Recipe, find_path
 from potstill.records import Question, Split
-from potstill.training import format_mix, on_policy, replay_data
+from potstill.training import examples, on_policy
 
 SAMPLE_QUESTIONS = 200  # training questions whose prompts and solutions are tokenized to estimate lengths
 FLOPS_RATES = (1e13, 1e14, 4e14)  # operations per second; the plan gives a time for each
@@ -135,7 +135,7 @@ def _training_lines(recipe: Recipe, train: Sequence[Question]) -> list[str]:
     chains, cap = teachers.from_recipe(recipe).count_chains(train), recipe.filter.max_per_question
     if chains is not None and cap is not None:
         chains = min(chains, len(train) * cap) or None
-    chains_per_prompt = format_mix.mean_chains_per_prompt(recipe, len(train), chains)
+    chains_per_prompt = examples.mean_chains_per_prompt(recipe, len(train), chains)
     quotas = {name: quota for name, quota in section.formats.items() if quota}
     tokens = supervised = 0.0
     for name, quota in quotas.items():
@@ -207,14 +207,14 @@ def _format_lines(
     lines = ["training              rows  tokens  weight  epochs  prompt  target"]
     at_least = "" if teachers.from_recipe(recipe).right_by_definition else ">="
     targets = {name: target for name, (_, target) in lengths.items()}
-    for part in format_mix.compute_format_shares(recipe, targets, len(train), chains):
+    for part in examples.compute_format_shares(recipe, targets, len(train), chains):
         tokens = "-" if part.tokens is None else f"{part.tokens:.1%}"
         bound = at_least if part.name in lengths and prompts.FORMATS[part.name].rationale else ""
         epochs = "-" if part.epochs is None else f"{bound}{part.epochs:.2f}"
         columns = "".join(f" {length:>7.0f}" for length in lengths.get(part.name, ()))
         lines.append(f"  {part.name:<19} {part.rows:>5.1%} {tokens:>7} {part.weight:>7.1%} {epochs:>7}{columns}")
     if recipe.train.replay is not None:
-        rows, share = replay_data.replay_rows_per_step(recipe), recipe.train.replay.share
+        rows, share = examples.replay_rows_per_step(recipe), recipe.train.replay.share
         lines.append(f"{INDENT}replay adds {rows} rows to each step with {share:.0%} of its weight")
     lines += [
         f"{INDENT}rows, tokens, weight: shares of rows, supervised tokens and gradient",

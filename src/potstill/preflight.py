@@ -15,11 +15,11 @@ from pathlib import Path
 
 from potstill import models, teachers, tokenization
 from potstill.errors import UserError
-from potstill.inference import requirements
+from potstill.inference import check_decoder_only, check_installed
 from potstill.recipe import Recipe, find_path
 from potstill.stages import open_stage
 from potstill.storage import manifest, segments
-from potstill.training import format_mix, loss_from_recipe, replay_data
+from potstill.training import examples, loss_from_recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def _iter_checks(
             trusted = recipe.student.trust_remote_code
             yield (
                 "test" if last == "test" else "train",
-                lambda: requirements.check_weights(_student_folder(recipe), trusted),
+                lambda: models.check_weights(_student_folder(recipe), trust_remote_code=trusted),
             )
     else:
         yield (
@@ -73,13 +73,13 @@ def _iter_checks(
             lambda: models.shape_from_recipe(recipe, tokenization.load_tokenizer(models.tokenizer_folder(recipe)).size),
         )
     if recipe.train.lora:
-        yield "train", lambda: requirements.check_installed("peft", "train.lora", "leave train.lora out")
+        yield "train", lambda: check_installed("peft", "train.lora", "leave train.lora out")
     if recipe.has_teacher:
         yield "train", lambda: loss_from_recipe(recipe)
     if recipe.train.loss_weights is not None and recipe.has_teacher:
-        yield "train", lambda: format_mix.check_format_mix(recipe)
+        yield "train", lambda: examples.check_format_mix(recipe)
     if recipe.train.replay is not None:
-        yield "train", lambda: replay_data.replay_rows_per_step(recipe)
+        yield "train", lambda: examples.replay_rows_per_step(recipe)
     for stage in ("evaluate", "test"):
         yield stage, lambda: _check_engine(recipe)
         yield stage, lambda: models.weights_identity(recipe)
@@ -87,8 +87,8 @@ def _iter_checks(
         scorer = recipe.on_policy.scorer
         yield (
             "repair",
-            lambda: requirements.check_weights(
-                find_path(recipe, scorer, "on_policy.scorer"), recipe.student.trust_remote_code
+            lambda: models.check_weights(
+                find_path(recipe, scorer, "on_policy.scorer"), trust_remote_code=recipe.student.trust_remote_code
             ),
         )
 
@@ -112,9 +112,9 @@ def _student_folder(recipe: Recipe) -> Path:
 def _check_engine(recipe: Recipe) -> None:
     engine = recipe.evaluate.engine
     if engine == "vllm" or engine.startswith("ctranslate2"):
-        requirements.check_installed(engine.partition("-")[0], "evaluate.engine", "set evaluate.engine: transformers")
+        check_installed(engine.partition("-")[0], "evaluate.engine", "set evaluate.engine: transformers")
     if engine == "vllm" and recipe.student.model is not None:
-        requirements.check_decoder_only(_student_folder(recipe), "evaluate.engine")
+        check_decoder_only(_student_folder(recipe), "evaluate.engine")
 
 
 def _check_temperature(recipe: Recipe, run_dir: Path | None) -> None:

@@ -12,7 +12,7 @@ import stub
 import tiny
 from potstill import dry_run, preflight, runner, stages
 from potstill.errors import UserError
-from potstill.inference import requirements
+from potstill.inference import engine
 from potstill.storage import segments
 
 
@@ -20,7 +20,7 @@ from potstill.storage import segments
 def without(monkeypatch: pytest.MonkeyPatch):
     """No optional library is installed."""
     found = util.find_spec
-    monkeypatch.setattr(requirements, "find_spec", lambda name: None if name in requirements.EXTRAS else found(name))
+    monkeypatch.setattr(engine, "find_spec", lambda name: None if name in engine.EXTRAS else found(name))
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_samples_without_chance_go_on_where_they_were_begun(world: Path, tmp_pat
 def test_an_encoder_decoder_is_no_model_for_vllm(
     world: Path, encoder_decoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requirements, "find_spec", lambda name: name)  # as if all were installed
+    monkeypatch.setattr(engine, "find_spec", lambda name: name)  # as if all were installed
     for changes in (("teacher.kind=vllm", f"teacher.model={encoder_decoder}"),
                     (f"student={{model: {encoder_decoder}}}", "evaluate.engine=vllm")):  # fmt: skip
         found = preflight.find_problems(tiny.recipe(world, *changes), stages.STAGES)

@@ -30,7 +30,7 @@ from potstill.stages.repair import Repair
 from potstill.storage import manifest, read
 from potstill.teachers import local_model
 from potstill.tokenization import encoder
-from potstill.training.teacher_scores import (
+from potstill.training.on_policy import (
     hard_example,
     rescore_across_tokenizers,
     self_written_target,

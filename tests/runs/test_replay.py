@@ -17,7 +17,7 @@ from potstill.errors import UserError
 from potstill.records import Split
 from potstill.report import collect, figures
 from potstill.storage import manifest, read
-from potstill.training import examples, replay_data
+from potstill.training import examples
 
 SPLITS: tuple[Split, ...] = ("validation", "test")
 SETS = "train.replay={share: 0.25, sets: [more]}"
@@ -48,7 +48,7 @@ def test_each_step_gives_replay_its_share_of_the_weight(run: Path) -> None:
         rows = lesson.examples(step)
         weight = sum(row.weight * len(row.target) for row in rows)
         own = [row for row in rows if row.format == "replay"]
-        assert len(own) == replay_data.replay_rows_per_step(asked) == 2  # of 5 groups
+        assert len(own) == examples.replay_rows_per_step(asked) == 2  # of 5 groups
         assert sum(row.weight * len(row.target) for row in own) == pytest.approx(0.25 * weight)
         assert {kind for row in own for kind in row.target.kinds} <= {"hard", "end"}
         assert len(rows) == sum(map(len, lesson.micro_batches(step)))

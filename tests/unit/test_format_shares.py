@@ -27,7 +27,7 @@ from potstill.recipe import load_recipe, parse_recipe, recipe_to_yaml
 from potstill.report import collect
 from potstill.runner import run as run_recipe
 from potstill.storage import manifest, read
-from potstill.training import data_order, examples, format_mix
+from potstill.training import data_order, examples
 from process_group import gloo, together
 from training_steps import FAMILIES, MICRO_BATCHES, gradients, gradients_agree, make_student, training_examples
 
@@ -108,7 +108,7 @@ def test_the_order_of_the_recipes_has_these_shares(name: str) -> None:
     """By the real order over as many questions and chains as the authors had."""
     asked, counts = load_recipe(RECIPES / f"{name}.yaml"), dict(chain_counts())
     assert sum(counts.values()) == CHAINS and 0 in counts.values() and max(counts.values()) == 40
-    course = format_mix.build_data_order(asked, list(counts.items()))
+    course = examples.build_data_order(asked, list(counts.items()))
     steps = 20_000 // asked.train.prompts_per_step
     found = [data_order.draw_groups(course, step) for step in range(1, steps + 1)]
     assert all({group.format.name for group in groups} == set(NAMES) for groups in found)
@@ -213,7 +213,7 @@ def test_the_gradient_is_that_of_the_weighted_means_however_it_is_cut(family, we
     student = make_student(family)
     rows = training_examples(student)
     wanted = plain(student, rows, weights)
-    made = [row for group in format_mix.weight_formats([[row] for row in rows], weights) for row in group]
+    made = [row for group in examples.weight_formats([[row] for row in rows], weights) for row in group]
     positions = sum(len(row.target) for row in rows)
     assert sum(row.weight * len(row.target) for row in made) == pytest.approx(positions)  # a mean weight of 1
     for cuts in MICRO_BATCHES.values():
@@ -229,7 +229,7 @@ def compute(rank: int, folder: Path) -> None:
     gloo(folder, rank)
     for cuts in ("two", "seven"):
         student = make_student("t5")
-        rows = format_mix.weight_formats([[row] for row in training_examples(student)], {"short": 0.9, "long": 0.1})
+        rows = examples.weight_formats([[row] for row in training_examples(student)], {"short": 0.9, "long": 0.1})
         made = [row for group in rows for row in group]
         model = training.distribute_student(student, "none")
         training.accumulate_gradient(model, [[made[i] for i in batch] for batch in MICRO_BATCHES[cuts]], step=1, seed=1)
@@ -359,18 +359,18 @@ def test_the_parts_of_a_recipe_by_hand(world: Path) -> None:
         "train.steps=6",
     )
     lengths = {"zero-shot-rationale": 20.0, "zero-shot-answer": 5.0}
-    first, second, third = format_mix.compute_format_shares(asked, lengths, 12, 30)
+    first, second, third = examples.compute_format_shares(asked, lengths, 12, 30)
     assert (first.rows, second.rows, third.rows) == pytest.approx((12 / 16, 2 / 16, 2 / 16))
     assert (first.tokens, second.tokens, third.tokens) == (240 / 250, 10 / 250, None)
     assert (first.weight, second.weight, third.weight) == pytest.approx((0.8 * 240 / 250, 0.8 * 10 / 250, 0.2))
     assert (first.epochs, second.epochs, third.epochs) == (12 * 6 / 30, 2 * 6 / 12, None)
     weights = "train.loss_weights={zero-shot-rationale: 1, zero-shot-answer: 3}"
     heavy = parse_recipe(recipe_to_yaml(asked), "r.yaml", [weights])
-    assert [part.weight for part in format_mix.compute_format_shares(heavy, lengths, 12, 30)] == pytest.approx(
+    assert [part.weight for part in examples.compute_format_shares(heavy, lengths, 12, 30)] == pytest.approx(
         [0.2, 0.6, 0.2]
     )
-    assert format_mix.compute_format_shares(heavy, lengths, 12, None)[0].epochs is None
-    assert format_mix.compute_format_shares(heavy, lengths, 12, 12)[0].rows == pytest.approx(
+    assert examples.compute_format_shares(heavy, lengths, 12, None)[0].epochs is None
+    assert examples.compute_format_shares(heavy, lengths, 12, 12)[0].rows == pytest.approx(
         6 / 10
     )  # a question has one chain to show
 

@@ -35,7 +35,7 @@ from potstill.report.summary import readable_token
 from potstill.run_reader import open_run
 from potstill.storage import manifest, parquet
 from potstill.tokenization import Tokenizer
-from potstill.training import examples, replay_data
+from potstill.training import examples
 
 GRADE_COLOURS: Final = {"right": "green", "wrong": "red", "no answer": "yellow", "truncated": "yellow"}
 KINDS: Final = {  # kind of a position -> its colour and its meaning
@@ -114,7 +114,7 @@ def print_batch(run_dir: Path, step: int) -> None:
         chains = ", ".join(map(str, group.chains)) or "answer"
         table.add_row(plain_text(group.question), group.format.name, chains, str(group.epoch))
     for row in rows:
-        if row.format == replay_data.REPLAY_FORMAT:
+        if row.format == examples.REPLAY_FORMAT:
             table.add_row(plain_text(row.question), row.format, f"weight {row.weight:.3f}", "")
     console = Console()
     console.print(table)

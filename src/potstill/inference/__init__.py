@@ -23,6 +23,8 @@ from potstill.inference.engine import (
     ScoringEngine,
     StopUnit,
     batch_requests,
+    check_decoder_only,
+    check_installed,
     draw_uniform,
 )
 
@@ -38,6 +40,8 @@ __all__ = [
     "ScoringEngine",
     "StopUnit",
     "batch_requests",
+    "check_decoder_only",
+    "check_installed",
     "draw_uniform",
     "open_engine",
 ]
@@ -87,13 +91,24 @@ def open_engine(
     """
     from potstill import models  # torch
 
-    if kind == "vllm":
-        return _open_vllm(source, trust_remote_code, chat_template, vllm)
-    student = source
+    is_vllm = kind == "vllm"
+    if is_vllm:
+        from potstill.inference import vllm as vllm_engine
+
+        vllm_engine.import_vllm()  # fails before any file is read
+    student, dtype = source, "float32"
     if isinstance(student, Path | str):
-        student = _open_student(student, trust_remote_code, chat_template)
+        settings: Any = {"chat_template": chat_template, "chat_key": "teacher.chat", "weights": not is_vllm}
+        student = models.open_student(student, trust_remote_code=trust_remote_code, **settings)
+        dtype = str(student.model.dtype).removeprefix("torch.")
         if kind == "transformers":
             student = student.to(models.default_device())
+    if is_vllm:
+        from potstill.recipe import VllmSection
+
+        section = vllm or VllmSection()
+        dtype = section.dtype or dtype
+        return vllm_engine.VllmEngine(student, section, dtype=dtype, trust_remote_code=trust_remote_code)
     if kind == "transformers":
         from potstill.inference import transformers
 
@@ -101,29 +116,3 @@ def open_engine(
     from potstill.inference import ctranslate2
 
     return ctranslate2.CTranslate2Engine(student, int8=kind == "ctranslate2-int8")
-
-
-def _open_student(
-    folder: Path | str, trust_remote_code: bool, chat_template: Literal["auto"] | bool, weights: bool = True
-) -> Student:
-    from potstill import models
-
-    settings: Any = {"chat_template": chat_template, "chat_key": "teacher.chat", "weights": weights}
-    return models.open_student(folder, trust_remote_code=trust_remote_code, **settings)
-
-
-def _open_vllm(
-    source: Student | Path | str,
-    trust_remote_code: bool,
-    chat_template: Literal["auto"] | bool,
-    settings: VllmSection | None,
-) -> Engine:
-    from potstill import recipe
-    from potstill.inference import vllm
-
-    vllm.import_vllm()  # fails before any file is read
-    settings, dtype = settings or recipe.VllmSection(), "float32"
-    if isinstance(source, Path | str):
-        source = _open_student(source, trust_remote_code, chat_template, weights=False)
-        dtype = str(source.model.dtype).removeprefix("torch.")
-    return vllm.VllmEngine(source, settings, dtype=settings.dtype or dtype, trust_remote_code=trust_remote_code)

@@ -62,10 +62,10 @@ class CachingEngine:
         self._rows.update({row["key"]: row for row in rows})
         self.generated += len(generated)
         self.reused += len(requests) - len(generated)
+        cached = [(request.key, self._rows[keys[request.key]]) for request in requests]
         return [
-            Generation(request.key, (), (), decode_bytes(row["text"]), (), row["stop"], row["likelihood"])
-            for request in requests
-            for row in [self._rows[keys[request.key]]]
+            Generation(key, (), (), decode_bytes(row["text"]), (), row["stop"], row["likelihood"])
+            for key, row in cached
         ]
 
     def __enter__(self) -> CachingEngine:
@@ -78,14 +78,9 @@ class CachingEngine:
 
 def _hash_request(request: Request, decode: Decode) -> str:
     """A digest of all that determines a text beside the weights. A greedy text does not depend on its key."""
-    settings = {
-        "max_tokens": decode.max_tokens,
-        "temperature": decode.temperature,
-        "seed": decode.seed,
-        "stop_at_answer": decode.stop_at_answer,
-        "calculator": calculator.MARKS_VERSION if decode.calculator else False,
-        "likelihood": decode.likelihood,
-    }
+    settings = {name: getattr(decode, name) for name in ("max_tokens", "temperature", "seed", "stop_at_answer")}
+    settings["calculator"] = calculator.MARKS_VERSION if decode.calculator else False
+    settings["likelihood"] = decode.likelihood
     return _hash_json([request.prompt, settings, request.key if decode.temperature > 0 else None])
 
 

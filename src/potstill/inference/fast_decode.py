@@ -16,6 +16,7 @@ numbers differ by float32 rounding.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -23,7 +24,14 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaForCausalLM, T5ForConditionalGeneration
 
-from potstill.inference.kv_cache import CACHE_BLOCK, DecodeState, pad_prompts, prefill, run_with_cache
+from potstill.inference.kv_cache import (
+    CACHE_BLOCK,
+    DecodeState,
+    copy_to_capacity,
+    prefill,
+    read_prompts,
+    run_with_cache,
+)
 from potstill.models import Student
 
 SUPPORTED_ROPE_TYPES: Final = ("default", "linear", "llama3")  # rotary embeddings that do not depend on the length
@@ -60,25 +68,23 @@ class _PromptCache:
     per key head.
     """
 
-    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]], mask: Tensor, owners: list[int]) -> None:
+    def __init__(self, pairs: Sequence[Sequence[Tensor]], mask: Tensor, owners: list[int]) -> None:
         self.pairs = [(keys.contiguous(), values.contiguous()) for keys, values in pairs]
-        self.bias = None if bool(mask.all()) else torch.zeros(mask.shape, device=mask.device)
-        if self.bias is not None:
-            self.bias.masked_fill_(mask == 0, -torch.inf)
+        bias = torch.zeros(mask.shape, device=mask.device).masked_fill_(mask == 0, -torch.inf)
+        self.bias = None if bool(mask.all()) else bias
         self.count = len(mask)
         self._assign_slots(owners)
 
     def _assign_slots(self, owners: list[int]) -> None:
         self.owners = owners
-        used = [0] * self.count
-        slots = []
-        for owner in owners:
-            slots.append(used[owner])
-            used[owner] += 1
-        self.slots = max(used)
         self.one_to_one = owners == list(range(self.count))  # row i continues prompt i: nothing to rearrange
-        flat = [owner * self.slots + slot for owner, slot in zip(owners, slots, strict=True)]
-        self.slot_of_row = torch.tensor(flat, device=self.pairs[0][0].device)
+        self.slots = max(Counter(owners).values())
+        used = [owner * self.slots for owner in range(self.count)]
+        slot_of_row = []
+        for owner in owners:
+            slot_of_row.append(used[owner])
+            used[owner] += 1
+        self.slot_of_row = torch.tensor(slot_of_row, device=self.pairs[0][0].device)
 
     def keep(self, rows: list[int]) -> None:
         """Keep these rows, in this order, and drop the prompts that no row continues any more."""
@@ -141,17 +147,13 @@ class _TextCache:
         if self.length <= self.pairs[0][0].shape[2]:
             return
         for pair in self.pairs:
-            for index, buffer in enumerate(pair):
-                rows, heads, capacity, width = buffer.shape
-                pair[index] = buffer.new_empty(rows, heads, capacity + CACHE_BLOCK, width)
-                pair[index][:, :, :capacity] = buffer
+            pair[:] = [copy_to_capacity(buffer, buffer.shape[2] + CACHE_BLOCK) for buffer in pair]
 
     def add(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """key, value [n, h, d] -> all keys and values so far, each [n * h, length, d]."""
-        for buffer, new in zip(self.pairs[layer], (key, value), strict=True):
-            buffer[: self.rows, :, self.length - 1] = new
-        keys, values = (buffer[: self.rows, :, : self.length].flatten(0, 1) for buffer in self.pairs[layer])
-        return keys, values
+        buffers = [buffer[: self.rows, :, : self.length] for buffer in self.pairs[layer]]
+        buffers[0][:, :, -1], buffers[1][:, :, -1] = key, value
+        return buffers[0].flatten(0, 1), buffers[1].flatten(0, 1)
 
     def keep(self, holes: list[int], moved: list[int], rows: int) -> None:
         for pair in self.pairs:
@@ -178,7 +180,7 @@ class _FastLlama(FastState):
     def __init__(self, student: Student, prompts: Sequence[tuple[int, ...]], owners: list[int]) -> None:
         model: Any = student.model.get_decoder()
         self.head, self.model = student.head, model
-        ids, mask = pad_prompts(prompts, student.tokenizer.pad, left=True, device=student.device)
+        ids, mask = read_prompts(student, prompts, left=True)
         positions = (mask.cumsum(1) - 1).clamp_min(0)
         cache = DynamicCache(config=student.model.config)
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
@@ -224,21 +226,16 @@ class _FastLlama(FastState):
 class _FastT5(FastState):
     def __init__(self, student: Student, prompts: Sequence[tuple[int, ...]], owners: list[int]) -> None:
         self.head, self.model = student.head, student.model.get_submodule("decoder")
-        ids, mask = pad_prompts(prompts, student.tokenizer.pad, left=False, device=student.device)
+        ids, mask = read_prompts(student, prompts, left=False)
         encoded = student.model.get_submodule("encoder")(input_ids=ids, attention_mask=mask).last_hidden_state
         blocks: Any = self.model.block
-        pairs = [self._project(block.layer[1].EncDecAttention, encoded) for block in blocks]
+        layers = [block.layer[1].EncDecAttention for block in blocks]
+        shape = (*encoded.shape[:2], layers[0].n_heads, -1)
+        pairs = [[linear(encoded).view(shape).transpose(1, 2) for linear in (layer.k, layer.v)] for layer in layers]
         self.prompt_cache = _PromptCache(pairs, mask, owners)
         self.text_cache = _TextCache(len(pairs), len(owners), like=pairs[0][0])
         start: Any = student.model.config.decoder_start_token_id
         self.step(torch.full((len(owners),), start, device=student.device))
-
-    @staticmethod
-    def _project(layer: Any, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [p, h, s, d] of the encoder's states [p, s, d_model]."""
-        shape = (*encoded.shape[:2], layer.n_heads, -1)
-        keys, values = (linear(encoded).view(shape).transpose(1, 2) for linear in (layer.k, layer.v))
-        return keys, values
 
     def step(self, ids: Tensor) -> None:
         model: Any = self.model
@@ -250,9 +247,8 @@ class _FastT5(FastState):
         bias = blocks[0].layer[0].SelfAttention.compute_bias(1, length, past_seen_tokens=length - 1)[0]
         for index, block in enumerate(blocks):
             attention, cross, mlp = block.layer
-            states = states + self._attend_text(
-                attention.SelfAttention, _rms_norm(attention.layer_norm, states), bias, index
-            )
+            normed = _rms_norm(attention.layer_norm, states)
+            states = states + self._attend_text(attention.SelfAttention, normed, bias, index)
             states = states + self._attend_prompt(cross.EncDecAttention, _rms_norm(cross.layer_norm, states), index)
             states = states + mlp.DenseReluDense(_rms_norm(mlp.layer_norm, states))
         self.logits = self.head.logits(_rms_norm(model.final_layer_norm, states))

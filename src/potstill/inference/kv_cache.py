@@ -1,9 +1,5 @@
 """The state of a batch between two steps: keys and values, read through the modules of the transformers library.
 
-    >>> ids, mask = pad_prompts([(5, 6, 7), (8,)], 0, left=True, device=torch.device("cpu"))
-    >>> ids.tolist(), mask.tolist()
-    ([[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]])
-
 The n samples of a question share one prompt. It goes through the model once (the prefill of a causal model; the encoder
 and first decoder step of T5); its row of the cache is then repeated n times. Rows that have ended are removed.
 
@@ -32,6 +28,7 @@ from transformers.cache_utils import DynamicLayer
 
 from potstill.errors import UserError
 from potstill.models import Student
+from potstill.models.batch import pad_rows
 
 CACHE_ARGUMENTS: Final = ("cache", "past_key_values")  # newest first
 CACHE_BLOCK: Final = 64  # positions by which the cache of a row grows
@@ -43,8 +40,8 @@ def find_cache_argument(forward: Callable[..., Any]) -> str:
     for name in CACHE_ARGUMENTS:
         if name in arguments:
             return name
-    names = ", ".join(CACHE_ARGUMENTS)
-    raise _unsupported_cache(f"{getattr(forward, '__qualname__', forward)} has no argument named {names}")
+    forward_name = getattr(forward, "__qualname__", forward)
+    raise _unsupported_cache(f"{forward_name} has no argument named {', '.join(CACHE_ARGUMENTS)}")
 
 
 def run_with_cache(decoder: Any, cache: Cache, length: int, **inputs: Any) -> Tensor:
@@ -55,26 +52,18 @@ def run_with_cache(decoder: Any, cache: Cache, length: int, **inputs: Any) -> Te
     Raises UserError if the cache holds another number: the states would be those of another text.
     """
     states = decoder(**inputs, **{find_cache_argument(decoder.forward): cache}, use_cache=True).last_hidden_state
-    encoded = inputs.get("encoder_hidden_states")
+    lengths = [(cache, length)]
     if isinstance(cache, EncoderDecoderCache):
-        assert encoded is not None, "a decoder that reads an encoder's states"
-        check_cache_length(cache.self_attention_cache, length)
-        check_cache_length(cache.cross_attention_cache, encoded.shape[1])
-    else:
-        check_cache_length(cache, length)
+        encoded = inputs["encoder_hidden_states"]
+        lengths = [(cache.self_attention_cache, length), (cache.cross_attention_cache, encoded.shape[1])]
+    for part, expected in lengths:
+        # Layers may share the keys of another layer, so some may store none.
+        layers = [layer for layer in part.layers if isinstance(layer, DynamicLayer)]
+        stored = {layer.get_seq_length() for layer in layers if layer.is_initialized}
+        if layers and stored != {expected}:
+            numbers = ", ".join(map(str, sorted(stored))) or "no"
+            raise _unsupported_cache(f"{numbers} positions in the cache, {expected} were read")
     return states
-
-
-def check_cache_length(cache: Cache, length: int) -> None:
-    """Raises UserError unless every layer that stores keys holds `length` positions.
-
-    Layers may share the keys of another layer, so some may store none.
-    """
-    layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
-    lengths = {layer.get_seq_length() for layer in layers if layer.is_initialized}
-    if layers and lengths != {length}:
-        stored = ", ".join(map(str, sorted(lengths))) or "no"
-        raise _unsupported_cache(f"{stored} positions in the cache, {length} were read")
 
 
 def _unsupported_cache(found: str) -> UserError:
@@ -109,27 +98,38 @@ def prefill(student: Student, prompts: Sequence[tuple[int, ...]], owners: Sequen
     """The state after the prompts, read through the library's modules; row i continues the prompt `owners[i]`."""
     state = (_CausalState if student.family == "causal" else _EncoderDecoderState)(student, prompts)
     if list(owners) != list(range(len(prompts))):
-        state.select(torch.tensor(owners, device=student.device))
+        state.keep(list(owners))
     return state
 
 
-class _FullCacheState(DecodeState):
-    """Each row has its own copy of the keys and values of its prompt."""
+def read_prompts(student: Student, prompts: Sequence[Sequence[int]], *, left: bool) -> tuple[Tensor, Tensor]:
+    """Padded ids and mask [rows, longest], both int64, on the student's device."""
+    ids, mask = pad_rows(prompts, student.tokenizer.pad, left=left)
+    return ids.to(student.device), mask.long().to(student.device)
 
-    @abstractmethod
-    def select(self, rows: Tensor) -> None:
-        """Make `rows` (indices, any number, any order) the rows of this state."""
+
+class _FullCacheState(DecodeState):
+    """Each row has its own copy of the keys and values of its prompt. `per_row`: the attributes that have a row each."""
+
+    cache: Cache
+    per_row: tuple[str, ...]
 
     def keep(self, rows: list[int]) -> list[int]:
-        self.select(torch.tensor(rows, device=self.logits.device))
+        """Here the rows may have any order, and may repeat."""
+        indices = torch.tensor(rows, device=self.logits.device)
+        self.cache.reorder_cache(indices)  # type: ignore[attr-defined]
+        for name in ("logits", *self.per_row):
+            setattr(self, name, getattr(self, name)[indices])
         return rows
 
 
 class _CausalState(_FullCacheState):
+    per_row = ("mask", "next_position")
+
     def __init__(self, student: Student, prompts: Sequence[tuple[int, ...]]) -> None:
-        self.head, self.decoder = student.head, _get_decoder(student)
+        self.head, self.decoder = student.head, student.model.get_decoder()
         # Padded on the left, so that the last position of every row is the end of its prompt.
-        ids, self.mask = pad_prompts(prompts, student.tokenizer.pad, left=True, device=student.device)
+        ids, self.mask = read_prompts(student, prompts, left=True)
         self.cache = _build_cache(student.model.config)
         positions = (self.mask.cumsum(1) - 1).clamp_min(0)
         self.next_position = positions[:, -1:] + 1
@@ -145,35 +145,26 @@ class _CausalState(_FullCacheState):
         states = run_with_cache(self.decoder, self.cache, self.mask.shape[1], **inputs)
         self.logits = self.head.logits(states[:, -1])
 
-    def select(self, rows: Tensor) -> None:
-        self.cache.reorder_cache(rows)  # type: ignore[arg-type]
-        self.mask, self.next_position, self.logits = self.mask[rows], self.next_position[rows], self.logits[rows]
-
 
 class _EncoderDecoderState(_FullCacheState):
+    per_row = ("mask", "encoded")
+
     def __init__(self, student: Student, prompts: Sequence[tuple[int, ...]]) -> None:
-        self.head, self.decoder = student.head, _get_decoder(student)
-        ids, self.mask = pad_prompts(prompts, student.tokenizer.pad, left=False, device=student.device)
+        self.head, self.decoder = student.head, student.model.get_submodule("decoder")
+        ids, self.mask = read_prompts(student, prompts, left=False)
         encoder = student.model.get_submodule("encoder")
         self.encoded = encoder(input_ids=ids, attention_mask=self.mask).last_hidden_state
-        self.cache = EncoderDecoderCache(_build_cache(self.decoder.config), DynamicCache(config=self.decoder.config))
+        config: Any = self.decoder.config  # the decoder's, which may have more layers than the encoder
+        self.cache = EncoderDecoderCache(_build_cache(config), DynamicCache(config=config))
         self.length = 0
         start: Any = student.model.config.decoder_start_token_id
         self.step(torch.full_like(ids[:, 0], start))
 
     def step(self, ids: Tensor) -> None:
         self.length += 1
-        inputs = {
-            "input_ids": ids[:, None],
-            "encoder_hidden_states": self.encoded,
-            "encoder_attention_mask": self.mask,
-        }
-        states = run_with_cache(self.decoder, self.cache, self.length, **inputs)
+        inputs = {"encoder_hidden_states": self.encoded, "encoder_attention_mask": self.mask}
+        states = run_with_cache(self.decoder, self.cache, self.length, input_ids=ids[:, None], **inputs)
         self.logits = self.head.logits(states[:, -1])
-
-    def select(self, rows: Tensor) -> None:
-        self.cache.reorder_cache(rows)  # type: ignore[arg-type]
-        self.mask, self.encoded, self.logits = self.mask[rows], self.encoded[rows], self.logits[rows]
 
 
 class _GrowingLayer(DynamicLayer):
@@ -193,8 +184,9 @@ class _GrowingLayer(DynamicLayer):
         assert self.keys is not None and self.values is not None
         start, self.length = self.length, self.length + key_states.shape[2]
         if self.length > self.keys.shape[2]:
-            self.keys = _copy_to_capacity(self.keys, start, self.length + CACHE_BLOCK)
-            self.values = _copy_to_capacity(self.values, start, self.length + CACHE_BLOCK)
+            self.keys, self.values = (
+                copy_to_capacity(buffer[:, :, :start], self.length + CACHE_BLOCK) for buffer in (self.keys, self.values)
+            )
         self.keys[:, :, start : self.length] = key_states
         self.values[:, :, start : self.length] = value_states
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
@@ -207,40 +199,21 @@ class _GrowingLayer(DynamicLayer):
             assert self.keys is not None and self.values is not None
             capacity, rows = self.keys.shape[2], beam_idx.to(self.keys.device)
             self.keys, self.values = (
-                _copy_to_capacity(buffer[:, :, : self.length].index_select(0, rows), self.length, capacity)
+                copy_to_capacity(buffer[:, :, : self.length].index_select(0, rows), capacity)
                 for buffer in (self.keys, self.values)
             )
 
 
-def _copy_to_capacity(buffer: Tensor, length: int, capacity: int) -> Tensor:
-    """The first `length` positions of [rows, heads, _, d], in a new buffer with `capacity` positions."""
-    rows, heads, _, width = buffer.shape
-    grown = buffer.new_empty(rows, heads, capacity, width)
-    grown[:, :, :length] = buffer[:, :, :length]
+def copy_to_capacity(used: Tensor, capacity: int) -> Tensor:
+    """A new buffer [rows, heads, capacity, d] that begins with the positions of `used` [rows, heads, length, d]."""
+    rows, heads, length, width = used.shape
+    grown = used.new_empty(rows, heads, capacity, width)
+    grown[:, :, :length] = used
     return grown
 
 
 def _build_cache(config: Any) -> DynamicCache:
-    """config: the decoder's, which may have more layers than the encoder."""
     # Layers with a window, or with a state instead of keys, stay as the library makes them.
     cache = DynamicCache(config=config)
     cache.layers = [_GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
-
-
-def _get_decoder(student: Student) -> Any:
-    return student.model.get_submodule("decoder") if student.family == "t5" else student.model.get_decoder()
-
-
-def pad_prompts(
-    prompts: Sequence[Sequence[int]], pad: int, *, left: bool, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Ids and mask [rows, longest], both int64."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), pad, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        columns = slice(width - len(prompt), width) if left else slice(0, len(prompt))
-        ids[row, columns] = torch.tensor(prompt, dtype=torch.long)
-        mask[row, columns] = 1
-    return ids.to(device), mask.to(device)

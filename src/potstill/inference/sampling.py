@@ -12,10 +12,11 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 
@@ -23,6 +24,7 @@ from potstill import calculator, prompts
 from potstill.inference.engine import Decode, SampleKey, StopUnit, draw_uniform
 from potstill.tokenization import Tokenizer
 
+T = TypeVar("T")
 NO_FORCED_TOKENS: Final[Mapping[int, int]] = MappingProxyType({})
 NUMBER_CONTINUATION: Final = re.compile(rb"[.,]?\d")  # the beginning of a token that would lengthen a number
 MARK_PREFIX: Final = b" $"  # bytes that may precede a calculator mark: `= $<<6*4=24>>24`
@@ -78,21 +80,21 @@ class TokenSampler:
         """For each row, the log-probability of its first `lengths[row]` tokens; None unless requested."""
         if not self.decode.likelihood:
             return [None] * len(self.keys)
-        by_row: list[list[float]] = [[] for _ in self.keys]
-        order = [row for rows in self._rows for row in rows]
-        for row, value in zip(order, torch.cat(self._logprobs).tolist(), strict=True):
-            by_row[row].append(value)
+        by_row = self._by_row(torch.cat(self._logprobs).tolist())
         return [round(math.fsum(values[:length]), 6) + 0.0 for values, length in zip(by_row, lengths, strict=True)]
 
     def top_logprobs(self) -> list[list[StepLogprobs]]:
         """The recorded steps of each row; empty unless requested."""
-        by_row: list[list[StepLogprobs]] = [[] for _ in self.keys]
-        if self._top:
-            ids = torch.cat([step[0] for step in self._top]).tolist()
-            values = torch.cat([step[1] for step in self._top]).tolist()
-            order = [row for rows in self._rows for row in rows]
-            for row, step_ids, step_values in zip(order, ids, values, strict=True):
-                by_row[row].append((step_ids, step_values))
+        if not self._top:
+            return [[] for _ in self.keys]
+        ids, values = (torch.cat(parts).tolist() for parts in zip(*self._top, strict=True))
+        return self._by_row(zip(ids, values, strict=True))
+
+    def _by_row(self, values: Iterable[T]) -> list[list[T]]:
+        """Values in the order of steps and of the rows in each step -> the values of each row."""
+        by_row: list[list[T]] = [[] for _ in self.keys]
+        for row, value in zip(chain.from_iterable(self._rows), values, strict=True):
+            by_row[row].append(value)
         return by_row
 
 
@@ -126,23 +128,16 @@ class AnswerDetector:
         added = self.token_bytes(token, position)
         self.starts[row].append(len(self.texts[row]))
         self.texts[row] += added
-        may_end = b"\n" in added or (self.unit == "sentence" and (b" " in added or b":" in added))
+        is_line = self.unit == "line"
+        may_end = b"\n" in added or (not is_line and (b" " in added or b":" in added))
         if self.lengths[row] is None and may_end:
-            end = _find_answer_end(self.texts[row], self.unit)
-            if end is not None:
-                self.lengths[row] = bisect_left(self.starts[row], end + (self.unit == "line"))
+            # In Latin-1 each byte is a character, so offsets are bytes. The phrases are ASCII, whose bytes occur in
+            # UTF-8 only as themselves.
+            text = self.texts[row].decode("latin-1")
+            end = prompts.find_answer_end(text) if is_line else prompts.find_answer_sentence_end(text)
+            if end is not None and (end < len(text) or not is_line):
+                self.lengths[row] = bisect_left(self.starts[row], end + is_line)
         return self.lengths[row] is not None
-
-
-def _find_answer_end(text: bytes | bytearray, unit: StopUnit) -> int | None:
-    """Length of the text up to the end of its answer, in bytes; None while the answer is incomplete."""
-    # In Latin-1 each byte is a character, so offsets are bytes. The phrases are ASCII, whose bytes occur in UTF-8 only
-    # as themselves.
-    decoded = text.decode("latin-1")
-    if unit == "sentence":
-        return prompts.find_answer_sentence_end(decoded)
-    end = prompts.find_answer_end(decoded)
-    return end if end is not None and end < len(decoded) else None
 
 
 class CalculatorDecoding:
@@ -194,13 +189,10 @@ class CalculatorDecoding:
                 self.after_result.add(row)
         elif added.endswith(b"="):
             text = self.texts[row].decode("utf-8", "replace")
-            result = calculator.complete_after_equals(text)
-            if result is not None:
+            if (result := calculator.complete_after_equals(text)) is not None:
                 self.pending[row] = self.result_tokens(text[-CONTEXT_CHARS:], result)
-                if result.endswith(">>"):
-                    self.may_open_mark.discard(row)
-                else:
-                    self.may_open_mark.add(row)
+                change = self.may_open_mark.discard if result.endswith(">>") else self.may_open_mark.add
+                change(row)
 
     def result_tokens(self, text: str, result: str) -> list[int]:
         """The tokens that write `result` after a text; none if they would write anything else."""

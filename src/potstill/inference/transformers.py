@@ -67,20 +67,19 @@ class TransformersEngine:
             return []
         self.check_requests(requests, decode.max_tokens)
         sampler = TokenSampler([request.key for request in requests], decode)
-        detector = (
-            AnswerDetector(len(requests), self.token_bytes, decode.stop_at_answer) if decode.stop_at_answer else None
-        )
-        calculator = None
+        detector = calculator = None
+        if decode.stop_at_answer:
+            detector = AnswerDetector(len(requests), self.token_bytes, decode.stop_at_answer)
         if decode.calculator:
             calculator = CalculatorDecoding(len(requests), self.student.tokenizer, self.token_bytes)
-        with _eval_mode(self.student.model), torch.no_grad():
+        with eval_mode(self.student.model), torch.no_grad():
             self._generate(requests, decode.max_tokens, sampler, detector, calculator)
         if sampler.has_nan:
             raise nan_logits_error()
         answer_lengths = detector.lengths if detector else [None] * len(requests)
         rows = zip(requests, sampler.tokens, sampler.top_logprobs(), answer_lengths, strict=True)
         texts = [self.to_generation(request.key, tokens, steps, length) for request, tokens, steps, length in rows]
-        likelihoods = sampler.likelihoods([len(text.ids) + (text.stop == "end") for text in texts])
+        likelihoods = sampler.likelihoods([text.written for text in texts])
         return [replace(text, likelihood=value) for text, value in zip(texts, likelihoods, strict=True)]
 
     def score(self, requests: Sequence[Request], texts: Sequence[str], *, top_logprobs: int) -> list[ScoredText]:
@@ -89,37 +88,23 @@ class TransformersEngine:
             return []
         tokenizer = self.student.tokenizer
         encodings = tokenizer.encode_batch(list(texts))
+        rows = []
         for request, encoding in zip(requests, encodings, strict=True):
             self.check_requests([request], len(encoding.ids) + 1)
-        rows = [
-            Example(request.prompt, _hard_target((*encoding.ids, tokenizer.eos)))
-            for request, encoding in zip(requests, encodings, strict=True)
-        ]
-        ids, values = [], []
-        with _eval_mode(self.student.model), torch.no_grad():
-            batch = self.student.batch(rows).to(self.student.device)
-            tokens = torch.tensor([token for row in rows for token in row.target.ids], device=self.student.device)
-            chunks = zip(self.student.hidden(batch).split(SCORE_CHUNK), tokens.split(SCORE_CHUNK), strict=True)
-            for states, chunk in chunks:
-                logprobs = self.student.head.logits(states).float().log_softmax(-1)
-                if logprobs.isnan().any():
-                    raise nan_logits_error()
-                top_values, top = logprobs.topk(min(top_logprobs, logprobs.shape[-1]), dim=-1)
-                ids += torch.cat([top, chunk[:, None]], -1).tolist()
-                values += torch.cat([top_values, logprobs.gather(-1, chunk[:, None])], -1).tolist()
-        scored, start = [], 0
-        for encoding in encodings:
-            end = start + len(encoding.ids) + 1
-            scored.append(
-                ScoredText(
-                    ids=tuple(encoding.ids),
-                    tokens=tuple(self.token_bytes(token, position) for position, token in enumerate(encoding.ids)),
-                    spans=tuple(encoding.spans),
-                    candidates=tuple(self._step(ids[row], values[row], row - start) for row in range(start, end)),
-                )
+            rows.append(hard_example(request.prompt, tuple(encoding.ids), tokenizer.eos))
+        ids, values = score_targets(self.student, rows, top_logprobs)
+        if values.isnan().any():
+            raise nan_logits_error()
+        steps = zip(ids.tolist(), values.tolist(), strict=True)
+        return [
+            ScoredText(
+                ids=tuple(encoding.ids),
+                tokens=tuple(self.token_bytes(token, position) for position, token in enumerate(encoding.ids)),
+                spans=tuple(encoding.spans),
+                candidates=tuple(self._step(*next(steps), position) for position in range(len(encoding.ids) + 1)),
             )
-            start = end
-        return scored
+            for encoding in encodings
+        ]
 
     def _generate(
         self,
@@ -244,9 +229,34 @@ def _round_logprob(value: float) -> float:
     return round(min(value, 0.0), 6) + 0.0
 
 
-def _hard_target(ids: tuple[int, ...]) -> Target:
-    kinds: list[TargetKind] = ["hard"] * len(ids)
-    return Target(ids, range(len(ids) + 1), ids, [1.0] * len(ids), kinds)
+def hard_example(
+    prompt: tuple[int, ...], ids: tuple[int, ...], end: int | None, question: str = "", format: str = ""
+) -> Example:
+    """A text as hard targets. end: its end token; None if a token limit ended it."""
+    tokens = ids if end is None else (*ids, end)
+    kinds: list[TargetKind] = ["same"] * len(ids)
+    if end is not None:
+        kinds.append("end")
+    target = Target(tokens, range(len(tokens) + 1), tokens, [1.0] * len(tokens), tuple(kinds))
+    return Example(prompt, target, 1.0, question, format)
+
+
+def score_targets(
+    student: Student, rows: Sequence[Example], top_k: int, *, vocabulary: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and raw natural log-probabilities [n, k + 1] at each position of the rows' targets: the k most likely tokens,
+    then the target's own, which may be among them. NaN where the logits are NaN. vocabulary: only ids below it."""
+    ids, values = [], []
+    with eval_mode(student.model), torch.no_grad():
+        batch = student.batch(rows).to(student.device)
+        tokens = torch.tensor([token for row in rows for token in row.target.ids], device=student.device)[:, None]
+        chunks = zip(student.hidden(batch).split(SCORE_CHUNK), tokens.split(SCORE_CHUNK), strict=True)
+        for states, chunk in chunks:
+            logprobs = student.head.logits(states).float().log_softmax(-1)[:, :vocabulary]
+            top_values, top = logprobs.topk(min(top_k, logprobs.shape[-1]), dim=-1)
+            ids.append(torch.cat([top, chunk], -1))
+            values.append(torch.cat([top_values, logprobs.gather(-1, chunk)], -1))
+    return torch.cat(ids), torch.cat(values)
 
 
 def nan_logits_error() -> UserError:
@@ -259,8 +269,8 @@ def nan_logits_error() -> UserError:
 
 
 @contextmanager
-def _eval_mode(model: Any) -> Iterator[None]:
-    """Disable dropout for a while."""
+def eval_mode(model: Any) -> Iterator[None]:
+    """Without dropout."""
     training = model.training
     model.eval()
     try:

@@ -20,7 +20,6 @@ only by float noise. That noise differs from run to run, because vLLM schedules 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import weakref
@@ -31,8 +30,16 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 from potstill.errors import UserError
-from potstill.inference import requirements
-from potstill.inference.engine import Decode, Generation, Request, SampleKey
+from potstill.inference.engine import (
+    Decode,
+    Generation,
+    Request,
+    SampleKey,
+    check_installed,
+    encoder_decoder_error,
+    hash_key,
+    unsupported_option_error,
+)
 from potstill.inference.sampling import AnswerDetector, StepLogprobs
 from potstill.inference.transformers import TransformersEngine, nan_logits_error
 from potstill.models import Student
@@ -52,20 +59,13 @@ class VllmEngine:
         """student: with its weights, or without them if `student.folder` contains them"""
         self.library = import_vllm()
         if student.family != "causal":
-            raise UserError(
-                "vLLM does not run encoder-decoder models",
-                code="E-model-not-decoder-only",
-                found=student.family,
-                hint="use the engine transformers or ctranslate2",
-            )
+            raise encoder_decoder_error("", student.family)
         self.reference = TransformersEngine(student)
         self.vocabulary_size = student.head.weight.shape[0]
-        if student.folder is None:
-            with TemporaryDirectory() as folder:
-                student.save(folder)
-                self.model = self._start(Path(folder), settings, dtype, trust_remote_code)
-        else:
-            self.model = self._start(Path(student.folder), settings, dtype, trust_remote_code)
+        with TemporaryDirectory() as temporary:
+            if student.folder is None:
+                student.save(temporary)
+            self.model = self._start(student.folder or Path(temporary), settings, dtype, trust_remote_code)
         self.reference.max_positions = self.model.model_config.max_model_len
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
@@ -74,18 +74,10 @@ class VllmEngine:
     def generate(self, requests: Sequence[Request], decode: Decode) -> list[Generation]:
         """One batch; see `Engine`. Raises UserError for a calculator and for a temperature that vLLM does not have."""
         if decode.calculator:
-            raise UserError(
-                "the engine vllm does not support a calculator",
-                code="E-inference-unsupported-option",
-                where="evaluate.engine",
-                hint="use the engine transformers",
-            )
+            raise unsupported_option_error("vllm", "a calculator")
         if decode.temperature and not 0.01 <= decode.temperature <= 2:
-            raise UserError(
-                "vLLM needs a temperature of 0 or from 0.01 to 2",
-                code="E-inference-unsupported-temperature",
-                found=decode.temperature,
-            )
+            what = "vLLM needs a temperature of 0 or from 0.01 to 2"
+            raise UserError(what, code="E-inference-unsupported-temperature", found=decode.temperature)
         self.reference.check_requests(requests, decode.max_tokens)
         detector, end_tokens = None, self.reference.end_tokens
         if decode.stop_at_answer:
@@ -139,8 +131,7 @@ class VllmEngine:
         text = self.reference.to_generation(key, tokens, steps if decode.top_logprobs else [], answer_length)
         if not decode.likelihood:
             return text
-        length = len(text.ids) + (text.stop == "end")
-        return replace(text, likelihood=round(math.fsum(sampled[:length]), 6) + 0.0)
+        return replace(text, likelihood=round(math.fsum(sampled[: text.written]), 6) + 0.0)
 
     def _start(self, folder: Path, settings: VllmSection, dtype: str, trust_remote_code: bool) -> Any:
         try:
@@ -177,7 +168,7 @@ def import_vllm() -> Any:
     """The module vllm. Raises UserError if it is not installed."""
     for name, value in VLLM_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    requirements.check_installed("vllm", "the engine vllm", "use the engine transformers (teacher.kind: local)")
+    check_installed("vllm", "the engine vllm", "use the engine transformers (teacher.kind: local)")
     import vllm  # pyright: ignore[reportMissingImports]
 
     return vllm
@@ -189,9 +180,7 @@ def derive_seed(seed: int, key: SampleKey, position: int) -> int:
     >>> derive_seed(0, ("q1", 0), 0) == derive_seed(0, ("q1", 0), 0) != derive_seed(0, ("q1", 1), 0)
     True
     """
-    question, index = key
-    counter = f"{seed}/{index}/{position}/{question}".encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(counter, digest_size=4).digest(), "big") >> 1
+    return hash_key(seed, key, position, 4) >> 1
 
 
 def _read_logprobs(flat: Any) -> list[StepLogprobs]:

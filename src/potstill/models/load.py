@@ -97,14 +97,19 @@ def check_weights(folder: Path | str, *, trust_remote_code: bool = False) -> Non
     """Make the checks of `open_student` without building the model, so that faulty weights stop a run before it costs
     anything and not at its training. Takes as long as reading the weights once.
 
-    Raises UserError as `open_student` does.
+    Raises UserError as `open_student` does, with the folder as its place.
     """
     folder = Path(folder)
-    tensors = _check_folder(folder, trust_remote_code)
-    model = open_student(folder, trust_remote_code=trust_remote_code, weights=False).model
-    if model.config.model_type in TESTED_TYPES:
-        weight_files.check_all_tensors_stored(model, folder, tensors)
-    weight_files.check_finite(folder)
+    try:
+        tensors = _check_folder(folder, trust_remote_code)
+        model = open_student(folder, trust_remote_code=trust_remote_code, weights=False).model
+        if model.config.model_type in TESTED_TYPES:
+            weight_files.check_all_tensors_stored(model, folder, tensors)
+        weight_files.check_finite(folder)
+    except UserError as error:
+        if str(folder) in error.where:
+            raise
+        raise UserError(error.what, code=error.code, where=folder, found=error.found, hint=error.hint) from None
 
 
 def random_student(

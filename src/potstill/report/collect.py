@@ -44,7 +44,7 @@ from potstill.report.model import (
 from potstill.report.run_files import RunFiles, VerdictCounts, compare_answers, describe_training, read_control
 from potstill.report.summary import outcome_of, percent_number
 from potstill.storage import parquet
-from potstill.training import replay_data
+from potstill.training import examples
 
 REPORTED_STAGES = ("collect", "sample", "filter", "align", "train", "evaluate", "select", "test")
 MAX_CHAINS = 6  # of one question that the page shows
@@ -207,7 +207,7 @@ def _count_costs(files: RunFiles, comparisons: tuple[Comparison, ...]) -> Iterat
         yield Cost("train", "steps up to the chosen checkpoint", chosen)
     yield Cost("train", "tokens read", sum(row["tokens"] for row in metrics))
     yield Cost("train", "positions trained on", sum(row["positions"] for row in metrics))
-    by_format, replayed = Counter[str](), replay_data.REPLAY_FORMAT
+    by_format, replayed = Counter[str](), examples.REPLAY_FORMAT
     for row in metrics:
         by_format.update(row["taught"])
     if replayed in by_format:  # the replayed rows come last

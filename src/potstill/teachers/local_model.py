@@ -26,7 +26,8 @@ from potstill.inference import (
     ScoredText,
     ScoringEngine,
     batch_requests,
-    requirements,
+    check_decoder_only,
+    check_installed,
 )
 from potstill.recipe import Recipe
 from potstill.records import Chain, Prompt, Question
@@ -107,13 +108,15 @@ class LocalModel(Scorer):
         return super().inputs() | chat | versions
 
     def checks(self, *, weights: bool = True) -> Iterator[Callable[[], object]]:
+        from potstill import models
+
         if self.model_key == "teacher.model":
             yield lambda: load_prompt_builder(self.recipe)
         if self.engine_kind == "vllm":
-            yield lambda: requirements.check_installed("vllm", "teacher.kind", "set teacher.kind: local")
-            yield lambda: requirements.check_decoder_only(self.folder, self.model_key)
+            yield lambda: check_installed("vllm", "teacher.kind", "set teacher.kind: local")
+            yield lambda: check_decoder_only(self.folder, self.model_key)
         elif weights:
-            yield lambda: requirements.check_weights(self.folder, self.recipe.teacher.trust_remote_code)
+            yield lambda: models.check_weights(self.folder, trust_remote_code=self.recipe.teacher.trust_remote_code)
 
     def forecast(self, questions: Sequence[Question]) -> list[str]:
         teacher, folder = self.recipe.teacher, self.find_path_or_none(self.model, self.model_key)

@@ -3,17 +3,33 @@
     data = read_training_data(run_dir, recipe, student)
     data.micro_batches(1)        # the examples of the first step, split by the token budget
 
+    >>> one, three = (Target(range(n), range(n + 1), range(n), [1.0] * n, ["hard"] * n) for n in (1, 3))
+    >>> rows = [[Example((5,), one, format="a")], [Example((5,), three, format="b"), Example((5,), one, format="b")]]
+    >>> [[row.weight for row in group] for group in weight_formats(rows, {"a": 0.9, "b": 0.1})]
+    [[4.5], [0.125, 0.125]]
+
 `data_order` decides which questions, formats, chains and demonstrations a step has; this module builds prompts and
 targets from them. In formats with a rationale the chain is the target, in the others the bare answer, as a hard target.
-`format_mix` weights the formats, and `replay_data` adds rows of what the student could do before.
+
+With `train.loss_weights` the loss of a step is the sum over the formats of w times the mean loss of the format's
+supervised positions in that step, where w is the format's share of all weights. So a format has the same weight in
+every step, whatever its number of rows, their lengths, the micro-batches and the processes. Without it every supervised
+position has the same weight.
+
+With `train.replay` every step also has rows of what the student could do before, so that it keeps its generic ability.
+Such a row is a training question of a generic set, with the prompt of evaluation and its own rationale as the target
+(the bare answer if it has none), or a prompt and its answer from a file. All are hard targets. Each step has a fixed
+number of rows, by the share of its prompt groups, and together their positions have exactly that share of the step's
+weight. Rows that overlap too much with a validation or test question (`filter.contamination_threshold`) are left out.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -25,12 +41,13 @@ from potstill.data import run_questions, splits
 from potstill.errors import UserError
 from potstill.models import Example, Student, tokenizer_folder
 from potstill.recipe import Recipe, flatten_keys
-from potstill.records import Chain, Prompt, Question, Target
+from potstill.records import Chain, Prompt, Question, Target, Turn
 from potstill.storage import manifest
 from potstill.tokenization import Tokenizer
-from potstill.training import data_order, format_mix, replay_data
+from potstill.training import data_order
 
 VERSION: Final = 1  # of the rows of each step, their order, weights and batches; stored by the stages that train
+REPLAY_FORMAT: Final = "replay"  # under which losses and positions of replayed rows are reported
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +66,31 @@ class TrainingData:
     counts: dict[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class RowFormat:
+    """A `data_order.FormatLike` for rows that have none of the paper's formats."""
+
+    name: str
+    rationale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FormatShare:
+    """How much training uses a format, or replay, as far as that is known before the run.
+
+    rows    share of the rows of a step
+    tokens  share of the supervised tokens of all formats; None for replay
+    weight  share of the gradient
+    epochs  how many times training sees each chain, or each answer in an answer-only format; None if unknown
+    """
+
+    name: str
+    rows: float
+    tokens: float | None
+    weight: float
+    epochs: float | None
+
+
 def read_training_data(run_dir: Path, recipe: Recipe, student: Student) -> TrainingData:
     """The training data of a run whose chains are aligned. Raises UserError if a format has no target."""
     section = recipe.train
@@ -57,8 +99,8 @@ def read_training_data(run_dir: Path, recipe: Recipe, student: Student) -> Train
     targets_of: dict[str, list[int]] = {name: [] for name in questions}
     for index in range(len(targets)):
         targets_of[targets.keys[index][0]].append(index)
-    order = format_mix.build_data_order(recipe, [(name, len(indices)) for name, indices in targets_of.items()])
-    replay = replay_data.read_replay_rows(run_dir, recipe, student)
+    order = build_data_order(recipe, [(name, len(indices)) for name, indices in targets_of.items()])
+    read_replay, replay_counts = _read_replay_rows(run_dir, recipe, student)
     loss_weights: Mapping[str, float] | None = {**section.loss_weights} if section.loss_weights else None
     pool = _demonstration_pool(recipe, questions)
     # A question may occur twice under two ids. The pool has one of them, and neither must demonstrate the other.
@@ -66,9 +108,7 @@ def read_training_data(run_dir: Path, recipe: Recipe, student: Student) -> Train
 
     @lru_cache(maxsize=1 << 16)
     def answer_target(question: str) -> Target:
-        text = prompts.format_answer(questions[question].gold)
-        chain = Chain.from_text(question, 0, text, source="answer")
-        return cross_tokenizer.transfer(chain, student.tokenizer, "one-hot")
+        return _hard_target(question, prompts.format_answer(questions[question].gold), "answer", student.tokenizer)
 
     @lru_cache(maxsize=1 << 16)
     def encode(text: str) -> tuple[int, ...]:
@@ -90,27 +130,23 @@ def read_training_data(run_dir: Path, recipe: Recipe, student: Student) -> Train
             prompt, indices = encode(student.render(build_prompt(group))), targets_of[group.question]
             group_targets = [targets[indices[chain]] for chain in group.chains] or [answer_target(group.question)]
             groups.append([Example(prompt, t, 1.0, group.question, group.format.name) for t in group_targets])
-        groups = format_mix.weight_formats(groups, loss_weights)
-        if replay is not None:
-            weight = sum(row.weight * len(row.target) for rows in groups for row in rows)
-            groups += [[row] for row in replay.examples(step, weight)]
-        return groups
+        groups = weight_formats(groups, loss_weights)
+        weight = sum(row.weight * len(row.target) for rows in groups for row in rows)
+        return groups + [[row] for row in read_replay(step, weight)]
 
     return TrainingData(
         groups=lambda step: data_order.draw_groups(order, step),
         examples=lambda step: [row for rows in rows_by_group(step) for row in rows],
-        micro_batches=lambda step: build_micro_batches(
-            rows_by_group(step), section.batch_tokens, padded=student.padded
-        ),
+        micro_batches=lambda step: build_micro_batches(rows_by_group(step), section.batch_tokens, student.padded),
         counts={
             "questions": sum(bool(indices) for indices in targets_of.values()),
             "chains": len(targets),
-            **(replay.counts if replay is not None else {}),
+            **replay_counts,
         },
     )
 
 
-def build_micro_batches(groups: Iterable[list[Example]], budget: int, *, padded: bool) -> list[list[Example]]:
+def build_micro_batches(groups: Iterable[list[Example]], budget: int, padded: bool) -> list[list[Example]]:
     """The rows of a step in micro-batches of at most `budget` tokens.
 
     A student that pads computes every row by itself. Otherwise the prompt of a group is computed once, so the rows of a
@@ -133,14 +169,171 @@ def target_origin(run_dir: Path, recipe: Recipe, tokenizer: Tokenizer) -> Target
     assert sampled is not None and filtered is not None, "sample and filter come before targets"
     # The chains that the filter kept provide the completions of the rule `text`.
     settings = {key: value for key, value in flatten_keys(recipe, "transfer").items() if value is not None}
-    identity = json.dumps([settings, filtered.digest], sort_keys=True)
-    return TargetOrigin(
-        tokenizer.digest,
-        sampled.digest,
-        recipe.transfer.rule,
-        cross_tokenizer.VERSION,
-        hashlib.sha256(identity.encode()).hexdigest(),
+    identity = hashlib.sha256(json.dumps([settings, filtered.digest], sort_keys=True).encode()).hexdigest()
+    rule = recipe.transfer.rule
+    return TargetOrigin(tokenizer.digest, sampled.digest, rule, cross_tokenizer.VERSION, identity)
+
+
+def build_data_order(
+    recipe: Recipe, questions: Sequence[tuple[str, int]]
+) -> data_order.DataOrder[prompts.PromptFormat]:
+    """The data order of a run's training. questions: (id, number of chains).
+
+    Raises UserError if a step would have no row of a format that has a weight.
+    """
+    section = recipe.train
+    order = data_order.DataOrder(
+        seed=recipe.seed,
+        groups_per_step=section.prompts_per_step,
+        quotas={prompts.FORMATS[name]: quota for name, quota in section.formats.items() if quota},
+        questions=questions,
+        chains_per_prompt=section.chains_per_prompt,
+        uniform_over=section.uniform_over,
     )
+    for format, count in data_order.min_groups_per_step(order).items() if section.loss_weights is not None else ():
+        if count == 0:
+            quota, quotas = order.quotas[format], sum(order.quotas.values())
+            raise UserError(
+                f"some steps have no prompt in the format {format.name}, so other formats would get its weight",
+                code="E-train-format-without-rows",
+                where="train.loss_weights",
+                found=f"{quota} of {quotas} prompts, {section.prompts_per_step} prompts per step",
+                hint=f"raise train.prompts_per_step, or the quota of {format.name} in train.formats",
+            )
+    return order
+
+
+def check_format_mix(recipe: Recipe) -> None:
+    """Raises UserError if a step would have no row of a format that has a weight, whatever the questions."""
+    build_data_order(recipe, [("any question", 1)])
+
+
+def order_questions(
+    recipe: Recipe, groups_per_step: int, format: str, names: Iterable[str]
+) -> data_order.DataOrder[RowFormat]:
+    """The order of questions that have no chains: each once in an epoch, under one format."""
+    questions = [(name, 0) for name in names]
+    return data_order.DataOrder(recipe.seed, groups_per_step, {RowFormat(format): 1}, questions)
+
+
+def weight_formats(groups: list[list[Example]], weights: Mapping[str, float] | None) -> list[list[Example]]:
+    """The rows of a step by group, weighted so that each format has its share of the step's weight. The mean weight of
+    a position stays 1."""
+    if weights is None:
+        return groups
+    positions = Counter[str]()
+    for rows in groups:
+        for row in rows:
+            positions[row.format] += len(row.target)
+    assert positions.keys() == weights.keys(), f"{sorted(positions)} of {sorted(weights)}"
+    scale = positions.total() / sum(weights.values())
+    position_weights = {name: scale * weight / positions[name] for name, weight in weights.items()}
+    return [[replace(row, weight=position_weights[row.format]) for row in rows] for rows in groups]
+
+
+def compute_format_shares(
+    recipe: Recipe, target_lengths: Mapping[str, float], questions: int, chains: int | None
+) -> list[FormatShare]:
+    """The shares of a recipe's formats, and of replay if there is any.
+
+    target_lengths  mean number of tokens of a target, by format
+    questions       number of training questions, each of which has one answer
+    chains          number of chains; None if unknown. A question has chains / questions of them on average
+    """
+    section = recipe.train
+    quotas = {name: quota for name, quota in section.formats.items() if quota}
+    groups = {name: section.prompts_per_step * quota / sum(quotas.values()) for name, quota in quotas.items()}
+    per_prompt = mean_chains_per_prompt(recipe, questions, chains)
+    rows = {name: count * (per_prompt if prompts.FORMATS[name].rationale else 1) for name, count in groups.items()}
+    tokens = {name: rows[name] * target_lengths[name] for name in quotas}
+    weights: dict[str, float] = {**section.loss_weights} if section.loss_weights else tokens
+    replay_rows = replay_rows_per_step(recipe)
+    replay_share = section.replay.share if section.replay else 0.0
+    all_rows, all_tokens, all_weights = (sum(values.values()) for values in (rows, tokens, weights))
+    all_rows += replay_rows
+    shares = []
+    for name in quotas:
+        data = chains if prompts.FORMATS[name].rationale else questions
+        weight = (1 - replay_share) * weights[name] / all_weights
+        epochs = rows[name] * section.steps / data if data else None
+        shares.append(FormatShare(name, rows[name] / all_rows, tokens[name] / all_tokens, weight, epochs))
+    if replay_rows:
+        shares.append(FormatShare(REPLAY_FORMAT, replay_rows / all_rows, None, replay_share, None))
+    return shares
+
+
+def mean_chains_per_prompt(recipe: Recipe, questions: int, chains: int | None) -> float:
+    """The mean number of chains in a prompt group; the maximum if the number of chains is unknown."""
+    most = recipe.train.chains_per_prompt
+    return most if chains is None else min(most, max(1.0, chains / questions))
+
+
+def replay_rows_per_step(recipe: Recipe) -> int:
+    """How many rows each step replays: their share of all groups, at least one; 0 without replay."""
+    section = recipe.train.replay
+    return 0 if section is None else data_order.rows_for_share(recipe.train.prompts_per_step, section.share)
+
+
+def read_generic_questions(run_dir: Path, recipe: Recipe, sets: Sequence[str], key: str) -> dict[str, Question]:
+    """The training questions of generic sets by id, without those that overlap with evaluation.
+
+    Raises UserError for the recipe's key if none is left.
+    """
+    return _drop_contaminated(run_dir, recipe, run_questions.read_questions(run_dir, sets, "train"), key)
+
+
+def _read_replay_rows(
+    run_dir: Path, recipe: Recipe, student: Student
+) -> tuple[Callable[[int, float], list[Example]], dict[str, int]]:
+    """(step, weight of all other positions of the step) -> its replayed rows; and counts for the manifest."""
+    section = recipe.train.replay
+    if section is None:
+        return lambda step, weight: [], {}
+    all_rows = run_questions.read_replay(run_dir, section.sets)
+    rows = _drop_contaminated(run_dir, recipe, all_rows, "train.replay")
+    table = run_questions.read_task_prompts(run_dir)
+    order = order_questions(recipe, replay_rows_per_step(recipe), REPLAY_FORMAT, rows)
+    odds = section.share / (1 - section.share)
+
+    def examples(step: int, weight: float) -> list[Example]:
+        drawn = []
+        for group in data_order.draw_groups(order, step):
+            prompt, answer = _prompt_and_answer(rows[group.question], table)
+            target = _hard_target(group.question, answer, REPLAY_FORMAT, student.tokenizer)
+            ids = tuple(student.encode(student.render(prompt)))
+            drawn.append(Example(ids, target, 1.0, group.question, REPLAY_FORMAT))
+        position_weight = odds * weight / sum(len(row.target) for row in drawn)
+        return [replace(row, weight=position_weight) for row in drawn]
+
+    dropped = len(all_rows) - len(rows)
+    return examples, {"replayed rows": len(rows), "rows too near to a measured question": dropped}
+
+
+def _drop_contaminated(run_dir: Path, recipe: Recipe, rows: Sequence[Question], key: str) -> dict[str, Question]:
+    overlaps = run_questions.read_overlaps(run_dir)
+    kept = {row.id: row for row in rows if overlaps.get(row.id, 0.0) < recipe.filter.contamination_threshold}
+    if not kept:
+        raise UserError(
+            "every row overlaps with a validation or test question",
+            code="E-train-replay-contaminated",
+            where=key,
+            found=f"{len(rows)} rows",
+            hint="use other rows, or raise filter.contamination_threshold",
+        )
+    return kept
+
+
+def _prompt_and_answer(row: Question, table: dict[str, run_questions.TaskPrompt]) -> tuple[Prompt, str]:
+    if row.id.startswith("replay:"):  # from a file: trailing white space of the prompt leads to the answer
+        text = row.text.rstrip()
+        return Prompt((Turn("user", text),), row.text[len(text) :] or " "), row.gold
+    name = "zero-shot-rationale" if row.rationale else "zero-shot-answer"
+    prompt = run_questions.evaluation_prompt(row, prompts.FORMATS[name], table)
+    return prompt, prompts.format_solution(row.rationale or "", row.gold)
+
+
+def _hard_target(question: str, text: str, source: str, tokenizer: Tokenizer) -> Target:
+    return cross_tokenizer.transfer(Chain.from_text(question, 0, text, source=source), tokenizer, "one-hot")
 
 
 def _demonstration_pool(recipe: Recipe, questions: dict[str, Question]) -> dict[str, prompts.Demonstration]:
@@ -149,14 +342,12 @@ def _demonstration_pool(recipe: Recipe, questions: dict[str, Question]) -> dict[
     few_shot = [name for name, quota in recipe.train.formats.items() if quota and prompts.FORMATS[name].few_shot]
     if not few_shot:
         return {}
-    pool: dict[str, prompts.Demonstration] = {}
-    canonical_forms: set[str] = set()
+    by_form: dict[str, tuple[str, prompts.Demonstration]] = {}
     for name, question in questions.items():
-        form = splits.canonical_question(question.text)
-        if question.rationale and form not in canonical_forms:
-            canonical_forms.add(form)
-            pool[name] = prompts.Demonstration(question.text, question.gold, question.rationale)
-    if not pool:
+        if question.rationale:
+            shot = prompts.Demonstration(question.text, question.gold, question.rationale)
+            by_form.setdefault(splits.canonical_question(question.text), (name, shot))
+    if not by_form:
         raise UserError(
             "no training question has a rationale for a demonstration",
             code="E-train-no-demonstrations",
@@ -164,4 +355,4 @@ def _demonstration_pool(recipe: Recipe, questions: dict[str, Question]) -> dict[
             found=", ".join(few_shot),
             hint="add rationales to the sets, or set the quota of the few-shot formats to 0",
         )
-    return pool
+    return dict(by_form.values())

@@ -3,35 +3,57 @@
     data = build_rollouts(run_dir, recipe, student, scorer)
     data.micro_batches(7)        # generates with the student's current weights, so call it when step 7 is due
 
+    >>> from potstill.models import Shape, random_student
+    >>> from potstill import demo, tokenization
+    >>> tokenizer = tokenization.load_tokenizer(demo.DATA / "models" / "student")
+    >>> student = random_student(Shape("t5", 8, 1, 2, 16, 4, tokenizer.size), tokenizer, seed=1)
+    >>> [row] = teacher_forced_scores(student, [hard_example((5, 6), (7, 8), tokenizer.eos)], 2)
+    >>> row.target.ids, row.target.kinds, [len(row.target.distribution(p)) in (2, 3) for p in range(3)]
+    ((7, 8, 1), ('same', 'same', 'end'), [True, True, True])
+
 Each step takes training questions of generic sets, with the prompts of evaluation, in the format of the selected
 checkpoint. The student answers with its weights at that step, and the scorer gives its distribution at every token of
-the answer; a scorer with another tokenizer scores through `teacher_scores`. Nothing grades the answers. With
-`on_policy.keep` the step also takes questions of the task, whose answers the selected student scores as it was, so that
-the student keeps what it learned. The texts, and so a step, are a function of weights, seed and step. Generic questions
-that overlap too much with a validation or test question are left out (`filter.contamination_threshold`).
+the answer. Nothing grades the answers. With `on_policy.keep` the step also takes questions of the task, whose answers
+the selected student scores as it was, so that the student keeps what it learned. The texts, and so a step, are a
+function of weights, seed and step. Generic questions that overlap too much with a validation or test question
+(`filter.contamination_threshold`) are left out.
+
+`teacher_forced_scores` is for a scorer with the student's tokenizer. `rescore_across_tokenizers` is for another one: it
+scores the texts as a teacher scores existing chains, and the rule `text` transfers the scores to the student's
+vocabulary. Such a row holds the text as the student's tokenizer encodes it, which may differ from the tokens that the
+student drew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from potstill import inference, prompts
+from potstill.alignment import cross_tokenizer, text_rule_completions
+from potstill.alignment.exact_rules import encode_chain_text
 from potstill.data import run_questions
+from potstill.errors import UserError
 from potstill.inference import Decode, Request, ScoringEngine
+from potstill.inference.transformers import hard_example, score_targets
 from potstill.models import Example, Student
 from potstill.recipe import Recipe
-from potstill.records import Prompt
-from potstill.training import data_order, examples, replay_data
-from potstill.training.replay_data import RowFormat
-from potstill.training.teacher_scores import hard_example, rescore_across_tokenizers, teacher_forced_scores
+from potstill.records import END, Chain, Prompt, StopReason, Target
+from potstill.teachers import local_model
+from potstill.tokenization import Tokenizer
+from potstill.tokenization.encoder import Encoder, get_encoder
+from potstill.training import data_order, examples
 
 ROLLOUT_FORMAT: Final = "own"  # under which losses and positions are reported
 TASK_FORMAT: Final = "kept"  # the same for questions of the task
+MIN_PROBABILITY: Final = 1e-9  # lower ones are raised to it, so that a divergence from them stays finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +73,11 @@ def build_rollouts(
     """
     section = recipe.on_policy
     assert section is not None, "the recipe has the section on_policy"
-    questions = replay_data.read_generic_questions(run_dir, recipe, section.sets, "on_policy.sets")
+    questions = examples.read_generic_questions(run_dir, recipe, section.sets, "on_policy.sets")
     engine, table = inference.open_engine(student), run_questions.read_task_prompts(run_dir)
     form = prompts.FORMATS[recipe.select.format]
-    order, generic = _question_order(recipe, section.prompts_per_step, list(questions)), len(questions)
+    generic = len(questions)
+    order = examples.order_questions(recipe, section.prompts_per_step, ROLLOUT_FORMAT, questions)
 
     def prompt_of(name: str) -> Prompt:
         return run_questions.evaluation_prompt(questions[name], form, table)
@@ -69,7 +92,7 @@ def build_rollouts(
         train_questions = run_questions.read_questions(run_dir, recipe.questions.train, "train")
         task_questions = {question.id: question for question in train_questions}
         scorers[TASK_FORMAT] = partial(teacher_forced_scores, task_scorer, top_k=section.top_logprobs)
-        task_order = _question_order(recipe, task_questions_per_step(recipe), list(task_questions))
+        task_order = examples.order_questions(recipe, task_questions_per_step(recipe), ROLLOUT_FORMAT, task_questions)
         questions = task_questions | questions
 
     @lru_cache(maxsize=1 << 16)
@@ -109,22 +132,15 @@ def build_rollouts(
         groups = list(generate(step))
         if scoring_engine is not None:
             groups = rescore(scoring_engine, groups)
-        batches = examples.build_micro_batches(groups, recipe.train.batch_tokens, padded=student.padded)
+        batches = examples.build_micro_batches(groups, recipe.train.batch_tokens, student.padded)
         return [score(rows) for rows in batches]
 
     def rescore(engine: ScoringEngine, groups: list[list[Example]]) -> list[list[Example]]:
         """By a scorer with another tokenizer, a whole step at once: its texts provide each other's completions."""
         rows = [row for rows in groups for row in rows if row.format == ROLLOUT_FORMAT]
+        limits = {"top_k": section.top_logprobs, "budget": recipe.train.batch_tokens}
         rescored = iter(
-            rescore_across_tokenizers(
-                engine,
-                scorer.tokenizer,
-                student.tokenizer,
-                prompt_of,
-                rows,
-                top_k=section.top_logprobs,
-                budget=recipe.train.batch_tokens,
-            )
+            rescore_across_tokenizers(engine, scorer.tokenizer, student.tokenizer, prompt_of, rows, **limits)
         )
         return [[next(rescored) if row.format == ROLLOUT_FORMAT else row for row in rows] for rows in groups]
 
@@ -145,10 +161,102 @@ def task_questions_per_step(recipe: Recipe) -> int:
     return data_order.rows_for_share(section.prompts_per_step, section.keep)
 
 
-def _question_order(recipe: Recipe, groups: int, names: list[str]) -> data_order.DataOrder[RowFormat]:
-    return data_order.DataOrder(
-        seed=recipe.seed,
-        groups_per_step=groups,
-        quotas={RowFormat(ROLLOUT_FORMAT): 1},
-        questions=[(name, 0) for name in names],
+def teacher_forced_scores(scorer: Student, rows: Sequence[Example], top_k: int) -> list[Example]:
+    """The same rows with the scorer's distributions as targets: at each position its `top_k` most likely tokens and the
+    row's own token. One forward pass without dropout and without gradients.
+
+    Raises UserError if the logits are NaN.
+    """
+    ids, log_q = score_targets(scorer, rows, top_k, vocabulary=scorer.tokenizer.size)
+    if log_q.isnan().any():
+        what = "the scorer's logits are not numbers"
+        raise UserError(what, code="E-on-policy-scorer-not-finite", where="on_policy.scorer", found="NaN")
+    probabilities = log_q.exp().clamp_min(MIN_PROBABILITY)
+    # A row's own token comes last. It may be one of the most likely, and then a dict keeps it at that place.
+    pairs = zip(ids.tolist(), probabilities.tolist(), strict=True)
+    distributions = (dict(zip(tokens, values, strict=True)) for tokens, values in pairs)
+    return [
+        replace(row, target=_target_with_rows(row.target, [next(distributions) for _ in range(len(row.target))]))
+        for row in rows
+    ]
+
+
+def rescore_across_tokenizers(
+    scorer: ScoringEngine,
+    scorer_tokenizer: Tokenizer,
+    student_tokenizer: Tokenizer,
+    prompt_of: Callable[[str], Prompt],
+    rows: Sequence[Example],
+    *,
+    top_k: int,
+    budget: int,
+) -> list[Example]:
+    """The same rows with the scorer's distributions as targets; the scorer reads prompts in its own template.
+
+    prompt_of  the question id of a row -> its prompt
+    top_k      the scorer's most likely tokens at each of its positions, beside the written one
+    budget     tokens in a batch of the scorer
+
+    Raises UserError if a text does not fit the scorer's context, or if its logits are NaN.
+    """
+    stops: list[StopReason] = ["end" if row.target.kinds[-1] == "end" else "length" for row in rows]
+    texts = [student_tokenizer.decode(row.target.ids) for row in rows]
+    if b"\n" not in student_tokenizer.decode_bytes(student_tokenizer.encode("a\nb").ids):
+        # The student's tokenizer drops the line break before the answer that the scorer expects.
+        texts = [prompts.restore_answer_line(text) for text in texts]
+    chains = [
+        Chain.from_text(row.question, index, text, source=row.format, stop=stop)
+        for index, (row, text, stop) in enumerate(zip(rows, texts, stops, strict=True))
+    ]
+    pairs = [(prompt_of(chain.question), chain) for chain in chains]
+    scored = local_model.score_chains(scorer, pairs, top_logprobs=top_k, batch_tokens=budget)
+    completions = text_rule_completions.completions(scored, student_tokenizer)
+    encoder = get_encoder(student_tokenizer)
+    result = []
+    for row, chain in zip(rows, scored, strict=True):
+        transferred = cross_tokenizer.transfer(chain, student_tokenizer, "text", completions, scorer_tokenizer)
+        if len(transferred):
+            target = self_written_target(transferred, chain, encoder)
+        else:  # the tokens have no text (special ones, cut by the token limit): the row stays, without scores
+            target = _target_with_rows(row.target, [{}] * len(row.target))
+        result.append(replace(row, target=target))
+    return result
+
+
+def self_written_target(target: Target, chain: Chain, encoder: Encoder) -> Target:
+    """A transferred target for a student that wrote the text itself.
+
+    A chain's hard positions teach that the teacher wrote this token; here the student wrote it, so hard positions lose
+    their distribution. And the written token enters every distribution, however unlikely: as part of the tail it would
+    cost the student next to nothing.
+    """
+    _, offsets = encode_chain_text(chain, encoder)
+    starts = np.array([start for start, _ in chain.spans])
+    pairs = zip(chain.tokens, chain.candidates, strict=False)
+    log_probabilities = np.array([dict(step)[token] for token, step in pairs])
+    end = dict(chain.candidates[-1]).get(END, -math.inf)
+    rows = []
+    for position, (token, kind) in enumerate(zip(target.ids, target.kinds, strict=True)):
+        row = target.distribution(position)
+        if kind == "hard" or (kind == "end" and row == {token: 1.0}):
+            row = {}
+        elif token not in row:
+            value = end
+            if kind != "end":  # the product of the probabilities of the scorer's tokens that start inside this token
+                inside = (starts >= offsets[position, 0]) & (starts < offsets[position, 1])
+                value = float(log_probabilities[inside].sum())
+            row[token] = max(MIN_PROBABILITY, math.exp(value))
+        rows.append(row)
+    return _target_with_rows(target, rows)
+
+
+def _target_with_rows(target: Target, rows: Sequence[Mapping[int, float]]) -> Target:
+    """The target with other distributions. A position with an empty one is all tail, which costs nothing."""
+    filled = [row or {token: 0.0} for token, row in zip(target.ids, rows, strict=True)]
+    return Target(
+        target.ids,
+        [0, *accumulate(map(len, filled))],
+        [token for row in filled for token in row],
+        [value for row in filled for value in row.values()],
+        target.kinds,
     )
