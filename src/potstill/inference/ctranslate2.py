@@ -122,9 +122,8 @@ class CTranslate2Engine:
             return [[[int(token) for token in text] for text in result.hypotheses] for result in results]
         settings |= {"max_length": decode.max_tokens, "include_prompt_in_result": False}
         results = {}
-        for single in (True, False):  # prompts of one token get a call of their own, see above
-            group = [row for row in rows if (len(row) == 1) == single]
-            if group:
+        for is_single in (True, False):  # prompts of one token get a call of their own, see above
+            if group := [row for row in rows if (len(row) == 1) == is_single]:
                 results.update(zip(map(tuple, group), model.generate_batch(group, **settings), strict=True))
         return [[list(text) for text in results[tuple(row)].sequences_ids] for row in rows]
 

@@ -10,8 +10,6 @@ A run resumes by batch. The batches are a pure function of the set of requests a
 computes its missing batches exactly as the uninterrupted run would have, to the last bit on one machine. A text in a
 batch of other composition differs by floating-point noise only, because its random numbers come from a counter
 (`draw_uniform`) and not from a generator with state.
-
-This module imports no model library.
 """
 
 from __future__ import annotations
@@ -173,9 +171,6 @@ def draw_uniform(seed: int, key: SampleKey, position: int) -> float:
     """A number in [0, 1) that decides the token at `position` of the text `key`.
 
     A hash of its arguments (a counter-based generator), so it does not depend on what was sampled before.
-
-    >>> draw_uniform(0, ("gsm8k/1", 0), 0) == draw_uniform(0, ("gsm8k/1", 0), 0) != draw_uniform(0, ("gsm8k/1", 1), 0)
-    True
     """
     return (hash_key(seed, key, position, 8) >> 11) * 2.0**-53
 

@@ -98,11 +98,7 @@ class Batch:
 
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Rows of different lengths as ids [b, longest] int64 and mask [b, longest] bool.
-
-    >>> pad_rows([(5, 6, 7), (8,)], 0, left=True)[0].tolist()
-    [[5, 6, 7], [0, 0, 8]]
-    """
+    """Rows of different lengths as ids [b, longest] int64 and mask [b, longest] bool."""
     ids = np.full((len(rows), max(map(len, rows))), value, np.int64)
     mask = np.zeros(ids.shape, bool)
     for i, row in enumerate(rows):

@@ -6,6 +6,9 @@
 The template is the model's own, from its folder. transformers renders it and encodes the result, so the model reads
 what it read when it was tuned. A template that writes today's date always gets the same day, because sampling, training
 and evaluation happen on different days.
+
+    >>> has_chat_template(Path("no/such/folder"))
+    False
 """
 
 from __future__ import annotations

@@ -256,13 +256,9 @@ def from_recipe(recipe: Recipe, *, weights: bool = True) -> Student:
 def from_checkpoint(recipe: Recipe, folder: Path, *, weights: bool = True) -> Student:
     """The student in a folder (the recipe's model, or a checkpoint of its training) with the recipe's settings."""
     section = recipe.student
-    return open_student(
-        folder,
-        dropout=section.dropout,
-        trust_remote_code=section.trust_remote_code,
-        chat_template=False if section.model is None else section.chat,
-        weights=weights,
-    )
+    chat = False if section.model is None else section.chat
+    settings: Any = {"dropout": section.dropout, "trust_remote_code": section.trust_remote_code, "chat_template": chat}
+    return open_student(folder, weights=weights, **settings)
 
 
 def model_folder(recipe: Recipe) -> Path:
@@ -335,6 +331,5 @@ def shape_from_recipe(recipe: Recipe, vocabulary: int) -> Shape:
 
 
 def count_stored_parameters(folder: Path) -> int:
-    """The number of parameters of the model in a folder, from the headers of its weights. Raises UserError as
-    `weight_files.list_tensors` does."""
+    """The number of parameters of the model in a folder, from the headers of its weights."""
     return sum(math.prod(tensor.shape) for tensor in weight_files.list_tensors(folder).values())

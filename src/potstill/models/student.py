@@ -5,7 +5,6 @@ only, chunk by chunk, so the logits [rows, length, vocabulary] of a batch never 
 
     >>> SHAPES["flan-t5-base"].layers, count_parameters(SHAPES["flan-t5-base"])
     (12, 247577856)
-
     >>> from potstill.models import Shape, random_student
     >>> from potstill import demo, tokenization
     >>> tokenizer = tokenization.load_tokenizer(demo.DATA / "models" / "student")

@@ -9,9 +9,6 @@ row's length:
     >>> layout = build_layout([np.arange(2), np.arange(2, 3)], [np.arange(2), np.arange(2, 3)], heads=1)
     >>> [(block.rows, block.queries, block.keys) for block in layout.blocks]
     [(1, 2, 2), (1, 1, 1)]
-    >>> tokens = torch.tensor([[1.0], [2.0], [3.0]])
-    >>> layout.queries.gather(tokens).tolist(), layout.queries.scatter(layout.queries.gather(tokens)).tolist()
-    ([[1.0], [2.0], [3.0]], [[1.0], [2.0], [3.0]])
 
 A query row may read a key row of another length (cross-attention), and may hold several chains under one prompt; keys
 and values of the prompt are then computed once.

@@ -14,9 +14,8 @@
     True
 
 The gradient of a step is that of sum(w * loss) / sum(w) over all supervised positions of the whole step, however it is
-split into micro-batches and over processes: the divisor is known from the examples before anything is computed. Dropout
-is drawn from (seed, step, micro-batch). So a step is a function of the weights, the optimizer's state and the step
-number, and these are all that a resume needs.
+split into micro-batches and over processes. Dropout is drawn from (seed, step, micro-batch). So a step is a function of
+the weights, the optimizer's state and the step number, and these are all that a resume needs.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self
 
 from torch import Tensor
@@ -94,9 +93,7 @@ class CheckpointWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Waits for a background write also if training fails: its checkpoint is good, and a resume begins there."""
         if self._executor is not None:
             self._executor.shutdown()
@@ -107,7 +104,7 @@ class CheckpointWriter:
 def list_saved_steps(folder: Path, last: int | None = None) -> list[int]:
     """The steps that have a checkpoint, sorted; up to `last`, if it is given."""
     steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
-    return [step for step in steps if last is None or step <= last]
+    return steps if last is None else [step for step in steps if step <= last]
 
 
 def find_newest_checkpoint(folder: Path, metrics: Path) -> int:
@@ -127,7 +124,7 @@ def find_newest_checkpoint(folder: Path, metrics: Path) -> int:
     if steps and newest < steps[-1]:
         fault = f"{metrics.name} lacks step {complete + 1}, although there is a checkpoint of step {steps[-1]}"
         progress.print_line(f"{fault}: training continues from step {newest}", "yellow")
-    _remove_optimizer_states(folder, [step for step in steps if step < newest])  # a crash may have left two
+    _remove_older_states(folder, newest)  # a crash may have left two
     if newest:
         _check_digests(folder, newest)
     return newest
@@ -183,7 +180,7 @@ def _save_in_place(folder: Path, step: int, student: Student, optimizer: Optimiz
         assert target is not None
         save_optimizer_shards(optimizer, target / OPTIMIZER_FOLDER, parameters=student.has_adapters)
     if is_main_process():
-        _remove_optimizer_states(folder, [older for older in list_saved_steps(folder) if older < step])
+        _remove_older_states(folder, step)
 
 
 def _write_checkpoint(
@@ -194,7 +191,7 @@ def _write_checkpoint(
         student.save(unfinished, weights=weights)
         save_optimizer_state(state, unfinished / OPTIMIZER_FILE)
         _write_digests(folder, step, unfinished)
-    _remove_optimizer_states(folder, [older for older in list_saved_steps(folder) if older < step])
+    _remove_older_states(folder, step)
 
 
 def _write_digests(folder: Path, step: int, unfinished: Path) -> None:
@@ -214,8 +211,7 @@ def _check_digests(folder: Path, step: int) -> None:
                 code="E-train-checkpoint-changed",
                 where=file,
                 found="other bytes" if file.is_file() else "no such file",
-                hint=f"restore it, or remove {file.parent}: training then continues from an older checkpoint, or from"
-                " the start",
+                hint=f"restore it, or remove {file.parent}: training then continues from an older checkpoint or from step 0",
             )
 
 
@@ -223,10 +219,11 @@ def _digests_folder(folder: Path) -> Path:
     return folder.with_name("digests")
 
 
-def _remove_optimizer_states(folder: Path, steps: list[int]) -> None:
-    for step in steps:
+def _remove_older_states(folder: Path, step: int) -> None:
+    """Remove the optimizer's states of the steps before one; their weights stay."""
+    for older in list_saved_steps(folder, step - 1):
         for name in (OPTIMIZER_FILE, OPTIMIZER_FOLDER):
-            storage.remove(folder / str(step) / name)
+            storage.remove(folder / str(older) / name)
 
 
 def _copy_to_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,10 +7,6 @@
     [('c', 'zero-shot-rationale', (2,)), ('a', 'zero-shot-answer', ()), ('a', 'zero-shot-rationale', (1,))]
     >>> split_into_micro_batches([(10, 5), (40, 5), (12, 5), (11, 4)], budget=60)
     ((1,), (2, 3, 0))
-    >>> micro_batches_of_rank(((1,), (2, 3, 0)), rank=0, world=2)
-    [(1,)]
-    >>> micro_batches_of_rank(((1,), (2, 3, 0), (4,)), rank=1, world=2)
-    [(2, 3, 0), None]
 
 A *prompt group* is one question in one format with its chains, which share one prompt; a step is a fixed number of
 groups. Chains are drawn uniformly over the questions, so that each question occurs equally often, or over the chains,
@@ -22,6 +18,7 @@ are hashes of what they are for, never the state of a generator. The module is p
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -95,12 +92,9 @@ class DataOrder(Generic[F]):
     def __post_init__(self) -> None:
         assert self.groups_per_step > 0 and self.chains_per_prompt > 0, "a step has groups, and a group has chains"
         if any(quota < 0 for quota in self.quotas.values()) or not sum(self.quotas.values()):
-            raise UserError(
-                "quotas are whole numbers, and at least one is above 0",
-                code="E-train-format-quotas",
-                where="train.formats",
-                found={format.name: quota for format, quota in self.quotas.items()},
-            )
+            what = "quotas are whole numbers, and at least one is above 0"
+            found = {format.name: quota for format, quota in self.quotas.items()}
+            raise UserError(what, code="E-train-format-quotas", where="train.formats", found=found)
         ids = [question for question, _ in self.questions]
         assert len(set(ids)) == len(ids), "a question occurs twice"
         for format, quota in self.quotas.items():
@@ -174,11 +168,7 @@ def draw_demonstrations(
 
 
 def rows_for_share(groups: int, share: float) -> int:
-    """How many rows a step has beside its groups, so that they are this share of both; at least one.
-
-    >>> rows_for_share(32, 0.5), rows_for_share(10, 0.01)
-    (32, 1)
-    """
+    """How many rows a step has beside its groups, so that they are this share of both; at least one."""
     return max(1, round(groups * share / (1 - share)))
 
 
@@ -199,12 +189,8 @@ def split_into_micro_batches(
     assert budget > 0, f"a budget of {budget} tokens"
     if not padded:
         return _fill_runs([sum(pair) for pair in lengths], budget)
-    indices = range(len(lengths))
-    orders = (
-        sorted(indices, key=lambda i: (*lengths[i], i), reverse=True),
-        sorted(indices, key=lambda i: (*lengths[i][::-1], i), reverse=True),
-        sorted(indices, key=lambda i: (sum(lengths[i]), i), reverse=True),
-    )
+    sort_keys = (lambda i: (*lengths[i], i), lambda i: (*lengths[i][::-1], i), lambda i: (sum(lengths[i]), i))
+    orders = (sorted(range(len(lengths)), key=key, reverse=True) for key in sort_keys)
     return min((_cheapest_runs(lengths, order, budget) for order in orders), key=lambda split: split[0])[1]
 
 
@@ -212,8 +198,8 @@ def micro_batches_of_rank(micro_batches: Sequence[T], rank: int, world: int) -> 
     """What process `rank` of `world` computes: micro-batches rank, rank + world, ... At the end None may stand for a
     filler, so that all processes compute equally many."""
     assert 0 <= rank < world, f"process {rank} of {world}"
-    batches: list[T | None] = list(micro_batches[rank::world])
-    return batches + [None] * (-(-len(micro_batches) // world) - len(batches))
+    padded = [*micro_batches, *[None] * (-len(micro_batches) % world)]
+    return padded[rank::world]
 
 
 @lru_cache(maxsize=8)
@@ -222,8 +208,7 @@ def _format_cycle(order: DataOrder[Any]) -> tuple[tuple[Any, int], ...]:
     that it came before in the cycle."""
     total = sum(order.quotas.values())
     formats = sorted((format for format, quota in order.quotas.items() if quota), key=lambda format: format.name)
-    credit = dict.fromkeys(formats, 0)
-    count = dict.fromkeys(formats, 0)
+    credit, count = dict.fromkeys(formats, 0), Counter[Any]()
     cycle = []
     for _ in range(total):
         for format in formats:
@@ -264,11 +249,12 @@ def _prompt_group(order: DataOrder[F], format: F, epoch: int, prompt: tuple[str,
         return PromptGroup(question, format, (), epoch, epoch)
     key = f"{(order.seed, 'chains', format.name, question)}"
     m = order.chains_per_prompt
-    if order.uniform_over == "chains":  # in each epoch other chains share a prompt
-        shuffled = sorted(range(chains), key=lambda chain: _hash(f"{key}{epoch}/{chain}"))
+    by_chains = order.uniform_over == "chains"  # then in each epoch other chains share a prompt
+    prefix = f"{key}{epoch}/" if by_chains else key
+    shuffled = sorted(range(chains), key=lambda chain: _hash(f"{prefix}{chain}"))
+    if by_chains:
         turn = epoch * -(-chains // m) + part
         return PromptGroup(question, format, tuple(shuffled[part * m : part * m + m]), epoch, turn)
-    shuffled = sorted(range(chains), key=lambda chain: _hash(f"{key}{chain}"))
     count = min(m, chains)
     chosen = tuple(shuffled[(epoch * count + i) % chains] for i in range(count))
     return PromptGroup(question, format, chosen, epoch, epoch)

@@ -130,9 +130,14 @@ class ProcessGroup:
             distributed.destroy_process_group()
 
 
+def rank_and_world() -> tuple[int, int]:
+    """The number of this process, and of how many it is one."""
+    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+
+
 def is_main_process() -> bool:
     """Whether this process is the one that writes."""
-    return not distributed.is_initialized() or distributed.get_rank() == 0
+    return rank_and_world()[0] == 0
 
 
 def broadcast_from_main(compute: Callable[[], T]) -> T:
@@ -165,7 +170,8 @@ def distribute_student(student: Student, sharding: Sharding = "none", precision:
 
     Raises UserError for `full` if nobody started several processes (torchrun with one process is fine).
     """
-    if sharding == "full" and not distributed.is_initialized() and not process.read_process_rank().launched:
+    started_alone = not distributed.is_initialized() and not process.read_process_rank().launched
+    if sharding == "full" and started_alone:
         raise UserError(
             "sharding needs several processes, and this one was started alone",
             code="E-train-sharding-needs-processes",
@@ -174,20 +180,17 @@ def distribute_student(student: Student, sharding: Sharding = "none", precision:
             hint="start it with torchrun --nproc-per-node N or srun (docs/how-to/eight-gpus.md), or set train.sharding: none",
         )
     student.to(default_device())
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+    _, world = rank_and_world()
+    if world == 1:
         return student
     if sharding == "none":
         return DistributedDataParallel(student, gradient_as_bucket_view=True)
     modules = student.shardable_modules()
     if not modules:
-        raise UserError(
-            "the layers of this kind of model are unknown, so it cannot be sharded",
-            code="E-train-sharding-unsupported",
-            where="train.sharding",
-            found=student.model.config.model_type,
-            hint="set train.sharding: none",
-        )
-    mesh = init_device_mesh(default_device().type, (distributed.get_world_size(),))
+        what, hint = "the layers of this kind of model are unknown, so it cannot be sharded", "set train.sharding: none"
+        kind = student.model.config.model_type
+        raise UserError(what, code="E-train-sharding-unsupported", where="train.sharding", found=kind, hint=hint)
+    mesh = init_device_mesh(default_device().type, (world,))
     low = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for module in modules:
         # Embeddings (T5's position biases) are lookups, not products: they stay in float32.
@@ -212,14 +215,14 @@ def full_state_dict(student: Student) -> dict[str, Tensor] | None:
     if not is_sharded(student):
         return None
     cast(FSDPModule, student).reshard()  # `forward` leaves embedding and head gathered
-    by_identity: dict[int, Tensor] = {}
-    state = {}
-    for name, value in student.model.state_dict(keep_vars=True).items():
-        if id(value) not in by_identity:
-            full = full_tensor(value.detach())
-            by_identity[id(value)] = full.cpu() if distributed.get_rank() == 0 else full.new_empty(0)
-        state[name] = by_identity[id(value)]
-    return state if distributed.get_rank() == 0 else {}
+    is_main = is_main_process()
+    full: dict[int, Tensor] = {}  # by identity of the tensor
+    state = student.model.state_dict(keep_vars=True)
+    for value in state.values():
+        if id(value) not in full:
+            whole = full_tensor(value.detach())
+            full[id(value)] = whole.cpu() if is_main else whole.new_empty(0)
+    return {name: full[id(value)] for name, value in state.items()} if is_main else {}
 
 
 def clip_gradients(parameters: Sequence[Tensor], max_norm: float) -> float:
@@ -242,10 +245,9 @@ def save_optimizer_shards(optimizer: Optimizer, folder: Path, *, parameters: boo
     # Sorted by name, because a restored state has another order than one that grew step by step.
     state = sorted(optimizer_state(optimizer, parameters=parameters).items())
     tensors = {name: value.detach() for name, value in state}
-    with _ignore_user_warnings():
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of a group of one process
         save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
-    rank = distributed.get_rank() if distributed.is_initialized() else 0
-    files = sorted(folder.glob(_SHARD_PATTERN.format(rank + 1)))
+    files = sorted(folder.glob(_SHARD_PATTERN.format(rank_and_world()[0] + 1)))
     digests = all_gather({path.name: storage.file_digest(path) for path in files})
     if is_main_process():
         merged = {name: digest for part in digests for name, digest in sorted(part.items())}
@@ -259,18 +261,17 @@ def restore_optimizer_shards(optimizer: Optimizer, folder: Path) -> None:
     """
     _check_shards(folder)
     reader = HuggingFaceStorageReader(str(folder))
+    by_name = dict(named_parameters(optimizer))
+    tensors: dict[str, Tensor] = {}
     try:
-        metadata = reader.read_metadata().state_dict_metadata
-        by_name = dict(named_parameters(optimizer))
-        tensors: dict[str, Tensor] = {}
-        for key, stored in metadata.items():
+        for key, stored in reader.read_metadata().state_dict_metadata.items():
             assert isinstance(stored, TensorStorageMetadata)
             parameter = by_name.get(key.rpartition("/")[0])
             if parameter is None or (stored.size and stored.size != parameter.shape):
                 raise mismatch_error(f"{key} of {tuple(stored.size)}")
             like = parameter.detach() if stored.size else torch.zeros(())
             tensors[key] = torch.zeros_like(like, dtype=stored.properties.dtype)
-        with _ignore_user_warnings():
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of a group of one process
             load(tensors, storage_reader=reader)
     except (SafetensorError, OSError, KeyError) as error:
         raise _damaged_error(folder, str(error)) from None
@@ -279,7 +280,7 @@ def restore_optimizer_shards(optimizer: Optimizer, folder: Path) -> None:
 
 def _check_shards(folder: Path) -> None:
     """Check the digests: each process reads its share of the files, and all raise the same error."""
-    rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    rank, world = rank_and_world()
     fault: str | None = None
     try:
         digests = storage.read_json(folder / DIGESTS_FILE)
@@ -301,11 +302,3 @@ def _damaged_error(folder: Path, found: str) -> UserError:
         found=found,
         hint="restore it, or remove the folder: training then continues from an older checkpoint, or from the start",
     )
-
-
-@contextmanager
-def _ignore_user_warnings() -> Iterator[None]:
-    # A single process saves and loads as a group of one, and torch warns of that every time.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        yield

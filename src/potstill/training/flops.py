@@ -20,15 +20,17 @@ Not counted are layers that are computed again (`train.gradient_checkpointing`),
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from potstill import process
 from potstill.models import Example, Student
+from potstill.training.distributed import rank_and_world
 
 # Dense operations a second by the makers' data sheets, by a part of the device's name: bfloat16, float32 without TF32.
 DEVICE_PEAK_FLOPS: Final = {
@@ -50,9 +52,9 @@ def count_training_flops(student: Student, micro_batches: Sequence[Sequence[Exam
 def _t5_flops(student: Student, examples: Sequence[Example]) -> int:
     model: Any = student.model
     width = model.config.num_heads * model.config.d_kv
-    target_tokens: dict[tuple[int, ...], int] = {}  # by prompt
+    target_tokens = Counter[tuple[int, ...]]()  # by prompt
     for example in examples:
-        target_tokens[example.prompt] = target_tokens.get(example.prompt, 0) + len(example.target)
+        target_tokens[example.prompt] += len(example.target)
     encoded, decoded = sum(map(len, target_tokens)), sum(target_tokens.values())
     encoder_squares = sum(len(prompt) ** 2 for prompt in target_tokens) * len(model.encoder.block)
     decoder_squares = sum(len(example.target) ** 2 for example in examples)
@@ -77,10 +79,9 @@ def _causal_flops(student: Student, examples: Sequence[Example]) -> int:
     for row in rows.values():
         prompt, first = row[0]
         tokens += prompt + sum(chain for _, chain in row)
-        if len(row) == 1:
-            squares += (prompt + first) ** 2
-        else:  # the prompt is one row, and each chain is a row that reads the prompt and itself
-            squares += prompt**2 + sum(chain * (prompt + chain) for _, chain in row)
+        # A prompt of several chains is one row, and each chain is a row that reads the prompt and itself.
+        shared = prompt**2 + sum(chain * (prompt + chain) for _, chain in row)
+        squares += (prompt + first) ** 2 if len(row) == 1 else shared
     attention = 3 * 2 * 2 * width * squares * config.num_hidden_layers
     supervised = sum(len(example.target) for example in examples)
     return tokens * _flops_per_token(decoder) + attention + _head_flops(student, supervised)
@@ -130,7 +131,7 @@ def total_peak_flops(device: torch.device, precision: str, given: float | None =
 
     Returns None for a device that the table lacks, such as a CPU.
     """
-    processes = distributed.get_world_size() if distributed.is_initialized() else 1
+    _, processes = rank_and_world()
     if given is not None or device.type != "cuda":
         return None if given is None else given * processes
     name = torch.cuda.get_device_name(device)
@@ -140,6 +141,4 @@ def total_peak_flops(device: torch.device, precision: str, given: float | None =
 
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory so far: of the GPU, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return process.peak_memory()
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else process.peak_memory()

@@ -1,8 +1,4 @@
-"""One step's gradient, and the loop over steps.
-
-for step in train_steps(student, optimizer, micro_batches, first=1, last=1000, schedule=schedule, seed=1):
-    print(step.loss)
-"""
+"""One step's gradient, and the loop over steps (an example is in `potstill.training`)."""
 
 from __future__ import annotations
 
@@ -23,8 +19,8 @@ from potstill.models import Example, Student
 from potstill.recipe import Recipe
 from potstill.records import TargetKind
 from potstill.training.data_order import micro_batches_of_rank
-from potstill.training.distributed import Model, Precision, clip_gradients
-from potstill.training.optimizer import Optimizer
+from potstill.training.distributed import Model, Precision, clip_gradients, rank_and_world
+from potstill.training.optimizer import Optimizer, unwrap
 
 POSITION_KINDS: Final[tuple[str, ...]] = get_args(TargetKind)
 
@@ -59,8 +55,8 @@ class StepMetrics:
 
 @dataclass(frozen=True, slots=True)
 class GradientSums:
-    """What `accumulate_gradient` adds up beside the gradient, over all processes. `losses` are sums(w * loss) by
-    format, not divided; `kinds` are means by kind of position, for the kinds that occur; `kept` is a mean."""
+    """What `accumulate_gradient` adds up beside the gradient, over all processes. `losses`: sum(w * loss) by format;
+    `kinds`: means by kind of position, for the kinds that occur; `kept`: a mean."""
 
     losses: Mapping[str, float]
     weights: Mapping[str, float]
@@ -69,7 +65,6 @@ class GradientSums:
     taught: Mapping[str, int]
     tokens: int
     slots: int
-    positions: int
 
 
 def accumulate_gradient(
@@ -90,8 +85,9 @@ def accumulate_gradient(
 
     Raises UserError if a loss is not finite, with the questions of its micro-batch.
     """
-    student = _unwrap(model)
-    rank, world = _rank_and_world()
+    student = unwrap(model)
+    assert isinstance(student, Student), f"not a student: {type(student).__name__}"
+    rank, world = rank_and_world()
     formats = sorted({example.format for batch in micro_batches for example in batch})
     weights, taught = dict.fromkeys(formats, 0.0), dict.fromkeys(formats, 0)
     for batch in micro_batches:
@@ -101,16 +97,18 @@ def accumulate_gradient(
     total = sum(weights.values())
     assert total > 0, f"step {step} has no weight"
     rank_batches = micro_batches_of_rank(micro_batches, rank, world)
-    # One vector, so that one all-reduce is enough: losses by format, losses and weights by kind, kept, tokens, slots.
-    sums = torch.zeros(len(formats) + 2 * len(POSITION_KINDS) + 3, dtype=torch.float64)
+    # One vector, so that one all-reduce is enough: losses by format, losses and weights by kind; kept, tokens, slots.
+    sizes = (len(formats), len(POSITION_KINDS), len(POSITION_KINDS), 3)
+    sums = torch.zeros(sum(sizes), dtype=torch.float64)
     faulty = len(micro_batches)  # the index of the first micro-batch here whose loss is not finite
+    cuda_devices = [student.device] if student.device.type == "cuda" else []
     model.train()
     for turn, examples in enumerate(rank_batches):
         batch = student.filler_batch() if examples is None else student.batch(examples)
         is_last = turn == len(rank_batches) - 1
         # DDP sums gradients over processes in every backward pass; only the last one of a step needs it.
         delay = model.no_sync() if isinstance(model, DistributedDataParallel) and not is_last else nullcontext()
-        with delay, torch.random.fork_rng(devices=_cuda_devices(student)):
+        with delay, torch.random.fork_rng(devices=cuda_devices):
             torch.manual_seed(_dropout_seed(seed, step, turn * world + rank))
             device_batch = batch.to(student.device)
             with torch.autocast(student.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -119,15 +117,14 @@ def accumulate_gradient(
             (summed * (world / total)).backward()
         if examples is None:
             continue
+        by_format, by_kind, kind_weights, counts = sums.split(sizes)  # views of `sums`
         weighted = (device_batch.weights * losses).double().cpu()
-        first_kind = len(formats)
-        of_format = torch.tensor([formats.index(example.format) for example in examples])[batch.rows]
-        kinds = [POSITION_KINDS.index(kind) for example in examples for kind in example.target.kinds]
-        of_kind = torch.tensor(kinds) + first_kind
-        sums.index_add_(0, of_format, weighted).index_add_(0, of_kind, weighted)
-        sums.index_add_(0, of_kind + len(POSITION_KINDS), batch.weights.double())
+        kinds = torch.tensor([POSITION_KINDS.index(kind) for example in examples for kind in example.target.kinds])
+        by_format.index_add_(0, torch.tensor([formats.index(e.format) for e in examples])[batch.rows], weighted)
+        by_kind.index_add_(0, kinds, weighted)
+        kind_weights.index_add_(0, kinds, batch.weights.double())
         kept = float((batch.probabilities.sum(1) * batch.weights).sum())
-        sums[-3:] += torch.tensor([kept, batch.tokens, batch.slots], dtype=torch.float64)
+        counts += torch.tensor([kept, batch.tokens, batch.slots], dtype=torch.float64)
         if not bool(torch.isfinite(sums).all()):
             if world == 1:
                 raise _not_finite_error(step, examples)
@@ -140,18 +137,16 @@ def accumulate_gradient(
             first_faulty = torch.tensor(faulty, device=reduced.device)
             distributed.all_reduce(first_faulty, distributed.ReduceOp.MIN)
             raise _not_finite_error(step, micro_batches[int(first_faulty)])
-    values = sums.tolist()
-    kind_losses, kind_weights = values[len(formats) :], values[len(formats) + len(POSITION_KINDS) :]
-    by_kind = zip(POSITION_KINDS, kind_losses, kind_weights, strict=False)
+    losses, kind_losses, kind_weights, (kept, tokens, slots) = (part.tolist() for part in sums.split(sizes))
+    kinds = zip(POSITION_KINDS, kind_losses, kind_weights, strict=True)
     return GradientSums(
-        losses=dict(zip(formats, values, strict=False)),
+        losses=dict(zip(formats, losses, strict=True)),
         weights=weights,
-        kinds={kind: value / weight for kind, value, weight in by_kind if weight},
-        kept=values[-3] / total,
+        kinds={kind: value / weight for kind, value, weight in kinds if weight},
+        kept=kept / total,
         taught=taught,
-        tokens=int(values[-2]),
-        slots=int(values[-1]),
-        positions=sum(len(example.target) for batch in micro_batches for example in batch),
+        tokens=int(tokens),
+        slots=int(slots),
     )
 
 
@@ -200,7 +195,7 @@ def train_steps(
             taught=sums.taught,
             gradient_norm=norm,
             rate=rate,
-            positions=sums.positions,
+            positions=sum(sums.taught.values()),
             weight=total,
             tokens=sums.tokens,
             padding=1 - sums.tokens / sums.slots,
@@ -221,22 +216,6 @@ def loss_from_recipe(recipe: Recipe, section: Literal["train", "on_policy"] = "t
     except UserError as error:
         where = error.where.replace("train.", f"{section}.")
         raise UserError(error.what, code=error.code, where=where, found=error.found, hint=error.hint) from None
-
-
-def _unwrap(model: Model) -> Student:
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
-    assert isinstance(inner, Student), f"not a student: {type(inner).__name__}"
-    return inner
-
-
-def _rank_and_world() -> tuple[int, int]:
-    if not distributed.is_initialized():
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
-
-
-def _cuda_devices(student: Student) -> list[torch.device]:
-    return [student.device] if student.device.type == "cuda" else []
 
 
 def _dropout_seed(seed: int, step: int, index: int) -> int:

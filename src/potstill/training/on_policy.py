@@ -101,9 +101,8 @@ def build_rollouts(
 
     def generate(step: int) -> Iterator[list[Example]]:
         """The rows of a step by prompt group."""
-        slots = [(group.question, ROLLOUT_FORMAT) for group in data_order.draw_groups(order, step)]
-        if task_order is not None:
-            slots += [(group.question, TASK_FORMAT) for group in data_order.draw_groups(task_order, step)]
+        orders = [(order, ROLLOUT_FORMAT)] + ([] if task_order is None else [(task_order, TASK_FORMAT)])
+        slots = [(group.question, name) for drawn, name in orders for group in data_order.draw_groups(drawn, step)]
         requests = [
             Request((f"{step}/{slot}/{name}", index), encode_prompt(name))
             for slot, (name, _) in enumerate(slots)

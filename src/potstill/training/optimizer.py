@@ -88,16 +88,11 @@ def build_optimizer(
     Raises UserError if a multiplier matches no parameter.
     """
     lr_multipliers = lr_multipliers or {}
-    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    named = [(name, value) for name, value in inner.named_parameters() if value.requires_grad]
+    named = [(name, value) for name, value in unwrap(model).named_parameters() if value.requires_grad]
     for part in lr_multipliers:
         if not any(part in name for name, _ in named):
-            raise UserError(
-                "no parameter's name contains this part",
-                code="E-train-no-such-parameter",
-                where="train.lr_multipliers",
-                found=part,
-            )
+            what, where = "no parameter's name contains this part", "train.lr_multipliers"
+            raise UserError(what, code="E-train-no-such-parameter", where=where, found=part)
     groups: dict[tuple[float, float], list[tuple[str, Tensor]]] = {}
     for name, value in named:
         factor = math.prod(factor for part, factor in lr_multipliers.items() if part in name)
@@ -110,6 +105,11 @@ def build_optimizer(
         assert not any(isinstance(value, DTensor) for _, value in named), "Adafactor does not support sharded weights"
         return torch.optim.Adafactor(param_groups)
     return torch.optim.AdamW(param_groups, betas=betas, eps=epsilon, fused=True)  # a third of the time on a CPU
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside of DDP."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def optimizer_from_recipe(recipe: Recipe, model: nn.Module, rate: float) -> Optimizer:
@@ -145,23 +145,25 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> No
 
     Raises UserError if names or shapes differ.
     """
-    unused = dict(tensors)
+    entries_of: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("/")
+        entries_of.setdefault(name, {})[entry] = value
     for name, parameter in named_parameters(optimizer):
-        entries = {key: value for key, value in unused.items() if key.rpartition("/")[0] == name}
-        for key, value in entries.items():
-            if value.ndim and value.shape != _state_shape(key.rpartition("/")[2], parameter):
-                raise mismatch_error(f"{key} of {tuple(value.shape)}, parameter of {tuple(parameter.shape)}")
-            del unused[key]
+        entries = entries_of.pop(name, {})
+        for entry, value in entries.items():
+            if value.ndim and value.shape != _state_shape(entry, parameter):
+                found = f"{name}/{entry} of {tuple(value.shape)}, parameter of {tuple(parameter.shape)}"
+                raise mismatch_error(found)
         if not entries and tensors:
             raise mismatch_error(f"nothing for {name}")
-        if (saved := entries.pop(f"{name}/{PARAMETER_KEY}", None)) is not None:
+        if (saved := entries.pop(PARAMETER_KEY, None)) is not None:
             with torch.no_grad():
                 parameter.copy_(saved)
-        optimizer.state[parameter] = {
-            key.rpartition("/")[2]: _move_state(value, parameter, optimizer) for key, value in entries.items()
-        }
-    if unused:
-        raise mismatch_error(f"{next(iter(unused))}, which no parameter has")
+        moved = {entry: _move_state(value, parameter, optimizer) for entry, value in entries.items()}
+        optimizer.state[parameter] = moved
+    if entries_of:
+        raise mismatch_error(f"{next(iter(entries_of))}, which is no parameter")
 
 
 def optimizer_state_bytes(optimizer: Optimizer, *, parameters: bool = False) -> bytes:
@@ -184,12 +186,8 @@ def restore_optimizer_bytes(optimizer: Optimizer, content: bytes) -> None:
     try:
         tensors = safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
-        raise UserError(
-            "the optimizer's state cannot be read",
-            code="E-train-optimizer-state-damaged",
-            found=error,
-            hint="train again (--redo train)",
-        ) from None
+        what, hint = "the optimizer's state cannot be read", "train again (--redo train)"
+        raise UserError(what, code="E-train-optimizer-state-damaged", found=error, hint=hint) from None
     restore_optimizer(optimizer, tensors)
 
 
@@ -201,12 +199,8 @@ def named_parameters(optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
 
 def mismatch_error(found: str) -> UserError:
     """The error for a state that does not fit the model."""
-    return UserError(
-        "the optimizer's state belongs to another model",
-        code="E-train-optimizer-state-of-another-model",
-        found=found,
-        hint="train again from the start (--redo train)",
-    )
+    what, hint = "the optimizer's state belongs to another model", "train again from the start (--redo train)"
+    return UserError(what, code="E-train-optimizer-state-of-another-model", found=found, hint=hint)
 
 
 def _cpu_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
