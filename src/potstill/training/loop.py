@@ -66,6 +66,10 @@ class GradientSums:
     tokens: int
     slots: int
 
+    @property
+    def positions(self) -> int:
+        return sum(self.taught.values())
+
 
 def accumulate_gradient(
     model: Model,
@@ -195,7 +199,7 @@ def train_steps(
             taught=sums.taught,
             gradient_norm=norm,
             rate=rate,
-            positions=sum(sums.taught.values()),
+            positions=sums.positions,
             weight=total,
             tokens=sums.tokens,
             padding=1 - sums.tokens / sums.slots,
