@@ -204,10 +204,10 @@ def test_no_label_of_the_tradeoff_covers_another(browser: Any, tmp_path: Path, w
     """Not even where checkpoints coincide."""
     full = example()
     near = tuple(
-        replace(each, accuracy=0.3 + 0.001 * (each.checkpoint.step // 100), low=0.28, high=0.33)
-        if each.checkpoint.step > 100
-        else each
-        for each in full.validation
+        replace(score, accuracy=0.3 + 0.001 * (score.checkpoint.step // 100), low=0.28, high=0.33)
+        if score.checkpoint.step > 100
+        else score
+        for score in full.validation
     )
     for number, data in enumerate((full, replace(full, validation=near))):
         with Opened(browser, write(tmp_path / str(number), data), width) as opened:

@@ -49,10 +49,10 @@ def taken(data: Path) -> list[Question]:
     return splits.sample_by_hash([q for q in load_set("gsm8k", data) if q.split == "train"], ASKED)
 
 
-def teacher(folder: Path, asked: list[Question]) -> Path:
+def teacher(folder: Path, questions: list[Question]) -> Path:
     """A small Llama that has learnt some of the answers by heart, so that something is right."""
-    tokenizer = train_bpe([f"{q.text} {q.rationale}" for q in asked], 1024)
-    known = [(q.text, f"So it is {q.gold}.\nThe answer is {q.gold}") for q in asked[:KNOWN]]
+    tokenizer = train_bpe([f"{q.text} {q.rationale}" for q in questions], 1024)
+    known = [(q.text, f"So it is {q.gold}.\nThe answer is {q.gold}") for q in questions[:KNOWN]]
     return servers.taught(folder, tokenizer, known, steps=60)
 
 

@@ -133,10 +133,10 @@ def differences(chains: list[Chain], student: Student, first: tuple[int, ...] = 
         before = [*first, *student.encode(student.render(asking))]
         own = [pieces[token] for token in chain.tokens]
         table = servers.distributions(student, [*before, *own])
-        for place, step in enumerate(chain.candidates[: len(own) + (chain.stop == "end")]):
+        for position, step in enumerate(chain.candidates[: len(own) + (chain.stop == "end")]):
             for what, value in step:
                 token = tokenizer.eos if what is END else pieces[what]  # type: ignore[index]
-                found.append(abs(float(table[len(before) - 1 + place, token]) - value))
+                found.append(abs(float(table[len(before) - 1 + position, token]) - value))
     return found
 
 
@@ -166,15 +166,15 @@ def test_texts_of_vllm_without_a_server_rescored_in_process_agree(here, rambling
         ):
             table = servers.distributions(student, [*request.prompt, *text["ids"]])[len(request.prompt) - 1 :]
             drawn = [*text["ids"], *([tokenizer.eos] if text["stop"] == "end" else [])]
-            own = [float(table[place, token]) for place, token in enumerate(drawn)]
+            own = [float(table[position, token]) for position, token in enumerate(drawn)]
             if text["likelihood"] is not None:
                 assert text["likelihood"] == pytest.approx(sum(own), abs=CLOSE * len(own))
-            for place, step in enumerate(text["candidates"]):
+            for position, step in enumerate(text["candidates"]):
                 shown = {what if what is None else decode_bytes(what): value for what, value in step}
-                for token in np.argsort(-table[place])[: case["top_logprobs"]]:
+                for token in np.argsort(-table[position])[: case["top_logprobs"]]:
                     what = None if token == tokenizer.eos else tokenizer.token_bytes(int(token))
                     if what is None or what:  # else a special token, which adds nothing to a text
-                        values.append(abs(shown[what] - float(table[place, token])))
+                        values.append(abs(shown[what] - float(table[position, token])))
     print(f"vLLM without a server: {len(values)} values, largest difference {max(values):.2e}")
     assert len(values) > 500 and max(values) < CLOSE
 
@@ -231,7 +231,7 @@ def scored(
 ) -> list[Chain]:
     """The solutions of the questions asked, as the recipe's server scores them."""
     server = teachers.from_recipe(recipe).probe(asked())
-    own = teacher.settings_from_recipe(recipe)
+    server_settings = teacher.settings_from_recipe(recipe)
     prompt_of = {}
     for question in asked():
         made = prompts.build_prompt(question.text, prompts.FORMATS["zero-shot-rationale"], style=prompts.TEACHER_STYLE)
@@ -241,7 +241,7 @@ def scored(
     ]
     reader = ReaderContext("human", "raw", pieces)
     rows = ((prompt_of[chain.question], chain) for chain in texts)
-    chains = list(teacher.score_texts(own, teacher.parse_capabilities(server), reader, rows, method=way))
+    chains = list(teacher.score_texts(server_settings, teacher.parse_capabilities(server), reader, rows, method=way))
     assert [chain.key for chain in chains] == [chain.key for chain in texts]
     assert [chain.text for chain in chains] == [chain.text for chain in texts]
     return chains

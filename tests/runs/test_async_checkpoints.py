@@ -35,8 +35,8 @@ def aligned(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def waited(world: Path, aligned: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What a training leaves that waits for its checkpoints."""
-    at = Path(shutil.copytree(aligned, tmp_path_factory.mktemp("waited") / "run"))
-    return tiny.contents(tiny.make(world, at, *SIX, "train.async_checkpoints=false", until="train"))
+    run_dir = Path(shutil.copytree(aligned, tmp_path_factory.mktemp("waited") / "run"))
+    return tiny.contents(tiny.make(world, run_dir, *SIX, "train.async_checkpoints=false", until="train"))
 
 
 @contextmanager
@@ -77,16 +77,16 @@ def late(then: Hook) -> Iterator[None]:
 def test_a_checkpoint_written_late_has_the_bytes_of_its_step(
     world: Path, aligned: Path, waited: dict[str, bytes], tmp_path: Path
 ) -> None:
-    at, logged = Path(shutil.copytree(aligned, tmp_path / "run")), list[int]()
+    run_dir, logged = Path(shutil.copytree(aligned, tmp_path / "run")), list[int]()
 
     def hook(operation: atomic.Operation, moment: atomic.Moment, path: Path) -> None:
         if beside() and (operation, moment) == ("folder", "before"):
-            logged.append(sum(1 for _ in read.read_jsonl(at / "train" / "metrics.jsonl")))
+            logged.append(sum(1 for _ in read.read_jsonl(run_dir / "train" / "metrics.jsonl")))
 
     with late(hook):
-        tiny.make(world, at, *SIX, until="train")
+        tiny.make(world, run_dir, *SIX, until="train")
     assert logged == [4, 6, 6], "the next steps were done meanwhile, and one was written at a time"
-    assert tiny.contents(at) == waited
+    assert tiny.contents(run_dir) == waited
 
 
 @pytest.mark.slow
@@ -96,7 +96,7 @@ def test_a_crash_while_a_checkpoint_is_written_late(
 ) -> None:
     """In the middle of the first folder, of removing the first one's state, and before removing the second one's. Then
     all of the process is gone."""
-    at, left, crashed = Path(shutil.copytree(aligned, tmp_path / "run")), number, False
+    run_dir, left, crashed = Path(shutil.copytree(aligned, tmp_path / "run")), number, False
 
     def stop(operation: atomic.Operation, moment: atomic.Moment, path: Path) -> None:
         nonlocal left, crashed
@@ -108,28 +108,28 @@ def test_a_crash_while_a_checkpoint_is_written_late(
                 raise Crash
 
     with late(stop), pytest.raises(Crash):
-        tiny.make(world, at, *SIX, until="train")
-    tiny.make(world, at, *SIX, until="train")
-    assert tiny.contents(at) == waited
+        tiny.make(world, run_dir, *SIX, until="train")
+    tiny.make(world, run_dir, *SIX, until="train")
+    assert tiny.contents(run_dir) == waited
 
 
 @pytest.mark.parametrize("step", [2, 6])
 def test_a_full_disk_stops_the_run_with_its_message(
     world: Path, aligned: Path, waited: dict[str, bytes], tmp_path: Path, step: int
 ) -> None:
-    at = Path(shutil.copytree(aligned, tmp_path / "run"))
+    run_dir = Path(shutil.copytree(aligned, tmp_path / "run"))
 
     def full(operation: atomic.Operation, moment: atomic.Moment, path: Path) -> None:
         if (operation, moment, path.name) == ("folder", "middle", str(step)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with hooked(full), pytest.raises(UserError, match=rf"checkpoints/{step}: No space(.|\n)*E-storage-os-error"):
-        tiny.make(world, at, *SIX, until="train")
-    assert not (at / "train" / "manifest.json").exists()
-    assert not (at / "train" / "checkpoints" / str(step)).exists()
-    assert len((at / "train" / "metrics.jsonl").read_text().splitlines()) <= step + 2, "at the next one at the latest"
-    tiny.make(world, at, *SIX, until="train")
-    assert tiny.contents(at) == waited
+        tiny.make(world, run_dir, *SIX, until="train")
+    assert not (run_dir / "train" / "manifest.json").exists()
+    assert not (run_dir / "train" / "checkpoints" / str(step)).exists()
+    assert len((run_dir / "train" / "metrics.jsonl").read_text().splitlines()) <= step + 2, "at the next one at the latest"
+    tiny.make(world, run_dir, *SIX, until="train")
+    assert tiny.contents(run_dir) == waited
 
 
 def test_a_state_that_the_disk_has_no_room_for_is_an_error_of_the_system(

@@ -46,21 +46,21 @@ def changes(url: str, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def asked(world: Path, at: Path, url: str, name: str, *more: str) -> list[dict[str, Any]]:
+def asked(world: Path, run_dir: Path, url: str, name: str, *more: str) -> list[dict[str, Any]]:
     """The requests that the run at `at` writes now."""
-    runner.run_batch(tiny.recipe(world, *changes(url, *more)), out=at.parent / name, run_dir=at)
-    found = sorted((at.parent / name).glob("*")) if (at.parent / name).exists() else []
+    runner.run_batch(tiny.recipe(world, *changes(url, *more)), out=run_dir.parent / name, run_dir=run_dir)
+    found = sorted((run_dir.parent / name).glob("*")) if (run_dir.parent / name).exists() else []
     assert all(path.name.startswith("requests-") for path in found)
     return [row for path in found for _, row in storage.read_jsonl(path)]
 
 
-def read(world: Path, at: Path, lines: list[bytes], *more: str, split: int = 1) -> Path:
+def read(world: Path, run_dir: Path, lines: list[bytes], *more: str, split: int = 1) -> Path:
     """The run after it was given results, in so many files; no server is there any more."""
-    paths = [at.parent / f"results-{part}.jsonl" for part in range(split)]
+    paths = [run_dir.parent / f"results-{part}.jsonl" for part in range(split)]
     for part, path in enumerate(paths):
         path.write_bytes(b"".join(lines[part::split]))
-    runner.run_batch(tiny.recipe(world, *changes("http://127.0.0.1:9/v1", *more)), paths, run_dir=at)
-    return at / "sample"
+    runner.run_batch(tiny.recipe(world, *changes("http://127.0.0.1:9/v1", *more)), paths, run_dir=run_dir)
+    return run_dir / "sample"
 
 
 def chains(folder: Path) -> bytes:
@@ -76,8 +76,8 @@ def spent(folder: Path) -> dict[str, float]:
 def live(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """The stage as it samples at once, and the bodies that it sent."""
     with stub.running() as server:
-        at = tiny.make(world, tmp_path_factory.mktemp("live") / "run", *changes(server.url), until="sample")
-    return at / "sample", [body for body in server.seen if body["max_tokens"] == 64]
+        run_dir = tiny.make(world, tmp_path_factory.mktemp("live") / "run", *changes(server.url), until="sample")
+    return run_dir / "sample", [body for body in server.seen if body["max_tokens"] == 64]
 
 
 def test_the_same_requests_and_of_their_answers_the_same_chains(world: Path, tmp_path: Path, live) -> None:
@@ -103,17 +103,17 @@ def test_chat_without_log_probabilities(world: Path, tmp_path: Path) -> None:
     """A paid reasoning model, which refuses parameters: the probe finds out which, the requests leave them out."""
     more = ("teacher.server.api=chat", "teacher.top_logprobs=0")
     with stub.running(refuses=("top_k", "min_p"), reasoning="It is 4.") as server:
-        at = tiny.make(world, tmp_path / "live", *changes(server.url, *more), until="sample")
+        run_dir = tiny.make(world, tmp_path / "live", *changes(server.url, *more), until="sample")
         requests = asked(world, tmp_path / "run", server.url, "out", *more)
         lines = served(server, requests)
     assert {row["url"] for row in requests} == {"/v1/chat/completions"} and "top_k" not in requests[0]["body"]
-    same = chains(read(world, tmp_path / "run", lines, *more)) == chains(at / "sample")
+    same = chains(read(world, tmp_path / "run", lines, *more)) == chains(run_dir / "sample")
     assert same
 
 
 def test_what_is_missing_is_asked_again_and_nothing_else(world: Path, tmp_path: Path, capfd) -> None:
     """Some results have not come, some expired, some failed, some have fewer texts; twice, then all is well."""
-    at, kinds = tmp_path / "run", itertools.cycle(["good", "absent", "expired", "500", "fewer", "no body"])
+    run_dir, kinds = tmp_path / "run", itertools.cycle(["good", "absent", "expired", "500", "fewer", "no body"])
 
     def change(row: dict[str, Any]) -> dict[str, Any] | None:
         kind = next(kinds)
@@ -131,17 +131,17 @@ def test_what_is_missing_is_asked_again_and_nothing_else(world: Path, tmp_path: 
 
     rounds = []
     with stub.running() as server:
-        requests = asked(world, at, server.url, "out-0")
+        requests = asked(world, run_dir, server.url, "out-0")
         probes = len(server.seen)
         while requests:
             rounds.append(requests)
             lines = served(server, requests, change if len(rounds) < 3 else lambda row: row)
-            folder = read(world, at, lines)
+            folder = read(world, run_dir, lines)
             before = tiny.contents(folder)
-            read(world, at, [*lines, *lines])
+            read(world, run_dir, [*lines, *lines])
             same = tiny.contents(folder) == before
             assert same, "a result that is read again brings nothing and costs nothing"
-            requests = asked(world, at, server.url, f"out-{len(rounds)}")
+            requests = asked(world, run_dir, server.url, f"out-{len(rounds)}")
     assert probes + sum(map(len, rounds)) == len(server.seen), "nothing but the first round asks the server itself"
     assert len(rounds) == 3
     first, second = ({row["custom_id"]: row["body"] for row in rounds[n]} for n in (0, 1))
@@ -149,62 +149,62 @@ def test_what_is_missing_is_asked_again_and_nothing_else(world: Path, tmp_path: 
     assert not {body["seed"] for name, body in second.items() if name not in first} & {
         b["seed"] for b in first.values()
     }
-    keys = [chain.key for chain in parquet.read_chains(at / "sample" / "chains.parquet")]
+    keys = [chain.key for chain in parquet.read_chains(run_dir / "sample" / "chains.parquet")]
     assert len(keys) == len(set(keys)) == ASKED * SAMPLES
-    told = capfd.readouterr().err
-    assert "batch_expired too late" in told and "HTTP 500 oh dear" in told and "fewer texts than requested" in told
-    assert "some chains are not stored yet" in told
+    output = capfd.readouterr().err
+    assert "batch_expired too late" in output and "HTTP 500 oh dear" in output and "fewer texts than requested" in output
+    assert "some chains are not stored yet" in output
 
 
 def test_a_table_of_the_server_is_sealed_without_it(world: Path, tmp_path: Path, live) -> None:
     """Half of the chains by file, the others at once; a run that has all is sealed by itself."""
-    at = tmp_path / "run"
+    run_dir = tmp_path / "run"
     with stub.running() as server:
-        lines = served(server, asked(world, at, server.url, "out")[::2])
-        assert not (read(world, at, lines) / "chains.parquet").exists()
-        tiny.make(world, at, *changes(server.url), until="sample")
-        same = chains(at / "sample") == chains(live[0])
+        lines = served(server, asked(world, run_dir, server.url, "out")[::2])
+        assert not (read(world, run_dir, lines) / "chains.parquet").exists()
+        tiny.make(world, run_dir, *changes(server.url), until="sample")
+        same = chains(run_dir / "sample") == chains(live[0])
         assert same
         assert len(server.seen) < 3 * ASKED + 12, "what had come by file was not asked again"
 
 
 def test_enough_right_chains_end_a_question(world: Path, tmp_path: Path) -> None:
-    at, more = tmp_path / "run", ("teacher.enough=3", "teacher.samples=40", "teacher.server.samples_per_request=2")
+    run_dir, more = tmp_path / "run", ("teacher.enough=3", "teacher.samples=40", "teacher.server.samples_per_request=2")
     with stub.running() as server:
         for number in range(12):
-            requests = asked(world, at, server.url, f"out-{number}", *more)
+            requests = asked(world, run_dir, server.url, f"out-{number}", *more)
             if not requests:
                 break
             assert len(requests) == len({row["body"]["prompt"] for row in requests}), "one request a question"
-            read(world, at, served(server, requests), *more)
-    assert manifest.read_finished(at / "sample") is not None and 1 < number < 8
+            read(world, run_dir, served(server, requests), *more)
+    assert manifest.read_finished(run_dir / "sample") is not None and 1 < number < 8
 
 
 def test_refused_questions_are_told_and_can_be_skipped(world: Path, tmp_path: Path, capfd) -> None:
-    at = tmp_path / "run"
+    run_dir = tmp_path / "run"
     with stub.running() as server:
-        requests = asked(world, at, server.url, "out")
+        requests = asked(world, run_dir, server.url, "out")
         server.poison = re.findall(r"Tom has .* pens and gets \d+ ", requests[0]["body"]["prompt"])[-1]
         lines = served(server, requests)
-    folder = read(world, at, lines)
+    folder = read(world, run_dir, lines)
     assert not (folder / "chains.parquet").exists()
     assert "3 results: HTTP 400 this model's maximum context length" in capfd.readouterr().err
-    again = asked(world, at, "http://127.0.0.1:9/v1", "again")
+    again = asked(world, run_dir, "http://127.0.0.1:9/v1", "again")
     assert {row["body"]["prompt"] for row in again} == {requests[0]["body"]["prompt"]}
-    read(world, at, lines, "teacher.server.refused=skip")
+    read(world, run_dir, lines, "teacher.server.refused=skip")
     assert parquet.count_rows(folder / "chains.parquet") == (ASKED - 1) * SAMPLES
 
 
 def test_a_service_that_refuses_everything(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not for the questions, then: none is skipped afterwards."""
     monkeypatch.setattr(batch_api, "MAX_REFUSED", 3)
-    at, more = tmp_path / "run", "teacher.server.refused=skip"
+    run_dir, more = tmp_path / "run", "teacher.server.refused=skip"
     with stub.running() as server:
-        requests = asked(world, at, server.url, "out", more)
+        requests = asked(world, run_dir, server.url, "out", more)
         server.poison = "pens"
         with pytest.raises(UserError, match=r"refused 4 questions[^\n]*\n.*context length"):
-            read(world, at, served(server, requests), more)
-    assert len(asked(world, at, server.url, "again", more)) == len(requests)
+            read(world, run_dir, served(server, requests), more)
+    assert len(asked(world, run_dir, server.url, "again", more)) == len(requests)
 
 
 def test_what_is_no_result_of_this_run_is_named_by_file_and_line(world: Path, tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_what_is_no_result_of_this_run_is_named_by_file_and_line(world: Path, tm
         requests = asked(world, tmp_path / "run", server.url, "out")
         others = asked(world, tmp_path / "other", server.url, "others", "seed=4")
         lines, strange = served(server, requests), served(server, others)
-    at = tmp_path / "run"
+    run_dir = tmp_path / "run"
     for line, message in (
         (strange[0], "results-0.jsonl line 3: the result belongs to another run"),
         (
@@ -227,15 +227,15 @@ def test_what_is_no_result_of_this_run_is_named_by_file_and_line(world: Path, tm
         ),
     ):
         with pytest.raises(UserError) as raised:
-            read(world, at, [*lines[:2], line, *lines[2:4]])
+            read(world, run_dir, [*lines[:2], line, *lines[2:4]])
         assert message in str(raised.value) and "hint: " in str(raised.value)
-        assert len(segments.stored_keys(segments.segment_paths(at / "sample"))) == len(
+        assert len(segments.stored_keys(segments.segment_paths(run_dir / "sample"))) == len(
             {key for row in requests[:2] for key in _keys(row)}
         ), "what came before it is stored"
     with pytest.raises(UserError, match="E-run-no-batch"):
         read(world, tmp_path / "new", lines)
     with pytest.raises(UserError, match="E-storage-folder-exists"):
-        asked(world, at, server.url, "out")
+        asked(world, run_dir, server.url, "out")
 
 
 def _keys(request: dict[str, Any]) -> list[tuple[int, int]]:
@@ -245,60 +245,60 @@ def _keys(request: dict[str, Any]) -> list[tuple[int, int]]:
 
 
 def test_a_ceiling_leaves_requests_out(world: Path, tmp_path: Path, capfd) -> None:
-    at, most = tmp_path / "run", "teacher.budget={tokens: 700, prices: {prompt: 1, completion: 2}}"
+    run_dir, most = tmp_path / "run", "teacher.budget={tokens: 700, prices: {prompt: 1, completion: 2}}"
     with stub.running() as server:
-        requests = asked(world, at, server.url, "out", most)
-        told = capfd.readouterr().err
-        assert len(requests) == 2 and "2 requests for 8 chains" in told and "it allows no more requests" in told
-        assert "at most 512 in answers" in told and "cost      at most about 0.00, at 1 and 2" in told
-        read(world, at, served(server, requests), most)
-        assert spent(at / "sample")["completion_tokens"] > 200
+        requests = asked(world, run_dir, server.url, "out", most)
+        output = capfd.readouterr().err
+        assert len(requests) == 2 and "2 requests for 8 chains" in output and "it allows no more requests" in output
+        assert "at most 512 in answers" in output and "cost      at most about 0.00, at 1 and 2" in output
+        read(world, run_dir, served(server, requests), most)
+        assert spent(run_dir / "sample")["completion_tokens"] > 200
         with pytest.raises(UserError, match="E-teacher-budget-spent"):
             for number in itertools.count():
-                read(world, at, served(server, asked(world, at, server.url, f"out-{number}", most)), most)
+                read(world, run_dir, served(server, asked(world, run_dir, server.url, f"out-{number}", most)), most)
 
 
 @pytest.mark.parametrize("more", [(), ("teacher.enough=4",)], ids=["all", "enough"])
 def test_a_crash_at_every_operation(world: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     """Written and read again after each: the same requests, the same chains, no bill twice."""
-    at, crashes, rounds = tmp_path / "run", list[int](), 0
+    run_dir, crashes, rounds = tmp_path / "run", list[int](), 0
     with stub.running() as server:
         live = tiny.make(world, tmp_path / "live", *changes(server.url, *more), until="sample") / "sample"
-        while not (at / "sample" / "chains.parquet").exists():
+        while not (run_dir / "sample" / "chains.parquet").exists():
             name, rounds = f"out-{rounds}", rounds + 1
-            crashes.append(again(partial(_asked_once, world, at, server.url, name, *more)))
+            crashes.append(again(partial(_asked_once, world, run_dir, server.url, name, *more)))
             requests = [row for _, row in storage.read_jsonl(tmp_path / name / "requests-0001.jsonl")]
-            crashes.append(again(partial(read, world, at, served(server, requests), *more)))
+            crashes.append(again(partial(read, world, run_dir, served(server, requests), *more)))
     assert crashes[0] > 8 and sum(crashes[1::2]) > 8 and rounds > len(more)
-    same = chains(at / "sample") == chains(live)
+    same = chains(run_dir / "sample") == chains(live)
     assert same
-    billed = [name for row in storage.read_complete_lines(at / "spent-0000.jsonl") for name in row.get("ids", ())]
+    billed = [name for row in storage.read_complete_lines(run_dir / "spent-0000.jsonl") for name in row.get("ids", ())]
     assert len(billed) == len(set(billed)) > 0, "a crash may lose a bill, and writes none twice"
 
 
-def _asked_once(world: Path, at: Path, url: str, name: str, *more: str) -> None:
-    if not (at.parent / name).exists():
-        asked(world, at, url, name, *more)
+def _asked_once(world: Path, run_dir: Path, url: str, name: str, *more: str) -> None:
+    if not (run_dir.parent / name).exists():
+        asked(world, run_dir, url, name, *more)
 
 
 @pytest.mark.parametrize("shard", [segments.UNSHARDED, Shard(2, 3)], ids=str)
 def test_a_torn_segment_does_not_keep_enough_from_being_counted(world: Path, tmp_path: Path, shard: Shard) -> None:
     """The process was killed while it stored a chain: its own segment, or one that somebody else goes on with."""
-    at, more = tmp_path / "run", ("teacher.enough=2", "teacher.samples=40", "teacher.server.samples_per_request=2")
+    run_dir, more = tmp_path / "run", ("teacher.enough=2", "teacher.samples=40", "teacher.server.samples_per_request=2")
     with stub.running() as server:
-        plan = tiny.recipe(world, *changes(server.url, *more))
+        recipe = tiny.recipe(world, *changes(server.url, *more))
         with pytest.raises(Crash), _torn(segments.segment_name(shard)):
-            runner.run_shard(plan, shard, run_dir=at)
-        torn = at / "sample" / segments.segment_name(shard)
+            runner.run_shard(recipe, shard, run_dir=run_dir)
+        torn = run_dir / "sample" / segments.segment_name(shard)
         assert torn.stat().st_size and not torn.read_bytes().endswith(b"\n")
-        runner.run_shard(plan, Shard(1, 3), run_dir=at)  # beside a process that may be in the middle of a line
-        requests = asked(world, at, server.url, "out", *more)
+        runner.run_shard(recipe, Shard(1, 3), run_dir=run_dir)  # beside a process that may be in the middle of a line
+        requests = asked(world, run_dir, server.url, "out", *more)
         assert 0 < len(requests) <= ASKED
-        read(world, at, served(server, requests[:1]), *more)
-        tiny.make(world, at, *changes(server.url, *more), until="sample")
-    keys = [chain.key for chain in parquet.read_chains(at / "sample" / "chains.parquet")]
+        read(world, run_dir, served(server, requests[:1]), *more)
+        tiny.make(world, run_dir, *changes(server.url, *more), until="sample")
+    keys = [chain.key for chain in parquet.read_chains(run_dir / "sample" / "chains.parquet")]
     assert len(set(keys)) == len(keys) and {name for name, _, _ in keys} == {
-        question.id for question in run_questions.read_questions(at, plan.questions.train, "train")
+        question.id for question in run_questions.read_questions(run_dir, recipe.questions.train, "train")
     }
 
 
@@ -382,15 +382,15 @@ def test_the_command(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         sample("human.yaml", "--batch-out", "out")
     with stub.running() as server:
         tiny.make(world, Path("run"), *changes(server.url), until="collect")
-        told = sample("run", "--batch-out", "out")
+        result = sample("run", "--batch-out", "out")
         requests = [row for _, row in storage.read_jsonl(Path("out/requests-0001.jsonl"))]
         storage.write_file(Path("results/a.jsonl"), b"".join(served(server, requests)))
     with pytest.raises(UserError, match="E-cli-batch-shard"):
         sample("run", "--batch-in", "results", "--shard", "1/2")
     with pytest.raises(UserError, match="a folder without"):
         sample("run", "--batch-in", "results", "--batch-in", "run/sample")
-    told += sample("run", "--batch-in", "results", "--batch-out", "more")
-    assert "1 files in out: 12 requests for 40 chains" in told and "40 chains read, 40 stored in all" in told
+    result += sample("run", "--batch-in", "results", "--batch-out", "more")
+    assert "1 files in out: 12 requests for 40 chains" in result and "40 chains read, 40 stored in all" in result
     assert parquet.count_rows(Path("run/sample/chains.parquet")) == ASKED * SAMPLES and not Path("more").exists()
 
 

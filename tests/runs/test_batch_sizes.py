@@ -19,8 +19,8 @@ BUDGETS = (64, 500, 4096, 40000)
 @pytest.mark.parametrize("folder", ["src/potstill/demo/models/student", "tools/toy_models/models/student-causal"])
 def test_texts_differ_only_where_two_tokens_are_equally_likely(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     student = models.open_student(ROOT / folder)
-    asked = [Request((str(row), 0), tuple(student.encode(student.render(prompt)))) for row, prompt in enumerate(some())]
-    found = [greedy(student, asked, budget) for budget in BUDGETS]
+    requests = [Request((str(row), 0), tuple(student.encode(student.render(prompt)))) for row, prompt in enumerate(some())]
+    found = [greedy(student, requests, budget) for budget in BUDGETS]
     differing = 0
     for key, first in found[0].items():
         for other in found[1:]:
@@ -30,10 +30,10 @@ def test_texts_differ_only_where_two_tokens_are_equally_likely(folder: str, caps
                     (i for i, pair in enumerate(zip(first, other[key], strict=False)) if pair[0] != pair[1]),
                     min(len(first), len(other[key])),
                 )
-                prompt = next(request.prompt for request in asked if request.key[0] == key)
+                prompt = next(request.prompt for request in requests if request.key[0] == key)
                 assert margin(student, prompt, first[:at]) < NOISE
     with capsys.disabled():
-        count = len(asked) * (len(BUDGETS) - 1)
+        count = len(requests) * (len(BUDGETS) - 1)
         print(f"\n{Path(folder).name}: {differing} of {count} greedy texts differ from those of the smallest batches")
 
 
@@ -47,10 +47,10 @@ def some() -> list:
     return [prompts.build_prompt(row, prompts.FORMATS["zero-shot-rationale"]) for row in rows]
 
 
-def greedy(student: Student, asked: list[Request], budget: int) -> dict[str, tuple[int, ...]]:
+def greedy(student: Student, requests: list[Request], budget: int) -> dict[str, tuple[int, ...]]:
     engine, found = inference.open_engine(student), {}
-    for batch in batch_requests(asked, budget, max_tokens=48):
-        for text in engine.generate([asked[index] for index in batch], Decode(max_tokens=48)):
+    for batch in batch_requests(requests, budget, max_tokens=48):
+        for text in engine.generate([requests[index] for index in batch], Decode(max_tokens=48)):
             found[text.key[0]] = text.ids
     return found
 

@@ -48,10 +48,10 @@ def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
             capsys.readouterr()
             with pytest.raises(SystemExit) as ended:
                 cli.main()
-            told = capsys.readouterr()
+            output = capsys.readouterr()
         code = ended.value.code or 0
         assert isinstance(code, int)
-        return subprocess.CompletedProcess(["potstill"], code, told.out, told.err)
+        return subprocess.CompletedProcess(["potstill"], code, output.out, output.err)
 
     yield call
     signal.signal(signal.SIGINT, before)
@@ -61,9 +61,9 @@ def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 def test_help_is_what_it_was(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from potstill import cli
 
-    told = potstill("--help")
-    assert told.returncode == 0 and told.stdout == (GOLDEN / "help.txt").read_text("utf-8")
-    commands = told.stdout.partition("Commands:")[2].partition("\n\n")[0]
+    result = potstill("--help")
+    assert result.returncode == 0 and result.stdout == (GOLDEN / "help.txt").read_text("utf-8")
+    commands = result.stdout.partition("Commands:")[2].partition("\n\n")[0]
     assert not [line for line in commands.splitlines() if line.endswith("...") or len(line) > 80]
     monkeypatch.setenv("COLUMNS", "100")
     for name in ("", "run", "show", "grade", "export", "sample", "track"):
@@ -83,9 +83,9 @@ def test_every_command_has_an_example_and_the_version_is_printed(said: Callable[
 
 
 def test_a_recipe_that_is_not_there_is_one_message(tmp_path: Path) -> None:
-    told = potstill("run", "absent.yaml", cwd=tmp_path)
-    assert told.returncode == 2
-    assert told.stderr.startswith("absent.yaml: ") and told.stderr.endswith("\n  code: E-recipe-unreadable\n")
+    result = potstill("run", "absent.yaml", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("absent.yaml: ") and result.stderr.endswith("\n  code: E-recipe-unreadable\n")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -96,10 +96,10 @@ def wrong(said: Callable[..., Told], tmp_path: Path, world: Path) -> Callable[..
     def message(*changes: str) -> str:
         (tmp_path / "recipe.yaml").write_text(tiny.RECIPE)
         options = [part for change in (f"data={world}", *changes) for part in ("--set", change)]
-        told = said("run", "recipe.yaml", *options, cwd=tmp_path)
-        assert told.returncode == 2, told.stderr
-        assert "Traceback" not in told.stderr
-        return told.stderr
+        result = said("run", "recipe.yaml", *options, cwd=tmp_path)
+        assert result.returncode == 2, result.stderr
+        assert "Traceback" not in result.stderr
+        return result.stderr
 
     return message
 
@@ -166,19 +166,19 @@ def test_a_vocabulary_that_is_too_small_for_the_tokenizer_is_refused(
 
 
 def test_a_finished_run_refuses_other_keys_and_redo_consents(tmp_path: Path, world: Path) -> None:
-    at = tmp_path / "run"
-    tiny.make(world, at, until="filter")
-    before = tiny.contents(at)
+    run_dir = tmp_path / "run"
+    tiny.make(world, run_dir, until="filter")
+    before = tiny.contents(run_dir)
     from potstill.errors import UserError
 
     with pytest.raises(UserError) as caught:
-        tiny.make(world, at, "filter.max_per_question=1", until="filter")
+        tiny.make(world, run_dir, "filter.max_per_question=1", until="filter")
     assert "filter.max_per_question: null -> 1" in str(caught.value) and "--redo filter" in str(caught.value)
-    assert tiny.contents(at) == before
+    assert tiny.contents(run_dir) == before
     from potstill import runner
 
-    runner.run(tiny.recipe(world, "filter.max_per_question=1"), run_dir=at, redo="filter", until="filter")
-    after = tiny.contents(at)
+    runner.run(tiny.recipe(world, "filter.max_per_question=1"), run_dir=run_dir, redo="filter", until="filter")
+    after = tiny.contents(run_dir)
     assert {name for name in after if after[name] != before.get(name)} <= {n for n in after if n.startswith("filter/")}
     assert b'"filter.max_per_question": 1' in after["filter/manifest.json"]
 
@@ -187,12 +187,12 @@ def test_training_may_grow(tmp_path: Path, world: Path, finished: Path) -> None:
     """Two more steps keep every earlier checkpoint and every earlier answer, and equal a run that had them at once."""
     import shutil
 
-    at = tmp_path / "run"
-    shutil.copytree(finished, at)
-    kept = (at / "evaluate" / "2" / "zero-shot-rationale.greedy.jsonl").stat().st_mtime_ns
-    tiny.make(world, at, "train.steps=6")
-    assert (at / "evaluate" / "2" / "zero-shot-rationale.greedy.jsonl").stat().st_mtime_ns == kept
-    assert tiny.contents(at) == tiny.contents(tiny.make(world, tmp_path / "at once", "train.steps=6"))
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    kept = (run_dir / "evaluate" / "2" / "zero-shot-rationale.greedy.jsonl").stat().st_mtime_ns
+    tiny.make(world, run_dir, "train.steps=6")
+    assert (run_dir / "evaluate" / "2" / "zero-shot-rationale.greedy.jsonl").stat().st_mtime_ns == kept
+    assert tiny.contents(run_dir) == tiny.contents(tiny.make(world, tmp_path / "at once", "train.steps=6"))
 
 
 def test_the_demonstrations_of_a_run_are_not_taken_from_elsewhere(finished: Path) -> None:
@@ -207,8 +207,8 @@ def test_show_and_status_show_what_there_is(finished: Path, said: Callable[..., 
     status = said("status", finished)
     assert status.returncode == 0 and status.stdout.count("done") == 9
     assert "kept" in said("show", finished, "--chain", key).stdout
-    told = said("show", finished, "--chain", key).stdout
-    assert "END" in told and "one token each" in told and "target" in told
+    result = said("show", finished, "--chain", key).stdout
+    assert "END" in result and "one token each" in result and "target" in result
     assert "same" in said("show", finished, "--target", key).stdout
     batch = said("show", finished, "--batch", 1).stdout
     assert "zero-shot-rationale" in batch and "Let's think step by step" in batch
@@ -219,12 +219,12 @@ def test_show_and_status_show_what_there_is(finished: Path, said: Callable[..., 
 
 def test_what_is_not_there_to_show_is_one_message(finished: Path, tmp_path: Path, said: Callable[..., Told]) -> None:
     assert "code: E-run-not-a-run" in said("status", tmp_path).stderr
-    told = said("show", finished, "--chain", "sums/none#0")
-    assert told.returncode == 2 and told.stderr.startswith("sums/none#0: ") and "E-cli-unknown-chain" in told.stderr
-    example = told.stderr.splitlines()[1].split()[-1]
+    result = said("show", finished, "--chain", "sums/none#0")
+    assert result.returncode == 2 and result.stderr.startswith("sums/none#0: ") and "E-cli-unknown-chain" in result.stderr
+    example = result.stderr.splitlines()[1].split()[-1]
     assert said("show", finished, "--chain", example).returncode == 0
-    told = said("show", finished, "--prediction", example.partition("#")[0])
-    assert said("show", finished, "--prediction", told.stderr.splitlines()[1].split()[-1]).returncode == 0
+    result = said("show", finished, "--prediction", example.partition("#")[0])
+    assert said("show", finished, "--prediction", result.stderr.splitlines()[1].split()[-1]).returncode == 0
 
 
 def test_texts_of_others_reach_no_terminal_as_commands(
@@ -244,15 +244,15 @@ def test_texts_of_others_reach_no_terminal_as_commands(
     (world / "sets" / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     chains = [{"question": f"sums/{i}{evil}", "text": f"{evil} The answer is 1", "source": evil} for i in range(6)]
     (world / "chains.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chains))
-    at = tiny.make(world, tmp_path / "run", "teacher={kind: replay, chains: chains.jsonl}", until="sample")
-    show.print_chain(at, f"sums/0{evil}#0")
-    status.print_overview(at)
-    monkeypatch.setattr(sys, "argv", ["potstill", "show", str(at), "--chain", f"{evil}#1"])
+    run_dir = tiny.make(world, tmp_path / "run", "teacher={kind: replay, chains: chains.jsonl}", until="sample")
+    show.print_chain(run_dir, f"sums/0{evil}#0")
+    status.print_overview(run_dir)
+    monkeypatch.setattr(sys, "argv", ["potstill", "show", str(run_dir), "--chain", f"{evil}#1"])
     with pytest.raises(SystemExit):
         cli.main()
-    told = capsys.readouterr()
-    assert "\x1b" not in told.out + told.err
-    assert told.out.count("[31m[/red]") >= 4 and "[31m[/red]#1: " in told.err and "E-cli-unknown-chain" in told.err
+    output = capsys.readouterr()
+    assert "\x1b" not in output.out + output.err
+    assert output.out.count("[31m[/red]") >= 4 and "[31m[/red]#1: " in output.err and "E-cli-unknown-chain" in output.err
 
 
 def test_a_run_under_way_can_be_looked_at(tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,22 +262,22 @@ def test_a_run_under_way_can_be_looked_at(tmp_path: Path, finished: Path, capsys
     from potstill.errors import UserError
     from potstill.storage import run_folder
 
-    at = Path(shutil.copytree(finished, tmp_path / "run"))
-    shutil.rmtree(at / "student")
-    (at / "train" / "manifest.json").unlink()
-    (at / "evaluate" / "4" / "manifest.json").unlink()
-    with (at / "evaluate" / "4" / "few-shot-answer.greedy.jsonl").open("a") as torn:
+    run_dir = Path(shutil.copytree(finished, tmp_path / "run"))
+    shutil.rmtree(run_dir / "student")
+    (run_dir / "train" / "manifest.json").unlink()
+    (run_dir / "evaluate" / "4" / "manifest.json").unlink()
+    with (run_dir / "evaluate" / "4" / "few-shot-answer.greedy.jsonl").open("a") as torn:
         torn.write('{"question": "oth')
-    asked = json.loads((at / "collect" / "other.validation.jsonl").read_text().splitlines()[0])["id"]
-    with run_folder.lock_run(at):
-        status.print_status(at)
-        show.print_predictions(at, asked)
+    rows = json.loads((run_dir / "collect" / "other.validation.jsonl").read_text().splitlines()[0])["id"]
+    with run_folder.lock_run(run_dir):
+        status.print_status(run_dir)
+        show.print_predictions(run_dir, rows)
         with pytest.raises(UserError) as caught:
-            show.print_batch(at, -1)
+            show.print_batch(run_dir, -1)
     assert caught.value.code == "E-cli-step"
-    told = capsys.readouterr().out
-    assert told.count("broken") == 2  # the moved student, and the torn answers, whose step is not shown
-    assert told.count("begun") == 1 and told.count("few-shot-answer") == 2
+    output = capsys.readouterr().out
+    assert output.count("broken") == 2  # the moved student, and the torn answers, whose step is not shown
+    assert output.count("begun") == 1 and output.count("few-shot-answer") == 2
 
 
 def test_export_gives_chat_rows(finished: Path, said: Callable[..., Told]) -> None:
@@ -289,20 +289,20 @@ def test_export_gives_chat_rows(finished: Path, said: Callable[..., Told]) -> No
 
 
 def test_a_stage_command_goes_up_to_its_stage(tmp_path: Path, world: Path, said: Callable[..., Told]) -> None:
-    at = tmp_path / "run"
-    tiny.make(world, at, until="collect")
-    told = said("filter", at)
-    assert told.returncode == 0, told.stderr
-    assert (at / "filter" / "manifest.json").exists() and not (at / "align").exists()
+    run_dir = tmp_path / "run"
+    tiny.make(world, run_dir, until="collect")
+    result = said("filter", run_dir)
+    assert result.returncode == 0, result.stderr
+    assert (run_dir / "filter" / "manifest.json").exists() and not (run_dir / "align").exists()
 
 
 def test_dry_run_plans_and_writes_nothing(tmp_path: Path, world: Path, said: Callable[..., Told]) -> None:
     (tmp_path / "recipe.yaml").write_text(tiny.RECIPE)
-    told = said("run", "recipe.yaml", "--dry-run", "--set", f"data={world}", cwd=tmp_path)
-    assert told.returncode == 0, told.stderr
+    result = said("run", "recipe.yaml", "--dry-run", "--set", f"data={world}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
     for word in ("questions", "teacher", "parameters", "memory", "tokens per step", "time", "answers", "not used"):
-        assert word in told.stdout
-    assert "few             other test: +/- " in told.stdout
+        assert word in result.stdout
+    assert "few             other test: +/- " in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
@@ -310,19 +310,19 @@ def test_compare_prints_paired_differences_and_writes_what_changed(
     finished: Path, tmp_path: Path, said: Callable[..., Told]
 ) -> None:
     out = tmp_path / "changed.jsonl"
-    told = said("compare", f"{finished}@0", f"{finished}@4", "--out", out, columns=160)
-    assert told.returncode == 0, told.stderr
-    assert "zero-shot-rationale.greedy: run step 0 against run step 4" in told.stdout
-    assert "few-shot-answer.greedy" in told.stdout and "McNemar" not in told.stdout
-    assert [line.split()[0] for line in told.stdout.splitlines()[2:5]] == ["more", "other", "sums"]
+    result = said("compare", f"{finished}@0", f"{finished}@4", "--out", out, columns=160)
+    assert result.returncode == 0, result.stderr
+    assert "zero-shot-rationale.greedy: run step 0 against run step 4" in result.stdout
+    assert "few-shot-answer.greedy" in result.stdout and "McNemar" not in result.stdout
+    assert [line.split()[0] for line in result.stdout.splitlines()[2:5]] == ["more", "other", "sums"]
     for line in out.read_text().splitlines():
         row = json.loads(line)
         assert (row["first"]["grade"] == "right") != (row["second"]["grade"] == "right")
     same = said("compare", finished, finished, columns=160)
     assert same.returncode == 0 and " 0.0 " in same.stdout
     for wrong, message in ((f"{finished}@3", "E-cli-compare-unevaluated"), ("nowhere", "E-run-not-a-run")):
-        told = said("compare", finished, wrong, cwd=tmp_path)
-        assert told.returncode == 2 and message in told.stderr
+        result = said("compare", finished, wrong, cwd=tmp_path)
+        assert result.returncode == 2 and message in result.stderr
 
 
 def test_grade_keeps_order_and_fields(tmp_path: Path, said: Callable[..., Told]) -> None:
@@ -335,8 +335,8 @@ def test_grade_keeps_order_and_fields(tmp_path: Path, said: Callable[..., Told])
     ]
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    told = said("grade", path, "--out", out)
-    assert told.returncode == 0, told.stderr
+    result = said("grade", path, "--out", out)
+    assert result.returncode == 0, result.stderr
     graded = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["verdict"] for row in graded] == ["right", "wrong", "no answer", "truncated", "right"]
     assert [row["found"] for row in graded][:4] == ["18", "17", None, None]
@@ -358,15 +358,15 @@ def test_grade_reads_samples_of_lm_evaluation_harness_and_functions_that_are_nam
     ]
     path, out = tmp_path / "samples.jsonl", tmp_path / "out.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in samples))
-    told = said("grade", path, "--out", out, "--task", "gsm8k")
-    assert told.returncode == 0, told.stderr
+    result = said("grade", path, "--out", out, "--task", "gsm8k")
+    assert result.returncode == 0, result.stderr
     graded = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(row["verdict"], row["found"]) for row in graded] == [("right", "18"), ("right", "(B)")]
     assert [row["doc_id"] for row in graded] == [0, 1] and "text" not in graded[0]
     (tmp_path / "mine.py").write_text("def longer(text, gold):\n    return len(text) > int(gold)\n")
     path.write_text(json.dumps({"text": "abc", "gold": "2"}) + "\n")
-    told = potstill("grade", path, "--out", out, "--task", "function: mine:longer", cwd=tmp_path)
-    assert told.returncode == 0, told.stderr
+    result = potstill("grade", path, "--out", out, "--task", "function: mine:longer", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
     assert json.loads(out.read_text())["verdict"] == "right"
 
 
@@ -384,8 +384,8 @@ def test_grade_names_the_line_and_writes_nothing(
 ) -> None:
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     path.write_text(line + "\n")
-    told = said("grade", path, "--out", out)
-    assert told.returncode == 2 and message in told.stderr and not out.exists()
+    result = said("grade", path, "--out", out)
+    assert result.returncode == 2 and message in result.stderr and not out.exists()
 
 
 ENDED = [
@@ -464,8 +464,8 @@ def test_grade_counts_a_document_once_however_many_filters_were_logged(tmp_path:
     filters = ("strict-match", "flexible-extract")
     rows = [sample(i, name, f"The answer is {18 - i}.") for name in filters for i in range(2)]
     assert [(row["doc_id"], row["verdict"]) for row in graded(tmp_path, *rows)] == [(0, "right"), (1, "wrong")]
-    told = capsys.readouterr()
-    assert "2 filters: strict-match, flexible-extract" in told.err + told.out
+    output = capsys.readouterr()
+    assert "2 filters: strict-match, flexible-extract" in output.err + output.out
     from potstill.errors import UserError
 
     with pytest.raises(UserError) as caught:

@@ -35,10 +35,10 @@ def test_a_run_without_what_it_was_made_from_reports_again(
 def test_a_run_that_was_renamed_writes_its_page_again_and_nothing_else(
     world: Path, tmp_path: Path, finished: Path
 ) -> None:
-    at = Path(shutil.copytree(finished, tmp_path / "renamed"))
-    before = tiny.contents(at)
-    runner.run(tiny.recipe(world, "name=renamed"), run_dir=at)
-    after = tiny.contents(at)
+    run_dir = Path(shutil.copytree(finished, tmp_path / "renamed"))
+    before = tiny.contents(run_dir)
+    runner.run(tiny.recipe(world, "name=renamed"), run_dir=run_dir)
+    after = tiny.contents(run_dir)
     assert before.keys() == after.keys()
     assert {name.partition("/")[0] for name in after if after[name] != before[name]} <= {"report", "student"}
     assert b"renamed" in after["report/index.html"] and b"# renamed" in after["student/README.md"]
@@ -46,16 +46,16 @@ def test_a_run_that_was_renamed_writes_its_page_again_and_nothing_else(
 
 def test_a_report_stays_where_its_controls_are_not(world: Path, tmp_path: Path, finished: Path) -> None:
     other = Path(shutil.copytree(finished, tmp_path / "other"))
-    at = Path(shutil.copytree(finished, tmp_path / "run"))
+    run_dir = Path(shutil.copytree(finished, tmp_path / "run"))
     recipe = tiny.recipe(world, f"report.controls=[{other.name}]")
-    runner.run(recipe, run_dir=at, redo="report")
-    before = tiny.contents(at)
+    runner.run(recipe, run_dir=run_dir, redo="report")
+    before = tiny.contents(run_dir)
     other.rename(tmp_path / "moved")
-    runner.run(recipe, run_dir=at)
-    assert tiny.contents(at) == before
+    runner.run(recipe, run_dir=run_dir)
+    assert tiny.contents(run_dir) == before
     with pytest.raises(UserError, match="the control run other has not finished"):
-        runner.run(recipe, run_dir=at, redo="report")
-    assert tiny.contents(at) == before
+        runner.run(recipe, run_dir=run_dir, redo="report")
+    assert tiny.contents(run_dir) == before
 
 
 def test_two_trainings_are_compared_without_p(
@@ -63,16 +63,16 @@ def test_two_trainings_are_compared_without_p(
 ) -> None:
     """They differ in the seed of the order alone; a copy of a run is the same training."""
     monkeypatch.setenv("COLUMNS", "200")
-    at = Path(shutil.copytree(finished, tmp_path / "seeded"))
-    runner.run(tiny.recipe(world, "train.learning_rate=5e-3"), run_dir=at, redo="train", until="test")
+    run_dir = Path(shutil.copytree(finished, tmp_path / "seeded"))
+    runner.run(tiny.recipe(world, "train.learning_rate=5e-3"), run_dir=run_dir, redo="train", until="test")
     copied = Path(shutil.copytree(finished, tmp_path / "copied"))
     told = {}
     for name, first, second in (
-        ("two", finished, at),
-        ("a base", f"{finished}@0", f"{at}@4"),
+        ("two", finished, run_dir),
+        ("a base", f"{finished}@0", f"{run_dir}@4"),
         ("one", f"{finished}@0", f"{finished}@4"),
         ("copy", finished, copied),
-        ("bases", f"{finished}@0", f"{at}@0"),
+        ("bases", f"{finished}@0", f"{run_dir}@0"),
     ):
         compare.compare_runs(str(first), str(second))
         told[name] = capsys.readouterr().out

@@ -43,45 +43,45 @@ def test_a_crash_at_any_operation_leaves_nothing_that_a_resume_does_not_mend(
     moments = _moments(world, tiny.before(whole, tmp_path / "count", stage), stage)
     assert len(moments) >= 6, "a stage writes at least its beginning and its manifest"
     for number, (operation, moment, name) in enumerate(moments):
-        at = tiny.before(whole, tmp_path / str(number), stage)
+        run_dir = tiny.before(whole, tmp_path / str(number), stage)
         with pytest.raises(Crash), crash(number):
-            tiny.make(world, at, until=stage)
-        tiny.make(world, at, until=stage)
-        found = {name: content for name, content in tiny.contents(at).items() if tiny.belongs(name, stage)}
+            tiny.make(world, run_dir, until=stage)
+        tiny.make(world, run_dir, until=stage)
+        found = {name: content for name, content in tiny.contents(run_dir).items() if tiny.belongs(name, stage)}
         different = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
         assert not different, f"{stage}: {operation} of {name}, {moment}: {different}"
-        shutil.rmtree(at)
+        shutil.rmtree(run_dir)
 
 
 def test_crash_upon_crash(world: Path, whole: Path, tmp_path: Path) -> None:
     """A machine that stops again and again, each time a little later, comes to the same end."""
-    at, crashes = tmp_path / "run", 0
+    run_dir, crashes = tmp_path / "run", 0
     while True:
         try:
             with crash(10 + 3 * crashes):  # later each time: a stage needs room to come to its next lasting file
-                tiny.make(world, at)
+                tiny.make(world, run_dir)
             break
         except Crash:
             crashes += 1
     assert crashes > 5
-    assert tiny.contents(at) == tiny.contents(whole)
+    assert tiny.contents(run_dir) == tiny.contents(whole)
 
 
 def test_two_runs_of_one_recipe_are_equal(world: Path, whole: Path, tmp_path: Path) -> None:
     assert tiny.contents(tiny.make(world, tmp_path / "again")) == tiny.contents(whole)
 
 
-def _moments(world: Path, at: Path, stage: str) -> list[tuple[str, str, str]]:
+def _moments(world: Path, run_dir: Path, stage: str) -> list[tuple[str, str, str]]:
     """Run a stage and note every moment of every operation, those of the log left out: it is not resumed."""
     seen = []
 
     def note(operation: atomic.Operation, moment: atomic.Moment, path: Path) -> None:
         if path.name != "log.jsonl":
-            seen.append((operation, moment, path.relative_to(at).as_posix()))
+            seen.append((operation, moment, path.relative_to(run_dir).as_posix()))
 
     atomic.crash = note
     try:
-        tiny.make(world, at, until=stage)
+        tiny.make(world, run_dir, until=stage)
     finally:
         atomic.crash = atomic._no_crash
     return seen

@@ -9,6 +9,6 @@ from pathlib import Path
 
 def test_nothing_meets_a_tensor_of_another_device():
     command = [sys.executable, str(Path(__file__).parents[1] / "support" / "pretended_device.py")]
-    told = subprocess.run(command, capture_output=True, text=True)
-    assert told.returncode == 0, told.stdout + told.stderr[-3000:]
-    assert len(told.stdout.splitlines()) == 15, told.stdout
+    completed = subprocess.run(command, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stdout + completed.stderr[-3000:]
+    assert len(completed.stdout.splitlines()) == 15, completed.stdout

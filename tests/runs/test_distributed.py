@@ -168,7 +168,7 @@ def test_a_spread_student_recomputes_rounds_clips_and_stops_as_one_that_is_whole
 FULL = ("train.sharding=full", "train.evaluate=true")
 
 
-def trained(rank: int, world: Path, at: Path, stop: int | None) -> None:
+def trained(rank: int, world: Path, run_dir: Path, stop: int | None) -> None:
     """The stage train, under a launcher; the second process is killed after its `stop`-th step's checkpoint."""
     save = CheckpointWriter.save
 
@@ -178,7 +178,7 @@ def trained(rank: int, world: Path, at: Path, stop: int | None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     CheckpointWriter.save = killed
-    tiny.make(world, at, *FULL, until="train")
+    tiny.make(world, run_dir, *FULL, until="train")
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def test_a_run_of_two_processes_is_killed_resumed_and_goes_on_in_one(world: Path
     assert together(2, trained, world, two, None) == [0, 0]
     # In form what one process makes, but for the engine's state, and to the rounding of sums the same weights.
     for step in (2, 4):
-        names = [{path.name for path in step_of(each, step).iterdir()} - {"engine"} for each in (one, two)]
+        names = [{path.name for path in step_of(folder, step).iterdir()} - {"engine"} for folder in (one, two)]
         assert names[0] - {OPTIMIZER_FILE} == names[1]
         for name in names[1] - {"model.safetensors"}:
             assert (step_of(one, step) / name).read_bytes() == (step_of(two, step) / name).read_bytes(), name

@@ -112,10 +112,10 @@ def test_a_stage_that_is_not_asked_for_may_lack_something(
     world: Path, tmp_path: Path, without: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Who samples here and trains elsewhere is told, and not stopped."""
-    at = tiny.make(world, tmp_path / "run", "train.lora=2", until="sample")
+    run_dir = tiny.make(world, tmp_path / "run", "train.lora=2", until="sample")
     assert "later, at train: train.lora: peft is not installed" in capsys.readouterr().err
     with pytest.raises(UserError, match="peft is not installed"):
-        tiny.make(world, at, "train.lora=2", until="train")
+        tiny.make(world, run_dir, "train.lora=2", until="train")
 
 
 def test_a_control_that_is_still_to_be_made_stops_nothing_before_the_report(
@@ -128,10 +128,10 @@ def test_a_control_that_is_still_to_be_made_stops_nothing_before_the_report(
 
 def test_what_is_finished_is_not_checked_again(world: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(world, tmp_path / "data"))
-    at = tiny.make(data, tmp_path / "run", until="train")
-    assert preflight.find_problems(tiny.recipe(data), stages.STAGES, at) == []
+    run_dir = tiny.make(data, tmp_path / "run", until="train")
+    assert preflight.find_problems(tiny.recipe(data), stages.STAGES, run_dir) == []
     more = "evaluate.engine=vllm"
-    assert {each.stage for each in preflight.find_problems(tiny.recipe(data, more), stages.STAGES, at)} <= {
+    assert {problem.stage for problem in preflight.find_problems(tiny.recipe(data, more), stages.STAGES, run_dir)} <= {
         "evaluate",
         "test",
     }
@@ -142,7 +142,7 @@ def test_samples_without_chance_go_on_where_they_were_begun(world: Path, tmp_pat
     recipe = tiny.recipe(world, "teacher.temperature=0")
     folder = tmp_path / "run" / "sample"
     folder.mkdir(parents=True)
-    assert [each.stage for each in preflight.find_problems(recipe, ("sample",), tmp_path / "run")] == ["sample"]
+    assert [problem.stage for problem in preflight.find_problems(recipe, ("sample",), tmp_path / "run")] == ["sample"]
     (folder / "segment-0000.jsonl").write_text("")
     assert preflight.find_problems(recipe, ("sample",), tmp_path / "run") == []
     assert preflight.find_problems(tiny.recipe(world, "teacher.temperature=0", "teacher.samples=1"), ("sample",)) == []

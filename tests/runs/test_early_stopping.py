@@ -29,12 +29,12 @@ def stopped(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_is_answered_while_training_is_what_evaluate_finds(world: Path, plain: Path, tmp_path: Path) -> None:
-    at = tiny.make(world, tmp_path / "run", "train.evaluate=true", until="train")
-    answers = {path: path.stat().st_mtime_ns for path in (at / "evaluate").rglob("*.jsonl")}
+    run_dir = tiny.make(world, tmp_path / "run", "train.evaluate=true", until="train")
+    answers = {path: path.stat().st_mtime_ns for path in (run_dir / "evaluate").rglob("*.jsonl")}
     assert {path.parent.name for path in answers} == {"2", "4"}
-    tiny.make(world, at, "train.evaluate=true", until="evaluate")
+    tiny.make(world, run_dir, "train.evaluate=true", until="evaluate")
     assert answers == {path: path.stat().st_mtime_ns for path in answers}
-    assert tiny.contents(at) == tiny.contents(plain), "the key leaves no trace but in the recipe"
+    assert tiny.contents(run_dir) == tiny.contents(plain), "the key leaves no trace but in the recipe"
 
 
 def test_training_stops_where_no_later_checkpoint_is_better(world: Path, stopped: Path) -> None:
@@ -45,8 +45,8 @@ def test_training_stops_where_no_later_checkpoint_is_better(world: Path, stopped
         counts.counts["checkpoints"] == [2, 4] == [each.step for each in checkpoint.read_evaluated_checkpoints(stopped)]
     )
     assert counts.identity.recipe["evaluate.max_tokens"] == 6 and "version of answers" in counts.identity.inputs
-    told = collect.collect_report(stopped, load_recipe(stopped / "recipe.yaml"))
-    assert any("stopped at step 4 of 8" in note for note in told.notes)
+    report = collect.collect_report(stopped, load_recipe(stopped / "recipe.yaml"))
+    assert any("stopped at step 4 of 8" in note for note in report.notes)
     before = tiny.contents(stopped)
     tiny.make(world, stopped, *STOP, until="test")
     assert tiny.contents(stopped) == before, "it does not go on by itself"
@@ -66,15 +66,15 @@ def test_without_it_training_does_not_read_how_it_is_evaluated(plain: Path) -> N
 
 
 def test_crash_upon_crash_it_stops_at_the_same_step(world: Path, stopped: Path, tmp_path: Path) -> None:
-    at, crashes = tmp_path / "run", 0
-    tiny.make(world, at, *STOP, until="align")
+    run_dir, crashes = tmp_path / "run", 0
+    tiny.make(world, run_dir, *STOP, until="align")
     while True:
         try:
             with crash(13 + 7 * crashes):
-                tiny.make(world, at, *STOP, until="train")
+                tiny.make(world, run_dir, *STOP, until="train")
             break
         except Crash:
             crashes += 1
     assert crashes > 2
-    tiny.make(world, at, *STOP, until="test")
-    assert tiny.contents(at) == tiny.contents(stopped)
+    tiny.make(world, run_dir, *STOP, until="test")
+    assert tiny.contents(run_dir) == tiny.contents(stopped)

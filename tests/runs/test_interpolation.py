@@ -27,16 +27,16 @@ NAMES = ["0", "2", "2-0.25", "2-0.5", "4", "4-0.25", "4-0.5"]
 @pytest.fixture(scope="module")
 def mixed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that gets shares afterwards."""
-    at = tiny.make(world, tmp_path_factory.mktemp("mix") / "run", until="select")
-    assert json.loads((at / "evaluate" / "manifest.json").read_text())["counts"]["steps"] == [0, 2, 4]
+    run_dir = tiny.make(world, tmp_path_factory.mktemp("mix") / "run", until="select")
+    assert json.loads((run_dir / "evaluate" / "manifest.json").read_text())["counts"]["steps"] == [0, 2, 4]
     assert (
         "interpolate"
-        not in (at / "evaluate" / "manifest.json").read_text() + (at / "evaluate/2/manifest.json").read_text()
+        not in (run_dir / "evaluate" / "manifest.json").read_text() + (run_dir / "evaluate/2/manifest.json").read_text()
     )
-    before = {path: path.stat().st_mtime_ns for path in (at / "evaluate" / "2").iterdir()}
-    tiny.make(world, at, MIX, until="test")
-    assert before == {path: path.stat().st_mtime_ns for path in (at / "evaluate" / "2").iterdir()}, "answered again"
-    return at
+    before = {path: path.stat().st_mtime_ns for path in (run_dir / "evaluate" / "2").iterdir()}
+    tiny.make(world, run_dir, MIX, until="test")
+    assert before == {path: path.stat().st_mtime_ns for path in (run_dir / "evaluate" / "2").iterdir()}, "answered again"
+    return run_dir
 
 
 def test_every_share_answers_and_may_be_chosen(mixed: Path) -> None:
@@ -49,9 +49,9 @@ def test_every_share_answers_and_may_be_chosen(mixed: Path) -> None:
 
 
 def test_a_mix_is_the_mean_of_the_weights(world: Path, mixed: Path) -> None:
-    asked = tiny.recipe(world, MIX)
+    recipe = tiny.recipe(world, MIX)
     base, full, half, quarter = (
-        checkpoint.open_checkpoint(mixed, asked, who).weights()
+        checkpoint.open_checkpoint(mixed, recipe, who).weights()
         for who in (BASE, Checkpoint(4), Checkpoint(4, 0.5), Checkpoint(4, 0.25))
     )
     for name in base:
@@ -66,33 +66,33 @@ def test_shares_added_later_equal_a_run_that_had_them_at_once(world: Path, mixed
 
 
 def test_a_chosen_mix_is_tested_and_saved_as_a_plain_folder(world: Path, mixed: Path, tmp_path: Path) -> None:
-    at = tmp_path / "run"
-    shutil.copytree(mixed, at)
+    run_dir = tmp_path / "run"
+    shutil.copytree(mixed, run_dir)
     best = Checkpoint(4, 0.5)
     other = Choice(best, "r", "zero-shot-rationale", "greedy", ((BASE, 0.0), (best, 0.1)), (best,))
-    choice = json.loads((at / "select" / "choice.json").read_text())
+    choice = json.loads((run_dir / "select" / "choice.json").read_text())
     row = choice | {"step": best.json_value, "tied": [best.json_value]}
-    (at / "select" / "choice.json").write_text(json.dumps(row, indent=1))
+    (run_dir / "select" / "choice.json").write_text(json.dumps(row, indent=1))
     assert from_json(Choice, to_json(other)) == other and to_json(other)["step"] == "4-0.5"
-    asked = tiny.recipe(world, MIX)
-    shutil.rmtree(at / "test")
-    assert open_stage("test").make(at, asked)[1] == {"steps": [0, "4-0.5"]}
+    recipe = tiny.recipe(world, MIX)
+    shutil.rmtree(run_dir / "test")
+    assert open_stage("test").make(run_dir, recipe)[1] == {"steps": [0, "4-0.5"]}
     for stage in ("select", "test"):
-        manifest.finish_stage(at / stage, manifest.Identity(stage, {}, {}, {}), [], {})
-    assert open_stage("report").make(at, asked)[1]["step"] == "4-0.5"
-    saved = load_file(at / "student" / "model.safetensors")
-    wanted = checkpoint.open_checkpoint(at, asked, best).weights()
+        manifest.finish_stage(run_dir / stage, manifest.Identity(stage, {}, {}, {}), [], {})
+    assert open_stage("report").make(run_dir, recipe)[1]["step"] == "4-0.5"
+    saved = load_file(run_dir / "student" / "model.safetensors")
+    wanted = checkpoint.open_checkpoint(run_dir, recipe, best).weights()
     assert all(torch.equal(saved[name], wanted[name]) for name in saved)
-    assert models.open_student(at / "student").family == "t5"
-    page = (at / "report" / "index.html").read_text()
+    assert models.open_student(run_dir / "student").family == "t5"
+    page = (run_dir / "report" / "index.html").read_text()
     assert "step 4 × 0.5" in page and "“350 × 0.3” means 0.3 times the weights" in page
-    assert '"4-0.5"' in (at / "report" / "selection.csv").read_text()
-    assert "Step 4 × 0.5 of a training run" in (at / "student" / "README.md").read_text()
+    assert '"4-0.5"' in (run_dir / "report" / "selection.csv").read_text()
+    assert "Step 4 × 0.5 of a training run" in (run_dir / "student" / "README.md").read_text()
 
 
 def test_a_mix_can_be_compared_and_looked_at(mixed: Path) -> None:
-    told = CliRunner().invoke(cli.app, ["compare", f"{mixed}@0", f"{mixed}@4-0.5"])
-    assert "run step 0 against run step 4 × 0.5" in told.stdout, told.output
+    result = CliRunner().invoke(cli.app, ["compare", f"{mixed}@0", f"{mixed}@4-0.5"])
+    assert "run step 0 against run step 4 × 0.5" in result.stdout, result.output
     question = next(checkpoint.read_predictions(mixed / "evaluate", BASE, "zero-shot-rationale", "greedy")).question
     shown = CliRunner().invoke(cli.app, ["show", str(mixed), "--prediction", question]).stdout
     assert "4 × 0.25" in shown

@@ -99,17 +99,17 @@ def test_a_killed_demo_comes_to_the_same_bytes(tmp_path: Path) -> None:
         assert [path for path in wanted if wanted[path] != found[path]] == []
 
 
-def _compare(at: Path, wanted: dict[str, bytes], stage: str) -> None:
-    found = {name: content for name, content in tiny.contents(at).items() if name.startswith(f"{stage}/")}
+def _compare(run_dir: Path, wanted: dict[str, bytes], stage: str) -> None:
+    found = {name: content for name, content in tiny.contents(run_dir).items() if name.startswith(f"{stage}/")}
     assert found.keys() == wanted.keys()
     assert [name for name in wanted if wanted[name] != found[name]] == []
 
 
-def _killed_within(world: Path, at: Path, stage: str, draw: random.Random, more: tuple[str, ...]) -> bool:
+def _killed_within(world: Path, run_dir: Path, stage: str, draw: random.Random, more: tuple[str, ...]) -> bool:
     """Run up to a stage in a process of its own and kill it a random moment after the stage began to write."""
-    before = _written(at / stage)
-    process = start(tiny.make, world, at, *CHANGES, *more, until=stage)
-    while process.is_alive() and _written(at / stage) == before:
+    before = _written(run_dir / stage)
+    process = start(tiny.make, world, run_dir, *CHANGES, *more, until=stage)
+    while process.is_alive() and _written(run_dir / stage) == before:
         time.sleep(0.002)
     time.sleep(draw.uniform(0, 0.5))
     if not process.is_alive():

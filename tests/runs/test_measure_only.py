@@ -30,32 +30,32 @@ def silent(*_: object, **__: object) -> list[Generation]:
 
 def test_a_model_is_measured_without_teacher_or_training(world: Path, tmp_path: Path, monkeypatch) -> None:
     changes = (*MEASURED, f"evaluate.cache={tmp_path / 'answers'}")
-    plan = tiny.recipe(world, *changes)
-    first = runner.run(plan, run_dir=tmp_path / "first")
+    recipe = tiny.recipe(world, *changes)
+    first = runner.run(recipe, run_dir=tmp_path / "first")
     assert sorted(path.name for path in first.iterdir() if path.is_dir()) == ["collect", "test"]
     scores = checkpoint.read_scores(first / "test", BASE)
     assert {score.set for score in scores} == set(tiny.SETS) and all(score.n > 0 for score in scores)
     with pytest.raises(UserError, match=r"train: (.|\n)*E-run-unknown-stage"):
-        runner.run(plan, run_dir=tmp_path / "first", redo="train")
+        runner.run(recipe, run_dir=tmp_path / "first", redo="train")
 
     export.export_tasks(first, tmp_path / "tasks")
     rows = [row for _, row in storage.read_jsonl(tmp_path / "tasks" / "potstill_other_zero_shot_rationale.jsonl")]
-    asked = list(storage.iter_records(Question, first / "collect" / "other.test.jsonl"))
+    questions = list(storage.iter_records(Question, first / "collect" / "other.test.jsonl"))
     assert [(row["id"], row["potstill_gold"], row["potstill_task"]) for row in rows] == [
-        (question.id, question.gold, question.task) for question in asked
+        (question.id, question.gold, question.task) for question in questions
     ]
-    assert rows[0]["prompt"] == f"Q: {asked[0].text}\nLet's think step by step\n"  # a causal model: with its lead
+    assert rows[0]["prompt"] == f"Q: {questions[0].text}\nLet's think step by step\n"  # a causal model: with its lead
     described = (tmp_path / "tasks" / "potstill_other_zero_shot_rationale.yaml").read_text()
     assert "task: potstill_other_zero_shot_rationale\n" in described and "max_gen_toks: 6\n" in described
     monkeypatch.setattr(TransformersEngine, "generate", silent)
-    again = runner.run(plan, run_dir=tmp_path / "again")
+    again = runner.run(recipe, run_dir=tmp_path / "again")
     assert tiny.contents(again) == tiny.contents(first)
     # another version of the grader: the run says so, and with consent it rescores what is there
     monkeypatch.setattr(grading, "VERSION", 99)
     with pytest.raises(UserError, match=r"version of answers: \d -> 99"):
-        runner.run(plan, run_dir=first)
+        runner.run(recipe, run_dir=first)
     monkeypatch.setattr("potstill.evaluation.grade", lambda *_: Verdict("right", "graded anew"))
-    rescored = runner.run(plan, run_dir=first, redo="test")
+    rescored = runner.run(recipe, run_dir=first, redo="test")
     rows = list(checkpoint.read_predictions(rescored / "test", BASE, "zero-shot-rationale", "greedy"))
     before = list(checkpoint.read_predictions(again / "test", BASE, "zero-shot-rationale", "greedy"))
     assert [row.text for row in rows] == [row.text for row in before]
@@ -108,8 +108,8 @@ def test_what_is_remembered_depends_on_prompt_decoding_and_draw(tmp_path: Path) 
 
 
 def test_a_recipe_without_teacher_says_what_it_measures() -> None:
-    plan = parse_recipe("name: m\nteacher: {kind: none}\nstudent: folder\nquestions: {train: []}\n", "m.yaml")
-    assert plan.student.model == "folder" and stages.recipe_stages(plan) == ("collect", "test")
+    recipe = parse_recipe("name: m\nteacher: {kind: none}\nstudent: folder\nquestions: {train: []}\n", "m.yaml")
+    assert recipe.student.model == "folder" and stages.recipe_stages(recipe) == ("collect", "test")
     nothing = "questions: {in_distribution: [], out_of_distribution: [], generic: []}"
     text = f"name: m\nteacher: {{kind: none}}\nstudent: f\n{nothing}\n"
     with pytest.raises(UserError, match="E-recipe-no-evaluation-set"):

@@ -54,12 +54,12 @@ def complete(world: Path, chosen: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="module")
 def repaired(world: Path, complete: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was finished without repair, and then got it."""
-    at = Path(shutil.copytree(complete, tmp_path_factory.mktemp("repaired") / "run"))
-    return runner.run(tiny.recipe(world, REPLAY, ON_POLICY), run_dir=at, redo="test")
+    run_dir = Path(shutil.copytree(complete, tmp_path_factory.mktemp("repaired") / "run"))
+    return runner.run(tiny.recipe(world, REPLAY, ON_POLICY), run_dir=run_dir, redo="test")
 
 
 def test_what_comes_of_it_answers_beside_the_choice(chosen: Path, repaired: Path) -> None:
-    before, after = (tiny.contents(each) for each in (chosen, repaired))
+    before, after = (tiny.contents(folder) for folder in (chosen, repaired))
     assert [name for name in before if before[name] != after[name]] == [], "up to the choice nothing is made again"
     choice = checkpoint.read_choice(repaired).checkpoint
     assert checkpoint.list_answered_checkpoints(repaired / "test") == [
@@ -87,10 +87,10 @@ def test_what_comes_of_it_answers_beside_the_choice(chosen: Path, repaired: Path
 def test_it_is_a_row_of_the_report(repaired: Path) -> None:
     from potstill.run_reader import open_run
 
-    told = collect.collect_report(repaired, open_run(repaired).recipe)
-    lines = summary.summary_rows(told)
+    report = collect.collect_report(repaired, open_run(repaired).recipe)
+    lines = summary.summary_rows(report)
     assert [line.title for line in lines] == ["base", "specialized", "repaired"]
-    assert sum(each.checkpoint.on_policy_steps > 0 for each in summary.scores_by_checkpoint(told)) == 1
+    assert sum(each.checkpoint.on_policy_steps > 0 for each in summary.scores_by_checkpoint(report)) == 1
     assert lines[2].training == f"its own answers to more, scored by the base, after step {lines[1].checkpoint.label}"
     page = (repaired / "report" / "index.html").read_text()
     assert "3 steps on its own answers to more" in page and "the others (grey)" in page and "control:" not in page
@@ -109,10 +109,10 @@ def test_nothing_that_is_measured_is_asked(repaired: Path) -> None:
 def test_what_was_tested_without_a_repair_is_not_tested_with_one_unasked(
     world: Path, complete: Path, tmp_path: Path
 ) -> None:
-    at = Path(shutil.copytree(complete, tmp_path / "run"))
+    run_dir = Path(shutil.copytree(complete, tmp_path / "run"))
     with pytest.raises(UserError, match=r"test was made(.|\n)*: content of repair \(none before\)\n.*--redo test "):
-        tiny.make(world, at, REPLAY, ON_POLICY)
-    assert tiny.contents(at) == tiny.contents(complete), "it is said before the repair is made"
+        tiny.make(world, run_dir, REPLAY, ON_POLICY)
+    assert tiny.contents(run_dir) == tiny.contents(complete), "it is said before the repair is made"
 
 
 def test_a_repair_that_is_taken_back_leaves_nothing_in_the_report(
@@ -121,14 +121,14 @@ def test_a_repair_that_is_taken_back_leaves_nothing_in_the_report(
     with monkeypatch.context() as patch:  # made by another version, which is no longer this run's
         versions = Repair.versions
         patch.setattr(Repair, "versions", lambda stage: versions(stage) | {"loss": 99})
-        at = Path(shutil.copytree(complete, tmp_path / "run"))
-        runner.run(tiny.recipe(world, REPLAY, ON_POLICY), run_dir=at, redo="test")
+        run_dir = Path(shutil.copytree(complete, tmp_path / "run"))
+        runner.run(tiny.recipe(world, REPLAY, ON_POLICY), run_dir=run_dir, redo="test")
     with pytest.raises(UserError, match=r"test was made(.|\n)*: content of repair \(none now\)\n.*--redo test "):
-        tiny.make(world, at, REPLAY)
-    runner.run(tiny.recipe(world, REPLAY), run_dir=at, redo="test")
-    left = {name: content for name, content in tiny.contents(at).items() if not name.startswith("repair/")}
+        tiny.make(world, run_dir, REPLAY)
+    runner.run(tiny.recipe(world, REPLAY), run_dir=run_dir, redo="test")
+    left = {name: content for name, content in tiny.contents(run_dir).items() if not name.startswith("repair/")}
     assert left == tiny.contents(complete)
-    assert manifest.read_finished(at / "repair"), "it is there again when the recipe has it again"
+    assert manifest.read_finished(run_dir / "repair"), "it is there again when the recipe has it again"
 
 
 @pytest.mark.slow
@@ -138,15 +138,15 @@ def test_a_crash_in_a_repair_leaves_nothing_that_a_resume_does_not_mend(
     wanted = {name: content for name, content in tiny.contents(repaired).items() if name.startswith("repair/")}
     number, crashed = 1, True
     while crashed:
-        at = Path(shutil.copytree(chosen, tmp_path / str(number)))
+        run_dir = Path(shutil.copytree(chosen, tmp_path / str(number)))
         try:
             with crash(number):
-                tiny.make(world, at, REPLAY, ON_POLICY, until="repair")
+                tiny.make(world, run_dir, REPLAY, ON_POLICY, until="repair")
             crashed = False
         except Crash:
             pass
-        tiny.make(world, at, REPLAY, ON_POLICY, until="repair")
-        found = {name: content for name, content in tiny.contents(at).items() if name.startswith("repair/")}
+        tiny.make(world, run_dir, REPLAY, ON_POLICY, until="repair")
+        found = {name: content for name, content in tiny.contents(run_dir).items() if name.startswith("repair/")}
         assert found == wanted, number
         number += 37
     assert number > 30
@@ -200,7 +200,7 @@ def test_a_student_comes_nearer_to_what_scores_its_own_texts(divergence) -> None
     engine = inference.open_engine(student)
 
     def own(step: int) -> list[list[models.Example]]:
-        requests = [Request((f"{step}/{place}", 0), (7, 8, 9 + place)) for place in range(8)]
+        requests = [Request((f"{step}/{position}", 0), (7, 8, 9 + position)) for position in range(8)]
         texts = engine.generate(requests, Decode(max_tokens=6, temperature=1.0, seed=1))
         end = {"end": student.tokenizer.eos}
         rows = [hard_example(r.prompt, t.ids, end.get(t.stop)) for r, t in zip(requests, texts, strict=True)]
@@ -281,19 +281,19 @@ def test_a_text_is_as_likely_through_transfer_as_the_scorer_says() -> None:
     """The embedded teacher and a student's tokenizer of other pieces, without line breaks: the chain rule holds."""
     models = Path(potstill.__file__).parent / "demo" / "models"
     scorer, own = inference.open_engine(models / "teacher"), tokenization.load_tokenizer(models / "student")
-    asked = prompts.build_prompt(
+    prompt = prompts.build_prompt(
         "Leo has 6 cookies. Iris got 16 cookies. How many cookies are there?", prompts.PromptFormat(False, True)
     )
     for text in ("In all there are 6 + 16 = 22 cookies. The answer is 22", "That makes 16 - 6 = 10 cookies."):
         row = hard_example((5,), tuple(own.encode(text).ids), own.eos, "q", "own")
         [told] = rescore_across_tokenizers(
-            scorer, tokenization.load_tokenizer(models / "teacher"), own, lambda _: asked, [row], top_k=20, budget=999
+            scorer, tokenization.load_tokenizer(models / "teacher"), own, lambda _: prompt, [row], top_k=20, budget=999
         )
         chain = Chain.from_text("q", 0, prompts.restore_answer_line(text), source="own")
-        [read] = local_model.score_chains(scorer, [(asked, chain)], top_logprobs=20, batch_tokens=999)
+        [read] = local_model.score_chains(scorer, [(prompt, chain)], top_logprobs=20, batch_tokens=999)
         steps = zip((*read.tokens, END), read.candidates, strict=True)
         wanted = sum(dict(step)[token] for token, step in steps)
-        found = [told.target.distribution(place)[token] for place, token in enumerate(told.target.ids)]
+        found = [told.target.distribution(position)[token] for position, token in enumerate(told.target.ids)]
         assert told.target.ids == row.target.ids
         assert sum(map(math.log, found)) == pytest.approx(wanted, abs=0.02 * abs(wanted))
 
@@ -326,8 +326,8 @@ def test_what_was_written_is_told_however_unlikely_and_what_nobody_told_costs_no
 def test_a_scorer_of_other_tokens_teaches(world: Path, chosen: Path, tmp_path: Path) -> None:
     made = []
     for name in "ab":
-        at = Path(shutil.copytree(chosen, tmp_path / name))
-        made.append(tiny.make(world, at, REPLAY, ON_POLICY.replace("sets:", "scorer: teacher, sets:"), until="repair"))
+        run_dir = Path(shutil.copytree(chosen, tmp_path / name))
+        made.append(tiny.make(world, run_dir, REPLAY, ON_POLICY.replace("sets:", "scorer: teacher, sets:"), until="repair"))
     assert tiny.contents(made[0]) == tiny.contents(made[1])
     rows = [row for _, row in read.read_jsonl(made[0] / "repair" / "metrics.jsonl")]
     assert len(rows) == 3 and all(row["losses"]["own"] > 0 and 0 < row["kept"] < 1 for row in rows)

@@ -48,10 +48,10 @@ def plan(url: str, *lines: str) -> Recipe:
     return parse_recipe(base, "t.yaml", [f"teacher.server.urls=['{url}']", *changes])
 
 
-def sampled(recipe: Recipe, asked: list[Question], watch: UsageMeter | None = None, **known) -> list[Chain]:
-    server = teachers.from_recipe(recipe).probe(asked)
+def sampled(recipe: Recipe, questions: list[Question], watch: UsageMeter | None = None, **known) -> list[Chain]:
+    server = teachers.from_recipe(recipe).probe(questions)
     state = SamplingState(server=server, usage=watch or UsageMeter(), **known)
-    batches = teachers.from_recipe(recipe).sample(asked, state)
+    batches = teachers.from_recipe(recipe).sample(questions, state)
     return [chain for batch in batches for chain in batch]
 
 
@@ -60,14 +60,14 @@ def settings(url: str, **more) -> ServerSettings:
     return ServerSettings(model="m", urls=(url,), **more)
 
 
-def drawn(url: str | tuple[str, ...], asked: list[Question], watch: UsageMeter | None = None, **more):
-    own = settings(url if isinstance(url, str) else url[0], **more)
+def drawn(url: str | tuple[str, ...], questions: list[Question], watch: UsageMeter | None = None, **more):
+    server_settings = settings(url if isinstance(url, str) else url[0], **more)
     if not isinstance(url, str):
-        own = ServerSettings(**{name: getattr(own, name) for name in own.__slots__} | {"urls": url})
-    reader = ReaderContext(own.source, "raw", end_names=frozenset({"<end>"}))
+        server_settings = ServerSettings(**{name: getattr(server_settings, name) for name in server_settings.__slots__} | {"urls": url})
+    reader = ReaderContext(server_settings.source, "raw", end_names=frozenset({"<end>"}))
     prompt_of = lambda question: Prompt((Turn("user", question.text),), "\n")  # noqa: E731
     done = more.pop("done", ())
-    batches = teacher.sample(own, Capabilities(), reader, watch or UsageMeter(), asked, prompt_of, done)
+    batches = teacher.sample(server_settings, Capabilities(), reader, watch or UsageMeter(), questions, prompt_of, done)
     return [chain for batch in batches for chain in batch]
 
 
@@ -115,13 +115,13 @@ def test_the_cut_is_behind_the_answer_sentence() -> None:
 
 def test_enough_right_chains_end_a_question() -> None:
     watch = UsageMeter()
-    asked = questions(10)
+    question_list = questions(10)
     with stub.running() as server:
         recipe = plan(server.url, "teacher.samples: 40", "teacher.enough: 2", "samples_per_request: 2")
-        chains = sampled(recipe, asked, watch, right={"s/3": 2})
-    of = {question.id: [chain for chain in chains if chain.question == question.id] for question in asked}
+        chains = sampled(recipe, question_list, watch, right={"s/3": 2})
+    of = {question.id: [chain for chain in chains if chain.question == question.id] for question in question_list}
     assert of["s/3"] == []
-    for question in asked:
+    for question in question_list:
         if question.id != "s/3":
             right = [grade(chain.text, question.gold, "number").grade == "right" for chain in of[question.id]]
             assert 2 <= sum(right) <= 3 and sum(right[:-2]) < 2, "asked until enough were right, and no longer"
@@ -216,11 +216,11 @@ def test_teachers_without_log_probabilities_are_first_class() -> None:
 
 
 def test_chains_that_exist_are_scored_in_their_order() -> None:
-    asked = questions(30)
-    texts = [Chain.from_text(q.id, 0, f"{q.text} The answer is {q.gold}", source="old") for q in asked]
+    question_list = questions(30)
+    texts = [Chain.from_text(q.id, 0, f"{q.text} The answer is {q.gold}", source="old") for q in question_list]
     with stub.running(length=6) as server:  # so short that the probe sees how it names the end
         recipe = plan(server.url, "concurrency: 4")
-        batches = list(teacher.OpenAITeacher(recipe).score(asked, [texts[:20], texts[20:]]))
+        batches = list(teacher.OpenAITeacher(recipe).score(question_list, [texts[:20], texts[20:]]))
     assert [len(batch) for batch in batches] == [20, 10]
     made = [chain for batch in batches for chain in batch]
     assert [(chain.key, chain.content, chain.stop) for chain in made] == [(c.key, c.content, c.stop) for c in texts]
@@ -231,10 +231,10 @@ def test_chains_that_exist_are_scored_in_their_order() -> None:
 
 
 def test_a_server_that_scores_a_text_otherwise_than_it_writes_it_is_refused() -> None:
-    asked = questions(2)
-    texts = [Chain.from_text(q.id, 0, f"{q.text} The answer is {q.gold}", source="old") for q in asked]
+    question_list = questions(2)
+    texts = [Chain.from_text(q.id, 0, f"{q.text} The answer is {q.gold}", source="old") for q in question_list]
     with stub.running(length=30, late=True) as server, pytest.raises(UserError) as raised:
-        list(teacher.OpenAITeacher(plan(server.url)).score(asked, [texts]))
+        list(teacher.OpenAITeacher(plan(server.url)).score(question_list, [texts]))
     assert "E-teacher-inconsistent-scores" in str(raised.value)
     assert "when scored: -0.20 and -2.00" in str(raised.value)
 
@@ -247,11 +247,11 @@ def test_every_fault_at_five_per_cent_and_every_chain_once() -> None:
     no log-probabilities, slow drip, reset, hang: two requests in three go wrong."""
     watch = UsageMeter()
     with stub.running(faults=0.05, stuck=3.0) as server:
-        asked = questions(CHAINS // 40)
-        chains = drawn(server.url, asked, watch, samples=40, timeout=0.4, patience=60.0, concurrency=32)
+        question_list = questions(CHAINS // 40)
+        chains = drawn(server.url, question_list, watch, samples=40, timeout=0.4, patience=60.0, concurrency=32)
     keys = [chain.key for chain in chains]
     assert len(keys) == len(set(keys)) == CHAINS // 40 * 40
-    assert set(keys) == {(question.id, "openai", i) for question in asked for i in range(40)}
+    assert set(keys) == {(question.id, "openai", i) for question in question_list for i in range(40)}
     assert all(chain.candidates and chain.text.rstrip().endswith(".") for chain in chains)
     missing = sum("entries missing" in chain.defects for chain in chains)
     assert missing < 0.1 * len(chains), "a list with entries missing is asked again once, then stored and marked"
@@ -274,9 +274,9 @@ def test_what_was_never_sent_is_not_charged() -> None:
             ("https", Reply("busy", message="no connection within 1 s")),
             ("http", Reply("busy", message="no complete response within 3 s", charged=True)),
         ):
-            own = settings(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/v1", timeout=3.0)
-            assert asyncio.run(ask(Client(own), own.urls[0])) == answer
-            budget = Budget(own, UsageMeter())
+            server_settings = settings(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/v1", timeout=3.0)
+            assert asyncio.run(ask(Client(server_settings), server_settings.urls[0])) == answer
+            budget = Budget(server_settings, UsageMeter())
             aside = budget.reserve(prompt := Prompt((Turn("user", "2 + 2"),)), 2)
             assert aside is not None
             budget.settle(aside, prompt, 2, answer)
@@ -286,10 +286,10 @@ def test_what_was_never_sent_is_not_charged() -> None:
 def test_a_dead_server_is_given_up_with_a_clear_message() -> None:
     watch = UsageMeter()
     with stub.running() as server:
-        asked = questions(50)
-        own = settings(server.url, patience=0.2)
+        question_list = questions(50)
+        server_settings = settings(server.url, patience=0.2)
         reader = ReaderContext("openai", "raw", end_names=frozenset({"<end>"}))
-        stream = teacher.sample(own, Capabilities(), reader, watch, asked, lambda q: Prompt((Turn("user", q.text),)))
+        stream = teacher.sample(server_settings, Capabilities(), reader, watch, question_list, lambda q: Prompt((Turn("user", q.text),)))
         some = next(stream)
         server.dead = True
         with pytest.raises(UserError, match=r"answered nothing for .*\n.*out of memory") as raised:
@@ -302,10 +302,10 @@ def test_a_question_that_is_refused_stops_only_at_the_end() -> None:
     for refused, fails in (("stop", True), ("skip", False)):
         found: list[Chain] = []
         with stub.running(poison="(3)") as server:
-            own = settings(server.url, refused=refused)
+            server_settings = settings(server.url, refused=refused)
             reader = ReaderContext("openai", "raw", end_names=frozenset({"<end>"}))
             stream = teacher.sample(
-                own, Capabilities(), reader, UsageMeter(), questions(12), lambda q: Prompt((Turn("user", q.text),))
+                server_settings, Capabilities(), reader, UsageMeter(), questions(12), lambda q: Prompt((Turn("user", q.text),))
             )
             try:
                 for batch in stream:
@@ -332,16 +332,16 @@ def test_retry_after_is_honoured() -> None:
 def test_a_ceiling_is_not_passed(ceiling) -> None:
     watch, found = UsageMeter(), []
     with stub.running() as server:
-        own = settings(server.url, max_tokens=64, **ceiling)
+        server_settings = settings(server.url, max_tokens=64, **ceiling)
         reader = ReaderContext("openai", "raw", end_names=frozenset({"<end>"}))
         stream = teacher.sample(
-            own, Capabilities(), reader, watch, questions(100), lambda q: Prompt((Turn("user", q.text),))
+            server_settings, Capabilities(), reader, watch, questions(100), lambda q: Prompt((Turn("user", q.text),))
         )
         with pytest.raises(UserError, match=r"teacher\.budget(.|\n)*E-teacher-budget-spent"):
             for batch in stream:
                 found += batch
     assert server.written <= 3000 and watch.prompt_tokens + watch.completion_tokens == server.written
-    assert watch.money <= 0.006 or not own.budget_money
+    assert watch.money <= 0.006 or not server_settings.budget_money
     assert found and server.written > 2000, "it uses what it may"
 
 
@@ -382,14 +382,14 @@ def test_the_stage_stores_what_the_server_was(world: Path, tmp_path: Path, monke
 
 def test_a_sampling_that_was_refused_at_once_binds_nobody(world: Path, tmp_path: Path) -> None:
     """Nothing is made before a server has answered, so that another model may be named without consent."""
-    at, more = tmp_path / "run", ("teacher.enough=2", "teacher.max_tokens=64")
+    run_dir, more = tmp_path / "run", ("teacher.enough=2", "teacher.max_tokens=64")
     with stub.running(api_key=KEY) as server:
         with pytest.raises(UserError, match="401"):
-            tiny.make(world, at, *changes(server.url, *more), until="sample")
-        assert [path.name for path in (at / "sample").iterdir()] == ["begun.json"]
+            tiny.make(world, run_dir, *changes(server.url, *more), until="sample")
+        assert [path.name for path in (run_dir / "sample").iterdir()] == ["begun.json"]
         server.api_key = ""
-        tiny.make(world, at, *changes(server.url, *more, "teacher.model=other"), until="sample")
-    assert parquet.count_rows(at / "sample" / "chains.parquet") > 0
+        tiny.make(world, run_dir, *changes(server.url, *more, "teacher.model=other"), until="sample")
+    assert parquet.count_rows(run_dir / "sample" / "chains.parquet") > 0
 
 
 def test_the_key_is_in_no_message(world: Path, tmp_path: Path, monkeypatch, capfd) -> None:
@@ -432,16 +432,16 @@ def test_a_spent_budget_can_be_sealed(world: Path, tmp_path: Path) -> None:
 
 
 def test_shards_share_a_servers_questions_and_its_ceiling(world: Path, tmp_path: Path) -> None:
-    at = tmp_path / "run"
+    run_dir = tmp_path / "run"
     with stub.running() as server:
         recipe = tiny.recipe(world, *changes(server.url, "teacher.max_tokens=64", "teacher.budget.tokens=100000"))
         for number in (1, 2):
-            runner.run_shard(recipe, Shard(number, 2), run_dir=at)
-        parts = [segments.stored_keys([path]) for path in segments.segment_paths(at / "sample")]
+            runner.run_shard(recipe, Shard(number, 2), run_dir=run_dir)
+        parts = [segments.stored_keys([path]) for path in segments.segment_paths(run_dir / "sample")]
         asked = len(server.seen)
-        runner.run(recipe, at, until="sample")
+        runner.run(recipe, run_dir, until="sample")
         assert len(server.seen) == asked  # nothing was missing
-    whole = [chain.key for chain in parquet.read_chains(at / "sample" / "chains.parquet")]
+    whole = [chain.key for chain in parquet.read_chains(run_dir / "sample" / "chains.parquet")]
     assert len(parts) == 2 and all(len(part) == len(whole) // 2 for part in parts)
     assert len(whole) == len(set(whole)) == 16
     settings = teacher.settings_from_recipe(recipe)

@@ -397,24 +397,24 @@ def said(status: int, tree: Any, **headers: str) -> tuple[int, bytes, dict[str, 
 @pytest.mark.parametrize("status", [400, 422, 500, 501])
 @pytest.mark.parametrize("words", ["Only one completion choice is allowed", "not supported", ""])
 def test_n_refused_without_its_name(status: int, words: str) -> None:
-    def script(asked: dict) -> Any:
-        return said(status, {"error": {"code": status, "message": words}}) if asked.get("n", 1) > 1 else None
+    def script(request: dict) -> Any:
+        return said(status, {"error": {"code": status, "message": words}}) if request.get("n", 1) > 1 else None
 
     with stub.running(script=script) as server:
         assert len(sampled(plan(server.url))) == 2
-        assert all(asked["n"] == 1 for asked in server.seen[2:])
+        assert all(request["n"] == 1 for request in server.seen[2:])
 
 
 @pytest.mark.parametrize("field", ["top_k", "min_p", "seed"])
 def test_a_field_refused_without_its_name(field: str) -> None:
-    with stub.running(script=lambda asked: said(400, {"error": "Bad request"}) if field in asked else None) as server:
+    with stub.running(script=lambda request: said(400, {"error": "Bad request"}) if field in request else None) as server:
         found = teachers.from_recipe(plan(server.url)).probe([QUESTION])
         assert field in found["left_out"] and len(sampled(plan(server.url))) == 2
 
 
 def loading(times: int, *answer: Any) -> Callable[[dict], Any]:
     left = iter([answer] * times)
-    return lambda asked: next(left, None)
+    return lambda request: next(left, None)
 
 
 def test_a_model_that_loads_is_waited_for(capfd) -> None:
@@ -429,14 +429,14 @@ def test_a_model_that_loads_is_waited_for(capfd) -> None:
 
 def test_patience_ends(capfd) -> None:
     began = time.monotonic()
-    with stub.running(script=lambda asked: said(503, b"loading")) as server, pytest.raises(UserError, match="loading"):
+    with stub.running(script=lambda request: said(503, b"loading")) as server, pytest.raises(UserError, match="loading"):
         teachers.from_recipe(plan(server.url)).probe([QUESTION])
     assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("header", ["1771404540", "1e308", "inf", "Fri, 31 Dec 9999 23:59:59 GMT"])
 def test_a_wait_without_bound_is_refused_before_the_first_chain(header: str) -> None:
-    script = lambda asked: said(429, b"slow down", **{"Retry-After": header})  # noqa: E731
+    script = lambda request: said(429, b"slow down", **{"Retry-After": header})  # noqa: E731
     with stub.running(script=script) as server, pytest.raises(UserError, match="E-teacher-retry-after") as raised:
         teachers.from_recipe(plan(server.url)).probe([QUESTION])
     assert "Retry-After 3600 s" in str(raised.value) and "teacher.server.patience" in str(raised.value)
@@ -478,7 +478,7 @@ BALANCE = {"choices": None, "base_resp": {"status_code": 1008, "status_msg": "in
 )
 def test_what_waiting_does_not_mend_is_named_at_once(answer: Any, what: str, hint: str) -> None:
     began = time.monotonic()
-    with stub.running(script=lambda asked: answer) as server, pytest.raises(UserError) as raised:
+    with stub.running(script=lambda request: answer) as server, pytest.raises(UserError) as raised:
         teachers.from_recipe(plan(server.url, "patience: 60")).probe([QUESTION])
     assert time.monotonic() - began < 5 and len(server.seen) <= 2
     assert what in str(raised.value) and hint in str(raised.value)
@@ -493,7 +493,7 @@ def test_a_limit_of_requests_a_minute_is_no_spent_quota() -> None:
 def test_a_spent_quota_in_the_middle_stops_at_once() -> None:
     state = {"left": 6}
 
-    def script(asked: dict) -> Any:
+    def script(request: dict) -> Any:
         state["left"] -= 1
         spent = {"error": {"message": "You exceeded your current quota", "type": "insufficient_quota"}}
         return said(429, spent) if state["left"] < 0 else None
@@ -510,7 +510,7 @@ def test_an_error_in_a_200_is_asked_again() -> None:
 
 
 def test_a_text_that_begins_with_its_prompt_is_refused() -> None:
-    script = lambda asked: said(200, {"choices": [{"text": asked["prompt"] + " 4.", "finish_reason": "stop"}]})  # noqa: E731
+    script = lambda request: said(200, {"choices": [{"text": request["prompt"] + " 4.", "finish_reason": "stop"}]})  # noqa: E731
     with stub.running(script=script) as server, pytest.raises(UserError, match="E-teacher-echo"):
         teachers.from_recipe(plan(server.url)).probe([QUESTION])
 
@@ -519,7 +519,7 @@ def test_further_fields_are_sent_and_their_refusal_is_the_recipes() -> None:
     recipe = ("api: chat", "extra: {chat_template_kwargs: {enable_thinking: false}, reasoning_effort: low}")
     with stub.running() as server:
         assert len(sampled(plan(server.url, *recipe))) == 2
-    assert all(asked["chat_template_kwargs"] == {"enable_thinking": False} for asked in server.seen)
+    assert all(request["chat_template_kwargs"] == {"enable_thinking": False} for request in server.seen)
     with (
         stub.running(refuses=("reasoning_effort",)) as server,
         pytest.raises(UserError, match="reasoning_effort") as raised,
@@ -531,7 +531,7 @@ def test_further_fields_are_sent_and_their_refusal_is_the_recipes() -> None:
 
 
 def test_a_reason_that_is_not_known_is_told_by_the_probe(capfd) -> None:
-    script = lambda asked: said(200, {"choices": [{"text": " 4", "finish_reason": "tired"}]})  # noqa: E731
+    script = lambda request: said(200, {"choices": [{"text": " 4", "finish_reason": "tired"}]})  # noqa: E731
     with stub.running(script=script) as server:
         teachers.from_recipe(plan(server.url)).probe([QUESTION])
     assert "finish_reason 'tired' is unknown" in capfd.readouterr().err
@@ -540,11 +540,11 @@ def test_a_reason_that_is_not_known_is_told_by_the_probe(capfd) -> None:
 def test_a_server_that_switches_its_model_is_told_of_and_taught_hard(capfd) -> None:
     state = {"number": 0}
 
-    def script(asked: dict) -> Any:
+    def script(request: dict) -> Any:
         state["number"] += 1
         listing = {"tokens": [" 4"], "token_logprobs": [-0.1], "top_logprobs": [{" 4": -0.1}]}
         text = {"text": " 4", "finish_reason": "length", "logprobs": listing}
-        return said(200, {"model": "b" if state["number"] > 6 else "a", "choices": [text] * asked["n"]})
+        return said(200, {"model": "b" if state["number"] > 6 else "a", "choices": [text] * request["n"]})
 
     with stub.running(script=script) as server:
         recipe = plan(
@@ -560,11 +560,11 @@ def test_a_server_that_switches_its_model_is_told_of_and_taught_hard(capfd) -> N
 def test_probabilities_above_1_after_the_probe_are_told_of(capfd) -> None:
     state = {"number": 0}
 
-    def script(asked: dict) -> Any:
+    def script(request: dict) -> Any:
         state["number"] += 1
         value = 3.5 if state["number"] > 6 else -0.1
         listing = {"tokens": [" 4"], "token_logprobs": [value], "top_logprobs": [{" 4": value}]}
-        return said(200, {"choices": [{"text": " 4", "finish_reason": "length", "logprobs": listing}] * asked["n"]})
+        return said(200, {"choices": [{"text": " 4", "finish_reason": "length", "logprobs": listing}] * request["n"]})
 
     with stub.running(script=script) as server:
         found = sampled(plan(server.url, "teacher.top_logprobs: 1", "samples_per_request: 1", "teacher.samples: 12"))
@@ -574,19 +574,19 @@ def test_probabilities_above_1_after_the_probe_are_told_of(capfd) -> None:
 
 
 def test_a_server_with_candidates_that_are_none_is_refused() -> None:
-    def script(asked: dict) -> Any:
+    def script(request: dict) -> Any:
         entry = {"token": " 2", "logprob": -0.2, "top_logprobs": [{"token": "Ġ2", "logprob": -0.2}]}
         own = {"message": {"content": " 2"}, "logprobs": {"content": [entry]}, "finish_reason": "length"}
-        return said(200, {"choices": [own] * asked["n"]})
+        return said(200, {"choices": [own] * request["n"]})
 
     with stub.running(script=script) as server, pytest.raises(UserError, match="E-teacher-vocabulary-marks"):
         teachers.from_recipe(plan(server.url, "api: chat", "teacher.top_logprobs: 1")).probe([QUESTION])
 
 
 def test_a_server_that_gives_one_number_a_token_serves_one_candidate() -> None:
-    def script(asked: dict) -> Any:
+    def script(request: dict) -> Any:
         listing = {"tokens": [" 4"], "token_logprobs": [-0.1]}
-        return said(200, {"choices": [{"text": " 4", "finish_reason": "length", "logprobs": listing}] * asked["n"]})
+        return said(200, {"choices": [{"text": " 4", "finish_reason": "length", "logprobs": listing}] * request["n"]})
 
     with stub.running(script=script) as server:
         assert all(

@@ -125,7 +125,7 @@ def test_a_message_is_cleared_before_it_is_cut(world: Path, tmp_path: Path, monk
     monkeypatch.setenv("MY_KEY", KEY)
     words = {"error": {"message": "x" * (300 - len("HTTP 401 ") - 12) + KEY}}
     refusal = (401, json.dumps(words).encode(), dict[str, str]())
-    with stub.running(script=lambda asked: refusal) as server, pytest.raises(UserError) as raised:
+    with stub.running(script=lambda request: refusal) as server, pytest.raises(UserError) as raised:
         tiny.make(world, tmp_path / "run", *changes(server.url), until="sample")
     assert KEY[:6] not in str(raised.value) and "***" in str(raised.value)
 
@@ -135,8 +135,8 @@ def test_a_server_that_names_the_key_as_its_model_or_writes_it(
 ) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
 
-    def script(asked: dict) -> tuple[int, bytes, dict[str, str]]:
-        texts = [{"text": " The answer is 4.", "finish_reason": "stop"}] * asked["n"]
+    def script(request: dict) -> tuple[int, bytes, dict[str, str]]:
+        texts = [{"text": " The answer is 4.", "finish_reason": "stop"}] * request["n"]
         row = {"model": "".join(f"\\u{ord(letter):04x}" for letter in KEY), "choices": texts}
         return 200, json.dumps(row).replace("\\\\u", "\\u").encode(), {}
 
@@ -146,7 +146,7 @@ def test_a_server_that_names_the_key_as_its_model_or_writes_it(
     assert json.loads((tmp_path / "run" / "sample" / "server.json").read_text())["served"] == "***"
     repeated = json.dumps({"choices": [{"text": KEY}]}).encode()
     with (
-        stub.running(script=lambda asked: (200, repeated, {})) as server,
+        stub.running(script=lambda request: (200, repeated, {})) as server,
         pytest.raises(UserError, match="contains the API key"),
     ):
         tiny.make(world, tmp_path / "other", *changes(server.url), until="sample")
@@ -157,13 +157,13 @@ def test_what_a_server_says_moves_no_cursor(world: Path, tmp_path: Path, monkeyp
     monkeypatch.setenv("MY_KEY", KEY)
     evil = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\u202e"
 
-    def script(asked: dict) -> tuple[int, bytes, dict[str, str]]:
-        texts = [{"text": " The answer is 4.", "finish_reason": f"tired{evil}"}] * asked["n"]
+    def script(request: dict) -> tuple[int, bytes, dict[str, str]]:
+        texts = [{"text": " The answer is 4.", "finish_reason": f"tired{evil}"}] * request["n"]
         return 200, json.dumps({"model": f"m{evil}", "choices": texts}).encode(), {}
 
     with stub.running(script=script) as server:
         tiny.make(world, tmp_path / "run", *changes(server.url), until="sample")
-    with stub.running(script=lambda asked: (401, evil.encode(), {})) as server, pytest.raises(UserError) as raised:
+    with stub.running(script=lambda request: (401, evil.encode(), {})) as server, pytest.raises(UserError) as raised:
         tiny.make(world, tmp_path / "other", *changes(server.url), until="sample")
     seen = "".join(capfd.readouterr()) + str(raised.value)
     assert "U+001B" in seen and not {"\x1b", "\x07", "\x9b", "\r", "\u202e"} & set(seen)

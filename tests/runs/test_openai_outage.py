@@ -181,11 +181,11 @@ def test_a_port_that_closes_and_opens_again(capfd: pytest.CaptureFixture[str]) -
         port = free.getsockname()[1]
     servers = [serve(port)]
     more = {"patience": 60.0, "timeout": 10.0, "first_backoff": 0.1, "concurrency": 16, "samples_per_request": 1}
-    own = ServerSettings("m", urls=(f"http://127.0.0.1:{port}/v1",), samples=4, top_logprobs=0, **more)  # type: ignore[arg-type]
+    server_settings = ServerSettings("m", urls=(f"http://127.0.0.1:{port}/v1",), samples=4, top_logprobs=0, **more)  # type: ignore[arg-type]
     watch, found, again = UsageMeter(), list[Chain](), None
     try:
         for batch in teacher.sample(
-            own, Capabilities(), ReaderContext("openai", "none"), watch, questions(120), lambda _: PROMPT
+            server_settings, Capabilities(), ReaderContext("openai", "none"), watch, questions(120), lambda _: PROMPT
         ):
             found += batch
             if again is None:
@@ -241,7 +241,7 @@ def test_large_bodies_are_bounded(status: int, name: str) -> None:
 
     data, headers = bombs(1 << 26)[name]
 
-    with stub.running(script=lambda asked: (status, data, headers | {"Connection": "close"})) as server:
+    with stub.running(script=lambda request: (status, data, headers | {"Connection": "close"})) as server:
         tracemalloc.start()
         try:
             answer = ask(server)
@@ -259,7 +259,7 @@ def test_large_bodies_are_bounded(status: int, name: str) -> None:
 def test_a_packed_body_is_read() -> None:
     data = json.dumps({"choices": [{"text": " 4", "finish_reason": "stop"}]}).encode()
     for packed, name in ((gzip.compress(data), "gzip"), (zlib.compress(data), "deflate"), (data, "identity")):
-        with stub.running(script=lambda asked: (200, packed, {"Content-Encoding": name})) as server:  # noqa: B023
+        with stub.running(script=lambda request: (200, packed, {"Content-Encoding": name})) as server:  # noqa: B023
             answer = ask(server)
         assert answer.body is not None and answer.body.choices[0].text == " 4"
 
@@ -346,17 +346,17 @@ def test_no_count_moves_a_ceiling(usage: str) -> None:
     """A ceiling of 3,000 tokens and a server that lies: no more requests than could cost so much."""
     watch = UsageMeter()
 
-    def script(asked: dict) -> Any:
+    def script(request: dict) -> Any:
         text = '{"text": " So the sum is what it is. The answer is 4.", "finish_reason": "stop"}'
-        return 200, f'{{"choices": [{", ".join([text] * asked["n"])}], {usage}}}'.encode(), {}
+        return 200, f'{{"choices": [{", ".join([text] * request["n"])}], {usage}}}'.encode(), {}
 
     with stub.running(script=script) as server:
-        own = ServerSettings(
+        server_settings = ServerSettings(
             "m", urls=(server.url,), samples=4, top_logprobs=0, max_tokens=64, budget_tokens=3000, prices=(1.0, 1.0)
         )
         with pytest.raises(UserError, match="E-teacher-budget-spent"):
             for _ in teacher.sample(
-                own, Capabilities(), ReaderContext("openai", "none"), watch, questions(100), lambda _: PROMPT
+                server_settings, Capabilities(), ReaderContext("openai", "none"), watch, questions(100), lambda _: PROMPT
             ):
                 pass
     assert 8 <= len(server.seen) <= 3000 // 256 and watch.money > 0

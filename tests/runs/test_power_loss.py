@@ -82,9 +82,9 @@ def test_a_checkpoint_without_its_metrics_is_not_one_to_continue_from(
     world: Path, whole: Path, tmp_path: Path, lost: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As a disk that says that it has flushed and has not leaves it, or a run of an older version."""
-    at = tiny.before(whole, tmp_path / "run", "evaluate")
-    storage.remove(at / "train" / "manifest.json")
-    path = at / "train" / "metrics.jsonl"
+    run_dir = tiny.before(whole, tmp_path / "run", "evaluate")
+    storage.remove(run_dir / "train" / "manifest.json")
+    path = run_dir / "train" / "metrics.jsonl"
     rows = path.read_bytes().splitlines(keepends=True)
     left = {
         "all rows": [],
@@ -94,9 +94,9 @@ def test_a_checkpoint_without_its_metrics_is_not_one_to_continue_from(
         "half a row": [*rows[:4], rows[4][:20] + b"\n", *rows[5:]],
     }
     path.write_bytes(b"".join(left[lost]))
-    tiny.make(world, at, *LONGER, until="train")
+    tiny.make(world, run_dir, *LONGER, until="train")
     assert "training continues from step 0" in capsys.readouterr().err
-    found = tiny.contents(at)
+    found = tiny.contents(run_dir)
     assert found == {name: content for name, content in tiny.contents(whole).items() if name in found}
 
 
@@ -111,12 +111,12 @@ def test_the_newest_checkpoint_whose_metrics_are_complete(tmp_path: Path) -> Non
 
 def test_a_row_is_certain_after_a_sync_and_no_row_before_it_is_lost(tmp_path: Path) -> None:
     """Of the double itself: that it forgets what was not flushed, and keeps what was."""
-    at = tmp_path / "run"
-    at.mkdir()
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
     with (
         pytest.raises(PowerLoss),
-        cut_at(at, 12, tmp_path / "left") as moments,
-        storage.Appender(at / "a.jsonl") as rows,
+        cut_at(run_dir, 12, tmp_path / "left") as moments,
+        storage.Appender(run_dir / "a.jsonl") as rows,
     ):
         rows.append([{"x": 1}])
         rows.sync()
@@ -126,30 +126,30 @@ def test_a_row_is_certain_after_a_sync_and_no_row_before_it_is_lost(tmp_path: Pa
 
 
 def test_a_rename_whose_folder_was_not_flushed_may_be_lost(tmp_path: Path) -> None:
-    at = tmp_path / "run"
-    at.mkdir()
-    storage.write_file(at / "a", b"old")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    storage.write_file(run_dir / "a", b"old")
     for number, expected in ((3, b"old"), (4, b"new")):
-        with pytest.raises(PowerLoss), cut_at(at, number, tmp_path / str(number)) as moments:
-            storage.write_file(at / "a", b"new")
-            storage.write_file(at / "b", b"")
+        with pytest.raises(PowerLoss), cut_at(run_dir, number, tmp_path / str(number)) as moments:
+            storage.write_file(run_dir / "a", b"new")
+            storage.write_file(run_dir / "b", b"")
         assert (tmp_path / str(number) / "a").read_bytes() == expected, moments
-        storage.write_file(at / "a", b"old")
+        storage.write_file(run_dir / "a", b"old")
 
 
 def test_new_folders_are_certain_with_what_is_in_them(tmp_path: Path) -> None:
-    def write(at: Path) -> None:
-        storage.write_file(at / "a" / "b" / "c", b"c")
-        storage.write_file(at / "gone", b"")
-        with storage.write_folder(at / "d" / "e") as inside:
+    def write(run_dir: Path) -> None:
+        storage.write_file(run_dir / "a" / "b" / "c", b"c")
+        storage.write_file(run_dir / "gone", b"")
+        with storage.write_folder(run_dir / "d" / "e") as inside:
             (inside / "f").mkdir()
             (inside / "f" / "g").write_bytes(b"g")
-        with storage.Appender(at / "h" / "i.jsonl") as rows:
+        with storage.Appender(run_dir / "h" / "i.jsonl") as rows:
             rows.append([{}])
-        storage.remove(at / "gone")
+        storage.remove(run_dir / "gone")
 
-    def left(at: Path) -> set[str]:
-        return {path.relative_to(at).as_posix() for path in at.rglob("*") if path.is_file()}
+    def left(run_dir: Path) -> set[str]:
+        return {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
 
     for folder in ("counted", "run"):
         (tmp_path / folder).mkdir()

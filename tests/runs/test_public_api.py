@@ -27,8 +27,8 @@ def test_the_package_says_its_version_and_its_names() -> None:
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
     program = "import sys, potstill; print(*sorted(name.split('.')[0] for name in sys.modules))"
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert {"torch", "numpy", "pyarrow", "pydantic", "transformers"}.isdisjoint(told.stdout.split())
+    completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert {"torch", "numpy", "pyarrow", "pydantic", "transformers"}.isdisjoint(completed.stdout.split())
 
 
 def test_grade() -> None:

@@ -75,22 +75,22 @@ def test_nothing_that_is_measured_is_replayed(run: Path) -> None:
 def test_what_was_trained_is_told_by_format(run: Path) -> None:
     from potstill.run_reader import open_run
 
-    told = collect.collect_report(run, open_run(run).recipe)
-    rows = [cost for cost in told.costs if cost.label.startswith("of these")]
+    report = collect.collect_report(run, open_run(run).recipe)
+    rows = [cost for cost in report.costs if cost.label.startswith("of these")]
     by_format = {cost.label.removeprefix("of these positions: "): cost.number for cost in rows}
-    total = next(cost.number for cost in told.costs if cost.label == "positions trained on")
+    total = next(cost.number for cost in report.costs if cost.label == "positions trained on")
     assert list(by_format)[-1] == "replay" and sum(by_format.values()) == total
-    assert any("Replay: 25.0 % of each step's weight" in note for note in told.notes)
+    assert any("Replay: 25.0 % of each step's weight" in note for note in report.notes)
     assert "Replay: 25.0" in (run / "report" / "index.html").read_text()
     first = next(read.read_jsonl(run / "train" / "metrics.jsonl"))[1]
     assert "replay" in first["losses"]
 
 
 def test_a_recipe_without_replay_leaves_no_trace_of_it(world: Path, tmp_path: Path) -> None:
-    at = tiny.make(world, tmp_path / "run", until="train")
+    run_dir = tiny.make(world, tmp_path / "run", until="train")
     for stage in ("collect", "train"):
-        assert "replay" not in (at / stage / "manifest.json").read_text()
-    assert not (at / "collect" / "more.train.jsonl").exists()
+        assert "replay" not in (run_dir / stage / "manifest.json").read_text()
+    assert not (run_dir / "collect" / "more.train.jsonl").exists()
 
 
 def test_the_plan_says_what_is_replayed(world: Path) -> None:
@@ -113,8 +113,8 @@ def test_a_replay_that_would_deceive_is_refused(world: Path, change: str, found:
 
 def test_a_run_where_every_row_is_measured_stops(world: Path, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    at = tiny.make(world, tmp_path / "run", until="collect")
-    rows = [{"prompt": q.text, "answer": q.gold} for q in run_questions.read_questions(at, ["other"], "validation")]
+    run_dir = tiny.make(world, tmp_path / "run", until="collect")
+    rows = [{"prompt": q.text, "answer": q.gold} for q in run_questions.read_questions(run_dir, ["other"], "validation")]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with user_error("E-train-replay-contaminated"):
         tiny.make(world, tmp_path / "other", f"train.replay={{share: 0.1, file: {file}}}", until="train")

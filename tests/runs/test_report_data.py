@@ -39,15 +39,15 @@ def own(runs: Path, tmp_path: Path) -> Path:
 
 
 def test_a_control_is_held_against_the_same_base_item_by_item(data: Path, own: Path) -> None:
-    told = collect.collect_report(own / "tiny", tiny.recipe(data, CONTROLLED))
-    [control] = told.controls
+    report = collect.collect_report(own / "tiny", tiny.recipe(data, CONTROLLED))
+    [control] = report.controls
     assert (control.name, control.training, control.steps) == ("answers", "bare answers", 4)
-    base = {row.base.set: row.base for row in told.comparisons if row.base.format == "zero-shot-rationale"}
+    base = {row.base.set: row.base for row in report.comparisons if row.base.format == "zero-shot-rationale"}
     for row in control.comparisons:
         assert row.base == base[row.base.set] and row.chosen.format == "zero-shot-answer"
         change = (row.won - row.lost) / row.base.n
         assert row.difference.value == pytest.approx(change) == pytest.approx(row.chosen.accuracy - row.base.accuracy)
-    assert {line.name for line in summary.summary_rows(told)} == {"base", "specialized", "answers"}
+    assert {line.name for line in summary.summary_rows(report)} == {"base", "specialized", "answers"}
 
 
 def test_the_page_names_the_control_and_its_answers_are_an_input(data: Path, own: Path) -> None:
@@ -63,10 +63,10 @@ def test_the_page_names_the_control_and_its_answers_are_an_input(data: Path, own
 
 
 def test_the_page_has_questions_to_read_with_the_teachers_chains(data: Path, own: Path) -> None:
-    plan = tiny.recipe(data)
-    read = collect.collect_report(own / "tiny", plan).examples
+    recipe = tiny.recipe(data)
+    read = collect.collect_report(own / "tiny", recipe).examples
     taught = [sample for sample in read if sample.chains]
-    assert 0 < len(taught) <= plan.report.examples and len(read) > len(taught)
+    assert 0 < len(taught) <= recipe.report.examples and len(read) > len(taught)
     assert all(chain.question == sample.question.id for sample in taught for chain, _ in sample.chains)
 
 
@@ -93,19 +93,19 @@ def test_a_control_that_cannot_be_compared_is_refused(data: Path, own: Path, cha
 
 
 def test_counts_are_those_of_the_run(data: Path, own: Path) -> None:
-    told = collect.collect_report(own / "tiny", tiny.recipe(data))
-    counted = {(cost.stage, cost.label): cost.number for cost in told.costs}
+    report = collect.collect_report(own / "tiny", tiny.recipe(data))
+    counted = {(cost.stage, cost.label): cost.number for cost in report.costs}
     metrics = [row for _, row in storage.read_jsonl(own / "tiny" / "train" / "metrics.jsonl")]
     assert counted["train", "steps"] == 4
     assert counted["train", "tokens read"] == sum(row["tokens"] for row in metrics) > 0
     answers = sum(len(path.read_text().splitlines()) for path in (own / "tiny" / "test").rglob("*.greedy.jsonl"))
     assert counted["test", "answers on test"] == answers
-    [source] = told.sources
+    [source] = report.sources
     assert sum(source.grades.values()) == source.chains == counted["sample", "chains"]
     assert sum(right * n for right, n in source.right_counts.items()) == source.grades.get("right", 0)
     assert source.kept + sum(source.dropped.values()) == source.grades.get("right", 0)
-    assert sum(told.outcomes.values()) == sum(
-        s.n for s in told.validation if s.checkpoint.step == 0 and "answer" not in s.format
+    assert sum(report.outcomes.values()) == sum(
+        s.n for s in report.validation if s.checkpoint.step == 0 and "answer" not in s.format
     )
 
 

@@ -35,8 +35,8 @@ def test_a_run_holds_every_folder_of_the_design(finished: Path) -> None:
     assert {path.name for path in (finished / "student").iterdir()} >= {"config.json", "model.safetensors", "README.md"}
 
 
-def chosen(at: Path) -> int:
-    return read(at / "select" / "choice.json")["step"]
+def chosen(run_dir: Path) -> int:
+    return read(run_dir / "select" / "choice.json")["step"]
 
 
 def test_only_the_newest_checkpoint_keeps_the_engine(finished: Path) -> None:
@@ -93,7 +93,7 @@ def test_any_hugging_face_tool_loads_the_student(finished: Path) -> None:
 def test_a_decoder_only_student_learns_under_every_treatment_of_the_mass(
     world: Path, tmp_path: Path, mass: str
 ) -> None:
-    at = tiny.make(
+    run_dir = tiny.make(
         world,
         tmp_path / "run",
         CAUSAL,
@@ -101,9 +101,9 @@ def test_a_decoder_only_student_learns_under_every_treatment_of_the_mass(
         "train.steps=40",
         "train.checkpoint_every=20",
     )
-    losses = [row["loss"] for _, row in storage.read_jsonl(at / "train" / "metrics.jsonl")]
+    losses = [row["loss"] for _, row in storage.read_jsonl(run_dir / "train" / "metrics.jsonl")]
     assert losses[-1] < 0.7 * losses[0]
-    assert read(at / "student" / "config.json")["model_type"] == "llama"
+    assert read(run_dir / "student" / "config.json")["model_type"] == "llama"
 
 
 def test_the_keys_of_training_reach_it(world: Path, tmp_path: Path) -> None:
@@ -115,15 +115,15 @@ def test_the_keys_of_training_reach_it(world: Path, tmp_path: Path) -> None:
         "train.warmup_steps=1",
         "train.stable_steps=2",
     )
-    at = tiny.make(world, tmp_path / "run", *keys, until="train")
-    rows = [row for _, row in storage.read_jsonl(at / "train" / "metrics.jsonl")]
+    run_dir = tiny.make(world, tmp_path / "run", *keys, until="train")
+    rows = [row for _, row in storage.read_jsonl(run_dir / "train" / "metrics.jsonl")]
     assert [row["rate"] for row in rows] == pytest.approx([1e-2, 1e-2, 1e-2, 5e-3])
     assert {row["padding"] for row in rows} == {0.0} and all(0 < row["kept"] <= 1 for row in rows)
     assert all(set(row["taught"]) == set(row["losses"]) for row in rows) and {"hard", "end"} < set(rows[0]["kinds"])
-    states = load_file(at / "train" / "checkpoints" / "4" / "engine.safetensors")
+    states = load_file(run_dir / "train" / "checkpoints" / "4" / "engine.safetensors")
     assert {name.rpartition("/")[2] for name in states} == {"step", "row_var", "col_var", "variance"}
     plain = tiny.make(world, tmp_path / "plain", until="train")
-    assert {v.dtype for v in load_file(at / "train/checkpoints/4/model.safetensors").values()} == {torch.float32}
+    assert {v.dtype for v in load_file(run_dir / "train/checkpoints/4/model.safetensors").values()} == {torch.float32}
     first = next(row for _, row in storage.read_jsonl(plain / "train" / "metrics.jsonl"))
     assert first["loss"] == pytest.approx(rows[0]["loss"], rel=1e-2) and first["loss"] != rows[0]["loss"]
     assert first["tokens"] == rows[0]["tokens"]
@@ -139,15 +139,15 @@ def test_a_loss_that_rises_is_said(world: Path, tmp_path: Path, capsys: pytest.C
 def test_the_chains_of_a_group_share_their_prompt(world: Path, tmp_path: Path) -> None:
     """However small the budget, they stay in one micro-batch, and the prompt is read once."""
     keys = ("train.chains_per_prompt=3", "train.batch_tokens=60", "train.formats={zero-shot-rationale: 1}")
-    at = tiny.make(world, tmp_path / "run", *keys, until="align")
+    run_dir = tiny.make(world, tmp_path / "run", *keys, until="align")
     for family in ("t5", "causal"):
-        plan = tiny.recipe(world, *keys, f"student.shape.family={family}")
-        student = models.from_recipe(plan)
-        lesson = examples.read_training_data(at, plan, student)
+        recipe = tiny.recipe(world, *keys, f"student.shape.family={family}")
+        student = models.from_recipe(recipe)
+        lesson = examples.read_training_data(run_dir, recipe, student)
         batches = lesson.micro_batches(1)
-        assert len(batches) > 1 and sum(map(len, batches)) == len(lesson.examples(1)) > plan.train.prompts_per_step
+        assert len(batches) > 1 and sum(map(len, batches)) == len(lesson.examples(1)) > recipe.train.prompts_per_step
         prompts = [{example.prompt for example in batch} for batch in batches]
-        assert sum(map(len, prompts)) <= plan.train.prompts_per_step  # fewer where a question comes twice
+        assert sum(map(len, prompts)) <= recipe.train.prompts_per_step  # fewer where a question comes twice
         read = sum(student.batch(batch).tokens for batch in batches)
         unshared = sum(len(row.prompt) + len(row.target) for row in lesson.examples(1))
         assert read < 0.8 * unshared
@@ -156,8 +156,8 @@ def test_the_chains_of_a_group_share_their_prompt(world: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("rule", ["one-hot", "paper", "span", "text"])
 def test_every_transfer_rule_reaches_the_report(world: Path, tmp_path: Path, rule: str) -> None:
-    at = tiny.make(world, tmp_path / "run", f"transfer.rule={rule}", "transfer.min_coverage=0.05")
-    kinds = read(at / "align" / "manifest.json")["counts"]["coverage"]["all"]
+    run_dir = tiny.make(world, tmp_path / "run", f"transfer.rule={rule}", "transfer.min_coverage=0.05")
+    kinds = read(run_dir / "align" / "manifest.json")["counts"]["coverage"]["all"]
     assert ("same" in kinds) == (rule != "one-hot")
 
 
@@ -179,8 +179,8 @@ def test_stored_chains_about_held_out_questions_are_passed_over(world: Path, tmp
     rows = [Chain.from_text(q.id, 0, f"It is so. The answer is {q.gold}", source="old") for q in taught]
     rows += [Chain.from_text(name, 0, "The answer is 1", source="old") for name in others]
     storage.write_jsonl(stored, map(to_json, rows))
-    at = tiny.make(world, tmp_path / "second", f"teacher={{kind: replay, chains: {stored}}}", until="sample")
-    assert {chain.question for chain in parquet.read_chains(at / "sample" / "chains.parquet")} == {q.id for q in taught}
+    run_dir = tiny.make(world, tmp_path / "second", f"teacher={{kind: replay, chains: {stored}}}", until="sample")
+    assert {chain.question for chain in parquet.read_chains(run_dir / "sample" / "chains.parquet")} == {q.id for q in taught}
     storage.write_jsonl(stored, [to_json(Chain.from_text("nobody/7", 0, "The answer is 1", source="old"))])
     with pytest.raises(UserError, match="nobody/7"):
         tiny.make(world, tmp_path / "third", f"teacher={{kind: replay, chains: {stored}}}", until="sample")
@@ -188,11 +188,11 @@ def test_stored_chains_about_held_out_questions_are_passed_over(world: Path, tmp
 
 def test_a_changed_input_is_noticed(world: Path, tmp_path: Path) -> None:
     mine = tiny.world(tmp_path / "mine")
-    at = tiny.make(mine, tmp_path / "run", until="filter")
+    run_dir = tiny.make(mine, tmp_path / "run", until="filter")
     weights = mine / "teacher" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(UserError, match=r"content of teacher\.model"):
-        tiny.make(mine, at, until="filter")
+        tiny.make(mine, run_dir, until="filter")
 
 
 def test_the_log_alone_knows_about_time_and_machine(finished: Path) -> None:

@@ -33,7 +33,7 @@ class Crash(BaseException):
 
 
 @pytest.fixture
-def at(finished: Path, tmp_path: Path) -> Path:
+def run_dir(finished: Path, tmp_path: Path) -> Path:
     """A copy of a finished run."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
@@ -52,16 +52,16 @@ def crash_at(operation: str, moment: str, end: str) -> None:
     atomic.crash = stop
 
 
-def moments(world: Path, at: Path, *changes: str, redo: str | None = None) -> list[tuple[str, str, str]]:
+def moments(world: Path, run_dir: Path, *changes: str, redo: str | None = None) -> list[tuple[str, str, str]]:
     """Every moment of removing and of beginning again, when a run is changed."""
     seen = []
 
     def note(operation: str, moment: str, path: Path) -> None:
         if operation == "remove" or path.name in (manifest.BEGUN_FILE, manifest.MANIFEST_FILE):
-            seen.append((operation, moment, path.relative_to(at).as_posix()))
+            seen.append((operation, moment, path.relative_to(run_dir).as_posix()))
 
     atomic.crash = note
-    runner.run(tiny.recipe(world, *changes), run_dir=at, redo=redo)
+    runner.run(tiny.recipe(world, *changes), run_dir=run_dir, redo=redo)
     atomic.crash = atomic._no_crash
     return seen
 
@@ -71,118 +71,118 @@ def test_growth_that_stops_anywhere_comes_to_the_same_bytes(world: Path, finishe
     points = [p for p in moments(world, grown, "train.steps=6") if p[1] != "middle"]
     wanted = tiny.contents(grown)
     for number, point in enumerate(points[:: max(1, len(points) // 5)]):
-        at = Path(shutil.copytree(finished, tmp_path / str(number)))
+        run_dir = Path(shutil.copytree(finished, tmp_path / str(number)))
         crash_at(*point)
         with pytest.raises(Crash):
-            tiny.make(world, at, "train.steps=6")
+            tiny.make(world, run_dir, "train.steps=6")
         atomic.crash = atomic._no_crash
-        assert tiny.contents(tiny.make(world, at, "train.steps=6")) == wanted, point
-        shutil.rmtree(at)
+        assert tiny.contents(tiny.make(world, run_dir, "train.steps=6")) == wanted, point
+        shutil.rmtree(run_dir)
 
 
-def test_growth_that_stopped_does_not_go_on_with_another_recipe(world: Path, at: Path) -> None:
+def test_growth_that_stopped_does_not_go_on_with_another_recipe(world: Path, run_dir: Path) -> None:
     crash_at("remove", "after", "train/manifest.json")
     with pytest.raises(Crash):
-        tiny.make(world, at, "train.steps=6")
+        tiny.make(world, run_dir, "train.steps=6")
     atomic.crash = atomic._no_crash
     with pytest.raises(UserError, match=r"train\.learning_rate: 0\.01 -> 0\.5"):
-        tiny.make(world, at, "train.steps=6", "train.learning_rate=0.5")
+        tiny.make(world, run_dir, "train.steps=6", "train.learning_rate=0.5")
 
 
-def test_a_training_is_not_shortened(world: Path, at: Path) -> None:
-    before = (at / "recipe.yaml").read_bytes(), tiny.contents(at)
+def test_a_training_is_not_shortened(world: Path, run_dir: Path) -> None:
+    before = (run_dir / "recipe.yaml").read_bytes(), tiny.contents(run_dir)
     with pytest.raises(UserError, match="E-run-shrinks"):
-        tiny.make(world, at, "train.steps=2")
-    assert ((at / "recipe.yaml").read_bytes(), tiny.contents(at)) == before
+        tiny.make(world, run_dir, "train.steps=2")
+    assert ((run_dir / "recipe.yaml").read_bytes(), tiny.contents(run_dir)) == before
     crash_at("write", "before", "train/manifest.json")
     with pytest.raises(Crash):
-        tiny.make(world, at, "train.steps=6")
+        tiny.make(world, run_dir, "train.steps=6")
     atomic.crash = atomic._no_crash
     with pytest.raises(UserError, match="E-run-shrinks"):
-        tiny.make(world, at, "train.steps=4")
+        tiny.make(world, run_dir, "train.steps=4")
 
 
-def test_a_redo_that_stops_half_way_is_done_by_the_next(world: Path, finished: Path, at: Path) -> None:
+def test_a_redo_that_stops_half_way_is_done_by_the_next(world: Path, finished: Path, run_dir: Path) -> None:
     crash_at("remove", "middle", "/train")
     with pytest.raises(Crash):
-        runner.run(tiny.recipe(world), run_dir=at, redo="filter")
+        runner.run(tiny.recipe(world), run_dir=run_dir, redo="filter")
     atomic.crash = atomic._no_crash
-    assert (at / "align").exists() and (at / f".train{atomic.PARTIAL_SUFFIX}").exists()
-    runner.run(tiny.recipe(world), run_dir=at, redo="filter")
-    assert tiny.contents(at) == tiny.contents(finished)
+    assert (run_dir / "align").exists() and (run_dir / f".train{atomic.PARTIAL_SUFFIX}").exists()
+    runner.run(tiny.recipe(world), run_dir=run_dir, redo="filter")
+    assert tiny.contents(run_dir) == tiny.contents(finished)
 
 
-def test_what_a_redo_would_stumble_over_is_said_before_anything_is_removed(world: Path, at: Path) -> None:
-    before = tiny.contents(at)
+def test_what_a_redo_would_stumble_over_is_said_before_anything_is_removed(world: Path, run_dir: Path) -> None:
+    before = tiny.contents(run_dir)
     for changes, redo, message in (
         (["questions.validation=0.2"], "train", "E-run-stage-differs"),
         (["teacher.model=absent"], "sample", r"teacher\.model: (.|\n)*E-recipe-missing-path"),
         (["student.tokenizer=absent"], "filter", r"student\.tokenizer: (.|\n)*E-recipe-missing-path"),
     ):
         with pytest.raises(UserError, match=message):
-            runner.run(tiny.recipe(world, *changes), run_dir=at, redo=redo)
-        assert tiny.contents(at) == before
+            runner.run(tiny.recipe(world, *changes), run_dir=run_dir, redo=redo)
+        assert tiny.contents(run_dir) == before
 
 
 def test_a_stage_on_another_disk_behind_a_link_can_be_redone(
-    world: Path, finished: Path, at: Path, tmp_path: Path
+    world: Path, finished: Path, run_dir: Path, tmp_path: Path
 ) -> None:
-    shutil.move(at / "train", tmp_path / "elsewhere")
-    (at / "train").symlink_to(tmp_path / "elsewhere")
-    runner.run(tiny.recipe(world), run_dir=at, redo="train")
-    assert tiny.contents(at) == tiny.contents(finished)
+    shutil.move(run_dir / "train", tmp_path / "elsewhere")
+    (run_dir / "train").symlink_to(tmp_path / "elsewhere")
+    runner.run(tiny.recipe(world), run_dir=run_dir, redo="train")
+    assert tiny.contents(run_dir) == tiny.contents(finished)
     assert (tmp_path / "elsewhere" / manifest.MANIFEST_FILE).exists()
 
 
-def test_lost_engine_state_costs_time_only(world: Path, finished: Path, at: Path) -> None:
+def test_lost_engine_state_costs_time_only(world: Path, finished: Path, run_dir: Path) -> None:
     for stage in ("report", "test", "select", "evaluate"):
-        shutil.rmtree(at / stage)
-    (at / "train" / manifest.MANIFEST_FILE).unlink()
-    (at / "train" / "checkpoints" / "4" / "engine.safetensors").unlink()
-    assert tiny.contents(tiny.make(world, at)) == tiny.contents(finished)
+        shutil.rmtree(run_dir / stage)
+    (run_dir / "train" / manifest.MANIFEST_FILE).unlink()
+    (run_dir / "train" / "checkpoints" / "4" / "engine.safetensors").unlink()
+    assert tiny.contents(tiny.make(world, run_dir)) == tiny.contents(finished)
 
 
-def test_a_part_of_evaluate_names_the_stage_to_redo(world: Path, at: Path) -> None:
+def test_a_part_of_evaluate_names_the_stage_to_redo(world: Path, run_dir: Path) -> None:
     for stage in ("report", "test", "select"):
-        shutil.rmtree(at / stage)
-    (at / "evaluate" / manifest.MANIFEST_FILE).unlink()
-    (at / "evaluate" / manifest.BEGUN_FILE).unlink()
+        shutil.rmtree(run_dir / stage)
+    (run_dir / "evaluate" / manifest.MANIFEST_FILE).unlink()
+    (run_dir / "evaluate" / manifest.BEGUN_FILE).unlink()
     with pytest.raises(UserError, match=r"evaluate\.max_tokens: 6 -> 7(.|\n)*--redo evaluate"):
-        tiny.make(world, at, "evaluate.max_tokens=7", until="evaluate")
+        tiny.make(world, run_dir, "evaluate.max_tokens=7", until="evaluate")
 
 
 def test_answers_that_another_calculator_gave_are_noticed_before_a_training_goes_on(
-    world: Path, at: Path, monkeypatch: pytest.MonkeyPatch
+    world: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = "evaluate.decodings=[greedy+calculator]"
-    runner.run(tiny.recipe(world, asked), run_dir=at, redo="evaluate", until="evaluate")
-    before = tiny.contents(at)
+    runner.run(tiny.recipe(world, asked), run_dir=run_dir, redo="evaluate", until="evaluate")
+    before = tiny.contents(run_dir)
     monkeypatch.setattr(calculator, "MARKS_VERSION", calculator.MARKS_VERSION + 1)
     for more in (), ("train.steps=6",):
         with pytest.raises(UserError, match=r"content of calculator marks\n.*--redo evaluate "):
-            tiny.make(world, at, asked, *more)
-    assert tiny.contents(at) == before
+            tiny.make(world, run_dir, asked, *more)
+    assert tiny.contents(run_dir) == before
 
 
 def test_every_stage_that_holds_answers_of_a_calculator_names_it(world: Path) -> None:
     final, both = "evaluate.test_decodings=[vote-2+calculator]", "evaluate.decodings=[greedy+calculator]"
     more = ("on_policy={sets: [more]}", "train.early_stopping_patience=1", "train.evaluate=true")
     for change, named in (("seed=3", set()), (final, {"test"}), (both, {"evaluate", "repair", "test", "train"})):
-        plan = tiny.recipe(world, change, *more)
+        recipe = tiny.recipe(world, change, *more)
         stages = {
             name
             for name in ("evaluate", "repair", "test", "train")
-            if "calculator marks" in open_stage(name).inputs(plan)
+            if "calculator marks" in open_stage(name).inputs(recipe)
         }
         assert stages == named
 
 
-def test_formats_may_change_without_sampling_again(world: Path, at: Path) -> None:
+def test_formats_may_change_without_sampling_again(world: Path, run_dir: Path) -> None:
     for change, stage in (("train.formats={zero-shot-rationale: 1}", "train"), ("evaluate.max_tokens=7", "evaluate")):
         with pytest.raises(UserError, match=f"--redo {stage} "):
-            tiny.make(world, at, change)
+            tiny.make(world, run_dir, change)
     with pytest.raises(UserError, match="--redo evaluate "):
-        tiny.make(world, at, "evaluate.formats=[zero-shot-rationale]")
+        tiny.make(world, run_dir, "evaluate.formats=[zero-shot-rationale]")
 
 
 def test_a_demonstration_is_no_measured_question_and_its_file_is_watched(world: Path, tmp_path: Path) -> None:
@@ -195,10 +195,10 @@ def test_a_demonstration_is_no_measured_question_and_its_file_is_watched(world: 
     with pytest.raises(UserError, match=rf"demonstration 1 is a validation question\n  found: {measured.id}: "):
         tiny.make(world, tmp_path / "run", change, until="collect")
     path.write_text(shot.format("What is 90 and 8?", 98))
-    at = tiny.make(world, tmp_path / "run", change, until="collect")
+    run_dir = tiny.make(world, tmp_path / "run", change, until="collect")
     path.write_text(shot.format("What is 90 and 9?", 99))
     with pytest.raises(UserError, match=r"content of evaluate\.demonstrations"):
-        tiny.make(world, at, change, until="collect")
+        tiny.make(world, run_dir, change, until="collect")
 
 
 def test_few_shot_answers_without_anything_to_show_are_refused_at_once(world: Path, tmp_path: Path) -> None:
@@ -213,12 +213,12 @@ def test_a_question_is_not_shown_to_its_twin(tmp_path: Path) -> None:
     twins = [{**row, "id": row["id"] + letter, "split": "train"} for row in rows[:4] for letter in "ab"]
     held = [{**row, "split": split} for row, split in zip(rows[6:], ["validation", "test"] * 3, strict=True)]
     (world / "sets" / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in twins + held))
-    plan = tiny.recipe(world, "teacher={kind: human}", "train.formats={few-shot-rationale: 1}")
-    at = runner.run(plan, run_dir=tmp_path / "run", until="align")
-    student = models.from_recipe(plan)
+    recipe = tiny.recipe(world, "teacher={kind: human}", "train.formats={few-shot-rationale: 1}")
+    run_dir = runner.run(recipe, run_dir=tmp_path / "run", until="align")
+    student = models.from_recipe(recipe)
     asked = 0
     for step in range(1, 12):
-        for example in examples.read_training_data(at, plan, student).examples(step):
+        for example in examples.read_training_data(run_dir, recipe, student).examples(step):
             shown = [part.split(" Let's")[0] for part in student.tokenizer.decode(example.prompt).split("Q: ")[1:]]
             forms = [splits.canonical_question(text) for text in shown]
             assert len(set(forms)) == len(forms) == 3
@@ -242,19 +242,19 @@ def test_only_right_chains_count_as_dropped() -> None:
 
 
 def test_a_broken_segment_names_its_line(world: Path, tmp_path: Path) -> None:
-    at = tiny.make(world, tmp_path / "run", until="collect")
+    run_dir = tiny.make(world, tmp_path / "run", until="collect")
     crash_at("append", "after", "segment-0000.jsonl")
     with pytest.raises(Crash):
-        tiny.make(world, at, until="sample")
+        tiny.make(world, run_dir, until="sample")
     atomic.crash = atomic._no_crash
-    segment = at / "sample" / "segment-0000.jsonl"
+    segment = run_dir / "sample" / "segment-0000.jsonl"
     segment.write_text('{"question": "sums/1"}\n' + segment.read_text())
     with pytest.raises(
         UserError, match=r"segment-0000\.jsonl line 1: .*\n  found: no field 'source'(.|\n)*E-storage-invalid-chain"
     ):
-        tiny.make(world, at, until="sample")
+        tiny.make(world, run_dir, until="sample")
     segment.write_text(segment.read_text().split("\n", 1)[1])
-    assert sum(1 for _ in parquet.read_chains(tiny.make(world, at, until="sample") / "sample" / "chains.parquet")) == 12
+    assert sum(1 for _ in parquet.read_chains(tiny.make(world, run_dir, until="sample") / "sample" / "chains.parquet")) == 12
 
 
 def test_a_disk_that_is_full_while_weights_are_written_is_one_message(world: Path, tmp_path: Path) -> None:
@@ -273,6 +273,6 @@ try:
 except UserError as fault:
     print(fault.hint)
 """
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert told.stdout.startswith("raise the limit on file sizes"), told.stderr
+    completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert completed.stdout.startswith("raise the limit on file sizes"), completed.stderr
     assert list(tmp_path.iterdir()) == []

@@ -42,25 +42,25 @@ class Crash(BaseException):
 
 
 def test_shards_make_the_unsharded_result(world: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
-    at, plan = tmp_path / "run", tiny.recipe(world)
+    run_dir, recipe = tmp_path / "run", tiny.recipe(world)
     for number in (3, 1, 2):
-        runner.run_shard(plan, Shard(number, 3), run_dir=at)
-    stored = [path.name for path in segments.segment_paths(at / "sample")]
+        runner.run_shard(recipe, Shard(number, 3), run_dir=run_dir)
+    stored = [path.name for path in segments.segment_paths(run_dir / "sample")]
     assert stored == [segments.segment_name(Shard(number, 3)) for number in (1, 2, 3)]
-    assert len(segments.stored_keys(segments.segment_paths(at / "sample"))) == sum(
-        len(segments.stored_keys([path])) for path in segments.segment_paths(at / "sample")
+    assert len(segments.stored_keys(segments.segment_paths(run_dir / "sample"))) == sum(
+        len(segments.stored_keys([path])) for path in segments.segment_paths(run_dir / "sample")
     )
-    runner.run_shard(plan, Shard(2, 3), run_dir=at)  # again: nothing is left to do
-    runner.run(plan, at, until="sample")
-    assert sampled(at) == whole
-    runner.run_shard(plan, Shard(1, 3), run_dir=at)  # too late: nothing changes
-    assert sampled(at) == whole
+    runner.run_shard(recipe, Shard(2, 3), run_dir=run_dir)  # again: nothing is left to do
+    runner.run(recipe, run_dir, until="sample")
+    assert sampled(run_dir) == whole
+    runner.run_shard(recipe, Shard(1, 3), run_dir=run_dir)  # too late: nothing changes
+    assert sampled(run_dir) == whole
 
 
 def test_what_shards_leave_out_or_store_twice_is_mended(
     world: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at, plan = tmp_path / "run", tiny.recipe(world)
+    run_dir, recipe = tmp_path / "run", tiny.recipe(world)
 
     def crash(operation: str, moment: str, path: Path) -> None:
         if (operation, moment) == ("append", "middle") and path.name.startswith("segment"):
@@ -68,32 +68,32 @@ def test_what_shards_leave_out_or_store_twice_is_mended(
 
     monkeypatch.setattr(atomic, "crash", crash)
     with pytest.raises(Crash):
-        runner.run_shard(plan, Shard(2, 2), run_dir=at)
+        runner.run_shard(recipe, Shard(2, 2), run_dir=run_dir)
     monkeypatch.undo()
-    torn = at / "sample" / segments.segment_name(Shard(2, 2))
+    torn = run_dir / "sample" / segments.segment_name(Shard(2, 2))
     assert not torn.read_bytes().endswith(b"\n")
-    (at / "sample" / segments.segment_name(Shard(5, 7))).write_bytes(torn.read_bytes())  # from a run cut otherwise
-    runner.run(plan, at, until="sample")
-    assert sampled(at) == whole
+    (run_dir / "sample" / segments.segment_name(Shard(5, 7))).write_bytes(torn.read_bytes())  # from a run cut otherwise
+    runner.run(recipe, run_dir, until="sample")
+    assert sampled(run_dir) == whole
 
 
 def test_nobody_takes_a_run_away_from_its_shards(world: Path, tmp_path: Path) -> None:
-    at, plan = tmp_path / "run", tiny.recipe(world)
-    tiny.make(world, at, until="collect")
-    with run_folder.lock_shard(at, 1, 2):
+    run_dir, recipe = tmp_path / "run", tiny.recipe(world)
+    tiny.make(world, run_dir, until="collect")
+    with run_folder.lock_shard(run_dir, 1, 2):
         with pytest.raises(UserError, match=r"\(shard-1-of-2\)(.|\n)*E-run-locked"):
-            runner.run(plan, at, until="sample")
+            runner.run(recipe, run_dir, until="sample")
         with pytest.raises(UserError, match=r"sampling shard 1/2 of this run(.|\n)*E-run-locked"):
-            runner.run_shard(plan, Shard(1, 2), run_dir=at)
-        runner.run_shard(plan, Shard(2, 2), run_dir=at)  # another one is welcome
-    runner.run(plan, at, until="sample")
+            runner.run_shard(recipe, Shard(1, 2), run_dir=run_dir)
+        runner.run_shard(recipe, Shard(2, 2), run_dir=run_dir)  # another one is welcome
+    runner.run(recipe, run_dir, until="sample")
 
 
 def test_other_settings_are_refused_beside_stored_chains(world: Path, tmp_path: Path) -> None:
-    at = tmp_path / "run"
-    runner.run_shard(tiny.recipe(world), Shard(1, 2), run_dir=at)
+    run_dir = tmp_path / "run"
+    runner.run_shard(tiny.recipe(world), Shard(1, 2), run_dir=run_dir)
     with pytest.raises(UserError, match=r"teacher\.temperature: 1\.0 -> 0\.5"):
-        runner.run_shard(tiny.recipe(world, "teacher.temperature=0.5"), Shard(2, 2), run_dir=at)
+        runner.run_shard(tiny.recipe(world, "teacher.temperature=0.5"), Shard(2, 2), run_dir=run_dir)
 
 
 def test_processes_at_the_same_time(world: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
@@ -115,8 +115,8 @@ def test_processes_at_the_same_time(world: Path, whole: dict[str, bytes], tmp_pa
     last = start_command("sample", recipe, cwd=tmp_path, output=merged, environment=settings)
     assert exit_code(last) == 0 and "segment-0001-of-0002: " in merged.read_text(), merged.read_text()
     assert "the shards lacked 0 chains; all are merged into chains.parquet" in merged.read_text()
-    at = tmp_path / "runs" / "tiny"
-    assert sampled(at)["sample/chains.parquet"] == whole["sample/chains.parquet"]
+    run_dir = tmp_path / "runs" / "tiny"
+    assert sampled(run_dir)["sample/chains.parquet"] == whole["sample/chains.parquet"]
 
 
 @pytest.mark.parametrize(("kind", "module"), [("human", reference_solutions), ("replay", replay)])
@@ -124,16 +124,16 @@ def test_shards_of_chains_that_exist_share_them_out(
     kind: str, module: ModuleType, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BATCH_SIZE", 3)
-    asked = [Question(f"s/{i}", f"What is {i}?", "4", "s", "train", "number", "It is 4.") for i in range(11)]
+    questions = [Question(f"s/{i}", f"What is {i}?", "4", "s", "train", "number", "It is 4.") for i in range(11)]
     stored = tmp_path / "old.jsonl"
     write_jsonl(stored, [{"question": f"s/{i % 11}", "text": f"{i}"} for i in range(30)])
-    plan = tiny.recipe(world, f"teacher={{kind: {kind}, chains: {stored}}}")
-    teacher = teachers.from_recipe(plan)
+    recipe = tiny.recipe(world, f"teacher={{kind: {kind}, chains: {stored}}}")
+    teacher = teachers.from_recipe(recipe)
     parts = [
-        [each for batch in teacher.sample(asked, SamplingState(shard=Shard(number, 3))) for each in batch]
+        [each for batch in teacher.sample(questions, SamplingState(shard=Shard(number, 3))) for each in batch]
         for number in (1, 2, 3)
     ]
-    together = [each for batch in teacher.sample(asked) for each in batch]
+    together = [each for batch in teacher.sample(questions) for each in batch]
     assert all(parts) and sorted(chain(*parts), key=lambda c: c.key) == sorted(together, key=lambda c: c.key)
 
 

@@ -38,64 +38,64 @@ def changes(url: str, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def tokens(at: Path) -> float:
-    spent = ledger.total_usage(at)
+def tokens(run_dir: Path) -> float:
+    spent = ledger.total_usage(run_dir)
     assert spent["money"] == spent["prompt_tokens"] + spent["completion_tokens"]
     return spent["money"]
 
 
-def sample(world: Path, at: Path, url: str, *more: str, redo: str | None = None, yes: runner.Consent = False) -> Path:
-    return runner.run(tiny.recipe(world, *changes(url, *more)), run_dir=at, redo=redo, until="sample", yes=yes)
+def sample(world: Path, run_dir: Path, url: str, *more: str, redo: str | None = None, yes: runner.Consent = False) -> Path:
+    return runner.run(tiny.recipe(world, *changes(url, *more)), run_dir=run_dir, redo=redo, until="sample", yes=yes)
 
 
 def test_a_redo_forgets_nothing_of_what_was_paid(world: Path, tmp_path: Path) -> None:
     """Five rounds under one ceiling: it is reached in one of them, and all together do not pass it."""
-    at, most, stopped = tmp_path / "run", 1600, 0
+    run_dir, most, stopped = tmp_path / "run", 1600, 0
     with stub.running() as server:
         for number in range(5):
-            redo = "sample" if (at / "sample").exists() else None
+            redo = "sample" if (run_dir / "sample").exists() else None
             try:
-                sample(world, at, server.url, f"teacher.budget.money={most}", redo=redo, yes=True)
+                sample(world, run_dir, server.url, f"teacher.budget.money={most}", redo=redo, yes=True)
             except UserError as fault:
                 stopped += 1
                 assert "the budget is spent" in fault.what and f"of {most}" in fault.found
-            assert tokens(at) == server.written <= most, number
+            assert tokens(run_dir) == server.written <= most, number
     assert 0 < stopped < 5 and server.written > most - WORST
 
 
 @pytest.mark.parametrize("stage", ["sample", "collect"])
 def test_paid_chains_go_only_where_somebody_says_yes(world: Path, tmp_path: Path, stage: str) -> None:
-    at, asked = tmp_path / "run", list[str]()
+    run_dir, asked = tmp_path / "run", list[str]()
     with stub.running() as server:
-        sample(world, at, server.url)
-        before, paid = tiny.contents(at), tokens(at)
+        sample(world, run_dir, server.url)
+        before, paid = tiny.contents(run_dir), tokens(run_dir)
         for yes in (False, lambda lost: asked.append(lost) is not None):
             with pytest.raises(UserError) as caught:
-                sample(world, at, server.url, redo=stage, yes=yes)
+                sample(world, run_dir, server.url, redo=stage, yes=yes)
             assert f"{ASKED * SAMPLES} chains; this run has used " in caught.value.found
             assert f"{paid:.0f} tokens" in caught.value.found and f"cost {paid:.4f}" in caught.value.found
-            assert "--yes" in caught.value.hint and tiny.contents(at) == before
+            assert "--yes" in caught.value.hint and tiny.contents(run_dir) == before
         assert len(asked) == 1 and asked[0].startswith(f"--redo {stage} removes {ASKED * SAMPLES} chains")
-        sample(world, at, server.url, redo=stage, yes=lambda lost: True)
-        assert tokens(at) == server.written > 1.5 * paid
+        sample(world, run_dir, server.url, redo=stage, yes=lambda lost: True)
+        assert tokens(run_dir) == server.written > 1.5 * paid
 
 
 def test_chains_that_are_still_being_sampled_are_paid_for_too(world: Path, tmp_path: Path) -> None:
-    at = tmp_path / "run"
+    run_dir = tmp_path / "run"
     with stub.running() as server:
         with pytest.raises(UserError, match="E-teacher-budget-spent"):
-            sample(world, at, server.url, f"teacher.budget.money={2 * WORST}", "teacher.server.samples_per_request=1")
-        stored = len(segments.stored_keys(segments.segment_paths(at / "sample")))
+            sample(world, run_dir, server.url, f"teacher.budget.money={2 * WORST}", "teacher.server.samples_per_request=1")
+        stored = len(segments.stored_keys(segments.segment_paths(run_dir / "sample")))
         with pytest.raises(UserError, match=f"{stored} chains; this run has used"):
-            sample(world, at, server.url, redo="sample")
+            sample(world, run_dir, server.url, redo="sample")
     assert stored > 0
 
 
 def test_what_cost_nothing_is_redone_at_once(world: Path, tmp_path: Path) -> None:
-    at = tiny.make(world, tmp_path / "run", until="sample")
-    before = tiny.contents(at)
-    runner.run(tiny.recipe(world), run_dir=at, redo="sample", until="sample")
-    assert tiny.contents(at) == before
+    run_dir = tiny.make(world, tmp_path / "run", until="sample")
+    before = tiny.contents(run_dir)
+    runner.run(tiny.recipe(world), run_dir=run_dir, redo="sample", until="sample")
+    assert tiny.contents(run_dir) == before
     with stub.running() as server:
         bought = sample(world, tmp_path / "bought", server.url)
         runner.run(tiny.recipe(world, *changes(server.url)), run_dir=bought, redo="filter", until="filter")
@@ -116,40 +116,40 @@ def test_the_command_asks_for_yes(world: Path, tmp_path: Path) -> None:
 
 
 def test_a_ceiling_follows_a_run_that_is_copied_or_renamed(world: Path, tmp_path: Path) -> None:
-    at, most = tmp_path / "run", f"teacher.budget.money={2 * WORST}"
+    run_dir, most = tmp_path / "run", f"teacher.budget.money={2 * WORST}"
     with stub.running() as server:
         with pytest.raises(UserError, match="E-teacher-budget-spent"):
-            sample(world, at, server.url, most)
-        paid, seen = tokens(at), len(server.seen)
-        copied = Path(shutil.copytree(at, tmp_path / "copied"))
-        renamed = at.rename(tmp_path / "renamed")
+            sample(world, run_dir, server.url, most)
+        paid, seen = tokens(run_dir), len(server.seen)
+        copied = Path(shutil.copytree(run_dir, tmp_path / "copied"))
+        renamed = run_dir.rename(tmp_path / "renamed")
         shutil.rmtree(copied / "sample")  # by hand: what was paid was paid
-        for each in (copied, renamed):
+        for folder in (copied, renamed):
             with pytest.raises(UserError, match="E-teacher-budget-spent"):
-                sample(world, each, server.url, most)
-            assert tokens(each) == paid
+                sample(world, folder, server.url, most)
+            assert tokens(folder) == paid
         assert len(server.seen) == seen, "not even a probe is sent where it could not be paid"
 
 
 def test_shards_of_any_division_stay_together_below_the_ceiling(world: Path, tmp_path: Path) -> None:
     """Shards one after the other, divided otherwise, a run without, and again: the order changes nothing."""
-    at, most = tmp_path / "run", 900
+    run_dir, most = tmp_path / "run", 900
     with stub.running() as server:
         recipe = tiny.recipe(
             world, *changes(server.url, f"teacher.budget.money={most}", "teacher.server.samples_per_request=1")
         )
         rounds: list[Callable[[], object]] = [
-            *(lambda n=n: runner.run_shard(recipe, Shard(n, 2), run_dir=at) for n in (1, 2, 1)),
-            *(lambda n=n: runner.run_shard(recipe, Shard(n, 4), run_dir=at) for n in (3, 1, 2)),
-            lambda: runner.run(recipe, at, until="sample"),
-            *(lambda n=n: runner.run_shard(recipe, Shard(n, 2), run_dir=at) for n in (2, 1)),
+            *(lambda n=n: runner.run_shard(recipe, Shard(n, 2), run_dir=run_dir) for n in (1, 2, 1)),
+            *(lambda n=n: runner.run_shard(recipe, Shard(n, 4), run_dir=run_dir) for n in (3, 1, 2)),
+            lambda: runner.run(recipe, run_dir, until="sample"),
+            *(lambda n=n: runner.run_shard(recipe, Shard(n, 2), run_dir=run_dir) for n in (2, 1)),
         ]
         for each in rounds:
             try:
                 each()
             except UserError as fault:
                 assert "the budget is spent" in fault.what
-            assert tokens(at) == server.written <= most
+            assert tokens(run_dir) == server.written <= most
     assert server.written > most - WORST
 
 
@@ -181,48 +181,48 @@ def test_a_second_division_waits_for_the_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_what_was_under_way_is_counted_when_sampling_stops(world: Path, tmp_path: Path, how: signal.Signals) -> None:
     """Interrupted or killed while requests are under way: the server writes them to their end and bills them."""
-    at = tmp_path / "runs" / "tiny"
+    run_dir = tmp_path / "runs" / "tiny"
     (tmp_path / "recipe.yaml").write_text(tiny.RECIPE + f"data: {world}\n")
     with stub.running(latency=1.0) as server:
-        own = changes(server.url, "teacher.server.samples_per_request=1", "teacher.server.concurrency=6")
-        settings = [argument for change in own for argument in ("--set", change)]
+        settings_of_the_server = changes(server.url, "teacher.server.samples_per_request=1", "teacher.server.concurrency=6")
+        settings = [argument for change in settings_of_the_server for argument in ("--set", change)]
         process = start_command("run", "recipe.yaml", *settings, cwd=tmp_path)
-        while not any(path.stat().st_size for path in segments.segment_paths(at / "sample")) and process.is_alive():
+        while not any(path.stat().st_size for path in segments.segment_paths(run_dir / "sample")) and process.is_alive():
             time.sleep(0.02)
         time.sleep(0.3)
         assert process.pid is not None
         os.kill(process.pid, how)
         process.join(60)
         time.sleep(1.5)
-        stored = len(segments.stored_keys(segments.segment_paths(at / "sample")))
+        stored = len(segments.stored_keys(segments.segment_paths(run_dir / "sample")))
         assert 0 < stored < ASKED * SAMPLES
-        paid = tokens(at)
+        paid = tokens(run_dir)
         assert server.written < paid <= server.written + 6 * (64 + 100), "each at the most that it could cost"
         server.latency = 0.0
-        sample(world, at, server.url, "teacher.server.samples_per_request=1")
-        assert server.written < tokens(at) <= server.written + 6 * (64 + 100)
-    assert parquet.count_rows(at / "sample" / "chains.parquet") == ASKED * SAMPLES
-    last = list(read.read_complete_lines(ledger.ledger_path(at)))[-1]
+        sample(world, run_dir, server.url, "teacher.server.samples_per_request=1")
+        assert server.written < tokens(run_dir) <= server.written + 6 * (64 + 100)
+    assert parquet.count_rows(run_dir / "sample" / "chains.parquet") == ASKED * SAMPLES
+    last = list(read.read_complete_lines(ledger.ledger_path(run_dir)))[-1]
     assert "open" not in last
 
 
 def test_results_of_a_batch_are_counted_once_whatever_becomes_of_the_chains(world: Path, tmp_path: Path) -> None:
     from batch_service import served
 
-    at = tmp_path / "run"
+    run_dir = tmp_path / "run"
     with stub.running() as server:
         recipe = tiny.recipe(world, *changes(server.url))
-        runner.run_batch(recipe, out=tmp_path / "out", run_dir=at)
+        runner.run_batch(recipe, out=tmp_path / "out", run_dir=run_dir)
         asked = [row for path in (tmp_path / "out").glob("*") for _, row in read.read_jsonl(path)]
         (tmp_path / "results.jsonl").write_bytes(b"".join(served(server, asked)))
         paid = server.written
-        runner.run_batch(recipe, [tmp_path / "results.jsonl"], run_dir=at)
-        assert tokens(at) == paid
-        redone = runner.run(recipe, at, redo="sample", until="collect", yes=True)
+        runner.run_batch(recipe, [tmp_path / "results.jsonl"], run_dir=run_dir)
+        assert tokens(run_dir) == paid
+        redone = runner.run(recipe, run_dir, redo="sample", until="collect", yes=True)
         runner.run_batch(recipe, out=tmp_path / "again", run_dir=redone)  # asks the server how it wants to be asked
         probe = server.written - paid
-        runner.run_batch(recipe, [tmp_path / "results.jsonl"], run_dir=at)
-        assert tokens(at) == paid + probe and parquet.count_rows(at / "sample" / "chains.parquet") == ASKED * SAMPLES
+        runner.run_batch(recipe, [tmp_path / "results.jsonl"], run_dir=run_dir)
+        assert tokens(run_dir) == paid + probe and parquet.count_rows(run_dir / "sample" / "chains.parquet") == ASKED * SAMPLES
 
 
 def test_what_a_batch_brings_too_late_was_paid_all_the_same(world: Path, tmp_path: Path) -> None:
@@ -230,26 +230,26 @@ def test_what_a_batch_brings_too_late_was_paid_all_the_same(world: Path, tmp_pat
     twice."""
     from batch_service import served
 
-    at = tmp_path / "run"
+    run_dir = tmp_path / "run"
     with stub.running() as server:
         recipe = tiny.recipe(world, *changes(server.url, "teacher.server.samples_per_request=1"))
-        runner.run_batch(recipe, out=tmp_path / "out", run_dir=at)
+        runner.run_batch(recipe, out=tmp_path / "out", run_dir=run_dir)
         asked = [row for path in (tmp_path / "out").glob("*") for _, row in read.read_jsonl(path)]
         lines = served(server, asked)
         (tmp_path / "results.jsonl").write_bytes(b"".join(lines))
         with pytest.raises(UserError, match="E-teacher-budget-spent"):
             sample(
                 world,
-                at,
+                run_dir,
                 server.url,
                 "teacher.server.samples_per_request=1",
-                f"teacher.budget.money={tokens(at) + 500}",
+                f"teacher.budget.money={tokens(run_dir) + 500}",
             )
-        stored = len(segments.stored_keys(segments.segment_paths(at / "sample")))
-        paid = tokens(at)
-        runner.run_batch(recipe, [tmp_path / "results.jsonl"], run_dir=at)
-        assert 0 < stored < ASKED * SAMPLES and paid < tokens(at) == server.written
-    assert parquet.count_rows(at / "sample" / "chains.parquet") == ASKED * SAMPLES
+        stored = len(segments.stored_keys(segments.segment_paths(run_dir / "sample")))
+        paid = tokens(run_dir)
+        runner.run_batch(recipe, [tmp_path / "results.jsonl"], run_dir=run_dir)
+        assert 0 < stored < ASKED * SAMPLES and paid < tokens(run_dir) == server.written
+    assert parquet.count_rows(run_dir / "sample" / "chains.parquet") == ASKED * SAMPLES
 
 
 def test_chains_can_be_looked_at_while_they_are_sampled(
@@ -257,28 +257,28 @@ def test_chains_can_be_looked_at_while_they_are_sampled(
 ) -> None:
     from potstill.cli import show, status
 
-    at = tmp_path / "run"
+    run_dir = tmp_path / "run"
     with stub.running() as server:
         with pytest.raises(UserError, match="E-teacher-budget-spent"):
-            sample(world, at, server.url, f"teacher.budget.money={2 * WORST}", "teacher.server.samples_per_request=1")
-        with segments.segment_paths(at / "sample")[0].open("ab") as torn:
+            sample(world, run_dir, server.url, f"teacher.budget.money={2 * WORST}", "teacher.server.samples_per_request=1")
+        with segments.segment_paths(run_dir / "sample")[0].open("ab") as torn:
             torn.write(b'{"question": "sums/')
-        before = tiny.contents(at)
-        status.print_overview(at)
+        before = tiny.contents(run_dir)
+        status.print_overview(run_dir)
         key = "".join(capsys.readouterr().out.partition("--chain ")[2].partition(",")[0].split())
-        show.print_chain(at, key)
-        told = capsys.readouterr().out
-        assert "gold: " in told and "The answer is" in told
+        show.print_chain(run_dir, key)
+        output = capsys.readouterr().out
+        assert "gold: " in output and "The answer is" in output
         with pytest.raises(UserError, match="no such chain"):
-            show.print_chain(at, "sums/none#0")
+            show.print_chain(run_dir, "sums/none#0")
         with pytest.raises(UserError, match=r"(not aligned yet|was not kept)"):
-            show.print_target(at, key)
-        status.print_status(at)
-        told = capsys.readouterr().out
+            show.print_target(run_dir, key)
+        status.print_status(run_dir)
+        output = capsys.readouterr().out
         assert (
-            f'"chains": {len(segments.stored_keys(segments.segment_paths(at / "sample")))}' in told and "cost " in told
+            f'"chains": {len(segments.stored_keys(segments.segment_paths(run_dir / "sample")))}' in output and "cost " in output
         )
-        assert tiny.contents(at) == before
+        assert tiny.contents(run_dir) == before
     empty = tiny.make(world, tmp_path / "empty", *changes("http://127.0.0.1:9/v1"), until="collect")
     with pytest.raises(UserError, match="no chain is stored yet"):
         show.print_chain(empty, key)
@@ -304,19 +304,19 @@ def test_no_message_about_a_damaged_run_advises_to_remove_its_chains(
 ) -> None:
     from potstill.cli import export, show
 
-    at = tmp_path / "run"
+    run_dir = tmp_path / "run"
     with stub.running() as server:
-        sample(world, at, server.url)
+        sample(world, run_dir, server.url)
         if content is None:
-            (at / name).unlink()
+            (run_dir / name).unlink()
         else:
-            (at / name).write_bytes(content)
+            (run_dir / name).write_bytes(content)
         told = []
         for call in (
-            lambda: sample(world, at, server.url),
-            lambda: sample(world, at, server.url, "teacher.temperature=0.1"),
-            lambda: show.print_chain(at, "sums/0#0"),
-            lambda: list(export.export_rows(at, "messages")),
+            lambda: sample(world, run_dir, server.url),
+            lambda: sample(world, run_dir, server.url, "teacher.temperature=0.1"),
+            lambda: show.print_chain(run_dir, "sums/0#0"),
+            lambda: list(export.export_rows(run_dir, "messages")),
         ):
             try:
                 call()
@@ -339,13 +339,13 @@ MANY = ("teacher.samples=40", "teacher.server.samples_per_request=4")  # 160 cha
 
 def test_a_teacher_that_is_always_wrong_is_asked_for_the_first_chains_only(world: Path, tmp_path: Path) -> None:
     """It stops after 50 at most, says which text met which answer, and pays nothing more until somebody says so."""
-    at = tmp_path / "run"
+    run_dir = tmp_path / "run"
     with stub.running(wrong=True) as server:
         for number in range(2):
             with pytest.raises(UserError) as caught:
-                sample(world, at, server.url, *MANY)
-            stored = len(segments.stored_keys(segments.segment_paths(at / "sample")))
-            assert 46 < stored <= 50 and tokens(at) == server.written
+                sample(world, run_dir, server.url, *MANY)
+            stored = len(segments.stored_keys(segments.segment_paths(run_dir / "sample")))
+            assert 46 < stored <= 50 and tokens(run_dir) == server.written
             assert (
                 caught.value.code == "E-teacher-none-right"
                 and f"none of the first {stored} chains" in caught.value.what
@@ -355,14 +355,14 @@ def test_a_teacher_that_is_always_wrong_is_asked_for_the_first_chains_only(world
                 seen = len(server.seen)
         assert len(server.seen) == seen, "the second time nothing is asked, and nothing is paid"
         questions = {
-            json.loads(line)["question"] for line in segments.segment_paths(at / "sample")[0].read_text().splitlines()
+            json.loads(line)["question"] for line in segments.segment_paths(run_dir / "sample")[0].read_text().splitlines()
         }
         assert len(questions) == ASKED, "the first chains are of as many questions as can be"
         with pytest.raises(UserError, match=r"none of the first (9[6-9]|100) chains"):
-            sample(world, at, server.url, *MANY, "teacher.none_right_limit=100")
-        sample(world, at, server.url, *MANY, "teacher.none_right_limit=0")
-        assert tokens(at) == server.written
-    assert parquet.count_rows(at / "sample" / "chains.parquet") == 160
+            sample(world, run_dir, server.url, *MANY, "teacher.none_right_limit=100")
+        sample(world, run_dir, server.url, *MANY, "teacher.none_right_limit=0")
+        assert tokens(run_dir) == server.written
+    assert parquet.count_rows(run_dir / "sample" / "chains.parquet") == 160
 
 
 def test_one_right_chain_is_enough_and_changes_no_request(world: Path, tmp_path: Path) -> None:
@@ -381,33 +381,33 @@ def test_one_right_chain_is_enough_and_changes_no_request(world: Path, tmp_path:
 
 
 def test_shards_look_at_each_others_first_chains(world: Path, tmp_path: Path) -> None:
-    at = tmp_path / "run"
+    run_dir = tmp_path / "run"
     with stub.running(wrong=True) as server:
         recipe = tiny.recipe(world, *changes(server.url, *MANY))
         with pytest.raises(UserError, match="none of the first"):
-            runner.run_shard(recipe, Shard(1, 2), run_dir=at)
-        assert len(segments.stored_keys(segments.segment_paths(at / "sample"))) <= 50
+            runner.run_shard(recipe, Shard(1, 2), run_dir=run_dir)
+        assert len(segments.stored_keys(segments.segment_paths(run_dir / "sample"))) <= 50
         with pytest.raises(UserError, match="none of the first"):
-            runner.run_shard(recipe, Shard(2, 2), run_dir=at)
-        assert len(segments.stored_keys(segments.segment_paths(at / "sample"))) <= 50
+            runner.run_shard(recipe, Shard(2, 2), run_dir=run_dir)
+        assert len(segments.stored_keys(segments.segment_paths(run_dir / "sample"))) <= 50
         server.wrong = False
         raised = tiny.recipe(world, *changes(server.url, *MANY, "teacher.none_right_limit=60"))
-        runner.run_shard(raised, Shard(2, 2), run_dir=at)
-        runner.run_shard(recipe, Shard(1, 2), run_dir=at)  # one right chain of the other is enough
-        runner.run(recipe, at, until="sample")
-    assert parquet.count_rows(at / "sample" / "chains.parquet") == 160
+        runner.run_shard(raised, Shard(2, 2), run_dir=run_dir)
+        runner.run_shard(recipe, Shard(1, 2), run_dir=run_dir)  # one right chain of the other is enough
+        runner.run(recipe, run_dir, until="sample")
+    assert parquet.count_rows(run_dir / "sample" / "chains.parquet") == 160
 
 
 def test_a_model_in_this_process_that_is_always_wrong_stops_too(world: Path, tmp_path: Path) -> None:
-    at, wrong = tmp_path / "run", tmp_path / "wrong.jsonl"
+    run_dir, wrong = tmp_path / "run", tmp_path / "wrong.jsonl"
     rows = [json.loads(line) for line in (world / "sets" / "sums.jsonl").read_text().splitlines()]
     wrong.write_text("".join(json.dumps(row | {"answer": "1000"}) + "\n" for row in rows))
     more = (f"sets.sums={{file: {wrong}, task: number}}", "teacher.samples=8", "teacher.batch_tokens=200")
     with pytest.raises(UserError, match=r"none of the first 2[0-9] chains is right"):
-        tiny.make(world, at, *more, "teacher.none_right_limit=20", until="sample")
-    stored = len(segments.stored_keys(segments.segment_paths(at / "sample")))
-    tiny.make(world, at, *more, "teacher.none_right_limit=0", until="sample")
-    assert 20 <= stored < 32 == parquet.count_rows(at / "sample" / "chains.parquet")
+        tiny.make(world, run_dir, *more, "teacher.none_right_limit=20", until="sample")
+    stored = len(segments.stored_keys(segments.segment_paths(run_dir / "sample")))
+    tiny.make(world, run_dir, *more, "teacher.none_right_limit=0", until="sample")
+    assert 20 <= stored < 32 == parquet.count_rows(run_dir / "sample" / "chains.parquet")
 
 
 @pytest.mark.parametrize("status, code", [(429, "insufficient_quota"), (402, "insufficient_credits")])
@@ -416,11 +416,11 @@ def test_a_quota_that_ends_in_the_middle_keeps_what_was_paid(
 ) -> None:
     """Answers under way when the first refusal comes are stored, and the ledger holds them to the token; a later run
     pays only for what is missing."""
-    at, one = tmp_path / "run", "teacher.server.samples_per_request=1"
+    run_dir, one = tmp_path / "run", "teacher.server.samples_per_request=1"
     sent = {"requests": 0}
 
-    def ended(asked: dict) -> tuple[int, bytes, dict[str, str]] | None:
-        if asked["max_tokens"] <= 24:  # the probe
+    def ended(request: dict) -> tuple[int, bytes, dict[str, str]] | None:
+        if request["max_tokens"] <= 24:  # the probe
             return None
         sent["requests"] += 1
         body = {"error": {"message": "You exceeded your current quota", "code": code}}
@@ -428,27 +428,27 @@ def test_a_quota_that_ends_in_the_middle_keeps_what_was_paid(
 
     with stub.running(script=ended) as server:
         with pytest.raises(UserError, match="You exceeded your current quota"):
-            sample(world, at, server.url, one)
-        assert len(segments.stored_keys(segments.segment_paths(at / "sample"))) == 6
-        assert tokens(at) == server.written
+            sample(world, run_dir, server.url, one)
+        assert len(segments.stored_keys(segments.segment_paths(run_dir / "sample"))) == 6
+        assert tokens(run_dir) == server.written
         server.script = None
-        sample(world, at, server.url, one)
-        assert tokens(at) == server.written
-    chains = list(parquet.read_chains(at / "sample" / "chains.parquet"))
+        sample(world, run_dir, server.url, one)
+        assert tokens(run_dir) == server.written
+    chains = list(parquet.read_chains(run_dir / "sample" / "chains.parquet"))
     assert len(chains) == len({chain.key for chain in chains}) == ASKED * SAMPLES
 
 
 def test_results_of_batches_are_judged_before_more_is_asked_for(world: Path, tmp_path: Path) -> None:
     from batch_service import served
 
-    at = tmp_path / "run"
+    run_dir = tmp_path / "run"
     with stub.running(wrong=True) as server:
         recipe = tiny.recipe(world, *changes(server.url, *MANY))
-        runner.run_batch(recipe, out=tmp_path / "out", run_dir=at)
+        runner.run_batch(recipe, out=tmp_path / "out", run_dir=run_dir)
         asked = [row for path in (tmp_path / "out").glob("*") for _, row in read.read_jsonl(path)]
         (tmp_path / "results.jsonl").write_bytes(b"".join(served(server, asked[:15])))
         with pytest.raises(UserError, match="none of the first 60 chains is right"):
-            runner.run_batch(recipe, [tmp_path / "results.jsonl"], run_dir=at)
+            runner.run_batch(recipe, [tmp_path / "results.jsonl"], run_dir=run_dir)
         with pytest.raises(UserError, match="none of the first 60 chains is right"):
-            runner.run_batch(recipe, out=tmp_path / "again", run_dir=at)
-        assert tokens(at) == server.written and not (tmp_path / "again").exists()
+            runner.run_batch(recipe, out=tmp_path / "again", run_dir=run_dir)
+        assert tokens(run_dir) == server.written and not (tmp_path / "again").exists()

@@ -31,9 +31,9 @@ def test_every_character_has_a_nearest_one(encoding: str) -> None:
 def test_commands_in_the_c_locale(finished: Path, arguments: list[str]) -> None:
     given = [arguments[0], str(finished), *arguments[1:], *([f"{finished}@2"] if arguments == ["compare"] else [])]
     environment = {**os.environ, **ASCII}
-    told = subprocess.run([sys.executable, "-m", "potstill", *given], capture_output=True, env=environment)
-    assert b"Traceback" not in told.stderr and told.returncode in (0, 2), told.stderr.decode()
-    assert told.stdout.isascii() and told.stderr.isascii()
+    completed = subprocess.run([sys.executable, "-m", "potstill", *given], capture_output=True, env=environment)
+    assert b"Traceback" not in completed.stderr and completed.returncode in (0, 2), completed.stderr.decode()
+    assert completed.stdout.isascii() and completed.stderr.isascii()
 
 
 @pytest.mark.slow
@@ -44,6 +44,6 @@ def test_the_last_table_in_the_c_locale(finished: Path) -> None:
         f"progress.replace_unencodable(); status.print_summary(Path({str(finished)!r}))"
     )
     environment = {**os.environ, **ASCII}
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment)
-    assert told.returncode == 0, told.stderr.decode()
-    assert b"right answers on test" in told.stdout and told.stdout.isascii()
+    completed = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment)
+    assert completed.returncode == 0, completed.stderr.decode()
+    assert b"right answers on test" in completed.stdout and completed.stdout.isascii()

@@ -116,11 +116,11 @@ def test_equations_are_true_and_lead_to_the_gold(family: str, size: World) -> No
 
 def test_the_shipped_world_has_enough_test_questions_of_every_family_and_generic_task() -> None:
     for family, n in world.SIZES.items():
-        asked = [
+        questions = [
             question for question in world.draw_questions(family, "potstill", n, SHIPPED) if question.split == "test"
         ]
-        assert len(asked) >= 600
-        counts = Counter(question.task for question in asked)
+        assert len(questions) >= 600
+        counts = Counter(question.task for question in questions)
         assert min(counts.values()) >= 200, counts
 
 
@@ -156,12 +156,12 @@ def test_a_sentence_that_does_not_matter_is_all_that_such_a_world_adds() -> None
     added: list[int] = []
     for number in range(900):
         try:
-            own = world.draw_problem("steps", random.Random(f"beside/{number}"), SHIPPED)
+            problem = world.draw_problem("steps", random.Random(f"beside/{number}"), SHIPPED)
             other = world.draw_problem("steps", random.Random(f"beside/{number}"), bare)
         except OutOfRange:
             continue
-        assert (own.rationale, own.answer) == (other.rationale, other.answer)
-        told, known = own.text.split(". "), other.text.split(". ")
+        assert (problem.rationale, problem.answer) == (other.rationale, other.answer)
+        told, known = problem.text.split(". "), other.text.split(". ")
         more = [sentence for sentence in told if sentence not in known]
         assert len(told) - len(known) == len(more) <= 1 and told[-1] == known[-1]
         assert all(re.search(r"\d", sentence) for sentence in more)
@@ -170,11 +170,11 @@ def test_a_sentence_that_does_not_matter_is_all_that_such_a_world_adds() -> None
 
 
 def test_a_base_student_meets_no_problem_that_is_asked_nor_its_bare_twin() -> None:
-    asked = build.draw_all("potstill", SHIPPED, 300)
-    own = [question for question in asked if question.set == "steps"]
+    questions = build.draw_all("potstill", SHIPPED, 300)
+    own = [question for question in questions if question.set == "steps"]
     twins = world.draw_questions("steps", "potstill", 300, replace(SHIPPED, further=False, beside=0.0))
     for name, curriculum in curricula.CURRICULA.items():
-        source = build.data_source_of(curriculum, "potstill", SHIPPED, asked)
+        source = build.data_source_of(curriculum, "potstill", SHIPPED, questions)
         assert {splits.canonical_question(question.text) for question in (*own, *twins)} <= source.without
         assert source.world == (SHIPPED if name == "teacher" else replace(SHIPPED, further=False, beside=0.0))
         served = {task for phase in curriculum.phases for task in phase.rows}
@@ -197,8 +197,8 @@ def test_both_orders_of_independent_steps_occur() -> None:
 @pytest.mark.parametrize("size", [WIDE, EASY, SHIPPED])
 def test_no_sentence_template_is_shared_out_of_distribution(family: str, size: World) -> None:
     def templates(name: str) -> set[tuple[str, ...]]:
-        own = world.draw_questions(name, "far", 1500, size)
-        return {found for q in own for text in (q.text, q.rationale or "") for found in world.templates(text)}
+        questions = world.draw_questions(name, "far", 1500, size)
+        return {found for q in questions for text in (q.text, q.rationale or "") for found in world.templates(text)}
 
     others = templates("steps") | {
         found for text in sentences.plain_sentences("far", 500) for found in world.templates(text)
@@ -242,12 +242,12 @@ def test_splits_are_disjoint_by_canonical_form_in_every_set(sets: dict[str, list
 
 
 def test_the_loader_reads_the_written_sets_as_the_world_splits_them(tmp_path: Path) -> None:
-    asked = build.draw_all("load", EASY, 40)
-    build.write_sets(tmp_path, asked)
+    questions = build.draw_all("load", EASY, 40)
+    build.write_sets(tmp_path, questions)
     for family in world.SETS:
         path = tmp_path / f"{family}.jsonl.xz"
         read = data.load_set(family, None, file=path, splits="digest", validation=world.VALIDATION, test=world.TEST)
-        own = {question.id: question for question in asked if question.set == family}
+        own = {question.id: question for question in questions if question.set == family}
         assert {question.id: question for question in read} == own
 
 
@@ -501,8 +501,8 @@ def test_a_shipped_model_is_what_its_card_says(folder: Path) -> None:
         assert named["steps"]["at_most"] == acceptance.MAX_KNOWN and named["generic"]["at_least"] == acceptance.GENERIC
         source = source_of(folder.name)
         drawn = build.balance_steps(build.draw_all("potstill", SHIPPED, world.SIZES))
-        asked = [question for question in drawn if question.set == "steps" and question.split == "validation"][:60]
-        again = acceptance.problem_test(student, source, "steps", asked)
+        questions = [question for question in drawn if question.set == "steps" and question.split == "validation"][:60]
+        again = acceptance.problem_test(student, source, "steps", questions)
         assert again.interval[0] <= named["steps"]["right"] / named["steps"]["n"] <= again.interval[1]
 
 

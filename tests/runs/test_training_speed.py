@@ -21,10 +21,10 @@ from potstill.training import examples
 
 @pytest.mark.parametrize("family", ["t5", "causal"])
 def test_operations_are_those_that_torch_counts(world: Path, tmp_path: Path, family: str) -> None:
-    asked = tiny.recipe(world, f"student.shape.family={family}", "train.formats={zero-shot-rationale: 1}")
-    at = tiny.make(world, tmp_path / "run", f"student.shape.family={family}", until="align")
-    student = models.from_recipe(asked)
-    [*batches] = examples.read_training_data(at, asked, student).micro_batches(1)
+    recipe = tiny.recipe(world, f"student.shape.family={family}", "train.formats={zero-shot-rationale: 1}")
+    run_dir = tiny.make(world, tmp_path / "run", f"student.shape.family={family}", until="align")
+    student = models.from_recipe(recipe)
+    [*batches] = examples.read_training_data(run_dir, recipe, student).micro_batches(1)
     # The counter does not see inside fused attention on a CPU.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         for batch in batches:
@@ -37,24 +37,24 @@ def test_operations_are_those_that_torch_counts(world: Path, tmp_path: Path, fam
 
 def test_speed_is_told_beside_the_run(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "draw_figures", lambda told: {})  # figures take seconds and are not looked at
-    at = tiny.make(world, tmp_path / "run", "train.peak_flops=1e9")
-    rows = [row for _, row in read.read_jsonl(at / "train" / "speed.jsonl")]
+    run_dir = tiny.make(world, tmp_path / "run", "train.peak_flops=1e9")
+    rows = [row for _, row in read.read_jsonl(run_dir / "train" / "speed.jsonl")]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     for row in rows:
         assert row["utilisation"] == pytest.approx(row["operations"] / row["seconds"] / 1e9, rel=1e-3)
         assert row["tokens_per_second"] > 0 and row["memory_mib"] > 0
-    assert "speed" not in (at / "train" / "manifest.json").read_text()
-    assert "of the device's peak" in (at / "report" / "time.html").read_text()
-    speed = collect.read_speed(at)
+    assert "speed" not in (run_dir / "train" / "manifest.json").read_text()
+    assert "of the device's peak" in (run_dir / "report" / "time.html").read_text()
+    speed = collect.read_speed(run_dir)
     assert speed is not None and speed.steps == 4 and speed.utilisation is not None
-    assert "peak_flops" not in json.loads((at / "train" / "manifest.json").read_text())["recipe"]
+    assert "peak_flops" not in json.loads((run_dir / "train" / "manifest.json").read_text())["recipe"]
 
 
 def test_on_a_cpu_nothing_is_claimed_of_its_peak(world: Path) -> None:
-    plan: Recipe = tiny.recipe(world)
-    assert plan.train.peak_flops is None and training.total_peak_flops(torch.device("cpu"), "float32") is None
-    told = training.compute_step_speed(1, 2.0, tokens=10, operations=100, peak=None, memory=1 << 21)
-    assert (told.utilisation, told.tokens_per_second, told.memory_mib) == (None, 5.0, 2)
+    recipe: Recipe = tiny.recipe(world)
+    assert recipe.train.peak_flops is None and training.total_peak_flops(torch.device("cpu"), "float32") is None
+    speed = training.compute_step_speed(1, 2.0, tokens=10, operations=100, peak=None, memory=1 << 21)
+    assert (speed.utilisation, speed.tokens_per_second, speed.memory_mib) == (None, 5.0, 2)
 
 
 def test_the_page_says_where_no_peak_is_known() -> None:

@@ -127,11 +127,11 @@ def versioned() -> set[str]:
 
 def test_every_version_that_is_raised_is_refused_by_the_stages_that_depend_on_it(world: Path) -> None:
     asked = json.dumps([str(world), RECIPES, sorted(versioned())])
-    told = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", PROGRAM, asked], cwd=Path(tiny.__file__).parent, capture_output=True, text=True
     )
-    assert told.returncode == 0, told.stderr
-    refused = {name: set(stages) for name, stages in json.loads(told.stdout).items()}
+    assert completed.returncode == 0, completed.stderr
+    refused = {name: set(stages) for name, stages in json.loads(completed.stdout).items()}
     unread = [name for name, stages in refused.items() if not stages]
     assert not unread, f"no stage reads the version of {unread}"
     assert refused == READ_BY, "a new version, or one that another stage reads: say here by which"
@@ -162,12 +162,12 @@ def test_a_version_that_an_older_manifest_does_not_name_is_the_first() -> None:
 
 def test_a_raised_version_stops_a_run_with_one_message(world: Path, finished: Path, tmp_path: Path) -> None:
     """One that no manifest named before, in a process of its own."""
-    at = Path(shutil.copytree(finished, tmp_path / "run"))
+    run_dir = Path(shutil.copytree(finished, tmp_path / "run"))
     program = (
         "import tiny; from pathlib import Path; from potstill import evaluation; evaluation.VERSION += 1; "
-        f"tiny.make(Path({str(world)!r}), Path({str(at)!r}))"
+        f"tiny.make(Path({str(world)!r}), Path({str(run_dir)!r}))"
     )
-    told = subprocess.run([sys.executable, "-c", program], cwd=Path(tiny.__file__).parent, capture_output=True, text=True)
-    assert "UserError" in told.stderr and "version of evaluation: 1 -> 2" in told.stderr
-    assert "--redo evaluate (makes evaluate, select, repair, test, report again)" in told.stderr
-    assert tiny.contents(at) == tiny.contents(finished)
+    completed = subprocess.run([sys.executable, "-c", program], cwd=Path(tiny.__file__).parent, capture_output=True, text=True)
+    assert "UserError" in completed.stderr and "version of evaluation: 1 -> 2" in completed.stderr
+    assert "--redo evaluate (makes evaluate, select, repair, test, report again)" in completed.stderr
+    assert tiny.contents(run_dir) == tiny.contents(finished)

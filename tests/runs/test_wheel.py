@@ -18,9 +18,9 @@ ROOT = Path(__file__).parents[2]
 
 def run(*command: object, cwd: Path, **environment: str) -> str:
     own = {name: value for name, value in os.environ.items() if name != "POTSTILL_DATA"}
-    told = subprocess.run([*map(str, command)], cwd=cwd, env={**own, **environment}, capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr[-3000:]
-    return told.stdout
+    completed = subprocess.run([*map(str, command)], cwd=cwd, env={**own, **environment}, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    return completed.stdout
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +49,15 @@ def test_the_wheel_runs_the_demo_in_an_empty_folder(wheel: Path, tmp_path: Path)
     assert Path(where.strip()).is_relative_to(site)
     imports = "from potstill.cli import status; from potstill.demo import run_demo"
     code = f"{imports}; status.print_summary(run_demo(*{tiny.DEMO}))"
-    told = run(sys.executable, "-c", code, cwd=empty, PYTHONPATH=str(site))
-    assert "right answers on test" in told and "in-distribution" in told
+    result = run(sys.executable, "-c", code, cwd=empty, PYTHONPATH=str(site))
+    assert "right answers on test" in result and "in-distribution" in result
     for who in ("base", "specialized", "control: bare answers", "control: the sets' own rationales"):
-        assert told.count(f"    {who} ") == 6, who  # five sets, and the mean of three
+        assert result.count(f"    {who} ") == 6, who  # five sets, and the mean of three
     assert (empty / "runs" / "demo" / "report" / "index.html").is_file()
     made = [(path, path.stat().st_mtime_ns) for path in sorted(empty.rglob("demo*/**/manifest.json"))]
     answers = empty / "runs" / "demo-answers"
     shutil.rmtree(answers)  # the report was made from it: it is made again first, and nothing else is
-    assert run(sys.executable, "-c", code, cwd=empty, PYTHONPATH=str(site)) == told
+    assert run(sys.executable, "-c", code, cwd=empty, PYTHONPATH=str(site)) == result
     now = [(path, path.stat().st_mtime_ns) for path in sorted(empty.rglob("demo*/**/manifest.json"))]
     assert [path for path, _ in now] == [path for path, _ in made]
     assert {path for path, _ in set(now) - set(made)} == set(answers.rglob("manifest.json"))

@@ -43,12 +43,12 @@ def random_model(kind: str) -> Student:
     return CausalStudent(model, BPE).eval()
 
 
-def next_logits(own: Student, prompt: tuple[int, ...], ids: list[int]) -> torch.Tensor:
+def next_logits(student: Student, prompt: tuple[int, ...], ids: list[int]) -> torch.Tensor:
     """Logits [v] behind a prompt and some tokens, without a cache."""
     with torch.no_grad():
-        if own.family == "t5":
-            start = own.model.config.decoder_start_token_id
-            row = own.model(input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([[start, *ids]]))
+        if student.family == "t5":
+            start = student.model.config.decoder_start_token_id
+            row = student.model(input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([[start, *ids]]))
         else:
-            row = own.model(input_ids=torch.tensor([[*prompt, *ids]]), use_cache=False)
+            row = student.model(input_ids=torch.tensor([[*prompt, *ids]]), use_cache=False)
     return row.logits[0, -1]

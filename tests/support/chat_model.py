@@ -19,16 +19,16 @@ TEMPLATE = (
 )
 
 
-def save_chat_model(at: Path, template: str | None = TEMPLATE, family: str = "causal") -> Path:
+def save_chat_model(run_dir: Path, template: str | None = TEMPLATE, family: str = "causal") -> Path:
     """A tiny student with random weights whose tokenizer has a template."""
-    at.mkdir()
+    run_dir.mkdir()
     base = train_bpe(TEXTS, 290) if family == "causal" else train_unigram(TEXTS, 60)
     for name, content in base.files.items():
-        (at / name).write_bytes(content)
-    library = AutoTokenizer.from_pretrained(at)
+        (run_dir / name).write_bytes(content)
+    library = AutoTokenizer.from_pretrained(run_dir)
     library.add_special_tokens({"additional_special_tokens": SPECIAL, "bos_token": SPECIAL[0]})
     library.chat_template = template
-    library.save_pretrained(at)
-    tokenizer = tokenization.load_tokenizer(at)
-    models.random_student(Shape(family, 16, 1, 2, 24, 8, tokenizer.size), tokenizer, seed=1).save(at)  # pyright: ignore
-    return at
+    library.save_pretrained(run_dir)
+    tokenizer = tokenization.load_tokenizer(run_dir)
+    models.random_student(Shape(family, 16, 1, 2, 24, 8, tokenizer.size), tokenizer, seed=1).save(run_dir)  # pyright: ignore
+    return run_dir

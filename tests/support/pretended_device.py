@@ -188,9 +188,9 @@ def case_gradients_and_steps_are_those_of_the_cpu(kind: str, tokenizer: Tokenize
 
 def case_an_engine_computes_where_the_process_does(kind: str, tokenizer: Tokenizer) -> None:
     """What it opens from a folder, and what an exam opens for it."""
-    plan = tiny.recipe(Path())
+    recipe = tiny.recipe(Path())
     _computes_elsewhere(make(kind, tokenizer), lambda: contextlib.nullcontext(inference.open_engine("a folder")))
-    _computes_elsewhere(make(kind, tokenizer), lambda: checkpoint.open_checkpoint_engine(Path("a run"), plan, BASE))
+    _computes_elsewhere(make(kind, tokenizer), lambda: checkpoint.open_checkpoint_engine(Path("a run"), recipe, BASE))
 
 
 def _computes_elsewhere(student: Student, opened: Callable[[], Any]) -> None:

@@ -49,7 +49,7 @@ def rambling(folder: Path) -> Path:
     asked = rows(24)
     texts = [f"{q} {a}" for q, a in rows(40)] + ["Question: Let's think step by step"] * 10
     tokenizer = train_bpe(texts, 320)
-    known = [(q, a if place % 2 else f"{a}\nQuestion: {asked[place - 1][0]}") for place, (q, a) in enumerate(asked)]
+    known = [(q, a if index % 2 else f"{a}\nQuestion: {asked[index - 1][0]}") for index, (q, a) in enumerate(asked)]
     student = models.open_student(taught(folder, tokenizer, known, steps=40))
     head = student.head.weight
     with torch.no_grad():
@@ -64,9 +64,9 @@ def taught(folder: Path, tokenizer: tokenization.Tokenizer, known: Iterable[tupl
     student = models.random_student(Shape("causal", 128, 2, 4, 256, 32, size), tokenizer, 0)
     examples = []
     for question, text in known:
-        asked = prompts.build_prompt(question, prompts.FORMATS["zero-shot-rationale"], style=prompts.TEACHER_STYLE)
+        prompt = prompts.build_prompt(question, prompts.FORMATS["zero-shot-rationale"], style=prompts.TEACHER_STYLE)
         target = transfer(Chain.from_text("", 0, text, source="human"), tokenizer, "one-hot")
-        examples.append(Example(tuple(student.encode(student.render(asked))), target))
+        examples.append(Example(tuple(student.encode(student.render(prompt))), target))
     optimizer = training.build_optimizer(student, rate=3e-3)
     schedule = training.Schedule("constant", 3e-3, 5)
     every = training.train_steps(

@@ -109,12 +109,12 @@ def _teacher(tokenizer: tokenization.Tokenizer) -> models.Student:
     teacher = models.random_student(Shape("causal", 32, 2, 2, 64, 16, tokenizer.size), tokenizer, 0)
     examples = []
     for row in rows("sums", SETS["sums"]):
-        asked = prompts.build_prompt(
+        prompt = prompts.build_prompt(
             row["question"], prompts.FORMATS["zero-shot-rationale"], style=prompts.TEACHER_STYLE
         )
         text = prompts.format_solution(row["rationale"], row["answer"])
         target = transfer(Chain.from_text("", 0, text, source="human"), tokenizer, "one-hot")
-        examples.append(Example(tuple(teacher.encode(teacher.render(asked))), target))
+        examples.append(Example(tuple(teacher.encode(teacher.render(prompt))), target))
     optimizer = training.build_optimizer(teacher, rate=5e-3)
     schedule = training.Schedule("constant", 5e-3, 5)
     for _ in training.train_steps(
@@ -160,11 +160,11 @@ def belongs(name: str, stage: str) -> bool:
     return name.startswith(f"{stage}/") or (stage == "report" and name.startswith("student/"))
 
 
-def before(whole: Path, at: Path, stage: str) -> Path:
+def before(whole: Path, run_dir: Path, stage: str) -> Path:
     """A copy of the whole run as it was before a stage began."""
     later = stages.stages_from(stage)
 
     def left_out(folder: str, names: list[str]) -> list[str]:
         return [name for name in names if folder == str(whole) and (name in later or name == "student")]
 
-    return Path(shutil.copytree(whole, at, ignore=left_out))
+    return Path(shutil.copytree(whole, run_dir, ignore=left_out))

@@ -110,8 +110,8 @@ def with_piece(kind: str, piece: str) -> Tokenizer:
             base64.b64decode(line.split()[0]): int(line.split()[1]) for line in files["tiny.tiktoken"].splitlines()
         }
         parts = [opened("tiktoken").token_bytes(token) for token in opened("tiktoken").encode(piece).ids]
-        for place in range(len(parts) - 2, -1, -1):
-            ranks.setdefault(b"".join(parts[place:]), len(ranks) + 1)
+        for position in range(len(parts) - 2, -1, -1):
+            ranks.setdefault(b"".join(parts[position:]), len(ranks) + 1)
         lines = [base64.b64encode(data) + b" %d" % rank for data, rank in ranks.items()]
         return _written({**files, "tiny.tiktoken": b"\n".join(lines) + b"\n"})
     source = json.loads(_source(kind))
@@ -124,15 +124,18 @@ def with_piece(kind: str, piece: str) -> Tokenizer:
         model["vocab"][piece] = size
     else:
         names = {token: name for name, token in model["vocab"].items()}
-        own = opened(kind)
-        ids = own.encode("x" + piece).ids[len(own.encode("x").ids) :]
-        parts = [own.token_bytes(token).decode() if token in own.vocabulary.fallback else names[token] for token in ids]
+        tokenizer = opened(kind)
+        ids = tokenizer.encode("x" + piece).ids[len(tokenizer.encode("x").ids) :]
+        parts = [
+            tokenizer.token_bytes(token).decode() if token in tokenizer.vocabulary.fallback else names[token]
+            for token in ids
+        ]
         for part in parts:
             model["vocab"].setdefault(part, len(model["vocab"]))
-        for place in range(len(parts) - 2, -1, -1):
-            joined = "".join(parts[place:])
+        for position in range(len(parts) - 2, -1, -1):
+            joined = "".join(parts[position:])
             if joined not in model["vocab"]:
-                model["merges"].append([parts[place], "".join(parts[place + 1 :])])
+                model["merges"].append([parts[position], "".join(parts[position + 1 :])])
                 model["vocab"][joined] = len(model["vocab"])
     for token in source["added_tokens"]:
         token["id"] += (len(model["vocab"]) - size) * (token["id"] >= size)
@@ -190,7 +193,7 @@ def _fallback(normalizer: Any, pre_tokenizer: Any) -> dict[str, Any]:
     )
     model = json.loads(shell.to_str())["model"]
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *model["vocab"]]
-    vocabulary = {name: place for place, name in enumerate(names)}
+    vocabulary = {name: index for index, name in enumerate(names)}
     merges = [tuple(merge) for merge in model["merges"]]
     made = library.Tokenizer(
         models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)

@@ -59,9 +59,11 @@ def write(folder: Path, file: Path, first: int | None = None) -> None:
     out.add_rope_dimension_count(wide // heads)
     out.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     pieces = sorted(model["vocab"], key=model["vocab"].__getitem__)
-    spare = [f"<|spare {place}|>" for place in range(len(pieces), config["vocab_size"])]
+    spare = [f"<|spare {position}|>" for position in range(len(pieces), config["vocab_size"])]
     special = {config["pad_token_id"], config["eos_token_id"]}
-    kinds = [gguf.TokenType.CONTROL if place in special else gguf.TokenType.NORMAL for place in range(len(pieces))]
+    kinds = [
+        gguf.TokenType.CONTROL if position in special else gguf.TokenType.NORMAL for position in range(len(pieces))
+    ]
     out.add_tokenizer_model("gpt2")
     out.add_tokenizer_pre("starcoder")
     out.add_token_list([*pieces, *spare])

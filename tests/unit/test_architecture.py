@@ -268,8 +268,8 @@ def test_the_rule_can_fail(tmp_path: Path, rule, file: str, content: str) -> Non
 def loaded(statement: str) -> set[str]:
     """The heavy libraries that a statement loads, in a process of its own."""
     program = f"import sys\n{statement}\nprint(*sys.modules)"
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    return LIGHT & {name.split(".")[0] for name in told.stdout.split()}
+    completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return LIGHT & {name.split(".")[0] for name in completed.stdout.split()}
 
 
 def test_the_command_line_is_light_before_a_command_is_chosen() -> None:

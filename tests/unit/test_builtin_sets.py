@@ -342,8 +342,8 @@ def test_one_task_of_bbh_is_the_same_alone(data: Path) -> None:
 def test_prompt_files_are_rebuilt_byte_for_byte(data: Path, name: str, style: prompts.PromptStyle) -> None:
     file = data / "prompts" / f"{name}.txt"
     shots = read_demonstrations(file)
-    asked = prompts.build_prompt("Why?", ONE_SHOT, style=style).plain
-    assert prompts.build_prompt("Why?", FEW_SHOT, shots, style=style).plain == file.read_text() + "\n" + asked
+    prompt = prompts.build_prompt("Why?", ONE_SHOT, style=style).plain
+    assert prompts.build_prompt("Why?", FEW_SHOT, shots, style=style).plain == file.read_text() + "\n" + prompt
 
 
 def test_answer_only_prompt_file_is_rebuilt(data: Path) -> None:

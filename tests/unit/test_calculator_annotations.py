@@ -157,9 +157,9 @@ def test_the_student_is_taught_marks_as_certain_and_the_rest_as_before(rule: str
     coverage.add(made, target, certain)
     spans = coder.encode(made.text).spans
     inside = {p for p, (a, b) in enumerate(spans) if any(a < high and b > low for low, high in certain)}
-    assert "".join(coder.token_bytes(target.ids[place]).decode() for place in sorted(inside)).count("<<") == 2
-    for place in inside:
-        assert target.kind(place) == "hard" and target.distribution(place) == {target.ids[place]: 1.0}
+    assert "".join(coder.token_bytes(target.ids[position]).decode() for position in sorted(inside)).count("<<") == 2
+    for position in inside:
+        assert target.kind(position) == "hard" and target.distribution(position) == {target.ids[position]: 1.0}
     told = coverage.as_json()["coverage"]["rewritten"]
     assert told == {"hard": {"positions": len(inside), "mass": 1.0}}
     soft = sum(kind not in ("hard", "end") for kind in target.kinds)
@@ -188,13 +188,15 @@ def test_in_a_run_marks_reach_the_targets_the_terminal_and_the_page(world: Path,
     with pytest.raises(UserError, match="cannot write calculator marks"):
         tiny.make(world, tmp_path / "t5", *settings, until="align")
     own = "student={shape: {family: causal, d_model: 16, layers: 1, heads: 2, d_ff: 32}, tokenizer: teacher}"
-    at = tiny.make(world, tmp_path / "run", *settings, own, "train.steps=2", "evaluate.decodings=[greedy+calculator]")
-    counts = json.loads((at / "align" / "manifest.json").read_text("utf-8"))["counts"]
+    run_dir = tiny.make(
+        world, tmp_path / "run", *settings, own, "train.steps=2", "evaluate.decodings=[greedy+calculator]"
+    )
+    counts = json.loads((run_dir / "align" / "manifest.json").read_text("utf-8"))["counts"]
     assert set(counts["coverage"]["rewritten"]) == {"hard"} and counts["covered"] is None
-    assert "Calculator marks" in (at / "report" / "index.html").read_text("utf-8")
-    first = json.loads((at / "collect" / "sums.train.jsonl").read_text().splitlines()[0])["id"]
+    assert "Calculator marks" in (run_dir / "report" / "index.html").read_text("utf-8")
+    first = json.loads((run_dir / "collect" / "sums.train.jsonl").read_text().splitlines()[0])["id"]
     capsys.readouterr()
-    show.print_chain(at, first)
+    show.print_chain(run_dir, first)
     assert "<<" in capsys.readouterr().out
 
 
@@ -227,13 +229,13 @@ def test_what_sums_decided_is_made_anew_when_they_are_read_otherwise(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, stage: str | None
 ) -> None:
     settings = ("teacher={kind: human}", change)
-    at = tiny.make(world, tmp_path / "run", *settings, until="align")
+    run_dir = tiny.make(world, tmp_path / "run", *settings, until="align")
     monkeypatch.setattr(equations, "VERSION", equations.VERSION + 1)
     if stage is None:
-        tiny.make(world, at, *settings, until="align")
+        tiny.make(world, run_dir, *settings, until="align")
         return
     with pytest.raises(UserError, match=rf"content of calculator sums\n.*--redo {stage} "):
-        tiny.make(world, at, *settings, until="align")
+        tiny.make(world, run_dir, *settings, until="align")
 
 
 @pytest.mark.parametrize("asks, result", [("3 * 4 =", " 12"), ("$6*4=", "$24"), ("3 - 9 =", " -6")])

@@ -93,25 +93,25 @@ def test_what_cannot_be_is_one_message(tuned: Path, tmp_path: Path):
 def test_training_and_evaluation_ask_with_the_same_ids(tuned: Path, world: Path, tmp_path: Path):
     """A whole run of a tuned student; its checkpoint, opened as evaluation opens it, reads what the lesson taught."""
     changes = (f"student={{model: {tuned}}}", "train.steps=1", "train.checkpoint_every=1")
-    asked = tiny.recipe(world, *changes)
-    assert "in its own chat template" in dry_run.describe_run(asked)
-    at = tiny.make(world, tmp_path / "run", *changes)
-    trained = checkpoint.open_checkpoint(at, asked, Checkpoint(1))
-    rows = examples.read_training_data(at, asked, models.from_recipe(asked)).examples(1)
+    recipe = tiny.recipe(world, *changes)
+    assert "in its own chat template" in dry_run.describe_run(recipe)
+    run_dir = tiny.make(world, tmp_path / "run", *changes)
+    trained = checkpoint.open_checkpoint(run_dir, recipe, Checkpoint(1))
+    rows = examples.read_training_data(run_dir, recipe, models.from_recipe(recipe)).examples(1)
     taught = {row.prompt for row in rows if row.format == "zero-shot-rationale"}
     start = trained.tokenizer.vocabulary.specials["<|start|>"]
     assert taught and all(ids[0] == start for ids in taught)
     # The same questions, through the engine that answers in evaluation.
-    table, engine = run_questions.read_task_prompts(at), TransformersEngine(trained)
-    questions = run_questions.read_questions(at, ["sums"], "train")
+    table, engine = run_questions.read_task_prompts(run_dir), TransformersEngine(trained)
+    questions = run_questions.read_questions(run_dir, ["sums"], "train")
     shown = {
         engine.encode(run_questions.evaluation_prompt(q, FORMATS["zero-shot-rationale"], table)) for q in questions
     }
     assert taught <= shown
-    assert "own chat template" in (at / "student" / "README.md").read_text()
-    export.export_tasks(at, tmp_path / "tasks")
+    assert "own chat template" in (run_dir / "student" / "README.md").read_text()
+    export.export_tasks(run_dir, tmp_path / "tasks")
     documents = storage.read_jsonl(tmp_path / "tasks" / "potstill_other_zero_shot_rationale.jsonl")
     assert all(row["prompt"].endswith("<|stop|>\n<|start|>assistant\n") for _, row in documents)
     plain = tiny.recipe(world, *changes, "student.chat=false")
     with pytest.raises(UserError, match=r"student\.chat"):
-        runner.run(plain, run_dir=at)
+        runner.run(plain, run_dir=run_dir)

@@ -120,8 +120,8 @@ def test_multiarith_repeats_its_templates_and_gsm8k_does_not(data: Path) -> None
     from potstill.data import RawQuestion, assign_splits, load_set
 
     raws = [RawQuestion(q.id, q.text, q.gold, q.task, "") for q in load_set("multiarith", data)]
-    own = assign_splits(raws, "ma", validation=0.25, test=0.25)
-    train, test = ({q.id: q.text for q in own if q.split == split} for split in ("train", "test"))
+    questions = assign_splits(raws, "ma", validation=0.25, test=0.25)
+    train, test = ({q.id: q.text for q in questions if q.split == split} for split in ("train", "test"))
     assert (
         contamination.overlap_shares(test, train.values()).values()
         and max(contamination.overlap_shares(test, train.values()).values()) < 0.9
@@ -171,9 +171,9 @@ def test_training_questions_of_a_measured_template_can_be_dropped(world: Path, t
     ]
     assert dropped.dropped == len(kept.questions["sums"]["train"]) - 2 and dropped.templates == {}
     assert {k: v["test"] for k, v in dropped.questions.items()} == {k: v["test"] for k, v in kept.questions.items()}
-    asked = tiny.recipe(world, own, "questions.templates=drop")
-    assert f"templates       {dropped.dropped} training questions left out" in dry_run.describe_run(asked)
-    assert open_stage("collect").make(tmp_path / "run", asked)[1]["left out as templates"] == dropped.dropped
+    recipe = tiny.recipe(world, own, "questions.templates=drop")
+    assert f"templates       {dropped.dropped} training questions left out" in dry_run.describe_run(recipe)
+    assert open_stage("collect").make(tmp_path / "run", recipe)[1]["left out as templates"] == dropped.dropped
     with pytest.raises(UserError) as error:
         gathered(world, "questions.templates=drop")
     assert error.value.code == "E-data-templates"
@@ -203,7 +203,7 @@ def test_accuracy_is_given_with_and_without(monkeypatch: pytest.MonkeyPatch) -> 
     right = {BASE: {"s/0"}, chosen: {"s/0", "s/1", "s/3"}}
     grade = {True: "right", False: "wrong"}
 
-    def predictions(at: Path, who: Checkpoint, format: str, decoding: str) -> list[Prediction]:
+    def predictions(run_dir: Path, who: Checkpoint, format: str, decoding: str) -> list[Prediction]:
         names = [f"s/{i}" for i in range(4)]
         return [Prediction(n, "s", "number", "", "end", grade[n in right[who]], "") for n in names]  # type: ignore[arg-type]
 

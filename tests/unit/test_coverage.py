@@ -39,8 +39,8 @@ def chain(text: str, semantics: str = "raw", index: int = 0) -> Chain:
 
 def counted(*chains: Chain, rule: str = "span") -> Coverage:
     coverage = Coverage(student())
-    for each in chains:
-        coverage.add(each, transfer(each, student(), rule))
+    for chain in chains:
+        coverage.add(chain, transfer(chain, student(), rule))
     return coverage
 
 
@@ -116,17 +116,19 @@ def test_a_flat_teacher_is_no_loss() -> None:
 def test_in_a_run_it_is_said_at_align_and_on_the_page(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    at = tiny.make(world, tmp_path / "run", "transfer.min_transferred_probability=0")
-    assert "Little of the teacher" not in capsys.readouterr().err + (at / "report" / "index.html").read_text("utf-8")
+    run_dir = tiny.make(world, tmp_path / "run", "transfer.min_transferred_probability=0")
+    assert "Little of the teacher" not in capsys.readouterr().err + (run_dir / "report" / "index.html").read_text(
+        "utf-8"
+    )
     sampled = tiny.make(world, tmp_path / "sampled", until="sample")
-    rows = [to_json(each) for each in parquet.read_chains(sampled / "sample" / "chains.parquet")]
+    rows = [to_json(chain) for chain in parquet.read_chains(sampled / "sample" / "chains.parquet")]
     for row in rows:  # every step shows next to nothing but a text that nobody goes on with
         row["candidates"] = [[[token, math.log(0.05)], ["qzqz", math.log(0.9)]] for token in row["tokens"]]
     storage.write_jsonl(tmp_path / "odd.jsonl", rows)
     teacher = f"teacher={{kind: replay, chains: {tmp_path / 'odd.jsonl'}}}"
-    at = tiny.make(world, tmp_path / "odd", teacher, "transfer.rule=span", "transfer.min_coverage=0")
+    run_dir = tiny.make(world, tmp_path / "odd", teacher, "transfer.rule=span", "transfer.min_coverage=0")
     assert "align: Little of the teacher" in capsys.readouterr().err
-    assert "Little of the teacher" in (at / "report" / "index.html").read_text("utf-8")
+    assert "Little of the teacher" in (run_dir / "report" / "index.html").read_text("utf-8")
 
 
 def test_a_local_scorers_tokenizer_serves_the_rule_text_as_a_local_teachers_does(world: Path, tmp_path: Path) -> None:
@@ -141,21 +143,21 @@ def test_a_local_scorers_tokenizer_serves_the_rule_text_as_a_local_teachers_does
         assert "teacher.tokenizer" not in open_stage("align").inputs(tiny.recipe(world, other)), (
             "only bytes are known of it"
         )
-    at = tiny.make(world, tmp_path / "run", scored, until="align")
-    chains = list(parquet.read_chains(at / "sample" / "chains.parquet"))
+    run_dir = tiny.make(world, tmp_path / "run", scored, until="align")
+    chains = list(parquet.read_chains(run_dir / "sample" / "chains.parquet"))
     student = tokenization.load_tokenizer(world / "student-tokenizer")
     told = {"completions": completions(chains, student), "teacher": tokenization.load_tokenizer(world / "teacher")}
-    stored = target_store.TargetStore(next(path for path in (at / "align").iterdir() if path.is_dir()))
+    stored = target_store.TargetStore(next(path for path in (run_dir / "align").iterdir() if path.is_dir()))
     for one in chains:
         wanted = transfer(one, student, "text", **told)
-        for place in range(len(wanted)):
-            row, found = wanted.distribution(place), stored.get(one).distribution(place)
+        for position in range(len(wanted)):
+            row, found = wanted.distribution(position), stored.get(one).distribution(position)
             assert max(abs(row.get(token, 0.0) - found.get(token, 0.0)) for token in {*row, *found}) < 1e-3
 
 
 def test_in_a_run_it_stops_align_but_a_choice_of_hard_targets_does_not(world: Path, tmp_path: Path) -> None:
     sampled = tiny.make(world, tmp_path / "run", until="sample")
-    rows = [to_json(each) for each in parquet.read_chains(sampled / "sample" / "chains.parquet")]
+    rows = [to_json(chain) for chain in parquet.read_chains(sampled / "sample" / "chains.parquet")]
     for name, change in (("bare", {"semantics": "raw"}), ("text", {"semantics": "none"})):
         storage.write_jsonl(
             tmp_path / f"{name}.jsonl", ({**row, "tokens": [], "candidates": [], **change} for row in rows)
@@ -172,9 +174,9 @@ def test_in_a_run_it_stops_align_but_a_choice_of_hard_targets_does_not(world: Pa
 
 
 def test_a_rewriting_in_the_recipe_reaches_the_targets_and_the_page(world: Path, tmp_path: Path) -> None:
-    at = tiny.make(world, tmp_path / "run", "transfer.rewrite={+: ' plus '}")
-    counts = json.loads((at / "align" / "manifest.json").read_text("utf-8"))["counts"]
+    run_dir = tiny.make(world, tmp_path / "run", "transfer.rewrite={+: ' plus '}")
+    counts = json.loads((run_dir / "align" / "manifest.json").read_text("utf-8"))["counts"]
     plain = json.loads((tiny.make(world, tmp_path / "plain", until="align") / "align" / "manifest.json").read_text())
     assert counts["positions"] > plain["counts"]["positions"], "`plus` is spelt in letters"
-    page = (at / "report" / "index.html").read_text("utf-8")
+    page = (run_dir / "report" / "index.html").read_text("utf-8")
     assert "Replaced in the chains before alignment" in page

@@ -122,8 +122,8 @@ def test_a_run_answers_as_with_the_reference(tmp_path: Path) -> None:
     data = tiny.world(tmp_path)
     folder = tiny.make(data, tmp_path / "run", "train.steps=2", until="evaluate")
     before = list(checkpoint.read_predictions(folder / "evaluate", Checkpoint(2), "zero-shot-rationale", "greedy"))
-    plan = tiny.recipe(data, "train.steps=2", "evaluate.engine=ctranslate2", "evaluate.decodings=[greedy, vote-3]")
-    runner.run(plan, run_dir=folder, redo="evaluate", until="evaluate")
+    recipe = tiny.recipe(data, "train.steps=2", "evaluate.engine=ctranslate2", "evaluate.decodings=[greedy, vote-3]")
+    runner.run(recipe, run_dir=folder, redo="evaluate", until="evaluate")
     after = {
         each.question: each
         for each in checkpoint.read_predictions(folder / "evaluate", Checkpoint(2), "zero-shot-rationale", "greedy")

@@ -417,9 +417,9 @@ def test_links_that_lead_back_to_themselves(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "set").symlink_to(".")
     assert refusal(tmp_path / "set")[1] == "set"
-    plan = parse_recipe("name: x\nsets: {m: {file: set/set/set/a.jsonl}}\n", "x.yaml", [f"data={tmp_path}"])
+    recipe = parse_recipe("name: x\nsets: {m: {file: set/set/set/a.jsonl}}\n", "x.yaml", [f"data={tmp_path}"])
     with pytest.raises(UserError) as error:
-        find_path(plan, "set/set/set/a.jsonl", "sets.m.file")
+        find_path(recipe, "set/set/set/a.jsonl", "sets.m.file")
     assert error.value.code == "E-recipe-missing-path"
 
 
@@ -445,10 +445,10 @@ def test_a_question_of_two_megabytes_gets_one_message(tmp_path: Path) -> None:
 def test_a_pattern_names_several_files(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl", "c.txt"):
         stored(tmp_path / "parts", name, LINES)
-    plan = parse_recipe("name: x\n", "x.yaml", [f"data={tmp_path}"])
-    assert [p.name for p in find_paths(plan, "parts/*.jsonl", "sets.m.file")] == ["a.jsonl", "b.jsonl"]
+    recipe = parse_recipe("name: x\n", "x.yaml", [f"data={tmp_path}"])
+    assert [p.name for p in find_paths(recipe, "parts/*.jsonl", "sets.m.file")] == ["a.jsonl", "b.jsonl"]
     with pytest.raises(UserError) as error:
-        find_paths(plan, "parts/*.csv", "sets.m.file")
+        find_paths(recipe, "parts/*.csv", "sets.m.file")
     assert error.value.code == "E-recipe-missing-path"
 
 
@@ -484,12 +484,12 @@ def test_one_question_with_two_answers_is_named_in_the_plan_and_counted(world: P
     path.write_text(
         path.read_text().replace('"split": "train", ', "") + "".join(json.dumps(row) + "\n" for row in twice)
     )
-    asked = tiny.recipe(world, f"sets.other.file={path}")
+    recipe = tiny.recipe(world, f"sets.other.file={path}")
     assert (
         "contradiction   other/twice 0 and other/twice 1 are the same question with the answers '18' and '19'"
-        in dry_run.describe_run(asked)
+        in dry_run.describe_run(recipe)
     )
-    assert open_stage("collect").make(tmp_path / "run", asked)[1]["stand twice with different answers"] == 1
+    assert open_stage("collect").make(tmp_path / "run", recipe)[1]["stand twice with different answers"] == 1
     assert (
         "stand twice with different answers" not in open_stage("collect").make(tmp_path / "run", tiny.recipe(world))[1]
     )

@@ -31,18 +31,18 @@ questions = st.lists(st.integers(1, 5), min_size=1, max_size=12).map(
 )
 
 
-def stream(plan: DataOrder, count: int):
+def stream(order: DataOrder, count: int):
     """The first `count` groups, from as many steps as that takes."""
-    steps = range(1, -(-count // plan.groups_per_step) + 1)
-    return [group for step in steps for group in draw_groups(plan, step)][:count]
+    steps = range(1, -(-count // order.groups_per_step) + 1)
+    return [group for step in steps for group in draw_groups(order, step)][:count]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 99), quotas, questions, st.integers(1, 9), st.integers(1, 3))
 def test_every_cycle_has_exactly_its_quotas(seed, quotas, questions, per_step, m):
-    plan = DataOrder(seed, per_step, quotas, questions, m)
+    order = DataOrder(seed, per_step, quotas, questions, m)
     total = sum(quotas.values())
-    found = stream(plan, 3 * total)
+    found = stream(order, 3 * total)
     for cycle in range(3):
         assert Counter(group.format for group in found[cycle * total : (cycle + 1) * total]) == quotas
 
@@ -50,10 +50,10 @@ def test_every_cycle_has_exactly_its_quotas(seed, quotas, questions, per_step, m
 @settings(max_examples=60, deadline=None)
 @given(quotas)
 def test_formats_are_spread_smoothly(quotas):
-    plan = DataOrder(1, 1, quotas, (("a", 1),))
+    order = DataOrder(1, 1, quotas, (("a", 1),))
     total = sum(quotas.values())
     seen: Counter[PromptFormat] = Counter()
-    for number, group in enumerate(stream(plan, total), 1):
+    for number, group in enumerate(stream(order, total), 1):
         seen[group.format] += 1
         for format, quota in quotas.items():
             assert abs(seen[format] - number * quota / total) < len(quotas)
@@ -62,8 +62,8 @@ def test_formats_are_spread_smoothly(quotas):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 99), quotas, questions, st.integers(1, 9))
 def test_every_format_asks_every_question_once_in_an_epoch(seed, quotas, questions, per_step):
-    plan = DataOrder(seed, per_step, quotas, questions)
-    found = stream(plan, 2 * len(questions) * sum(quotas.values()))
+    order = DataOrder(seed, per_step, quotas, questions)
+    found = stream(order, 2 * len(questions) * sum(quotas.values()))
     for format in quotas:
         own = [group for group in found if group.format == format]
         for epoch in (0, 1):
@@ -76,10 +76,10 @@ def test_every_format_asks_every_question_once_in_an_epoch(seed, quotas, questio
 @given(st.integers(0, 99), questions, st.integers(1, 4))
 def test_chains_rotate_so_that_all_are_used_alike(seed, questions, m):
     form = FORMATS["few-shot-rationale"]
-    plan = DataOrder(seed, 1, {form: 1}, questions, m)
+    order = DataOrder(seed, 1, {form: 1}, questions, m)
     epochs = 60  # a multiple of every number of chains
     used: dict[str, Counter[int]] = {}
-    for group in stream(plan, epochs * len(questions)):
+    for group in stream(order, epochs * len(questions)):
         assert len(set(group.chains)) == len(group.chains) == group.targets
         used.setdefault(group.question, Counter()).update(group.chains)
     for name, chains in questions:
@@ -88,8 +88,8 @@ def test_chains_rotate_so_that_all_are_used_alike(seed, questions, m):
 
 def test_answer_only_groups_have_one_target_and_need_no_chain():
     answer, rationale = FORMATS["zero-shot-answer"], FORMATS["zero-shot-rationale"]
-    plan = DataOrder(3, 2, {answer: 1, rationale: 1}, (("with", 4), ("without", 0)), chains_per_prompt=3)
-    found = stream(plan, 40)
+    order = DataOrder(3, 2, {answer: 1, rationale: 1}, (("with", 4), ("without", 0)), chains_per_prompt=3)
+    found = stream(order, 40)
     assert {group.question for group in found if group.format == answer} == {"with", "without"}
     assert {group.question for group in found if group.format == rationale} == {"with"}
     assert {(group.chains, group.targets) for group in found if group.format == answer} == {((), 1)}
@@ -99,8 +99,8 @@ def test_answer_only_groups_have_one_target_and_need_no_chain():
 def test_a_step_is_a_function_of_its_number_alone():
     """No replay: any step, in any order, by a new plan, while others draw random numbers."""
     asked = tuple((f"q{i}", 1 + i % 3) for i in range(50))
-    plan = DataOrder(7, 6, UNEQUAL, asked, 2)
-    forward = [draw_groups(plan, step) for step in range(1, 30)]
+    order = DataOrder(7, 6, UNEQUAL, asked, 2)
+    forward = [draw_groups(order, step) for step in range(1, 30)]
     random.seed(1)
     for step in (29, 3, 17, 1):
         random.random()
@@ -116,8 +116,8 @@ def test_the_order_of_the_questions_in_the_plan_does_not_matter():
 
 
 def test_the_formats_of_a_question_do_not_share_their_chains_and_places():
-    plan = DataOrder(7, 4, dict.fromkeys(FORMATS.values(), 1), tuple((f"q{i}", 9) for i in range(30)))
-    found = stream(plan, 120)
+    order = DataOrder(7, 4, dict.fromkeys(FORMATS.values(), 1), tuple((f"q{i}", 9) for i in range(30)))
+    found = stream(order, 120)
     streams = [[group.question for group in found if group.format == format] for format in FORMATS.values()]
     assert len({tuple(names) for names in streams}) == 4
     chains = [
@@ -129,9 +129,9 @@ def test_the_formats_of_a_question_do_not_share_their_chains_and_places():
 
 def test_the_golden_order():
     """Changing this changes every run: raise order.VERSION with it."""
-    plan = DataOrder(1, 8, UNEQUAL, tuple((f"q{i}", 2) for i in range(6)), 2)
+    order = DataOrder(1, 8, UNEQUAL, tuple((f"q{i}", 2) for i in range(6)), 2)
     short = {"zero-shot-answer": "za", "zero-shot-rationale": "zr", "few-shot-answer": "fa", "few-shot-rationale": "fr"}
-    written = [f"{short[g.format.name]}:{g.question}:{''.join(map(str, g.chains))}" for g in draw_groups(plan, 2)]
+    written = [f"{short[g.format.name]}:{g.question}:{''.join(map(str, g.chains))}" for g in draw_groups(order, 2)]
     assert " ".join(written) == GOLDEN
     pool = tuple(f"q{i}" for i in range(9))
     assert draw_demonstrations(1, 0, "q3", FORMATS["few-shot-answer"], pool, 4) == GOLDEN_SHOTS

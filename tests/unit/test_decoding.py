@@ -32,36 +32,36 @@ samples = st.lists(st.sampled_from(["7", "8", "9", None]), min_size=1, max_size=
 @given(samples)
 def test_the_vote_of_k_is_the_mean_over_all_orders(found: list[str | None]) -> None:
     right = [value == "7" for value in found]
-    told = vote_accuracy(list(zip(found, right, strict=True)))
+    accuracies = vote_accuracy(list(zip(found, right, strict=True)))
     for k in range(1, len(found) + 1):
         hits = [
             right[order[majority_index([found[at] for at in order])]] for order in permutations(range(len(found)), k)
         ]
-        assert told[k - 1] == pytest.approx(sum(hits) / len(hits))
+        assert accuracies[k - 1] == pytest.approx(sum(hits) / len(hits))
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=8))
 def test_any_right_is_the_mean_over_all_choices(right: list[bool]) -> None:
-    told = pass_at_k(len(right), sum(right))
+    accuracies = pass_at_k(len(right), sum(right))
     for k in range(1, len(right) + 1):
         hits = [any(chosen) for chosen in combinations(right, k)]
-        assert told[k - 1] == pytest.approx(sum(hits) / len(hits))
-    assert told[0] == pytest.approx(sum(right) / len(right))
+        assert accuracies[k - 1] == pytest.approx(sum(hits) / len(hits))
+    assert accuracies[0] == pytest.approx(sum(right) / len(right))
 
 
 @given(st.lists(st.tuples(st.integers(-5, 0).map(float), st.booleans()), min_size=1, max_size=8))
 def test_best_of_k_is_the_mean_over_all_choices(rows: list[tuple[float, bool]]) -> None:
-    told = best_of_accuracy(rows)
+    accuracies = best_of_accuracy(rows)
     for k in range(1, len(rows) + 1):
         hits = [rows[max(chosen, key=lambda at: (rows[at][0], -at))][1] for chosen in combinations(range(len(rows)), k)]
-        assert told[k - 1] == pytest.approx(sum(hits) / len(hits))
+        assert accuracies[k - 1] == pytest.approx(sum(hits) / len(hits))
 
 
 def test_forty_samples_are_counted_at_once() -> None:
     rows = [(str(at % 13), at % 13 == 0) for at in range(38)] + [(None, False)] * 2
-    told = vote_accuracy(rows)
-    assert len(told) == 40 and all(0 <= share <= 1 for share in told)
-    assert told[0] == pytest.approx(3 / 40)
+    accuracies = vote_accuracy(rows)
+    assert len(accuracies) == 40 and all(0 <= share <= 1 for share in accuracies)
+    assert accuracies[0] == pytest.approx(3 / 40)
 
 
 def answers() -> list[Prediction]:
@@ -75,16 +75,19 @@ def answers() -> list[Prediction]:
 
 
 def test_one_answer_is_chosen() -> None:
-    assert [each.text for each in choose_answers("vote-3", answers())] == ["a0", "b1"]
-    assert [each.text for each in choose_answers("best-3", answers())] == ["a1", "b2"]
-    assert [each.text for each in choose_answers("vote-1", answers()[::-1])] == ["b0", "a0"]
+    assert [answer.text for answer in choose_answers("vote-3", answers())] == ["a0", "b1"]
+    assert [answer.text for answer in choose_answers("best-3", answers())] == ["a1", "b2"]
+    assert [answer.text for answer in choose_answers("vote-1", answers()[::-1])] == ["b0", "a0"]
 
 
 def test_tries_of_a_set() -> None:
     rows = compute_pass_curves(answers(), checkpoint=Checkpoint(3), split="test", format="f", drawing="samples")
-    told = {(row.how, row.k): row.accuracy for row in rows}
-    assert told["vote", 3] == 1.0 and told["any", 1] == pytest.approx((2 / 3 + 1 / 3) / 2) == told["best", 1]
-    assert told["best", 3] == 0.0
+    accuracies = {(row.how, row.k): row.accuracy for row in rows}
+    assert (
+        accuracies["vote", 3] == 1.0
+        and accuracies["any", 1] == pytest.approx((2 / 3 + 1 / 3) / 2) == accuracies["best", 1]
+    )
+    assert accuracies["best", 3] == 0.0
     assert all(row.n == 2 and row.low <= row.accuracy <= row.high and row.high > row.low for row in rows)
 
 
@@ -135,8 +138,8 @@ def test_a_run_with_every_decoding(tmp_path: Path) -> None:
     # What only the test asks for changes nothing about validation.
     before = (run / "evaluate" / "manifest.json").read_bytes()
     more = (asked[0], "evaluate.test_decodings=[greedy+calculator]", asked[2])
-    plan = tiny.recipe(data, *more)
+    recipe = tiny.recipe(data, *more)
     from potstill import runner
 
-    runner.run(plan, run_dir=run, redo="test")
+    runner.run(recipe, run_dir=run, redo="test")
     assert (run / "evaluate" / "manifest.json").read_bytes() == before

@@ -114,8 +114,8 @@ def test_a_pinned_url_is_fetched_once_and_verified_at_every_use(site: Site, tmp_
 def test_a_changed_download_is_refused_and_nothing_stays(site: Site, tmp_path: Path) -> None:
     site.pages["/mine.jsonl"] = [Answer(ROWS[:-9])]
     found = hashlib.sha256(ROWS[:-9]).hexdigest()
-    told = refused(by_url(site), site)
-    assert told == ("E-data-download-digest", f"SHA-256 {found}, {len(ROWS) - 9} bytes from SITE/mine.jsonl")
+    error = refused(by_url(site), site)
+    assert error == ("E-data-download-digest", f"SHA-256 {found}, {len(ROWS) - 9} bytes from SITE/mine.jsonl")
     assert not (tmp_path / "cache").exists()
 
 

@@ -29,7 +29,7 @@ def drawn() -> dict[str, str]:
 
 
 def texts(svg: str) -> list[str]:
-    return [text for each in xml.fromstring(svg).iter(SVG + "text") if (text := "".join(each.itertext()))]
+    return [text for element in xml.fromstring(svg).iter(SVG + "text") if (text := "".join(element.itertext()))]
 
 
 def test_every_figure_in_two_widths(drawn: dict[str, str]) -> None:
@@ -102,7 +102,7 @@ def test_nothing_is_drawn_without_data() -> None:
 
 def test_no_tradeoff_without_a_generic_set() -> None:
     full = example()
-    data = replace(full, validation=tuple(each for each in full.validation if each.set != "bbh"))
+    data = replace(full, validation=tuple(score for score in full.validation if score.set != "bbh"))
     assert "tradeoff" not in figures.draw_figures(data) and "accuracy" in figures.draw_figures(data)
 
 

@@ -47,24 +47,24 @@ FEW = "train.formats={zero-shot-rationale: 2, zero-shot-answer: 2, few-shot-rati
 def chain_counts() -> list[tuple[str, int]]:
     """As many questions and chains as the authors had, from 0 to 40 of them a question."""
     counts = [round(40 * (1 - (i / (QUESTIONS - 1)) ** 2.25)) for i in range(QUESTIONS)]
-    for place in range(3000, 3000 + abs(CHAINS - sum(counts))):
-        counts[place] += 1 if sum(counts) < CHAINS else -1
+    for position in range(3000, 3000 + abs(CHAINS - sum(counts))):
+        counts[position] += 1 if sum(counts) < CHAINS else -1
     return [(f"q{i}", count) for i, count in enumerate(counts)]
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_the_recipes_have_the_shares_of_the_authors_counts(name: str) -> None:
-    asked = load_recipe(RECIPES / f"{name}.yaml")
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
     sizes, accumulation = SIZES[name]
     rows = dict(zip(NAMES, (CHAINS, ANSWERS, CHAINS, ANSWERS), strict=True))
     batches = {each: rows[each] / size for each, size in zip(NAMES, sizes, strict=True)}
-    quotas, weights = asked.train.formats, asked.train.loss_weights
+    quotas, weights = recipe.train.formats, recipe.train.loss_weights
     assert weights is not None and quotas.keys() == weights.keys() == set(NAMES)
     for each in NAMES:
         assert quotas[each] / sum(quotas.values()) == pytest.approx(rows[each] / sum(rows.values()), abs=5e-4)
         assert weights[each] / sum(weights.values()) == pytest.approx(batches[each] / sum(batches.values()), abs=1.1e-3)
-    assert asked.train.prompts_per_step == round(accumulation * sum(rows.values()) / sum(batches.values()))
-    assert asked.train.chains_per_prompt == 1  # so that a group is a row
+    assert recipe.train.prompts_per_step == round(accumulation * sum(rows.values()) / sum(batches.values()))
+    assert recipe.train.chains_per_prompt == 1  # so that a group is a row
 
 
 def test_an_epoch_of_3b_has_as_many_micro_batches_as_the_authors_notebook() -> None:
@@ -75,8 +75,8 @@ def test_an_epoch_of_3b_has_as_many_micro_batches_as_the_authors_notebook() -> N
 
 @pytest.mark.parametrize("name", SIZES)
 def test_the_recipes_train_sample_and_filter_as_the_authors_did(name: str) -> None:
-    asked = load_recipe(RECIPES / f"{name}.yaml")
-    train, teacher = asked.train, asked.teacher
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    train, teacher = recipe.train, recipe.teacher
     assert (train.optimizer, train.betas, train.weight_decay, train.max_grad_norm) == (
         "adamw",
         [0.9, 0.999],
@@ -89,27 +89,27 @@ def test_the_recipes_train_sample_and_filter_as_the_authors_did(name: str) -> No
         "float32",
         "raw",
     )
-    assert train.learning_rate == (1e-4 if name == "flan-t5-xxl" else 5e-4) and asked.student.dropout == 0
+    assert train.learning_rate == (1e-4 if name == "flan-t5-xxl" else 5e-4) and recipe.student.dropout == 0
     assert 2000 <= train.steps <= 2700 and train.uniform_over == "chains" and train.demonstrations == 4
     assert (teacher.samples, teacher.temperature, teacher.max_tokens, teacher.top_logprobs) == (40, 0.5, 256, 5)
-    kept = asked.filter
+    kept = recipe.filter
     assert (kept.duplicates, kept.max_per_question, kept.near_duplicate_threshold, kept.wrong_sums) == (
         "keep",
         None,
         None,
         None,
     )
-    assert asked.transfer.rule == "paper"
+    assert recipe.transfer.rule == "paper"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_the_order_of_the_recipes_has_these_shares(name: str) -> None:
     """By the real order over as many questions and chains as the authors had."""
-    asked, counts = load_recipe(RECIPES / f"{name}.yaml"), dict(chain_counts())
+    recipe, counts = load_recipe(RECIPES / f"{name}.yaml"), dict(chain_counts())
     assert sum(counts.values()) == CHAINS and 0 in counts.values() and max(counts.values()) == 40
-    course = examples.build_data_order(asked, list(counts.items()))
-    steps = 20_000 // asked.train.prompts_per_step
+    course = examples.build_data_order(recipe, list(counts.items()))
+    steps = 20_000 // recipe.train.prompts_per_step
     found = [data_order.draw_groups(course, step) for step in range(1, steps + 1)]
     assert all({group.format.name for group in groups} == set(NAMES) for groups in found)
     rows = Counter(group.format.name for groups in found for group in groups for _ in range(group.targets))
@@ -265,8 +265,8 @@ def test_every_step_of_a_run_gives_each_format_its_weight(run: Path) -> None:
         shares = {name: value / weight.total() for name, value in weight.items()}
         wanted = {name: 0.75 * value / 10 for name, value in asked.train.loss_weights.items()}
         assert shares == pytest.approx(wanted | {"replay": 0.25})
-    told = collect.collect_report(run, asked)
-    assert any("zero-shot-rationale 60.0 %" in note for note in told.notes)
+    report = collect.collect_report(run, asked)
+    assert any("zero-shot-rationale 60.0 %" in note for note in report.notes)
 
 
 def test_a_token_budget_changes_no_weighted_step(world: Path, run: Path, tmp_path: Path) -> None:
@@ -298,8 +298,8 @@ def test_a_token_budget_changes_no_weighted_step(world: Path, run: Path, tmp_pat
 
 
 def test_what_a_recipe_does_not_choose_leaves_no_trace(world: Path, tmp_path: Path) -> None:
-    at = tiny.make(world, tmp_path / "run", until="train")
-    done = manifest.read_finished(at / "train")
+    run_dir = tiny.make(world, tmp_path / "run", until="train")
+    done = manifest.read_finished(run_dir / "train")
     assert done is not None
     assert not [
         key
@@ -308,7 +308,7 @@ def test_what_a_recipe_does_not_choose_leaves_no_trace(world: Path, tmp_path: Pa
     ]
     for change in ("train.uniform_over=chains", FEW.replace("2", "1"), WEIGHTS):
         with pytest.raises(UserError, match="--redo train "):
-            tiny.make(world, at, change, until="train")
+            tiny.make(world, run_dir, change, until="train")
 
 
 @pytest.mark.parametrize(
@@ -337,12 +337,12 @@ def test_weights_that_say_nothing_are_refused(world: Path, changes: list[str], m
 def test_a_step_without_a_weighted_format_is_refused_before_a_teacher_is_asked(world: Path, tmp_path: Path) -> None:
     """Else the weight of a format would silently go to the others in some steps."""
     change = "train.formats={zero-shot-rationale: 7, zero-shot-answer: 1, few-shot-rationale: 7, few-shot-answer: 7}"
-    asked = tiny.recipe(world, change, WEIGHTS)
-    at = tmp_path / "run"
+    recipe = tiny.recipe(world, change, WEIGHTS)
+    run_dir = tmp_path / "run"
     with user_error("E-train-format-without-rows", where="train.loss_weights", hint="zero-shot-answer"):
-        run_recipe(asked, run_dir=at, until="train")
-    assert not (at / "sample").exists(), "no teacher was asked"
-    assert "problem           at train: train.loss_weights: " in dry_run.describe_run(asked)
+        run_recipe(recipe, run_dir=run_dir, until="train")
+    assert not (run_dir / "sample").exists(), "no teacher was asked"
+    assert "problem           at train: train.loss_weights: " in dry_run.describe_run(recipe)
     assert "train.loss_weights" not in dry_run.describe_run(
         tiny.recipe(world, change)
     )  # without weights it is as good as any
@@ -350,7 +350,7 @@ def test_a_step_without_a_weighted_format_is_refused_before_a_teacher_is_asked(w
 
 def test_the_parts_of_a_recipe_by_hand(world: Path) -> None:
     """12 questions with 30 chains, 8 groups of two chains a step and 2 replayed rows, 6 steps."""
-    asked = tiny.recipe(
+    recipe = tiny.recipe(
         world,
         "train.formats={zero-shot-rationale: 3, zero-shot-answer: 1}",
         "train.chains_per_prompt=2",
@@ -359,13 +359,13 @@ def test_the_parts_of_a_recipe_by_hand(world: Path) -> None:
         "train.steps=6",
     )
     lengths = {"zero-shot-rationale": 20.0, "zero-shot-answer": 5.0}
-    first, second, third = examples.compute_format_shares(asked, lengths, 12, 30)
+    first, second, third = examples.compute_format_shares(recipe, lengths, 12, 30)
     assert (first.rows, second.rows, third.rows) == pytest.approx((12 / 16, 2 / 16, 2 / 16))
     assert (first.tokens, second.tokens, third.tokens) == (240 / 250, 10 / 250, None)
     assert (first.weight, second.weight, third.weight) == pytest.approx((0.8 * 240 / 250, 0.8 * 10 / 250, 0.2))
     assert (first.epochs, second.epochs, third.epochs) == (12 * 6 / 30, 2 * 6 / 12, None)
     weights = "train.loss_weights={zero-shot-rationale: 1, zero-shot-answer: 3}"
-    heavy = parse_recipe(recipe_to_yaml(asked), "r.yaml", [weights])
+    heavy = parse_recipe(recipe_to_yaml(recipe), "r.yaml", [weights])
     assert [part.weight for part in examples.compute_format_shares(heavy, lengths, 12, 30)] == pytest.approx(
         [0.2, 0.6, 0.2]
     )
@@ -377,8 +377,8 @@ def test_the_parts_of_a_recipe_by_hand(world: Path) -> None:
 
 @pytest.mark.slow
 def test_the_dry_run_of_a_recipe_prints_the_mix(data: Path) -> None:
-    told = dry_run.describe_run(load_recipe(RECIPES / "flan-t5-xl.yaml", [f"data={data}"]))
-    rows = {line.split()[0]: line.split()[1:] for line in told.splitlines() if line.strip().startswith(NAMES)}
+    description = dry_run.describe_run(load_recipe(RECIPES / "flan-t5-xl.yaml", [f"data={data}"]))
+    rows = {line.split()[0]: line.split()[1:] for line in description.splitlines() if line.strip().startswith(NAMES)}
     assert [rows[name][:4] for name in NAMES] == [
         ["48.3%", "49.9%", "79.3%", ">=0.43"],
         ["1.7%", "0.1%", "0.6%", "0.61"],

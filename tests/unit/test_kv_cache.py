@@ -19,12 +19,12 @@ from potstill.models.causal import MODEL_TYPES
 
 @pytest.mark.parametrize("kind", ["t5", *MODEL_TYPES])
 def test_rows_that_share_a_prompt_and_are_thinned_are_those_of_a_forward_pass(kind: str) -> None:
-    own = random_model(kind)
+    student = random_model(kind)
     rows, written = list(PROMPTS), [[] for _ in PROMPTS]
     with torch.no_grad():
-        memory = fast_prefill(own, rows)
+        memory = fast_prefill(student, rows)
         for step in range(12):
-            expected = torch.stack([next_logits(own, *row) for row in zip(rows, written, strict=True)])
+            expected = torch.stack([next_logits(student, *row) for row in zip(rows, written, strict=True)])
             torch.testing.assert_close(memory.logits, expected, rtol=1e-4, atol=1e-4)
             if step in (3, 7):
                 kept = [0, 1, 4, 5] if step == 3 else [1, 3]  # then the prompts of two rows are read no more
@@ -40,36 +40,38 @@ def test_rows_that_share_a_prompt_and_are_thinned_are_those_of_a_forward_pass(ki
 
 @pytest.mark.parametrize("kind", ["t5", *MODEL_TYPES])
 def test_the_step_written_out_serves_the_kinds_that_it_knows(kind: str) -> None:
-    own = random_model(kind)
-    assert fast_decode.supports_fast_decode(own) == (kind in ("t5", "llama"))
-    assert isinstance(fast_prefill(own, PROMPTS), fast_decode.FastState) == fast_decode.supports_fast_decode(own)
+    student = random_model(kind)
+    assert fast_decode.supports_fast_decode(student) == (kind in ("t5", "llama"))
+    assert isinstance(fast_prefill(student, PROMPTS), fast_decode.FastState) == fast_decode.supports_fast_decode(
+        student
+    )
 
 
 @pytest.mark.parametrize("change", ["adapter", "bfloat16", "rotation"])
 def test_a_changed_model_is_left_to_the_library(change: str) -> None:
-    own = random_model("llama")
+    student = random_model("llama")
     if change == "adapter":
-        layer = own.model.get_submodule("model.layers.1.self_attn")
+        layer = student.model.get_submodule("model.layers.1.self_attn")
         layer.v_proj = type("Adapted", (torch.nn.Linear,), {})(16, 8)
     elif change == "bfloat16":
-        own.model.bfloat16()
+        student.model.bfloat16()
     else:
-        own.model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
-    assert not fast_decode.supports_fast_decode(own)
+        student.model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    assert not fast_decode.supports_fast_decode(student)
 
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_the_step_written_out_gives_the_texts_of_the_librarys(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = random_model(kind)
+    student = random_model(kind)
     prompts = {"a": (9, 8, 7), "b": (5, 6), "c": (11, 12, 13, 14, 15, 16)}
     requests = [Request((name, index), prompt) for name, prompt in prompts.items() for index in range(12)]
     for temperature in (0.0, 1.0):
-        ours = TransformersEngine(own).generate(
+        ours = TransformersEngine(student).generate(
             requests, Decode(max_tokens=CACHE_BLOCK + 9, temperature=temperature, top_logprobs=2)
         )
         with monkeypatch.context() as patch:
             patch.setattr(fast_decode, "supports_fast_decode", lambda random_model: False)
-            theirs = TransformersEngine(own).generate(
+            theirs = TransformersEngine(student).generate(
                 requests, Decode(max_tokens=CACHE_BLOCK + 9, temperature=temperature, top_logprobs=2)
             )
         assert [text.ids for text in ours] == [text.ids for text in theirs]
@@ -80,27 +82,27 @@ def test_the_step_written_out_gives_the_texts_of_the_librarys(kind: str, monkeyp
 def test_rows_close_up(places: set[int]) -> None:
     order, holes, moved = fast_decode.compact_rows(sorted(places))
     assert sorted(order) == sorted(places) and len(holes) == len(moved)
-    assert all(order[place] == place for place in places if place < len(places))
+    assert all(order[position] == position for position in places if position < len(places))
 
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_texts_longer_than_a_block_of_room(kind: str) -> None:
-    own = random_model(kind)
+    student = random_model(kind)
     requests = [Request(("q", index), (9, 8, 7)) for index in range(3)] + [Request(("p", 0), (5, 6, 7, 8))]
     with torch.no_grad():
-        memory = fast_prefill(own, [request.prompt for request in requests])
+        memory = fast_prefill(student, [request.prompt for request in requests])
         written: list[int] = []
         for _ in range(CACHE_BLOCK + 10):
             written.append(7 + len(written) % 9)
             memory.step(torch.full((4,), written[-1]))
-    torch.testing.assert_close(memory.logits[1], next_logits(own, (9, 8, 7), written), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(memory.logits[3], next_logits(own, (5, 6, 7, 8), written), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(memory.logits[1], next_logits(student, (9, 8, 7), written), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(memory.logits[3], next_logits(student, (5, 6, 7, 8), written), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_a_prompt_is_read_once_whatever_is_asked_of_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = random_model(kind)
-    first = own.model.get_submodule("encoder") if kind == "t5" else own.model.get_decoder()
+    student = random_model(kind)
+    first = student.model.get_submodule("encoder") if kind == "t5" else student.model.get_decoder()
     plain, rows = first.forward, []
 
     @functools.wraps(plain)
@@ -112,6 +114,6 @@ def test_a_prompt_is_read_once_whatever_is_asked_of_it(kind: str, monkeypatch: p
     requests = [
         Request((name, index), prompt) for name, prompt in (("a", (9, 8, 7)), ("b", (5, 6))) for index in range(8)
     ]
-    texts = TransformersEngine(own).generate(requests, Decode(max_tokens=3, temperature=1.0, top_logprobs=2))
+    texts = TransformersEngine(student).generate(requests, Decode(max_tokens=3, temperature=1.0, top_logprobs=2))
     assert rows[0] == (2, 3) and len(texts) == 16
     assert len({text.ids for text in texts[:8]}) > 1

@@ -64,19 +64,19 @@ def said(target: Target, tokenizer: Tokenizer) -> list[tuple[str, dict[bytes | E
         data = tokenizer.token_bytes(token) or b"unknown" * (token == tokenizer.vocabulary.unk)
         names.setdefault(token, data + b" as byte" * (token in tokenizer.vocabulary.fallback))
     assert len(set(names.values())) == len(names)
-    rows = [{names[token]: p for token, p in target.distribution(place).items()} for place in range(len(target))]
+    rows = [{names[token]: p for token, p in target.distribution(position).items()} for position in range(len(target))]
     return list(zip(target.kinds, rows, strict=True))
 
 
-def may_write(chains: list[Chain], own: Tokenizer, other: Tokenizer) -> bool:
+def may_write(chains: list[Chain], tokenizer: Tokenizer, other: Tokenizer) -> bool:
     """Whether a text of these chains, or one that their source might have said, holds a piece that only one of two
     tokenizers has, or ends with the beginning of one and goes on."""
     pieces = [
         {piece for token, piece in enumerate(one.vocabulary.table) if token not in one.vocabulary.fallback}
-        for one in (own, other)
+        for one in (tokenizer, other)
     ]
     new = pieces[1] - pieces[0] - {None}
-    dummy = b" " if own.vocabulary.dummy else b""
+    dummy = b" " if tokenizer.vocabulary.dummy else b""
     for chain in chains:
         starts = [start for start, _ in chain.spans] + [len(chain.content)]
         texts = [dummy + chain.content]
@@ -117,10 +117,10 @@ def test_the_rule_is_its_definition(kind: str, chains: list[Chain], piece: str, 
     theirs = odd("qwen" if kind == "gemma" else "gemma", piece) if teacher else None
     for chain in chains:
         target = transfer(chain, student, "text", run, theirs)
-        for place, row in enumerate(text_rule_definition.distributions(chain, student, run, theirs)):
-            found = target.distribution(place)
-            assert set(found) == set(row or {target.ids[place]}), (place, found, row)
-            assert found == pytest.approx(row or {target.ids[place]: 1.0}, abs=1e-9), place
+        for position, row in enumerate(text_rule_definition.distributions(chain, student, run, theirs)):
+            found = target.distribution(position)
+            assert set(found) == set(row or {target.ids[position]}), (position, found, row)
+            assert found == pytest.approx(row or {target.ids[position]: 1.0}, abs=1e-9), position
 
 
 ADDED = st.sampled_from([b"<b>", b" <b>", b"so a", b" so", b" a", b" ", b"4", b"<", b"b>", b" b", b"\n", b" 4 ", b"s"])
@@ -141,8 +141,8 @@ def test_added_tokens_that_overlap_a_text(
     )
     run = completions([chain], student) if known else None
     target = transfer(chain, student, "text", run)
-    for place, row in enumerate(text_rule_definition.distributions(chain, student, run)):
-        assert target.distribution(place) == pytest.approx(row or {target.ids[place]: 1.0}, abs=1e-9), place
+    for position, row in enumerate(text_rule_definition.distributions(chain, student, run)):
+        assert target.distribution(position) == pytest.approx(row or {target.ids[position]: 1.0}, abs=1e-9), position
 
 
 @pytest.fixture
@@ -209,7 +209,9 @@ def test_gemmas_one_piece_costs_only_the_places_where_it_is(data: Path) -> None:
     assert b"> </" in student.split(student.encode(content.decode()).ids)
     places = [found.start() + 1 for found in re.finditer(rb"\S(?=\s)", content)]
     across = content.index(b" </p>")
-    assert get_pre_tokens(student).boundaries(content, first=True) == [place for place in places if place != across]
+    assert get_pre_tokens(student).boundaries(content, first=True) == [
+        position for position in places if position != across
+    ]
 
 
 def test_a_long_line_of_odd_pieces_takes_linear_time() -> None:
@@ -220,4 +222,4 @@ def test_a_long_line_of_odd_pieces_takes_linear_time() -> None:
         found = pre_tokens.boundaries(text, first=True)
         whole = student.encode(text.decode()).ids
         cut = [text[start:end] for start, end in zip([0, *found], [*found, len(text)], strict=True)]
-        assert [token for place, word in enumerate(cut) for token in pre_tokens.ids(word, not place)] == whole
+        assert [token for position, word in enumerate(cut) for token in pre_tokens.ids(word, not position)] == whole

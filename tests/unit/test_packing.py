@@ -82,11 +82,11 @@ def dense(model: torch.nn.Module, example: Example, size: int) -> torch.Tensor:
     read = torch.tensor([[*example.prompt, *example.target.ids[:-1]]])
     logits = model(input_ids=read).logits[0, len(example.prompt) - 1 :]
     assert logits.shape == (len(example.target), size)
-    own = example.target
+    target = example.target
     teacher = torch.zeros_like(logits)
-    for place in range(len(own)):
-        for at in range(own.offsets[place], own.offsets[place + 1]):
-            teacher[place, own.candidate_ids[at]] += float(own.probabilities[at])
+    for position in range(len(target)):
+        for at in range(target.offsets[position], target.offsets[position + 1]):
+            teacher[position, target.candidate_ids[at]] += float(target.probabilities[at])
     values = torch.special.xlogy(teacher, teacher) - teacher * logits.log_softmax(-1)
     return example.weight * values.sum()
 
@@ -197,7 +197,7 @@ def test_each_token_asks_once_and_reads_its_prompt_and_its_chain(groups):
     for (prompt, read), (start, last) in zip(chains, packing.starts, strict=True):
         first = last + 1 - groups[prompt][0]
         shown = [*range(first, last + 1), *range(start, start + read)]
-        expected |= {token: shown[: place + 1] for place, token in enumerate(shown)}
+        expected |= {token: shown[: position + 1] for position, token in enumerate(shown)}
         assert packing.positions[shown].tolist() == list(range(len(shown)))
     assert sorted(expected) == list(range(len(packing.positions)))
     assert packing.query_tokens[packing.slot_of_token].tolist() == sorted(expected)
@@ -215,8 +215,8 @@ def test_each_token_asks_once_and_reads_its_prompt_and_its_chain(groups):
                 assert block.causal
             assert mask.any(-1).all()  # a row of a softmax without anything is not a number
             for row, tokens in enumerate(asks):
-                for place, token in enumerate(tokens):
-                    seen.setdefault(token, reads[row][mask[row, 0, place]].tolist())
+                for position, token in enumerate(tokens):
+                    seen.setdefault(token, reads[row][mask[row, 0, position]].tolist())
             lengths = (block.key_positions < 2**62).sum(1)
             assert int(lengths.min()) >= MIN_LENGTH_RATIO * block.keys
         assert seen == {token: shown[-window:] if window else shown for token, shown in expected.items()}

@@ -39,7 +39,7 @@ def spoken(teacher: Tokenizer, text: str, top: float = 0.8, *before: bytes) -> C
 
 
 def soft(target: Target) -> list[bool]:
-    return [target.distribution(place) != {token: 1.0} for place, token in enumerate(target.ids)]
+    return [target.distribution(position) != {token: 1.0} for position, token in enumerate(target.ids)]
 
 
 def test_one_invalid_byte_misaligns_nothing_behind_it() -> None:
@@ -47,8 +47,8 @@ def test_one_invalid_byte_misaligns_nothing_behind_it() -> None:
     clean = transfer(spoken(small("bpe"), text), small("unigram"))
     dirty = transfer(spoken(small("bpe"), text, 0.8, b"\xff"), small("unigram"))
     assert dirty.kinds[-250:] == clean.kinds[-250:] and dirty.ids[-250:] == clean.ids[-250:]
-    for place in range(1, 250):
-        assert dirty.distribution(len(dirty) - place) == pytest.approx(clean.distribution(len(clean) - place))
+    for position in range(1, 250):
+        assert dirty.distribution(len(dirty) - position) == pytest.approx(clean.distribution(len(clean) - position))
 
 
 def test_added_tokens_that_are_not_ascii_have_their_own_bytes() -> None:
@@ -79,7 +79,7 @@ def test_the_first_token_is_distilled_and_no_row_is_its_neighbours() -> None:
         chain = spoken(small("bpe"), "So 12 * 3 = 36.")
         for rule in ("one-hot", "paper", "span", "text"):
             target = transfer(chain, student, rule)
-            assert all(token in target.distribution(place) for place, token in enumerate(target.ids))
+            assert all(token in target.distribution(position) for position, token in enumerate(target.ids))
         assert soft(transfer(chain, student))[0]
 
 
@@ -87,9 +87,9 @@ def test_what_was_not_seen_is_never_shared_out_among_what_was() -> None:
     """A peer renormalises the top k always; a peer's merge gives a perfect student a loss."""
     teacher = student = small("bpe")
     target = transfer(spoken(teacher, "So 12"), student, teacher=teacher)
-    for place in range(len(target) - 1):
-        assert target.distribution(place)[target.ids[place]] == pytest.approx(0.8)
-        assert target.tail(place) == pytest.approx(0.1 if len(target.distribution(place)) > 1 else 0.2)
+    for position in range(len(target) - 1):
+        assert target.distribution(position)[target.ids[position]] == pytest.approx(0.8)
+        assert target.tail(position) == pytest.approx(0.1 if len(target.distribution(position)) > 1 else 0.2)
 
 
 def test_numbers_that_are_cut_differently_keep_their_distribution() -> None:

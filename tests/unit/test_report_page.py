@@ -111,7 +111,9 @@ def test_what_must_be_said_is_said(reader: Reader) -> None:
 
 
 def test_one_file_without_script(html: str, reader: Reader) -> None:
-    policy = [each["content"] for tag, each in reader.elements if each.get("http-equiv") == "Content-Security-Policy"]
+    policy = [
+        element["content"] for tag, element in reader.elements if element.get("http-equiv") == "Content-Security-Policy"
+    ]
     assert policy == ["default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"]
     assert not {tag for tag, _ in reader.elements} & {
         "script",
@@ -131,7 +133,7 @@ def test_one_file_without_script(html: str, reader: Reader) -> None:
 
 
 def test_every_table_is_one_click_away(reader: Reader) -> None:
-    linked = {each for each in reader.values("href") if not each.startswith("#")}
+    linked = {link for link in reader.values("href") if not link.startswith("#")}
     assert linked == {f"{name}.csv" for name in csv_tables.build_tables(example())} | set(render_times(example(), ()))
 
 
@@ -143,7 +145,7 @@ def test_hostile_texts_stay_texts(text: str, html: str) -> None:
     assert found.opened == []
     assert {tag for tag, _ in found.elements} <= {tag for tag, _ in plain.elements}
     assert not [name for _, attributes in found.elements for name in attributes if name.startswith("on")]
-    links = {each for each in found.values("href") if not each.startswith("#")}
+    links = {link for link in found.values("href") if not link.startswith("#")}
     assert links <= {f"{name}.csv" for name in build_tables(data)} | set(render_times(data, ()))
     assert found.text.count(" ".join(escape_hidden(text).split())) >= 12, "the text is not shown as it is"
     assert written.encode("utf-8").decode("utf-8") == escape_hidden(written)
@@ -169,7 +171,7 @@ def test_the_same_data_give_the_same_bytes(html: str) -> None:
 def test_empty_pieces_say_why() -> None:
     html, reader = built(ReportData("empty", student="s", teacher="t", groups={}, recipe="seed: 1"))
     assert build_tables(ReportData("empty", student="s", teacher="t", groups={}, recipe="")) == {}
-    assert [each["id"] for tag, each in reader.elements if tag == "section"] == SECTIONS
+    assert [element["id"] for tag, element in reader.elements if tag == "section"] == SECTIONS
     assert reader.text.count("Omitted: ") == 9
     assert "<table" not in html and "<figure" not in html and ".csv" not in html.split("</style>")[1]
 

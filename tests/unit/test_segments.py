@@ -30,7 +30,7 @@ def chain(question: str = "q", source: str = "t", index: int = 0, note: str = ""
 
 def store(folder: Path, shard: Shard, chains: list[Chain]) -> None:
     with Appender(folder / segments.segment_name(shard)) as lines:
-        lines.append(to_json(each) for each in chains)
+        lines.append(to_json(chain) for chain in chains)
 
 
 def sealed(folder: Path) -> list[Chain]:
@@ -42,7 +42,7 @@ def sealed(folder: Path) -> list[Chain]:
 @given(st.lists(KEYS), KEYS)
 def test_keys_are_a_set(keys, other) -> None:
     stored = ChainKeySet()
-    assert [stored.add(key) for key in keys] == [key not in keys[:place] for place, key in enumerate(keys)]
+    assert [stored.add(key) for key in keys] == [key not in keys[:index] for index, key in enumerate(keys)]
     assert len(stored) == len(set(keys)) and all(key in stored for key in keys)
     assert (other in stored) == (other in keys)
 
@@ -129,9 +129,9 @@ def test_chains_come_back_whatever_the_row_groups(tmp_path_factory, rows, size) 
         parquet.write_chains(path, rows)
     assert list(parquet.read_chains(path)) == rows
     assert parquet.count_rows(path) == len(rows)
-    assert parquet.count_chains(path)["tokens"] == sum(len(each.tokens) for each in rows)
-    for name in {each.question for each in rows} | {"s/"}:
-        assert list(parquet.read_chains(path, {name})) == [each for each in rows if each.question == name]
+    assert parquet.count_chains(path)["tokens"] == sum(len(row.tokens) for row in rows)
+    for name in {row.question for row in rows} | {"s/"}:
+        assert list(parquet.read_chains(path, {name})) == [row for row in rows if row.question == name]
 
 
 def test_row_groups_are_bounded_by_what_they_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

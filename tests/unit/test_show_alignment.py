@@ -34,7 +34,7 @@ def test_every_step_and_every_position_lies_in_one_block(rule: str, stop: str, l
     target = transfer(chain, student(), rule)
     found = show.aligned_blocks(chain, target, student())
     assert [step for block in found for step in block.steps] == list(range(len(chain.tokens) + last))
-    assert [place for block in found for place in block.positions] == list(range(len(target)))
+    assert [position for block in found for position in block.positions] == list(range(len(target)))
 
 
 @pytest.mark.parametrize("width", [30, 60, 200])

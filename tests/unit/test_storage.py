@@ -150,8 +150,8 @@ with storage.Appender(Path({str(path)!r})) as lines:
     except (UserError, OSError) as fault:
         print(type(fault).__name__)
 """
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "UserError"
+    completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert completed.stdout.strip() == "UserError"
     assert path.read_bytes() == b'{"x":1}\n'
 
 
@@ -290,8 +290,8 @@ with run_folder.lock_run(Path({str(tmp_path)!r})):
     pass
 """
     with run_folder.lock_run(tmp_path):
-        told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "E-run-locked" in told.stderr
+        completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "E-run-locked" in completed.stderr
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
@@ -475,7 +475,7 @@ def test_a_table_with_a_changed_byte_is_read_or_is_one_message(tmp_path: Path) -
     path = tmp_path / "c.parquet"
     parquet.write_chains(path, [Chain.from_text("q", index, "some text " * 20, source="human") for index in range(50)])
     whole = path.read_bytes()
-    for place in range(0, len(whole), 7):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+    for position in range(0, len(whole), 7):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :])
         with contextlib.suppress(UserError):
             list(parquet.read_chains(path))

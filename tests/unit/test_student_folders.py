@@ -126,20 +126,20 @@ def test_a_value_that_is_no_number_is_told_with_its_tensor(kind: str, value: flo
     def edit(tensors: dict[str, torch.Tensor]) -> None:
         tensors[name][3] = value
 
-    told = refused(change(made(tmp_path, kind), edit))
-    assert told.code == "E-model-weights-not-finite" and name in told.found
+    error = refused(change(made(tmp_path, kind), edit))
+    assert error.code == "E-model-weights-not-finite" and name in error.found
 
 
 def test_the_head_of_a_t5_that_is_missing_is_not_replaced_by_the_embedding(tmp_path: Path) -> None:
-    told = refused(change(made(tmp_path, "t5"), lambda tensors: tensors.pop("lm_head.weight")))
-    assert told.code == "E-model-weights-incomplete" and "lm_head.weight" in told.found
+    error = refused(change(made(tmp_path, "t5"), lambda tensors: tensors.pop("lm_head.weight")))
+    assert error.code == "E-model-weights-incomplete" and "lm_head.weight" in error.found
 
 
 @pytest.mark.parametrize("lost", [0, 1, 5, -1])
 def test_any_tensor_that_is_missing_is_told(kind: str, lost: int, tmp_path: Path) -> None:
     name = sorted(load_file(made(tmp_path, kind) / WEIGHTS))[lost]
-    told = refused(change(tmp_path, lambda tensors: tensors.pop(name)))
-    assert told.code == "E-model-weights-incomplete" and name in told.found
+    error = refused(change(tmp_path, lambda tensors: tensors.pop(name)))
+    assert error.code == "E-model-weights-incomplete" and name in error.found
 
 
 def test_layers_that_config_json_leaves_out_are_not_dropped(kind: str, tmp_path: Path) -> None:
@@ -202,8 +202,8 @@ def test_an_index_names_files_of_its_folder_only(name: str, tmp_path: Path) -> N
 
     for path in ("pytorch_model-1.bin", "model.pt"):
         (folder / path).write_bytes(pickle.dumps(Ran()))
-    told = refused(rename(folder, name.format(root=tmp_path)))
-    assert told.code == "E-model-bad-index" and told.where.endswith(INDEX)
+    error = refused(rename(folder, name.format(root=tmp_path)))
+    assert error.code == "E-model-bad-index" and error.where.endswith(INDEX)
     assert not (tmp_path / "ran").exists()
 
 
@@ -249,8 +249,8 @@ def test_an_index_whose_files_lack_a_tensor(tmp_path: Path) -> None:
 def test_a_quantized_model_is_told_by_its_config(method: str, place: str, tmp_path: Path) -> None:
     stated = {"quant_method": method, "bits": 4}
     section = {"text_config": {"quantization_config": stated}} if place == "nested" else {place: stated}
-    told = refused(configure(made(tmp_path), **section))
-    assert told.code == "E-model-quantized" and method in told.found
+    error = refused(configure(made(tmp_path), **section))
+    assert error.code == "E-model-quantized" and method in error.found
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2])
@@ -258,8 +258,8 @@ def test_weights_of_integers_or_eight_bits_are_told_by_their_tensors(dtype: torc
     """config.json says nothing of it, and there are no scales: transformers would read the integers as weights."""
     name = "model.layers.0.self_attn.q_proj.weight"
     change(made(tmp_path), lambda tensors: tensors.update({name: (tensors[name] * 100).to(dtype)}))
-    told = refused(tmp_path)
-    assert told.code == "E-model-quantized" and name in told.found
+    error = refused(tmp_path)
+    assert error.code == "E-model-quantized" and name in error.found
 
 
 @pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"])

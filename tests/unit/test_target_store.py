@@ -57,7 +57,7 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     assert targets[0].ids == soft.ids and targets[0].kinds == soft.kinds
     assert targets[0].distribution(0) == {70_000: 0.5, 4: 0.25} and targets[0].tail(0) == 0.25
     assert targets[0].distribution(2) == pytest.approx(soft.distribution(2), abs=1 / UNITS_PER_ONE)
-    assert [targets.keys[place] for place in range(3)] == [each.key for each in chains] == list(targets.keys)
+    assert [targets.keys[position] for position in range(3)] == [each.key for each in chains] == list(targets.keys)
     assert [targets.find(each.key) for each in chains] == [0, 1, 2] and targets.find(("q1", "teacher", 7)) is None
     with pytest.raises(IndexError):
         targets[3]
@@ -122,11 +122,11 @@ def test_mass_and_tail_are_exactly_one(
     folder = tmp_path_factory.getbasetemp() / "exact"
     read = opened(pack_targets([(chain(), target)]), folder)[0]
     assert read.ids == target.ids
-    for place in range(len(target)):
-        before, after = target.distribution(place), read.distribution(place)
+    for position in range(len(target)):
+        before, after = target.distribution(position), read.distribution(position)
         shares = np.array(list(after.values()), kind)
-        assert shares.sum() + kind(read.tail(place)) == 1, "exact in 32 bits too, in the order of storage"
-        assert shares[::-1].sum() + kind(read.tail(place)) == 1, "and in any other"
+        assert shares.sum() + kind(read.tail(position)) == 1, "exact in 32 bits too, in the order of storage"
+        assert shares[::-1].sum() + kind(read.tail(position)) == 1, "and in any other"
         assert shares.min() > 0 and all(
             abs(after.get(token, 0.0) - p) < 1 / UNITS_PER_ONE for token, p in before.items()
         )

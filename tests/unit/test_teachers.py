@@ -385,24 +385,24 @@ def test_rows_of_a_file(tmp_path: Path) -> None:
 
 def test_a_recipe_chooses_its_teacher(tmp_path: Path) -> None:
     one = question("1", rationale="so")
-    plan = parse_recipe("name: a\nteacher: {kind: human, name: people}", "r.yaml")
-    assert [chain.key for batch in teachers.from_recipe(plan).sample([one]) for chain in batch] == [
+    recipe = parse_recipe("name: a\nteacher: {kind: human, name: people}", "r.yaml")
+    assert [chain.key for batch in teachers.from_recipe(recipe).sample([one]) for chain in batch] == [
         ("s/1", "people", 0)
     ]
 
     write_jsonl(tmp_path / "old.jsonl", [{"question": "s/1", "text": "4"}, {"question": "s/2", "text": "4"}])
-    plan = parse_recipe(f"name: a\nteacher: {{kind: replay, chains: {tmp_path}/old.jsonl}}", "r.yaml")
-    found = teachers.from_recipe(plan).sample([one], SamplingState(other_questions=[question("2")]))
+    recipe = parse_recipe(f"name: a\nteacher: {{kind: replay, chains: {tmp_path}/old.jsonl}}", "r.yaml")
+    found = teachers.from_recipe(recipe).sample([one], SamplingState(other_questions=[question("2")]))
     assert [chain.key for batch in found for chain in batch] == [("s/1", "replay", 0)]
 
     solver().student.save(tmp_path)
     (tmp_path / "shots.txt").write_text("Question: ...\n")
     local_plan = f"kind: local, model: {tmp_path}, prompt: {tmp_path}/shots.txt, samples: 2, max_tokens: 20"
-    plan = parse_recipe(f"name: a\nteacher: {{{local_plan}}}", "r.yaml")
-    chains = [chain for batch in teachers.from_recipe(plan).sample([one]) for chain in batch]
+    recipe = parse_recipe(f"name: a\nteacher: {{{local_plan}}}", "r.yaml")
+    chains = [chain for batch in teachers.from_recipe(recipe).sample([one]) for chain in batch]
     assert [chain.key for chain in chains] == [("s/1", "local", 0), ("s/1", "local", 1)]
     assert all(chain.text.endswith("The answer is four") for chain in chains)
-    assert list(teachers.from_recipe(plan).sample([one], SamplingState({chain.key for chain in chains}))) == []
+    assert list(teachers.from_recipe(recipe).sample([one], SamplingState({chain.key for chain in chains}))) == []
 
 
 # --- score -----------------------------------------------------------------------------------------------------------
@@ -431,15 +431,15 @@ def test_chains_that_exist_get_the_distributions_of_a_model() -> None:
 def test_the_chains_of_a_recipe_are_scored(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     writer().student.save(tmp_path / "model")
-    asked = [replace(question(str(place), "So"), rationale="it was.") for place in range(4)]
-    plan = parse_recipe(
+    asked = [replace(question(str(position), "So"), rationale="it was.") for position in range(4)]
+    recipe = parse_recipe(
         "name: x", "x.yaml", [f"teacher={{kind: human, top_logprobs: 3, score: {{model: {tmp_path}/model}}}}"]
     )
-    [batch] = teachers.from_recipe(plan).sample(asked)
+    [batch] = teachers.from_recipe(recipe).sample(asked)
     assert [chain.text for chain in batch] == ["it was.\nThe answer is 4"] * 4
     assert all(chain.semantics == "raw" and len(chain.candidates) == len(chain.tokens) + 1 for chain in batch)
     assert all(chain.tokens and b"".join(chain.tokens) for chain in batch)
-    assert list(teachers.from_recipe(plan).sample(asked, SamplingState({chain.key for chain in batch}))) == []
+    assert list(teachers.from_recipe(recipe).sample(asked, SamplingState({chain.key for chain in batch}))) == []
     with pytest.raises(UserError, match="E-recipe-teacher-score"):
         parse_recipe("name: x", "x.yaml", ["teacher={kind: local, model: m, score: {model: m}}"])
 

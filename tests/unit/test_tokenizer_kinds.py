@@ -63,8 +63,10 @@ def test_the_pieces_of_a_lossless_kind_spell_any_text(text: str, kind: str) -> N
 def test_the_spans_of_a_lossy_kind_stand_on_their_text(kind: str, text: str) -> None:
     student, data = opened(kind), text.encode()
     encoding = student.encode(text)
-    places = {place for start, end in encoding.spans for place in range(start, end)}
-    assert not b"".join(data[place : place + 1] for place in range(len(data)) if place not in places).strip()
+    places = {position for start, end in encoding.spans for position in range(start, end)}
+    assert not b"".join(
+        data[position : position + 1] for position in range(len(data)) if position not in places
+    ).strip()
     for token, (start, end) in zip(encoding.ids, encoding.spans, strict=True):
         piece = student.token_bytes(token).strip()
         if piece and data[start:end].isascii():
@@ -87,18 +89,18 @@ def test_kinds_are_what_they_stand_for() -> None:
 
 @pytest.mark.parametrize("teacher, student", list(itertools.product(KINDS, KINDS)))
 def test_every_teacher_teaches_every_student(teacher: str, student: str) -> None:
-    own = opened(student)
+    tokenizer = opened(student)
     for text in ("She earns $12\nSo 日",):
         chain = spoken(teacher, text)
         soft = {}
         for rule in ("one-hot", "span", "text"):
-            target = transfer(chain, own, rule)
-            assert list(target.ids) == [*own.encode(chain.text).ids, own.eos]
-            for place in range(len(target)):
-                shares = target.distribution(place)
+            target = transfer(chain, tokenizer, rule)
+            assert list(target.ids) == [*tokenizer.encode(chain.text).ids, tokenizer.eos]
+            for position in range(len(target)):
+                shares = target.distribution(position)
                 assert shares and all(0 < share <= 1 for share in shares.values())
-                assert sum(shares.values()) + target.tail(place) == pytest.approx(1)
-                assert all(0 <= token < own.size for token in shares)
+                assert sum(shares.values()) + target.tail(position) == pytest.approx(1)
+                assert all(0 <= token < tokenizer.size for token in shares)
             soft[rule] = sum(kind not in ("hard", "end") for kind in target.kinds)
             assert target.kinds[-1] == "end"
         assert soft["one-hot"] == 0 and soft["span"] <= soft["text"], "a text is never less than a span"
@@ -106,25 +108,27 @@ def test_every_teacher_teaches_every_student(teacher: str, student: str) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_tokenizer_on_both_sides_is_the_identity(kind: str) -> None:
-    own = opened(kind)
+    tokenizer = opened(kind)
     chain = spoken(kind, "She earns $12 an hour")
-    if kind in LOSSY and own.split(own.encode(chain.text).ids) != list(chain.tokens):
+    if kind in LOSSY and tokenizer.split(tokenizer.encode(chain.text).ids) != list(chain.tokens):
         pytest.skip("this text is not what its own tokens make")
-    target = transfer(chain, own, "text", teacher=own)
-    for place, (token, step) in enumerate(zip(chain.tokens, chain.candidates, strict=False)):
-        shown = {own.vocabulary.candidate(one, place): share for one, share in target.distribution(place).items()}
+    target = transfer(chain, tokenizer, "text", teacher=tokenizer)
+    for position, (token, step) in enumerate(zip(chain.tokens, chain.candidates, strict=False)):
+        shown = {
+            tokenizer.vocabulary.candidate(one, position): share for one, share in target.distribution(position).items()
+        }
         wanted = {what: math.exp(value) for what, value in step}
         assert shown[token] == pytest.approx(0.7)
-        missing = [what for what in wanted if what not in shown and place]
+        missing = [what for what in wanted if what not in shown and position]
         assert not missing or kind in LOSSY, "every candidate is a token of its own"
-    assert target.distribution(len(target) - 1)[own.eos] == pytest.approx(0.9)
+    assert target.distribution(len(target) - 1)[tokenizer.eos] == pytest.approx(0.9)
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.text(max_size=30), st.sampled_from(KINDS), st.sampled_from(KINDS))
 def test_any_text_between_any_two_kinds(text: str, teacher: str, student: str) -> None:
     target = transfer(spoken(teacher, text), opened(student), "text")
-    assert all(sum(target.distribution(place).values()) <= 1 + 1e-9 for place in range(len(target)))
+    assert all(sum(target.distribution(position).values()) <= 1 + 1e-9 for position in range(len(target)))
 
 
 def test_llama_3_ranks_without_a_description_say_what_is_missing(tmp_path: Path) -> None:

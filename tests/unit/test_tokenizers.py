@@ -144,8 +144,8 @@ def test_pieces_of_any_ids_are_what_the_library_decodes(data: Path, name: str) -
         text = ours.decode_bytes(ids).decode("utf-8", "ignore")
         if theirs is not None and text.encode() == ours.decode_bytes(ids):
             assert theirs.decode(ids, skip_special_tokens=True) == text == ours.decode(ids)
-        for place, token in enumerate(ids[:1]):
-            assert ours.candidate(token, place) in (ours.split(ids)[place], END, None)
+        for position, token in enumerate(ids[:1]):
+            assert ours.candidate(token, position) in (ours.split(ids)[position], END, None)
 
     any_ids()
 

@@ -52,7 +52,9 @@ def test_one_hot_is_certain_of_everything() -> None:
     human = Chain.from_text("q", 0, "So 4 *", source="human")
     for target in (transfer(certain(b"So", b" 4", b" *"), student, "one-hot"), transfer(human, student, "span")):
         assert target.kinds == ("hard",) * (len(target) - 1) + ("end",)
-        assert [target.distribution(place) for place in range(len(target))] == [{token: 1.0} for token in target.ids]
+        assert [target.distribution(position) for position in range(len(target))] == [
+            {token: 1.0} for token in target.ids
+        ]
         assert target.ids[-1] == student.eos
 
 
@@ -158,8 +160,8 @@ def test_the_same_tokenizer_on_both_sides_is_the_identity() -> None:
     target = transfer(Chain.from_tokens("q", 0, tokens, [*steps, [(END, -0.5)]]), student, "span")
     assert set(target.kinds[:-1]) == {"same"} and target.distribution(len(tokens)) == {student.eos: math.exp(-0.5)}
     has = student.vocabulary.find(b" has")
-    for place, token in enumerate(target.ids[:-1]):
-        assert target.distribution(place) == pytest.approx({has: 0.9} if token == has else {token: 0.6, has: 0.3})
+    for position, token in enumerate(target.ids[:-1]):
+        assert target.distribution(position) == pytest.approx({has: 0.9} if token == has else {token: 0.6, has: 0.3})
 
 
 def test_paper_reproduces_the_authors_example(data: Path) -> None:
@@ -171,9 +173,9 @@ def test_paper_reproduces_the_authors_example(data: Path) -> None:
     assert texts(target, student)[:-1] == [token.replace("▁", " ") for token in golden["t5_tokens"]]
     assert [kind == "same" for kind in target.kinds[:-1]] == golden["soft"]
     the = student.vocabulary.find(b" the")
-    for place, soft in enumerate(golden["soft"]):
-        wanted = {target.ids[place]: 0.9, the: 0.05} if soft else {target.ids[place]: 1.0}
-        assert target.distribution(place) == pytest.approx(wanted), "raw, not renormalised"
+    for position, soft in enumerate(golden["soft"]):
+        wanted = {target.ids[position]: 0.9, the: 0.05} if soft else {target.ids[position]: 1.0}
+        assert target.distribution(position) == pytest.approx(wanted), "raw, not renormalised"
     spans = transfer(Chain.from_tokens("q", 0, tokens, steps), student, "span")
     assert spans.ids == target.ids and spans.kinds.count("same") >= golden["n_soft"]
 
@@ -212,15 +214,15 @@ def check(chain: Chain, student: Tokenizer, rule: str) -> None:
     assert list(target.ids) == own + [student.eos] * (chain.stop != "length"), "the tokenizer's own ids"
     assert len(target.offsets) == len(target.kinds) + 1 == len(target) + 1
     masses = [math.fsum(math.exp(value) for _, value in step) for step in chain.candidates]
-    for place, kind in enumerate(target.kinds):
-        row = target.distribution(place)
-        assert len(row) == target.offsets[place + 1] - target.offsets[place], "no token twice"
+    for position, kind in enumerate(target.kinds):
+        row = target.distribution(position)
+        assert len(row) == target.offsets[position + 1] - target.offsets[position], "no token twice"
         assert all(0 < p <= 1 and 0 <= token < student.size for token, p in row.items())
-        assert sum(row.values()) + target.tail(place) == pytest.approx(1.0)
-        assert (kind == "end") == (place == len(own))
+        assert sum(row.values()) + target.tail(position) == pytest.approx(1.0)
+        assert (kind == "end") == (position == len(own))
         if kind == "hard":
-            assert row == {target.ids[place]: 1.0}
-        elif row != {target.ids[place]: 1.0}:
+            assert row == {target.ids[position]: 1.0}
+        elif row != {target.ids[position]: 1.0}:
             assert rule != "one-hot"
             # `text` speaks under a condition (the pieces so far), so that its mass is no step's: see test_text_rule.
             assert rule == "text" or any(sum(row.values()) <= mass + 1e-9 for mass in masses), "mass in, mass out"

@@ -64,17 +64,17 @@ def emptied(forward: Callable[..., Any], name: str) -> Callable[..., Any]:
     return changed
 
 
-def written_here(own: Student) -> Any:
+def written_here(student: Student) -> Any:
     """As the engine reads prompts: of a Llama the prompts through the library, a T5 from its modules alone."""
-    return fast_prefill(own, list(PROMPTS))
+    return fast_prefill(student, list(PROMPTS))
 
 
-def library(own: Student) -> Any:
-    return prefill(own, list(PROMPTS), list(range(len(PROMPTS))))
+def library(student: Student) -> Any:
+    return prefill(student, list(PROMPTS), list(range(len(PROMPTS))))
 
 
-def change(own: Student, how: Change, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder: Any = own.model.get_submodule("decoder") if own.family == "t5" else own.model.get_decoder()
+def change(student: Student, how: Change, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder: Any = student.model.get_submodule("decoder") if student.family == "t5" else student.model.get_decoder()
     kind = type(decoder)
     monkeypatch.setattr(kind, "forward", how(kind.forward, kv_cache.find_cache_argument(kind.forward)))
 
@@ -84,12 +84,12 @@ def change(own: Student, how: Change, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_the_alias_numbers_are_the_same(
     kind: str, memory: Callable[[Student], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = random_model(kind)
-    change(own, plain, monkeypatch)
+    student = random_model(kind)
+    change(student, plain, monkeypatch)
     with torch.no_grad():
-        state, written = memory(own), [[] for _ in PROMPTS]
+        state, written = memory(student), [[] for _ in PROMPTS]
         for step in range(3):
-            expected = torch.stack([next_logits(own, *row) for row in zip(PROMPTS, written, strict=True)])
+            expected = torch.stack([next_logits(student, *row) for row in zip(PROMPTS, written, strict=True)])
             torch.testing.assert_close(state.logits, expected, rtol=1e-4, atol=1e-4)
             ids = torch.tensor([5 + (3 * step + row) % 40 for row in range(len(PROMPTS))])
             for row, token in zip(written, ids.tolist(), strict=True):
@@ -104,20 +104,20 @@ def test_without_the_alias_numbers_are_the_same(
 def test_a_cache_that_is_not_used_is_an_error_and_never_a_number(
     kind: str, how: Change, memory: Callable[[Student], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = random_model(kind)
-    change(own, how, monkeypatch)
+    student = random_model(kind)
+    change(student, how, monkeypatch)
     with torch.no_grad(), pytest.raises(UserError) as error:
-        memory(own)
+        memory(student)
     assert error.value.code == "E-inference-unsupported-cache"
     assert error.value.where.startswith("transformers ") and error.value.hint
 
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_a_cache_that_is_not_used_is_found_at_a_later_step_too(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = random_model(kind)
+    student = random_model(kind)
     with torch.no_grad():
-        state = library(own)
-        change(own, swallowed, monkeypatch)
+        state = library(student)
+        change(student, swallowed, monkeypatch)
         with pytest.raises(UserError) as raised:
             state.step(torch.full((len(PROMPTS),), 5))
         assert raised.value.code == "E-inference-unsupported-cache"
@@ -131,8 +131,8 @@ def test_a_decoder_without_a_cache_is_an_error() -> None:
 
 @pytest.mark.parametrize("name", ["activation_checkpointing_enable", "gradient_checkpointing_enable"])
 def test_layers_are_computed_again_under_either_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    own, called = random_model("t5"), []
+    student, called = random_model("t5"), []
     fake = type("Model", (), {name: lambda self: called.append(name)})()
-    monkeypatch.setitem(own._modules, "model", fake)
-    own.enable_gradient_checkpointing()
+    monkeypatch.setitem(student._modules, "model", fake)
+    student.enable_gradient_checkpointing()
     assert called == [name]

@@ -44,7 +44,10 @@ class Replay:
     def generate(self, prompts: list[Any], params: list[Any], *, use_tqdm: bool) -> list[Any]:
         call = self.calls.pop(0)
         assert [row["prompt_token_ids"] for row in prompts] == call["prompts"]
-        asked = [{"seed": each.seed, "max_tokens": each.max_tokens, "logprobs": each.logprobs} for each in params]
+        asked = [
+            {"seed": parameters.seed, "max_tokens": parameters.max_tokens, "logprobs": parameters.logprobs}
+            for parameters in params
+        ]
         assert asked == call["params"]
         return [_answer(row) for row in call["told"]]
 
@@ -129,10 +132,10 @@ def test_bytes_are_the_tokenizers_and_numbers_are_vllms(folder: Path, name: str)
             assert text.candidates == ()
             continue
         assert len(text.candidates) == len(drawn)
-        for place, (shown, (own, *top)) in enumerate(zip(text.candidates, steps, strict=True)):
+        for position, (shown, (own, *top)) in enumerate(zip(text.candidates, steps, strict=True)):
             values = [value for _, value in shown]
             assert values == sorted(values, reverse=True) and sum(map(math.exp, values)) < 1 + 1e-5
-            what = END if place == len(text.ids) else text.tokens[place]
+            what = END if position == len(text.ids) else text.tokens[position]
             assert dict(shown)[what] == pytest.approx(own[1], abs=1e-6)
             assert len(shown) <= len({own[0], *(token for token, _ in top)})
 
@@ -212,7 +215,7 @@ def test_a_text_is_written_in_rounds_until_it_has_its_answer(
 def test_greedy_texts_are_those_of_the_reference(world: Path, unit: inference.StopUnit | None) -> None:
     ours, theirs = inference.open_engine(world / "teacher", "vllm"), inference.open_engine(world / "teacher")
     asked = [ours.encode(protocol.make_prompt_builder()(question)) for question in _questions()]
-    requests = [Request((f"q{place}", 0), prompt) for place, prompt in enumerate(asked)]
+    requests = [Request((f"q{index}", 0), prompt) for index, prompt in enumerate(asked)]
     case = {"max_tokens": 16, "top_logprobs": 2, "likelihood": True, "stop_at_answer": unit}
     for one, other in zip(
         ours.generate(requests, Decode(**case)), theirs.generate(requests, Decode(**case)), strict=True
@@ -252,7 +255,7 @@ def test_a_folder_is_taken_as_its_weights_are_stored(folder: Path, tmp_path: Pat
     models.open_student(folder).save(tmp_path, dtype="bfloat16")
     inference.open_engine(tmp_path, "vllm")
     inference.open_engine(models.open_student(tmp_path, weights=False), "vllm")
-    assert [told["dtype"] for told in fake_vllm.STARTED] == ["bfloat16", "float32"]
+    assert [started["dtype"] for started in fake_vllm.STARTED] == ["bfloat16", "float32"]
 
 
 def test_what_it_does_not_have_is_refused(folder: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,8 +320,8 @@ def test_chains_are_the_same_sampled_at_once_in_shards_or_after_a_crash(
 ) -> None:
     changes = (*SMALL, "teacher.kind=vllm", "teacher.batch_tokens=200")
     whole = tiny.contents(tiny.make(world, tmp_path / "whole", *changes, until="sample"))
-    at, plan = tmp_path / "run", tiny.recipe(world, *changes)
-    runner.run_shard(plan, Shard(2, 2), run_dir=at)
+    run_dir, recipe = tmp_path / "run", tiny.recipe(world, *changes)
+    runner.run_shard(recipe, Shard(2, 2), run_dir=run_dir)
 
     def crash(operation: str, moment: str, path: Path) -> None:
         if (operation, moment) == ("append", "middle") and path.name == segments.segment_name(segments.UNSHARDED):
@@ -326,14 +329,14 @@ def test_chains_are_the_same_sampled_at_once_in_shards_or_after_a_crash(
 
     monkeypatch.setattr(atomic, "crash", crash)
     with pytest.raises(KeyboardInterrupt):
-        runner.run(plan, at, until="sample")
+        runner.run(recipe, run_dir, until="sample")
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "vllm", fake_vllm)
-    runner.run(tiny.recipe(world, *changes, "teacher.vllm.memory=0.4"), at, until="sample")  # may change meanwhile
-    made = {name: content for name, content in tiny.contents(at).items() if not name.startswith(".shard-")}
+    runner.run(tiny.recipe(world, *changes, "teacher.vllm.memory=0.4"), run_dir, until="sample")  # may change meanwhile
+    made = {name: content for name, content in tiny.contents(run_dir).items() if not name.startswith(".shard-")}
     assert made == whole and fake_vllm.STARTED[-1]["gpu_memory_utilization"] == 0.4
     with pytest.raises(UserError, match=r"teacher\.vllm\.dtype"):
-        runner.run(tiny.recipe(world, *changes, "teacher.vllm.dtype=bfloat16"), at, until="sample")
+        runner.run(tiny.recipe(world, *changes, "teacher.vllm.dtype=bfloat16"), run_dir, until="sample")
 
 
 def test_a_run_answers_as_with_the_reference(world: Path, tmp_path: Path) -> None:
@@ -348,8 +351,8 @@ def test_a_run_answers_as_with_the_reference(world: Path, tmp_path: Path) -> Non
     folder = tiny.make(world, tmp_path / "run", *changes, until="evaluate")
     asked = [BASE, Checkpoint(2), Checkpoint(2, 0.5)]
     before = [_answers(folder, who, "greedy") for who in asked]
-    plan = tiny.recipe(world, *changes, "evaluate.engine=vllm", "evaluate.decodings=[greedy, vote-2]")
-    runner.run(plan, run_dir=folder, redo="evaluate", until="evaluate")
+    recipe = tiny.recipe(world, *changes, "evaluate.engine=vllm", "evaluate.decodings=[greedy, vote-2]")
+    runner.run(recipe, run_dir=folder, redo="evaluate", until="evaluate")
     assert [_answers(folder, who, "greedy") for who in asked] == before
     assert len(_answers(folder, Checkpoint(2), "samples")) == len(before[0])
     started = [Path(told["model"]) for told in fake_vllm.STARTED]
@@ -359,15 +362,15 @@ def test_a_run_answers_as_with_the_reference(world: Path, tmp_path: Path) -> Non
 
 def _answers(folder: Path, who: Checkpoint, drawing: str) -> dict[str, str]:
     return {
-        each.question: each.text
-        for each in checkpoint.read_predictions(folder / "evaluate", who, "zero-shot-rationale", drawing)
+        prediction.question: prediction.text
+        for prediction in checkpoint.read_predictions(folder / "evaluate", who, "zero-shot-rationale", drawing)
     }
 
 
 def test_batches_are_large_unless_they_are_given() -> None:
     def tokens(text: str) -> tuple[int, int]:
-        plan = parse_recipe(f"name: x\n{text}\n", "x.yaml")
-        return plan.teacher.batch_tokens, plan.evaluate.batch_tokens
+        recipe = parse_recipe(f"name: x\n{text}\n", "x.yaml")
+        return recipe.teacher.batch_tokens, recipe.evaluate.batch_tokens
 
     teacher = "teacher: {kind: vllm, model: m}"
     assert tokens(teacher) == (1_048_576, 16384)

@@ -170,10 +170,10 @@ def check(tokenizer: tokenization.Tokenizer, text: str) -> None:
     special = set(vocabulary.specials.values()) - {vocabulary.unk}
     assert not special & set(encoding.ids), "a name in a text is text"
     reached = 0
-    for place, (token, (start, end)) in enumerate(zip(encoding.ids, encoding.spans, strict=True)):
+    for position, (token, (start, end)) in enumerate(zip(encoding.ids, encoding.spans, strict=True)):
         assert 0 <= start <= end <= len(data)
         assert start <= reached or not visible(data[reached:start]), "only what cannot be seen is dropped"
-        alone = reached <= start and (place + 1 == len(encoding.ids) or end <= encoding.spans[place + 1][0])
+        alone = reached <= start and (position + 1 == len(encoding.ids) or end <= encoding.spans[position + 1][0])
         reached = max(reached, end)
         piece = vocabulary.bytes_of(token)
         if alone and piece is not None and piece.isascii() and data[start:end].isascii() and end > start:
