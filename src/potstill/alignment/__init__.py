@@ -36,7 +36,7 @@ from potstill.alignment.cross_tokenizer import RULES, transfer
 from potstill.alignment.text_rule_completions import Completions, completions
 from potstill.alignment.time_warping import MAX_DTW_CELLS, DtwAlignment, dtw
 
-VERSION: Final = 1  # of which tokens stand for the same text; stored in the manifest of the stage that aligns
+VERSION: Final = 1  # of the alignments; stored in the manifest of the stage that aligns
 
 __all__ = [
     "CHUNK_KINDS",

@@ -228,8 +228,8 @@ def align_pieces(teacher: Sequence[bytes], student: Sequence[bytes | None]) -> S
     """Align two tokenizations of which only the bytes of the tokens are known, and whose texts may differ.
 
     teacher  the bytes of each token
-    student  the bytes of each token; None for the unknown token, which stands for any letters; empty for what is not
-             text (BOS)
+    student  the bytes of each token; None for the unknown token, which stands for any letters; empty for a token that
+             is not text (BOS)
 
     Raises UserError for pieces that are text and not bytes.
     """
@@ -239,7 +239,7 @@ def align_pieces(teacher: Sequence[bytes], student: Sequence[bytes | None]) -> S
             "a piece is text, not bytes",
             code="E-align-text-for-bytes",
             found=repr(wrong)[:80],
-            hint="give the bytes of each token: text.encode()",
+            hint="use text.encode()",
         )
     original, (text, ranges) = normalize_text(b"".join(teacher)), _normalize_pieces(student)
     matched = _match_letters(original.text, text)
@@ -310,8 +310,8 @@ def _resynchronize(teacher: str, student: str, i: int, j: int) -> Span:
                 len(teacher) - a >= _RESYNC_LENGTH or len(teacher) - a == len(student) - b
             ):
                 return a, b
-    # A longer gap: the first longer stretch of the student's text that comes again in the teacher's, no farther than
-    # its own distance away. The quadratic search above would be too slow.
+    # A longer gap, for which the quadratic search above would be too slow: the first longer stretch of the student's
+    # text that the teacher's text has too, at most about twice as far away.
     for b in range(j, min(j + 64 * _MAX_GAP, len(student) - 4 * _RESYNC_LENGTH)):
         a = teacher.find(student[b : b + 4 * _RESYNC_LENGTH], i, i + 2 * (b - j) + 64 * _MAX_GAP)
         if a >= 0:
@@ -320,7 +320,7 @@ def _resynchronize(teacher: str, student: str, i: int, j: int) -> Span:
 
 
 def _align_gap(teacher: str, student: str, start: int) -> list[Span]:
-    """Least edit distance inside a gap. Teacher letters that nothing stands for belong to the letter before them.
+    """Least edit distance inside a gap. Teacher letters without a partner belong to the letter before them.
 
     start  where the gap begins in the teacher's text
     """
@@ -351,7 +351,7 @@ def _align_gap(teacher: str, student: str, start: int) -> list[Span]:
             ranges[j] = (start + end, start + end)
         else:
             i -= 1
-    if end and columns:  # what stands before the first letter belongs to it
+    if end and columns:  # teacher letters before the first letter belong to it
         first = next((j for j, (low, high) in enumerate(ranges) if low < high), 0)
         ranges[first] = (start, max(ranges[first][1], start + end))
     return ranges

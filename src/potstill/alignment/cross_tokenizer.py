@@ -39,7 +39,7 @@ from potstill.records import Chain, Target, TargetKind
 from potstill.tokenization.encoder import Encoder, get_encoder
 
 RULES: Final = ("one-hot", "span", "paper", "text")
-VERSION: Final = 3  # of what the rules make; stored in the manifest of the stage that keeps targets
+VERSION: Final = 3  # of the targets that the rules make; stored in the manifest of the stage that keeps them
 
 
 def transfer(
@@ -101,7 +101,7 @@ def transfer(
     if chain.stop != "length":
         if vocabulary.eos is None:
             raise UserError(
-                "the student's tokenizer does not say which token ends a text",
+                "the student's tokenizer names no token that ends a text",
                 code="E-tokenizer-no-eos",
                 hint="load it with potstill.tokenization.load_tokenizer(folder, eos=...)",
             )

@@ -1,4 +1,4 @@
-"""The rules that read one step of the teacher at a time (`span`, `paper`), and what all rules read of a chain.
+"""The rules that read one step of the teacher at a time (`span`, `paper`), and readers of a chain for all rules.
 
 >>> chain = Chain.from_tokens("q", 0, [b"a"], [[(b"a", -0.5), (b"b", -2.0), (b"b", -2.0)]])
 >>> [{outcome: round(p, 3) for outcome, p in step.items()} for step in step_distributions(chain)]
@@ -59,7 +59,7 @@ def tokens_in_spans(offsets: np.ndarray, spans: Iterable[tuple[int, int]]) -> se
 
 
 def align_chain(chain: Chain, offsets: np.ndarray) -> SpanAlignment:
-    """The chain's own tokens against the student's tokens of its text, whose offsets are [n, 2]."""
+    """Aligns the chain's tokens with the student's tokens of its text, whose offsets are [n, 2]."""
     return align_spans(np.asarray(chain.spans, np.int64).reshape(-1, 2), offsets)
 
 
@@ -194,7 +194,7 @@ def _student_distribution(
 ) -> Distribution:
     """The outcomes of a step by student token; empty if none of them is one token.
 
-    written  the student's token for the teacher's token of this step, whatever its bytes; None at the end of the text
+    written  the student's token for the sampled token, also if its bytes differ; None at the end of the text
     first    whether the position is the start of the text
     end      whether END is the student's end token, else it is tail
     """

@@ -122,7 +122,7 @@ class PreTokens:
         return self._boundaries_of_doubtful(text, first, ended)
 
     def next_boundary(self, text: bytes, start: int, first: bool = False) -> int | None:
-        """The first boundary at or after a position of a text that continues; None if there is none."""
+        """The first boundary at or after a position of a text that continues; None without one."""
         match = _BOUNDARY.search(text, max(start, 0))
         # Called for every outcome of every step: the whole text is decided only if the first match is doubtful.
         if match is None or self.certain or not self._is_doubtful(text, match.start(), False):
@@ -130,7 +130,7 @@ class PreTokens:
         return next((boundary for boundary in self.boundaries(text, first, ended=False) if boundary >= start), None)
 
     def last_boundary(self, text: bytes, end: int, first: bool = False) -> int:
-        """The last boundary up to a position of a text that continues, 0 if there is none."""
+        """The last boundary up to a position of a text that continues, 0 without one."""
         position = _last_possible_boundary(text, end)
         if not position or self.certain or not self._is_doubtful(text, position, False):
             return position
@@ -223,7 +223,7 @@ class PreTokens:
         before, token  the beginning. A continuation does not count if the teacher's tokenizer would then cut the last
                        token of the beginning differently
 
-        Continuations are: the end of the pre-token; any visible letter of ASCII; and whatever makes a longer piece.
+        Continuations are: the end of the pre-token; any visible letter of ASCII; and all that make a longer piece.
         """
         beginning = before + token
         if _utf8_fault(beginning) == "unexpected end of data":
@@ -240,8 +240,8 @@ class PreTokens:
             if not shared:
                 return ()
             shared = _common_prefix(shared, tokens(letter))
-        # What is left may still change where several more letters make one longer piece: from each shared token on, try
-        # the pieces that begin with the rest of the beginning.
+        # These tokens may still change where several more letters make one longer piece: from each of them on, try the
+        # pieces that begin with the rest of the beginning.
         pieces = [self.encoder.vocabulary.bytes_of(token) or b"" for token in shared]
         spelled = self.encoder.vocabulary.split(list(shared)) if first else pieces
         left = len(beginning)
@@ -284,8 +284,8 @@ def is_whitespace(byte: bytes) -> bool:
 
 
 def _last_possible_boundary(text: bytes, end: int) -> int:
-    """The last whitespace byte after a visible one up to a position, 0 if there is none: a boundary, but for crossing
-    pieces."""
+    """The last whitespace byte after a visible one up to a position, else 0. It is a boundary unless a piece lies across
+    it."""
     if _BOUNDARY.match(text, end):
         return end
     last = 0

@@ -20,8 +20,8 @@ GSM8K's calculator annotations, inserted or removed:
     >>> edit_calculator_annotations(annotated, "remove")[0].text
     '3 * 4 = 12.'
 
-The teacher never said how likely an annotation is, nor what it would write after one. So the tokens that an annotation
-touches, and the number after it, become one token that is certain: hard targets, of which `certain` gives the spans.
+The teacher gave no probability of an annotation, nor of the text after one. So the tokens that an annotation touches, and
+the number after it, become one token that is certain: hard targets, whose spans are in `certain`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from potstill.calculator.equations import Edit
 from potstill.records import END, Candidate, Chain, End
 
 VERSION: Final = 1  # of rewritten chains; stored in the manifest of the stage that aligns
-DECODE_ERRORS: Final = "surrogateescape"  # bytes that are not UTF-8 stay what they are
+DECODE_ERRORS: Final = "surrogateescape"  # keeps bytes that are not UTF-8
 CalculatorMarks = Literal["insert", "remove"]
 Span = tuple[int, int]
 Spans = tuple[Span, ...]

@@ -14,8 +14,8 @@
     (1, (7, 9, 1), {7: 0.75, 8: 0.25}, 0.0)
 
 A probability is a whole number of units of 1/65,536, from 1 to 65,536, stored less one. Sums of such numbers are exact
-in 32 bits and in any order, so kept mass and tail add up to exactly 1, and a certain token is exactly 1. What is kept
-at a position is rounded once, as a whole: its mass is off by half a unit at most, however many candidates share it.
+in 32 bits and in any order, so kept mass and tail add up to exactly 1, and a certain token is exactly 1. The kept mass
+of a position is rounded once, as a whole: it is off by half a unit at most, however many candidates share it.
 
     ids               [tokens]      uint16 where 65,536 or fewer ids are used, else uint32
     used              [ids]         uint32, empty unless an id is too large for uint16 but 65,536 or fewer are used: then
@@ -61,12 +61,12 @@ ChainKey = tuple[str, str, int]
 
 @dataclass(frozen=True, slots=True)
 class TargetOrigin:
-    """What targets were made with, apart from the chains' own texts.
+    """What targets were made with, apart from the texts of the chains.
 
     tokenizer  digest of the student's tokenizer
     teacher    digest of the chains with their probabilities
     rule       of the transfer, and `version` of the rules
-    settings   digest of whatever else decided them: rewriting, threshold, the chains that completions were made from
+    settings   digest of all else that decided them: rewriting, threshold, the chains that completions were made from
     """
 
     tokenizer: str
@@ -143,11 +143,11 @@ def _pack_target(key: ChainKey, target: Target, threshold: float) -> tuple[np.nd
     probabilities = np.asarray(target.probabilities, np.float64)
     assert (widths > 0).all(), f"{key}: a position without a candidate"
     assert ((probabilities > 0) & (probabilities <= 1)).all(), f"{key}: not a probability"
-    row = np.repeat(np.arange(len(ids)), widths)
-    largest = _first_largest(probabilities, row, len(ids))
+    row, starts = np.repeat(np.arange(len(ids)), widths), np.asarray(target.offsets, np.int64)[:-1]
+    largest = np.lexsort((-probabilities, row))[starts]  # the sort is stable: of equal ones the first
     keep = probabilities >= threshold
     keep[largest] = True
-    units = _to_units(np.where(keep, probabilities, 0.0), row)
+    units = _to_units(np.where(keep, probabilities, 0.0), starts, widths)
     units[largest] = np.maximum(units[largest], 1)
     keep = (units > 0) & ~((units == UNITS_PER_ONE) & (candidate_ids == ids[row]))
     counts = np.bincount(row[keep], minlength=len(ids))
@@ -167,26 +167,17 @@ def _pack_target(key: ChainKey, target: Target, threshold: float) -> tuple[np.nd
     )
 
 
-def _to_units(probabilities: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """[m] int64, whole units of each probability.
+def _to_units(probabilities: np.ndarray, starts: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """[m] int64, whole units of each probability of some positions, whose candidates begin at `starts`.
 
-    They are differences of the rounded running sums of a row, so that rounding errors do not add up.
+    They are differences of the rounded running sums of a position, so that rounding errors do not add up.
     """
-    if not len(row):
-        return np.zeros(0, np.int64)
-    first = np.flatnonzero(np.diff(row, prepend=-1))
     sums = np.cumsum(probabilities)
-    before = np.repeat(sums[first] - probabilities[first], np.diff(first, append=len(row)))
+    before = np.repeat(sums[starts] - probabilities[starts], widths)
     steps = np.minimum(np.rint((sums - before) * UNITS_PER_ONE).astype(np.int64), UNITS_PER_ONE)
     units = np.diff(steps, prepend=0)
-    units[first] = steps[first]
+    units[starts] = steps[starts]
     return units
-
-
-def _first_largest(probabilities: np.ndarray, row: np.ndarray, rows: int) -> np.ndarray:
-    """[rows] index of the first largest candidate of each row."""
-    order = np.lexsort((np.arange(len(row)), -probabilities, row))
-    return order[np.searchsorted(row, np.arange(rows))]
 
 
 class TargetStore:

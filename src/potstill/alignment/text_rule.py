@@ -14,9 +14,14 @@ the student's tokens: a *branch*. Of these tokens only the first that is not the
 branch agrees with the chain, and after it the chain's tokens are impossible for it. So branches that leave the chain at
 the same position with the same token are one branch.
 
-At a position of the student, the branches that begin with the tokens already written vote for their next token, each
-with its probability; the others are impossible there. The chain's own text is one more branch. What was not shown, and
-what has no known continuation, is the tail.
+At a position of the student, the branches that begin with the tokens already written vote for their next token; the
+others are impossible there. The chain's own text is one more branch. Probability that was not shown, or whose
+continuation is unknown, is the tail.
+
+Several steps of the teacher may count at one position. The *current* step is the one whose token holds the start of the
+position. A vote is the branch's probability given the text before the current step: of an earlier step, its probability
+divided by those of the tokens that the chain took since; of a later step, multiplied by those taken before it. The votes
+are divided by their sum, so that the distribution is conditional on the tokens already written.
 """
 
 from __future__ import annotations
@@ -36,10 +41,10 @@ from potstill.records import END, Chain, End
 
 MIN_TARGET_PROBABILITY: Final = 1e-6  # a smaller probability in a target is tail
 MIN_OUTCOME_PROBABILITY: Final = 3e-4  # an outcome less likely than this counts as unseen
-# An outcome that no chain continues and that is less likely than this is tail, whatever its first pieces are.
+# An outcome that no chain continues is tail if it is less likely than this, even if its first tokens are known.
 MIN_OPEN_PROBABILITY: Final = 5e-3
 MIN_BRANCH_PROBABILITY: Final = 2e-5  # branches less likely than this are not told apart
-# Of what a step did not show, the estimated share that begins with the tokens which were written into or after it.
+# The estimated share of the probability not shown at a step whose texts begin with the tokens that the chain took.
 UNSEEN_AGREEMENT: Final = 0.1
 _MIN_TAKEN: Final = 1e-9  # earlier steps do not count after a token that the chain took with less than this
 
@@ -145,27 +150,24 @@ def _vote(
     current    the step whose token holds the start of this position
     start      where the text of this position begins in the content
     low, high  the steps that touch this range of the content count
-
-    The distribution is conditional: votes of every branch that agrees with the tokens so far, divided by their sum.
-    A branch of another step weighs as it would if it were counted from the current step.
     """
     votes: dict[int, float] = {}
     total = 0.0
     weighed: list[tuple[int, float]] = []
-    # Earlier steps of the pre-token, whose outcomes may reach as far as this position. Since them the chain has taken
-    # tokens with probability `taken`; a branch that did not take them weighs more by as much.
+    # Earlier steps of the pre-token, whose outcomes may reach as far as this position: divide by the probability of the
+    # tokens that the chain has taken since.
     scale, step = 1.0, current - 1
     while step >= 0 and path.stops[step] > low and path.taken[step] > _MIN_TAKEN:
         scale /= path.taken[step]
         weighed.append((step, scale))
-        # What was not seen there rarely agrees with what was taken since, so only a part of it is still possible.
+        # Outcomes that were not shown there rarely agree with the tokens taken since: only a part is still possible.
         total += scale * path.taken[step] * path.unseen[step] * UNSEEN_AGREEMENT
         step -= 1
     weighed.append((current, 1.0))
     # At the current step nothing unseen is excluded yet if the position begins where the step does.
     total += path.unseen[current] * (1.0 if path.starts[current] >= start else UNSEEN_AGREEMENT)
-    # Later steps of the pre-token tell how the token that was taken continues. Their unseen part tells nothing about
-    # this position, so only the proportions of what each of them shows count.
+    # Later steps of the pre-token divide the weight of the token that was taken among its continuations. Only the
+    # proportions of their shown outcomes count, because those not shown tell nothing about this position.
     weight, step = path.taken[current], current + 1
     while weight and step < len(path.starts) and path.starts[step - 1] < high:
         seen = 1.0 - path.unseen[step]

@@ -1,4 +1,4 @@
-"""How pre-tokens continue in the chains of a run: what the rule `text` knows about an outcome that was not taken.
+"""How pre-tokens continue in the chains of a run: the rule `text` completes outcomes that a chain did not take with it.
 
     >>> from tokenizers import Tokenizer, models
     >>> letters = Tokenizer(models.BPE({letter: index for index, letter in enumerate("48 pens")}, []))
@@ -9,8 +9,8 @@
 
 There are two sources, the nearer one first:
 
-- The prefix tree of the question. A chain of the same question with the same text before gives what its source saw at
-  the next step: probabilities, not counts.
+- The prefix tree of the question. A chain of the same question with the same text before gives the probabilities of its
+  source at the next step, not counts.
 - Suffixes. How pre-tokens continued after the same token in the same context (the same bytes before it in its
   pre-token): in the chains of the question, and with the weight of one more chain in those of the run. Where neither
   has that context: after the token at the start, or anywhere inside, of a pre-token. Where no chain has the token:

@@ -14,7 +14,7 @@ To add a divergence, write such a function and enter it in `DIVERGENCES`; nothin
 `beta`, it gets `train.divergence_beta`, and the key counts in the identity of a run (`uses_beta`).
 
     missing_probability   forward_kl                        with `_mask_and_rescale`, as reverse_kl
-    raw                   missing probability counts as 0   refused: it needs to know what the teacher leaves out
+    raw                   missing probability counts as 0   refused: it needs the probability that the teacher lacks
     renormalised          p is scaled to 1                  p and q are both scaled to 1 over the candidates
     tail                  the rest of the vocabulary is one more outcome; reverse_kl and generalized_jsd raise the
                           teacher's tail to at least 1e-6, because the reverse divergence from 0 is infinite
@@ -108,7 +108,7 @@ def candidate_log_probabilities(
 
 
 def forward_kl(log_q: Tensor, p: Tensor, missing_probability: MissingProbability = "raw") -> Tensor:
-    """KL(teacher || student) = sum p log(p / q): the student covers everything that the teacher says. Training uses
+    """KL(teacher || student) = sum p log(p / q): the student covers all that is likely to the teacher. Training uses
     `sparse_kl`, which computes the same with a gradient written out."""
     k = p.shape[1]
     if missing_probability == "renormalised":
@@ -121,7 +121,7 @@ def forward_kl(log_q: Tensor, p: Tensor, missing_probability: MissingProbability
 
 
 def reverse_kl(log_q: Tensor, p: Tensor, missing_probability: MissingProbability = "tail") -> Tensor:
-    """KL(student || teacher) = sum q log(q / p): the student gives up what the teacher does not say."""
+    """KL(student || teacher) = sum q log(q / p): the student gives up what is unlikely to the teacher."""
     is_candidate = p > 0
     log_q_candidates, p = _mask_and_rescale("reverse_kl", log_q, p, missing_probability)
     zero_on_padding = torch.where(is_candidate, log_q_candidates, 0.0)
@@ -235,7 +235,7 @@ class Loss:
         return (weights * values).sum(), values.detach()
 
 
-DEFAULT_LOSS: Final = Loss()  # forward KL of what the teacher shows, as in the paper
+DEFAULT_LOSS: Final = Loss()  # forward KL at the teacher's candidates, as in the paper
 
 
 def _mask_and_rescale(
@@ -245,7 +245,7 @@ def _mask_and_rescale(
     rescaled to sum 1; under `tail` they keep what is missing to 1. Raises UserError for `raw`, which names `name`."""
     if missing_probability == "raw":
         raise UserError(
-            f"{name} cannot use missing_probability: raw, because it needs to know what the teacher leaves out",
+            f"{name} cannot use missing_probability: raw, because it needs the probability that the candidates lack",
             code="E-train-divergence-needs-tail",
             where="train.missing_probability",
             found="raw",

@@ -154,7 +154,7 @@ def encode_utf8(text: str) -> bytes:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(
-            "the text is not Unicode: it holds half a surrogate pair",
+            "the text is not Unicode: it holds half of a surrogate pair",
             code="E-tokenizer-not-unicode",
             found=ascii(text[max(0, error.start - 10) : error.end + 10]),
             hint="correct the text",

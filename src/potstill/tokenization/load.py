@@ -92,8 +92,7 @@ class Tokenizer:
         return self.vocabulary.split(ids)
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that the token adds inside a text (`▁We` is b" We"), empty for a special one. At the start of a
-        text the dummy space is no part of it: see `split` and `candidate`."""
+        """The bytes that the token adds inside a text (`▁We` is b" We"), empty for a special one."""
         return self.vocabulary.bytes_of(token) or b""
 
     def candidate(self, token: int, position: int) -> bytes | End | None:
@@ -105,8 +104,7 @@ class Tokenizer:
 def load_tokenizer(folder: Path | str, *, eos: int | str | None = None, pad: int | str | None = None) -> Tokenizer:
     """The tokenizer of a Hugging Face folder (`tokenizer.json`) or of a tiktoken one (`NAME.tiktoken`, `NAME.json`).
 
-    eos, pad  id or name; by default what `tokenizer_config.json` or `special_tokens_map.json` says, else a well-known
-              name
+    eos, pad  id or name; by default that in `tokenizer_config.json` or `special_tokens_map.json`, else a well-known name
 
     Raises UserError where there is no such file, where it cannot be read, and where no token is known to end a text.
     """
@@ -134,7 +132,7 @@ def load_tokenizer(folder: Path | str, *, eos: int | str | None = None, pad: int
         vocabulary = replace_special_tokens(vocabulary, pad=named.get("pad") if pad is None else pad)
     if vocabulary.eos is None:
         raise UserError(
-            "the tokenizer does not say which token ends a text",
+            "the tokenizer names no token that ends a text",
             code="E-tokenizer-no-eos",
             where=path,
             found=", ".join(vocabulary.specials),

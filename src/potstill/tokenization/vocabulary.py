@@ -34,8 +34,8 @@ _BYTE_PIECE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class Vocabulary:
     """The pieces of a tokenizer.
 
-    table          [size] the bytes that a token adds to a text, anywhere but at its start; None for what is not text:
-                   special tokens, the unknown token, ids without a piece
+    table          [size] the bytes that a token adds inside a text; None for special tokens, the unknown token and ids
+                   without a piece
     specials       name to id of the tokens that are not text
     eos, pad, unk  ids, None where the tokenizer names none
     dummy          a text is encoded as if a space stood before it: its first token loses that space
@@ -148,7 +148,7 @@ def parse_tokenizer_json(
             fallback.add(token)
         else:
             table[token] = (piece.replace(space, " ") if space else piece).encode()
-    # Special tokens are not text, whatever their piece says.
+    # Special tokens are not text.
     specials: dict[str, int] = {}
     for token in added:
         text = token["content"].replace(space, " ") if space and not byte_level else token["content"]
