@@ -65,8 +65,8 @@ def math_verify() -> Any:
     letters = [StringExtractionConfig(strings=tuple("ABCDEFGHIJKLMNOPQR"))]
 
     def read(text: str, form: str) -> Any:
-        timeout: Any = None
-        return parse(text, *([letters] if form == "choice" else []), parsing_timeout=timeout)
+        options: Any = {"parsing_timeout": None} | ({"extraction_config": letters} if form == "choice" else {})
+        return parse(text, **options)
 
     def grade(pair: Pair) -> bool:
         text, gold, _, form = pair
