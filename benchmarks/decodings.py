@@ -119,9 +119,8 @@ def report(model: str, name: str, names: list[str], samples_of: dict[str, list[P
     for decoder, right_answers in right.items():
         total, n = sum(right_answers.values()), len(right_answers)
         low, high = intervals.wilson_interval(total, n)
-        change = intervals.paired_difference(
-            *([answers[key] for key in order] for answers in (right_answers, right["greedy"]))
-        )
+        greedy = [right["greedy"][key] for key in order]
+        change = intervals.paired_difference([right_answers[key] for key in order], greedy)
         row = {
             "name": "decoding",
             "model": model,

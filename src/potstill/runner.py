@@ -308,7 +308,7 @@ class _Run:
         """Continue a finished stage: remove what later stages concluded from it, and keep what they measured.
 
         The stage keeps the identity that it began with, so that an interruption cannot mix two recipes. `evaluate`
-        keeps the folders of its checkpoints, which have manifests of their own.
+        keeps the folders of its checkpoints, which have their own manifests.
         """
         storage.remove(self.run_dir / "student")
         partly = {"evaluate": [manifest.MANIFEST_FILE, manifest.BEGUN_FILE], name: [manifest.MANIFEST_FILE]}

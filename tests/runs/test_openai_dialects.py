@@ -554,7 +554,7 @@ def test_a_server_that_switches_its_model_is_told_of_and_taught_hard(capfd) -> N
     marked = [one for one in found if "another model" in one.defects]
     assert 0 < len(marked) < 12 and all(not one.candidates and one.semantics == "none" for one in marked)
     assert all(one.candidates for one in found if not one.defects)
-    assert capfd.readouterr().err.count("answers for the model 'b', first for 'a'") == 1
+    assert capfd.readouterr().err.count("names the model 'b', but named 'a' first") == 1
 
 
 def test_probabilities_above_1_after_the_probe_are_told_of(capfd) -> None:

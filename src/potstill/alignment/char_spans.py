@@ -128,7 +128,7 @@ def align_spans(teacher: np.ndarray, student: np.ndarray) -> SpanAlignment:
     student_cuts, first = np.unique(done[index], return_index=True)
     cuts, in_teacher, in_student = np.intersect1d(teacher_cuts, student_cuts, assume_unique=True, return_indices=True)
     bounds = np.stack([teacher_index[in_teacher], index[first][in_student]])
-    # Tokens without width at the end of the text lie after the last cut: a chunk of their own.
+    # Tokens without width at the end of the text lie after the last cut: a separate chunk.
     if tuple(bounds[:, -1]) != (len(teacher), len(student)):
         bounds = np.concatenate([bounds, [[len(teacher)], [len(student)]]], axis=1)
         cuts = np.append(cuts, done[-1])

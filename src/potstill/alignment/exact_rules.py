@@ -196,7 +196,7 @@ def _student_distribution(
 
     written  the student's token for the sampled token, also if its bytes differ; None at the end of the text
     first    whether the position is the start of the text
-    end      whether END is the student's end token, else it is tail
+    end      whether END counts for the student's end token; otherwise it is tail
     """
     sampled = None if written is None else chain.tokens[step]
     row: Distribution = {}

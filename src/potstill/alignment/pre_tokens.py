@@ -269,7 +269,7 @@ class PreTokens:
 
 
 def get_pre_tokens(tokenizer: object) -> PreTokens:
-    """The pre-tokens of a tokenizer, the same object for the tokenizers that were used last."""
+    """The pre-tokens of a tokenizer; those of the last tokenizers are cached."""
     return _pre_tokens_of(get_encoder(tokenizer))
 
 

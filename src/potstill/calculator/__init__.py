@@ -33,8 +33,8 @@ LOOKBACK_CHARS: Final = 200  # examined before the equals sign
 
 
 def complete_after_equals(text: str) -> str | None:
-    """The result behind a text that ends in an expression and `=`, with a space and a currency sign if the expression
-    has them; behind an open `<<` the result and `>>`. None if there is nothing to calculate."""
+    """The result after a text that ends in an expression and `=`, with a space and a currency sign if the expression
+    has them; after an open `<<` the result and `>>`. None if there is nothing to calculate."""
     if not text.endswith("="):
         return None
     before = text[:-1]
@@ -98,7 +98,7 @@ def _is_number_start(text: str, position: int) -> bool:
     before = text[position - 1] if position else " "
     if text[position].isdigit() or text[position] == ".":
         return not (before.isdigit() or before in ".,")
-    # a sign, not an operator: at the start, behind a parenthesis or a space, and directly before a digit
+    # a sign, not an operator: at the start, after a parenthesis or a space, and directly before a digit
     return text[position] in "-−–" and before in " (" and text[position + 1 : position + 2].isdigit()
 
 
@@ -125,7 +125,7 @@ def _tokenize_expression(expression: str) -> list[Fraction | str] | None:
     return tokens
 
 
-# A recursive descent parser: each function returns the value of its part and the index behind it.
+# A recursive descent parser: each function returns the value of its part and the index after it.
 
 
 def _parse_sum(tokens: list[Fraction | str], index: int) -> tuple[Fraction, int]:

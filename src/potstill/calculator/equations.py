@@ -25,9 +25,9 @@ VERSION: Final = 1  # counts changes of the places and contents of marks, and of
 
 MARK_PATTERN: Final = re.compile(r"<<[^<>=\n]*=[^<>\n]*>>")
 STATED_RESULT: Final = re.compile(r"[ \t]*(-?\$?-?)(\d(?:[\d,]*\d)?(?:\.\d+)?|\.\d+)")
-# Behind a stated result: it is only a part of another expression or number.
+# After a stated result: it is only a part of another expression or number.
 CONTINUATION: Final = re.compile(r"\s*[-+*/×÷−–xX(]\s*[\d$(.]|[:^]|[.,]\d|\s+\d+/")
-# Behind a stated result: words that change its value.
+# After a stated result: words that change its value.
 UNIT_PATTERN: Final = re.compile(
     r"\s*(?:%|°|k\b|m\b|hundred|thousand|million|billion|dozen|cent|per ?cent|and a )", re.I
 )
@@ -38,14 +38,14 @@ AMBIGUOUS_EXPRESSION: Final = re.compile(r"[-+*/×÷−–xX]\s*[-+*×÷−–xX
 
 @dataclass(frozen=True, slots=True)
 class Equation:
-    """An expression in a text, its equals sign and the number behind it.
+    """An expression in a text, its equals sign and the number after it.
 
     start, end    of the whole equation in the text
-    number_start  where the stated number begins, behind a space and a currency sign
+    number_start  where the stated number begins, after a space and a currency sign
     expression    as written
     value         of the expression
     stated        the number that the text states
-    continues     whether the text behind the number makes it a part of another expression
+    continues     whether the text after the number makes it a part of another expression
     """
 
     start: int
@@ -67,7 +67,7 @@ class Equation:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """Replace the characters from `start` to `end` by `text`. The number behind them ends at `number_end`."""
+    """Replace the characters from `start` to `end` by `text`. The number after them ends at `number_end`."""
 
     start: int
     end: int

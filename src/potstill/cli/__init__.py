@@ -110,7 +110,7 @@ def _confirm_removal(lost: str) -> bool:
 
 @app.command("demo", epilog="Example: potstill demo")
 def demo_command() -> None:
-    """Run the built-in demo: a toy task with tiny models.
+    """Run the built-in demo: word problems and tiny models.
 
     The run directory is runs/demo; a CPU needs about five minutes.
     """

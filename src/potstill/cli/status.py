@@ -89,7 +89,7 @@ def check_file_sizes(run_dir: Path) -> None:
 
 def check_run(run_dir: Path) -> bool:
     """Reads every file of a run's finished stages and prints every difference from the manifests. Returns whether all
-    files are unchanged. Raises UserError if the directory is no run's."""
+    files are unchanged. Raises UserError if the directory is not a run."""
     damaged = []
     try:
         run = open_run(run_dir)

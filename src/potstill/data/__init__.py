@@ -285,7 +285,7 @@ def _canonical_gold(question: Question) -> str:
 
 
 def find_duplicates_across_splits(questions: Sequence[Question]) -> list[tuple[Question, Question]]:
-    """Pairs of an earlier-split question and the later-split question that equals it in canonical form.
+    """Pairs of questions of different splits with the same canonical form; the one of the earlier split is first.
 
     A training question leaks if it equals a validation or test question of any set, a validation question if it equals
     a test question. Dropping the first question of every pair removes the leaks.

@@ -274,7 +274,7 @@ def _brace_content(text: str) -> str:
     return ""
 
 
-# Options in a field of their own
+# Options in a separate field
 
 
 def _read_choices(

@@ -1,4 +1,4 @@
-"""The demo: a toy task with a tiny teacher and a tiny base student, its recipe and two control runs.
+"""The demo: word problems, a tiny teacher, a tiny base student, a recipe and two control runs.
 
     from potstill.demo import run_demo
     run_dir = run_demo()      # runs/demo; also runs/miniature, runs/demo-answers, runs/demo-rationales

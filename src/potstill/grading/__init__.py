@@ -5,14 +5,14 @@
     >>> grade("I do not know.", "18").grade, grade("He has 6 x", "18", stop="length").grade
     ('no answer', 'truncated')
 
-THE PRINCIPLE: the text behind the last marker ("the answer is") counts; only a text without markers is searched for an
+THE PRINCIPLE: the text after the last marker ("the answer is") counts; only a text without markers is searched for an
 answer without one. If the marked answer is none of the options ("none of the above", "it depends"), a hedge, or empty,
 nothing before the marker replaces it.
 
     >>> grade("(B) is a fact. So the answer is none of the above.", "(B)").grade, grade("So 5 * 4 =", "4").grade
     ('no answer', 'no answer')
 
-To add an answer type, add an entry to the table in `answer_types`. A data set with a grader of its own needs none: its
+To add an answer type, add an entry to the table in `answer_types`. A data set with its own grader needs none: its
 questions may have the task `function: module:name` (see `grader`).
 
 VERSION counts the sets of rules; it is stored with every score. The rules of version 4, with their cases in
@@ -21,7 +21,7 @@ VERSION counts the sets of rules; it is stored with every score. The rules of ve
 Where the answer is
   - Markers are "the answer is 18", "Answer: 18", a heading "Final answer" with 18 below it, "<answer>18</answer>",
     "#### 18", "\\boxed{18}" and "18 is the answer"; for a choice also "option is (A)".
-  - The sentence of the marker is read first. If it has no answer, the text behind it is read as a text without markers:
+  - The sentence of the marker is read first. If it has no answer, the text after it is read as a text without markers:
     "The answer is below. 6 x 3 = 18" is 18. So is a solution after "Answer:" ("Answer: Tom has 5 apples. ...").
     "#### Step 1" is a heading.
   - A few words are a marker only if their sentence has an answer, because they also occur in prose: "I am sure that the
@@ -68,7 +68,7 @@ Others
   - Choices by letter: (A), A, "A.", "a.", "option A", "(A) a red ball", "most likely B"; never by the words of an
     option. "not (A)" has no answer; "(A), (C)", "A or B", "either C or B", "A, B and C", "A, maybe C" and "A, though C
     could be right too" are wrong. Without a marker, a letter alone at the beginning counts more than letters in the
-    reasons behind it: "B\\n(C) is too small."
+    reasons after it: "B\\n(C) is too small."
   - Yes or no, true or false, valid or invalid: the pair of the gold answer. "not valid", "isn't valid", "cannot be
     called valid" and "far from valid" are invalid; "valid or invalid", "yes/no", "neither", "possibly yes" and "yes,
     if" are wrong. "no" counts if it stands alone, not in "no evidence" or "no one".

@@ -28,7 +28,7 @@ from typing import Any, Final
 
 from potstill.grading import normalize, numbers
 
-MAX_SPAN_CHARS: Final = 2000  # characters read behind a marker; a list of words may need them
+MAX_SPAN_CHARS: Final = 2000  # characters read after a marker; a list of words may need them
 
 _REASONING_NAMES: Final = (
     r"(?:seed:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad|analysis|inner_monologue)"
@@ -45,7 +45,7 @@ _BARE_CHANNEL = re.compile(r"\s?analysis(?=[A-Z0-9\"'])")
 _BARE_FINAL: Final = "assistantfinal"
 
 _VERBS: Final = r"(?:is|are|was|were|be|equals?|becomes|comes\s(?:out\s)?to)\b"
-# Behind the word "answer": "is", "=", ":", "to the question is"; `words` are those in between.
+# After the word "answer": "is", "=", ":", "to the question is"; `words` are those in between.
 _CONNECTION = re.compile(
     rf"s?[*_\"')\]]{{0,3}}(?:\s?(?:(?P<sign>[:=])|\b{_VERBS}|\b(?P<never>(?:is|are|was)n't)\b)"
     rf"|\s(?P<words>[^.,\n?!:=]{{1,60}}?)(?:\s?[:=]|\s{_VERBS}))(?:\s?[:=]){{0,2}}"
@@ -167,7 +167,7 @@ class AnswerMarker:
 
 @dataclass(frozen=True, slots=True)
 class MarkedAnswer:
-    """The value that the last marker marks; or no value, and the text behind the marker, which may still hold one."""
+    """The value that the last marker marks; or no value, and the text after the marker, which may still hold one."""
 
     value: Any
     rest: str = ""
@@ -176,7 +176,7 @@ class MarkedAnswer:
 def remove_reasoning(text: str, truncated: bool) -> str | None:
     """The text without its reasoning; the whole text if it is nothing but reasoning.
 
-    truncated  the text was truncated. Then reasoning without an answer behind it is no answer: None.
+    truncated  the text was truncated. Then reasoning without an answer after it is no answer: None.
     A closing tag without an opening one ends reasoning that began in the prompt.
     """
     bare = text[:12].lstrip().startswith("analysis")
@@ -212,7 +212,7 @@ def _final_channel(text: str) -> str | None:
 
 
 def unwrap_gold(gold: str) -> str:
-    """The text behind the last marker of a gold answer; the gold answer itself if it has none.
+    """The text after the last marker of a gold answer; the gold answer itself if it has none.
 
     The words "the answer is" are a marker only at the beginning of the gold answer, of a line or of a sentence.
     """
@@ -238,7 +238,7 @@ def read_last_marker(
     extract  marked span -> its value; None if it holds none
     """
     answer: tuple[Any, int, int] | None = None  # value, and where the text begins and ends that may still hold one
-    question = -1  # start of the next question behind the current marker; each part of the text is searched only once
+    question = -1  # start of the next question after the current marker; each part of the text is searched only once
     for marker in _find_markers(text, rules):
         if question < marker.start:
             if answer is not None:
@@ -261,7 +261,7 @@ def cut_at_next_turn(text: str) -> str:
 
 
 def cut_at_next_question(text: str) -> str:
-    """The text up to a question that the model asks itself; the same object if it asks none or begins with one."""
+    """The text before the next question that the model writes; the same object if it writes none or begins with one."""
     may_ask = "Q" in text or "Problem" in text or "Exercise" in text
     return _cut_before(text, _QUESTION) if may_ask else text
 
@@ -299,7 +299,7 @@ def _explicit_markers(text: str, lower: str, max_chars: int) -> list[AnswerMarke
 
 
 def _tag_markers(lower: str) -> Iterator[AnswerMarker]:
-    """The text between the tags of an answer; if no tag closes it, all text behind the opening tag."""
+    """The text between the tags of an answer; if no tag closes it, all text after the opening tag."""
     opening: re.Match[str] | None = None
     for tag in _TAG.finditer(lower):
         if opening is not None:
@@ -310,7 +310,7 @@ def _tag_markers(lower: str) -> Iterator[AnswerMarker]:
 
 
 def _check_solution(marker: AnswerMarker, text: str, rules: MarkerRules) -> Iterator[AnswerMarker]:
-    """The marker, with the note that a solution begins behind it. "#### Step 1" is a heading, which marks nothing."""
+    """The marker, with the note that a solution begins after it. "#### Step 1" is a heading, which marks nothing."""
     sign = text[marker.start - 1]
     if sign not in ":=#\n" or not _SOLUTION.match(text, marker.start) or _REFUSAL.match(text, marker.start):
         yield marker
@@ -326,7 +326,7 @@ def _word_markers(lower: str, word: str, rules: MarkerRules) -> Iterator[AnswerM
     for position in _find_all(lower, word):
         word_end = position + len(word)
         if previous_end >= 0 and position - previous_end < 9 and not lower[previous_end:position].strip():
-            continue  # directly behind a marker the word belongs to the answer
+            continue  # directly after a marker the word belongs to the answer
         if rules.before_json and (lower[position - 1 : position] == '"' or lower[word_end : word_end + 1] == '"'):
             continue  # the name of a field
         match = _CONNECTION.match(lower, word_end)
@@ -352,7 +352,7 @@ def _word_markers(lower: str, word: str, rules: MarkerRules) -> Iterator[AnswerM
 
 
 def _span_start(lower: str, match: re.Match[str], rules: MarkerRules) -> tuple[int, bool]:
-    """The position where the marked span begins, behind whatever the text denies; and whether the marker is certain."""
+    """The position where the marked span begins, after whatever the text denies; and whether the marker is certain."""
     words = match["words"]
     denied = _DENIAL.match(lower, match.end())
     if denied is None and not match["never"] and not (words and _DENYING.match(words)):

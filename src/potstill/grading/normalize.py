@@ -225,7 +225,7 @@ _RIGHT_ANSWER: Final = (
     r"(?:[a-z]+ly\s|quite\s|even\s)?(?:right|correct|possible|it\b|(?:the|my|our|an?)\s(?:final\s|correct\s|right\s|best\s)?"
     r"(?:answer|solution|result|option|choice|one)\b)"
 )
-# Words behind an answer that reject it: "5 is not right", "(C) is wrong", "yes isn't the answer".
+# Words after an answer that reject it: "5 is not right", "(C) is wrong", "yes isn't the answer".
 REJECTION = re.compile(
     rf"[*_\"'`)$.]{{0,4}}(?:\s[a-z]{{2,20}})?\s(?:(?:is|was|are|were)\s(?:[a-z]+ly\s)?(?:wrong\b|incorrect\b|not\s{_RIGHT_ANSWER})"
     rf"|(?:isn't|wasn't|aren't|cannot\sbe|can\snot\sbe|can't\sbe|couldn't\sbe|could\snot\sbe|won't\sbe)\s{_RIGHT_ANSWER}|(?:doesn't|does\snot)\swork\b|must\sbe\s(?:wrong|incorrect)\b)"
@@ -235,7 +235,7 @@ _LIST_ITEM = re.compile(rf"\s*{BULLET_PATTERN}\s+(?=\S)")
 
 
 def read_answer_sentence(text: str) -> str:
-    """The first sentence of the text behind a marker, without markup and quotes around it."""
+    """The first sentence of the text after a marker, without markup and quotes around it."""
     return read_first_sentence(text.lstrip(STRIP_CHARS + ".")).rstrip(STRIP_CHARS)
 
 

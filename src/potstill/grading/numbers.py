@@ -53,7 +53,7 @@ _SPELLED_NUMBER = re.compile(
     rf"|(?:a\s)(?P<a_part>{_FRACTION_SINGULAR})\b|(?P<half>half)\b)",
     re.IGNORECASE,
 )
-# "one" is not always a number ("the one that left"). It is one behind these words only.
+# "one" is not always a number ("the one that left"). It is one after these words only.
 _BEFORE_ONE = re.compile(
     r"(?:[\W_]*(?:only|just|exactly|about|around|approximately|roughly|simply|therefore|thus|so|is|are|that|there))*[\W_]*",
     re.IGNORECASE,
@@ -114,19 +114,19 @@ def _sum_words(words: list[str]) -> int:
 
 _CONTEXT_CHARS: Final = 40  # characters examined before a number
 _LETTER: Final = r"[xyzniajuvwqe]"  # unknowns and constants; m, g, l, s, h, k and their like are units
-# Directly behind the digits: more digits that do not form a numeral, a power, a letter.
+# Directly after the digits: more digits that do not form a numeral, a power, a letter.
 _CONTINUED_NUMERAL = re.compile(
     r"[.,:;/'_~][0-9]|[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b\u0305]|\^|\*\*(?=\s?[-0-9(])"
 )
-# Behind a number: "2π", "3 sqrt(2)", "5x", "2(x + 1)".
+# After a number: "2π", "3 sqrt(2)", "5x", "2(x + 1)".
 _FACTOR = re.compile(
     r"\s?[*]?\s?(?:\u221a|\u03c0|\u221e|\u03b8|pi\b|sqrt\b|(?:log|ln|sin|cos|tan|exp)\b)"
     rf"|{_LETTER}(?![\w'.])|{_LETTER}\.?(?=\s?[.$)}}\]]*$)|\s[xyz](?![\w'])(?!\s?[-$(]{{0,2}}[0-9])"
     r"|\([a-z]\s?[-+]"
 )
-# Behind a number: "2 + x", "3 - √2".
+# After a number: "2 + x", "3 - √2".
 _TERM = re.compile(r"\s?[-+*/^]\s?\(?(?:[xyzni](?![\w'])|\u221a|\u03c0|\\|[0-9]{0,9}(?:[xyzn](?![\w'])|\u221a|\u03c0))")
-# Behind a number: "18 ± 2", "18 or more", "20% of 50", "5 squared", "18+".
+# After a number: "18 ± 2", "18 or more", "20% of 50", "5 squared", "18+".
 _BOUND_BEHIND = re.compile(
     r"\s?(?:[^\W\d]+\s?)?[,(]?\s?\(?(?:\u00b1|\+/?-(?=\s?[0-9])|-/?\+(?=\s?[0-9])|%\sof\s[$]?[0-9]|(?:plus\sor\sminus|give\sor\stake\s[a-z0-9]+|at\s(?:most|least)"
     r"|squared|cubed|to\sthe\spower)\b)|\s?(?:[^\W\d]+\s)?(?:or|and)\s(?:more|less|fewer|greater|higher|lower|above|below|over|under|so|up)\b|\+(?![\s]?[0-9(])"
@@ -212,7 +212,7 @@ _ZERO = re.compile(r"[$]?0+(?:\.0+)?|zero", re.IGNORECASE)
 
 
 def _match_second_unit(text: str, end: int) -> re.Match[str] | None:
-    """A second quantity of the same kind ("30 minutes") behind the number that ends at `end`, if it is not zero."""
+    """A second quantity of the same kind ("30 minutes") after the number that ends at `end`, if it is not zero."""
     if match := _HOURS_MINUTES.match(text, end):
         return match
     for pattern in _COMPOUND_UNITS:
@@ -321,7 +321,7 @@ def _same_alternative(text: str, match: re.Match[str], hedge: re.Match[str]) -> 
     """The number of a hedge whose numbers are all equal: "18 18 18", "0.6 or 3/5"; else None."""
     if hedge.end() == len(text):
         numbers = extract_all_numbers(text[match.start() :])
-    else:  # the unit of a hedge may be long; then its second number lies further behind
+    else:  # the unit of a hedge may be long; then its second number lies further on
         numbers = extract_all_numbers(
             text[match.start() : None if hedge.end() > match.end() + 40 else hedge.end() + 40]
         )

@@ -79,7 +79,7 @@ def format_regex(value: Pattern | str) -> str:
 # None, which stands for "no value" everywhere else.
 
 _MAX_DEPTH: Final = 60
-_MAX_UNCLOSED: Final = 20  # opening brackets without JSON behind them, after which the search ends
+_MAX_UNCLOSED: Final = 20  # opening brackets without JSON after them, after which the search ends
 _SIGNS = re.compile(r'[\[\]{}"\\]')
 _OPENING = re.compile(r"[\[{]")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
@@ -108,7 +108,7 @@ def parse_gold_json(gold: str) -> tuple[Any] | None:
 
 
 def extract_marked_json(text: str, gold: Any) -> tuple[Any] | None:
-    """The value behind a marker: an object, a list, or the rest of the line as a string, number, boolean or null."""
+    """The value after a marker: an object, a list, or the rest of the line as a string, number, boolean or null."""
     fence = _FENCE.match(text)
     rest = text[fence.end() :] if fence else text
     if rest[:1] in ("{", "["):
@@ -162,7 +162,7 @@ def _first_structure(text: str) -> tuple[Any] | None:
 
 
 def _closing_position(text: str, start: int) -> int:
-    """The position behind the bracket that closes the one at `start`; -1 if none does, or below `_MAX_DEPTH` levels."""
+    """The position after the bracket that closes the one at `start`; -1 if none does, or below `_MAX_DEPTH` levels."""
     depth, quoted, escaped = 0, False, -1
     for match in _SIGNS.finditer(text, start):
         sign, position = match[0], match.start()

@@ -56,7 +56,7 @@ _BOOLEAN_ALONE = re.compile(
     r"|does|do|did|can|cannot|will|yes|no|q|question|thus|therefore|hence|answer|after)\b)",
     re.IGNORECASE,
 )
-# Behind yes or no: "yes, but only if", "no, unless".
+# After yes or no: "yes, but only if", "no, unless".
 _CONDITION = re.compile(
     r"[\"'*`]{0,2},?\s(?:but\s)?(?:only\s)?(?:if|unless|depending|in\s(?:some|certain)\scases|sometimes)\b",
     re.IGNORECASE,
@@ -125,14 +125,14 @@ _LEADING = re.compile(
     r"|(?P<small>[a-z])(?=[).]|\s*$))",
 )
 _IN_BRACKETS = re.compile(r"\(([A-Za-z])\)")
-# Behind a letter: "or (C)", ", C", "and/or option C".
+# After a letter: "or (C)", ", C", "and/or option C".
 _OTHER_CHOICE = re.compile(
     r"[).*\s\"'`]{0,3}(?:\s\([^()\n]{2,40}\))?(?:\s?,\s?(?:or\s|and\s)?|\s?[/&+;|]\s?"
     r"|\s\(?(?:or|and|and/or|as well as|nor)(?:,\s[a-z ]{1,20},)?\s)"
     r"(?:(?:the )?(?:option|choice) )?(?:\((?P<bracket>[A-Z])\)(?!\s(?:is|are|was|does|do|has|would|can|cannot|isn't"
     r"|doesn't|fails?|seems|looks|too)\b)|[*_\"'`]{0,3}(?P<bare>[A-Z])(?=[)\]}*\"'`\s]*(?:$|[.,;&/+!?]|\(|\b(?:and|or)\b))(?!\)\s\w))"
 )
-# "D) attic or E) cupboard": another letter behind the words of the first option.
+# "D) attic or E) cupboard": another letter after the words of the first option.
 _BEHIND_WORDS = re.compile(
     r"[).:]?\s(?:(?!\b(?:because|since|as|not|but|while|whereas|so)\b)[^.;()\n]){1,60}?\s(?:or|and)\s(?:option )?"
     r"[\"'`*]{0,2}(?:\(([A-Z])\)|([A-Z])\))(?!\s(?:is|are|was|does|do|has|would|can|cannot|isn't|doesn't|fails?|seems|looks)\b)"
@@ -160,7 +160,7 @@ _CALLED_WRONG = re.compile(
     rf"|{normalize.ALL_BUT})\s(?:option |choice )?$",
     re.IGNORECASE,
 )
-# Behind a letter: "does not fit", "is too small", "makes no sense".
+# After a letter: "does not fit", "is too small", "makes no sense".
 _DISMISSED = re.compile(
     r"\s(?:(?:and|or|nor|,)\s\([A-Z]\)\s)?(?:does\snot|doesn't|do\snot|don't|did\snot|didn't|fails?\b|is\snot|isn't|are\snot"
     r"|aren't|cannot|can't|(?:is|are|seems?|looks?|would\sbe)\s(?:clearly\s|also\s)?(?:wrong|incorrect|false|out\b|too\b"
@@ -294,7 +294,7 @@ _FURTHER_ANSWER = re.compile(
 
 
 def _mark_further_answers(sentence: str, gold: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The words of a sentence, with "and" behind the gold answer if another answer follows, "not" if it is denied."""
+    """The words of a sentence, with "and" after the gold answer if another answer follows, "not" if it is denied."""
     words = parse_gold_text(sentence)
     if words is None or words[: len(gold)] != gold or len(words) == len(gold):
         return words

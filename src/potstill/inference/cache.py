@@ -6,7 +6,7 @@ The name of the file identifies the weights and the version of the engines; a li
 `Decode`, the text, and why it ended. Grades are not stored, so another version of the grader rescores cached texts.
 A batch is stored once it is complete.
 
-Texts that are missing are generated in batches of their own. Their float noise differs from that of the whole batch, so
+Texts that are missing are generated in separate batches. Their float noise differs from that of the whole batch, so
 where two tokens are almost equally likely a text may differ from that of a run without a cache.
 """
 

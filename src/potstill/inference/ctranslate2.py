@@ -11,7 +11,7 @@ CTranslate2 changes results silently in several ways. What this module does abou
 - Its scores are divided by the length and its token strings are ambiguous: texts are scored again, token by token, and
   the vocabulary consists of the token numbers.
 - In a batch with a causal prompt of one token, the other prompts are returned as part of their texts: such a prompt
-  gets a call of its own.
+  gets a separate call.
 - It returns samples sorted by score, so the first ones would be the best: they are put in a random order of our own.
 - A seed only affects a translator that is opened after it: one is opened per batch.
 
@@ -122,7 +122,7 @@ class CTranslate2Engine:
             return [[[int(token) for token in text] for text in result.hypotheses] for result in results]
         settings |= {"max_length": decode.max_tokens, "include_prompt_in_result": False}
         results = {}
-        for is_single in (True, False):  # prompts of one token get a call of their own, see above
+        for is_single in (True, False):  # prompts of one token get separate calls, see above
             if group := [row for row in rows if (len(row) == 1) == is_single]:
                 results.update(zip(map(tuple, group), model.generate_batch(group, **settings), strict=True))
         return [[list(text) for text in results[tuple(row)].sequences_ids] for row in rows]
@@ -146,7 +146,7 @@ class CTranslate2Engine:
         """Natural log-probabilities of the tokens of each row after its prompt."""
         sources, targets = ([[str(token) for token in row] for row in table] for table in (prompts, rows))
         if self.student.family == "t5":
-            # It appends an end token of its own, whose score belongs to no text.
+            # It appends its own end token, whose score belongs to no text.
             results = model.score_batch(sources, targets, max_input_length=0, max_batch_size=32)
             return [list(result.log_probs[: len(row)]) for result, row in zip(results, rows, strict=True)]
         whole = [source + target for source, target in zip(sources, targets, strict=True)]

@@ -150,7 +150,7 @@ def batch_requests(requests: Sequence[Request], budget: int, *, max_tokens: int 
     """Indices of the requests, batch by batch: longest prompts first, samples of one question next to each other.
 
     budget      maximum number of tokens in a batch: rows x (longest prompt + `max_tokens`). A request that exceeds it
-                alone becomes a batch of its own.
+                alone becomes a separate batch.
     max_tokens  new tokens per row
 
     Which requests share a batch depends on the set of requests only, not on their order or on what is already done.

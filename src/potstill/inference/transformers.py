@@ -225,7 +225,7 @@ class _TokenOutcomes(dict[int, bytes | End | None]):
 
 
 def _round_logprob(value: float) -> float:
-    """Six decimals: a tenth of float32's own noise, and a third of the bytes on disk. (+ 0.0: never "-0.0".)"""
+    """Round to six decimals, a tenth of float32's noise, which takes a third of the bytes on disk; + 0.0 avoids "-0.0"."""
     return round(min(value, 0.0), 6) + 0.0
 
 

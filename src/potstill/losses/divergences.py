@@ -179,7 +179,7 @@ class Loss:
     """What training minimises at each supervised position.
 
     divergence           a name in `DIVERGENCES`
-    missing_probability  how probability that the candidates lack is treated: raw, renormalised or tail
+    missing_probability  how the probability outside the candidates is treated: raw, renormalised or tail
     beta                 for divergences that have one
     kernel               how `weighted_sum` of forward_kl is computed; changes rounding only
 

@@ -61,10 +61,10 @@ def sparse_kl(
                          softmax, as they are when the model generates
     ids                  [n, k] int64 in [0, v): the candidates of each position, distinct within it
     probs                [n, k] float in [0, 1], not logarithms; a slot of probability 0 is padding, whatever its id
-    missing_probability  how probability that the candidates lack is treated: see the table in `potstill.losses`
+    missing_probability  how the probability outside the candidates is treated: see the table in `potstill.losses`
     bias                 [v], added to the logits; `scale` multiplies hidden @ lm_head.T (d_model^-0.5 in T5 v1.0)
     softcap              logits become softcap * tanh(logits / softcap) (Gemma 2)
-    chunk_rows           rows whose logits exist at a time; the value does not depend on it
+    chunk_rows           rows whose logits are computed at a time; the value does not depend on it
 
     Products are computed in float32 also for bfloat16 inputs and under autocast (on a GPU then as TF32, see
     `matmul_precision`); gradients have the dtypes of hidden, lm_head and bias. A position without any probability has

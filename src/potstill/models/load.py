@@ -95,7 +95,7 @@ def open_student(
 
 def check_weights(folder: Path | str, *, trust_remote_code: bool = False) -> None:
     """Make the checks of `open_student` without building the model, so that faulty weights stop a run before it costs
-    anything and not at its training. Takes as long as reading the weights once.
+    anything. Takes as long as reading the weights once.
 
     Raises UserError as `open_student` does, with the folder as its place.
     """

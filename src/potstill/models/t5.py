@@ -10,7 +10,7 @@ Three things differ between members of the family, and transformers 5 blurs two 
 
 In transformers 4 that one key decides both. Version 5 reads it as `scale_decoder_outputs`, ties the head unless the
 file holds another one, and always writes true. `Student.save` writes what both versions understand, and an untied head
-always as a tensor of its own.
+always as a separate tensor.
 """
 
 from __future__ import annotations

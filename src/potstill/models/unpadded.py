@@ -147,7 +147,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Scatter(torch.autograd.Function):
-    """Padded slots get the gradient 0, from a row of zeros behind the last."""
+    """Padded slots get the gradient 0, from a row of zeros after the last."""
 
     @staticmethod
     def forward(ctx: Any, padded: Tensor, slot_of_flat: Tensor, flat_of_slot: Tensor) -> Tensor:  # type: ignore[override]

@@ -121,7 +121,7 @@ def check_layer_count(config: Any, folder: Path, tensors: Iterable[str]) -> None
 
 
 def check_all_tensors_stored(model: Any, folder: Path, tensors: Mapping[str, TensorHeader]) -> None:
-    """Raises UserError unless the files hold every parameter of a model without values, in its shape."""
+    """Raises UserError unless the files hold every parameter of the model, in its shape. The model may have no values."""
     prefix = f"{model.base_model_prefix}."
     aliases: dict[int, list[str]] = {}  # tied parameters are one object, and one stored name is enough
     missing = []
@@ -203,7 +203,7 @@ def config_error(code: str, what: str, found: str, where: object = "config.json"
 def missing_tensors_error(folder: Path, names: Iterable[str]) -> UserError:
     first, *others = sorted(names)
     found = f"{len(others) + 1} missing, first {first}"
-    return config_error("E-model-weights-incomplete", "the weights do not fill the model", found, folder)
+    return config_error("E-model-weights-incomplete", "the weights lack parameters of the model", found, folder)
 
 
 @contextmanager

@@ -149,8 +149,8 @@ class QuestionsSection(Section):
     generic: list[Name] = Field(default=["bbh"], description="Evaluation sets of other abilities.")
     splits: Literal["digest", "paper"] = Field(
         default="digest",
-        description="How sets are split: by the digests of their questions, or with the paper's 500 validation "
-        "questions per set and the rest test.",
+        description="How sets are split: by the digests of their questions, or as in the paper, with 500 validation "
+        "questions per set and the rest for test.",
     )
     validation: Share = Field(
         default=0.25, description="Fraction of a set's questions in its validation split, for splits: digest."

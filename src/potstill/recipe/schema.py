@@ -84,7 +84,7 @@ class ReplaySection(Section):
     share: Share = Field(description="Fraction of each step's loss weight that goes to the replayed rows.")
     sets: list[Name] = Field(
         default=[],
-        description="Sets whose training questions are replayed with their rationale, or else the bare answer.",
+        description="Sets whose training questions are replayed, with the rationale, or the bare answer if there is none.",
     )
     file: str | None = Field(default=None, description="File of rows with prompt and answer, JSONL or Parquet.")
 

@@ -123,9 +123,9 @@ class RunFiles:
 
 
 def compare_answers(base: TestAnswers, chosen: TestAnswers, name: str) -> Comparison:
-    """Two checkpoints, of one run or of two, on the test questions of the set `name`."""
+    """Compare two checkpoints, of the same run or of two runs, on the test questions of the set `name`."""
     before, after = base.correct[name], chosen.correct[name]
-    assert before.keys() == after.keys(), f"{name}: the two answered different questions"
+    assert before.keys() == after.keys(), f"{name}: the checkpoints answered different questions"
     pairs = [(before[question], after[question]) for question in before]
     difference = intervals.paired_difference([now for _, now in pairs], [was for was, _ in pairs])
     won, lost = pairs.count((False, True)), pairs.count((True, False))

@@ -83,7 +83,7 @@ class StageEntry(NamedTuple):
 
     path     module and class
     summary  for the help of the command
-    section  the section of the recipe without which the run has no such stage
+    section  the section that a recipe must have for the stage to run
     """
 
     path: str

@@ -45,7 +45,7 @@ class Collect(Stage):
         }
 
     def free(self, recipe: Recipe) -> tuple[str, ...]:
-        """Sets that are taught or replayed have a training split in any case."""
+        """`on_policy.sets` may change if all of its sets are trained on or replayed, and so have a training split anyway."""
         trained = {*recipe.questions.train, *(recipe.train.replay.sets if recipe.train.replay else ())}
         return ("on_policy.sets",) if recipe.on_policy and trained.issuperset(recipe.on_policy.sets) else ()
 

@@ -88,7 +88,7 @@ def total_usage(run_dir: Path) -> dict[str, float]:
 
 
 def describe_usage(run_dir: Path) -> str:
-    """What a run has spent, in words."""
+    """The requests, tokens and cost of a run, as a phrase."""
     usage = total_usage(run_dir)
     if not any(usage.values()):
         return "no requests"

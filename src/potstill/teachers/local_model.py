@@ -123,7 +123,8 @@ class LocalModel(Scorer):
         chains = len(questions) * teacher.samples
         chat = folder is not None and self.uses_chat_template
         return [
-            f"teacher           {teacher.kind}: {folder or f'{teacher.model} does not exist; the run would stop at sample'}",
+            f"teacher           {teacher.kind}: "
+            + (f"{folder}" if folder else f"{teacher.model} does not exist; the run would stop at the stage sample"),
             f"  requests        {len(questions)} questions x {teacher.samples} = {chains} chains of at most"
             f" {chains * teacher.max_tokens} tokens",
             f"  stores          {teacher.top_logprobs} log-probabilities per token, temperature {teacher.temperature}",

@@ -1,6 +1,6 @@
 """What the pipeline asks of a teacher: chains, the inputs that determine them, and forecasts.
 
-A backend is one class in a module of its own, and one entry of `recipe.teacher.BACKENDS`. Only `sample` is required, or
+A backend is one class in its own module, and one entry of `recipe.teacher.BACKENDS`. Only `sample` is required, or
 for chains that exist already, `read_chains` of `TextTeacher`:
 
     >>> class Echo(TextTeacher):

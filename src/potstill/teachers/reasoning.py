@@ -1,4 +1,4 @@
-"""Reasoning models: the thought and the answer of a text, in fields of their own or between tags.
+"""Reasoning models: the thought and the answer of a text, in separate fields or between tags.
 
     >>> parts = split_tags("<think>1 + 1 = 2</think>\\nThe answer is 2")
     >>> chain = Chain.from_text("q", 0, "<think>1 + 1 = 2</think>\\nThe answer is 2", source="teacher")

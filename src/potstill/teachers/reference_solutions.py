@@ -63,7 +63,7 @@ class ReferenceSolutions(TextTeacher):
         if missing:
             lines += [
                 f"  missing         {len(missing)} of {len(questions)} questions have no solution, first {missing[0]};",
-                "                  the run would stop at sample",
+                "                  the run would stop at the stage sample",
             ]
         return lines
 

@@ -57,7 +57,8 @@ class StoredChains(TextTeacher):
         path = self.find_path_or_none(self.recipe.teacher.chains, "teacher.chains")
         if path is None:
             return [
-                f"teacher           replay: {self.recipe.teacher.chains} does not exist; the run would stop at sample"
+                f"teacher           replay: {self.recipe.teacher.chains} does not exist; "
+                "the run would stop at the stage sample"
             ]
         return [f"teacher           replay: {sum(1 for _ in read_rows(path))} chains in {path}"]
 

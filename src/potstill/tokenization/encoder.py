@@ -90,7 +90,7 @@ def get_encoder(tokenizer: Any) -> Encoder:
     """The encoder of a potstill tokenizer, a `tokenizers.Tokenizer` or a fast tokenizer of transformers.
 
     The tokenizer is read once (about 0.2 s for 32,000 pieces) and never changed; it is read again when its number of
-    tokens has changed. The last MAX_RECENT tokenizers are kept. Raises UserError where it is none of these kinds.
+    tokens has changed. The last MAX_RECENT tokenizers are kept. Raises UserError for any other object.
     """
     encoder = getattr(tokenizer, "encoder", tokenizer)
     if isinstance(encoder, Encoder):
@@ -142,7 +142,7 @@ def copy_without_special_tokens(source: Mapping[str, Any], library: Any) -> Any:
 
 
 def encode_utf8(text: str) -> bytes:
-    """The text as UTF-8. Raises UserError where it is not text, or holds half a surrogate pair, which is no character."""
+    """The text as UTF-8. Raises UserError if it is not a string, or contains half of a surrogate pair."""
     if not isinstance(text, str):
         raise UserError(
             "only text can be encoded",

@@ -175,7 +175,7 @@ def _save_in_place(folder: Path, step: int, student: Student, optimizer: Optimiz
     with storage.write_folder(folder / str(step)) if is_main_process() else nullcontext() as unfinished:
         if unfinished is not None:
             student.save(unfinished, weights=weights)
-            _write_digests(folder, step, unfinished)  # the sharded state has digests of its own
+            _write_digests(folder, step, unfinished)  # the sharded state has its own digests
         target = broadcast_from_main(lambda: unfinished)
         assert target is not None
         save_optimizer_shards(optimizer, target / OPTIMIZER_FOLDER, parameters=student.has_adapters)

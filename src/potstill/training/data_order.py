@@ -179,7 +179,7 @@ def split_into_micro_batches(
 
     lengths  (prompt, target) of each example or group, in tokens
     budget   tokens of a micro-batch as the student computes them: rows * (longest prompt + longest target) if it pads,
-             the sum if it does not. An example that alone exceeds it is a micro-batch of its own: it has to be trained,
+             the sum if it does not. An example that alone exceeds it is a separate micro-batch: it has to be trained,
              and memory decides whether it fits
     padded   whether the student pads
 

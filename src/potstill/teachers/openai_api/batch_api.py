@@ -72,8 +72,8 @@ def run_tag(identity: Any, server: Mapping[str, Any]) -> str:
 
 
 def format_custom_id(tag: str, question: int, indices: Sequence[int], tries: int) -> str:
-    """An id of at most 64 characters, the limit of some services, for indices less than MAX_CHAINS_PER_REQUEST apart,
-    numbers of at most 9 digits and tries of at most 5."""
+    """The id of a request. It has at most 64 characters, the limit of some services, if the indices are less than
+    MAX_CHAINS_PER_REQUEST apart, the numbers have at most 9 digits, and tries at most 5."""
     mask = sum(1 << (index - indices[0]) for index in indices)
     return f"{tag}-{question}-{indices[0]}-{mask:x}-{tries}"
 

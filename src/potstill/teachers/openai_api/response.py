@@ -144,7 +144,7 @@ def token_bytes(outcome: TokenOutcome) -> bytes | None:
 
 
 def message_texts(choice: Choice) -> tuple[str, str]:
-    """The thought that a choice carries in a field or part of its own, and its text; empty strings for missing ones.
+    """The thought that a choice carries in a separate field or part, and its text; empty strings for missing ones.
 
     >>> parts = [{"type": "thinking", "thinking": "2 + 2"}, {"type": "text", "text": "4"}]
     >>> message_texts(Choice(message=Message(content=parts)))

@@ -376,7 +376,7 @@ class Scheduler:
         first = self.served.setdefault(url, model or "")
         if not model or not first or model == first:
             return True
-        self.client.warn(f"{url} answers for the model {model!r}, first for {first!r}: such chains get hard targets")
+        self.client.warn(f"{url} names the model {model!r}, but named {first!r} first: such chains get hard targets")
         return False
 
     def _retry(

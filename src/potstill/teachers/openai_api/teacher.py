@@ -211,7 +211,9 @@ class OpenAITeacher(Scorer):
     def forecast(self, questions: Sequence[Question]) -> list[str]:
         teacher = self.recipe.teacher
         if teacher.prompt is not None and self.find_path_or_none(teacher.prompt, "teacher.prompt") is None:
-            return [f"teacher           openai: {teacher.prompt} does not exist; the run would stop at sample"]
+            return [
+                f"teacher           openai: {teacher.prompt} does not exist; the run would stop at the stage sample"
+            ]
         build_prompt, budget = load_prompt_builder(self.recipe), teacher.budget
         work = forecast(self.settings, [build_prompt(question) for question in questions])
         stores = (
