@@ -1,4 +1,6 @@
-"""Resume is exact: a crash before, in the middle of, and after every operation of `files` in every stage.
+"""Resume is exact: a crash before, in the middle of, and after every operation of `storage` in every stage.
+
+Before an operation the disk is as it was after the one before, so "before" is tried for a stage's first operation only.
 
 Each stage is run on a copy of a run whose earlier stages are finished, stopped at one moment of one operation, and run
 again; then every digested file must hold the bytes of the run that nothing stopped.
@@ -43,6 +45,8 @@ def test_a_crash_at_any_operation_leaves_nothing_that_a_resume_does_not_mend(
     moments = _moments(world, tiny.before(whole, tmp_path / "count", stage), stage)
     assert len(moments) >= 6, "a stage writes at least its beginning and its manifest"
     for number, (operation, moment, name) in enumerate(moments):
+        if moment == "before" and number > 0:
+            continue
         run_dir = tiny.before(whole, tmp_path / str(number), stage)
         with pytest.raises(Crash), crash(number):
             tiny.make(world, run_dir, until=stage)

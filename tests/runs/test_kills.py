@@ -1,7 +1,7 @@
 """Real kills: `kill -9` at random moments of sample, train and evaluate; the resumed run holds the same bytes.
 
 `POTSTILL_KILLS` says how many kills a stage gets (2 if not set: each costs a process that loads torch; then a training
-that evaluates as it goes is left out, whose crashes `test_watching` has).
+that evaluates as it goes is left out, whose crashes `test_early_stopping` has).
 """
 
 from __future__ import annotations

@@ -24,26 +24,27 @@ def test_every_character_has_a_nearest_one(encoding: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "arguments",
-    [["status"], ["show"], ["show", "--chain", "sums/0"], ["show", "--batch", "1"], ["compare"], ["check"]],
-)
-def test_commands_in_the_c_locale(finished: Path, arguments: list[str]) -> None:
-    given = [arguments[0], str(finished), *arguments[1:], *([f"{finished}@2"] if arguments == ["compare"] else [])]
-    environment = {**os.environ, **ASCII}
-    completed = subprocess.run([sys.executable, "-m", "potstill", *given], capture_output=True, env=environment)
-    assert b"Traceback" not in completed.stderr and completed.returncode in (0, 2), completed.stderr.decode()
-    assert completed.stdout.isascii() and completed.stderr.isascii()
-
-
-@pytest.mark.slow
-def test_the_last_table_in_the_c_locale(finished: Path) -> None:
-    """What `run` and `demo` print at their end."""
+def test_commands_in_the_c_locale(finished: Path) -> None:
+    """Each command, and what `run` and `demo` print at their end. All in one process: each that loads torch costs
+    seconds."""
+    commands = [
+        ["status", finished], ["show", finished], ["show", finished, "--chain", "sums/0"],
+        ["show", finished, "--batch", "1"], ["compare", finished, f"{finished}@2"], ["check", finished],
+    ]  # fmt: skip
     program = (
-        "from potstill import progress; from potstill.cli import status; from pathlib import Path; "
-        f"progress.replace_unencodable(); status.print_summary(Path({str(finished)!r}))"
+        "import sys, potstill.cli\n"
+        "from pathlib import Path\n"
+        "from potstill.cli import status\n"
+        f"for arguments in {[[*map(str, command)] for command in commands]!r}:\n"
+        "    sys.argv = ['potstill', *arguments]\n"
+        "    try:\n"
+        "        potstill.cli.main()\n"
+        "    except SystemExit as end:\n"
+        "        assert end.code in (0, 2, None), (arguments, end.code)\n"
+        "    print('ended', *arguments)\n"
+        f"status.print_summary(Path({str(finished)!r}))\n"
     )
-    environment = {**os.environ, **ASCII}
-    completed = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment)
-    assert completed.returncode == 0, completed.stderr.decode()
-    assert b"right answers on test" in completed.stdout and completed.stdout.isascii()
+    completed = subprocess.run([sys.executable, "-c", program], capture_output=True, env={**os.environ, **ASCII})
+    assert completed.returncode == 0 and b"Traceback" not in completed.stderr, completed.stderr.decode()
+    assert completed.stdout.count(b"ended ") == len(commands) and b"right answers on test" in completed.stdout
+    assert completed.stdout.isascii() and completed.stderr.isascii()

@@ -1,4 +1,4 @@
-"""A crash at one moment of one operation of `files`, as where a machine stops."""
+"""A crash at one moment of one operation of `storage`, as where a machine stops."""
 
 from __future__ import annotations
 
