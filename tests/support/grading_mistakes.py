@@ -1,7 +1,7 @@
 """Further pairs of text and gold answer, by kind of mistake that a grader can make: (text, gold, task, stop, expected).
 
 Expected is right, truncated, or not right. Whether a text has a wrong answer or no answer is tested by the cases of
-`answers_cases`.
+`grading_cases`.
 """
 
 from __future__ import annotations

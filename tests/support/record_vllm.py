@@ -1,4 +1,4 @@
-"""The engine `vllm` in the interpreter that runs this file: `python vllm_here.py FOLDER OUT.json [--record]`.
+"""The engine `vllm` in the interpreter that runs this file: `python record_vllm.py FOLDER OUT.json [--record]`.
 
 Writes what the engine made of the model in FOLDER for each of `CASES`; with --record also what vLLM itself was asked
 and answered, and the tokenizer's files: so `tests/support/recorded/vllm.json` was made, for the model of `servers.rambling`.
