@@ -30,10 +30,8 @@ from potstill.records import Prompt, Question
 from potstill.storage import atomic, manifest, parquet, segments
 from potstill.storage.segments import Shard
 from potstill.teachers.openai_api import batch_api
-from potstill.teachers.openai_api.budget import Budget
 from potstill.teachers.openai_api.request import Capabilities, ServerSettings
 from potstill.teachers.openai_api.token_entries import ReaderContext
-from potstill.teachers.usage import UsageMeter
 from batch_service import Change, served
 
 ASKED, SAMPLES = 4, 10  # training questions of the tiny world
@@ -356,14 +354,11 @@ def test_every_id_is_short_and_is_read_back(per_request, samples, stored, number
     """However many chains a request may have; of the first question as of the last that a run could have."""
     settings = ServerSettings("m", samples=samples, samples_per_request=per_request, top_logprobs=0)
     question, tag, asked = Question("q", "2 + 2?", "4", "s", "train", "number"), "0123456789ab", list[int]()
-    batch = batch_api.Batch(
-        tag, settings, Capabilities(), ReaderContext("openai", "none"), [question], lambda _: Prompt(())
-    )
     before = batch_api.FailedResults(tries={(0, index): tries for index in range(samples)})
+    reader = ReaderContext("openai", "none")
+    batch = batch_api.Batch(tag, settings, Capabilities(), reader, [question], lambda _: Prompt(()), before)
     done = {("q", "openai", index) for index in stored}
-    for line in batch_api.iter_request_lines(
-        batch, done, {}, before, Budget(settings, UsageMeter()), batch_api.BatchSummary()
-    ):
+    for line in batch.iter_request_lines(done, {}):
         row = json.loads(line)
         name = batch_api.parse_custom_id(row["custom_id"])
         assert name is not None and name[:2] == (tag, 0) and name[3] == tries and len(row["custom_id"]) <= 64

@@ -25,7 +25,7 @@ from potstill.storage import ledger, manifest, parquet, segments
 from potstill.storage.segments import Shard
 from potstill.teachers import SamplingState, UsageMeter
 from potstill.teachers.openai_api import teacher
-from potstill.teachers.openai_api.budget import Budget, compute_cost
+from potstill.teachers.openai_api.limits import Budget, compute_cost
 from potstill.teachers.openai_api.client import Client, Reply
 from potstill.teachers.openai_api.request import Capabilities, ServerSettings
 from potstill.teachers.openai_api.token_entries import ReaderContext
@@ -60,14 +60,19 @@ def settings(url: str, **more) -> ServerSettings:
     return ServerSettings(model="m", urls=(url,), **more)
 
 
+def prompt_of(question: Question) -> Prompt:
+    return Prompt((Turn("user", question.text),), "\n")
+
+
 def drawn(url: str | tuple[str, ...], questions: list[Question], watch: UsageMeter | None = None, **more):
     server_settings = settings(url if isinstance(url, str) else url[0], **more)
     if not isinstance(url, str):
         server_settings = ServerSettings(**{name: getattr(server_settings, name) for name in server_settings.__slots__} | {"urls": url})
     reader = ReaderContext(server_settings.source, "raw", end_names=frozenset({"<end>"}))
-    prompt_of = lambda question: Prompt((Turn("user", question.text),), "\n")  # noqa: E731
     done = more.pop("done", ())
-    batches = teacher.sample(server_settings, Capabilities(), reader, watch or UsageMeter(), questions, prompt_of, done)
+    batches = teacher.sample(
+        server_settings, Capabilities(), reader, questions, prompt_of, SamplingState(done, usage=watch or UsageMeter())
+    )
     return [chain for batch in batches for chain in batch]
 
 
@@ -289,7 +294,7 @@ def test_a_dead_server_is_given_up_with_a_clear_message() -> None:
         question_list = questions(50)
         server_settings = settings(server.url, patience=0.2)
         reader = ReaderContext("openai", "raw", end_names=frozenset({"<end>"}))
-        stream = teacher.sample(server_settings, Capabilities(), reader, watch, question_list, lambda q: Prompt((Turn("user", q.text),)))
+        stream = teacher.sample(server_settings, Capabilities(), reader, question_list, prompt_of, SamplingState(usage=watch))
         some = next(stream)
         server.dead = True
         with pytest.raises(UserError, match=r"answered nothing for .*\n.*out of memory") as raised:
@@ -305,7 +310,7 @@ def test_a_question_that_is_refused_stops_only_at_the_end() -> None:
             server_settings = settings(server.url, refused=refused)
             reader = ReaderContext("openai", "raw", end_names=frozenset({"<end>"}))
             stream = teacher.sample(
-                server_settings, Capabilities(), reader, UsageMeter(), questions(12), lambda q: Prompt((Turn("user", q.text),))
+                server_settings, Capabilities(), reader, questions(12), prompt_of, SamplingState()
             )
             try:
                 for batch in stream:
@@ -335,7 +340,7 @@ def test_a_ceiling_is_not_passed(ceiling) -> None:
         server_settings = settings(server.url, max_tokens=64, **ceiling)
         reader = ReaderContext("openai", "raw", end_names=frozenset({"<end>"}))
         stream = teacher.sample(
-            server_settings, Capabilities(), reader, watch, questions(100), lambda q: Prompt((Turn("user", q.text),))
+            server_settings, Capabilities(), reader, questions(100), prompt_of, SamplingState(usage=watch)
         )
         with pytest.raises(UserError, match=r"teacher\.budget(.|\n)*E-teacher-budget-spent"):
             for batch in stream:

@@ -21,7 +21,7 @@ from potstill.grading import grade
 from potstill.recipe import Recipe, parse_recipe
 from potstill.records import END, Chain, Prompt, Question, Turn
 from potstill.teachers import SamplingState, UsageMeter
-from potstill.teachers.openai_api import batch_api, chain_reader, response
+from potstill.teachers.openai_api import batch_api, response
 from potstill.teachers.openai_api.chain_reader import DEFECT_ABOVE_ONE, DEFECT_OTHER_TEXT, DEFECT_VOCABULARY_MARKS
 from potstill.teachers.openai_api.request import Capabilities, SampleRequest, ServerSettings
 from potstill.teachers.openai_api.response import decode_body
@@ -240,7 +240,7 @@ def test_an_unknown_reason_counts_as_cut_off_and_is_marked() -> None:
 
 
 def test_every_name_has_one_meaning() -> None:
-    names = [name for each in chain_reader.FINISH_REASONS.values() for name in each.split()]
+    names = [name for each in response.FINISH_REASONS.values() for name in each.split()]
     assert len(names) == len(set(names))
 
 
@@ -615,5 +615,5 @@ def test_the_words_of_a_batchs_error_move_no_cursor() -> None:
     row = {"custom_id": "x", "response": None, "error": {"code": f"c{evil}", "message": f"m{evil}"}}
     inner = {"custom_id": "x", "response": {"status_code": 200, "body": {"error": {"message": evil}}}}
     for told in (row, inner):
-        said = batch_api.read_result(json.dumps(told).encode()).message
+        said = batch_api.read_result(json.dumps(told).encode())[1].message
         assert "U+001B" in said and not {"\x1b", "\x07", "\x9b", "\r", "\u202e"} & set(said)

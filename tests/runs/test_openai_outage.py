@@ -22,15 +22,16 @@ import pytest
 import stub
 from potstill.errors import UserError
 from potstill.records import Chain, Prompt, Question, Turn
-from potstill.teachers import UsageMeter
+from potstill.teachers import SamplingState, UsageMeter
 from potstill.teachers.openai_api import scheduler, teacher
-from potstill.teachers.openai_api.budget import Budget
+from potstill.teachers.openai_api.limits import Budget
 from potstill.teachers.openai_api.client import MAX_ERROR_BYTES, Client, Reply, max_response_bytes
-from potstill.teachers.openai_api.rate_limit import FAILURES_UNTIL_DOWN
+from potstill.teachers.openai_api.limits import FAILURES_UNTIL_DOWN
 from potstill.teachers.openai_api.request import Capabilities, ServerSettings
 from potstill.teachers.openai_api.response import Choice, ResponseBody, Usage
 from potstill.teachers.openai_api.token_entries import ReaderContext
 
+NOTHING = ReaderContext("openai", "none")
 PROMPT = Prompt((Turn("user", "What is 2 + 2?"),), "\n")
 
 
@@ -96,8 +97,8 @@ def sampled(monkeypatch: pytest.MonkeyPatch, away: tuple[float, float], fault: R
     error = None
     with asyncio.Runner(loop_factory=lambda: clock) as runner:
         made = scheduler.Scheduler(
-            server, settings, Capabilities(), ReaderContext("openai", "none"), UsageMeter(),
-            questions(n), lambda _: PROMPT, (), {},
+            server, settings, Capabilities(), NOTHING,
+            questions(n), lambda _: PROMPT, SamplingState(),
         )  # fmt: skip
         try:
             while runner.run(made.wait()):
@@ -185,7 +186,7 @@ def test_a_port_that_closes_and_opens_again(capfd: pytest.CaptureFixture[str]) -
     watch, found, again = UsageMeter(), list[Chain](), None
     try:
         for batch in teacher.sample(
-            server_settings, Capabilities(), ReaderContext("openai", "none"), watch, questions(120), lambda _: PROMPT
+            server_settings, Capabilities(), NOTHING, questions(120), lambda _: PROMPT, SamplingState(usage=watch)
         ):
             found += batch
             if again is None:
@@ -356,7 +357,7 @@ def test_no_count_moves_a_ceiling(usage: str) -> None:
         )
         with pytest.raises(UserError, match="E-teacher-budget-spent"):
             for _ in teacher.sample(
-                server_settings, Capabilities(), ReaderContext("openai", "none"), watch, questions(100), lambda _: PROMPT
+                server_settings, Capabilities(), NOTHING, questions(100), lambda _: PROMPT, SamplingState(usage=watch)
             ):
                 pass
     assert 8 <= len(server.seen) <= 3000 // 256 and watch.money > 0

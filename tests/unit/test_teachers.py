@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from markov import markov, writer
 from potstill import teachers
 from potstill.errors import UserError
-from potstill.inference import Engine
+from potstill.inference import Decode, Engine
 from potstill.prompts import PAPER_STYLE, Demonstration
 from potstill.recipe import parse_recipe
 from potstill.recipe.teacher import BACKENDS, TeacherKind
@@ -23,7 +23,7 @@ from potstill.records import END, Chain, Prompt, Question, Turn
 from potstill.serialization import to_json
 from potstill.storage import parquet, write_jsonl
 from potstill.teachers import SamplingState, local_model, protocol, replay
-from potstill.teachers.truncate import truncate_at_answer
+from potstill.teachers.chain_parts import truncate_at_answer
 from tools.toy_models.tokenizer_training import train_bpe
 
 
@@ -150,19 +150,22 @@ def solver() -> Engine:
 
 
 QUESTIONS = [question(str(number) * (1 + number % 3)) for number in range(6)]
-SETTINGS = {
-    "samples": 4,
-    "temperature": 1.0,
-    "max_tokens": 20,
-    "top_logprobs": 3,
-    "seed": 1,
-    "source": "tiny",
-    "batch_tokens": 400,
-}
+DECODE = Decode(max_tokens=20, temperature=1.0, seed=1, top_logprobs=3, stop_at_answer="line")
+
+
+def drawn(
+    engine: Engine, asked: list[Question], decode: Decode = DECODE, state: SamplingState | None = None, samples: int = 4
+) -> list[list[Chain]]:
+    prompt_of, state = protocol.make_prompt_builder(), state or SamplingState()
+    return list(
+        local_model.sample(
+            engine, asked, prompt_of, decode, samples=samples, source="tiny", batch_tokens=400, state=state
+        )
+    )
 
 
 def test_local_chains_are_cut_behind_the_answer_and_know_how_likely_the_end_was() -> None:
-    batches = list(local_model.sample(solver(), QUESTIONS, protocol.make_prompt_builder(), **SETTINGS))
+    batches = drawn(solver(), QUESTIONS)
     chains = [chain for batch in batches for chain in batch]
     assert len(batches) > 1
     assert sorted(chain.key for chain in chains) == sorted(
@@ -179,37 +182,23 @@ def test_local_chains_are_cut_behind_the_answer_and_know_how_likely_the_end_was(
 
 
 def test_local_resumes_by_batch() -> None:
-    whole = list(local_model.sample(solver(), QUESTIONS, protocol.make_prompt_builder(), **SETTINGS))
+    whole = drawn(solver(), QUESTIONS)
     stored = {chain.key for chain in whole[0]} | {whole[1][0].key}
-    rest = list(
-        local_model.sample(solver(), QUESTIONS[::-1], protocol.make_prompt_builder(), stored=stored, **SETTINGS)
-    )
+    rest = drawn(solver(), QUESTIONS[::-1], state=SamplingState(stored))
     assert rest == whole[1:]  # the half stored batch comes whole, and as it was
-    assert (
-        list(
-            local_model.sample(
-                solver(),
-                QUESTIONS,
-                protocol.make_prompt_builder(),
-                stored={c.key for b in whole for c in b},
-                **SETTINGS,
-            )
-        )
-        == []
-    )
+    assert drawn(solver(), QUESTIONS, state=SamplingState({c.key for b in whole for c in b})) == []
 
 
 def test_local_without_candidates() -> None:
-    [batch, *_] = local_model.sample(
-        solver(), QUESTIONS, protocol.make_prompt_builder(), **SETTINGS | {"top_logprobs": 0}
-    )
+    [batch, *_] = drawn(solver(), QUESTIONS, replace(DECODE, top_logprobs=0))
     assert all(chain.tokens and not chain.candidates and chain.semantics == "none" for chain in batch)
 
 
 def test_a_text_that_ran_out_keeps_its_stop() -> None:
     [batch] = local_model.sample(
-        writer(), [question("1")], lambda _: Prompt((Turn("user", "So"),)), **SETTINGS | {"max_tokens": 3, "samples": 1}
-    )
+        writer(), [question("1")], lambda _: Prompt((Turn("user", "So"),)), replace(DECODE, max_tokens=3),
+        samples=1, source="tiny", batch_tokens=400, state=SamplingState(),
+    )  # fmt: skip
     assert [(chain.text, chain.stop, len(chain.candidates)) for chain in batch] == [(" it was.", "length", 3)]
 
 

@@ -12,6 +12,7 @@ from names import SOURCE
 from recipe_keys import HEADER
 
 CODE: Final = re.compile(r"E(-[a-z0-9]+)+")
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Raised(NamedTuple):
@@ -47,7 +48,7 @@ def page() -> str:
 def raised() -> Iterator[Raised]:
     """Every call with an error code among its arguments, and every call of a helper that adds the code to a text."""
     trees = {path: ast.parse(path.read_text("utf-8")) for path in sorted(SOURCE.rglob("*.py"))}
-    helpers = [_helper(node) for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    helpers = [_helper(node) for tree in trees.values() for node in ast.walk(tree) if isinstance(node, Function)]
     by_name = {helper.name: helper for helper in helpers}
     for path, tree in trees.items():
         yield from _in_scope(tree, _Texts(tree, {}), path.relative_to(SOURCE).parts[0], by_name)
@@ -62,8 +63,8 @@ class _Helper(NamedTuple):
     what: str = "what"
 
 
-def _helper(function: ast.FunctionDef) -> _Helper:
-    helper = _Helper(function.name, [argument.arg for argument in function.args.args])
+def _helper(function: Function) -> _Helper:
+    helper = _Helper(function.name, [argument.arg for argument in function.args.args if argument.arg != "self"])
     for node in ast.walk(function):
         if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Name):
             code = {keyword.arg: keyword.value for keyword in node.keywords}.get("code")
@@ -74,7 +75,7 @@ def _helper(function: ast.FunctionDef) -> _Helper:
 
 def _in_scope(scope: ast.AST, texts: _Texts, package: str, helpers: dict[str, _Helper]) -> Iterator[Raised]:
     for node in ast.iter_child_nodes(scope):
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, Function):
             yield from _in_scope(node, _Texts(node, texts.known), package, helpers)
             continue
         if isinstance(node, ast.Call):
@@ -97,9 +98,9 @@ def _of_call(node: ast.Call, texts: _Texts, package: str, helpers: dict[str, _He
 class _Texts:
     """The texts of expressions in a function or module. A variable has the text that was last assigned above it."""
 
-    def __init__(self, scope: ast.Module | ast.FunctionDef, outer: dict[str, list[tuple[int, ast.expr]]]) -> None:
+    def __init__(self, scope: ast.Module | Function, outer: dict[str, list[tuple[int, ast.expr]]]) -> None:
         self.known = dict(outer)
-        if isinstance(scope, ast.FunctionDef):
+        if isinstance(scope, Function):
             self.known |= {argument.arg: [] for argument in scope.args.args + scope.args.kwonlyargs}
         for node in scope.body if isinstance(scope, ast.Module) else ast.walk(scope):
             if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:

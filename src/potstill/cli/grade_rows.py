@@ -117,7 +117,7 @@ def _grade_answer(text: str, gold: Any, task: str | None, stop: StopReason | Non
 def _read_stop(row: Mapping[str, Any], where: str) -> StopReason | None:
     """How the text ended; None if the row does not say. Raises UserError for an unknown word: a truncated text must not
     be graded as a whole one."""
-    from potstill.teachers.openai_api import chain_reader  # only rows with a stop reason need it
+    from potstill.teachers.openai_api import response  # only rows with a stop reason need it
 
     words = {name: row[name] for name in STOP_FIELDS if row.get(name) not in (None, "")}
     if "finish_reason" in words:
@@ -131,7 +131,7 @@ def _read_stop(row: Mapping[str, Any], where: str) -> StopReason | None:
         if not isinstance(word, str):
             what, hint = f"{name} must be text", f"correct or remove `{name}`"
             raise UserError(what, code="E-grade-stop-type", where=where, found=repr(word), hint=hint)
-        kind = STOP_WORDS.get(word) or chain_reader.read_finish_reason(word)
+        kind = STOP_WORDS.get(word) or response.read_finish_reason(word)
         if kind == "unknown":
             what, hint = f"{name} is not a known stop reason", f"write {', '.join(STOP_WORDS)}, or remove `{name}`"
             raise UserError(what, code="E-grade-stop-unknown", where=where, found=repr(word), hint=hint)

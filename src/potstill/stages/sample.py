@@ -27,7 +27,7 @@ from potstill.stages import Stage, StageResult
 from potstill.storage import atomic, ledger, manifest, parquet, run_folder, segments
 from potstill.storage.segments import UNSHARDED, ChainKeySet, Shard
 from potstill.teachers import SamplingState, UsageMeter
-from potstill.teachers.usage import FirstChainsCheck
+from potstill.teachers.protocol import FirstChainsCheck
 
 MAX_CHAIN_CHARS = 600  # of a chain in a message
 TABLE_FILE, UNANSWERED_FILE = "chains.parquet", "unanswered.jsonl"
@@ -120,11 +120,9 @@ def write_batch_requests(run_dir: Path, recipe: Recipe, out: Path) -> None:
 
     A server that was never used is probed first. Until results are read, the same call writes the same requests.
     """
-    from potstill.teachers.openai_api import batch_api, budget
-
     sampling = _Sampling(run_dir, recipe)
     sampling.check_first_chains()
-    done, failed, right = sampling.stored_keys(), sampling.read_failed_results(), sampling.count_right_chains()
+    done, right = sampling.stored_keys(), sampling.count_right_chains()
     usage = UsageMeter(before=ledger.total_usage(run_dir))
     if (server := sampling.read_server()) is None:
         fault = sampling.teacher.budget_error(sampling.questions, SamplingState(done, right, usage))
@@ -132,17 +130,13 @@ def write_batch_requests(run_dir: Path, recipe: Recipe, out: Path) -> None:
             raise fault
         with sampling.open_ledger(usage):
             server = sampling.probe_server(usage)
-    batch = sampling.open_batch(server)
-    ceiling = budget.Budget(batch.settings, UsageMeter(before=ledger.total_usage(run_dir)))
-    summary = batch_api.BatchSummary()
-    lines = batch_api.iter_request_lines(batch, done, right, failed, ceiling, summary)
-    limits = {"max_lines": batch_api.MAX_REQUESTS, "max_bytes": batch_api.MAX_BYTES}
-    paths = atomic.write_rolling_files(out, lines, "requests", **limits)
-    if summary.over_budget and not paths:
-        raise ceiling.spent_error()
-    for line in batch_api.describe(batch, summary, paths):
+    batch = sampling.open_batch(server, UsageMeter(before=ledger.total_usage(run_dir)))
+    paths = atomic.write_rolling_files(out, batch.iter_request_lines(done, right), "requests", **batch.FILE_LIMITS)
+    if batch.over_budget and not paths:
+        raise batch.spent_error()
+    for line in batch.describe(paths):
         progress.print_line(line)
-    run_folder.append_log(run_dir, "batch written", folder=str(out), requests=summary.requests, chains=summary.chains)
+    run_folder.append_log(run_dir, "batch written", folder=str(out), requests=batch.requests, chains=batch.chains)
 
 
 def read_batch_results(run_dir: Path, recipe: Recipe, paths: Sequence[Path]) -> bool:
@@ -151,16 +145,13 @@ def read_batch_results(run_dir: Path, recipe: Recipe, paths: Sequence[Path]) -> 
 
     Raises UserError for a line that is not a result of this run; the lines before it are stored.
     """
-    from potstill.teachers.openai_api import batch_api, budget
-
     sampling = _Sampling(run_dir, recipe)
     folder = sampling.folder
     if (server := sampling.read_server()) is None:
         what, hint = "no requests were written for this run", "write them first with --batch-out FOLDER"
         raise UserError(what, code="E-run-no-batch", where=run_dir, hint=hint)
-    batch, failed = sampling.open_batch(server), sampling.read_failed_results()
     usage, billed = UsageMeter(before=ledger.total_usage(run_dir)), ledger.billed_result_ids(run_dir)
-    ceiling, right = budget.Budget(batch.settings, usage), sampling.count_right_chains()
+    batch, right = sampling.open_batch(server, usage), sampling.count_right_chains()
     with contextlib.ExitStack() as stack:
         segment = stack.enter_context(storage.Appender(folder / segments.segment_name(UNSHARDED)))
         unanswered = stack.enter_context(storage.Appender(folder / UNANSWERED_FILE))
@@ -169,7 +160,7 @@ def read_batch_results(run_dir: Path, recipe: Recipe, paths: Sequence[Path]) -> 
         stack.enter_context(_infrequent_gc())
         total = len(sampling.questions) * recipe.teacher.samples
         tick = stack.enter_context(progress.bar("batch", total, "chains", done=len(done)))
-        for chains, rows, ids in batch_api.read_results(batch, paths, done, right, failed, billed, ceiling, usage):
+        for chains, rows, ids in batch.read_results(paths, done, right, billed):
             writer.record(usage.spent(), ids)  # first: after a crash here, the same result is not billed again
             segment.append_lines(segments.encode_chain(chain) for chain in chains if done.add(chain.key))
             unanswered.append(rows)
@@ -210,28 +201,20 @@ class _Sampling:
             storage.write_json(self.folder / "server.json", server)
         return server
 
-    def read_failed_results(self) -> Any:
-        """The batch results that had no chains."""
-        from potstill.teachers.openai_api import batch_api
-
-        failed = batch_api.FailedResults()
-        for row in storage.read_complete_lines(self.folder / UNANSWERED_FILE):
-            failed.add(row)
-        return failed
-
     def unrefused_questions(self) -> list[Question]:
         """The questions without those that a batch refused, if the recipe skips them."""
         if self.recipe.teacher.server.refused != "skip" or not (self.folder / UNANSWERED_FILE).exists():
             return self.questions
-        refused = self.read_failed_results().refused
+        from potstill.teachers.openai_api.batch_api import FailedResults
+
+        refused = FailedResults.from_rows(storage.read_complete_lines(self.folder / UNANSWERED_FILE)).refused
         return [question for number, question in enumerate(self.questions) if number not in refused]
 
-    def open_batch(self, server: Any) -> Any:
-        from potstill.teachers.openai_api.teacher import OpenAITeacher
-
+    def open_batch(self, server: Any, usage: UsageMeter) -> Any:
         begun = manifest.read_begun(self.folder)
         assert begun is not None
-        return OpenAITeacher(self.recipe).open_batch(self.questions, server, begun.as_json())
+        failed = storage.read_complete_lines(self.folder / UNANSWERED_FILE)
+        return self.teacher.open_batch(self.questions, server, begun.as_json(), failed, usage)
 
     def count_right_chains(self) -> dict[str, int]:
         """The number of right stored chains by question, if the recipe stops at enough of them. An incomplete last line

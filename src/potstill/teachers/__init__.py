@@ -18,8 +18,7 @@ from typing import Any, Final
 from potstill.recipe import Recipe, parse_recipe
 from potstill.recipe.teacher import BACKENDS
 from potstill.records import Question
-from potstill.teachers.protocol import SamplingState, Scorer, Teacher, TextTeacher
-from potstill.teachers.usage import UsageMeter
+from potstill.teachers.protocol import SamplingState, Scorer, Teacher, TextTeacher, UsageMeter
 
 __all__ = [
     "Question",

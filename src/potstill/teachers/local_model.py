@@ -12,7 +12,7 @@ texts at their answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -31,10 +31,9 @@ from potstill.inference import (
 )
 from potstill.recipe import Recipe
 from potstill.records import Chain, Prompt, Question
-from potstill.storage.segments import UNSHARDED, ChainKey, Shard
-from potstill.teachers import reasoning
+from potstill.teachers import chain_parts
+from potstill.teachers.chain_parts import merge_end_outcomes, truncate_at_answer
 from potstill.teachers.protocol import PromptBuilder, SamplingState, Scorer, load_prompt_builder
-from potstill.teachers.truncate import merge_end_outcomes, truncate_at_answer
 
 
 class LocalModel(Scorer):
@@ -47,9 +46,8 @@ class LocalModel(Scorer):
         score = self.recipe.teacher.score
         self.model_key = "teacher.score.model" if as_scorer else "teacher.model"
         self.model = score.model if as_scorer and score is not None else self.recipe.teacher.model
-        self.engine_kind: Literal["vllm", "transformers"] = (
-            "vllm" if self.recipe.teacher.kind == "vllm" else "transformers"
-        )
+        is_vllm = self.recipe.teacher.kind == "vllm"
+        self.engine_kind: Literal["vllm", "transformers"] = "vllm" if is_vllm else "transformers"
 
     @property
     def folder(self) -> Path:
@@ -62,7 +60,7 @@ class LocalModel(Scorer):
         return self.recipe.teacher.chat is not False and models.auto_uses_chat_template(self.folder)
 
     def sample(self, questions: Sequence[Question], state: SamplingState | None = None) -> Iterator[list[Chain]]:
-        teacher, state = self.recipe.teacher, state or SamplingState()
+        teacher, chat = self.recipe.teacher, self.uses_chat_template
         engine = inference.open_engine(
             self.folder,
             self.engine_kind,
@@ -70,26 +68,30 @@ class LocalModel(Scorer):
             chat_template=teacher.chat,
             vllm=teacher.vllm,
         )
+        decode = Decode(
+            max_tokens=teacher.max_tokens,
+            temperature=teacher.temperature,
+            seed=self.recipe.seed,
+            top_logprobs=teacher.top_logprobs,
+            stop_at_answer=None if chat else "line",
+        )
         return sample(
             engine,
             questions,
             load_prompt_builder(self.recipe),
+            decode,
             samples=teacher.samples,
-            temperature=teacher.temperature,
-            max_tokens=teacher.max_tokens,
-            top_logprobs=teacher.top_logprobs,
-            seed=self.recipe.seed,
             source=self.source,
             batch_tokens=teacher.batch_tokens,
-            stored=state.stored,
-            shard=state.shard,
-            chat=self.uses_chat_template,
+            state=state or SamplingState(),
+            chat=chat,
         )
 
     def score(self, questions: Sequence[Question], batches: Iterable[list[Chain]]) -> Iterator[list[Chain]]:
         teacher = self.recipe.teacher
-        trust = teacher.trust_remote_code
-        engine = inference.open_engine(self.folder, trust_remote_code=trust, chat_template=teacher.chat)
+        engine = inference.open_engine(
+            self.folder, trust_remote_code=teacher.trust_remote_code, chat_template=teacher.chat
+        )
         build_prompt, by_id = load_prompt_builder(self.recipe), {question.id: question for question in questions}
         for batch in batches:
             rows = [(build_prompt(by_id[chain.question]), chain) for chain in batch]
@@ -142,26 +144,19 @@ def sample(
     engine: Engine,
     questions: Sequence[Question],
     build_prompt: PromptBuilder,
+    decode: Decode,
     *,
     samples: int,
-    temperature: float,
-    max_tokens: int,
-    top_logprobs: int,
-    seed: int,
     source: str,
     batch_tokens: int,
-    stored: Container[ChainKey] = (),
-    shard: Shard = UNSHARDED,
+    state: SamplingState,
     chat: bool = False,
 ) -> Iterator[list[Chain]]:
-    """`samples` chains of every question, batch by batch.
+    """`samples` chains of every question, batch by batch. A batch whose chains are all stored is not generated again;
+    any other is, whole. The batches do not depend on the number of shards.
 
-    temperature   of sampling; the stored natural log-probabilities are those at temperature 1
-    top_logprobs  alternatives per token; 0 gives tokens without log-probabilities
     source        the name of this teacher in the keys of its chains
     batch_tokens  the most tokens of a batch, of prompts and answers
-    stored        keys of stored chains: a batch of only such chains is not generated again; any other is, whole
-    shard         the part of the batches, which do not depend on the number of shards
     chat          whether the model uses its chat template. Then it writes until it ends its turn, because a thought may
                   contain "the answer is", and the chain is truncated at the answer after the thought
 
@@ -173,21 +168,10 @@ def sample(
         for prompt in [engine.encode(build_prompt(question))]
         for index in range(samples)
     ]
-    for indices in shard.of(batch_requests(requests, batch_tokens, max_tokens=max_tokens)):
+    for indices in state.shard.of(batch_requests(requests, batch_tokens, max_tokens=decode.max_tokens)):
         batch = [requests[index] for index in indices]
-        if all((request.key[0], source, request.key[1]) in stored for request in batch):
-            continue
-        generations = engine.generate(
-            batch,
-            Decode(
-                max_tokens=max_tokens,
-                temperature=temperature,
-                seed=seed,
-                top_logprobs=top_logprobs,
-                stop_at_answer=None if chat else "line",
-            ),
-        )
-        yield [build_chain(generation, source, chat) for generation in generations]
+        if not all((request.key[0], source, request.key[1]) in state.stored for request in batch):
+            yield [build_chain(generation, source, chat) for generation in engine.generate(batch, decode)]
 
 
 def score_chains(
@@ -203,9 +187,8 @@ def score_chains(
     longest = max((len(text.encode()) for text in texts), default=0) // 2  # most tokens have two bytes or more
     scores: dict[int, ScoredText] = {}
     for batch in batch_requests(requests, max(batch_tokens, 1), max_tokens=longest):
-        scored = engine.score(
-            [requests[row] for row in batch], [texts[row] for row in batch], top_logprobs=top_logprobs
-        )
+        rows_of_batch = [requests[row] for row in batch], [texts[row] for row in batch]
+        scored = engine.score(*rows_of_batch, top_logprobs=top_logprobs)
         scores.update(zip(batch, scored, strict=True))
     return [_with_scores(chain, scores[row]) for row, (_, chain) in enumerate(rows)]
 
@@ -222,5 +205,5 @@ def build_chain(generation: Generation, source: str, chat: bool = False) -> Chai
     removed, and the answer is searched after the thought."""
     question, index = generation.key
     chain = Chain.from_tokens(question, index, generation.tokens, generation.candidates, generation.stop, source=source)
-    parts = reasoning.split_tags(chain.text) if chat and chain.text.encode() == chain.content else []
-    return truncate_at_answer(*reasoning.select_parts(chain, parts, "both")) if parts else truncate_at_answer(chain)
+    parts = chain_parts.split_tags(chain.text) if chat and chain.text.encode() == chain.content else []
+    return truncate_at_answer(*chain_parts.select_parts(chain, parts, "both")) if parts else truncate_at_answer(chain)

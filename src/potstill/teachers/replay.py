@@ -27,9 +27,6 @@ from potstill.teachers.protocol import TextTeacher
 
 Row = Mapping[str, Any] | Chain
 BATCH_SIZE = 256
-_ROW_HINT = (
-    'a row is {"question": id or text, "text": ...} with optional index, source, stop, tokens, candidates, semantics'
-)
 
 
 class StoredChains(TextTeacher):
@@ -56,10 +53,8 @@ class StoredChains(TextTeacher):
     def forecast(self, questions: Sequence[Question]) -> list[str]:
         path = self.find_path_or_none(self.recipe.teacher.chains, "teacher.chains")
         if path is None:
-            return [
-                f"teacher           replay: {self.recipe.teacher.chains} does not exist; "
-                "the run would stop at the stage sample"
-            ]
+            chains = self.recipe.teacher.chains
+            return [f"teacher           replay: {chains} does not exist; the run would stop at the stage sample"]
         return [f"teacher           replay: {sum(1 for _ in read_rows(path))} chains in {path}"]
 
 
@@ -144,13 +139,10 @@ class _RowReader:
             self.counts[count_key] = self.counts.get(count_key, 0) + 1
             chain = _read_chain({**row, "question": question}, where)
         if chain.key in self.record_of:
-            raise UserError(
-                f"question {chain.question!r}, source {chain.source!r}, index {chain.index} occurs twice",
-                code="E-data-duplicate-chain",
-                where=where,
-                found=f"the same key in record {self.record_of[chain.key]}",
-                hint="give the rows of a question different indices, or none at all",
-            )
+            what = f"question {chain.question!r}, source {chain.source!r}, index {chain.index} occurs twice"
+            found = f"the same key in record {self.record_of[chain.key]}"
+            hint = "give the rows of a question different indices, or none at all"
+            raise UserError(what, code="E-data-duplicate-chain", where=where, found=found, hint=hint)
         self.record_of[chain.key] = number
         return chain
 
@@ -169,26 +161,16 @@ class _RowReader:
             return name
         ids = self.ids_by_text.get(splits.canonical_question(name), set())
         if len(ids) > 1:
-            raise UserError(
-                f"the text belongs to {len(ids)} questions",
-                code="E-data-ambiguous-question",
-                where=where,
-                found=", ".join(sorted(ids)[:3]),
-                hint="name the question by its id",
-            )
+            what, found = f"the text belongs to {len(ids)} questions", ", ".join(sorted(ids)[:3])
+            hint = "name the question by its id"
+            raise UserError(what, code="E-data-ambiguous-question", where=where, found=found, hint=hint)
         return next(iter(ids), None)
 
 
 def _read_question(row: Mapping[str, Any], where: str) -> str:
     name = row.get("question")
     if not isinstance(name, str) or not name:
-        raise UserError(
-            "the row names no question",
-            code="E-data-invalid-chain",
-            where=where,
-            found=f"question: {name!r}",
-            hint=_ROW_HINT,
-        )
+        raise _row_error("the row names no question", where, f"question: {name!r}")
     return name
 
 
@@ -199,10 +181,13 @@ def _read_chain(row: Mapping[str, Any], where: str) -> Chain:
         _check_consistency(chain)
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
         found = f"no field {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(
-            "the row is not a chain", code="E-data-invalid-chain", where=where, found=found, hint=_ROW_HINT
-        ) from None
+        raise _row_error("the row is not a chain", where, found) from None
     return chain
+
+
+def _row_error(what: str, where: str, found: str) -> UserError:
+    hint = 'a row is {"question": id or text, "text": ...} with optional index, source, stop, tokens, candidates, semantics'
+    return UserError(what, code="E-data-invalid-chain", where=where, found=found, hint=hint)
 
 
 def _check_fields(row: Mapping[str, Any]) -> None:
@@ -216,16 +201,11 @@ def _check_fields(row: Mapping[str, Any]) -> None:
         raise ValueError(f"source: {source!r} is not a name")
     defects = row.get("defects")
     for text in (source, row.get("text"), *(defects if isinstance(defects, list) else ())):
-        if isinstance(text, str):
-            _check_unicode(text)
-
-
-def _check_unicode(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        context = ascii(text[max(0, error.start - 30) : error.start + 10])
-        raise ValueError(f"half of a surrogate pair is not a character: {context}") from None
+        try:
+            str(text).encode("utf-8")
+        except UnicodeEncodeError as error:
+            context = ascii(error.object[max(0, error.start - 30) : error.start + 10])
+            raise ValueError(f"half of a surrogate pair is not a character: {context}") from None
 
 
 def _check_consistency(chain: Chain) -> None:

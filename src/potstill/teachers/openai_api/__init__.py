@@ -2,7 +2,6 @@
 that offer legacy completions or chat completions.
 
 `teacher` has the class of the backend. `capabilities` probes a server; `request` builds requests, `client` sends them,
-`scheduler` keeps them in flight within `rate_limit` and `budget`; `response` decodes what comes back, and `chain_reader`
-makes chains of it, with `token_entries` and `reasoning`. `batch_api` does the same through files, and `scoring` scores
-existing texts.
+`scheduler` keeps them in flight within `limits`; `response` decodes what comes back, and `chain_reader` makes chains of it,
+with `token_entries` and `chain_parts`. `batch_api` does the same through files, and `scoring` scores existing texts.
 """

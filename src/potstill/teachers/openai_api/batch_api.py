@@ -11,9 +11,9 @@ request without a result is written again.
 A result is a line with the `custom_id` of its request and a `response` (`status_code`, `body`) or an `error`:
 
     >>> line = b'{"custom_id": "x", "response": null, "error": {"code": "batch_expired", "message": "too late"}}'
-    >>> reply = read_result(line)
-    >>> reply.outcome, reply.message
-    ('busy', 'batch_expired too late')
+    >>> custom_id, reply = read_result(line)
+    >>> custom_id, reply.outcome, reply.message
+    ('x', 'busy', 'batch_expired too late')
 
 A result that is read again brings nothing new and costs nothing.
 """
@@ -23,19 +23,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple, Self
 
 import msgspec
 
 from potstill.errors import UserError
-from potstill.records import Chain, Prompt, Question
+from potstill.records import Chain, Question
 from potstill.storage.read import as_user_errors
+from potstill.storage.segments import ChainKey
 from potstill.teachers.openai_api import client, response, server_errors
-from potstill.teachers.openai_api.budget import Budget, compute_cost, estimate_tokens
 from potstill.teachers.openai_api.client import Reply
+from potstill.teachers.openai_api.limits import Budget, compute_cost, estimate_tokens
 from potstill.teachers.openai_api.request import (
     ENDPOINTS,
     Capabilities,
@@ -46,10 +47,8 @@ from potstill.teachers.openai_api.request import (
 )
 from potstill.teachers.openai_api.scheduler import collect_chains, grade_and_count
 from potstill.teachers.openai_api.token_entries import ReaderContext
-from potstill.teachers.usage import UsageMeter
+from potstill.teachers.protocol import PromptBuilder, UsageMeter
 
-MAX_REQUESTS: Final = 50_000  # in a file of OpenAI's Batch API
-MAX_BYTES: Final = 200_000_000
 MAX_CHAINS_PER_REQUEST: Final = 100  # their bit mask fits into 25 digits of the id
 CUSTOM_ID: Final = re.compile(r"([0-9a-f]{12})-([0-9]{1,9})-([0-9]{1,9})-([0-9a-f]{1,64})-([0-9]{1,9})")
 UNPROCESSED_CODES: Final = ("batch_expired", "batch_cancelled")  # errors of requests that no model has seen
@@ -88,22 +87,6 @@ def parse_custom_id(text: str) -> RequestId | None:
     return RequestId(match[1], int(match[2]), indices, int(match[5]))
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What writing requests and reading results need to know about a run. questions: all, in the run's order."""
-
-    tag: str
-    settings: ServerSettings
-    capabilities: Capabilities
-    context: ReaderContext
-    questions: Sequence[Question]
-    build_prompt: Callable[[Question], Prompt]
-
-    @property
-    def url(self) -> str:
-        return "/v1" + ENDPOINTS[self.settings.api]
-
-
 @dataclass(slots=True)
 class FailedResults:
     """Earlier results without their chains: rows of `custom_id`, `said` (the message), and `outcome`."""
@@ -111,6 +94,13 @@ class FailedResults:
     custom_ids: set[str] = field(default_factory=set)
     tries: dict[tuple[int, int], int] = field(default_factory=dict)  # (question, index) -> tries so far
     refused: dict[int, str] = field(default_factory=dict)  # question -> message
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> Self:
+        failed = cls()
+        for row in rows:
+            failed.add(row)
+        return failed
 
     def add(self, row: Mapping[str, Any]) -> bool:
         """Add a row; False if it is there already."""
@@ -127,65 +117,158 @@ class FailedResults:
 
 
 @dataclass(slots=True)
-class BatchSummary:
-    """What was written: prompt_tokens is an estimate, completion_tokens a maximum. over_budget: the budget does not
-    allow the remaining requests."""
+class Batch:
+    """The batch files of a run: it writes requests and reads results.
 
+    questions    all, in the run's order
+    usage        of the run; gains that of the results
+    over_budget  whether the budget allows no more requests than were written
+
+    `requests`, `chains`, `prompt_tokens` (an estimate) and `completion_tokens` (a maximum) count what was written.
+    """
+
+    tag: str
+    settings: ServerSettings
+    capabilities: Capabilities
+    context: ReaderContext
+    questions: Sequence[Question]
+    build_prompt: PromptBuilder
+    failed: FailedResults = field(default_factory=FailedResults)
+    usage: UsageMeter = field(default_factory=UsageMeter)
     requests: int = 0
     chains: int = 0
     prompt_tokens: float = 0.0
     completion_tokens: int = 0
     over_budget: bool = False
+    FILE_LIMITS: ClassVar = {"max_lines": 50_000, "max_bytes": 200_000_000}  # of OpenAI's Batch API
 
+    def iter_request_lines(self, stored: Container[ChainKey], right: Mapping[str, int]) -> Iterator[bytes]:
+        """The requests for all missing chains, one line each, as many as the budget allows."""
+        settings, capabilities, budget = self.settings, self.capabilities, Budget(self.settings, self.usage)
+        numbers = {question.id: number for number, question in enumerate(self.questions)}
+        skipped = self.failed.refused if settings.refused == "skip" else ()
+        questions = [question for number, question in enumerate(self.questions) if number not in skipped]
+        width = min(settings.samples_per_request, MAX_CHAINS_PER_REQUEST) if capabilities.n else 1
+        for request in iter_requests(settings, width, questions, self.build_prompt, stored, right):
+            if budget.reserve(request.prompt, len(request.indices)) is None:
+                self.over_budget = True
+                return
+            number = numbers[request.question.id]
+            tries = max(self.failed.tries.get((number, index), 0) for index in request.indices)
+            request = replace(request, tries=tries)
+            self.requests += 1
+            self.chains += len(request.indices)
+            self.prompt_tokens += estimate_tokens(request.prompt)
+            self.completion_tokens += len(request.indices) * settings.max_tokens
+            custom_id = format_custom_id(self.tag, number, request.indices, tries)
+            body = build_request(settings, capabilities, request)
+            row = {"custom_id": custom_id, "method": "POST", "url": "/v1" + ENDPOINTS[settings.api], "body": body}
+            yield response.encode(row) + b"\n"
 
-def iter_request_lines(
-    batch: Batch,
-    stored: Container[tuple[str, str, int]],
-    right: Mapping[str, int],
-    failed: FailedResults,
-    budget: Budget,
-    summary: BatchSummary,
-) -> Iterator[bytes]:
-    """The requests for all missing chains, one line each, as many as the budget allows; counted in `summary`."""
-    settings, capabilities = batch.settings, batch.capabilities
-    numbers = {question.id: number for number, question in enumerate(batch.questions)}
-    skipped = failed.refused if settings.refused == "skip" else ()
-    questions = [question for number, question in enumerate(batch.questions) if number not in skipped]
-    width = min(settings.samples_per_request, MAX_CHAINS_PER_REQUEST) if capabilities.n else 1
-    for request in iter_requests(settings, width, questions, batch.build_prompt, stored, right):
-        if budget.reserve(request.prompt, len(request.indices)) is None:
-            summary.over_budget = True
-            return
-        number = numbers[request.question.id]
-        request = replace(request, tries=max(failed.tries.get((number, index), 0) for index in request.indices))
-        summary.requests += 1
-        summary.chains += len(request.indices)
-        summary.prompt_tokens += estimate_tokens(request.prompt)
-        summary.completion_tokens += len(request.indices) * settings.max_tokens
-        custom_id = format_custom_id(batch.tag, number, request.indices, request.tries)
-        body = build_request(settings, capabilities, request)
-        row = {"custom_id": custom_id, "method": "POST", "url": batch.url, "body": body}
-        yield response.encode(row) + b"\n"
+    def describe(self, paths: Sequence[Path]) -> list[str]:
+        """What was written to some files, in lines for display: the number of requests, and their maximum cost."""
+        if not paths:
+            return ["batch     no chain is missing: no request is written"]
+        prices = self.settings.prices
+        lines = [
+            f"batch     {len(paths)} files in {paths[0].parent}: {self.requests} requests for {self.chains} chains",
+            f"tokens    about {self.prompt_tokens:.0f} in prompts, at most {self.completion_tokens} in answers",
+        ]
+        if any(prices):
+            cost = compute_cost(self.settings, self.prompt_tokens, self.completion_tokens)
+            lines.append(
+                f"cost      at most about {cost:.2f}, at {prices[0]:g} and {prices[1]:g}"
+                " (teacher.budget.prices: set the prices of batches)"
+            )
+        if self.over_budget:
+            lines.append("budget    it allows no more requests than these; the others are not written")
+        return lines
 
+    def spent_error(self) -> UserError:
+        return Budget(self.settings, self.usage).spent_error()
 
-def describe(batch: Batch, summary: BatchSummary, paths: Sequence[Path]) -> list[str]:
-    """The summary in lines for display: the number of requests, and their maximum cost."""
-    if not paths:
-        return ["batch     no chain is missing: no request is written"]
-    prices = batch.settings.prices
-    lines = [
-        f"batch     {len(paths)} files in {paths[0].parent}: {summary.requests} requests for {summary.chains} chains",
-        f"tokens    about {summary.prompt_tokens:.0f} in prompts, at most {summary.completion_tokens} in answers",
-    ]
-    if any(prices):
-        cost = compute_cost(batch.settings, summary.prompt_tokens, summary.completion_tokens)
-        lines.append(
-            f"cost      at most about {cost:.2f}, at {prices[0]:g} and {prices[1]:g}"
-            " (teacher.budget.prices: set the prices of batches)"
-        )
-    if summary.over_budget:
-        lines.append("budget    it allows no more requests than these; the others are not written")
-    return lines
+    def read_results(
+        self, paths: Iterable[Path], stored: Container[ChainKey], right: dict[str, int], counted: set[str]
+    ) -> Iterator[tuple[list[Chain], list[dict[str, Any]], list[str]]]:
+        """For each result: its chains that are not stored, a row for `FailedResults` if it lacks some, and its id if it
+        was billed and is not counted yet.
+
+        counted  ids of the results in the run's ledger; gains those that are counted now
+        Raises UserError, with file and line, for a line that is not a result of a request of this run; and if so many
+        questions were refused that the requests must be wrong.
+        """
+        refused: list[dict[str, Any]] = []
+        counted |= self.failed.custom_ids
+        usage, result_count, budget = self.usage, 0, Budget(self.settings, self.usage)
+        for result_count, (custom_id, reply, request) in enumerate(self._iter_results(paths), 1):  # noqa: B007 - the total
+            billed: list[str] = []
+            if reply.outcome != "busy" and custom_id not in counted:  # busy: no model has seen the request
+                counted.add(custom_id)
+                billed.append(custom_id)
+                usage.requests += 1
+                budget.settle((0.0, 0.0), request.prompt, len(request.indices), reply)
+            if all((request.question.id, self.settings.source, index) in stored for index in request.indices):
+                if billed:
+                    yield [], [], billed
+                continue
+            chains, left, message = [], request.indices, reply.message
+            if reply.body is not None:
+                chains, left, message = collect_chains(
+                    reply.body, request, self.settings, self.capabilities, self.context
+                )
+                chains = [chain for chain in chains if chain.key not in stored]
+            for chain in chains:
+                grade_and_count(chain, request.question, usage, right)
+            rows = []
+            if left:
+                usage.count_failure(message)
+                row = {"custom_id": custom_id, "outcome": reply.outcome, "said": message}
+                if reply.outcome == "refused":
+                    usage.refused[request.question.id] = message
+                    refused.append(row)
+                elif reply.outcome != "busy" and self.failed.add(row):
+                    rows.append(row)
+            if chains or rows or billed:
+                yield chains, rows, billed
+        if len(usage.refused) > max(MAX_REFUSED, result_count // 20):
+            question, message = next(iter(usage.refused.items()))
+            what = f"the service refused {len(usage.refused)} questions; all received chains are stored"
+            hint = "fix what the message names; if it is a key of the recipe, do so in a recipe of another name"
+            raise UserError(what, code="E-teacher-refused-questions", where=question, found=message, hint=hint)
+        yield [], [row for row in refused if self.failed.add(row)], []
+
+    def _iter_results(self, paths: Iterable[Path]) -> Iterator[tuple[str, Reply, SampleRequest]]:
+        """The id of each result of some files, its reply, and its request."""
+        for path in paths:
+            with as_user_errors(path), open(path, "rb") as file:
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        yield self._parse_line(line, f"{path} line {number}")
+
+    def _parse_line(self, line: bytes, where: str) -> tuple[str, Reply, SampleRequest]:
+        try:
+            custom_id, reply = read_result(line)
+        except response.DECODE_ERRORS as error:
+            what = "the line is not a complete result"
+            hint = (
+                "download the file again, or remove this line and send its request again; all earlier lines are stored"
+            )
+            raise UserError(what, code="E-batch-invalid-line", where=where, found=error, hint=hint) from None
+        request_id = parse_custom_id(custom_id)
+        if request_id is None or request_id.tag != self.tag or request_id.question >= len(self.questions):
+            what = "the result belongs to another run"
+            hint = "name the run that wrote the requests; a recipe with other values writes other requests"
+            found = f"custom_id {custom_id[:80]}; those of this run begin with {self.tag}"
+            raise UserError(what, code="E-batch-other-run", where=where, found=found, hint=hint)
+        if reply is None:
+            what = "the line has neither a response nor an error"
+            found = "a request" if b'"method"' in line else custom_id
+            hint = "name the files that the service returned, not those that were sent"
+            raise UserError(what, code="E-batch-no-result", where=where, found=found, hint=hint)
+        question = self.questions[request_id.question]
+        prompt, retried = self.build_prompt(question), request_id.tries > 0
+        request = SampleRequest(question, prompt, request_id.indices, request_id.tries, accept_incomplete=retried)
+        return custom_id, reply, request
 
 
 class ResultResponse(msgspec.Struct):
@@ -202,131 +285,27 @@ class BatchResult(msgspec.Struct):
 _result_decoder = msgspec.json.Decoder(BatchResult)
 
 
-def read_results(
-    batch: Batch,
-    paths: Iterable[Path],
-    stored: Container[tuple[str, str, int]],
-    right: dict[str, int],
-    failed: FailedResults,
-    counted: set[str],
-    budget: Budget,
-    usage: UsageMeter,
-) -> Iterator[tuple[list[Chain], list[dict[str, Any]], list[str]]]:
-    """For each result: its chains that are not stored, a row for `FailedResults` if it lacks some, and its id if it was
-    billed and is not counted yet.
-
-    counted  ids of the results in the run's ledger; gains those that are counted now
-    Raises UserError, with file and line, for a line that is not a result of a request of this run; and if so many
-    questions were refused that the requests must be wrong.
-    """
-    refused: list[dict[str, Any]] = []
-    counted |= failed.custom_ids
-    result_count = 0
-    for result_count, (result, request) in enumerate(_iter_results(batch, paths), 1):  # noqa: B007 - the total
-        custom_id, reply = result.custom_id, _reply_of(result)
-        billed: list[str] = []
-        if reply.outcome != "busy" and custom_id not in counted:  # busy: no model has seen the request
-            counted.add(custom_id)
-            billed.append(custom_id)
-            usage.requests += 1
-            budget.settle((0.0, 0.0), request.prompt, len(request.indices), reply)
-        if all((request.question.id, batch.settings.source, index) in stored for index in request.indices):
-            if billed:
-                yield [], [], billed
-            continue
-        chains, left, message = [], request.indices, reply.message
-        if reply.body is not None:
-            chains, left, message = collect_chains(
-                reply.body, request, batch.settings, batch.capabilities, batch.context
-            )
-            chains = [chain for chain in chains if chain.key not in stored]
-        for chain in chains:
-            grade_and_count(chain, request.question, usage, right)
-        rows = []
-        if left:
-            usage.count_failure(message)
-            row = {"custom_id": custom_id, "outcome": reply.outcome, "said": message}
-            if reply.outcome == "refused":
-                usage.refused[request.question.id] = message
-                refused.append(row)
-            elif reply.outcome != "busy" and failed.add(row):
-                rows.append(row)
-        if chains or rows or billed:
-            yield chains, rows, billed
-    if len(usage.refused) > max(MAX_REFUSED, result_count // 20):
-        question, message = next(iter(usage.refused.items()))
-        raise UserError(
-            f"the service refused {len(usage.refused)} questions; all received chains are stored",
-            code="E-teacher-refused-questions",
-            where=question,
-            found=message,
-            hint="fix what the message names; if it is a key of the recipe, do so in a recipe of another name",
-        )
-    yield [], [row for row in refused if failed.add(row)], []
-
-
-def _iter_results(batch: Batch, paths: Iterable[Path]) -> Iterator[tuple[BatchResult, SampleRequest]]:
-    """Each result of some files, and its request."""
-    for path in paths:
-        with as_user_errors(path), open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield _parse_line(batch, line, f"{path} line {number}")
-
-
-def _parse_line(batch: Batch, line: bytes, where: str) -> tuple[BatchResult, SampleRequest]:
-    try:
-        result = _result_decoder.decode(line)
-    except response.DECODE_ERRORS as error:
-        raise UserError(
-            "the line is not a complete result",
-            code="E-batch-invalid-line",
-            where=where,
-            found=error,
-            hint="download the file again, or remove this line and send its request again; all earlier lines are stored",
-        ) from None
-    request_id = parse_custom_id(result.custom_id)
-    if request_id is None or request_id.tag != batch.tag or request_id.question >= len(batch.questions):
-        raise UserError(
-            "the result belongs to another run",
-            code="E-batch-other-run",
-            where=where,
-            found=f"custom_id {result.custom_id[:80]}; those of this run begin with {batch.tag}",
-            hint="name the run that wrote the requests; a recipe with other values writes other requests",
-        )
-    if result.response is None and bytes(result.error) == b"null":
-        raise UserError(
-            "the line has neither a response nor an error",
-            code="E-batch-no-result",
-            where=where,
-            found="a request" if b'"method"' in line else result.custom_id,
-            hint="name the files that the service returned, not those that were sent",
-        )
-    question = batch.questions[request_id.question]
-    prompt, retried = batch.build_prompt(question), request_id.tries > 0
-    return result, SampleRequest(question, prompt, request_id.indices, request_id.tries, accept_incomplete=retried)
-
-
-def read_result(line: bytes) -> Reply:
-    """The reply in a line of results, as if it had come from a server. `busy`: no model has seen the request, so it may
-    be sent again unchanged."""
-    return _reply_of(_result_decoder.decode(line))
-
-
-def _reply_of(result: BatchResult) -> Reply:
+def read_result(line: bytes) -> tuple[str, Reply | None]:
+    """The id in a line of results, and the reply as if it had come from a server; None for a line without a response
+    and an error. `busy`: no model has seen the request, so it may be sent again unchanged."""
+    result = _result_decoder.decode(line)
     answer, error = result.response, bytes(result.error)
+    if answer is None and error == b"null":
+        return result.custom_id, None
     body = bytes(answer.body) if answer is not None else b"null"
     if answer is not None and answer.status_code == 200 and body != b"null":
         reply = client.parse_reply(body)
-        return replace(reply, message=client.to_one_line(reply.message))
+        return result.custom_id, replace(reply, message=client.to_one_line(reply.message))
     server_error = server_errors.read_server_error(error if body == b"null" else body)
     message, code = client.to_one_line(server_error.message), client.to_one_line(_error_code(error))
     if code in UNPROCESSED_CODES:
-        return Reply("busy", message=f"{code} {message}")
-    if answer is None or answer.status_code == 200:
-        return Reply("again", message=f"{code} {message}".strip())
-    outcome = server_errors.classify_error(answer.status_code, server_error)
-    return Reply(outcome, message=f"HTTP {answer.status_code} {message}")
+        reply = Reply("busy", message=f"{code} {message}")
+    elif answer is None or answer.status_code == 200:
+        reply = Reply("again", message=f"{code} {message}".strip())
+    else:
+        outcome = server_errors.classify_error(answer.status_code, server_error)
+        reply = Reply(outcome, message=f"HTTP {answer.status_code} {message}")
+    return result.custom_id, reply
 
 
 def _error_code(error: bytes) -> str:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import email.utils
+import math
 import os
 import socket
 import ssl
@@ -25,18 +27,17 @@ from potstill import progress
 from potstill.errors import UserError, escape_hidden
 from potstill.http_body import BodyDecoder, BodyTooLarge
 from potstill.teachers.openai_api import response, server_errors
-from potstill.teachers.openai_api.rate_limit import parse_retry_after
 from potstill.teachers.openai_api.request import ENDPOINTS, ServerSettings
 from potstill.teachers.openai_api.response import ResponseBody
 from potstill.teachers.openai_api.server_errors import Outcome, Redactor, ServerError, classify_error
 
-__all__ = ["Client", "Outcome", "Reply", "parse_reply", "read_api_key"]
 CONNECTIONS_PER_POOL: Final = 8
 MAX_MESSAGE_CHARS: Final = 300  # of a server's message
 MAX_ERROR_BYTES: Final = 1 << 16  # of an error's body
 BYTES_PER_OUTCOME: Final = 512  # the most that one alternative of a token takes in a body
 MAX_BODY_BYTES: Final = 1 << 30
 MAX_WARNINGS: Final = 20  # lines about the odd behaviour of servers
+MAX_RETRY_AFTER: Final = 3600.0  # seconds; a longer Retry-After is cut to this
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,7 @@ class Client:
         headers = {"Content-Type": "application/json", "User-Agent": "potstill", "Accept-Encoding": "gzip, deflate"}
         if api_key:
             headers["Authorization"] = f"Bearer {api_key}"
-        self._timeout = settings.timeout
-        self._endpoint = ENDPOINTS[settings.api]
+        self._timeout, self._endpoint = settings.timeout, ENDPOINTS[settings.api]
         https = any(url.startswith("https:") for url in settings.urls)  # loading certificates is slow
         verify = httpx2.create_ssl_context() if https else False
         # A third: connecting and TLS may each take this long and must end before our timeout, which counts as billed.
@@ -136,8 +136,7 @@ class Client:
 
     async def _receive(self, http_response: httpx2.Response, body: dict[str, Any]) -> Reply:
         status, headers = http_response.status_code, http_response.headers
-        content_type = headers.get("content-type", "").lower()
-        if status == 200 and "event-stream" in content_type:  # it may never end
+        if status == 200 and "event-stream" in headers.get("content-type", "").lower():  # it may never end
             return Reply("again", message="an event stream", charged=True, permanent=True)
         if 300 <= status < 400:
             message = f"HTTP {status}, a redirect to {headers.get('location', 'nothing')}"
@@ -146,21 +145,13 @@ class Client:
         if status == 200:
             unpack = BodyDecoder(encoding, max_response_bytes(body))
             data = b"".join([unpack(chunk) async for chunk in http_response.aiter_raw()])
-            return self._refuse_other_formats(data) or Reply("good", data=data)
+            if (other_format := _name_other_format(data)) is None:
+                return Reply("good", data=data)
+            return Reply("again", message=self._clean(other_format), charged=True, permanent=True)
         error = server_errors.read_server_error(await _read_beginning(http_response, encoding))
         wait = parse_retry_after(headers.get("retry-after"), datetime.datetime.now(datetime.UTC))
         message = self._clean(f"HTTP {status} {_error_text(error)}")
         return Reply(classify_error(status, error, wait), message=message, parameter=error.parameter, retry_after=wait)
-
-    def _refuse_other_formats(self, data: bytes) -> Reply | None:
-        """The reply for an event stream or a web page; None for a body that may be JSON."""
-        start = data[:512].lstrip()
-        if start.startswith((b"data:", b"event:", b": ")):
-            return Reply("again", message="an event stream", charged=True, permanent=True)
-        if start.startswith(b"<"):
-            error = server_errors.read_server_error(data[:MAX_ERROR_BYTES])
-            return Reply("again", message=self._clean(error.message), charged=True, permanent=True)
-        return None
 
     def read(self, reply: Reply) -> Reply:
         """The reply with its data decoded."""
@@ -206,6 +197,16 @@ class Client:
 def to_one_line(text: str) -> str:
     """A server's message in one line of at most MAX_MESSAGE_CHARS, with control characters made visible."""
     return " ".join(escape_hidden(text).split())[:MAX_MESSAGE_CHARS]
+
+
+def _name_other_format(data: bytes) -> str | None:
+    """What a body is that cannot be JSON; None for any other body."""
+    start = data[:512].lstrip()
+    if start.startswith((b"data:", b"event:", b": ")):
+        return "an event stream"
+    if start.startswith(b"<"):
+        return server_errors.read_server_error(data[:MAX_ERROR_BYTES]).message
+    return None
 
 
 async def _read_beginning(http_response: httpx2.Response, encoding: str | None) -> bytes:
@@ -266,27 +267,46 @@ def _connection_error(error: httpx2.ConnectError) -> tuple[str, bool]:
     return f"no connection: {text}", "SSL" in text or "CERTIFICATE" in text
 
 
+def parse_retry_after(header: str | None, now: datetime.datetime) -> float | None:
+    """The seconds of a Retry-After header (a number or a date), at most one hour; None for a missing or invalid one.
+
+    >>> now = datetime.datetime(2026, 10, 21, 7, 27, 30, tzinfo=datetime.UTC)
+    >>> parse_retry_after("Wed, 21 Oct 2026 07:28:00 GMT", now)
+    30.0
+    """
+    if not header:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            date = email.utils.parsedate_to_datetime(header)
+            seconds = ((date if date.tzinfo else date.replace(tzinfo=datetime.UTC)) - now).total_seconds()
+        except (ValueError, TypeError, OverflowError):  # a year that no calendar has
+            return None
+    return None if math.isnan(seconds) else min(max(0.0, seconds), MAX_RETRY_AFTER)
+
+
 def read_api_key(settings: ServerSettings) -> str:
     """The API key from the environment; empty if the recipe names no variable. Raises UserError, which does not contain
     the key, if the variable is missing or cannot be a key."""
-    if settings.key is None:
+    name, where = settings.key, "teacher.server.key"
+    if name is None:
         return ""
-    api_key = os.environ.get(settings.key, "").strip()
+    api_key = os.environ.get(name, "").strip()
     if not api_key:
-        raise UserError(
-            "the API key is missing",
-            code="E-teacher-missing-key",
-            where="teacher.server.key",
-            found=f"{settings.key} is not set",
-            hint=f"put the key into the environment variable {settings.key}; potstill does not store it",
+        found, hint = (
+            f"{name} is not set",
+            f"put the key into the environment variable {name}; potstill does not store it",
         )
+        raise UserError("the API key is missing", code="E-teacher-missing-key", where=where, found=found, hint=hint)
     invalid = next((letter for letter in api_key if not "!" <= letter <= "~"), None)
     if invalid is not None:
         raise UserError(
             "the API key contains a character that no key contains",
             code="E-teacher-invalid-key",
-            where="teacher.server.key",
-            found=f"{settings.key} has {len(api_key)} characters, among them U+{ord(invalid):04X}",
-            hint=f"put only the key into {settings.key}: one line, without spaces and quotation marks around it",
+            where=where,
+            found=f"{name} has {len(api_key)} characters, among them U+{ord(invalid):04X}",
+            hint=f"put only the key into {name}: one line, without spaces and quotation marks around it",
         )
     return api_key

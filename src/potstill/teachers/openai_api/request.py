@@ -9,15 +9,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from potstill.records import Prompt, Question, Turn
+from potstill.storage.segments import ChainKey
 from potstill.teachers.openai_api.token_entries import LearntPart
+from potstill.teachers.protocol import PromptBuilder
 
-# If a server refuses a parameter, the next of its values is sent; after the last one the parameter is omitted.
-FALLBACK_VALUES: Final[dict[str, tuple[Any, ...]]] = {"top_k": (0, -1)}
 NEUTRAL_PARAMETERS: Final[dict[str, Any]] = {
     "min_p": 0.0,
     "repetition_penalty": 1.0,  # vLLM, SGLang
@@ -27,6 +27,7 @@ NEUTRAL_PARAMETERS: Final[dict[str, Any]] = {
 }
 ENDPOINTS: Final = {"completions": "/completions", "chat": "/chat/completions"}
 REQUIRED_PARAMETERS: Final = {"model", "prompt", "messages", "stop", "max_tokens", "max_completion_tokens"}
+REQUEST_IDS: Final = {"return_token_ids": True, "return_tokens_as_token_ids": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +91,11 @@ class Capabilities:
 
     def without(self, name: str) -> Capabilities | None:
         """The capabilities without a parameter that the server refused; None if the parameter is required."""
-        values = FALLBACK_VALUES.get(name, ())
-        current = self.values.get(name, values[0] if values else None)
-        if current in values[:-1]:
-            return replace(self, values={**self.values, name: values[values.index(current) + 1]})
+        if name == "top_k" and "top_k" not in self.values:  # some servers turn top_k off by -1 instead of 0
+            return replace(self, values={"top_k": -1})
         if name == "max_tokens" and self.length == "max_tokens":
             return replace(self, length="max_completion_tokens")
-        if name in ("return_token_ids", "return_tokens_as_token_ids"):
+        if name in REQUEST_IDS:
             return replace(self, ids=False)
         if name in REQUIRED_PARAMETERS or name in self.left_out:
             return None
@@ -119,13 +118,13 @@ def iter_requests(
     settings: ServerSettings,
     width: int,
     questions: Sequence[Question],
-    build_prompt: Callable[[Question], Prompt],
-    stored: Container[tuple[str, str, int]],
+    build_prompt: PromptBuilder,
+    stored: Container[ChainKey],
     right: Mapping[str, int],
 ) -> Iterator[SampleRequest]:
     """The requests for all missing chains, with at most `width` chains each.
 
-    stored  keys (question, source, index) of the chains that are stored
+    stored  keys of the chains that are stored
     right   question id -> number of its right chains. With `settings.enough`, a question with enough right chains gets
             no request, and any other only its next one
     """
@@ -141,11 +140,7 @@ def iter_requests(
 
 
 def iter_missing_indices(
-    settings: ServerSettings,
-    width: int,
-    question: Question,
-    stored: Container[tuple[str, str, int]],
-    first: int = 0,
+    settings: ServerSettings, width: int, question: Question, stored: Container[ChainKey], first: int = 0
 ) -> Iterator[tuple[int, ...]]:
     """The indices of a question's missing chains, from `first` on, request by request."""
     for start in range(first, settings.samples, width):
@@ -185,20 +180,14 @@ def build_body(
     body |= NEUTRAL_PARAMETERS
     if settings.stop:
         body["stop"] = list(settings.stop)
-    if settings.top_logprobs:
-        k = settings.top_logprobs
+    if k := settings.top_logprobs:
         body |= {"logprobs": True, "top_logprobs": k} if chat else {"logprobs": k}
     if capabilities.ids:
-        body |= {"return_token_ids": True, "return_tokens_as_token_ids": True}
+        body |= REQUEST_IDS
     return {name: value for name, value in body.items() if name not in capabilities.left_out} | dict(settings.extra)
 
 
 def derive_seed(seed: int, question: str, indices: Sequence[int]) -> int:
-    """A seed of 31 bits for one request. Servers count up from it for n texts, so the seeds of a run lie far apart.
-
-    >>> seed = derive_seed(0, "q1", [0, 1])
-    >>> seed == derive_seed(0, "q1", [0, 1]), seed == derive_seed(0, "q1", [1])
-    (True, False)
-    """
+    """A seed of 31 bits for one request. Servers count up from it for n texts, so the seeds of a run lie far apart."""
     state = hashlib.sha256(f"{seed}\0{question}\0{','.join(map(str, indices))}".encode())
     return int.from_bytes(state.digest()[:4], "big") & 0x7FFFFFFF

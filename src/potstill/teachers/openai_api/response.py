@@ -3,19 +3,20 @@
     >>> decode_body(b'{"choices": [{"text": " 4", "finish_reason": "stop"}], "usage": null, "id": "x"}').choices[0].text
     ' 4'
 
-One shape serves legacy completions and chat completions: a choice has a `text` or a `message`, and its
-log-probabilities are four parallel lists or a list of entries. Unknown fields are ignored.
+One schema serves legacy completions and chat completions. A body that does not follow it is cleaned and decoded again:
 
-A body that does not follow its schema is cleaned first (`clean_body`) and decoded again:
-
-    >>> body = b'{"choices": [{"index": null, "text": " 4", "logprobs": {"tokens": [" 4"], "token_logprobs": [NaN]}}]}'
-    >>> clean_body(body)
-    b'{"choices":[{"text":" 4","logprobs":{"tokens":[" 4"],"token_logprobs":[null]}}]}'
+    >>> clean_body(b'{"choices": [{"index": null, "text": " 4", "logprobs": {"token_logprobs": [NaN, "-0.5"]}}]}')
+    b'{"choices":[{"text":" 4","logprobs":{"token_logprobs":[null,-0.5]}}]}'
 
 Servers written in Python send NaN and Infinity, which JSON does not have; others send numbers as strings, null instead
 of a list, or half of a surrogate pair. Cleaning drops every value of a wrong type and keeps the rest. NaN and infinities
 become null, which stands for a hidden log-probability. Half of a surrogate pair becomes U+FFFD, and the choice is marked
 as `replaced`.
+
+The names that servers give to finish reasons are mapped to a few meanings:
+
+    >>> [read_finish_reason(name) for name in ("stop", "COMPLETE", "MAX_TOKENS", "network_error", None, "tired")]
+    ['end', 'end', 'length', 'broken', 'unsaid', 'unknown']
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
-from typing import Any, Final
+import types
+from typing import Any, Final, Literal, get_args, get_origin
 
 import msgspec
 
-MESSAGE_FIELDS: Final = ("content", "reasoning", "reasoning_content", "thinking")
+from potstill import prompts
+
 ERROR_FIELDS: Final = ("error", "errors", "detail", "message", "msg", "base_resp")
 THOUGHT_TYPES: Final = ("thinking", "reasoning", "thought", "reasoning_text", "redacted_thinking")
 TEXT_FIELDS: Final = ("text", "content", "thinking", "reasoning", "summary", "output_text")
@@ -156,12 +158,9 @@ def message_texts(choice: Choice) -> tuple[str, str]:
     thought, answer = "", message.content
     if isinstance(answer, list):
         thoughts = [part for part in answer if isinstance(part, dict) and part.get("type") in THOUGHT_TYPES]
-        thought = _flatten(thoughts)
-        answer = _flatten([part for part in answer if part not in thoughts])
-    thought = (
-        _flatten(message.reasoning) or _flatten(message.reasoning_content) or _flatten(message.thinking) or thought
-    )
-    return thought, answer or ""
+        thought, answer = _flatten(thoughts), _flatten([part for part in answer if part not in thoughts])
+    fields = (message.reasoning, message.reasoning_content, message.thinking)
+    return next(filter(None, map(_flatten, fields)), thought), answer or ""
 
 
 def _flatten(value: Any) -> str:
@@ -180,8 +179,6 @@ def parse_usage(row: Any, data: bytes = b"") -> Usage:
 
     >>> parse_usage({"prompt_tokens": "5", "completion_tokens": -3}), parse_usage({"input_tokens": 5, "output_tokens": 7.0})
     (Usage(prompt_tokens=5, completion_tokens=None), Usage(prompt_tokens=5, completion_tokens=7))
-    >>> parse_usage({"prompt_tokens": 1}, b'{"usage": {"prompt_tokens": 900, "prompt_tokens": 1}}')
-    Usage(prompt_tokens=None, completion_tokens=None)
     """
     if not isinstance(row, dict):
         return Usage()
@@ -205,116 +202,74 @@ def _parse_count(value: Any) -> int | None:
     return int(value) if value == int(value) else None
 
 
+# --- bodies that do not follow the schema
+
+
 def clean_body(data: bytes) -> bytes:
     """The body as JSON that `ResponseBody` decodes. Raises ValueError or RecursionError if it has no choices."""
     text = data.decode("utf-8", "replace")
     tree = json.loads(text, parse_constant=lambda _: None)
     if not isinstance(tree, dict):
         raise ValueError("a body must be a JSON object")
-    choices = tree.get("choices")
-    if not isinstance(choices, list):
+    if not isinstance(tree.get("choices"), list):
         errors = {name: tree[name] for name in ERROR_FIELDS if tree.get(name)}
         if not errors:
             raise ValueError("the body has no choices")
-        choices, tree["error"] = [], tree.get("error") or errors
+        tree |= {"choices": [], "error": tree.get("error") or errors}
     invalid_utf8 = len(text.encode("utf-8", "replace")) != len(data)
-    body: dict[str, Any] = {"choices": [_clean_choice(row, invalid_utf8) for row in choices if isinstance(row, dict)]}
-    if isinstance(tree.get("usage"), dict):
-        body["usage"] = _clean_value(tree["usage"])
-    if isinstance(tree.get("model"), str):
-        body["model"] = _replace_surrogates(tree["model"])
-    if tree.get("error"):
-        body["error"] = _clean_value(tree["error"])
-    return encode(body)
+    body = _fit(tree, ResponseBody)
+    for choice in body["choices"]:
+        if invalid_utf8 or _has_surrogate([choice.get("text"), choice.get("message")]):
+            choice["replaced"] = True
+    return encode(_clean_value(body))
 
 
-def _clean_choice(row: dict[str, Any], replaced: bool) -> dict[str, Any]:
-    choice: dict[str, Any] = {}
-    text, message = row.get("text"), row.get("message")
-    if isinstance(text, str):
-        choice["text"] = text
-    if isinstance(message, str):
-        choice["message"] = {"content": message}
-    elif isinstance(message, dict):
-        choice["message"] = {
-            name: message[name] for name in MESSAGE_FIELDS if isinstance(message.get(name), str | list)
-        }
-    if isinstance(row.get("logprobs"), dict):
-        choice["logprobs"] = _clean_logprobs(row["logprobs"])
-    reason = row.get("finish_reason")
-    if isinstance(reason, dict):
-        reason = reason.get("type") or reason.get("reason")
-    if reason is not None:
-        choice["finish_reason"] = str(reason)[:100]
-    if type(row.get("stop_reason")) in (str, int):
-        choice["stop_reason"] = row["stop_reason"]
-    if row.get("error"):
-        choice["error"] = row["error"]
-    if _is_int_list(row.get("prompt_token_ids")):
-        choice["prompt_token_ids"] = row["prompt_token_ids"]
-    if isinstance(row.get("prompt_logprobs"), list):
-        choice["prompt_logprobs"] = [_clean_prompt_logprobs(alternatives) for alternatives in row["prompt_logprobs"]]
-    cleaned = _clean_value(choice)
-    if replaced or _has_surrogate([choice.get("text"), choice.get("message")]):
-        cleaned["replaced"] = True
-    return cleaned
+def _fit(value: Any, kind: Any) -> Any:
+    """What a JSON value holds of a type of the schema; None if nothing."""
+    for option in get_args(kind) if isinstance(kind, types.UnionType) else (kind,):
+        container, item_type = get_origin(option), (get_args(option) or (None,))[-1]
+        if option is Any:
+            return value
+        if option is float and (number := _parse_number(value)) is not None:
+            return number
+        if option in (str, int) and type(value) is option:
+            return value
+        if option is msgspec.Raw and isinstance(value, list) and all(_is_byte(number) for number in value):
+            return value
+        if container is list and isinstance(value, list):
+            items = [_fit(item, item_type) for item in value]
+            if item_type is int and None in items:  # a list of numbers without one of them means something else
+                return None
+            return items if _allows_none(item_type) else [item for item in items if item is not None]
+        if container is dict and item_type is not Any and isinstance(value, dict):
+            table = {name: _fit(item, item_type) for name, item in value.items()}
+            return {name: item for name, item in table.items() if item is not None or _allows_none(item_type)}
+        if isinstance(option, type) and issubclass(option, msgspec.Struct) and isinstance(value, dict):
+            return _fit_struct(value, option)
+    return None
 
 
-def _clean_logprobs(row: dict[str, Any]) -> dict[str, Any]:
-    if isinstance(row.get("content"), list):
-        return {"content": [_clean_entry(entry) for entry in row["content"] if isinstance(entry, dict)]}
-    cleaners: dict[str, Callable[[Any], Any]] = {
-        "tokens": lambda token: token if isinstance(token, str) else None,
-        "token_logprobs": _parse_number,
-        "top_logprobs": lambda table: _clean_table(table) if isinstance(table, dict) else None,
-    }
-    logprobs: dict[str, Any] = {
-        name: [clean(value) for value in row[name]]
-        for name, clean in cleaners.items()
-        if isinstance(row.get(name), list)
-    }
-    if _is_int_list(row.get("text_offset")):
-        logprobs["text_offset"] = row["text_offset"]
-    return logprobs
+def _allows_none(kind: Any) -> bool:
+    return kind is Any or types.NoneType in get_args(kind)
 
 
-def _clean_entry(row: dict[str, Any]) -> dict[str, Any]:
-    entry: dict[str, Any] = {"token": row["token"] if isinstance(row.get("token"), str) else ""}
-    if "logprob" in row:
-        entry["logprob"] = _parse_number(row["logprob"])
-    if type(row.get("id")) is int:
-        entry["id"] = row["id"]
-    if _is_int_list(row.get("bytes")) and all(0 <= number < 256 for number in row["bytes"]):
-        entry["bytes"] = row["bytes"]
-    alternatives = row.get("top_logprobs")
-    if isinstance(alternatives, list):
-        entry["top_logprobs"] = [_clean_entry(outcome) for outcome in alternatives if isinstance(outcome, dict)]
-    elif isinstance(alternatives, dict):
-        entry["top_logprobs"] = [
-            {"token": token, "logprob": value} for token, value in _clean_table(alternatives).items()
-        ]
-    return entry
+def _fit_struct(row: dict[str, Any], struct: type[msgspec.Struct]) -> dict[str, Any]:
+    row = dict(row)
+    if struct is Choice:
+        if isinstance(row.get("message"), str):
+            row["message"] = {"content": row["message"]}
+        reason = row.get("finish_reason")
+        if isinstance(reason, dict):
+            reason = reason.get("type") or reason.get("reason")
+        row["finish_reason"] = None if reason is None else str(reason)[:100]
+    elif struct is TokenLogprobs and isinstance(row.get("top_logprobs"), dict):
+        row["top_logprobs"] = [{"token": name, "logprob": value} for name, value in row["top_logprobs"].items()]
+    fitted = {field.name: _fit(row.get(field.name), field.type) for field in msgspec.structs.fields(struct)}
+    return {name: value for name, value in fitted.items() if value is not None}
 
 
-def _clean_table(table: dict[str, Any]) -> dict[str, float | None]:
-    return {token: _parse_number(value) for token, value in table.items()}
-
-
-def _clean_prompt_logprobs(table: Any) -> dict[str, Any] | None:
-    if not isinstance(table, dict):
-        return None
-    return {
-        name: {
-            "logprob": _parse_number(row.get("logprob")),
-            "decoded_token": row["decoded_token"] if isinstance(row.get("decoded_token"), str) else None,
-        }
-        for name, row in table.items()
-        if isinstance(row, dict)
-    }
-
-
-def _is_int_list(value: Any) -> bool:
-    return isinstance(value, list) and all(type(number) is int for number in value)
+def _is_byte(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 256
 
 
 def _parse_number(value: Any) -> float | None:
@@ -331,9 +286,10 @@ def _parse_number(value: Any) -> float | None:
 def _clean_value(value: Any) -> Any:
     """The value with valid Unicode strings and with numbers that JSON and int64 can represent."""
     if isinstance(value, str):
-        return _replace_surrogates(value)
+        # An unpaired surrogate becomes U+FFFD, and a pair the character that it stands for.
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, dict):
-        return {_replace_surrogates(key): _clean_value(inner) for key, inner in value.items()}
+        return {_clean_value(key): _clean_value(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_clean_value(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
@@ -343,14 +299,69 @@ def _clean_value(value: Any) -> Any:
     return value
 
 
-def _replace_surrogates(text: str) -> str:
-    """The text with each unpaired surrogate replaced by U+FFFD; a pair becomes the character that it stands for."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def _has_surrogate(value: Any) -> bool:
     if isinstance(value, str):
         return _SURROGATE.search(value) is not None
     if isinstance(value, dict):
         return any(map(_has_surrogate, value.values()))
     return isinstance(value, list) and any(map(_has_surrogate, value))
+
+
+# --- finish reasons
+
+FinishReason = Literal["end", "string", "length", "filter", "broken", "unsaid", "unknown"]
+FINISH_REASONS: Final[dict[FinishReason, str]] = {
+    "end": "stop eos eos_token eos_token_id eot end_turn end end_of_text end_of_sequence endoftext complete completed"
+    " finish finished done normal success natural stop_token stopped",
+    "string": "stop_sequence stop_string stop_word stop_words stop_str word",
+    "length": "length max_tokens max_token max_length max_output_tokens max_completion_tokens max_new_tokens"
+    " model_length max_tokens_reached token_limit tokens_limit length_limit limit context_length"
+    " context_length_exceeded model_context_window_exceeded max_context_length truncated incomplete time_limit",
+    "filter": "content_filter content_filtered filter filtered safety image_safety recitation blocklist"
+    " prohibited_content spii language refusal moderation sensitive guardrail guardrails guardrail_intervened blocked"
+    " error_toxic violation",
+    "broken": "error errored network_error insufficient_system_resource insufficient_system_resources server_error"
+    " internal_error internal_server_error connection_error system_error engine_error backend_error upstream_error"
+    " abort aborted cancel cancelled canceled interrupted timeout timed_out failed failure overloaded preempted"
+    " malformed_response error_limit",
+    "unsaid": "null none finish_reason_unspecified unspecified",
+}  # fmt: skip
+_MEANING: Final[dict[str, FinishReason]] = {
+    name: kind for kind, names in FINISH_REASONS.items() for name in names.split()
+}
+
+
+def read_finish_reason(reason: str | None) -> FinishReason:
+    """The meaning of a server's finish reason."""
+    if reason is None or not reason.strip():
+        return "unsaid"
+    name = "_".join(re.findall(r"[a-z0-9]+", reason.lower()))
+    return _MEANING.get(name.removeprefix("finish_reason_").removeprefix("stop_reason_"), "unknown")
+
+
+def fill_finish_reasons(body: ResponseBody, max_tokens: int) -> None:
+    """Set the finish reason of every text that has none. max_tokens: the limit of each text.
+
+    Such a text is complete if the server counts fewer tokens than the limit; without a count, if the text ends with a
+    complete answer sentence.
+    """
+    for choice in body.choices:
+        if choice.error:
+            choice.finish_reason = "error"
+        elif read_finish_reason(choice.finish_reason) == "unsaid":
+            entries, usage = choice.count_entries(), body.usage or Usage()
+            count = entries or usage.completion_tokens  # the latter is of all texts, so at least that of one
+            ambiguous = count is None or (count >= max_tokens and not entries and len(body.choices) > 1)
+            complete = _has_complete_answer(message_texts(choice)[1]) if ambiguous else (count or 0) < max_tokens
+            choice.finish_reason = "stop" if complete else "length"
+
+
+def unknown_finish_reasons(body: ResponseBody) -> list[str]:
+    """The finish reasons of a body whose meaning is unknown. Their texts count as cut off."""
+    reasons = {choice.finish_reason or "" for choice in body.choices}
+    return sorted(reason for reason in reasons if read_finish_reason(reason) == "unknown")
+
+
+def _has_complete_answer(text: str) -> bool:
+    text = text.rstrip()
+    return prompts.find_answer_end(text) == len(text) and text.endswith((".", "!", "?", ")", "]", "}", "$", "*"))

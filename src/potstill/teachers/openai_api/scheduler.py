@@ -1,6 +1,5 @@
 """The scheduler: requests for all missing chains, as many in flight as the servers can bear, and chains as they arrive.
 
->>> from potstill.teachers.openai_api import response
 >>> body = response.decode_body(b'{"choices": [{"text": "So.\\\\nThe answer is 4.\\\\nNext", "finish_reason": "stop"}]}')
 >>> request = SampleRequest(Question("q", "2 + 2?", "4", "s", "train", "number"), Prompt(()), (3, 4))
 >>> settings, context = ServerSettings("m", top_logprobs=0), ReaderContext("teacher", "none")
@@ -21,21 +20,21 @@ import itertools
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
-from typing import Any
+from typing import Final
 
 from potstill import grading, progress
 from potstill.errors import UserError
 from potstill.records import Chain, Prompt, Question
-from potstill.teachers.openai_api import chain_reader, server_errors
-from potstill.teachers.openai_api.budget import Budget, Reservation
+from potstill.teachers.chain_parts import truncate_at_answer
+from potstill.teachers.openai_api import chain_reader, response, server_errors
 from potstill.teachers.openai_api.client import Client, Reply
-from potstill.teachers.openai_api.rate_limit import (
+from potstill.teachers.openai_api.limits import (
     OUTAGE_REPORT_INTERVAL,
     AimdLimiter,
-    CircuitBreaker,
+    Budget,
+    Reservation,
     backoff_seconds,
 )
 from potstill.teachers.openai_api.request import (
@@ -46,21 +45,19 @@ from potstill.teachers.openai_api.request import (
     iter_missing_indices,
     iter_requests,
 )
-from potstill.teachers.openai_api.response import DECODE_ERRORS, Choice, ResponseBody
-from potstill.teachers.openai_api.server_errors import hint_for
-from potstill.teachers.openai_api.token_entries import ReaderContext
-from potstill.teachers.protocol import ChainKey
-from potstill.teachers.truncate import truncate_at_answer
-from potstill.teachers.usage import FirstChainsCheck, UsageMeter
+from potstill.teachers.openai_api.response import Choice, ResponseBody
+from potstill.teachers.openai_api.token_entries import DEFECT_ENTRIES_MISSING, ReaderContext
+from potstill.teachers.protocol import PromptBuilder, SamplingState, UsageMeter
 
-BATCH_SIZE = 64  # chains that are worth one write
-BATCH_DELAY = 0.05  # seconds after which a smaller batch is returned
-LONG_WAIT = 5.0  # seconds of a Retry-After that are reported
-SERVER_DEFECTS = (  # defects that every text of the server has
+BATCH_SIZE: Final = 64  # chains that are worth one write
+BATCH_DELAY: Final = 0.05  # seconds after which a smaller batch is returned
+MIN_FAILURES: Final = 5  # in a row, before a run may stop
+LONG_WAIT: Final = 5.0  # seconds of a Retry-After that are reported
+SERVER_DEFECTS: Final = {  # every text of such a server has them
     chain_reader.DEFECT_ABOVE_ONE,
     chain_reader.DEFECT_VOCABULARY_MARKS,
     chain_reader.DEFECT_OTHER_TEXT,
-)
+}
 
 
 def collect_chains(
@@ -73,7 +70,7 @@ def collect_chains(
     """The chains of a response, truncated at their answers, with the first requested indices; the indices that are
     left; and the defect of the texts that gave no chain. The same for a response in a batch file."""
     chains, left, message = [], list(request.indices), "fewer texts than requested"
-    chain_reader.fill_finish_reasons(body, settings.max_tokens)
+    response.fill_finish_reasons(body, settings.max_tokens)
     for choice in body.choices[: len(request.indices)]:
         chain, defect = _read_choice(choice, request, left[0], settings, capabilities, context)
         if chain is None:
@@ -92,7 +89,7 @@ def _read_choice(
     capabilities: Capabilities,
     context: ReaderContext,
 ) -> tuple[Chain | None, str]:
-    if chain_reader.read_finish_reason(choice.finish_reason) == "broken":
+    if response.read_finish_reason(choice.finish_reason) == "broken":
         error = server_errors.parse_error(choice.error) if choice.error else None
         reason = error.message if error else f"finish_reason {choice.finish_reason}"
         return None, f"the server broke the text off: {reason}"
@@ -102,13 +99,12 @@ def _read_choice(
         return None, "the text begins with the prompt"
     try:
         chain, answer_start = chain_reader.read_chain_and_answer(choice, request.question.id, index, context)
-    except DECODE_ERRORS as error:  # the bytes of tokens are decoded only when they are needed
+    except response.DECODE_ERRORS as error:  # the bytes of tokens are decoded only when they are needed
         return None, f"the response cannot be decoded: {error}"
     if settings.top_logprobs:
-        other_text = chain_reader.DEFECT_OTHER_TEXT in chain.defects
-        if not chain.candidates and chain.content and not other_text:
+        if not chain.candidates and chain.content and chain_reader.DEFECT_OTHER_TEXT not in chain.defects:
             return None, "no log-probabilities this time"
-        if capabilities.whole and not request.accept_incomplete and "entries missing" in chain.defects:
+        if capabilities.whole and not request.accept_incomplete and DEFECT_ENTRIES_MISSING in chain.defects:
             return None, "entries missing this time"
     return truncate_at_answer(chain, answer_start), ""
 
@@ -116,12 +112,6 @@ def _read_choice(
 def starts_with_prompt(choice: Choice, prompt: Prompt) -> bool:
     """Whether a text of legacy completions begins with its prompt, because the server echoes it."""
     return bool(prompt.plain) and choice.text is not None and choice.text.startswith(prompt.plain)
-
-
-def drop_probabilities(chain: Chain, defect: str) -> Chain:
-    """The chain with its text only, which makes its targets hard, and with a defect."""
-    defects = tuple(sorted({*chain.defects, defect}))
-    return replace(chain, tokens=(), spans=(), candidates=(), semantics="none", defects=defects)
 
 
 def grade_and_count(chain: Chain, question: Question, usage: UsageMeter, right: dict[str, int]) -> None:
@@ -146,31 +136,31 @@ class Scheduler:
         settings: ServerSettings,
         capabilities: Capabilities,
         context: ReaderContext,
-        usage: UsageMeter,
         questions: Sequence[Question],
-        build_prompt: Callable[[Question], Prompt],
-        stored: Container[ChainKey],
-        right: Mapping[str, int],
-        first_chains: FirstChainsCheck | None = None,
+        build_prompt: PromptBuilder,
+        state: SamplingState,
     ) -> None:
         self.client, self.settings, self.capabilities, self.context = client, settings, capabilities, context
-        self.usage, self.stored, self.right, self.first_chains = usage, stored, dict(right), first_chains
-        self.width = settings.samples_per_request if capabilities.n else 1
+        self.usage, self.stored, self.right, self.check = (
+            state.usage,
+            state.stored,
+            dict(state.right),
+            state.first_chains,
+        )
+        self.width = width = settings.samples_per_request if capabilities.n else 1
         self.limiters = [AimdLimiter(url, settings.concurrency) for url in settings.urls]
-        self.breaker = CircuitBreaker(settings.patience)
+        self.failures, self.failing_since = 0, 0.0  # in a row, of all servers; the time of the first one
         # url -> the model that the server names
         self.served = {settings.urls[0]: capabilities.served} if capabilities.served else {}
-        self.budget = Budget(settings, usage)
+        self.budget = Budget(settings, state.usage)
         self.rng = random.Random()
-        self.new_requests = iter_requests(settings, self.width, questions, build_prompt, stored, self.right)
-        if first_chains is not None and settings.enough is None:  # check the first chains of many questions
-            one_request = replace(settings, samples=min(settings.samples, self.width))
-            requests = iter_requests(one_request, self.width, questions, build_prompt, stored, self.right)
-            first = list(islice(requests, first_chains.limit))
-            keys = {(request.question.id, settings.source, index) for request in first for index in request.indices}
-            others = iter_requests(
-                settings, self.width, questions, build_prompt, _EitherContainer(stored, keys), self.right
-            )
+        self.new_requests = iter_requests(settings, width, questions, build_prompt, self.stored, self.right)
+        if self.check is not None and settings.enough is None:  # begin with one request each of many questions
+            one_request = replace(settings, samples=min(settings.samples, width))
+            requests = iter_requests(one_request, width, questions, build_prompt, self.stored, self.right)
+            first = list(itertools.islice(requests, self.check.limit))
+            ids = {request.question.id for request in first}
+            others = (r for r in self.new_requests if r.indices[0] >= width or r.question.id not in ids)
             self.new_requests = itertools.chain(first, others)
         self.next_requests: deque[SampleRequest] = deque()  # further requests of questions that already had one
         self.retries: list[tuple[float, int, SampleRequest]] = []  # a heap by the time at which they are due
@@ -221,8 +211,7 @@ class Scheduler:
                 break
             limiter.running += 1
             self.request_count += 1
-            running = self._run_request(limiter, request, reservation, now)
-            task = asyncio.get_running_loop().create_task(running)
+            task = asyncio.create_task(self._run_request(limiter, request, reservation, now))
             self.running.add(task)
             task.add_done_callback(self._on_task_done)
         self.usage.concurrency = len(self.running)
@@ -230,7 +219,7 @@ class Scheduler:
             return
         if self.waits_for_check and not self.running and not self.retries:
             self.wake.set()  # the ready chains are stored before the check
-        elif not self.running and not self.retries and not self.next_requests and not self._has_new_request():
+        elif not self.running and not self.retries and not self._has_new_request():
             self._stop(self._refusal_error())
         elif len(self.running) < sum(limiter.maximum for limiter in self.limiters):
             self._set_timer(now)
@@ -244,7 +233,7 @@ class Scheduler:
         """Whether the check of the first chains allows a request. If not, the request waits until one of them is
         right, and the scheduler stops if none is. Retries always pass."""
         self.waits_for_check = False
-        check = self.first_chains
+        check = self.check
         if check is None or check.passed or request.tries:
             return True
         check.passed = self.usage.right > 0
@@ -260,10 +249,9 @@ class Scheduler:
         return False
 
     def _has_new_request(self) -> bool:
-        request = next(self.new_requests, None)
-        if request is not None:
-            self.next_requests.append(request)
-        return request is not None
+        if not self.next_requests:
+            self.next_requests.extend(itertools.islice(self.new_requests, 1))
+        return bool(self.next_requests)
 
     def _set_timer(self, now: float) -> None:
         """Call `_fill` again when the next pause of a server or the next wait of a retry ends."""
@@ -311,59 +299,57 @@ class Scheduler:
     def _handle_failure(
         self, limiter: AimdLimiter, request: SampleRequest, reply: Reply, now: float, started: float
     ) -> None:
-        message = reply.message
+        message, wait = reply.message, reply.retry_after
         if message.startswith("HTTP 5"):
             limiter.last_error = message
         if reply.outcome == "stop":
-            error = UserError(
-                "the teacher's server refuses all requests",
-                code="E-teacher-refuses",
-                where=limiter.url,
-                found=message,
-                hint=hint_for(message),
-            )
+            what, hint = "the teacher's server refuses all requests", server_errors.hint_for(message)
+            error = UserError(what, code="E-teacher-refuses", where=limiter.url, found=message, hint=hint)
             self._stop(error, drain=True)
         elif reply.outcome == "refused":
-            self.usage.refused[request.question.id] = message
-            self._check_refused()
+            self._refuse(request, message)
         else:
             if reply.outcome == "busy":
                 limiter.record_congestion(now, started)
             unreachable = reply.outcome == "away"
             if limiter.record_failure(now, started, unreachable, self.settings.first_backoff, self.rng):
-                progress.print_line(f"teacher   {describe_outage(limiter, message, self.settings.patience)}", "yellow")
-            if reply.retry_after:
-                limiter.pause(now, reply.retry_after)
-                if reply.retry_after >= LONG_WAIT:
-                    self.client.warn(f"{limiter.url} asks to wait {reply.retry_after:.0f} s: {message}")
-            self._retry(request, request.indices, message, now, wait=reply.retry_after or None, unreachable=unreachable)
+                progress.print_line(f"teacher   {self._describe_outage(limiter, message)}", "yellow")
+            if wait:
+                limiter.pause(now, wait)
+                if wait >= LONG_WAIT:
+                    self.client.warn(f"{limiter.url} asks to wait {wait:.0f} s: {message}")
+            self._retry(request, message, now, at_once=bool(wait), unreachable=unreachable)
+
+    def _describe_outage(self, limiter: AimdLimiter, message: str) -> str:
+        patience = self.settings.patience
+        line = f"{limiter.url} does not answer ({message}); potstill retries, ever less often, for {patience:g} s"
+        if hint := server_errors.crash_hint(limiter.last_error):
+            line += f"\n          before that: {limiter.last_error}\n          {hint}"
+        return line
 
     def _handle_chains(self, limiter: AimdLimiter, request: SampleRequest, body: ResponseBody, now: float) -> None:
         """Take the chains of a response, and request again what it lacks."""
-        for reason in chain_reader.unknown_finish_reasons(body):
+        for reason in response.unknown_finish_reasons(body):
             self.client.warn(f"the finish_reason {reason!r} is unknown: such texts count as cut off")
         chains, left, message = collect_chains(body, request, self.settings, self.capabilities, self.context)
         if not self._is_same_model(limiter.url, body.model):
-            chains = [drop_probabilities(chain, "another model") for chain in chains]
-        for chain in chains:
-            for defect in chain.defects:
-                if defect in SERVER_DEFECTS:
-                    self.client.warn(f"{defect}, in {chain.question} and maybe others: such tokens get hard targets")
+            chains = [_drop_probabilities(chain, "another model") for chain in chains]
         self.ready += chains
         for chain in chains:
             grade_and_count(chain, request.question, self.usage, self.right)
+            for defect in [defect for defect in chain.defects if defect in SERVER_DEFECTS]:
+                self.client.warn(f"{defect}, in {chain.question} and maybe others: such tokens get hard targets")
         if chains:
             if limiter.failures_while_down:
-                progress.print_line(
-                    f"teacher   {limiter.url} answers again after {now - limiter.down_since:.0f} s", "green"
-                )
+                seconds = now - limiter.down_since
+                progress.print_line(f"teacher   {limiter.url} answers again after {seconds:.0f} s", "green")
                 limiter.reported_at = now - OUTAGE_REPORT_INTERVAL
             limiter.record_success()
-            self.breaker.record_success()
+            self.failures = 0
         enough = self.settings.enough
         if left:
             accept_incomplete = request.accept_incomplete or message.startswith("entries")
-            self._retry(replace(request, accept_incomplete=accept_incomplete), left, message, now)
+            self._retry(replace(request, indices=left, accept_incomplete=accept_incomplete), message, now)
         elif enough is not None and self.right.get(request.question.id, 0) < enough:
             first = request.indices[-1] + 1
             missing = iter_missing_indices(self.settings, self.width, request.question, self.stored, first)
@@ -380,38 +366,36 @@ class Scheduler:
         return False
 
     def _retry(
-        self,
-        request: SampleRequest,
-        indices: tuple[int, ...],
-        message: str,
-        now: float,
-        wait: float | None = None,
-        unreachable: bool = False,
+        self, request: SampleRequest, message: str, now: float, at_once: bool = False, unreachable: bool = False
     ) -> None:
         self.usage.count_failure(message)
-        if self.breaker.record_failure(now):
+        self.failing_since = self.failing_since if self.failures else now
+        self.failures += 1
+        seconds = now - self.failing_since
+        if self.failures >= MIN_FAILURES and seconds > self.settings.patience:  # do not waste the budget
+            hint = "check the server and run the same command again; all stored chains are kept"
             error = UserError(
-                f"the teacher has answered nothing for {now - self.breaker.failing_since:.0f} s",
+                f"the teacher has answered nothing for {seconds:.0f} s",
                 code="E-teacher-no-answer",
                 where=", ".join(self.settings.urls),
-                found=f"{self.breaker.failures} failures in a row; the last: {message}",
-                hint=server_errors.crash_hint(self.limiters[0].last_error)
-                or "check the server and run the same command again; all stored chains are kept",
+                found=f"{self.failures} failures in a row; the last: {message}",
+                hint=server_errors.crash_hint(self.limiters[0].last_error) or hint,
             )
             self._stop(error)
         elif request.tries + 1 >= self.settings.max_tries and not unreachable:
-            self.usage.refused[request.question.id] = f"{request.tries + 1} tries; the last: {message}"
-            self._check_refused()
+            self._refuse(request, f"{request.tries + 1} tries; the last: {message}")
         else:
             # A server that asks for a pause has paused its limiter, and a replica may take the request at once. While
             # other requests succeed, one that failed often does not wait longer and longer.
-            tries = min(request.tries, self.breaker.failures - 1)
-            seconds = 0.0 if wait is not None else backoff_seconds(tries, self.settings.first_backoff, self.rng)
-            retry = replace(request, indices=indices, tries=request.tries + (not unreachable))  # no request was sent
+            tries = min(request.tries, self.failures - 1)
+            seconds = 0.0 if at_once else backoff_seconds(tries, self.settings.first_backoff, self.rng)
+            retry = replace(request, tries=request.tries + (not unreachable))  # unreachable: no request was sent
             heapq.heappush(self.retries, (now + seconds, self.usage.retries, retry))  # usage.retries breaks ties
 
-    def _check_refused(self) -> None:
-        """Stop if the server refuses more than one question in twenty: then the requests are wrong, not the questions."""
+    def _refuse(self, request: SampleRequest, message: str) -> None:
+        """Skip a question. Stop if the server refuses more than one in twenty: then the requests are wrong, not the
+        questions."""
+        self.usage.refused[request.question.id] = message
         if len(self.usage.refused) > max(10, self.request_count // 20):
             self._stop(self._refusal_error(always=True), drain=True)
 
@@ -420,13 +404,9 @@ class Scheduler:
         if not refused or (self.settings.refused == "skip" and not always):
             return None
         question, message = next(iter(refused.items()))
-        return UserError(
-            f"the teacher did not answer {len(refused)} questions; all other chains are stored",
-            code="E-teacher-refused-questions",
-            where=question,
-            found=message,
-            hint="correct what the message names, or set teacher.server.refused to skip; then run the same command again",
-        )
+        what = f"the teacher did not answer {len(refused)} questions; all other chains are stored"
+        hint = "correct what the message names, or set teacher.server.refused to skip; then run the same command again"
+        return UserError(what, code="E-teacher-refused-questions", where=question, found=message, hint=hint)
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self.running.discard(task)
@@ -454,21 +434,10 @@ class Scheduler:
         if self.timer is not None:
             self.timer.cancel()
         await asyncio.gather(*self.running, return_exceptions=True)
+        await self.client.close()
 
 
-class _EitherContainer:
-    """Contains what one of two containers contains."""
-
-    def __init__(self, *containers: Container[Any]) -> None:
-        self.containers = containers
-
-    def __contains__(self, key: object) -> bool:
-        return any(key in container for container in self.containers)
-
-
-def describe_outage(limiter: AimdLimiter, message: str, patience: float) -> str:
-    """What to display about a server that is unreachable."""
-    line = f"{limiter.url} does not answer ({message}); potstill retries, ever less often, for {patience:g} s"
-    if hint := server_errors.crash_hint(limiter.last_error):
-        line += f"\n          before that: {limiter.last_error}\n          {hint}"
-    return line
+def _drop_probabilities(chain: Chain, defect: str) -> Chain:
+    """The chain with its text only, which makes its targets hard, and with a defect."""
+    defects = tuple(sorted({*chain.defects, defect}))
+    return replace(chain, tokens=(), spans=(), candidates=(), semantics="none", defects=defects)

@@ -21,13 +21,13 @@ from typing import Any, Final, Literal
 
 from potstill.errors import UserError
 from potstill.records import END, Chain
-from potstill.teachers.openai_api import chain_reader, token_entries
+from potstill.teachers.openai_api import chain_reader
 from potstill.teachers.openai_api.client import Client
-from potstill.teachers.openai_api.rate_limit import backoff_seconds
-from potstill.teachers.openai_api.request import Capabilities, ServerSettings
+from potstill.teachers.openai_api.limits import backoff_seconds
+from potstill.teachers.openai_api.request import REQUEST_IDS, Capabilities, ServerSettings
 from potstill.teachers.openai_api.response import Choice, PromptToken
 from potstill.teachers.openai_api.server_errors import hint_for
-from potstill.teachers.openai_api.token_entries import ReaderContext, TokenEntry
+from potstill.teachers.openai_api.token_entries import Piece, ReaderContext, TokenEntry, read_entries
 
 ScoringMethod = Literal["prompt_logprobs", "echo"]
 SCORING_METHODS: Final[tuple[ScoringMethod, ...]] = ("prompt_logprobs", "echo")
@@ -37,23 +37,17 @@ LOCAL_HINT: Final = "score the chains with a local model (teacher.score.kind: lo
 CHECK_TOKENS: Final = 16  # tokens that the server writes and then scores, as a check
 
 
-def _cannot_score(where: str = "", found: str = "") -> UserError:
-    message = "the server does not score existing texts"
-    return UserError(message, code="E-teacher-cannot-score", where=where, found=found, hint=LOCAL_HINT)
-
-
 def build_scoring_request(
-    model: str, capabilities: Capabilities, prompt: str, text: str, *, k: int, method: ScoringMethod
+    model: str, capabilities: Capabilities, prompt: str, text: str, *, k: int, method: ScoringMethod | None
 ) -> dict[str, Any]:
-    """The body of a request to /completions that scores `text` after `prompt`, with k alternatives per token.
+    """The body of a request to /completions that scores `text` after `prompt`, with k alternatives per token. method:
+    None scores nothing.
 
     The temperature is 1, at which tempered log-probabilities equal raw ones.
     """
     body: dict[str, Any] = {"model": model, "prompt": prompt + text, "max_tokens": 1, "temperature": 1.0}
-    body |= {"logprobs": k, "seed": 0, "top_p": 1.0}
-    if capabilities.ids:
-        body |= {"return_token_ids": True, "return_tokens_as_token_ids": True}
-    return body | ({"echo": True} if method == "echo" else {"prompt_logprobs": k})
+    body |= {"logprobs": k, "seed": 0, "top_p": 1.0} | (REQUEST_IDS if capabilities.ids else {})
+    return body | ({"echo": True} if method == "echo" else {"prompt_logprobs": k} if method else {})
 
 
 def read_scored_chain(choice: Choice, prompt: str, text: str, context: ReaderContext) -> Chain:
@@ -82,18 +76,15 @@ def read_scored_chain(choice: Choice, prompt: str, text: str, context: ReaderCon
         elif start < border < end:
             defects.add("a token across the border")
     if not tokens:
-        raise UserError(
-            "the server's tokens do not fit the text",
-            code="E-teacher-wrong-tokenizer",
-            found=request_text[:80],
-            hint="set teacher.server.tokenizer to the tokenizer of the served model",
-        )
+        hint, found = "set teacher.server.tokenizer to the tokenizer of the served model", request_text[:80]
+        what = "the server's tokens do not fit the text"
+        raise UserError(what, code="E-teacher-wrong-tokenizer", found=found, hint=hint)
     if after is not None and any(piece is END for piece, _, _ in (*after.alternatives, (after.piece, 0, 0.0))):
         outcomes = ((piece, value) for piece, _, value in after.alternatives if piece and value is not None)
-        candidates.append(tuple((piece, round(min(value, 0.0), 6) + 0.0) for piece, value in outcomes))
+        candidates.append(tuple((piece, chain_reader.round_logprob(value)) for piece, value in outcomes))
     if not candidates[-1]:
         candidates.pop()
-    defects.discard("log-probability hidden")  # the first token of the prompt never has one
+    defects.discard(chain_reader.DEFECT_HIDDEN)  # the first token of the prompt never has a log-probability
     return replace(
         chain,
         content=content,
@@ -106,94 +97,146 @@ def read_scored_chain(choice: Choice, prompt: str, text: str, context: ReaderCon
     )
 
 
-def score_all(
-    runner: asyncio.Runner,
-    client: Client,
+def _read_prompt_entries(choice: Choice, request_text: str, context: ReaderContext) -> list[TokenEntry]:
+    """An entry for every token of the request's text, and that of the further token."""
+    if choice.prompt_logprobs is None or (choice.text or "").startswith(request_text):
+        return read_entries(choice, context)
+    entries, ids = [], choice.prompt_token_ids
+    for position, table in enumerate(choice.prompt_logprobs):
+        # Entries are named by ids: a decoded string may begin with bytes of the token before.
+        name = str(ids[position]) if ids and position < len(ids) else next(iter(table or {}), "")
+        alternatives = {
+            other: (_read_prompt_piece(other, row, position, context), other, row.logprob)
+            for other, row in (table or {}).items()
+        }
+        piece, _, logprob = alternatives.get(name, (None, name, None))
+        if piece is None and context.lookup is not None and name:
+            piece = context.lookup(int(name), position)
+        entries.append(TokenEntry(piece, name, logprob, list(alternatives.values())))
+    if entries and not entries[0].piece:  # the first token is not described; it ends where the second begins
+        second = next((entry.piece for entry in entries[1:] if isinstance(entry.piece, bytes)), b"")
+        data = request_text.encode()
+        entries[0] = entries[0]._replace(piece=data[: data.find(second)] or None)
+    return [*entries, *(read_entries(choice, context) or [TokenEntry(None, "", None, ())])]
+
+
+def _read_prompt_piece(name: str, row: PromptToken, position: int, context: ReaderContext) -> Piece:
+    if context.lookup is not None:
+        return context.lookup(int(name), position)
+    if row.decoded_token in context.end_names:
+        return END
+    text = row.decoded_token or ""
+    return text.encode("utf-8", "replace") if "�" not in text else None
+
+
+def score_texts(
     settings: ServerSettings,
     capabilities: Capabilities,
     context: ReaderContext,
     rows: Iterable[tuple[str, Chain]],
-    method: ScoringMethod | None,
+    *,
+    method: ScoringMethod | None = None,
 ) -> Iterator[Chain]:
-    """The chains of (prompt, chain), scored, in their order, with `settings.concurrency` requests in flight.
+    """Existing chains with the server's log-probabilities, in the order of `rows`: (prompt as the model sees it, chain).
+    A chain keeps its key and how it stopped; `settings.concurrency` requests are in flight.
 
-    A chain keeps its key and how it stopped. method: None finds it with the first row.
+    method  how the server scores; None finds it with the first row
+    Raises UserError if the server cannot score, or does not answer.
     """
     pending: deque[asyncio.Task[Chain]] = deque()
-    try:
-        for prompt, chain in rows:
-            if method is None:
-                method = runner.run(_find_method(client, settings, capabilities, context, prompt, chain))
-            scoring = _score_one(client, settings, capabilities, context, prompt, chain, method)
-            pending.append(runner.get_loop().create_task(scoring))
-            if len(pending) >= settings.concurrency:
+    with asyncio.Runner() as runner:
+        client = Client(settings)
+        scorer = _Scorer(client, settings, capabilities, context)
+        try:
+            for prompt, chain in rows:
+                if method is None:
+                    method = runner.run(scorer.find_method(prompt, chain))
+                pending.append(runner.get_loop().create_task(scorer.score(prompt, chain, method)))
+                if len(pending) >= settings.concurrency:
+                    yield runner.run(_result_of(pending.popleft()))
+            while pending:
                 yield runner.run(_result_of(pending.popleft()))
-        while pending:
-            yield runner.run(_result_of(pending.popleft()))
-    finally:
-        for task in pending:
-            task.cancel()
+        finally:
+            for task in pending:
+                task.cancel()
+            runner.run(client.close())
 
 
 async def _result_of(task: asyncio.Task[Chain]) -> Chain:
     return await task
 
 
-async def _find_method(
-    client: Client,
-    settings: ServerSettings,
-    capabilities: Capabilities,
-    context: ReaderContext,
-    prompt: str,
-    chain: Chain,
-) -> ScoringMethod:
-    """The first method that works, tried with one chain. Raises UserError if none does."""
-    error = _cannot_score(settings.urls[0])
-    for method in SCORING_METHODS:
-        try:
-            await _score_one(client, settings, capabilities, context, prompt, chain, method)
-            await _check_consistency(client, settings, capabilities, context, prompt, method)
-        except UserError as failure:
-            if failure.code not in (CANNOT_SCORE, INCONSISTENT_SCORES):
-                raise
-            error = failure if failure.code == INCONSISTENT_SCORES else error
-        else:
-            return method
-    raise error
+class _Scorer:
+    def __init__(
+        self, client: Client, settings: ServerSettings, capabilities: Capabilities, context: ReaderContext
+    ) -> None:
+        self.client, self.settings, self.capabilities, self.context = client, settings, capabilities, context
 
+    async def find_method(self, prompt: str, chain: Chain) -> ScoringMethod:
+        """The first method that works, tried with one chain. Raises UserError if none does."""
+        error = _cannot_score(self.settings.urls[0])
+        for method in SCORING_METHODS:
+            try:
+                await self.score(prompt, chain, method)
+                await self._check_consistency(prompt, method)
+            except UserError as failure:
+                if failure.code not in (CANNOT_SCORE, INCONSISTENT_SCORES):
+                    raise
+                error = failure if failure.code == INCONSISTENT_SCORES else error
+            else:
+                return method
+        raise error
 
-async def _check_consistency(
-    client: Client,
-    settings: ServerSettings,
-    capabilities: Capabilities,
-    context: ReaderContext,
-    prompt: str,
-    method: ScoringMethod,
-) -> None:
-    """Let the server write a short text and score it. Raises UserError if the log-probabilities differ.
+    async def _check_consistency(self, prompt: str, method: ScoringMethod) -> None:
+        """Let the server write a short text and score it. Raises UserError if the log-probabilities differ.
 
-    For models without a token for the beginning, llama-cpp-python's `echo` gives each token the values of the next.
-    """
-    body = build_scoring_request(settings.model, capabilities, prompt, "", k=settings.top_logprobs, method="echo")
-    del body["echo"]
-    reply = await client.send(settings.urls[0], body | {"max_tokens": CHECK_TOKENS}, "/completions")
-    if reply.body is None or not reply.body.choices:
-        return
-    written = replace(chain_reader.read_chain(reply.body.choices[0], "", 0, context), stop="length")
-    if not written.text:
-        return
-    scored = await _score_one(client, settings, capabilities, context, prompt, written, method)
-    before, after = _logprobs_by_span(written), _logprobs_by_span(scored)
-    shared = sorted(set(before) & set(after))
-    if sum(abs(before[span] - after[span]) > 0.1 + 0.1 * abs(before[span]) for span in shared) > len(shared) / 2:
-        pairs = ", ".join(f"{before[span]:.2f} and {after[span]:.2f}" for span in shared[:3])
-        raise UserError(
-            "the server scores its own text differently than it wrote it",
-            code="E-teacher-inconsistent-scores",
-            where=f"{settings.urls[0]}, {method}",
-            found=f"log-probabilities of its tokens when written and when scored: {pairs}, ...",
-            hint=LOCAL_HINT,
+        For models without a token for the beginning, llama-cpp-python's `echo` gives each token the values of the next.
+        """
+        body = self._build_body(prompt, "", None) | {"max_tokens": CHECK_TOKENS}
+        reply = await self.client.send(self.settings.urls[0], body, "/completions")
+        if reply.body is None or not reply.body.choices:
+            return
+        written = replace(chain_reader.read_chain(reply.body.choices[0], "", 0, self.context), stop="length")
+        if not written.text:
+            return
+        before = _logprobs_by_span(written)
+        after = _logprobs_by_span(await self.score(prompt, written, method))
+        shared = sorted(set(before) & set(after))
+        if sum(abs(before[span] - after[span]) > 0.1 + 0.1 * abs(before[span]) for span in shared) > len(shared) / 2:
+            pairs = ", ".join(f"{before[span]:.2f} and {after[span]:.2f}" for span in shared[:3])
+            raise UserError(
+                "the server scores its own text differently than it wrote it",
+                code="E-teacher-inconsistent-scores",
+                where=f"{self.settings.urls[0]}, {method}",
+                found=f"log-probabilities of its tokens when written and when scored: {pairs}, ...",
+                hint=LOCAL_HINT,
+            )
+
+    def _build_body(self, prompt: str, text: str, method: ScoringMethod | None) -> dict[str, Any]:
+        settings = self.settings
+        return build_scoring_request(
+            settings.model, self.capabilities, prompt, text, k=settings.top_logprobs, method=method
         )
+
+    async def score(self, prompt: str, chain: Chain, method: ScoringMethod) -> Chain:
+        settings, body = self.settings, self._build_body(prompt, chain.text, method)
+        rng, started, message = random.Random(settings.seed), time.monotonic(), ""
+        for tries in range(settings.max_tries):
+            reply = await self.client.send(settings.urls[tries % len(settings.urls)], body, "/completions")
+            if reply.body is not None and reply.body.choices:
+                scored = read_scored_chain(reply.body.choices[0], prompt, chain.text, self.context)
+                candidates = scored.candidates[: len(scored.tokens)] if chain.stop == "length" else scored.candidates
+                key = {"question": chain.question, "source": chain.source, "index": chain.index}
+                return replace(scored, candidates=candidates, stop=chain.stop, **key)
+            message = reply.message
+            if reply.outcome == "refused":
+                raise _cannot_score(settings.urls[0], message)
+            if reply.outcome == "stop" or reply.permanent or time.monotonic() - started > settings.patience:
+                break
+            self.client.warn(f"a request failed ({message}); potstill retries for {settings.patience:g} s")
+            await asyncio.sleep(reply.retry_after or backoff_seconds(tries, settings.first_backoff, rng))
+        what, hint = "the teacher does not answer", hint_for(message)
+        raise UserError(what, code="E-teacher-no-answer", where=settings.urls[0], found=message, hint=hint)
 
 
 def _logprobs_by_span(chain: Chain) -> dict[tuple[int, int], float]:
@@ -202,71 +245,6 @@ def _logprobs_by_span(chain: Chain) -> dict[tuple[int, int], float]:
     return {span: dict(step)[token] for token, span, step in steps if token in dict(step)}
 
 
-async def _score_one(
-    client: Client,
-    settings: ServerSettings,
-    capabilities: Capabilities,
-    context: ReaderContext,
-    prompt: str,
-    chain: Chain,
-    method: ScoringMethod,
-) -> Chain:
-    k = settings.top_logprobs
-    body = build_scoring_request(settings.model, capabilities, prompt, chain.text, k=k, method=method)
-    rng = random.Random(settings.seed)
-    message, started = "", time.monotonic()
-    for tries in range(settings.max_tries):
-        reply = await client.send(settings.urls[tries % len(settings.urls)], body, "/completions")
-        if reply.body is not None and reply.body.choices:
-            scored = read_scored_chain(reply.body.choices[0], prompt, chain.text, context)
-            candidates = scored.candidates[: len(scored.tokens)] if chain.stop == "length" else scored.candidates
-            key = {"question": chain.question, "source": chain.source, "index": chain.index}
-            return replace(scored, candidates=candidates, stop=chain.stop, **key)
-        message = reply.message
-        if reply.outcome == "refused":
-            raise _cannot_score(settings.urls[0], message)
-        if reply.outcome == "stop" or reply.permanent or time.monotonic() - started > settings.patience:
-            break
-        client.warn(f"a request failed ({message}); potstill retries for {settings.patience:g} s")
-        await asyncio.sleep(reply.retry_after or backoff_seconds(tries, settings.first_backoff, rng))
-    raise UserError(
-        "the teacher does not answer",
-        code="E-teacher-no-answer",
-        where=settings.urls[0],
-        found=message,
-        hint=hint_for(message),
-    )
-
-
-def _read_prompt_entries(choice: Choice, request_text: str, context: ReaderContext) -> list[TokenEntry]:
-    """An entry for every token of the request's text, and that of the further token."""
-    if choice.prompt_logprobs is None or (choice.text or "").startswith(request_text):
-        return token_entries.read_entries(choice, context)
-    entries, ids = [], choice.prompt_token_ids
-    for position, table in enumerate(choice.prompt_logprobs):
-        # Entries are named by ids: a decoded string may begin with bytes of the token before.
-        name = str(ids[position]) if ids and position < len(ids) else next(iter(table or {}), "")
-        alternatives = [
-            (_read_prompt_piece(other, row, position, context), other, row.logprob)
-            for other, row in (table or {}).items()
-        ]
-        piece = next((piece for piece, other, _ in alternatives if other == name), None)
-        if piece is None and context.lookup is not None and name:
-            piece = context.lookup(int(name), position)
-        logprob = next((value for _, other, value in alternatives if other == name), None)
-        entries.append(TokenEntry(piece, name, logprob, alternatives))
-    if entries and not entries[0].piece:  # the first token is not described; it ends where the second begins
-        second = next((entry.piece for entry in entries[1:] if isinstance(entry.piece, bytes)), b"")
-        end = request_text.encode().find(second)
-        entries[0] = entries[0]._replace(piece=request_text.encode()[:end] or None)
-    written = token_entries.read_entries(choice, context)
-    return [*entries, *(written or [TokenEntry(None, "", None, ())])]
-
-
-def _read_prompt_piece(name: str, row: PromptToken, position: int, context: ReaderContext) -> token_entries.Piece:
-    if context.lookup is not None:
-        return context.lookup(int(name), position)
-    if row.decoded_token in context.end_names:
-        return END
-    text = row.decoded_token or ""
-    return text.encode("utf-8", "replace") if "�" not in text else None
+def _cannot_score(where: str = "", found: str = "") -> UserError:
+    what = "the server does not score existing texts"
+    return UserError(what, code="E-teacher-cannot-score", where=where, found=found, hint=LOCAL_HINT)

@@ -15,7 +15,7 @@ import asyncio
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -24,17 +24,16 @@ from potstill import progress, tokenization
 from potstill.errors import UserError
 from potstill.recipe import Recipe, find_path, flatten_keys
 from potstill.records import Chain, Question
-from potstill.storage.segments import ChainKey, Shard
+from potstill.storage.segments import Shard
 from potstill.teachers.openai_api import capabilities as probing
-from potstill.teachers.openai_api import scoring
-from potstill.teachers.openai_api.batch_api import Batch, run_tag
-from potstill.teachers.openai_api.budget import Budget, forecast
+from potstill.teachers.openai_api.batch_api import Batch, FailedResults, run_tag
 from potstill.teachers.openai_api.client import Client, Reply, read_api_key
+from potstill.teachers.openai_api.limits import Budget, compute_cost, estimate_tokens
 from potstill.teachers.openai_api.request import Capabilities, ServerSettings, iter_requests
 from potstill.teachers.openai_api.scheduler import Scheduler
+from potstill.teachers.openai_api.scoring import score_texts
 from potstill.teachers.openai_api.token_entries import Piece, ReaderContext
-from potstill.teachers.protocol import PromptBuilder, SamplingState, Scorer, load_prompt_builder
-from potstill.teachers.usage import FirstChainsCheck, UsageMeter
+from potstill.teachers.protocol import PromptBuilder, SamplingState, Scorer, UsageMeter, load_prompt_builder
 
 FORECAST_SECONDS: Final = 60.0  # after this time the remaining time can be estimated
 FIXED_CAPABILITIES: Final = ("n", "whole", "bytes", "semantics", "left_out")  # chains of one run must agree on these
@@ -68,11 +67,11 @@ class OpenAITeacher(Scorer):
         self, questions: Sequence[Question], before: Mapping[str, Any] | None = None, usage: UsageMeter | None = None
     ) -> dict[str, Any]:
         settings = self.settings
-        found = self._probe(settings, questions[0], usage or UsageMeter())
-        row = dataclasses.asdict(found)
+        capabilities = self._probe(settings, questions[0], usage or UsageMeter())
+        row = dataclasses.asdict(capabilities)
         row = {name: list(value) if isinstance(value, tuple) else value for name, value in row.items()}
         if before is None:
-            progress.print_line(f"teacher   {probing.describe(settings, found)}", "dim")
+            progress.print_line(f"teacher   {probing.describe(settings, capabilities)}", "dim")
             return row
         changed = [f"{name}: {before[name]} -> {row[name]}" for name in FIXED_CAPABILITIES if before[name] != row[name]]
         if changed:
@@ -86,9 +85,8 @@ class OpenAITeacher(Scorer):
         return dict(before)
 
     def _probe(self, settings: ServerSettings, question: Question, usage: UsageMeter) -> Capabilities:
-        has_stop_strings, reasoning = bool(settings.stop), settings.reasoning
-        context = ReaderContext("probe", "unknown", _open_lookup(self.recipe), frozenset(), reasoning, has_stop_strings)
-        prompt = load_prompt_builder(self.recipe)(question)
+        context, prompt = self._context(settings, Capabilities(semantics="unknown")), self.prompt_builder()(question)
+        context = dataclasses.replace(context, source="probe")
 
         def charge(body: dict[str, Any], reply: Reply) -> None:
             usage.requests += 1
@@ -109,41 +107,40 @@ class OpenAITeacher(Scorer):
     def sample(self, questions: Sequence[Question], state: SamplingState | None = None) -> Iterator[list[Chain]]:
         state = state or SamplingState()
         server = state.server if state.server is not None else self.probe(questions, usage=state.usage)
-        settings = split_budget(self.settings, state.shard, state.usage.settled)
-        capabilities = parse_capabilities(server)
-        return sample(
-            settings,
-            capabilities,
-            self._context(settings, capabilities),
-            state.usage,
-            state.shard.of(questions),
-            load_prompt_builder(self.recipe),
-            state.stored,
-            state.right,
-            state.first_chains,
-        )
+        settings, capabilities = self._split_settings(state), parse_capabilities(server)
+        context = self._context(settings, capabilities)
+        return sample(settings, capabilities, context, state.shard.of(questions), self.prompt_builder(), state)
+
+    def _split_settings(self, state: SamplingState) -> ServerSettings:
+        return split_budget(self.settings, state.shard, state.usage.settled)
 
     def is_complete(self, questions: Sequence[Question], state: SamplingState) -> bool:
-        settings, build_prompt = self.settings, load_prompt_builder(self.recipe)
+        settings, build_prompt = self.settings, self.prompt_builder()
         requests = iter_requests(settings, settings.samples, questions, build_prompt, state.stored, state.right)
         return next(requests, None) is None
 
     def budget_error(self, questions: Sequence[Question], state: SamplingState) -> UserError | None:
-        settings = split_budget(self.settings, state.shard, state.usage.settled)
-        width, build_prompt = settings.samples_per_request, load_prompt_builder(self.recipe)
-        questions = state.shard.of(questions)
-        first = next(iter_requests(settings, width, questions, build_prompt, state.stored, state.right), None)
-        budget = Budget(settings, state.usage)
+        settings, questions = self._split_settings(state), state.shard.of(questions)
+        width, build_prompt = settings.samples_per_request, self.prompt_builder()
+        requests = iter_requests(settings, width, questions, build_prompt, state.stored, state.right)
+        first, budget = next(requests, None), Budget(settings, state.usage)
         probe_cost = probing.PROBE_REQUESTS, probing.PROBE_MAX_TOKENS
         if first is None or budget.allows_probe(first.prompt, len(first.indices), *probe_cost):
             return None
         return budget.spent_error()
 
-    def open_batch(self, questions: Sequence[Question], server: Mapping[str, Any], identity: Any) -> Batch:
-        """What writing and reading batch files needs. identity: what determines the chains of the run, as JSON."""
+    def open_batch(
+        self,
+        questions: Sequence[Question],
+        server: Mapping[str, Any],
+        identity: Any,
+        failed: Iterable[Mapping[str, Any]],
+        usage: UsageMeter,
+    ) -> Batch:
         settings, capabilities = self.settings, parse_capabilities(server)
-        context, build_prompt = self._context(settings, capabilities), load_prompt_builder(self.recipe)
-        return Batch(run_tag(identity, server), settings, capabilities, context, questions, build_prompt)
+        context, tag = self._context(settings, capabilities), run_tag(identity, server)
+        failed_results = FailedResults.from_rows(failed)
+        return Batch(tag, settings, capabilities, context, questions, self.prompt_builder(), failed_results, usage)
 
     def _context(self, settings: ServerSettings, capabilities: Capabilities) -> ReaderContext:
         return ReaderContext(
@@ -158,7 +155,7 @@ class OpenAITeacher(Scorer):
     # --- scoring
 
     def score(self, questions: Sequence[Question], batches: Iterable[list[Chain]]) -> Iterator[list[Chain]]:
-        settings, build_prompt = self.settings, load_prompt_builder(self.recipe)
+        settings, build_prompt = self.settings, self.prompt_builder()
         by_id = {question.id: question for question in questions}
         capabilities, sizes = self._probe(settings, questions[0], UsageMeter()), deque[int]()
         context = ReaderContext("scored", "raw", _open_lookup(self.recipe), frozenset(capabilities.ends))
@@ -182,14 +179,11 @@ class OpenAITeacher(Scorer):
 
     def input_files(self) -> dict[str, str]:
         tokenizer = self.recipe.teacher.server.tokenizer
-        files = {} if tokenizer is None else {"teacher.server.tokenizer": tokenizer}
-        return {**super().input_files(), **files}
+        return super().input_files() | ({} if tokenizer is None else {"teacher.server.tokenizer": tokenizer})
 
     def inputs(self) -> dict[str, str]:
-        inputs = super().inputs()
-        if self.recipe.teacher.server.tokenizer is not None:
-            inputs["version of tokenizers"] = str(tokenization.VERSION)
-        return inputs
+        has_tokenizer = self.recipe.teacher.server.tokenizer is not None
+        return super().inputs() | ({"version of tokenizers": str(tokenization.VERSION)} if has_tokenizer else {})
 
     def free_keys(self) -> set[str]:
         """Where a server is and how many requests it gets at once change no chain; its other keys do."""
@@ -200,7 +194,7 @@ class OpenAITeacher(Scorer):
 
     def checks(self, *, weights: bool = True) -> Iterator[Callable[[], object]]:
         if not self.as_scorer:
-            yield lambda: load_prompt_builder(self.recipe)
+            yield self.prompt_builder
         yield self._check_server
 
     def _check_server(self) -> None:
@@ -211,32 +205,33 @@ class OpenAITeacher(Scorer):
     def forecast(self, questions: Sequence[Question]) -> list[str]:
         teacher = self.recipe.teacher
         if teacher.prompt is not None and self.find_path_or_none(teacher.prompt, "teacher.prompt") is None:
-            return [
-                f"teacher           openai: {teacher.prompt} does not exist; the run would stop at the stage sample"
-            ]
-        build_prompt, budget = load_prompt_builder(self.recipe), teacher.budget
-        work = forecast(self.settings, [build_prompt(question) for question in questions])
-        stores = (
-            f"{teacher.top_logprobs} log-probabilities per token" if teacher.top_logprobs else "texts: hard targets"
-        )
+            return [f"teacher           openai: {teacher.prompt} does not exist; the run would stop at the stage sample"]
+        build_prompt, budget, settings = self.prompt_builder(), teacher.budget, self.settings
+        chains = len(questions) * teacher.samples
+        requests = -(-settings.samples // settings.samples_per_request)  # per question
+        prompt_tokens = round(sum(estimate_tokens(build_prompt(question)) for question in questions) * requests)
+        written = chains * teacher.max_tokens
+        stores = f"{teacher.top_logprobs} log-probabilities per token"
         lines = [
             f"teacher           openai: {teacher.model} at {', '.join(teacher.server.urls)} (not contacted yet)",
-            f"  requests        {work.questions} questions x {teacher.samples} = {work.chains} chains"
-            f" in {work.requests} requests, if n is honoured",
-            f"  tokens          about {work.prompt_tokens} in prompts, at most {work.completion_tokens} in answers",
-            f"  stores          {stores}, temperature {teacher.temperature}",
+            f"  requests        {len(questions)} questions x {teacher.samples} = {chains} chains"
+            f" in {len(questions) * requests} requests, if n is honoured",
+            f"  tokens          about {prompt_tokens} in prompts, at most {written} in answers",
+            f"  stores          {stores if teacher.top_logprobs else 'texts: hard targets'}, temperature"
+            f" {teacher.temperature}",
         ]
         prices = budget.prices
         if prices.prompt or prices.completion:
-            per_million = f"at {prices.prompt:g} and {prices.completion:g}"
-            lines.append(f"  cost            at most about {work.money:.2f}, {per_million} per million tokens")
+            money = compute_cost(settings, prompt_tokens, written)
+            per_million = f"at {prices.prompt:g} and {prices.completion:g} per million tokens"
+            lines.append(f"  cost            at most about {money:.2f}, {per_million}")
         if budget.tokens or budget.money:
             limits = [f"{budget.tokens} tokens"] if budget.tokens else []
             limits += [f"{budget.money:g} in money"] if budget.money else []
             lines.append(f"  budget          {', '.join(limits)}")
         return [*lines, "  time            estimated after the first minute of sampling"]
 
-    def prompt_builder(self) -> PromptBuilder | None:
+    def prompt_builder(self) -> PromptBuilder:
         return load_prompt_builder(self.recipe)
 
     def report_notes(self) -> list[str]:
@@ -246,8 +241,6 @@ class OpenAITeacher(Scorer):
 def settings_from_recipe(recipe: Recipe, model: str | None = None, source: str = "openai") -> ServerSettings:
     """The settings of a recipe's server. model: replaces `teacher.model`. Raises UserError for an invalid address."""
     teacher, server, budget = recipe.teacher, recipe.teacher.server, recipe.teacher.budget
-    model = model or teacher.model
-    assert model is not None
     for url in server.urls:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
@@ -258,32 +251,20 @@ def settings_from_recipe(recipe: Recipe, model: str | None = None, source: str =
                 found="an address with a name and a password" if parts.password else url,
                 hint="write http://HOST:PORT/v1; the key comes from the environment (teacher.server.key)",
             )
-    return ServerSettings(
-        model=model,
-        urls=tuple(url.rstrip("/") for url in server.urls),
-        api=server.api,
-        key=server.key,
-        samples=teacher.samples,
-        temperature=teacher.temperature,
-        max_tokens=teacher.max_tokens,
-        top_logprobs=teacher.top_logprobs,
-        seed=recipe.seed,
-        source=source,
-        system=server.system,
-        stop=tuple(server.stop),
-        samples_per_request=server.samples_per_request,
-        enough=teacher.enough,
-        reasoning=server.reasoning,
-        extra=server.extra,
-        concurrency=server.concurrency,
-        timeout=server.timeout,
-        patience=server.patience,
-        refused=server.refused,
-        budget_tokens=budget.tokens,
-        budget_money=budget.money,
-        prices=(budget.prices.prompt, budget.prices.completion),
-        spent=budget.spent,
-    )
+    names = [field.name for field in dataclasses.fields(ServerSettings)]
+    sections = (teacher, server, budget)
+    values = {name: getattr(section, name) for section in sections for name in names if hasattr(section, name)}
+    values |= {
+        "model": model or teacher.model,
+        "urls": tuple(url.rstrip("/") for url in server.urls),
+        "stop": tuple(server.stop),
+        "seed": recipe.seed,
+        "source": source,
+        "budget_tokens": budget.tokens,
+        "budget_money": budget.money,
+        "prices": (budget.prices.prompt, budget.prices.completion),
+    }
+    return ServerSettings(**values)
 
 
 def split_budget(
@@ -317,19 +298,14 @@ def sample(
     settings: ServerSettings,
     capabilities: Capabilities,
     context: ReaderContext,
-    usage: UsageMeter,
     questions: Sequence[Question],
     build_prompt: PromptBuilder,
-    stored: Container[ChainKey] = (),
-    right: Mapping[str, int] | None = None,
-    first_chains: FirstChainsCheck | None = None,
+    state: SamplingState,
 ) -> Iterator[list[Chain]]:
     """The chains of any server, as they arrive. The event loop runs only while the caller waits for a batch."""
+    usage = state.usage
     with asyncio.Runner() as runner:
-        client = Client(settings)
-        scheduler = Scheduler(
-            client, settings, capabilities, context, usage, questions, build_prompt, stored, right or {}, first_chains
-        )
+        scheduler = Scheduler(Client(settings), settings, capabilities, context, questions, build_prompt, state)
         started, has_forecast = time.monotonic(), False
         try:
             while runner.run(scheduler.wait()):
@@ -340,12 +316,7 @@ def sample(
             if usage.refused:
                 progress.print_line(f"the teacher refused {len(usage.refused)} questions, which are skipped", "yellow")
         finally:
-            runner.run(_close(scheduler, client))
-
-
-async def _close(scheduler: Scheduler, client: Client) -> None:
-    await scheduler.close()
-    await client.close()
+            runner.run(scheduler.close())
 
 
 def _time_left_line(settings: ServerSettings, usage: UsageMeter, questions: int) -> str:
@@ -354,24 +325,3 @@ def _time_left_line(settings: ServerSettings, usage: UsageMeter, questions: int)
     minutes = left / max(rate, 1e-9) / 60
     money = f", remaining cost {usage.money / max(usage.chains, 1) * left:.2f}" if usage.money else ""
     return f"after the first minute: {rate:.1f} chains/s, about {minutes:.0f} min left{money}"
-
-
-def score_texts(
-    settings: ServerSettings,
-    capabilities: Capabilities,
-    context: ReaderContext,
-    rows: Iterable[tuple[str, Chain]],
-    *,
-    method: scoring.ScoringMethod | None = None,
-) -> Iterator[Chain]:
-    """Existing chains with the server's log-probabilities, in the order of `rows`: (prompt as the model sees it, chain).
-
-    method  how the server scores; None finds it with the first row
-    Raises UserError if the server cannot score, or does not answer.
-    """
-    with asyncio.Runner() as runner:
-        client = Client(settings)
-        try:
-            yield from scoring.score_all(runner, client, settings, capabilities, context, rows, method)
-        finally:
-            runner.run(client.close())

@@ -1,9 +1,5 @@
 """Token entries: what a server states about each token of a text, and which bytes of the text each entry describes.
 
->>> logprobs = Logprobs(tokens=[" 4", "token_id:17"], token_logprobs=[-0.1, -0.2])
->>> read_entries(Choice(text=" 4", logprobs=logprobs), ReaderContext("teacher", "raw"))[1]
-TokenEntry(piece=b'', name=17, logprob=-0.2, alternatives=[])
-
 `match_text` and `match_parts` find the entries of a text. A server may hide or change the thought of a model and still
 list its log-probabilities; these must not be assigned to the words of the answer.
 
@@ -32,14 +28,17 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, Literal, NamedTuple
 
-from potstill.records import END, End, Semantics, token_spans
-from potstill.teachers.openai_api.response import Choice, Logprobs, TokenOutcome, token_bytes
+from potstill.records import END, End, Semantics
+from potstill.teachers.openai_api.response import Choice, Logprobs, TokenLogprobs, TokenOutcome, token_bytes
 
 LearntPart = Literal["both", "reasoning", "answer"]
 # None: another special token, or unknown bytes; empty: a token that holds only a part of a character
 Piece = bytes | End | None
 MAX_GAP_BYTES: Final = 64  # bytes without an entry that may precede a token
 REPLACEMENT: Final = "�".encode()
+DEFECT_BEYOND_TEXT: Final = "tokens beyond the text"
+DEFECT_ENTRIES_MISSING: Final = "entries missing"
+DEFECT_BYTES_UNKNOWN: Final = "bytes unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,61 +74,47 @@ def read_entries(choice: Choice, context: ReaderContext) -> list[TokenEntry]:
     logprobs = choice.logprobs
     if logprobs is None:
         return []
-    if logprobs.content is not None:
-        return [_read_entry(entry, position, context) for position, entry in enumerate(logprobs.content)]
-    return _read_parallel_lists(logprobs, context)
+    outcomes = logprobs.content if logprobs.content is not None else _join_lists(logprobs)
+    return [_read_entry(outcome, position, context) for position, outcome in enumerate(outcomes)]
 
 
-def _read_entry(entry: TokenOutcome, position: int, context: ReaderContext) -> TokenEntry:
+def _join_lists(logprobs: Logprobs) -> list[TokenLogprobs]:
+    """The parallel lists of legacy completions as one list."""
+    tokens, values, tables = logprobs.tokens or [], logprobs.token_logprobs or [], logprobs.top_logprobs or []
+    missing = [None] * len(tokens)
+    outcomes = []
+    for token, value, table in zip(tokens, [*values, *missing], [*tables, *missing], strict=False):
+        alternatives = [TokenOutcome(name, logprob) for name, logprob in (table or {}).items()]
+        outcomes.append(TokenLogprobs(token or "", value, top_logprobs=alternatives))
+    return outcomes
+
+
+def _read_entry(outcome: TokenLogprobs, position: int, context: ReaderContext) -> TokenEntry:
     alternatives = [
-        (
-            _read_piece(outcome.token, token_bytes(outcome), outcome.id, position, context),
-            _name_of(outcome),
-            outcome.logprob,
-        )
-        for outcome in getattr(entry, "top_logprobs", None) or ()
+        (_read_piece(other, position, context), _name_of(other), other.logprob) for other in outcome.top_logprobs or ()
     ]
-    name, piece = _name_of(entry), _read_piece(entry.token, token_bytes(entry), entry.id, position, context)
+    piece, name = _read_piece(outcome, position, context), _name_of(outcome)
     if isinstance(name, int) and context.lookup is None:
         # The bytes of an entry may include those of omitted entries; as an alternative the token has only its own.
         piece = next((other for other, other_name, _ in alternatives if other_name == name), piece)
-    return TokenEntry(piece, name, entry.logprob, alternatives)
-
-
-def _read_parallel_lists(logprobs: Logprobs, context: ReaderContext) -> list[TokenEntry]:
-    values, tables = logprobs.token_logprobs or [], logprobs.top_logprobs or []
-    entries = []
-    for position, token in enumerate(logprobs.tokens or []):
-        table = (tables[position] if position < len(tables) else None) or {}
-        entries.append(
-            TokenEntry(
-                _read_piece(token or "", None, None, position, context),
-                _parse_token_id(token or ""),
-                values[position] if position < len(values) else None,
-                [
-                    (_read_piece(other, None, None, position, context), _parse_token_id(other), value)
-                    for other, value in table.items()
-                ],
-            )
-        )
-    return entries
+    return TokenEntry(piece, name, outcome.logprob, alternatives)
 
 
 def _name_of(outcome: TokenOutcome) -> int | str:
-    return outcome.id if outcome.id is not None else _parse_token_id(outcome.token)
-
-
-def _parse_token_id(token: str) -> int | str:
-    """17 for `token_id:17`, which vLLM writes if asked for ids; any other string unchanged."""
+    """The id of a token, also if its string is `token_id:17`, which vLLM writes if ids are requested; else its string."""
+    token = outcome.token
+    if outcome.id is not None:
+        return outcome.id
     digits = token[9:19] if token.startswith("token_id:") else ""
     return int(digits) if len(token) < 20 and digits.isascii() and digits.isdecimal() else token
 
 
-def _read_piece(token: str, data: bytes | None, token_id: int | None, position: int, context: ReaderContext) -> Piece:
-    if token_id is None and isinstance(parsed := _parse_token_id(token), int):
-        token_id, token = parsed, ""
-    if token_id is not None and context.lookup is not None:
-        return context.lookup(token_id, position)
+def _read_piece(outcome: TokenOutcome, position: int, context: ReaderContext) -> Piece:
+    name, token, data = _name_of(outcome), outcome.token, token_bytes(outcome)
+    if isinstance(name, int):
+        if context.lookup is not None:
+            return context.lookup(name, position)
+        token = token if outcome.id is not None else ""
     if token in context.end_names:
         return END
     if data and (data != REPLACEMENT or "�" not in token):
@@ -222,17 +207,9 @@ class TokenSpan(NamedTuple):
     prefix: bytes = b""
 
 
-def consecutive_spans(pieces: Sequence[bytes]) -> list[TokenSpan | None]:
-    """The spans of tokens that together are exactly the text."""
-    return [TokenSpan(start, end) for start, end in token_spans(pieces)]
-
-
-def locate_tokens(
-    text: str, pieces: Sequence[bytes | End | None], defects: set[str]
-) -> tuple[bytes, list[TokenSpan | None]]:
+def locate_tokens(text: str, pieces: Sequence[Piece], defects: set[str]) -> tuple[bytes, list[TokenSpan | None]]:
     """The content, and the span of each piece in it; None for a piece whose bytes or position are unknown.
 
-    pieces   see `Piece`
     defects  gains the defects of the text, see `chain_reader.read_chain`
 
     The content is the text, except that a byte which a piece knows replaces U+FFFD.
@@ -253,8 +230,7 @@ class _TokenLocator:
     shows how many bytes lie between."""
 
     def __init__(self, text: bytes, count: int, defects: set[str]) -> None:
-        self.text, self.position = text, 0
-        self.content = bytearray()
+        self.text, self.position, self.content = text, 0, bytearray()
         self.spans: list[TokenSpan | None] = [None] * count
         self.pending: list[int] = []
         self.only_partial = True  # the pending tokens are all parts of one character
@@ -276,11 +252,9 @@ class _TokenLocator:
             if not rest and not _is_utf8(piece):  # the text ends inside a character, which a string cannot show
                 self._assign(index, piece, 0)
                 return True
-            if piece.startswith(rest):  # a stop string cut the text here
-                self.defects.add("tokens beyond the text")
-                return False
-            self.defects.add("entries missing")
-            return True
+            is_cut = piece.startswith(rest)  # a stop string cut the text here
+            self.defects.add(DEFECT_BEYOND_TEXT if is_cut else DEFECT_ENTRIES_MISSING)
+            return not is_cut
         self._settle_pending(start)
         self._assign(index, piece, len(piece))
         return True
@@ -314,19 +288,17 @@ class _TokenLocator:
                 prefix = _unfinished_bytes(self.text[start : self.position])
                 self._assign(index, self.text[self.position : self.position + 1], 1, prefix)
         elif self.pending:
-            self.defects.add("bytes unknown")
+            self.defects.add(DEFECT_BYTES_UNKNOWN)
         elif gap:
-            self.defects.add("entries missing")
+            self.defects.add(DEFECT_ENTRIES_MISSING)
         self._clear_pending()
         self._copy_until(end)
 
     def finish(self) -> None:
-        if self.pending or self.position < len(self.text):
-            if "tokens beyond the text" in self.defects:
-                self._clear_pending()
-                self._copy_until(len(self.text))
-            else:
-                self._settle_pending(len(self.text))
+        if DEFECT_BEYOND_TEXT in self.defects:
+            self._copy_until(len(self.text))
+        elif self.pending or self.position < len(self.text):
+            self._settle_pending(len(self.text))
 
     def _clear_pending(self) -> None:
         self.pending.clear()
@@ -345,11 +317,7 @@ class _TokenLocator:
 
 
 def _is_utf8(piece: bytes) -> bool:
-    try:
-        piece.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+    return piece.decode("utf-8", "ignore").encode() == piece
 
 
 def _unfinished_bytes(piece: bytes) -> bytes:

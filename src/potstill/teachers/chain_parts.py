@@ -1,0 +1,190 @@
+"""The part of a model's text that becomes a chain: its thought, its answer or both, up to the end of the answer.
+
+A reasoning model writes its thought between tags or into a field of its own:
+
+    >>> text = "<think>1 + 1 = 2</think>\\nThe answer is 2"
+    >>> chain = Chain.from_text("q", 0, text, source="teacher")
+    >>> select_parts(chain, split_tags(text), "both")[0].text
+    '1 + 1 = 2\\nThe answer is 2'
+
+A chain ends after its answer sentence, as in Fu et al. 2023:
+
+    >>> chain = Chain.from_tokens(
+    ...     "q1", 0, [b"The answer is", b" 4", b"\\n", b"Q"],
+    ...     [[(b"The answer is", -0.1)], [(b" 4", -0.2)], [(b"\\n", -0.3), (END, -1.6), (b".", -3.0)], [(b"Q", -0.4)]])
+    >>> truncated = truncate_at_answer(chain)
+    >>> truncated.text, truncated.stop, len(truncated.tokens)
+    ('The answer is 4', 'cut', 2)
+    >>> [(piece, round(logprob, 2)) for piece, logprob in truncated.candidates[-1]]    # exp(-0.3) + exp(-1.6) = exp(-0.06)
+    [(END, -0.06), (b'.', -3.0)]
+
+The newline that ends the answer line corresponds to END for a student:
+- If a token begins with the newline, its position becomes the last one of the chain. END there stands for every
+  candidate that begins with a newline and for the model's own END; their probabilities are added.
+- If a token contains text before the newline (".\\n"), the token and its candidates keep only that text. Candidates that
+  become equal are merged. The model did not predict the token after that text, so such a chain has no last position.
+All earlier positions keep their candidates.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+from potstill import prompts
+from potstill.alignment.rewrite import merge_candidates
+from potstill.records import END, Candidate, Chain, End
+
+DECIMALS: Final = 6  # of a log-probability, as engines give them
+# Tags as models write them; gpt-oss writes channels, of which `final` is the answer.
+_TAG: Final = re.compile(
+    r"<(?P<xml_end>/?)(?:think|thinking|thought|thoughts|reasoning|seed:think)>|\[(?P<bracket_end>/?)THINK\]"
+    r"|◁(?P<triangle_end>/?)think▷|<\|(?P<begin_or_end>begin|end)_of_thought\|>"
+    r"|(?:<\|start\|>assistant)?<\|channel\|>(?P<channel>\w+)[^<]*<\|message\|>|<\|(?P<channel_end>end|return|call)\|>",
+    re.IGNORECASE,
+)
+
+
+class TextPart(NamedTuple):
+    """The bytes from start to end of a text, which are the answer or else a thought."""
+
+    start: int
+    end: int
+    is_answer: bool
+
+
+TextParts = list[TextPart]
+
+
+def split_tags(text: str) -> TextParts:
+    """The thoughts of a text, and its answer, which follows the last of them; empty for a text without tags.
+
+    Some templates open the thought themselves, so a closing tag needs no opening one. After a thought that is not
+    closed the answer is empty.
+    """
+    if "<" not in text and "[" not in text and "◁" not in text:
+        return []
+    tags = [tag for tag in _TAG.finditer(text) if tag["channel_end"] is None]
+    if not tags:
+        return []
+    thoughts, position, thinking = [], 0, not _opens_thought(tags[0])
+    for tag in tags:
+        if thoughts or (thinking and (tag["channel"] is not None or not _opens_thought(tag))):
+            thoughts.append((position, tag.start()))  # text between two thoughts is a thought as well
+        thinking, position = _opens_thought(tag), tag.end()
+    end = next((tag.start() for tag in _TAG.finditer(text, position) if tag["channel_end"]), len(text))
+    answer = (position, end)
+    if thinking:
+        thoughts.append((position, end))
+        answer = (len(text), len(text))
+    parts = [_strip_part(text, start, end, False) for start, end in thoughts]
+    return [*parts, _strip_part(text, answer[0], answer[1], True)]
+
+
+def _opens_thought(tag: re.Match[str]) -> bool:
+    if tag["channel"] is not None:
+        return tag["channel"].lower() != "final"
+    if tag["begin_or_end"] is not None:
+        return tag["begin_or_end"].lower() == "begin"
+    return not (tag["xml_end"] or tag["bracket_end"] or tag["triangle_end"])
+
+
+def _strip_part(text: str, start: int, end: int, is_answer: bool) -> TextPart:
+    inner = _TAG.sub(lambda tag: " " * len(tag[0]), text[start:end])  # the end tag of a channel is not part of its text
+    start += len(inner) - len(inner.lstrip())
+    end = start + len(inner.strip())
+    first_byte = len(text[:start].encode("utf-8", "replace"))
+    return TextPart(first_byte, first_byte + len(text[start:end].encode("utf-8", "replace")), is_answer)
+
+
+def join_fields(thought: str, answer: str) -> tuple[str, TextParts]:
+    """One text of a thought and an answer from separate fields, and its parts."""
+    text = f"{thought}\n{answer}"
+    return text, [_strip_part(text, 0, len(thought), False), _strip_part(text, len(thought) + 1, len(text), True)]
+
+
+def is_learnt(part: TextPart, learnt: str) -> bool:
+    return learnt == "both" or part.is_answer == (learnt == "answer")
+
+
+def select_parts(chain: Chain, parts: TextParts, learnt: str) -> tuple[Chain, int]:
+    """The chain of the learnt parts (both, reasoning, or answer), with a newline between them, and the byte at which
+    its answer begins (its length if it has none).
+
+    A token outside all parts is dropped. The last position is kept only if the last part ends where the text ends.
+    """
+    chosen = [part for part in parts if is_learnt(part, learnt)]
+    slices = [(_slice(chain, part), part) for part in chosen if part.start < part.end]
+    selected, answer_start = join_parts(chain, slices)
+    if len(chain.candidates) > len(chain.tokens) and chosen and chosen[-1].end == len(chain.content):
+        selected = replace(selected, candidates=(*selected.candidates, chain.candidates[-1]))
+    return selected, answer_start
+
+
+def _slice(chain: Chain, part: TextPart) -> Chain:
+    rows = [row for row, (first, last) in enumerate(chain.spans) if part.start <= first and last <= part.end]
+    return replace(
+        chain,
+        content=chain.content[part.start : part.end],
+        tokens=tuple(chain.tokens[row] for row in rows),
+        spans=tuple((chain.spans[row][0] - part.start, chain.spans[row][1] - part.start) for row in rows),
+        candidates=tuple(chain.candidates[row] for row in rows) if chain.candidates else (),
+    )
+
+
+def join_parts(base: Chain, parts: Iterable[tuple[Chain, TextPart]]) -> tuple[Chain, int]:
+    """The chains of some parts as one, with a newline between them, and the byte at which its answer begins (its length
+    if it has none). base: the chain whose other fields it gets."""
+    content, answer_start = b"", -1
+    tokens, spans, candidates = [], [], []
+    for chain, part in parts:
+        content += b"\n" if content else b""
+        answer_start = len(content) if part.is_answer and answer_start < 0 else answer_start
+        tokens += chain.tokens
+        spans += [(first + len(content), last + len(content)) for first, last in chain.spans]
+        candidates += chain.candidates
+        content += chain.content
+    joined = replace(base, content=content, tokens=tuple(tokens), spans=tuple(spans), candidates=tuple(candidates))
+    return joined, answer_start if answer_start >= 0 else len(content)
+
+
+def truncate_at_answer(chain: Chain, answer_start: int = 0) -> Chain:
+    """The chain up to the end of the first line that contains "answer is"; unchanged if no newline follows that line.
+
+    answer_start  the byte at which the answer begins: a thought before it may contain "the answer is" many times
+    """
+    # In Latin-1 every byte is one character, so the character position is a byte position.
+    end = prompts.find_answer_end(chain.content[answer_start:].decode("latin-1"))
+    if end is None or answer_start + end == len(chain.content):
+        return chain
+    end += answer_start
+    # The token that contains the newline; a server may have omitted it from its list.
+    index = next((index for index, (_, stop) in enumerate(chain.spans) if stop > end), len(chain.tokens))
+    start = chain.spans[index][0] if index < len(chain.tokens) else len(chain.content)
+    tokens, spans, candidates = chain.tokens[:index], chain.spans[:index], chain.candidates[:index]
+    step = chain.candidates[index] if index < len(chain.candidates) else ()
+    if start < end:
+        kept = chain.tokens[index][: end - start]
+        tokens, spans = (*tokens, kept), (*spans, (start, end))
+        if chain.candidates:
+            shortened = [(_shorten(piece, kept), logprob) for piece, logprob in step]
+            candidates = (*candidates, merge_candidates(shortened, DECIMALS))
+    elif start == end and step:
+        candidates = (*candidates, merge_end_outcomes(step))
+    return replace(chain, content=chain.content[:end], tokens=tokens, spans=spans, candidates=candidates, stop="cut")
+
+
+def merge_end_outcomes(step: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """The candidates of a last position, with END for every candidate that begins with a newline."""
+    outcomes = [(END if piece is not END and piece.startswith(b"\n") else piece, logprob) for piece, logprob in step]
+    return merge_candidates(outcomes, DECIMALS)
+
+
+def _shorten(piece: bytes | End, kept: bytes) -> bytes | End:
+    """A candidate up to its newline. `kept`, the text of the token before its newline, may contain earlier ones."""
+    if piece is END:
+        return END
+    newline = piece.find(b"\n", len(kept) if piece.startswith(kept) else 0)
+    return piece if newline < 0 else END if newline == 0 else piece[:newline]
