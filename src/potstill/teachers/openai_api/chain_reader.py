@@ -175,11 +175,11 @@ def _name_end(entries: list[TokenEntry], end: TokenEntry | None) -> tuple[list[T
     if end is None or end.name == "":
         return entries, end
 
-    def rename(entry: TokenEntry) -> TokenEntry:
+    def mark_end(entry: TokenEntry) -> TokenEntry:
         rows = [(END if name == end.name else piece, name, value) for piece, name, value in entry.alternatives]
         return entry._replace(alternatives=rows)
 
-    return [rename(entry) for entry in entries], rename(end)
+    return [mark_end(entry) for entry in entries], mark_end(end)
 
 
 def compose_chain(
