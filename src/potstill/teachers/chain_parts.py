@@ -1,6 +1,6 @@
 """The part of a model's text that becomes a chain: its thought, its answer or both, up to the end of the answer.
 
-A reasoning model writes its thought between tags or into a field of its own:
+A reasoning model writes its thought between tags or into a separate field:
 
     >>> text = "<think>1 + 1 = 2</think>\\nThe answer is 2"
     >>> chain = Chain.from_text("q", 0, text, source="teacher")

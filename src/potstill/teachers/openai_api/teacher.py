@@ -205,7 +205,9 @@ class OpenAITeacher(Scorer):
     def forecast(self, questions: Sequence[Question]) -> list[str]:
         teacher = self.recipe.teacher
         if teacher.prompt is not None and self.find_path_or_none(teacher.prompt, "teacher.prompt") is None:
-            return [f"teacher           openai: {teacher.prompt} does not exist; the run would stop at the stage sample"]
+            return [
+                f"teacher           openai: {teacher.prompt} does not exist; the run would stop at the stage sample"
+            ]
         build_prompt, budget, settings = self.prompt_builder(), teacher.budget, self.settings
         chains = len(questions) * teacher.samples
         requests = -(-settings.samples // settings.samples_per_request)  # per question
