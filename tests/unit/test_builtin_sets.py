@@ -261,6 +261,11 @@ def test_leaks_are_found_across_sets() -> None:
     assert data.find_duplicates_across_splits([train, again]) == []
 
 
+def test_contradictions_are_equal_questions_with_different_answers() -> None:
+    mine = [Question(f"m/{gold}", "How many?", gold, "m", "train", "number") for gold in ("5", "5.0", "6")]
+    assert [(first.id, other.id) for first, other in data.find_contradictions(mine)] == [("m/5", "m/6")]
+
+
 # the real files
 
 

@@ -265,12 +265,7 @@ def _ungradable_error(failed: Sequence[tuple[RawQuestion, Verdict]], count: int,
 
 
 def find_contradictions(questions: Sequence[Question]) -> list[tuple[Question, Question]]:
-    """Questions of one set with the same canonical form and different answers, each with the first of that form.
-
-    >>> mine = [Question(f"m/{gold}", "How many?", gold, "m", "train", "number") for gold in ("5", "5.0", "6")]
-    >>> [(first.id, other.id) for first, other in find_contradictions(mine)]
-    [('m/5', 'm/6')]
-    """
+    """Questions of one set with the same canonical form and different answers, each with the first of that form."""
     firsts: dict[tuple[str, str], Question] = {}
     pairs = []
     for question in questions:

@@ -80,11 +80,7 @@ class ChainFilter:
 
 
 def foreign_letter_share(text: str, script: str) -> float:
-    """Fraction of the letters that are in another script than `script`; 0 for a text without letters.
-
-    >>> foreign_letter_share("2 + 2 = vier", "latin"), foreign_letter_share("да ok", "cyrillic")
-    (0.0, 0.5)
-    """
+    """Fraction of the letters that are in another script than `script`; 0 for a text without letters."""
     letters = [letter for letter in text if letter.isalpha()]
     foreign = sum(not unicodedata.name(letter, "").startswith(script.upper()) for letter in letters)
     return foreign / len(letters) if letters else 0.0

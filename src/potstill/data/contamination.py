@@ -49,38 +49,24 @@ def mask_numbers_and_names(text: str) -> str:
 
 
 def word_ngrams(text: str, n: int = 8) -> frozenset[tuple[str, ...]]:
-    """The word n-grams of a text in canonical form; all its words as one n-gram if it has fewer than n.
-
-    >>> sorted(word_ngrams("Two and 2 make four.", 4))
-    [('and', '2', 'make', 'four'), ('two', 'and', '2', 'make')]
-    """
+    """The word n-grams of a text in canonical form; all its words as one n-gram if it has fewer than n."""
     words = splits.canonical_question(text).split()
     return frozenset(tuple(words[start : start + n]) for start in range(max(1, len(words) - n + 1)))
 
 
 def overlap_shares(texts: Mapping[str, str], held_out: Iterable[str], n: int = 8) -> dict[str, float]:
-    """Text id -> the largest fraction of the text's n-grams that one held-out text contains; only ids above 0.
-
-    >>> overlap_shares({"a": "one two three four five", "b": "six"}, ["zero one two three four"], 3)
-    {'a': 0.6666666666666666}
-    """
+    """Text id -> the largest fraction of the text's n-grams that one held-out text contains; only ids above 0."""
     index = OverlapIndex(word_ngrams(text, n) for text in held_out)
     shares = {}
     for name, text in texts.items():
         ngrams = word_ngrams(text, n)
-        shared = index.max_shared(ngrams)
-        if shared:
+        if shared := index.max_shared(ngrams):
             shares[name] = max(shared.values()) / len(ngrams)
     return shares
 
 
 def contained_shares(texts: Mapping[str, str], held_out: Iterable[str], n: int = 8) -> dict[str, float]:
-    """Text id -> the largest fraction of one held-out text's n-grams that the text contains; only ids above 0.
-
-    >>> texts = {"a": "Q: how old is Tom? A: 7. Q: how far is it?", "b": "how far"}
-    >>> contained_shares(texts, ["How far is it?", "Why?"])
-    {'a': 1.0}
-    """
+    """Text id -> the largest fraction of one held-out text's n-grams that the text contains; only ids above 0."""
     held = [word_ngrams(text, n) - {()} for text in held_out]
     lengths = {len(ngram) for ngrams in held for ngram in ngrams}  # a short held-out text is one n-gram of its length
     index = OverlapIndex(held)
@@ -88,8 +74,7 @@ def contained_shares(texts: Mapping[str, str], held_out: Iterable[str], n: int =
     for name, text in texts.items():
         words = splits.canonical_question(text).split()
         ngrams = {tuple(words[start : start + k]) for k in lengths for start in range(len(words) - k + 1)}
-        shared = index.max_shared(ngrams)
-        if shared:
+        if shared := index.max_shared(ngrams):
             shares[name] = max(count / size for size, count in shared.items())
     return shares
 
@@ -97,10 +82,6 @@ def contained_shares(texts: Mapping[str, str], held_out: Iterable[str], n: int =
 def find_same_templates(texts: Mapping[str, str], held_out: Mapping[str, str], n: int = 8) -> tuple[set[str], set[str]]:
     """Ids of the texts and of the held-out texts that differ from one of the other side only in numbers and names: the
     text contains at least SAME_TEMPLATE of the held-out text's masked n-grams.
-
-    >>> texts = {"a": "Tom has 3 pens.", "b": "Why?"}
-    >>> find_same_templates(texts, {"x": "Ann has twelve pens.", "y": "Who has 3 hens?"})
-    ({'a'}, {'x'})
     """
     text_ngrams = {name: word_ngrams(mask_numbers_and_names(text), n) for name, text in texts.items()}
     held_ngrams = {name: word_ngrams(mask_numbers_and_names(text), n) for name, text in held_out.items()}
@@ -122,7 +103,6 @@ class OverlapIndex:
     """Texts as sets of n-grams, to find the one that shares most n-grams with another text."""
 
     def __init__(self, texts: Iterable[frozenset[Hashable]]) -> None:
-        """texts: the n-grams of each text."""
         distinct = list(dict.fromkeys(texts))
         occurrences: dict[Hashable, list[int]] = {}
         for index, ngrams in enumerate(distinct):

@@ -159,9 +159,6 @@ def require_list(value: Any, *, where: object) -> list[Any]:
 def check_text(text: str, name: str, where: str) -> str:
     """The text. Raises UserError if it is too long to learn or to answer, or holds half of a surrogate pair, which no
     file, tokenizer or server accepts.
-
-    >>> check_text("How many? \\U0001f600", "question", "mine.jsonl line 1")[-1]
-    '😀'
     """
     if len(text) > MAX_CHARACTERS:
         found, hint = f"{len(text)} characters; the maximum is {MAX_CHARACTERS}", "shorten it, or remove the record"

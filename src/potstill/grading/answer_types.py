@@ -85,6 +85,10 @@ def _find_in_text(text: str, gold: str) -> str | None:
     return gold if gold in text else (text.strip()[:200] or None)
 
 
+def _shorten(text: str) -> str:
+    return text[:200]
+
+
 _NUMERIC: Final = MarkerRules(before_solution=True, reversed=True, denial=True, refusal=True)
 _CHOICE: Final = MarkerRules(words=("answer", "option", "choice"), reversed=True, denial=True, refusal=True)
 
@@ -128,11 +132,12 @@ ANSWER_TYPES: Final = {
     ),
     "exact": AnswerType(
         words.parse_gold_exact, words.extract_exact, words.extract_exact,
-        operator.eq, words.format_exact, normalize=to_exact_text, unwrap_gold=False,
+        operator.eq, _shorten, normalize=to_exact_text, unwrap_gold=False,
     ),
     "regex": AnswerType(
         structured.parse_gold_regex, structured.extract_marked_regex, structured.extract_unmarked_regex,
-        structured.is_same_regex, structured.format_regex, normalize=to_exact_text, unwrap_gold=False,
+        lambda gold, text: gold.fullmatch(text) is not None, structured.format_regex,
+        normalize=to_exact_text, unwrap_gold=False,
     ),
     "json": AnswerType(
         structured.parse_gold_json, structured.extract_marked_json, structured.extract_unmarked_json,
@@ -141,7 +146,7 @@ ANSWER_TYPES: Final = {
     ),
     "math": AnswerType(
         expressions.parse_gold_expression, expressions.extract_marked_expression,
-        expressions.extract_unmarked_expression, expressions.is_same_expression, expressions.format_expression,
+        expressions.extract_unmarked_expression, expressions.is_same_expression, _shorten,
         normalize=to_exact_text, markers=MarkerRules(denial=True, refusal=True),
     ),
     "paper": AnswerType(

@@ -96,10 +96,6 @@ def is_same_expression(gold: str, answer: str) -> bool:
     return _is_checkable(gold) and _is_checkable(answer) and compare_by_value(gold, answer)
 
 
-def format_expression(value: str) -> str:
-    return value[:200]
-
-
 def _clean_expression(text: str) -> str:
     """An expression without dollars, boxes, units and its final period, with LaTeX commands for Unicode signs."""
     text = text[:2000].strip().translate(_TABLE)

@@ -67,10 +67,6 @@ def extract_unmarked_regex(text: str, gold: Pattern) -> str | None:
     return extract_marked_regex(normalize.read_last_line(text), gold)
 
 
-def is_same_regex(gold: Pattern, text: str) -> bool:
-    return gold.fullmatch(text) is not None
-
-
 def format_regex(value: Pattern | str) -> str:
     return value[:200] if isinstance(value, str) else value.pattern
 

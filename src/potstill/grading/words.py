@@ -332,10 +332,6 @@ def extract_exact(text: str, gold: str) -> str | None:
     return answer.split(". ")[0] or None
 
 
-def format_exact(text: str) -> str:
-    return text[:200]
-
-
 # list
 
 _ITEM_NUMBER = re.compile(r"(?:^|(?<=\s))(?:\(?[0-9]{1,3}[.)]|[-*\u2022])\s|(?m:^)\(?[a-z][.)]\s")
