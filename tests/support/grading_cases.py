@@ -1,7 +1,7 @@
 """Hard pairs of text and gold answer, by category: (text, gold, task or None, expected grade).
 
 Each is written by hand as a text that a model might write. The expected grades follow from the rules in
-`potstill.grading`.
+`docs/explanation/grading-rules.md`.
 """
 
 from __future__ import annotations

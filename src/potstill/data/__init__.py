@@ -201,7 +201,7 @@ def _empty_split_error(part: str, raws: Sequence[RawQuestion], name: str) -> Use
     return UserError(f"the {part} split is empty", code="E-data-empty-split", where=name, found=found, hint=hint)
 
 
-# Checks of every question of a set before any model is asked. The student learns to end with "The answer is <gold>",
+# Checks of every question of a set before a model is used. The student learns to end with "The answer is <gold>",
 # and the teacher is prompted for that, so a gold answer that is not right in this sentence never has a right chain.
 
 _MAX_FUNCTION_CALLS: Final = 3  # questions for which a grading function is called

@@ -1,4 +1,4 @@
-"""Contamination: how much of a text stands in one of many other texts, without comparing each pair.
+"""Contamination: how much of a text is in one of many other texts, without comparing each pair.
 
     >>> index = OverlapIndex([frozenset("abc"), frozenset("abd"), frozenset("xy")])
     >>> sorted(index.max_shared(frozenset("abdx")).items())
@@ -109,9 +109,8 @@ class OverlapIndex:
             for ngram in ngrams:
                 occurrences.setdefault(ngram, []).append(index)
         # A class is a set of texts of one size that contain exactly the same n-grams among those of the index.
-        self._members: list[frozenset[int]] = []  # class -> its texts
         self._classes: dict[Hashable, tuple[tuple[int, int], ...]] = {}  # n-gram -> (size of its texts, class)
-        class_of: dict[tuple[int, ...], int] = {}
+        class_of: dict[tuple[int, ...], int] = {}  # texts -> class
         classes_of: dict[tuple[int, ...], tuple[tuple[int, int], ...]] = {}
         for ngram, indices in occurrences.items():
             key = tuple(indices)
@@ -120,15 +119,10 @@ class OverlapIndex:
                 for index in indices:
                     by_size.setdefault(len(distinct[index]), []).append(index)
                 classes_of[key] = tuple(
-                    (size, self._class_number(class_of, tuple(members))) for size, members in by_size.items()
+                    (size, class_of.setdefault(tuple(members), len(class_of))) for size, members in by_size.items()
                 )
             self._classes[ngram] = classes_of[key]
-
-    def _class_number(self, class_of: dict[tuple[int, ...], int], members: tuple[int, ...]) -> int:
-        number = class_of.setdefault(members, len(self._members))
-        if number == len(self._members):
-            self._members.append(frozenset(members))
-        return number
+        self._members = [frozenset(members) for members in class_of]  # class -> its texts
 
     def max_shared(self, ngrams: Iterable[Hashable]) -> dict[int, int]:
         """Size of indexed texts -> the largest number of `ngrams` that one text of this size contains, where not 0."""

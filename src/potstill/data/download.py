@@ -84,7 +84,7 @@ def cache_folder() -> Path:
 def fetch_file(remote: RemoteFile) -> Path:
     """The verified copy of a file, downloaded if there is none.
 
-    Raises UserError if the file cannot be had or has another digest; then nothing is left behind.
+    Raises UserError if the download fails or the file has another digest; then no file is left behind.
     """
     path = cache_folder() / remote.cache_path
     record = path.with_name(f".{path.name}.sha256")

@@ -87,7 +87,7 @@ def grade(text: str, gold: str, task: str | None = None, stop: str | None = None
 
 
 def _extract_answer(text: str, answer_type: AnswerType, gold_value: Any, truncated: bool) -> Any:
-    """The value of a model's answer; None if it has none. `potstill.grading` states the rules."""
+    """The value of a model's answer; None if it has none. `docs/explanation/grading-rules.md` lists the rules."""
     rules = answer_type.markers
     if rules is None:
         return answer_type.extract_unmarked(text, gold_value)

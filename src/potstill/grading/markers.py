@@ -5,8 +5,8 @@
     >>> [read_last_marker(text, str.strip) for text in ("#### 72", "so \\\\boxed{72}", "I like answers")]
     [MarkedAnswer(value='72', rest=''), MarkedAnswer(value='72', rest=''), None]
 
-`potstill.grading` states the rules. Whatever follows the next question does not answer this one: T5 writes no newline,
-so stop strings do not stop it. Reasoning that a model writes for itself is not its answer:
+`docs/explanation/grading-rules.md` lists the rules. Whatever follows the next question does not answer this one: T5
+writes no newline, so stop strings do not stop it. Reasoning that a model writes for itself is not its answer:
 
     >>> remove_reasoning("<think>20?</think> It is 18.", False), remove_reasoning("[THINK]20[/THINK]18", False)
     (' It is 18.', '18')
