@@ -191,12 +191,12 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _is_equal_json(a: Any, b: Any) -> bool:
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_is_equal_json(a[key], b[key]) for key in a)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(_is_equal_json(x, y) for x, y in zip(a, b, strict=True))
     if {type(a), type(b)} <= {int, Decimal}:
         a, b = Decimal(a), Decimal(b)
         # Decimal's own comparison would write out 1e999999999, so magnitudes are compared first.
         return a.adjusted() == b.adjusted() and a == b if a and b else not a and not b
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_is_equal_json(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(_is_equal_json(x, y) for x, y in zip(a, b, strict=True))
     return type(a) is type(b) and a == b
