@@ -100,10 +100,8 @@ def _find_templates(recipe: Recipe, kept: dict[str, dict[str, list[Question]]]) 
         if rows := by_split.get("train"):
             by_split["train"] = [question for question in rows if question.id not in same_train]
             if not by_split["train"]:
-                what, hint = (
-                    f"no training question of {name} is left",
-                    "give the set other questions, or set questions.templates: keep",
-                )
+                what = f"no training question of {name} is left"
+                hint = "give the set other questions, or set questions.templates: keep"
                 found = f"{len(rows)} questions differ from a validation or test question only in numbers and names"
                 raise UserError(what, code="E-data-templates", where="questions.templates", found=found, hint=hint)
     return {}, len(same_train)

@@ -166,10 +166,8 @@ def check_text(text: str, name: str, where: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as fault:
-        what, found = (
-            f"`{name}` contains half of a surrogate pair",
-            ascii(text[max(0, fault.start - 30) : fault.start + 10]),
-        )
+        what = f"`{name}` contains half of a surrogate pair"
+        found = ascii(text[max(0, fault.start - 30) : fault.start + 10])
         hint = "write the whole character, or replace it with U+FFFD"
         raise UserError(what, code="E-data-surrogate", where=where, found=found, hint=hint) from None
     return text
@@ -228,10 +226,8 @@ def _parse_demonstration(block: str, where: str) -> Demonstration:
     prefix = next(filter(block.startswith, _QUESTION_PREFIXES), None)
     body, sentence, answer = block.rpartition(_ANSWER)
     if prefix is None or not sentence or not answer.strip():
-        what, hint = (
-            "the block is not a demonstration",
-            "begin a block with `Q: ` or `Question: ` and end it with `The answer is ...`",
-        )
+        what = "the block is not a demonstration"
+        hint = "begin a block with `Q: ` or `Question: ` and end it with `The answer is ...`"
         raise UserError(what, code="E-data-demonstration", where=where, found=block[:60], hint=hint)
     question, _, rationale = body.removeprefix(prefix).partition(_THINK)
     return Demonstration(question.strip(), answer.strip(), rationale.strip())

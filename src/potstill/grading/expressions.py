@@ -53,10 +53,8 @@ _HUGE = re.compile(
 def parse_gold_expression(gold: str) -> str | None:
     """The expression of a gold answer; None if it is empty. Raises UserError if the extra `math` is not installed."""
     if importlib.util.find_spec("math_verify") is None:
-        what, hint = (
-            "the task math needs Math-Verify, which is not installed",
-            "pip install 'potstill[math]', or name another task",
-        )
+        what = "the task math needs Math-Verify, which is not installed"
+        hint = "pip install 'potstill[math]', or name another task"
         raise UserError(what, code="E-grade-missing-math", hint=hint)
     return _clean_expression(gold) or None
 
