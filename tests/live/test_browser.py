@@ -1,4 +1,4 @@
-"""The page in a real browser: every control does what it says, nothing is fetched, nothing of a text comes alive."""
+"""The report in a real browser: every control works, nothing is fetched, and no text is interpreted as HTML."""
 
 from __future__ import annotations
 

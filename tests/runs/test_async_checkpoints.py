@@ -1,4 +1,4 @@
-"""Checkpoints that are written beside the next steps: the same files, whole or not at all, whatever stops when."""
+"""Checkpoints written during the next steps have the same bytes, and each is whole or absent after any crash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batch files: what a service answers later is stored as what a server answers at once, however it comes back."""
+"""Batch files: chains from a batch are stored like chains from a server, in whatever order and form they come back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Greedy texts do not depend on how they were batched, but where two tokens are as likely as float noise."""
+"""Greedy texts do not depend on the batch size, except where two tokens are equally likely up to rounding."""
 
 from __future__ import annotations
 

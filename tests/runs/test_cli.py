@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help, exit codes, wrong input of every kind, and what each command shows."""
+"""The command line: help, exit codes, wrong input of every kind, and the output of each command."""
 
 from __future__ import annotations
 

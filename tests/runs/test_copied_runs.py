@@ -1,5 +1,4 @@
-"""A run that was copied or renamed does everything that needs only its own folder; and no interval between two
-trainings says more than it knows."""
+"""A copied or renamed run needs only its own folder, and two trainings are compared without a p-value."""
 
 from __future__ import annotations
 

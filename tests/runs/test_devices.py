@@ -1,4 +1,4 @@
-"""Students, engines and training on a device that is not the CPU: `pretended_device.py` pretends one."""
+"""Students, engines and training on a device other than the CPU, which `pretended_device.py` imitates."""
 
 from __future__ import annotations
 

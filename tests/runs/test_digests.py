@@ -1,4 +1,4 @@
-"""Digests are verified: one changed byte in what a stage reads stops it, and `potstill check` finds every one."""
+"""Digests are verified: one changed byte in the input of a stage stops it, and `potstill check` finds every change."""
 
 from __future__ import annotations
 

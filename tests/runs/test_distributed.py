@@ -1,5 +1,5 @@
-"""Several processes: the gradient of one, whether the student is whole on each of them or spread over them; and runs
-that were killed, or go on with another number of processes."""
+"""Several processes: their gradient equals that of one process, with whole and with sharded parameters; runs are killed and
+resumed with another number of processes."""
 
 from __future__ import annotations
 

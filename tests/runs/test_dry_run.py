@@ -1,4 +1,4 @@
-"""What would stop a run later is in the plan, and stops the run before its first chain: one list for both."""
+"""Everything that would stop a run later is in the dry run and stops the run before its first chain."""
 
 from __future__ import annotations
 

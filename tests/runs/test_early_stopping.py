@@ -1,4 +1,4 @@
-"""Evaluation while training, and the stop that it decides: the same files as without, whatever was killed when."""
+"""Evaluation during training and early stopping: the same files as without it, after any crash."""
 
 from __future__ import annotations
 

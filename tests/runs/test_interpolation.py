@@ -1,4 +1,4 @@
-"""Mixed weights: between base and student, further candidates of the same evaluation, selection, test and report."""
+"""Interpolated weights between base and student: more candidates in evaluation, selection, test and report."""
 
 from __future__ import annotations
 

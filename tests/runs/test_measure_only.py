@@ -1,4 +1,4 @@
-"""A recipe without a teacher: a model of anybody's is measured, and no text is written twice."""
+"""A recipe without a teacher only evaluates a model, and cached answers are not generated again."""
 
 from __future__ import annotations
 

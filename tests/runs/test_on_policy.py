@@ -1,4 +1,4 @@
-"""Repair: the chosen student's own answers, scored by another, at every step anew; a row beside the choice."""
+"""On-policy distillation: another model scores the chosen student's own answers at every step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Teachers behind a server: every chain once, whatever the server does; nothing silent, and no key anywhere."""
+"""Teachers behind a server: every chain is stored once whatever the server does, every fault is reported, and no key is
+stored."""
 
 from __future__ import annotations
 

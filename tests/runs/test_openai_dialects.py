@@ -1,4 +1,4 @@
-"""Servers that speak the protocol in their own way, or another one: what is usable is used, the rest is named."""
+"""Servers that deviate from the protocol: usable answers are used, and everything else is reported."""
 
 from __future__ import annotations
 

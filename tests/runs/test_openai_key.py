@@ -1,4 +1,4 @@
-"""The API key: in no message, no file and no answer that is stored, whatever a user or a server does with it."""
+"""The API key appears in no message, no file and no stored answer, whatever a user or a server does with it."""
 
 from __future__ import annotations
 

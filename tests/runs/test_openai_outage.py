@@ -1,4 +1,4 @@
-"""Servers that go away, come back, say too much or too little: few requests, one line at once, and no chain lost."""
+"""Servers that go away, come back, or send too much or too little: few requests, one line at once, no lost chain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`import potstill as ps`: what the documentation promises of it."""
+"""The public API `import potstill as ps` does what the documentation promises."""
 
 from __future__ import annotations
 

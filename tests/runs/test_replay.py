@@ -1,4 +1,4 @@
-"""Replay: generic rows weigh the share that the recipe says, are none of the measured questions, and are counted."""
+"""Replay: generic rows get the share of weight that the recipe sets, and contain no evaluated question."""
 
 from __future__ import annotations
 

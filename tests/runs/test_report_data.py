@@ -1,4 +1,4 @@
-"""The account of a run: its controls are compared with the same base on the same items, or refused with what to do."""
+"""The data of the report: controls are compared with the same base on the same items, or refused with a hint."""
 
 from __future__ import annotations
 

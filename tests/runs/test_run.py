@@ -1,4 +1,4 @@
-"""Whole runs: every kind of teacher and student, from recipe to page."""
+"""Whole runs with every kind of teacher and student, from the recipe to the report."""
 
 from __future__ import annotations
 

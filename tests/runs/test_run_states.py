@@ -1,6 +1,6 @@
-"""States that a person can bring a run into: half done redos, growth that stopped, shrinking, moved files, leaks.
+"""Incomplete runs: interrupted redos, interrupted growth, shrinking, moved files, leaks.
 
-Each ends in the right result or in one message that says how to get there; what was finished stays.
+Each ends in the right result or in one message that says how to reach it; finished stages stay.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What goes wrong around sampling: a disk, a permission, a clock, a second process. One clear message, nothing lost,
-nothing doubled. And the table of chains is read by others."""
+"""Faults around sampling: disk, permissions, clock, a second process. Each gives one clear message, and no chain is lost or
+doubled. Other libraries read the table of chains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards: many processes sample one run, and what they store together is the unsharded result, to the byte."""
+"""Sampling shards: many processes sample one run, and together they store the bytes of an unsharded run."""
 
 from __future__ import annotations
 

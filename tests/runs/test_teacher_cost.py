@@ -1,6 +1,6 @@
-"""What a paid teacher costs, and what is kept of it: a stub that counts what it writes, and the run's ledger beside it.
+"""The cost of a paid teacher: a stub counts what it writes, and the run's ledger must agree.
 
-Prices are one unit of money a token, so a ledger that is exact holds as much money as the server has written tokens.
+A token costs one unit of money, so an exact ledger holds as much money as the server has written tokens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The toy task: seeded, distinct, true; its families apart; its models honest, and the same when trained twice."""
+"""The toy task: seeded, without duplicates, correct; its model cards are true, and training it twice gives the same bytes."""
 
 from __future__ import annotations
 

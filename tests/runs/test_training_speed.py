@@ -1,4 +1,4 @@
-"""What a step took: operations counted from shapes equal what torch counts, and no digest covers the rest."""
+"""Training speed: FLOPs computed from shapes equal those that torch counts, and no digest covers a time."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Versions: everything that determines a score, a target or the order of data has one, and raising it is refused.
+"""Everything that determines a score, a target or the order of data has a version, and a raised version is refused.
 
-The versions are raised in a process of its own.
+The versions are raised in a process of their own.
 """
 
 from __future__ import annotations

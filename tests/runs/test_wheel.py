@@ -1,4 +1,4 @@
-"""What is shipped: the built wheel, installed into an empty folder, runs the embedded main job there."""
+"""The built wheel, installed into an empty folder, runs the demo there."""
 
 from __future__ import annotations
 

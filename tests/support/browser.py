@@ -1,4 +1,4 @@
-"""A real browser for the page: found on this machine, never downloaded."""
+"""A real browser for the tests of the report: one that this machine has; none is downloaded."""
 
 from __future__ import annotations
 

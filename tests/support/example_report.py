@@ -1,4 +1,4 @@
-"""A small invented report for the tests of the page and of its figures. Its numbers mean nothing."""
+"""A small invented report for the tests of the page and of its figures."""
 
 from __future__ import annotations
 

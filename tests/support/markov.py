@@ -1,4 +1,4 @@
-"""A causal student that is exactly a Markov chain, so that what it will write, and how likely, stands in the test."""
+"""A causal student that is exactly a Markov chain, so that tests know its texts and their probabilities."""
 
 from __future__ import annotations
 

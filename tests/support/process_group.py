@@ -1,4 +1,5 @@
-"""Several processes of one test, forked from it, so that nothing is imported again; they meet as torchrun's would."""
+"""Several processes of one test, forked from it, so that nothing is imported again; they form a process group like
+torchrun's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole run small enough for tests: a few sums, a teacher that learnt them by heart, a student that knows nothing."""
+"""A whole run small enough for tests: a few sums, a teacher that has memorised them, and an untrained student."""
 
 from __future__ import annotations
 

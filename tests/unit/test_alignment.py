@@ -1,4 +1,4 @@
-"""Dynamic time warping against its definition, spans against a plain walk."""
+"""Dynamic time warping is compared with its definition, and spans with a plain loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loaders on small files of every fault, and on the real sets."""
+"""Loaders of the built-in sets on small faulty files, and on the real sets."""
 
 from __future__ import annotations
 

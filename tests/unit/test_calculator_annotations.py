@@ -1,4 +1,4 @@
-"""Calculator marks in training chains: inserted where the calculator agrees, removed, and never the teacher's."""
+"""Calculator annotations: inserted into chains where the calculator agrees, removed, and never kept from the teacher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sifting: each rule drops what it names, in the order of the rules, and nothing else."""
+"""The chain filter: each rule drops the chains that it names, in the order of the rules, and no others."""
 
 from __future__ import annotations
 

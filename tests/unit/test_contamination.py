@@ -1,5 +1,5 @@
-"""The contamination check: the same verdicts as the plain definition, however many questions share their words, and
-questions that differ only in numbers and names."""
+"""The contamination check gives the verdicts of its plain definition, also for questions that differ only in numbers and
+names."""
 
 from __future__ import annotations
 

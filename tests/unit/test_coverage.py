@@ -1,4 +1,4 @@
-"""Coverage: positions and mass by kind and by what they hold; too little of the teacher stops a run."""
+"""Coverage: positions and probability by kind; a run stops if the teacher covers too little."""
 
 from __future__ import annotations
 

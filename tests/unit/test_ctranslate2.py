@@ -1,4 +1,4 @@
-"""CTranslate2 beside the reference: the same greedy texts, the same scores, none of its silent changes."""
+"""CTranslate2 compared with transformers: the same greedy texts and scores, and unsupported settings are refused."""
 
 from __future__ import annotations
 

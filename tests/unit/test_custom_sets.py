@@ -1,4 +1,4 @@
-"""Sets in the forms that people keep them: what is read, and the one message where something is not."""
+"""Custom sets in all supported file forms, and one message for each fault."""
 
 from __future__ import annotations
 

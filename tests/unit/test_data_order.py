@@ -1,4 +1,4 @@
-"""The order of training: quotas, epochs, demonstrations, cuts and shares, as properties."""
+"""The order of training data: quotas, epochs, demonstrations, micro-batches and shares, as properties."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decodings: what k of n samples come to is the mean over all choices, counted here one by one."""
+"""Self-consistency, best-of-n and pass@k: each estimate is the mean over all choices of k from n samples, counted here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""That an announced removal fails a test, whichever way transformers announces it; see `conftest.Announced`."""
+"""A deprecation that transformers announces, as a warning or in its log, fails a test; see `conftest.Announced`."""
 
 from __future__ import annotations
 

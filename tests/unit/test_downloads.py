@@ -1,4 +1,4 @@
-"""Sets from a URL and from the hub, served by the standard library on this machine."""
+"""Sets from a URL and from the Hugging Face hub, both served by the standard library on this machine."""
 
 from __future__ import annotations
 

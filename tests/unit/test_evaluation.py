@@ -1,4 +1,4 @@
-"""Evaluation: every question is answered once, graded as the grader grades, and counted as it should be."""
+"""Evaluation: every question is answered once, graded by the grader, and counted."""
 
 from __future__ import annotations
 

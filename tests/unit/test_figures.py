@@ -1,4 +1,4 @@
-"""Figures: well-formed, deterministic, coloured by the page only, harmless whatever a set is called."""
+"""Figures: well-formed, deterministic, coloured by the page only, and safe for any name of a set."""
 
 from __future__ import annotations
 

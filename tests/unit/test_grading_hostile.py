@@ -1,4 +1,4 @@
-"""The grader on hostile texts: properties that hold for any text, huge numbers, nesting, regexes, running time."""
+"""The grader on hostile texts: properties of any text, huge numbers, nesting, regular expressions, running time."""
 
 from __future__ import annotations
 

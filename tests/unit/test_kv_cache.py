@@ -1,4 +1,4 @@
-"""Memory: what is read once and repeated, thinned and grown gives the numbers of one plain forward pass."""
+"""The KV cache: shared prompts, dropped rows and growth give the logits of one plain forward pass."""
 
 from __future__ import annotations
 

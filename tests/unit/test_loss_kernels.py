@@ -1,4 +1,4 @@
-"""The two kernels of the loss are one function, and which is taken is measured."""
+"""The plain and the compiled kernel of the loss agree, and the faster one is measured and chosen."""
 
 from __future__ import annotations
 

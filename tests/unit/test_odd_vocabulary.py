@@ -1,5 +1,4 @@
-"""One odd piece in a vocabulary: it changes nothing where it is not written, and where it is the rule keeps its
-definition."""
+"""An odd piece in a vocabulary changes nothing where it is not written; otherwise the rule `text` keeps its definition."""
 
 from __future__ import annotations
 

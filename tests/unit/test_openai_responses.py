@@ -1,4 +1,4 @@
-"""Bodies of real servers as chains: every recorded one, with what is wrong with it marked."""
+"""Recorded responses of real servers become chains, and their defects are marked."""
 
 from __future__ import annotations
 

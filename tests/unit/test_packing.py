@@ -1,4 +1,4 @@
-"""Decoder-only rows in one row: what transformers computes of each row alone, whatever shares a prompt or a batch."""
+"""Packing of decoder-only rows: the values that transformers computes for each row alone, with shared prompts too."""
 
 from __future__ import annotations
 

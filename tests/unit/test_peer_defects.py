@@ -1,4 +1,4 @@
-"""What other projects get wrong in alignment and transfer, and potstill must not: one test a defect."""
+"""Defects that other projects have in alignment and transfer, and potstill must not have: one test for each."""
 
 from __future__ import annotations
 

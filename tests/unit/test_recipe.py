@@ -1,4 +1,4 @@
-"""Recipes: what is read, what is refused and how."""
+"""Recipes: which are read, which are refused, and with which error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page: what it says, that it is one file without a script, and that texts stay texts."""
+"""The report page: its content, one file without a script, and texts that stay texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rewriting: the text, the tokens and what might have stood there stay one thing, and no mass is made or lost."""
+"""Rewriting keeps text, tokens and candidates in step, and neither creates nor loses probability."""
 
 from __future__ import annotations
 

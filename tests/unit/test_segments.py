@@ -1,4 +1,4 @@
-"""Segments and their sealing: every whole line once, in the order of keys, and what the disk refuses is one message."""
+"""Segments and their merging: every complete line once, in the order of keys, and one message for each disk error."""
 
 from __future__ import annotations
 

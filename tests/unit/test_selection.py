@@ -1,4 +1,4 @@
-"""Selection: the mean over sets, ties, and what cannot be told apart."""
+"""Selection of a checkpoint: the mean over sets, ties, and differences that are not significant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the terminal shows of a chain and its target: every token of both sides once, the one above the other."""
+"""The terminal shows a chain above its target: every token of both sides appears once, in aligned columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splits: functions of a question's words, and of nothing else."""
+"""Splits depend on the words of a question and on nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files: nothing is ever half there, torn lines are cut, manifests refuse what does not fit."""
+"""Storage: no file is ever half written, torn lines are cut off, manifests refuse inputs that do not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Students of both families against the models that they wrap, their files, and wrong input."""
+"""Students of both families compared with the models that they wrap; their files; wrong input."""
 
 from __future__ import annotations
 

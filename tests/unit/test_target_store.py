@@ -1,4 +1,4 @@
-"""Targets at rest: what goes in comes out, to 1 part in 65,536, at less than 20 bytes a token, or is refused."""
+"""Stored targets are read back within 1 part in 65,536, take under 20 bytes a token, or are refused."""
 
 from __future__ import annotations
 

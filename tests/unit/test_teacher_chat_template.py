@@ -1,4 +1,4 @@
-"""A teacher in this process with a chat template: asked in it, as a student is, and read as one that thinks."""
+"""A local teacher with a chat template: its prompts use the template, and its thoughts are skipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Teachers: chains that are cut in step, counted once, and made again as they were."""
+"""Teachers: chains are truncated with their tokens, counted once, and reproduced exactly."""
 
 from __future__ import annotations
 

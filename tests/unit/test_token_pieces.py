@@ -1,4 +1,4 @@
-"""Tokens to read: the pieces are the text, whole and in order, whatever the tokens cut through."""
+"""The displayed pieces of a chain are its text, whole and in order, even where a token cuts a character."""
 
 from __future__ import annotations
 

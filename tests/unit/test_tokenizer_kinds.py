@@ -1,4 +1,4 @@
-"""Every kind of tokenizer as a student and as a teacher."""
+"""Every kind of tokenizer as the student's and as the teacher's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokenizers from folders and from texts: what opens, what is refused, and that bytes are the text."""
+"""Tokenizers from folders and trained on texts: which open, which are refused, and that their bytes are the text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trackers: every step is sent once, whatever became of the training; and each library really takes it."""
+"""Trackers: every step is sent once across restarts, and each tracking library accepts it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training: the same gradient however a step is cut and shared, exact resume, and a student that learns."""
+"""Training: the gradient does not depend on micro-batches, resuming is exact, and a student learns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Targets: the ids are the tokenizer's, the mass is the teacher's, and what has no token is tail."""
+"""Targets have the tokenizer's ids and the teacher's probability; what has no token counts as missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training without padding: the same numbers as the model's own padded forward pass, whatever shares a prompt."""
+"""Training T5 without padding gives the numbers of the model's padded forward pass, also for shared prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pieces as bytes, and encodings whose spans are places in the text."""
+"""Vocabulary pieces as bytes, and encodings whose spans are positions in the text."""
 
 from __future__ import annotations
 
