@@ -56,22 +56,21 @@ def _iter_checks(
     """What each stage needs, as functions that raise UserError if it is missing."""
     for stage in stages:
         yield stage, lambda stage=stage: open_stage(stage).inputs(recipe, run_dir)
-    yield from _iter_sampling_checks(recipe, run_dir, weights)
-    last = "test" if not recipe.has_teacher else "align"
+    if recipe.has_teacher:
+        teacher = teachers.from_recipe(recipe)
+        if teacher.generates:
+            yield "sample", lambda: _check_temperature(recipe, run_dir)
+        for check in teacher.checks(weights=weights):
+            yield "sample", check
+    first, weights_stage = ("align", "train") if recipe.has_teacher else ("test", "test")
+    trusted = recipe.student.trust_remote_code
     if recipe.student.model is not None:
-        yield last, lambda: models.check_tokenizer(recipe, _student_folder(recipe))
-        yield last, lambda: models.chat_template_from_recipe(recipe, _student_folder(recipe))
+        yield first, lambda: models.check_tokenizer(recipe, _student_folder(recipe))
+        yield first, lambda: models.chat_template_from_recipe(recipe, _student_folder(recipe))
         if weights:
-            trusted = recipe.student.trust_remote_code
-            yield (
-                "test" if last == "test" else "train",
-                lambda: models.check_weights(_student_folder(recipe), trust_remote_code=trusted),
-            )
+            yield weights_stage, lambda: models.check_weights(_student_folder(recipe), trust_remote_code=trusted)
     else:
-        yield (
-            last,
-            lambda: models.shape_from_recipe(recipe, tokenization.load_tokenizer(models.tokenizer_folder(recipe)).size),
-        )
+        yield first, lambda: _check_shape(recipe)
     if recipe.train.lora:
         yield "train", lambda: check_installed("peft", "train.lora", "leave train.lora out")
     if recipe.has_teacher:
@@ -83,30 +82,21 @@ def _iter_checks(
     for stage in ("evaluate", "test"):
         yield stage, lambda: _check_engine(recipe)
         yield stage, lambda: models.weights_identity(recipe)
-    if recipe.on_policy is not None and recipe.on_policy.scorer is not None and weights:
-        scorer = recipe.on_policy.scorer
-        yield (
-            "repair",
-            lambda: models.check_weights(
-                find_path(recipe, scorer, "on_policy.scorer"), trust_remote_code=recipe.student.trust_remote_code
-            ),
-        )
-
-
-def _iter_sampling_checks(
-    recipe: Recipe, run_dir: Path | None, weights: bool
-) -> Iterator[tuple[str, Callable[[], object]]]:
-    if not recipe.has_teacher:
-        return
-    teacher = teachers.from_recipe(recipe)
-    if teacher.generates:
-        yield "sample", lambda: _check_temperature(recipe, run_dir)
-    for check in teacher.checks(weights=weights):
-        yield "sample", check
+    if recipe.on_policy is not None and (scorer := recipe.on_policy.scorer) is not None and weights:
+        yield "repair", lambda: _check_scorer(recipe, scorer)
 
 
 def _student_folder(recipe: Recipe) -> Path:
     return find_path(recipe, recipe.student.model or "", "student.model")
+
+
+def _check_shape(recipe: Recipe) -> None:
+    models.shape_from_recipe(recipe, tokenization.load_tokenizer(models.tokenizer_folder(recipe)).size)
+
+
+def _check_scorer(recipe: Recipe, scorer: str) -> None:
+    trusted = recipe.student.trust_remote_code
+    models.check_weights(find_path(recipe, scorer, "on_policy.scorer"), trust_remote_code=trusted)
 
 
 def _check_engine(recipe: Recipe) -> None:
@@ -121,13 +111,10 @@ def _check_temperature(recipe: Recipe, run_dir: Path | None) -> None:
     """Raise UserError if several samples of a question would be the same text, and each is paid for. A run that has
     started to sample may continue."""
     teacher = recipe.teacher
-    sample = None if run_dir is None else run_dir / "sample"
-    begun = sample is not None and ((sample / "chains.parquet").exists() or segments.segment_paths(sample))
+    folder = None if run_dir is None else run_dir / "sample"
+    begun = folder is not None and ((folder / "chains.parquet").exists() or segments.segment_paths(folder))
     if teacher.temperature == 0 and teacher.samples > 1 and not begun:
-        raise UserError(
-            f"temperature 0 gives the same text {teacher.samples} times, and each is paid for",
-            code="E-recipe-equal-samples",
-            where="teacher.samples",
-            found=f"{teacher.samples} with teacher.temperature 0",
-            hint="set teacher.samples: 1, or a temperature above 0",
-        )
+        what = f"temperature 0 gives the same text {teacher.samples} times, and each is paid for"
+        found = f"{teacher.samples} with teacher.temperature 0"
+        hint = "set teacher.samples: 1, or a temperature above 0"
+        raise UserError(what, code="E-recipe-equal-samples", where="teacher.samples", found=found, hint=hint)

@@ -72,12 +72,9 @@ def read_main_address(environment: Mapping[str, str] | None = None) -> tuple[str
     if not port and "SLURM_JOB_ID" in variables:
         port = str(PORT_RANGE + int(variables["SLURM_JOB_ID"]) % PORT_RANGE)
     if not host or not port:
-        raise UserError(
-            "several processes were started, but their common address is not set",
-            code="E-run-missing-main-address",
-            where="MASTER_ADDR, MASTER_PORT",
-            hint="start them with torchrun or srun, or set both variables",
-        )
+        what = "several processes were started, but their common address is not set"
+        hint = "start them with torchrun or srun, or set both variables"
+        raise UserError(what, code="E-run-missing-main-address", where="MASTER_ADDR, MASTER_PORT", hint=hint)
     return host, int(port)
 
 

@@ -60,13 +60,8 @@ def run(
 def open_run(run_dir: str | Path) -> Run:
     """Open the folder of a run, finished or not. Raises `UserError` where it is not the folder of a run."""
     if not (Path(run_dir) / "recipe.yaml").is_file():
-        raise UserError(
-            "not the folder of a run",
-            code="E-run-not-a-run",
-            where=run_dir,
-            found="no recipe.yaml",
-            hint="give a folder such as runs/demo",
-        )
+        what, found, hint = "not the folder of a run", "no recipe.yaml", "give a folder such as runs/demo"
+        raise UserError(what, code="E-run-not-a-run", where=run_dir, found=found, hint=hint)
     return Run(Path(run_dir))
 
 
@@ -164,13 +159,8 @@ class Run:
 
     def _evaluated(self, split: str) -> Path:
         if split not in STAGE_OF:
-            raise UserError(
-                "no such split is evaluated",
-                code="E-run-unknown-split",
-                where=self.run_dir,
-                found=repr(split),
-                hint="give validation or test",
-            )
+            what, hint = "no such split is evaluated", "give validation or test"
+            raise UserError(what, code="E-run-unknown-split", where=self.run_dir, found=repr(split), hint=hint)
         return self._finished(STAGE_OF[split])
 
     def _finished(self, stage: str) -> Path:
@@ -179,12 +169,8 @@ class Run:
 
         folder = self.run_dir / stage
         if manifest.read_finished(folder) is None:
-            raise UserError(
-                f"the stage {stage} has not finished",
-                code="E-run-stage-not-finished",
-                where=self.run_dir,
-                hint=f"run the recipe until {stage}",
-            )
+            what, hint = f"the stage {stage} has not finished", f"run the recipe until {stage}"
+            raise UserError(what, code="E-run-stage-not-finished", where=self.run_dir, hint=hint)
         return folder
 
 

@@ -79,12 +79,8 @@ class Stage(Protocol):
 
 
 class StageEntry(NamedTuple):
-    """A row of the table.
-
-    path     module and class
-    summary  for the help of the command
-    section  the section that a recipe must have for the stage to run
-    """
+    """A row of the table: module and class, the help of the command, and the section that a recipe must have for the
+    stage to run."""
 
     path: str
     summary: str

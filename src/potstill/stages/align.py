@@ -103,14 +103,12 @@ def _check_calculator_marks(tokenizer: tokenization.Tokenizer) -> None:
     """Raise UserError if the student has no tokens for calculator marks: it would learn its unknown token instead."""
     example = "48/2 = <<48/2=24>>24"
     ids = tokenizer.encode(example).ids
-    if tokenizer.vocabulary.unk in ids or tokenizer.decode(ids).strip() != example:
-        raise UserError(
-            "the student's vocabulary cannot write calculator marks",
-            code="E-align-calculator-marks",
-            where="transfer.calculator_marks",
-            found=f"{example!r} is decoded as {tokenizer.decode(ids)!r}",
-            hint="leave the key out: the calculator needs only an expression and `=`",
-        )
+    decoded = tokenizer.decode(ids)
+    if tokenizer.vocabulary.unk in ids or decoded.strip() != example:
+        what, found = "the student's vocabulary cannot write calculator marks", f"{example!r} is decoded as {decoded!r}"
+        hint = "leave the key out: the calculator needs only an expression and `=`"
+        where = "transfer.calculator_marks"
+        raise UserError(what, code="E-align-calculator-marks", where=where, found=found, hint=hint)
 
 
 def _teacher_tokenizer(recipe: Recipe) -> tokenization.Tokenizer | None:

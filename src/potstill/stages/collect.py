@@ -24,14 +24,8 @@ from potstill.training import data_order
 
 class Collect(Stage):
     reads = (
-        "sets",
-        "questions",
-        "seed",
-        "evaluate.demonstrations",
-        "train.demonstrations",
-        "train.replay.sets",
-        "train.replay.file",
-        "on_policy.sets",
+        *("sets", "questions", "seed", "evaluate.demonstrations", "train.demonstrations"),
+        *("train.replay.sets", "train.replay.file", "on_policy.sets"),
     )
     after = ()
 
@@ -55,73 +49,64 @@ class Collect(Stage):
         named: dict[str, Path] = {}
         for name in recipe.sets:
             paths = assemble.set_paths(recipe, name)
-            several = len(paths) > 1
-            named |= {f"sets.{name}{f' file {n}' if several else ''}": path for n, path in enumerate(paths, 1)}
-        if recipe.evaluate.demonstrations is not None:
-            key = "evaluate.demonstrations"
-            named[key] = find_path(recipe, recipe.evaluate.demonstrations, key)
+            for number, path in enumerate(paths, 1):
+                named[f"sets.{name}" + (f" file {number}" if len(paths) > 1 else "")] = path
+        replayed = recipe.train.replay.file if recipe.train.replay else None
+        for key, path in (("evaluate.demonstrations", recipe.evaluate.demonstrations), ("train.replay.file", replayed)):
+            if path is not None:
+                named[key] = find_path(recipe, path, key)
         if recipe.questions.splits == "paper":
             for builtin in _builtin_sets(recipe):
                 if builtin.split_file is not None:
                     path = find_data_folder(recipe_data_folder(recipe)) / builtin.split_file
                     named |= {"questions.splits": path} if path.exists() else {}
-        if recipe.train.replay is not None and recipe.train.replay.file is not None:
-            named["train.replay.file"] = find_path(recipe, recipe.train.replay.file, "train.replay.file")
         return {name: storage.file_digest(path) for name, path in named.items()}
 
     def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
         assembled, folder = assemble_questions(recipe), run_dir / "collect"
         sets = assembled.questions
         train = [question for name in recipe.questions.train for question in sets[name]["train"]]
-        evaluated = [
-            question
-            for by_split in sets.values()
-            for split, questions in by_split.items()
-            if split != "train"
-            for question in questions
-        ]
+        by_split = [(split, questions) for name in sets for split, questions in sets[name].items()]
+        evaluated = [question for split, questions in by_split if split != "train" for question in questions]
         task_prompts = _build_task_prompts(recipe, train)
         _check_demonstrations(task_prompts, evaluated)
         replay_rows = _read_replay_rows(recipe)
-        replayed = [
-            q for name in replayed_sets(recipe) if name not in recipe.questions.train for q in sets[name]["train"]
-        ]
+        only_replayed = [name for name in replayed_sets(recipe) if name not in recipe.questions.train]
+        replayed = [question for name in only_replayed for question in sets[name]["train"]]
         texts = [question.text for question in evaluated]
         overlaps = contamination.overlap_shares({question.id: question.text for question in train}, texts)
         overlaps |= _max_overlaps([*replayed, *replay_rows], texts)
 
         paths, sizes = [], {}
-        for name, by_split in sets.items():
-            for split, questions in by_split.items():
+        for name in sets:
+            for split, questions in sets[name].items():
                 paths.append(folder / f"{name}.{split}.jsonl")
                 storage.write_jsonl(paths[-1], map(to_json, questions))
                 sizes[f"{name}.{split}"] = len(questions)
-        paths.append(folder / run_questions.UNUSED_FILE)
         unused = (replace(question, gold="", rationale=None) for question in assembled.held_out)
-        storage.write_jsonl(paths[-1], map(to_json, unused))
-        paths.append(folder / run_questions.OVERLAPS_FILE)
-        storage.write_json(paths[-1], {name: round(share, 6) for name, share in sorted(overlaps.items())})
-        if replay_rows:
-            paths.append(folder / run_questions.REPLAY_FILE)
-            storage.write_jsonl(paths[-1], map(to_json, replay_rows))
-            sizes["replay"] = len(replay_rows)
-        paths.append(folder / run_questions.TASK_PROMPTS_FILE)
-        storage.write_json(paths[-1], run_questions.task_prompts_to_json(task_prompts))
-        paths.append(folder / run_questions.TEMPLATES_FILE)
-        storage.write_json(paths[-1], assembled.templates)
+        rows = {run_questions.UNUSED_FILE: unused} | ({run_questions.REPLAY_FILE: replay_rows} if replay_rows else {})
+        for name, questions in rows.items():
+            paths.append(folder / name)
+            storage.write_jsonl(paths[-1], map(to_json, questions))
+        sizes |= {"replay": len(replay_rows)} if replay_rows else {}
+        values = {
+            run_questions.OVERLAPS_FILE: {name: round(share, 6) for name, share in sorted(overlaps.items())},
+            run_questions.TASK_PROMPTS_FILE: run_questions.task_prompts_to_json(task_prompts),
+            run_questions.TEMPLATES_FILE: assembled.templates,
+        }
+        for name, value in values.items():
+            paths.append(folder / name)
+            storage.write_json(paths[-1], value)
 
         counts: dict[str, Any] = {"questions": sizes, "left out as leaks": assembled.leaks}
         if assembled.dropped:
             counts["left out as templates"] = assembled.dropped
-        questions = [q for by_split in sets.values() for questions in by_split.values() for q in questions]
-        contradictions = data.find_contradictions(questions)
+        contradictions = data.find_contradictions([question for _, questions in by_split for question in questions])
         if contradictions:
             first, other = contradictions[0]
-            progress.print_line(
-                f"{len(contradictions)} questions occur twice with different answers, such as {first.id} and {other.id}",
-                "yellow",
-            )
-            counts["stand twice with different answers"] = len(contradictions)
+            count, example = len(contradictions), f"such as {first.id} and {other.id}"
+            progress.print_line(f"{count} questions occur twice with different answers, {example}", "yellow")
+            counts["stand twice with different answers"] = count
         return StageResult(paths, counts)
 
 
@@ -186,10 +171,7 @@ def _check_demonstrations(task_prompts: dict[str, run_questions.TaskPrompt], eva
         for number, demonstration in enumerate(task_prompt.demonstrations, 1):
             question = questions.get(splits.canonical_question(demonstration.question))
             if question is not None:
-                raise UserError(
-                    f"demonstration {number} is a {question.split} question",
-                    code="E-data-leaking-demonstration",
-                    where="evaluate.demonstrations",
-                    found=f"{question.id}: {demonstration.question[:80]}",
-                    hint="remove it from the file of demonstrations, or from the set",
-                )
+                what = f"demonstration {number} is a {question.split} question"
+                where, found = "evaluate.demonstrations", f"{question.id}: {demonstration.question[:80]}"
+                hint = "remove it from the file of demonstrations, or from the set"
+                raise UserError(what, code="E-data-leaking-demonstration", where=where, found=found, hint=hint)

@@ -37,14 +37,10 @@ class Evaluate(Stage):
         measured = {Checkpoint.parse(written).share for written in counts["steps"]} - {1.0}
         wanted = set(recipe.evaluate.interpolate or ())
         if measured - wanted:
-            raise UserError(
-                "the run has evaluated more shares than the recipe names",
-                code="E-run-shrinks",
-                where="evaluate.interpolate",
-                found=recipe.evaluate.interpolate,
-                hint=f"name at least {sorted(measured)}, or allow it with --redo evaluate"
-                " (makes it and all later stages again)",
-            )
+            what, where = "the run has evaluated more shares than the recipe names", "evaluate.interpolate"
+            redo = "allow it with --redo evaluate (makes it and all later stages again)"
+            hint, found = f"name at least {sorted(measured)}, or {redo}", recipe.evaluate.interpolate
+            raise UserError(what, code="E-run-shrinks", where=where, found=found, hint=hint)
         return measured != wanted
 
     def make(self, run_dir: Path, recipe: Recipe) -> StageResult:

@@ -60,13 +60,10 @@ def _iter_verdicts(run_dir: Path, recipe: Recipe, counts: _VerdictCounts) -> Ite
                 tick()
             counts.questions += chain_rules.kept > 0
     if not counts.kept:
-        raise UserError(
-            "the filter kept no chain, so there is nothing to learn from",
-            code="E-filter-nothing-kept",
-            where=path,
-            found=f"{sum(counts.grades.values())} chains, {counts.grades['right']} of them right",
-            hint="look at some with `potstill show RUN --chain`, then change the teacher or its prompt",
-        )
+        what = "the filter kept no chain, so there is nothing to learn from"
+        found = f"{sum(counts.grades.values())} chains, {counts.grades['right']} of them right"
+        hint = "look at some with `potstill show RUN --chain`, then change the teacher or its prompt"
+        raise UserError(what, code="E-filter-nothing-kept", where=path, found=found, hint=hint)
 
 
 def filter_rules(recipe: Recipe) -> chain_filter.FilterRules:

@@ -119,9 +119,8 @@ class Train(Stage):
             truncate_metrics(metrics, resumed)
             truncate_metrics(speeds, resumed)
         training_data = examples.read_training_data(run_dir, recipe, student)
-        evaluates = (
-            section.evaluate or section.early_stopping_patience is not None
-        )  # each checkpoint, before training continues
+        # Whether each checkpoint is evaluated before training continues.
+        evaluates = section.evaluate or section.early_stopping_patience is not None
         last, stopped = resumed, False
         if resumed and evaluates:
             stopped = _evaluate_and_check_stop(run_dir, recipe, list_saved_steps(folder, resumed))
@@ -246,13 +245,9 @@ def _choose_loss_kernel(student: models.Student, loss: losses.Loss, setting: str
     sizes = losses.default_chunk_rows(weight), weight.shape[0], 8, loss.missing_probability, student.head.softcap
     measured = training.broadcast_from_main(lambda: losses.measure_kernels(*sizes, device, precision != "float32"))
     if setting == "compiled" and measured.failure:
-        raise UserError(
-            "the loss cannot be compiled here",
-            code="E-train-loss-kernel",
-            where="train.loss_kernel",
-            found=measured.failure,
-            hint="set train.loss_kernel: plain",
-        )
+        what, hint = "the loss cannot be compiled here", "set train.loss_kernel: plain"
+        found = measured.failure
+        raise UserError(what, code="E-train-loss-kernel", where="train.loss_kernel", found=found, hint=hint)
     times = ", ".join(f"{name} {1000 * value:.3g} ms" for name, value in measured.seconds.items())
     kernel = "compiled" if setting == "compiled" else measured.kernel
     progress.print_line(f"kernel of the loss: {kernel} ({measured.failure or times + ' per chunk'})", "dim")
@@ -262,13 +257,9 @@ def _choose_loss_kernel(student: models.Student, loss: losses.Loss, setting: str
 def _check_steps(made: int, recipe: Recipe) -> None:
     """Raise UserError if training has passed the last step of the recipe: it cannot be shortened."""
     if recipe.train.steps < made:
-        raise UserError(
-            f"training has already reached step {made}",
-            code="E-run-shrinks",
-            where="train.steps",
-            found=recipe.train.steps,
-            hint=f"name {made} or more, or allow it with --redo train (makes train and all later stages again)",
-        )
+        what, redo = f"training has already reached step {made}", "makes train and all later stages again"
+        hint = f"name {made} or more, or allow it with --redo train ({redo})"
+        raise UserError(what, code="E-run-shrinks", where="train.steps", found=recipe.train.steps, hint=hint)
 
 
 def _load_student(recipe: Recipe, folder: Path, step: int) -> models.Student:
