@@ -116,10 +116,10 @@ class Run:
         """The scores of every checkpoint that was evaluated on a split: one for each set, format and decoding."""
         from potstill.evaluation import checkpoint
 
-        folder = self._evaluated(split)
-        return [
-            row for each in checkpoint.list_answered_checkpoints(folder) for row in checkpoint.read_scores(folder, each)
-        ]
+        folder, scores = self._evaluated(split), []
+        for answered in checkpoint.list_answered_checkpoints(folder):
+            scores += checkpoint.read_scores(folder, answered)
+        return scores
 
     def predictions(
         self,

@@ -125,9 +125,9 @@ def load_yaml(text: str, where: str) -> Any:
         return reader.load(text)
     except YAMLError as fault:
         mark = getattr(fault, "problem_mark", None) or getattr(fault, "context_mark", None)
-        place = f"{where} line {mark.line + 1}" if mark else where
+        location = f"{where} line {mark.line + 1}" if mark else where
         if isinstance(fault, ReaderError):
-            place = f"{where} line {text.count(chr(10), 0, fault.position) + 1}"
+            location = f"{where} line {text.count(chr(10), 0, fault.position) + 1}"
         problem = getattr(fault, "problem", None) or str(fault).partition("\n")[0]
         problem = problem.partition(" with value ")[0]  # of a duplicate key: its value may be a secret
         default = "correct this line or the one before it: an unclosed quote or bracket is noticed later"
@@ -136,8 +136,8 @@ def load_yaml(text: str, where: str) -> Any:
         raise _too_deep(where) from None
     except (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError) as fault:
         # ruamel's own conversion of a value or a directive failed
-        place, problem, hint = where, fault, "write plain keys and values, and quote texts"
-    raise _fault("E-recipe-yaml", "not valid YAML", place, _shorten(problem), hint)
+        location, problem, hint = where, fault, "write plain keys and values, and quote texts"
+    raise _fault("E-recipe-yaml", "not valid YAML", location, _shorten(problem), hint)
 
 
 def plain_values(tree: Any, where: str) -> Any:
@@ -177,17 +177,17 @@ def _check_events(text: str, where: str) -> None:
     for event in YAML(typ="rt", pure=True).parse(text):
         kind = type(event).__name__
         mark = getattr(event, "start_mark", None)
-        place = f"{where} line {mark.line + 1}" if mark is not None else where
+        location = f"{where} line {mark.line + 1}" if mark is not None else where
         anchor, tag = getattr(event, "anchor", None), getattr(event, "tag", None)
         if anchor is not None and kind != "AliasEvent":
             if str(anchor) in anchors:
                 hint = "give each anchor its own name"
-                raise _fault("E-recipe-yaml-anchor", "two anchors have the same name", place, f"&{anchor}", hint)
+                raise _fault("E-recipe-yaml-anchor", "two anchors have the same name", location, f"&{anchor}", hint)
             anchors.add(str(anchor))
         if kind == "AliasEvent":
             if anchor in [name for name, _ in open_nodes]:
                 hint = "write the value instead of the alias"
-                raise _fault("E-recipe-yaml-anchor", "a value contains itself", place, f"*{anchor}", hint)
+                raise _fault("E-recipe-yaml-anchor", "a value contains itself", location, f"*{anchor}", hint)
             total += sizes.get(str(anchor), 1)
         elif kind in ("MappingStartEvent", "SequenceStartEvent"):
             open_nodes.append((None if anchor is None else str(anchor), total))
@@ -201,15 +201,15 @@ def _check_events(text: str, where: str) -> None:
             if event.style is None and len(event.value) > MAX_DIGITS and NUMBER.fullmatch(event.value):
                 found = f"{event.value[:20]}... ({len(event.value)} digits)"
                 hint = f"write a number of at most {MAX_DIGITS} digits"
-                raise _fault("E-recipe-yaml-number", "the number has too many digits", place, found, hint)
+                raise _fault("E-recipe-yaml-number", "the number has too many digits", location, found, hint)
         if tag is not None and str(tag) != "!":
             found = _shorten(str(tag).replace("tag:yaml.org,2002:", "!!"))
             hint = "write the value without the tag; a quoted value is text"
-            raise _fault("E-recipe-yaml-tag", "tags are not allowed in a recipe", place, found, hint)
+            raise _fault("E-recipe-yaml-tag", "tags are not allowed in a recipe", location, found, hint)
         if len(open_nodes) > MAX_DEPTH:
-            raise _too_deep(place)
+            raise _too_deep(location)
         if total > MAX_VALUES:
-            raise _too_large(place, f"more than {MAX_VALUES} values with aliases expanded")
+            raise _too_large(location, f"more than {MAX_VALUES} values with aliases expanded")
 
 
 def _too_large(where: str, found: str) -> UserError:
@@ -284,33 +284,33 @@ def _error_of_validation(
     """One message for the first fault that pydantic found, an unknown key before any other."""
     error = next((error for error in fault.errors() if error["type"] == "extra_forbidden"), fault.errors()[0])
     keys = _error_keys(error)
-    place = where
+    location = where
     for end in range(len(keys), 0, -1):
         if keys[:end] in origins:
-            place = origins[keys[:end]]
+            location = origins[keys[:end]]
             break
         if keys[:end] in lines:
-            place = f"{where} line {lines[keys[:end]]}"
+            location = f"{where} line {lines[keys[:end]]}"
             break
     dotted = ".".join(keys)
     if error["type"] == "extra_forbidden":
         if renamed := synonyms.RENAMED_KEYS.get(dotted):
             hint = f"write {renamed}; its values are the same"
-            return _fault("E-recipe-renamed-key", f"{dotted} is now called {renamed}", place, hint=hint)
-        return _fault("E-recipe-unknown-key", f"unknown key {dotted}", place, hint=_suggest_key(keys))
+            return _fault("E-recipe-renamed-key", f"{dotted} is now called {renamed}", location, hint=hint)
+        return _fault("E-recipe-unknown-key", f"unknown key {dotted}", location, hint=_suggest_key(keys))
     if error["type"] == "missing":
-        return _fault("E-recipe-missing-key", f"{dotted} is missing", place, hint=f"add {dotted}")
+        return _fault("E-recipe-missing-key", f"{dotted} is missing", location, hint=f"add {dotted}")
     hidden = isinstance(error["input"], dict) or _is_secret(keys)
     found = "" if hidden else json.dumps(error["input"], ensure_ascii=False, default=str)
     if error["type"] in _CONTAINER_HINTS:
         expected, hint = _CONTAINER_HINTS[error["type"]]
         if error["type"] != "list_type" and 0 < len(keys) < 3:
             hint = _SECTION_EXAMPLES.get(keys[0]) or hint
-        return _fault("E-recipe-type", f"{dotted} must be {expected}", place, found, hint)
+        return _fault("E-recipe-type", f"{dotted} must be {expected}", location, found, hint)
     hints = dict.fromkeys(_value_hint(other, dotted) for other in fault.errors() if _error_keys(other) == keys)
     message = f"{dotted}: {error['msg']}" if dotted else error["msg"]
     code = error["type"] if error["type"].startswith("E-") else "E-recipe-value"
-    return _fault(code, message, place, found, " or ".join(hints))
+    return _fault(code, message, location, found, " or ".join(hints))
 
 
 def _error_keys(error: Any) -> tuple[str, ...]:

@@ -44,13 +44,11 @@ class Evaluate(Stage):
         return measured != wanted
 
     def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
-        wanted = checkpoint.list_checkpoints_to_evaluate(run_dir, recipe)
-        paths = [
-            path
-            for who in wanted
-            for path in checkpoint.evaluate_checkpoint(run_dir, recipe, run_dir / "evaluate", who, "validation")
-        ]
-        return StageResult(paths, {"steps": [who.json_value for who in wanted]})
+        steps = checkpoint.list_checkpoints_to_evaluate(run_dir, recipe)
+        folder, paths = run_dir / "evaluate", []
+        for step in steps:
+            paths += checkpoint.evaluate_checkpoint(run_dir, recipe, folder, step, "validation")
+        return StageResult(paths, {"steps": [step.json_value for step in steps]})
 
 
 class Select(Stage):
@@ -63,10 +61,8 @@ class Select(Stage):
     def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
         """Choose the checkpoint with the best mean accuracy on the out-of-distribution validation sets."""
         decoding = recipe.evaluate.decodings[0]
-        outcomes = {
-            who: checkpoint.read_selection_outcomes(run_dir, recipe, who)
-            for who in checkpoint.read_evaluated_checkpoints(run_dir)
-        }
+        steps = checkpoint.read_evaluated_checkpoints(run_dir)
+        outcomes = {step: checkpoint.read_selection_outcomes(run_dir, recipe, step) for step in steps}
         best = selection.select_checkpoint(outcomes, recipe.select.rule, seed=recipe.seed)
         choice = Choice(best.best, recipe.select.rule, recipe.select.format, decoding, best.table, best.tied)
         path = run_dir / "select" / "choice.json"

@@ -34,11 +34,8 @@ from potstill.training.checkpoints import (
 class Repair(Stage):
     reads = (
         *("on_policy", "student", "seed", "select.format", "filter.contamination_threshold", "evaluate", "questions"),
-        *(
-            f"train.{name}"
-            for name in ("optimizer", "betas", "lr_multipliers", "weight_decay", "max_grad_norm", "precision")
-        ),
-        *("train.batch_tokens", "train.divergence_beta"),
+        *("train.optimizer", "train.betas", "train.lr_multipliers", "train.weight_decay", "train.max_grad_norm"),
+        *("train.precision", "train.batch_tokens", "train.divergence_beta"),
     )
     after = ("collect", "train", "select")
 

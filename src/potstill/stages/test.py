@@ -29,10 +29,8 @@ class Test(Stage):
         return checkpoint.list_unused_checkpoints(run_dir, recipe)
 
     def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
-        wanted = checkpoint.list_checkpoints_to_test(run_dir, recipe)
-        paths = [
-            path
-            for who in wanted
-            for path in checkpoint.evaluate_checkpoint(run_dir, recipe, run_dir / "test", who, "test")
-        ]
-        return StageResult(paths, {"steps": [who.json_value for who in wanted]})
+        steps = checkpoint.list_checkpoints_to_test(run_dir, recipe)
+        folder, paths = run_dir / "test", []
+        for step in steps:
+            paths += checkpoint.evaluate_checkpoint(run_dir, recipe, folder, step, "test")
+        return StageResult(paths, {"steps": [step.json_value for step in steps]})

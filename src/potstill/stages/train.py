@@ -66,21 +66,19 @@ class Train(Stage):
         """Keys about speed, the number of steps under a constant schedule, keys of evaluation without early stopping,
         `divergence_beta` where the divergence has no beta, and optional keys that are not set, so that a manifest does
         not name them."""
-        absent = [
-            f"train.{name}"
-            for name in ("replay", "early_stopping_patience", "loss_weights")
-            if getattr(recipe.train, name) is None
-        ]
-        absent += ["train.uniform_over"] if recipe.train.uniform_over == "questions" else []
-        absent += ["train.divergence"] if recipe.train.divergence == losses.DEFAULT_LOSS.divergence else []
-        absent += [] if losses.uses_beta(recipe.train.divergence) else ["train.divergence_beta"]
+        section = recipe.train
+        optional = ("replay", "early_stopping_patience", "loss_weights")
+        unnamed = [name for name in optional if getattr(section, name) is None]
+        unnamed += ["uniform_over"] if section.uniform_over == "questions" else []
+        unnamed += ["divergence"] if section.divergence == losses.DEFAULT_LOSS.divergence else []
+        unnamed += [] if losses.uses_beta(section.divergence) else ["divergence_beta"]
+        unnamed += ["steps"] if section.schedule == "constant" else []
         unread = (
             checkpoint.list_unused_keys("validation")
-            if recipe.train.early_stopping_patience
+            if section.early_stopping_patience
             else flatten_keys(recipe, "evaluate", "select", "questions")
         )
-        steps = ("train.steps",) if recipe.train.schedule == "constant" else ()
-        return (*(f"train.{name}" for name in FREE_KEYS), *absent, *unread, *steps)
+        return (*(f"train.{name}" for name in (*FREE_KEYS, *unnamed)), *unread)
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
         digests = models.weights_identity(recipe)
@@ -222,12 +220,12 @@ def _evaluate_and_check_stop(run_dir: Path, recipe: Recipe, steps: list[int]) ->
 
 
 def _evaluate_checkpoints(run_dir: Path, recipe: Recipe, steps: list[int]) -> bool:
-    values = []
-    for who in map(Checkpoint, steps):
+    values, folder = [], run_dir / "evaluate"
+    for saved in map(Checkpoint, steps):
         # `evaluate_checkpoint` digests the weights, so it is not called again for older checkpoints.
-        if who.step == steps[-1] or manifest.read_finished(run_dir / "evaluate" / who.name) is None:
-            checkpoint.evaluate_checkpoint(run_dir, recipe, run_dir / "evaluate", who, "validation")
-        values.append(selection.mean_set_accuracy(checkpoint.read_selection_outcomes(run_dir, recipe, who)))
+        if saved.step == steps[-1] or manifest.read_finished(folder / saved.name) is None:
+            checkpoint.evaluate_checkpoint(run_dir, recipe, folder, saved, "validation")
+        values.append(selection.mean_set_accuracy(checkpoint.read_selection_outcomes(run_dir, recipe, saved)))
     since = selection.count_since_best(values)
     best = f"the best so far is step {steps[-1 - since]}"
     progress.print_line(f"step {steps[-1]}: {values[-1]:.1%} on out-of-distribution validation; {best}", "dim")

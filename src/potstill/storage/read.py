@@ -156,9 +156,8 @@ def _record_error(what: str, where: object, found: object, hint: str = RESTORE_H
 def file_digest(path: Path, tick: Callable[[int], object] | None = None) -> str:
     """SHA-256 of a file in hexadecimal; for a folder, SHA-256 over the names and digests of its files.
 
-    A file that this process has digested before is not read again if its size and time stamps are the same.
-
-    tick  receives the number of bytes of each read
+    A file that this process has digested before is not read again if its size and time stamps are the same. `tick`
+    receives the number of bytes of each read.
     """
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
