@@ -74,12 +74,15 @@ def test_a_killed_demo_comes_to_the_same_bytes(tmp_path: Path) -> None:
     program = f"from potstill.demo import run_demo; run_demo(*{tiny.DEMO!r})"
     draw = random.Random("demo")
 
-    def demo(folder: Path) -> subprocess.Popen[bytes]:
+    def demo(folder: Path, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         folder.mkdir(exist_ok=True)
-        return subprocess.Popen([sys.executable, "-c", program], cwd=folder, stderr=subprocess.DEVNULL)
+        return subprocess.Popen([sys.executable, "-c", program], cwd=folder, stderr=stderr)
 
     began = time.monotonic()
-    assert demo(tmp_path / "whole").wait() == 0
+    whole = demo(tmp_path / "whole", subprocess.PIPE)
+    _, messages = whole.communicate()
+    assert whole.returncode == 0
+    assert b"control runs in the background" in messages and b"has not finished" not in messages
     took = time.monotonic() - began
     kills = 0
     while kills < KILLS:
