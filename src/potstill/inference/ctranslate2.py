@@ -55,11 +55,10 @@ SUPPORTED_CONFIGS: Final = ("T5Config", "LlamaConfig")
 class CTranslate2Engine:
     """An `Engine` around a student, without `top_logprobs` and without a calculator."""
 
-    def __init__(self, student: Student, *, int8: bool = False, threads: int | None = None) -> None:
+    def __init__(self, student: Student, *, int8: bool = False) -> None:
         self.library = _import_ctranslate2()
         self.reference = TransformersEngine(student)
         self.compute_type = "int8" if int8 else "float32"
-        self.threads = threads or torch.get_num_threads()
         self.student, self.files = student, _convert_student(self.library, student)
         exact = self._load("float32")
         difference = self._measure_difference(exact)
@@ -183,7 +182,7 @@ class CTranslate2Engine:
             self.library.set_random_seed(seed)
         model_type = self.library.Translator if self.student.family == "t5" else self.library.Generator
         files = {name: io.BytesIO(content) for name, content in self.files.items()}
-        threads = {"inter_threads": 1, "intra_threads": self.threads}
+        threads = {"inter_threads": 1, "intra_threads": torch.get_num_threads()}
         return model_type("student", compute_type=compute_type, files=files, **threads)
 
 

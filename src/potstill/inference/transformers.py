@@ -260,12 +260,8 @@ def score_targets(
 
 
 def nan_logits_error() -> UserError:
-    return UserError(
-        "the model's logits are not numbers",
-        code="E-inference-nan-logits",
-        found="NaN",
-        hint="check its weights and its dtype; a student that diverged needs a lower learning rate",
-    )
+    hint = "check its weights and its dtype; a student that diverged needs a lower learning rate"
+    return UserError("the model's logits are not numbers", code="E-inference-nan-logits", found="NaN", hint=hint)
 
 
 @contextmanager
