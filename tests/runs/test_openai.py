@@ -485,10 +485,10 @@ def test_killed_again_and_again_nothing_is_lost_and_nothing_doubled(world: Path,
         assert server.stdout is not None
         url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
         more = ("teacher.max_tokens=64", "teacher.server.timeout=2", f"teacher.samples={samples}")
-        run, kills = tmp_path / "run", 0
+        run, kills, output = tmp_path / "run", 0, tmp_path / "output"
         made = None
-        while made is None:
-            process = start(tiny.make, world, run, *changes(url, *more), until="sample")
+        for _ in range(KILLS + 3):  # without a kill, a run that ends has finished
+            process = start(tiny.make, world, run, *changes(url, *more), until="sample", output=output)
             if kills < KILLS:
                 before = _size(run)
                 while process.is_alive() and _size(run) == before:
@@ -499,6 +499,9 @@ def test_killed_again_and_again_nothing_is_lost_and_nothing_doubled(world: Path,
                     kills += 1
             process.join()
             made = manifest.read_finished(run / "sample") if (run / "sample").is_dir() else None
+            if made is not None:
+                break
+        assert made is not None, output.read_text()[-2000:]
     finally:
         server.kill()
         server.wait()
