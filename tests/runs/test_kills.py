@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from processes import start
+from fork_server import start
 
 pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("POTSTILL_KILLS", "2"))

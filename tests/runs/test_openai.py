@@ -30,7 +30,7 @@ from potstill.teachers.openai_api.limits import Budget, compute_cost
 from potstill.teachers.openai_api.client import Client, Reply
 from potstill.teachers.openai_api.request import Capabilities, ServerSettings
 from potstill.teachers.openai_api.token_entries import ReaderContext
-from processes import start
+from fork_server import start
 
 CHAINS = int(os.environ.get("POTSTILL_CHAINS", "640"))  # 10000 for the whole
 KEY = "sk-potstill-never-written-4711"

@@ -22,7 +22,7 @@ from potstill.errors import UserError
 from potstill.recipe.teacher import FilterSection
 from potstill.records import END, Chain
 from potstill.storage import atomic, parquet, run_folder
-from processes import exit_code, start
+from fork_server import exit_code, start
 
 ASKED = 4  # training questions of the tiny world
 SAMPLES = 40

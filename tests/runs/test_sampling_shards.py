@@ -19,7 +19,7 @@ from potstill.records import Question
 from potstill.storage import atomic, parquet, run_folder, segments, write_jsonl
 from potstill.storage.segments import Shard
 from potstill.teachers import SamplingState, reference_solutions, replay
-from processes import exit_code, start_command
+from fork_server import exit_code, start_command
 
 
 @pytest.fixture(scope="module")

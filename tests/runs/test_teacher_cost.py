@@ -24,7 +24,7 @@ from potstill import runner
 from potstill.errors import UserError
 from potstill.storage import ledger, parquet, read, segments
 from potstill.storage.segments import Shard
-from processes import exit_code, start_command
+from fork_server import exit_code, start_command
 
 PRICES = "teacher.budget.prices={prompt: 1e6, completion: 1e6}"
 ASKED, SAMPLES = 4, 4  # training questions of the tiny world, chains of each
