@@ -18,7 +18,7 @@ from potstill import data, models, preflight, prompts, runner, stages, teachers,
 from potstill.data import assemble, splits
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint, decoding
-from potstill.recipe import Recipe, find_path
+from potstill.recipe import Recipe
 from potstill.records import Question, Split
 from potstill.training import examples, on_policy
 
@@ -103,7 +103,7 @@ def _student_lines(recipe: Recipe) -> list[str]:
     count, section = _parameter_count(recipe), recipe.student
     weights, chat = "random weights", None
     if section.model is not None:
-        path = _find_local(recipe, section.model)
+        path = _student_folder(recipe)
         if path is not None:
             models.check_tokenizer(recipe, path)
             chat = models.chat_template_from_recipe(recipe, path)
@@ -172,7 +172,7 @@ def _training_lines(recipe: Recipe, train: Sequence[Question]) -> list[str]:
 def _mean_lengths(recipe: Recipe, sample: Sequence[Question]) -> dict[str, tuple[float, float]]:
     """By format: the mean numbers of tokens of a prompt and of its target, over some questions."""
     tokenizer = tokenization.load_tokenizer(models.tokenizer_folder(recipe))
-    path = _find_local(recipe, recipe.student.model) if recipe.student.model else None
+    path = _student_folder(recipe)
     chat = models.chat_template_from_recipe(recipe, path) if path else None
     demonstrations = [
         prompts.Demonstration(q.text, q.gold, q.rationale or "") for q in sample[: recipe.train.demonstrations]
@@ -245,10 +245,10 @@ def _evaluation_lines(recipe: Recipe, sets: Sets) -> list[str]:
     return lines
 
 
-def _find_local(recipe: Recipe, path: str) -> Path | None:
-    """The student's folder; None if it is not on this machine."""
+def _student_folder(recipe: Recipe) -> Path | None:
+    """The student's folder; None if its model cannot be had."""
     try:
-        return find_path(recipe, path, "student.model")
+        return models.model_folder(recipe) if recipe.student.model else None
     except UserError:
         return None
 
@@ -258,7 +258,7 @@ def _parameter_count(recipe: Recipe) -> int | None:
     if section.shape is not None:
         size = tokenization.load_tokenizer(models.tokenizer_folder(recipe)).size
         return models.count_parameters(models.shape_from_recipe(recipe, size))
-    path = _find_local(recipe, section.model or "")
+    path = _student_folder(recipe)
     return None if path is None else models.count_stored_parameters(path)
 
 

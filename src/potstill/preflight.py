@@ -16,7 +16,7 @@ from pathlib import Path
 from potstill import models, teachers, tokenization
 from potstill.errors import UserError
 from potstill.inference import check_decoder_only, check_installed
-from potstill.recipe import Recipe, find_path
+from potstill.recipe import Recipe
 from potstill.stages import open_stage
 from potstill.storage import manifest, segments
 from potstill.training import examples, loss_from_recipe
@@ -82,21 +82,20 @@ def _iter_checks(
     for stage in ("evaluate", "test"):
         yield stage, lambda: _check_engine(recipe)
         yield stage, lambda: models.weights_identity(recipe)
-    if recipe.on_policy is not None and (scorer := recipe.on_policy.scorer) is not None and weights:
-        yield "repair", lambda: _check_scorer(recipe, scorer)
+    if recipe.on_policy is not None and recipe.on_policy.scorer is not None and weights:
+        yield "repair", lambda: _check_scorer(recipe)
 
 
 def _student_folder(recipe: Recipe) -> Path:
-    return find_path(recipe, recipe.student.model or "", "student.model")
+    return models.model_folder(recipe)
 
 
 def _check_shape(recipe: Recipe) -> None:
     models.shape_from_recipe(recipe, tokenization.load_tokenizer(models.tokenizer_folder(recipe)).size)
 
 
-def _check_scorer(recipe: Recipe, scorer: str) -> None:
-    trusted = recipe.student.trust_remote_code
-    models.check_weights(find_path(recipe, scorer, "on_policy.scorer"), trust_remote_code=trusted)
+def _check_scorer(recipe: Recipe) -> None:
+    models.check_weights(models.find_scorer(recipe).folder, trust_remote_code=recipe.student.trust_remote_code)
 
 
 def _check_engine(recipe: Recipe) -> None:

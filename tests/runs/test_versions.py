@@ -56,6 +56,7 @@ COUNTED_AS = {
     "report": "report.html",
     "process": "grading",  # what a worker process is asked, and for how long
     "preflight": None,  # refuses what would stop a run later
+    "hub": None,  # the commit of what it downloads is in the identities
     "http_body": None,  # limits of time and size
     "records": None,  # values and their form in JSON: another form is another file format
     "serialization": None,

@@ -1,11 +1,11 @@
-"""Sets from a URL and from the Hugging Face hub, both served by the standard library on this machine."""
+"""Sets from a URL, served by the standard library on this machine."""
 
 from __future__ import annotations
 
 import contextlib
 import gzip
 import hashlib
-import json
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,12 +20,9 @@ import tiny
 from potstill import storage
 from potstill.data import custom_set, download
 from potstill.errors import UserError
-from potstill.storage import manifest
 
-COMMIT = "c0ffee" + "0" * 34
 ROWS = b"".join(storage.encode_json_line(row) for row in tiny.rows("sums", 12))
 PIN = hashlib.sha256(ROWS).hexdigest()
-HUB = f"/datasets/owner/name/resolve/{COMMIT}/data/a b.jsonl"
 
 
 @dataclass
@@ -70,27 +67,21 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     here.url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_ENDPOINT", here.url + "/")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(download, "RETRY_WAITS", (0.0, 0.0))
     yield here
     server.shutdown()
     server.server_close()
 
 
-def by_url(site: Site, pin: str = PIN, path: str = "/mine.jsonl") -> download.RemoteFile:
-    return download.remote_file_from_url("sets.mine", site.url + path, pin)
+def by_url(site: Site, pin: str = PIN, path: str = "/mine.jsonl") -> tuple[str, str, str]:
+    return "sets.mine", site.url + path, pin
 
 
-def by_hub(pin: str | None = None) -> download.RemoteFile:
-    return download.remote_file_from_hub("sets.mine", "owner/name", "data/a b.jsonl", COMMIT, pin)
-
-
-def refused(source: download.RemoteFile, site: Site) -> tuple[str, str]:
+def refused(source: tuple[str, str, str], site: Site) -> tuple[str, str]:
     """Code, and what was found, of the one error; it names the recipe's key and says what to do."""
     with pytest.raises(UserError) as error:
-        download.fetch_file(source)
+        download.fetch_url(*source)
     assert error.value.where == "sets.mine" and error.value.hint
     return error.value.code, error.value.found.replace(site.url, "SITE")
 
@@ -101,11 +92,11 @@ def left(tmp_path: Path) -> list[str]:
 
 def test_a_pinned_url_is_fetched_once_and_verified_at_every_use(site: Site, tmp_path: Path) -> None:
     site.pages["/mine.jsonl"] = [Answer(ROWS)]
-    path = download.fetch_file(by_url(site))
+    path = download.fetch_url(*by_url(site))
     assert path.read_bytes() == ROWS and path.is_relative_to(tmp_path / "cache")
-    assert download.fetch_file(by_url(site)) == path and site.asked == ["/mine.jsonl"]
+    assert download.fetch_url(*by_url(site)) == path and site.asked == ["/mine.jsonl"]
     path.write_bytes(ROWS[:-9])
-    assert download.fetch_file(by_url(site)).read_bytes() == ROWS and len(site.asked) == 2
+    assert download.fetch_url(*by_url(site)).read_bytes() == ROWS and len(site.asked) == 2
     path.write_bytes(ROWS[:-9])
     site.pages["/mine.jsonl"] = [Answer(ROWS + b"{}")]
     assert refused(by_url(site), site)[0] == "E-data-download-digest"
@@ -121,7 +112,7 @@ def test_a_changed_download_is_refused_and_nothing_stays(site: Site, tmp_path: P
 
 def test_a_torn_download_is_tried_again_and_then_refused(site: Site, tmp_path: Path) -> None:
     site.pages["/mine.jsonl"] = [Answer(ROWS, cut=5), Answer(status=503), Answer(ROWS)]
-    assert download.fetch_file(by_url(site)).read_bytes() == ROWS
+    assert download.fetch_url(*by_url(site)).read_bytes() == ROWS
     site.pages["/torn.jsonl"] = [Answer(ROWS, cut=5)]
     code, found = refused(by_url(site, "0" * 64, "/torn.jsonl"), site)
     assert (
@@ -145,69 +136,22 @@ def test_what_a_server_refuses_is_said(site: Site, tmp_path: Path, status: int, 
 def test_a_server_that_is_not_there_and_a_redirect_without_end(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.pages["/round"] = [Answer(status=302, headers={"Location": "/round"})]
     assert refused(by_url(site, path="/round"), site)[0] == "E-data-download"
-    gone = download.remote_file_from_url("sets.mine", "http://127.0.0.1:9/mine.jsonl", PIN)
+    gone = ("sets.mine", "http://127.0.0.1:9/mine.jsonl", PIN)
     assert refused(gone, site)[1].startswith("ConnectError")
     monkeypatch.setattr(download, "MAX_BYTES", 10)
     site.pages["/mine.jsonl"] = [Answer(ROWS)]
     assert refused(by_url(site), site)[0] == "E-data-download-size"
 
 
-def stated(body: bytes = ROWS, commit: str = COMMIT, large: bool = True) -> dict[str, str]:
-    blob = hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
-    tag = {"X-Linked-Etag": f'"{hashlib.sha256(body).hexdigest()}"'} if large else {"ETag": f'W/"{blob}"'}
-    return {"X-Repo-Commit": commit, **tag}
-
-
-@pytest.mark.parametrize("large", [True, False])
-def test_the_hub_is_followed_and_held_to_what_it_states(site: Site, tmp_path: Path, large: bool) -> None:
-    aside = {**stated(large=large), "Location": "/store/1"}
-    site.pages[HUB] = [Answer(status=302, headers=aside)]
-    site.pages["/store/1"] = [Answer(ROWS[:-9])]
-    assert refused(by_hub(), site)[0] == "E-data-download-digest" and not (tmp_path / "cache").exists()
-    site.pages["/store/1"] = [Answer(ROWS)]
-    path = download.fetch_file(by_hub())
-    assert path == tmp_path / "cache" / "hub" / "owner" / "name" / COMMIT / "data" / "a b.jsonl"
-    assert path.read_bytes() == ROWS and site.asked == [HUB, "/store/1"] * 2
-    assert left(tmp_path) == [".a b.jsonl.sha256", "a b.jsonl"]
-
-
-def test_the_hub_may_not_answer_with_another_commit(site: Site, tmp_path: Path) -> None:
-    site.pages[HUB] = [Answer(ROWS, headers=stated(commit="1" * 40))]
-    code, found = refused(by_hub(), site)
-    assert code == "E-data-download-commit" and found.startswith("commit 1111")
-    assert not (tmp_path / "cache").exists()
-
-
-def test_a_file_of_the_hub_stays_what_it_was(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the hub states no digest: the first copy's counts, or the one that the recipe pins."""
-    site.pages[HUB] = [Answer(ROWS)]
-    assert refused(by_hub("0" * 64), site)[0] == "E-data-download-digest"
-    path = download.fetch_file(by_hub(PIN))
-    path.write_bytes(b"{}")
-    assert download.fetch_file(by_hub()).read_bytes() == ROWS
-    path.write_bytes(b"{}")
-    site.pages[HUB] = [Answer(b"[]")]
-    assert refused(by_hub(), site)[0] == "E-data-download-digest"
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    asked = len(site.asked)
-    assert refused(by_hub(), site)[0] == "E-data-offline"
-    path.write_bytes(ROWS)
-    assert download.fetch_file(by_hub()) == path and len(site.asked) == asked
-
-
 def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("POTSTILL_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert download.cache_folder() == Path("/x/potstill")
+    assert storage.cache_folder() == Path("/x/potstill")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(download.sys, "platform", "linux")
-    assert download.cache_folder() == Path.home() / ".cache" / "potstill"
-    odd = download.remote_file_from_url("sets.mine", "http://a/..%2F?x=1", PIN)
-    assert (
-        Path(odd.cache_path).parts[:2] == ("url", PIN)
-        and len(Path(odd.cache_path).parts) == 3
-        and ".." not in odd.cache_path
-    )
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert storage.cache_folder() == Path.home() / ".cache" / "potstill"
+    odd = Path(download.cache_path("http://a/..%2F?x=1", PIN))
+    assert odd.parts[:2] == ("url", PIN) and len(odd.parts) == 3 and ".." not in str(odd)
 
 
 def test_parquet_is_read_as_jsonl_is(tmp_path: Path) -> None:
@@ -227,32 +171,6 @@ def test_parquet_is_read_as_jsonl_is(tmp_path: Path) -> None:
     assert error.value.where.endswith("no.parquet") and error.value.code == "E-data-missing-file"
 
 
-def test_a_run_collects_fetched_sets_and_holds_their_digests(site: Site, world: Path, tmp_path: Path) -> None:
-    site.pages["/sums.jsonl"] = [Answer((world / "sets" / "sums.jsonl").read_bytes())]
-    table = pyarrow.Table.from_pylist([json.loads(line) for line in (world / "sets" / "more.jsonl").open("rb")])
-    sink = pyarrow.BufferOutputStream()
-    parquet.write_table(table, sink)
-    more = sink.getvalue().to_pybytes()
-    site.pages[HUB.replace("a b.jsonl", "more.parquet")] = [Answer(more, headers=stated(more))]
-    pin = storage.file_digest(world / "sets" / "sums.jsonl")
-    changes = (
-        f"sets.sums={{url: '{site.url}/sums.jsonl', sha256: {pin}, task: number}}",
-        f"sets.more={{hub: owner/name, file: data/more.parquet, revision: '{COMMIT}', task: number}}",
-        "teacher={kind: human}",
-    )
-    tiny.make(world, tmp_path / "fetched", *changes, until="collect")
-    tiny.make(world, tmp_path / "here", "teacher={kind: human}", until="collect")
-    for path in (tmp_path / "here" / "collect").glob("*.*.jsonl"):
-        assert (tmp_path / "fetched" / "collect" / path.name).read_bytes() == path.read_bytes()
-    stored = manifest.read_begun(tmp_path / "fetched" / "collect")
-    assert stored is not None
-    assert stored.inputs["sets.sums"] == pin
-    assert stored.inputs["sets.more"] == hashlib.sha256(more).hexdigest()
-    asked = len(site.asked)
-    tiny.make(world, tmp_path / "fetched", *changes, until="collect")
-    assert len(site.asked) == asked == 2
-
-
 def test_bodies_without_measure(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A packed body that unfolds, one behind a redirect, and one in a redirect: none is held in memory whole."""
     monkeypatch.setattr(download, "MAX_BYTES", 1 << 16)
@@ -264,9 +182,6 @@ def test_bodies_without_measure(site: Site, monkeypatch: pytest.MonkeyPatch) -> 
     site.pages["/mine.jsonl"] = [Answer(gzip.compress(ROWS), headers=packed)]
     for name, code in (("bomb", "E-data-download-size"), ("twice", "E-data-download")):
         with pytest.raises(UserError) as error:
-            download.fetch_file(download.remote_file_from_url("sets.mine", f"{site.url}/{name}.jsonl", PIN))
+            download.fetch_url("sets.mine", f"{site.url}/{name}.jsonl", PIN)
         assert error.value.code == code
-    assert (
-        download.fetch_file(download.remote_file_from_url("sets.mine", f"{site.url}/moved.jsonl", PIN)).read_bytes()
-        == ROWS
-    )
+    assert download.fetch_url("sets.mine", f"{site.url}/moved.jsonl", PIN).read_bytes() == ROWS

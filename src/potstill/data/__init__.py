@@ -76,12 +76,13 @@ def load_set(
     file, fields, task   of a custom set (see `custom_set`); task grades the records that name none
     splits        how to divide a set that has no splits; `paper` is for built-in sets only
     validation    fraction (float) or number (int) of questions of each set, or of each BBH task; 0.2 if None
-    test          the same, for a custom set only; 0.2 if None, or `validation` if that is a number
+    test          the same; None: 0.2 for a custom set, or `validation` if that is a number; for a built-in set the rest.
+                  A built-in set whose files name their training questions ignores it
     custom_names  names of the recipe's custom sets, for the message about an unknown name
     Raises UserError, with file and record, for a wrong name, file, record or size.
     """
-    if file is None and (fields or task or test is not None):
-        what, hint = "fields, task and test need a file", "pass `file`, or remove these arguments"
+    if file is None and (fields or task):
+        what, hint = "fields and task need a file", "pass `file`, or remove these arguments"
         raise UserError(what, code="E-data-custom-options", where=name, hint=hint)
     if splits not in ("digest", "paper"):
         raise _splits_error(name, "unknown value of splits", "write digest or paper", splits)
@@ -100,15 +101,20 @@ def load_set(
         validation = builtin.paper_validation if splits == "paper" else DEFAULT_SHARE
     if splits == "paper" and builtin.apply_split_file is not None:
         raws = builtin.apply_split_file(raws, data_dir)
+    if any(raw.split == "train" for raw in raws):
+        test = None
     if not builtin.tasks:
-        return assign_splits(raws, builtin.name, validation=validation, test=None)
+        return assign_splits(raws, builtin.name, validation=validation, test=test)
     questions = []
     for task in builtin.tasks:
         if name in (builtin.name, f"{builtin.name}/{task}"):
             of_task = [raw for raw in raws if raw.task == f"{builtin.name}/{task}"]
             # An exact number of lowest digests: with some 200 questions per task, a share would vary by chance.
-            count = validation if isinstance(validation, int) else int(len(of_task) * validation)
-            questions += assign_splits(of_task, builtin.name, validation=count, test=None)
+            counts = [
+                size if size is None or isinstance(size, int) else int(len(of_task) * size)
+                for size in (validation, test)
+            ]
+            questions += assign_splits(of_task, builtin.name, validation=counts[0] or 0, test=counts[1])
     return questions
 
 

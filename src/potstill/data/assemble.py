@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from potstill import data
+from potstill import data, hub, storage
 from potstill.data import contamination, download, splits
 from potstill.errors import UserError
 from potstill.recipe import Column, Recipe, find_paths, recipe_data_folder
@@ -125,7 +125,7 @@ def _load_set(recipe: Recipe, name: str) -> list[Question]:
         task=custom.task if custom else None,
         splits=section.splits,
         validation=None if section.splits == "paper" else section.validation,
-        test=test if custom else None,
+        test=test if custom or (trained and section.splits == "digest") else None,
         custom_names=tuple(recipe.sets),
     )
 
@@ -134,11 +134,13 @@ def set_paths(recipe: Recipe, name: str) -> list[Path]:
     """The files of a custom set: local paths, or verified copies of remote files."""
     custom, key = recipe.sets[name], f"sets.{name}"
     if custom.url is not None:
-        return [download.fetch_file(download.remote_file_from_url(key, custom.url, custom.sha256 or ""))]
+        return [download.fetch_url(key, custom.url, custom.sha256 or "")]
     if custom.hub is not None:
-        hub, revision = custom.hub, custom.revision or ""
-        remotes = [download.remote_file_from_hub(key, hub, path, revision, custom.sha256) for path in custom.paths]
-        return [download.fetch_file(remote) for remote in remotes]
+        assert custom.revision is not None, "the recipe's schema requires a commit"
+        paths = [hub.download_dataset_file(custom.hub, path, custom.revision, key=key) for path in custom.paths]
+        for path in paths if custom.sha256 else ():
+            download.check_digest(key, storage.file_digest(path), custom.sha256 or "", f"{path}")
+        return paths
     return [found for path in custom.paths for found in find_paths(recipe, path, f"{key}.file")]
 
 

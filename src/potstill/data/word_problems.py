@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 from xml.etree import ElementTree
 
+from potstill.data.formulas import solution_from_formula
 from potstill.data.set_files import (
     BuiltinSet,
     RawQuestion,
@@ -124,7 +125,8 @@ def _parse_asdiv(problem: ElementTree.Element, where: str) -> RawQuestion:
     missing = next((tag for tag, value in {"ID": name, **fields}.items() if not value), None)
     if missing:
         raise UserError(f"the problem has no {missing}", code="E-data-missing-field", where=where)
-    return RawQuestion(f"asdiv/{name}", f"{fields['Body']} {fields['Question']}", fields["Answer"], "asdiv", where)
+    text, rationale = f"{fields['Body']} {fields['Question']}", solution_from_formula(problem.findtext("Formula") or "")
+    return RawQuestion(f"asdiv/{name}", text, fields["Answer"], "asdiv", where, rationale=rationale)
 
 
 # SVAMP (Patel et al. 2021): 1,000 problems made by varying the words of simpler ones.

@@ -28,6 +28,7 @@ from potstill.models.load import (
     weights_identity,
 )
 from potstill.models.lora import add_adapters
+from potstill.models.sources import ModelSource, find_model, find_scorer, locate_model
 from potstill.models.student import (
     SHAPES,
     Head,
@@ -47,6 +48,7 @@ __all__ = [
     "ChatTemplate",
     "Example",
     "Head",
+    "ModelSource",
     "Shape",
     "Student",
     "add_adapters",
@@ -58,9 +60,12 @@ __all__ = [
     "count_stored_parameters",
     "default_device",
     "disk_full_as_oserror",
+    "find_model",
+    "find_scorer",
     "from_checkpoint",
     "from_recipe",
     "interpolate_weights",
+    "locate_model",
     "model_folder",
     "open_student",
     "random_student",

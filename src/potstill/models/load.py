@@ -30,6 +30,7 @@ from potstill import storage, tokenization
 from potstill.errors import UserError
 from potstill.models import causal, t5, weight_files
 from potstill.models.chat_template import ChatSetting, ChatTemplate, has_chat_template, open_chat_template
+from potstill.models.sources import ModelSource, find_model
 from potstill.models.student import SHAPES, DType, Family, Shape, Student, quiet_transformers
 from potstill.models.weight_files import FIX_CONFIG, TensorHeader
 from potstill.recipe import Recipe, find_path
@@ -262,9 +263,13 @@ def from_checkpoint(recipe: Recipe, folder: Path, *, weights: bool = True) -> St
 
 
 def model_folder(recipe: Recipe) -> Path:
-    """The folder that `student.model` names."""
+    """The folder of `student.model`, downloaded or converted if need be."""
+    return _model_source(recipe).folder
+
+
+def _model_source(recipe: Recipe) -> ModelSource:
     assert recipe.student.model is not None, "the recipe has a model"
-    return find_path(recipe, recipe.student.model, "student.model")
+    return find_model(recipe, recipe.student.model, "student.model", recipe.student.revision)
 
 
 def tokenizer_folder(recipe: Recipe) -> Path:
@@ -309,7 +314,7 @@ def weights_identity(recipe: Recipe) -> dict[str, str]:
     """Digests of what the base student is built from, by recipe key."""
     if recipe.student.model is None:
         return {"student.tokenizer": tokenization.load_tokenizer(tokenizer_folder(recipe)).digest}
-    digests = {"student.model": storage.folder_fingerprint(model_folder(recipe))}
+    digests = _model_source(recipe).identity("student.model")
     # The folder alone decides what `auto` means.
     chat = recipe.student.chat
     return digests if chat == "auto" else digests | {"student.chat": str(chat).lower()}

@@ -49,7 +49,11 @@ ShapeOrName = Annotated[
 
 
 class StudentSection(Section):
-    model: str | None = Field(default=None, description="Model folder in Hugging Face format.")
+    model: str | None = Field(
+        default=None,
+        description="Model folder in Hugging Face format, name on the Hugging Face hub, GGUF file, or package:NAME.",
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a model on the hub.")
     shape: ShapeOrName | None = Field(
         default=None, description="Size of a model with random weights: numbers, or a name such as flan-t5-base."
     )
@@ -279,9 +283,10 @@ class OnPolicySection(Section):
     sets: list[Name] = Field(min_length=1, description="Sets whose training questions the student answers.")
     scorer: str | None = Field(
         default=None,
-        description="Folder of the model that scores the answers, with the student's tokens or others; the base "
+        description="Model that scores the answers, as in student.model, with the student's tokens or others; the base "
         "student if not given.",
     )
+    scorer_revision: str | None = Field(default=None, description="Branch, tag or commit of a scorer on the hub.")
     divergence: str = Field(
         default="reverse_kl", description="Divergence between scorer and student, as in train.divergence."
     )

@@ -154,7 +154,8 @@ class BudgetSection(Section):
 class ScorerSection(Section):
     """A model that scores the tokens of existing chains."""
 
-    model: str = Field(description="Model folder, or for kind: openai the model's name on the server.")
+    model: str = Field(description="Model as in teacher.model, or for kind: openai the model's name on the server.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a model on the hub.")
     kind: Literal["local", "openai"] = Field(
         default="local", description="local: a model in this process; openai: the server of `teacher.server`."
     )
@@ -179,8 +180,11 @@ class TeacherSection(Section):
     )
     name: Name | None = Field(default=None, description="Source name stored with the chains; `kind` if not given.")
     model: str | None = Field(
-        default=None, description="Model folder for local and vllm; the model's name on the server for openai."
+        default=None,
+        description="For local and vllm: model folder, name on the Hugging Face hub, GGUF file, or package:NAME; for "
+        "openai: the model's name on the server.",
     )
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a model on the hub.")
     chains: str | None = Field(
         default=None,
         description="File of chains for replay: JSON lines, CSV, Parquet, or another form of a set.",
@@ -192,6 +196,10 @@ class TeacherSection(Section):
         "one. A server follows `server.api` instead.",
     )
     samples: Positive = Field(default=1, description="Number of chains per question.")
+    unsolved: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="What happens, for human, when a training question has no solution: stop the run, or skip the question.",
+    )
     enough: Positive | None = Field(
         default=None, description="Number of right chains after which openai stops asking a question."
     )

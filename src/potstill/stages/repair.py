@@ -17,7 +17,7 @@ from potstill import alignment, losses, models, progress, storage, teachers, tok
 from potstill.alignment import cross_tokenizer
 from potstill.evaluation import checkpoint
 from potstill.models import Student
-from potstill.recipe import Recipe, find_path
+from potstill.recipe import Recipe
 from potstill.stages import Stage, StageResult
 from potstill.storage import run_folder
 from potstill.training import data_order, examples, on_policy
@@ -58,9 +58,7 @@ class Repair(Stage):
         assert section is not None, "the stage exists only if the recipe has the section"
         digests = {**models.weights_identity(recipe), **checkpoint.collect_grader_digests(recipe, "validation")}
         if section.scorer is not None:
-            digests["on_policy.scorer"] = storage.folder_fingerprint(
-                find_path(recipe, section.scorer, "on_policy.scorer")
-            )
+            digests |= models.find_scorer(recipe).identity("on_policy.scorer")
             # These transfer the probabilities of a scorer with another tokenizer.
             digests |= {"teachers": str(teachers.VERSION), "transfer": str(cross_tokenizer.VERSION)}
             digests["version of alignment"] = str(alignment.VERSION)
@@ -136,7 +134,7 @@ def _load_scorer(recipe: Recipe, student: Student) -> Student:
     assert recipe.on_policy is not None
     if recipe.on_policy.scorer is None:
         return models.from_recipe(recipe)
-    folder = find_path(recipe, recipe.on_policy.scorer, "on_policy.scorer")
+    folder = models.find_scorer(recipe).folder
     if tokenization.load_tokenizer(folder).digest == student.tokenizer.digest:
         return models.from_checkpoint(recipe, folder)
     return models.open_student(folder, chat_template="auto", trust_remote_code=recipe.student.trust_remote_code)

@@ -27,11 +27,12 @@ from potstill.storage.read import (
     read_record,
     read_records,
 )
-from potstill.storage.run_folder import hold_lock
+from potstill.storage.run_folder import cache_folder, hold_lock
 
 __all__ = [
     "Appender",
     "as_format_errors",
+    "cache_folder",
     "copy_mode",
     "delete_partial_files",
     "encode_json_line",

@@ -16,6 +16,7 @@ import datetime
 import os
 import platform
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -120,3 +121,12 @@ def append_log(run_dir: Path, event: str, **values: object) -> None:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
     with atomic.Appender(run_dir / "log.jsonl") as file:
         file.append([{"time": now, "event": event, **values}])
+
+
+def cache_folder() -> Path:
+    """The folder of downloaded and converted files: POTSTILL_CACHE, else `potstill` in the platform's cache folder."""
+    folder = os.environ.get("POTSTILL_CACHE")
+    if folder:
+        return Path(folder)
+    default = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return Path(os.environ.get("XDG_CACHE_HOME") or default) / "potstill"

@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from potstill import inference
+from potstill.errors import UserError
 from potstill.inference import (
     Decode,
     Engine,
@@ -35,6 +36,9 @@ from potstill.teachers import chain_parts
 from potstill.teachers.chain_parts import merge_end_outcomes, truncate_at_answer
 from potstill.teachers.protocol import PromptBuilder, SamplingState, Scorer, load_prompt_builder
 
+if TYPE_CHECKING:
+    from potstill.models import ModelSource
+
 
 class LocalModel(Scorer):
     """The teachers `local` and `vllm`. As a scorer, it uses the model of `teacher.score`."""
@@ -45,13 +49,21 @@ class LocalModel(Scorer):
         super().__init__(recipe)
         score = self.recipe.teacher.score
         self.model_key = "teacher.score.model" if as_scorer else "teacher.model"
-        self.model = score.model if as_scorer and score is not None else self.recipe.teacher.model
+        section = score if as_scorer and score is not None else self.recipe.teacher
+        self.model, self.revision = section.model, section.revision
         is_vllm = self.recipe.teacher.kind == "vllm"
         self.engine_kind: Literal["vllm", "transformers"] = "vllm" if is_vllm else "transformers"
 
     @property
     def folder(self) -> Path:
-        return self.find_path(self.model, self.model_key)
+        return self._source.folder
+
+    @property
+    def _source(self) -> ModelSource:
+        from potstill import models
+
+        assert self.model is not None, f"the recipe's schema requires {self.model_key}"
+        return models.find_model(self.recipe, self.model, self.model_key, self.revision)
 
     @property
     def uses_chat_template(self) -> bool:
@@ -97,17 +109,13 @@ class LocalModel(Scorer):
             rows = [(build_prompt(by_id[chain.question]), chain) for chain in batch]
             yield score_chains(engine, rows, top_logprobs=teacher.top_logprobs, batch_tokens=teacher.batch_tokens)
 
-    def input_files(self) -> dict[str, str]:
-        assert self.model is not None
-        return {self.model_key: self.model, **super().input_files()}
-
     def inputs(self) -> dict[str, str]:
         from potstill import models, tokenization
 
         # The effect of `teacher.chat` instead of its value: without a template it changes nothing.
         chat = {"teacher.chat": "its template"} if self.uses_chat_template else {}
         versions = {"version of students": str(models.VERSION), "version of tokenizers": str(tokenization.VERSION)}
-        return super().inputs() | chat | versions
+        return self._source.identity(self.model_key) | super().inputs() | chat | versions
 
     def checks(self, *, weights: bool = True) -> Iterator[Callable[[], object]]:
         from potstill import models
@@ -121,7 +129,7 @@ class LocalModel(Scorer):
             yield lambda: models.check_weights(self.folder, trust_remote_code=self.recipe.teacher.trust_remote_code)
 
     def forecast(self, questions: Sequence[Question]) -> list[str]:
-        teacher, folder = self.recipe.teacher, self.find_path_or_none(self.model, self.model_key)
+        teacher, folder = self.recipe.teacher, self._folder_or_none()
         chains = len(questions) * teacher.samples
         chat = folder is not None and self.uses_chat_template
         return [
@@ -132,6 +140,12 @@ class LocalModel(Scorer):
             f"  stores          {teacher.top_logprobs} log-probabilities per token, temperature {teacher.temperature}",
             *(["  prompts         in its own chat template (teacher.chat: false for plain ones)"] if chat else []),
         ]
+
+    def _folder_or_none(self) -> Path | None:
+        try:
+            return self.folder
+        except UserError:
+            return None
 
     def prompt_builder(self) -> PromptBuilder | None:
         return load_prompt_builder(self.recipe)

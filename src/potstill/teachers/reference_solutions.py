@@ -32,21 +32,22 @@ class ReferenceSolutions(TextTeacher):
     ) -> Iterator[list[Chain]]:
         """The chain with index 0 of every question, in the order of the questions.
 
-        Raises UserError, before the first batch, if a question has no solution.
+        Raises UserError, before the first batch, if a question has no solution and `teacher.unsolved` is stop.
         """
+        solved = [question for question in questions if question.rationale]
         missing = [question.id for question in questions if not question.rationale]
-        if missing:
+        if missing and self.recipe.teacher.unsolved == "stop":
             raise UserError(
                 f"{len(missing)} of {len(questions)} questions have no solution for the teacher `human`",
                 code="E-teacher-no-solutions",
                 where="teacher",
                 found=f"the first is {missing[0]}",
-                hint="give each training question a rationale (sets.NAME.fields names its field), remove the others, or"
-                " use another teacher",
+                hint="give each training question a rationale (sets.NAME.fields names its field), set teacher.unsolved:"
+                " skip, or use another teacher",
             )
         return (
-            [self._build_chain(question) for question in questions[start : start + BATCH_SIZE]]
-            for start in range(0, len(questions), BATCH_SIZE)
+            [self._build_chain(question) for question in solved[start : start + BATCH_SIZE]]
+            for start in range(0, len(solved), BATCH_SIZE)
         )
 
     def _build_chain(self, question: Question) -> Chain:
@@ -63,7 +64,8 @@ class ReferenceSolutions(TextTeacher):
         if missing:
             lines += [
                 f"  missing         {len(missing)} of {len(questions)} questions have no solution, first {missing[0]};",
-                "                  the run would stop at the stage sample",
+                "                  the run would "
+                + ("stop at the stage sample" if self.recipe.teacher.unsolved == "stop" else "skip them"),
             ]
         return lines
 

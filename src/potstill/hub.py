@@ -1,0 +1,175 @@
+"""Models and files of the Hugging Face hub, through huggingface_hub: its cache, token, offline mode and resumed downloads.
+
+    >>> is_hub_name("HuggingFaceTB/SmolLM2-135M-Instruct"), is_hub_name("models/student/step-72"), is_hub_name("/models/a")
+    (True, False, False)
+
+The environment variables of huggingface_hub apply: HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE. A branch or a tag is
+resolved to a commit before anything is downloaded, and the commit is returned, so that a caller can record it. Without a
+connection nothing is taken from the cache in silence: with HF_HUB_OFFLINE=1 the cached commit is used, else the error is
+raised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from potstill.errors import UserError
+
+HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+# What a model needs and no more: never pickled weights, and no copies of the weights for other tools.
+MODEL_FILES: Final = (
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.tiktoken",
+    "*.txt",
+    "*.py",
+    "README.md",
+    "LICENSE*",
+)
+OTHER_COPIES: Final = ("onnx/*", "openvino/*", "*/*.safetensors", "original/*", "runs/*", "checkpoint-*/*")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A downloaded repository: its folder in the cache, and the 40 hexadecimal digits of its commit."""
+
+    folder: Path
+    commit: str
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether a text has the form `owner/name`. A relative path of two parts has it too: callers look for the folder
+    first."""
+    return HUB_NAME.fullmatch(text) is not None
+
+
+def is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def endpoint() -> str:
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def download_model(name: str, revision: str | None, *, key: str) -> Snapshot:
+    """Download what a model needs (safetensors, configuration, tokenizer), or find it in the cache.
+
+    name      `owner/name`
+    revision  branch, tag or commit; None for the default branch
+    key       of the recipe, for messages
+
+    Raises UserError if the repository, its revision or the network is not there, and if access is refused.
+    """
+    import huggingface_hub as library
+
+    arguments: dict[str, Any] = {
+        "repo_id": name,
+        "allow_patterns": list(MODEL_FILES),
+        "ignore_patterns": list(OTHER_COPIES),
+        "endpoint": endpoint(),
+    }
+    with _hub_errors(key, name, revision):
+        if is_offline() or (revision is not None and COMMIT.fullmatch(revision)):
+            try:
+                return _snapshot(library.snapshot_download(**arguments, revision=revision, local_files_only=True))
+            except library.errors.LocalEntryNotFoundError:
+                if is_offline():
+                    raise
+        # Without this request a hub that cannot be reached would mean the cached copy, whatever its age.
+        commit = library.HfApi(endpoint=endpoint()).model_info(name, revision=revision).sha
+        snapshot = _snapshot(library.snapshot_download(**arguments, revision=revision))
+    if snapshot.commit != commit:
+        raise UserError(
+            "the repository changed during the download",
+            code="E-hub-changed",
+            where=key,
+            found=f"{name}: commit {commit}, then {snapshot.commit}",
+            hint="run again, or give a commit as the revision",
+        )
+    return snapshot
+
+
+def download_dataset_file(name: str, file: str, commit: str, *, key: str) -> Path:
+    """The path in the cache of one file of a data set's repository at a commit. Errors as of `download_model`."""
+    import huggingface_hub as library
+
+    with _hub_errors(key, name, commit, file):
+        path = library.hf_hub_download(
+            name, file, repo_type="dataset", revision=commit, endpoint=endpoint(), local_files_only=is_offline()
+        )
+        return Path(path)
+
+
+def _snapshot(folder: str) -> Snapshot:
+    return Snapshot(Path(folder), Path(folder).name)
+
+
+@contextlib.contextmanager
+def _hub_errors(key: str, name: str, revision: str | None, file: str = "") -> Iterator[None]:
+    """Turn an error of huggingface_hub into one of the user."""
+    import httpx2
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except (errors.HfHubHTTPError, errors.EntryNotFoundError, errors.OfflineModeIsEnabled, httpx2.HTTPError) as error:
+        code, what, hint = next((words for kinds, *words in _errors_table() if isinstance(error, kinds)), OTHER_ERROR)
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        found = f"{name}{f'@{revision}' if revision else ''} {file}: {first_line}"[:300]
+        raise UserError(
+            what, code=code, where=key, found=found, hint=hint.format(url=f"{endpoint()}/{name}")
+        ) from error
+
+
+OTHER_ERROR: Final = (
+    "E-hub-failed",
+    "the hub cannot be reached, or it refuses the request",
+    "run again: a download resumes; or download the files with another tool and name the folder",
+)
+
+
+def _errors_table() -> list[tuple[Any, str, str, str]]:
+    """Errors of huggingface_hub, the most special ones first, with code, message and hint."""
+    from huggingface_hub import errors
+
+    return [
+        (
+            errors.GatedRepoError,
+            "E-hub-gated",
+            "access to this repository must be granted",
+            "accept its terms at {url}, then set HF_TOKEN (or run `hf auth login`)",
+        ),
+        (
+            errors.RevisionNotFoundError,
+            "E-hub-no-revision",
+            "the repository has no such revision",
+            "give a branch, a tag or a commit of {url}",
+        ),
+        (
+            errors.RepositoryNotFoundError,
+            "E-hub-no-repository",
+            "there is neither such a folder nor such a repository on the hub",
+            "check the name; a private repository needs HF_TOKEN",
+        ),
+        (
+            errors.RemoteEntryNotFoundError,
+            "E-hub-no-file",
+            "the repository has no such file",
+            "check the path of the file at {url}",
+        ),
+        (
+            (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled),
+            "E-hub-offline",
+            "the files are not in the cache, and HF_HUB_OFFLINE forbids to download them",
+            "run once without HF_HUB_OFFLINE=1, or give a folder",
+        ),
+    ]

