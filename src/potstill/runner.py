@@ -32,6 +32,9 @@ SLOW_VERIFY_BYTES: Final = 1 << 30  # reading more takes over two seconds, so a 
 SHARD_LOCK_TIMEOUT: Final = 600.0  # seconds that a shard waits for another process to collect the questions
 Consent = bool | Callable[[str], bool]
 
+# Not part of an identity: the commit that a revision resolves to is among the inputs of its stages.
+REVISION_KEYS: Final = ("student.revision", "teacher.revision", "teacher.score.revision", "on_policy.scorer_revision")
+
 
 def default_run_dir(recipe: Recipe) -> Path:
     """The folder of a recipe's run: `runs/<name>` in the working folder."""
@@ -277,7 +280,7 @@ class _Run:
     def identity(self, name: str, earlier: Mapping[str, str] | None = None) -> Identity:
         """The identity that a stage has now. earlier: digests of the earlier stages, else those of their manifests."""
         stage = open_stage(name)
-        keys, free = flatten_keys(self.recipe, *stage.reads), stage.free(self.recipe)
+        keys, free = flatten_keys(self.recipe, *stage.reads), {*stage.free(self.recipe), *REVISION_KEYS}
         if earlier is None:
             earlier = {before: self.digest(before, name) for before in self.earlier(name)}
         inputs = {**self.inputs(name), **earlier}

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,8 +142,7 @@ def _join_parts(parts: list[Path], key: str) -> Path:
         return path
     with progress.bar(f"join {name}", len(parts), "parts") as tick, atomic.write_stream(path) as file:
         for part in parts:
-            with open(part, "rb") as source:
-                shutil.copyfileobj(source, file)
+            file.write(part.read_bytes())
             tick(1)
     if storage.file_digest(path) != expected:
         storage.remove(path)
