@@ -266,6 +266,17 @@ def test_contradictions_are_equal_questions_with_different_answers() -> None:
     assert [(first.id, other.id) for first, other in data.find_contradictions(mine)] == [("m/5", "m/6")]
 
 
+def test_every_set_names_its_source_and_the_licence_that_its_authors_state() -> None:
+    assert {name: builtin.licence for name, builtin in data.SETS.items()} == {
+        "gsm8k": "mit",
+        "multiarith": None,
+        "asdiv": "cc-by-nc-4.0",
+        "svamp": "mit",
+        "bbh": "mit",
+    }
+    assert all(builtin.source.startswith("https://github.com/") for builtin in data.SETS.values())
+
+
 # the real files
 
 

@@ -50,7 +50,15 @@ def read_task_prompts(data_dir: Path) -> dict[str, TaskPrompt]:
     }
 
 
-SET: Final = BuiltinSet("bbh", read_bbh, paper_validation=0.2, tasks=TASKS, task_prompts=read_task_prompts)
+SET: Final = BuiltinSet(
+    "bbh",
+    read_bbh,
+    paper_validation=0.2,
+    tasks=TASKS,
+    task_prompts=read_task_prompts,
+    source="https://github.com/suzgunmirac/BIG-Bench-Hard",
+    licence="mit",
+)
 
 
 def read_bbh_demonstrations(data_dir: Path, task: str) -> tuple[str, tuple[Demonstration, ...]]:

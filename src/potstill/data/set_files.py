@@ -59,6 +59,9 @@ class BuiltinSet:
     split_file        path in the data folder of the file that lists the paper's validation questions
     apply_split_file  questions and data folder -> the questions with the splits of that file, if it exists
     task_prompts      data folder -> official prompt of each task, for the few-shot formats
+    source            address of the authors' files
+    licence           as the authors state it, in the identifiers of the Hugging Face hub; None: they state none
+    hub_id            name of the set on the hub, if its authors publish it there
     """
 
     name: str
@@ -69,6 +72,9 @@ class BuiltinSet:
     split_file: str | None = None
     apply_split_file: Callable[[list[RawQuestion], Path], list[RawQuestion]] | None = None
     task_prompts: Callable[[Path], dict[str, TaskPrompt]] | None = None
+    source: str = ""
+    licence: str | None = None
+    hub_id: str | None = None
 
 
 # Whole files

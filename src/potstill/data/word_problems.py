@@ -151,9 +151,29 @@ def join_sentences(body: str, question: str) -> str:
     return f"{body}{'' if body.endswith(('?', '!')) else '.'} {question}"
 
 
-GSM8K: Final = BuiltinSet("gsm8k", read_gsm8k, paper_validation=500)
-MULTIARITH: Final = BuiltinSet(
-    "multiarith", read_multiarith, paper_validation=200, split_file=INDEX_FILE, apply_split_file=assign_authors_splits
+GSM8K: Final = BuiltinSet(
+    "gsm8k",
+    read_gsm8k,
+    paper_validation=500,
+    source="https://github.com/openai/grade-school-math",
+    licence="mit",
+    hub_id="openai/gsm8k",
 )
-ASDIV: Final = BuiltinSet("asdiv", read_asdiv, paper_validation=500)
-SVAMP: Final = BuiltinSet("svamp", read_svamp, paper_validation=500)
+MULTIARITH: Final = BuiltinSet(
+    "multiarith",
+    read_multiarith,
+    paper_validation=200,
+    split_file=INDEX_FILE,
+    apply_split_file=assign_authors_splits,
+    source="https://github.com/kojima-takeshi188/zero_shot_cot",
+)
+ASDIV: Final = BuiltinSet(
+    "asdiv",
+    read_asdiv,
+    paper_validation=500,
+    source="https://github.com/chaochun/nlu-asdiv-dataset",
+    licence="cc-by-nc-4.0",
+)
+SVAMP: Final = BuiltinSet(
+    "svamp", read_svamp, paper_validation=500, source="https://github.com/arkilpatel/SVAMP", licence="mit"
+)
