@@ -5,21 +5,21 @@
     >>> grade("I do not know.", "18").grade, grade("He has 6 x", "18", stop="length").grade
     ('no answer', 'truncated')
 
-THE PRINCIPLE: the text after the last marker ("the answer is") counts; only a text without markers is searched for an
-answer without one. If the marked answer is none of the options ("none of the above", "it depends"), a hedge, or empty,
-nothing before the marker replaces it.
+THE PRINCIPLE: the text after the last marker ("the answer is") is the answer. An answer without a marker counts only if
+the text has no marker. If the text after the last marker is empty, a hedge, or rejects every option ("none of the
+above", "it depends"), nothing before the marker replaces it.
 
     >>> grade("(B) is a fact. So the answer is none of the above.", "(B)").grade, grade("So 5 * 4 =", "4").grade
     ('no answer', 'no answer')
 
-To add an answer type, add an entry to the table in `answer_types`. A data set with its own grader needs none: its
-questions may have the task `function: module:name` (see `grader`).
+To add an answer type, add an entry to the table in `answer_types`. A data set with its own grader needs no answer type:
+its questions may have the task `function: module:name` (see `grader`).
 
-VERSION counts the sets of rules; it is stored with every score. `docs/explanation/grading-rules.md` lists the rules, and
-`tests/support/grading_cases.py` has their cases.
+VERSION is the version of the rules; it is stored with every score. `docs/explanation/grading-rules.md` lists the rules,
+and `tests/support/grading_cases.py` has test cases for them.
 
-Grading is pure and thread-safe and takes time linear in any text (except your own functions). No text is evaluated,
-and none raises.
+Grading is pure and thread-safe and takes time linear in the text (except your own functions). It never evaluates a text
+as code, and no text makes it raise.
 """
 
 from potstill.grading.answer_types import ANSWER_TYPES

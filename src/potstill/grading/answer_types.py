@@ -1,4 +1,4 @@
-"""The table of answer types: how each parses a gold answer, extracts a model's answer and compares the two.
+"""The table of answer types. An answer type parses a gold answer, extracts a model's answer and compares the answers.
 
     >>> number = ANSWER_TYPES["number"]
     >>> gold = number.parse_gold("9 (apples)")
@@ -7,7 +7,7 @@
     >>> ANSWER_TYPES["paper"].extract_unmarked("It is 7,200", None)
     (200.0, '200')
 
-A new answer type is one entry of this table. Its functions know nothing of markers, questions or tasks.
+To add an answer type, add one entry to this table. Its functions know nothing about markers, questions or tasks.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from potstill.grading.normalize import to_exact_text, to_plain_text
 @dataclass(frozen=True, slots=True)
 class AnswerType:
     """parse_gold        text -> the gold value; None if the text is not of this type
-    extract_marked    the text after a marker, gold value -> the model's value; None if there is none
-    extract_unmarked  a text without a marker, gold value -> the same
+    extract_marked    the text after a marker, gold value -> the model's value; None if the text has no answer
+    extract_unmarked  a text without a marker, gold value -> the model's value; None if the text has no answer
     is_same           gold value, model's value -> whether they agree
     format            value -> its canonical text
-    normalize         text -> the text that the functions above read, for model texts and gold answers
-    markers           which markers announce an answer; None: the functions read every text whole, without markers
+    normalize         model text or gold answer -> the text that the functions above read
+    markers           which markers announce an answer; None: markers are ignored and the whole text is read
     unwrap_gold       whether markers around a gold answer are removed ("#### 5" -> "5")
     inferable         whether a gold answer without a task may be of this type. The first inferable type of the table
                       that parses it is taken: 9:10 is a time before it is a ratio.
@@ -50,14 +50,14 @@ class AnswerType:
     hint: str = ""
 
 
-# The rules of Fu et al. 2023 with their faults, so that the tables of the paper can be recomputed beside ours. Source: the
-# repository FranxYao/FlanT5-CoT-Specialization, `notebooks/utils.py` (`test_answer`) and `test_bbh.py`
-# (`parse_ans_general`). Their numbers have no commas and no signs; a gold answer without a number makes every text with a
-# number right; on BBH the gold answer may be anywhere in the text, even inside a word ("valid" in "invalid"). These rules
-# know no other markers, no reasoning and no truncation.
+# The rules of Fu et al. 2023, faults included, so that the tables of the paper can be recomputed. Source: the repository
+# FranxYao/FlanT5-CoT-Specialization, `notebooks/utils.py` (`test_answer`) and `test_bbh.py` (`parse_ans_general`).
+# Numbers have no commas and no signs. If the gold answer has no number, every text with a number is right. On BBH the
+# gold answer may be anywhere in the text, even inside a word ("valid" in "invalid"). These rules handle no other
+# markers, no reasoning blocks and no truncation.
 
 _PAPER_NUMBER: Final = re.compile(r"\d*\.?\d+")
-PaperNumber = tuple[float | None, str]  # value, None if a gold answer has no number, and the number as written
+PaperNumber = tuple[float | None, str]  # the value (None if a gold answer has no number) and the number as written
 
 
 def _parse_paper_number(gold: str) -> PaperNumber | None:

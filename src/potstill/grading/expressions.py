@@ -1,12 +1,12 @@
-"""The answer type math: expressions (sets, intervals, radicals, matrices, polynomials), compared by Math-Verify.
+"""The answer type `math`: expressions (sets, intervals, radicals, matrices, polynomials), compared by Math-Verify.
 
     >>> gold = parse_gold_expression("$\\\\boxed{12\\\\pi}$")
     >>> gold, extract_marked_expression(" 12\u03c0 square units.", gold), is_same_expression(gold, "12\\\\pi")
     ('12\\\\pi', '12\\\\pi', True)
 
 Math-Verify (the extra `math`) runs in a worker process, which is stopped after `TIMEOUT_SECONDS`, because simplifying
-an expression may never end. Expressions that are longer, deeper or larger than any answer are not compared. Equal
-texts need no process.
+an expression may never end. Expressions that are too long, too deeply nested or too large for an answer are not
+compared. Equal texts are compared without the worker process.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _LETTERS_ONLY = re.compile(r"\s*[A-Za-z]+(?:\s[A-Za-z]+){0,2}\s*")
 _PROSE = re.compile(
     r"\s*(?:correct|right|wrong|incorrect|below|above|clear|as follows|reasonable|known|given)\b", re.IGNORECASE
 )
-# No answer has these, and algebra would not end: powers of powers, huge exponents, factorials of large numbers.
+# Powers of powers, huge exponents and factorials of large numbers: no answer has them, and Math-Verify would not end.
 _HUGE = re.compile(
     r"\^\s?\{?\s?-?[0-9]{4,}|\\binom\s?\{\s?[0-9]{4,}|[0-9]{4,}\s?!|!\s?!|\^[^\s+*/=,-]{0,40}\^[^\s+*/=,-]{0,40}\^|[0-9]{120,}"
 )
@@ -60,7 +60,7 @@ def parse_gold_expression(gold: str) -> str | None:
 
 
 def extract_marked_expression(text: str, gold: str) -> str | None:
-    """The marked expression in LaTeX; None if the text is none."""
+    """The marked expression in LaTeX; None if the text is not an expression."""
     boxed = _BOXED.fullmatch(text[:2000])
     line = boxed[1] if boxed else text[:2000].strip().split("\n")[0]
     if _PROSE.match(line):
@@ -80,7 +80,7 @@ def extract_marked_expression(text: str, gold: str) -> str | None:
 
 
 def extract_unmarked_expression(text: str, gold: str) -> str | None:
-    """The last formula of a text, else the answer of its last line."""
+    """The last formula of a text; if it has no formula, the answer in its last line."""
     formulas = list(_IN_DOLLARS.finditer(text, max(0, len(text) - 4000)))
     if formulas:
         return _clean_expression(formulas[-1][1] or formulas[-1][2]) or None
@@ -95,7 +95,7 @@ def is_same_expression(gold: str, answer: str) -> bool:
 
 
 def _clean_expression(text: str) -> str:
-    """An expression without dollars, boxes, units and its final period, with LaTeX commands for Unicode signs."""
+    """The expression without dollar signs, boxes, units and a final period; Unicode signs become LaTeX commands."""
     text = text[:2000].strip().translate(_TABLE)
     text = _ROOT.sub(lambda m: f"\\sqrt{{{m[1] or m[2]}}}", text)
     boxed = _BOXED.fullmatch(text.strip("$ "))
@@ -119,7 +119,7 @@ def _is_checkable(text: str) -> bool:
 
 
 def _has_prose(text: str) -> bool:
-    """Whether this is a sentence around formulas; then no part of it is the answer."""
+    """Whether the text is a sentence that contains formulas; then no part of it is the answer."""
     return len(_WORDS.findall(_WRAPPED.sub("", text))) > 1 and re.search(r"[0-9\\]", text) is not None
 
 
@@ -132,7 +132,7 @@ _WORKER: Final = process.WorkerProcess("potstill.grading.expressions")
 
 
 def _serve_requests() -> None:
-    """The worker's loop: compare pairs of expressions from standard input until it ends."""
+    """The worker's loop: compare pairs of expressions from standard input until the end of the input."""
     import logging
     import resource
 
@@ -144,15 +144,15 @@ def _serve_requests() -> None:
     print("true", file=answers, flush=True)
     for line in sys.stdin:
         limit = int(resource.getrusage(resource.RUSAGE_SELF).ru_utime + 2 * TIMEOUT_SECONDS)
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))  # in case the parent does not stop it
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))  # in case the parent never stops it
         print(json.dumps(verify(*json.loads(line))), file=answers, flush=True)
 
 
 def _build_verifier() -> Any:
     import math_verify
 
-    library: Any = math_verify  # None disables its timeouts, which its annotations do not allow
-    latex_only = [library.LatexExtractionConfig()]  # the reader of plain expressions would evaluate the text
+    library: Any = math_verify  # Any: a timeout of None disables timeouts, but its annotations do not allow None
+    latex_only = [library.LatexExtractionConfig()]  # the extractor of plain expressions would evaluate the text
 
     def equal(gold: str, answer: str) -> bool:
         try:
@@ -161,7 +161,7 @@ def _build_verifier() -> Any:
                 for text in (gold, answer)
             ]
             return all(sides) and bool(library.verify(*sides, timeout_seconds=None, raise_on_error=False))
-        except Exception:  # an expression on which the library fails is not equal
+        except Exception:  # if the library fails on an expression, the expressions are not equal
             return False
 
     return equal

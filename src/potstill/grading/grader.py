@@ -13,9 +13,9 @@ The task determines the answer type; without a task the gold answer does:
     ('list', '7200')
 
 The task `function: module:name` calls `name(text, gold)` of a module that can be imported, or that is in the working
-folder. The function returns True, False, or None for no answer, or one of these with the extracted answer as text:
-`(True, "18")`. It runs with all your rights, so a record of a file cannot name one (`data.custom_set`,
-`cli.grade_rows`).
+folder. The function returns True, False, or None for no answer, or a tuple of such a value and the extracted answer as
+text: `(True, "18")`. It runs with all your rights, so a record of a data file cannot name a function
+(`data.custom_set`, `cli.grade_rows`).
 
     >>> grade("yes", "yes", "mine/function: operator:eq").grade, grade("no", "yes", "function: operator:eq").answer
     ('right', 'no')
@@ -63,8 +63,8 @@ def grade(text: str, gold: str, task: str | None = None, stop: str | None = None
     """Grade a model's text against a gold answer.
 
     task  a data set, `bbh/<task>`, an answer type, `<any name>/<answer type>`, or `function: module:name`, which calls
-          that function; None: the form of the gold answer decides
-    stop  "length": the text was truncated. Without a marked answer its grade is then "truncated", not "wrong"
+          that function; None: the form of the gold answer determines the answer type
+    stop  "length": the text was truncated. If it has no marked answer, its grade is "truncated", not "wrong"
     Returns the grade (right, wrong, no answer or truncated) and the extracted answer in canonical form. Raises
     UserError for an unknown task and for a gold answer that is not of the task's type, never for a text. Takes time
     linear in the text, except for your own functions; a `math` comparison is stopped after 20 seconds.
@@ -87,7 +87,10 @@ def grade(text: str, gold: str, task: str | None = None, stop: str | None = None
 
 
 def _extract_answer(text: str, answer_type: AnswerType, gold_value: Any, truncated: bool) -> Any:
-    """The value of a model's answer; None if it has none. `docs/explanation/grading-rules.md` lists the rules."""
+    """The value of the answer in a model's text; None if there is no answer.
+
+    `docs/explanation/grading-rules.md` lists the rules.
+    """
     rules = answer_type.markers
     if rules is None:
         return answer_type.extract_unmarked(text, gold_value)
@@ -114,7 +117,7 @@ def _extract_answer(text: str, answer_type: AnswerType, gold_value: Any, truncat
 
 
 def check_task(task: str) -> None:
-    """Raises UserError for a task that `grade` does not know, and for a function that cannot be imported."""
+    """Raises UserError if `grade` does not know the task, or if its function cannot be imported."""
     name = parse_function_name(task)
     if name is not None:
         load_function(name)
@@ -122,7 +125,7 @@ def check_task(task: str) -> None:
 
 
 def infer_answer_type(gold: str, task: str | None = None) -> str:
-    """The answer type that the task declares; if it declares none, the first that the gold answer looks like."""
+    """The answer type of the task; if the task has no answer type, the first type that can parse the gold answer."""
     declared = None if task is None else _type_of_task(task)
     if declared == "choice" and task in BBH_ANSWER_TYPES and _parse_gold(gold, "choice") is None:
         return "text"  # three gold answers of BBH's ruin_names and movie_recommendation are the words of an option
@@ -160,7 +163,7 @@ def _parse_gold(gold: str, type_name: str) -> Any:
 
 
 def _type_of_task(task: str) -> str | None:
-    """The answer type that a task declares; None for a data set whose gold answers are of several types."""
+    """The answer type of a task; None for a data set whose gold answers are of several types."""
     if parse_function_name(task) is not None:
         return FUNCTION_TYPE
     if task in _SET_ANSWER_TYPES:
@@ -172,7 +175,7 @@ def _type_of_task(task: str) -> str | None:
         return last
     similar = difflib.get_close_matches(task, [*_SET_ANSWER_TYPES, *ANSWER_TYPES, *BBH_ANSWER_TYPES], n=1)
     hint = f"did you mean {similar[0]!r}? " if similar else ""
-    hint += f"write a data set, bbh/<task>, one of {', '.join(ANSWER_TYPES)}, <any name>/<one of these>,"
+    hint += f"write a data set, bbh/<task>, an answer type ({', '.join(ANSWER_TYPES)}), <any name>/<answer type>,"
     hint += " or function: module:name"
     raise UserError(f"unknown task {task!r}", code="E-grade-unknown-task", hint=hint)
 
@@ -192,7 +195,7 @@ def parse_function_name(task: str) -> str | None:
 
 
 def _call_function(name: str, text: str, gold: str) -> tuple[bool | None, Any]:
-    """Whether the answer is right, None if there is no answer; and the extracted answer."""
+    """Whether the answer is right (None if there is no answer), and the extracted answer."""
     function, where = load_function(name), f"function {name}"
     try:
         result = function(text, gold)
@@ -213,7 +216,7 @@ def _call_function(name: str, text: str, gold: str) -> tuple[bool | None, Any]:
 
 @lru_cache(maxsize=64)
 def load_function(name: str) -> Callable[[str, str], Any]:
-    """The function `module:name`. Raises UserError if there is none."""
+    """The function `module:name`. Raises UserError if the module or the function does not exist."""
     module, _, attribute = name.partition(":")
     try:
         function = getattr(_import_module(module), attribute, None)
@@ -228,7 +231,7 @@ def load_function(name: str) -> Callable[[str, str], Any]:
 
 
 def function_digest(name: str) -> str:
-    """SHA-256 of the file that defines the function; of its name if there is no file."""
+    """SHA-256 of the source file that defines the function; of the function's name if there is no source file."""
     try:
         path = inspect.getsourcefile(inspect.unwrap(load_function(name)))
     except TypeError:  # written in C

@@ -1,19 +1,20 @@
-"""Markers: where a text announces its answer, and which of these places counts.
+"""Markers: where a text announces its answer, and which marker counts.
 
     >>> read_last_marker("The answer is 8. Wait, the answer is 4. Question: How many? The answer is 9", str.strip)
     MarkedAnswer(value='4.', rest='')
     >>> [read_last_marker(text, str.strip) for text in ("#### 72", "so \\\\boxed{72}", "I like answers")]
     [MarkedAnswer(value='72', rest=''), MarkedAnswer(value='72', rest=''), None]
 
-`docs/explanation/grading-rules.md` lists the rules. Whatever follows the next question does not answer this one: T5
-writes no newline, so stop strings do not stop it. Reasoning that a model writes for itself is not its answer:
+`docs/explanation/grading-rules.md` lists the rules. A model may go on with a next question and its answer, because T5
+writes no newline at which a stop string could stop it. Text after the next question is therefore ignored. Reasoning
+between tags is not the answer:
 
     >>> remove_reasoning("<think>20?</think> It is 18.", False), remove_reasoning("[THINK]20[/THINK]18", False)
     (' It is 18.', '18')
     >>> remove_reasoning("<think>The answer is 18. But wait", True) is None
     True
 
-A gold answer may be a whole solution or have markers, too:
+A gold answer may also be a whole solution, or have markers:
 
     >>> [unwrap_gold(gold) for gold in ("3+2 = 5 pens.\\n#### 5", "$\\\\boxed{\\\\frac{1}{2}}$", "So the answer is 5.")]
     ['5', '\\\\frac{1}{2}', '5.']
@@ -45,7 +46,7 @@ _BARE_CHANNEL = re.compile(r"\s?analysis(?=[A-Z0-9\"'])")
 _BARE_FINAL: Final = "assistantfinal"
 
 _VERBS: Final = r"(?:is|are|was|were|be|equals?|becomes|comes\s(?:out\s)?to)\b"
-# After the word "answer": "is", "=", ":", "to the question is"; `words` are those in between.
+# After the word "answer": "is", "=", ":", "to the question is"; `words` are the words before the verb or sign.
 _CONNECTION = re.compile(
     rf"s?[*_\"')\]]{{0,3}}(?:\s?(?:(?P<sign>[:=])|\b{_VERBS}|\b(?P<never>(?:is|are|was)n't)\b)"
     rf"|\s(?P<words>[^.,\n?!:=]{{1,60}}?)(?:\s?[:=]|\s{_VERBS}))(?:\s?[:=]){{0,2}}"
@@ -70,7 +71,7 @@ _CERTAIN_WORDS = re.compile(
     r"|(?:we|i) (?:get|got|find|found|have|seek|obtain)|in (?:words|numbers|[a-z]+s)|choice|option|key|letter"
     r"|then|thus|therefore|hence|here|now|[a-z]+ly|" + _DENYING.pattern + r".*)"
 )
-# "the answer is correct", "... is obtained by", "... is as follows": prose, unless an answer follows in the sentence.
+# "the answer is correct", "... is obtained by", "... is as follows": prose, unless the rest of the sentence has an answer.
 _PROSE = re.compile(
     r"\s+(?:also\s|indeed\s|in fact\s|really\s|still\s|now\s|clearly\s|not\s)?(?:correct|right|wrong|incorrect|false"
     r"|reasonable|consistent|accurate|plausible|sensible|verified|confirmed|checked|found|obtained|given|based|derived"
@@ -91,7 +92,7 @@ _REFUSAL = re.compile(
     r"(?:determin|sa(?:y|id)|tell|told|know|answer|decide|found|find|comput|calculat|give|conclude|infer))",
     re.IGNORECASE,
 )
-# After "answer:" and "####" a whole solution may begin; the first number of a solution is not its answer.
+# A whole solution may follow "answer:" or "####"; the first number of a solution is not its answer.
 _SOLUTION = re.compile(
     r"[\s*_\"']{0,8}(?!(?:about|approximately|around|exactly|only|just|negative|minus|at|more|less|fewer|greater|over"
     rf"|under|between|either|plus|most|likely|probably|possibly|perhaps|maybe|{numbers.NUMBER_WORD})\b)(?:[a-z']+[\s]+[a-z']{{2}}|[a-z]+\s[0-9]+\s?:)",
@@ -103,12 +104,12 @@ _ANSWER_AS_VERB = re.compile(
 )
 # "another answer: ..." is about answers in general.
 _GENERIC_ANSWER = re.compile(r"\b(?:another|any|an|no|other|such|each|every|wrong|incorrect|different)\s+$")
-# A line or an emphasis that contains nothing else than "Final answer".
+# A line or an emphasis that contains nothing but "Final answer".
 _HEADING = re.compile(
     r"(?:(?:^|\n)[#*_> \t]{0,12}|#[*_ ]{0,4}|\*\*)(?:(?:the|my|our)\s)?(?:(?:final|correct|short)\s)?$"
 )
 _HEADING_END = re.compile(r"s?[*_#]{0,4}[ \t]{0,9}\n\s{0,40}")
-# "18 is the correct answer": up to three words, within some characters before "answer", are the answer.
+# "18 is the correct answer": up to three words, within `_REVERSED_CHARS` before "answer", are the answer.
 _REVERSED_CHARS: Final = 60
 _REVERSED = re.compile(
     r"(?P<answer>\S*[^\s.,;:!?](?:\s[^\s.,;]+){0,2})\s(?:is|was)\s(?:the|my|our)\s(?:(?:final|correct|right|best)\s)?$"
@@ -133,8 +134,8 @@ class MarkerRules:
 
     words            the words that form a marker with a verb or colon: "answer is", "option:"
     before_solution  "Answer:" before a sentence starts a whole solution, which is read as text without markers
-    before_json      a marker may be followed by a value of any length, and a quoted "answer" is the name of a field
-    reversed         "18 is the answer" is a marker, too
+    before_json      a value of any length may follow a marker, and a quoted "answer" is the name of a field
+    reversed         "18 is the answer" is also a marker
     denial           "the answer is not 5, but 6" denies 5; otherwise "not" belongs to the answer
     refusal          "the answer is unknown" is no answer
     """
@@ -153,9 +154,9 @@ WORD_MARKERS: Final = MarkerRules()
 @dataclass(frozen=True, slots=True, order=True)
 class AnswerMarker:
     """begin       position where the marker begins
-    start, end  the span that it marks
-    certain     whether it counts even if no answer follows
-    solution    whether it marks a whole solution instead of an answer
+    start, end  the marked span
+    certain     whether the marker counts even if no answer follows
+    solution    whether the marked span is a whole solution instead of an answer
     """
 
     begin: int
@@ -167,17 +168,21 @@ class AnswerMarker:
 
 @dataclass(frozen=True, slots=True)
 class MarkedAnswer:
-    """The value that the last marker marks; or no value, and the text after the marker, which may still hold one."""
+    """The answer at the last marker.
+
+    value  the extracted value; None if the marked span has none
+    rest   without a value: the text after the marker, which may still contain an answer
+    """
 
     value: Any
     rest: str = ""
 
 
 def remove_reasoning(text: str, truncated: bool) -> str | None:
-    """The text without its reasoning; the whole text if it is nothing but reasoning.
+    """The text without its reasoning; the whole text if it consists of reasoning alone.
 
-    truncated  the text was truncated. Then reasoning without an answer after it is no answer: None.
-    A closing tag without an opening one ends reasoning that began in the prompt.
+    truncated  whether the text was truncated. A truncated text that consists of reasoning alone gives None.
+    A closing tag without an opening tag ends reasoning that began in the prompt.
     """
     bare = text[:12].lstrip().startswith("analysis")
     if not bare and "<" not in text and "[" not in text and "\u25c1" not in text:
@@ -201,7 +206,7 @@ def remove_reasoning(text: str, truncated: bool) -> str | None:
 
 
 def _final_channel(text: str) -> str | None:
-    """The content of the last final channel; None if there is none."""
+    """The content of the last channel "final"; None if the text has no such channel."""
     last = None
     for match in _CHANNEL.finditer(text):
         last = match if match[1] == "final" else last
@@ -212,7 +217,7 @@ def _final_channel(text: str) -> str | None:
 
 
 def unwrap_gold(gold: str) -> str:
-    """The text after the last marker of a gold answer; the gold answer itself if it has none.
+    """The text after the last marker of a gold answer; the whole gold answer if it has no marker.
 
     The words "the answer is" are a marker only at the beginning of the gold answer, of a line or of a sentence.
     """
@@ -235,9 +240,9 @@ def read_last_marker(
 ) -> MarkedAnswer | None:
     """The answer at the last marker before the next question; None if the text has no marker.
 
-    extract  marked span -> its value; None if it holds none
+    extract  marked span -> its value; None if the span has no value
     """
-    answer: tuple[Any, int, int] | None = None  # value, and where the text begins and ends that may still hold one
+    answer: tuple[Any, int, int] | None = None  # value; start and end of the text that may still contain an answer
     question = -1  # start of the next question after the current marker; each part of the text is searched only once
     for marker in _find_markers(text, rules):
         if question < marker.start:
@@ -256,7 +261,7 @@ def read_last_marker(
 
 
 def cut_at_next_turn(text: str) -> str:
-    """The text up to the next question, instruction or special token; the whole text if nothing precedes that."""
+    """The text before the next question, instruction or special token; the whole text if it begins with one."""
     return _cut_before(text, _NEXT_TURN)
 
 
@@ -274,7 +279,7 @@ def _cut_before(text: str, pattern: re.Pattern[str]) -> str:
 def _find_markers(text: str, rules: MarkerRules) -> list[AnswerMarker]:
     max_chars = len(text) if rules.before_json else MAX_SPAN_CHARS
     lower = text.lower()
-    if len(lower) != len(text):  # the lower-case forms of a few letters are longer
+    if len(lower) != len(text):  # a few letters have a longer lower-case form
         lower = "".join(character.lower() if character.isascii() else character for character in text)
     markers = [marker for word in rules.words for marker in _word_markers(lower, word, rules)]
     markers += _explicit_markers(text, lower, max_chars)
@@ -287,7 +292,7 @@ def _find_markers(text: str, rules: MarkerRules) -> list[AnswerMarker]:
 
 
 def _explicit_markers(text: str, lower: str, max_chars: int) -> list[AnswerMarker]:
-    """What `####`, `\\boxed{}` and `<answer>` mark."""
+    """The markers `####`, `\\boxed{}` and `<answer>`."""
     markers = [AnswerMarker(position, position + 4, len(text)) for position in _find_all(text, "####")]
     if "answer>" in lower or "[answer]" in lower:
         markers += _tag_markers(lower)
@@ -299,7 +304,7 @@ def _explicit_markers(text: str, lower: str, max_chars: int) -> list[AnswerMarke
 
 
 def _tag_markers(lower: str) -> Iterator[AnswerMarker]:
-    """The text between the tags of an answer; if no tag closes it, all text after the opening tag."""
+    """The markers `<answer>...</answer>`. Without a closing tag, all text after the opening tag is marked."""
     opening: re.Match[str] | None = None
     for tag in _TAG.finditer(lower):
         if opening is not None:
@@ -310,7 +315,7 @@ def _tag_markers(lower: str) -> Iterator[AnswerMarker]:
 
 
 def _check_solution(marker: AnswerMarker, text: str, rules: MarkerRules) -> Iterator[AnswerMarker]:
-    """The marker, with the note that a solution begins after it. "#### Step 1" is a heading, which marks nothing."""
+    """The marker, with `solution` set if a solution follows. No marker for the heading "#### Step 1"."""
     sign = text[marker.start - 1]
     if sign not in ":=#\n" or not _SOLUTION.match(text, marker.start) or _REFUSAL.match(text, marker.start):
         yield marker
@@ -326,7 +331,7 @@ def _word_markers(lower: str, word: str, rules: MarkerRules) -> Iterator[AnswerM
     for position in _find_all(lower, word):
         word_end = position + len(word)
         if previous_end >= 0 and position - previous_end < 9 and not lower[previous_end:position].strip():
-            continue  # directly after a marker the word belongs to the answer
+            continue  # a word directly after a marker belongs to the answer
         if rules.before_json and (lower[position - 1 : position] == '"' or lower[word_end : word_end + 1] == '"'):
             continue  # the name of a field
         match = _CONNECTION.match(lower, word_end)
@@ -352,7 +357,7 @@ def _word_markers(lower: str, word: str, rules: MarkerRules) -> Iterator[AnswerM
 
 
 def _span_start(lower: str, match: re.Match[str], rules: MarkerRules) -> tuple[int, bool]:
-    """The position where the marked span begins, after whatever the text denies; and whether the marker is certain."""
+    """The position where the marked span begins, after any denied answer; and whether the marker is certain."""
     words = match["words"]
     denied = _DENIAL.match(lower, match.end())
     if denied is None and not match["never"] and not (words and _DENYING.match(words)):
@@ -376,7 +381,7 @@ def _find_all(text: str, part: str) -> Iterator[int]:
 
 
 def _brace_span(text: str, position: int, max_chars: int) -> tuple[int, int]:
-    """Start and end of the content of the braces at `position`; of the next word if no brace opens there."""
+    """Start and end of the content of the braces at `position`; of the next word if `position` has no brace."""
     opening = text.find("{", position, position + 3)
     if opening < 0:
         word = normalize.WORD_PATTERN.match(text, position)

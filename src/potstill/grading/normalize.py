@@ -1,4 +1,4 @@
-"""Normalization of model texts and gold answers, and the sentence, line or list of a text that holds its answer.
+"""Normalization of model texts and gold answers; extraction of the sentence, line or list that contains the answer.
 
     >>> to_plain_text("It is \\\\boxed{\\\\frac{1}{2}}"), to_plain_text("\u2212\uff15"), to_plain_text("2 \u00bd cups")
     ('It is \\\\boxed{1/2}', '-5', '2 1/2 cups')
@@ -7,7 +7,7 @@
     >>> read_answer_sentence(": **Mrs. Hilt**. She has 5 apples."), read_last_line("First.\\nLast.\\n")
     ('Mrs. Hilt', 'Last.')
 
-Every rule takes time linear in the text. Case, words and lines stay as they are.
+Every rule takes time linear in the text. No rule changes letter case, words or lines.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ _SPACES = re.compile(r"(?<=\S) {2,}")
 
 
 def convert_latex(text: str) -> str:
-    """The text with fractions, roots and signs in plain text instead of LaTeX, and without wrappers such as `\\text`.
+    """The text with plain fractions, roots and signs instead of LaTeX, and without wrappers such as `\\text`.
 
-    A fraction of numbers becomes a number, a fraction of anything else stays an expression.
+    A fraction of numbers becomes a number; any other fraction stays an expression.
     """
     for tex, sign in _LATEX_SIGNS:
         text = text.replace(tex, sign)
@@ -87,7 +87,7 @@ def _convert_fraction(match: re.Match[str]) -> str:
 
 
 def _parse_rational(text: str) -> tuple[Fraction, str] | None:
-    """The value of a number and its digits as written, "" if it is a fraction. None if the text is not a number."""
+    """The value of a number, and its digits as written ("" for a fraction). None if the text is not a number."""
     match = _RATIONAL.fullmatch(text)
     if match is None or (match[4] and not int(match[4])):
         return None
@@ -102,7 +102,7 @@ _SPECIAL_CHARACTERS: Final = {
     **dict.fromkeys("\u2018\u2019", "'"),
     **dict.fromkeys("\u201c\u201d", '"'),
     **dict.fromkeys("\u2009\u202f\u00a0\u2007", "\u2009"),  # these may separate thousands until the digits are joined
-    **dict.fromkeys("\ufe0f\ufe0e\u20e3", ""),  # variation selectors, and the frame of a keycap
+    **dict.fromkeys("\ufe0f\ufe0e\u20e3", ""),  # variation selectors and the keycap frame
     "\u2795": "+", "\u2236": ":", "\u2026": "...", "\u2a7e": "\u2265", "\u2a7d": "\u2264", "\u066c": ",", "\u066b": ".",
 }  # fmt: skip
 # Separators between thousands: "1 000" with a thin space, "1'000", "1_000", "10\,000", "10{,}000".
@@ -131,7 +131,7 @@ _PIECE = re.compile(r"[\s\S]{1,1000}(?=[\x00-\x7f])|[\s\S]{1,1000}")
 
 
 class _CharacterTable(dict[int, str]):
-    """The replacement of each code point, computed when it first occurs."""
+    """Code point -> its replacement, computed at the first occurrence of the code point."""
 
     def __missing__(self, code: int) -> str:
         self[code] = replacement = _replace_character(chr(code))
@@ -168,8 +168,8 @@ def replace_lone_surrogates(text: str) -> str:
 def to_nfc(text: str) -> str:
     """The text in Unicode's composed form (NFC).
 
-    It is composed in pieces that begin with an ASCII character if possible, because a long run of combining characters
-    would take quadratic time.
+    The text is composed in pieces that begin with an ASCII character if possible, because a long run of combining
+    characters would take quadratic time.
     """
     if text.isascii() or unicodedata.is_normalized("NFC", text):
         return text
@@ -177,7 +177,7 @@ def to_nfc(text: str) -> str:
 
 
 def to_exact_text(text: str) -> str:
-    """The text in composed form, without the lines of code fences; everything else stays."""
+    """The text in composed form (NFC), without the lines of code fences; nothing else changes."""
     return remove_code_fences(to_nfc(text))
 
 
@@ -215,7 +215,7 @@ _SENTENCE_END = re.compile(
 WORD_PATTERN = re.compile(r"[ \t]?[^\s{}$.,;]+(?:[.,][0-9]+)*")
 STRIP_CHARS: Final = " \t\n:=*_\"'`$"
 
-# Words before a second answer, and words which say that the answer is not the one that follows.
+# Words before a second answer ("maybe 20"), and words that deny the answer after them ("all but 20").
 HEDGE_WORDS: Final = r"(?:maybe|perhaps|possibly|potentially|conceivably)"
 ALL_BUT: Final = (
     r"(?:(?:any|every|all)[a-z]*(?:\s[a-z]+){0,3}?\s(?:but|except(?:\sfor)?|besides)|other\sthan|different\sfrom"
@@ -235,18 +235,18 @@ _LIST_ITEM = re.compile(rf"\s*{BULLET_PATTERN}\s+(?=\S)")
 
 
 def read_answer_sentence(text: str) -> str:
-    """The first sentence of the text after a marker, without markup and quotes around it."""
+    """The first sentence of the text after a marker, without surrounding markup and quotes."""
     return read_first_sentence(text.lstrip(STRIP_CHARS + ".")).rstrip(STRIP_CHARS)
 
 
 def read_first_sentence(text: str) -> str:
-    """The text up to the end of its first sentence or line. The period of "Mrs." or "sq." ends no sentence."""
+    """The text up to the end of its first sentence or line. The period of "Mrs." or "sq." does not end a sentence."""
     match = _SENTENCE_END.search(text)
     return text if match is None else text[: match.start()]
 
 
 def read_list_items(text: str, last: bool = False) -> list[str]:
-    """The items of the list that the text begins with (`last`: ends with), without bullets; empty if there is none."""
+    """The items of the list at the start (`last`: at the end) of the text, without bullets; empty without a list."""
     items: list[str] = []
     lines = [line for line in text.split("\n") if line.strip(STRIP_CHARS)]
     for line in reversed(lines) if last else lines:
@@ -258,5 +258,5 @@ def read_list_items(text: str, last: bool = False) -> list[str]:
 
 
 def read_last_line(text: str) -> str:
-    """The last line that is not empty."""
+    """The last line that is not empty; "" if all lines are."""
     return next((line for line in reversed(text.strip().split("\n")) if line.strip()), "")

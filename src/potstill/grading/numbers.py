@@ -1,11 +1,12 @@
-"""Numbers as people and models write them, in digits or in words, as exact fractions.
+"""Parsing of numbers that people and models write in digits or words, as exact fractions.
 
     >>> texts = ("$7,200.50", "1 1/2 cups", "-5", "3 x 10^4", "two and three quarters", "20-12 = 8", "3,50", "5+x")
     >>> [format_number(number) for text in texts if (number := extract_first_number(text))]
     ['7200.5', '1.5', '-5', '30000', '2.75', '8', '3.5', '5+x']
 
-The context of a number may make it a part of something else (2π, "3 or more", "2 hours and 30 minutes") or deny it ("not
-20"). A number of more than 400 digits is not read: it is shown by its length and equals nothing. No text is evaluated.
+The context may show that a number is only part of an expression (2π, "3 or more", "2 hours and 30 minutes"), or deny it
+("not 20"). A number of more than 400 digits is not parsed: its text names its length, and it equals no number. No text
+is evaluated as code.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Final
 
 from potstill.grading import normalize
 
-# numbers in words
+# Numbers in words
 
 SCALE_VALUES: Final = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _ONES: Final = {
@@ -53,7 +54,7 @@ _SPELLED_NUMBER = re.compile(
     rf"|(?:a\s)(?P<a_part>{_FRACTION_SINGULAR})\b|(?P<half>half)\b)",
     re.IGNORECASE,
 )
-# "one" is not always a number ("the one that left"). It is one after these words only.
+# "one" is not always a number ("the one that left"). It is a number only after these words.
 _BEFORE_ONE = re.compile(
     r"(?:[\W_]*(?:only|just|exactly|about|around|approximately|roughly|simply|therefore|thus|so|is|are|that|there))*[\W_]*",
     re.IGNORECASE,
@@ -70,7 +71,7 @@ def iter_spelled_numbers(text: str) -> Iterator[tuple[int, int, Fraction]]:
 
 
 def parse_fraction_word(word: str) -> Fraction:
-    """The value of "half", "third", "quarters"."""
+    """The value of "half", "third", "quarters" and other fraction words."""
     word = word.lower()
     return Fraction(1, 2 if word == "halves" else _FRACTION_WORDS[word.removesuffix("s")])
 
@@ -110,10 +111,10 @@ def _sum_words(words: list[str]) -> int:
     return total + current
 
 
-# the context of a number
+# The context of a number
 
 _CONTEXT_CHARS: Final = 40  # characters examined before a number
-_LETTER: Final = r"[xyzniajuvwqe]"  # unknowns and constants; m, g, l, s, h, k and their like are units
+_LETTER: Final = r"[xyzniajuvwqe]"  # unknowns and constants; m, g, l, s, h, k and others are units
 # Directly after the digits: more digits that do not form a numeral, a power, a letter.
 _CONTINUED_NUMERAL = re.compile(
     r"[.,:;/'_~][0-9]|[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b\u0305]|\^|\*\*(?=\s?[-0-9(])"
@@ -127,7 +128,7 @@ _FACTOR = re.compile(
 # After a number: "2 + x", "3 - √2".
 _TERM = re.compile(r"\s?[-+*/^]\s?\(?(?:[xyzni](?![\w'])|\u221a|\u03c0|\\|[0-9]{0,9}(?:[xyzn](?![\w'])|\u221a|\u03c0))")
 # After a number: "18 ± 2", "18 or more", "20% of 50", "5 squared", "18+".
-_BOUND_BEHIND = re.compile(
+_BOUND_AFTER = re.compile(
     r"\s?(?:[^\W\d]+\s?)?[,(]?\s?\(?(?:\u00b1|\+/?-(?=\s?[0-9])|-/?\+(?=\s?[0-9])|%\sof\s[$]?[0-9]|(?:plus\sor\sminus|give\sor\stake\s[a-z0-9]+|at\s(?:most|least)"
     r"|squared|cubed|to\sthe\spower)\b)|\s?(?:[^\W\d]+\s)?(?:or|and)\s(?:more|less|fewer|greater|higher|lower|above|below|over|under|so|up)\b|\+(?![\s]?[0-9(])"
 )
@@ -156,15 +157,15 @@ _PLAIN_DIGITS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
 def _is_part_of_expression(text: str, start: int, digits_end: int, end: int, check_before: bool = False) -> bool:
-    """Whether the number at text[start:end] is part of something that does not equal it: 2π, "at least 5", 2h30.
+    """Whether the number at text[start:end] is part of an expression with another value: 2π, "at least 5", 2h30.
 
-    digits_end    where its digits end; an exponent or fraction may follow up to `end`
-    check_before  also check whether it is the second part of a compound quantity: "2 hours and 30 minutes"
+    digits_end    where the digits end; an exponent or fraction may follow up to `end`
+    check_before  also check whether the number is the second part of a quantity: "2 hours and 30 minutes"
     """
     before = text[max(0, start - _CONTEXT_CHARS) : start]
     return bool(
         (digits_end == end and _CONTINUED_NUMERAL.match(text, end))
-        or any(pattern.match(text, end) for pattern in (_FACTOR, _TERM, _BOUND_BEHIND))
+        or any(pattern.match(text, end) for pattern in (_FACTOR, _TERM, _BOUND_AFTER))
         or _BOUND_OR_OPERATION.search(before)
         or (text[start] == "-" and _MINUS_LETTER.search(before))
         or _match_second_unit(text, end)
@@ -181,12 +182,12 @@ def _is_second_unit(text: str, before: str, start: int, end: int) -> bool:
 
 
 def _is_denied_or_index(text: str, start: int, end: int) -> bool:
-    """Whether the number at text[start:end] is denied ("not 20", "20 is wrong"), or is an exponent or index (m^2)."""
+    """Whether the text denies the number at text[start:end] ("not 20", "20 is wrong"), or it is an exponent or index."""
     before = text[max(0, start - _CONTEXT_CHARS) : start]
     return bool(normalize.REJECTION.match(text, end) or _EXPONENT.search(before) or _DENIED.search(before))
 
 
-# The units that may be combined in one quantity: "2 hours and 30 minutes", "5 feet 6 inches".
+# Units that one quantity may combine: "2 hours and 30 minutes", "5 feet 6 inches".
 _UNIT_FAMILIES: Final = (
     r"hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s|days?|d|weeks?|wks?|months?|mos?|years?|yrs?|decades?|centur(?:y|ies)",
     r"feet|foot|ft|inch(?:es)?|in|yards?|yds?|miles?|mi|met(?:er|re)s?|m|centimet(?:er|re)s?|cm|kilomet(?:er|re)s?|km"
@@ -224,7 +225,7 @@ def _match_second_unit(text: str, end: int) -> re.Match[str] | None:
     return None
 
 
-# numbers in digits
+# Numbers in digits
 
 MAX_DIGITS: Final = 400
 
@@ -251,12 +252,12 @@ NUMBER_PATTERN: Final = re.compile(
     r"(?:st|nd|rd|th)?"
 )
 _OPERATION = re.compile(r"\s?(?:%\s?)?(?:\*\*|[-+*/^]|x|times|plus|minus|divided by)\s?[$(]{0,2}\s?-?[.0-9(]")
-# A calculation with words in it: "20% of 50 = 10", "$18/hour x 2 hours = $36"; and an unknown: "2x = 18".
+# A calculation with words in it ("20% of 50 = 10", "$18/hour x 2 hours = $36"), or with an unknown ("2x = 18").
 _CALCULATION_WITH_WORDS = re.compile(
     r"[a-z]\s?=|(?:(?!\b(?:because|since|as|so)\b)[^=,;()\n0-9]){1,40}[0-9][^=,;()\n]{0,40}="
 )
-# "18 or 20", "18 to 20", "18 and 20", "18 cups or 20 cups", and a list without words up to the end of the sentence;
-# "18, 6 for each" is no list.
+# "18 or 20", "18 to 20", "18 and 20", "18 cups or 20 cups", and a list of numbers up to the end of the sentence.
+# "18, 6 for each" is not a list.
 _HEDGE = re.compile(
     rf"\s{{0,3}}(?:or|to|and|&)\s{{1,3}}[$]?[0-9]|(?:\s[a-z]+)?[,(]?\s?\(?(?:or\s|and\s)?{normalize.HEDGE_WORDS}\s[$]?[0-9]"
     r"|\s?\(or\s[$]?[0-9][0-9,.]*+\)|,?\s(?:though|although|but|or)\s(?:it|this|that)\s(?:could|might|may)\s(?:also\s|well\s)?"
@@ -270,9 +271,9 @@ _EQUALS = re.compile(r"=|\bwhich (?:is|makes|equals|gives)\b")
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """value   exact; None if the text is not one number (a calculation, a hedge, too many digits)
+    """value   the exact value; None if the text is not a single number (a calculation, a hedge, too many digits)
     places  decimal places as written
-    text    what the text says instead of one number
+    text    without a value: the text in place of the number
     """
 
     value: Fraction | None
@@ -281,9 +282,9 @@ class Number:
 
 
 def extract_first_number(text: str) -> Number | None:
-    """The number that an answer begins with or comes to; None if it has none.
+    """The first number of an answer, or the result of its calculation; None if it has no number.
 
-    "20-12 = 8" and "8 = 20-12" are 8; "20-12" alone and "18 or 20" are no number.
+    "20-12 = 8" and "8 = 20-12" give 8; "20-12" alone and "18 or 20" give a Number without a value.
     """
     digits = text.lstrip(" $*\n").rstrip(" .$*\n")
     if digits.isdecimal() and digits.isascii() and len(digits) <= MAX_DIGITS:
@@ -318,10 +319,10 @@ def _is_calculation(text: str, match: re.Match[str]) -> bool:
 
 
 def _same_alternative(text: str, match: re.Match[str], hedge: re.Match[str]) -> Number | None:
-    """The number of a hedge whose numbers are all equal: "18 18 18", "0.6 or 3/5"; else None."""
+    """The number of a hedge if all of its numbers are equal ("18 18 18", "0.6 or 3/5"); otherwise None."""
     if hedge.end() == len(text):
         numbers = extract_all_numbers(text[match.start() :])
-    else:  # the unit of a hedge may be long; then its second number lies further on
+    else:  # the unit of a hedge may be long, so its second number may come late
         numbers = extract_all_numbers(
             text[match.start() : None if hedge.end() > match.end() + 40 else hedge.end() + 40]
         )
@@ -349,13 +350,13 @@ def _first_spelled_number(text: str) -> Number | None:
 
 
 def extract_all_numbers(text: str) -> list[Number]:
-    """All numbers of a text, in their order; its numbers in words only if it has no digits."""
+    """All numbers in digits, in order; if the text has no numbers in digits, those in words."""
     in_digits = [parse_number_match(match) for match in NUMBER_PATTERN.finditer(text)]
     return in_digits or [Number(value) for _, _, value in iter_spelled_numbers(text)]
 
 
 def extract_last_number(text: str) -> Number | None:
-    """The last number of a text that is neither denied nor an exponent."""
+    """The last number that is neither denied nor an exponent or index; None if the text has no such number."""
     tail = max(0, len(text) - 160)
     match = _last_match(text, tail)
     if tail and (match is None or match.start() < tail + 80):  # the number may have begun before the tail
@@ -376,13 +377,13 @@ def _last_match(text: str, start: int) -> re.Match[str] | None:
 
 
 def parse_spelled_number(text: str) -> Number | None:
-    """The number of a text that consists of nothing but a number in words."""
+    """The value of a text that is a number in words; None for any other text."""
     match = _SPELLED_NUMBER.fullmatch(text.strip(" .!*\n")) if len(text) < 300 else None
     return None if match is None else next((Number(value) for _, _, value in iter_spelled_numbers(match[0])), None)
 
 
 def parse_number_match(match: re.Match[str]) -> Number:
-    """The number of a match of NUMBER_PATTERN."""
+    """The number that a match of NUMBER_PATTERN denotes."""
     digits = _plain_numeral(match["whole"])
     if len(digits) > MAX_DIGITS:
         return Number(None, text=f"a number of {len(digits)} digits")
@@ -422,7 +423,8 @@ def _plain_numeral(whole: str) -> str:
 def is_same_number(a: Number, b: Number) -> bool:
     """Whether two numbers are equal, or one is the other rounded to at least two decimals.
 
-    Floating-point noise (17.999999999999996) is no difference: with nine decimals or more, one part in 10^9 is allowed.
+    Floating-point noise (17.999999999999996) is allowed: with nine or more decimals, the numbers may differ by one part
+    in 10^9.
     """
     if a.value is None or b.value is None:
         return False

@@ -1,4 +1,4 @@
-"""The answer types number, several numbers in any order, ratio, and time of day.
+"""The answer types `number`, `several` (numbers in any order), `ratio` and `time` (of day).
 
 >>> gold = parse_gold_several("5 (years old); 15 (years old)")
 >>> is_same_several(gold, extract_marked_several(" 15 and 5.", gold)), format_several(gold)
@@ -18,10 +18,10 @@ from fractions import Fraction
 from potstill.grading import normalize, numbers
 from potstill.grading.numbers import Number
 
-# number
+# Number
 
 _UNIT = re.compile(r"\s*(?:%|\([^()]*\)|[^0-9;:]{0,60})\.?\s*")
-# Letters and signs that make a gold answer algebra ($12\pi$, $3-i$, $7 x$) and are no unit.
+# Letters and signs that make a gold answer an algebraic expression ($12\pi$, $3-i$, $7 x$); they are not units.
 _ALGEBRA = re.compile(
     r"[\\^{}=+*_\u221a\u03c0\u221e\u03b8\u00b1<>\u2264\u2265\u2070\u00b9\u00b2\u00b3\u2074-\u2079]"
     r"|-\s?[a-z](?![A-Za-z])|(?<![A-Za-z])[xyzn](?![A-Za-z'])|^[iabnuvwjqe](?![A-Za-z'])|\b(?:pi|sqrt)\b"
@@ -31,7 +31,7 @@ _LONE_LETTER = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
 
 
 def parse_gold_number(gold: str) -> Number | None:
-    """The number of a gold answer, which may have a unit; None for algebra, which only begins with a number."""
+    """The number of a gold answer, which may have a unit; None for an algebraic expression such as $12\\pi$."""
     number, stripped = _parse_number_with_unit(gold), gold.strip()
     if number is None or stripped.isdecimal():
         return number
@@ -59,17 +59,17 @@ _SPACED_MINUS = re.compile(r"\A-\s+(?=[$]?[.0-9])")
 
 
 def extract_marked_number(text: str, gold: Number) -> Number | None:
-    on_new_line = "\n" in text[:8]  # "The answer is - 5" is no list
+    on_new_line = "\n" in text[:8]  # "The answer is - 5" is not a list
     items = normalize.read_list_items(text) if "\n" in text else []
     text = text.lstrip(" \t\n:=*_\"'`")
     if len(items) > 1 and _FIRST_STEP.match(text):
-        # A list of numbers is a hedge; a list of anything else is a solution, which is read as unmarked text.
+        # A list of numbers is a hedge; any other list is a solution, which is read as unmarked text.
         return Number(None, text=text[:40]) if all(map(_NUMERAL_LINE.fullmatch, items)) else None
     text = items[0] if len(items) == 1 and on_new_line else text
     return numbers.extract_first_number(normalize.read_first_sentence(_SPACED_MINUS.sub("-", text)))
 
 
-# "So 5 * 4 =", "She sells 9 *", "The total is": the text breaks off before its answer. No earlier number replaces it.
+# "So 5 * 4 =", "She sells 9 *", "The total is": the text breaks off before its answer. No earlier number is the answer.
 _UNFINISHED = re.compile(
     r"(?:=\s?[$]?|[0-9)]\s?(?:[-+/^\u00f7]|\*{1,2}|x|plus|minus|divided by)|[0-9a-z)]\s\*{1,2}"
     r"|\b(?:is|are|equals?|makes|gives|becomes|totals))[\s?_.]*$",
@@ -84,7 +84,7 @@ def extract_unmarked_number(text: str, gold: Number) -> Number | None:
     return numbers.extract_last_number(text) or numbers.parse_spelled_number(text)
 
 
-# several numbers, in any order
+# Several numbers, in any order
 
 _SEVERAL_SEPARATOR = re.compile(r";|,\s+")
 
@@ -119,7 +119,7 @@ _ITEM_NUMBER = re.compile(r"(?<![^\s:])\(?[1-9][.)]\s(?=\s?[$]?-?[A-Za-z0-9])")
 
 
 def _numbers_of_list(text: str, count: int, last: bool = False) -> tuple[Number, ...] | None:
-    """The numbers of a list over several lines, with bullets or one number a line; None if there is no list."""
+    """The numbers of a list with bullets or with one number per line; None if there is no list."""
     items = normalize.read_list_items(text[-2000:] if last else text, last)
     if len(items) < 2:
         lines = [line for line in text[:2000].split("\n") if line.strip(normalize.STRIP_CHARS)][:count]
@@ -140,7 +140,7 @@ def format_several(values: tuple[Number, ...]) -> str:
     return "; ".join(map(numbers.format_number, values))[:200]
 
 
-# ratio, and time of day, which may look like a ratio (9:10)
+# Ratio, and time of day, which may look like a ratio (9:10)
 
 _RATIO_PART = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,9})(?:\.[0-9]{1,9})?"
 _RATIO = re.compile(
@@ -168,14 +168,14 @@ def _parse_ratio(match: re.Match[str]) -> Fraction | None:
 
 
 def extract_marked_ratio(text: str, gold: Fraction) -> Fraction | str | None:
-    """The first ratio. Two joined ratios ("2:3 or 3:2") are no ratio; their text is returned."""
+    """The first ratio; the text of two different ratios that are joined ("2:3 or 3:2"); None without a ratio."""
     matches = list(itertools.islice(_RATIO.finditer(text), 2))
     values = [_parse_ratio(match) for match in matches]
     return (_open_alternatives(text, matches, values[0] == values[-1]) or values[0]) if values else None
 
 
 def _open_alternatives(text: str, matches: list[re.Match[str]], agree: bool) -> str | None:
-    """The text of two joined values, neither of which is chosen; None if the text names one value."""
+    """The text of two different joined values ("2:3 or 3:2"); None if the text names one value."""
     if agree or not _JOINED_ANSWERS.fullmatch(text, matches[0].end(), matches[1].start()):
         return None
     return text[matches[0].start() : matches[1].end()]
@@ -196,7 +196,7 @@ def _parse_time(match: re.Match[str]) -> TimeOfDay:
 
 
 def extract_marked_time(text: str, gold: TimeOfDay) -> TimeOfDay | str | None:
-    """The first time. Two joined times ("3:30 or 4:30") are no time; their text is returned."""
+    """The first time; the text of two different times that are joined ("3:30 or 4:30"); None without a time."""
     text, matches, times = _find_times(text, gold)
     agree = len(matches) < 2 or is_same_time(*times[:2])
     return _open_alternatives(text, matches, agree) or (times[0] if times else None)
@@ -208,7 +208,10 @@ def extract_unmarked_time(text: str, gold: TimeOfDay) -> TimeOfDay | str | None:
 
 
 def _find_times(text: str, gold: TimeOfDay) -> tuple[str, list[re.Match[str]], list[TimeOfDay]]:
-    """The text with colons in its times, the times that it names, and their values; if none, its ratios as times."""
+    """The text with colons in its times, the matches of its times, and their values.
+
+    If the text has no times, and the gold time has no a.m. or p.m., the values are its ratios read as times.
+    """
     text = _TIME_WITH_POINT.sub(r"\1:\2", text)
     matches = list(_TIME.finditer(text))
     times = [_parse_time(match) for match in matches]
@@ -219,7 +222,7 @@ def _find_times(text: str, gold: TimeOfDay) -> tuple[str, list[re.Match[str]], l
 
 
 def is_same_time(gold: TimeOfDay, time: TimeOfDay | str) -> bool:
-    """Whether two times agree. 5:45 without a.m. or p.m. may be either."""
+    """Whether two times agree. 5:45 without a.m. or p.m. agrees with both."""
     if isinstance(time, str) or gold[1:3] != time[1:3]:
         return False
     if gold[0] == time[0] and gold[3] == time[3]:

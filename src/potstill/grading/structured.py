@@ -1,4 +1,4 @@
-"""The answer types regex (the gold answer is a pattern) and JSON.
+"""The answer types `regex` (the gold answer is a pattern) and `json`.
 
 >>> is_same_json(parse_gold_json('{"n": 1, "of": ["a"]}'), extract_unmarked_json('So: {"of": ["a"], "n": 1.0}.', None))
 True
@@ -21,7 +21,7 @@ from typing import Any, Final
 from potstill.errors import UserError
 from potstill.grading import normalize
 
-# regex: the pattern may come from a file that somebody else wrote, so RE2, which takes linear time, matches it.
+# Regex. The pattern may come from an untrusted file, so RE2 matches it, in linear time.
 
 _MAX_CHARS: Final = 2000
 Pattern = Any  # RE2's; the library is loaded with the first pattern
@@ -34,7 +34,7 @@ def parse_gold_regex(gold: str) -> Pattern | None:
     pattern, error = _compile_pattern(gold)
     if error is not None:
         what, found = "the gold answer is not a valid regex", f"{gold[:80]!r}: {error}"
-        hint = "RE2 takes linear time and has no look-around, back-references, \\Z and possessive repeats"
+        hint = "write an RE2 pattern: no look-around, back-references, \\Z or possessive repeats"
         raise UserError(what, code="E-grade-invalid-regex", found=found, hint=hint)
     return pattern
 
@@ -53,7 +53,7 @@ def _compile_pattern(gold: str) -> tuple[Pattern | None, str | None]:
 
 
 def extract_marked_regex(text: str, gold: Pattern) -> str | None:
-    """The line or sentence that the pattern matches from end to end, with or without its final period."""
+    """The line or sentence that the whole pattern matches, with or without its final period."""
     line = text.strip()[:_MAX_CHARS].split("\n", 1)[0].strip()
     sentence = normalize.read_answer_sentence(text[:_MAX_CHARS])
     candidates = [line, line.strip(normalize.STRIP_CHARS), sentence, line.rstrip("."), sentence.rstrip(".")]
@@ -71,11 +71,11 @@ def format_regex(value: Pattern | str) -> str:
     return value[:200] if isinstance(value, str) else value.pattern
 
 
-# JSON: equal as values. Fields may have any order, 1 is 1.0, and true is not 1. A value is in a tuple, because null is
-# None, which stands for "no value" everywhere else.
+# JSON, compared by value: fields may have any order, 1 equals 1.0, and true does not equal 1. A value is wrapped in a
+# tuple, because null is None, which means "no value" everywhere else.
 
 _MAX_DEPTH: Final = 60
-_MAX_UNCLOSED: Final = 20  # opening brackets without JSON after them, after which the search ends
+_MAX_UNCLOSED: Final = 20  # the search ends after this many opening brackets that begin no JSON
 _SIGNS = re.compile(r'[\[\]{}"\\]')
 _OPENING = re.compile(r"[\[{]")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
@@ -84,7 +84,10 @@ _INVALID: Final = object()
 
 
 def escape_json_strings(text: str) -> str:
-    """The text with the strings of its JSON in escapes: an equal value, in which no word can be a marker."""
+    """The text with every character of its JSON strings escaped, so that no word in them can be a marker.
+
+    The JSON values stay equal.
+    """
     parts: list[str] = []
     previous_end = 0
     for start, end, _ in _iter_structures(text):
@@ -104,7 +107,7 @@ def parse_gold_json(gold: str) -> tuple[Any] | None:
 
 
 def extract_marked_json(text: str, gold: Any) -> tuple[Any] | None:
-    """The value after a marker: an object, a list, or the rest of the line as a string, number, boolean or null."""
+    """The value after a marker: an object or list, or the rest of the line as a string, number, boolean or null."""
     fence = _FENCE.match(text)
     rest = text[fence.end() :] if fence else text
     if rest[:1] in ("{", "["):
@@ -117,7 +120,7 @@ def extract_marked_json(text: str, gold: Any) -> tuple[Any] | None:
 
 
 def extract_unmarked_json(text: str, gold: Any) -> tuple[Any] | None:
-    """The last object or list of a text; without one the whole text, if it is a value."""
+    """The last object or list of a text; without one, the whole text if it is a JSON value; otherwise None."""
     structures = [value for _, _, value in _iter_structures(text)]
     return structures[-1] if structures else parse_gold_json(text)
 
@@ -131,7 +134,7 @@ def format_json(value: tuple[Any]) -> str:
 
 
 def _plain_number(value: Any) -> Any:
-    """A number with a point or an exponent, as JSON; as text if its digits would not fit a line."""
+    """A Decimal as a JSON number; as a string if it would have more than about 30 digits."""
     assert isinstance(value, Decimal), value
     if not -30 <= value.adjusted() <= 30:
         return str(value) if value else 0
@@ -139,7 +142,7 @@ def _plain_number(value: Any) -> Any:
 
 
 def _iter_structures(text: str) -> Iterator[tuple[int, int, tuple[Any]]]:
-    """Start, end and value of the outermost objects and lists that are JSON. Takes time linear in the text."""
+    """Start, end and value of every outermost JSON object and list. Takes time linear in the text."""
     position = failures = 0
     while failures <= _MAX_UNCLOSED and (opening := _OPENING.search(text, position)):
         start = opening.start()
@@ -158,7 +161,10 @@ def _first_structure(text: str) -> tuple[Any] | None:
 
 
 def _closing_position(text: str, start: int) -> int:
-    """The position after the bracket that closes the one at `start`; -1 if none does, or below `_MAX_DEPTH` levels."""
+    """The position after the bracket that closes the bracket at `start`.
+
+    -1 if no bracket closes it, or if brackets are nested deeper than `_MAX_DEPTH`.
+    """
     depth, quoted, escaped = 0, False, -1
     for match in _SIGNS.finditer(text, start):
         sign, position = match[0], match.start()
@@ -193,7 +199,7 @@ def _refuse_constant(name: str) -> Any:
 def _is_equal_json(a: Any, b: Any) -> bool:
     if {type(a), type(b)} <= {int, Decimal}:
         a, b = Decimal(a), Decimal(b)
-        # Decimal's own comparison would write out 1e999999999, so magnitudes are compared first.
+        # Decimal's comparison would write out all digits of 1e999999999, so magnitudes are compared first.
         return a.adjusted() == b.adjusted() and a == b if a and b else not a and not b
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_is_equal_json(a[key], b[key]) for key in a)

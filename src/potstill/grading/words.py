@@ -1,5 +1,7 @@
-"""The answer types in words: boolean (yes or no, true or false, valid or invalid), choice (the letter of an option), text
-(a name or phrase), exact text, list (words in order) and brackets.
+"""The answer types in words.
+
+`boolean` (yes or no, true or false, valid or invalid), `choice` (the letter of an option), `text` (a name or phrase),
+`exact` (exact text), `list` (words in order) and `brackets`.
 
 >>> extract_marked_boolean(" not valid.", "valid"), extract_unmarked_boolean("I have no idea.", "no")
 ('invalid', None)
@@ -21,7 +23,7 @@ from typing import Final
 
 from potstill.grading import normalize
 
-# boolean
+# Boolean
 
 _PAIRS: Final = (("yes", "no"), ("true", "false"), ("valid", "invalid"))
 _OPPOSITE: Final = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
@@ -29,7 +31,7 @@ _DENIAL: Final = (
     rf"(?:(?:\b(?:not|never|hardly)|n't|\b(?:cannot|can\snot)(?=\sbe\b)|\b{normalize.ALL_BUT})\s+(?:be\s+)?"
     r"(?:[a-z]+ly\s+)?(?:an?\s+)?[*_\"'`(]{0,4}\s?)"
 )
-# "cannot be called valid", "I would not say that it is true": words may stand in between, but no further clause.
+# "cannot be called valid", "I would not say that it is true": words may follow the denial, but no new clause.
 _DENIAL_OF_ADJECTIVE: Final = (
     r"(?:(?:\b(?:not|never|hardly|scarcely|nor|cannot|fails?\sto|unable\sto|by\sno\smeans|in\sno\sway|under\sno"
     rf"\scircumstances|(?:wrong|incorrect)\sto)[*_]{{0,3}}|n't|\b{normalize.ALL_BUT})"
@@ -49,7 +51,7 @@ _BOOLEAN: Final = {
     for pair, denial in zip(_PAIRS, (_DENIAL, _DENIAL_OF_ADJECTIVE, _DENIAL_OF_ADJECTIVE), strict=True)
     for word in pair
 }
-# "no" is an answer only if it stands alone, not in "no evidence", "no one" and "no longer".
+# "no" is an answer only on its own, not in "no evidence", "no one" and "no longer".
 _BOOLEAN_ALONE = re.compile(
     r"[\s*_\"'`)\]}$]*(?:[.,;:!?\u2014=(/-]|$|\n|(?:because|since|as|for|it|its|he|she|they|we|you|i|this|that|these|those|the"
     r"|an?|there|not|and|but|or|nor|so|if|unless|while|although|though|in|on|at|by|due|when|given|based|is|was|to|with|would"
@@ -74,7 +76,7 @@ def extract_marked_boolean(text: str, gold: str) -> str | None:
 
 
 def extract_unmarked_boolean(text: str, gold: str) -> str | None:
-    """The word that the text begins with, else the last one."""
+    """The boolean at the beginning of the text; otherwise the last boolean of the text."""
     text = text.strip(normalize.STRIP_CHARS)
     answer = None
     for match in _find_booleans(text, gold):
@@ -85,14 +87,14 @@ def extract_unmarked_boolean(text: str, gold: str) -> str | None:
 
 
 def _find_booleans(text: str, gold: str) -> Iterator[re.Match[str]]:
-    """The words of the gold answer's pair that may be an answer."""
+    """The matches of the gold answer's pair of words ("yes" and "no") that may be an answer."""
     for match in _BOOLEAN[gold].finditer(text):
         if match["word"].lower() != "no" or _BOOLEAN_ALONE.match(text, match.end("word")):
             yield match
 
 
 def _boolean_of(match: re.Match[str], text: str) -> str:
-    """The word that the text asserts. A hedge is neither word; its text is returned."""
+    """The word that the text asserts; for a hedge, the text of the hedge."""
     word = match["word"].lower()
     condition = _CONDITION.match(text, match.end()) if word in ("yes", "no") else None
     has_other = match["other"] and (match["second"] or match["third"]).lower() != word
@@ -105,7 +107,7 @@ def _boolean_of(match: re.Match[str], text: str) -> str:
 
 _CHOICE_GOLD = re.compile(r"\(?([A-Z])\)?\.?")
 _OPTION_NOUN: Final = r"(?:(?:the )?(?:option|choice|letter|answer)s? )"
-# Words that may stand between a marker and a letter without brackets. They say how certain the answer is.
+# Words that may precede a letter without brackets after a marker. They say how certain the answer is.
 _CONFIDENCE_WORDS: Final = (
     r"(?:(?:most|very|more|quite|almost|probably|likely|possibly|perhaps|maybe|presumably|certainly|definitely|clearly"
     r"|obviously|surely|undoubtedly|apparently|evidently|simply|just|only|indeed|actually|therefore|thus|then|hence|so|again"
@@ -133,7 +135,7 @@ _OTHER_CHOICE = re.compile(
     r"|doesn't|fails?|seems|looks|too)\b)|[*_\"'`]{0,3}(?P<bare>[A-Z])(?=[)\]}*\"'`\s]*(?:$|[.,;&/+!?]|\(|\b(?:and|or)\b))(?!\)\s\w))"
 )
 # "D) attic or E) cupboard": another letter after the words of the first option.
-_BEHIND_WORDS = re.compile(
+_AFTER_WORDS = re.compile(
     r"[).:]?\s(?:(?!\b(?:because|since|as|not|but|while|whereas|so)\b)[^.;()\n]){1,60}?\s(?:or|and)\s(?:option )?"
     r"[\"'`*]{0,2}(?:\(([A-Z])\)|([A-Z])\))(?!\s(?:is|are|was|does|do|has|would|can|cannot|isn't|doesn't|fails?|seems|looks)\b)"
 )
@@ -183,7 +185,7 @@ def parse_gold_choice(gold: str) -> str | None:
 
 
 def extract_marked_choice(text: str, gold: str) -> str | None:
-    """The letter of the first sentence; several joined by "or" if it names further options."""
+    """The letter in the first sentence; if the sentence names several options, their letters joined by "or"."""
     sentence = normalize.read_answer_sentence(text)
     match = _LEADING.match(sentence[:1].lower() + sentence[1:] if sentence[1:2].islower() else sentence)
     if match is not None:
@@ -199,14 +201,14 @@ def extract_marked_choice(text: str, gold: str) -> str | None:
     while len(others) < 26 and (other := _OTHER_CHOICE.match(sentence, end)):
         others.append(other["bracket"] or other["bare"])
         end = other.end()
-    further = None if others else _ADJOINING.match(sentence, end) or _BEHIND_WORDS.match(sentence, end)
+    further = None if others else _ADJOINING.match(sentence, end) or _AFTER_WORDS.match(sentence, end)
     further = further or next(filter(None, (pattern.search(sentence, end) for pattern in _SECOND_THOUGHT)), None)
     others += [next(filter(None, further.groups()))] if further else []
     return " or ".join(dict.fromkeys([letter.upper(), *others]))
 
 
 def extract_unmarked_choice(text: str, gold: str) -> str | None:
-    """In this order: a letter alone at the beginning, one that is called right, the last that is not dismissed."""
+    """The first of these: a letter alone at the beginning, a letter called right, the last letter not dismissed."""
     start = text.strip()
     if not start:
         return None
@@ -258,7 +260,7 @@ def format_choice(letter: str) -> str:
     return f"({letter})" if len(letter) == 1 else letter
 
 
-# text
+# Text
 
 _TOKEN = re.compile(r"[^\W_]+(?:[.':&/-][^\W_]+)*|[^\w\s]", re.UNICODE)
 _TOKEN_END = re.compile(r"'s$")
@@ -267,7 +269,7 @@ _OPENINGS: Final = {"that", "it", "he", "she", "they", "is", "was", "are", "were
 
 
 def parse_gold_text(text: str) -> tuple[str, ...] | None:
-    """The words without articles, possessive 's and an opening such as "it is"; all words if none remains."""
+    """The words without articles, possessive 's and an opening such as "it is"; all words if no word would remain."""
     tokens = [_TOKEN_END.sub("", match[0].casefold()) for match in _TOKEN.finditer(text[:2000])]
     tokens = [token if any(map(str.isdigit, token)) else token.replace(".", "") for token in tokens]
     words = [token for token in tokens if token not in _ARTICLES and (token.isalnum() or len(token) > 1)]
@@ -294,7 +296,7 @@ _FURTHER_ANSWER = re.compile(
 
 
 def _mark_further_answers(sentence: str, gold: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The words of a sentence, with "and" after the gold answer if another answer follows, "not" if it is denied."""
+    """The words of a sentence, with "and" after the gold answer if another answer follows it, "not" if it is denied."""
     words = parse_gold_text(sentence)
     if words is None or words[: len(gold)] != gold or len(words) == len(gold):
         return words
@@ -309,7 +311,7 @@ def _mark_further_answers(sentence: str, gold: tuple[str, ...]) -> tuple[str, ..
 
 
 def is_same_text(gold: tuple[str, ...], words: tuple[str, ...]) -> bool:
-    """Whether the words begin with the gold answer: "Purple beads" is Purple, "Purple or red" is not."""
+    """Whether the words begin with the gold answer: "Purple beads" is the same as "Purple", "Purple or red" is not."""
     return words[: len(gold)] == gold and (len(words) == len(gold) or words[len(gold)] not in ("or", "and"))
 
 
@@ -317,7 +319,7 @@ def format_words(words: tuple[str, ...]) -> str:
     return " ".join(words)[:200]
 
 
-# exact text
+# Exact text
 
 
 def parse_gold_exact(gold: str) -> str | None:
@@ -326,13 +328,13 @@ def parse_gold_exact(gold: str) -> str | None:
 
 def extract_exact(text: str, gold: str) -> str | None:
     answer = " ".join(text[:2000].split())
-    # A gold answer may itself end in a period, or one may follow it: then the gold answer decides where the text ends.
+    # The gold answer may end in a period, or a period may follow it. In both cases the answer ends with the gold answer.
     if answer in (gold, gold + ".") or answer.startswith(gold + ". "):
         return gold
     return answer.split(". ")[0] or None
 
 
-# list
+# List
 
 _ITEM_NUMBER = re.compile(r"(?:^|(?<=\s))(?:\(?[0-9]{1,3}[.)]|[-*\u2022])\s|(?m:^)\(?[a-z][.)]\s")
 _LIST_END = re.compile(r"\.(?:\s|$)|\n\s*\n")
@@ -345,7 +347,7 @@ def parse_gold_list(text: str) -> tuple[str, ...] | None:
 
 
 def extract_marked_list(text: str, gold: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The words of the first paragraph if they equal the gold answer, else those of its first line without "and"."""
+    """The words of the first paragraph if they equal the gold answer; otherwise those of its first line, without "and"."""
     text = _ITEM_NUMBER.sub(" ", text.strip(" \t\n:=*_`"))
     match = _LIST_END.search(text)
     paragraph = text if match is None else text[: match.start()]
@@ -367,7 +369,7 @@ def extract_unmarked_list(text: str, gold: tuple[str, ...]) -> tuple[str, ...] |
 
 
 def _read_last_list(text: str) -> str:
-    """The lines of the list that ends a text (numbered, with bullets, or one word each); else the last line."""
+    """The lines of the list at the end of a text (numbered, with bullets, or one word per line); else the last line."""
     lines = [line for line in text[-4000:].strip().split("\n") if line.strip()]
     for is_item in (lambda line: _BULLETED_LINE.match(line) is not None, lambda line: len(line.split()) == 1):
         count = 0
@@ -378,7 +380,7 @@ def _read_last_list(text: str) -> str:
     return lines[-1] if lines else ""
 
 
-# brackets
+# Brackets
 
 _BRACKETS = re.compile(r"[\[\](){}<>][\[\](){}<>\s,\"'`\\]*")
 
