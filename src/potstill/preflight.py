@@ -75,6 +75,8 @@ def _iter_checks(
         yield "train", lambda: check_installed("peft", "train.lora", "leave train.lora out")
     if recipe.has_teacher:
         yield "train", lambda: loss_from_recipe(recipe)
+    if recipe.on_policy is not None:
+        yield "repair", lambda: loss_from_recipe(recipe, "on_policy")
     if recipe.train.loss_weights is not None and recipe.has_teacher:
         yield "train", lambda: examples.check_format_mix(recipe)
     if recipe.train.replay is not None:

@@ -393,13 +393,14 @@ def test_the_dry_run_of_a_recipe_prints_the_mix(data: Path) -> None:
     [
         (["train.divergence=hellinger"], "E-train-unknown-divergence", "train.divergence"),
         (["train.divergence=reverse_kl"], "E-train-divergence-needs-tail", "train.missing_probability"),
+        (["on_policy={sets: [more], divergence: hellinger}"], "E-train-unknown-divergence", "on_policy.divergence"),
     ],
 )
 def test_a_divergence_that_cannot_be_computed_stops_before_a_teacher_is_asked(
     world: Path, tmp_path: Path, changes: list[str], code: str, where: str
 ) -> None:
     with user_error(code, where=where):
-        run_recipe(tiny.recipe(world, *changes), run_dir=tmp_path / "run", until="train")
+        run_recipe(tiny.recipe(world, *changes), run_dir=tmp_path / "run")
     assert not (tmp_path / "run" / "sample").exists()
 
 
