@@ -260,6 +260,11 @@ GOLDS: list[tuple[dict[str, Any], str, str | None]] = [
     ({"answer": False}, "no", None),
     ({"answer": [39.0]}, "39", None),
     ({"answer": 0.5}, "0.5", None),
+    ({"answer": 10**308 + 1}, f"1{'0' * 307}1", None),
+    ({"answer": -(7 * 10**399)}, f"-7{'0' * 399}", None),
+    ({"answer": 1e308}, str(int(1e308)), None),
+    ({"answer": 1, "choices": [10**309, 10**310]}, "(B)", None),
+    ({"answer": 10**310, "choices": [10**309, 10**310]}, "(B)", None),
     ({"answer": "#### 5", "task": "regex"}, "#### 5", None),
     ({"answer": "1 + 1 = 2\n#### 2", "rationale": "Own."}, "2", "Own."),
     ({"answer": {"a": 1}, "task": "json"}, '{"a": 1}', None),
@@ -272,6 +277,16 @@ def test_gold_answers_in_the_forms_that_people_have(
 ) -> None:
     [question] = load(lines(tmp_path, {"question": "Is it?", **row}))
     assert (question.gold, question.rationale) == (gold, rationale)
+
+
+@pytest.mark.parametrize("number", ["7" * 401, "7" * 4301, "1e400", "NaN"])
+def test_a_gold_number_that_cannot_be_compared_is_refused(tmp_path: Path, number: str) -> None:
+    (tmp_path / "own.jsonl").write_text(f'{{"question": "How many?", "answer": {number}}}\n')
+    with pytest.raises(UserError) as error:
+        load(tmp_path / "own.jsonl", task="number")
+    assert (
+        error.value.code in ("E-grade-gold-type", "E-data-field-type", "E-storage-invalid-json") and error.value.where
+    )
 
 
 def test_where_an_answer_stands_is_said_by_the_recipe(tmp_path: Path) -> None:

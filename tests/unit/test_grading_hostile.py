@@ -153,6 +153,46 @@ def test_a_number_of_a_million_digits_is_not_computed(form: str) -> None:
         assert grade(text, SAMPLES.get(form, "some words"), form).grade in ("wrong", "no answer", "right")
 
 
+FORMS_OF_A_NUMBER = (
+    *("{}", "-{}", "{}.5", "0.{}", "1e{}", "{}e5", "-{}e-999", "3 x 10^{}", "10^{}", "1/{}", "{}/7", "3 1/{}", "{}:{}"),
+    *(
+        "{}; 5",
+        "[{}]",
+        "{} + 1",
+        "${}$",
+        "\\boxed{{{}}}",
+        "{} trillion",
+        "{} hours and 30 minutes",
+        "{},000",
+        "5 and {}",
+    ),
+)
+
+
+@pytest.mark.parametrize("form", [name for name in grading.ANSWER_TYPES if name != "math"])
+@pytest.mark.parametrize("digits", [308, 309, 400, 401, 4300, 4301])
+def test_a_number_beyond_floats_and_beyond_pythons_own_limit(form: str, digits: int) -> None:
+    """309 digits are more than a float holds, 401 more than the grader reads, 4301 more than Python converts."""
+    gold = SAMPLES.get(form, "some words")
+    for shape in FORMS_OF_A_NUMBER:
+        number = shape.format(*["7" * digits] * 2)
+        for text in (number, f"The answer is {number}.", f"The answer is {number}\nor {number}"):
+            assert grade(text, gold, form).grade in ("wrong", "no answer", "right")
+        try:
+            verdict = grade(f"The answer is {number}", number, form)
+        except UserError as error:
+            assert error.code in ("E-grade-gold-type", "E-grade-invalid-regex")
+        else:
+            assert verdict.grade in ("wrong", "no answer", "right")
+
+
+@pytest.mark.parametrize("digits", [308, 309, 400])
+def test_a_gold_number_that_no_float_holds_is_compared_digit_by_digit(digits: int) -> None:
+    gold = "7" * digits
+    assert grade(f"The answer is {gold}.", gold).grade == "right"
+    assert grade(f"The answer is {gold[:-1]}8.", gold).grade == "wrong"
+
+
 def calls(text: str, gold: str, form: str) -> int:
     """The number of function calls while a text is graded."""
     count = 0

@@ -105,7 +105,7 @@ def _grade_answer(text: str, gold: Any, task: str | None, stop: StopReason | Non
     answer_type = None
     if task is not None:
         is_function = grading.parse_function_name(task) is not None
-        answer_type = "function" if is_function else grading.BBH_ANSWER_TYPES.get(task) or task.rpartition("/")[2]
+        answer_type = "function" if is_function else grading.TASK_ANSWER_TYPES.get(task) or task.rpartition("/")[2]
     if isinstance(gold, bool) and answer_type in (None, "boolean"):
         words = ("yes", "true", "valid") if gold else ("no", "false", "invalid")
         verdicts = [grading.grade(text, word, task, stop) for word in words]

@@ -21,7 +21,7 @@ from potstill.data.set_files import BuiltinSet, RawQuestion
 from potstill.errors import UserError
 from potstill.prompts import Demonstration
 
-TASKS: Final = tuple(sorted(task.removeprefix("bbh/") for task in grading.BBH_ANSWER_TYPES))
+TASKS: Final = tuple(sorted(task.removeprefix("bbh/") for task in grading.TASK_ANSWER_TYPES if task.startswith("bbh/")))
 _HEADER: Final = "\n-----\n"
 _THINK: Final = "A: Let's think step by step."
 _ANSWER: Final = " So the answer is "

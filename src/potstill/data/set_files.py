@@ -180,8 +180,8 @@ def check_text(text: str, name: str, where: str) -> str:
 
 
 def format_number(value: int | float) -> str:
-    """A number as people write it: 51.0 is "51"."""
-    return str(int(value)) if float(value).is_integer() else repr(value)
+    """A number as people write it: 51.0 is "51". A whole number may have more digits than a float can hold."""
+    return str(int(value)) if isinstance(value, int) or value.is_integer() else repr(value)
 
 
 def is_number(value: Any) -> bool:
@@ -190,7 +190,7 @@ def is_number(value: Any) -> bool:
 
 def number_to_text(value: Any, name: str, *, where: object) -> str:
     """A value that must be a finite number, as text."""
-    if not is_number(value) or not math.isfinite(value):
+    if not is_number(value) or (isinstance(value, float) and not math.isfinite(value)):
         raise field_type_error(f"`{name}` must be a number", value, where)
     return format_number(value)
 

@@ -24,8 +24,8 @@ as code, and no text makes it raise.
 
 from potstill.grading.answer_types import ANSWER_TYPES
 from potstill.grading.grader import (
-    BBH_ANSWER_TYPES,
     FUNCTION_TYPE,
+    TASK_ANSWER_TYPES,
     canonicalize_gold,
     check_task,
     function_digest,
@@ -37,6 +37,6 @@ from potstill.grading.grader import (
 VERSION = 4
 
 __all__ = [
-    "ANSWER_TYPES", "BBH_ANSWER_TYPES", "FUNCTION_TYPE", "VERSION", "canonicalize_gold", "check_task", "function_digest",
+    "ANSWER_TYPES", "FUNCTION_TYPE", "TASK_ANSWER_TYPES", "VERSION", "canonicalize_gold", "check_task", "function_digest",
     "grade", "infer_answer_type", "parse_function_name",
 ]  # fmt: skip

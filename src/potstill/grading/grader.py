@@ -42,21 +42,23 @@ from potstill.records import Verdict
 
 FUNCTION_TYPE: Final = "function"  # the answer type of a task that names a grading function
 
-_SET_ANSWER_TYPES: Final = {"gsm8k": "number", "multiarith": "number", "svamp": "number", "asdiv": None}
-_BBH_TASKS_BY_TYPE: Final = {
-    "boolean": "boolean_expressions causal_judgement formal_fallacies navigate sports_understanding web_of_lies",
-    "number": "multistep_arithmetic_two object_counting",
-    "list": "word_sorting",
-    "brackets": "dyck_languages",
-    "choice": "date_understanding disambiguation_qa geometric_shapes hyperbaton logical_deduction_five_objects"
-    " logical_deduction_seven_objects logical_deduction_three_objects movie_recommendation penguins_in_a_table"
-    " reasoning_about_colored_objects ruin_names salient_translation_error_detection snarks temporal_sequences"
-    " tracking_shuffled_objects_five_objects tracking_shuffled_objects_seven_objects"
-    " tracking_shuffled_objects_three_objects",
-}
-BBH_ANSWER_TYPES: Final = {
-    f"bbh/{task}": type_ for type_, tasks in _BBH_TASKS_BY_TYPE.items() for task in tasks.split()
-}
+# Task of a built-in set -> its answer type; None: the form of each gold answer decides. The loaders in `potstill.data` give
+# these tasks to their questions. A set that is not in this table names the type itself: `<set>/<answer type>`.
+TASK_ANSWER_TYPES: Final[dict[str, str | None]] = {
+    "gsm8k": "number", "multiarith": "number", "asdiv": None, "svamp": "number",
+    "bbh/boolean_expressions": "boolean", "bbh/causal_judgement": "boolean", "bbh/formal_fallacies": "boolean",
+    "bbh/navigate": "boolean", "bbh/sports_understanding": "boolean", "bbh/web_of_lies": "boolean",
+    "bbh/multistep_arithmetic_two": "number", "bbh/object_counting": "number",
+    "bbh/word_sorting": "list", "bbh/dyck_languages": "brackets",
+    "bbh/date_understanding": "choice", "bbh/disambiguation_qa": "choice", "bbh/geometric_shapes": "choice",
+    "bbh/hyperbaton": "choice", "bbh/logical_deduction_five_objects": "choice",
+    "bbh/logical_deduction_seven_objects": "choice", "bbh/logical_deduction_three_objects": "choice",
+    "bbh/movie_recommendation": "choice", "bbh/penguins_in_a_table": "choice",
+    "bbh/reasoning_about_colored_objects": "choice", "bbh/ruin_names": "choice",
+    "bbh/salient_translation_error_detection": "choice", "bbh/snarks": "choice", "bbh/temporal_sequences": "choice",
+    "bbh/tracking_shuffled_objects_five_objects": "choice", "bbh/tracking_shuffled_objects_seven_objects": "choice",
+    "bbh/tracking_shuffled_objects_three_objects": "choice",
+}  # fmt: skip
 
 
 def grade(text: str, gold: str, task: str | None = None, stop: str | None = None) -> Verdict:
@@ -127,7 +129,7 @@ def check_task(task: str) -> None:
 def infer_answer_type(gold: str, task: str | None = None) -> str:
     """The answer type of the task; if the task has no answer type, the first type that can parse the gold answer."""
     declared = None if task is None else _type_of_task(task)
-    if declared == "choice" and task in BBH_ANSWER_TYPES and _parse_gold(gold, "choice") is None:
+    if declared == "choice" and task in TASK_ANSWER_TYPES and _parse_gold(gold, "choice") is None:
         return "text"  # three gold answers of BBH's ruin_names and movie_recommendation are the words of an option
     if declared is not None:
         return declared
@@ -166,14 +168,12 @@ def _type_of_task(task: str) -> str | None:
     """The answer type of a task; None for a data set whose gold answers are of several types."""
     if parse_function_name(task) is not None:
         return FUNCTION_TYPE
-    if task in _SET_ANSWER_TYPES:
-        return _SET_ANSWER_TYPES[task]
-    if task in BBH_ANSWER_TYPES:
-        return BBH_ANSWER_TYPES[task]
+    if task in TASK_ANSWER_TYPES:
+        return TASK_ANSWER_TYPES[task]
     last = task.rpartition("/")[2]
     if last in ANSWER_TYPES and not task.startswith("bbh/"):
         return last
-    similar = difflib.get_close_matches(task, [*_SET_ANSWER_TYPES, *ANSWER_TYPES, *BBH_ANSWER_TYPES], n=1)
+    similar = difflib.get_close_matches(task, [*TASK_ANSWER_TYPES, *ANSWER_TYPES], n=1)
     hint = f"did you mean {similar[0]!r}? " if similar else ""
     hint += f"write a data set, bbh/<task>, an answer type ({', '.join(ANSWER_TYPES)}), <any name>/<answer type>,"
     hint += " or function: module:name"
