@@ -1,8 +1,10 @@
-"""Packing of decoder-only rows: the values that transformers computes for each row alone, with shared prompts too."""
+"""Packing of decoder-only rows: the values that transformers computes for each row alone, with shared prompts and
+shared beginnings of prompts too."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from potstill import models
 from potstill.models import Example, Student, causal
-from potstill.models.causal_unpadded import pack_rows
+from potstill.models.causal_unpadded import find_shared_prefix, pack_rows, packed_attention
 from potstill.models.unpadded import MIN_LENGTH_RATIO
 from potstill.records import Target, TargetKind
 from tools.toy_models.tokenizer_training import train_bpe
@@ -123,6 +125,41 @@ def test_shared_and_packed_has_the_gradient_of_rows_alone_by_the_dense_formula(k
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_prompts_that_begin_alike_share_their_beginning_and_keep_the_gradient(kind, tmp_path):
+    """The dense formula sees each row alone. The prefix is longer than the sliding windows."""
+    beginning = tuple(np.random.default_rng(4).integers(0, TOKENIZER.size, 7).tolist())
+    made = [replace(example, prompt=beginning + example.prompt) for example in examples()]
+    student = models.open_student(folder(kind, tmp_path))
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    expected = sum((dense(plain, example, SIZE) for example in made), torch.zeros(()))
+    expected.backward()
+    assert backward(student, made) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert_close(gradients(student.model), gradients(plain))
+    batch = student.batch(made)
+    assert batch.tokens == 7 + 11 + 3 + 8 + sum(len(example.target) - 1 for example in made)
+
+
+def test_a_beginning_that_saves_few_tokens_is_not_shared():
+    assert find_shared_prefix([(1, 2, 3), (1, 4, 5)], tokens=20) == 1
+    assert find_shared_prefix([(1, 2, 3), (1, 4, 5)], tokens=21) == 0
+    assert find_shared_prefix([(1, 2, 3)], tokens=3) == 0
+    assert find_shared_prefix([(1, 2), (1, 2, 3), (1, 2, 4)], tokens=8) == 1, "a prompt keeps its last token"
+
+
+def test_attention_in_bfloat16_on_a_cpu_is_computed_in_float32():
+    """Only its inputs and outputs are rounded."""
+    draw = torch.Generator().manual_seed(1)
+    packing = pack_rows([9, 4], [(0, 5), (0, 3), (1, 6)])
+    states = [torch.randn(1, 2, len(packing.positions), 8, generator=draw) for _ in range(3)]
+    rounded = [state.bfloat16() for state in states]
+    module = torch.nn.Module()
+    module.num_key_value_groups = 1  # type: ignore[assignment]
+    whole, _ = packed_attention(module, *(state.float() for state in rounded), None, packing=packing, scaling=0.3)
+    ours, _ = packed_attention(module, *rounded, None, packing=packing, scaling=0.3)
+    assert ours.dtype is torch.bfloat16 and torch.equal(ours, whole.bfloat16())
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_saved_and_opened_again_it_is_the_same_student(kind, tmp_path):
     student = models.open_student(folder(kind, tmp_path))
     (tmp_path / "again").mkdir()
@@ -187,16 +224,20 @@ def test_a_kind_without_a_test_of_its_own_is_padded():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(1, 12), st.lists(st.integers(0, 9), min_size=1, max_size=4)), min_size=1, max_size=6)
+    st.lists(
+        st.tuples(st.integers(1, 12), st.lists(st.integers(0, 9), min_size=1, max_size=4)), min_size=1, max_size=6
+    ),
+    st.integers(0, 7),
 )
-def test_each_token_asks_once_and_reads_its_prompt_and_its_chain(groups):
+def test_each_token_asks_once_and_reads_its_prompt_and_its_chain(groups, prefix):
+    groups = [(prefix + length, reads) for length, reads in groups]
     chains = [(prompt, read) for prompt, (_, reads) in enumerate(groups) for read in reads]
     chains = [chains[i] for i in np.random.default_rng(len(chains)).permutation(len(chains))]
-    packing = pack_rows([length for length, _ in groups], chains)
+    packing = pack_rows([length for length, _ in groups], chains, prefix)
     expected: dict[int, list[int]] = {}
     for (prompt, read), (start, last) in zip(chains, packing.starts, strict=True):
-        first = last + 1 - groups[prompt][0]
-        shown = [*range(first, last + 1), *range(start, start + read)]
+        first = last + 1 - (groups[prompt][0] - prefix)
+        shown = [*range(prefix), *range(first, last + 1), *range(start, start + read)]
         expected |= {token: shown[: position + 1] for position, token in enumerate(shown)}
         assert packing.positions[shown].tolist() == list(range(len(shown)))
     assert sorted(expected) == list(range(len(packing.positions)))

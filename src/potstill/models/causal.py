@@ -6,7 +6,8 @@ Prompt and target form one row. The model never reads the row's last token, the 
     read        <s> Q : 2 + 2 A : 4
     supervised                  :  4          the token before `4` and the token before the end
 
-Rows are not padded, and chains under one prompt read one copy of it (`potstill.models.causal_unpadded`). A model type
+Rows are not padded. Chains under one prompt read one copy of it, and prompts that begin alike read one copy of their
+beginning (`potstill.models.causal_unpadded`). A model type
 that no test covers is padded row by row: its attention may depend on things that only its own mask contains.
 """
 
@@ -99,12 +100,16 @@ class CausalStudent(Student):
         prompts, prompt_indices = index_prompts(examples)
         read_targets = [example.target.ids[:-1] for example in examples]
         chains = [(prompt, len(read)) for prompt, read in zip(prompt_indices, read_targets, strict=True)]
-        packing = causal_unpadded.pack_rows([len(prompt) for prompt in prompts], chains)
+        lengths = [len(prompt) for prompt in prompts]
+        prefix = causal_unpadded.find_shared_prefix(prompts, sum(lengths) + sum(map(len, read_targets)))
+        packing = causal_unpadded.pack_rows(lengths, chains, prefix)
         input_ids = torch.empty(1, len(packing.positions), dtype=torch.int64)
+        input_ids[0, :prefix] = torch.tensor(prompts[0][:prefix])
         supervised = []
         for example, read, (start, prompt_end) in zip(examples, read_targets, packing.starts, strict=True):
             # Every chain under a prompt supervises the prompt's last token: the chain's first token follows it.
-            input_ids[0, prompt_end + 1 - len(example.prompt) : prompt_end + 1] = torch.tensor(example.prompt)
+            rest = example.prompt[prefix:]
+            input_ids[0, prompt_end + 1 - len(rest) : prompt_end + 1] = torch.tensor(rest)
             input_ids[0, start : start + len(read)] = torch.as_tensor(np.asarray(read, np.int64))
             supervised += [prompt_end, *range(start, start + len(read))]
         input_mask, positions = torch.ones_like(input_ids, dtype=torch.bool), torch.tensor(supervised)

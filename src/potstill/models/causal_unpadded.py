@@ -5,6 +5,12 @@
     positions     0 1 2 3 4 3 0 1 2
     attention     [a b c] reads itself, [d e] reads a b c d e, [f] reads a b c f, [g h i] reads itself
 
+All prompts may begin with the same tokens, such as a chat template's system message. These are computed once too:
+
+    prompts s t a and s t b c with the chains d and e, prefix s t
+    tokens        s t a d b c e
+    attention     [s t] reads itself, [a d] reads s t a d, [b c e] reads s t b c e
+
 Everything but attention works on single tokens, and the positions are given, so only attention has to know the rows.
 The model calls `packed_attention` where it would call torch's kernel, and hands the packing through as an argument.
 Rows of similar lengths form a block, as in `potstill.models.unpadded`. A sliding window (Gemma, Mistral) counts
@@ -17,6 +23,9 @@ positions.
     [(2, 3, 3), (2, 2, 5)]
     >>> packing.blocks[1].mask(None)[:, 0].int().tolist()
     [[[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]], [[1, 1, 1, 1, 0], [1, 1, 1, 1, 0]]]
+    >>> packing = pack_rows([3, 4], [(0, 1), (1, 1)], prefix=2)
+    >>> packing.positions.tolist(), packing.starts
+    ([0, 1, 2, 3, 2, 3, 4], ((3, 2), (6, 5)))
 """
 
 from __future__ import annotations
@@ -37,6 +46,8 @@ from potstill.models.unpadded import group_rows_by_length
 
 ATTENTION_NAME: Final = "potstill"  # under which transformers finds `packed_attention`
 PADDING_POSITION: Final = 2**62  # beyond every query's position, so that causal order excludes padding
+# A shared prefix makes attention read masks where causal order was enough, so it has to save this share of the tokens.
+MIN_SAVED_TOKENS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,39 +106,62 @@ class Packing:
         return move(self, ("positions", "query_tokens", "key_tokens", "slot_of_token"), blocks=blocks)
 
 
-def pack_rows(prompts: Sequence[int], chains: Sequence[tuple[int, int]]) -> Packing:
+def find_shared_prefix(prompts: Sequence[Sequence[int]], tokens: int) -> int:
+    """The number of first tokens that all prompts share and that `pack_rows` should store once; 0 if it saves little.
+
+    prompts  token ids of the different prompts of a batch
+    tokens   of the batch, each prompt counted whole
+
+    >>> find_shared_prefix([(1, 2, 3), (1, 2, 4, 5)], tokens=12), find_shared_prefix([(1, 2, 3), (1, 2)], tokens=100)
+    (2, 0)
+    """
+    first, last = min(prompts), max(prompts)  # what these two share, all prompts between them share
+    limit = min(map(len, prompts)) - 1  # the last token of a prompt is the first chain token's position
+    length = next((index for index in range(limit) if first[index] != last[index]), limit)
+    return length if length * (len(prompts) - 1) >= MIN_SAVED_TOKENS * tokens else 0
+
+
+def pack_rows(prompts: Sequence[int], chains: Sequence[tuple[int, int]], prefix: int = 0) -> Packing:
     """The packing of prompts and of the chains under them.
 
     prompts  the number of tokens of each prompt
     chains   (prompt, number of tokens that the model reads) of each chain
+    prefix   the number of first tokens that all prompts share, fewer than the shortest prompt has
 
-    The tokens of a prompt are followed by those of its chains. If a prompt has one chain, both form one row that reads
-    itself. If it has more, the prompt is a row, and each chain is a row that reads the prompt and itself.
+    The prefix comes first. Then come the other tokens of each prompt, followed by those of its chains. If a prompt has
+    one chain, both form one row. If it has more, the prompt is a row, and each chain is a row that reads the prompt and
+    itself. Every row but the prefix reads the prefix too.
     """
     chains_of: list[list[int]] = [[] for _ in prompts]
     for chain, (prompt, _) in enumerate(chains):
         chains_of[prompt].append(chain)
-    end, starts = 0, [(0, 0)] * len(chains)
-    positions: list[np.ndarray] = []
-    whole_rows: list[np.ndarray] = []  # rows that read themselves
-    chain_queries: list[np.ndarray] = []  # rows that read a prompt and themselves
-    chain_keys: list[np.ndarray] = []
+    end, starts, common = prefix, [(0, 0)] * len(chains), np.arange(prefix)
+    positions: list[np.ndarray] = [common]
+    whole_rows: list[np.ndarray] = [common] if prefix else []  # rows that read themselves
+    continued_rows: list[np.ndarray] = []  # rows that read something before them and themselves
+    continued_keys: list[np.ndarray] = []
     for length, prompt_chains in zip(prompts, chains_of, strict=True):
-        first, end, is_shared = end, end + length, len(prompt_chains) > 1
-        positions.append(np.arange(length))
+        first, end, is_shared = end, end + length - prefix, len(prompt_chains) > 1
+        prompt_tokens = np.arange(first, end)
+        positions.append(np.arange(prefix, length))
         for chain in prompt_chains:
             read = chains[chain][1]
-            starts[chain] = (end, first + length - 1)
+            starts[chain] = (end, int(prompt_tokens[-1]))
             positions.append(np.arange(length, length + read))
             if is_shared and read:
                 tokens = np.arange(end, end + read)
-                chain_queries.append(tokens)
-                chain_keys.append(np.concatenate([np.arange(first, first + length), tokens]))
+                continued_rows.append(tokens)
+                continued_keys.append(np.concatenate([common, prompt_tokens, tokens]))
             end += read
-        whole_rows.append(np.arange(first, first + length if is_shared else end))
+        row = prompt_tokens if is_shared else np.arange(first, end)
+        if prefix:
+            continued_rows.append(row)
+            continued_keys.append(np.concatenate([common, row]))
+        else:
+            whole_rows.append(row)
     position_of = np.concatenate(positions)
     blocks, query_parts, key_parts = [], [], []
-    for causal, queries, keys in ((True, whole_rows, whole_rows), (False, chain_queries, chain_keys)):
+    for causal, queries, keys in ((True, whole_rows, whole_rows), (False, continued_rows, continued_keys)):
         for group in group_rows_by_length(queries, keys):
             query_tokens, key_tokens = (_pad_with_last_token([rows[row] for row in group]) for rows in (queries, keys))
             padding = np.arange(key_tokens.shape[1]) >= np.array([[len(keys[row])] for row in group])
@@ -200,8 +234,10 @@ def packed_attention(
             part.view(block.rows, -1, states.shape[1], states.shape[3]).transpose(1, 2)
             for part, (states, _, _) in zip(parts, lookups, strict=True)
         )
+        if query.device.type == "cpu":  # torch's CPU kernels take twice as long in bfloat16, most of it backward
+            q, k, v = q.float(), k.float(), v.float()
         mixed = _block_attention(module, q, k, v, block.mask(sliding_window), *settings)
-        outputs.append(mixed.reshape(block.rows * block.queries, -1))
+        outputs.append(mixed.reshape(block.rows * block.queries, -1).to(query.dtype))
     output = F.embedding(packing.slot_of_token, outputs[0] if len(outputs) == 1 else torch.cat(outputs))
     return output.view(1, tokens, query.shape[1], -1), None
 

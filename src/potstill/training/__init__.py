@@ -51,7 +51,7 @@ from potstill.training.optimizer import (
     save_optimizer_state,
 )
 
-VERSION: Final = 3  # of what a step computes; stored in the manifest of the stage that trains
+VERSION: Final = 4  # of what a step computes; stored in the manifest of the stage that trains
 
 __all__ = [
     "VERSION",

@@ -14,8 +14,9 @@
 
 A product of [n, a] and [a, b] takes 2 n a b operations. Its backward pass has two such products, one if the matrix is
 frozen. Counted are products with the model's matrices, products inside attention (whole squares, as is usual, though
-causal attention needs half of them) and the head at supervised positions. A prompt that is computed once counts once.
-Not counted are layers that are computed again (`train.gradient_checkpointing`), norms, embeddings and the optimizer.
+causal attention needs half of them) and the head at supervised positions. What a batch computes once counts once: a
+prompt of several chains, and the beginning that all prompts share. Not counted are layers that are computed again
+(`train.gradient_checkpointing`), norms, embeddings and the optimizer.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from torch import nn
 
 from potstill import process
 from potstill.models import Example, Student
+from potstill.models.causal_unpadded import find_shared_prefix
 from potstill.training.distributed import rank_and_world
 
 # Dense operations a second by the makers' data sheets, by a part of the device's name: bfloat16, float32 without TF32.
@@ -75,13 +77,18 @@ def _causal_flops(student: Student, examples: Sequence[Example]) -> int:
     for index, example in enumerate(examples):  # padded rows share no prompt
         lengths = (len(example.prompt), len(example.target) - 1)
         rows.setdefault(index if student.padded else example.prompt, []).append(lengths)
-    tokens = squares = 0
+    tokens = sum(row[0][0] + sum(chain for _, chain in row) for row in rows.values())
+    prompts = [prompt for prompt in rows if isinstance(prompt, tuple)]
+    prefix = find_shared_prefix(prompts, tokens) if prompts else 0
+    tokens -= max(0, len(prompts) - 1) * prefix
+    squares = prefix**2
     for row in rows.values():
         prompt, first = row[0]
-        tokens += prompt + sum(chain for _, chain in row)
         # A prompt of several chains is one row, and each chain is a row that reads the prompt and itself.
-        shared = prompt**2 + sum(chain * (prompt + chain) for _, chain in row)
-        squares += (prompt + first) ** 2 if len(row) == 1 else shared
+        if len(row) == 1:
+            squares += (prompt - prefix + first) * (prompt + first)
+        else:
+            squares += (prompt - prefix) * prompt + sum(chain * (prompt + chain) for _, chain in row)
     attention = 3 * 2 * 2 * width * squares * config.num_hidden_layers
     supervised = sum(len(example.target) for example in examples)
     return tokens * _flops_per_token(decoder) + attention + _head_flops(student, supervised)
