@@ -1,4 +1,5 @@
-"""Models and files of the Hugging Face hub, through huggingface_hub: its cache, token, offline mode and resumed downloads.
+"""Models and files of the Hugging Face hub, through huggingface_hub: its cache, token, offline mode and resumed downloads;
+the metadata of model cards.
 
     >>> is_hub_name("HuggingFaceTB/SmolLM2-135M-Instruct"), is_hub_name("models/student/step-72"), is_hub_name("/models/a")
     (True, False, False)
@@ -14,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +37,21 @@ MODEL_FILES: Final = (
     "LICENSE*",
 )
 OTHER_COPIES: Final = ("onnx/*", "openvino/*", "*/*.safetensors", "original/*", "runs/*", "checkpoint-*/*")
+
+
+# The licences of model cards: docs/hub/repositories-licenses.md of huggingface/hub-docs, August 2026, without "other" and
+# "unknown". huggingface_hub does not have this list.
+_LICENCE_NAMES: Final = """
+    apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+    afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5
+    cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
+    cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
+    cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0
+    lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl
+    openmdw-1.0 openmdw-1.1 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license
+    fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 grok2-community gemma
+"""
+LICENCES: Final = frozenset(_LICENCE_NAMES.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,3 +189,87 @@ def _errors_table() -> list[tuple[Any, str, str, str]]:
             "run once without HF_HUB_OFFLINE=1, or give a folder",
         ),
     ]
+
+
+# Model cards
+
+
+@dataclass(frozen=True, slots=True)
+class CardScore:
+    """An accuracy for the metadata of a card. percent: of n questions; settings: how they were answered"""
+
+    dataset: str
+    percent: float
+    name: str
+    settings: Mapping[str, Any]
+    hub_id: str | None = None
+
+
+def is_repository_name(text: str) -> bool:
+    """Whether huggingface_hub accepts a text as the name `owner/name` of a repository."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return "/" in text
+
+
+def licence_fields(licence: str | None, link: str | None = None) -> dict[str, str]:
+    """The fields of a card that state a licence.
+
+    >>> licence_fields("Apache-2.0"), licence_fields("CC BY-NC 4.0"), licence_fields(None)
+    ({'license': 'apache-2.0'}, {'license': 'cc-by-nc-4.0'}, {'license': 'unknown'})
+    >>> licence_fields("Our Terms, v2")
+    {'license': 'other', 'license_name': 'our-terms-v2'}
+    """
+    if licence is None or licence.lower() == "unknown":
+        return {"license": "unknown"}
+    name = "-".join(licence.lower().split())
+    if name in LICENCES:
+        return {"license": name}
+    fields = {
+        "license": "other",
+        "license_name": re.sub(r"[^a-z0-9.+-]+", "-", name.replace(",", "")).strip("-") or "other",
+    }
+    return fields | ({"license_link": link} if link else {})
+
+
+def read_model_card(path: Path) -> dict[str, Any]:
+    """The metadata of a model card; empty for a file that has none."""
+    from huggingface_hub import ModelCard
+
+    try:
+        return ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
+    except Exception:  # YAML errors and others: a card is written by hand, and nothing depends on it
+        return {}
+
+
+def write_model_card(metadata: Mapping[str, Any], name: str, scores: Sequence[CardScore], task: str, text: str) -> str:
+    """A model card: the metadata between two lines `---`, then the text.
+
+    metadata  fields of `huggingface_hub.ModelCardData`
+    name      of the model, in the table of results
+    task      pipeline_tag
+    """
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type=score.hub_id or score.dataset,
+            dataset_name=score.dataset,
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_value=score.percent,
+            metric_name=score.name,
+            metric_args=dict(score.settings),
+        )
+        for score in scores
+    ]
+    data = ModelCardData(**metadata, pipeline_tag=task, model_name=name, eval_results=results or None)
+    card = f"---\n{data.to_yaml()}\n---\n\n{text}"
+    ModelCard(card)  # raises ValueError for metadata that the library cannot read
+    return card

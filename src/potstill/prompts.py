@@ -156,7 +156,7 @@ def format_answer(answer: str) -> str:
     return _fill_template(PAPER_STYLE.reply_answer, answer=answer)
 
 
-_ANSWER_SENTENCE: Final = re.compile(
+ANSWER_SENTENCE: Final = re.compile(
     r"answer is\b(?!\s+not\b)[\s:]*[^\s:][^\n]*?(?:[.!?][\"')\]*]*(?=\s)|(?=\n|\s+(?:Q|Question)\s?:))", re.IGNORECASE
 )
 
@@ -179,7 +179,7 @@ def find_answer_sentence_end(text: str) -> int | None:
     >>> text[: find_answer_sentence_end(text)]
     'Half is 4.5. The answer is 4.50.'
     """
-    match = _ANSWER_SENTENCE.search(text)
+    match = ANSWER_SENTENCE.search(text)
     return None if match is None else match.end()
 
 

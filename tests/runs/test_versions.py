@@ -43,6 +43,7 @@ READ_BY = {
     "losses": {"train", "repair"},
     "models": {*EXAM, "sample"},
     "prompts": {*EXAM, "collect", "sample"},
+    "report.card": {"report"},
     "report.html": {"report"},
     "teachers": {"sample", "repair"},
     "tokenization": {*EXAM, "sample", "align"},
@@ -53,7 +54,7 @@ READ_BY = {
 
 # Packages without a version of their own, and the one that counts for them; None: they determine no byte of a result.
 COUNTED_AS = {
-    "report": "report.html",
+    "report": "report.html",  # and report.card for the card
     "process": "grading",  # what a worker process is asked, and for how long
     "preflight": None,  # refuses what would stop a run later
     "hub": None,  # the commit of what it downloads is in the identities

@@ -77,18 +77,22 @@ FILES: Final = {
     "report/chain.csv": "The teacher's candidates along the chain in the report.",
     "report/tries.csv": "Accuracy against the number of samples k.",
     "MODEL/config.json": "The model's configuration.",
-    "MODEL/generation_config.json": "Defaults for `generate`.",
+    "MODEL/generation_config.json": "Defaults for `generate`; in `student/` those of the evaluation, with greedy decoding.",
     "MODEL/model.safetensors": "The weights.",
     "MODEL/tokenizer.json": "The tokenizer.",
     "MODEL/tokenizer_config.json": "The tokenizer's settings, with the chat template if there is one.",
     "MODEL/special_tokens_map.json": "The special tokens.",
-    "MODEL/README.md": "The model card (`student/` only).",
+    "MODEL/README.md": "The model card, with the prompt and a program that asks the student (`student/` only).",
+    "MODEL/potstill.json": "The prompts, limits and decodings of the evaluation (`student/` only).",
+    "MODEL/chat_template.jinja": "The model's chat template; in `student/` the trained prompt, for a decoder-only student"
+    " without a template of its own.",
     "MODEL/engine.safetensors": "Optimizer state, to resume training (the newest checkpoint only).",
     "MODEL/engine/": "The optimizer state with `train.sharding: full`, one file for each process.",
 }
 
 SOMETIMES: Final = {
     "spent-NAME.jsonl": "Only with a paid server. ",
+    "MODEL/chat_template.jinja": "Only with a decoder-only student. ",
     "tracked/": "Only after `potstill track`. ",
     "STAGE/begun.json": "",
     "STAGE/manifest.json": "",

@@ -62,6 +62,7 @@ class BuiltinSet:
     source            address of the authors' files
     licence           as the authors state it, in the identifiers of the Hugging Face hub; None: they state none
     hub_id            name of the set on the hub, if its authors publish it there
+    language          of its questions
     """
 
     name: str
@@ -75,6 +76,7 @@ class BuiltinSet:
     source: str = ""
     licence: str | None = None
     hub_id: str | None = None
+    language: str = "en"
 
 
 # Whole files

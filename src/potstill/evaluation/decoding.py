@@ -36,6 +36,12 @@ class Decoding:
     calculator: bool = False
 
     @property
+    def name(self) -> str:
+        """The inverse of `parse_decoding`."""
+        samples = "" if self.choice == "greedy" else f"-{self.samples}"
+        return f"{self.choice}{samples}{'+calculator' if self.calculator else ''}"
+
+    @property
     def spec(self) -> SamplingSpec:
         """What must be generated."""
         return SamplingSpec(self.choice != "greedy", self.samples, self.calculator)

@@ -22,10 +22,11 @@ from transformers import PreTrainedTokenizerFast
 
 from potstill.errors import UserError
 from potstill.records import Prompt
-from potstill.storage import read_json
+from potstill.storage import read_bytes, read_json
 
 ChatSetting = Literal["auto"] | bool
 TEMPLATE_FILE: Final = "chat_template.jinja"
+TEMPLATE_MARK: Final = "{#- potstill:"  # a template that potstill wrote (`query_files`) begins with it
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 # transformers passes a function of this name to the template. A macro inside the template takes precedence.
 FIXED_DATE_MACRO: Final = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
@@ -47,14 +48,7 @@ class ChatTemplate:
         Raises UserError if a turn contains a special token as text, and if the template refuses the turns.
         """
         for turn in prompt.turns:
-            if self.special and (match := self.special.search(turn.text)):
-                raise UserError(
-                    "a prompt contains a special token of the model, which would end or fake a turn",
-                    code="E-model-special-token-in-prompt",
-                    where=turn.text[:60],
-                    found=match[0],
-                    hint=f"change the question, or set {self.key}: false, where it is plain text",
-                )
+            self.check_text(turn.text)
         try:
             return self.tokenizer.apply_chat_template(
                 prompt.messages, chat_template=self.source, tokenize=False, add_generation_prompt=True
@@ -68,15 +62,26 @@ class ChatTemplate:
                 hint=f"correct the template, or set {self.key}: false",
             ) from None
 
+    def check_text(self, text: str) -> None:
+        """Raises UserError if a text of a turn contains a special token."""
+        if self.special and (match := self.special.search(text)):
+            raise UserError(
+                "a prompt contains a special token of the model, which would end or fake a turn",
+                code="E-model-special-token-in-prompt",
+                where=text[:60],
+                found=match[0],
+                hint=f"change the question, or set {self.key}: false, where it is plain text",
+            )
+
     def encode(self, text: str) -> list[int]:
         """A rendered prompt as token ids: its special tokens are recognised, and none is added."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def has_chat_template(folder: Path) -> bool:
-    """Whether the folder of a model has a chat template."""
+    """Whether the folder of a model has a chat template of its own: not the prompt of a run, which potstill wrote."""
     if (folder / TEMPLATE_FILE).is_file():
-        return True
+        return not read_bytes(folder / TEMPLATE_FILE).startswith(TEMPLATE_MARK.encode())
     config = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else None
     return isinstance(config, dict) and bool(config.get("chat_template"))
 

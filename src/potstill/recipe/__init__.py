@@ -29,12 +29,13 @@ from ruamel.yaml import YAML
 from potstill.errors import UserError
 from potstill.recipe.fields import Column, CustomSet
 from potstill.recipe.load import load_recipe, parse_recipe
-from potstill.recipe.schema import Recipe, ShapeSection
+from potstill.recipe.schema import EvaluateSection, Recipe, ShapeSection
 from potstill.recipe.teacher import VllmSection
 
 __all__ = [
     "Column",
     "CustomSet",
+    "EvaluateSection",
     "Recipe",
     "ShapeSection",
     "VllmSection",

@@ -3,7 +3,7 @@
     data = collect_report(run_dir, recipe)                       # collect: every file is read once
     html = render_report(data, draw_figures(data))               # html, figures: the page
     tables = build_tables(data)                                  # csv_tables: name -> CSV text
-    card = render_card(data)                                     # card: README.md of the student's folder
+    card = render_card(data, facts)                              # card: README.md of the student's folder
 
-`summary` computes what tables and figures show, `controls` and `samples` help `collect`.
+`summary` computes what tables and figures show, `run_files` helps `collect`, `licences` finds the sources of a student.
 """

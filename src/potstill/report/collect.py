@@ -40,6 +40,7 @@ from potstill.report.model import (
     SourceSummary,
     StageTime,
     TrainingSpeed,
+    licence_note,
 )
 from potstill.report.run_files import RunFiles, VerdictCounts, compare_answers, describe_training, read_control
 from potstill.report.summary import outcome_of, percent_number
@@ -236,7 +237,7 @@ def _collect_notes(files: RunFiles) -> Iterator[str]:
     recipe, counts = files.recipe, files.counts("train")
     yield from recipe.report.notes
     for name, licence in recipe.report.licences.items():
-        yield f"Licence of {name}: {licence}."
+        yield licence_note(name, licence)
     if recipe.report.terms:
         yield f"The teacher's terms of use: {recipe.report.terms}"
     yield from teachers.from_recipe(recipe).report_notes()

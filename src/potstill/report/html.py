@@ -1,4 +1,4 @@
-"""The page of a run as one self-contained HTML text, and the model card. The only module that uses jinja2.
+"""The page of a run as one self-contained HTML text. The only module that uses jinja2.
 
     >>> data = ReportData("demo", student="tiny", teacher="local", groups={}, recipe="seed: 1")
     >>> summary_sentence(data)
@@ -6,8 +6,6 @@
     >>> html = render_report(data, figures={})
     >>> html.startswith("<!doctype html>"), "seed: 1" in html, "loss.csv" in html
     (True, True, False)
-    >>> render_card(data).splitlines()[0]
-    '# demo'
 
 Texts of models, data and users stay text: jinja2 escapes every value, the page has no script (its filters are style
 rules over radio buttons), and its Content-Security-Policy forbids scripts. The same data give the same bytes. The page
@@ -41,7 +39,6 @@ from potstill.records import BASE, END, Candidate, Chain, Checkpoint, End, PassC
 from potstill.report import summary
 from potstill.report.csv_tables import build_tables, times_csv
 from potstill.report.model import (
-    ONE_SEED_NOTE,
     OUTCOMES,
     SET_GROUPS,
     Comparison,
@@ -136,7 +133,7 @@ def _read_asset(name: str) -> str:
     return resources.files("potstill.report").joinpath("page", name).read_text("utf-8")
 
 
-# Sentences, and the model card
+# Sentences
 
 
 def summary_sentence(data: ReportData) -> str:
@@ -192,40 +189,6 @@ def _join_words(parts: Sequence[str]) -> str:
 
 def _describe_sets(change: summary.GroupChange) -> str:
     return change.sets[0] if len(change.sets) == 1 else f"mean of {len(change.sets)} sets"
-
-
-def render_card(data: ReportData) -> str:
-    """The README of the student's folder as Markdown: what it is, what it was trained on, what it gained and lost.
-    Foreign texts (the recipe, notes) are in code blocks or plain sentences."""
-    parts = [f"# {data.name}", summary_sentence(data)]
-    if data.choice:
-        parts.append(
-            f"Step {summary.checkpoint_label(data.choice.checkpoint)} of a training run, chosen by {data.choice.rule} on"
-            f" validation questions. Student: {data.student}. Teacher: {data.teacher}."
-        )
-    parts += data.notes
-    if data.comparisons:
-        rows = ["| set | group | format | n | before | after | difference |", "|---|---|---|---|---|---|---|"]
-        for row in data.comparisons:
-            score = row.chosen
-            before, after = summary.format_percent(row.base.accuracy), summary.format_percent(score.accuracy)
-            cells = (
-                score.set,
-                data.groups[score.set],
-                f"{score.format}, {score.decoding}",
-                str(score.n),
-                before,
-                after,
-            )
-            escaped = (cell.replace("|", "\\|") for cell in (*cells, summary.format_change(row.difference)))
-            rows.append(f"| {' | '.join(escaped)} |")
-        parts += ["## Test", "\n".join(rows), "Intervals are 95 %, over the questions of one seed."]
-        parts += [f"{controls_sentence(data)} {ONE_SEED_NOTE}"] if data.controls else []
-    fence = "```"
-    while fence in data.recipe:
-        fence += "`"
-    parts += ["## Recipe", f"{fence}yaml\n{data.recipe.rstrip()}\n{fence}"]
-    return escape_hidden("\n\n".join(parts)) + "\n"
 
 
 # Tables of the page

@@ -39,6 +39,11 @@ Outcome = Literal["won", "lost", "still wrong", "still right"]
 OUTCOMES: Final[tuple[Outcome, ...]] = ("won", "lost", "still wrong", "still right")
 
 
+def licence_note(name: str, licence: str) -> str:
+    """The note on a licence that a recipe states; the model card has a table instead."""
+    return f"Licence of {name}: {licence}."
+
+
 @dataclass(frozen=True, slots=True)
 class Interval:
     """A share, or a difference of shares, with the bounds of its 95 % interval."""

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from potstill import grading, storage
-from potstill.data import splits
-from potstill.evaluation import checkpoint, intervals
+from potstill.data import run_questions, splits
+from potstill.evaluation import checkpoint, intervals, query_settings
+from potstill.inference.transformers import TransformersEngine
+from potstill.models import query_files
 from potstill.recipe import Recipe
-from potstill.report import collect, csv_tables, figures, html, run_files
+from potstill.report import card, collect, csv_tables, figures, html, licences, run_files
 from potstill.stages import Stage, StageResult
+
+if TYPE_CHECKING:
+    from potstill.models import Student
+
+CHECKED_QUESTIONS = 20  # on which the tokenizer and the template in the folder must give the evaluated token ids
 
 
 class Report(Stage):
@@ -25,6 +32,7 @@ class Report(Stage):
     def versions(self) -> dict[str, int]:
         return {
             "answers": grading.VERSION,
+            "card": card.VERSION,
             "exam": checkpoint.VERSION,
             "intervals": intervals.VERSION,
             "page": html.VERSION,
@@ -60,7 +68,36 @@ class Report(Stage):
             storage.write_file(folder / name, text.encode("utf-8"))
         assert data.choice is not None, "report comes after select"
         with storage.write_folder(run_dir / "student") as student_folder:
-            checkpoint.open_checkpoint(run_dir, recipe, data.choice.checkpoint).save(student_folder)
-            storage.write_file(student_folder / "README.md", html.render_card(data).encode("utf-8"))
+            student = checkpoint.open_checkpoint(run_dir, recipe, data.choice.checkpoint)
+            student.save(student_folder)
+            facts = _write_query_files(run_dir, recipe, student, student_folder)
+            storage.write_file(student_folder / "README.md", card.render_card(data, facts).encode("utf-8"))
         paths += [path for path in (run_dir / "student").iterdir() if path.is_file()]
         return StageResult(paths, {"step": data.choice.checkpoint.json_value, "files": len(paths), "name": recipe.name})
+
+
+def _write_query_files(run_dir: Path, recipe: Recipe, student: Student, folder: Path) -> card.CardFacts:
+    """Write what the student's folder needs so that a stranger asks it as it was measured; returns what the card says."""
+    settings = query_settings.describe_run(run_dir, recipe, student)
+    end_tokens = TransformersEngine(student).end_tokens
+    query_files.write_generation_config(folder, student, max_tokens=recipe.evaluate.max_tokens, end_tokens=end_tokens)
+    tokenizer_class, has_template = None, False
+    if settings is not None:
+        query_settings.write_settings(folder, settings)
+        sets = recipe.questions.in_distribution + recipe.questions.out_of_distribution + recipe.questions.generic
+        questions = run_questions.read_questions(run_dir, sets, "validation")
+        texts = [question.text for question in questions if question.task == settings.task][:CHECKED_QUESTIONS]
+        before, after = settings.prompt(settings.format, settings.task)
+        tokenizer_class = query_files.find_tokenizer_class(folder, student, [before + text + after for text in texts])
+        has_template = query_files.write_prompt_template(folder, student, before, after, texts)
+    names = {token: name for name, token in student.tokenizer.vocabulary.specials.items()}
+    return card.CardFacts(
+        family=student.family,
+        base=licences.find_base(recipe),
+        sets=tuple(licences.list_sets(recipe)),
+        settings=settings,
+        tokenizer_class=tokenizer_class,
+        has_template=has_template,
+        end_tokens=tuple(names[token] for token in end_tokens if token in names),
+        has_teacher_chains=recipe.teacher.kind != "human",
+    )

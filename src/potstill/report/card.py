@@ -1,0 +1,297 @@
+"""The model card of a student: `README.md` of its folder, with metadata for the Hugging Face hub.
+
+    >>> data = ReportData("demo", student="tiny", teacher="local", groups={}, recipe="seed: 1")
+    >>> card = render_card(data, CardFacts("t5"))
+    >>> card.splitlines()[:2], "license: unknown" in card
+    (['---', 'library_name: transformers'], True)
+    >>> print(format_f_string("Q: ", "\\nA {} B\\n"))
+    f"Q: {question}\\nA {{}} B\\n"
+
+Foreign texts (the recipe, prompts, notes) are in code blocks or plain sentences. The section "How to query it" has a
+program that needs only transformers; a test takes it out of the card and compares its answers with those of the run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from potstill import hub, prompts
+from potstill.errors import escape_hidden
+from potstill.evaluation.decoding import parse_decoding
+from potstill.evaluation.query_settings import QuerySettings
+from potstill.report import summary
+from potstill.report.html import controls_sentence, summary_sentence
+from potstill.report.licences import BaseModel, SetSource
+from potstill.report.model import ONE_SEED_NOTE, ReportData, licence_note
+
+VERSION: Final = 1  # of what the card and the other files about asking hold; the report stage stores it
+PIPELINE_TAGS: Final = {"t5": "text2text-generation", "causal": "text-generation"}
+MODEL_CLASSES: Final = {"t5": "AutoModelForSeq2SeqLM", "causal": "AutoModelForCausalLM"}
+MAX_LINE: Final = 100  # characters of a line of the program, before a long prompt is split
+
+
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """What the card says beside the report.
+
+    family           t5 or causal
+    base             None: random weights
+    settings         None: no two texts around a question are the prompt
+    tokenizer_class  of transformers, which gives the student's own token ids; None: no class does
+    has_template     whether the folder's chat template is the trained prompt
+    end_tokens       that end a text, as text
+    """
+
+    family: str
+    base: BaseModel | None = None
+    sets: tuple[SetSource, ...] = ()
+    settings: QuerySettings | None = None
+    tokenizer_class: str | None = None
+    has_template: bool = False
+    end_tokens: tuple[str, ...] = ()
+    has_teacher_chains: bool = False
+
+
+def render_card(data: ReportData, facts: CardFacts) -> str:
+    """The whole card."""
+    stated = [(item.name, item.licence) for item in facts.sets]
+    stated += (
+        [(name, facts.base.licence) for name in (facts.base.name, Path(facts.base.name).name)] if facts.base else []
+    )
+    in_table = {licence_note(name, licence) for name, licence in stated if licence}
+    parts = [f"# {data.name}", summary_sentence(data)]
+    if data.choice:
+        parts.append(
+            f"Step {summary.checkpoint_label(data.choice.checkpoint)} of a training run, chosen by {data.choice.rule} on"
+            f" validation questions. Student: {data.student}. Teacher: {data.teacher}."
+        )
+    parts += [note for note in data.notes if note not in in_table]
+    parts += _query_section(facts)
+    parts += _test_section(data)
+    parts += _sources_section(facts)
+    parts += ["## Recipe", _fence(data.recipe.rstrip(), "yaml")]
+    text = escape_hidden("\n\n".join(parts)) + "\n"
+    return hub.write_model_card(
+        _metadata(facts), data.name, _card_scores(data, facts), PIPELINE_TAGS[facts.family], text
+    )
+
+
+# Metadata
+
+
+def _metadata(facts: CardFacts) -> dict[str, Any]:
+    """The fields of ModelCardData, without those that are not known."""
+    base, trained = facts.base, [item for item in facts.sets if item.use != "evaluation"]
+    fields: dict[str, Any] = {"library_name": "transformers"}
+    fields |= hub.licence_fields(base.licence, base.link) if base else hub.licence_fields(None)
+    if base is not None and base.hub_id is not None and hub.is_repository_name(base.hub_id):
+        fields |= {"base_model": base.hub_id, "base_model_relation": "finetune"}
+    if datasets := [item.hub_id for item in trained if item.hub_id]:
+        fields["datasets"] = datasets
+    languages = {item.language for item in trained}
+    if trained and None not in languages:
+        fields["language"] = sorted(language for language in languages if language)
+    fields["tags"] = ["potstill", "chain-of-thought", *(["distillation"] if facts.has_teacher_chains else [])]
+    return fields
+
+
+def _card_scores(data: ReportData, facts: CardFacts) -> list[hub.CardScore]:
+    hub_ids = {item.name: item.hub_id for item in facts.sets}
+    return [
+        hub.CardScore(
+            row.chosen.set,
+            round(100 * row.chosen.accuracy, 2),
+            f"accuracy in percent, {row.chosen.format}, {row.chosen.decoding}, n = {row.chosen.n}",
+            {"n": row.chosen.n, "format": row.chosen.format, "decoding": row.chosen.decoding},
+            hub_ids.get(row.chosen.set),
+        )
+        for row in data.comparisons
+    ]
+
+
+# How to query it
+
+
+def _query_section(facts: CardFacts) -> list[str]:
+    settings = facts.settings
+    if settings is None:
+        return [
+            "## How to query it",
+            "The chat template of this student changes the text of a question, so the card cannot show the prompt."
+            " `potstill show RUN` shows rendered prompts.",
+        ]
+    before, after = settings.prompt(settings.format, settings.task)
+    rendered = "It is rendered in the model's own chat template. " if settings.is_chat else ""
+    parts = [
+        "## How to query it",
+        "This student was trained and measured with one prompt, and it answers worse if it is asked in other words."
+        f" {rendered}The question replaces `{{question}}`; the prompt ends in {_describe_end(after)}:",
+        _fence(f"{before}{{question}}{after}".rstrip("\n"), "text"),
+        _describe_decoding(facts, settings),
+    ]
+    if facts.tokenizer_class is None:
+        parts.append(
+            "No tokenizer class of transformers gives this student's own token ids. Ask it with potstill:"
+            " `potstill ask FOLDER`."
+        )
+    else:
+        measured = "greedy" in settings.decodings
+        parts += [
+            "These lines need only transformers and torch."
+            + (
+                f" They give the measured answers ({settings.format}, greedy):"
+                if measured
+                else " They decode greedily, which was not measured; the figures below are of"
+                f" {', '.join(settings.decodings)}:"
+            ),
+            _fence(render_program(facts, settings), "python"),
+        ]
+    if facts.has_template:
+        parts.append(
+            "The folder's chat template is the same prompt around one user message, so"
+            ' `pipeline("text-generation")` with one message `{"role": "user", "content": question}` asks the same. It'
+            " refuses other conversations."
+        )
+    parts.append(
+        '`potstill ask FOLDER "question"` reads the settings from `potstill.json`, which also has the prompts of other'
+        " formats and tasks." + _other_decodings(settings)
+    )
+    return parts
+
+
+def _describe_end(after: str) -> str:
+    if after.endswith("\n"):
+        return "a line break"
+    return "a space" if after.endswith(" ") else "its last visible character, without a line break"
+
+
+def _describe_decoding(facts: CardFacts, settings: QuerySettings) -> str:
+    ends = " or ".join(f"`{token}`" for token in facts.end_tokens)
+    stop = f"A text ends with {ends}" if ends else "A text ends with the end token"
+    if settings.stop_at_answer:
+        stop += ', or after the first complete sentence with "answer is"'
+    return (
+        f"Decoding: {', '.join(settings.decodings)}; weights in {settings.dtype}; at most"
+        f" {summary.format_count(settings.max_tokens)} new tokens. {stop}. `generation_config.json` has these settings"
+        " for greedy decoding."
+    )
+
+
+def _other_decodings(settings: QuerySettings) -> str:
+    """How to get the answers of decodings that transformers does not have."""
+    options = []
+    for name in settings.decodings:
+        decoding = parse_decoding(name)
+        vote = f" --vote {decoding.samples}" if decoding.choice == "vote" else ""
+        calculator = " --calculator" if decoding.calculator else ""
+        if decoding.choice != "best" and (vote or calculator):
+            options.append(f"`{name}` is `potstill ask FOLDER{calculator}{vote}`")
+    return f" {'; '.join(options)}." if options else ""
+
+
+def render_program(facts: CardFacts, settings: QuerySettings) -> str:
+    """About ten lines of Python that ask the student with plain transformers."""
+    before, after = settings.prompt(settings.format, settings.task)
+    model, tokenizer = MODEL_CLASSES[settings.family], facts.tokenizer_class
+    special = ", add_special_tokens=False" if settings.is_chat else ""
+    text = "output[0]" if settings.family == "t5" else 'output[0, inputs["input_ids"].shape[1] :]'
+    decode = "tokenizer.decode(text, skip_special_tokens=True, clean_up_tokenization_spaces=False)"
+    lines = [
+        *(["import re", ""] if settings.stop_at_answer else []),
+        f"from transformers import {', '.join(sorted([model, str(tokenizer)]))}",
+        "",
+        'folder = "."  # this folder, or its name on the hub',
+        f"tokenizer = {tokenizer}.from_pretrained(folder)",
+        f'model = {model}.from_pretrained(folder, dtype="{settings.dtype}").eval()',
+        "",
+        "",
+        "def ask(question):",
+        f"    prompt = {format_f_string(before, after)}",
+        f'    inputs = tokenizer(prompt{special}, return_tensors="pt")',
+        f"    output = model.generate(**inputs)  # greedy, at most {settings.max_tokens} tokens",
+        f"    text = {text}",
+    ]
+    if settings.stop_at_answer:
+        sentence = prompts.ANSWER_SENTENCE
+        lines += [
+            f"    text = {decode}",
+            f"    end = re.search({sentence.pattern!r}, text, re.IGNORECASE)",
+            "    return text[: end.end()] if end else text",
+        ]
+    else:
+        lines.append(f"    return {decode}")
+    return "\n".join([*lines, "", "", 'print(ask("Your question"))'])
+
+
+def format_f_string(before: str, after: str, indent: int = 4) -> str:
+    """The prompt around the variable `question` as Python strings; a long one in one string for each of its lines."""
+    whole = f'f"{_literal(before)}{{question}}{_literal(after)}"'
+    if len(whole) <= MAX_LINE:
+        return whole
+    *head, start = before.split("\n")
+    end, *tail = after.split("\n")
+    end, lines = end + ("\n" if tail else ""), [f'"{_literal(line + chr(10), braces=False)}"' for line in head]
+    lines.append(f'f"{_literal(start)}{{question}}{_literal(end)}"')
+    lines += [
+        f'"{_literal(line + (chr(10) if number < len(tail) else ""), braces=False)}"'
+        for number, line in enumerate(tail, 1)
+        if line or number < len(tail)
+    ]
+    space = " " * indent
+    return "(\n" + "".join(f"{space}    {line}\n" for line in lines) + f"{space})"
+
+
+def _literal(text: str, *, braces: bool = True) -> str:
+    """A text inside double quotes. The card shows invisible characters as code points, so they are escaped here."""
+    quoted = json.dumps(text, ensure_ascii=escape_hidden(text) != text)[1:-1]
+    return quoted.replace("{", "{{").replace("}", "}}") if braces else quoted
+
+
+# Tables
+
+
+def _test_section(data: ReportData) -> list[str]:
+    if not data.comparisons:
+        return []
+    rows = ["| set | group | format | n | before | after | difference |", "|---|---|---|---|---|---|---|"]
+    for row in data.comparisons:
+        score = row.chosen
+        before, after = summary.format_percent(row.base.accuracy), summary.format_percent(score.accuracy)
+        cells = (score.set, data.groups[score.set], f"{score.format}, {score.decoding}", str(score.n), before, after)
+        rows.append(_table_row((*cells, summary.format_change(row.difference))))
+    parts = ["## Test", "\n".join(rows), "Intervals are 95 %, over the questions of one seed."]
+    return parts + ([f"{controls_sentence(data)} {ONE_SEED_NOTE}"] if data.controls else [])
+
+
+def _sources_section(facts: CardFacts) -> list[str]:
+    """The base and the data sets with their licences."""
+    base, parts = facts.base, ["## Base model and data"]
+    if base is None:
+        parts.append("The student started from random weights: no licence of a base model applies.")
+    else:
+        commit = f", commit {base.commit}" if base.commit else ""
+        licence = f"licence {base.licence} (as stated in {base.told_by})" if base.licence else "licence unknown"
+        parts.append(f"Base model: {base.name}{commit}; {licence}.")
+    if facts.sets:
+        rows = ["| data set | use | licence | source |", "|---|---|---|---|"]
+        rows += [
+            _table_row((item.name, item.use, item.licence or "unknown", item.source or "not stated"))
+            for item in facts.sets
+        ]
+        parts.append("\n".join(rows))
+    return parts
+
+
+def _table_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _fence(text: str, language: str) -> str:
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}{language}\n{text}\n{fence}"
