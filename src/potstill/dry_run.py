@@ -171,7 +171,7 @@ def _training_lines(recipe: Recipe, train: Sequence[Question]) -> list[str]:
 
 def _mean_lengths(recipe: Recipe, sample: Sequence[Question]) -> dict[str, tuple[float, float]]:
     """By format: the mean numbers of tokens of a prompt and of its target, over some questions."""
-    tokenizer = tokenization.load_tokenizer(models.tokenizer_folder(recipe))
+    tokenizer = models.tokenizer_from_recipe(recipe)
     path = _student_folder(recipe)
     chat = models.chat_template_from_recipe(recipe, path) if path else None
     demonstrations = [

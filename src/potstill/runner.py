@@ -34,6 +34,11 @@ Consent = bool | Callable[[str], bool]
 
 # Not part of an identity: the commit that a revision resolves to is among the inputs of its stages.
 REVISION_KEYS: Final = ("student.revision", "teacher.revision", "teacher.score.revision", "on_policy.scorer_revision")
+# Part of an identity only if they are set.
+OPTIONAL_KEYS: Final = (
+    *("student.chat_template_kwargs", "student.system_prompt"),
+    *("teacher.chat_template_kwargs", "teacher.system_prompt"),
+)
 
 
 def default_run_dir(recipe: Recipe) -> Path:
@@ -281,6 +286,7 @@ class _Run:
         """The identity that a stage has now. earlier: digests of the earlier stages, else those of their manifests."""
         stage = open_stage(name)
         keys, free = flatten_keys(self.recipe, *stage.reads), {*stage.free(self.recipe), *REVISION_KEYS}
+        free |= {key for key in OPTIONAL_KEYS if keys.get(key) is None}
         if earlier is None:
             earlier = {before: self.digest(before, name) for before in self.earlier(name)}
         inputs = {**self.inputs(name), **earlier}

@@ -56,6 +56,7 @@ READ_BY = {
 COUNTED_AS = {
     "report": "report.html",  # and report.card for the card
     "process": "grading",  # what a worker process is asked, and for how long
+    "thoughts": "teachers",
     "preflight": None,  # refuses what would stop a run later
     "hub": None,  # the commit of what it downloads is in the identities
     "http_body": None,  # limits of time and size

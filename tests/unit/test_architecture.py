@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "potstill"
 # A package or module of the first level imports only what stands in a line above its own, except for `INSIDE`.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "records", "serialization"),
-    ("recipe", "storage", "progress", "process", "http_body", "prompts", "hub"),
+    ("recipe", "storage", "progress", "process", "http_body", "prompts", "thoughts", "hub"),
     ("calculator", "grading", "losses", "tokenization"),
     ("alignment", "data", "models"),
     ("inference",),
@@ -61,7 +61,7 @@ OWNERS: dict[str, set[str]] = {
     "math_verify": {"grading.expressions"},
     "scipy": {"evaluation.intervals"},
     "matplotlib": {"report.canvas", "report.figures"},
-    "jinja2": {"report.html"},
+    "jinja2": {"report.html", "models.chat_template"},
     "markupsafe": {"report"},
     "ctranslate2": {"inference.ctranslate2"},
     "vllm": {"inference.vllm"},
@@ -74,6 +74,7 @@ OWNERS: dict[str, set[str]] = {
 PURE = {
     "calculator",
     "prompts",
+    "thoughts",
     "grading",
     "tokenization.vocabulary",
     "tokenization.encoder",

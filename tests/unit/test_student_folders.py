@@ -17,10 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import tiny
 from expect import user_error
-from potstill import models
+from potstill import dry_run, models, preflight
 from potstill.errors import UserError
 from potstill.models import Shape
+from potstill.stages import recipe_stages
 from tools.toy_models.tokenizer_training import train_bpe, train_unigram
 
 TEXTS = ["Q: Tom has 2 apples and buys 3. How many? A: 2 + 3 = 5. The answer is 5"]
@@ -178,8 +180,63 @@ def test_a_pointer_of_git_lfs(tmp_path: Path) -> None:
 
 
 def test_adapters_are_not_a_model(tmp_path: Path) -> None:
-    (made(tmp_path) / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "other"}')
-    assert refused(tmp_path).code == "E-model-adapters"
+    (made(tmp_path) / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "base_model_name_or_path": "other/model"}'
+    )
+    error = refused(tmp_path)
+    assert error.code == "E-model-adapters" and "other/model" in error.found
+
+
+def write_files(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "code", "found", "hint"),
+    [
+        (
+            ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json"),
+            "E-model-adapters",
+            "no base",
+            "merge",
+        ),
+        (("Model.Q4_1.gguf", "README.md"), "E-model-only-gguf", "Model.Q4_1.gguf", "model/Model.Q4_1.gguf"),
+        (("config.json", "a.gguf", "b.gguf", "tokenizer.json"), "E-model-only-gguf", "a.gguf, b.gguf", "model/a.gguf"),
+        (("config.json", "pytorch_model.bin", "tokenizer.json"), "E-model-pickled-weights", "", "save_pretrained"),
+        (("pytorch_model-00001-of-00002.bin",), "E-model-pickled-weights", "", "save_pretrained"),
+        (("tokenizer.json", "tokenizer_config.json"), "E-model-only-tokenizer", "", "student.shape"),
+        (("config.json", "tokenizer.json"), "E-model-no-weights", "", ""),
+        (("README.md",), "E-model-no-config", "", ""),
+    ],
+)
+def test_a_folder_without_a_whole_model_is_told_what_it_is(
+    names: tuple[str, ...], code: str, found: str, hint: str, tmp_path: Path, world: Path
+) -> None:
+    """Wherever it is named: a student, a teacher, and before a run costs anything."""
+    folder = write_files(tmp_path / "model", *names)
+    error = refused(folder)
+    assert error.code == code and found in error.found and hint in error.hint
+    for recipe in (
+        tiny.recipe(world, f"student={{model: {folder}}}"),
+        tiny.recipe(world, f"teacher={{kind: local, model: {folder}}}"),
+    ):
+        problems = preflight.find_problems(recipe, recipe_stages(recipe))
+        if code not in ("E-model-no-weights", "E-model-no-config"):  # other checks see these first
+            assert {problem.fault.code for problem in problems} == {code}
+        assert problems and dry_run.describe_run(recipe)
+
+
+def test_a_gguf_file_that_is_not_there(tmp_path: Path, world: Path) -> None:
+    write_files(tmp_path / "models", "SmolLM2-135M.Q4_1.gguf")
+    for name in (tmp_path / "models" / "SmolLM2-135M.Q4_0.gguf", "owner/absent.gguf", "absent.gguf"):
+        recipe = tiny.recipe(world, f"student={{model: {name}}}")
+        with user_error("E-model-no-gguf", where="student.model", hint="Q4_1" if "Q4_0" in str(name) else "correct"):
+            models.from_recipe(recipe)
+    with user_error("E-model-no-gguf"):
+        models.locate_model("owner/absent.GGUF", key="teacher.model")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from typing import Any, Final
 from potstill import models, progress, prompts, stages, storage
 from potstill.data import run_questions
 from potstill.errors import UserError
-from potstill.records import Split
+from potstill.recipe import Recipe
+from potstill.records import Prompt, Split
 from potstill.run_reader import open_run
 from potstill.serialization import to_json
 from potstill.storage import manifest
@@ -22,14 +23,27 @@ def export_rows(run_dir: Path, form: str) -> Iterator[bytes]:
         hint = f"run `potstill filter {run_dir}` first; `potstill show {run_dir}` shows chains without verdicts"
         raise UserError("the chains have no verdicts yet", code="E-cli-no-verdicts", where=run_dir, hint=hint)
     sets = run.recipe.questions.train
+    chat = _chat_template(run.recipe) if form == "messages" else None
     texts = {question.id: question.text for question in run_questions.read_questions(run_dir, sets, "train")}
     for chain, _ in run.chains(kept=True):
         if form == "messages":
             prompt = prompts.build_prompt(texts[chain.question], prompts.FORMATS["zero-shot-rationale"])
+            if chat is not None:
+                prompt = Prompt((*chat.system, *prompt.turns))
             row: dict[str, Any] = {"messages": [*prompt.messages, {"role": "assistant", "content": chain.text}]}
+            if chat is not None and chat.settings.kwargs:
+                row["chat_template_kwargs"] = dict(chat.settings.kwargs)  # the name that TRL reads
         else:
             row = to_json(chain)
         yield storage.encode_json_line(row)
+
+
+def _chat_template(recipe: Recipe) -> models.ChatTemplate | None:
+    """The student's chat template, if the recipe sets more than whether it is used."""
+    section = recipe.student
+    if section.chat_template_kwargs is None and section.system_prompt is None:
+        return None
+    return models.chat_template_from_recipe(recipe, models.model_folder(recipe))
 
 
 def export_tasks(run_dir: Path, out: Path) -> None:

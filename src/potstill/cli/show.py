@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from potstill import grading, models, tokenization
+from potstill import grading, models
 from potstill.alignment import rewrite, spans
 from potstill.alignment.exact_rules import encode_chain_text
 from potstill.alignment.target_store import TargetStore
@@ -173,7 +173,7 @@ def _find_target(run_dir: Path, chain: Chain, verdict: Verdict) -> tuple[Chain, 
     if not verdict.kept or manifest.read_finished(run_dir / "align") is None:
         return None
     recipe = open_run(run_dir).recipe
-    tokenizer = tokenization.load_tokenizer(models.tokenizer_folder(recipe))
+    tokenizer = models.tokenizer_from_recipe(recipe)
     origin = examples.target_origin(run_dir, recipe, tokenizer)
     target = TargetStore(examples.targets_folder(run_dir, recipe), origin).get(chain)
     written, _ = rewrite.prepare_chain(chain, recipe.transfer.rewrite, recipe.transfer.calculator_marks)

@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from potstill.models import Student
+    from potstill.models import ChatSettings, Student
     from potstill.recipe import VllmSection
 
 VERSION: Final = 2  # of `draw_uniform`, `batch_requests` and how an engine samples; stored with sampled texts
@@ -59,7 +59,7 @@ def open_engine(
     kind: Literal["transformers"] = "transformers",
     *,
     trust_remote_code: bool = False,
-    chat_template: Literal["auto"] | bool = False,
+    chat_template: ChatSettings | Literal["auto"] | bool = False,
 ) -> ScoringEngine: ...
 @overload
 def open_engine(
@@ -67,7 +67,7 @@ def open_engine(
     kind: EngineKind,
     *,
     trust_remote_code: bool = False,
-    chat_template: Literal["auto"] | bool = False,
+    chat_template: ChatSettings | Literal["auto"] | bool = False,
     vllm: VllmSection | None = None,
 ) -> Engine: ...
 def open_engine(
@@ -75,7 +75,7 @@ def open_engine(
     kind: EngineKind = "transformers",
     *,
     trust_remote_code: bool = False,
-    chat_template: Literal["auto"] | bool = False,
+    chat_template: ChatSettings | Literal["auto"] | bool = False,
     vllm: VllmSection | None = None,
 ) -> Engine:
     """An engine around a student, or around the model in a folder of Hugging Face format.
@@ -98,7 +98,7 @@ def open_engine(
         vllm_engine.import_vllm()  # fails before any file is read
     student, dtype = source, "float32"
     if isinstance(student, Path | str):
-        settings: Any = {"chat_template": chat_template, "chat_key": "teacher.chat", "weights": not is_vllm}
+        settings: Any = {"chat_template": chat_template, "weights": not is_vllm}
         student = models.open_student(student, trust_remote_code=trust_remote_code, **settings)
         dtype = str(student.model.dtype).removeprefix("torch.")
         if kind == "transformers":

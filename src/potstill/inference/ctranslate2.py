@@ -100,7 +100,8 @@ class CTranslate2Engine:
                 for index, key in enumerate(keys):
                     tokens[key] = texts[order[index % len(texts)]]
         texts = [self._to_generation(request.key, tokens[request.key], decode.stop_at_answer) for request in requests]
-        return self._with_likelihoods(requests, texts) if decode.likelihood else texts
+        rows = [tokens[request.key] for request in requests]
+        return self._with_likelihoods(requests, texts, rows) if decode.likelihood else texts
 
     def _generate(
         self, model: Any, prompts: Sequence[tuple[int, ...]], number: int, decode: Decode
@@ -134,10 +135,11 @@ class CTranslate2Engine:
             length = detector.lengths[0] if complete else None
         return self.reference.to_generation(key, tokens, [], length)
 
-    def _with_likelihoods(self, requests: Sequence[Request], texts: Sequence[Generation]) -> list[Generation]:
-        """The texts with their likelihoods, from one more forward pass at temperature 1."""
-        end = (self.student.tokenizer.eos,)
-        rows = [text.ids + (end if text.stop == "end" else ()) for text in texts]
+    def _with_likelihoods(
+        self, requests: Sequence[Request], texts: Sequence[Generation], tokens: Sequence[list[int]]
+    ) -> list[Generation]:
+        """The texts with their likelihoods, from one more forward pass at temperature 1. tokens: with the end tokens"""
+        rows = [row[: text.written] for text, row in zip(texts, tokens, strict=True)]
         scores = self._score(self.model, [request.prompt for request in requests], rows)
         return [replace(text, likelihood=round(sum(row), 6) + 0.0) for text, row in zip(texts, scores, strict=True)]
 

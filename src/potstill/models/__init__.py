@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Final
 
 from potstill.models.batch import Batch, Example
-from potstill.models.chat_template import ChatTemplate
+from potstill.models.chat_template import ChatSettings, ChatTemplate, open_chat_template
 from potstill.models.load import (
     auto_uses_chat_template,
     chat_template_from_recipe,
     check_tokenizer,
     check_weights,
     count_stored_parameters,
+    end_of_turn_identity,
     from_checkpoint,
     from_recipe,
     interpolate_weights,
@@ -25,6 +26,7 @@ from potstill.models.load import (
     read_family,
     shape_from_recipe,
     tokenizer_folder,
+    tokenizer_from_recipe,
     weights_identity,
 )
 from potstill.models.lora import add_adapters
@@ -45,6 +47,7 @@ __all__ = [
     "SHAPES",
     "VERSION",
     "Batch",
+    "ChatSettings",
     "ChatTemplate",
     "Example",
     "Head",
@@ -60,6 +63,7 @@ __all__ = [
     "count_stored_parameters",
     "default_device",
     "disk_full_as_oserror",
+    "end_of_turn_identity",
     "find_model",
     "find_scorer",
     "from_checkpoint",
@@ -67,10 +71,12 @@ __all__ = [
     "interpolate_weights",
     "locate_model",
     "model_folder",
+    "open_chat_template",
     "open_student",
     "random_student",
     "read_family",
     "shape_from_recipe",
     "tokenizer_folder",
+    "tokenizer_from_recipe",
     "weights_identity",
 ]

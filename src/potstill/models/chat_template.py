@@ -9,20 +9,27 @@ and evaluation happen on different days.
 
     >>> has_chat_template(Path("no/such/folder"))
     False
+    >>> sorted(find_template_arguments("{% if enable_thinking %}<think>{% endif %}{{ messages[0].content }}"))
+    ['enable_thinking', 'messages']
 """
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
+from jinja2 import Environment, TemplateError, meta
 from transformers import PreTrainedTokenizerFast
 
 from potstill.errors import UserError
-from potstill.records import Prompt
+from potstill.records import Prompt, Turn
 from potstill.storage import read_bytes, read_json
+from potstill.thoughts import ends_in_thought
 
 ChatSetting = Literal["auto"] | bool
 TEMPLATE_FILE: Final = "chat_template.jinja"
@@ -30,36 +37,90 @@ TEMPLATE_MARK: Final = "{#- potstill:"  # a template that potstill wrote (`query
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 # transformers passes a function of this name to the template. A macro inside the template takes precedence.
 FIXED_DATE_MACRO: Final = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
+THINKING_SWITCHES: Final = ("enable_thinking", "thinking")  # arguments with which templates turn thoughts off
+# What transformers passes itself, and the parameters of its own function.
+RESERVED_ARGUMENTS: Final = frozenset(
+    ("messages", *inspect.signature(PreTrainedTokenizerFast.apply_chat_template).parameters)
+)
+GENERATION_TAG: Final = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # transformers' own tag
+PROBE: Final = "potstill0probe"
+
+
+class _Section(Protocol):
+    """`student` or `teacher` of a recipe."""
+
+    @property
+    def chat(self) -> ChatSetting: ...
+    @property
+    def chat_template_kwargs(self) -> dict[str, Any] | None: ...
+    @property
+    def system_prompt(self) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """How prompts are rendered, as a section of a recipe says.
+
+    template       `auto` takes the model's chat template if there is one, True requires it, False ignores it
+    kwargs         arguments of the template, such as {"enable_thinking": False}
+    system_prompt  the system message; None for what the template does without one, "" for none
+    section        the recipe's section with these keys, for messages
+    """
+
+    template: ChatSetting = False
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    system_prompt: str | None = None
+    section: str = "student"
+
+    @classmethod
+    def from_section(cls, section: _Section, name: str) -> ChatSettings:
+        return cls(section.chat, section.chat_template_kwargs or {}, section.system_prompt, name)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The settings that were given and that a folder does not decide, by recipe key."""
+        rows: dict[str, str] = {}
+        if self.kwargs:
+            rows[f"{self.section}.chat_template_kwargs"] = json.dumps(self.kwargs, sort_keys=True)
+        if self.system_prompt is not None:
+            rows[f"{self.section}.system_prompt"] = self.system_prompt
+        return rows
 
 
 @dataclass(frozen=True, eq=False)
 class ChatTemplate:
-    """A template, and the tokenizer that encodes its special tokens. key: the recipe's key, for messages."""
+    """A template, and the tokenizer that encodes its special tokens.
+
+    system       the system message of every prompt: one turn, or none
+    end_of_turn  the token that ends an answer in this template; None where that is no token of its own
+    """
 
     tokenizer: Any
     source: str
     special: re.Pattern[str] | None
     where: Path
-    key: str = "student.chat"
+    settings: ChatSettings
+    system: tuple[Turn, ...] = ()
+    end_of_turn: int | None = None
 
     def render(self, prompt: Prompt) -> str:
         """The turns in the template, up to where the assistant's answer begins.
 
         Raises UserError if a turn contains a special token as text, and if the template refuses the turns.
         """
-        for turn in prompt.turns:
+        turns = (*self.system, *prompt.turns)
+        for turn in turns:
             self.check_text(turn.text)
         try:
-            return self.tokenizer.apply_chat_template(
-                prompt.messages, chat_template=self.source, tokenize=False, add_generation_prompt=True
-            )
+            return self._apply(turns)
         except Exception as error:  # transformers lets jinja2's errors through
+            without = f"remove {self.settings.section}.system_prompt, " if self.system else ""
             raise UserError(
                 "the chat template refuses the turns of a prompt",
                 code="E-model-chat-template-refused",
                 where=self.where,
                 found=error,
-                hint=f"correct the template, or set {self.key}: false",
+                hint=f"{without}correct the template, or set {self.settings.section}.chat: false",
             ) from None
 
     def check_text(self, text: str) -> None:
@@ -70,12 +131,32 @@ class ChatTemplate:
                 code="E-model-special-token-in-prompt",
                 where=text[:60],
                 found=match[0],
-                hint=f"change the question, or set {self.key}: false, where it is plain text",
+                hint=f"change the question, or set {self.settings.section}.chat: false, where it is plain text",
             )
 
     def encode(self, text: str) -> list[int]:
         """A rendered prompt as token ids: its special tokens are recognised, and none is added."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    @property
+    def opens_thought(self) -> bool:
+        """Whether a prompt ends inside a thought, which the model then has to close before it answers."""
+        return ends_in_thought(self.render(Prompt((Turn("user", PROBE),))))
+
+    @property
+    def thinking_switch(self) -> str | None:
+        """The argument with which this template turns thoughts off, if it has one and it was not given."""
+        arguments = find_template_arguments(self.source)
+        return next((name for name in THINKING_SWITCHES if name in arguments - self.settings.kwargs.keys()), None)
+
+    def _apply(self, turns: Sequence[Turn], *, answer: bool = True) -> str:
+        return self.tokenizer.apply_chat_template(
+            Prompt(tuple(turns)).messages,
+            chat_template=self.source,
+            tokenize=False,
+            add_generation_prompt=answer,
+            **self.settings.kwargs,
+        )
 
 
 def has_chat_template(folder: Path) -> bool:
@@ -86,21 +167,34 @@ def has_chat_template(folder: Path) -> bool:
     return isinstance(config, dict) and bool(config.get("chat_template"))
 
 
-def open_chat_template(
-    folder: Path, setting: ChatSetting, family: str, key: str = "student.chat"
-) -> ChatTemplate | None:
-    """The chat template of the model in a folder; None for plain prompts. setting: `auto` takes a template if there is
-    one, True requires it, False ignores it.
+def find_template_arguments(source: str) -> frozenset[str]:
+    """The names that a template reads from outside. Raises jinja2's TemplateError for a text that is no template."""
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
+    return frozenset(meta.find_undeclared_variables(environment.parse(GENERATION_TAG.sub("", source))))
 
-    Raises UserError for True if there is no template or the model is a T5, which has no turns.
+
+def open_chat_template(folder: Path, settings: ChatSettings, family: str) -> ChatTemplate | None:
+    """The chat template of the model in a folder; None for plain prompts.
+
+    Raises UserError for `template=True` if there is no template or the model is a T5, which has no turns; and for
+    arguments or a system message that would have no effect.
     """
-    if setting is True and family != "causal":
+    key = f"{settings.section}.chat"
+    if settings.template is True and family != "causal":
         hint = "leave it out, or set it to false"
         raise UserError("a T5 has no chat template", code="E-model-chat-template-unsupported", where=key, hint=hint)
-    if setting is True and not has_chat_template(folder):
+    if settings.template is True and not has_chat_template(folder):
         what, hint = "the folder has no chat template", f"add {TEMPLATE_FILE}, or set {key}: false (plain prompts)"
         raise UserError(what, code="E-model-chat-template-missing", where=folder, hint=hint)
-    if setting is False or family != "causal" or not has_chat_template(folder):
+    if settings.template is False or family != "causal" or not has_chat_template(folder):
+        if unused := list(settings.identity):
+            raise UserError(
+                "prompts are plain text, because no chat template is used",
+                code="E-model-chat-settings-unused",
+                where=unused[0],
+                found=folder,
+                hint=f"remove {' and '.join(unused)}, or use an instruction-tuned model with {key}: true",
+            )
         return None
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
@@ -120,8 +214,92 @@ def open_chat_template(
     if not isinstance(source, str):
         what, found = "the chat template is not a string", type(source).__name__
         raise UserError(what, code="E-model-chat-template-invalid", where=folder, found=found)
-    added = tokenizer.added_tokens_decoder.values()
-    names = sorted((token.content for token in added if token.special and token.content), key=len)
-    # Longest first: an alternation takes the first name that matches.
-    special = re.compile("|".join(map(re.escape, reversed(names)))) if names else None
-    return ChatTemplate(tokenizer, FIXED_DATE_MACRO + source, special, folder, key)
+    _check_arguments(source, settings, folder)
+    added = tokenizer.added_tokens_decoder
+    special = _any_of([token.content for token in added.values() if token.special])
+    chat = ChatTemplate(tokenizer, FIXED_DATE_MACRO + source, special, folder, settings)
+    system = _system_turns(chat)
+    end_of_turn = _find_end_of_turn(chat, {token.content: number for number, token in added.items()})
+    return ChatTemplate(tokenizer, chat.source, special, folder, settings, system, end_of_turn)
+
+
+def _any_of(names: Sequence[str]) -> re.Pattern[str] | None:
+    """An expression for any of the names that are not empty; the longest that matches."""
+    longest_first = sorted(filter(None, names), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+def _check_arguments(source: str, settings: ChatSettings, folder: Path) -> None:
+    """Raises UserError for arguments that potstill passes itself, or that the template never reads."""
+    if not settings.kwargs:
+        return
+    where = f"{settings.section}.chat_template_kwargs"
+    if reserved := sorted(RESERVED_ARGUMENTS & settings.kwargs.keys()):
+        raise UserError(
+            "potstill passes this argument to the template itself",
+            code="E-model-template-argument-reserved",
+            where=where,
+            found=reserved[0],
+            hint="remove it",
+        )
+    try:
+        read = find_template_arguments(source)
+    except TemplateError as error:
+        what, hint = "the chat template cannot be parsed", "correct the template"
+        raise UserError(what, code="E-model-chat-template-invalid", where=folder, found=error, hint=hint) from None
+    if unknown := sorted(settings.kwargs.keys() - read):
+        others = sorted(read - RESERVED_ARGUMENTS - {"bos_token", "eos_token", "raise_exception", "strftime_now"})
+        raise UserError(
+            "the chat template never reads this argument",
+            code="E-model-template-argument-unknown",
+            where=where,
+            found=unknown[0],
+            hint=f"it reads {', '.join(others)}" if others else "remove it: this template has no arguments",
+        )
+
+
+def _system_turns(chat: ChatTemplate) -> tuple[Turn, ...]:
+    """The system message of every prompt. An empty one replaces a system message that the template writes by itself; a
+    template that writes none gets none."""
+    text = chat.settings.system_prompt
+    if text is None:
+        return ()
+    user, where = Turn("user", PROBE), f"{chat.settings.section}.system_prompt"
+    probe = f"{PROBE}0system"
+    try:
+        with_system, without = chat._apply([Turn("system", text.strip() or probe), user]), chat._apply([user])
+    except Exception as error:
+        if not text.strip():
+            return ()
+        raise UserError(
+            "the chat template refuses a system message",
+            code="E-model-system-prompt-refused",
+            where=where,
+            found=error,
+            hint=f"remove {where}: this model was tuned without system messages",
+        ) from None
+    if text.strip():
+        if text.strip() not in with_system:
+            raise UserError(
+                "the chat template ignores the system message",
+                code="E-model-system-prompt-ignored",
+                where=where,
+                found=chat.where,
+                hint=f"remove {where}, or use a template that writes system messages",
+            )
+        return (Turn("system", text),)
+    # The template's own message stands where the probe stands: between what the two texts have in common.
+    before, _, after = with_system.partition(probe)
+    writes_its_own = without.startswith(before) and without.endswith(after) and without != before + after
+    return (Turn("system", ""),) if writes_its_own else ()
+
+
+def _find_end_of_turn(chat: ChatTemplate, tokens: Mapping[str, int]) -> int | None:
+    """The token that follows an answer in a whole conversation. tokens: the added tokens by name"""
+    try:
+        text = chat._apply([Turn("user", "x"), Turn("assistant", PROBE)], answer=False)
+    except Exception:  # a template that writes no answers ends none
+        return None
+    pattern, (_, _, rest) = _any_of(list(tokens)), text.rpartition(PROBE)
+    match = pattern.match(rest.lstrip()) if pattern and PROBE in text else None
+    return None if match is None else tokens[match[0]]

@@ -19,6 +19,7 @@ function of the recipe's shape and seed, so it is never stored.
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +30,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from potstill import storage, tokenization
 from potstill.errors import UserError
 from potstill.models import causal, t5, weight_files
-from potstill.models.chat_template import ChatSetting, ChatTemplate, has_chat_template, open_chat_template
+from potstill.models.chat_template import (
+    ChatSetting,
+    ChatSettings,
+    ChatTemplate,
+    has_chat_template,
+    open_chat_template,
+)
 from potstill.models.sources import ModelSource, find_model
 from potstill.models.student import SHAPES, DType, Family, Shape, Student, quiet_transformers
 from potstill.models.weight_files import FIX_CONFIG, TensorHeader
@@ -47,8 +54,7 @@ def open_student(
     dropout: float | None = None,
     dtype: DType = "float32",
     trust_remote_code: bool = False,
-    chat_template: ChatSetting = False,
-    chat_key: str = "student.chat",
+    chat_template: ChatSetting | ChatSettings = False,
     weights: bool = True,
 ) -> Student:
     """The student in a folder, in evaluation mode, on the CPU.
@@ -56,8 +62,7 @@ def open_student(
     family             "t5" or "causal" if the folder must hold such a model; None for what config.json says
     dropout            while training; None for what config.json says
     trust_remote_code  run model code from the folder
-    chat_template      whether prompts use the folder's own template: auto, True or False
-    chat_key           the recipe's key of that setting, for messages
+    chat_template      whether prompts use the folder's own template: auto, True or False, or all settings of prompts
     weights            False: everything but the weights, for a caller that reads them from `Student.folder`; then they
                        may be quantized
 
@@ -73,10 +78,16 @@ def open_student(
         detected = _detect_family(config, folder, family)
         if config.model_type in TESTED_TYPES:
             weight_files.check_layer_count(config, folder, tensors)
-        chat = open_chat_template(folder, chat_template, detected, chat_key)
+        settings = chat_template if isinstance(chat_template, ChatSettings) else ChatSettings(chat_template)
+        chat = open_chat_template(folder, settings, detected)
+        own_end = tokenizer.eos
+        if chat is not None and chat.end_of_turn is not None:
+            tokenizer = tokenization.replace_end_token(tokenizer, chat.end_of_turn)
         FAMILY_MODULES[detected].prepare_config(config, tokenizer, dropout)
         load = _load_with_weights if weights else _build_without_weights
         model = load(folder, config, dtype, trust_remote_code)
+        if tokenizer.eos != own_end:
+            _add_end_tokens(model, own_end, tokenizer.eos)
         student: Student = FAMILY_MODULES[detected].STUDENT(model, tokenizer).eval()
     except UserError as error:
         if error.where != "student":
@@ -198,6 +209,13 @@ def _build_without_weights(folder: Path, config: Any, dtype: DType, trust_remote
     return model
 
 
+def _add_end_tokens(model: Any, *tokens: int) -> None:
+    """Name the tokens in the generation config, so that every tool that opens the saved folder stops at them."""
+    named = model.generation_config.eos_token_id
+    ids = named if isinstance(named, list) else [] if named is None else [named]
+    model.generation_config.eos_token_id = [*ids, *(token for token in tokens if token not in ids)]
+
+
 def _auto_class(config: Any) -> Any:
     return AutoModelForSeq2SeqLM if config.model_type in t5.MODEL_TYPES else AutoModelForCausalLM
 
@@ -257,7 +275,7 @@ def from_recipe(recipe: Recipe, *, weights: bool = True) -> Student:
 def from_checkpoint(recipe: Recipe, folder: Path, *, weights: bool = True) -> Student:
     """The student in a folder (the recipe's model, or a checkpoint of its training) with the recipe's settings."""
     section = recipe.student
-    chat = False if section.model is None else section.chat
+    chat = False if section.model is None else ChatSettings.from_section(section, "student")
     settings: Any = {"dropout": section.dropout, "trust_remote_code": section.trust_remote_code, "chat_template": chat}
     return open_student(folder, weights=weights, **settings)
 
@@ -296,7 +314,37 @@ def check_tokenizer(recipe: Recipe, folder: Path) -> None:
 
 def chat_template_from_recipe(recipe: Recipe, folder: Path) -> ChatTemplate | None:
     """The chat template of the student in a folder, without its weights; None for plain prompts."""
-    return open_chat_template(folder, recipe.student.chat, read_family(folder))
+    return open_chat_template(folder, ChatSettings.from_section(recipe.student, "student"), read_family(folder))
+
+
+def tokenizer_from_recipe(recipe: Recipe) -> Tokenizer:
+    """The student's tokenizer without its model, with the end token of its chat template if it uses one."""
+    tokenizer = tokenization.load_tokenizer(tokenizer_folder(recipe))
+    if recipe.student.model is None:
+        return tokenizer
+    end = _find_end_of_turn(model_folder(recipe), recipe.student.chat)
+    return tokenizer if end is None else tokenization.replace_end_token(tokenizer, end)
+
+
+def end_of_turn_identity(folder: Path, settings: ChatSettings) -> dict[str, str]:
+    """The end token of the chat template in a folder, for identities; empty if it is the tokenizer's own."""
+    end = _find_end_of_turn(folder, settings.template)
+    if end is None or end == tokenization.load_tokenizer(folder).eos:
+        return {}
+    return {f"{settings.section}.chat (end of turn)": str(end)}
+
+
+def _find_end_of_turn(folder: Path, setting: ChatSetting) -> int | None:
+    """The end token of the chat template in a folder, if prompts use it."""
+    if setting is False or not auto_uses_chat_template(folder):
+        return None
+    return _read_end_of_turn(folder, storage.folder_fingerprint(folder))
+
+
+@functools.lru_cache(maxsize=16)
+def _read_end_of_turn(folder: Path, fingerprint: str) -> int | None:
+    chat = open_chat_template(folder, ChatSettings(True), "causal")
+    return None if chat is None else chat.end_of_turn
 
 
 def auto_uses_chat_template(folder: Path) -> bool:
@@ -314,7 +362,8 @@ def weights_identity(recipe: Recipe) -> dict[str, str]:
     """Digests of what the base student is built from, by recipe key."""
     if recipe.student.model is None:
         return {"student.tokenizer": tokenization.load_tokenizer(tokenizer_folder(recipe)).digest}
-    digests = _model_source(recipe).identity("student.model")
+    source, settings = _model_source(recipe), ChatSettings.from_section(recipe.student, "student")
+    digests = source.identity("student.model") | settings.identity | end_of_turn_identity(source.folder, settings)
     # The folder alone decides what `auto` means.
     chat = recipe.student.chat
     return digests if chat == "auto" else digests | {"student.chat": str(chat).lower()}

@@ -15,6 +15,7 @@ A name is, in this order:
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib.util
 from collections.abc import Iterable
@@ -26,6 +27,7 @@ from potstill import hub, progress, storage
 from potstill import recipe as recipes
 from potstill.errors import UserError
 from potstill.models.gguf import convert_gguf
+from potstill.models.weight_files import refuse_other_folders
 from potstill.recipe import Recipe
 from potstill.storage import atomic
 
@@ -50,7 +52,9 @@ def find_model(recipe: Recipe, name: str, key: str, revision: str | None = None)
     """The model that a recipe names under `key`. Raises UserError as `locate_model` does."""
     try:
         path = None if name.startswith(PACKAGE_PREFIX) else recipes.find_path(recipe, name, key)
-    except UserError:
+    except UserError as error:
+        if error.code == "E-recipe-missing-path" and _is_gguf(Path(name)):
+            raise _no_gguf_error(Path(name), key, error.found) from None
         if not hub.is_hub_name(name):
             raise
         path = None
@@ -74,6 +78,8 @@ def locate_model(name: str, *, key: str, revision: str | None = None) -> ModelSo
     model that is not on the hub.
     """
     path = Path(name)
+    if _is_gguf(path) and not path.exists() and not name.startswith(PACKAGE_PREFIX):
+        raise _no_gguf_error(path, key, str(path.absolute()))
     on_hub = not path.exists() and not name.startswith(PACKAGE_PREFIX) and hub.is_hub_name(name)
     if revision is not None and not on_hub:
         raise UserError(
@@ -87,10 +93,26 @@ def locate_model(name: str, *, key: str, revision: str | None = None) -> ModelSo
         return ModelSource(convert_gguf(_find_package_file(name.removeprefix(PACKAGE_PREFIX), key), key=key))
     if on_hub:
         snapshot = hub.download_model(name, revision, key=key)
+        refuse_other_folders(snapshot.folder)
         return ModelSource(snapshot.folder, snapshot.commit)
-    if path.is_file() and path.suffix == ".gguf":
+    if path.is_file() and _is_gguf(path):
         return ModelSource(convert_gguf(path, key=key))
+    refuse_other_folders(path)
     return ModelSource(path)
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf"
+
+
+def _no_gguf_error(path: Path, key: str, found: str) -> UserError:
+    """The error for a GGUF file that is not there, with a similar name in its folder if there is one."""
+    hint = "correct the path (it is relative to the folder in which you run the command), or download the file"
+    siblings = [other.name for other in path.parent.glob("*") if _is_gguf(other)]
+    near = difflib.get_close_matches(path.name, siblings, 1, 0.6)
+    if near or len(siblings) == 1:
+        hint = f"did you mean {path.with_name((near or siblings)[0])}?"
+    return UserError("there is no such GGUF file", code="E-model-no-gguf", where=key, found=found, hint=hint)
 
 
 def _find_package_file(package: str, key: str) -> Path:

@@ -27,6 +27,8 @@ from potstill.errors import UserError
 
 SINGLE_FILE: Final = "model.safetensors"
 INDEX_FILE: Final = "model.safetensors.index.json"
+ADAPTER_CONFIG: Final = "adapter_config.json"  # of peft
+TOKENIZER_NAMES: Final = ("tokenizer.json", "tokenizer.model", "spiece.model")
 FLOAT_DTYPES: Final = ("F64", "F32", "F16", "BF16")
 # Beginnings of the last parts of tensor names that a model multiplies with, in plain and in quantized form.
 WEIGHT_PARTS: Final = ("weight", "qweight", "weight_packed", "qzeros", "packed", "blocks", "scb", "absmax", "quant_map")
@@ -56,11 +58,56 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError("the folder does not exist", code="E-model-no-folder", where=folder, hint=GIVE_MODEL_FOLDER)
     path, generation = folder / "config.json", folder / "generation_config.json"
+    refuse_other_folders(folder)
     if not path.is_file():
         raise UserError("the folder has no config.json", code="E-model-no-config", where=folder, hint=GIVE_MODEL_FOLDER)
     if generation.is_file():
         _read_json_object(generation)
     return _read_json_object(path)
+
+
+def refuse_other_folders(folder: Path) -> None:
+    """Raises UserError for a folder that holds something of a model, but no whole model, with what to do about it: an
+    adapter, GGUF files, pickled weights, a tokenizer. Looks at names, and reads adapter_config.json only."""
+    adapter = folder / ADAPTER_CONFIG
+    if adapter.is_file():
+        base = _read_json_object(adapter).get("base_model_name_or_path")
+        merged = f"peft: PeftModel.from_pretrained(BASE, {str(folder)!r}).merge_and_unload().save_pretrained(OUT)"
+        raise UserError(
+            "the folder holds an adapter (LoRA), not a whole model",
+            code="E-model-adapters",
+            where=adapter,
+            found=f"an adapter of {base}" if isinstance(base, str) and base else "an adapter that names no base model",
+            hint=f"name the base model, or merge the adapter into it ({merged}) and copy its tokenizer",
+        )
+    weights = [path for pattern in ("*.safetensors", INDEX_FILE) for path in folder.glob(pattern)]
+    if weights:
+        return
+    if files := sorted(path.name for path in folder.glob("*") if path.suffix.lower() == ".gguf"):
+        raise UserError(
+            "the folder holds a GGUF file, not a model in Hugging Face format",
+            code="E-model-only-gguf",
+            where=folder,
+            found=", ".join(files[:5]),
+            hint=f"name the file itself: {folder / files[0]}",
+        )
+    if pickles := [path for pattern in ("*.bin", "*.pt*") for path in sorted(folder.glob(pattern))]:
+        convert = f"AutoModelForCausalLM.from_pretrained({str(folder)!r}).save_pretrained(OUT)"
+        raise UserError(
+            "the weights are a pickle, which can run code when it is read",
+            code="E-model-pickled-weights",
+            where=pickles[0],
+            hint=f"use a copy as safetensors; if you trust the file, convert it with transformers: {convert}, and "
+            "copy the tokenizer",
+        )
+    if not (folder / "config.json").is_file() and any((folder / name).is_file() for name in TOKENIZER_NAMES):
+        raise UserError(
+            "the folder holds only a tokenizer",
+            code="E-model-only-tokenizer",
+            where=folder,
+            hint="a model needs config.json and *.safetensors too. For random weights remove student.model, and set "
+            "student.shape and student.tokenizer",
+        )
 
 
 def list_tensors(folder: Path) -> dict[str, TensorHeader]:
@@ -224,13 +271,7 @@ def _open_weights(path: Path) -> Iterator[Any]:
 
 def _list_weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights, as transformers chooses them."""
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(
-            "the folder holds adapters (LoRA), not a whole model",
-            code="E-model-adapters",
-            where=folder / "adapter_config.json",
-            hint="merge them into their base model (peft: merge_and_unload, then save_pretrained)",
-        )
+    refuse_other_folders(folder)
     if (folder / SINGLE_FILE).is_file():
         return [folder / SINGLE_FILE]
     names = sorted(set(_read_index(folder).values()))
@@ -238,14 +279,6 @@ def _list_weight_files(folder: Path) -> list[Path]:
         _check_index_entry(folder, name)
     if names:
         return [folder / name for name in names]
-    pickles = [path for pattern in ("*.bin", "*.pt*") for path in sorted(folder.glob(pattern))]
-    if pickles:
-        raise UserError(
-            "the weights are a pickle, which can run code when it is read",
-            code="E-model-pickled-weights",
-            where=pickles[0],
-            hint="convert them to safetensors on a machine where that is acceptable",
-        )
     what = "the folder has no model.safetensors"
     raise UserError(what, code="E-model-no-weights", where=folder, hint=GIVE_MODEL_FOLDER)
 

@@ -63,6 +63,14 @@ class StudentSection(Section):
         default="auto",
         description="Whether prompts use the model's chat template; auto: if a decoder-only model has one.",
     )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None, description="Arguments of the chat template, such as {enable_thinking: false}."
+    )
+    system_prompt: str | None = Field(
+        default=None,
+        description="System message of every prompt; an empty text empties the message that a template writes by "
+        "itself.",
+    )
     trust_remote_code: bool = Field(
         default=False, description="Whether to run Python code that comes with the model folder."
     )
@@ -73,6 +81,12 @@ class StudentSection(Section):
             refuse("E-recipe-student-incomplete", "a student needs a model, or a shape with a tokenizer")
         if self.chat is True and self.model is None:
             refuse("E-recipe-student-chat", "chat: true needs a model: only a model folder has a chat template")
+        if (self.chat_template_kwargs is not None or self.system_prompt is not None) and (
+            self.model is None or self.chat is False
+        ):
+            refuse(
+                "E-recipe-chat-settings", "chat_template_kwargs and system_prompt need a model and its chat template"
+            )
         return self
 
     @model_validator(mode="before")

@@ -77,7 +77,9 @@ _SYNONYMS_BY_MEANING: Final = {
     "teacher.model": "teacher_model teacher_model_name_or_path",
     "student.tokenizer": "tokenizer_name tokenizer_path tokenizer_name_or_path",
     "student.chat": "template chat_template apply_chat_template",
-    "teacher.server.system": "system_prompt system_message",
+    "student.system_prompt teacher.system_prompt teacher.server.system": "system_prompt system_message system",
+    "student.chat_template_kwargs teacher.chat_template_kwargs": "template_args template_kwargs "
+    "chat_template_args enable_thinking",
     _DATA: "dataset datasets dataset_name dataset_dir dataset_path data_path data_files train_file train_dataset "
     "train_data",
     "questions.out_of_distribution": "eval_dataset validation_file test_file tasks",

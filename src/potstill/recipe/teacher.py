@@ -195,6 +195,15 @@ class TeacherSection(Section):
         description="Whether prompts use the model's chat template, for local, vllm and score; auto: if the model has "
         "one. A server follows `server.api` instead.",
     )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None,
+        description="Arguments of the chat template, such as {enable_thinking: false}, for local, vllm and score.",
+    )
+    system_prompt: str | None = Field(
+        default=None,
+        description="System message of every prompt, for local, vllm and score; an empty text empties the message "
+        "that a template writes by itself.",
+    )
     samples: Positive = Field(default=1, description="Number of chains per question.")
     unsolved: Literal["stop", "skip"] = Field(
         default="stop",
@@ -235,6 +244,17 @@ class TeacherSection(Section):
             refuse("E-recipe-teacher-score", message)
         if self.chat is True and self.kind not in ("local", "vllm") and self.score is None:
             refuse("E-recipe-teacher-chat", f"chat: true needs a local model, and a {self.kind} teacher has none")
+        if self.chat_template_kwargs is not None or self.system_prompt is not None:
+            if self.kind == "openai" or (self.score is not None and self.score.kind == "openai"):
+                instead = "write them as server.extra: {chat_template_kwargs: ...} and server.system"
+                refuse(
+                    "E-recipe-chat-settings", f"chat_template_kwargs and system_prompt are for local models: {instead}"
+                )
+            if self.chat is False or (self.kind not in ("local", "vllm") and self.score is None):
+                refuse(
+                    "E-recipe-chat-settings",
+                    "chat_template_kwargs and system_prompt need a local model and its chat template",
+                )
         needed = {"local": "model", "vllm": "model", "openai": "model", "replay": "chains"}.get(self.kind)
         if needed and getattr(self, needed) is None:
             refuse("E-recipe-teacher-incomplete", f"a {self.kind} teacher needs {needed}")

@@ -43,6 +43,9 @@ class Align(Stage):
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
         digests = {"student.tokenizer": tokenization.load_tokenizer(models.tokenizer_folder(recipe)).digest}
+        if recipe.student.model is not None:
+            settings = models.ChatSettings.from_section(recipe.student, "student")
+            digests |= models.end_of_turn_identity(models.model_folder(recipe), settings)
         if (teacher := _teacher_tokenizer(recipe)) is not None:
             digests["teacher.tokenizer"] = teacher.digest
         if recipe.transfer.calculator_marks:
@@ -50,7 +53,7 @@ class Align(Stage):
         return digests
 
     def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
-        tokenizer = tokenization.load_tokenizer(models.tokenizer_folder(recipe))
+        tokenizer = models.tokenizer_from_recipe(recipe)
         if recipe.transfer.calculator_marks == "insert":
             _check_calculator_marks(tokenizer)
         coverage = Coverage(tokenizer)

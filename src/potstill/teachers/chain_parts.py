@@ -2,6 +2,7 @@
 
 A reasoning model writes its thought between tags or into a separate field:
 
+    >>> from potstill.thoughts import split_tags
     >>> text = "<think>1 + 1 = 2</think>\\nThe answer is 2"
     >>> chain = Chain.from_text("q", 0, text, source="teacher")
     >>> select_parts(chain, split_tags(text), "both")[0].text
@@ -28,81 +29,22 @@ All earlier positions keep their candidates.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Final
 
 from potstill import prompts
 from potstill.alignment.rewrite import merge_candidates
 from potstill.records import END, Candidate, Chain, End
+from potstill.thoughts import TextPart, TextParts, strip_part
 
 DECIMALS: Final = 6  # of a log-probability, as engines give them
-# Tags as models write them; gpt-oss writes channels, of which `final` is the answer.
-_TAG: Final = re.compile(
-    r"<(?P<xml_end>/?)(?:think|thinking|thought|thoughts|reasoning|seed:think)>|\[(?P<bracket_end>/?)THINK\]"
-    r"|◁(?P<triangle_end>/?)think▷|<\|(?P<begin_or_end>begin|end)_of_thought\|>"
-    r"|(?:<\|start\|>assistant)?<\|channel\|>(?P<channel>\w+)[^<]*<\|message\|>|<\|(?P<channel_end>end|return|call)\|>",
-    re.IGNORECASE,
-)
-
-
-class TextPart(NamedTuple):
-    """The bytes from start to end of a text, which are the answer or else a thought."""
-
-    start: int
-    end: int
-    is_answer: bool
-
-
-TextParts = list[TextPart]
-
-
-def split_tags(text: str) -> TextParts:
-    """The thoughts of a text, and its answer, which follows the last of them; empty for a text without tags.
-
-    Some templates open the thought themselves, so a closing tag needs no opening one. After a thought that is not
-    closed the answer is empty.
-    """
-    if "<" not in text and "[" not in text and "◁" not in text:
-        return []
-    tags = [tag for tag in _TAG.finditer(text) if tag["channel_end"] is None]
-    if not tags:
-        return []
-    thoughts, position, thinking = [], 0, not _opens_thought(tags[0])
-    for tag in tags:
-        if thoughts or (thinking and (tag["channel"] is not None or not _opens_thought(tag))):
-            thoughts.append((position, tag.start()))  # text between two thoughts is a thought as well
-        thinking, position = _opens_thought(tag), tag.end()
-    end = next((tag.start() for tag in _TAG.finditer(text, position) if tag["channel_end"]), len(text))
-    answer = (position, end)
-    if thinking:
-        thoughts.append((position, end))
-        answer = (len(text), len(text))
-    parts = [_strip_part(text, start, end, False) for start, end in thoughts]
-    return [*parts, _strip_part(text, answer[0], answer[1], True)]
-
-
-def _opens_thought(tag: re.Match[str]) -> bool:
-    if tag["channel"] is not None:
-        return tag["channel"].lower() != "final"
-    if tag["begin_or_end"] is not None:
-        return tag["begin_or_end"].lower() == "begin"
-    return not (tag["xml_end"] or tag["bracket_end"] or tag["triangle_end"])
-
-
-def _strip_part(text: str, start: int, end: int, is_answer: bool) -> TextPart:
-    inner = _TAG.sub(lambda tag: " " * len(tag[0]), text[start:end])  # the end tag of a channel is not part of its text
-    start += len(inner) - len(inner.lstrip())
-    end = start + len(inner.strip())
-    first_byte = len(text[:start].encode("utf-8", "replace"))
-    return TextPart(first_byte, first_byte + len(text[start:end].encode("utf-8", "replace")), is_answer)
 
 
 def join_fields(thought: str, answer: str) -> tuple[str, TextParts]:
     """One text of a thought and an answer from separate fields, and its parts."""
     text = f"{thought}\n{answer}"
-    return text, [_strip_part(text, 0, len(thought), False), _strip_part(text, len(thought) + 1, len(text), True)]
+    return text, [strip_part(text, 0, len(thought), False), strip_part(text, len(thought) + 1, len(text), True)]
 
 
 def is_learnt(part: TextPart, learnt: str) -> bool:

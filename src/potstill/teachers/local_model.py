@@ -35,9 +35,10 @@ from potstill.records import Chain, Prompt, Question
 from potstill.teachers import chain_parts
 from potstill.teachers.chain_parts import merge_end_outcomes, truncate_at_answer
 from potstill.teachers.protocol import PromptBuilder, SamplingState, Scorer, load_prompt_builder
+from potstill.thoughts import split_tags
 
 if TYPE_CHECKING:
-    from potstill.models import ModelSource
+    from potstill.models import ChatSettings, ModelSource
 
 
 class LocalModel(Scorer):
@@ -71,13 +72,19 @@ class LocalModel(Scorer):
 
         return self.recipe.teacher.chat is not False and models.auto_uses_chat_template(self.folder)
 
+    @property
+    def _chat_settings(self) -> ChatSettings:
+        from potstill import models
+
+        return models.ChatSettings.from_section(self.recipe.teacher, "teacher")
+
     def sample(self, questions: Sequence[Question], state: SamplingState | None = None) -> Iterator[list[Chain]]:
         teacher, chat = self.recipe.teacher, self.uses_chat_template
         engine = inference.open_engine(
             self.folder,
             self.engine_kind,
             trust_remote_code=teacher.trust_remote_code,
-            chat_template=teacher.chat,
+            chat_template=self._chat_settings,
             vllm=teacher.vllm,
         )
         decode = Decode(
@@ -102,7 +109,7 @@ class LocalModel(Scorer):
     def score(self, questions: Sequence[Question], batches: Iterable[list[Chain]]) -> Iterator[list[Chain]]:
         teacher = self.recipe.teacher
         engine = inference.open_engine(
-            self.folder, trust_remote_code=teacher.trust_remote_code, chat_template=teacher.chat
+            self.folder, trust_remote_code=teacher.trust_remote_code, chat_template=self._chat_settings
         )
         build_prompt, by_id = load_prompt_builder(self.recipe), {question.id: question for question in questions}
         for batch in batches:
@@ -115,6 +122,7 @@ class LocalModel(Scorer):
         # The effect of `teacher.chat` instead of its value: without a template it changes nothing.
         chat = {"teacher.chat": "its template"} if self.uses_chat_template else {}
         versions = {"version of students": str(models.VERSION), "version of tokenizers": str(tokenization.VERSION)}
+        chat |= models.end_of_turn_identity(self.folder, self._chat_settings)
         return self._source.identity(self.model_key) | super().inputs() | chat | versions
 
     def checks(self, *, weights: bool = True) -> Iterator[Callable[[], object]]:
@@ -125,7 +133,9 @@ class LocalModel(Scorer):
         if self.engine_kind == "vllm":
             yield lambda: check_installed("vllm", "teacher.kind", "set teacher.kind: local")
             yield lambda: check_decoder_only(self.folder, self.model_key)
-        elif weights:
+        if self.recipe.teacher.chat_template_kwargs or self.recipe.teacher.system_prompt is not None:
+            yield lambda: models.open_chat_template(self.folder, self._chat_settings, models.read_family(self.folder))
+        if self.engine_kind != "vllm" and weights:
             yield lambda: models.check_weights(self.folder, trust_remote_code=self.recipe.teacher.trust_remote_code)
 
     def forecast(self, questions: Sequence[Question]) -> list[str]:
@@ -219,5 +229,5 @@ def build_chain(generation: Generation, source: str, chat: bool = False) -> Chai
     removed, and the answer is searched after the thought."""
     question, index = generation.key
     chain = Chain.from_tokens(question, index, generation.tokens, generation.candidates, generation.stop, source=source)
-    parts = chain_parts.split_tags(chain.text) if chat and chain.text.encode() == chain.content else []
+    parts = split_tags(chain.text) if chat and chain.text.encode() == chain.content else []
     return truncate_at_answer(*chain_parts.select_parts(chain, parts, "both")) if parts else truncate_at_answer(chain)

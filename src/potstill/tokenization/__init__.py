@@ -13,8 +13,8 @@
 
 from typing import Final
 
-from potstill.tokenization.load import Tokenizer, load_tokenizer
+from potstill.tokenization.load import Tokenizer, load_tokenizer, replace_end_token
 
 VERSION: Final = 1  # of the tokens of a text and their bytes; stored where a model reads or writes
 
-__all__ = ["VERSION", "Tokenizer", "load_tokenizer"]
+__all__ = ["VERSION", "Tokenizer", "load_tokenizer", "replace_end_token"]

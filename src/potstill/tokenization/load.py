@@ -144,6 +144,14 @@ def load_tokenizer(folder: Path | str, *, eos: int | str | None = None, pad: int
     return tokenizer
 
 
+def replace_end_token(tokenizer: Tokenizer, eos: int) -> Tokenizer:
+    """The same tokenizer with another token that ends a text. Its files and its digest stay the same."""
+    if eos == tokenizer.eos:
+        return tokenizer
+    vocabulary = replace_special_tokens(tokenizer.vocabulary, eos=eos)
+    return build_tokenizer(Encoder(vocabulary, tokenizer.encoder.library), tokenizer.files)
+
+
 def build_tokenizer(encoder: Encoder, files: Mapping[str, bytes]) -> Tokenizer:
     vocabulary = encoder.vocabulary
     assert vocabulary.eos is not None, "checked by the caller"

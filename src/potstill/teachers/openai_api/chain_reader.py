@@ -27,7 +27,7 @@ from potstill.alignment.rewrite import merge_candidates
 from potstill.records import END, Candidate, Chain, End, StopReason, token_spans
 from potstill.serialization import BoundedMemo
 from potstill.teachers import chain_parts
-from potstill.teachers.chain_parts import DECIMALS, TextParts
+from potstill.teachers.chain_parts import DECIMALS
 from potstill.teachers.openai_api import token_entries
 from potstill.teachers.openai_api.response import Choice, FinishReason, Logprobs, message_texts, read_finish_reason
 from potstill.teachers.openai_api.token_entries import (
@@ -39,6 +39,7 @@ from potstill.teachers.openai_api.token_entries import (
     TokenSpan,
     read_entries,
 )
+from potstill.thoughts import TextParts, split_tags
 
 __all__ = ["Logprobs", "read_chain", "read_chain_and_answer"]
 DEFECT_NO_ENTRIES: Final = "a part without entries"
@@ -83,7 +84,7 @@ def read_chain_and_answer(choice: Choice, question: str, index: int, context: Re
     if choice.replaced:
         defects.add("half a surrogate pair")
     thought, text = message_texts(choice)
-    parts = chain_parts.split_tags(text)
+    parts = split_tags(text)
     if thought.strip() and not parts:
         text, parts = chain_parts.join_fields(thought, text)
     chain, answer_start, end_is_known = None, 0, True

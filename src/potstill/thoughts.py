@@ -1,0 +1,82 @@
+"""The thoughts of reasoning models: text between tags, before an answer.
+
+>>> text = "<think>1 + 1 = 2</think>\\nThe answer is 2"
+>>> [text[part.start : part.end] for part in split_tags(text)]
+['1 + 1 = 2', 'The answer is 2']
+>>> ends_in_thought("<think>1 + 1 is"), ends_in_thought(text), ends_in_thought("1 + 1 is", opened=True)
+(True, False, True)
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+# Tags as models write them; gpt-oss writes channels, of which `final` is the answer.
+_TAG: Final = re.compile(
+    r"<(?P<xml_end>/?)(?:think|thinking|thought|thoughts|reasoning|seed:think)>|\[(?P<bracket_end>/?)THINK\]"
+    r"|◁(?P<triangle_end>/?)think▷|<\|(?P<begin_or_end>begin|end)_of_thought\|>"
+    r"|(?:<\|start\|>assistant)?<\|channel\|>(?P<channel>\w+)[^<]*<\|message\|>|<\|(?P<channel_end>end|return|call)\|>",
+    re.IGNORECASE,
+)
+
+
+class TextPart(NamedTuple):
+    """The bytes from start to end of a text, which are the answer or else a thought."""
+
+    start: int
+    end: int
+    is_answer: bool
+
+
+TextParts = list[TextPart]
+
+
+def split_tags(text: str) -> TextParts:
+    """The thoughts of a text, and its answer, which follows the last of them; empty for a text without tags.
+
+    Some templates open the thought themselves, so a closing tag needs no opening one. After a thought that is not
+    closed the answer is empty.
+    """
+    if "<" not in text and "[" not in text and "◁" not in text:
+        return []
+    tags = [tag for tag in _TAG.finditer(text) if tag["channel_end"] is None]
+    if not tags:
+        return []
+    thoughts, position, thinking = [], 0, not _opens_thought(tags[0])
+    for tag in tags:
+        if thoughts or (thinking and (tag["channel"] is not None or not _opens_thought(tag))):
+            thoughts.append((position, tag.start()))  # text between two thoughts is a thought as well
+        thinking, position = _opens_thought(tag), tag.end()
+    end = next((tag.start() for tag in _TAG.finditer(text, position) if tag["channel_end"]), len(text))
+    answer = (position, end)
+    if thinking:
+        thoughts.append((position, end))
+        answer = (len(text), len(text))
+    parts = [strip_part(text, start, end, False) for start, end in thoughts]
+    return [*parts, strip_part(text, answer[0], answer[1], True)]
+
+
+def ends_in_thought(text: str, *, opened: bool = False) -> bool:
+    """Whether a text ends inside a thought. opened: whether it begins inside one, because its prompt opened it"""
+    tags = list(_TAG.finditer(text))
+    return _opens_thought(tags[-1]) if tags else opened
+
+
+def _opens_thought(tag: re.Match[str]) -> bool:
+    if tag["channel_end"] is not None:
+        return False
+    if tag["channel"] is not None:
+        return tag["channel"].lower() != "final"
+    if tag["begin_or_end"] is not None:
+        return tag["begin_or_end"].lower() == "begin"
+    return not (tag["xml_end"] or tag["bracket_end"] or tag["triangle_end"])
+
+
+def strip_part(text: str, start: int, end: int, is_answer: bool) -> TextPart:
+    """The part of a text from start to end (in characters), without outer white space and tags."""
+    inner = _TAG.sub(lambda tag: " " * len(tag[0]), text[start:end])  # the end tag of a channel is not part of its text
+    start += len(inner) - len(inner.lstrip())
+    end = start + len(inner.strip())
+    first_byte = len(text[:start].encode("utf-8", "replace"))
+    return TextPart(first_byte, first_byte + len(text[start:end].encode("utf-8", "replace")), is_answer)
