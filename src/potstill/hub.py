@@ -116,11 +116,20 @@ def download_model(name: str, revision: str | None, *, key: str) -> Snapshot:
 
 def download_dataset_file(name: str, file: str, commit: str, *, key: str) -> Path:
     """The path in the cache of one file of a data set's repository at a commit. Errors as of `download_model`."""
+    return _download_file("dataset", name, file, commit, key)
+
+
+def download_model_file(name: str, file: str, commit: str, *, key: str) -> Path:
+    """The path in the cache of one file of a model's repository at a commit. Errors as of `download_model`."""
+    return _download_file("model", name, file, commit, key)
+
+
+def _download_file(kind: str, name: str, file: str, commit: str, key: str) -> Path:
     import huggingface_hub as library
 
     with _hub_errors(key, name, commit, file):
         path = library.hf_hub_download(
-            name, file, repo_type="dataset", revision=commit, endpoint=endpoint(), local_files_only=is_offline()
+            name, file, repo_type=kind, revision=commit, endpoint=endpoint(), local_files_only=is_offline()
         )
         return Path(path)
 

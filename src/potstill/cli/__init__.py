@@ -122,6 +122,27 @@ def demo_command() -> None:
     status.print_summary(demo.run_demo())
 
 
+@app.command("data", epilog="Example: potstill data gsm8k svamp bbh")
+def data_command(
+    names: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(metavar="NAME", help="Sets to fetch; without a name all are listed.", show_default=False),
+    ] = None,
+    to: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FOLDER", help="Data folder; POTSTILL_DATA if not given.", show_default=False),
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace files that have another content.")] = False,
+) -> None:
+    """Fetch the built-in sets, prompts and T5's tokenizer by name.
+
+    Without a name: what there is, what is here, its size, licence and source.
+    """
+    from potstill.cli import public_sets
+
+    public_sets.run(names or (), to, replace)
+
+
 @app.command("status", epilog="Example: potstill status runs/demo")
 def status_command(run_dir: RunArgument) -> None:
     """Show the state and the counts of each stage of a run."""

@@ -161,9 +161,9 @@ def find_data_folder(data_dir: Path | None, set_name: str = "") -> Path:
             "no data folder is set",
             code="E-data-no-folder",
             where=set_name and f"set {set_name}",
-            hint="set POTSTILL_DATA, or `data` in the recipe, to the folder that contains gsm8k/, svamp/, ...; without "
-            "it, name custom sets in questions.train, in_distribution, out_of_distribution and generic, or none ([]): "
-            "their defaults are built-in sets",
+            hint="set POTSTILL_DATA, or `data` in the recipe, to the folder of the built-in sets, and fetch them with "
+            "`potstill data NAME`; without it, name custom sets in questions.train, in_distribution, out_of_distribution "
+            "and generic, or none ([]): their defaults are built-in sets",
         )
     if not Path(path).is_dir():
         where = "data" if data_dir is not None else "POTSTILL_DATA"

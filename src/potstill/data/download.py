@@ -1,20 +1,23 @@
-"""Download the file of a custom set from a URL, once, into potstill's cache, and verify it.
+"""Download a file and verify it: that of a custom set, once, into potstill's cache; a public file, in pieces, to its place.
 
     >>> cache_path("https://example.org/sets/mine.jsonl?raw=1", "0" * 64)
     'url/0000000000000000000000000000000000000000000000000000000000000000/mine.jsonl'
 
-The copy is hashed at every use, and downloaded again if it has changed. Nothing is written before it is verified. Files of
-the Hugging Face hub come through `potstill.hub`.
+The copy of a custom set is hashed at every use, and downloaded again if it has changed. Nothing is at its place before it is
+verified. Files of the Hugging Face hub come through `potstill.hub`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import re
 import time
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import httpx2
 
@@ -84,29 +87,110 @@ def _failed(key: str, found: str, hint: str = OTHER_WAY) -> UserError:
     return UserError("the download failed", code="E-data-download", where=key, found=found, hint=hint)
 
 
+def download_file(key: str, url: str, path: Path, *, size: int, sha256: str) -> None:
+    """Download a file to `path`. What an interrupted download left beside it is continued (HTTP ranges).
+
+    key     for messages
+    size    in bytes, and sha256, 64 hexadecimal digits, that the file must have
+
+    Raises UserError if the file cannot be downloaded, or is another one; then nothing is at `path`.
+    """
+    reason = ""
+    for wait in (*RETRY_WAITS, 0.0):
+        try:
+            with storage.resume_stream(path) as file:
+                continued = _receive_rest(key, url, file, size)
+                _check_content(key, url, file, sha256, continued)
+            return
+        except _TransientError as fault:
+            reason = str(fault)
+        time.sleep(wait)
+    raise _failed(key, f"{reason} from {url}", "check the network, and run again: a download is continued")
+
+
+def _receive_rest(key: str, url: str, file: BinaryIO, size: int) -> bool:
+    """Append to a file what it lacks of `size` bytes. Returns whether earlier bytes were kept."""
+    start = file.seek(0, os.SEEK_END)
+    if start > size:
+        start = _empty(file)
+    if start == size:
+        return True
+    begin = time.monotonic()
+    with _open_response(key, url, {"Range": f"bytes={start}-"} if start else {}) as response:
+        status, unit = response.status_code, response.headers.get("content-range", "")
+        if start and (status == 416 or (status == 206 and not unit.startswith(f"bytes {start}-"))):
+            _empty(file)
+            raise _TransientError(f"HTTP {status} with another range than was asked for")
+        if not start or status != 206:
+            _check_status(key, url, status)
+            start = _empty(file)  # a server without ranges sends the whole file
+        if (encoding := response.headers.get("content-encoding", "identity")) != "identity":
+            raise _failed(key, f"content encoding {encoding}, which was not asked for, from {url}")
+        for chunk in response.iter_raw():
+            file.write(chunk)
+            if file.tell() > size:
+                _empty(file)
+                raise _wrong_file(key, f"more than {size} bytes from {url}")
+            if time.monotonic() - begin > MAX_SECONDS:
+                raise _failed(key, f"more than {MAX_SECONDS:.0f} s, {url}")
+    if (received := file.tell()) < size:
+        raise _TransientError(f"{received} of {size} bytes")
+    return start > 0
+
+
+def _check_content(key: str, url: str, file: BinaryIO, sha256: str, continued: bool) -> None:
+    file.seek(0)
+    sha = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        sha.update(chunk)
+    if (digest := sha.hexdigest()) == sha256:
+        return
+    _empty(file)
+    if continued:  # what an earlier try left may have been damaged, or of another file
+        raise _TransientError(f"a continued file with another SHA-256, {digest},")
+    raise _wrong_file(key, f"SHA-256 {digest} from {url}")
+
+
+def _empty(file: BinaryIO) -> int:
+    file.seek(0)
+    return file.truncate()
+
+
+def _wrong_file(key: str, found: str) -> UserError:
+    hint = "a proxy or a filter may have changed it: get the file with another tool"
+    return UserError(
+        "the downloaded file is another one", code="E-data-download-digest", where=key, found=found, hint=hint
+    )
+
+
 def _receive(key: str, url: str) -> bytes:
     """The whole content. Raises _TransientError for a fault after which a retry may succeed, UserError for others."""
-    headers = {"User-Agent": "potstill", "Accept-Encoding": "identity"}
     try:
-        with httpx2.Client(follow_redirects=False, timeout=TIMEOUT, headers=headers) as client:
-            request, responses = client.build_request("GET", url), list[httpx2.Response]()
-            while True:  # redirects are followed here because the library reads the whole body of each
-                response = client.send(request, stream=True)
-                responses.append(response)
-                try:
-                    if response.next_request is None:
-                        _check_status(key, url, response.status_code)
-                        content = _read_body(key, url, response)
-                        break
-                finally:
-                    response.close()
-                if len(responses) > MAX_REDIRECTS:
-                    raise _failed(key, f"more than {MAX_REDIRECTS} redirects from {url}")
-                request = response.next_request
-        return content
+        with _open_response(key, url, {}) as response:
+            _check_status(key, url, response.status_code)
+            return _read_body(key, url, response)
     except BodyTooLarge:
         what, found = "the file is too large for a set", f"more than {MAX_BYTES} bytes"
         raise UserError(what, code="E-data-download-size", where=key, found=found, hint=OTHER_WAY) from None
+
+
+@contextlib.contextmanager
+def _open_response(key: str, url: str, headers: dict[str, str]) -> Iterator[httpx2.Response]:
+    """The response, after redirects, with an unread body. Raises _TransientError and UserError, also inside the block."""
+    headers = {"User-Agent": "potstill", "Accept-Encoding": "identity", **headers}
+    try:
+        with httpx2.Client(follow_redirects=False, timeout=TIMEOUT, headers=headers) as client:
+            request = client.build_request("GET", url)
+            for _ in range(MAX_REDIRECTS + 1):  # followed here because the library reads the whole body of each
+                response = client.send(request, stream=True)
+                try:
+                    if response.next_request is None:
+                        yield response
+                        return
+                finally:
+                    response.close()
+                request = response.next_request
+        raise _failed(key, f"more than {MAX_REDIRECTS} redirects from {url}")
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, httpx2.TooManyRedirects) as fault:
         raise _failed(key, f"{fault} ({url})") from None
     except httpx2.RequestError as fault:

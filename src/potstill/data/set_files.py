@@ -91,7 +91,10 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        hint = "check the path and the data folder (POTSTILL_DATA, or `data` in the recipe)"
+        hint = (
+            "check the path and the data folder (POTSTILL_DATA, or `data` in the recipe); `potstill data NAME` fetches"
+        )
+        hint += " a built-in set"
         raise UserError("the file does not exist", code="E-data-missing-file", where=path, hint=hint) from None
     except OSError as error:
         what = error.strerror or "the file cannot be read"

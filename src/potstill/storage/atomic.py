@@ -36,6 +36,7 @@ Operation = Literal["write", "append", "folder", "remove"]
 Moment = Literal["before", "middle", "after"]
 
 PARTIAL_SUFFIX = ".potstill-partial"  # files with this suffix are ours alone: the next run deletes them
+RESUMED_SUFFIX = ".potstill-part"  # files with this suffix are continued, not deleted
 SYNC_INTERVAL = 1.0  # seconds after which appended rows are flushed to the disk
 FOLDER_SYNC_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # errors of file systems without folder sync
 
@@ -73,6 +74,31 @@ def write_stream(path: Path) -> Iterator[BinaryIO]:
             _sync_folder(path.parent)
         except Exception:
             partial.unlink(missing_ok=True)
+            raise
+    crash("write", "after", path)
+
+
+@contextlib.contextmanager
+def resume_stream(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file, at its end, that holds what earlier blocks for `path` wrote. It appears at `path` if the block succeeds.
+
+    If the block fails, what it wrote stays in a file beside `path`, for the next block; an empty file is deleted.
+    """
+    crash("write", "before", path)
+    part = path.with_name(f".{path.name}{RESUMED_SUFFIX}")
+    with as_user_errors(path):
+        make_folder(path.parent)
+        try:
+            with open(part, "a+b") as file:
+                yield file
+                file.flush()
+                crash("write", "middle", path)
+                os.fsync(file.fileno())
+            os.replace(part, path)
+            _sync_folder(path.parent)
+        except Exception:
+            if part.exists() and not part.stat().st_size:
+                part.unlink()
             raise
     crash("write", "after", path)
 

@@ -1,0 +1,77 @@
+"""What `potstill data` prints: the sets that can be fetched, and what was fetched with its licence."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from potstill.data import public_files
+from potstill.data.public_files import PublicSet
+from potstill.errors import UserError
+
+NO_LICENCE = "none stated"
+
+
+def run(names: Sequence[str], to: Path | None, replace: bool) -> None:
+    """Fetch the named sets; without a name list all. Raises UserError for an unknown name, before anything is fetched."""
+    sets = public_files.read_public_sets()
+    for name in names:
+        if name not in sets:
+            near = difflib.get_close_matches(name, sets, n=1)
+            suggestion = f"did you mean {near[0]!r}? " if near else ""
+            hint = f"{suggestion}use one of {', '.join(sets)}; sets of the Hugging Face hub are named in the recipe"
+            raise UserError("no public set has this name", code="E-data-unknown-set", where=repr(name), hint=hint)
+    folder = to or (Path(path) if (path := os.environ.get("POTSTILL_DATA")) else None)
+    if not names:
+        _print_list(list(sets.values()), folder)
+        return
+    if folder is None:
+        hint = "export POTSTILL_DATA=FOLDER, which every later command reads too, or add --to FOLDER"
+        raise UserError("no data folder is set", code="E-data-no-folder", where="potstill data", hint=hint)
+    for name in dict.fromkeys(names):
+        _fetch_set(sets[name], folder, replace)
+    if os.environ.get("POTSTILL_DATA") != str(folder):
+        typer.echo(f"export POTSTILL_DATA={folder.resolve()}  # so that recipes find these files")
+
+
+def _fetch_set(public: PublicSet, folder: Path, replace: bool) -> None:
+    fetched = public_files.fetch_files(public.name, public.files, folder, replace=replace)
+    here = f"{len(fetched)} of {len(public.files)} files fetched" if fetched else "all files were here"
+    typer.echo(f"{public.name}: {here} ({folder})")
+    typer.echo(f"  {public.title}")
+    typer.echo(f"  from {', '.join(public.sources)}")
+    typer.echo(f"  licence: {public.licence or NO_LICENCE}{_nc_note(public)}")
+    for file in public.files:
+        if not file.repository and public_files.find_state(file, folder) == "missing":
+            typer.echo(f"  not fetched: {file.path} ({file.optional}). No public place of it is known. If you have")
+            typer.echo(f"  it, place it at {folder / file.path}, sha256 {file.sha256}")
+
+
+def _nc_note(public: PublicSet) -> str:
+    return ". NonCommercial: the authors allow no commercial use of this set" if public.noncommercial else ""
+
+
+def _print_list(sets: Sequence[PublicSet], folder: Path | None) -> None:
+    typer.echo(f"{'name':14}{'here':18}{'size':>8}  licence")
+    for public in sets:
+        licence = (public.licence or NO_LICENCE) + (", NonCommercial" if public.noncommercial else "")
+        size = f"{public.size / 1e6:.1f} MB" if public.size >= 1e5 else f"{public.size / 1e3:.0f} kB"
+        typer.echo(f"{public.name:14}{_describe_state(public, folder):18}{size:>8}  {licence}")
+        typer.echo(f"  {public.title}\n  {', '.join(public.sources)}")
+    typer.echo(f"\ndata folder: {folder or 'none; set POTSTILL_DATA, or add --to FOLDER'}")
+    typer.echo("to fetch sets: potstill data NAME ...")
+
+
+def _describe_state(public: PublicSet, folder: Path | None) -> str:
+    if folder is None:
+        return "-"
+    needed = [file for file in public.files if not file.optional]
+    states = [public_files.find_state(file, folder) for file in needed]
+    if "other content" in states:
+        return "other content"
+    here = states.count("here")
+    return "yes" if here == len(needed) else "no" if not here else f"{here} of {len(needed)} files"
