@@ -97,7 +97,7 @@ def test_little_of_the_teachers_probability_is_said_although_every_position_has_
     counts = own.as_json()
     assert own.share == 1.0 and counts["shown"] == pytest.approx(0.9)
     warning = low_mass_warning(counts, 0.5)
-    assert warning is not None and "0.050 at the 3 positions" in warning and "have 0.900" in warning
+    assert warning is not None and "0.050 at the 3 positions" in warning and "compared with 0.900" in warning
     assert low_mass_warning(counts, 0.05) is None, "0.05 of 0.9 is more than 0.05"
     assert low_mass_warning(counted(chain("She earns $12")).as_json(), 0.5) is None
     assert low_mass_warning(counted(chain("She earns $12", "none")).as_json(), 1.0) is None, "nobody gave probabilities"

@@ -1,4 +1,4 @@
-"""Which tokens of a teacher and of a student stand for the same text, and the targets made from that.
+"""Aligns the tokens of a teacher and a student, and makes the student's training targets from the alignment.
 
     >>> aligned = dtw(["W", "eng", " earns", " $", "12", ".", "\\n", "She"], "▁We ng ▁earn s ▁$12 . ▁She".split())
     >>> aligned.cost, aligned.groups
@@ -13,10 +13,10 @@
     [2] [2, 3] split
     [3] [4] same
 
-`dtw` is the published method (Fu et al. 2023, section 4), which compares strings. `spans` is exact and linear, and
-compares offsets in one text. `align_pieces` is for tokens of which only the bytes are known, and for texts that a
-tokenizer has changed: it finds the offsets first. `transfer` makes the target of a chain, with the help of
-`completions`. All are pure functions.
+`dtw` is the published method (Fu et al. 2023, section 4). It compares strings. `spans` compares offsets in one text; it
+is exact and takes linear time. `align_pieces` computes the offsets first: use it if only the bytes of the tokens are
+known, or if a tokenizer has changed the text. `transfer` makes the target of a chain, and `completions` prepares it for
+the rule `text`. All of them are pure functions.
 """
 
 from __future__ import annotations

@@ -1,19 +1,20 @@
-"""Aligns two tokenizations by where their tokens lie: in one text, or in two texts that differ a little.
+"""Aligns two tokenizations by the offsets of their tokens, in one text or in two texts that differ a little.
 
-`spans` reads offsets in one text:
+`spans` takes the offsets of the tokens in one text:
 
     >>> [chunk.kind for chunk in spans([(0, 2), (2, 4)], [(0, 2), (2, 3), (3, 4)])]
     ['same', 'split']
 
-`align_pieces` reads the bytes of the tokens, and finds the offsets itself. The two texts may differ in case, Unicode
-form and whitespace, and the student's may have unknown tokens:
+`align_pieces` takes the bytes of the tokens and computes the offsets. The texts may differ in case, Unicode form and
+whitespace, and the student's may have unknown tokens:
 
     >>> teacher, student = [b"4", b" \\xc3\\x97", b" 3"], [b"", b" 4", None, b"3"]  # BOS; a sign without a piece
     >>> [(list(chunk.teacher), list(chunk.student), chunk.kind) for chunk in align_pieces(teacher, student)]
     [([0], [0, 1], 'split'), ([1], [2], 'same'), ([2], [3], 'same')]
 
-It compares normalized texts: what all tokenizers keep of a text, with the way back to its bytes. They have no whitespace
-(`▁` is some), no control characters and no combining marks; compatibility forms are decomposed, and case is folded.
+It compares normalized texts, whose letters keep their offsets in the original. A normalized text has no whitespace (`▁`
+counts as whitespace), no control characters and no combining marks; its compatibility forms are decomposed, and its
+case is folded.
 
     >>> normalized = normalize_text("Caf\\u00e9 \\ufb01ve\\r\\n".encode())
     >>> normalized.text, normalized.starts[3:6], normalized.ends[3:6]  # `é` has two bytes, the ligature gives two letters
@@ -35,20 +36,21 @@ from potstill.records import TargetKind, token_spans
 
 CHUNK_KINDS: Final[tuple[TargetKind, ...]] = ("same", "merged", "split", "mixed")  # in arrays: 0, 1, 2, 3
 Span = tuple[int, int]
-# Of `align_pieces`, in letters of the normalized texts:
-_RESYNC_LENGTH: Final = 6  # that must be the same for the two texts to be together again
-_MAX_GAP: Final = 64  # that a gap may have on both sides together; beyond it whole stretches of text are sought
-_MAX_GAP_CELLS: Final = 40_000  # of a gap that is aligned letter by letter; in a larger one all tokens share one range
-_UNKNOWN_LETTER: Final = "\x00"  # stands for an unknown token: any letters
+# Limits of `align_pieces`, in letters of the normalized texts:
+_RESYNC_LENGTH: Final = 6  # a gap ends where so many letters of both texts are equal
+_MAX_GAP: Final = 64  # letters of a gap, both sides together; a longer gap ends at a long common substring
+_MAX_GAP_CELLS: Final = 40_000  # a larger gap is not aligned letter by letter: all of its tokens share one range
+_UNKNOWN_LETTER: Final = "\x00"  # represents an unknown token, which may stand for any letters
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A stretch of text that begins and ends with whole tokens on both sides.
+    """A stretch of text that begins and ends at a token boundary of both tokenizations.
 
-    teacher, student  indices of the tokens of each side
-    kind              same: one token on each side; merged: several teacher tokens make one student token; split: one
-                      teacher token is several student tokens; mixed: anything else, also where one side has no token
+    teacher, student  indices of the tokens in it
+    kind              same: one teacher token is one student token; merged: several teacher tokens are one student
+                      token; split: one teacher token is several student tokens; mixed: anything else, including a chunk
+                      without teacher tokens or without student tokens
     """
 
     teacher: range
@@ -58,9 +60,9 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SpanAlignment:
-    """The minimal common chunks of two tokenizations, in order; every token of both lies in exactly one chunk.
+    """The smallest common chunks of two tokenizations, in order. Every token lies in exactly one chunk.
 
-    teacher, student  [n + 1] int64, chunk k holds tokens teacher[k] to teacher[k + 1]
+    teacher, student  [n + 1] int64; chunk k has the tokens from teacher[k] up to but not including teacher[k + 1]
     kinds             [n] uint8, indices in CHUNK_KINDS
     """
 
@@ -82,32 +84,32 @@ class SpanAlignment:
 
 
 def spans(teacher_offsets: Sequence[Span] | np.ndarray, student_offsets: Sequence[Span] | np.ndarray) -> SpanAlignment:
-    """Align two tokenizations of one text by where their tokens lie in it, in linear time.
+    """Align two tokenizations of one text by the offsets of their tokens, in linear time.
 
-    teacher_offsets, student_offsets  [n, 2] start and end of each token, in the same unit (bytes or characters) of the
-                                      same text, without special tokens
+    teacher_offsets, student_offsets  [n, 2] start and end of each token in the text, without special tokens. Both
+                                      arrays count in the same unit, bytes or characters
 
-    Text that no student token covers (whitespace that its tokenizer collapses or drops) has no width: lengths are
-    counted in covered text. A token without width (a newline that the student drops, a dummy space) joins the chunk
-    that *follows*, because it decides what comes next; at the end of the text it is a chunk with nothing on the other
-    side. Tokens that overlap (several in one character) stay together. Where the teacher's tokens leave a hole, the
-    student's tokens in it make a chunk without a teacher token.
+    Lengths count only text that a student token covers: whitespace that the student's tokenizer collapses or drops has
+    no width. A token without width (a newline that the student drops, a dummy space) belongs to the chunk *after* it,
+    because it decides what comes next. At the end of the text it is a chunk without tokens of the other side. Tokens
+    that overlap (several tokens in one character) lie in one chunk. If the teacher's tokens leave a gap, the student's
+    tokens in the gap are a chunk without teacher tokens.
 
-    Raises UserError where an array is not [n, 2] of whole numbers, where a span ends before it starts, and where the
-    offsets include a special token: (0, 0) after a token that has a width.
+    Raises UserError if an array is not [n, 2] of whole numbers, if a token ends before it starts, or if the offsets
+    include a special token: (0, 0) after a token that has a width.
     """
     return align_spans(_checked(teacher_offsets, "teacher"), _checked(student_offsets, "student"))
 
 
 def align_spans(teacher: np.ndarray, student: np.ndarray) -> SpanAlignment:
-    """As `spans`, for offsets [n, 2] int64 that are known to be those of tokens of one text."""
+    """Does the work of `spans` without its checks, for offsets [n, 2] int64 that are known to be valid."""
     if _is_contiguous(teacher) and _is_contiguous(student) and teacher[-1, 1] == student[-1, 1]:
         return _align_contiguous(teacher[:, 1], student[:, 1])
     ends, starts, borders = _find_borders(teacher)
     student_ends, _, student_borders = _find_borders(student)
-    # Positions are counted in text that the student covers: begins[k], widths[k] and done[k] are where its k-th token
-    # (counted from 1) begins to cover new text, how much of it, and how much is covered up to there. Entry 0 is the
-    # start of the text.
+    # Positions are counted in text that the student covers. For the k-th student token (counted from 1), begins[k] is
+    # the offset at which it begins to cover new text, widths[k] is the length of that new text, and done[k] is the
+    # length of all text covered by the tokens up to it. Entry 0 is the start of the text.
     begins = np.append(0, np.maximum(student[:, 0], np.append(0, student_ends)[:-1]))
     widths = np.append(0, np.maximum(student_ends - begins[1:], 0))
     done = np.cumsum(widths)
@@ -116,9 +118,10 @@ def align_spans(teacher: np.ndarray, student: np.ndarray) -> SpanAlignment:
         token = np.searchsorted(begins, offsets, side="right") - 1
         return done[token] - widths[token] + np.clip(offsets - begins[token], 0, widths[token])
 
-    # Each side is cut wherever none of its tokens lies across; the cuts of both sides bound the chunks. A cut of the
-    # teacher has two sides, the end of the tokens before and the start of those after: they differ at a hole. Where
-    # several tokens share a cut, the first counts: a token without width comes after the cut.
+    # A tokenization has a cut at every position that no token crosses. The cuts that both tokenizations have bound the
+    # chunks. A cut of the teacher has two offsets, the end of the tokens before it and the start of the tokens after
+    # it, which differ at a gap. If several tokens share a cut, the first one counts, so that tokens without width come
+    # after it.
     starts, ends = covered(starts), covered(ends)
     index = np.array([0, *borders, len(teacher)])
     sides = np.stack([np.append(0, ends)[index], np.append(starts, done[-1])[index]], axis=1).ravel()
@@ -128,12 +131,12 @@ def align_spans(teacher: np.ndarray, student: np.ndarray) -> SpanAlignment:
     student_cuts, first = np.unique(done[index], return_index=True)
     cuts, in_teacher, in_student = np.intersect1d(teacher_cuts, student_cuts, assume_unique=True, return_indices=True)
     bounds = np.stack([teacher_index[in_teacher], index[first][in_student]])
-    # Tokens without width at the end of the text lie after the last cut: a separate chunk.
+    # Tokens without width at the end of the text lie after the last cut, in a separate chunk.
     if tuple(bounds[:, -1]) != (len(teacher), len(student)):
         bounds = np.concatenate([bounds, [[len(teacher)], [len(student)]]], axis=1)
         cuts = np.append(cuts, done[-1])
     (teachers, students), width = np.diff(bounds, axis=1), np.diff(cuts)
-    # A lone teacher token is the same as a lone student token only if it has all of the chunk's width.
+    # A chunk of one teacher token and one student token is "same" only if the teacher token fills it.
     is_full = (np.append(ends - starts, 0)[bounds[0, :-1]] == width) & (width > 0)
     is_split, is_merged = (teachers == 1) & (students > 1), (teachers > 1) & (students == 1)
     is_same = (teachers == 1) & (students == 1) & is_full
@@ -142,7 +145,7 @@ def align_spans(teacher: np.ndarray, student: np.ndarray) -> SpanAlignment:
 
 
 def _checked(offsets: Sequence[Span] | np.ndarray, side: str) -> np.ndarray:
-    """[n, 2] int64. Raises UserError for what cannot be the offsets of the tokens of a text."""
+    """The offsets as [n, 2] int64. Raises UserError if they cannot be the offsets of the tokens of a text."""
     array = np.asarray(offsets)
     if not array.size:
         return np.zeros((0, 2), np.int64)
@@ -160,7 +163,7 @@ def _checked(offsets: Sequence[Span] | np.ndarray, side: str) -> np.ndarray:
         token = int(np.flatnonzero((starts < 0) | (starts > stops))[0])
         where, found = f"token {token} of the {side}", tuple(array[token].tolist())
         raise UserError("a token ends before it starts", code="E-align-offsets", where=where, found=found)
-    # Libraries give (0, 0) to special tokens (BOS, EOS, padding). After text no real token can begin at 0.
+    # Libraries give the offsets (0, 0) to special tokens (BOS, EOS, padding). No token after other text can begin at 0.
     special = (stops == 0) & (np.maximum.accumulate(stops) > 0)
     if special.any():
         raise UserError(
@@ -174,13 +177,13 @@ def _checked(offsets: Sequence[Span] | np.ndarray, side: str) -> np.ndarray:
 
 
 def _is_contiguous(spans: np.ndarray) -> bool:
-    """Whether every token has a width and begins where the one before it ends, the first one at 0."""
+    """Whether every token has a width and begins at the end of the token before it, the first token at 0."""
     starts, ends = spans[:, 0], spans[:, 1]
     return bool(len(spans) and starts[0] == 0 and (starts[1:] == ends[:-1]).all() and (starts < ends).all())
 
 
 def _align_contiguous(teacher: np.ndarray, student: np.ndarray) -> SpanAlignment:
-    """The usual case: both sides cover the text without holes and overlaps, so the ends of the tokens suffice."""
+    """Align by the ends of the tokens, which suffice if both sides cover the text without gaps and overlaps."""
     bounds = []
     for side, other in ((teacher, student), (student, teacher)):
         is_end = np.zeros(side[-1] + 1, bool)
@@ -191,16 +194,16 @@ def _align_contiguous(teacher: np.ndarray, student: np.ndarray) -> SpanAlignment
 
 
 def _find_borders(spans: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """[n] where the tokens up to each one end, [n] where the tokens from each one on begin, and the borders: tokens 0 to
-    border - 1 share no byte with the rest."""
+    """Three arrays: [n] the end of tokens 0 to i; [n] the start of tokens i to n - 1; and the borders, which are the
+    indices i for which the tokens before i share no byte with the tokens from i on."""
     ends, starts = np.maximum.accumulate(spans[:, 1]), np.minimum.accumulate(spans[::-1, 0])[::-1]
     return ends, starts, np.flatnonzero(ends[:-1] <= starts[1:]) + 1
 
 
 @dataclass(frozen=True, slots=True)
 class NormalizedText:
-    """text          letters without what tokenizers add, drop or fold
-    starts, ends  [letters] the bytes of the original that each letter stands for
+    """text          the letters, without anything that tokenizers add, drop or fold
+    starts, ends  [letters] start and end of each letter's bytes in the original
     """
 
     text: str
@@ -209,7 +212,7 @@ class NormalizedText:
 
 
 def normalize_text(data: bytes) -> NormalizedText:
-    """The normalized text of some bytes. Bytes that are not UTF-8 are U+FFFD, one each."""
+    """The normalized text of some bytes. Every byte that is not UTF-8 becomes one U+FFFD."""
     letters: list[str] = []
     starts: list[int] = []
     ends: list[int] = []
@@ -225,13 +228,13 @@ def normalize_text(data: bytes) -> NormalizedText:
 
 
 def align_pieces(teacher: Sequence[bytes], student: Sequence[bytes | None]) -> SpanAlignment:
-    """Align two tokenizations of which only the bytes of the tokens are known, and whose texts may differ.
+    """Align two tokenizations by the bytes of their tokens. Their texts may differ a little.
 
     teacher  the bytes of each token
-    student  the bytes of each token; None for the unknown token, which stands for any letters; empty for a token that
-             is not text (BOS)
+    student  the bytes of each token; None for the unknown token, which may stand for any letters; empty for a token
+             without text (BOS)
 
-    Raises UserError for pieces that are text and not bytes.
+    Raises UserError if a piece is a string instead of bytes.
     """
     wrong = next((piece for piece in (*teacher, *student) if isinstance(piece, str)), None)
     if wrong is not None:
@@ -263,7 +266,7 @@ def _normalize_letter(character: str) -> str:
 
 
 def _normalize_pieces(student: Sequence[bytes | None]) -> tuple[str, list[Span]]:
-    """The normalized text of the pieces, and which of its letters each of them has."""
+    """The normalized text of the pieces, and the range of its letters that belongs to each piece."""
     known = normalize_text(b"".join(piece or b"" for piece in student))
     text: list[str] = []
     ranges: list[Span] = []
@@ -282,9 +285,9 @@ def _normalize_pieces(student: Sequence[bytes | None]) -> tuple[str, list[Span]]
 
 
 def _match_letters(teacher: str, student: str) -> list[Span]:
-    """[student letters] the range of teacher letters that each stands for; an empty range for an added letter."""
-    # The texts are walked together. Where they part, the nearest position is sought from which they are the same again,
-    # and only the gap between is aligned by edit distance: what follows does not depend on the gap.
+    """[student letters] the range of teacher letters that each one stands for; an empty range for an added letter."""
+    # Both texts are read in parallel. At a difference, the loop searches for the nearest position from which the texts
+    # are equal again, and aligns only the gap before it by edit distance. The text after the gap does not depend on it.
     matched: list[Span] = []
     i = j = 0
     while i < len(teacher) or j < len(student):
@@ -299,8 +302,8 @@ def _match_letters(teacher: str, student: str) -> list[Span]:
 
 
 def _resynchronize(teacher: str, student: str, i: int, j: int) -> Span:
-    """The nearest positions after i and j from which the two texts are the same; their ends where there are none."""
-    # Nearest first, by the sum of what both sides skip.
+    """The nearest positions after i and j from which the texts are equal; the ends of the texts if there are none."""
+    # The nearest positions are those that skip the fewest letters, both sides added.
     for distance in range(1, _MAX_GAP + 1):
         for step in range(distance + 1):
             a, b = i + step, j + distance - step
@@ -310,8 +313,8 @@ def _resynchronize(teacher: str, student: str, i: int, j: int) -> Span:
                 len(teacher) - a >= _RESYNC_LENGTH or len(teacher) - a == len(student) - b
             ):
                 return a, b
-    # A longer gap, for which the quadratic search above would be too slow: the first longer stretch of the student's
-    # text that the teacher's text has too, at most about twice as far away.
+    # The quadratic search above would be too slow for a longer gap. Instead, find the first long substring of the
+    # student's text that the teacher's text has too, at most about twice as far away.
     for b in range(j, min(j + 64 * _MAX_GAP, len(student) - 4 * _RESYNC_LENGTH)):
         a = teacher.find(student[b : b + 4 * _RESYNC_LENGTH], i, i + 2 * (b - j) + 64 * _MAX_GAP)
         if a >= 0:
@@ -320,16 +323,18 @@ def _resynchronize(teacher: str, student: str, i: int, j: int) -> Span:
 
 
 def _align_gap(teacher: str, student: str, start: int) -> list[Span]:
-    """Least edit distance inside a gap. Teacher letters without a partner belong to the letter before them.
+    """The ranges of teacher letters for the student letters of a gap, by the least edit distance.
 
-    start  where the gap begins in the teacher's text
+    Teacher letters without a partner belong to the student letter before them.
+
+    start  the index of the gap's first letter in the teacher's text
     """
     rows, columns = len(teacher), len(student)
     if rows * columns > _MAX_GAP_CELLS or not rows:
         return [(start, start + rows)] * columns
 
     def change(i: int, j: int) -> float:
-        # An unknown token is a better partner than any wrong letter; a wrong one is better than leaving both out.
+        # To match an unknown token costs less than to match a wrong letter, which costs less than to drop both letters.
         return 0.0 if teacher[i - 1] == student[j - 1] else 0.5 if student[j - 1] == _UNKNOWN_LETTER else 1.5
 
     cost = [[float(j) for j in range(columns + 1)]]
@@ -351,7 +356,7 @@ def _align_gap(teacher: str, student: str, start: int) -> list[Span]:
             ranges[j] = (start + end, start + end)
         else:
             i -= 1
-    if end and columns:  # teacher letters before the first letter belong to it
+    if end and columns:  # teacher letters before the first student letter belong to it
         first = next((j for j, (low, high) in enumerate(ranges) if low < high), 0)
         ranges[first] = (start, max(ranges[first][1], start + end))
     return ranges

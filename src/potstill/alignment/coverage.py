@@ -1,4 +1,4 @@
-"""Coverage: how much of the teacher's probability reached the student's positions, by kind and by their content.
+"""Coverage: how much of the teacher's probability reached the student's positions, by their kind and their content.
 
     >>> from tokenizers import Tokenizer, models
     >>> student = Tokenizer(models.BPE({"1": 0, "2": 1, "<unk>": 2}, [], unk_token="<unk>"))
@@ -8,7 +8,7 @@
     >>> coverage.as_json()["coverage"]["digits"], coverage.share, dict(coverage.unknown_characters)
     ({'same': {'positions': 1, 'mass': 0.9}}, 0.5, {'x': 1})
 
-The mass of a position is the probability that its candidates have together; what is missing to 1 is the tail.
+The mass of a position is the sum of the probabilities of its candidates. The tail is 1 minus the mass.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _LINE_START: Final = re.compile(rb"(?:\A|\n)\s*(?=\S)")
 class Coverage:
     """Counts over many targets.
 
-    Parts: `all` positions; those whose token holds `digits`; `line starts`, whose token holds the first visible
-    character of a line; `unknown`, where the student would write its unknown token; `rewritten`, which a rewriting made
-    certain, so that they need no distribution.
+    The positions are counted in five parts, which may overlap: `all` positions; `digits`, if the token has a digit;
+    `line starts`, if the token has the first visible character of a line; `unknown`, if the token is the student's
+    unknown token; `rewritten`, if a rewriting of the chain made the token certain, so that it needs no distribution.
 
-    tokenizer    the student's: potstill's, or any that `get_encoder` takes
-    share        of positions other than the end, those that have the teacher's distribution; over chains whose source
-                 gives probabilities according to its `semantics`; None without such chains
-    shown_mass   the probability that the teacher's candidates have together at a step, mean; None without steps
+    tokenizer    the student's: potstill's, or any that `get_encoder` accepts
+    share        the share of positions with the teacher's distribution, without the end positions and the rewritten
+                 ones, over the chains whose `semantics` promise probabilities; None without such chains
+    shown_mass   the mean over the teacher's steps of the sum of the candidates' probabilities; None without steps
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -58,7 +58,8 @@ class Coverage:
         self._mass: dict[tuple[Part, TargetKind], float] = defaultdict(float)
 
     def add(self, chain: Chain, target: Target, certain: Sequence[tuple[int, int]] = ()) -> None:
-        """Count one chain, as it was aligned, with its target and the spans that were written into it, in bytes."""
+        """Count one chain, as it was aligned, with its target. `certain` are the spans of its content, in bytes, that a
+        rewriting wrote."""
         self.chains += 1
         self.hard_chains += not chain.candidates
         self.bare_chains += not chain.candidates and chain.semantics != "none"
@@ -97,8 +98,10 @@ class Coverage:
         return self._shown / self._steps if self._steps else None
 
     def check(self, least: float, rule: str) -> None:
-        """Raises UserError where the share is below a bound: the student would learn hard targets unnoticed. Sources
-        without probabilities, and the rule `one-hot`, give hard targets by choice."""
+        """Raises UserError if the share is below `least`: the student would learn hard targets without notice.
+
+        The rule `one-hot` and sources without probabilities always pass, because their hard targets are a choice.
+        """
         if rule == "one-hot" or self.share is None or self.share >= least:
             return
         found = f"{100 * self.share:.1f} % of {self.promised} positions, under {100 * least:g} %, by the rule `{rule}`"
@@ -133,7 +136,7 @@ class Coverage:
         }
 
     def _line_starts(self, text: str) -> set[int]:
-        """The positions whose tokens hold the first visible byte of a line."""
+        """The positions whose tokens contain the first visible byte of a line."""
         spans = self.encoder.encode(text).spans
         starts = [start for start, _ in spans]
         lines = [match.end() for match in _LINE_START.finditer(text.encode("utf-8"))]
@@ -148,12 +151,15 @@ class Coverage:
 
 
 def low_mass_warning(counts: Mapping[str, Any], least: float) -> str | None:
-    """A warning where positions have the teacher's distribution, but hardly any of its probability reached them; None
-    where enough did, where the teacher gave no probabilities, and for counts of an older version without `shown`.
+    """A warning if positions have the teacher's distribution, but hardly any of its probability reached them.
+
+    None if enough probability reached them, if the teacher gave no probabilities, and for counts of an older version,
+    which lack `shown`.
 
     counts  as `Coverage.as_json` returns them
-    least   bound on the mass at positions on one teacher token or on several (`same`, `merged`), as a share of what the
-            teacher's candidates had together at a step. Positions inside a teacher token are certain by themselves
+    least   the bound: the mean mass of the positions on whole teacher tokens (`same`, `merged`) must be at least this
+            share of the mean mass of the teacher's candidates. Positions inside a teacher token do not count: they are
+            nearly certain in any case
     """
     shown = counts.get("shown")
     rows = [counts["coverage"]["all"][kind] for kind in WHOLE_TOKEN_KINDS if kind in counts["coverage"]["all"]]
@@ -165,7 +171,7 @@ def low_mass_warning(counts: Mapping[str, Any], least: float) -> str | None:
         return None
     return (
         f"Little of the teacher's probability reached the student: on average {mass:.3f} at the {positions} positions"
-        f" on whole teacher tokens, where the teacher's candidates have {shown:.3f}"
+        f" on whole teacher tokens, compared with {shown:.3f} for the teacher's own candidates"
         f" (transfer.min_transferred_probability: {least:g}). The rest is the tail, from which the student learns"
-        " nothing. `potstill show RUN --chain KEY` shows where it is lost."
+        " nothing. `potstill show RUN --chain KEY` shows where the probability is lost."
     )

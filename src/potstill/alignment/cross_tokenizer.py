@@ -1,4 +1,4 @@
-"""From a chain to a `Target`: the teacher's distributions in the student's vocabulary, by one of four rules.
+"""Makes the `Target` of a chain: the teacher's distributions in the student's vocabulary, by one of four rules.
 
 >>> from tokenizers import Tokenizer, models
 >>> student = Tokenizer(models.BPE({"a": 0, "b": 1, "c": 2, "</s>": 3}, []))  # one token a letter
@@ -39,7 +39,7 @@ from potstill.records import Chain, Target, TargetKind
 from potstill.tokenization.encoder import Encoder, get_encoder
 
 RULES: Final = ("one-hot", "span", "paper", "text")
-VERSION: Final = 3  # of the targets that the rules make; stored in the manifest of the stage that keeps them
+VERSION: Final = 3  # of the targets that the rules make; stored in the manifests of the stages that store targets
 
 
 def transfer(
@@ -53,27 +53,27 @@ def transfer(
     """The target of a chain: the teacher's distributions in the vocabulary of a student.
 
     Arguments:
-      chain        its `candidates` are natural log-probabilities of byte strings; without candidates every position is
-                   hard
+      chain        its `candidates` have natural log-probabilities; without candidates every position is hard
       tokenizer    the student's: potstill's, a `tokenizers.Tokenizer`, or a fast tokenizer of transformers
-      rule         one-hot  every position is certain of its token
+      rule         one-hot  every target has probability 1 for the chain's own token
                    span     a student token on exactly the bytes of one teacher token gets that token's distribution
                    paper    the published rule: dynamic time warping of token strings (Fu et al. 2023, section 4)
-                   text     candidates are texts, and each of them counts for what the student would write for it
+                   text     each candidate is a text, and counts for the tokens that the student would write for it
       completions  for `text`: how pre-tokens continue in the run's chains, from `completions(chains, tokenizer)` with
-                   the same tokenizer; without it every candidate that could still grow is tail
-      teacher      for `text`: the teacher's tokenizer, where it is known. Texts that it would have cut differently do
-                   not count; where it is the student's own, every position keeps the teacher's distribution
-      certain      spans of the content, in bytes, that the teacher did not write (calculator annotations): hard
+                   the same tokenizer; without it, every candidate whose text may go on is tail
+      teacher      for `text`: the teacher's tokenizer, if it is known. Texts that it would tokenize differently do not
+                   count. If it is also the student's tokenizer, every position keeps the teacher's distribution
+      certain      spans of the content, in bytes, that the teacher did not write (calculator annotations); their
+                   positions are hard
 
     Returns a Target of n positions:
-      ids            [n] the tokens that the student's tokenizer gives the chain's text (names of special tokens in it
-                     are text; bytes that are not UTF-8 are U+FFFD), then its end token, unless chain.stop is "length"
-      distribution   of each position: token id to probability (not logarithm); the probabilities of candidates with
-                     the same token are added. What is missing to 1 is the tail
-      kinds          [n] `hard` where the token is certain because nothing was transferred, `end` for the end token;
-                     else with `text` how the token relates to the teacher's (`same`, `merged`, `split`, `mixed`, as in
-                     `spans`), with the other rules `same`
+      ids            [n] the student's tokens of the chain's text, then the end token, unless chain.stop is "length".
+                     Names of special tokens in the text are text; bytes that are not UTF-8 become U+FFFD
+      distribution   of a position: token id to probability (not logarithm). The probabilities of candidates with the
+                     same token are added; the tail is 1 minus the sum
+      kinds          [n] `hard` if the token has probability 1 because nothing was transferred; `end` for the end token;
+                     otherwise `same` with the rules `span` and `paper`, and with `text` the kind of the token's chunk
+                     (`same`, `merged`, `split`, `mixed`, as in `spans`)
       tensors(k)     ids [n, k] int64 and probabilities [n, k] float32, the inputs of `losses.sparse_kl`
 
     Raises UserError for an unknown rule, a tokenizer without an end token, completions of another tokenizer, and a
@@ -101,7 +101,7 @@ def transfer(
     if chain.stop != "length":
         if vocabulary.eos is None:
             raise UserError(
-                "the student's tokenizer names no token that ends a text",
+                "the student's tokenizer has no end token",
                 code="E-tokenizer-no-eos",
                 hint="load it with potstill.tokenization.load_tokenizer(folder, eos=...)",
             )
@@ -125,13 +125,13 @@ def _check(chain: Chain, rule: str, completions: Completions | None, teacher: An
         )
     if rule != "text" and (completions is not None or teacher is not None):
         raise UserError(
-            f"the rule `{rule}` reads neither completions nor the teacher's tokenizer",
+            f"the rule `{rule}` uses neither completions nor the teacher's tokenizer",
             code="E-align-unused-argument",
-            hint="leave them out, or use the rule `text`",
+            hint="leave these arguments out, or use the rule `text`",
         )
     if completions is not None and not isinstance(completions, Completions):
         raise UserError(
-            "these are not completions",
+            "the argument `completions` has the wrong type",
             code="E-align-not-completions",
             found=type(completions).__name__,
             hint="make them with completions(chains, tokenizer)",
@@ -145,9 +145,9 @@ def _text_distributions(
     vocabulary, other = encoder.vocabulary, student.encoder.vocabulary
     if (other.digest, other.eos) != (vocabulary.digest, vocabulary.eos):
         raise UserError(
-            "these completions were made with another tokenizer",
+            "the completions were made with another tokenizer",
             code="E-align-other-tokenizer",
-            hint="make them with completions(chains, tokenizer) and this tokenizer",
+            hint="call completions(chains, tokenizer) with the student's tokenizer",
         )
     teacher_encoder = None if teacher is None else get_encoder(teacher)
     if teacher_encoder is not None and teacher_encoder.vocabulary.digest == vocabulary.digest:
@@ -156,5 +156,5 @@ def _text_distributions(
             return own
     teacher_pre_tokens = None if teacher_encoder is None else get_pre_tokens(teacher_encoder)
     soft = apply_text_rule(chain, student, ids, offsets, run, teacher_pre_tokens)
-    # Where the text's tokens are not those of its pre-tokens, only tokens on the same bytes keep a distribution.
+    # If the tokens of the text differ from the tokens of its pre-tokens, only tokens on the same bytes keep a distribution.
     return apply_span_rule(chain, vocabulary, ids, offsets) if soft is None else soft

@@ -1,4 +1,4 @@
-"""The rules that read one step of the teacher at a time (`span`, `paper`), and readers of a chain for all rules.
+"""The rules `span` and `paper`, which transfer each step of the teacher alone, and functions on chains for all rules.
 
 >>> chain = Chain.from_tokens("q", 0, [b"a"], [[(b"a", -0.5), (b"b", -2.0), (b"b", -2.0)]])
 >>> [{outcome: round(p, 3) for outcome, p in step.items()} for step in step_distributions(chain)]
@@ -23,17 +23,17 @@ from potstill.records import Chain, End
 from potstill.tokenization.encoder import Encoder
 from potstill.tokenization.vocabulary import Vocabulary
 
-MAX_LOG_PROBABILITY: Final = 0.01  # a larger value is not a rounded 0, but a probability
+MAX_LOG_PROBABILITY: Final = 0.01  # rounding may raise a logarithm a little above 0; a larger value is a probability
 Distribution = dict[int, float]
 StepProbabilities = Mapping[bytes | End, float]
 Outcome = TypeVar("Outcome", int, bytes | End)
 
 
 def check_chain(chain: object) -> None:
-    """Raises UserError for anything that is not a chain."""
+    """Raises UserError unless the object is a Chain."""
     if not isinstance(chain, Chain):
         raise UserError(
-            "this is not a chain",
+            "the argument is not a chain",
             code="E-align-not-a-chain",
             found=type(chain).__name__,
             hint="make one with potstill.records.Chain.from_tokens or .from_text",
@@ -41,7 +41,7 @@ def check_chain(chain: object) -> None:
 
 
 def encode_chain_text(chain: Chain, encoder: Encoder) -> tuple[list[int], np.ndarray]:
-    """Ids of the chain's text, and [n, 2] int64 their offsets in its content, in bytes."""
+    """The token ids of the chain's text, and their offsets [n, 2] int64 in its content, in bytes."""
     encoding = encoder.encode(chain.text)
     offsets = np.asarray(encoding.spans, np.int64).reshape(-1, 2)
     original = original_offsets(chain.content)
@@ -49,7 +49,7 @@ def encode_chain_text(chain: Chain, encoder: Encoder) -> tuple[list[int], np.nda
 
 
 def tokens_in_spans(offsets: np.ndarray, spans: Iterable[tuple[int, int]]) -> set[int]:
-    """The tokens that some spans of the content touch. A token without width belongs to a span that begins there.
+    """The indices of the tokens that overlap one of the spans. A token without width overlaps a span that begins there.
 
     offsets  [n, 2] as `encode_chain_text` returns them
     """
@@ -59,15 +59,15 @@ def tokens_in_spans(offsets: np.ndarray, spans: Iterable[tuple[int, int]]) -> se
 
 
 def align_chain(chain: Chain, offsets: np.ndarray) -> SpanAlignment:
-    """Aligns the chain's tokens with the student's tokens of its text, whose offsets are [n, 2]."""
+    """Align the chain's tokens with the student's tokens of its text. `offsets` [n, 2] are those of the student's tokens."""
     return align_spans(np.asarray(chain.spans, np.int64).reshape(-1, 2), offsets)
 
 
 def original_offsets(content: bytes) -> np.ndarray | None:
-    """[bytes of the readable text + 1] the offset of each byte in the content; None where the content is UTF-8, so that
-    they are the same.
+    """[bytes of the decoded text + 1] the offset of each byte in the content; None if the content is UTF-8, so that the
+    offsets are the same.
 
-    All three bytes of a U+FFFD lie where the invalid bytes begin: a student token that ends inside it has no width.
+    All three bytes of a U+FFFD have the offset of the invalid bytes, so a student token that ends inside it has no width.
     """
     if not _invalid_length(content):
         return None
@@ -75,7 +75,7 @@ def original_offsets(content: bytes) -> np.ndarray | None:
     start = 0
     for character in content.decode("utf-8", "replace"):
         width = len(character.encode())
-        # A U+FFFD may also be a character of the content.
+        # The content itself may contain a U+FFFD.
         invalid = _invalid_length(content[start : start + 4], at_start=True) if character == "\ufffd" else 0
         offsets += [start] * width if invalid else range(start, start + width)
         start += invalid or width
@@ -83,8 +83,8 @@ def original_offsets(content: bytes) -> np.ndarray | None:
 
 
 def _invalid_length(data: bytes, at_start: bool = False) -> int:
-    """Where the first bytes end that are not UTF-8 and make one U+FFFD; 0 if all bytes are, or if the first ones are and
-    only these count (`at_start`)."""
+    """The end of the first invalid UTF-8 sequence, which decodes to one U+FFFD; 0 if there is none. With `at_start`, only
+    a sequence at the start of the data counts."""
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -93,9 +93,11 @@ def _invalid_length(data: bytes, at_start: bool = False) -> int:
 
 
 def step_distributions(chain: Chain) -> list[dict[bytes | End, float]]:
-    """The probability of each outcome at each step, at most 1 in sum. Equal outcomes are added up; those whose
-    probability is below the smallest number are left out. Raises UserError for a log-probability that is not a number, or
-    above 0 by more than rounding."""
+    """The probability of each outcome at each step. The probabilities of a step add up to at most 1.
+
+    The probabilities of equal outcomes are added; outcomes whose probability is 0 in floating point are left out. Raises
+    UserError if a log-probability is not a number, or is above 0 by more than a rounding error.
+    """
     steps = []
     for index, candidates in enumerate(chain.candidates):
         row: dict[bytes | End, float] = {}
@@ -124,13 +126,13 @@ def _to_probability(value: float, chain: Chain, step: int) -> float:
             code="E-align-not-a-log-probability",
             where=where,
             found=value,
-            hint="give natural logarithms of probabilities, not probabilities",
+            hint="give the natural logarithms of the probabilities",
         )
     return 1.0
 
 
 def _cap_total(row: dict[Outcome, float]) -> dict[Outcome, float]:
-    """Rounded logarithms can add up to a little more than 1; a distribution cannot."""
+    """Divide by the sum if it is above 1. The probabilities of rounded logarithms can add up to a little more than 1."""
     total = math.fsum(row.values())
     return {outcome: value / total for outcome, value in row.items()} if total > 1.0 else row
 
@@ -138,9 +140,9 @@ def _cap_total(row: dict[Outcome, float]) -> dict[Outcome, float]:
 def apply_span_rule(
     chain: Chain, vocabulary: Vocabulary, ids: Sequence[int], offsets: np.ndarray
 ) -> dict[int, Distribution]:
-    """Distributions by position: of student tokens on exactly the bytes of one teacher token, and of the end.
+    """The distributions by position. Student tokens on exactly the bytes of one teacher token have one, and so may the end.
 
-    ids, offsets  the tokens of the chain's text and their offsets in its content
+    ids, offsets  [n] and [n, 2]: the tokens of the chain's text, and their offsets in its content
     """
     soft: dict[int, Distribution] = {}
     chunks = align_chain(chain, offsets)
@@ -149,7 +151,7 @@ def apply_span_rule(
             row = _student_distribution(chain, i, vocabulary, ids[j], first=bool(offsets[j][0] == 0))
             if row:
                 soft[j] = row
-    # The last step is about the end only if nothing that the student drops stands between its last token and the end.
+    # The last step gives the end's distribution only if the student dropped no text after its last token.
     touching = not len(chunks) or chunks.student[-1] > chunks.student[-2]
     if len(chain.candidates) > len(chain.tokens) and chain.stop == "end" and touching and vocabulary.eos is not None:
         row = _student_distribution(chain, len(chain.tokens), vocabulary, None, first=not ids)
@@ -161,7 +163,7 @@ def apply_span_rule(
 def apply_same_tokenizer_rule(
     chain: Chain, vocabulary: Vocabulary, ids: Sequence[int]
 ) -> dict[int, Distribution] | None:
-    """The teacher's own distributions, where its tokens are the student's; None where the text is cut differently."""
+    """The teacher's own distributions; None if the student's tokens of the text are not the teacher's."""
     if [vocabulary.find(token, first=i == 0) for i, token in enumerate(chain.tokens)] != list(ids):
         return None
     soft: dict[int, Distribution] = {}
@@ -174,8 +176,8 @@ def apply_same_tokenizer_rule(
 
 
 def apply_dtw_rule(chain: Chain, vocabulary: Vocabulary, ids: Sequence[int]) -> dict[int, Distribution]:
-    """The published rule: student tokens that are aligned to exactly one teacher token, of the same string once its
-    spaces are `▁`."""
+    """The distributions by position, by the published rule: a student token has one if it is aligned to exactly one
+    teacher token and both have the same string, with the teacher's spaces written as `▁`."""
     names = {token: name for name, token in vocabulary.specials.items()}
     pieces = [(vocabulary.bytes_of(token) or b"").decode("utf-8", "replace").replace(" ", "▁") for token in ids]
     student = [piece or names.get(token, "") for piece, token in zip(pieces, ids, strict=True)]
@@ -192,9 +194,10 @@ def apply_dtw_rule(chain: Chain, vocabulary: Vocabulary, ids: Sequence[int]) -> 
 def _student_distribution(
     chain: Chain, step: int, vocabulary: Vocabulary, written: int | None, *, first: bool, end: bool = True
 ) -> Distribution:
-    """The outcomes of a step by student token; empty if none of them is one token.
+    """The probabilities of a step by student token; empty if no outcome is a single student token.
 
-    written  the student's token for the sampled token, also if its bytes differ; None at the end of the text
+    written  the student's token at this position, which counts for the sampled token even if their bytes differ; None at
+             the end of the text
     first    whether the position is the start of the text
     end      whether END counts for the student's end token; otherwise it is tail
     """

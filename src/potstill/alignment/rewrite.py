@@ -1,4 +1,4 @@
-"""Rewrites a chain before it is aligned: text, token bytes and candidates stay in step.
+"""Rewrites a chain before it is aligned. Text, tokens and candidates are changed together.
 
 Characters that the student's vocabulary lacks:
 
@@ -8,8 +8,8 @@ Characters that the student's vocabulary lacks:
     >>> replaced.text, replaced.tokens, [(outcome, round(value, 3)) for outcome, value in replaced.candidates[1]]
     ('3 * 4', (b'3', b' *', b' 4'), [(b' *', -0.007)])
 
-Without it a student whose vocabulary lacks a character (T5: `× ÷ − ~ < {`) would be taught its unknown token. A recipe
-chooses what to write instead: `3 x 4` and `3 * 4` are other texts than the teacher's.
+Without this, a student whose vocabulary lacks a character (T5: `× ÷ − ~ < {`) would learn to write its unknown token. The
+recipe chooses the replacement, because `3 x 4` or `3 * 4` is not the teacher's text.
 
 GSM8K's calculator annotations, inserted or removed:
 
@@ -20,8 +20,8 @@ GSM8K's calculator annotations, inserted or removed:
     >>> edit_calculator_annotations(annotated, "remove")[0].text
     '3 * 4 = 12.'
 
-The teacher gave no probability of an annotation, nor of the text after one. So the tokens that an annotation touches, and
-the number after it, become one token that is certain: hard targets, whose spans are in `certain`.
+The teacher gave no probability of an annotation, or of text after an annotation. So the annotation, the tokens that it
+touches and the number after it become one token with probability 1. Its span is in `certain`, and its targets are hard.
 """
 
 from __future__ import annotations
@@ -47,18 +47,21 @@ Candidates = tuple[Candidate, ...]
 
 
 def prepare_chain(chain: Chain, characters: Mapping[str, str], marks: CalculatorMarks | None) -> tuple[Chain, Spans]:
-    """The chain as a recipe has it aligned, or the chain itself where that changes nothing; and the spans of its content,
-    in bytes, that the teacher did not write (hard targets)."""
+    """The chain with the changes of a recipe, and the spans of its content, in bytes, that the teacher did not write,
+    whose targets are hard. The chain is the same object if nothing changes."""
     return edit_calculator_annotations(replace_characters(chain, characters), marks)
 
 
 def edit_calculator_annotations(chain: Chain, marks: CalculatorMarks | None) -> tuple[Chain, Spans]:
-    """The chain with annotations before the results of its equations, or without any; the chain itself where that
-    changes nothing. And the spans of the new content, in bytes, that the rewriting made certain."""
+    """Insert an annotation before the result of each equation, or remove all annotations.
+
+    Returns the chain, which is the same object if nothing changes, and the spans of the new content, in bytes, that the
+    rewriting made certain.
+    """
     if marks == "insert":
         return _apply_edits(chain, equations.find_mark_insertions, ())
     certain: Spans = ()
-    while marks == "remove" and b"<<" in chain.content:  # again, because an annotation may stand inside another
+    while marks == "remove" and b"<<" in chain.content:  # repeated, because an annotation may contain another one
         before = chain
         chain, certain = _apply_edits(before, equations.find_mark_removals, certain)
         if chain is before:
@@ -67,7 +70,7 @@ def edit_calculator_annotations(chain: Chain, marks: CalculatorMarks | None) -> 
 
 
 def _apply_edits(chain: Chain, find: Callable[[str], Sequence[Edit]], earlier: Spans) -> tuple[Chain, Spans]:
-    """The chain with the edits that `find` finds in its text, and its certain spans, `earlier` ones included."""
+    """The chain with the edits that `find` returns for its text, and its certain spans, including the `earlier` ones."""
     text = chain.content.decode("utf-8", DECODE_ERRORS)
     edits = find(text)
     if not edits:
@@ -78,7 +81,9 @@ def _apply_edits(chain: Chain, find: Callable[[str], Sequence[Edit]], earlier: S
 
     in_bytes = [(to_bytes(e.start), to_bytes(e.end), e.text.encode(), to_bytes(e.number_end)) for e in edits]
     certain: list[Span] = []
-    for start, end, new, until in reversed(in_bytes):  # from the back, so that the offsets before stay
+    for start, end, new, until in reversed(
+        in_bytes
+    ):  # the last edit first, so that the offsets of the others stay valid
         chain, span = _apply_edit(chain, start, end, new, until)
         shift = len(new) - (end - start)
         certain = [span, *((max(low + shift, span[1]), high + shift) for low, high in certain)]
@@ -88,8 +93,8 @@ def _apply_edits(chain: Chain, find: Callable[[str], Sequence[Edit]], earlier: S
 
 
 def _apply_edit(chain: Chain, start: int, end: int, new: bytes, until: int) -> tuple[Chain, Span]:
-    """Bytes start to end written as `new`; the tokens that touch them and the bytes up to `until` become one certain
-    token, whose span is returned."""
+    """Replace the bytes from `start` to `end` by `new`. The tokens that touch the bytes from `start` to `until` become one
+    certain token. Returns the chain and the span of this token."""
     touched = [i for i, (low, high) in enumerate(chain.spans) if low < until and high > start]
     low, high = start, until
     first = after = sum(span[1] <= start for span in chain.spans)
@@ -111,9 +116,11 @@ def _splice_token(
     content: bytes | None = None,
     shift: int = 0,
 ) -> Chain:
-    """The chain with one token, or None, in place of tokens first to after - 1.
+    """The chain with `token`, or no token if None, in place of the tokens `first` to `after` - 1.
 
-    content  the new content, with the text of the later tokens moved by `shift` bytes
+    token    bytes, span and candidates of the new token
+    content  the new content; None keeps the chain's
+    shift    the number of bytes by which the spans of later tokens move
     """
     tokens, spans, steps = ((part,) for part in token) if token else ((), (), ())
     return replace(
@@ -126,8 +133,11 @@ def _splice_token(
 
 
 def _offset_map(spans: Sequence[Span], lengths: Sequence[int]) -> Callable[[int], int]:
-    """Maps offsets of a text to a text in which parts of it (spans in order, without overlap) have other lengths. An
-    offset inside a part becomes the end of that part; so does the offset at which something was inserted."""
+    """A function from offsets in a text to offsets in the edited text, in which each span has its new length.
+
+    The spans are in order and do not overlap. An offset inside a span is mapped to the end of the new text of the span;
+    an offset at which text was inserted is mapped to the end of the inserted text.
+    """
     ends = [end for _, end in spans]
     changes = [length - (end - start) for (start, end), length in zip(spans, lengths, strict=True)]
     shifts = list(accumulate(changes, initial=0))
@@ -141,11 +151,11 @@ def _offset_map(spans: Sequence[Span], lengths: Sequence[int]) -> Callable[[int]
 
 
 def replace_characters(chain: Chain, characters: Mapping[str, str]) -> Chain:
-    """The chain with each key of `characters` replaced by its value; the chain itself if it has none of the keys.
+    """The chain with each key of `characters` replaced by its value; the same object if the chain contains no key.
 
-    Candidates that become equal are one, with the sum of their probabilities. Tokens that share a replaced character
-    become one token: its candidates are those of its first part, and the continuations of the parts that were sampled,
-    by the chain rule. Replaced text is not searched again.
+    Candidates that become equal are merged, and their probabilities are added. Tokens that share a replaced character
+    become one token. Its candidates are those of its first part, and those of every later part with the sampled parts
+    before them; their probabilities follow from the chain rule. Replaced text is not searched again.
     """
     if not characters:
         return chain
@@ -172,7 +182,7 @@ def replace_characters(chain: Chain, characters: Mapping[str, str]) -> Chain:
 
 
 def _merge_shared_tokens(chain: Chain, spans: Sequence[tuple[int, int]]) -> Chain:
-    """The chain with tokens merged until no span lies in more than one of them."""
+    """The chain with tokens merged so that each span lies in one token."""
     touched = [[i for i, (low, high) in enumerate(chain.spans) if low < end and high > start] for start, end in spans]
     runs: list[tuple[int, int]] = []
     for tokens in (tokens for tokens in touched if len(tokens) > 1):
@@ -188,7 +198,7 @@ def _merge_shared_tokens(chain: Chain, spans: Sequence[tuple[int, int]]) -> Chai
 
 
 def _chain_candidates(tokens: Sequence[bytes], steps: Sequence[Candidates]) -> Candidates:
-    """The candidates of several tokens as one token, by the chain rule; none where a step does not show its own token."""
+    """The candidates of several tokens merged into one, by the chain rule; empty if a step lacks its own token."""
     candidates: list[Candidate] = []
     written, log_probability = b"", 0.0
     for index, (token, step) in enumerate(zip(tokens, steps, strict=False)):
@@ -196,7 +206,7 @@ def _chain_candidates(tokens: Sequence[bytes], steps: Sequence[Candidates]) -> C
         if drawn is None:
             return ()
         for outcome, value in step:
-            if outcome is END:  # a text cannot end inside a character
+            if outcome is END:  # after the first part it is dropped: a text cannot end inside a character
                 if not index:
                     candidates.append((END, value))
             elif outcome != token or index == len(tokens) - 1:
@@ -207,9 +217,10 @@ def _chain_candidates(tokens: Sequence[bytes], steps: Sequence[Candidates]) -> C
 
 
 def merge_candidates(step: Sequence[Candidate], decimals: int | None = None) -> Candidates:
-    """Each outcome once, in the order of first appearance; the probabilities of equal ones are added.
+    """Merge equal outcomes and add their probabilities. The outcomes keep the order of their first appearance.
 
-    decimals  that a sum of several is rounded to; None leaves it as it is
+    step      outcomes with natural log-probabilities
+    decimals  round the log-probability of merged outcomes to so many decimals; None does not round
     """
     values: dict[bytes | End, list[float]] = {}
     for outcome, value in step:
@@ -218,7 +229,7 @@ def merge_candidates(step: Sequence[Candidate], decimals: int | None = None) -> 
 
 
 def _log_sum(values: Sequence[float], decimals: int | None) -> float:
-    """The logarithm of the sum of the exponentials, at most 0."""
+    """The natural logarithm of the sum of the exponentials, at most 0."""
     highest = max(values)
     if highest == -math.inf:
         return highest

@@ -1,4 +1,4 @@
-"""Stores targets as flat arrays that are mapped into memory and read without decoding.
+"""Stores targets in flat arrays, which are memory-mapped and need no decoding.
 
     >>> import tempfile
     >>> chain = Chain.from_tokens("q1", 0, [b"7", b" 9"])
@@ -13,23 +13,25 @@
     ...     len(store), store.get(chain).ids, store[0].distribution(0), store[0].tail(0)
     (1, (7, 9, 1), {7: 0.75, 8: 0.25}, 0.0)
 
-A probability is a whole number of units of 1/65,536, from 1 to 65,536, stored less one. Sums of such numbers are exact
-in 32 bits and in any order, so kept mass and tail add up to exactly 1, and a certain token is exactly 1. The kept mass
-of a position is rounded once, as a whole: it is off by half a unit at most, however many candidates share it.
+The unit of a stored probability is 1/65,536. A probability is 1 to 65,536 units, and the array has the number of units
+minus 1. Sums of units are exact in 32 bits and in any order, so the kept mass and the tail add up to exactly 1, and the
+probability of a certain token is exactly 1. The kept mass of a position is rounded once, so its error is at most half a
+unit for any number of candidates.
 
-    ids               [tokens]      uint16 where 65,536 or fewer ids are used, else uint32
-    used              [ids]         uint32, empty unless an id is too large for uint16 but 65,536 or fewer are used: then
-                                    it has all of them, ascending, and the ids in the other arrays are indices in it
-    marks             [tokens]      6 x candidates + index in POSITION_KINDS; uint8 up to 41 candidates, else uint16;
-                                    no candidates: certain of its own id, nothing else is stored
-    candidate_ids     [candidates]  as ids
-    probabilities     [candidates]  uint16, units less one
-    starts            [targets + 1] uint32 or uint64, first token of each target
-    candidate_starts  [targets + 1] as starts, first candidate of each target
-    texts             [targets]     uint64, digest of the text of each chain and of how its source cut it into tokens
-    keys              [bytes]       uint8, JSON in UTF-8: one [question, source, index] a target
+    ids               [tokens]      uint16 if at most 65,536 different ids are used, else uint32
+    used              [ids]         uint32, usually empty. If an id is too large for uint16, but at most 65,536 different
+                                    ids are used, it has these ids, ascending, and the other arrays have indices in it
+    marks             [tokens]      6 x number of candidates + index in POSITION_KINDS; uint8 up to 41 candidates, else
+                                    uint16. A position without stored candidates is certain of its own id
+    candidate_ids     [candidates]  dtype as ids
+    probabilities     [candidates]  uint16, units minus 1
+    starts            [targets + 1] uint32 or uint64, index of each target's first token
+    candidate_starts  [targets + 1] uint32 or uint64, index of each target's first candidate
+    texts             [targets]     uint64, digest of each chain's text, token spans and stop reason
+    keys              [bytes]       uint8, JSON in UTF-8: a list with one [question, source, index] per target
 
-`about.json` beside them is a `TargetOrigin`: what they were made with. A reader that expects another origin gets an error.
+The file `about.json` in the same folder has the `TargetOrigin`, which identifies the inputs of the targets. A reader that
+expects another origin gets an error.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ import numpy as np
 from potstill.errors import UserError
 from potstill.records import Chain, Target, TargetKind
 
-VERSION: Final = 2  # of the layout; stored in the manifest of the stage that keeps targets
+VERSION: Final = 2  # of the layout; stored in the manifest of the stage that aligns
 UNITS_PER_ONE: Final = 65_536
 POSITION_KINDS: Final[tuple[TargetKind, ...]] = get_args(TargetKind)
 ARRAY_NAMES: Final = (
@@ -55,18 +57,19 @@ ARRAY_NAMES: Final = (
     *("starts", "candidate_starts", "texts", "keys"),
 )
 ORIGIN_FILE: Final = "about.json"
-CONCATENATE_EVERY: Final = 1 << 14  # targets: many small arrays would take more memory than one
+CONCATENATE_EVERY: Final = 1 << 14  # targets; many small arrays would take more memory than one large array
 ChainKey = tuple[str, str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class TargetOrigin:
-    """What targets were made with, apart from the texts of the chains.
+    """Identifies what targets were made from, apart from the texts of the chains.
 
     tokenizer  digest of the student's tokenizer
     teacher    digest of the chains with their probabilities
-    rule       of the transfer, and `version` of the rules
-    settings   digest of all else that decided them: rewriting, threshold, the chains that completions were made from
+    rule       transfer rule
+    version    version of the transfer rules
+    settings   digest of all other inputs: rewriting, threshold, the chains from which the completions were made
     """
 
     tokenizer: str
@@ -80,11 +83,12 @@ class TargetOrigin:
 
 
 def pack_targets(targets: Iterable[tuple[Chain, Target]], threshold: float = 0.0) -> dict[str, np.ndarray]:
-    """The arrays of many targets, in their order, each with the chain that it was made from.
+    """The arrays of the module's description, by name, for targets in the given order.
 
-    threshold  a candidate below this probability goes to the tail; every position keeps its most likely one
+    targets    each target with the chain from which it was made
+    threshold  a candidate with a smaller probability goes to the tail; every position keeps its most likely candidate
 
-    Raises UserError for a key that comes twice, and for a position with more than 10,922 candidates.
+    Raises UserError for two targets with the same key, and for a position with more than 10,921 candidates.
     """
     digests: dict[ChainKey, int] = {}
     # ids, marks, candidate ids, units; tokens and candidates of each target
@@ -93,7 +97,10 @@ def pack_targets(targets: Iterable[tuple[Chain, Target]], threshold: float = 0.0
     for chain, target in targets:
         if chain.key in digests:
             raise UserError(
-                "two targets have one key", code="E-align-duplicate-key", where=chain.key, hint="drop one of the chains"
+                "two targets have the same key",
+                code="E-align-duplicate-key",
+                where=chain.key,
+                hint="drop one of the chains",
             )
         digests[chain.key] = chain_digest(chain)
         for column, array in zip(columns, _pack_target(chain.key, target, threshold), strict=True):
@@ -103,7 +110,7 @@ def pack_targets(targets: Iterable[tuple[Chain, Target]], threshold: float = 0.0
     ids, marks, candidate_ids, units, lengths, stored = map(np.concatenate, columns)
     id_dtype, used = np.uint16, np.zeros(0, np.uint32)
     if max(ids.max(initial=0), candidate_ids.max(initial=0)) >= 2**16:
-        distinct = np.union1d(ids, candidate_ids)  # texts of one kind use a small part of a large vocabulary
+        distinct = np.union1d(ids, candidate_ids)  # texts of one task use a small part of a large vocabulary
         if len(distinct) <= 2**16:
             used = distinct
             ids, candidate_ids = np.searchsorted(used, ids), np.searchsorted(used, candidate_ids)
@@ -124,7 +131,7 @@ def pack_targets(targets: Iterable[tuple[Chain, Target]], threshold: float = 0.0
 
 
 def chain_digest(chain: Chain) -> int:
-    """64 bits that change with the chain's text, tokens and stop reason, on which its target depends."""
+    """A digest of 64 bits of the chain's text, token spans and stop reason, on which its target depends."""
     state = hashlib.blake2b(chain.content, digest_size=8)
     state.update(np.asarray(chain.spans, np.int64).tobytes() + chain.stop.encode())
     return int.from_bytes(state.digest(), "big")
@@ -136,7 +143,7 @@ def _start_offsets(lengths: np.ndarray) -> np.ndarray:
 
 
 def _pack_target(key: ChainKey, target: Target, threshold: float) -> tuple[np.ndarray, ...]:
-    """ids, marks, candidate ids and stored units of one target, and how many tokens and candidates they are."""
+    """The ids, marks, candidate ids and stored units of one target, its number of tokens, and its number of candidates."""
     ids = np.asarray(target.ids, np.uint32)
     widths = np.diff(np.asarray(target.offsets, np.int64))
     candidate_ids = np.asarray(target.candidate_ids, np.uint32)
@@ -144,7 +151,7 @@ def _pack_target(key: ChainKey, target: Target, threshold: float) -> tuple[np.nd
     assert (widths > 0).all(), f"{key}: a position without a candidate"
     assert ((probabilities > 0) & (probabilities <= 1)).all(), f"{key}: not a probability"
     row, starts = np.repeat(np.arange(len(ids)), widths), np.asarray(target.offsets, np.int64)[:-1]
-    largest = np.lexsort((-probabilities, row))[starts]  # the sort is stable: of equal ones the first
+    largest = np.lexsort((-probabilities, row))[starts]  # the sort is stable: the first of equal probabilities
     keep = probabilities >= threshold
     keep[largest] = True
     units = _to_units(np.where(keep, probabilities, 0.0), starts, widths)
@@ -157,7 +164,7 @@ def _pack_target(key: ChainKey, target: Target, threshold: float) -> tuple[np.nd
             code="E-align-too-many-candidates",
             where=key,
             found=int(counts.max()),
-            hint="ask the teacher for fewer, or raise transfer.min_probability",
+            hint="ask the teacher for fewer candidates, or raise transfer.min_probability",
         )
     kinds = np.array([POSITION_KINDS.index(kind) for kind in target.kinds], np.int64)
     marks = (len(POSITION_KINDS) * counts + kinds).astype(np.uint16)
@@ -168,9 +175,12 @@ def _pack_target(key: ChainKey, target: Target, threshold: float) -> tuple[np.nd
 
 
 def _to_units(probabilities: np.ndarray, starts: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """[m] int64, whole units of each probability of some positions, whose candidates begin at `starts`.
+    """[candidates] int64, the probabilities in whole units.
 
-    They are differences of the rounded running sums of a position, so that rounding errors do not add up.
+    They are the differences between the rounded running sums of a position, so that rounding errors do not add up.
+
+    probabilities   [candidates] float64, of all positions in order
+    starts, widths  [positions] index of each position's first candidate, and its number of candidates
     """
     sums = np.cumsum(probabilities)
     before = np.repeat(sums[starts] - probabilities[starts], widths)
@@ -181,12 +191,12 @@ def _to_units(probabilities: np.ndarray, starts: np.ndarray, widths: np.ndarray)
 
 
 class TargetStore:
-    """The targets of a folder of `.npy` files, mapped into memory: only what is used is read from disk.
+    """The targets in a folder of `.npy` files. The files are memory-mapped: only the parts in use are read from disk.
 
-    origin  what the reader expects them to be made with; None accepts any
+    origin  the origin that the reader expects; None accepts any
 
-    Raises UserError where a file is missing or is not an array, where the arrays do not belong together, and where they
-    were made with something else, which the message names.
+    Raises UserError if a file is missing or is not an array, if the lengths of the arrays do not match, or if the
+    targets have another origin; the message names the difference.
     """
 
     def __init__(self, folder: Path | str, origin: TargetOrigin | None = None) -> None:
@@ -202,7 +212,7 @@ class TargetStore:
             and self._candidate_starts[-1] == len(self._candidate_ids) == len(self._units)
         ):
             lengths = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
-            raise _redo_error("the arrays do not belong together", "E-align-torn-store", self.folder, lengths)
+            raise _redo_error("the lengths of the arrays do not match", "E-align-torn-store", self.folder, lengths)
 
     def _check_origin(self, origin: TargetOrigin) -> None:
         path = self.folder / ORIGIN_FILE
@@ -224,7 +234,7 @@ class TargetStore:
         except FileNotFoundError:
             raise _redo_error("an array of the targets is missing", "E-align-no-array", path) from None
         except (ValueError, EOFError, OSError) as error:
-            raise _redo_error("this file is not an array", "E-align-not-an-array", path, error) from None
+            raise _redo_error("the file is not a NumPy array", "E-align-not-an-array", path, error) from None
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -234,7 +244,7 @@ class TargetStore:
 
     @property
     def lengths(self) -> np.ndarray:
-        """[targets] int64, tokens of each."""
+        """[targets] int64, the number of tokens of each target."""
         return np.diff(self._starts).astype(np.int64)
 
     @cached_property
@@ -246,23 +256,23 @@ class TargetStore:
         return {key: index for index, key in enumerate(self.keys)}
 
     def find(self, key: ChainKey) -> int | None:
-        """The index of a key's target, None if no target has it."""
+        """The index of the target with this key; None if no target has it."""
         return self._indices.get(key)
 
     def get(self, chain: Chain) -> Target:
-        """The target of a chain. Raises UserError if it has none, and if its target was made from another text or from
-        another cut of it into tokens."""
+        """The target of a chain. Raises UserError if the chain has no target, and if the target was made from another text,
+        other token spans or another stop reason."""
         index = self.find(chain.key)
         if index is None:
             raise UserError(
-                "this chain has no target",
+                "the chain has no target",
                 code="E-align-no-target",
                 where=chain.key,
-                hint="only chains that were kept have one",
+                hint="only chains that the filter kept have targets",
             )
         if int(self._texts[index]) != chain_digest(chain):
             raise _redo_error(
-                "the target was made from another chain of this key", "E-align-other-chain", where=chain.key
+                "the target was made from another chain with the same key", "E-align-other-chain", where=chain.key
             )
         return self[index]
 

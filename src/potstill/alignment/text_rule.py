@@ -1,4 +1,4 @@
-"""The rule `text`: a teacher's outcomes are texts, and each of them counts for what the student would write for it.
+"""The rule `text`: each outcome of the teacher is a text, and counts for the tokens that the student would write for it.
 
     >>> from tokenizers import Tokenizer, models
     >>> from potstill.alignment.pre_tokens import get_pre_tokens
@@ -8,20 +8,21 @@
     >>> [{token: round(p, 2) for token, p in row.items()} for row in soft.values()]
     [{1: 1.0}, {7: 0.2, 2: 0.8}]
 
-An outcome that the teacher saw at a step but did not take branches off the chain's text. It is followed to the end of
-the pre-token in which it differs, with the probabilities of the run's chains (`text_rule_completions`), and written in
-the student's tokens: a *branch*. Of these tokens only the first that is not the chain's own matters: before it the
-branch agrees with the chain, and after it the chain's tokens are impossible for it. So branches that leave the chain at
+An outcome that the teacher gave at a step but did not sample branches off the chain's text. It is continued to the end of
+the pre-token in which it differs from the chain, with the probabilities of the run's chains (`text_rule_completions`).
+The student's tokens of the resulting text are a *branch*. Only the first token that is not the chain's own matters: the
+branch agrees with the chain before it, and cannot have the chain's tokens after it. So branches that leave the chain at
 the same position with the same token are one branch.
 
-At a position of the student, the branches that begin with the tokens already written vote for their next token; the
-others are impossible there. The chain's own text is one more branch. Probability that was not shown, or whose
-continuation is unknown, is the tail.
+At a position of the student, each branch that agrees with all tokens before the position votes for its next token. The
+other branches are impossible there. The chain's own text is one more branch. The tail is the probability that the teacher
+did not show, and that of outcomes whose continuation is unknown.
 
-Several steps of the teacher may count at one position. The *current* step is the one whose token holds the start of the
-position. A vote is the branch's probability given the text before the current step: of an earlier step, its probability
-divided by those of the tokens that the chain took since; of a later step, multiplied by those taken before it. The votes
-are divided by their sum, so that the distribution is conditional on the tokens already written.
+Several steps of the teacher may count at one position. The *current* step is the step whose token contains the start of
+the position. A vote is the branch's probability given the text before the current step. For a branch of an earlier step,
+that is its probability divided by the probabilities of the tokens that the chain took since; for a branch of a later
+step, it is multiplied by the probabilities of the tokens between. The votes are divided by their sum, so that the
+distribution is conditional on the tokens before the position.
 """
 
 from __future__ import annotations
@@ -39,39 +40,41 @@ from potstill.alignment.text_rule_completions import MIN_SHARE, Completions, Wri
 from potstill.prompts import find_answer_end
 from potstill.records import END, Chain, End
 
-MIN_TARGET_PROBABILITY: Final = 1e-6  # a smaller probability in a target is tail
-MIN_OUTCOME_PROBABILITY: Final = 3e-4  # an outcome less likely than this counts as unseen
-# An outcome that no chain continues is tail if it is less likely than this, even if its first tokens are known.
+MIN_TARGET_PROBABILITY: Final = 1e-6  # a target's smaller probabilities are tail
+MIN_OUTCOME_PROBABILITY: Final = 3e-4  # a less likely outcome counts as unseen
+# A less likely outcome that no chain continues is tail, even if its first tokens are known.
 MIN_OPEN_PROBABILITY: Final = 5e-3
-MIN_BRANCH_PROBABILITY: Final = 2e-5  # branches less likely than this are not told apart
-# The estimated share of the probability not shown at a step whose texts begin with the tokens that the chain took.
+MIN_BRANCH_PROBABILITY: Final = 2e-5  # less likely continuations get no branch: their probability stays open
+# The part of the unseen probability of a step that is estimated to agree with the tokens that the chain took since.
 UNSEEN_AGREEMENT: Final = 0.1
-_MIN_TAKEN: Final = 1e-9  # earlier steps do not count after a token that the chain took with less than this
+_MIN_TAKEN: Final = 1e-9  # a chain's token with a smaller probability ends the search for earlier steps that count
 
-# (leaves, token, until, apart), a plain tuple because there are many:
+# (leaves, token, until, apart), a plain tuple because there are many. A branch is open if its tokens are unknown from
+# the position `leaves` on.
 #   leaves  the first position of the student at which the branch differs from the chain
-#   token   the branch's token there; None: unknown, the branch is open
-#   until   of an open branch: the last position at which it may count, the first one after its pre-token; else 0
-#   apart   of an open branch: the first byte of the content that it may not share; else 0
+#   token   the branch's token there; None for an open branch
+#   until   for an open branch, the last position at which it may count, which is the first after its pre-token; else 0
+#   apart   for an open branch, the first byte of the content at which it may differ; else 0
 Branch = tuple[int, int | None, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class _ChainPath:
-    """A chain as the student's pre-tokens and the teacher's steps. Offsets are bytes of the content.
+    """A chain with the student's pre-tokens and the teacher's steps. Offsets count bytes of the content.
 
     ids              the student's tokens of the text
     run, teacher     as in `apply_text_rule`
-    begins           [pre-tokens] where each pre-token begins
-    unsure           the pre-tokens that a similar text might not have, because a piece of the student joins this one's
-                     text to the one before
+    begins           [pre-tokens] the start of each pre-token
+    unsure           indices of the pre-tokens that a similar text might not have, because a piece of the student's
+                     vocabulary may join the pre-token to the one before it
     firsts           [pre-tokens + 1] the position of each pre-token's first token, and the number of positions
-    rows             [steps] the outcomes of each step that count
-    starts, stops    [steps] where the token of each step starts and stops
+    rows             [steps] each step's outcomes of at least MIN_OUTCOME_PROBABILITY, with their probabilities
+    starts, stops    [steps] start and end of the token of each step
     within           [steps] the pre-token in which each step starts
-    taken, unseen    [steps] the probability of the chain's own token (0 if its source did not show it), and the
-                     probability that was not shown
-    answer           where the answer sentence begins, if it ends the text: after it a newline ends the text too
+    taken            [steps] the probability of the chain's own token; 0 if the teacher did not show it
+    unseen           [steps] 1 minus the sum of the probabilities in `rows`
+    answer           the start of the answer sentence, if the text ends with it; after that start a newline ends the
+                     text too
     """
 
     chain: Chain
@@ -99,12 +102,12 @@ def apply_text_rule(
     run: Completions | None = None,
     teacher: PreTokens | None = None,
 ) -> dict[int, Distribution] | None:
-    """Distributions by position; None where the tokens of the text are not those of its pre-tokens.
+    """The distributions by position; None if the tokens of the text differ from the tokens of its pre-tokens.
 
     pre_tokens    the student's
-    ids, offsets  the tokens of the chain's text and their offsets [n, 2] in its content
-    run           how pre-tokens continue in the run's chains; without it every outcome that could still grow is open
-    teacher       the teacher's pre-tokens: branches that it would have cut differently do not count
+    ids, offsets  [n] and [n, 2]: the tokens of the chain's text, and their offsets in its content, in bytes
+    run           how pre-tokens continue in the run's chains; without it every outcome whose text may go on is open
+    teacher       the teacher's pre-tokens; branches that its tokenizer would split differently do not count
     """
     path = _build_path(chain, pre_tokens, ids, run, teacher)
     if path is None:
@@ -120,14 +123,14 @@ def apply_text_rule(
         after += pre_token + 1 == len(path.begins) and chain.stop != "length"
         for position in range(first, after):
             start, token = low if position == first else starts[position], written[position]
-            # Tokens without width share their offset with the one after them; the first of them is the current step.
+            # Tokens without width have the offset of the token after them; the first one with it is the current step.
             step = bisect_left(path.starts, start)
             if step == len(path.starts) or path.starts[step] > start:
                 step -= 1
             if token is None or step < 0:
                 continue
-            # The steps inside a pre-token count at its positions. Where its first token is, the pre-token before might
-            # have gone on, so that the steps of that one count there too.
+            # The steps inside a pre-token count at its positions. At its first position, the steps of the pre-token
+            # before it count too, because that pre-token might have gone on.
             lowest = begins[pre_token - 1] if position == first and pre_token else low
             if row := _vote(path, branches, position, token, step, start, lowest, begins[pre_token + 1]):
                 soft[position] = row
@@ -146,28 +149,28 @@ def _vote(
 ) -> Distribution:
     """The distribution at one position, given the student's tokens before it.
 
-    taken      the chain's token there
-    current    the step whose token holds the start of this position
-    start      where the text of this position begins in the content
-    low, high  the steps that touch this range of the content count
+    taken      the chain's token at this position
+    current    the step whose token contains the start of this position
+    start      the start of this position's text in the content, in bytes
+    low, high  the range of the content, in bytes: only the steps that touch it count
     """
     votes: dict[int, float] = {}
     total = 0.0
     weighed: list[tuple[int, float]] = []
-    # Earlier steps of the pre-token, whose outcomes may reach as far as this position: divide by the probability of the
+    # The outcomes of earlier steps of the pre-token may reach this position. Divide their probabilities by those of the
     # tokens that the chain has taken since.
     scale, step = 1.0, current - 1
     while step >= 0 and path.stops[step] > low and path.taken[step] > _MIN_TAKEN:
         scale /= path.taken[step]
         weighed.append((step, scale))
-        # Outcomes that were not shown there rarely agree with the tokens taken since: only a part is still possible.
+        # Unseen outcomes rarely agree with the tokens taken since, so only a part of their probability still counts.
         total += scale * path.taken[step] * path.unseen[step] * UNSEEN_AGREEMENT
         step -= 1
     weighed.append((current, 1.0))
-    # At the current step nothing unseen is excluded yet if the position begins where the step does.
+    # All unseen outcomes of the current step are still possible if the position begins at the start of the step.
     total += path.unseen[current] * (1.0 if path.starts[current] >= start else UNSEEN_AGREEMENT)
-    # Later steps of the pre-token divide the weight of the token that was taken among its continuations. Only the
-    # proportions of their shown outcomes count, because those not shown tell nothing about this position.
+    # Later steps of the pre-token divide the weight of the taken token among its continuations, in proportion to their
+    # seen outcomes: unseen ones say nothing about this position.
     weight, step = path.taken[current], current + 1
     while weight and step < len(path.starts) and path.starts[step - 1] < high:
         seen = 1.0 - path.unseen[step]
@@ -178,14 +181,14 @@ def _vote(
     for step, scale in weighed:
         for (leaves, token, until, apart), probability in branches[step]:
             if position < leaves:
-                token = taken  # still together with the chain
+                token = taken  # the branch still agrees with the chain
             elif token is None:
-                # Open: its tokens from here on are unknown. As far as it may still agree, it is tail.
+                # An open branch: its tokens from here on are unknown. It is tail as long as it may agree with the chain.
                 if position <= until and apart >= start:
                     total += scale * probability
                 continue
             elif position > leaves:
-                continue  # impossible: it has left the chain before
+                continue  # impossible: the branch has left the chain before this position
             votes[token] = votes.get(token, 0.0) + scale * probability
             total += scale * probability
     votes[taken] = votes.get(taken, 0.0) + weight  # the chain's own text
@@ -198,8 +201,10 @@ def _vote(
 def _build_path(
     chain: Chain, pre_tokens: PreTokens, ids: Sequence[int], run: Completions | None, teacher: PreTokens | None
 ) -> _ChainPath | None:
-    """None where the tokens of the text are not those of its pre-tokens. A pre-token that the student's tokenizer drops
-    altogether belongs to the one after it."""
+    """The path of a chain; None if the tokens of the text differ from the tokens of its pre-tokens.
+
+    A pre-token for which the student's tokenizer gives no token belongs to the pre-token after it.
+    """
     content, begins, firsts = chain.content, [0], [0]
     pieces: list[int] = []
     for end in [*pre_tokens.boundaries(content), len(content)]:
@@ -249,31 +254,31 @@ def _build_branches(path: _ChainPath, step: int) -> dict[Branch, float]:
         if outcome == taken:
             continue
         token = b"" if isinstance(outcome, End) else outcome
-        # 1. Where in the content the outcome leaves the chain's text, and in which pre-token.
+        # 1. Find the byte of the content at which the outcome leaves the chain's text, and the pre-token of this byte.
         shared = _shared_length(token, content, start)
         apart = start + shared
         pre_token = path.within[step]
         while pre_token + 1 < len(path.begins) and path.begins[pre_token + 1] <= apart:
             pre_token += 1
         if pre_token and path.begins[pre_token] == apart and not is_whitespace(token[shared : shared + 1]):
-            pre_token -= 1  # no whitespace that would begin a new pre-token: the outcome lengthens the one before
+            pre_token -= 1  # without whitespace no new pre-token begins: the outcome lengthens the pre-token before
         until = path.firsts[pre_token + 1]
         begin, pre_token = _comparison_start(path, step, token, apart, pre_token, isinstance(outcome, End))
         first = path.firsts[pre_token]
-        # An outcome may hold the end of one pre-token and leave the chain in the next: the first one's tokens are the
-        # chain's own, and need no comparison.
+        # An outcome may contain the end of one pre-token and leave the chain in the next. The tokens of the first
+        # pre-token are the chain's own and need no comparison.
         skipped = first - path.firsts[begin]
-        # 2. What the student would write for the texts to which the outcome grows. The rest of it stays open.
+        # 2. Find the student's tokens of the texts that continue the outcome. The rest of its probability stays open.
         written = _write_outcome(path, step, outcome, apart, begin, probability)
         texts = [(tokens, probability * share) for tokens, share in written]
         texts = [(tokens, mass) for tokens, mass in texts if mass > MIN_BRANCH_PROBABILITY]
         left = probability - sum([mass for _, mass in texts])
         if left > MIN_BRANCH_PROBABILITY:
-            # Where no chain continues an outcome, its first tokens may be the same however it continues.
+            # If no chain continues an outcome, its first tokens may still be the same for all continuations.
             is_known = not written and probability >= MIN_OPEN_PROBABILITY
             before = content[path.begins[begin] : start]
             texts.append((_settled_tokens(path, before, token, begin == 0) if is_known else (), left))
-        # 3. The first token of each that is not the chain's.
+        # 3. Find the first token of each text that is not the chain's.
         for tokens, mass in texts:
             leaves, index = first, skipped
             while index < len(tokens) and leaves < until and tokens[index] == ids[leaves]:
@@ -287,8 +292,11 @@ def _build_branches(path: _ChainPath, step: int) -> dict[Branch, float]:
 def _comparison_start(
     path: _ChainPath, step: int, token: bytes, apart: int, pre_token: int, ended: bool
 ) -> tuple[int, int]:
-    """The pre-tokens of the chain from which on an outcome is written and compared: those in which it begins and in
-    which it leaves the chain's text, or earlier ones where its own text has no boundary there."""
+    """The pre-token of the chain from which an outcome is written, and the one from which it is compared with the chain.
+
+    These are the pre-token in which the outcome begins, and the one in which it leaves the chain's text. If the
+    outcome's own text has no boundary at the start of one of them, an earlier pre-token takes its place.
+    """
     content, start, begin = path.chain.content, path.starts[step], min(path.within[step], pre_token)
     boundary, after = path.begins[pre_token], token[apart - start : apart - start + 1]
     is_joined = path.unsure and not path.unsure.isdisjoint(range(begin, pre_token + 1))
@@ -297,8 +305,8 @@ def _comparison_start(
         leaves_at_boundary and path.pre_tokens.is_unsure(content[boundary - 1 : boundary], after)
     ):
         return begin, pre_token
-    # Some boundary on the way is doubtful in this outcome's text: cut that text again, from far enough back, and return
-    # to boundaries that both texts have.
+    # One of the boundaries is doubtful in this outcome's text. Split that text again from an earlier, sure boundary, and
+    # go back to boundaries that both texts have.
     base = begin
     while base and (
         path.begins[base] == apart or (base in path.unsure and apart - path.begins[base] <= path.pre_tokens.reach)
@@ -314,7 +322,7 @@ def _comparison_start(
 
 
 def _settled_tokens(path: _ChainPath, before: bytes, token: bytes, first: bool) -> tuple[int, ...]:
-    """The student's tokens of `before` and the token that are the same however the text continues."""
+    """The student's first tokens of `before` + `token` that are the same for all continuations of the text."""
     last = path.pre_tokens.last_boundary(before + token, len(before), first)
     known = path.pre_tokens.tokens(before[:last], first) if last else ()
     return known + path.pre_tokens.settled(before[last:], token, first and not last, path.teacher)
@@ -323,11 +331,12 @@ def _settled_tokens(path: _ChainPath, before: bytes, token: bytes, first: bool) 
 def _write_outcome(
     path: _ChainPath, step: int, outcome: bytes | End, apart: int, pre_token: int, probability: float
 ) -> list[WrittenTokens]:
-    """The student's tokens, from the chain's pre-token `pre_token` on, of the texts to which an outcome grows by the
-    end of the pre-token in which it leaves the chain's text; with their shares, at most 1 in sum.
+    """The student's tokens of the texts that continue an outcome, each with its share; the shares add up to at most 1.
+
+    A text begins at the chain's pre-token `pre_token`, and ends with the pre-token in which it leaves the chain's text.
 
     apart        the first byte of the content that the outcome does not share
-    probability  of the outcome: continuations with less than MIN_BRANCH_PROBABILITY are not followed
+    probability  of the outcome; continuations with less than MIN_BRANCH_PROBABILITY are not followed
     """
     content, start, first, pre_tokens = path.chain.content, path.starts[step], pre_token == 0, path.pre_tokens
     low, eos = path.begins[pre_token], pre_tokens.encoder.vocabulary.eos
@@ -338,18 +347,18 @@ def _write_outcome(
     question, before, leaves = path.chain.question, content[:low], apart - low
     prefix_tree: Mapping[bytes, StepProbabilities] = path.run.prefix_tree(question) if path.run else {}
     written: list[WrittenTokens] = []
-    # Texts that have not reached the end of their pre-token: (text before the last token, last token, share).
+    # The texts that have not reached the end of their pre-token: (text before the last token, last token, share).
     growing: list[tuple[bytes, bytes, float]] = [(content[low:start], outcome, 1.0)]
     while growing:
         text, token, share = growing.pop()
         grown = text + token
-        # It is finished at the newline after the answer, or at the end of the pre-token in which it leaves the chain.
+        # A text is finished at the newline after the answer, or at the end of the pre-token in which it leaves the chain.
         if in_answer and (newline := grown.find(b"\n", start - low)) >= 0:
             written.append((pre_tokens.tokens(grown[:newline], first) + end, share))
         elif (boundary := pre_tokens.next_boundary(grown, leaves + 1, first)) is not None:
             written.append((pre_tokens.tokens(grown[:boundary], first), share))
         elif row := prefix_tree.get(before + grown):
-            # A chain of the question has this text: it continues with the probabilities that the chain's source saw.
+            # A chain of the question begins with this text: continue it with the chain's probabilities at its next step.
             total = sum(row.values())
             for next_outcome, p in row.items():
                 next_share = share * p / total
@@ -359,7 +368,7 @@ def _write_outcome(
                     written.append((pre_tokens.tokens(grown, first) + end, next_share))
                 else:
                     growing.append((grown, next_outcome, next_share))
-        elif path.run:  # else as pre-tokens continued elsewhere in the run
+        elif path.run:  # otherwise continue it as pre-tokens continue elsewhere in the run
             last = pre_tokens.last_boundary(grown, len(text), first)
             lead = pre_tokens.tokens(grown[:last], first) if last else ()
             least = MIN_BRANCH_PROBABILITY / (probability * share)
@@ -369,10 +378,10 @@ def _write_outcome(
 
 
 def _shared_length(token: bytes, content: bytes, start: int) -> int:
-    """How many bytes of a token the content has from `start` on."""
+    """The length in bytes of the common prefix of a token and the content from `start` on."""
     if content.startswith(token, start):
         return len(token)
-    shared = 0  # most often none
+    shared = 0  # in most cases it stays 0
     while shared < len(token) and start + shared < len(content) and content[start + shared] == token[shared]:
         shared += 1
     return shared

@@ -1,4 +1,4 @@
-"""How pre-tokens continue in the chains of a run: the rule `text` completes outcomes that a chain did not take with it.
+"""Counts how pre-tokens continue in the chains of a run. The rule `text` uses it to continue outcomes of the teacher.
 
     >>> from tokenizers import Tokenizer, models
     >>> letters = Tokenizer(models.BPE({letter: index for index, letter in enumerate("48 pens")}, []))
@@ -7,14 +7,14 @@
     >>> run.suffixes("q", b"", b"4")  # (the rest of its pre-token, whether the text ended there, share)
     ((b'8', True, 0.5), (b'8', False, 0.25), (b'', False, 0.25))
 
-There are two sources, the nearer one first:
+There are two sources. The second one is used only if the first one does not have the text:
 
-- The prefix tree of the question. A chain of the same question with the same text before gives the probabilities of its
-  source at the next step, not counts.
-- Suffixes. How pre-tokens continued after the same token in the same context (the same bytes before it in its
-  pre-token): in the chains of the question, and with the weight of one more chain in those of the run. Where neither
-  has that context: after the token at the start, or anywhere inside, of a pre-token. Where no chain has the token:
-  after numbers of as many digits.
+- The prefix tree of the question. If a chain of the same question begins with the same text, the outcomes of its next
+  step are used, with the probabilities that the teacher gave.
+- Suffixes. They are the texts with which pre-tokens went on after the same token in the same context (the same bytes
+  before it in its pre-token). The chains of the question are counted; all chains of the run together count as one more.
+  For a context that no chain has, the run's counts are those of the token at the start of any pre-token, or anywhere
+  inside one. For a token that no chain has, they are those of numbers with the same number of digits.
 """
 
 from __future__ import annotations
@@ -28,20 +28,23 @@ from potstill.alignment.exact_rules import StepProbabilities, check_chain, step_
 from potstill.alignment.pre_tokens import PreTokens, get_pre_tokens
 from potstill.records import Chain
 
-MAX_SUFFIXES: Final = 24  # that are kept of one token in one context: what is rarer stays open
-MAX_CACHED_CONTEXTS: Final = 50_000  # then the cache is emptied, which changes no result
-MIN_SHARE: Final = 5e-3  # a branch with a smaller share of its outcome is not followed
-RUN_WEIGHT: Final = 1.0  # chains that the whole run counts for beside those of the question
+MAX_SUFFIXES: Final = 24  # of a token in one context; the probability of rarer suffixes stays open
+MAX_CACHED_CONTEXTS: Final = 50_000  # a full cache is emptied, which changes no result
+MIN_SHARE: Final = 5e-3  # a continuation with a smaller share of its outcome is not followed
+RUN_WEIGHT: Final = 1.0  # weight of the whole run, as a number of chains of the question
 _DIGIT: Final = re.compile(rb"[0-9]")
 Ending = tuple[bytes, bool]  # the rest of a pre-token, and whether the text ended there
-Suffix = tuple[bytes, bool, float]  # the same with its share
-SuffixCounts = dict[tuple[bytes, bytes], Counter[Ending]]  # by what stands before a token in its pre-token, and itself
-WrittenTokens = tuple[tuple[int, ...], float]  # the student's tokens of a text, and its share
+Suffix = tuple[bytes, bool, float]  # an ending and its share
+SuffixCounts = dict[tuple[bytes, bytes], Counter[Ending]]  # by (bytes before a token in its pre-token, token)
+WrittenTokens = tuple[tuple[int, ...], float]  # the student's tokens of a text, and the text's share
 
 
 class Completions:
-    """How pre-tokens continue in some chains. It holds the chains; what belongs to one question is computed when it is
-    needed and replaced by the next question's, so transfer chains question by question."""
+    """How pre-tokens continue in a list of chains, which it keeps.
+
+    The data of one question are computed when they are needed, and replaced by the data of the next question. So
+    transfer all chains of a question before those of the next one.
+    """
 
     def __init__(self, chains: Iterable[Chain], pre_tokens: PreTokens) -> None:
         self.pre_tokens = pre_tokens
@@ -49,8 +52,8 @@ class Completions:
         for chain in chains:
             if chain.tokens:
                 self._chains[chain.question].append(chain)
-        # Counts over the run, from the most to the least specific context: of the same bytes before the token; of the
-        # token at the start or inside of a pre-token; of numbers with as many digits.
+        # Counts over the run, the most specific context first: by the bytes before the token; by whether the token starts
+        # a pre-token; for numbers, by the number of digits.
         self._exact: SuffixCounts = defaultdict(Counter)
         self._loose: SuffixCounts = defaultdict(Counter)
         self._shape: SuffixCounts = defaultdict(Counter)
@@ -62,13 +65,14 @@ class Completions:
         for (before, token), endings in self._exact.items():
             self._loose[b"" if before else b" ", token].update(endings)
         self._most_common: dict[int, list[tuple[Ending, int]]] = {}  # by the id of one of these counters
-        # What belongs to the current question.
+        # The data of the current question.
         self._question: str | None = None
         self._prefix_tree: dict[bytes, StepProbabilities] = {}
         self._steps: dict[tuple[str, str, int], tuple[Chain, Sequence[StepProbabilities]]] = {}
         self._near: SuffixCounts = {}
-        # Per (before, token, first, teacher): the tokens written so far, and the suffixes that were not needed yet. The
-        # second cache is for contexts that no chain of the question has: their suffixes are the same for all questions.
+        # By (before, token, first, teacher): the continuations encoded so far, and the suffixes that were not needed yet.
+        # The second cache is for contexts that no chain of the question has: their suffixes are the same for all
+        # questions.
         self._question_cache: dict[tuple, tuple[list[WrittenTokens], list[Suffix]]] = {}
         self._run_cache: dict[tuple, tuple[list[WrittenTokens], list[Suffix]]] = {}
 
@@ -77,21 +81,21 @@ class Completions:
         return f"Completions({chains} chains of {len(self._chains)} questions)"
 
     def prefix_tree(self, question: str) -> Mapping[bytes, StepProbabilities]:
-        """Content to the outcomes that a chain of this question saw after it, with their probabilities."""
+        """Maps the beginning of a chain of this question, in bytes, to the probabilities of the outcomes after it."""
         self._open(question)
         return self._prefix_tree
 
     def suffixes(self, question: str, before: bytes, token: bytes) -> tuple[Suffix, ...]:
-        """How a pre-token continues after `before` and the token; the shares add up to at most 1."""
+        """The suffixes of a pre-token that begins with `before` + `token`. Their shares add up to at most 1."""
         self._open(question)
         context = self.pre_tokens.context(before, token)
         near = self._near.get(context)
-        # Digits last, because numbers that no chain has are still numbers.
+        # The fallback for numbers that no chain has: numbers with the same number of digits.
         counts = self._exact.get(context) or self._loose.get((b"" if context[0] else b" ", token))
         if counts is None:
             counts = self._shape.get((_digit_shape(context[0]), _digit_shape(token)))
-        # The run's counts are a prior with the weight of one chain: they fill what few chains of the question leave
-        # open, and hardly change what many agree on. Without one of the two sources the other has all of the weight.
+        # The run's counts are a prior with the weight of one chain. They decide if the question has few chains, and
+        # hardly matter if many of its chains agree. If one source is empty, the other one has all of the weight.
         shares: dict[Ending, float] = {}
         total_near = sum(near.values()) if near else 0
         weight = RUN_WEIGHT if total_near and counts else 0.0 if total_near else 1.0
@@ -100,7 +104,7 @@ class Completions:
                 shares[ending] = count / (total_near + weight)
         if counts and weight:
             total = counts.total()
-            # The counters live as long as this object, so that their ids are keys. Sorting each of them once is enough.
+            # Each counter is sorted once. Its id can be the key because the counters live as long as this object.
             common = self._most_common.get(id(counts))
             if common is None:
                 common = self._most_common[id(counts)] = counts.most_common(MAX_SUFFIXES)
@@ -111,12 +115,12 @@ class Completions:
     def continuations(
         self, question: str, before: bytes, token: bytes, first: bool, teacher: PreTokens | None, least: float = 0.0
     ) -> list[WrittenTokens]:
-        """The student's tokens of the pre-tokens that begin with `before` and the token, each with its share, the
-        likeliest first; the end token included where the text ended.
+        """The student's tokens of the pre-tokens that begin with `before` + `token`, each with its share, the most likely
+        first. They include the end token if the text ended after the pre-token.
 
         first    whether the pre-token begins the text
-        teacher  pre-tokens that it would have cut differently do not count
-        least    all continuations of at least this share are returned, and perhaps others
+        teacher  the teacher's pre-tokens; pre-tokens that its tokenizer would split differently do not count
+        least    all continuations with at least this share are returned, and perhaps others
         """
         self._open(question)
         key = before, token, first, teacher
@@ -128,7 +132,7 @@ class Completions:
                 cache.clear()
             suffixes = sorted(self.suffixes(question, before, token), key=lambda suffix: -suffix[2])
             cached = cache[key] = [], suffixes[::-1]
-        # Encoding takes the time, so only as many suffixes are written as the least share requires.
+        # Encoding takes most of the time, so only suffixes with at least the least share are encoded.
         written, waiting = cached
         least = max(least, MIN_SHARE)
         while waiting and waiting[-1][2] >= least:
@@ -141,13 +145,13 @@ class Completions:
         return written
 
     def steps(self, chain: Chain) -> Sequence[StepProbabilities]:
-        """The probability of each outcome at each step of a chain."""
+        """The probabilities of the outcomes at each step of a chain."""
         self._open(chain.question)
         cached = self._steps.get(chain.key)
         return cached[1] if cached and cached[0] is chain else step_distributions(chain)
 
     def _open(self, question: str) -> None:
-        """Compute what belongs to one question, unless it is the current one."""
+        """Compute the data of a question, unless it is the current one."""
         if question == self._question:
             return
         chains = self._chains.get(question, [])
@@ -155,7 +159,7 @@ class Completions:
         for chain in chains:
             rows = step_distributions(chain)
             self._steps[chain.key] = chain, rows
-            # Chains that begin with the same text saw the same distribution after it: the first one's is kept.
+            # Chains that begin with the same text have the same distribution after it, so only the first one's is kept.
             for (start, _), row in zip([*chain.spans, (len(chain.content), 0)], rows, strict=False):
                 self._prefix_tree.setdefault(chain.content[:start], row)
         self._near = defaultdict(Counter)
@@ -166,8 +170,8 @@ class Completions:
 def completions(chains: Iterable[Chain], tokenizer: object) -> Completions:
     """How pre-tokens continue in the chains of a run, for `transfer` with the rule `text` and the same tokenizer.
 
-    chains     at least those that will be transferred; chains without tokens count for nothing
-    tokenizer  the student's: it decides where pre-tokens begin
+    chains     at least the chains that will be transferred; chains without tokens are ignored
+    tokenizer  the student's, which decides where pre-tokens begin
     """
     chains = list(chains)
     for chain in chains:
@@ -176,23 +180,25 @@ def completions(chains: Iterable[Chain], tokenizer: object) -> Completions:
 
 
 def _token_suffixes(chains: Sequence[Chain], pre_tokens: PreTokens) -> Iterator[tuple[bytes, bytes, Ending]]:
-    """For each token: the bytes before it since the last whitespace, itself, and how its pre-token ends."""
+    """For each token: the bytes before it in its pre-token, the token, and the ending of the pre-token."""
     for chain in chains:
         content = chain.content
         bounds = [*pre_tokens.boundaries(content), len(content)]
         begin = index = 0
         for token, (start, end) in zip(chain.tokens, chain.spans, strict=True):
-            # Tokens and boundaries both ascend: one pass over the two lists.
+            # Tokens and boundaries both ascend, so one pass over both lists is enough.
             while bounds[index] <= start and index + 1 < len(bounds):
                 begin, index = bounds[index], index + 1
-            # A token may reach into a later pre-token: the rest is the rest of that one.
+            # A token may end in a later pre-token; the ending is then the rest of that pre-token.
             after = index
             while bounds[after] < end:
                 after += 1
             stop = bounds[after]
             if stop < len(content):
                 yield *pre_tokens.context(content[begin:start], token), (content[end:stop], False)
-            elif chain.stop != "length":  # a text cut off by its token limit does not show how its last pre-token ends
+            elif (
+                chain.stop != "length"
+            ):  # a text cut off at its token limit does not show the end of its last pre-token
                 yield *pre_tokens.context(content[begin:start], token), (content[end:], True)
 
 

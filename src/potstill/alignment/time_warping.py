@@ -1,4 +1,4 @@
-"""Aligns two sequences of token strings by dynamic time warping: the published method (paper, section 4).
+"""Aligns two sequences of token strings by dynamic time warping, the published method (Fu et al. 2023, section 4).
 
 >>> dtw(["12", "."], ["▁$12", "."]).groups
 ((0,), (1,))
@@ -18,13 +18,13 @@ from rapidfuzz.process import cdist
 
 from potstill.errors import UserError
 
-MAX_DTW_CELLS: Final = 10**8  # at most about 12 bytes each
+MAX_DTW_CELLS: Final = 10**8  # a cell takes at most about 12 bytes
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class DtwAlignment:
-    """cost    the least sum of edit distances; infinite where only one side has tokens
-    groups  [students] for each student token the teacher tokens that it is aligned to, ascending
+    """cost    the least sum of edit distances; infinite if only one side has tokens
+    groups  [student tokens] the indices of the teacher tokens aligned to each student token, ascending
     """
 
     cost: float
@@ -40,9 +40,9 @@ def dtw(teacher: Sequence[str], student: Sequence[str]) -> DtwAlignment:
         f(i, j) = c(i, j) + min(f(i - 1, j), f(i, j - 1), f(i - 1, j - 1)),  f(0, 0) = 0, infinite at the other borders,
         c(i, j) = Levenshtein(teacher i without " ", student j without "▁")
 
-    There is no gap penalty. On a tie the way back prefers the diagonal, then the step of the teacher. Time and memory
-    are proportional to the product of the lengths. Raises UserError above 10^8 cells, and for tokens that are not
-    strings.
+    There is no gap penalty. The backtrace prefers the diagonal on a tie, then the step to the previous teacher token.
+    Time and memory are proportional to the product of the lengths. Raises UserError above 10^8 cells, and for tokens
+    that are not strings.
     """
     rows, columns = len(teacher), len(student)
     for side, tokens in (("teacher", teacher), ("student", student)):
@@ -53,7 +53,7 @@ def dtw(teacher: Sequence[str], student: Sequence[str]) -> DtwAlignment:
                 code="E-align-not-strings",
                 where=f"tokens of the {side}",
                 found=f"{tokens if wrong is None else wrong!r}"[:80],
-                hint="give a list of token strings; decode bytes first",
+                hint="give a list of token strings; decode tokens that are bytes",
             )
     if rows * columns > MAX_DTW_CELLS:
         raise UserError(
@@ -67,7 +67,7 @@ def dtw(teacher: Sequence[str], student: Sequence[str]) -> DtwAlignment:
     teacher_index, teacher_strings = _index_distinct([token.replace(" ", "") for token in teacher])
     student_index, student_strings = _index_distinct([token.replace("▁", "") for token in student])
     distances = cdist(teacher_strings, student_strings, scorer=Levenshtein.distance, dtype=np.int32)
-    # Whole numbers keep the subtraction below exact. Infinity must stay above every sum in the row that it enters.
+    # Whole numbers keep the subtraction below exact. Infinity must stay above every cost after a sum is subtracted from it.
     dtype = np.int32 if int(distances.max()) * (rows + columns) < 2**29 else np.int64
     infinity = np.iinfo(dtype).max // 2
     sums = np.zeros((len(teacher_strings), columns + 1), dtype)
@@ -76,9 +76,9 @@ def dtw(teacher: Sequence[str], student: Sequence[str]) -> DtwAlignment:
     least[0, 0] = 0
     best = np.empty(columns, dtype)
     for row, string in enumerate(teacher_index, 1):
-        # A run along the row from column k to column j costs sums[j] - sums[k - 1]. What enters the row at k, less what
-        # lies before k, is therefore comparable for every k, so the best entry up to j is a running minimum: the whole
-        # row is computed at once.
+        # A path that enters the row at column k and goes to column j costs its entry cost plus sums[j] - sums[k - 1]. So
+        # the best entry for column j is the running minimum of (entry cost - sums[k - 1]), and the whole row is computed
+        # at once.
         np.minimum(least[row - 1, 1:], least[row - 1, :-1], out=best)
         np.subtract(best, sums[string, :-1], out=best)
         np.minimum.accumulate(best, out=best)
