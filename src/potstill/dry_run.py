@@ -17,7 +17,7 @@ import numpy
 from potstill import data, models, preflight, prompts, runner, stages, teachers, tokenization
 from potstill.data import assemble, splits
 from potstill.errors import UserError
-from potstill.evaluation import checkpoint, decoding
+from potstill.evaluation import checkpoint, cut_thoughts, decoding
 from potstill.recipe import Recipe
 from potstill.records import Question, Split
 from potstill.training import examples, on_policy
@@ -47,6 +47,7 @@ def describe_run(recipe: Recipe) -> str:
         n, formats = sum(len(by_split.get("test", [])) for by_split in sets.values()), len(recipe.evaluate.formats)
         answers = f"{n} x {formats} = {n * formats} of at most {recipe.evaluate.max_tokens} tokens"
         lines.append(f"student           {recipe.student.model or 'random weights'}, not trained")
+        lines += _section(lambda: _thought_lines(_open_chat_template(recipe)), "student")
         lines.append(f"answers           {answers}")
     return "\n".join([*lines, "", *_problem_lines(recipe)])
 
@@ -106,7 +107,7 @@ def _student_lines(recipe: Recipe) -> list[str]:
         path = _student_folder(recipe)
         if path is not None:
             models.check_tokenizer(recipe, path)
-            chat = models.chat_template_from_recipe(recipe, path)
+            chat = _open_chat_template(recipe)
         weights = str(path) if path else f"{section.model} is missing: the run would stop at train"
     if count is None:
         return [f"student           {weights}; its size is unknown without it (set student.shape too)", ""]
@@ -117,6 +118,7 @@ def _student_lines(recipe: Recipe) -> list[str]:
     lines = [
         f"student           {weights}",
         f"  prompts         {'in its own chat template (student.chat: false for plain ones)' if chat else 'plain'}",
+        *_thought_lines(chat),
         f"  parameters      {count}",
         f"  memory          {per_parameter * gib:.2f} GiB: {parts}, {per_parameter} bytes per parameter,",
         f"{INDENT}and the activations of {recipe.train.batch_tokens} tokens",
@@ -125,6 +127,23 @@ def _student_lines(recipe: Recipe) -> list[str]:
         lines.append(f"{INDENT}all but the activations split among the processes")
     saved = f"{_checkpoint_count(recipe)} of {4 * gib:.2f} GiB"
     return [*lines, f"  checkpoints     {saved}, and the engine state of the newest: {engine}", ""]
+
+
+def _open_chat_template(recipe: Recipe) -> models.ChatTemplate | None:
+    path = _student_folder(recipe)
+    return models.chat_template_from_recipe(recipe, path) if path else None
+
+
+def _thought_lines(chat: models.ChatTemplate | None) -> list[str]:
+    """A warning if the base may spend its tokens on a thought, which makes the gain look larger than it is."""
+    if chat is None or not (chat.opens_thought or chat.thinking_switch):
+        return []
+    does = "opens a thought" if chat.opens_thought else "lets the model think before it answers"
+    advice = cut_thoughts.advise(chat.thinking_switch)
+    return [
+        f"  thoughts        the template {does}: a base that uses its tokens for thinking looks worse than it is.",
+        f"{INDENT}{advice}",
+    ]
 
 
 def _training_lines(recipe: Recipe, train: Sequence[Question]) -> list[str]:
@@ -172,8 +191,7 @@ def _training_lines(recipe: Recipe, train: Sequence[Question]) -> list[str]:
 def _mean_lengths(recipe: Recipe, sample: Sequence[Question]) -> dict[str, tuple[float, float]]:
     """By format: the mean numbers of tokens of a prompt and of its target, over some questions."""
     tokenizer = models.tokenizer_from_recipe(recipe)
-    path = _student_folder(recipe)
-    chat = models.chat_template_from_recipe(recipe, path) if path else None
+    chat = _open_chat_template(recipe)
     demonstrations = [
         prompts.Demonstration(q.text, q.gold, q.rationale or "") for q in sample[: recipe.train.demonstrations]
     ]

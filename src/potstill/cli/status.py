@@ -15,6 +15,7 @@ from rich.text import Text
 from potstill import progress, runner
 from potstill.errors import UserError, escape_hidden
 from potstill.evaluation import checkpoint as checkpoints
+from potstill.evaluation import cut_thoughts
 from potstill.records import BASE
 from potstill.report import collect, summary
 from potstill.report.model import SET_GROUPS
@@ -49,6 +50,13 @@ def print_status(run_dir: Path) -> None:
     for stage in names if len(names) > len(STAGES) else STAGES:
         table.add_row(stage, *_stage_state(run_dir / stage))
     Console().print(table)
+    _print_warnings(run_dir)
+
+
+def _print_warnings(run_dir: Path) -> None:
+    """What a reader must know before the scores."""
+    for warning in cut_thoughts.read_warnings(run_dir):
+        Console().print(plain_text(warning, "yellow"), soft_wrap=True)
 
 
 def _stage_state(folder: Path) -> tuple[Text, Text]:
@@ -169,6 +177,7 @@ def print_summary(run_dir: Path) -> None:
     console.print(f"chosen: step {data.choice.checkpoint.label} ({data.choice.rule})", style="dim")
     note = "intervals are over the questions of one seed; they do not include the variation between seeds"
     console.print(note, style="dim", soft_wrap=True)
+    _print_warnings(run_dir)
     console.print(plain_text(f"page: {run_dir / 'report' / 'index.html'}"), soft_wrap=True)
 
 
@@ -205,6 +214,7 @@ def print_scores(run_dir: Path) -> None:
             table.add_row("    mean over tasks", "", *macro, "", "", "")
     console = Console()
     console.print(table)
+    _print_warnings(run_dir)
     console.print(plain_text(f"answers: {run_dir / 'test' / '0'}"), soft_wrap=True)
 
 

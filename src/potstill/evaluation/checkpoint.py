@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from potstill import calculator, evaluation, grading, inference, progress, prompts, storage
 from potstill.data import custom_set, grader_tasks, run_questions
 from potstill.errors import UserError
-from potstill.evaluation import decoding, intervals, self_consistency
+from potstill.evaluation import cut_thoughts, decoding, intervals, self_consistency
 from potstill.evaluation.decoding import SamplingSpec
 from potstill.inference import Decode, Engine
 from potstill.recipe import Recipe, VllmSection, flatten_keys
@@ -138,7 +138,8 @@ def evaluate_checkpoint(
     if finished is None:
         paths, questions = _write_answers(run_dir, recipe, checkpoint_dir, checkpoint, split)
         paths += _write_scores(recipe, checkpoint_dir, checkpoint, split)
-        finished = manifest.finish_stage(checkpoint_dir, identity, paths, {"questions": questions})
+        thoughts = _count_cut_thoughts(run_dir, recipe, folder, checkpoint, split)
+        finished = manifest.finish_stage(checkpoint_dir, identity, paths, {"questions": questions, **thoughts})
     else:
         manifest.verify_files(folder, finished)  # before the stage lists them as its own
     return [folder / name for name in finished.outputs]
@@ -207,6 +208,26 @@ def _write_answers(
                     paths.append(checkpoint_dir / f"{format}.{name}.jsonl")
                     storage.write_jsonl(paths[-1], map(to_json, decoding.choose_answers(name, samples)))
     return paths, len(questions)
+
+
+def _count_cut_thoughts(
+    run_dir: Path, recipe: Recipe, folder: Path, checkpoint: Checkpoint, split: Split
+) -> dict[str, Any]:
+    """How many answers were cut inside a thought, for the manifest; prints a warning if there are any."""
+    from potstill import models
+
+    specs = decoding.list_sampling_specs(list_decodings(recipe, split))
+    read = partial(read_predictions, folder, checkpoint)
+    answers = {f"{format}.{spec.name}": read(format, spec.name) for format in recipe.evaluate.formats for spec in specs}
+    chat = None
+    if recipe.student.model is not None and recipe.student.chat is not False:
+        is_base = checkpoint == BASE
+        base_folder = models.model_folder(recipe) if is_base else _checkpoint_dir(run_dir, checkpoint)
+        chat = models.chat_template_from_recipe(recipe, base_folder)
+    counts = cut_thoughts.count_cut_thoughts(answers, chat)
+    if warning := cut_thoughts.describe_cut_thoughts(counts, is_base=checkpoint == BASE):
+        progress.print_line(f"step {checkpoint.label}: {warning}", "yellow")
+    return counts
 
 
 def _write_scores(recipe: Recipe, checkpoint_dir: Path, checkpoint: Checkpoint, split: Split) -> list[Path]:

@@ -22,7 +22,7 @@ from potstill.alignment.coverage import low_mass_warning
 from potstill.data import run_questions, splits
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint as checkpoints
-from potstill.evaluation import intervals
+from potstill.evaluation import cut_thoughts, intervals
 from potstill.prompts import FORMATS
 from potstill.recipe import Recipe, ShapeSection, recipe_to_yaml
 from potstill.records import BASE, Chain, Grade, Question, Semantics, Verdict
@@ -235,6 +235,7 @@ def _collect_versions(files: RunFiles) -> tuple[tuple[str, str], ...]:
 
 def _collect_notes(files: RunFiles) -> Iterator[str]:
     recipe, counts = files.recipe, files.counts("train")
+    yield from cut_thoughts.read_warnings(files.run_dir)
     yield from recipe.report.notes
     for name, licence in recipe.report.licences.items():
         yield licence_note(name, licence)
