@@ -247,7 +247,7 @@ def test_a_ceiling_leaves_requests_out(world: Path, tmp_path: Path, capfd) -> No
     with stub.running() as server:
         requests = asked(world, run_dir, server.url, "out", most)
         output = capfd.readouterr().err
-        assert len(requests) == 2 and "2 requests for 8 chains" in output and "it allows no more requests" in output
+        assert len(requests) == 2 and "2 requests for 8 chains" in output and "the budget allows only these requests" in output
         assert "at most 512 in answers" in output and "cost      at most about 0.00, at 1 and 2" in output
         read(world, run_dir, served(server, requests), most)
         assert spent(run_dir / "sample")["completion_tokens"] > 200

@@ -554,7 +554,7 @@ def test_a_server_that_switches_its_model_is_told_of_and_taught_hard(capfd) -> N
     marked = [one for one in found if "another model" in one.defects]
     assert 0 < len(marked) < 12 and all(not one.candidates and one.semantics == "none" for one in marked)
     assert all(one.candidates for one in found if not one.defects)
-    assert capfd.readouterr().err.count("names the model 'b', but named 'a' first") == 1
+    assert capfd.readouterr().err.count("names the model 'b', but first named 'a'") == 1
 
 
 def test_probabilities_above_1_after_the_probe_are_told_of(capfd) -> None:
@@ -592,7 +592,7 @@ def test_a_server_that_gives_one_number_a_token_serves_one_candidate() -> None:
         assert all(
             one.candidates == (((b" 4", -0.1),),) for one in sampled(plan(server.url, "teacher.top_logprobs: 1"))
         )
-        with pytest.raises(UserError, match="gives at most 1 log-probabilities per token"):
+        with pytest.raises(UserError, match="returns at most 1 log-probabilities per token"):
             teachers.from_recipe(plan(server.url, "teacher.top_logprobs: 3")).probe([QUESTION])
 
 

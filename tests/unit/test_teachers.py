@@ -239,7 +239,7 @@ def test_human_needs_rationales_and_says_so_at_once() -> None:
     teacher = teachers.from_recipe(parse_recipe("name: a", "a.yaml"))
     with pytest.raises(UserError, match="E-teacher-no-solutions") as raised:
         teacher.sample([question("1", rationale="so"), question("2"), question("3", rationale="")])
-    assert raised.value.where == "teacher" and raised.value.found == "the first is s/2"
+    assert raised.value.where == "teacher" and raised.value.found == "the first one is s/2"
 
 
 # --- replay ----------------------------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ def test_replay_passes_over_what_the_run_knows_and_does_not_want() -> None:
 def test_replay_counts_strangers_and_yields_nothing_behind_them() -> None:
     rows = [{"question": "s/0", "text": "x"}, {"question": "t/1", "text": "x"}, {"question": "t/2", "text": "x"}]
     message = refused(*rows)
-    assert message.startswith("old.jsonl: 2 chains ") and "\n  found: the first is record 2: 't/1'\n" in message
+    assert message.startswith("old.jsonl: 2 chains ") and "\n  found: the first one is record 2: 't/1'\n" in message
     assert "E-data-unknown-question" in message
 
 
@@ -330,7 +330,7 @@ GOOD = {"question": "s/0", "text": "4.", "tokens": ["4", "."], "candidates": [[[
         ({"candidates": [[["4", 0.9]], [[".", -0.1]]]}, "0.9 is not a natural log-probability"),
         ({"candidates": [[["4", float("nan")]], [[".", -0.1]]]}, "nan is not a natural log-probability"),
         ({"candidates": [["4"], [[".", -0.1]]]}, ""),
-        ({"semantics": "none"}, "candidates with semantics none"),
+        ({"semantics": "none"}, "there are candidates, but semantics is none"),
         ({"semantics": "exact"}, "semantics: 'exact' is not one of raw,"),
         ({"stop": "eos"}, "stop: 'eos' is not one of end, length, cut"),
         ({"index": "0"}, "index: '0' is not a number"),

@@ -6,7 +6,7 @@
     >>> [[chain.text for chain in batch] for batch in teacher.sample([question])]
     [['1 + 1 = 2.\\nThe answer is 2']]
 
-`local` (a model in this process) and `openai` (a model behind a server) need no recipe.
+`local` (a model in this process) and `openai` (a model behind a server) build a teacher without a recipe.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ __all__ = [
     "openai",
 ]
 
-VERSION: Final = 2  # of the code that reads and truncates the chains of servers and files
+VERSION: Final = 2  # version of the code that reads and truncates the chains of servers and files
 
 
 def from_recipe(recipe: Recipe) -> Teacher:
-    """The teacher of a recipe; nothing is loaded until it samples. A recipe that only evaluates has none."""
+    """The teacher of a recipe. No model is loaded until it samples. The recipe must have a section `teacher`."""
     cls, score = _backend(recipe.teacher.kind), recipe.teacher.score
     if score is None:
         return cls(recipe)
@@ -49,9 +49,9 @@ def _backend(kind: str) -> Any:
 
 
 def local(model: str, **keys: Any) -> Teacher:
-    """A model folder as teacher, run in this process.
+    """A teacher that runs a model folder in this process.
 
-    keys  those of the recipe's section `teacher`, such as `samples` and `top_logprobs`, and `seed`
+    keys  keys of the recipe's section `teacher`, such as `samples` and `top_logprobs`, and `seed`
     Raises UserError for an unknown key or a wrong value.
 
         teacher = local("models/qwen", samples=8, top_logprobs=5)
@@ -61,7 +61,10 @@ def local(model: str, **keys: Any) -> Teacher:
 
 
 def openai(model: str, **keys: Any) -> Teacher:
-    """A model behind an OpenAI-compatible server as teacher. keys: as for `local`; `server` has the server's.
+    """A teacher that asks a model behind an OpenAI-compatible server.
+
+    keys  as for `local`; `server` has the keys of the section `teacher.server`
+    Raises UserError for an unknown key or a wrong value.
 
     teacher = openai("gpt-4o", samples=8, server={"urls": ["https://api.openai.com/v1"], "key": "OPENAI_API_KEY"})
     """

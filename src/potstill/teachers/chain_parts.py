@@ -1,4 +1,4 @@
-"""The part of a model's text that becomes a chain: its thought, its answer or both, up to the end of the answer.
+"""Selection of the part of a model's text that becomes a chain: the thought, the answer or both, truncated at the answer.
 
 A reasoning model writes its thought between tags or into a separate field:
 
@@ -20,10 +20,10 @@ A chain ends after its answer sentence, as in Fu et al. 2023:
     [(END, -0.06), (b'.', -3.0)]
 
 The newline that ends the answer line corresponds to END for a student:
-- If a token begins with the newline, its position becomes the last one of the chain. END there stands for every
-  candidate that begins with a newline and for the model's own END; their probabilities are added.
+- If a token begins with the newline, its position becomes the last position of the chain. The candidates there that
+  begin with a newline and the model's own END become one candidate, END, with the sum of their probabilities.
 - If a token contains text before the newline (".\\n"), the token and its candidates keep only that text. Candidates that
-  become equal are merged. The model did not predict the token after that text, so such a chain has no last position.
+  become equal are merged. The model did not predict a token after that text, so the chain has no last position.
 All earlier positions keep their candidates.
 """
 
@@ -38,11 +38,11 @@ from potstill.alignment.rewrite import merge_candidates
 from potstill.records import END, Candidate, Chain, End
 from potstill.thoughts import TextPart, TextParts, strip_part
 
-DECIMALS: Final = 6  # of a log-probability, as engines give them
+DECIMALS: Final = 6  # decimals of a log-probability, the same as the engines' results have
 
 
 def join_fields(thought: str, answer: str) -> tuple[str, TextParts]:
-    """One text of a thought and an answer from separate fields, and its parts."""
+    """A thought and an answer from separate fields, joined to one text; and the parts of that text."""
     text = f"{thought}\n{answer}"
     return text, [strip_part(text, 0, len(thought), False), strip_part(text, len(thought) + 1, len(text), True)]
 
@@ -52,10 +52,11 @@ def is_learnt(part: TextPart, learnt: str) -> bool:
 
 
 def select_parts(chain: Chain, parts: TextParts, learnt: str) -> tuple[Chain, int]:
-    """The chain of the learnt parts (both, reasoning, or answer), with a newline between them, and the byte at which
-    its answer begins (its length if it has none).
+    """The chain of the learnt parts, joined by newlines; and the byte at which its answer begins.
 
-    A token outside all parts is dropped. The last position is kept only if the last part ends where the text ends.
+    learnt  "both", "reasoning" or "answer"
+    Without an answer, the second value is the length of the chain in bytes. Tokens outside the parts are dropped. The
+    last position (the end) is kept only if the last part ends at the end of the text.
     """
     chosen = [part for part in parts if is_learnt(part, learnt)]
     slices = [(_slice(chain, part), part) for part in chosen if part.start < part.end]
@@ -77,8 +78,11 @@ def _slice(chain: Chain, part: TextPart) -> Chain:
 
 
 def join_parts(base: Chain, parts: Iterable[tuple[Chain, TextPart]]) -> tuple[Chain, int]:
-    """The chains of some parts as one, with a newline between them, and the byte at which its answer begins (its length
-    if it has none). base: the chain whose other fields it gets."""
+    """The chains of some parts as one chain, joined by newlines; and the byte at which its answer begins.
+
+    base  the chain that provides all other fields
+    Without an answer, the second value is the length of the chain in bytes.
+    """
     content, answer_start = b"", -1
     tokens, spans, candidates = [], [], []
     for chain, part in parts:
@@ -95,14 +99,14 @@ def join_parts(base: Chain, parts: Iterable[tuple[Chain, TextPart]]) -> tuple[Ch
 def truncate_at_answer(chain: Chain, answer_start: int = 0) -> Chain:
     """The chain up to the end of the first line that contains "answer is"; unchanged if no newline follows that line.
 
-    answer_start  the byte at which the answer begins: a thought before it may contain "the answer is" many times
+    answer_start  the byte at which the search begins, because a thought may contain "the answer is" many times
     """
     # In Latin-1 every byte is one character, so the character position is a byte position.
     end = prompts.find_answer_end(chain.content[answer_start:].decode("latin-1"))
     if end is None or answer_start + end == len(chain.content):
         return chain
     end += answer_start
-    # The token that contains the newline; a server may have omitted it from its list.
+    # The token that contains the newline. The list of a server may lack it.
     index = next((index for index, (_, stop) in enumerate(chain.spans) if stop > end), len(chain.tokens))
     start = chain.spans[index][0] if index < len(chain.tokens) else len(chain.content)
     tokens, spans, candidates = chain.tokens[:index], chain.spans[:index], chain.candidates[:index]
@@ -119,13 +123,13 @@ def truncate_at_answer(chain: Chain, answer_start: int = 0) -> Chain:
 
 
 def merge_end_outcomes(step: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """The candidates of a last position, with END for every candidate that begins with a newline."""
+    """The candidates of a last position; those that begin with a newline are merged into END."""
     outcomes = [(END if piece is not END and piece.startswith(b"\n") else piece, logprob) for piece, logprob in step]
     return merge_candidates(outcomes, DECIMALS)
 
 
 def _shorten(piece: bytes | End, kept: bytes) -> bytes | End:
-    """A candidate up to its newline. `kept`, the text of the token before its newline, may contain earlier ones."""
+    """The candidate up to its newline. kept: the token's text before its newline, which may contain earlier newlines."""
     if piece is END:
         return END
     newline = piece.find(b"\n", len(kept) if piece.startswith(kept) else 0)

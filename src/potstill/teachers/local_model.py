@@ -1,13 +1,14 @@
-"""A model folder as teacher, run by transformers or vLLM: sampled chains with the raw log-probabilities of the k
-likeliest tokens.
+"""The teachers `local` and `vllm`: a model folder, run by transformers or vLLM.
+
+Chains are sampled and stored with the raw log-probabilities of the k likeliest tokens at each position.
 
     >>> generation = Generation(("mine/1", 0), (5, 6, 7), (b"The answer is", b" 2", b"\\n"),
     ...                         b"The answer is 2\\n", (), None, "cut")
     >>> build_chain(generation, "local").text
     'The answer is 2'
 
-An engine of `potstill.inference` generates the texts. This module makes its requests from questions, and truncates the
-texts at their answers.
+An engine of `potstill.inference` generates the texts. This module builds its requests from questions, and truncates the
+texts after their answers.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class LocalModel(Scorer):
-    """The teachers `local` and `vllm`. As a scorer, it uses the model of `teacher.score`."""
+    """The teachers `local` and `vllm`. A scorer uses the model of `teacher.score`."""
 
     generates = True
 
@@ -119,7 +120,7 @@ class LocalModel(Scorer):
     def inputs(self) -> dict[str, str]:
         from potstill import models, tokenization
 
-        # The effect of `teacher.chat` instead of its value: without a template it changes nothing.
+        # The effect of `teacher.chat`, not its value: for a model without a template, the value changes nothing.
         chat = {"teacher.chat": "its template"} if self.uses_chat_template else {}
         versions = {"version of students": str(models.VERSION), "version of tokenizers": str(tokenization.VERSION)}
         chat |= models.end_of_turn_identity(self.folder, self._chat_settings)
@@ -176,15 +177,18 @@ def sample(
     state: SamplingState,
     chat: bool = False,
 ) -> Iterator[list[Chain]]:
-    """`samples` chains of every question, batch by batch. A batch whose chains are all stored is not generated again;
-    any other is, whole. The batches do not depend on the number of shards.
+    """`samples` chains of every question, batch by batch.
+
+    A batch is skipped if all of its chains are stored; otherwise the whole batch is generated. The batches do not depend
+    on the number of shards.
 
     source        the name of this teacher in the keys of its chains
-    batch_tokens  the most tokens of a batch, of prompts and answers
-    chat          whether the model uses its chat template. Then it writes until it ends its turn, because a thought may
-                  contain "the answer is", and the chain is truncated at the answer after the thought
+    batch_tokens  maximum number of tokens in a batch: prompts and answers
+    chat          whether the model uses its chat template. Then generation stops only at the end of the turn, because a
+                  thought may contain "the answer is", and the chain is truncated after the answer that follows the
+                  thought
 
-    Raises UserError if a prompt does not fit the model, at once: the longest prompts come first.
+    Raises UserError if a prompt is too long for the model. The longest prompts come first, so it is raised at once.
     """
     requests = [
         Request((question.id, index), prompt)
@@ -201,10 +205,10 @@ def sample(
 def score_chains(
     engine: ScoringEngine, rows: Sequence[tuple[Prompt, Chain]], *, top_logprobs: int, batch_tokens: int
 ) -> list[Chain]:
-    """Existing chains with this model's tokens, and the raw log-probabilities of its likeliest tokens at each position.
+    """Existing chains with the tokens of this model, and the raw log-probabilities of its likeliest tokens.
 
-    rows  each chain with the model's prompt for it; texts and keys stay unchanged
-    Raises UserError if a chain does not fit the model.
+    rows  pairs of the model's prompt and the chain
+    The texts and keys of the chains do not change. Raises UserError if a chain is too long for the model.
     """
     texts = [chain.text for _, chain in rows]
     requests = [Request((chain.question, row), engine.encode(prompt)) for row, (prompt, chain) in enumerate(rows)]
@@ -218,15 +222,17 @@ def score_chains(
 
 
 def _with_scores(chain: Chain, scored: ScoredText) -> Chain:
-    # A chain that was cut off at max_tokens has no end; any other text ends with its last line.
+    # A chain that was truncated at max_tokens has no end. Any other chain ends with its last line.
     *steps, end = scored.candidates
     candidates = steps if chain.stop == "length" else [*steps, merge_end_outcomes(end)]
     return replace(chain, tokens=scored.tokens, spans=scored.spans, candidates=tuple(candidates), semantics="raw")
 
 
 def build_chain(generation: Generation, source: str, chat: bool = False) -> Chain:
-    """The chain of a generated text, truncated at its answer sentence. For a chat model the tags around a thought are
-    removed, and the answer is searched after the thought."""
+    """The chain of a generated text, truncated after its answer sentence.
+
+    For a chat model, tags around thoughts are removed, and the answer sentence is searched after the last thought.
+    """
     question, index = generation.key
     chain = Chain.from_tokens(question, index, generation.tokens, generation.candidates, generation.stop, source=source)
     parts = split_tags(chain.text) if chat and chain.text.encode() == chain.content else []

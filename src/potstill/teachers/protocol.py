@@ -1,7 +1,7 @@
-"""What the pipeline asks of a teacher: chains, the inputs that determine them, and forecasts.
+"""The interface of a teacher: its chains, the inputs that determine them, and forecasts.
 
-A backend is one class in its own module, and one entry of `recipe.teacher.BACKENDS`. Only `sample` is required, or
-for chains that exist already, `read_chains` of `TextTeacher`:
+To add a backend, write a class in its own module, and add one entry to `recipe.teacher.BACKENDS`. Only `sample` is
+required. A teacher of existing chains is a `TextTeacher`, which requires only `read_chains`:
 
     >>> class Echo(TextTeacher):
     ...     def read_chains(self, questions, other_questions=()):
@@ -10,8 +10,8 @@ for chains that exist already, `read_chains` of `TextTeacher`:
     >>> [[chain.text for chain in batch] for batch in Echo(Recipe(name="mine")).sample([question])]
     [['What is 1 + 1?']]
 
-Batches, and the chains within a batch, may come in any order. A batch whose chains are all stored is skipped; any other
-is yielded whole, and the caller drops the chains that it has.
+Batches, and the chains of a batch, may come in any order. A batch is skipped if all of its chains are stored. Otherwise
+the whole batch is yielded, and the caller drops the chains that it has already stored.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ PromptBuilder = Callable[[Question], Prompt]
 class UsageMeter:
     """The usage of a teacher: progress, cost and failures of this process, counted while it samples.
 
-    prompt_tokens, completion_tokens   as the server counts them, including responses that could not be used
-    money       by the recipe's prices; 0 without prices
-    faults      message of a failure -> how often it occurred
-    refused     question id -> why the server did not answer it
-    before      the usage of earlier processes of the run; settled: the usage before the budget was split among shards
-    on_reserve  called, before a request is sent, when the reserved tokens and money reach a new maximum
+    prompt_tokens, completion_tokens   the server's counts, including responses that could not be used
+    money       cost by the recipe's prices; 0 without prices
+    faults      message of a failure -> number of failures
+    refused     question id -> why the server did not answer the question
+    before      usage of earlier processes of the run
+    settled     usage before the budget was split among shards
+    on_reserve  function that is called before a request is sent if the reserved tokens or money reach a new maximum
 
     >>> totals = {"chains": 200, "completion_tokens": 24000, "right": 120, "graded": 200, "money": 0.5}
     >>> UsageMeter(**totals, seconds=60.0, concurrency=16).progress_note()
@@ -67,7 +68,7 @@ class UsageMeter:
     on_reserve: Callable[[float, float], None] = field(default=lambda tokens, money: None, repr=False)
 
     def count_failure(self, message: str) -> None:
-        """Count a response that lacked what was requested, by its message without long numbers."""
+        """Count a failed request under its message. Long numbers in the message are replaced, so that messages repeat."""
         self.retries += 1
         kind = re.sub(r"\d{4,}", "N", message)[:120]
         self.faults[kind] = self.faults.get(kind, 0) + 1
@@ -89,7 +90,7 @@ class UsageMeter:
         return ", ".join(parts)
 
     def spent(self) -> dict[str, float]:
-        """What a later process must know to keep the budget."""
+        """The usage of this process that a later process needs to respect the budget."""
         names = ("requests", "prompt_tokens", "completion_tokens", "money")
         return {name: getattr(self, name) for name in names}
 
@@ -100,10 +101,11 @@ class UsageMeter:
 
 
 class FirstChainsCheck:
-    """Stops sampling if none of the first chains of a run is right. Each shard samples an equal part of the first
-    chains, and judges those of all shards.
+    """Stops sampling if none of the first chains of a run is right.
 
-    >>> counts = [0, 0]                                        # stored chains of the run, and right ones
+    Each shard samples an equal part of the first chains, and checks the chains of all shards.
+
+    >>> counts = [0, 0]                                        # stored chains of the run, and right chains
     >>> check = FirstChainsCheck(10, lambda: (counts[0], counts[1]), lambda: UserError("none is right", code="E-x"))
     >>> [check.allow(4) for _ in range(3)]                     # two requests for four chains, and no third
     [True, True, False]
@@ -120,17 +122,17 @@ class FirstChainsCheck:
         build_error: Callable[[], UserError],
         shards: int = 1,
     ) -> None:
-        """limit         chains of which at least one must be right
-        count_stored  the stored chains of the run, and how many of them are right (at least whether any is)
-        build_error   the error if none is right
-        shards        the number of shards, which share the first chains
+        """limit         number of first chains, of which at least one must be right
+        count_stored  returns the number of stored chains of the run, and the number of right chains (or 1 if any is)
+        build_error   returns the error for first chains that are all wrong
+        shards        number of shards that share the first chains
         """
         self.limit, self.count_stored, self.build_error, self.shards = limit, count_stored, build_error, shards
         self.passed, self.requested, self.stored_before = False, 0, count_stored()[0]
         self.allowed = self._shard_part(self.stored_before)
 
     def allow(self, n: int) -> bool:
-        """Whether n further chains may be requested now; if so, they are counted. The first request always may."""
+        """Whether n more chains may be requested now; if so, count them as requested. Always True for the first request."""
         is_first = not self.requested and not self.stored_before
         if not self.passed and not is_first and self.requested + n > self.allowed:
             return False
@@ -138,8 +140,11 @@ class FirstChainsCheck:
         return True
 
     def judge(self, n: int) -> UserError | None:
-        """The error if enough chains are stored and none is right; else None, and more chains are allowed. Call it when
-        all requested chains are stored and n more would be requested."""
+        """The error if the first chains are stored and none is right. Otherwise None, and more chains are allowed.
+
+        n  number of chains in the next request
+        Call it only when all requested chains are stored.
+        """
         stored, right = self.count_stored()
         if right:
             self.passed = True
@@ -155,17 +160,17 @@ class FirstChainsCheck:
 
 @dataclass(slots=True)
 class SamplingState:
-    """What a run knows when it samples.
+    """The state of a run when it samples.
 
-    stored           keys of the chains that are stored
+    stored           keys of the stored chains
     right            question id -> number of its right chains; used if the recipe has `teacher.enough`
-    usage            counts what this process spends
-    shard            the part of the batches to sample. They are those of the whole run, so that no chain depends on the
-                     number of shards
-    other_questions  questions of the run's sets that are not sampled: stored chains about them are skipped, and chains
-                     about unknown questions are an error
-    server           what `Teacher.probe` found
-    first_chains     stops sampling if none of the first chains is right
+    usage            usage of this process; updated while sampling
+    shard            the shard, which samples a part of the batches. The batches are those of the whole run, so that no
+                     chain depends on the number of shards
+    other_questions  questions of the run's sets that are not sampled. Stored chains for them are skipped; chains for
+                     unknown questions are an error
+    server           result of `Teacher.probe`
+    first_chains     check that stops sampling if none of the first chains is right
     """
 
     stored: Container[ChainKey] = ()
@@ -178,13 +183,14 @@ class SamplingState:
 
 
 class Teacher(Protocol):
-    """A source of chains, as a recipe describes it. Methods without `abstractmethod` have defaults that suit a teacher
-    which costs nothing and depends on no model.
+    """A source of chains that a recipe describes.
 
-    metered              whether a server bills the chains: then the run keeps a ledger, and batch files work
+    Methods without `abstractmethod` have defaults for a teacher that costs nothing and depends on no model.
+
+    metered              whether a server bills the chains; the run then keeps a ledger and supports batch files
     generates            whether the chains are generated on request, from prompts
     right_by_definition  whether every chain has the right answer
-    samples_per_request  chains that are generated and stored together, at most
+    samples_per_request  maximum number of chains that are generated and stored together
     """
 
     metered: ClassVar[bool] = False
@@ -198,10 +204,10 @@ class Teacher(Protocol):
 
     @abstractmethod
     def sample(self, questions: Sequence[Question], state: SamplingState | None = None) -> Iterator[list[Chain]]:
-        """The chains of some questions, in batches. Raises UserError for what the user can fix."""
+        """The chains of the questions, in batches. Raises UserError for an error that the user can fix."""
         ...
 
-    # --- what the chains depend on
+    # --- What the chains depend on
 
     @property
     def source(self) -> str:
@@ -209,73 +215,75 @@ class Teacher(Protocol):
         return self.recipe.teacher.name or self.recipe.teacher.kind
 
     def input_files(self) -> dict[str, str]:
-        """Recipe key -> path of a file or folder whose content determines the chains."""
+        """Recipe key -> path of a file or folder whose content the chains depend on."""
         paths = {"teacher.chains": self.recipe.teacher.chains, "teacher.prompt": self.recipe.teacher.prompt}
         return {key: path for key, path in paths.items() if path is not None}
 
     def inputs(self) -> dict[str, str]:
-        """What determines the chains beside the recipe's keys: digests of files, and versions of other packages."""
+        """Inputs of the chains other than the recipe's keys: digests of files, and versions of other packages."""
         return {key: storage.folder_fingerprint(self.find_path(path, key)) for key, path in self.input_files().items()}
 
     def free_keys(self) -> set[str]:
-        """Recipe keys that may change during a run, because they change no chain."""
+        """Recipe keys that may change during a run, because no chain depends on them."""
         keys = {*recipes.flatten_keys(self.recipe, "teacher.budget"), "teacher.none_right_limit", "teacher.chat"}
         keys |= {f"teacher.vllm.{name}" for name in recipes.VllmSection.FREE}  # teacher.chat: see LocalModel.inputs
         keys |= set() if self.recipe.teacher.unsolved == "skip" else {"teacher.unsolved"}
         return keys | set(recipes.flatten_keys(self.recipe, "teacher.enough", "teacher.server"))
 
-    # --- what can be said before a run
+    # --- Checks and forecasts before a run
 
     def checks(self, *, weights: bool = True) -> Iterator[Callable[[], object]]:
-        """Functions that raise UserError for what would stop sampling. weights: whether to read the weights of models,
-        which takes as long as reading their files once."""
+        """Functions that raise UserError if sampling would fail.
+
+        weights  whether to check the weights of models, too; this takes as long as reading their files once
+        """
         return iter(())
 
     def count_chains(self, questions: Sequence[Question]) -> int | None:
-        """The number of chains for some questions, at most; None if it is unknown."""
+        """The maximum number of chains for the questions; None if it is unknown."""
         return len(questions) * self.recipe.teacher.samples
 
     def forecast(self, questions: Sequence[Question]) -> list[str]:
-        """Lines for `potstill run --dry-run`: what sampling would do and cost."""
+        """Lines for `potstill run --dry-run`: the work and the cost of sampling."""
         return [f"teacher           {self.recipe.teacher.kind}"]
 
-    # --- what other stages and the report need
+    # --- For other stages and the report
 
     def prompt_builder(self) -> PromptBuilder | None:
-        """How a question becomes the teacher's prompt; None for a teacher without prompts."""
+        """The function from a question to the teacher's prompt; None for a teacher without prompts."""
         return None
 
     def tokenizer_folder(self) -> Path | None:
-        """The folder of the tokenizer whose tokens the log-probabilities belong to, if it is local."""
+        """The folder of the tokenizer whose tokens have the log-probabilities; None if it is not local."""
         return None
 
     def describe_chains(self) -> str:
-        """What a student of this teacher learns from, for the report."""
+        """A phrase for the report that says what a student of this teacher learns from."""
         return f"chains of {self.source}"
 
     def report_notes(self) -> list[str]:
         """Sentences about the chains, for the report."""
         return []
 
-    # --- servers: see `openai_api.teacher`
+    # --- Servers, see `openai_api.teacher`
 
     def probe(
         self, questions: Sequence[Question], before: Mapping[str, Any] | None = None, usage: UsageMeter | None = None
     ) -> dict[str, Any] | None:
         """The capabilities of the teacher's server, as plain JSON; None without a server.
 
-        before  the capabilities that an earlier process of the run found. They are kept; a server that differs in what
-                determines the chains is an error
-        usage   counts what the probe costs
+        before  capabilities from an earlier process of the run, which stay valid. UserError if the server now differs in
+                a capability that the chains depend on
+        usage   the cost of the probe is added to it
         """
         return None
 
     def is_complete(self, questions: Sequence[Question], state: SamplingState) -> bool:
-        """Whether no request is left, if that can be known without asking the teacher."""
+        """Whether no request is left. False if this cannot be known without sampling."""
         return False
 
     def budget_error(self, questions: Sequence[Question], state: SamplingState) -> UserError | None:
-        """The error of a budget that does not allow another request; None if it does."""
+        """The error for a budget that allows no further request; None if it allows one."""
         return None
 
     def open_batch(
@@ -288,15 +296,17 @@ class Teacher(Protocol):
     ) -> Any:
         """The batch files of a metered teacher, see `openai_api.batch_api.Batch`.
 
-        server    what `probe` found; identity: what determines the chains of the run, as JSON
+        server    result of `probe`
+        identity  JSON value that determines the chains of the run
         failed    rows of earlier results that gave no chain
+        usage     usage of the run; updated
         """
         raise NotImplementedError
 
-    # --- helpers
+    # --- Helpers
 
     def find_path(self, path: str | None, key: str) -> Path:
-        """The file or folder of a recipe key. Raises UserError if it does not exist."""
+        """The path of the file or folder that a recipe key names. Raises UserError if it does not exist."""
         assert path is not None, f"the recipe's schema requires {key}"
         return recipes.find_path(self.recipe, path, key)
 
@@ -311,12 +321,12 @@ class Scorer(Teacher, Protocol):
     """A teacher that also assigns log-probabilities to the tokens of existing chains (`teacher.score`)."""
 
     def score(self, questions: Sequence[Question], batches: Iterable[list[Chain]]) -> Iterator[list[Chain]]:
-        """The batches, each chain with its text and key, and with the tokens and log-probabilities of this model."""
+        """The batches of chains with unchanged texts and keys, and with the tokens and log-probabilities of this model."""
         ...
 
 
 class TextTeacher(Teacher, Protocol):
-    """A teacher whose chains exist already, as texts. A scorer may add log-probabilities to them."""
+    """A teacher whose chains already exist as texts. A scorer may add log-probabilities to them."""
 
     scorer: Scorer | None
 
@@ -328,7 +338,7 @@ class TextTeacher(Teacher, Protocol):
     def read_chains(
         self, questions: Sequence[Question], other_questions: Iterable[Question] = ()
     ) -> Iterator[list[Chain]]:
-        """All chains of some questions, in batches of a fixed order. other_questions: see `SamplingState`."""
+        """All chains of the questions, in batches of a fixed order. other_questions: see `SamplingState`."""
         ...
 
     def sample(self, questions: Sequence[Question], state: SamplingState | None = None) -> Iterator[list[Chain]]:
@@ -352,7 +362,10 @@ class TextTeacher(Teacher, Protocol):
 
 
 def load_prompt_builder(recipe: Recipe) -> PromptBuilder:
-    """How the teacher of a recipe gets a question: after the text of `teacher.prompt`, if the recipe has one."""
+    """The prompt builder of a recipe's teacher. The text of `teacher.prompt`, if any, precedes each question.
+
+    Raises UserError if the file does not exist or is not UTF-8.
+    """
     if recipe.teacher.prompt is None:
         return make_prompt_builder()
     path = recipes.find_path(recipe, recipe.teacher.prompt, "teacher.prompt")
@@ -371,10 +384,10 @@ def load_prompt_builder(recipe: Recipe) -> PromptBuilder:
 def make_prompt_builder(
     *, style: PromptStyle = prompts.TEACHER_STYLE, demonstrations: Sequence[Demonstration] = (), prefix: str = ""
 ) -> PromptBuilder:
-    """How a teacher gets a question: after demonstrations, or after a text that contains them.
+    """A function from a question to the teacher's prompt, in which demonstrations or a fixed text precede the question.
 
-    prefix  precedes the question unchanged, with one newline between (Fu et al. 2023: the eight complex demonstrations,
-            in a file that itself ends with a newline)
+    prefix  the fixed text; it stays unchanged, and one newline separates it from the question (Fu et al. 2023: the eight
+            complex demonstrations, in a file that ends with a newline)
 
     >>> question = Question("mine/1", "What is 1 + 1?", "2", "mine", "train", "number")
     >>> print(make_prompt_builder(prefix="Question: 2 + 2?\\nThe answer is 4\\n")(question).plain)

@@ -1,11 +1,11 @@
-"""The solutions of a data set as chains: one text per question, without tokens or log-probabilities.
+"""The teacher `human`: the solutions of a data set as chains, one text per question, without log-probabilities.
 
     >>> question = Question("gsm8k/1", "What is 1 + 1?", "2", "gsm8k", "train", "gsm8k", rationale="1 + 1 = 2.")
     >>> [chains] = ReferenceSolutions(Recipe(name="mine")).sample([question])
     >>> chains[0].text, chains[0].semantics
     ('1 + 1 = 2.\\nThe answer is 2', 'none')
 
-The student learns them with hard targets, unless `teacher.score` adds log-probabilities.
+The student learns these chains with hard targets, unless `teacher.score` adds log-probabilities.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ BATCH_SIZE = 256
 
 
 class ReferenceSolutions(TextTeacher):
-    """The teacher `human`."""
+    """The teacher `human`, whose chains are the solutions of the sets."""
 
     right_by_definition = True
 
     def read_chains(
         self, questions: Sequence[Question], other_questions: Iterable[Question] = ()
     ) -> Iterator[list[Chain]]:
-        """The chain with index 0 of every question, in the order of the questions.
+        """One chain per question, with index 0, in the order of the questions.
 
-        Raises UserError, before the first batch, if a question has no solution and `teacher.unsolved` is stop.
+        Raises UserError before the first batch if a question has no solution and `teacher.unsolved` is `stop`.
         """
         solved = [question for question in questions if question.rationale]
         missing = [question.id for question in questions if not question.rationale]
@@ -41,8 +41,8 @@ class ReferenceSolutions(TextTeacher):
                 f"{len(missing)} of {len(questions)} questions have no solution for the teacher `human`",
                 code="E-teacher-no-solutions",
                 where="teacher",
-                found=f"the first is {missing[0]}",
-                hint="give each training question a rationale (sets.NAME.fields names its field), set teacher.unsolved:"
+                found=f"the first one is {missing[0]}",
+                hint="give every training question a rationale (sets.NAME.fields names its field), set teacher.unsolved:"
                 " skip, or use another teacher",
             )
         return (
@@ -63,7 +63,7 @@ class ReferenceSolutions(TextTeacher):
         lines = [f"teacher           human: {count} solutions of the sets, without log-probabilities"]
         if missing:
             lines += [
-                f"  missing         {len(missing)} of {len(questions)} questions have no solution, first {missing[0]};",
+                f"  missing         {len(missing)} of {len(questions)} questions have no solution, such as {missing[0]};",
                 "                  the run would "
                 + ("stop at the stage sample" if self.recipe.teacher.unsolved == "stop" else "skip them"),
             ]

@@ -1,12 +1,12 @@
-"""Chains from a file: those of another run, of a colleague, or of a paid model.
+"""The teacher `replay`: chains from a file, for example of another run, of a colleague, or of a paid model.
 
     >>> question = Question("mine/1", "What is 1 + 1?", "2", "mine", "train", "number")
     >>> rows = [{"question": "mine/1", "text": "1 + 1 = 2."}, {"question": "What is 1 + 1?", "text": "It is 2."}]
     >>> [[chain.key for chain in batch] for batch in read_chains(enumerate(rows, 1), [question], where="old.jsonl")]
     [[('mine/1', 'replay', 0), ('mine/1', 'replay', 1)]]
 
-A row is the JSON of a chain (`serialization.to_json`), of which only `question` and `text` are required. Rows are read
-as a stream: memory holds their keys, never all chains.
+A row is the JSON of a chain (`serialization.to_json`); only `question` and `text` are required. Rows are read as a
+stream, so memory holds their keys, but never all chains.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BATCH_SIZE = 256
 
 
 class StoredChains(TextTeacher):
-    """The teacher `replay`."""
+    """The teacher `replay`, whose chains come from the file `teacher.chains`."""
 
     @property
     def path(self) -> Path:
@@ -59,12 +59,15 @@ class StoredChains(TextTeacher):
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """Number and row of every record in a file: JSON lines, Parquet as potstill writes it, or any other form that
-    `storage.dataset_files` reads. Raises UserError."""
+    """Number and row of every record in a file.
+
+    The file has JSON lines, or is a Parquet file that potstill wrote, or has another format of `storage.dataset_files`.
+    Raises UserError if it cannot be read.
+    """
     if path.suffix == ".parquet" and parquet.is_chain_file(path):
         yield from enumerate(parquet.read_chains(path), 1)
     elif path.suffix == ".jsonl" and dataset_files.is_plain_jsonl(path):
-        yield from storage.read_jsonl(path)  # as a stream: such a file may be larger than memory
+        yield from storage.read_jsonl(path)  # a stream, because the file may be larger than memory
     else:
         yield from ((number, row) for number, _, row in dataset_files.read_dataset_rows(path))
 
@@ -77,17 +80,17 @@ def read_chains(
     known: Iterable[Question] = (),
     source: str = "replay",
 ) -> Iterator[list[Chain]]:
-    """The chains of some rows, BATCH_SIZE at a time, in their order.
+    """The chains of the rows, in order, in batches of BATCH_SIZE.
 
-    rows       the number of each row in its file, and the row: a chain, or its JSON. `question` is the id or the text of
+    rows       pairs of a row's number in its file and the row: a chain, or its JSON. `question` is the id or the text of
                a question (compared in canonical form). Rows without `index` are numbered per question and source
-    questions  those whose chains are wanted
-    where      the file, for messages
+    questions  questions whose chains are yielded
+    where      name of the file, for messages
     known      other questions of the sets, held out or not used by this run; their chains are skipped
-    source     of rows that name none
+    source     source of rows without one
 
-    Raises UserError, with file and record, for an invalid row and for a key that occurs twice; and, after all rows are
-    counted, for chains of unknown questions, of which none is yielded.
+    Raises UserError, with file and record, for an invalid row and for a key that occurs twice. After the first chain of
+    an unknown question, no chain is yielded; a UserError with the number of such chains follows the last row.
     """
     reader = _RowReader(questions, known, where, source)
     batch: list[Chain] = []
@@ -105,7 +108,7 @@ def read_chains(
 
 
 class _RowReader:
-    """Reads rows one by one, and remembers their keys and counts."""
+    """Reads rows one by one, and stores their keys and counts."""
 
     def __init__(self, questions: Sequence[Question], known: Iterable[Question], where: str, source: str) -> None:
         self.where, self.source = where, source
@@ -120,7 +123,7 @@ class _RowReader:
         self.unknown_count, self.first_unknown = 0, ""
 
     def read(self, number: int, row: Row) -> Chain | None:
-        """The chain of a row; None if its question is not wanted, or unknown."""
+        """The chain of a row; None if its question is not wanted or not known."""
         where = f"{self.where} record {number}"
         name = row.question if isinstance(row, Chain) else _read_question(row, where)
         question = self._find_id(name, where)
@@ -141,7 +144,7 @@ class _RowReader:
         if chain.key in self.record_of:
             what = f"question {chain.question!r}, source {chain.source!r}, index {chain.index} occurs twice"
             found = f"the same key in record {self.record_of[chain.key]}"
-            hint = "give the rows of a question different indices, or none at all"
+            hint = "give the rows of a question different indices, or no indices"
             raise UserError(what, code="E-data-duplicate-chain", where=where, found=found, hint=hint)
         self.record_of[chain.key] = number
         return chain
@@ -149,10 +152,10 @@ class _RowReader:
     def check_unknown(self) -> None:
         if self.unknown_count:
             raise UserError(
-                f"{self.unknown_count} chains belong to questions that this run does not know",
+                f"{self.unknown_count} chains belong to questions that the run's sets do not contain",
                 code="E-data-unknown-question",
                 where=self.where,
-                found=f"the first is {self.first_unknown}",
+                found=f"the first one is {self.first_unknown}",
                 hint="name questions by their id or exact text, and add their set to the recipe",
             )
 
@@ -162,7 +165,7 @@ class _RowReader:
         ids = self.ids_by_text.get(splits.canonical_question(name), set())
         if len(ids) > 1:
             what, found = f"the text belongs to {len(ids)} questions", ", ".join(sorted(ids)[:3])
-            hint = "name the question by its id"
+            hint = "give the id of the question instead of its text"
             raise UserError(what, code="E-data-ambiguous-question", where=where, found=found, hint=hint)
         return next(iter(ids), None)
 
@@ -205,7 +208,7 @@ def _check_fields(row: Mapping[str, Any]) -> None:
             str(text).encode("utf-8")
         except UnicodeEncodeError as error:
             context = ascii(error.object[max(0, error.start - 30) : error.start + 10])
-            raise ValueError(f"half of a surrogate pair is not a character: {context}") from None
+            raise ValueError(f"the text contains half of a surrogate pair, which is no character: {context}") from None
 
 
 def _check_consistency(chain: Chain) -> None:
@@ -224,4 +227,4 @@ def _check_consistency(chain: Chain) -> None:
             if not isfinite(logprob) or logprob > 1e-3:
                 raise ValueError(f"{logprob} is not a natural log-probability (of {piece!r})")
     if chain.candidates and chain.semantics == "none":
-        raise ValueError("candidates with semantics none")
+        raise ValueError("there are candidates, but semantics is none")

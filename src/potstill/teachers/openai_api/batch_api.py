@@ -1,12 +1,12 @@
-"""Batch files: requests for a service that answers them later, and the chains of its results.
+"""Batch files: requests for a service that answers them later, and the chains of the results.
 
     >>> format_custom_id("3f9c2a71b0de", 17, (8, 9, 11), 0), parse_custom_id("3f9c2a71b0de-17-8-b-0")
     ('3f9c2a71b0de-17-8-b-0', RequestId(tag='3f9c2a71b0de', question=17, indices=(8, 9, 11), tries=0))
 
 A request is a line `{"custom_id": ..., "method": "POST", "url": "/v1/completions", "body": {...}}`, the format of
-OpenAI's Batch API, of compatible services, and of vLLM's `run-batch`. Its id identifies the run, the question by its
-number, the chains, and the try. So results may come in any order, in any number of files, twice, or not at all; a
-request without a result is written again.
+OpenAI's Batch API, of compatible services, and of vLLM's `run-batch`. The `custom_id` identifies the run, the question
+(by its number), the chains, and the try. Results may therefore come in any order, in any number of files, twice, or not
+at all. A request without a result is written again.
 
 A result is a line with the `custom_id` of its request and a `response` (`status_code`, `body`) or an `error`:
 
@@ -15,7 +15,7 @@ A result is a line with the `custom_id` of its request and a `response` (`status
     >>> custom_id, reply.outcome, reply.message
     ('x', 'busy', 'batch_expired too late')
 
-A result that is read again brings nothing new and costs nothing.
+Reading a result again adds no chains and no cost.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ from potstill.teachers.openai_api.scheduler import collect_chains, grade_and_cou
 from potstill.teachers.openai_api.token_entries import ReaderContext
 from potstill.teachers.protocol import PromptBuilder, UsageMeter
 
-MAX_CHAINS_PER_REQUEST: Final = 100  # their bit mask fits into 25 digits of the id
+MAX_CHAINS_PER_REQUEST: Final = 100  # the id stores a bit mask of the chains in 25 hexadecimal digits
 CUSTOM_ID: Final = re.compile(r"([0-9a-f]{12})-([0-9]{1,9})-([0-9]{1,9})-([0-9a-f]{1,64})-([0-9]{1,9})")
 UNPROCESSED_CODES: Final = ("batch_expired", "batch_cancelled")  # errors of requests that no model has seen
-MAX_REFUSED: Final = 10  # questions; if more, and more than one result in twenty, are refused, the requests are wrong
+MAX_REFUSED: Final = 10  # if more questions, and more than one result in twenty, are refused, the requests are wrong
 
 
 class RequestId(NamedTuple):
-    """The parts of a custom_id. question: its number in the run."""
+    """The parts of a custom_id. question: the number of the question in the run."""
 
     tag: str
     question: int
@@ -65,7 +65,7 @@ class RequestId(NamedTuple):
 
 
 def run_tag(identity: Any, server: Mapping[str, Any]) -> str:
-    """The common part of all request ids of a run: equal only if equal requests would be sent to an equal server."""
+    """The prefix of all request ids of a run. Runs have the same prefix only if requests and server settings are equal."""
     text = json.dumps([identity, dict(server)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -89,7 +89,7 @@ def parse_custom_id(text: str) -> RequestId | None:
 
 @dataclass(slots=True)
 class FailedResults:
-    """Earlier results without their chains: rows of `custom_id`, `said` (the message), and `outcome`."""
+    """Earlier results that gave no chain: rows of `custom_id`, `said` (the message), and `outcome`."""
 
     custom_ids: set[str] = field(default_factory=set)
     tries: dict[tuple[int, int], int] = field(default_factory=dict)  # (question, index) -> tries so far
@@ -103,7 +103,7 @@ class FailedResults:
         return failed
 
     def add(self, row: Mapping[str, Any]) -> bool:
-        """Add a row; False if it is there already."""
+        """Add a row. Returns False if the row was added before."""
         request_id = parse_custom_id(row["custom_id"])
         if request_id is None or row["custom_id"] in self.custom_ids:
             return False
@@ -118,13 +118,13 @@ class FailedResults:
 
 @dataclass(slots=True)
 class Batch:
-    """The batch files of a run: it writes requests and reads results.
+    """The batch files of a run: writes requests and reads results.
 
-    questions    all, in the run's order
-    usage        of the run; gains that of the results
-    over_budget  whether the budget allows no more requests than were written
+    questions    all questions, in the run's order
+    usage        usage of the run; the usage of each result is added
+    over_budget  whether requests were left out because of the budget
 
-    `requests`, `chains`, `prompt_tokens` (an estimate) and `completion_tokens` (a maximum) count what was written.
+    `requests`, `chains`, `prompt_tokens` (an estimate) and `completion_tokens` (a maximum) count the written requests.
     """
 
     tag: str
@@ -166,9 +166,9 @@ class Batch:
             yield response.encode(row) + b"\n"
 
     def describe(self, paths: Sequence[Path]) -> list[str]:
-        """What was written to some files, in lines for display: the number of requests, and their maximum cost."""
+        """Lines for display: the number of requests written to the files, and their maximum cost."""
         if not paths:
-            return ["batch     no chain is missing: no request is written"]
+            return ["batch     no chain is missing, so no request is written"]
         prices = self.settings.prices
         lines = [
             f"batch     {len(paths)} files in {paths[0].parent}: {self.requests} requests for {self.chains} chains",
@@ -181,7 +181,7 @@ class Batch:
                 " (teacher.budget.prices: set the prices of batches)"
             )
         if self.over_budget:
-            lines.append("budget    it allows no more requests than these; the others are not written")
+            lines.append("budget    the budget allows only these requests; the others are not written")
         return lines
 
     def spent_error(self) -> UserError:
@@ -190,10 +190,14 @@ class Batch:
     def read_results(
         self, paths: Iterable[Path], stored: Container[ChainKey], right: dict[str, int], counted: set[str]
     ) -> Iterator[tuple[list[Chain], list[dict[str, Any]], list[str]]]:
-        """For each result: its chains that are not stored, a row for `FailedResults` if it lacks some, and its id if it
-        was billed and is not counted yet.
+        """For each result: its new chains, rows for `FailedResults`, and ids to count as billed.
 
-        counted  ids of the results in the run's ledger; gains those that are counted now
+        The chains are those that are not stored yet. There is a row if the result lacks chains, and an id if the result
+        was billed and is not in `counted`.
+
+        stored   keys of the stored chains
+        right    question id -> number of its right chains; updated
+        counted  ids of the results that the run's ledger counts; updated
         Raises UserError, with file and line, for a line that is not a result of a request of this run; and if so many
         questions were refused that the requests must be wrong.
         """
@@ -233,12 +237,12 @@ class Batch:
         if len(usage.refused) > max(MAX_REFUSED, result_count // 20):
             question, message = next(iter(usage.refused.items()))
             what = f"the service refused {len(usage.refused)} questions; all received chains are stored"
-            hint = "fix what the message names; if it is a key of the recipe, do so in a recipe of another name"
+            hint = "correct the setting in the message; if it is a key of the recipe, also give the recipe another name"
             raise UserError(what, code="E-teacher-refused-questions", where=question, found=message, hint=hint)
         yield [], [row for row in refused if self.failed.add(row)], []
 
     def _iter_results(self, paths: Iterable[Path]) -> Iterator[tuple[str, Reply, SampleRequest]]:
-        """The id of each result of some files, its reply, and its request."""
+        """The id, reply and request of each result in the files."""
         for path in paths:
             with as_user_errors(path), open(path, "rb") as file:
                 for number, line in enumerate(file, 1):
@@ -258,12 +262,12 @@ class Batch:
         if request_id is None or request_id.tag != self.tag or request_id.question >= len(self.questions):
             what = "the result belongs to another run"
             hint = "name the run that wrote the requests; a recipe with other values writes other requests"
-            found = f"custom_id {custom_id[:80]}; those of this run begin with {self.tag}"
+            found = f"custom_id {custom_id[:80]}; the ids of this run begin with {self.tag}"
             raise UserError(what, code="E-batch-other-run", where=where, found=found, hint=hint)
         if reply is None:
             what = "the line has neither a response nor an error"
             found = "a request" if b'"method"' in line else custom_id
-            hint = "name the files that the service returned, not those that were sent"
+            hint = "name the files that the service returned, not the files that were sent"
             raise UserError(what, code="E-batch-no-result", where=where, found=found, hint=hint)
         question = self.questions[request_id.question]
         prompt, retried = self.build_prompt(question), request_id.tries > 0
@@ -286,8 +290,11 @@ _result_decoder = msgspec.json.Decoder(BatchResult)
 
 
 def read_result(line: bytes) -> tuple[str, Reply | None]:
-    """The id in a line of results, and the reply as if it had come from a server; None for a line without a response
-    and an error. `busy`: no model has seen the request, so it may be sent again unchanged."""
+    """The id in a line of results, and its reply, in the form of a server's reply.
+
+    The reply is None if the line has neither a response nor an error. Its outcome is `busy` if no model has seen the
+    request, which may then be sent again unchanged.
+    """
     result = _result_decoder.decode(line)
     answer, error = result.response, bytes(result.error)
     if answer is None and error == b"null":

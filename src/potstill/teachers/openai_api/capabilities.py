@@ -1,4 +1,4 @@
-"""The probe: a few small requests that find out which requests a server accepts and what it returns.
+"""The probe: a few small requests that show which requests a server accepts and what it returns.
 
     >>> at_temperature_1 = {"a": -0.1, "b": -2.4}
     >>> compare_temperatures(at_temperature_1, {"a": -0.1, "b": -2.4}, 0.5)
@@ -6,9 +6,9 @@
     >>> compare_temperatures(at_temperature_1, {"a": -0.01, "b": -4.61}, 0.5)
     'tempered'
 
-It judges behaviour, never the name of a server: whether log-probabilities arrive and how many, whether `n` is honoured,
-whether the bytes and ids of tokens are true, how the end token is named, and whether the log-probabilities include the
-temperature.
+The probe tests behaviour and ignores the name of a server: whether log-probabilities arrive and how many, whether `n` is
+honoured, whether the bytes and ids of tokens are correct, how the end token is named, and whether the temperature changes
+the log-probabilities.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from potstill.teachers.openai_api.token_entries import (
 )
 
 PROBE_MAX_TOKENS: Final = 24
-PROBE_REQUESTS: Final = 4  # answered ones: one for two texts, one at each of two temperatures, and one to spare
-MAX_FORMS: Final = 24  # forms of the request that are tried
+PROBE_REQUESTS: Final = 4  # requests that may be billed: one for two texts, one per temperature (two), and one spare
+MAX_FORMS: Final = 24  # maximum number of forms of the request to try
 RARE_PARAMETERS: Final = ("top_k", "min_p", "repetition_penalty", "repeat_penalty")  # only some servers know them
 COMMON_PARAMETERS: Final = ("presence_penalty", "frequency_penalty", "top_p", "seed", "n")
 HARD_TARGETS_HINT: Final = "set teacher.top_logprobs to 0 (hard targets), or use another server"
 
 
 async def probe(client: Client, settings: ServerSettings, prompt: Prompt, context: ReaderContext) -> Capabilities:
-    """The capabilities of the first server of a recipe, found with one of the recipe's own prompts.
+    """The capabilities of the first server of a recipe, tested with one of the recipe's prompts.
 
-    Raises UserError if the server gives less than the recipe asks for: the user must decide what to change.
+    Raises UserError if the server returns less than the recipe requests, because the user must decide what to change.
     """
     prober = _Prober(client, settings, prompt, context)
     try:
@@ -98,7 +98,7 @@ class _Prober:
     async def _send(
         self, capabilities: Capabilities, n: int = 1, temperature: float | None = None
     ) -> tuple[Capabilities, ResponseBody]:
-        """A response body, and the capabilities with which the server was willing to give it."""
+        """A response body, and the capabilities of the request that the server accepted."""
         max_tokens = min(PROBE_MAX_TOKENS, self.settings.max_tokens) if n > 1 else 1
         first_refusal, reduced = "", list[Capabilities]()
         for _ in range(MAX_FORMS):
@@ -112,9 +112,9 @@ class _Prober:
                 return capabilities, reply.body
             name = _refused_parameter(reply, body)
             if name in ("logprobs", "top_logprobs"):
-                what = f"the server does not give {self.settings.top_logprobs} log-probabilities per token"
+                what = f"the server does not return {self.settings.top_logprobs} log-probabilities per token"
                 hint = (
-                    "set teacher.top_logprobs to a number that the server allows, or to 0 to learn from its texts alone"
+                    "set teacher.top_logprobs to a number that the server allows, or to 0 to learn from its texts only"
                     " (hard targets)"
                 )
                 raise self.error("E-teacher-top-logprobs", what, reply.message, hint=hint)
@@ -127,18 +127,20 @@ class _Prober:
                     hint="remove it, or correct its value",
                 )
             without = capabilities.without(name) if name else None
-            if without is None and not first_refusal:  # the message names no optional parameter: try with fewer
+            if without is None and not first_refusal:  # the message names no optional parameter: try fewer parameters
                 first_refusal, reduced = reply.message, _reduced_forms(capabilities, n)
             if without is None and not reduced:
-                what, hint = "the server refuses the request", "correct in the recipe what the message names"
+                what, hint = "the server refuses the request", "correct the setting in the message"
                 raise self.error("E-teacher-refused-request", what, first_refusal, hint=hint)
             capabilities = without or reduced.pop(0)
         what = "the server refuses every form of the request"
         raise self.error("E-teacher-refused-request", what, hint="look at the server's log")
 
     async def _wait_for_reply(self, body: dict[str, Any]) -> tuple[Reply, bool]:
-        """A response or a refusal of the server, which may still be loading its model: `settings.patience` limits the
-        wait. And whether the server answered only after the request for several texts became one for a single text."""
+        """The server's response or refusal, and whether it came only after n was reduced to 1.
+
+        The server may still be loading its model; `settings.patience` limits the wait.
+        """
         url, settings = self.url, self.settings
         rng, started, tries = random.Random(settings.seed), time.monotonic(), 0
         while True:
@@ -153,7 +155,7 @@ class _Prober:
                     return single, True
             left = settings.patience - (time.monotonic() - started)
             if reply.retry_after is not None and reply.retry_after > left:
-                what = "the server asks to wait longer than the recipe allows"
+                what = "the server requests a longer wait than the recipe allows"
                 found = f"Retry-After {reply.retry_after:.0f} s; {reply.message}"
                 hint = f"run the same command again later, or raise teacher.server.patience ({settings.patience:g} s)"
                 raise self.error("E-teacher-retry-after", what, found, hint=hint)
@@ -170,14 +172,14 @@ class _Prober:
         entries = read_entries(choice, ReaderContext("probe", "unknown"))
         if not entries:
             hint = (
-                "set teacher.top_logprobs to 0 to learn from its texts alone (hard targets), or try the other"
+                "set teacher.top_logprobs to 0 to learn from its texts only (hard targets), or try the other"
                 " teacher.server.api"
             )
             raise self.error("E-teacher-no-logprobs", "the server's response has no log-probabilities", hint=hint)
         most = max(len(entry.alternatives) + (not _lists_itself(entry)) for entry in entries)
         requested = self.settings.top_logprobs
         if most < 0.9 * requested:  # lists keyed by strings lose tokens with equal strings
-            what = f"the server gives at most {most} log-probabilities per token"
+            what = f"the server returns at most {most} log-probabilities per token"
             hint = f"set teacher.top_logprobs to {most}"
             raise self.error("E-teacher-top-logprobs", what, f"teacher.top_logprobs {requested}", hint=hint)
         for entry in entries:
@@ -185,7 +187,7 @@ class _Prober:
             if not _lists_itself(entry):
                 values.append(entry.logprob)
                 if chain_reader.has_vocabulary_marks(entry):
-                    what = "the server writes its alternatives as in its vocabulary, not as text"
+                    what = "the server writes alternative tokens as in its vocabulary, not as text"
                     found = f"{entry.name!r}, and the alternatives {[name for _, name, _ in entry.alternatives][:3]}"
                     raise self.error("E-teacher-vocabulary-marks", what, found, hint=HARD_TARGETS_HINT)
             shown = [value for value in values if value is not None and value > HIDDEN_LOGPROB]
@@ -196,14 +198,14 @@ class _Prober:
     def _check_echo(self, body: ResponseBody) -> None:
         if any(starts_with_prompt(choice, self.prompt) for choice in body.choices):
             what, found = "the server's text begins with the prompt", message_texts(body.choices[0])[1][:80]
-            hint = "make it return only the new text, for example with teacher.server.extra: {echo: false}"
+            hint = "make the server return only new text, for example with teacher.server.extra: {echo: false}"
             raise self.error("E-teacher-echo", what, found, hint=hint)
 
     def _check_tokenizer(self, chain: Chain, choice: Choice) -> None:
         if not chain.tokens or set(chain.defects) - {"candidates unknown", DEFECT_BEYOND_TEXT}:
             what = "teacher.server.tokenizer does not fit the server's tokens"
             found = f"{message_texts(choice)[1][:60]!r} with the tokens {list(chain.tokens)[:6]}"
-            hint = "name the tokenizer of the served model, or none"
+            hint = "name the tokenizer of the served model, or remove the key"
             raise self.error("E-teacher-wrong-tokenizer", what, found, hint=hint)
 
     def _find_end_names(self, body: ResponseBody) -> tuple[str, ...]:
@@ -217,10 +219,10 @@ class _Prober:
         return tuple(sorted(names - {""}))
 
     async def _find_semantics(self, capabilities: Capabilities) -> Semantics:
-        """Requests the first token at temperature 1 and at the recipe's, and compares its log-probabilities."""
+        """Request the first token at temperature 1 and at the recipe's temperature, and compare its log-probabilities."""
         temperature = self.settings.temperature
         if temperature == 1.0:
-            return "raw"  # there is no difference
+            return "raw"  # at temperature 1 they do not differ
         if "temperature" in capabilities.left_out:
             return "unknown"
         tables = []
@@ -237,7 +239,7 @@ class _Prober:
 
 
 def _reduced_forms(capabilities: Capabilities, n: int) -> list[Capabilities]:
-    """Capabilities that ask for less: one text, then no rare parameters, then only the required ones."""
+    """Capabilities for smaller requests: one text, then no rare parameters, then only the required parameters."""
     left_out = capabilities.left_out
     rare = replace(capabilities, left_out=(*left_out, *(name for name in RARE_PARAMETERS if name not in left_out)))
     optional = tuple(name for name in (*RARE_PARAMETERS, *COMMON_PARAMETERS) if name not in left_out)
@@ -246,7 +248,7 @@ def _reduced_forms(capabilities: Capabilities, n: int) -> list[Capabilities]:
 
 
 def _refused_parameter(reply: Reply, body: dict[str, Any]) -> str:
-    """The parameter that a refusal is about: the one that it names, or the first of ours in its message."""
+    """The parameter that the server refuses: the one in the error's field, or the first one that its message names."""
     if reply.parameter in body:
         return reply.parameter
     message = reply.message
@@ -256,12 +258,12 @@ def _refused_parameter(reply: Reply, body: dict[str, Any]) -> str:
 
 
 def _lists_itself(entry: TokenEntry) -> bool:
-    """Whether the token is one of its own alternatives, or has no log-probability to add there."""
+    """Whether the token is among its own alternatives, or has no log-probability."""
     return entry.logprob is None or any(name == entry.name for _, name, _ in entry.alternatives)
 
 
 def _classify_bytes(choice: Choice, chain: Chain) -> str:
-    """Where the bytes of tokens come from without a tokenizer, see `Capabilities.bytes`."""
+    """The source of the tokens' bytes without a tokenizer, see `Capabilities.bytes`."""
     entries = choice.logprobs.content if choice.logprobs else None
     if not entries or all(token_bytes(entry) is None for entry in entries):
         return "strings"
@@ -276,8 +278,11 @@ def _classify_bytes(choice: Choice, chain: Chain) -> str:
 def compare_temperatures(
     at_one: dict[int | str, float], at_temperature: dict[int | str, float], temperature: float
 ) -> Semantics:
-    """What log-probabilities mean, from those of one position at temperature 1 and at `temperature`: raw if the
-    difference of two outcomes stays, tempered if it is divided by the temperature."""
+    """The meaning of log-probabilities, from one position at temperature 1 and at `temperature`.
+
+    They are raw if the difference between two outcomes is the same, and tempered if it is divided by the temperature;
+    otherwise their meaning is unknown.
+    """
     shared = sorted(set(at_one) & set(at_temperature), key=lambda name: at_one[name])
     if len(shared) < 2 or (before := at_one[shared[-1]] - at_one[shared[0]]) < 0.1:
         return "unknown"

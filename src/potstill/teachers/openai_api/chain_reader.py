@@ -1,4 +1,4 @@
-"""Reading a choice of a response, of any server, as a chain whose defects are marked.
+"""Conversion of a choice in a server's response to a chain that records its defects.
 
     >>> top = [{" 4": -0.1, "<eos>": -3.0}, {}]
     >>> logprobs = Logprobs(tokens=[" 4", "<eos>"], token_logprobs=[-0.1, -0.2], top_logprobs=top)
@@ -7,10 +7,11 @@
     >>> chain.content, chain.tokens, chain.candidates[0], chain.candidates[1], chain.stop
     (b' 4', (b' 4',), ((b' 4', -0.1), (END, -3.0)), ((END, -0.2),), 'end')
 
-A server describes its tokens by their true bytes, by their ids, or by strings, in which a token that ends inside a
-character is empty or U+FFFD. True bytes are used as they are, ids if the teacher's tokenizer is known; otherwise the
-text decides if it leaves only one possibility. Nothing is guessed: a token whose bytes stay unknown is omitted from the
-chain (its bytes are a gap between spans), and so is such a candidate (its probability belongs to the tail).
+A server describes its tokens by their bytes, by their ids, or by strings. In a string, a token that ends inside a
+character is empty or U+FFFD. Bytes are used as they are; ids are used if the teacher's tokenizer is known. Otherwise the
+text determines the bytes, if it leaves only one possibility. potstill never guesses: a token whose bytes stay unknown is
+omitted from the chain (its bytes are a gap between spans), and a candidate whose bytes stay unknown is dropped (its
+probability belongs to the tail).
 """
 
 from __future__ import annotations
@@ -47,35 +48,37 @@ DEFECT_OTHER_TEXT: Final = "entries of another text"
 DEFECT_ABOVE_ONE: Final = "probabilities above 1"
 DEFECT_VOCABULARY_MARKS: Final = "candidates with marks of the vocabulary"
 DEFECT_HIDDEN: Final = "log-probability hidden"
-MAX_STRAY_SHARE: Final = 0.1  # of entries that do not fit the text; with more of them they belong to another text
-VOCABULARY_MARKS: Final = ("Ġ", "Ċ", "▁")  # how vocabularies write a space or a line end at the start of a token
-MAX_PROBABILITY_SUM: Final = 1.01  # of the candidates of one token: servers round
+MAX_STRAY_SHARE: Final = 0.1  # if a larger share of the entries does not fit the text, they belong to another text
+VOCABULARY_MARKS: Final = ("Ġ", "Ċ", "▁")  # how vocabularies write a space or newline at the start of a token
+MAX_PROBABILITY_SUM: Final = 1.01  # maximum sum for the candidates of one token; above 1 because servers round
 HIDDEN_LOGPROB: Final = -9000.0  # servers write -9999 for a log-probability that they hide
 
 
 def read_chain(choice: Choice, question: str, index: int, context: ReaderContext) -> Chain:
-    """The chain of a choice, not truncated at its answer. Log-probabilities are rounded to 6 decimals. Defects:
+    """The chain of a choice, not truncated after its answer. Log-probabilities are rounded to 6 decimals. Defects:
 
     entries missing         part of the text has no entry
     a part without entries  the thought or the answer has no entries
-    entries of another text the entries do not fit the text, which keeps none of them
-    bytes unknown           a token ends inside a character, and the server does not give its bytes
-    candidates unknown      the same of a candidate
+    entries of another text the entries do not fit the text; the chain drops all of them
+    bytes unknown           a token ends inside a character, and the server does not return its bytes
+    candidates unknown      a candidate ends inside a character, and the server does not return its bytes
     log-probability hidden  the server wrote a placeholder instead of a number
-    probabilities above 1   the candidates of a token cannot be right, and it keeps none
-    candidates with marks of the vocabulary  they are not written like the text, and the token keeps none
+    probabilities above 1   the candidates of a token cannot be right; the token drops all of them
+    candidates with marks of the vocabulary  they are not written like the text; the token drops all of them
     no last step            the text ended, and the end has no entry
-    tokens beyond the text  the text was cut at a stop string, and the entries were not
+    tokens beyond the text  the text was cut at a stop string, but the entries were not
     content filter          the server broke the text off; the chain is empty, so no student learns it
-    finish reason unknown   the meaning of the finish reason is unknown
-    half a surrogate pair   the text contained half a character, which was replaced
+    finish reason unknown   potstill does not know the finish reason
+    half a surrogate pair   the text contained half of a character, which was replaced
     """
     return read_chain_and_answer(choice, question, index, context)[0]
 
 
 def read_chain_and_answer(choice: Choice, question: str, index: int, context: ReaderContext) -> tuple[Chain, int]:
-    """The chain of a choice (see `read_chain`), and the byte at which its answer begins: 0 if it is nothing but an
-    answer, its length if it has none."""
+    """The chain of a choice (see `read_chain`), and the byte at which its answer begins.
+
+    The byte is 0 if the chain has no thought, and the length of the chain if it has no answer.
+    """
     finish_reason = read_finish_reason(choice.finish_reason)
     if finish_reason == "filter":
         return Chain(question, context.source, index, b"", stop="length", defects=("content filter",)), 0
@@ -111,7 +114,7 @@ def read_chain_and_answer(choice: Choice, question: str, index: int, context: Re
 
 
 def _read_stop(choice: Choice, finish_reason: FinishReason, context: ReaderContext) -> StopReason:
-    """How a text ended. vLLM names a stop string in `stop_reason`; other servers repeat the finish reason there."""
+    """Why a text ended. vLLM writes the stop string into `stop_reason`; other servers repeat the finish reason there."""
     if finish_reason not in ("end", "string"):
         return "length"
     stop_reason = choice.stop_reason
@@ -125,7 +128,7 @@ def _read_stop(choice: Choice, finish_reason: FinishReason, context: ReaderConte
 def _read_single_part(
     choice: Choice, text: str, entries: list[TokenEntry], stop: StopReason, defects: set[str]
 ) -> tuple[Chain, bool]:
-    """The chain of a text without parts, and whether the end has an entry."""
+    """The chain of a text without separate parts, and whether the end has an entry."""
     first, _ = token_entries.match_text(entries, text.encode("utf-8", "replace"))
     entries = entries[first:]
     end = entries.pop() if entries and stop != "length" and _is_end_entry(entries, text, choice) else None
@@ -142,8 +145,7 @@ def _read_parts(
     learnt: token_entries.LearntPart,
     defects: set[str],
 ) -> tuple[Chain, int, bool]:
-    """The chain of the learnt parts with their entries; the byte at which its answer begins; and whether the end has
-    an entry."""
+    """The chain of the learnt parts, the byte at which its answer begins, and whether the end has an entry."""
     data = text.encode("utf-8", "replace")
     ranges = token_entries.match_parts(entries, [data[start:end] for start, end, _ in parts])
     end_entry: TokenEntry | None = None
@@ -172,7 +174,7 @@ def _read_parts(
 
 
 def _name_end(entries: list[TokenEntry], end: TokenEntry | None) -> tuple[list[TokenEntry], TokenEntry | None]:
-    """The entries, with END for every alternative that has the name of the end's entry."""
+    """The entries; every alternative with the name of the end's entry becomes END."""
     if end is None or end.name == "":
         return entries, end
 
@@ -186,9 +188,10 @@ def _name_end(entries: list[TokenEntry], end: TokenEntry | None) -> tuple[list[T
 def compose_chain(
     text: str, entries: Sequence[TokenEntry], end: TokenEntry | None, defects: set[str], *, strict: bool = False
 ) -> Chain:
-    """A chain without a key: the text, its entries at their positions, and the entry of the end if there is one.
+    """A chain without a key: the text with its entries at their positions.
 
-    strict  if the entries belong to another text, none of them is used
+    end     the entry of the end, if the response has one
+    strict  whether all entries are dropped if they belong to another text
     """
     pieces = [entry.piece for entry in entries]
     known = [piece for piece in pieces if isinstance(piece, bytes) and piece]
@@ -215,7 +218,7 @@ def compose_chain(
 def _is_other_text(
     pieces: Sequence[token_entries.Piece], located: Sequence[TokenSpan | None], beyond_text: bool
 ) -> bool:
-    """Whether so many known pieces have no span that they belong to another text. Stripped whitespace does not count."""
+    """Whether so many known pieces have no span that they belong to another text. Stripped whitespace is ignored."""
     if beyond_text:
         placed = [number for number, span in enumerate(located) if span is not None]
         pieces = pieces[: placed[-1] + 1 if placed else 0]
@@ -225,7 +228,7 @@ def _is_other_text(
 
 
 def _is_end_entry(entries: Sequence[TokenEntry], text: str, choice: Choice) -> bool:
-    """Whether the last entry is that of the end."""
+    """Whether the last entry describes the end of the text."""
     last = entries[-1]
     if last.piece is END:
         return True
@@ -241,9 +244,9 @@ def _is_end_entry(entries: Sequence[TokenEntry], text: str, choice: Choice) -> b
 
 
 def _read_candidates(entry: TokenEntry, token: bytes | End, prefix: bytes, defects: set[str]) -> tuple[Candidate, ...]:
-    """The candidates of a position, the sampled `token` among them.
+    """The candidates of a position, including the sampled `token`.
 
-    prefix  earlier bytes of an unfinished character, with which the strings of alternatives that finish it begin
+    prefix  earlier bytes of an unfinished character; the strings of alternatives that finish it begin with them
     """
     candidates: list[Candidate] = []
     has_token = False
@@ -280,7 +283,7 @@ def round_logprob(logprob: float) -> float:
 
 
 def has_vocabulary_marks(entry: TokenEntry) -> bool:
-    """Whether the alternatives are written as in the vocabulary ("Ġ2") and the token itself is written as text."""
+    """Whether the alternatives are written as in the vocabulary ("Ġ2"), but the token itself as text."""
     return not any(mark in str(entry.name) for mark in VOCABULARY_MARKS) and any(
         str(name).startswith(VOCABULARY_MARKS) for _, name, _ in entry.alternatives
     )
@@ -294,14 +297,14 @@ def exceeds_one(logprobs: Sequence[float]) -> bool:
 
 
 def read_plain_chain(choice: Choice, text: str, stop: StopReason) -> Chain | None:
-    """The chain, without a key, of a choice whose token strings are exactly the text; None for any other choice.
+    """The chain, without a key, of a choice whose token strings join to exactly the text; None for any other choice.
 
-    Nearly every chain is read here, in a fifth of the time of `_read_single_part`, with the same result.
+    Nearly every chain is read here. The result equals that of `_read_single_part`, in a fifth of the time.
     """
     logprobs = choice.logprobs
     if logprobs is None:
         return None
-    # The alternatives of all positions are read as one flat list, whose conversion NumPy does at once.
+    # The alternatives of all positions are one flat list, which NumPy converts at once.
     if logprobs.content is not None:
         names = [entry.token for entry in logprobs.content]
         values = [entry.logprob for entry in logprobs.content]
@@ -316,7 +319,7 @@ def read_plain_chain(choice: Choice, text: str, stop: StopReason) -> Chain | Non
     if not (len(names) == len(values) == len(tables)) or not names or not all(names) or None in flat_values:
         return None
     joined, end_name = "".join(names), None
-    if joined != text:  # with the end token's string the tokens must be the text
+    if joined != text:  # the tokens must join to the text, with or without the end token
         end_name = names[-1]
         if stop == "length" or isinstance(choice.stop_reason, str) or joined[: -len(end_name)] != text:
             return None
@@ -325,7 +328,7 @@ def read_plain_chain(choice: Choice, text: str, stop: StopReason) -> Chain | Non
     if outcomes is None:
         return None
     sums = np.concatenate(([0.0], np.cumsum(np.exp(array))))
-    totals = np.diff(sums[bounds]).tolist()  # of the probabilities of each position
+    totals = np.diff(sums[bounds]).tolist()  # sum of the probabilities of each position
     if max(totals) > MAX_PROBABILITY_SUM:
         return None
     candidates = []
@@ -348,7 +351,7 @@ def read_plain_chain(choice: Choice, text: str, stop: StopReason) -> Chain | Non
 
 
 def _read_outcomes(tokens: Sequence[str], values: np.ndarray, end_name: str | None) -> list[Candidate] | None:
-    """Tokens and log-probabilities as candidates; None if the bytes or the value of one of them is unknown."""
+    """Tokens and log-probabilities as candidates; None if the bytes or the value of any of them is unknown."""
     if not ((values >= HIDDEN_LOGPROB) & (values <= 0.0)).all():
         return None
     pieces: list[bytes | End | None] = list(map(_cached_bytes, tokens))
@@ -374,7 +377,7 @@ def _round6(values: np.ndarray) -> list[float]:
 
 
 def _encode_token(token: str) -> bytes | None:
-    """The bytes of a token's string; None if the string does not determine them."""
+    """The bytes of a token's string; None if the string does not determine the bytes."""
     known = token and "�" not in token and not token.startswith("token_id:")
     return token.encode("utf-8", "replace") if known else None
 

@@ -3,8 +3,8 @@
     >>> parse_reply(b'{"error": {"message": "Rate limit reached", "code": 429}}').outcome
     'busy'
 
-The API key comes from the environment and is only sent in the header of requests. Everything that a server says loses
-the key, and all characters that would move a terminal's cursor, before it is displayed or stored.
+The API key comes from the environment and is sent only in the header of requests. Before a server's message is displayed
+or stored, the key and all characters that would move a terminal's cursor are removed from it.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from potstill.teachers.openai_api.response import ResponseBody
 from potstill.teachers.openai_api.server_errors import Outcome, Redactor, ServerError, classify_error
 
 CONNECTIONS_PER_POOL: Final = 8
-MAX_MESSAGE_CHARS: Final = 300  # of a server's message
-MAX_ERROR_BYTES: Final = 1 << 16  # of an error's body
-BYTES_PER_OUTCOME: Final = 512  # the most that one alternative of a token takes in a body
+MAX_MESSAGE_CHARS: Final = 300  # maximum length of a displayed server message
+MAX_ERROR_BYTES: Final = 1 << 16  # bytes of an error's body that are read
+BYTES_PER_OUTCOME: Final = 512  # maximum bytes of one alternative of a token in a body
 MAX_BODY_BYTES: Final = 1 << 30
-MAX_WARNINGS: Final = 20  # lines about the odd behaviour of servers
-MAX_RETRY_AFTER: Final = 3600.0  # seconds; a longer Retry-After is cut to this
+MAX_WARNINGS: Final = 20  # maximum number of lines about odd behaviour of servers
+MAX_RETRY_AFTER: Final = 3600.0  # seconds; a longer Retry-After is shortened to this
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came of a request.
+    """The result of a request.
 
     data         the undecoded body of a good response, until `Client.read` decodes it
     parameter    the request parameter that an error names
-    retry_after  seconds, if the server asked for a pause
+    retry_after  seconds of the pause that the server requests
     charged      whether the server may have written, and billed, tokens that were not received
-    permanent    whether a retry is pointless, because something else than an OpenAI-compatible server answers
+    permanent    whether a retry is pointless, because the other side is not an OpenAI-compatible server
     """
 
     outcome: Outcome
@@ -68,11 +68,11 @@ class _Pool:
 
 
 class Client:
-    """Connections to the servers, with the key in their headers. Call `close` at the end.
+    """Connections to the servers, with the key in the headers. Call `close` at the end.
 
-    The cost of a request inside the HTTP library is kept low: it scans all connections of a pool twice per request, so
-    there are many small pools; each address is parsed once; and of its seven timeouts only the one for connecting is
-    used, because one timeout here covers the whole response.
+    Three measures keep the overhead of the HTTP library low. The library scans all connections of a pool twice per
+    request, so there are many small pools. Each address is parsed once. Only the library's connect timeout is used,
+    because one timeout here covers the whole response.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
@@ -85,7 +85,8 @@ class Client:
         self._timeout, self._endpoint = settings.timeout, ENDPOINTS[settings.api]
         https = any(url.startswith("https:") for url in settings.urls)  # loading certificates is slow
         verify = httpx2.create_ssl_context() if https else False
-        # A third: connecting and TLS may each take this long and must end before our timeout, which counts as billed.
+        # A third of the timeout: connecting and TLS may each take this long, and both must end before the timeout of the
+        # whole response, after which the request counts as billed.
         self._connect_timeout = min(10.0, settings.timeout / 3)
         timeout = httpx2.Timeout(None, connect=self._connect_timeout)
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=CONNECTIONS_PER_POOL)
@@ -100,20 +101,20 @@ class Client:
         self.on_reply: Callable[[dict[str, Any], Reply], None] | None = None  # called after each `send`
 
     async def send(self, url: str, body: dict[str, Any], endpoint: str | None = None) -> Reply:
-        """Send a request and read its response. No behaviour of a server raises an exception."""
+        """Send a request and read its response. Never raises because of a server's behaviour."""
         reply = self.read(await self.post(url, body, endpoint))
         if self.on_reply is not None:
             self.on_reply(body, reply)
         return reply
 
     async def post(self, url: str, body: dict[str, Any], endpoint: str | None = None) -> Reply:
-        """As `send`, but a good response is not decoded yet."""
+        """Send a request and read its response as `send` does, but do not decode a good response."""
         address = url + (endpoint or self._endpoint)
         parsed = self._addresses.get(address) or self._addresses.setdefault(address, httpx2.URL(address))
         pool = min(self._pools[url], key=lambda pool: pool.running)
         pool.running += 1
         try:
-            async with asyncio.timeout(self._timeout):  # a slow drip of bytes would never end the library's timeout
+            async with asyncio.timeout(self._timeout):  # the library's timeout restarts with every byte
                 request = pool.client.build_request("POST", parsed, content=response.encode(body))
                 http_response = await pool.client.send(request, stream=True)
                 try:
@@ -167,7 +168,7 @@ class Client:
         return parsed
 
     def _contains_key(self, data: bytes, body: ResponseBody) -> bool:
-        """Whether a response contains the key, other than in the model's name, which `read` cleans."""
+        """Whether a response contains the key outside the model's name, from which `read` removes it."""
         if self._redact.count(data) > self._redact.count((body.model or "").encode("utf-8", "replace")):
             return True
         texts = (
@@ -179,7 +180,7 @@ class Client:
         return any(self._redact.count(str(text).encode("utf-8", "replace")) for text in texts)
 
     def _clean(self, text: str) -> str:
-        """A server's message for display. The key must go first: a cut or a line break could hide a part of it."""
+        """A server's message for display. The key is removed first, because truncation could leave a part of the key."""
         return to_one_line(self._redact(text))
 
     def warn(self, message: str) -> None:
@@ -195,12 +196,12 @@ class Client:
 
 
 def to_one_line(text: str) -> str:
-    """A server's message in one line of at most MAX_MESSAGE_CHARS, with control characters made visible."""
+    """A server's message in one line of at most MAX_MESSAGE_CHARS characters, with control characters made visible."""
     return " ".join(escape_hidden(text).split())[:MAX_MESSAGE_CHARS]
 
 
 def _name_other_format(data: bytes) -> str | None:
-    """What a body is that cannot be JSON; None for any other body."""
+    """The name of the format of a body that cannot be JSON; None for any other body."""
     start = data[:512].lstrip()
     if start.startswith((b"data:", b"event:", b": ")):
         return "an event stream"
@@ -225,7 +226,7 @@ async def _read_beginning(http_response: httpx2.Response, encoding: str | None) 
 
 
 def max_response_bytes(body: dict[str, Any]) -> int:
-    """The most bytes that the response to a request can have."""
+    """The maximum size in bytes of the response to a request."""
     tokens = body.get("n", 1) * (body.get("max_tokens") or body.get("max_completion_tokens") or 1)
     prompt = body.get("prompt") or "".join(str(turn) for turn in body.get("messages", ()))
     alternatives = max(int(body.get(name) or 0) for name in ("logprobs", "top_logprobs", "prompt_logprobs"))
@@ -233,7 +234,7 @@ def max_response_bytes(body: dict[str, Any]) -> int:
 
 
 def parse_reply(data: bytes) -> Reply:
-    """The reply of a response with status 200."""
+    """The reply in the body of a response with status 200."""
     try:
         body = response.decode_body(data)
     except response.DECODE_ERRORS as error:
@@ -243,7 +244,7 @@ def parse_reply(data: bytes) -> Reply:
         no_credit = server_errors.is_out_of_credit(error)
         outcome = "stop" if no_credit else classify_error(server_errors.error_status(error), error)
         message = f"an error in a response with status 200: {_error_text(error)}"
-        # A server that names a refusal or a limit wrote nothing.
+        # A server that refuses the request or names a limit has written no tokens.
         return Reply(outcome, message=message, parameter=error.parameter, charged=outcome == "again")
     return Reply("good", body)
 
@@ -254,7 +255,7 @@ def _error_text(error: ServerError) -> str:
 
 
 def _connection_error(error: httpx2.ConnectError) -> tuple[str, bool]:
-    """Why there is no connection, and whether a retry is pointless."""
+    """The reason for a failed connection, and whether a retry is pointless."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, socket.gaierror):
@@ -268,7 +269,7 @@ def _connection_error(error: httpx2.ConnectError) -> tuple[str, bool]:
 
 
 def parse_retry_after(header: str | None, now: datetime.datetime) -> float | None:
-    """The seconds of a Retry-After header (a number or a date), at most one hour; None for a missing or invalid one.
+    """The seconds of a Retry-After header (a number or a date), at most one hour; None without a valid header.
 
     >>> now = datetime.datetime(2026, 10, 21, 7, 27, 30, tzinfo=datetime.UTC)
     >>> parse_retry_after("Wed, 21 Oct 2026 07:28:00 GMT", now)
@@ -282,14 +283,16 @@ def parse_retry_after(header: str | None, now: datetime.datetime) -> float | Non
         try:
             date = email.utils.parsedate_to_datetime(header)
             seconds = ((date if date.tzinfo else date.replace(tzinfo=datetime.UTC)) - now).total_seconds()
-        except (ValueError, TypeError, OverflowError):  # a year that no calendar has
+        except (ValueError, TypeError, OverflowError):  # the date is outside the calendar
             return None
     return None if math.isnan(seconds) else min(max(0.0, seconds), MAX_RETRY_AFTER)
 
 
 def read_api_key(settings: ServerSettings) -> str:
-    """The API key from the environment; empty if the recipe names no variable. Raises UserError, which does not contain
-    the key, if the variable is missing or cannot be a key."""
+    """The API key from the environment; empty if the recipe names no variable.
+
+    Raises UserError if the variable is missing or cannot be a key. The error does not contain the key.
+    """
     name, where = settings.key, "teacher.server.key"
     if name is None:
         return ""
@@ -303,10 +306,10 @@ def read_api_key(settings: ServerSettings) -> str:
     invalid = next((letter for letter in api_key if not "!" <= letter <= "~"), None)
     if invalid is not None:
         raise UserError(
-            "the API key contains a character that no key contains",
+            "the API key contains an invalid character",
             code="E-teacher-invalid-key",
             where=where,
             found=f"{name} has {len(api_key)} characters, among them U+{ord(invalid):04X}",
-            hint=f"put only the key into {name}: one line, without spaces and quotation marks around it",
+            hint=f"put only the key into {name}: one line, without surrounding spaces and quotation marks",
         )
     return api_key

@@ -1,4 +1,4 @@
-"""Limits: how many requests a server gets at once, when a failed request is repeated, and what all requests may cost.
+"""Limits: the concurrency of each server, the pauses before retries, and the budget of a run.
 
     >>> limiter = AimdLimiter("http://a/v1", maximum=64)
     >>> for _ in range(3): limiter.record_success()           # at first, each success allows one more request
@@ -9,8 +9,8 @@
     >>> limiter.record_congestion(now=10.1, started=9.5); limiter.limit         # ... once for all requests in flight
     9.5
 
-Additive increase and multiplicative decrease (AIMD, as in TCP) find the capacity of a server without knowing it. The
-only random part is the jitter of `backoff_seconds`; times are seconds of any monotonic clock.
+Additive increase and multiplicative decrease (AIMD, as in TCP) find the unknown capacity of a server. Only the jitter of
+`backoff_seconds` is random. Times are seconds of any monotonic clock.
 
     >>> settings = ServerSettings(model="m", max_tokens=100, prices=(1.0, 2.0), budget_tokens=1000)
     >>> budget = Budget(settings, UsageMeter())
@@ -18,10 +18,10 @@ only random part is the jitter of `backoff_seconds`; times are seconds of any mo
     >>> [budget.reserve(prompt, 4) for _ in range(3)]            # each at most 100 + 400 tokens
     [(500.0, 0.0009), (500.0, 0.0009), None]
 
-Before a request is sent, the most that it can cost is reserved: its prompt, and the maximum length of all its texts.
-The response is then charged by the server's token counts. A broken response may have been billed, so its whole
-reservation is charged. If the counts are not credible (missing, negative, given twice, too small for the texts), the
-larger of the reservation and of an estimate of the received text is charged.
+Before a request is sent, its maximum cost is reserved: the prompt, and the maximum length of all texts. The response is
+then charged by the server's token counts. A broken response may have been billed, so its whole reservation is charged. If
+the counts are not credible (missing, negative, contradictory, too small for the texts), the charge is the larger of the
+reservation and an estimate from the received text.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from potstill.teachers.openai_api.response import Choice, ResponseBody, Usage, m
 from potstill.teachers.protocol import UsageMeter
 
 __all__ = ["AimdLimiter", "Budget", "Prompt", "Turn"]
-INITIAL_LIMIT: Final = 4.0  # concurrent requests at first, or a quarter of the maximum if that is more
+INITIAL_LIMIT: Final = 4.0  # concurrent requests at the start; a quarter of the maximum if that is larger
 MAX_BACKOFF: Final = 30.0  # seconds between two tries, unless the server asks for more
-FAILURES_UNTIL_DOWN: Final = 16  # failures in a row of any kind after which a server counts as down
+FAILURES_UNTIL_DOWN: Final = 16  # failures in a row after which a server counts as down
 OUTAGE_REPORT_INTERVAL: Final = 60.0  # seconds between two lines about a server that stays down
-TOKENS_PER_BYTE_AT_MOST: Final = 0.5  # of a prompt, until the server has counted one
-TOKENS_PER_BYTE: Final = 0.27  # a typical value for English and digits
-MAX_BYTES_PER_TOKEN: Final = 64  # a server that counts fewer tokens than this implies is not credible
+TOKENS_PER_BYTE_AT_MOST: Final = 0.5  # upper bound for prompts, until the server has counted a prompt
+TOKENS_PER_BYTE: Final = 0.27  # typical value for English and digits
+MAX_BYTES_PER_TOKEN: Final = 64  # a count of fewer tokens than this implies is not credible
 Reservation = tuple[float, float]  # tokens, money
 
 
 @dataclass(slots=True)
 class AimdLimiter:
-    """The concurrency limit of one server, or of one of several replicas."""
+    """The concurrency limit of one server (one replica)."""
 
     url: str
     maximum: int
@@ -60,9 +60,9 @@ class AimdLimiter:
     lowered_at: float = -1.0  # the time of the last decrease
     slow_start: bool = True  # no congestion yet: each success adds a whole request to the limit
     failures: int = 0  # in a row
-    failures_while_down: int = 0  # of these; a server that is down gets one request at a time, ever less often
+    failures_while_down: int = 0  # failures since it is down; it then gets one request at a time, at growing intervals
     down_since: float = 0.0
-    running_when_down: int = 0  # requests that were in flight when the server went down, and still are
+    running_when_down: int = 0  # requests still in flight that started before the server went down
     reported_at: float = -OUTAGE_REPORT_INTERVAL
     last_error: str = ""  # the last HTTP error of this server
 
@@ -70,7 +70,7 @@ class AimdLimiter:
         self.limit = min(max(INITIAL_LIMIT, self.maximum / 4), float(self.maximum))
 
     def free_slots(self, now: float) -> int:
-        """How many more requests may start."""
+        """The number of requests that may start now."""
         if now < self.paused_until:
             return 0
         if self.failures_while_down:
@@ -88,7 +88,7 @@ class AimdLimiter:
         self.limit = min(float(self.maximum), self.limit + (1.0 if self.slow_start else 1.0 / self.limit))
 
     def record_congestion(self, now: float, started: float) -> None:
-        """Halve the limit, unless it was already halved after the request that saw the congestion started."""
+        """Halve the limit, unless it was already halved since the congested request started (at `started`)."""
         self.slow_start = False
         if started > self.lowered_at:
             self.limit, self.lowered_at = max(1.0, self.limit / 2), now
@@ -99,10 +99,10 @@ class AimdLimiter:
     def record_failure(
         self, now: float, started: float, unreachable: bool, first_backoff: float, rng: random.Random
     ) -> bool:
-        """Count a failure. Returns whether the outage of the server should be reported (again) now.
+        """Count a failure. Returns whether to report the outage of the server now.
 
-        A server that accepts no connection is down at once, any other after FAILURES_UNTIL_DOWN failures in a row.
-        Failures of requests that were in flight when the server went down (`started` earlier) are not counted again.
+        A server that accepts no connection is down at once; any other server is down after FAILURES_UNTIL_DOWN failures
+        in a row. Failures of requests that started before the server went down do not count as further failures.
         """
         self.failures += 1
         if not unreachable and self.failures < FAILURES_UNTIL_DOWN and not self.failures_while_down:
@@ -120,7 +120,7 @@ class AimdLimiter:
 
 
 def backoff_seconds(tries: int, first: float, rng: random.Random) -> float:
-    """Seconds before the next try: exponential backoff from `first` on, with jitter between half and all of it."""
+    """Seconds before the next try: exponential backoff from `first` on, times a random factor between 0.5 and 1."""
     return rng.uniform(0.5, 1.0) * min(MAX_BACKOFF, first * 2 ** min(tries, 16))
 
 
@@ -128,12 +128,12 @@ class Budget:
     def __init__(self, settings: ServerSettings, usage: UsageMeter) -> None:
         self.settings, self.usage = settings, usage
         self.reserved_tokens = self.reserved_money = 0.0
-        self.max_reserved = (0.0, 0.0)  # tokens and money, the highest at any time
-        self.prompt_density = 0.0  # the most tokens per byte that a prompt had
-        self.longest_text = settings.max_tokens  # tokens; larger if the server exceeded the limit
+        self.max_reserved = (0.0, 0.0)  # highest reservation so far: tokens, money
+        self.prompt_density = 0.0  # highest number of tokens per byte of a prompt so far
+        self.longest_text = settings.max_tokens  # tokens; larger if the server has exceeded the limit
 
     def reserve(self, prompt: Prompt, n: int) -> Reservation | None:
-        """Reserve the most that n texts can cost; None if that could exceed the budget."""
+        """Reserve the maximum cost of n texts; None if that could exceed the budget."""
         tokens, money = self._max_cost(prompt, n)
         if not self._is_within(tokens, money):
             return None
@@ -163,7 +163,7 @@ class Budget:
         return prompt_tokens + written, compute_cost(self.settings, prompt_tokens, written)
 
     def settle(self, reservation: Reservation, prompt: Prompt, n: int, reply: Reply) -> None:
-        """Release the reservation for n texts and charge what the reply cost."""
+        """Release the reservation for n texts, and charge the cost of the reply."""
         self.reserved_tokens -= reservation[0]
         self.reserved_money -= reservation[1]
         if reply.body is None and not reply.charged:
@@ -174,7 +174,7 @@ class Budget:
         self.usage.money += compute_cost(self.settings, prompt_tokens, written)
 
     def _count_tokens(self, prompt: Prompt, n: int, body: ResponseBody | None) -> tuple[int, int]:
-        """The tokens of the prompt and of the texts: the server's counts if they are credible, else estimates."""
+        """The tokens of the prompt and of the texts: the server's counts if they are credible, otherwise estimates."""
         size = _prompt_bytes(prompt)
         prompt_tokens = round(size * max(TOKENS_PER_BYTE_AT_MOST, self.prompt_density))
         written = n * self.longest_text
@@ -202,7 +202,7 @@ class Budget:
         return self.usage.before.get("money", 0.0) + self.usage.money
 
     def spent_error(self) -> UserError:
-        """The error of a run whose budget allows no further request."""
+        """The error for a budget that allows no further request."""
         settings = self.settings
         key, spent, limit = "tokens", self.tokens, settings.budget_tokens
         if limit is None or (settings.budget_money is not None and self.money * limit >= spent * settings.budget_money):
@@ -213,8 +213,8 @@ class Budget:
             code="E-teacher-budget-spent",
             where=f"teacher.budget.{key}",
             found=f"{spent:g} of {limit:g}{part}",
-            hint="raise it, or set teacher.budget.spent to seal to continue with the stored chains; then run the same"
-            " command again",
+            hint="raise the budget, or set teacher.budget.spent to seal to continue with the stored chains; then run the"
+            " same command again",
         )
 
 
@@ -228,7 +228,7 @@ def estimate_tokens(prompt: Prompt) -> float:
 
 
 def _text_bytes(choice: Choice) -> int:
-    """The size of a text and of its thought in bytes."""
+    """The size of a choice's text and thought in bytes."""
     return len("".join(message_texts(choice)).encode("utf-8", "replace"))
 
 

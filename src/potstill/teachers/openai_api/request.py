@@ -1,4 +1,4 @@
-"""Requests: the body that asks a server for chains. It sets every sampling parameter, so no server default decides.
+"""Request bodies. A body sets every sampling parameter, so no server default takes effect.
 
 >>> settings = ServerSettings(model="m", temperature=0.5, max_tokens=8, top_logprobs=2)
 >>> body = build_body(settings, Capabilities(), Prompt((Turn("user", "2 + 2"),), "\\n"), n=1, seed=7)
@@ -32,13 +32,15 @@ REQUEST_IDS: Final = {"return_token_ids": True, "return_tokens_as_token_ids": Tr
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """What a recipe states about a server. Fields named like recipe keys mean the same; times are in seconds, prices
-    are per million tokens."""
+    """The settings of a recipe for its server.
+
+    A field with the name of a recipe key has the meaning of that key. Times are in seconds, prices per million tokens.
+    """
 
     model: str
     urls: tuple[str, ...] = ("http://localhost:8000/v1",)
     api: Literal["completions", "chat"] = "completions"
-    key: str | None = None  # name of the environment variable
+    key: str | None = None  # name of the environment variable that contains the API key
     samples: int = 1
     temperature: float = 0.5
     max_tokens: int = 256
@@ -59,23 +61,24 @@ class ServerSettings:
     refused: Literal["stop", "skip"] = "stop"
     budget_tokens: int | None = None
     budget_money: float | None = None
-    prices: tuple[float, float] = (0.0, 0.0)  # of prompt tokens and of completion tokens
+    prices: tuple[float, float] = (0.0, 0.0)  # price of prompt tokens, price of completion tokens
     spent: Literal["stop", "seal"] = "stop"
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a server accepts and returns. The probe finds it once, and `server.json` stores it for the whole run.
+    """What a server accepts and returns. The probe tests it once, and `server.json` stores it for the whole run.
 
-    n         whether the server returns as many texts as requested
-    ids       whether it names tokens by ids
-    length    the parameter for the maximum number of tokens
-    values    values sent instead of refused ones; left_out: parameters that it refuses altogether
-    whole     whether its list of tokens was complete
-    bytes     the source of the tokens' bytes: true, strings, ids, none
-    ends      the strings by which it names the end token
-    semantics what its log-probabilities mean, see `records.Chain`
-    served    the model that it says it serves
+    n          whether the server returns as many texts as requested
+    ids        whether it names tokens by ids
+    length     name of the parameter for the maximum number of tokens
+    values     parameter -> the value sent instead of a refused value
+    left_out   parameters that the server refuses with any value
+    whole      whether its list of tokens was complete
+    bytes      source of the tokens' bytes: true, strings, ids, none
+    ends       strings by which it names the end token
+    semantics  meaning of its log-probabilities, see `records.Chain`
+    served     the model that the server names
     """
 
     n: bool = True
@@ -104,8 +107,10 @@ class Capabilities:
 
 @dataclass(slots=True)
 class SampleRequest:
-    """The chains of one request: a question and their indices. `accept_incomplete`: an earlier try returned texts with
-    missing entries, so this time such texts are taken."""
+    """A request for chains of one question, by their indices.
+
+    accept_incomplete  whether texts with missing entries are accepted, because an earlier try returned such texts
+    """
 
     question: Question
     prompt: Prompt
@@ -122,11 +127,11 @@ def iter_requests(
     stored: Container[ChainKey],
     right: Mapping[str, int],
 ) -> Iterator[SampleRequest]:
-    """The requests for all missing chains, with at most `width` chains each.
+    """The requests for all missing chains, with at most `width` chains per request.
 
-    stored  keys of the chains that are stored
+    stored  keys of the stored chains
     right   question id -> number of its right chains. With `settings.enough`, a question with enough right chains gets
-            no request, and any other only its next one
+            no request, and any other question gets only its next request
     """
     for question in questions:
         if settings.enough is not None and right.get(question.id, 0) >= settings.enough:
@@ -151,7 +156,7 @@ def iter_missing_indices(
 
 
 def build_request(settings: ServerSettings, capabilities: Capabilities, request: SampleRequest) -> dict[str, Any]:
-    """The body of a request: the same for the same chains, and another one for every try."""
+    """The body of a request. Its seed depends on the chains and on the number of the try."""
     seed = derive_seed(settings.seed, request.question.id, (*request.indices, request.tries))
     return build_body(settings, capabilities, request.prompt, n=len(request.indices), seed=seed)
 
@@ -188,6 +193,6 @@ def build_body(
 
 
 def derive_seed(seed: int, question: str, indices: Sequence[int]) -> int:
-    """A seed of 31 bits for one request. Servers count up from it for n texts, so the seeds of a run lie far apart."""
+    """A seed of 31 bits for one request. For n texts, servers count up from it, so a hash keeps the seeds far apart."""
     state = hashlib.sha256(f"{seed}\0{question}\0{','.join(map(str, indices))}".encode())
     return int.from_bytes(state.digest()[:4], "big") & 0x7FFFFFFF

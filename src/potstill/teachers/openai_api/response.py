@@ -8,12 +8,12 @@ One schema serves legacy completions and chat completions. A body that does not 
     >>> clean_body(b'{"choices": [{"index": null, "text": " 4", "logprobs": {"token_logprobs": [NaN, "-0.5"]}}]}')
     b'{"choices":[{"text":" 4","logprobs":{"token_logprobs":[null,-0.5]}}]}'
 
-Servers written in Python send NaN and Infinity, which JSON does not have; others send numbers as strings, null instead
-of a list, or half of a surrogate pair. Cleaning drops every value of a wrong type and keeps the rest. NaN and infinities
-become null, which stands for a hidden log-probability. Half of a surrogate pair becomes U+FFFD, and the choice is marked
-as `replaced`.
+Servers written in Python may send NaN and Infinity, which are not JSON. Other servers send numbers as strings, null
+instead of a list, or half of a surrogate pair. Cleaning drops every value of a wrong type and keeps the rest. NaN and
+infinities become null, which means a hidden log-probability. Half of a surrogate pair becomes U+FFFD, and the choice is
+marked as `replaced`.
 
-The names that servers give to finish reasons are mapped to a few meanings:
+The many names of finish reasons are mapped to a few meanings:
 
     >>> [read_finish_reason(name) for name in ("stop", "COMPLETE", "MAX_TOKENS", "network_error", None, "tired")]
     ['end', 'end', 'length', 'broken', 'unsaid', 'unknown']
@@ -36,14 +36,17 @@ THOUGHT_TYPES: Final = ("thinking", "reasoning", "thought", "reasoning_text", "r
 TEXT_FIELDS: Final = ("text", "content", "thinking", "reasoning", "summary", "output_text")
 COMPLETION_TOKENS_KEY: Final = b'"completion_tokens"'
 USAGE_WINDOW: Final = 4096  # bytes around that key in which the other count is searched
-MAX_COUNT: Final = 10**9  # tokens of one request; a larger count is ignored
+MAX_COUNT: Final = 10**9  # maximum number of tokens of one request; a larger count is ignored
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
-# gc=False: a body has hundreds of these, none of them in a cycle; tracking them would double the time of decoding.
+# gc=False: a body has hundreds of these objects, and they form no cycles. The garbage collector would double the time of
+# decoding.
 class TokenOutcome(msgspec.Struct, gc=False):
-    """One alternative of a token position. `bytes` stays undecoded until `token_bytes` reads it, because the string
-    usually suffices."""
+    """One alternative of a token position.
+
+    `bytes` stays undecoded until `token_bytes` reads it, because the string usually suffices.
+    """
 
     token: str = ""
     logprob: float | None = None
@@ -68,8 +71,7 @@ class Logprobs(msgspec.Struct):
 
 
 class Message(msgspec.Struct):
-    """The answer of a chat model. A field may also be a list of parts, some of which are thoughts: see
-    `message_texts`."""
+    """The answer of a chat model. A field may be a list of parts, some of which are thoughts; see `message_texts`."""
 
     content: str | list[Any] | None = None
     reasoning: str | list[Any] | dict[str, Any] | None = None
@@ -92,7 +94,7 @@ class Choice(msgspec.Struct):
     stop_reason: str | int | None = None
     prompt_token_ids: list[int] | None = None
     prompt_logprobs: list[dict[str, PromptToken] | None] | None = None
-    error: Any = None  # an error of this text alone
+    error: Any = None  # an error of this text only
     replaced: bool = False  # set by `clean_body`: half of a surrogate pair was replaced
 
     def count_entries(self) -> int:
@@ -103,7 +105,7 @@ class Choice(msgspec.Struct):
 
 
 class Usage(msgspec.Struct):
-    """Token counts of the server; None where it gives no credible count."""
+    """Token counts of the server; None without a credible count."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -111,7 +113,7 @@ class Usage(msgspec.Struct):
 
 class ResponseBody(msgspec.Struct):
     choices: list[Choice]
-    usage: Any = None  # as received; `decode_body` replaces it by a Usage
+    usage: Any = None  # the received JSON; `decode_body` replaces it with a Usage
     model: str | None = None
     error: Any = None
 
@@ -123,7 +125,7 @@ encode = msgspec.json.Encoder().encode
 
 
 def decode_body(data: bytes) -> ResponseBody:
-    """The body of a response, which has choices or says in `error` why not. Raises one of DECODE_ERRORS."""
+    """The decoded body of a response. It has choices, or an `error` that says why not. Raises one of DECODE_ERRORS."""
     try:
         body = _body_decoder.decode(data)
     except DECODE_ERRORS as error:
@@ -136,7 +138,7 @@ def decode_body(data: bytes) -> ResponseBody:
 
 
 def token_bytes(outcome: TokenOutcome) -> bytes | None:
-    """The bytes that the server gives for an outcome; None if it gives none. Raises one of DECODE_ERRORS."""
+    """The bytes that the server lists for an outcome; None if it lists no bytes. Raises one of DECODE_ERRORS."""
     numbers = _bytes_decoder.decode(outcome.bytes)
     if numbers is None:
         return None
@@ -146,7 +148,7 @@ def token_bytes(outcome: TokenOutcome) -> bytes | None:
 
 
 def message_texts(choice: Choice) -> tuple[str, str]:
-    """The thought that a choice carries in a separate field or part, and its text; empty strings for missing ones.
+    """The thought in a separate field or part of a choice, and the text of the choice; empty if missing.
 
     >>> parts = [{"type": "thinking", "thinking": "2 + 2"}, {"type": "text", "text": "4"}]
     >>> message_texts(Choice(message=Message(content=parts)))
@@ -164,7 +166,7 @@ def message_texts(choice: Choice) -> tuple[str, str]:
 
 
 def _flatten(value: Any) -> str:
-    """The text of a message field: a string, a list of parts, or a part."""
+    """The text of a message field, which is a string, a list of parts, or a part."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
@@ -175,20 +177,20 @@ def _flatten(value: Any) -> str:
 
 
 def parse_usage(row: Any, data: bytes = b"") -> Usage:
-    """The token counts of a body; None for an impossible count, and for one that `data` holds twice with two values.
+    """The token counts of a body; None for an impossible count, or if `data` contains two different values of a count.
 
     >>> parse_usage({"prompt_tokens": "5", "completion_tokens": -3}), parse_usage({"input_tokens": 5, "output_tokens": 7.0})
     (Usage(prompt_tokens=5, completion_tokens=None), Usage(prompt_tokens=5, completion_tokens=7))
     """
     if not isinstance(row, dict):
         return Usage()
-    # One search shows whether the key stands twice in the body; only then the whole body is searched.
+    # One search shows whether the body contains the key twice; only then is the whole body searched.
     last = data.rfind(COMPLETION_TOKENS_KEY)
     twice = data.find(COMPLETION_TOKENS_KEY, 0, max(last, 0)) >= 0
     searched = data if twice else data[max(0, last - USAGE_WINDOW) : last + USAGE_WINDOW]
     counts = []
     for name, other_name in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")):
-        key = f'"{name}"'.encode()  # within a JSON string its quotes would be escaped
+        key = f'"{name}"'.encode()  # the quotes exclude matches within JSON strings, where quotes are escaped
         values = set(re.findall(key + rb'\s*:\s*("?[^\s,}"]*)', searched)) if searched.count(key) > 1 else ()
         counts.append(_parse_count(row.get(name, row.get(other_name))) if len(values) < 2 else None)
     return Usage(*counts)
@@ -202,11 +204,11 @@ def _parse_count(value: Any) -> int | None:
     return int(value) if value == int(value) else None
 
 
-# --- bodies that do not follow the schema
+# --- Bodies that do not follow the schema
 
 
 def clean_body(data: bytes) -> bytes:
-    """The body as JSON that `ResponseBody` decodes. Raises ValueError or RecursionError if it has no choices."""
+    """The body as JSON that `ResponseBody` can decode. Raises ValueError or RecursionError if it has no choices."""
     text = data.decode("utf-8", "replace")
     tree = json.loads(text, parse_constant=lambda _: None)
     if not isinstance(tree, dict):
@@ -225,7 +227,7 @@ def clean_body(data: bytes) -> bytes:
 
 
 def _fit(value: Any, kind: Any) -> Any:
-    """What a JSON value holds of a type of the schema; None if nothing."""
+    """The part of a JSON value that fits a type of the schema; None if no part fits."""
     for option in get_args(kind) if isinstance(kind, types.UnionType) else (kind,):
         container, item_type = get_origin(option), (get_args(option) or (None,))[-1]
         if option is Any:
@@ -238,7 +240,7 @@ def _fit(value: Any, kind: Any) -> Any:
             return value
         if container is list and isinstance(value, list):
             items = [_fit(item, item_type) for item in value]
-            if item_type is int and None in items:  # a list of numbers without one of them means something else
+            if item_type is int and None in items:  # without one of its numbers, the list would have another meaning
                 return None
             return items if _allows_none(item_type) else [item for item in items if item is not None]
         if container is dict and item_type is not Any and isinstance(value, dict):
@@ -273,7 +275,7 @@ def _is_byte(value: Any) -> bool:
 
 
 def _parse_number(value: Any) -> float | None:
-    """A number, or a string that contains one; None for any other value, NaN and infinities included."""
+    """The value of a number, or of a string that contains a number; None for all other values, NaN and infinities."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -284,9 +286,9 @@ def _parse_number(value: Any) -> float | None:
 
 
 def _clean_value(value: Any) -> Any:
-    """The value with valid Unicode strings and with numbers that JSON and int64 can represent."""
+    """The value with valid Unicode strings, and with numbers that fit JSON and int64."""
     if isinstance(value, str):
-        # An unpaired surrogate becomes U+FFFD, and a pair the character that it stands for.
+        # An unpaired surrogate becomes U+FFFD; a pair becomes its character.
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, dict):
         return {_clean_value(key): _clean_value(inner) for key, inner in value.items()}
@@ -307,7 +309,7 @@ def _has_surrogate(value: Any) -> bool:
     return isinstance(value, list) and any(map(_has_surrogate, value))
 
 
-# --- finish reasons
+# --- Finish reasons
 
 FinishReason = Literal["end", "string", "length", "filter", "broken", "unsaid", "unknown"]
 FINISH_REASONS: Final[dict[FinishReason, str]] = {
@@ -340,24 +342,25 @@ def read_finish_reason(reason: str | None) -> FinishReason:
 
 
 def fill_finish_reasons(body: ResponseBody, max_tokens: int) -> None:
-    """Set the finish reason of every text that has none. max_tokens: the limit of each text.
+    """Set the finish reason of every text that lacks one.
 
-    Such a text is complete if the server counts fewer tokens than the limit; without a count, if the text ends with a
-    complete answer sentence.
+    max_tokens  the limit of each text
+    A text is complete if the server counts fewer tokens than the limit. Without a count, it is complete if it ends with
+    a complete answer sentence.
     """
     for choice in body.choices:
         if choice.error:
             choice.finish_reason = "error"
         elif read_finish_reason(choice.finish_reason) == "unsaid":
             entries, usage = choice.count_entries(), body.usage or Usage()
-            count = entries or usage.completion_tokens  # the latter is of all texts, so at least that of one
+            count = entries or usage.completion_tokens  # the server counts all texts
             ambiguous = count is None or (count >= max_tokens and not entries and len(body.choices) > 1)
             complete = _has_complete_answer(message_texts(choice)[1]) if ambiguous else (count or 0) < max_tokens
             choice.finish_reason = "stop" if complete else "length"
 
 
 def unknown_finish_reasons(body: ResponseBody) -> list[str]:
-    """The finish reasons of a body whose meaning is unknown. Their texts count as cut off."""
+    """The unknown finish reasons of a body. The texts count as truncated."""
     reasons = {choice.finish_reason or "" for choice in body.choices}
     return sorted(reason for reason in reasons if read_finish_reason(reason) == "unknown")
 

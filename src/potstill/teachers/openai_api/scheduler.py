@@ -1,4 +1,4 @@
-"""The scheduler: requests for all missing chains, as many in flight as the servers can bear, and chains as they arrive.
+"""The scheduler: keeps as many requests in flight as the servers can handle, and returns chains as they arrive.
 
 >>> body = response.decode_body(b'{"choices": [{"text": "So.\\\\nThe answer is 4.\\\\nNext", "finish_reason": "stop"}]}')
 >>> request = SampleRequest(Question("q", "2 + 2?", "4", "s", "train", "number"), Prompt(()), (3, 4))
@@ -7,9 +7,9 @@
 >>> [(chain.index, chain.text) for chain in chains], left, message
 ([(3, 'So.\\nThe answer is 4.')], (4,), 'fewer texts than requested')
 
-There is one event loop and no thread. The caller that takes the chains runs the loop while it waits for them; while it
-stores them, responses arrive in the sockets. Waiting requests are one iterator over the questions, so memory holds only
-what is in flight.
+There is one event loop and no thread. The caller runs the loop while it waits for chains. While it stores chains,
+responses arrive in the sockets. The waiting requests are an iterator over the questions, so memory holds only requests
+in flight.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ from potstill.teachers.openai_api.response import Choice, ResponseBody
 from potstill.teachers.openai_api.token_entries import DEFECT_ENTRIES_MISSING, ReaderContext
 from potstill.teachers.protocol import PromptBuilder, SamplingState, UsageMeter
 
-BATCH_SIZE: Final = 64  # chains that are worth one write
+BATCH_SIZE: Final = 64  # number of chains that are stored with one write
 BATCH_DELAY: Final = 0.05  # seconds after which a smaller batch is returned
-MIN_FAILURES: Final = 5  # in a row, before a run may stop
-LONG_WAIT: Final = 5.0  # seconds of a Retry-After that are reported
-SERVER_DEFECTS: Final = {  # every text of such a server has them
+MIN_FAILURES: Final = 5  # failures in a row before a run may stop
+LONG_WAIT: Final = 5.0  # seconds; a longer Retry-After is reported
+SERVER_DEFECTS: Final = {  # defects of a server, which all of its texts have
     chain_reader.DEFECT_ABOVE_ONE,
     chain_reader.DEFECT_VOCABULARY_MARKS,
     chain_reader.DEFECT_OTHER_TEXT,
@@ -67,8 +67,10 @@ def collect_chains(
     capabilities: Capabilities,
     context: ReaderContext,
 ) -> tuple[list[Chain], tuple[int, ...], str]:
-    """The chains of a response, truncated at their answers, with the first requested indices; the indices that are
-    left; and the defect of the texts that gave no chain. The same for a response in a batch file."""
+    """The chains of a response (also from a batch file), the indices still missing, and why they are missing.
+
+    The chains are truncated after their answers, and get the first of the requested indices.
+    """
     chains, left, message = [], list(request.indices), "fewer texts than requested"
     response.fill_finish_reasons(body, settings.max_tokens)
     for choice in body.choices[: len(request.indices)]:
@@ -99,7 +101,7 @@ def _read_choice(
         return None, "the text begins with the prompt"
     try:
         chain, answer_start = chain_reader.read_chain_and_answer(choice, request.question.id, index, context)
-    except response.DECODE_ERRORS as error:  # the bytes of tokens are decoded only when they are needed
+    except response.DECODE_ERRORS as error:  # the bytes of tokens are decoded only here
         return None, f"the response cannot be decoded: {error}"
     if settings.top_logprobs:
         if not chain.candidates and chain.content and chain_reader.DEFECT_OTHER_TEXT not in chain.defects:
@@ -110,12 +112,12 @@ def _read_choice(
 
 
 def starts_with_prompt(choice: Choice, prompt: Prompt) -> bool:
-    """Whether a text of legacy completions begins with its prompt, because the server echoes it."""
+    """Whether a text of legacy completions begins with its prompt, because the server echoes the prompt."""
     return bool(prompt.plain) and choice.text is not None and choice.text.startswith(prompt.plain)
 
 
 def grade_and_count(chain: Chain, question: Question, usage: UsageMeter, right: dict[str, int]) -> None:
-    """Grade a chain and count it in `usage` and, if it is right, in `right` (question id -> right chains)."""
+    """Grade a chain. Count it in `usage` and, if it is right, in `right` (question id -> number of right chains)."""
     usage.chains += 1
     usage.graded += 1
     if grading.grade(chain.text, question.gold, question.task, chain.stop).grade == "right":
@@ -126,8 +128,8 @@ def grade_and_count(chain: Chain, question: Question, usage: UsageMeter, right: 
 class Scheduler:
     """Keeps requests in flight until every chain has arrived.
 
-    Call `wait` for chains and `take` to get them, in turn; `close` at the end. Each finished request starts new ones
-    (`_fill`), as many as the limiters, the budget and the check of the first chains allow.
+    Call `wait` and `take` in turn to get chains, and `close` at the end. When a request finishes, `_fill` starts as many
+    new requests as the limiters, the budget and the check of the first chains allow.
     """
 
     def __init__(
@@ -149,34 +151,36 @@ class Scheduler:
         )
         self.width = width = settings.samples_per_request if capabilities.n else 1
         self.limiters = [AimdLimiter(url, settings.concurrency) for url in settings.urls]
-        self.failures, self.failing_since = 0, 0.0  # in a row, of all servers; the time of the first one
+        self.failures, self.failing_since = 0, 0.0  # failures in a row, of all servers; time of the first of them
         # url -> the model that the server names
         self.served = {settings.urls[0]: capabilities.served} if capabilities.served else {}
         self.budget = Budget(settings, state.usage)
         self.rng = random.Random()
         self.new_requests = iter_requests(settings, width, questions, build_prompt, self.stored, self.right)
-        if self.check is not None and settings.enough is None:  # begin with one request each of many questions
+        if self.check is not None and settings.enough is None:  # begin with one request per question
             one_request = replace(settings, samples=min(settings.samples, width))
             requests = iter_requests(one_request, width, questions, build_prompt, self.stored, self.right)
             first = list(itertools.islice(requests, self.check.limit))
             ids = {request.question.id for request in first}
             others = (r for r in self.new_requests if r.indices[0] >= width or r.question.id not in ids)
             self.new_requests = itertools.chain(first, others)
-        self.next_requests: deque[SampleRequest] = deque()  # further requests of questions that already had one
-        self.retries: list[tuple[float, int, SampleRequest]] = []  # a heap by the time at which they are due
+        self.next_requests: deque[SampleRequest] = deque()  # requests of questions whose first request was sent
+        self.retries: list[tuple[float, int, SampleRequest]] = []  # heap ordered by the time of the retry
         self.running: set[asyncio.Task[None]] = set()
         self.ready: list[Chain] = []
         self.error: BaseException | None = None
         self.stopped = False
-        self.waits_for_check = False  # a request waits until the first chains are judged
+        self.waits_for_check = False  # whether a request waits for the check of the first chains
         self.wake = asyncio.Event()
         self.timer: asyncio.TimerHandle | None = None
         self.started = time.monotonic()
         self.request_count = 0
 
     async def wait(self) -> bool:
-        """Wait until at least one chain is ready; False if no chain will follow. Raises the error that stopped the
-        scheduler once all chains are taken."""
+        """Wait until a chain is ready. Returns False if no more chains will follow.
+
+        If an error stopped the scheduler, raises it after all ready chains have been taken.
+        """
         if not self.request_count or (not self.running and not self.stopped):
             self._fill()
         while len(self.ready) < BATCH_SIZE and (self.running or not self.stopped):
@@ -192,13 +196,16 @@ class Scheduler:
         return bool(self.ready)
 
     def take(self) -> list[Chain]:
-        """The chains that have arrived since the last call. `wait` does not return them itself: asyncio formats the
-        `repr` of a task's result where signals are handled, which took as long as reading the chains."""
+        """The chains that have arrived since the last call.
+
+        `wait` does not return them, because asyncio formats the `repr` of a task's result when it handles signals; that
+        took as long as reading the chains.
+        """
         chains, self.ready = self.ready, []
         return chains
 
     def _fill(self) -> None:
-        """Start as many requests as there are free slots; stop if nothing is left to do."""
+        """Start as many requests as there are free slots. Stop the scheduler if no request is left."""
         now = time.monotonic()
         while not self.stopped:
             limiter = max(self.limiters, key=lambda limiter: limiter.free_slots(now))
@@ -218,7 +225,7 @@ class Scheduler:
         if self.stopped:
             return
         if self.waits_for_check and not self.running and not self.retries:
-            self.wake.set()  # the ready chains are stored before the check
+            self.wake.set()  # the caller stores the ready chains before the check
         elif not self.running and not self.retries and not self._has_new_request():
             self._stop(self._refusal_error())
         elif len(self.running) < sum(limiter.maximum for limiter in self.limiters):
@@ -230,8 +237,11 @@ class Scheduler:
         return self.next_requests.popleft() if self.next_requests else next(self.new_requests, None)
 
     def _passes_check(self, request: SampleRequest) -> bool:
-        """Whether the check of the first chains allows a request. If not, the request waits until one of them is
-        right, and the scheduler stops if none is. Retries always pass."""
+        """Whether the check of the first chains allows a request. Retries always pass.
+
+        If the check does not allow it, the request waits until one of the first chains is right. The scheduler stops if
+        none of them is right.
+        """
         self.waits_for_check = False
         check = self.check
         if check is None or check.passed or request.tries:
@@ -254,9 +264,9 @@ class Scheduler:
         return bool(self.next_requests)
 
     def _set_timer(self, now: float) -> None:
-        """Call `_fill` again when the next pause of a server or the next wait of a retry ends."""
+        """Schedule a call of `_fill` for the time when the next pause of a server ends or the next retry is due."""
         times = [limiter.paused_until for limiter in self.limiters if limiter.paused_until > now]
-        if self.retries and self.retries[0][0] > now:  # a retry that is due already waits for a free slot
+        if self.retries and self.retries[0][0] > now:  # an overdue retry waits for a free slot, not for a time
             times.append(self.retries[0][0])
         if self.timer is not None:
             self.timer.cancel()
@@ -265,7 +275,7 @@ class Scheduler:
             self.timer = asyncio.get_running_loop().call_later(max(0.001, min(times) - now), self._fill)
 
     def _reserve(self, request: SampleRequest) -> Reservation | None:
-        """The reservation of a request; None if the budget does not allow it now, and then the request waits."""
+        """The reservation for a request. None if the budget does not allow the request now; it then waits."""
         if (reservation := self.budget.reserve(request.prompt, len(request.indices))) is not None:
             return reservation
         self.next_requests.appendleft(request)
@@ -280,11 +290,11 @@ class Scheduler:
         try:
             reply = await self.client.post(limiter.url, build_request(self.settings, self.capabilities, request))
             limiter.release(started)
-            if reply.data is not None:  # send the next request before this response is decoded
+            if reply.data is not None:  # send the next request before decoding this response
                 self._fill()
                 await asyncio.sleep(0)
                 reply = self.client.read(reply)
-        except asyncio.CancelledError:  # the server may go on writing, and bill it
+        except asyncio.CancelledError:  # the server may continue to generate, and bill the tokens
             self.usage.requests += 1
             self.budget.settle(reservation, request.prompt, n, Reply("again", charged=True))
             raise
@@ -317,18 +327,18 @@ class Scheduler:
             if wait:
                 limiter.pause(now, wait)
                 if wait >= LONG_WAIT:
-                    self.client.warn(f"{limiter.url} asks to wait {wait:.0f} s: {message}")
+                    self.client.warn(f"{limiter.url} requests a wait of {wait:.0f} s: {message}")
             self._retry(request, message, now, at_once=bool(wait), unreachable=unreachable)
 
     def _describe_outage(self, limiter: AimdLimiter, message: str) -> str:
         patience = self.settings.patience
-        line = f"{limiter.url} does not answer ({message}); potstill retries, ever less often, for {patience:g} s"
+        line = f"{limiter.url} does not answer ({message}); potstill retries for {patience:g} s, at growing intervals"
         if hint := server_errors.crash_hint(limiter.last_error):
-            line += f"\n          before that: {limiter.last_error}\n          {hint}"
+            line += f"\n          last error: {limiter.last_error}\n          {hint}"
         return line
 
     def _handle_chains(self, limiter: AimdLimiter, request: SampleRequest, body: ResponseBody, now: float) -> None:
-        """Take the chains of a response, and request again what it lacks."""
+        """Add the chains of a response to the ready chains, and request missing chains again."""
         for reason in response.unknown_finish_reasons(body):
             self.client.warn(f"the finish_reason {reason!r} is unknown: such texts count as cut off")
         chains, left, message = collect_chains(body, request, self.settings, self.capabilities, self.context)
@@ -358,11 +368,11 @@ class Scheduler:
         self.wake.set()
 
     def _is_same_model(self, url: str, model: str | None) -> bool:
-        """Whether a server names the model that it named first (a further replica: in its first response)."""
+        """Whether a server names the same model as in its first response (the first server: in the probe)."""
         first = self.served.setdefault(url, model or "")
         if not model or not first or model == first:
             return True
-        self.client.warn(f"{url} names the model {model!r}, but named {first!r} first: such chains get hard targets")
+        self.client.warn(f"{url} names the model {model!r}, but first named {first!r}: such chains get hard targets")
         return False
 
     def _retry(
@@ -375,26 +385,26 @@ class Scheduler:
         if self.failures >= MIN_FAILURES and seconds > self.settings.patience:  # do not waste the budget
             hint = "check the server and run the same command again; all stored chains are kept"
             error = UserError(
-                f"the teacher has answered nothing for {seconds:.0f} s",
+                f"the teacher has not answered for {seconds:.0f} s",
                 code="E-teacher-no-answer",
                 where=", ".join(self.settings.urls),
-                found=f"{self.failures} failures in a row; the last: {message}",
+                found=f"{self.failures} failures in a row; the last one: {message}",
                 hint=server_errors.crash_hint(self.limiters[0].last_error) or hint,
             )
             self._stop(error)
         elif request.tries + 1 >= self.settings.max_tries and not unreachable:
-            self._refuse(request, f"{request.tries + 1} tries; the last: {message}")
+            self._refuse(request, f"{request.tries + 1} tries; the last one: {message}")
         else:
-            # A server that asks for a pause has paused its limiter, and a replica may take the request at once. While
-            # other requests succeed, one that failed often does not wait longer and longer.
+            # If a server requested a pause, its limiter is paused, and another replica may take the request at once. The
+            # wait of a request does not grow with each of its failures while other requests succeed.
             tries = min(request.tries, self.failures - 1)
             seconds = 0.0 if at_once else backoff_seconds(tries, self.settings.first_backoff, self.rng)
             retry = replace(request, tries=request.tries + (not unreachable))  # unreachable: no request was sent
             heapq.heappush(self.retries, (now + seconds, self.usage.retries, retry))  # usage.retries breaks ties
 
     def _refuse(self, request: SampleRequest, message: str) -> None:
-        """Skip a question. Stop if the server refuses more than one in twenty: then the requests are wrong, not the
-        questions."""
+        """Skip a question. Stop if the server refuses more than one question in twenty, because then the requests are
+        wrong, not the questions."""
         self.usage.refused[request.question.id] = message
         if len(self.usage.refused) > max(10, self.request_count // 20):
             self._stop(self._refusal_error(always=True), drain=True)
@@ -405,7 +415,9 @@ class Scheduler:
             return None
         question, message = next(iter(refused.items()))
         what = f"the teacher did not answer {len(refused)} questions; all other chains are stored"
-        hint = "correct what the message names, or set teacher.server.refused to skip; then run the same command again"
+        hint = (
+            "correct the setting in the message, or set teacher.server.refused to skip; then run the same command again"
+        )
         return UserError(what, code="E-teacher-refused-questions", where=question, found=message, hint=hint)
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
@@ -417,7 +429,7 @@ class Scheduler:
             self.wake.set()
 
     def _stop(self, error: BaseException | None, *, drain: bool = False) -> None:
-        """Send no further request. drain: let the requests in flight finish, because the server works and bills them."""
+        """Send no further request. drain: let the requests in flight finish, because the server bills them."""
         if not self.stopped:
             self.stopped, self.error = True, error
             if not drain:
@@ -438,6 +450,6 @@ class Scheduler:
 
 
 def _drop_probabilities(chain: Chain, defect: str) -> Chain:
-    """The chain with its text only, which makes its targets hard, and with a defect."""
+    """The chain without tokens and probabilities, so that it gets hard targets, and with a defect."""
     defects = tuple(sorted({*chain.defects, defect}))
     return replace(chain, tokens=(), spans=(), candidates=(), semantics="none", defects=defects)

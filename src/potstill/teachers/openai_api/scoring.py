@@ -4,9 +4,9 @@
     >>> body["prompt"], body["echo"], body["max_tokens"]
     ('2 + 2 = 4', True, 1)
 
-There are two methods, of which the first that works is used: `prompt_logprobs` (vLLM) and `echo` (legacy completions).
-In both the server receives prompt and text as one string and writes one further token, whose alternatives give the
-probability of the end.
+There are two methods: `prompt_logprobs` (vLLM) and `echo` (legacy completions). The first method that works is used.
+With both methods, the server receives the prompt and the text as one string, and generates one more token, whose
+alternatives give the probability of the end.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ SCORING_METHODS: Final[tuple[ScoringMethod, ...]] = ("prompt_logprobs", "echo")
 CANNOT_SCORE: Final = "E-teacher-cannot-score"
 INCONSISTENT_SCORES: Final = "E-teacher-inconsistent-scores"
 LOCAL_HINT: Final = "score the chains with a local model (teacher.score.kind: local)"
-CHECK_TOKENS: Final = 16  # tokens that the server writes and then scores, as a check
+CHECK_TOKENS: Final = 16  # number of tokens that the server generates and then scores, as a check
 
 
 def build_scoring_request(
     model: str, capabilities: Capabilities, prompt: str, text: str, *, k: int, method: ScoringMethod | None
 ) -> dict[str, Any]:
-    """The body of a request to /completions that scores `text` after `prompt`, with k alternatives per token. method:
-    None scores nothing.
+    """The body of a request to /completions that scores `text` after `prompt`, with k alternatives per token.
 
-    The temperature is 1, at which tempered log-probabilities equal raw ones.
+    method  None: generate only one token after the text, without scores of the text
+    The temperature is 1, because tempered log-probabilities then equal raw log-probabilities.
     """
     body: dict[str, Any] = {"model": model, "prompt": prompt + text, "max_tokens": 1, "temperature": 1.0}
     body |= {"logprobs": k, "seed": 0, "top_p": 1.0} | (REQUEST_IDS if capabilities.ids else {})
@@ -53,19 +53,19 @@ def build_scoring_request(
 def read_scored_chain(choice: Choice, prompt: str, text: str, context: ReaderContext) -> Chain:
     """The chain of `text`, without a key, with the log-probabilities of a response.
 
-    A token that spans the border of prompt and text is omitted, and so is a token of unknown bytes. Raises UserError
-    if the response does not score the text.
+    Tokens that span the border between prompt and text, and tokens of unknown bytes, are omitted. Raises UserError if
+    the response does not score the text.
     """
     border, content, request_text = len(prompt.encode()), text.encode(), prompt + text
     entries = _read_prompt_entries(choice, request_text, context)
     if len(entries) < 2:
         raise _cannot_score()
     defects: set[str] = set()
-    after: TokenEntry | None = entries[-1]  # the token that the server would write after the text
+    after: TokenEntry | None = entries[-1]  # the generated token after the text
     chain = chain_reader.compose_chain(request_text, entries[:-1], None, defects)
     last_bytes = entries[-1].piece if isinstance(entries[-1].piece, bytes) else b"\0"
     if not chain.spans or (chain.spans[-1][1] < len(chain.content) and chain.content.endswith(last_bytes)):
-        defects, after = set(), None  # some servers omit the further token: the last entry belongs to the text
+        defects, after = set(), None  # some servers omit the generated token, so the last entry belongs to the text
         chain = chain_reader.compose_chain(request_text, entries, None, defects)
     tokens, spans, candidates = [], [], []
     for token, (start, end), step in zip(chain.tokens, chain.spans, chain.candidates, strict=True):
@@ -98,12 +98,12 @@ def read_scored_chain(choice: Choice, prompt: str, text: str, context: ReaderCon
 
 
 def _read_prompt_entries(choice: Choice, request_text: str, context: ReaderContext) -> list[TokenEntry]:
-    """An entry for every token of the request's text, and that of the further token."""
+    """The entries of all tokens in the request's text, and the entry of the generated token."""
     if choice.prompt_logprobs is None or (choice.text or "").startswith(request_text):
         return read_entries(choice, context)
     entries, ids = [], choice.prompt_token_ids
     for position, table in enumerate(choice.prompt_logprobs):
-        # Entries are named by ids: a decoded string may begin with bytes of the token before.
+        # Ids name the entries, because a decoded string may begin with bytes of the previous token.
         name = str(ids[position]) if ids and position < len(ids) else next(iter(table or {}), "")
         alternatives = {
             other: (_read_prompt_piece(other, row, position, context), other, row.logprob)
@@ -113,7 +113,7 @@ def _read_prompt_entries(choice: Choice, request_text: str, context: ReaderConte
         if piece is None and context.lookup is not None and name:
             piece = context.lookup(int(name), position)
         entries.append(TokenEntry(piece, name, logprob, list(alternatives.values())))
-    if entries and not entries[0].piece:  # the first token is not described; it ends where the second begins
+    if entries and not entries[0].piece:  # the first token has no description; it ends at the start of the second token
         second = next((entry.piece for entry in entries[1:] if isinstance(entry.piece, bytes)), b"")
         data = request_text.encode()
         entries[0] = entries[0]._replace(piece=data[: data.find(second)] or None)
@@ -137,11 +137,11 @@ def score_texts(
     *,
     method: ScoringMethod | None = None,
 ) -> Iterator[Chain]:
-    """Existing chains with the server's log-probabilities, in the order of `rows`: (prompt as the model sees it, chain).
-    A chain keeps its key and how it stopped; `settings.concurrency` requests are in flight.
+    """Existing chains with the server's log-probabilities, in the order of `rows`.
 
-    method  how the server scores; None finds it with the first row
-    Raises UserError if the server cannot score, or does not answer.
+    rows    pairs of the prompt as the model sees it, and the chain. A chain keeps its key and its stop reason
+    method  how the server scores; None: test the methods with the first row
+    Keeps `settings.concurrency` requests in flight. Raises UserError if the server cannot score, or does not answer.
     """
     pending: deque[asyncio.Task[Chain]] = deque()
     with asyncio.Runner() as runner:
@@ -173,7 +173,7 @@ class _Scorer:
         self.client, self.settings, self.capabilities, self.context = client, settings, capabilities, context
 
     async def find_method(self, prompt: str, chain: Chain) -> ScoringMethod:
-        """The first method that works, tried with one chain. Raises UserError if none does."""
+        """The first method that works, tested with one chain. Raises UserError if no method works."""
         error = _cannot_score(self.settings.urls[0])
         for method in SCORING_METHODS:
             try:
@@ -188,9 +188,10 @@ class _Scorer:
         raise error
 
     async def _check_consistency(self, prompt: str, method: ScoringMethod) -> None:
-        """Let the server write a short text and score it. Raises UserError if the log-probabilities differ.
+        """Let the server generate a short text and score it. Raises UserError if the log-probabilities differ.
 
-        For models without a token for the beginning, llama-cpp-python's `echo` gives each token the values of the next.
+        For models without a token for the beginning, the `echo` of llama-cpp-python returns the values of the next token
+        for each token.
         """
         body = self._build_body(prompt, "", None) | {"max_tokens": CHECK_TOKENS}
         reply = await self.client.send(self.settings.urls[0], body, "/completions")
@@ -205,10 +206,10 @@ class _Scorer:
         if sum(abs(before[span] - after[span]) > 0.1 + 0.1 * abs(before[span]) for span in shared) > len(shared) / 2:
             pairs = ", ".join(f"{before[span]:.2f} and {after[span]:.2f}" for span in shared[:3])
             raise UserError(
-                "the server scores its own text differently than it wrote it",
+                "the server's scores of a text that it generated differ from the log-probabilities at generation",
                 code="E-teacher-inconsistent-scores",
                 where=f"{self.settings.urls[0]}, {method}",
-                found=f"log-probabilities of its tokens when written and when scored: {pairs}, ...",
+                found=f"log-probabilities of the same token, generated and scored: {pairs}, ...",
                 hint=LOCAL_HINT,
             )
 
@@ -240,7 +241,7 @@ class _Scorer:
 
 
 def _logprobs_by_span(chain: Chain) -> dict[tuple[int, int], float]:
-    """The log-probability of each token, by the token's span."""
+    """Span of a token -> the token's log-probability."""
     steps = zip(chain.tokens, chain.spans, chain.candidates, strict=False)
     return {span: dict(step)[token] for token, span, step in steps if token in dict(step)}
 

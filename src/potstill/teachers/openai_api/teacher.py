@@ -1,11 +1,11 @@
-"""The teacher `openai`: a model behind an OpenAI-compatible server, as a recipe describes it.
+"""The teacher `openai` of a recipe: a model behind an OpenAI-compatible server.
 
 >>> recipe = Recipe(name="mine", teacher={"kind": "openai", "model": "m", "samples": 3})
 >>> settings_from_recipe(recipe).urls, OpenAITeacher(recipe).samples_per_request
 (('http://localhost:8000/v1',), 3)
 
     teacher = OpenAITeacher(recipe)
-    server = teacher.probe(questions)           # what the server accepts and returns: a small request or two
+    server = teacher.probe(questions)           # what the server accepts and returns, from a few small requests
     for chains in teacher.sample(questions, SamplingState(server=server)): ...
 """
 
@@ -35,17 +35,16 @@ from potstill.teachers.openai_api.scoring import score_texts
 from potstill.teachers.openai_api.token_entries import Piece, ReaderContext
 from potstill.teachers.protocol import PromptBuilder, SamplingState, Scorer, UsageMeter, load_prompt_builder
 
-FORECAST_SECONDS: Final = 60.0  # after this time the remaining time can be estimated
-FIXED_CAPABILITIES: Final = ("n", "whole", "bytes", "semantics", "left_out")  # chains of one run must agree on these
+FORECAST_SECONDS: Final = 60.0  # after this time, the remaining time is estimated
+FIXED_CAPABILITIES: Final = ("n", "whole", "bytes", "semantics", "left_out")  # these may not change during a run
 FREE_SERVER_KEYS: Final = ("urls", "key", "samples_per_request", "concurrency", "timeout", "patience", "refused")
 HARD_TARGETS_NOTE: Final = (
-    "The teacher showed no probabilities of its words: the student learnt its texts as they are, each word as certain"
-    " (hard targets)."
+    "The teacher returned no probabilities, so the student learnt every word of its texts as certain (hard targets)."
 )
 
 
 class OpenAITeacher(Scorer):
-    """The teacher `openai`. As a scorer, it uses the model of `teacher.score` on the same server."""
+    """The teacher `openai`. A scorer uses the model of `teacher.score` on the same server."""
 
     metered = True
     generates = True
@@ -61,7 +60,7 @@ class OpenAITeacher(Scorer):
         """Raises UserError for an invalid address."""
         return settings_from_recipe(self.recipe, self.model, self.source)
 
-    # --- sampling
+    # --- Sampling
 
     def probe(
         self, questions: Sequence[Question], before: Mapping[str, Any] | None = None, usage: UsageMeter | None = None
@@ -152,7 +151,7 @@ class OpenAITeacher(Scorer):
             bool(settings.stop),
         )
 
-    # --- scoring
+    # --- Scoring
 
     def score(self, questions: Sequence[Question], batches: Iterable[list[Chain]]) -> Iterator[list[Chain]]:
         settings, build_prompt = self.settings, self.prompt_builder()
@@ -175,7 +174,7 @@ class OpenAITeacher(Scorer):
                 yield scored
                 scored = []
 
-    # --- identity, checks, forecasts
+    # --- Identity, checks, forecasts
 
     def input_files(self) -> dict[str, str]:
         tokenizer = self.recipe.teacher.server.tokenizer
@@ -186,7 +185,8 @@ class OpenAITeacher(Scorer):
         return super().inputs() | ({"version of tokenizers": str(tokenization.VERSION)} if has_tokenizer else {})
 
     def free_keys(self) -> set[str]:
-        """Where a server is and how many requests it gets at once change no chain; its other keys do."""
+        """Recipe keys that may change during a run. The address and the concurrency of a server change no chain; the
+        other keys of a server do."""
         keys = super().free_keys() - set(flatten_keys(self.recipe, "teacher.server"))
         if not self.as_scorer:
             keys -= set(flatten_keys(self.recipe, "teacher.enough"))
@@ -241,7 +241,11 @@ class OpenAITeacher(Scorer):
 
 
 def settings_from_recipe(recipe: Recipe, model: str | None = None, source: str = "openai") -> ServerSettings:
-    """The settings of a recipe's server. model: replaces `teacher.model`. Raises UserError for an invalid address."""
+    """The settings of a recipe's server.
+
+    model  replaces `teacher.model`
+    Raises UserError for an invalid address.
+    """
     teacher, server, budget = recipe.teacher, recipe.teacher.server, recipe.teacher.budget
     for url in server.urls:
         parts = urlsplit(url)
@@ -272,7 +276,7 @@ def settings_from_recipe(recipe: Recipe, model: str | None = None, source: str =
 def split_budget(
     settings: ServerSettings, shard: Shard, settled: Mapping[str, float] = MappingProxyType({})
 ) -> ServerSettings:
-    """The settings of a shard: it gets an equal part of the budget that `settled`, the usage before the split, left."""
+    """The settings of a shard, with an equal part of the remaining budget. settled: the usage before the split."""
     tokens, money = settings.budget_tokens, settings.budget_money
     settled_tokens = int(settled.get("prompt_tokens", 0) + settled.get("completion_tokens", 0))
     return dataclasses.replace(
@@ -283,13 +287,13 @@ def split_budget(
 
 
 def parse_capabilities(row: Mapping[str, Any]) -> Capabilities:
-    """The capabilities in `server.json`."""
+    """The capabilities in a row of `server.json`."""
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
     return Capabilities(**values)
 
 
 def _open_lookup(recipe: Recipe) -> Callable[[int, int], Piece] | None:
-    """Token id and position -> the token's bytes, if the recipe names the tokenizer of the served model."""
+    """A function from token id and position to the token's bytes; None if the recipe names no tokenizer."""
     path = recipe.teacher.server.tokenizer
     if path is None:
         return None
@@ -304,7 +308,7 @@ def sample(
     build_prompt: PromptBuilder,
     state: SamplingState,
 ) -> Iterator[list[Chain]]:
-    """The chains of any server, as they arrive. The event loop runs only while the caller waits for a batch."""
+    """The chains of all servers, in batches as they arrive. The event loop runs only while the caller waits for a batch."""
     usage = state.usage
     with asyncio.Runner() as runner:
         scheduler = Scheduler(Client(settings), settings, capabilities, context, questions, build_prompt, state)

@@ -1,14 +1,14 @@
-"""Token entries: what a server states about each token of a text, and which bytes of the text each entry describes.
+"""Token entries: what a server returns for each token of a text, and which bytes of the text an entry describes.
 
-`match_text` and `match_parts` find the entries of a text. A server may hide or change the thought of a model and still
-list its log-probabilities; these must not be assigned to the words of the answer.
+`match_text` and `match_parts` find the entries of a text. A server may hide or change a model's thought but still list
+the thought's log-probabilities. They must not be assigned to the words of the answer.
 
     >>> tokens = ["<think>", "4", "?", "</think>", "4", "."]
     >>> entries = [TokenEntry(token.encode(), token, -0.1, ()) for token in tokens]
     >>> match_text(entries, b"4."), match_parts(entries, [b"4?", b"4."])
     ((4, 6), [(1, 3), (4, 6)])
 
-`locate_tokens` finds the byte span of each token, although some bytes are unknown and some entries are missing.
+`locate_tokens` finds the byte span of each token, even if bytes are unknown or entries are missing.
 
 >>> defects = set()
 >>> content, spans = locate_tokens("é 4", [b"", "é".encode(), b" 4"], defects)   # the server names é at its last byte
@@ -32,9 +32,9 @@ from potstill.records import END, End, Semantics
 from potstill.teachers.openai_api.response import Choice, Logprobs, TokenLogprobs, TokenOutcome, token_bytes
 
 LearntPart = Literal["both", "reasoning", "answer"]
-# None: another special token, or unknown bytes; empty: a token that holds only a part of a character
+# The bytes of a token, or END. None: another special token, or unknown bytes; empty: only a part of a character
 Piece = bytes | End | None
-MAX_GAP_BYTES: Final = 64  # bytes without an entry that may precede a token
+MAX_GAP_BYTES: Final = 64  # maximum number of bytes without an entry before a token
 REPLACEMENT: Final = "�".encode()
 DEFECT_BEYOND_TEXT: Final = "tokens beyond the text"
 DEFECT_ENTRIES_MISSING: Final = "entries missing"
@@ -43,12 +43,14 @@ DEFECT_BYTES_UNKNOWN: Final = "bytes unknown"
 
 @dataclass(frozen=True, slots=True)
 class ReaderContext:
-    """What is known about a server when its responses are read.
+    """The settings and known facts of a server that are needed to read its responses.
 
-    lookup            token id and position in the text -> the token's bytes, if the teacher's tokenizer is available
-    end_names         the strings by which the server names the end token
+    source            name of the teacher in the keys of its chains
+    semantics         meaning of the log-probabilities, see `records.Chain`
+    lookup            token id and position in the text -> the token's bytes; None without the teacher's tokenizer
+    end_names         strings by which the server names the end token
     reasoning         the part of a reasoning model's output that becomes the chain
-    has_stop_strings  whether the requests contain stop strings: then a text whose end has no entry was cut at one
+    has_stop_strings  whether the requests contain stop strings; a text whose end has no entry then ended at a stop string
     """
 
     source: str
@@ -60,8 +62,12 @@ class ReaderContext:
 
 
 class TokenEntry(NamedTuple):
-    """One token position. `name` is the token's id, else its string; an alternative is (piece, name, log-probability);
-    an unknown log-probability (natural logarithm) is None."""
+    """One token position.
+
+    name          the token's id, or its string if the id is unknown
+    logprob       natural logarithm; None if it is unknown
+    alternatives  tuples (piece, name, logprob)
+    """
 
     piece: Piece
     name: int | str
@@ -95,13 +101,13 @@ def _read_entry(outcome: TokenLogprobs, position: int, context: ReaderContext) -
     ]
     piece, name = _read_piece(outcome, position, context), _name_of(outcome)
     if isinstance(name, int) and context.lookup is None:
-        # The bytes of an entry may include those of omitted entries; as an alternative the token has only its own.
+        # The bytes of an entry may include bytes of omitted entries. The same token's alternative has only its own bytes.
         piece = next((other for other, other_name, _ in alternatives if other_name == name), piece)
     return TokenEntry(piece, name, outcome.logprob, alternatives)
 
 
 def _name_of(outcome: TokenOutcome) -> int | str:
-    """The id of a token, also if its string is `token_id:17`, which vLLM writes if ids are requested; else its string."""
+    """The id of a token, or its string without an id. If ids are requested, vLLM writes the string `token_id:17`."""
     token = outcome.token
     if outcome.id is not None:
         return outcome.id
@@ -122,7 +128,7 @@ def _read_piece(outcome: TokenOutcome, position: int, context: ReaderContext) ->
     return token.encode("utf-8", "replace") if "�" not in token else None
 
 
-EntryRange = tuple[int, int]  # entries from the first up to, and without, the second
+EntryRange = tuple[int, int]  # indices of entries: start (inclusive) and stop (exclusive)
 _THOUGHT_NAMES: Final = rb"think|thinking|thought|thoughts|reasoning|seed:think"
 _OPENING_TAG: Final = re.compile(
     rb"\s*(?:<(?:%b)>|\[THINK\]|<\|channel\|>\w+<\|message\|>)" % _THOUGHT_NAMES, re.IGNORECASE
@@ -133,8 +139,10 @@ _CLOSING_TAG: Final = re.compile(
 
 
 def match_text(entries: Sequence[TokenEntry], text: bytes) -> EntryRange:
-    """The entries of a text that is everything the server returned; all entries if none clearly belongs to other text.
-    Entries after the text (the end, a stop string) are included."""
+    """The entries of a text that is not split into parts, including entries after it (the end, a stop string).
+
+    All entries, unless some of them clearly belong to other text before it.
+    """
     joined, starts = _join_entries(entries)
     if not text or joined.startswith(text):
         return 0, len(entries)
@@ -147,12 +155,12 @@ def match_text(entries: Sequence[TokenEntry], text: bytes) -> EntryRange:
 
 
 def match_parts(entries: Sequence[TokenEntry], parts: Sequence[bytes]) -> list[EntryRange]:
-    """The entries of each part of a text, whose last part is the answer; an empty range for a part without entries."""
+    """The entries of each part of a text; an empty range for a part without entries. The last part is the answer."""
     joined, starts = _join_entries(entries)
     closing, opening = _last_closing_tag(joined), _OPENING_TAG.match(joined)
     ranges: list[EntryRange] = []
     stop = len(entries)
-    for number, part in reversed(list(enumerate(parts))):  # from the back: the answer is easiest to find
+    for number, part in reversed(list(enumerate(parts))):  # from the end, because the answer is easiest to find
         position = joined.rfind(part, 0, starts[stop]) if part else -1
         matched = stop, stop
         if position >= 0:
@@ -171,19 +179,19 @@ def match_parts(entries: Sequence[TokenEntry], parts: Sequence[bytes]) -> list[E
 
 
 def _join_entries(entries: Sequence[TokenEntry]) -> tuple[bytes, list[int]]:
-    """The bytes of all entries, and the start of each; an entry of unknown bytes has length 0."""
+    """The bytes of all entries, joined, and the start of each entry. An entry of unknown bytes has length 0."""
     pieces = [entry.piece if isinstance(entry.piece, bytes) else b"" for entry in entries]
     return b"".join(pieces), list(accumulate(map(len, pieces), initial=0))
 
 
 def _first_entry(starts: Sequence[int], position: int) -> int:
-    """The first entry that begins at or after a byte; entries without bytes directly before it are skipped."""
+    """The first entry that begins at or after a byte position. Entries without bytes directly before it are skipped."""
     index = bisect_left(starts, position)
     return bisect_right(starts, position) - 1 if starts[index] == position else index
 
 
 def _skip_whitespace(entries: Sequence[TokenEntry], first: int, text: bytes) -> int:
-    """The first entry after whitespace that servers strip from the beginning of `text`."""
+    """The first entry after whitespace that the server stripped from the beginning of `text`."""
     while first < len(entries):
         piece = entries[first].piece
         if not isinstance(piece, bytes) or not piece or piece.strip() or text.startswith(piece):
@@ -193,14 +201,16 @@ def _skip_whitespace(entries: Sequence[TokenEntry], first: int, text: bytes) -> 
 
 
 def _last_closing_tag(joined: bytes) -> tuple[int, int] | None:
-    """The byte span of the last tag that closes a thought."""
+    """The byte span of the last tag that closes a thought; None without such a tag."""
     tags = list(_CLOSING_TAG.finditer(joined))
     return tags[-1].span() if tags else None
 
 
 class TokenSpan(NamedTuple):
-    """The bytes from start to end of a text. `prefix`: earlier bytes of the same character, from tokens whose strings
-    the server could not show."""
+    """The span of a token: the bytes of a text from `start` to `end`.
+
+    prefix  earlier bytes of the same character, from tokens whose strings the server could not write
+    """
 
     start: int
     end: int
@@ -210,9 +220,9 @@ class TokenSpan(NamedTuple):
 def locate_tokens(text: str, pieces: Sequence[Piece], defects: set[str]) -> tuple[bytes, list[TokenSpan | None]]:
     """The content, and the span of each piece in it; None for a piece whose bytes or position are unknown.
 
-    defects  gains the defects of the text, see `chain_reader.read_chain`
+    defects  the defects of the text (see `chain_reader.read_chain`) are added to this set
 
-    The content is the text, except that a byte which a piece knows replaces U+FFFD.
+    The content is the text in UTF-8, in which known bytes of a piece replace U+FFFD.
     """
     locator = _TokenLocator(text.encode("utf-8", "replace"), len(pieces), defects)
     for index, piece in enumerate(pieces):
@@ -226,8 +236,10 @@ def locate_tokens(text: str, pieces: Sequence[Piece], defects: set[str]) -> tupl
 
 
 class _TokenLocator:
-    """Walks through the text from left to right. Tokens of unknown bytes are `pending` until the next known token
-    shows how many bytes lie between."""
+    """Walks through the text from left to right.
+
+    Tokens of unknown bytes are `pending` until the position of the next known token shows how many bytes they have.
+    """
 
     def __init__(self, text: bytes, count: int, defects: set[str]) -> None:
         self.text, self.position, self.content = text, 0, bytearray()
@@ -237,7 +249,7 @@ class _TokenLocator:
         self.defects = defects
 
     def locate(self, index: int, piece: bytes) -> bool:
-        """Assign a span to a piece; False if the text ends before it."""
+        """Assign a span to a piece. Returns False if the text ends before the piece."""
         at_start = self.position == 0 and not self.pending
         if at_start and piece[:1] == b" " and not self.text.startswith(b" ") and self.text.startswith(piece[1:]):
             piece = piece[1:] or piece  # the server stripped the text
@@ -260,8 +272,10 @@ class _TokenLocator:
         return True
 
     def _complete_character(self, index: int, piece: bytes) -> bool:
-        """Handle a piece that begins with a whole character, which the server names at the token that completes it,
-        after pending tokens without a string. False if it is no such piece."""
+        """Handle a piece that begins with a character whose first bytes belong to pending tokens.
+
+        The server writes such a character at the token that completes it. Returns False for any other piece.
+        """
         width = len(piece.decode("utf-8", "replace")[:1].encode())
         if width < 2 or not self.text.startswith(piece, self.position):
             return False
@@ -280,7 +294,7 @@ class _TokenLocator:
         return True
 
     def _settle_pending(self, end: int) -> None:
-        """Assign the bytes before `end` to the pending tokens if there is one byte for each, else to none."""
+        """Assign the bytes before `end` to the pending tokens, if there is exactly one byte per token."""
         gap = end - self.position
         if self.pending and self.only_partial and gap == len(self.pending):
             start = self.position
@@ -305,7 +319,7 @@ class _TokenLocator:
         self.only_partial = True
 
     def _assign(self, index: int, piece: bytes, width: int, prefix: bytes = b"") -> None:
-        """Append a piece to the content; it covers `width` bytes of the text."""
+        """Append a piece to the content. The piece covers `width` bytes of the text."""
         start = len(self.content)
         self.content += piece
         self.position += width
@@ -321,7 +335,7 @@ def _is_utf8(piece: bytes) -> bool:
 
 
 def _unfinished_bytes(piece: bytes) -> bytes:
-    """The bytes at the end that are the beginning of a character."""
+    """The bytes at the end of a piece that begin an unfinished character."""
     for size in range(1, min(4, len(piece) + 1)):
         tail = piece[-size:]
         if tail[0] >= 0xC0:
