@@ -385,7 +385,7 @@ def test_the_command(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError, match="a folder without"):
         sample("run", "--batch-in", "results", "--batch-in", "run/sample")
     result += sample("run", "--batch-in", "results", "--batch-out", "more")
-    assert "1 files in out: 12 requests for 40 chains" in result and "40 chains read, 40 stored in all" in result
+    assert "1 files in out: 12 requests for 40 chains" in result and "40 chains read, 40 stored in total" in result
     assert parquet.count_rows(Path("run/sample/chains.parquet")) == ASKED * SAMPLES and not Path("more").exists()
 
 

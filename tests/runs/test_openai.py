@@ -242,7 +242,7 @@ def test_a_server_that_scores_a_text_otherwise_than_it_writes_it_is_refused() ->
     with stub.running(length=30, late=True) as server, pytest.raises(UserError) as raised:
         list(teacher.OpenAITeacher(plan(server.url)).score(question_list, [texts]))
     assert "E-teacher-inconsistent-scores" in str(raised.value)
-    assert "when scored: -0.20 and -2.00" in str(raised.value)
+    assert "generated and scored: -0.20 and -2.00" in str(raised.value)
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------

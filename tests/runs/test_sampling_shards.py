@@ -114,7 +114,7 @@ def test_processes_at_the_same_time(world: Path, whole: dict[str, bytes], tmp_pa
     merged = tmp_path / "merged.txt"
     last = start_command("sample", recipe, cwd=tmp_path, output=merged, environment=settings)
     assert exit_code(last) == 0 and "segment-0001-of-0002: " in merged.read_text(), merged.read_text()
-    assert "the shards lacked 0 chains; all are merged into chains.parquet" in merged.read_text()
+    assert "sampled 0 chains that the shards lacked; merged all into chains.parquet" in merged.read_text()
     run_dir = tmp_path / "runs" / "tiny"
     assert sampled(run_dir)["sample/chains.parquet"] == whole["sample/chains.parquet"]
 

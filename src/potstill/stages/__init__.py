@@ -1,12 +1,12 @@
-"""The stages of a run: the protocol that each implements, and one table of all of them in their order.
+"""The stages of a run: the protocol of a stage, and a table of all stages in order.
 
     >>> list(TABLE)[:3], TABLE["sample"].summary
     (['collect', 'sample', 'filter'], "Stage 2: sample the teacher's chains.")
     >>> open_stage("filter").after
     ('collect', 'sample')
 
-A stage reads the files of earlier stages and writes files into its own folder of the run; stages share nothing else.
-To add one, write a module with a `Stage` in this package and add it to `TABLE`.
+A stage reads files of earlier stages and writes files into its own folder of the run. Stages share nothing else. To add
+a stage, write a module with a `Stage` in this package and add it to `TABLE`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ if TYPE_CHECKING:
 
 
 class StageResult(NamedTuple):
-    """What a stage made: the files that its manifest covers, and counts for the manifest and the summary line."""
+    """The result of a stage: the files that its manifest covers, and counts for the manifest and the summary line."""
 
     outputs: list[Path]
     counts: dict[str, Any]
 
 
 class Stage(Protocol):
-    """One stage of a run. Everything that determines its output is in `reads`, `after`, `versions` and `inputs`; if any
-    of that changes, the stage has to be made again.
+    """One stage of a run. `reads`, `after`, `versions` and `inputs` cover everything that determines its output.
 
-    reads        the recipe keys that it reads, or the sections of them
+    If any of them changes, the stage must be made again.
+
+    reads        the recipe keys, or sections of keys, that it reads
     after        the earlier stages whose files it reads
-    distributed  whether all processes that torchrun or srun started make it together
+    distributed  whether all processes that torchrun or srun started make the stage together
     """
 
     reads: ClassVar[tuple[str, ...]]
@@ -41,46 +42,51 @@ class Stage(Protocol):
     distributed: ClassVar[bool] = False
 
     def versions(self) -> dict[str, int]:
-        """The versions of the packages that determine its output, by the name that the manifest uses."""
+        """Name in the manifest -> version, for the packages that determine the output."""
         ...
 
     def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
-        """Make the stage, or resume an interrupted one. The stages in `after` are finished.
+        """Make the stage, or resume it if it was interrupted. The stages in `after` are finished.
 
-        Raises UserError for everything that only the user can fix.
+        Raises UserError for every error that only the user can fix.
         """
         ...
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
-        """Digests of what it reads from outside of the run, by name. Raises UserError if something is missing.
+        """Name -> digest, for the inputs from outside the run. Raises UserError if an input is missing.
 
-        run_dir  of the run, for other runs next to it; None: only what the recipe names
+        run_dir  the run's folder, to find other runs next to it; None: only the inputs that the recipe names
         """
         return {}
 
     def free(self, recipe: Recipe) -> Collection[str]:
-        """The keys among `reads` that do not change the output of this recipe, so that they may change at any time."""
+        """The keys among `reads` that may change at any time, because the output of this recipe does not depend on them."""
         return ()
 
     def grown(self, recipe: Recipe, counts: Mapping[str, Any]) -> bool:
-        """Whether the finished stage has to continue because the recipe asks for more. counts: of its manifest.
+        """Whether the finished stage must continue because the recipe now requires more.
 
-        Raises UserError if the recipe asks for less than the stage has made.
+        counts  counts of the stage's manifest
+        Raises UserError if the recipe requires less than the stage has made.
         """
         return False
 
     def unread(self, run_dir: Path, recipe: Recipe) -> tuple[str, ...]:
-        """Prefixes of the names of files of earlier stages that it does not read, so that nothing verifies them."""
+        """Prefixes of the names of files that this stage does not read, so that they are not verified for it."""
         return ()
 
     def keeps_inputs(self, run_dir: Path, recipe: Recipe) -> bool:
-        """Whether the finished stage stays valid if its inputs are missing, as they may be in a copied run."""
+        """Whether the finished stage stays valid although its inputs are missing, as in a copied run."""
         return True
 
 
 class StageEntry(NamedTuple):
-    """A row of the table: module and class, the help of the command, and the section that a recipe must have for the
-    stage to run."""
+    """A row of the table of stages.
+
+    path     module and class
+    summary  help text of the command
+    section  section that a recipe must have for the stage to run; empty: no condition
+    """
 
     path: str
     summary: str
@@ -101,16 +107,16 @@ TABLE: Final[dict[str, StageEntry]] = {
 }
 ALL_STAGES: Final = tuple(TABLE)
 STAGES: Final = tuple(name for name, entry in TABLE.items() if not entry.section)
-EVALUATION_STAGES: Final = ("collect", "test")  # of a recipe without a teacher, which trains nothing
+EVALUATION_STAGES: Final = ("collect", "test")  # stages of a recipe without a teacher, which only evaluates the base
 
 
 def open_stage(name: str) -> Stage:
-    """The stage of a name. Its module, with the libraries that it needs, is imported only now."""
+    """The stage with this name. Its module and the libraries that it needs are imported only now."""
     return pkgutil.resolve_name(f"{__name__}.{TABLE[name].path}")()
 
 
 def recipe_stages(recipe: Recipe) -> tuple[str, ...]:
-    """The stages of a recipe. Without a teacher there are only those that evaluate the base."""
+    """The names of a recipe's stages. A recipe without a teacher has only the stages that evaluate the base."""
     if not recipe.has_teacher:
         return EVALUATION_STAGES
     return tuple(
@@ -119,5 +125,5 @@ def recipe_stages(recipe: Recipe) -> tuple[str, ...]:
 
 
 def stages_from(name: str) -> tuple[str, ...]:
-    """The stage and all later ones."""
+    """The names of the stage and of all later stages."""
     return ALL_STAGES[ALL_STAGES.index(name) :]

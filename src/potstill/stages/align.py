@@ -1,8 +1,9 @@
-"""align: transfers every kept chain to the student's vocabulary, once for all formats.
+"""align: transfers every kept chain to the student's vocabulary, once for all prompt formats.
 
-It writes flat arrays into `align/<tokenizer>-<rule>/`, and what they were made from. The manifest has the coverage:
+The stage writes flat arrays and a record of their inputs into `align/<tokenizer>-<rule>/`. The manifest has the coverage:
 positions and kept probability by kind. The stage fails if too few positions have the teacher's distribution
-(`transfer.min_coverage`), and warns if too little of its probability reached them (`transfer.min_transferred_probability`).
+(`transfer.min_coverage`). It warns if too little of the teacher's probability was transferred
+(`transfer.min_transferred_probability`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from potstill.stages import Stage, StageResult
 from potstill.storage import manifest, parquet
 from potstill.training import examples
 
-WARNING_KEY = "transfer.min_transferred_probability"  # it changes no target
+WARNING_KEY = "transfer.min_transferred_probability"  # changes no target
 
 
 class Align(Stage):
@@ -76,8 +77,10 @@ class Align(Stage):
 def _iter_targets(
     run_dir: Path, recipe: Recipe, tokenizer: tokenization.Tokenizer, coverage: Coverage
 ) -> Iterator[tuple[Chain, Target]]:
-    """The kept chains with their targets. The rule `text` holds all chains in memory: it completes the words of one chain
-    with those of others."""
+    """The kept chains with their targets.
+
+    The rule `text` holds all chains in memory, because it completes words of one chain with words of other chains.
+    """
     filtered = manifest.read_finished(run_dir / "filter")
     assert filtered is not None, "filter is finished before its verdicts are read"
     graded = parquet.chains_with_verdicts(
@@ -103,21 +106,23 @@ def _iter_targets(
 
 
 def _check_calculator_marks(tokenizer: tokenization.Tokenizer) -> None:
-    """Raise UserError if the student has no tokens for calculator marks: it would learn its unknown token instead."""
+    """Raise UserError if the student has no tokens for calculator marks, because it would learn its unknown token."""
     example = "48/2 = <<48/2=24>>24"
     ids = tokenizer.encode(example).ids
     decoded = tokenizer.decode(ids)
     if tokenizer.vocabulary.unk in ids or decoded.strip() != example:
         what, found = "the student's vocabulary cannot write calculator marks", f"{example!r} is decoded as {decoded!r}"
-        hint = "leave the key out: the calculator needs only an expression and `=`"
+        hint = "remove the key: the calculator needs only an expression and `=`"
         where = "transfer.calculator_marks"
         raise UserError(what, code="E-align-calculator-marks", where=where, found=found, hint=hint)
 
 
 def _teacher_tokenizer(recipe: Recipe) -> tokenization.Tokenizer | None:
-    """The tokenizer of the model that gave the probabilities, if the rule uses it and the model is a local folder: that of
-    the teacher or of the scorer. None for a server, which gives only bytes, and for rewritten texts, whose tokens of the
-    teacher are unknown."""
+    """The tokenizer of the model that gave the probabilities: the teacher or the scorer.
+
+    None if the rule does not use it, for a server, which returns only bytes, and for rewritten texts, for which the
+    teacher's tokens are unknown.
+    """
     section = recipe.transfer
     if section.rule != "text" or section.rewrite or section.calculator_marks:
         return None

@@ -1,7 +1,7 @@
-"""collect: the questions of the run, split into train, validation and test, none of them in two splits.
+"""collect: the questions of the run, split into train, validation and test. No question is in two splits.
 
-It reads the sets that the recipe names, and writes `collect/<set>.<split>.jsonl` and the prompt of each task. Training
-questions whose canonical form is also in a validation or test set are left out and counted.
+The stage reads the sets that the recipe names, and writes `collect/<set>.<split>.jsonl` and the prompt of each task.
+Training questions whose canonical form is also in a validation or test set are left out and counted.
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ class Collect(Stage):
         }
 
     def free(self, recipe: Recipe) -> tuple[str, ...]:
-        """`on_policy.sets` may change if all of its sets are trained on or replayed, and so have a training split anyway."""
+        """`on_policy.sets` may change if all of its sets are also trained on or replayed: they have a training split then."""
         trained = {*recipe.questions.train, *(recipe.train.replay.sets if recipe.train.replay else ())}
         return ("on_policy.sets",) if recipe.on_policy and trained.issuperset(recipe.on_policy.sets) else ()
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
-        """Digests of the files that the recipe names, and of the authors' indices if the recipe uses them. The built-in
-        sets do not change."""
+        """Name -> digest, for the files that the recipe names, and for the paper's split indices if the recipe uses them.
+
+        The built-in sets are not included, because they do not change.
+        """
         named: dict[str, Path] = {}
         for name in recipe.sets:
             paths = assemble.set_paths(recipe, name)
@@ -105,7 +107,7 @@ class Collect(Stage):
         if contradictions:
             first, other = contradictions[0]
             count, example = len(contradictions), f"such as {first.id} and {other.id}"
-            progress.print_line(f"{count} questions occur twice with different answers, {example}", "yellow")
+            progress.print_line(f"{count} questions occur several times with different answers, {example}", "yellow")
             counts["stand twice with different answers"] = count
         return StageResult(paths, counts)
 
@@ -118,37 +120,40 @@ def _builtin_sets(recipe: Recipe) -> list[data.BuiltinSet]:
 
 
 def _read_replay_rows(recipe: Recipe) -> list[Question]:
-    """The rows of the file of `train.replay`."""
+    """The rows of the file `train.replay.file`; empty without one."""
     if recipe.train.replay is None or recipe.train.replay.file is None:
         return []
     return read_replay_rows(find_path(recipe, recipe.train.replay.file, "train.replay.file"))
 
 
 def _max_overlaps(rows: list[Question], evaluated: list[str]) -> dict[str, float]:
-    """The larger of two shares per row: of the row in an evaluated question, and of an evaluated question in the row. A
-    replayed prompt may contain more than one question."""
+    """Row id -> the larger of two overlaps: the share of the row that is in an evaluated question, and the share of an
+    evaluated question that is in the row. A replayed prompt may contain several questions."""
     texts = {row.id: row.text for row in rows}
     inside, around = contamination.overlap_shares(texts, evaluated), contamination.contained_shares(texts, evaluated)
     return {name: max(inside.get(name, 0.0), around.get(name, 0.0)) for name in inside.keys() | around.keys()}
 
 
 def _build_task_prompts(recipe: Recipe, train: list[Question]) -> dict[str, run_questions.TaskPrompt]:
-    """The prompt of each task: the official one of a built-in set, else the demonstrations of the recipe.
+    """The prompt of each task: the official prompt of a built-in set, otherwise the demonstrations of the recipe.
 
-    It does not depend on the formats of the recipe, so another format needs no other files.
+    The prompts do not depend on the recipe's formats, so a change of format does not change the files.
     """
     table = {"": run_questions.TaskPrompt(prompts.PAPER_STYLE, "", _choose_demonstrations(recipe, train))}
     for builtin in _builtin_sets(recipe):
         if builtin.task_prompts is not None:
             table |= builtin.task_prompts(find_data_folder(recipe_data_folder(recipe)))
     example = Question("", "", "", "", "train", "")
-    for name in recipe.evaluate.formats:  # to raise errors now and not after hours of training
+    for name in recipe.evaluate.formats:  # raise errors now, not after hours of training
         run_questions.evaluation_prompt(example, prompts.FORMATS[name], {"": table[""]})
     return table
 
 
 def _choose_demonstrations(recipe: Recipe, train: list[Question]) -> tuple[prompts.Demonstration, ...]:
-    """The demonstrations in the recipe's file, else training questions; none if too few of these have a rationale."""
+    """The demonstrations in the recipe's file; without a file, training questions that have a rationale.
+
+    Empty if too few training questions have a rationale.
+    """
     if recipe.evaluate.demonstrations is not None:
         path = find_path(recipe, recipe.evaluate.demonstrations, "evaluate.demonstrations")
         return data.read_demonstrations(path)
@@ -165,7 +170,7 @@ def _choose_demonstrations(recipe: Recipe, train: list[Question]) -> tuple[promp
 
 
 def _check_demonstrations(task_prompts: dict[str, run_questions.TaskPrompt], evaluated: list[Question]) -> None:
-    """Raise UserError if a demonstration is an evaluated question: the prompt would show its answer."""
+    """Raise UserError if a demonstration is an evaluated question, because the prompt would show its answer."""
     questions = {splits.canonical_question(question.text): question for question in evaluated}
     for task_prompt in task_prompts.values():
         for number, demonstration in enumerate(task_prompt.demonstrations, 1):
@@ -173,5 +178,5 @@ def _check_demonstrations(task_prompts: dict[str, run_questions.TaskPrompt], eva
             if question is not None:
                 what = f"demonstration {number} is a {question.split} question"
                 where, found = "evaluate.demonstrations", f"{question.id}: {demonstration.question[:80]}"
-                hint = "remove it from the file of demonstrations, or from the set"
+                hint = "remove the question from the file of demonstrations, or from the set"
                 raise UserError(what, code="E-data-leaking-demonstration", where=where, found=found, hint=hint)

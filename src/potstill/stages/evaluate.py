@@ -1,7 +1,8 @@
-"""evaluate, select: every checkpoint answers the validation questions, then one of them is chosen (paper, section 7).
+"""evaluate, select: every checkpoint answers the validation questions, then a checkpoint is chosen (paper, section 7).
 
-With `evaluate.interpolate`, weights between the base and each checkpoint are evaluated too. More of these may be added to a
-finished run; what was measured stays. Step 0, the base, is evaluated for comparison and cannot be chosen.
+With `evaluate.interpolate`, interpolations between the weights of the base and of each checkpoint are also evaluated.
+More shares may be added to a finished run; existing scores stay. Step 0, the base, is evaluated for comparison and cannot
+be chosen.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ class Evaluate(Stage):
         return checkpoint.collect_grader_digests(recipe, "validation")
 
     def grown(self, recipe: Recipe, counts: Mapping[str, Any]) -> bool:
-        """Whether the recipe names more shares than were evaluated. Raises UserError if it names fewer."""
+        """Whether the recipe names shares that were not evaluated. Raises UserError if an evaluated share is missing."""
         measured = {Checkpoint.parse(written).share for written in counts["steps"]} - {1.0}
         wanted = set(recipe.evaluate.interpolate or ())
         if measured - wanted:
-            what, where = "the run has evaluated more shares than the recipe names", "evaluate.interpolate"
-            redo = "allow it with --redo evaluate (makes it and all later stages again)"
+            what, where = "the run has evaluated shares that the recipe does not name", "evaluate.interpolate"
+            redo = "allow the change with --redo evaluate (makes evaluate and all later stages again)"
             hint, found = f"name at least {sorted(measured)}, or {redo}", recipe.evaluate.interpolate
             raise UserError(what, code="E-run-shrinks", where=where, found=found, hint=hint)
         return measured != wanted

@@ -1,6 +1,6 @@
-"""filter: one verdict for every chain. A chain is kept if its answer is right and no rule of the recipe drops it.
+"""filter: a verdict on every chain. A chain is kept if its answer is right and no rule of the recipe drops it.
 
-No chain is deleted: a wrong or dropped one keeps its verdict.
+No chain is deleted. Wrong and dropped chains also have a verdict.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Filter(Stage):
 
 
 def _iter_verdicts(run_dir: Path, recipe: Recipe, counts: _VerdictCounts) -> Iterator[tuple[ChainKey, Verdict]]:
-    """The verdict of every chain, in the order of the chains. Memory holds the chains of one question."""
+    """The key and verdict of every chain, in the order of the chains. Memory holds the chains of one question."""
     path = run_dir / "sample" / "chains.parquet"
     train = run_questions.read_questions(run_dir, recipe.questions.train, "train")
     questions = {question.id: question for question in train}
@@ -61,8 +61,8 @@ def _iter_verdicts(run_dir: Path, recipe: Recipe, counts: _VerdictCounts) -> Ite
             counts.questions += chain_rules.kept > 0
     if not counts.kept:
         what = "the filter kept no chain, so there is nothing to learn from"
-        found = f"{sum(counts.grades.values())} chains, {counts.grades['right']} of them right"
-        hint = "look at some with `potstill show RUN --chain`, then change the teacher or its prompt"
+        found = f"{sum(counts.grades.values())} chains, of which {counts.grades['right']} are right"
+        hint = "look at some chains with `potstill show RUN --chain`, then change the teacher or its prompt"
         raise UserError(what, code="E-filter-nothing-kept", where=path, found=found, hint=hint)
 
 

@@ -1,10 +1,12 @@
-"""repair: on-policy training, which restores what the student could do before it was specialized.
+"""repair: on-policy training, which restores abilities that the student lost when it was specialized.
 
-The chosen student answers questions, and learns a scorer's distribution at every token of its own texts; the scorer is
-the base or another model. It exists if the recipe has the section `on_policy`, and comes after the choice, which it does
-not change. Its result answers the validation questions here, and the test questions next to the chosen student. Every
-step samples from the student as it is then, and its gradient is that of the divergence between student and scorer. As
-in `train`, it resumes from weights, optimizer and step. It trains all weights, in one process.
+The stage runs after `select` if the recipe has the section `on_policy`. The chosen student answers questions, and learns
+the distribution of a scorer (the base or another model) at every token of its own texts. Each step samples texts from the
+current student; its gradient is the gradient of the divergence between student and scorer. The stage trains all weights,
+in one process, and resumes from weights, optimizer and step, as `train` does.
+
+The result does not change the choice of `select`. It answers the validation questions here, and the test questions in
+`test`, next to the chosen student.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ class Repair(Stage):
         digests = {**models.weights_identity(recipe), **checkpoint.collect_grader_digests(recipe, "validation")}
         if section.scorer is not None:
             digests |= models.find_scorer(recipe).identity("on_policy.scorer")
-            # These transfer the probabilities of a scorer with another tokenizer.
+            # These packages transfer the probabilities of a scorer with another tokenizer.
             digests |= {"teachers": str(teachers.VERSION), "transfer": str(cross_tokenizer.VERSION)}
             digests["version of alignment"] = str(alignment.VERSION)
         return digests
@@ -111,7 +113,7 @@ class Repair(Stage):
                 metrics_file.append([asdict(step)])
                 tick(1, f"{section.divergence} divergence {step.loss:.4f}")
                 if step.step % section.checkpoint_every == 0 or step.step == section.steps:
-                    metrics_file.sync()  # before the checkpoint, which is resumed only if its metrics are complete
+                    metrics_file.sync()  # before the checkpoint: it can be resumed only if its metrics are complete
                     checkpoints.save(step.step)
                 checkpoints.check()
         seconds = round(time.monotonic() - start, 3)
@@ -130,7 +132,7 @@ class Repair(Stage):
 
 
 def _load_scorer(recipe: Recipe, student: Student) -> Student:
-    """The base, or the model that the recipe names. A model with another tokenizer uses its own chat template."""
+    """The scorer: the base, or the model that the recipe names. With another tokenizer, it uses its own chat template."""
     assert recipe.on_policy is not None
     if recipe.on_policy.scorer is None:
         return models.from_recipe(recipe)

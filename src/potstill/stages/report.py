@@ -1,7 +1,7 @@
 """report: the page with its tables, and the chosen student as a folder that any Hugging Face tool loads.
 
-It shows only what the run's files and those of its controls hold. `time.html` and `time.csv` are not outputs: they show
-what the machine measured, which no digest covers.
+The page is built only from the files of the run and of its controls. `time.html` and `time.csv` are not outputs of the
+stage: they show measurements of the machine, which no digest covers.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class Report(Stage):
         }
 
     def free(self, recipe: Recipe) -> tuple[str, ...]:
-        """A renamed run needs only a new page and card; see `grown`."""
+        """The name may change: a renamed run needs only a new page and card; see `grown`."""
         return ("name",)
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
         return {} if run_dir is None else run_files.control_digests(run_dir, recipe)
 
     def keeps_inputs(self, run_dir: Path, recipe: Recipe) -> bool:
-        """A control that is there, but not finished, will be another one."""
+        """Whether no control run exists. An unfinished control run exists, too, and would change the report later."""
         return not any((run_dir.parent / name).exists() for name in recipe.report.controls)
 
     def grown(self, recipe: Recipe, counts: Mapping[str, Any]) -> bool:

@@ -1,12 +1,12 @@
 """sample: the teacher's chains, stored batch by batch and merged into one table in the order of their keys.
 
-Sampling resumes by batches: a stored batch is skipped, an incomplete one is sampled again, and its stored chains are not
-stored twice. Shards are sampled by several processes at the same time, each into its own segment. A run without a shard
-samples what they left out and merges all segments into the same table that one process would have made.
+Sampling resumes by batch. A complete batch is skipped. An incomplete batch is sampled again, but its stored chains are
+not stored twice. Several processes may sample shards at the same time, each into its own segment. A run without a shard
+samples the remaining chains and merges all segments. The table is the same as if one process had sampled all chains.
 
-A teacher behind a server also leaves `server.json`, which describes the server, and rows in the run's ledger. It can be
-used through batch files too (`write_batch_requests`, `read_batch_results`), with the same requests, and the same chains
-for the same answers; `unanswered.jsonl` lists results without chains.
+For a teacher behind a server, the stage also writes `server.json`, which describes the server, and rows in the run's
+ledger. Such a teacher also works through batch files (`write_batch_requests`, `read_batch_results`), with the same
+requests and, for the same answers, the same chains. `unanswered.jsonl` lists results without chains.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from potstill.storage.segments import UNSHARDED, ChainKeySet, Shard
 from potstill.teachers import SamplingState, UsageMeter
 from potstill.teachers.protocol import FirstChainsCheck
 
-MAX_CHAIN_CHARS = 600  # of a chain in a message
+MAX_CHAIN_CHARS = 600  # maximum length of a chain in a message
 TABLE_FILE, UNANSWERED_FILE = "chains.parquet", "unanswered.jsonl"
 
 
@@ -56,7 +56,7 @@ class Sample(Stage):
                 progress.print_line(f"{path.stem}: {len(segments.stored_keys([path]))} chains", "dim")
             stored = sample_missing(run_dir, recipe)
             if shards:
-                progress.print_line(f"the shards lacked {stored} chains; all are merged into {TABLE_FILE}")
+                progress.print_line(f"sampled {stored} chains that the shards lacked; merged all into {TABLE_FILE}")
             with _infrequent_gc():
                 parquet.write_chains(table, segments.merge_segments(folder))
         for segment in segments.segment_paths(folder):
@@ -68,12 +68,12 @@ class Sample(Stage):
 
 
 def is_sealed(run_dir: Path) -> bool:
-    """Whether all chains are in their table. The segments may be removed then."""
+    """Whether the table of chains exists. The segments may then be removed."""
     return (run_dir / "sample" / TABLE_FILE).exists()
 
 
 def sample_missing(run_dir: Path, recipe: Recipe, shard: Shard = UNSHARDED) -> int:
-    """Sample the missing chains of a shard into its segment. Returns the number of chains that this call stored."""
+    """Sample the missing chains of a shard into its segment. Returns the number of newly stored chains."""
     if is_sealed(run_dir):
         return 0
     sampling = _Sampling(run_dir, recipe)
@@ -101,7 +101,7 @@ def sample_missing(run_dir: Path, recipe: Recipe, shard: Shard = UNSHARDED) -> i
         stored_of_shard = stored if shard == UNSHARDED else len(segments.stored_keys([segment.path]))
         tick = stack.enter_context(progress.bar(label, total, "chains", done=stored_of_shard))
         batches = teacher.sample(questions, state)
-        if isinstance(batches, Generator):  # closed before the ledger: requests given up then may have been billed
+        if isinstance(batches, Generator):  # close before the ledger: requests may be billed
             stack.callback(batches.close)
         for batch in batches:
             new = [chain for chain in batch if done.add(chain.key)]
@@ -118,7 +118,8 @@ def sample_missing(run_dir: Path, recipe: Recipe, shard: Shard = UNSHARDED) -> i
 def write_batch_requests(run_dir: Path, recipe: Recipe, out: Path) -> None:
     """Write the requests for the missing chains into a new folder, as files for a batch service.
 
-    A server that was never used is probed first. Until results are read, the same call writes the same requests.
+    The server is probed first if the run has not used it yet. Until results are read, the same call writes the same
+    requests.
     """
     sampling = _Sampling(run_dir, recipe)
     sampling.check_first_chains()
@@ -140,15 +141,15 @@ def write_batch_requests(run_dir: Path, recipe: Recipe, out: Path) -> None:
 
 
 def read_batch_results(run_dir: Path, recipe: Recipe, paths: Sequence[Path]) -> bool:
-    """Store the chains of batch results. Returns whether all chains of the run are stored now. Reading a result again
-    does no harm.
+    """Store the chains of batch results. Returns whether all chains of the run are stored now.
 
-    Raises UserError for a line that is not a result of this run; the lines before it are stored.
+    A result may be read several times. Raises UserError for a line that is not a result of this run; the results before
+    that line are stored.
     """
     sampling = _Sampling(run_dir, recipe)
     folder = sampling.folder
     if (server := sampling.read_server()) is None:
-        what, hint = "no requests were written for this run", "write them first with --batch-out FOLDER"
+        what, hint = "no requests were written for this run", "write requests first, with --batch-out FOLDER"
         raise UserError(what, code="E-run-no-batch", where=run_dir, hint=hint)
     usage, billed = UsageMeter(before=ledger.total_usage(run_dir)), ledger.billed_result_ids(run_dir)
     batch, right = sampling.open_batch(server, usage), sampling.count_right_chains()
@@ -161,24 +162,24 @@ def read_batch_results(run_dir: Path, recipe: Recipe, paths: Sequence[Path]) -> 
         total = len(sampling.questions) * recipe.teacher.samples
         tick = stack.enter_context(progress.bar("batch", total, "chains", done=len(done)))
         for chains, rows, ids in batch.read_results(paths, done, right, billed):
-            writer.record(usage.spent(), ids)  # first: after a crash here, the same result is not billed again
+            writer.record(usage.spent(), ids)  # before the chains: no result is counted twice
             segment.append_lines(segments.encode_chain(chain) for chain in chains if done.add(chain.key))
             unanswered.append(rows)
             tick(len(chains), usage.progress_note())
     run_folder.append_log(run_dir, "batch read", **usage.as_json())
-    progress.print_line(f"batch     {usage.chains} chains read, {len(done)} stored in all")
+    progress.print_line(f"batch     {usage.chains} chains read, {len(done)} stored in total")
     for message, times in sorted(usage.faults.items(), key=lambda fault: -fault[1])[:5]:
         progress.print_line(f"failed    {times} results: {message}", "yellow")
     sampling.check_first_chains()
     complete = sampling.teacher.is_complete(sampling.unrefused_questions(), SamplingState(done, right))
     if not complete:
-        advice = "write their requests with --batch-out FOLDER, or sample without it to send them to the server"
+        advice = "write their requests with --batch-out FOLDER, or sample without it to send requests to the server"
         progress.print_line(f"missing   some chains are not stored yet: {advice}")
     return complete
 
 
 class _Sampling:
-    """What the sampling of a run has stored so far, and the questions that it samples."""
+    """The state of a run's sampling: the questions, and the chains stored so far."""
 
     def __init__(self, run_dir: Path, recipe: Recipe) -> None:
         self.run_dir, self.recipe, self.folder = run_dir, recipe, run_dir / "sample"
@@ -189,12 +190,12 @@ class _Sampling:
         return segments.stored_keys(segments.segment_paths(self.folder))
 
     def read_server(self) -> Any:
-        """The description of the teacher's server; None if it was never used."""
+        """The stored description of the teacher's server; None if the run has not used the server."""
         path = self.folder / "server.json"
         return storage.read_json(path) if path.exists() else None
 
     def probe_server(self, usage: UsageMeter) -> Any:
-        """The description of the teacher's server from its first use; None for other teachers."""
+        """The description of the teacher's server, from a probe at its first use; None for a teacher without a server."""
         before = self.read_server()
         server = self.teacher.probe(self.questions, before, usage)
         if server is not None and before is None:
@@ -202,7 +203,7 @@ class _Sampling:
         return server
 
     def unrefused_questions(self) -> list[Question]:
-        """The questions without those that a batch refused, if the recipe skips them."""
+        """The questions; if the recipe skips refused questions, without those that a batch service refused."""
         if self.recipe.teacher.server.refused != "skip" or not (self.folder / UNANSWERED_FILE).exists():
             return self.questions
         from potstill.teachers.openai_api.batch_api import FailedResults
@@ -217,8 +218,10 @@ class _Sampling:
         return self.teacher.open_batch(self.questions, server, begun.as_json(), failed, usage)
 
     def count_right_chains(self) -> dict[str, int]:
-        """The number of right stored chains by question, if the recipe stops at enough of them. An incomplete last line
-        does not count: its process was killed, or is writing it now."""
+        """Question id -> number of right stored chains, if the recipe has `teacher.enough`; otherwise empty.
+
+        An incomplete last line does not count, because its process was killed, or is still writing it.
+        """
         right: dict[str, int] = {}
         if self.recipe.teacher.enough is None:
             return right
@@ -237,8 +240,11 @@ class _Sampling:
                 yield chain, question, _grade(chain, question)
 
     def check_first_chains(self, shard: Shard = UNSHARDED) -> FirstChainsCheck | None:
-        """The check that at least one of the first chains is right, before all are sampled; None if one is, or if the
-        recipe does not ask for it. Raises UserError if enough are stored already and none of them is right."""
+        """The check that at least one of the first chains is right, before all chains are sampled.
+
+        None if a stored chain is right, or if the recipe switches the check off. Raises UserError if the first chains are
+        already stored and none of them is right.
+        """
         limit = self.recipe.teacher.none_right_limit
         if not limit or not self.teacher.generates:
             return None
@@ -260,8 +266,10 @@ class _Sampling:
 
     @contextlib.contextmanager
     def open_ledger(self, usage: UsageMeter, shard: Shard = UNSHARDED) -> Iterator[Callable[[], None]]:
-        """Yield a function that records the usage of a server in the ledger. It is also called at the end, even after
-        an error. For other teachers it does nothing."""
+        """Yield a function that records the usage of a server in the ledger.
+
+        It is called once more at the end, even after an error. For teachers without a server, it does nothing.
+        """
         if not self.teacher.metered:
             yield lambda: None
             return
@@ -287,15 +295,17 @@ def _none_right_error(count: int, chain: Chain, question: Question, verdict: Ver
         code="E-teacher-none-right",
         where="teacher",
         found=found + textwrap.indent(text, "    "),
-        hint="correct the set's answers or task, the prompt, max_tokens or the teacher. If they are right, raise"
+        hint="correct the set's answers or task, the prompt, max_tokens or the teacher. If they are correct, raise"
         " teacher.none_right_limit or set it to 0, and run the same command again: all stored chains are kept",
     )
 
 
 @contextlib.contextmanager
 def _infrequent_gc() -> Iterator[None]:
-    """Run the garbage collector rarely. Chains are many small objects without cycles, and looking for cycles among them
-    takes a fifth of the time."""
+    """Run the garbage collector rarely, because the search for cycles takes a fifth of the time.
+
+    Chains are many small objects without cycles.
+    """
     before = gc.get_threshold()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)

@@ -1,6 +1,6 @@
-"""test: the base and the chosen checkpoint answer the test questions, once; with `on_policy` its result does too.
+"""test: the base, the chosen checkpoint and, with `on_policy`, its result answer the test questions, once.
 
-This is the only module that opens a test split. Without a teacher (`teacher: {kind: none}`) only the base answers.
+This is the only module that opens a test split. Without a teacher (`teacher: {kind: none}`), only the base answers.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""train: the student learns the targets step by step, and saves a checkpoint now and then.
+"""train: trains the student on the targets, step by step, and saves checkpoints.
 
 Training resumes from the newest checkpoint (weights and engine state) whose metrics are complete; later metrics are cut
-off. `train.steps` may grow: with a constant schedule, later steps do not change earlier ones.
+off. `train.steps` may grow: with a constant schedule, later steps do not change earlier steps.
 
-With `train.evaluate`, each checkpoint answers the validation questions as soon as it is saved, into the files that the
-stage `evaluate` would write. With `train.early_stopping_patience`, training stops when the checkpoints stop improving.
-Both depend on files only, so a killed and resumed training stops at the same step.
+With `train.evaluate`, each checkpoint answers the validation questions as soon as it is saved. The answers are written to
+the files that the stage `evaluate` would write. With `train.early_stopping_patience`, training stops when the checkpoints
+stop improving. Evaluation and early stopping depend only on files, so a killed and resumed training stops at the same
+step.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ from potstill.training.checkpoints import (
 )
 
 SPEED_FILE = "speed.jsonl"  # time and memory of each step; no digest covers it
-# Keys of `train` that change at most the rounding.
+# Keys of `train` that do not change the result, except for rounding.
 FREE_KEYS = ("sharding", "evaluate", "peak_flops", "async_checkpoints", "loss_kernel")
-LOSS_RISE_WARNING = 1.2  # warn if the final loss is more than this factor above the initial one
+LOSS_RISE_WARNING = 1.2  # warn if the final loss is larger than the initial loss by more than this factor
 
 
 class Train(Stage):
@@ -63,9 +64,11 @@ class Train(Stage):
         }
 
     def free(self, recipe: Recipe) -> tuple[str, ...]:
-        """Keys about speed, the number of steps under a constant schedule, keys of evaluation without early stopping,
-        `divergence_beta` where the divergence has no beta, and optional keys that are not set, so that a manifest does
-        not name them."""
+        """Keys that may change. Optional keys that are not set are among them, so that the manifest does not name them.
+
+        The other keys concern speed; the number of steps, under a constant schedule; evaluation, without early stopping;
+        and `divergence_beta`, if the divergence has no beta.
+        """
         section = recipe.train
         optional = ("replay", "early_stopping_patience", "loss_weights")
         unnamed = [name for name in optional if getattr(section, name) is None]
@@ -82,14 +85,14 @@ class Train(Stage):
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
         digests = models.weights_identity(recipe)
-        if recipe.train.early_stopping_patience is not None:  # then the checkpoints' answers determine the end
+        if recipe.train.early_stopping_patience is not None:  # the checkpoints' answers determine when training stops
             versions = {**checkpoint.versions(), "selection": selection.VERSION}
             digests |= checkpoint.collect_grader_digests(recipe, "validation")
             digests |= {f"{VERSION_PREFIX}{name}": str(number) for name, number in versions.items()}
         return digests
 
     def grown(self, recipe: Recipe, counts: Mapping[str, Any]) -> bool:
-        """Whether the recipe asks for more steps. Raises UserError if it asks for fewer."""
+        """Whether the recipe has more steps than were made. Raises UserError if it has fewer."""
         _check_steps(counts["steps"], recipe)
         return recipe.train.steps > counts["steps"] and not counts.get("stopped")
 
@@ -117,7 +120,7 @@ class Train(Stage):
             truncate_metrics(metrics, resumed)
             truncate_metrics(speeds, resumed)
         training_data = examples.read_training_data(run_dir, recipe, student)
-        # Whether each checkpoint is evaluated before training continues.
+        # Whether training pauses after each checkpoint to evaluate it.
         evaluates = section.evaluate or section.early_stopping_patience is not None
         last, stopped = resumed, False
         if resumed and evaluates:
@@ -174,7 +177,7 @@ class Train(Stage):
                     if metrics_file and speed_file:
                         speed_file.append(unwritten)
                         for file in (metrics_file, speed_file):
-                            file.sync()  # before the checkpoint, which is resumed only if its metrics are complete
+                            file.sync()  # before the checkpoint: it can be resumed only if its metrics are complete
                     unwritten.clear()
                     checkpoints.save(last)
                     if evaluates:
@@ -204,7 +207,7 @@ class Train(Stage):
 
 
 def _warn_if_loss_rose(metrics: Path) -> None:
-    """Warn if the mean loss of the last tenth of the steps is far above that of the first tenth."""
+    """Warn if the mean loss of the last tenth of the steps is far above the mean loss of the first tenth."""
     losses = [row["loss"] for _, row in storage.read_jsonl(metrics)]
     tenth = max(1, len(losses) // 10)
     first, last = (sum(part) / tenth for part in (losses[:tenth], losses[-tenth:]))
@@ -215,27 +218,27 @@ def _warn_if_loss_rose(metrics: Path) -> None:
 
 
 def _evaluate_and_check_stop(run_dir: Path, recipe: Recipe, steps: list[int]) -> bool:
-    """Evaluate the checkpoints on the validation questions, in the main process. Returns whether training has to stop."""
+    """Evaluate the checkpoints on the validation questions, in the main process. Returns whether training must stop."""
     return training.broadcast_from_main(lambda: _evaluate_checkpoints(run_dir, recipe, steps))
 
 
 def _evaluate_checkpoints(run_dir: Path, recipe: Recipe, steps: list[int]) -> bool:
     values, folder = [], run_dir / "evaluate"
     for saved in map(Checkpoint, steps):
-        # `evaluate_checkpoint` digests the weights, so it is not called again for older checkpoints.
+        # Older checkpoints that are already evaluated are skipped, because `evaluate_checkpoint` would digest their weights.
         if saved.step == steps[-1] or manifest.read_finished(folder / saved.name) is None:
             checkpoint.evaluate_checkpoint(run_dir, recipe, folder, saved, "validation")
         values.append(selection.mean_set_accuracy(checkpoint.read_selection_outcomes(run_dir, recipe, saved)))
     since = selection.count_since_best(values)
-    best = f"the best so far is step {steps[-1 - since]}"
+    best = f"best step so far: {steps[-1 - since]}"
     progress.print_line(f"step {steps[-1]}: {values[-1]:.1%} on out-of-distribution validation; {best}", "dim")
     return recipe.train.early_stopping_patience is not None and since >= recipe.train.early_stopping_patience
 
 
 def _choose_loss_kernel(student: models.Student, loss: losses.Loss, setting: str, precision: str) -> losses.Kernel:
-    """The kernel of the loss that the recipe names; for `measured`, the faster one on this device.
+    """The kernel of the loss that the recipe names; for `measured`, the faster kernel on this device.
 
-    Raises UserError if the recipe wants the compiled kernel and it cannot be compiled.
+    Raises UserError if the recipe names the compiled kernel and it cannot be compiled.
     """
     device, weight = student.device, student.head.weight
     if setting == "plain" or loss.divergence != "forward_kl" or (setting == "measured" and device.type == "cpu"):
@@ -253,15 +256,15 @@ def _choose_loss_kernel(student: models.Student, loss: losses.Loss, setting: str
 
 
 def _check_steps(made: int, recipe: Recipe) -> None:
-    """Raise UserError if training has passed the last step of the recipe: it cannot be shortened."""
+    """Raise UserError if training has passed the last step of the recipe, because it cannot be shortened."""
     if recipe.train.steps < made:
         what, redo = f"training has already reached step {made}", "makes train and all later stages again"
-        hint = f"name {made} or more, or allow it with --redo train ({redo})"
+        hint = f"set train.steps to {made} or more, or allow the change with --redo train ({redo})"
         raise UserError(what, code="E-run-shrinks", where="train.steps", found=recipe.train.steps, hint=hint)
 
 
 def _load_student(recipe: Recipe, folder: Path, step: int) -> models.Student:
-    if recipe.train.lora:  # the engine state has the adapters; in a checkpoint's weights they are merged
+    if recipe.train.lora:  # the engine state has the adapters; the weights of a checkpoint contain them merged
         student = models.from_recipe(recipe)
         models.add_adapters(student.model, recipe.train.lora, recipe.seed)
         return student

@@ -1,7 +1,7 @@
-"""The files of a run: how they are written, read, locked and checked.
+"""The files of a run: writing, reading, locking and checking.
 
-`atomic` holds every operation that writes, `read` those that read, `manifest` records what a finished stage holds and
-what it was made from, `parquet` and `segments` store chains, and `run_folder` holds the lock and the log of a run.
+`atomic` has every operation that writes, and `read` the operations that read. `manifest` records the files and the
+inputs of a finished stage. `parquet` and `segments` store chains. `run_folder` has the lock and the log of a run.
 """
 
 from potstill.storage.atomic import (

@@ -1,4 +1,4 @@
-"""Every operation of potstill that writes to a disk; an interrupted one leaves the old state or the new one.
+"""Every operation of potstill that writes to a disk. An interrupted operation leaves the old state or the new state.
 
     >>> import tempfile; folder = Path(tempfile.mkdtemp())
     >>> write_file(folder / "a.txt", b"all of it or nothing")
@@ -7,13 +7,14 @@
     >>> (folder / "b.jsonl").read_text()
     '{"x":1}\\n{"x":2}\\n'
 
-After a crash there may also be a `.potstill-partial` file, which the next run deletes, or an incomplete last line,
-which the next `Appender` cuts off. Tests set `crash` to a function that raises or kills before, during and after each
+A crash may also leave a `.potstill-partial` file, which the next run deletes, or an incomplete last line, which the next
+`Appender` cuts off. Tests set `crash` to a function that raises, or kills the process, before, during and after each
 operation.
 
-After a power loss only flushed (fsync) data is certain: the content of files, and the names in a folder. `write_file`,
-`write_folder` and `remove` return when both are on the disk. Appended rows are on the disk when `sync` returns, or
-about a second later. Data that was not flushed may be lost or damaged; a part of it may read as NUL bytes.
+Only flushed (fsync) data is safe from a power loss. This applies to the content of files and to the names in a folder.
+`write_file`, `write_folder` and `remove` return when content and names are on the disk. Appended rows are on the disk
+when `sync` returns, or about a second later. Data that was not flushed may be lost or damaged; parts of it may be NUL
+bytes.
 """
 
 from __future__ import annotations
@@ -35,21 +36,21 @@ from potstill.storage.read import NUL_BYTE, as_user_errors
 Operation = Literal["write", "append", "folder", "remove"]
 Moment = Literal["before", "middle", "after"]
 
-PARTIAL_SUFFIX = ".potstill-partial"  # files with this suffix are ours alone: the next run deletes them
+PARTIAL_SUFFIX = ".potstill-partial"  # only potstill writes files with this suffix; the next run deletes them
 RESUMED_SUFFIX = ".potstill-part"  # files with this suffix are continued, not deleted
 SYNC_INTERVAL = 1.0  # seconds after which appended rows are flushed to the disk
-FOLDER_SYNC_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # errors of file systems without folder sync
+FOLDER_SYNC_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # errors of file systems that cannot sync folders
 
 
 def _no_crash(operation: Operation, moment: Moment, path: Path) -> None:
-    """Do nothing. Tests replace it."""
+    """Do nothing. Tests replace this function."""
 
 
 crash: Callable[[Operation, Moment, Path], None] = _no_crash
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write `data` to `path` atomically: to a partial file, flushed to the disk, then renamed.
+    """Write `data` to `path` atomically: write a partial file, flush it to the disk, then rename it.
 
     Raises UserError if the disk is full or not writable.
     """
@@ -59,7 +60,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def write_stream(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file to write piece by piece. It appears at `path` only if the block succeeds; see `write_file`."""
+    """Yield a file to write in parts. The file appears at `path` only if the block succeeds; see `write_file`."""
     crash("write", "before", path)
     partial = _partial_path(path)
     with as_user_errors(path):
@@ -116,18 +117,18 @@ def encode_json_line(row: Mapping[str, Any]) -> bytes:
     text = json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     try:
         return text.encode() + b"\n"
-    except UnicodeEncodeError:  # UTF-8 cannot hold half of a surrogate pair, a JSON escape can
+    except UnicodeEncodeError:  # UTF-8 cannot encode half of a surrogate pair, but a JSON escape can
         return json.dumps(row, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
 class Appender:
     """A JSONL file that grows record by record. Opening it cuts off an incomplete last line.
 
-    `append` passes its rows to the system as one write. A crash may leave the last line incomplete. A power loss may
-    lose or damage rows of the last `SYNC_INTERVAL` seconds, in any order, but none from before the last `sync`.
+    `append` passes its rows to the system in one write. A crash may leave the last line incomplete. A power loss may
+    lose or damage any rows of the last `SYNC_INTERVAL` seconds, but no rows from before the last `sync`.
 
-    ordered  whether the order of the rows is part of a result. If so, opening the file also cuts off everything from
-             the first damaged line on. Otherwise a damaged line stays, and readers skip it.
+    ordered  whether the order of the rows is part of a result. If True, opening the file also cuts off the first damaged
+             line and all lines after it. Otherwise a damaged line stays in the file, and readers skip it.
     """
 
     def __init__(self, path: Path, *, ordered: bool = False) -> None:
@@ -171,7 +172,7 @@ class Appender:
         self.append_lines(encode_json_line(row) for row in rows)
 
     def append_lines(self, lines: Iterable[bytes]) -> None:
-        """Append lines that `encode_json_line` made, in one write."""
+        """Append lines from `encode_json_line` in one write."""
         data = b"".join(lines)
         if not data:
             return
@@ -190,13 +191,13 @@ class Appender:
             self.sync()
 
     def sync(self) -> None:
-        """Return when every row so far is on the disk."""
+        """Flush all appended rows to the disk."""
         with as_user_errors(self.path):
             os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 
     def _write(self, data: bytes) -> None:
-        while data:  # an unbuffered write may write less than it was given
+        while data:  # an unbuffered write may write only a part of the data
             data = data[self._file.write(data) :]
 
     def __enter__(self) -> Self:
@@ -209,7 +210,7 @@ class Appender:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its missing parents. Their names are on the disk when this returns."""
+    """Make a folder and its missing parents, and flush their names to the disk."""
     missing = []
     parent = path
     while not parent.exists():
@@ -222,8 +223,10 @@ def make_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def write_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder that other libraries may write into. It appears at `path` only if the block succeeds, and
-    replaces an older folder there."""
+    """Yield a new folder that other libraries may write into.
+
+    The folder appears at `path` only if the block succeeds. It then replaces an older folder at `path`.
+    """
     crash("folder", "before", path)
     partial, older = _partial_path(path), _partial_path(path, "older")
     with as_user_errors(path):
@@ -252,15 +255,17 @@ def write_folder(path: Path) -> Iterator[Path]:
 
 
 def copy_mode(source: Path, path: Path) -> None:
-    """Give a file the read and write permissions of a file or folder that was made here. safetensors makes files that
-    only their owner may read, whatever the umask is."""
+    """Copy the read and write permissions of `source`, a file or folder that potstill made, to the file `path`.
+
+    safetensors makes files that only their owner may read, whatever the umask is.
+    """
     os.chmod(path, source.stat().st_mode & 0o666)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, folder or link. It is renamed first, so nothing sees a half-deleted folder under its name.
+    """Remove a file, folder or link. It is renamed first, so a half-deleted folder never has the name `path`.
 
-    A link to a folder is removed; the folder stays.
+    For a link to a folder, only the link is removed.
     """
     if not os.path.lexists(path):
         return
@@ -272,12 +277,12 @@ def remove(path: Path) -> None:
         _sync_folder(path.parent)
         crash("remove", "middle", path)
         _delete_any(partial)
-        _sync_folder(path.parent)  # without it the partial name could reappear after a power loss
+        _sync_folder(path.parent)  # otherwise the partial name could reappear after a power loss
     crash("remove", "after", path)
 
 
 def delete_partial_files(path: Path) -> None:
-    """Delete what interrupted operations left directly in a folder, and nothing else."""
+    """Delete the partial files and folders that interrupted operations left directly in a folder."""
     if path.is_dir():
         for partial in path.glob(f".*{PARTIAL_SUFFIX}"):
             with as_user_errors(partial):
@@ -285,12 +290,12 @@ def delete_partial_files(path: Path) -> None:
 
 
 def _partial_path(path: Path, label: str = "") -> Path:
-    """The name next to `path` of something that is not complete yet, or not deleted yet."""
+    """A path next to `path` for a file or folder that is not yet complete, or not yet deleted."""
     return path.with_name(f".{path.name}{'.' * bool(label)}{label}{PARTIAL_SUFFIX}")
 
 
 def _delete_any(path: Path) -> None:
-    """Delete a file, folder or link if it exists. `rmtree` refuses a link to a folder."""
+    """Delete a file, folder or link if it exists. Links are unlinked, because `rmtree` refuses a link to a folder."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -298,7 +303,7 @@ def _delete_any(path: Path) -> None:
 
 
 def _sync_tree(path: Path) -> None:
-    """Flush the content of every file in a folder, and all names in it."""
+    """Flush the content of every file in a folder, and all names in the folder."""
     for folder, _, names in os.walk(path):
         for name in names:
             if not os.path.islink(os.path.join(folder, name)):
@@ -308,7 +313,7 @@ def _sync_tree(path: Path) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Flush the names in a folder. A new file or a rename is certain only after this."""
+    """Flush the names in a folder. Only then is a new file or a rename safe from a power loss."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -322,15 +327,16 @@ def _sync_folder(path: Path) -> None:
 def write_rolling_files(
     folder: Path, lines: Iterable[bytes], name: str, *, max_lines: int, max_bytes: int
 ) -> list[Path]:
-    """Write lines into as many files as the limits require. The folder appears with all files or not at all; without
-    any line there is no folder.
+    """Write lines into as many files as the limits require.
+
+    The folder appears with all of its files, or not at all. Without lines, there is no folder.
 
         >>> import tempfile; folder = Path(tempfile.mkdtemp()) / "out"
         >>> paths = write_rolling_files(folder, [b"a\\n", b"bb\\n", b"c\\n"], "lines", max_lines=2, max_bytes=5)
         >>> [(path.name, path.read_bytes()) for path in paths]
         [('lines-0001.jsonl', b'a\\nbb\\n'), ('lines-0002.jsonl', b'c\\n')]
 
-    Raises UserError if `folder` exists and is not empty, before it takes the first line.
+    Raises UserError if `folder` exists and is not empty, before it reads the first line.
     """
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
         raise UserError(

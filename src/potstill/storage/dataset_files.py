@@ -1,16 +1,16 @@
-"""Rows of a data file in any common format, as dictionaries of JSON values.
+"""Readers of data files in all common formats. A row is a dictionary of JSON values.
 
     >>> import tempfile; path = Path(tempfile.mkdtemp()) / "mine.csv"
     >>> _ = path.write_text("question,answer\\nHow many?,5\\n")
     >>> list(read_dataset_rows(path))
     [(2, 'line 2', {'question': 'How many?', 'answer': '5'})]
 
-The formats are JSON lines, a JSON array (alone, or as the field `examples`, `data`, ... of an object), CSV and TSV
-with a header, Parquet, Arrow, and the folder that `datasets` saves. All but the folder may be compressed with gzip,
-bzip2, xz or zstd. The content of a file decides its format; the name decides only for a table of text.
+The formats are JSON lines, a JSON array (alone, or in the field `examples`, `data`, ... of an object), CSV and TSV with a
+header, Parquet, Arrow, and a folder saved by `datasets`. Files may be compressed with gzip, bzip2, xz or zstd. The
+content of a file determines its format; the name matters only for CSV and TSV.
 
-From Parquet and Arrow files, bytes are decoded as UTF-8 if they are valid, 32-bit numbers become the shortest decimal
-with that value (0.1, not 0.10000000149011612), and dates and times become text.
+Values of Parquet and Arrow files are converted: bytes that are valid UTF-8 become text, 32-bit floats become the shortest
+decimal with the same value (0.1, not 0.10000000149011612), and dates and times become text.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from potstill.storage.read import as_user_errors, read_bytes, read_json
 if TYPE_CHECKING:
     import pyarrow
 
-DatasetRow = tuple[int, str, dict[str, Any]]  # number from 1 (for text: of the line), place for messages, values
+DatasetRow = tuple[int, str, dict[str, Any]]  # number from 1 (in a text file: of the line), place for messages, values
 Converter = Callable[[Any], Any]
 BATCH_ROWS: Final = 4096
-MAX_CONTENT_BYTES: Final = 1 << 31  # of a file's decompressed content, which is held in memory
-ARROW_MAGIC: Final = (b"ARROW1", b"\xff\xff\xff\xff")  # of an Arrow file, and of an Arrow stream
+MAX_CONTENT_BYTES: Final = 1 << 31  # maximum size of a file's decompressed content, which is held in memory
+ARROW_MAGIC: Final = (b"ARROW1", b"\xff\xff\xff\xff")  # first bytes of an Arrow file, and of an Arrow stream
 PARQUET_MAGIC: Final = b"PAR1"
 COMPRESSION_MAGIC: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
 TABLE_SEPARATORS: Final = {".csv": ",", ".tsv": "\t"}
@@ -44,8 +44,10 @@ BOM: Final = "\ufeff"
 
 
 def read_dataset_rows(path: Path) -> Iterator[DatasetRow]:
-    """Every row of a file or of a saved folder. Raises UserError, with the file and the place in it, for anything that
-    is not a row."""
+    """Every row of a file or of a folder saved by `datasets`.
+
+    Raises UserError, with the file and the place in the file, for invalid content.
+    """
     if path.is_dir():
         yield from _number_rows(read_saved_dataset(path))
         return
@@ -59,7 +61,7 @@ def read_dataset_rows(path: Path) -> Iterator[DatasetRow]:
 
 
 def is_plain_jsonl(path: Path) -> bool:
-    """Whether a file starts as JSON lines do: with an object, and not compressed."""
+    """Whether an uncompressed file begins with a JSON object, as JSON lines do."""
     with as_user_errors(path), open(path, "rb") as file:
         return file.read(1 << 12).removeprefix(BOM.encode()).lstrip()[:1] in (b"{", b"")
 
@@ -109,16 +111,19 @@ def _compression_error(method: str, path: Path, fault: Exception) -> UserError:
 
 
 def decode_text(data: bytes, path: Path) -> str:
-    """UTF-8 as text with `\\n` line ends and without byte order marks. Raises UserError with the line and the byte."""
+    """UTF-8 bytes as text, with `\\n` line ends and without byte order marks.
+
+    Raises UserError, with the line and the byte, if the bytes are not UTF-8.
+    """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as fault:
         line = data.count(b"\n", 0, fault.start) + 1
-        hint = "save it as UTF-8"
+        hint = "save the file as UTF-8"
         if data[fault.start : fault.start + 1] == b"\xed":
-            hint = "half of a surrogate pair is not a character: write the whole pair, or U+FFFD instead"
+            hint = "the byte begins half of a surrogate pair: write the whole pair, or U+FFFD instead"
         elif data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            hint = "it looks like UTF-16: save it as UTF-8"
+            hint = "the file looks like UTF-16: save it as UTF-8"
         what, where = f"not UTF-8 at byte {fault.start}", f"{path} line {line}" if line > 1 else path
         raise UserError(what, code="E-storage-not-utf8", where=where, hint=hint) from None
     text = text.replace("\r\n", "\n").removeprefix(BOM)
@@ -133,7 +138,7 @@ def shorten(text: str) -> str:
 
 
 def read_parquet_rows(data: bytes, path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file that is held in memory."""
+    """The rows of the bytes of a Parquet file."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -147,7 +152,7 @@ def read_parquet_rows(data: bytes, path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_arrow_rows(data: bytes, path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of an Arrow file or stream that is held in memory."""
+    """The rows of the bytes of an Arrow file or stream."""
     import pyarrow as pa
 
     open_reader = pa.ipc.open_file if data.startswith(ARROW_MAGIC[0]) else pa.ipc.open_stream
@@ -162,8 +167,11 @@ def read_arrow_rows(data: bytes, path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_saved_dataset(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a folder that `datasets` saved. In a folder with several splits, each row gets its split as the field
-    `split`, unless it has such a field. Raises UserError for any other folder."""
+    """The rows of a folder saved by `datasets`. Raises UserError for any other folder.
+
+    If the folder has several splits, the name of the split is added to each row as the field `split`, unless the row has
+    that field.
+    """
     splits = folder / "dataset_dict.json"
     if not splits.is_file():
         yield from _read_saved_split(folder)
@@ -176,12 +184,12 @@ def read_saved_dataset(folder: Path) -> Iterator[dict[str, Any]]:
 def _read_saved_split(folder: Path) -> Iterator[dict[str, Any]]:
     state = folder / "state.json"
     if not state.is_file():
-        what = "the path is a folder that `datasets` did not save"
+        what = "the folder was not saved by `datasets`"
         hint = "name its files: file: [a.jsonl, b.jsonl], or file: FOLDER/*.parquet"
         raise UserError(what, code="E-storage-not-a-dataset", where=folder, hint=hint)
     files = _read_list_field(state, "_data_files")
     if read_json(state).get("_indices_data_files"):
-        what, hint = "a saved selection of rows cannot be read", "save it again after flatten_indices()"
+        what, hint = "a saved selection of rows cannot be read", "save the set again after flatten_indices()"
         raise UserError(what, code="E-storage-not-a-dataset", where=folder, hint=hint)
     for entry in files:
         path = folder / Path(str(entry.get("filename") if isinstance(entry, dict) else entry)).name
@@ -192,7 +200,7 @@ def _read_list_field(path: Path, name: str) -> list[Any]:
     content = read_json(path)
     values = content.get(name) if isinstance(content, dict) else None
     if not isinstance(values, list):
-        what, found, hint = "not a file that `datasets` saves", f"no list {name!r}", "save the set again"
+        what, found, hint = "the file was not saved by `datasets`", f"no list {name!r}", "save the set again"
         raise UserError(what, code="E-storage-not-a-dataset", where=path, found=found, hint=hint)
     return values
 
@@ -209,7 +217,7 @@ def _batch_rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any]]:
 
 
 def _column_values(column: pyarrow.Array) -> list[Any]:
-    """The values of a column. Text that is not UTF-8 stays bytes; the reader of that field refuses it."""
+    """The values of a column. Text that is not UTF-8 stays bytes, which the reader of that field refuses."""
     import pyarrow as pa
 
     try:
@@ -230,7 +238,7 @@ def _decode_or_bytes(value: Any) -> Any:
 
 
 def _build_converter(kind: pyarrow.DataType) -> Converter | None:
-    """A function from a value of an Arrow type, or None, to a JSON value; None if the value already is one."""
+    """A function from a value of an Arrow type (or None) to a JSON value; None if no conversion is needed."""
     convert = _build_value_converter(kind)
     return None if convert is None else lambda value: None if value is None else convert(value)
 
@@ -284,13 +292,13 @@ def _read_text_rows(text: str, path: Path) -> Iterator[DatasetRow]:
             yield from _read_wrapped_list(document, path)
             return
         if stripped.startswith("[") and _parse_json(first_line)[1]:
-            hint = "it looks like an incomplete JSON array"
+            hint = "the file looks like an incomplete JSON array"
             raise UserError("not valid JSON", code="E-storage-invalid-json", where=path, found=error, hint=hint)
     yield from _read_json_lines(text, path)
 
 
 def _read_json_lines(text: str, path: Path) -> Iterator[DatasetRow]:
-    """JSON lines. A single line may also hold an object with a list of records."""
+    """The rows of JSON lines. A file with a single line may also have an object with a list of records."""
     lines = text.split("\n")
     single = sum(1 for line in lines if line.strip()) == 1
     for number, line in enumerate(lines, 1):
@@ -316,16 +324,16 @@ def _record_error(what: str, where: object, found: str, hint: str) -> UserError:
 
 
 def _line_hint(line: str, number: int) -> str:
-    """What to do about a line that is not JSON."""
+    """A hint for a line that is not JSON."""
     if number > 1 or line.lstrip()[:1] in "{[":
         return JSON_LINE_HINT if line.strip() not in ("{", "[") else "write one object per line (jq -c does that)"
     if line.count("\t") or line.count(","):
-        return f"it looks like a table: name it {'.tsv' if line.count(chr(9)) else '.csv'}, or write JSON lines"
+        return f"the file looks like a table: name it {'.tsv' if line.count(chr(9)) else '.csv'}, or write JSON lines"
     return "write one JSON object per line, or name a .csv, .tsv, .json, .parquet or .arrow file"
 
 
 def _parse_json(text: str) -> tuple[Any, str]:
-    """The value of a JSON text, and an empty error; or None, and why it is not valid JSON."""
+    """The value of a JSON text and an empty string; or None and the reason why the text is not valid JSON."""
     try:
         return json.loads(text), ""
     except (ValueError, RecursionError) as fault:
@@ -342,7 +350,7 @@ def _iter_list_rows(rows: list[Any], path: Path) -> Iterator[DatasetRow]:
 
 
 def _wrapped_list(document: dict[str, Any]) -> list[Any] | None:
-    """The records in an object that has one list of them; None if it has none or several."""
+    """The list of records in an object; None if the object has no list of records, or several."""
     lists = [document[name] for name in LIST_FIELDS if isinstance(document.get(name), list) and document[name]]
     return lists[0] if len(lists) == 1 and all(isinstance(row, dict) for row in lists[0]) else None
 
@@ -356,8 +364,10 @@ def _read_wrapped_list(document: dict[str, Any], path: Path) -> Iterator[Dataset
 
 
 def _read_table(text: str, separator: str, path: Path) -> Iterator[DatasetRow]:
-    """A table with a header. Every cell is text. In a .csv file the separator may also be a semicolon or a tab; the
-    most frequent one in the header counts."""
+    """The rows of a table with a header. Every cell is text.
+
+    In a .csv file the separator is a comma, a semicolon or a tab: the most frequent of them in the header.
+    """
     if separator == ",":
         header = text.partition("\n")[0]
         separator = max(",;\t", key=lambda sign: (header.count(sign), sign == ","))
@@ -384,7 +394,7 @@ def _read_cells(text: str, separator: str, path: Path) -> list[tuple[int, list[s
                 rows.append((first_line, cells))
             first_line = reader.line_num + 1
     except csv.Error as fault:
-        hint = "close its quotation marks, and double those inside a cell"
+        hint = "close the quotation marks, and double quotation marks inside a cell"
         raise _table_error(f"not a table: {fault}", f"{path} line {first_line}", "", hint) from None
     finally:
         csv.field_size_limit(limit)
@@ -394,7 +404,7 @@ def _read_cells(text: str, separator: str, path: Path) -> list[tuple[int, list[s
 def _parse_header(cells: list[str], where: str) -> list[str]:
     names = [cell.strip() for cell in cells]
     if len(set(names)) < len(names) or "" in names:
-        hint = "name every column in the first line, each name once"
+        hint = "give every column a different name in the first line"
         raise _table_error("not a valid header", where, shorten(", ".join(names)), hint)
     return names
 

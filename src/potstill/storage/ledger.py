@@ -1,17 +1,17 @@
-"""The ledger of a run: the tokens and money that its teacher's server has used.
+"""The ledger of a run: the tokens and money spent on its teacher's server.
 
     >>> import tempfile; run_dir = Path(tempfile.mkdtemp())
     >>> with LedgerWriter(ledger_path(run_dir)) as ledger:
-    ...     ledger.reserve(900, 0.5)                     # the requests under way may cost up to this
+    ...     ledger.reserve(900, 0.5)                     # maximum cost of the requests in flight
     ...     ledger.record({"requests": 1, "completion_tokens": 40, "money": 0.02})
     >>> total_usage(run_dir)["completion_tokens"]
     40.0
 
-It lies next to the stages, so no redo of a stage loses it, and a copied or renamed run keeps it.
+The ledger is in the run's folder, next to the stages. No redo of a stage deletes it, and a copied or renamed run keeps it.
 
-`spent-0000.jsonl` (of a shard: `spent-0003-of-0008.jsonl`) has rows of what was spent since the row before. `open` is
-the maximum cost of the requests under way. If a process is killed, its last row still has it, and it counts as spent,
-because the server may have billed it. `ids` are the results of batch files that are already counted.
+Each row of `spent-0000.jsonl` (of a shard: `spent-0003-of-0008.jsonl`) has the usage since the previous row. `open` is
+the maximum cost of the requests in flight. If a process is killed, `open` of its last row counts as spent, because the
+server may have billed these requests. `ids` are results of batch files that are already counted.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from potstill.storage import atomic, read, run_folder
 from potstill.storage.segments import UNSHARDED, Shard
 
 USAGE_FIELDS: Final[tuple[str, ...]] = ("requests", "prompt_tokens", "completion_tokens", "money")
-SHARES_FILE: Final = "spent.json"  # what was spent when the budget was split among shards
+SHARES_FILE: Final = "spent.json"  # the usage before the budget was split among shards
 
 
 class LedgerWriter:
-    """The ledger of one process. Closing it states that no request is under way any more."""
+    """The ledger of one process. Closing it records that no request is in flight."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,20 +37,22 @@ class LedgerWriter:
     def __enter__(self) -> Self:
         self._reserved = _sum_rows(self.path)[1]
         self._file = atomic.Appender(self.path).__enter__()
-        if any(self._reserved):  # a killed process left requests under way
+        if any(self._reserved):  # a process was killed with requests in flight
             self._write({"completion_tokens": self._reserved[0], "money": self._reserved[1]}, (0.0, 0.0))
         self._recorded: dict[str, float] = {}
         return self
 
     def reserve(self, tokens: float, money: float) -> None:
-        """State the maximum cost of the requests under way, before they are sent. It writes a row only if the maximum
-        grows."""
+        """Record the maximum cost of the requests in flight, before they are sent.
+
+        A row is written only if the maximum grows.
+        """
         reserved = max(self._reserved[0], tokens), max(self._reserved[1], money)
         if reserved != self._reserved:
             self._write({}, reserved)
 
     def record(self, usage: Mapping[str, float], ids: Sequence[str] = ()) -> None:
-        """Write what this process has spent since the last call. usage: all that it has spent."""
+        """Write the usage of this process since the last call. usage: its total usage."""
         new = {name: round(value - self._recorded.get(name, 0), 9) for name, value in usage.items()}
         self._recorded = dict(usage)
         if any(new.values()) or ids:
@@ -72,18 +74,18 @@ class LedgerWriter:
 
 
 def ledger_path(run_dir: Path, shard: Shard = UNSHARDED) -> Path:
-    """The ledger of a shard."""
+    """The path of a shard's ledger."""
     name = "spent-0000.jsonl" if shard == UNSHARDED else f"spent-{shard.number:04}-of-{shard.count:04}.jsonl"
     return run_dir / name
 
 
 def ledger_paths(run_dir: Path) -> list[Path]:
-    """The ledgers of all processes of a run."""
+    """The paths of all ledgers of a run."""
     return sorted(run_dir.glob("spent-*.jsonl"))
 
 
 def total_usage(run_dir: Path) -> dict[str, float]:
-    """What all processes of a run have spent, and what may have been billed when they were killed."""
+    """The usage of all processes of a run, including requests that may have been billed when a process was killed."""
     return _sum_usage(_ledger_usage(path) for path in ledger_paths(run_dir))
 
 
@@ -94,7 +96,7 @@ def describe_usage(run_dir: Path) -> str:
         return "no requests"
     prompt, completion = (round(usage[name]) for name in ("prompt_tokens", "completion_tokens"))
     money = f", cost {usage['money']:.4f}" if usage["money"] else ", no prices given"
-    return f"{round(usage['requests'])} requests, {prompt + completion} tokens ({completion} of them generated){money}"
+    return f"{round(usage['requests'])} requests, {prompt + completion} tokens ({completion} generated){money}"
 
 
 def billed_result_ids(run_dir: Path) -> set[str]:
@@ -105,16 +107,16 @@ def billed_result_ids(run_dir: Path) -> set[str]:
 
 
 def split_budget(run_dir: Path, shard: Shard) -> None:
-    """Split the rest of the budget evenly among the shards, when the first of them starts. The caller holds the locks
-    of the run and of the shard.
+    """Split the remaining budget evenly among the shards when the first shard starts.
 
-    Raises UserError while another number of shards is being sampled: they would send the same requests again.
+    The caller holds the locks of the run and of the shard. Raises UserError if processes sample the run in another
+    number of shards now, because both would send the same requests.
     """
     others = [name for name in run_folder.running_shards(run_dir) if not name.endswith(f"-of-{shard.count}")]
     if others:
-        what = "this run is being sampled in another number of shards"
+        what = "other processes sample this run in another number of shards"
         found = f"{others[0]}, and now {shard.number}-of-{shard.count}"
-        hint = f"wait until they end, or use {others[0].rpartition('-')[2]} shards too"
+        hint = f"wait until they end, or use {others[0].rpartition('-')[2]} shards, too"
         raise UserError(what, code="E-run-shard-count", where=run_dir, found=found, hint=hint)
     usage = {path.name: _ledger_usage(path) for path in ledger_paths(run_dir)}
     shares = _read_shares(run_dir)
@@ -127,7 +129,7 @@ def split_budget(run_dir: Path, shard: Shard) -> None:
 
 
 def budget_usage(run_dir: Path, shard: Shard) -> tuple[dict[str, float], dict[str, float]]:
-    """What was spent before the budget was split, and what this shard has spent of its part since."""
+    """The usage of the run before the budget was split, and the usage of this shard since then."""
     if shard == UNSHARDED:
         return {}, total_usage(run_dir)
     shares = _read_shares(run_dir)
@@ -149,7 +151,7 @@ def _ledger_usage(path: Path) -> dict[str, float]:
 
 
 def _sum_rows(path: Path) -> tuple[dict[str, float], tuple[float, float]]:
-    """The sum of a ledger's rows, and the cost reserved in the last one."""
+    """The sum of a ledger's rows, and the cost reserved in its last row."""
     spent, reserved = _sum_usage([]), (0.0, 0.0)
     for row in read.read_complete_lines(path):
         spent = _sum_usage([spent, row])

@@ -1,14 +1,14 @@
-"""What a stage's folder was made from, whether that still fits the recipe, and whether its files are unchanged.
+"""Manifests: the inputs of a stage, whether they still match the recipe, and whether the stage's files are unchanged.
 
     >>> before = Identity("filter", {"answers": 1}, {"filter.max_per_question": None}, {"sample": "ab12"})
     >>> now = Identity("filter", {"answers": 2}, {"filter.max_per_question": 4}, {"sample": "ab12"})
     >>> identity_differences(before, now)
     ['filter.max_per_question: null -> 4', 'version of answers: 1 -> 2']
 
-A stage writes `begun.json` first and `manifest.json` last: a stage with a manifest is finished. Both files hold the
+A stage writes `begun.json` first and `manifest.json` last, so a stage with a manifest is finished. Both files contain the
 identity of the stage: the versions of the packages that determine its output, the recipe keys that it reads with their
-values, and a digest for each stage or outside folder that it reads. The manifest adds the size and SHA-256 of every
-file that the stage made.
+values, and a digest of each stage or external folder that it reads. The manifest also contains the size and SHA-256 of
+every file that the stage made.
 
     >>> import tempfile; run_dir = Path(tempfile.mkdtemp()); (run_dir / "filter").mkdir()
     >>> _ = (run_dir / "filter" / "a").write_bytes(b"a")
@@ -19,8 +19,8 @@ file that the stage made.
     ... except UserError as fault: print(fault.code)
     E-run-file-changed
 
-`read_finished` only compares sizes, which takes no time. `verify_files` reads every byte, about one GB per second; it
-does not read a file again that this process has digested before and whose size and time stamps are the same.
+`read_finished` compares only sizes, which takes no time. `verify_files` reads every byte, about one GB per second. It
+skips a file that this process has already digested if the file's size and time stamps are unchanged.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from potstill import progress
 from potstill.errors import UserError
 from potstill.storage import atomic, read
 
-FORMAT_VERSION: Final = 1  # of the files in a run folder
-FIRST_VERSION: Final = 1  # the version of a package that an older manifest does not name
-VERSION_PREFIX: Final = "version of "  # of inputs that are versions: of packages that only some recipes need
+FORMAT_VERSION: Final = 1  # version of the format of a run folder's files
+FIRST_VERSION: Final = 1  # the assumed version of a package that an older manifest does not name
+VERSION_PREFIX: Final = "version of "  # prefix of inputs that are the versions of packages that only some recipes use
 BEGUN_FILE, MANIFEST_FILE = "begun.json", "manifest.json"
 
 Outputs = Mapping[str, Mapping[str, Any]]  # path relative to the run's folder -> {"sha256": ..., "bytes": ...}
@@ -49,7 +49,7 @@ class Identity:
     """Everything that determines the bytes of a stage's output.
 
     recipe  dotted key -> value as plain JSON
-    inputs  name of a stage or of an outside folder -> digest
+    inputs  name of a stage or of an external folder -> digest
     """
 
     stage: str
@@ -73,17 +73,17 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """One digest of all outputs. A later stage names it as its input."""
+        """The digest of all outputs together. The identity of a later stage contains it."""
         rows = json.dumps({name: row["sha256"] for name, row in sorted(self.outputs.items())})
         return hashlib.sha256(rows.encode()).hexdigest()
 
 
 class StageState(NamedTuple):
-    """What a stage's folder holds.
+    """The state of a stage's folder.
 
-    begun     the identity that the stage started with, None if it never started
-    manifest  None if the stage is not finished
-    is_empty  whether the stage has made nothing yet, so that nothing is lost if it starts again
+    begun     the identity with which the stage started; None if it never started
+    manifest  the manifest; None if the stage is not finished
+    is_empty  whether the stage has made no file yet, so that starting again loses nothing
     """
 
     begun: Identity | None
@@ -92,14 +92,14 @@ class StageState(NamedTuple):
 
 
 class DamagedFile(NamedTuple):
-    """A file that is not as its stage wrote it, and in one line why not."""
+    """A file that differs from what its stage wrote, and the difference in one line."""
 
     path: Path
     problem: str
 
 
 def read_state(folder: Path) -> StageState:
-    """The state of a stage. It does not look at the outputs; see `check_sizes`."""
+    """The state of a stage, without a check of the outputs (see `check_sizes`)."""
     path = folder / MANIFEST_FILE
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     is_empty = all(name == BEGUN_FILE or name.endswith(atomic.PARTIAL_SUFFIX) for name in names)
@@ -107,15 +107,15 @@ def read_state(folder: Path) -> StageState:
 
 
 def read_begun(folder: Path) -> Identity | None:
-    """The identity that a stage started with, None if it never started."""
+    """The identity with which a stage started; None if it never started."""
     path = folder / BEGUN_FILE
     return _parse_identity(path, read.read_json(path)) if path.exists() else None
 
 
 def read_finished(folder: Path) -> Manifest | None:
-    """The manifest of a finished stage, None if it is not finished.
+    """The manifest of a stage; None if the stage is not finished.
 
-    Raises UserError if a file that it names is missing or has another size.
+    Raises UserError if a file in the manifest is missing or has another size.
     """
     path = folder / MANIFEST_FILE
     if not path.exists():
@@ -126,7 +126,7 @@ def read_finished(folder: Path) -> Manifest | None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """A manifest, without a look at the files that it names. Raises UserError if it is malformed."""
+    """A manifest, without a check of its files. Raises UserError if the manifest is malformed."""
     row = read.read_json(path)
     identity = _parse_identity(path, row)
     outputs, counts = row.get("outputs"), row.get("counts")
@@ -135,7 +135,7 @@ def read_manifest(path: Path) -> Manifest:
     for name, output in outputs.items():
         valid = isinstance(output, dict) and isinstance(output.get("sha256"), str) and type(output.get("bytes")) is int
         if not valid or name.startswith("/") or ".." in name.split("/") or "\0" in name:
-            raise _manifest_error(path, f"an output {name[:80]!r} that potstill did not write")
+            raise _manifest_error(path, f"the output {name[:80]!r}, which potstill does not write")
     return Manifest(identity, outputs, counts)
 
 
@@ -145,10 +145,10 @@ def begin_stage(
     """Start or resume a stage in its folder. Returns the manifest if it is already finished.
 
     redone  the stages that would have to be made again, for the message
-    state   of the stage, if the caller has read it
+    state   the state of the stage, if the caller has already read it
 
-    Raises UserError, with the differences, if the stage was started with another identity, and if an output is missing
-    or has another size.
+    Raises UserError if the stage was started with another identity (with the differences), or if an output is missing or
+    has another size.
     """
     atomic.delete_partial_files(folder)
     state = read_state(folder) if state is None else state
@@ -162,7 +162,7 @@ def begin_stage(
 
 
 def finish_stage(folder: Path, identity: Identity, outputs: Iterable[Path], counts: Mapping[str, Any]) -> Manifest:
-    """Write the manifest, the last act of a stage. The outputs lie under the parent of `folder`."""
+    """Write the manifest, the last step of a stage. The outputs are in the run's folder, the parent of `folder`."""
     rows = {
         path.relative_to(folder.parent).as_posix(): {"sha256": read.file_digest(path), "bytes": path.stat().st_size}
         for path in sorted(outputs)
@@ -179,14 +179,14 @@ def check_identity(folder: Path, before: Identity, now: Identity, redone: Iterab
         hint = f"restore the old values, or allow it with --redo {stage}{makes}"
         if stage in ("collect", "sample") and has_server_chains(
             folder.parent
-        ):  # it never advises to remove paid chains
+        ):  # the hint never suggests removing paid chains
             hint = "restore the old values, or give the recipe another name: this run keeps its paid chains"
-        what, found = f"{now.stage} was made from something else", "; ".join(differences)
+        what, found = f"the stage {now.stage} was made from other inputs", "; ".join(differences)
         raise UserError(what, code="E-run-stage-differs", where=folder, found=found, hint=hint)
 
 
 def identity_differences(before: Identity, now: Identity) -> list[str]:
-    """What differs between two identities, one line per difference, such as `key: old -> new`."""
+    """The differences between two identities, one line per difference, such as `key: old -> new`."""
     lines = []
     for key, old, new in _changes(before.recipe, now.recipe):
         lines.append(f"{key}: {json.dumps(old, ensure_ascii=False)} -> {json.dumps(new, ensure_ascii=False)}")
@@ -205,7 +205,7 @@ def identity_differences(before: Identity, now: Identity) -> list[str]:
 def _changes(
     before: Mapping[str, Any], now: Mapping[str, Any], default: object = None
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Key, old and new value of everything that differs, sorted by key."""
+    """Key, old value and new value of every entry that differs, sorted by key."""
     for key in sorted(set(before) | set(now)):
         old, new = before.get(key, default), now.get(key, default)
         if old != new:
@@ -231,8 +231,8 @@ def verify_files(
 ) -> None:
     """Raise UserError for the first output of a finished stage whose bytes have changed.
 
-    unread  prefixes of the names of outputs that need no check because nothing will read them
-    tick    receives the number of bytes of each read
+    unread  prefixes of the names of outputs that are not checked, because no stage will read them
+    tick    function that is called with the number of bytes of each read
     """
     for file in find_damaged_files(run_dir, _select_outputs(manifest.outputs, unread), tick):
         raise _changed_error(file.path, file.problem, manifest.identity)
@@ -241,7 +241,7 @@ def verify_files(
 def find_damaged_files(
     run_dir: Path, outputs: Outputs, tick: Callable[[int], object] | None = None
 ) -> Iterator[DamagedFile]:
-    """Every output that is missing or unreadable, or that has another size or digest."""
+    """Every output that is missing or unreadable, or has another size or digest."""
     for name, row in outputs.items():
         path = run_dir / name
         try:
@@ -255,13 +255,13 @@ def find_damaged_files(
 
 
 def unverified_bytes(run_dir: Path, outputs: Outputs, unread: Collection[str] = ()) -> int:
-    """How many bytes `verify_files` would have to read."""
+    """The number of bytes that `verify_files` would read."""
     paths = [run_dir / name for name in _select_outputs(outputs, unread)]
     return sum(path.stat().st_size for path in paths if path.is_file() and not read.is_digest_cached(path))
 
 
 def mebibyte_counter(tick: progress.Advance | None) -> Callable[[int], object] | None:
-    """A function that receives bytes and advances a progress bar that counts MiB."""
+    """A function that takes a number of bytes and advances a progress bar in MiB; None without a bar."""
     if tick is None:
         return None
     remainder = 0
@@ -276,18 +276,18 @@ def mebibyte_counter(tick: progress.Advance | None) -> Callable[[int], object] |
 
 
 def damage_hint(stage: str, identity: Identity | None = None) -> str:
-    """What to do about a damaged file of a stage. It never advises to pay for chains again."""
+    """A hint for a damaged file of a stage. It never suggests paying for chains again."""
     stage = _redo_stage(stage)
-    restore = "restore it from a copy; `potstill check RUN` lists every changed file"
+    restore = "restore the file from a copy; `potstill check RUN` lists every changed file"
     if stage == "collect":
-        return f"{restore}. `potstill collect` makes the same bytes again from a copy of the recipe with another name"
+        return f"{restore}. `potstill collect` with a copy of the recipe under another name makes the same bytes again"
     if stage == "sample" and (identity is None or not identity.recipe or _is_server_identity(identity)):
         return restore
     return f"{restore}. Or make the stage and all later ones again with --redo {stage}"
 
 
 def has_server_chains(run_dir: Path) -> bool:
-    """Whether the chains of a run, if it has any, came from a server or were scored by one."""
+    """Whether a run has chains that a server generated or scored."""
     begun = read_begun(run_dir / "sample")
     return begun is not None and _is_server_identity(begun)
 
@@ -324,5 +324,5 @@ def _changed_error(path: Path, problem: str, identity: Identity) -> UserError:
 
 
 def _redo_stage(stage: str) -> str:
-    """The stage to name with --redo: `evaluate/250` is a part of `evaluate`."""
+    """The name of a stage for --redo: `evaluate` for its part `evaluate/250`."""
     return stage.partition("/")[0]

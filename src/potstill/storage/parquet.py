@@ -8,9 +8,9 @@
     >>> list(read_chains(path)) == [chain]
     True
 
-Bytes are binary columns, END is a null among a step's candidates, and log-probabilities are 32-bit floats. Columns are
-built without a Python object for each number. Readers and writers hold one row group at a time, so memory does not
-grow with the number of chains.
+Bytes are binary columns, END is a null among the candidates of a position, and log-probabilities are 32-bit floats.
+Columns are built without a Python object per number. Readers and writers hold one row group at a time, so memory does
+not grow with the number of chains.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 
-# Columns by their names in Parquet: those with few distinct values, and the real numbers.
+# Names of columns in Parquet: columns with few distinct values, and the column of log-probabilities.
 CANDIDATE_COLUMN: Final = "candidates.list.element.list.element"
 DICTIONARY_COLUMNS: Final = [
     "question",
@@ -43,9 +43,9 @@ DICTIONARY_COLUMNS: Final = [
     f"{CANDIDATE_COLUMN}.bytes",
 ]
 LOG_PROBABILITY_COLUMN: Final = f"{CANDIDATE_COLUMN}.log_probability"
-CHUNK_CHAINS: Final = 128  # chains that are Python objects at one time while a table is read
+CHUNK_CHAINS: Final = 128  # maximum number of chains that are Python objects at the same time while a table is read
 ROW_GROUP_ROWS: Final = 4096
-ROW_GROUP_CELLS: Final = 1 << 17  # tokens and candidates: about 20 MiB as Python objects
+ROW_GROUP_CELLS: Final = 1 << 17  # tokens plus candidates of a row group: about 20 MiB as Python objects
 PLAIN_FIELDS: Final = ("question", "source", "index", "content", "stop", "semantics", "defects")
 VERDICT_FIELDS: Final = ("question", "source", "index", "grade", "found", "dropped")
 ChainKey = tuple[str, str, int]
@@ -72,7 +72,7 @@ def chain_schema() -> pyarrow.Schema:
 
 
 def build_chain_table(chains: Sequence[Chain]) -> pyarrow.Table:
-    """Chains as columns."""
+    """A table of chains, with the columns of `chain_schema`."""
     import pyarrow as pa
 
     steps = [step for chain in chains for step in chain.candidates]
@@ -107,7 +107,7 @@ def _list_array(lengths: Sequence[int], values: pyarrow.Array) -> pyarrow.Array:
 
 
 def chains_from_table(table: pyarrow.Table) -> Iterator[Chain]:
-    """The chains of a table with the columns of `chain_schema`, in its order."""
+    """The chains of a table with the columns of `chain_schema`, in the order of the table."""
     for start in range(0, table.num_rows, CHUNK_CHAINS):
         part = table.slice(start, CHUNK_CHAINS).combine_chunks()
         column: Callable[[str], Any] = lambda name, part=part: part[name].combine_chunks()  # noqa: E731
@@ -132,7 +132,7 @@ def _to_objects(values: Any) -> list[Any]:
 
 
 def _read_lists(lists: Any, read: Callable[[Any], list[Any]]) -> list[tuple[Any, ...]]:
-    """The lists of a list column as tuples. `read` converts the values of all lists at once."""
+    """The lists of a list column, as tuples. read: converts the values of all lists at once."""
     import pyarrow.compute as pc
 
     lengths = pc.call_function("list_value_length", [lists]).to_pylist()
@@ -146,9 +146,9 @@ def write_chains(path: Path, chains: Iterable[Chain]) -> None:
 
 
 def read_chains(path: Path, questions: Collection[str] | None = None) -> Iterator[Chain]:
-    """The chains of a file that `write_chains` made.
+    """The chains of a file that `write_chains` wrote.
 
-    questions  only chains of these questions; row groups that cannot contain them are not read
+    questions  yield only chains of these questions; row groups that cannot contain them are not read
     """
     for group in _read_groups(path, chain_schema().names, questions):
         for chain in chains_from_table(group):
@@ -157,7 +157,7 @@ def read_chains(path: Path, questions: Collection[str] | None = None) -> Iterato
 
 
 def read_chain_sources(path: Path) -> dict[str, Semantics]:
-    """The sources in a file of chains, each with the semantics of its first chain's log-probabilities."""
+    """Source -> semantics of the log-probabilities of its first chain, for the sources in a file of chains."""
     sources: dict[str, Semantics] = {}
     for group in _read_groups(path, ["source", "semantics"]):
         for source, semantics in zip(group["source"].to_pylist(), group["semantics"].to_pylist(), strict=True):
@@ -166,22 +166,23 @@ def read_chain_sources(path: Path) -> dict[str, Semantics]:
 
 
 def has_stored_chains(folder: Path) -> bool:
-    """Whether a folder of the stage `sample` has a table or a segment that is not empty. It reads neither."""
+    """Whether a folder of the stage `sample` has a table, or a segment that is not empty. No file is read."""
     return (folder / "chains.parquet").exists() or any(path.stat().st_size for path in segments.segment_paths(folder))
 
 
 def read_stored_chains(folder: Path, questions: Collection[str] | None = None) -> Iterator[Chain]:
-    """The chains in a folder of the stage `sample`: those of its table, or, while it is sampling, those of the segments
-    in the order in which they arrived.
+    """The chains in a folder of the stage `sample`.
 
-    questions  only chains of these questions
+    They come from the table, or, if the stage is not finished, from the segments, in the order in which they arrived.
+
+    questions  yield only chains of these questions
     """
     if (folder / "chains.parquet").exists():
         yield from read_chains(folder / "chains.parquet", questions)
         return
     seen = segments.ChainKeySet()
     for path in segments.segment_paths(folder):
-        for chain in read.iter_records(Chain, path, torn=True) if path.exists() else ():  # merged meanwhile
+        for chain in read.iter_records(Chain, path, torn=True) if path.exists() else ():  # else merged meanwhile
             if seen.add(chain.key) and (questions is None or chain.question in questions):
                 yield chain
 
@@ -192,7 +193,7 @@ def count_rows(path: Path) -> int:
 
 
 def count_chains(path: Path) -> dict[str, Any]:
-    """The number of chains and tokens in a file, and how often each `stop`, `semantics` and defect occurs."""
+    """The number of chains and tokens in a file, and the number of chains with each `stop`, `semantics` and defect."""
     import pyarrow.compute as pc
 
     stops, semantics, defects, tokens, count = Counter[str](), Counter[str](), Counter[str](), 0, 0
@@ -215,7 +216,8 @@ def is_chain_file(path: Path) -> bool:
         try:
             names = set(parquet.read_schema(opened).names)
         except pyarrow.ArrowInvalid as fault:
-            raise _parquet_error("not a Parquet file", path, fault, "download it again; it may be incomplete") from None
+            hint = "download the file again; it may be incomplete"
+            raise _parquet_error("not a Parquet file", path, fault, hint) from None
     return names.issuperset(chain_schema().names)
 
 
@@ -224,7 +226,7 @@ def _parquet_error(what: str, path: Path, fault: Exception, hint: str = RESTORE_
 
 
 def write_verdicts(path: Path, verdicts: Iterable[tuple[ChainKey, Verdict]]) -> None:
-    """Write one row per chain: its key and its verdict."""
+    """Write one row per chain: the chain's key and its verdict."""
     import pyarrow as pa
 
     schema = pa.schema([(name, pa.int32() if name == "index" else pa.string()) for name in VERDICT_FIELDS])
@@ -239,7 +241,7 @@ def write_verdicts(path: Path, verdicts: Iterable[tuple[ChainKey, Verdict]]) -> 
 
 
 def read_verdicts(path: Path) -> Iterator[tuple[ChainKey, Verdict]]:
-    """The key and verdict of every chain, in the order of the file, which is that of the chains."""
+    """The key and verdict of every chain, in the order of the file, which is the order of the chains."""
     for group in _read_groups(path, VERDICT_FIELDS):
         for question, source, index, *verdict in zip(*(column.to_pylist() for column in group.columns), strict=True):
             yield (question, source, index), Verdict(*verdict)
@@ -252,7 +254,7 @@ def chains_with_verdicts(chains: Path, verdicts: Path) -> Iterator[tuple[Chain, 
         key, verdict = next(rows, (None, None))
         if key != chain.key or verdict is None:
             what, found = "the verdicts do not belong to the chains", f"verdict of {key}, chain {chain.key}"
-            hint = "make them again with --redo filter"
+            hint = "make the verdicts again with --redo filter"
             raise UserError(what, code="E-run-verdicts-differ", where=verdicts, found=found, hint=hint)
         yield chain, verdict
 
@@ -284,7 +286,7 @@ def _write_groups(
 ) -> None:
     from pyarrow import parquet
 
-    # Log-probabilities hardly ever repeat. Split into bytes they take two thirds of the space.
+    # Log-probabilities hardly ever repeat. BYTE_STREAM_SPLIT reduces their size by a third.
     encoding = {LOG_PROBABILITY_COLUMN: "BYTE_STREAM_SPLIT"} if schema == chain_schema() else None
     dictionary: Any = DICTIONARY_COLUMNS if encoding else True
     with (
@@ -298,21 +300,21 @@ def _write_groups(
 
 
 def _read_groups(path: Path, names: Sequence[str], questions: Collection[str] | None = None) -> Iterator[pyarrow.Table]:
-    """The row groups of a file, without those that cannot contain any of the questions."""
+    """The row groups of a file, without row groups that cannot contain any of the questions."""
     import pyarrow
     from pyarrow import parquet
 
     try:
         file = parquet.ParquetFile(path)
     except FileNotFoundError:
-        hint = "check the path; if it is in a run, a stage is not finished: run the recipe again"
+        hint = "check the path; if the file belongs to a run, a stage is not finished: run the recipe again"
         raise UserError("no such file", code="E-storage-os-error", where=path, hint=hint) from None
     except (pyarrow.ArrowException, OSError) as fault:
         raise _parquet_error("not a Parquet file", path, fault) from None
     with file:
         for name in names:
             if name not in file.schema_arrow.names:
-                what, hint = "a column is missing", "write the columns that potstill writes"
+                what, hint = "a column is missing", "use the columns of the files that potstill writes"
                 raise UserError(what, code="E-storage-missing-column", where=path, found=f"no {name!r}", hint=hint)
         for group in range(file.num_row_groups):
             if questions is not None and not _may_contain(file.metadata.row_group(group), questions):
@@ -325,7 +327,7 @@ def _read_groups(path: Path, names: Sequence[str], questions: Collection[str] | 
 
 
 def _may_contain(group: Any, questions: Collection[str]) -> bool:
-    """Whether a row group may contain one of the questions, by the minimum and maximum in the file's statistics."""
+    """Whether a row group may contain one of the questions, according to the minimum and maximum in its statistics."""
     columns = map(group.column, range(group.num_columns))
     stats = next((column.statistics for column in columns if column.path_in_schema == "question"), None)
     return not (stats and stats.has_min_max) or any(stats.min <= question <= stats.max for question in questions)

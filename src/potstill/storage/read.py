@@ -1,4 +1,4 @@
-"""Readers of files: bytes, JSON, records and digests, with what is wrong as a `UserError` that names file and line.
+"""Readers of files: bytes, JSON, records and digests. Errors are `UserError`s with the file and the line.
 
 >>> import tempfile; from potstill.records import Verdict
 >>> path = Path(tempfile.mkdtemp()) / "verdicts.jsonl"
@@ -26,7 +26,7 @@ from typing import Any, Final
 from potstill.errors import UserError
 from potstill.serialization import Record, from_json
 
-NUL_BYTE: Final = b"\0"  # never in JSON: a line that contains it was damaged by a power loss
+NUL_BYTE: Final = b"\0"  # JSON never contains it; a line that does was damaged by a power loss
 RESTORE_HINT: Final = "restore the file from a copy; `potstill check RUN` lists every changed file of a run"
 LINE_HINT: Final = "correct this line, or restore the file from a copy"
 RERUN_HINT: Final = "and run the same command again; all finished work is kept"
@@ -40,12 +40,12 @@ OS_ERROR_HINTS: Final = {
     errno.EROFS: "choose a folder on a writable disk",
     errno.ENOENT: "check the path",
     errno.EISDIR: "name a file, not a folder",
-    errno.ENOTDIR: "a part of this path is a file and must be a folder: move the file, or choose another folder",
-    errno.EEXIST: "this path is a file and must be a folder: move the file, or choose another folder",
+    errno.ENOTDIR: "a part of this path is a file, but must be a folder: move the file, or choose another folder",
+    errno.EEXIST: "this path is a file, but must be a folder: move the file, or choose another folder",
     errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ELOOP: "a link in this path leads back to itself: remove it, or name another path",
-    errno.EIO: f"the disk failed to read or write: check it {RERUN_HINT}",
-    errno.ESTALE: f"the network file system lost this file: mount it again {RERUN_HINT}",
+    errno.ELOOP: "a link in this path points to itself: remove the link, or name another path",
+    errno.EIO: f"the disk failed to read or write: check the disk {RERUN_HINT}",
+    errno.ESTALE: f"the network file system lost this file: mount the file system again {RERUN_HINT}",
     errno.EMFILE: f"raise the limit on open files (ulimit -n) {RERUN_HINT}",
     errno.EBUSY: f"another program uses this file: close that program {RERUN_HINT}",
 }
@@ -55,7 +55,7 @@ _digest_cache: dict[tuple[int, int, int, int, int], str] = {}
 
 @contextlib.contextmanager
 def as_user_errors(path: Path) -> Iterator[None]:
-    """Raise operating-system errors about a path as UserError."""
+    """Convert operating-system errors about a path to UserError."""
     try:
         yield
     except OSError as fault:
@@ -79,14 +79,14 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path, *, torn: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number (from 1) and record of each line. Raises UserError for a line that is not a JSON object.
+    """The number (from 1) and record of each line. Raises UserError for a line that is not a JSON object.
 
-    torn  whether to skip an incomplete last line, and lines that a power loss damaged
+    torn  whether to skip an incomplete last line and lines that a power loss damaged
     """
     with as_user_errors(path), open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if torn and not line.endswith(b"\n"):
-                return  # another process may have written the rest by now, which is not a complete line either
+                return  # do not read on: another process may have appended the rest of this line
             if not line.strip() or (torn and NUL_BYTE in line):
                 continue
             where = f"{path} line {number}"
@@ -102,9 +102,9 @@ def read_jsonl(path: Path, *, torn: bool = False) -> Iterator[tuple[int, dict[st
 
 
 def read_complete_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records in the complete lines of a file that another process may append to. A missing file has none.
+    """The records in the complete lines of a file to which another process may append. Empty for a missing file.
 
-    An incomplete last line stays in the file: the next `Appender` cuts it off.
+    An incomplete last line stays in the file; the next `Appender` cuts it off.
     """
     if path.exists():
         for _, row in read_jsonl(path, torn=True):
@@ -112,27 +112,27 @@ def read_complete_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def iter_records(kind: type[Record], path: Path, *, torn: bool = False) -> Iterator[Record]:
-    """The records of a JSONL file; see `read_jsonl`. Raises UserError for a line that is not a record of this kind."""
+    """The records of a JSONL file; see `read_jsonl`. Raises UserError if a line is not a record of the class `kind`."""
     for number, row in read_jsonl(path, torn=torn):
         yield _parse_record(kind, row, f"{path} line {number}")
 
 
 def read_record(kind: type[Record], path: Path) -> Record:
-    """The record in a JSON file. Raises UserError if the file holds anything else."""
+    """The record in a JSON file. Raises UserError if the file is not a record of the class `kind`."""
     return _parse_record(kind, read_json(path), str(path))
 
 
 def read_records(kind: type[Record], path: Path) -> list[Record]:
-    """The records in a JSON file that holds a list of them. Raises UserError if it holds anything else."""
+    """The list of records in a JSON file. Raises UserError if the file is not a list of records of the class `kind`."""
     rows = read_json(path)
     if not isinstance(rows, list):
-        raise _record_error("the file does not hold a list", path, type(rows).__name__)
+        raise _record_error("the file is not a JSON list", path, type(rows).__name__)
     return [_parse_record(kind, row, f"{path} entry {number}") for number, row in enumerate(rows, 1)]
 
 
 @contextlib.contextmanager
 def as_format_errors(path: Path) -> Iterator[None]:
-    """Raise the errors of taking a run's JSON file apart as UserError: somebody has changed the file."""
+    """Convert errors from parsing the content of a run's JSON file to UserError: somebody has changed the file."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as fault:
@@ -156,8 +156,8 @@ def _record_error(what: str, where: object, found: object, hint: str = RESTORE_H
 def file_digest(path: Path, tick: Callable[[int], object] | None = None) -> str:
     """SHA-256 of a file in hexadecimal; for a folder, SHA-256 over the names and digests of its files.
 
-    A file that this process has digested before is not read again if its size and time stamps are the same. `tick`
-    receives the number of bytes of each read.
+    A file that this process has already digested is not read again if its size and time stamps are unchanged. `tick` is
+    called with the number of bytes of each read.
     """
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
@@ -173,26 +173,27 @@ def file_digest(path: Path, tick: Callable[[int], object] | None = None) -> str:
             digest.update(view[:count])
             if tick is not None:
                 tick(count)
-        # Not cached if the file changed meanwhile, or so shortly before that the time stamps may not show it.
+        # Do not cache the digest if the file changed while it was read, or so shortly before that a change after the
+        # read may leave the same time stamps.
         if state == _file_state(os.fstat(file.fileno())) and start_ns - max(state[3:]) > RACE_WINDOW_NS:
             _digest_cache[state] = digest.hexdigest()
     return digest.hexdigest()
 
 
 def is_digest_cached(path: Path) -> bool:
-    """Whether `file_digest` would not have to read the file."""
+    """Whether `file_digest` can return the digest without reading the file."""
     return _file_state(path.stat()) in _digest_cache
 
 
 def _file_state(stat: os.stat_result) -> tuple[int, int, int, int, int]:
-    """What a write to a file changes: device, inode, size, and two time stamps in ns."""
+    """Properties of a file that a write changes: device, inode, size, and two time stamps in ns."""
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def folder_fingerprint(path: Path) -> str:
     """SHA-256 over the names, the sizes, and the first and last MiB of every file in a folder of weights.
 
-    It takes milliseconds for tens of GB. It does not see a change in the middle of a file whose size stays the same.
+    Takes milliseconds for tens of GB. A change in the middle of a file that keeps its size is not detected.
     """
     digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
@@ -208,5 +209,5 @@ def folder_fingerprint(path: Path) -> str:
 
 
 def _refuse_non_finite(name: str) -> None:
-    """Refuse NaN and the infinities, which Python's JSON reader accepts: no record of ours may hold them."""
+    """Refuse NaN and the infinities, which Python's JSON reader accepts, but which no file of potstill may contain."""
     raise ValueError(f"{name} is not valid JSON")

@@ -1,4 +1,4 @@
-"""The locks that keep other processes out of a run's folder, and the log of what depends on the machine.
+"""The locks of a run's folder, and the log of machine-dependent facts.
 
     >>> import tempfile; folder = Path(tempfile.mkdtemp())
     >>> with lock_run(folder):
@@ -6,7 +6,7 @@
     >>> [row["event"] for _, row in read.read_jsonl(folder / "log.jsonl")]
     ['train']
 
-Time, speed, memory and library versions go to `log.jsonl` and nowhere else; no digest covers it.
+Time, speed, memory and library versions are written only to `log.jsonl`, which no digest covers.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ SHARD_LOCK: Final = ".shard-{}.lock"
 
 @contextlib.contextmanager
 def lock_run(run_dir: Path, *, wait: float = 0, allow_shards: bool = False) -> Iterator[None]:
-    """Lock a run for this process. The lock ends with the process, however it ends.
+    """Lock a run for this process. The lock ends with the process, even if the process is killed.
 
     wait          seconds to wait for another process
     allow_shards  whether other processes may sample shards of the run meanwhile
 
-    Raises UserError if another process holds the run, or one of its shards.
+    Raises UserError if another process holds the lock of the run or of one of its shards.
     """
     with hold_lock(run_dir, ".lock", wait, "another process is working on this run"):
         for lock in () if allow_shards else sorted(run_dir.glob(SHARD_LOCK.format("*"))):
@@ -45,17 +45,17 @@ def lock_run(run_dir: Path, *, wait: float = 0, allow_shards: bool = False) -> I
 
 
 def lock_shard(run_dir: Path, number: int, count: int) -> contextlib.AbstractContextManager[None]:
-    """Lock one shard of a run's sampling for this process. Raises UserError if another process holds it."""
+    """Lock one shard of a run's sampling for this process. Raises UserError if another process holds the lock."""
     name = SHARD_LOCK.format(f"{number}-of-{count}")
     return hold_lock(run_dir, name, 0, f"another process is sampling shard {number}/{count} of this run")
 
 
 @contextlib.contextmanager
 def hold_lock(folder: Path, name: str, wait: float, message: str) -> Iterator[None]:
-    """Hold the lock file `name` in a folder, after at most `wait` seconds.
+    """Lock the file `name` in a folder. Waits at most `wait` seconds for another process.
 
-    Raises UserError(message) if another process holds it, and if the disk cannot lock files. A marker file would be no
-    substitute for a lock: it would outlive a killed process and keep every later one out.
+    Raises UserError(message) if another process holds the lock, and UserError if the disk cannot lock files. A marker file
+    would be no substitute for a lock: it would outlive a killed process and block all later processes.
     """
     import inspect
 
@@ -74,7 +74,9 @@ def hold_lock(folder: Path, name: str, wait: float, message: str) -> Iterator[No
         raise UserError(message, code="E-run-locked", where=folder, found=holder, hint=hint) from None
     except (OSError, NotImplementedError) as fault:
         what = "this disk cannot lock files, so two processes could write to one run"
-        hint = "mount it with locks (NFS: lockd or -o local_lock=flock; Lustre: -o flock), or put runs/ on another disk"
+        hint = (
+            "mount the disk with locks (NFS: lockd or -o local_lock=flock; Lustre: -o flock), or move runs/ elsewhere"
+        )
         raise UserError(what, code="E-storage-no-locks", where=folder / name, found=fault, hint=hint) from None
     try:
         yield
@@ -83,7 +85,7 @@ def hold_lock(folder: Path, name: str, wait: float, message: str) -> Iterator[No
 
 
 def running_shards(run_dir: Path) -> list[str]:
-    """The shards of a run that processes are sampling now, such as `3-of-8`."""
+    """The shards of a run that other processes are sampling now, such as `3-of-8`."""
     running = []
     for lock in sorted(run_dir.glob(SHARD_LOCK.format("*"))):
         try:
@@ -99,7 +101,7 @@ def _describe_holder(run_dir: Path, name: str) -> str:
     match = re.fullmatch(SHARD_LOCK.format(r"(\d+)-of-(\d+)").replace(".", r"\."), name)
     shard = "/".join(match.groups()) if match else None
     start: dict[str, Any] = {}
-    with contextlib.suppress(UserError):  # this message is not about a log that cannot be read
+    with contextlib.suppress(UserError):  # an unreadable log must not hide the message about the lock
         for row in read.read_complete_lines(run_dir / "log.jsonl"):
             if row.get("event") == "start" and row.get("shard") == shard:
                 start = row
@@ -124,7 +126,7 @@ def append_log(run_dir: Path, event: str, **values: object) -> None:
 
 
 def cache_folder() -> Path:
-    """The folder of downloaded and converted files: POTSTILL_CACHE, else `potstill` in the platform's cache folder."""
+    """The folder of downloaded and converted files: POTSTILL_CACHE, or `potstill` in the platform's cache folder."""
     folder = os.environ.get("POTSTILL_CACHE")
     if folder:
         return Path(folder)

@@ -1,4 +1,4 @@
-"""Segments hold chains as they arrive, one JSON line each; `merge_segments` puts them in the order of their keys.
+"""Segments: files of chains in the order of arrival, one JSON line per chain. `merge_segments` sorts them by key.
 
     >>> import tempfile; from dataclasses import replace; from potstill.records import END
     >>> folder = Path(tempfile.mkdtemp())
@@ -13,9 +13,9 @@
     >>> list(merge_segments(folder)) == [chain, replace(chain, index=1)]
     True
 
-Every process that samples has its own segment, so that none waits for another. A complete line is a stored chain. An
+Every process that samples has its own segment, so no process waits for another. A complete line is a stored chain. An
 incomplete last line is ignored, and the next writer cuts it off. Lines that a power loss damaged are skipped. Memory
-holds one bit per chain while sampling and 32 bytes per chain while merging, never the chains.
+holds one bit per chain while sampling and 32 bytes per chain while merging, but never the chains.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from potstill.storage.read import NUL_BYTE, as_user_errors
 ChainKey = tuple[str, str, int]  # question, source, index
 Item = TypeVar("Item")
 SEGMENT_PATTERN: Final = "segment-*.jsonl"
-TEXT_FIELD: Final = b',"text":'  # what follows a chain's key; inside a text its quotation marks would be escaped
+TEXT_FIELD: Final = b',"text":'  # follows the key of a chain; unique, because quotation marks in a text are escaped
 CHAIN_FAULTS: Final = (KeyError, TypeError, ValueError, AttributeError, AssertionError, RecursionError)
 _encode: Final = msgspec.json.Encoder().encode  # five times as fast as json
 _decode: Final = msgspec.json.Decoder().decode
@@ -52,7 +52,7 @@ def encode_chain(chain: Chain) -> bytes:
         data = _encode(row)
     except UnicodeEncodeError:  # half of a surrogate pair
         return atomic.encode_json_line(row)
-    if b",null]" in data:  # the encoder writes null for a number that is not finite; a text may also hold this
+    if b",null]" in data:  # the encoder writes null for a number that is not finite, but a text may contain it, too
         return atomic.encode_json_line(row)
     return data + b"\n"
 
@@ -61,7 +61,7 @@ def decode_chain(data: bytes) -> Chain:
     """The inverse of `encode_chain`. Raises one of CHAIN_FAULTS if the line is not a chain."""
     try:
         row = _decode(data)
-    except msgspec.DecodeError:  # it refuses half of a surrogate pair, and says less about a fault
+    except msgspec.DecodeError:  # msgspec refuses half of a surrogate pair, and its errors say less
         row = json.loads(data)
     return from_json(Chain, row)
 
@@ -78,7 +78,7 @@ class Shard:
     count: int
 
     def of(self, items: Sequence[Item]) -> Sequence[Item]:
-        """The items of this shard: every `count`-th."""
+        """The items of this shard: every `count`-th item, from item `number` on."""
         return items[self.number - 1 :: self.count]
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ UNSHARDED: Final = Shard(1, 1)
 
 
 class ChainKeySet:
-    """The keys of the stored chains: one bit per chain, and one entry per question and source."""
+    """A set of chain keys, stored as one bit per chain and one entry per question and source."""
 
     def __init__(self) -> None:
         self._bits: dict[tuple[str, str], int] = {}
@@ -122,7 +122,7 @@ def segment_paths(folder: Path) -> list[Path]:
 
 
 def stored_keys(paths: Iterable[Path]) -> ChainKeySet:
-    """The keys of all complete lines of some segments. Raises UserError for a line that is not a chain."""
+    """The keys of all complete lines of the segments. Raises UserError for a line that is not a chain."""
     stored = ChainKeySet()
     for path in paths:
         for key, _, _ in _iter_lines(path):
@@ -131,12 +131,14 @@ def stored_keys(paths: Iterable[Path]) -> ChainKeySet:
 
 
 def merge_segments(folder: Path) -> Iterator[Chain]:
-    """Every chain of a folder's segments once, in the order of the keys. If two chains have one key, it is the one that
-    was stored first in the first segment. Raises UserError for a line that is not a chain."""
+    """Every chain of a folder's segments once, in the order of the keys. Raises UserError for a line that is not a chain.
+
+    If several chains have the same key, the first chain of the first segment is yielded.
+    """
     import numpy
 
     paths = segment_paths(folder)
-    names: dict[str, int] = {}  # question or source -> number; a row of the table holds numbers only
+    names: dict[str, int] = {}  # question or source -> number; the table contains only numbers
     columns = {column: array("q") for column in ("question", "source", "index", "file", "start", "length")}
     for file, path in enumerate(paths):
         for (question, source, index), start, length in _iter_lines(path):
@@ -172,7 +174,7 @@ def merge_segments(folder: Path) -> Iterator[Chain]:
 
 
 def _iter_lines(path: Path) -> Iterator[tuple[ChainKey, int, int]]:
-    """Key, first byte and length of every complete line. It parses only the part of a line before the text."""
+    """Key, first byte and length of every complete line. Only the part of a line before the text is parsed."""
     start = 0
     with as_user_errors(path), open(path, "rb") as file:
         for number, line in enumerate(file, 1):
