@@ -1,11 +1,11 @@
-"""Distil one ability of a large language model into a small one, and measure what it cost.
+"""Distil an ability of a large language model into a small model, and measure which other abilities it loses.
 
     >>> import potstill as ps
     >>> ps.grade("So she pays 2 x 9 dollars. The answer is $18.", "18", task="gsm8k").grade
     'right'
     >>> chunks = ps.align.spans([(0, 2), (2, 5)], [(0, 5)])
 
-Every name is loaded when it is first used, so that `import potstill` is fast.
+Every name is loaded at its first use, so that `import potstill` is fast.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Public name -> (module, name in it); None: the module itself.
+# Public name -> (module, name in the module); None: the module itself.
 _EXPORTS: Final[dict[str, tuple[str, str | None]]] = {
     "run": ("run_reader", "run"),
     "open_run": ("run_reader", "open_run"),

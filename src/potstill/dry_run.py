@@ -1,9 +1,9 @@
-"""The plan of a run: what it would read, sample, train and evaluate, and about how much that is.
+"""The plan of a run: the questions, chains, training and evaluation, with estimates of their size.
 
     print(describe_run(load_recipe(path)))        # what `potstill run RECIPE --dry-run` prints
 
-Models or chains that are missing are named, and everything that does not depend on them is still estimated. Lengths are
-means over the first training questions and their own solutions, in place of the teacher's chains.
+Missing models and chains are listed, and everything that does not depend on them is still estimated. Lengths are means
+over the first training questions and their own solutions, because the teacher's chains do not exist yet.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from potstill.recipe import Recipe
 from potstill.records import Question, Split
 from potstill.training import examples, on_policy
 
-SAMPLE_QUESTIONS = 200  # training questions whose prompts and solutions are tokenized to estimate lengths
-FLOPS_RATES = (1e13, 1e14, 4e14)  # operations per second; the plan gives a time for each
-BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, 32 bits each
-FEW_QUESTIONS = 100  # the plan gives the uncertainty of a score over fewer questions
+SAMPLE_QUESTIONS = 200  # number of training questions whose prompts and solutions are tokenized to estimate lengths
+FLOPS_RATES = (1e13, 1e14, 4e14)  # operations per second; the plan has a time for each rate
+BYTES_PER_PARAMETER = 16  # weight, gradient and two moments of 32 bits
+FEW_QUESTIONS = 100  # below this number, the plan states the uncertainty of a score
 INDENT = " " * 18
 Sets = dict[str, dict[str, list[Question]]]  # set -> split -> questions
 
 
 def describe_run(recipe: Recipe) -> str:
-    """The plan as plain text. Raises UserError for anything that would stop the run before its first stage."""
+    """The plan as plain text. Raises UserError if the run could not start its first stage."""
     downloads = any(spec.file is None or spec.hub is not None for spec in recipe.sets.values())
     cache = " except downloaded sets" if downloads else ""
     assembled = assemble.assemble_questions(recipe)
@@ -53,7 +53,7 @@ def describe_run(recipe: Recipe) -> str:
 
 
 def _section(build: Callable[[], list[str]], name: str) -> list[str]:
-    """A part of the plan. If something that it needs is missing, the list of problems at the end names it."""
+    """A part of the plan. If an input is missing, the part says so, and the list of problems at the end names it."""
     try:
         return build()
     except UserError as fault:
@@ -89,7 +89,7 @@ def _question_lines(assembled: assemble.AssembledQuestions) -> list[str]:
     equal = "except for numbers and names"
     if assembled.dropped:
         lines.append(
-            f"  templates       {assembled.dropped} training questions left out: they equal evaluated ones {equal}"
+            f"  templates       {assembled.dropped} training questions left out: they equal evaluated questions {equal}"
         )
     else:
         for name, by_split in assembled.templates.items():
@@ -110,7 +110,7 @@ def _student_lines(recipe: Recipe) -> list[str]:
             chat = _open_chat_template(recipe)
         weights = str(path) if path else f"{section.model} is missing: the run would stop at train"
     if count is None:
-        return [f"student           {weights}; its size is unknown without it (set student.shape too)", ""]
+        return [f"student           {weights}; its size is unknown unless student.shape is also set", ""]
     gib, lora = count / 2**30, recipe.train.lora
     per_parameter = 4 if lora else BYTES_PER_PARAMETER
     parts = f"weights; adapters of rank {lora} on top" if lora else "weights, gradients and AdamW"
@@ -124,7 +124,7 @@ def _student_lines(recipe: Recipe) -> list[str]:
         f"{INDENT}and the activations of {recipe.train.batch_tokens} tokens",
     ]
     if recipe.train.sharding == "full":
-        lines.append(f"{INDENT}all but the activations split among the processes")
+        lines.append(f"{INDENT}everything except the activations is split among the processes")
     saved = f"{_checkpoint_count(recipe)} of {4 * gib:.2f} GiB"
     return [*lines, f"  checkpoints     {saved}, and the engine state of the newest: {engine}", ""]
 
@@ -147,7 +147,7 @@ def _thought_lines(chat: models.ChatTemplate | None) -> list[str]:
 
 
 def _training_lines(recipe: Recipe, train: Sequence[Question]) -> list[str]:
-    """The lines about training. Raises UserError for anything that would stop training."""
+    """The lines about training. Raises UserError if training would fail."""
     section = recipe.train
     sample = splits.sample_by_hash(train, SAMPLE_QUESTIONS)
     lengths = _mean_lengths(recipe, sample)
@@ -160,14 +160,14 @@ def _training_lines(recipe: Recipe, train: Sequence[Question]) -> list[str]:
     for name, quota in quotas.items():
         prompt, target = lengths[name]
         share, rows = quota / sum(quotas.values()), chains_per_prompt if prompts.FORMATS[name].rationale else 1
-        tokens += share * (prompt + target * rows)  # the chains of a prompt share it
+        tokens += share * (prompt + target * rows)  # the chains of a prompt share its tokens
         supervised += share * target * rows
     lines = _format_lines(recipe, train, chains, lengths)
     step_tokens = tokens * section.prompts_per_step
     total, learnt = step_tokens * section.steps, supervised * section.prompts_per_step * section.steps
     lines += [
         f"  steps           {section.steps} of {section.prompts_per_step} prompts: {step_tokens:.0f} tokens per step,",
-        f"{INDENT}{total:.3g} in all, {learnt:.3g} of them supervised",
+        f"{INDENT}{total:.3g} in total, of which {learnt:.3g} are supervised",
     ]
     if (parameters := _parameter_count(recipe)) is not None:
         flops, local_rate = 6 * parameters * total, _measure_flops()
@@ -189,7 +189,7 @@ def _training_lines(recipe: Recipe, train: Sequence[Question]) -> list[str]:
 
 
 def _mean_lengths(recipe: Recipe, sample: Sequence[Question]) -> dict[str, tuple[float, float]]:
-    """By format: the mean numbers of tokens of a prompt and of its target, over some questions."""
+    """Format -> mean number of tokens of a prompt and of its target, over the questions of `sample`."""
     tokenizer = models.tokenizer_from_recipe(recipe)
     chat = _open_chat_template(recipe)
     demonstrations = [
@@ -221,7 +221,7 @@ def _mean_lengths(recipe: Recipe, sample: Sequence[Question]) -> dict[str, tuple
 def _format_lines(
     recipe: Recipe, train: Sequence[Question], chains: int | None, lengths: dict[str, tuple[float, float]]
 ) -> list[str]:
-    """One line per format, and what the columns mean."""
+    """One line per format, and the meaning of the columns."""
     lines = ["training              rows  tokens  weight  epochs  prompt  target"]
     at_least = "" if teachers.from_recipe(recipe).right_by_definition else ">="
     targets = {name: target for name, (_, target) in lengths.items()}
@@ -236,7 +236,7 @@ def _format_lines(
         lines.append(f"{INDENT}replay adds {rows} rows to each step with {share:.0%} of its weight")
     lines += [
         f"{INDENT}rows, tokens, weight: shares of rows, supervised tokens and gradient",
-        f"{INDENT}epochs: how often a chain is seen; in a format without rationales, an answer",
+        f"{INDENT}epochs: passes over the chains (in a format without rationales, over the answers)",
     ]
     if at_least and chains is not None:
         lines.append(f"{INDENT}(>= because some of the {chains} chains may be wrong or dropped)")
@@ -264,7 +264,7 @@ def _evaluation_lines(recipe: Recipe, sets: Sets) -> list[str]:
 
 
 def _student_folder(recipe: Recipe) -> Path | None:
-    """The student's folder; None if its model cannot be had."""
+    """The folder of the student's model; None if the model is not available."""
     try:
         return models.model_folder(recipe) if recipe.student.model else None
     except UserError:
@@ -286,7 +286,7 @@ def _checkpoint_count(recipe: Recipe) -> int:
 
 
 def _measure_flops() -> float:
-    """Operations per second of a matrix product in 32 bits, the best of three."""
+    """Operations per second of a matrix product in float32, the best of three measurements."""
     n = 1024
     matrix = numpy.ones((n, n), dtype=numpy.float32)
     best = float("inf")

@@ -1,4 +1,4 @@
-"""Decode HTTP bodies as they arrive, up to a maximum size.
+"""Decoding of HTTP bodies as they arrive, up to a maximum size.
 
     >>> import gzip
     >>> decode = BodyDecoder("gzip", max_bytes=10)
@@ -8,8 +8,8 @@
     Traceback (most recent call last):
     potstill.http_body.BodyTooLarge: more than 1000 bytes
 
-HTTP libraries decompress whole chunks, and a chunk of 64 KiB may hold 64 MiB or, compressed repeatedly, far more. So
-gzip and deflate are decompressed here, and other encodings are refused.
+HTTP libraries decompress whole chunks, and a chunk of 64 KiB may decompress to 64 MiB or, if it was compressed
+repeatedly, to far more. Therefore, gzip and deflate are decompressed here, and other encodings are refused.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class BodyTooLarge(Exception):
 
 
 class BodyDecoder:
-    """Turns the chunks of a body into its content, of at most `max_bytes` bytes.
+    """Decodes the chunks of a body. The content may have at most `max_bytes` bytes.
 
-    encoding  the header Content-Encoding. Raises ValueError for an encoding that no request accepts.
+    encoding  value of the header Content-Encoding. Raises ValueError for an encoding that potstill never requests.
     """
 
     def __init__(self, encoding: str | None, max_bytes: int) -> None:
@@ -35,7 +35,7 @@ class BodyDecoder:
         self._compressed, self._stream = name != "identity", zlib.decompressobj(47)  # 47: gzip or zlib, by its header
 
     def __call__(self, chunk: bytes) -> bytes:
-        """The content of the next chunk. Raises BodyTooLarge, and ValueError if it cannot be decompressed."""
+        """The content of the next chunk. Raises BodyTooLarge, or ValueError if the chunk cannot be decompressed."""
         if not self._compressed:
             return self._count(chunk)
         parts = []
@@ -45,7 +45,7 @@ class BodyDecoder:
             except zlib.error as error:
                 raise ValueError(f"the body cannot be decompressed ({error})") from None
             chunk = self._stream.unused_data
-            if self._stream.eof:  # one compressed file may follow another
+            if self._stream.eof:  # another compressed stream may follow
                 self._stream = zlib.decompressobj(47)
         return b"".join(parts)
 

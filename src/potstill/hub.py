@@ -6,8 +6,7 @@ the metadata of model cards.
 
 The environment variables of huggingface_hub apply: HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE. A branch or a tag is
 resolved to a commit before anything is downloaded, and the commit is returned, so that a caller can record it. Without a
-connection nothing is taken from the cache in silence: with HF_HUB_OFFLINE=1 the cached commit is used, else the error is
-raised.
+connection, an error is raised; the cached commit is used only with HF_HUB_OFFLINE=1.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from potstill.errors import UserError
 
 HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 COMMIT: Final = re.compile(r"[0-9a-f]{40}")
-# What a model needs and no more: never pickled weights, and no copies of the weights for other tools.
+# The files that a model needs. Never pickled weights, and no copies of the weights for other tools.
 MODEL_FILES: Final = (
     "*.safetensors",
     "*.json",
@@ -63,8 +62,10 @@ class Snapshot:
 
 
 def is_hub_name(text: str) -> bool:
-    """Whether a text has the form `owner/name`. A relative path of two parts has it too: callers look for the folder
-    first."""
+    """Whether a text has the form `owner/name`.
+
+    A relative path of two parts has the same form, so callers look for a folder first.
+    """
     return HUB_NAME.fullmatch(text) is not None
 
 
@@ -77,13 +78,13 @@ def endpoint() -> str:
 
 
 def download_model(name: str, revision: str | None, *, key: str) -> Snapshot:
-    """Download what a model needs (safetensors, configuration, tokenizer), or find it in the cache.
+    """Download the files of a model (safetensors, configuration, tokenizer), or find them in the cache.
 
     name      `owner/name`
     revision  branch, tag or commit; None for the default branch
-    key       of the recipe, for messages
+    key       recipe key, for messages
 
-    Raises UserError if the repository, its revision or the network is not there, and if access is refused.
+    Raises UserError if the repository or the revision does not exist, without a network, and if access is refused.
     """
     import huggingface_hub as library
 
@@ -100,7 +101,7 @@ def download_model(name: str, revision: str | None, *, key: str) -> Snapshot:
             except library.errors.LocalEntryNotFoundError:
                 if is_offline():
                     raise
-        # Without this request a hub that cannot be reached would mean the cached copy, whatever its age.
+        # Without this request, huggingface_hub would use a cached copy of any age if the hub cannot be reached.
         commit = library.HfApi(endpoint=endpoint()).model_info(name, revision=revision).sha
         snapshot = _snapshot(library.snapshot_download(**arguments, revision=revision))
     if snapshot.commit != commit:
@@ -115,12 +116,12 @@ def download_model(name: str, revision: str | None, *, key: str) -> Snapshot:
 
 
 def download_dataset_file(name: str, file: str, commit: str, *, key: str) -> Path:
-    """The path in the cache of one file of a data set's repository at a commit. Errors as of `download_model`."""
+    """The cached path of a file of a data set's repository at a commit. Raises UserError as `download_model` does."""
     return _download_file("dataset", name, file, commit, key)
 
 
 def download_model_file(name: str, file: str, commit: str, *, key: str) -> Path:
-    """The path in the cache of one file of a model's repository at a commit. Errors as of `download_model`."""
+    """The cached path of a file of a model's repository at a commit. Raises UserError as `download_model` does."""
     return _download_file("model", name, file, commit, key)
 
 
@@ -140,7 +141,7 @@ def _snapshot(folder: str) -> Snapshot:
 
 @contextlib.contextmanager
 def _hub_errors(key: str, name: str, revision: str | None, file: str = "") -> Iterator[None]:
-    """Turn an error of huggingface_hub into one of the user."""
+    """Convert errors of huggingface_hub to UserError."""
     import httpx2
     from huggingface_hub import errors
 
@@ -163,7 +164,7 @@ OTHER_ERROR: Final = (
 
 
 def _errors_table() -> list[tuple[Any, str, str, str]]:
-    """Errors of huggingface_hub, the most special ones first, with code, message and hint."""
+    """Error classes of huggingface_hub, subclasses first, with code, message and hint."""
     from huggingface_hub import errors
 
     return [
@@ -182,7 +183,7 @@ def _errors_table() -> list[tuple[Any, str, str, str]]:
         (
             errors.RepositoryNotFoundError,
             "E-hub-no-repository",
-            "there is neither such a folder nor such a repository on the hub",
+            "neither a folder nor a repository on the hub has this name",
             "check the name; a private repository needs HF_TOKEN",
         ),
         (
@@ -194,7 +195,7 @@ def _errors_table() -> list[tuple[Any, str, str, str]]:
         (
             (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled),
             "E-hub-offline",
-            "the files are not in the cache, and HF_HUB_OFFLINE forbids to download them",
+            "the files are not in the cache, and HF_HUB_OFFLINE forbids downloads",
             "run once without HF_HUB_OFFLINE=1, or give a folder",
         ),
     ]

@@ -1,10 +1,10 @@
-"""Checks before anything is paid for: what would stop a run at one of its later stages.
+"""Preflight checks: find problems of later stages before a run spends anything.
 
     for problem in find_problems(recipe, ("sample", "train")):
         print(problem.stage, problem.fault)
 
-`--dry-run` prints all problems. A run raises the first one that belongs to a stage it is asked to make, before it
-samples, and prints those of later stages. There is no other list of checks.
+`--dry-run` prints all problems. Before it samples, a run raises the first problem of a stage that it will make, and prints
+the problems of later stages. There is no other list of checks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from potstill.training import examples, loss_from_recipe
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What would stop a stage. later: it may still be fixed while earlier stages are made."""
+    """A problem that would stop a stage. later: whether it may still be fixed while earlier stages are made."""
 
     stage: str
     fault: UserError
@@ -34,10 +34,10 @@ class Problem:
 def find_problems(
     recipe: Recipe, stages: Sequence[str], run_dir: Path | None = None, *, weights: bool = True
 ) -> list[Problem]:
-    """What would stop some stages of a recipe, in their order, each problem once.
+    """The problems that would stop the stages of a recipe, in the order of the stages, each problem once.
 
-    run_dir  of the run, whose finished stages are skipped
-    weights  whether to read the weights of models too, which takes as long as reading their files once
+    run_dir  the folder of the run; its finished stages are skipped
+    weights  whether to check the weights of models, too; this takes as long as reading their files once
     """
     problems: dict[tuple[str, str], Problem] = {}
     for stage, check in _iter_checks(recipe, stages, run_dir, weights):
@@ -53,7 +53,7 @@ def find_problems(
 def _iter_checks(
     recipe: Recipe, stages: Sequence[str], run_dir: Path | None, weights: bool
 ) -> Iterator[tuple[str, Callable[[], object]]]:
-    """What each stage needs, as functions that raise UserError if it is missing."""
+    """Pairs of a stage and a function that raises UserError if the stage lacks something that it needs."""
     for stage in stages:
         yield stage, lambda stage=stage: open_stage(stage).inputs(recipe, run_dir)
     if recipe.has_teacher:
@@ -72,7 +72,7 @@ def _iter_checks(
     else:
         yield first, lambda: _check_shape(recipe)
     if recipe.train.lora:
-        yield "train", lambda: check_installed("peft", "train.lora", "leave train.lora out")
+        yield "train", lambda: check_installed("peft", "train.lora", "remove train.lora")
     if recipe.has_teacher:
         yield "train", lambda: loss_from_recipe(recipe)
     if recipe.on_policy is not None:
@@ -109,13 +109,15 @@ def _check_engine(recipe: Recipe) -> None:
 
 
 def _check_temperature(recipe: Recipe, run_dir: Path | None) -> None:
-    """Raise UserError if several samples of a question would be the same text, and each is paid for. A run that has
-    started to sample may continue."""
+    """Raise UserError if the user would pay for several samples of a question that are the same text.
+
+    A run that has started to sample may continue.
+    """
     teacher = recipe.teacher
     folder = None if run_dir is None else run_dir / "sample"
     begun = folder is not None and ((folder / "chains.parquet").exists() or segments.segment_paths(folder))
     if teacher.temperature == 0 and teacher.samples > 1 and not begun:
-        what = f"temperature 0 gives the same text {teacher.samples} times, and each is paid for"
+        what = f"temperature 0 gives the same text {teacher.samples} times, and all of them are paid for"
         found = f"{teacher.samples} with teacher.temperature 0"
         hint = "set teacher.samples: 1, or a temperature above 0"
         raise UserError(what, code="E-recipe-equal-samples", where="teacher.samples", found=found, hint=hint)

@@ -1,10 +1,10 @@
-"""Makes the stages of a run, one after the other, each in its own folder.
+"""The runner: makes the stages of a run in order, each in its own folder.
 
     from potstill import recipe, runner
     run_dir = runner.run(recipe.load_recipe(Path("recipes/gsm8k-human.yaml")))
 
-A finished stage that still fits the recipe is not made again. An interrupted stage is resumed. A stage that was made from
-something else is an error that lists the differences; `redo` allows it to be made again.
+A finished stage that still matches the recipe is not made again. An interrupted stage is resumed. If a stage was made
+from other inputs, an error lists the differences; `redo` allows making the stage again.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from potstill.storage.segments import Shard
 if TYPE_CHECKING:
     from potstill.training.distributed import ProcessGroup
 
-SLOW_VERIFY_BYTES: Final = 1 << 30  # reading more takes over two seconds, so a progress bar is shown
-SHARD_LOCK_TIMEOUT: Final = 600.0  # seconds that a shard waits for another process to collect the questions
+SLOW_VERIFY_BYTES: Final = 1 << 30  # above this, reading takes over two seconds, and a progress bar is shown
+SHARD_LOCK_TIMEOUT: Final = 600.0  # seconds that a shard waits while another process collects the questions
 Consent = bool | Callable[[str], bool]
 
-# Not part of an identity: the commit that a revision resolves to is among the inputs of its stages.
+# Keys that are not part of an identity: the commit of a revision is an input of its stages instead.
 REVISION_KEYS: Final = ("student.revision", "teacher.revision", "teacher.score.revision", "on_policy.scorer_revision")
 # Part of an identity only if they are set.
 OPTIONAL_KEYS: Final = (
@@ -56,11 +56,11 @@ def run(
 ) -> Path:
     """Make every missing stage up to `until`, and return the run's folder.
 
-    redo  a stage whose folder is removed first, with those of all later stages
-    yes   whether this may remove chains of a server; or a function that receives a description of them and decides
+    redo  a stage to make again: its folder and the folders of all later stages are removed first
+    yes   whether `redo` may remove chains of a server; or a function from a description of these chains to the decision
 
-    Raises UserError for everything that only the user can fix; all finished work is kept. Problems of earlier stages,
-    and of what the redone stages read from outside, are found before anything is removed.
+    Raises UserError for every error that only the user can fix; all finished work is kept. Problems of earlier stages and
+    of external inputs of the redone stages are found before anything is removed.
     """
     run_dir = run_dir or default_run_dir(recipe)
     names = recipe_stages(recipe)
@@ -78,10 +78,10 @@ def run(
 
 
 def run_shard(recipe: Recipe, shard: Shard, *, run_dir: Path | None = None) -> Path:
-    """Sample one shard of a run; other processes sample the others at the same time. Afterwards `run` samples what is
-    missing and merges all shards. The first shard also collects the questions.
+    """Sample one shard of a run. Other processes may sample the other shards at the same time.
 
-    Raises UserError as `run` does, and if another process is sampling this shard.
+    The process that starts first also collects the questions. Afterwards, `run` samples missing chains and merges all
+    shards. Raises UserError as `run` does, and if another process is sampling this shard.
     """
     run_dir = run_dir or default_run_dir(recipe)
     with ExitStack() as stack:
@@ -100,17 +100,17 @@ def run_shard(recipe: Recipe, shard: Shard, *, run_dir: Path | None = None) -> P
         seconds = time.monotonic() - start
         run_folder.append_log(run_dir, "shard", shard=str(shard), chains=stored, seconds=round(seconds, 3))
     progress.print_line(f"shard {shard}: done, {stored} new chains  ({seconds:.1f} s)", "green")
-    progress.print_line(f"when all {shard.count} shards are done, merge them: potstill sample {run_dir}")
+    progress.print_line(f"when all {shard.count} shards are done, merge them with: potstill sample {run_dir}")
     return run_dir
 
 
 def run_batch(
     recipe: Recipe, results: Sequence[Path] = (), out: Path | None = None, *, run_dir: Path | None = None
 ) -> Path:
-    """Sample through batch files: store the chains of `results`, and finish the stage if none is missing then. Otherwise
-    write the requests for the missing chains into `out`.
+    """Sample through batch files.
 
-    Raises UserError as `run` does, and for results of another run.
+    Store the chains of `results`. If no chain is missing then, finish the stage; otherwise write the requests for the
+    missing chains into `out`. Raises UserError as `run` does, and for results of another run.
     """
     run_dir = run_dir or default_run_dir(recipe)
     with run_folder.lock_run(run_dir):
@@ -129,7 +129,7 @@ def run_batch(
 
 
 def find_outdated_stage(recipe: Recipe) -> str | None:
-    """The first stage of a run that does not fit the recipe or this version of potstill."""
+    """The first stage of a run that does not match the recipe or this version of potstill; None if all stages match."""
     current = _Run(default_run_dir(recipe), recipe)
     for name, before, now in current.iter_begun(current.stages):
         if manifest.identity_differences(before, now):
@@ -139,7 +139,7 @@ def find_outdated_stage(recipe: Recipe) -> str | None:
 
 
 def describe_paid_chains(run_dir: Path) -> str:
-    """The server's chains that a run holds, and what the run has spent, in words; empty if there are none."""
+    """A phrase with the number of server chains in a run, and the run's usage; empty without server chains."""
     folder = run_dir / "sample"
     if not (manifest.has_server_chains(run_dir) or (folder / "server.json").exists()):
         return ""
@@ -149,7 +149,7 @@ def describe_paid_chains(run_dir: Path) -> str:
 
 
 class _Run:
-    """A run whose lock this process holds. It reads the state of each stage from the disk once."""
+    """A run whose lock this process holds. The state of each stage is read from the disk once."""
 
     def __init__(self, run_dir: Path, recipe: Recipe, group: ProcessGroup | None = None) -> None:
         self.run_dir, self.recipe, self.group = run_dir, recipe, group
@@ -162,7 +162,10 @@ class _Run:
         return self._states[name]
 
     def forget_states(self, name: str) -> None:
-        """Making a stage may change the folders of later stages too: `train` evaluates its checkpoints."""
+        """Forget the cached states of a stage and of all later stages.
+
+        Making a stage may also change the folders of later stages: `train` may evaluate its checkpoints.
+        """
         for later in stages_from(name):
             self._states.pop(later, None)
 
@@ -184,7 +187,7 @@ class _Run:
             self.forget_states(redo)
         first_missing = next((name for name in wanted if self.state(name).manifest is None), None)
         if first_missing is not None:
-            self.verify(first_missing)  # before anything is read to check ahead
+            self.verify(first_missing)  # before the checks read any of these files
         self.check_ahead(self.stages, until)
         self.write_recipe()
         run_folder.append_log(self.run_dir, "start", **_machine_info())
@@ -211,12 +214,12 @@ class _Run:
         seconds = time.monotonic() - start
         usage = {"seconds": round(seconds, 3), "peak_memory_mib": process.peak_memory() >> 20}
         run_folder.append_log(self.run_dir, "done", stage=name, **usage)
-        # One line without nested counts; `potstill status` shows all.
+        # One line without nested counts; `potstill status` shows all counts.
         summary = ", ".join(f"{key} {value}" for key, value in counts.items() if isinstance(value, int | float | str))
         progress.print_line(f"{name:<9} {summary}  ({seconds:.1f} s)", "green")
 
     def begin_sample(self) -> bool:
-        """Collect the questions, begin the stage `sample` and check ahead. Returns whether it is already finished."""
+        """Collect the questions, check the later stages, and begin `sample`. Returns whether it is already finished."""
         self.check(self.stages)
         self.write_recipe()
         self.make("collect")
@@ -229,19 +232,20 @@ class _Run:
         return False
 
     def check(self, names: Collection[str]) -> None:
-        """Raise UserError if a stage that was begun does not fit the recipe, its inputs or the versions any more."""
+        """Raise UserError if a stage that has begun no longer matches the recipe, its inputs or the versions."""
         for name, before, now in self.iter_begun(names):
             manifest.check_identity(self.run_dir / name, before, now, stages_from(name))
             done = self.state(name).manifest
             if done is not None:
                 manifest.check_sizes(self.run_dir, done)
-                open_stage(name).grown(self.recipe, done.counts)  # raises if the recipe asks for less
+                open_stage(name).grown(self.recipe, done.counts)  # raises if the recipe requires less
 
     def check_ahead(self, names: Sequence[str], until: str, *, all_missing: bool = False) -> None:
-        """Look for problems of the stages before anything is made or removed. Raises UserError for the first problem of a
-        stage up to `until`, and prints those of later stages.
+        """Check the stages for problems before anything is made or removed.
 
-        all_missing  whether to ignore that some stages are finished, because they are to be made again
+        Raises UserError for the first problem of a stage up to `until`, and prints the problems of later stages.
+
+        all_missing  whether to check finished stages, too, because they will be made again
         """
         from potstill import preflight
 
@@ -257,8 +261,10 @@ class _Run:
             raise first
 
     def verify(self, name: str, done: Manifest | None = None) -> None:
-        """Raise UserError if the files that a stage reads are not what earlier stages wrote. done: its own manifest, if
-        it continues from its own files."""
+        """Raise UserError if files that a stage reads differ from what earlier stages wrote.
+
+        done  the stage's own manifest, if the stage continues from its own files, which are then checked, too
+        """
         manifests = [self.state(before).manifest for before in self.earlier(name)] + [done]
         finished = [manifest for manifest in manifests if manifest is not None]
         unread = open_stage(name).unread(self.run_dir, self.recipe)
@@ -268,9 +274,9 @@ class _Run:
                 verify_files(self.run_dir, done, unread, mebibyte_counter(tick))
 
     def iter_begun(self, names: Collection[str]) -> Iterator[tuple[str, Identity, Identity]]:
-        """Every stage that has made something, with the identity that it began with and the one that it would have now.
+        """Every stage that has made files, with the identity at its start and its current identity.
 
-        The digests of earlier stages are those that it began with: `check` checks these stages themselves.
+        The current identity has the earlier stages' digests from the start, because `check` checks those stages directly.
         """
         for name in names:
             state = self.state(name)
@@ -279,11 +285,11 @@ class _Run:
                 yield name, state.begun, self.identity(name, earlier)
 
     def earlier(self, name: str) -> list[str]:
-        """The stages of this run that a stage reads."""
+        """The stages of this run whose files a stage reads."""
         return [before for before in open_stage(name).after if before in self.stages]
 
     def identity(self, name: str, earlier: Mapping[str, str] | None = None) -> Identity:
-        """The identity that a stage has now. earlier: digests of the earlier stages, else those of their manifests."""
+        """The current identity of a stage. earlier: digests of the earlier stages; None: the digests of their manifests."""
         stage = open_stage(name)
         keys, free = flatten_keys(self.recipe, *stage.reads), {*stage.free(self.recipe), *REVISION_KEYS}
         free |= {key for key in OPTIONAL_KEYS if keys.get(key) is None}
@@ -293,7 +299,7 @@ class _Run:
         return Identity(name, stage.versions(), {key: keys[key] for key in keys if key not in free}, inputs)
 
     def digest(self, name: str, reader: str) -> str:
-        """The digest of a finished stage that the stage `reader` needs."""
+        """The digest of a finished stage. Raises UserError if it is not finished. reader: the stage that needs it."""
         done = self.state(name).manifest
         if done is None:
             what, hint = f"{reader} needs {name}, which is not finished", f"run `potstill {name}` first"
@@ -301,8 +307,10 @@ class _Run:
         return done.digest
 
     def inputs(self, name: str) -> dict[str, str]:
-        """Digests of what a stage reads from outside of the run. If that is missing, a finished stage keeps the digests
-        that it recorded: a copied run comes without it."""
+        """Name -> digest, for the inputs of a stage from outside the run.
+
+        If an input is missing, as in a copied run, a finished stage keeps the digests that it recorded.
+        """
         stage = open_stage(name)
         try:
             return stage.inputs(self.recipe, self.run_dir)
@@ -310,14 +318,14 @@ class _Run:
             state = self.state(name)
             if state.begun is None or state.manifest is None or not stage.keeps_inputs(self.run_dir, self.recipe):
                 raise
-            progress.print_line(f"{name:<9} kept; an input is missing here: {fault.where} ({fault.what})", "yellow")
+            progress.print_line(f"{name:<9} kept, although an input is missing: {fault.where} ({fault.what})", "yellow")
             return {key: value for key, value in state.begun.inputs.items() if key not in stage.after}
 
     def reopen(self, name: str) -> None:
-        """Continue a finished stage: remove what later stages concluded from it, and keep what they measured.
+        """Continue a finished stage. Remove the conclusions of later stages, and keep their measurements.
 
-        The stage keeps the identity that it began with, so that an interruption cannot mix two recipes. `evaluate`
-        keeps the folders of its checkpoints, which have their own manifests.
+        The stage keeps the identity with which it began, so that an interruption cannot mix two recipes. `evaluate` keeps
+        the folders of its checkpoints, which have separate manifests.
         """
         storage.remove(self.run_dir / "student")
         partly = {"evaluate": [manifest.MANIFEST_FILE, manifest.BEGUN_FILE], name: [manifest.MANIFEST_FILE]}
@@ -326,7 +334,7 @@ class _Run:
                 storage.remove(self.run_dir / later / removed)
 
     def confirm_removal(self, name: str, yes: Consent) -> None:
-        """Raise UserError if a redo would remove chains of a server and the user does not agree."""
+        """Raise UserError if a redo would remove chains of a server, unless the user agrees."""
         paid = describe_paid_chains(self.run_dir) if "sample" in stages_from(name) else ""
         if not paid or yes is True or (yes is not False and yes(f"--redo {name} removes {paid}")):
             return
@@ -342,8 +350,11 @@ class _Run:
 
 @contextmanager
 def _process_group(run_dir: Path, recipe: Recipe) -> Iterator[tuple[bool, ProcessGroup | None]]:
-    """Whether this is the main process, and the group of all processes that torchrun or srun started; None if this is the
-    only one. The main process makes the stages; the others wait until it calls them to a distributed stage."""
+    """Whether this is the main process, and the group of the processes that torchrun or srun started.
+
+    The group is None for a single process. The main process makes the stages; the other processes wait until it calls
+    them to a distributed stage.
+    """
     rank = process.read_process_rank()
     if rank.world == 1:
         yield True, None

@@ -22,7 +22,7 @@ def test_a_run_without_what_it_was_made_from_reports_again(
     recipe = tiny.recipe(tmp_path / "data")
     before = tiny.contents(at)
     runner.run(recipe, run_dir=at)
-    assert tiny.contents(at) == before and "an input is missing here" in capsys.readouterr().err
+    assert tiny.contents(at) == before and "an input is missing" in capsys.readouterr().err
     for call in (status.print_status, status.print_overview, lambda at: list(export.export_rows(at, "messages"))):
         call(at)
     compare.compare_runs(f"{at}@0", f"{at}@4")

@@ -1,7 +1,7 @@
-"""The command line: it parses the arguments, imports what the command needs, and prints.
+"""The command line: parses arguments, imports the modules of the command, and prints results.
 
 Exit codes: 0 success; 1 an error in potstill (traceback); 2 an error that the user can fix (one message);
-130 interrupted. Nothing heavy is imported before a command runs, so that `potstill --help` takes under 0.3 s.
+130 interrupted. Heavy libraries are imported only when a command runs, so that `potstill --help` takes under 0.3 s.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def run_command(
         typer.echo(describe_run(loaded))
         return
     run_dir = runner.run(loaded, redo=redo, yes=yes or _confirm_removal)
-    if process.read_process_rank().is_main:  # only the first process prints the results
+    if process.read_process_rank().is_main:  # only the main process prints results
         from potstill.cli import status
 
         only_evaluates = stages.recipe_stages(loaded) == stages.EVALUATION_STAGES
@@ -100,7 +100,7 @@ def run_command(
 
 
 def _confirm_removal(lost: str) -> bool:
-    """Asks at a terminal; without one, or under a launcher, the answer is no."""
+    """Ask the user for confirmation. Without a terminal, and under a launcher, returns False."""
     from potstill import process
 
     if not (sys.stdin.isatty() and sys.stderr.isatty()) or process.read_process_rank().launched:
@@ -114,7 +114,7 @@ def demo_command() -> None:
 
     The run directory is runs/demo; a CPU needs about five minutes.
     """
-    # Before torch is loaded: models this small gain nothing from threads, and one thread makes results reproducible.
+    # Before torch is loaded: tiny models gain nothing from threads, and one thread makes results reproducible.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from potstill import demo
     from potstill.cli import status
@@ -228,14 +228,12 @@ def grade_command(
     out: Annotated[Path, typer.Option(metavar="GRADED.jsonl", help="Output file.", show_default=False)],
     task: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(
-            help="Task of the rows that have none: gsm8k, bbh/navigate, number, choice, ...", show_default=False
-        ),
+        typer.Option(help="Task of rows without a task: gsm8k, bbh/navigate, number, choice, ...", show_default=False),
     ] = None,
 ) -> None:
     """Grade answers in a file: adds `verdict` and `found` to each row.
 
-    The file may be JSONL, JSON, CSV or Parquet, or samples that lm-evaluation-harness logged. The order stays.
+    The file may be JSONL, JSON, CSV or Parquet, or samples that lm-evaluation-harness logged. Rows keep their order.
     """
     from potstill.cli import grade_rows
 
@@ -251,7 +249,9 @@ def compare_command(
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
-            metavar="CHANGED.jsonl", help="Output file for the answers of which one is right.", show_default=False
+            metavar="CHANGED.jsonl",
+            help="Output file for questions that only one of them answers right.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
@@ -281,7 +281,7 @@ stage_commands.add_stage_commands(app)
 
 
 class Interrupted(BaseException):
-    """Ctrl-C. It is not a KeyboardInterrupt because typer turns that into exit code 1."""
+    """Raised for Ctrl-C. It is not a KeyboardInterrupt, because typer would exit with code 1."""
 
 
 def _raise_interrupted(*_: object) -> None:

@@ -1,14 +1,15 @@
 """`potstill compare`: two runs, or two checkpoints of one run, on the questions that both answered.
 
     potstill compare runs/a runs/b            # the chosen checkpoints, on test
-    potstill compare runs/a@0 runs/a@500      # two checkpoints, on test if both were evaluated there, else on validation
+    potstill compare runs/a@0 runs/a@500      # two checkpoints, on test if both were tested, otherwise on validation
 
-A difference is the first minus the second. Its interval is Newcombe's for paired shares; for a set of several tasks the
-mean over tasks is compared too, with an interval that is clustered by task. Both are over questions.
+A difference is the accuracy of the first minus that of the second. Its interval is Newcombe's interval for paired
+proportions. For a set of several tasks, the mean over tasks is also compared, with an interval clustered by task. Both
+intervals are over questions.
 
-McNemar's exact test (p) says whether these weights differ. It is printed for two checkpoints of one training, and for
-two students that potstill did not train. It is not printed for two trainings: two seeds of one recipe differ too, and
-one run of each recipe cannot show by how much.
+McNemar's exact test (p) says whether these two sets of weights differ. It is printed for two checkpoints of the same
+training, and for two students that potstill did not train. It is not printed for two trainings, because two seeds of the
+same recipe also differ, and one run per recipe cannot show by how much.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ AnswerPair = tuple[Prediction, Prediction]
 
 @dataclass(frozen=True, slots=True)
 class ComparedCheckpoint:
-    """One checkpoint of one run, with its answers by format and decoding, then by question.
+    """A checkpoint of a run, with its answers.
 
-    training  digest of the training that made its weights; empty for a base student
+    answers   format and decoding -> question id -> answer
+    training  digest of the training that made the weights; empty for a base student
     """
 
     name: str
@@ -50,12 +52,12 @@ class ComparedCheckpoint:
 
 
 def compare_runs(first: str, second: str, out: Path | None = None) -> None:
-    """Prints the comparison; writes the questions on which only one is right to `out`, if given, one per line.
+    """Print the comparison. Write the questions that only one checkpoint answers right to `out`, if given, one per line.
 
-    Raises UserError if a run or checkpoint is missing, or if the two answered no question in common.
+    Raises UserError if a run or a checkpoint is missing, or if the checkpoints have no question in common.
     """
     a, b = _open_both(first, second)
-    # Of two different trainings, another seed could have reversed the result.
+    # For two different trainings, another seed could reverse the result.
     separate = a.training != b.training and a.run_dir != b.run_dir and bool(a.training or b.training)
     changed: list[dict[str, Any]] = []
     console = Console(soft_wrap=True)
@@ -65,13 +67,13 @@ def compare_runs(first: str, second: str, out: Path | None = None) -> None:
         if common:
             pairs = [(first_answers[question], second_answers[question]) for question in common]
             omitted = len(first_answers) + len(second_answers) - 2 * len(common)
-            note = f"; {omitted} answers to questions of only one are left out" if omitted else ""
+            note = f"; {omitted} answers to questions that only one of them answered are left out" if omitted else ""
             console.print(_comparison_table(f"{name}: {a.name} against {b.name}{note}", pairs, tested=not separate))
             changed += _changed_rows(name, pairs)
     console.print(ONE_SEED_NOTE if separate else FIXED_WEIGHTS_NOTE, style="dim")
     if out is not None:
         storage.write_jsonl(out, changed)
-        console.print(f"{len(changed)} questions on which only one of the two is right: {out}")
+        console.print(f"{len(changed)} questions that only one of them answers right: {out}")
 
 
 def _comparison_table(title: str, pairs: list[AnswerPair], tested: bool) -> Table:
@@ -117,14 +119,14 @@ def _changed_rows(name: str, pairs: list[AnswerPair]) -> Iterator[dict[str, Any]
 
 
 def _open_both(first: str, second: str) -> tuple[ComparedCheckpoint, ComparedCheckpoint]:
-    """Both checkpoints with their answers on test, or on validation if not both were evaluated on test."""
+    """Both checkpoints, with their answers on test if both were tested, otherwise on validation."""
     runs, where = [_parse_run(text) for text in (first, second)], f"{first}, {second}"
     for stage in ("test", "evaluate"):
         a, b = (_open_checkpoint(run_dir, named, stage) for run_dir, named in runs)
         if a is None or b is None:
             continue
         if not any(a.answers[name].keys() & b.answers[name].keys() for name in a.answers.keys() & b.answers.keys()):
-            what = "the two have no question in common"
+            what = "the checkpoints have no question in common"
             hint = "compare runs that were evaluated on the same sets in the same format and decoding"
             raise UserError(what, code="E-cli-compare-nothing", where=where, hint=hint)
         return a, b
@@ -134,7 +136,7 @@ def _open_both(first: str, second: str) -> tuple[ComparedCheckpoint, ComparedChe
 
 
 def _parse_run(text: str) -> tuple[Path, Checkpoint | None]:
-    """`runs/a@500`, `runs/a@500-0.3`: the directory, and the checkpoint if one is named."""
+    """The directory in `runs/a`, `runs/a@500` or `runs/a@500-0.3`, and the checkpoint; None without a checkpoint."""
     path, at, name = text.rpartition("@")
     checkpoint = None
     if at:
@@ -146,7 +148,10 @@ def _parse_run(text: str) -> tuple[Path, Checkpoint | None]:
 
 
 def _open_checkpoint(run_dir: Path, checkpoint: Checkpoint | None, stage: str) -> ComparedCheckpoint | None:
-    """The named, else the chosen, else the only checkpoint, with its answers; None if it was not evaluated."""
+    """The named checkpoint with its answers; None if it was not evaluated.
+
+    Without a name, it is the chosen checkpoint, or the only checkpoint of a run that only evaluates.
+    """
     if checkpoint is None and (run_dir / "select" / checkpoints.CHOICE_FILE).is_file():
         checkpoint = checkpoints.read_choice(run_dir).checkpoint
     elif checkpoint is None:
@@ -159,7 +164,7 @@ def _open_checkpoint(run_dir: Path, checkpoint: Checkpoint | None, stage: str) -
         rows = storage.iter_records(Prediction, path)
         answers[path.stem] = {row.question: row for row in rows if row.index == 0}
     training = ""
-    if checkpoint != BASE:  # the digest of a training is the same in a copy of the run
+    if checkpoint != BASE:  # a copy of the run has the same digest of its training
         finished = manifest.read_finished(run_dir / "train")
         training = str(run_dir.resolve()) if finished is None else finished.digest
     return ComparedCheckpoint(f"{run_dir.name} step {checkpoint.label}", answers, run_dir.resolve(), training)

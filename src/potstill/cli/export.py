@@ -1,4 +1,4 @@
-"""What `potstill export` writes: kept chains for other trainers, and questions as tasks of lm-evaluation-harness."""
+"""`potstill export`: kept chains for other trainers, and questions as tasks of lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from potstill.storage import manifest
 
 
 def export_rows(run_dir: Path, form: str) -> Iterator[bytes]:
-    """The kept chains, one line of JSON each: `messages` for chat rows, `jsonl` for whole chain records."""
+    """The kept chains, one JSON line per chain. form: `messages` (chat rows) or `jsonl` (whole chain records)."""
     run = open_run(run_dir)
     if manifest.read_finished(run_dir / "filter") is None:
         hint = f"run `potstill filter {run_dir}` first; `potstill show {run_dir}` shows chains without verdicts"
@@ -47,12 +47,12 @@ def _chat_template(recipe: Recipe) -> models.ChatTemplate | None:
 
 
 def export_tasks(run_dir: Path, out: Path) -> None:
-    """Writes the questions of a run as tasks of lm-evaluation-harness into `out`, one per set and format.
+    """Write the questions of a run as tasks of lm-evaluation-harness into `out`, one task per set and format.
 
-    A run that only evaluates exports its test questions; any other run its validation questions, so that the test split
-    has no influence on the choice of a checkpoint. The prompt is the document's own text, byte for byte: for a
-    decoder-only student it ends in the white space before the answer, or is in the student's chat template. The harness
-    decodes greedily, without a stop string.
+    A run that only evaluates exports its test questions. Any other run exports its validation questions, so that the test
+    split has no influence on the choice of a checkpoint. The harness uses the prompt in the document byte for byte. For a
+    decoder-only student, the prompt ends with the white space before the answer, or is in the student's chat template.
+    The harness decodes greedily, without a stop string.
     """
     recipe = open_run(run_dir).recipe
     section = recipe.questions

@@ -1,13 +1,13 @@
-"""`potstill grade`: grades the answers of any tool, one row each, in the order of the file.
+"""`potstill grade`: grades the answers of any tool, one answer per row, in the order of the file.
 
     >>> sample = {"doc": {"answer": "6 x 3 = 18\\n#### 18"}, "target": "6 x 3 = 18\\n#### 18", "resps": [["It is 18."]]}
     >>> _sample_to_row(sample, "samples.jsonl line 1")
     {'text': 'It is 18.', 'gold': '6 x 3 = 18\\n#### 18'}
 
-A row has `text` and `gold`, and optionally `task` and how its text ended, under one of `STOP_FIELDS`. A gold answer may
-be a text, a number, true or false, or a whole solution, as in a custom set (`data.custom_set`). A sample that
-lm-evaluation-harness logged is converted to such a row; it contains neither the stop reason nor the task. `--task` gives
-the task; documents that `potstill export` wrote have it. Of several responses to one document the first is read.
+A row has `text` and `gold`, and optionally `task` and a stop reason in one of the `STOP_FIELDS`. A gold answer may be a
+text, a number, true or false, or a whole solution, as in a custom set (`data.custom_set`). A sample that
+lm-evaluation-harness logged is converted to such a row, without a stop reason. Its task comes from `--task`, or from the
+document if `potstill export` wrote it. If a document has several responses, the first is graded.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from potstill.records import StopReason, Verdict
 from potstill.storage import dataset_files
 
 Row = dict[str, Any]
-# How tools name it: potstill; OpenAI and vLLM; Anthropic; Gemini; Ollama; llama.cpp.
+# The stop reason in the output of potstill; OpenAI and vLLM; Anthropic; Gemini; Ollama; llama.cpp.
 STOP_FIELDS: Final = ("stop", "finish_reason", "stop_reason", "finishReason", "done_reason", "stop_type")
 STOP_WORDS: Final[dict[str, StopReason]] = {"end": "end", "cut": "cut", "length": "length"}
 
 
 def grade_file(path: Path, out: Path, task: str | None = None) -> None:
-    """Reads rows with `text`, `gold`, optional `task` and `stop`; writes them to `out` with `verdict` and `found`.
+    """Read rows with `text`, `gold`, optional `task` and `stop`, and write them to `out` with `verdict` and `found`.
 
-    task  for the rows without a task; unlike a task in a row, it may name a function
+    task  the task of rows without a task; unlike a task in a row, it may name a function
 
-    Raises UserError naming the line for a row without text or gold, or with an unknown stop reason; then nothing is
-    written.
+    Raises UserError, with the line, for a row without text or gold, or with an unknown stop reason. Nothing is written
+    then.
     """
     if task is not None:
         grading.check_task(task)
@@ -48,8 +48,8 @@ def grade_file(path: Path, out: Path, task: str | None = None) -> None:
     storage.write_jsonl(out, graded)
     if len(filters) > 1:
         progress.print_line(
-            f"the file has each document once per filter, with the same responses ({len(filters)} filters:"
-            f" {', '.join(filters)}); each document is graded once, by its whole response"
+            f"the file contains every document {len(filters)} times, once per filter ({', '.join(filters)}), with the same"
+            " responses; each document is graded once, by its whole response"
         )
     verdicts = [row["verdict"] for row in graded]
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)) or "nothing"
@@ -57,7 +57,7 @@ def grade_file(path: Path, out: Path, task: str | None = None) -> None:
 
 
 def _read_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """(position, row) of every row. Raises UserError for a row that JSON cannot represent, such as one with NaN."""
+    """Place and content of every row. Raises UserError for a row that JSON cannot represent, such as a row with NaN."""
     if dataset_files.is_plain_jsonl(path) and not path.name.endswith((".csv", ".tsv", ".json")):
         yield from ((f"{path} line {number}", row) for number, row in storage.read_jsonl(path))
         return
@@ -68,7 +68,7 @@ def _read_rows(path: Path) -> Iterator[tuple[str, Row]]:
             what, where, hint = (
                 "JSON cannot represent this row",
                 f"{path} {position}",
-                "remove the field, or write it as text",
+                "remove the field, or write its value as text",
             )
             raise UserError(what, code="E-grade-row-json", where=where, found=error, hint=hint) from None
         yield f"{path} {position}", row
@@ -85,14 +85,14 @@ def _grade_row(where: str, row: Row, task: str | None) -> Row:
         return UserError(what, code=code, where=where, found=found, hint=hint)
 
     if not isinstance(text, str):
-        raise row_error("text must be text", "E-grade-text", "text", 'write {"text": "..."}')
+        raise row_error("text must be a string", "E-grade-text", "text", 'write {"text": "..."}')
     if gold is None:
         raise row_error("gold must be an answer", "E-grade-gold", "gold", 'write {"gold": "..."}')
     if row_task is not None and not isinstance(row_task, str):
-        raise row_error("task must be text", "E-grade-task", "task", "correct or remove `task`")
+        raise row_error("task must be a string", "E-grade-task", "task", "correct or remove `task`")
     if row_task and grading.parse_function_name(row_task) is not None:
         hint = "remove `task` from the rows, and name the function with --task"
-        raise row_error("a row cannot name a function to run", "E-grade-row-function", "task", hint)
+        raise row_error("a row may not name a grading function", "E-grade-row-function", "task", hint)
     try:
         verdict = _grade_answer(text, gold, row_task or task, _read_stop(answer, where), where)
     except UserError as fault:
@@ -101,7 +101,7 @@ def _grade_row(where: str, row: Row, task: str | None) -> Row:
 
 
 def _grade_answer(text: str, gold: Any, task: str | None, stop: StopReason | None, where: str) -> Verdict:
-    """The verdict of a text. A gold of true or false is tried in the words yes/no, true/false and valid/invalid."""
+    """The verdict on a text. For a gold answer of true or false, the words yes/no, true/false and valid/invalid are tried."""
     answer_type = None
     if task is not None:
         is_function = grading.parse_function_name(task) is not None
@@ -115,21 +115,23 @@ def _grade_answer(text: str, gold: Any, task: str | None, stop: StopReason | Non
 
 
 def _read_stop(row: Mapping[str, Any], where: str) -> StopReason | None:
-    """How the text ended; None if the row does not say. Raises UserError for an unknown word: a truncated text must not
-    be graded as a whole one."""
+    """The stop reason of the text; None if the row has none.
+
+    Raises UserError for an unknown stop reason, because a truncated text must not be graded as a complete text.
+    """
     from potstill.teachers.openai_api import response  # only rows with a stop reason need it
 
     words = {name: row[name] for name in STOP_FIELDS if row.get(name) not in (None, "")}
     if "finish_reason" in words:
-        words.pop("stop_reason", None)  # vLLM's: which string or token ended the text
+        words.pop("stop_reason", None)  # in vLLM's rows, the string or token that ended the text
     if len(words) > 1 and not isinstance(words.get("stop"), str):
-        words.pop("stop", None)  # the requested stop strings, as a list; llama.cpp writes true
+        words.pop("stop", None)  # the list of requested stop strings; in llama.cpp's rows, true
     if isinstance(row.get("truncated"), bool) and not words:
         return "length" if row["truncated"] else "end"
     stops = set[StopReason]()
     for name, word in words.items():
         if not isinstance(word, str):
-            what, hint = f"{name} must be text", f"correct or remove `{name}`"
+            what, hint = f"{name} must be a string", f"correct or remove `{name}`"
             raise UserError(what, code="E-grade-stop-type", where=where, found=repr(word), hint=hint)
         kind = STOP_WORDS.get(word) or response.read_finish_reason(word)
         if kind == "unknown":
@@ -148,9 +150,10 @@ def _is_logged_sample(row: Mapping[str, Any]) -> bool:
 
 
 def _merge_filters(rows: Sequence[tuple[str, Row]]) -> tuple[list[tuple[str, Row]], list[str]]:
-    """Each document once, in the order of the file, and the names of the filters that it was logged for.
+    """Each document once, in the order of the file; and the names of the filters for which it was logged.
 
-    A filter selects a response or extracts a part of it; the responses are the same. Raises UserError if they are not.
+    A filter selects a response or extracts a part of it, so all filters have the same responses. Raises UserError if they
+    differ.
     """
     by_document: dict[str, dict[str, tuple[str, Any]]] = {}  # document -> filter -> (position, responses)
     kept = []
@@ -164,7 +167,7 @@ def _merge_filters(rows: Sequence[tuple[str, Row]]) -> tuple[list[tuple[str, Row
                 if responses != row["resps"]:
                     what, hint = (
                         "two filters have different responses",
-                        "put the samples of each filter into a separate file",
+                        "write the samples of each filter into a separate file",
                     )
                     raise UserError(what, code="E-grade-filters", where=where, found=f"see {other}", hint=hint)
             filters[row["filter"]] = (where, row["resps"])
@@ -175,7 +178,7 @@ def _merge_filters(rows: Sequence[tuple[str, Row]]) -> tuple[list[tuple[str, Row
 
 
 def _sample_to_row(sample: Row, where: str) -> Row:
-    """The text, gold answer and task (if its document has one) of a sample. Raises UserError if it has no text."""
+    """The text and gold answer of a sample, and the task if its document has one. Raises UserError without a text."""
     text = sample["resps"]
     while isinstance(text, list) and text:
         text = text[0]

@@ -1,12 +1,12 @@
-"""What `potstill show` prints: a chain, its training target, a training batch, the answers to a question.
+"""`potstill show`: prints a chain, its training target, a training batch, or the answers to a question.
 
 A chain in the teacher's tokens is printed above the same chain in the student's tokens:
 
     W│eng   earns    $  12   every
     ▁We│ng  ▁earn│s  ▁$12    ▁every
 
-Colours are kinds of positions. A bar separates the tokens within one block, the shortest stretch of text that ends at a
-token boundary on both sides.
+Colours show the kinds of positions. A bar separates tokens of the same block. A block is the shortest piece of text that
+ends at a token boundary of both tokenizers.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from potstill.training import examples
 GRADE_COLOURS: Final = {"right": "green", "wrong": "red", "no answer": "yellow", "truncated": "yellow"}
 KINDS: Final = {  # kind of a position -> its colour and its meaning
     "same": ("green", "one token each"),
-    "merged": ("cyan", "several of the teacher's tokens, one of the student's"),
-    "split": ("blue", "one of the teacher's tokens, several of the student's"),
-    "mixed": ("magenta", "several tokens each"),
+    "merged": ("cyan", "several teacher tokens, one student token"),
+    "split": ("blue", "one teacher token, several student tokens"),
+    "mixed": ("magenta", "several tokens of both"),
     "hard": ("yellow", "one candidate, no teacher distribution"),
     "end": ("bright_black", "the end"),
 }
-MAX_CANDIDATES: Final = 5  # per row
-MIN_PROBABILITY: Final = 0.0005  # the least that three decimals can show
+MAX_CANDIDATES: Final = 5  # maximum number of candidates per row
+MIN_PROBABILITY: Final = 0.0005  # the smallest probability that three decimals can show
 
 
 def print_chain(run_dir: Path, key: str) -> None:
-    """A chain with its verdict: the teacher's tokens above the student's, coloured by kind, and the candidates of each."""
+    """Print a chain with its verdict, the teacher's tokens above the student's, coloured by kind, and all candidates."""
     chain, verdict = _find_chain(run_dir, key)
     question = _find_question(run_dir, chain.question)
     console = Console()
@@ -80,7 +80,7 @@ def print_chain(run_dir: Path, key: str) -> None:
 
 
 def print_target(run_dir: Path, key: str) -> None:
-    """The training target of a chain: its tokens by kind, with the distribution at each position."""
+    """Print the training target of a chain: its tokens, coloured by kind, and the distribution at each position."""
     chain, verdict = _find_chain(run_dir, key)
     aligned = _find_target(run_dir, chain, verdict)
     if aligned is None:
@@ -101,7 +101,7 @@ def print_target(run_dir: Path, key: str) -> None:
 
 
 def print_batch(run_dir: Path, step: int) -> None:
-    """The prompts of a training step, and the first one in each format as the student reads it."""
+    """Print the prompts of a training step, and the first prompt of each format as the student reads it."""
     if step < 1:
         hint = "name a step such as 1"
         raise UserError("steps are counted from 1", code="E-cli-step", where="--batch", found=step, hint=hint)
@@ -126,7 +126,7 @@ def print_batch(run_dir: Path, step: int) -> None:
 
 
 def print_predictions(run_dir: Path, question: str) -> None:
-    """What every fully evaluated checkpoint answered to a validation question."""
+    """Print the answers of all fully evaluated checkpoints to a validation question."""
     recipe, folder = open_run(run_dir).recipe, run_dir / "evaluate"
     table = _new_table("step", "format", "grade", "answer", "text")
     example = ""
@@ -161,15 +161,17 @@ def _find_chain(run_dir: Path, key: str) -> tuple[Chain, Verdict]:
             return chain, grading.grade(chain.text, question.gold, question.task, chain.stop)
     first = next(parquet.read_stored_chains(run_dir / "sample"), None)
     if first is None:
-        hint = f"run `potstill sample {run_dir}`, or wait for it"
+        hint = f"run `potstill sample {run_dir}`, or wait until it stores a chain"
         raise UserError("no chain is stored yet", code="E-cli-no-chains", where=run_dir, hint=hint)
     hint = f"name a training question, or QUESTION#INDEX, such as {first.question}#{first.index}"
     raise UserError("no such chain", code="E-cli-unknown-chain", where=key, hint=hint)
 
 
 def _find_target(run_dir: Path, chain: Chain, verdict: Verdict) -> tuple[Chain, Target, Tokenizer] | None:
-    """A chain as it was rewritten for the student, its target and the student's tokenizer; None if the chain was not
-    kept or is not aligned yet. Raises UserError if the targets were made from something else."""
+    """The chain as rewritten for the student, its target, and the student's tokenizer.
+
+    None if the chain was not kept, or is not aligned yet. Raises UserError if the targets were made from other inputs.
+    """
     if not verdict.kept or manifest.read_finished(run_dir / "align") is None:
         return None
     recipe = open_run(run_dir).recipe
@@ -190,9 +192,10 @@ def _find_question(run_dir: Path, question_id: str) -> Question:
 
 @dataclass(frozen=True, slots=True)
 class AlignedBlock:
-    """A block: steps of the teacher, positions of the student, and its kind.
+    """A block of aligned tokens. The last step (the end) and the end token form a separate block.
 
-    The last step and the end token form a separate block.
+    steps      positions of the teacher's tokens in the chain
+    positions  positions of the student's tokens in the target
     """
 
     steps: range
@@ -201,7 +204,7 @@ class AlignedBlock:
 
 
 def aligned_blocks(chain: Chain, target: Target, tokenizer: Tokenizer) -> list[AlignedBlock]:
-    """The blocks of a chain and its target, in order; every step and every position is in one."""
+    """The blocks of a chain and its target, in order. Every step and every position is in exactly one block."""
     _, offsets = encode_chain_text(chain, tokenizer.encoder)
     blocks = []
     for span in spans(chain.spans, offsets):
@@ -233,7 +236,7 @@ def interlinear_lines(chain: Chain, target: Target, tokenizer: Tokenizer, width:
 
 
 def kind_legend(target: Target) -> Text:
-    """The kinds that a target has, in their colours, with the number of positions of each."""
+    """The kinds of positions in a target, in their colours, with the number of positions per kind."""
     parts = [
         Text(f"{kind} {target.kinds.count(kind)}", colour).append(f" ({meaning})", "dim")
         for kind, (colour, meaning) in KINDS.items()
@@ -243,7 +246,7 @@ def kind_legend(target: Target) -> Text:
 
 
 def candidate_table(chain: Chain, target: Target, tokenizer: Tokenizer) -> Table:
-    """Every block with its candidates: the teacher's alternatives, and the student's target distribution."""
+    """A table of all blocks with the teacher's candidates and the student's target distributions."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("teacher", "p", "others", "student", "kind"):
         table.add_column(name, justify="right" if name == "p" else "left", no_wrap=name != "others")
@@ -258,7 +261,7 @@ def candidate_table(chain: Chain, target: Target, tokenizer: Tokenizer) -> Table
 
 
 def _teacher_cells(chain: Chain, step: int) -> tuple[Text, str, Text]:
-    """A step of the teacher: its token, its probability if known, and the other candidates."""
+    """The cells of a teacher's step: its token, its probability if known, and the other candidates."""
     drawn = _drawn_token(chain, step)
     probabilities = (
         {token: math.exp(log) for token, log in chain.candidates[step]} if step < len(chain.candidates) else {}
@@ -271,7 +274,7 @@ def _teacher_cells(chain: Chain, step: int) -> tuple[Text, str, Text]:
 
 
 def _student_cells(target: Target, tokenizer: Tokenizer, position: int) -> tuple[Text, Text, Text, str]:
-    """A position of the student: its token, its kind, the target distribution and the tail."""
+    """The cells of a student's position: its token, its kind, the target distribution, and the tail."""
     kind, distribution, tail = target.kind(position), target.distribution(position), target.tail(position)
     shares = sorted(((p, token) for token, p in distribution.items() if p >= MIN_PROBABILITY), reverse=True)
     texts = "  ".join(f"{_student_token(tokenizer, token)} {p:.3f}" for p, token in shares[: MAX_CANDIDATES + 1])
@@ -284,14 +287,14 @@ def _student_cells(target: Target, tokenizer: Tokenizer, position: int) -> tuple
 
 
 def _student_token(tokenizer: Tokenizer, token: int) -> str:
-    """A token of the student in a table: its bytes, or its name if it has none."""
+    """The text of a student's token in a table: its bytes, or its name if it has no bytes."""
     data = tokenizer.token_bytes(token)
     names = (name for name, special in tokenizer.vocabulary.specials.items() if special == token)
     return _token_text(data) if data else next(names, "∅")
 
 
 def _token_text(token: bytes | End) -> str:
-    """A token in a table, with visible spaces and line ends."""
+    """The text of a token in a table, with visible spaces and line ends."""
     return "END" if token is END else escape_hidden(readable_token(token))
 
 

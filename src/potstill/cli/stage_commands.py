@@ -1,9 +1,9 @@
-"""One command per stage, which runs all stages up to it that are not finished, and the options of `potstill sample`.
+"""One command per stage, which runs all unfinished stages up to that stage; and the options of `potstill sample`.
 
 >>> parse_shard("2/8", {}), parse_shard(None, {"RANK": "3", "WORLD_SIZE": "4"}), parse_shard(None, {})
 (Shard(number=2, count=8), Shard(number=4, count=4), None)
 
-Nothing heavy is imported before a command runs.
+Heavy libraries are imported only when a command runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RunOrRecipe = Annotated[
 
 
 def add_stage_commands(app: typer.Typer) -> None:
-    """Adds the commands to an application."""
+    """Add the commands of the stages to an application."""
     for stage, entry in stages.TABLE.items():
         command = _sample if stage == "sample" else _stage_command(stage)
         text = f"{entry.summary}\n\nEarlier stages that are not finished run first."
@@ -53,9 +53,9 @@ def _sample(
         Optional[str],  # noqa: UP045
         typer.Option(
             metavar="I/N",
-            help="Sample only part I of N, counted from 1; several processes may each sample one. `auto`: the rank"
+            help="Sample only shard I of N (from 1); other processes may sample the other shards. `auto`: I is the rank"
             " of torchrun or srun, or the task of a SLURM array. Without this option: the rank of torchrun or"
-            " srun, else the whole run, which also merges the finished parts.",
+            " srun; without a launcher, the whole run, which also merges all shards.",
             show_default=False,
         ),
     ] = None,
@@ -72,7 +72,7 @@ def _sample(
         Optional[list[Path]],  # noqa: UP045
         typer.Option(
             metavar="FILE",
-            help="Read the results of such requests: a file, or a folder of files; repeatable. When no chain is"
+            help="Read the results of batch requests: a file, or a folder of files; repeatable. When no chain is"
             " missing, the stage is finished.",
             show_default=False,
         ),
@@ -92,7 +92,7 @@ def _sample(
 
 
 def _open_run_or_recipe(path: Path) -> tuple[Recipe, Path]:
-    """The recipe and the directory of a run, given by its directory or by its recipe file."""
+    """The recipe and the directory of a run. path: the directory of the run, or its recipe file."""
     from potstill import runner
     from potstill.recipe import load_recipe
     from potstill.run_reader import open_run
@@ -104,10 +104,10 @@ def _open_run_or_recipe(path: Path) -> tuple[Recipe, Path]:
 
 
 def parse_shard(text: str | None, environment: Mapping[str, str]) -> Shard | None:
-    """The shard; None for the whole run. Raises UserError if the text is no shard.
+    """The shard; None for the whole run. Raises UserError if the text is not a shard.
 
-    text  `I/N`; `auto` for the launcher's rank or the task of a SLURM array; None for the launcher's rank alone, since
-          the tasks of an array may be different runs
+    text  `I/N`; `auto` for the rank of a launcher, or the task of a SLURM array; None for only the rank of a launcher,
+          because the tasks of an array may be different runs
     """
     from potstill import process
     from potstill.storage.segments import Shard
@@ -126,7 +126,7 @@ def parse_shard(text: str | None, environment: Mapping[str, str]) -> Shard | Non
         number, count = (task - first) // step + 1, (last - first) // step + 1
     else:
         what, found = "no launcher has set the shard of this process", "neither RANK nor SLURM variables"
-        hint = "start it with torchrun, srun or as a SLURM array, or write I/N"
+        hint = "start potstill with torchrun, srun or as a SLURM array, or write I/N"
         raise UserError(what, code="E-cli-shard-launcher", where="--shard auto", found=found, hint=hint)
     return Shard(number, count) if count > 1 else None
 
@@ -140,14 +140,14 @@ def _check_batch_options(recipe: Recipe, shard: Shard | None) -> None:
         hint = "batch files need a teacher of the kind openai"
         raise UserError(what, code="E-cli-batch-teacher", where="teacher.kind", found=found, hint=hint)
     if shard is not None:
-        what, hint = "batch files are for the whole run", "leave --shard out, and do not use torchrun or srun"
+        what, hint = "batch files cannot be split into shards", "remove --shard, and do not use torchrun or srun"
         raise UserError(what, code="E-cli-batch-shard", where="--shard", found=shard, hint=hint)
 
 
 def _list_batch_results(paths: Sequence[Path]) -> list[Path]:
     """The given files, and the *.jsonl files of the given folders in the order of their names.
 
-    Raises UserError for a folder without any.
+    Raises UserError for a folder without *.jsonl files.
     """
     files = []
     for path in paths:

@@ -1,4 +1,4 @@
-"""What `status`, `check`, `run` and `demo` print about a whole run: its stages, its damaged files, its results."""
+"""The output of `status`, `check`, `run` and `demo` about a whole run: its stages, damaged files and results."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from potstill.storage.manifest import DamagedFile, Manifest
 
 
 def plain_text(value: object, style: str = "") -> Text:
-    """A foreign text for a terminal: its markup is not interpreted, its control characters are escaped."""
+    """A text for the terminal. Markup is not interpreted, and control characters are escaped."""
     return Text(escape_hidden(str(value)), style)
 
 
 def _new_table(*columns: str, title: object) -> Table:
-    """A table whose columns after the first are numbers."""
+    """A table in which all columns except the first contain numbers."""
     table = Table(*columns[:1], title=plain_text(title), title_justify="left", box=None, pad_edge=False)
     for column in columns[1:]:
         table.add_column(column, justify="right", no_wrap=True)
@@ -43,7 +43,7 @@ def _new_table(*columns: str, title: object) -> Table:
 
 
 def print_status(run_dir: Path) -> None:
-    """A table of the stages: done, begun or neither, and the counts of each."""
+    """Print a table of the stages, with their states and counts."""
     names = recipe_stages(open_run(run_dir).recipe)
     columns = ("stage", "state", "counts")
     table = Table(*columns, title=plain_text(run_dir), title_justify="left", box=None, pad_edge=False)
@@ -60,7 +60,7 @@ def _print_warnings(run_dir: Path) -> None:
 
 
 def _stage_state(folder: Path) -> tuple[Text, Text]:
-    """The state of a stage in one word, and its counts or its fault."""
+    """The state of a stage in one word, and its counts or its error."""
     try:
         finished, begun = manifest.read_finished(folder), manifest.read_begun(folder)
     except UserError as error:
@@ -78,7 +78,7 @@ def _stage_state(folder: Path) -> tuple[Text, Text]:
 
 
 def print_overview(run_dir: Path) -> None:
-    """The state of the run, and options to look at its records."""
+    """Print the state of the run, and the options that show its records."""
     print_status(run_dir)
     first = next(parquet.read_stored_chains(run_dir / "sample"), None)
     if first is not None:
@@ -90,14 +90,16 @@ def print_overview(run_dir: Path) -> None:
 
 
 def check_file_sizes(run_dir: Path) -> None:
-    """Raises UserError if a file of a finished stage is missing or has another size than its manifest says."""
+    """Raise UserError if a file of a finished stage is missing, or does not have the size in the manifest."""
     for path in sorted(run_dir.glob(f"*/{manifest.MANIFEST_FILE}")):
         manifest.read_finished(path.parent)
 
 
 def check_run(run_dir: Path) -> bool:
-    """Reads every file of a run's finished stages and prints every difference from the manifests. Returns whether all
-    files are unchanged. Raises UserError if the directory is not a run."""
+    """Read every file of a run's finished stages, and print every difference from the manifests.
+
+    Returns whether all files are unchanged. Raises UserError if the directory is not a run.
+    """
     damaged = []
     try:
         run = open_run(run_dir)
@@ -139,7 +141,7 @@ def check_run(run_dir: Path) -> bool:
 
 
 def _stage_dirs(run_dir: Path) -> Iterator[Path]:
-    """The directory of every stage, and of every checkpoint in it that has a manifest."""
+    """The directories of all stages, and of their checkpoints with a manifest."""
     for stage in ALL_STAGES:
         for folder in (run_dir / stage, *sorted((run_dir / stage).glob("[0-9]*"))):
             if any((folder / name).exists() for name in (manifest.BEGUN_FILE, manifest.MANIFEST_FILE)):
@@ -154,8 +156,10 @@ def _describe_error(error: UserError) -> str:
 
 
 def print_summary(run_dir: Path) -> None:
-    """The run in one table: the base, the specialized student and the controls on every test set, with paired
-    intervals, and the path of the page."""
+    """Print a table of the base, the specialized student and the controls on every test set, with paired intervals.
+
+    The path of the report page follows the table.
+    """
     data = collect.collect_report(run_dir, open_run(run_dir).recipe)
     title = f"{data.name}: right answers on test, in percent"
     table = _new_table("", "right", "against base", "95 % interval", title=title)
@@ -172,7 +176,7 @@ def print_summary(run_dir: Path) -> None:
     console.print(table)
     formats = dict.fromkeys((row.chosen.format, row.chosen.decoding) for row in data.comparisons)
     if others := [" ".join(pair) for pair in formats if pair != summary.main_format(data)]:
-        console.print(plain_text(f"also evaluated, see the page: {', '.join(others)}", "dim"))
+        console.print(plain_text(f"also evaluated (see the page): {', '.join(others)}", "dim"))
     assert data.choice is not None, "the report comes after select"
     console.print(f"chosen: step {data.choice.checkpoint.label} ({data.choice.rule})", style="dim")
     note = "intervals are over the questions of one seed; they do not include the variation between seeds"
@@ -182,7 +186,7 @@ def print_summary(run_dir: Path) -> None:
 
 
 def _add_students(table: Table, name: str, cells: Sequence[tuple[SummaryRow, ScoreCell]]) -> None:
-    """One set, or the mean of several: a row per student."""
+    """Add one row per student for a set, or for the mean of several sets."""
     table.add_row(plain_text(f"  {name}, {cells[0][1].n} questions"))
     for row, cell in cells:
         title = plain_text(f"    {row.title}", "bold" if row.name == "specialized" else "")
@@ -194,7 +198,7 @@ def _add_students(table: Table, name: str, cells: Sequence[tuple[SummaryRow, Sco
 
 
 def print_scores(run_dir: Path) -> None:
-    """The scores of a run that only evaluates: every set and format in percent, and the path of the answers."""
+    """Print the scores of a run that only evaluates, in percent, by set and format; and the path of the answers."""
     columns = ("set", "n", "right", "95 % interval", "wrong", "no answer", "truncated")
     table = _new_table(*columns, title=f"{run_dir.name}: answers on test, in percent")
     heading = None
@@ -205,7 +209,7 @@ def print_scores(run_dir: Path) -> None:
         wrong = score.n - score.right - score.no_answer - score.truncated
         shares = [percent_number(count / score.n) for count in (wrong, score.no_answer, score.truncated)]
         table.add_row(f"  {score.set}", str(score.n), *_format_accuracy(score.accuracy, score.low, score.high), *shares)
-        if score.macro is not None:  # a set of several tasks: both means, with intervals over other tasks of its kind
+        if score.macro is not None:  # a set of several tasks: both means, with intervals over tasks
             assert score.tasks_low is not None and score.tasks_high is not None
             assert score.macro_low is not None and score.macro_high is not None
             micro = _format_accuracy(score.accuracy, score.tasks_low, score.tasks_high)

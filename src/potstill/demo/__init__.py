@@ -3,7 +3,7 @@
     from potstill.demo import run_demo
     run_dir = run_demo()      # runs/demo; also runs/miniature, runs/demo-answers, runs/demo-rationales
 
-The question sets and the models are data of the package; `tools/toy_models` in the repository made them from seeds.
+The package contains the question sets and the models; `tools/toy_models` in the repository made them from seeds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from potstill.storage import manifest, run_folder
 
 DATA: Final = Path(__file__).parent
 MODELS: Final = ("teacher", "student")
-# Overrides for the recipes of the control runs. They have no teacher: they train on the solutions of the sets.
+# Overrides for the recipes of the control runs, which have no teacher and train on the solutions of the sets.
 CONTROLS: Final = (
     (
         "name=demo-answers",
@@ -38,11 +38,11 @@ CONTROLS: Final = (
 
 
 def run_demo(*changes: str) -> Path:
-    """Runs the demo's recipe and its two controls; returns the run directory.
+    """Run the demo's recipe and its two controls. Returns the run directory.
 
-    changes  overrides of all three recipes, in the form of `--set`
+    changes  overrides for all three recipes, in the form of `--set`
 
-    If this version of potstill has other sets or models, the stages that an older version ran on them run again.
+    If an older version of potstill made the runs with other sets or models, the stages that depend on them run again.
     """
     toy_dir = Path("runs") / "miniature"
     with run_folder.lock_run(toy_dir):
@@ -58,8 +58,8 @@ def run_demo(*changes: str) -> Path:
         names = " and ".join(control.name for control in controls)
         progress.print_line(f"control runs in the background: {names}", "dim")
         futures = [pool.submit(_run_control, control) for control in controls]
-        # A report that has begun needs the finished controls, so it waits for them. Before that, the recipe names no
-        # controls, so that the runner does not report them as missing.
+        # The report needs the finished controls. The first call below therefore runs a recipe without controls, so that
+        # the runner does not report them as missing; it is skipped if the report has already begun.
         if manifest.read_begun(runner.default_run_dir(recipe) / "report") is None:
             outdated = runner.find_outdated_stage(recipe)
             runner.run(read_recipe("report.controls=[]"), redo=outdated, until="test")
@@ -71,7 +71,7 @@ def run_demo(*changes: str) -> Path:
 
 
 def copy_data(folder: Path) -> None:
-    """Copies the question sets, the teacher and the base student into a folder; what is equal stays untouched."""
+    """Copy the question sets, the teacher and the base student into a folder. Equal files are not written again."""
     for path in sorted((DATA / "sets").glob("*.jsonl.xz")):
         copy, content = folder / "sets" / path.stem, lzma.decompress(path.read_bytes())
         if not copy.is_file() or copy.read_bytes() != content:
@@ -85,14 +85,14 @@ def copy_data(folder: Path) -> None:
 
 
 def _run_control(recipe: Recipe) -> None:
-    """Runs a control in a separate process, without output; log.jsonl in its run directory has the events."""
+    """Run a control in a separate process, without output. Its events are in log.jsonl of its run directory."""
     Thread(target=_exit_with_parent, daemon=True).start()
     with Path(os.devnull).open("w") as devnull, contextlib.redirect_stderr(devnull):
         runner.run(recipe, redo=runner.find_outdated_stage(recipe), until="test")
 
 
 def _exit_with_parent() -> None:
-    """Ends this process with the demo's: a killed demo must not leave a process that holds locks on its runs."""
+    """Let this process end when the demo's process ends, because a killed demo must not leave locks on its runs."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
