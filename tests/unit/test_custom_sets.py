@@ -479,7 +479,7 @@ def test_a_pattern_names_several_files(tmp_path: Path) -> None:
         ("sets: {a: {file: x, fields: {answer: {colum: b}}}}", "E-recipe-unknown-key", "column"),
         ("sets: {a: {file: x, fields: {id: {column: b, after: c}}}}", "E-recipe-set-fields", "sets.a"),
         ("sets: {a: {file: 5}}", "E-recipe-value", "sets.a.file"),
-        ("sets: {a: {file: []}}", "E-recipe-value", "name at least one"),
+        ("sets: {a: {file: []}}", "E-recipe-value", "write at least one value"),
     ],
 )
 def test_what_a_recipe_says_of_a_set_in_another_form(text: str, code: str, expected: str) -> None:

@@ -316,14 +316,14 @@ def test_every_synonym_names_keys_that_there_are() -> None:
         ("questions: {test: 25}", "write a number less than 1"),
         ("train: {async_checkpoints: yes}", "write true or false"),
         ("student: {chat: maybe}", "write auto or write true or false"),
-        ("teacher: {model: 3}", 'put it in quotes: "3"'),
+        ("teacher: {model: 3}", 'quote the value: "3"'),
         ("teacher: openai", "for example `teacher: {kind: human}`"),
         ("teacher:", "for example `teacher: {kind: human}`"),
         ("questions: {train: gsm8k}", "write [one] or [one, another]"),
-        ("sets: {a b: {file: x}}", "begin with a letter or a digit"),
+        ("sets: {a b: {file: x}}", "begin with a letter or digit"),
         ("train: {learning_rate: .inf}", "write a finite number"),
         ("transfer: {rewrite: {ab: c}}", "write one character"),
-        ("evaluate: {formats: []}", "name at least one"),
+        ("evaluate: {formats: []}", "write at least one value"),
     ],
 )
 def test_the_remedy_says_what_to_write(text: str, advice: str) -> None:

@@ -1,4 +1,4 @@
-"""Recipes: one YAML file determines a run. `schema` has the keys, `load` reads a file.
+"""Recipes: a YAML file that determines a run. `schema` has the keys, `load` reads a file.
 
     >>> recipe = parse_recipe("name: mine\\nteacher: {kind: human}\\ntrain: {learning_rate: 5e-4}\\n", "mine.yaml")
     >>> recipe.train.learning_rate, recipe.train.formats
@@ -9,9 +9,9 @@
       hint: did you mean train.steps?
       code: E-recipe-unknown-key
 
-The text is YAML 1.2: `5e-4` is a number and `no` a word. A recipe is frozen, and unknown keys are refused with a
-suggestion. `recipe_to_yaml` writes every default. A relative path in a recipe is looked up in the working folder and in
-the data folder (`find_path`).
+The text is YAML 1.2: `5e-4` is a number, and `no` is a string. A recipe is frozen, and unknown keys are refused with a
+suggestion. `recipe_to_yaml` writes all defaults. A relative path in a recipe is searched in the working folder and in the
+data folder (`find_path`).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ HUB_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
-    """The recipe as YAML with every default, in the order of the fields."""
+    """The recipe as YAML with all defaults, in the order of the fields."""
     out = io.StringIO()
     writer = YAML(typ="rt", pure=True)
     writer.width = 1000
@@ -67,7 +67,10 @@ def recipe_json_schema() -> dict[str, Any]:
 
 
 def recipe_data_folder(recipe: Recipe) -> Path | None:
-    """The data folder: the recipe's `data`, else POTSTILL_DATA, else None. Raises UserError if it does not exist."""
+    """The data folder: the recipe's `data`, or POTSTILL_DATA; None without either.
+
+    Raises UserError if the folder does not exist.
+    """
     path = recipe.data or os.environ.get("POTSTILL_DATA")
     if path and not Path(path).is_dir():
         key, hint = "data" if recipe.data else "POTSTILL_DATA", "name the folder that contains the sets"
@@ -76,9 +79,11 @@ def recipe_data_folder(recipe: Recipe) -> Path | None:
 
 
 def find_path(recipe: Recipe, path: str, key: str) -> Path:
-    """The file or folder that a key of the recipe names: absolute, or in the working folder or the data folder.
+    """The file or folder that a recipe key names. A relative path is searched in the working folder and the data folder.
 
-    Raises UserError if it is in neither, or in both.
+    path  the value of the key
+    key   dotted key, for messages
+    Raises UserError if it exists in neither folder, or in both.
     """
     paths = [Path(path)]
     if not Path(path).is_absolute() and not path.startswith(".") and (data_dir := recipe_data_folder(recipe)):
@@ -99,7 +104,7 @@ def find_path(recipe: Recipe, path: str, key: str) -> Path:
 
 
 def _path_hint(path: str, paths: list[Path], key: str) -> str:
-    """The likely fix for a missing path: a similar name, a download from the hub, or another folder."""
+    """A hint for a missing path: a similar name, a download from the hub, or another folder."""
     for candidate in paths:
         with contextlib.suppress(OSError):
             near = difflib.get_close_matches(candidate.name, os.listdir(candidate.parent), 1, 0.8)
@@ -112,7 +117,7 @@ def _path_hint(path: str, paths: list[Path], key: str) -> str:
 
 
 def find_paths(recipe: Recipe, path: str, key: str) -> list[Path]:
-    """The files that a key names: one, or all that match a pattern such as `parts/*.parquet`, sorted.
+    """The files that a recipe key names: one file, or all files that match a pattern such as `parts/*.parquet`, sorted.
 
     Raises UserError as `find_path` does, and if no file matches.
     """
@@ -127,7 +132,7 @@ def find_paths(recipe: Recipe, path: str, key: str) -> list[Path]:
 
 
 def flatten_keys(recipe: Recipe, *prefixes: str) -> dict[str, Any]:
-    """Dotted key -> plain value, for every key at or under the prefixes."""
+    """Dotted key -> plain value, for every key that equals a prefix or is in its section."""
     rows: dict[str, Any] = {}
 
     def walk(value: Any, key: str) -> None:

@@ -1,4 +1,4 @@
-"""The base of every section of a recipe, the value types that sections share, and the sections `sets` and `questions`.
+"""The base class of recipe sections, the value types that sections share, and the sections `sets` and `questions`.
 
 >>> CustomSet(file="mine.jsonl", task="number").paths
 ['mine.jsonl']
@@ -25,7 +25,7 @@ Character = Annotated[str, Field(min_length=1, max_length=1)]
 
 
 def refuse(code: str, message: str) -> NoReturn:
-    """Refuse a value inside a validator; `load` turns the code and the message into a `UserError` with its place."""
+    """Refuse a value in a validator. `load` converts the code and the message to a `UserError` with file and line."""
     raise PydanticCustomError(code, message)  # type: ignore[arg-type]
 
 
@@ -34,7 +34,7 @@ class Section(BaseModel):
 
 
 class Column(Section):
-    """A column that holds more than the answer, or spells answers in its own way."""
+    """A column that contains more than the answer, or writes answers in another way than the task."""
 
     column: str = Field(description="Name of the column in the file.")
     after: str | None = Field(
@@ -51,7 +51,7 @@ def _yaml_kind(value: Any) -> str:
     return "[text]" if isinstance(value, str) else "[list]" if isinstance(value, list) else "[keys]"
 
 
-# Tagged unions: an error inside a column or a list is then not reported as "not a string".
+# Tagged unions: without tags, an error inside a column or a list would be reported as "not a string".
 ColumnOrName = Annotated[Annotated[str, Tag("[text]")] | Annotated[Column, Tag("[keys]")], Discriminator(_yaml_kind)]
 Paths = Annotated[
     Annotated[str, Tag("[text]")] | Annotated[list[str], Field(min_length=1), Tag("[list]")], Discriminator(_yaml_kind)
@@ -59,8 +59,8 @@ Paths = Annotated[
 
 
 class CustomSet(Section):
-    """A custom set with one question per record: JSON lines, a JSON array, CSV, TSV, Parquet, Arrow, or a folder that
-    `datasets` saved. It is a local file, a file at a URL, or a file of a dataset on the Hugging Face hub."""
+    """A custom set with one question per record: JSON lines, a JSON array, CSV, TSV, Parquet, Arrow, or a folder saved by
+    `datasets`. It is a local file, a file at a URL, or a file of a dataset on the Hugging Face hub."""
 
     file: Paths | None = Field(
         default=None,
@@ -100,7 +100,7 @@ class CustomSet(Section):
 
     @property
     def paths(self) -> list[str]:
-        """The files of the set, in the order given."""
+        """The files of the set, in the order of the recipe."""
         return [] if self.file is None else [self.file] if isinstance(self.file, str) else self.file
 
     @model_validator(mode="after")
@@ -120,7 +120,7 @@ class CustomSet(Section):
                     message = "with hub, file must be a path in its repository such as data/test.jsonl"
                     refuse("E-recipe-set-hub-path", message)
             if self.sha256 is not None and len(self.paths) > 1:
-                refuse("E-recipe-set-digest", "sha256 is the digest of one file, but hub names several")
+                refuse("E-recipe-set-digest", "sha256 is the digest of one file, but file names several files")
         elif self.sha256 is not None or self.revision is not None:
             message = "sha256 and revision are for url and hub; the run computes the digest of a local file itself"
             refuse("E-recipe-set-digest", message)
@@ -137,7 +137,7 @@ class LimitsSection(Section):
 
 
 class QuestionsSection(Section):
-    """The sets to learn from and the sets to evaluate on."""
+    """The sets for training and the sets for evaluation."""
 
     train: list[Name] = Field(default=["gsm8k"], description="Sets whose training questions are learnt.")
     in_distribution: list[Name] = Field(
@@ -157,7 +157,8 @@ class QuestionsSection(Section):
     )
     test: Share = Field(default=0.25, description="Fraction of a set's questions in its test split.")
     limit: LimitsSection = Field(
-        default=LimitsSection(), description="Maximum questions per set and split; those of lowest digest are kept."
+        default=LimitsSection(),
+        description="Maximum questions per set and split; the questions with the lowest digests are kept.",
     )
     templates: Literal["keep", "drop"] = Field(
         default="keep",

@@ -1,4 +1,4 @@
-"""Read a recipe: YAML 1.2 text to a frozen `Recipe`, or one message for the first fault.
+"""Reading of recipes: a YAML 1.2 text becomes a frozen `Recipe`, or one message about its first error.
 
     >>> load_yaml("train: {steps: 0x10}", "mine.yaml")["train"]["steps"]
     16
@@ -9,8 +9,8 @@
       hint: write the value without the tag; a quoted value is text
       code: E-recipe-yaml-tag
 
-The text is first read as a stream of events, so that its depth, its size with every alias expanded, and its tags are
-checked before anything is built. A date stays the text that was written.
+The text is first read as a stream of events. This checks its depth, its size with all aliases expanded, and its tags before
+any value is built. A date stays text.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ from potstill.recipe.schema import Recipe
 
 MAX_CHARACTERS: Final = 1 << 18
 MAX_DEPTH: Final = 40
-MAX_VALUES: Final = 10_000  # with every alias expanded
-MAX_DIGITS: Final = 400  # of one number
+MAX_VALUES: Final = 10_000  # maximum number of values with all aliases expanded
+MAX_DIGITS: Final = 400  # maximum number of digits in a number
 NUMBER: Final = re.compile(r"[-+]?(0x[0-9a-fA-F_]+|0o[0-7_]+|[0-9_.]+([eE][-+]?[0-9_]+)?)")
-# No message repeats the value of such a key.
+# Keys whose value no message repeats.
 SECRET_KEY: Final = re.compile(
     r"(?:^|[^a-z])(?:api.?key|key|password|secret|(?:access|api|auth).?token)s?(?:$|[^a-z])", re.IGNORECASE
 )
-ANY_NAME: Final = "NAME"  # in place of a name that the user chooses, such as a set's
+ANY_NAME: Final = "NAME"  # stands for a name that the user chooses, such as the name of a set
 NOT_A_RECIPE: Final = "name a recipe file (YAML)"
 
-_COLON_HINT: Final = "write `key: value` with a space after the colon, and quote a text that contains a colon"
+_COLON_HINT: Final = "write `key: value` with a space after the colon, and quote texts that contain a colon"
 _CONTROL_HINT: Final = "remove the control character, or write it as an escape in double quotes"
-_YAML_HINTS: Final = {  # part of ruamel's message -> what to do
+_YAML_HINTS: Final = {  # part of ruamel's message -> hint
     r"'\t'": "indent with spaces, not with tabs",
-    "another document": "a file holds one recipe: remove the line `---` and everything after it",
-    "duplicate key": "write each key once",
-    "undefined alias": "quote a text that begins with *, or write the value instead of the alias",
+    "another document": "a file contains one recipe: remove the line `---` and everything after it",
+    "duplicate key": "write every key only once",
+    "undefined alias": "quote texts that begin with *, or write the value instead of the alias",
     "mapping values are not allowed": _COLON_HINT,
     "could not find expected ':'": _COLON_HINT,
     "special characters are not allowed": _CONTROL_HINT,
     "control characters": _CONTROL_HINT,
 }
-_MAPPING_HINT: Final = ("a mapping of keys", "write its keys on the lines below it, indented")
-_CONTAINER_HINTS: Final = {  # pydantic's type of an error -> what the value must be, and how to write it
+_MAPPING_HINT: Final = ("a mapping of keys", "write its keys on the next lines, indented")
+_CONTAINER_HINTS: Final = {  # pydantic's error type -> what the value must be, and how to write it
     "model_type": _MAPPING_HINT,
     "model_attributes_type": _MAPPING_HINT,
     "dict_type": _MAPPING_HINT,
@@ -80,25 +80,25 @@ _TYPE_HINTS: Final = {
     "float_type": "write a number, such as 0.5 or 5e-4",
     "bool_type": "write true or false",
     "string_type": "write one text",
-    "string_unicode": "remove the half of a surrogate pair, or write the whole character",
+    "string_unicode": "the text contains half of a surrogate pair: remove it, or write the whole character",
     "string_too_short": "write at least one character",
     "string_too_long": "write one character",
-    "too_short": "name at least one",
-    "too_long": "name fewer",
+    "too_short": "write at least one value",
+    "too_long": "write fewer values",
     "finite_number": "write a finite number",
     "none_required": "leave the value empty",
 }
-_BOUND_HINTS: Final = {  # pydantic's type of an error -> the limit in its context, and how to say it
+_BOUND_HINTS: Final = {  # pydantic's error type -> the name of the limit in its context, and the words for the hint
     "greater_than": ("gt", "greater than"),
     "greater_than_equal": ("ge", "of at least"),
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "of at most"),
 }
 _PATTERN_HINTS: Final = {
-    NAME_PATTERN: "begin with a letter or a digit, then at most 99 letters, digits, dots, underscores or hyphens",
+    NAME_PATTERN: "begin with a letter or digit; then write at most 99 letters, digits, dots, underscores or hyphens",
     DECODING_PATTERN: "write greedy, vote-8 or best-8, with +calculator if a calculator computes the equations",
     r"^[0-9a-f]{64}$": "write 64 hexadecimal digits (sha256sum FILE)",
-    r"^[0-9a-f]{40}$": "write the whole commit, 40 hexadecimal digits: the hub shows it under History",
+    r"^[0-9a-f]{40}$": "write the full commit, 40 hexadecimal digits, which the hub shows under History",
     r"^https?://": "begin with http:// or https://",
 }
 
@@ -108,14 +108,14 @@ def _fault(code: str, what: str, where: object, found: object = "", hint: str = 
 
 
 class _DateAsTextConstructor(RoundTripConstructor):
-    """Reads dates as text: 2026-11-28 is a valid name."""
+    """Reads dates as text, because a name such as 2026-11-28 is valid."""
 
 
 _DateAsTextConstructor.add_constructor("tag:yaml.org,2002:timestamp", lambda self, node: node.value)
 
 
 def load_yaml(text: str, where: str) -> Any:
-    """The tree of a YAML text; its maps and lists know their lines. Raises UserError if the text is not YAML."""
+    """The tree of a YAML text, whose maps and lists have line numbers. Raises UserError if the text is not YAML."""
     if len(text) > MAX_CHARACTERS:
         raise _too_large(where, f"{len(text)} characters")
     try:
@@ -129,28 +129,28 @@ def load_yaml(text: str, where: str) -> Any:
         if isinstance(fault, ReaderError):
             location = f"{where} line {text.count(chr(10), 0, fault.position) + 1}"
         problem = getattr(fault, "problem", None) or str(fault).partition("\n")[0]
-        problem = problem.partition(" with value ")[0]  # of a duplicate key: its value may be a secret
-        default = "correct this line or the one before it: an unclosed quote or bracket is noticed later"
+        problem = problem.partition(" with value ")[0]  # the value of a duplicate key may be a secret
+        default = "correct this line or an earlier line: an unclosed quote or bracket is only found later"
         hint = next((hint for part, hint in _YAML_HINTS.items() if part in problem), default)
     except RecursionError:
         raise _too_deep(where) from None
     except (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError) as fault:
-        # ruamel's own conversion of a value or a directive failed
+        # ruamel failed to convert a value or a directive
         location, problem, hint = where, fault, "write plain keys and values, and quote texts"
     raise _fault("E-recipe-yaml", "not valid YAML", location, _shorten(problem), hint)
 
 
 def plain_values(tree: Any, where: str) -> Any:
-    """A tree as plain values. Raises UserError for what JSON lacks, such as a list as a key."""
+    """A tree as plain values. Raises UserError for values that JSON does not have, such as a list as a key."""
     try:
         return json.loads(json.dumps(tree, default=str))
     except (TypeError, ValueError, RecursionError) as fault:
-        message, hint = "these values do not belong in a recipe", "write plain keys and values"
+        message, hint = "a recipe cannot contain these values", "write plain keys and values"
         raise _fault("E-recipe-values", message, where, _shorten(fault), hint) from None
 
 
 def key_lines(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
-    """The line (from 1) of every key and list item. A merged key has the line of the map that it is merged into."""
+    """The line (from 1) of every key and list item. A merged key has the line of the map into which it is merged."""
     if isinstance(tree, Mapping):
         for name, value in tree.items():
             yield (*keys, str(name)), _line_of(tree, "key", name)
@@ -169,10 +169,10 @@ def _line_of(tree: Any, lookup: str, key: Any) -> int:
 
 
 def _check_events(text: str, where: str) -> None:
-    """Raises UserError for a text that would take long to build, or that holds what a recipe must not."""
-    sizes: dict[str, int] = {}  # values in each anchored node, with its aliases expanded
+    """Raise UserError for a text that is too large or too deep, or that contains YAML that recipes may not use."""
+    sizes: dict[str, int] = {}  # anchor -> number of values in its node, with aliases expanded
     anchors = set[str]()
-    open_nodes: list[tuple[str | None, int]] = []  # anchor of each open map or list, and the total before it
+    open_nodes: list[tuple[str | None, int]] = []  # anchor of each open map or list, and the number of values before it
     total = 0
     for event in YAML(typ="rt", pure=True).parse(text):
         kind = type(event).__name__
@@ -181,7 +181,7 @@ def _check_events(text: str, where: str) -> None:
         anchor, tag = getattr(event, "anchor", None), getattr(event, "tag", None)
         if anchor is not None and kind != "AliasEvent":
             if str(anchor) in anchors:
-                hint = "give each anchor its own name"
+                hint = "give every anchor a different name"
                 raise _fault("E-recipe-yaml-anchor", "two anchors have the same name", location, f"&{anchor}", hint)
             anchors.add(str(anchor))
         if kind == "AliasEvent":
@@ -227,9 +227,10 @@ def _shorten(value: object) -> str:
 
 
 def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file and apply `changes`, each `key=value` with a dotted key and a YAML value.
+    """Read a recipe file and apply `changes`.
 
-    Raises UserError with the file, line or option, what was found, and what to do.
+    changes  strings `key=value`, with a dotted key and a YAML value
+    Raises UserError with the file and line, or the change; the faulty value; and a hint.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -241,7 +242,7 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(text: str, where: str, changes: Sequence[str] = ()) -> Recipe:
-    """The recipe in a YAML text. `where` names the text in messages."""
+    """The recipe in a YAML text. where: name of the text, for messages; changes: as for `load_recipe`."""
     tree = load_yaml(text, where)
     if not isinstance(tree, Mapping):
         found = "nothing" if tree is None else "a list" if isinstance(tree, list) else repr(tree)[:80]
@@ -281,7 +282,7 @@ def _set_key(values: dict[str, Any], keys: tuple[str, ...], value: Any, where: s
 def _error_of_validation(
     fault: ValidationError, where: str, lines: Mapping[tuple[str, ...], int], origins: Mapping[tuple[str, ...], str]
 ) -> UserError:
-    """One message for the first fault that pydantic found, an unknown key before any other."""
+    """The error for the first fault that pydantic found; unknown keys come before other faults."""
     error = next((error for error in fault.errors() if error["type"] == "extra_forbidden"), fault.errors()[0])
     keys = _error_keys(error)
     location = where
@@ -295,7 +296,7 @@ def _error_of_validation(
     dotted = ".".join(keys)
     if error["type"] == "extra_forbidden":
         if renamed := synonyms.RENAMED_KEYS.get(dotted):
-            hint = f"write {renamed}; its values are the same"
+            hint = f"write {renamed}; its values have not changed"
             return _fault("E-recipe-renamed-key", f"{dotted} is now called {renamed}", location, hint=hint)
         return _fault("E-recipe-unknown-key", f"unknown key {dotted}", location, hint=_suggest_key(keys))
     if error["type"] == "missing":
@@ -314,14 +315,14 @@ def _error_of_validation(
 
 
 def _error_keys(error: Any) -> tuple[str, ...]:
-    """The keys of an error, without the union tags and branches that pydantic adds to its location."""
+    """The keys in an error's location, without the union tags and branches that pydantic adds."""
     parts = tuple(str(part) for part in error["loc"] if part != "numbers" and str(part)[:1] != "[")
     branches = ("literal[", "bool", "constrained-", "function-")
     return parts[:-1] if parts[:2] == ("student", "chat") and parts[-1].startswith(branches) else parts
 
 
 def _value_hint(error: Any, dotted: str) -> str:
-    """What to write instead of a value of the right container type that is wrong."""
+    """A hint for a wrong value."""
     kind, limits = error["type"], error.get("ctx", {})
     written = error["input"]
     if kind == "literal_error":
@@ -337,7 +338,7 @@ def _value_hint(error: Any, dotted: str) -> str:
         return "write a number in digits, without quotes, such as 0.5 or 5e-4"
     if kind == "string_type" and isinstance(written, int | float):
         secret = _is_secret(_error_keys(error))
-        return "put it in quotes" if secret else f"put it in quotes: {json.dumps(str(written).lower())}"
+        return "quote the value" if secret else f"quote the value: {json.dumps(str(written).lower())}"
     if kind in _BOUND_HINTS:
         limit, comparison = _BOUND_HINTS[kind]
         return f"write a number {comparison} {limits[limit]}"
@@ -345,12 +346,12 @@ def _value_hint(error: Any, dotted: str) -> str:
 
 
 def _is_secret(keys: Sequence[str]) -> bool:
-    """Whether a value may be somebody's key, so that no message may repeat it."""
+    """Whether the value of these keys may be an API key, which no message may repeat."""
     return any(map(SECRET_KEY.search, keys)) or keys[-1] == "server" or tuple(keys[:3]) == ("teacher", "server", "urls")
 
 
 def _display_change(key: str, value: str) -> str:
-    """A change as messages repeat it."""
+    """The change in the form for messages, without a secret value."""
     hidden = _is_secret(key.split(".")) or SECRET_KEY.search(value)
     return f"{key}=..." if hidden else f"{key}={value}"
 
@@ -367,16 +368,16 @@ def _suggest_key(keys: tuple[str, ...]) -> str:
         near = difflib.get_close_matches(keys[-1], [key[-1] for key in siblings], 1, cutoff)
         if near:
             return f"did you mean {'.'.join((*keys[:-1], near[0]))}?"
-        if synonym := synonyms.find_synonym(keys):  # before the second cutoff: lr does not mean lora
+        if synonym := synonyms.find_synonym(keys):  # before the looser match below, because lr does not mean lora
             return synonym.removeprefix("= ") if synonym.startswith("=") else f"did you mean {synonym}?"
     elsewhere = [key for key in known if key[-1] == keys[-1]]
     if elsewhere:
         return f"did you mean {'.'.join(elsewhere[0])}?"
-    return f"known keys here: {', '.join(key[-1] for key in siblings)}" if siblings else "remove it"
+    return f"known keys here: {', '.join(key[-1] for key in siblings)}" if siblings else "remove the key"
 
 
 def known_keys(section: type[BaseModel], before: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """Every key of a section and of the sections within it; ANY_NAME stands for the name of a set."""
+    """Every key of a section and of its subsections. ANY_NAME stands for the name of a set."""
     keys = []
     for name, field in section.model_fields.items():
         keys.append((*before, name))
@@ -387,7 +388,7 @@ def known_keys(section: type[BaseModel], before: tuple[str, ...] = ()) -> list[t
 
 
 def sections_of(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that a field may hold."""
+    """The sections that a field may contain."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [section for part in get_args(annotation) for section in sections_of(part)]

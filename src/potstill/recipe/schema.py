@@ -1,4 +1,4 @@
-"""The sections of a recipe: each key with its type, its default and its meaning.
+"""The sections of a recipe: every key with its type, default and meaning.
 
 >>> Recipe(name="mine").train.learning_rate
 0.0005
@@ -42,7 +42,7 @@ def _shape_tag(shape: Any) -> str:
     return "name" if isinstance(shape, str) else "numbers"
 
 
-# A tagged union: an error in the numbers of a shape is then not reported as "not a string".
+# A tagged union: without tags, an error in the numbers of a shape would be reported as "not a string".
 ShapeOrName = Annotated[
     Annotated[str, Tag("name")] | Annotated[ShapeSection, Tag("numbers")], Discriminator(_shape_tag)
 ]
@@ -92,17 +92,17 @@ class StudentSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _folder(cls, value: Any) -> Any:
-        """`student: FOLDER` is short for `student: {model: FOLDER}`."""
+        """Expand `student: FOLDER`, the short form of `student: {model: FOLDER}`."""
         return {"model": value} if isinstance(value, str) else value
 
 
 class ReplaySection(Section):
-    """Generic rows in every training step, so that the student keeps what it could do before."""
+    """Generic rows in every training step, so that the student keeps its earlier abilities."""
 
     share: Share = Field(description="Fraction of each step's loss weight that goes to the replayed rows.")
     sets: list[Name] = Field(
         default=[],
-        description="Sets whose training questions are replayed, with the rationale, or the bare answer if there is none.",
+        description="Sets whose training questions are replayed, with the rationale, or without one, the bare answer.",
     )
     file: str | None = Field(default=None, description="File of rows with prompt and answer, JSONL or Parquet.")
 
@@ -120,8 +120,8 @@ class TrainSection(Section):
     )
     loss_weights: dict[FormatName, Annotated[float, Field(ge=1e-6, le=1e6)]] | None = Field(
         default=None,
-        description="Relative weight of each format in the gradient of every step, whatever its number of rows; if not "
-        "given, all supervised tokens have the same weight.",
+        description="Relative weight of each format in the gradient of every step, independent of its number of rows; by "
+        "default, all supervised tokens have the same weight.",
     )
     uniform_over: Literal["questions", "chains"] = Field(
         default="questions",
@@ -132,16 +132,16 @@ class TrainSection(Section):
     replay: ReplaySection | None = Field(default=None, description="Generic rows that are mixed into every step.")
     missing_probability: Literal["raw", "renormalised", "tail"] = Field(
         default="raw",
-        description="What the loss does with the probability outside the candidates: leave it out (raw), scale the "
-        "candidates to 1 (renormalised), or compare it as one further outcome (tail).",
+        description="How the loss treats the probability outside the candidates: ignore it (raw), scale the candidates to "
+        "a sum of 1 (renormalised), or compare it as one additional outcome (tail).",
     )
     divergence: str = Field(
         default="forward_kl",
-        description="Name in the table DIVERGENCES of losses/divergences.py. All but forward_kl may need "
-        "missing_probability: tail or renormalised; an unknown name is refused with the names there are.",
+        description="Name in the table DIVERGENCES of losses/divergences.py. All except forward_kl may need "
+        "missing_probability: tail or renormalised. The error for an unknown name lists all names.",
     )
     divergence_beta: float = Field(
-        default=0.5, gt=0, lt=1, description="The beta of a divergence that has one: the teacher's weight in a mixture."
+        default=0.5, gt=0, lt=1, description="For divergences with a beta: the teacher's weight in the mixture."
     )
     steps: Positive = Field(default=1000, description="Number of optimizer steps.")
     prompts_per_step: Positive = Field(
@@ -149,7 +149,7 @@ class TrainSection(Section):
     )
     chains_per_prompt: Positive = Field(default=1, description="Maximum number of chains per prompt of a step.")
     batch_tokens: Positive = Field(
-        default=8192, description="Maximum number of tokens per micro-batch; changes memory, not the result."
+        default=8192, description="Maximum number of tokens per micro-batch; affects memory, not the result."
     )
     learning_rate: float = Field(default=5e-4, gt=0, description="Peak learning rate.")
     optimizer: Literal["adamw", "adafactor"] = Field(default="adamw", description="Optimizer.")
@@ -158,14 +158,14 @@ class TrainSection(Section):
     )
     lr_multipliers: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default={},
-        description="Factors of the learning rate by part of a parameter's name: {relative_attention_bias: 10}.",
+        description="Factors of the learning rate, by a part of the parameter's name: {relative_attention_bias: 10}.",
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Type of the matrix products; weights and loss stay in float32."
+        default="float32", description="Type of matrix products; weights and loss are always float32."
     )
     loss_kernel: Literal["measured", "plain", "compiled"] = Field(
         default="measured",
-        description="Implementation of the loss; measured: the faster one on a GPU, plain on a CPU.",
+        description="Implementation of the loss; measured: the faster implementation on a GPU, plain on a CPU.",
     )
     lora: Count = Field(
         default=0, description="Rank of LoRA adapters, merged when saved (extra `lora`); 0: train all weights."
@@ -182,13 +182,13 @@ class TrainSection(Section):
         description="Recompute activations in the backward pass: less memory, about a third more time.",
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="Course of the learning rate after the warmup."
+        default="constant", description="Schedule of the learning rate after the warmup."
     )
     warmup_steps: Count = Field(default=10, description="Number of steps of linear warmup.")
     stable_steps: Count = Field(
         default=0, description="Number of steps at the peak before a linear or cosine schedule falls."
     )
-    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay; norms and biases have none.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay, except for norms and biases.")
     max_grad_norm: float | None = Field(
         default=1.0, gt=0, description="Norm to which gradients are clipped; null: no clipping."
     )
@@ -201,7 +201,7 @@ class TrainSection(Section):
     evaluate: bool = Field(default=False, description="Evaluate each checkpoint on validation as soon as it is saved.")
     early_stopping_patience: Positive | None = Field(
         default=None,
-        description="Number of checkpoints without a better value of select.rule after which training stops; implies "
+        description="Training stops after this number of checkpoints without a better value of select.rule; implies "
         "evaluate.",
     )
 
@@ -225,12 +225,12 @@ class TrainSection(Section):
             refuse("E-recipe-schedule", f"{both} exceed steps {self.steps}")
         if sum(self.formats.values()) > 1_000_000:
             hint = "write smaller numbers in the same proportion"
-            refuse("E-recipe-formats", f"the quotas in formats exceed a million together; {hint}")
+            refuse("E-recipe-formats", f"the sum of the quotas in formats exceeds a million; {hint}")
         if self.loss_weights is not None:
             taught = {name for name, quota in self.formats.items() if quota}
             for name in sorted(taught ^ set(self.loss_weights)):
                 fault = f"{name} has no weight" if name in taught else f"{name} has no quota in train.formats"
-                refuse("E-recipe-loss-weights", f"loss_weights must name exactly the formats that are trained: {fault}")
+                refuse("E-recipe-loss-weights", f"loss_weights must name all trained formats and no others: {fault}")
         return self
 
 
@@ -241,11 +241,11 @@ class EvaluateSection(Section):
     decodings: list[DecodingName] = Field(
         default=["greedy"],
         min_length=1,
-        description="Decodings of every evaluation: greedy, vote-N or best-N over N samples, each also as "
-        "NAME+calculator. The first one selects the checkpoint.",
+        description="Decodings of every evaluation: greedy, vote-N or best-N over N samples; with a calculator: "
+        "NAME+calculator. The first decoding selects the checkpoint.",
     )
     test_decodings: list[DecodingName] = Field(
-        default=[], description="Further decodings, for the base and the selected checkpoint on test only."
+        default=[], description="Additional decodings for the base and the selected checkpoint, only on test."
     )
     temperature: float = Field(default=0.7, gt=0, description="Sampling temperature of vote-N and best-N.")
     engine: Literal["transformers", "ctranslate2", "ctranslate2-int8", "vllm"] = Field(
@@ -291,14 +291,14 @@ class SelectSection(Section):
 
 class OnPolicySection(Section):
     """On-policy distillation after the selection: the selected student answers training questions of generic sets, and
-    learns the scores that the base student, or another model, gives to each token. The result is tested next to the
-    selected checkpoint and is not selected itself."""
+    learns the scores of the base student, or of another model, for each token. The result is tested next to the selected
+    checkpoint, but is not selected itself."""
 
     sets: list[Name] = Field(min_length=1, description="Sets whose training questions the student answers.")
     scorer: str | None = Field(
         default=None,
-        description="Model that scores the answers, as in student.model, with the student's tokens or others; the base "
-        "student if not given.",
+        description="Model that scores the answers, as in student.model; it may have another tokenizer. By default, the "
+        "base student.",
     )
     scorer_revision: str | None = Field(default=None, description="Branch, tag or commit of a scorer on the hub.")
     divergence: str = Field(
@@ -309,8 +309,8 @@ class OnPolicySection(Section):
     )
     keep: Share | None = Field(
         default=None,
-        description="Fraction of the questions that are training questions of the task, scored by the selected student "
-        "as it was before.",
+        description="Fraction of the questions that are training questions of the task; the selected student, before this "
+        "training, scores them.",
     )
     steps: Positive = Field(default=100, description="Number of optimizer steps.")
     prompts_per_step: Positive = Field(default=32, description="Number of questions per step.")
@@ -320,22 +320,21 @@ class OnPolicySection(Section):
     learning_rate: float = Field(default=1e-4, gt=0, description="Learning rate, constant after the warmup.")
     warmup_steps: Positive = Field(default=10, description="Number of steps of linear warmup.")
     checkpoint_every: Positive = Field(
-        default=50, description="Number of steps between two checkpoints, from which an interrupted run resumes."
+        default=50, description="Number of steps between two checkpoints; an interrupted run resumes from the last one."
     )
 
 
 class ReportSection(Section):
     examples: Count = Field(
         default=6,
-        description="Number of example questions on the page: this many with the teacher's chains, and this many of "
-        "each outcome.",
+        description="Number of example questions on the page, both for the teacher's chains and for each outcome.",
     )
     chain: str | None = Field(
         default=None,
-        description="Chain that the page draws, as QUESTION#INDEX; one of the examples if not given.",
+        description="Chain in the drawing on the page, as QUESTION#INDEX; by default, one of the examples.",
     )
     controls: list[Name] = Field(
-        default=[], description="Finished runs to compare with, from the same base and on the same test questions."
+        default=[], description="Finished runs for comparison, with the same base and the same test questions."
     )
     licences: dict[Name, str] = Field(
         default={}, description="Licence of each set and model, shown on the page and the model card."
@@ -367,7 +366,7 @@ class Recipe(Section):
     report: ReportSection = ReportSection()
 
     @property
-    def has_teacher(self) -> bool:  # without one the student is only evaluated
+    def has_teacher(self) -> bool:  # without a teacher, the student is only evaluated
         return self.teacher.kind != "none"
 
     @model_validator(mode="after")
@@ -379,7 +378,7 @@ class Recipe(Section):
         if self.has_teacher:
             self._check_training_sets()
         elif self.on_policy:
-            refuse("E-recipe-on-policy-teacher", "on_policy needs a teacher: without one nothing is trained")
+            refuse("E-recipe-on-policy-teacher", "on_policy needs a teacher: without a teacher, nothing is trained")
         self._check_evaluation()
         return self
 
@@ -395,7 +394,7 @@ class Recipe(Section):
                 refuse("E-recipe-set-trained", f"questions.out_of_distribution names {name}, which is trained on")
         for name in self.train.replay.sets if self.train.replay else ():
             if name in questions.train:
-                refuse("E-recipe-set-trained", f"train.replay names {name}, which questions.train names already")
+                refuse("E-recipe-set-trained", f"train.replay names {name}, which questions.train already names")
         for key, section in (("train.replay", self.train.replay), ("on_policy", self.on_policy)):
             for name in section.sets if section else ():
                 if name in questions.out_of_distribution:

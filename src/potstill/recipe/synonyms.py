@@ -1,5 +1,5 @@
-"""Other names of recipe keys: those of other trainers (TRL, Hugging Face's TrainingArguments, LLaMA-Factory, torchtune,
-vLLM, OpenAI), and those that the keys had before.
+"""Other names of recipe keys: names in other tools (TRL, Hugging Face's TrainingArguments, LLaMA-Factory, torchtune, vLLM,
+OpenAI), and earlier names of the keys.
 
     >>> find_synonym(("train", "lr"))
     'train.learning_rate'
@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Final
 
 _BATCH: Final = (
-    "= train.prompts_per_step is the number of questions per step, train.batch_tokens that of tokens per micro-batch"
+    "= train.prompts_per_step is the number of questions per step; train.batch_tokens limits the tokens per micro-batch"
 )
 _STEPS: Final = "= train.steps is the number of optimizer steps, each with train.prompts_per_step questions"
 _EVALUATE: Final = (
@@ -25,8 +25,8 @@ _TRACK: Final = "= the run folder has the metrics; send them with `potstill trac
 _DATA: Final = "= write `sets: {NAME: {file: FILE.jsonl}}` and name the set in questions.train"
 _LENGTH: Final = "= no row is truncated; train.batch_tokens limits the tokens per micro-batch"
 
-# Meaning -> its synonyms. A meaning is the key, or several keys, of which the one in the same section applies; or, after
-# `=`, a sentence if no key has this meaning.
+# Meaning -> its synonyms. A meaning is a key; or several keys, of which the key in the same section applies; or, if no key
+# has this meaning, a sentence after `=`.
 _SYNONYMS_BY_MEANING: Final = {
     "train.learning_rate": "lr",
     "train.optimizer": "optim optimiser",
@@ -102,19 +102,19 @@ _SYNONYMS_BY_MEANING: Final = {
     "teacher.kind evaluate.engine": "backend",
     "teacher.kind": "provider",
     _LENGTH: "max_length max_seq_len max_seq_length cutoff_len block_size model_max_length",
-    "= rows are never padded, so packing is always on; remove it": "packing sample_packing",
+    "= rows are never padded, so packing is always on; remove the key": "packing sample_packing",
     "student.dropout": "dropout_rate",
     "seed": "random_seed data_seed manual_seed",
-    "= potstill uses the GPU if there is one; CUDA_VISIBLE_DEVICES selects which": "device device_map",
-    "= potstill does not quantize models; remove it": "load_in_4bit load_in_8bit quantization_bit",
-    "= there is no such setting; remove it": "label_smoothing_factor neftune_noise_alpha",
-    "= a run trains unless teacher.kind is none; remove it": "do_train",
+    "= potstill uses a GPU if there is one; CUDA_VISIBLE_DEVICES selects it": "device device_map",
+    "= potstill does not quantize models; remove the key": "load_in_4bit load_in_8bit quantization_bit",
+    "= potstill has no such setting; remove the key": "label_smoothing_factor neftune_noise_alpha",
+    "= a run trains unless teacher.kind is none; remove the key": "do_train",
     "train.divergence on_policy.divergence": "kl loss_type",
     "evaluate.cache": "cache_dir",
 }
 SYNONYMS: Final = {word: meaning for meaning, words in _SYNONYMS_BY_MEANING.items() for word in words.split()}
 
-RENAMED_KEYS: Final = {  # keys that recipes had before: old -> new
+RENAMED_KEYS: Final = {  # old key -> new key
     "evaluate.mix": "evaluate.interpolate",
     "filter.cap": "filter.max_per_question",
     "filter.contamination": "filter.contamination_threshold",
@@ -146,7 +146,7 @@ RENAMED_KEYS: Final = {  # keys that recipes had before: old -> new
 
 
 def find_synonym(keys: tuple[str, ...]) -> str | None:
-    """The meaning of an unknown key: a dotted key, or a sentence that begins with `=`; None if it is not a synonym."""
+    """The meaning of an unknown key: a dotted key, or a sentence that begins with `=`. None if it is not a synonym."""
     meaning = SYNONYMS.get(keys[-1].lower().replace("-", "_"))
     if meaning is None or meaning.startswith("="):
         return meaning

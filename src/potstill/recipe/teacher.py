@@ -14,35 +14,35 @@ from pydantic import Field, field_validator, model_validator
 
 from potstill.recipe.fields import Character, Count, Name, Positive, Probability, Section, Share, refuse
 
-VLLM_BATCH_TOKENS: Final = 1_048_576  # vLLM manages the device's memory itself and is fastest with many texts at once
+VLLM_BATCH_TOKENS: Final = 1_048_576  # vLLM manages the GPU memory itself, and is fastest with many texts at once
 
 
 class VllmSection(Section):
-    """`dtype` changes the texts; the other keys may change during a run."""
+    """Settings of vLLM. `dtype` changes the texts; the other keys may change during a run."""
 
     FREE: ClassVar = ("length", "memory", "gpus", "eager")
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         default=None,
-        description="Type of the weights. If not given: the stored type for a teacher, float32 for a student.",
+        description="Type of the weights; by default, the stored type for a teacher and float32 for a student.",
     )
     length: Positive | None = Field(
-        default=None, description="Maximum number of tokens of prompt and answer; the model's own limit if not given."
+        default=None, description="Maximum number of tokens of prompt and answer; by default, the model's limit."
     )
     memory: float = Field(default=0.9, gt=0, le=1, description="Fraction of each GPU's memory that vLLM uses.")
     gpus: Positive = Field(default=1, description="Number of GPUs for tensor parallelism.")
-    eager: bool = Field(default=False, description="Skip compilation: vLLM starts sooner and runs slower.")
+    eager: bool = Field(default=False, description="Skip compilation: vLLM starts faster, but generates more slowly.")
 
 
 def with_vllm_batch(section: Any, key: str) -> Any:
-    """The section as written, with vLLM's default for `batch_tokens` if its `key` selects vLLM."""
+    """The section with vLLM's default for `batch_tokens`, if its `key` selects vLLM and `batch_tokens` is not set."""
     if isinstance(section, dict) and section.get(key) == "vllm":
         return {"batch_tokens": VLLM_BATCH_TOKENS, **section}
     return section
 
 
 VARIABLE_NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
-RESERVED_FIELDS: Final[dict[str, str]] = {  # request fields that other keys decide
+RESERVED_FIELDS: Final[dict[str, str]] = {  # request fields that potstill or other keys set
     "model": "set teacher.model instead",
     "prompt": "potstill builds it from teacher.prompt and the question",
     "messages": "potstill builds them from teacher.prompt and the question",
@@ -55,36 +55,36 @@ RESERVED_FIELDS: Final[dict[str, str]] = {  # request fields that other keys dec
     "n": "set teacher.server.samples_per_request instead",
     "seed": "each request has its own seed, derived from the run's seed",
     "stream": "potstill reads each answer in one piece",
-    "prompt_logprobs": "scoring sends it itself",
+    "prompt_logprobs": "potstill sends it when it scores texts",
 }
 
 
 def _looks_like_key(value: str) -> bool:
-    """Whether capitals and digits look like an API key rather than a name: a long part that contains digits."""
+    """Whether a value of capitals and digits looks like an API key, not a name: it has a long part with digits."""
     return any(len(part) >= 16 and any(letter.isdigit() for letter in part) for part in value.split("_"))
 
 
 class ServerSection(Section):
-    """An OpenAI-compatible server. `reasoning`, `system`, `stop`, `tokenizer`, `extra` and `api` change what the
-    student learns; the other keys may change during a run."""
+    """An OpenAI-compatible server. `reasoning`, `system`, `stop`, `tokenizer`, `extra` and `api` change the chains; the
+    other keys may change during a run."""
 
     urls: list[str] = Field(
         default=["http://localhost:8000/v1"],
         min_length=1,
-        description="Base URL of the server, or of each of several replicas.",
+        description="Base URL of the server, or base URLs of several replicas.",
     )
-    api: Literal["completions", "chat"] = Field(default="completions", description="Endpoint that is used.")
-    key: str | None = Field(default=None, description="Name of the environment variable that holds the API key.")
+    api: Literal["completions", "chat"] = Field(default="completions", description="Endpoint of the server.")
+    key: str | None = Field(default=None, description="Name of the environment variable that contains the API key.")
     system: str | None = Field(default=None, description="System message, for api: chat.")
     stop: list[str] = Field(default=[], description="Strings at which the server stops an answer.")
     reasoning: Literal["both", "reasoning", "answer"] = Field(
         default="both", description="Part of a reasoning model's output that the student learns."
     )
     tokenizer: str | None = Field(
-        default=None, description="Folder of the model's tokenizer; with it the tokens of vLLM are exact."
+        default=None, description="Folder of the model's tokenizer, which makes the tokens of vLLM exact."
     )
     samples_per_request: Positive = Field(
-        default=8, description="Number of chains per request, where the server honours `n`."
+        default=8, description="Number of chains per request, if the server honours `n`."
     )
     concurrency: Positive = Field(default=64, description="Maximum number of concurrent requests to each URL.")
     timeout: float = Field(default=600.0, gt=0, description="Maximum time for one complete answer, in seconds.")
@@ -92,22 +92,22 @@ class ServerSection(Section):
         default=300.0, gt=0, description="Time without any answer after which the run stops, in seconds."
     )
     refused: Literal["stop", "skip"] = Field(
-        default="stop", description="What happens when the server refuses a question: stop the run, or skip it."
+        default="stop", description="Action if the server refuses a question: stop the run, or skip the question."
     )
     extra: dict[str, Any] = Field(
         default={},
-        description="Further fields of every request, such as {chat_template_kwargs: {enable_thinking: false}}.",
+        description="Additional fields of every request, such as {chat_template_kwargs: {enable_thinking: false}}.",
     )
 
     @field_validator("key")
     @classmethod
     def _names_a_variable(cls, value: str | None) -> str | None:
-        """No message repeats the value: somebody may have pasted the key itself."""
+        """Refuse a value that is not a name. The message does not repeat it, because it may be the key itself."""
         if value is not None and (not VARIABLE_NAME.fullmatch(value) or _looks_like_key(value)):
             refuse(
                 "E-recipe-key-variable",
                 "this is not the name of an environment variable (capitals, digits, _). Write the NAME of the variable "
-                "that holds the key, such as OPENAI_API_KEY; if you pasted the key itself, remove it from the recipe",
+                "that contains the key, such as OPENAI_API_KEY. If you pasted the key itself, remove it from the recipe",
             )
         return value
 
@@ -130,7 +130,7 @@ class ServerSection(Section):
     def _without_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
             if name in RESERVED_FIELDS:
-                refuse("E-recipe-extra-reserved", f"extra cannot hold {name}: {RESERVED_FIELDS[name]}")
+                refuse("E-recipe-extra-reserved", f"extra cannot contain {name}: {RESERVED_FIELDS[name]}")
         return value
 
 
@@ -140,14 +140,14 @@ class PricesSection(Section):
 
 
 class BudgetSection(Section):
-    """Limits that all processes of a run together do not exceed."""
+    """Limits on the tokens and cost of all processes of a run together."""
 
     tokens: Positive | None = Field(default=None, description="Maximum number of prompt and answer tokens.")
     money: float | None = Field(default=None, gt=0, description="Maximum cost by `prices`, in your currency.")
     prices: PricesSection = PricesSection()
     spent: Literal["stop", "seal"] = Field(
         default="stop",
-        description="What happens when the budget is spent: stop the run, or continue with the chains so far (seal).",
+        description="Action if the budget is spent: stop the run, or continue with the stored chains (seal).",
     )
 
 
@@ -187,7 +187,7 @@ class TeacherSection(Section):
     revision: str | None = Field(default=None, description="Branch, tag or commit of a model on the hub.")
     chains: str | None = Field(
         default=None,
-        description="File of chains for replay: JSON lines, CSV, Parquet, or another form of a set.",
+        description="File of chains for replay: JSON lines, CSV, Parquet, or another format of a set.",
     )
     prompt: str | None = Field(default=None, description="Text file of demonstrations for the prompt.")
     chat: Literal["auto"] | bool = Field(
@@ -207,19 +207,19 @@ class TeacherSection(Section):
     samples: Positive = Field(default=1, description="Number of chains per question.")
     unsolved: Literal["stop", "skip"] = Field(
         default="stop",
-        description="What happens, for human, when a training question has no solution: stop the run, or skip the question.",
+        description="Action, for human, if a training question has no solution: stop the run, or skip the question.",
     )
     enough: Positive | None = Field(
         default=None, description="Number of right chains after which openai stops asking a question."
     )
     none_right_limit: Count = Field(
         default=50,
-        description="Number of first chains after which sampling stops if none is right; 0 turns this off.",
+        description="Sampling stops after this number of chains if none of them is right; 0 turns this off.",
     )
     temperature: float = Field(default=0.5, ge=0, description="Sampling temperature of the teacher.")
     max_tokens: Positive = Field(default=256, description="Maximum number of tokens per chain.")
     top_logprobs: Count = Field(
-        default=5, description="Number of alternatives stored per token with their log-probabilities; 0: none."
+        default=5, description="Number of alternatives stored per token, with their log-probabilities; 0: none."
     )
     batch_tokens: Positive = Field(
         default=16384, description="Maximum number of tokens per batch, for local and vllm; a crash loses one batch."
@@ -240,10 +240,12 @@ class TeacherSection(Section):
     @model_validator(mode="after")
     def _complete(self) -> TeacherSection:
         if self.score is not None and self.kind not in ("human", "replay"):
-            message = f"a {self.kind} teacher scores its chains itself: score is only for human and replay"
+            message = f"a {self.kind} teacher scores its chains itself; score is only for human and replay"
             refuse("E-recipe-teacher-score", message)
         if self.chat is True and self.kind not in ("local", "vllm") and self.score is None:
-            refuse("E-recipe-teacher-chat", f"chat: true needs a local model, and a {self.kind} teacher has none")
+            refuse(
+                "E-recipe-teacher-chat", f"chat: true needs a local model, but a {self.kind} teacher has no local model"
+            )
         if self.chat_template_kwargs is not None or self.system_prompt is not None:
             if self.kind == "openai" or (self.score is not None and self.score.kind == "openai"):
                 instead = "write them as server.extra: {chat_template_kwargs: ...} and server.system"
@@ -266,7 +268,8 @@ class FilterSection(Section):
         default=None, description="Maximum number of right chains kept per question."
     )
     duplicates: Literal["drop", "keep"] = Field(
-        default="drop", description="Whether to drop or keep a chain whose text the question has already."
+        default="drop",
+        description="Whether to drop or keep a chain with the same text as an earlier chain of the question.",
     )
     near_duplicate_threshold: Share | None = Field(
         default=None,
@@ -306,11 +309,11 @@ class TransferSection(Section):
     )
     min_coverage: Probability = Field(
         default=0.2,
-        description="Minimum fraction of positions with a teacher distribution; the run stops below it, if the teacher "
-        "has log-probabilities.",
+        description="Minimum fraction of positions with a teacher distribution; below it, the run stops if the teacher has "
+        "log-probabilities.",
     )
     min_transferred_probability: Probability = Field(
         default=0.5,
-        description="Minimum fraction of the candidates' probability that reaches positions on whole teacher tokens; "
-        "align and the report warn below it.",
+        description="Minimum fraction of the candidates' probability that is transferred to positions on whole teacher "
+        "tokens; below it, align and the report warn.",
     )
