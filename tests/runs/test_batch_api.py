@@ -215,7 +215,7 @@ def test_what_is_no_result_of_this_run_is_named_by_file_and_line(world: Path, tm
         (strange[0], "results-0.jsonl line 3: the result belongs to another run"),
         (
             b'{"custom_id": "mine-1", "error": "x"}\n',
-            "line 3: the result belongs to another run\n  found: custom_id mine-1; those",
+            "line 3: the result belongs to another run\n  found: custom_id mine-1; the ids",
         ),
         (lines[2][:60] + b"\n", "results-0.jsonl line 3: the line is not a complete result"),
         (b"[]\n", "results-0.jsonl line 3: the line is not a complete result"),

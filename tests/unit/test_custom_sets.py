@@ -383,7 +383,7 @@ def test_equal_questions_are_told_from_few(tmp_path: Path) -> None:
     path = stored(tmp_path, "e.jsonl", b'{"question": "How many?", "answer": 5}\n' * 60)
     with pytest.raises(UserError) as error:
         load(path)
-    assert error.value.code == "E-data-empty-split" and "1 of them different" in error.value.found
+    assert error.value.code == "E-data-empty-split" and "1 different" in error.value.found
     assert "different questions" in error.value.hint
 
 

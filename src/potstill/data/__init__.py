@@ -1,25 +1,25 @@
-"""The questions to learn from and to evaluate on, each with its split.
+"""The questions for training and evaluation, with their splits.
 
     >>> raws = [RawQuestion(f"m/{i}", f"What is {i} + 1?", f"{i + 1}", "number", where="") for i in range(9)]
     >>> [question.split for question in assign_splits(raws, "m", validation=3, test=3)]
     ['validation', 'train', 'train', 'test', 'test', 'test', 'train', 'validation', 'validation']
 
-    gsm8k        gsm8k/train.jsonl, gsm8k/test.jsonl   the training file is train, the test file is divided
+    gsm8k        gsm8k/train.jsonl, gsm8k/test.jsonl   the training file is train; the test file is divided
     multiarith   multiarith/MultiArith.json            divided into validation and test
     asdiv        asdiv/ASDiv.xml                       divided into validation and test
     svamp        svamp/SVAMP.json                      divided into validation and test
-    bbh          bbh/tasks/*.json                      each of 27 tasks is divided; `bbh/navigate` is one task alone
-    custom sets  files of many formats (`custom_set`)  the `split` field, else train, validation and test
+    bbh          bbh/tasks/*.json                      27 tasks, divided task by task; `bbh/navigate` is a single task
+    custom sets  files of many formats (`custom_set`)  the field `split`; without it, train, validation and test
 
-`splits="digest"` divides a set by the digests of its questions. `splits="paper"` gives the paper's sizes: 500
-validation questions per set, 200 for MultiArith, and the rest test. MultiArith's validation questions are the authors'
-own if the data folder has their file of indices (`golden/authors_validation_indices.json`); otherwise, and for the
-other sets, they are those of lowest digest, because the authors released no other index file of evaluation questions.
-A fifth of each BBH task is validation, in both.
+`splits="digest"` divides a set by the digests of its questions. `splits="paper"` gives the paper's sizes: 500 validation
+questions per set, 200 for MultiArith, and the rest for test. The validation questions of MultiArith are those of the
+paper's authors if the data folder has their file of indices (`golden/authors_validation_indices.json`). Otherwise, and
+for the other sets, they are the questions with the lowest digests, because the authors published no other indices of
+evaluation questions. With both values, a fifth of each BBH task is validation.
 
-To add a built-in set, write its file next to `word_problems.py`, whose loaders are examples, and add its `BuiltinSet`
-to the table `SETS`. If no answer type fits, write a grading function in the file of the set, and give its name to
-`BuiltinSet.grader` and to the `task` of each question: `<set>/function: potstill.data.<set>:<name>`.
+To add a built-in set, write a module next to `word_problems.py`, whose loaders are examples, and add a `BuiltinSet` to
+the table `SETS`. If no answer type fits, write a grading function in the set's module. `BuiltinSet.grader` and the `task`
+of each question then name this function: `<set>/function: potstill.data.<set>:<name>`.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ __all__ = [
     "find_data_folder", "find_duplicates_across_splits", "grader_tasks", "load_set", "read_demonstrations",
 ]  # fmt: skip
 
-VERSION: Final = 4  # of the questions read from the sets; the stage `collect` stores it
-DEFAULT_SHARE: Final = 0.2  # of a set's questions in validation, and in test
+VERSION: Final = 4  # version of the questions read from the sets; the stage `collect` stores it
+DEFAULT_SHARE: Final = 0.2  # default share of a set's questions for validation, and for test
 SETS: Final[dict[str, BuiltinSet]] = {
     builtin.name: builtin
     for builtin in (
@@ -71,13 +71,13 @@ def load_set(
 ) -> list[Question]:
     """Every question of a set with its split, in the order of the set's files.
 
-    name          a name in SETS, `bbh/<task>`, or with `file` a new name
+    name          a name in SETS, `bbh/<task>`, or, with `file`, a new name
     data_dir      folder of the built-in sets; None: the folder in POTSTILL_DATA
-    file, fields, task   of a custom set (see `custom_set`); task grades the records that name none
-    splits        how to divide a set that has no splits; `paper` is for built-in sets only
-    validation    fraction (float) or number (int) of questions of each set, or of each BBH task; 0.2 if None
-    test          the same; None: 0.2 for a custom set, or `validation` if that is a number; for a built-in set the rest.
-                  A built-in set whose files name their training questions ignores it
+    file, fields, task   of a custom set (see `custom_set`); `task` is the task of records without one
+    splits        how to divide a set that has no splits; `paper` is only for built-in sets
+    validation    fraction (float) or number (int) of validation questions, per set or per BBH task; None: 0.2
+    test          fraction or number of test questions. None: for a built-in set, the rest; for a custom set, 0.2, or
+                  `validation` if that is a number. Ignored for a built-in set whose files define the training split
     custom_names  names of the recipe's custom sets, for the message about an unknown name
     Raises UserError, with file and record, for a wrong name, file, record or size.
     """
@@ -88,7 +88,7 @@ def load_set(
         raise _splits_error(name, "unknown value of splits", "write digest or paper", splits)
     if splits == "paper" and file is not None:
         hint = "set `splits: digest`, or give each record a `split` field"
-        raise _splits_error(name, "the paper has no split of a custom set", hint)
+        raise _splits_error(name, "the paper has no splits of custom sets", hint)
     if splits == "paper" and validation is not None:
         hint = "remove `validation`, or set `splits: digest`"
         raise _splits_error(name, "the paper's split has a fixed size", hint, validation)
@@ -109,7 +109,7 @@ def load_set(
     for task in builtin.tasks:
         if name in (builtin.name, f"{builtin.name}/{task}"):
             of_task = [raw for raw in raws if raw.task == f"{builtin.name}/{task}"]
-            # An exact number of lowest digests: with some 200 questions per task, a share would vary by chance.
+            # An exact number of questions: with about 200 questions per task, the sizes from a share would vary.
             counts = [
                 size if size is None or isinstance(size, int) else int(len(of_task) * size)
                 for size in (validation, test)
@@ -154,16 +154,19 @@ def _builtin(name: str, custom_names: Sequence[str]) -> BuiltinSet:
 
 
 def find_data_folder(data_dir: Path | None, set_name: str = "") -> Path:
-    """The folder of the built-in sets: the given one, or the one in POTSTILL_DATA. Messages name `set_name`."""
+    """The folder of the built-in sets: `data_dir`, or the folder in POTSTILL_DATA. set_name: for messages.
+
+    Raises UserError if no folder is set, or the folder does not exist.
+    """
     path = data_dir if data_dir is not None else os.environ.get("POTSTILL_DATA")
     if not path:
         raise UserError(
             "no data folder is set",
             code="E-data-no-folder",
             where=set_name and f"set {set_name}",
-            hint="set POTSTILL_DATA, or `data` in the recipe, to the folder of the built-in sets, and fetch them with "
-            "`potstill data NAME`; without it, name custom sets in questions.train, in_distribution, out_of_distribution "
-            "and generic, or none ([]): their defaults are built-in sets",
+            hint="set POTSTILL_DATA, or `data` in the recipe, to the folder of the built-in sets, and fetch the sets with "
+            "`potstill data NAME`; without this folder, set questions.train, in_distribution, out_of_distribution and "
+            "generic to custom sets or to [], because their defaults are built-in sets",
         )
     if not Path(path).is_dir():
         where = "data" if data_dir is not None else "POTSTILL_DATA"
@@ -175,7 +178,7 @@ def find_data_folder(data_dir: Path | None, set_name: str = "") -> Path:
 def assign_splits(
     raws: Sequence[RawQuestion], name: str, *, validation: int | float, test: int | float | None
 ) -> list[Question]:
-    """The questions with their splits: those without one are divided by digest (see `splits.split_questions`).
+    """The questions with their splits. Questions without a split are divided by digest (see `splits.split_questions`).
 
     Raises UserError for a repeated id, an unreadable gold answer or an empty split.
     """
@@ -202,28 +205,28 @@ def _empty_split_error(part: str, raws: Sequence[RawQuestion], name: str) -> Use
     different = len({canonical_question(raw.text) for raw in raws})
     hint = "give more questions, a larger share, or a `split` field"
     if different < len(raws) / 2:
-        hint = "give more different questions: equal questions stay together in one split"
-    found = f"{len(raws)} questions, {different} of them different"
+        hint = "give more different questions: equal questions are always in the same split"
+    found = f"{len(raws)} questions, {different} different"
     return UserError(f"the {part} split is empty", code="E-data-empty-split", where=name, found=found, hint=hint)
 
 
-# Checks of every question of a set before a model is used. The student learns to end with "The answer is <gold>",
-# and the teacher is prompted for that, so a gold answer that is not right in this sentence never has a right chain.
+# Checks of all questions of a set before a model is used. The student learns to end with "The answer is <gold>", and the
+# teacher is prompted to do so. A gold answer that is not right in this sentence would therefore never have a right chain.
 
-_MAX_FUNCTION_CALLS: Final = 3  # questions for which a grading function is called
-_MAX_SHOWN: Final = 3  # faulty questions in a message
-# Letters of several options. As text, the article "A" among them would not count.
+_MAX_FUNCTION_CALLS: Final = 3  # number of questions for which a grading function is called
+_MAX_SHOWN: Final = 3  # number of faulty questions in a message
+# Letters of several options. Graded as text, an "A" among them would be dropped as an article.
 _LETTERS: Final = re.compile(
     r"\(?[A-Z]\)?(?:(?:\s?[,;/&]\s?(?:(?:and|or)\s)?|\s(?:and|or)\s|(?<=\))\s?(?=\())\(?[A-Z]\)?){1,25}"
 )
 
 
 def check_questions(raws: Sequence[RawQuestion], name: str) -> None:
-    """Raises UserError, naming the records, for a repeated id, a text that is not Unicode, or a gold answer that has
-    the wrong form or is not right in the answer sentence.
+    """Raise UserError, with the records, for a repeated id, a text that is not valid Unicode, or a wrong gold answer.
 
-    A `regex` gold is a pattern: only its syntax is checked. A grading function is called for the first questions and
-    must not fail; it may grade the sentence as wrong, because its gold may be anything (a test to run, for example).
+    A gold answer is wrong if it has the wrong form, or is not graded right in the answer sentence. Of a `regex` gold, only
+    the syntax is checked. A grading function is called for the first questions and must not fail. It may grade the
+    sentence as wrong, because its gold may be anything (for example, a test to run).
     """
     places: dict[str, str] = {}
     function_calls = 0
@@ -244,7 +247,7 @@ def check_questions(raws: Sequence[RawQuestion], name: str) -> None:
             if answer_type == "regex" or (function_calls > _MAX_FUNCTION_CALLS and is_function):
                 continue
             if answer_type == "text" and _LETTERS.fullmatch(raw.gold.strip()):
-                hint = "give one letter, or set task: list in the recipe, which compares all of them in order"
+                hint = "give one letter, or set task: list in the recipe, which compares all letters in order"
                 what = "several choices cannot be graded as text"
                 raise UserError(what, code="E-data-several-choices", found=repr(raw.gold), hint=hint)
             verdict = grading.grade(prompts.format_answer(raw.gold), raw.gold, raw.task)
@@ -262,16 +265,19 @@ def _ungradable_error(failed: Sequence[tuple[RawQuestion, Verdict]], count: int,
         + (f", read as {shorten(verdict.answer)!r}" if verdict.answer is not None else "")
         for raw, verdict in failed[:_MAX_SHOWN]
     ]
-    hint = "correct these answers, or set sets.NAME.task in the recipe to how they are graded"
+    hint = "correct these answers, or set sets.NAME.task in the recipe to the right task"
     if any("\n" in raw.gold or len(raw.gold) > 120 for raw, _ in failed[:_MAX_SHOWN]):
-        hint = "if these are whole solutions, name the text that precedes the answer: "
+        hint = "if these are whole solutions, give the text that precedes the answer: "
         hint += 'sets.NAME.fields: {answer: {column: answer, after: "####"}}'
     what = f'{len(failed)} of {count} gold answers are not right in the sentence "The answer is ..."'
     return UserError(what, code="E-data-ungradable-gold", where=name, found="\n         ".join(shown), hint=hint)
 
 
 def find_contradictions(questions: Sequence[Question]) -> list[tuple[Question, Question]]:
-    """Questions of one set with the same canonical form and different answers, each with the first of that form."""
+    """Pairs of questions of the same set with the same canonical form but different answers.
+
+    The first question of a pair is the first question of the set with that form.
+    """
     firsts: dict[tuple[str, str], Question] = {}
     pairs = []
     for question in questions:

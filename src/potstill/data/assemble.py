@@ -1,7 +1,7 @@
-"""Assemble the questions of a run: each in one split of one set.
+"""Assembly of a run's questions: every question is in one split of one set.
 
-Training questions with the canonical form of a validation or test question are dropped. Those that differ from one only
-in numbers and names are counted, or dropped too, as the recipe says.
+Training questions with the same canonical form as a validation or test question are dropped. Training questions that
+differ from a validation or test question only in numbers and names are counted or, if the recipe says so, dropped.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Templates = dict[str, dict[Split, list[str]]]
 class AssembledQuestions:
     """The questions of a run.
 
-    questions  set -> split -> its questions
-    held_out   questions of the training sets that are not trained on: other splits, leaks, or over a limit
+    questions  set -> split -> questions
+    held_out   questions of the training sets that are not trained on: other splits, leaks, questions over a limit
     unused     set -> number of questions that the run does not use
-    leaks      number of questions dropped because a later split has them too
-    templates  set -> split -> ids of its questions that differ from a training question only in numbers and names
-    dropped    number of training questions dropped as such templates
+    leaks      number of questions dropped because a later split also has them
+    templates  set -> split -> ids of questions that differ from a training question only in numbers and names
+    dropped    number of training questions dropped because they differ from an evaluation question only in these
     """
 
     questions: dict[str, dict[str, list[Question]]]
@@ -41,7 +41,7 @@ class AssembledQuestions:
 
 
 def assemble_questions(recipe: Recipe) -> AssembledQuestions:
-    """Load, check and split every set that a recipe names, without writing a file. Raises UserError for any fault."""
+    """Load, check and split every set that a recipe names, without writing a file. Raises UserError for any error."""
     section = recipe.questions
     wanted: dict[str, tuple[Split, ...]] = dict.fromkeys(section.train, ("train",))
     for name in section.in_distribution + section.out_of_distribution + section.generic:
@@ -72,17 +72,20 @@ def _empty_set_error(name: str, split: Split, questions: list[Question], leaked:
     leaks = sum(question.id in leaked for question in questions)
     hint = "give the set more questions, change questions.validation and questions.test, or correct its `split` field"
     if different < len(questions) / 2:
-        hint = "give more different questions: equal questions stay together in one split"
+        hint = "give more different questions: equal questions are always in the same split"
     elif leaks > len(questions) / 2:
-        hint = "give it questions that no validation or test set contains"
+        hint = "add questions that no validation or test set contains"
     what, where = f"{name} has no question in {split}", f"questions ({name})"
-    found = f"{len(questions)} questions in all, {different} different, {leaks} dropped as leaks"
+    found = f"{len(questions)} questions in total, {different} different, {leaks} dropped as leaks"
     return UserError(what, code="E-data-empty-split", where=where, found=found, hint=hint)
 
 
 def _find_templates(recipe: Recipe, kept: dict[str, dict[str, list[Question]]]) -> tuple[Templates, int]:
-    """Evaluation questions that differ from a training question only in numbers and names. If the recipe drops such
-    training questions, they are removed from `kept`, and their number is returned with no templates."""
+    """Set -> split -> ids of questions that differ from a training question only in numbers and names; and a count.
+
+    If the recipe drops such training questions, they are removed from `kept`; the ids are then empty, and the count is
+    the number of removed questions.
+    """
     train = {q.id: q.text for by_split in kept.values() for q in by_split.get("train", ())}
     evaluated = {
         q.id: q.text for by_split in kept.values() for split in EVALUATION_SPLITS for q in by_split.get(split, ())
@@ -116,7 +119,7 @@ def replayed_sets(recipe: Recipe) -> list[str]:
 def _load_set(recipe: Recipe, name: str) -> list[Question]:
     custom, section = recipe.sets.get(name), recipe.questions
     trained = name in section.train or name in replayed_sets(recipe)
-    test = section.test if trained else 1.0 - section.validation  # a set for evaluation needs no training split
+    test = section.test if trained else 1.0 - section.validation  # a set that is only evaluated has no training split
     return data.load_set(
         name,
         recipe_data_folder(recipe),
@@ -131,7 +134,7 @@ def _load_set(recipe: Recipe, name: str) -> list[Question]:
 
 
 def set_paths(recipe: Recipe, name: str) -> list[Path]:
-    """The files of a custom set: local paths, or verified copies of remote files."""
+    """The files of a custom set: local files, or verified copies of remote files."""
     custom, key = recipe.sets[name], f"sets.{name}"
     if custom.url is not None:
         return [download.fetch_url(key, custom.url, custom.sha256 or "")]
@@ -149,7 +152,7 @@ def _column_dict(column: str | Column) -> str | dict[str, Any]:
 
 
 def _limit_questions(rows: list[Question], limit: int) -> list[Question]:
-    """At most `limit` questions, equally many of each task where possible."""
+    """At most `limit` questions, if possible the same number per task."""
     tasks = sorted({question.task for question in rows})
     share = {task: limit // len(tasks) + (rank < limit % len(tasks)) for rank, task in enumerate(tasks)}
     samples = [splits.sample_by_hash([q for q in rows if q.task == task], share[task]) for task in tasks]

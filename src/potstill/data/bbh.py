@@ -4,8 +4,8 @@
     >>> parse_bbh_prompt("not for training\\n-----\\nAdd.\\n\\n" + block, where="add.txt")
     ('Add.', (Demonstration(question='1 + 1', answer='2', rationale='It is 2.'),))
 
-Each prompt file begins with a canary line, which no model sees. An answer-only prompt shows the same demonstrations
-without their rationale.
+Each prompt file begins with a canary line, which is removed. An answer-only prompt has the same demonstrations without
+their rationales.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ANSWER: Final = " So the answer is "
 
 
 def read_bbh(data_dir: Path) -> list[RawQuestion]:
-    """The questions of all tasks; ids `bbh/navigate/3` count the records of each task's file from 0."""
+    """The questions of all tasks. Ids such as `bbh/navigate/3` count the records of the task's file from 0."""
     return [question for task in TASKS for question in _read_task(data_dir, task)]
 
 
@@ -44,7 +44,7 @@ def _read_task(data_dir: Path, task: str) -> list[RawQuestion]:
 
 
 def read_task_prompts(data_dir: Path) -> dict[str, TaskPrompt]:
-    """The official prompt of each task."""
+    """`bbh/<task>` -> the official prompt of the task."""
     return {
         f"bbh/{task}": TaskPrompt(bbh_prompt_style(task), *read_bbh_demonstrations(data_dir, task)) for task in TASKS
     }
@@ -64,7 +64,7 @@ SET: Final = BuiltinSet(
 def read_bbh_demonstrations(data_dir: Path, task: str) -> tuple[str, tuple[Demonstration, ...]]:
     """The instruction of a task and its official demonstrations, for `prompts.build_prompt` with `bbh_prompt_style(task)`.
 
-    Raises UserError for an unknown task, and for a file that is not such a prompt.
+    Raises UserError for an unknown task, or if its file is not such a prompt.
     """
     task = task.removeprefix("bbh/")
     if task not in TASKS:
@@ -74,14 +74,14 @@ def read_bbh_demonstrations(data_dir: Path, task: str) -> tuple[str, tuple[Demon
 
 
 def bbh_prompt_style(task: str) -> prompts.PromptStyle:
-    """The wording of a task's official prompt: in sports_understanding the rationale follows on the same line."""
+    """The wording of a task's official prompt. In sports_understanding, the rationale follows on the same line."""
     if task.removeprefix("bbh/") == "sports_understanding":
         return dataclasses.replace(prompts.BBH_STYLE, lead_rationale=" ")
     return prompts.BBH_STYLE
 
 
 def parse_bbh_prompt(text: str, *, where: object) -> tuple[str, tuple[Demonstration, ...]]:
-    """Instruction and demonstrations of a prompt file, without its canary line."""
+    """The instruction and demonstrations of a prompt file, without its canary line."""
     _, header, body = text.partition(_HEADER)
     instruction, *blocks = body.rstrip("\n").split("\n\nQ: ")
     if not header or not blocks:

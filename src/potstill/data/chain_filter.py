@@ -1,10 +1,10 @@
-"""Chain filter: which chains of a question are dropped and why, apart from whether their answers are right.
+"""Chain filter: which chains of a question are dropped, and why. Whether answers are right is decided elsewhere.
 
     >>> chain_filter = ChainFilter(FilterRules(max_per_question=1))
     >>> [chain_filter.drop_reason(text, True) for text in ("1 + 1 = 2", "1 + 1 = 2", "Two.")]
     [None, 'duplicate', 'cap']
 
-The first rule that applies gives the reason: contaminated, length, language, wrong sum, duplicate, near duplicate, cap.
+The reason is the first rule that applies: contaminated, length, language, wrong sum, duplicate, near duplicate, cap.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from potstill.data.contamination import word_ngrams
 
 VERSION: Final = 1
 NGRAM_WORDS: Final = 5  # n-gram length for near duplicates
-MAX_FOREIGN_SHARE: Final = 0.1  # of a text's letters in another script
+MAX_FOREIGN_SHARE: Final = 0.1  # maximum share of a text's letters in another script
 
 
 @dataclass(frozen=True, slots=True)
 class FilterRules:
-    """duplicates                drop a text that the question has already
+    """duplicates                drop a text that an earlier chain of the question has
     near_duplicate_threshold  drop a text that shares at least this fraction of its 5-grams with a kept chain
-    max_per_question          right chains kept per question
+    max_per_question          maximum number of right chains kept per question
     min_chars, max_chars      length of a text in characters
     script                    lower-case Unicode name of the script, such as "latin"
     drop_wrong_equations      drop a text that contains a wrong equation
@@ -41,7 +41,7 @@ class FilterRules:
 
 
 class ChainFilter:
-    """Filters the chains of one question, one after the other."""
+    """Filters the chains of one question in order. contaminated: drop all of them."""
 
     def __init__(self, rules: FilterRules, *, contaminated: bool = False) -> None:
         self.rules, self.contaminated, self.kept = rules, contaminated, 0
@@ -49,7 +49,10 @@ class ChainFilter:
         self._ngrams: list[frozenset[tuple[str, ...]]] = []
 
     def drop_reason(self, text: str, right: bool) -> str | None:
-        """Why the next chain is dropped, or None. A right chain that is not dropped counts as kept."""
+        """The reason to drop the next chain, or None. A right chain that is not dropped counts as kept.
+
+        right  whether the answer of the chain is right
+        """
         reason = self._first_reason(text, right)
         self._texts.add(text)
         if reason is None and right:

@@ -1,4 +1,4 @@
-"""Contamination: how much of a text is in one of many other texts, without comparing each pair.
+"""Contamination: the overlap of a text with many other texts, without comparing every pair.
 
     >>> index = OverlapIndex([frozenset("abc"), frozenset("abd"), frozenset("xy")])
     >>> sorted(index.max_shared(frozenset("abdx")).items())
@@ -6,10 +6,9 @@
     >>> mask_numbers_and_names("Tom Hill has 12 pens. He buys five more.")
     'name has 0 pens. he buys 0 more.'
 
-Questions made from templates share their fixed words with all others of the template, so a list of the pairs that share
-something grows with the square of their number. `OverlapIndex` avoids it: n-grams that occur in exactly the same texts
-are one class with a weight, and a branch-and-bound search visits only texts that can still beat the best one found.
-Pure: reads no file and no clock.
+Questions from the same template share their fixed words, so a list of overlapping pairs would grow with the square of
+their number. `OverlapIndex` avoids this: n-grams that occur in exactly the same texts form one class with a weight, and
+a branch-and-bound search visits only texts that can still beat the best text so far. Pure: reads no file and no clock.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from typing import Final
 
 from potstill.data import splits
 
-VERSION: Final = 1  # of what is masked, and so of which questions count as the same
+VERSION: Final = 1  # version of the masking, which determines which questions count as the same
 SAME_TEMPLATE: Final = 0.9  # share of a question's masked n-grams that another question of its template contains
-MAX_CANDIDATES: Final = 16  # texts that are compared one by one
-MAX_NODES: Final = 400  # search nodes before all texts are counted instead
+MAX_CANDIDATES: Final = 16  # below this number of texts, the texts are compared one by one
+MAX_NODES: Final = 400  # after this number of search nodes, all texts are counted instead
 
 _NUMBER = re.compile(
     r"\d+(?:[.,/:]\d+)*|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh"
@@ -39,8 +38,11 @@ _PERSONS = re.compile(r"\b(?:he|she|him|her|his|hers|himself|herself)\b", re.IGN
 
 
 def mask_numbers_and_names(text: str) -> str:
-    """A question with 0 for every number, `name` for every name and `he` for every he or she, so that questions of one
-    template become equal. A word with a capital initial counts as a name, unless the text has no small letters."""
+    """A question with 0 for every number, `name` for every name, and `he` for every he or she.
+
+    Questions of the same template become equal. A capitalized word counts as a name, unless the text has no lower-case
+    letters.
+    """
     text = unicodedata.normalize("NFKC", text)
     text = _NUMBERS.sub("0", _NUMBER.sub("0", text))
     if any(letter.islower() for letter in text):
@@ -49,7 +51,7 @@ def mask_numbers_and_names(text: str) -> str:
 
 
 def word_ngrams(text: str, n: int = 8) -> frozenset[tuple[str, ...]]:
-    """The word n-grams of a text in canonical form; all its words as one n-gram if it has fewer than n."""
+    """The word n-grams of a text in canonical form. A text of fewer than n words is a single n-gram."""
     words = splits.canonical_question(text).split()
     return frozenset(tuple(words[start : start + n]) for start in range(max(1, len(words) - n + 1)))
 
@@ -68,7 +70,9 @@ def overlap_shares(texts: Mapping[str, str], held_out: Iterable[str], n: int = 8
 def contained_shares(texts: Mapping[str, str], held_out: Iterable[str], n: int = 8) -> dict[str, float]:
     """Text id -> the largest fraction of one held-out text's n-grams that the text contains; only ids above 0."""
     held = [word_ngrams(text, n) - {()} for text in held_out]
-    lengths = {len(ngram) for ngrams in held for ngram in ngrams}  # a short held-out text is one n-gram of its length
+    lengths = {
+        len(ngram) for ngrams in held for ngram in ngrams
+    }  # a short held-out text is a single n-gram of its length
     index = OverlapIndex(held)
     shares = {}
     for name, text in texts.items():
@@ -80,8 +84,9 @@ def contained_shares(texts: Mapping[str, str], held_out: Iterable[str], n: int =
 
 
 def find_same_templates(texts: Mapping[str, str], held_out: Mapping[str, str], n: int = 8) -> tuple[set[str], set[str]]:
-    """Ids of the texts and of the held-out texts that differ from one of the other side only in numbers and names: the
-    text contains at least SAME_TEMPLATE of the held-out text's masked n-grams.
+    """Ids of the texts and of the held-out texts that differ from a text of the other group only in numbers and names.
+
+    Two texts count as such if the text contains at least SAME_TEMPLATE of the held-out text's masked n-grams.
     """
     text_ngrams = {name: word_ngrams(mask_numbers_and_names(text), n) for name, text in texts.items()}
     held_ngrams = {name: word_ngrams(mask_numbers_and_names(text), n) for name, text in held_out.items()}
@@ -100,7 +105,7 @@ def find_same_templates(texts: Mapping[str, str], held_out: Mapping[str, str], n
 
 
 class OverlapIndex:
-    """Texts as sets of n-grams, to find the one that shares most n-grams with another text."""
+    """An index of texts (sets of n-grams) to find the largest overlap with another text."""
 
     def __init__(self, texts: Iterable[frozenset[Hashable]]) -> None:
         distinct = list(dict.fromkeys(texts))
@@ -108,7 +113,7 @@ class OverlapIndex:
         for index, ngrams in enumerate(distinct):
             for ngram in ngrams:
                 occurrences.setdefault(ngram, []).append(index)
-        # A class is a set of texts of one size that contain exactly the same n-grams among those of the index.
+        # A class stands for the n-grams that occur in exactly the same texts, among texts of the same size.
         self._classes: dict[Hashable, tuple[tuple[int, int], ...]] = {}  # n-gram -> (size of its texts, class)
         class_of: dict[tuple[int, ...], int] = {}  # texts -> class
         classes_of: dict[tuple[int, ...], tuple[tuple[int, int], ...]] = {}
@@ -125,7 +130,7 @@ class OverlapIndex:
         self._members = [frozenset(members) for members in class_of]  # class -> its texts
 
     def max_shared(self, ngrams: Iterable[Hashable]) -> dict[int, int]:
-        """Size of indexed texts -> the largest number of `ngrams` that one text of this size contains, where not 0."""
+        """Size of indexed texts -> the largest number of `ngrams` that a text of this size contains, if it is not 0."""
         weights: dict[int, Counter[int]] = {}
         for ngram in ngrams:
             for size, number in self._classes.get(ngram, ()):
@@ -133,15 +138,15 @@ class OverlapIndex:
         return {size: self._max_weight(of_size) for size, of_size in weights.items()}
 
     def _max_weight(self, weights: Counter[int]) -> int:
-        """The largest total weight of classes that contain one common text.
+        """The largest total weight of classes that have a text in common.
 
-        Branch and bound: take or leave each class, rarest first. A branch ends when even all further classes cannot
-        beat the best total; when few texts are left, each is counted.
+        Branch and bound: take or leave each class, the rarest class first. A branch ends if even all remaining classes
+        cannot beat the best total. If few texts are left, they are counted one by one.
         """
         order = sorted(weights, key=lambda number: len(self._members[number]))
         members = [self._members[number] for number in order]
         values = [weights[number] for number in order]
-        remaining = [0] * (len(order) + 1)  # total weight of the classes from a depth on: the bound
+        remaining = [0] * (len(order) + 1)  # depth -> total weight of the classes from there on: the bound
         for depth in reversed(range(len(order))):
             remaining[depth] = remaining[depth + 1] + values[depth]
         best = nodes = 0
@@ -166,7 +171,7 @@ class OverlapIndex:
 
     @staticmethod
     def _max_count(members: list[frozenset[int]], values: list[int]) -> int:
-        """The same, by counting every text of every class."""
+        """The result of `_max_weight`, from counting every text of every class."""
         counts = Counter[int]()
         for texts, value in zip(members, values, strict=True):
             for text in texts:

@@ -13,17 +13,15 @@
 
 `fields` in the recipe maps the names above to the file's own: {"question": "problem", "answer": "solution"}.
 
-A task names how an answer is graded (`number`, `choice`, `text`, `regex`, `json`, ...), alone or after a name that
-groups the scores (`sorting/list`); without a task the form of the answer decides. A grading function (`function:
-module:name`) may be named in the recipe only, never by a record, because it is run. With `json` an answer may be any
-value.
+A task is an answer type (`number`, `choice`, `text`, `regex`, `json`, ...), alone or after a name that groups the scores
+(`sorting/list`). Without a task, the form of the answer determines its type. Only the recipe may name a grading function
+(`function: module:name`), never a record, because potstill runs it. With `json`, an answer may be any value.
 
-A choice is answered by its letter, "(A)" or "A", which must be among those that the question offers. Options in the
-field `choices` are appended to the question; then the answer may be a letter, a label, an index from 0, or the text of
-an option.
+The answer of a choice is a letter, "(A)" or "A", which the question must offer. Options in the field `choices` are
+appended to the question; the answer may then be a letter, a label, an index from 0, or the text of an option.
 
-Of a whole solution the end is the answer: `#### 24` (GSM8K), `\\\\boxed{24}` (MATH) or "The answer is 24."; the text
-before it is the rationale, if no field holds one. For other solutions the recipe names the text before the answer
+An answer may be a whole solution that ends with `#### 24` (GSM8K), `\\\\boxed{24}` (MATH) or "The answer is 24."; the text
+before that is the rationale, if no field has one. For other solutions, the recipe gives the text before the answer
 (`after`).
 """
 
@@ -45,23 +43,26 @@ from potstill.records import Question, Split
 from potstill.storage.dataset_files import shorten
 
 FIELD_NAMES: Final = ("question", "answer", "id", "rationale", "task", "split", "choices")
-MISSING_FIELD_HINT: Final = "add it, or map its name in the recipe (sets.NAME.fields)"
-OPAQUE_TYPES: Final = ("exact", "json", "regex", "function")  # answer types whose gold is never a whole solution
+MISSING_FIELD_HINT: Final = "add the field, or map its name in the recipe (sets.NAME.fields)"
+OPAQUE_TYPES: Final = ("exact", "json", "regex", "function")  # answer types whose gold answer is never a whole solution
 _ANSWER_SENTENCE = re.compile(
     r"(?:^|(?<=[.!?:;,]\s))(?:(?:so|thus|hence|therefore),?\s)?(?:the\s)?(?:final\s|correct\s)?answer\s?(?:is\s?:?|:)\s*(\S.*)$",
     re.IGNORECASE,
 )
-_MAX_ANSWER: Final = 300  # characters of an answer at the end of a solution
+_MAX_ANSWER: Final = 300  # maximum number of characters of an answer at the end of a solution
 
 FieldMap = Mapping[str, str | Mapping[str, Any]]
 Options = list[tuple[str, str]]  # label and text of each option
 
 
 def read_custom(name: str, paths: Sequence[Path], fields: FieldMap | None, task: str | None) -> list[RawQuestion]:
-    """The questions; ids `<name>/<id>`, or `<name>/<line>` (from 1) for a record without one, or
-    `<name>/<file>-<line>` if there are several files.
+    """The questions of a custom set.
 
-    task  of every record that names none
+    Their ids are `<name>/<id>`; for records without an id, `<name>/<line>` (from 1), or `<name>/<file>-<line>` if there
+    are several files.
+
+    task  the task of records without one
+    Raises UserError, with file and record, for a wrong file or record.
     """
     columns = _resolve_columns(fields or {})
     several = len(paths) > 1
@@ -73,7 +74,7 @@ def read_custom(name: str, paths: Sequence[Path], fields: FieldMap | None, task:
 
 
 def _resolve_columns(fields: FieldMap) -> dict[str, Mapping[str, Any]]:
-    """Field -> `column`, and for the answer `after` and `values`."""
+    """Field -> its `column`; for the answer, also `after` and `values`."""
     for field in fields:
         if field not in FIELD_NAMES:
             hint = f"use one of {', '.join(FIELD_NAMES)}"
@@ -100,7 +101,7 @@ def _parse_record(
     question = set_files.require_text(row, names["question"], where=where, hint=hint).strip()
     after, values = columns["answer"].get("after"), columns["answer"].get("values") or {}
     gold = None
-    mapped = names["choices"] != "choices"  # a field that the recipe names must hold options
+    mapped = names["choices"] != "choices"  # if the recipe names the field, it must contain options
     options = _read_choices(row, names["choices"], question, answer_type, where, required=mapped)
     if options is not None:
         answer_type, question = "choice", append_options(question, options)
@@ -126,7 +127,7 @@ def _parse_record(
 
 
 def read_replay_rows(file: Path) -> list[Question]:
-    """The rows of a file with `prompt` and `answer`, learnt as they are and not graded; ids `replay:<line>`."""
+    """The rows of a file with `prompt` and `answer`. They are learnt unchanged and not graded. Ids: `replay:<line>`."""
     hint = 'write rows {"prompt": ..., "answer": ...}'
     questions = []
     for number, where, row in set_files.read_rows(file):
@@ -141,7 +142,10 @@ def read_replay_rows(file: Path) -> list[Question]:
 
 
 def grader_digests(tasks: Iterable[str | None]) -> dict[str, str]:
-    """Digest of the file of each grading function among the tasks: another grader invalidates the grades."""
+    """`function <name>` -> digest of the function's file, for the grading functions among the tasks.
+
+    A change of the file invalidates the grades.
+    """
     names = {grading.parse_function_name(task) for task in tasks if task is not None}
     return {f"function {name}": grading.function_digest(name) for name in sorted(filter(None, names))}
 
@@ -150,7 +154,7 @@ def grader_digests(tasks: Iterable[str | None]) -> dict[str, str]:
 
 
 def _stated_type(task: str | None) -> str | None:
-    """The answer type that a task names: the last part of its name, or `function`."""
+    """The answer type in a task: the last part of its name, or `function`."""
     if task is None:
         return None
     return "function" if grading.parse_function_name(task) is not None else task.rpartition("/")[2]
@@ -159,7 +163,7 @@ def _stated_type(task: str | None) -> str | None:
 def _read_task(row: Mapping[str, Any], name: str, where: str) -> str | None:
     task = _optional_text(row, name, where)
     if task is not None and grading.parse_function_name(task) is not None:
-        what, hint = "a record cannot name a function to run", "name the function in the recipe (sets.NAME.task)"
+        what, hint = "a record may not name a grading function", "name the function in the recipe (sets.NAME.task)"
         raise UserError(what, code="E-data-function-in-record", where=where, found=task, hint=hint)
     return task
 
@@ -169,7 +173,7 @@ def _record_id(row: Mapping[str, Any], name: str, number: str, where: str) -> st
     if value is None:
         return number
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise set_files.field_type_error(f"`{name}` must be text or a whole number", value, where)
+        raise set_files.field_type_error(f"`{name}` must be a string or a whole number", value, where)
     return str(value).strip()
 
 
@@ -205,11 +209,11 @@ def read_gold(
     after: str | None = None,
     values: Mapping[str, str] | None = None,
 ) -> Gold:
-    """The gold answer in a field, and the rationale before it in the same field, if there is one.
+    """The gold answer in a field, and the rationale before it in the same field, if any.
 
-    answer_type  if the recipe or the record states it; golds of OPAQUE_TYPES are taken as they are
-    question     decides whether true and false become yes and no
-    after        text that precedes the answer; `\\boxed` takes the text in its braces
+    answer_type  answer type of the recipe or the record; golds of OPAQUE_TYPES are not changed. None: not known
+    question     text of the question, which determines whether true and false become yes and no
+    after        text that precedes the answer; `\\boxed` means the text in its braces
     values       replacements for whole answers, such as {true: yes, 0: A}
     Raises UserError for a value that cannot be an answer.
     """
@@ -226,8 +230,8 @@ def read_gold(
     if isinstance(value, int | float):
         return Gold(set_files.number_to_text(value, name, where=where))
     if not isinstance(value, str):
-        hint = 'write one text, such as "72", or "5; 15" for several numbers; other values need task json'
-        raise set_files.field_type_error(f"`{name}` must be text, a number, true or false", value, where, hint)
+        hint = 'write one string, such as "72", or "5; 15" for several numbers; other values need the task json'
+        raise set_files.field_type_error(f"`{name}` must be a string, a number, true or false", value, where, hint)
     text = value.strip()
     if not text:
         raise set_files.empty_field_error(name, where)
@@ -247,7 +251,7 @@ def _text_after(text: str, after: str, name: str, where: str) -> Gold:
 
 
 def _split_solution(text: str) -> Gold | None:
-    """Answer and rationale of a solution that ends with its answer; None for any other text."""
+    """The answer and rationale of a solution that ends with its answer; None for any other text."""
     before, mark, rest = text.rpartition("####")
     if mark and 0 < len(rest.strip()) < _MAX_ANSWER and "\n" not in rest.strip():
         return Gold(rest.strip(), CALCULATOR_MARK.sub("", before).strip() or None)
@@ -265,7 +269,7 @@ def _split_solution(text: str) -> Gold | None:
 
 
 def _brace_content(text: str) -> str:
-    """The content of the braces at the beginning of a text; empty if it begins with none."""
+    """The content of the braces at the beginning of a text; empty if the text does not begin with a brace."""
     depth = 0
     for index, character in enumerate(text[: 4 * _MAX_ANSWER]):
         depth += (character == "{") - (character == "}")
@@ -280,7 +284,10 @@ def _brace_content(text: str) -> str:
 def _read_choices(
     row: Mapping[str, Any], name: str, question: str, answer_type: str | None, where: str, *, required: bool
 ) -> Options | None:
-    """The options of a record, if it has the field and its question does not offer them itself."""
+    """The options of a record; None without the field, or if the question already offers the options.
+
+    required  raise UserError if the field has no options
+    """
     if name not in row or answer_type not in (None, "choice"):
         if required:
             missing = f"the field `{name}` is missing"
@@ -297,8 +304,10 @@ def _read_choices(
 
 
 def read_options(value: Any) -> Options | None:
-    """Label and text of each option: from a list of texts, from `{"text": [...], "label": [...]}`, or from a list of
-    objects with these two fields; None for any other value."""
+    """The label and text of each option; None for a value without options.
+
+    The value is a list of texts, `{"text": [...], "label": [...]}`, or a list of objects with the fields text and label.
+    """
     if isinstance(value, Mapping):
         texts, labels = value.get("text"), value.get("label")
     elif isinstance(value, list) and value and all(isinstance(option, Mapping) for option in value):
@@ -316,13 +325,13 @@ def read_options(value: Any) -> Options | None:
 
 
 def append_options(question: str, options: Options) -> str:
-    """The question with its options, lettered as BBH letters them."""
+    """The question followed by its options, with letters, in the format of BBH."""
     rows = [f"({letter}) {text}" for letter, (_, text) in zip(string.ascii_uppercase, options, strict=False)]
     return "\n".join([question, "Options:", *rows])
 
 
 def find_gold_option(value: Any, options: Options, where: str) -> str:
-    """The letter of the right option, which the value names by label, letter, index from 0 or text."""
+    """The letter of the right option. value: its label, letter, index from 0, or text. Raises UserError if it is unknown."""
     answer = (
         set_files.format_number(value)
         if set_files.is_number(value)
@@ -338,7 +347,9 @@ def find_gold_option(value: Any, options: Options, where: str) -> str:
         "index": [int(bare)] if bare.isascii() and bare.isdecimal() and int(bare[:3]) < len(options) else [],
         "text": [index for index, (_, text) in enumerate(options) if text.casefold() == answer.casefold()],
     }
-    if isinstance(value, str) and len(bare) > 1:  # "12" among options of numbers is that option, not the one at 12
+    if (
+        isinstance(value, str) and len(bare) > 1
+    ):  # "12" among numeric options means the option 12, not the option at index 12
         matches = {"text": matches["text"], **matches}
     index = next((indices[0] for indices in matches.values() if len(indices) == 1), None)
     if index is None:
@@ -348,13 +359,13 @@ def find_gold_option(value: Any, options: Options, where: str) -> str:
 
 
 def _offered_letters(question: str) -> list[str]:
-    """The letters in brackets that a question offers, if they are A, B, ... in order and each occurs once."""
+    """The letters in brackets that a question offers; empty unless they are A, B, ... in order and unique."""
     offered = re.findall(r"\(([A-Z])\)", question)
     return offered if len(offered) > 1 and offered == list(string.ascii_uppercase[: len(offered)]) else []
 
 
 def _check_choice(question: str, gold: str, task: str, where: str) -> None:
-    """Raises UserError if the question offers letters and the answer is none of them."""
+    """Raise UserError if the question offers letters and the answer is not one of them."""
     offered = _offered_letters(question)
     if offered and task.rpartition("/")[2] == "choice" and gold.strip("().") not in offered:
         letters = ", ".join(f"({letter})" for letter in offered)

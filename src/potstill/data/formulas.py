@@ -7,8 +7,8 @@
     >>> solution_from_formula("61/6=10 r1") is None
     True
 
-Operations are written as they are calculated: left to right, inner brackets first. A formula with names, comparisons, ratios
-or remainders has no such solution. Values are exact; one with more than four decimal places has none either.
+Operations are written in the order of calculation: left to right, inner brackets first. Values are exact. A formula has no
+solution in words if it contains names, comparisons, ratios or remainders, or a value with more than four decimal places.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ MAX_DECIMALS: Final = 4
 
 
 def solution_from_formula(formula: str) -> str | None:
-    """The sentences of a formula such as `7+2=9` or `3*4=12; 12-2=10`; None if it is not plain arithmetic, if it states a
-    wrong result, or if it has no operation."""
+    """The sentences of a formula such as `7+2=9` or `3*4=12; 12-2=10`.
+
+    None if the formula is not plain arithmetic, has a wrong result, or has no operation.
+    """
     sentences: list[str] = []
     for equation in UNIT.sub(" ", formula).split(";"):
         expression, equals, stated = equation.partition("=")
@@ -42,7 +44,7 @@ def solution_from_formula(formula: str) -> str | None:
 
 
 def _write_steps(node: ast.expr, sentences: list[str]) -> Fraction:
-    """The value of an expression; adds a sentence for each of its operations. Raises ValueError for anything else."""
+    """The value of an expression. Appends one sentence per operation. Raises ValueError if it is not arithmetic."""
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return Fraction(str(node.value))
     if not isinstance(node, ast.BinOp) or type(node.op) not in OPERATORS:
@@ -57,7 +59,7 @@ def _write_steps(node: ast.expr, sentences: list[str]) -> Fraction:
 
 
 def _write_number(value: Fraction) -> str:
-    """A number as digits. Raises ValueError if it needs more than `MAX_DECIMALS` decimal places."""
+    """A number in digits. Raises ValueError if it needs more than `MAX_DECIMALS` decimal places."""
     scaled = value * 10**MAX_DECIMALS
     if scaled.denominator != 1:
         raise ValueError("too many decimal places")

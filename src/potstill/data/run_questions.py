@@ -1,4 +1,4 @@
-"""The questions of a run as the stage `collect` stored them, and the prompts that go with them.
+"""The questions of a run, as the stage `collect` stored them, and their prompts.
 
     >>> from potstill.prompts import FORMATS, PAPER_STYLE
     >>> table = {"": TaskPrompt(PAPER_STYLE, "", (Demonstration("What is 2 + 2?", "4"),))}
@@ -6,7 +6,7 @@
     >>> evaluation_prompt(question, FORMATS["few-shot-answer"], table).plain
     'Q: What is 2 + 2?\\nA: The answer is 4\\n\\nQ: What is 1 + 1?\\nA:'
 
-After `collect` no stage opens the data folder, and only `test` reads the split `test`.
+After `collect`, no stage opens the data folder, and only the stage `test` reads the test split.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class TaskPrompt:
 
 
 def read_questions(run_dir: Path, sets: Iterable[str], split: Split) -> list[Question]:
-    """The questions of some sets in one split, in the order of the sets and of their files."""
+    """The questions of the sets in one split, in the order of the sets and of their files."""
     paths = [run_dir / "collect" / f"{name}.{split}.jsonl" for name in dict.fromkeys(sets)]
     return [question for path in paths for question in storage.iter_records(Question, path)]
 
 
 def read_replay(run_dir: Path, sets: Iterable[str]) -> list[Question]:
-    """The training questions of some sets, then the rows of the replay file, if the recipe names one."""
+    """The training questions of the sets, then the rows of the replay file, if the recipe names one."""
     path = run_dir / "collect" / REPLAY_FILE
     rows = storage.iter_records(Question, path) if path.exists() else ()
     return [*read_questions(run_dir, sets, "train"), *rows]
@@ -53,21 +53,23 @@ def read_replay(run_dir: Path, sets: Iterable[str]) -> list[Question]:
 def read_unused(run_dir: Path) -> Iterator[Question]:
     """The questions of the training sets that are not trained on: held out, dropped as leaks, or over a limit.
 
-    They have no answers: they serve to recognize stored chains about them.
+    They have no answers, because they are only needed to recognize stored chains for them.
     """
     return storage.iter_records(Question, run_dir / "collect" / UNUSED_FILE)
 
 
 def read_overlaps(run_dir: Path) -> dict[str, float]:
-    """Training question id -> see `contamination.overlap_shares`."""
+    """Training question id -> share of its n-grams in an evaluation question (see `contamination.overlap_shares`)."""
     path = run_dir / "collect" / OVERLAPS_FILE
     with storage.as_format_errors(path):
         return {name: float(share) for name, share in storage.read_json(path).items()}
 
 
 def read_templates(run_dir: Path, split: Split) -> dict[str, set[str]]:
-    """Set -> ids of its validation or test questions that differ from a training question only in numbers and names
-    (see `contamination.find_same_templates`), without sets that have none."""
+    """Set -> ids of its questions in `split` that differ from a training question only in numbers and names.
+
+    See `contamination.find_same_templates`. Sets without such questions are left out.
+    """
     path = run_dir / "collect" / TEMPLATES_FILE
     rows = storage.read_json(path)
     with storage.as_format_errors(path):
@@ -75,11 +77,11 @@ def read_templates(run_dir: Path, split: Split) -> dict[str, set[str]]:
 
 
 def read_task_prompts(run_dir: Path) -> dict[str, TaskPrompt]:
-    """Task -> its prompt; the empty name stands for every task without an entry."""
+    """Task -> its prompt. The entry "" is the prompt of all tasks without an entry."""
     path = run_dir / "collect" / TASK_PROMPTS_FILE
     rows = storage.read_json(path)
     with storage.as_format_errors(path):
-        rows[""]  # every run has it
+        rows[""]  # every run has this entry
         return {
             task: TaskPrompt(
                 PromptStyle(**row["style"]),
@@ -95,7 +97,7 @@ def task_prompts_to_json(table: Mapping[str, TaskPrompt]) -> dict[str, Any]:
 
 
 def evaluation_prompt(question: Question, format: PromptFormat, table: Mapping[str, TaskPrompt]) -> Prompt:
-    """The prompt with which a question is evaluated. Raises UserError if a few-shot format has no demonstrations."""
+    """The evaluation prompt of a question. Raises UserError if a few-shot format has no demonstrations."""
     entry = table.get(question.task) or table[""]
     if format.few_shot and not entry.demonstrations:
         what, found = f"the format {format.name} has no demonstrations", "too few training questions have a rationale"

@@ -1,4 +1,4 @@
-"""Read the files of a data set as records; every error names the file and the record.
+"""Readers of a data set's files and records. Every error names the file and the record.
 
     >>> require_text({"question": "Why?"}, "question", where="mine.jsonl line 1")
     'Why?'
@@ -8,7 +8,7 @@
     >>> parse_demonstrations(block, where="two.txt")
     (Demonstration(question='1 + 1?', answer='2', rationale='One and one.'),)
 
-Nothing is guessed: a torn line, a missing field or a value of another type is an error.
+potstill never guesses: a torn line, a missing field or a value of another type is an error.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ from potstill.records import Split
 from potstill.storage import dataset_files
 from potstill.storage.dataset_files import shorten
 
-MAX_CHARACTERS: Final = 100_000  # of a text, about 25,000 tokens; attention over more does not fit into memory
+MAX_CHARACTERS: Final = (
+    100_000  # maximum length of a text, about 25,000 tokens; attention over more needs too much memory
+)
 
 
 @dataclass(frozen=True, slots=True)
 class RawQuestion:
-    """A question as its file has it, before its split is known.
+    """A question as read from its file, before its split is known.
 
     where  file and record, for messages
-    split  only if the file itself names it
+    split  the split in the file; None if the file has no splits
     """
 
     id: str
@@ -51,18 +53,18 @@ class RawQuestion:
 class BuiltinSet:
     """A built-in set: an entry of the table `potstill.data.SETS`.
 
-    read              data folder -> the questions of the set. A question's `task` says how it is graded: a task that
-                      `potstill.grading` knows, or `<set>/<answer type>`. A question that has a split keeps it
-    paper_validation  questions in the paper's validation split, or the fraction of them
+    read              data folder -> the questions of the set. The `task` of a question determines its grading: a task of
+                      `potstill.grading`, or `<set>/<answer type>`. A question with a split keeps it
+    paper_validation  number or fraction of questions in the paper's validation split
     grader            task of all questions if a function grades them: `<set>/function: <module>:<name>`
-    tasks             names of the tasks of a set that is divided task by task; `<set>/<task>` is then a set, too
+    tasks             names of the tasks of a set that is divided task by task; `<set>/<task>` is then also a set
     split_file        path in the data folder of the file that lists the paper's validation questions
     apply_split_file  questions and data folder -> the questions with the splits of that file, if it exists
     task_prompts      data folder -> official prompt of each task, for the few-shot formats
     source            address of the authors' files
-    licence           as the authors state it, in the identifiers of the Hugging Face hub; None: they state none
+    licence           the authors' licence, as an identifier of the Hugging Face hub; None: the authors state no licence
     hub_id            name of the set on the hub, if its authors publish it there
-    language          of its questions
+    language          language of the questions
     """
 
     name: str
@@ -83,7 +85,7 @@ class BuiltinSet:
 
 
 def read_text(path: Path) -> str:
-    """The whole file as text. Raises UserError if it is missing, unreadable or not UTF-8."""
+    """The content of a file as text. Raises UserError if it is missing, unreadable or not UTF-8."""
     return dataset_files.decode_text(_read_bytes(path), path)
 
 
@@ -102,7 +104,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file as plain values."""
+    """The value of a JSON file. Raises UserError if it is missing, unreadable or not JSON."""
     try:
         return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
@@ -111,15 +113,15 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_records(path: Path) -> Iterator[tuple[str, Any]]:
-    """File and record for messages, and the record, of each record of a JSON list."""
+    """Each record of a JSON list, after its place (file and record) for messages."""
     for index, row in enumerate(require_list(read_json(path), where=path)):
         yield f"{path} record {index}", row
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """The records of a file in any format that `storage.dataset_files` reads: number, place for messages, record."""
+    """Number, place for messages, and content of each record of a file in any format of `storage.dataset_files`."""
     if not path.exists():
-        _read_bytes(path)  # raises the error that says why
+        _read_bytes(path)  # raises the specific error
     for number, place, row in dataset_files.read_dataset_rows(path):
         yield number, f"{path} {place}", row
 
@@ -128,7 +130,10 @@ def read_rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
 
 
 def require_field(row: Any, name: str, *, where: object, hint: str = "", null: bool = False) -> Any:
-    """A field that must exist and hold a value, which may be null only with `null`."""
+    """The value of a field. Raises UserError if the field is missing, or is null unless `null` is True.
+
+    hint  shown if the field is missing
+    """
     if not isinstance(row, Mapping):
         raise UserError("a record must be an object with fields", code="E-data-record", where=where, found=_shown(row))
     if name not in row:
@@ -142,25 +147,25 @@ def require_field(row: Any, name: str, *, where: object, hint: str = "", null: b
 
 
 def require_text(row: Any, name: str, *, where: object, hint: str = "") -> str:
-    """A field that must hold text. `hint` is shown if the field is missing."""
+    """The text of a field. Raises UserError if it is missing or not text. hint: shown if the field is missing."""
     value = require_field(row, name, where=where, hint=hint)
     if isinstance(value, bytes):
-        what, hint = f"`{name}` is bytes that are not UTF-8", "save the column as text, in UTF-8"
+        what, hint = f"`{name}` contains bytes that are not UTF-8", "save the column as UTF-8 text"
         raise UserError(what, code="E-data-utf8", where=where, found=repr(value[:40]), hint=hint)
     if not isinstance(value, str):
-        raise field_type_error(f"`{name}` must be text", value, where)
+        raise field_type_error(f"`{name}` must be a string", value, where)
     if not value.strip():
         raise empty_field_error(name, where)
     return value
 
 
 def require_number(row: Any, name: str, *, where: object) -> str:
-    """A field that must hold a finite number, as text."""
+    """The number in a field, as text. Raises UserError if it is missing or not a finite number."""
     return number_to_text(require_field(row, name, where=where), name, where=where)
 
 
 def require_list(value: Any, *, where: object) -> list[Any]:
-    """A value that must be a list of records."""
+    """The value. Raises UserError if it is not a list of records."""
     if not isinstance(value, list):
         found = type(value).__name__
         raise UserError("the value must be a list of records", code="E-data-list", where=where, found=found)
@@ -168,11 +173,15 @@ def require_list(value: Any, *, where: object) -> list[Any]:
 
 
 def check_text(text: str, name: str, where: str) -> str:
-    """The text. Raises UserError if it is too long to learn or to answer, or holds half of a surrogate pair, which no
-    file, tokenizer or server accepts.
+    """The text. Raises UserError if it is too long, or contains half of a surrogate pair.
+
+    No file, tokenizer or server accepts half of a surrogate pair.
     """
     if len(text) > MAX_CHARACTERS:
-        found, hint = f"{len(text)} characters; the maximum is {MAX_CHARACTERS}", "shorten it, or remove the record"
+        found, hint = (
+            f"{len(text)} characters; the maximum is {MAX_CHARACTERS}",
+            "shorten the text, or remove the record",
+        )
         raise UserError(f"the {name} is too long", code="E-data-too-long", where=where, found=found, hint=hint)
     try:
         text.encode("utf-8")
@@ -185,7 +194,7 @@ def check_text(text: str, name: str, where: str) -> str:
 
 
 def format_number(value: int | float) -> str:
-    """A number as people write it: 51.0 is "51". A whole number may have more digits than a float can hold."""
+    """A number in plain digits: 51.0 is "51". A whole number may have more digits than a float can represent."""
     return str(int(value)) if isinstance(value, int) or value.is_integer() else repr(value)
 
 
@@ -194,7 +203,7 @@ def is_number(value: Any) -> bool:
 
 
 def number_to_text(value: Any, name: str, *, where: object) -> str:
-    """A value that must be a finite number, as text."""
+    """A number as text. Raises UserError if the value is not a finite number."""
     if not is_number(value) or (isinstance(value, float) and not math.isfinite(value)):
         raise field_type_error(f"`{name}` must be a number", value, where)
     return format_number(value)
@@ -212,8 +221,8 @@ def _shown(value: Any) -> str:
     return shorten(json.dumps(value, default=str))
 
 
-# Demonstrations: the solved examples of a prompt file, one block each, separated by blank lines. An answer is kept as
-# the file writes it, so that `prompts.build_prompt` gives the bytes of the file again.
+# Demonstrations: solved examples in a prompt file, one per block, with blank lines between the blocks. An answer is kept
+# unchanged, so that `prompts.build_prompt` reproduces the bytes of the file.
 
 _QUESTION_PREFIXES: Final = ("Question: ", "Q: ")
 _THINK: Final = "\nLet's think step by step\n"
@@ -221,12 +230,15 @@ _ANSWER: Final = "The answer is "
 
 
 def read_demonstrations(file: Path) -> tuple[Demonstration, ...]:
-    """The solved examples of a prompt file. Raises UserError for a block that is not one."""
+    """The solved examples in a prompt file. Raises UserError for a block that is not a solved example."""
     return parse_demonstrations(read_text(file), where=file)
 
 
 def parse_demonstrations(text: str, *, where: object) -> tuple[Demonstration, ...]:
-    """The blocks that begin with `Question: ` or `Q: `, may have a rationale, and end with `The answer is ...`."""
+    """The solved examples in a text. Raises UserError for any other block, or without a block.
+
+    A block begins with `Question: ` or `Q: `, may have a rationale, and ends with `The answer is ...`.
+    """
     blocks = [block for block in text.strip("\n").split("\n\n") if block.strip()]
     if not blocks:
         raise UserError("the file has no demonstrations", code="E-data-no-demonstrations", where=where)

@@ -1,4 +1,4 @@
-"""Word problems of arithmetic: GSM8K, MultiArith, ASDiv and SVAMP.
+"""Sets of arithmetic word problems: GSM8K, MultiArith, ASDiv and SVAMP.
 
 >>> parse_solution("Half of 48 is 48/2 = <<48/2=24>>24.\\n#### 24", where="train.jsonl line 1")
 ('Half of 48 is 48/2 = 24.', '24')
@@ -44,7 +44,7 @@ CALCULATOR_MARK: Final = re.compile(r"<<[^<>\n]*>>")
 
 
 def read_gsm8k(data_dir: Path) -> list[RawQuestion]:
-    """The questions; ids `gsm8k/train/0` and `gsm8k/test/0` count the lines of each file from 0."""
+    """The questions of GSM8K. Ids such as `gsm8k/train/0` and `gsm8k/test/0` count the lines of each file from 0."""
     questions = []
     for part in ("train", "test"):
         for index, (_, where, row) in enumerate(read_rows(data_dir / "gsm8k" / f"{part}.jsonl")):
@@ -62,13 +62,13 @@ def parse_solution(answer: str, *, where: object) -> tuple[str, str]:
     return CALCULATOR_MARK.sub("", rationale).strip(), gold.strip()
 
 
-# MultiArith (Roy and Roth 2015), as distributed with zero_shot_cot: 600 problems of several steps.
+# MultiArith (Roy and Roth 2015), as distributed with zero_shot_cot: 600 problems with several steps.
 
 INDEX_FILE: Final = "golden/authors_validation_indices.json"
 
 
 def read_multiarith(data_dir: Path) -> list[RawQuestion]:
-    """The questions; ids `multiarith/0` count the records of the file from 0."""
+    """The questions of MultiArith. Ids such as `multiarith/0` count the records of the file from 0."""
     records = read_json_records(data_dir / "multiarith" / "MultiArith.json")
     return [
         RawQuestion(f"multiarith/{index}", *parse_problem(row, where=where), task="multiarith", where=where)
@@ -77,18 +77,20 @@ def read_multiarith(data_dir: Path) -> list[RawQuestion]:
 
 
 def parse_problem(row: Any, *, where: object) -> tuple[str, str]:
-    """Text and gold answer of a record."""
+    """The text and gold answer of a record."""
     solutions = require_list(require_field(row, "lSolutions", where=where), where=f"{where}, lSolutions")
     if len(solutions) != 1:
-        raise UserError("`lSolutions` must hold one number", code="E-data-missing-gold", where=where, found=solutions)
+        raise UserError(
+            "`lSolutions` must contain one number", code="E-data-missing-gold", where=where, found=solutions
+        )
     gold = number_to_text(solutions[0], "lSolutions", where=where)
     return require_text(row, "sQuestion", where=where).strip(), gold
 
 
 def assign_authors_splits(questions: list[RawQuestion], data_dir: Path) -> list[RawQuestion]:
-    """The questions with the splits of the paper's authors; unchanged if the data folder lacks their file of indices.
+    """The questions with the splits of the paper's authors; unchanged if the data folder has no file of their indices.
 
-    Raises UserError for a file that does not hold such indices.
+    Raises UserError if the file does not contain such indices.
     """
     path = data_dir / INDEX_FILE
     if not path.exists():
@@ -98,7 +100,7 @@ def assign_authors_splits(questions: list[RawQuestion], data_dir: Path) -> list[
     valid = all(type(index) is int and 0 <= index < len(questions) for index in indices)
     if not valid or len(set(indices)) != len(indices):
         hint = f"write different whole numbers from 0 to {len(questions) - 1}"
-        what = "the file does not hold indices of MultiArith"
+        what = "the file does not contain indices of MultiArith"
         raise UserError(what, code="E-data-split-file", where=path, found=indices[:5], hint=hint)
     validation = set(indices)
     return [replace(raw, split="validation" if i in validation else "test") for i, raw in enumerate(questions)]
@@ -108,7 +110,7 @@ def assign_authors_splits(questions: list[RawQuestion], data_dir: Path) -> list[
 
 
 def read_asdiv(data_dir: Path) -> list[RawQuestion]:
-    """The questions; ids `asdiv/nluds-0001` are the set's own."""
+    """The questions of ASDiv. Ids such as `asdiv/nluds-0001` contain the ids in the file."""
     path = data_dir / "asdiv" / "ASDiv.xml"
     try:
         problems = list(ElementTree.fromstring(read_text(path)).iter("Problem"))
@@ -129,11 +131,11 @@ def _parse_asdiv(problem: ElementTree.Element, where: str) -> RawQuestion:
     return RawQuestion(f"asdiv/{name}", text, fields["Answer"], "asdiv", where, rationale=rationale)
 
 
-# SVAMP (Patel et al. 2021): 1,000 problems made by varying the words of simpler ones.
+# SVAMP (Patel et al. 2021): 1,000 problems made by varying the words of simpler problems.
 
 
 def read_svamp(data_dir: Path) -> list[RawQuestion]:
-    """The questions; ids `svamp/chal-1` are the set's own."""
+    """The questions of SVAMP. Ids such as `svamp/chal-1` contain the ids in the file."""
     questions = []
     for where, row in read_json_records(data_dir / "svamp" / "SVAMP.json"):
         name, body, question = (require_text(row, key, where=where) for key in ("ID", "Body", "Question"))
@@ -145,8 +147,10 @@ def read_svamp(data_dir: Path) -> list[RawQuestion]:
 
 
 def join_sentences(body: str, question: str) -> str:
-    """Body and question as one text, with one period between them: 642 of the 1,000 bodies end with a period already,
-    and one ends with ".."."""
+    """Body and question as one text, with one period between them.
+
+    642 of the 1,000 bodies already end with a period, and one ends with "..".
+    """
     body, question = body.strip().rstrip("."), question.strip()
     return f"{body}{'' if body.endswith(('?', '!')) else '.'} {question}"
 
