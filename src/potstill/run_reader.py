@@ -146,11 +146,12 @@ class Run:
     def student(self, checkpoint: Checkpoint | int | None = None) -> Student:
         """The student of a checkpoint (the selected one by default; 0 is the base), ready for inference.
 
-        `student.model` is the Hugging Face model, `student.tokenizer` the tokenizer.
+        `student.model` is the Hugging Face model, `student.tokenizer` the tokenizer. The weights are those of training, in
+        float32; the folder `student` has them in the dtype of the base, with the rounding that was measured.
         """
         from potstill.evaluation.checkpoint import open_checkpoint
 
-        return open_checkpoint(self.run_dir, self.recipe, self._checkpoint(checkpoint))
+        return open_checkpoint(self.run_dir, self.recipe, self._checkpoint(checkpoint), rounded=False)
 
     def _checkpoint(self, checkpoint: Checkpoint | int | None) -> Checkpoint:
         if checkpoint is None:

@@ -31,12 +31,13 @@ from potstill.serialization import to_json
 from potstill.storage import manifest, run_folder
 
 if TYPE_CHECKING:
-    from potstill.models import Student
+    from potstill.models import StoredDType, Student
 
 VERSION: Final = 1  # of which questions a checkpoint answers, and in which order
 SCORES_FILE: Final = "scores.json"
 PASS_CURVE_FILE: Final = "tries.json"
 CHOICE_FILE: Final = "choice.json"
+ROUNDING_KEY: Final = "weights rounded to"
 
 
 def versions() -> dict[str, int]:
@@ -289,7 +290,9 @@ def open_checkpoint_engine(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint
     from potstill.inference import cache
 
     evaluate = recipe.evaluate
-    student = open_checkpoint(run_dir, recipe, checkpoint, weights=evaluate.engine != "vllm")
+    # vLLM reads the folder itself, if its weights are those that are evaluated.
+    weights = evaluate.engine != "vllm" or bool(_rounding(recipe, checkpoint))
+    student = open_checkpoint(run_dir, recipe, checkpoint, weights=weights)
     if evaluate.engine == "transformers":
         student.to(models.default_device())
     engine = inference.open_engine(
@@ -298,22 +301,26 @@ def open_checkpoint_engine(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint
     if evaluate.cache is None:
         yield engine
         return
-    weights = {**_weight_digests(run_dir, recipe, checkpoint), "engine": evaluate.engine}
+    key = {**_weight_digests(run_dir, recipe, checkpoint), "engine": evaluate.engine}
     if evaluate.engine == "vllm":
-        weights["dtype"] = evaluate.vllm.dtype or "float32"
+        key["dtype"] = evaluate.vllm.dtype or "float32"
     if checkpoint == BASE and recipe.student.model is None:  # random weights: a function of shape and seed
-        weights |= {"seed": str(recipe.seed), "shape": repr(recipe.student.shape)}
-    cache_dir = Path(evaluate.cache) / cache.build_cache_key(weights)
+        key |= {"seed": str(recipe.seed), "shape": repr(recipe.student.shape)}
+    cache_dir = Path(evaluate.cache) / cache.build_cache_key(key)
     with run_folder.lock_run(cache_dir), cache.CachingEngine(engine, cache_dir / "answers.jsonl") as caching_engine:
         yield caching_engine
         counts = f"{caching_engine.reused} answers from the cache, {caching_engine.generated} generated"
         progress.print_line(counts, "dim")
 
 
-def open_checkpoint(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint, *, weights: bool = True) -> Student:
+def open_checkpoint(
+    run_dir: Path, recipe: Recipe, checkpoint: Checkpoint, *, weights: bool = True, rounded: bool = True
+) -> Student:
     """The student of a checkpoint: the base, a checkpoint of the run, or an interpolation of the two, computed here.
 
     weights  False: open it without weights if they are in a folder (see `models.open_student`)
+    rounded  whether the weights are rounded to the dtype in which the student is shipped, that of the base; training
+             continues with the weights as they are
 
     Raises UserError if the run has no such checkpoint.
     """
@@ -330,7 +337,31 @@ def open_checkpoint(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint, *, we
     student = models.from_checkpoint(recipe, path, weights=weights or checkpoint.share != 1)
     if checkpoint.share != 1:
         models.interpolate_weights(student, models.from_recipe(recipe), checkpoint.share)
+    if rounded and weights and _rounding(recipe, checkpoint):
+        models.round_weights(student, models.base_dtype(recipe))
     return student
+
+
+def _rounding(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
+    """As `rounding_identity`, for one checkpoint. The base needs no rounding; the result of on-policy distillation is a
+    folder in float32, and is measured as it is."""
+    return {} if checkpoint == BASE or checkpoint.on_policy_steps else rounding_identity(recipe)
+
+
+def rounding_identity(recipe: Recipe) -> dict[str, str]:
+    """The dtype to which trained weights are rounded before they answer, for identities; empty for float32."""
+    from potstill import models
+
+    dtype = models.base_dtype(recipe)
+    return {} if dtype == "float32" else {ROUNDING_KEY: dtype}
+
+
+def read_measured_dtype(run_dir: Path, checkpoint: Checkpoint) -> StoredDType:
+    """The dtype to which the weights of a checkpoint were rounded when the test measured it."""
+    measured = manifest.read_finished(run_dir / "test" / checkpoint.name)
+    assert measured is not None, "the test is finished before its student is shipped"
+    dtype: Any = measured.identity.inputs.get(ROUNDING_KEY, "float32")
+    return dtype
 
 
 def _weight_digests(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
@@ -349,6 +380,7 @@ def _weight_digests(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> di
         digests = {name: row["sha256"] for name, row in train.outputs.items() if name.startswith(prefix)}
     # The optimizer's state (`engine...`, a file or a folder) does not affect answers, and older steps lose it.
     weights = {name: digest for name, digest in digests.items() if not name.startswith(f"{prefix}engine")}
+    weights |= _rounding(recipe, checkpoint)
     if checkpoint.share == 1 or checkpoint.on_policy_steps:
         return weights
     return {**models.weights_identity(recipe), **weights, "share": repr(checkpoint.share)}

@@ -12,6 +12,7 @@ from potstill.models.batch import Batch, Example
 from potstill.models.chat_template import ChatSettings, ChatTemplate, open_chat_template
 from potstill.models.load import (
     auto_uses_chat_template,
+    base_dtype,
     chat_template_from_recipe,
     check_tokenizer,
     check_weights,
@@ -24,6 +25,7 @@ from potstill.models.load import (
     open_student,
     random_student,
     read_family,
+    round_weights,
     shape_from_recipe,
     tokenizer_folder,
     tokenizer_from_recipe,
@@ -40,6 +42,7 @@ from potstill.models.student import (
     default_device,
     disk_full_as_oserror,
 )
+from potstill.models.weight_files import StoredDType
 
 VERSION: Final = 1  # of prompts as a model reads them, of random weights, and of what the models compute
 
@@ -53,9 +56,11 @@ __all__ = [
     "Head",
     "ModelSource",
     "Shape",
+    "StoredDType",
     "Student",
     "add_adapters",
     "auto_uses_chat_template",
+    "base_dtype",
     "chat_template_from_recipe",
     "check_tokenizer",
     "check_weights",
@@ -75,6 +80,7 @@ __all__ = [
     "open_student",
     "random_student",
     "read_family",
+    "round_weights",
     "shape_from_recipe",
     "tokenizer_folder",
     "tokenizer_from_recipe",

@@ -39,7 +39,7 @@ from potstill.models.chat_template import (
 )
 from potstill.models.sources import ModelSource, find_model
 from potstill.models.student import SHAPES, DType, Family, Shape, Student, quiet_transformers
-from potstill.models.weight_files import FIX_CONFIG, TensorHeader
+from potstill.models.weight_files import FIX_CONFIG, StoredDType, TensorHeader
 from potstill.recipe import Recipe, find_path
 from potstill.tokenization import Tokenizer
 
@@ -154,6 +154,23 @@ def interpolate_weights(student: Student, base: Student, share: float) -> None:
     with torch.no_grad():
         for name, value in weights.items():
             value.lerp_(base_weights[name].to(value), 1 - share)
+
+
+@torch.no_grad()
+def round_weights(student: Student, dtype: StoredDType) -> None:
+    """Round the weights to a dtype, in place; they keep their own. Raises UserError if one of them becomes infinite."""
+    target = getattr(torch, dtype)
+    for name, value in student.model.named_parameters():
+        rounded = value.to(target)
+        if not rounded.isfinite().all():
+            raise UserError(
+                f"a weight is too large for {dtype}, in which the base is stored",
+                code="E-model-dtype-overflow",
+                where="student.model",
+                found=name,
+                hint="lower train.learning_rate, or convert the base to bfloat16 or float32",
+            )
+        value.copy_(rounded)
 
 
 def _check_folder(folder: Path, trust_remote_code: bool, *, may_be_quantized: bool = False) -> dict[str, TensorHeader]:
@@ -288,6 +305,11 @@ def model_folder(recipe: Recipe) -> Path:
 def _model_source(recipe: Recipe) -> ModelSource:
     assert recipe.student.model is not None, "the recipe has a model"
     return find_model(recipe, recipe.student.model, "student.model", recipe.student.revision)
+
+
+def base_dtype(recipe: Recipe) -> StoredDType:
+    """The dtype in which the weights of the base are stored, and those of the finished student too."""
+    return "float32" if recipe.student.model is None else weight_files.read_stored_dtype(model_folder(recipe))
 
 
 def tokenizer_folder(recipe: Recipe) -> Path:

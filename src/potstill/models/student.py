@@ -40,6 +40,7 @@ from potstill.losses import DEFAULT_LOSS, Loss
 from potstill.models import lora
 from potstill.models.batch import Batch, Example, check_examples
 from potstill.models.chat_template import ChatTemplate
+from potstill.models.weight_files import StoredDType
 from potstill.records import Prompt, Target
 from potstill.tokenization import Tokenizer
 
@@ -232,7 +233,7 @@ class Student(nn.Module):
         return _map_shared_tensors(state, lambda value: value.to("cpu", copy=True))
 
     def save(
-        self, folder: Path | str, *, dtype: DType | None = None, weights: Mapping[str, Tensor] | None = None
+        self, folder: Path | str, *, dtype: StoredDType | None = None, weights: Mapping[str, Tensor] | None = None
     ) -> None:
         """Write config.json, model.safetensors, generation_config.json and the tokenizer's files into a folder.
 

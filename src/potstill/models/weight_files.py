@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,6 +30,8 @@ INDEX_FILE: Final = "model.safetensors.index.json"
 ADAPTER_CONFIG: Final = "adapter_config.json"  # of peft
 TOKENIZER_NAMES: Final = ("tokenizer.json", "tokenizer.model", "spiece.model")
 FLOAT_DTYPES: Final = ("F64", "F32", "F16", "BF16")
+StoredDType = Literal["float32", "bfloat16", "float16"]
+SHORT_DTYPES: Final[dict[str, StoredDType]] = {"F16": "float16", "BF16": "bfloat16"}
 # Beginnings of the last parts of tensor names that a model multiplies with, in plain and in quantized form.
 WEIGHT_PARTS: Final = ("weight", "qweight", "weight_packed", "qzeros", "packed", "blocks", "scb", "absmax", "quant_map")
 QUANTIZATION_FILES: Final = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")  # of older tools
@@ -132,6 +134,12 @@ def list_tensors(folder: Path) -> dict[str, TensorHeader]:
             hint=DOWNLOAD_AGAIN,
         )
     return tensors
+
+
+def read_stored_dtype(folder: Path) -> StoredDType:
+    """The dtype of a model's floating-point tensors if all have the same 16 bits, else float32."""
+    dtypes = {tensor.dtype for tensor in list_tensors(folder).values() if tensor.dtype in FLOAT_DTYPES}
+    return SHORT_DTYPES.get(dtypes.pop(), "float32") if len(dtypes) == 1 else "float32"
 
 
 def list_checked_tensors(

@@ -44,6 +44,7 @@ class CardFacts:
     tokenizer_class  of transformers, which gives the student's own token ids; None: no class does
     has_template     whether the folder's chat template is the trained prompt
     end_tokens       that end a text, as text
+    weights_dtype    of the weights in the folder
     """
 
     family: str
@@ -54,6 +55,7 @@ class CardFacts:
     has_template: bool = False
     end_tokens: tuple[str, ...] = ()
     has_teacher_chains: bool = False
+    weights_dtype: str = "float32"
 
 
 def render_card(data: ReportData, facts: CardFacts) -> str:
@@ -174,6 +176,10 @@ def _describe_decoding(facts: CardFacts, settings: QuerySettings) -> str:
     stop = f"A text ends with {ends}" if ends else "A text ends with the end token"
     if settings.stop_at_answer:
         stop += ', or after the first complete sentence with "answer is"'
+    if facts.weights_dtype != "float32":
+        stop += (
+            f". The folder stores the weights in {facts.weights_dtype}, as its base does, and this is what was measured"
+        )
     return (
         f"Decoding: {', '.join(settings.decodings)}; weights in {settings.dtype}; at most"
         f" {summary.format_count(settings.max_tokens)} new tokens. {stop}. `generation_config.json` has these settings"

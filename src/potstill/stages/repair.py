@@ -77,7 +77,8 @@ class Repair(Stage):
         newest = folder / str(first_step - 1) if first_step > 1 else None
 
         def open_choice() -> Student:
-            return checkpoint.open_checkpoint(run_dir, recipe, checkpoint.read_choice(run_dir).checkpoint)
+            choice = checkpoint.read_choice(run_dir).checkpoint
+            return checkpoint.open_checkpoint(run_dir, recipe, choice, rounded=False)
 
         student = open_choice() if newest is None else models.from_checkpoint(recipe, newest)
         loss = training.loss_from_recipe(recipe, "on_policy")

@@ -68,15 +68,16 @@ class Report(Stage):
             storage.write_file(folder / name, text.encode("utf-8"))
         assert data.choice is not None, "report comes after select"
         with storage.write_folder(run_dir / "student") as student_folder:
-            student = checkpoint.open_checkpoint(run_dir, recipe, data.choice.checkpoint)
-            student.save(student_folder)
-            facts = _write_query_files(run_dir, recipe, student, student_folder)
+            student = checkpoint.open_checkpoint(run_dir, recipe, data.choice.checkpoint, rounded=False)
+            dtype = checkpoint.read_measured_dtype(run_dir, data.choice.checkpoint)
+            student.save(student_folder, dtype=dtype)  # the rounding that the test measured
+            facts = _write_query_files(run_dir, recipe, student, student_folder, dtype)
             storage.write_file(student_folder / "README.md", card.render_card(data, facts).encode("utf-8"))
         paths += [path for path in (run_dir / "student").iterdir() if path.is_file()]
         return StageResult(paths, {"step": data.choice.checkpoint.json_value, "files": len(paths), "name": recipe.name})
 
 
-def _write_query_files(run_dir: Path, recipe: Recipe, student: Student, folder: Path) -> card.CardFacts:
+def _write_query_files(run_dir: Path, recipe: Recipe, student: Student, folder: Path, dtype: str) -> card.CardFacts:
     """Write what the student's folder needs so that a stranger asks it as it was measured; returns what the card says."""
     settings = query_settings.describe_run(run_dir, recipe, student)
     end_tokens = TransformersEngine(student).end_tokens
@@ -100,4 +101,5 @@ def _write_query_files(run_dir: Path, recipe: Recipe, student: Student, folder: 
         has_template=has_template,
         end_tokens=tuple(names[token] for token in end_tokens if token in names),
         has_teacher_chains=recipe.teacher.kind != "human",
+        weights_dtype=dtype,
     )

@@ -87,7 +87,7 @@ class Train(Stage):
         digests = models.weights_identity(recipe)
         if recipe.train.early_stopping_patience is not None:  # the checkpoints' answers determine when training stops
             versions = {**checkpoint.versions(), "selection": selection.VERSION}
-            digests |= checkpoint.collect_grader_digests(recipe, "validation")
+            digests |= checkpoint.collect_grader_digests(recipe, "validation") | checkpoint.rounding_identity(recipe)
             digests |= {f"{VERSION_PREFIX}{name}": str(number) for name, number in versions.items()}
         return digests
 
