@@ -37,8 +37,8 @@ def describe_run(recipe: Recipe) -> str:
     assembled = assemble.assemble_questions(recipe)
     sets = assembled.questions
     lines = [f"plan of {recipe.name} (nothing is written{cache})", "", *_question_lines(assembled)]
+    train = [question for name in recipe.questions.train for question in sets[name].get("train", [])]
     if recipe.has_teacher:
-        train = [question for name in recipe.questions.train for question in sets[name].get("train", [])]
         lines += _section(lambda: [*teachers.from_recipe(recipe).forecast(train), ""], "teacher")
         lines += _section(lambda: _student_lines(recipe), "student")
         lines += _section(lambda: _training_lines(recipe, train), "training")
@@ -49,7 +49,7 @@ def describe_run(recipe: Recipe) -> str:
         lines.append(f"student           {recipe.student.model or 'random weights'}, not trained")
         lines += _section(lambda: _thought_lines(_open_chat_template(recipe)), "student")
         lines.append(f"answers           {answers}")
-    return "\n".join([*lines, "", *_problem_lines(recipe)])
+    return "\n".join([*lines, "", *_problem_lines(recipe, train)])
 
 
 def _section(build: Callable[[], list[str]], name: str) -> list[str]:
@@ -60,9 +60,10 @@ def _section(build: Callable[[], list[str]], name: str) -> list[str]:
         return [f"{name:<17} no estimate: {fault.where}: {fault.what}", ""]
 
 
-def _problem_lines(recipe: Recipe) -> list[str]:
+def _problem_lines(recipe: Recipe, train: Sequence[Question]) -> list[str]:
     """The problems that would stop the run at one of its stages."""
-    problems = preflight.find_problems(recipe, stages.recipe_stages(recipe), runner.default_run_dir(recipe))
+    names, run_dir = stages.recipe_stages(recipe), runner.default_run_dir(recipe)
+    problems = preflight.find_problems(recipe, names, run_dir, questions=train)
     lines = []
     for problem in problems:
         first, *rest = str(problem.fault).splitlines()

@@ -17,6 +17,7 @@ from potstill import models, teachers, tokenization
 from potstill.errors import UserError
 from potstill.inference import check_decoder_only, check_installed
 from potstill.recipe import Recipe
+from potstill.records import Question
 from potstill.stages import open_stage
 from potstill.storage import manifest, segments
 from potstill.training import examples, loss_from_recipe
@@ -32,15 +33,21 @@ class Problem:
 
 
 def find_problems(
-    recipe: Recipe, stages: Sequence[str], run_dir: Path | None = None, *, weights: bool = True
+    recipe: Recipe,
+    stages: Sequence[str],
+    run_dir: Path | None = None,
+    *,
+    weights: bool = True,
+    questions: Sequence[Question] | None = None,
 ) -> list[Problem]:
     """The problems that would stop the stages of a recipe, in the order of the stages, each problem once.
 
-    run_dir  the folder of the run; its finished stages are skipped
-    weights  whether to check the weights of models, too; this takes as long as reading their files once
+    run_dir    the folder of the run; its finished stages are skipped
+    weights    whether to check the weights of models, too; this takes as long as reading their files once
+    questions  the training questions, if they are known: then the teacher checks whether it has chains for them
     """
     problems: dict[tuple[str, str], Problem] = {}
-    for stage, check in _iter_checks(recipe, stages, run_dir, weights):
+    for stage, check in _iter_checks(recipe, stages, run_dir, weights, questions):
         if stage not in stages or (run_dir is not None and (run_dir / stage / manifest.MANIFEST_FILE).exists()):
             continue
         try:
@@ -51,7 +58,11 @@ def find_problems(
 
 
 def _iter_checks(
-    recipe: Recipe, stages: Sequence[str], run_dir: Path | None, weights: bool
+    recipe: Recipe,
+    stages: Sequence[str],
+    run_dir: Path | None,
+    weights: bool,
+    questions: Sequence[Question] | None,
 ) -> Iterator[tuple[str, Callable[[], object]]]:
     """Pairs of a stage and a function that raises UserError if the stage lacks something that it needs."""
     for stage in stages:
@@ -62,6 +73,8 @@ def _iter_checks(
             yield "sample", lambda: _check_temperature(recipe, run_dir)
         for check in teacher.checks(weights=weights):
             yield "sample", check
+        if questions is not None:
+            yield "sample", lambda: teacher.check_questions(questions)
     first, weights_stage = ("align", "train") if recipe.has_teacher else ("test", "test")
     trusted = recipe.student.trust_remote_code
     if recipe.student.model is not None:

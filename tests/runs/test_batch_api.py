@@ -39,7 +39,7 @@ ASKED, SAMPLES = 4, 10  # training questions of the tiny world
 
 def changes(url: str, *more: str) -> list[str]:
     return [
-        "teacher.kind=openai", "teacher.model=m", f"teacher.samples={SAMPLES}", "teacher.max_tokens=64",
+        tiny.SERVER, f"teacher.samples={SAMPLES}", "teacher.max_tokens=64",
         f"teacher.server.urls=['{url}']", "teacher.server.samples_per_request=4", *more,
     ]  # fmt: skip
 
@@ -372,7 +372,8 @@ def test_every_id_is_short_and_is_read_back(per_request, samples, stored, number
 
 def test_the_command(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("human.yaml").write_text(tiny.RECIPE.replace("kind: local", "kind: human") + f"data: {world}\n")
+    local, human = next(line for line in tiny.RECIPE.splitlines() if line.startswith("teacher:")), "teacher: {kind: human}"
+    Path("human.yaml").write_text(tiny.RECIPE.replace(local, human) + f"data: {world}\n")
     with pytest.raises(UserError, match=r"teacher\.kind: this teacher is not behind a server\n  found: human"):
         sample("human.yaml", "--batch-out", "out")
     with stub.running() as server:

@@ -367,7 +367,7 @@ def test_what_broke_off_counts_as_spent() -> None:
 
 def changes(url: str, *more: str) -> tuple[str, ...]:
     return (
-        "teacher.kind=openai", "teacher.model=m", "teacher.samples=4", f"teacher.server.urls=['{url}']", *more
+        tiny.SERVER, "teacher.samples=4", f"teacher.server.urls=['{url}']", *more
     )  # fmt: skip
 
 

@@ -598,7 +598,7 @@ def test_a_server_that_gives_one_number_a_token_serves_one_candidate() -> None:
 
 def test_further_fields_belong_to_the_runs_identity(world: Path, tmp_path: Path) -> None:
     def made(url: str, *more: str) -> None:
-        keys = ("teacher.kind=openai", "teacher.model=m", "teacher.top_logprobs=0", "teacher.max_tokens=64")
+        keys = (tiny.SERVER, "teacher.top_logprobs=0", "teacher.max_tokens=64")
         tiny.make(world, tmp_path / "run", *keys, f"teacher.server.urls=['{url}']", *more, until="sample")
 
     with stub.running() as server:

@@ -116,7 +116,7 @@ def _holds(folder: Path, text: str) -> list[Path]:
 
 
 def changes(url: str) -> tuple[str, ...]:
-    return ("teacher.kind=openai", "teacher.model=m", "teacher.samples=2", f"teacher.server.urls=['{url}']",
+    return (tiny.SERVER, "teacher.samples=2", f"teacher.server.urls=['{url}']",
             "teacher.server.key=MY_KEY", "teacher.max_tokens=64", "teacher.top_logprobs=0",
             "teacher.server.patience=1", "teacher.server.timeout=5")  # fmt: skip
 

@@ -31,7 +31,7 @@ RULES = FilterSection()
 
 def changes(url: str) -> list[str]:
     return [
-        "teacher.kind=openai", "teacher.model=m", f"teacher.samples={SAMPLES}", "teacher.max_tokens=64",
+        tiny.SERVER, f"teacher.samples={SAMPLES}", "teacher.max_tokens=64",
         f"teacher.server.urls=['{url}']", "teacher.server.samples_per_request=2", "teacher.server.concurrency=4",
     ]  # fmt: skip
 

@@ -119,21 +119,25 @@ def test_processes_at_the_same_time(world: Path, whole: dict[str, bytes], tmp_pa
     assert sampled(run_dir)["sample/chains.parquet"] == whole["sample/chains.parquet"]
 
 
-@pytest.mark.parametrize(("kind", "module"), [("human", reference_solutions), ("replay", replay)])
+@pytest.mark.parametrize(
+    ("teacher", "module"),
+    [("kind: human", reference_solutions), ("kind: replay, chains: {stored}", replay)],
+    ids=["human", "replay"],
+)
 def test_shards_of_chains_that_exist_share_them_out(
-    kind: str, module: ModuleType, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: str, module: ModuleType, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BATCH_SIZE", 3)
     questions = [Question(f"s/{i}", f"What is {i}?", "4", "s", "train", "number", "It is 4.") for i in range(11)]
     stored = tmp_path / "old.jsonl"
     write_jsonl(stored, [{"question": f"s/{i % 11}", "text": f"{i}"} for i in range(30)])
-    recipe = tiny.recipe(world, f"teacher={{kind: {kind}, chains: {stored}}}")
-    teacher = teachers.from_recipe(recipe)
+    recipe = tiny.recipe(world, f"teacher={{{teacher.format(stored=stored)}}}")
+    source = teachers.from_recipe(recipe)
     parts = [
-        [each for batch in teacher.sample(questions, SamplingState(shard=Shard(number, 3))) for each in batch]
+        [each for batch in source.sample(questions, SamplingState(shard=Shard(number, 3))) for each in batch]
         for number in (1, 2, 3)
     ]
-    together = [each for batch in teacher.sample(questions) for each in batch]
+    together = [each for batch in source.sample(questions) for each in batch]
     assert all(parts) and sorted(chain(*parts), key=lambda c: c.key) == sorted(together, key=lambda c: c.key)
 
 

@@ -33,7 +33,7 @@ WORST = 4 * 64 + 100  # tokens that a request sets aside: four texts, and a prom
 
 def changes(url: str, *more: str) -> list[str]:
     return [
-        "teacher.kind=openai", "teacher.model=m", f"teacher.samples={SAMPLES}", "teacher.max_tokens=64",
+        tiny.SERVER, f"teacher.samples={SAMPLES}", "teacher.max_tokens=64",
         f"teacher.server.urls=['{url}']", PRICES, *more,
     ]  # fmt: skip
 

@@ -44,6 +44,7 @@ evaluate: {formats: [zero-shot-rationale, few-shot-answer], max_tokens: 6, batch
 report: {examples: 3}
 """
 
+SERVER = "teacher={kind: openai, model: m, samples: 3, temperature: 1.0, max_tokens: 24, top_logprobs: 3}"
 REPLAY = "train.replay={share: 0.2, sets: [more]}"
 ON_POLICY = (
     "on_policy={sets: [more], steps: 3, prompts_per_step: 3, max_tokens: 6, checkpoint_every: 2, top_logprobs: 4, samples: 2,"

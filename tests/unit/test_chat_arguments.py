@@ -118,7 +118,7 @@ def test_a_system_message_is_first_and_an_empty_one_is_none(tmp_path: Path) -> N
     [
         ("student.system_prompt=Hi", "E-recipe-chat-settings"),  # a student with random weights
         ("teacher={kind: openai, model: m, system_prompt: Hi}", "E-recipe-chat-settings"),
-        ("teacher={kind: human, chat_template_kwargs: {a: 1}}", "E-recipe-chat-settings"),
+        ("teacher={kind: human, chat_template_kwargs: {a: 1}}", "E-recipe-teacher-key"),
         ("teacher={kind: local, model: m, chat: false, system_prompt: Hi}", "E-recipe-chat-settings"),
     ],
 )

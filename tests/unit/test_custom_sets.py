@@ -223,7 +223,7 @@ def test_half_of_a_surrogate_pair_in_chains_to_replay(tmp_path: Path, field: str
     row = {"question": "mine/1", "text": "It is 5.", field: ["\ud83d"] if field == "defects" else "\ud83d"}
     path = stored(tmp_path, "old.jsonl", json.dumps(row).encode())
     with pytest.raises(UserError, match=r"old\.jsonl record 1: the row is not a chain") as error:
-        list(replay.read_chains(replay.read_rows(path), [question], where=str(path)))
+        list(replay.build_chains(replay.read_rows(path), [question], where=str(path)))
     assert "half of a surrogate pair" in str(error.value)
     str(error.value).encode("utf-8")
 
@@ -239,7 +239,7 @@ def test_plain_parquet_is_replayed_as_its_rows_in_json_lines_are(tmp_path: Path)
         stored(tmp_path, "z.jsonl", gzip.compress(text, mtime=0)),
     ]
     found = [
-        [chain for batch in replay.read_chains(replay.read_rows(p), [question], where="") for chain in batch]
+        [chain for batch in replay.build_chains(replay.read_rows(p), [question], where="") for chain in batch]
         for p in paths
     ]
     assert len(found[0]) == 2 and all(chains == found[0] for chains in found)

@@ -161,6 +161,7 @@ def test_the_schema_for_editors_is_current() -> None:
     kept = json.loads((ROOT / "recipes" / "recipe.schema.json").read_text())
     assert kept == recipe_json_schema(), (
         "write it anew: python -c 'import json, potstill.recipe as r; print(json.dumps(r.recipe_json_schema(), indent=1))'"
+        " > recipes/recipe.schema.json"
     )
 
 

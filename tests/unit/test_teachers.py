@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from expect import user_error
 from markov import markov, writer
 from potstill import teachers
 from potstill.errors import UserError
 from potstill.inference import Decode, Engine
 from potstill.prompts import PAPER_STYLE, Demonstration
-from potstill.recipe import parse_recipe
-from potstill.recipe.teacher import BACKENDS, TeacherKind
+from potstill.recipe import parse_recipe, recipe_to_yaml
+from potstill.recipe.teacher import INPUT_FILE, KINDS, TeacherSection
 from potstill.records import END, Chain, Prompt, Question, Turn
 from potstill.serialization import to_json
 from potstill.storage import parquet, write_jsonl
@@ -249,10 +250,14 @@ FULL = Chain.from_tokens(
 )
 
 
+def numbered(rows):
+    return ((f"line {number}", row) for number, row in enumerate(rows, 1))
+
+
 def replayed(*rows, questions=QUESTIONS, **settings) -> list[Chain]:
     return [
         chain
-        for batch in replay.read_chains(enumerate(rows, 1), questions, where="old.jsonl", **settings)
+        for batch in replay.build_chains(numbered(rows), questions, where="old.jsonl", **settings)
         for chain in batch
     ]
 
@@ -293,7 +298,7 @@ def test_replay_passes_over_what_the_run_knows_and_does_not_want() -> None:
 def test_replay_counts_strangers_and_yields_nothing_behind_them() -> None:
     rows = [{"question": "s/0", "text": "x"}, {"question": "t/1", "text": "x"}, {"question": "t/2", "text": "x"}]
     message = refused(*rows)
-    assert message.startswith("old.jsonl: 2 chains ") and "\n  found: the first one is record 2: 't/1'\n" in message
+    assert message.startswith("old.jsonl: 2 chains ") and "\n  found: the first one is line 2: 't/1'\n" in message
     assert "E-data-unknown-question" in message
 
 
@@ -304,14 +309,14 @@ def test_replay_refuses_a_key_that_comes_twice() -> None:
         {"question": "s/0", "text": "z", "index": 0},
     ]
     message = refused(*rows, questions=[question("0"), question("00")])
-    assert message.startswith("old.jsonl record 3: question 's/0', source 'replay', index 0 ")
-    assert "\n  found: the same key in record 1\n" in message and "E-data-duplicate-chain" in message
+    assert message.startswith("old.jsonl line 3: question 's/0', source 'replay', index 0 ")
+    assert "\n  found: the same key in line 1\n" in message and "E-data-duplicate-chain" in message
 
 
 def test_replay_refuses_an_ambiguous_text() -> None:
     twins = [question("1", "The same?"), question("2", "the SAME?")]
     message = refused({"question": "The same?", "text": "x"}, questions=twins)
-    assert message.startswith("old.jsonl record 1: ") and "E-data-ambiguous-question" in message
+    assert message.startswith("old.jsonl line 1: ") and "E-data-ambiguous-question" in message
 
 
 GOOD = {"question": "s/0", "text": "4.", "tokens": ["4", "."], "candidates": [[["4", -0.1]], [[".", -0.1]]]}
@@ -341,7 +346,7 @@ GOOD = {"question": "s/0", "text": "4.", "tokens": ["4", "."], "candidates": [[[
 def test_replay_refuses_what_is_no_chain(change, found) -> None:
     assert replayed(GOOD)[0].text == "4."
     message = refused(GOOD | {"question": "s/11"}, GOOD | change)
-    assert message.startswith("old.jsonl record 2: ") and found in message and '{"question": id or text' in message
+    assert message.startswith("old.jsonl line 2: ") and found in message and "`question` (id or text)" in message
 
 
 def test_replay_needs_a_text() -> None:
@@ -362,11 +367,11 @@ def test_replay_resumes_by_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_rows_of_a_file(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "old.jsonl", [to_json(FULL)])
     parquet.write_chains(tmp_path / "old.parquet", [replace(FULL, candidates=())])
-    assert [(number, row["index"]) for number, row in replay.read_rows(tmp_path / "old.jsonl")] == [(1, 3)]
-    assert list(replay.read_rows(tmp_path / "old.parquet")) == [(1, replace(FULL, candidates=()))]
+    assert [(place, row["index"]) for place, row in replay.read_rows(tmp_path / "old.jsonl")] == [("line 1", 3)]
+    assert list(replay.read_rows(tmp_path / "old.parquet")) == [("record 1", replace(FULL, candidates=()))]
     (tmp_path / "torn.jsonl").write_text('{"question": "s/1", "te')
     with pytest.raises(UserError, match=r"torn\.jsonl line 1: "):
-        list(replay.read_chains(replay.read_rows(tmp_path / "torn.jsonl"), QUESTIONS, where="torn.jsonl"))
+        list(replay.build_chains(replay.read_rows(tmp_path / "torn.jsonl"), QUESTIONS, where="torn.jsonl"))
 
 
 # --- by recipe -------------------------------------------------------------------------------------------------------
@@ -429,19 +434,102 @@ def test_the_chains_of_a_recipe_are_scored(tmp_path: Path) -> None:
     assert all(chain.semantics == "raw" and len(chain.candidates) == len(chain.tokens) + 1 for chain in batch)
     assert all(chain.tokens and b"".join(chain.tokens) for chain in batch)
     assert list(teachers.from_recipe(recipe).sample(asked, SamplingState({chain.key for chain in batch}))) == []
-    with pytest.raises(UserError, match="E-recipe-teacher-score"):
+    with pytest.raises(UserError, match="E-recipe-teacher-key"):
         parse_recipe("name: x", "x.yaml", ["teacher={kind: local, model: m, score: {model: m}}"])
 
 
 # --- backends --------------------------------------------------------------------------------------------------------
 
 
-def test_every_teacher_kind_has_a_backend_that_opens() -> None:
-    assert {*BACKENDS, "none"} == {*get_args(TeacherKind)}
-    needed = {"replay": "chains: old.jsonl", "human": "name: people"}
-    for kind in BACKENDS:
-        recipe = parse_recipe(f"name: a\nteacher: {{kind: {kind}, {needed.get(kind, 'model: m')}}}", "a.yaml")
-        assert teachers.Teacher in type(teachers.from_recipe(recipe)).__mro__
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "none"])
+def test_every_teacher_kind_has_a_backend_that_opens(kind: str) -> None:
+    entry = KINDS[kind]
+    assert set(entry.required) <= set(entry.reads) <= TeacherSection.model_fields.keys()
+    given = {"kind": kind, **dict.fromkeys(entry.required, "m")}
+    teacher = teachers.from_recipe(parse_recipe(json.dumps({"name": "a", "teacher": given}), "a.yaml"))
+    assert teachers.Teacher in type(teacher).__mro__
+    assert ("score" in entry.reads) == (teachers.TextTeacher in type(teacher).__mro__)
+    for name in entry.required:
+        left = {key: value for key, value in given.items() if key != name}
+        with user_error("E-recipe-teacher-incomplete", where="a.yaml line 1"):
+            parse_recipe(json.dumps({"name": "a", "teacher": left}), "a.yaml")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_key_that_the_kind_does_not_read_is_refused(kind: str) -> None:
+    """A default is no fault: a run folder's recipe names every key."""
+    values = {"score": {"model": "m"}, "vllm": {"gpus": 2}, "server": {"timeout": 5.0}, "budget": {"tokens": 5},
+              "chat_template_kwargs": {"a": 1}, "chat": True, "trust_remote_code": True, "unsolved": "skip"}  # fmt: skip
+    section = {"kind": kind, **dict.fromkeys(KINDS[kind].required, "m")}
+    for name, field in TeacherSection.model_fields.items():
+        if name in ("kind", "name"):
+            continue
+        value = values.get(name, "m" if field.default is None and name != "enough" else 7)
+        text = json.dumps({"name": "a", "teacher": {**section, name: value}})
+        if name in KINDS[kind].reads:
+            parse_recipe(text, "a.yaml")
+            continue
+        settings_of_a_server = kind == "openai" and name in ("chat_template_kwargs", "system_prompt")
+        with user_error("E-recipe-chat-settings" if settings_of_a_server else "E-recipe-teacher-key") as error:
+            parse_recipe(text, "a.yaml")
+        assert name in error.value.what
+    recipe = parse_recipe(json.dumps({"name": "a", "teacher": section}), "a.yaml")
+    assert parse_recipe(recipe_to_yaml(recipe), "again.yaml") == recipe
+
+
+def test_a_scorer_reads_keys_too() -> None:
+    scored = "name: a\nteacher: {kind: human, top_logprobs: 3, prompt: shots.txt, score: {%s}}\n"
+    parse_recipe(scored % "model: m", "a.yaml")
+    with user_error("E-recipe-teacher-key", where="--set teacher.chat=true"):
+        parse_recipe(scored % "model: m, kind: openai", "a.yaml", ["teacher.chat=true"])
+
+
+def test_a_teacher_opens_no_file_whose_change_would_go_unnoticed(tmp_path: Path) -> None:
+    marked = {name for name, field in TeacherSection.model_fields.items() if field.json_schema_extra == INPUT_FILE}
+    assert marked == {"chains", "prompt"}
+    teacher = teachers.from_recipe(parse_recipe("name: a\nteacher: {kind: human}", "a.yaml"))
+    (tmp_path / "mine.csv").touch()
+    with pytest.raises(AssertionError, match="mark teacher.path"):
+        teacher.find_path(f"{tmp_path}/mine.csv", "teacher.path")
+
+
+# --- no chains -------------------------------------------------------------------------------------------------------
+
+
+def stored_chains(path: Path, *rows: dict[str, str]) -> teachers.Teacher:
+    write_jsonl(path, rows)
+    return teachers.from_recipe(parse_recipe(f"name: a\nteacher: {{kind: replay, chains: {path}}}", "a.yaml"))
+
+
+def test_the_plan_counts_the_chains_of_training_questions(tmp_path: Path) -> None:
+    teacher = stored_chains(tmp_path / "old.jsonl", *({"question": f"s/{i}", "text": "x"} for i in range(9)))
+    asked = [question(str(i)) for i in range(4)]
+    assert teacher.count_chains(asked) == 4
+    [line] = teacher.forecast(asked)
+    assert "replay: 4 chains in " in line and line.endswith("; it has 5 about other questions")
+    teacher.check_questions(asked)
+    with user_error("E-teacher-no-chains"):
+        teacher.check_questions([question("99")])
+
+
+def test_a_file_without_chains_stops_sampling(tmp_path: Path) -> None:
+    teacher = stored_chains(tmp_path / "old.jsonl")
+    with user_error("E-teacher-no-chains"):
+        list(teacher.sample([question("1")]))
+    with user_error("E-teacher-no-chains"):
+        for check in teacher.checks():
+            check()
+    teacher = stored_chains(tmp_path / "old.jsonl", {"question": "s/2", "text": "x"})
+    with user_error("E-teacher-no-chains"):
+        list(teacher.sample([question("1")], SamplingState(other_questions=[question("2")])))
+
+
+def test_no_solution_at_all_stops_sampling() -> None:
+    recipe = parse_recipe("name: a\nteacher: {kind: human, unsolved: skip}", "a.yaml")
+    solved, unsolved = question("1", rationale="so"), question("2")
+    assert len(list(teachers.from_recipe(recipe).sample([solved, unsolved]))) == 1
+    with user_error("E-teacher-no-solutions"):
+        teachers.from_recipe(recipe).sample([unsolved])
 
 
 def test_a_teacher_without_a_recipe(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def find_path(recipe: Recipe, path: str, key: str) -> Path:
             "write ./ before the one in the working folder, or an absolute path",
         )
         raise UserError(what, code="E-recipe-ambiguous-path", where=key, found=found, hint=hint)
-    found = f"{path!r}; looked at {' and '.join(str(candidate.absolute()) for candidate in paths)}"
+    found = f"{path!r}; looked at {' and '.join(dict.fromkeys(str(candidate.absolute()) for candidate in paths))}"
     what, hint = "the file does not exist", _path_hint(path, paths, key)
     raise UserError(what, code="E-recipe-missing-path", where=key, found=found, hint=hint)
 

@@ -24,9 +24,13 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Character = Annotated[str, Field(min_length=1, max_length=1)]
 
 
-def refuse(code: str, message: str) -> NoReturn:
-    """Refuse a value in a validator. `load` converts the code and the message to a `UserError` with file and line."""
-    raise PydanticCustomError(code, message)  # type: ignore[arg-type]
+def refuse(code: str, message: str, *, hint: str = "", key: str = "") -> NoReturn:
+    """Refuse a value inside a validator; `load` turns the code and the message into a `UserError` with its place.
+
+    hint  what to write instead
+    key   the key of the section that is wrong, in a validator of the whole section
+    """
+    raise PydanticCustomError(code, message, {"hint": hint, "key": key})  # type: ignore[arg-type]
 
 
 class Section(BaseModel):

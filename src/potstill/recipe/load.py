@@ -318,13 +318,18 @@ def _error_keys(error: Any) -> tuple[str, ...]:
     """The keys in an error's location, without the union tags and branches that pydantic adds."""
     parts = tuple(str(part) for part in error["loc"] if part != "numbers" and str(part)[:1] != "[")
     branches = ("literal[", "bool", "constrained-", "function-")
-    return parts[:-1] if parts[:2] == ("student", "chat") and parts[-1].startswith(branches) else parts
+    if parts[:2] == ("student", "chat") and parts[-1].startswith(branches):
+        parts = parts[:-1]
+    key = error["type"].startswith("E-") and error.get("ctx", {}).get("key")  # of a validator of a whole section
+    return (*parts, *key.split(".")) if key else parts
 
 
 def _value_hint(error: Any, dotted: str) -> str:
     """A hint for a wrong value."""
     kind, limits = error["type"], error.get("ctx", {})
     written = error["input"]
+    if limits.get("hint"):
+        return limits["hint"]
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", str(limits.get("expected", "")))
         near = difflib.get_close_matches(str(written), allowed, 1)
@@ -370,10 +375,14 @@ def _suggest_key(keys: tuple[str, ...]) -> str:
             return f"did you mean {'.'.join((*keys[:-1], near[0]))}?"
         if synonym := synonyms.find_synonym(keys):  # before the looser match below, because lr does not mean lora
             return synonym.removeprefix("= ") if synonym.startswith("=") else f"did you mean {synonym}?"
-    elsewhere = [key for key in known if key[-1] == keys[-1]]
-    if elsewhere:
-        return f"did you mean {'.'.join(elsewhere[0])}?"
-    return f"known keys here: {', '.join(key[-1] for key in siblings)}" if siblings else "remove the key"
+    elsewhere = [".".join(key) for key in known if key[-1] == keys[-1]]
+    nearby = [key for key in elsewhere if len(keys) == 1 or key.startswith(f"{keys[0]}.")]
+    if nearby:
+        return f"did you mean {nearby[0]}?"
+    if not siblings:
+        return f"did you mean {elsewhere[0]}?" if elsewhere else "remove the key"
+    others = f"; elsewhere: {', '.join(elsewhere)}" if elsewhere else ""
+    return f"known keys here: {', '.join(key[-1] for key in siblings)}{others}"
 
 
 def known_keys(section: type[BaseModel], before: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Final, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -161,22 +162,65 @@ class ScorerSection(Section):
     )
 
 
-TeacherKind = Literal["local", "vllm", "openai", "human", "replay", "none"]
-# Teacher kind -> module and class in potstill.teachers. `none` has no teacher: the student is only evaluated.
-BACKENDS: Final[dict[str, str]] = {
-    "local": "local_model:LocalModel",
-    "vllm": "local_model:LocalModel",
-    "openai": "openai_api.teacher:OpenAITeacher",
-    "human": "reference_solutions:ReferenceSolutions",
-    "replay": "replay:StoredChains",
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """An entry of `KINDS`.
+
+    source    where the chains come from, in words
+    backend   module and class in potstill.teachers
+    reads     keys of the section that it reads beside `kind` and `name`; the section refuses a value in any other.
+              A class that extends `TextTeacher` reads `score`
+    required  the keys among `reads` that must be given
+    """
+
+    source: str
+    backend: str
+    reads: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+
+
+_GENERATION: Final = ("model", "prompt", "samples", "none_right_limit", "temperature", "max_tokens", "top_logprobs")
+_CHAT: Final = ("chat", "chat_template_kwargs", "system_prompt")
+_IN_PROCESS: Final = (*_GENERATION, *_CHAT, "revision", "batch_tokens", "trust_remote_code")
+
+KINDS: Final[dict[str, Kind]] = {
+    "local": Kind("a model, run by transformers", "local_model:LocalModel", _IN_PROCESS, ("model",)),
+    "vllm": Kind("a model, run by vLLM", "local_model:LocalModel", (*_IN_PROCESS, "vllm"), ("model",)),
+    "openai": Kind(
+        "a server", "openai_api.teacher:OpenAITeacher", (*_GENERATION, "enough", "server", "budget"), ("model",)
+    ),
+    "human": Kind("the sets' own solutions", "reference_solutions:ReferenceSolutions", ("unsolved", "score")),
+    "replay": Kind("a file of chains", "replay:StoredChains", ("chains", "score"), ("chains",)),
+    "none": Kind("no chains, the student is only evaluated on test", ""),
 }
+# Kind of `teacher.score` -> keys that the scorer reads beside those of its own section.
+SCORER_READS: Final[dict[str, tuple[str, ...]]] = {
+    "local": (*_CHAT, "prompt", "top_logprobs", "batch_tokens", "trust_remote_code"),
+    "openai": ("prompt", "top_logprobs", "server"),
+}
+INPUT_FILE: Final[dict[str, Any]] = {
+    "format": "path"
+}  # marks a key that names a file: a run stops if the content of the file changes
+
+if TYPE_CHECKING:
+    TeacherKind = str
+else:
+    TeacherKind = Literal[tuple(KINDS)]
+
+
+def _list_readers(key: str) -> str:
+    """The kinds that read a key, in words."""
+    kinds = [name for name, kind in KINDS.items() if key in kind.reads]
+    scorers = [name for name, keys in SCORER_READS.items() if key in keys]
+    return ", ".join(kinds + [f"score with kind {name}" for name in scorers])
 
 
 class TeacherSection(Section):
     kind: TeacherKind = Field(
         default="human",
-        description="Source of the chains: local or vllm (a model folder, run by transformers or vLLM), openai (a "
-        "server), human (the sets' own solutions), replay (a file), or none (only evaluate the student on test).",
+        description="Source of the chains: "
+        + "; ".join(f"{name} ({kind.source})" for name, kind in KINDS.items())
+        + ".",
     )
     name: Name | None = Field(default=None, description="Source name stored with the chains; `kind` if not given.")
     model: str | None = Field(
@@ -187,9 +231,13 @@ class TeacherSection(Section):
     revision: str | None = Field(default=None, description="Branch, tag or commit of a model on the hub.")
     chains: str | None = Field(
         default=None,
-        description="File of chains for replay: JSON lines, CSV, Parquet, or another format of a set.",
+        description="File of chains for the kind replay: JSON lines, CSV, Parquet, or another format of a set. It is not "
+        "related to train.replay, which mixes generic rows into training.",
+        json_schema_extra=INPUT_FILE,
     )
-    prompt: str | None = Field(default=None, description="Text file of demonstrations for the prompt.")
+    prompt: str | None = Field(
+        default=None, description="Text file of demonstrations for the prompt.", json_schema_extra=INPUT_FILE
+    )
     chat: Literal["auto"] | bool = Field(
         default="auto",
         description="Whether prompts use the model's chat template, for local, vllm and score; auto: if the model has "
@@ -224,7 +272,12 @@ class TeacherSection(Section):
     batch_tokens: Positive = Field(
         default=16384, description="Maximum number of tokens per batch, for local and vllm; a crash loses one batch."
     )
-    score: ScorerSection | None = Field(default=None, description="Model that scores chains of human and replay.")
+    score: ScorerSection | None = Field(
+        default=None,
+        description="Model that adds log-probabilities to chains that exist already, for "
+        + " and ".join(name for name, kind in KINDS.items() if "score" in kind.reads)
+        + ".",
+    )
     trust_remote_code: bool = Field(
         default=False, description="Whether to run Python code that comes with the model folder."
     )
@@ -239,28 +292,38 @@ class TeacherSection(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> TeacherSection:
-        if self.score is not None and self.kind not in ("human", "replay"):
-            message = f"a {self.kind} teacher scores its chains itself; score is only for human and replay"
-            refuse("E-recipe-teacher-score", message)
-        if self.chat is True and self.kind not in ("local", "vllm") and self.score is None:
-            refuse(
-                "E-recipe-teacher-chat", f"chat: true needs a local model, but a {self.kind} teacher has no local model"
-            )
         if self.chat_template_kwargs is not None or self.system_prompt is not None:
             if self.kind == "openai" or (self.score is not None and self.score.kind == "openai"):
                 instead = "write them as server.extra: {chat_template_kwargs: ...} and server.system"
                 refuse(
                     "E-recipe-chat-settings", f"chat_template_kwargs and system_prompt are for local models: {instead}"
                 )
-            if self.chat is False or (self.kind not in ("local", "vllm") and self.score is None):
+            if self.chat is False:
                 refuse(
-                    "E-recipe-chat-settings",
-                    "chat_template_kwargs and system_prompt need a local model and its chat template",
+                    "E-recipe-chat-settings", "chat_template_kwargs and system_prompt need the model's chat template"
                 )
-        needed = {"local": "model", "vllm": "model", "openai": "model", "replay": "chains"}.get(self.kind)
-        if needed and getattr(self, needed) is None:
-            refuse("E-recipe-teacher-incomplete", f"a {self.kind} teacher needs {needed}")
+        kind = KINDS[self.kind]
+        reads = {"kind", "name", *kind.reads, *(SCORER_READS[self.score.kind] if self.score is not None else ())}
+        for name, field in type(self).model_fields.items():
+            if name not in reads and getattr(self, name) != field.default:
+                message = f"the kind {self.kind} does not read this key; it is read by: {_list_readers(name)}"
+                hint = f"remove teacher.{name}, or set another teacher.kind"
+                refuse("E-recipe-teacher-key", message, hint=hint, key=name)
+        for name in kind.required:
+            if getattr(self, name) is None:
+                refuse("E-recipe-teacher-incomplete", f"the kind {self.kind} needs {name}", hint=f"add teacher.{name}")
         return self
+
+    @property
+    def label(self) -> str:
+        """What a reader knows the source of the chains by: the value of the first required key, else the kind."""
+        return next((getattr(self, name) for name in KINDS[self.kind].required), self.kind)
+
+    @property
+    def input_files(self) -> dict[str, str]:
+        """Key of the recipe -> path, for each file that the section names (see INPUT_FILE)."""
+        marked = [name for name, field in type(self).model_fields.items() if field.json_schema_extra == INPUT_FILE]
+        return {f"teacher.{name}": path for name in marked if (path := getattr(self, name)) is not None}
 
 
 class FilterSection(Section):

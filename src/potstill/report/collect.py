@@ -62,7 +62,7 @@ def collect_report(run_dir: Path, recipe: Recipe) -> ReportData:
     return ReportData(
         name=recipe.name,
         student=_describe_student(recipe),
-        teacher=recipe.teacher.model or recipe.teacher.chains or recipe.teacher.kind,
+        teacher=recipe.teacher.label,
         training=describe_training(recipe),
         groups=files.groups,
         recipe=recipe_to_yaml(recipe),

@@ -16,7 +16,7 @@ import json
 from typing import Any, Final
 
 from potstill.recipe import Recipe, parse_recipe
-from potstill.recipe.teacher import BACKENDS
+from potstill.recipe.teacher import KINDS
 from potstill.records import Question
 from potstill.teachers.protocol import SamplingState, Scorer, Teacher, TextTeacher, UsageMeter
 
@@ -44,7 +44,7 @@ def from_recipe(recipe: Recipe) -> Teacher:
 
 
 def _backend(kind: str) -> Any:
-    module, _, name = BACKENDS[kind].partition(":")
+    module, _, name = KINDS[kind].backend.partition(":")
     return getattr(importlib.import_module(f"potstill.teachers.{module}"), name)
 
 

@@ -1,6 +1,6 @@
 """The interface of a teacher: its chains, the inputs that determine them, and forecasts.
 
-To add a backend, write a class in its own module, and add one entry to `recipe.teacher.BACKENDS`. Only `sample` is
+To add a backend, write a class in its own module, and add one entry to `recipe.teacher.KINDS`. Only `sample` is
 required. A teacher of existing chains is a `TextTeacher`, which requires only `read_chains`:
 
     >>> class Echo(TextTeacher):
@@ -215,9 +215,9 @@ class Teacher(Protocol):
         return self.recipe.teacher.name or self.recipe.teacher.kind
 
     def input_files(self) -> dict[str, str]:
-        """Recipe key -> path of a file or folder whose content the chains depend on."""
-        paths = {"teacher.chains": self.recipe.teacher.chains, "teacher.prompt": self.recipe.teacher.prompt}
-        return {key: path for key, path in paths.items() if path is not None}
+        """Recipe key -> path of a file or folder whose content the chains depend on: all keys of the section `teacher`
+        that are marked with `recipe.teacher.INPUT_FILE`."""
+        return self.recipe.teacher.input_files
 
     def inputs(self) -> dict[str, str]:
         """Inputs of the chains other than the recipe's keys: digests of files, and versions of other packages."""
@@ -238,6 +238,12 @@ class Teacher(Protocol):
         weights  whether to check the weights of models, too; this takes as long as reading their files once
         """
         return iter(())
+
+    def check_questions(self, questions: Sequence[Question]) -> None:
+        """Raises UserError if the teacher has no chain for these training questions, or must not skip some of them.
+
+        The plan calls this method. Sampling must raise the error, too.
+        """
 
     def count_chains(self, questions: Sequence[Question]) -> int | None:
         """The maximum number of chains for the questions; None if it is unknown."""
@@ -306,8 +312,12 @@ class Teacher(Protocol):
     # --- Helpers
 
     def find_path(self, path: str | None, key: str) -> Path:
-        """The path of the file or folder that a recipe key names. Raises UserError if it does not exist."""
+        """The path of the file or folder that a recipe key names. Raises UserError if it does not exist.
+
+        The key must be among `input_files`, so that a change of the file never goes unnoticed.
+        """
         assert path is not None, f"the recipe's schema requires {key}"
+        assert key in self.input_files(), f"mark {key} in recipe/teacher.py: json_schema_extra=INPUT_FILE"
         return recipes.find_path(self.recipe, path, key)
 
     def find_path_or_none(self, path: str | None, key: str) -> Path | None:

@@ -32,23 +32,28 @@ class ReferenceSolutions(TextTeacher):
     ) -> Iterator[list[Chain]]:
         """One chain per question, with index 0, in the order of the questions.
 
-        Raises UserError before the first batch if a question has no solution and `teacher.unsolved` is `stop`.
+        Raises UserError before the first batch, as `check_questions` does.
         """
+        self.check_questions(questions)
         solved = [question for question in questions if question.rationale]
+        return (
+            [self._build_chain(question) for question in solved[start : start + BATCH_SIZE]]
+            for start in range(0, len(solved), BATCH_SIZE)
+        )
+
+    def check_questions(self, questions: Sequence[Question]) -> None:
+        """Raises UserError if a question has no solution and `teacher.unsolved` is stop, or if none has one."""
         missing = [question.id for question in questions if not question.rationale]
-        if missing and self.recipe.teacher.unsolved == "stop":
+        if missing and (self.recipe.teacher.unsolved == "stop" or len(missing) == len(questions)):
+            skip = ", set teacher.unsolved: skip," if len(missing) < len(questions) else ""
             raise UserError(
                 f"{len(missing)} of {len(questions)} questions have no solution for the teacher `human`",
                 code="E-teacher-no-solutions",
                 where="teacher",
                 found=f"the first one is {missing[0]}",
-                hint="give every training question a rationale (sets.NAME.fields names its field), set teacher.unsolved:"
-                " skip, or use another teacher",
+                hint="give every training question a rationale (sets.NAME.fields names its field)"
+                f"{skip} or use another teacher",
             )
-        return (
-            [self._build_chain(question) for question in solved[start : start + BATCH_SIZE]]
-            for start in range(0, len(solved), BATCH_SIZE)
-        )
 
     def _build_chain(self, question: Question) -> Chain:
         text = prompts.format_solution(question.rationale or "", question.gold)
@@ -62,11 +67,8 @@ class ReferenceSolutions(TextTeacher):
         count = len(questions) - len(missing)
         lines = [f"teacher           human: {count} solutions of the sets, without log-probabilities"]
         if missing:
-            lines += [
-                f"  missing         {len(missing)} of {len(questions)} questions have no solution, such as {missing[0]};",
-                "                  the run would "
-                + ("stop at the stage sample" if self.recipe.teacher.unsolved == "stop" else "skip them"),
-            ]
+            skipped = " and are skipped" if self.recipe.teacher.unsolved == "skip" else ""
+            lines.append(f"  missing         {len(missing)} of {len(questions)} questions have no solution{skipped}")
         return lines
 
     def describe_chains(self) -> str:

@@ -2,7 +2,8 @@
 
     >>> question = Question("mine/1", "What is 1 + 1?", "2", "mine", "train", "number")
     >>> rows = [{"question": "mine/1", "text": "1 + 1 = 2."}, {"question": "What is 1 + 1?", "text": "It is 2."}]
-    >>> [[chain.key for chain in batch] for batch in read_chains(enumerate(rows, 1), [question], where="old.jsonl")]
+    >>> places = ["line 1", "line 2"]
+    >>> [[chain.key for chain in batch] for batch in build_chains(zip(places, rows), [question], where="old.jsonl")]
     [[('mine/1', 'replay', 0), ('mine/1', 'replay', 1)]]
 
 A row is the JSON of a chain (`serialization.to_json`); only `question` and `text` are required. Rows are read as a
@@ -39,41 +40,80 @@ class StoredChains(TextTeacher):
     def read_chains(
         self, questions: Sequence[Question], other_questions: Iterable[Question] = ()
     ) -> Iterator[list[Chain]]:
-        path = self.path
-        return read_chains(read_rows(path), questions, where=str(path), known=other_questions, source=self.source)
+        path, is_empty = self.path, True
+        for batch in build_chains(
+            read_rows(path), questions, where=str(path), known=other_questions, source=self.source
+        ):
+            is_empty = False
+            yield batch
+        if is_empty:
+            raise self._no_chains_error(len(questions))
 
     def checks(self, *, weights: bool = True) -> Iterator[Callable[[], object]]:
         yield from super().checks(weights=weights)
-        yield lambda: next(read_rows(self.path), None)
+        yield self._check_file
+
+    def _check_file(self) -> None:
+        if next(read_rows(self.path), None) is None:
+            raise self._no_chains_error(0)
+
+    def check_questions(self, questions: Sequence[Question]) -> None:
+        """Raises UserError if no chain of the file is about one of the questions."""
+        wanted, total = count_rows(self.path, questions)
+        if not wanted:
+            raise self._no_chains_error(len(questions) if total else 0)
+
+    def _no_chains_error(self, questions: int) -> UserError:
+        what = (
+            f"the file has no chain for any of the {questions} training questions"
+            if questions
+            else "the file has no chains"
+        )
+        hint = "name a file of chains; `question` is the id or the text of a training question"
+        return UserError(what, code="E-teacher-no-chains", where=self.path, hint=hint)
 
     def count_chains(self, questions: Sequence[Question]) -> int | None:
         path = self.find_path_or_none(self.recipe.teacher.chains, "teacher.chains")
-        return None if path is None else sum(1 for _ in read_rows(path)) or None
+        return None if path is None else count_rows(path, questions)[0] or None
 
     def forecast(self, questions: Sequence[Question]) -> list[str]:
         path = self.find_path_or_none(self.recipe.teacher.chains, "teacher.chains")
         if path is None:
-            chains = self.recipe.teacher.chains
-            return [f"teacher           replay: {chains} does not exist; the run would stop at the stage sample"]
-        return [f"teacher           replay: {sum(1 for _ in read_rows(path))} chains in {path}"]
+            return [f"teacher           replay: {self.recipe.teacher.chains} does not exist"]
+        wanted, total = count_rows(path, questions)
+        others = f"; it has {total - wanted} about other questions" if total > wanted else ""
+        return [f"teacher           replay: {wanted} chains in {path}{others}"]
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """Number and row of every record in a file.
+def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """Place (such as `line 3`) and row of every record in a file.
 
     The file has JSON lines, or is a Parquet file that potstill wrote, or has another format of `storage.dataset_files`.
     Raises UserError if it cannot be read.
     """
     if path.suffix == ".parquet" and parquet.is_chain_file(path):
-        yield from enumerate(parquet.read_chains(path), 1)
+        yield from ((f"record {number}", chain) for number, chain in enumerate(parquet.read_chains(path), 1))
     elif path.suffix == ".jsonl" and dataset_files.is_plain_jsonl(path):
-        yield from storage.read_jsonl(path)  # a stream, because the file may be larger than memory
+        # a stream, because the file may be larger than memory
+        yield from ((f"line {number}", row) for number, row in storage.read_jsonl(path))
     else:
-        yield from ((number, row) for number, _, row in dataset_files.read_dataset_rows(path))
+        yield from ((place, row) for _, place, row in dataset_files.read_dataset_rows(path))
 
 
-def read_chains(
-    rows: Iterable[tuple[int, Row]],
+def count_rows(path: Path, questions: Sequence[Question]) -> tuple[int, int]:
+    """The number of rows of a file about some questions, and of all its rows. Raises UserError."""
+    names = {question.id for question in questions}
+    texts = {splits.canonical_question(question.text) for question in questions}
+    wanted = total = 0
+    for place, row in read_rows(path):
+        name = row.question if isinstance(row, Chain) else _read_question(row, f"{path} {place}")
+        wanted += name in names or splits.canonical_question(name) in texts
+        total += 1
+    return wanted, total
+
+
+def build_chains(
+    rows: Iterable[tuple[str, Row]],
     questions: Sequence[Question],
     *,
     where: str,
@@ -82,20 +122,21 @@ def read_chains(
 ) -> Iterator[list[Chain]]:
     """The chains of the rows, in order, in batches of BATCH_SIZE.
 
-    rows       pairs of a row's number in its file and the row: a chain, or its JSON. `question` is the id or the text of
-               a question (compared in canonical form). Rows without `index` are numbered per question and source
+    rows       pairs of a row's place in its file (such as `line 3`) and the row: a chain, or its JSON. `question` is the
+               id or the text of a question (compared in canonical form). Rows without `index` are numbered per question
+               and source
     questions  questions whose chains are yielded
     where      name of the file, for messages
     known      other questions of the sets, held out or not used by this run; their chains are skipped
     source     source of rows without one
 
-    Raises UserError, with file and record, for an invalid row and for a key that occurs twice. After the first chain of
+    Raises UserError, with file and place, for an invalid row and for a key that occurs twice. After the first chain of
     an unknown question, no chain is yielded; a UserError with the number of such chains follows the last row.
     """
     reader = _RowReader(questions, known, where, source)
     batch: list[Chain] = []
-    for number, row in rows:
-        chain = reader.read(number, row)
+    for place, row in rows:
+        chain = reader.read(place, row)
         if chain is None or reader.unknown_count:
             continue
         batch.append(chain)
@@ -118,18 +159,18 @@ class _RowReader:
         for question in (*questions, *known):
             self.known_ids.add(question.id)
             self.ids_by_text.setdefault(splits.canonical_question(question.text), set()).add(question.id)
-        self.record_of: dict[ChainKey, int] = {}
+        self.place_of: dict[ChainKey, str] = {}
         self.counts: dict[tuple[str, str], int] = {}  # (question, source) -> rows
         self.unknown_count, self.first_unknown = 0, ""
 
-    def read(self, number: int, row: Row) -> Chain | None:
+    def read(self, place: str, row: Row) -> Chain | None:
         """The chain of a row; None if its question is not wanted or not known."""
-        where = f"{self.where} record {number}"
+        where = f"{self.where} {place}"
         name = row.question if isinstance(row, Chain) else _read_question(row, where)
         question = self._find_id(name, where)
         if question is None:
             self.unknown_count += 1
-            self.first_unknown = self.first_unknown or f"record {number}: {name[:80]!r}"
+            self.first_unknown = self.first_unknown or f"{place}: {name[:80]!r}"
             return None
         if question not in self.wanted_ids or self.unknown_count:
             return None
@@ -141,12 +182,12 @@ class _RowReader:
             row.setdefault("index", self.counts.get(count_key, 0))
             self.counts[count_key] = self.counts.get(count_key, 0) + 1
             chain = _read_chain({**row, "question": question}, where)
-        if chain.key in self.record_of:
+        if chain.key in self.place_of:
             what = f"question {chain.question!r}, source {chain.source!r}, index {chain.index} occurs twice"
-            found = f"the same key in record {self.record_of[chain.key]}"
+            found = f"the same key in {self.place_of[chain.key]}"
             hint = "give the rows of a question different indices, or no indices"
             raise UserError(what, code="E-data-duplicate-chain", where=where, found=found, hint=hint)
-        self.record_of[chain.key] = number
+        self.place_of[chain.key] = place
         return chain
 
     def check_unknown(self) -> None:
@@ -189,7 +230,9 @@ def _read_chain(row: Mapping[str, Any], where: str) -> Chain:
 
 
 def _row_error(what: str, where: str, found: str) -> UserError:
-    hint = 'a row is {"question": id or text, "text": ...} with optional index, source, stop, tokens, candidates, semantics'
+    hint = (
+        "a row has `question` (id or text) and `text`, and may have index, source, stop, tokens, candidates, semantics"
+    )
     return UserError(what, code="E-data-invalid-chain", where=where, found=found, hint=hint)
 
 
