@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import potstill as ps
+from expect import user_error
 from potstill import data, grading, prompts
+from potstill.cli.grade_rows import grade_file
 from potstill.data import (
     bbh,
     custom_set,
@@ -22,6 +25,8 @@ from potstill.data import (
 from potstill.errors import UserError
 from potstill.recipe import parse_recipe
 from potstill.records import Question
+from potstill.stages import open_stage
+from potstill.storage import manifest
 from real_sets import present_sets, real_set
 
 FEW_SHOT = prompts.PromptFormat(few_shot=True, rationale=True)
@@ -179,32 +184,87 @@ def test_names_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert refused(None, "svamp", data_dir=tmp_path) == ("E-data-missing-file", f"{tmp_path}/svamp/SVAMP.json")
 
 
-def test_a_built_in_set_with_its_own_grader_is_one_file_and_an_entry_of_the_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "parity.py").write_text(
-        "from potstill.data.set_files import BuiltinSet, RawQuestion, read_rows, require_text\n\n"
-        "TASK = 'parity/function: parity:same_parity'\n\n"
-        "def read_parity(data_dir):\n"
-        "    return [\n"
-        "        RawQuestion(f'parity/{n}', require_text(row, 'q', where=where), str(n), TASK, where)\n"
-        "        for n, where, row in read_rows(data_dir / 'parity.jsonl')\n"
-        "    ]\n\n"
-        "def same_parity(text, gold):\n"
-        "    return int(text.split()[-1]) % 2 == int(gold) % 2\n\n"
-        "SET = BuiltinSet('parity', read_parity, paper_validation=0.2, grader=TASK)\n"
-    )
-    (tmp_path / "parity.jsonl").write_text("".join(f'{{"q": "Which parity has {n}?"}}\n' for n in range(1, 41)))
+PARITY = """
+from potstill.data.set_files import BuiltinSet, RawQuestion, read_rows, require_text
+
+TASK = "parity/function: parity:same_parity"
+
+def read_parity(data_dir):
+    return [
+        RawQuestion(f"parity/{n}", require_text(row, "q", where=where), str(n), TASK, where)
+        for n, where, row in read_rows(data_dir / "parity" / "parity.jsonl")
+    ]
+
+def same_parity(text, gold):
+    return int(text.split()[-1].rstrip(".")) % 2 == int(gold) % 2
+
+SET = BuiltinSet("parity", read_parity, paper_validation=0.2, grader=TASK)
+"""
+
+
+@pytest.fixture
+def parity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The data folder of a built-in set that a function grades."""
+    (tmp_path / "parity.py").write_text(PARITY)
+    write(tmp_path, "parity/parity.jsonl", "".join(f'{{"q": "Which parity has {n}?"}}\n' for n in range(1, 41)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    parity = importlib.import_module("parity")
-    monkeypatch.setitem(data.SETS, "parity", parity.SET)
-    questions = data.load_set("parity", tmp_path)
+    monkeypatch.delitem(sys.modules, "parity", raising=False)
+    monkeypatch.setitem(data.SETS, "parity", importlib.import_module("parity").SET)
+    return tmp_path
+
+
+def test_a_built_in_set_with_its_own_grader_is_one_file_and_an_entry_of_the_table(parity: Path) -> None:
+    questions = data.load_set("parity", parity)
     assert len(questions) == 40 and {question.split for question in questions} == {"validation", "test"}
-    verdict = grading.grade("The answer is 7", questions[0].gold, questions[0].task)
-    assert verdict.grade == "right"
     recipe = parse_recipe("name: x\nquestions: {out_of_distribution: [parity]}\n", "x.yaml")
     assert list(custom_set.grader_digests(data.grader_tasks(recipe))) == ["function parity:same_parity"]
+
+
+@pytest.mark.parametrize("task", ["parity", "parity/function: parity:same_parity"])
+def test_the_grader_of_a_built_in_set_is_a_task_everywhere(parity: Path, task: str) -> None:
+    """By the set's name, as of any other set; and in rows and records: it is part of potstill."""
+    assert ps.grade("The answer is 7", "3", task=task).grade == "right"
+    assert ps.grade("The answer is 8", "3", task=task).grade == "wrong"
+    rows, graded = parity / "rows.jsonl", parity / "graded.jsonl"
+    rows.write_text(json.dumps({"text": "It is 7", "gold": "3", "task": task}) + "\n")
+    grade_file(rows, graded)
+    rows.write_text(json.dumps({"text": "It is 7", "gold": "3"}) + "\n")
+    assert json.loads(graded.read_text())["verdict"] == "right"
+    grade_file(rows, graded, task)
+    assert json.loads(graded.read_text())["verdict"] == "right"
+    record = {"question": "Which?", "answer": "3", "task": task, "split": "test"}
+    assert [question.task for question in data.load_set("mine", file=own(parity, record))] == [task]
+
+
+def test_other_functions_stay_refused_in_rows_and_records(parity: Path) -> None:
+    task = "parity/function: parity:read_parity"
+    assert refused(own(parity, {"question": "q", "answer": "3", "task": task}))[0] == "E-data-function-in-record"
+    (parity / "rows.jsonl").write_text(json.dumps({"text": "7", "gold": "3", "task": task}) + "\n")
+    with user_error("E-grade-row-function"):
+        grade_file(parity / "rows.jsonl", parity / "graded.jsonl")
+    with user_error("E-grade-unknown-task", hint="gsm8k, multiarith, asdiv, svamp, parity"):
+        ps.grade("7", "3", task="partiy")
+
+
+def test_golds_that_the_grader_takes_for_equal_are_no_contradiction(parity: Path) -> None:
+    task = "parity/function: parity:same_parity"
+    golds = [Question(f"p/{gold}", "Which?", gold, "p", "test", task) for gold in ("3", "7", "8")]
+    assert [(first.id, other.id) for first, other in data.find_contradictions(golds)] == [("p/3", "p/8")]
+
+
+def test_a_changed_file_of_a_built_in_set_is_noticed(parity: Path) -> None:
+    """If the set is not on this machine, or an older run did not record it, nothing is known to have changed."""
+    recipe = parse_recipe(f"name: x\ndata: {parity}\nquestions: {{out_of_distribution: [parity]}}\n", "x.yaml")
+    before = open_stage("collect").inputs(recipe)
+    assert list(before) == ["built-in set parity"]
+    assert open_stage("collect").inputs(recipe) == before
+    write(parity, "parity/parity.jsonl", '{"q": "Which parity has 1 or 2?"}\n' * 40)
+    after = open_stage("collect").inputs(recipe)
+    identities = [manifest.Identity("collect", {}, {}, inputs) for inputs in (before, after, {})]
+    assert manifest.identity_differences(identities[0], identities[1]) == ["content of built-in set parity"]
+    assert manifest.identity_differences(identities[2], identities[1]) == []
+    assert manifest.identity_differences(identities[0], identities[2]) == []
 
 
 # the five sets, from files written here
@@ -282,6 +342,7 @@ def test_every_set_names_its_source_and_the_licence_that_its_authors_state() -> 
 
 @pytest.mark.parametrize("name", data.SETS)
 def test_real_sets_are_whole_and_leak_free(data: Path, name: str) -> None:
+    assert name in SIZES, f"enter the number of questions of {name} in SIZES"
     found = real_set(name, data)
     assert len(found) == len({q.id for q in found}) == SIZES[name]
     assert find_duplicates_across_splits(found) == []

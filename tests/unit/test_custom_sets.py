@@ -222,7 +222,7 @@ def test_half_of_a_surrogate_pair_in_chains_to_replay(tmp_path: Path, field: str
     question = Question("mine/1", "How many?", "5", "mine", "train", "number")
     row = {"question": "mine/1", "text": "It is 5.", field: ["\ud83d"] if field == "defects" else "\ud83d"}
     path = stored(tmp_path, "old.jsonl", json.dumps(row).encode())
-    with pytest.raises(UserError, match=r"old\.jsonl record 1: the row is not a chain") as error:
+    with pytest.raises(UserError, match=r"old\.jsonl line 1: the row is not a chain") as error:
         list(replay.build_chains(replay.read_rows(path), [question], where=str(path)))
     assert "half of a surrogate pair" in str(error.value)
     str(error.value).encode("utf-8")

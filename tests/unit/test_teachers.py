@@ -489,8 +489,16 @@ def test_a_teacher_opens_no_file_whose_change_would_go_unnoticed(tmp_path: Path)
     assert marked == {"chains", "prompt"}
     teacher = teachers.from_recipe(parse_recipe("name: a\nteacher: {kind: human}", "a.yaml"))
     (tmp_path / "mine.csv").touch()
-    with pytest.raises(AssertionError, match="mark teacher.path"):
+    with pytest.raises(AssertionError, match=r"mark teacher\.path"):
         teacher.find_path(f"{tmp_path}/mine.csv", "teacher.path")
+
+
+def test_a_change_in_the_middle_of_a_large_file_of_chains_is_noticed(tmp_path: Path) -> None:
+    row = {"question": "s/1", "text": "x" * 1000}
+    teacher = stored_chains(tmp_path / "old.jsonl", *[row] * 5000)
+    before, content = teacher.inputs(), (tmp_path / "old.jsonl").read_bytes()
+    (tmp_path / "old.jsonl").write_bytes(content[:2_500_000] + b"y" + content[2_500_001:])
+    assert teacher.inputs().keys() == before.keys() and teacher.inputs() != before
 
 
 # --- no chains -------------------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def _grade_row(where: str, row: Row, task: str | None) -> Row:
         raise row_error("gold must be an answer", "E-grade-gold", "gold", 'write {"gold": "..."}')
     if row_task is not None and not isinstance(row_task, str):
         raise row_error("task must be a string", "E-grade-task", "task", "correct or remove `task`")
-    if row_task and grading.parse_function_name(row_task) is not None:
+    if row_task and grading.parse_function_name(row_task) is not None and not grading.is_task_of_set(row_task):
         hint = "remove `task` from the rows, and name the function with --task"
         raise row_error("a row may not name a grading function", "E-grade-row-function", "task", hint)
     try:

@@ -25,6 +25,7 @@ of each question then name this function: `<set>/function: potstill.data.<set>:<
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -36,15 +37,17 @@ from potstill.data import bbh, custom_set, splits, word_problems
 from potstill.data.set_files import BuiltinSet, RawQuestion, check_text, read_demonstrations
 from potstill.data.splits import canonical_question
 from potstill.errors import UserError
+from potstill.grading import grade  # with the graders of SETS, which `grading` alone does not know
 from potstill.records import Question, Verdict
+from potstill.storage import file_digest
 from potstill.storage.dataset_files import shorten
 
 if TYPE_CHECKING:
     from potstill.recipe import Recipe
 
 __all__ = [
-    "SETS", "VERSION", "BuiltinSet", "RawQuestion", "assign_splits", "check_questions", "find_contradictions",
-    "find_data_folder", "find_duplicates_across_splits", "grader_tasks", "load_set", "read_demonstrations",
+    "SETS", "VERSION", "BuiltinSet", "RawQuestion", "assign_splits", "check_questions", "digest_set", "find_contradictions",
+    "find_data_folder", "find_duplicates_across_splits", "grade", "grader_tasks", "load_set", "read_demonstrations",
 ]  # fmt: skip
 
 VERSION: Final = 4  # version of the questions read from the sets; the stage `collect` stores it
@@ -55,6 +58,7 @@ SETS: Final[dict[str, BuiltinSet]] = {
         word_problems.GSM8K, word_problems.MULTIARITH, word_problems.ASDIV, word_problems.SVAMP, bbh.SET,
     )
 }  # fmt: skip
+grading.use_sets(SETS)
 
 
 def load_set(
@@ -282,13 +286,18 @@ def find_contradictions(questions: Sequence[Question]) -> list[tuple[Question, Q
     pairs = []
     for question in questions:
         first = firsts.setdefault((question.set, canonical_question(question.text)), question)
-        if first is not question and _canonical_gold(first) != _canonical_gold(question):
+        if first is not question and not _have_same_gold(first, question):
             pairs.append((first, question))
     return pairs
 
 
-def _canonical_gold(question: Question) -> str:
-    return grading.canonicalize_gold(question.gold, grading.infer_answer_type(question.gold, question.task))
+def _have_same_gold(first: Question, other: Question) -> bool:
+    """Whether two gold answers of one set are equal: in canonical form, or to the grading function of their task."""
+    types = [grading.infer_answer_type(question.gold, question.task) for question in (first, other)]
+    golds = [grading.canonicalize_gold(q.gold, kind) for q, kind in zip((first, other), types, strict=True)]
+    if golds[0] == golds[1] or grading.FUNCTION_TYPE not in types:
+        return golds[0] == golds[1]
+    return grading.grade(prompts.format_answer(other.gold), first.gold, first.task).grade == "right"
 
 
 def find_duplicates_across_splits(questions: Sequence[Question]) -> list[tuple[Question, Question]]:
@@ -305,6 +314,15 @@ def find_duplicates_across_splits(questions: Sequence[Question]) -> list[tuple[Q
             latest[form] = question
     pairs = ((question, latest[form]) for form, question in zip(forms, questions, strict=True))
     return [(question, later) for question, later in pairs if order[question.split] < order[later.split]]
+
+
+def digest_set(name: str, data_dir: Path) -> str | None:
+    """SHA-256 of the names and contents of the files in a built-in set's folder; None if there is no such folder."""
+    folder, digest = data_dir / name.partition("/")[0], hashlib.sha256()
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    for path in files:
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\0".encode())
+    return digest.hexdigest() if files else None
 
 
 def grader_tasks(recipe: Recipe) -> list[str]:

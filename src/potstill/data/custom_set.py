@@ -162,7 +162,7 @@ def _stated_type(task: str | None) -> str | None:
 
 def _read_task(row: Mapping[str, Any], name: str, where: str) -> str | None:
     task = _optional_text(row, name, where)
-    if task is not None and grading.parse_function_name(task) is not None:
+    if task is not None and grading.parse_function_name(task) is not None and not grading.is_task_of_set(task):
         what, hint = "a record may not name a grading function", "name the function in the recipe (sets.NAME.task)"
         raise UserError(what, code="E-data-function-in-record", where=where, found=task, hint=hint)
     return task

@@ -31,12 +31,14 @@ from potstill.grading.grader import (
     function_digest,
     grade,
     infer_answer_type,
+    is_task_of_set,
     parse_function_name,
+    use_sets,
 )
 
 VERSION = 4
 
 __all__ = [
     "ANSWER_TYPES", "FUNCTION_TYPE", "TASK_ANSWER_TYPES", "VERSION", "canonicalize_gold", "check_task", "function_digest",
-    "grade", "infer_answer_type", "parse_function_name",
+    "grade", "infer_answer_type", "is_task_of_set", "parse_function_name", "use_sets",
 ]  # fmt: skip

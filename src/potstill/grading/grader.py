@@ -14,8 +14,8 @@ The task determines the answer type; without a task the gold answer does:
 
 The task `function: module:name` calls `name(text, gold)` of a module that can be imported, or that is in the working
 folder. The function returns True, False, or None for no answer, or a tuple of such a value and the extracted answer as
-text: `(True, "18")`. It runs with all your rights, so a record of a data file cannot name a function
-(`data.custom_set`, `cli.grade_rows`).
+text: `(True, "18")`. It runs with all your rights, so a record of a data file cannot name a function of
+yours (`data.custom_set`, `cli.grade_rows`), only that of a built-in set (`is_task_of_set`).
 
     >>> grade("yes", "yes", "mine/function: operator:eq").grade, grade("no", "yes", "function: operator:eq").answer
     ('right', 'no')
@@ -29,7 +29,7 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -59,6 +59,20 @@ TASK_ANSWER_TYPES: Final[dict[str, str | None]] = {
     "bbh/tracking_shuffled_objects_five_objects": "choice", "bbh/tracking_shuffled_objects_seven_objects": "choice",
     "bbh/tracking_shuffled_objects_three_objects": "choice",
 }  # fmt: skip
+_builtin_sets: Mapping[str, Any] = {}  # see `use_sets`
+
+
+def use_sets(sets: Mapping[str, Any]) -> None:
+    """Makes the built-in sets known that a function grades: name of a set -> value with `grader`, the task of its questions
+    or None. `potstill.data` calls it with its table; then the name of such a set is a task, as `gsm8k` is."""
+    global _builtin_sets
+    _builtin_sets = sets
+
+
+def is_task_of_set(task: str) -> bool:
+    """Whether a task is that of a built-in set which a function grades: its name, or the task of its questions. Such a
+    function is part of potstill, so a data file may name it."""
+    return any(task in (name, builtin.grader) for name, builtin in _builtin_sets.items() if builtin.grader)
 
 
 def grade(text: str, gold: str, task: str | None = None, stop: str | None = None) -> Verdict:
@@ -173,9 +187,12 @@ def _type_of_task(task: str) -> str | None:
     last = task.rpartition("/")[2]
     if last in ANSWER_TYPES and not task.startswith("bbh/"):
         return last
-    similar = difflib.get_close_matches(task, [*TASK_ANSWER_TYPES, *ANSWER_TYPES], n=1)
+    sets = [name for name in TASK_ANSWER_TYPES if "/" not in name]
+    sets += [name for name, builtin in _builtin_sets.items() if builtin.grader]
+    similar = difflib.get_close_matches(task, [*sets, *TASK_ANSWER_TYPES, *ANSWER_TYPES], n=1)
     hint = f"did you mean {similar[0]!r}? " if similar else ""
-    hint += f"write a data set, bbh/<task>, an answer type ({', '.join(ANSWER_TYPES)}), <any name>/<answer type>,"
+    hint += f"write a data set ({', '.join(sets)}), bbh/<task>, an answer type ({', '.join(ANSWER_TYPES)}),"
+    hint += " <any name>/<answer type>,"
     hint += " or function: module:name"
     raise UserError(f"unknown task {task!r}", code="E-grade-unknown-task", hint=hint)
 
@@ -187,6 +204,8 @@ _FUNCTION_TASK = re.compile(r"(?:.*/)?function:\s*(?P<name>[\w.]+:\w+)")
 
 def parse_function_name(task: str) -> str | None:
     """`module:name` of a task; None if the task names no function. Raises UserError for an incomplete name."""
+    if (builtin := _builtin_sets.get(task)) is not None and builtin.grader:
+        task = builtin.grader
     match = _FUNCTION_TASK.fullmatch(task)
     if match is None and task.rpartition("/")[2].startswith("function"):
         what, hint = "not the name of a function", "write `function: module:name`"

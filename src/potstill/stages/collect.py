@@ -19,6 +19,7 @@ from potstill.recipe import Recipe, find_path, recipe_data_folder
 from potstill.records import Question
 from potstill.serialization import to_json
 from potstill.stages import Stage, StageResult
+from potstill.storage.manifest import BUILTIN_PREFIX
 from potstill.training import data_order
 
 
@@ -44,9 +45,10 @@ class Collect(Stage):
         return ("on_policy.sets",) if recipe.on_policy and trained.issuperset(recipe.on_policy.sets) else ()
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
-        """Name -> digest, for the files that the recipe names, and for the paper's split indices if the recipe uses them.
+        """Name -> digest, for the files that the recipe names, for the paper's split indices if the recipe uses them, and
+        for the built-in sets.
 
-        The built-in sets are not included, because they do not change.
+        A built-in set whose files are not on this machine is left out, so that a run can continue elsewhere.
         """
         named: dict[str, Path] = {}
         for name in recipe.sets:
@@ -62,7 +64,7 @@ class Collect(Stage):
                 if builtin.split_file is not None:
                     path = find_data_folder(recipe_data_folder(recipe)) / builtin.split_file
                     named |= {"questions.splits": path} if path.exists() else {}
-        return {name: storage.file_digest(path) for name, path in named.items()}
+        return {name: storage.file_digest(path) for name, path in named.items()} | _digest_builtin_sets(recipe)
 
     def make(self, run_dir: Path, recipe: Recipe) -> StageResult:
         assembled, folder = assemble_questions(recipe), run_dir / "collect"
@@ -110,6 +112,19 @@ class Collect(Stage):
             progress.print_line(f"{count} questions occur several times with different answers, {example}", "yellow")
             counts["stand twice with different answers"] = count
         return StageResult(paths, counts)
+
+
+def _digest_builtin_sets(recipe: Recipe) -> dict[str, str]:
+    """Digests of the built-in sets that the recipe names and that this machine has."""
+    section, digests = recipe.questions, {}
+    named = (*section.train, *section.in_distribution, *section.out_of_distribution, *section.generic)
+    names = dict.fromkeys(name.partition("/")[0] for name in (*named, *replayed_sets(recipe)))
+    if (folder := recipe_data_folder(recipe)) is None:
+        return {}
+    for name in names:
+        if name in data.SETS and (digest := data.digest_set(name, folder)) is not None:
+            digests[f"{BUILTIN_PREFIX}{name}"] = digest
+    return digests
 
 
 def _builtin_sets(recipe: Recipe) -> list[data.BuiltinSet]:

@@ -38,6 +38,7 @@ from potstill.storage import atomic, read
 
 FORMAT_VERSION: Final = 1  # version of the format of a run folder's files
 FIRST_VERSION: Final = 1  # the assumed version of a package that an older manifest does not name
+BUILTIN_PREFIX: Final = "built-in set "  # prefix of inputs that older runs did not record and other machines may lack
 VERSION_PREFIX: Final = "version of "  # prefix of inputs that are the versions of packages that only some recipes use
 BEGUN_FILE, MANIFEST_FILE = "begun.json", "manifest.json"
 
@@ -196,7 +197,7 @@ def identity_differences(before: Identity, now: Identity) -> list[str]:
         if name.startswith(VERSION_PREFIX):
             old, new = old or str(FIRST_VERSION), new or str(FIRST_VERSION)
             lines += [f"{name}: {old} -> {new}"] if old != new else []
-        else:
+        elif not name.startswith(BUILTIN_PREFIX) or (old is not None and new is not None):
             missing = " (none before)" if old is None else " (none now)" if new is None else ""
             lines.append(f"content of {name}{missing}")
     return lines

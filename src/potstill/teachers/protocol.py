@@ -221,7 +221,7 @@ class Teacher(Protocol):
 
     def inputs(self) -> dict[str, str]:
         """Inputs of the chains other than the recipe's keys: digests of files, and versions of other packages."""
-        return {key: storage.folder_fingerprint(self.find_path(path, key)) for key, path in self.input_files().items()}
+        return {key: _digest_input(self.find_path(path, key)) for key, path in self.input_files().items()}
 
     def free_keys(self) -> set[str]:
         """Recipe keys that may change during a run, because no chain depends on them."""
@@ -369,6 +369,12 @@ class TextTeacher(Teacher, Protocol):
 
     def tokenizer_folder(self) -> Path | None:
         return None if self.scorer is None else self.scorer.tokenizer_folder()
+
+
+def _digest_input(path: Path) -> str:
+    """Digest of a file or folder. Of a file every byte counts; `folder_fingerprint` reads all of one up to 2 MiB."""
+    is_large_file = path.is_file() and path.stat().st_size > 2 << 20
+    return storage.file_digest(path) if is_large_file else storage.folder_fingerprint(path)
 
 
 def load_prompt_builder(recipe: Recipe) -> PromptBuilder:
