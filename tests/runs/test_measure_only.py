@@ -8,9 +8,10 @@ import pytest
 
 import tiny
 from potstill import grading, inference, runner, stages, storage
-from potstill.cli import export
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint
+from potstill.export import lm_eval
+from potstill.export.source import open_exported_run
 from potstill.inference import Decode, Generation, Request, cache
 from potstill.inference.transformers import TransformersEngine
 from potstill.recipe import parse_recipe
@@ -38,7 +39,7 @@ def test_a_model_is_measured_without_teacher_or_training(world: Path, tmp_path: 
     with pytest.raises(UserError, match=r"train: (.|\n)*E-run-unknown-stage"):
         runner.run(recipe, run_dir=tmp_path / "first", redo="train")
 
-    export.export_tasks(first, tmp_path / "tasks")
+    lm_eval.export_tasks(open_exported_run(first), tmp_path / "tasks")
     rows = [row for _, row in storage.read_jsonl(tmp_path / "tasks" / "potstill_other_zero_shot_rationale.jsonl")]
     questions = list(storage.iter_records(Question, first / "collect" / "other.test.jsonl"))
     assert [(row["id"], row["potstill_gold"], row["potstill_task"]) for row in rows] == [

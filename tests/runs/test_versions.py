@@ -70,6 +70,7 @@ COUNTED_AS = {
     "stages": None,  # what they call has the versions
     "run_reader": None,  # reads what a run has written
     "runner": None,
+    "export": None,  # reads a finished run
     "dry_run": None,
     "demo": None,
     "cli": None,

@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("training", "tracking"),
     ("report",),
     ("stages",),
-    ("preflight", "runner", "run_reader", "dry_run", "demo"),
+    ("preflight", "runner", "run_reader", "dry_run", "demo", "export"),
     ("cli",),
 )
 INSIDE: dict[str, set[str]] = {
@@ -37,6 +37,7 @@ INSIDE: dict[str, set[str]] = {
     "run_reader": {"runner"},
     "dry_run": {"preflight", "runner"},
     "demo": {"runner"},
+    "export": {"run_reader"},
 }
 # Library -> the packages or modules that may import it.
 OWNERS: dict[str, set[str]] = {
@@ -52,7 +53,7 @@ OWNERS: dict[str, set[str]] = {
     "filelock": {"storage"},
     "httpx2": {"teachers", "data.download", "hub"},
     "huggingface_hub": {"hub"},
-    "gguf": {"models.gguf"},
+    "gguf": {"models.gguf", "models.gguf_writer"},
     "msgspec": {"storage", "teachers"},
     "rich": {"progress", "cli"},
     "typer": {"cli"},

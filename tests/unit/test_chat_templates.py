@@ -12,10 +12,11 @@ import tiny
 from chat_model import SPECIAL, TEMPLATE, save_chat_model
 from expect import user_error
 from potstill import dry_run, models, runner, storage
-from potstill.cli import export
 from potstill.data import run_questions
 from potstill.errors import UserError
 from potstill.evaluation import checkpoint
+from potstill.export import lm_eval
+from potstill.export.source import open_exported_run
 from potstill.inference.transformers import TransformersEngine
 from potstill.prompts import FORMATS, Demonstration, build_prompt
 from potstill.records import Checkpoint
@@ -109,7 +110,7 @@ def test_training_and_evaluation_ask_with_the_same_ids(tuned: Path, world: Path,
     }
     assert taught <= shown
     assert "own chat template" in (run_dir / "student" / "README.md").read_text()
-    export.export_tasks(run_dir, tmp_path / "tasks")
+    lm_eval.export_tasks(open_exported_run(run_dir), tmp_path / "tasks")
     documents = storage.read_jsonl(tmp_path / "tasks" / "potstill_other_zero_shot_rationale.jsonl")
     assert all(row["prompt"].endswith("<|stop|>\n<|start|>assistant\n") for _, row in documents)
     plain = tiny.recipe(world, *changes, "student.chat=false")

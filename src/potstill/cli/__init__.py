@@ -40,6 +40,9 @@ RunArgument = Annotated[
 class ExportFormat(StrEnum):
     messages = "messages"
     jsonl = "jsonl"
+    preference = "preference"
+    gguf = "gguf"
+    ctranslate2 = "ctranslate2"
     lm_eval = "lm-eval"
 
 
@@ -189,35 +192,61 @@ def show_command(
         status.print_overview(run_dir)
 
 
-@app.command("export", epilog="Example: potstill export runs/demo --as messages > chains.jsonl")
+@app.command("export", epilog="Example: potstill export runs/demo --as gguf --to exported")
 def export_command(
     run_dir: RunArgument,
     form: Annotated[
         ExportFormat,
         typer.Option(
             "--as",
-            help="messages: chat rows for other trainers. jsonl: whole chain records. lm-eval: the questions, as tasks"
-            " of lm-evaluation-harness.",
+            help="messages: kept chains as chat rows for other trainers. jsonl: kept chains as whole records. preference:"
+            " right and wrong chains of one question as pairs for TRL. gguf: the student as a file for llama.cpp and"
+            " Ollama. ctranslate2: the student for CTranslate2. lm-eval: the questions as tasks of"
+            " lm-evaluation-harness.",
         ),
     ],
-    out: Annotated[
+    to: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FOLDER", help="Output folder, for lm-eval only.", show_default=False),
+        typer.Option(
+            "--to",
+            "--out",
+            metavar="FOLDER",
+            help="Output folder; messages and jsonl go to standard output.",
+            show_default=False,
+        ),
     ] = None,
+    weights: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="KIND",
+            help="Type of the weights. gguf: F32, F16, BF16 or Q8_0; by default the student's own. ctranslate2: float32"
+            " (default) or int8.",
+            show_default=False,
+        ),
+    ] = None,
+    questions: Annotated[
+        int, typer.Option(min=1, help="Validation questions that compare answers, for gguf and ctranslate2.")
+    ] = 40,
+    pairs: Annotated[int, typer.Option(min=1, help="Most pairs per question, for preference.")] = 1,
 ) -> None:
-    """Export kept chains as JSON lines, or questions as lm-eval tasks."""
+    """Export chains, the student or the questions for other programs.
+
+    What other programs read is compared with the run, and the figures are printed.
+    """
     from potstill.cli import export, status
 
     status.check_file_sizes(run_dir)
-    if (form is ExportFormat.lm_eval) != (out is not None):
-        what = "--out is needed for lm-eval, and only there"
-        hint = "add --out FOLDER for lm-eval; the other formats go to standard output"
-        raise UserError(what, code="E-cli-export-out", where="--out", hint=hint)
-    if out is not None:
-        export.export_tasks(run_dir, out)
+    to_output = form in (ExportFormat.messages, ExportFormat.jsonl)
+    if to_output != (to is None):
+        what = f"--to is {'not ' if to_output else ''}needed for {form.value}"
+        hint = "messages and jsonl go to standard output; add --to FOLDER for the others"
+        raise UserError(what, code="E-cli-export-out", where="--to", hint=hint)
+    if to is None:
+        for row in export.export_rows(run_dir, form.value):
+            typer.echo(row, nl=False)  # bytes: UTF-8 on every system
         return
-    for row in export.export_rows(run_dir, form.value):
-        typer.echo(row, nl=False)  # bytes: UTF-8 on every system
+    for line in export.export_folder(run_dir, form.value, to, weights, questions, pairs):
+        typer.echo(line)
 
 
 @app.command("grade", epilog="Example: potstill grade answers.jsonl --out graded.jsonl --task gsm8k")

@@ -1,4 +1,10 @@
-"""`potstill export`: kept chains for other trainers, and questions as tasks of lm-evaluation-harness."""
+"""`potstill export`: kept chains for other trainers as lines, and exports for other programs as folders.
+
+    potstill export runs/demo --as messages > chat.jsonl
+    potstill export runs/demo --as gguf --to exported
+
+The package `potstill.export` writes the folders.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from potstill import models, progress, prompts, stages, storage
+from potstill import models, prompts, storage
 from potstill.data import run_questions
 from potstill.errors import UserError
 from potstill.recipe import Recipe
-from potstill.records import Prompt, Split
+from potstill.records import Prompt
 from potstill.run_reader import open_run
 from potstill.serialization import to_json
 from potstill.storage import manifest
+
+WEIGHTS: Final = {"gguf": ("F32", "F16", "BF16", "Q8_0"), "ctranslate2": ("float32", "int8")}
 
 
 def export_rows(run_dir: Path, form: str) -> Iterator[bytes]:
@@ -46,56 +54,32 @@ def _chat_template(recipe: Recipe) -> models.ChatTemplate | None:
     return models.chat_template_from_recipe(recipe, models.model_folder(recipe))
 
 
-def export_tasks(run_dir: Path, out: Path) -> None:
-    """Write the questions of a run as tasks of lm-evaluation-harness into `out`, one task per set and format.
+def export_folder(run_dir: Path, form: str, folder: Path, weights: str | None, questions: int, pairs: int) -> list[str]:
+    """Write an export that is a folder. Returns its parity figures, one sentence each, and how to use it."""
+    from potstill.export.source import open_exported_run
 
-    A run that only evaluates exports its test questions. Any other run exports its validation questions, so that the test
-    split has no influence on the choice of a checkpoint. The harness uses the prompt in the document byte for byte. For a
-    decoder-only student, the prompt ends with the white space before the answer, or is in the student's chat template.
-    The harness decodes greedily, without a stop string.
-    """
-    recipe = open_run(run_dir).recipe
-    section = recipe.questions
-    split: Split = "test" if stages.recipe_stages(recipe) == stages.EVALUATION_STAGES else "validation"
-    task_prompts, student = run_questions.read_task_prompts(run_dir), models.from_recipe(recipe)
-    names = []
-    for set_name in dict.fromkeys([*section.in_distribution, *section.out_of_distribution, *section.generic]):
-        questions = run_questions.read_questions(run_dir, [set_name], split)
-        for format in recipe.evaluate.formats:
-            names.append(name := f"potstill_{set_name}_{format}".replace("-", "_"))
-            rows = []
-            for question in questions:
-                prompt = run_questions.evaluation_prompt(question, prompts.FORMATS[format], task_prompts)
-                row = {"id": question.id, "prompt": student.render(prompt)}
-                rows.append({**row, "potstill_gold": question.gold, "potstill_task": question.task})
-            documents = out / f"{name}.jsonl"
-            storage.write_jsonl(documents, rows)
-            text = TASK_YAML.format(name=name, path=documents.resolve(), max_tokens=recipe.evaluate.max_tokens)
-            storage.write_file(out / f"{name}.yaml", text.encode())
-    progress.print_line(f"lm_eval --include_path {out} --tasks {','.join(names)} --log_samples ...")
+    allowed = WEIGHTS.get(form, ())
+    if weights is not None and weights not in allowed:
+        raise UserError(
+            f"{form} has no such type of weights" if allowed else f"{form} has no weights",
+            code="E-cli-export-weights",
+            where="--weights",
+            found=weights,
+            hint=f"use one of {', '.join(allowed)}" if allowed else "leave --weights out",
+        )
+    run = open_exported_run(run_dir)
+    if form == "gguf":
+        from potstill.export import gguf
 
+        return [*gguf.export_gguf(run, folder, weights, questions), f"ollama create NAME -f {folder / 'Modelfile'}"]
+    if form == "ctranslate2":
+        from potstill.export import ctranslate2
 
-TASK_YAML: Final = """\
-# Documents and prompts of potstill. Its own exact match is only a placeholder: grade the logged samples with
-# `potstill grade samples.jsonl --out graded.jsonl`.
-task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {path}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{{{prompt}}}}"
-doc_to_target: "{{{{potstill_gold}}}}"
-target_delimiter: ""
-generation_kwargs:
-  until: []
-  do_sample: false
-  max_gen_toks: {max_tokens}
-metric_list:
-  - metric: exact_match
-    aggregation: mean
-    higher_is_better: true
-metadata:
-  version: 1.0
-"""
+        return ctranslate2.export_ctranslate2(run, folder, weights or "float32", questions)
+    if form == "preference":
+        from potstill.export import preference
+
+        return preference.export_preferences(run, folder, pairs)
+    from potstill.export import lm_eval
+
+    return lm_eval.export_tasks(run, folder)

@@ -1,6 +1,7 @@
 """CTranslate2: a compiled engine for T5 and Llama students, in float32 or int8 (extra `fast`).
 
     engine = open_engine(student, "ctranslate2-int8")      # converts, compares its scores with the student's, loads it
+    export_student(student, folder, "int8")                # writes the conversion, for other programs
 
 CTranslate2 changes results silently in several ways. What this module does about each:
 - Its converter reads `tie_word_embeddings` with the meaning of transformers 4 and divides a FlanT5's logits by
@@ -9,7 +10,7 @@ CTranslate2 changes results silently in several ways. What this module does abou
 - Its converter modifies a causal model: it receives a copy.
 - It truncates inputs at 1,024 tokens: that limit is disabled, and what does not fit the model is refused.
 - Its scores are divided by the length and its token strings are ambiguous: texts are scored again, token by token, and
-  the vocabulary consists of the token numbers.
+  the vocabulary consists of the token numbers (an exported folder has the tokenizer's own strings, which its users need).
 - In a batch with a causal prompt of one token, the other prompts are returned as part of their texts: such a prompt
   gets a separate call.
 - It returns samples sorted by score, so the first ones would be the best: they are put in a random order of our own.
@@ -28,10 +29,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
+from potstill import storage
 from potstill.errors import UserError
 from potstill.inference.engine import (
     Decode,
@@ -53,13 +56,24 @@ SUPPORTED_CONFIGS: Final = ("T5Config", "LlamaConfig")
 
 
 class CTranslate2Engine:
-    """An `Engine` around a student, without `top_logprobs` and without a calculator."""
+    """An `Engine` around a student, without `top_logprobs` and without a calculator.
 
-    def __init__(self, student: Student, *, int8: bool = False) -> None:
+    exported  the folder of `export_student`, which is then loaded instead of a conversion
+    """
+
+    def __init__(self, student: Student, *, int8: bool = False, exported: Path | None = None) -> None:
         self.library = _import_ctranslate2()
         self.reference = TransformersEngine(student)
         self.compute_type = "int8" if int8 else "float32"
-        self.student, self.files = student, _convert_student(self.library, student)
+        self.student = student
+        self.names = _number_names(student) if exported is None else read_token_names(student, exported)
+        self.ids = {name: token for token, name in enumerate(self.names)}
+        if exported is not None:
+            files = ("model.bin", "config.json", *(path.name for path in exported.glob("*vocabulary.*")))
+            self.files = {name: (exported / name).read_bytes() for name in files}
+            self.model = self._load(self.compute_type)
+            return
+        self.files = _convert_student(self.library, student, self.names)
         exact = self._load("float32")
         difference = self._measure_difference(exact)
         if not difference <= PARITY_TOLERANCE:
@@ -110,16 +124,16 @@ class CTranslate2Engine:
         settings = {
             "beam_size": 1,
             "num_hypotheses": number,
-            "end_token": [str(token) for token in self.reference.end_tokens],
+            "end_token": [self.names[token] for token in self.reference.end_tokens],
             "return_end_token": True,
             "sampling_topk": 1 if decode.temperature == 0 else 0,
             "sampling_temperature": decode.temperature or 1.0,
         }
-        rows = [[str(token) for token in prompt] for prompt in prompts]
+        rows = [[self.names[token] for token in prompt] for prompt in prompts]
         if self.student.family == "t5":
             settings |= {"max_input_length": 0, "max_decoding_length": decode.max_tokens, "min_decoding_length": 0}
             results = model.translate_batch(rows, **settings)
-            return [[[int(token) for token in text] for text in result.hypotheses] for result in results]
+            return [[[self.ids[token] for token in text] for text in result.hypotheses] for result in results]
         settings |= {"max_length": decode.max_tokens, "include_prompt_in_result": False}
         results = {}
         for is_single in (True, False):  # prompts of one token get separate calls, see above
@@ -145,7 +159,7 @@ class CTranslate2Engine:
 
     def _score(self, model: Any, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> list[list[float]]:
         """Natural log-probabilities of the tokens of each row after its prompt."""
-        sources, targets = ([[str(token) for token in row] for row in table] for table in (prompts, rows))
+        sources, targets = ([[self.names[token] for token in row] for row in table] for table in (prompts, rows))
         if self.student.family == "t5":
             # It appends its own end token, whose score belongs to no text.
             results = model.score_batch(sources, targets, max_input_length=0, max_batch_size=32)
@@ -195,8 +209,40 @@ def _import_ctranslate2() -> Any:
     return ctranslate2
 
 
-def _convert_student(library: Any, student: Student) -> dict[str, bytes]:
-    """The files of a student in CTranslate2's format. The name of a token is its number, also in padding rows."""
+def export_student(student: Student, folder: Path, names: Sequence[str], weights: Literal["float32", "int8"]) -> None:
+    """Write the student in CTranslate2's format into an existing folder.
+
+    names    of the tokens, one for each row of the head; see `read_token_names`
+    weights  their type in the file
+
+    Raises UserError without CTranslate2, and for a model that it is not tested with.
+    """
+    library = _import_ctranslate2()
+    for name, content in _convert_student(library, student, names, weights).items():
+        storage.write_file(folder / name, content)
+
+
+def read_token_names(student: Student, folder: Path) -> list[str]:
+    """The tokenizer's own strings of its tokens, as `convert_ids_to_tokens` gives them, and names of rows without a
+    token. folder: with the tokenizer's files"""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    names: list[str] = []
+    for row in range(student.head.weight.shape[0]):
+        name = tokenizer.convert_ids_to_tokens(row) if row < len(tokenizer) else None
+        names.append(f"<row {row}>" if name is None else name)
+    assert len(set(names)) == len(names), "two tokens with one string"
+    return names
+
+
+def _number_names(student: Student) -> list[str]:
+    """The number of each token as its name, also in padding rows."""
+    return [str(token) for token in range(student.head.weight.shape[0])]
+
+
+def _convert_student(
+    library: Any, student: Student, names: Sequence[str], weights: Literal["float32", "int8"] = "float32"
+) -> dict[str, bytes]:
+    """The files of a student in CTranslate2's format. names: of its tokens, also in padding rows"""
     from ctranslate2.converters import transformers as converters  # pyright: ignore[reportMissingImports]
 
     name = type(student.model.config).__name__
@@ -207,21 +253,21 @@ def _convert_student(library: Any, student: Student) -> dict[str, bytes]:
     tokenizer, head = student.tokenizer, student.head
     with torch.no_grad():
         spec = loader.get_model_spec(copy.deepcopy(student.model))
-    tokens = [str(token) for token in range(head.weight.shape[0])]
+    tokens = list(names)
     if student.family == "t5":
         spec.decoder.scale_outputs = head.scale
         spec.register_source_vocabulary(tokens)
         spec.register_target_vocabulary(tokens)
-        spec.config.decoder_start_token = str(student.model.config.decoder_start_token_id)
+        spec.config.decoder_start_token = names[student.model.config.decoder_start_token_id]
         spec.config.layer_norm_epsilon = student.model.config.layer_norm_epsilon
         spec.config.add_source_bos = spec.config.add_source_eos = False
     else:
         spec.register_vocabulary(tokens)
         spec.config.layer_norm_epsilon = student.model.config.rms_norm_eps
-    spec.config.bos_token = spec.config.unk_token = str(tokenizer.pad)
-    spec.config.eos_token = str(tokenizer.eos)
+    spec.config.bos_token = spec.config.unk_token = names[tokenizer.pad]
+    spec.config.eos_token = names[tokenizer.eos]
     spec.validate()
-    spec.optimize(quantization="float32")
+    spec.optimize(quantization=weights)
     with TemporaryDirectory() as folder:
         spec.save(folder)
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}

@@ -74,6 +74,17 @@ def convert_gguf(file: Path, *, key: str = "student.model") -> Path:
     return folder
 
 
+def convert_into(file: Path, folder: Path, *, key: str) -> None:
+    """Convert into an existing folder instead of the cache, in float32 and without `gguf.json`. Raises UserError as
+    `convert_gguf` does."""
+    with _gguf_errors(file, key):
+        metadata = _read_metadata(file)
+    pre_tokenizer = _choose_pre_tokenizer(metadata, file, key)
+    with _gguf_errors(file, key):
+        _convert_weights(file, folder, as_float32=True)
+        _convert_tokenizer(file, folder, metadata, pre_tokenizer)
+
+
 def _read_metadata(file: Path) -> dict[str, Any]:
     """The file's metadata by key, and under `weights` the number of tensors by kind."""
     import gguf
@@ -101,7 +112,7 @@ def _choose_pre_tokenizer(metadata: dict[str, Any], file: Path, key: str) -> Seq
     )
 
 
-def _convert_weights(file: Path, folder: Path) -> None:
+def _convert_weights(file: Path, folder: Path, *, as_float32: bool = False) -> None:
     import torch
     import transformers
 
@@ -109,7 +120,7 @@ def _convert_weights(file: Path, folder: Path) -> None:
 
     plain = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     kinds = set(_read_metadata(file)["weights"]) - {"F32"}
-    dtype = plain[kinds.pop()] if len(kinds) == 1 and kinds <= plain.keys() else torch.float32
+    dtype = plain[kinds.pop()] if len(kinds) == 1 and kinds <= plain.keys() and not as_float32 else torch.float32
     # Recent releases keep the weights quantized where they have kernels for it, unless they are told not to.
     dequantize = (
         {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
@@ -142,6 +153,12 @@ def _convert_tokenizer(file: Path, folder: Path, metadata: dict[str, Any], pre_t
             # llama.cpp and the original tokenizer of Llama 3 take a piece that is a token as it is, unmerged.
             tokenizer.backend_tokenizer.model.ignore_merges = metadata["tokenizer.ggml.pre"] == "llama-bpe"
         tokenizer.save_pretrained(folder)
+    # The library adds the special tokens of a model's kind that the file has not, behind its last row.
+    path, size = folder / "tokenizer.json", len(metadata["tokenizer.ggml.tokens"])
+    content = storage.read_json(path)
+    if any(token["id"] >= size for token in content["added_tokens"]):
+        content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < size]
+        storage.write_json(path, content)
 
 
 @contextmanager

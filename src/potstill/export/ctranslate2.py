@@ -1,0 +1,57 @@
+"""`potstill export RUN --as ctranslate2`: the student in CTranslate2's format, with its tokenizer.
+
+    model.bin, config.json, *vocabulary.json    what `ctranslate2.Generator` or `ctranslate2.Translator` loads
+    tokenizer.json, ...                         the tokenizer, for transformers or tokenizers
+    export.json                                 prompt, stop, limit of tokens, and the parity figure
+
+The conversion is that of the engine `ctranslate2` (`potstill.inference.ctranslate2`), which corrects what CTranslate2's own
+converter gets wrong. The folder is loaded again for the parity figure: the share of validation questions to which it
+gives the student's greedy answer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, Literal, cast
+
+from potstill import progress, storage
+from potstill.export.parity import compare_answers, not_equal
+from potstill.export.source import ExportedRun, new_folder
+from potstill.inference import ctranslate2
+from potstill.inference.transformers import TransformersEngine
+
+# float32 answers differ only where two tokens are equally likely up to float noise.
+LEAST_EQUAL: Final = 0.9
+
+
+def export_ctranslate2(run: ExportedRun, folder: Path, weights: str, questions: int) -> list[str]:
+    """Write the folder. Returns its parity figure and how to load it.
+
+    weights    float32 or int8
+    questions  number of validation questions that the student and the folder answer
+
+    Raises UserError without CTranslate2, for a model that it is not tested with, and if fewer than nine in ten answers
+    in float32 are equal.
+    """
+    student = run.open_student()
+    engine = TransformersEngine(student)
+    int8 = weights == "int8"
+    with new_folder(folder, "ctranslate2", run.run_dir) as (partial, about):
+        for name, content in student.tokenizer.files.items():
+            storage.write_file(partial / name, content)
+        progress.print_line(f"write {weights}", "dim")
+        names = ctranslate2.read_token_names(student, partial)
+        ctranslate2.export_student(student, partial, names, cast(Literal["float32", "int8"], weights))
+        exported = ctranslate2.CTranslate2Engine(student, int8=int8, exported=partial)
+        answers = compare_answers(run, engine, exported, run.validation_questions(questions))
+        if not int8 and answers.equal < LEAST_EQUAL * answers.questions:
+            raise not_equal("CTranslate2 gives other answers in float32", answers.sentence)
+        about |= {
+            "weights": weights,
+            "prompt": run.prompt_text(student, "{question}"),
+            "stop": [names[token] for token in engine.end_tokens],
+            "max_tokens": run.recipe.evaluate.max_tokens,
+            "parity": {"answers": answers.to_json(), "sentences": [f"answers: {answers.sentence}"]},
+        }
+    loader = "Translator" if student.family == "t5" else "Generator"
+    return [f"answers: {answers.sentence}", f"ctranslate2.{loader}({str(folder)!r}, compute_type={weights!r})"]
