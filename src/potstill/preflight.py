@@ -15,6 +15,7 @@ from pathlib import Path
 
 from potstill import models, teachers, tokenization
 from potstill.errors import UserError
+from potstill.evaluation import texts
 from potstill.inference import check_decoder_only, check_installed
 from potstill.recipe import Recipe
 from potstill.records import Question
@@ -97,6 +98,8 @@ def _iter_checks(
     for stage in ("evaluate", "test"):
         yield stage, lambda: _check_engine(recipe)
         yield stage, lambda: models.weights_identity(recipe)
+    if recipe.evaluate.texts:
+        yield "test", lambda: _check_texts(recipe)
     if recipe.on_policy is not None and recipe.on_policy.scorer is not None and weights:
         yield "repair", lambda: _check_scorer(recipe)
 
@@ -119,6 +122,17 @@ def _check_engine(recipe: Recipe) -> None:
         check_installed(engine.partition("-")[0], "evaluate.engine", "set evaluate.engine: transformers")
     if engine == "vllm" and recipe.student.model is not None:
         check_decoder_only(_student_folder(recipe), "evaluate.engine")
+
+
+def _check_texts(recipe: Recipe) -> None:
+    texts.read_texts(recipe)
+    if recipe.student.model is not None:
+        family = models.read_family(_student_folder(recipe))
+    else:
+        size = tokenization.load_tokenizer(models.tokenizer_folder(recipe)).size
+        family = models.shape_from_recipe(recipe, size).family
+    if family == "t5":
+        raise texts.encoder_decoder_error()
 
 
 def _check_temperature(recipe: Recipe, run_dir: Path | None) -> None:

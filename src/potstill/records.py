@@ -12,6 +12,7 @@ This module imports no other library; `serialization` has the JSON form of each 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -333,6 +334,21 @@ class Score:
     macro_high: float | None = None
     tasks_low: float | None = None
     tasks_high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextScore:
+    """How well a checkpoint predicts the texts of a name in `evaluate.texts`: bits and bytes of each text, in order."""
+
+    checkpoint: Checkpoint
+    name: str
+    bits: tuple[float, ...]
+    bytes: tuple[int, ...]
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Of all texts together: a long text counts more than a short one."""
+        return math.fsum(self.bits) / sum(self.bytes)
 
 
 @dataclass(frozen=True, slots=True)

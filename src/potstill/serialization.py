@@ -27,6 +27,7 @@ from potstill.records import (
     Prediction,
     Question,
     Score,
+    TextScore,
     Verdict,
     token_spans,
 )
@@ -69,10 +70,12 @@ def decode_bytes(value: str | Mapping[str, str]) -> bytes:
     raise ValueError(f"neither text nor base64: {value!r}")
 
 
-Record = TypeVar("Record", Question, Chain, Verdict, Prediction, Score, PassCurve, Choice)
+Record = TypeVar("Record", Question, Chain, Verdict, Prediction, Score, TextScore, PassCurve, Choice)
 
 
-def to_json(record: Question | Chain | Verdict | Prediction | Score | PassCurve | Choice) -> dict[str, Any]:
+def to_json(
+    record: Question | Chain | Verdict | Prediction | Score | TextScore | PassCurve | Choice,
+) -> dict[str, Any]:
     """A record as plain JSON values, in the order of its fields. Empty fields of a chain are left out."""
     if not isinstance(record, Chain):
         return {

@@ -41,6 +41,7 @@ FREE = {
     "train.formats",
 }
 FREE |= {"train.loss_weights"}
+NAMED = {("sets",), ("evaluate", "texts")}  # sections whose keys the reader names
 
 
 def fences(path: Path, language: str) -> Iterator[str]:
@@ -64,10 +65,10 @@ def test_recipes_on_pages_have_keys_that_exist(path: Path) -> None:
 
 
 def dotted(node: Any, before: tuple[str, ...] = ()) -> Iterator[str]:
-    """The dotted names of all keys of a recipe; a set's own name is NAME, as in the reference."""
+    """The dotted names of all keys of a recipe; a name that the reader chooses is NAME, as in the reference."""
     for name, value in node.items():
-        own = (*before, "NAME" if before == ("sets",) else name)
-        if own != ("sets", "NAME"):
+        own = (*before, "NAME" if before in NAMED else name)
+        if own[-1] != "NAME":
             yield ".".join(own)
         if isinstance(value, dict) and ".".join(own) not in FREE:
             yield from dotted(value, own)

@@ -19,7 +19,7 @@ from potstill.evaluation import cut_thoughts
 from potstill.records import BASE
 from potstill.report import collect, summary
 from potstill.report.model import SET_GROUPS
-from potstill.report.summary import ScoreCell, SummaryRow, format_points, percent_number
+from potstill.report.summary import ScoreCell, SummaryRow, format_bits, format_points, percent_number
 from potstill.run_reader import open_run
 from potstill.stages import ALL_STAGES, STAGES, recipe_stages
 from potstill.storage import ledger, manifest, parquet, segments
@@ -177,6 +177,14 @@ def print_summary(run_dir: Path) -> None:
     formats = dict.fromkeys((row.chosen.format, row.chosen.decoding) for row in data.comparisons)
     if others := [" ".join(pair) for pair in formats if pair != summary.main_format(data)]:
         console.print(plain_text(f"also evaluated (see the page): {', '.join(others)}", "dim"))
+    for row in data.texts:
+        change = f"{format_bits(row.difference.value, signed=True)}"
+        if len(row.base.bytes) > 1:
+            change += (
+                f" ({format_bits(row.difference.low, signed=True)} to {format_bits(row.difference.high, signed=True)})"
+            )
+        text = f"bits per byte of {row.base.name}: {format_bits(row.base.bits_per_byte)} before,"
+        console.print(plain_text(f"{text} {format_bits(row.chosen.bits_per_byte)} after, {change}"), soft_wrap=True)
     assert data.choice is not None, "the report comes after select"
     console.print(f"chosen: step {data.choice.checkpoint.label} ({data.choice.rule})", style="dim")
     note = "intervals are over the questions of one seed; they do not include the variation between seeds"
@@ -219,6 +227,8 @@ def print_scores(run_dir: Path) -> None:
     console = Console()
     console.print(table)
     _print_warnings(run_dir)
+    for row in checkpoints.read_text_scores(run_dir / "test", BASE):
+        console.print(plain_text(f"bits per byte of {row.name}: {format_bits(row.bits_per_byte)}"), soft_wrap=True)
     console.print(plain_text(f"answers: {run_dir / 'test' / '0'}"), soft_wrap=True)
 
 

@@ -8,6 +8,7 @@ Each checkpoint has a folder with a manifest, so more training adds folders and 
     <format>.samples.jsonl      all samples, if a decoding chooses among samples
     scores.json                 one `Score` per set, format and decoding
     tries.json                  `PassCurve`s: accuracy by number of samples, if there are samples
+    texts.json                  `TextScore`s: bits per byte of the texts in `evaluate.texts`, on test
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from typing import TYPE_CHECKING, Any, Final
 from potstill import calculator, evaluation, grading, inference, progress, prompts, storage
 from potstill.data import custom_set, grader_tasks, run_questions
 from potstill.errors import UserError
-from potstill.evaluation import cut_thoughts, decoding, intervals, self_consistency
+from potstill.evaluation import cut_thoughts, decoding, intervals, self_consistency, texts
 from potstill.evaluation.decoding import SamplingSpec
 from potstill.inference import Decode, Engine
 from potstill.recipe import Recipe, VllmSection, flatten_keys
-from potstill.records import BASE, Checkpoint, Choice, PassCurve, Prediction, Score, Split
+from potstill.records import BASE, Checkpoint, Choice, PassCurve, Prediction, Score, Split, TextScore
 from potstill.serialization import to_json
 from potstill.storage import manifest, run_folder
 
@@ -127,18 +128,21 @@ def evaluate_checkpoint(
 
     An interrupted evaluation continues with the first missing batch.
     """
-    checkpoint_dir, unused = folder / checkpoint.name, list_unused_keys(split)
+    checkpoint_dir, unused = folder / checkpoint.name, list_unused_keys(recipe, split)
     keys = {k: value for k, value in flatten_keys(recipe, "evaluate", "questions").items() if k not in unused}
     inputs = {
         "collect": _finished(run_dir, "collect").digest,
         **_weight_digests(run_dir, recipe, checkpoint),
         **collect_grader_digests(recipe, split),
+        **(texts.text_digests(recipe) if split == "test" else {}),
     }
     identity = manifest.Identity(f"{folder.name}/{checkpoint.name}", versions(), keys, inputs)
     finished = manifest.begin_stage(checkpoint_dir, identity)
     if finished is None:
         paths, questions = _write_answers(run_dir, recipe, checkpoint_dir, checkpoint, split)
         paths += _write_scores(recipe, checkpoint_dir, checkpoint, split)
+        if split == "test" and recipe.evaluate.texts:
+            paths.append(_write_text_scores(run_dir, recipe, checkpoint_dir, checkpoint))
         thoughts = _count_cut_thoughts(run_dir, recipe, folder, checkpoint, split)
         finished = manifest.finish_stage(checkpoint_dir, identity, paths, {"questions": questions, **thoughts})
     else:
@@ -151,10 +155,10 @@ def list_decodings(recipe: Recipe, split: Split) -> list[str]:
     return [*recipe.evaluate.decodings, *(recipe.evaluate.test_decodings if split == "test" else ())]
 
 
-def list_unused_keys(split: Split) -> tuple[str, ...]:
-    """Recipe keys of `evaluate` on which the answers of a split do not depend."""
+def list_unused_keys(recipe: Recipe, split: Split) -> tuple[str, ...]:
+    """Recipe keys of `evaluate` on which the results of a split do not depend."""
     keys = ("evaluate.cache", "evaluate.interpolate", *(f"evaluate.vllm.{name}" for name in VllmSection.FREE))
-    return keys if split == "test" else (*keys, "evaluate.test_decodings")
+    return keys if split == "test" else (*keys, "evaluate.test_decodings", *flatten_keys(recipe, "evaluate.texts"))
 
 
 def collect_grader_digests(recipe: Recipe, split: Split) -> dict[str, str]:
@@ -248,6 +252,22 @@ def _write_scores(recipe: Recipe, checkpoint_dir: Path, checkpoint: Checkpoint, 
     for name, rows in tables.items():
         storage.write_json(checkpoint_dir / name, [to_json(row) for row in rows])
     return [checkpoint_dir / name for name in tables]
+
+
+def _write_text_scores(run_dir: Path, recipe: Recipe, checkpoint_dir: Path, checkpoint: Checkpoint) -> Path:
+    from potstill import models
+
+    student = open_checkpoint(run_dir, recipe, checkpoint).to(models.default_device())
+    scores = texts.measure(student, texts.read_texts(recipe), checkpoint)
+    path = checkpoint_dir / texts.TEXTS_FILE
+    storage.write_json(path, [to_json(score) for score in scores])
+    return path
+
+
+def read_text_scores(folder: Path, checkpoint: Checkpoint) -> list[TextScore]:
+    """Bits per byte by name; empty if the recipe has no `evaluate.texts`."""
+    path = folder / checkpoint.name / texts.TEXTS_FILE
+    return storage.read_records(TextScore, path) if path.exists() else []
 
 
 def read_predictions(folder: Path, checkpoint: Checkpoint, format: str, decoding: str) -> Iterator[Prediction]:

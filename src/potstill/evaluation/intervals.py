@@ -91,6 +91,32 @@ def stratified_bootstrap(
     return point, float(low), float(high)
 
 
+def ratio_bootstrap(
+    a: Sequence[float],
+    b: Sequence[float],
+    sizes: Sequence[float],
+    seed: int = 0,
+    level: float = 0.95,
+    draws: int = 2000,
+) -> tuple[float, float, float]:
+    """sum(a - b) / sum(sizes) over the same items, with its percentile bootstrap interval: (difference, low, high).
+
+    Items are drawn with their sizes, so the interval says how far other items could move the ratio. One item has no
+    interval: both bounds are NaN.
+    """
+    assert len(a) == len(b) == len(sizes) > 0, "one size and two values for each item"
+    differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    weights = np.asarray(sizes, dtype=np.float64)
+    point = float(differences.sum() / weights.sum())
+    if len(a) == 1:
+        return point, math.nan, math.nan
+    generator = np.random.Generator(np.random.PCG64(seed))
+    drawn = generator.integers(len(a), size=(draws, len(a)))
+    ratios = differences[drawn].sum(1) / weights[drawn].sum(1)
+    low, high = np.quantile(ratios, [0.5 - level / 2, 0.5 + level / 2])
+    return point, float(low), float(high)
+
+
 def clustered_intervals(
     groups: Sequence[Sequence[float]], level: float = 0.95
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

@@ -29,7 +29,7 @@ from ruamel.yaml import YAML
 from potstill.errors import UserError
 from potstill.recipe.fields import Column, CustomSet
 from potstill.recipe.load import load_recipe, parse_recipe
-from potstill.recipe.schema import EvaluateSection, Recipe, ShapeSection
+from potstill.recipe.schema import EvaluateSection, Recipe, ShapeSection, TextsSection
 from potstill.recipe.teacher import VllmSection
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "EvaluateSection",
     "Recipe",
     "ShapeSection",
+    "TextsSection",
     "VllmSection",
     "find_path",
     "find_paths",

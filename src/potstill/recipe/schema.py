@@ -234,6 +234,23 @@ class TrainSection(Section):
         return self
 
 
+class TextsSection(Section):
+    """Texts that the base and the chosen checkpoint read."""
+
+    file: str = Field(
+        description="Path of the file; * matches any characters of a file name. .txt and .md: one text per paragraph; "
+        "other files: one text per record."
+    )
+    field: str = Field(default="text", description="Name of the column with the text.")
+    limit: Positive | None = Field(default=None, description="Maximum number of texts; the first ones are kept.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _file(cls, value: Any) -> Any:
+        """`prose: FILE` is short for `prose: {file: FILE}`."""
+        return {"file": value} if isinstance(value, str) else value
+
+
 class EvaluateSection(Section):
     formats: list[FormatName] = Field(
         default=["zero-shot-rationale"], min_length=1, description="Prompt formats in which checkpoints are evaluated."
@@ -261,6 +278,11 @@ class EvaluateSection(Section):
     )
     demonstrations: str | None = Field(
         default=None, description="Text file of demonstrations for the few-shot formats; training questions by default."
+    )
+    texts: dict[Name, TextsSection] | None = Field(
+        default=None,
+        description="Texts by name, whose bits per byte are measured on test before and after training, for decoder-only "
+        "students: {prose: book.txt, gsm8k: {file: gsm8k/test.jsonl, field: question, limit: 200}}.",
     )
     max_tokens: Positive = Field(default=256, description="Maximum number of tokens per answer.")
     stop_at_answer: bool = Field(

@@ -39,6 +39,7 @@ from potstill.report.model import (
     ReportExample,
     SourceSummary,
     StageTime,
+    TextComparison,
     TrainingSpeed,
     licence_note,
 )
@@ -70,6 +71,7 @@ def collect_report(run_dir: Path, recipe: Recipe) -> ReportData:
         comparisons=comparisons,
         controls=tuple(_collect_controls(files)),
         validation=files.validation_scores,
+        texts=tuple(_compare_texts(files)),
         pass_curves=tuple(
             curve
             for checkpoint in dict.fromkeys((BASE, files.choice.checkpoint))
@@ -133,6 +135,16 @@ def _compare_test_answers(files: RunFiles) -> Iterator[Comparison]:
             chosen = files.test_answers(files.choice.checkpoint, format, decoding)
             for name in chosen.scores:
                 yield compare_answers(base, chosen, name)
+
+
+def _compare_texts(files: RunFiles) -> Iterator[TextComparison]:
+    """Bits per byte of the base and of the chosen checkpoint."""
+    base, chosen = (
+        checkpoints.read_text_scores(files.run_dir / "test", row) for row in (BASE, files.choice.checkpoint)
+    )
+    for before, after in zip(base, chosen, strict=True):
+        assert before.bytes == after.bytes, f"{before.name}: the checkpoints read different texts"
+        yield TextComparison(before, after, Interval(*intervals.ratio_bootstrap(after.bits, before.bits, after.bytes)))
 
 
 def _collect_controls(files: RunFiles) -> Iterator[ControlRun]:

@@ -51,6 +51,10 @@ def build_tables(data: ReportData) -> dict[str, str]:
             " difference_low difference_high won lost interval_over",
             _before_after_rows,
         ),
+        "texts": (
+            "name checkpoint step texts bytes bits_per_byte difference difference_low difference_high",
+            _text_rows,
+        ),
         "tries": (f"step {' '.join(CURVE_COLUMNS)}", _pass_curve_rows),
         "tradeoff": ("step group mean_accuracy low high mark", _tradeoff_rows),
         "validation": (
@@ -123,6 +127,15 @@ def _before_after_rows(data: ReportData) -> Rows:
 
 def _score_values(score: Score) -> tuple[CellValue, ...]:
     return tuple(getattr(score, name) for name in (*SCORE_COLUMNS, *TASK_COLUMNS))
+
+
+def _text_rows(data: ReportData) -> Rows:
+    for row in data.texts:
+        for role, score in (("base", row.base), ("chosen", row.chosen)):
+            change = _bounds(row.difference) if role == "chosen" else (None,) * 3
+            bounds = [None if value is None or math.isnan(value) else value for value in change]
+            counts = (len(score.bytes), sum(score.bytes), score.bits_per_byte)
+            yield (score.name, role, score.checkpoint.json_value, *counts, *bounds)
 
 
 def _pass_curve_rows(data: ReportData) -> Rows:

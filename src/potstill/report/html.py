@@ -125,6 +125,7 @@ def _jinja_environment() -> Environment:
         count=summary.format_count,
         duration=summary.format_duration,
         label=summary.checkpoint_label,
+        bits=summary.format_bits,
     )
     return environment
 

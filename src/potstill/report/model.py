@@ -22,6 +22,7 @@ from potstill.records import (
     Score,
     Semantics,
     TargetKind,
+    TextScore,
     Verdict,
 )
 
@@ -46,7 +47,7 @@ def licence_note(name: str, licence: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A share, or a difference of shares, with the bounds of its 95 % interval."""
+    """A number, mostly a share or a difference of shares, with the bounds of its 95 % interval."""
 
     value: float
     low: float
@@ -66,6 +67,18 @@ class Comparison:
     difference: Interval
     won: int
     lost: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextComparison:
+    """Bits per byte of the base and of a trained checkpoint on the same texts; fewer are better.
+
+    difference  trained minus base, in bits per byte; its interval is over texts, and is NaN for a single text
+    """
+
+    base: TextScore
+    chosen: TextScore
+    difference: Interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +205,7 @@ class ReportData:
     choice        None if no checkpoint was chosen
     comparisons   on the test split, one per set, format and decoding; empty without a test
     controls      other runs from the same base on the same test questions
+    texts         bits per byte on `evaluate.texts`; empty without it
     pass_curves   accuracy on test with k samples, of the base and of the chosen checkpoint; empty without samples
     validation    every score of `evaluate`: all checkpoints, sets, formats and decodings
     losses        (step, training loss in nats per supervised position), in the order of the steps
@@ -212,6 +226,7 @@ class ReportData:
     choice: Choice | None = None
     comparisons: tuple[Comparison, ...] = ()
     controls: tuple[ControlRun, ...] = ()
+    texts: tuple[TextComparison, ...] = ()
     pass_curves: tuple[PassCurve, ...] = ()
     validation: tuple[Score, ...] = ()
     losses: tuple[tuple[int, float], ...] = ()

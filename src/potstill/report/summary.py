@@ -198,6 +198,15 @@ def format_change(change: Interval) -> str:
     return f"{format_points(change.value)} ({format_points(change.low)} to {format_points(change.high)})"
 
 
+def format_bits(bits: float, signed: bool = False) -> str:
+    """Bits per byte, or with a sign their change.
+
+    >>> format_bits(1.5068), format_bits(-0.0312, signed=True)
+    ('1.507', '−0.031')
+    """
+    return f"{bits:{'+' if signed else ''}.3f}".replace("-", "\N{MINUS SIGN}")
+
+
 def percent_number(share: float) -> str:
     """A share in percent, without the sign %."""
     return f"{100 * share:.1f}"

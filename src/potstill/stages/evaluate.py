@@ -28,7 +28,7 @@ class Evaluate(Stage):
         return checkpoint.versions()
 
     def free(self, recipe: Recipe) -> tuple[str, ...]:
-        return checkpoint.list_unused_keys("validation")
+        return checkpoint.list_unused_keys(recipe, "validation")
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
         return checkpoint.collect_grader_digests(recipe, "validation")

@@ -53,7 +53,7 @@ class Repair(Stage):
     def free(self, recipe: Recipe) -> tuple[str, ...]:
         has_beta = recipe.on_policy is not None and losses.uses_beta(recipe.on_policy.divergence)
         unused = () if has_beta else ("train.divergence_beta",)
-        return (*checkpoint.list_unused_keys("validation"), *unused)
+        return (*checkpoint.list_unused_keys(recipe, "validation"), *unused)
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
         section = recipe.on_policy

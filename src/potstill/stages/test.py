@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from potstill.evaluation import checkpoint
+from potstill.evaluation import checkpoint, texts
 from potstill.recipe import Recipe
 from potstill.stages import Stage, StageResult
 
@@ -20,10 +20,10 @@ class Test(Stage):
         return checkpoint.versions()
 
     def free(self, recipe: Recipe) -> tuple[str, ...]:
-        return checkpoint.list_unused_keys("test")
+        return checkpoint.list_unused_keys(recipe, "test")
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:
-        return checkpoint.collect_grader_digests(recipe, "test")
+        return {**checkpoint.collect_grader_digests(recipe, "test"), **texts.text_digests(recipe)}
 
     def unread(self, run_dir: Path, recipe: Recipe) -> tuple[str, ...]:
         return checkpoint.list_unused_checkpoints(run_dir, recipe)

@@ -77,7 +77,7 @@ class Train(Stage):
         unnamed += [] if losses.uses_beta(section.divergence) else ["divergence_beta"]
         unnamed += ["steps"] if section.schedule == "constant" else []
         unread = (
-            checkpoint.list_unused_keys("validation")
+            checkpoint.list_unused_keys(recipe, "validation")
             if section.early_stopping_patience
             else flatten_keys(recipe, "evaluate", "select", "questions")
         )
