@@ -6,18 +6,20 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import tiny
 from expect import user_error
 from potstill import models, training
 from potstill.evaluation import checkpoint
 from potstill.models import Example, Shape
-from potstill.records import Target
+from potstill.records import Checkpoint, Target
+from potstill.storage import manifest
 from potstill.training.checkpoints import OPTIMIZER_FILE, CheckpointWriter
 from tools.toy_models.tokenizer_training import train_bpe, train_unigram
 
@@ -94,3 +96,68 @@ def test_without_peft_there_is_one_message(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with user_error("E-train-missing-package"):
         models.add_adapters(make("t5").model, 4, seed=1)
+
+
+@needs_peft
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own call
+@pytest.mark.parametrize("family", ["t5", "causal"])
+def test_an_adapter_is_opened_by_peft_on_its_base(family: str, world: Path, tmp_path: Path) -> None:
+    """The adapter of the chosen checkpoint, and that of an interpolation, give the logits of the merged student."""
+    import peft  # pyright: ignore[reportMissingImports]
+
+    (base := tmp_path / "base").mkdir()
+    make(family).save(base)
+    steps = ("train.steps=2", "train.checkpoint_every=2", "train.learning_rate=0.05", "evaluate.interpolate=[0.5]")
+    changes = (f"student={{model: {base}}}", "train.lora=4", "train.save_adapter=true", *steps)
+    recipe, run_dir = tiny.recipe(world, *changes), tiny.make(world, tmp_path / "run", *changes)
+    auto = AutoModelForCausalLM if family == "causal" else AutoModelForSeq2SeqLM
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 8]])} | (
+        {} if family == "causal" else {"decoder_input_ids": torch.tensor([[0, 5, 6]])}
+    )
+
+    def logits(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return model.eval()(**inputs).logits
+
+    plain = logits(auto.from_pretrained(base))
+    for share in (1.0, 0.5):
+        folder = tmp_path / f"adapter-{share}"
+        checkpoint.copy_adapter(run_dir, Checkpoint(2, share), folder)
+        adapted = peft.PeftModel.from_pretrained(auto.from_pretrained(base), folder, subfolder="adapter")
+        merged = checkpoint.open_checkpoint(run_dir, recipe, Checkpoint(2, share)).model
+        assert torch.allclose(logits(adapted), logits(merged), atol=1e-5)
+        assert not torch.allclose(logits(adapted), plain, atol=1e-3)
+    chosen = checkpoint.read_choice(run_dir).checkpoint
+    shipped, merged = run_dir / "student", auto.from_pretrained(run_dir / "student")
+    adapted = peft.PeftModel.from_pretrained(auto.from_pretrained(base), shipped, subfolder="adapter")
+    assert torch.allclose(logits(adapted), logits(merged), atol=1e-5), chosen
+    config = json.loads((shipped / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(base) and config["r"] == 4
+    assert 'subfolder="adapter"' in (shipped / "README.md").read_text()
+    # The folder alone is told apart from a whole model, with the name of its base.
+    with user_error("E-model-adapters", found=str(base)):
+        models.open_student(shipped / "adapter")
+    outputs = manifest.read_manifest(run_dir / "report" / manifest.MANIFEST_FILE).outputs
+    assert "student/adapter/adapter_model.safetensors" in outputs
+
+
+@needs_peft
+def test_saving_an_adapter_changes_nothing_else(world: Path, tmp_path: Path) -> None:
+    (base := tmp_path / "base").mkdir()
+    make("causal").save(base)
+    changes = (f"student={{model: {base}}}", "train.lora=4", "train.evaluate=true")
+    alone = tiny.contents(tiny.make(world, tmp_path / "alone", *changes, until="train"))
+    both = tiny.contents(tiny.make(world, tmp_path / "both", *changes, "train.save_adapter=true", until="train"))
+    more = {name for name in both if "/adapter/" in name}
+    assert both.keys() - alone.keys() == more and len(more) == 2 * 2
+    changed = {name for name in alone if alone[name] != both[name]}
+    assert changed == {"train/manifest.json", "train/begun.json"}
+    # What was evaluated while training ran is still valid afterwards.
+    tiny.make(world, tmp_path / "both", *changes, "train.save_adapter=true", until="evaluate")
+
+
+def test_an_adapter_needs_a_rank_and_a_base(world: Path) -> None:
+    with user_error("E-recipe-save-adapter"):
+        tiny.recipe(world, "train.save_adapter=true")
+    with user_error("E-recipe-save-adapter"):
+        tiny.recipe(world, "train.save_adapter=true", "train.lora=4")

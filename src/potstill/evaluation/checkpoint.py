@@ -384,6 +384,15 @@ def read_measured_dtype(run_dir: Path, checkpoint: Checkpoint) -> StoredDType:
     return dtype
 
 
+def copy_adapter(run_dir: Path, checkpoint: Checkpoint, folder: Path) -> None:
+    """Copy the LoRA adapter of a checkpoint, if training saved it, into a student's folder."""
+    from potstill import models
+
+    source = _checkpoint_dir(run_dir, checkpoint) / models.ADAPTER_FOLDER
+    if source.is_dir():
+        models.copy_adapter(source, folder / models.ADAPTER_FOLDER, checkpoint.share)
+
+
 def _weight_digests(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
     """Digests of everything that determines the weights of a checkpoint."""
     from potstill import models
@@ -398,8 +407,10 @@ def _weight_digests(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> di
         digests = {prefix + path.name: storage.file_digest(path) for path in files}
     else:
         digests = {name: row["sha256"] for name, row in train.outputs.items() if name.startswith(prefix)}
-    # The optimizer's state (`engine...`, a file or a folder) does not affect answers, and older steps lose it.
-    weights = {name: digest for name, digest in digests.items() if not name.startswith(f"{prefix}engine")}
+    # The optimizer's state (`engine...`, a file or a folder) does not affect answers, and older steps lose it. An adapter
+    # is among the weights already.
+    unread = (f"{prefix}engine", f"{prefix}{models.ADAPTER_FOLDER}/")
+    weights = {name: digest for name, digest in digests.items() if not name.startswith(unread)}
     weights |= _rounding(recipe, checkpoint)
     if checkpoint.share == 1 or checkpoint.on_policy_steps:
         return weights

@@ -31,7 +31,7 @@ from potstill.models.load import (
     tokenizer_from_recipe,
     weights_identity,
 )
-from potstill.models.lora import add_adapters
+from potstill.models.lora import ADAPTER_FOLDER, AdapterBase, add_adapters, copy_adapter
 from potstill.models.sources import ModelSource, find_model, find_scorer, locate_model
 from potstill.models.student import (
     SHAPES,
@@ -47,8 +47,10 @@ from potstill.models.weight_files import StoredDType
 VERSION: Final = 1  # of prompts as a model reads them, of random weights, and of what the models compute
 
 __all__ = [
+    "ADAPTER_FOLDER",
     "SHAPES",
     "VERSION",
+    "AdapterBase",
     "Batch",
     "ChatSettings",
     "ChatTemplate",
@@ -64,6 +66,7 @@ __all__ = [
     "chat_template_from_recipe",
     "check_tokenizer",
     "check_weights",
+    "copy_adapter",
     "count_parameters",
     "count_stored_parameters",
     "default_device",

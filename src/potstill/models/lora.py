@@ -2,22 +2,35 @@
 
     W x      becomes      W x + (alpha / rank) B A x        B starts at zero, so that nothing changes at first
 
+    >>> adapter_name("model.layers.0.self_attn.q_proj.lora_A.default.weight")
+    'base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight'
+
 A student with adapters is saved as one without: `merge_adapters` adds the products to the weights under their own
-names, so any tool can load the folder. The layers are peft's (the extra `lora`).
+names, so any tool can load the folder. `save_adapter` writes the matrices alone, as a folder that peft opens. The
+layers are peft's (the extra `lora`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
+from potstill import storage
 from potstill.errors import UserError
 
 ALPHA_PER_RANK: Final = 2  # alpha = 2 rank, so that the product has the same scale at every rank
 BASE_LAYER: Final = ".base_layer."
+ADAPTER: Final = "default"  # peft's name of an adapter that has none
+ADAPTER_CONFIG: Final = "adapter_config.json"
+ADAPTER_FILE: Final = "adapter_model.safetensors"
+ADAPTER_FOLDER: Final = "adapter"  # in a checkpoint and in the student's folder
+TASK_TYPES: Final = {"causal": "CAUSAL_LM", "t5": "SEQ_2_SEQ_LM"}
 
 
 def add_adapters(model: Any, rank: int, seed: int) -> None:
@@ -49,7 +62,53 @@ def merge_adapters(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]
     for name, value in state.items():
         layer, is_adapted, parameter = name.partition(BASE_LAYER)
         if is_adapted and parameter == "weight":
-            value = value + model.get_submodule(layer).get_delta_weight("default").to(value.dtype)
+            value = value + model.get_submodule(layer).get_delta_weight(ADAPTER).to(value.dtype)
         if is_adapted or ".lora_" not in name:
             merged[f"{layer}.{parameter}" if is_adapted else name] = value.detach()
     return merged
+
+
+def adapter_name(name: str) -> str:
+    """The name in a file of peft of a parameter in a model with adapters."""
+    return "base_model.model." + name.replace(f".{ADAPTER}.", ".")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterBase:
+    """The model that an adapter belongs to, by the name with which peft finds it; revision: of a name on the hub."""
+
+    name: str
+    revision: str | None = None
+
+
+def save_adapter(model: Any, folder: Path, family: str, base: AdapterBase) -> None:
+    """Write the adapter of a model as a folder that `PeftModel.from_pretrained` opens."""
+    import peft  # pyright: ignore[reportMissingImports]
+
+    state = {adapter_name(name): value.detach() for name, value in model.state_dict().items() if ".lora_" in name}
+    [rank] = {value.shape[0] for name, value in state.items() if ".lora_A." in name}
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=ALPHA_PER_RANK * rank,
+        task_type=TASK_TYPES[family],
+        base_model_name_or_path=base.name,
+        revision=base.revision,
+        inference_mode=True,
+    ).to_dict()
+    layers = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in state})
+    config |= {"peft_type": "LORA", "target_modules": layers}  # instead of a value of an enumeration, and of a set
+    storage.write_json(folder / ADAPTER_CONFIG, config)
+    _write_adapter(folder, state)
+
+
+def copy_adapter(source: Path, folder: Path, share: float) -> None:
+    """Copy an adapter's folder. share: of an interpolation with the base, whose adapter is share * B A"""
+    state = safetensors.torch.load(storage.read_bytes(source / ADAPTER_FILE))
+    scaled = {name: value * share if ".lora_B." in name else value for name, value in state.items()}
+    storage.write_file(folder / ADAPTER_CONFIG, storage.read_bytes(source / ADAPTER_CONFIG))
+    _write_adapter(folder, scaled if share != 1 else state)
+
+
+def _write_adapter(folder: Path, state: Mapping[str, Tensor]) -> None:
+    contiguous = {name: value.cpu().contiguous() for name, value in state.items()}
+    storage.write_file(folder / ADAPTER_FILE, safetensors.torch.save(contiguous, {"format": "pt"}))

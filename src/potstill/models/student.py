@@ -127,10 +127,11 @@ class Head:
 class Student(nn.Module):
     """A transformers model, its tokenizer, and how it reads prompts.
 
-    model      the transformers model; weights in float32 unless opened otherwise
-    tokenizer  potstill's; it may have fewer tokens than the head has rows (a padded vocabulary), never more
-    chat       the chat template of prompts; None for plain prompts
-    folder     where the weights are, for a student that was opened without them
+    model         the transformers model; weights in float32 unless opened otherwise
+    tokenizer     potstill's; it may have fewer tokens than the head has rows (a padded vocabulary), never more
+    chat          the chat template of prompts; None for plain prompts
+    adapter_base  the model that the adapters belong to, if `save` writes them alone too
+    folder        where the weights are, for a student that was opened without them
     """
 
     family: ClassVar[Family]
@@ -138,6 +139,7 @@ class Student(nn.Module):
     model: PreTrainedModel
     chat: ChatTemplate | None = None
     folder: Path | None = None
+    adapter_base: lora.AdapterBase | None = None
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -259,6 +261,8 @@ class Student(nn.Module):
             storage.copy_mode(path, weights_file)
         for name, content in {**self.tokenizer.files, **self._tokenizer_config()}.items():
             storage.write_file(folder / name, content)
+        if self.adapter_base is not None:
+            lora.save_adapter(self.model, folder / lora.ADAPTER_FOLDER, self.family, self.adapter_base)
 
     def _tokenizer_config(self) -> dict[str, bytes]:
         """tokenizer_config.json if the tokenizer's own file lacks something: the inputs that the tokenizer makes, since

@@ -170,6 +170,10 @@ class TrainSection(Section):
     lora: Count = Field(
         default=0, description="Rank of LoRA adapters, merged when saved (extra `lora`); 0: train all weights."
     )
+    save_adapter: bool = Field(
+        default=False,
+        description="Save the LoRA adapter alone too, as a folder of peft in each checkpoint and in the student's folder.",
+    )
     sharding: Literal["none", "full"] = Field(
         default="none",
         description="full: shard weights, gradients and optimizer state over the processes of torchrun or srun.",
@@ -218,6 +222,8 @@ class TrainSection(Section):
             refuse("E-recipe-adafactor-betas", "adafactor has no betas")
         if self.sharding == "full" and (self.optimizer == "adafactor" or self.lora):
             refuse("E-recipe-sharding", "sharding: full needs optimizer: adamw without lora; set it to none")
+        if self.save_adapter and not self.lora:
+            refuse("E-recipe-save-adapter", "save_adapter needs train.lora, the rank of the adapter")
         if self.stable_steps and self.schedule == "constant":
             refuse("E-recipe-schedule", "stable_steps needs a schedule that falls: linear or cosine")
         if self.stable_steps and self.warmup_steps + self.stable_steps > self.steps:
@@ -397,6 +403,9 @@ class Recipe(Section):
             refuse("E-recipe-select-format", f"select.format {self.select.format!r} is not among evaluate.formats")
         if not any(self.train.formats.values()):
             refuse("E-recipe-formats", "train.formats gives every format the quota 0")
+        if self.train.save_adapter and self.student.model is None:
+            message = "train.save_adapter needs student.model: an adapter is nothing without its base"
+            refuse("E-recipe-save-adapter", message)
         if self.has_teacher:
             self._check_training_sets()
         elif self.on_policy:

@@ -45,6 +45,7 @@ class CardFacts:
     has_template     whether the folder's chat template is the trained prompt
     end_tokens       that end a text, as text
     weights_dtype    of the weights in the folder
+    adapter_base     the base of the LoRA adapter in the folder; None: it has none
     """
 
     family: str
@@ -56,6 +57,7 @@ class CardFacts:
     end_tokens: tuple[str, ...] = ()
     has_teacher_chains: bool = False
     weights_dtype: str = "float32"
+    adapter_base: str | None = None
 
 
 def render_card(data: ReportData, facts: CardFacts) -> str:
@@ -157,6 +159,12 @@ def _query_section(facts: CardFacts) -> list[str]:
             "The folder's chat template is the same prompt around one user message, so"
             ' `pipeline("text-generation")` with one message `{"role": "user", "content": question}` asks the same. It'
             " refuses other conversations."
+        )
+    if facts.adapter_base is not None:
+        parts.append(
+            "The folder `adapter` holds the LoRA adapter alone, for peft:"
+            f' `PeftModel.from_pretrained(base_model, folder, subfolder="adapter")` with the base {facts.adapter_base}. The'
+            " figures are those of the merged weights, which differ from base and adapter by rounding."
         )
     parts.append(
         '`potstill ask FOLDER "question"` reads the settings from `potstill.json`, which also has the prompts of other'

@@ -71,9 +71,10 @@ class Report(Stage):
             student = checkpoint.open_checkpoint(run_dir, recipe, data.choice.checkpoint, rounded=False)
             dtype = checkpoint.read_measured_dtype(run_dir, data.choice.checkpoint)
             student.save(student_folder, dtype=dtype)  # the rounding that the test measured
+            checkpoint.copy_adapter(run_dir, data.choice.checkpoint, student_folder)
             facts = _write_query_files(run_dir, recipe, student, student_folder, dtype)
             storage.write_file(student_folder / "README.md", card.render_card(data, facts).encode("utf-8"))
-        paths += [path for path in (run_dir / "student").iterdir() if path.is_file()]
+        paths += [path for path in (run_dir / "student").rglob("*") if path.is_file()]
         return StageResult(paths, {"step": data.choice.checkpoint.json_value, "files": len(paths), "name": recipe.name})
 
 
@@ -102,4 +103,5 @@ def _write_query_files(run_dir: Path, recipe: Recipe, student: Student, folder: 
         end_tokens=tuple(names[token] for token in end_tokens if token in names),
         has_teacher_chains=recipe.teacher.kind != "human",
         weights_dtype=dtype,
+        adapter_base=recipe.student.model if recipe.train.save_adapter else None,
     )

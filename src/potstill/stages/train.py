@@ -72,6 +72,7 @@ class Train(Stage):
         section = recipe.train
         optional = ("replay", "early_stopping_patience", "loss_weights")
         unnamed = [name for name in optional if getattr(section, name) is None]
+        unnamed += [] if section.save_adapter else ["save_adapter"]
         unnamed += ["uniform_over"] if section.uniform_over == "questions" else []
         unnamed += ["divergence"] if section.divergence == losses.DEFAULT_LOSS.divergence else []
         unnamed += [] if losses.uses_beta(section.divergence) else ["divergence_beta"]
@@ -128,7 +129,11 @@ class Train(Stage):
         with (
             ExitStack() as stack,
             CheckpointWriter(
-                folder, student, optimizer, background=section.async_checkpoints and not evaluates
+                folder,
+                student,
+                optimizer,
+                # An adapter is written from the student itself, which then has to wait.
+                background=section.async_checkpoints and not evaluates and student.adapter_base is None,
             ) as checkpoints,
             progress.bar("train", section.steps, "steps", done=resumed) as tick,
         ):
@@ -267,6 +272,9 @@ def _load_student(recipe: Recipe, folder: Path, step: int) -> models.Student:
     if recipe.train.lora:  # the engine state has the adapters; the weights of a checkpoint contain them merged
         student = models.from_recipe(recipe)
         models.add_adapters(student.model, recipe.train.lora, recipe.seed)
+        if recipe.train.save_adapter:
+            assert recipe.student.model is not None, "the recipe's schema requires a model"
+            student.adapter_base = models.AdapterBase(recipe.student.model, recipe.student.revision)
         return student
     if step == 0:
         return models.from_recipe(recipe)
