@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,9 @@ from hypothesis import strategies as st
 from cache_models import PROMPTS, next_logits, random_model
 from potstill.inference import Decode, Request, fast_decode
 from potstill.inference.fast_decode import fast_prefill
-from potstill.inference.kv_cache import CACHE_BLOCK
+from potstill.inference.kv_cache import CACHE_BLOCK, next_token_logits
 from potstill.inference.transformers import TransformersEngine
+from potstill.models import Head, open_student
 from potstill.models.causal import MODEL_TYPES
 
 
@@ -47,14 +50,14 @@ def test_the_step_written_out_serves_the_kinds_that_it_knows(kind: str) -> None:
     )
 
 
-@pytest.mark.parametrize("change", ["adapter", "bfloat16", "rotation"])
+@pytest.mark.parametrize("change", ["adapter", "mixed dtypes", "rotation"])
 def test_a_changed_model_is_left_to_the_library(change: str) -> None:
     student = random_model("llama")
     if change == "adapter":
         layer = student.model.get_submodule("model.layers.1.self_attn")
         layer.v_proj = type("Adapted", (torch.nn.Linear,), {})(16, 8)
-    elif change == "bfloat16":
-        student.model.bfloat16()
+    elif change == "mixed dtypes":
+        student.model.get_submodule("model.layers.1").bfloat16()
     else:
         student.model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     assert not fast_decode.supports_fast_decode(student)
@@ -117,3 +120,90 @@ def test_a_prompt_is_read_once_whatever_is_asked_of_it(kind: str, monkeypatch: p
     texts = TransformersEngine(student).generate(requests, Decode(max_tokens=3, temperature=1.0, top_logprobs=2))
     assert rows[0] == (2, 3) and len(texts) == 16
     assert len({text.ids for text in texts[:8]}) > 1
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_window_that_the_attention_ignores_is_ignored_by_the_cache(
+    kind: str, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = random_model(kind)
+    student.model.config.sliding_window = 6
+    monkeypatch.setattr(fast_decode, "supports_fast_decode", lambda student: fast and kind == "llama")
+    written: list[int] = []
+    with torch.no_grad():
+        memory = fast_prefill(student, PROMPTS[-2:])
+        for token in range(5, 15):
+            expected = torch.stack([next_logits(student, row, written) for row in PROMPTS[-2:]])
+            torch.testing.assert_close(memory.logits, expected, rtol=1e-4, atol=1e-4)
+            written.append(token)
+            memory.step(torch.full((2,), token))
+
+
+@pytest.mark.parametrize("kind", ["t5", *MODEL_TYPES])
+def test_converted_weights_are_those_that_transformers_opens_in_bfloat16(kind: str, tmp_path: Path) -> None:
+    student = random_model(kind)
+    student.save(tmp_path)
+    student.convert_weights("bfloat16")
+    opened = open_student(tmp_path, dtype="bfloat16").model
+    ours, theirs = (dict([*model.named_parameters(), *model.named_buffers()]) for model in (student.model, opened))
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        # Gemma's scale of embeddings stays float32, and is rounded where it is used.
+        assert ours[name].dtype == value.dtype or name.endswith("embed_scale"), name
+        assert torch.equal(ours[name].to(value.dtype), value), name
+    embedding: Any = student.model.get_input_embeddings()
+    assert (student.head.weight is embedding.weight) == bool(
+        opened.get_output_embeddings().weight is opened.get_input_embeddings().weight
+    )
+
+
+@pytest.mark.parametrize("kind", ["t5", *MODEL_TYPES])
+def test_bfloat16_gives_the_greedy_tokens_of_transformers_where_rounding_does_not_decide(kind: str) -> None:
+    student = random_model(kind)
+    student.convert_weights("bfloat16")
+    prompts = [tuple(5 + (7 * row + 3 * place) % 40 for place in range(3 + row)) for row in range(12)]
+    requests = [Request(("q", row), prompt) for row, prompt in enumerate(prompts)]
+    texts = TransformersEngine(student).generate(requests, Decode(max_tokens=20))
+    same = 0
+    for prompt, text in zip(prompts, texts, strict=True):
+        settings = {"max_new_tokens": 20, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+        theirs: Any = student.model.generate(torch.tensor([prompt]), **settings)  # type: ignore[operator]
+        start = 1 if kind == "t5" else len(prompt)
+        for step, (token, expected) in enumerate(zip(text.ids, theirs.sequences[0, start:].tolist(), strict=False)):
+            if token != expected:
+                logits = theirs.logits[step][0].float()
+                gap, scale = float(logits[expected] - logits[token]), float(logits.abs().max())
+                assert gap <= 2**-5 * scale, f"step {step}: {gap} of {scale}"
+                break
+        else:
+            same += 1
+    assert same >= 5  # of 12; random models often decide by less than rounding
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama", "gemma2"])
+def test_the_logits_of_a_bfloat16_model_are_those_of_its_weights_in_float32(kind: str) -> None:
+    student, prompts = random_model(kind), PROMPTS[-2:]
+    student.convert_weights("bfloat16")
+    exact = random_model(kind)
+    exact.model.load_state_dict(student.model.state_dict())
+    with torch.no_grad():
+        memory = fast_prefill(student, prompts)
+        assert memory.logits.dtype == torch.float32
+        for step in range(6):
+            expected = torch.stack([next_logits(exact, row, [9] * step) for row in prompts])
+            assert float((memory.logits - expected).abs().max()) < 0.03 * float(expected.abs().max())
+            memory.step(torch.tensor([9, 9]))
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0.01, 1.0]))
+def test_the_likeliest_token_of_a_bfloat16_head_is_exact(seed: int, spread: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(4, 16, generator=generator).bfloat16()
+    # With a small spread all rows of the head are nearly equal: more logits are equally large than are computed again.
+    weight = (torch.randn(1, 16, generator=generator) + spread * torch.randn(90, 16, generator=generator)).bfloat16()
+    exact = hidden.double() @ weight.double().T
+    logits = next_token_logits(Head(weight), hidden)
+    best = logits.argmax(-1, keepdim=True)
+    torch.testing.assert_close(exact.gather(-1, best)[:, 0], exact.amax(-1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits.double(), exact, rtol=2**-8, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Decoding steps for plain Llama and T5 models in float32, written out: faster where attention reads a large cache.
+"""Decoding steps for plain Llama and T5 models, written out: faster where attention reads a large cache.
 
     >>> compact_rows([0, 2, 3])      # of four rows, row 1 ended: the last row takes its slot, the others stay
     ([0, 3, 2], [1], [3])
@@ -12,6 +12,9 @@ make them smaller than in the library's modules (`kv_cache`), which every other 
 Measured on one core (docs/log.md): 600 sampled chains of the toy teacher take 4.7 s instead of 7.7 s, 600 greedy
 answers of the toy student 1.6 s instead of 2.2 s. Sums are computed in another order than in the library, so the
 numbers differ by float32 rounding.
+
+With bfloat16 weights, matrix products and the states between layers are bfloat16. Norms, attention (from keys and values
+in bfloat16) and the logits that decide a token are float32.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ from transformers import DynamicCache, LlamaForCausalLM, T5ForConditionalGenerat
 from potstill.inference.kv_cache import (
     CACHE_BLOCK,
     DecodeState,
+    cache_config,
     copy_to_capacity,
+    next_token_logits,
     prefill,
     read_prompts,
     run_with_cache,
@@ -56,7 +61,12 @@ def supports_fast_decode(student: Student) -> bool:
     if type(model) is LlamaForCausalLM:
         rope_type = (model.config.rope_parameters or {}).get("rope_type", "default")
         supported = supported and rope_type in SUPPORTED_ROPE_TYPES
-    return supported and type(model) in (LlamaForCausalLM, T5ForConditionalGeneration) and model.dtype == torch.float32
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    return (
+        supported
+        and type(model) in (LlamaForCausalLM, T5ForConditionalGeneration)
+        and dtypes in ({torch.float32}, {torch.bfloat16})
+    )
 
 
 class _PromptCache:
@@ -65,7 +75,7 @@ class _PromptCache:
     Attention of n rows to p prompts is one batched matrix product over prompts. Its operands need the same number of
     rows for every prompt, so each prompt gets `slots` of them, as many as the prompt with most rows needs; a row's slot
     is `slot_of_row`, unused slots hold zeros and their results are never read. A query [n, h, g, d] has g query heads
-    per key head.
+    per key head. Queries and weights are float32, and so are the products, whatever the dtype of keys and values.
     """
 
     def __init__(self, pairs: Sequence[Sequence[Tensor]], mask: Tensor, owners: list[int]) -> None:
@@ -100,7 +110,7 @@ class _PromptCache:
 
     def scores(self, query: Tensor, layer: int) -> Tensor:
         """[n, h, g, d] -> [n * h, g, s]: scores of each query against the keys of its prompt."""
-        keys = self.pairs[layer][0][: self.count].flatten(0, 1)
+        keys = self.pairs[layer][0][: self.count].flatten(0, 1).float()
         scores = torch.bmm(self._to_slots(query), keys.transpose(1, 2))
         if self.bias is not None:
             scores.view(self.count, query.shape[1], -1, scores.shape[-1]).add_(self.bias[: self.count, None, None])
@@ -108,7 +118,7 @@ class _PromptCache:
 
     def mix(self, weights: Tensor, layer: int) -> Tensor:
         """[n * h, g, s] -> [n * h, g, d]: the values of each row's prompt, averaged with these attention weights."""
-        values = self.pairs[layer][1][: self.count].flatten(0, 1)
+        values = self.pairs[layer][1][: self.count].flatten(0, 1).float()
         heads = self.pairs[layer][1].shape[1]
         slotted = self._to_slots(weights.view(-1, heads, *weights.shape[1:]))
         return self._from_slots(torch.bmm(slotted, values), heads, weights.shape[1])
@@ -150,10 +160,10 @@ class _TextCache:
             pair[:] = [copy_to_capacity(buffer, buffer.shape[2] + CACHE_BLOCK) for buffer in pair]
 
     def add(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """key, value [n, h, d] -> all keys and values so far, each [n * h, length, d]."""
+        """key, value [n, h, d] -> all keys and values so far, each [n * h, length, d] in float32."""
         buffers = [buffer[: self.rows, :, : self.length] for buffer in self.pairs[layer]]
         buffers[0][:, :, -1], buffers[1][:, :, -1] = key, value
-        return buffers[0].flatten(0, 1), buffers[1].flatten(0, 1)
+        return buffers[0].flatten(0, 1).float(), buffers[1].flatten(0, 1).float()
 
     def keep(self, holes: list[int], moved: list[int], rows: int) -> None:
         for pair in self.pairs:
@@ -182,11 +192,11 @@ class _FastLlama(FastState):
         self.head, self.model = student.head, model
         ids, mask = read_prompts(student, prompts, left=True)
         positions = (mask.cumsum(1) - 1).clamp_min(0)
-        cache = DynamicCache(config=student.model.config)
+        cache = DynamicCache(config=cache_config(student.model.config))
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         states = run_with_cache(model, cache, ids.shape[1], **inputs)
         rows = torch.tensor(owners, device=student.device)
-        self.logits = self.head.logits(states[:, -1])[rows]
+        self.logits = next_token_logits(self.head, states[:, -1])[rows]
         self.next_position = positions[rows, -1] + 1
         pairs: list[Any] = [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[attr-defined]
         self.prompt_cache = _PromptCache(pairs, mask, owners)
@@ -199,12 +209,12 @@ class _FastLlama(FastState):
         for index, layer in enumerate(self.model.layers):
             states = states + self._attention(layer.self_attn, _rms_norm(layer.input_layernorm, states), rotary, index)
             states = states + layer.mlp(_rms_norm(layer.post_attention_layernorm, states))
-        self.logits = self.head.logits(_rms_norm(self.model.norm, states))
+        self.logits = next_token_logits(self.head, _rms_norm(self.model.norm, states))
         self.next_position = self.next_position + 1
 
     def _attention(self, layer: Any, states: Tensor, rotary: tuple[Tensor, Tensor], index: int) -> Tensor:
         n, width = len(states), layer.head_dim
-        query = _rotate(layer.q_proj(states).view(n, -1, width), rotary) * layer.scaling
+        query = _rotate(layer.q_proj(states).view(n, -1, width), rotary).float() * layer.scaling
         key = _rotate(layer.k_proj(states).view(n, -1, width), rotary)
         heads = key.shape[1]
         keys, values = self.text_cache.add(index, key, layer.v_proj(states).view(n, heads, width))
@@ -215,7 +225,7 @@ class _FastLlama(FastState):
         weights = torch.cat([prompt_scores, text_scores], -1).softmax(-1)
         split = prompt_scores.shape[-1]
         mixed = self.prompt_cache.mix(weights[..., :split], index) + torch.bmm(weights[..., split:], values)
-        return layer.o_proj(mixed.reshape(n, -1))
+        return layer.o_proj(mixed.reshape(n, -1).to(states.dtype))
 
     def keep(self, rows: list[int]) -> list[int]:
         order = super().keep(rows)
@@ -251,20 +261,20 @@ class _FastT5(FastState):
             states = states + self._attend_text(attention.SelfAttention, normed, bias, index)
             states = states + self._attend_prompt(cross.EncDecAttention, _rms_norm(cross.layer_norm, states), index)
             states = states + mlp.DenseReluDense(_rms_norm(mlp.layer_norm, states))
-        self.logits = self.head.logits(_rms_norm(model.final_layer_norm, states))
+        self.logits = next_token_logits(self.head, _rms_norm(model.final_layer_norm, states))
 
     def _attend_text(self, layer: Any, states: Tensor, bias: Tensor, index: int) -> Tensor:
         n, heads = len(states), layer.n_heads
         query, key, value = (linear(states).view(n, heads, -1) for linear in (layer.q, layer.k, layer.v))
         keys, values = self.text_cache.add(index, key, value)
-        scores = torch.bmm(query.flatten(0, 1)[:, None], keys.transpose(1, 2))
+        scores = torch.bmm(query.flatten(0, 1)[:, None].float(), keys.transpose(1, 2))
         scores.view(n, heads, 1, -1).add_(bias)
-        return layer.o(torch.bmm(scores.softmax(-1), values).view(n, -1))
+        return layer.o(torch.bmm(scores.softmax(-1), values).view(n, -1).to(states.dtype))
 
     def _attend_prompt(self, layer: Any, states: Tensor, index: int) -> Tensor:
         n = len(states)
-        scores = self.prompt_cache.scores(layer.q(states).view(n, layer.n_heads, 1, -1), index)
-        return layer.o(self.prompt_cache.mix(scores.softmax(-1), index).reshape(n, -1))
+        scores = self.prompt_cache.scores(layer.q(states).view(n, layer.n_heads, 1, -1).float(), index)
+        return layer.o(self.prompt_cache.mix(scores.softmax(-1), index).reshape(n, -1).to(states.dtype))
 
 
 def compact_rows(rows: list[int]) -> tuple[list[int], list[int], list[int]]:

@@ -15,6 +15,7 @@ name is read from the signature, and after each pass the cache must hold as many
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -27,11 +28,14 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 
 from potstill.errors import UserError
-from potstill.models import Student
+from potstill.models import Head, Student
 from potstill.models.batch import pad_rows
 
 CACHE_ARGUMENTS: Final = ("cache", "past_key_values")  # newest first
+# Their attention has no window. If config.json names one, transformers still makes a cache that forgets what is outside.
+WINDOWLESS_TYPES: Final = ("llama", "gemma")
 CACHE_BLOCK: Final = 64  # positions by which the cache of a row grows
+EXACT_LOGITS: Final = 16  # of each row of a bfloat16 model
 
 
 def find_cache_argument(forward: Callable[..., Any]) -> str:
@@ -76,8 +80,35 @@ def _unsupported_cache(found: str) -> UserError:
     )
 
 
+def next_token_logits(head: Head, hidden: Tensor) -> Tensor:
+    """hidden [n, d] -> raw logits [n, v] in float32.
+
+    A bfloat16 matrix product rounds each logit to 8 bits, so near 20 they are multiples of 0.125 and the largest are
+    often equal. The likeliest EXACT_LOGITS of each row are therefore computed again in float32, and all logits of a row
+    where these may not include the largest.
+
+    >>> weight = torch.tensor([[1.0, 0.0], [1.0, 1 / 256], [0.5, 0.5]], dtype=torch.bfloat16)
+    >>> hidden = torch.tensor([[16.0, 1.0]], dtype=torch.bfloat16)
+    >>> Head(weight).logits(hidden).tolist(), next_token_logits(Head(weight), hidden).tolist()
+    ([[16.0, 16.0, 8.5]], [[16.0, 16.00390625, 8.5]])
+    """
+    if hidden.dtype != torch.bfloat16:
+        return head.logits(hidden)
+    states, products = hidden.float(), torch.nn.functional.linear(hidden, head.weight).float()
+    bias = 0.0 if head.bias is None else head.bias.float()
+    logits = products * head.scale + bias
+    values, top = logits.topk(min(EXACT_LOGITS, logits.shape[-1]), dim=-1)
+    # A product is off by at most half of its last place, so the largest logit may be one place below the largest of these.
+    place = products.gather(-1, top).abs().amax(-1) * head.scale * 2.0**-7
+    products.scatter_(-1, top, torch.bmm(head.weight[top].float(), states[:, :, None])[:, :, 0])
+    unsure = (values[:, -1] >= values[:, 0] - place).nonzero()[:, 0]
+    if len(unsure) and values.shape[-1] < logits.shape[-1]:
+        products[unsure] = states[unsure] @ head.weight.float().T
+    return head.cap(products * head.scale + bias)
+
+
 class DecodeState(ABC):
-    """The state of a batch of rows. `logits` [rows, v]: raw logits of the next token, in the model's dtype.
+    """The state of a batch of rows. `logits` [rows, v]: raw logits of the next token, in float32.
 
     keep_share  removing ended rows copies the cache, so it pays once at most this share of the rows is unfinished
     """
@@ -143,7 +174,7 @@ class _CausalState(_FullCacheState):
     def _run(self, ids: Tensor, positions: Tensor) -> None:
         inputs = {"input_ids": ids, "attention_mask": self.mask, "position_ids": positions}
         states = run_with_cache(self.decoder, self.cache, self.mask.shape[1], **inputs)
-        self.logits = self.head.logits(states[:, -1])
+        self.logits = next_token_logits(self.head, states[:, -1])
 
 
 class _EncoderDecoderState(_FullCacheState):
@@ -164,7 +195,7 @@ class _EncoderDecoderState(_FullCacheState):
         self.length += 1
         inputs = {"encoder_hidden_states": self.encoded, "encoder_attention_mask": self.mask}
         states = run_with_cache(self.decoder, self.cache, self.length, input_ids=ids[:, None], **inputs)
-        self.logits = self.head.logits(states[:, -1])
+        self.logits = next_token_logits(self.head, states[:, -1])
 
 
 class _GrowingLayer(DynamicLayer):
@@ -212,8 +243,16 @@ def copy_to_capacity(used: Tensor, capacity: int) -> Tensor:
     return grown
 
 
+def cache_config(config: Any) -> Any:
+    """The configuration by which transformers makes the cache of a model."""
+    if config.model_type in WINDOWLESS_TYPES and getattr(config, "sliding_window", None) is not None:
+        config = copy.copy(config)
+        config.sliding_window = None
+    return config
+
+
 def _build_cache(config: Any) -> DynamicCache:
     # Layers with a window, or with a state instead of keys, stay as the library makes them.
-    cache = DynamicCache(config=config)
+    cache = DynamicCache(config=cache_config(config))
     cache.layers = [_GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache

@@ -120,7 +120,10 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, d] -> [n, v], all logits at once: for inspection and scoring, not for training."""
-        logits = nn.functional.linear(hidden * self.scale, self.weight, self.bias)
+        return self.cap(nn.functional.linear(hidden * self.scale, self.weight, self.bias))
+
+    def cap(self, logits: Tensor) -> Tensor:
+        """The softcap, if there is one."""
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
@@ -209,6 +212,13 @@ class Student(nn.Module):
         model: Any = self.model
         # transformers 5.4 lacks the newer name, and 6 will drop the older one.
         (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
+
+    def convert_weights(self, dtype: DType) -> None:
+        """Convert the weights in place. Other tensors, such as the frequencies of rotary positions, keep their precision,
+        as they do when transformers opens a model in this dtype; `Module.to` would round them too."""
+        with torch.no_grad():
+            for parameter in self.model.parameters():  # a tied weight is one parameter
+                parameter.data = parameter.data.to(getattr(torch, dtype))
 
     def shardable_modules(self) -> list[nn.Module]:
         """The modules that FSDP gathers one after another, inner ones first. All other weights (embedding, head) stay
