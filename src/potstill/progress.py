@@ -40,6 +40,8 @@ def bar(label: str, total: int, unit: str = "", *, done: int = 0) -> Iterator[Ad
 
     total  amount to do
     done   the part that an earlier process did; it does not count for the rate
+
+    A first call with 0 prints at once, for work whose first unit takes long.
     """
     if _muted:
         yield lambda more=1, note="": None
@@ -100,18 +102,19 @@ def _rich_bar(label: str, total: int, unit: str, done: int) -> Iterator[Advance]
 
 
 def _plain_bar(label: str, total: int, unit: str, done: int) -> Advance:
-    completed, start = done, time.monotonic()
+    completed, start, is_first = done, time.monotonic(), True
     printed = start
 
     def tick(more: int = 1, note: str = "") -> None:
-        nonlocal completed, printed
+        nonlocal completed, printed, is_first
         completed += more
-        if time.monotonic() - printed >= LINE_INTERVAL:
+        if time.monotonic() - printed >= LINE_INTERVAL or (is_first and not more):
             printed, speed = time.monotonic(), _speed(completed - done, start)
-            left = f", {round((total - completed) / speed)} s left" if speed > 0 and total >= completed else ""
+            left = f"{round((total - completed) / speed)} s left" if speed > 0 and total >= completed else ""
             count = f"{completed}/{total}" + (f" {unit}" if unit else "")
-            text = f"{label}: {count}, {_format_rate(speed)}{left}" + (f", {note}" if note else "")
-            print(escape_hidden(text), file=sys.stderr, flush=True)
+            parts = (f"{label}: {count}", _format_rate(speed), left, note)
+            print(escape_hidden(", ".join(part for part in parts if part)), file=sys.stderr, flush=True)
+        is_first = False
 
     return tick
 

@@ -74,7 +74,8 @@ class Checkpoint:
 
 BASE: Final = Checkpoint(0)
 
-StopReason = Literal["end", "length", "cut"]
+StopReason = Literal["end", "length", "repeat", "cut"]  # see `inference.Generation`
+CHAIN_STOPS: Final = ("end", "length", "cut")
 Semantics = Literal["raw", "tempered", "truncated", "unknown", "none"]
 Grade = Literal["right", "wrong", "no answer", "truncated"]
 TargetKind = Literal["same", "merged", "split", "mixed", "hard", "end"]
@@ -146,7 +147,7 @@ class Chain:
     candidates  per token its alternatives with their log-probabilities, the sampled token among them; empty, as long as
                 `tokens`, or one longer: then the last step has the log-probability of END
     stop        end: the source ended the text; length: its token limit was reached; cut: potstill cut it after the
-                answer
+                answer. A chain is never stopped because it repeats itself
     semantics   distribution of the log-probabilities: raw, tempered (after temperature), truncated (after top-k or
                 top-p), unknown, or none
     defects     faults of what the source sent, each in a few words ("entries missing")
@@ -312,6 +313,8 @@ class Prediction:
 class Score:
     """The accuracy of a checkpoint on a set: right / n. `low` and `high` bound its 95 % interval.
 
+    `repeated` counts the truncated texts that were stopped because they repeated themselves; None if none can be.
+
     For a set of several tasks (BBH), else None: `macro` is the unweighted mean of the tasks' accuracies. `macro_low`,
     `macro_high` and `tasks_low`, `tasks_high` bound it and `accuracy` for other tasks, `low` and `high` bound
     `accuracy` for other questions of the same tasks.
@@ -334,6 +337,7 @@ class Score:
     macro_high: float | None = None
     tasks_low: float | None = None
     tasks_high: float | None = None
+    repeated: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

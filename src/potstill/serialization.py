@@ -58,6 +58,7 @@ class BoundedMemo(dict[Any, Any]):
 
 
 _encoded_pieces: Final = BoundedMemo(lambda piece: None if piece is END else encode_bytes(piece), 1 << 16)
+OPTIONAL_FIELDS: Final = ("repeated",)
 FILE_NAMES: Final = {"checkpoint": "step", "answer": "found"}  # fields that have another name in JSON
 
 
@@ -76,10 +77,14 @@ Record = TypeVar("Record", Question, Chain, Verdict, Prediction, Score, TextScor
 def to_json(
     record: Question | Chain | Verdict | Prediction | Score | TextScore | PassCurve | Choice,
 ) -> dict[str, Any]:
-    """A record as plain JSON values, in the order of its fields. Empty fields of a chain are left out."""
+    """A record as plain JSON values, in the order of its fields. Empty fields of a chain are left out, and
+    OPTIONAL_FIELDS that are None."""
     if not isinstance(record, Chain):
+        values = {field.name: getattr(record, field.name) for field in fields(record)}
         return {
-            FILE_NAMES.get(field.name, field.name): _to_plain(getattr(record, field.name)) for field in fields(record)
+            FILE_NAMES.get(name, name): _to_plain(value)
+            for name, value in values.items()
+            if value is not None or name not in OPTIONAL_FIELDS
         }
     row: dict[str, Any] = {"question": record.question, "source": record.source, "index": record.index}
     row["text"] = encode_bytes(record.content)

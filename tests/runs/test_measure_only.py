@@ -80,7 +80,7 @@ class Counting:
     def encode(self, prompt) -> tuple[int, ...]:
         return tuple(prompt.plain.encode())
 
-    def generate(self, requests, decode) -> list[Generation]:
+    def generate(self, requests, decode, on_tokens=None) -> list[Generation]:
         self.asked += len(requests)
         sign = b"!" if decode.temperature else b""
         return [Generation(r.key, (), (), bytes(r.prompt) + sign + bytes([r.key[1]]), (), "end") for r in requests]

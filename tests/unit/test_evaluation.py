@@ -28,7 +28,7 @@ class Scripted:
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         return tuple(prompt.plain.encode())
 
-    def generate(self, requests: Sequence[Request], decode: Decode) -> list[Generation]:
+    def generate(self, requests: Sequence[Request], decode: Decode, on_tokens: object = None) -> list[Generation]:
         self.asked.append([request.key for request in requests])
         self.decodes.append(decode)
         texts = [bytes(request.prompt).partition(b"#")[2] for request in requests]

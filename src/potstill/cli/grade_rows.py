@@ -26,7 +26,7 @@ from potstill.storage import dataset_files
 Row = dict[str, Any]
 # The stop reason in the output of potstill; OpenAI and vLLM; Anthropic; Gemini; Ollama; llama.cpp.
 STOP_FIELDS: Final = ("stop", "finish_reason", "stop_reason", "finishReason", "done_reason", "stop_type")
-STOP_WORDS: Final[dict[str, StopReason]] = {"end": "end", "cut": "cut", "length": "length"}
+STOP_WORDS: Final[dict[str, StopReason]] = {"end": "end", "cut": "cut", "length": "length", "repeat": "repeat"}
 
 
 def grade_file(path: Path, out: Path, task: str | None = None) -> None:

@@ -216,6 +216,8 @@ def print_scores(run_dir: Path) -> None:
             table.add_row(Text(" ".join(heading), "bold"))
         wrong = score.n - score.right - score.no_answer - score.truncated
         shares = [percent_number(count / score.n) for count in (wrong, score.no_answer, score.truncated)]
+        if score.repeated:
+            shares[-1] += f" ({percent_number(score.repeated / score.n)} repeating)"
         table.add_row(f"  {score.set}", str(score.n), *_format_accuracy(score.accuracy, score.low, score.high), *shares)
         if score.macro is not None:  # a set of several tasks: both means, with intervals over tasks
             assert score.tasks_low is not None and score.tasks_high is not None

@@ -30,6 +30,7 @@ class AssembledQuestions:
     leaks      number of questions dropped because a later split also has them
     templates  set -> split -> ids of questions that differ from a training question only in numbers and names
     dropped    number of training questions dropped because they differ from an evaluation question only in these
+    limited    `set.split` -> number of questions without `questions.limit`, where it left some out
     """
 
     questions: dict[str, dict[str, list[Question]]]
@@ -38,6 +39,7 @@ class AssembledQuestions:
     leaks: int
     templates: Templates
     dropped: int
+    limited: dict[str, int]
 
 
 def assemble_questions(recipe: Recipe) -> AssembledQuestions:
@@ -52,19 +54,22 @@ def assemble_questions(recipe: Recipe) -> AssembledQuestions:
     used = [question for name, rows in loaded.items() for question in rows if question.split in wanted[name]]
     leaked = {earlier.id for earlier, _ in data.find_duplicates_across_splits(used)}
     kept: dict[str, dict[str, list[Question]]] = {}
+    limited: dict[str, int] = {}
     for name, questions in loaded.items():
         kept[name] = {}
         for split in wanted[name]:
             rows = [question for question in questions if question.split == split and question.id not in leaked]
-            limit = getattr(section.limit, split)
+            limit = section.limit.of_set(split, name)
             kept[name][split] = rows if limit is None else _limit_questions(rows, limit)
+            if len(kept[name][split]) < len(rows):
+                limited[f"{name}.{split}"] = len(rows)
             if not kept[name][split]:
                 raise _empty_set_error(name, split, questions, leaked)
     templates, dropped = _find_templates(recipe, kept)
     trained = {question.id for name in section.train for question in kept[name]["train"]}
     held_out = [question for name in section.train for question in loaded[name] if question.id not in trained]
     unused = {name: len(questions) - sum(map(len, kept[name].values())) for name, questions in loaded.items()}
-    return AssembledQuestions(kept, held_out, unused, len(leaked), templates, dropped)
+    return AssembledQuestions(kept, held_out, unused, len(leaked), templates, dropped, limited)
 
 
 def _empty_set_error(name: str, split: Split, questions: list[Question], leaked: set[str]) -> UserError:

@@ -34,12 +34,14 @@ def predict_answers(
     samples: int = 1,
     budget: int,
     done: Container[SampleKey] = (),
+    on_tokens: Callable[[int], None] | None = None,
 ) -> Iterator[list[Prediction]]:
     """Graded answers, one list per batch, longest prompts first.
 
-    samples  number of answers per question
-    budget   maximum number of tokens in a batch, prompts and answers
-    done     stored keys (question, index): a batch without any new key is skipped, any other is generated whole
+    samples    number of answers per question
+    budget     maximum number of tokens in a batch, prompts and answers
+    done       stored keys (question, index): a batch without any new key is skipped, any other is generated whole
+    on_tokens  see `Engine.generate`
 
     Raises UserError for a prompt that does not fit the model, and for a gold answer that cannot be graded.
     """
@@ -54,7 +56,7 @@ def predict_answers(
         if all(request.key in done for request in batch):
             continue
         predictions = []
-        for generated in engine.generate(batch, decode):
+        for generated in engine.generate(batch, decode, on_tokens):
             question_id, index = generated.key
             question, text, stop = by_id[question_id], generated.text, generated.stop
             verdict = grade(text, question.gold, question.task, stop)
@@ -64,9 +66,17 @@ def predict_answers(
 
 
 def score_predictions(
-    predictions: Iterable[Prediction], *, checkpoint: Checkpoint, split: Split, format: str, decoding: str
+    predictions: Iterable[Prediction],
+    *,
+    checkpoint: Checkpoint,
+    split: Split,
+    format: str,
+    decoding: str,
+    stop_repeats: bool = False,
 ) -> list[Score]:
     """One score per set, sorted by name, with Wilson's 95 % interval of the accuracy.
+
+    stop_repeats  whether texts that repeat themselves were stopped, so that they are counted
 
     A set of several tasks (BBH) also gets `macro`, the unweighted mean of its tasks' accuracies, and intervals of both
     that are clustered by task, limited to [0, 1]. Each question counts once: samples of one question are not
@@ -83,7 +93,9 @@ def score_predictions(
         low, high = intervals.wilson_interval(right, n)
         counts = (n, right, grades.count("no answer"), grades.count("truncated"), right / n, low, high)
         over_tasks = _score_tasks(sets[name], low, high)
-        scores.append(Score(checkpoint, name, split, format, decoding, *counts, **over_tasks))
+        stops = [prediction.stop for prediction in sets[name] if prediction.grade == "truncated"]
+        repeated = stops.count("repeat") if stop_repeats else None
+        scores.append(Score(checkpoint, name, split, format, decoding, *counts, **over_tasks, repeated=repeated))
     return scores
 
 

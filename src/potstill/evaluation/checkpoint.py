@@ -14,6 +14,7 @@ Each checkpoint has a folder with a manifest, so more training adds folders and 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -156,9 +157,18 @@ def list_decodings(recipe: Recipe, split: Split) -> list[str]:
 
 
 def list_unused_keys(recipe: Recipe, split: Split) -> tuple[str, ...]:
-    """Recipe keys of `evaluate` on which the results of a split do not depend."""
-    keys = ("evaluate.cache", "evaluate.interpolate", *(f"evaluate.vllm.{name}" for name in VllmSection.FREE))
-    return keys if split == "test" else (*keys, "evaluate.test_decodings", *flatten_keys(recipe, "evaluate.texts"))
+    """Recipe keys of `evaluate` on which the results of a split do not depend, and keys that are not set, so that a
+    manifest does not name them."""
+    keys = ["evaluate.cache", "evaluate.interpolate", *(f"evaluate.vllm.{name}" for name in VllmSection.FREE)]
+    evaluate, defaults = recipe.evaluate, {"dtype": "float32", "stop_repeats": False, "base_max_tokens": None}
+    keys += [f"evaluate.{name}" for name, default in defaults.items() if getattr(evaluate, name) == default]
+    return (*keys, *(() if split == "test" else ("evaluate.test_decodings", *flatten_keys(recipe, "evaluate.texts"))))
+
+
+def max_tokens(recipe: Recipe, checkpoint: Checkpoint) -> int:
+    """The maximum number of tokens of a checkpoint's answers."""
+    evaluate = recipe.evaluate
+    return evaluate.base_max_tokens if checkpoint == BASE and evaluate.base_max_tokens else evaluate.max_tokens
 
 
 def collect_grader_digests(recipe: Recipe, split: Split) -> dict[str, str]:
@@ -184,23 +194,35 @@ def _write_answers(
         paths.append(path := checkpoint_dir / f"{format}.{spec.name}.jsonl")
         prompt_of = partial(run_questions.evaluation_prompt, format=prompts.FORMATS[format], table=task_prompts)
         decode = Decode(
-            max_tokens=evaluate.max_tokens,
+            max_tokens=max_tokens(recipe, checkpoint),
             temperature=evaluate.temperature if spec.sampled else 0.0,
             seed=recipe.seed,
             stop_at_answer="sentence" if evaluate.stop_at_answer else None,
             calculator=spec.calculator,
             likelihood=spec.sampled,
+            stop_repeats=evaluate.stop_repeats,
         )
         with storage.Appender(path, ordered=True) as file:
             done = {(row["question"], row["index"]) for _, row in storage.read_jsonl(path)}
             total = len(questions) * spec.samples
             with progress.bar(f"step {checkpoint.label}", total, "answers", done=len(done)) as advance:
-                for batch in evaluation.predict_answers(
-                    engine, questions, prompt_of, decode, samples=spec.samples, budget=evaluate.batch_tokens, done=done
-                ):
+                counter = _TokenCounter(f"{format} {spec.name}", advance)
+                batches = evaluation.predict_answers(
+                    engine,
+                    questions,
+                    prompt_of,
+                    decode,
+                    samples=spec.samples,
+                    budget=evaluate.batch_tokens,
+                    done=done,
+                    on_tokens=counter.add,
+                )
+                if len(done) < total:
+                    advance(0, counter.note)
+                for batch in batches:
                     new = [prediction for prediction in batch if (prediction.question, prediction.index) not in done]
                     file.append(map(to_json, new))
-                    advance(len(new), f"{format} {spec.name}")
+                    advance(len(new), counter.note)
 
     with open_checkpoint_engine(run_dir, recipe, checkpoint) as engine:
         for format in evaluate.formats:
@@ -235,6 +257,24 @@ def _count_cut_thoughts(
     return counts
 
 
+class _TokenCounter:
+    """The tokens of an evaluation, shown while a batch is still being written: a batch may take minutes."""
+
+    def __init__(self, name: str, advance: progress.Advance) -> None:
+        self.name, self.advance = name, advance
+        self.tokens, self.start = 0, time.monotonic()
+
+    def add(self, tokens: int) -> None:
+        self.tokens += tokens
+        self.advance(0, self.note)
+
+    @property
+    def note(self) -> str:
+        """What is written, the number of tokens, and tokens per second."""
+        speed = self.tokens / max(time.monotonic() - self.start, 1e-9)
+        return f"{self.name}, {self.tokens} tokens, {speed:.0f} tokens/s" if self.tokens else self.name
+
+
 def _write_scores(recipe: Recipe, checkpoint_dir: Path, checkpoint: Checkpoint, split: Split) -> list[Path]:
     """The files of scores and, if answers were sampled, of pass curves."""
     decodings = list_decodings(recipe, split)
@@ -243,8 +283,9 @@ def _write_scores(recipe: Recipe, checkpoint_dir: Path, checkpoint: Checkpoint, 
     for format in recipe.evaluate.formats:
         labels: Any = {"checkpoint": checkpoint, "split": split, "format": format}
         read = partial(read_predictions, checkpoint_dir.parent, checkpoint, format)
+        labels_and_rule = {**labels, "stop_repeats": recipe.evaluate.stop_repeats}
         for name in decodings:
-            scores += evaluation.score_predictions(read(name), decoding=name, **labels)
+            scores += evaluation.score_predictions(read(name), decoding=name, **labels_and_rule)
         for spec in decoding.list_sampling_specs(decodings):
             if spec.sampled:
                 curves += decoding.compute_pass_curves(read(spec.name), drawing=spec.name, **labels)
@@ -313,6 +354,8 @@ def open_checkpoint_engine(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint
     # vLLM reads the folder itself, if its weights are those that are evaluated.
     weights = evaluate.engine != "vllm" or bool(_rounding(recipe, checkpoint))
     student = open_checkpoint(run_dir, recipe, checkpoint, weights=weights)
+    if evaluate.dtype != "float32":
+        student.convert_weights(evaluate.dtype)
     if evaluate.engine == "transformers":
         student.to(models.default_device())
     engine = inference.open_engine(
@@ -324,6 +367,8 @@ def open_checkpoint_engine(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint
     key = {**_weight_digests(run_dir, recipe, checkpoint), "engine": evaluate.engine}
     if evaluate.engine == "vllm":
         key["dtype"] = evaluate.vllm.dtype or "float32"
+    elif evaluate.dtype != "float32":
+        key["dtype"] = evaluate.dtype
     if checkpoint == BASE and recipe.student.model is None:  # random weights: a function of shape and seed
         key |= {"seed": str(recipe.seed), "shape": repr(recipe.student.shape)}
     cache_dir = Path(evaluate.cache) / cache.build_cache_key(key)

@@ -80,7 +80,7 @@ def grade(text: str, gold: str, task: str | None = None, stop: str | None = None
 
     task  a data set, `bbh/<task>`, an answer type, `<any name>/<answer type>`, or `function: module:name`, which calls
           that function; None: the form of the gold answer determines the answer type
-    stop  "length": the text was truncated. If it has no marked answer, its grade is "truncated", not "wrong"
+    stop  "length" or "repeat": the text was truncated. If it has no marked answer, its grade is "truncated", not "wrong"
     Returns the grade (right, wrong, no answer or truncated) and the extracted answer in canonical form. Raises
     UserError for an unknown task and for a gold answer that is not of the task's type, never for a text. Takes time
     linear in the text, except for your own functions; a `math` comparison is stopped after 20 seconds.
@@ -90,13 +90,14 @@ def grade(text: str, gold: str, task: str | None = None, stop: str | None = None
             what, hint = f"{name} must be a string", 'grade("The answer is 18.", "18")'
             raise UserError(what, code="E-grade-not-a-string", found=repr(value)[:80], hint=hint)
     text, gold = replace_lone_surrogates(text), replace_lone_surrogates(gold)
-    no_answer = Verdict("truncated" if stop == "length" else "no answer")
+    truncated = stop in ("length", "repeat")
+    no_answer = Verdict("truncated" if truncated else "no answer")
     function = None if task is None else parse_function_name(task)
     if function is not None:
         right, answer = _call_function(function, text, gold)
         return no_answer if right is None else Verdict("right" if right else "wrong", answer[:200])
     answer_type, gold_value = _typed_gold(gold, task)
-    value = _extract_answer(text, answer_type, gold_value, stop == "length")
+    value = _extract_answer(text, answer_type, gold_value, truncated)
     if value is None:
         return no_answer
     return Verdict("right" if answer_type.is_same(gold_value, value) else "wrong", answer_type.format(value))

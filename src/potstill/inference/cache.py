@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from potstill import calculator, inference, models, storage, tokenization
+from potstill.inference import sampling
 from potstill.inference.engine import Decode, Engine, Generation, Request
 from potstill.records import Prompt
 from potstill.serialization import decode_bytes, encode_bytes
@@ -42,13 +43,15 @@ class CachingEngine:
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         return self._engine.encode(prompt)
 
-    def generate(self, requests: Sequence[Request], decode: Decode) -> list[Generation]:
+    def generate(
+        self, requests: Sequence[Request], decode: Decode, on_tokens: Callable[[int], None] | None = None
+    ) -> list[Generation]:
         """One batch; see `Engine`. Tokens and candidates are not cached: with `top_logprobs` all texts are generated."""
         if decode.top_logprobs:
-            return self._engine.generate(requests, decode)
+            return self._engine.generate(requests, decode, on_tokens)
         keys = {request.key: _hash_request(request, decode) for request in requests}
         missing = [request for request in requests if keys[request.key] not in self._rows]
-        generated = self._engine.generate(missing, decode) if missing else []
+        generated = self._engine.generate(missing, decode, on_tokens) if missing else []
         rows = [
             {
                 "key": keys[text.key],
@@ -81,6 +84,7 @@ def _hash_request(request: Request, decode: Decode) -> str:
     settings = {name: getattr(decode, name) for name in ("max_tokens", "temperature", "seed", "stop_at_answer")}
     settings["calculator"] = calculator.MARKS_VERSION if decode.calculator else False
     settings["likelihood"] = decode.likelihood
+    settings |= {"stop_repeats": sampling.REPEATS_VERSION} if decode.stop_repeats else {}
     return _hash_json([request.prompt, settings, request.key if decode.temperature > 0 else None])
 
 

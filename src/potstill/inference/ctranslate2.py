@@ -25,7 +25,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -89,11 +89,17 @@ class CTranslate2Engine:
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         return self.reference.encode(prompt)
 
-    def generate(self, requests: Sequence[Request], decode: Decode) -> list[Generation]:
-        """One batch; see `Engine`. Raises UserError for `top_logprobs` and for a calculator."""
-        if decode.top_logprobs or decode.calculator:
-            option = "log-probabilities of candidates" if decode.top_logprobs else "a calculator"
-            raise unsupported_option_error("ctranslate2", option)
+    def generate(
+        self, requests: Sequence[Request], decode: Decode, on_tokens: Callable[[int], None] | None = None
+    ) -> list[Generation]:
+        """One batch; see `Engine`. Raises UserError for `top_logprobs`, a calculator and `stop_repeats`."""
+        for is_set, option in (
+            (decode.top_logprobs, "log-probabilities of candidates"),
+            (decode.calculator, "a calculator"),
+            (decode.stop_repeats, "stop_repeats"),
+        ):
+            if is_set:
+                raise unsupported_option_error("ctranslate2", option)
         if not requests:
             return []
         self.reference.check_requests(requests, decode.max_tokens)
@@ -113,6 +119,8 @@ class CTranslate2Engine:
                 order = sorted(range(len(texts)), key=uniforms.__getitem__)
                 for index, key in enumerate(keys):
                     tokens[key] = texts[order[index % len(texts)]]
+                    if on_tokens:
+                        on_tokens(len(tokens[key]))
         texts = [self._to_generation(request.key, tokens[request.key], decode.stop_at_answer) for request in requests]
         rows = [tokens[request.key] for request in requests]
         return self._with_likelihoods(requests, texts, rows) if decode.likelihood else texts

@@ -15,7 +15,7 @@ batch of other composition differs by floating-point noise only, because its ran
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,6 +55,7 @@ class Decode:
                     "sentence" stops it after the first such sentence, for models that write no newlines
     calculator      write the exact result after an arithmetic expression and `=`, instead of the model's own tokens
     likelihood      also return the log-probability of each text
+    stop_repeats    stop a text that repeats itself (see `sampling.RepeatDetector`)
     """
 
     max_tokens: int
@@ -64,6 +65,7 @@ class Decode:
     stop_at_answer: StopUnit | None = None
     calculator: bool = False
     likelihood: bool = False
+    stop_repeats: bool = False
 
     def __post_init__(self) -> None:
         assert self.max_tokens > 0 and self.temperature >= 0 and self.top_logprobs >= 0, self
@@ -81,8 +83,9 @@ class Generation:
                 possible), most likely first and each once, with raw natural log-probabilities to six decimals
     likelihood  sum of the raw natural log-probabilities of all tokens that the model wrote itself, the end included;
                 None unless requested
-    stop        end: the model ended the text; length: it has `max_tokens` tokens; cut: it was stopped after its answer.
-                A line's newline is still part of `content` (`truncate_at_answer` removes it)
+    stop        end: the model ended the text; length: it has `max_tokens` tokens; repeat: it was stopped because it
+                repeated itself; cut: it was stopped after its answer. A line's newline is still part of `content`
+                (`truncate_at_answer` removes it)
     """
 
     key: SampleKey
@@ -126,8 +129,12 @@ class Engine(Protocol):
         """The token ids of a prompt, rendered as this model expects it."""
         ...
 
-    def generate(self, requests: Sequence[Request], decode: Decode) -> list[Generation]:
+    def generate(
+        self, requests: Sequence[Request], decode: Decode, on_tokens: Callable[[int], None] | None = None
+    ) -> list[Generation]:
         """One batch of texts, in the order of the requests.
+
+        on_tokens  called with the number of tokens that were written since the last call, as often as the engine can
 
         Raises UserError if a prompt together with `max_tokens` exceeds the positions of the model (nothing is ever
         truncated silently), or if the engine does not support an option of `decode`.

@@ -18,7 +18,7 @@ that have ended leave the batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from operator import itemgetter
@@ -29,7 +29,7 @@ import torch
 from potstill.errors import UserError
 from potstill.inference.engine import Decode, Generation, Request, SampleKey, ScoredText
 from potstill.inference.fast_decode import fast_prefill
-from potstill.inference.sampling import AnswerDetector, CalculatorDecoding, StepLogprobs, TokenSampler
+from potstill.inference.sampling import AnswerDetector, CalculatorDecoding, RepeatDetector, StepLogprobs, TokenSampler
 from potstill.models import Example, Student
 from potstill.records import END, Candidate, End, Prompt, StopReason, Target, TargetKind
 from potstill.tokenization import Tokenizer
@@ -58,8 +58,12 @@ class TransformersEngine:
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         return tuple(self.student.encode(self.student.render(prompt)))
 
-    def generate(self, requests: Sequence[Request], decode: Decode) -> list[Generation]:
+    def generate(
+        self, requests: Sequence[Request], decode: Decode, on_tokens: Callable[[int], None] | None = None
+    ) -> list[Generation]:
         """One batch. Memory: the cache, one row of logits per text and k numbers per step, never k vocabularies.
+
+        on_tokens  called at every step
 
         Raises UserError for a prompt that is empty or too long, and for logits that are NaN.
         """
@@ -67,18 +71,24 @@ class TransformersEngine:
             return []
         self.check_requests(requests, decode.max_tokens)
         sampler = TokenSampler([request.key for request in requests], decode)
-        detector = calculator = None
+        detector = calculator = repeats = None
         if decode.stop_at_answer:
             detector = AnswerDetector(len(requests), self.token_bytes, decode.stop_at_answer)
         if decode.calculator:
             calculator = CalculatorDecoding(len(requests), self.student.tokenizer, self.token_bytes)
+        if decode.stop_repeats:
+            repeats = RepeatDetector(len(requests), self.token_bytes)
         with eval_mode(self.student.model), torch.no_grad():
-            self._generate(requests, decode.max_tokens, sampler, detector, calculator)
+            self._generate(requests, decode.max_tokens, sampler, detector, repeats, calculator, on_tokens)
         if sampler.has_nan:
             raise nan_logits_error()
         answer_lengths = detector.lengths if detector else [None] * len(requests)
-        rows = zip(requests, sampler.tokens, sampler.top_logprobs(), answer_lengths, strict=True)
-        texts = [self.to_generation(request.key, tokens, steps, length) for request, tokens, steps, length in rows]
+        texts = []
+        for row, (request, steps) in enumerate(zip(requests, sampler.top_logprobs(), strict=True)):
+            cut: tuple[int | None, StopReason] = (answer_lengths[row], "cut")
+            if cut[0] is None and repeats:
+                cut = (repeats.lengths[row], "repeat")
+            texts.append(self.to_generation(request.key, sampler.tokens[row], steps, *cut))
         likelihoods = sampler.likelihoods([text.written for text in texts])
         return [replace(text, likelihood=value) for text, value in zip(texts, likelihoods, strict=True)]
 
@@ -112,7 +122,9 @@ class TransformersEngine:
         max_tokens: int,
         sampler: TokenSampler,
         detector: AnswerDetector | None,
+        repeats: RepeatDetector | None,
         calculator: CalculatorDecoding | None,
+        on_tokens: Callable[[int], None] | None,
     ) -> None:
         """One token per row and step, until every row has ended or has `max_tokens`."""
         end_tokens, ended = frozenset(self.end_tokens), set[int]()
@@ -124,12 +136,18 @@ class TransformersEngine:
                 ids = sampler.sample(logits, live, calculator.forced_tokens(state.logits, live))
             else:
                 ids = sampler.sample(state.logits, live)
+            writing = [row for row in live if row not in ended]
+            if on_tokens:
+                on_tokens(len(writing))
             for row in live:
                 token = sampler.tokens[row][-1]
                 if calculator:
                     calculator.add(row, token, position)
                 if row not in ended and (token in end_tokens or (detector and detector.add(row, token, position))):
                     ended.add(row)
+            if repeats:
+                writing = [row for row in writing if row not in ended]
+                ended.update(repeats.add(writing, [sampler.tokens[row] for row in writing]))
             if len(ended) == len(requests) or position + 1 == max_tokens:
                 break
             unfinished = [index for index, row in enumerate(live) if row not in ended]
@@ -154,18 +172,24 @@ class TransformersEngine:
                 )
 
     def to_generation(
-        self, key: SampleKey, tokens: list[int], steps: list[StepLogprobs], answer_length: int | None
+        self,
+        key: SampleKey,
+        tokens: list[int],
+        steps: list[StepLogprobs],
+        cut_length: int | None,
+        cut_reason: StopReason = "cut",
     ) -> Generation:
         """A row as a text, without the tokens after its end.
 
-        tokens         all tokens that the row took
-        steps          one per token, or empty
-        answer_length  number of tokens up to the end of the answer, if the row was stopped there
+        tokens      all tokens that the row took
+        steps       one per token, or empty
+        cut_length  number of tokens to keep, if the row was stopped by a rule
+        cut_reason  the rule: cut after the answer, or repeat
         """
         length = next((position for position, token in enumerate(tokens) if token in self.end_tokens), None)
         stop: StopReason = "end" if length is not None else "length"
-        if answer_length is not None:
-            length, stop = answer_length, "cut"
+        if cut_length is not None:
+            length, stop = cut_length, cut_reason
         ids = tokens[:length]
         # The first token that is text (only special tokens can precede it) does not contribute its dummy space.
         first = next((position for position, token in enumerate(ids) if isinstance(self._start[token], bytes)), 0)

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -71,10 +71,14 @@ class VllmEngine:
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         return self.reference.encode(prompt)
 
-    def generate(self, requests: Sequence[Request], decode: Decode) -> list[Generation]:
-        """One batch; see `Engine`. Raises UserError for a calculator and for a temperature that vLLM does not have."""
-        if decode.calculator:
-            raise unsupported_option_error("vllm", "a calculator")
+    def generate(
+        self, requests: Sequence[Request], decode: Decode, on_tokens: Callable[[int], None] | None = None
+    ) -> list[Generation]:
+        """One batch; see `Engine`. Raises UserError for a calculator, `stop_repeats`, and a temperature that vLLM does not
+        have."""
+        for is_set, option in ((decode.calculator, "a calculator"), (decode.stop_repeats, "stop_repeats")):
+            if is_set:
+                raise unsupported_option_error("vllm", option)
         if decode.temperature and not 0.01 <= decode.temperature <= 2:
             what = "vLLM needs a temperature of 0 or from 0.01 to 2"
             raise UserError(what, code="E-inference-unsupported-temperature", found=decode.temperature)
@@ -98,6 +102,8 @@ class VllmEngine:
                         detector.add(row, token, len(tokens[row]))
                     tokens[row].append(token)
                     steps[row].append(step)
+                if on_tokens:
+                    on_tokens(len(text.token_ids))
             live = [row for row in live if tokens[row][-1] not in end_tokens]
             live = [row for row in live if not detector or detector.lengths[row] is None]
             if not live:

@@ -134,10 +134,28 @@ class CustomSet(Section):
         return self
 
 
+# One number for every set, or a number for each of some sets; the others then have no limit.
+Limit = Annotated[
+    Annotated[Positive, Tag("[number]")] | Annotated[dict[Name, Positive], Field(min_length=1), Tag("[keys]")],
+    Discriminator(lambda value: "[keys]" if isinstance(value, dict) else "[number]"),
+]
+
+
 class LimitsSection(Section):
-    train: Positive | None = Field(default=None, description="Maximum number of training questions per set.")
-    validation: Positive | None = Field(default=None, description="Maximum number of validation questions per set.")
-    test: Positive | None = Field(default=None, description="Maximum number of test questions per set.")
+    train: Limit | None = Field(
+        default=None, description="Maximum number of training questions per set; {gsm8k: 900} limits only that set."
+    )
+    validation: Limit | None = Field(
+        default=None, description="Maximum number of validation questions per set; {bbh: 54} limits only that set."
+    )
+    test: Limit | None = Field(
+        default=None, description="Maximum number of test questions per set; {bbh: 54} limits only that set."
+    )
+
+    def of_set(self, split: str, name: str) -> int | None:
+        """The limit of a set in one of its splits."""
+        limit = getattr(self, split)
+        return limit.get(name) if isinstance(limit, dict) else limit
 
 
 class QuestionsSection(Section):

@@ -290,7 +290,20 @@ class EvaluateSection(Section):
         description="Texts by name, whose bits per byte are measured on test before and after training, for decoder-only "
         "students: {prose: book.txt, gsm8k: {file: gsm8k/test.jsonl, field: question, limit: 200}}.",
     )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Type of the weights and of the arithmetic while answering, for engine: transformers. With bfloat16, "
+        "norms, softmax and the logits of likely tokens are still float32.",
+    )
     max_tokens: Positive = Field(default=256, description="Maximum number of tokens per answer.")
+    base_max_tokens: Positive | None = Field(
+        default=None, description="Maximum number of tokens per answer of the base; max_tokens if not given."
+    )
+    stop_repeats: bool = Field(
+        default=False,
+        description="Stop an answer that repeats itself: its last tokens are a block of at most 64 tokens, 4 times or "
+        "more and at least 32 tokens long. It counts as truncated.",
+    )
     stop_at_answer: bool = Field(
         default=False,
         description="Stop an answer after the first sentence that contains 'answer is', for models that continue; "
@@ -439,8 +452,31 @@ class Recipe(Section):
         decodings = self.evaluate.decodings + self.evaluate.test_decodings
         if self.evaluate.engine != "transformers" and any(name.endswith("+calculator") for name in decodings):
             refuse("E-recipe-calculator-engine", "a decoding with a calculator needs evaluate.engine: transformers")
+        self._check_engine()
+        self._check_limits(evaluated)
         for names in (questions.train, evaluated, self.evaluate.formats, decodings):
             for name, times in Counter(names).items():
                 if times > 1:
                     once = "a set has one group, and a format or decoding is evaluated once"
                     refuse("E-recipe-named-twice", f"{name} is named twice: {once}")
+
+    def _check_engine(self) -> None:
+        evaluate = self.evaluate
+        if evaluate.engine == "transformers":
+            return
+        if evaluate.dtype != "float32":
+            other = "evaluate.vllm.dtype: bfloat16" if evaluate.engine == "vllm" else "evaluate.engine: transformers"
+            refuse("E-recipe-dtype-engine", f"evaluate.dtype is for evaluate.engine: transformers; set {other}")
+        if evaluate.stop_repeats:
+            refuse("E-recipe-stop-repeats-engine", "evaluate.stop_repeats needs evaluate.engine: transformers")
+
+    def _check_limits(self, evaluated: list[str]) -> None:
+        questions = self.questions
+        trained = [*questions.train, *(self.train.replay.sets if self.train.replay else ())]
+        trained += self.on_policy.sets if self.on_policy else []
+        for split, sets in (("train", trained), ("validation", evaluated), ("test", evaluated)):
+            limit = getattr(questions.limit, split)
+            for name in limit if isinstance(limit, dict) else ():
+                if name not in sets:
+                    message = f"questions.limit.{split} names {name}, of which the run uses no {split} questions"
+                    refuse("E-recipe-limit-set", f"{message}; its sets are {', '.join(dict.fromkeys(sets))}")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from potstill import storage, teachers
@@ -25,7 +25,7 @@ from potstill.evaluation import checkpoint as checkpoints
 from potstill.evaluation import cut_thoughts, intervals
 from potstill.prompts import FORMATS
 from potstill.recipe import Recipe, ShapeSection, recipe_to_yaml
-from potstill.records import BASE, Chain, Grade, Question, Semantics, Verdict
+from potstill.records import BASE, Chain, Grade, Question, Score, Semantics, Verdict
 from potstill.report.model import (
     OUTCOMES,
     AlignmentSummary,
@@ -87,7 +87,7 @@ def collect_report(run_dir: Path, recipe: Recipe) -> ReportData:
         examples=examples,
         figure_chain=_pick_figure_chain(files, examples),
         versions=_collect_versions(files),
-        notes=tuple(_collect_notes(files)),
+        notes=tuple(_collect_notes(files, comparisons)),
         seed=recipe.seed,
     )
 
@@ -245,7 +245,7 @@ def _collect_versions(files: RunFiles) -> tuple[tuple[str, str], ...]:
 # Notes: sentences that a reader must know before the numbers
 
 
-def _collect_notes(files: RunFiles) -> Iterator[str]:
+def _collect_notes(files: RunFiles, comparisons: Sequence[Comparison]) -> Iterator[str]:
     recipe, counts = files.recipe, files.counts("train")
     yield from cut_thoughts.read_warnings(files.run_dir)
     yield from recipe.report.notes
@@ -264,6 +264,7 @@ def _collect_notes(files: RunFiles) -> Iterator[str]:
         rest = " of the part that replay leaves" if recipe.train.replay else ""
         yield f"Weights of the formats in every step's gradient: {shares}{rest}."
     yield from note_templates(files)
+    yield from _note_answers(files, comparisons)
     if replay := recipe.train.replay:
         names = ", ".join([*replay.sets, *([Path(replay.file).name] if replay.file else [])])
         rows, near = counts["replayed rows"], counts["rows too near to a measured question"]
@@ -291,6 +292,45 @@ def _collect_notes(files: RunFiles) -> Iterator[str]:
             "Prompts were in the student's own chat template, in training and in evaluation; this page shows them as"
             " plain text."
         )
+
+
+def _note_answers(files: RunFiles, comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """How the answers were limited: the questions of a set, the tokens of an answer, the precision."""
+    evaluate, choice = files.recipe.evaluate, files.choice
+    all_counts = files.counts("collect").get("without questions.limit", {})
+    counts = files.counts("collect")["questions"]
+    parts = [
+        f"{counts[f'{name}.test']} of {all_counts[f'{name}.test']} of {name}"
+        for name in files.groups
+        if f"{name}.test" in all_counts
+    ]
+    if parts:
+        yield f"Test questions (questions.limit): {', '.join(parts)}, the same for the base and every other student."
+    main = [row for row in comparisons if (row.chosen.format, row.chosen.decoding) == (choice.format, choice.decoding)]
+    cut_off = [
+        _describe_truncation(name, scores, checkpoints.max_tokens(files.recipe, checkpoint))
+        for name, checkpoint, scores in (
+            ("the base", BASE, [row.base for row in main]),
+            (f"step {choice.checkpoint.label}", choice.checkpoint, [row.chosen for row in main]),
+        )
+    ]
+    if any(score.truncated for row in main for score in (row.base, row.chosen)) or evaluate.base_max_tokens:
+        yield (
+            "Answers that were cut off before they gave an answer count as not right. Share of the test answers:"
+            f" {' and '.join(cut_off)}."
+        )
+    if evaluate.dtype != "float32":
+        yield (
+            f"Answers were computed with weights and matrix products in {evaluate.dtype}; norms, softmax and the logits of"
+            " likely tokens in float32."
+        )
+
+
+def _describe_truncation(name: str, scores: Sequence[Score], max_tokens: int) -> str:
+    n, truncated = sum(score.n for score in scores), sum(score.truncated for score in scores)
+    repeated = sum(score.repeated or 0 for score in scores)
+    loops = f", {percent_number(repeated / n)} % because they repeated themselves" if repeated else ""
+    return f"{percent_number(truncated / n)} % of {name}'s (at most {max_tokens} tokens{loops})"
 
 
 def note_templates(files: RunFiles) -> Iterator[str]:

@@ -26,7 +26,7 @@ Rows = Iterator[tuple[CellValue, ...]]
 # The characters that begin a formula in some spreadsheet, with their full-width forms.
 FORMULA_PREFIXES: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 INTERVAL_OVER: Final = "questions, one seed"  # intervals of differences leave out how seeds of a training vary
-SCORE_COLUMNS: Final = ("n", "right", "no_answer", "truncated", "accuracy", "low", "high")
+SCORE_COLUMNS: Final = ("n", "right", "no_answer", "truncated", "repeated", "accuracy", "low", "high")
 # Of sets with several tasks: field of a score -> column.
 TASK_COLUMNS: Final = {
     "macro": "mean_over_tasks",

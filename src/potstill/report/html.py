@@ -49,7 +49,7 @@ from potstill.report.model import (
     TrainingSpeed,
 )
 
-VERSION: Final = 5  # of what the page and its tables show; the report stage stores it
+VERSION: Final = 6  # of what the page and its tables show; the report stage stores it
 SECTIONS: Final = (
     ("before-after", "Before and after"),
     ("tradeoff", "Gained and lost"),
@@ -77,7 +77,8 @@ def render_report(data: ReportData, figures: Mapping[str, str]) -> str:
         "controls": controls_sentence(data),
         "changes": _group_changes(data),
         "checkpoints": checkpoints,
-        "students": summary.summary_rows(data),
+        "students": (students := summary.summary_rows(data)),
+        "truncated": any(cell.truncated for row in students for cell in row.sets.values()),
         "main": summary.main_comparisons(data),
         "formats": _score_tables(data),
         "pass_curves": _pass_curve_tables(data),

@@ -41,11 +41,15 @@ class CheckpointScores:
 @dataclass(frozen=True, slots=True)
 class ScoreCell:
     """The accuracy on the n test questions of a set or a group, and its paired difference from the base (None for the
-    base)."""
+    base).
+
+    truncated  share of the answers that were cut off without an answer; of a group, the unweighted mean over its sets
+    """
 
     n: int
     accuracy: Interval
     difference: Interval | None
+    truncated: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +147,18 @@ def _summary_row(
 ) -> SummaryRow:
     rows = sorted(comparisons, key=lambda row: SET_GROUPS.index(data.groups[row.chosen.set]))
 
-    def cell(n: int, accuracy: Interval, difference: Interval) -> ScoreCell:
-        return ScoreCell(n, accuracy, None if name == "base" else difference)
+    def cell(n: int, accuracy: Interval, difference: Interval, sets: Sequence[str]) -> ScoreCell:
+        share = sum(truncated[set_name] for set_name in sets) / len(sets)
+        return ScoreCell(n, accuracy, None if name == "base" else difference, share)
 
-    sets = {row.chosen.set: cell(row.chosen.n, accuracy_interval(row.chosen), row.difference) for row in rows}
-    changes = changes_by_group(rows, data.groups)
+    truncated = {row.chosen.set: row.chosen.truncated / row.chosen.n for row in rows}
+    sets = {
+        row.chosen.set: cell(row.chosen.n, accuracy_interval(row.chosen), row.difference, [row.chosen.set])
+        for row in rows
+    }
     groups: dict[SetGroup, ScoreCell] = {
-        group: cell(change.n, change.chosen, change.difference) for group, change in changes.items()
+        group: cell(change.n, change.chosen, change.difference, change.sets)
+        for group, change in changes_by_group(rows, data.groups).items()
     }
     return SummaryRow(name, training, title, rows[0].chosen.checkpoint, rows[0].chosen.format, sets, groups)
 

@@ -103,6 +103,8 @@ class Collect(Stage):
             storage.write_json(paths[-1], value)
 
         counts: dict[str, Any] = {"questions": sizes, "left out as leaks": assembled.leaks}
+        if assembled.limited:
+            counts["without questions.limit"] = assembled.limited
         if assembled.dropped:
             counts["left out as templates"] = assembled.dropped
         contradictions = data.find_contradictions([question for _, questions in by_split for question in questions])

@@ -20,7 +20,7 @@ from typing import Any, get_args
 from potstill import storage
 from potstill.data import splits
 from potstill.errors import UserError
-from potstill.records import Chain, Question, Semantics, StopReason, token_spans
+from potstill.records import CHAIN_STOPS, Chain, Question, Semantics, token_spans
 from potstill.serialization import from_json
 from potstill.storage import dataset_files, parquet
 from potstill.storage.segments import ChainKey
@@ -237,7 +237,7 @@ def _row_error(what: str, where: str, found: str) -> UserError:
 
 
 def _check_fields(row: Mapping[str, Any]) -> None:
-    for name, allowed in (("stop", get_args(StopReason)), ("semantics", get_args(Semantics))):
+    for name, allowed in (("stop", CHAIN_STOPS), ("semantics", get_args(Semantics))):
         if name in row and row[name] not in allowed:
             raise ValueError(f"{name}: {row[name]!r} is not one of {', '.join(allowed)}")
     index, source = row["index"], row["source"]
