@@ -109,6 +109,7 @@ def describe_run(run_dir: Path, recipe: Recipe, student: Student) -> QuerySettin
             prompt = run_questions.evaluation_prompt(question, prompts.FORMATS[format], table)
             if student.render(prompt) != before + question.text + after:
                 return None
+    dtype = section.vllm.dtype if section.engine == "vllm" else section.dtype
     return QuerySettings(
         name=recipe.name,
         family=student.family,
@@ -124,6 +125,7 @@ def describe_run(run_dir: Path, recipe: Recipe, student: Student) -> QuerySettin
         temperature=section.temperature,
         seed=recipe.seed,
         batch_tokens=section.batch_tokens,
+        dtype="bfloat16" if dtype == "bfloat16" else "float32",  # vLLM may have used float16
     )
 
 

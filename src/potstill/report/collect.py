@@ -322,7 +322,13 @@ def _note_answers(files: RunFiles, comparisons: Sequence[Comparison]) -> Iterato
     if evaluate.dtype != "float32":
         yield (
             f"Answers were computed with weights and matrix products in {evaluate.dtype}; norms, softmax and the logits of"
-            " likely tokens in float32."
+            " likely tokens in float32. A program that rounds these logits too may write other tokens where two are almost"
+            " equally likely."
+        )
+    if evaluate.stop_repeats:
+        yield (
+            "Answers were stopped when they repeated themselves (evaluate.stop_repeats). A program without this rule"
+            " writes such texts on up to its limit."
         )
 
 
