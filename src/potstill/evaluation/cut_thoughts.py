@@ -29,7 +29,7 @@ SWITCH_KEY: Final = "thinking_switch"
 def is_cut_in_thought(prediction: Prediction, *, opened: bool) -> bool:
     """Whether an answer was cut inside a thought. opened: whether the prompt opens one. Then a text that was stopped
     after its answer counts only if it opened another thought."""
-    opened = opened and prediction.stop == "length"
+    opened = opened and prediction.stop in ("length", "repeat")
     return prediction.stop != "end" and ends_in_thought(prediction.text, opened=opened)
 
 
