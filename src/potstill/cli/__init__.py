@@ -192,6 +192,75 @@ def show_command(
         status.print_overview(run_dir)
 
 
+@app.command("ask", epilog='Example: potstill ask runs/demo "Ann has 3 apples and buys 4 more. How many has she?"')
+def ask_command(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A run, a student's folder, or a name as in `student.model`.", show_default=False
+        ),
+    ],
+    question: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(
+            metavar="QUESTION",
+            help="The question; without it, questions are read from standard input, one per line.",
+            show_default=False,
+        ),
+    ] = None,
+    file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            metavar="FILE",
+            help="Questions: a text file with one per line, or JSONL, JSON, CSV or Parquet with the column `question`.",
+            show_default=False,
+        ),
+    ] = None,
+    format: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="NAME",
+            help="Prompt format, such as zero-shot-rationale; the one that selected the student if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    task: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Task of the questions, such as bbh/navigate, for a student of several.", show_default=False),
+    ] = None,
+    calculator: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option(
+            "--calculator/--no-calculator",
+            help="Whether sums are calculated; as measured if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    vote: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            metavar="N", min=0, max=9999, help="The most frequent of N sampled answers; 0: greedy.", show_default=False
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON row per question, for `potstill grade`.")
+    ] = False,
+) -> None:
+    """Ask a trained student, with the prompt it was measured with."""
+    from potstill.cli import ask
+
+    ask.ask(
+        target,
+        question,
+        file=file,
+        format=format,
+        task=task,
+        calculator=calculator,
+        vote=vote,
+        as_json=as_json,
+    )
+
+
 @app.command("export", epilog="Example: potstill export runs/demo --as gguf --to exported")
 def export_command(
     run_dir: RunArgument,

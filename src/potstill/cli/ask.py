@@ -1,0 +1,188 @@
+"""`potstill ask`: questions to a trained student, with the prompt and the decoding of its evaluation.
+
+>>> [row.question for row in read_lines(["What is 1 + 1?", "", '{"question": "What is 2 + 2?"}'])]
+['What is 1 + 1?', 'What is 2 + 2?']
+
+A row of a file may be a question of a data set (`question`, optionally `id`, `task` and `gold` or `answer`) or a record of
+a run's folder `collect`, whose question is in `text`. The output of `--json` is what `potstill grade` reads.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from potstill import models, progress
+from potstill.errors import UserError, escape_hidden
+from potstill.evaluation import query, query_settings
+from potstill.evaluation.query import Answer, AskedQuestion
+from potstill.evaluation.query_settings import SETTINGS_FILE, QuerySettings
+from potstill.models import Student
+from potstill.prompts import FORMATS
+from potstill.run_reader import open_run
+from potstill.storage import dataset_files
+
+CHUNK: Final = 64  # questions of a file that are answered before their answers are printed
+TEXT_SUFFIXES: Final = ("", ".txt", ".md")
+PROMPT: Final = "question> "
+
+
+@dataclass(frozen=True, slots=True)
+class AskedRow:
+    """A question as a file has it. gold: its right answer, which only the output repeats"""
+
+    question: str
+    id: str | None = None
+    task: str | None = None
+    gold: Any = None
+
+
+def ask(
+    target: str,
+    question: str | None,
+    *,
+    file: Path | None,
+    format: str | None,
+    task: str | None,
+    calculator: bool | None,
+    vote: int | None,
+    as_json: bool,
+) -> None:
+    """Answer one question, or those of a file, of standard input, or of a terminal, and print the answers.
+
+    target  a run, a student's folder, or another name of a model (see `models.locate_model`)
+
+    Raises UserError as `query.answer_questions` and `models.open_student` do, and for a folder that potstill did not make
+    if no format is given.
+    """
+    if question is not None and file is not None:
+        what, hint = "a question and a file are given", "give one of them"
+        raise UserError(what, code="E-cli-ask-question", where="--file", found=file, hint=hint)
+    rows = [AskedRow(question)] if question is not None else None if file is None else list(read_file(file))
+    student, settings = open_target(target, format)
+    decoding = query.with_decoding(settings, calculator=calculator, vote=vote)
+    if settings.decodings and decoding not in settings.decodings:
+        measured = ", ".join(settings.decodings)
+        progress.print_line(f"{decoding} was not measured for this student; measured: {measured}", "yellow")
+
+    def answer(rows: list[AskedRow]) -> list[Answer]:
+        asked = [AskedQuestion(row.question, row.task or task, row.id) for row in rows]
+        return query.answer_questions(student, settings, asked, format=format, decoding_name=decoding)
+
+    show = print_json if as_json else print_answer
+    if rows is None and sys.stdin.isatty():
+        for line in _type_questions():
+            try:
+                show(row := AskedRow(line), answer([row])[0])
+            except UserError as error:  # the next question may be a better one
+                print(error, file=sys.stderr)
+        return
+    several = question is None
+    waiting = read_lines(sys.stdin) if rows is None else iter(rows)
+    while chunk := list(itertools.islice(waiting, CHUNK)):
+        for row, given in zip(chunk, answer(chunk), strict=True):
+            if several and not as_json:
+                print(f"Question: {escape_hidden(row.question)}")
+            show(row, given)
+            if several and not as_json:
+                print()
+
+
+def open_target(target: str, format: str | None) -> tuple[Student, QuerySettings]:
+    """The student of a run, of its folder or of a name, and how it is asked."""
+    path = Path(target)
+    if (path / "recipe.yaml").is_file():
+        return query.open_run_student(path, open_run(path).recipe)
+    folder = models.locate_model(target, key="MODEL").folder
+    if (folder / SETTINGS_FILE).is_file():
+        settings = query_settings.read_settings(folder)
+        return query.open_student(folder, settings), settings
+    if not folder.is_dir():
+        what, hint = "there is no such run, folder or model", "check the path; a name on the hub is owner/name"
+        raise UserError(what, code="E-ask-nothing", where=target, hint=hint)
+    if format is None:
+        raise UserError(
+            "there is no run and no student of potstill here, so the prompt is not known",
+            code="E-ask-no-settings",
+            where=folder,
+            found=f"no recipe.yaml and no {SETTINGS_FILE}",
+            hint=f"give a run such as runs/demo, or choose a prompt: --format {' or '.join(list(FORMATS)[:2])}",
+        )
+    student = models.open_student(folder, chat_template="auto").to(models.default_device())
+    return student, query_settings.default_settings(student, format)
+
+
+# Questions
+
+
+def read_file(path: Path) -> Iterator[AskedRow]:
+    """The questions of a text file, one per line, or of a file of rows. Raises UserError, with file and place, for a row
+    without a question."""
+    if path.suffix in TEXT_SUFFIXES and not path.is_dir():
+        text = dataset_files.decode_text(dataset_files.read_decompressed(path), path)
+        yield from (AskedRow(line.strip()) for line in text.splitlines() if line.strip())
+        return
+    for _, place, row in dataset_files.read_dataset_rows(path):
+        yield _parse_row(row, f"{path} {place}")
+
+
+def read_lines(lines: Iterable[str]) -> Iterator[AskedRow]:
+    """Questions, one per line; a line that begins with `{` is a row in JSON. Empty lines are left out."""
+    for number, line in enumerate(lines, 1):
+        if not (text := line.strip()):
+            continue
+        if not text.startswith("{"):
+            yield AskedRow(text)
+            continue
+        where = f"standard input line {number}"
+        try:
+            row = json.loads(text)
+        except ValueError as error:
+            what, hint = "the line begins with { and is not JSON", "write one JSON object per line, or plain questions"
+            raise UserError(what, code="E-cli-ask-row", where=where, found=error, hint=hint) from None
+        yield _parse_row(row, where)
+
+
+def _parse_row(row: Mapping[str, Any], where: str) -> AskedRow:
+    text, given_id, task = row.get("question", row.get("text")), row.get("id"), row.get("task")
+    if not isinstance(text, str) or not isinstance(task, str | None):
+        what, hint = "the row has no question", 'write {"question": "..."}, optionally with id, task and gold as text'
+        raise UserError(what, code="E-cli-ask-row", where=where, found=", ".join(map(str, row)), hint=hint)
+    return AskedRow(text, None if given_id is None else str(given_id), task, row.get("gold", row.get("answer")))
+
+
+def _type_questions() -> Iterator[str]:
+    """Lines that a person types, until an empty one or the end of the input."""
+    print("One question per line; an empty line ends.", file=sys.stderr)
+    while True:
+        print(PROMPT, end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line.strip():
+            return
+        yield line.strip()
+
+
+# Answers
+
+
+def print_answer(row: AskedRow, answer: Answer) -> None:
+    """The rationale and the answer; the whole text if it has no answer sentence."""
+    if answer.rationale:
+        print(escape_hidden(answer.rationale))
+    votes = ", ".join(f"{value}: {count}" for value, count in answer.votes.items())
+    limit = " (the text reached its limit)" if answer.stop == "length" else ""
+    print(
+        escape_hidden(f"Answer: {answer.answer or 'none'}{limit}{f'  (votes: {votes})' if votes else ''}"), flush=True
+    )
+
+
+def print_json(row: AskedRow, answer: Answer) -> None:
+    given = {"id": row.id, "question": row.question, "task": row.task, "gold": row.gold}
+    made = {"text": answer.text, "rationale": answer.rationale, "found": answer.answer, "stop": answer.stop}
+    shown = {name: value for name, value in given.items() if value is not None} | made
+    print(json.dumps(shown | ({"votes": dict(answer.votes)} if answer.votes else {}), ensure_ascii=False), flush=True)
