@@ -83,7 +83,7 @@ FILES: Final = {
     "MODEL/tokenizer_config.json": "The tokenizer's settings, with the chat template if there is one.",
     "MODEL/special_tokens_map.json": "The special tokens.",
     "MODEL/README.md": "The model card, with the prompt and a program that asks the student (`student/` only).",
-    "MODEL/potstill.json": "The prompts, limits and decodings of the evaluation (`student/` only).",
+    "MODEL/potstill.json": "The prompts, limits and decodings of the evaluation, for `potstill ask` (`student/` only).",
     "MODEL/chat_template.jinja": "The model's chat template; in `student/` the trained prompt, for a decoder-only student"
     " without a template of its own.",
     "MODEL/engine.safetensors": "Optimizer state, to resume training (the newest checkpoint only).",

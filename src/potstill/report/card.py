@@ -186,10 +186,10 @@ def _describe_decoding(facts: CardFacts, settings: QuerySettings) -> str:
         stop += ', or after the first complete sentence with "answer is"'
     if facts.weights_dtype != "float32":
         stop += (
-            f". The folder stores the weights in {facts.weights_dtype}, as its base does, and this is what was measured"
+            f". The weights are stored in {facts.weights_dtype}, as those of the base are, and were measured so"
         )
     return (
-        f"Decoding: {', '.join(settings.decodings)}; weights in {settings.dtype}; at most"
+        f"Decoding: {', '.join(settings.decodings)}; computed in {settings.dtype}; at most"
         f" {summary.format_count(settings.max_tokens)} new tokens. {stop}. `generation_config.json` has these settings"
         " for greedy decoding."
     )
