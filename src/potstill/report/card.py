@@ -185,9 +185,7 @@ def _describe_decoding(facts: CardFacts, settings: QuerySettings) -> str:
     if settings.stop_at_answer:
         stop += ', or after the first complete sentence with "answer is"'
     if facts.weights_dtype != "float32":
-        stop += (
-            f". The weights are stored in {facts.weights_dtype}, as those of the base are, and were measured so"
-        )
+        stop += f". The weights are stored in {facts.weights_dtype}, as those of the base are, and were measured so"
     return (
         f"Decoding: {', '.join(settings.decodings)}; computed in {settings.dtype}; at most"
         f" {summary.format_count(settings.max_tokens)} new tokens. {stop}. `generation_config.json` has these settings"
