@@ -1,7 +1,7 @@
 """Models: T5-style and decoder-only students that are trained on sparse distributions.
 
-`open_student` reads a Hugging Face folder, `random_student` draws random weights, `from_recipe` is the base student of
-a recipe, and `Student.save` writes a folder that any tool can load.
+`open_student` reads a Hugging Face folder, `random_student` draws random weights, `from_recipe` returns the base student
+of a recipe, and `Student.save` writes a folder that any tool can load.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A micro-batch as tensors: rows that the model reads, and the positions at which it is taught.
+"""A micro-batch as tensors: the rows that the model reads, and the supervised positions.
 
-    prompt        Q : 2 + 2 A : </s>                     (T5: the encoder's row; its end token as T5 was trained)
+    prompt        Q : 2 + 2 A : </s>                     (T5: the encoder's row, with an end token as in T5's training)
     target        4 </s>                                 (end token included)
     input T5      <start> 4                              supervised: 0 1
     input causal  Q : 2 + 2 A : 4                        supervised: 6 7, the positions before `4` and before the end
@@ -9,7 +9,7 @@
     >>> candidate_tensors([Example((3, 1), target), Example((4,), target, weight=0.5)])[1].tolist()
     [[1.0, 0.0], [0.75, 0.25], [1.0, 0.0], [0.75, 0.25]]
 
-The target's token is drawn from the logits at its supervised position, so a target of n tokens has n of them.
+The logits at a supervised position predict one token of the target, so a target of n tokens has n supervised positions.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from potstill.records import Target
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One target under one prompt.
+    """A prompt and a target.
 
-    prompt    token ids as `Student.encode` returns them
-    weight    of each of the target's positions in the loss, at least 0
-    question  the question's id, for messages
-    format    the name under which its loss is reported
+    prompt    token ids, as returned by `Student.encode`
+    weight    weight of each of the target's positions in the loss, at least 0
+    question  id of the question, for messages
+    format    name of the prompt format, under which the loss is reported
     """
 
     prompt: tuple[int, ...]
@@ -47,20 +47,21 @@ class Example:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """b rows, n supervised positions in (example, position) order, at most k candidates for each position.
+    """b rows, n supervised positions in (example, position) order, at most k candidates per position.
 
-    input_ids      [b, t] int64: what the decoder reads; b is 1 with a packing
+    input_ids      [b, t] int64: the tokens that the decoder reads; b is 1 with a packing
     input_mask     [b, t] bool: True on tokens, False on padding
     positions      [n] int64: indices of the supervised positions in the flattened [b * t]; the last token of a shared
-                   prompt occurs once for each chain
+                   prompt occurs once per chain
     candidate_ids  [n, k] int64, probabilities [n, k] float32: the teacher's distributions, padded with probability 0
-    weights        [n] float32: of each position
-    rows           [n] int64: the index in `examples` of each position's example
-    examples       what the rows were built from
-    prompt_ids     [p, s] int64, prompt_mask [p, s] bool: what the encoder reads, each prompt once; None without encoder
-    prompts        [b]: the index in `prompt_ids` of each row's prompt; () without encoder
-    layouts        unpadded attention over prompts, over targets, and from targets to prompts; () without encoder
-    packing        decoder-only: where the tokens of each row are, without padding; None if rows are padded
+    weights        [n] float32: weight of each position
+    rows           [n] int64: index in `examples` of each position's example
+    examples       the examples of the batch
+    prompt_ids     [p, s] int64, prompt_mask [p, s] bool: the prompts that the encoder reads, each prompt once; None without
+                   an encoder
+    prompts        [b]: index in `prompt_ids` of each row's prompt; () without an encoder
+    layouts        unpadded attention over prompts, over targets, and from targets to prompts; () without an encoder
+    packing        decoder-only: positions of the tokens of unpadded rows; None if rows are padded
     """
 
     input_ids: Tensor
@@ -88,12 +89,12 @@ class Batch:
 
     @property
     def slots(self) -> int:
-        """The number of slots for which the model computes its layers, padding included if it computes any."""
+        """The number of slots for which the model computes its layers, including padding that it computes."""
         return self.tokens if self.layouts else self.input_ids.numel()
 
     @property
     def tokens(self) -> int:
-        """The number of slots that hold a token."""
+        """The number of slots with a token."""
         return int(self.input_mask.sum()) + (0 if self.prompt_mask is None else int(self.prompt_mask.sum()))
 
 
@@ -108,13 +109,16 @@ def pad_rows(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -
 
 
 def candidate_tensors(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Candidate ids [n, k], probabilities [n, k], weights [n] and example indices [n] of all positions, in order."""
+    """Candidate ids [n, k] int64, probabilities [n, k] float32, weights [n] float32 and example indices [n] int64.
+
+    n positions of all examples, in order; unused candidates have the probability 0.
+    """
     targets = [example.target for example in examples]
     offsets = [np.asarray(target.offsets, np.int64) for target in targets]
     counts = np.concatenate([np.diff(offset) for offset in offsets])
     ids = np.zeros((len(counts), max(1, int(counts.max(initial=0)))), np.int64)
     probabilities = np.zeros(ids.shape, np.float32)
-    # Boolean indexing goes row by row, in the order in which the targets store their candidates.
+    # Boolean indexing fills row by row, which is the order of the candidates in the targets.
     used = np.arange(ids.shape[1]) < counts[:, None]
     parts = [(target, slice(int(offset[0]), int(offset[-1]))) for target, offset in zip(targets, offsets, strict=True)]
     ids[used] = np.concatenate([np.asarray(target.candidate_ids[part]) for target, part in parts])
@@ -126,15 +130,17 @@ def candidate_tensors(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tens
 
 
 def index_prompts(examples: Sequence[Example]) -> tuple[list[tuple[int, ...]], list[int]]:
-    """The different prompts, and for each example the index of its prompt among them."""
+    """The different prompts, and the index of each example's prompt among them."""
     index_of: dict[tuple[int, ...], int] = {}
     indices = [index_of.setdefault(example.prompt, len(index_of)) for example in examples]
     return list(index_of), indices
 
 
 def check_examples(examples: Sequence[Example], vocabulary_size: int) -> None:
-    """Raises UserError if a prompt or target is empty, or has an id outside of the tokenizer's vocabulary: the rows
-    that only pad the head are not part of it."""
+    """Raise UserError if a prompt or target is empty, or has an id outside the tokenizer's vocabulary.
+
+    Rows that only pad the head do not belong to the vocabulary.
+    """
     assert examples, "a batch without examples"
     for example in examples:
         name, target = example.question or "a target", example.target

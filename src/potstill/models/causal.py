@@ -3,12 +3,12 @@
 Prompt and target form one row. The model never reads the row's last token, the end of the target:
 
     row         <s> Q : 2 + 2 A : 4 </s>
-    read        <s> Q : 2 + 2 A : 4
+    input       <s> Q : 2 + 2 A : 4
     supervised                  :  4          the token before `4` and the token before the end
 
-Rows are not padded. Chains under one prompt read one copy of it, and prompts that begin alike read one copy of their
-beginning (`potstill.models.causal_unpadded`). A model type
-that no test covers is padded row by row: its attention may depend on things that only its own mask contains.
+Rows are not padded. Chains under the same prompt share one copy of it, and prompts with the same beginning share one copy
+of that beginning (`potstill.models.causal_unpadded`). Rows of a model type that no test covers are padded, because its
+attention may depend on information that only its own mask has.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from potstill.models.weight_files import config_error
 from potstill.records import Prompt
 from potstill.tokenization import Tokenizer
 
-# Each is tested with a tiny random model.
+# Model types that tests cover with tiny random models.
 MODEL_TYPES: Final = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
-SOFTCAPPED_TYPES: Final = ("gemma2", "gemma3_text")  # the others ignore final_logit_softcapping
+SOFTCAPPED_TYPES: Final = ("gemma2", "gemma3_text")  # the other types ignore final_logit_softcapping
 
 
 class CausalStudent(Student):
-    """`padding`: the side on which rows are padded, if they are; it changes nothing but the layout."""
+    """A decoder-only student. padding: the side on which rows are padded, if they are; it does not change results."""
 
     family: ClassVar[Family] = "causal"
     padding: Literal["left", "right"] = "right"
@@ -58,8 +58,8 @@ class CausalStudent(Student):
             positions = (batch.input_mask.cumsum(1) - 1).clamp_min(0)
             states = decoder(**inputs, attention_mask=batch.input_mask, position_ids=positions)
         else:
-            # transformers takes a mask of four dimensions as it is. Otherwise it would build [tokens, tokens], which is
-            # too large for a packed batch; `packed_attention` ignores the mask.
+            # transformers does not change a mask of four dimensions. Without one, it would build [tokens, tokens], which
+            # is too large for a packed batch. `packed_attention` ignores the mask.
             unused = batch.input_mask[None, None, :, :1]
             positions = batch.packing.positions[None]
             states = decoder(**inputs, attention_mask=unused, position_ids=positions, packing=batch.packing)
@@ -76,7 +76,7 @@ class CausalStudent(Student):
         return [*self.tokenizer.prefix, *self.tokenizer.encode(text).ids]
 
     def config_overrides(self) -> dict[str, Any]:
-        """The rotary positions as transformers 4 reads them. Without them it silently takes its defaults."""
+        """The settings of rotary positions in the form of transformers 4, which otherwise silently uses defaults."""
         rope = getattr(self.model.config, "rope_parameters", None) or {}
         full, sliding = rope.get("full_attention", rope), rope.get("sliding_attention")
         overrides = {"rope_theta": full["rope_theta"]} if "rope_theta" in full else {}
@@ -107,7 +107,7 @@ class CausalStudent(Student):
         input_ids[0, :prefix] = torch.tensor(prompts[0][:prefix])
         supervised = []
         for example, read, (start, prompt_end) in zip(examples, read_targets, packing.starts, strict=True):
-            # Every chain under a prompt supervises the prompt's last token: the chain's first token follows it.
+            # Every chain under a prompt supervises the prompt's last token, because the chain's first token follows it.
             rest = example.prompt[prefix:]
             input_ids[0, prompt_end + 1 - len(rest) : prompt_end + 1] = torch.tensor(rest)
             input_ids[0, start : start + len(read)] = torch.as_tensor(np.asarray(read, np.int64))
@@ -121,8 +121,10 @@ STUDENT: Final = CausalStudent
 
 
 def prepare_config(config: Any, tokenizer: Tokenizer, dropout: float | None) -> None:
-    """Complete the settings of a model that is about to be built or loaded, in place. Raises UserError for settings
-    that transformers accepts but cannot compute with."""
+    """Complete the settings of a model before it is built or loaded, in place.
+
+    Raises UserError for settings that transformers accepts, but cannot compute with.
+    """
     softcap, rate = getattr(config, "final_logit_softcapping", None), getattr(config, "attention_dropout", 0.0)
     is_number = isinstance(softcap, int | float) and softcap > 0
     if softcap is not None and not (is_number and config.model_type in SOFTCAPPED_TYPES):
@@ -144,7 +146,7 @@ def prepare_config(config: Any, tokenizer: Tokenizer, dropout: float | None) -> 
 
 
 def build_random_model(shape: Shape, tokenizer: Tokenizer, dropout: float) -> LlamaForCausalLM:
-    """A Llama with random weights from torch's current seed."""
+    """A Llama with random weights, drawn from torch's current random state."""
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.d_model,

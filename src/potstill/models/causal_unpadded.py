@@ -1,20 +1,19 @@
-"""Decoder-only rows without padding: all tokens of a batch in one row, and prompts that several chains share.
+"""Decoder-only rows without padding: all tokens of a batch form one row, and chains share prompts.
 
     prompt a b c with the chains d e and f; prompt g with the chain h i        (the model never reads a target's end)
     tokens        a b c d e f g h i
     positions     0 1 2 3 4 3 0 1 2
     attention     [a b c] reads itself, [d e] reads a b c d e, [f] reads a b c f, [g h i] reads itself
 
-All prompts may begin with the same tokens, such as a chat template's system message. These are computed once too:
+All prompts may begin with the same tokens, such as a chat template's system message. These are also computed once:
 
     prompts s t a and s t b c with the chains d and e, prefix s t
     tokens        s t a d b c e
     attention     [s t] reads itself, [a d] reads s t a d, [b c e] reads s t b c e
 
-Everything but attention works on single tokens, and the positions are given, so only attention has to know the rows.
-The model calls `packed_attention` where it would call torch's kernel, and hands the packing through as an argument.
-Rows of similar lengths form a block, as in `potstill.models.unpadded`. A sliding window (Gemma, Mistral) counts
-positions.
+All layers except attention work on single tokens, and positions are explicit, so only attention must know the rows. The
+model calls `packed_attention` instead of torch's kernel, and passes the packing on as an argument. Rows of similar lengths
+form a block, as in `potstill.models.unpadded`. A sliding window (Gemma, Mistral) counts positions.
 
     >>> packing = pack_rows([3, 1], [(0, 2), (0, 1), (1, 2)])
     >>> packing.positions.tolist(), packing.starts
@@ -44,9 +43,9 @@ from transformers.masking_utils import sdpa_mask
 
 from potstill.models.unpadded import group_rows_by_length
 
-ATTENTION_NAME: Final = "potstill"  # under which transformers finds `packed_attention`
-PADDING_POSITION: Final = 2**62  # beyond every query's position, so that causal order excludes padding
-# A shared prefix makes attention read masks where causal order was enough, so it has to save this share of the tokens.
+ATTENTION_NAME: Final = "potstill"  # name under which transformers finds `packed_attention`
+PADDING_POSITION: Final = 2**62  # larger than every query's position, so that causal order excludes padding
+# With a shared prefix, attention needs masks instead of causal order alone, so it must save this share of the tokens.
 MIN_SAVED_TOKENS: Final = 0.05
 
 
@@ -54,9 +53,9 @@ MIN_SAVED_TOKENS: Final = 0.05
 class AttentionBlock:
     """`rows` rows whose queries are padded to `queries` slots and whose keys are padded to `keys` slots.
 
-    causal           whether each row reads itself, so that without a window the kernel's own causal mask is enough
-    query_positions  [rows, queries] int64; on padding the position of the row's last query
-    key_positions    [rows, keys] int64; on padding PADDING_POSITION
+    causal           whether each row reads only itself, so that without a window the kernel's causal mask is enough
+    query_positions  [rows, queries] int64; for padding, the position of the row's last query
+    key_positions    [rows, keys] int64; for padding, PADDING_POSITION
     """
 
     rows: int
@@ -65,10 +64,10 @@ class AttentionBlock:
     causal: bool
     query_positions: Tensor
     key_positions: Tensor
-    _masks: dict[int | None, Tensor] = field(default_factory=dict, compare=False)  # by window: all layers share them
+    _masks: dict[int | None, Tensor] = field(default_factory=dict, compare=False)  # by window; shared by all layers
 
     def mask(self, window: int | None) -> Tensor | None:
-        """[rows, 1, queries, keys] bool: which keys a query reads. None where causal order alone decides."""
+        """[rows, 1, queries, keys] bool: the keys that each query reads. None if causal order is enough."""
         if window is not None and window >= self.keys:
             window = None
         if self.causal and window is None:
@@ -82,13 +81,14 @@ class AttentionBlock:
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Where the tokens of a batch are.
+    """The positions of a batch's tokens.
 
-    positions        [tokens] int64: of each token in its row
-    blocks           the rows of attention
-    query_tokens     [sum of rows * queries]: the token of each query slot, block after block; `key_tokens` likewise
-    slot_of_token    [tokens]: the query slot of each token
-    starts           for each example: the index of its first token after the prompt, and of the prompt's last token
+    positions        [tokens] int64: position of each token in its row
+    blocks           the rows for attention
+    query_tokens     [sum of rows * queries] int64: token of each query slot, block after block
+    key_tokens       [sum of rows * keys] int64: token of each key slot, block after block
+    slot_of_token    [tokens] int64: query slot of each token
+    starts           per example: index of its first token after the prompt, and index of the prompt's last token
     """
 
     positions: Tensor
@@ -107,30 +107,30 @@ class Packing:
 
 
 def find_shared_prefix(prompts: Sequence[Sequence[int]], tokens: int) -> int:
-    """The number of first tokens that all prompts share and that `pack_rows` should store once; 0 if it saves little.
+    """The number of first tokens that all prompts share, for `pack_rows` to store once; 0 if sharing saves little.
 
     prompts  token ids of the different prompts of a batch
-    tokens   of the batch, each prompt counted whole
+    tokens   number of tokens of the batch without sharing
 
     >>> find_shared_prefix([(1, 2, 3), (1, 2, 4, 5)], tokens=12), find_shared_prefix([(1, 2, 3), (1, 2)], tokens=100)
     (2, 0)
     """
-    first, last = min(prompts), max(prompts)  # what these two share, all prompts between them share
-    limit = min(map(len, prompts)) - 1  # the last token of a prompt is the first chain token's position
+    first, last = min(prompts), max(prompts)  # all prompts share the tokens that these two share
+    limit = min(map(len, prompts)) - 1  # the last token of a prompt is supervised, so it is not shared
     length = next((index for index in range(limit) if first[index] != last[index]), limit)
     return length if length * (len(prompts) - 1) >= MIN_SAVED_TOKENS * tokens else 0
 
 
 def pack_rows(prompts: Sequence[int], chains: Sequence[tuple[int, int]], prefix: int = 0) -> Packing:
-    """The packing of prompts and of the chains under them.
+    """The packing of prompts and of their chains.
 
-    prompts  the number of tokens of each prompt
-    chains   (prompt, number of tokens that the model reads) of each chain
-    prefix   the number of first tokens that all prompts share, fewer than the shortest prompt has
+    prompts  number of tokens of each prompt
+    chains   per chain: index of its prompt, and number of tokens that the model reads
+    prefix   number of first tokens that all prompts share, less than the length of the shortest prompt
 
-    The prefix comes first. Then come the other tokens of each prompt, followed by those of its chains. If a prompt has
-    one chain, both form one row. If it has more, the prompt is a row, and each chain is a row that reads the prompt and
-    itself. Every row but the prefix reads the prefix too.
+    The prefix comes first. The other tokens of each prompt follow, each time with the tokens of the prompt's chains. A
+    prompt with one chain forms a single row with it. A prompt with several chains is a row, and each chain is a row that
+    reads the prompt and itself. Every row except the prefix also reads the prefix.
     """
     chains_of: list[list[int]] = [[] for _ in prompts]
     for chain, (prompt, _) in enumerate(chains):
@@ -138,7 +138,7 @@ def pack_rows(prompts: Sequence[int], chains: Sequence[tuple[int, int]], prefix:
     end, starts, common = prefix, [(0, 0)] * len(chains), np.arange(prefix)
     positions: list[np.ndarray] = [common]
     whole_rows: list[np.ndarray] = [common] if prefix else []  # rows that read themselves
-    continued_rows: list[np.ndarray] = []  # rows that read something before them and themselves
+    continued_rows: list[np.ndarray] = []  # rows that read earlier tokens and themselves
     continued_keys: list[np.ndarray] = []
     for length, prompt_chains in zip(prompts, chains_of, strict=True):
         first, end, is_shared = end, end + length - prefix, len(prompt_chains) > 1
@@ -173,7 +173,7 @@ def pack_rows(prompts: Sequence[int], chains: Sequence[tuple[int, int]], prefix:
             key_parts.append(key_tokens.ravel())
     all_queries, all_keys = np.concatenate(query_parts), np.concatenate(key_parts)
     slot_of_token = np.empty(len(position_of), np.int64)
-    # A row's last token also fills its padding. Written backwards, its first slot remains, which is the real one.
+    # A row's last token also fills its padding. Writing backwards keeps the token's first slot, which is the real one.
     slot_of_token[all_queries[::-1]] = np.arange(len(all_queries))[::-1]
     token_positions, query_tokens, key_tokens, slots = (
         torch.from_numpy(array) for array in (position_of, all_queries, all_keys, slot_of_token)
@@ -182,7 +182,7 @@ def pack_rows(prompts: Sequence[int], chains: Sequence[tuple[int, int]], prefix:
 
 
 def _pad_with_last_token(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """[rows, longest], padded with each row's last token: a slot needs some token, and this one may be a query."""
+    """[rows, longest], padded with the last token of each row, because every slot needs a valid token."""
     padded = np.empty((len(rows), max(map(len, rows))), np.int64)
     for index, row in enumerate(rows):
         padded[index, : len(row)], padded[index, len(row) :] = row, row[-1]
@@ -190,7 +190,7 @@ def _pad_with_last_token(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def enable_packing(model: Any) -> None:
-    """Make a model call `packed_attention`, which does what torch's kernel does where it gets no packing."""
+    """Make a model call `packed_attention`, which equals torch's kernel if it gets no packing."""
     AttentionInterface.register(ATTENTION_NAME, packed_attention)
     AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
     model.config._attn_implementation = ATTENTION_NAME
@@ -210,9 +210,9 @@ def packed_attention(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """The interface of transformers: query [b, heads, t, w], key and value [b, kv heads, s, w] -> [b, t, heads, w].
+    """Attention in the interface of transformers: query [b, heads, t, w], key, value [b, kv heads, s, w] -> [b, t, heads, w].
 
-    With a packing b is 1, and `attention_mask` is ignored.
+    With a packing, b is 1, and `attention_mask` is ignored.
     """
     settings = (softcap, scaling, dropout)
     if packing is None:
@@ -223,7 +223,7 @@ def packed_attention(
         (key, packing.key_tokens, [block.rows * block.keys for block in blocks]),
         (value, packing.key_tokens, [block.rows * block.keys for block in blocks]),
     )
-    # Heads move behind the tokens, so that one lookup per block copies whole rows of [heads * width].
+    # Tokens become the first dimension, so that one lookup per block copies whole rows of [heads * width].
     split = [
         F.embedding(token_of_slot, states[0].transpose(0, 1).reshape(tokens, -1)).split(sizes)
         for states, token_of_slot, sizes in lookups
@@ -252,7 +252,10 @@ def _block_attention(
     scaling: float,
     dropout: float,
 ) -> Tensor:
-    """[b, heads, t, w] -> [b, t, heads, w]; causal if there is no mask. No torch kernel computes a softcap."""
+    """Attention [b, heads, t, w] -> [b, t, heads, w]; causal without a mask.
+
+    With a softcap it is computed step by step, because no torch kernel computes a softcap.
+    """
     if softcap is None:
         return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling)[0]
     groups = module.num_key_value_groups
@@ -261,7 +264,7 @@ def _block_attention(
     if mask is None and query.shape[2] > 1:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
-        # Finite, not -inf: a padded query may see no key, and a softmax of -inf alone would be NaN.
+        # Not -inf: a padded query may see no key, and a softmax over only -inf is NaN.
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = F.dropout(scores.float().softmax(-1).to(value.dtype), dropout)
     return (weights @ value).transpose(1, 2)

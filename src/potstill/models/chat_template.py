@@ -35,7 +35,7 @@ ChatSetting = Literal["auto"] | bool
 TEMPLATE_FILE: Final = "chat_template.jinja"
 TEMPLATE_MARK: Final = "{#- potstill:"  # a template that potstill wrote (`query_files`) begins with it
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
-# transformers passes a function of this name to the template. A macro inside the template takes precedence.
+# transformers passes a function with this name to the template; a macro in the template takes precedence.
 FIXED_DATE_MACRO: Final = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 THINKING_SWITCHES: Final = ("enable_thinking", "thinking")  # arguments with which templates turn thoughts off
 # What transformers passes itself, and the parameters of its own function.

@@ -1,13 +1,13 @@
-"""Convert a GGUF file into a Hugging Face folder, once, in the cache.
+"""Conversion of a GGUF file to a Hugging Face folder, once, in the cache.
 
     >>> sorted(PRE_TOKENIZERS)
     ['gpt-2', 'llama-bpe', 'qwen2', 'smollm']
 
-transformers reads the weights: each tensor equals gguf's own dequantization bit by bit, in float32 (an unquantized file
-keeps its precision). It also builds the tokenizer, but ignores `tokenizer.ggml.pre` for many names: SmolLM2 splits a number
-into digits, and without that some numbers get other tokens without any error. So the pre-tokenizer of a byte-level
-vocabulary comes from `PRE_TOKENIZERS`, whose entries are checked against an encoder of a test's own, and another name is
-refused.
+transformers reads the weights. Each tensor equals gguf's dequantization bit by bit, in float32 (an unquantized file keeps
+its precision). transformers also builds the tokenizer, but ignores `tokenizer.ggml.pre` for many names. SmolLM2, for
+example, splits numbers into digits; without that, some numbers would silently get other tokens. Therefore, the
+pre-tokenizer of a byte-level vocabulary comes from `PRE_TOKENIZERS`, whose entries tests compare with an independent
+encoder. All other names are refused.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from potstill import progress, storage
 from potstill.errors import UserError
 from potstill.storage import manifest
 
-FOLDER_FORMAT: Final = 1  # part of the name of a converted folder, so that another converter does not read it
+FOLDER_FORMAT: Final = 1  # part of the folder's name, so that another converter version does not reuse it
 LOCK_SECONDS: Final = 3600.0
 SOURCE_FILE: Final = "gguf.json"
 
-# Regular expressions by `tokenizer.ggml.pre`: a text is split by each of them in turn (llama.cpp, src/llama-vocab.cpp).
+# Regular expressions by `tokenizer.ggml.pre`, with which a text is split in turn (llama.cpp, src/llama-vocab.cpp).
 GPT2_SPLIT: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3_SPLIT: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -37,16 +37,16 @@ PRE_TOKENIZERS: Final[dict[str, Sequence[str]]] = {
     "llama-bpe": [LLAMA3_SPLIT],
     "qwen2": [LLAMA3_SPLIT.replace("{1,3}", "")],
 }
-# Architectures whose sentencepiece vocabulary transformers rebuilds, checked against the file's own tokens.
+# Architectures whose sentencepiece vocabulary transformers rebuilds; the result is compared with the file's tokens.
 SENTENCEPIECE: Final = ("llama", "mistral", "gemma", "gemma2", "gemma3")
 
 
 def convert_gguf(file: Path, *, key: str = "student.model") -> Path:
-    """The folder of the model in a GGUF file: config.json, model.safetensors, tokenizer files, the chat template, and
-    `gguf.json` with the file's name, digest, licence and kinds of weights. It is made at the first call.
+    """The folder with the converted model of a GGUF file. The first call makes it in the cache.
 
-    Raises UserError if the file is no GGUF file, or is of an unsupported architecture, or has a pre-tokenizer that is not
-    in `PRE_TOKENIZERS`.
+    It contains config.json, model.safetensors, the tokenizer's files, the chat template, and `gguf.json` with the file's
+    name, digest, licence and types of weights. Raises UserError if the file is not a GGUF file, or if its architecture or
+    its pre-tokenizer (see `PRE_TOKENIZERS`) is not supported.
     """
     with progress.bar(f"read {file.name}", max(1, file.stat().st_size >> 20), "MiB") as tick:
         digest = storage.file_digest(file, manifest.mebibyte_counter(tick))
@@ -86,7 +86,7 @@ def convert_into(file: Path, folder: Path, *, key: str) -> None:
 
 
 def _read_metadata(file: Path) -> dict[str, Any]:
-    """The file's metadata by key, and under `weights` the number of tensors by kind."""
+    """The metadata of a file, by key. The additional key `weights` has the number of tensors per type."""
     import gguf
 
     reader = gguf.GGUFReader(str(file))
@@ -96,7 +96,7 @@ def _read_metadata(file: Path) -> dict[str, Any]:
 
 
 def _choose_pre_tokenizer(metadata: dict[str, Any], file: Path, key: str) -> Sequence[str] | None:
-    """The regular expressions of a byte-level vocabulary; None for a sentencepiece one, which has no pre-tokenizer."""
+    """The regular expressions of a byte-level vocabulary; None for sentencepiece, which has no pre-tokenizer."""
     kind, name = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "none")
     architecture = metadata.get("general.architecture")
     if kind == "gpt2" and name in PRE_TOKENIZERS:
@@ -108,7 +108,7 @@ def _choose_pre_tokenizer(metadata: dict[str, Any], file: Path, key: str) -> Seq
         code="E-model-gguf-tokenizer",
         where=key,
         found=f"{file}: architecture {architecture}, tokenizer.ggml.model {kind}, tokenizer.ggml.pre {name}",
-        hint="use the model's safetensors folder; known are " + ", ".join(PRE_TOKENIZERS) + ", and sentencepiece",
+        hint="use the model's safetensors folder; supported are " + ", ".join(PRE_TOKENIZERS) + ", and sentencepiece",
     )
 
 
@@ -121,7 +121,7 @@ def _convert_weights(file: Path, folder: Path, *, as_float32: bool = False) -> N
     plain = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     kinds = set(_read_metadata(file)["weights"]) - {"F32"}
     dtype = plain[kinds.pop()] if len(kinds) == 1 and kinds <= plain.keys() and not as_float32 else torch.float32
-    # Recent releases keep the weights quantized where they have kernels for it, unless they are told not to.
+    # Recent releases keep the weights quantized if they have kernels for them, unless an argument turns this off.
     dequantize = (
         {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
     )
@@ -150,7 +150,7 @@ def _convert_tokenizer(file: Path, folder: Path, metadata: dict[str, Any], pre_t
                     pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
                 ]
             )
-            # llama.cpp and the original tokenizer of Llama 3 take a piece that is a token as it is, unmerged.
+            # llama.cpp and the original tokenizer of Llama 3 do not apply merges to a piece that is a token.
             tokenizer.backend_tokenizer.model.ignore_merges = metadata["tokenizer.ggml.pre"] == "llama-bpe"
         tokenizer.save_pretrained(folder)
     # The library adds the special tokens of a model's kind that the file has not, behind its last row.
@@ -163,7 +163,7 @@ def _convert_tokenizer(file: Path, folder: Path, metadata: dict[str, Any], pre_t
 
 @contextmanager
 def _gguf_errors(file: Path, key: str) -> Iterator[None]:
-    """Turn an error of a library about a GGUF file into one of the user."""
+    """Convert errors of the libraries about a GGUF file to UserError."""
     try:
         yield
     except UserError:

@@ -9,12 +9,12 @@
     >>> torch.equal(student.head.weight, random_student(shape, tokenizer, 1).head.weight)
     True
 
-A folder holds what Hugging Face tools write: config.json, *.safetensors, and the tokenizer's files. Refused are pickled
-and quantized weights, weights that are not finite, and weights that do not fill the model: transformers would draw the
-missing ones at random and only warn. `check_weights` finds all of that before a run costs anything.
+A folder has the files that Hugging Face tools write: config.json, *.safetensors, and the tokenizer's files. potstill
+refuses weights that are pickled, quantized, not finite, or incomplete (transformers would draw missing weights at random,
+and only warn). `check_weights` finds all of these faults before a run costs anything.
 
-The base student of a recipe, step 0 of its run, comes from a folder (`model_folder`), or has random weights that are a
-function of the recipe's shape and seed, so it is never stored.
+The base student of a recipe is step 0 of its run. It comes from a folder (`model_folder`), or has random weights that are
+a function of the recipe's shape and seed, so it is never stored.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ def open_student(
 
 def check_weights(folder: Path | str, *, trust_remote_code: bool = False) -> None:
     """Make the checks of `open_student` without building the model, so that faulty weights stop a run before it costs
-    anything. Takes as long as reading the weights once.
+    anything.
 
-    Raises UserError as `open_student` does, with the folder as its place.
+    Takes as long as reading the weights once. Raises UserError as `open_student` does, with the folder as place.
     """
     folder = Path(folder)
     try:
@@ -127,8 +127,10 @@ def check_weights(folder: Path | str, *, trust_remote_code: bool = False) -> Non
 def random_student(
     shape: Shape, tokenizer: Tokenizer, seed: int, *, dropout: float = 0.0, dtype: DType = "float32"
 ) -> Student:
-    """A student with random weights, a function of shape and seed alone (on one machine). Raises UserError if the
-    vocabulary is too small for the tokenizer."""
+    """A student with random weights, which depend only on shape and seed (on the same machine).
+
+    Raises UserError if the vocabulary is too small for the tokenizer.
+    """
     assert dropout >= 0, f"dropout {dropout}"
     family = FAMILY_MODULES[shape.family]
     with torch.random.fork_rng(devices=[]):
@@ -138,9 +140,9 @@ def random_student(
 
 
 def interpolate_weights(student: Student, base: Student, share: float) -> None:
-    """Replace each weight by share * its own value + (1 - share) * the base's, in place (Wortsman et al. 2022).
+    """Replace each weight of `student` with share * weight + (1 - share) * base weight, in place (Wortsman et al. 2022).
 
-    Raises UserError if the two have different shapes.
+    Raises UserError if the models have different shapes.
     """
     assert 0 <= share <= 1, f"a share of {share}"
     weights, base_weights = (dict(model.named_parameters()) for model in (student.model, base.model))
@@ -174,7 +176,7 @@ def round_weights(student: Student, dtype: StoredDType) -> None:
 
 
 def _check_folder(folder: Path, trust_remote_code: bool, *, may_be_quantized: bool = False) -> dict[str, TensorHeader]:
-    """The tensors of a folder, after all checks of its files that need no model."""
+    """The headers of the tensors in a folder, after all checks of its files that need no model."""
     settings = weight_files.read_config(folder)
     if settings.get("auto_map") and not trust_remote_code:
         raise UserError(
@@ -209,16 +211,16 @@ def _load_with_weights(folder: Path, config: Any, dtype: DType, trust_remote_cod
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if getattr(model.config, tied_key, False) and head.weight is not embedding.weight:
         raise UserError(
-            "config.json ties the head to the embedding, but the weights hold another head",
+            "config.json ties the head to the embedding, but the weights contain a different head",
             code="E-model-tied-head",
             where=folder,
-            hint='set "tie_word_embeddings": false if the head is untied (T5 v1.1, FlanT5), else remove lm_head.weight',
+            hint='set "tie_word_embeddings": false if the head is untied (T5 v1.1, FlanT5), or remove lm_head.weight',
         )
     return model
 
 
 def _build_without_weights(folder: Path, config: Any, dtype: DType, trust_remote_code: bool) -> Any:
-    """The model in a folder, its weights with shapes but without values."""
+    """The model in a folder; its weights have shapes, but no values."""
     with quiet_transformers(), torch.device("meta"):
         model = _auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     if (folder / "generation_config.json").is_file():
@@ -258,8 +260,10 @@ def _family_of_type(model_type: object) -> Family:
 
 
 def _check_logits(student: Student, folder: Path) -> None:
-    """For a model type that no test covers, compare the logits of our head with the model's own: some models scale them
-    in a way that their config does not show."""
+    """For a model type that no test covers, compare the logits of potstill's head with those of the model.
+
+    Some models scale logits in a way that their config does not show.
+    """
     batch = student.filler_batch()
     with torch.no_grad():
         output = student.model(input_ids=batch.input_ids, attention_mask=batch.input_mask)
@@ -278,7 +282,7 @@ def _check_logits(student: Student, folder: Path) -> None:
 def from_recipe(recipe: Recipe, *, weights: bool = True) -> Student:
     """The untrained student of a recipe. Raises UserError as `open_student` and `random_student` do.
 
-    weights  False: without weights, if they come from a folder; see `open_student`
+    weights  False: without weights, if they would come from a folder; see `open_student`
     """
     section = recipe.student
     if section.model is not None:
@@ -290,7 +294,7 @@ def from_recipe(recipe: Recipe, *, weights: bool = True) -> Student:
 
 
 def from_checkpoint(recipe: Recipe, folder: Path, *, weights: bool = True) -> Student:
-    """The student in a folder (the recipe's model, or a checkpoint of its training) with the recipe's settings."""
+    """The student in a folder, with the recipe's settings. The folder is the recipe's model, or a checkpoint of its run."""
     section = recipe.student
     chat = False if section.model is None else ChatSettings.from_section(section, "student")
     settings: Any = {"dropout": section.dropout, "trust_remote_code": section.trust_remote_code, "chat_template": chat}
@@ -319,8 +323,10 @@ def tokenizer_folder(recipe: Recipe) -> Path:
 
 
 def check_tokenizer(recipe: Recipe, folder: Path) -> None:
-    """Raises UserError if the recipe names a tokenizer other than that of the model in `folder`: prompts would be
-    encoded with one and targets with the other."""
+    """Raise UserError if the recipe names another tokenizer than that of the model in `folder`.
+
+    Prompts would be encoded with one tokenizer, and targets with the other.
+    """
     if recipe.student.tokenizer is None:
         return
     named = tokenization.load_tokenizer(tokenizer_folder(recipe))
@@ -375,7 +381,7 @@ def auto_uses_chat_template(folder: Path) -> bool:
 
 
 def read_family(folder: Path) -> Family:
-    """The family of the model in a folder, by its config.json alone."""
+    """The family of the model in a folder, according to its config.json."""
     config = storage.read_json(folder / "config.json")
     return _family_of_type(config.get("model_type") if isinstance(config, dict) else None)
 
@@ -407,5 +413,5 @@ def shape_from_recipe(recipe: Recipe, vocabulary: int) -> Shape:
 
 
 def count_stored_parameters(folder: Path) -> int:
-    """The number of parameters of the model in a folder, from the headers of its weights."""
+    """The number of parameters of the model in a folder, from the headers of its weight files."""
     return sum(math.prod(tensor.shape) for tensor in weight_files.list_tensors(folder).values())

@@ -1,6 +1,6 @@
-"""LoRA (Hu et al. 2021): every linear layer but the head keeps its weights and learns a product of two thin matrices.
+"""LoRA (Hu et al. 2021): all linear layers except the head keep their weights, and learn products of two thin matrices.
 
-    W x      becomes      W x + (alpha / rank) B A x        B starts at zero, so that nothing changes at first
+    W x      becomes      W x + (alpha / rank) B A x        B starts at zero, so that the model does not change at first
 
     >>> adapter_name("model.layers.0.self_attn.q_proj.lora_A.default.weight")
     'base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight'
@@ -34,7 +34,7 @@ TASK_TYPES: Final = {"causal": "CAUSAL_LM", "t5": "SEQ_2_SEQ_LM"}
 
 
 def add_adapters(model: Any, rank: int, seed: int) -> None:
-    """Add adapters to a transformers model, in place; only they are trained from then on.
+    """Add adapters to a transformers model, in place. From then on, only the adapters are trained.
 
     Their initial values are a function of rank and seed. Raises UserError if peft is not installed.
     """
@@ -42,7 +42,7 @@ def add_adapters(model: Any, rank: int, seed: int) -> None:
     try:
         import peft  # pyright: ignore[reportMissingImports]
     except ImportError:
-        hint = "pip install 'potstill[lora]', or leave train.lora out"
+        hint = "pip install 'potstill[lora]', or remove train.lora"
         raise UserError("LoRA needs peft", code="E-train-missing-package", where="train.lora", hint=hint) from None
     config = peft.LoraConfig(r=rank, lora_alpha=ALPHA_PER_RANK * rank, target_modules="all-linear")
     with torch.random.fork_rng(devices=[]):
@@ -57,7 +57,7 @@ def has_adapters(model: Any) -> bool:
 
 @torch.no_grad()
 def merge_adapters(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a model, detached and with its adapters merged into the plain model's weights, if it has any."""
+    """The detached state of the plain model, into which adapters, if any, are merged. state: the model's state_dict."""
     merged = {}
     for name, value in state.items():
         layer, is_adapted, parameter = name.partition(BASE_LAYER)

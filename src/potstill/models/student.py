@@ -1,7 +1,7 @@
-"""A student: a transformers model that is taught at the supervised positions of a batch, and nowhere else.
+"""A student: a transformers model that is trained only at the supervised positions of a batch.
 
-`forward` is all that a wrapper (DDP, FSDP2) has to see. Inside it, hidden states meet the head at supervised positions
-only, chunk by chunk, so the logits [rows, length, vocabulary] of a batch never exist.
+A wrapper (DDP, FSDP2) only needs `forward`. It applies the head only to hidden states at supervised positions, in chunks,
+so the logits [rows, length, vocabulary] of a batch never exist.
 
     >>> SHAPES["flan-t5-base"].layers, count_parameters(SHAPES["flan-t5-base"])
     (12, 247577856)
@@ -54,14 +54,16 @@ Family = Literal["t5", "causal"]
 class Shape:
     """The size of a model. `t5`: encoder and decoder; `causal`: a decoder like Llama.
 
-    layers          of the decoder, and of the encoder unless `encoder_layers` is given
-    d_kv            width of one attention head
+    layers          number of decoder layers, and of encoder layers unless `encoder_layers` is given
+    d_kv            width of an attention head
     vocabulary      rows of the embedding; at least the tokenizer's size
-    kv_heads        causal only: heads of keys and values (grouped-query attention); None for as many as `heads`
-    gated           t5 only: the feed-forward layer of v1.1 (gated GELU, three matrices) or of v1.0 (ReLU, two)
-    tied            the head is the input embedding. A tied t5 is a v1.0: its logits are scaled by d_model^-0.5
-    buckets, reach  t5 only: the number of relative position buckets, and the distance from which all share the last one
-    length          causal only: the longest row that the rotary positions support
+    kv_heads        causal only: number of key and value heads (grouped-query attention); None: the same as `heads`
+    gated           t5 only: True for the feed-forward layer of v1.1 (gated GELU, three matrices), False for that of v1.0
+                    (ReLU, two matrices)
+    tied            whether the head is the input embedding. A tied t5 is a v1.0: its logits are scaled by d_model^-0.5
+    buckets         t5 only: number of relative position buckets
+    reach           t5 only: distance from which all positions share the last bucket
+    length          causal only: longest row that the rotary positions support
     """
 
     family: Family
@@ -94,7 +96,7 @@ SHAPES: Final[Mapping[str, Shape]] = {
 
 
 def count_parameters(shape: Shape) -> int:
-    """The number of parameters; tied ones count once."""
+    """The number of parameters. Tied parameters count once."""
     width = shape.heads * shape.d_kv
     embeddings = shape.vocabulary * shape.d_model * (1 if shape.tied else 2)
     if shape.family == "causal":
@@ -110,8 +112,10 @@ def count_parameters(shape: Shape) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """How hidden states become logits: scale * hidden @ weight.T + bias, then cap * tanh(. / cap) if there is a
-    softcap."""
+    """The function from hidden states to logits: scale * hidden @ weight.T + bias.
+
+    With a softcap, the logits are then softcap * tanh(logits / softcap).
+    """
 
     weight: Tensor
     bias: Tensor | None = None
@@ -119,7 +123,7 @@ class Head:
     softcap: float | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[n, d] -> [n, v], all logits at once: for inspection and scoring, not for training."""
+        """Hidden states [n, d] -> logits [n, v], all at once. For inspection and scoring, not for training."""
         return self.cap(nn.functional.linear(hidden * self.scale, self.weight, self.bias))
 
     def cap(self, logits: Tensor) -> Tensor:
@@ -128,7 +132,7 @@ class Head:
 
 
 class Student(nn.Module):
-    """A transformers model, its tokenizer, and how it reads prompts.
+    """A transformers model, its tokenizer, and the form of its prompts.
 
     model         the transformers model; weights in float32 unless opened otherwise
     tokenizer     potstill's; it may have fewer tokens than the head has rows (a padded vocabulary), never more
@@ -138,7 +142,7 @@ class Student(nn.Module):
     """
 
     family: ClassVar[Family]
-    padded: bool  # whether the model computes layers for slots that hold no token
+    padded: bool  # whether the model computes layers for padding
     model: PreTrainedModel
     chat: ChatTemplate | None = None
     folder: Path | None = None
@@ -159,8 +163,8 @@ class Student(nn.Module):
     def forward(self, batch: Batch, loss: Loss = DEFAULT_LOSS, *, summed: bool = False) -> Any:
         """Losses [n] float32 of the supervised positions in (example, position) order, in nats, unweighted.
 
-        summed  return (sum(batch.weights * losses), losses) instead, the losses as constants: one matrix product less
-                for forward KL, and what training uses
+        summed  return (sum(batch.weights * losses), losses) instead. The sum has a gradient, the losses have none; this
+                saves one matrix product for forward KL. Training uses it
         """
         head = self.head
         inputs = (self.hidden(batch), head.weight, batch.candidate_ids, batch.probabilities)
@@ -170,7 +174,7 @@ class Student(nn.Module):
     @property
     @abstractmethod
     def head(self) -> Head:
-        """The head's parameters themselves, not a copy."""
+        """The head, with the model's parameters, not copies."""
 
     @abstractmethod
     def hidden(self, batch: Batch) -> Tensor:
@@ -186,15 +190,15 @@ class Student(nn.Module):
 
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """`batch` without its checks."""
+        """Examples as tensors, as `batch` does, but without checks."""
 
     def batch(self, examples: Sequence[Example]) -> Batch:
-        """Examples as tensors in the given order. Raises UserError for a token outside of the tokenizer."""
+        """Examples as tensors, in the given order. Raises UserError for a token that the tokenizer does not have."""
         check_examples(examples, self.tokenizer.size)
         return self.collate(examples)
 
     def filler_batch(self) -> Batch:
-        """The smallest batch, of weight 0: what a process computes while others still have a micro-batch."""
+        """The smallest batch, with weight 0. A process computes it while other processes still have a micro-batch."""
         end = self.tokenizer.eos
         return self.batch([Example((end,), Target([end], [0, 1], [end], [1.0], ["end"]), weight=0.0)])
 
@@ -204,13 +208,13 @@ class Student(nn.Module):
 
     @property
     def has_adapters(self) -> bool:
-        """Whether it has LoRA adapters, which alone are trained."""
+        """Whether the model has LoRA adapters; only these are then trained."""
         return lora.has_adapters(self.model)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Compute each layer again in the backward pass instead of keeping its activations."""
+        """Recompute each layer in the backward pass instead of storing its activations."""
         model: Any = self.model
-        # transformers 5.4 lacks the newer name, and 6 will drop the older one.
+        # transformers 5.4 lacks the newer name, and 6 will drop the older name.
         (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
 
     def convert_weights(self, dtype: DType) -> None:
@@ -221,26 +225,28 @@ class Student(nn.Module):
                 parameter.data = parameter.data.to(getattr(torch, dtype))
 
     def shardable_modules(self) -> list[nn.Module]:
-        """The modules that FSDP gathers one after another, inner ones first. All other weights (embedding, head) stay
-        gathered while `forward` runs."""
+        """The modules that FSDP gathers one after another, inner modules first.
+
+        All other weights (embedding, head) stay gathered while `forward` runs.
+        """
         return list(getattr(self.model.get_decoder(), "layers", ()))
 
     def register_fsdp_methods(self) -> None:
-        """Called when `shardable_modules` have become FSDP modules, which gather weights only in registered methods."""
+        """Register methods in which FSDP gathers weights. Call it after `shardable_modules` have become FSDP modules."""
 
     def config_overrides(self) -> Mapping[str, Any]:
-        """What config.json must contain beyond what transformers writes."""
+        """Keys and values of config.json that transformers does not write."""
         return {}
 
     def weights(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The weights by their Hugging Face names; tied ones share their memory.
+        """Hugging Face name -> weight. Tied weights share their memory.
 
         weights  the model's full state_dict, for a model that holds only a part of it
         """
         return dict(self.model.state_dict() if weights is None else weights)
 
     def copy_weights(self) -> dict[str, Tensor]:
-        """A copy of the plain model's state_dict on the CPU, which `save` accepts as weights."""
+        """A copy of the plain model's state_dict on the CPU. `save` accepts it as `weights`."""
         state = lora.merge_adapters(self.model, self.model.state_dict())
         return _map_shared_tensors(state, lambda value: value.to("cpu", copy=True))
 
@@ -249,9 +255,9 @@ class Student(nn.Module):
     ) -> None:
         """Write config.json, model.safetensors, generation_config.json and the tokenizer's files into a folder.
 
-        folder   exists
-        dtype    of the written weights; None to keep their dtype
-        weights  as in `weights`, or an earlier result of `copy_weights`; None for the current ones
+        folder   an existing folder
+        dtype    dtype of the written weights; None: unchanged
+        weights  as for the method `weights`, or a result of `copy_weights`; None: the current weights
 
         Raises OSError if the disk is full or read-only.
         """
@@ -275,8 +281,11 @@ class Student(nn.Module):
             lora.save_adapter(self.model, folder / lora.ADAPTER_FOLDER, self.family, self.adapter_base)
 
     def _tokenizer_config(self) -> dict[str, bytes]:
-        """tokenizer_config.json if the tokenizer's own file lacks something: the inputs that the tokenizer makes, since
-        transformers 4 makes some that most models refuse, and a class that transformers 4 knows."""
+        """tokenizer_config.json, completed for transformers 4; empty if the tokenizer's file is complete.
+
+        It gets a class that transformers 4 knows, and the names of the inputs that the tokenizer makes, because
+        transformers 4 by default makes inputs that most models refuse.
+        """
         if "tokenizer.json" not in self.tokenizer.files:
             return {}
         config: dict[str, Any] = json.loads(self.tokenizer.files.get(TOKENIZER_CONFIG, b"{}"))
@@ -291,8 +300,10 @@ class Student(nn.Module):
 
 
 def _map_shared_tensors(state: Mapping[str, Tensor], change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """A state with changed tensors. Saving recognises tied weights by their shared memory, so each memory is changed
-    once."""
+    """A state with changed tensors. Shared memory is changed once and stays shared.
+
+    Saving recognises tied weights by their shared memory.
+    """
     changed: dict[tuple[int, torch.Size], Tensor] = {}
     for value in state.values():
         if (key := (value.data_ptr(), value.shape)) not in changed:
@@ -302,7 +313,7 @@ def _map_shared_tensors(state: Mapping[str, Tensor], change: Callable[[Tensor], 
 
 @contextmanager
 def disk_full_as_oserror() -> Iterator[None]:
-    """Turn safetensors' error for a full disk, which has the error number in its text only, back into an OSError."""
+    """Convert safetensors' error for a full disk, which has the error number only in its text, to an OSError."""
     try:
         yield
     except SafetensorError as fault:
@@ -313,7 +324,7 @@ def disk_full_as_oserror() -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    # Transformers warns of every untied head of a T5, and draws a progress bar for a file of one megabyte.
+    # transformers warns about every untied head of a T5, and draws a progress bar for a file of one megabyte.
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -326,8 +337,8 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def default_device() -> torch.device:
-    """Where this process computes: its GPU if the machine has any, else the CPU."""
+    """The device of this process: its GPU if the machine has GPUs, otherwise the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    # SLURM may show each process only its own GPU, which then is the first.
+    # SLURM may show each process only its own GPU, which is then the first GPU.
     return torch.device("cuda", process.read_process_rank().local % torch.cuda.device_count())

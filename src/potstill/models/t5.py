@@ -1,16 +1,15 @@
 """Encoder-decoder students: T5, FlanT5, mT5.
 
-Three things differ between members of the family, and transformers 5 blurs two of them (it forces
-`tie_word_embeddings`):
+The members of the family differ in the head and in the scale of the logits:
 
     member            head               logits                  tie_word_embeddings in config.json
     T5 v1.0           the embedding      times d_model^-0.5      true
-    T5 v1.1, FlanT5   untied             as they are             false
-    mT5               untied             as they are             false
+    T5 v1.1, FlanT5   untied             not scaled              false
+    mT5               untied             not scaled              false
 
-In transformers 4 that one key decides both. Version 5 reads it as `scale_decoder_outputs`, ties the head unless the
-file holds another one, and always writes true. `Student.save` writes what both versions understand, and an untied head
-always as a separate tensor.
+In transformers 4, `tie_word_embeddings` determines the head and the scale. transformers 5 reads the key only as
+`scale_decoder_outputs`, ties the head unless the file has a separate head, and always writes true. `Student.save` writes
+settings that both versions understand, and always writes an untied head as a separate tensor.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ from potstill.records import Prompt
 from potstill.tokenization import Tokenizer
 
 MODEL_TYPES = ("t5", "mt5")
-# The tensors of an untied head and embedding, each under any of its names.
+# Names of the head's tensor, and of the embedding's tensor, if they are untied.
 UNTIED_TENSORS = (("lm_head.weight",), ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"))
-GELU_NEW, GELU_TANH = "gelu_new", "gelu_pytorch_tanh"  # one function, in several operations and as one kernel
+GELU_NEW, GELU_TANH = "gelu_new", "gelu_pytorch_tanh"  # the same function, as several operations and as one kernel
 
 
 class T5Student(Student):
-    """The prompt is the encoder's row, with the end token; the target is the decoder's."""
+    """An encoder-decoder student. The encoder reads the prompt and an end token; the decoder reads the target."""
 
     padded = False
     family: ClassVar[Family] = "t5"
@@ -49,7 +48,7 @@ class T5Student(Student):
 
     def hidden(self, batch: Batch) -> Tensor:
         assert batch.prompt_ids is not None and batch.prompt_mask is not None
-        # Every token of a target is a supervised position, so the decoder's rows are those of the loss, in order.
+        # Every token of a target is a supervised position, so the order of the decoder's tokens is that of the loss.
         prompt_layout, target_layout, cross_layout = batch.layouts
         encoded = t5_unpadded.run_encoder(self.model, batch.prompt_ids[batch.prompt_mask], prompt_layout)
         targets = batch.input_ids[batch.input_mask]
@@ -80,8 +79,11 @@ class T5Student(Student):
         )
 
     def _layouts(self, prompt_lengths: list[int], prompts: list[int], target_lengths: list[int]) -> tuple[Layout, ...]:
-        """The layouts over prompts, over targets, and from targets to prompts. prompts: the index of each target's
-        prompt. In cross-attention a row is a prompt with all its targets."""
+        """The layouts of attention over prompts, over targets, and from targets to prompts.
+
+        prompts  index of each target's prompt
+        A row of cross-attention is a prompt with all of its targets.
+        """
         prompt_rows, target_rows = (
             np.split(np.arange(sum(lengths)), np.cumsum(lengths)[:-1]) for lengths in (prompt_lengths, target_lengths)
         )
@@ -99,7 +101,7 @@ class T5Student(Student):
 
     def shardable_modules(self) -> list[nn.Module]:
         stacks: list[Any] = [self.model.encoder, self.model.decoder]
-        # All layers use the first layer's position biases, so these stay gathered when that layer is released.
+        # All layers use the first layer's position biases, so the biases stay gathered when that layer is released.
         biases = [stack.block[0].layer[0].SelfAttention.relative_attention_bias for stack in stacks]
         return [*biases, *(block for stack in stacks for block in stack.block)]
 
@@ -117,8 +119,10 @@ STUDENT: Final = T5Student
 
 
 def prepare_config(config: Any, tokenizer: Tokenizer, dropout: float | None) -> None:
-    """Complete the settings of a model that is about to be built or loaded, in place. Raises UserError for a faulty
-    decoder_start_token_id."""
+    """Complete the settings of a model before it is built or loaded, in place.
+
+    Raises UserError for a faulty decoder_start_token_id.
+    """
     if dropout is not None:
         config.dropout_rate = dropout
     if config.dense_act_fn == GELU_NEW:
@@ -131,8 +135,10 @@ def prepare_config(config: Any, tokenizer: Tokenizer, dropout: float | None) -> 
 
 
 def build_random_model(shape: Shape, tokenizer: Tokenizer, dropout: float) -> T5ForConditionalGeneration:
-    """A model with random weights from torch's current seed. An untied head starts with the standard deviation
-    d_model^-0.5, so that the first logits have a variance near 1."""
+    """A model with random weights, drawn from torch's current random state.
+
+    An untied head has the standard deviation d_model^-0.5, so that the first logits have a variance near 1.
+    """
     config = T5Config(
         vocab_size=shape.vocabulary,
         d_model=shape.d_model,
@@ -152,7 +158,7 @@ def build_random_model(shape: Shape, tokenizer: Tokenizer, dropout: float) -> T5
     prepare_config(config, tokenizer, dropout)
     model = T5ForConditionalGeneration(config)
     if not shape.tied:
-        # Setting config.tie_word_embeddings instead would untie the encoder's and decoder's embeddings as well.
+        # Setting config.tie_word_embeddings instead would also untie the embeddings of encoder and decoder.
         model.lm_head = nn.Linear(shape.d_model, shape.vocabulary, bias=False)
         nn.init.normal_(model.lm_head.weight, std=shape.d_model**-0.5)
         model.all_tied_weights_keys.pop("lm_head.weight", None)

@@ -1,7 +1,7 @@
-"""The layers of a T5 over tokens without padding: the model's own modules, computed in another order.
+"""The layers of a T5 without padding: the model's modules, computed in another order.
 
-The results equal those of the model's own forward pass up to the rounding of sums. What it saves is what padding costs:
-products for slots without a token, masks, and repeated encodings of a prompt that several chains share.
+The results equal those of the model's forward pass, up to the rounding of sums. Without padding there are no products for
+empty slots and fewer masks, and a prompt that several chains share is encoded once.
 
     encoded = run_encoder(model, prompt_tokens, prompt_layout)                               # [s, d]
     hidden = run_decoder(model, target_tokens, encoded, target_layout, cross_layout)         # [n, d]
@@ -22,11 +22,11 @@ from torch.utils.checkpoint import checkpoint
 
 from potstill.models.unpadded import Layout
 
-FSDP_METHOD: Final = "over_tokens"  # the method of a block whose weights are sharded over processes
+FSDP_METHOD: Final = "over_tokens"  # name of the method that computes a block whose weights are sharded
 
 
 def run_encoder(model: Any, ids: Tensor, layout: Layout) -> Tensor:
-    """Token ids of the prompts [s] -> the encoder's last hidden states [s, d]."""
+    """Token ids of the prompts [s] int64 -> last hidden states of the encoder [s, d]."""
     stack = model.encoder
     hidden = _dropout(stack, stack.embed_tokens(ids))
     biases = _position_biases(stack, layout)
@@ -36,9 +36,10 @@ def run_encoder(model: Any, ids: Tensor, layout: Layout) -> Tensor:
 
 
 def run_decoder(model: Any, ids: Tensor, encoded: Tensor, layout: Layout, cross_layout: Layout) -> Tensor:
-    """Token ids of the targets [n] -> the decoder's last hidden states [n, d].
+    """Token ids of the targets [n] int64 -> last hidden states of the decoder [n, d].
 
-    cross_layout  which of the encoded tokens [s, d] each target token reads
+    encoded       [s, d]: result of `run_encoder`
+    cross_layout  which encoded tokens each target token reads
     """
     stack = model.decoder
     hidden = _dropout(stack, stack.embed_tokens(ids))
@@ -49,8 +50,11 @@ def run_decoder(model: Any, ids: Tensor, encoded: Tensor, layout: Layout, cross_
 
 
 def register_fsdp_methods(model: Any) -> None:
-    """Prepare a model whose blocks are FSDP modules: the function that computes a block here becomes a method of the
-    block, which gathers its weights before and releases them after, as calling the block would."""
+    """Prepare a model whose blocks are FSDP modules.
+
+    The function that computes a block here becomes a method of the block. FSDP gathers the block's weights before the
+    method and releases them after it, as for a call of the block.
+    """
     for stack, layer in ((model.encoder, _encoder_block), (model.decoder, _decoder_block)):
         for block in stack.block:
             setattr(block, FSDP_METHOD, MethodType(layer, block))
@@ -90,10 +94,10 @@ def _feed_forward(layer: Any, hidden: Tensor) -> Tensor:
 
 
 def _attention(module: Any, query_states: Tensor, key_states: Tensor, layout: Layout, biases: list[Any]) -> Tensor:
-    """[n, d], [s, d] -> [n, d]. T5 does not scale its scores."""
+    """Attention of queries [n, d] to keys [s, d] -> [n, d]. T5 does not scale the scores."""
     width, heads = module.key_value_proj_dim, module.n_heads
-    # A token of one head is a row of [tokens * heads, width], so that one lookup brings each block into the order
-    # [rows, heads, slots] that attention needs, and no transpose has to copy it.
+    # A token of one head is a row of [tokens * heads, width]. One lookup then gives each block in the order
+    # [rows, heads, slots] that attention needs, without a transpose that copies.
     queries = layout.queries.gather(module.q(query_states).reshape(-1, width))
     keys = layout.keys.gather(module.k(key_states).reshape(-1, width))
     values = layout.keys.gather(module.v(key_states).reshape(-1, width))
@@ -110,9 +114,9 @@ def _attention(module: Any, query_states: Tensor, key_states: Tensor, layout: La
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float, *, fused: bool) -> Tensor:
-    """Attention of one block: q [r, h, t, w], k and v [r, h, s, w], scores [r, h, t, s] -> [r * h * t, w].
+    """Attention of one block: q [r, h, t, w], k and v [r, h, s, w] -> [r * h * t, w].
 
-    bias   added to the scores: [r or 1, h or 1, t or 1, s]
+    bias   added to the scores [r, h, t, s]: [r or 1, h or 1, t or 1, s]
     fused  use torch's kernel, which is slower on a CPU if the bias has a gradient
     """
     if fused:
@@ -122,7 +126,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float,
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
     if bias is None:
         scores = torch.bmm(q, k.mT)
-    else:  # baddbmm adds the bias within the product, one pass over the scores less
+    else:  # baddbmm adds the bias within the product, which saves a pass over the scores
         wide = bias.expand(-1, len(q) // len(bias), -1, -1)
         scores = torch.baddbmm(wide.flatten(0, 1), q, k.mT)
     weights = F.dropout(scores.softmax(-1), dropout) if dropout else scores.softmax(-1)
@@ -130,9 +134,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float,
 
 
 def _position_biases(stack: Any, layout: Layout) -> list[Tensor]:
-    """For each block what self-attention adds to its scores [rows, heads, t, t]; all layers share the first one's.
+    """Per block, the biases that self-attention adds to its scores [rows, heads, t, t]. All layers use the first layer's.
 
-    A relative bias depends on the distance only, so each block takes the upper left corner of the longest block's.
+    A relative bias depends only on the distance, so a block uses the upper left corner of the longest block's biases.
     """
     attention = stack.block[0].layer[0].SelfAttention
     longest = max(block.keys for block in layout.blocks)
@@ -140,7 +144,7 @@ def _position_biases(stack: Any, layout: Layout) -> list[Tensor]:
     biases = []
     for block in layout.blocks:
         bias = full[:, :, : block.keys, : block.keys]
-        if stack.is_decoder:  # padding is on the right, so causal order excludes it too
+        if stack.is_decoder:  # padding is on the right, so causal order also excludes it
             ahead = torch.ones(block.keys, block.keys, dtype=torch.bool, device=bias.device).triu_(1)
             bias = bias.masked_fill(ahead, -torch.inf)
         elif block.key_padding is not None:
@@ -150,7 +154,7 @@ def _position_biases(stack: Any, layout: Layout) -> list[Tensor]:
 
 
 def _cross_attention_masks(layout: Layout, dtype: torch.dtype) -> list[Tensor | None]:
-    """For each block what cross-attention adds to its scores, [rows, 1, 1, keys]; None if no key is padding."""
+    """Per block, the mask that cross-attention adds to its scores, [rows, 1, 1, keys]; None if no key is padding."""
     return [None if b.key_padding is None else _mask(b.key_padding, dtype)[:, None, None] for b in layout.blocks]
 
 
@@ -164,14 +168,17 @@ def _dropout(module: Any, values: Tensor) -> Tensor:
 
 
 def rms_norm(module: Any, values: Tensor) -> Tensor:
-    """T5's norm [n, d] -> [n, d]: divided by the root mean square, no bias. Float32 training takes fewer passes."""
+    """T5's norm [n, d] -> [n, d]: values divided by their root mean square, times the weight; no bias.
+
+    Training in float32 uses an implementation with fewer passes over memory.
+    """
     if values.dtype != torch.float32 or module.weight.dtype != torch.float32 or not torch.is_grad_enabled():
         return module(values)
     return _RMSNorm.apply(values, module.weight, module.variance_epsilon)  # type: ignore[return-value]
 
 
 class _RMSNorm(torch.autograd.Function):
-    """One node of autograd instead of the module's six: fewer passes over memory, and fewer tensors are kept."""
+    """The norm as one autograd node instead of six, with fewer passes over memory and fewer stored tensors."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor, epsilon: float) -> Tensor:  # type: ignore[override]

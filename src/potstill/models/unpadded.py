@@ -1,8 +1,8 @@
-"""Rows of different lengths without padding: matrix products see tokens only, attention sees rows of similar lengths.
+"""Rows of different lengths without padding: matrix products get only tokens, attention gets rows of similar lengths.
 
-All tokens of a batch form one matrix [n, width], row after row. Only attention needs them by rows. For it, rows are
-sorted by length and grouped into *blocks*, in each of which the shortest row has at least three quarters of the longest
-row's length:
+All tokens of a batch form one matrix [n, width], row after row. Only attention needs separate rows. For attention, rows
+are sorted by length and grouped into *blocks*. The shortest row of a block has at least three quarters of the length of
+its longest row:
 
     lengths 9 9 8 3 3      ->      blocks [9 9 8] of 9, [3 3] of 3: 33 slots for 32 tokens; one block would have 45
 
@@ -10,8 +10,8 @@ row's length:
     >>> [(block.rows, block.queries, block.keys) for block in layout.blocks]
     [(1, 2, 2), (1, 1, 1)]
 
-A query row may read a key row of another length (cross-attention), and may hold several chains under one prompt; keys
-and values of the prompt are then computed once.
+A query row may read a key row of another length (cross-attention). It may contain several chains under the same prompt,
+whose keys and values are then computed once.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-MIN_LENGTH_RATIO = 0.75  # of the shortest row in a block to its longest
+MIN_LENGTH_RATIO = 0.75  # minimum ratio of the shortest to the longest row in a block
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """`rows` rows whose queries are padded to `queries` slots and whose keys are padded to `keys` slots.
 
-    key_padding  [rows, keys] bool: True on the padding of the keys; None if there is none
+    key_padding  [rows, keys] bool: True on padding; None without padding
     """
 
     rows: int
@@ -43,11 +43,11 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class BlockIndices:
-    """Where each token of each head is in the blocks, which follow each other as [rows, heads, slots], m in all.
+    """The positions of the tokens of all heads in the blocks. The blocks [rows, heads, slots] have m slots in total.
 
-    flat_of_slot    [m] int64: for each slot its row in [tokens * heads, width]; on padding one beyond the last row
-    slot_of_flat    [tokens * heads] int64: the inverse
-    filled_of_slot  [m] int64: `flat_of_slot` with the last row in place of padding
+    flat_of_slot    [m] int64: row of each slot in [tokens * heads, width]; for padding, one after the last row
+    slot_of_flat    [tokens * heads] int64: the inverse of `flat_of_slot`
+    filled_of_slot  [m] int64: `flat_of_slot` with the last row instead of padding
     """
 
     flat_of_slot: Tensor
@@ -55,7 +55,7 @@ class BlockIndices:
     filled_of_slot: Tensor
 
     def gather(self, flat: Tensor) -> Tensor:
-        """[tokens * heads, width] -> [m, width]. Padding holds some token, on which nothing may depend."""
+        """[tokens * heads, width] -> [m, width]. Padding contains an arbitrary token, which must not affect results."""
         return _Gather.apply(flat, self.filled_of_slot, self.slot_of_flat)  # type: ignore[return-value]
 
     def scatter(self, padded: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class BlockIndices:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One attention over the rows of a batch."""
+    """The blocks of an attention over the rows of a batch, and the positions of queries and keys in the blocks."""
 
     blocks: tuple[Block, ...]
     queries: BlockIndices
@@ -82,9 +82,10 @@ class Layout:
 
 
 def build_layout(queries: Sequence[np.ndarray], keys: Sequence[np.ndarray], heads: int) -> Layout:
-    """The layout of rows of tokens, given by the tokens' numbers; each number occurs once.
+    """The layout of rows of tokens.
 
-    queries, keys  [rows] of [length] int64: the tokens of each row; the same object for self-attention
+    queries, keys  [rows] of [length] int64: token numbers of each row; every number occurs once. The same object for
+                   self-attention
     """
     groups = group_rows_by_length(queries, keys)
     query_indices = _block_indices(queries, groups, heads)
@@ -99,7 +100,7 @@ def build_layout(queries: Sequence[np.ndarray], keys: Sequence[np.ndarray], head
 
 
 def group_rows_by_length(queries: Sequence[np.ndarray], keys: Sequence[np.ndarray]) -> list[list[int]]:
-    """The row numbers of each block, longest keys first; `queries` and `keys` as in `build_layout`."""
+    """The row numbers of each block, longest keys first. queries, keys: as for `build_layout`."""
     groups: list[list[int]] = []
     for row in sorted(range(len(keys)), key=lambda row: (-len(keys[row]), -len(queries[row]), row)):
         if groups and len(keys[row]) >= MIN_LENGTH_RATIO * len(keys[groups[-1][0]]):
@@ -127,12 +128,12 @@ def _block_indices(rows: Sequence[np.ndarray], groups: Sequence[Sequence[int]], 
     return BlockIndices(*(torch.from_numpy(array) for array in arrays))
 
 
-# The backward pass of a lookup would add the gradients of all slots into zeros. Here every row has exactly one slot, so
-# the backward pass is a lookup too: faster, and no sum depends on the order of its terms.
+# The usual backward pass of a lookup adds the gradients of all slots to zeros. Here every row has exactly one slot, so the
+# backward pass is also a lookup, which is faster, and no sum depends on the order of its terms.
 
 
 class _Gather(torch.autograd.Function):
-    """Nothing reads padding, so its gradient is 0 and need not be added: each row's gradient is one slot's."""
+    """`BlockIndices.gather` with a backward pass. Padding has the gradient 0, so a row's gradient is that of its slot."""
 
     @staticmethod
     def forward(ctx: Any, flat: Tensor, filled_of_slot: Tensor, slot_of_flat: Tensor) -> Tensor:  # type: ignore[override]
@@ -147,7 +148,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Scatter(torch.autograd.Function):
-    """Padded slots get the gradient 0, from a row of zeros after the last."""
+    """`BlockIndices.scatter` with a backward pass. Padding gets the gradient 0, from a row of zeros after the last row."""
 
     @staticmethod
     def forward(ctx: Any, padded: Tensor, slot_of_flat: Tensor, flat_of_slot: Tensor) -> Tensor:  # type: ignore[override]

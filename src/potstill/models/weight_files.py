@@ -1,5 +1,5 @@
-"""The files of a model's folder, checked before a model is built: which tensors exist, whether config.json fits them,
-whether they can be trained, and whether they are finite.
+"""Checks of a model's files before the model is built: whether all tensors exist, match config.json, can be trained, and
+are finite.
 
     >>> find_quantization({"quantization_config": {"quant_method": "gptq"}}, {})
     'gptq, in config.json'
@@ -7,7 +7,7 @@ whether they can be trained, and whether they are finite.
     'model.layers.0.q_proj.weight is of type I8'
     >>> find_quantization({}, {"model.embed_tokens.weight": TensorHeader("BF16", (4, 4))})
 
-Only safetensors are read. An index may name files of its own folder and no others.
+Only safetensors are read. An index may name only files of its own folder.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ TOKENIZER_NAMES: Final = ("tokenizer.json", "tokenizer.model", "spiece.model")
 FLOAT_DTYPES: Final = ("F64", "F32", "F16", "BF16")
 StoredDType = Literal["float32", "bfloat16", "float16"]
 SHORT_DTYPES: Final[dict[str, StoredDType]] = {"F16": "float16", "BF16": "bfloat16"}
-# Beginnings of the last parts of tensor names that a model multiplies with, in plain and in quantized form.
+# Prefixes of the last part of a tensor's name, for tensors that a model multiplies with, plain or quantized.
 WEIGHT_PARTS: Final = ("weight", "qweight", "weight_packed", "qzeros", "packed", "blocks", "scb", "absmax", "quant_map")
-QUANTIZATION_FILES: Final = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")  # of older tools
+QUANTIZATION_FILES: Final = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")  # by older tools
 # Settings for which transformers allocates memory or builds modules before it reads the weights.
 LAYER_COUNT_KEYS: Final = re.compile(r"num_(hidden_|encoder_|decoder_)?layers|n_layers?")
 LAYER_NAME: Final = re.compile(r"^(?:model\.|(?P<side>encoder|decoder)\.)?(?:layers|block)\.(?P<number>\d{1,9})\.")
@@ -48,7 +48,7 @@ LFS_POINTER: Final = b"version https://git-lfs"
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """A tensor as its file's header describes it. dtype: safetensors' name, such as F32."""
+    """A tensor as described in the header of its file. dtype: safetensors' name of the type, such as F32."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -69,14 +69,16 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def refuse_other_folders(folder: Path) -> None:
-    """Raises UserError for a folder that holds something of a model, but no whole model, with what to do about it: an
-    adapter, GGUF files, pickled weights, a tokenizer. Looks at names, and reads adapter_config.json only."""
+    """Raise UserError, with a hint, for a folder that contains only a part of a model, or a model in another format.
+
+    That is an adapter, GGUF files, pickled weights, or a tokenizer. Checks only names, and reads only adapter_config.json.
+    """
     adapter = folder / ADAPTER_CONFIG
     if adapter.is_file():
         base = _read_json_object(adapter).get("base_model_name_or_path")
         merged = f"peft: PeftModel.from_pretrained(BASE, {str(folder)!r}).merge_and_unload().save_pretrained(OUT)"
         raise UserError(
-            "the folder holds an adapter (LoRA), not a whole model",
+            "the folder contains an adapter (LoRA), not a whole model",
             code="E-model-adapters",
             where=adapter,
             found=f"an adapter of {base}" if isinstance(base, str) and base else "an adapter that names no base model",
@@ -87,16 +89,16 @@ def refuse_other_folders(folder: Path) -> None:
         return
     if files := sorted(path.name for path in folder.glob("*") if path.suffix.lower() == ".gguf"):
         raise UserError(
-            "the folder holds a GGUF file, not a model in Hugging Face format",
+            "the folder contains a GGUF file, not a model in Hugging Face format",
             code="E-model-only-gguf",
             where=folder,
             found=", ".join(files[:5]),
-            hint=f"name the file itself: {folder / files[0]}",
+            hint=f"give the path of the file: {folder / files[0]}",
         )
     if pickles := [path for pattern in ("*.bin", "*.pt*") for path in sorted(folder.glob(pattern))]:
         convert = f"AutoModelForCausalLM.from_pretrained({str(folder)!r}).save_pretrained(OUT)"
         raise UserError(
-            "the weights are a pickle, which can run code when it is read",
+            "the weights are a pickle, which can run code when potstill reads it",
             code="E-model-pickled-weights",
             where=pickles[0],
             hint=f"use a copy as safetensors; if you trust the file, convert it with transformers: {convert}, and "
@@ -104,19 +106,19 @@ def refuse_other_folders(folder: Path) -> None:
         )
     if not (folder / "config.json").is_file() and any((folder / name).is_file() for name in TOKENIZER_NAMES):
         raise UserError(
-            "the folder holds only a tokenizer",
+            "the folder contains only a tokenizer",
             code="E-model-only-tokenizer",
             where=folder,
-            hint="a model needs config.json and *.safetensors too. For random weights remove student.model, and set "
+            hint="a model also needs config.json and *.safetensors. For random weights, remove student.model, and set "
             "student.shape and student.tokenizer",
         )
 
 
 def list_tensors(folder: Path) -> dict[str, TensorHeader]:
-    """Every tensor of the model in a folder, by name; reads no values.
+    """Name -> header of every tensor of the model in a folder. Reads no values.
 
-    Raises UserError if the folder has no safetensors, if a file is truncated or has another format, and if an index
-    names a file that it may not.
+    Raises UserError if the folder has no safetensors, if a file is truncated or has another format, or if the index names
+    a file that it may not name.
     """
     tensors: dict[str, TensorHeader] = {}
     for path in _list_weight_files(folder):
@@ -127,7 +129,7 @@ def list_tensors(folder: Path) -> dict[str, TensorHeader]:
     missing = sorted(set(_read_index(folder)) - tensors.keys())
     if missing or not tensors:
         raise UserError(
-            "the weight files lack tensors that the index names" if missing else "the weight files hold no tensors",
+            "the weight files lack tensors that the index names" if missing else "the weight files contain no tensors",
             code="E-model-weights-incomplete",
             where=folder / INDEX_FILE if missing else folder,
             found=f"{len(missing)}, first {missing[0]}" if missing else "",
@@ -145,16 +147,16 @@ def read_stored_dtype(folder: Path) -> StoredDType:
 def list_checked_tensors(
     folder: Path, settings: Mapping[str, Any], untied: Iterable[tuple[str, ...]]
 ) -> dict[str, TensorHeader]:
-    """The tensors of a folder, checked as far as config.json and the headers of the files allow.
+    """The headers of the tensors in a folder, after all checks that need only config.json and the headers.
 
-    untied  the tensors of an untied head and embedding, each under any of its names: if one of the two is missing,
-            transformers 5 silently uses the other in its place
+    untied  possible names of the head's tensor, and of the embedding's tensor, if they are untied. If one of these
+            tensors is missing, transformers 5 silently uses the other tensor in its place
     """
     tensors = list_tensors(folder)
     for section in (settings, *(value for value in settings.values() if isinstance(value, dict))):
         for key, value in section.items():
             limit = MAX_LABELS if key == "num_labels" else MAX_CONFIG_INTEGER
-            if LAYER_COUNT_KEYS.fullmatch(key):  # each layer has several tensors
+            if LAYER_COUNT_KEYS.fullmatch(key):  # a layer has several tensors
                 limit = len(tensors)
             if type(value) is int and value > limit:
                 found = f"{key[:40]}: {str(value)[:20]}, the weights have {len(tensors)} tensors"
@@ -166,7 +168,7 @@ def list_checked_tensors(
 
 
 def check_layer_count(config: Any, folder: Path, tensors: Iterable[str]) -> None:
-    """Raises UserError if the files hold more layers than config.json has, because transformers ignores them."""
+    """Raise UserError if the files have more layers than config.json, because transformers would ignore the rest."""
     for name in tensors:
         if layer := LAYER_NAME.search(name):
             layers = getattr(config, "num_decoder_layers" if layer["side"] == "decoder" else "num_hidden_layers")
@@ -176,9 +178,9 @@ def check_layer_count(config: Any, folder: Path, tensors: Iterable[str]) -> None
 
 
 def check_all_tensors_stored(model: Any, folder: Path, tensors: Mapping[str, TensorHeader]) -> None:
-    """Raises UserError unless the files hold every parameter of the model, in its shape. The model may have no values."""
+    """Raise UserError unless the files contain every parameter of the model, in its shape. The model may lack values."""
     prefix = f"{model.base_model_prefix}."
-    aliases: dict[int, list[str]] = {}  # tied parameters are one object, and one stored name is enough
+    aliases: dict[int, list[str]] = {}  # names of tied parameters, which are one object
     missing = []
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, value in parameters.items():
@@ -196,7 +198,7 @@ def check_all_tensors_stored(model: Any, folder: Path, tensors: Mapping[str, Ten
 
 
 def refuse_quantized(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> None:
-    """Raises UserError for weights that cannot be trained and that transformers may load as something else."""
+    """Raise UserError for quantized weights, which cannot be trained, and which transformers may load wrongly."""
     evidence = find_quantization(config, tensors)
     files = [name for name in QUANTIZATION_FILES if (folder / name).is_file()]
     if evidence is None and files:
@@ -212,7 +214,7 @@ def refuse_quantized(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
 
 
 def find_quantization(config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> str | None:
-    """How the weights are quantized, by config.json or by the tensors themselves; None if they are not."""
+    """The quantization of the weights, according to config.json or to the tensors; None without quantization."""
     for section in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in ("quantization_config", "compression_config"):
             settings = section.get(key)
@@ -221,21 +223,21 @@ def find_quantization(config: Mapping[str, Any], tensors: Mapping[str, TensorHea
                 return f"{str(method or key)[:40]}, in config.json"
     for name, tensor in tensors.items():
         last_part = name.rpartition(".")[2].lower()
-        # Other integers are positions and masks, which training does not change.
+        # Other integer tensors are positions and masks, which training does not change.
         if tensor.dtype not in FLOAT_DTYPES and (tensor.dtype[0] in "FC" or last_part.startswith(WEIGHT_PARTS)):
             return f"{name} is of type {tensor.dtype}"
     return None
 
 
 def check_finite(folder: Path) -> None:
-    """Read every value once. Raises UserError with the first tensor that holds NaN or an infinity."""
+    """Read every value once. Raises UserError with the first tensor that contains NaN or an infinity."""
     for path in _list_weight_files(folder):
         with _open_weights(path) as file:
             refuse_non_finite(folder, ((name, file.get_tensor(name)) for name in file.keys()))  # noqa: SIM118
 
 
 def refuse_non_finite(folder: Path, named: Iterator[tuple[str, torch.Tensor]]) -> None:
-    """Raises UserError with the first of these tensors that holds NaN or an infinity."""
+    """Raise UserError with the first of the tensors that contains NaN or an infinity."""
     for name, value in named:
         if not value.is_floating_point() or not value.numel():
             continue
@@ -251,7 +253,7 @@ def refuse_non_finite(folder: Path, named: Iterator[tuple[str, torch.Tensor]]) -
 
 
 def config_error(code: str, what: str, found: str, where: object = "config.json") -> UserError:
-    """The error for a value in config.json that the model or its weights contradict."""
+    """The error for a value in config.json that contradicts the model or its weights."""
     return UserError(what, code=code, where=where, found=found[:300], hint=FIX_CONFIG)
 
 
@@ -263,7 +265,7 @@ def missing_tensors_error(folder: Path, names: Iterable[str]) -> UserError:
 
 @contextmanager
 def _open_weights(path: Path) -> Iterator[Any]:
-    """A safetensors file; raises UserError if it, or a tensor in it, cannot be read."""
+    """An open safetensors file. Raises UserError if the file, or a tensor in it, cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -271,14 +273,14 @@ def _open_weights(path: Path) -> Iterator[Any]:
         with path.open("rb") as stream:
             is_pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
         if is_pointer:
-            what, hint = "the weights are a Git LFS pointer, not the file itself", "run git lfs pull, or download again"
+            what, hint = "the file is a Git LFS pointer, not the weights", "run git lfs pull, or download again"
             raise UserError(what, code="E-model-lfs-pointer", where=path, hint=hint) from None
         what = "the weights are truncated or damaged"
         raise UserError(what, code="E-model-weights-damaged", where=path, found=error, hint=DOWNLOAD_AGAIN) from None
 
 
 def _list_weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights, as transformers chooses them."""
+    """The weight files of a folder, the same as transformers chooses."""
     refuse_other_folders(folder)
     if (folder / SINGLE_FILE).is_file():
         return [folder / SINGLE_FILE]
@@ -292,7 +294,7 @@ def _list_weight_files(folder: Path) -> list[Path]:
 
 
 def _read_index(folder: Path) -> dict[str, str]:
-    """Tensor name -> file name, of weights in several files; empty if there is one file or none."""
+    """Tensor name -> file name, for weights in several files; empty without an index."""
     path = folder / INDEX_FILE
     if (folder / SINGLE_FILE).is_file() or not path.is_file():
         return {}
@@ -316,7 +318,7 @@ def _read_json_object(path: Path) -> dict[str, Any]:
 
 
 def _check_index_entry(folder: Path, name: str) -> None:
-    """Raises UserError unless a name in the index is a safetensors file of this folder."""
+    """Raise UserError unless a name in the index is a safetensors file of this folder."""
 
     def error(what: str, hint: str = DOWNLOAD_AGAIN) -> UserError:
         return UserError(what, code="E-model-bad-index", where=folder / INDEX_FILE, found=name[:200], hint=hint)
@@ -324,7 +326,7 @@ def _check_index_entry(folder: Path, name: str) -> None:
     if not name.endswith(".safetensors"):
         raise error("the index names a file that is not safetensors", "convert the weights to safetensors")
     if PurePosixPath(name).name != name or "\\" in name or "\0" in name:
-        raise error("the index names a file outside of its folder")
+        raise error("the index names a file outside its folder")
     path = folder / name
     if not path.is_file():
         raise error("the index names a file that does not exist")
@@ -332,4 +334,4 @@ def _check_index_entry(folder: Path, name: str) -> None:
     home, real = folder.resolve(), path.resolve()
     allowed = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     if not any(real.is_relative_to(parent) for parent in allowed):
-        raise error("the index names a link to a file outside of its folder", "copy the file into the folder")
+        raise error("the index names a link to a file outside its folder", "copy the file into the folder")
