@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-# Tags as models write them; gpt-oss writes channels, of which `final` is the answer.
+# Tags of thoughts, as models write them. gpt-oss writes channels; the channel `final` is the answer.
 _TAG: Final = re.compile(
     r"<(?P<xml_end>/?)(?:think|thinking|thought|thoughts|reasoning|seed:think)>|\[(?P<bracket_end>/?)THINK\]"
     r"|◁(?P<triangle_end>/?)think▷|<\|(?P<begin_or_end>begin|end)_of_thought\|>"
@@ -22,7 +22,7 @@ _TAG: Final = re.compile(
 
 
 class TextPart(NamedTuple):
-    """The bytes from start to end of a text, which are the answer or else a thought."""
+    """A part of a text: the bytes from `start` to `end`, which are an answer or a thought."""
 
     start: int
     end: int
@@ -33,10 +33,10 @@ TextParts = list[TextPart]
 
 
 def split_tags(text: str) -> TextParts:
-    """The thoughts of a text, and its answer, which follows the last of them; empty for a text without tags.
+    """The thoughts of a text, and the answer after the last thought; empty for a text without tags.
 
-    Some templates open the thought themselves, so a closing tag needs no opening one. After a thought that is not
-    closed the answer is empty.
+    A closing tag needs no opening tag, because some chat templates write the opening tag into the prompt. If the last
+    thought is not closed, the answer is empty.
     """
     if "<" not in text and "[" not in text and "◁" not in text:
         return []
@@ -46,7 +46,7 @@ def split_tags(text: str) -> TextParts:
     thoughts, position, thinking = [], 0, not _opens_thought(tags[0])
     for tag in tags:
         if thoughts or (thinking and (tag["channel"] is not None or not _opens_thought(tag))):
-            thoughts.append((position, tag.start()))  # text between two thoughts is a thought as well
+            thoughts.append((position, tag.start()))  # text between two thoughts is also a thought
         thinking, position = _opens_thought(tag), tag.end()
     end = next((tag.start() for tag in _TAG.finditer(text, position) if tag["channel_end"]), len(text))
     answer = (position, end)
@@ -58,7 +58,7 @@ def split_tags(text: str) -> TextParts:
 
 
 def ends_in_thought(text: str, *, opened: bool = False) -> bool:
-    """Whether a text ends inside a thought. opened: whether it begins inside one, because its prompt opened it"""
+    """Whether a text ends inside a thought. opened: whether the prompt opened a thought in which the text begins."""
     tags = list(_TAG.finditer(text))
     return _opens_thought(tags[-1]) if tags else opened
 
@@ -74,7 +74,7 @@ def _opens_thought(tag: re.Match[str]) -> bool:
 
 
 def strip_part(text: str, start: int, end: int, is_answer: bool) -> TextPart:
-    """The part of a text from start to end (in characters), without outer white space and tags."""
+    """The part of a text from `start` to `end` (in characters), without surrounding white space and tags."""
     inner = _TAG.sub(lambda tag: " " * len(tag[0]), text[start:end])  # the end tag of a channel is not part of its text
     start += len(inner) - len(inner.lstrip())
     end = start + len(inner.strip())

@@ -465,7 +465,7 @@ def test_grade_counts_a_document_once_however_many_filters_were_logged(tmp_path:
     rows = [sample(i, name, f"The answer is {18 - i}.") for name in filters for i in range(2)]
     assert [(row["doc_id"], row["verdict"]) for row in graded(tmp_path, *rows)] == [(0, "right"), (1, "wrong")]
     output = capsys.readouterr()
-    assert "2 filters: strict-match, flexible-extract" in output.err + output.out
+    assert "once per filter (strict-match, flexible-extract)" in output.err + output.out
     from potstill.errors import UserError
 
     with pytest.raises(UserError) as caught:

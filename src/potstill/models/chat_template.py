@@ -1,11 +1,11 @@
-"""Chat templates: how the prompts of an instruction-tuned decoder-only model are written, for a student or a teacher.
+"""Chat templates: the prompts of an instruction-tuned decoder-only model, for a student or a teacher.
 
     turns      user: Q: 2 + 2 A:
     rendered   <|user|>Q: 2 + 2 A:<|end|><|assistant|>
 
-The template is the model's own, from its folder. transformers renders it and encodes the result, so the model reads
-what it read when it was tuned. A template that writes today's date always gets the same day, because sampling, training
-and evaluation happen on different days.
+The template comes from the model's folder. transformers renders it and encodes the result, so prompts have the form that
+the model was tuned on. A template that writes today's date always gets the same date, because sampling, training and
+evaluation happen on different days.
 
     >>> has_chat_template(Path("no/such/folder"))
     False
@@ -38,16 +38,16 @@ TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 # transformers passes a function with this name to the template; a macro in the template takes precedence.
 FIXED_DATE_MACRO: Final = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 THINKING_SWITCHES: Final = ("enable_thinking", "thinking")  # arguments with which templates turn thoughts off
-# What transformers passes itself, and the parameters of its own function.
+# Names of the variables that transformers passes to a template, and of the parameters of its function.
 RESERVED_ARGUMENTS: Final = frozenset(
     ("messages", *inspect.signature(PreTrainedTokenizerFast.apply_chat_template).parameters)
 )
-GENERATION_TAG: Final = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # transformers' own tag
+GENERATION_TAG: Final = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # a tag that only transformers knows
 PROBE: Final = "potstill0probe"
 
 
 class _Section(Protocol):
-    """`student` or `teacher` of a recipe."""
+    """The section `student` or `teacher` of a recipe."""
 
     @property
     def chat(self) -> ChatSetting: ...
@@ -59,12 +59,12 @@ class _Section(Protocol):
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """How prompts are rendered, as a section of a recipe says.
+    """The settings of a recipe section for the rendering of prompts.
 
-    template       `auto` takes the model's chat template if there is one, True requires it, False ignores it
+    template       `auto`: use the model's chat template if there is one; True: require it; False: ignore it
     kwargs         arguments of the template, such as {"enable_thinking": False}
-    system_prompt  the system message; None for what the template does without one, "" for none
-    section        the recipe's section with these keys, for messages
+    system_prompt  the system message; "": no system message; None: the template decides
+    section        name of the recipe's section, for messages
     """
 
     template: ChatSetting = False
@@ -78,7 +78,7 @@ class ChatSettings:
 
     @property
     def identity(self) -> dict[str, str]:
-        """The settings that were given and that a folder does not decide, by recipe key."""
+        """Recipe key -> value, for the settings that are given and do not follow from the model's folder."""
         rows: dict[str, str] = {}
         if self.kwargs:
             rows[f"{self.section}.chat_template_kwargs"] = json.dumps(self.kwargs, sort_keys=True)
@@ -89,10 +89,13 @@ class ChatSettings:
 
 @dataclass(frozen=True, eq=False)
 class ChatTemplate:
-    """A template, and the tokenizer that encodes its special tokens.
+    """A chat template, and the tokenizer that encodes its special tokens.
 
-    system       the system message of every prompt: one turn, or none
-    end_of_turn  the token that ends an answer in this template; None where that is no token of its own
+    source       text of the template
+    special      matches any special token of the model
+    where        folder of the model, for messages
+    system       system message of every prompt: one turn, or empty
+    end_of_turn  token that ends an answer in this template; None if no single token does
     """
 
     tokenizer: Any
@@ -106,14 +109,14 @@ class ChatTemplate:
     def render(self, prompt: Prompt) -> str:
         """The turns in the template, up to where the assistant's answer begins.
 
-        Raises UserError if a turn contains a special token as text, and if the template refuses the turns.
+        Raises UserError if a turn contains a special token as text, or if the template refuses the turns.
         """
         turns = (*self.system, *prompt.turns)
         for turn in turns:
             self.check_text(turn.text)
         try:
             return self._apply(turns)
-        except Exception as error:  # transformers lets jinja2's errors through
+        except Exception as error:  # transformers does not catch jinja2's errors
             without = f"remove {self.settings.section}.system_prompt, " if self.system else ""
             raise UserError(
                 "the chat template refuses the turns of a prompt",
@@ -124,28 +127,28 @@ class ChatTemplate:
             ) from None
 
     def check_text(self, text: str) -> None:
-        """Raises UserError if a text of a turn contains a special token."""
+        """Raise UserError if the text of a turn contains a special token."""
         if self.special and (match := self.special.search(text)):
             raise UserError(
                 "a prompt contains a special token of the model, which would end or fake a turn",
                 code="E-model-special-token-in-prompt",
                 where=text[:60],
                 found=match[0],
-                hint=f"change the question, or set {self.settings.section}.chat: false, where it is plain text",
+                hint=f"change the question, or set {self.settings.section}.chat: false, which makes prompts plain text",
             )
 
     def encode(self, text: str) -> list[int]:
-        """A rendered prompt as token ids: its special tokens are recognised, and none is added."""
+        """A rendered prompt as token ids. Special tokens in the text are recognised; no special token is added."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     @property
     def opens_thought(self) -> bool:
-        """Whether a prompt ends inside a thought, which the model then has to close before it answers."""
+        """Whether a prompt ends inside a thought, which the model must close before it answers."""
         return ends_in_thought(self.render(Prompt((Turn("user", PROBE),))))
 
     @property
     def thinking_switch(self) -> str | None:
-        """The argument with which this template turns thoughts off, if it has one and it was not given."""
+        """The argument with which this template turns thoughts off; None without one, or if the recipe sets it."""
         arguments = find_template_arguments(self.source)
         return next((name for name in THINKING_SWITCHES if name in arguments - self.settings.kwargs.keys()), None)
 
@@ -160,7 +163,7 @@ class ChatTemplate:
 
 
 def has_chat_template(folder: Path) -> bool:
-    """Whether the folder of a model has a chat template of its own: not the prompt of a run, which potstill wrote."""
+    """Whether a model's folder has a chat template. The prompt of a run, which potstill wrote there, does not count."""
     if (folder / TEMPLATE_FILE).is_file():
         return not read_bytes(folder / TEMPLATE_FILE).startswith(TEMPLATE_MARK.encode())
     config = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else None
@@ -168,7 +171,7 @@ def has_chat_template(folder: Path) -> bool:
 
 
 def find_template_arguments(source: str) -> frozenset[str]:
-    """The names that a template reads from outside. Raises jinja2's TemplateError for a text that is no template."""
+    """The names of the arguments that a template reads. Raises jinja2's TemplateError for a text that is no template."""
     environment = Environment(extensions=["jinja2.ext.loopcontrols"])
     return frozenset(meta.find_undeclared_variables(environment.parse(GENERATION_TAG.sub("", source))))
 
@@ -176,12 +179,12 @@ def find_template_arguments(source: str) -> frozenset[str]:
 def open_chat_template(folder: Path, settings: ChatSettings, family: str) -> ChatTemplate | None:
     """The chat template of the model in a folder; None for plain prompts.
 
-    Raises UserError for `template=True` if there is no template or the model is a T5, which has no turns; and for
-    arguments or a system message that would have no effect.
+    Raises UserError for `template=True` if there is no template, or if the model is a T5, which has no turns. Also raises
+    UserError for arguments or a system message without effect.
     """
     key = f"{settings.section}.chat"
     if settings.template is True and family != "causal":
-        hint = "leave it out, or set it to false"
+        hint = "remove the key, or set it to false"
         raise UserError("a T5 has no chat template", code="E-model-chat-template-unsupported", where=key, hint=hint)
     if settings.template is True and not has_chat_template(folder):
         what, hint = "the folder has no chat template", f"add {TEMPLATE_FILE}, or set {key}: false (plain prompts)"
@@ -209,7 +212,7 @@ def open_chat_template(folder: Path, settings: ChatSettings, family: str) -> Cha
     try:
         source = tokenizer.get_chat_template()
     except ValueError as error:
-        what = "the model has several chat templates and no default one"
+        what = "the model has several chat templates, but no default template"
         raise UserError(what, code="E-model-chat-template-ambiguous", where=folder, found=error) from None
     if not isinstance(source, str):
         what, found = "the chat template is not a string", type(source).__name__
@@ -224,13 +227,13 @@ def open_chat_template(folder: Path, settings: ChatSettings, family: str) -> Cha
 
 
 def _any_of(names: Sequence[str]) -> re.Pattern[str] | None:
-    """An expression for any of the names that are not empty; the longest that matches."""
+    """A regular expression that matches the longest of the names; empty names are ignored."""
     longest_first = sorted(filter(None, names), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
 def _check_arguments(source: str, settings: ChatSettings, folder: Path) -> None:
-    """Raises UserError for arguments that potstill passes itself, or that the template never reads."""
+    """Raise UserError for arguments that potstill passes itself, or that the template never reads."""
     if not settings.kwargs:
         return
     where = f"{settings.section}.chat_template_kwargs"
@@ -240,7 +243,7 @@ def _check_arguments(source: str, settings: ChatSettings, folder: Path) -> None:
             code="E-model-template-argument-reserved",
             where=where,
             found=reserved[0],
-            hint="remove it",
+            hint="remove the argument",
         )
     try:
         read = find_template_arguments(source)
@@ -254,13 +257,15 @@ def _check_arguments(source: str, settings: ChatSettings, folder: Path) -> None:
             code="E-model-template-argument-unknown",
             where=where,
             found=unknown[0],
-            hint=f"it reads {', '.join(others)}" if others else "remove it: this template has no arguments",
+            hint=f"it reads {', '.join(others)}" if others else "remove the argument: this template has no arguments",
         )
 
 
 def _system_turns(chat: ChatTemplate) -> tuple[Turn, ...]:
-    """The system message of every prompt. An empty one replaces a system message that the template writes by itself; a
-    template that writes none gets none."""
+    """The system message of every prompt, as turns.
+
+    An empty message replaces the default message of the template; without a default message, there is no turn.
+    """
     text = chat.settings.system_prompt
     if text is None:
         return ()
@@ -276,7 +281,7 @@ def _system_turns(chat: ChatTemplate) -> tuple[Turn, ...]:
             code="E-model-system-prompt-refused",
             where=where,
             found=error,
-            hint=f"remove {where}: this model was tuned without system messages",
+            hint=f"remove {where}, because this model was tuned without system messages",
         ) from None
     if text.strip():
         if text.strip() not in with_system:
@@ -288,17 +293,17 @@ def _system_turns(chat: ChatTemplate) -> tuple[Turn, ...]:
                 hint=f"remove {where}, or use a template that writes system messages",
             )
         return (Turn("system", text),)
-    # The template's own message stands where the probe stands: between what the two texts have in common.
+    # The default message is at the position of the probe, between the common beginning and end of the two texts.
     before, _, after = with_system.partition(probe)
     writes_its_own = without.startswith(before) and without.endswith(after) and without != before + after
     return (Turn("system", ""),) if writes_its_own else ()
 
 
 def _find_end_of_turn(chat: ChatTemplate, tokens: Mapping[str, int]) -> int | None:
-    """The token that follows an answer in a whole conversation. tokens: the added tokens by name"""
+    """The token that follows an answer in a whole conversation; None without one. tokens: name -> id of added tokens."""
     try:
         text = chat._apply([Turn("user", "x"), Turn("assistant", PROBE)], answer=False)
-    except Exception:  # a template that writes no answers ends none
+    except Exception:  # a template that writes no answers has no end of turn
         return None
     pattern, (_, _, rest) = _any_of(list(tokens)), text.rpartition(PROBE)
     match = pattern.match(rest.lstrip()) if pattern and PROBE in text else None

