@@ -1,4 +1,4 @@
-"""Evaluation: a student answers questions, the answers are graded, and each set gets one score.
+"""Evaluation: a student answers questions, the answers are graded, and every set gets a score.
 
     >>> one = Prediction("m/1", "m", "number", "The answer is 2", "end", "right", "2")
     >>> two = Prediction("m/2", "m", "number", "Perhaps", "length", "truncated", None)
@@ -7,7 +7,7 @@
     >>> score.right, score.n, score.truncated, score.accuracy, (round(score.low, 2), round(score.high, 2))
     (1, 2, 1, 0.5, (0.09, 0.91))
 
-Texts without an answer and texts that ran out of tokens are not right. Each of the two is also counted separately.
+Texts without an answer and truncated texts are not right; both are also counted separately.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from potstill.records import Checkpoint, Prediction, Prompt, Question, Score, Sp
 
 __all__ = ["VERSION", "predict_answers", "score_predictions"]
 
-VERSION: Final = 1  # of how answers are generated and counted, beside the versions of prompts and grading
+VERSION: Final = 1  # version of the generation and counting of answers; prompts and grading have separate versions
 
 
 def predict_answers(
@@ -100,7 +100,7 @@ def score_predictions(
 
 
 def _score_tasks(predictions: Sequence[Prediction], low: float, high: float) -> dict[str, float]:
-    """The fields of a score that only a set of several tasks has. low, high: Wilson's interval of the accuracy"""
+    """The fields of a score that only a set of several tasks has. low, high: Wilson's interval of the accuracy."""
     tasks: dict[str, list[float]] = {}
     for prediction in predictions:
         tasks.setdefault(prediction.task, []).append(float(prediction.grade == "right"))
@@ -108,7 +108,7 @@ def _score_tasks(predictions: Sequence[Prediction], low: float, high: float) -> 
         return {}
     clustered = intervals.clustered_intervals([tasks[task] for task in sorted(tasks)])
     (_, tasks_low, tasks_high), (macro, macro_low, macro_high) = clustered
-    # No clustered interval is narrower than Wilson's, even if all tasks agree.
+    # A clustered interval is never narrower than Wilson's interval, even if all tasks agree.
     accuracy = sum(map(sum, tasks.values())) / len(predictions)
     bounds = {
         "macro_low": min(macro_low, macro - (accuracy - low)),

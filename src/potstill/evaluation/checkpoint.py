@@ -1,8 +1,8 @@
-"""Evaluation of one checkpoint: it answers one split of every set, in every prompt format and decoding.
+"""Evaluation of a checkpoint: it answers a split of every set, in every prompt format and decoding.
 
     paths = evaluate_checkpoint(run_dir, recipe, run_dir / "test", BASE, "test")
 
-Each checkpoint has a folder with a manifest, so more training adds folders and repeats no evaluation:
+Every checkpoint has a folder with a manifest, so more training adds folders and does not repeat evaluations:
 
     <format>.<decoding>.jsonl   one prediction per question
     <format>.samples.jsonl      all samples, if a decoding chooses among samples
@@ -35,7 +35,7 @@ from potstill.storage import manifest, run_folder
 if TYPE_CHECKING:
     from potstill.models import StoredDType, Student
 
-VERSION: Final = 1  # of which questions a checkpoint answers, and in which order
+VERSION: Final = 1  # version of the choice and order of the questions that a checkpoint answers
 SCORES_FILE: Final = "scores.json"
 PASS_CURVE_FILE: Final = "tries.json"
 CHOICE_FILE: Final = "choice.json"
@@ -43,7 +43,7 @@ ROUNDING_KEY: Final = "weights rounded to"
 
 
 def versions() -> dict[str, int]:
-    """The versions of all packages that determine an answer and its score, under their names in manifests."""
+    """Name in manifests -> version, for all packages that determine an answer and its score."""
     from potstill import models, tokenization
 
     return {
@@ -65,24 +65,24 @@ def versions() -> dict[str, int]:
 
 
 def read_saved_steps(run_dir: Path) -> list[int]:
-    """The steps of the checkpoints that training kept, without step 0."""
+    """The steps of the checkpoints that training saved, without step 0."""
     return list(_finished(run_dir, "train").counts["checkpoints"])
 
 
 def read_evaluated_checkpoints(run_dir: Path) -> list[Checkpoint]:
-    """The checkpoints that `evaluate` has scored and that can be selected: all but the base."""
+    """The checkpoints that `evaluate` has scored and that can be selected: all except the base."""
     checkpoints = map(Checkpoint.parse, _finished(run_dir, "evaluate").counts["steps"])
     return [checkpoint for checkpoint in checkpoints if checkpoint != BASE]
 
 
 def list_checkpoints_to_evaluate(run_dir: Path, recipe: Recipe) -> list[Checkpoint]:
-    """The base, then each saved checkpoint and its interpolations with the base."""
+    """The base, and all saved checkpoints with their interpolations with the base."""
     shares = sorted({*(recipe.evaluate.interpolate or ()), 1.0})
     return [BASE, *(Checkpoint(step, share) for step in read_saved_steps(run_dir) for share in shares)]
 
 
 def list_checkpoints_to_test(run_dir: Path, recipe: Recipe) -> list[Checkpoint]:
-    """The base, the selected checkpoint, and that checkpoint after on-policy distillation if there is any."""
+    """The base, the selected checkpoint and, with `on_policy`, that checkpoint after on-policy distillation."""
     if not recipe.has_teacher:
         return [BASE]
     choice = read_choice(run_dir).checkpoint
@@ -90,15 +90,15 @@ def list_checkpoints_to_test(run_dir: Path, recipe: Recipe) -> list[Checkpoint]:
 
 
 def list_answered_checkpoints(folder: Path) -> list[Checkpoint]:
-    """The checkpoints with answers in a stage's folder, finished or not, sorted."""
+    """The checkpoints with answers in a stage's folder, sorted; also unfinished checkpoints."""
     return sorted(Checkpoint.parse(path.name) for path in folder.glob("[0-9]*"))
 
 
 def list_unused_checkpoints(run_dir: Path, recipe: Recipe) -> tuple[str, ...]:
-    """Folders of checkpoints that nothing reads after the selection, relative to the run."""
+    """Folders of checkpoints, relative to the run's folder, that no stage reads after the selection."""
     try:
         checkpoints = list_checkpoints_to_test(run_dir, recipe)
-    except UserError:  # there is no selection, or it is damaged, which its digest will reveal
+    except UserError:  # no selection, or a damaged selection, which its digest will reveal
         return ()
     used = {_checkpoint_dir(run_dir, checkpoint) for checkpoint in checkpoints if checkpoint != BASE}
     saved = [path for stage in ("train", "repair") for path in (run_dir / stage / "checkpoints").glob("[0-9]*")]
@@ -112,7 +112,7 @@ def _finished(run_dir: Path, stage: str) -> manifest.Manifest:
 
 
 def _checkpoint_dir(run_dir: Path, checkpoint: Checkpoint) -> Path:
-    """The folder with the weights of a checkpoint other than the base, before interpolation."""
+    """The folder with the weights of a checkpoint before interpolation. Not for the base."""
     stage, step = ("repair", checkpoint.on_policy_steps) if checkpoint.on_policy_steps else ("train", checkpoint.step)
     return run_dir / stage / "checkpoints" / str(step)
 
@@ -123,9 +123,9 @@ def _checkpoint_dir(run_dir: Path, checkpoint: Checkpoint) -> Path:
 def evaluate_checkpoint(
     run_dir: Path, recipe: Recipe, folder: Path, checkpoint: Checkpoint, split: Split
 ) -> list[Path]:
-    """Generate, grade and score the answers of one checkpoint. Returns all its files, including earlier ones.
+    """Generate, grade and score the answers of a checkpoint. Returns all of its files, including earlier files.
 
-    folder  of the stage; the files are in its subfolder `checkpoint.name`
+    folder  folder of the stage; the files are in its subfolder `checkpoint.name`
 
     An interrupted evaluation continues with the first missing batch.
     """
@@ -147,12 +147,12 @@ def evaluate_checkpoint(
         thoughts = _count_cut_thoughts(run_dir, recipe, folder, checkpoint, split)
         finished = manifest.finish_stage(checkpoint_dir, identity, paths, {"questions": questions, **thoughts})
     else:
-        manifest.verify_files(folder, finished)  # before the stage lists them as its own
+        manifest.verify_files(folder, finished)  # before the stage's manifest lists these files
     return [folder / name for name in finished.outputs]
 
 
 def list_decodings(recipe: Recipe, split: Split) -> list[str]:
-    """The decodings with which a split is answered; the selection uses the first one."""
+    """The decodings of a split. The selection uses the first one."""
     return [*recipe.evaluate.decodings, *(recipe.evaluate.test_decodings if split == "test" else ())]
 
 
@@ -172,7 +172,7 @@ def max_tokens(recipe: Recipe, checkpoint: Checkpoint) -> int:
 
 
 def collect_grader_digests(recipe: Recipe, split: Split) -> dict[str, str]:
-    """Digests of the user's grading functions and, if a decoding has a calculator, its rule for calculator marks."""
+    """Name -> digest of the user's grading functions; and the version of calculator marks if a decoding uses them."""
     digests = custom_set.grader_digests(grader_tasks(recipe))
     if any(spec.calculator for spec in decoding.list_sampling_specs(list_decodings(recipe, split))):
         digests["calculator marks"] = str(calculator.MARKS_VERSION)
@@ -182,7 +182,7 @@ def collect_grader_digests(recipe: Recipe, split: Split) -> dict[str, str]:
 def _write_answers(
     run_dir: Path, recipe: Recipe, checkpoint_dir: Path, checkpoint: Checkpoint, split: Split
 ) -> tuple[list[Path], int]:
-    """All files of predictions, and the number of questions."""
+    """Write the answers. Returns the files of predictions, and the number of questions."""
     sets, decodings, evaluate = recipe.questions, list_decodings(recipe, split), recipe.evaluate
     set_names = [*sets.in_distribution, *sets.out_of_distribution, *sets.generic]
     questions = run_questions.read_questions(run_dir, set_names, split)
@@ -240,7 +240,7 @@ def _write_answers(
 def _count_cut_thoughts(
     run_dir: Path, recipe: Recipe, folder: Path, checkpoint: Checkpoint, split: Split
 ) -> dict[str, Any]:
-    """How many answers were cut inside a thought, for the manifest; prints a warning if there are any."""
+    """The number of answers that were cut inside a thought, for the manifest. Prints a warning if there are such answers."""
     from potstill import models
 
     specs = decoding.list_sampling_specs(list_decodings(recipe, split))
@@ -276,7 +276,7 @@ class _TokenCounter:
 
 
 def _write_scores(recipe: Recipe, checkpoint_dir: Path, checkpoint: Checkpoint, split: Split) -> list[Path]:
-    """The files of scores and, if answers were sampled, of pass curves."""
+    """Write the scores and, if answers were sampled, the pass curves. Returns their files."""
     decodings = list_decodings(recipe, split)
     scores: list[Score] = []
     curves: list[PassCurve] = []
@@ -321,7 +321,7 @@ def read_scores(folder: Path, checkpoint: Checkpoint) -> list[Score]:
 
 
 def read_pass_curve(folder: Path, checkpoint: Checkpoint) -> list[PassCurve]:
-    """Accuracies by number of samples; empty if no decoding samples."""
+    """The pass curves of a checkpoint: accuracy by number of samples. Empty if no decoding samples."""
     path = folder / checkpoint.name / PASS_CURVE_FILE
     return storage.read_records(PassCurve, path) if path.exists() else []
 
@@ -332,7 +332,7 @@ def read_choice(run_dir: Path) -> Choice:
 
 
 def read_selection_outcomes(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> dict[str, list[bool]]:
-    """For each out-of-distribution set, whether each answer is right, sorted by question id."""
+    """Out-of-distribution set -> whether each answer is right, sorted by question id."""
     outcomes: dict[str, dict[str, bool]] = {}
     format, name = recipe.select.format, recipe.evaluate.decodings[0]
     for prediction in read_predictions(run_dir / "evaluate", checkpoint, format, name):
@@ -346,7 +346,7 @@ def read_selection_outcomes(run_dir: Path, recipe: Recipe, checkpoint: Checkpoin
 
 @contextlib.contextmanager
 def open_checkpoint_engine(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> Iterator[Engine]:
-    """The engine of a checkpoint, with a cache around it if the recipe names a folder for one."""
+    """The engine of a checkpoint, with a cache if the recipe names a folder for it."""
     from potstill import models
     from potstill.inference import cache
 
@@ -381,9 +381,9 @@ def open_checkpoint_engine(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint
 def open_checkpoint(
     run_dir: Path, recipe: Recipe, checkpoint: Checkpoint, *, weights: bool = True, rounded: bool = True
 ) -> Student:
-    """The student of a checkpoint: the base, a checkpoint of the run, or an interpolation of the two, computed here.
+    """The student of a checkpoint: the base, a checkpoint of the run, or an interpolation between them.
 
-    weights  False: open it without weights if they are in a folder (see `models.open_student`)
+    weights  False: open the student without weights if they are in a folder (see `models.open_student`)
     rounded  whether the weights are rounded to the dtype in which the student is shipped, that of the base; training
              continues with the weights as they are
 
@@ -439,7 +439,7 @@ def copy_adapter(run_dir: Path, checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _weight_digests(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
-    """Digests of everything that determines the weights of a checkpoint."""
+    """Name -> digest, for everything that determines the weights of a checkpoint."""
     from potstill import models
 
     if checkpoint == BASE:
@@ -447,12 +447,12 @@ def _weight_digests(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> di
     folder = _checkpoint_dir(run_dir, checkpoint)
     train = manifest.read_finished(folder.parent.parent)
     prefix = f"{folder.relative_to(run_dir).as_posix()}/"
-    if train is None:  # evaluated while training is still running
+    if train is None:  # the checkpoint is evaluated during training
         files = sorted(path for path in folder.iterdir() if path.is_file())
         digests = {prefix + path.name: storage.file_digest(path) for path in files}
     else:
         digests = {name: row["sha256"] for name, row in train.outputs.items() if name.startswith(prefix)}
-    # The optimizer's state (`engine...`, a file or a folder) does not affect answers, and older steps lose it. An adapter
+    # The optimizer's state (`engine...`, a file or a folder) does not affect answers, and is deleted for older steps. An adapter
     # is among the weights already.
     unread = (f"{prefix}engine", f"{prefix}{models.ADAPTER_FOLDER}/")
     weights = {name: digest for name, digest in digests.items() if not name.startswith(unread)}

@@ -1,4 +1,4 @@
-"""Answers that were cut inside a thought, because a model spent its tokens on thinking.
+"""Answers that were cut inside a thought, because the model used up its tokens for thinking.
 
     >>> counts = {"cut_in_thought": {"zero-shot-rationale.greedy": [61, 100]}, "thinking_switch": "enable_thinking"}
     >>> print(describe_cut_thoughts(counts, is_base=True))      # doctest: +NORMALIZE_WHITESPACE
@@ -6,7 +6,7 @@
     its answer, so the gain looks larger than it is. Set student.chat_template_kwargs: {enable_thinking: false}, or
     raise evaluate.max_tokens.
 
-The counts are in the manifest of an evaluated checkpoint, if there is such an answer.
+The manifest of an evaluated checkpoint has the counts, if there are such answers.
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ def is_cut_in_thought(prediction: Prediction, *, opened: bool) -> bool:
 def count_cut_thoughts(
     answers: Mapping[str, Iterator[Prediction]], chat: ChatTemplate | None
 ) -> dict[str, dict[str, list[int]] | str]:
-    """The counts of a checkpoint for its manifest: for each format and decoding, the answers that were cut inside a
-    thought, and all. Empty if there are none.
+    """The counts of a checkpoint for its manifest; empty if no answer was cut inside a thought.
 
-    answers  by FORMAT.DECODING
+    For every FORMAT.DECODING, they are the number of answers that were cut inside a thought, and the number of all answers.
+
+    answers  FORMAT.DECODING -> answers
+    chat     the student's chat template; None for plain prompts
     """
     opened = chat is not None and chat.opens_thought
     counts: dict[str, list[int]] = {}
@@ -67,13 +69,13 @@ def describe_cut_thoughts(counts: Mapping[str, Any], *, is_base: bool) -> str | 
 
 
 def advise(switch: str | None) -> str:
-    """What to set, without a period. switch: the argument of the template that turns thoughts off"""
+    """The advice in a warning, without a period. switch: the argument of the template that turns thoughts off, if any."""
     off = f"Set student.chat_template_kwargs: {{{switch}: false}}, or raise" if switch else "Raise"
     return f"{off} evaluate.max_tokens"
 
 
 def read_warnings(run_dir: Path) -> Iterator[str]:
-    """The warnings about every checkpoint that answered the test questions, or the base on validation before that."""
+    """The warnings about the checkpoints that answered the test questions; before `test`, about the base on validation."""
     tested = sorted((run_dir / "test").glob(f"[0-9]*/{manifest.MANIFEST_FILE}"))
     paths = tested or [run_dir / "evaluate" / BASE.name / manifest.MANIFEST_FILE]
     for path in paths:

@@ -1,4 +1,4 @@
-"""Decodings: how a student's one answer to a question is obtained, by name.
+"""Decodings: named methods to get one answer to a question from a student.
 
     >>> parse_decoding("vote-8+calculator")
     Decoding(choice='vote', samples=8, calculator=True)
@@ -7,11 +7,11 @@
 
     greedy          the most likely token at every step
     vote-8          self-consistency: the most frequent value of 8 samples (Wang et al. 2022)
-    best-8          the sample, of 8, that the student itself finds most likely
+    best-8          of 8 samples, the one with the highest probability under the student (best-of-n by likelihood)
     ...+calculator  the result after an arithmetic expression and `=` is calculated, not generated
 
-Decodings that differ only in how they choose share one `SamplingSpec`, and so do 8 of 40 samples: the random numbers
-of a sample depend on its index and never on how many there are.
+Decodings that differ only in the choice share one `SamplingSpec`. Decodings with 8 and with 40 samples also share one,
+because the random numbers of a sample depend on its index, not on the number of samples.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from potstill.evaluation import self_consistency
 from potstill.evaluation.intervals import wilson_interval
 from potstill.records import Checkpoint, PassCurve, Prediction, Split
 
-VERSION: Final = 1  # of what a decoding samples and chooses; stored with the scores
+VERSION: Final = 1  # version of the samples and choices of decodings; stored with the scores
 DECODING_PATTERN: Final = r"^(greedy|vote-[1-9][0-9]{0,3}|best-[1-9][0-9]{0,3})(\+calculator)?$"
 
 
@@ -43,13 +43,13 @@ class Decoding:
 
     @property
     def spec(self) -> SamplingSpec:
-        """What must be generated."""
+        """The texts that must be generated for this decoding."""
         return SamplingSpec(self.choice != "greedy", self.samples, self.calculator)
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingSpec:
-    """What is generated per question: `samples` sampled texts, or one greedy text."""
+    """The texts that are generated per question: `samples` sampled texts, or one greedy text."""
 
     sampled: bool = False
     samples: int = 1
@@ -61,7 +61,7 @@ class SamplingSpec:
 
 
 def parse_decoding(name: str) -> Decoding:
-    """The decoding of a name that matches DECODING_PATTERN."""
+    """The decoding with a name that matches DECODING_PATTERN."""
     assert re.match(DECODING_PATTERN, name), f"no decoding: {name!r}"
     first, _, calculator = name.partition("+")
     choice, _, samples = first.partition("-")
@@ -69,7 +69,7 @@ def parse_decoding(name: str) -> Decoding:
 
 
 def list_sampling_specs(names: Iterable[str]) -> list[SamplingSpec]:
-    """What must be generated for these decodings: every kind once, with the largest number of samples."""
+    """The texts that must be generated for the decodings: every kind once, with the largest number of samples."""
     specs: dict[str, SamplingSpec] = {}
     for name in names:
         spec = parse_decoding(name).spec
@@ -78,7 +78,7 @@ def list_sampling_specs(names: Iterable[str]) -> list[SamplingSpec]:
 
 
 def choose_answers(name: str, samples: Iterable[Prediction]) -> list[Prediction]:
-    """The answer that a decoding chooses for each question, in the order in which the questions first occur."""
+    """The answer that a decoding chooses for each question, in the order of the first samples of the questions."""
     decoding = parse_decoding(name)
     chosen = []
     for group in _group_by_question(samples, decoding.samples):
@@ -93,12 +93,12 @@ def choose_answers(name: str, samples: Iterable[Prediction]) -> list[Prediction]
 def compute_pass_curves(
     samples: Iterable[Prediction], *, checkpoint: Checkpoint, split: Split, format: str, drawing: str
 ) -> list[PassCurve]:
-    """For each set and each k up to the number of samples: accuracy by vote, by likelihood, and pass@k.
+    """For each set and each k up to the number of samples: the accuracies of vote-k and best-k, and pass@k.
 
-    Each is the mean over all ways to choose k of a question's samples, and over the questions. The intervals are
-    Wilson's for shares, which are wide enough for means of values in [0, 1]: their variance is at most p (1 - p).
+    An accuracy is the mean over all ways to choose k of a question's samples, and over the questions. The intervals are
+    Wilson's intervals for shares. They are wide enough for means of values in [0, 1], whose variance is at most p (1 - p).
     """
-    accuracies: dict[str, dict[str, list[list[float]]]] = {}  # set -> how -> accuracies by k of each question
+    accuracies: dict[str, dict[str, list[list[float]]]] = {}  # set -> method -> accuracies by k of each question
     for group in _group_by_question(samples):
         right = [sample.grade == "right" for sample in group]
         votes = [(sample.answer, sample.grade == "right") for sample in group]
@@ -119,7 +119,7 @@ def compute_pass_curves(
 
 
 def _group_by_question(samples: Iterable[Prediction], limit: int | None = None) -> list[list[Prediction]]:
-    """The samples of each question in the order of their indices, at most the first `limit`."""
+    """The samples of each question in the order of their indices. limit: maximum number per question."""
     groups: dict[str, list[Prediction]] = {}
     for sample in samples:
         groups.setdefault(sample.question, []).append(sample)

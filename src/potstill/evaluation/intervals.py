@@ -1,4 +1,4 @@
-"""Confidence intervals and tests for an accuracy and for the difference of two.
+"""Confidence intervals and tests for accuracies and for differences between accuracies.
 
     >>> low, high = wilson_interval(8, 10)
     >>> round(low, 3), round(high, 3)
@@ -21,15 +21,15 @@ from typing import Final
 import numpy as np
 from scipy import stats
 
-VERSION: Final = 1  # of every interval; stored with scores, choices and reports
+VERSION: Final = 1  # version of all intervals; stored with scores, choices and reports
 
 
 def wilson_interval(right: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """Interval of a share (Wilson 1927), both ends in [0, 1]; (0, 1) for n = 0.
 
-    right  how many of n items are right; the sum, if items count partly
+    right  number of right items of n; the sum, if items count partly
 
-    Not `scipy.stats.binomtest(...).proportion_ci(method="wilson")`: that differs in the last digit for half of all
+    `scipy.stats.binomtest(...).proportion_ci(method="wilson")` is not used: it differs in the last digit for half of all
     inputs (stored scores would change), refuses sums that are not integers, and takes 13 times as long.
     """
     assert 0 <= right <= n, f"{right} right of {n}"
@@ -39,7 +39,7 @@ def wilson_interval(right: float, n: int, level: float = 0.95) -> tuple[float, f
     share = right / n
     center = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # At the ends the exact bound is 0 or 1; the square root leaves a remainder of 1e-17.
+    # For right = 0 and right = n, the exact bound is 0 or 1; the square root leaves a remainder of 1e-17.
     return (0.0 if right == 0 else max(0.0, center - half)), (1.0 if right == n else min(1.0, center + half))
 
 
@@ -47,7 +47,7 @@ def paired_difference(a: Sequence[bool], b: Sequence[bool], level: float = 0.95)
     """Share of a minus share of b over the same questions, with its interval: (difference, low, high).
 
     Newcombe's square-and-add method for paired shares (Statistics in Medicine 1998, method 10). Unlike a bootstrap
-    interval, it is not empty where the two never disagree: twenty unchanged questions do not prove that nothing changed.
+    interval, it has a width even if a and b agree on every question: twenty equal answers do not prove equality.
     """
     assert len(a) == len(b) > 0, f"{len(a)} answers against {len(b)}"
     n = len(a)
@@ -55,7 +55,7 @@ def paired_difference(a: Sequence[bool], b: Sequence[bool], level: float = 0.95)
     right_a, right_b = sum(map(bool, a)), sum(map(bool, b))
     share_a, share_b = right_a / n, right_b / n
     (low_a, high_a), (low_b, high_b) = wilson_interval(right_a, n, level), wilson_interval(right_b, n, level)
-    # The correlation phi of the two, with Newcombe's continuity correction.
+    # The correlation phi of a and b, with Newcombe's continuity correction.
     spread = right_a * (n - right_a) * right_b * (n - right_b)
     product = both * (n - right_a - right_b + both) - (right_a - both) * (right_b - both)
     phi = max(product - n / 2, 0.0) if product > 0 else float(product)
@@ -69,21 +69,27 @@ def paired_difference(a: Sequence[bool], b: Sequence[bool], level: float = 0.95)
 def paired_bootstrap(
     a: Sequence[float], b: Sequence[float], seed: int = 0, level: float = 0.95, draws: int = 2000
 ) -> tuple[float, float, float]:
-    """Mean of a - b over the same questions, with its percentile bootstrap interval: (difference, low, high)."""
+    """Mean of a - b over the same questions, with its percentile bootstrap interval: (difference, low, high).
+
+    seed, draws  seed and number of the bootstrap samples
+    """
     return stratified_bootstrap([(a, b)], seed=seed, level=level, draws=draws)
 
 
 def stratified_bootstrap(
     pairs: Sequence[tuple[Sequence[float], Sequence[float]]], seed: int = 0, level: float = 0.95, draws: int = 2000
 ) -> tuple[float, float, float]:
-    """The same for several sets: the mean over sets of each set's mean of a - b. Every set is resampled separately."""
+    """Mean over the sets of each set's mean of a - b, with its percentile bootstrap interval: (difference, low, high).
+
+    pairs  a and b of each set. Every set is resampled separately
+    """
     assert pairs and all(len(a) == len(b) > 0 for a, b in pairs), "pairs must have equal lengths and must not be empty"
     differences = [np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64) for a, b in pairs]
     point = float(np.mean([d.mean() for d in differences]))
     generator = np.random.Generator(np.random.PCG64(seed))
     means = np.zeros(draws)
     for d in differences:
-        # Resampling n questions means drawing how often each distinct difference occurs, which takes only a few numbers.
+        # To resample n questions, it is enough to draw the count of each distinct difference: only a few numbers.
         values, counts = np.unique(d, return_counts=True)
         times = generator.multinomial(len(d), counts / len(d), size=draws)
         means += times @ values / len(d)
@@ -120,14 +126,14 @@ def ratio_bootstrap(
 def clustered_intervals(
     groups: Sequence[Sequence[float]], level: float = 0.95
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean over all items, and mean of the groups' means, each as (mean, low, high) for another sample of groups.
+    """Mean over all items, and mean of the groups' means, both as (mean, low, high).
 
-    groups  the items of each task: 1 for right and 0 for not, or differences of two models on the same items
+    groups  the items of each task: 1 for right and 0 for wrong, or differences between two models on the same items
 
-    Student's t with one degree of freedom less than groups; for the mean over items, with residuals summed within
-    groups (the cluster-robust variance). The interval says how far another choice of tasks could move the mean. Groups
-    that all agree would give width 0, so the variance is at least that of independent items, and at least that of half
-    a wrong item.
+    The intervals show how far another sample of tasks could move the mean. They are intervals of Student's t with one
+    degree of freedom less than groups. For the mean over items, residuals are summed within groups (cluster-robust
+    variance). If all groups agree, the width would be 0; therefore, the variance is at least that of independent items,
+    and at least that of half a wrong item.
     """
     assert groups and all(len(group) > 0 for group in groups), "every group needs items"
     sizes = np.array([len(group) for group in groups], dtype=np.float64)
@@ -135,7 +141,7 @@ def clustered_intervals(
     n, count = float(sizes.sum()), len(groups)
     micro, macro = float(sums.sum() / n), float((sums / sizes).mean())
     values = np.concatenate([np.asarray(group, dtype=np.float64) for group in groups])
-    floor = max(float(np.sort(values).var()), 0.5 / n) / n  # sorted: the order of the items changes no bit
+    floor = max(float(np.sort(values).var()), 0.5 / n) / n  # sorted, so that the result does not depend on the order
     if count == 1:
         half = float(stats.norm.ppf(0.5 + level / 2)) * math.sqrt(floor)
         return (micro, micro - half, micro + half), (macro, macro - half, macro + half)
@@ -147,7 +153,10 @@ def clustered_intervals(
 
 
 def mcnemar_p_value(a: Sequence[bool], b: Sequence[bool]) -> float:
-    """Exact two-sided p of McNemar's test: could a fair coin have decided the questions on which a and b disagree?"""
+    """Exact two-sided p-value of McNemar's test, whose null hypothesis is that a and b are right equally often.
+
+    It is the probability that a fair coin decides the questions on which a and b disagree at least as unevenly.
+    """
     assert len(a) == len(b), f"{len(a)} answers against {len(b)}"
     only_a = sum(bool(x) and not y for x, y in zip(a, b, strict=True))
     only_b = sum(bool(y) and not x for x, y in zip(a, b, strict=True))

@@ -1,10 +1,10 @@
-"""The settings with which a student was evaluated, as `potstill.json` in its folder: whoever asks it needs them.
+"""The settings with which a student was evaluated, which are needed to query it: the file `potstill.json` in its folder.
 
     settings = describe_run(Path("runs/demo"), recipe, student)
     before, after = settings.prompt("zero-shot-rationale", "number")
     student.encode(before + question + after)              # what the evaluation gave the student
 
-A prompt is stored as the two texts around the question, rendered as the model reads them (its chat template included), so
+A prompt is stored as the two texts around the question, in the form that the model reads (including its chat template), so
 a copy of the folder is complete.
 
     >>> settings = QuerySettings(
@@ -36,23 +36,23 @@ if TYPE_CHECKING:
     from potstill.models import Student
 
 SETTINGS_FILE: Final = "potstill.json"
-FORMAT_VERSION: Final = 1  # of the settings file
-CHECKED_QUESTIONS: Final = 50  # of each format, on which the stored prompt must equal the evaluated one
-# A character of the private use area, which no question contains: where the question is in a rendered prompt.
+FORMAT_VERSION: Final = 1  # version of the file's format
+CHECKED_QUESTIONS: Final = 50  # questions per format whose stored and evaluated prompts are compared
+# Stands for the question in a rendered prompt: a character of the private use area, which no question contains.
 QUESTION_MARK: Final = "\ue000"
 
 
 @dataclass(frozen=True, slots=True)
 class QuerySettings:
-    """How a student was asked when it was measured.
+    """The settings with which a student was evaluated.
 
-    is_chat     whether `prompts` are in the model's own chat template; otherwise the tokenizer adds its special tokens
-    prompts     format -> task -> the texts before and after the question; the empty task stands for every other one
-    answers     task -> a right answer to one of its questions, whose form tells how an answer is read
-    format, task, decoding   the defaults: those of the selection, and the task of the first set
-    decodings   all that were measured
+    is_chat     whether `prompts` contain the model's chat template; otherwise the tokenizer adds its special tokens
+    prompts     format -> task -> the texts before and after the question; the task "" stands for all other tasks
+    answers     task -> a right answer to one of its questions, whose form determines how an answer is extracted
+    format, task, decoding   the defaults: format and decoding of the selection, and the task of the first set
+    decodings   all decodings that were evaluated
     max_tokens, stop_at_answer, temperature, batch_tokens   as in the recipe's section `evaluate`
-    seed        of sampled answers
+    seed        seed of sampled answers
     """
 
     name: str
@@ -72,9 +72,9 @@ class QuerySettings:
     dtype: str = "float32"
 
     def prompt(self, format: str, task: str) -> tuple[str, str]:
-        """The texts around a question. Raises UserError for a format that was not measured."""
+        """The texts around a question. Raises UserError for a format that was not evaluated."""
         if format not in self.prompts:
-            what, hint = "this student was not measured with this prompt format", f"use {', '.join(self.prompts)}"
+            what, hint = "this student was not evaluated with this prompt format", f"use {', '.join(self.prompts)}"
             raise UserError(what, code="E-ask-format", where="--format", found=format, hint=hint)
         by_task = self.prompts[format]
         if task not in by_task and "" not in by_task:
@@ -87,8 +87,10 @@ class QuerySettings:
 
 
 def describe_run(run_dir: Path, recipe: Recipe, student: Student) -> QuerySettings | None:
-    """The settings with which the student of a run was evaluated; None if its chat template changes the questions, so
-    that no two texts around them are the prompt."""
+    """The settings with which the student of a run was evaluated.
+
+    None if its chat template changes the questions, so that a prompt does not consist of two texts around the question.
+    """
     section, table = recipe.evaluate, run_questions.read_task_prompts(run_dir)
     sets = recipe.questions
     names = [*sets.in_distribution, *sets.out_of_distribution, *sets.generic]
@@ -142,17 +144,19 @@ def _split_prompt(
 
 
 def default_settings(student: Student, format: str) -> QuerySettings:
-    """The settings for a folder that potstill did not make: the paper's prompt in a zero-shot format, the defaults of
-    `evaluate`. Raises UserError for a format with demonstrations, which only a run has."""
+    """The settings for a folder that potstill did not make: the paper's prompt, and the defaults of `evaluate`.
+
+    Raises UserError for a few-shot format, because only a run has demonstrations.
+    """
     if format not in prompts.FORMATS or prompts.FORMATS[format].few_shot:
         zero_shot = [name for name, value in prompts.FORMATS.items() if not value.few_shot]
-        what = "a folder without potstill.json can only be asked in a zero-shot format"
+        what = "a folder without potstill.json can be queried only in a zero-shot format"
         raise UserError(what, code="E-ask-format", where="--format", found=format, hint=f"use {', '.join(zero_shot)}")
     section = EvaluateSection()
     table = {"": run_questions.TaskPrompt(prompts.PAPER_STYLE, "", ())}
     parts = _split_prompt(student, _question(QUESTION_MARK, ""), format, table)
     if parts is None:
-        what, hint = "the chat template of the model does not contain the question as it is", "use another model"
+        what, hint = "the chat template of the model changes the text of the question", "use another model"
         raise UserError(what, code="E-ask-template", where=student.folder or "the model", hint=hint)
     return QuerySettings(
         name="",
@@ -177,12 +181,12 @@ def write_settings(folder: Path, settings: QuerySettings) -> None:
 
 
 def read_settings(folder: Path) -> QuerySettings:
-    """The settings in a student's folder. Raises UserError if the file is of another version or damaged."""
+    """The settings in a student's folder. Raises UserError if the file is damaged or has another version."""
     path = folder / SETTINGS_FILE
     row = storage.read_json(path)
     with storage.as_format_errors(path):
         if row["version"] != FORMAT_VERSION:
-            what, hint = "the settings are of another version of potstill", "install the newest version of potstill"
+            what, hint = "another version of potstill wrote the settings", "install the newest version of potstill"
             raise UserError(what, code="E-ask-settings", where=path, found=row["version"], hint=hint)
         values = {field.name: row[field.name] for field in fields(QuerySettings)}
         values["decodings"] = tuple(values["decodings"])
@@ -196,7 +200,7 @@ def read_settings(folder: Path) -> QuerySettings:
 
 
 def _check_settings(settings: QuerySettings) -> None:
-    """Raises ValueError for a value that no evaluation has."""
+    """Raise ValueError for a value that no evaluation has."""
     checks = {
         "family": settings.family in ("t5", "causal"),
         "format": settings.format in settings.prompts,

@@ -6,9 +6,9 @@
     >>> selection.best.step, [value for _, value in selection.table], [checkpoint.step for checkpoint in selection.tied]
     (100, [0.25, 0.75], [0, 100])
 
-The best checkpoint in distribution is not the best out of distribution (PAPER section 1, finding 7), so the rule takes
-the mean accuracy over the out-of-distribution validation sets. The best of many is partly the luckiest, so checkpoints
-that a paired bootstrap cannot distinguish from it are listed as tied.
+The best checkpoint in distribution is not the best out of distribution (Fu et al. 2023), so the rule uses the
+mean accuracy over the out-of-distribution validation sets. Chance favours the best of many checkpoints, so checkpoints
+that a paired bootstrap cannot distinguish from the best are listed as tied.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from potstill.errors import UserError
 from potstill.evaluation import intervals
 from potstill.records import Checkpoint
 
-VERSION: Final = 1  # of the rules and their intervals; stored with the choice
+VERSION: Final = 1  # version of the rules and their intervals; stored with the choice
 RULES: Final = ("mean-out-of-distribution",)
 
 Outcomes = Mapping[str, Sequence[bool]]  # set -> whether each answer is right
@@ -29,7 +29,12 @@ Outcomes = Mapping[str, Sequence[bool]]  # set -> whether each answer is right
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The best checkpoint, (checkpoint, value) in order, and the checkpoints tied with the best, itself included."""
+    """The result of a selection.
+
+    best   the best checkpoint
+    table  (checkpoint, value) of all checkpoints, in order
+    tied   the checkpoints that cannot be distinguished from the best, including the best
+    """
 
     best: Checkpoint
     table: tuple[tuple[Checkpoint, float], ...]
@@ -44,12 +49,12 @@ def select_checkpoint(
     level: float = 0.95,
     draws: int = 2000,
 ) -> Selection:
-    """The best checkpoint of `table`, the first of equal ones.
+    """Select the best checkpoint of `table`; of equally good checkpoints, the first.
 
-    table  checkpoint -> outcomes on the out-of-distribution validation sets, questions in the same order for all
+    table  checkpoint -> outcomes on the out-of-distribution validation sets; all have the same order of questions
 
-    A checkpoint is tied if the paired interval of its difference to the best contains 0.
-    Raises UserError for an unknown rule, an empty table, and checkpoints with different sets or numbers of questions.
+    A checkpoint is tied if the paired interval of its difference from the best contains 0.
+    Raises UserError for an unknown rule, an empty table, or checkpoints with different sets or numbers of questions.
     """
     if rule not in RULES:
         hint = f"use one of {', '.join(RULES)}"
@@ -57,7 +62,7 @@ def select_checkpoint(
     checkpoints = sorted(table)
     _check_table(table, checkpoints)
     values = {checkpoint: mean_set_accuracy(table[checkpoint]) for checkpoint in checkpoints}
-    best = max(checkpoints, key=values.__getitem__)  # the first of equal ones
+    best = max(checkpoints, key=values.__getitem__)  # the first, if several are equal
     tied = []
     for checkpoint in checkpoints:
         pairs = [
@@ -71,12 +76,12 @@ def select_checkpoint(
 
 
 def mean_set_accuracy(outcomes: Outcomes) -> float:
-    """Mean over the sets of the accuracy on each: every set has the same weight, whatever its size."""
+    """The mean over the sets of the accuracy on each set. All sets have the same weight, independent of their size."""
     return sum(sum(map(bool, answers)) / len(answers) for answers in outcomes.values()) / len(outcomes)
 
 
 def count_since_best(values: Sequence[float]) -> int:
-    """How many values follow the best one, the first of equal ones.
+    """The number of values after the best value; of equal best values, after the first.
 
     >>> count_since_best([0.1, 0.3, 0.2, 0.3]), count_since_best([0.1, 0.3, 0.4])
     (2, 0)

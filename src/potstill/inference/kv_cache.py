@@ -1,11 +1,11 @@
-"""The state of a batch between two steps: keys and values, read through the modules of the transformers library.
+"""The state of a batch between two steps: keys and values, computed with the modules of the transformers library.
 
-The n samples of a question share one prompt. It goes through the model once (the prefill of a causal model; the encoder
-and first decoder step of T5); its row of the cache is then repeated n times. Rows that have ended are removed.
+The n samples of a question share one prompt. The model reads it once (a causal model in the prefill; T5 in the encoder and
+the first decoder step); the prompt's row of the cache is then repeated n times. Rows that have ended are removed.
 
-transformers renames the argument that takes the cache (`cache` replaces `past_key_values`, which 5.40 removes), and a
-forward pass silently ignores an argument that it does not know: every step would then see only its own token. So the
-name is read from the signature, and after each pass the cache must hold as many positions as were read.
+transformers renames the argument for the cache (`cache` replaces `past_key_values`, which 5.40 removes), and a forward
+pass silently ignores unknown arguments: every step would then see only its own token. Therefore, the name is taken from
+the signature, and after each pass, the number of positions in the cache is checked.
 
     >>> find_cache_argument(lambda input_ids, cache=None, **others: None)
     'cache'
@@ -39,7 +39,7 @@ EXACT_LOGITS: Final = 16  # of each row of a bfloat16 model
 
 
 def find_cache_argument(forward: Callable[..., Any]) -> str:
-    """The name of the argument of a decoder's forward pass that takes the cache. Raises UserError if it has none."""
+    """The name of the argument for the cache in a decoder's forward pass. Raises UserError if there is no such argument."""
     arguments = inspect.signature(forward).parameters
     for name in CACHE_ARGUMENTS:
         if name in arguments:
@@ -49,11 +49,11 @@ def find_cache_argument(forward: Callable[..., Any]) -> str:
 
 
 def run_with_cache(decoder: Any, cache: Cache, length: int, **inputs: Any) -> Tensor:
-    """Read tokens after those in the cache; returns the last hidden states [rows, tokens, d].
+    """Read tokens that follow the positions in the cache. Returns the last hidden states [rows, tokens, d].
 
-    length  number of positions in the cache afterwards
+    length  expected number of positions in the cache afterwards
 
-    Raises UserError if the cache holds another number: the states would be those of another text.
+    Raises UserError if the cache has another number of positions, because the states would belong to another text.
     """
     states = decoder(**inputs, **{find_cache_argument(decoder.forward): cache}, use_cache=True).last_hidden_state
     lengths = [(cache, length)]
@@ -61,18 +61,18 @@ def run_with_cache(decoder: Any, cache: Cache, length: int, **inputs: Any) -> Te
         encoded = inputs["encoder_hidden_states"]
         lengths = [(cache.self_attention_cache, length), (cache.cross_attention_cache, encoded.shape[1])]
     for part, expected in lengths:
-        # Layers may share the keys of another layer, so some may store none.
+        # A layer may use the keys of another layer, and then stores none.
         layers = [layer for layer in part.layers if isinstance(layer, DynamicLayer)]
         stored = {layer.get_seq_length() for layer in layers if layer.is_initialized}
         if layers and stored != {expected}:
             numbers = ", ".join(map(str, sorted(stored))) or "no"
-            raise _unsupported_cache(f"{numbers} positions in the cache, {expected} were read")
+            raise _unsupported_cache(f"{numbers} positions in the cache, but {expected} were read")
     return states
 
 
 def _unsupported_cache(found: str) -> UserError:
     return UserError(
-        "the model does not use its cache of keys and values as potstill expects; its numbers would be wrong",
+        "the model does not use its key-value cache as potstill expects, so its results would be wrong",
         code="E-inference-unsupported-cache",
         where=f"transformers {transformers.__version__}",
         found=found,
@@ -122,11 +122,11 @@ class DecodeState(ABC):
 
     @abstractmethod
     def keep(self, rows: list[int]) -> list[int]:
-        """Keep only these rows (ascending). Returns the old row of each new one: the order may change."""
+        """Keep only these rows (ascending). Returns the old row of each new row, because the order may change."""
 
 
 def prefill(student: Student, prompts: Sequence[tuple[int, ...]], owners: Sequence[int]) -> DecodeState:
-    """The state after the prompts, read through the library's modules; row i continues the prompt `owners[i]`."""
+    """The state after the prompts, computed with the library's modules. Row i continues the prompt `owners[i]`."""
     state = (_CausalState if student.family == "causal" else _EncoderDecoderState)(student, prompts)
     if list(owners) != list(range(len(prompts))):
         state.keep(list(owners))
@@ -140,13 +140,16 @@ def read_prompts(student: Student, prompts: Sequence[Sequence[int]], *, left: bo
 
 
 class _FullCacheState(DecodeState):
-    """Each row has its own copy of the keys and values of its prompt. `per_row`: the attributes that have a row each."""
+    """A state in which every row has a copy of the keys and values of its prompt.
+
+    per_row  names of the attributes whose first dimension is the row
+    """
 
     cache: Cache
     per_row: tuple[str, ...]
 
     def keep(self, rows: list[int]) -> list[int]:
-        """Here the rows may have any order, and may repeat."""
+        """Keep only these rows, here in any order and with repetitions. Returns `rows`."""
         indices = torch.tensor(rows, device=self.logits.device)
         self.cache.reorder_cache(indices)  # type: ignore[attr-defined]
         for name in ("logits", *self.per_row):
@@ -185,7 +188,7 @@ class _EncoderDecoderState(_FullCacheState):
         ids, self.mask = read_prompts(student, prompts, left=False)
         encoder = student.model.get_submodule("encoder")
         self.encoded = encoder(input_ids=ids, attention_mask=self.mask).last_hidden_state
-        config: Any = self.decoder.config  # the decoder's, which may have more layers than the encoder
+        config: Any = self.decoder.config  # the decoder may have more layers than the encoder
         self.cache = EncoderDecoderCache(_build_cache(config), DynamicCache(config=config))
         self.length = 0
         start: Any = student.model.config.decoder_start_token_id
@@ -201,7 +204,7 @@ class _EncoderDecoderState(_FullCacheState):
 class _GrowingLayer(DynamicLayer):
     """Keys and values [rows, heads, length, d], written in place into a buffer that grows by CACHE_BLOCK positions.
 
-    The library's layer copies all its keys and values at every step.
+    The library's layer would copy all keys and values at every step.
     """
 
     def __init__(self) -> None:

@@ -4,7 +4,7 @@
     >>> sample_inverse_cdf(logits, 1.0, [0.49, 0.51]).tolist()      # cumulative sums 0.5, 0.75, 1
     [0, 1]
 
-A row that has ended may still receive tokens for some steps; the engine discards what follows its end.
+A row that has ended may still receive tokens for some steps. The engine discards tokens after the end.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class TokenSampler:
 
     def __init__(self, keys: Sequence[SampleKey], decode: Decode) -> None:
         self.keys, self.decode = keys, decode
-        self.tokens: list[list[int]] = [[] for _ in keys]  # of each row
+        self.tokens: list[list[int]] = [[] for _ in keys]  # tokens of each row
         self.has_nan: torch.Tensor | None = None
-        # One entry per step. They stay on the device until the end: a copy per step would wait for the GPU.
+        # One entry per step. Entries stay on the device until the end, because a copy per step would wait for the GPU.
         self._rows: list[Sequence[int]] = []
         self._top: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._logprobs: list[torch.Tensor] = []
@@ -53,9 +53,9 @@ class TokenSampler:
     def sample(
         self, logits: torch.Tensor, rows: Sequence[int], forced: Mapping[int, int] = NO_FORCED_TOKENS
     ) -> torch.Tensor:
-        """logits [n, v], raw, of the texts `rows` [n] -> ids [n].
+        """Raw logits [n, v] of the texts `rows` [n] -> ids [n].
 
-        forced  index into `rows` -> the token that is written there instead of a sampled one
+        forced  index into `rows` -> token that is written instead of a sampled token
         """
         has_nan = logits.isnan().any()
         self.has_nan = has_nan if self.has_nan is None else self.has_nan | has_nan
@@ -69,7 +69,7 @@ class TokenSampler:
         if self.decode.likelihood:
             logprobs = logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
             for index in forced:
-                logprobs[index] = 0.0  # the calculator's tokens are not the model's
+                logprobs[index] = 0.0  # the model did not write the calculator's tokens
             self._logprobs.append(logprobs)
         if self.decode.top_logprobs:
             logprobs = logits.float().log_softmax(-1)
@@ -82,7 +82,7 @@ class TokenSampler:
         return ids
 
     def likelihoods(self, lengths: Sequence[int]) -> list[float | None]:
-        """For each row, the log-probability of its first `lengths[row]` tokens; None unless requested."""
+        """Per row, the log-probability (nats) of its first `lengths[row]` tokens; None unless requested."""
         if not self.decode.likelihood:
             return [None] * len(self.keys)
         by_row = self._by_row(torch.cat(self._logprobs).tolist())
@@ -96,7 +96,7 @@ class TokenSampler:
         return self._by_row(zip(ids, values, strict=True))
 
     def _by_row(self, values: Iterable[T]) -> list[list[T]]:
-        """Values in the order of steps and of the rows in each step -> the values of each row."""
+        """Values in the order of the steps, and in each step in the order of the rows -> the values of each row."""
         by_row: list[list[T]] = [[] for _ in self.keys]
         for row, value in zip(chain.from_iterable(self._rows), values, strict=True):
             by_row[row].append(value)
@@ -106,7 +106,7 @@ class TokenSampler:
 def sample_inverse_cdf(logits: torch.Tensor, temperature: float, uniforms: Sequence[float]) -> torch.Tensor:
     """Sampling by the inverse of the cumulative distribution: logits [rows, v], uniforms [rows] in [0, 1) -> ids [rows].
 
-    In float64: with float32 sums over a vocabulary of 150,000 the tail is sampled measurably wrongly.
+    Computed in float64, because with float32 sums over a vocabulary of 150,000, samples from the tail are measurably wrong.
     """
     sums = (logits.double() / temperature).softmax(-1).cumsum(-1)
     points = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None] * sums[:, -1:]
@@ -114,30 +114,30 @@ def sample_inverse_cdf(logits: torch.Tensor, temperature: float, uniforms: Seque
 
 
 class AnswerDetector:
-    """Detects when a row has a complete line, or sentence, that contains "answer is".
+    """Detects when a row has a complete line, or a complete sentence, that contains "answer is".
 
-    `lengths` [rows]: number of tokens up to the end of the answer; None while there is none. The newline of a line is
-    included; the token that shows that a sentence is complete is not.
+    `lengths` [rows]: number of tokens up to the end of the answer; None without an answer. The newline of a line counts;
+    the token that shows that a sentence is complete does not.
     """
 
     def __init__(self, rows: int, token_bytes: Callable[[int, int], bytes], unit: StopUnit) -> None:
-        """token_bytes: (token, position in the text) -> the bytes that it adds"""
+        """token_bytes: (token, position in the text) -> the bytes that the token adds."""
         self.token_bytes = token_bytes
         self.unit: StopUnit = unit
         self.texts = [bytearray() for _ in range(rows)]
-        self.starts: list[list[int]] = [[] for _ in range(rows)]  # of each token, in bytes
+        self.starts: list[list[int]] = [[] for _ in range(rows)]  # start of each token, in bytes
         self.lengths: list[int | None] = [None] * rows
 
     def add(self, row: int, token: int, position: int) -> bool:
-        """Append a token to a row; returns whether the row now has its answer."""
+        """Append a token to a row. Returns whether the row now has an answer."""
         added = self.token_bytes(token, position)
         self.starts[row].append(len(self.texts[row]))
         self.texts[row] += added
         is_line = self.unit == "line"
         may_end = b"\n" in added or (not is_line and (b" " in added or b":" in added))
         if self.lengths[row] is None and may_end:
-            # In Latin-1 each byte is a character, so offsets are bytes. The phrases are ASCII, whose bytes occur in
-            # UTF-8 only as themselves.
+            # In Latin-1 every byte is a character, so offsets are in bytes. The phrases are ASCII, and in UTF-8 an ASCII
+            # byte never belongs to another character.
             text = self.texts[row].decode("latin-1")
             end = prompts.find_answer_end(text) if is_line else prompts.find_answer_sentence_end(text)
             if end is not None and (end < len(text) or not is_line):
@@ -204,23 +204,23 @@ class RepeatDetector:
 class CalculatorDecoding:
     """Writes the results of arithmetic expressions into a batch of texts (Cobbe et al. 2021).
 
-    A result is written in the tokens that the text with it has, and the token after it may not lengthen its number.
-    The model continues on its own where the vocabulary cannot write a result exactly, and where its most likely token
-    opens a calculator mark (`48/2 = <<48/2=`) as it was trained to: then the mark is completed. A number that was begun
-    is written to its end.
+    A result is written with the tokens of the text that includes it, and the next token may not lengthen its number. If
+    the vocabulary cannot write a result exactly, the model continues without it. If the model's most likely token opens a
+    calculator mark (`48/2 = <<48/2=`), as it was trained to do, the model continues, and the mark is completed. If the
+    model has begun a number, the rest of the number is written.
     """
 
     def __init__(self, rows: int, tokenizer: Tokenizer, token_bytes: Callable[[int, int], bytes]) -> None:
-        """token_bytes: (token, position in the text) -> the bytes that it adds"""
+        """token_bytes: (token, position in the text) -> the bytes that the token adds."""
         self.tokenizer, self.token_bytes = tokenizer, token_bytes
         self.texts = [bytearray() for _ in range(rows)]
-        self.pending: list[list[int]] = [[] for _ in range(rows)]  # result tokens that a row still has to take
+        self.pending: list[list[int]] = [[] for _ in range(rows)]  # tokens of a result that the row must still write
         self.after_result: set[int] = set()  # rows whose next token must not lengthen the result
-        self.may_open_mark: set[int] = set()  # rows outside a mark, before the number of a pending result
+        self.may_open_mark: set[int] = set()  # rows outside a mark, before the digits of a result
         self.mark_tokens, self.number_tokens = _classify_tokens(tokenizer)
 
     def forced_tokens(self, logits: torch.Tensor, live: list[int]) -> dict[int, int]:
-        """Index into `live` -> the token that this row has to take now. logits [live rows, v]"""
+        """Index into `live` -> the token that the row must write now. logits: [live rows, v]."""
         waiting = [(index, row) for index, row in enumerate(live) if self.pending[row]]
         for index, row in waiting if self.mark_tokens else ():
             if row in self.may_open_mark and int(logits[index].argmax()) in self.mark_tokens:
@@ -238,7 +238,7 @@ class CalculatorDecoding:
         return logits
 
     def add(self, row: int, token: int, position: int) -> None:
-        """Append the token that a row took."""
+        """Append the token that a row has written."""
         added = self.token_bytes(token, position)
         self.texts[row] += added
         self.after_result.discard(row)
@@ -256,7 +256,7 @@ class CalculatorDecoding:
                 change(row)
 
     def result_tokens(self, text: str, result: str) -> list[int]:
-        """The tokens that write `result` after a text; none if they would write anything else."""
+        """The tokens that write `result` after a text; empty if no tokens write it exactly."""
         before = self.tokenizer.encode(text).ids
         whole = self.tokenizer.encode(text + result).ids
         tokens = whole[len(before) :] if whole[: len(before)] == before else self.tokenizer.encode(result).ids
@@ -266,7 +266,7 @@ class CalculatorDecoding:
 
 @lru_cache(maxsize=2)
 def _classify_tokens(tokenizer: Tokenizer) -> tuple[frozenset[int], torch.Tensor]:
-    """The tokens that open a calculator mark, and those that lengthen a number before them."""
+    """The tokens that open a calculator mark, and a mask [v] of tokens that would lengthen a number."""
     vocabulary = [tokenizer.token_bytes(token) for token in range(tokenizer.size)]
     marks = frozenset(token for token, text in enumerate(vocabulary) if text.lstrip().startswith(b"<"))
     numbers = [token for token, text in enumerate(vocabulary) if NUMBER_CONTINUATION.match(text)]

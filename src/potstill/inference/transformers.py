@@ -1,4 +1,4 @@
-"""The reference engine: transformers models, decoder-only and encoder-decoder, and the loop that generates texts.
+"""The reference engine: decoder-only and encoder-decoder models of transformers, and the generation loop.
 
     >>> from potstill.models import Shape, random_student
     >>> from potstill import demo, tokenization
@@ -10,9 +10,9 @@
     >>> len(text.ids), len(text.candidates), text.stop
     (3, 3, 'length')
 
-The model computes raw logits only; `sampling` selects the tokens. The sampling settings in a checkpoint's
-generation_config.json (a repetition penalty, for example) are ignored. Each distinct prompt is read once, and rows
-that have ended leave the batch.
+The model only computes raw logits; `sampling` selects the tokens. Sampling settings in a checkpoint's
+generation_config.json (such as a repetition penalty) are ignored. Equal prompts are read once, and rows that have ended
+are removed from the batch.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from potstill.models import Example, Student
 from potstill.records import END, Candidate, End, Prompt, StopReason, Target, TargetKind
 from potstill.tokenization import Tokenizer
 
-SCORE_CHUNK: Final = 1024  # positions whose logits exist at a time while texts are scored
+SCORE_CHUNK: Final = 1024  # number of positions whose logits exist at the same time while texts are scored
 
 
 class TransformersEngine:
-    """An `Engine` and `ScoringEngine` around a student, or around any local model that is opened as one."""
+    """An `Engine` and `ScoringEngine` for a student, or for any local model that is opened as a student."""
 
     def __init__(self, student: Student) -> None:
         self.student = student
-        # An instruction-tuned model may end a turn with one token and a document with another; both are END. A
-        # configuration that was never adapted to its tokenizer may name a token of plain text: it is ignored.
+        # An instruction-tuned model may end a turn with one token, and a document with another token; both are END. A
+        # configuration that does not match its tokenizer may name a token of plain text, which is ignored.
         eos = student.model.generation_config.eos_token_id
         eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
         tokenizer = student.tokenizer
         known = [token for token in eos_ids if type(token) is int and 0 <= token < tokenizer.size]
         special = {token for token in known if not tokenizer.token_bytes(token)}
         self.end_tokens = (tokenizer.eos, *sorted(special - {tokenizer.eos}))
-        # T5 has relative positions and no limit; its `n_positions` is only the length it was trained on.
+        # T5 has relative positions without a limit; its `n_positions` is only the length of its training texts.
         config, causal = student.model.config, student.family == "causal"
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None) if causal else None
         self._start, self._inside = (_TokenOutcomes(tokenizer, self.end_tokens, position) for position in (0, 1))
@@ -93,7 +93,7 @@ class TransformersEngine:
         return [replace(text, likelihood=value) for text, value in zip(texts, likelihoods, strict=True)]
 
     def score(self, requests: Sequence[Request], texts: Sequence[str], *, top_logprobs: int) -> list[ScoredText]:
-        """Memory: the states of all positions and the logits of SCORE_CHUNK of them."""
+        """The scores of existing texts. Memory: the states of all positions, and the logits of SCORE_CHUNK positions."""
         if not requests:
             return []
         tokenizer = self.student.tokenizer
@@ -129,7 +129,7 @@ class TransformersEngine:
         """One token per row and step, until every row has ended or has `max_tokens`."""
         end_tokens, ended = frozenset(self.end_tokens), set[int]()
         state = fast_prefill(self.student, [request.prompt for request in requests])
-        live = list(range(len(requests)))  # the request of each row of the state; some of them may have ended
+        live = list(range(len(requests)))  # request of each row of the state; some of these rows may have ended
         for position in range(max_tokens):
             if calculator:
                 logits = calculator.mask_logits(state.logits, live)
@@ -157,14 +157,14 @@ class TransformersEngine:
             state.step(ids)
 
     def check_requests(self, requests: Sequence[Request], max_tokens: int) -> None:
-        """Raises UserError for a prompt that is empty or, together with `max_tokens`, too long for the model."""
+        """Raise UserError for a prompt that is empty or, together with `max_tokens`, too long for the model."""
         for request in requests:
             length, where = len(request.prompt), f"question {request.key[0]}"
             if not length:
                 raise UserError("the prompt is empty", code="E-inference-empty-prompt", where=where)
             if self.max_positions is not None and length + max_tokens > self.max_positions:
                 raise UserError(
-                    "the prompt and its answer do not fit into the model",
+                    "the prompt and its answer are too long for the model",
                     code="E-inference-prompt-too-long",
                     where=where,
                     found=f"{length} prompt tokens + {max_tokens} new tokens; the model has {self.max_positions} positions",
@@ -205,37 +205,37 @@ class TransformersEngine:
         )
 
     def _step(self, ids: list[int], values: list[float], position: int) -> tuple[Candidate, ...]:
-        """The outcomes of one step. The last id was sampled and may also be among the others."""
+        """The outcomes of a step. The last id is the sampled token, which may also occur before."""
         sampled = ids[-1]
         if sampled in ids[:-1]:
             ids, values = ids[:-1], values[:-1]
         table = self._start if position == 0 else self._inside
         outcomes = [table[token] for token in ids]
         if None not in outcomes and len(set(outcomes)) == len(outcomes) and values[-1] != -math.inf:
-            # The common case: distinct outcomes, already sorted by probability.
+            # The usual case: distinct outcomes, already sorted by probability.
             return tuple(zip(outcomes, map(_round_logprob, values), strict=True))  # type: ignore[return-value]
         merged: dict[bytes | End, float] = {}
         for token, outcome, value in zip(ids, outcomes, values, strict=True):
             if outcome is None and token == sampled:
-                outcome = b""  # a sampled token is always listed
+                outcome = b""  # the sampled token is always listed
             if outcome is None or value == -math.inf:
                 continue
-            # Two tokens that write the same bytes (a byte token and a letter) are one outcome: add their probabilities.
+            # Two tokens that write the same bytes (a byte token and a letter) are one outcome, so add their probabilities.
             known = merged.get(outcome)
             merged[outcome] = value if known is None else known + math.log1p(math.exp(value - known))
         rounded = [(outcome, _round_logprob(value)) for outcome, value in merged.items()]
         return tuple(sorted(rounded, key=itemgetter(1), reverse=True))
 
     def token_bytes(self, token: int, position: int) -> bytes:
-        """The bytes that a token adds to a text at a position; empty for an end or another special token."""
+        """The bytes that a token adds to a text at a position; empty for special tokens."""
         outcome = (self._start if position == 0 else self._inside)[token]
         return outcome if isinstance(outcome, bytes) else b""
 
 
 class _TokenOutcomes(dict[int, bytes | End | None]):
-    """What each token does to a text, at its start or inside it, computed when first needed.
+    """Token id -> the bytes that it writes at the start of a text or inside it, or END. Computed at the first use.
 
-    None for a special token without effect, and for an id outside the vocabulary (a head may have more rows than that).
+    None for other special tokens, and for ids outside the vocabulary (the head may have more rows than tokens).
     """
 
     def __init__(self, tokenizer: Tokenizer, end_tokens: Sequence[int], position: int) -> None:
@@ -256,7 +256,7 @@ def _round_logprob(value: float) -> float:
 def hard_example(
     prompt: tuple[int, ...], ids: tuple[int, ...], end: int | None, question: str = "", format: str = ""
 ) -> Example:
-    """A text as hard targets. end: its end token; None if a token limit ended it."""
+    """A text as an example with hard targets. end: its end token; None if it was truncated at a token limit."""
     tokens = ids if end is None else (*ids, end)
     kinds: list[TargetKind] = ["same"] * len(ids)
     if end is not None:
@@ -268,8 +268,11 @@ def hard_example(
 def score_targets(
     student: Student, rows: Sequence[Example], top_k: int, *, vocabulary: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and raw natural log-probabilities [n, k + 1] at each position of the rows' targets: the k most likely tokens,
-    then the target's own, which may be among them. NaN where the logits are NaN. vocabulary: only ids below it."""
+    """Ids [n, k + 1] int64 and raw natural log-probabilities [n, k + 1] at the n positions of the rows' targets.
+
+    They are those of the k most likely tokens, then of the target's token, which may be among them. NaN if the logits are
+    NaN. vocabulary: only ids below it are listed.
+    """
     ids, values = [], []
     with eval_mode(student.model), torch.no_grad():
         batch = student.batch(rows).to(student.device)
@@ -284,13 +287,13 @@ def score_targets(
 
 
 def nan_logits_error() -> UserError:
-    hint = "check its weights and its dtype; a student that diverged needs a lower learning rate"
+    hint = "check the weights and the dtype of the model; if a student diverged, lower the learning rate"
     return UserError("the model's logits are not numbers", code="E-inference-nan-logits", found="NaN", hint=hint)
 
 
 @contextmanager
 def eval_mode(model: Any) -> Iterator[None]:
-    """Without dropout."""
+    """Switch a model to evaluation mode, without dropout, for the block."""
     training = model.training
     model.eval()
     try:

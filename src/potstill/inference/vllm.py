@@ -2,20 +2,20 @@
 
     engine = open_engine(folder, "vllm", vllm=VllmSection(gpus=2))      # starts vLLM with the weights in the folder
 
-Token ids go in and token ids come out: vLLM gets no tokenizer, so the bytes of a token are potstill's own. How this
-module deals with vLLM's defaults:
-- float32 weights would be computed in float16: the dtype is always given.
-- It finds end tokens by its own rules: it gets those of the reference engine and ignores all others. Sampling settings
-  in the folder (penalties, cut-offs) are not read.
-- Log-probabilities are computed before the temperature, in float32. They are requested even where only texts are
-  needed, because only they reveal NaN logits.
-- A temperature below 0.01 would be raised to it, one above 2 is rejected: both are refused here.
-- It cannot stop after an answer: it is asked for TOKENS_PER_ROUND tokens at a time and continues only the texts
-  without an answer. Its prefix cache makes a round cheap.
-- It sends usage statistics: they are disabled.
+vLLM receives and returns token ids and gets no tokenizer, so potstill determines the bytes of a token. This module changes
+or avoids defaults of vLLM:
+- It would compute float32 weights in float16. The dtype is always given.
+- It finds end tokens by its own rules. Here, it gets the end tokens of the reference engine and ignores all others.
+  Sampling settings in the folder (penalties, cut-offs) are not read.
+- Log-probabilities are computed before the temperature, in float32. They are always requested, because only they reveal
+  NaN logits.
+- It would raise a temperature below 0.01 to 0.01, and it rejects a temperature above 2. Both are refused here.
+- It cannot stop after an answer. It generates TOKENS_PER_ROUND tokens at a time, and continues only texts without an
+  answer. Its prefix cache makes a round cheap.
+- It would send usage statistics, which are disabled.
 
-Each text has its own seed, a hash of the run's seed, its key and the position, so it depends on the rest of its batch
-only by float noise. That noise differs from run to run, because vLLM schedules texts as they arrive.
+Each text has a separate seed, a hash of the run's seed, the text's key and the position. It depends on the other texts of
+its batch only by floating-point noise, which differs from run to run, because vLLM schedules texts as they arrive.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ from potstill.records import Prompt
 if TYPE_CHECKING:
     from potstill.recipe import VllmSection
 
-TOKENS_PER_ROUND: Final = 64  # tokens between two checks whether a text has its answer
+TOKENS_PER_ROUND: Final = 64  # number of tokens between two checks whether a text has an answer
 VLLM_ENVIRONMENT: Final = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 
 
 class VllmEngine:
-    """An `Engine` around a decoder-only model, without a calculator. vLLM shuts down when this object is deleted."""
+    """An `Engine` for a decoder-only model. Does not support the calculator. vLLM stops when this object is deleted."""
 
     def __init__(self, student: Student, settings: VllmSection, *, dtype: str, trust_remote_code: bool = False) -> None:
-        """student: with its weights, or without them if `student.folder` contains them"""
+        """student: a student with weights, or without weights if `student.folder` contains them."""
         self.library = import_vllm()
         if student.family != "causal":
             raise encoder_decoder_error("", student.family)
@@ -123,7 +123,7 @@ class VllmEngine:
             seed=derive_seed(decode.seed, key, start),
             logprobs=min(decode.top_logprobs, self.vocabulary_size),
             flat_logprobs=True,
-            ignore_eos=True,  # vLLM's; the reference's are in stop_token_ids
+            ignore_eos=True,  # vLLM's end token; stop_token_ids has those of the reference engine
             stop_token_ids=list(self.reference.end_tokens),
             detokenize=False,
         )
@@ -181,12 +181,12 @@ def import_vllm() -> Any:
 
 
 def derive_seed(seed: int, key: SampleKey, position: int) -> int:
-    """A seed of 31 bits for the tokens of one text from a position on."""
+    """A seed of 31 bits for the tokens of a text from `position` on."""
     return hash_key(seed, key, position, 4) >> 1
 
 
 def _read_logprobs(flat: Any) -> list[StepLogprobs]:
-    """The steps of vLLM's flat format, which lists the sampled token first."""
+    """The steps in vLLM's flat format, which lists the sampled token first."""
     steps = []
     for start, end in zip(flat.start_indices, flat.end_indices, strict=True):
         ids, values = flat.token_ids[start:end], flat.logprobs[start:end]

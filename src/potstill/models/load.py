@@ -59,15 +59,15 @@ def open_student(
 ) -> Student:
     """The student in a folder, in evaluation mode, on the CPU.
 
-    family             "t5" or "causal" if the folder must hold such a model; None for what config.json says
-    dropout            while training; None for what config.json says
-    trust_remote_code  run model code from the folder
-    chat_template      whether prompts use the folder's own template: auto, True or False, or all settings of prompts
-    weights            False: everything but the weights, for a caller that reads them from `Student.folder`; then they
-                       may be quantized
+    family             "t5" or "causal": the required family; None: the family in config.json
+    dropout            dropout probability in training; None: the value in config.json
+    trust_remote_code  whether to run model code from the folder
+    chat_template      whether prompts use the folder's chat template ("auto", True or False), or all settings of prompts
+    weights            False: load everything except the weights, for a caller that reads them from `Student.folder`. They
+                       may then be quantized
 
-    Raises UserError if the folder, config.json or the weights are missing, truncated, pickled, quantized, incomplete,
-    not finite, of an unsupported kind, or do not fit the tokenizer.
+    Raises UserError if the folder, config.json or the weights are missing, truncated, pickled, quantized, incomplete or not
+    finite, if the model is not supported, or if the weights do not fit the tokenizer.
     """
     folder = Path(folder)
     tensors = _check_folder(folder, trust_remote_code, may_be_quantized=not weights)
