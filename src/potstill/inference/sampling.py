@@ -266,7 +266,7 @@ class CalculatorDecoding:
 
 @lru_cache(maxsize=2)
 def _classify_tokens(tokenizer: Tokenizer) -> tuple[frozenset[int], torch.Tensor]:
-    """The tokens that open a calculator mark, and a mask [v] of tokens that would lengthen a number."""
+    """The ids of tokens that open a calculator mark; and of tokens that would lengthen a number before them, [m] int64."""
     vocabulary = [tokenizer.token_bytes(token) for token in range(tokenizer.size)]
     marks = frozenset(token for token, text in enumerate(vocabulary) if text.lstrip().startswith(b"<"))
     numbers = [token for token, text in enumerate(vocabulary) if NUMBER_CONTINUATION.match(text)]
