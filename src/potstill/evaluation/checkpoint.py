@@ -452,8 +452,8 @@ def _weight_digests(run_dir: Path, recipe: Recipe, checkpoint: Checkpoint) -> di
         digests = {prefix + path.name: storage.file_digest(path) for path in files}
     else:
         digests = {name: row["sha256"] for name, row in train.outputs.items() if name.startswith(prefix)}
-    # The optimizer's state (`engine...`, a file or a folder) does not affect answers, and is deleted for older steps. An adapter
-    # is among the weights already.
+    # The optimizer's state (`engine...`, a file or a folder) does not affect answers, and is deleted for older steps. The
+    # weights already contain an adapter.
     unread = (f"{prefix}engine", f"{prefix}{models.ADAPTER_FOLDER}/")
     weights = {name: digest for name, digest in digests.items() if not name.startswith(unread)}
     weights |= _rounding(recipe, checkpoint)
