@@ -54,7 +54,8 @@ def test_a_key_on_the_command_line_is_not_repeated(change: str) -> None:
 
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "MY_KEY_2", "_K", "AZURE_OPENAI_GPT4_API_KEY"])
 def test_names_of_variables_are_taken(name: str) -> None:
-    assert parse_recipe(f"name: t\nteacher: {{kind: openai, model: m, server: {{key: {name}}}}}\n", "t.yaml").teacher.server.key == name
+    text = f"name: t\nteacher: {{kind: openai, model: m, server: {{key: {name}}}}}\n"
+    assert parse_recipe(text, "t.yaml").teacher.server.key == name
 
 
 @pytest.mark.parametrize("value", ["sk-abc\nX-Other: 1", "sk-abc def", "sk-abc\x1b[31m", "schlüssel-abc", "“sk-abc”"])

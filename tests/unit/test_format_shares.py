@@ -27,7 +27,7 @@ from potstill.recipe import load_recipe, parse_recipe, recipe_to_yaml
 from potstill.report import collect
 from potstill.runner import run as run_recipe
 from potstill.storage import manifest, read
-from potstill.training import data_order, examples
+from potstill.training import data_order, examples, loss_from_recipe
 from process_group import gloo, together
 from training_steps import FAMILIES, MICRO_BATCHES, gradients, gradients_agree, make_student, training_examples
 
@@ -425,4 +425,10 @@ def test_beta_counts_in_the_identity_of_repair_where_the_divergence_has_one(
     from potstill.stages import open_stage
 
     recipe = tiny.recipe(world, f"on_policy={{sets: [more], divergence: {divergence}}}")
-    assert ("train.divergence_beta" not in open_stage("repair").free(recipe)) == has_beta
+    free = open_stage("repair").free(recipe)
+    assert ("train.divergence_beta" not in free) == has_beta and "on_policy.divergence_beta" in free
+    own = tiny.recipe(world, f"on_policy={{sets: [more], divergence: {divergence}, divergence_beta: 0.2}}")
+    free = open_stage("repair").free(own)
+    assert ("on_policy.divergence_beta" not in free) == has_beta and "train.divergence_beta" in free
+    assert (loss_from_recipe(recipe, "on_policy").beta, loss_from_recipe(own, "on_policy").beta) == (0.5, 0.2)
+    assert loss_from_recipe(own).beta == 0.5

@@ -324,12 +324,13 @@ DENSE = {
     "reverse_kl": lambda p, q, beta: kl(q, p),
     "generalized_jsd": jsd,
 }
-RAISES_TAIL = {"reverse_kl", "generalized_jsd"}  # to at least 1e-6 of the teacher's probability
+RAISES_TAIL = {"reverse_kl", "generalized_jsd"}  # the teacher's tail is at least 1e-6
+SCALES_P_ALONE = {"forward_kl"}  # under renormalised; the others scale p and q
 
 
 def dense_divergence(name, hidden, head, ids, p, mode, *, beta, bias=None, scale=1.0, softcap=None) -> Tensor:
     """The definition in float64. tail: all tokens that are not candidates are one outcome, at least 1e-6 to the teacher
-    for the divergences that would be infinite. renormalised: p alone for forward KL, else both sides."""
+    for RAISES_TAIL. renormalised: p alone for SCALES_P_ALONE, else both sides."""
     assert name in DENSE, f"no dense definition for {name}: add it to DENSE"
     logits = hidden @ head.T * scale
     logits = logits if bias is None else logits + bias
@@ -344,7 +345,7 @@ def dense_divergence(name, hidden, head, ids, p, mode, *, beta, bias=None, scale
             q, own = torch.cat([q, (1 - q.sum())[None]]), torch.cat([own, rest[None]])
         elif mode == "renormalised":
             own = own / own.sum()
-            q = q if name == "forward_kl" else q / q.sum()
+            q = q if name in SCALES_P_ALONE else q / q.sum()
         values.append(DENSE[name](own, q, beta))
     return torch.stack(values)
 

@@ -13,11 +13,13 @@ gradient, whatever log_q is there.
 To add a divergence, write such a function and enter it in `DIVERGENCES`; nothing else changes. If it has a keyword
 `beta`, it gets `train.divergence_beta`, and the key counts in the identity of a run (`uses_beta`).
 
-    missing_probability   forward_kl                        with `_mask_and_rescale`, as reverse_kl
-    raw                   missing probability counts as 0   refused: it needs the probability that the teacher lacks
-    renormalised          p is scaled to 1                  p and q are both scaled to 1 over the candidates
-    tail                  the rest of the vocabulary is one more outcome; reverse_kl and generalized_jsd raise the
-                          teacher's tail to at least 1e-6, because the reverse divergence from 0 is infinite
+    missing_probability   forward_kl                       reverse_kl, generalized_jsd (`_mask_and_rescale`)
+    raw                   the tail is left out             refused
+    renormalised          p is scaled to a sum of 1        p and q are scaled to a sum of 1
+    tail                  the tail is one more outcome     the same; the teacher's tail is at least 1e-6, because the
+                                                           reverse divergence from 0 is infinite
+
+The tail is the rest of the vocabulary, all tokens that are not candidates.
 """
 
 from __future__ import annotations
@@ -241,11 +243,15 @@ DEFAULT_LOSS: Final = Loss()  # forward KL at the teacher's candidates, as in th
 def _mask_and_rescale(
     name: str, log_q: Tensor, p: Tensor, missing_probability: MissingProbability
 ) -> tuple[Tensor, Tensor]:
-    """log_q and p at the candidates, [n, k] each: log_q is -inf on padding (p = 0). Under `renormalised` both are
-    rescaled to sum 1; under `tail` they keep what is missing to 1. Raises UserError for `raw`, which names `name`."""
+    """log_q and p at the candidates, [n, k] each; log_q is -inf on padding (p = 0).
+
+    name  of the divergence, for the message
+    Under `renormalised`, q and p are divided by their sums over the candidates. Under `tail` they stay as they are, and
+    the caller adds the tail. Raises UserError for `raw`.
+    """
     if missing_probability == "raw":
         raise UserError(
-            f"{name} cannot use missing_probability: raw, because it needs the probability that the candidates lack",
+            f"{name} needs the teacher's probability outside the candidates, and missing_probability: raw leaves it out",
             code="E-train-divergence-needs-tail",
             where="train.missing_probability",
             found="raw",

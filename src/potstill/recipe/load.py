@@ -369,11 +369,16 @@ def _suggest_key(keys: tuple[str, ...]) -> str:
         if len(key) == len(keys)
         and all(part in (ANY_NAME, written) for part, written in zip(key[:-1], keys[:-1], strict=True))
     ]
+    synonym = synonyms.find_synonym(keys)
+    if synonym and synonym.split(".")[:-1] == list(
+        keys[:-1]
+    ):  # before a similar name, because beta does not mean betas
+        return f"did you mean {synonym}?"
     for cutoff in (0.85, 0.6):
         near = difflib.get_close_matches(keys[-1], [key[-1] for key in siblings], 1, cutoff)
         if near:
             return f"did you mean {'.'.join((*keys[:-1], near[0]))}?"
-        if synonym := synonyms.find_synonym(keys):  # before the looser match below, because lr does not mean lora
+        if synonym:  # before the looser match below, because lr does not mean lora
             return synonym.removeprefix("= ") if synonym.startswith("=") else f"did you mean {synonym}?"
     elsewhere = [".".join(key) for key in known if key[-1] == keys[-1]]
     nearby = [key for key in elsewhere if len(keys) == 1 or key.startswith(f"{keys[0]}.")]

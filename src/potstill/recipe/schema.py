@@ -129,7 +129,10 @@ class TrainSection(Section):
         "right chains counts forty times as much as a question with one.",
     )
     demonstrations: Positive = Field(default=4, description="Number of demonstrations in a few-shot prompt.")
-    replay: ReplaySection | None = Field(default=None, description="Generic rows that are mixed into every step.")
+    replay: ReplaySection | None = Field(
+        default=None,
+        description="Generic rows that are mixed into every step. They are not related to the teacher kind replay.",
+    )
     missing_probability: Literal["raw", "renormalised", "tail"] = Field(
         default="raw",
         description="How the loss treats the probability outside the candidates: ignore it (raw), scale the candidates to "
@@ -137,11 +140,11 @@ class TrainSection(Section):
     )
     divergence: str = Field(
         default="forward_kl",
-        description="Name in the table DIVERGENCES of losses/divergences.py. All except forward_kl may need "
-        "missing_probability: tail or renormalised. The error for an unknown name lists all names.",
+        description="forward_kl, reverse_kl or generalized_jsd. The last two need missing_probability: tail or "
+        "renormalised.",
     )
     divergence_beta: float = Field(
-        default=0.5, gt=0, lt=1, description="For divergences with a beta: the teacher's weight in the mixture."
+        default=0.5, gt=0, lt=1, description="For generalized_jsd: the teacher's weight in the mixture."
     )
     steps: Positive = Field(default=1000, description="Number of optimizer steps.")
     prompts_per_step: Positive = Field(
@@ -344,6 +347,12 @@ class OnPolicySection(Section):
     scorer_revision: str | None = Field(default=None, description="Branch, tag or commit of a scorer on the hub.")
     divergence: str = Field(
         default="reverse_kl", description="Divergence between scorer and student, as in train.divergence."
+    )
+    divergence_beta: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="As train.divergence_beta, for on_policy.divergence; by default, the same.",
     )
     top_logprobs: Positive = Field(
         default=20, description="Number of the scorer's most likely tokens used at each position."

@@ -110,6 +110,7 @@ _SYNONYMS_BY_MEANING: Final = {
     "= potstill has no such setting; remove the key": "label_smoothing_factor neftune_noise_alpha",
     "= a run trains unless teacher.kind is none; remove the key": "do_train",
     "train.divergence on_policy.divergence": "kl loss_type",
+    "train.divergence_beta on_policy.divergence_beta": "beta alpha skew_alpha",
     "evaluate.cache": "cache_dir",
 }
 SYNONYMS: Final = {word: meaning for meaning, words in _SYNONYMS_BY_MEANING.items() for word in words.split()}

@@ -51,8 +51,11 @@ class Repair(Stage):
         }
 
     def free(self, recipe: Recipe) -> tuple[str, ...]:
-        has_beta = recipe.on_policy is not None and losses.uses_beta(recipe.on_policy.divergence)
-        unused = () if has_beta else ("train.divergence_beta",)
+        section = recipe.on_policy
+        unused = {"train.divergence_beta", "on_policy.divergence_beta"}
+        if section is not None and losses.uses_beta(section.divergence):
+            used = "train" if section.divergence_beta is None else "on_policy"
+            unused.remove(f"{used}.divergence_beta")
         return (*checkpoint.list_unused_keys(recipe, "validation"), *unused)
 
     def inputs(self, recipe: Recipe, run_dir: Path | None = None) -> dict[str, str]:

@@ -212,11 +212,13 @@ def loss_from_recipe(recipe: Recipe, section: Literal["train", "on_policy"] = "t
     Raises UserError for a divergence that does not exist or refuses the section's missing probability.
     """
     divergence, missing_probability = recipe.train.divergence, recipe.train.missing_probability
+    beta = recipe.train.divergence_beta
     if section == "on_policy":
         assert recipe.on_policy is not None, "the recipe has the section on_policy"
         divergence, missing_probability = recipe.on_policy.divergence, "tail"
+        beta = beta if recipe.on_policy.divergence_beta is None else recipe.on_policy.divergence_beta
     try:
-        return Loss(divergence, missing_probability, recipe.train.divergence_beta)
+        return Loss(divergence, missing_probability, beta)
     except UserError as error:
         where = error.where.replace("train.", f"{section}.")
         raise UserError(error.what, code=error.code, where=where, found=error.found, hint=error.hint) from None
