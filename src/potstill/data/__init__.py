@@ -29,6 +29,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -38,7 +39,7 @@ from potstill.data.set_files import BuiltinSet, RawQuestion, check_text, read_de
 from potstill.data.splits import canonical_question
 from potstill.errors import UserError
 from potstill.grading import grade  # with the graders of SETS, which `grading` alone does not know
-from potstill.records import Question, Verdict
+from potstill.records import Question, Split, Verdict
 from potstill.storage import file_digest
 from potstill.storage.dataset_files import shorten
 
@@ -68,6 +69,7 @@ def load_set(
     file: Path | Sequence[Path] | None = None,
     fields: custom_set.FieldMap | None = None,
     task: str | None = None,
+    split: Split | None = None,
     splits: Literal["digest", "paper"] = "digest",
     validation: int | float | None = None,
     test: int | float | None = None,
@@ -78,6 +80,7 @@ def load_set(
     name          a name in SETS, `bbh/<task>`, or, with `file`, a new name
     data_dir      folder of the built-in sets; None: the folder in POTSTILL_DATA
     file, fields, task   of a custom set (see `custom_set`); `task` is the task of records without one
+    split         of a custom set: the split of records without one; None: they are divided
     splits        how to divide a set that has no splits; `paper` is only for built-in sets
     validation    fraction (float) or number (int) of validation questions, per set or per BBH task; None: 0.2
     test          fraction or number of test questions. None: for a built-in set, the rest; for a custom set, 0.2, or
@@ -85,8 +88,8 @@ def load_set(
     custom_names  names of the recipe's custom sets, for the message about an unknown name
     Raises UserError, with file and record, for a wrong name, file, record or size.
     """
-    if file is None and (fields or task):
-        what, hint = "fields and task need a file", "pass `file`, or remove these arguments"
+    if file is None and (fields or task or split):
+        what, hint = "fields, task and split need a file", "pass `file`, or remove these arguments"
         raise UserError(what, code="E-data-custom-options", where=name, hint=hint)
     if splits not in ("digest", "paper"):
         raise _splits_error(name, "unknown value of splits", "write digest or paper", splits)
@@ -97,7 +100,7 @@ def load_set(
         hint = "remove `validation`, or set `splits: digest`"
         raise _splits_error(name, "the paper's split has a fixed size", hint, validation)
     if file is not None:
-        return _load_custom(name, file, fields, task, validation, test)
+        return _load_custom(name, file, fields, task, split, validation, test)
     builtin, data_dir = _builtin(name, custom_names), find_data_folder(data_dir, name)
     raws = builtin.read(data_dir)
     assert builtin.grader is None or {raw.task for raw in raws} == {builtin.grader}, "a question has another task"
@@ -131,6 +134,7 @@ def _load_custom(
     file: Path | Sequence[Path],
     fields: custom_set.FieldMap | None,
     task: str | None,
+    split: Split | None,
     validation: int | float | None,
     test: int | float | None,
 ) -> list[Question]:
@@ -142,7 +146,10 @@ def _load_custom(
         grading.check_task(task)
     validation = DEFAULT_SHARE if validation is None else validation
     test = (validation if isinstance(validation, int) else DEFAULT_SHARE) if test is None else test
-    return assign_splits(custom_set.read_custom(name, paths, fields, task), name, validation=validation, test=test)
+    raws = custom_set.read_custom(name, paths, fields, task)
+    if split is not None:
+        raws = [raw if raw.split else replace(raw, split=split) for raw in raws]
+    return assign_splits(raws, name, validation=validation, test=test)
 
 
 def _builtin(name: str, custom_names: Sequence[str]) -> BuiltinSet:

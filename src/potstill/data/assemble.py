@@ -63,13 +63,21 @@ def assemble_questions(recipe: Recipe) -> AssembledQuestions:
             kept[name][split] = rows if limit is None else _limit_questions(rows, limit)
             if len(kept[name][split]) < len(rows):
                 limited[f"{name}.{split}"] = len(rows)
-            if not kept[name][split]:
+            if not kept[name][split] and not _is_all_test(recipe, name, split):
                 raise _empty_set_error(name, split, questions, leaked)
     templates, dropped = _find_templates(recipe, kept)
     trained = {question.id for name in section.train for question in kept[name]["train"]}
     held_out = [question for name in section.train for question in loaded[name] if question.id not in trained]
     unused = {name: len(questions) - sum(map(len, kept[name].values())) for name, questions in loaded.items()}
     return AssembledQuestions(kept, held_out, unused, len(leaked), templates, dropped, limited)
+
+
+def _is_all_test(recipe: Recipe, name: str, split: Split) -> bool:
+    """Whether a set has no validation questions because the recipe makes all of it test, and needs none because it
+    selects no checkpoint."""
+    return (
+        split == "validation" and not recipe.has_teacher and name in recipe.sets and recipe.sets[name].split == "test"
+    )
 
 
 def _empty_set_error(name: str, split: Split, questions: list[Question], leaked: set[str]) -> UserError:
@@ -131,6 +139,7 @@ def _load_set(recipe: Recipe, name: str) -> list[Question]:
         file=set_paths(recipe, name) if custom else None,
         fields={field: _column_dict(column) for field, column in custom.fields.items()} if custom else None,
         task=custom.task if custom else None,
+        split=custom.split if custom else None,
         splits=section.splits,
         validation=None if section.splits == "paper" else section.validation,
         test=test if custom or (trained and section.splits == "digest") else None,

@@ -88,6 +88,11 @@ class CustomSet(Section):
         description="How answers are graded: number, choice, boolean, text, regex, json, ..., or `function: "
         "module:name` for your own function. If not given, the form of each answer decides.",
     )
+    split: Literal["train", "validation", "test"] | None = Field(
+        default=None,
+        description="Split of every record that names none; if not given, these records are divided. A set that is all "
+        "test needs a recipe with `teacher: {kind: none}`, which selects no checkpoint.",
+    )
     fields: dict[str, ColumnOrName] = Field(
         {},
         description="Names of the file's columns for question, answer, id, rationale, task, split and choices; for "
