@@ -196,6 +196,41 @@ def test_the_logits_of_a_bfloat16_model_are_those_of_its_weights_in_float32(kind
             memory.step(torch.tensor([9, 9]))
 
 
+@pytest.mark.parametrize("shared", [1, 3, 9])
+def test_a_beginning_that_all_prompts_share_is_read_once(shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    student, beginning = random_model("llama"), tuple(range(20, 29))
+    prompts = [beginning + rest for rest in ((5, 6), (7,), (9, 8, 7, 6), (7,))]
+    decoder, read = student.model.get_decoder(), []
+    plain = decoder.forward
+
+    @functools.wraps(plain)
+    def counted(*args: object, **kwargs: object) -> object:
+        read.append(tuple(kwargs["input_ids"].shape))  # type: ignore[attr-defined]
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(decoder, "forward", counted)
+    monkeypatch.setattr(fast_decode, "shared_length", lambda *_: shared)  # also for float32, to compare closely
+    with torch.no_grad():
+        memory = fast_prefill(student, prompts)
+        assert read == [(1, shared), (3, 9 + 4 - shared)]
+        monkeypatch.setattr(decoder, "forward", plain)
+        for step in range(5):
+            expected = torch.stack([next_logits(student, row, [9] * step) for row in prompts])
+            torch.testing.assert_close(memory.logits, expected, rtol=1e-4, atol=1e-4)
+            memory.step(torch.full((4,), 9))
+
+
+def test_which_beginning_is_shared() -> None:
+    student, beginning = random_model("llama"), tuple(range(20, 30))
+    prompts = [(*beginning, 5, 6), (*beginning, 5, 7), (*beginning, 8)]
+    assert fast_decode.shared_length(student, prompts) == 0  # float32
+    student.convert_weights("bfloat16")
+    assert fast_decode.shared_length(student, prompts) == 10
+    assert fast_decode.shared_length(student, [beginning, (*beginning, 5)]) == 9
+    assert fast_decode.shared_length(student, prompts[:1]) == 0
+    assert fast_decode.shared_length(student, [prompt[4:] for prompt in prompts]) == 0  # 6 tokens are too few
+
+
 @given(st.integers(0, 10**6), st.sampled_from([0.01, 1.0]))
 def test_the_likeliest_token_of_a_bfloat16_head_is_exact(seed: int, spread: float) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -9,6 +9,8 @@ make them smaller than in the library's modules (`kv_cache`), which all other mo
 - The keys and values of generated tokens are stored separately and grow in place.
 - The last row moves to the slot of a row that has ended, so removing rows copies few rows.
 
+With bfloat16 weights, a beginning that all prompts share (a system message, demonstrations) is computed once.
+
 Measured on one core (docs/log.md): 600 sampled chains of the toy teacher take 4.7 s instead of 7.7 s, 600 greedy
 answers of the toy student 1.6 s instead of 2.2 s. Sums are computed in another order than in the library, so the
 numbers differ by float32 rounding.
@@ -40,6 +42,7 @@ from potstill.inference.kv_cache import (
 from potstill.models import Student
 
 SUPPORTED_ROPE_TYPES: Final = ("default", "linear", "llama3")  # rotary embeddings that do not depend on the length
+MIN_SHARED: Final = 8  # tokens of a common beginning that is worth a forward pass of its own
 ATTENTION_LAYERS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "q", "k", "v", "o")
 
 
@@ -186,15 +189,36 @@ class FastState(DecodeState):
         return order
 
 
+def shared_length(student: Student, prompts: Sequence[tuple[int, ...]]) -> int:
+    """The number of tokens at the beginning of all prompts that are read once for all of them.
+
+    0 for a float32 model, whose texts stay those of earlier versions to the last bit.
+    """
+    if student.model.dtype != torch.bfloat16 or len(prompts) < 2:
+        return 0
+    first, last = min(prompts), max(prompts)
+    length = next(
+        (place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first)
+    )
+    length = min(length, *(len(prompt) - 1 for prompt in prompts))  # each prompt reads its last token itself
+    return length if length >= MIN_SHARED else 0
+
+
 class _FastLlama(FastState):
     def __init__(self, student: Student, prompts: Sequence[tuple[int, ...]], owners: list[int]) -> None:
         model: Any = student.model.get_decoder()
         self.head, self.model = student.head, model
-        ids, mask = read_prompts(student, prompts, left=True)
+        cache, shared = DynamicCache(config=cache_config(student.model.config)), shared_length(student, prompts)
+        if shared:
+            beginning, _ = read_prompts(student, [prompts[0][:shared]], left=True)
+            run_with_cache(model, cache, shared, input_ids=beginning)
+            cache.batch_repeat_interleave(len(prompts))
+        # Padded between the shared beginning and the rest, so that the last position of every row is the end of its prompt.
+        ids, mask = read_prompts(student, [prompt[shared:] for prompt in prompts], left=True)
+        mask = torch.cat([mask.new_ones(len(mask), shared), mask], 1)
         positions = (mask.cumsum(1) - 1).clamp_min(0)
-        cache = DynamicCache(config=cache_config(student.model.config))
-        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        states = run_with_cache(model, cache, ids.shape[1], **inputs)
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions[:, shared:]}
+        states = run_with_cache(model, cache, mask.shape[1], **inputs)
         rows = torch.tensor(owners, device=student.device)
         self.logits = next_token_logits(self.head, states[:, -1])[rows]
         self.next_position = positions[rows, -1] + 1
