@@ -1,4 +1,4 @@
-"""The calculator: the result of the arithmetic expression at the end of a text, exact or none.
+"""The calculator: the exact result of the arithmetic expression at the end of a text, or None.
 
     >>> texts = ("They hold 2 * 5 =", "That is $1.50 x 4 =", "He has 48/2 = <<48/2=", "Then x =")
     >>> [complete_after_equals(text) for text in texts]
@@ -6,9 +6,9 @@
     >>> evaluate_expression("(3 + 4) * 1/2"), evaluate_expression("9 ** 9"), evaluate_expression("1 / 0")
     (Fraction(7, 2), None, None)
 
-The equals sign is the trigger, so a student whose vocabulary has no `<<` (T5 reads it as unknown) can use the
-calculator. It knows + - * / and parentheses over decimal numbers. The lengths of numbers and expressions are bounded,
-so every call is fast, and no text is executed as a program. Pure.
+An equals sign triggers the calculator, so a student whose vocabulary has no `<<` (as T5's) can use it. It supports
++ - * / // and parentheses over decimal numbers. The lengths of numbers and expressions are bounded, so every call is
+fast. No text is executed as a program. All functions are pure.
 """
 
 from __future__ import annotations
@@ -18,23 +18,26 @@ import re
 from fractions import Fraction
 from typing import Final
 
-VERSION: Final = 1  # counts changes of which texts are completed, and how
-MARKS_VERSION: Final = 3  # counts changes of decoding for a student that writes `<<`; for decoding with a calculator
+VERSION: Final = 1  # of the completions: which texts get one, and its text
+MARKS_VERSION: Final = 3  # of decoding with the calculator for students that write `<<`
 
 MAX_DIGITS: Final = 15  # of a number
 MAX_TOKENS: Final = 40  # numbers, operators and parentheses of an expression
-MAX_DECIMALS: Final = 6  # of a result; the model writes a longer one itself
+MAX_DECIMALS: Final = 6  # of a result; the model itself writes a result with more decimals
 
 OPERATORS: Final = {"×": "*", "x": "*", "X": "*", "÷": "/", "−": "-", "–": "-"}
 EXPRESSION_TOKEN: Final = re.compile(r"\s*(?:\$?(\d[\d,]*(?:\.\d+)?|\.\d+)|(//|[-+*/()×xX÷−–]))")
 NUMBER_PATTERN: Final = re.compile(r"\d+(?:\.\d+)?|\.\d+|\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 EXPRESSION_TAIL: Final = re.compile(r"[-\d.,+*/()$×xX÷−– \t]*\Z")
-LOOKBACK_CHARS: Final = 200  # examined before the equals sign
+LOOKBACK_CHARS: Final = 200  # characters before the equals sign that are read
 
 
 def complete_after_equals(text: str) -> str | None:
-    """The result after a text that ends in an expression and `=`, with a space and a currency sign if the expression
-    has them; after an open `<<` the result and `>>`. None if there is nothing to calculate."""
+    """The completion of a text that ends in an expression and `=`; None if there is nothing to calculate.
+
+    It is the result, with a space and a currency sign if the expression has them. After an open `<<` it is the result
+    and `>>`.
+    """
     if not text.endswith("="):
         return None
     before = text[:-1]
@@ -53,7 +56,8 @@ def complete_after_equals(text: str) -> str | None:
 
 
 def find_trailing_expression(text: str) -> str | None:
-    """The longest end of the text that is an expression with at least one operation: "4 + 5" of "Of 3, 4 + 5"."""
+    """The longest expression with at least one operation at the end of a text: "4 + 5" for "Of 3, 4 + 5". None if there
+    is none."""
     match = EXPRESSION_TAIL.search(text[-LOOKBACK_CHARS:])
     assert match is not None
     tail = match[0]
@@ -66,7 +70,7 @@ def find_trailing_expression(text: str) -> str | None:
 
 
 def evaluate_expression(expression: str) -> Fraction | None:
-    """The exact value of an expression; None if it is not an expression, divides by zero, or exceeds the bounds."""
+    """The exact value of an expression; None if the text is not an expression, divides by zero, or is too long."""
     tokens = _tokenize_expression(expression)
     if not tokens or len(tokens) > MAX_TOKENS:
         return None
@@ -78,7 +82,8 @@ def evaluate_expression(expression: str) -> Fraction | None:
 
 
 def format_result(number: Fraction) -> str | None:
-    """A number as a solution writes it: 24, 1.5; None if it needs more than `MAX_DECIMALS` decimals."""
+    """A number as a solution writes it, such as 24 or 1.5; None if it has more than `MAX_DECIMALS` decimals or more than
+    `MAX_DIGITS` digits before the decimal point."""
     scaled = number * 10**MAX_DECIMALS
     if scaled.denominator != 1 or abs(number) >= 10**MAX_DIGITS:
         return None
@@ -94,11 +99,11 @@ def _evaluate_and_format(expression: str) -> str | None:
 
 
 def _is_number_start(text: str, position: int) -> bool:
-    """Whether a number, with its sign if it has one, begins at a position and not before it."""
+    """Whether a number begins exactly at a position. The number may have a sign."""
     before = text[position - 1] if position else " "
     if text[position].isdigit() or text[position] == ".":
         return not (before.isdigit() or before in ".,")
-    # a sign, not an operator: at the start, after a parenthesis or a space, and directly before a digit
+    # A minus is a sign, not an operator, directly before a digit and at the start or after a parenthesis or a space.
     return text[position] in "-−–" and before in " (" and text[position + 1 : position + 2].isdigit()
 
 
@@ -125,7 +130,7 @@ def _tokenize_expression(expression: str) -> list[Fraction | str] | None:
     return tokens
 
 
-# A recursive descent parser: each function returns the value of its part and the index after it.
+# A recursive descent parser. Its functions return the value of the parsed part and the index after it.
 
 
 def _parse_sum(tokens: list[Fraction | str], index: int) -> tuple[Fraction, int]:

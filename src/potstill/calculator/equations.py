@@ -1,4 +1,4 @@
-"""The equations of a text, GSM8K's calculator marks around their results, and the equations that are wrong.
+"""Finds the equations of a text, inserts and removes GSM8K's calculator marks, and finds wrong equations.
 
     >>> text = "He has 48/2 = 24 pens, at $1.50 x 4 = $6."
     >>> marked = apply_edits(text, find_mark_insertions(text))
@@ -7,8 +7,8 @@
     >>> apply_edits(marked, find_mark_removals(marked)) == text, find_wrong_equations("3 * 4 = 13 and 10 / 3 = 3.33")
     (True, ('3 * 4 = 13',))
 
-The authors of GSM8K wrote marks into its solutions so that a calculator can complete them. A mark is inserted only
-before a result that equals the calculator's, so a mark never says anything else than the calculator would. Pure.
+The authors of GSM8K wrote marks into its solutions so that a calculator can complete them. A mark is inserted only before
+a result that equals the calculator's, so marks never contradict the calculator. All functions are pure.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from typing import Final
 
 from potstill import calculator
 
-VERSION: Final = 1  # counts changes of the places and contents of marks, and of which equations are wrong
+VERSION: Final = 1  # of the marks (their places and contents) and of the choice of wrong equations
 
 MARK_PATTERN: Final = re.compile(r"<<[^<>=\n]*=[^<>\n]*>>")
 STATED_RESULT: Final = re.compile(r"[ \t]*(-?\$?-?)(\d(?:[\d,]*\d)?(?:\.\d+)?|\.\d+)")
-# After a stated result: it is only a part of another expression or number.
+# Text after a stated result that makes it part of another expression or number.
 CONTINUATION: Final = re.compile(r"\s*[-+*/×÷−–xX(]\s*[\d$(.]|[:^]|[.,]\d|\s+\d+/")
-# After a stated result: words that change its value.
+# Words after a stated result that change its value.
 UNIT_PATTERN: Final = re.compile(
     r"\s*(?:%|°|k\b|m\b|hundred|thousand|million|billion|dozen|cent|per ?cent|and a )", re.I
 )
 TIMES_SIGN: Final = re.compile(r"(?<=[\d)]) ?[xX] ?(?=[\d($.])")
-# Two operators in a row, and two divisions in a row: 2 / 1/5 has two readings.
+# Two operators in a row, or two divisions in a row: 2 / 1/5 can be read in two ways.
 AMBIGUOUS_EXPRESSION: Final = re.compile(r"[-+*/×÷−–xX]\s*[-+*×÷−–xX]|[/÷]\s*[\d,.]+\s*[/÷]")
 
 
 @dataclass(frozen=True, slots=True)
 class Equation:
-    """An expression in a text, its equals sign and the number after it.
+    """An expression in a text, its equals sign and the number after it. Offsets count characters.
 
-    start, end    of the whole equation in the text
-    number_start  where the stated number begins, after a space and a currency sign
-    expression    as written
-    value         of the expression
+    start, end    start and end of the whole equation in the text
+    number_start  the start of the stated number, after a space and a currency sign
+    expression    the expression as written
+    value         the value of the expression
     stated        the number that the text states
-    continues     whether the text after the number makes it a part of another expression
+    continues     whether the text after the number makes it part of another expression
     """
 
     start: int
@@ -67,7 +67,7 @@ class Equation:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """Replace the characters from `start` to `end` by `text`. The number after them ends at `number_end`."""
+    """Replaces the characters from `start` to `end` by `text`. The number after these characters ends at `number_end`."""
 
     start: int
     end: int
@@ -76,7 +76,7 @@ class Edit:
 
 
 def find_equations(text: str) -> Iterator[Equation]:
-    """The equations of a text in their order, except those inside marks, closed or open."""
+    """The equations of a text in order, without those inside a mark, which may be closed or still open."""
     marks = [match.span() for match in MARK_PATTERN.finditer(text)]
     equals = -1
     while (equals := text.find("=", equals + 1)) >= 0:
@@ -104,7 +104,7 @@ def find_equations(text: str) -> Iterator[Equation]:
 
 
 def find_mark_insertions(text: str) -> list[Edit]:
-    """A mark before every stated number that equals the calculator's result and has no mark yet."""
+    """The edits that insert a mark before every stated number that equals the calculator's result and has no mark yet."""
     return [
         Edit(equation.number_start, equation.number_start, equation.mark, equation.end)
         for equation in find_equations(text)
@@ -113,13 +113,13 @@ def find_mark_insertions(text: str) -> list[Edit]:
 
 
 def find_mark_removals(text: str) -> list[Edit]:
-    """The removal of every mark. If one mark is inside another, the next call removes the outer one."""
+    """The edits that remove every mark. If a mark is inside another one, the next call removes the outer mark."""
     marks = [(mark, STATED_RESULT.match(text, mark.end())) for mark in MARK_PATTERN.finditer(text)]
     return [Edit(*mark.span(), "", (number or mark).end()) for mark, number in marks]
 
 
 def apply_edits(text: str, edits: Sequence[Edit]) -> str:
-    """The text after edits that do not overlap, in their order."""
+    """The text with the edits applied. The edits are in order and do not overlap."""
     parts, position = [], 0
     for edit in edits:
         parts += [text[position : edit.start], edit.text]
@@ -128,8 +128,10 @@ def apply_edits(text: str, edits: Sequence[Edit]) -> str:
 
 
 def find_wrong_equations(text: str) -> tuple[str, ...]:
-    """The equations that state another number than their value, as written. A rounded or truncated number is right.
-    Ambiguous equations (a part of a longer expression, algebra, times of day, units) are not judged."""
+    """The equations, as written, whose stated number is wrong. A rounded or truncated number is right.
+
+    Ambiguous equations are not judged: parts of a longer expression, algebra, times of day, numbers with units.
+    """
     return tuple(
         text[equation.start : equation.end]
         for equation in find_equations(text)
@@ -138,7 +140,8 @@ def find_wrong_equations(text: str) -> tuple[str, ...]:
 
 
 def compact_expression(expression: str) -> str:
-    """An expression as marks write it: no spaces, currency signs and commas, and `*` and `/` for other operators."""
+    """An expression as marks write it: without spaces, currency signs and commas, and with `*`, `/` and `-` for other
+    signs of these operations."""
     parts, position = [], 0
     while match := calculator.EXPRESSION_TOKEN.match(expression, position):
         number, operator = match.groups()
@@ -148,7 +151,7 @@ def compact_expression(expression: str) -> str:
 
 
 def _is_judgeable(text: str, equation: Equation) -> bool:
-    """Whether an equation has one reading: nothing before it belongs to it, and it has no letters or units."""
+    """Whether an equation can be read in only one way: no text before it belongs to it, and it has no letters or units."""
     start = equation.start
     tail = calculator.EXPRESSION_TAIL.search(text[max(0, start - calculator.LOOKBACK_CHARS) : start])
     assert tail is not None

@@ -1,4 +1,4 @@
-"""Losses: how far the student's next-token distribution is from a sparse distribution of the teacher.
+"""Losses: divergences between the student's next-token distribution and a sparse distribution of the teacher.
 
     >>> import torch
     >>> hidden, lm_head = torch.zeros(1, 2), torch.zeros(4, 2)               # the student gives 1/4 to each of 4 tokens
@@ -9,9 +9,10 @@
     >>> round(value.item(), 4)
     0.1733
 
-A hard label is a distribution of one candidate with probability 1. So sample matching, answers, human rationales and
-distribution matching are one function (paper, section 5). For one position, let p be the candidates' probabilities,
-M their sum, q the student's softmax over the whole vocabulary and Q the student's probability of all candidates.
+A hard label is a distribution of one candidate with probability 1. So the same function serves sample matching,
+answers, human rationales and distribution matching (Fu et al. 2023, section 5). For one position, let p be the
+candidates' probabilities, M their sum, q the student's softmax over the whole vocabulary, and Q the sum of q over the
+candidates.
 
     missing_probability  forward KL                                          gradient in the logits
     raw                  sum p log(p / q)                                    M q - p          (the paper's)
@@ -19,11 +20,12 @@ M their sum, q the student's softmax over the whole vocabulary and Q the student
     tail                 sum p log(p / q) + (1 - M) log((1 - M) / (1 - Q))   q - p on the candidates,
                                                                              q (M - Q) / (1 - Q) elsewhere
 
-All are 0 with gradient 0 where q is the teacher's own distribution (`raw`: if the candidates are complete, M = 1).
+All of these values and gradients are 0 if q is the teacher's own distribution (under `raw`, only if the candidates are
+complete, M = 1).
 
-`sparse_kl` and `weighted_sparse_kl` know this gradient, and never hold more than one chunk of logits. Every other
-divergence is a function in `potstill.losses.divergences`, computed from `candidate_log_probabilities`, with the
-gradient of autograd.
+`sparse_kl` and `weighted_sparse_kl` compute this gradient by its formula, and hold only one chunk of logits at a time.
+The other divergences are functions in `potstill.losses.divergences`. They take `candidate_log_probabilities`, and
+autograd computes their gradients.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ from potstill.losses.sparse import (
     weighted_sparse_kl,
 )
 
-VERSION: Final = 2  # of the values that this package computes
+VERSION: Final = 2  # of the values that the losses return
 
 __all__ = [
     "DEFAULT_LOSS",

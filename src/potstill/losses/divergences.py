@@ -4,14 +4,16 @@
     >>> all(abs(divergence(log_q, p, "tail").item()) < 1e-6 for divergence in DIVERGENCES.values())
     True
 
-A divergence is a function (log_q, p, missing_probability) -> [n], not reduced, in nats or without a unit. Autograd
-makes its gradient through log_q. log_q [n, k] are the student's log-probabilities at the candidates
-(`candidate_log_probabilities`); under `tail` they are [n, k + 1], where the last column is the rest of the vocabulary
-(`with_rest=True`). p [n, k] are the teacher's probabilities. A slot of p = 0 is padding and must add 0 to value and
-gradient, whatever log_q is there.
+A divergence is a function (log_q, p, missing_probability) -> [n], not reduced, in nats or without a unit. Its gradient
+comes from autograd through log_q.
+
+    log_q  [n, k] the student's log-probabilities of the candidates (`candidate_log_probabilities`); under `tail`
+           [n, k + 1], with the rest of the vocabulary in the last column (`with_rest=True`)
+    p      [n, k] the teacher's probabilities. A slot with p = 0 is padding, and must add 0 to the value and the gradient
+           for every log_q
 
 To add a divergence, write such a function and enter it in `DIVERGENCES`; nothing else changes. If it has a keyword
-`beta`, it gets `train.divergence_beta`, and the key counts in the identity of a run (`uses_beta`).
+`beta`, it gets the value of `train.divergence_beta`, and this key becomes part of the identity of a run (`uses_beta`).
 
     missing_probability   forward_kl                       reverse_kl, generalized_jsd (`_mask_and_rescale`)
     raw                   the tail is left out             refused
@@ -69,14 +71,15 @@ def candidate_log_probabilities(
     """Natural log-probabilities [n, k] of the candidates under a softmax over the whole vocabulary.
 
     hidden, lm_head, ids, bias, scale, softcap, chunk_rows  as in `potstill.losses.sparse_kl`
-    with_rest     one more column [n, k + 1]: the log-probability of all tokens that are not candidates. It is summed
-                  over these tokens, so it is exact also where the candidates have almost all probability
-    is_candidate  [n, k] bool: False for slots that are padding, None if there is no padding. A padded slot still gets
-                  the log-probability of its id, which the caller has to ignore; its token is in the rest, unless
+    with_rest     add a column, so that the result is [n, k + 1]: the log-probability of all tokens that are not
+                  candidates. It is a sum over these tokens, so it is exact even if the candidates have nearly all of
+                  the probability
+    is_candidate  [n, k] bool: False for slots that are padding; None if there is no padding. A padded slot still gets
+                  the log-probability of its id, which the caller must ignore. The rest includes its token, unless
                   another slot of the row is a candidate with that id. Candidates are distinct within a row
 
-    Returns float32 (float64 for float64 inputs), also for bfloat16 inputs and under autocast; -inf for an empty rest.
-    Memory beside the result: one chunk of logits. Asserts shapes and ids.
+    Returns float32 (float64 for float64 inputs), even for bfloat16 inputs and under autocast; -inf for an empty rest.
+    The memory in addition to the result is one chunk of logits. Asserts shapes and ids.
     """
     check_shapes(hidden, lm_head, ids, bias)
     is_candidate = torch.ones_like(ids, dtype=torch.bool) if is_candidate is None else is_candidate
@@ -94,11 +97,11 @@ def candidate_log_probabilities(
     def differentiate(
         logits: Tensor, grad: Tensor, log_q: Tensor, normaliser: Tensor, ids: Tensor, is_candidate: Tensor
     ) -> Tensor:
-        # The gradient of log q_c is [c] - q. Every column subtracts the normaliser, whose gradient is q: -q times the
-        # sum of the columns' gradients.
+        # The gradient of log q_c is [c] - q, because every column subtracts the normaliser, whose gradient is q. So the
+        # second term is -q times the sum of the columns' gradients.
         gradient = (logits - normaliser).exp_().mul_(-grad.sum(1, keepdim=True))
         if with_rest:
-            # d log(rest) / d logit is q over the rest's probability. An empty rest (-inf) gets exp(-inf) = 0.
+            # d log(rest) / d logit is q divided by the rest's probability. An empty rest (-inf) gets exp(-inf) = 0.
             log_rest = log_q[:, -1:]
             rest_normaliser = torch.where(log_rest > -torch.inf, normaliser + log_rest, torch.inf)
             others = mask_candidates(logits, ids, is_candidate)
@@ -110,20 +113,21 @@ def candidate_log_probabilities(
 
 
 def forward_kl(log_q: Tensor, p: Tensor, missing_probability: MissingProbability = "raw") -> Tensor:
-    """KL(teacher || student) = sum p log(p / q): the student covers all that is likely to the teacher. Training uses
-    `sparse_kl`, which computes the same with a gradient written out."""
+    """KL(teacher || student) = sum p log(p / q), [n] in nats, not reduced. The student learns to cover every outcome that
+    is likely for the teacher. Training uses `sparse_kl`, which computes the same value, and its gradient by formula."""
     k = p.shape[1]
     if missing_probability == "renormalised":
         p = p / p.sum(1, keepdim=True)
     elif missing_probability == "tail":
         p = torch.cat([p, tail_probability(p).unsqueeze(1)], 1)
         log_q = torch.cat([log_q[:, :k], _log_rest(log_q, k).unsqueeze(1)], 1)
-    # A slot of probability 0 adds 0: where the student's log-probability is -inf, the product would be NaN.
+    # A slot with probability 0 must add 0: with a log-probability of -inf, the product would be NaN.
     return (torch.xlogy(p, p) - p * torch.where(p > 0, log_q[:, : p.shape[1]], 0.0)).sum(1)
 
 
 def reverse_kl(log_q: Tensor, p: Tensor, missing_probability: MissingProbability = "tail") -> Tensor:
-    """KL(student || teacher) = sum q log(q / p): the student gives up what is unlikely to the teacher."""
+    """KL(student || teacher) = sum q log(q / p), [n] in nats, not reduced. The student learns to avoid every outcome that
+    is unlikely for the teacher. Raises UserError for `raw`."""
     is_candidate = p > 0
     log_q_candidates, p = _mask_and_rescale("reverse_kl", log_q, p, missing_probability)
     zero_on_padding = torch.where(is_candidate, log_q_candidates, 0.0)
@@ -141,11 +145,12 @@ def reverse_kl(log_q: Tensor, p: Tensor, missing_probability: MissingProbability
 def generalized_jsd(
     log_q: Tensor, p: Tensor, missing_probability: MissingProbability = "tail", *, beta: float = 0.5
 ) -> Tensor:
-    """Generalized Jensen-Shannon divergence (Agarwal et al. 2024), as in TRL's GKD trainer:
+    """Generalized Jensen-Shannon divergence (Agarwal et al. 2024), as in TRL's GKD trainer. [n], not reduced:
 
     beta KL(teacher || m) + (1 - beta) KL(student || m) with the mixture m = beta teacher + (1 - beta) student.
 
-    Divided by beta it tends to `forward_kl` as beta -> 0; divided by 1 - beta, to `reverse_kl` as beta -> 1.
+    Divided by beta, it tends to `forward_kl` as beta -> 0; divided by 1 - beta, it tends to `reverse_kl` as beta -> 1.
+    Raises UserError for `raw`.
     """
     assert 0 < beta < 1, f"beta is between 0 and 1, not {beta}: its limits are forward_kl and reverse_kl"
     is_outcome = p > 0
@@ -155,7 +160,7 @@ def generalized_jsd(
         is_outcome = torch.cat([is_outcome, (log_rest > -torch.inf).unsqueeze(1)], 1)
         log_q_outcomes = torch.cat([log_q_outcomes, log_rest.unsqueeze(1)], 1)
         p = torch.cat([p, tail.unsqueeze(1)], 1)
-    # Padding gets log 1 on both sides, so that no infinity enters the mixture; its terms are dropped at the end.
+    # Padding gets log 1 for teacher and student, so that no infinity enters the mixture; the last line drops its terms.
     log_q_outcomes = torch.where(is_outcome, log_q_outcomes, 0.0)
     log_p = torch.where(is_outcome, p, 1.0).log()
     log_m = torch.logaddexp(log_p + math.log(beta), log_q_outcomes + math.log1p(-beta))
@@ -172,18 +177,18 @@ DIVERGENCES: Final[Mapping[str, Divergence]] = {
 
 def uses_beta(name: str) -> bool:
     """Whether the divergence has a keyword `beta`, so that `train.divergence_beta` changes it. False for a name that is
-    not in `DIVERGENCES`: `Loss` refuses it."""
+    not in `DIVERGENCES`, which `Loss` refuses."""
     return name in DIVERGENCES and "beta" in inspect.signature(DIVERGENCES[name]).parameters
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What training minimises at each supervised position.
+    """The function that training minimises at each supervised position.
 
     divergence           a name in `DIVERGENCES`
     missing_probability  how the probability outside the candidates is treated: raw, renormalised or tail
-    beta                 for divergences that have one
-    kernel               how `weighted_sum` of forward_kl is computed; changes rounding only
+    beta                 the value of the keyword `beta`, for divergences that have it
+    kernel               how `weighted_sum` of forward_kl is computed; it changes only the rounding
 
     Raises UserError for an unknown divergence, and for a combination that the divergence refuses.
 
@@ -202,7 +207,7 @@ class Loss:
         assert self.missing_probability in modes, f"{self.missing_probability!r} is not one of {', '.join(modes)}"
         if self.divergence not in DIVERGENCES:
             raise UserError(
-                "there is no such divergence",
+                "unknown divergence",
                 code="E-train-unknown-divergence",
                 where="train.divergence",
                 found=self.divergence,
@@ -216,7 +221,8 @@ class Loss:
         return partial(function, beta=self.beta) if uses_beta(self.divergence) else function
 
     def __call__(self, hidden: Tensor, lm_head: Tensor, ids: Tensor, probs: Tensor, **head: Any) -> Tensor:
-        """Values [n] of hidden states [n, d], not reduced; head: bias, scale and softcap as in `sparse_kl`."""
+        """The values [n] for hidden states [n, d], not reduced. `head` may have bias, scale and softcap, as in
+        `sparse_kl`."""
         if self.divergence == "forward_kl":
             return sparse_kl(hidden, lm_head, ids, probs, missing_probability=self.missing_probability, **head)
         if self.missing_probability == "renormalised":
@@ -229,15 +235,15 @@ class Loss:
     def weighted_sum(
         self, hidden: Tensor, lm_head: Tensor, ids: Tensor, probs: Tensor, weights: Tensor, **head: Any
     ) -> tuple[Tensor, Tensor]:
-        """sum(weights * values) with its gradient, and the values as constants."""
-        if self.divergence == "forward_kl":  # one matrix product less
+        """sum(weights * values) [] with its gradient, and the values [n] as constants."""
+        if self.divergence == "forward_kl":  # saves one matrix product
             head = {"missing_probability": self.missing_probability, "kernel": self.kernel, **head}
             return weighted_sparse_kl(hidden, lm_head, ids, probs, weights, **head)
         values = self(hidden, lm_head, ids, probs, **head)
         return (weights * values).sum(), values.detach()
 
 
-DEFAULT_LOSS: Final = Loss()  # forward KL at the teacher's candidates, as in the paper
+DEFAULT_LOSS: Final = Loss()  # forward KL over the teacher's candidates, as in the paper
 
 
 def _mask_and_rescale(
@@ -245,9 +251,10 @@ def _mask_and_rescale(
 ) -> tuple[Tensor, Tensor]:
     """log_q and p at the candidates, [n, k] each; log_q is -inf on padding (p = 0).
 
-    name  of the divergence, for the message
-    Under `renormalised`, q and p are divided by their sums over the candidates. Under `tail` they stay as they are, and
-    the caller adds the tail. Raises UserError for `raw`.
+    Under `renormalised`, q and p are divided by their sums over the candidates. Under `tail` they do not change, and the
+    caller adds the tail. Raises UserError for `raw`.
+
+    name  name of the divergence, for the message
     """
     if missing_probability == "raw":
         raise UserError(
@@ -265,5 +272,5 @@ def _mask_and_rescale(
 
 def _log_rest(log_q: Tensor, k: int) -> Tensor:
     """The student's log-probability [n] of the rest of the vocabulary: the last column under `tail`."""
-    assert log_q.shape[1] == k + 1, "a tail needs candidate_log_probabilities(..., with_rest=True)"
+    assert log_q.shape[1] == k + 1, "tail needs candidate_log_probabilities(..., with_rest=True)"
     return log_q[:, -1]

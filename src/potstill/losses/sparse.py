@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergence from a sparse teacher, with its gradient written out.
+"""Kullback-Leibler divergence of the student from a sparse teacher, and its gradient by formula.
 
     >>> hidden, lm_head = torch.randn(3, 2), torch.randn(9, 2)
     >>> ids, probs = torch.tensor([[3], [0], [8]]), torch.tensor([[1.0], [0.5], [1.0]])
@@ -7,14 +7,15 @@
     >>> bool(torch.isclose(total, (weights * sparse_kl(hidden, lm_head, ids, probs)).sum()))
     True
 
-All functions walk over chunks of rows, so that only one chunk of logits exists at a time. `sparse_kl` returns a value
-for every position and computes the logits twice, once forward and once backward: four matrix products.
-`weighted_sparse_kl` knows the weight of every value in advance, so it can finish the gradient while the chunk's logits
-exist: three products. `chunked_logit_function` is the general form of `sparse_kl`.
+All functions process the rows in chunks, so that only one chunk of logits exists at a time. `sparse_kl` returns a value
+for every position. It computes the logits in the forward pass and again in the backward pass, which takes four matrix
+products. `weighted_sparse_kl` knows the weight of every value in advance, so it computes the gradient while the chunk's
+logits exist, which takes three products. `chunked_logit_function` is the general form of `sparse_kl`.
 
-Between its matrix products the loss reads and writes a chunk's logits about ten times; compiled, about four times. On a
-CPU that is little beside the products, and compiling changes the rounding, so a CPU always takes the plain kernel. On a
-GPU the products are faster than its memory, so training measures there which kernel is faster.
+Between its matrix products the plain kernel reads and writes a chunk's logits about ten times, and the compiled kernel
+about four times. On a CPU that time is small compared with the products, and compiling changes the rounding, so a CPU
+always uses the plain kernel. On a GPU the products are fast compared with its memory, so training measures which kernel
+is faster.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from potstill.errors import UserError
 
 MissingProbability = Literal["raw", "renormalised", "tail"]
 MISSING_PROBABILITY_MODES: Final[tuple[str, ...]] = get_args(MissingProbability)
-MIN_TAIL: Final = 1e-6  # a smaller difference to 1 is the rounding of a sum, not a tail
-CHUNK_ELEMENTS: Final = 1 << 24  # logits that exist at a time: 64 MiB in float32
-MIN_CHUNK_ROWS: Final = 256  # each chunk reads the head once, and reads and writes the head's gradient once
+MIN_TAIL: Final = 1e-6  # a smaller difference to 1 comes from rounding and is no tail
+CHUNK_ELEMENTS: Final = 1 << 24  # logits of a chunk: 64 MiB in float32
+MIN_CHUNK_ROWS: Final = 256  # every chunk reads the head and updates its gradient, so short chunks are slow
 Kernel = Literal["plain", "compiled"]
 KERNELS: Final[tuple[str, ...]] = get_args(Kernel)
 WeightedKernel = Callable[[Tensor, Tensor, Tensor, Tensor, str, float | None], tuple[Tensor, Tensor]]
@@ -56,19 +57,20 @@ def sparse_kl(
 ) -> Tensor:
     """KL(teacher || student) per position, in nats, not reduced: [n] float32 (float64 for float64 inputs).
 
-    hidden               [n, d] float: the last hidden states at the supervised positions only
-    lm_head              [v, d] float: the output embedding; rows beyond the tokenizer's size (padding) are part of the
-                         softmax, as they are when the model generates
-    ids                  [n, k] int64 in [0, v): the candidates of each position, distinct within it
-    probs                [n, k] float in [0, 1], not logarithms; a slot of probability 0 is padding, whatever its id
+    hidden               [n, d] float: the last hidden states, at the supervised positions only
+    lm_head              [v, d] float: the output embedding. Rows beyond the tokenizer's size (padding) are part of the
+                         softmax, as in generation
+    ids                  [n, k] int64 in [0, v): the candidates of each position, distinct within a position
+    probs                [n, k] float in [0, 1], not logarithms. A slot with probability 0 is padding; its id may be any
     missing_probability  how the probability outside the candidates is treated: see the table in `potstill.losses`
-    bias                 [v], added to the logits; `scale` multiplies hidden @ lm_head.T (d_model^-0.5 in T5 v1.0)
+    bias                 [v], added to the logits
+    scale                factor of hidden @ lm_head.T (d_model^-0.5 in T5 v1.0)
     softcap              logits become softcap * tanh(logits / softcap) (Gemma 2)
-    chunk_rows           rows whose logits are computed at a time; the value does not depend on it
+    chunk_rows           number of rows whose logits are computed at a time; the value does not depend on it
 
-    Products are computed in float32 also for bfloat16 inputs and under autocast (on a GPU then as TF32, see
-    `matmul_precision`); gradients have the dtypes of hidden, lm_head and bias. A position without any probability has
-    the loss 0 under `raw` and `tail`. Raises UserError if `renormalised` meets such a position; asserts shapes and ids.
+    Matrix products are computed in float32 even for bfloat16 inputs and under autocast (then as TF32 on a GPU, see
+    `matmul_precision`). Gradients have the dtypes of hidden, lm_head and bias. The loss of a position without any
+    probability is 0 under `raw` and `tail`; under `renormalised` it raises UserError. Asserts shapes and ids.
     """
     p = _checked_probabilities(hidden, lm_head, ids, probs, missing_probability, bias)
 
@@ -101,10 +103,10 @@ def weighted_sparse_kl(
     """sum(weights * sparse_kl(...)) as [] float32, and the values of `sparse_kl` as constants [n] float32.
 
     weights  [n] float: constants
-    kernel   `plain` or `compiled`; the value depends on it by rounding only. Everything else is as in `sparse_kl`
+    kernel   `plain` or `compiled`, which changes only the rounding. All other arguments are those of `sparse_kl`
 
-    The forward pass computes the gradient and keeps it until the backward pass, which can run once: as much memory as
-    hidden states and head take.
+    The forward pass computes the gradient and keeps it for the backward pass, which can run only once. The gradient
+    takes as much memory as the hidden states and the head.
     """
     p = _checked_probabilities(hidden, lm_head, ids, probs, missing_probability, bias)
     assert weights.shape == hidden.shape[:1] and not weights.requires_grad, f"weights of {tuple(weights.shape)}"
@@ -116,12 +118,13 @@ def weighted_sparse_kl(
 
 
 def default_chunk_rows(lm_head: Tensor) -> int:
-    """The number of rows whose logits exist at a time if the caller does not give one."""
+    """The default number of rows whose logits exist at a time."""
     return max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS // lm_head.shape[0])
 
 
 def check_shapes(hidden: Tensor, lm_head: Tensor, ids: Tensor, bias: Tensor | None) -> None:
-    """Asserts that the shapes fit. A head may have more rows than the tokenizer has tokens, never fewer."""
+    """Assert that the shapes match and all ids are rows of the head. The head may have more rows than the tokenizer has
+    tokens, never fewer."""
     size, fits = lm_head.shape[0], hidden.ndim == 2 and lm_head.ndim == 2 and hidden.shape[1] == lm_head.shape[1]
     assert fits, f"hidden states {tuple(hidden.shape)} do not fit a head of {tuple(lm_head.shape)}"
     assert hidden.shape[0] == ids.shape[0], f"{hidden.shape[0]} hidden states, candidates {tuple(ids.shape)}"
@@ -134,7 +137,8 @@ def check_shapes(hidden: Tensor, lm_head: Tensor, ids: Tensor, bias: Tensor | No
 def _checked_probabilities(
     hidden: Tensor, lm_head: Tensor, ids: Tensor, probs: Tensor, missing_probability: str, bias: Tensor | None
 ) -> Tensor:
-    """The probabilities in the dtype of the products, scaled to 1 under `renormalised`, once all inputs are checked."""
+    """Check all inputs, and return the probabilities in the dtype of the products, scaled to sum 1 under
+    `renormalised`."""
     modes = MISSING_PROBABILITY_MODES
     assert missing_probability in modes, (
         f"missing_probability is one of {', '.join(modes)}, not {missing_probability!r}"
@@ -151,29 +155,30 @@ def _checked_probabilities(
 
 
 def check_renormalisable(probs: Tensor) -> None:
-    """Raises UserError if a position has no probability, which cannot be scaled to 1."""
+    """Raises UserError if the probabilities of a position add up to 0, so that they cannot be scaled to sum 1."""
     if len(probs) and bool((probs.sum(1) <= 0).any()):
         raise UserError(
-            "a position has no kept probability, so it cannot be renormalised",
+            "the target of a position has no probability, so it cannot be renormalised",
             code="E-train-nothing-to-renormalise",
             where="train.missing_probability",
-            hint="use missing_probability: raw or tail, or a transfer rule that keeps the written token",
+            hint="use missing_probability: raw or tail, or a transfer rule that keeps the chain's own token",
         )
 
 
-# One chunk of rows: values, and their gradient in the logits.
+# The values of one chunk of rows, and their gradient with respect to the logits.
 
 
 def compute_values(logits: Tensor, ids: Tensor, p: Tensor, missing_probability: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, log-normalisers, and the student's log-probability outside the candidates (0 where it is not needed)."""
+    """The values, the log-normalisers, and the student's log-probability outside the candidates, all [rows]. The last one
+    is computed only under `tail`, and 0 otherwise."""
     normaliser = logits.logsumexp(1)
     is_candidate = p > 0
     log_q = logits.gather(1, ids) - normaliser.unsqueeze(1)
-    # xlogy is 0 at p = 0; the mask keeps 0 * -inf (a padded slot that the student excludes) from becoming NaN.
+    # xlogy is 0 at p = 0. In a padded slot log_q may be -inf, and the mask drops the NaN of 0 * -inf.
     values = torch.where(is_candidate, torch.xlogy(p, p) - p * log_q, 0.0).sum(1)
     if missing_probability != "tail":
         return values, normaliser, torch.zeros_like(values)
-    # Sum what is not a candidate instead of taking 1 - Q: near Q = 1 the difference would have no digits left.
+    # Add up the tokens that are not candidates, because the difference 1 - Q would lose all its digits near Q = 1.
     log_rest = mask_candidates(logits, ids, is_candidate).logsumexp(1) - normaliser
     tail = tail_probability(p)
     values = values + torch.where(tail > 0, torch.xlogy(tail, tail) - tail * log_rest, 0.0)
@@ -189,7 +194,7 @@ def compute_logit_gradient(
     missing_probability: str,
     weights: Tensor,
 ) -> Tensor:
-    """The gradient of sum(weights * values) in the logits, [rows, v]. May overwrite `logits`."""
+    """The gradient of sum(weights * values) with respect to the logits, [rows, v]. May overwrite `logits`."""
     if missing_probability != "tail":  # M q - p
         q = logits.sub_(normaliser.unsqueeze(1)).exp_()
         return q.mul_((p.sum(1) * weights).unsqueeze(1)).scatter_add_(1, ids, p * -weights.unsqueeze(1))
@@ -197,8 +202,8 @@ def compute_logit_gradient(
     is_candidate, tail = p > 0, tail_probability(p)
     candidate_q = torch.where(is_candidate, q.gather(1, ids), 0.0)
     # Outside the candidates q (M - Q) / (1 - Q) = M q - (1 - M) Q q / (1 - Q). The last factor q / (1 - Q) is one
-    # exponential, exp(logit - normaliser - log_rest), because both q and 1 - Q may underflow. On a candidate the
-    # gradient is q - p = M q + (1 - M) q - p, so M q is common to all columns and the rest is scattered.
+    # exponential, exp(logit - normaliser - log_rest), because both q and 1 - Q may underflow. For a candidate the
+    # gradient is q - p = M q + (1 - M) q - p. So all columns get M q, and the candidates get the other terms by scatter.
     relative = torch.where(tail > 0, normaliser + log_rest, torch.inf).unsqueeze(1)
     outside = (mask_candidates(logits, ids, is_candidate) - relative).exp_()
     outside.mul_((tail * candidate_q.sum(1)).unsqueeze(1))
@@ -210,7 +215,8 @@ def compute_logit_gradient(
 def compute_values_and_gradient(
     logits: Tensor, ids: Tensor, p: Tensor, weights: Tensor, missing_probability: str, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Values, and the gradient of sum(weights * values) in the logits before the softcap. May overwrite `logits`."""
+    """The values [rows], and the gradient [rows, v] of sum(weights * values) with respect to the logits before the softcap.
+    May overwrite `logits`."""
     slope = softcap_slope(logits, softcap)
     values, normaliser, log_rest = compute_values(logits, ids, p, missing_probability)
     gradient = compute_logit_gradient(logits, ids, p, normaliser, log_rest, missing_probability, weights)
@@ -218,22 +224,22 @@ def compute_values_and_gradient(
 
 
 def mask_candidates(logits: Tensor, ids: Tensor, is_candidate: Tensor) -> Tensor:
-    """The logits with -inf at the candidates. Padded slots change nothing: their minimum is taken with +inf."""
+    """The logits with -inf at the candidates. A padded slot changes nothing: it takes the minimum of its logit and +inf."""
     mask = torch.where(is_candidate, -torch.inf, torch.inf).to(logits.dtype)
     return logits.scatter_reduce(1, ids, mask, "amin")
 
 
 def tail_probability(p: Tensor) -> Tensor:
-    """1 - sum(p) of each row, and 0 where that is only rounding."""
+    """1 - sum(p) of each row [n]; 0 if the difference is only rounding (at most MIN_TAIL)."""
     tail = 1 - p.sum(1)
     return torch.where(tail > MIN_TAIL, tail, 0.0)
 
 
-# Logits by chunks of rows.
+# The logits, computed in chunks of rows.
 
 
 class HeadSettings(NamedTuple):
-    """logits = softcap * tanh((scale * hidden @ lm_head.T + bias) / softcap), `chunk_rows` rows of them at a time."""
+    """logits = softcap * tanh((scale * hidden @ lm_head.T + bias) / softcap), computed for `chunk_rows` rows at a time."""
 
     scale: float
     softcap: float | None
@@ -244,9 +250,9 @@ class HeadSettings(NamedTuple):
 
 
 class _Head:
-    """The output layer in the dtype of its matrix products, and its gradients, added up over the chunks.
+    """The output layer in the dtype of its matrix products, and the sums of its gradients over the chunks.
 
-    needs  which gradients are wanted: of hidden, lm_head, bias
+    needs  whether to compute the gradients of hidden, lm_head and bias
     """
 
     def __init__(
@@ -267,7 +273,7 @@ class _Head:
     def logits(self, rows: slice) -> tuple[Tensor, Tensor]:
         """The hidden states [rows, d] of a chunk in the dtype of the products, and its logits [rows, v]."""
         states = self._inputs[0][rows].to(self._weight.dtype)
-        # Each step in place: the chunk's logits are the largest tensor of the loss.
+        # Every step is in place, because the chunk's logits are the largest tensor of the loss.
         logits = states @ self._weight.T
         if self._settings.scale != 1.0:
             logits.mul_(self._settings.scale)
@@ -277,7 +283,7 @@ class _Head:
         return states, logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
     def add_gradient(self, rows: slice, states: Tensor, gradient: Tensor) -> None:
-        """Add a chunk's gradient in the logits before the softcap, [rows, v]."""
+        """Add the gradients of a chunk. `gradient` [rows, v] is the one with respect to the logits before the softcap."""
         if self._bias_gradient is not None:
             self._bias_gradient += gradient.sum(0)
         if self._hidden_gradient is not None:
@@ -286,7 +292,7 @@ class _Head:
             self._weight_gradient.addmm_(gradient.T, states, alpha=self._settings.scale)
 
     def gradients(self) -> list[Tensor | None]:
-        """The gradients of hidden, lm_head and bias in the dtypes of these, None where one is not wanted."""
+        """The gradients of hidden, lm_head and bias, in the dtypes of these tensors; None for one that was not needed."""
         sums = self._hidden_gradient, self._weight_gradient, self._bias_gradient
         return [
             None if sum is None or tensor is None else sum.to(tensor.dtype)
@@ -295,7 +301,7 @@ class _Head:
 
 
 def softcap_slope(logits: Tensor, softcap: float | None) -> Tensor | None:
-    """d softcap * tanh(x / softcap) / dx = 1 - tanh^2 at logits after the softcap."""
+    """The derivative of softcap * tanh(x / softcap), which is 1 - tanh^2, from the logits after the softcap."""
     return None if softcap is None else 1 - (logits / softcap).square()
 
 
@@ -304,16 +310,16 @@ def _product_dtype(hidden: Tensor) -> torch.dtype:
 
 
 def is_low_precision(hidden: Tensor) -> bool:
-    """Whether the model computes in less than float32: its hidden states are narrower, or autocast is on."""
+    """Whether the model computes in a lower precision than float32, by the dtype of its hidden states or by autocast."""
     return hidden.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled(hidden.device.type)
 
 
 @contextmanager
 def matmul_precision(device_type: str, low: bool) -> Iterator[None]:
-    """Matrix products inside the block keep float32 inputs, whatever autocast says.
+    """Turn autocast off, so that matrix products inside the block keep float32 inputs.
 
-    For a model that computes in less than float32 (`low`), a GPU ("cuda") multiplies as TF32: factors are rounded to 10
-    bits (a bfloat16 has 7), sums stay in float32, and tensor cores do the work. A float32 model keeps all its digits.
+    If the model computes in less than float32 (`low`), a GPU ("cuda") multiplies in TF32 on its tensor cores: factors are
+    rounded to 10 bits (a bfloat16 has 7), and sums stay in float32. For a float32 model nothing is rounded to TF32.
     """
     matmul = torch.backends.cuda.matmul
     with torch.autocast(device_type, enabled=False):
@@ -338,10 +344,10 @@ def chunked_logit_function(
 ) -> Tensor:
     """A function of the logits of hidden states, differentiable in hidden, lm_head and bias, in chunks of rows.
 
-    compute        (logits, *inputs) of a chunk -> its values, and what the gradient needs beside the logits
-    differentiate  (logits, gradient of the values, values, *what the gradient needs, *inputs) of a chunk -> the
-                   gradient in the logits [rows, v]; it may overwrite the logits
-    inputs         [n, ...] each, constants
+    compute        function of a chunk: (logits, *inputs) -> (values, *other tensors that the gradient needs)
+    differentiate  function of a chunk: (logits, gradient of the values, values, *other tensors, *inputs) -> gradient
+                   with respect to the logits [rows, v]; it may overwrite the logits
+    inputs         tensors [n, ...], constants
     """
     return _ChunkedLogitFunction.apply(  # type: ignore[return-value]
         hidden, lm_head, bias, settings, compute, differentiate, *inputs
@@ -349,7 +355,7 @@ def chunked_logit_function(
 
 
 class _ChunkedLogitFunction(torch.autograd.Function):
-    """Keeps no logits: the backward pass computes those of each chunk again."""
+    """Keeps no logits: the backward pass computes the logits of each chunk again."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -425,12 +431,15 @@ class _WeightedSparseKL(torch.autograd.Function):
         return (*(None if gradient is None else gradient.mul_(grad) for gradient in gradients), *[None] * 6)
 
 
-# Kernels: how the part between the matrix products is computed.
+# Kernels, which compute the part between the matrix products.
 
 
 @dataclass(frozen=True, slots=True)
 class KernelTiming:
-    """kernel: the faster one; seconds: of one chunk, by kernel; failure: why compiling failed, None if it did not."""
+    """kernel   the faster kernel
+    seconds  time for one chunk, by kernel
+    failure  why compiling failed; None if it did not fail
+    """
 
     kernel: Kernel
     seconds: dict[Kernel, float]
@@ -439,12 +448,12 @@ class KernelTiming:
 
 @cache
 def get_kernel(kernel: Kernel) -> WeightedKernel:
-    """`compute_values_and_gradient`, compiled or not. Where nothing can be compiled, the first call of the compiled one
-    raises torch's error."""
+    """`compute_values_and_gradient`, plain or compiled. If the machine cannot compile, the first call of the compiled
+    function raises torch's error."""
     if kernel == "plain":
         return compute_values_and_gradient
-    # Sizes stay dynamic, since every micro-batch has other ones and a compilation takes seconds. A size of one, and two
-    # sizes that are equal, are still compiled apart, for each mode: more often than torch's limit of 8 expects.
+    # Sizes stay dynamic, because they differ between micro-batches and compiling takes seconds. Torch still compiles
+    # separate versions for a size of one and for two equal sizes, in each mode, which exceeds its default limit of 8.
     return torch.compile(  # type: ignore[return-value]
         compute_values_and_gradient, dynamic=True, fullgraph=True, recompile_limit=64
     )
@@ -459,18 +468,18 @@ def measure_kernels(
     device: torch.device,
     low: bool,
 ) -> KernelTiming:
-    """Time both kernels on one chunk of float32 logits [rows, vocabulary]: a second or less for each after compiling.
+    """Time both kernels on one chunk of float32 logits [rows, vocabulary].
 
-    low  whether the model computes in less than float32 (`is_low_precision`), so that training runs what is timed here
+    Apart from compiling, each kernel takes at most about a second. Needs the memory of a few chunks.
 
-    Needs a few chunks of memory.
+    low  whether the model computes in less than float32 (`is_low_precision`), as it will in training
     """
     logits = torch.randn(rows, vocabulary, device=device)
     ids = torch.arange(candidates, device=device).expand(rows, -1).contiguous()
     p, weights = torch.full(ids.shape, 0.9 / candidates, device=device), torch.ones(rows, device=device)
 
     def seconds(kernel: Kernel) -> float:
-        function = get_kernel(kernel)  # overwrites the logits that it gets
+        function = get_kernel(kernel)  # it overwrites its logits
         scope = {"run": lambda: function(logits.clone(), ids, p, weights, missing_probability, softcap)}
         with torch.no_grad(), matmul_precision(device.type, low):
             scope["run"]()

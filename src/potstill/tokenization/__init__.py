@@ -1,4 +1,4 @@
-"""Tokenizers of students and local teachers, loaded from folders. The only owner of their libraries.
+"""Tokenizers of students and local teachers, loaded from folders. Only this package uses their libraries.
 
     >>> from potstill import demo
     >>> tokenizer = load_tokenizer(demo.DATA / "models" / "student")
@@ -8,13 +8,13 @@
     >>> tokenizer.decode([*encoding.ids, tokenizer.eos]), sorted(tokenizer.files)
     ('2 + 2', ['special_tokens_map.json', 'tokenizer.json', 'tokenizer_config.json'])
 
-(`import tokenizers` in these modules is the library of that name.)
+(`import tokenizers` in these modules imports the Hugging Face library.)
 """
 
 from typing import Final
 
 from potstill.tokenization.load import Tokenizer, load_tokenizer, replace_end_token
 
-VERSION: Final = 1  # of the tokens of a text and their bytes; stored where a model reads or writes
+VERSION: Final = 1  # of the tokens of a text and their bytes; stored by every stage in which a model reads or writes
 
 __all__ = ["VERSION", "Tokenizer", "load_tokenizer", "replace_end_token"]

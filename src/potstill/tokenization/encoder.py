@@ -1,12 +1,12 @@
-"""Turns a text into the ids of a tokenizer, with the bytes of the text that each of them stands for.
+"""Encodes a text: the token ids, and the bytes of the text that each token stands for.
 
     >>> from tokenizers import Tokenizer, models
     >>> tokenizer = Tokenizer(models.BPE({"a": 0, "½": 1, "ab": 2, "b": 3}, [("a", "b")]))
     >>> get_encoder(tokenizer).encode("½aab")
     Encoding(ids=[1, 0, 2], spans=[(0, 2), (2, 3), (3, 5)])
 
-`get_encoder(tokenizer)` makes one for any fast tokenizer without importing its library: it reads the tokenizer as JSON
-once and works on a private copy, in which the text `</s>` is text and never the end token.
+`get_encoder(tokenizer)` returns the encoder of any fast tokenizer, without importing its library. It reads the tokenizer
+as JSON once and works on a private copy, in which `</s>` in a text is text and never the end token.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _TO_SPACE: Final = bytes.maketrans(b"\t\n\v\f\r", b"     ")
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Encoding:
-    """ids    tokens of a text, without any that a template would add
-    spans  [n] start and end in `text.encode()`. No span covers bytes that the tokenizer drops (whitespace); the spans
-           of several tokens that share one character overlap; a dummy space has width 0
+    """ids    [n] the tokens of a text, without tokens that a template adds
+    spans  [n] the start and end of each token in `text.encode()`. No span covers bytes that the tokenizer drops
+           (whitespace); the spans of tokens that share a character overlap; a dummy space has width 0
     """
 
     ids: list[int]
@@ -43,8 +43,11 @@ class Encoding:
 
 
 class Encoder:
-    """A vocabulary with its encoder. `library` has `encode(text, add_special_tokens=...)` with `.ids` and `.offsets`
-    (in characters), and `encode_batch`; offsets are read only where the pieces themselves do not spell the text."""
+    """Encodes texts with a vocabulary.
+
+    library  an object with `encode(text, add_special_tokens=...)` and `encode_batch`, whose results have `.ids` and
+             `.offsets` (in characters). The offsets are used only if the joined pieces are not the text
+    """
 
     def __init__(self, vocabulary: Vocabulary, library: Any) -> None:
         self.vocabulary, self.library = vocabulary, library
@@ -54,8 +57,10 @@ class Encoder:
         return f"Encoder({self.vocabulary!r})"
 
     def encode(self, text: str) -> Encoding:
-        """Ids and byte spans of a text. Names of special tokens in it are text. Raises UserError on lone surrogates.
-        The last encoding is cached, because `transfer` encodes a chain and then `Coverage` does so again."""
+        """The ids and byte spans of a text. Names of special tokens in it are text. Raises UserError for lone surrogates.
+
+        The last encoding is cached, because `transfer` and then `Coverage` encode the same chain.
+        """
         last = self._last
         if last is None or last[0] != text:
             data = encode_utf8(text)
@@ -73,8 +78,8 @@ class Encoder:
         assert not ids or max(ids) < self.vocabulary.size, "the tokenizer gives ids beyond its vocabulary"
         pieces = self.vocabulary.split(ids)
         spelled = b"".join(pieces)
-        # The pieces spell the text, or do so once each whitespace byte is a space and the last ones are dropped: then
-        # their lengths are the spans, exact even inside a character.
+        # If the joined pieces are the text, the lengths of the pieces give the spans, which are exact even inside a
+        # character. The text's whitespace may have become spaces, and whitespace at its end may be missing.
         if spelled == data or (data.translate(_TO_SPACE).startswith(spelled) and not data[len(spelled) :].strip()):
             ends = [0, *accumulate(map(len, pieces))]
             return Encoding(ids, list(pairwise(ends)))
@@ -82,15 +87,18 @@ class Encoder:
         return Encoding(ids, _repair_spans(data, table, _byte_spans(text, table, encoding.offsets)))
 
 
-_recent: list[tuple[Any, int, Encoder]] = []  # the tokenizers that were used last, their numbers of tokens, encoders
+_recent: list[
+    tuple[Any, int, Encoder]
+] = []  # the last tokenizers in use: (tokenizer, its number of tokens, its encoder)
 MAX_RECENT: Final = 4
 
 
 def get_encoder(tokenizer: Any) -> Encoder:
     """The encoder of a potstill tokenizer, a `tokenizers.Tokenizer` or a fast tokenizer of transformers.
 
-    The tokenizer is read once (about 0.2 s for 32,000 pieces) and never changed; it is read again when its number of
-    tokens has changed. The last MAX_RECENT tokenizers are kept. Raises UserError for any other object.
+    It reads the tokenizer once (about 0.2 s for 32,000 pieces), and again if its number of tokens has changed. It does
+    not change the tokenizer. The encoders of the last MAX_RECENT tokenizers are cached. Raises UserError for any other
+    object.
     """
     encoder = getattr(tokenizer, "encoder", tokenizer)
     if isinstance(encoder, Encoder):
@@ -115,14 +123,16 @@ def get_encoder(tokenizer: Any) -> Encoder:
 
 
 def copy_without_special_tokens(source: Mapping[str, Any], library: Any) -> Any:
-    """A private copy of a tokenizer in which every text is text: no truncation, no padding, no special token by name.
+    """A private copy of a tokenizer that does not truncate or pad, and encodes names of special tokens as text.
 
-    library  the class of the copy, with `from_str`; its `encode_special_tokens` makes names of special tokens text
+    source   the tokenizer's `tokenizer.json`
+    library  the class of the copy, with `from_str`, and with `encode_special_tokens` to encode names of special tokens
+             as text
     """
     model, added = dict(source["model"]), list(source.get("added_tokens") or ())
     if get_model_type(model) == "Unigram":
-        # A Unigram model finds `</s>` as a piece nevertheless. No text has a space when it reaches the model, so a name
-        # that begins with one is never found.
+        # Even so, a Unigram model finds `</s>` if it is a piece. Rename the piece to begin with a space: it is never found,
+        # because a text has no spaces left when it reaches the model.
         dead = {token["content"] for token in added if token.get("special")}
         dead |= {model["vocab"][model["unk_id"]][0]} if model.get("unk_id") is not None else set()
         model["vocab"] = [[f" {piece}" if piece in dead else piece, score] for piece, score in model["vocab"]]
@@ -133,10 +143,10 @@ def copy_without_special_tokens(source: Mapping[str, Any], library: Any) -> Any:
     for token in added:
         if copy.token_to_id(token["content"]) != token["id"]:
             raise UserError(
-                "an added token has another id in the vocabulary",
+                "the id of an added token is not its id in the vocabulary",
                 code="E-tokenizer-bad-added-token",
                 found=f"{token['content'][:80]!r}, id {token['id']}",
-                hint="get the tokenizer's files again",
+                hint="download the tokenizer's files again",
             )
     return copy
 
@@ -145,16 +155,16 @@ def encode_utf8(text: str) -> bytes:
     """The text as UTF-8. Raises UserError if it is not a string, or contains half of a surrogate pair."""
     if not isinstance(text, str):
         raise UserError(
-            "only text can be encoded",
+            "only a string can be encoded",
             code="E-tokenizer-not-text",
             found=type(text).__name__,
-            hint="decode bytes first",
+            hint="give a string, for example data.decode()",
         )
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(
-            "the text is not Unicode: it holds half of a surrogate pair",
+            "the text is not valid Unicode: it contains half of a surrogate pair",
             code="E-tokenizer-not-unicode",
             found=ascii(text[max(0, error.start - 10) : error.end + 10]),
             hint="correct the text",
@@ -162,7 +172,7 @@ def encode_utf8(text: str) -> bytes:
 
 
 def _byte_spans(text: str, pieces: list[bytes | None], offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The library's character offsets as byte spans that cover everything but whitespace."""
+    """The library's character offsets as byte spans, extended so that they cover all of the text except whitespace."""
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     widths = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
     byte_of = np.concatenate([[0], np.cumsum(widths)])
@@ -170,7 +180,7 @@ def _byte_spans(text: str, pieces: list[bytes | None], offsets: Sequence[tuple[i
     reached = 0
     for i, (start, end) in enumerate(offsets):
         if pieces[i] == b" " and i + 1 < len(offsets) and offsets[i + 1][0] == start < end:
-            end = start  # a dummy space: the library gives it the first character of the token after it
+            end = start  # a dummy space, to which the library assigns the first character of the next token
         # Characters that the normalizer removed belong to the token before them (a combining mark, a joiner).
         while spans and reached < start and not text[reached].isspace():
             reached += 1
@@ -184,15 +194,16 @@ def _byte_spans(text: str, pieces: list[bytes | None], offsets: Sequence[tuple[i
 
 
 def _repair_spans(data: bytes, pieces: Sequence[bytes | None], spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Spans that the text does not contradict.
+    """The spans, with wide ones in place of those that the text contradicts.
 
-    Where the normalizer removes a character and soon makes two of one, the offsets of the library lag behind, in some
-    texts to the end. Such tokens share what they and their neighbours cover: a wide span instead of a wrong one.
+    If the normalizer removes a character and soon after replaces a character by two, the library's offsets are shifted,
+    in some texts up to the end. These tokens get one common span, which covers them and their neighbours: it is too
+    wide, but not wrong.
     """
     matches = [_span_matches(data, pieces, spans, i) for i in range(len(spans))]
     start = 0
     while start < len(spans):
-        # The tokens up to the next one whose span is surely right: if any is wrong, all of them may be.
+        # The tokens up to the next one whose span is surely right. If one of their spans is wrong, all of them may be.
         end = start
         while end < len(spans) and matches[end] is not True:
             end += 1
@@ -205,7 +216,8 @@ def _repair_spans(data: bytes, pieces: Sequence[bytes | None], spans: list[tuple
 
 
 def _span_matches(data: bytes, pieces: Sequence[bytes | None], spans: Sequence[tuple[int, int]], i: int) -> bool | None:
-    """Whether a span holds its piece; None if that cannot be known: the piece is not visible ASCII, or shares bytes."""
+    """Whether the bytes of a span are its piece. None if that is unknown, because the piece is not visible ASCII or shares
+    bytes with its neighbours."""
     piece, (start, end) = pieces[i], spans[i]
     shared = (i and spans[i - 1][1] > start) or (i + 1 < len(spans) and spans[i + 1][0] < end)
     if shared or piece is None or not piece.isascii() or not (letters := piece.decode().strip().casefold()):
@@ -220,16 +232,16 @@ def _visible_letters(data: bytes) -> str:
 
 _PLAIN: Final = re.compile(r"[!-~]+(?: [!-~]+)*")
 _VISIBLE: Final = [chr(code) for code in range(0x21, 0x7F)]
-NUM_TRIAL_TEXTS: Final = 200  # mixed texts on which both ways of encoding must agree
+NUM_TRIAL_TEXTS: Final = 200  # texts of mixed characters on which the fast and the plain way of encoding must agree
 
 
 def build_id_encoder(library: Any) -> Callable[[str], list[int]]:
-    """A function from a text to its ids, those of `library.encode` (or `library.encode_ids` where it has that), without
-    what else an encoder does for texts: offsets, special tokens, alignment of normalized letters.
+    """A function from a text to its token ids, which are those of `library.encode`. It computes no offsets.
 
-    A SentencePiece tokenizer does nothing to visible ASCII with single spaces but write `▁` for a space and one before
-    the text. Where that is so, its model is called directly, which takes a third to a half of the time. This is tried
-    on every pair of such characters and not assumed; every other text takes the long way.
+    The function is `library.encode_ids` if the library has it. Otherwise it is faster for visible ASCII with single
+    spaces: there, most SentencePiece tokenizers only replace each space by `▁` and put one `▁` before the text, so the
+    function calls the model directly, which takes a third to a half of the time. It does so only for a tokenizer that
+    passes a test on every pair of such characters. Every other text goes through `library.encode`.
     """
     if encode_ids := getattr(library, "encode_ids", None):
         return encode_ids
@@ -255,7 +267,8 @@ def build_id_encoder(library: Any) -> Callable[[str], list[int]]:
 
 
 def _splits_at_spaces(library: Any) -> bool | None:
-    """Whether the model gets each part of a plain text alone; None where more than the spaces is changed before it."""
+    """Whether the model gets each word of a plain text separately; None if more than the spaces is changed before the
+    model, so that it cannot be called directly."""
     steps: list[Any] = [getattr(library, name, None) for name in ("model", "normalizer", "pre_tokenizer")]
     model, normalizer, pre_tokenizer = steps
     if type(model).__name__ not in ("Unigram", "BPE") or getattr(model, "dropout", None):

@@ -1,4 +1,4 @@
-"""Loads a tokenizer from a folder: a Hugging Face one (`tokenizer.json`) or a tiktoken one.
+"""Loads a tokenizer from a folder, which has a `tokenizer.json` (Hugging Face) or the files of a tiktoken encoding.
 
 >>> _read_special_tokens({"tokenizer_config.json": b'{"eos_token": {"content": "</s>"}, "pad_token": null}'}, Path("t5"))
 {'eos': '</s>'}
@@ -39,13 +39,13 @@ TOKENIZER_FILES: Final = (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Tokenizer:
-    """A vocabulary, its encoder, and the files that belong beside a model.
+    """A vocabulary, its encoder, and the tokenizer's files, which are copied into the folder of a model.
 
-    eos     the token that ends a text
-    pad     the token that fills rows; the end token where a tokenizer has none. Padding is known by its position in a
+    eos     the id of the end token
+    pad     the id of the padding token; if there is none, the end token. Padding is recognized by its position in a
             batch, never by its id
-    prefix  the tokens that the tokenizer's own template puts before a text (BOS)
-    files   name to content
+    prefix  the ids that the tokenizer's own template puts before a text (BOS)
+    files   file name to content
     """
 
     encoder: Encoder
@@ -63,50 +63,51 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """One more than the largest id; a model's output may have more rows (padding), never fewer."""
+        """The largest id plus 1. A model's output may have more rows (padding), never fewer."""
         return self.vocabulary.size
 
     @property
     def digest(self) -> str:
-        """Of all that decides which ids a text gets; the same however the tokenizer was loaded."""
+        """The digest of everything that decides the ids of a text. It does not depend on how the tokenizer was loaded."""
         return self.vocabulary.digest
 
     def encode(self, text: str) -> Encoding:
-        """Ids and byte spans; no template, no truncation. `</s>` written in the text is text. Raises UserError for lone
-        surrogates."""
+        """The ids and byte spans of a text, without a template and without truncation. `</s>` in the text is text. Raises
+        UserError for lone surrogates."""
         return self.encoder.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         return self.encoder.encode_batch(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the tokens, without special ones; bytes that are not UTF-8 are replaced by U+FFFD."""
+        """The text of the tokens, without special tokens. Bytes that are not UTF-8 are replaced by U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The exact bytes of the text that the tokens make."""
+        """The exact bytes of the tokens' text, without special tokens."""
         return b"".join(self.vocabulary.split(ids))
 
     def split(self, ids: Sequence[int]) -> list[bytes]:
-        """The bytes of each token in the text that they make, empty for special ones, without a dummy space."""
+        """The bytes of each token in the tokens' text, without a dummy space; empty for a special token."""
         return self.vocabulary.split(ids)
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that the token adds inside a text (`▁We` is b" We"), empty for a special one."""
+        """The bytes of a token inside a text (`▁We` is b" We"); empty for a special token."""
         return self.vocabulary.bytes_of(token) or b""
 
     def candidate(self, token: int, position: int) -> bytes | End | None:
-        """The outcome in a chain that the token is at a position of a text: bytes, END, or None for another special
+        """The token as an outcome of a chain, at a position of its text: bytes, END, or None for any other special
         token."""
         return self.vocabulary.candidate(token, position)
 
 
 def load_tokenizer(folder: Path | str, *, eos: int | str | None = None, pad: int | str | None = None) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder (`tokenizer.json`) or of a tiktoken one (`NAME.tiktoken`, `NAME.json`).
+    """The tokenizer of a folder with `tokenizer.json` (Hugging Face), or `NAME.tiktoken` and `NAME.json` (tiktoken).
 
-    eos, pad  id or name; by default that in `tokenizer_config.json` or `special_tokens_map.json`, else a well-known name
+    eos, pad  ids or names of the end token and the padding token. By default they come from `tokenizer_config.json` or
+              `special_tokens_map.json`; without an entry there, a well-known name is used
 
-    Raises UserError where there is no such file, where it cannot be read, and where no token is known to end a text.
+    Raises UserError if these files are missing or cannot be read, and if no end token is known.
     """
     path = Path(folder)
     ranks = sorted(path.glob("*.tiktoken"))
@@ -117,11 +118,15 @@ def load_tokenizer(folder: Path | str, *, eos: int | str | None = None, pad: int
     elif ranks:
         found = ", ".join(rank.name for rank in ranks)
         raise UserError(
-            "several tiktoken files", code="E-tokenizer-several", where=path, found=found, hint="keep one of them"
+            "the folder has several tiktoken files",
+            code="E-tokenizer-several",
+            where=path,
+            found=found,
+            hint="keep only one of them",
         )
     else:
         raise UserError(
-            "there is no tokenizer in this folder" if path.is_dir() else "there is no such folder",
+            "the folder has no tokenizer" if path.is_dir() else "the folder does not exist",
             code="E-tokenizer-missing",
             where=path,
             hint="give a folder with tokenizer.json (a fast tokenizer's save_pretrained writes it)",
@@ -132,15 +137,15 @@ def load_tokenizer(folder: Path | str, *, eos: int | str | None = None, pad: int
         vocabulary = replace_special_tokens(vocabulary, pad=named.get("pad") if pad is None else pad)
     if vocabulary.eos is None:
         raise UserError(
-            "the tokenizer names no token that ends a text",
+            "the end token of the tokenizer is unknown",
             code="E-tokenizer-no-eos",
             where=path,
             found=", ".join(vocabulary.specials),
-            hint="name it as `eos_token` in tokenizer_config.json",
+            hint="name the end token as `eos_token` in tokenizer_config.json",
         )
     with _library_errors(path / "tokenizer.json"):
         tokenizer = build_tokenizer(Encoder(vocabulary, encoder.library), files)
-        tokenizer.encode(PROBE_TEXT)  # some broken files load, and fail at the first text
+        tokenizer.encode(PROBE_TEXT)  # some broken files can be loaded and fail only at the first text
     return tokenizer
 
 
@@ -174,8 +179,8 @@ def _load_json(folder: Path) -> tuple[Encoder, dict[str, bytes]]:
 
 @contextmanager
 def _library_errors(path: Path) -> Iterator[None]:
-    """Turns errors of the library into UserErrors with the path. For a file that is not a tokenizer it raises a bare
-    `Exception`, or a panic that is not even an `Exception`."""
+    """Turn errors of the library into UserErrors with the path. The library raises a bare `Exception` for a file that is
+    not a tokenizer, or a panic, which is not even an `Exception`."""
     try:
         yield
     except UserError as error:
@@ -187,11 +192,11 @@ def _library_errors(path: Path) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(
-            "this file is not a tokenizer",
+            "the file is not a tokenizer",
             code="E-tokenizer-unreadable",
             where=path,
             found=f"{type(error).__name__}: {error}"[:300],
-            hint="write it again with save_pretrained",
+            hint="save the tokenizer again with save_pretrained",
         ) from None
 
 
@@ -199,17 +204,17 @@ def _load_tiktoken(path: Path) -> tuple[Encoder, dict[str, bytes]]:
     description = path.with_suffix(".json")
     if not description.is_file():
         raise UserError(
-            "the tiktoken file has no description",
+            "the description of the tiktoken file is missing",
             code="E-tokenizer-no-description",
             where=description,
-            hint="put its pattern and special tokens beside it: {'pat_str': ..., 'special_tokens': {...}}",
+            hint="write its pattern and special tokens into this file: {'pat_str': ..., 'special_tokens': {...}}",
         )
     files = {file.name: file.read_bytes() for file in (path, description)}
     try:
         import tiktoken
     except ImportError:
         raise UserError(
-            "this folder needs the library tiktoken",
+            "the library tiktoken, which this tokenizer needs, is not installed",
             code="E-tokenizer-no-tiktoken",
             where=path,
             hint="pip install tiktoken, or give a folder with tokenizer.json",
@@ -222,22 +227,22 @@ def _load_tiktoken(path: Path) -> tuple[Encoder, dict[str, bytes]]:
             ranks[base64.b64decode(piece, validate=True)] = int(rank)
         except ValueError:
             raise UserError(
-                "this line of the tiktoken file cannot be read",
+                "a line of the tiktoken file cannot be read",
                 code="E-tokenizer-bad-line",
                 where=f"{path} line {number}",
                 found=line[:80],
-                hint="each line is: base64 of the piece, its rank",
+                hint="a line is the piece in base64, a space and its rank",
             ) from None
     try:
         specials: dict[str, int] = about["special_tokens"]
         coder = tiktoken.Encoding(path.stem, pat_str=about["pat_str"], mergeable_ranks=ranks, special_tokens=specials)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            "this file is not the description of a tiktoken encoding",
+            "the file is not the description of a tiktoken encoding",
             code="E-tokenizer-bad-description",
             where=description,
             found=error,
-            hint="it holds `pat_str` and `special_tokens`",
+            hint="write `pat_str` and `special_tokens` into it",
         ) from None
     table: list[bytes | None] = [None] * (1 + max([*ranks.values(), *specials.values()], default=-1))
     for piece, rank in ranks.items():
@@ -250,7 +255,7 @@ def _load_tiktoken(path: Path) -> tuple[Encoder, dict[str, bytes]]:
 
 @dataclass(frozen=True, slots=True)
 class _TiktokenAdapter:
-    """tiktoken with those methods of a `tokenizers.Tokenizer` that `Encoder` calls."""
+    """A tiktoken encoding with the methods of a `tokenizers.Tokenizer` that `Encoder` calls."""
 
     coder: tiktoken.Encoding
     pattern: str
@@ -259,11 +264,11 @@ class _TiktokenAdapter:
         return self.coder.encode_ordinary(text)
 
     def encode(self, text: str, add_special_tokens: bool = False) -> SimpleNamespace:
-        return SimpleNamespace(ids=self.encode_ids(text), offsets=())  # never read: the pieces spell the text
+        return SimpleNamespace(ids=self.encode_ids(text), offsets=())  # never read: the joined pieces are the text
 
     def cuts(self, text: str) -> list[tuple[int, int]]:
-        """The stretches that are encoded separately, in characters."""
-        import regex  # tiktoken is built on it
+        """The start and end, in characters, of the substrings that are encoded separately."""
+        import regex  # a dependency of tiktoken
 
         return [match.span() for match in regex.finditer(self.pattern, text)]
 
@@ -272,7 +277,7 @@ class _TiktokenAdapter:
 
 
 def _read_special_tokens(files: Mapping[str, bytes], folder: Path) -> dict[str, str]:
-    """The names of the end and padding tokens (`eos`, `pad`) in the configuration beside the tokenizer."""
+    """The names of the end token (`eos`) and the padding token (`pad`) in the tokenizer's configuration files."""
     names: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         config = _parse_json(files[name], folder / name) if name in files else {}
@@ -293,5 +298,9 @@ def _parse_json(content: bytes, path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         found = error
     raise UserError(
-        "this file is not a JSON object", code="E-tokenizer-not-json", where=path, found=found, hint="copy it again"
+        "the file is not a JSON object",
+        code="E-tokenizer-not-json",
+        where=path,
+        found=found,
+        hint="copy the file again",
     )

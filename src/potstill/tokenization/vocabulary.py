@@ -1,4 +1,4 @@
-"""What the tokens of a tokenizer mean, as a plain value: the bytes of every piece.
+"""The vocabulary of a tokenizer as a plain value: the bytes of every token, the special tokens and a digest.
 
 >>> pieces = [["</s>", 0], ["<pad>", 0], ["<unk>", 0], ["▁We", -1], ["ng", -2]]
 >>> added = [{"id": 0, "content": "</s>", "special": True}, {"id": 1, "content": "<pad>", "special": True}]
@@ -26,7 +26,7 @@ from potstill.records import END, End
 
 KNOWN_EOS_TOKENS: Final = ("</s>", "<|endoftext|>", "<eos>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>")
 KNOWN_PAD_TOKENS: Final = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>")
-MAX_TOKEN_ID: Final = 2**24  # more tokens than any vocabulary has
+MAX_TOKEN_ID: Final = 2**24  # an upper bound: no vocabulary has so many tokens
 _BYTE_PIECE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -34,13 +34,14 @@ _BYTE_PIECE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class Vocabulary:
     """The pieces of a tokenizer.
 
-    table          [size] the bytes that a token adds inside a text; None for special tokens, the unknown token and ids
-                   without a piece
+    table          [size] the bytes of a token inside a text; None for special tokens, the unknown token and ids without
+                   a piece
     specials       name to id of the tokens that are not text
-    eos, pad, unk  ids, None where the tokenizer names none
-    dummy          a text is encoded as if a space stood before it: its first token loses that space
-    digest         of everything that decides which ids a text gets: normalizer, pre-tokenizer, model, added tokens
-    fallback       ids of single bytes, for characters without a piece
+    eos, pad, unk  the ids of the end token, the padding token and the unknown token; None if there is none, or if it is
+                   not known
+    dummy          whether the tokenizer puts a space before a text, which the first token then loses
+    digest         digest of everything that decides the ids of a text: normalizer, pre-tokenizer, model, added tokens
+    fallback       ids of the tokens of single bytes, which are used for characters without a piece
     """
 
     table: tuple[bytes | None, ...]
@@ -57,16 +58,16 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """One more than the largest id. A model may have more rows than that (padding), never fewer."""
+        """The largest id plus 1. A model may have more rows than that (padding), never fewer."""
         return len(self.table)
 
     def bytes_of(self, token: int) -> bytes | None:
-        """The bytes that the token adds inside a text; None for a token that is not text."""
+        """The bytes of a token inside a text; None for a token that is not text."""
         return self.table[token]
 
     def split(self, ids: Sequence[int]) -> list[bytes]:
-        """The bytes of each token in the text that they make: joined they are the text. The first token that is text
-        loses its dummy space; a token that is not text is empty."""
+        """The bytes of each token in the tokens' text, so that the joined bytes are the text. The first token of text has
+        no dummy space; a token that is not text is empty."""
         pieces = [self.table[token] or b"" for token in ids]
         if self.dummy:
             first = next((i for i, token in enumerate(ids) if self.table[token] is not None), None)
@@ -75,7 +76,7 @@ class Vocabulary:
         return pieces
 
     def candidate(self, token: int, position: int) -> bytes | End | None:
-        """The outcome in a chain that the token is at a position of a text: bytes, END, or None for any other special
+        """The token as an outcome of a chain, at a position of its text: bytes, END, or None for any other special
         token."""
         if token == self.eos:
             return END
@@ -83,14 +84,14 @@ class Vocabulary:
         return data[1:] if data and self.dummy and position == 0 and data.startswith(b" ") else data
 
     def find(self, data: bytes, first: bool = False) -> int | None:
-        """The token of exactly these bytes, at the start of a text if `first`; None if the bytes are not one token."""
+        """The token that has exactly these bytes, at the start of a text if `first`; None if there is no such token."""
         if first and self.dummy and (token := self._ids.get(b" " + data)) is not None:
             return token
         return self._ids.get(data)
 
     @cached_property
     def _ids(self) -> dict[bytes, int]:
-        # `<0x41>` and `A` are the same bytes: the proper piece wins, because encoding uses it.
+        # `<0x41>` and `A` have the same bytes. The piece `A` comes first, because the tokenizer uses it.
         order = sorted(range(self.size), key=self.fallback.__contains__)
         ids: dict[bytes, int] = {}
         for token in order:
@@ -104,10 +105,11 @@ def parse_tokenizer_json(
 ) -> Vocabulary:
     """The vocabulary of a `tokenizer.json`.
 
-    eos, pad  ids or names; by default the one well-known name that the tokenizer has, None if it has no or several names
+    eos, pad  ids or names of the end token and the padding token; by default the special token with a well-known name,
+              or no token if none or several of these names exist
 
-    Raises UserError for a kind of model whose pieces have no fixed bytes, for an id that is no row of an embedding, and
-    for a name that is not a token.
+    Raises UserError for a kind of model whose pieces have no fixed bytes, for an id that cannot be a row of an
+    embedding, and for a name that is not a token.
     """
     read: Mapping[str, Any] = json.loads(source) if isinstance(source, str) else source
     model = read["model"]
@@ -125,16 +127,16 @@ def parse_tokenizer_json(
     byte_level = any(step["type"] == "ByteLevel" for step in steps)
     space = next((character for step in steps if (character := _space_character(step))), None)
     ids = [*(i for _, i in pairs), *(token["id"] for token in added)]
-    # Checked before a table of all ids is made, which a huge id would make larger than memory.
+    # Checked before the table of all ids is created, because a huge id would make it larger than memory.
     wrong = next((token for token in ids if type(token) is not int or not 0 <= token < MAX_TOKEN_ID), None)
     if wrong is not None:
         raise UserError(
             "a token has an id that cannot be a row of a model's embedding",
             code="E-tokenizer-bad-id",
             found=str(wrong)[:40],
-            hint="get the tokenizer's files again",
+            hint="download the tokenizer's files again",
         )
-    # Pieces to bytes, by the convention of each kind of model.
+    # Convert pieces to bytes by the convention of the model's kind.
     table: list[bytes | None] = [None] * (1 + max(ids, default=-1))
     fallback = set()
     for piece, token in pairs:
@@ -182,7 +184,7 @@ def parse_tokenizer_json(
 
 
 def get_model_type(model: Mapping[str, Any]) -> str | None:
-    """Unigram, BPE, WordPiece or another; files from before 2021 do not name it."""
+    """Unigram, BPE, WordPiece or another. Files from before 2021 do not name it, so its vocabulary decides."""
     by_shape = "Unigram" if isinstance(model.get("vocab"), list) else "BPE" if "merges" in model else None
     return model.get("type") or by_shape
 
@@ -190,7 +192,8 @@ def get_model_type(model: Mapping[str, Any]) -> str | None:
 def replace_special_tokens(
     vocabulary: Vocabulary, *, eos: int | str | None = None, pad: int | str | None = None
 ) -> Vocabulary:
-    """The same vocabulary with another end or padding token, by id or name. Raises UserError if it has no such token."""
+    """The same vocabulary with another end or padding token, given by id or name. Raises UserError if it does not have
+    that token."""
     names = {**{d.decode("utf-8", "replace"): i for i, d in enumerate(vocabulary.table) if d}, **vocabulary.specials}
     eos_id = _resolve_token("eos", eos, names, vocabulary.size) if eos is not None else vocabulary.eos
     pad_id = _resolve_token("pad", pad, names, vocabulary.size) if pad is not None else vocabulary.pad
@@ -203,7 +206,7 @@ def hash_vocabulary(data: bytes) -> str:
 
 
 def _flatten_steps(step: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    """The steps of a pipeline, those of its sequences one by one."""
+    """The steps of a normalizer or pre-tokenizer, with each sequence replaced by its steps."""
     if step and step["type"] == "Sequence":
         for inner in step.get("normalizers") or step.get("pretokenizers") or ():
             yield from _flatten_steps(inner)
@@ -212,7 +215,7 @@ def _flatten_steps(step: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]
 
 
 def _space_character(step: Mapping[str, Any]) -> str | None:
-    """The character that stands for a space in the pieces."""
+    """The character that represents a space in the pieces; None if the step does not define one."""
     if step["type"] == "Metaspace":
         return step.get("replacement", "▁")
     if step["type"] == "Replace" and step.get("pattern") == {"String": " "} and "content" in step:
@@ -229,11 +232,11 @@ def _adds_dummy_space(step: Mapping[str, Any]) -> bool:
 def _decode_byte_level(piece: str) -> bytes:
     try:
         return bytes(_BYTE_OF[character] for character in piece)
-    except KeyError:  # an added token that the vocabulary lists as plain text
+    except KeyError:  # an added token, which the vocabulary lists as plain text
         return piece.encode()
 
 
-# Byte-level BPE writes a byte as a printable character: itself if it is visible, else the next one from 256 on.
+# Byte-level BPE writes a byte as a printable character: a visible byte as itself, any other as the next one from 256 on.
 _VISIBLE: Final = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _HIDDEN: Final = [byte for byte in range(256) if byte not in _VISIBLE]
 _BYTE_OF: Final = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + i): byte for i, byte in enumerate(_HIDDEN)}
