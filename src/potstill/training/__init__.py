@@ -1,4 +1,4 @@
-"""Training as a generator: each value is one finished optimizer step. The caller decides what to save and to evaluate.
+"""Training as a generator that yields after every optimizer step. The caller decides what to save and to evaluate.
 
     >>> from potstill.records import Target
     >>> from potstill.models import Example, Shape, random_student
@@ -13,9 +13,9 @@
     >>> losses[0] > losses[1] > losses[2]
     True
 
-The gradient of a step is that of sum(w * loss) / sum(w) over all supervised positions of the whole step, however it is
-split into micro-batches and over processes. Dropout is drawn from (seed, step, micro-batch). So a step is a function of
-the weights, the optimizer's state and the step number, and these are all that a resume needs.
+The gradient of a step is the gradient of sum(w * loss) / sum(w) over all of its supervised positions. It does not depend
+on the split into micro-batches and over processes. Dropout is drawn from (seed, step, micro-batch). So a step is a
+function of the weights, the optimizer's state and the step number, and a resume needs nothing else.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from potstill.training.optimizer import (
     save_optimizer_state,
 )
 
-VERSION: Final = 4  # of what a step computes; stored in the manifest of the stage that trains
+VERSION: Final = 4  # of the computation of a step; stored in the manifests of the stages that train
 
 __all__ = [
     "VERSION",

@@ -1,17 +1,17 @@
-"""Checkpoints: a Hugging Face folder for every saved step, and the optimizer's state of the newest one.
+"""Checkpoints: a Hugging Face folder for every saved step, and the optimizer's state of the newest step.
 
     checkpoints/250/model.safetensors ...
-    checkpoints/500/model.safetensors ... engine.safetensors      or engine/, for a student that is sharded
+    checkpoints/500/model.safetensors ... engine.safetensors      or engine/, for a sharded student
 
     with CheckpointWriter(folder, student, optimizer, background=True) as checkpoints:
         for step in train_steps(...):
             checkpoints.save(step.step)     # copies weights and state, and returns
             checkpoints.check()             # raises the error of an earlier save, if there was one
 
-With `background` a checkpoint is copied to the host's memory between two steps, and a thread writes it while the next
-steps run. Only one is written at a time: the next `save` waits for it. The files look as if the loop had waited: a
-folder appears complete or not at all, and only then is the older checkpoint's state removed. The caller must flush the
-metrics of all earlier steps before it saves: training never resumes from a checkpoint whose metrics are incomplete.
+With `background`, a checkpoint is copied to the host's memory between two steps, and a thread writes it while the next
+steps run. The next `save` waits until it is written. The files are the same as without `background`: a folder appears
+only when it is complete, and the older checkpoint's state is removed afterwards. Before it saves, the caller must flush
+the metrics of all earlier steps, because training never resumes from a checkpoint whose metrics are incomplete.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from potstill.training.optimizer import (
 )
 
 OPTIMIZER_FILE: Final = "engine.safetensors"
-OPTIMIZER_FOLDER: Final = "engine"  # of a sharded student
+OPTIMIZER_FOLDER: Final = "engine"  # for a sharded student
 
 
 class CheckpointWriter:
     """Writes the checkpoints of a running training.
 
-    folder      one folder for each step is written there
-    background  write while the next steps run. A sharded student is always written between two steps: its parts form
-                one folder, and the processes have to agree when it is complete
-    seconds     how long the training loop has waited so far
+    folder      parent of the checkpoints, which are one folder per step
+    background  write while the next steps run. A sharded student is always written between two steps, because the
+                processes write parts of one folder and have to agree when it is complete
+    seconds     how long the training loop has waited for checkpoints so far
     """
 
     def __init__(self, folder: Path, student: Student, optimizer: Optimizer, *, background: bool) -> None:
@@ -63,7 +63,7 @@ class CheckpointWriter:
         self._pending: Future[None] | None = None
 
     def save(self, step: int) -> None:
-        """Save the checkpoint of a step; returns when weights and state may change again.
+        """Save the checkpoint of a step. Returns as soon as the weights and the state may change again.
 
         Raises the error of the previous checkpoint, as `check` does.
         """
@@ -78,12 +78,12 @@ class CheckpointWriter:
         self.seconds += time.monotonic() - began
 
     def check(self) -> None:
-        """Raise the error of a background write, such as a UserError for a full disk; does not wait."""
+        """Raise the error of a background write, such as a UserError for a full disk. Does not wait for a write."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait until everything that was saved is on the disk. Raises as `check` does."""
+        """Wait until the last saved checkpoint is on the disk. Raises the error of its write, as `check` does."""
         pending, self._pending = self._pending, None
         if pending is not None:
             began = time.monotonic()
@@ -94,7 +94,7 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Waits for a background write also if training fails: its checkpoint is good, and a resume begins there."""
+        """Wait for a background write, even if training fails: the checkpoint is valid, and training can resume from it."""
         if self._executor is not None:
             self._executor.shutdown()
         if error is None:
@@ -108,9 +108,10 @@ def list_saved_steps(folder: Path, last: int | None = None) -> list[int]:
 
 
 def find_newest_checkpoint(folder: Path, metrics: Path) -> int:
-    """The newest step from which training can resume, 0 if there is none. Removes what a crash left behind.
+    """The newest step from which training can resume; 0 if there is none. Removes the incomplete files of a crash.
 
-    Its metrics must be complete: rows that a disk lost come back only if their steps are trained again.
+    A step counts only if the metrics up to it are complete, because lost rows come back only if their steps are trained
+    again.
     """
     if not folder.is_dir():
         return 0
@@ -124,14 +125,14 @@ def find_newest_checkpoint(folder: Path, metrics: Path) -> int:
     if steps and newest < steps[-1]:
         fault = f"{metrics.name} lacks step {complete + 1}, although there is a checkpoint of step {steps[-1]}"
         progress.print_line(f"{fault}: training continues from step {newest}", "yellow")
-    _remove_older_states(folder, newest)  # a crash may have left two
+    _remove_older_states(folder, newest)  # a crash may have left the states of two steps
     if newest:
         _check_digests(folder, newest)
     return newest
 
 
 def remove_digests(folder: Path) -> None:
-    """Call at the end of training: from then on the manifest of the stage has the digests."""
+    """Remove the digests of the checkpoints. Called at the end of training, when the stage's manifest has the digests."""
     storage.remove(_digests_folder(folder))
 
 
@@ -144,7 +145,7 @@ def restore_checkpoint(checkpoint: Path, optimizer: Optimizer) -> None:
 
 
 def truncate_metrics(metrics: Path, step: int) -> None:
-    """Keep the rows up to the checkpoint's step: the later steps are trained again."""
+    """Remove the rows after the checkpoint's step, because the later steps are trained again."""
     if not metrics.exists():
         return
     kept = _read_metric_rows(metrics)[:step]
@@ -153,20 +154,21 @@ def truncate_metrics(metrics: Path, step: int) -> None:
 
 
 def _read_metric_rows(metrics: Path) -> list[dict[str, Any]]:
-    """The rows of the steps 1, 2, 3, ..., up to the first one that is missing or incomplete."""
+    """The rows of the steps 1, 2, 3, ..., before the first row that is missing or incomplete."""
     rows: list[dict[str, Any]] = []
     try:
         for row in storage.read_complete_lines(metrics):
             if row.get("step") != len(rows) + 1:
                 break
             rows.append(row)
-    except UserError:  # a line that is not JSON ends the rows; the caller reports what is missing
+    except UserError:  # a line that is not JSON ends the rows; the caller reports the missing step
         pass
     return rows
 
 
 def _save_in_place(folder: Path, step: int, student: Student, optimizer: Optimizer) -> None:
-    """Save between two steps. Every process calls it; the first one writes everything but a sharded optimizer state."""
+    """Save between two steps. Every process must call it. The first process writes all files, except that every process
+    writes its part of a sharded optimizer state."""
     if not is_sharded(student):
         if is_main_process():
             _write_checkpoint(folder, step, student, None, optimizer_state(optimizer, parameters=student.has_adapters))
@@ -186,7 +188,8 @@ def _save_in_place(folder: Path, step: int, student: Student, optimizer: Optimiz
 def _write_checkpoint(
     folder: Path, step: int, student: Student, weights: dict[str, Tensor] | None, state: dict[str, Tensor]
 ) -> None:
-    """Write a whole checkpoint, then remove the state of older ones. weights: None for the student's current ones."""
+    """Write a whole checkpoint, then remove the states of older checkpoints. `weights`: None for the student's current
+    weights."""
     with storage.write_folder(folder / str(step)) as unfinished:
         student.save(unfinished, weights=weights)
         save_optimizer_state(state, unfinished / OPTIMIZER_FILE)
@@ -195,13 +198,14 @@ def _write_checkpoint(
 
 
 def _write_digests(folder: Path, step: int, unfinished: Path) -> None:
-    """Record the digests of a checkpoint before it is moved into place, in a folder beside the checkpoints."""
+    """Write the digests of a checkpoint's files into a folder next to the checkpoints, before the checkpoint is moved into
+    place."""
     digests = {path.name: storage.file_digest(path) for path in sorted(unfinished.iterdir()) if path.is_file()}
     storage.write_json(_digests_folder(folder) / f"{step}.json", digests)
 
 
 def _check_digests(folder: Path, step: int) -> None:
-    """Raises UserError if a checkpoint was changed. Checkpoints of older versions have no digests."""
+    """Raises UserError if a file of the checkpoint was changed. Checkpoints of older versions have no digests."""
     path = _digests_folder(folder) / f"{step}.json"
     for name, digest in (storage.read_json(path) if path.exists() else {}).items():
         file = folder / str(step) / name
@@ -210,8 +214,8 @@ def _check_digests(folder: Path, step: int) -> None:
                 "the checkpoint was changed after training wrote it",
                 code="E-train-checkpoint-changed",
                 where=file,
-                found="other bytes" if file.is_file() else "no such file",
-                hint=f"restore it, or remove {file.parent}: training then continues from an older checkpoint or from step 0",
+                found="the digest differs" if file.is_file() else "the file is missing",
+                hint=f"restore the file, or remove {file.parent}: training then resumes from an older checkpoint or step 0",
             )
 
 
@@ -220,7 +224,7 @@ def _digests_folder(folder: Path) -> Path:
 
 
 def _remove_older_states(folder: Path, step: int) -> None:
-    """Remove the optimizer's states of the steps before one; their weights stay."""
+    """Remove the optimizer's states of the steps before `step`; their weights stay."""
     for older in list_saved_steps(folder, step - 1):
         for name in (OPTIMIZER_FILE, OPTIMIZER_FOLDER):
             storage.remove(folder / str(older) / name)

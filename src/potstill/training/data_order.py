@@ -1,4 +1,4 @@
-"""The order of the training data: which questions, formats, chains and demonstrations a step has, by (seed, step).
+"""The order of the training data: the questions, formats, chains and demonstrations of a step, by (seed, step).
 
     >>> from potstill.prompts import FORMATS
     >>> quotas = {FORMATS["zero-shot-rationale"]: 2, FORMATS["zero-shot-answer"]: 1}
@@ -8,12 +8,12 @@
     >>> split_into_micro_batches([(10, 5), (40, 5), (12, 5), (11, 4)], budget=60)
     ((1,), (2, 3, 0))
 
-A *prompt group* is one question in one format with its chains, which share one prompt; a step is a fixed number of
-groups. Chains are drawn uniformly over the questions, so that each question occurs equally often, or over the chains,
-so that each chain occurs equally often and a question with 40 chains counts forty times as much as one with a single
-chain. To resume, call with a later step; only `micro_batches_of_rank` depends on the number of processes. Random draws
-are hashes of what they are for, never the state of a generator. The module is pure: no torch, no clock, no shared state
-(permutations are cached, not advanced).
+A *prompt group* is one question in one format with some of its chains, which share one prompt. A step is a fixed number
+of groups. Chains are drawn uniformly over the questions, so that every question occurs equally often, or uniformly over
+the chains, so that every chain occurs equally often: a question with 40 chains then occurs 40 times as often as a
+question with one chain. To resume, call the functions with a later step. Only `micro_batches_of_rank` depends on the
+number of processes. Random draws come from hashes of their purpose and index, not from the state of a generator. The
+module is pure: it uses no torch and no clock, and its only state is a cache.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from typing import Any, Final, Generic, Literal, Protocol, TypeVar, runtime_chec
 
 from potstill.errors import UserError
 
-VERSION: Final = 2  # of the order that this module computes; stored in the manifests of the stages that use it
+VERSION: Final = 2  # of the data order; stored in the manifests of the stages that use it
 
 
 @runtime_checkable
 class FormatLike(Protocol):
-    """A format of prompts, such as `prompts.PromptFormat`; `rationale`: whether its targets are chains."""
+    """A prompt format, such as `prompts.PromptFormat`. `rationale` says whether its targets are chains."""
 
     @property
     def name(self) -> str: ...
@@ -49,11 +49,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class PromptGroup(Generic[F]):
-    """One question in one format: one prompt, and the targets under it.
+    """One question in one format: one prompt with one or more targets.
 
     chains  indices into the question's list of chains; empty in an answer-only format, whose target is the bare answer
-    epoch   how many times this format has gone through all its data before
-    turn    how many times this format has used this question before; chooses the demonstrations
+    epoch   the number of complete passes of this format over its data before this group
+    turn    the number of earlier groups with this question in this format; it selects the demonstrations
     """
 
     question: str
@@ -69,17 +69,17 @@ class PromptGroup(Generic[F]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DataOrder(Generic[F]):
-    """Everything that determines the order of a training run.
+    """Everything that determines the order of the data in a training run.
 
-    quotas             by format: so many of every sum(quotas) groups have this format, spread evenly
-    questions          (id, number of chains), in any order; questions without a chain occur in answer-only formats only
-    chains_per_prompt  m: chains of a question in one group, fewer if the question has fewer
-    uniform_over       questions: an epoch of a format uses each question once, with the next m of its chains.
-                       chains: an epoch of a format uses each chain once; a question with n chains occurs in ceil(n / m)
-                       groups, the last of which has the remainder. Answer-only formats have one target for a question,
-                       so an epoch uses each question once in either case
+    quotas             number of groups of each format in every sum(quotas) groups, spread evenly
+    questions          (id, number of chains), in any order. Questions without chains occur only in answer-only formats
+    chains_per_prompt  m, the number of chains in a group; a group has fewer if the question has fewer
+    uniform_over       questions: an epoch of a format uses every question once, with the next m of its chains.
+                       chains: an epoch of a format uses every chain once; a question with n chains occurs in
+                       ceil(n / m) groups, and the last group has the remainder. An answer-only format has one target
+                       per question, so its epochs use every question once in both cases
 
-    Raises UserError for quotas without any group, and for a format that has no question.
+    Raises UserError if all quotas are 0, and for a format without a question.
     """
 
     seed: int
@@ -92,7 +92,7 @@ class DataOrder(Generic[F]):
     def __post_init__(self) -> None:
         assert self.groups_per_step > 0 and self.chains_per_prompt > 0, "a step has groups, and a group has chains"
         if any(quota < 0 for quota in self.quotas.values()) or not sum(self.quotas.values()):
-            what = "quotas are whole numbers, and at least one is above 0"
+            what = "the quotas of the formats must be whole numbers of at least 0, and one must be above 0"
             found = {format.name: quota for format, quota in self.quotas.items()}
             raise UserError(what, code="E-train-format-quotas", where="train.formats", found=found)
         ids = [question for question, _ in self.questions]
@@ -103,13 +103,13 @@ class DataOrder(Generic[F]):
                     f"the format {format.name} has no question to train on",
                     code="E-train-format-without-questions",
                     where="train.formats",
-                    found=f"{len(ids)} questions, none with a chain",
+                    found=f"{len(ids)} questions without chains",
                     hint="check which chains the filter kept, or remove this format",
                 )
 
 
 def draw_groups(order: DataOrder[F], step: int) -> tuple[PromptGroup[F], ...]:
-    """The groups of a step, counted from 1. Costs O(groups), and one sort of the questions per format and epoch."""
+    """The groups of a step; steps are counted from 1. Takes O(groups), and one sort of the questions per format and epoch."""
     assert step >= 1, f"steps are counted from 1, not {step}"
     cycle = _format_cycle(order)
     first = (step - 1) * order.groups_per_step
@@ -117,19 +117,22 @@ def draw_groups(order: DataOrder[F], step: int) -> tuple[PromptGroup[F], ...]:
     for number in range(first, first + order.groups_per_step):
         cycles_before, slot = divmod(number, len(cycle))
         format, before = cycle[slot]
-        use = cycles_before * order.quotas[format] + before  # how many groups of this format came before
+        use = cycles_before * order.quotas[format] + before  # number of earlier groups of this format
         epoch, index = divmod(use, len(_epoch_prompts(order, format.rationale)))
         groups.append(_prompt_group(order, format, epoch, _permutation(order, format, epoch)[index]))
     return tuple(groups)
 
 
 def min_groups_per_step(order: DataOrder[F]) -> dict[F, int]:
-    """By format, its number of groups in the step that has the fewest of them."""
+    """For each format, the smallest number of its groups in any step."""
     cycle = _format_cycle(order)
     size, length = order.groups_per_step, len(cycle)
     result = {}
     for format in dict.fromkeys(format for format, _ in cycle):
-        before = [0, *accumulate(int(other == format) for other, _ in cycle)]  # in the first n slots of the cycle
+        before = [
+            0,
+            *accumulate(int(other == format) for other, _ in cycle),
+        ]  # number in the first n slots of the cycle
         starts = range(0, length, gcd(size, length))  # every slot of the cycle at which a step can begin
         cycles, rest = divmod(size, length)
         counts = (before[min(i + rest, length)] - before[i] + before[max(i + rest - length, 0)] for i in starts)
@@ -140,12 +143,12 @@ def min_groups_per_step(order: DataOrder[F]) -> dict[F, int]:
 def draw_demonstrations(
     seed: int, turn: int, question: str, format: FormatLike, pool: Sequence[str], count: int
 ) -> tuple[str, ...]:
-    """`count` different ids of the pool, never the question itself. Costs O(count), whatever the size of the pool.
+    """`count` different ids of the pool, never the question itself. Takes O(count), for any size of the pool.
 
-    Raises UserError if the pool has too few others.
+    Raises UserError if the pool has too few other questions.
     """
     key = f"{(seed, 'demonstrations', format.name, turn, question)}"
-    # A Fisher-Yates shuffle of which only the first entries are computed: `moved` has the swapped ones.
+    # A Fisher-Yates shuffle that computes only its first entries; `moved` has the swapped entries.
     moved: dict[int, int] = {}
     drawn: list[str] = []
     for index in range(len(pool)):
@@ -158,33 +161,33 @@ def draw_demonstrations(
             drawn.append(candidate)
     if len(drawn) < count:
         raise UserError(
-            "there are too few questions to use as demonstrations",
+            "there are too few questions for the demonstrations",
             code="E-train-too-few-demonstrations",
             where=question,
-            found=f"{len(drawn)} others in the pool, {count} needed",
+            found=f"{len(drawn)} other questions in the pool, {count} needed",
             hint="lower train.demonstrations, or add training questions",
         )
     return tuple(drawn)
 
 
 def rows_for_share(groups: int, share: float) -> int:
-    """How many rows a step has beside its groups, so that they are this share of both; at least one."""
+    """The number of rows to add to a step of `groups` groups so that they are this share of the sum; at least 1."""
     return max(1, round(groups * share / (1 - share)))
 
 
 def split_into_micro_batches(
     lengths: Sequence[tuple[int, int]], budget: int, *, padded: bool = True
 ) -> tuple[tuple[int, ...], ...]:
-    """Split a step into micro-batches: tuples of indices into `lengths`, each of at most `budget` tokens.
+    """Split a step into micro-batches of at most `budget` tokens. A micro-batch is a tuple of indices into `lengths`.
 
     lengths  (prompt, target) of each example or group, in tokens
-    budget   tokens of a micro-batch as the student computes them: rows * (longest prompt + longest target) if it pads,
-             the sum if it does not. An example that alone exceeds it is a separate micro-batch: it has to be trained,
-             and memory decides whether it fits
+    budget   the largest number of tokens in a micro-batch, counted as the student computes them: rows * (longest prompt
+             + longest target) if it pads, the sum of all tokens if it does not. An example that alone exceeds the budget
+             is a micro-batch by itself, because it has to be trained; it may be too large for the memory
     padded   whether the student pads
 
-    The longest examples come first, so that a step that is too large fails at once. For a student that pads, the split
-    with the least padding among three orders by length is taken.
+    The longest examples come first, so that a step that is too large fails at once. For a student that pads, three
+    orders by length are tried, and the split with the least padding is returned.
     """
     assert budget > 0, f"a budget of {budget} tokens"
     if not padded:
@@ -195,8 +198,8 @@ def split_into_micro_batches(
 
 
 def micro_batches_of_rank(micro_batches: Sequence[T], rank: int, world: int) -> list[T | None]:
-    """What process `rank` of `world` computes: micro-batches rank, rank + world, ... At the end None may stand for a
-    filler, so that all processes compute equally many."""
+    """The micro-batches of process `rank` of `world`: those with the indices rank, rank + world, ... All processes get the
+    same number: None at the end stands for a filler."""
     assert 0 <= rank < world, f"process {rank} of {world}"
     padded = [*micro_batches, *[None] * (-len(micro_batches) % world)]
     return padded[rank::world]
@@ -204,8 +207,8 @@ def micro_batches_of_rank(micro_batches: Sequence[T], rank: int, world: int) -> 
 
 @lru_cache(maxsize=8)
 def _format_cycle(order: DataOrder[Any]) -> tuple[tuple[Any, int], ...]:
-    """Smooth weighted round robin: in each slot the format that is furthest behind its share, with the number of times
-    that it came before in the cycle."""
+    """The (format, number of its earlier slots) of each slot of the cycle, by smooth weighted round robin: a slot gets the
+    format that is furthest behind its share."""
     total = sum(order.quotas.values())
     formats = sorted((format for format, quota in order.quotas.items() if quota), key=lambda format: format.name)
     credit, count = dict.fromkeys(formats, 0), Counter[Any]()
@@ -222,7 +225,7 @@ def _format_cycle(order: DataOrder[Any]) -> tuple[tuple[Any, int], ...]:
 
 @lru_cache(maxsize=8)
 def _epoch_prompts(order: DataOrder[F], rationale: bool) -> tuple[tuple[str, int, int], ...]:
-    """The prompts of an epoch: a question, the number of its chains, and which part of them the prompt has."""
+    """The prompts of an epoch: (question, number of its chains, index of the part of them that the prompt has)."""
     questions = [(question, chains) for question, chains in order.questions if chains or not rationale]
     by_chains = rationale and order.uniform_over == "chains"
     parts = [-(-chains // order.chains_per_prompt) if by_chains else 1 for _, chains in questions]
@@ -231,7 +234,7 @@ def _epoch_prompts(order: DataOrder[F], rationale: bool) -> tuple[tuple[str, int
 
 @lru_cache(maxsize=8)
 def _permutation(order: DataOrder[F], format: F, epoch: int) -> tuple[tuple[str, int, int], ...]:
-    """The prompts of an epoch, sorted by a hash: the order of a question does not depend on the other questions."""
+    """The prompts of an epoch, sorted by a hash, so that a question's place does not depend on the other questions."""
     key = f"{(order.seed, 'questions', format.name, epoch)}"
 
     def sort_key(prompt: tuple[str, int, int]) -> tuple[int, str, int]:
@@ -242,14 +245,14 @@ def _permutation(order: DataOrder[F], format: F, epoch: int) -> tuple[tuple[str,
 
 
 def _prompt_group(order: DataOrder[F], format: F, epoch: int, prompt: tuple[str, int, int]) -> PromptGroup[F]:
-    """A question with its next chains: of a hashed order of the chains the next m, cyclically; or, if each chain occurs
-    once in an epoch, the m chains of this part."""
+    """The group of a prompt. Its chains are the next m in a hashed, cyclic order of the question's chains. If the order is
+    uniform over the chains, they are the m chains of the prompt's part."""
     question, chains, part = prompt
     if not format.rationale:
         return PromptGroup(question, format, (), epoch, epoch)
     key = f"{(order.seed, 'chains', format.name, question)}"
     m = order.chains_per_prompt
-    by_chains = order.uniform_over == "chains"  # then in each epoch other chains share a prompt
+    by_chains = order.uniform_over == "chains"  # if so, the chains that share a prompt change with every epoch
     prefix = f"{key}{epoch}/" if by_chains else key
     shuffled = sorted(range(chains), key=lambda chain: _hash(f"{prefix}{chain}"))
     if by_chains:
@@ -265,7 +268,7 @@ def _hash(text: str) -> int:
 
 
 def _fill_runs(lengths: Sequence[int], budget: int) -> tuple[tuple[int, ...], ...]:
-    """Runs of the indices by falling length, each filled up to the budget."""
+    """The indices, sorted by length, longest first, and cut into runs that fill the budget."""
     runs: list[list[int]] = []
     left = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -280,9 +283,9 @@ def _fill_runs(lengths: Sequence[int], budget: int) -> tuple[tuple[int, ...], ..
 def _cheapest_runs(
     lengths: Sequence[tuple[int, int]], order: Sequence[int], budget: int
 ) -> tuple[int, tuple[tuple[int, ...], ...]]:
-    """The cheapest split of an order into runs, by dynamic programming: its cost in tokens, and the runs."""
-    overhead = 1 + budget // 16  # tokens that a micro-batch costs beyond its own, so that runs are not single rows
-    best: list[tuple[int, int]] = [(0, 0)]  # for the first n indices: the cost, and where the last run starts
+    """The cheapest split of an order into runs, by dynamic programming. Returns its cost in tokens, and the runs."""
+    overhead = 1 + budget // 16  # added cost of a micro-batch in tokens, which makes runs longer than one row
+    best: list[tuple[int, int]] = [(0, 0)]  # for the first n indices: (cost, start of the last run)
     for end in range(1, len(order) + 1):
         prompt = target = 0
         cheapest: tuple[int, int] | None = None

@@ -1,33 +1,34 @@
-"""Several processes in one run: how they meet, how the student is distributed, and how its optimizer's state is saved.
+"""Training with several processes: their rendezvous, the distribution of the student, and its optimizer's state.
 
-torchrun or srun starts the processes. The first one makes every stage; all of them train.
+torchrun or srun starts the processes. The first process runs every stage; the others only train.
 
-    first process     collect ... align  call  train  evaluate ... report
-    every other       wait ............  come  train  end
+    first process     collect ... align  call   train  evaluate ... report
+    every other       wait ............  follow train  end
 
-Only the first process takes the run's lock and writes. The others wait at a store of torch.distributed until it calls
-them to a stage, or dismisses them because no stage needs them. They read the run's folder, which all machines must see.
+Only the first process takes the run's lock and writes. The others wait at a store of torch.distributed until the first
+process calls them to a stage, or dismisses them because no stage needs them. They read the run's folder, so all machines
+need access to it.
 
-The student is distributed in one of two ways (`train.sharding`):
+`train.sharding` chooses how the student is distributed:
 
-    none   every process holds all weights, gradients and optimizer state; gradients are averaged (DDP)
-    full   every process holds one part of each weight, gradient and state (FSDP2); the weights of a layer are gathered
-           while it is computed, forward and backward, and released afterwards
+    none   every process has all weights, gradients and optimizer state; gradients are averaged (DDP)
+    full   every process has one part of each weight, gradient and state (FSDP2). The weights of a layer are gathered for
+           its forward and its backward pass, and released afterwards
 
     >>> distribute_student(torch.nn.Linear(1, 1), "none")                       # one process: unchanged
     Linear(in_features=1, out_features=1, bias=True)
 
-Embedding and head, which may be one matrix, belong to no layer. They are gathered when `Student.forward` begins and
-stay until its backward pass ends, so the loss reads the head as it does in one process.
+The embedding and the head, which may be one matrix, belong to no layer. They are gathered at the start of
+`Student.forward` and released at the end of the backward pass, so the loss reads the head as in a single process.
 
-Every process writes its own part of a sharded optimizer state, and any number of processes can read it:
+Every process writes its own part of a sharded optimizer state, and any number of processes can read the state:
 
-    engine/shard-00001-model-00001-of-00001.safetensors    of the first process
-    engine/shard-00002-model-00001-of-00001.safetensors    of the second process
-    engine/digests.json                                    of every file, written last
+    engine/shard-00001-model-00001-of-00001.safetensors    the part of the first process
+    engine/shard-00002-model-00001-of-00001.safetensors    the part of the second process
+    engine/digests.json                                    the digest of every file, written last
 
-torch.distributed.checkpoint writes and reshards it in its safetensors form, which holds nothing but tensors. Its
-default form contains a pickle, which could run code when it is read.
+torch.distributed.checkpoint writes and reshards the state in its safetensors format, which contains only tensors. Its
+default format contains a pickle, which could run code when it is loaded.
 """
 
 from __future__ import annotations
@@ -60,14 +61,16 @@ from potstill.process import ProcessRank
 from potstill.training.optimizer import Optimizer, mismatch_error, named_parameters, optimizer_state, restore_optimizer
 
 T = TypeVar("T")
-RECIPE_KEY: Final = "verdict"  # in the store: the recipe of the called stage as text, or null to dismiss
+RECIPE_KEY: Final = "verdict"  # key of the store; its value is the recipe as text for a call, or null for a dismissal
 RENDEZVOUS_TIMEOUT: Final = timedelta(minutes=30)  # until all processes have started
-STAGE_TIMEOUT: Final = timedelta(days=30)  # while the first process makes stages alone
-COLLECTIVE_TIMEOUT: Final = timedelta(hours=1)  # how much slower one process may be, as when it writes a checkpoint
+STAGE_TIMEOUT: Final = timedelta(days=30)  # while the first process runs stages alone
+COLLECTIVE_TIMEOUT: Final = timedelta(
+    hours=1
+)  # while one process is slower, for example because it writes a checkpoint
 
 
 class ProcessGroup:
-    """This process among the others. Every process creates one at the same time; this waits until all have come."""
+    """The connection of this process to the others. Every process creates one; the call waits until all have done so."""
 
     def __init__(self, rank: ProcessRank) -> None:
         host, port = process.read_main_address()
@@ -76,7 +79,7 @@ class ProcessGroup:
 
     @contextmanager
     def call(self, recipe: str) -> Iterator[None]:
-        """The first process calls the others to the stage that this block makes. recipe: its text."""
+        """Called by the first process: call the others to the stage that runs in this block. `recipe` is its text."""
         self._called = True
         self._store.set(RECIPE_KEY, json.dumps(recipe))
         with self._collectives():
@@ -84,7 +87,7 @@ class ProcessGroup:
 
     @contextmanager
     def follow(self, recipe: str) -> Iterator[bool]:
-        """Wait for the first process. Yields True if it calls, and then the block makes the stage with it.
+        """Called by the other processes: wait for the first one. Yields True if it calls; the block then runs the stage.
 
         Raises UserError if the first process has another recipe.
         """
@@ -99,13 +102,13 @@ class ProcessGroup:
                 "the processes of this run were started with different recipes",
                 code="E-train-different-recipes",
                 where=f"process {self.rank.rank} of {self.rank.world}",
-                hint="start all of them with the same command, on the same files",
+                hint="start all processes with the same command and the same files",
             )
         with self._collectives():
             yield True
 
     def dismiss(self) -> None:
-        """Tell the other processes to end. Does nothing if they were called."""
+        """Tell the other processes to end. Does nothing if they were called to a stage."""
         if self._called:
             return
         self._store.set(RECIPE_KEY, json.dumps(None))
@@ -131,17 +134,17 @@ class ProcessGroup:
 
 
 def rank_and_world() -> tuple[int, int]:
-    """The number of this process, and of how many it is one."""
+    """The rank of this process, and the number of processes."""
     return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this is the first process, which alone writes."""
     return rank_and_world()[0] == 0
 
 
 def broadcast_from_main(compute: Callable[[], T]) -> T:
-    """The first process's result on every process, for what they could see differently, such as the files of a run."""
+    """Return the first process's result on every process. Used if they could differ, for example for files of a run."""
     if not distributed.is_initialized():
         return compute()
     values: list[Any] = [compute() if is_main_process() else None]
@@ -166,18 +169,18 @@ Sharding = Literal["none", "full"]
 def distribute_student(student: Student, sharding: Sharding = "none", precision: Precision = "float32") -> Model:
     """Move the student to this process's GPU, if there is one. With several processes, wrap it in DDP or shard it.
 
-    precision  bfloat16: the weights of layers are gathered in bfloat16; the stored ones stay in float32
+    precision  with bfloat16, the gathered weights of layers are in bfloat16, and the stored weights stay in float32
 
-    Raises UserError for `full` if nobody started several processes (torchrun with one process is fine).
+    Raises UserError for `full` if the process was not started by a launcher (torchrun with one process is enough).
     """
     started_alone = not distributed.is_initialized() and not process.read_process_rank().launched
     if sharding == "full" and started_alone:
         raise UserError(
-            "sharding needs several processes, and this one was started alone",
+            "sharding needs several processes, but this process was started alone",
             code="E-train-sharding-needs-processes",
             where="train.sharding",
             found=sharding,
-            hint="start it with torchrun --nproc-per-node N or srun (docs/how-to/eight-gpus.md), or set train.sharding: none",
+            hint="start with torchrun --nproc-per-node N or srun (docs/how-to/eight-gpus.md), or set train.sharding: none",
         )
     student.to(default_device())
     _, world = rank_and_world()
@@ -187,13 +190,13 @@ def distribute_student(student: Student, sharding: Sharding = "none", precision:
         return DistributedDataParallel(student, gradient_as_bucket_view=True)
     modules = student.shardable_modules()
     if not modules:
-        what, hint = "the layers of this kind of model are unknown, so it cannot be sharded", "set train.sharding: none"
+        what, hint = "a model of this kind cannot be sharded: its layers are unknown", "set train.sharding: none"
         kind = student.model.config.model_type
         raise UserError(what, code="E-train-sharding-unsupported", where="train.sharding", found=kind, hint=hint)
     mesh = init_device_mesh(default_device().type, (world,))
     low = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for module in modules:
-        # Embeddings (T5's position biases) are lookups, not products: they stay in float32.
+        # Embeddings (T5's position biases) stay in float32, because they are lookups and not products.
         use_low = precision == "bfloat16" and not isinstance(module, nn.Embedding)
         fully_shard(module, mesh=mesh, mp_policy=low if use_low else MixedPrecisionPolicy())
     student.register_fsdp_methods()
@@ -202,19 +205,19 @@ def distribute_student(student: Student, sharding: Sharding = "none", precision:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether this process holds only parts of the model's weights."""
+    """Whether this process has only parts of the model's weights."""
     return isinstance(model, FSDPModule)
 
 
 def full_state_dict(student: Student) -> dict[str, Tensor] | None:
-    """The state_dict of a sharded student's model on the CPU of the first process, {} on others; all must call it.
+    """The state_dict of a sharded student's model, on the CPU of the first process; {} on the others.
 
-    None for a student that is not sharded. Tied weights share their memory. Memory beside the result: one weight on
-    every process.
+    Every process must call it. Returns None for a student that is not sharded. Tied weights share their memory. The
+    memory in addition to the result is one weight on every process.
     """
     if not is_sharded(student):
         return None
-    cast(FSDPModule, student).reshard()  # `forward` leaves embedding and head gathered
+    cast(FSDPModule, student).reshard()  # after `forward` the embedding and the head are still gathered
     is_main = is_main_process()
     full: dict[int, Tensor] = {}  # by identity of the tensor
     state = student.model.state_dict(keep_vars=True)
@@ -226,13 +229,13 @@ def full_state_dict(student: Student) -> dict[str, Tensor] | None:
 
 
 def clip_gradients(parameters: Sequence[Tensor], max_norm: float) -> float:
-    """Scale the gradients so that their total norm is at most `max_norm`. Returns the norm before, the same on every
-    process."""
+    """Scale the gradients so that their total norm is at most `max_norm`. Returns the norm before scaling, which is the
+    same on every process."""
     return float(full_tensor(nn.utils.clip_grad_norm_(parameters, max_norm)))
 
 
 def full_tensor(value: Any) -> Tensor:
-    """The whole of a tensor that may be sharded. Every process must call it."""
+    """The full tensor of one that may be sharded. Every process must call it."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
@@ -242,10 +245,10 @@ _SHARD_PATTERN: Final = "shard-{:05d}-*.safetensors"  # the files of one process
 
 def save_optimizer_shards(optimizer: Optimizer, folder: Path, *, parameters: bool = False) -> None:
     """Write `optimizer_state` into a new folder; every process must call it. `parameters` as in `optimizer_state`."""
-    # Sorted by name, because a restored state has another order than one that grew step by step.
+    # Sorted by name, because a restored state has another order than the state of a training without a resume.
     state = sorted(optimizer_state(optimizer, parameters=parameters).items())
     tensors = {name: value.detach() for name, value in state}
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of a group of one process
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # it warns about a group of one process
         save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     files = sorted(folder.glob(_SHARD_PATTERN.format(rank_and_world()[0] + 1)))
     digests = all_gather({path.name: storage.file_digest(path) for path in files})
@@ -257,7 +260,7 @@ def save_optimizer_shards(optimizer: Optimizer, folder: Path, *, parameters: boo
 def restore_optimizer_shards(optimizer: Optimizer, folder: Path) -> None:
     """The inverse of `save_optimizer_shards`, for any number of processes; every process must call it.
 
-    Raises UserError if a file is not the one that was written, or belongs to another model.
+    Raises UserError if a file was changed, or if the state belongs to another model.
     """
     _check_shards(folder)
     reader = HuggingFaceStorageReader(str(folder))
@@ -271,7 +274,7 @@ def restore_optimizer_shards(optimizer: Optimizer, folder: Path) -> None:
                 raise mismatch_error(f"{key} of {tuple(stored.size)}")
             like = parameter.detach() if stored.size else torch.zeros(())
             tensors[key] = torch.zeros_like(like, dtype=stored.properties.dtype)
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of a group of one process
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # it warns about a group of one process
             load(tensors, storage_reader=reader)
     except (SafetensorError, OSError, KeyError) as error:
         raise _damaged_error(folder, str(error)) from None
@@ -279,7 +282,7 @@ def restore_optimizer_shards(optimizer: Optimizer, folder: Path) -> None:
 
 
 def _check_shards(folder: Path) -> None:
-    """Check the digests: each process reads its share of the files, and all raise the same error."""
+    """Check the digests of the files. Every process reads a share of the files, and all processes raise the same error."""
     rank, world = rank_and_world()
     fault: str | None = None
     try:
@@ -296,9 +299,9 @@ def _check_shards(folder: Path) -> None:
 
 def _damaged_error(folder: Path, found: str) -> UserError:
     return UserError(
-        "the optimizer's state was changed after it was written",
+        "the optimizer's state was changed after training wrote it",
         code="E-train-optimizer-state-damaged",
         where=folder,
         found=found,
-        hint="restore it, or remove the folder: training then continues from an older checkpoint, or from the start",
+        hint="restore the files, or remove the folder: training then resumes from an older checkpoint, or from the start",
     )

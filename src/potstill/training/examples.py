@@ -8,19 +8,19 @@
     >>> [[row.weight for row in group] for group in weight_formats(rows, {"a": 0.9, "b": 0.1})]
     [[4.5], [0.125, 0.125]]
 
-`data_order` decides which questions, formats, chains and demonstrations a step has; this module builds prompts and
-targets from them. In formats with a rationale the chain is the target, in the others the bare answer, as a hard target.
+`data_order` decides the questions, formats, chains and demonstrations of a step; this module builds prompts and targets
+from them. In formats with a rationale the target is the chain; in the others it is the bare answer, as a hard target.
 
-With `train.loss_weights` the loss of a step is the sum over the formats of w times the mean loss of the format's
-supervised positions in that step, where w is the format's share of all weights. So a format has the same weight in
-every step, whatever its number of rows, their lengths, the micro-batches and the processes. Without it every supervised
-position has the same weight.
+With `train.loss_weights` the loss of a step is the sum over the formats of w times the format's mean loss, where w is the
+format's share of all weights and the mean is over its supervised positions in the step. So a format has the same weight
+in every step: its number of rows, their lengths, the micro-batches and the processes do not matter. Without
+`train.loss_weights` every supervised position has the same weight.
 
-With `train.replay` every step also has rows of what the student could do before, so that it keeps its generic ability.
-Such a row is a training question of a generic set, with the prompt of evaluation and its own rationale as the target
-(the bare answer if it has none), or a prompt and its answer from a file. All are hard targets. Each step has a fixed
-number of rows, by the share of its prompt groups, and together their positions have exactly that share of the step's
-weight. Rows that overlap too much with a validation or test question (`filter.contamination_threshold`) are left out.
+With `train.replay` every step also has replayed rows, so that the student keeps its generic ability. A replayed row is a
+training question of a generic set, with the prompt of evaluation and its rationale as the target (the bare answer if it
+has no rationale), or a prompt and its answer from a file. Their targets are hard. Every step has the same number of
+replayed rows, which follows from `train.replay.share`, and their positions have exactly this share of the step's weight.
+Rows that overlap too much with a validation or test question (`filter.contamination_threshold`) are left out.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ from potstill.storage import manifest
 from potstill.tokenization import Tokenizer
 from potstill.training import data_order
 
-VERSION: Final = 1  # of the rows of each step, their order, weights and batches; stored by the stages that train
-REPLAY_FORMAT: Final = "replay"  # under which losses and positions of replayed rows are reported
+VERSION: Final = 1  # of the rows of a step, their order, weights and micro-batches; stored by the stages that train
+REPLAY_FORMAT: Final = "replay"  # the format under which the losses and positions of replayed rows are reported
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
     """The training data of a run.
 
-    groups         step (from 1) -> its prompt groups
-    examples       step -> its rows in the order of the groups, then replayed rows
-    micro_batches  step -> the same rows in micro-batches, which do not depend on the number of processes
-    counts         for the manifest
+    groups         function from a step (counted from 1) to its prompt groups
+    examples       function from a step to its rows, in the order of the groups, then the replayed rows
+    micro_batches  function from a step to the same rows in micro-batches, for any number of processes
+    counts         numbers of questions, chains and replayed rows for the manifest
     """
 
     groups: Callable[[int], tuple[data_order.PromptGroup[prompts.PromptFormat], ...]]
@@ -68,7 +68,7 @@ class TrainingData:
 
 @dataclass(frozen=True, slots=True)
 class RowFormat:
-    """A `data_order.FormatLike` for rows that have none of the paper's formats."""
+    """A `data_order.FormatLike` for rows that have no prompt format of the paper."""
 
     name: str
     rationale: bool = False
@@ -76,12 +76,12 @@ class RowFormat:
 
 @dataclass(frozen=True, slots=True)
 class FormatShare:
-    """How much training uses a format, or replay, as far as that is known before the run.
+    """The share of a format, or of replay, in training, as known before the run.
 
     rows    share of the rows of a step
     tokens  share of the supervised tokens of all formats; None for replay
     weight  share of the gradient
-    epochs  how many times training sees each chain, or each answer in an answer-only format; None if unknown
+    epochs  number of times that training uses a chain, or an answer in an answer-only format; None if unknown
     """
 
     name: str
@@ -103,7 +103,7 @@ def read_training_data(run_dir: Path, recipe: Recipe, student: Student) -> Train
     read_replay, replay_counts = _read_replay_rows(run_dir, recipe, student)
     loss_weights: Mapping[str, float] | None = {**section.loss_weights} if section.loss_weights else None
     pool = _demonstration_pool(recipe, questions)
-    # A question may occur twice under two ids. The pool has one of them, and neither must demonstrate the other.
+    # A question may occur under two ids, one of which is in the pool. It must not be a demonstration for the other one.
     pool_name = {splits.canonical_question(shot.question): name for name, shot in pool.items()}
 
     @lru_cache(maxsize=1 << 16)
@@ -149,8 +149,8 @@ def read_training_data(run_dir: Path, recipe: Recipe, student: Student) -> Train
 def build_micro_batches(groups: Iterable[list[Example]], budget: int, padded: bool) -> list[list[Example]]:
     """The rows of a step in micro-batches of at most `budget` tokens.
 
-    A student that pads computes every row by itself. Otherwise the prompt of a group is computed once, so the rows of a
-    group stay together.
+    Without padding, the prompt of a group is computed once, so the rows of a group stay together. With padding
+    (`padded`), every row is computed separately.
     """
     units = [unit for rows in groups for unit in ([[row] for row in rows] if padded else [rows])]
     lengths = [(len(unit[0].prompt), sum(len(row.target) for row in unit)) for unit in units]
@@ -159,15 +159,15 @@ def build_micro_batches(groups: Iterable[list[Example]], budget: int, padded: bo
 
 
 def targets_folder(run_dir: Path, recipe: Recipe) -> Path:
-    """The folder of a run's aligned chains."""
+    """The folder of a run's targets, from the stage `align`."""
     return run_dir / "align" / f"{tokenizer_folder(recipe).name}-{recipe.transfer.rule}"
 
 
 def target_origin(run_dir: Path, recipe: Recipe, tokenizer: Tokenizer) -> TargetOrigin:
-    """What a run's targets are computed from: the student's tokenizer, the sampled chains, and the rule."""
+    """The origin of a run's targets: the student's tokenizer, the sampled chains, and the transfer rule."""
     sampled, filtered = (manifest.read_finished(run_dir / stage) for stage in ("sample", "filter"))
     assert sampled is not None and filtered is not None, "sample and filter come before targets"
-    # The chains that the filter kept provide the completions of the rule `text`.
+    # The completions of the rule `text` come from the chains that the filter kept.
     settings = {key: value for key, value in flatten_keys(recipe, "transfer").items() if value is not None}
     identity = hashlib.sha256(json.dumps([settings, filtered.digest], sort_keys=True).encode()).hexdigest()
     rule = recipe.transfer.rule
@@ -177,9 +177,11 @@ def target_origin(run_dir: Path, recipe: Recipe, tokenizer: Tokenizer) -> Target
 def build_data_order(
     recipe: Recipe, questions: Sequence[tuple[str, int]]
 ) -> data_order.DataOrder[prompts.PromptFormat]:
-    """The data order of a run's training. questions: (id, number of chains).
+    """The data order of a run's training.
 
-    Raises UserError if a step would have no row of a format that has a weight.
+    questions  (id, number of chains)
+
+    Raises UserError if a format has a loss weight, but some step would have no row of this format.
     """
     section = recipe.train
     order = data_order.DataOrder(
@@ -194,7 +196,7 @@ def build_data_order(
         if count == 0:
             quota, quotas = order.quotas[format], sum(order.quotas.values())
             raise UserError(
-                f"some steps have no prompt in the format {format.name}, so other formats would get its weight",
+                f"the format {format.name} has a loss weight, but some steps have no prompt in this format",
                 code="E-train-format-without-rows",
                 where="train.loss_weights",
                 found=f"{quota} of {quotas} prompts, {section.prompts_per_step} prompts per step",
@@ -204,21 +206,21 @@ def build_data_order(
 
 
 def check_format_mix(recipe: Recipe) -> None:
-    """Raises UserError if a step would have no row of a format that has a weight, whatever the questions."""
+    """Raises the errors of `build_data_order` that do not depend on the questions."""
     build_data_order(recipe, [("any question", 1)])
 
 
 def order_questions(
     recipe: Recipe, groups_per_step: int, format: str, names: Iterable[str]
 ) -> data_order.DataOrder[RowFormat]:
-    """The order of questions that have no chains: each once in an epoch, under one format."""
+    """The data order of questions without chains: every question occurs once in an epoch, in the given format."""
     questions = [(name, 0) for name in names]
     return data_order.DataOrder(recipe.seed, groups_per_step, {RowFormat(format): 1}, questions)
 
 
 def weight_formats(groups: list[list[Example]], weights: Mapping[str, float] | None) -> list[list[Example]]:
-    """The rows of a step by group, weighted so that each format has its share of the step's weight. The mean weight of
-    a position stays 1."""
+    """The rows of a step by group, with weights that give each format its share of the step's weight. The mean weight of a
+    position stays 1. Without `weights`, the rows do not change."""
     if weights is None:
         return groups
     positions = Counter[str]()
@@ -237,8 +239,8 @@ def compute_format_shares(
     """The shares of a recipe's formats, and of replay if there is any.
 
     target_lengths  mean number of tokens of a target, by format
-    questions       number of training questions, each of which has one answer
-    chains          number of chains; None if unknown. A question has chains / questions of them on average
+    questions       number of training questions, which is also the number of answers
+    chains          number of chains; None if unknown
     """
     section = recipe.train
     quotas = {name: quota for name, quota in section.formats.items() if quota}
@@ -263,21 +265,21 @@ def compute_format_shares(
 
 
 def mean_chains_per_prompt(recipe: Recipe, questions: int, chains: int | None) -> float:
-    """The mean number of chains in a prompt group; the maximum if the number of chains is unknown."""
+    """The mean number of chains in a prompt group; `train.chains_per_prompt` if the number of chains is unknown."""
     most = recipe.train.chains_per_prompt
     return most if chains is None else min(most, max(1.0, chains / questions))
 
 
 def replay_rows_per_step(recipe: Recipe) -> int:
-    """How many rows each step replays: their share of all groups, at least one; 0 without replay."""
+    """The number of replayed rows in a step, which follows from `train.replay.share`, at least 1; 0 without replay."""
     section = recipe.train.replay
     return 0 if section is None else data_order.rows_for_share(recipe.train.prompts_per_step, section.share)
 
 
 def read_generic_questions(run_dir: Path, recipe: Recipe, sets: Sequence[str], key: str) -> dict[str, Question]:
-    """The training questions of generic sets by id, without those that overlap with evaluation.
+    """The training questions of generic sets by id, without those that overlap with a validation or test question.
 
-    Raises UserError for the recipe's key if none is left.
+    Raises UserError if no question is left; `key` is the recipe's key that the message names.
     """
     return _drop_contaminated(run_dir, recipe, run_questions.read_questions(run_dir, sets, "train"), key)
 
@@ -285,7 +287,7 @@ def read_generic_questions(run_dir: Path, recipe: Recipe, sets: Sequence[str], k
 def _read_replay_rows(
     run_dir: Path, recipe: Recipe, student: Student
 ) -> tuple[Callable[[int, float], list[Example]], dict[str, int]]:
-    """(step, weight of all other positions of the step) -> its replayed rows; and counts for the manifest."""
+    """The function (step, weight of all other positions of the step) -> replayed rows, and counts for the manifest."""
     section = recipe.train.replay
     if section is None:
         return lambda step, weight: [], {}
@@ -324,7 +326,7 @@ def _drop_contaminated(run_dir: Path, recipe: Recipe, rows: Sequence[Question], 
 
 
 def _prompt_and_answer(row: Question, table: dict[str, run_questions.TaskPrompt]) -> tuple[Prompt, str]:
-    if row.id.startswith("replay:"):  # from a file: trailing white space of the prompt leads to the answer
+    if row.id.startswith("replay:"):  # from a file: whitespace at the end of the prompt becomes the start of the answer
         text = row.text.rstrip()
         return Prompt((Turn("user", text),), row.text[len(text) :] or " "), row.gold
     name = "zero-shot-rationale" if row.rationale else "zero-shot-answer"
@@ -337,8 +339,8 @@ def _hard_target(question: str, text: str, source: str, tokenizer: Tokenizer) ->
 
 
 def _demonstration_pool(recipe: Recipe, questions: dict[str, Question]) -> dict[str, prompts.Demonstration]:
-    """The training questions with a rationale (paper, section 3), each once in canonical form; {} without few-shot
-    formats."""
+    """The training questions with a rationale (Fu et al. 2023, section 3), without duplicates in canonical form; {} if
+    the recipe has no few-shot format."""
     few_shot = [name for name, quota in recipe.train.formats.items() if quota and prompts.FORMATS[name].few_shot]
     if not few_shot:
         return {}
@@ -349,7 +351,7 @@ def _demonstration_pool(recipe: Recipe, questions: dict[str, Question]) -> dict[
             by_form.setdefault(splits.canonical_question(question.text), (name, shot))
     if not by_form:
         raise UserError(
-            "no training question has a rationale for a demonstration",
+            "demonstrations need rationales, but no training question has one",
             code="E-train-no-demonstrations",
             where="train.formats",
             found=", ".join(few_shot),

@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step, and the speed and memory of the machine. No result depends on them.
+"""Counts the floating-point operations of a training step, and measures its speed and memory. No result uses them.
 
     >>> from potstill.records import Target
     >>> from potstill.models import Shape, random_student
@@ -12,11 +12,11 @@
     >>> compute_step_speed(7, 0.5, tokens=1000, operations=4_000_000, peak=16e6, memory=1 << 30).utilisation
     0.5
 
-A product of [n, a] and [a, b] takes 2 n a b operations. Its backward pass has two such products, one if the matrix is
-frozen. Counted are products with the model's matrices, products inside attention (whole squares, as is usual, though
-causal attention needs half of them) and the head at supervised positions. What a batch computes once counts once: a
-prompt of several chains, and the beginning that all prompts share. Not counted are layers that are computed again
-(`train.gradient_checkpointing`), norms, embeddings and the optimizer.
+A product of [n, a] and [a, b] takes 2 n a b operations. Its backward pass has two such products, or one if the matrix is
+frozen. The count includes products with the model's matrices, products inside attention, and the head at supervised
+positions. Attention counts as full squares, as is usual, although causal attention needs half of them. Tokens that a
+batch computes once count once: the prompt of several chains, and the prefix that all prompts share. The count excludes
+layers that are computed again (`train.gradient_checkpointing`), norms, embeddings and the optimizer.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from potstill.models import Example, Student
 from potstill.models.causal_unpadded import find_shared_prefix
 from potstill.training.distributed import rank_and_world
 
-# Dense operations a second by the makers' data sheets, by a part of the device's name: bfloat16, float32 without TF32.
+# (bfloat16, float32 without TF32): dense operations per second from the makers' data sheets, by a part of the device's name.
 DEVICE_PEAK_FLOPS: Final = {
     "H200": (989e12, 67e12),
     "H100 PCIe": (756e12, 51e12),
@@ -46,7 +46,7 @@ DEVICE_PEAK_FLOPS: Final = {
 
 
 def count_training_flops(student: Student, micro_batches: Sequence[Sequence[Example]]) -> int:
-    """The operations of one step's micro-batches, forward and backward."""
+    """The number of operations of one step's micro-batches, forward and backward."""
     count = _t5_flops if student.family == "t5" else _causal_flops
     return sum(count(student, batch) for batch in micro_batches)
 
@@ -62,7 +62,7 @@ def _t5_flops(student: Student, examples: Sequence[Example]) -> int:
     decoder_squares = sum(len(example.target) ** 2 for example in examples)
     cross_rectangles = sum(len(prompt) * count for prompt, count in target_tokens.items())
     cross = [block.layer[1].EncDecAttention for block in model.decoder.block]
-    keys = sum(_flops_per_token(layer.k) + _flops_per_token(layer.v) for layer in cross)  # for each token of the prompt
+    keys = sum(_flops_per_token(layer.k) + _flops_per_token(layer.v) for layer in cross)  # per token of the prompt
     products = encoded * (_flops_per_token(model.encoder) + keys) + decoded * (_flops_per_token(model.decoder) - keys)
     scores = encoder_squares + (decoder_squares + cross_rectangles) * len(model.decoder.block)
     return products + 3 * 2 * 2 * width * scores + _head_flops(student, decoded)
@@ -84,7 +84,7 @@ def _causal_flops(student: Student, examples: Sequence[Example]) -> int:
     squares = prefix**2
     for row in rows.values():
         prompt, first = row[0]
-        # A prompt of several chains is one row, and each chain is a row that reads the prompt and itself.
+        # The prompt of several chains is a row, and every chain is another row, which attends to the prompt and itself.
         if len(row) == 1:
             squares += (prompt - prefix + first) * (prompt + first)
         else:
@@ -95,7 +95,7 @@ def _causal_flops(student: Student, examples: Sequence[Example]) -> int:
 
 
 def _flops_per_token(module: nn.Module) -> int:
-    """Operations for one token, forward and backward, of all matrices of a module."""
+    """The operations of all matrices of a module for one token, forward and backward."""
     linear = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     return sum((6 if layer.weight.requires_grad else 4) * layer.weight.numel() for layer in linear)
 
@@ -109,10 +109,10 @@ def _head_flops(student: Student, positions: int) -> int:
 class StepSpeed:
     """The speed of one optimizer step, without the time for saving or evaluating after it.
 
-    tokens_per_second  of the tokens that the model read
-    operations         that the step needed by `count_training_flops`, over all processes
-    utilisation        operations a second over the peak of all devices together; None if the peak is unknown
-    memory_mib         the most memory so far, of the GPU or of this process
+    tokens_per_second  tokens that the model read, per second
+    operations         operations of the step by `count_training_flops`, over all processes
+    utilisation        operations per second, divided by the total peak of all devices; None if the peak is unknown
+    memory_mib         peak memory so far in MiB: of the GPU if the device is one, else of this process
     """
 
     step: int
@@ -126,17 +126,17 @@ class StepSpeed:
 def compute_step_speed(
     step: int, seconds: float, *, tokens: int, operations: int, peak: float | None, memory: int
 ) -> StepSpeed:
-    """peak in operations a second, memory in bytes."""
+    """The speed of a step. `seconds` is its duration, `peak` is in operations per second, `memory` in bytes."""
     utilisation = None if peak is None else round(operations / seconds / peak, 6)
     return StepSpeed(step, round(seconds, 6), round(tokens / seconds, 3), operations, utilisation, memory >> 20)
 
 
 def total_peak_flops(device: torch.device, precision: str, given: float | None = None) -> float | None:
-    """Peak operations a second of all processes' devices, which are taken to be equal.
+    """The sum of the peak operations per second of all processes' devices, which are assumed to be equal.
 
     given  the peak of one device (`train.peak_flops`); None to look it up in DEVICE_PEAK_FLOPS
 
-    Returns None for a device that the table lacks, such as a CPU.
+    Returns None for a device that is not in the table, such as a CPU.
     """
     _, processes = rank_and_world()
     if given is not None or device.type != "cuda":
@@ -147,5 +147,5 @@ def total_peak_flops(device: torch.device, precision: str, given: float | None =
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory so far: of the GPU, or of this process."""
+    """Peak memory so far in bytes: of the GPU if the device is one, else of this process."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else process.peak_memory()

@@ -1,4 +1,4 @@
-"""One step's gradient, and the loop over steps (an example is in `potstill.training`)."""
+"""The gradient of a step, and the loop over the steps. `potstill.training` has an example."""
 
 from __future__ import annotations
 
@@ -27,16 +27,19 @@ POSITION_KINDS: Final[tuple[str, ...]] = get_args(TargetKind)
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """What one optimizer step did; the same on every process. A line of metrics.jsonl.
+    """The metrics of one optimizer step, which are the same on every process. A line of metrics.jsonl.
 
     loss           sum(w * loss) / sum(w) over the step's supervised positions, in nats
-    losses         the same by format; `kinds` by kind of position (same, merged, split, mixed, hard, end)
-    kept           mean probability of all candidates of a target, over the same positions with the same weights
-    taught         supervised positions by format
-    gradient_norm  before clipping
-    rate           the learning rate of this step
-    positions      supervised positions; `weight` is the sum of their weights
-    tokens         that the model read, a shared prompt once; `padding` is the share of slots without a token
+    losses         the same mean by format
+    kinds          the same mean by kind of position (same, merged, split, mixed, hard, end)
+    kept           weighted mean over the same positions of the sum of a target's probabilities
+    taught         number of supervised positions by format
+    gradient_norm  norm of the gradient before clipping
+    rate           learning rate of this step
+    positions      number of supervised positions
+    weight         sum of the weights of these positions
+    tokens         number of tokens that the model read; a shared prompt counts once
+    padding        share of the slots of the batches that have no token
     """
 
     step: int
@@ -55,8 +58,16 @@ class StepMetrics:
 
 @dataclass(frozen=True, slots=True)
 class GradientSums:
-    """What `accumulate_gradient` adds up beside the gradient, over all processes. `losses`: sum(w * loss) by format;
-    `kinds`: means by kind of position, for the kinds that occur; `kept`: a mean."""
+    """The sums that `accumulate_gradient` returns in addition to the gradient, over all processes.
+
+    losses   sum(w * loss) by format, in nats
+    weights  sum(w) by format
+    kinds    sum(w * loss) / sum(w) by kind of position, for the kinds that occur
+    kept     weighted mean of the sum of a target's probabilities
+    taught   number of supervised positions by format
+    tokens   number of tokens that the model read
+    slots    number of slots of the batches, with padding
+    """
 
     losses: Mapping[str, float]
     weights: Mapping[str, float]
@@ -82,15 +93,15 @@ def accumulate_gradient(
 ) -> GradientSums:
     """Add the gradient of a step to `.grad`, already divided by the weight of the whole step.
 
-    micro_batches  all of the step, the same on every process; each process computes its share, and a filler of weight 0
-                   where others have one more
-    precision      bfloat16: matrix products under autocast; weights and loss stay in float32
-    loss           what is minimised at each supervised position
+    micro_batches  all micro-batches of the step, the same on every process. Each process computes a share of them, and a
+                   filler of weight 0 if others have one micro-batch more
+    precision      with bfloat16, matrix products run under autocast; weights and loss stay in float32
+    loss           the loss at each supervised position
 
-    Raises UserError if a loss is not finite, with the questions of its micro-batch.
+    Raises UserError if a loss is not finite; the message names the questions of its micro-batch.
     """
     student = unwrap(model)
-    assert isinstance(student, Student), f"not a student: {type(student).__name__}"
+    assert isinstance(student, Student), f"the model is a {type(student).__name__}, not a Student"
     rank, world = rank_and_world()
     formats = sorted({example.format for batch in micro_batches for example in batch})
     weights, taught = dict.fromkeys(formats, 0.0), dict.fromkeys(formats, 0)
@@ -101,23 +112,23 @@ def accumulate_gradient(
     total = sum(weights.values())
     assert total > 0, f"step {step} has no weight"
     rank_batches = micro_batches_of_rank(micro_batches, rank, world)
-    # One vector, so that one all-reduce is enough: losses by format, losses and weights by kind; kept, tokens, slots.
+    # One vector needs only one all-reduce. Its parts: losses by format; losses and weights by kind; kept, tokens, slots.
     sizes = (len(formats), len(POSITION_KINDS), len(POSITION_KINDS), 3)
     sums = torch.zeros(sum(sizes), dtype=torch.float64)
-    faulty = len(micro_batches)  # the index of the first micro-batch here whose loss is not finite
+    faulty = len(micro_batches)  # the index of this process's first micro-batch whose loss is not finite
     cuda_devices = [student.device] if student.device.type == "cuda" else []
     model.train()
     for turn, examples in enumerate(rank_batches):
         batch = student.filler_batch() if examples is None else student.batch(examples)
         is_last = turn == len(rank_batches) - 1
-        # DDP sums gradients over processes in every backward pass; only the last one of a step needs it.
+        # DDP averages gradients over processes in every backward pass, but only the last one of a step needs it.
         delay = model.no_sync() if isinstance(model, DistributedDataParallel) and not is_last else nullcontext()
         with delay, torch.random.fork_rng(devices=cuda_devices):
             torch.manual_seed(_dropout_seed(seed, step, turn * world + rank))
             device_batch = batch.to(student.device)
             with torch.autocast(student.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
                 summed, losses = model(device_batch, loss, summed=True)
-            # DDP and FSDP take the mean over processes; the step's loss is a sum over them.
+            # DDP and FSDP average over the processes, but the step's loss is their sum.
             (summed * (world / total)).backward()
         if examples is None:
             continue
@@ -137,7 +148,7 @@ def accumulate_gradient(
         reduced = sums.to(student.device) if student.device.type == "cuda" else sums
         distributed.all_reduce(reduced)
         sums = reduced.cpu()
-        if not bool(torch.isfinite(sums).all()):  # on all processes at once, so that none waits for another
+        if not bool(torch.isfinite(sums).all()):  # all processes see this, so that no process waits for another
             first_faulty = torch.tensor(faulty, device=reduced.device)
             distributed.all_reduce(first_faulty, distributed.ReduceOp.MIN)
             raise _not_finite_error(step, micro_batches[int(first_faulty)])
@@ -167,13 +178,13 @@ def train_steps(
     precision: Precision = "float32",
     loss: Loss = DEFAULT_LOSS,
 ) -> Iterator[StepMetrics]:
-    """Train from step `first` to step `last`, both included; yields after each, with the model in evaluation mode.
+    """Train from step `first` to step `last`, both included. Yields after every step, with the model in evaluation mode.
 
-    micro_batches  by step: all its micro-batches as examples, the same on every process
-    schedule       learning rate by step
-    max_grad_norm  the largest norm of the gradient; None to leave it as it is
+    micro_batches  function from a step to all of its micro-batches, the same on every process
+    schedule       function from a step to its learning rate
+    max_grad_norm  the gradient is scaled down to this norm; None does not scale it
 
-    Raises UserError if loss or gradient is not finite, before it reaches the weights.
+    Raises UserError if the loss or the gradient is not finite, before the weights change.
     """
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
     optimizer.zero_grad(set_to_none=True)
@@ -187,7 +198,7 @@ def train_steps(
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("factor", 1.0)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)  # frees the memory for what happens between steps
+        optimizer.zero_grad(set_to_none=True)  # frees the memory for the caller's work between steps
         model.eval()
         total = sum(sums.weights.values())
         yield StepMetrics(
@@ -207,9 +218,9 @@ def train_steps(
 
 
 def loss_from_recipe(recipe: Recipe, section: Literal["train", "on_policy"] = "train") -> Loss:
-    """The loss of a recipe's section. On-policy targets are a model's top-k tokens, so their rest is always a tail.
+    """The loss of a recipe's section. On-policy targets are a model's top-k tokens, so the rest is always a tail.
 
-    Raises UserError for a divergence that does not exist or refuses the section's missing probability.
+    Raises UserError for an unknown divergence, and for one that refuses the section's missing probability.
     """
     divergence, missing_probability = recipe.train.divergence, recipe.train.missing_probability
     beta = recipe.train.divergence_beta
@@ -237,5 +248,5 @@ def _not_finite_error(step: int, examples: Sequence[Example], subject: str = "th
         code="E-train-not-finite",
         where=f"training step {step}",
         found=f"questions {', '.join(names[:5])}{more}",
-        hint="lower train.learning_rate, use float32, or check these targets; the last checkpoint is intact",
+        hint="lower train.learning_rate, use float32, or check these questions' targets; the last checkpoint is intact",
     )

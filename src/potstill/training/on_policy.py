@@ -1,7 +1,7 @@
-"""On-policy rollouts: what the student writes itself, with another model's distributions as targets.
+"""On-policy rollouts: texts that the student generates, with another model's distributions as targets.
 
     data = build_rollouts(run_dir, recipe, student, scorer)
-    data.micro_batches(7)        # generates with the student's current weights, so call it when step 7 is due
+    data.micro_batches(7)        # generates with the student's current weights, so call it right before step 7
 
     >>> from potstill.models import Shape, random_student
     >>> from potstill import demo, tokenization
@@ -11,17 +11,17 @@
     >>> row.target.ids, row.target.kinds, [len(row.target.distribution(p)) in (2, 3) for p in range(3)]
     ((7, 8, 1), ('same', 'same', 'end'), [True, True, True])
 
-Each step takes training questions of generic sets, with the prompts of evaluation, in the format of the selected
-checkpoint. The student answers with its weights at that step, and the scorer gives its distribution at every token of
-the answer. Nothing grades the answers. With `on_policy.keep` the step also takes questions of the task, whose answers
-the selected student scores as it was, so that the student keeps what it learned. The texts, and so a step, are a
-function of weights, seed and step. Generic questions that overlap too much with a validation or test question
-(`filter.contamination_threshold`) are left out.
+A step uses training questions of generic sets, with the prompts of evaluation in the format of `select.format`. The
+student answers with its weights at that step, and the scorer gives its distribution at every token of the answer. The
+answers are not graded. With `on_policy.keep` a step also has questions of the task. Their answers are scored by the
+selected student as it was before these steps, so that the student keeps what it learned. The texts, and with them a step,
+are a function of the weights, the seed and the step. Generic questions that overlap too much with a validation or test
+question (`filter.contamination_threshold`) are left out.
 
-`teacher_forced_scores` is for a scorer with the student's tokenizer. `rescore_across_tokenizers` is for another one: it
-scores the texts as a teacher scores existing chains, and the rule `text` transfers the scores to the student's
-vocabulary. Such a row holds the text as the student's tokenizer encodes it, which may differ from the tokens that the
-student drew.
+`teacher_forced_scores` is for a scorer with the student's tokenizer. `rescore_across_tokenizers` is for a scorer with
+another tokenizer. It scores the texts as a teacher scores existing chains, and the rule `text` transfers the scores to
+the student's vocabulary. Its rows have the text as the student's tokenizer encodes it, which may differ from the tokens
+that the student generated.
 """
 
 from __future__ import annotations
@@ -51,14 +51,16 @@ from potstill.tokenization import Tokenizer
 from potstill.tokenization.encoder import Encoder, get_encoder
 from potstill.training import data_order, examples
 
-ROLLOUT_FORMAT: Final = "own"  # under which losses and positions are reported
-TASK_FORMAT: Final = "kept"  # the same for questions of the task
-MIN_PROBABILITY: Final = 1e-9  # lower ones are raised to it, so that a divergence from them stays finite
+ROLLOUT_FORMAT: Final = "own"  # the format under which losses and positions of generic questions are reported
+TASK_FORMAT: Final = "kept"  # the format under which losses and positions of the task's questions are reported
+MIN_PROBABILITY: Final = 1e-9  # lower probabilities are raised to it, so that divergences stay finite
 
 
 @dataclass(frozen=True, slots=True)
 class OnPolicyRollouts:
-    """micro_batches: step -> its rows, generated now; questions: the number of generic questions."""
+    """micro_batches  function from a step to its rows in micro-batches; a call generates them
+    questions      number of generic questions
+    """
 
     micro_batches: Callable[[int], list[list[Example]]]
     questions: int
@@ -67,7 +69,9 @@ class OnPolicyRollouts:
 def build_rollouts(
     run_dir: Path, recipe: Recipe, student: Student, scorer: Student, task_scorer: Student | None = None
 ) -> OnPolicyRollouts:
-    """The rollouts of a run whose checkpoint was selected. task_scorer: the selected student, for `on_policy.keep`.
+    """The rollouts of a run after its checkpoint was selected.
+
+    task_scorer  the selected student, which scores the answers to the task's questions (`on_policy.keep`)
 
     Raises UserError if no generic question is left.
     """
@@ -84,7 +88,7 @@ def build_rollouts(
 
     same_tokens = scorer.tokenizer.digest == student.tokenizer.digest
     scoring_engine = None if same_tokens else inference.open_engine(scorer)
-    scorers = {}  # by format: rows -> the same rows with scores
+    scorers = {}  # by format, a function that adds scores to rows
     if same_tokens:
         scorers[ROLLOUT_FORMAT] = partial(teacher_forced_scores, scorer, top_k=section.top_logprobs)
     task_order = None
@@ -115,7 +119,7 @@ def build_rollouts(
             batch_requests = [requests[index] for index in batch]
             texts = engine.generate(batch_requests, decode)
             for request, text in zip(batch_requests, texts, strict=True):
-                # A head may have more rows than the tokenizer has tokens; the text is cut before such a token.
+                # The head may have more rows than the tokenizer has tokens. The text is cut before the first such id.
                 ids = tuple(takewhile(lambda token: token < student.tokenizer.size, text.ids))
                 is_complete = text.stop == "end" and len(ids) == len(text.ids)
                 if ids or is_complete:
@@ -135,7 +139,8 @@ def build_rollouts(
         return [score(rows) for rows in batches]
 
     def rescore(engine: ScoringEngine, groups: list[list[Example]]) -> list[list[Example]]:
-        """By a scorer with another tokenizer, a whole step at once: its texts provide each other's completions."""
+        """Score the rows of a step by a scorer with another tokenizer. All rows are scored together, because the
+        completions come from the texts of the whole step."""
         rows = [row for rows in groups for row in rows if row.format == ROLLOUT_FORMAT]
         limits = {"top_k": section.top_logprobs, "budget": recipe.train.batch_tokens}
         rescored = iter(
@@ -144,7 +149,7 @@ def build_rollouts(
         return [[next(rescored) if row.format == ROLLOUT_FORMAT else row for row in rows] for rows in groups]
 
     def score(rows: list[Example]) -> list[Example]:
-        """Each row by the scorer of its format, in the order of the rows; rescored rows stay."""
+        """Score each row by the scorer of its format. The order of the rows stays, and rescored rows do not change."""
         parts = {name: [row for row in rows if row.format == name] for name in scorers}
         scored = {name: iter(scorers[name](part) if part else []) for name, part in parts.items()}
         return [next(scored[row.format]) if row.format in scored else row for row in rows]
@@ -153,7 +158,8 @@ def build_rollouts(
 
 
 def task_questions_per_step(recipe: Recipe) -> int:
-    """How many questions of the task each step has: their share of all, at least one; 0 without `on_policy.keep`."""
+    """The number of the task's questions in a step, which follows from their share `on_policy.keep`, at least 1; 0 without
+    it."""
     section = recipe.on_policy
     if section is None or section.keep is None:
         return 0
@@ -161,17 +167,17 @@ def task_questions_per_step(recipe: Recipe) -> int:
 
 
 def teacher_forced_scores(scorer: Student, rows: Sequence[Example], top_k: int) -> list[Example]:
-    """The same rows with the scorer's distributions as targets: at each position its `top_k` most likely tokens and the
-    row's own token. One forward pass without dropout and without gradients.
+    """The same rows with the scorer's distributions as targets, from one forward pass without dropout and gradients.
 
-    Raises UserError if the logits are NaN.
+    A position gets the probabilities of the scorer's `top_k` most likely tokens and of the row's own token. Raises
+    UserError if a logit is NaN.
     """
     ids, log_q = score_targets(scorer, rows, top_k, vocabulary=scorer.tokenizer.size)
     if log_q.isnan().any():
-        what = "the scorer's logits are not numbers"
+        what = "the logits of the scorer are NaN"
         raise UserError(what, code="E-on-policy-scorer-not-finite", where="on_policy.scorer", found="NaN")
     probabilities = log_q.exp().clamp_min(MIN_PROBABILITY)
-    # A row's own token comes last. It may be one of the most likely, and then a dict keeps it at that place.
+    # A row's own token comes last. If it is also one of the most likely tokens, the dict keeps it at that earlier place.
     pairs = zip(ids.tolist(), probabilities.tolist(), strict=True)
     distributions = (dict(zip(tokens, values, strict=True)) for tokens, values in pairs)
     return [
@@ -190,18 +196,18 @@ def rescore_across_tokenizers(
     top_k: int,
     budget: int,
 ) -> list[Example]:
-    """The same rows with the scorer's distributions as targets; the scorer reads prompts in its own template.
+    """The same rows with the scorer's distributions as targets. The scorer reads the prompts in its own chat template.
 
-    prompt_of  the question id of a row -> its prompt
-    top_k      the scorer's most likely tokens at each of its positions, beside the written one
-    budget     tokens in a batch of the scorer
+    prompt_of  function from the question id of a row to its prompt
+    top_k      number of the scorer's most likely tokens at each of its positions, in addition to the written token
+    budget     largest number of tokens in a batch of the scorer
 
-    Raises UserError if a text does not fit the scorer's context, or if its logits are NaN.
+    Raises UserError if a text does not fit into the scorer's context, or if a logit is NaN.
     """
     stops: list[StopReason] = ["end" if row.target.kinds[-1] == "end" else "length" for row in rows]
     texts = [student_tokenizer.decode(row.target.ids) for row in rows]
     if b"\n" not in student_tokenizer.decode_bytes(student_tokenizer.encode("a\nb").ids):
-        # The student's tokenizer drops the line break before the answer that the scorer expects.
+        # The scorer expects a line break before the answer, but the student's tokenizer drops line breaks.
         texts = [prompts.restore_answer_line(text) for text in texts]
     chains = [
         Chain.from_text(row.question, index, text, source=row.format, stop=stop)
@@ -216,18 +222,18 @@ def rescore_across_tokenizers(
         transferred = cross_tokenizer.transfer(chain, student_tokenizer, "text", completions, scorer_tokenizer)
         if len(transferred):
             target = self_written_target(transferred, chain, encoder)
-        else:  # the tokens have no text (special ones, cut by the token limit): the row stays, without scores
+        else:  # the tokens have no text (special tokens up to the token limit), so the row gets no scores
             target = _target_with_rows(row.target, [{}] * len(row.target))
         result.append(replace(row, target=target))
     return result
 
 
 def self_written_target(target: Target, chain: Chain, encoder: Encoder) -> Target:
-    """A transferred target for a student that wrote the text itself.
+    """Change a transferred target for a text that the student wrote.
 
-    A chain's hard positions teach that the teacher wrote this token; here the student wrote it, so hard positions lose
-    their distribution. And the written token enters every distribution, however unlikely: as part of the tail it would
-    cost the student next to nothing.
+    A hard position teaches a token that the teacher wrote. Here the student wrote it, so hard positions lose their
+    distribution. The other distributions get the written token, even if it is very unlikely: as part of the tail it
+    would hardly cost the student anything.
     """
     _, offsets = encode_chain_text(chain, encoder)
     starts = np.array([start for start, _ in chain.spans])
@@ -241,7 +247,7 @@ def self_written_target(target: Target, chain: Chain, encoder: Encoder) -> Targe
             row = {}
         elif token not in row:
             value = end
-            if kind != "end":  # the product of the probabilities of the scorer's tokens that start inside this token
+            if kind != "end":  # multiply the probabilities of the scorer's tokens that start inside this token
                 inside = (starts >= offsets[position, 0]) & (starts < offsets[position, 1])
                 value = float(log_probabilities[inside].sum())
             row[token] = max(MIN_PROBABILITY, math.exp(value))
@@ -250,7 +256,7 @@ def self_written_target(target: Target, chain: Chain, encoder: Encoder) -> Targe
 
 
 def _target_with_rows(target: Target, rows: Sequence[Mapping[int, float]]) -> Target:
-    """The target with other distributions. A position with an empty one is all tail, which costs nothing."""
+    """The target with other distributions. A position with an empty distribution is all tail, and adds no loss."""
     filled = [row or {token: 0.0} for token, row in zip(target.ids, rows, strict=True)]
     return Target(
         target.ids,

@@ -1,4 +1,4 @@
-"""Learning-rate schedule, optimizers (AdamW, Adafactor), and the optimizer's state as a flat file of tensors.
+"""The learning-rate schedule, the optimizers (AdamW, Adafactor), and the optimizer's state as a flat file of tensors.
 
     >>> schedule = Schedule("linear", peak=1e-3, warmup=2, last=10, stable=4)
     >>> [round(schedule(step) * 1e3, 2) for step in (1, 2, 6, 8, 10)]
@@ -10,8 +10,8 @@
     ['bias/exp_avg', 'bias/exp_avg_sq', 'bias/step']
     >>> restore_optimizer_bytes(adam, optimizer_state_bytes(adam))
 
-The schedule counts optimizer steps from 1, so gradient accumulation does not change it (in the paper's code it did:
-paper, section 6). The state is keyed by the names of the parameters, so the state of another model is refused.
+The schedule counts optimizer steps from 1, so gradient accumulation does not change it (in the code of Fu et al. it did).
+The keys of the state contain the names of the parameters, so the state of another model is refused.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Schedule:
     """The learning rate as a function of the optimizer step, counted from 1.
 
     kind    constant, linear or cosine: how the rate falls after the warmup and the stable steps
-    peak    the highest rate; step s of the warmup has peak * s / warmup
-    warmup  steps until the peak is reached; 0 or 1 for none
-    last    the last step of training, for linear and cosine; the step after it would have the rate 0
-    stable  steps at the peak between the warmup and the fall
+    peak    the highest rate; the rate at step s of the warmup is peak * s / warmup
+    warmup  number of steps until the peak; 0 or 1 for no warmup
+    last    for linear and cosine, the last step of training; the rate would be 0 at the step after it
+    stable  number of steps at the peak between the warmup and the fall
     """
 
     kind: Literal["constant", "linear", "cosine"]
@@ -64,7 +64,7 @@ class Schedule:
 
 Optimizer = torch.optim.Optimizer
 OptimizerName = Literal["adamw", "adafactor"]
-PARAMETER_KEY: Final = "itself"  # the key of a parameter's value in the state
+PARAMETER_KEY: Final = "itself"  # the entry of the state that has the parameter's value
 
 
 def build_optimizer(
@@ -79,11 +79,12 @@ def build_optimizer(
 ) -> Optimizer:
     """AdamW or Adafactor over all parameters that need a gradient.
 
-    rule            adafactor (Shazeer and Stern 2018) keeps a row and a column of second moments for each matrix where
-                    AdamW keeps two matrices, and takes steps relative to the size of the parameter; it has no betas
     rate            learning rate until a schedule sets it
-    weight_decay    decoupled, on matrices only (not on norms and biases)
-    lr_multipliers  by a part of a parameter's name: the factor of its learning rate (`relative_attention_bias`: 10)
+    weight_decay    decoupled, and only for matrices (not for norms and biases)
+    betas, epsilon  of AdamW; Adafactor ignores them
+    lr_multipliers  a part of a parameter's name to the factor of its learning rate (`relative_attention_bias`: 10)
+    rule            adamw stores two moments of the size of a matrix. adafactor (Shazeer and Stern 2018) stores only a row
+                    and a column of second moments, and its steps are relative to the size of the parameter
 
     Raises UserError if a multiplier matches no parameter.
     """
@@ -91,7 +92,7 @@ def build_optimizer(
     named = [(name, value) for name, value in unwrap(model).named_parameters() if value.requires_grad]
     for part in lr_multipliers:
         if not any(part in name for name, _ in named):
-            what, where = "no parameter's name contains this part", "train.lr_multipliers"
+            what, where = "no parameter has a name with this part", "train.lr_multipliers"
             raise UserError(what, code="E-train-no-such-parameter", where=where, found=part)
     groups: dict[tuple[float, float], list[tuple[str, Tensor]]] = {}
     for name, value in named:
@@ -104,11 +105,13 @@ def build_optimizer(
     if rule == "adafactor":
         assert not any(isinstance(value, DTensor) for _, value in named), "Adafactor does not support sharded weights"
         return torch.optim.Adafactor(param_groups)
-    return torch.optim.AdamW(param_groups, betas=betas, eps=epsilon, fused=True)  # a third of the time on a CPU
+    return torch.optim.AdamW(
+        param_groups, betas=betas, eps=epsilon, fused=True
+    )  # fused takes a third of the time on a CPU
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside of DDP."""
+    """The module inside DDP; a module without DDP is returned as it is."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
@@ -127,9 +130,9 @@ def optimizer_from_recipe(recipe: Recipe, model: nn.Module, rate: float) -> Opti
 
 
 def optimizer_state(optimizer: Optimizer, *, parameters: bool = False) -> dict[str, Tensor]:
-    """The optimizer's state as `<parameter>/<entry>` -> tensor; empty before its first step.
+    """The optimizer's state as a dict from `<parameter>/<entry>` to tensors; empty before its first step.
 
-    parameters  include the parameters as `<parameter>/itself`, for weights that are not saved as they are
+    parameters  include the parameters as `<parameter>/itself`. Needed if the checkpoint has other weights (merged adapters)
     """
     state = {}
     for name, parameter in named_parameters(optimizer):
@@ -172,9 +175,9 @@ def optimizer_state_bytes(optimizer: Optimizer, *, parameters: bool = False) -> 
 
 
 def save_optimizer_state(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write what `optimizer_state` returned as one safetensors file, without holding its bytes in memory.
+    """Write a result of `optimizer_state` as one safetensors file, without a copy of its bytes in memory.
 
-    The folder must not be visible to others yet (`storage.write_folder`). Raises OSError if the disk is full or
+    The folder must still be hidden from readers (`storage.write_folder`). Raises OSError if the disk is full or
     read-only.
     """
     with disk_full_as_oserror():
@@ -182,7 +185,8 @@ def save_optimizer_state(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def restore_optimizer_bytes(optimizer: Optimizer, content: bytes) -> None:
-    """`restore_optimizer` from `optimizer_state_bytes`. Raises UserError also for other bytes."""
+    """Restore the state from the bytes of `optimizer_state_bytes`. Raises UserError if they are damaged or belong to another
+    model."""
     try:
         tensors = safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
@@ -198,7 +202,7 @@ def named_parameters(optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
 
 
 def mismatch_error(found: str) -> UserError:
-    """The error for a state that does not fit the model."""
+    """The error for a state that does not match the model's parameters."""
     what, hint = "the optimizer's state belongs to another model", "train again from the start (--redo train)"
     return UserError(what, code="E-train-optimizer-state-of-another-model", found=found, hint=hint)
 
@@ -208,8 +212,8 @@ def _cpu_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _move_state(value: Tensor, parameter: Tensor, optimizer: Optimizer) -> Tensor:
-    """A copy of an entry on the parameter's device, sharded like the parameter. A step count stays on the CPU unless
-    the fused kernel reads it."""
+    """A copy of an entry on the parameter's device, sharded like the parameter. A step count stays on the CPU, unless the
+    optimizer is fused, which needs it on the device."""
     if value.ndim == 0 and not optimizer.defaults.get("fused"):
         return value.clone()
     if isinstance(parameter, DTensor) and value.ndim and not isinstance(value, DTensor):
@@ -219,6 +223,6 @@ def _move_state(value: Tensor, parameter: Tensor, optimizer: Optimizer) -> Tenso
 
 
 def _state_shape(entry: str, parameter: Tensor) -> tuple[int, ...]:
-    """The shape of an entry: the parameter's, except for the row and the column that Adafactor keeps."""
+    """The shape of an entry, which is the parameter's shape, except for the row and the column of Adafactor."""
     shape = tuple(parameter.shape)
     return {"row_var": (*shape[:-1], 1), "col_var": (*shape[:-2], 1, *shape[-1:])}.get(entry, shape)
